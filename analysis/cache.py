@@ -1,0 +1,73 @@
+"""The keys and values that one layer keeps: the first tokens (sinks), and one run of the newest tokens.
+
+Keys stand here as they were before rotary embedding.  Which tokens stay is decided elsewhere; this module appends,
+forgets and counts bytes.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Slots:
+    """A run of tokens that grows at its end and is forgotten at its beginning: [kv_heads, slots, dim]."""
+
+    def __init__(self, like: Float[Tensor, "kv_heads tokens dim"]) -> None:
+        self._data = like.new_empty(like.shape[0], 0, like.shape[2])
+        self._start = self._stop = 0
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def view(self) -> Float[Tensor, "kv_heads slots dim"]:
+        """The tokens held, without a copy."""
+        return self._data[:, self._start : self._stop]
+
+    def append(self, new: Float[Tensor, "kv_heads tokens dim"]) -> None:
+        """Put tokens at the end.  What `view` returned before stays as it was: held slots are never overwritten."""
+        live, stop = len(self), self._stop + new.shape[1]
+        if stop > self._data.shape[1]:
+            # A copy now and then, never one per chunk: a run that grows does so by half, a run that slides turns over.
+            grown = self._data.new_empty(new.shape[0], (live + new.shape[1]) * 3 // 2, new.shape[2])
+            grown[:, :live] = self.view()
+            self._data, self._start, self._stop, stop = grown, 0, live, live + new.shape[1]
+        self._data[:, self._stop : stop] = new
+        self._stop = stop
+
+    def keep_last(self, tokens: int) -> None:
+        self._start = max(self._start, self._stop - tokens)
+
+
+class LayerCache:
+    """What one layer keeps of the text: `sinks` first tokens, then one run without gaps."""
+
+    def __init__(self, like: Float[Tensor, "kv_heads tokens dim"]) -> None:
+        self.sink_keys = self.sink_values = like[:, :0].clone()
+        self.keys, self.values = Slots(like), Slots(like)
+
+    def __len__(self) -> int:
+        return self.sink_keys.shape[1] + len(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values held."""
+        tensors = self.sink_keys, self.sink_values, self.keys.view(), self.values.view()
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def append(self, keys: Float[Tensor, "kv_heads tokens dim"], values: Float[Tensor, "kv_heads tokens dim"]) -> None:
+        self.keys.append(keys)
+        self.values.append(values)
+
+    def pin(self, keys: Float[Tensor, "kv_heads sinks dim"], values: Float[Tensor, "kv_heads sinks dim"]) -> None:
+        """Hold these as the sinks, in place of any that were held."""
+        self.sink_keys, self.sink_values = keys.clone(), values.clone()
+
+    def keep_last(self, tokens: int) -> None:
+        """Forget all of the run but its last tokens."""
+        self.keys.keep_last(tokens)
+        self.values.keep_last(tokens)
+
+    def restart(self, run: Float[Tensor, "2 kv_heads tokens dim"]) -> None:
+        """Hold this run (keys, values) and nothing else of it before."""
+        self.keys, self.values = Slots(run[0]), Slots(run[1])
+        self.append(run[0], run[1])

@@ -1,0 +1,18 @@
+"""Dense attention: every token stays in the cache."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Band
+
+
+@dataclass(frozen=True)
+class Dense(Band):
+    """Keeps everything.  Exact, and its memory grows with every token; past the trained length the model loses its way."""
+
+    name: ClassVar[str] = "dense"
+    title: ClassVar[str] = "Dense"
+
+    @property
+    def label(self) -> str:
+        return "Dense"

@@ -1,0 +1,27 @@
+"""StreamingLLM: the first few tokens and the newest ones stay in the cache (Xiao et al. 2023, arXiv:2309.17453)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Band, setting
+
+
+@dataclass(frozen=True)
+class Streaming(Band):
+    """Keeps the first `sinks` tokens and the last `window`.  Memory is constant and the model stays itself.
+
+    With positions `cache` a token counts its distance to a sink in cache slots (Xiao et al. 2023); with `text`, in tokens
+    of the text.
+    """
+
+    name: ClassVar[str] = "streaming"
+    title: ClassVar[str] = "Sinks + window"
+
+    sinks: int = setting(4, "First tokens kept for ever.", low=0, high=1024)
+    window: int = setting(252, "Newest tokens kept.", low=1)
+    positions: str = setting("cache", "How distances to the sinks are counted.", choices=("cache", "text"))
+
+    @property
+    def label(self) -> str:
+        positions = "" if self.positions == "cache" else ", text positions"
+        return f"Sinks + window {self.sinks} + {self.window}{positions}"

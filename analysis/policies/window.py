@@ -1,0 +1,20 @@
+"""Window attention: only the newest tokens stay in the cache."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .base import Band, setting
+
+
+@dataclass(frozen=True)
+class Window(Band):
+    """Keeps the last `window` tokens.  Memory is constant, and the model breaks when its first token leaves the cache."""
+
+    name: ClassVar[str] = "window"
+    title: ClassVar[str] = "Window"
+
+    window: int = setting(256, "Newest tokens kept.", low=1)
+
+    @property
+    def label(self) -> str:
+        return f"Window {self.window}"

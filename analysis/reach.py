@@ -1,0 +1,140 @@
+"""Which earlier tokens a query reaches, and what one forward pass needs to know of it, made once per chunk.
+
+A positional policy is a band: token t reaches the sinks, and the run from `low(t)` to itself.  Since that never depends
+on what the model computed, many queries can go through the model together and each gets exactly what it would have got
+alone.  This module is arithmetic on positions: it sees no keys, and its tensors are masks and positions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+"""Queries that share one piece of the band.  Smaller wastes fewer products outside the band, larger multiplies faster."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What is kept: the first `sinks` tokens and a run that begins at `first` and is at most `window` tokens long."""
+
+    sinks: int
+    first: int
+    window: int | None
+    positions: str
+
+    def low(self, t: Tensor) -> Tensor:
+        """The oldest token of the run that query t reaches."""
+        low = torch.full_like(t, self.first)
+        return low if self.window is None else torch.maximum(low, t - self.window)
+
+    def slot(self, t: Tensor) -> Tensor:
+        """Where query t stands as seen from the sinks: its slot in the cache, or its place in the text."""
+        if self.positions == "text":
+            return t
+        return torch.where(t < self.sinks, t, self.sinks + t - self.low(t))
+
+    def narrowed(self, sliding_window: int | None) -> "Reach":
+        """The reach inside a layer that by its own family sees `sliding_window` tokens, itself included."""
+        if sliding_window is None or (self.window is not None and self.window < sliding_window):
+            return self
+        return Reach(self.sinks, self.first, sliding_window - 1, self.positions)
+
+    def sees(self, queries: Tensor, keys: Tensor, sliding_window: int | None = None) -> Tensor:
+        """Whether each query [.., q] reaches each key [.., k], by their places in the text: bool [.., q, k]."""
+        q, k = queries[..., :, None], keys[..., None, :]
+        inside = (k <= q) & ((k >= self.low(q)) | (k < self.sinks))
+        return inside if sliding_window is None else inside & (k > q - sliding_window)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Scores that some columns hold in part only: add `mask` [blocks or 1, 1, rows, columns] to columns `where`."""
+
+    where: slice
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the queries of one chunk meet the keys of one layer.
+
+    Keys stand in order: sinks, `observed` tokens of the run whose attention is to be told apart, `past` tokens that every
+    query reaches, and the rest, which is read in `blocks` of `block` queries and `block + window` keys.
+    """
+
+    block: int
+    blocks: int
+    observed: int
+    past: int
+    pad: tuple[int, int]
+    """Empty keys put before and after the rest (negative: keys left out), so that every block is alike."""
+    width: int
+    """Keys that one block of queries meets."""
+    counted: int
+    """How many of the first columns (sinks, observed) count as sink mass."""
+    front_mask: Tensor | None
+    masks: tuple[Columns, ...]
+
+
+def _additive(visible: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
+    """bool [.., queries, keys] → 0 or −inf, repeated for the query heads of a group: [blocks or 1, 1, rows, keys]."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
+    mask = mask if mask.ndim == 3 else mask[None]
+    return mask.repeat(1, groups, 1)[:, None]
+
+
+def plan(
+    reach: Reach,
+    start: int,
+    queries: int,
+    *,
+    sink_tokens: int,
+    sliding_window: int | None,
+    groups: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Plan:
+    """The plan for the queries start … start + queries − 1 of a lane, whose keys have been appended to its cache."""
+    sinks, stop = reach.sinks, start + queries
+    inner = reach.narrowed(sliding_window)
+    observed = max(0, min(sink_tokens, stop) - reach.first)
+    rest = reach.first + observed
+    positions = torch.arange(start, stop, device=device)
+    front = torch.cat((torch.arange(sinks, device=device), torch.arange(reach.first, rest, device=device)))
+    # Every query reaches every front key from when the last of them has been read until the first is left behind.
+    oldest = reach.first if observed else sinks
+    whole = start >= max(sinks, rest if observed else 0) - 1 and (
+        inner.window is None or not observed or stop - 1 - inner.window <= oldest
+    )
+    whole = whole and (sliding_window is None or stop <= sliding_window or not sinks)
+    front_mask = None if whole else reach.sees(positions, front, sliding_window)
+
+    banded = inner.window is not None and stop - 1 - rest > inner.window
+    if banded:
+        window = inner.window
+        block = min(BLOCK, queries)
+        blocks = -(-queries // block)
+        pad = (rest - (start - window), blocks * block - queries)
+        width = window + block
+        row, column = torch.arange(block, device=device)[:, None], torch.arange(width, device=device)[None]
+        visible = (column >= row) & (column <= row + window)
+        if pad[0] <= 0:
+            edges = (slice(0, block), slice(window, width))
+            masks = tuple(Columns(edge, _additive(visible[:, edge], dtype, groups)) for edge in edges)
+        else:
+            absent = torch.arange(blocks, device=device)[:, None, None] * block + column < pad[0]
+            masks = (Columns(slice(0, width), _additive(visible & ~absent, dtype, groups)),)
+        past = 0
+    else:
+        block, blocks, pad = queries, 1, (0, 0)
+        past = max(0, start - rest)
+        keys = torch.arange(rest + past, stop, device=device)
+        width = len(keys)
+        masks = (Columns(slice(0, width), _additive(inner.sees(positions, keys), dtype, groups)),)
+
+    if front_mask is not None:
+        padded = torch.nn.functional.pad(front_mask, (0, 0, 0, blocks * block - queries), value=True)
+        front_mask = _additive(padded.view(blocks, block, -1), dtype, groups)
+    counted = min(sinks, sink_tokens) + observed
+    return Plan(block, blocks, observed, past, pad, width, counted, front_mask, masks)

@@ -1,0 +1,159 @@
+"""Positions taken out of the model's hands.
+
+A cache that evicts must hold keys as they are *before* rotary embedding, since the place at which a key stands changes
+when others leave.  So an adapted network rotates nothing: its rotary modules answer cos = 1 and sin = 0, and the
+attention function (attention.py) rotates queries and keys itself, with the family's own rotary module and the family's
+own `apply_rotary_pos_emb`, at positions that we choose.  Nothing here knows what is kept or why.
+"""
+
+import copy
+import inspect
+import sys
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+IMPLEMENTATION = "sinkscope"
+
+Angles = tuple[Tensor, Tensor]
+
+
+class Unrotated(nn.Module):
+    """Stands where a family's rotary module stood and leaves queries and keys as they are."""
+
+    def __init__(self, rotary: nn.Module) -> None:
+        super().__init__()
+        self.rotary = rotary
+        self.fill = (1.0, 0.0)
+
+    def forward(self, x: Tensor, position_ids: Tensor, *args, **kwargs) -> Angles:
+        cos, sin = self.rotary(x[:1, :1], position_ids[:1, :1], *args, **kwargs)
+        return torch.full_like(cos, self.fill[0]), torch.full_like(sin, self.fill[1])
+
+
+@dataclass(eq=False)
+class Adapted:
+    """A network whose positions are ours.  `rotated[layer]` is the number of rotated dimensions of each head."""
+
+    network: PreTrainedModel
+    rotary: nn.Module
+    rotated: list[int]
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.dtype
+
+    def angles(self, attention: nn.Module, positions: Tensor) -> Angles | None:
+        """cos and sin, each [1, tokens, dim], of this attention layer at integer positions [tokens]; None: no rotary."""
+        if self.rotated[attention.layer_idx] == 0:
+            return None
+        x = torch.empty(0, device=positions.device, dtype=self.dtype)
+        return self.rotary(x, positions[None], *self._kind(attention))
+
+    def kind(self, attention: nn.Module) -> tuple:
+        """What tells the angles of one layer from those of another: equal kinds have equal angles."""
+        return (self.rotated[attention.layer_idx] == 0, *self._kind(attention))
+
+    def _kind(self, attention: nn.Module) -> tuple:
+        takes_kind = "layer_type" in inspect.signature(self.rotary.forward).parameters
+        return (attention.layer_type,) if takes_kind else ()
+
+    def rotate(
+        self, attention: nn.Module, x: Float[Tensor, "batch heads tokens dim"], angles: Angles | None
+    ) -> Float[Tensor, "batch heads tokens dim"]:
+        """x rotated by the family's own function; dimensions that the family leaves alone stay as they are."""
+        if angles is None:
+            return x
+        apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+        dims = self.rotated[attention.layer_idx]
+        if dims == x.shape[-1]:
+            return apply(x, x[:, :0], *angles)[0]
+        return torch.cat((apply(x[..., :dims], x[:, :0, :, :dims], *angles)[0], x[..., dims:]), -1)
+
+
+def adapt(network: PreTrainedModel) -> Adapted:
+    """An adapted twin of a network: the same weights in memory, rotating nothing.  The network itself is untouched.
+
+    Raises ValueError, naming the family, where its cached keys cannot be moved by this mechanism.
+    """
+    family, config = network.config.model_type, network.config
+    shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
+    twin = copy.deepcopy(network, shared).eval().requires_grad_(False)
+    places = [n for n, m in twin.named_modules() if type(m).__name__.endswith("RotaryEmbedding")]
+    if len(places) != 1:
+        raise ValueError(
+            f"the family {family!r} is not supported yet: its positions are not one rotary embedding that can be taken "
+            "out of the model; choose a model of the llama, mistral, qwen, gemma, phi3, gpt_neox or olmo kind"
+        )
+    rotary = twin.get_submodule(places[0])
+    twin.set_submodule(places[0], Unrotated(rotary))
+    twin.config._attn_implementation = IMPLEMENTATION
+    for module in twin.modules():
+        if getattr(module, "config", None) is not None:
+            module.config._attn_implementation = IMPLEMENTATION
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    adapted = Adapted(
+        network=twin,
+        rotary=rotary,
+        rotated=[],
+        layers=layers,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+    )
+    adapted.rotated = _rotated_dims(adapted, twin.get_submodule(places[0]))
+    return adapted
+
+
+class _Probe:
+    """Sees which dimensions of a query are zero when cos and sin are: those are the ones that the family rotates."""
+
+    def __init__(self) -> None:
+        self.rotated: dict[int, int] = {}
+
+    def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, **_) -> Tensor:
+        if query.device.type == "meta":
+            self.rotated[attention.layer_idx] = query.shape[-1]
+        else:
+            self.rotated[attention.layer_idx] = int((query == 0).flatten(0, 2).all(0).sum())
+        return query.transpose(1, 2)
+
+
+def _rotated_dims(adapted: Adapted, unrotated: Unrotated) -> list[int]:
+    probe, family = _Probe(), adapted.network.config.model_type
+    unrotated.fill = (0.0, 0.0)
+    try:
+        with torch.no_grad():
+            adapted.network(
+                input_ids=torch.arange(2, device=adapted.device)[None], use_cache=False, logits_to_keep=1, reading=probe
+            )
+    except (TypeError, AttributeError, KeyError, IndexError, RuntimeError) as e:
+        raise ValueError(f"the family {family!r} is not supported yet: its forward pass cannot be read ({e})") from e
+    finally:
+        unrotated.fill = (1.0, 0.0)
+    if sorted(probe.rotated) != list(range(adapted.layers)):
+        raise ValueError(
+            f"the family {family!r} is not supported yet: {len(probe.rotated)} of its {adapted.layers} layers use "
+            "transformers' attention interface"
+        )
+    return [probe.rotated[layer] for layer in range(adapted.layers)]
+
+
+def _attention(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, reading, **kwargs):
+    """What transformers calls for every layer: the chunk that is being read knows what to do."""
+    return reading.attend(attention, query, key, value, **kwargs), None
+
+
+AttentionInterface.register(IMPLEMENTATION, _attention)
+AttentionMaskInterface.register(IMPLEMENTATION, lambda *args, **kwargs: None)

@@ -1,0 +1,315 @@
+"""The engine: lanes that read one text, each under its own policy, each with its own cache and at its own place.
+
+`stream` yields what the lanes learn, chunk by chunk.  A chunk goes through the model in one forward pass and every token
+of it gets exactly what it would have got alone (reach.py), so the size of a chunk changes no number.  This module knows
+nothing of files or screens.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .attention import Reading
+from .cache import LayerCache
+from .policies import Afresh, Band, Policy
+from .reach import Reach
+from .rotary import Adapted, adapt
+
+CHUNK = 256
+SINK_TOKENS = 4
+ROWS = 64
+"""Rows of logits that become probabilities at a time: a whole chunk's would not stay in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one lane learned from one chunk.  All arrays are about the predicted tokens, at positions start … stop − 1.
+
+    `nll` [tokens] in nats; `cache_tokens` and `cache_bytes` [tokens]: what was held when the token was predicted, after
+    eviction; `sink_mass` [layers, heads, tokens]: the attention that the predicting query gave to the first tokens of
+    the text; `seconds`: compute time of the chunk.
+    """
+
+    lane: int
+    policy: Policy
+    start: int
+    token_ids: NDArray[np.int32]
+    nll: NDArray[np.float32]
+    cache_tokens: NDArray[np.int32]
+    cache_bytes: NDArray[np.int64]
+    seconds: float
+    sink_mass: NDArray[np.float32]
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.token_ids)
+
+
+@dataclass
+class Piece:
+    """Queries and keys of one chunk before rotation, per layer: [heads, tokens, dim] and [kv_heads, tokens, dim]."""
+
+    start: int
+    stop: int
+    reach: Reach
+    queries: list[Tensor]
+    keys: list[Tensor]
+
+
+@dataclass(eq=False)
+class Source:
+    """What all lanes of a run share: the model, the text, and the keys and values of the text's first tokens."""
+
+    model: Adapted
+    tokens: NDArray[np.int32]
+    sink_tokens: int
+    hold: int
+    ids: Tensor = field(init=False)
+    _front: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ids = torch.as_tensor(self.tokens.astype(np.int64), device=self.model.device)
+
+    def forward(self, ids: Tensor, reading: Reading, last: int = 0) -> Tensor:
+        """Logits [batch, last or all tokens, vocabulary] of the tokens ids [batch, tokens]."""
+        with torch.inference_mode():
+            network = self.model.network
+            return network(input_ids=ids, use_cache=False, logits_to_keep=last, reading=reading).logits
+
+    def front(self, tokens: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the first `tokens` tokens, per layer [kv_heads, tokens, dim]: they depend on nothing else."""
+        tokens = min(tokens, len(self.tokens))
+        if not self._front or self._front[0][0].shape[1] < tokens:
+            reading = Reading(self.model, 0, 0, Reach(0, 0, None, "text"), None, capture=True)
+            self.forward(self.ids[None, :tokens], reading, last=1)
+            self._front = [(k[0].clone(), v[0].clone()) for k, v in zip(reading.keys, reading.values, strict=True)]
+        return [(k[:, :tokens], v[:, :tokens]) for k, v in self._front]
+
+
+class Lane:
+    """One policy reading the text."""
+
+    def __init__(self, index: int, policy: Policy, source: Source) -> None:
+        self.index, self.policy, self.source = index, policy, source
+        self.position = 1
+        """The next token to be predicted; all before it have been read."""
+        self.seconds = 0.0
+        """Compute time so far."""
+        self.caches: list[LayerCache] = []
+        self.pieces: list[Piece] = []
+        """Queries and keys of the newest tokens, oldest first, from which maps are drawn."""
+        self._grid = 1
+        """Where recomputation began to count its strides."""
+
+    @property
+    def done(self) -> bool:
+        return self.position >= len(self.source.tokens)
+
+    @property
+    def sinks(self) -> int:
+        """First tokens whose keys are held in front of the run, or at its beginning."""
+        if not self.caches:
+            return 0
+        cache = self.caches[0]
+        run_first = self.position - 1 - len(cache.keys)
+        held = cache.sink_keys.shape[1]
+        return self.position - 1 if run_first <= held else held
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(c.nbytes for c in self.caches)
+
+    def read(self, chunk: int, upto: int | None = None) -> Step:
+        """Read on by one forward pass of about `chunk` tokens, predicting no token at or after position `upto`."""
+        stop = len(self.source.tokens) if upto is None else min(upto, len(self.source.tokens))
+        if self.position >= stop:
+            raise ValueError(f"lane {self.index} has read up to {self.position}: there is nothing to read before {stop}")
+        began = time.perf_counter()
+        read = self._read_afresh if isinstance(self.policy, Afresh) else self._read_band
+        nll, mass, contexts, start = read(chunk, stop)
+        # One transfer each per chunk; everything before this line may still be under way on a GPU.
+        nll, mass = nll.cpu().numpy(), mass.cpu().numpy()
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        self.position = start + len(nll)
+        per_token = self.cache_bytes // max(1, len(self.caches[0]))
+        return Step(
+            lane=self.index,
+            policy=self.policy,
+            start=start,
+            token_ids=self.source.tokens[start : self.position],
+            nll=nll,
+            cache_tokens=contexts.astype(np.int32),
+            cache_bytes=contexts.astype(np.int64) * per_token,
+            seconds=seconds,
+            sink_mass=mass,
+        )
+
+    def _read_band(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
+        policy, source = self.policy, self.source
+        assert isinstance(policy, Band)
+        begin, end = self.position - 1, min(self.position - 1 + chunk, stop - 1)
+        held, run = (self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)) if self.caches else (0, 0)
+        sinks = min(policy.sinks, end) if held == begin and run == 0 else held
+        reach = Reach(sinks, max(begin - run, sinks), policy.window, policy.positions)
+        if not self.caches:
+            model = source.model
+            like = torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.device)
+            self.caches = [LayerCache(like) for _ in range(model.layers)]
+        reading = Reading(
+            source.model, begin, source.sink_tokens, reach, self.caches, capture=source.hold > 0
+        )
+        logits = source.forward(source.ids[None, begin:end], reading)
+        nll = negative_log_likelihood(logits[0], source.ids[begin + 1 : end + 1])
+        if policy.window is not None:
+            for cache in self.caches:
+                cache.keep_last(policy.window)
+        if source.hold:
+            self._hold(Piece(begin, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys]))
+        queries = np.arange(begin, end)
+        run_held = np.clip(queries + 1 - reach.first, 0, policy.window)
+        return nll, torch.stack(reading.mass), np.minimum(queries + 1, sinks) + run_held, begin + 1
+
+    def _read_afresh(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
+        policy, source, p = self.policy, self.source, self.position
+        assert isinstance(policy, Afresh)
+        window, stride = policy.window, policy.stride
+        if p <= window:
+            starts, tokens, last = [0], min(window, p + chunk - 1, stop - 1), 0
+            last = tokens + 1 - p
+        else:
+            into = (p - window - 1) % stride
+            starts = [p - into - window]
+            last = min(stride - into, stop - p)
+            tokens = window + into + last - 1
+            if into == 0 and last == stride:
+                count = max(1, min(chunk // tokens, (stop - p) // stride))
+                starts = [starts[0] + i * stride for i in range(count)]
+        begins = torch.tensor(starts, device=source.ids.device)
+        ids = source.ids[begins[:, None] + torch.arange(tokens, device=source.ids.device)]
+        reach = Reach(0, starts[-1], None, "text")
+        reading = Reading(source.model, starts[0], source.sink_tokens, reach, None, begins, capture=True)
+        logits = source.forward(ids, reading, last)
+        predicted = last * len(starts)
+        nll = negative_log_likelihood(logits.flatten(0, 1), source.ids[p : p + predicted])
+        mass = torch.stack(reading.mass).unflatten(-1, (len(starts), tokens))[..., -last:].flatten(-2)
+        # The newest window stays: it is what this lane has, until it reads on or another policy takes over.
+        self.caches = [LayerCache(k[-1]) for k in reading.keys]
+        for cache, k, v in zip(self.caches, reading.keys, reading.values, strict=True):
+            cache.append(k[-1], v[-1])
+        if source.hold:
+            queries, keys = [q[-1].clone() for q in reading.queries], [k[-1].clone() for k in reading.keys]
+            self.pieces = [Piece(starts[-1], starts[-1] + tokens, reach, queries, keys)]
+        contexts = np.tile(np.arange(tokens - last + 1, tokens + 1), len(starts))
+        return nll, mass, contexts, p
+
+    def _hold(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        window = piece.reach.window or 0
+        oldest = piece.stop - self.source.hold
+        while self.pieces[0].stop <= oldest - window:
+            self.pieces.pop(0)
+        for old in self.pieces:
+            if old.stop > oldest:
+                break
+            old.queries = []
+
+    def missing_sinks(self, policy: Policy) -> int:
+        """How many of the first tokens the policy would keep, but this lane no longer holds."""
+        wanted = min(policy.sinks, self.position - 1) if isinstance(policy, Band) else 0
+        return max(0, wanted - self.sinks)
+
+    def switch(self, policy: Policy, *, pin: bool = False) -> None:
+        """Read on under another policy, which keeps what it keeps of what the lane still has.
+
+        Where the new policy has sinks whose keys are gone, `pin` brings them back as they were; otherwise it goes on
+        without them.
+        """
+        missing, self.policy = self.missing_sinks(policy), policy
+        if not self.caches or not isinstance(policy, Band):
+            return
+        read = self.position - 1
+        held, run = self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)
+        joined = read - run <= held
+        front = self.source.front(policy.sinks) if missing and pin else None
+        for layer, cache in enumerate(self.caches):
+            if joined and held:
+                parts = ((cache.sink_keys, cache.keys), (cache.sink_values, cache.values))
+                whole = torch.stack([torch.cat((sinks, part.view()), 1) for sinks, part in parts])
+                cache.pin(whole[0, :, :0], whole[1, :, :0])
+                cache.restart(whole)
+            if front is not None:
+                cache.pin(*(t[:, : min(policy.sinks, read)] for t in front[layer]))
+                cache.keep_last(max(0, min(len(cache.keys), read - policy.sinks)))
+            elif joined and policy.sinks:
+                wanted = min(policy.sinks, read)
+                cache.pin(cache.keys.view()[:, :wanted], cache.values.view()[:, :wanted])
+                cache.keep_last(read - wanted)
+            elif policy.window is not None:
+                # Sinks that the policy does not have are left behind; dense keeps whatever there is.
+                kept = 0 if missing else min(policy.sinks, cache.sink_keys.shape[1])
+                cache.pin(cache.sink_keys[:, :kept], cache.sink_values[:, :kept])
+            if policy.window is not None:
+                cache.keep_last(policy.window)
+
+
+def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """−ln p of each target: logits [tokens, vocabulary], targets [tokens] → [tokens] in nats, float32."""
+    parts = []
+    for rows, wanted in zip(logits.split(ROWS), targets.split(ROWS), strict=True):
+        rows = rows.float()
+        parts.append(torch.logsumexp(rows, -1) - rows.gather(-1, wanted[:, None])[:, 0])
+    return torch.cat(parts)
+
+
+def open_lanes(
+    model, tokens, policies: Sequence[Policy], *, sink_tokens: int = SINK_TOKENS, hold: int = 0
+) -> list[Lane]:
+    """Lanes at the beginning of a text.
+
+    `model`: a LanguageModel, or any causal transformers model with rotary positions; `tokens`: token ids, [tokens];
+    `hold`: of how many of the newest tokens queries and keys are kept, for maps.  Raises ValueError where the text is too
+    short, a token is not in the vocabulary, or the family cannot be read.
+    """
+    tokens = np.asarray(tokens, dtype=np.int32).reshape(-1)
+    if len(tokens) < 2:
+        raise ValueError(f"a text needs at least 2 tokens to predict one from another, and this one has {len(tokens)}")
+    if not policies:
+        raise ValueError("choose at least one policy to read the text with")
+    adapted = model if isinstance(model, Adapted) else adapt(getattr(model, "network", model))
+    vocabulary = adapted.network.get_input_embeddings().num_embeddings
+    if tokens.min() < 0 or tokens.max() >= vocabulary:
+        raise ValueError(
+            f"token ids must be between 0 and {vocabulary - 1} for this model, and the text has ids from {tokens.min()} "
+            f"to {tokens.max()}: use the ids of the model's own tokenizer"
+        )
+    source = Source(adapted, tokens, sink_tokens, hold)
+    return [Lane(i, policy, source) for i, policy in enumerate(policies)]
+
+
+def next_lane(lanes: Sequence[Lane], upto: int | None = None) -> Lane | None:
+    """Whose turn it is: of the lanes that may read on, the one that has had the least time; None when all are done."""
+    waiting = [lane for lane in lanes if not lane.done and (upto is None or lane.position < upto)]
+    return min(waiting, key=lambda lane: lane.seconds, default=None)
+
+
+def stream(
+    model,
+    tokens,
+    policies: Sequence[Policy],
+    *,
+    chunk: int = CHUNK,
+    sink_tokens: int = SINK_TOKENS,
+    hold: int = 0,
+) -> Iterator[Step]:
+    """Steps of lanes that read the text by equal shares of time, until every lane has read it to its end."""
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 token, not {chunk}")
+    lanes = open_lanes(model, tokens, policies, sink_tokens=sink_tokens, hold=hold)
+    while (lane := next_lane(lanes)) is not None:
+        yield lane.read(chunk)
