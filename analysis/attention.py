@@ -36,16 +36,16 @@ def unfold(x: Float[Tensor, "pieces kv_heads rows *dim"], batch: int, block: int
 
 
 def blocks_of(x: Float[Tensor, "kv_heads slots dim"], plan: Plan) -> Float[Tensor, "blocks kv_heads width dim"]:
-    """The overlapping stretches of keys that the blocks of queries meet: a view where nothing must be padded."""
+    """The overlapping stretches of keys that the blocks of queries meet, copied once: products of overlapping views are
+    slower by more than the copy takes."""
     before, after = plan.pad
     if before < 0:
         x, before = x[:, -before:], 0
     if before or after:
         x = nn.functional.pad(x, (0, 0, before, after))
     heads, slots, dim = x.stride()
-    return x.as_strided(
-        (plan.blocks, x.shape[0], plan.width, x.shape[2]), (plan.block * slots, heads, slots, dim), x.storage_offset()
-    )
+    shape = plan.blocks, x.shape[0], plan.width, x.shape[2]
+    return x.as_strided(shape, (plan.block * slots, heads, slots, dim), x.storage_offset()).contiguous()
 
 
 def partial(q: Tensor, k: Tensor, v: Tensor, scaling: float, softcap: float | None) -> tuple[Tensor, Tensor]:
@@ -126,7 +126,9 @@ class Reading:
         recent = rotate(attention, keys[:, :, rotated_from:], _cut(run_at, rotated_from))
         if observed:
             # With a long past only its beginning and its end are rotated here; the rest follows piece by piece.
-            first = rotate(attention, keys[:, :, :observed], _cut(run_at, 0, observed)) if steps.past else recent[:, :, :observed]
+            first = recent[:, :, :observed]
+            if steps.past:
+                first = rotate(attention, keys[:, :, :observed], _cut(run_at, 0, observed))
             front.append(q @ first.transpose(-1, -2))
             front_values.append(values[:, :, :observed])
         recent = recent[:, :, past - rotated_from :]

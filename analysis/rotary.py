@@ -36,11 +36,12 @@ class Unrotated(nn.Module):
 
 @dataclass(eq=False)
 class Adapted:
-    """A network whose positions are ours.  `rotated[layer]` is the number of rotated dimensions of each head."""
+    """A network whose positions are ours, with the attention module and the rotated dimensions of each layer's heads."""
 
     network: PreTrainedModel
     rotary: nn.Module
-    rotated: list[int]
+    attentions: dict[int, nn.Module]
+    rotated: dict[int, int]
     layers: int
     heads: int
     kv_heads: int
@@ -106,48 +107,48 @@ def adapt(network: PreTrainedModel) -> Adapted:
     adapted = Adapted(
         network=twin,
         rotary=rotary,
-        rotated=[],
+        attentions={},
+        rotated={},
         layers=layers,
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
     )
-    adapted.rotated = _rotated_dims(adapted, twin.get_submodule(places[0]))
+    _probe(adapted, twin.get_submodule(places[0]))
     return adapted
 
 
+@dataclass(eq=False)
 class _Probe:
     """Sees which dimensions of a query are zero when cos and sin are: those are the ones that the family rotates."""
 
-    def __init__(self) -> None:
-        self.rotated: dict[int, int] = {}
+    adapted: Adapted
 
     def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, **_) -> Tensor:
-        if query.device.type == "meta":
-            self.rotated[attention.layer_idx] = query.shape[-1]
-        else:
-            self.rotated[attention.layer_idx] = int((query == 0).flatten(0, 2).all(0).sum())
+        rotated = query.shape[-1] if query.is_meta else int((query == 0).flatten(0, 2).all(0).sum())
+        self.adapted.attentions[attention.layer_idx] = attention
+        self.adapted.rotated[attention.layer_idx] = rotated
+        # As many heads of values as of queries, so that any family can go on from here.
         return query.transpose(1, 2)
 
 
-def _rotated_dims(adapted: Adapted, unrotated: Unrotated) -> list[int]:
-    probe, family = _Probe(), adapted.network.config.model_type
+def _probe(adapted: Adapted, unrotated: Unrotated) -> None:
+    """Fill in what only a forward pass tells: which module is the attention of each layer, and what it rotates."""
+    family = adapted.network.config.model_type
+    ids = torch.arange(2, device=adapted.device)[None]
     unrotated.fill = (0.0, 0.0)
     try:
-        with torch.no_grad():
-            adapted.network(
-                input_ids=torch.arange(2, device=adapted.device)[None], use_cache=False, logits_to_keep=1, reading=probe
-            )
+        with torch.inference_mode():
+            adapted.network(input_ids=ids, use_cache=False, logits_to_keep=1, reading=_Probe(adapted))
     except (TypeError, AttributeError, KeyError, IndexError, RuntimeError) as e:
         raise ValueError(f"the family {family!r} is not supported yet: its forward pass cannot be read ({e})") from e
     finally:
         unrotated.fill = (1.0, 0.0)
-    if sorted(probe.rotated) != list(range(adapted.layers)):
+    if sorted(adapted.rotated) != list(range(adapted.layers)):
         raise ValueError(
-            f"the family {family!r} is not supported yet: {len(probe.rotated)} of its {adapted.layers} layers use "
+            f"the family {family!r} is not supported yet: {len(adapted.rotated)} of its {adapted.layers} layers use "
             "transformers' attention interface"
         )
-    return [probe.rotated[layer] for layer in range(adapted.layers)]
 
 
 def _attention(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, *, reading, **kwargs):

@@ -1,0 +1,123 @@
+"""Attention maps on demand: the exact weights of one head, from queries and keys that a lane holds for a while.
+
+No attention matrix is ever kept.  A map is one small matrix product, made when somebody looks; it may be asked for from
+another thread than the one that reads, since what a lane holds is replaced, never overwritten.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .policies import Afresh
+from .stream import Lane, Piece
+
+
+@dataclass(frozen=True)
+class HeadMap:
+    """What queries at text positions first … first + n − 1 gave to the same positions, and to the first tokens.
+
+    `weights` [queries, keys] and `sinks` [queries, first tokens], float32, 0 … 1; NaN where a query did not reach a key:
+    it comes later in the text, or it had been evicted.  A query whose keys are no longer held has NaN throughout.
+    """
+
+    layer: int
+    head: int
+    first: int
+    weights: NDArray[np.float32]
+    sinks: NDArray[np.float32]
+
+    def received(self) -> NDArray[np.float32]:
+        """Mean attention that each of the tokens received from the queries that reached it, [keys]; NaN for none."""
+        reached = ~np.isnan(self.weights)
+        total = np.where(reached, self.weights, 0).sum(0)
+        return np.divide(total, reached.sum(0), out=np.full_like(total, np.nan), where=reached.any(0))
+
+
+def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap | None:
+    """The map of a head over the last tokens that the lane holds; None before it has read anything, or if it holds none.
+
+    A lane that recomputes shows its newest window, as it was encoded.
+    """
+    pieces = [p for p in list(lane.pieces) if p.queries]
+    model = lane.source.model
+    if not 0 <= layer < model.layers or not 0 <= head < model.heads:
+        raise ValueError(
+            f"there is no layer {layer}, head {head}: layers are 0 to {model.layers - 1}, heads 0 to {model.heads - 1}"
+        )
+    if not pieces:
+        return None
+    stop = pieces[-1].stop
+    first = max(pieces[0].start, stop - tokens)
+    shown = min(lane.source.sink_tokens, stop)
+    weights = np.full((stop - first, stop - first), np.nan, np.float32)
+    sinks = np.full((stop - first, shown), np.nan, np.float32)
+    with torch.inference_mode():
+        for piece in pieces:
+            if piece.stop <= first:
+                continue
+            rows = slice(max(piece.start, first) - first, piece.stop - first)
+            places, row_weights = _weights(lane, piece, layer, head)
+            row_weights = row_weights[-(rows.stop - rows.start) :]
+            recent = places >= first
+            weights[rows, places[recent] - first] = row_weights[:, recent]
+            early = places < shown
+            sinks[rows, places[early]] = row_weights[:, early]
+    return HeadMap(layer, head, first, weights, sinks)
+
+
+def _weights(lane: Lane, piece: Piece, layer: int, head: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Text positions of the keys that the queries of a piece may reach, and their weights [queries, keys]."""
+    model, reach = lane.source.model, piece.reach
+    attention = model.attentions[layer]
+    group = head // (model.heads // model.kv_heads)
+    query = piece.queries[layer][head][None, None].float()
+    t = torch.arange(piece.start, piece.stop, device=query.device)
+    low, run = _run(lane, piece, layer, group)
+    parts, places = [], []
+    scaling = getattr(attention, "scaling", None) or query.shape[-1] ** -0.5
+
+    def scores(keys: Tensor, at: Tensor, query_at: Tensor) -> Tensor:
+        q = model.rotate(attention, query, _float(model.angles(attention, query_at)))
+        k = model.rotate(attention, keys[None, None].float(), _float(model.angles(attention, at)))
+        return (q @ k.transpose(-1, -2))[0, 0] * scaling
+
+    if reach.sinks:
+        at = torch.arange(reach.sinks, device=query.device)
+        parts.append(scores(lane.source.front(reach.sinks)[layer][0][group], at, reach.slot(t)))
+        places.append(at)
+    at = torch.arange(low, piece.stop, device=query.device)
+    parts.append(scores(run, at - low, t - low))
+    places.append(at)
+    cap = getattr(model.network.config, "attn_logit_softcapping", None)
+    s, at = torch.cat(parts, -1), torch.cat(places)
+    s = s if cap is None else cap * torch.tanh(s / cap)
+    seen = reach.sees(t, at, getattr(attention, "sliding_window", None))
+    weights = torch.softmax(s.masked_fill(~seen, float("-inf")), -1).masked_fill(~seen, float("nan"))
+    # A row is exact only when every key that it reached is still held.
+    weights[reach.low(t) < low] = float("nan")
+    return at.cpu().numpy(), weights.cpu().numpy()
+
+
+def _run(lane: Lane, piece: Piece, layer: int, group: int) -> tuple[int, Tensor]:
+    """The keys [tokens, dim] that stand before and in a piece without a gap, and the text position of the first."""
+    newest = piece.stop
+    held = [p for p in list(lane.pieces) if p.stop <= newest]
+    keys = [p.keys[layer][group] for p in held]
+    low = held[0].start
+    if piece.reach.window is None and not isinstance(lane.policy, Afresh):
+        # A lane that keeps everything has its older keys in the cache.
+        cached = lane.caches[layer].keys.view()[group]
+        oldest = lane.pieces[-1].stop - len(cached)
+        if oldest < low <= oldest + len(cached):
+            keys.insert(0, cached[: low - oldest])
+            low = oldest
+    run = torch.cat(keys)
+    start = max(low, int(piece.reach.low(torch.tensor(piece.start))))
+    return start, run[start - low :]
+
+
+def _float(angles):
+    return None if angles is None else tuple(a.float() for a in angles)
