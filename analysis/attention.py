@@ -138,7 +138,9 @@ class Reading:
             local, local_values = blocks_of(recent[0], steps), blocks_of(values[0, :, past:], steps)
         scores = self._scores(q @ local.transpose(-1, -2), front, steps, softcap)
         if s_aux is not None:
-            scores = torch.cat((scores, fold_(s_aux.view(1, -1, 1, 1).expand(*query.shape[:3], 1)).to(scores.dtype)), -1)
+            scores = torch.cat(
+                (scores, fold_(s_aux.view(1, -1, 1, 1).expand(*query.shape[:3], 1)).to(scores.dtype)), -1
+            )
 
         if steps.past:
             pieces = []
@@ -156,7 +158,7 @@ class Reading:
         for i, v in enumerate(front_values):
             begin = 0 if i == 0 else front[0].shape[-1]
             out += weights[..., begin : begin + front[i].shape[-1]] @ v
-        for (piece, piece_lse) in pieces:
+        for piece, piece_lse in pieces:
             out += piece * (piece_lse - total).exp()[..., None].to(out.dtype)
 
         self._observe(weights, steps, query.shape)

@@ -128,7 +128,9 @@ class Lane:
         """Read on by one forward pass of about `chunk` tokens, predicting no token at or after position `upto`."""
         stop = len(self.source.tokens) if upto is None else min(upto, len(self.source.tokens))
         if self.position >= stop:
-            raise ValueError(f"lane {self.index} has read up to {self.position}: there is nothing to read before {stop}")
+            raise ValueError(
+                f"lane {self.index} has read up to {self.position}: there is nothing to read before {stop}"
+            )
         began = time.perf_counter()
         read = self._read_afresh if isinstance(self.policy, Afresh) else self._read_band
         nll, mass, contexts, start = read(chunk, stop)
@@ -161,9 +163,7 @@ class Lane:
             model = source.model
             like = torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.device)
             self.caches = [LayerCache(like) for _ in range(model.layers)]
-        reading = Reading(
-            source.model, begin, source.sink_tokens, reach, self.caches, capture=source.hold > 0
-        )
+        reading = Reading(source.model, begin, source.sink_tokens, reach, self.caches, capture=source.hold > 0)
         logits = source.forward(source.ids[None, begin:end], reading)
         nll = negative_log_likelihood(logits[0], source.ids[begin + 1 : end + 1])
         if policy.window is not None:

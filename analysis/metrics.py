@@ -1,0 +1,83 @@
+"""Pure functions on what was measured: perplexity, excess over a reference, curves, and predicted bytes.
+
+NLL is in nats, one number for each predicted token (position 1 first).  Curves are differences of prefix sums, so that a
+page can draw thirty thousand tokens ten times a second.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating]
+
+BLOCK = 256
+"""Tokens of a block: standard errors are taken over block means, since neighbouring tokens are not independent."""
+
+
+def perplexity(nll: Array) -> float:
+    """exp of the mean NLL; NaN for no tokens."""
+    return float(np.exp(np.mean(nll, dtype=np.float64))) if len(nll) else float("nan")
+
+
+def prefix(nll: Array) -> Array:
+    """Sums of the first 0, 1, 2 … values, float64 [tokens + 1]."""
+    return np.concatenate(([0.0], np.cumsum(nll, dtype=np.float64)))
+
+
+def rolling_mean(sums: Array, ends: NDArray[np.integer], n: int) -> Array:
+    """Mean of the last n values before each end (of all there are while there are fewer), from their prefix sums."""
+    begins = np.maximum(ends - n, 0)
+    return (sums[ends] - sums[begins]) / np.maximum(ends - begins, 1)
+
+
+def excess(nll: Array, reference: Array, block: int = BLOCK) -> tuple[float, float]:
+    """Mean difference of NLL in nats/token over the tokens that both have read, and its standard error over blocks.
+
+    The error is NaN while there are fewer than two whole blocks; both are NaN where nothing is shared.
+    """
+    shared = min(len(nll), len(reference))
+    if not shared:
+        return float("nan"), float("nan")
+    difference = np.asarray(nll[:shared], np.float64) - np.asarray(reference[:shared], np.float64)
+    means = difference[: shared // block * block].reshape(-1, block).mean(1)
+    error = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("nan")
+    return float(difference.mean()), error
+
+
+def predicted_bytes(layers: int, kv_heads: int, head_dim: int, tokens: int, itemsize: int) -> int:
+    """Bytes of the keys and values of so many cached tokens."""
+    return 2 * layers * kv_heads * head_dim * tokens * itemsize
+
+
+def sink_rate(attention: Array, threshold: float = 0.3, k: int = 1) -> tuple[Array, float]:
+    """α_k of each head and the share of heads above the threshold (Gu et al. 2024, "When Attention Sink Emerges").
+
+    `attention` [..., queries, keys] of a whole text of T tokens; α_k is the mean attention that its k-th token (counted
+    from 1) gets from the queries that can see it.
+    """
+    tokens = attention.shape[-1]
+    alpha = attention[..., k - 1 :, k - 1].sum(-1) / (tokens - k + 1)
+    return alpha, float((alpha > threshold).mean())
+
+
+def ticks(count: int, points: int) -> NDArray[np.int64]:
+    """At most `points` places among 1 … count, evenly spread, the last one included."""
+    step = max(1, -(-count // points))
+    places = np.arange(count, 0, -step, dtype=np.int64)
+    return places[::-1]
+
+
+def decimate(y: Array, points: int) -> NDArray[np.int64]:
+    """Indices of at most `points` values that keep the extremes of every bucket, so that spikes survive."""
+    count = len(y)
+    if count <= points:
+        return np.arange(count)
+    buckets = max(1, points // 2 - 1)
+    size = -(-count // buckets)
+    # NaN marks a gap: it counts as neither high nor low.
+    padded = np.full(size * -(-count // size), np.nan)
+    padded[:count] = y
+    rows = padded.reshape(-1, size)
+    start = np.arange(len(rows)) * size
+    low = start + np.where(np.isnan(rows), np.inf, rows).argmin(1)
+    high = start + np.where(np.isnan(rows), -np.inf, rows).argmax(1)
+    return np.unique(np.concatenate(([0], np.minimum(low, count - 1), np.minimum(high, count - 1), [count - 1])))

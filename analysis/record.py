@@ -1,0 +1,324 @@
+"""What a run was asked (Spec), what it learned (Run), and the folder on disk that holds both.
+
+The folder is readable at every moment: tables grow by whole chunks, and a process that is killed loses at most the chunk
+that it was writing.  This module knows nothing of models or screens.
+"""
+
+import json
+import platform
+import time
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .policies import parse
+
+if TYPE_CHECKING:
+    from .stream import Step
+
+TOKENS = pa.schema(
+    [
+        ("lane", pa.int32()),
+        ("policy", pa.string()),
+        ("position", pa.int64()),
+        ("token_id", pa.int32()),
+        ("nll", pa.float32()),
+        ("cache_tokens", pa.int32()),
+        ("cache_bytes", pa.int64()),
+        ("seconds", pa.float64()),
+    ]
+)
+SINKS = pa.schema(
+    [("lane", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("sink_mass", pa.list_(pa.float32()))]
+)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that decides the numbers of a run.  The same Spec gives the same numbers."""
+
+    model: str
+    text: str
+    policies: tuple[str, ...]
+    tokens: int | None = None
+    """At most so many tokens are read; None reads the whole text."""
+    chunk: int = 256
+    dtype: str = "float32"
+    device: str = "auto"
+    bos: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policies", tuple(self.policies))
+        if not self.policies:
+            raise ValueError("choose at least one policy, such as streaming:sinks=4,window=252")
+        for policy in self.policies:
+            parse(policy)
+        if self.tokens is not None and self.tokens < 2:
+            raise ValueError(f"at least 2 tokens must be read to predict one from another, not {self.tokens}")
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1 token, not {self.chunk}")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype must be float32, bfloat16 or float16, not {self.dtype!r}")
+        if self.device not in ("auto", "cpu", "cuda", "mps"):
+            raise ValueError(f"device must be auto, cpu, cuda or mps, not {self.device!r}")
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote; raises ValueError when it is something else."""
+        try:
+            values = json.loads(text)
+            return cls(**values)
+        except (TypeError, json.JSONDecodeError) as e:
+            raise ValueError(f"this is not the Spec of a run: {e}") from e
+
+
+class Column:
+    """Numbers that one thread appends and others read: what `view` returns never changes."""
+
+    def __init__(self, dtype: Any) -> None:
+        self._data, self._count = np.empty(1024, dtype), 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def view(self) -> NDArray:
+        return self._data[: self._count]
+
+    def append(self, values: NDArray) -> None:
+        stop = self._count + len(values)
+        if stop > len(self._data):
+            grown = np.empty(stop * 2, self._data.dtype)
+            grown[: self._count] = self.view()
+            self._data = grown
+        self._data[self._count : stop] = values
+        self._count = stop
+
+
+class Track:
+    """What one lane has learned: a number for each predicted token, position 1 first."""
+
+    def __init__(self) -> None:
+        self.nll = Column(np.float32)
+        self.cache_tokens = Column(np.int32)
+        self.cache_bytes = Column(np.int64)
+        self.seconds = Column(np.float64)
+        """When each token was known, since the run began."""
+        self.compute = Column(np.float64)
+        """Compute seconds of the lane, summed up, when each token was known."""
+        self.sums = Column(np.float64)
+        """Sums of the first 0, 1, 2 … NLLs: means over any stretch are differences of these."""
+        self.sums.append(np.zeros(1))
+        self.token_ids = Column(np.int32)
+        self.spans: list[tuple[int, int]] = []
+        self.sink_mass: list[NDArray[np.float32]] = []
+        """Mean sink mass of each chunk, [layers, heads], beside its span."""
+        self.policies: list[tuple[int, str]] = []
+        """From which position on the lane read under which policy."""
+
+    def append(self, step: "Step", seconds: float) -> None:
+        count = len(step.nll)
+        known = np.full(count, seconds)
+        compute = self.compute.view()[-1] if len(self.compute) else 0.0
+        if not self.policies or self.policies[-1][1] != str(step.policy):
+            self.policies.append((step.start, str(step.policy)))
+        self.spans.append((step.start, step.stop))
+        self.sink_mass.append(step.sink_mass.mean(-1, dtype=np.float32))
+        self.token_ids.append(step.token_ids)
+        self.cache_tokens.append(step.cache_tokens)
+        self.cache_bytes.append(step.cache_bytes)
+        self.seconds.append(known)
+        self.compute.append(np.full(count, compute + step.seconds))
+        self.sums.append(self.sums.view()[-1] + np.cumsum(step.nll, dtype=np.float64))
+        # Last, since readers take the length of this column for the length of all.
+        self.nll.append(step.nll)
+
+
+class Run:
+    """A Spec, what its lanes have learned so far, and what happened meanwhile."""
+
+    def __init__(self, spec: Spec, first_token: int | None = None) -> None:
+        self.spec = spec
+        self.first_token = first_token
+        self.tracks = [Track() for _ in spec.policies]
+        self.events: list[dict[str, Any]] = []
+        self.began = time.perf_counter()
+
+    def append(self, step: "Step") -> float:
+        """Take in a step; returns the seconds since the run began."""
+        seconds = time.perf_counter() - self.began
+        self.tracks[step.lane].append(step, seconds)
+        return seconds
+
+    def event(self, what: str, *, lane: int | None = None, position: int | None = None, **more: Any) -> dict[str, Any]:
+        """Note that something happened: a switch, a pause, a warning."""
+        seconds = round(time.perf_counter() - self.began, 3)
+        entry = {"what": what, "lane": lane, "position": position, "seconds": seconds, **more}
+        self.events.append(entry)
+        return entry
+
+
+class Folder:
+    """The run folder: takes in every step and event as they come, and is finished once.
+
+    Raises ValueError where the folder holds a run already or cannot be written.
+    """
+
+    def __init__(self, path: Path, run: Run, *, text_sha256: str, weights_sha256: str) -> None:
+        self.path, self.run = path, run
+        if (path / "run.json").exists():
+            raise ValueError(f"{path} holds a run already: choose another folder for --out")
+        self._about = {
+            "spec": asdict(run.spec),
+            "versions": {"python": platform.python_version(), **{p: _version(p) for p in ("torch", "transformers")}},
+            "text_sha256": text_sha256,
+            "weights_sha256": weights_sha256,
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._write_about("running")
+            self._files = [(path / name).open("wb") for name in ("tokens.arrow", "sinks.arrow")]
+            self._events = (path / "events.jsonl").open("a", encoding="utf-8")
+        except OSError as e:
+            raise ValueError(f"{path} cannot be written: {e.strerror}; choose another folder for --out") from e
+        self._tokens, self._sinks = (
+            pa.ipc.new_stream(file, schema) for file, schema in zip(self._files, (TOKENS, SINKS), strict=True)
+        )
+
+    def append(self, step: "Step") -> None:
+        """Take in a step, in the run and on disk."""
+        first = step.start == 1
+        seconds = self.run.append(step)
+        count = len(step.nll) + first
+        ids, nll, kept, size = step.token_ids, step.nll, step.cache_tokens, step.cache_bytes
+        if first:
+            # Token 0 is read by every lane and predicted by none.
+            ids = np.concatenate(([self.run.first_token or 0], ids)).astype(np.int32)
+            nll, kept, size = (np.concatenate(([0], a)).astype(a.dtype) for a in (nll, kept, size))
+        unknown = np.zeros(count, bool)
+        unknown[0] = first
+        batch = pa.record_batch(
+            [
+                np.full(count, step.lane, np.int32),
+                pa.array([str(step.policy)] * count),
+                np.arange(step.stop - count, step.stop),
+                ids,
+                pa.array(nll, mask=unknown),
+                kept,
+                size,
+                np.full(count, seconds),
+            ],
+            schema=TOKENS,
+        )
+        self._tokens.write_batch(batch)
+        mass = pa.array([step.sink_mass.mean(-1, dtype=np.float32).ravel()], SINKS.field("sink_mass").type)
+        shape = ",".join(map(str, step.sink_mass.shape[:2]))
+        self._sinks.write_batch(
+            pa.record_batch(
+                [np.array([step.lane], np.int32), np.array([step.start]), np.array([step.stop]), mass], schema=SINKS
+            )
+        )
+        if "heads" not in self._about:
+            self._about["heads"] = [int(n) for n in shape.split(",")]
+            self._write_about("running")
+        for file in self._files:
+            file.flush()
+
+    def event(self, what: str, **more: Any) -> None:
+        """Note an event, in the run and on disk."""
+        self._events.write(json.dumps(self.run.event(what, **more)) + "\n")
+        self._events.flush()
+
+    def finish(self, status: str) -> None:
+        """Turn the growing tables into tokens.parquet and sinks.npz; status: finished, interrupted or failed."""
+        for writer in (self._tokens, self._sinks):
+            writer.close()
+        for file in (*self._files, self._events):
+            file.close()
+        pq.write_table(_in_order(_read_stream(self.path / "tokens.arrow", TOKENS)), self.path / "tokens.parquet")
+        arrays = {}
+        for lane, track in enumerate(self.run.tracks):
+            if track.spans:
+                arrays[f"mass_{lane}"], arrays[f"span_{lane}"] = np.stack(track.sink_mass), np.array(track.spans)
+        np.savez_compressed(self.path / "sinks.npz", **arrays)
+        self._write_about(status)
+        for name in ("tokens.arrow", "sinks.arrow"):
+            (self.path / name).unlink()
+
+    def _write_about(self, status: str) -> None:
+        draft = self.path / "run.json.part"
+        draft.write_text(json.dumps({**self._about, "status": status}, indent=2) + "\n", encoding="utf-8")
+        draft.replace(self.path / "run.json")
+
+
+def load(path: Path) -> Run:
+    """The run in a folder, finished or cut off at any moment.  Raises ValueError where there is none."""
+    path = Path(path)
+    try:
+        about = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as e:
+        raise ValueError(f"{path} holds no run: it has no readable run.json") from e
+    known = {f.name for f in fields(Spec)}
+    run = Run(Spec(**{k: v for k, v in about["spec"].items() if k in known}))
+    done = path / "tokens.parquet"
+    table = pq.read_table(done) if done.exists() else _in_order(_read_stream(path / "tokens.arrow", TOKENS))
+    layers, heads = about.get("heads", (0, 0))
+    for lane, track in enumerate(run.tracks):
+        rows = table.filter(pa.compute.equal(table["lane"], lane))
+        column = {name: rows[name].to_numpy() for name in rows.column_names}
+        if not len(column["position"]):
+            continue
+        run.first_token = int(column["token_id"][0])
+        for name in ("token_ids", "nll", "cache_tokens", "cache_bytes", "seconds"):
+            getattr(track, name).append(column["token_id" if name == "token_ids" else name][1:])
+        track.sums.append(np.cumsum(column["nll"][1:], dtype=np.float64))
+        changes = np.flatnonzero(np.r_[True, column["policy"][2:] != column["policy"][1:-1]])
+        track.policies = [(int(column["position"][1 + i]), str(column["policy"][1 + i])) for i in changes]
+        if done.exists():
+            with np.load(path / "sinks.npz") as sinks:
+                track.spans = [tuple(s) for s in sinks[f"span_{lane}"].tolist()]
+                track.sink_mass = list(sinks[f"mass_{lane}"])
+        else:
+            sinks = _read_stream(path / "sinks.arrow", SINKS)
+            sinks = sinks.filter(pa.compute.equal(sinks["lane"], lane)).to_pylist()
+            track.spans = [(s["start"], s["stop"]) for s in sinks]
+            track.sink_mass = [np.array(s["sink_mass"], np.float32).reshape(layers, heads) for s in sinks]
+    events = path / "events.jsonl"
+    if events.exists():
+        lines = events.read_text(encoding="utf-8").splitlines()
+        # The last line of a process that was killed may be cut short.
+        run.events = [json.loads(line) for line in lines if line.endswith("}")]
+    return run
+
+
+def _read_stream(path: Path, schema: pa.Schema) -> pa.Table:
+    """All whole batches of a stream that may end anywhere."""
+    batches = []
+    try:
+        with pa.ipc.open_stream(path.read_bytes()) as stream:
+            while True:
+                batches.append(stream.read_next_batch())
+    except (StopIteration, pa.ArrowInvalid, OSError):
+        pass
+    return pa.Table.from_batches(batches, schema)
+
+
+def _in_order(table: pa.Table) -> pa.Table:
+    return table.sort_by([("lane", "ascending"), ("position", "ascending")])
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

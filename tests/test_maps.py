@@ -1,0 +1,95 @@
+"""A map on demand equals the attention weights that were used."""
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.maps import head_map
+from analysis.policies import Dense, Recompute, Streaming, Window, parse
+from analysis.stream import open_lanes
+
+
+@pytest.fixture
+def tokens():
+    return np.random.default_rng(2).integers(0, 97, 200)
+
+
+def read_all(model, tokens, policy, chunk=13, hold=64):
+    lane = open_lanes(model, tokens, [policy], hold=hold)[0]
+    mass = []
+    while not lane.done:
+        mass.append(lane.read(chunk).sink_mass)
+    return lane, np.concatenate(mass, -1)
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 200])
+@pytest.mark.parametrize("hold", [50, 1000])
+def test_map_equals_eager_weights(tiny_llama, tokens, chunk, hold):
+    tiny_llama.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = tiny_llama(torch.as_tensor(tokens)[None], output_attentions=True).attentions
+    lane, _ = read_all(tiny_llama, tokens, Dense(), chunk, hold)
+    for layer, head in ((0, 0), (2, 3)):
+        drawn = head_map(lane, layer, head, 40)
+        expected = weights[layer][0, head].numpy()
+        rows = slice(drawn.first, len(tokens) - 1)
+        below = np.tril(np.ones_like(drawn.weights, bool))
+        np.testing.assert_allclose(drawn.weights[below], expected[rows, rows][below], atol=1e-5)
+        np.testing.assert_allclose(drawn.sinks, expected[rows, :4], atol=1e-5)
+        assert np.isnan(drawn.weights[~below]).all()
+
+
+@pytest.mark.parametrize("policy", [Window(20), Streaming(4, 16), Streaming(4, 16, "text"), Streaming(1, 30), Dense()])
+def test_map_agrees_with_the_sink_mass_of_the_pass(tiny_llama, tokens, policy):
+    lane, mass = read_all(tiny_llama, tokens, policy)
+    drawn = head_map(lane, 1, 2, 64)
+    np.testing.assert_allclose(np.nansum(drawn.sinks, 1), mass[1, 2, -len(drawn.sinks) :], atol=1e-5)
+
+
+def test_evicted_pairs_are_nan_not_zero(tiny_llama, tokens):
+    lane, _ = read_all(tiny_llama, tokens, Streaming(4, 16))
+    drawn = head_map(lane, 0, 0, 64)
+    n = len(drawn.weights)
+    distance = np.arange(n)[:, None] - np.arange(n)[None]
+    np.testing.assert_array_equal(np.isnan(drawn.weights), (distance < 0) | (distance > 16))
+    rows = np.nansum(drawn.weights, 1) + np.nansum(drawn.sinks, 1)
+    np.testing.assert_allclose(rows[16:], 1, atol=1e-5)
+
+
+def test_recompute_shows_its_newest_window(tiny_llama, tokens):
+    lane, _ = read_all(tiny_llama, tokens, Recompute(16, 5))
+    drawn = head_map(lane, 1, 1)
+    np.testing.assert_allclose(np.nansum(drawn.weights, 1), 1, atol=1e-5)
+    assert drawn.first + len(drawn.weights) == len(tokens) - 1
+
+
+def test_map_stays_exact_across_a_switch(tiny_llama, tokens):
+    lane = open_lanes(tiny_llama, tokens, [Window(20)], hold=64)[0]
+    while lane.position < 150:
+        lane.read(10, upto=150)
+    lane.switch(parse("streaming:sinks=4,window=16"), pin=True)
+    mass = np.concatenate([lane.read(10).sink_mass for _ in range(2)], -1)
+    drawn = head_map(lane, 2, 0, 64)
+    np.testing.assert_allclose(np.nansum(drawn.sinks, 1)[-20:], mass[2, 0], atol=1e-5)
+    assert np.isnan(drawn.sinks[:-20]).all()
+    np.testing.assert_allclose((np.nansum(drawn.weights, 1) + np.nansum(drawn.sinks, 1))[-20:], 1, atol=1e-5)
+
+
+def test_attention_received_is_the_mean_over_the_queries_that_reached(tiny_llama, tokens):
+    lane, _ = read_all(tiny_llama, tokens, Dense())
+    drawn = head_map(lane, 0, 1, 64)
+    np.testing.assert_allclose(drawn.received(), np.nanmean(drawn.weights, 0), atol=1e-6)
+
+
+def test_held_queries_are_bounded(tiny_llama, tokens):
+    lane, _ = read_all(tiny_llama, tokens, Streaming(4, 16), chunk=10, hold=40)
+    assert sum(p.stop - p.start for p in lane.pieces if p.queries) <= 40 + 10
+    assert sum(p.stop - p.start for p in lane.pieces) <= 40 + 16 + 10
+
+
+def test_no_map_before_the_first_token_and_a_sentence_for_a_head_that_is_not_there(tiny_llama, tokens):
+    lane = open_lanes(tiny_llama, tokens, [Dense()], hold=64)[0]
+    assert head_map(lane, 0, 0) is None
+    lane.read(5)
+    with pytest.raises(ValueError, match="layers are 0 to 2"):
+        head_map(lane, 3, 0)

@@ -1,0 +1,244 @@
+"""Laws of the engine, on tiny random models and on the embedded one."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from analysis.metrics import perplexity, predicted_bytes
+from analysis.policies import Dense, Recompute, Streaming, Window, parse
+from analysis.stream import next_lane, open_lanes, stream
+
+from . import naive
+
+POLICIES = ["dense", "window:window=20", "streaming:sinks=4,window=16", "streaming:sinks=4,window=16,positions=text"]
+POLICIES += ["streaming:sinks=1,window=16", "streaming:sinks=9,window=3", "window:window=2"]
+POLICIES += ["recompute:window=16,stride=1", "recompute:window=16,stride=5"]
+
+
+def read(model, tokens, policy, chunk=64, **settings):
+    """NLL, sink mass, cache tokens and cache bytes of one lane."""
+    policy = parse(policy) if isinstance(policy, str) else policy
+    steps = list(stream(model, tokens, [policy], chunk=chunk, **settings))
+    assert [s.start for s in steps] == [1, *(s.stop for s in steps[:-1])]
+    names = ("nll", "sink_mass", "cache_tokens", "cache_bytes")
+    return tuple(np.concatenate([getattr(s, name) for s in steps], -1) for name in names)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return np.random.default_rng(0).integers(0, 97, 230)
+
+
+@pytest.fixture(scope="module")
+def eager(tiny_llama, tokens):
+    """NLL and attention weights of transformers' own eager pass over the whole text."""
+    tiny_llama.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = tiny_llama(torch.as_tensor(tokens)[None], output_attentions=True)
+    nll = -torch.log_softmax(out.logits[0, :-1], -1)[torch.arange(len(tokens) - 1), torch.as_tensor(tokens[1:])]
+    return nll.numpy(), torch.stack([a[0] for a in out.attentions]).numpy()
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 256])
+def test_dense_equals_eager(tiny_llama, tokens, eager, chunk):
+    nll, mass, kept, _ = read(tiny_llama, tokens, "dense", chunk)
+    np.testing.assert_allclose(nll, eager[0], atol=1e-5)
+    np.testing.assert_allclose(mass, eager[1][:, :, :-1, :4].sum(-1), atol=1e-5)
+    np.testing.assert_array_equal(kept, np.arange(1, len(tokens)))
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 100])
+@pytest.mark.parametrize("positions", ["cache", "text"])
+@pytest.mark.parametrize(("sinks", "window"), [(0, 12), (1, 11), (4, 8), (7, 5), (2, 1)])
+def test_streaming_equals_the_rule_token_by_token(tiny_llama, tokens, sinks, window, positions, chunk):
+    nll, mass, *_ = read(tiny_llama, tokens[:90], Streaming(sinks, window, positions), chunk)
+    expected, expected_mass = naive.read(tiny_llama, tokens[:90], sinks, window, positions)
+    np.testing.assert_allclose(nll, expected, atol=1e-4)
+    np.testing.assert_allclose(mass, expected_mass, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_chunk_size_changes_nothing(tiny_llama, tokens, policy):
+    one, *others = (read(tiny_llama, tokens, policy, chunk) for chunk in (1, 2, 33, 64, 130, 500))
+    for other in others:
+        np.testing.assert_allclose(other[0], one[0], atol=1e-4)
+        np.testing.assert_allclose(other[1], one[1], atol=1e-5)
+        np.testing.assert_array_equal(other[2], one[2])
+        np.testing.assert_array_equal(other[3], one[3])
+
+
+@pytest.mark.parametrize("policy", [Window(500), Streaming(4, 500), Streaming(4, 500, "text"), Streaming(0, 500)])
+def test_window_longer_than_text_equals_dense(tiny_llama, tokens, eager, policy):
+    np.testing.assert_allclose(read(tiny_llama, tokens, policy)[0], eager[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 64])
+@pytest.mark.parametrize(("sinks", "window"), [(4, 16), (1, 30)])
+def test_streaming_first_differs_from_dense_at_query_s_plus_r_plus_1(tiny_llama, tokens, eager, sinks, window, chunk):
+    nll, *_ = read(tiny_llama, tokens, Streaming(sinks, window), chunk)
+    query = int(np.argmax(np.abs(nll - eager[0]) > 1e-4))
+    assert query == sinks + window + 1
+
+
+def test_window_is_the_same_in_both_position_modes(tiny_llama, tokens):
+    cache, text = (read(tiny_llama, tokens, Streaming(0, 20, mode))[0] for mode in ("cache", "text"))
+    np.testing.assert_allclose(cache, text, atol=1e-5)
+    np.testing.assert_allclose(cache, read(tiny_llama, tokens, Window(20))[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "stride"), [(16, 1), (16, 5), (300, 1)])
+def test_recompute_equals_a_fresh_forward_pass(tiny_llama, tokens, window, stride):
+    nll, _, kept, _ = read(tiny_llama, tokens, Recompute(window, stride))
+    tiny_llama.set_attn_implementation("eager")
+    for i in range(1, len(tokens)):
+        start = 0 if i <= window else i - window - (i - window - 1) % stride
+        with torch.no_grad():
+            logits = tiny_llama(torch.as_tensor(tokens[start:i])[None]).logits[0, -1]
+        assert abs(-torch.log_softmax(logits, -1)[tokens[i]].item() - nll[i - 1]) < 1e-4
+        assert kept[i - 1] == i - start
+
+
+@pytest.mark.parametrize("policy", ["dense", "streaming:sinks=4,window=16,positions=text", "window:window=20"])
+def test_shifting_all_positions_changes_nothing(tiny_llama, tokens, policy):
+    (plain,), (shifted,) = (open_lanes(tiny_llama, tokens, [parse(policy)]) for _ in range(2))
+    rotary = shifted.source.model.rotary
+    shifted.source.model.rotary = _Shifted(rotary)
+    while not plain.done:
+        np.testing.assert_allclose(plain.read(50).nll, shifted.read(50).nll, atol=1e-4)
+
+
+class _Shifted(torch.nn.Module):
+    def __init__(self, rotary):
+        super().__init__()
+        self.inner = rotary
+
+    def forward(self, x, position_ids):
+        return self.inner(x, position_ids + 1000)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_cache_bytes_equal_predicted_bytes(tiny_llama, tokens, policy):
+    policy = parse(policy)
+    lane = open_lanes(tiny_llama, tokens, [policy])[0]
+    while not lane.done:
+        step = lane.read(40)
+        assert lane.cache_bytes == step.cache_bytes[-1] == predicted_bytes(3, 2, 8, int(step.cache_tokens[-1]), 4)
+        assert policy.capacity is None or step.cache_tokens.max() <= policy.capacity
+
+
+def test_sliding_layers_see_no_more_than_their_own_window(tokens):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(1)
+    config = MistralConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=1, sliding_window=24, attn_implementation="eager",
+    )  # fmt: skip
+    model = MistralForCausalLM(config).eval()
+    with torch.no_grad():
+        out = model(torch.as_tensor(tokens)[None])
+    expected = -torch.log_softmax(out.logits[0, :-1], -1)[torch.arange(len(tokens) - 1), torch.as_tensor(tokens[1:])]
+    for policy in (Dense(), Window(400), Window(23), Recompute(400, 1)):
+        np.testing.assert_allclose(read(model, tokens, policy, 50)[0], expected.numpy(), atol=1e-4)
+
+
+def test_the_network_itself_is_left_as_it_was(tiny_llama, tokens, eager):
+    read(tiny_llama, tokens, "dense")
+    with torch.no_grad():
+        logits = tiny_llama(torch.as_tensor(tokens)[None]).logits[0]
+    nll = -torch.log_softmax(logits[:-1], -1)[torch.arange(len(tokens) - 1), torch.as_tensor(tokens[1:])]
+    np.testing.assert_allclose(nll.numpy(), eager[0], atol=1e-6)
+
+
+def test_lanes_take_turns_by_equal_shares_of_time(tiny_llama, tokens):
+    lanes = open_lanes(tiny_llama, np.tile(tokens, 8), [Dense(), Recompute(16, 1), Streaming(4, 16)])
+    while not any(lane.done for lane in lanes):
+        lane = next_lane(lanes)
+        assert lane.seconds == min(other.seconds for other in lanes)
+        lane.read(32)
+    assert lanes[1].position < lanes[2].position
+
+
+def test_no_lane_reads_past_a_limit(tiny_llama, tokens):
+    for policy in POLICIES:
+        lane = open_lanes(tiny_llama, tokens, [parse(policy)])[0]
+        while next_lane([lane], upto=51) is not None:
+            lane.read(40, upto=51)
+        assert lane.position == 51
+
+
+def test_engine_runs_on_the_meta_device(tokens):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config).eval()
+    for policy in POLICIES:
+        lane = open_lanes(model, tokens, [parse(policy)], hold=64)[0]
+        for _ in range(4):
+            # The reading itself, short of the one transfer to the host that ends it.
+            read = lane._read_afresh if policy.startswith("recompute") else lane._read_band
+            nll, mass, contexts, start = read(30, len(tokens))
+            assert nll.is_meta and mass.is_meta and nll.shape == contexts.shape == mass.shape[-1:]
+            lane.position = start + len(nll)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sentence"),
+    [([3], "at least 2 tokens"), ([1, 500], "between 0 and 96"), ([-1, 5], "between 0 and 96")],
+)
+def test_bad_texts_get_a_sentence(tiny_llama, tokens, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        open_lanes(tiny_llama, tokens, [Dense()])
+
+
+def test_a_family_without_rotary_positions_gets_a_sentence():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="gpt2"):
+        open_lanes(model, [1, 2, 3], [Dense()])
+
+
+# The embedded model against the official implementation's numbers.
+
+
+@pytest.mark.parametrize(("sinks", "window"), [(4, 124), (0, 128), (1, 127)])
+def test_official_numbers_chunk_256(embedded, oracle, sinks, window):
+    ids, expected = oracle(sinks, window)
+    nll = read(embedded, ids, Streaming(sinks, window), 256)[0]
+    np.testing.assert_allclose(nll, expected, atol=1e-3)
+    assert perplexity(nll) == pytest.approx(perplexity(expected), rel=1e-4)
+
+
+def test_official_numbers_chunk_1(embedded, oracle):
+    # The first 200 tokens: 70 of them come after the first eviction.
+    ids, expected = oracle(4, 124)
+    nll = read(embedded, ids[:201], Streaming(4, 124), 1)[0]
+    np.testing.assert_allclose(nll, expected[:200], atol=1e-3)
+    assert perplexity(nll) == pytest.approx(perplexity(expected[:200]), rel=1e-4)
+
+
+def test_embedded_window_longer_than_text_equals_dense(embedded, oracle):
+    ids, _ = oracle(4, 124)
+    dense, window = (read(embedded, ids[:300], policy, 128)[0] for policy in (Dense(), Window(300)))
+    np.testing.assert_allclose(window, dense, atol=1e-4)
+    # Eager attention, in one pass, by a model that has nothing of ours in it.
+    plain = AutoModelForCausalLM.from_config(embedded.network.config, attn_implementation="eager").eval()
+    plain.load_state_dict(embedded.network.state_dict())
+    with torch.no_grad():
+        out = plain(torch.as_tensor(ids[:299].astype(np.int64))[None], output_attentions=True)
+    expected = -torch.log_softmax(out.logits[0], -1)[torch.arange(299), torch.as_tensor(ids[1:300].astype(np.int64))]
+    np.testing.assert_allclose(dense, expected.numpy(), atol=1e-3)
+    mass = read(embedded, ids[:300], Dense(), 128)[1]
+    np.testing.assert_allclose(mass, torch.stack([a[0, :, :, :4].sum(-1) for a in out.attentions]).numpy(), atol=1e-4)
+
+
+def test_bfloat16_perplexity_is_close(embedded, oracle):
+    ids, expected = oracle(4, 124)
+    half = AutoModelForCausalLM.from_config(embedded.network.config, dtype=torch.bfloat16).eval()
+    half.load_state_dict(embedded.network.state_dict())
+    assert perplexity(read(half, ids, Streaming(4, 124))[0]) == pytest.approx(perplexity(expected), rel=2e-3)

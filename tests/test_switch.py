@@ -1,0 +1,87 @@
+"""A lane that changes its policy keeps what the new policy keeps of what it still has."""
+
+import numpy as np
+import pytest
+
+from analysis.policies import Dense, Recompute, Streaming, Window
+from analysis.stream import open_lanes
+
+
+@pytest.fixture
+def tokens():
+    return np.random.default_rng(1).integers(0, 97, 240)
+
+
+def lane_at(model, tokens, policy, position):
+    lane = open_lanes(model, tokens, [policy])[0]
+    while lane.position < position:
+        lane.read(25, upto=position)
+    return lane
+
+
+def test_switch_before_the_first_eviction_equals_having_begun_so(tiny_llama, tokens):
+    for old in (Dense(), Window(40), Streaming(2, 38), Streaming(6, 34)):
+        switched = lane_at(tiny_llama, tokens, old, 20)
+        switched.switch(Streaming(4, 16))
+        begun = lane_at(tiny_llama, tokens, Streaming(4, 16), 20)
+        for _ in range(3):
+            np.testing.assert_allclose(switched.read(25).nll, begun.read(25).nll, atol=1e-4)
+
+
+@pytest.mark.parametrize("old", [Window(20), Recompute(20, 3)])
+def test_pinned_again_equals_never_evicted_for_the_sink_keys(tiny_llama, tokens, old):
+    kept, pinned = lane_at(tiny_llama, tokens, Streaming(4, 16), 150), lane_at(tiny_llama, tokens, old, 150)
+    assert pinned.missing_sinks(Streaming(4, 16)) == 4
+    pinned.switch(Streaming(4, 16), pin=True)
+    assert pinned.sinks == 4
+    for a, b in zip(kept.caches, pinned.caches, strict=True):
+        np.testing.assert_allclose(a.sink_keys, b.sink_keys, atol=1e-5)
+        np.testing.assert_allclose(a.sink_values, b.sink_values, atol=1e-5)
+    step = pinned.read(10)
+    assert step.cache_tokens.tolist() == [20] * 10
+    assert step.sink_mass.min() > 0
+
+
+def test_going_on_without_keeps_the_window_only(tiny_llama, tokens):
+    lane = lane_at(tiny_llama, tokens, Window(20), 150)
+    lane.switch(Streaming(4, 16), pin=False)
+    step = lane.read(30)
+    assert lane.sinks == 0 and step.cache_tokens[-1] == 16 and step.sink_mass.max() == 0
+
+
+def test_going_on_without_equals_a_window_of_what_is_left(tiny_llama, tokens):
+    without, window = lane_at(tiny_llama, tokens, Window(20), 150), lane_at(tiny_llama, tokens, Window(20), 150)
+    without.switch(Streaming(4, 16))
+    window.switch(Window(16))
+    np.testing.assert_allclose(without.read(60).nll, window.read(60).nll, atol=1e-4)
+
+
+def test_dense_keeps_the_sinks_it_finds_and_grows(tiny_llama, tokens):
+    lane = lane_at(tiny_llama, tokens, Streaming(4, 16), 150)
+    lane.switch(Dense())
+    assert lane.read(30).cache_tokens.tolist() == list(range(21, 51))
+
+
+def test_window_drops_the_sinks(tiny_llama, tokens):
+    lane = lane_at(tiny_llama, tokens, Streaming(4, 16), 150)
+    lane.switch(Window(20))
+    assert lane.sinks == 0 and lane.read(10).sink_mass.max() == 0
+
+
+def test_switch_to_recompute_needs_nothing(tiny_llama, tokens):
+    switched, begun = lane_at(tiny_llama, tokens, Window(3), 151), lane_at(tiny_llama, tokens, Recompute(16, 1), 151)
+    switched.switch(Recompute(16, 1))
+    np.testing.assert_allclose(switched.read(20).nll, begun.read(20).nll, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 9, 64])
+def test_chunk_size_changes_nothing_after_a_switch(tiny_llama, tokens, chunk):
+    def after(size):
+        lane = lane_at(tiny_llama, tokens, Window(20), 100)
+        lane.switch(Streaming(4, 30), pin=True)
+        parts = []
+        while not lane.done:
+            parts.append(lane.read(size).nll)
+        return np.concatenate(parts)
+
+    np.testing.assert_allclose(after(chunk), after(31), atol=1e-4)
