@@ -59,20 +59,15 @@ def sink_rate(attention: Array, threshold: float = 0.3, k: int = 1) -> tuple[Arr
     return alpha, float((alpha > threshold).mean())
 
 
-def ticks(count: int, points: int) -> NDArray[np.int64]:
-    """At most `points` places among 1 … count, evenly spread, the last one included."""
-    step = max(1, -(-count // points))
-    places = np.arange(count, 0, -step, dtype=np.int64)
-    return places[::-1]
-
-
 def decimate(y: Array, points: int) -> NDArray[np.int64]:
-    """Indices of at most `points` values that keep the extremes of every bucket, so that spikes survive."""
+    """Indices of at most `points` values that keep the extremes of every bucket, so that spikes survive.
+
+    Buckets are powers of two long, counted from the beginning: as a curve grows, what was drawn of it stays put.
+    """
     count = len(y)
     if count <= points:
         return np.arange(count)
-    buckets = max(1, points // 2 - 1)
-    size = -(-count // buckets)
+    size = 2 ** int(np.ceil(np.log2(count / max(1, points // 2 - 1))))
     # NaN marks a gap: it counts as neither high nor low.
     padded = np.full(size * -(-count // size), np.nan)
     padded[:count] = y

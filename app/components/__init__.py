@@ -1,0 +1,1 @@
+"""The custom component of the live page."""

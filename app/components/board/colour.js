@@ -1,0 +1,76 @@
+// Colours: viridis for weights, an orange ramp for surprise, and what light and dark need of each.
+
+const VIRIDIS = [
+  [68, 1, 84], [72, 26, 108], [71, 47, 125], [65, 68, 135], [57, 86, 140], [49, 104, 142], [42, 120, 142], [35, 136, 142],
+  [31, 152, 139], [34, 168, 132], [53, 183, 121], [84, 197, 104], [122, 209, 81], [165, 219, 54], [210, 226, 27], [253, 231, 37],
+];
+
+function viridis(share) {
+  const at = Math.max(0, Math.min(1, share)) * (VIRIDIS.length - 1);
+  const low = Math.floor(at);
+  const [a, b] = [VIRIDIS[low], VIRIDIS[Math.min(low + 1, VIRIDIS.length - 1)]];
+  return a.map((v, i) => Math.round(v + (b[i] - v) * (at - low)));
+}
+
+const VIRIDIS_256 = Array.from({ length: 256 }, (_, i) => viridis(i / 255));
+
+function css([r, g, b], alpha = 1) {
+  return `rgba(${r},${g},${b},${alpha})`;
+}
+
+function luminance(colour) {
+  const [r, g, b] = (colour.match(/[\d.]+/g) || [255, 255, 255]).map(Number);
+  return (0.299 * r + 0.587 * g + 0.114 * b) / 255;
+}
+
+// What the page's theme is just now.
+function themeOf(node) {
+  let at = node;
+  let background = "rgb(255,255,255)";
+  while (at) {
+    const seen = getComputedStyle(at).backgroundColor;
+    if (seen && !/rgba\(.*, 0\)|transparent/.test(seen)) {
+      background = seen;
+      break;
+    }
+    at = at.parentElement;
+  }
+  const dark = luminance(background) < 0.5;
+  return {
+    dark,
+    background,
+    text: dark ? "#e8eaed" : "#1a1c1f",
+    muted: dark ? "#9aa0a6" : "#5f6368",
+    line: dark ? "#33373d" : "#e3e5e8",
+    evicted: dark ? [58, 62, 69] : [222, 224, 228],
+    later: dark ? [14, 17, 22] : [255, 255, 255],
+  };
+}
+
+// Black curves are white on a dark page.
+function laneColour(colour, theme) {
+  return theme.dark && colour === "#000000" ? "#ffffff" : colour;
+}
+
+// A canvas as sharp as the screen; true when its size changed.
+function fit(canvas, width, height) {
+  const ratio = window.devicePixelRatio || 1;
+  const [w, h] = [Math.round(width * ratio), Math.round(height * ratio)];
+  if (canvas.width === w && canvas.height === h) return false;
+  canvas.width = w;
+  canvas.height = h;
+  canvas.style.height = `${height}px`;
+  return true;
+}
+
+// A vertical bar of viridis with its labels: [[share, "text"], …], share 0 at the bottom.
+function bar(ctx, x, y, width, height, labels, theme) {
+  for (let i = 0; i < height; i++) {
+    ctx.fillStyle = css(VIRIDIS_256[Math.round(255 * (1 - i / height))]);
+    ctx.fillRect(x, y + i, width, 1.5);
+  }
+  ctx.fillStyle = theme.muted;
+  ctx.textAlign = "left";
+  ctx.textBaseline = "middle";
+  for (const [share, text] of labels) ctx.fillText(text, x + width + 4, y + height * (1 - share));
+}

@@ -1,0 +1,54 @@
+// A frame: uint32 length of the header, the header as JSON, and arrays whose type, place and shape the header tells.
+
+const KINDS = { f4: Float32Array, u2: Uint16Array };
+
+function decode(bytes) {
+  const length = new DataView(bytes.buffer, bytes.byteOffset, 4).getUint32(0, true);
+  const head = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + length)));
+  const arrays = {};
+  for (const [name, [kind, offset, shape]] of Object.entries(head.arrays)) {
+    const Kind = KINDS[kind];
+    const begin = 4 + length + offset;
+    const count = shape.reduce((a, b) => a * b, 1);
+    const data = new Kind(bytes.slice(begin, begin + count * Kind.BYTES_PER_ELEMENT).buffer);
+    arrays[name] = { data, shape };
+  }
+  return { ...head, arrays };
+}
+
+// Elements: el("div", {class: "x", onclick: f}, child, "text").  Text is always text, never markup.
+function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value != null) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((c) => c != null));
+  return node;
+}
+
+// Writing what is there already costs a layout: so it is not written.
+function say(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function flag(node, name, on) {
+  if (node.classList.contains(name) !== on) node.classList.toggle(name, on);
+}
+
+function count(n) {
+  return Math.round(n).toLocaleString("en-US");
+}
+
+function digits(n) {
+  if (n == null) return "–";
+  if (n >= 1000) return count(n);
+  if (n >= 100) return n.toFixed(0);
+  return n >= 10 ? n.toFixed(1) : n.toFixed(2);
+}
+
+function size(bytes) {
+  if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(2)} GB`;
+  return bytes >= 1e7 ? `${(bytes / 1e6).toFixed(0)} MB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}

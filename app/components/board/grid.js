@@ -1,0 +1,105 @@
+// Sink mass of every head: layers across, heads up.  A cell is chosen by click, or by arrow keys.
+
+function makeGrid(send) {
+  const title = el("div", { class: "sk-title" });
+  const canvas = el("canvas", { class: "sk-grid", tabindex: 0, role: "img" });
+  const tip = el("div", { class: "sk-tip", hidden: true });
+  const node = el("section", { class: "sk-panel" }, title, el("div", { class: "sk-holder" }, canvas, tip));
+  const edge = { left: 34, right: 44, top: 4, bottom: 34 };
+  let frame = null, theme = null, drawn = "";
+
+  const cell = (x, y) => {
+    const [layers, heads] = frame.arrays.grid.shape;
+    const w = (canvas.clientWidth - edge.left - edge.right) / layers;
+    const h = (canvas.clientHeight - edge.top - edge.bottom) / heads;
+    const layer = Math.floor((x - edge.left) / w), head = heads - 1 - Math.floor((y - edge.top) / h);
+    return layer >= 0 && layer < layers && head >= 0 && head < heads ? [layer, head] : null;
+  };
+  const choose = (at) => send("pick", { head: at, at: Date.now() });
+  canvas.addEventListener("click", (e) => {
+    const at = frame?.arrays.grid && cell(e.offsetX, e.offsetY);
+    if (at) choose(at);
+  });
+  canvas.addEventListener("mousemove", (e) => {
+    const at = frame?.arrays.grid && cell(e.offsetX, e.offsetY);
+    tip.hidden = !at;
+    if (!at) return;
+    const [, heads] = frame.arrays.grid.shape;
+    say(tip, `layer ${at[0]}, head ${at[1]}: ${frame.arrays.grid.data[at[0] * heads + at[1]].toFixed(2)}`);
+    tip.style.left = `${Math.min(e.offsetX + 12, canvas.clientWidth - 150)}px`;
+    tip.style.top = `${e.offsetY + 14}px`;
+  });
+  canvas.addEventListener("mouseleave", () => { tip.hidden = true; });
+  canvas.addEventListener("keydown", (e) => {
+    const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1], Enter: [0, 0] }[e.key];
+    if (!move || !frame?.arrays.grid) return;
+    e.preventDefault();
+    const [layers, heads] = frame.arrays.grid.shape;
+    const [layer, head] = frame.head || [0, 0];
+    choose([(layer + move[0] + layers) % layers, (head + move[1] + heads) % heads]);
+  });
+
+  function show(next, nextTheme) {
+    frame = next;
+    theme = nextTheme;
+    say(title, `Sink mass|attention to the first 4 tokens, lane ${frame.lanes[frame.chosen].label}`.split("|")[0]);
+    if (title.childElementCount === 0) title.append(el("span", { class: "sk-sub" }));
+    say(title.lastChild, ` attention to the first 4 tokens, ${frame.lanes[frame.chosen].label}`);
+    draw();
+  }
+
+  function draw() {
+    const grid = frame.arrays.grid;
+    const [layers, heads] = grid ? grid.shape : [30, 9];
+    const width = canvas.clientWidth, height = Math.max(120, Math.min(230, heads * 22 + edge.top + edge.bottom));
+    if (!width) return;
+    const resized = fit(canvas, width, height);
+    const key = `${frame.published}|${frame.chosen}|${frame.head}|${theme.dark}|${frame.run}`;
+    if (!resized && key === drawn) return;
+    drawn = key;
+    const ctx = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
+    ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
+    ctx.clearRect(0, 0, width, height);
+    ctx.font = "11px system-ui, sans-serif";
+    const w = (width - edge.left - edge.right) / layers, h = (height - edge.top - edge.bottom) / heads;
+    const gap = w > 6 ? 1 : 0;
+    for (let layer = 0; layer < layers; layer++) {
+      for (let head = 0; head < heads; head++) {
+        const value = grid ? grid.data[layer * heads + head] : NaN;
+        ctx.fillStyle = Number.isNaN(value) ? theme.line : css(VIRIDIS_256[Math.round(255 * Math.max(0, Math.min(1, value)))]);
+        ctx.fillRect(edge.left + layer * w, edge.top + (heads - 1 - head) * h, w - gap, h - gap);
+      }
+    }
+    if (frame.head) {
+      const [layer, head] = frame.head;
+      const box = [edge.left + layer * w - 1, edge.top + (heads - 1 - head) * h - 1, w + 1, h + 1];
+      ctx.lineWidth = 4;
+      ctx.strokeStyle = "#000";
+      ctx.strokeRect(...box);
+      ctx.lineWidth = 2;
+      ctx.strokeStyle = "#fff";
+      ctx.strokeRect(...box);
+    }
+    ctx.fillStyle = theme.muted;
+    ctx.textAlign = "center";
+    ctx.textBaseline = "top";
+    for (let l = 0; l < layers; l += layers > 40 ? 10 : 5) ctx.fillText(l, edge.left + (l + 0.5) * w, height - edge.bottom + 4);
+    ctx.fillText("layer", edge.left + (layers * w) / 2, height - 14);
+    ctx.textAlign = "right";
+    ctx.textBaseline = "middle";
+    for (let i = 0; i < heads; i += heads > 16 ? 4 : 2) ctx.fillText(i, edge.left - 5, edge.top + (heads - 0.5 - i) * h);
+    ctx.save();
+    ctx.translate(9, edge.top + (heads * h) / 2);
+    ctx.rotate(-Math.PI / 2);
+    ctx.textAlign = "center";
+    ctx.fillText("head", 0, 0);
+    ctx.restore();
+    bar(ctx, width - edge.right + 10, edge.top, 9, heads * h, [[0.02, "0"], [0.5, "0.5"], [0.98, "1"]], theme);
+    if (grid) {
+      let best = 0;
+      for (let i = 1; i < grid.data.length; i++) if (grid.data[i] > grid.data[best]) best = i;
+      canvas.setAttribute("aria-label", `Sink mass of ${layers} layers of ${heads} heads; the largest is ${grid.data[best].toFixed(2)}, layer ${Math.floor(best / heads)}, head ${best % heads}. Arrow keys choose a head.`);
+    }
+  }
+  return { node, show };
+}

@@ -1,0 +1,135 @@
+// The attention map of the chosen head: the newest tokens against each other, and the first tokens magnified at the left,
+// since a sink is one column of one pixel and would vanish.
+
+const FLOOR_LOG = -6, SHOWN_LOG = -4;
+
+// uint16 level → weight, and → colour index on the shown logarithmic range; level 0 was never met.
+const weightOf = (level) => 10 ** (FLOOR_LOG * (1 - (level - 1) / 65534));
+const colourOf = (level) => {
+  const log = FLOOR_LOG * (1 - (level - 1) / 65534);
+  return VIRIDIS_256[Math.round(255 * Math.max(0, Math.min(1, 1 - log / SHOWN_LOG)))];
+};
+
+function makeMap() {
+  const title = el("div", { class: "sk-title" });
+  const canvas = el("canvas", { class: "sk-map", role: "img" });
+  const tip = el("div", { class: "sk-tip", hidden: true });
+  const invite = el("div", { class: "sk-invite" }, "Click a cell above: that head's attention map is drawn here.");
+  const holder = el("div", { class: "sk-holder" }, canvas, tip);
+  const legend = el("div", { class: "sk-legend" }, el("span", { class: "sk-evicted" }), "evicted: no longer in the cache");
+  const node = el("section", { class: "sk-panel" }, title, invite, holder, legend);
+  const picture = document.createElement("canvas");
+  let frame = null, theme = null, drawn = "", painted = "", box = null;
+
+  function paint(name, under) {
+    const { data, shape: [rows, columns] } = frame.arrays[name];
+    const image = new ImageData(columns, rows);
+    for (let r = 0; r < rows; r++) {
+      for (let c = 0; c < columns; c++) {
+        const level = data[r * columns + c], at = 4 * (r * columns + c);
+        const [red, green, blue] = level ? colourOf(level) : under(r, c) ? theme.evicted : theme.later;
+        image.data[at] = red;
+        image.data[at + 1] = green;
+        image.data[at + 2] = blue;
+        image.data[at + 3] = 255;
+      }
+    }
+    return image;
+  }
+
+  function draw() {
+    const at = frame.map, width = canvas.clientWidth;
+    if (!width) return;
+    const edge = { left: 44, right: 50, top: 4, bottom: 36 };
+    const side = Math.max(120, Math.min(width - edge.left - edge.right, 420));
+    const height = side + edge.top + edge.bottom;
+    const resized = fit(canvas, width, height);
+    const key = `${frame.run}|${frame.chosen}|${at.layer}|${at.head}|${at.first}|${at.tokens.length}|${theme.dark}`;
+    if (!resized && key === drawn) return;
+    drawn = key;
+    const rows = frame.arrays.map.shape[0], shown = frame.arrays.map_sinks.shape[1];
+    const strip = Math.round(side * 0.1), gap = 8, wide = side - strip - gap;
+    box = { edge, side, strip, gap, wide, rows, shown };
+    const ctx = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
+    ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
+    ctx.clearRect(0, 0, width, height);
+    ctx.imageSmoothingEnabled = false;
+    const first = paint("map_sinks", (r, c) => c <= at.first + r);
+    picture.width = first.width;
+    picture.height = first.height;
+    picture.getContext("2d").putImageData(first, 0, 0);
+    ctx.drawImage(picture, edge.left, edge.top, strip, side);
+    const recent = paint("map", (r, c) => c <= r);
+    picture.width = recent.width;
+    picture.height = recent.height;
+    picture.getContext("2d").putImageData(recent, 0, 0);
+    // Where a pixel stands for several tokens, smoothing keeps thin lines from flickering.
+    ctx.imageSmoothingEnabled = rows > wide;
+    ctx.drawImage(picture, edge.left + strip + gap, edge.top, wide, side);
+
+    ctx.font = "11px system-ui, sans-serif";
+    ctx.fillStyle = theme.muted;
+    ctx.textBaseline = "middle";
+    ctx.textAlign = "right";
+    const step = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((s) => rows / s <= 6) || 1000;
+    const ticks = [];
+    for (let t = Math.ceil(at.first / step) * step; t < at.first + rows; t += step) ticks.push(t);
+    for (const t of ticks) ctx.fillText(count(t), edge.left - 4, edge.top + ((t - at.first + 0.5) / rows) * side);
+    ctx.textAlign = "center";
+    ctx.textBaseline = "top";
+    for (const t of ticks.filter((_, i) => i % 2 === 0)) {
+      ctx.fillText(count(t), edge.left + strip + gap + ((t - at.first + 0.5) / rows) * wide, edge.top + side + 4);
+    }
+    ctx.fillText(`0–${shown - 1}`, edge.left + strip / 2, edge.top + side + 4);
+    ctx.fillText("attended token (left: the first ones, magnified)", edge.left + side / 2, edge.top + side + 20);
+    ctx.save();
+    ctx.translate(7, edge.top + side / 2);
+    ctx.rotate(-Math.PI / 2);
+    ctx.fillText("query token", 0, -4);
+    ctx.restore();
+    bar(ctx, edge.left + side + 10, edge.top, 9, side, [[0.01, "10⁻⁴"], [0.25, "10⁻³"], [0.5, "0.01"], [0.75, "0.1"], [0.99, "1"]], theme);
+    canvas.setAttribute("aria-label", `Attention of layer ${at.layer}, head ${at.head}: tokens ${at.first} to ${at.first + rows - 1}, logarithmic colour.`);
+  }
+
+  canvas.addEventListener("mousemove", (e) => {
+    const at = frame?.map;
+    if (!at || !box) return;
+    const row = Math.floor(((e.offsetY - box.edge.top) / box.side) * box.rows);
+    const x = e.offsetX - box.edge.left;
+    let column = -1, name = "map", key = "";
+    if (x >= 0 && x < box.strip) {
+      column = Math.floor((x / box.strip) * box.shown);
+      name = "map_sinks";
+      key = `${JSON.stringify(at.sink_tokens[column])} (${column})`;
+    } else if (x >= box.strip + box.gap && x < box.side) {
+      column = Math.floor(((x - box.strip - box.gap) / box.wide) * box.rows);
+      key = `${JSON.stringify(at.tokens[column])} (${at.first + column})`;
+    }
+    tip.hidden = row < 0 || row >= box.rows || column < 0;
+    if (tip.hidden) return;
+    const level = frame.arrays[name].data[row * frame.arrays[name].shape[1] + column];
+    const later = name === "map" ? column > row : column > at.first + row;
+    const weight = level ? weightOf(level).toPrecision(2) : later ? "comes later" : "evicted";
+    say(tip, `${JSON.stringify(at.tokens[row])} (${at.first + row}) → ${key}: ${weight}`);
+    tip.style.left = `${Math.max(0, Math.min(e.offsetX + 12, canvas.clientWidth - 260))}px`;
+    tip.style.top = `${e.offsetY + 16}px`;
+  });
+  canvas.addEventListener("mouseleave", () => { tip.hidden = true; });
+
+  function show(next, nextTheme) {
+    frame = next;
+    theme = nextTheme;
+    const at = frame.map;
+    const name = frame.head ? `Layer ${frame.head[0]}, head ${frame.head[1]}` : "Attention map";
+    const sub = at ? ` attention map, tokens ${count(at.first)} to ${count(at.first + at.tokens.length - 1)}${at.note ? `: ${at.note}` : ""}` : "";
+    if (painted !== name + sub) {
+      painted = name + sub;
+      title.replaceChildren(name, el("span", { class: "sk-sub" }, sub));
+    }
+    invite.hidden = Boolean(at);
+    say(invite, frame.head ? "The map appears when this lane has read something." : "Click a cell above: that head’s attention map is drawn here.");
+    holder.hidden = legend.hidden = !at;
+    if (at) draw();
+  }
+  return { node, show };
+}

@@ -1,0 +1,63 @@
+// The text as it streams.  Every token is data: it is set as text, whatever it looks like.
+
+const TOP_NLL = 8;
+
+function makeStrip(send) {
+  const sub = el("span", { class: "sk-sub" });
+  const choice = (paint, text) => el("button", { type: "button", onclick: () => send("pick", { paint, at: Date.now() }) }, text);
+  const buttons = { nll: choice("nll", "surprise"), attention: choice("attention", "attention received") };
+  const text = el("div", { class: "sk-text", tabindex: 0, "aria-label": "The text as it is read" });
+  const node = el("section", { class: "sk-panel" },
+    el("div", { class: "sk-head" }, el("div", { class: "sk-title" }, "Text", sub), el("div", { class: "sk-segments" }, ...Object.values(buttons))), text);
+  let drawn = "", first = 0, spans = [], held = "";
+
+  function background(value, frame, theme) {
+    if (Number.isNaN(value)) return "";
+    if (frame.paint === "nll") return `rgba(213,94,0,${(Math.min(1, Math.max(0, value) / TOP_NLL) * (theme.dark ? 0.75 : 0.6)).toFixed(2)})`;
+    return `rgba(0,114,178,${Math.max(0, Math.min(1, 1 + Math.log10(Math.max(value, 1e-4)) / 4) * 0.75).toFixed(2)})`;
+  }
+
+  function show(frame, theme) {
+    const lane = frame.lanes[frame.chosen];
+    for (const [paint, button] of Object.entries(buttons)) {
+      flag(button, "sk-on", frame.paint === paint);
+      button.setAttribute("aria-pressed", frame.paint === paint);
+    }
+    buttons.attention.disabled = !frame.head;
+    buttons.attention.title = frame.head ? "" : "Choose a head first: click a cell of the sink mass grid";
+    say(sub, frame.paint === "nll" ? ` ${lane.label}; darker is more surprising` : ` ${lane.label}; darker got more attention from layer ${frame.head?.[0]}, head ${frame.head?.[1]}`);
+    const key = `${frame.run}|${frame.chosen}|${frame.tokens_start}|${frame.tokens.length}|${frame.paint}|${frame.head}|${theme.dark}`;
+    if (key === drawn) return;
+    drawn = key;
+    const atEnd = text.scrollTop + text.clientHeight >= text.scrollHeight - 30;
+    const values = frame.arrays.token_values?.data || [];
+    const same = `${frame.run}|${frame.chosen}`;
+    if (held !== same || frame.tokens_start < first) {
+      text.replaceChildren();
+      spans = [];
+      first = frame.tokens_start;
+      held = same;
+    }
+    // Tokens that left the stretch go at the front, new ones come at the end: what stays is not touched.
+    const gone = Math.min(spans.length, frame.tokens_start - first);
+    for (const span of spans.splice(0, gone)) span.remove();
+    first = frame.tokens_start;
+    for (let i = spans.length; i < frame.tokens.length; i++) {
+      const span = el("span", {});
+      span.textContent = frame.tokens[i].replaceAll("\n", "↵\n");
+      spans.push(span);
+      text.append(span);
+    }
+    spans.forEach((span, i) => {
+      const colour = background(values[i], frame, theme);
+      if (span.dataset.c !== colour) {
+        span.dataset.c = colour;
+        span.style.backgroundColor = colour;
+        const value = Number.isNaN(values[i]) ? "" : frame.paint === "nll" ? `${values[i].toFixed(2)} nats` : `attention ${values[i].toPrecision(2)}`;
+        span.title = `${JSON.stringify(frame.tokens[i])} at ${count(first + i)}${value ? `: ${value}` : ""}`;
+      }
+    });
+    if (atEnd) text.scrollTop = text.scrollHeight;
+  }
+  return { node, show };
+}

@@ -1,0 +1,312 @@
+"""What the page is sent ten times a second: the state of a run in one piece of bytes.
+
+A frame stands for itself (the browser draws the newest and drops older ones): a JSON header, and arrays behind it whose
+type, place and shape the header tells.  Curves are thinned so that spikes survive.  No Streamlit in here.
+"""
+
+import json
+import struct
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import metrics
+from analysis.maps import HeadMap
+from analysis.policies import POLICIES, Policy, parse
+from analysis.record import Track
+
+from .palette import colours
+from .runner import LiveRun
+
+ROLL = 256
+"""Tokens of the rolling curves."""
+POINTS = 600
+"""Points of a curve: about one a pixel."""
+FIRST = 32
+"""Tokens before a curve begins: means over fewer say nothing."""
+STRIP = 360
+"""Tokens of text on screen."""
+MAP = 512
+"""Tokens on a side of the map on screen."""
+GRID = 256
+"""Tokens over which the sink grid is a mean."""
+FLOOR = 1e-6
+"""The smallest weight that a map tells from zero."""
+
+MODES = ("relative", "rolling", "cumulative")
+PAINTS = ("nll", "attention")
+
+
+@dataclass
+class View:
+    """What one person has chosen to look at."""
+
+    mode: str = "relative"
+    paint: str = "nll"
+    reference: int = 0
+    chosen: int = 0
+    head: tuple[int, int] | None = None
+
+
+@dataclass
+class Sender:
+    """Makes the frames of one tab, and remembers the map that it drew last."""
+
+    seq: int = 0
+    _map_for: tuple | None = None
+    _map: HeadMap | None = None
+    _arrays: dict[str, NDArray] = field(default_factory=dict)
+
+    def frame(self, run: LiveRun, view: View) -> bytes:
+        """The newest state of a run as a person chose to see it."""
+        self.seq += 1
+        self._arrays = {}
+        policies = [parse(t.policies[-1][1]) if t.policies else parse(p) for t, p in zip(run.run.tracks, run.spec.policies, strict=True)]
+        begun = [parse(p) for p in run.spec.policies]
+        looks = colours(begun)
+        head = {
+            "seq": self.seq,
+            "published": run.published,
+            "run": run.id,
+            "status": run.status,
+            "note": run.note,
+            "pace": run.pace,
+            "mode": view.mode,
+            "paint": view.paint,
+            "reference": view.reference,
+            "chosen": view.chosen,
+            "head": view.head,
+            "roll": ROLL,
+            **self._progress(run),
+            "trained_length": run.model.trained_length if run.model else None,
+            "lanes": [self._lane(run, view, i, policies[i], looks[i]) for i in range(len(policies))],
+            "marks": self._marks(run, begun),
+            "schema": SCHEMA,
+        }
+        self._curves(run, view)
+        head.update(self._text(run, view))
+        self._grid(run.run.tracks[view.chosen])
+        head["arrays"], blob = self._pack()
+        return _packed(head, blob)
+
+    def _progress(self, run: LiveRun) -> dict[str, Any]:
+        if not run.lanes:
+            return {"progress": "", "share": 0.0, "total": 0}
+        total = len(run.lanes[0].source.tokens)
+        read = max(lane.position for lane in run.lanes)
+        minutes, seconds = divmod(int(run.reading_seconds), 60)
+        clock = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+        where = f"{run.model.name} · {run.spec.dtype} · {run.model.device}"
+        return {"progress": f"{read:,} of {total:,} tokens · {where} · {clock}", "share": read / total, "total": total}
+
+    def _lane(self, run: LiveRun, view: View, i: int, policy: Policy, look: tuple[str, str]) -> dict[str, Any]:
+        track, reference = run.run.tracks[i], run.run.tracks[view.reference]
+        nll = track.nll.view()
+        lane = {
+            "title": policy.title,
+            "label": policy.label,
+            "policy": str(policy),
+            "color": look[0],
+            "dash": look[1],
+            "read": len(nll) + 1 if len(nll) else 0,
+            "relative": None,
+            "excess": None,
+            "error": None,
+            "rolling": None,
+            "kept": 0,
+            "bytes": 0,
+            "rate": None,
+            "sinks_held": run.lanes[i].sinks if run.lanes else 0,
+            "state": "reading",
+        }
+        if run.lanes and run.lanes[i].done:
+            lane["state"] = "end of text"
+        if not len(nll):
+            return lane
+        shared = min(len(nll), len(reference.nll))
+        sums, other = track.sums.view(), reference.sums.view()
+        if shared >= FIRST and i != view.reference:
+            begin = max(0, shared - ROLL)
+            now = ((sums[shared] - sums[begin]) - (other[shared] - other[begin])) / (shared - begin)
+            mean, error = metrics.excess(nll, reference.nll.view())
+            lane.update(relative=_finite(np.exp(now)), excess=_finite(mean), error=_finite(error))
+        lane["rolling"] = _finite(np.exp(metrics.rolling_mean(sums, np.array([len(nll)]), ROLL)[0]))
+        lane["kept"], lane["bytes"] = int(track.cache_tokens.view()[-1]), int(track.cache_bytes.view()[-1])
+        # Over the last few chunks, since a policy may have been switched.
+        spans = track.spans[-6:]
+        compute = track.compute.view()
+        before = compute[spans[0][0] - 2] if spans[0][0] > 1 else 0.0
+        lane["rate"] = _finite((spans[-1][1] - spans[0][0]) / max(compute[spans[-1][1] - 2] - before, 1e-9))
+        return lane
+
+    def _marks(self, run: LiveRun, policies: list[Policy]) -> list[dict[str, Any]]:
+        read = max(len(t.nll) for t in run.run.tracks)
+        full: dict[int, int] = {}
+        for policy in policies:
+            if policy.capacity is not None and policy.capacity < read and getattr(policy, "stride", None) is None:
+                full[policy.capacity] = full.get(policy.capacity, 0) + 1
+        marks = [{"x": x, "text": "caches full" if n > 1 else "cache full", "kind": "full"} for x, n in full.items()]
+        trained = run.model.trained_length if run.model else None
+        if trained and trained < read:
+            marks.append({"x": trained, "text": "trained length", "kind": "trained"})
+        for event in list(run.run.events):
+            if event["what"] == "switch":
+                how = f", {event['how']}" if event["how"] else ""
+                text = parse(event["policy"]).label + how
+                marks.append({"x": event["position"], "text": text, "kind": "switch", "lane": event["lane"]})
+        return marks
+
+    def _curves(self, run: LiveRun, view: View) -> None:
+        reference = run.run.tracks[view.reference]
+        for i, track in enumerate(run.run.tracks):
+            count = len(track.nll)
+            if view.mode == "relative":
+                count = min(count, len(reference.nll))
+            ends = np.arange(FIRST, count + 1)
+            sums = track.sums.view()
+            if view.mode == "relative":
+                y = metrics.rolling_mean(sums[: count + 1] - reference.sums.view()[: count + 1], ends, ROLL)
+            elif view.mode == "rolling":
+                y = metrics.rolling_mean(sums, ends, ROLL)
+            else:
+                y = sums[ends] / ends
+            kept = metrics.decimate(y, POINTS)
+            self._arrays[f"x{i}"] = (ends[kept] if len(kept) else ends).astype(np.float32)
+            self._arrays[f"y{i}"] = np.exp(y[kept]).astype(np.float32)
+            size = track.cache_bytes.view()[: len(track.nll)]
+            places = np.unique(np.linspace(0, max(0, len(size) - 1), 120).astype(int)) if len(size) else np.arange(0)
+            self._arrays[f"mx{i}"] = (places + 1).astype(np.float32)
+            self._arrays[f"my{i}"] = (size[places] / 1e6).astype(np.float32)
+        furthest = max(len(t.nll) for t in run.run.tracks)
+        if run.model and furthest:
+            self._arrays["px"] = np.array([0, furthest], np.float32)
+            self._arrays["py"] = np.array([0, furthest * run.model.bytes_per_token / 1e6], np.float32)
+
+    def _grid(self, track: Track) -> None:
+        chunks, tokens = [], 0
+        for (start, stop), mass in zip(reversed(track.spans[:]), reversed(track.sink_mass[: len(track.spans)]), strict=False):
+            chunks.append((stop - start, mass))
+            tokens += stop - start
+            if tokens >= GRID:
+                break
+        if chunks:
+            self._arrays["grid"] = np.average([m for _, m in chunks], axis=0, weights=[n for n, _ in chunks])
+
+    def _text(self, run: LiveRun, view: View) -> dict[str, Any]:
+        track = run.run.tracks[view.chosen]
+        nll = track.nll.view()
+        stop = len(nll) + 1
+        start = max(0, stop - STRIP) if len(nll) else 0
+        values = np.full(stop - start, np.nan, np.float32)
+        values[max(0, 1 - start) :] = nll[max(0, start - 1) : stop - 1]
+        shown: dict[str, Any] = {"tokens_start": start, "tokens": run.pieces[start:stop] if len(nll) else [], "map": None}
+        drawn = self._head_map(run, view)
+        if drawn is not None:
+            last = drawn.first + len(drawn.weights)
+            policy = run.lanes[view.chosen].policy
+            fresh = getattr(policy, "stride", None) is not None
+            shown["map"] = {
+                "layer": drawn.layer,
+                "head": drawn.head,
+                "first": drawn.first,
+                "note": "the newest window, encoded afresh" if fresh else "",
+                "tokens": run.pieces[drawn.first : last],
+                "sink_tokens": run.pieces[: drawn.sinks.shape[1]],
+            }
+            self._arrays["map"], self._arrays["map_sinks"] = _coded(drawn.weights), _coded(drawn.sinks)
+            if view.paint == "attention":
+                values = np.full(stop - start, np.nan, np.float32)
+                received = drawn.received()
+                begin = max(start, drawn.first)
+                values[begin - start : last - start] = received[begin - drawn.first :]
+        self._arrays["token_values"] = values
+        return shown
+
+    def _head_map(self, run: LiveRun, view: View) -> HeadMap | None:
+        if view.head is None or not run.lanes or not run.run.tracks[view.chosen].spans:
+            return None
+        wanted = (run.id, view.chosen, view.head, len(run.run.tracks[view.chosen].nll))
+        if wanted != self._map_for:
+            self._map_for, self._map = wanted, run.map(view.chosen, *view.head, MAP)
+        return self._map
+
+    def _pack(self) -> tuple[dict[str, list], bytes]:
+        table, parts, offset = {}, [], 0
+        for name, array in self._arrays.items():
+            array = np.ascontiguousarray(array, np.uint16 if array.dtype == np.uint16 else np.float32)
+            data = array.tobytes()
+            data += b"\0" * (-len(data) % 4)
+            table[name] = ["u2" if array.dtype == np.uint16 else "f4", offset, list(array.shape)]
+            parts.append(data)
+            offset += len(data)
+        return table, b"".join(parts)
+
+
+def empty(sender: Sender, policies: list[Policy], view: View, pace: int, note: str) -> bytes:
+    """A frame before anything was read: the lanes as they are set, and what there is to say."""
+    sender.seq += 1
+    lanes = []
+    for policy, (color, dash) in zip(policies, colours(policies), strict=True):
+        lane = {"title": policy.title, "label": policy.label, "policy": str(policy), "color": color, "dash": dash}
+        lane |= {"read": 0, "kept": 0, "bytes": 0, "sinks_held": 0, "state": "ready"}
+        lanes.append(lane | dict.fromkeys(("relative", "excess", "error", "rolling", "rate")))
+    head = {
+        "seq": sender.seq,
+        "published": 0,
+        "run": "",
+        "status": "ready",
+        "note": note,
+        "pace": pace,
+        "mode": view.mode,
+        "paint": view.paint,
+        "reference": min(view.reference, len(lanes) - 1),
+        "chosen": min(view.chosen, len(lanes) - 1),
+        "head": view.head,
+        "roll": ROLL,
+        "progress": "",
+        "share": 0.0,
+        "total": 0,
+        "trained_length": None,
+        "lanes": lanes,
+        "marks": [],
+        "schema": SCHEMA,
+        "tokens": [],
+        "tokens_start": 0,
+        "map": None,
+        "arrays": {},
+    }
+    return _packed(head, b"")
+
+
+def _packed(head: dict[str, Any], blob: bytes) -> bytes:
+    text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
+    text += b" " * (-len(text) % 4)
+    return struct.pack("<I", len(text)) + text + blob
+
+
+def _coded(weights: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Weights as 1 … 65535 on a logarithmic scale from FLOOR to 1; 0 stands for a pair that was never met."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        level = 1 + np.round((1 - np.log10(np.maximum(weights, FLOOR)) / np.log10(FLOOR)) * 65534)
+    return np.where(np.isnan(weights), 0, level).astype(np.uint16)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+SCHEMA = [
+    {
+        "name": name,
+        "title": policy.title,
+        "help": " ".join(policy.__doc__.split("\n")[0].split()),
+        "settings": [
+            {"name": f.name, "default": f.default, **{k: f.metadata[k] for k in ("help", "low", "high", "choices")}}
+            for f in fields(policy)
+        ],
+    }
+    for name, policy in POLICIES.items()
+]
+"""The policies and their settings, from which the page makes the form that switches a lane."""

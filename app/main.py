@@ -1,0 +1,15 @@
+"""The page frame: configuration, navigation, run.  Nothing else."""
+
+import sys
+from pathlib import Path
+
+# Streamlit puts this folder on the path; what it imports lies one above.
+ROOT = str(Path(__file__).resolve().parent.parent)
+if ROOT not in sys.path:
+    sys.path.insert(0, ROOT)
+
+import streamlit as st
+
+st.set_page_config(page_title="Sinkscope", page_icon=":material/blur_on:", layout="wide", initial_sidebar_state="auto")
+page = st.navigation([st.Page("views/live.py", title="Live", default=True)], position="hidden")
+page.run()

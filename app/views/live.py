@@ -1,0 +1,264 @@
+"""The live lab: choose what is read and how, press Start, watch the policies part ways."""
+
+import gc
+
+import streamlit as st
+
+from analysis import texts
+from analysis.__main__ import warnings
+from analysis.policies import parse
+from analysis.record import Spec
+from app.components import board
+from app.controls import policy_controls
+from app.frames import MODES, PAINTS, Sender, View, empty
+from app.palette import colours
+from app.presets import PRESETS
+from app.runner import MOST_LANES, REGISTRY, LiveRun
+
+PACES = (0, 5, 20, 100)
+UPLOAD, PASTE = "Upload a text …", "Paste a text …"
+CHUNK = 128
+
+
+@st.cache_resource
+def freeze() -> None:
+    """After the heavy imports: what they left behind is never collected again, which would stop every stream."""
+    gc.collect()
+    gc.freeze()
+
+
+def open_page() -> None:
+    """What a tab begins with: the run that its address names, the settings that its address asks for, or the first story."""
+    if "lanes" in st.session_state:
+        return
+    asked, problem = st.query_params, ""
+    story = PRESETS["four"]
+    lanes, text, model, dtype, reference = list(story.policies), "hamlet", "embedded", story.dtype, story.reference
+    run = REGISTRY.get(asked.get("run"))
+    if run is not None:
+        lanes, text, model, dtype = list(run.spec.policies), run.spec.text, run.spec.model, run.spec.dtype
+        reference = min(reference, len(lanes) - 1)
+    elif "run" in asked:
+        problem = "That run is no longer in memory: press Start to read again."
+        del asked["run"]
+    try:
+        if run is None and "lane" in asked:
+            lanes = [str(parse(p)) for p in asked.get_all("lane")]
+            reference = min(reference, len(lanes) - 1)
+            if len(lanes) > MOST_LANES:
+                raise ValueError(f"at most {MOST_LANES} lanes read at a time, not {len(lanes)}")
+        if run is None and "text" in asked:
+            if asked["text"] not in texts.plays():
+                raise ValueError(f"there is no bundled text {asked['text']!r}")
+            text = asked["text"]
+        if run is None and "model" in asked:
+            model = asked["model"]
+    except ValueError as e:
+        problem = f"The address of this page asks for something that cannot be: {e}. The four policies are set instead."
+        lanes, reference = list(story.policies), story.reference
+    view = View(reference=reference, chosen=reference)
+    st.session_state.update(
+        lanes=lanes, text=text, model=model, dtype=dtype, view=view, revision=0, problem=problem, sender=Sender(), pace=0
+    )
+
+
+def take(name: str) -> None:
+    """Set everything as a story has it."""
+    story = PRESETS[name]
+    st.session_state.update(
+        lanes=list(story.policies),
+        dtype=story.dtype,
+        view=View(reference=story.reference, chosen=story.reference, head=st.session_state.view.head),
+        revision=st.session_state.revision + 1,
+        story=name,
+    )
+    if "lane" in st.query_params:
+        del st.query_params["lane"]
+
+
+def the_text() -> texts.Text:
+    """The text that is chosen; raises ValueError with what to do."""
+    state = st.session_state
+    if state.text == UPLOAD:
+        if state.get("upload") is None:
+            raise ValueError("choose a file to upload first, or another text")
+        return texts.from_bytes(state.upload.getvalue(), state.upload.name)
+    if state.text == PASTE:
+        return texts.from_bytes(state.get("paste", "").encode(), "the pasted text")
+    run = current()
+    if run is not None and state.text == run.spec.text:
+        return run.text
+    return texts.read(state.text)
+
+
+def current() -> LiveRun | None:
+    return REGISTRY.get(st.query_params.get("run"))
+
+
+def start() -> None:
+    """Read from the beginning with what is set; the run that was on screen ends."""
+    state = st.session_state
+    old = current()
+    try:
+        text = the_text()
+        if old is not None:
+            old.wish("stopped")
+            old.join()
+        spec = Spec(state.model, state.text if text.name == state.text else text.name, tuple(state.lanes), None, CHUNK, state.dtype)
+        run = REGISTRY.start(spec, text)
+    except ValueError as e:
+        sentence = str(e)
+        state.problem = sentence[:1].upper() + sentence[1:] + "."
+        return
+    run.set_pace(state.pace)
+    state.problem = ""
+    lanes = len(state.lanes)
+    state.view.reference, state.view.chosen = min(state.view.reference, lanes - 1), min(state.view.chosen, lanes - 1)
+    st.query_params["run"] = run.id
+
+
+def add_lane() -> None:
+    st.session_state.lanes.append("streaming:sinks=4,window=60,positions=cache")
+    st.session_state.revision += 1
+
+
+def remove_lane(index: int) -> None:
+    st.session_state.lanes.pop(index)
+    st.session_state.revision += 1
+
+
+def sidebar() -> None:
+    state = st.session_state
+    with st.sidebar:
+        st.html('<div class="sk-brand">Sinkscope</div><div class="sk-motto">Watch a model forget how to read</div>')
+        st.caption("Start from")
+        for name, story in PRESETS.items():
+            chosen = [str(parse(p)) for p in story.policies] == [str(parse(p)) for p in state.lanes]
+            st.button(
+                f"**{story.title}**  \n{story.point}",
+                key=f"story-{name}",
+                on_click=take,
+                args=(name,),
+                width="stretch",
+                type="primary" if chosen else "secondary",
+            )
+        st.caption("Model and text")
+        state.model = st.text_input(
+            "Model", value=state.model, key=f"model-{state.revision}", help="embedded, a hub id, a folder, or a GGUF file"
+        ).strip() or "embedded"
+        names = [*texts.plays(), UPLOAD, PASTE]
+        if state.text not in names:
+            names.insert(0, state.text)
+        state.text = st.selectbox(
+            "Text",
+            names,
+            index=names.index(state.text),
+            format_func=lambda n: texts.title(n) if n in texts.plays() else n,
+            key=f"text-{state.revision}",
+        )
+        if state.text == UPLOAD:
+            st.file_uploader("A text file (UTF-8) or token ids (.npy)", key="upload", max_upload_size=8)
+        elif state.text == PASTE:
+            st.text_area("Text", key="paste", height=160, placeholder="Paste at least a few sentences")
+        state.dtype = st.selectbox(
+            "Numbers",
+            ["float32", "bfloat16"],
+            index=["float32", "bfloat16"].index(state.dtype),
+            key=f"dtype-{state.revision}",
+            help="bfloat16 reads about twice as fast and is a little less exact",
+        )
+        st.caption("Lanes")
+        policies = [parse(p) for p in state.lanes]
+        for i, (policy, (colour, _)) in enumerate(zip(policies, colours(policies), strict=True)):
+            st.html(f'<span class="sk-lane-dot" style="background:{colour}"></span>')
+            with st.expander(policy.label):
+                chosen = policy_controls(f"lane-{state.revision}-{i}", policy)
+                for note in warnings(chosen, 10**9, trained_length()):
+                    st.caption(note)
+                if str(chosen) != str(policy):
+                    state.lanes[i] = str(chosen)
+                    st.rerun()
+                st.button("Remove", key=f"remove-{state.revision}-{i}", on_click=remove_lane, args=(i,), disabled=len(policies) == 1)
+        st.button("Add a lane", on_click=add_lane, width="stretch", disabled=len(policies) >= MOST_LANES)
+        run = current()
+        if run is not None and list(run.spec.policies) != [str(p) for p in policies]:
+            st.caption("Press Restart to read with these lanes.")
+
+
+def trained_length() -> int | None:
+    run = current()
+    return run.model.trained_length if run is not None and run.model is not None else None
+
+
+def pressed() -> None:
+    what = st.session_state.board["press"]["what"]
+    run = current()
+    if what in ("start", "restart"):
+        start()
+    elif run is not None:
+        run.wish({"pause": "paused", "resume": "running", "stop": "stopped"}[what])
+
+
+def picked() -> None:
+    """A choice of what to look at."""
+    view, pick, run = st.session_state.view, st.session_state.board["pick"], current()
+    lanes = len(run.spec.policies) if run else len(st.session_state.lanes)
+    if "lane" in pick and 0 <= pick["lane"] < lanes:
+        view.chosen = pick["lane"]
+    if "reference" in pick and 0 <= pick["reference"] < lanes:
+        view.reference = pick["reference"]
+    if "head" in pick:
+        view.head = tuple(pick["head"]) if pick["head"] else None
+    if pick.get("mode") in MODES:
+        view.mode = pick["mode"]
+    if pick.get("paint") in PAINTS:
+        view.paint = pick["paint"]
+    if pick.get("pace") in PACES:
+        st.session_state.pace = pick["pace"]
+        if run is not None:
+            run.set_pace(pick["pace"])
+
+
+def changed() -> None:
+    """A lane is to read on under another policy."""
+    change, run = st.session_state.board["change"], current()
+    if run is None:
+        return
+    try:
+        policy = parse(change["policy"])
+    except ValueError as e:
+        sentence = str(e)
+        run.tell(sentence[:1].upper() + sentence[1:] + ".")
+        return
+    run.switch(change["lane"], policy, bool(change.get("pin")))
+    if notes := warnings(policy, 10**9, trained_length()):
+        run.tell(notes[0] + ".")
+
+
+def draw() -> None:
+    """One frame; again and again while there is something to see."""
+    run, state = current(), st.session_state
+    if run is not None:
+        run.look()
+        frame = state.sender.frame(run, state.view)
+        if state.problem:
+            run.tell(state.problem)
+            state.problem = ""
+    else:
+        frame = empty(state.sender, [parse(p) for p in state.lanes], state.view, state.pace, state.problem)
+    board.mount(frame, key="board", on_press=pressed, on_pick=picked, on_change=changed)
+    if busy() != state.fast:
+        # Begun or ended: the whole page runs again and sets the pace of the frames anew.
+        st.rerun()
+
+
+def busy() -> bool:
+    run = current()
+    return run is not None and run.live
+
+
+freeze()
+open_page()
+sidebar()
+st.session_state.fast = busy()
+st.fragment(draw, run_every=0.1 if st.session_state.fast else None)()
