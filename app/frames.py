@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import metrics
-from analysis.maps import HeadMap
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Track
 
@@ -22,14 +21,12 @@ from .runner import LiveRun
 
 ROLL = 256
 """Tokens of the rolling curves."""
-POINTS = 600
+POINTS = 480
 """Points of a curve: about one a pixel."""
 FIRST = 32
 """Tokens before a curve begins: means over fewer say nothing."""
 STRIP = 360
 """Tokens of text on screen."""
-MAP = 512
-"""Tokens on a side of the map on screen."""
 GRID = 256
 """Tokens over which the sink grid is a mean."""
 FLOOR = 1e-6
@@ -52,11 +49,9 @@ class View:
 
 @dataclass
 class Sender:
-    """Makes the frames of one tab, and remembers the map that it drew last."""
+    """Makes the frames of one tab."""
 
     seq: int = 0
-    _map_for: tuple | None = None
-    _map: HeadMap | None = None
     _arrays: dict[str, NDArray] = field(default_factory=dict)
 
     def frame(self, run: LiveRun, view: View) -> bytes:
@@ -202,7 +197,7 @@ class Sender:
         values = np.full(stop - start, np.nan, np.float32)
         values[max(0, 1 - start) :] = nll[max(0, start - 1) : stop - 1]
         shown: dict[str, Any] = {"tokens_start": start, "tokens": run.pieces[start:stop] if len(nll) else [], "map": None}
-        drawn = self._head_map(run, view)
+        drawn = run.map(view.chosen, *view.head) if view.head and run.lanes else None
         if drawn is not None:
             last = drawn.first + len(drawn.weights)
             policy = run.lanes[view.chosen].policy
@@ -223,14 +218,6 @@ class Sender:
                 values[begin - start : last - start] = received[begin - drawn.first :]
         self._arrays["token_values"] = values
         return shown
-
-    def _head_map(self, run: LiveRun, view: View) -> HeadMap | None:
-        if view.head is None or not run.lanes or not run.run.tracks[view.chosen].spans:
-            return None
-        wanted = (run.id, view.chosen, view.head, len(run.run.tracks[view.chosen].nll))
-        if wanted != self._map_for:
-            self._map_for, self._map = wanted, run.map(view.chosen, *view.head, MAP)
-        return self._map
 
     def _pack(self) -> tuple[dict[str, list], bytes]:
         table, parts, offset = {}, [], 0

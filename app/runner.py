@@ -28,8 +28,12 @@ UNSEEN_FREE = 600.0
 """Seconds without a look after which its memory is freed."""
 HOLD = 1024
 """Tokens of which queries and keys are kept for maps."""
-TURN = 0.15
+TURN = 0.25
 """Seconds that one turn of a lane should take: short enough for all lanes to move every second."""
+MAP = 512
+"""Tokens on a side of the maps on screen."""
+MAP_EVERY = 0.5
+"""Seconds between two drawings of maps while the run reads."""
 ENDED = ("finished", "stopped", "failed")
 
 
@@ -79,6 +83,10 @@ class LiveRun:
         """Wall-clock time spent reading, pauses not counted."""
         self._models, self._wishes = models, queue.SimpleQueue[Switch]()
         self._wake, self._wanted = threading.Condition(), "running"
+        self._news = threading.Condition()
+        self._maps_wanted: dict[tuple[int, int, int], float] = {}
+        self._maps: dict[tuple[int, int, int], tuple[int, HeadMap | None]] = {}
+        self._maps_made = 0.0
         self._seen = time.monotonic()
         self._thread = threading.Thread(target=self._work, name=f"run {self.id}", daemon=True)
         self._thread.start()
@@ -97,14 +105,10 @@ class LiveRun:
         self._seen = time.monotonic()
 
     def wish(self, what: str) -> None:
-        """running, paused or stopped."""
+        """running, paused, stopped, or freed: then its thread ends."""
         with self._wake:
             self._wanted = what
             self._wake.notify_all()
-
-    def join(self) -> None:
-        """Wait until the thread has ended, at most for one turn or so."""
-        self._thread.join(timeout=5)
 
     def switch(self, lane: int, policy: Policy, pin: bool) -> None:
         """Let a lane read on under another policy, from its next chunk on."""
@@ -122,10 +126,28 @@ class LiveRun:
     def tell(self, note: str) -> None:
         """Put one sentence on the page."""
         self.note = note
-        self.version += 1
+        self._publish()
 
-    def map(self, lane: int, layer: int, head: int, tokens: int) -> HeadMap | None:
-        return head_map(self.lanes[lane], layer, head, tokens) if self.lanes else None
+    def wait(self, version: int, seconds: float) -> None:
+        """Wait until there is something newer than `version` to see, at most so many seconds."""
+        with self._news:
+            self._news.wait_for(lambda: self.version != version, seconds)
+
+    def _publish(self) -> None:
+        with self._news:
+            self.version += 1
+            self.published = time.time()
+            self._news.notify_all()
+
+    def map(self, lane: int, layer: int, head: int) -> HeadMap | None:
+        """The newest map of a head that there is; asking keeps it coming.  None until the first was made."""
+        key = (lane, layer, head)
+        asked_before = key in self._maps_wanted
+        self._maps_wanted[key] = time.monotonic()
+        if not asked_before:
+            with self._wake:
+                self._wake.notify_all()
+        return self._maps.get(key, (0, None))[1]
 
     def _set(self, status: str, note: str = "") -> None:
         if status != self.status:
@@ -155,27 +177,17 @@ class LiveRun:
         self._set("running")
 
     def _read(self) -> None:
-        turn: Lane | None = None
         pace, from_position, from_time = self.pace, 1, time.monotonic()
-        while self._wanted != "stopped":
+        while self._wanted != "freed":
             switched = self._carry_out()
-            if all(lane.done for lane in self.lanes):
-                self._set("finished")
-                return
-            if self._wanted == "running" and self.unseen > UNSEEN_PAUSE:
-                self._wanted = "paused"
-                self._set("paused", "Paused, since nobody was looking. Press Resume to go on.")
-            if self._wanted == "paused":
-                if self.status != "paused":
-                    self._set("paused", self.note)
-                with self._wake:
-                    self._wake.wait(1.0)
-                from_position, from_time = self._furthest(), time.monotonic()
-                continue
-            if self.status != "running":
-                self._set("running")
-            if pace != self.pace:
+            self._draw_maps()
+            resting = self._rest()
+            if resting or pace != self.pace:
                 pace, from_position, from_time = self.pace, self._furthest(), time.monotonic()
+            if resting:
+                with self._wake:
+                    self._wake.wait(0.5)
+                continue
             upto = None
             if pace:
                 upto = from_position + 1 + int(pace * (time.monotonic() - from_time))
@@ -189,9 +201,40 @@ class LiveRun:
             step = turn.read(self._chunk(turn), upto)
             self.reading_seconds += time.perf_counter() - began
             self.run.append(step)
-            self.published = time.time()
-            self.version += 1
-        self._set("stopped")
+            self._publish()
+
+    def _rest(self) -> bool:
+        """Whether the run stands still just now, with its status set to say why."""
+        if self.status in ENDED:
+            return True
+        if self._wanted == "stopped":
+            self._set("stopped")
+        elif all(lane.done for lane in self.lanes):
+            self._set("finished")
+        elif self._wanted == "running" and self.unseen > UNSEEN_PAUSE:
+            self._wanted = "paused"
+            self._set("paused", "Paused, since nobody was looking. Press Resume to go on.")
+        elif self._wanted != self.status:
+            self._set(self._wanted)
+        return self.status != "running"
+
+    def _draw_maps(self) -> None:
+        """Draw the maps that were asked for lately.  In this thread, since a second one that multiplies matrices would
+        make this one's threads wait for each other."""
+        now = time.monotonic()
+        if self.status == "running" and now - self._maps_made < MAP_EVERY:
+            return
+        for key, asked in list(self._maps_wanted.items()):
+            if now - asked > 2:
+                del self._maps_wanted[key]
+                self._maps.pop(key, None)
+                continue
+            lane, layer, head = key
+            read = self.lanes[lane].position
+            if self._maps.get(key, (0, None))[0] != read:
+                self._maps[key] = read, head_map(self.lanes[lane], layer, head, MAP)
+                self._maps_made = time.monotonic()
+                self._publish()
 
     def _furthest(self) -> int:
         return max(lane.position for lane in self.lanes)
@@ -250,6 +293,12 @@ class Registry:
             self._runs[run.id] = run
             return run
 
+    def free(self, run_id: str) -> None:
+        """End a run and forget it."""
+        with self._lock:
+            if run_id in self._runs:
+                self._free(self._runs[run_id])
+
     def get(self, run_id: str | None) -> LiveRun | None:
         with self._lock:
             self._sweep()
@@ -261,7 +310,7 @@ class Registry:
                 self._free(run)
 
     def _free(self, run: LiveRun) -> None:
-        run.wish("stopped")
+        run.wish("freed")
         del self._runs[run.id]
 
 

@@ -1,9 +1,13 @@
-"""What the tests share: a tiny random model, the embedded one, and the official numbers.  No network, no stray files."""
+"""What the tests share: a tiny random model, the embedded one, the official numbers.  No network, no stray files."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
+# Before the hub's client reads them.  The converted embedded model alone stays where it is: it takes long to make.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="sinkscope-tests-")
 
 import numpy as np
 import pytest
@@ -35,9 +39,20 @@ def tiny_llama() -> LlamaForCausalLM:
 
 @pytest.fixture(scope="session")
 def embedded():
+    """The embedded model in float32 on this machine's processor."""
     from analysis.models import load
 
-    return load("embedded")
+    return load("embedded", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the browser.  Without one its tests are skipped, but where CI is set they fail."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        if path := shutil.which(name):
+            return path
+    reason = "no chromium on the PATH: install it (apt-get install chromium) to run the browser tests"
+    return pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +64,7 @@ def oracle():
             return numbers["token_ids"], numbers["nll"]
 
     return read
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)

@@ -1,6 +1,7 @@
 """The live lab: choose what is read and how, press Start, watch the policies part ways."""
 
 import gc
+from dataclasses import replace
 
 import streamlit as st
 
@@ -11,7 +12,6 @@ from analysis.record import Spec
 from app.components import board
 from app.controls import policy_controls
 from app.frames import MODES, PAINTS, Sender, View, empty
-from app.palette import colours
 from app.presets import PRESETS
 from app.runner import MOST_LANES, REGISTRY, LiveRun
 
@@ -102,8 +102,7 @@ def start() -> None:
     try:
         text = the_text()
         if old is not None:
-            old.wish("stopped")
-            old.join()
+            REGISTRY.free(old.id)
         spec = Spec(state.model, state.text if text.name == state.text else text.name, tuple(state.lanes), None, CHUNK, state.dtype)
         run = REGISTRY.start(spec, text)
     except ValueError as e:
@@ -169,9 +168,8 @@ def sidebar() -> None:
         )
         st.caption("Lanes")
         policies = [parse(p) for p in state.lanes]
-        for i, (policy, (colour, _)) in enumerate(zip(policies, colours(policies), strict=True)):
-            st.html(f'<span class="sk-lane-dot" style="background:{colour}"></span>')
-            with st.expander(policy.label):
+        for i, policy in enumerate(policies):
+            with st.popover(f":material/edit: {policy.label}", width="stretch"):
                 chosen = policy_controls(f"lane-{state.revision}-{i}", policy)
                 for note in warnings(chosen, 10**9, trained_length()):
                     st.caption(note)
@@ -240,6 +238,10 @@ def draw() -> None:
     run, state = current(), st.session_state
     if run is not None:
         run.look()
+        # A frame is sent when there is something new, since every one costs the browser more than its drawing.
+        if run.version == state.get("seen") and state.view == state.get("seen_view"):
+            run.wait(run.version, 0.3)
+        state.seen, state.seen_view = run.version, replace(state.view)
         frame = state.sender.frame(run, state.view)
         if state.problem:
             run.tell(state.problem)

@@ -16,7 +16,8 @@ function loadPlotly() {
   return plotlyScript;
 }
 
-const LEAST_BETWEEN = 200; // ms between two drawings of the curves: an SVG of thousands of points is not free
+// ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly.
+const LEAST_BETWEEN = 330, LEAST_BETWEEN_MEMORY = 1000;
 
 function times(value) {
   const known = { 0.125: "⅛ ×", 0.25: "¼ ×", 0.5: "½ ×" };
@@ -67,7 +68,7 @@ function makeCurves(send) {
   const node = el("div", {},
     el("section", { class: "sk-panel" }, el("div", { class: "sk-head" }, title, el("div", { class: "sk-segments" }, ...modes.map(([, b]) => b))), plot),
     el("section", { class: "sk-panel" }, el("div", { class: "sk-title" }, "KV-cache memory", el("span", { class: "sk-sub" }, " MB, measured; dotted: what dense would take, predicted")), memory));
-  let plotly = null, frame = null, theme = null, last = 0, timer = 0, drawn = "", titled = "", range = null;
+  let plotly = null, frame = null, theme = null, last = 0, lastMemory = 0, timer = 0, drawn = "", titled = "", range = null;
   loadPlotly().then((P) => { plotly = P; draw(); }, () => say(plot, "The plotting script could not be loaded: reload the page."));
 
   const base = (height, right) => ({
@@ -135,6 +136,17 @@ function makeCurves(send) {
     layout.annotations.push(...endLabels(height - 42, low, high, true));
     plotly.react(plot, traces("x", "y", relative ? "×" : "perplexity", {}), layout, config);
 
+    if (last - lastMemory > LEAST_BETWEEN_MEMORY || frame.status !== "running") drawMemory(width, right, layout.xaxis.range);
+    const facts = frame.lanes.map((l, i) => `${l.label}: ${i === frame.reference ? "the reference" : `${digits(l.relative)} times`}, rolling perplexity ${digits(l.rolling)}`);
+    plot.setAttribute("aria-label", `Perplexity against tokens read. ${facts.join("; ")}.`);
+    memory.setAttribute("aria-label", `Cache memory. ${frame.lanes.map((l) => `${l.label}: ${size(l.bytes)}`).join("; ")}.`);
+    window.__sinkscope = { seq: frame.seq, published: frame.published, painted: Date.now() / 1000, mode: frame.mode };
+    (window.__sinkscopeFrames ??= []).push(window.__sinkscope);
+    if (window.__sinkscopeFrames.length > 600) window.__sinkscopeFrames.shift();
+  }
+
+  function drawMemory(width, right, range) {
+    lastMemory = performance.now();
     const small = base(memory.clientHeight, right);
     small.width = width;
     small.uirevision = frame.run;
@@ -142,16 +154,10 @@ function makeCurves(send) {
     const tops = frame.lanes.map((_, i) => { const y = frame.arrays[`my${i}`]?.data; return y?.length ? y[y.length - 1] : 0; });
     const top = Math.max(1, ...tops);
     small.yaxis = { gridcolor: theme.line, zeroline: false, range: [0, top * 1.12], nticks: 4 };
-    small.xaxis.range = layout.xaxis.range;
+    small.xaxis.range = range;
     const predicted = { type: "scatter", mode: "lines", x: frame.arrays.px?.data || [], y: frame.arrays.py?.data || [], line: { color: theme.muted, width: 1.5, dash: "dot" }, hovertemplate: "%{y:.0f} MB predicted<extra>Dense</extra>" };
     small.annotations = ends(tops, top, memory.clientHeight - 42);
     plotly.react(memory, [predicted, ...traces("mx", "my", "MB", {})], small, config);
-    const facts = frame.lanes.map((l, i) => `${l.label}: ${i === frame.reference ? "the reference" : `${digits(l.relative)} times`}, rolling perplexity ${digits(l.rolling)}`);
-    plot.setAttribute("aria-label", `Perplexity against tokens read. ${facts.join("; ")}.`);
-    memory.setAttribute("aria-label", `Cache memory. ${frame.lanes.map((l) => `${l.label}: ${size(l.bytes)}`).join("; ")}.`);
-    window.__sinkscope = { seq: frame.seq, published: frame.published, painted: Date.now() / 1000, mode: frame.mode };
-    (window.__sinkscopeFrames ??= []).push(window.__sinkscope);
-    if (window.__sinkscopeFrames.length > 600) window.__sinkscopeFrames.shift();
   }
 
   // Lanes with caches of one size lie on one line, and get one label.

@@ -1,0 +1,103 @@
+"""Laws of the metrics, against references of a few lines."""
+
+import numpy as np
+import pytest
+
+from analysis import metrics
+
+
+@pytest.fixture
+def nll():
+    return np.random.default_rng(0).gamma(2, 1.5, 1000).astype(np.float32)
+
+
+def test_perplexity_is_the_exponential_of_the_mean(nll):
+    assert metrics.perplexity(nll) == pytest.approx(np.exp(np.mean([float(v) for v in nll])))
+    assert np.isnan(metrics.perplexity(nll[:0]))
+
+
+@pytest.mark.parametrize("n", [1, 7, 256, 5000])
+def test_rolling_mean_is_the_mean_of_the_last_n(nll, n):
+    ends = np.arange(1, len(nll) + 1)
+    expected = [nll[max(0, end - n) : end].astype(np.float64).mean() for end in ends]
+    np.testing.assert_allclose(metrics.rolling_mean(metrics.prefix(nll), ends, n), expected, rtol=1e-9)
+
+
+def test_rolling_mean_stays_exact_behind_a_million_tokens():
+    nll = np.random.default_rng(1).gamma(2, 1.5, 1_000_000)
+    mean = metrics.rolling_mean(metrics.prefix(nll), np.array([len(nll)]), 64)
+    np.testing.assert_allclose(mean, nll[-64:].mean(), rtol=1e-9)
+
+
+def test_excess_is_the_mean_difference_and_its_error_that_of_block_means(nll):
+    reference = np.random.default_rng(2).gamma(2, 1.5, 900).astype(np.float32)
+    difference = nll[:900].astype(np.float64) - reference
+    blocks = [difference[i : i + 256].mean() for i in (0, 256, 512)]
+    mean, error = metrics.excess(nll, reference)
+    assert mean == pytest.approx(difference.mean())
+    assert error == pytest.approx(np.std(blocks, ddof=1) / np.sqrt(3))
+
+
+def test_excess_cancels_the_difficulty_of_the_text(nll):
+    mean, error = metrics.excess(nll.astype(np.float64) + 0.5, nll)
+    assert mean == pytest.approx(0.5)
+    assert error == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("tokens", [1, 511])
+def test_excess_has_no_error_before_two_whole_blocks(nll, tokens):
+    mean, error = metrics.excess(nll[:tokens], nll)
+    assert mean == 0
+    assert np.isnan(error)
+
+
+def test_excess_of_nothing_shared_is_unknown(nll):
+    assert np.isnan(metrics.excess(nll, nll[:0])).all()
+
+
+def test_predicted_bytes_of_the_embedded_model():
+    assert metrics.predicted_bytes(layers=30, kv_heads=3, head_dim=64, tokens=128, itemsize=4) == 5_898_240
+
+
+def test_uniform_causal_attention_has_the_sink_rate_of_the_paper():
+    uniform = np.tril(np.ones((64, 64))) / np.arange(1, 65)[:, None]
+    alpha, rate = metrics.sink_rate(np.stack([uniform, uniform]))
+    np.testing.assert_allclose(alpha, sum(1 / t for t in range(1, 65)) / 64)
+    assert alpha[0] == pytest.approx(0.0741, abs=5e-5)
+    assert rate == 0
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_sink_rate_equals_its_definition(k):
+    weights = np.tril(np.random.default_rng(3).gamma(0.3, 1, (2, 3, 20, 20)))
+    weights /= weights.sum(-1, keepdims=True)
+    alpha, rate = metrics.sink_rate(weights, k=k, threshold=0.06)
+    expected = [[sum(head[i, k - 1] for i in range(k - 1, 20)) / (20 - k + 1) for head in layer] for layer in weights]
+    np.testing.assert_allclose(alpha, expected)
+    assert rate == np.mean(np.array(expected) > 0.06)
+
+
+@pytest.mark.parametrize("count", [1, 2, 1499, 1500, 1501, 30_000, 65_000])
+def test_decimated_curve_keeps_its_ends_its_spikes_and_its_order(count):
+    y = np.random.default_rng(4).normal(size=count)
+    y[count // 3], y[count // 2] = 50, -50
+    kept = metrics.decimate(y, 1500)
+    assert len(kept) <= 1500
+    assert (np.diff(kept) > 0).all()
+    assert {0, count - 1, int(y.argmax()), int(y.argmin())} <= set(kept.tolist())
+
+
+def test_decimated_curve_shows_a_gap():
+    y = np.random.default_rng(5).normal(size=20_000)
+    y[5000:9000] = np.nan
+    kept = metrics.decimate(y, 500)
+    inside = (kept >= 5100) & (kept < 8900)
+    assert inside.any()
+    assert np.isnan(y[kept[inside]]).all()
+    assert not np.isnan(y[kept[(kept < 4900) | (kept >= 9100)]]).any()
+
+
+def test_decimated_curve_stays_put_as_it_grows():
+    y = np.random.default_rng(6).normal(size=20_000)
+    early, late = metrics.decimate(y[:18_000], 1500), metrics.decimate(y, 1500)
+    np.testing.assert_array_equal(early[early < 17_000], late[late < 17_000])

@@ -1,0 +1,183 @@
+"""Laws of the record: what goes in comes out, whole or after a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from analysis.policies import Dense, Window
+from analysis.record import Folder, Run, Spec, load
+from analysis.stream import Step
+
+SPEC = Spec("embedded", "hamlet", ("dense", "window:window=8"), tokens=100, chunk=16)
+
+
+def steps(lane: int, policy, count: int, chunk: int = 16) -> list[Step]:
+    """Steps of one lane that read `count` tokens, with numbers that tell their place."""
+    made = []
+    for start in range(1, count, chunk):
+        at = np.arange(start, min(start + chunk, count))
+        mass = np.random.default_rng([lane, start]).random((2, 3, len(at)), np.float32)
+        nll = (at * 0.01 + lane).astype(np.float32)
+        kept = np.minimum(at, 8).astype(np.int32)
+        made.append(Step(lane, policy, start, at.astype(np.int32), nll, kept, kept.astype(np.int64) * 96, 0.5, mass))
+    return made
+
+
+def write(path: Path, spec: Spec = SPEC) -> Folder:
+    """A folder that has taken in two lanes, one of which switched."""
+    folder = Folder(path, Run(spec, first_token=7), text_sha256="t", weights_sha256="w")
+    mine, other = steps(0, Dense(), 100), steps(1, Window(8), 70)
+    for step in [*mine[:3], *other[:2]]:
+        folder.append(step)
+    folder.event("switch", lane=1, position=33, to="window:window=4")
+    for step in [*(Step(**{**vars(s), "policy": Window(4)}) for s in other[2:]), *mine[3:]]:
+        folder.append(step)
+    return folder
+
+
+def same(run: Run, other: Run) -> None:
+    assert run.spec == other.spec
+    assert run.first_token == other.first_token
+    assert run.events == other.events
+    for a, b in zip(run.tracks, other.tracks, strict=True):
+        for name in ("nll", "token_ids", "cache_tokens", "cache_bytes", "seconds", "sums"):
+            np.testing.assert_array_equal(getattr(a, name).view(), getattr(b, name).view(), err_msg=name)
+        assert a.policies == b.policies
+        assert a.spans == b.spans
+        np.testing.assert_array_equal(np.stack(a.sink_mass), np.stack(b.sink_mass))
+
+
+def test_spec_survives_json_and_can_be_a_key():
+    again = Spec.from_json(SPEC.to_json())
+    assert {SPEC: 1}[again] == 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"policies": ()}, {"policies": ("none",)}, {"tokens": 1}, {"chunk": 0}, {"dtype": "int8"}, {"device": "tpu"}],
+)
+def test_spec_out_of_range_is_one_sentence(wrong):
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        Spec(**{"model": "embedded", "text": "hamlet", "policies": ("dense",), **wrong})
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"modle": 1}', "3"])
+def test_what_is_no_spec_is_said_so(text):
+    with pytest.raises(ValueError, match="not the Spec"):
+        Spec.from_json(text)
+
+
+def test_finished_run_has_the_columns_of_the_contract(tmp_path):
+    write(tmp_path / "run").finish("finished")
+    table = pq.read_table(tmp_path / "run" / "tokens.parquet")
+    kinds = "int32 string int64 int32 float int32 int64 double".split()
+    names = "lane policy position token_id nll cache_tokens cache_bytes seconds".split()
+    assert [(f.name, str(f.type)) for f in table.schema] == list(zip(names, kinds, strict=True))
+    rows = table.to_pydict()
+    assert rows["lane"] == [0] * 100 + [1] * 70
+    assert rows["position"] == [*range(100), *range(70)]
+    assert [i for i, nll in enumerate(rows["nll"]) if nll is None] == [0, 100]
+    assert rows["token_id"][0] == rows["token_id"][100] == 7
+    assert rows["policy"][100:133] == ["window:window=8"] * 33
+    assert rows["policy"][133:] == ["window:window=4"] * 37
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["status"] == "finished"
+    assert set(about["versions"]) == {"python", "torch", "transformers"}
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
+        *("events.jsonl", "run.json", "sinks.npz", "tokens.parquet"),
+    ]
+
+
+def test_sink_mass_is_the_mean_over_the_queries_of_each_chunk(tmp_path):
+    write(tmp_path / "run").finish("finished")
+    with np.load(tmp_path / "run" / "sinks.npz") as sinks:
+        for i, step in enumerate(steps(0, Dense(), 100)):
+            np.testing.assert_allclose(sinks["mass_0"][i], step.sink_mass.mean(-1), rtol=1e-6)
+            assert sinks["span_0"][i].tolist() == [step.start, step.stop]
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted", "failed"])
+def test_what_was_written_is_read_again(tmp_path, status):
+    folder = write(tmp_path / "run")
+    folder.finish(status)
+    same(load(tmp_path / "run"), folder.run)
+
+
+def test_a_run_is_readable_while_it_runs(tmp_path):
+    folder = write(tmp_path / "run")
+    same(load(tmp_path / "run"), folder.run)
+
+
+def test_a_lane_that_has_not_begun_is_read_again(tmp_path):
+    folder = Folder(tmp_path, Run(SPEC, 7), text_sha256="t", weights_sha256="w")
+    assert [len(t.nll) for t in load(tmp_path).tracks] == [0, 0]
+    folder.append(steps(1, Window(8), 20)[0])
+    assert [len(t.nll) for t in load(tmp_path).tracks] == [0, 16]
+    folder.finish("interrupted")
+    assert [len(t.nll) for t in load(tmp_path).tracks] == [0, 16]
+
+
+def test_killed_process_leaves_all_but_its_last_chunk(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from tests.test_record import *\n"
+        "folder = Folder(Path(sys.argv[1]), Run(SPEC, 7), text_sha256='t', weights_sha256='w')\n"
+        "for i, step in enumerate(steps(0, Dense(), 10**6)):\n"
+        "    folder.append(step); print(step.stop, flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    told = [int(process.stdout.readline()) for _ in range(20)]
+    os.kill(process.pid, signal.SIGKILL)
+    told += [int(line) for line in process.stdout.read().split("\n")[:-1]]
+    process.wait()
+    run = load(tmp_path / "run")
+    nll = run.tracks[0].nll.view()
+    assert len(nll) + 1 in (told[-1], told[-1] + 16)
+    np.testing.assert_array_equal(nll, (np.arange(1, len(nll) + 1) * 0.01).astype(np.float32))
+    assert run.tracks[0].spans[-1][1] == len(nll) + 1
+
+
+def cuts(folder: Path, name: str):
+    """The folder once for each of many places where a kill could have cut the file short."""
+    whole = (folder / name).read_bytes()
+    for size in range(0, len(whole), max(1, len(whole) // 40)):
+        (folder / name).write_bytes(whole[:size])
+        yield load(folder)
+    (folder / name).write_bytes(whole)
+
+
+def test_files_cut_anywhere_are_read_up_to_there(tmp_path):
+    folder = write(tmp_path / "run")
+    whole = [t.nll.view() for t in folder.run.tracks]
+    for name in ("tokens.arrow", "sinks.arrow", "events.jsonl"):
+        for run in cuts(tmp_path / "run", name):
+            for track, nll in zip(run.tracks, whole, strict=True):
+                np.testing.assert_array_equal(track.nll.view(), nll[: len(track.nll)])
+                assert len(track.spans) == len(track.sink_mass)
+                assert all(stop <= len(track.nll) + 1 for _, stop in track.spans)
+
+
+def test_folder_that_holds_a_run_is_not_overwritten(tmp_path):
+    write(tmp_path / "run").finish("finished")
+    before = (tmp_path / "run" / "tokens.parquet").read_bytes()
+    with pytest.raises(ValueError, match="holds a run already"):
+        write(tmp_path / "run")
+    assert (tmp_path / "run" / "tokens.parquet").read_bytes() == before
+
+
+def test_folder_that_is_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("text")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            write(path)
+
+
+def test_folder_without_a_run_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        load(tmp_path)

