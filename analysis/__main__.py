@@ -1,7 +1,7 @@
 """The command line: read a text under several policies and write down what happened.
 
-`python -m analysis stream …` is the live page without a page.  Everything that can be wrong is one line on standard error
-and exit status 2.  Torch is imported only by the commands that need it.
+`python -m analysis stream …` is the live page without a page.  Everything that can be wrong is one line on standard
+error and exit status 2.  Torch is imported only by the commands that need it.
 """
 
 import math
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from . import metrics, texts
-from .policies import POLICIES, Band, parse
+from .policies import POLICIES, parse
 from .record import Folder, Run, Spec
 
 app = typer.Typer(
@@ -86,7 +86,7 @@ def stream(
         signal.signal(signal.SIGTERM, previous)
     folder.finish(status)
     out.print(summary(run))
-    out.print(f"{status.capitalize()}. The run lies in {place}", soft_wrap=True)
+    out.print(f"{status.capitalize()}. The run lies in {place}", soft_wrap=True, markup=False)
     if status == "interrupted":
         raise typer.Exit(130)
 
@@ -182,7 +182,7 @@ def main() -> None:
         code = (
             print(e.ctx.get_help() if asked else "error: " + " ".join(e.format_message().split()), file=sys.stderr) or 2
         )
-    except (ValueError, MemoryError) as e:
+    except (ValueError, OSError, MemoryError) as e:
         code = print("error: " + (" ".join(str(e).split()) or "out of memory: read fewer lanes"), file=sys.stderr) or 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130

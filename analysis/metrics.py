@@ -1,7 +1,7 @@
 """Pure functions on what was measured: perplexity, excess over a reference, curves, and predicted bytes.
 
-NLL is in nats, one number for each predicted token (position 1 first).  Curves are differences of prefix sums, so that a
-page can draw thirty thousand tokens ten times a second.
+NLL is in nats, one number for each predicted token (position 1 first).  Curves are differences of prefix sums, so that
+a page can draw thirty thousand tokens ten times a second.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """What a run was asked (Spec), what it learned (Run), and the folder on disk that holds both.
 
-The folder is readable at every moment: tables grow by whole chunks, and a process that is killed loses at most the chunk
-that it was writing.  This module knows nothing of models or screens.
+The folder is readable at every moment: tables grow by whole chunks, and a process that is killed loses at most the
+chunk that it was writing.  This module knows nothing of models or screens.
 """
 
 import json
@@ -270,8 +270,9 @@ def load(path: Path) -> Run:
         raise ValueError(f"{path} holds no run: it has no readable run.json") from e
     known = {f.name for f in fields(Spec)}
     run = Run(Spec(**{k: v for k, v in about["spec"].items() if k in known}))
-    done = path / "tokens.parquet"
-    table = pq.read_table(done) if done.exists() else _in_order(_read_stream(path / "tokens.arrow", TOKENS))
+    # Where both kinds are there, the process was killed while it wrote the second.
+    done = not (path / "tokens.arrow").exists() and (path / "tokens.parquet").exists()
+    table = pq.read_table(path / "tokens.parquet") if done else _in_order(_read_stream(path / "tokens.arrow", TOKENS))
     layers, heads = about.get("heads", (0, 0))
     for lane, track in enumerate(run.tracks):
         rows = table.filter(pa.compute.equal(table["lane"], lane))
@@ -284,13 +285,15 @@ def load(path: Path) -> Run:
         track.sums.append(np.cumsum(column["nll"][1:], dtype=np.float64))
         changes = np.flatnonzero(np.r_[True, column["policy"][2:] != column["policy"][1:-1]])
         track.policies = [(int(column["position"][1 + i]), str(column["policy"][1 + i])) for i in changes]
-        if done.exists():
+        if done:
             with np.load(path / "sinks.npz") as sinks:
                 track.spans = [tuple(s) for s in sinks[f"span_{lane}"].tolist()]
                 track.sink_mass = list(sinks[f"mass_{lane}"])
         else:
             sinks = _read_stream(path / "sinks.arrow", SINKS)
-            sinks = sinks.filter(pa.compute.equal(sinks["lane"], lane)).to_pylist()
+            # A kill may come after a chunk's sink mass was written and before its tokens were.
+            known = (pa.compute.field("lane") == lane) & (pa.compute.field("stop") <= len(rows))
+            sinks = sinks.filter(known).to_pylist()
             track.spans = [(s["start"], s["stop"]) for s in sinks]
             track.sink_mass = [np.array(s["sink_mass"], np.float32).reshape(layers, heads) for s in sinks]
     events = path / "events.jsonl"

@@ -5,6 +5,7 @@ one that touches its lanes; wishes are carried out between two chunks.
 """
 
 import logging
+import os
 import queue
 import secrets
 import threading
@@ -12,6 +13,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
 
 from analysis import texts
 from analysis.maps import HeadMap, head_map
@@ -156,6 +159,8 @@ class LiveRun:
         self.tell(note)
 
     def _work(self) -> None:
+        # One core is left to the page and to the browser: threads that wait for one that has been pushed aside lose more.
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
         try:
             self._open()
             self._read()

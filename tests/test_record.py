@@ -77,8 +77,8 @@ def test_what_is_no_spec_is_said_so(text):
 def test_finished_run_has_the_columns_of_the_contract(tmp_path):
     write(tmp_path / "run").finish("finished")
     table = pq.read_table(tmp_path / "run" / "tokens.parquet")
-    kinds = "int32 string int64 int32 float int32 int64 double".split()
-    names = "lane policy position token_id nll cache_tokens cache_bytes seconds".split()
+    kinds = ["int32", "string", "int64", "int32", "float", "int32", "int64", "double"]
+    names = ["lane", "policy", "position", "token_id", "nll", "cache_tokens", "cache_bytes", "seconds"]
     assert [(f.name, str(f.type)) for f in table.schema] == list(zip(names, kinds, strict=True))
     rows = table.to_pydict()
     assert rows["lane"] == [0] * 100 + [1] * 70
@@ -161,6 +161,13 @@ def test_files_cut_anywhere_are_read_up_to_there(tmp_path):
                 np.testing.assert_array_equal(track.nll.view(), nll[: len(track.nll)])
                 assert len(track.spans) == len(track.sink_mass)
                 assert all(stop <= len(track.nll) + 1 for _, stop in track.spans)
+
+
+def test_process_killed_while_it_finished_leaves_a_readable_run(tmp_path):
+    folder = write(tmp_path / "run")
+    for name in ("tokens.parquet", "sinks.npz"):
+        (tmp_path / "run" / name).write_bytes(b"half of")
+        same(load(tmp_path / "run"), folder.run)
 
 
 def test_folder_that_holds_a_run_is_not_overwritten(tmp_path):

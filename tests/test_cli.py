@@ -1,0 +1,186 @@
+"""Laws of the command line: one line for whatever is wrong, a record and a table for whatever is right."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from analysis import __main__ as cli
+from analysis.metrics import excess, perplexity
+from analysis.record import load
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama, tmp_path_factory):
+    """A folder with a tiny model that has no tokenizer, so that texts are token ids."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_llama.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "ids.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 97, 600))
+    return str(path)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Exit status, standard output and standard error of a command."""
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["analysis", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, said.err
+
+    monkeypatch.setattr(cli, "out", cli.Console(highlight=False, width=140))
+    return command
+
+
+def test_stream_writes_a_run_and_prints_its_table(run, model, text, tmp_path):
+    lanes = ["dense", "window:window=32", "recompute:window=32,stride=8"]
+    options = [part for lane in lanes for part in ("--policy", lane)]
+    code, said, wrong = run(
+        "stream",
+        "--model",
+        model,
+        "--text",
+        text,
+        "--device",
+        "cpu",
+        "--chunk",
+        "64",
+        *options,
+        "--out",
+        str(tmp_path / "o"),
+    )
+    assert code == 0, wrong
+    assert "\x1b" not in said
+    written = load(tmp_path / "o")
+    dense, window, _ = (track.nll.view() for track in written.tracks)
+    assert [len(t.nll) for t in written.tracks] == [599] * 3
+    assert f"{perplexity(dense):.4f}" in said
+    mean, error = excess(window, dense)
+    assert f"{mean:+.4f} ± {error:.4f}" in said
+    assert "reference" in said
+    about = json.loads((tmp_path / "o" / "run.json").read_text())
+    assert about["status"] == "finished"
+    assert about["spec"]["policies"] == lanes
+
+
+def test_more_tokens_than_the_text_has_is_the_whole_text(run, model, text, tmp_path):
+    code, *_ = run(
+        *("stream", "--model", model, "--text", text, "--device", "cpu", "--tokens", "100000", "--policy", "dense"),
+        *("--out", str(tmp_path / "o")),
+    )
+    assert code == 0
+    assert len(load(tmp_path / "o").tracks[0].nll) == 599
+
+
+def test_warnings_are_printed_and_recorded(run, model, text, tmp_path):
+    code, said, _ = run(
+        *("stream", "--model", model, "--text", text, "--device", "cpu", "--tokens", "50"),
+        *("--policy", "window:window=64", "--policy", "window:window=5000", "--out", str(tmp_path / "o")),
+    )
+    assert code == 0
+    warned = [e for e in load(tmp_path / "o").events if e["what"] == "warning"]
+    assert [e["lane"] for e in warned] == [0, 1, 1]
+    assert all(e["text"] in said for e in warned)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--policy", "nothing"], "there is no policy"),
+        (["--policy", "window:window=0"], "at least 1"),
+        (["--policy", "window:size=3"], "no setting"),
+        (["--policy", "window:window=x"], "whole number"),
+        (["--tokens", "1"], "at least 2"),
+        (["--tokens", "many"], "--tokens"),
+        (["--chunk", "0"], "at least 1"),
+        (["--dtype", "int8"], "dtype"),
+        (["--device", "tpu"], "device"),
+        (["--unknown"], "--unknown"),
+        (["--text", "no-such-text"], "no-such-text"),
+        (["--text", "."], "not a file"),
+        (["--model", "/no/such/folder"], "no model"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_status_2(run, wrong, says):
+    code, _, said = run("stream", "--device", "cpu", *wrong)
+    assert code == 2
+    assert re.fullmatch(r"error: [^\n]+\n", said)
+    assert says in said
+
+
+def test_a_run_is_never_overwritten(run, model, text, tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    code, _, said = run("stream", "--model", model, "--text", text, "--device", "cpu", "--out", str(tmp_path))
+    assert code == 2
+    assert re.fullmatch(r"error: [^\n]+\n", said)
+    assert (tmp_path / "run.json").read_text() == "{}"
+
+
+def test_a_name_with_brackets_is_shown_as_it_is(run, model, text, tmp_path):
+    place = tmp_path / "[draft]"
+    code, said, _ = run(
+        *("stream", "--model", model, "--text", text, "--device", "cpu", "--tokens", "50", "--policy", "dense"),
+        *("--out", str(place)),
+    )
+    assert code == 0
+    assert str(place) in said
+
+
+def test_an_interrupted_run_is_readable_and_has_its_table(model, text, tmp_path):
+    command = [sys.executable, "-m", "analysis", "stream", "--model", model, "--text", text, "--device", "cpu"]
+    command += ["--policy", "dense", "--policy", "recompute:window=300,stride=1", "--chunk", "1", "--out"]
+    # Both at once, since most of the time goes into their imports.
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    pipes = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "env": os.environ | {"COLUMNS": "140", "OMP_NUM_THREADS": "1"},
+    }
+    begun = [(kind, place := tmp_path / kind.name, subprocess.Popen([*command, str(place)], **pipes)) for kind in kinds]
+    patience = time.monotonic() + 60
+    for kind, place, process in begun:
+        while not (place / "tokens.arrow").exists() or (place / "tokens.arrow").stat().st_size < 20_000:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < patience
+            time.sleep(0.02)
+        process.send_signal(kind)
+    for _, place, process in begun:
+        said, wrong = process.communicate(timeout=30)
+        assert process.returncode == 130, wrong
+        assert "Perplexity" in said
+        assert json.loads((place / "run.json").read_text())["status"] == "interrupted"
+        assert (place / "tokens.parquet").exists()
+        assert 0 < len(load(place).tracks[0].nll) < 600
+
+
+@pytest.mark.parametrize(
+    ("command", "says"), [("policies", "streaming"), ("texts", "hamlet"), ("models", "embedded"), ("--help", "stream")]
+)
+def test_lists_say_what_there_is(run, command, says):
+    code, said, _ = run(command)
+    assert code == 0
+    assert says in said
+
+
+def test_help_and_lists_need_no_torch():
+    code = (
+        "import sys; from analysis import __main__ as cli; sys.argv = ['analysis', 'policies']\n"
+        "try: cli.main()\nexcept SystemExit: print('torch' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip().endswith("False")
