@@ -147,7 +147,8 @@ def load(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     target = pick_device(device)
-    place = Path(name).expanduser()
+    # os.path answers for any string, also for one that can be no path.
+    place = Path(os.path.expanduser(name))
     with _quiet():
         if name == EMBEDDED:
             folder, gguf = _embedded(progress)
@@ -156,14 +157,14 @@ def load(
             # The file that was installed says more than its conversion: it is the same on every machine.
             model.weights = [gguf]
             return model
-        if place.exists():
+        if os.path.exists(place):
             path, called = place, place.resolve().stem if place.suffix == ".gguf" else place.resolve().name
         elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith((".gguf", "/")):
             path, called = _from_hub(name, progress), name
         else:
             raise ValueError(
-                f"there is no model {name!r}: write embedded, a hub id such as HuggingFaceTB/SmolLM2-360M, or the path "
-                "of a folder or GGUF file that exists"
+                f"there is no model {name[:80]!r}: write embedded, a hub id such as HuggingFaceTB/SmolLM2-360M, or the "
+                "path of a folder or GGUF file that exists"
             )
         progress(f"Loading {called}")
         model = _from_disk(path, called, DTYPES[dtype], target)

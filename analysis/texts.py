@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import importlib.util
 import io
+import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -53,12 +54,13 @@ def read(name: str) -> Text:
     if name in plays():
         return from_bytes(plays()[name].read_bytes(), name)
     path = Path(name)
-    if not path.exists():
+    # os.path answers for any string, also for one that can be no path.
+    if not os.path.exists(path):
         near = difflib.get_close_matches(name.lower(), plays(), n=3) or ["hamlet", "macbeth"]
         raise ValueError(
-            f"there is no text {name!r}: give the path of a file, or a bundled text such as {', '.join(near)}"
+            f"there is no text {name[:80]!r}: give the path of a file, or a bundled text such as {', '.join(near)}"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"{name!r} is not a file: give a text file, or a bundled text such as hamlet")
     try:
         with path.open("rb") as f:

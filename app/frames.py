@@ -288,7 +288,7 @@ SCHEMA = [
     {
         "name": name,
         "title": policy.title,
-        "help": " ".join(policy.__doc__.split("\n")[0].split()),
+        "help": policy.__doc__.split("\n")[0].replace("`", ""),
         "settings": [
             {"name": f.name, "default": f.default, **{k: f.metadata[k] for k in ("help", "low", "high", "choices")}}
             for f in fields(policy)

@@ -4,6 +4,7 @@ Never calls Streamlit: a page asks for a run, sends it wishes, and reads what it
 one that touches its lanes; wishes are carried out between two chunks.
 """
 
+import atexit
 import logging
 import os
 import queue
@@ -120,6 +121,10 @@ class LiveRun:
             self._wake.notify_all()
         if self.status == "paused":
             self.tell(f"{policy.label}: from the next token on, when reading goes on.")
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join(timeout=5)
 
     def set_pace(self, pace: int) -> None:
         with self._wake:
@@ -319,4 +324,14 @@ class Registry:
         del self._runs[run.id]
 
 
+    def close(self) -> None:
+        """End all runs and wait for their threads: a process must not end under a thread that multiplies matrices."""
+        runs = list(self._runs.values())
+        for run in runs:
+            self._free(run)
+        for run in runs:
+            run.join()
+
+
 REGISTRY = Registry()
+atexit.register(REGISTRY.close)

@@ -169,6 +169,12 @@ def test_unknown_name_suggests_the_nearest():
         read("Hamlett")
 
 
+@pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b", "~no.such.user/x"])
+def test_name_that_can_be_no_path_is_refused_like_any_other(name):
+    with pytest.raises(ValueError, match="text"):
+        read(name)
+
+
 def test_folder_is_not_a_text(tmp_path):
     with pytest.raises(ValueError, match="not a file"):
         read(str(tmp_path))

@@ -228,9 +228,16 @@ def changed() -> None:
         sentence = str(e)
         run.tell(sentence[:1].upper() + sentence[1:] + ".")
         return
-    run.switch(change["lane"], policy, bool(change.get("pin")))
+    view, lane = st.session_state.view, change["lane"]
+    view.chosen = lane
+    run.switch(lane, policy, bool(change.get("pin")))
     if notes := warnings(policy, 10**9, trained_length()):
         run.tell(notes[0] + ".")
+    others = [i for i in range(len(run.lanes)) if i != lane]
+    if view.reference == lane and others:
+        # A curve cannot be seen to move against itself: another lane, the one that has read most, is the measure now.
+        view.reference = max(others, key=lambda i: run.lanes[i].position)
+        run.tell(f"All lanes are compared with {run.lanes[view.reference].policy.label} now, since their reference was switched.")
 
 
 def draw() -> None:

@@ -68,8 +68,9 @@ function makeCurves(send) {
   const node = el("div", {},
     el("section", { class: "sk-panel" }, el("div", { class: "sk-head" }, title, el("div", { class: "sk-segments" }, ...modes.map(([, b]) => b))), plot),
     el("section", { class: "sk-panel" }, el("div", { class: "sk-title" }, "KV-cache memory", el("span", { class: "sk-sub" }, " MB, measured; dotted: what dense would take, predicted")), memory));
-  let plotly = null, frame = null, theme = null, last = 0, lastMemory = 0, timer = 0, drawn = "", titled = "", range = null;
-  loadPlotly().then((P) => { plotly = P; draw(); }, () => say(plot, "The plotting script could not be loaded: reload the page."));
+  let plotly = null, frame = null, theme = null, last = 0, lastMemory = 0, timer = 0, drawn = "", titled = "";
+  let zoom = null, zoomOf = ""; // the ranges that a person zoomed to, and the curve that they belong to
+  loadPlotly().then((P) => { plotly = P; draw(); listen(); }, () => say(plot, "The plotting script could not be loaded: reload the page."));
 
   const base = (height, right) => ({
     margin: { l: 46, r: right, t: 8, b: 34 }, height, showlegend: false, hovermode: "closest", dragmode: "zoom",
@@ -77,7 +78,22 @@ function makeCurves(send) {
     font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", size: 12, color: theme.muted },
     xaxis: { gridcolor: theme.line, zeroline: false, rangemode: "tozero", tickformat: "~s", fixedrange: false },
   });
-  const config = { displayModeBar: false, responsive: false, doubleClick: "reset", scrollZoom: false };
+  const config = { displayModeBar: false, responsive: false, doubleClick: false, scrollZoom: false };
+
+  // Plotly gives up a zoom as soon as new data move the range that it began from: so it is kept here.
+  function listen() {
+    plot.on("plotly_relayout", (change) => {
+      if (!("xaxis.range[0]" in change) && !("yaxis.range[0]" in change)) return;
+      const { xaxis, yaxis } = plot.layout;
+      zoom = { x: [...xaxis.range], y: [...yaxis.range] };
+      zoomOf = subject();
+    });
+    plot.on("plotly_doubleclick", () => {
+      zoom = null;
+      draw();
+    });
+  }
+  const subject = () => `${frame.run}|${frame.mode}`;
 
   function traces(x, y, unit, mark) {
     return frame.lanes.map((lane, i) => ({
@@ -110,14 +126,14 @@ function makeCurves(send) {
     if (!plotly || !frame || !plot.clientWidth) return;
     last = performance.now();
     const height = plot.clientHeight, width = plot.clientWidth, right = width < 500 ? 92 : 128;
-    const [low, high] = range = rangeOf(frame);
+    if (zoomOf !== subject()) zoom = null;
+    const [low, high] = zoom ? zoom.y.map((v) => 10 ** v) : rangeOf(frame);
     const relative = frame.mode === "relative";
     const layout = base(height, right);
     layout.width = width;
-    layout.uirevision = `${frame.run}|${frame.mode}`;
     layout.yaxis = { type: "log", range: [Math.log10(low), Math.log10(high)], gridcolor: theme.line, zeroline: false, ...logTicks(low, high, relative) };
     const longest = Math.max(64, ...frame.lanes.map((_, i) => { const x = frame.arrays[`x${i}`]?.data; return x?.length ? x[x.length - 1] : 0; }));
-    layout.xaxis.range = [0, longest * 1.005];
+    layout.xaxis.range = zoom ? zoom.x : [0, longest * 1.005];
     layout.shapes = frame.marks.map((m) => ({
       type: "line", x0: m.x, x1: m.x, yref: "paper", y0: 0, y1: 1, layer: "below",
       line: { color: m.kind === "switch" ? laneColour(frame.lanes[m.lane].color, theme) : theme.muted, width: m.kind === "switch" ? 1.5 : 1, dash: m.kind === "switch" ? "solid" : "dot" },
@@ -149,7 +165,6 @@ function makeCurves(send) {
     lastMemory = performance.now();
     const small = base(memory.clientHeight, right);
     small.width = width;
-    small.uirevision = frame.run;
     small.xaxis.title = { text: "tokens read", standoff: 4 };
     const tops = frame.lanes.map((_, i) => { const y = frame.arrays[`my${i}`]?.data; return y?.length ? y[y.length - 1] : 0; });
     const top = Math.max(1, ...tops);

@@ -44,7 +44,7 @@ function makeStrip(send) {
     first = frame.tokens_start;
     for (let i = spans.length; i < frame.tokens.length; i++) {
       const span = el("span", {});
-      span.textContent = frame.tokens[i].replaceAll("\n", "↵\n");
+      span.textContent = frame.tokens[i].replaceAll("\n", " ↵ ");
       spans.push(span);
       text.append(span);
     }

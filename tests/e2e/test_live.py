@@ -1,0 +1,259 @@
+"""The whole story in a real browser, on the real model: start, watch, switch, look into a head, pause, come back."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.browser
+ROOT = Path(__file__).parents[2]
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+PATIENCE = 90_000
+"""Milliseconds that something may take on a slow machine; all of it comes much sooner."""
+
+
+@pytest.fixture(scope="module")
+def app():
+    """The address of the app, started as a person starts it."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.headless=true", f"--server.port={port}"]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdin=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
+            break
+        except OSError:
+            time.sleep(0.25)
+    yield address
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.problems = []
+    page.strangers = []
+    page.on("pageerror", lambda e: page.problems.append(str(e)))
+    page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
+    page.on("request", lambda r: page.strangers.append(r.url) if re.match(r"https?://(?!127\.0\.0\.1)", r.url) else None)
+    yield page
+    context.close()
+
+
+def number(page, part: str, lane: int) -> float:
+    text = page.locator(f".sk-{part}").nth(lane).inner_text()
+    found = re.search(r"[\d.,]+", text)
+    return float(found[0].replace(",", "")) if found else 0.0
+
+
+def wait_read(page, lane: int, tokens: int) -> None:
+    page.wait_for_function(
+        "([lane, tokens]) => parseInt((document.querySelectorAll('.sk-read')[lane]?.textContent || '0').replace(/,/g, '')) >= tokens",
+        arg=[lane, tokens],
+    )
+
+
+def press_main(page) -> None:
+    page.click(".sk-toolbar .sk-go")
+
+
+def choose_head(page, layer: int, head: int) -> None:
+    box = page.locator(".sk-grid").bounding_box()
+    x = box["x"] + 34 + (box["width"] - 78) * (layer + 0.5) / 30
+    y = box["y"] + 4 + (box["height"] - 38) * (8.5 - head) / 9
+    page.mouse.click(x, y)
+
+
+def stop(page) -> None:
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("Stopped.").wait_for()
+
+
+def test_the_whole_story(app, page):
+    page.goto(app)
+    # It opens with the four policies, and one press starts it.
+    page.get_by_text("Recompute 128 / 16").first.wait_for()
+    press_main(page)
+    for lane in range(4):
+        wait_read(page, lane, 33)
+    # Window attention falls behind the sinks as soon as its first tokens are gone.
+    wait_read(page, 1, 320)
+    wait_read(page, 3, 320)
+    page.wait_for_function("parseFloat(document.querySelectorAll('.sk-big')[1].textContent) > 1.5")
+    assert number(page, "kept", 1) == number(page, "kept", 3) == 128
+    curves = page.locator(".sk-plot").first
+    drawn = curves.locator(".scatterlayer .trace path.js-line").count()
+    assert drawn == 4
+    before = page.evaluate("window.__sinkscope.seq")
+    page.wait_for_function("seq => window.__sinkscope.seq > seq", arg=before)
+
+    # Drop the sinks of the last lane: the mark appears, and its rolling perplexity rises.
+    calm = number(page, "rolling", 3)
+    page.get_by_role("button", name="switch ▾").nth(3).click()
+    page.get_by_role("button", name="Drop the sinks", exact=True).click()
+    curves.get_by_text("Window 128").first.wait_for()
+    at = number(page, "read", 3)
+    wait_read(page, 3, int(at) + 260)
+    assert number(page, "rolling", 3) > 1.3 * calm
+
+    # A head, its map, and what the pointer finds in it.
+    choose_head(page, 25, 5)
+    page.get_by_text("Layer 25, head 5").wait_for()
+    page.locator(".sk-map").wait_for(state="visible")
+    box = page.locator(".sk-map").bounding_box()
+    page.mouse.move(box["x"] + 60, box["y"] + box["height"] * 0.4)
+    tip = page.locator(".sk-tip:visible").last
+    assert "→" in tip.inner_text()
+    page.get_by_role("button", name="attention received").click()
+    page.get_by_text("darker got more attention").wait_for()
+
+    # Pause: nothing moves.  A refresh and a second tab find the run again.
+    press_main(page)
+    page.get_by_role("button", name="Resume").wait_for()
+    page.wait_for_timeout(600)
+    read = number(page, "read", 3)
+    page.wait_for_timeout(700)
+    assert number(page, "read", 3) == read
+    page.reload()
+    page.get_by_role("button", name="Resume").wait_for()
+    wait_read(page, 3, int(read))
+    assert number(page, "read", 3) == read
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.get_by_role("button", name="Resume").wait_for(timeout=PATIENCE)
+    other.close()
+
+    press_main(page)
+    wait_read(page, 3, int(read) + 32)
+    stop(page)
+    assert page.problems == []
+    assert page.strangers == []
+
+
+def test_zoom_survives_updates_and_modes_are_one_press_away(app, page):
+    page.goto(f"{app}/?lane=window:window=32&lane=streaming:sinks=4,window=28")
+    page.get_by_text("Window 32").first.wait_for()
+    press_main(page)
+    wait_read(page, 0, 200)
+    box = page.locator(".sk-plot .nsewdrag").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.3)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.8, steps=5)
+    page.mouse.up()
+    ranges = "() => document.querySelector('.sk-plot').layout.xaxis.range.map(Math.round)"
+    zoomed = page.evaluate(ranges)
+    seq = page.evaluate("window.__sinkscope.seq")
+    page.wait_for_function("seq => window.__sinkscope.seq > seq + 3", arg=seq)
+    assert page.evaluate(ranges) == zoomed
+    for mode in ("rolling", "cumulative", "relative"):
+        page.get_by_role("button", name=mode, exact=True).click()
+        page.wait_for_function("mode => window.__sinkscope.mode === mode", arg=mode)
+    # What is compared with what is one click.
+    page.get_by_role("button", name="compare with this").first.click()
+    page.get_by_text("times that of Window 32").wait_for()
+    page.keyboard.press("k")
+    page.get_by_role("button", name="Resume").wait_for()
+    stop(page)
+    assert page.problems == []
+
+
+def test_pinning_the_sinks_again_is_asked_and_done(app, page):
+    page.goto(f"{app}/?lane=window:window=64&lane=dense")
+    page.get_by_text("Window 64").first.wait_for()
+    press_main(page)
+    wait_read(page, 0, 160)
+    page.get_by_role("button", name="switch ▾").first.click()
+    page.get_by_label("Policy", exact=True).last.select_option("streaming")
+    page.get_by_text("have left this lane's cache").wait_for()
+    page.get_by_role("button", name="Pin the sinks again").click()
+    page.get_by_text("sinks pinned again").first.wait_for()
+    stop(page)
+    assert page.problems == []
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("lane=window:window=0", "window must be at least 1"),
+        ("lane=nothing", "there is no policy"),
+        ("text=nothing", "no bundled text"),
+        ("run=gone", "no longer in memory"),
+        ("lane=streaming:sinks=4,window=<b>x</b>", "must be a whole number"),
+    ],
+)
+def test_what_an_address_asks_wrongly_gets_a_sentence(app, page, query, sentence):
+    page.goto(f"{app}/?{query}")
+    page.locator(".sk-note", has_text=sentence).wait_for()
+    assert page.get_by_text("Traceback").count() == 0
+    assert page.get_by_text("Sinks + window 4 + 124").count() > 0
+
+
+def test_an_unknown_model_gets_a_sentence(app, page):
+    page.goto(f"{app}/?model=nobody/nothing")
+    page.get_by_text("Recompute 128 / 16").first.wait_for()
+    press_main(page)
+    page.locator(".sk-note.sk-bad", has_text="the hub cannot be reached").wait_for()
+    assert page.problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("empty.txt", b"", "is empty"),
+        ("photo.txt", b"\x89PNG\x00\x00\x00\x00", "binary"),
+        ("old.txt", "naïve café".encode("latin-1"), "not UTF-8"),
+    ],
+)
+def test_an_upload_that_cannot_be_read_gets_a_sentence(app, page, name, data, sentence):
+    page.goto(app)
+    page.get_by_text("Recompute 128 / 16").first.wait_for()
+    page.get_by_label("Text", exact=True).first.click()
+    page.get_by_role("option", name="Upload a text").click()
+    page.locator("input[type=file]").set_input_files({"name": name, "mimeType": "text/plain", "buffer": data})
+    page.get_by_text(name).first.wait_for()
+    press_main(page)
+    page.locator(".sk-note", has_text=sentence).wait_for()
+    assert page.problems == []
+
+
+def test_token_text_is_shown_as_it_is(app, page):
+    page.goto(app)
+    page.get_by_text("Recompute 128 / 16").first.wait_for()
+    page.get_by_label("Text", exact=True).first.click()
+    page.get_by_role("option", name="Paste a text").click()
+    text = "<b>bold</b> $x^2$ **stars** <script>alert(1)</script> " * 6
+    page.get_by_placeholder("Paste at least").fill(text)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_timeout(800)
+    press_main(page)
+    page.get_by_text("read to its end").wait_for()
+    shown = page.locator(".sk-text").inner_text()
+    assert "<b>bold</b>" in shown
+    assert "$x^2$ **stars** <script>alert(1)</script>" in shown
+    assert page.locator(".sk-text b, .sk-text script").count() == 0
+    assert page.problems == []
