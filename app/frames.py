@@ -58,7 +58,10 @@ class Sender:
         """The newest state of a run as a person chose to see it."""
         self.seq += 1
         self._arrays = {}
-        policies = [parse(t.policies[-1][1]) if t.policies else parse(p) for t, p in zip(run.run.tracks, run.spec.policies, strict=True)]
+        policies = [
+            parse(t.policies[-1][1]) if t.policies else parse(p)
+            for t, p in zip(run.run.tracks, run.spec.policies, strict=True)
+        ]
         begun = [parse(p) for p in run.spec.policies]
         looks = colours(begun)
         head = {
@@ -181,7 +184,9 @@ class Sender:
 
     def _grid(self, track: Track) -> None:
         chunks, tokens = [], 0
-        for (start, stop), mass in zip(reversed(track.spans[:]), reversed(track.sink_mass[: len(track.spans)]), strict=False):
+        for (start, stop), mass in zip(
+            reversed(track.spans[:]), reversed(track.sink_mass[: len(track.spans)]), strict=False
+        ):
             chunks.append((stop - start, mass))
             tokens += stop - start
             if tokens >= GRID:
@@ -196,7 +201,11 @@ class Sender:
         start = max(0, stop - STRIP) if len(nll) else 0
         values = np.full(stop - start, np.nan, np.float32)
         values[max(0, 1 - start) :] = nll[max(0, start - 1) : stop - 1]
-        shown: dict[str, Any] = {"tokens_start": start, "tokens": run.pieces[start:stop] if len(nll) else [], "map": None}
+        shown: dict[str, Any] = {
+            "tokens_start": start,
+            "tokens": run.pieces[start:stop] if len(nll) else [],
+            "map": None,
+        }
         drawn = run.map(view.chosen, *view.head) if view.head and run.lanes else None
         if drawn is not None:
             last = drawn.first + len(drawn.weights)

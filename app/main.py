@@ -10,6 +10,8 @@ if ROOT not in sys.path:
 
 import streamlit as st
 
-st.set_page_config(page_title="Sinkscope", page_icon=f"{ROOT}/assets/logo.png", layout="wide", initial_sidebar_state="auto")
+st.set_page_config(
+    page_title="Sinkscope", page_icon=f"{ROOT}/assets/logo.png", layout="wide", initial_sidebar_state="auto"
+)
 page = st.navigation([st.Page("views/live.py", title="Live", default=True)], position="hidden")
 page.run()

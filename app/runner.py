@@ -298,7 +298,9 @@ class Registry:
             if len(live) >= MOST_LIVE and unseen:
                 self._free(max(unseen, key=lambda r: r.unseen))
             elif len(live) >= MOST_LIVE:
-                raise ValueError(f"{MOST_LIVE} runs are live already: stop one of them, or close its tab, and press Start again")
+                raise ValueError(
+                    f"{MOST_LIVE} runs are live already: stop one of them, or close its tab, and press Start again"
+                )
             run = LiveRun(spec, text, self._models)
             self._runs[run.id] = run
             return run
@@ -322,7 +324,6 @@ class Registry:
     def _free(self, run: LiveRun) -> None:
         run.wish("freed")
         del self._runs[run.id]
-
 
     def close(self) -> None:
         """End all runs and wait for their threads: a process must not end under a thread that multiplies matrices."""

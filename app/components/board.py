@@ -19,7 +19,9 @@ PARTS = ("frame", "colour", "toolbar", "cards", "curves", "grid", "map", "strip"
 SCRIPT = "\n".join((HERE / f"{part}.js").read_text(encoding="utf-8") for part in PARTS)
 STYLE = (HERE / "board.css").read_text(encoding="utf-8")
 
-_component = st.components.v2.component("board", html='<div class="sk"></div>\n', css=STYLE, js=SCRIPT, isolate_styles=False)
+_component = st.components.v2.component(
+    "board", html='<div class="sk"></div>\n', css=STYLE, js=SCRIPT, isolate_styles=False
+)
 
 
 @st.cache_resource

@@ -58,7 +58,15 @@ def open_page() -> None:
         lanes, reference = list(story.policies), story.reference
     view = View(reference=reference, chosen=reference)
     st.session_state.update(
-        lanes=lanes, text=text, model=model, dtype=dtype, view=view, revision=0, problem=problem, sender=Sender(), pace=0
+        lanes=lanes,
+        text=text,
+        model=model,
+        dtype=dtype,
+        view=view,
+        revision=0,
+        problem=problem,
+        sender=Sender(),
+        pace=0,
     )
 
 
@@ -103,7 +111,14 @@ def start() -> None:
         text = the_text()
         if old is not None:
             REGISTRY.free(old.id)
-        spec = Spec(state.model, state.text if text.name == state.text else text.name, tuple(state.lanes), None, CHUNK, state.dtype)
+        spec = Spec(
+            state.model,
+            state.text if text.name == state.text else text.name,
+            tuple(state.lanes),
+            None,
+            CHUNK,
+            state.dtype,
+        )
         run = REGISTRY.start(spec, text)
     except ValueError as e:
         sentence = str(e)
@@ -142,10 +157,16 @@ def sidebar() -> None:
                 type="primary" if chosen else "secondary",
             )
         st.caption("Model and text")
-        state.model = st.text_input(
-            "Model", value=state.model, key=f"model-{state.revision}", help="embedded, a hub id, a folder, or a GGUF file"
-        ).strip() or "embedded"
-        names = [*texts.plays(), UPLOAD, PASTE]
+        state.model = (
+            st.text_input(
+                "Model",
+                value=state.model,
+                key=f"model-{state.revision}",
+                help="embedded, a hub id, a folder, or a GGUF file",
+            ).strip()
+            or "embedded"
+        )
+        names = [UPLOAD, PASTE, *texts.plays()]
         if state.text not in names:
             names.insert(0, state.text)
         state.text = st.selectbox(
@@ -176,7 +197,13 @@ def sidebar() -> None:
                 if str(chosen) != str(policy):
                     state.lanes[i] = str(chosen)
                     st.rerun()
-                st.button("Remove", key=f"remove-{state.revision}-{i}", on_click=remove_lane, args=(i,), disabled=len(policies) == 1)
+                st.button(
+                    "Remove",
+                    key=f"remove-{state.revision}-{i}",
+                    on_click=remove_lane,
+                    args=(i,),
+                    disabled=len(policies) == 1,
+                )
         st.button("Add a lane", on_click=add_lane, width="stretch", disabled=len(policies) >= MOST_LANES)
         run = current()
         if run is not None and list(run.spec.policies) != [str(p) for p in policies]:
@@ -237,7 +264,9 @@ def changed() -> None:
     if view.reference == lane and others:
         # A curve cannot be seen to move against itself: another lane, the one that has read most, is the measure now.
         view.reference = max(others, key=lambda i: run.lanes[i].position)
-        run.tell(f"All lanes are compared with {run.lanes[view.reference].policy.label} now, since their reference was switched.")
+        run.tell(
+            f"All lanes are compared with {run.lanes[view.reference].policy.label} now, since their reference was switched."
+        )
 
 
 def draw() -> None:

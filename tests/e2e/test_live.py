@@ -27,7 +27,15 @@ def app():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.headless=true", f"--server.port={port}"]
+    command = [
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        "app/main.py",
+        "--server.headless=true",
+        f"--server.port={port}",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdin=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     for _ in range(120):
@@ -60,7 +68,9 @@ def page(browser):
     page.strangers = []
     page.on("pageerror", lambda e: page.problems.append(str(e)))
     page.on("console", lambda m: page.problems.append(m.text) if m.type == "error" else None)
-    page.on("request", lambda r: page.strangers.append(r.url) if re.match(r"https?://(?!127\.0\.0\.1)", r.url) else None)
+    page.on(
+        "request", lambda r: page.strangers.append(r.url) if re.match(r"https?://(?!127\.0\.0\.1)", r.url) else None
+    )
     yield page
     context.close()
 

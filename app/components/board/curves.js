@@ -69,8 +69,8 @@ function makeCurves(send) {
     el("section", { class: "sk-panel" }, el("div", { class: "sk-head" }, title, el("div", { class: "sk-segments" }, ...modes.map(([, b]) => b))), plot),
     el("section", { class: "sk-panel" }, el("div", { class: "sk-title" }, "KV-cache memory", el("span", { class: "sk-sub" }, " MB, measured; dotted: what dense would take, predicted")), memory));
   let plotly = null, frame = null, theme = null, last = 0, lastMemory = 0, timer = 0, drawn = "", titled = "";
-  let zoom = null, zoomOf = ""; // the ranges that a person zoomed to, and the curve that they belong to
-  loadPlotly().then((P) => { plotly = P; draw(); listen(); }, () => say(plot, "The plotting script could not be loaded: reload the page."));
+  let zoom = null, zoomOf = "", listening = false; // the ranges that a person zoomed to, and the curve that they belong to
+  loadPlotly().then((P) => { plotly = P; draw(); }, () => say(plot, "The plotting script could not be loaded: reload the page."));
 
   const base = (height, right) => ({
     margin: { l: 46, r: right, t: 8, b: 34 }, height, showlegend: false, hovermode: "closest", dragmode: "zoom",
@@ -82,6 +82,7 @@ function makeCurves(send) {
 
   // Plotly gives up a zoom as soon as new data move the range that it began from: so it is kept here.
   function listen() {
+    listening = true;
     plot.on("plotly_relayout", (change) => {
       if (!("xaxis.range[0]" in change) && !("yaxis.range[0]" in change)) return;
       const { xaxis, yaxis } = plot.layout;
@@ -151,6 +152,7 @@ function makeCurves(send) {
     if (relative) layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, layer: "below", line: { color: theme.muted, width: 1 } });
     layout.annotations.push(...endLabels(height - 42, low, high, true));
     plotly.react(plot, traces("x", "y", relative ? "×" : "perplexity", {}), layout, config);
+    if (!listening) listen();
 
     if (last - lastMemory > LEAST_BETWEEN_MEMORY || frame.status !== "running") drawMemory(width, right, layout.xaxis.range);
     const facts = frame.lanes.map((l, i) => `${l.label}: ${i === frame.reference ? "the reference" : `${digits(l.relative)} times`}, rolling perplexity ${digits(l.rolling)}`);

@@ -1,0 +1,24 @@
+"""`make bench`: print every figure beside its mark.  Timings are medians of alternating runs, so a slow minute hits all.
+
+`python -m tests.bench engine` or `… page` prints one half.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def main() -> None:
+    wanted = sys.argv[1:] or ["engine", "page"]
+    if "engine" in wanted:
+        from . import engine
+
+        engine.main()
+    if "page" in wanted:
+        from . import page
+
+        page.main()
+
+
+main()

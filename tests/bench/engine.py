@@ -1,0 +1,163 @@
+"""The engine against the one-token loop, against transformers' plain forward pass, and against the machine."""
+
+import gc
+import time
+
+import numpy as np
+import psutil
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from analysis import texts
+from analysis.metrics import perplexity
+from analysis.models import load
+from analysis.policies import Streaming
+from analysis.stream import Lane, open_lanes
+
+from .report import head, line
+
+ROUNDS = 11
+CHUNK = 256
+CHUNKS = (256, 512)
+
+
+def main() -> None:
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, embedded model")
+    tokens = None
+    reference: dict[int, np.ndarray] = {}
+    for dtype in ("float32", "bfloat16"):
+        model = load("embedded", dtype=dtype, device="cpu")
+        if tokens is None:
+            tokens = texts.tokenize(texts.read("hamlet"), model.tokenizer, limit=34_000)
+        for cache in (256, 1024):
+            speed(model, tokens, cache, dtype, reference)
+        if dtype == "float32":
+            flat(model, tokens)
+    print()
+
+
+def plain_chunk(network: PreTrainedModel, ids: torch.Tensor, cache: DynamicCache, begin: int, chunk: int) -> float:
+    """Seconds of transformers' own forward pass over a full cache, which is then as it was."""
+    with torch.inference_mode():
+        began = time.perf_counter()
+        network(ids[:, begin : begin + chunk], past_key_values=cache)
+        seconds = time.perf_counter() - began
+        cache.crop(-chunk)
+    return seconds
+
+
+def loop_token(network: PreTrainedModel, ids: torch.Tensor, cache: DynamicCache, at: int, sinks: int) -> float:
+    """Seconds to read one token, tell the NLL of the next, and evict: the way of the official evaluation."""
+    with torch.inference_mode():
+        began = time.perf_counter()
+        logits = network(ids[:, at : at + 1], past_key_values=cache).logits[:, -1]
+        torch.nn.functional.cross_entropy(logits.float(), ids[0, at + 1 : at + 2]).item()
+        for layer in cache.layers:
+            layer.keys = torch.cat((layer.keys[:, :, :sinks], layer.keys[:, :, sinks + 1 :]), 2)
+            layer.values = torch.cat((layer.values[:, :, :sinks], layer.values[:, :, sinks + 1 :]), 2)
+        return time.perf_counter() - began
+
+
+def full_lane(model, tokens, cache: int, sink_tokens: int = 4) -> Lane:
+    lane = open_lanes(model, tokens, [Streaming(4, cache - 4)], sink_tokens=sink_tokens)[0]
+    while lane.position <= cache + CHUNK:
+        lane.read(CHUNK)
+    return lane
+
+
+def speed(model, tokens, cache: int, dtype: str, reference: dict) -> None:
+    head(f"{dtype}, 4 + {cache - 4} cached tokens")
+    network = model.network
+    network.set_attn_implementation("sdpa")
+    ids = torch.as_tensor(tokens.astype(np.int64))[None]
+    caches = [DynamicCache(config=network.config) for _ in range(2)]
+    with torch.inference_mode():
+        for c in caches:
+            network(ids[:, :cache], past_key_values=c, logits_to_keep=1)
+    lanes = {chunk: full_lane(model, tokens, cache) for chunk in CHUNKS}
+    blind = full_lane(model, tokens, cache, sink_tokens=0)
+    times: dict[str, list[float]] = {name: [] for name in ("plain", "loop", "blind", *map(str, CHUNKS), "products")}
+    for i in range(ROUNDS):
+        times["plain"].append(plain_chunk(network, ids, caches[0], cache + i * CHUNK, CHUNK) / CHUNK)
+        for chunk, lane in lanes.items():
+            times[str(chunk)].append(lane.read(chunk).seconds / chunk)
+        times["blind"].append(blind.read(CHUNK).seconds / CHUNK)
+        for k in range(4):
+            times["loop"].append(loop_token(network, ids, caches[1], cache + 4 * i + k, 4))
+        times["products"].append(products())
+    rate = {name: 1 / np.median(values[1:]) for name, values in times.items()}
+    best = max(CHUNKS, key=lambda c: rate[str(c)])
+    for chunk in CHUNKS:
+        line(f"engine, chunks of {chunk}, with sink mass", rate[str(chunk)], "", unit="tokens/s", digits=0)
+    line("transformers' plain forward pass, chunks of 256", rate["plain"], "", unit="tokens/s", digits=0)
+    line("one token at a time through transformers' cache", rate["loop"], "", unit="tokens/s", digits=1)
+    many, share = (15, 0.93) if dtype == "float32" else (28, 0.85)
+    over = np.median(np.array(times["plain"][1:]) / np.array(times[str(best)][1:]))
+    line(
+        "(a) engine / loop",
+        rate[str(best)] / rate["loop"],
+        f"≥ {many}",
+        unit="×",
+        good=rate[str(best)] / rate["loop"] >= many,
+        digits=1,
+    )
+    line(f"(a) engine / plain pass, chunks of {best}", over, f"≥ {share}", good=over >= share)
+    same = np.median(np.array(times["plain"][1:]) / np.array(times["256"][1:]))
+    line("(a) engine / plain pass, both in chunks of 256", same, f"≥ {share}", good=same >= share)
+    cost = np.median(np.array(times["256"][1:]) / np.array(times["blind"][1:])) - 1
+    line("(b) cost of sink mass", 100 * cost, "≤ 5", unit="%", good=cost <= 0.05, digits=1)
+    if dtype == "float32":
+        peak = rate["products"]
+        flops = work(model, cache, best) * rate[str(best)]
+        line("(e) engine's arithmetic / float32 matrix products", flops / peak, "≥ 0.6", good=flops / peak >= 0.6)
+        line("    the machine's float32 matrix products", peak / 1e9, "", unit="GFLOP/s", digits=0)
+    lane = open_lanes(model, tokens[:4097], [Streaming(4, cache - 4)])[0]
+    nll = np.concatenate([lane.read(512).nll for _ in range(8)]).astype(np.float64)
+    if dtype == "float32":
+        reference[cache] = nll
+    else:
+        difference = nll - reference[cache]
+        off = 100 * abs(perplexity(nll) / perplexity(reference[cache]) - 1)
+        line("    perplexity of 4,096 tokens away from float32", off, "≤ 0.1", unit="%", good=off <= 0.1, digits=2)
+        line("    its standard error over tokens", 100 * difference.std() / np.sqrt(len(nll)), "", unit="%", digits=2)
+
+
+def products(size: int = 1024) -> float:
+    """Seconds for one floating-point operation of a large square product."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    began = time.perf_counter()
+    for _ in range(8):
+        a @ b
+    return (time.perf_counter() - began) / (8 * 2 * size**3)
+
+
+def work(model, cache: int, chunk: int) -> float:
+    """Floating-point operations that a token needs: weights once, and the band of attention that it can see."""
+    config = model.network.config
+    layer = sum(p.numel() for p in model.network.model.layers[0].parameters() if p.ndim == 2)
+    weights = model.layers * layer + config.vocab_size * config.hidden_size
+    return 2 * weights + 4 * model.layers * model.heads * model.head_dim * (cache + 1)
+
+
+def flat(model, tokens) -> None:
+    head("float32, 4 + 252, along the text")
+    lane = open_lanes(model, tokens, [Streaming(4, 252)])[0]
+    process, seconds, memory = psutil.Process(), {}, {}
+    places = (1_000, 8_000, 32_000)
+    gc.collect()
+    while lane.position < 33_000:
+        step = lane.read(CHUNK)
+        near = [p for p in places if 0 <= step.start - p < 12 * CHUNK]
+        for place in near:
+            seconds.setdefault(place, []).append(step.seconds / CHUNK)
+        if step.start > 1_000:
+            memory[step.start] = process.memory_info().rss
+    medians = [np.median(seconds[p]) for p in places if p in seconds]
+    fastest = [np.min(seconds[p]) for p in places if p in seconds]
+    for place, value in zip(places, medians, strict=False):
+        line(f"time per token at {place:,}", 1e3 * value, "", unit="ms")
+    ratio = max(fastest) / min(fastest)
+    line("(c) slowest / fastest of the three, least times", ratio, "≤ 1.05", good=ratio <= 1.05)
+    values = list(memory.values())
+    grown = (max(values) - values[0]) / 1e6
+    line("(d) resident memory, growth from 1k to 32k tokens", grown, "≤ 20", unit="MB", good=grown <= 20, digits=1)

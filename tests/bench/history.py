@@ -1,0 +1,62 @@
+"""The live page with an hour behind it: a run of four lanes whose record begins with thirty thousand tokens.
+
+For timing only, and no part of the product: the numbers are the ones that these lanes read first, repeated.  From there
+on the real model reads the real text.  `streamlit run tests/bench/history.py` shows it.
+"""
+
+import dataclasses
+import time
+
+import numpy as np
+
+from analysis import texts
+from analysis.record import Spec
+from app.presets import FOUR
+from app.runner import REGISTRY, LiveRun
+
+BEHIND = 30_000
+
+
+def begin() -> LiveRun:
+    """A live run whose record is `BEHIND` tokens long."""
+    run = REGISTRY.start(Spec("embedded", "hamlet", FOUR, None, 128), texts.read("hamlet"))
+    while min(len(t.nll) for t in run.run.tracks) < 200:
+        time.sleep(0.1)
+        run.look()
+    run.wish("paused")
+    while run.status != "paused":
+        time.sleep(0.1)
+        run.look()
+    offsets = [_lengthen(track) for track in run.run.tracks]
+    append = run.run.append
+    run.run.append = lambda step: append(dataclasses.replace(step, start=step.start + offsets[step.lane]))
+    run.pieces = run.pieces * 2
+    run.wish("running")
+    return run
+
+
+def _lengthen(track) -> int:
+    nll, before = track.nll.view().copy(), len(track.nll)
+    while len(track.nll) < BEHIND:
+        begun = len(track.nll) + 1
+        track.sums.append(track.sums.view()[-1] + np.cumsum(nll, dtype=np.float64))
+        for name in ("cache_tokens", "cache_bytes", "seconds", "compute", "token_ids"):
+            column = getattr(track, name)
+            column.append(column.view()[-len(nll) :].copy())
+        track.spans.append((begun, begun + len(nll)))
+        track.sink_mass.append(track.sink_mass[-1])
+        track.nll.append(nll)
+    return len(track.nll) - before
+
+
+def page() -> None:
+    import streamlit as st
+
+    st.set_page_config(layout="wide")
+    if "run" not in st.query_params:
+        st.query_params["run"] = begin().id
+    st.navigation([st.Page("../../app/views/live.py", default=True)], position="hidden").run()
+
+
+if __name__ == "__main__":
+    page()

@@ -1,0 +1,190 @@
+"""The live page in a real browser: four lanes, the real model, and thirty thousand tokens behind them."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from .report import head, line
+
+ROOT = Path(__file__).parents[2]
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+def main() -> None:
+    head("The live page, first start to first token")
+    first_token()
+    head("The live page, four lanes and 30,000 tokens behind them")
+    frames()
+    busy()
+
+
+class App:
+    """The app in a process of its own, on a port of its own."""
+
+    def __init__(self, script: str = "app/main.py") -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        command = [sys.executable, "-m", "streamlit", "run", script, "--server.headless=true", f"--server.port={port}"]
+        self.began = time.time()
+        self.process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        self.address = f"http://127.0.0.1:{port}"
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.address}/_stcore/health", timeout=1)
+                return
+            except OSError:
+                time.sleep(0.1)
+
+    def __enter__(self) -> "App":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+
+
+def browser_page(p):
+    browser = p.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+    page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
+    page.set_default_timeout(120_000)
+    return page
+
+
+def wait_read(page, tokens: int, timeout: float = 120_000) -> None:
+    page.wait_for_function(
+        "n => parseInt((document.querySelector('.sk-read')?.textContent || '0').replace(/,/g, '')) >= n",
+        arg=tokens,
+        timeout=timeout,
+    )
+
+
+def first_token() -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p, App() as app:
+        page = browser_page(p)
+        page.goto(app.address)
+        page.wait_for_selector(".sk-toolbar .sk-go")
+        pressed = time.time()
+        page.click(".sk-toolbar .sk-go")
+        wait_read(page, 2)
+        now = time.time()
+        line(
+            "from the command to the first token on screen",
+            now - app.began,
+            "≤ 15",
+            unit="s",
+            good=now - app.began <= 15,
+            digits=1,
+        )
+        line("from the press to the first token", now - pressed, "", unit="s", digits=1)
+        page.get_by_role("button", name="Stop").click()
+        page.context.browser.close()
+
+
+def frames() -> None:
+    """What a frame costs the server, on a run that has read thirty thousand tokens."""
+    from app.frames import Sender, View
+    from app.runner import REGISTRY
+
+    from .history import begin
+
+    run = begin()
+    run.wish("paused")
+    view, sender, seconds = View(reference=1, chosen=1, head=(25, 5)), Sender(), []
+    run.map(1, 25, 5)
+    time.sleep(1.5)
+    for _ in range(60):
+        run.look()
+        began = time.perf_counter()
+        blob = sender.frame(run, view)
+        seconds.append(time.perf_counter() - began)
+    line(
+        "building a frame on the server, p95",
+        1e3 * np.quantile(seconds, 0.95),
+        "≤ 20",
+        unit="ms",
+        good=np.quantile(seconds, 0.95) <= 0.02,
+        digits=1,
+    )
+    line("    its size, map included", len(blob) / 1e3, "", unit="kB", digits=0)
+    REGISTRY.free(run.id)
+
+
+def busy() -> None:
+    """Event → painted, and what the page takes of a core, while the real model reads."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p, App("tests/bench/history.py") as app:
+        page = browser_page(p)
+        page.goto(app.address)
+        wait_read(page, 30_000)
+        page.wait_for_timeout(4000)
+        cdp = page.context.new_cdp_session(page)
+        cdp.send("Performance.enable")
+
+        def tasks() -> float:
+            return {m["name"]: m["value"] for m in cdp.send("Performance.getMetrics")["metrics"]}["TaskDuration"]
+
+        server = psutil.Process(app.process.pid)
+        page.evaluate("window.__sinkscopeFrames.length = 0")
+        before, began, cpu = tasks(), time.time(), sum(server.cpu_times()[:2])
+        page.wait_for_timeout(20_000)
+        share = (tasks() - before) / (time.time() - began)
+        seen = page.evaluate("window.__sinkscopeFrames.map((f) => f.painted - f.published)")
+        line("event → painted, p50", 1e3 * np.quantile(seen, 0.5), "", unit="ms", digits=0)
+        line(
+            "event → painted, p95",
+            1e3 * np.quantile(seen, 0.95),
+            "≤ 400",
+            unit="ms",
+            good=np.quantile(seen, 0.95) <= 0.4,
+            digits=0,
+        )
+        line("the page's main thread, of a core", share, "≤ 0.15", good=share <= 0.15, digits=2)
+        line(
+            "    server and engine, of a core",
+            (sum(server.cpu_times()[:2]) - cpu) / (time.time() - began),
+            "",
+            digits=2,
+        )
+        waits = []
+        for name in ("Drop the sinks", "Bring the sinks back") * 3:
+            lane = page.locator(".sk-card").nth(3)
+            lane.get_by_role("button", name="switch ▾").click()
+            clicked = time.time()
+            page.get_by_role("button", name=name, exact=True).click()
+            page.wait_for_function(
+                "n => document.querySelector('.sk-plot').layout.shapes.length > n",
+                arg=page.evaluate("document.querySelector('.sk-plot').layout.shapes.length"),
+            )
+            waits.append(time.time() - clicked)
+            page.wait_for_timeout(1500)
+        line(
+            "click on a switch → marked on the curve, worst of six",
+            max(waits),
+            "≤ 1",
+            unit="s",
+            good=max(waits) <= 1,
+            digits=2,
+        )
+        page.get_by_role("button", name="Stop").click()
+        page.context.browser.close()
