@@ -36,7 +36,7 @@ def stream(
     text: Annotated[str, typer.Option(help="a bundled text, a text file, or a .npy file of token ids")] = "hamlet",
     tokens: Annotated[int | None, typer.Option(help="read at most so many tokens")] = None,
     policy: Annotated[list[str] | None, typer.Option(help="one lane each: name:key=value,key=value")] = None,
-    chunk: Annotated[int, typer.Option(help="tokens that go through the model at once; changes no number")] = 256,
+    chunk: Annotated[int, typer.Option(help="tokens that go through the model at once; changes no number")] = 512,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     bos: Annotated[bool, typer.Option("--bos", help="begin with the token that begins a text")] = False,
@@ -57,7 +57,7 @@ def stream(
     run = Run(spec, int(ids[0]))
     folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=network.sha256)
     for lane, policy_ in enumerate(policies):
-        for warning in warnings(policy_, len(ids), network.trained_length):
+        for warning in policy_.cautions(len(ids), network.trained_length):
             folder.event("warning", lane=lane, text=warning)
             out.print(f"[yellow]note:[/] {warning}", soft_wrap=True)
     status = "finished"
@@ -89,19 +89,6 @@ def stream(
     out.print(f"{status.capitalize()}. The run lies in {place}", soft_wrap=True, markup=False)
     if status == "interrupted":
         raise typer.Exit(130)
-
-
-def warnings(policy, tokens: int, trained_length: int | None) -> list[str]:
-    """What a person should know of a policy before it reads so many tokens: one sentence each."""
-    notes, window = [], getattr(policy, "window", None)
-    if policy.capacity is not None and policy.capacity >= tokens:
-        notes.append(f"{policy.label}: the text has {tokens} tokens, so nothing is ever evicted and this equals dense")
-    if trained_length is not None and window is not None and window > trained_length:
-        notes.append(
-            f"{policy.label}: the window is longer than the {trained_length} tokens that the model was trained on, so "
-            "expect it to lose its way before anything is evicted"
-        )
-    return notes
 
 
 def summary(run: Run) -> Table:

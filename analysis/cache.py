@@ -4,7 +4,6 @@ Keys stand here as they were before rotary embedding.  Which tokens stay is deci
 forgets and counts bytes.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

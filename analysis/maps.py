@@ -1,7 +1,7 @@
 """Attention maps on demand: the exact weights of one head, from queries and keys that a lane holds for a while.
 
-No attention matrix is ever kept.  A map is one small matrix product, made when somebody looks; it may be asked for from
-another thread than the one that reads, since what a lane holds is replaced, never overwritten.
+No attention matrix is ever kept.  A map is one small matrix product, made when somebody looks.  It may be asked for
+from another thread than the one that reads, since what a lane holds is replaced, never overwritten.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from .stream import Lane, Piece
 class HeadMap:
     """What queries at text positions first … first + n − 1 gave to the same positions, and to the first tokens.
 
-    `weights` [queries, keys] and `sinks` [queries, first tokens], float32, 0 … 1; NaN where a query did not reach a key:
-    it comes later in the text, or it had been evicted.  A query whose keys are no longer held has NaN throughout.
+    `weights` [queries, keys] and `sinks` [queries, first tokens], float32, 0 … 1; NaN where a query did not reach a
+    key: it comes later in the text, or it had been evicted.  A query whose keys are no longer held has NaN throughout.
     """
 
     layer: int
@@ -37,7 +37,7 @@ class HeadMap:
 
 
 def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap | None:
-    """The map of a head over the last tokens that the lane holds; None before it has read anything, or if it holds none.
+    """The map of a head over the last tokens that a lane holds; None before it has read anything, or if none are held.
 
     A lane that recomputes shows its newest window, as it was encoded.
     """

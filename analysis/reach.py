@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-"""Queries that share one piece of the band.  Smaller wastes fewer products outside the band, larger multiplies faster."""
+"""Queries that share one piece of the band.  Smaller ones waste fewer products, larger ones multiply faster."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Columns:
 class Plan:
     """How the queries of one chunk meet the keys of one layer.
 
-    Keys stand in order: sinks, `observed` tokens of the run whose attention is to be told apart, `past` tokens that every
-    query reaches, and the rest, which is read in `blocks` of `block` queries and `block + window` keys.
+    Keys stand in order: sinks, `observed` tokens of the run whose attention is to be told apart, `past` tokens that
+    every query reaches, and the rest, which is read in `blocks` of `block` queries and `block + window` keys.
     """
 
     block: int

@@ -49,7 +49,7 @@ class Spec:
     policies: tuple[str, ...]
     tokens: int | None = None
     """At most so many tokens are read; None reads the whole text."""
-    chunk: int = 256
+    chunk: int = 512
     dtype: str = "float32"
     device: str = "auto"
     bos: bool = False

@@ -36,7 +36,7 @@ class Unrotated(nn.Module):
 
 @dataclass(eq=False)
 class Adapted:
-    """A network whose positions are ours, with the attention module and the rotated dimensions of each layer's heads."""
+    """A network whose positions are ours, with the attention module and the rotated head dimensions of each layer."""
 
     network: PreTrainedModel
     rotary: nn.Module
@@ -56,7 +56,7 @@ class Adapted:
         return self.network.dtype
 
     def angles(self, attention: nn.Module, positions: Tensor) -> Angles | None:
-        """cos and sin, each [1, tokens, dim], of this attention layer at integer positions [tokens]; None: no rotary."""
+        """cos and sin, each [1, tokens, dim], of this layer at integer positions [tokens]; None: no rotary."""
         if self.rotated[attention.layer_idx] == 0:
             return None
         x = torch.empty(0, device=positions.device, dtype=self.dtype)

@@ -1,7 +1,7 @@
 """The live runs of this process: one engine thread each, found again by id, paused when nobody looks, freed later.
 
-Never calls Streamlit: a page asks for a run, sends it wishes, and reads what it has learned.  A run's thread is the only
-one that touches its lanes; wishes are carried out between two chunks.
+Never calls Streamlit: a page asks for a run, sends it wishes, and reads what it has learned.  A run's thread is the
+only one that touches its lanes; wishes are carried out between two chunks.
 """
 
 import atexit
@@ -164,7 +164,7 @@ class LiveRun:
         self.tell(note)
 
     def _work(self) -> None:
-        # One core is left to the page and to the browser: threads that wait for one that has been pushed aside lose more.
+        # One core is left to the page and to the browser: threads that wait for each other lose more.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
         try:
             self._open()
@@ -184,7 +184,8 @@ class LiveRun:
         self.run.first_token = int(ids[0])
         self.pieces = texts.pieces(model.tokenizer, ids)
         self.model, self.lanes = model, lanes
-        self._set("running")
+        cautions = [c for lane in lanes for c in lane.policy.cautions(len(ids), model.trained_length)]
+        self._set("running", ". ".join(cautions) + "." if cautions else "")
 
     def _read(self) -> None:
         pace, from_position, from_time = self.pace, 1, time.monotonic()

@@ -1,6 +1,6 @@
 """The rules once more, as plainly as they can be said: what the engine must equal.
 
-One query at a time, a list of the text positions that it reaches, and the family's own forward pass over whole matrices.
+One query at a time, a list of the text positions that it reaches, and the family's own pass over whole matrices.
 Slow, and only for tiny models.
 """
 

@@ -72,10 +72,24 @@ class Policy:
         """The most tokens that the cache ever holds; None where it grows with the text."""
         raise NotImplementedError
 
+    def cautions(self, tokens: int | None, trained_length: int | None) -> list[str]:
+        """What a person should know before this reads so many tokens (None: not known yet): one sentence each."""
+        notes, window = [], getattr(self, "window", None)
+        if tokens is not None and self.capacity is not None and self.capacity >= tokens:
+            notes.append(
+                f"{self.label}: the text has {tokens} tokens, so nothing is ever evicted and this equals dense"
+            )
+        if trained_length is not None and window is not None and window > trained_length:
+            notes.append(
+                f"{self.label}: the window is longer than the {trained_length} tokens that the model was trained on, so "
+                "expect it to lose its way before anything is evicted"
+            )
+        return notes
+
 
 @dataclass(frozen=True)
 class Band(Policy):
-    """A policy that keeps the first `sinks` tokens and the last `window`: what is kept never depends on what is read."""
+    """Keeps the first `sinks` tokens and the last `window`: what is kept never depends on what is read."""
 
     sinks: ClassVar[int] = 0
     window: ClassVar[int | None] = None

@@ -8,7 +8,7 @@ from .base import Band
 
 @dataclass(frozen=True)
 class Dense(Band):
-    """Keeps everything.  Exact, and its memory grows with every token; past the trained length the model loses its way."""
+    """Keeps everything.  Its memory grows with every token, and past the trained length the model loses its way."""
 
     name: ClassVar[str] = "dense"
     title: ClassVar[str] = "Dense"

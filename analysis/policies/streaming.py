@@ -10,8 +10,8 @@ from .base import Band, setting
 class Streaming(Band):
     """Keeps the first `sinks` tokens and the last `window`.  Memory is constant and the model stays itself.
 
-    With positions `cache` a token counts its distance to a sink in cache slots (Xiao et al. 2023); with `text`, in tokens
-    of the text.
+    With positions `cache` a token counts its distance to a sink in cache slots (Xiao et al. 2023); with `text`, in
+    tokens of the text.
     """
 
     name: ClassVar[str] = "streaming"

@@ -8,7 +8,7 @@ from .base import Band, setting
 
 @dataclass(frozen=True)
 class Window(Band):
-    """Keeps the last `window` tokens.  Memory is constant, and the model breaks when its first token leaves the cache."""
+    """Keeps the last `window` tokens.  Memory is constant; the model breaks when its first token leaves the cache."""
 
     name: ClassVar[str] = "window"
     title: ClassVar[str] = "Window"

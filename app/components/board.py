@@ -46,8 +46,8 @@ def mount(
 ) -> None:
     """Draw a frame (frames.py).
 
-    `on_press`: start, pause, resume, stop or restart was pressed, `session_state[key]["press"]` says which; `on_pick`: a
-    choice of what to look at, in `["pick"]`; `on_change`: a lane is to switch its policy, in `["change"]`.
+    `on_press`: start, pause, resume, stop or restart was pressed, `session_state[key]["press"]` says which; `on_pick`:
+    a choice of what to look at, in `["pick"]`; `on_change`: a lane is to switch its policy, in `["change"]`.
     """
     serve_plotly()
     _component(

@@ -6,7 +6,6 @@ from dataclasses import replace
 import streamlit as st
 
 from analysis import texts
-from analysis.__main__ import warnings
 from analysis.policies import parse
 from analysis.record import Spec
 from app.components import board
@@ -28,7 +27,7 @@ def freeze() -> None:
 
 
 def open_page() -> None:
-    """What a tab begins with: the run that its address names, the settings that its address asks for, or the first story."""
+    """What a tab begins with: the run or the settings that its address names, or the first story."""
     if "lanes" in st.session_state:
         return
     asked, problem = st.query_params, ""
@@ -192,7 +191,7 @@ def sidebar() -> None:
         for i, policy in enumerate(policies):
             with st.popover(f":material/edit: {policy.label}", width="stretch"):
                 chosen = policy_controls(f"lane-{state.revision}-{i}", policy)
-                for note in warnings(chosen, 10**9, trained_length()):
+                for note in chosen.cautions(None, trained_length()):
                     st.caption(note)
                 if str(chosen) != str(policy):
                     state.lanes[i] = str(chosen)
@@ -258,14 +257,14 @@ def changed() -> None:
     view, lane = st.session_state.view, change["lane"]
     view.chosen = lane
     run.switch(lane, policy, bool(change.get("pin")))
-    if notes := warnings(policy, 10**9, trained_length()):
+    if notes := policy.cautions(None, trained_length()):
         run.tell(notes[0] + ".")
     others = [i for i in range(len(run.lanes)) if i != lane]
     if view.reference == lane and others:
         # A curve cannot be seen to move against itself: another lane, the one that has read most, is the measure now.
         view.reference = max(others, key=lambda i: run.lanes[i].position)
         run.tell(
-            f"All lanes are compared with {run.lanes[view.reference].policy.label} now, since their reference was switched."
+            f"All lanes are compared with {run.lanes[view.reference].policy.label} now: their reference was switched."
         )
 
 

@@ -1,4 +1,4 @@
-"""`make bench`: print every figure beside its mark.  Timings are medians of alternating runs, so a slow minute hits all.
+"""`make bench`: print every figure beside its mark.  Timings are medians of alternating runs: a slow minute hits all.
 
 `python -m tests.bench engine` or `… page` prints one half.
 """

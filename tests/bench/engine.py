@@ -140,24 +140,26 @@ def work(model, cache: int, chunk: int) -> float:
 
 
 def flat(model, tokens) -> None:
+    """Lanes that stand at three places of the text take turns, so that a slow minute of the machine hits all of them."""
     head("float32, 4 + 252, along the text")
-    lane = open_lanes(model, tokens, [Streaming(4, 252)])[0]
-    process, seconds, memory = psutil.Process(), {}, {}
-    places = (1_000, 8_000, 32_000)
-    gc.collect()
-    while lane.position < 33_000:
-        step = lane.read(CHUNK)
-        near = [p for p in places if 0 <= step.start - p < 12 * CHUNK]
-        for place in near:
-            seconds.setdefault(place, []).append(step.seconds / CHUNK)
-        if step.start > 1_000:
-            memory[step.start] = process.memory_info().rss
-    medians = [np.median(seconds[p]) for p in places if p in seconds]
-    fastest = [np.min(seconds[p]) for p in places if p in seconds]
-    for place, value in zip(places, medians, strict=False):
+    places, process = (1_000, 8_000, 32_000), psutil.Process()
+    lanes = [open_lanes(model, tokens, [Streaming(4, 252)])[0] for _ in places]
+    first = most = 0
+    for place, lane in zip(places, lanes, strict=True):
+        while lane.position < place:
+            lane.read(CHUNK)
+            if place == places[-1] and lane.position > 1_000:
+                gc.collect()
+                now = process.memory_info().rss
+                first, most = first or now, max(most, now)
+    seconds: list[list[float]] = [[] for _ in places]
+    for _ in range(7):
+        for lane, taken in zip(lanes, seconds, strict=True):
+            taken.append(lane.read(CHUNK).seconds / CHUNK)
+    medians = [float(np.median(s[1:])) for s in seconds]
+    for place, value in zip(places, medians, strict=True):
         line(f"time per token at {place:,}", 1e3 * value, "", unit="ms")
-    ratio = max(fastest) / min(fastest)
-    line("(c) slowest / fastest of the three, least times", ratio, "≤ 1.05", good=ratio <= 1.05)
-    values = list(memory.values())
-    grown = (max(values) - values[0]) / 1e6
-    line("(d) resident memory, growth from 1k to 32k tokens", grown, "≤ 20", unit="MB", good=grown <= 20, digits=1)
+    ratio = medians[-1] / medians[0]
+    line("(c) time per token at 32,000 / at 1,000", ratio, "≤ 1.05", good=ratio <= 1.05)
+    grown = (most - first) / 1e6
+    line("(d) peak memory, growth from 1k to 32k tokens", grown, "≤ 20", unit="MB", good=grown <= 20, digits=1)

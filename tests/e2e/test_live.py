@@ -83,7 +83,7 @@ def number(page, part: str, lane: int) -> float:
 
 def wait_read(page, lane: int, tokens: int) -> None:
     page.wait_for_function(
-        "([lane, tokens]) => parseInt((document.querySelectorAll('.sk-read')[lane]?.textContent || '0').replace(/,/g, '')) >= tokens",
+        "([i, n]) => parseInt((document.querySelectorAll('.sk-read')[i]?.textContent || '0').replace(/,/g, '')) >= n",
         arg=[lane, tokens],
     )
 
