@@ -21,7 +21,7 @@ from .runner import LiveRun
 
 ROLL = 256
 """Tokens of the rolling curves."""
-POINTS = 480
+POINTS = 360
 """Points of a curve: about one a pixel."""
 FIRST = 32
 """Tokens before a curve begins: means over fewer say nothing."""

@@ -6,7 +6,6 @@ only one that touches its lanes; wishes are carried out between two chunks.
 
 import atexit
 import logging
-import os
 import queue
 import secrets
 import threading
@@ -14,8 +13,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
 
 from analysis import texts
 from analysis.maps import HeadMap, head_map
@@ -164,8 +161,6 @@ class LiveRun:
         self.tell(note)
 
     def _work(self) -> None:
-        # One core is left to the page and to the browser: threads that wait for each other lose more.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) - 1))
         try:
             self._open()
             self._read()

@@ -73,7 +73,7 @@ class Policy:
         raise NotImplementedError
 
     def cautions(self, tokens: int | None, trained_length: int | None) -> list[str]:
-        """What a person should know before this reads so many tokens (None: not known yet): one sentence each."""
+        """What to know before this reads so many tokens (None: not known yet): one sentence each."""
         notes, window = [], getattr(self, "window", None)
         if tokens is not None and self.capacity is not None and self.capacity >= tokens:
             notes.append(
@@ -81,8 +81,8 @@ class Policy:
             )
         if trained_length is not None and window is not None and window > trained_length:
             notes.append(
-                f"{self.label}: the window is longer than the {trained_length} tokens that the model was trained on, so "
-                "expect it to lose its way before anything is evicted"
+                f"{self.label}: the window is longer than the {trained_length} tokens that the model was trained on, "
+                "so expect it to lose its way before anything is evicted"
             )
         return notes
 

@@ -275,7 +275,7 @@ def draw() -> None:
         run.look()
         # A frame is sent when there is something new, since every one costs the browser more than its drawing.
         if run.version == state.get("seen") and state.view == state.get("seen_view"):
-            run.wait(run.version, 0.3)
+            run.wait(run.version, 0.25)
         state.seen, state.seen_view = run.version, replace(state.view)
         frame = state.sender.frame(run, state.view)
         if state.problem:

@@ -140,7 +140,7 @@ def work(model, cache: int, chunk: int) -> float:
 
 
 def flat(model, tokens) -> None:
-    """Lanes that stand at three places of the text take turns, so that a slow minute of the machine hits all of them."""
+    """Lanes that stand at three places of the text take turns: a slow minute of the machine hits all of them."""
     head("float32, 4 + 252, along the text")
     places, process = (1_000, 8_000, 32_000), psutil.Process()
     lanes = [open_lanes(model, tokens, [Streaming(4, 252)])[0] for _ in places]

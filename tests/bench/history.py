@@ -1,11 +1,12 @@
 """The live page with an hour behind it: a run of four lanes whose record begins with thirty thousand tokens.
 
 For timing only, and no part of the product: the numbers are the ones that these lanes read first, repeated.  From there
-on the real model reads the real text.  `streamlit run tests/bench/history.py` shows it.
+on the real model reads the real text.
 """
 
 import dataclasses
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from app.presets import FOUR
 from app.runner import REGISTRY, LiveRun
 
 BEHIND = 30_000
+ROOT = Path(__file__).parents[2]
 
 
 def begin() -> LiveRun:
@@ -55,8 +57,4 @@ def page() -> None:
     st.set_page_config(layout="wide")
     if "run" not in st.query_params:
         st.query_params["run"] = begin().id
-    st.navigation([st.Page("../../app/views/live.py", default=True)], position="hidden").run()
-
-
-if __name__ == "__main__":
-    page()
+    st.navigation([st.Page(ROOT / "app/views/live.py", default=True)], position="hidden").run()

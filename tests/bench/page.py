@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import psutil
@@ -129,11 +130,18 @@ def frames() -> None:
     REGISTRY.free(run.id)
 
 
+def staged(folder: Path) -> str:
+    """A script that opens the live page with its history, beside the files that the page is served."""
+    (folder / "main.py").write_text("from tests.bench.history import page\n\npage()\n")
+    shutil.copytree(ROOT / "app/static", folder / "static")
+    return str(folder / "main.py")
+
+
 def busy() -> None:
     """Event → painted, and what the page takes of a core, while the real model reads."""
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as p, App("tests/bench/history.py") as app:
+    with sync_playwright() as p, TemporaryDirectory() as folder, App(staged(Path(folder))) as app:
         page = browser_page(p)
         page.goto(app.address)
         wait_read(page, 30_000)
