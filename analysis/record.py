@@ -131,15 +131,15 @@ class Track:
         compute = self.compute.view()[-1] if len(self.compute) else 0.0
         if not self.policies or self.policies[-1][1] != str(step.policy):
             self.policies.append((step.start, str(step.policy)))
-        self.spans.append((step.start, step.stop))
-        self.sink_mass.append(step.sink_mass.mean(-1, dtype=np.float32))
         self.token_ids.append(step.token_ids)
         self.cache_tokens.append(step.cache_tokens)
         self.cache_bytes.append(step.cache_bytes)
         self.seconds.append(known)
         self.compute.append(np.full(count, compute + step.seconds))
         self.sums.append(self.sums.view()[-1] + np.cumsum(step.nll, dtype=np.float64))
-        # Last, since readers take the length of this column for the length of all.
+        # Last, since readers take the length of these for the length of all.
+        self.sink_mass.append(step.sink_mass.mean(-1, dtype=np.float32))
+        self.spans.append((step.start, step.stop))
         self.nll.append(step.nll)
 
 

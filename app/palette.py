@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from analysis.policies import Policy
 
 POLICY = {"dense": "#000000", "window": "#D55E00", "recompute": "#0072B2", "streaming": "#009E73"}
-SPARE = ["#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#D55E00", "#0072B2"]
+SPARE = ["#CC79A7", "#E69F00", "#56B4E9", "#D55E00", "#0072B2", "#F0E442"]
 DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 
 

@@ -70,7 +70,7 @@ def open_page() -> None:
 
 
 def take(name: str) -> None:
-    """Set everything as a story has it."""
+    """Tell a story: set everything as it has it, and begin."""
     story = PRESETS[name]
     st.session_state.update(
         lanes=list(story.policies),
@@ -81,6 +81,7 @@ def take(name: str) -> None:
     )
     if "lane" in st.query_params:
         del st.query_params["lane"]
+    start()
 
 
 def the_text() -> texts.Text:
@@ -205,7 +206,7 @@ def sidebar() -> None:
                 )
         st.button("Add a lane", on_click=add_lane, width="stretch", disabled=len(policies) >= MOST_LANES)
         run = current()
-        if run is not None and list(run.spec.policies) != [str(p) for p in policies]:
+        if run is not None and [parse(p) for p in run.spec.policies] != policies:
             st.caption("Press Restart to read with these lanes.")
 
 
@@ -259,13 +260,10 @@ def changed() -> None:
     run.switch(lane, policy, bool(change.get("pin")))
     if notes := policy.cautions(None, trained_length()):
         run.tell(notes[0] + ".")
-    others = [i for i in range(len(run.lanes)) if i != lane]
-    if view.reference == lane and others:
-        # A curve cannot be seen to move against itself: another lane, the one that has read most, is the measure now.
-        view.reference = max(others, key=lambda i: run.lanes[i].position)
-        run.tell(
-            f"All lanes are compared with {run.lanes[view.reference].policy.label} now: their reference was switched."
-        )
+    if view.reference == lane and view.mode == "relative":
+        # A curve cannot be seen to move against itself.
+        view.mode = "rolling"
+        run.tell("Rolling perplexity is shown now, since the lane that all are compared with was switched.")
 
 
 def draw() -> None:

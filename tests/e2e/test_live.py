@@ -124,9 +124,11 @@ def test_the_whole_story(app, page):
 
     # Drop the sinks of the last lane: the mark appears, and its rolling perplexity rises.
     calm = number(page, "rolling", 3)
+    page.wait_for_function("window.__sinkscope.mode === 'relative'")
     page.get_by_role("button", name="switch ▾").nth(3).click()
     page.get_by_role("button", name="Drop the sinks", exact=True).click()
     curves.get_by_text("Window 128").first.wait_for()
+    page.wait_for_function("window.__sinkscope.mode === 'rolling'")
     at = number(page, "read", 3)
     wait_read(page, 3, int(at) + 260)
     assert number(page, "rolling", 3) > 1.3 * calm

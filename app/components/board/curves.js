@@ -42,9 +42,10 @@ function rangeOf(frame) {
   });
   if (!all.length) return frame.mode === "relative" ? [0.5, 4] : [5, 100];
   all.sort((a, b) => a - b);
-  const low = all[Math.floor(0.002 * all.length)], high = all[Math.floor(0.985 * (all.length - 1))];
-  if (frame.mode === "relative") return [Math.min(0.7, low * 0.9), Math.max(2.2, high * 1.25)];
-  return [low * 0.8, Math.max(high * 1.3, low * 3)];
+  const at = (share) => all[Math.floor(share * (all.length - 1))];
+  const [low, middle, high] = [at(0.002), at(0.5), at(0.998)];
+  if (frame.mode === "relative") return [Math.min(0.7, low * 0.9), Math.max(2.2, Math.min(high * 1.2, 30))];
+  return [low * 0.8, Math.max(Math.min(high * 1.2, middle * 40), low * 3)];
 }
 
 // Labels at curve ends, moved apart where they would touch; places are shares of the height.
