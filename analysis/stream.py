@@ -294,9 +294,12 @@ def open_lanes(
 
 
 def next_lane(lanes: Sequence[Lane], upto: int | None = None) -> Lane | None:
-    """Whose turn it is: of the lanes that may read on, the one that has had the least time; None when all are done."""
+    """Whose turn it is, None when all are done: of the lanes that may read on, the one that has had the least time.
+
+    Where all may read only up to a position, it is the lane that is furthest behind: so they stay together.
+    """
     waiting = [lane for lane in lanes if not lane.done and (upto is None or lane.position < upto)]
-    return min(waiting, key=lambda lane: lane.seconds, default=None)
+    return min(waiting, key=lambda lane: lane.seconds if upto is None else lane.position, default=None)
 
 
 def stream(

@@ -1,0 +1,86 @@
+"""A frame says what the run knows, in bytes that a browser can take apart."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from analysis import metrics
+from analysis.policies import parse
+from app.frames import FIRST, ROLL, Sender, View, _coded, empty
+
+from .test_runner import POLICIES, begin, folder, registry, until  # noqa: F401
+
+
+def decoded(frame: bytes) -> tuple[dict, dict[str, np.ndarray]]:
+    length = struct.unpack("<I", frame[:4])[0]
+    assert length % 4 == 0
+    head = json.loads(frame[4 : 4 + length])
+    arrays = {}
+    for name, (kind, offset, shape) in head["arrays"].items():
+        dtype = {"f4": np.float32, "u2": np.uint16}[kind]
+        data = np.frombuffer(frame, dtype, int(np.prod(shape)), 4 + length + offset)
+        arrays[name] = data.reshape(shape)
+    return head, arrays
+
+
+@pytest.fixture
+def run(registry, folder):  # noqa: F811
+    run = begin(registry, folder, count=700)
+    until(run, lambda: run.status == "finished")
+    return run
+
+
+def test_curves_are_the_metrics(run):
+    head, arrays = decoded(Sender().frame(run, View(reference=2)))
+    nll = [t.nll.view().astype(np.float64) for t in run.run.tracks]
+    for lane in range(4):
+        for x, y in zip(arrays[f"x{lane}"].astype(int), arrays[f"y{lane}"], strict=True):
+            begin_ = max(0, x - ROLL)
+            expected = np.exp((nll[lane][begin_:x] - nll[2][begin_:x]).mean())
+            assert y == pytest.approx(expected, rel=1e-4)
+        assert arrays[f"x{lane}"][0] == FIRST
+        assert arrays[f"x{lane}"][-1] == 699
+    mean, error = metrics.excess(nll[1], nll[2])
+    assert head["lanes"][1]["excess"] == pytest.approx(mean)
+    assert head["lanes"][1]["error"] == pytest.approx(error)
+    assert head["lanes"][2]["relative"] is None
+
+
+@pytest.mark.parametrize(("mode", "start"), [("rolling", 699 - ROLL), ("cumulative", 0)])
+def test_other_modes(run, mode, start):
+    _, arrays = decoded(Sender().frame(run, View(mode=mode)))
+    assert arrays["y0"][-1] == pytest.approx(metrics.perplexity(run.run.tracks[0].nll.view()[start:]), rel=1e-4)
+
+
+def test_grid_map_and_text_are_of_the_chosen_lane(run):
+    view = View(chosen=2, head=(1, 3), paint="attention")
+    until(run, lambda: run.map(2, 1, 3) is not None)
+    head, arrays = decoded(Sender().frame(run, view))
+    drawn = run.map(2, 1, 3)
+    assert arrays["grid"].shape == (3, 4)
+    assert head["map"]["first"] == drawn.first
+    assert head["tokens"] == run.pieces[head["tokens_start"] : 700]
+    np.testing.assert_array_equal(arrays["map"] == 0, np.isnan(drawn.weights))
+    np.testing.assert_array_equal(arrays["map"], _coded(drawn.weights))
+
+
+def test_coded_weights_are_exact_to_a_thousandth():
+    weights = np.logspace(-6, 0, 1000, dtype=np.float32)
+    level = _coded(weights).astype(np.float64)
+    np.testing.assert_allclose(10 ** (-6 * (1 - (level - 1) / 65534)), weights, rtol=1e-3)
+
+
+def test_caches_that_fill_and_switches_are_marked(run):
+    run.run.event("switch", lane=1, position=300, policy="dense", how="")
+    head, _ = decoded(Sender().frame(run, View()))
+    assert {"x": 16, "text": "caches full", "kind": "full"} in head["marks"]
+    assert {"x": 300, "text": "Dense", "kind": "switch", "lane": 1} in head["marks"]
+
+
+def test_a_frame_before_anything_was_read_shows_the_lanes():
+    head, arrays = decoded(empty(Sender(), [parse(p) for p in POLICIES], View(), 20, "a note"))
+    assert [lane["label"] for lane in head["lanes"]][0] == "Dense"
+    assert head["note"] == "a note"
+    assert arrays == {}

@@ -1,0 +1,131 @@
+"""Live runs: they read, pause when nobody looks, obey, and never die of what they are asked."""
+
+import time
+
+import numpy as np
+import pytest
+
+from analysis import texts
+from analysis.policies import parse
+from analysis.record import Spec
+from app import runner
+from app.runner import Registry
+
+POLICIES = ("dense", "window:window=16", "streaming:sinks=4,window=12", "recompute:window=16,stride=4")
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_llama, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny_llama.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def registry():
+    registry = Registry()
+    yield registry
+    registry.close()
+
+
+def text(count: int) -> texts.Text:
+    ids = np.random.default_rng(3).integers(0, 97, count).astype(np.int32)
+    return texts.Text("random.npy", "random", None, ids, "")
+
+
+def until(run, condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{run.status}: {run.note}"
+        run.look()
+        time.sleep(0.02)
+
+
+def begin(registry, folder, count=200, policies=POLICIES, pace=0):
+    run = registry.start(Spec(folder, "random.npy", policies, chunk=32), text(count))
+    run.set_pace(pace)
+    return run
+
+
+def test_a_run_reads_to_the_end_and_still_draws_maps(registry, folder):
+    run = begin(registry, folder)
+    until(run, lambda: run.status == "finished")
+    assert [len(t.nll) for t in run.run.tracks] == [199] * 4
+    until(run, lambda: run.map(2, 1, 3) is not None)
+    assert run.map(2, 1, 3).weights.shape == (199, 199)
+
+
+def test_a_fifth_live_run_gets_a_sentence(registry, folder):
+    runs = [begin(registry, folder, pace=5) for _ in range(4)]
+    with pytest.raises(ValueError, match="4 runs are live already"):
+        begin(registry, folder)
+    registry.free(runs[0].id)
+    assert registry.get(runs[0].id) is None
+    begin(registry, folder)
+
+
+def test_nobody_looking_pauses_and_later_frees(registry, folder, monkeypatch):
+    run = begin(registry, folder, pace=5)
+    until(run, lambda: run.status == "running")
+    monkeypatch.setattr(runner, "UNSEEN_PAUSE", 0.1)
+    end = time.monotonic() + 10
+    while run.status != "paused" and time.monotonic() < end:
+        time.sleep(0.05)
+    assert run.status == "paused"
+    assert "nobody was looking" in run.note
+    monkeypatch.setattr(runner, "UNSEEN_FREE", 0.1)
+    time.sleep(0.2)
+    assert registry.get(run.id) is None
+
+
+def test_pause_resume_stop(registry, folder):
+    run = begin(registry, folder, pace=20)
+    until(run, lambda: len(run.run.tracks[0].nll) > 3)
+    run.wish("paused")
+    until(run, lambda: run.status == "paused")
+    read = len(run.run.tracks[0].nll)
+    time.sleep(0.3)
+    assert len(run.run.tracks[0].nll) == read
+    run.wish("running")
+    until(run, lambda: len(run.run.tracks[0].nll) > read)
+    run.wish("stopped")
+    until(run, lambda: run.status == "stopped")
+    assert not run.live
+
+
+def test_pace_bounds_every_lane(registry, folder):
+    run = begin(registry, folder, pace=20)
+    until(run, lambda: run.status == "running")
+    began = time.monotonic()
+    until(run, lambda: min(len(t.nll) for t in run.run.tracks) >= 30)
+    assert max(len(t.nll) for t in run.run.tracks) <= 20 * (time.monotonic() - began) + 8
+    assert time.monotonic() - began > 1.0
+
+
+def test_a_switch_is_carried_out_and_marked(registry, folder):
+    run = begin(registry, folder, count=4000, pace=100)
+    until(run, lambda: len(run.run.tracks[1].nll) > 40)
+    run.switch(1, parse("streaming:sinks=4,window=12"), pin=True)
+    until(run, lambda: any(e["what"] == "switch" for e in run.run.events))
+    event = next(e for e in run.run.events if e["what"] == "switch")
+    assert event["lane"] == 1
+    assert event["how"] == "sinks pinned again"
+    until(run, lambda: run.run.tracks[1].policies[-1][1].startswith("streaming"))
+    assert run.lanes[1].sinks == 4
+
+
+def test_a_model_that_cannot_be_loaded_is_one_sentence(registry, tmp_path):
+    run = begin(registry, str(tmp_path))
+    until(run, lambda: run.status == "failed")
+    assert "config.json" in run.note
+    assert run.note.endswith(".")
+
+
+def test_too_many_lanes_get_a_sentence(registry, folder):
+    with pytest.raises(ValueError, match="at most 6 lanes"):
+        begin(registry, folder, policies=("dense",) * 7)
+
+
+def test_a_text_shorter_than_the_window_is_said(registry, folder):
+    run = begin(registry, folder, count=10)
+    until(run, lambda: "nothing is ever evicted" in run.note)
