@@ -81,6 +81,6 @@ def test_caches_that_fill_and_switches_are_marked(run):
 
 def test_a_frame_before_anything_was_read_shows_the_lanes():
     head, arrays = decoded(empty(Sender(), [parse(p) for p in POLICIES], View(), 20, "a note"))
-    assert [lane["label"] for lane in head["lanes"]][0] == "Dense"
+    assert head["lanes"][0]["label"] == "Dense"
     assert head["note"] == "a note"
     assert arrays == {}
