@@ -269,11 +269,16 @@ def changed() -> None:
 def draw() -> None:
     """One frame; again and again while there is something to see."""
     run, state = current(), st.session_state
+    # Asked before the frame is made: what ends in between is seen by the next one.
+    live = busy()
     if run is not None:
         run.look()
         # A frame is sent when there is something new, since every one costs the browser more than its drawing.
         if run.version == state.get("seen") and state.view == state.get("seen_view"):
             run.wait(run.version, 0.25)
+        if not live and state.view.head and run.map(state.view.chosen, *state.view.head) is None:
+            # The last frame of a run that has ended should have its map.
+            run.wait(run.version, 2)
         state.seen, state.seen_view = run.version, replace(state.view)
         frame = state.sender.frame(run, state.view)
         if state.problem:
@@ -282,7 +287,7 @@ def draw() -> None:
     else:
         frame = empty(state.sender, [parse(p) for p in state.lanes], state.view, state.pace, state.problem)
     board.mount(frame, key="board", on_press=pressed, on_pick=picked, on_change=changed)
-    if busy() != state.fast:
+    if live != state.fast:
         # Begun or ended: the whole page runs again and sets the pace of the frames anew.
         st.rerun()
 

@@ -163,6 +163,9 @@ def test_the_whole_story(app, page):
     press_main(page)
     wait_read(page, 3, int(read) + 32)
     stop(page)
+    # What was read can still be looked into.
+    choose_head(page, 20, 3)
+    page.locator(".sk-title", has_text="Layer 20, head 3 attention map").wait_for()
     assert page.problems == []
     assert page.strangers == []
 
