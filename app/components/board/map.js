@@ -74,10 +74,12 @@ function makeMap() {
     const step = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((s) => rows / s <= 6) || 1000;
     const ticks = [];
     for (let t = Math.ceil(at.first / step) * step; t < at.first + rows; t += step) ticks.push(t);
-    for (const t of ticks) ctx.fillText(count(t), edge.left - 4, edge.top + ((t - at.first + 0.5) / rows) * side);
+    // A label at the very edge would be cut off, or run into its neighbour.
+    const inside = (t, least) => (t - at.first) / rows > least;
+    for (const t of ticks.filter((t) => inside(t, 0.015))) ctx.fillText(count(t), edge.left - 4, edge.top + ((t - at.first + 0.5) / rows) * side);
     ctx.textAlign = "center";
     ctx.textBaseline = "top";
-    for (const t of ticks.filter((_, i) => i % 2 === 0)) {
+    for (const t of ticks.filter((t, i) => i % 2 === 0 && inside(t, 0.08))) {
       ctx.fillText(count(t), edge.left + strip + gap + ((t - at.first + 0.5) / rows) * wide, edge.top + side + 4);
     }
     ctx.fillText(`0–${shown - 1}`, edge.left + strip / 2, edge.top + side + 4);
