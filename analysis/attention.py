@@ -52,12 +52,13 @@ def partial(q: Tensor, k: Tensor, v: Tensor, scaling: float, softcap: float | No
     """Attention of all rows to all of these keys, and each row's log-sum-exp: what flash-decoding joins pieces with."""
     if q.device.type == "cpu" and softcap is None:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, scale=scaling)
-    s = _capped(q @ k.transpose(-1, -2) * scaling, softcap)
+    s = capped(q @ k.transpose(-1, -2) * scaling, softcap)
     lse = torch.logsumexp(s.float(), -1)
     return (s - lse[..., None]).exp().to(v.dtype) @ v, lse
 
 
-def _capped(scores: Tensor, softcap: float | None) -> Tensor:
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """Scores that approach `softcap` and never pass it."""
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
@@ -165,12 +166,12 @@ class Reading:
         return unfold(out, query.shape[0], steps.block, steps.blocks)[:, : query.shape[2]]
 
     def _scores(self, local: Tensor, front: list[Tensor], steps: Plan, softcap: float | None) -> Tensor:
-        local = _capped(local, softcap)
+        local = capped(local, softcap)
         for columns in steps.masks:
             local[..., columns.where] += columns.mask
         if not front:
             return local
-        scores = [_capped(f, softcap) for f in front]
+        scores = [capped(f, softcap) for f in front]
         if steps.front_mask is not None:
             widths = [f.shape[-1] for f in front]
             scores = [s + m for s, m in zip(scores, steps.front_mask.split(widths, -1), strict=True)]

@@ -4,12 +4,18 @@ Keys stand here as they were before rotary embedding.  Which tokens stay is deci
 forgets and counts bytes.
 """
 
+import copy
+
 from jaxtyping import Float
 from torch import Tensor
 
 
 class Slots:
-    """A run of tokens that grows at its end and is forgotten at its beginning: [kv_heads, slots, dim]."""
+    """A run of tokens that grows at its end and is forgotten at its beginning: [kv_heads, slots, dim].
+
+    Of a copy and its original, which share their room, only one may go on: the other keeps what it holds, since tokens
+    are only ever written behind it, and goes on in its turn when the first is given up.
+    """
 
     def __init__(self, like: Float[Tensor, "kv_heads tokens dim"]) -> None:
         self._data = like.new_empty(like.shape[0], 0, like.shape[2])
@@ -20,7 +26,7 @@ class Slots:
 
     def view(self) -> Float[Tensor, "kv_heads slots dim"]:
         """The tokens held, without a copy."""
-        return self._data[:, self._start : self._stop]
+        return self._data.narrow(1, self._start, self._stop - self._start)
 
     def append(self, new: Float[Tensor, "kv_heads tokens dim"]) -> None:
         """Put tokens at the end.  What `view` returned before stays as it was: held slots are never overwritten."""
@@ -30,7 +36,7 @@ class Slots:
             grown = self._data.new_empty(new.shape[0], (live + new.shape[1]) * 3 // 2, new.shape[2])
             grown[:, :live] = self.view()
             self._data, self._start, self._stop, stop = grown, 0, live, live + new.shape[1]
-        self._data[:, self._stop : stop] = new
+        self._data.narrow(1, self._stop, new.shape[1]).copy_(new)
         self._stop = stop
 
     def keep_last(self, tokens: int) -> None:
@@ -38,35 +44,57 @@ class Slots:
 
 
 class LayerCache:
-    """What one layer keeps of the text: `sinks` first tokens, then one run without gaps."""
+    """What one layer keeps of the text: `sinks` first tokens, then one run without gaps.
+
+    `turned` holds the keys of the run once more, rotated, for a token that is decoded alone (decoding.py).  It begins
+    where the run begins and may be shorter: what is read in chunks is turned when it is first needed.
+    """
 
     def __init__(self, like: Float[Tensor, "kv_heads tokens dim"]) -> None:
         self.sink_keys = self.sink_values = like[:, :0].clone()
-        self.keys, self.values = Slots(like), Slots(like)
+        self.keys, self.values, self.turned = Slots(like), Slots(like), Slots(like)
+        self.turned_sinks: Tensor | None = None
 
     def __len__(self) -> int:
         return self.sink_keys.shape[1] + len(self.keys)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values held."""
+        """Bytes of all keys and values held; `turned` is work space and not counted."""
         tensors = self.sink_keys, self.sink_values, self.keys.view(), self.values.view()
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    def append(self, keys: Float[Tensor, "kv_heads tokens dim"], values: Float[Tensor, "kv_heads tokens dim"]) -> None:
+    def append(
+        self,
+        keys: Float[Tensor, "kv_heads tokens dim"],
+        values: Float[Tensor, "kv_heads tokens dim"],
+        turned: Float[Tensor, "kv_heads tokens dim"] | None = None,
+    ) -> None:
         self.keys.append(keys)
         self.values.append(values)
+        if turned is not None:
+            self.turned.append(turned)
 
     def pin(self, keys: Float[Tensor, "kv_heads sinks dim"], values: Float[Tensor, "kv_heads sinks dim"]) -> None:
         """Hold these as the sinks, in place of any that were held."""
         self.sink_keys, self.sink_values = keys.clone(), values.clone()
+        self.turned_sinks = None
 
     def keep_last(self, tokens: int) -> None:
         """Forget all of the run but its last tokens."""
-        self.keys.keep_last(tokens)
-        self.values.keep_last(tokens)
+        gone = len(self.keys) - tokens
+        if gone > 0:
+            self.turned.keep_last(max(0, len(self.turned) - gone))
+            self.keys.keep_last(tokens)
+            self.values.keep_last(tokens)
 
     def restart(self, run: Float[Tensor, "2 kv_heads tokens dim"]) -> None:
         """Hold this run (keys, values) and nothing else of it before."""
-        self.keys, self.values = Slots(run[0]), Slots(run[1])
+        self.keys, self.values, self.turned = Slots(run[0]), Slots(run[1]), Slots(run[0])
         self.append(run[0], run[1])
+
+    def copy(self) -> "LayerCache":
+        """The same tokens held, free to go another way.  No tensor is copied: `Slots` says why that is safe."""
+        twin = copy.copy(self)
+        twin.keys, twin.values, twin.turned = copy.copy(self.keys), copy.copy(self.values), copy.copy(self.turned)
+        return twin

@@ -30,6 +30,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from .rotary import adapt
+from .weights import check, lay_out, pack
 
 EMBEDDED = "embedded"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -57,6 +58,8 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase | None
     weights: list[Path] = field(repr=False)
     """The files that the weights were read from."""
+    packed: str = "model"
+    """How the weights lie in memory: as they came, or packed into int8 or int4."""
 
     @property
     def family(self) -> str:
@@ -138,14 +141,17 @@ def load(
     *,
     dtype: str = "float32",
     device: str = "auto",
+    weights: str = "model",
     progress: Callable[[str], None] = lambda sentence: None,
 ) -> LanguageModel:
-    """The model of that name, ready to read.  `progress` is told in a few words what is being waited for.
+    """The model of that name, ready to read.
 
-    Raises ValueError, in one sentence that says what to do, for everything that can be wrong with a name or a file.
+    `weights`: model, int8 or int4 (weights.py); `progress` is told in a few words what is being waited for.  Raises
+    ValueError, in one sentence that says what to do, for everything that can be wrong with a name or a file.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    check(weights)
     target = pick_device(device)
     # os.path answers for any string, also for one that can be no path.
     place = Path(os.path.expanduser(name))
@@ -153,7 +159,7 @@ def load(
         if name == EMBEDDED:
             folder, gguf = _embedded(progress)
             progress(f"Loading {EMBEDDED_NAME}")
-            model = _from_disk(folder, EMBEDDED_NAME, DTYPES[dtype], target)
+            model = _from_disk(folder, EMBEDDED_NAME, DTYPES[dtype], target, weights)
             # The file that was installed says more than its conversion: it is the same on every machine.
             model.weights = [gguf]
             return model
@@ -167,13 +173,13 @@ def load(
                 "path of a folder or GGUF file that exists"
             )
         progress(f"Loading {called}")
-        model = _from_disk(path, called, DTYPES[dtype], target)
+        model = _from_disk(path, called, DTYPES[dtype], target, weights)
         # Refused now, in the family's name, rather than when the first token is read.
         adapt(model.network)
         return model
 
 
-def _from_disk(path: Path, called: str, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+def _from_disk(path: Path, called: str, dtype: torch.dtype, device: torch.device, packed: str) -> LanguageModel:
     if path.is_file():
         _check_gguf(path)
         source, extra, weights = path.parent, {"gguf_file": path.name}, [path]
@@ -218,7 +224,10 @@ def _from_disk(path: Path, called: str, dtype: torch.dtype, device: torch.device
     # A model without a tokenizer can still read token ids.
     with contextlib.suppress(Exception):
         tokenizer = AutoTokenizer.from_pretrained(source, **local)
-    return LanguageModel(called, network, tokenizer, weights)
+    if packed != "model":
+        pack(network, packed)
+    lay_out(network)
+    return LanguageModel(called, network, tokenizer, weights, packed)
 
 
 def _check_gguf(path: Path) -> None:

@@ -34,6 +34,13 @@ class Reach:
             return t
         return torch.where(t < self.sinks, t, self.sinks + t - self.low(t))
 
+    def slot_of(self, t: int) -> int:
+        """`slot` of one query, without a tensor."""
+        if self.positions == "text" or t < self.sinks:
+            return t
+        low = self.first if self.window is None else max(self.first, t - self.window)
+        return self.sinks + t - low
+
     def narrowed(self, sliding_window: int | None) -> "Reach":
         """The reach inside a layer that by its own family sees `sliding_window` tokens, itself included."""
         if sliding_window is None or (self.window is not None and self.window < sliding_window):

@@ -38,6 +38,38 @@ TOKENS = pa.schema(
 SINKS = pa.schema(
     [("lane", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("sink_mass", pa.list_(pa.float32()))]
 )
+ROLES = ("template", "user", "assistant")
+"""Who said a token of a conversation."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is chosen, token by token."""
+
+    max_new: int = 128
+    """At most so many tokens an answer."""
+    temperature: float = 0.0
+    """0: always the most probable token."""
+    top_k: int = 0
+    """Only the k most probable tokens; 0: all."""
+    top_p: float = 1.0
+    """Only the most probable tokens that together have this probability."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens that were said lately are divided by this."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "max_new": (self.max_new >= 1, "at least 1 token"),
+            "temperature": (0 <= self.temperature <= 100, "from 0 (greedy) to 100"),
+            "top_k": (self.top_k >= 0, "0 (all) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "repetition_penalty": (0 < self.repetition_penalty <= 10, "above 0 and at most 10"),
+            "seed": (0 <= self.seed < 2**63, "0 or more"),
+        }
+        for name, (holds, expected) in rules.items():
+            if not holds:
+                raise ValueError(f"{name} must be {expected}, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -53,9 +85,17 @@ class Spec:
     dtype: str = "float32"
     device: str = "auto"
     bos: bool = False
+    weights: str = "model"
+    """As the model came, or packed: int8, int4."""
+    sampling: Sampling | None = None
+    """In a conversation, whose text is a script: how answers are chosen."""
+    kv_chunk: int | None = None
+    """In a conversation: cached tokens that an answer reads at a time; changes no number."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policies", tuple(self.policies))
+        if isinstance(self.sampling, dict):
+            object.__setattr__(self, "sampling", Sampling(**self.sampling))
         if not self.policies:
             raise ValueError("choose at least one policy, such as streaming:sinks=4,window=252")
         for policy in self.policies:
@@ -66,6 +106,10 @@ class Spec:
             raise ValueError(f"chunk must be at least 1 token, not {self.chunk}")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be float32, bfloat16 or float16, not {self.dtype!r}")
+        if self.weights not in ("model", "int8", "int4"):
+            raise ValueError(f"weights must be model, int8 or int4, not {self.weights!r}")
+        if self.kv_chunk is not None and self.kv_chunk < 1:
+            raise ValueError(f"kv_chunk must be at least 1 token, not {self.kv_chunk}")
         if self.device not in ("auto", "cpu", "cuda", "mps"):
             raise ValueError(f"device must be auto, cpu, cuda or mps, not {self.device!r}")
 
@@ -103,6 +147,11 @@ class Column:
         self._data[self._count : stop] = values
         self._count = stop
 
+    def truncate(self, count: int) -> None:
+        """Forget all but the first numbers.  What was returned before stays, since the rest is written anew."""
+        if count < self._count:
+            self._data, self._count = self._data[:count].copy(), count
+
 
 class Track:
     """What one lane has learned: a number for each predicted token, position 1 first."""
@@ -119,6 +168,8 @@ class Track:
         """Sums of the first 0, 1, 2 … NLLs: means over any stretch are differences of these."""
         self.sums.append(np.zeros(1))
         self.token_ids = Column(np.int32)
+        self.roles = Column(np.int8)
+        """In a conversation, who said each token (ROLES)."""
         self.spans: list[tuple[int, int]] = []
         self.sink_mass: list[NDArray[np.float32]] = []
         """Mean sink mass of each chunk, [layers, heads], beside its span."""
@@ -132,6 +183,8 @@ class Track:
         if not self.policies or self.policies[-1][1] != str(step.policy):
             self.policies.append((step.start, str(step.policy)))
         self.token_ids.append(step.token_ids)
+        if step.roles is not None:
+            self.roles.append(step.roles)
         self.cache_tokens.append(step.cache_tokens)
         self.cache_bytes.append(step.cache_bytes)
         self.seconds.append(known)
@@ -149,6 +202,7 @@ class Run:
     def __init__(self, spec: Spec, first_token: int | None = None) -> None:
         self.spec = spec
         self.first_token = first_token
+        self.first_role = 0
         self.tracks = [Track() for _ in spec.policies]
         self.events: list[dict[str, Any]] = []
         self.began = time.perf_counter()
@@ -187,12 +241,13 @@ class Folder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._write_about("running")
+            self._schema = TOKENS if run.spec.sampling is None else TOKENS.append(pa.field("role", pa.string()))
             self._files = [(path / name).open("wb") for name in ("tokens.arrow", "sinks.arrow")]
             self._events = (path / "events.jsonl").open("a", encoding="utf-8")
         except OSError as e:
             raise ValueError(f"{path} cannot be written: {e.strerror}; choose another folder for --out") from e
         self._tokens, self._sinks = (
-            pa.ipc.new_stream(file, schema) for file, schema in zip(self._files, (TOKENS, SINKS), strict=True)
+            pa.ipc.new_stream(file, schema) for file, schema in zip(self._files, (self._schema, SINKS), strict=True)
         )
 
     def append(self, step: "Step") -> None:
@@ -207,19 +262,20 @@ class Folder:
             nll, kept, size = (np.concatenate(([0], a)).astype(a.dtype) for a in (nll, kept, size))
         unknown = np.zeros(count, bool)
         unknown[0] = first
-        batch = pa.record_batch(
-            [
-                np.full(count, step.lane, np.int32),
-                pa.array([str(step.policy)] * count),
-                np.arange(step.stop - count, step.stop),
-                ids,
-                pa.array(nll, mask=unknown),
-                kept,
-                size,
-                np.full(count, seconds),
-            ],
-            schema=TOKENS,
-        )
+        columns = [
+            np.full(count, step.lane, np.int32),
+            pa.array([str(step.policy)] * count),
+            np.arange(step.stop - count, step.stop),
+            ids,
+            pa.array(nll, mask=unknown),
+            kept,
+            size,
+            np.full(count, seconds),
+        ]
+        if step.roles is not None:
+            roles = [self.run.first_role] * first + step.roles.tolist()
+            columns.append(pa.array([ROLES[role] for role in roles]))
+        batch = pa.record_batch(columns, schema=self._schema)
         self._tokens.write_batch(batch)
         mass = pa.array([step.sink_mass.mean(-1, dtype=np.float32).ravel()], SINKS.field("sink_mass").type)
         shape = ",".join(map(str, step.sink_mass.shape[:2]))
@@ -245,7 +301,7 @@ class Folder:
             writer.close()
         for file in (*self._files, self._events):
             file.close()
-        pq.write_table(_in_order(_read_stream(self.path / "tokens.arrow", TOKENS)), self.path / "tokens.parquet")
+        pq.write_table(_in_order(_read_stream(self.path / "tokens.arrow", self._schema)), self.path / "tokens.parquet")
         arrays = {}
         for lane, track in enumerate(self.run.tracks):
             if track.spans:
@@ -282,6 +338,8 @@ def load(path: Path) -> Run:
         run.first_token = int(column["token_id"][0])
         for name in ("token_ids", "nll", "cache_tokens", "cache_bytes", "seconds"):
             getattr(track, name).append(column["token_id" if name == "token_ids" else name][1:])
+        if "role" in column:
+            track.roles.append(np.array([ROLES.index(r) for r in column["role"][1:]], np.int8))
         track.sums.append(np.cumsum(column["nll"][1:], dtype=np.float64))
         changes = np.flatnonzero(np.r_[True, column["policy"][2:] != column["policy"][1:-1]])
         track.policies = [(int(column["position"][1 + i]), str(column["policy"][1 + i])) for i in changes]
@@ -305,10 +363,11 @@ def load(path: Path) -> Run:
 
 
 def _read_stream(path: Path, schema: pa.Schema) -> pa.Table:
-    """All whole batches of a stream that may end anywhere."""
+    """All whole batches of a stream that may end anywhere; `schema` where not even its own is there."""
     batches = []
     try:
         with pa.ipc.open_stream(path.read_bytes()) as stream:
+            schema = stream.schema
             while True:
                 batches.append(stream.read_next_batch())
     except (StopIteration, pa.ArrowInvalid, OSError):

@@ -9,7 +9,7 @@ own `apply_rotary_pos_emb`, at positions that we choose.  Nothing here knows wha
 import copy
 import inspect
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -46,6 +46,7 @@ class Adapted:
     heads: int
     kv_heads: int
     head_dim: int
+    _kinds: dict[int, tuple] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +65,10 @@ class Adapted:
 
     def kind(self, attention: nn.Module) -> tuple:
         """What tells the angles of one layer from those of another: equal kinds have equal angles."""
-        return (self.rotated[attention.layer_idx] == 0, *self._kind(attention))
+        layer = attention.layer_idx
+        if layer not in self._kinds:
+            self._kinds[layer] = (self.rotated[layer] == 0, *self._kind(attention))
+        return self._kinds[layer]
 
     def _kind(self, attention: nn.Module) -> tuple:
         takes_kind = "layer_type" in inspect.signature(self.rotary.forward).parameters

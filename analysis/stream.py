@@ -6,8 +6,8 @@ knows nothing of files or screens.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,15 +16,22 @@ from torch import Tensor
 
 from .attention import Reading
 from .cache import LayerCache
-from .policies import Afresh, Band, Policy
+from .decoding import Decoding, Turns
+from .policies import Afresh, Band, Dense, Policy
 from .reach import Reach
-from .rotary import Adapted, adapt
+from .rotary import Adapted, Angles, adapt
+from .tracing import one_token
 
 CHUNK = 512
 """Tokens of a chunk unless said: larger ones are hardly faster, smaller ones waste more."""
 SINK_TOKENS = 4
 ROWS = 64
 """Rows of logits that become probabilities at a time: a whole chunk's would not stay in the processor's cache."""
+TOGETHER = 32
+"""Decoded tokens whose queries and keys are put together for maps."""
+TURNED = 4096
+"""How far a run may slide away from where its places are counted."""
+DENSE = Dense()
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class Step:
     cache_bytes: NDArray[np.int64]
     seconds: float
     sink_mass: NDArray[np.float32]
+    roles: NDArray[np.int8] | None = None
+    """In a conversation, who said each token [tokens] (chat.py)."""
 
     @property
     def stop(self) -> int:
@@ -64,19 +73,49 @@ class Piece:
 
 @dataclass(eq=False)
 class Source:
-    """What all lanes of a run share: the model, the text, and the keys and values of the text's first tokens."""
+    """What all lanes of a run share: the model, the text, and the keys and values of the text's first tokens.
+
+    A text may grow at its end while it is read, as a conversation does.
+    """
 
     model: Adapted
     tokens: NDArray[np.int32]
     sink_tokens: int
     hold: int
     ids: Tensor = field(init=False)
+    """The tokens once more, on the model's device."""
     _front: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _one: Callable[[Tensor, Decoding], Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.ids = torch.as_tensor(self.tokens.astype(np.int64), device=self.model.device)
+        self._room, self._ids = self.tokens, torch.as_tensor(self.tokens.astype(np.int64), device=self.model.device)
+        self.ids = self._ids
 
-    def forward(self, ids: Tensor, reading: Reading, last: int = 0) -> Tensor:
+    def extend(self, tokens: NDArray[np.int32]) -> None:
+        """Let the text go on with these tokens."""
+        count, total = len(self.tokens), len(self.tokens) + len(tokens)
+        if total > len(self._room):
+            self._room = np.concatenate((self.tokens, np.zeros(max(1024, 2 * total) - count, np.int32)))
+            self._ids = torch.cat((self.ids, self.ids.new_zeros(len(self._room) - count)))
+        self._room[count:total] = tokens
+        self._ids[count:total] = torch.as_tensor(np.asarray(tokens, np.int64), device=self._ids.device)
+        self.tokens, self.ids = self._room[:total], self._ids[:total]
+
+    def truncate(self, tokens: int) -> None:
+        """Forget all of the text but its first tokens."""
+        self.tokens, self.ids = self._room[:tokens], self._ids[:tokens]
+        if self._front and self._front[0][0].shape[1] > tokens:
+            self._front = []
+
+    def trace(self) -> None:
+        """Make single tokens faster from now on, where the model can be traced (tracing.py); takes about a second."""
+        self._one = one_token(self.model)
+
+    def decode(self, ids: Tensor, decoding: Decoding) -> Tensor:
+        """Logits [1, 1, vocabulary] of one token, ids [1, 1]."""
+        return self.forward(ids, decoding, 1) if self._one is None else self._one(ids, decoding)
+
+    def forward(self, ids: Tensor, reading: Reading | Decoding, last: int = 0) -> Tensor:
         """Logits [batch, last or all tokens, vocabulary] of the tokens ids [batch, tokens]."""
         with torch.inference_mode():
             network = self.model.network
@@ -104,8 +143,11 @@ class Lane:
         self.caches: list[LayerCache] = []
         self.pieces: list[Piece] = []
         """Queries and keys of the newest tokens, oldest first, from which maps are drawn."""
-        self._grid = 1
-        """Where recomputation began to count its strides."""
+        self._origin = 0
+        """Text position from which decoding counts places in the run."""
+        self._turns: dict[tuple, Turns] = {}
+        self._fresh: list[Decoding] = []
+        """Decoded tokens whose queries and keys are not in `pieces` yet."""
 
     @property
     def done(self) -> bool:
@@ -133,6 +175,7 @@ class Lane:
                 f"lane {self.index} has read up to {self.position}: there is nothing to read before {stop}"
             )
         began = time.perf_counter()
+        self.settle()
         read = self._read_afresh if isinstance(self.policy, Afresh) else self._read_band
         nll, mass, contexts, start = read(chunk, stop)
         # One transfer each per chunk; everything before this line may still be under way on a GPU.
@@ -145,7 +188,7 @@ class Lane:
             lane=self.index,
             policy=self.policy,
             start=start,
-            token_ids=self.source.tokens[start : self.position],
+            token_ids=self.source.tokens[start : self.position].copy(),
             nll=nll,
             cache_tokens=contexts.astype(np.int32),
             cache_bytes=contexts.astype(np.int64) * per_token,
@@ -154,19 +197,22 @@ class Lane:
         )
 
     def _read_band(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
+        begin, end = self.position - 1, min(self.position - 1 + chunk, stop - 1)
+        logits, mass, contexts = self._forward(begin, end)
+        nll = negative_log_likelihood(logits[0], self.source.ids[begin + 1 : end + 1])
+        return nll, mass, contexts, begin + 1
+
+    def _forward(self, begin: int, end: int, last: int = 0) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """Read tokens begin … end − 1: logits, sink mass, and how many tokens were held after each of them."""
         policy, source = self.policy, self.source
         assert isinstance(policy, Band)
-        begin, end = self.position - 1, min(self.position - 1 + chunk, stop - 1)
         held, run = (self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)) if self.caches else (0, 0)
         sinks = min(policy.sinks, end) if held == begin and run == 0 else held
         reach = Reach(sinks, max(begin - run, sinks), policy.window, policy.positions)
         if not self.caches:
-            model = source.model
-            like = torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.device)
-            self.caches = [LayerCache(like) for _ in range(model.layers)]
+            self._empty()
         reading = Reading(source.model, begin, source.sink_tokens, reach, self.caches, capture=source.hold > 0)
-        logits = source.forward(source.ids[None, begin:end], reading)
-        nll = negative_log_likelihood(logits[0], source.ids[begin + 1 : end + 1])
+        logits = source.forward(source.ids[None, begin:end], reading, last)
         if policy.window is not None:
             for cache in self.caches:
                 cache.keep_last(policy.window)
@@ -174,7 +220,12 @@ class Lane:
             self._hold(Piece(begin, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys]))
         queries = np.arange(begin, end)
         run_held = np.clip(queries + 1 - reach.first, 0, policy.window)
-        return nll, torch.stack(reading.mass), np.minimum(queries + 1, sinks) + run_held, begin + 1
+        return logits, torch.stack(reading.mass), np.minimum(queries + 1, sinks) + run_held
+
+    def _empty(self) -> None:
+        model = self.source.model
+        like = torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.device)
+        self.caches = [LayerCache(like) for _ in range(model.layers)]
 
     def _read_afresh(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
         policy, source, p = self.policy, self.source, self.position
@@ -209,6 +260,134 @@ class Lane:
         contexts = np.tile(np.arange(tokens - last + 1, tokens + 1), len(starts))
         return nll, mass, contexts, p
 
+    def next(self, choose: Callable[[Tensor], int], *, kv_chunk: int | None = None) -> Step:
+        """Read the newest token alone, and let the text go on with the one that is chosen.
+
+        `choose` gets the logits [vocabulary], float32, on the CPU.  `kv_chunk`: keys of a long run that are read at a
+        time; changes no number.  Everything but the newest token must have been read.
+        """
+        source, policy = self.source, self.policy
+        if self.position != len(source.tokens):
+            raise ValueError(
+                f"lane {self.index} has read up to {self.position} of {len(source.tokens)} tokens: read the rest first"
+            )
+        began = time.perf_counter()
+        logits, mass, context = self._next_logits(kv_chunk)
+        logits = logits.float().cpu()
+        token = choose(logits)
+        nll = (torch.logsumexp(logits, -1) - logits[token]).numpy()
+        mass = mass.cpu().numpy()
+        source.extend(np.array([token], np.int32))
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        self.position += 1
+        per_token = self.cache_bytes // max(1, len(self.caches[0]))
+        return Step(
+            lane=self.index,
+            policy=policy,
+            start=self.position - 1,
+            token_ids=np.array([token], np.int32),
+            nll=nll[None],
+            cache_tokens=np.array([context], np.int32),
+            cache_bytes=np.array([context * per_token], np.int64),
+            seconds=seconds,
+            sink_mass=mass[..., None],
+        )
+
+    def _next_logits(self, kv_chunk: int | None) -> tuple[Tensor, Tensor, int]:
+        """Logits [vocabulary] and sink mass [layers, heads] of the newest token, and how many tokens are then held."""
+        policy, t = self.policy, self.position - 1
+        if isinstance(policy, Afresh):
+            beyond = self.position - policy.window - 1
+            if beyond >= 0 and beyond % policy.stride == 0:
+                # A window encoded afresh is a text of its own, read by a lane that keeps everything.
+                self._empty()
+                logits, mass = self._encode(self.position - policy.window)
+                return logits[0, -1], mass[..., -1], policy.window
+            policy = DENSE
+        held, run = (self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)) if self.caches else (0, 0)
+        if not run and held == t and (not held or held < policy.sinks):
+            # The sinks are still being gathered.
+            logits, mass, contexts = self._forward(t, t + 1, 1)
+            return logits[0, -1], mass[..., -1], int(contexts[-1])
+        reach = Reach(held, t - run, policy.window, policy.positions)
+        self._turn(reach)
+        source = self.source
+        capture = source.hold > 0
+        decoding = Decoding(
+            source.model, t, source.sink_tokens, reach, self.caches, self._origin, self._turns, kv_chunk, capture
+        )
+        logits = source.decode(source.ids[None, t : t + 1], decoding)
+        if policy.window is not None:
+            for cache in self.caches:
+                cache.keep_last(policy.window)
+        if capture:
+            self._fresh.append(decoding)
+            if len(self._fresh) >= TOGETHER:
+                self.settle()
+        return logits[0, -1], torch.stack(decoding.mass), len(self.caches[0])
+
+    def _encode(self, start: int) -> tuple[Tensor, Tensor]:
+        source, end = self.source, self.position
+        reach = Reach(0, start, None, "text")
+        reading = Reading(source.model, start, source.sink_tokens, reach, self.caches, capture=source.hold > 0)
+        logits = source.forward(source.ids[None, start:end], reading, 1)
+        if source.hold:
+            self._fresh = []
+            self.pieces = [Piece(start, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys])]
+        return logits, torch.stack(reading.mass)
+
+    def _turn(self, reach: Reach) -> None:
+        """Let every layer hold the keys of its run rotated, as far as it does not."""
+        model, first, run = self.source.model, reach.first, len(self.caches[0].keys)
+        if first < self._origin or (reach.window is not None and first - self._origin > TURNED):
+            # Far from the origin angles lose digits.
+            self._origin = first
+            for cache in self.caches:
+                cache.turned.keep_last(0)
+        turned = len(self.caches[0].turned)
+        if turned == run:
+            return
+        places = torch.arange(first + turned - self._origin, first + run - self._origin, device=model.device)
+        angles: dict[tuple, Angles | None] = {}
+        for layer, cache in enumerate(self.caches):
+            attention = model.attentions[layer]
+            kind = model.kind(attention)
+            if kind not in angles:
+                angles[kind] = model.angles(attention, places)
+            with torch.inference_mode():
+                cache.turned.append(model.rotate(attention, cache.keys.view()[None, :, turned:], angles[kind])[0])
+
+    def settle(self) -> None:
+        """Put the queries and keys of decoded tokens where maps find them."""
+        if not self._fresh:
+            return
+        first, last, layers = self._fresh[0], self._fresh[-1], range(self.source.model.layers)
+        queries = [torch.cat([d.queries[layer] for d in self._fresh], 1) for layer in layers]
+        keys = [torch.cat([d.keys[layer] for d in self._fresh], 1) for layer in layers]
+        self._fresh = []
+        piece = Piece(first.token, last.token + 1, first.reach, queries, keys)
+        if isinstance(self.policy, Afresh):
+            self.pieces.append(piece)
+        else:
+            self._hold(piece)
+
+    def snapshot(self) -> "Snapshot":
+        """All that this lane holds just now, to go on from here another time.  Takes no memory of its own."""
+        self.settle()
+        pieces = [replace(p) for p in self.pieces]
+        return Snapshot(self.position, len(self.source.tokens), self.policy, [c.copy() for c in self.caches], pieces)
+
+    def restore(self, snapshot: "Snapshot") -> None:
+        """Be as when the snapshot was taken; the text that came after it is forgotten."""
+        self.position, self.policy = snapshot.position, snapshot.policy
+        self.source.truncate(snapshot.tokens)
+        self.caches, self._fresh = [c.copy() for c in snapshot.caches], []
+        self.pieces = [replace(p) for p in snapshot.pieces]
+        self._origin = min(self._origin, max(0, self.position - 1 - (len(self.caches[0].keys) if self.caches else 0)))
+        for cache in self.caches:
+            cache.turned.keep_last(0)
+
     def _hold(self, piece: Piece) -> None:
         self.pieces.append(piece)
         window = piece.reach.window or 0
@@ -231,10 +410,13 @@ class Lane:
         Where the new policy has sinks whose keys are gone, `pin` brings them back as they were; otherwise it goes on
         without them.
         """
+        self.settle()
         missing, self.policy = self.missing_sinks(policy), policy
         if not self.caches or not isinstance(policy, Band):
             return
         read = self.position - 1
+        for cache in self.caches:
+            cache.turned.keep_last(0)
         held, run = self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)
         joined = read - run <= held
         front = self.source.front(policy.sinks) if missing and pin else None
@@ -257,6 +439,17 @@ class Lane:
                 cache.pin(cache.sink_keys[:, :kept], cache.sink_values[:, :kept])
             if policy.window is not None:
                 cache.keep_last(policy.window)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What a lane held at some moment."""
+
+    position: int
+    tokens: int
+    policy: Policy
+    caches: list[LayerCache]
+    pieces: list[Piece]
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:

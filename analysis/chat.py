@@ -1,0 +1,381 @@
+"""A conversation as one token stream: the chat template, sampling, and a lane that answers.
+
+What was generated stays as it was generated: between two answers only the template's own text and the person's words
+are tokenised and read.  A conversation knows nothing of other lanes, of files or of screens.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.generation import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from . import texts
+from .models import LanguageModel
+from .policies import Policy
+from .record import ROLES, Column, Sampling
+from .rotary import Adapted, adapt
+from .stream import SINK_TOKENS, Lane, Snapshot, Source, Step
+
+TEMPLATE, USER, ASSISTANT = range(len(ROLES))
+CHUNK = 256
+"""Tokens of a prompt that are read at a time."""
+PENALISED = 1024
+"""Newest tokens to which the repetition penalty looks back, so that a token's time does not grow."""
+SCRIPTS = Path(__file__).parent.parent / "assets" / "scripts"
+
+_PLAIN = "what you write is continued as plain text"
+
+
+@dataclass(frozen=True)
+class Template:
+    """The text of a chat template around what is said: head, prompt, `open`, answer, `close`, prompt, `open` …
+
+    `note`: a sentence for the person where there is no such template; then text is just continued.
+    """
+
+    head: str
+    open: str
+    close: str
+    note: str = ""
+
+
+def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The tokenizer's own template, taken apart.  Plain continuation, with a note, where it cannot be."""
+    if not tokenizer.chat_template:
+        return Template("", "", "\n", f"This model has no chat template: {_PLAIN}.")
+
+    def render(*said: str, answer: bool = True) -> str:
+        turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(said)]
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+
+    p, a, q, b, r = "qPromptOne", "qAnswerOne", "qPromptTwo", "qAnswerTwo", "qPromptThree"
+    rewrites = f"This model's chat template changes what was said before: {_PLAIN}."
+    # A template is a program that somebody else wrote: it may fail in any way.
+    try:
+        head, found, opened = render(p).partition(p)
+        begun = head + p + opened + a
+        second = render(p, a, q)
+        close = second[len(begun) : -len(q + opened)]
+        whole = begun + close + q + opened
+        thought = f"<think>\nqThought\n</think>\n\n{a}"
+        if not found or second != whole or render(p, a, q, b, r) != whole + b + close + r + opened:
+            return Template("", "", "\n", rewrites)
+        if not second.startswith(render(p, a, answer=False).rstrip()) or thought not in render(p, thought, q):
+            return Template("", "", "\n", rewrites)
+    except Exception as e:
+        return Template("", "", "\n", f"This model's chat template cannot be used ({type(e).__name__}): {_PLAIN}.")
+    return Template(head, opened, close)
+
+
+class Chooser:
+    """Chooses the next token: transformers' own processors, and random numbers of our own seed."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self._processors = LogitsProcessorList()
+        if sampling.repetition_penalty != 1:
+            self._processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        if sampling.temperature > 0:
+            self._processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.top_k:
+                self._processors.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                self._processors.append(TopPLogitsWarper(sampling.top_p))
+        self._random = torch.Generator().manual_seed(sampling.seed)
+
+    def __call__(self, tokens: Tensor, logits: Tensor) -> int:
+        """The id of the next token: tokens [tokens] so far, logits [vocabulary]."""
+        if self._processors:
+            logits = self._processors(tokens[None, -PENALISED:].cpu(), logits[None])[0]
+        if self.sampling.temperature == 0:
+            return int(logits.argmax())
+        # One number a token, whatever the chunks were.
+        draw = torch.rand(1, generator=self._random, dtype=torch.float64)
+        probabilities, order = torch.softmax(logits.double(), -1).sort(descending=True, stable=True)
+        place = int(torch.searchsorted(probabilities.cumsum(-1), draw))
+        return int(order[min(place, int((probabilities > 0).sum()) - 1)])
+
+
+@dataclass
+class Turn:
+    """A prompt and its answer: text positions where the prompt begins (template included) and the answer, and its end.
+
+    `why` the answer ended: ended (the model said so), limit, stopped, or empty while it has not.
+    """
+
+    prompt: str
+    asked: int
+    begin: int | None = None
+    stop: int | None = None
+    why: str = ""
+
+
+class Partner:
+    """What all conversations with one model share: the adapted model, its tokenizer and template."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        if model.tokenizer is None:
+            raise ValueError(f"{model.name} has no tokenizer, and a conversation needs one: choose another model")
+        self.model, self.tokenizer = model, model.tokenizer
+        self.adapted: Adapted = adapt(model.network)
+        self.template = template_of(model.tokenizer)
+        ends = model.network.generation_config.eos_token_id
+        self.ends = {e for e in ([ends] if isinstance(ends, int) else ends or []) if e is not None}
+        if model.tokenizer.eos_token_id is not None:
+            self.ends.add(model.tokenizer.eos_token_id)
+        self._special = sorted({t.content for t in model.tokenizer.added_tokens_decoder.values() if t.special})
+        self._one = None
+
+    def encode(self, parts: list[tuple[int, str]]) -> tuple[NDArray[np.int32], NDArray[np.int8]]:
+        """Token ids and roles, each [tokens], of pieces of text.  What a person typed is text, never control."""
+        typed = "".join(text for role, text in parts if role == USER)
+        if self.tokenizer.is_fast and not any(s in typed for s in self._special):
+            whole = "".join(text for _, text in parts)
+            coded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+            ends = np.cumsum([len(text) for _, text in parts])
+            begins = np.array([begin for begin, _ in coded["offset_mapping"]], np.int64)
+            roles = np.array([role for role, _ in parts], np.int8)[np.searchsorted(ends[:-1], begins, side="right")]
+            return np.array(coded["input_ids"], np.int32), roles.astype(np.int8)
+        ids, roles = [], []
+        for role, text in parts:
+            coded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=role == USER, verbose=False)[
+                "input_ids"
+            ]
+            ids += coded
+            roles += [role] * len(coded)
+        return np.array(ids, np.int32), np.array(roles, np.int8)
+
+    def begin(self) -> list[int]:
+        """Tokens that a plain text of this model begins with."""
+        return self.tokenizer("")["input_ids"] if self.template.note else []
+
+    def close(self, last: int) -> str:
+        """The template's text after an answer whose last token was `last`."""
+        close = self.template.close
+        return close.removeprefix(self.tokenizer.decode([last])) if last in self.ends else close
+
+
+class Conversation:
+    """One lane's endless conversation under one policy."""
+
+    def __init__(
+        self,
+        partner: Partner,
+        policy: Policy,
+        sampling: Sampling,
+        *,
+        index: int = 0,
+        hold: int = 0,
+        sink_tokens: int = SINK_TOKENS,
+        kv_chunk: int | None = None,
+    ) -> None:
+        self.partner, self.sampling, self.kv_chunk = partner, sampling, kv_chunk
+        self.lane = Lane(index, policy, Source(partner.adapted, np.zeros(0, np.int32), sink_tokens, hold))
+        self.turns: list[Turn] = []
+        self.roles = Column(np.int8)
+        self._chooser = Chooser(sampling)
+        self._before: Snapshot | None = None
+        self._pin = True
+        self._pieces: list[str] = []
+        self._settled = 0
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        return self.lane.source.tokens
+
+    @property
+    def policy(self) -> Policy:
+        return self.lane.policy
+
+    @property
+    def busy(self) -> bool:
+        """Whether a prompt is being read or an answer given."""
+        return bool(self.turns) and not self.turns[-1].why
+
+    @property
+    def unread(self) -> int:
+        """Tokens that stand in the text and have not been read, but for the newest, which an answer begins with."""
+        return max(0, len(self.tokens) - self.lane.position)
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """What the cache holds: the first n tokens of the text, and all from a position on."""
+        lane = self.lane
+        if not lane.caches:
+            return 0, lane.position - 1
+        read = lane.position - 1
+        return lane.sinks, read - len(lane.caches[0].keys)
+
+    def trace(self) -> None:
+        """Make answers faster from now on (tracing.py); takes about a second."""
+        if self.partner._one is None:
+            self.lane.source.trace()
+            self.partner._one = self.lane.source._one
+        self.lane.source._one = self.partner._one
+
+    def ask(self, prompt: str) -> None:
+        """Say something; the answer comes by `step`.  Raises ValueError where that cannot be."""
+        if self.busy:
+            raise ValueError("the last answer is not finished: wait for it, or stop it")
+        prompt = prompt.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace").decode()
+        if not prompt.strip():
+            raise ValueError("the prompt is empty: write something first")
+        template = self.partner.template
+        before = template.head if not self.turns else self.partner.close(int(self.tokens[-1]))
+        if not template.note:
+            prompt = prompt.strip()
+        ids, roles = self.partner.encode([(TEMPLATE, before), (USER, prompt), (TEMPLATE, template.open)])
+        if not self.turns and (begin := self.partner.begin()):
+            ids, roles = np.concatenate((begin, ids)).astype(np.int32), np.concatenate(([TEMPLATE] * len(begin), roles))
+        if not len(ids):
+            raise ValueError("the prompt has no tokens: write some words")
+        self._check_memory(len(ids))
+        self.turns.append(Turn(prompt, len(self.tokens)))
+        self.lane.source.extend(ids)
+        self.roles.append(roles)
+
+    def _check_memory(self, more: int) -> None:
+        if self.policy.capacity is not None:
+            return
+        # Keys, values, rotated keys, and room for them to grow.
+        needed = int((len(self.tokens) + more) * self.partner.model.bytes_per_token * 2.5)
+        free = psutil.virtual_memory().available
+        if self.lane.source.model.device.type == "cpu" and needed > free:
+            raise ValueError(
+                f"{self.policy.label} keeps everything, and with these {more:,} tokens it would need "
+                f"{needed / 1e9:.1f} GB where {free / 1e9:.1f} GB are free: shorten the prompt, or take another policy"
+            )
+
+    def step(self, chunk: int = CHUNK) -> Step | None:
+        """Read on in the prompt by one chunk, or give one token of the answer; None when there is nothing to do."""
+        if not self.busy:
+            return None
+        lane, turn = self.lane, self.turns[-1]
+        if self.unread:
+            step = lane.read(chunk)
+            return replace(step, roles=self.roles.view()[step.start : step.stop].copy())
+        if turn.begin is None:
+            turn.begin = len(self.tokens)
+            self._before = lane.snapshot()
+        source = lane.source
+        step = lane.next(lambda logits: self._chooser(source.ids, logits), kv_chunk=self.kv_chunk)
+        roles = np.array([ASSISTANT], np.int8)
+        self.roles.append(roles)
+        if int(step.token_ids[0]) in self.partner.ends:
+            self._end("ended")
+        elif len(self.tokens) - turn.begin >= self.sampling.max_new:
+            self._end("limit")
+        return replace(step, roles=roles)
+
+    def _end(self, why: str) -> None:
+        self.turns[-1].stop, self.turns[-1].why = len(self.tokens), why
+
+    def stop(self) -> None:
+        """Let the answer end here.  What was said stays; a prompt that is not read to its end is read later."""
+        if self.busy:
+            if self.turns[-1].begin is None:
+                self.turns[-1].begin = len(self.tokens)
+            self._end("stopped")
+
+    def again(self) -> None:
+        """Forget the last answer and give another one, from what the cache held before it."""
+        if self.busy or not self.turns or self._before is None or self.turns[-1].begin != self._before.tokens:
+            raise ValueError("there is no finished answer to give again")
+        turn, policy = self.turns[-1], self.policy
+        self.lane.restore(self._before)
+        self.roles.truncate(len(self.tokens))
+        del self._pieces[len(self.tokens) :]
+        self._settled = min(self._settled, turn.asked)
+        turn.stop, turn.why = None, ""
+        if policy != self.policy:
+            self.lane.switch(policy, pin=self._pin)
+
+    def switch(self, policy: Policy, *, pin: bool = False) -> None:
+        """Go on under another policy (Lane.switch)."""
+        self._pin = pin
+        self.lane.switch(policy, pin=pin)
+
+    def pieces(self) -> list[str]:
+        """How each token of the conversation looks, [tokens]."""
+        tokens = self.tokens
+        if len(self._pieces) < len(tokens):
+            begin = self._settled
+            fresh = texts.pieces(self.partner.tokenizer, tokens[begin:])
+            self._pieces[begin:] = fresh
+            # Whole characters stand behind this place: it need not be looked at again.
+            whole = [i for i, piece in enumerate(fresh[:-8]) if piece and not piece.endswith("\ufffd")]
+            if len(fresh) > 64 and whole:
+                self._settled = begin + whole[-1] + 1
+        return self._pieces
+
+    def said(self, turn: Turn) -> str:
+        """The answer of a turn as far as it has come."""
+        if turn.begin is None:
+            return ""
+        pieces, stop = self.pieces(), turn.stop or len(self.tokens)
+        if stop > turn.begin and int(self.tokens[stop - 1]) in self.partner.ends:
+            stop -= 1
+        return "".join(pieces[turn.begin : stop])
+
+
+def join(steps: list[Step]) -> Step:
+    """Steps of one lane that follow each other without a gap, as one."""
+    first = steps[0]
+    joined = {
+        name: np.concatenate([getattr(s, name) for s in steps], -1)
+        for name in ("token_ids", "nll", "cache_tokens", "cache_bytes", "sink_mass", "roles")
+    }
+    return replace(first, seconds=sum(s.seconds for s in steps), **joined)
+
+
+def scripts() -> dict[str, Path]:
+    """The bundled scripts by name."""
+    return {path.stem: path for path in sorted(SCRIPTS.glob("*.txt"))}
+
+
+def read_script(name: str) -> tuple[list[str], str]:
+    """The prompts of a bundled script or a file, and its digest.  Raises ValueError with what to do."""
+    path = scripts().get(name, Path(name))
+    if not path.is_file():
+        raise ValueError(
+            f"there is no script {name[:80]!r}: give a file with one prompt a line, or one of: {', '.join(scripts())}"
+        )
+    try:
+        return script_from_bytes(path.read_bytes(), path.name)
+    except OSError as e:
+        raise ValueError(f"{name!r} cannot be read ({e.strerror}): check who may read it") from e
+
+
+def script_from_bytes(data: bytes, name: str) -> tuple[list[str], str]:
+    """The prompts of a script, and its digest: a line each, or JSONL whose `turns` are lists of prompts."""
+    text = texts.from_bytes(data, name if not name.endswith(".npy") else f"{name}.txt")
+    lines = [(i, line.strip()) for i, line in enumerate(text.content.splitlines(), 1) if line.strip()]
+    if not name.endswith((".jsonl", ".json")) and not lines[0][1].startswith("{"):
+        return [line for _, line in lines], text.sha256
+    prompts: list[str] = []
+    for number, line in lines:
+        try:
+            turns = json.loads(line)["turns"]
+        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            raise ValueError(
+                f'line {number} of {name} is not JSON with turns: write {{"turns": ["…", "…"]}} in every line'
+            ) from e
+        if not isinstance(turns, list) or not all(isinstance(t, str) and t.strip() for t in turns):
+            raise ValueError(f"line {number} of {name}: turns must be a list of prompts, none of them empty")
+        prompts += turns
+    if not prompts:
+        raise ValueError(f"{name} has no prompts: write at least one line")
+    return prompts, text.sha256

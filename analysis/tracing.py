@@ -1,0 +1,96 @@
+"""The forward pass of one token without Python between its operations.
+
+A token that is generated alone goes through hundreds of modules for little work in each, and half of its time would be
+Python's.  So the family's own forward pass is traced once and replayed; only the attention of each layer comes back to
+Python, as one operation that asks whoever is decoding in this thread.  A trace that does not repeat what the model says
+(a family that decides in Python what to compute, such as a mixture of experts) is not used.
+"""
+
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from .rotary import Adapted
+
+CHECKS = 8
+"""Tokens for which the trace must repeat the model."""
+
+_thread = threading.local()
+_operations = torch.library.Library("sinkscope", "DEF")
+_operations.define("attend(Tensor query, Tensor key, Tensor value, int layer) -> Tensor")
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+    return _thread.attend(query, key, value, layer)
+
+
+_operations.impl("attend", _attend, "CompositeExplicitAutograd")
+
+
+@dataclass(eq=False)
+class _Recorder:
+    """Puts the operation in the place of attention, and notes what each layer hands to it besides tensors."""
+
+    layers: dict[int, tuple[nn.Module, dict[str, Any]]] = field(default_factory=dict)
+
+    def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, **settings) -> Tensor:
+        self.layers[attention.layer_idx] = attention, settings
+        return torch.ops.sinkscope.attend(query, key, value, attention.layer_idx)
+
+
+class _OneToken(nn.Module):
+    def __init__(self, network: nn.Module, recorder: _Recorder) -> None:
+        super().__init__()
+        self.network, self.recorder = network, recorder
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.network(input_ids=ids, use_cache=False, logits_to_keep=1, reading=self.recorder).logits
+
+
+def _echo(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+    return query.transpose(1, 2).clone()
+
+
+def one_token(model: Adapted) -> Callable[[Tensor, Any], Tensor] | None:
+    """A function (ids [1, 1], decoding) → logits [1, 1, vocabulary], or None where the model cannot be traced."""
+    if model.device.type == "meta":
+        return None
+    recorder = _Recorder()
+    eager = _OneToken(model.network, recorder).eval()
+    vocabulary = model.network.get_input_embeddings().num_embeddings
+    verbosity = transformers_logging.get_verbosity()
+    tokens = torch.linspace(0, vocabulary - 1, CHECKS, device=model.device).long().view(-1, 1, 1)
+    _thread.attend = _echo
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            transformers_logging.set_verbosity_error()
+            traced = torch.jit.freeze(torch.jit.trace(eager, (tokens[0],), check_trace=False).eval())
+            for ids in tokens:
+                torch.testing.assert_close(traced(ids), eager(ids))
+    except (AssertionError, RuntimeError):
+        return None
+    finally:
+        del _thread.attend
+        transformers_logging.set_verbosity(verbosity)
+    layers = recorder.layers
+
+    def forward(ids: Tensor, decoding: Any) -> Tensor:
+        def attend(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+            attention, settings = layers[layer]
+            return decoding.attend(attention, query, key, value, **settings)
+
+        _thread.attend = attend
+        try:
+            with torch.inference_mode():
+                return traced(ids)
+        finally:
+            del _thread.attend
+
+    return forward
