@@ -1,17 +1,19 @@
-"""The command line: read a text under several policies and write down what happened.
+"""The command line: read a text, or talk, under several policies and write down what happened.
 
-`python -m analysis stream …` is the live page without a page.  Everything that can be wrong is one line on standard
-error and exit status 2.  Torch is imported only by the commands that need it.
+`python -m analysis stream …` is the live page without a page, `chat …` the page of conversations.  Everything that can
+be wrong is one line on standard error and exit status 2.  Torch is imported only by the commands that need it.
 """
 
 import math
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,7 +21,10 @@ from rich.table import Column, Table
 
 from . import metrics, texts
 from .policies import POLICIES, parse
-from .record import Folder, Run, Spec
+from .record import ROLES, Folder, Run, Sampling, Spec
+
+if TYPE_CHECKING:
+    from .stream import Step
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -28,6 +33,10 @@ out = Console(highlight=False)
 UsageError = typer.BadParameter.__base__
 
 FOUR = ["dense", "window:window=256", "streaming:sinks=4,window=252"]
+TWO = ["streaming:sinks=4,window=60", "window:window=64"]
+"""So small that the second of these breaks down within a few questions."""
+TOGETHER = 32
+"""Tokens of an answer that are written down at a time."""
 
 
 @app.command()
@@ -40,16 +49,17 @@ def stream(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     bos: Annotated[bool, typer.Option("--bos", help="begin with the token that begins a text")] = False,
+    weights: Annotated[str, typer.Option(help="model (as it came), or packed on a CPU: int8, int4")] = "model",
     out_folder: Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in runs/)")] = None,
 ) -> None:
     """Read a text with one lane for each policy, write a run folder, and print a table."""
-    spec = Spec(model, text, tuple(str(parse(p)) for p in policy or FOUR), tokens, chunk, dtype, device, bos)
+    spec = Spec(model, text, tuple(str(parse(p)) for p in policy or FOUR), tokens, chunk, dtype, device, bos, weights)
     source = texts.read(text)
     from .models import load
     from .stream import next_lane, open_lanes
 
     with out.status("Loading the model") as status:
-        network = load(model, dtype=dtype, device=device, progress=lambda sentence: status.update(sentence))
+        network = load(model, dtype=dtype, device=device, weights=weights, progress=status.update)
         ids = texts.tokenize(source, network.tokenizer, bos=bos, limit=tokens)
         policies = [parse(p) for p in spec.policies]
         lanes = open_lanes(network, ids, policies)
@@ -60,6 +70,7 @@ def stream(
         for warning in policy_.cautions(len(ids), network.trained_length):
             folder.event("warning", lane=lane, text=warning)
             out.print(f"[yellow]note:[/] {warning}", soft_wrap=True)
+    _say_packed(weights)
     status = "finished"
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -89,6 +100,157 @@ def stream(
     out.print(f"{status.capitalize()}. The run lies in {place}", soft_wrap=True, markup=False)
     if status == "interrupted":
         raise typer.Exit(130)
+
+
+def _say_packed(weights: str) -> None:
+    if weights != "model":
+        out.print(
+            f"[yellow]note:[/] the weights are packed into {weights}: numbers differ a little from the model's own"
+        )
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Option(help="embedded, a hub id, a folder, or a GGUF file")] = "embedded",
+    policy: Annotated[list[str] | None, typer.Option(help="one lane each: name:key=value,key=value")] = None,
+    script: Annotated[str | None, typer.Option(help="prompts, one a line, or JSONL with turns; none: you type")] = None,
+    max_new: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: always the most probable token")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="only the k most probable tokens; 0: all")] = 0,
+    top_p: Annotated[float, typer.Option(help="only the most probable tokens of this probability together")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="divides logits of what was said lately")] = 1.0,
+    seed: Annotated[int, typer.Option(help="same seed, same answers")] = 0,
+    chunk: Annotated[int, typer.Option(help="tokens of a prompt read at once; changes no number")] = 256,
+    kv_chunk: Annotated[int | None, typer.Option(help="cached tokens read at once; changes no number")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    weights: Annotated[str, typer.Option(help="model (as it came), or packed on a CPU: int8, int4")] = "model",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in runs/)")] = None,
+) -> None:
+    """Talk without end, one lane for each policy.  Ctrl-C ends an answer, Ctrl-D the conversation."""
+    sampling = Sampling(max_new, temperature, top_k, top_p, repetition_penalty, seed)
+    spec = Spec(
+        model=model,
+        text=script or "what was typed",
+        policies=tuple(str(parse(p)) for p in policy or TWO),
+        chunk=chunk,
+        dtype=dtype,
+        device=device,
+        weights=weights,
+        sampling=sampling,
+        kv_chunk=kv_chunk,
+    )
+    from .chat import Conversation, Partner, join, read_script
+    from .models import load
+
+    prompts, digest = read_script(script) if script else (None, "")
+    with out.status("Loading the model") as status:
+        network = load(model, dtype=dtype, device=device, weights=weights, progress=status.update)
+        partner = Partner(network)
+        lanes = [
+            Conversation(partner, parse(p), sampling, index=i, kv_chunk=kv_chunk) for i, p in enumerate(spec.policies)
+        ]
+        for lane in lanes:
+            lane.trace()
+    place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-chat"
+    run = Run(spec)
+    folder = Folder(place, run, text_sha256=digest, weights_sha256=network.sha256)
+    _say_packed(weights)
+    if partner.template.note:
+        folder.event("warning", text=partner.template.note)
+        out.print(f"[yellow]note:[/] {partner.template.note}", soft_wrap=True)
+    status = "finished"
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    steps: list[Step] = []
+
+    def keep() -> None:
+        if steps:
+            folder.append(join(steps))
+            steps.clear()
+
+    try:
+        for prompt in _typed() if prompts is None else prompts:
+            if prompts is not None:
+                out.print(f"\n> {prompt}", style="bold", markup=False, soft_wrap=True)
+            for lane in lanes:
+                try:
+                    lane.ask(prompt)
+                except ValueError as e:
+                    if prompts is not None:
+                        raise
+                    out.print(f"{e}", style="yellow", markup=False, soft_wrap=True)
+                    break
+                if run.first_token is None:
+                    run.first_token, run.first_role = int(lane.tokens[0]), int(lane.roles.view()[0])
+                out.print(f"{lane.policy.label}: ", style="cyan", end="")
+                shown = 0
+                try:
+                    while (step := lane.step(chunk)) is not None:
+                        steps.append(step)
+                        if len(steps) == TOGETHER:
+                            keep()
+                        said = lane.said(lane.turns[-1])
+                        # A character may still lack its last bytes.
+                        ready = len(said.rstrip("\ufffd")) if lane.busy else len(said)
+                        out.print(said[shown:ready], end="", markup=False, soft_wrap=True)
+                        shown = max(shown, ready)
+                except KeyboardInterrupt:
+                    lane.stop()
+                    if prompts is not None:
+                        raise
+                finally:
+                    keep()
+                cut = {"limit": " …", "stopped": " (stopped)"}.get(lane.turns[-1].why, "")
+                out.print(cut)
+                turn = lane.turns[-1]
+                folder.event("answer", lane=lane.lane.index, position=turn.begin, stop=turn.stop, why=turn.why)
+    except KeyboardInterrupt:
+        status = "interrupted"
+    except Exception:
+        folder.finish("failed")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    folder.finish(status)
+    out.print(spoken(run))
+    out.print(f"{status.capitalize()}. The run lies in {place}", soft_wrap=True, markup=False)
+    if status == "interrupted":
+        raise typer.Exit(130)
+
+
+def _typed() -> Iterator[str]:
+    """What a person types, line by line, until the end of input."""
+    while True:
+        try:
+            line = out.input("\n[bold]>[/] ") if sys.stdin.isatty() else sys.stdin.readline()
+        except EOFError:
+            return
+        if not line and not sys.stdin.isatty():
+            return
+        if line.strip():
+            yield line
+
+
+def spoken(run: Run) -> Table:
+    """Per lane of a conversation: tokens, perplexity of the answers under the model, cache, and speed of answers."""
+    table = Table("Lane", *(_right(h) for h in ("Tokens", "Answered", "Perplexity", "Kept", "Cache", "ms/token")))
+    table.caption = "Perplexity and ms/token: of the tokens that the model said, under the model as this lane had it"
+    for policy, track in zip(run.spec.policies, run.tracks, strict=True):
+        said = track.roles.view() == ROLES.index("assistant")
+        if not said.any():
+            table.add_row(parse(policy).label, f"{len(said)}", "0", *["–"] * 4)
+            continue
+        spent = np.diff(track.compute.view(), prepend=0.0)[said]
+        table.add_row(
+            parse(policy).label,
+            f"{len(said) + 1:,}",
+            f"{said.sum():,}",
+            f"{metrics.perplexity(track.nll.view()[said]):.3f}",
+            f"{track.cache_tokens.view()[-1]:,}",
+            f"{track.cache_bytes.view()[-1] / 1e6:,.1f} MB",
+            f"{spent.sum() / said.sum() * 1e3:,.1f}",
+        )
+    return table
 
 
 def summary(run: Run) -> Table:

@@ -62,19 +62,23 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
 
     p, a, q, b, r = "qPromptOne", "qAnswerOne", "qPromptTwo", "qAnswerTwo", "qPromptThree"
-    rewrites = f"This model's chat template changes what was said before: {_PLAIN}."
     # A template is a program that somebody else wrote: it may fail in any way.
     try:
         head, found, opened = render(p).partition(p)
-        begun = head + p + opened + a
         second = render(p, a, q)
-        close = second[len(begun) : -len(q + opened)]
-        whole = begun + close + q + opened
+        before, _, rest = second.partition(a)
+        # White space that an answer begins with is the model's to say.
+        space = before[len(head + p + opened) :]
+        close = rest[: -len(q + opened)]
+        whole = head + p + opened + space + a + close + q + opened
+        third = whole + space + b + close + r + opened
         thought = f"<think>\nqThought\n</think>\n\n{a}"
-        if not found or second != whole or render(p, a, q, b, r) != whole + b + close + r + opened:
-            return Template("", "", "\n", rewrites)
-        if not second.startswith(render(p, a, answer=False).rstrip()) or thought not in render(p, thought, q):
-            return Template("", "", "\n", rewrites)
+        faithful = bool(found) and not space.strip() and (second, render(p, a, q, b, r)) == (whole, third)
+        faithful = (
+            faithful and second.startswith(render(p, a, answer=False).rstrip()) and thought in render(p, thought, q)
+        )
+        if not faithful:
+            return Template("", "", "\n", f"This model's chat template changes what was said before: {_PLAIN}.")
     except Exception as e:
         return Template("", "", "\n", f"This model's chat template cannot be used ({type(e).__name__}): {_PLAIN}.")
     return Template(head, opened, close)
@@ -338,7 +342,8 @@ def join(steps: list[Step]) -> Step:
         name: np.concatenate([getattr(s, name) for s in steps], -1)
         for name in ("token_ids", "nll", "cache_tokens", "cache_bytes", "sink_mass", "roles")
     }
-    return replace(first, seconds=sum(s.seconds for s in steps), **joined)
+    each = np.concatenate([np.full(len(s.nll), s.seconds / len(s.nll)) for s in steps])
+    return replace(first, seconds=float(each.sum()), each=each, **joined)
 
 
 def scripts() -> dict[str, Path]:

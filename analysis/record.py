@@ -178,7 +178,7 @@ class Track:
 
     def append(self, step: "Step", seconds: float) -> None:
         count = len(step.nll)
-        known = np.full(count, seconds)
+        spent = np.full(count, step.seconds) if step.each is None else np.cumsum(step.each)
         compute = self.compute.view()[-1] if len(self.compute) else 0.0
         if not self.policies or self.policies[-1][1] != str(step.policy):
             self.policies.append((step.start, str(step.policy)))
@@ -187,8 +187,8 @@ class Track:
             self.roles.append(step.roles)
         self.cache_tokens.append(step.cache_tokens)
         self.cache_bytes.append(step.cache_bytes)
-        self.seconds.append(known)
-        self.compute.append(np.full(count, compute + step.seconds))
+        self.seconds.append(seconds - step.seconds + spent)
+        self.compute.append(compute + spent)
         self.sums.append(self.sums.view()[-1] + np.cumsum(step.nll, dtype=np.float64))
         # Last, since readers take the length of these for the length of all.
         self.sink_mass.append(step.sink_mass.mean(-1, dtype=np.float32))
@@ -207,11 +207,9 @@ class Run:
         self.events: list[dict[str, Any]] = []
         self.began = time.perf_counter()
 
-    def append(self, step: "Step") -> float:
-        """Take in a step; returns the seconds since the run began."""
-        seconds = time.perf_counter() - self.began
-        self.tracks[step.lane].append(step, seconds)
-        return seconds
+    def append(self, step: "Step") -> None:
+        """Take in a step that has just been made."""
+        self.tracks[step.lane].append(step, time.perf_counter() - self.began)
 
     def event(self, what: str, *, lane: int | None = None, position: int | None = None, **more: Any) -> dict[str, Any]:
         """Note that something happened: a switch, a pause, a warning."""
@@ -253,7 +251,8 @@ class Folder:
     def append(self, step: "Step") -> None:
         """Take in a step, in the run and on disk."""
         first = step.start == 1
-        seconds = self.run.append(step)
+        self.run.append(step)
+        known = self.run.tracks[step.lane].seconds.view()[-len(step.nll) :]
         count = len(step.nll) + first
         ids, nll, kept, size = step.token_ids, step.nll, step.cache_tokens, step.cache_bytes
         if first:
@@ -270,7 +269,7 @@ class Folder:
             pa.array(nll, mask=unknown),
             kept,
             size,
-            np.full(count, seconds),
+            np.concatenate((known[:1], known)) if first else known,
         ]
         if step.roles is not None:
             roles = [self.run.first_role] * first + step.roles.tolist()

@@ -54,6 +54,8 @@ class Step:
     sink_mass: NDArray[np.float32]
     roles: NDArray[np.int8] | None = None
     """In a conversation, who said each token [tokens] (chat.py)."""
+    each: NDArray[np.float64] | None = None
+    """Compute time of each token [tokens], where they were not read together."""
 
     @property
     def stop(self) -> int:
@@ -146,6 +148,8 @@ class Lane:
         self._origin = 0
         """Text position from which decoding counts places in the run."""
         self._turns: dict[tuple, Turns] = {}
+        self._encoded: Policy | None = None
+        """The policy that encoded afresh what is held, if one did."""
         self._fresh: list[Decoding] = []
         """Decoded tokens whose queries and keys are not in `pieces` yet."""
 
@@ -250,6 +254,7 @@ class Lane:
         predicted = last * len(starts)
         nll = negative_log_likelihood(logits.flatten(0, 1), source.ids[p : p + predicted])
         mass = torch.stack(reading.mass).unflatten(-1, (len(starts), tokens))[..., -last:].flatten(-2)
+        self._encoded = policy
         # The newest window stays: it is what this lane has, until it reads on or another policy takes over.
         self.caches = [LayerCache(k[-1]) for k in reading.keys]
         for cache, k, v in zip(self.caches, reading.keys, reading.values, strict=True):
@@ -299,11 +304,11 @@ class Lane:
         policy, t = self.policy, self.position - 1
         if isinstance(policy, Afresh):
             beyond = self.position - policy.window - 1
-            if beyond >= 0 and beyond % policy.stride == 0:
-                # A window encoded afresh is a text of its own, read by a lane that keeps everything.
-                self._empty()
-                logits, mass = self._encode(self.position - policy.window)
-                return logits[0, -1], mass[..., -1], policy.window
+            into = beyond % policy.stride if beyond >= 0 else 0
+            if self._encoded != policy or (beyond >= 0 and into == 0):
+                logits, mass = self._encode(max(0, self.position - policy.window - into))
+                return logits[0, -1], mass[..., -1], len(self.caches[0])
+            # Inside a stride a window is a text of its own, read by a lane that keeps everything.
             policy = DENSE
         held, run = (self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)) if self.caches else (0, 0)
         if not run and held == t and (not held or held < policy.sinks):
@@ -328,7 +333,10 @@ class Lane:
         return logits[0, -1], torch.stack(decoding.mass), len(self.caches[0])
 
     def _encode(self, start: int) -> tuple[Tensor, Tensor]:
+        """Encode the tokens from `start` to the newest afresh; logits of the newest, sink mass of all."""
         source, end = self.source, self.position
+        self._empty()
+        self._encoded = self.policy
         reach = Reach(0, start, None, "text")
         reading = Reading(source.model, start, source.sink_tokens, reach, self.caches, capture=source.hold > 0)
         logits = source.forward(source.ids[None, start:end], reading, 1)
@@ -376,11 +384,12 @@ class Lane:
         """All that this lane holds just now, to go on from here another time.  Takes no memory of its own."""
         self.settle()
         pieces = [replace(p) for p in self.pieces]
-        return Snapshot(self.position, len(self.source.tokens), self.policy, [c.copy() for c in self.caches], pieces)
+        caches = [c.copy() for c in self.caches]
+        return Snapshot(self.position, len(self.source.tokens), self.policy, self._encoded, caches, pieces)
 
     def restore(self, snapshot: "Snapshot") -> None:
         """Be as when the snapshot was taken; the text that came after it is forgotten."""
-        self.position, self.policy = snapshot.position, snapshot.policy
+        self.position, self.policy, self._encoded = snapshot.position, snapshot.policy, snapshot.encoded
         self.source.truncate(snapshot.tokens)
         self.caches, self._fresh = [c.copy() for c in snapshot.caches], []
         self.pieces = [replace(p) for p in snapshot.pieces]
@@ -411,7 +420,7 @@ class Lane:
         without them.
         """
         self.settle()
-        missing, self.policy = self.missing_sinks(policy), policy
+        missing, self.policy, self._encoded = self.missing_sinks(policy), policy, None
         if not self.caches or not isinstance(policy, Band):
             return
         read = self.position - 1
@@ -448,6 +457,7 @@ class Snapshot:
     position: int
     tokens: int
     policy: Policy
+    encoded: Policy | None
     caches: list[LayerCache]
     pieces: list[Piece]
 

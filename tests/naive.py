@@ -51,3 +51,35 @@ def read(model: PreTrainedModel, tokens, sinks: int, window: int, positions: str
         logits = model.lm_head(model.model.norm(hidden))
     nll = -torch.log_softmax(logits, -1)[torch.arange(count), torch.as_tensor(np.asarray(tokens[1:], np.int64))]
     return nll.numpy(), mass
+
+
+class OneByOne:
+    """A llama that reads one token at a time: per layer a plain list of kept keys, rotated by slot for every query."""
+
+    def __init__(self, model: PreTrainedModel, sinks: int, window: int | None) -> None:
+        self.model, self.sinks, self.window = model, sinks, window
+        self.kept: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in model.model.layers]
+
+    @torch.no_grad()
+    def logits(self, token: int) -> torch.Tensor:
+        """Logits [vocabulary] of what follows this token."""
+        model, config = self.model, self.model.config
+        dim = config.hidden_size // config.num_attention_heads
+        groups = config.num_attention_heads // config.num_key_value_heads
+        hidden = model.model.embed_tokens(torch.tensor([token]))
+        for layer, kept in zip(model.model.layers, self.kept, strict=True):
+            x, attention = layer.input_layernorm(hidden), layer.self_attn
+            kept.append((attention.k_proj(x).view(-1, dim), attention.v_proj(x).view(-1, dim)))
+            keys, values = (
+                torch.stack(t).repeat_interleave(groups, 1).transpose(0, 1) for t in zip(*kept, strict=True)
+            )
+            cos, sin = model.model.rotary_emb(x[None], torch.arange(len(kept))[None])
+            query = attention.q_proj(x).view(-1, 1, dim)
+            query, _ = apply_rotary_pos_emb(query[None], query[None], cos[:, -1:], sin[:, -1:])
+            _, keys = apply_rotary_pos_emb(keys[None], keys[None], cos, sin)
+            weights = torch.softmax(query[0] @ keys[0].transpose(1, 2) * dim**-0.5, -1)
+            hidden = hidden + attention.o_proj((weights @ values).flatten()[None])
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+            if self.window is not None and len(kept) > self.sinks + self.window:
+                del kept[self.sinks]
+        return model.lm_head(model.model.norm(hidden))[0]

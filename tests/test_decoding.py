@@ -1,0 +1,203 @@
+"""One token at a time gives what reading in chunks gives, whatever the policy, the pieces, or the way it is run."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+
+from analysis import stream as engine
+from analysis.maps import head_map
+from analysis.policies import Dense, Recompute, Streaming, Window, parse
+from analysis.stream import open_lanes
+
+from .naive import OneByOne
+
+POLICIES = [
+    "dense",
+    "window:window=20",
+    "streaming:sinks=4,window=16",
+    "streaming:sinks=40,window=16",
+    "streaming:sinks=2,window=16,positions=text",
+    "recompute:window=12,stride=1",
+    "recompute:window=12,stride=5",
+]
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+}
+
+
+@pytest.fixture
+def tokens():
+    return np.random.default_rng(0).integers(0, 97, 120)
+
+
+def read(model, tokens, policy, hold=0):
+    """NLL, sink mass and cache sizes of a text that is read in chunks, and the lane."""
+    lane = open_lanes(model, tokens, [policy], hold=hold)[0]
+    steps = []
+    while not lane.done:
+        steps.append(lane.read(64))
+    return *(np.concatenate([getattr(s, n) for s in steps], -1) for n in ("nll", "sink_mass", "cache_tokens")), lane
+
+
+def begun(model, tokens, policy, hold=0):
+    """A lane that has read these tokens, all but the newest."""
+    lane = open_lanes(model, tokens, [policy], hold=hold)[0]
+    while not lane.done:
+        lane.read(16)
+    return lane
+
+
+def decode(lane, tokens, **settings):
+    """The lane goes on with these tokens, one at a time."""
+    steps = [lane.next(lambda logits, token=token: int(token), **settings) for token in tokens]
+    return [np.concatenate([getattr(s, n) for s in steps], -1) for n in ("nll", "sink_mass", "cache_tokens")]
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("kv_chunk", [None, 8])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_decoding_equals_reading(tiny_llama, tokens, policy, kv_chunk, traced):
+    nll, mass, kept, _ = read(tiny_llama, tokens, parse(policy))
+    for given in (2, 30):
+        lane = begun(tiny_llama, tokens[:given], parse(policy))
+        if traced:
+            lane.source.trace()
+            assert lane.source._one is not None
+        got = decode(lane, tokens[given:], kv_chunk=kv_chunk)
+        np.testing.assert_allclose(got[0], nll[given - 1 :], atol=3e-5)
+        np.testing.assert_allclose(got[1], mass[..., given - 1 :], atol=3e-6)
+        assert got[2].tolist() == kept[given - 1 :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("policy", "sinks", "window"), [(Dense(), 0, None), (Window(20), 0, 20), (Streaming(4, 16), 4, 16)]
+)
+def test_decoding_equals_a_plain_list_of_kept_keys(tiny_llama, tokens, policy, sinks, window):
+    naive = OneByOne(tiny_llama, sinks, window)
+    for token in tokens[:9]:
+        expected = naive.logits(int(token))
+    lane = begun(tiny_llama, tokens[:9], policy)
+    for token in tokens[9:]:
+        seen = []
+        lane.next(lambda logits, token=token, seen=seen: seen.append(logits) or int(token))
+        torch.testing.assert_close(seen[0], expected, atol=1e-4, rtol=1e-4)
+        expected = naive.logits(int(token))
+
+
+@pytest.mark.parametrize("policy", [Dense(), Window(33), Streaming(4, 29), Streaming(4, 29, "text")])
+def test_pieces_of_a_long_run_change_no_number(tiny_llama, tokens, policy):
+    for size in (1, 7, 16, 1000):
+        whole, pieces = (begun(tiny_llama, tokens[:100], policy) for _ in range(2))
+        a, b = decode(whole, tokens[100:]), decode(pieces, tokens[100:], kv_chunk=size)
+        np.testing.assert_allclose(a[0], b[0], rtol=1e-6, atol=1e-5)
+        np.testing.assert_allclose(a[1], b[1], atol=1e-6)
+
+
+def test_a_run_that_slides_far_is_counted_anew(tiny_llama, tokens, monkeypatch):
+    nll = read(tiny_llama, tokens, Streaming(4, 12))[0]
+    monkeypatch.setattr(engine, "TURNED", 20)
+    lane = begun(tiny_llama, tokens[:10], Streaming(4, 12))
+    np.testing.assert_allclose(decode(lane, tokens[10:])[0], nll[9:], atol=3e-5)
+    assert lane._origin > 60
+
+
+FAMILIES = {
+    "sliding window": lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=10)),
+    "softcap": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, sliding_window=10, attn_logit_softcapping=5.0)),
+    "mixture of experts": lambda: MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=4)),
+}
+
+
+@pytest.mark.parametrize("policy", [Dense(), Window(20), Streaming(4, 16), Streaming(4, 5)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoding_equals_reading_in_families_with_their_own_ways(family, policy, tokens):
+    torch.manual_seed(0)
+    model = FAMILIES[family]().eval().requires_grad_(False)
+    nll, mass, *_ = read(model, tokens, policy)
+    lane = begun(model, tokens[:40], policy)
+    # Where what is computed depends on the token, the trace must be refused, and the numbers are right all the same.
+    lane.source.trace()
+    got = decode(lane, tokens[40:])
+    np.testing.assert_allclose(got[0], nll[39:], atol=3e-5)
+    np.testing.assert_allclose(got[1], mass[..., 39:], atol=3e-6)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_restored_lane_goes_on_as_if_nothing_had_been_said(tiny_llama, tokens, policy):
+    nll = read(tiny_llama, tokens, parse(policy))[0]
+    lane = begun(tiny_llama, tokens[:30], parse(policy), hold=64)
+    decode(lane, tokens[30:50])
+    before = lane.snapshot()
+    for _ in range(2):
+        decode(lane, tokens[:45])
+        lane.restore(before)
+    assert lane.position == len(lane.source.tokens) == 50
+    np.testing.assert_allclose(decode(lane, tokens[50:])[0], nll[49:], atol=3e-5)
+
+
+@pytest.mark.parametrize("new", [Dense(), Window(12), Streaming(4, 8), Recompute(12, 3)])
+def test_switch_between_two_tokens_equals_switch_between_two_chunks(tiny_llama, tokens, new):
+    decoded, chunked = (begun(tiny_llama, tokens[:60], Streaming(4, 16)) for _ in range(2))
+    decode(decoded, tokens[60:80])
+    chunked.source.extend(tokens[60:80].astype(np.int32))
+    chunked.read(20)
+    for lane in (decoded, chunked):
+        lane.switch(new, pin=True)
+    got = decode(decoded, tokens[80:])[0]
+    chunked.source.extend(tokens[80:].astype(np.int32))
+    expected = []
+    while not chunked.done:
+        expected.append(chunked.read(7).nll)
+    np.testing.assert_allclose(got, np.concatenate(expected), atol=3e-5)
+
+
+@pytest.mark.parametrize("policy", [Dense(), Window(20), Streaming(4, 16)])
+def test_map_of_decoded_tokens_equals_that_of_read_ones(tiny_llama, tokens, policy):
+    chunked = read(tiny_llama, tokens, policy, hold=64)[-1]
+    lane = begun(tiny_llama, tokens[:30], policy, hold=64)
+    decode(lane, tokens[30:])
+    lane.settle()
+    expected, got = head_map(chunked, 1, 2, 40), head_map(lane, 1, 2, 40)
+    np.testing.assert_allclose(got.weights, expected.weights, atol=1e-5)
+    np.testing.assert_allclose(got.sinks, expected.sinks, atol=1e-5)
+
+
+def test_decoding_before_all_is_read_is_refused(tiny_llama, tokens):
+    lane = open_lanes(tiny_llama, tokens, [Dense()])[0]
+    with pytest.raises(ValueError, match="read the rest first"):
+        lane.next(lambda logits: 0)
+
+
+@pytest.mark.parametrize("policy", [Dense(), Window(6), Streaming(2, 6)])
+def test_decoding_makes_no_tensor_on_another_device(tiny_llama, policy):
+    from analysis.attention import Reading
+    from analysis.cache import LayerCache
+    from analysis.decoding import Decoding
+    from analysis.reach import Reach
+    from analysis.rotary import adapt
+
+    model = adapt(type(tiny_llama)(tiny_llama.config).eval().to("meta"))
+    like = torch.empty(model.kv_heads, 0, model.head_dim, device="meta")
+    caches = [LayerCache(like) for _ in range(model.layers)]
+    ids = torch.zeros(1, 12, dtype=torch.int64, device="meta")
+    reach = Reach(policy.sinks, policy.sinks, policy.window, "cache")
+    model.network(input_ids=ids, use_cache=False, reading=Reading(model, 0, 4, reach, caches))
+    for cache in caches:
+        cache.turned.append(cache.keys.view())
+    one = Decoding(model, 12, 4, reach, caches, policy.sinks, {}, kv_chunk=4)
+    out = model.network(input_ids=ids[:, :1], use_cache=False, logits_to_keep=1, reading=one).logits
+    assert out.is_meta and all(m.is_meta for m in one.mass) and len(one.mass) == model.layers
