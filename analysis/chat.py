@@ -230,8 +230,8 @@ class Conversation:
             self.partner._one = self.lane.source._one
         self.lane.source._one = self.partner._one
 
-    def ask(self, prompt: str) -> None:
-        """Say something; the answer comes by `step`.  Raises ValueError where that cannot be."""
+    def check(self, prompt: str) -> tuple[str, NDArray[np.int32], NDArray[np.int8]]:
+        """The words as they will be said, their tokens and roles.  Raises ValueError where they cannot be said now."""
         if self.busy:
             raise ValueError("the last answer is not finished: wait for it, or stop it")
         prompt = prompt.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace").decode()
@@ -247,6 +247,11 @@ class Conversation:
         if not len(ids):
             raise ValueError("the prompt has no tokens: write some words")
         self._check_memory(len(ids))
+        return prompt, ids, roles
+
+    def ask(self, prompt: str) -> None:
+        """Say something; the answer comes by `step`.  Raises ValueError where that cannot be."""
+        prompt, ids, roles = self.check(prompt)
         self.turns.append(Turn(prompt, len(self.tokens)))
         self.lane.source.extend(ids)
         self.roles.append(roles)

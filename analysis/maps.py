@@ -36,17 +36,46 @@ class HeadMap:
         return np.divide(total, reached.sum(0), out=np.full_like(total, np.nan), where=reached.any(0))
 
 
-def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap | None:
-    """The map of a head over the last tokens that a lane holds; None before it has read anything, or if none are held.
+@dataclass(frozen=True)
+class HeadRow:
+    """What one query gave to each token that it reached: text positions and weights, each [keys]."""
 
-    A lane that recomputes shows its newest window, as it was encoded.
-    """
-    pieces = [p for p in list(lane.pieces) if p.queries]
+    layer: int
+    head: int
+    token: int
+    places: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+
+def head_row(lane: Lane, layer: int, head: int, token: int) -> HeadRow | None:
+    """The row of one head for the token at a text position; None where its query is not held (yet, or any more)."""
+    _check(lane, layer, head)
+    lane.settle()
+    piece = next((p for p in lane.pieces if p.queries and p.start <= token < p.stop), None)
+    if piece is None:
+        return None
+    with torch.inference_mode():
+        places, weights = _weights(lane, piece, layer, head)
+    row = weights[token - piece.start]
+    reached = ~np.isnan(row)
+    return HeadRow(layer, head, token, places[reached], row[reached]) if reached.any() else None
+
+
+def _check(lane: Lane, layer: int, head: int) -> None:
     model = lane.source.model
     if not 0 <= layer < model.layers or not 0 <= head < model.heads:
         raise ValueError(
             f"there is no layer {layer}, head {head}: layers are 0 to {model.layers - 1}, heads 0 to {model.heads - 1}"
         )
+
+
+def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap | None:
+    """The map of a head over the last tokens that a lane holds; None before it has read anything, or if none are held.
+
+    A lane that recomputes shows its newest window, as it was encoded.
+    """
+    _check(lane, layer, head)
+    pieces = [p for p in list(lane.pieces) if p.queries]
     if not pieces:
         return None
     stop = pieces[-1].stop

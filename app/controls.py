@@ -1,10 +1,61 @@
-"""Widgets made from the fields of a policy: a new policy or setting needs no line here."""
+"""What the pages' sides share: the brand, and widgets made from the fields of a policy.
+
+A new policy or setting needs no line here.
+"""
 
 from dataclasses import fields
 
 import streamlit as st
 
-from analysis.policies import POLICIES, Policy
+from analysis.policies import POLICIES, Policy, parse
+
+NEW_LANE = "streaming:sinks=4,window=60,positions=cache"
+
+
+def brand(motto: str) -> None:
+    """The name, what this page is for, and the way to the other pages."""
+    st.html(f'<div class="sk-brand">Sinkscope</div><div class="sk-motto">{motto}</div>')
+    with st.container(horizontal=True, gap="small"):
+        st.page_link("views/live.py", label="Read", icon=":material/menu_book:")
+        st.page_link("views/chat.py", label="Chat", icon=":material/forum:")
+
+
+def fresh(trigger: str, value: dict) -> bool:
+    """Whether a press comes for the first time: a press that falls into a rerun is now and then told twice."""
+    seen = st.session_state.setdefault("presses", {})
+    new = seen.get(trigger) != value.get("at")
+    seen[trigger] = value.get("at")
+    return new
+
+
+def lane_controls(key: str, lanes: list[str], most: int, trained_length: int | None) -> None:
+    """Widgets for a list of policies as a person writes them; the list is changed in place."""
+    state = st.session_state
+
+    def changed() -> None:
+        state.revision += 1
+
+    def add() -> None:
+        lanes.append(NEW_LANE)
+        changed()
+
+    def remove(index: int) -> None:
+        lanes.pop(index)
+        changed()
+
+    st.caption("Lanes")
+    for i, policy in enumerate([parse(p) for p in lanes]):
+        with st.popover(f":material/edit: {policy.label}", width="stretch"):
+            chosen = policy_controls(f"{key}-{state.revision}-{i}", policy)
+            for note in chosen.cautions(None, trained_length):
+                st.caption(note)
+            if str(chosen) != str(policy):
+                lanes[i] = str(chosen)
+                st.rerun()
+            st.button(
+                "Remove", key=f"{key}-remove-{state.revision}-{i}", on_click=remove, args=(i,), disabled=len(lanes) == 1
+            )
+    st.button("Add a lane", key=f"{key}-add", on_click=add, width="stretch", disabled=len(lanes) >= most)
 
 
 def policy_controls(key: str, policy: Policy) -> Policy:

@@ -17,7 +17,7 @@ from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Track
 
 from .palette import colours
-from .runner import LiveRun
+from .reader import LiveRun
 
 ROLL = 256
 """Tokens of the rolling curves."""
@@ -86,8 +86,7 @@ class Sender:
         self._curves(run, view)
         head.update(self._text(run, view))
         self._grid(run.run.tracks[view.chosen])
-        head["arrays"], blob = self._pack()
-        return _packed(head, blob)
+        return assemble(head, self._arrays)
 
     def _progress(self, run: LiveRun) -> dict[str, Any]:
         if not run.lanes:
@@ -228,17 +227,6 @@ class Sender:
         self._arrays["token_values"] = values
         return shown
 
-    def _pack(self) -> tuple[dict[str, list], bytes]:
-        table, parts, offset = {}, [], 0
-        for name, array in self._arrays.items():
-            array = np.ascontiguousarray(array, np.uint16 if array.dtype == np.uint16 else np.float32)
-            data = array.tobytes()
-            data += b"\0" * (-len(data) % 4)
-            table[name] = ["u2" if array.dtype == np.uint16 else "f4", offset, list(array.shape)]
-            parts.append(data)
-            offset += len(data)
-        return table, b"".join(parts)
-
 
 def empty(sender: Sender, policies: list[Policy], view: View, pace: int, note: str) -> bytes:
     """A frame before anything was read: the lanes as they are set, and what there is to say."""
@@ -271,9 +259,21 @@ def empty(sender: Sender, policies: list[Policy], view: View, pace: int, note: s
         "tokens": [],
         "tokens_start": 0,
         "map": None,
-        "arrays": {},
     }
-    return _packed(head, b"")
+    return assemble(head, {})
+
+
+def assemble(head: dict[str, Any], arrays: dict[str, NDArray]) -> bytes:
+    """A frame: the header, and these arrays behind it."""
+    table, parts, offset = {}, [], 0
+    for name, array in arrays.items():
+        array = np.ascontiguousarray(array, np.uint16 if array.dtype == np.uint16 else np.float32)
+        data = array.tobytes()
+        data += b"\0" * (-len(data) % 4)
+        table[name] = ["u2" if array.dtype == np.uint16 else "f4", offset, list(array.shape)]
+        parts.append(data)
+        offset += len(data)
+    return _packed({**head, "arrays": table}, b"".join(parts))
 
 
 def _packed(head: dict[str, Any], blob: bytes) -> bytes:

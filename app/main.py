@@ -13,5 +13,7 @@ import streamlit as st
 st.set_page_config(
     page_title="Sinkscope", page_icon=f"{ROOT}/assets/logo.png", layout="wide", initial_sidebar_state="auto"
 )
-page = st.navigation([st.Page("views/live.py", title="Live", default=True)], position="hidden")
+page = st.navigation(
+    [st.Page("views/live.py", title="Live", default=True), st.Page("views/chat.py", title="Chat")], position="hidden"
+)
 page.run()

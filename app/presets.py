@@ -36,3 +36,44 @@ PRESETS = {
         "bfloat16",
     ),
 }
+
+
+@dataclass(frozen=True)
+class ChatPreset:
+    """A conversation that one press tells: lanes, and the bundled script that is played to them."""
+
+    title: str
+    point: str
+    policies: tuple[str, ...]
+    script: str
+    max_new: int
+    lesson: str = ""
+    """What to see in it, in one or two sentences."""
+
+
+CHATS = {
+    "breakdown": ChatPreset(
+        "Where it breaks down",
+        "Eleven questions, 64 cached tokens",
+        ("streaming:sinks=4,window=60", "window:window=64"),
+        "questions",
+        48,
+        "Both lanes keep 64 tokens. Watch the second one when the first tokens of the text leave its cache.",
+    ),
+    "memory": ChatPreset(
+        "Fluent is not remembering",
+        "Tell it a name, and ask for it later",
+        ("dense", "streaming:sinks=4,window=60"),
+        "memory",
+        40,
+        "Sinks keep a model fluent. No policy here extends what it can recall: what has left the cache is gone.",
+    ),
+    "three": ChatPreset(
+        "Three ways to forget",
+        "Dense, sinks + window, window",
+        ("dense", "streaming:sinks=4,window=60", "window:window=64"),
+        "questions",
+        48,
+        "Dense forgets nothing and grows; the other two are bounded, and only one of them stays itself.",
+    ),
+}

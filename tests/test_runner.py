@@ -1,6 +1,7 @@
 """Live runs: they read, pause when nobody looks, obey, and never die of what they are asked."""
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from analysis import texts
 from analysis.policies import parse
 from analysis.record import Spec
 from app import runner
+from app.reader import LiveRun
 from app.runner import Registry
 
 POLICIES = ("dense", "window:window=16", "streaming:sinks=4,window=12", "recompute:window=16,stride=4")
@@ -42,7 +44,7 @@ def until(run, condition, seconds: float = 30) -> None:
 
 
 def begin(registry, folder, count=200, policies=POLICIES, pace=0):
-    run = registry.start(Spec(folder, "random.npy", policies, chunk=32), text(count))
+    run = registry.start(partial(LiveRun, Spec(folder, "random.npy", policies, chunk=32), text(count)))
     run.set_pace(pace)
     return run
 

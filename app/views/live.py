@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import replace
+from functools import partial
 
 import streamlit as st
 
@@ -9,10 +10,11 @@ from analysis import texts
 from analysis.policies import parse
 from analysis.record import Spec
 from app.components import board
-from app.controls import policy_controls
+from app.controls import brand, fresh, lane_controls
 from app.frames import MODES, PAINTS, Sender, View, empty
 from app.presets import PRESETS
-from app.runner import MOST_LANES, REGISTRY, LiveRun
+from app.reader import MOST_LANES, LiveRun
+from app.runner import REGISTRY, sentence
 
 PACES = (0, 5, 20, 100)
 UPLOAD, PASTE = "Upload a text …", "Paste a text …"
@@ -29,11 +31,14 @@ def freeze() -> None:
 def open_page() -> None:
     """What a tab begins with: the run or the settings that its address names, or the first story."""
     if "lanes" in st.session_state:
+        # Back from another page, whose address names no run of this one.
+        if "run" not in st.query_params and st.session_state.get("live_run"):
+            st.query_params["run"] = st.session_state.live_run
         return
     asked, problem = st.query_params, ""
     story = PRESETS["four"]
     lanes, text, model, dtype, reference = list(story.policies), "hamlet", "embedded", story.dtype, story.reference
-    run = REGISTRY.get(asked.get("run"))
+    run = current()
     if run is not None:
         lanes, text, model, dtype = list(run.spec.policies), run.spec.text, run.spec.model, run.spec.dtype
         reference = min(reference, len(lanes) - 1)
@@ -100,7 +105,8 @@ def the_text() -> texts.Text:
 
 
 def current() -> LiveRun | None:
-    return REGISTRY.get(st.query_params.get("run"))
+    run = REGISTRY.get(st.query_params.get("run"))
+    return run if isinstance(run, LiveRun) else None
 
 
 def start() -> None:
@@ -119,32 +125,21 @@ def start() -> None:
             CHUNK,
             state.dtype,
         )
-        run = REGISTRY.start(spec, text)
+        run = REGISTRY.start(partial(LiveRun, spec, text))
     except ValueError as e:
-        sentence = str(e)
-        state.problem = sentence[:1].upper() + sentence[1:] + "."
+        state.problem = sentence(e)
         return
     run.set_pace(state.pace)
     state.problem = ""
     lanes = len(state.lanes)
     state.view.reference, state.view.chosen = min(state.view.reference, lanes - 1), min(state.view.chosen, lanes - 1)
-    st.query_params["run"] = run.id
-
-
-def add_lane() -> None:
-    st.session_state.lanes.append("streaming:sinks=4,window=60,positions=cache")
-    st.session_state.revision += 1
-
-
-def remove_lane(index: int) -> None:
-    st.session_state.lanes.pop(index)
-    st.session_state.revision += 1
+    st.query_params["run"] = state.live_run = run.id
 
 
 def sidebar() -> None:
     state = st.session_state
     with st.sidebar:
-        st.html('<div class="sk-brand">Sinkscope</div><div class="sk-motto">Watch a model forget how to read</div>')
+        brand("Watch a model forget how to read")
         st.caption("Start from")
         for name, story in PRESETS.items():
             chosen = [str(parse(p)) for p in story.policies] == [str(parse(p)) for p in state.lanes]
@@ -187,26 +182,9 @@ def sidebar() -> None:
             key=f"dtype-{state.revision}",
             help="bfloat16 reads about twice as fast and is a little less exact",
         )
-        st.caption("Lanes")
-        policies = [parse(p) for p in state.lanes]
-        for i, policy in enumerate(policies):
-            with st.popover(f":material/edit: {policy.label}", width="stretch"):
-                chosen = policy_controls(f"lane-{state.revision}-{i}", policy)
-                for note in chosen.cautions(None, trained_length()):
-                    st.caption(note)
-                if str(chosen) != str(policy):
-                    state.lanes[i] = str(chosen)
-                    st.rerun()
-                st.button(
-                    "Remove",
-                    key=f"remove-{state.revision}-{i}",
-                    on_click=remove_lane,
-                    args=(i,),
-                    disabled=len(policies) == 1,
-                )
-        st.button("Add a lane", on_click=add_lane, width="stretch", disabled=len(policies) >= MOST_LANES)
+        lane_controls("lane", state.lanes, MOST_LANES, trained_length())
         run = current()
-        if run is not None and [parse(p) for p in run.spec.policies] != policies:
+        if run is not None and [parse(p) for p in run.spec.policies] != [parse(p) for p in state.lanes]:
             st.caption("Press Restart to read with these lanes.")
 
 
@@ -216,8 +194,9 @@ def trained_length() -> int | None:
 
 
 def pressed() -> None:
-    what = st.session_state.board["press"]["what"]
-    run = current()
+    what, run = st.session_state.board["press"]["what"], current()
+    if not fresh("press", st.session_state.board["press"]):
+        return
     if what in ("start", "restart"):
         start()
     elif run is not None:
@@ -227,6 +206,8 @@ def pressed() -> None:
 def picked() -> None:
     """A choice of what to look at."""
     view, pick, run = st.session_state.view, st.session_state.board["pick"], current()
+    if not fresh("pick", pick):
+        return
     lanes = len(run.spec.policies) if run else len(st.session_state.lanes)
     if "lane" in pick and 0 <= pick["lane"] < lanes:
         view.chosen = pick["lane"]
@@ -247,13 +228,12 @@ def picked() -> None:
 def changed() -> None:
     """A lane is to read on under another policy."""
     change, run = st.session_state.board["change"], current()
-    if run is None:
+    if run is None or not fresh("change", change):
         return
     try:
         policy = parse(change["policy"])
     except ValueError as e:
-        sentence = str(e)
-        run.tell(sentence[:1].upper() + sentence[1:] + ".")
+        run.tell(sentence(e))
         return
     view, lane = st.session_state.view, change["lane"]
     view.chosen = lane

@@ -6,6 +6,7 @@ on the real model reads the real text.
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 from analysis import texts
 from analysis.record import Spec
 from app.presets import FOUR
-from app.runner import REGISTRY, LiveRun
+from app.reader import LiveRun
+from app.runner import REGISTRY
 
 BEHIND = 30_000
 ROOT = Path(__file__).parents[2]
@@ -21,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 def begin() -> LiveRun:
     """A live run whose record is `BEHIND` tokens long."""
-    run = REGISTRY.start(Spec("embedded", "hamlet", FOUR, None, 128), texts.read("hamlet"))
+    run = REGISTRY.start(partial(LiveRun, Spec("embedded", "hamlet", FOUR, None, 128), texts.read("hamlet")))
     while min(len(t.nll) for t in run.run.tracks) < 200:
         time.sleep(0.1)
         run.look()

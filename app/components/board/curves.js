@@ -1,21 +1,5 @@
 // Perplexity and memory against tokens read.  Plotly draws; zoom stays with the person who zoomed.
 
-let plotlyScript = null;
-
-// plotly.js comes from this server.  It is served as plain text, so it becomes a script here.
-function loadPlotly() {
-  if (window.Plotly) return Promise.resolve(window.Plotly);
-  plotlyScript ??= fetch(new URL("app/static/plotly.min.js", document.baseURI))
-    .then((answer) => answer.blob())
-    .then((blob) => new Promise((resolve, reject) => {
-      const script = el("script", { src: URL.createObjectURL(new Blob([blob], { type: "text/javascript" })) });
-      script.onload = () => resolve(window.Plotly);
-      script.onerror = reject;
-      document.head.append(script);
-    }));
-  return plotlyScript;
-}
-
 // ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly.
 const LEAST_BETWEEN = 380, LEAST_BETWEEN_MEMORY = 2000;
 
@@ -48,16 +32,6 @@ function rangeOf(frame) {
   return [low * 0.8, Math.max(Math.min(high * 1.2, middle * 40), low * 3)];
 }
 
-// Labels at curve ends, moved apart where they would touch; places are shares of the height.
-function apart(places, least) {
-  const order = places.map((y, i) => [y, i]).sort((a, b) => a[0] - b[0]);
-  for (let k = 1; k < order.length; k++) order[k][0] = Math.max(order[k][0], order[k - 1][0] + least);
-  const over = order.length ? Math.max(0, order[order.length - 1][0] - 0.98) : 0;
-  const out = [];
-  for (const [y, i] of order) out[i] = Math.max(0.02, y - over);
-  return out;
-}
-
 function makeCurves(send) {
   const title = el("div", { class: "sk-title" });
   const modes = ["relative", "rolling", "cumulative"].map((mode) => {
@@ -76,10 +50,9 @@ function makeCurves(send) {
   const base = (height, right) => ({
     margin: { l: 46, r: right, t: 8, b: 34 }, height, showlegend: false, hovermode: "closest", dragmode: "zoom",
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif", size: 12, color: theme.muted },
+    font: { family: PLOT_FONT, size: 12, color: theme.muted },
     xaxis: { gridcolor: theme.line, zeroline: false, rangemode: "tozero", tickformat: "~s", fixedrange: false },
   });
-  const config = { displayModeBar: false, responsive: false, doubleClick: false, scrollZoom: false };
 
   // Plotly gives up a zoom as soon as new data move the range that it began from: so it is kept here.
   function listen() {
@@ -153,7 +126,7 @@ function makeCurves(send) {
     });
     if (relative) layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, layer: "below", line: { color: theme.muted, width: 1 } });
     layout.annotations.push(...endLabels(height - 42, low, high, true));
-    plotly.react(plot, traces("x", "y", relative ? "×" : "perplexity", {}), layout, config);
+    plotly.react(plot, traces("x", "y", relative ? "×" : "perplexity", {}), layout, PLOT_CONFIG);
     if (!listening) listen();
 
     if (last - lastMemory > LEAST_BETWEEN_MEMORY || frame.status !== "running") drawMemory(width, right, layout.xaxis.range);
@@ -176,7 +149,7 @@ function makeCurves(send) {
     small.xaxis.range = range;
     const predicted = { type: "scatter", mode: "lines", x: frame.arrays.px?.data || [], y: frame.arrays.py?.data || [], line: { color: theme.muted, width: 1.5, dash: "dot" }, hovertemplate: "%{y:.0f} MB predicted<extra>Dense</extra>" };
     small.annotations = ends(tops, top, memory.clientHeight - 42);
-    plotly.react(memory, [predicted, ...traces("mx", "my", "MB", {})], small, config);
+    plotly.react(memory, [predicted, ...traces("mx", "my", "MB", {})], small, PLOT_CONFIG);
   }
 
   // Lanes with caches of one size lie on one line, and get one label.

@@ -1,0 +1,161 @@
+"""What the chat page is sent: the state of its conversations in one piece of bytes, as frames.py packs it.
+
+A frame stands for itself.  Of a conversation without end it carries the newest tokens and the first ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.policies import Policy, parse
+
+from .frames import SCHEMA, assemble
+from .palette import colours
+from .talk import RECENT, Shown, Spoken, Talk
+
+BUCKETS = 120
+"""Points of a curve of the instruments."""
+
+
+@dataclass
+class ChatView:
+    """What one person has chosen to look at: a lane, a head (layer, head), and a token of a lane."""
+
+    chosen: int = 0
+    head: tuple[int, int] | None = None
+    token: tuple[int, int] | None = None
+
+
+@dataclass
+class ChatSender:
+    """Makes the frames of one tab."""
+
+    seq: int = 0
+    _last: tuple[tuple, bytes] | None = None
+
+    def frame(self, talk: Talk, view: ChatView, lesson: str = "") -> bytes:
+        """The newest state of the conversations as a person chose to see them; `lesson`: what to see in them."""
+        key = (talk.id, talk.version, lesson, view.chosen, view.head, view.token)
+        return self._once(key, lambda: self._frame(talk, view, lesson))
+
+    def _once(self, key: tuple, make: Callable[[], bytes]) -> bytes:
+        """What was made last, where nothing has changed: the same bytes again cost the browser nothing."""
+        if self._last is None or self._last[0] != key:
+            self._last = key, make()
+        return self._last[1]
+
+    def _frame(self, talk: Talk, view: ChatView, lesson: str) -> bytes:
+        arrays: dict[str, NDArray] = {}
+        if not talk.shown:
+            return self._empty([parse(p) for p in talk.spec.policies], view, talk.note, talk.status, talk.id)
+        looks = colours([parse(p) for p in talk.spec.policies])
+        lanes = [
+            self._lane(shown, spoken, arrays) | {"color": look[0], "dash": look[1]}
+            for shown, spoken, look in zip(talk.shown, talk.spoken, looks, strict=True)
+        ]
+        if grids := list(talk.spoken[view.chosen].grids):
+            arrays["grid"] = np.mean(grids, axis=0)
+        shown = None
+        if view.token is not None and view.head is not None:
+            row = talk.row(view.token[0], *view.head, view.token[1])
+            if row is not None:
+                shown = {"lane": view.token[0], "token": row.token, "layer": row.layer, "head": row.head}
+                arrays["row_places"], arrays["row_weights"] = row.places, row.weights
+        packed = [f"{talk.spec.weights} weights"] if talk.spec.weights != "model" else []
+        return assemble(
+            self._head(talk.id, talk.status, talk.note or lesson, view)
+            | {
+                "published": talk.published,
+                "epoch": talk.epoch,
+                "caution": talk.caution,
+                "lanes": lanes,
+                "row": shown,
+                "script": {"left": len(talk.pending), "of": talk.scripted, "playing": talk.playing},
+                "about": " · ".join([talk.model.name, *packed, talk.spec.dtype, talk.model.device])
+                if talk.model
+                else "",
+            },
+            arrays,
+        )
+
+    def empty(self, policies: list[Policy], view: ChatView, note: str, status: str = "ready", run: str = "") -> bytes:
+        """A frame before anything was said: the lanes as they are set, and what there is to say."""
+        key = (run, status, note, tuple(policies), view.chosen, view.head)
+        return self._once(key, lambda: self._empty(policies, view, note, status, run))
+
+    def _empty(self, policies: list[Policy], view: ChatView, note: str, status: str, run: str) -> bytes:
+        lanes = [
+            {
+                "title": policy.title,
+                "label": policy.label,
+                "policy": str(policy),
+                "color": color,
+                "dash": dash,
+                "total": 0,
+                "start": 0,
+                "text": [],
+                "roles": "",
+                "front": [],
+                "sinks": 0,
+                "first": 0,
+                "kept": 0,
+                "bytes": 0,
+                "ms": None,
+                "state": "",
+                "cut": [],
+                "sinks_held": 0,
+                "read": 0,
+            }
+            for policy, (color, dash) in zip(policies, colours(policies), strict=True)
+        ]
+        head = self._head(run, status, note, view)
+        script = {"left": 0, "of": 0, "playing": False}
+        more = {"published": 0, "epoch": 0, "caution": "", "lanes": lanes, "row": None, "script": script, "about": ""}
+        return assemble(head | more, {})
+
+    def _head(self, run: str, status: str, note: str, view: ChatView) -> dict[str, Any]:
+        self.seq += 1
+        return {
+            "seq": self.seq,
+            "run": run,
+            "status": status,
+            "note": note,
+            "chosen": view.chosen,
+            "head": view.head,
+            "token": view.token,
+            "schema": SCHEMA,
+        }
+
+    def _lane(self, shown: Shown, spoken: Spoken, arrays: dict[str, NDArray]) -> dict[str, Any]:
+        i = shown.lane
+        places, seconds, sizes = (c.view() for c in (spoken.places, spoken.seconds, spoken.bytes))
+        count = min(len(places), len(seconds), len(sizes))
+        # The lower quartile: what a token takes when this page does not take the processor from it.
+        cuts = np.unique(np.linspace(0, count, min(BUCKETS, count // 8) + 1).astype(int))
+        spans = list(pairwise(cuts))
+        arrays[f"x{i}"] = np.array([places[b - 1] for _, b in spans], np.float32)
+        arrays[f"ms{i}"] = np.array([np.quantile(seconds[a:b], 0.25) * 1e3 for a, b in spans], np.float32)
+        arrays[f"mb{i}"] = np.array([sizes[b - 1] / 1e6 for _, b in spans], np.float32)
+        return {
+            "title": shown.policy.title,
+            "label": shown.policy.label,
+            "policy": str(shown.policy),
+            "total": shown.start + len(shown.pieces),
+            "start": shown.start,
+            "text": shown.pieces,
+            "roles": "".join(map(str, shown.roles.tolist())),
+            "front": shown.front,
+            "sinks": shown.sinks,
+            "first": shown.first,
+            "kept": spoken.kept,
+            "bytes": spoken.held,
+            "ms": float(np.quantile(seconds[count - RECENT : count], 0.25) * 1e3) if count >= RECENT else None,
+            "state": shown.state,
+            "cut": shown.cut,
+            "sinks_held": shown.sinks,
+            "read": shown.read,
+        }

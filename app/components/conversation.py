@@ -1,0 +1,44 @@
+"""The chat page's component: lanes of one conversation, the field to write in, and the instruments beside them.
+
+It holds no truth: it shows what the frame says (chatframes.py), and sends back what the person said and pressed.
+"""
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from .parts import script, serve_plotly, style
+
+_component = st.components.v2.component(
+    "conversation",
+    html='<div class="sk"></div>\n',
+    css=style("conversation"),
+    js=script("conversation", "lanes", "composer", "meters", "main"),
+    isolate_styles=False,
+)
+
+
+def mount(
+    frame: bytes,
+    *,
+    key: str,
+    on_say: Callable[[], None],
+    on_press: Callable[[], None],
+    on_pick: Callable[[], None],
+    on_change: Callable[[], None],
+) -> None:
+    """Draw a frame.
+
+    `on_say`: words were sent, `session_state[key]["say"]`; `on_press`: stop, again, play, hold, skip or new,
+    in `["press"]`; `on_pick`: a lane, head or token to look at, in `["pick"]`; `on_change`: a lane is to switch its
+    policy, in `["change"]`.
+    """
+    serve_plotly()
+    _component(
+        data=frame,
+        key=key,
+        on_say_change=on_say,
+        on_press_change=on_press,
+        on_pick_change=on_pick,
+        on_change_change=on_change,
+    )

@@ -1,0 +1,165 @@
+// The lanes of a conversation side by side: what was said, what of it is still kept, and what a token looked back at.
+
+const WHO = ["sk-template", "sk-user", "sk-assistant"];
+const CUT = { limit: "… cut at the limit", stopped: "… stopped" };
+
+function makeLane(i, send, frameNow) {
+  const look = el("span", {}), name = el("span", {}), kept = el("span", {}), rate = el("span", {}), state = el("span", { class: "sk-state" });
+  const { button: change, form } = makeSwitch(send, i, frameNow);
+  const choose = el("button", { class: "sk-choose", type: "button", title: "Show this lane's sink mass", onclick: () => send("pick", { lane: i, at: Date.now() }) }, look, name);
+  const front = el("div", { class: "sk-front", title: "The first tokens of the text: lit while they are in the cache" });
+  const line = el("div", { class: "sk-line", hidden: true }, el("span", {}, "↑ has left the cache"));
+  const flow = el("div", { class: "sk-flow" });
+  const body = el("div", { class: "sk-said", role: "log", "aria-live": "off", tabindex: 0, "aria-label": "What was said in this lane" }, flow, line);
+  const invite = el("div", { class: "sk-invite" }, "Nothing was said yet. Write below, or play the script.");
+  const node = el("section", { class: "sk-lane" },
+    el("div", { class: "sk-row" }, choose, change), form,
+    el("div", { class: "sk-row" }, kept, rate), front, body, invite);
+  let spans = [], texts = [], begin = 0, run = "", epoch = -1, painted = "", cuts = "";
+
+  flow.addEventListener("click", (e) => {
+    const span = e.target.closest("[data-i]");
+    if (!span || String(getSelection())) return;
+    send("pick", { lane: i, token: Number(span.dataset.i), at: Date.now() });
+  });
+  body.addEventListener("keydown", (e) => {
+    const at = frameNow().token;
+    if (!at || at[0] !== i) return;
+    const move = { ArrowLeft: -1, ArrowRight: 1 }[e.key];
+    if (e.key === "Escape") send("pick", { token: null, at: Date.now() });
+    else if (move) { e.preventDefault(); send("pick", { lane: i, token: Math.max(0, at[1] + move), at: Date.now() }); }
+  });
+
+  function clear() {
+    flow.replaceChildren();
+    spans = [];
+    texts = [];
+  }
+
+  function drop(from) {
+    for (const span of spans.splice(from)) {
+      const block = span.parentElement;
+      span.remove();
+      if (!block.childElementCount) block.remove();
+    }
+    texts.length = from;
+  }
+
+  // What stays is not touched: tokens that are too old go at the front, new ones come at the end.
+  function write(lane) {
+    const gone = Math.min(spans.length, Math.max(0, lane.start - begin));
+    for (const span of spans.splice(0, gone)) {
+      const block = span.parentElement;
+      span.remove();
+      if (!block.childElementCount) block.remove();
+    }
+    texts.splice(0, gone);
+    if (lane.start < begin || (gone && !spans.length)) clear();
+    begin = lane.start;
+    let same = 0;
+    while (same < texts.length && same < lane.text.length && texts[same] === lane.text[same] + lane.roles[same]) same++;
+    if (same < texts.length) drop(same);
+    for (let k = same; k < lane.text.length; k++) {
+      const role = Number(lane.roles[k]);
+      let block = flow.lastElementChild;
+      if (!block || block.dataset.role !== String(role)) {
+        block = el("div", { class: `sk-block ${WHO[role]}`, "data-role": role });
+        flow.append(block);
+      }
+      const span = el("span", { "data-i": begin + k });
+      // A line that somebody typed breaks; one that the model says is a mark, so that babble takes no more room than words.
+      span.textContent = role === 1 ? lane.text[k] : lane.text[k].replaceAll("\n", "↵");
+      block.append(span);
+      spans.push(span);
+      texts.push(lane.text[k] + lane.roles[k]);
+    }
+  }
+
+  function dim(lane) {
+    spans.forEach((span, k) => flag(span, "sk-gone", begin + k < lane.first && begin + k >= lane.sinks));
+    spans.forEach((span, k) => flag(span, "sk-sink", begin + k < lane.sinks));
+    const edge = spans[lane.first - begin];
+    const left = lane.first > lane.sinks && edge;
+    if (line.hidden === Boolean(left)) line.hidden = !left;
+    for (const old of flow.querySelectorAll(".sk-edge")) if (old !== edge) old.classList.remove("sk-edge");
+    if (!left) return;
+    flag(edge, "sk-edge", true);
+    const top = `${edge.offsetTop}px`;
+    if (line.style.top !== top) line.style.top = top;
+  }
+
+  function shade(frame, theme) {
+    const row = frame.row?.lane === i ? frame.row : null;
+    const at = frame.token?.[0] === i ? frame.token[1] : -1;
+    const key = `${row ? `${row.token}|${row.layer}|${row.head}` : ""}|${at}|${begin}|${spans.length}|${theme.dark}`;
+    if (key === painted) return;
+    painted = key;
+    const weights = new Map();
+    if (row) frame.arrays.row_places.data.forEach((place, k) => weights.set(place, frame.arrays.row_weights.data[k]));
+    const paint = (span, place) => {
+      const weight = weights.get(place);
+      const colour = weight === undefined ? "" : `rgba(0,114,178,${(Math.max(0, Math.min(1, 1 + Math.log10(Math.max(weight, 1e-4)) / 4)) * 0.8).toFixed(2)})`;
+      if (span.style.backgroundColor !== colour) span.style.backgroundColor = colour;
+      span.title = `${JSON.stringify(span.textContent)} at ${count(place)}${weight === undefined ? "" : `: ${(100 * weight).toPrecision(2)} % of the attention`}`;
+      flag(span, "sk-asked", place === at);
+    };
+    spans.forEach((span, k) => paint(span, begin + k));
+    [...front.querySelectorAll("b")].forEach((chip, k) => paint(chip, k));
+  }
+
+  function show(frame, theme) {
+    const lane = frame.lanes[i];
+    const colour = laneColour(lane.color, theme);
+    if (node.style.getPropertyValue("--lane") !== colour) {
+      node.style.setProperty("--lane", colour);
+      look.replaceChildren(sample(colour, lane.dash));
+    }
+    if (run !== frame.run || epoch !== frame.epoch) {
+      run = frame.run;
+      epoch = frame.epoch;
+      painted = "";
+    }
+    say(name, lane.label);
+    say(kept, lane.total ? `${count(lane.kept)} of ${count(lane.total)} tokens kept · ${size(lane.bytes)}` : "");
+    say(rate, lane.state.startsWith("reading") ? lane.state : lane.ms == null ? "" : `${digits(lane.ms)} ms/token`);
+    change.disabled = !lane.total;
+    flag(node, "sk-chosen", i === frame.chosen);
+    choose.setAttribute("aria-pressed", i === frame.chosen);
+    invite.hidden = lane.total > 0;
+    body.hidden = front.hidden = lane.total === 0;
+    const atEnd = body.scrollTop + body.clientHeight >= body.scrollHeight - 40;
+    write(lane);
+    const chips = lane.front.map((text) => text.replaceAll("\n", "↵"));
+    if (front.dataset.text !== JSON.stringify(chips)) {
+      front.dataset.text = JSON.stringify(chips);
+      front.replaceChildren("first tokens ", ...chips.map((text) => { const chip = el("b", {}); chip.textContent = text; return chip; }), state);
+    }
+    [...front.querySelectorAll("b")].forEach((chip, k) => flag(chip, "sk-gone", k >= lane.sinks && k < lane.first));
+    const lost = lane.front.filter((_, k) => k >= lane.sinks && k < lane.first).length;
+    say(state, lane.total === 0 ? "" : lost === 0 ? "kept" : lost === lane.front.length ? "gone" : `${lost} gone`);
+    dim(lane);
+    const seen = JSON.stringify(lane.cut);
+    if (cuts !== seen + spans.length) {
+      cuts = seen + spans.length;
+      for (const old of flow.querySelectorAll("[data-cut]")) delete old.dataset.cut;
+      for (const [stop, why] of lane.cut) if (spans[stop - 1 - begin]) spans[stop - 1 - begin].dataset.cut = CUT[why];
+    }
+    shade(frame, theme);
+    if (atEnd) body.scrollTop = body.scrollHeight;
+  }
+  return { node, show };
+}
+
+function makeLanes(send) {
+  const node = el("div", { class: "sk-lanes" });
+  let lanes = [], frame = null;
+  function show(next, theme) {
+    frame = next;
+    if (lanes.length !== frame.lanes.length) {
+      lanes = frame.lanes.map((_, i) => makeLane(i, send, () => frame));
+      node.replaceChildren(...lanes.map((l) => l.node));
+    }
+    for (const lane of lanes) lane.show(frame, theme);
+  }
+  return { node, show };
+}

@@ -1,0 +1,56 @@
+// What a conversation costs: milliseconds per token and cache memory, against its length.
+
+function makeMeters() {
+  const times = el("div", { class: "sk-plot sk-meter", role: "img" }), memory = el("div", { class: "sk-plot sk-meter", role: "img" });
+  const node = el("section", { class: "sk-panel" },
+    el("div", { class: "sk-title" }, "Time per token", el("span", { class: "sk-sub" }, " ms, answers only, lower quartile")), times,
+    el("div", { class: "sk-title" }, "KV cache", el("span", { class: "sk-sub" }, " MB, measured, against tokens of conversation")), memory);
+  let plotly = null, frame = null, theme = null, drawn = "", last = 0, timer = 0;
+  loadPlotly().then((P) => { plotly = P; draw(); }, () => say(times, "The plotting script could not be loaded: reload the page."));
+
+  function plot(place, name, unit) {
+    const right = 86, height = place.clientHeight;
+    const curves = frame.lanes.map((lane, i) => ({ lane, x: frame.arrays[`x${i}`]?.data || [], y: frame.arrays[name + i]?.data || [] }));
+    const longest = Math.max(64, ...curves.map((c) => c.x[c.x.length - 1] || 0));
+    const all = curves.flatMap((c) => [...c.y]).sort((a, b) => a - b);
+    // A first answer warms up: it shall not press the rest flat.
+    const top = (name === "ms" ? (all[Math.floor(0.98 * (all.length - 1))] || 50) * 1.5 : (all[all.length - 1] || 5) * 1.15);
+    const ends = curves.filter((c) => c.y.length);
+    const places = apart(ends.map((c) => Math.min(0.95, c.y[c.y.length - 1] / top)), 16 / (height - 36));
+    plotly.react(place, curves.map((c) => ({
+      type: "scatter", mode: "lines", x: c.x, y: c.y, name: c.lane.label, line: { color: laneColour(c.lane.color, theme), width: 2, dash: c.lane.dash },
+      hovertemplate: `%{y:.3~g} ${unit} at %{x:,d}<extra>${c.lane.label}</extra>`,
+    })), {
+      height, width: place.clientWidth, margin: { l: 40, r: right, t: 6, b: 24 }, showlegend: false, hovermode: "closest", dragmode: false,
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: PLOT_FONT, size: 12, color: theme.muted },
+      xaxis: { gridcolor: theme.line, zeroline: false, range: [0, longest * 1.01], tickformat: "~s", fixedrange: true },
+      yaxis: { gridcolor: theme.line, zeroline: false, range: [0, top], nticks: 4, fixedrange: true },
+      annotations: ends.map((c, k) => ({
+        xref: "paper", x: 1, xanchor: "left", xshift: 6, yref: "paper", y: places[k], yanchor: "middle", showarrow: false,
+        text: `${c.lane.title.replace("Sinks + window", "Sinks")} ${digits(c.y[c.y.length - 1])}`, font: { color: laneColour(c.lane.color, theme), size: 12 },
+      })),
+    }, PLOT_CONFIG);
+    place.setAttribute("aria-label", curves.map((c) => `${c.lane.label}: ${digits(c.y[c.y.length - 1])} ${unit}`).join("; "));
+  }
+
+  function draw() {
+    clearTimeout(timer);
+    timer = 0;
+    if (!plotly || !frame || !times.clientWidth) return;
+    last = performance.now();
+    plot(times, "ms", "ms");
+    plot(memory, "mb", "MB");
+  }
+
+  function show(next, nextTheme) {
+    frame = next;
+    theme = nextTheme;
+    const key = `${frame.run}|${frame.published}|${theme.dark}|${times.clientWidth}|${frame.lanes.map((l) => l.color)}`;
+    if (key === drawn) return;
+    drawn = key;
+    const wait = 900 - (performance.now() - last);
+    if (wait <= 0) draw();
+    else timer ||= setTimeout(draw, wait);
+  }
+  return { node, show };
+}

@@ -1,0 +1,30 @@
+// Plotly, loaded once, and what all plots have in common.
+
+let plotlyScript = null;
+
+// plotly.js comes from this server.  It is served as plain text, so it becomes a script here.
+function loadPlotly() {
+  if (window.Plotly) return Promise.resolve(window.Plotly);
+  plotlyScript ??= fetch(new URL("app/static/plotly.min.js", document.baseURI))
+    .then((answer) => answer.blob())
+    .then((blob) => new Promise((resolve, reject) => {
+      const script = el("script", { src: URL.createObjectURL(new Blob([blob], { type: "text/javascript" })) });
+      script.onload = () => resolve(window.Plotly);
+      script.onerror = reject;
+      document.head.append(script);
+    }));
+  return plotlyScript;
+}
+
+const PLOT_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif";
+const PLOT_CONFIG = { displayModeBar: false, responsive: false, doubleClick: false, scrollZoom: false };
+
+// Labels at curve ends, moved apart where they would touch; places are shares of the height.
+function apart(places, least) {
+  const order = places.map((y, i) => [y, i]).sort((a, b) => a[0] - b[0]);
+  for (let k = 1; k < order.length; k++) order[k][0] = Math.max(order[k][0], order[k - 1][0] + least);
+  const over = order.length ? Math.max(0, order[order.length - 1][0] - 0.98) : 0;
+  const out = [];
+  for (const [y, i] of order) out[i] = Math.max(0.02, y - over);
+  return out;
+}

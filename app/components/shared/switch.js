@@ -1,0 +1,72 @@
+// A lane's own switch: the form in which a person chooses the policy that it goes on under.
+
+function makeSwitch(send, i, frameNow) {
+  const form = el("div", { class: "sk-form", hidden: true });
+  const button = el("button", { class: "sk-link", type: "button", "aria-haspopup": "true", onclick: (e) => { e.stopPropagation(); toggle(); } }, "switch ▾");
+
+  function toggle() {
+    const open = form.hidden;
+    for (const other of document.querySelectorAll(".sk-form")) other.hidden = true;
+    if (!open) return;
+    fill();
+    form.hidden = false;
+    form.querySelector("button,select,input").focus();
+  }
+
+  function parsed(text) {
+    const [name, rest = ""] = text.split(":");
+    return { name, values: Object.fromEntries(rest.split(",").filter(Boolean).map((p) => p.split("="))) };
+  }
+
+  // A policy of another kind with the same number of cached tokens: what one press offers.
+  function offers(now) {
+    const n = (k) => Number(now.values[k] || 0);
+    const total = n("sinks") + n("window");
+    if (now.name === "streaming") return [["Drop the sinks", `window:window=${total}`, ""]];
+    if (now.name === "window" && total > 4) return [["Bring the sinks back", `streaming:sinks=4,window=${total - 4},positions=cache`, "pin"]];
+    return [];
+  }
+
+  function fill() {
+    const frame = frameNow();
+    const now = parsed(frame.lanes[i].policy);
+    const apply = (text, pin) => {
+      send("change", { lane: i, policy: text, pin, at: Date.now() });
+      form.hidden = true;
+    };
+    const quick = offers(now).map(([text, to, pin]) => el("button", { type: "button", class: "sk-go", onclick: () => apply(to, pin === "pin") }, text));
+    const select = el("select", { "aria-label": "Policy" }, ...frame.schema.map((p) => el("option", { value: p.name, selected: p.name === now.name }, p.title)));
+    const fields = el("div", { class: "sk-fields" });
+    const ask = el("div", { class: "sk-ask" });
+    const written = () => {
+      const values = [...fields.querySelectorAll("[name]")].map((f) => `${f.name}=${f.value}`).join(",");
+      return select.value + (values ? `:${values}` : "");
+    };
+    const choices = () => {
+      const wanted = Number(fields.querySelector("[name=sinks]")?.value || 0);
+      const gone = wanted > frame.lanes[i].sinks_held && frame.lanes[i].read > wanted;
+      ask.replaceChildren(...(gone
+        ? [el("p", {}, "The keys of the first tokens have left this lane's cache."),
+           el("button", { type: "button", class: "sk-go", onclick: () => apply(written(), true) }, "Pin the sinks again"),
+           el("button", { type: "button", onclick: () => apply(written(), false) }, "Go on without")]
+        : [el("button", { type: "button", onclick: () => apply(written(), false) }, "Apply")]));
+    };
+    const settings = () => {
+      const kind = frame.schema.find((p) => p.name === select.value);
+      fields.replaceChildren(el("p", {}, kind.help), ...kind.settings.map((s) => {
+        const value = now.name === kind.name && now.values[s.name] !== undefined ? now.values[s.name] : s.default;
+        const input = s.choices.length
+          ? el("select", { name: s.name }, ...s.choices.map((c) => el("option", { value: c, selected: c === value }, c)))
+          : el("input", { name: s.name, type: "number", min: s.low, max: s.high, step: 1, value });
+        input.addEventListener("input", choices);
+        return el("label", { title: s.help }, s.name, input);
+      }));
+      choices();
+    };
+    select.addEventListener("change", settings);
+    form.replaceChildren(...quick, select, fields, ask);
+    form.onkeydown = (e) => { if (e.key === "Escape") { form.hidden = true; button.focus(); } };
+    settings();
+  }
+  return { button, form };
+}

@@ -1,0 +1,180 @@
+"""A live run: lanes that read one text, in turns, while their policies are switched and their heads looked into."""
+
+import queue
+import time
+from dataclasses import dataclass
+
+from analysis import texts
+from analysis.maps import HeadMap, head_map
+from analysis.policies import Policy, parse
+from analysis.record import Run, Spec
+from analysis.stream import Lane, next_lane, open_lanes
+
+from .runner import ENDED, HOLD, Live, Models
+
+MOST_LANES = 6
+TURN = 0.25
+"""Seconds that one turn of a lane should take: short enough for all lanes to move every second."""
+MAP = 512
+"""Tokens on a side of the maps on screen."""
+MAP_EVERY = 0.5
+"""Seconds between two drawings of maps while the run reads."""
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A wish: lane `lane` reads on under `policy`."""
+
+    lane: int
+    policy: Policy
+    pin: bool
+
+
+class LiveRun(Live):
+    """A run that reads a text while people look at it."""
+
+    def __init__(self, spec: Spec, text: texts.Text, models: Models) -> None:
+        if len(spec.policies) > MOST_LANES:
+            raise ValueError(f"at most {MOST_LANES} lanes read at a time, not {len(spec.policies)}: take some out")
+        super().__init__(spec, models)
+        self.text, self.run = text, Run(spec)
+        self.lanes: list[Lane] = []
+        self.pieces: list[str] = []
+        """How each token of the text looks."""
+        self.pace = 0
+        """Tokens a second that each lane may read; 0: as fast as it goes."""
+        self.reading_seconds = 0.0
+        """Wall-clock time spent reading, pauses not counted."""
+        self._wishes = queue.SimpleQueue[Switch]()
+        self._maps_wanted: dict[tuple[int, int, int], float] = {}
+        self._maps: dict[tuple[int, int, int], tuple[int, HeadMap | None]] = {}
+        self._maps_made = 0.0
+
+    def switch(self, lane: int, policy: Policy, pin: bool) -> None:
+        """Let a lane read on under another policy, from its next chunk on."""
+        self._wishes.put(Switch(lane, policy, pin))
+        with self._wake:
+            self._wake.notify_all()
+        if self.status == "paused":
+            self.tell(f"{policy.label}: from the next token on, when reading goes on.")
+
+    def set_pace(self, pace: int) -> None:
+        with self._wake:
+            self.pace = pace
+            self._wake.notify_all()
+
+    def map(self, lane: int, layer: int, head: int) -> HeadMap | None:
+        """The newest map of a head that there is; asking keeps it coming.  None until the first was made."""
+        key = (lane, layer, head)
+        asked_before = key in self._maps_wanted
+        self._maps_wanted[key] = time.monotonic()
+        if not asked_before:
+            with self._wake:
+                self._wake.notify_all()
+        return self._maps.get(key, (0, None))[1]
+
+    def _set(self, status: str, note: str = "") -> None:
+        if status != self.status:
+            self.run.event(status)
+        super()._set(status, note)
+
+    def _run(self) -> None:
+        self._open()
+        self._read()
+
+    def _open(self) -> None:
+        model = self._models.get(self.spec, self.tell)
+        ids = texts.tokenize(self.text, model.tokenizer, bos=self.spec.bos, limit=self.spec.tokens)
+        lanes = open_lanes(model, ids, [parse(p) for p in self.spec.policies], hold=HOLD)
+        self.run.first_token = int(ids[0])
+        self.pieces = texts.pieces(model.tokenizer, ids)
+        self.model, self.lanes = model, lanes
+        cautions = [c for lane in lanes for c in lane.policy.cautions(len(ids), model.trained_length)]
+        self._set("running", ". ".join(cautions) + "." if cautions else "")
+
+    def _read(self) -> None:
+        pace, from_position, from_time = self.pace, 1, time.monotonic()
+        while self._wanted != "freed":
+            switched = self._carry_out()
+            self._draw_maps()
+            resting = self._rest()
+            if resting or pace != self.pace:
+                pace, from_position, from_time = self.pace, self._furthest(), time.monotonic()
+            if resting:
+                with self._wake:
+                    self._wake.wait(0.5)
+                continue
+            upto = None
+            if pace:
+                upto = from_position + 1 + int(pace * (time.monotonic() - from_time))
+            # A lane that has just been switched goes first: its curve should answer at once.
+            turn = switched if switched and not switched.done else next_lane(self.lanes, upto)
+            if turn is None or (upto is not None and turn.position >= upto):
+                with self._wake:
+                    self._wake.wait(0.5 / pace)
+                continue
+            began = time.perf_counter()
+            step = turn.read(self._chunk(turn), upto)
+            self.reading_seconds += time.perf_counter() - began
+            self.run.append(step)
+            self._publish()
+
+    def _rest(self) -> bool:
+        """Whether the run stands still just now, with its status set to say why."""
+        if self.status in ENDED:
+            return True
+        if self._wanted == "stopped":
+            self._set("stopped")
+        elif all(lane.done for lane in self.lanes):
+            self._set("finished")
+        elif self._wanted == "running" and self.unwatched:
+            self._wanted = "paused"
+            self._set("paused", "Paused, since nobody was looking. Press Resume to go on.")
+        elif self._wanted != self.status:
+            self._set(self._wanted)
+        return self.status != "running"
+
+    def _draw_maps(self) -> None:
+        """Draw the maps that were asked for lately.  In this thread, since a second one that multiplies matrices would
+        make this one's threads wait for each other."""
+        now = time.monotonic()
+        if self.status == "running" and now - self._maps_made < MAP_EVERY:
+            return
+        for key, asked in list(self._maps_wanted.items()):
+            if now - asked > 2:
+                del self._maps_wanted[key]
+                self._maps.pop(key, None)
+                continue
+            lane, layer, head = key
+            read = self.lanes[lane].position
+            if self._maps.get(key, (0, None))[0] != read:
+                self._maps[key] = read, head_map(self.lanes[lane], layer, head, MAP)
+                self._maps_made = time.monotonic()
+                self._publish()
+
+    def _furthest(self) -> int:
+        return max(lane.position for lane in self.lanes)
+
+    def _chunk(self, lane: Lane) -> int:
+        """Tokens for the lane's next turn: as many as take about `TURN` seconds, since long chunks waste less."""
+        spans = self.run.tracks[lane.index].spans[-4:]
+        if len(spans) < 4 or lane.seconds == 0:
+            return min(self.spec.chunk, 32)
+        compute = self.run.tracks[lane.index].compute.view()
+        tokens, seconds = spans[-1][1] - spans[0][0], compute[-1] - compute[spans[0][0] - 1]
+        wanted = int(TURN * tokens / max(seconds, 1e-6)) // 32 * 32
+        return max(32, min(self.spec.chunk, wanted))
+
+    def _carry_out(self) -> Lane | None:
+        """Carry out what was wished for; the lane that was switched last."""
+        switched = None
+        while not self._wishes.empty():
+            wish = self._wishes.get()
+            lane = self.lanes[wish.lane]
+            missing = lane.missing_sinks(wish.policy)
+            lane.switch(wish.policy, pin=wish.pin)
+            how = ("sinks pinned again" if wish.pin else "without sinks") if missing else ""
+            self.run.event("switch", lane=wish.lane, position=lane.position, policy=str(wish.policy), how=how)
+            self.tell("")
+            switched = lane
+        return switched

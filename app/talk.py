@@ -1,0 +1,304 @@
+"""A live conversation: the same words to every lane, answered token by token in turns, by hand or from a script."""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.chat import CHUNK, Conversation, Partner
+from analysis.maps import HeadRow, head_row
+from analysis.policies import Policy, parse
+from analysis.record import Column, Spec
+from analysis.stream import Step
+
+from .runner import HOLD, Live, Models, sentence
+
+MOST_LANES = 3
+RECENT = 16
+"""Tokens of an answer over which the sink grid and the time per token are a mean."""
+TAIL = 1500
+"""Newest tokens of a conversation on screen."""
+FRONT = 4
+"""First tokens, always on screen: where the sinks are."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What is on screen of a lane: its newest tokens from `start` on, its first ones, and what of them is kept.
+
+    Kept are the first `sinks` tokens and all from `first` on; `cut`: where answers were cut, and why.
+    """
+
+    lane: int
+    policy: Policy
+    start: int
+    pieces: list[str]
+    roles: NDArray[np.int8]
+    front: list[str]
+    sinks: int
+    first: int
+    read: int
+    state: str
+    cut: list[tuple[int, str]]
+
+
+def shown(lane: Conversation) -> Shown:
+    pieces = lane.pieces()
+    start = max(0, len(pieces) - TAIL)
+    sinks, first = lane.kept
+    waiting = f"reading, {lane.unread:,} tokens to go" if lane.unread > 64 else "answering"
+    return Shown(
+        lane=lane.lane.index,
+        policy=lane.policy,
+        start=start,
+        pieces=pieces[start:],
+        roles=lane.roles.view()[start:],
+        front=pieces[:FRONT],
+        sinks=sinks,
+        first=first,
+        read=lane.lane.position,
+        state=waiting if lane.busy else "",
+        cut=[(t.stop, t.why) for t in lane.turns[-64:] if t.why in ("limit", "stopped") and t.stop],
+    )
+
+
+class Spoken:
+    """What a lane's conversation has cost, token by token, for the instruments."""
+
+    def __init__(self) -> None:
+        self.places, self.seconds, self.bytes = Column(np.int64), Column(np.float64), Column(np.int64)
+        self.grids: deque[NDArray[np.float32]] = deque(maxlen=RECENT)
+        self.kept, self.held = 0, 0
+
+    def append(self, step: Step) -> None:
+        self.grids.append(step.sink_mass.mean(-1, dtype=np.float32))
+        self.kept, self.held = int(step.cache_tokens[-1]), int(step.cache_bytes[-1])
+        # Prompts are read together: what one of their tokens took says nothing of an answer's.
+        if len(step.nll) == 1:
+            self.places.append(np.array([step.start]))
+            self.seconds.append(np.array([step.seconds]))
+            self.bytes.append(step.cache_bytes)
+
+
+class Talk(Live):
+    """Conversations of one run: they wait for words, and answer them.
+
+    `status`: loading, waiting, answering, paused (a script stands still), failed.
+    """
+
+    def __init__(self, spec: Spec, models: Models, script: list[str] | None = None) -> None:
+        if len(spec.policies) > MOST_LANES:
+            raise ValueError(f"at most {MOST_LANES} lanes talk at a time, not {len(spec.policies)}: take some out")
+        assert spec.sampling is not None
+        super().__init__(spec, models)
+        self.lanes: list[Conversation] = []
+        self.shown: list[Shown] = []
+        self.spoken = [Spoken() for _ in spec.policies]
+        self.caution = ""
+        """What to know of this run as long as it lives."""
+        self.pending: list[str] = list(script or [])
+        """Prompts of the script that have not been said."""
+        self.scripted = len(self.pending)
+        self.playing = bool(self.pending)
+        self.epoch = 0
+        """Grows when something that was said is taken back."""
+        self._wishes = queue.SimpleQueue[Callable[[], None]]()
+        self._wished = self._granted = 0
+        self._row: tuple[tuple[int, int, int, int], HeadRow | None] | None = None
+        self._row_wanted: tuple[int, int, int, int] | None = None
+
+    def await_first(self, seconds: float) -> None:
+        """Wait until an answer to what was said last has its first token, at most so many seconds."""
+        with self._news:
+            self._news.wait_for(lambda: self._wished == self._granted and (self.speaking or not self.busy), seconds)
+
+    @property
+    def speaking(self) -> bool:
+        """Whether some lane has begun to answer."""
+        return any(lane.busy and lane.turns[-1].begin is not None for lane in self.lanes)
+
+    def _do(self, wish: Callable[[], None]) -> None:
+        self._wished += 1
+        self._wishes.put(wish)
+        with self._wake:
+            self._wake.notify_all()
+
+    def say(self, prompt: str) -> None:
+        """Say something to every lane.  What cannot be said is told in a sentence."""
+        self._do(lambda: self._ask(prompt))
+
+    def stop(self) -> None:
+        """Let the answers end here, and the script stand still."""
+        self._do(self._stop)
+
+    def again(self) -> None:
+        """Let every lane give its last answer again."""
+        self._do(self._again)
+
+    def switch(self, lane: int, policy: Policy, pin: bool) -> None:
+        """Let a lane go on under another policy, from its next token on."""
+        self._do(lambda: self._switch(lane, policy, pin))
+
+    def play(self, prompts: list[str]) -> None:
+        """Say these prompts, one after the other."""
+        self._do(lambda: self._play(prompts))
+
+    def hold(self, playing: bool) -> None:
+        """Let the script stand still after this answer, or go on."""
+        self._do(lambda: self._hold(playing))
+
+    def skip(self) -> None:
+        """End this answer and say the script's next prompt."""
+        self._do(self._skip)
+
+    def row(self, lane: int, layer: int, head: int, token: int) -> HeadRow | None:
+        """What a token attended to, when the conversation's thread has found the time to compute it."""
+        wanted = (lane, layer, head, token)
+        if self._row is not None and self._row[0] == wanted:
+            return self._row[1]
+        if self._row_wanted != wanted:
+            self._row_wanted = wanted
+            with self._wake:
+                self._wake.notify_all()
+        return None
+
+    @property
+    def busy(self) -> bool:
+        return any(lane.busy for lane in self.lanes)
+
+    def _publish(self) -> None:
+        # Made here, in the conversation's own thread, so that who looks never meets a half-changed one.
+        if threading.current_thread() is self._thread:
+            self.shown = [shown(lane) for lane in self.lanes]
+        super()._publish()
+
+    def _run(self) -> None:
+        model = self._models.get(self.spec, self.tell)
+        self.tell("Preparing the model")
+        partner = Partner(model)
+        lanes = [
+            Conversation(partner, parse(p), self.spec.sampling, index=i, hold=HOLD, kv_chunk=self.spec.kv_chunk)
+            for i, p in enumerate(self.spec.policies)
+        ]
+        for lane in lanes:
+            lane.trace()
+        self.model, self.lanes = model, lanes
+        packed = f"The weights are packed into {model.packed}: answers may differ from the model's own."
+        self.caution = " ".join(filter(None, [packed if model.packed != "model" else "", partner.template.note]))
+        self._set("waiting")
+        while self._wanted != "freed":
+            while not self._wishes.empty():
+                self._wishes.get()()
+                self._granted += 1
+            self._draw_row()
+            lane = self._next()
+            if self.unwatched or (lane is None and not self._go_on()):
+                with self._wake:
+                    if self._wishes.empty() and self._wanted != "freed":
+                        self._wake.wait(0.2)
+                continue
+            if lane is not None:
+                self._step(lane)
+
+    def _next(self) -> Conversation | None:
+        """Whose turn it is: of those that answer, the one that has said the least."""
+        busy = [lane for lane in self.lanes if lane.busy]
+        return min(busy, key=lambda lane: len(lane.tokens) - (lane.turns[-1].begin or len(lane.tokens)), default=None)
+
+    def _step(self, lane: Conversation) -> None:
+        step = lane.step(min(self.spec.chunk, CHUNK))
+        if step is not None:
+            self.spoken[lane.lane.index].append(step)
+        if not self.busy:
+            self._set("waiting" if self.playing or not self.pending else "paused", self.note)
+        else:
+            self._publish()
+
+    def _go_on(self) -> bool:
+        """Say the script's next prompt, if there is one and it is not held."""
+        if not self.playing or not self.pending:
+            self.playing = False
+            return False
+        self._ask(self.pending.pop(0))
+        return True
+
+    def _ask(self, prompt: str) -> None:
+        if self.busy:
+            self.tell("The last answer is not finished: wait for it, or stop it.")
+            return
+        try:
+            # Either all lanes hear it or none.
+            for lane in self.lanes:
+                lane.check(prompt)
+            for lane in self.lanes:
+                lane.ask(prompt)
+        except ValueError as e:
+            self.playing = False
+            self.tell(sentence(e))
+            return
+        # What a token had not looked at yet, it may have soon.
+        self._row = None
+        self._set("answering")
+
+    def _stop(self) -> None:
+        self.playing = False
+        for lane in self.lanes:
+            lane.stop()
+        self._set("paused" if self.pending else "waiting")
+
+    def _skip(self) -> None:
+        for lane in self.lanes:
+            lane.stop()
+        self.playing = bool(self.pending)
+        self._set("waiting")
+
+    def _hold(self, playing: bool) -> None:
+        self.playing = playing and bool(self.pending)
+        self._set("answering" if self.busy else "waiting" if self.playing or not self.pending else "paused")
+
+    def _play(self, prompts: list[str]) -> None:
+        self.pending, self.scripted, self.playing = list(prompts), len(prompts), True
+        self._publish()
+
+    def _again(self) -> None:
+        given = 0
+        for lane in self.lanes:
+            try:
+                lane.again()
+                given += 1
+            except ValueError:
+                continue
+        if not given:
+            self.tell("There is no finished answer to give again.")
+            return
+        self.epoch += 1
+        self._row = None
+        self._set("answering")
+
+    def _switch(self, index: int, policy: Policy, pin: bool) -> None:
+        lane = self.lanes[index]
+        missing = lane.lane.missing_sinks(policy)
+        lane.switch(policy, pin=pin)
+        how = (", with the sinks pinned again" if pin else ", without its sinks") if missing else ""
+        self.tell(f"{policy.label}{how}, from the next token on.")
+
+    def _draw_row(self) -> None:
+        wanted = self._row_wanted
+        if wanted is None or (self._row is not None and self._row[0] == wanted):
+            return
+        lane, layer, head, token = wanted
+        row = head_row(self.lanes[lane].lane, layer, head, token) if lane < len(self.lanes) else None
+        self._row = wanted, row
+        if row is None:
+            newest = token >= self.lanes[lane].lane.position - 1
+            self.tell(
+                "That token has only just been said: it looks back when the conversation goes on."
+                if newest
+                else f"What that token attended to is no longer held: only the last {HOLD:,} tokens' queries are."
+            )
+        else:
+            self._publish()

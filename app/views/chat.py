@@ -1,0 +1,331 @@
+"""The endless conversation: say something, and every lane answers under its own policy."""
+
+import gc
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import streamlit as st
+
+from analysis.chat import read_script, script_from_bytes, scripts
+from analysis.models import pick_device
+from analysis.policies import parse
+from analysis.record import Sampling, Spec
+from app.chatframes import ChatSender, ChatView
+from app.components import conversation
+from app.controls import brand, fresh, lane_controls
+from app.presets import CHATS
+from app.runner import REGISTRY, sentence
+from app.talk import MOST_LANES, Talk
+
+UPLOAD = "Upload a script …"
+WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
+EVERY = 0.2
+"""Seconds between two frames."""
+FIRST = 0.4
+"""Seconds that a first word is waited for before the page shows that it is waiting."""
+
+
+def quick_weights() -> str:
+    """On a CPU 4 bits, which the embedded model's own file has too; elsewhere weights stay as they came."""
+    return "int4" if pick_device("auto").type == "cpu" else "model"
+
+
+@dataclass
+class Settings:
+    """What this tab's next conversation will be."""
+
+    lanes: list[str]
+    script: str
+    lesson: str = ""
+    model: str = "embedded"
+    dtype: str = "float32"
+    weights: str = field(default_factory=quick_weights)
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new=48))
+    problem: str = ""
+
+
+@st.cache_resource
+def freeze() -> None:
+    """After the heavy imports: what they left behind is never collected again, which would stop every answer."""
+    gc.collect()
+    gc.freeze()
+
+
+def open_page() -> None:
+    """What a tab begins with: the conversation or the lanes that its address names, or the first story."""
+    state, asked = st.session_state, st.query_params
+    state.setdefault("revision", 0)
+    if "chat" in state:
+        # Back from another page, whose address names no conversation.
+        if "run" not in asked and state.get("chat_run"):
+            asked["run"] = state.chat_run
+        return
+    story = CHATS["breakdown"]
+    chosen = Settings(list(story.policies), story.script, story.lesson)
+    talk = current()
+    if talk is not None:
+        spec = talk.spec
+        chosen = replace(chosen, lanes=list(spec.policies), model=spec.model, dtype=spec.dtype, weights=spec.weights)
+        chosen.sampling = spec.sampling
+        state.chat_run = talk.id
+    elif "run" in asked:
+        chosen.problem = "That conversation is no longer in memory: begin a new one."
+        del asked["run"]
+    if talk is None and "lane" in asked:
+        try:
+            lanes = [str(parse(p)) for p in asked.get_all("lane")]
+            if len(lanes) > MOST_LANES:
+                raise ValueError(f"at most {MOST_LANES} lanes talk at a time, not {len(lanes)}")
+            chosen.lanes, chosen.lesson = lanes, ""
+        except ValueError as e:
+            chosen.problem = (
+                f"The address of this page asks for something that cannot be: {e}. The first story is set instead."
+            )
+    state.update(chat=chosen, chat_view=ChatView(), chat_sender=ChatSender())
+
+
+def current() -> Talk | None:
+    run = REGISTRY.get(st.query_params.get("run"))
+    return run if isinstance(run, Talk) else None
+
+
+def begin(script: list[str] | None = None) -> Talk | None:
+    """A new conversation with what is set; the one that was on screen ends."""
+    state, chosen, old = st.session_state, st.session_state.chat, current()
+    spec = Spec(
+        model=chosen.model,
+        text=chosen.script,
+        policies=tuple(chosen.lanes),
+        dtype=chosen.dtype,
+        weights=chosen.weights,
+        sampling=chosen.sampling,
+    )
+    try:
+        if old is not None:
+            REGISTRY.free(old.id)
+        talk = REGISTRY.start(partial(Talk, spec, script=script))
+    except ValueError as e:
+        chosen.problem = sentence(e)
+        return None
+    chosen.problem = ""
+    view = state.chat_view
+    view.token, view.chosen = None, min(view.chosen, len(chosen.lanes) - 1)
+    st.query_params["run"] = state.chat_run = talk.id
+    return talk
+
+
+def take(name: str) -> None:
+    """Tell a story: set everything as it has it, and play its script."""
+    story, state = CHATS[name], st.session_state
+    state.chat = replace(
+        state.chat,
+        lanes=list(story.policies),
+        script=story.script,
+        lesson=story.lesson,
+        sampling=replace(state.chat.sampling, max_new=story.max_new),
+    )
+    state.chat_view = ChatView(head=state.chat_view.head)
+    state.revision += 1
+    if "lane" in st.query_params:
+        del st.query_params["lane"]
+    begin(read_script(story.script)[0])
+
+
+def the_script() -> list[str]:
+    """The prompts of the chosen script.  Raises ValueError with what to do."""
+    chosen = st.session_state.chat
+    if chosen.script != UPLOAD:
+        return read_script(chosen.script)[0]
+    upload = st.session_state.get("chat_upload")
+    if upload is None:
+        raise ValueError("choose a script to upload first, or another one")
+    return script_from_bytes(upload.getvalue(), upload.name)[0]
+
+
+def sidebar() -> None:
+    state, chosen = st.session_state, st.session_state.chat
+    with st.sidebar:
+        brand("Talk to a model that forgets")
+        st.caption("Start from")
+        for name, story in CHATS.items():
+            on = [str(parse(p)) for p in story.policies] == [str(parse(p)) for p in chosen.lanes]
+            st.button(
+                f"**{story.title}**  \n{story.point}",
+                key=f"chat-story-{name}",
+                on_click=take,
+                args=(name,),
+                width="stretch",
+                type="primary" if on and chosen.script == story.script else "secondary",
+            )
+        names = [*scripts(), UPLOAD]
+        chosen.script = st.selectbox(
+            "Script",
+            names,
+            index=names.index(chosen.script) if chosen.script in names else 0,
+            format_func=lambda n: n if n == UPLOAD else n.capitalize(),
+            key=f"chat-script-{state.revision}",
+            help="Played by the button beside the field where you write",
+        )
+        if chosen.script == UPLOAD:
+            st.file_uploader("One prompt a line, or JSONL with turns", key="chat_upload", max_upload_size=8)
+        lane_controls("chat-lane", chosen.lanes, MOST_LANES, None)
+        st.caption("Model")
+        chosen.model = (
+            st.text_input(
+                "Model",
+                value=chosen.model,
+                key=f"chat-model-{state.revision}",
+                help="embedded, a hub id, a folder, or a GGUF file",
+            ).strip()
+            or "embedded"
+        )
+        left, right = st.columns(2)
+        chosen.weights = left.selectbox(
+            "Weights",
+            list(WEIGHTS),
+            index=list(WEIGHTS).index(chosen.weights),
+            format_func=WEIGHTS.get,
+            key=f"chat-weights-{state.revision}",
+            help="Packed weights answer two to three times as fast on a CPU, and are a little less exact",
+        )
+        kinds = ["float32", "bfloat16"]
+        chosen.dtype = right.selectbox(
+            "Numbers", kinds, index=kinds.index(chosen.dtype), key=f"chat-dtype-{state.revision}"
+        )
+        with st.expander("How answers are chosen"):
+            chosen.sampling = sampling_controls(chosen.sampling)
+        talk = current()
+        if talk is not None and differs(talk.spec, chosen):
+            st.caption("Press New conversation to talk with these settings.")
+
+
+def differs(spec: Spec, chosen: Settings) -> bool:
+    same = [parse(p) for p in spec.policies] == [parse(p) for p in chosen.lanes]
+    mine = (chosen.model, chosen.dtype, chosen.weights, chosen.sampling)
+    return not same or (spec.model, spec.dtype, spec.weights, spec.sampling) != mine
+
+
+def sampling_controls(now: Sampling) -> Sampling:
+    key = f"-{st.session_state.revision}"
+    temperature = st.slider(
+        "Temperature", 0.0, 2.0, float(now.temperature), 0.1, key="temperature" + key, help="0: the most probable token"
+    )
+    return Sampling(
+        max_new=st.number_input("Tokens an answer, at most", 1, 4096, now.max_new, key="max_new" + key),
+        temperature=temperature,
+        top_k=st.number_input(
+            "Top k", 0, 1000, now.top_k, key="top_k" + key, disabled=not temperature, help="0: all tokens"
+        ),
+        top_p=st.slider("Top p", 0.05, 1.0, float(now.top_p), 0.05, key="top_p" + key, disabled=not temperature),
+        repetition_penalty=st.slider(
+            "Repetition penalty",
+            1.0,
+            2.0,
+            float(now.repetition_penalty),
+            0.05,
+            key="penalty" + key,
+            help="Over the last 1,024 tokens; 1: none",
+        ),
+        seed=st.number_input("Seed", 0, 2**31, now.seed, key="seed" + key, disabled=not temperature),
+    )
+
+
+def said() -> None:
+    """Words were sent."""
+    press = st.session_state.conversation["say"]
+    if fresh("say", press) and (talk := current() or begin()) is not None:
+        st.session_state.chat.problem = ""
+        talk.say(press["text"])
+        st.session_state.chat_said = True
+
+
+def pressed() -> None:
+    press, talk, chosen = st.session_state.conversation["press"], current(), st.session_state.chat
+    if not fresh("chat-press", press):
+        return
+    what = press["what"]
+    try:
+        if what == "new":
+            begin()
+        elif what == "play" and (talk is None or not talk.pending):
+            prompts = the_script()
+            if talk is None:
+                begin(prompts)
+            else:
+                talk.play(prompts)
+        elif talk is not None:
+            {
+                "stop": talk.stop,
+                "again": talk.again,
+                "skip": talk.skip,
+                "play": partial(talk.hold, True),
+                "hold": partial(talk.hold, False),
+            }[what]()
+    except ValueError as e:
+        chosen.problem = sentence(e)
+        if talk is not None:
+            talk.tell(chosen.problem)
+
+
+def picked() -> None:
+    """A choice of what to look at."""
+    view, pick, talk = st.session_state.chat_view, st.session_state.conversation["pick"], current()
+    if not fresh("chat-pick", pick):
+        return
+    lanes = len(talk.spec.policies if talk else st.session_state.chat.lanes)
+    if 0 <= pick.get("lane", -1) < lanes:
+        view.chosen = pick["lane"]
+    if "head" in pick:
+        view.head = tuple(pick["head"]) if pick["head"] else None
+    if "token" in pick:
+        view.token = (view.chosen, pick["token"]) if pick["token"] is not None else None
+        if view.token and view.head is None and talk is not None and (best := strongest(talk, view.chosen)):
+            view.head = best
+
+
+def strongest(talk: Talk, lane: int) -> tuple[int, int] | None:
+    """The head with the largest sink mass just now: what to look at when none was chosen."""
+    grids = list(talk.spoken[lane].grids)
+    if not grids:
+        return None
+    mean = sum(grids) / len(grids)
+    return tuple(int(n) for n in divmod(int(mean.argmax()), mean.shape[1]))
+
+
+def changed() -> None:
+    """A lane is to go on under another policy."""
+    change, talk = st.session_state.conversation["change"], current()
+    if talk is None or not fresh("chat-change", change):
+        return
+    try:
+        policy = parse(change["policy"])
+    except ValueError as e:
+        talk.tell(sentence(e))
+        return
+    st.session_state.chat_view.chosen = change["lane"]
+    talk.switch(change["lane"], policy, bool(change.get("pin")))
+
+
+def draw() -> None:
+    """One frame; again and again, so that whoever talks in another tab is seen here too."""
+    talk, state = current(), st.session_state
+    view = state.chat_view
+    if talk is None:
+        note = state.chat.problem or state.chat.lesson
+        frame = state.chat_sender.empty([parse(p) for p in state.chat.lanes], view, note)
+    else:
+        talk.look()
+        if state.pop("chat_said", False):
+            # The first frame after somebody spoke has the first word of an answer in it.
+            talk.await_first(FIRST)
+        if view.token and view.head and talk.shown and talk.row(view.token[0], *view.head, view.token[1]) is None:
+            talk.wait(talk.version, 0.1)
+        frame = state.chat_sender.frame(talk, view, state.chat.lesson)
+    conversation.mount(frame, key="conversation", on_say=said, on_press=pressed, on_pick=picked, on_change=changed)
+
+
+freeze()
+open_page()
+sidebar()
+# One pace for ever: to change it the whole page would have to run again, and blink.
+st.fragment(draw, run_every=EVERY)()
