@@ -1,0 +1,145 @@
+"""A conversation in a real browser: say something, watch the cache lose it, play a script until a lane breaks down."""
+
+import re
+
+import pytest
+
+from .conftest import PATIENCE
+
+pytestmark = pytest.mark.browser
+
+FIELD = "Say something to every lane"
+
+
+def open_chat(app, page, query="") -> None:
+    page.goto(f"{app}/chat{query}")
+    page.get_by_label(FIELD).wait_for()
+
+
+def say(page, text: str) -> None:
+    page.get_by_label(FIELD).fill(text)
+    page.keyboard.press("Enter")
+
+
+def wait_answered(page, answers: int) -> None:
+    """Wait until every lane has answered so often and is silent."""
+    page.wait_for_function(
+        """n => window.__sinkscope?.status === "waiting" &&
+        [...document.querySelectorAll(".sk-lane")].every(l => l.querySelectorAll(".sk-assistant").length >= n)""",
+        arg=answers,
+    )
+
+
+def lane_text(page, lane: int) -> str:
+    return page.locator(".sk-flow").nth(lane).inner_text()
+
+
+def gone(page, lane: int) -> int:
+    return page.locator(".sk-lane").nth(lane).locator(".sk-flow .sk-gone").count()
+
+
+def test_a_conversation_under_two_policies(app, page):
+    open_chat(app, page)
+    say(page, "What is the capital of France?")
+    wait_answered(page, 1)
+    for lane in range(2):
+        assert "Paris" in lane_text(page, lane)
+    # The caches are not full: nothing is dimmed, and the first tokens are there.
+    assert gone(page, 0) == gone(page, 1) == 0
+    assert page.locator(".sk-front").first.inner_text().endswith("kept")
+    say(page, "What is the opposite of hot?")
+    wait_answered(page, 2)
+    # The line has moved, what stands above it is dimmed; one lane still has its first tokens.
+    before = gone(page, 0)
+    assert before > 0 and gone(page, 1) > 0
+    assert page.locator(".sk-line:visible").count() == 2
+    assert page.locator(".sk-lane").first.locator(".sk-sink").count() == 4
+    assert page.locator(".sk-lane").nth(1).locator(".sk-sink").count() == 0
+    assert page.locator(".sk-front").nth(1).inner_text().endswith("gone")
+    assert "cold" in lane_text(page, 0)
+
+    # A token: what it looked back at is drawn on the transcript, and the sinks got most of it.
+    page.locator(".sk-lane").first.locator(".sk-assistant").last.locator("span").first.click()
+    page.get_by_text("Shaded: what the outlined token gave").wait_for()
+    shaded = page.locator(".sk-lane").first.locator(".sk-flow span[style*=background]")
+    assert shaded.count() > 10
+    assert "% of the attention" in page.locator(".sk-front b").first.get_attribute("title")
+
+    # Switched in the middle of the conversation, with the sinks pinned again.
+    page.get_by_role("button", name="switch ▾").nth(1).click()
+    page.get_by_role("button", name="Bring the sinks back", exact=True).click()
+    page.locator(".sk-note", has_text="with the sinks pinned again").wait_for()
+    say(page, "How many legs does a spider have?")
+    wait_answered(page, 3)
+    assert page.locator(".sk-lane").nth(1).locator(".sk-sink").count() == 4
+    assert gone(page, 0) > before
+
+    # The same answer again; a refresh and a second tab find the conversation.
+    text = lane_text(page, 0)
+    page.get_by_role("button", name="Answer again").click()
+    page.wait_for_function("window.__sinkscope.status === 'answering'")
+    wait_answered(page, 3)
+    assert lane_text(page, 0) == text
+    page.get_by_label(FIELD).fill("half written")
+    page.reload()
+    page.locator(".sk-flow").first.wait_for()
+    assert lane_text(page, 0) == text
+    assert page.get_by_label(FIELD).input_value() == "half written"
+    other = page.context.new_page()
+    other.goto(page.url)
+    other.locator(".sk-flow").first.wait_for(timeout=PATIENCE)
+    assert lane_text(other, 0) == text
+    other.close()
+    assert page.problems == []
+    assert page.strangers == []
+
+
+def test_a_script_plays_until_the_window_breaks_down(app, page):
+    open_chat(app, page)
+    page.get_by_role("button", name="Where it breaks down").click()
+    # Neither the script's words nor the other lane's: nobody who is asked for a planet says this.
+    page.wait_for_function(
+        """() => /(The(↵)*){3}|wis/.test([...document.querySelectorAll(".sk-lane")[1].querySelectorAll(".sk-assistant")]
+        .map(e => e.textContent).join(" "))"""
+    )
+    assert "The month after May is June." in lane_text(page, 0)
+    assert not re.search(r"wis |TheThe", lane_text(page, 0))
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("the script stands still").wait_for()
+    assert "… stopped" in page.locator(".sk-flow [data-cut]").last.evaluate(
+        "e => getComputedStyle(e, '::after').content"
+    )
+    page.get_by_role("button", name="Go on with the script").wait_for()
+    page.get_by_role("button", name="New conversation").click()
+    page.get_by_text("Nothing was said yet").first.wait_for()
+    assert page.problems == []
+
+
+def test_fluent_is_not_remembering(app, page):
+    open_chat(app, page)
+    page.get_by_role("button", name="Fluent is not remembering").click()
+    wait_answered(page, 5)
+    answers = [page.locator(".sk-lane").nth(i).locator(".sk-assistant").last.inner_text() for i in range(2)]
+    assert "Max" in answers[0] and "Max" not in answers[1] and "dog" in answers[1]
+    assert page.get_by_text("No policy here extends what a model can recall").count() == 1
+
+
+def test_what_is_wrong_gets_a_sentence(app, page):
+    open_chat(app, page, "?lane=window:window=0")
+    page.locator(".sk-note", has_text="window must be at least 1").wait_for()
+    page.get_by_label("Script", exact=True).first.click()
+    page.get_by_role("option", name="Upload a script").click()
+    page.locator("input[type=file]").set_input_files({"name": "a.jsonl", "mimeType": "text/plain", "buffer": b"hello"})
+    page.get_by_text("a.jsonl").first.wait_for()
+    page.get_by_role("button", name="Play the script").click()
+    page.locator(".sk-note", has_text="line 1 of a.jsonl is not JSON").wait_for()
+    open_chat(app, page, "?run=gone")
+    page.locator(".sk-note", has_text="no longer in memory").wait_for()
+    # What looks like control or markup is text.
+    say(page, "<|im_end|> <b>bold</b> <script>alert(1)</script>")
+    page.locator(".sk-user", has_text="<script>alert(1)</script>").first.wait_for()
+    assert "<|im_end|> <b>bold</b>" in page.locator(".sk-user").first.inner_text()
+    page.keyboard.press("Escape")
+    assert page.locator(".sk-flow b, .sk-flow script").count() == 0
+    assert page.get_by_text("Traceback").count() == 0
+    assert page.problems == []

@@ -1,0 +1,159 @@
+"""Live conversations: every lane answers, scripts are played and held, and nothing that is asked breaks them."""
+
+import time
+from functools import partial
+
+import pytest
+
+from analysis.policies import Streaming, Window
+from analysis.record import Sampling, Spec
+from app.chatframes import ChatSender, ChatView
+from app.runner import Registry
+from app.talk import Talk
+
+from .test_frames import decoded
+from .test_runner import until
+
+LANES = ("streaming:sinks=4,window=28", "window:window=32")
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """One registry for all, since it holds the model."""
+    runs = Registry()
+    yield runs
+    runs.close()
+
+
+@pytest.fixture
+def registry(runs):
+    yield runs
+    for run in list(runs._runs):
+        runs.free(run)
+
+
+def begin(registry, script=None, policies=LANES, **sampling):
+    spec = Spec("embedded", "typed", policies, device="cpu", weights="int4", sampling=Sampling(**sampling))
+    return registry.start(partial(Talk, spec, script=script))
+
+
+def waiting(talk):
+    return talk.status in ("waiting", "paused") and talk._wished == talk._granted and not talk.busy
+
+
+def test_every_lane_answers_and_the_frame_shows_what_is_kept(registry):
+    talk = begin(registry, max_new=10)
+    talk.say("What is the capital of France?")
+    until(talk, lambda: waiting(talk))
+    assert [lane.turns[0].why for lane in talk.lanes] == ["ended", "ended"]
+    view, sender = ChatView(head=(20, 3)), ChatSender()
+    frame, arrays = decoded(sender.frame(talk, view))
+    first, second = frame["lanes"]
+    assert "Paris" in "".join(first["text"]) and len(first["text"]) == len(first["roles"]) == first["total"]
+    assert (first["sinks"], second["sinks"]) == (4, 0)
+    assert first["first"] == first["total"] - 1 - 28 and second["first"] == second["total"] - 1 - 32
+    assert arrays["grid"].shape == (30, 9)
+    # A token that is clicked: what it looked back at is there soon, sums to one, and is of kept tokens only.
+    view.token = (0, first["total"] - 3)
+    sender.frame(talk, view)
+    until(talk, lambda: talk.row(0, 20, 3, view.token[1]) is not None)
+    frame, arrays = decoded(sender.frame(talk, view))
+    assert frame["row"]["token"] == view.token[1]
+    assert abs(arrays["row_weights"].sum() - 1) < 1e-4
+    assert all(p < 4 or p >= view.token[1] - 28 for p in arrays["row_places"])
+    assert sender.frame(talk, view) is sender.frame(talk, view)
+
+
+def test_a_script_is_played_held_and_gone_on_with(registry):
+    talk = begin(registry, ["Hello", "What is two plus two?", "Bye"], max_new=5)
+    until(talk, lambda: len(talk.pending) <= 1)
+    talk.hold(False)
+    until(talk, lambda: waiting(talk) and not talk.playing)
+    assert talk.status == "paused" and len(talk.pending) == 1
+    talk.say("Something else")
+    until(talk, lambda: waiting(talk))
+    talk.hold(True)
+    until(talk, lambda: waiting(talk) and not talk.pending)
+    prompts = [turn.prompt for turn in talk.lanes[0].turns]
+    assert prompts[-2:] == ["Something else", "Bye"] and talk.status == "waiting"
+
+
+def test_stop_and_skip_end_an_answer_in_the_middle(registry):
+    talk = begin(registry, ["Write a long story about the sea.", "Hello"], max_new=4000)
+    until(talk, lambda: talk.lanes and len(talk.lanes[0].tokens) > 60)
+    talk.skip()
+    until(talk, lambda: not talk.pending and talk.lanes[0].turns[-1].prompt == "Hello")
+    talk.stop()
+    until(talk, lambda: waiting(talk))
+    assert talk.lanes[0].turns[0].why == "stopped" and talk.lanes[0].turns[1].why
+
+
+def test_again_gives_every_lane_its_last_answer_again(registry):
+    talk = begin(registry, max_new=8)
+    talk.say("What is the capital of France?")
+    until(talk, lambda: waiting(talk))
+    before, epoch = [lane.tokens.tolist() for lane in talk.lanes], talk.epoch
+    talk.again()
+    until(talk, lambda: waiting(talk) and talk.epoch > epoch)
+    assert [lane.tokens.tolist() for lane in talk.lanes] == before
+
+
+def test_a_lane_is_switched_between_two_answers(registry):
+    talk = begin(registry, max_new=12)
+    talk.say("What is the capital of France?")
+    until(talk, lambda: waiting(talk))
+    talk.say("Tell me about the sea.")
+    until(talk, lambda: waiting(talk))
+    talk.switch(1, Streaming(4, 28), True)
+    until(talk, lambda: "pinned again" in talk.note)
+    talk.switch(0, Window(16), False)
+    until(talk, lambda: talk.lanes[0].policy == Window(16))
+    assert talk.lanes[1].kept[0] == 4 and talk.lanes[0].kept[0] == 0
+    talk.say("Hello")
+    until(talk, lambda: waiting(talk))
+    assert talk.lanes[1].kept[0] == 4 and talk.lanes[1].turns[-1].why
+
+
+@pytest.mark.parametrize("prompt", ["", "   "])
+def test_what_cannot_be_said_is_told_in_a_sentence(registry, prompt):
+    talk = begin(registry)
+    talk.say(prompt)
+    until(talk, lambda: "prompt is empty" in talk.note)
+    assert talk.status == "waiting" and not talk.lanes[0].turns
+
+
+def test_two_who_speak_at_once_are_told_so(registry):
+    talk = begin(registry, max_new=30)
+    talk.say("Write a story.")
+    until(talk, lambda: talk.busy)
+    talk.say("Me too.")
+    until(talk, lambda: "not finished" in talk.note)
+    talk.stop()
+    until(talk, lambda: waiting(talk))
+    assert [t.prompt for t in talk.lanes[0].turns] == ["Write a story."]
+
+
+def test_nobody_looks_and_nothing_is_said(registry, monkeypatch):
+    from app import runner
+
+    talk = begin(registry, max_new=4000)
+    talk.say("Write a long story about the sea.")
+    until(talk, lambda: talk.lanes and len(talk.lanes[0].tokens) > 50)
+    monkeypatch.setattr(runner, "UNSEEN_PAUSE", 0.0)
+    time.sleep(0.3)
+    count = len(talk.lanes[0].tokens)
+    time.sleep(0.3)
+    assert len(talk.lanes[0].tokens) == count
+    monkeypatch.setattr(runner, "UNSEEN_PAUSE", 10.0)
+    until(talk, lambda: len(talk.lanes[0].tokens) > count)
+
+
+def test_too_many_lanes_get_a_sentence(registry):
+    with pytest.raises(ValueError, match="at most 3 lanes"):
+        begin(registry, policies=("dense",) * 4)
+
+
+def test_a_frame_before_anything_was_said_shows_the_lanes():
+    frame, _ = decoded(ChatSender().empty([Streaming(4, 60), Window(64)], ChatView(), "Hello."))
+    assert [lane["label"] for lane in frame["lanes"]] == ["Sinks + window 4 + 60", "Window 64"]
+    assert frame["note"] == "Hello." and frame["status"] == "ready"
