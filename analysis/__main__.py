@@ -7,11 +7,10 @@ be wrong is one line on standard error and exit status 2.  Torch is imported onl
 import math
 import signal
 import sys
-from collections.abc import Iterator
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -23,9 +22,6 @@ from . import metrics, texts
 from .policies import POLICIES, parse
 from .record import ROLES, Folder, Run, Sampling, Spec
 
-if TYPE_CHECKING:
-    from .stream import Step
-
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
 )
@@ -35,8 +31,6 @@ UsageError = typer.BadParameter.__base__
 FOUR = ["dense", "window:window=256", "streaming:sinks=4,window=252"]
 TWO = ["streaming:sinks=4,window=60", "window:window=64"]
 """So small that the second of these breaks down within a few questions."""
-TOGETHER = 32
-"""Tokens of an answer that are written down at a time."""
 
 
 @app.command()
@@ -140,8 +134,9 @@ def chat(
         sampling=sampling,
         kv_chunk=kv_chunk,
     )
-    from .chat import Conversation, Partner, join, read_script
+    from .chat import Conversation, Partner, read_script
     from .models import load
+    from .terminal import converse, typed
 
     prompts, digest = read_script(script) if script else (None, "")
     with out.status("Loading the model") as status:
@@ -160,75 +155,19 @@ def chat(
         folder.event("warning", text=partner.template.note)
         out.print(f"[yellow]note:[/] {partner.template.note}", soft_wrap=True)
     status = "finished"
-    previous = signal.signal(signal.SIGTERM, _interrupt)
-    steps: list[Step] = []
-
-    def keep() -> None:
-        if steps:
-            folder.append(join(steps))
-            steps.clear()
-
     try:
-        for prompt in _typed() if prompts is None else prompts:
-            if prompts is not None:
-                out.print(f"\n> {prompt}", style="bold", markup=False, soft_wrap=True)
-            for lane in lanes:
-                try:
-                    lane.ask(prompt)
-                except ValueError as e:
-                    if prompts is not None:
-                        raise
-                    out.print(f"{e}", style="yellow", markup=False, soft_wrap=True)
-                    break
-                if run.first_token is None:
-                    run.first_token, run.first_role = int(lane.tokens[0]), int(lane.roles.view()[0])
-                out.print(f"{lane.policy.label}: ", style="cyan", end="")
-                shown = 0
-                try:
-                    while (step := lane.step(chunk)) is not None:
-                        steps.append(step)
-                        if len(steps) == TOGETHER:
-                            keep()
-                        said = lane.said(lane.turns[-1])
-                        # A character may still lack its last bytes.
-                        ready = len(said.rstrip("\ufffd")) if lane.busy else len(said)
-                        out.print(said[shown:ready], end="", markup=False, soft_wrap=True)
-                        shown = max(shown, ready)
-                except KeyboardInterrupt:
-                    lane.stop()
-                    if prompts is not None:
-                        raise
-                finally:
-                    keep()
-                cut = {"limit": " …", "stopped": " (stopped)"}.get(lane.turns[-1].why, "")
-                out.print(cut)
-                turn = lane.turns[-1]
-                folder.event("answer", lane=lane.lane.index, position=turn.begin, stop=turn.stop, why=turn.why)
+        asked = typed(out) if prompts is None else prompts
+        converse(lanes, asked, folder, out, chunk=chunk, scripted=prompts is not None)
     except KeyboardInterrupt:
         status = "interrupted"
     except Exception:
         folder.finish("failed")
         raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     folder.finish(status)
     out.print(spoken(run))
     out.print(f"{status.capitalize()}. The run lies in {place}", soft_wrap=True, markup=False)
     if status == "interrupted":
         raise typer.Exit(130)
-
-
-def _typed() -> Iterator[str]:
-    """What a person types, line by line, until the end of input."""
-    while True:
-        try:
-            line = out.input("\n[bold]>[/] ") if sys.stdin.isatty() else sys.stdin.readline()
-        except EOFError:
-            return
-        if not line and not sys.stdin.isatty():
-            return
-        if line.strip():
-            yield line
 
 
 def spoken(run: Run) -> Table:

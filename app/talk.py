@@ -119,7 +119,10 @@ class Talk(Live):
     @property
     def speaking(self) -> bool:
         """Whether some lane has begun to answer."""
-        return any(lane.busy and lane.turns[-1].begin is not None for lane in self.lanes)
+        return any(
+            lane.busy and lane.turns[-1].begin is not None and len(lane.tokens) > lane.turns[-1].begin
+            for lane in self.lanes
+        )
 
     def _do(self, wish: Callable[[], None]) -> None:
         self._wished += 1
@@ -215,7 +218,8 @@ class Talk(Live):
             self.spoken[lane.lane.index].append(step)
         if not self.busy:
             self._set("waiting" if self.playing or not self.pending else "paused", self.note)
-        else:
+        elif lane.turns[-1].begin is not None or lane.unread:
+            # A prompt that has just been read is not worth a frame: the first word follows at once.
             self._publish()
 
     def _go_on(self) -> bool:

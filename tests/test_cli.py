@@ -9,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from analysis import __main__ as cli
@@ -166,6 +167,81 @@ def test_an_interrupted_run_is_readable_and_has_its_table(model, text, tmp_path)
         assert json.loads((place / "run.json").read_text())["status"] == "interrupted"
         assert (place / "tokens.parquet").exists()
         assert 0 < len(load(place).tracks[0].nll) < 600
+
+
+def test_chat_plays_a_script_and_writes_a_run(run, tmp_path):
+    script = tmp_path / "script.jsonl"
+    script.write_text('{"turns": ["What is the capital of France?", "And of Italy?"]}')
+    code, said, wrong = run(
+        *("chat", "--device", "cpu", "--weights", "int4", "--max-new", "9", "--script", str(script)),
+        *("--policy", "dense", "--policy", "streaming:sinks=4,window=28", "--out", str(tmp_path / "o")),
+    )
+    assert code == 0, wrong
+    assert "> And of Italy?" in said and said.count("Paris") == 2 and "packed into int4" in said
+    table = pq.read_table(tmp_path / "o" / "tokens.parquet").to_pandas()
+    assert set(table["role"]) == {"template", "user", "assistant"}
+    written = load(tmp_path / "o")
+    assert written.spec.sampling.max_new == 9 and written.spec.weights == "int4"
+    for lane, track in enumerate(written.tracks):
+        rows = table[table["lane"] == lane]
+        assert rows["position"].tolist() == list(range(len(rows)))
+        assert rows["nll"].isna().tolist() == [True] + [False] * (len(rows) - 1)
+        assert len(track.roles) == len(track.nll) == len(rows) - 1
+        assert rows["seconds"].is_monotonic_increasing
+    assert written.tracks[1].cache_tokens.view().max() == 32
+    answers = [e for e in written.events if e["what"] == "answer"]
+    assert [e["lane"] for e in answers] == [0, 1, 0, 1] and all(e["why"] for e in answers)
+
+
+def test_chat_takes_what_is_typed_until_the_end_of_input(tmp_path):
+    command = [sys.executable, "-m", "analysis", "chat", "--device", "cpu", "--weights", "int4", "--max-new", "3"]
+    command += ["--policy", "window:window=16", "--out", str(tmp_path / "o")]
+    done = subprocess.run(command, input="Hello\n\nBye\n", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Window 16:") == 2
+    assert json.loads((tmp_path / "o" / "run.json").read_text())["status"] == "finished"
+
+
+def test_interrupted_script_is_readable(tmp_path):
+    command = [sys.executable, "-m", "analysis", "chat", "--device", "cpu", "--weights", "int4", "--max-new", "4000"]
+    command += ["--script", "questions", "--policy", "window:window=16", "--out", str(tmp_path / "o")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    patience, tokens = time.monotonic() + 90, tmp_path / "o" / "tokens.arrow"
+    while not tokens.exists() or tokens.stat().st_size < 6_000:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < patience
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said, wrong = process.communicate(timeout=30)
+    assert process.returncode == 130, wrong
+    assert "ms/token" in said
+    written = load(tmp_path / "o")
+    assert json.loads((tmp_path / "o" / "run.json").read_text())["status"] == "interrupted"
+    assert len(written.tracks[0].nll) > 32 and written.events[-1]["why"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--max-new", "0"], "max_new"),
+        (["--temperature", "-1"], "temperature"),
+        (["--top-p", "0"], "top_p"),
+        (["--weights", "int2"], "weights must be"),
+        (["--kv-chunk", "0"], "kv_chunk"),
+        (["--script", "nothing"], "no script"),
+        (["--policy", "nothing"], "there is no policy"),
+    ],
+)
+def test_what_is_wrong_with_a_chat_is_one_line_and_status_2(run, wrong, says):
+    code, _, said = run("chat", "--device", "cpu", *wrong)
+    assert code == 2
+    assert re.fullmatch(r"error: [^\n]+\n", said)
+    assert says in said
+
+
+def test_chat_needs_a_tokenizer(run, model, tmp_path):
+    code, _, said = run("chat", "--device", "cpu", "--model", model, "--out", str(tmp_path / "o"))
+    assert code == 2 and "no tokenizer" in said
 
 
 @pytest.mark.parametrize(

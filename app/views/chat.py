@@ -1,6 +1,7 @@
 """The endless conversation: say something, and every lane answers under its own policy."""
 
 import gc
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -19,7 +20,7 @@ from app.talk import MOST_LANES, Talk
 
 UPLOAD = "Upload a script …"
 WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
-EVERY = 0.2
+EVERY = 0.15
 """Seconds between two frames."""
 FIRST = 0.4
 """Seconds that a first word is waited for before the page shows that it is waiting."""
@@ -36,7 +37,6 @@ class Settings:
 
     lanes: list[str]
     script: str
-    lesson: str = ""
     model: str = "embedded"
     dtype: str = "float32"
     weights: str = field(default_factory=quick_weights)
@@ -61,7 +61,7 @@ def open_page() -> None:
             asked["run"] = state.chat_run
         return
     story = CHATS["breakdown"]
-    chosen = Settings(list(story.policies), story.script, story.lesson)
+    chosen = Settings(list(story.policies), story.script)
     talk = current()
     if talk is not None:
         spec = talk.spec
@@ -76,7 +76,7 @@ def open_page() -> None:
             lanes = [str(parse(p)) for p in asked.get_all("lane")]
             if len(lanes) > MOST_LANES:
                 raise ValueError(f"at most {MOST_LANES} lanes talk at a time, not {len(lanes)}")
-            chosen.lanes, chosen.lesson = lanes, ""
+            chosen.lanes = lanes
         except ValueError as e:
             chosen.problem = (
                 f"The address of this page asks for something that cannot be: {e}. The first story is set instead."
@@ -121,7 +121,6 @@ def take(name: str) -> None:
         state.chat,
         lanes=list(story.policies),
         script=story.script,
-        lesson=story.lesson,
         sampling=replace(state.chat.sampling, max_new=story.max_new),
     )
     state.chat_view = ChatView(head=state.chat_view.head)
@@ -129,6 +128,14 @@ def take(name: str) -> None:
     if "lane" in st.query_params:
         del st.query_params["lane"]
     begin(read_script(story.script)[0])
+
+
+def lesson(policies: Sequence[str] = ()) -> str:
+    """What to see in these lanes, or in those that are set, where a story tells of them."""
+    chosen = st.session_state.chat
+    lanes = [parse(p) for p in policies or chosen.lanes]
+    stories = (s for s in CHATS.values() if [parse(p) for p in s.policies] == lanes and s.script == chosen.script)
+    return next((s.lesson for s in stories), "")
 
 
 def the_script() -> list[str]:
@@ -311,7 +318,7 @@ def draw() -> None:
     talk, state = current(), st.session_state
     view = state.chat_view
     if talk is None:
-        note = state.chat.problem or state.chat.lesson
+        note = state.chat.problem or lesson()
         frame = state.chat_sender.empty([parse(p) for p in state.chat.lanes], view, note)
     else:
         talk.look()
@@ -320,7 +327,7 @@ def draw() -> None:
             talk.await_first(FIRST)
         if view.token and view.head and talk.shown and talk.row(view.token[0], *view.head, view.token[1]) is None:
             talk.wait(talk.version, 0.1)
-        frame = state.chat_sender.frame(talk, view, state.chat.lesson)
+        frame = state.chat_sender.frame(talk, view, lesson(talk.spec.policies))
     conversation.mount(frame, key="conversation", on_say=said, on_press=pressed, on_pick=picked, on_change=changed)
 
 

@@ -14,6 +14,7 @@ from analysis.models import load
 from analysis.policies import Streaming
 from analysis.stream import Lane, open_lanes
 
+from .chat import stock
 from .report import head, line
 
 ROUNDS = 11
@@ -67,7 +68,7 @@ def full_lane(model, tokens, cache: int, sink_tokens: int = 4) -> Lane:
 
 def speed(model, tokens, cache: int, dtype: str, reference: dict) -> None:
     head(f"{dtype}, 4 + {cache - 4} cached tokens")
-    network = model.network
+    network = stock(dtype)
     network.set_attn_implementation("sdpa")
     ids = torch.as_tensor(tokens.astype(np.int64))[None]
     caches = [DynamicCache(config=network.config) for _ in range(2)]
