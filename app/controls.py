@@ -9,6 +9,8 @@ import streamlit as st
 
 from analysis.policies import POLICIES, Policy, parse
 
+WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
+NUMBERS = ["float32", "bfloat16"]
 NEW_LANE = "streaming:sinks=4,window=60,positions=cache"
 
 
@@ -26,6 +28,30 @@ def fresh(trigger: str, value: dict) -> bool:
     new = seen.get(trigger) != value.get("at")
     seen[trigger] = value.get("at")
     return new
+
+
+def model_controls(key: str, model: str, dtype: str, weights: str) -> tuple[str, str, str]:
+    """Widgets for a model, its numbers and its weights; returns what the person chose."""
+    key = f"{key}-{st.session_state.revision}"
+    help = "embedded, a hub id, a folder, or a GGUF file"
+    model = st.text_input("Model", value=model, key=f"{key}-model", help=help).strip() or "embedded"
+    left, right = st.columns(2)
+    dtype = left.selectbox(
+        "Numbers",
+        NUMBERS,
+        index=NUMBERS.index(dtype),
+        key=f"{key}-dtype",
+        help="bfloat16 reads about twice as fast and is a little less exact",
+    )
+    weights = right.selectbox(
+        "Weights",
+        list(WEIGHTS),
+        index=list(WEIGHTS).index(weights),
+        format_func=WEIGHTS.get,
+        key=f"{key}-weights",
+        help="Packed weights answer two to four times as fast on a CPU, and are a little less exact",
+    )
+    return model, dtype, weights
 
 
 def lane_controls(key: str, lanes: list[str], most: int, trained_length: int | None) -> None:

@@ -95,7 +95,8 @@ class Sender:
         read = max(lane.position for lane in run.lanes)
         minutes, seconds = divmod(int(run.reading_seconds), 60)
         clock = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-        where = f"{run.model.name} · {run.spec.dtype} · {run.model.device}"
+        packed = f" · {run.model.packed} weights" if run.model.packed != "model" else ""
+        where = f"{run.model.name}{packed} · {run.spec.dtype} · {run.model.device}"
         return {"progress": f"{read:,} of {total:,} tokens · {where} · {clock}", "share": read / total, "total": total}
 
     def _lane(self, run: LiveRun, view: View, i: int, policy: Policy, look: tuple[str, str]) -> dict[str, Any]:

@@ -13,13 +13,12 @@ from analysis.policies import parse
 from analysis.record import Sampling, Spec
 from app.chatframes import ChatSender, ChatView
 from app.components import conversation
-from app.controls import brand, fresh, lane_controls
+from app.controls import brand, fresh, lane_controls, model_controls
 from app.presets import CHATS
 from app.runner import REGISTRY, sentence
 from app.talk import MOST_LANES, Talk
 
 UPLOAD = "Upload a script …"
-WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
 EVERY = 0.15
 """Seconds between two frames."""
 FIRST = 0.4
@@ -41,6 +40,7 @@ class Settings:
     dtype: str = "float32"
     weights: str = field(default_factory=quick_weights)
     sampling: Sampling = field(default_factory=lambda: Sampling(max_new=48))
+    kv_chunk: int | None = None
     problem: str = ""
 
 
@@ -66,7 +66,7 @@ def open_page() -> None:
     if talk is not None:
         spec = talk.spec
         chosen = replace(chosen, lanes=list(spec.policies), model=spec.model, dtype=spec.dtype, weights=spec.weights)
-        chosen.sampling = spec.sampling
+        chosen.sampling, chosen.kv_chunk = spec.sampling, spec.kv_chunk
         state.chat_run = talk.id
     elif "run" in asked:
         chosen.problem = "That conversation is no longer in memory: begin a new one."
@@ -99,6 +99,7 @@ def begin(script: list[str] | None = None) -> Talk | None:
         dtype=chosen.dtype,
         weights=chosen.weights,
         sampling=chosen.sampling,
+        kv_chunk=chosen.kv_chunk,
     )
     try:
         if old is not None:
@@ -177,30 +178,23 @@ def sidebar() -> None:
             st.file_uploader("One prompt a line, or JSONL with turns", key="chat_upload", max_upload_size=8)
         lane_controls("chat-lane", chosen.lanes, MOST_LANES, None)
         st.caption("Model")
-        chosen.model = (
-            st.text_input(
-                "Model",
-                value=chosen.model,
-                key=f"chat-model-{state.revision}",
-                help="embedded, a hub id, a folder, or a GGUF file",
-            ).strip()
-            or "embedded"
-        )
-        left, right = st.columns(2)
-        chosen.weights = left.selectbox(
-            "Weights",
-            list(WEIGHTS),
-            index=list(WEIGHTS).index(chosen.weights),
-            format_func=WEIGHTS.get,
-            key=f"chat-weights-{state.revision}",
-            help="Packed weights answer two to three times as fast on a CPU, and are a little less exact",
-        )
-        kinds = ["float32", "bfloat16"]
-        chosen.dtype = right.selectbox(
-            "Numbers", kinds, index=kinds.index(chosen.dtype), key=f"chat-dtype-{state.revision}"
+        chosen.model, chosen.dtype, chosen.weights = model_controls(
+            "chat-model", chosen.model, chosen.dtype, chosen.weights
         )
         with st.expander("How answers are chosen"):
             chosen.sampling = sampling_controls(chosen.sampling)
+            chosen.kv_chunk = (
+                st.number_input(
+                    "Read the cache in pieces of",
+                    0,
+                    65536,
+                    chosen.kv_chunk or 0,
+                    256,
+                    key=f"kv-chunk-{state.revision}",
+                    help="Flash-decoding: pieces have their own sums, joined at the end.  Changes no number; 0: whole",
+                )
+                or None
+            )
         talk = current()
         if talk is not None and differs(talk.spec, chosen):
             st.caption("Press New conversation to talk with these settings.")
@@ -208,8 +202,8 @@ def sidebar() -> None:
 
 def differs(spec: Spec, chosen: Settings) -> bool:
     same = [parse(p) for p in spec.policies] == [parse(p) for p in chosen.lanes]
-    mine = (chosen.model, chosen.dtype, chosen.weights, chosen.sampling)
-    return not same or (spec.model, spec.dtype, spec.weights, spec.sampling) != mine
+    mine = (chosen.model, chosen.dtype, chosen.weights, chosen.sampling, chosen.kv_chunk)
+    return not same or (spec.model, spec.dtype, spec.weights, spec.sampling, spec.kv_chunk) != mine
 
 
 def sampling_controls(now: Sampling) -> Sampling:

@@ -10,7 +10,7 @@ from analysis import texts
 from analysis.policies import parse
 from analysis.record import Spec
 from app.components import board
-from app.controls import brand, fresh, lane_controls
+from app.controls import brand, fresh, lane_controls, model_controls
 from app.frames import MODES, PAINTS, Sender, View, empty
 from app.presets import PRESETS
 from app.reader import MOST_LANES, LiveRun
@@ -66,6 +66,7 @@ def open_page() -> None:
         text=text,
         model=model,
         dtype=dtype,
+        weights=run.spec.weights if run is not None else "model",
         view=view,
         revision=0,
         problem=problem,
@@ -124,6 +125,7 @@ def start() -> None:
             None,
             CHUNK,
             state.dtype,
+            weights=state.weights,
         )
         run = REGISTRY.start(partial(LiveRun, spec, text))
     except ValueError as e:
@@ -152,15 +154,7 @@ def sidebar() -> None:
                 type="primary" if chosen else "secondary",
             )
         st.caption("Model and text")
-        state.model = (
-            st.text_input(
-                "Model",
-                value=state.model,
-                key=f"model-{state.revision}",
-                help="embedded, a hub id, a folder, or a GGUF file",
-            ).strip()
-            or "embedded"
-        )
+        state.model, state.dtype, state.weights = model_controls("live", state.model, state.dtype, state.weights)
         names = [UPLOAD, PASTE, *texts.plays()]
         if state.text not in names:
             names.insert(0, state.text)
@@ -175,13 +169,6 @@ def sidebar() -> None:
             st.file_uploader("A text file (UTF-8) or token ids (.npy)", key="upload", max_upload_size=8)
         elif state.text == PASTE:
             st.text_area("Text", key="paste", height=160, placeholder="Paste at least a few sentences")
-        state.dtype = st.selectbox(
-            "Numbers",
-            ["float32", "bfloat16"],
-            index=["float32", "bfloat16"].index(state.dtype),
-            key=f"dtype-{state.revision}",
-            help="bfloat16 reads about twice as fast and is a little less exact",
-        )
         lane_controls("lane", state.lanes, MOST_LANES, trained_length())
         run = current()
         if run is not None and [parse(p) for p in run.spec.policies] != [parse(p) for p in state.lanes]:
