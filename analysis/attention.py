@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .cache import LayerCache
+from .positions import Angles
 from .reach import Columns, Plan, Reach, plan
-from .rotary import Adapted, Angles
+from .rotary import Adapted
 
 PAST = 2048
 """Keys of a long past that are rotated and read at a time, so that they stay in the processor's cache."""

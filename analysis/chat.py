@@ -23,10 +23,11 @@ from transformers.generation import (
 )
 
 from . import texts
+from .families import adapt
 from .models import LanguageModel
 from .policies import Policy
 from .record import ROLES, Column, Sampling
-from .rotary import Adapted, adapt
+from .rotary import Adapted
 from .stream import SINK_TOKENS, Lane, Snapshot, Source, Step
 
 TEMPLATE, USER, ASSISTANT = range(len(ROLES))
@@ -246,7 +247,7 @@ class Conversation:
             ids, roles = np.concatenate((begin, ids)).astype(np.int32), np.concatenate(([TEMPLATE] * len(begin), roles))
         if not len(ids):
             raise ValueError("the prompt has no tokens: write some words")
-        self._check_memory(len(ids))
+        self._check_room(len(ids))
         return prompt, ids, roles
 
     def ask(self, prompt: str) -> None:
@@ -256,9 +257,15 @@ class Conversation:
         self.lane.source.extend(ids)
         self.roles.append(roles)
 
-    def _check_memory(self, more: int) -> None:
+    def _check_room(self, more: int) -> None:
         if self.policy.capacity is not None:
             return
+        longest = self.partner.model.trained_length
+        if not self.partner.adapted.positions.movable and len(self.tokens) + more + self.sampling.max_new > longest:
+            raise ValueError(
+                f"{self.policy.label}: this model has learned {longest:,} positions, and the conversation would need "
+                "more: begin a new one, or choose recompute"
+            )
         # Keys, values, rotated keys, and room for them to grow.
         needed = int((len(self.tokens) + more) * self.partner.model.bytes_per_token * 2.5)
         free = psutil.virtual_memory().available

@@ -28,6 +28,9 @@ class Turns:
     def __init__(self, model: Adapted, attention: nn.Module, dim: int) -> None:
         self._model, self._attention, self._dim = model, attention, dim
         self._tables: dict[int, Tensor] = {}
+        nowhere = torch.zeros(1, dtype=torch.int64, device=model.device)
+        self.idle = model.angles(attention, nowhere) is None
+        """Whether there is nothing to rotate in these layers."""
 
     def at(self, place: int) -> Float[Tensor, "dim dim"]:
         block, row = divmod(place, TABLE)
@@ -154,12 +157,12 @@ class Decoding:
         sinks_from = 0 if sliding_window is None else min(max(0, t - sliding_window + 1), reach.sinks)
         observed = max(0, min(self.sink_tokens, t + 1) - (t + 1 - seen))
         counted = max(0, min(reach.sinks, self.sink_tokens) - sinks_from) + observed
-        if self.model.rotated[attention.layer_idx] == 0:
-            return Sight(sinks_from, seen, counted, observed, None, scaling)
         kind = self.model.kind(attention)
         turns = self.turns.get(kind)
         if turns is None:
             turns = self.turns[kind] = Turns(self.model, attention, dim)
+        if turns.idle:
+            return Sight(sinks_from, seen, counted, observed, None, scaling)
         key = query = turns.at(t - self.origin)
         if reach.sinks:
             query = torch.cat((key, turns.at(reach.slot_of(t))), -1)

@@ -21,6 +21,8 @@ class HeadMap:
 
     `weights` [queries, keys] and `sinks` [queries, first tokens], float32, 0 … 1; NaN where a query did not reach a
     key: it comes later in the text, or it had been evicted.  A query whose keys are no longer held has NaN throughout.
+    `learned` [queries]: what each gave to a sink that the family learned, None where it has none; with it and all keys
+    that it reached, a row sums to 1.
     """
 
     layer: int
@@ -28,6 +30,7 @@ class HeadMap:
     first: int
     weights: NDArray[np.float32]
     sinks: NDArray[np.float32]
+    learned: NDArray[np.float32] | None = None
 
     def received(self) -> NDArray[np.float32]:
         """Mean attention that each of the tokens received from the queries that reached it, [keys]; NaN for none."""
@@ -38,13 +41,17 @@ class HeadMap:
 
 @dataclass(frozen=True)
 class HeadRow:
-    """What one query gave to each token that it reached: text positions and weights, each [keys]."""
+    """What one query gave to each token that it reached: text positions and weights, each [keys].
+
+    `learned`: what it gave to a sink that the family learned, None where it has none.
+    """
 
     layer: int
     head: int
     token: int
     places: NDArray[np.int64]
     weights: NDArray[np.float32]
+    learned: float | None = None
 
 
 def head_row(lane: Lane, layer: int, head: int, token: int) -> HeadRow | None:
@@ -55,10 +62,11 @@ def head_row(lane: Lane, layer: int, head: int, token: int) -> HeadRow | None:
     if piece is None:
         return None
     with torch.inference_mode():
-        places, weights = _weights(lane, piece, layer, head)
+        places, weights, learned = _weights(lane, piece, layer, head)
     row = weights[token - piece.start]
     reached = ~np.isnan(row)
-    return HeadRow(layer, head, token, places[reached], row[reached]) if reached.any() else None
+    given = None if learned is None else float(learned[token - piece.start])
+    return HeadRow(layer, head, token, places[reached], row[reached], given) if reached.any() else None
 
 
 def _check(lane: Lane, layer: int, head: int) -> None:
@@ -83,22 +91,28 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
     shown = min(lane.source.sink_tokens, stop)
     weights = np.full((stop - first, stop - first), np.nan, np.float32)
     sinks = np.full((stop - first, shown), np.nan, np.float32)
+    learned = np.full(stop - first, np.nan, np.float32) if "s_aux" in lane.source.model.settings[layer] else None
     with torch.inference_mode():
         for piece in pieces:
             if piece.stop <= first:
                 continue
             rows = slice(max(piece.start, first) - first, piece.stop - first)
-            places, row_weights = _weights(lane, piece, layer, head)
+            places, row_weights, row_learned = _weights(lane, piece, layer, head)
+            if row_learned is not None and learned is not None:
+                learned[rows] = row_learned[-(rows.stop - rows.start) :]
             row_weights = row_weights[-(rows.stop - rows.start) :]
             recent = places >= first
             weights[rows, places[recent] - first] = row_weights[:, recent]
             early = places < shown
             sinks[rows, places[early]] = row_weights[:, early]
-    return HeadMap(layer, head, first, weights, sinks)
+    return HeadMap(layer, head, first, weights, sinks, learned)
 
 
-def _weights(lane: Lane, piece: Piece, layer: int, head: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Text positions of the keys that the queries of a piece may reach, and their weights [queries, keys]."""
+def _weights(
+    lane: Lane, piece: Piece, layer: int, head: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None]:
+    """Text positions of the keys that the queries of a piece may reach, their weights [queries, keys], and those of a
+    learned sink [queries]."""
     model, reach = lane.source.model, piece.reach
     attention = model.attentions[layer]
     group = head // (model.heads // model.kv_heads)
@@ -106,7 +120,8 @@ def _weights(lane: Lane, piece: Piece, layer: int, head: int) -> tuple[NDArray[n
     t = torch.arange(piece.start, piece.stop, device=query.device)
     low, run = _run(lane, piece, layer, group)
     parts, places = [], []
-    scaling = getattr(attention, "scaling", None) or query.shape[-1] ** -0.5
+    settings = model.settings[layer]
+    scaling = settings.get("scaling") or query.shape[-1] ** -0.5
 
     def scores(keys: Tensor, at: Tensor, query_at: Tensor) -> Tensor:
         q = model.rotate(attention, query, _float(model.angles(attention, query_at)))
@@ -120,14 +135,20 @@ def _weights(lane: Lane, piece: Piece, layer: int, head: int) -> tuple[NDArray[n
     at = torch.arange(low, piece.stop, device=query.device)
     parts.append(scores(run, at - low, t - low))
     places.append(at)
-    cap = getattr(model.network.config, "attn_logit_softcapping", None)
+    cap, sink = settings.get("softcap"), settings.get("s_aux")
     s, at = torch.cat(parts, -1), torch.cat(places)
     s = s if cap is None else cap * torch.tanh(s / cap)
-    seen = reach.sees(t, at, getattr(attention, "sliding_window", None))
-    weights = torch.softmax(s.masked_fill(~seen, float("-inf")), -1).masked_fill(~seen, float("nan"))
+    seen = reach.sees(t, at, settings.get("sliding_window"))
+    s = s.masked_fill(~seen, float("-inf"))
+    if sink is not None:
+        # A learned sink is one more logit, without a token.
+        s = torch.cat((s, sink[head].float().expand(len(s), 1)), -1)
+    weights = torch.softmax(s, -1)
+    learned = None if sink is None else weights[:, -1].cpu().numpy()
+    weights = weights[:, : len(at)].masked_fill(~seen, float("nan"))
     # A row is exact only when every key that it reached is still held.
     weights[reach.low(t) < low] = float("nan")
-    return at.cpu().numpy(), weights.cpu().numpy()
+    return at.cpu().numpy(), weights.cpu().numpy(), learned
 
 
 def _run(lane: Lane, piece: Piece, layer: int, group: int) -> tuple[int, Tensor]:

@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from .rotary import adapt
+from .families import adapt
 from .weights import check, lay_out, pack
 
 EMBEDDED = "embedded"

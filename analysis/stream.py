@@ -17,9 +17,11 @@ from torch import Tensor
 from .attention import Reading
 from .cache import LayerCache
 from .decoding import Decoding, Turns
+from .families import adapt
 from .policies import Afresh, Band, Dense, Policy
+from .positions import Angles
 from .reach import Reach
-from .rotary import Adapted, Angles, adapt
+from .rotary import Adapted
 from .tracing import one_token
 
 CHUNK = 512
@@ -93,6 +95,28 @@ class Source:
         self._room, self._ids = self.tokens, torch.as_tensor(self.tokens.astype(np.int64), device=self.model.device)
         self.ids = self._ids
 
+    def allow(self, policy: Policy) -> None:
+        """Raises ValueError where this model's cached keys cannot be moved as the policy moves them."""
+        if self.model.positions.movable:
+            return
+        family = self.model.network.config.model_type
+        if isinstance(policy, Band) and policy.window is not None:
+            raise ValueError(
+                f"{policy.label}: {family} adds learned positions to its embeddings, so a cached key carries the place "
+                "where it was read and cannot be moved when others leave: choose dense or recompute"
+            )
+        longest = self.model.network.config.max_position_embeddings
+        if isinstance(policy, Afresh) and policy.capacity > longest:
+            raise ValueError(
+                f"{policy.label}: {family} has learned {longest:,} positions, and this needs {policy.capacity:,}: "
+                "choose a smaller window"
+            )
+        if isinstance(policy, Dense) and len(self.tokens) - 1 > longest:
+            raise ValueError(
+                f"{policy.label}: {family} has learned {longest:,} positions, and the text has {len(self.tokens):,} "
+                f"tokens: read at most {longest + 1:,}, or choose recompute"
+            )
+
     def extend(self, tokens: NDArray[np.int32]) -> None:
         """Let the text go on with these tokens."""
         count, total = len(self.tokens), len(self.tokens) + len(tokens)
@@ -115,20 +139,16 @@ class Source:
 
     def decode(self, ids: Tensor, decoding: Decoding) -> Tensor:
         """Logits [1, 1, vocabulary] of one token, ids [1, 1]."""
-        return self.forward(ids, decoding, 1) if self._one is None else self._one(ids, decoding)
-
-    def forward(self, ids: Tensor, reading: Reading | Decoding, last: int = 0) -> Tensor:
-        """Logits [batch, last or all tokens, vocabulary] of the tokens ids [batch, tokens]."""
-        with torch.inference_mode():
-            network = self.model.network
-            return network(input_ids=ids, use_cache=False, logits_to_keep=last, reading=reading).logits
+        if self._one is not None:
+            return self._one(ids, decoding)
+        return self.model.forward(ids, decoding, begin=decoding.token, last=1)
 
     def front(self, tokens: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the first tokens, per layer [kv_heads, tokens, dim]: they depend on nothing else."""
         tokens = min(tokens, len(self.tokens))
         if not self._front or self._front[0][0].shape[1] < tokens:
             reading = Reading(self.model, 0, 0, Reach(0, 0, None, "text"), None, capture=True)
-            self.forward(self.ids[None, :tokens], reading, last=1)
+            self.model.forward(self.ids[None, :tokens], reading, last=1)
             self._front = [(k[0].clone(), v[0].clone()) for k, v in zip(reading.keys, reading.values, strict=True)]
         return [(k[:, :tokens], v[:, :tokens]) for k, v in self._front]
 
@@ -137,6 +157,7 @@ class Lane:
     """One policy reading the text."""
 
     def __init__(self, index: int, policy: Policy, source: Source) -> None:
+        source.allow(policy)
         self.index, self.policy, self.source = index, policy, source
         self.position = 1
         """The next token to be predicted; all before it have been read."""
@@ -216,7 +237,7 @@ class Lane:
         if not self.caches:
             self._empty()
         reading = Reading(source.model, begin, source.sink_tokens, reach, self.caches, capture=source.hold > 0)
-        logits = source.forward(source.ids[None, begin:end], reading, last)
+        logits = source.model.forward(source.ids[None, begin:end], reading, begin=begin, last=last)
         if policy.window is not None:
             for cache in self.caches:
                 cache.keep_last(policy.window)
@@ -250,7 +271,7 @@ class Lane:
         ids = source.ids[begins[:, None] + torch.arange(tokens, device=source.ids.device)]
         reach = Reach(0, starts[-1], None, "text")
         reading = Reading(source.model, starts[0], source.sink_tokens, reach, None, begins, capture=True)
-        logits = source.forward(ids, reading, last)
+        logits = source.model.forward(ids, reading, last=last)
         predicted = last * len(starts)
         nll = negative_log_likelihood(logits.flatten(0, 1), source.ids[p : p + predicted])
         mass = torch.stack(reading.mass).unflatten(-1, (len(starts), tokens))[..., -last:].flatten(-2)
@@ -339,7 +360,7 @@ class Lane:
         self._encoded = self.policy
         reach = Reach(0, start, None, "text")
         reading = Reading(source.model, start, source.sink_tokens, reach, self.caches, capture=source.hold > 0)
-        logits = source.forward(source.ids[None, start:end], reading, 1)
+        logits = source.model.forward(source.ids[None, start:end], reading, last=1)
         if source.hold:
             self._fresh = []
             self.pieces = [Piece(start, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys])]
@@ -419,6 +440,7 @@ class Lane:
         Where the new policy has sinks whose keys are gone, `pin` brings them back as they were; otherwise it goes on
         without them.
         """
+        self.source.allow(policy)
         self.settle()
         missing, self.policy, self._encoded = self.missing_sinks(policy), policy, None
         if not self.caches or not isinstance(policy, Band):

@@ -45,12 +45,12 @@ class _Recorder:
 
 
 class _OneToken(nn.Module):
-    def __init__(self, network: nn.Module, recorder: _Recorder) -> None:
+    def __init__(self, model: Adapted, recorder: _Recorder) -> None:
         super().__init__()
-        self.network, self.recorder = network, recorder
+        self.network, self.model, self.recorder = model.network, model, recorder
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.network(input_ids=ids, use_cache=False, logits_to_keep=1, reading=self.recorder).logits
+        return self.model.forward(ids, self.recorder, last=1)
 
 
 def _echo(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
@@ -59,10 +59,10 @@ def _echo(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
 
 def one_token(model: Adapted) -> Callable[[Tensor, Any], Tensor] | None:
     """A function (ids [1, 1], decoding) → logits [1, 1, vocabulary], or None where the model cannot be traced."""
-    if model.device.type == "meta":
+    if model.device.type == "meta" or not model.positions.movable:
         return None
     recorder = _Recorder()
-    eager = _OneToken(model.network, recorder).eval()
+    eager = _OneToken(model, recorder).eval()
     vocabulary = model.network.get_input_embeddings().num_embeddings
     verbosity = transformers_logging.get_verbosity()
     tokens = torch.linspace(0, vocabulary - 1, CHECKS, device=model.device).long().view(-1, 1, 1)

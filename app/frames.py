@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import metrics
+from analysis.maps import HeadMap
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Track
 
@@ -215,7 +216,9 @@ class Sender:
                 "layer": drawn.layer,
                 "head": drawn.head,
                 "first": drawn.first,
-                "note": "the newest window, encoded afresh" if fresh else "",
+                "note": ", ".join(
+                    filter(None, ["the newest window, encoded afresh" if fresh else "", _learned(drawn)])
+                ),
                 "tokens": run.pieces[drawn.first : last],
                 "sink_tokens": run.pieces[: drawn.sinks.shape[1]],
             }
@@ -281,6 +284,11 @@ def _packed(head: dict[str, Any], blob: bytes) -> bytes:
     text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
     text += b" " * (-len(text) % 4)
     return struct.pack("<I", len(text)) + text + blob
+
+
+def _learned(drawn: HeadMap) -> str:
+    """What went to a sink that the family learned, where it has one."""
+    return "" if drawn.learned is None else f"{np.nanmean(drawn.learned):.0%} to the learned sink"
 
 
 def _coded(weights: NDArray[np.float32]) -> NDArray[np.uint16]:

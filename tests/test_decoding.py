@@ -195,9 +195,9 @@ def test_decoding_makes_no_tensor_on_another_device(tiny_llama, policy):
     caches = [LayerCache(like) for _ in range(model.layers)]
     ids = torch.zeros(1, 12, dtype=torch.int64, device="meta")
     reach = Reach(policy.sinks, policy.sinks, policy.window, "cache")
-    model.network(input_ids=ids, use_cache=False, reading=Reading(model, 0, 4, reach, caches))
+    model.forward(ids, Reading(model, 0, 4, reach, caches))
     for cache in caches:
         cache.turned.append(cache.keys.view())
     one = Decoding(model, 12, 4, reach, caches, policy.sinks, {}, kv_chunk=4)
-    out = model.network(input_ids=ids[:, :1], use_cache=False, logits_to_keep=1, reading=one).logits
+    out = model.forward(ids[:, :1], one, last=1)
     assert out.is_meta and all(m.is_meta for m in one.mass) and len(one.mass) == model.layers

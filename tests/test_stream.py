@@ -114,8 +114,8 @@ def test_recompute_equals_a_fresh_forward_pass(tiny_llama, tokens, window, strid
 @pytest.mark.parametrize("policy", ["dense", "streaming:sinks=4,window=16,positions=text", "window:window=20"])
 def test_shifting_all_positions_changes_nothing(tiny_llama, tokens, policy):
     (plain,), (shifted,) = (open_lanes(tiny_llama, tokens, [parse(policy)]) for _ in range(2))
-    rotary = shifted.source.model.rotary
-    shifted.source.model.rotary = _Shifted(rotary)
+    positions = shifted.source.model.positions
+    positions.module = _Shifted(positions.module)
     while not plain.done:
         np.testing.assert_allclose(plain.read(50).nll, shifted.read(50).nll, atol=1e-4)
 

@@ -182,6 +182,8 @@ def test_an_upload_that_cannot_be_read_gets_a_sentence(app, page, name, data, se
     page.goto(app)
     page.get_by_text("Recompute 128 / 16").first.wait_for()
     page.get_by_label("Text", exact=True).first.click()
+    # The list shows only what is near the chosen text: typing finds the rest.
+    page.keyboard.type("Upload")
     page.get_by_role("option", name="Upload a text").click()
     page.locator("input[type=file]").set_input_files({"name": name, "mimeType": "text/plain", "buffer": data})
     page.get_by_text(name).first.wait_for()
@@ -194,6 +196,7 @@ def test_token_text_is_shown_as_it_is(app, page):
     page.goto(app)
     page.get_by_text("Recompute 128 / 16").first.wait_for()
     page.get_by_label("Text", exact=True).first.click()
+    page.keyboard.type("Paste")
     page.get_by_role("option", name="Paste a text").click()
     text = "<b>bold</b> $x^2$ **stars** <script>alert(1)</script> " * 6
     page.get_by_placeholder("Paste at least").fill(text)

@@ -1,0 +1,92 @@
+"""The model families that can be read, and the adapters of those whose attention is their own.
+
+Everything else goes through one mechanism (rotary.py), so a family that is not listed may well work: whatever a model
+is, it is read only if a short text gets the numbers that its own forward pass gives.
+"""
+
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from .. import rotary
+from ..attention import Reading
+from ..reach import Reach
+from ..rotary import Adapted
+from . import bloom, falcon, mpt
+
+ADAPTERS: dict[str, rotary.Adapter] = {"falcon": falcon.adapt, "bloom": bloom.adapt, "mpt": mpt.adapt}
+
+
+class Family(NamedTuple):
+    """What is particular about a family."""
+
+    positions: str
+    note: str = ""
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family("rotary", "llama3 scaling"),
+    "mistral": Family("rotary", "sliding window"),
+    "ministral": Family("rotary", "sliding window in some layers"),
+    "qwen2": Family("rotary"),
+    "qwen3": Family("rotary", "normalised queries and keys"),
+    "gemma": Family("rotary"),
+    "gemma2": Family("rotary", "sliding window in some layers, soft cap"),
+    "gemma3_text": Family("rotary", "two rotaries, sliding window in some layers"),
+    "phi": Family("rotary", "part of each head"),
+    "phi3": Family("rotary"),
+    "gpt_neox": Family("rotary", "part of each head"),
+    "stablelm": Family("rotary", "part of each head"),
+    "persimmon": Family("rotary", "part of each head"),
+    "nemotron": Family("rotary", "part of each head"),
+    "olmo": Family("rotary"),
+    "olmo2": Family("rotary"),
+    "olmo3": Family("rotary", "sliding window in some layers"),
+    "smollm3": Family("rotary", "some layers without"),
+    "gpt_oss": Family("rotary", "YaRN, learned sinks, sliding window in some layers, experts"),
+    "cohere": Family("rotary", "interleaved"),
+    "cohere2": Family("rotary", "interleaved, some layers without"),
+    "granite": Family("rotary"),
+    "glm": Family("rotary", "part of each head"),
+    "glm4": Family("rotary", "part of each head"),
+    "starcoder2": Family("rotary"),
+    "mixtral": Family("rotary", "experts"),
+    "qwen2_moe": Family("rotary", "experts"),
+    "qwen3_moe": Family("rotary", "experts"),
+    "exaone4": Family("rotary", "sliding window, some layers without"),
+    "ernie4_5": Family("rotary"),
+    "helium": Family("rotary"),
+    "seed_oss": Family("rotary"),
+    "apertus": Family("rotary"),
+    "bitnet": Family("rotary"),
+    "arcee": Family("rotary"),
+    "falcon": Family("rotary", "or ALiBi; attention adapted"),
+    "bloom": Family("ALiBi", "attention adapted"),
+    "mpt": Family("ALiBi", "attention adapted"),
+    "gpt2": Family("learned", "dense and recompute only"),
+    "opt": Family("learned", "dense and recompute only"),
+}
+
+
+def adapt(network: PreTrainedModel) -> Adapted:
+    """An adapted twin of a network, saying what it says.  Raises ValueError, naming the family, where there is none."""
+    adapted = rotary.adapt(network, ADAPTERS)
+    if network.device.type != "meta":
+        _check(network, adapted)
+    return adapted
+
+
+def _check(network: PreTrainedModel, adapted: Adapted) -> None:
+    vocabulary = network.get_input_embeddings().num_embeddings
+    ids = torch.linspace(0, vocabulary - 1, 12, device=network.device).long()[None]
+    reading = Reading(adapted, 0, 0, Reach(0, 0, None, "text"), None)
+    with torch.inference_mode():
+        own, ours = network(input_ids=ids, use_cache=False).logits.float(), adapted.forward(ids, reading).float()
+    apart = float((own - ours).abs().max() / own.std().clamp(min=1e-6))
+    # Half precision rounds by another order of sums; a wrong place or a missing term is far beyond either.
+    if not apart <= (1e-3 if network.dtype == torch.float32 else 0.5):
+        raise ValueError(
+            f"the family {network.config.model_type!r} is not supported yet: its own forward pass gives other numbers "
+            f"(by {apart:.2g} standard deviations of the logits)"
+        )

@@ -1,0 +1,27 @@
+"""BLOOM (Scao et al. 2022): ALiBi, in an attention class of its own that adds the residual itself."""
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..positions import Alibi
+from .bias import carried, slopes
+
+
+class Attention(nn.Module):
+    """BLOOM's projections around our attention."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_states: Tensor, residual: Tensor, **_):
+        inner = self.inner
+        query, key, value = inner._reshape(inner.query_key_value(hidden_states))
+        out = carried(inner, query, key, value, slopes(inner, query), inner.inv_norm_factor, bias_scaled=False)
+        return inner.dense(out.flatten(2)) + residual, None
+
+
+def adapt(twin: PreTrainedModel) -> Alibi:
+    for layer in twin.transformer.h:
+        layer.self_attention = Attention(layer.self_attention)
+    return Alibi()

@@ -1,0 +1,39 @@
+"""MPT (MosaicML 2023): ALiBi, in an attention class of its own."""
+
+import sys
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..positions import Alibi
+from .bias import carried
+
+
+class Attention(nn.Module):
+    """MPT's projections around our attention."""
+
+    def __init__(self, inner: nn.Module, most: int) -> None:
+        super().__init__()
+        self.inner, self.most = inner, most
+
+    def forward(self, hidden_states: Tensor, **_):
+        inner = self.inner
+        fused = inner.Wqkv(hidden_states)
+        if inner.clip_qkv:
+            fused = fused.clamp(-inner.clip_qkv, inner.clip_qkv)
+        query, key, value = (
+            x.unflatten(-1, (inner.n_heads, inner.head_dim)).transpose(1, 2) for x in fused.chunk(3, -1)
+        )
+        build = sys.modules[type(inner).__module__].build_mpt_alibi_tensor
+        bias = build(inner.n_heads, 2, self.most, device=query.device)
+        out = carried(inner, query, key, value, bias[:, 0, 1] - bias[:, 0, 0], inner.softmax_scale, bias_scaled=False)
+        return inner.out_proj(out.flatten(2)), None
+
+
+def adapt(twin: PreTrainedModel) -> Alibi:
+    attention = twin.config.attn_config
+    if not attention.alibi:
+        raise ValueError("this MPT model was trained without ALiBi, which is not supported yet: choose another one")
+    for block in twin.transformer.blocks:
+        block.attn = Attention(block.attn, attention.alibi_bias_max)
+    return Alibi()

@@ -1,0 +1,109 @@
+"""How a place is put into queries and keys: rotated, as a linear bias of the distance, or not at all.
+
+All three are asked the same: `angles` of some places, made once for all layers of a kind, and `turn`, which puts them
+into vectors that came without.  Nothing here knows what is kept or why.
+"""
+
+import inspect
+import sys
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+Angles = tuple[Tensor, Tensor]
+
+
+class Positions(Protocol):
+    """What a family does with places."""
+
+    name: str
+    movable: bool
+    """Whether a cached key can stand at another place than the one where it was read."""
+
+    def kind(self, attention: nn.Module) -> tuple:
+        """What tells the angles of one layer from those of another: equal kinds have equal angles."""
+
+    def angles(self, attention: nn.Module, places: Tensor, dtype: torch.dtype) -> Angles | None:
+        """What `turn` needs for integer places [tokens]: two tensors [1, tokens, *]; None: nothing is to be turned."""
+
+    def turn(self, attention: nn.Module, x: Tensor, angles: Angles) -> Tensor:
+        """x [batch, heads, tokens, dim] put at those places; linear in x."""
+
+
+class Rotary:
+    """The family's own rotary module and its own function that applies it."""
+
+    name, movable = "rotary", True
+
+    def __init__(self, module: nn.Module, network: PreTrainedModel) -> None:
+        self.module, self._config = module, network.config
+        self._takes_type = "layer_type" in inspect.signature(module.forward).parameters
+        self.rotated: dict[int, int] = {}
+        """Dimensions of a head that each layer rotates."""
+
+    def kind(self, attention: nn.Module) -> tuple:
+        return (self.rotated[attention.layer_idx] == 0, *self._layer_type(attention))
+
+    def _layer_type(self, attention: nn.Module) -> tuple[str, ...]:
+        return (self._config.layer_types[attention.layer_idx],) if self._takes_type else ()
+
+    def angles(self, attention: nn.Module, places: Tensor, dtype: torch.dtype) -> Angles | None:
+        if self.rotated[attention.layer_idx] == 0:
+            return None
+        if not len(places):
+            # Some scalings look at the largest place.
+            nowhere = self.angles(attention, places.new_zeros(1), dtype)
+            return nowhere[0][:, :0], nowhere[1][:, :0]
+        like = torch.empty(0, device=places.device, dtype=dtype)
+        return self.module(like, places[None], *self._layer_type(attention))
+
+    def turn(
+        self, attention: nn.Module, x: Float[Tensor, "batch heads tokens dim"], angles: Angles
+    ) -> Float[Tensor, "batch heads tokens dim"]:
+        apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+        dims = self.rotated[attention.layer_idx]
+        if dims == x.shape[-1]:
+            return apply(x, x[:, :0], *angles)[0]
+        return torch.cat((apply(x[..., :dims], x[:, :0, :, :dims], *angles)[0], x[..., dims:]), -1)
+
+
+class Alibi:
+    """A bias of −slope × distance (Press et al. 2022), carried by two more dimensions of every head.
+
+    A query ends in (a, 0) where a = slope / scaling, and a key in (0, 1).  At place p they become (a, −a·p) and (p, 1),
+    whose product is a·(p of the key − p of the query): so places are as movable as rotary ones.
+    """
+
+    name, movable = "ALiBi", True
+
+    def kind(self, attention: nn.Module) -> tuple:
+        return ()
+
+    def angles(self, attention: nn.Module, places: Tensor, dtype: torch.dtype) -> Angles:
+        p = places.to(dtype)[None, :, None]
+        return p, -p
+
+    def turn(
+        self, attention: nn.Module, x: Float[Tensor, "batch heads tokens dim"], angles: Angles
+    ) -> Float[Tensor, "batch heads tokens dim"]:
+        first, second = x[..., -2:-1], x[..., -1:]
+        ahead, back = (a[:, None] for a in angles)
+        return torch.cat((x[..., :-2], first + ahead * second, second + back * first), -1)
+
+
+class Learned:
+    """Places were learned and are added to the embedding: a cached key carries the place where it was read."""
+
+    name, movable = "learned", False
+
+    def kind(self, attention: nn.Module) -> tuple:
+        return ()
+
+    def angles(self, attention: nn.Module, places: Tensor, dtype: torch.dtype) -> None:
+        return None
+
+    def turn(self, attention: nn.Module, x: Tensor, angles: Angles) -> Tensor:
+        return x

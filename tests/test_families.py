@@ -1,0 +1,232 @@
+"""Every family says through the engine what it says itself, and streams by the book."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from analysis.families import FAMILIES, adapt
+from analysis.maps import head_map
+from analysis.policies import Dense, Recompute, Streaming, Window
+from analysis.stream import open_lanes
+
+from .families import our_nll, own_nll, tiny, words
+from .naive import kept
+
+MOVABLE = [name for name, family in FAMILIES.items() if family.positions != "learned"]
+LEARNED = [name for name, family in FAMILIES.items() if family.positions == "learned"]
+VARIANTS = {
+    "llama, YaRN": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "rope_theta": 1e4,
+                "original_max_position_embeddings": 128,
+            }
+        },
+    ),
+    "llama, dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}),
+    "llama, llama3": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "rope_theta": 5e5,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 128,
+            }
+        },
+    ),
+    "llama, one KV head": ("llama", {"num_key_value_heads": 1}),
+    "llama, all KV heads": ("llama", {"num_key_value_heads": 4}),
+    "falcon, one KV head": ("falcon", {"new_decoder_architecture": False, "multi_query": True}),
+    "falcon, all KV heads": ("falcon", {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": 4}),
+    "falcon, ALiBi": (
+        "falcon",
+        {
+            "new_decoder_architecture": False,
+            "multi_query": False,
+            "num_kv_heads": 4,
+            "alibi": True,
+            "implementation": "sdpa",
+        },
+    ),
+}
+
+
+class Book:
+    """The rule as it is written: one query after the other, the keys that it is to meet, each at its own place."""
+
+    def __init__(self, model, sinks: int, window: int, count: int) -> None:
+        self.model, self.reach = model, [kept(t, sinks, window) for t in range(count)]
+
+    def attend(self, attention, query, key, value, *, scaling=None, softcap=None, sliding_window=None, s_aux=None, **_):
+        model, groups = self.model, query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+        outs = []
+        for t, places in enumerate(self.reach):
+            slots = torch.arange(len(places))
+            k = model.rotate(attention, key[:, :, places], model.angles(attention, slots))
+            q = model.rotate(attention, query[:, :, [t]], model.angles(attention, slots[-1:]))
+            s = q @ k.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)
+            s = s if softcap is None else softcap * torch.tanh(s / softcap)
+            if sliding_window is not None:
+                s = s.masked_fill(torch.tensor(places) <= t - sliding_window, float("-inf"))
+            if s_aux is not None:
+                s = torch.cat((s, s_aux.view(1, -1, 1, 1)), -1)
+            outs.append(torch.softmax(s, -1)[..., : len(places)] @ value[:, :, places])
+        return torch.cat(outs, 2).transpose(1, 2)
+
+
+@pytest.fixture(params=[*FAMILIES, *VARIANTS])
+def family(request):
+    name, more = VARIANTS.get(request.param, (request.param, {}))
+    return name, tiny(name, **more)
+
+
+@pytest.fixture(params=[name for name in (*FAMILIES, *VARIANTS) if name != "falcon, ALiBi"])
+def eager(request):
+    """All that can say its own attention; Falcon's eager attention counts ALiBi twice (transformers 5.23)."""
+    name, more = VARIANTS.get(request.param, (request.param, {}))
+    return tiny(name, **more)
+
+
+def test_dense_equals_the_familys_own_numbers(family):
+    _, model = family
+    tokens = words()
+    own = own_nll(model, tokens)
+    for chunk in (1, 16):
+        np.testing.assert_allclose(our_nll(model, tokens, chunk), own, atol=1e-5)
+
+
+def test_streaming_equals_the_rule_as_it_is_written(family):
+    name, model = family
+    if name in LEARNED:
+        # Its keys cannot be moved, and it says so: see below.
+        return
+    tokens = words()
+    adapted, ids = adapt(model), torch.as_tensor(tokens)[None]
+    for policy in (Streaming(4, 12), Window(12)):
+        logits = adapted.forward(ids[:, :-1], Book(adapted, policy.sinks, policy.window, len(tokens) - 1))[0]
+        expected = -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0]
+        np.testing.assert_allclose(our_nll(model, tokens, 16, policy), expected, atol=1e-4)
+
+
+def test_decoding_equals_reading(family):
+    name, model = family
+    tokens = words()
+    policy = Dense() if name in LEARNED else Streaming(4, 12)
+    expected = our_nll(model, tokens, 16, policy)
+    lane = open_lanes(model, tokens[:20], [policy])[0]
+    lane.source.trace()
+    while not lane.done:
+        lane.read(16)
+    got = [lane.next(lambda logits, token=token: int(token)).nll[0] for token in tokens[20:]]
+    np.testing.assert_allclose(got, expected[19:], atol=1e-4)
+
+
+def test_sink_mass_is_the_sum_of_the_familys_own_columns(eager):
+    tokens = words()
+    own = eager(torch.as_tensor(tokens)[None], use_cache=False, output_attentions=True).attentions
+    step = open_lanes(eager, tokens, [Dense()])[0].read(len(tokens))
+    expected = np.stack([a[0, :, :-1, :4].sum(-1).numpy() for a in own])
+    np.testing.assert_allclose(step.sink_mass, expected, atol=1e-5)
+
+
+def test_a_learned_sink_has_its_own_column():
+    model, tokens = tiny("gpt_oss"), words()
+    lane = open_lanes(model, tokens, [Dense()], hold=64)[0]
+    lane.read(64)
+    for layer in range(4):
+        drawn = head_map(lane, layer, 1)
+        np.testing.assert_allclose(np.nansum(drawn.weights, -1) + drawn.learned, 1, atol=1e-5)
+        assert drawn.learned.min() > 0
+    assert head_map_of("llama").learned is None
+
+
+def head_map_of(name):
+    lane = open_lanes(tiny(name), words(), [Dense()], hold=64)[0]
+    lane.read(64)
+    return head_map(lane, 0, 0)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("policy", [Window(8), Streaming(4, 8)])
+def test_keys_with_learned_positions_are_not_moved_and_it_is_said_why(name, policy):
+    with pytest.raises(ValueError, match=f"{name} adds learned positions.*choose dense or recompute"):
+        open_lanes(tiny(name), words(), [policy])
+    lane = open_lanes(tiny(name), words(), [Dense()])[0]
+    lane.read(16)
+    with pytest.raises(ValueError, match="learned positions"):
+        lane.switch(policy)
+    assert lane.policy == Dense() and len(lane.read(16).nll) == 16
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_recompute_works_with_learned_positions(name):
+    model, tokens = tiny(name), words()
+    got = our_nll(model, tokens, 16, Recompute(10, 1))
+    for i in (20, 40, 59):
+        logits = model(torch.as_tensor(tokens[i - 10 : i])[None], use_cache=False).logits[0, -1]
+        np.testing.assert_allclose(got[i - 1], -torch.log_softmax(logits, -1)[tokens[i]], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_learned_positions_end_where_they_end(name):
+    tokens = np.resize(words(), 600)
+    with pytest.raises(ValueError, match="has learned 512 positions"):
+        open_lanes(tiny(name), tokens, [Dense()])
+    with pytest.raises(ValueError, match="has learned 512 positions"):
+        open_lanes(tiny(name), tokens, [Recompute(500, 20)])
+    assert np.isfinite(our_nll(tiny(name), tokens[:513], 256)).all()
+
+
+@pytest.mark.parametrize("name", ["gptj", "mamba", "recurrent_gemma", "codegen"])
+def test_a_family_that_cannot_be_read_is_named(name):
+    sizes = {
+        "gptj": {"n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 4},
+        "codegen": {"n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 4},
+    }
+    config = CONFIG_MAPPING[name](
+        **sizes.get(
+            name,
+            {
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "intermediate_size": 64,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+            },
+        ),
+        vocab_size=97,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(ValueError, match=f"the family '{name}' is not supported yet"):
+        adapt(model)
+
+
+def test_a_wrong_place_is_noticed(tiny_llama, monkeypatch):
+    from analysis.positions import Rotary
+
+    right = Rotary.angles
+    monkeypatch.setattr(Rotary, "angles", lambda self, a, places, dtype: right(self, a, places // 2, dtype))
+    with pytest.raises(ValueError, match="gives other numbers"):
+        adapt(tiny_llama)
+
+
+def test_half_precision_is_refused_where_it_cannot_count():
+    with pytest.raises(ValueError, match="choose float32"):
+        adapt(tiny("bloom").bfloat16())
+
+
+def test_readme_lists_the_families():
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for name, family in FAMILIES.items():
+        assert f"| `{name}` | {family.positions} | {family.note} |" in readme
