@@ -44,16 +44,19 @@ def stream(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     bos: Annotated[bool, typer.Option("--bos", help="begin with the token that begins a text")] = False,
     weights: Annotated[str, typer.Option(help="model (as it came), or packed on a CPU: int8, int4")] = "model",
+    kv_heads: Annotated[int | None, typer.Option(help="average the KV heads down to so many, without training")] = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in runs/)")] = None,
 ) -> None:
     """Read a text with one lane for each policy, write a run folder, and print a table."""
-    spec = Spec(model, text, tuple(str(parse(p)) for p in policy or FOUR), tokens, chunk, dtype, device, bos, weights)
+    spec = Spec(
+        model, text, tuple(str(parse(p)) for p in policy or FOUR), tokens, chunk, dtype, device, bos, weights, kv_heads
+    )
     source = texts.read(text)
     from .models import load
     from .stream import next_lane, open_lanes
 
     with out.status("Loading the model") as status:
-        network = load(model, dtype=dtype, device=device, weights=weights, progress=status.update)
+        network = load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads, progress=status.update)
         ids = texts.tokenize(source, network.tokenizer, bos=bos, limit=tokens)
         policies = [parse(p) for p in spec.policies]
         lanes = open_lanes(network, ids, policies)
@@ -64,7 +67,7 @@ def stream(
         for warning in policy_.cautions(len(ids), network.trained_length):
             folder.event("warning", lane=lane, text=warning)
             out.print(f"[yellow]note:[/] {warning}", soft_wrap=True)
-    _say_packed(weights)
+    _say_changed(weights, kv_heads)
     status = "finished"
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -119,6 +122,7 @@ def chat(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     weights: Annotated[str, typer.Option(help="model (as it came), or packed on a CPU: int8, int4")] = "model",
+    kv_heads: Annotated[int | None, typer.Option(help="average the KV heads down to so many, without training")] = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in runs/)")] = None,
 ) -> None:
     """Talk without end, one lane for each policy.  Ctrl-C ends an answer, Ctrl-D the conversation."""
@@ -131,6 +135,7 @@ def chat(
         dtype=dtype,
         device=device,
         weights=weights,
+        kv_heads=kv_heads,
         sampling=sampling,
         kv_chunk=kv_chunk,
     )
@@ -140,7 +145,7 @@ def chat(
 
     prompts, digest = read_script(script) if script else (None, "")
     with out.status("Loading the model") as status:
-        network = load(model, dtype=dtype, device=device, weights=weights, progress=status.update)
+        network = load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads, progress=status.update)
         partner = Partner(network)
         lanes = [
             Conversation(partner, parse(p), sampling, index=i, kv_chunk=kv_chunk) for i, p in enumerate(spec.policies)
@@ -150,7 +155,7 @@ def chat(
     place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-chat"
     run = Run(spec)
     folder = Folder(place, run, text_sha256=digest, weights_sha256=network.sha256)
-    _say_packed(weights)
+    _say_changed(weights, kv_heads)
     if partner.template.note:
         folder.event("warning", text=partner.template.note)
         out.print(f"[yellow]note:[/] {partner.template.note}", soft_wrap=True)

@@ -23,7 +23,6 @@ from transformers.generation import (
 )
 
 from . import texts
-from .families import adapt
 from .models import LanguageModel
 from .policies import Policy
 from .record import ROLES, Column, Sampling
@@ -135,7 +134,7 @@ class Partner:
         if model.tokenizer is None:
             raise ValueError(f"{model.name} has no tokenizer, and a conversation needs one: choose another model")
         self.model, self.tokenizer = model, model.tokenizer
-        self.adapted: Adapted = adapt(model.network)
+        self.adapted: Adapted = model.adapted
         self.template = template_of(model.tokenizer)
         ends = model.network.generation_config.eos_token_id
         self.ends = {e for e in ([ends] if isinstance(ends, int) else ends or []) if e is not None}

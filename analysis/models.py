@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -17,12 +18,16 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
+import gguf
+import psutil
 import torch
+from safetensors import safe_open
 from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     modeling_gguf_pytorch_utils,
@@ -30,6 +35,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from .families import adapt
+from .rotary import Adapted
+from .sharing import pool
 from .weights import check, lay_out, pack
 
 EMBEDDED = "embedded"
@@ -37,6 +44,8 @@ EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_NAME = "SmolLM2-135M"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICES = ("auto", "cpu", "cuda", "mps")
+ROOM_CACHED, ROOM_HELD = 4096, 1024
+"""Tokens for which there must be room beside the weights: in caches, and kept for maps."""
 HUB_SECONDS = 5
 """How long the hub may take to say whether it has a model."""
 
@@ -65,23 +74,32 @@ class LanguageModel:
     def family(self) -> str:
         return self.network.config.model_type
 
+    @cached_property
+    def adapted(self) -> Adapted:
+        """The twin that the engine reads with, made once.  Raises ValueError where there can be none."""
+        return adapt(self.network)
+
     @property
     def layers(self) -> int:
-        return self.network.config.num_hidden_layers
+        return self.adapted.layers
 
     @property
     def heads(self) -> int:
         """Query heads of a layer."""
-        return self.network.config.num_attention_heads
+        return self.adapted.heads
 
     @property
     def kv_heads(self) -> int:
-        return getattr(self.network.config, "num_key_value_heads", None) or self.heads
+        return self.adapted.kv_heads
 
     @property
     def head_dim(self) -> int:
-        config = self.network.config
-        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return self.adapted.head_dim
+
+    @property
+    def sharing(self) -> str:
+        """How query heads share keys: MHA (not at all), GQA (in groups), MQA (all share one)."""
+        return "MHA" if self.kv_heads == self.heads else "MQA" if self.kv_heads == 1 else "GQA"
 
     @property
     def trained_length(self) -> int | None:
@@ -103,7 +121,24 @@ class LanguageModel:
     @property
     def bytes_per_token(self) -> int:
         """Bytes that one cached token takes: keys and values of all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.network.dtype.itemsize
+        return self.bytes_with(self.kv_heads)
+
+    def bytes_with(self, kv_heads: int) -> int:
+        """Bytes that one cached token would take with so many KV heads."""
+        return 2 * self.layers * kv_heads * self.head_dim * self.network.dtype.itemsize
+
+    @property
+    def card(self) -> dict[str, str]:
+        """What is worth knowing of the model, a few words each."""
+        costs = {"one KV head": 1, "as it is": self.kv_heads, "a KV head for each query head": self.heads}
+        return {
+            "Family": self.family,
+            "Layers": f"{self.layers}",
+            "Heads": f"{self.heads} query, {self.kv_heads} KV ({self.sharing})",
+            "Positions": self.adapted.positions.name,
+            "Trained length": f"{self.trained_length:,} tokens" if self.trained_length else "not said",
+            "Cached token": ", ".join(f"{self.bytes_with(n) / 1e3:,.1f} kB with {what}" for what, n in costs.items()),
+        }
 
     @cached_property
     def sha256(self) -> str:
@@ -142,12 +177,14 @@ def load(
     dtype: str = "float32",
     device: str = "auto",
     weights: str = "model",
+    kv_heads: int | None = None,
     progress: Callable[[str], None] = lambda sentence: None,
 ) -> LanguageModel:
     """The model of that name, ready to read.
 
-    `weights`: model, int8 or int4 (weights.py); `progress` is told in a few words what is being waited for.  Raises
-    ValueError, in one sentence that says what to do, for everything that can be wrong with a name or a file.
+    `weights`: model, int8 or int4 (weights.py); `kv_heads`: averaged down to so many (sharing.py); `progress` is told
+    in a few words what is being waited for.  Raises ValueError, in one sentence that says what to do, for everything
+    that can be wrong with a name or a file.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
@@ -159,7 +196,7 @@ def load(
         if name == EMBEDDED:
             folder, gguf = _embedded(progress)
             progress(f"Loading {EMBEDDED_NAME}")
-            model = _from_disk(folder, EMBEDDED_NAME, DTYPES[dtype], target, weights)
+            model = _from_disk(folder, EMBEDDED_NAME, DTYPES[dtype], target, weights, kv_heads)
             # The file that was installed says more than its conversion: it is the same on every machine.
             model.weights = [gguf]
             return model
@@ -173,13 +210,15 @@ def load(
                 "path of a folder or GGUF file that exists"
             )
         progress(f"Loading {called}")
-        model = _from_disk(path, called, DTYPES[dtype], target, weights)
+        model = _from_disk(path, called, DTYPES[dtype], target, weights, kv_heads)
         # Refused now, in the family's name, rather than when the first token is read.
-        adapt(model.network)
+        assert model.adapted
         return model
 
 
-def _from_disk(path: Path, called: str, dtype: torch.dtype, device: torch.device, packed: str) -> LanguageModel:
+def _from_disk(
+    path: Path, called: str, dtype: torch.dtype, device: torch.device, packed: str, kv_heads: int | None
+) -> LanguageModel:
     if path.is_file():
         _check_gguf(path)
         source, extra, weights = path.parent, {"gguf_file": path.name}, [path]
@@ -201,6 +240,7 @@ def _from_disk(path: Path, called: str, dtype: torch.dtype, device: torch.device
         )
     if not all(hasattr(config, size) for size in ("num_hidden_layers", "num_attention_heads", "hidden_size")):
         raise ValueError(f"the family {config.model_type!r} is not supported yet: choose a model that reads text only")
+    _check_room(weights, config, dtype, device, called)
     try:
         network, report = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
@@ -224,10 +264,58 @@ def _from_disk(path: Path, called: str, dtype: torch.dtype, device: torch.device
     # A model without a tokenizer can still read token ids.
     with contextlib.suppress(Exception):
         tokenizer = AutoTokenizer.from_pretrained(source, **local)
+    if kv_heads is not None:
+        pool(network, kv_heads)
     if packed != "model":
         pack(network, packed)
     lay_out(network)
     return LanguageModel(called, network, tokenizer, weights, packed)
+
+
+def _check_room(weights: list[Path], config: PretrainedConfig, dtype: torch.dtype, device: torch.device, called: str):
+    """Raises ValueError, with the numbers, where weights, cache and what is kept for maps would not fit."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    token = config.num_hidden_layers * heads * dim * dtype.itemsize
+    held = config.num_hidden_layers * (config.num_attention_heads + heads) * dim * dtype.itemsize
+    parts = {
+        "weights": sum(_numbers(path) for path in weights) * dtype.itemsize,
+        f"{ROOM_CACHED:,} cached tokens": 2 * token * ROOM_CACHED,
+        f"{ROOM_HELD:,} tokens kept for maps": held * ROOM_HELD,
+    }
+    needed, free = sum(parts.values()), _free(device)
+    if needed > free:
+        listed = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in parts.items())
+        smaller = "bfloat16 or " if dtype == torch.float32 else ""
+        raise ValueError(
+            f"{called} needs about {needed / 1e9:.1f} GB ({listed}) and {free / 1e9:.1f} GB are free on {device.type}: "
+            f"choose {smaller}a smaller model, or close what else uses this memory"
+        )
+
+
+def _numbers(path: Path) -> int:
+    """How many numbers a file of weights holds.  A file that cannot be read is refused later, with its own sentence."""
+    try:
+        if path.suffix == ".gguf":
+            return sum(int(t.n_elements) for t in gguf.GGUFReader(path).tensors)
+        with safe_open(path, framework="pt") as f:
+            names = f.keys()
+            return sum(math.prod(f.get_slice(name).get_shape()) for name in names)
+    except Exception:
+        return 0
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of memory that are free on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def memory_of(device: str) -> str:
+    """What memory is used just now, in a few words: of the GPU by torch, elsewhere by this process."""
+    if device == "cuda":
+        used, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+        return f"{used / 1e9:.2f} GB allocated, {reserved / 1e9:.2f} GB reserved"
+    return f"{psutil.Process().memory_info().rss / 1e9:.2f} GB resident"
 
 
 def _check_gguf(path: Path) -> None:

@@ -87,6 +87,8 @@ class Spec:
     bos: bool = False
     weights: str = "model"
     """As the model came, or packed: int8, int4."""
+    kv_heads: int | None = None
+    """KV heads averaged down to so many; None: as the model has them."""
     sampling: Sampling | None = None
     """In a conversation, whose text is a script: how answers are chosen."""
     kv_chunk: int | None = None

@@ -18,6 +18,7 @@ from .attention import Reading
 from .cache import LayerCache
 from .decoding import Decoding, Turns
 from .families import adapt
+from .models import LanguageModel
 from .policies import Afresh, Band, Dense, Policy
 from .positions import Angles
 from .reach import Reach
@@ -507,7 +508,10 @@ def open_lanes(
         raise ValueError(f"a text needs at least 2 tokens to predict one from another, and this one has {len(tokens)}")
     if not policies:
         raise ValueError("choose at least one policy to read the text with")
-    adapted = model if isinstance(model, Adapted) else adapt(getattr(model, "network", model))
+    if isinstance(model, LanguageModel):
+        adapted = model.adapted
+    else:
+        adapted = model if isinstance(model, Adapted) else adapt(model)
     vocabulary = adapted.network.get_input_embeddings().num_embeddings
     if tokens.min() < 0 or tokens.max() >= vocabulary:
         raise ValueError(

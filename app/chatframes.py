@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.models import memory_of
 from analysis.policies import Policy, parse
 
-from .frames import SCHEMA, assemble
+from .frames import SCHEMA, about, assemble
 from .palette import colours
 from .talk import RECENT, Shown, Spoken, Talk
 
@@ -65,7 +66,6 @@ class ChatSender:
             if row is not None:
                 shown = {"lane": view.token[0], "token": row.token, "layer": row.layer, "head": row.head}
                 arrays["row_places"], arrays["row_weights"] = row.places, row.weights
-        packed = [f"{talk.spec.weights} weights"] if talk.spec.weights != "model" else []
         return assemble(
             self._head(talk.id, talk.status, talk.note or lesson, view)
             | {
@@ -75,9 +75,8 @@ class ChatSender:
                 "lanes": lanes,
                 "row": shown,
                 "script": {"left": len(talk.pending), "of": talk.scripted, "playing": talk.playing},
-                "about": " · ".join([talk.model.name, *packed, talk.spec.dtype, talk.model.device])
-                if talk.model
-                else "",
+                "about": " · ".join([*about(talk), memory_of(talk.model.device)]) if talk.model else "",
+                "card": talk.model.card if talk.model else {},
             },
             arrays,
         )
@@ -114,7 +113,16 @@ class ChatSender:
         ]
         head = self._head(run, status, note, view)
         script = {"left": 0, "of": 0, "playing": False}
-        more = {"published": 0, "epoch": 0, "caution": "", "lanes": lanes, "row": None, "script": script, "about": ""}
+        more = {
+            "published": 0,
+            "epoch": 0,
+            "caution": "",
+            "lanes": lanes,
+            "row": None,
+            "script": script,
+            "about": "",
+            "card": {},
+        }
         return assemble(head | more, {})
 
     def _head(self, run: str, status: str, note: str, view: ChatView) -> dict[str, Any]:

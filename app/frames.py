@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from analysis import metrics
 from analysis.maps import HeadMap
+from analysis.models import memory_of
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Track
 
 from .palette import colours
 from .reader import LiveRun
+from .runner import Live
 
 ROLL = 256
 """Tokens of the rolling curves."""
@@ -83,6 +85,7 @@ class Sender:
             "lanes": [self._lane(run, view, i, policies[i], looks[i]) for i in range(len(policies))],
             "marks": self._marks(run, begun),
             "schema": SCHEMA,
+            "card": run.model.card if run.model and run.lanes else {},
         }
         self._curves(run, view)
         head.update(self._text(run, view))
@@ -96,8 +99,7 @@ class Sender:
         read = max(lane.position for lane in run.lanes)
         minutes, seconds = divmod(int(run.reading_seconds), 60)
         clock = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
-        packed = f" · {run.model.packed} weights" if run.model.packed != "model" else ""
-        where = f"{run.model.name}{packed} · {run.spec.dtype} · {run.model.device}"
+        where = " · ".join([*about(run), memory_of(run.model.device)])
         return {"progress": f"{read:,} of {total:,} tokens · {where} · {clock}", "share": read / total, "total": total}
 
     def _lane(self, run: LiveRun, view: View, i: int, policy: Policy, look: tuple[str, str]) -> dict[str, Any]:
@@ -232,6 +234,14 @@ class Sender:
         return shown
 
 
+def about(run: Live) -> list[str]:
+    """The model of a run, and what was done to it, a few words each."""
+    changed = [f"{run.spec.weights} weights"] if run.spec.weights != "model" else []
+    if run.spec.kv_heads is not None:
+        changed.append(f"KV heads averaged to {run.spec.kv_heads}, without training")
+    return [run.model.name, *changed, run.spec.dtype, run.model.device] if run.model else []
+
+
 def empty(sender: Sender, policies: list[Policy], view: View, pace: int, note: str) -> bytes:
     """A frame before anything was read: the lanes as they are set, and what there is to say."""
     sender.seq += 1
@@ -260,6 +270,7 @@ def empty(sender: Sender, policies: list[Policy], view: View, pace: int, note: s
         "lanes": lanes,
         "marks": [],
         "schema": SCHEMA,
+        "card": {},
         "tokens": [],
         "tokens_start": 0,
         "map": None,

@@ -1,6 +1,7 @@
 """A live run: lanes that read one text, in turns, while their policies are switched and their heads looked into."""
 
 import queue
+import re
 import time
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from analysis import texts
 from analysis.maps import HeadMap, head_map
 from analysis.policies import Policy, parse
 from analysis.record import Run, Spec
-from analysis.stream import Lane, next_lane, open_lanes
+from analysis.stream import Lane, Step, next_lane, open_lanes
 
 from .runner import ENDED, HOLD, Live, Models
 
@@ -49,6 +50,8 @@ class LiveRun(Live):
         self._maps_wanted: dict[tuple[int, int, int], float] = {}
         self._maps: dict[tuple[int, int, int], tuple[int, HeadMap | None]] = {}
         self._maps_made = 0.0
+        self.halted: set[int] = set()
+        """Lanes that stand still, since the memory does not suffice."""
 
     def switch(self, lane: int, policy: Policy, pin: bool) -> None:
         """Let a lane read on under another policy, from its next chunk on."""
@@ -108,16 +111,38 @@ class LiveRun(Live):
             if pace:
                 upto = from_position + 1 + int(pace * (time.monotonic() - from_time))
             # A lane that has just been switched goes first: its curve should answer at once.
-            turn = switched if switched and not switched.done else next_lane(self.lanes, upto)
+            able = [lane for lane in self.lanes if lane.index not in self.halted]
+            turn = switched if switched and not switched.done else next_lane(able, upto)
             if turn is None or (upto is not None and turn.position >= upto):
                 with self._wake:
-                    self._wake.wait(0.5 / pace)
+                    self._wake.wait(0.5 / pace if pace else 0.5)
                 continue
             began = time.perf_counter()
-            step = turn.read(self._chunk(turn), upto)
+            step = self._try(turn, upto)
+            if step is None:
+                continue
             self.reading_seconds += time.perf_counter() - began
             self.run.append(step)
             self._publish()
+
+    def _try(self, lane: Lane, upto: int | None) -> Step | None:
+        """The lane's next step; None where the memory did not suffice: then it is as before, and stands still."""
+        before = lane.snapshot()
+        try:
+            return lane.read(self._chunk(lane), upto)
+        except (MemoryError, RuntimeError) as e:
+            if not isinstance(e, MemoryError) and "memory" not in str(e).lower():
+                raise
+            lane.restore(before)
+            self.halted.add(lane.index)
+            needed = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(e))
+            asked = f" (it asked for {needed[1]} more)" if needed else ""
+            lower = "a smaller window" if lane.policy.capacity is not None else "a policy with a window"
+            self.tell(
+                f"{lane.policy.label} stands still, out of memory{asked}: switch it to {lower}, or restart with "
+                "bfloat16 or fewer lanes. What was read is kept."
+            )
+            return None
 
     def _rest(self) -> bool:
         """Whether the run stands still just now, with its status set to say why."""
@@ -173,6 +198,7 @@ class LiveRun(Live):
             lane = self.lanes[wish.lane]
             missing = lane.missing_sinks(wish.policy)
             lane.switch(wish.policy, pin=wish.pin)
+            self.halted.discard(wish.lane)
             how = ("sinks pinned again" if wish.pin else "without sinks") if missing else ""
             self.run.event("switch", lane=wish.lane, position=lane.position, policy=str(wish.policy), how=how)
             self.tell("")

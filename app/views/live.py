@@ -67,6 +67,7 @@ def open_page() -> None:
         model=model,
         dtype=dtype,
         weights=run.spec.weights if run is not None else "model",
+        kv_heads=run.spec.kv_heads if run is not None else None,
         view=view,
         revision=0,
         problem=problem,
@@ -126,6 +127,7 @@ def start() -> None:
             CHUNK,
             state.dtype,
             weights=state.weights,
+            kv_heads=state.kv_heads,
         )
         run = REGISTRY.start(partial(LiveRun, spec, text))
     except ValueError as e:
@@ -155,6 +157,17 @@ def sidebar() -> None:
             )
         st.caption("Model and text")
         state.model, state.dtype, state.weights = model_controls("live", state.model, state.dtype, state.weights)
+        state.kv_heads = (
+            st.number_input(
+                "KV heads",
+                0,
+                1024,
+                state.kv_heads or 0,
+                key=f"kv-heads-{state.revision}",
+                help="Average the KV heads down to so many, without the training that it would need; 0: as they are",
+            )
+            or None
+        )
         names = [UPLOAD, PASTE, *texts.plays()]
         if state.text not in names:
             names.insert(0, state.text)

@@ -4,12 +4,12 @@ function makeBoard(root) {
   const board = { send: () => {} };
   const send = (name, value) => board.send(name, value);
   const toolbar = makeToolbar(send), cards = makeCards(send), curves = makeCurves(send);
-  const grid = makeGrid(send), map = makeMap(), strip = makeStrip(send);
+  const grid = makeGrid(send), map = makeMap(), strip = makeStrip(send), card = makeCard();
   root.replaceChildren(
     toolbar.node, cards.node,
     el("div", { class: "sk-columns" },
       el("div", { class: "sk-left" }, curves.node, strip.node),
-      el("div", { class: "sk-right" }, grid.node, map.node)));
+      el("div", { class: "sk-right" }, grid.node, map.node, card.node)));
 
   let newest = null, asked = false;
   const draw = () => {
@@ -17,7 +17,7 @@ function makeBoard(root) {
     if (!newest || !root.isConnected) return;
     const frame = decode(newest), theme = themeOf(root);
     flag(root, "sk-dark", theme.dark);
-    for (const part of [toolbar, cards, curves, grid, map, strip]) part.show(frame, theme);
+    for (const part of [toolbar, cards, curves, grid, map, strip, card]) part.show(frame, theme);
   };
   const ask = () => {
     if (asked) return;

@@ -3,14 +3,14 @@
 function makeConversation(root) {
   const talk = { send: () => {} };
   const send = (name, value) => talk.send(name, value);
-  const lanes = makeLanes(send), composer = makeComposer(send), grid = makeGrid(send), meters = makeMeters();
+  const lanes = makeLanes(send), composer = makeComposer(send), grid = makeGrid(send), meters = makeMeters(), card = makeCard();
   const caution = el("div", { class: "sk-caution" });
   const hint = el("div", { class: "sk-hint" });
   root.replaceChildren(
     el("div", { class: "sk-columns sk-talk" },
       el("div", { class: "sk-left" }, composer.note, lanes.node, composer.node,
         el("p", { class: "sk-truth" }, "No policy here extends what a model can recall: what has left the cache is gone. Sinks only keep it fluent."), caution),
-      el("div", { class: "sk-right" }, grid.node, hint, meters.node)));
+      el("div", { class: "sk-right" }, grid.node, hint, meters.node, card.node)));
 
   let newest = null, asked = false;
   const draw = () => {
@@ -18,7 +18,7 @@ function makeConversation(root) {
     if (!newest || !root.isConnected) return;
     const frame = decode(newest), theme = themeOf(root);
     flag(root, "sk-dark", theme.dark);
-    for (const part of [composer, lanes, grid, meters]) part.show(frame, theme);
+    for (const part of [composer, lanes, grid, meters, card]) part.show(frame, theme);
     say(caution, frame.caution);
     const row = frame.row;
     say(hint, row ? `Shaded: what the outlined token gave to each, layer ${row.layer}, head ${row.head}; stronger is more, on a logarithmic scale.`

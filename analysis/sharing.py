@@ -1,0 +1,48 @@
+"""A model with fewer KV heads than it was trained with: heads of a group are averaged (Ainslie et al. 2023).
+
+Without the training that the paper does afterwards: so that a person sees what the smaller cache costs without it.
+"""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def pool(network: PreTrainedModel, kv_heads: int) -> None:
+    """Average the KV heads of a network down to `kv_heads`, in place.
+
+    Raises ValueError where that number does not divide them, or where keys and values have no matrices of their own.
+    """
+    config = network.config
+    heads = config.num_attention_heads
+    before = getattr(config, "num_key_value_heads", None) or heads
+    if kv_heads < 1 or before % kv_heads:
+        fits = ", ".join(str(n) for n in range(1, before + 1) if before % n == 0)
+        raise ValueError(f"{kv_heads} KV heads cannot be made of {before}: choose one of {fits}")
+    if kv_heads == before:
+        return
+    layers = [m for m in network.modules() if isinstance(getattr(m, "k_proj", None), nn.Linear)]
+    if len(layers) != config.num_hidden_layers:
+        raise ValueError(
+            f"the family {config.model_type!r} keeps queries, keys and values in one matrix, whose KV heads are not "
+            "averaged: leave kv-heads as they are"
+        )
+    for layer in layers:
+        for name in ("k_proj", "v_proj"):
+            setattr(layer, name, _averaged(getattr(layer, name), before, kv_heads))
+        layer.num_key_value_groups = heads // kv_heads
+    config.num_key_value_heads = kv_heads
+
+
+def _averaged(linear: nn.Linear, before: int, after: int) -> nn.Linear:
+    def average(rows: torch.Tensor) -> torch.Tensor:
+        return rows.unflatten(0, (after, before // after, -1)).mean(1).flatten(0, 1)
+
+    weight = average(linear.weight.detach())
+    new = nn.Linear(
+        weight.shape[1], weight.shape[0], bias=linear.bias is not None, device=weight.device, dtype=weight.dtype
+    )
+    new.weight.data = weight
+    if linear.bias is not None:
+        new.bias.data = average(linear.bias.detach())
+    return new.requires_grad_(False)

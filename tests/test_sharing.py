@@ -1,0 +1,51 @@
+"""Fewer KV heads: a smaller cache, averaged weights, and a model that says so."""
+
+import copy
+
+import pytest
+import torch
+
+from analysis.families import adapt
+from analysis.models import load
+from analysis.sharing import pool
+
+from .families import our_nll, own_nll, tiny, words
+
+
+def test_pooled_heads_are_the_mean_of_their_group(tiny_llama):
+    model = copy.deepcopy(tiny_llama)
+    before = model.model.layers[0].self_attn.k_proj.weight.view(2, 8, 32).clone()
+    pool(model, 1)
+    torch.testing.assert_close(model.model.layers[0].self_attn.k_proj.weight, before.mean(0))
+    assert adapt(model).kv_heads == 1
+    tokens = words()
+    torch.testing.assert_close(our_nll(model, tokens, 16), own_nll(model, tokens), atol=1e-4, rtol=0)
+
+
+def test_equal_heads_may_be_pooled_for_nothing(tiny_llama):
+    model = copy.deepcopy(tiny_llama)
+    for layer in model.model.layers:
+        for linear in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+            linear.weight.data = linear.weight.data[:8].repeat(2, 1)
+    expected = own_nll(model, words())
+    pool(model, 1)
+    torch.testing.assert_close(own_nll(model, words()), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [0, 3, 4])
+def test_heads_that_do_not_divide_are_refused(tiny_llama, heads):
+    with pytest.raises(ValueError, match="choose one of 1, 2"):
+        pool(copy.deepcopy(tiny_llama), heads)
+
+
+def test_a_family_with_one_matrix_is_refused():
+    with pytest.raises(ValueError, match="in one matrix"):
+        pool(tiny("gpt_neox"), 1)
+
+
+def test_the_card_says_what_the_cache_costs():
+    model = load("embedded", device="cpu", kv_heads=1)
+    assert model.sharing == "MQA" and model.bytes_per_token == 2 * 30 * 64 * 4
+    assert model.card["Heads"] == "9 query, 1 KV (MQA)"
+    assert "138.2 kB with a KV head for each query head" in model.card["Cached token"]
+    assert model.card["Positions"] == "rotary"
