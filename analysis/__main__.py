@@ -99,11 +99,13 @@ def stream(
         raise typer.Exit(130)
 
 
-def _say_packed(weights: str) -> None:
+def _say_changed(weights: str, kv_heads: int | None) -> None:
     if weights != "model":
         out.print(
             f"[yellow]note:[/] the weights are packed into {weights}: numbers differ a little from the model's own"
         )
+    if kv_heads is not None:
+        out.print(f"[yellow]note:[/] KV heads are averaged down to {kv_heads}, without the training that it would need")
 
 
 @app.command()

@@ -6,7 +6,7 @@ into vectors that came without.  Nothing here knows what is kept or why.
 
 import inspect
 import sys
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 Angles = tuple[Tensor, Tensor]
 
 
+@runtime_checkable
 class Positions(Protocol):
     """What a family does with places."""
 

@@ -10,7 +10,7 @@ import copy
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ IMPLEMENTATION = "sinkscope"
 _thread = threading.local()
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Who is asked for the attention of every layer while it is reading."""
 

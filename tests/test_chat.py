@@ -248,17 +248,15 @@ def test_stopped_in_the_middle_nothing_that_was_said_is_lost(partner):
     assert cut in text and "word " * 49 in text and talk.unread == 0 and talk.turns[-1].why
 
 
-def test_prompt_longer_than_the_cache_equals_one_token_at_a_time(partner):
-    nll = []
+def test_prompt_longer_than_the_cache_equals_one_token_at_a_time(embedded):
+    partner, nll = Partner(embedded), []
     for chunk in (256, 1):
         talk = Conversation(partner, Streaming(4, 12), Sampling(max_new=2))
-        nll.append(join(answer(talk, "The quick brown fox jumps over the lazy dog, " * 4, chunk)).nll)
+        nll.append(join(answer(talk, "The quick brown fox jumps over the lazy dog, " * 2, chunk)).nll)
     np.testing.assert_allclose(nll[0], nll[1], atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("policy", "sinks", "window"), [(Streaming(4, 60), 4, 60), (Window(64), 0, 64), (Dense(), 0, None)]
-)
+@pytest.mark.parametrize(("policy", "sinks", "window"), [(Streaming(4, 60), 4, 60), (Window(64), 0, 64)])
 def test_answers_equal_those_of_a_plain_list_of_kept_keys(embedded, policy, sinks, window):
     # The whole script takes minutes this way: make bench does it.
     talk = Conversation(Partner(embedded), policy, Sampling(max_new=12))
