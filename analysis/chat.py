@@ -141,7 +141,6 @@ class Partner:
         if model.tokenizer.eos_token_id is not None:
             self.ends.add(model.tokenizer.eos_token_id)
         self._special = sorted({t.content for t in model.tokenizer.added_tokens_decoder.values() if t.special})
-        self._one = None
 
     def encode(self, parts: list[tuple[int, str]]) -> tuple[NDArray[np.int32], NDArray[np.int8]]:
         """Token ids and roles, each [tokens], of pieces of text.  What a person typed is text, never control."""
@@ -224,11 +223,8 @@ class Conversation:
         return lane.sinks, read - len(lane.caches[0].keys)
 
     def trace(self) -> None:
-        """Make answers faster from now on (tracing.py); takes about a second."""
-        if self.partner._one is None:
-            self.lane.source.trace()
-            self.partner._one = self.lane.source._one
-        self.lane.source._one = self.partner._one
+        """Make answers faster from now on (tracing.py); takes a second or two the first time."""
+        self.lane.source.trace(self.partner.model.one_token)
 
     def check(self, prompt: str) -> tuple[str, NDArray[np.int32], NDArray[np.int8]]:
         """The words as they will be said, their tokens and roles.  Raises ValueError where they cannot be said now."""

@@ -17,11 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import gguf
 import psutil
 import torch
 from safetensors import safe_open
+from torch import Tensor
 from tqdm import tqdm
 from transformers import (
     AutoConfig,
@@ -37,6 +39,7 @@ from transformers.utils import logging as transformers_logging
 from .families import adapt
 from .rotary import Adapted
 from .sharing import pool
+from .tracing import one_token
 from .weights import check, lay_out, pack
 
 EMBEDDED = "embedded"
@@ -78,6 +81,11 @@ class LanguageModel:
     def adapted(self) -> Adapted:
         """The twin that the engine reads with, made once.  Raises ValueError where there can be none."""
         return adapt(self.network)
+
+    @cached_property
+    def one_token(self) -> Callable[[Tensor, Any], Tensor] | None:
+        """The faster forward pass of one token (tracing.py), traced once; None where the model cannot be traced."""
+        return one_token(self.adapted)
 
     @property
     def layers(self) -> int:

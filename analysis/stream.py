@@ -134,9 +134,9 @@ class Source:
         if self._front and self._front[0][0].shape[1] > tokens:
             self._front = []
 
-    def trace(self) -> None:
-        """Make single tokens faster from now on, where the model can be traced (tracing.py); takes about a second."""
-        self._one = one_token(self.model)
+    def trace(self, traced: Callable[[Tensor, Decoding], Tensor] | None = None) -> None:
+        """Make single tokens faster from now on, where the model can be traced (tracing.py); with what was `traced`."""
+        self._one = traced or one_token(self.model)
 
     def decode(self, ids: Tensor, decoding: Decoding) -> Tensor:
         """Logits [1, 1, vocabulary] of one token, ids [1, 1]."""

@@ -96,9 +96,14 @@ class Live:
             self._wanted = what
             self._wake.notify_all()
 
+    @property
+    def working(self) -> bool:
+        """Whether its thread has not ended."""
+        return self._thread.is_alive()
+
     def join(self) -> None:
         """Wait until the thread has ended."""
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=15)
 
     def tell(self, note: str) -> None:
         """Put one sentence on the page."""
@@ -146,6 +151,8 @@ class Registry:
 
     def __init__(self) -> None:
         self._runs: dict[str, Live] = {}
+        self._ending: list[Live] = []
+        """Freed, and perhaps still in the middle of a step."""
         self._lock = threading.Lock()
         self._models = Models()
 
@@ -185,13 +192,13 @@ class Registry:
     def _free(self, run: Live) -> None:
         run.wish("freed")
         del self._runs[run.id]
+        self._ending = [r for r in self._ending if r.working] + [run]
 
     def close(self) -> None:
         """End all runs and wait for their threads: a process must not end under a thread that multiplies matrices."""
-        runs = list(self._runs.values())
-        for run in runs:
+        for run in list(self._runs.values()):
             self._free(run)
-        for run in runs:
+        for run in self._ending:
             run.join()
 
 

@@ -74,6 +74,12 @@ class Spoken:
         self.grids: deque[NDArray[np.float32]] = deque(maxlen=RECENT)
         self.kept, self.held = 0, 0
 
+    def truncate(self, tokens: int) -> None:
+        """Forget what comes after the first tokens."""
+        count = int(np.searchsorted(self.places.view(), tokens))
+        for column in (self.places, self.seconds, self.bytes):
+            column.truncate(count)
+
     def append(self, step: Step) -> None:
         self.grids.append(step.sink_mass.mean(-1, dtype=np.float32))
         self.kept, self.held = int(step.cache_tokens[-1]), int(step.cache_bytes[-1])
@@ -273,9 +279,10 @@ class Talk(Live):
         for lane in self.lanes:
             try:
                 lane.again()
-                given += 1
             except ValueError:
                 continue
+            given += 1
+            self.spoken[lane.lane.index].truncate(len(lane.tokens))
         if not given:
             self.tell("There is no finished answer to give again.")
             return

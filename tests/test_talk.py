@@ -3,6 +3,7 @@
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 
 from analysis.policies import Streaming, Window
@@ -96,6 +97,8 @@ def test_again_gives_every_lane_its_last_answer_again(registry):
     talk.again()
     until(talk, lambda: waiting(talk) and talk.epoch > epoch)
     assert [lane.tokens.tolist() for lane in talk.lanes] == before
+    for spoken in talk.spoken:
+        assert (np.diff(spoken.places.view()) > 0).all() and len(spoken.places) == len(spoken.bytes)
 
 
 def test_a_lane_is_switched_between_two_answers(registry):
