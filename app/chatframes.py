@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.models import memory_of
+from analysis.memory import memory_of
 from analysis.policies import Policy, parse
 
 from .frames import SCHEMA, about, assemble

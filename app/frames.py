@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from analysis import metrics
 from analysis.maps import HeadMap
-from analysis.models import memory_of
+from analysis.memory import memory_of
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Track
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from analysis import texts
 from analysis.chat import ASSISTANT, Conversation, Partner, read_script
-from analysis.models import _embedded, load
+from analysis.fetch import embedded
+from analysis.models import load
 from analysis.policies import Dense, Policy, Streaming, Window
 from analysis.record import Sampling
 from analysis.stream import Lane, open_lanes, stream
@@ -63,7 +64,7 @@ def main() -> None:
 
 def stock(dtype: str) -> PreTrainedModel:
     """The model as transformers loads it, with nothing of ours."""
-    folder = _embedded(lambda sentence: None)[0]
+    folder = embedded(lambda sentence: None)[0]
     return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
 
 

