@@ -51,7 +51,7 @@ def blocks_of(x: Float[Tensor, "kv_heads slots dim"], plan: Plan) -> Float[Tenso
 
 def partial(q: Tensor, k: Tensor, v: Tensor, scaling: float, softcap: float | None) -> tuple[Tensor, Tensor]:
     """Attention of all rows to all of these keys, and each row's log-sum-exp: what flash-decoding joins pieces with."""
-    if q.device.type == "cpu" and softcap is None:
+    if q.device.type == "cpu" and softcap is None and q.dtype == v.dtype:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, scale=scaling)
     s = capped(q @ k.transpose(-1, -2) * scaling, softcap)
     lse = torch.logsumexp(s.float(), -1)
@@ -83,7 +83,7 @@ class Reading:
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
-    _plans: dict[int | None, Plan] = field(default_factory=dict)
+    _plans: dict[tuple, Plan] = field(default_factory=dict)
     _angles: dict[tuple, tuple[Angles | None, ...]] = field(default_factory=dict)
 
     def attend(
@@ -106,9 +106,10 @@ class Reading:
             self.keys.append(key)
             self.values.append(value)
         groups = query.shape[1] // key.shape[1]
-        steps = self._plans.get(sliding_window)
+        kind = query.device, sliding_window
+        steps = self._plans.get(kind)
         if steps is None:
-            steps = self._plans[sliding_window] = self._plan(query, sliding_window, groups)
+            steps = self._plans[kind] = self._plan(query, sliding_window, groups)
         sink_keys, sink_values, keys, values = self._extend(attention.layer_idx, key, value)
         at_sinks, at_run, sinks_at, run_at = self._rotations(attention, query, keys)
         rotate = self.model.rotate
@@ -154,7 +155,7 @@ class Reading:
             total = torch.logsumexp(lse, 0)
             weights = (scores - total[..., None]).exp().to(value.dtype)
         else:
-            pieces, weights = [], torch.softmax(scores, -1)
+            pieces, weights = [], torch.softmax(scores, -1).to(value.dtype)
         width = sum(f.shape[-1] for f in front)
         out = weights[..., width : width + local.shape[-2]] @ local_values
         for i, v in enumerate(front_values):
@@ -182,7 +183,7 @@ class Reading:
         batch, heads, queries, _ = shape
         counted = weights[..., : steps.counted]
         if self.starts is not None:
-            places = self.starts[:, None] + torch.arange(steps.counted, device=weights.device)
+            places = self.starts.to(weights.device)[:, None] + torch.arange(steps.counted, device=weights.device)
             counted = counted * (places < self.sink_tokens)[:, None, None]
         mass = unfold(counted.sum(-1, dtype=torch.float32), batch, steps.block, steps.blocks)[:, :queries]
         self.mass.append(mass.reshape(-1, heads).T)
@@ -238,7 +239,7 @@ class Reading:
         kind = self.model.kind(attention)
         if kind not in self._angles:
             # Places in the run are counted from its beginning: at a text position of a million, angles lose digits.
-            origin, tokens, device = self.reach.first, query.shape[2], query.device
+            origin, tokens, device = self.reach.first, query.shape[2], self.model.device
             places = torch.arange(self.start, self.start + tokens, device=device)
             if self.caches is None:
                 places, origin = torch.arange(tokens, device=device), 0

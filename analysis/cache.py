@@ -33,7 +33,7 @@ class Slots:
         live, stop = len(self), self._stop + new.shape[1]
         if stop > self._data.shape[1]:
             # A copy now and then, never one per chunk: a run that grows does so by half, a run that slides turns over.
-            grown = self._data.new_empty(new.shape[0], (live + new.shape[1]) * 3 // 2, new.shape[2])
+            grown = new.new_empty(new.shape[0], (live + new.shape[1]) * 3 // 2, new.shape[2])
             grown[:, :live] = self.view()
             self._data, self._start, self._stop, stop = grown, 0, live, live + new.shape[1]
         self._data.narrow(1, self._stop, new.shape[1]).copy_(new)

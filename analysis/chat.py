@@ -25,6 +25,7 @@ from transformers.generation import (
 from . import texts
 from .models import LanguageModel
 from .policies import Policy
+from .positions import LEARNED
 from .record import ROLES, Column, Sampling
 from .rotary import Adapted
 from .stream import SINK_TOKENS, Lane, Snapshot, Source, Step
@@ -256,7 +257,7 @@ class Conversation:
         if self.policy.capacity is not None:
             return
         longest = self.partner.model.trained_length
-        if not self.partner.adapted.positions.movable and len(self.tokens) + more + self.sampling.max_new > longest:
+        if self.partner.adapted.positions is LEARNED and len(self.tokens) + more + self.sampling.max_new > longest:
             raise ValueError(
                 f"{self.policy.label}: this model has learned {longest:,} positions, and the conversation would need "
                 "more: begin a new one, or choose recompute"

@@ -43,7 +43,7 @@ class Turns:
 
     def _table(self, block: int) -> Float[Tensor, "places dim dim"]:
         model, dim = self._model, self._dim
-        basis = torch.eye(dim, dtype=model.dtype, device=model.device)
+        basis = torch.eye(dim, dtype=model.dtype, device=model.homes[self._attention.layer_idx])
         places = torch.arange(block * TABLE, (block + 1) * TABLE, device=model.device)
         # A rotation is linear, so what the family's own function does to a basis says what it does to anything.
         angles = model.angles(self._attention, places.repeat_interleave(dim))
@@ -114,7 +114,8 @@ class Decoding:
         sight = self._sights.get(kind)
         if sight is None:
             sight = self._sights[kind] = self._look(attention, len(cache.keys) + 1, scaling, sliding_window, dim)
-        cache.append(key, value, key if sight.key is None else key @ sight.key)
+        turned = key if sight.key is None else key.to(sight.key.dtype) @ sight.key
+        cache.append(key, value, turned)
         run, values = cache.turned.view(), cache.values.view()
         if sight.run < run.shape[1]:
             run, values = run[:, -sight.run :], values[:, -sight.run :]
@@ -137,7 +138,7 @@ class Decoding:
             total = torch.logsumexp(lse, 0)
             weights = (scores - total[..., None]).exp().to(value.dtype)
         else:
-            weights = torch.softmax(scores, -1)
+            weights = torch.softmax(scores, -1).to(value.dtype)
         sinks = max(0, sinks)
         out = torch.bmm(weights[..., sinks : sinks + run.shape[1]], values)
         if sinks:
@@ -170,7 +171,7 @@ class Decoding:
 
     def _turned_sinks(self, attention: nn.Module, cache: LayerCache) -> Float[Tensor, "kv_heads sinks dim"]:
         if cache.turned_sinks is None:
-            places = torch.arange(cache.sink_keys.shape[1], device=cache.sink_keys.device)
+            places = torch.arange(cache.sink_keys.shape[1], device=self.model.device)
             cache.turned_sinks = self.model.rotate(
                 attention, cache.sink_keys[None], self.model.angles(attention, places)
             )[0]

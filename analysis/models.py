@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,6 +38,17 @@ KINDS = {
     "FILE.gguf": "a GGUF file of a llama-like family",
 }
 """What may be written for a model, and what it means."""
+
+
+class Sharing(NamedTuple):
+    """What the cache costs when the query heads share so many KV heads: bytes of a token, and of `length` tokens."""
+
+    name: str
+    kv_heads: int
+    token: int
+    length: int
+    own: bool
+    """Whether the model is like this; otherwise the figures are predicted."""
 
 
 @dataclass(eq=False)
@@ -117,15 +128,31 @@ class LanguageModel:
     @property
     def card(self) -> dict[str, str]:
         """What is worth knowing of the model, a few words each."""
-        costs = {"one KV head": 1, "as it is": self.kv_heads, "a KV head for each query head": self.heads}
         return {
             "Family": self.family,
             "Layers": f"{self.layers}",
             "Heads": f"{self.heads} query, {self.kv_heads} KV ({self.sharing})",
             "Positions": self.adapted.positions.name,
             "Trained length": f"{self.trained_length:,} tokens" if self.trained_length else "not said",
-            "Cached token": ", ".join(f"{self.bytes_with(n) / 1e3:,.1f} kB with {what}" for what, n in costs.items()),
+            "Cached token": f"{self.bytes_per_token / 1e3:,.1f} kB",
         }
+
+    @property
+    def sharings(self) -> list[Sharing]:
+        """What the cache costs, and would cost, with a KV head for each query head, for each group, and for all.
+
+        A model whose heads are not grouped is given groups of four, or of what divides its heads.
+        """
+        grouped = self.kv_heads
+        if self.sharing != "GQA":
+            grouped = next((self.heads // n for n in (4, 3, 2, 5, 7) if self.heads % n == 0 and self.heads > n), 0)
+        counts = {"MHA": self.heads, "GQA": grouped, "MQA": 1}
+        length = self.trained_length or 4096
+        return [
+            Sharing(name, n, self.bytes_with(n), length, n == self.kv_heads)
+            for name, n in counts.items()
+            if n and (n, name) not in ((1, "GQA"), (1, "MHA"))
+        ]
 
     @cached_property
     def sha256(self) -> str:

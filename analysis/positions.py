@@ -21,8 +21,8 @@ class Positions(Protocol):
     """What a family does with places."""
 
     name: str
-    movable: bool
-    """Whether a cached key can stand at another place than the one where it was read."""
+    fixed: str
+    """Why a cached key cannot stand at another place than the one where it was read; empty where it can."""
 
     def kind(self, attention: nn.Module) -> tuple:
         """What tells the angles of one layer from those of another: equal kinds have equal angles."""
@@ -37,7 +37,7 @@ class Positions(Protocol):
 class Rotary:
     """The family's own rotary module and its own function that applies it."""
 
-    name, movable = "rotary", True
+    name, fixed = "rotary", ""
 
     def __init__(self, module: nn.Module, network: PreTrainedModel) -> None:
         self.module, self._config = module, network.config
@@ -58,8 +58,9 @@ class Rotary:
             # Some scalings look at the largest place.
             nowhere = self.angles(attention, places.new_zeros(1), dtype)
             return nowhere[0][:, :0], nowhere[1][:, :0]
-        like = torch.empty(0, device=places.device, dtype=dtype)
-        return self.module(like, places[None], *self._layer_type(attention))
+        home = next(self.module.buffers()).device
+        like = torch.empty(0, device=home, dtype=dtype)
+        return self.module(like, places[None].to(home), *self._layer_type(attention))
 
     def turn(
         self, attention: nn.Module, x: Float[Tensor, "batch heads tokens dim"], angles: Angles
@@ -75,30 +76,34 @@ class Alibi:
     """A bias of −slope × distance (Press et al. 2022), carried by two more dimensions of every head.
 
     A query ends in (a, 0) where a = slope / scaling, and a key in (0, 1).  At place p they become (a, −a·p) and (p, 1),
-    whose product is a·(p of the key − p of the query): so places are as movable as rotary ones.
+    whose product is a·(p of the key − p of the query): so places are as movable as rotary ones.  Half precision has too
+    few digits for a place, so what is turned is float32 whatever came.
     """
 
-    name, movable = "ALiBi", True
+    name, fixed = "ALiBi", ""
 
     def kind(self, attention: nn.Module) -> tuple:
         return ()
 
     def angles(self, attention: nn.Module, places: Tensor, dtype: torch.dtype) -> Angles:
-        p = places.to(dtype)[None, :, None]
+        p = places.float()[None, :, None]
         return p, -p
 
     def turn(
         self, attention: nn.Module, x: Float[Tensor, "batch heads tokens dim"], angles: Angles
     ) -> Float[Tensor, "batch heads tokens dim"]:
+        x = x.float()
         first, second = x[..., -2:-1], x[..., -1:]
         ahead, back = (a[:, None] for a in angles)
         return torch.cat((x[..., :-2], first + ahead * second, second + back * first), -1)
 
 
-class Learned:
-    """Places were learned and are added to the embedding: a cached key carries the place where it was read."""
+class Fixed:
+    """Places that the network puts in itself, in a way that cannot be taken out again: a cached key carries the place
+    where it was read."""
 
-    name, movable = "learned", False
+    def __init__(self, name: str, why: str) -> None:
+        self.name, self.fixed = name, why
 
     def kind(self, attention: nn.Module) -> tuple:
         return ()
@@ -108,3 +113,7 @@ class Learned:
 
     def turn(self, attention: nn.Module, x: Tensor, angles: Angles) -> Tensor:
         return x
+
+
+LEARNED = Fixed("learned", "adds learned positions to its embeddings")
+BOUND = Fixed("rotary, not movable", "does more to its keys after it has rotated them")

@@ -7,6 +7,7 @@ we choose.  Families with an attention of their own are adapted in families/.  N
 """
 
 import copy
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from .positions import Angles, Learned, Positions, Rotary
+from .positions import BOUND, LEARNED, Angles, Positions, Rotary
 
 IMPLEMENTATION = "sinkscope"
 
@@ -40,7 +41,8 @@ class Unrotated(nn.Module):
         self.fill = (1.0, 0.0)
 
     def forward(self, x: Tensor, position_ids: Tensor, *args, **kwargs) -> Angles:
-        cos, sin = self.rotary(x[:1, :1], position_ids[:1, :1], *args, **kwargs)
+        # At place 0: some scalings change, and stay changed, at a far place.
+        cos, sin = self.rotary(x[:1, :1], torch.zeros_like(position_ids[:1, :1]), *args, **kwargs)
         return torch.full_like(cos, self.fill[0]), torch.full_like(sin, self.fill[1])
 
 
@@ -53,11 +55,17 @@ class Adapted:
     attentions: dict[int, nn.Module] = field(default_factory=dict)
     settings: dict[int, dict[str, Any]] = field(default_factory=dict)
     """What each layer hands to its attention beside tensors: scaling, softcap, sliding_window, s_aux."""
+    homes: dict[int, torch.device] = field(default_factory=dict)
+    """Where each layer lies, and with it its cache: a large network may be spread over several devices."""
     layers: int = 0
     heads: int = 0
     kv_heads: int = 0
     head_dim: int = 0
     _kinds: dict[int, tuple] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # BLOOM and MPT have no use for them.
+        self._takes_places = "position_ids" in inspect.signature(type(self.network).forward).parameters
 
     @property
     def device(self) -> torch.device:
@@ -70,11 +78,10 @@ class Adapted:
     def forward(self, ids: Tensor, reader: Reader, *, begin: int = 0, last: int = 0) -> Tensor:
         """Logits [batch, last or all tokens, vocabulary] of ids [batch, tokens], every layer's attention the reader's.
 
-        `begin`: text position of the first token; it matters to learned positions only.
+        `begin`: text position of the first token; it matters where the network puts places in itself.
         """
-        more = {}
-        if not self.positions.movable:
-            more["position_ids"] = begin + torch.arange(ids.shape[1], device=ids.device)[None].expand(len(ids), -1)
+        places = begin + torch.arange(ids.shape[1], device=ids.device)[None].expand(len(ids), -1)
+        more = {"position_ids": places} if self._takes_places else {}
         before, _thread.reader = getattr(_thread, "reader", None), reader
         try:
             with torch.inference_mode():
@@ -84,13 +91,14 @@ class Adapted:
 
     def angles(self, attention: nn.Module, places: Tensor) -> Angles | None:
         """What `rotate` needs for integer places [tokens] in this layer; None: nothing is rotated."""
-        return self.positions.angles(attention, places, self.dtype)
+        angles, home = self.positions.angles(attention, places, self.dtype), self.homes[attention.layer_idx]
+        return None if angles is None else (angles[0].to(home), angles[1].to(home))
 
     def kind(self, attention: nn.Module) -> tuple:
-        """What tells the angles of one layer from those of another: equal kinds have equal angles."""
+        """What tells the angles of one layer from those of another: layers of a kind have equal ones, on one device."""
         layer = attention.layer_idx
         if layer not in self._kinds:
-            self._kinds[layer] = self.positions.kind(attention)
+            self._kinds[layer] = (self.homes[layer], *self.positions.kind(attention))
         return self._kinds[layer]
 
     def rotate(
@@ -104,10 +112,11 @@ Adapter = Callable[[PreTrainedModel], Positions | None]
 """Replaces, in a twin, the attention of a family by one that asks the reader; the family's positions, if not rotary."""
 
 
-def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None) -> Adapted:
+def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, *, bound: bool = False) -> Adapted:
     """An adapted twin of a network: the same weights in memory, rotating nothing.  The network itself is untouched.
 
-    Raises ValueError, naming the family, where it cannot be read by this mechanism.
+    `bound`: its positions are left to it, and its cached keys where they were read.  Raises ValueError, naming the
+    family, where it cannot be read by this mechanism.
     """
     family = network.config.model_type
     shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
@@ -119,14 +128,16 @@ def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None) 
             if getattr(module, "config", None) is not None:
                 module.config._attn_implementation = IMPLEMENTATION
     places = [n for n, m in twin.named_modules() if type(m).__name__.endswith("RotaryEmbedding")]
-    if len(places) > 1:
+    if len(places) > 1 and not bound:
         raise ValueError(f"the family {family!r} is not supported yet: it has {len(places)} rotary modules, not one")
     unrotated = None
-    if positions is None and places:
+    if bound:
+        positions = BOUND
+    elif positions is None and places:
         module = twin.get_submodule(places[0])
         unrotated, positions = Unrotated(module), Rotary(module, network)
         twin.set_submodule(places[0], unrotated)
-    adapted = Adapted(twin, positions or Learned(), layers=network.config.num_hidden_layers)
+    adapted = Adapted(twin, positions or LEARNED, layers=network.config.num_hidden_layers)
     _probe(adapted, unrotated)
     return adapted
 
@@ -140,13 +151,13 @@ class _Probe:
 
     def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, **settings) -> Tensor:
         adapted, layer = self.adapted, attention.layer_idx
-        adapted.attentions[layer], adapted.settings[layer] = attention, settings
+        adapted.attentions[layer], adapted.settings[layer], adapted.homes[layer] = attention, settings, query.device
         adapted.heads, adapted.kv_heads, adapted.head_dim = query.shape[1], key.shape[1], query.shape[-1]
         if isinstance(adapted.positions, Rotary):
             dims = query.shape[-1] if query.is_meta else int((query == 0).flatten(0, 2).all(0).sum())
             adapted.positions.rotated[layer] = dims
         # As many heads of values as of queries, so that any family can go on from here.
-        return query.transpose(1, 2)
+        return query.transpose(1, 2).to(value.dtype)
 
 
 def _probe(adapted: Adapted, unrotated: Unrotated | None) -> None:

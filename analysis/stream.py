@@ -20,7 +20,7 @@ from .decoding import Decoding, Turns
 from .families import adapt
 from .models import LanguageModel
 from .policies import Afresh, Band, Dense, Policy
-from .positions import Angles
+from .positions import LEARNED, Angles
 from .reach import Reach
 from .rotary import Adapted
 from .tracing import one_token
@@ -98,14 +98,16 @@ class Source:
 
     def allow(self, policy: Policy) -> None:
         """Raises ValueError where this model's cached keys cannot be moved as the policy moves them."""
-        if self.model.positions.movable:
+        if not (why := self.model.positions.fixed):
             return
         family = self.model.network.config.model_type
         if isinstance(policy, Band) and policy.window is not None:
             raise ValueError(
-                f"{policy.label}: {family} adds learned positions to its embeddings, so a cached key carries the place "
-                "where it was read and cannot be moved when others leave: choose dense or recompute"
+                f"{policy.label}: {family} {why}, so a cached key carries the place where it was read and cannot be "
+                "moved when others leave: choose dense or recompute"
             )
+        if self.model.positions is not LEARNED:
+            return
         longest = self.model.network.config.max_position_embeddings
         if isinstance(policy, Afresh) and policy.capacity > longest:
             raise ValueError(
@@ -225,7 +227,7 @@ class Lane:
     def _read_band(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
         begin, end = self.position - 1, min(self.position - 1 + chunk, stop - 1)
         logits, mass, contexts = self._forward(begin, end)
-        nll = negative_log_likelihood(logits[0], self.source.ids[begin + 1 : end + 1])
+        nll = negative_log_likelihood(logits[0], self.source.ids[begin + 1 : end + 1].to(logits.device))
         return nll, mass, contexts, begin + 1
 
     def _forward(self, begin: int, end: int, last: int = 0) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
@@ -246,12 +248,14 @@ class Lane:
             self._hold(Piece(begin, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys]))
         queries = np.arange(begin, end)
         run_held = np.clip(queries + 1 - reach.first, 0, policy.window)
-        return logits, torch.stack(reading.mass), np.minimum(queries + 1, sinks) + run_held
+        return logits, stacked(reading.mass, logits), np.minimum(queries + 1, sinks) + run_held
 
     def _empty(self) -> None:
         model = self.source.model
-        like = torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.device)
-        self.caches = [LayerCache(like) for _ in range(model.layers)]
+        self.caches = [
+            LayerCache(torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.homes[layer]))
+            for layer in range(model.layers)
+        ]
 
     def _read_afresh(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
         policy, source, p = self.policy, self.source, self.position
@@ -274,8 +278,8 @@ class Lane:
         reading = Reading(source.model, starts[0], source.sink_tokens, reach, None, begins, capture=True)
         logits = source.model.forward(ids, reading, last=last)
         predicted = last * len(starts)
-        nll = negative_log_likelihood(logits.flatten(0, 1), source.ids[p : p + predicted])
-        mass = torch.stack(reading.mass).unflatten(-1, (len(starts), tokens))[..., -last:].flatten(-2)
+        nll = negative_log_likelihood(logits.flatten(0, 1), source.ids[p : p + predicted].to(logits.device))
+        mass = stacked(reading.mass, logits).unflatten(-1, (len(starts), tokens))[..., -last:].flatten(-2)
         self._encoded = policy
         # The newest window stays: it is what this lane has, until it reads on or another policy takes over.
         self.caches = [LayerCache(k[-1]) for k in reading.keys]
@@ -352,7 +356,7 @@ class Lane:
             self._fresh.append(decoding)
             if len(self._fresh) >= TOGETHER:
                 self.settle()
-        return logits[0, -1], torch.stack(decoding.mass), len(self.caches[0])
+        return logits[0, -1], stacked(decoding.mass, logits), len(self.caches[0])
 
     def _encode(self, start: int) -> tuple[Tensor, Tensor]:
         """Encode the tokens from `start` to the newest afresh; logits of the newest, sink mass of all."""
@@ -365,7 +369,7 @@ class Lane:
         if source.hold:
             self._fresh = []
             self.pieces = [Piece(start, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys])]
-        return logits, torch.stack(reading.mass)
+        return logits, stacked(reading.mass, logits)
 
     def _turn(self, reach: Reach) -> None:
         """Let every layer hold the keys of its run rotated, as far as it does not."""
@@ -483,6 +487,11 @@ class Snapshot:
     encoded: Policy | None
     caches: list[LayerCache]
     pieces: list[Piece]
+
+
+def stacked(of_layers: list[Tensor], like: Tensor) -> Tensor:
+    """What every layer said, [layers, *], on the device of another tensor."""
+    return torch.stack([t.to(like.device, non_blocking=True) for t in of_layers])
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:

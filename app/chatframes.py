@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from analysis.memory import memory_of
 from analysis.policies import Policy, parse
 
-from .frames import SCHEMA, about, assemble
+from .frames import SCHEMA, about, assemble, card
 from .palette import colours
 from .talk import RECENT, Shown, Spoken, Talk
 
@@ -76,7 +76,7 @@ class ChatSender:
                 "row": shown,
                 "script": {"left": len(talk.pending), "of": talk.scripted, "playing": talk.playing},
                 "about": " · ".join([*about(talk), memory_of(talk.model.device)]) if talk.model else "",
-                "card": talk.model.card if talk.model else {},
+                "card": card(talk.model) if talk.model else {},
             },
             arrays,
         )

@@ -4,13 +4,15 @@ A new policy or setting needs no line here.
 """
 
 from dataclasses import fields
+from typing import NamedTuple
 
 import streamlit as st
 
 from analysis.policies import POLICIES, Policy, parse
+from analysis.record import Spec
 
 WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
-NUMBERS = ["float32", "bfloat16"]
+NUMBERS = ["float32", "bfloat16", "float16"]
 NEW_LANE = "streaming:sinks=4,window=60,positions=cache"
 
 
@@ -30,28 +32,49 @@ def fresh(trigger: str, value: dict) -> bool:
     return new
 
 
-def model_controls(key: str, model: str, dtype: str, weights: str) -> tuple[str, str, str]:
-    """Widgets for a model, its numbers and its weights; returns what the person chose."""
+class Chosen(NamedTuple):
+    """A model and how it is loaded; the fields of a Spec that say so."""
+
+    model: str = "embedded"
+    dtype: str = "float32"
+    weights: str = "model"
+    kv_heads: int | None = None
+
+    @classmethod
+    def of(cls, spec: Spec) -> "Chosen":
+        return cls(spec.model, spec.dtype, spec.weights, spec.kv_heads)
+
+
+def model_controls(key: str, now: Chosen) -> Chosen:
+    """Widgets for a model and how it is loaded, as they stand now; returns what the person chose."""
     key = f"{key}-{st.session_state.revision}"
     help = "embedded, a hub id, a folder, or a GGUF file"
-    model = st.text_input("Model", value=model, key=f"{key}-model", help=help).strip() or "embedded"
+    model = st.text_input("Model", value=now.model, key=f"{key}-model", help=help).strip() or "embedded"
     left, right = st.columns(2)
     dtype = left.selectbox(
         "Numbers",
         NUMBERS,
-        index=NUMBERS.index(dtype),
+        index=NUMBERS.index(now.dtype),
         key=f"{key}-dtype",
-        help="bfloat16 reads about twice as fast and is a little less exact",
+        help="Half precision: on a CPU bfloat16 reads about twice as fast and is a little less exact",
     )
     weights = right.selectbox(
         "Weights",
         list(WEIGHTS),
-        index=list(WEIGHTS).index(weights),
+        index=list(WEIGHTS).index(now.weights),
         format_func=WEIGHTS.get,
         key=f"{key}-weights",
         help="Packed weights answer two to four times as fast on a CPU, and are a little less exact",
     )
-    return model, dtype, weights
+    kv_heads = st.number_input(
+        "KV heads",
+        0,
+        1024,
+        now.kv_heads or 0,
+        key=f"{key}-kv-heads",
+        help="Average the KV heads down to so many, without the training that it would need; 0: as they are",
+    )
+    return Chosen(model, dtype, weights, kv_heads or None)
 
 
 def lane_controls(key: str, lanes: list[str], most: int, trained_length: int | None) -> None:

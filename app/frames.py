@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from analysis import metrics
 from analysis.maps import HeadMap
 from analysis.memory import memory_of
+from analysis.models import LanguageModel
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Track
 
@@ -85,7 +86,7 @@ class Sender:
             "lanes": [self._lane(run, view, i, policies[i], looks[i]) for i in range(len(policies))],
             "marks": self._marks(run, begun),
             "schema": SCHEMA,
-            "card": run.model.card if run.model and run.lanes else {},
+            "card": card(run.model) if run.model and run.lanes else {},
         }
         self._curves(run, view)
         head.update(self._text(run, view))
@@ -240,6 +241,22 @@ def about(run: Live) -> list[str]:
     if run.spec.kv_heads is not None:
         changed.append(f"KV heads averaged to {run.spec.kv_heads}, without training")
     return [run.model.name, *changed, run.spec.dtype, run.model.device] if run.model else []
+
+
+def card(model: LanguageModel) -> dict[str, Any]:
+    """What the page says of a model: facts, and what the cache costs with more and with fewer KV heads."""
+    return {
+        "facts": model.card,
+        "sharings": [
+            {
+                "what": f"{s.name}, {s.kv_heads} KV head{'s' if s.kv_heads > 1 else ''}",
+                "own": s.own,
+                "bytes": s.token,
+                "costs": f"{s.token / 1e3:,.1f} kB a token, {s.token * s.length / 1e6:,.0f} MB for {s.length:,}",
+            }
+            for s in model.sharings
+        ],
+    }
 
 
 def empty(sender: Sender, policies: list[Policy], view: View, pace: int, note: str) -> bytes:

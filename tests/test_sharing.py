@@ -47,5 +47,8 @@ def test_the_card_says_what_the_cache_costs():
     model = load("embedded", device="cpu", kv_heads=1)
     assert model.sharing == "MQA" and model.bytes_per_token == 2 * 30 * 64 * 4
     assert model.card["Heads"] == "9 query, 1 KV (MQA)"
-    assert "138.2 kB with a KV head for each query head" in model.card["Cached token"]
+    assert model.card["Cached token"] == "15.4 kB"
+    costs = [(c.name, c.kv_heads, c.token, c.own) for c in model.sharings]
+    assert costs == [("MHA", 9, 138_240, False), ("GQA", 3, 46_080, False), ("MQA", 1, 15_360, True)]
+    assert {c.length for c in model.sharings} == {8192}
     assert model.card["Positions"] == "rotary"

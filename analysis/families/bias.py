@@ -29,10 +29,9 @@ def carried(
 
     `bias_scaled`: whether the family scales the bias with the scores.
     """
-    if query.dtype != torch.float32:
-        raise ValueError("ALiBi's places need more digits than half precision has: choose float32")
-    dim = query.shape[-1]
-    pull = (slope if bias_scaled else slope / scaling).to(query.dtype)[None, :, None, None]
+    # The slope, too, has more digits than half precision holds.
+    query, dim = query.float(), query.shape[-1]
+    pull = (slope if bias_scaled else slope / scaling)[None, :, None, None]
     query = torch.cat((query, pull.expand(*query.shape[:-1], 1), torch.zeros_like(query[..., :1])), -1)
     key = torch.cat((key, torch.zeros_like(key[..., :1]), torch.ones_like(key[..., :1])), -1)
     value = nn.functional.pad(value, (0, 2))

@@ -13,7 +13,7 @@ from analysis.policies import parse
 from analysis.record import Sampling, Spec
 from app.chatframes import ChatSender, ChatView
 from app.components import conversation
-from app.controls import brand, fresh, lane_controls, model_controls
+from app.controls import Chosen, brand, fresh, lane_controls, model_controls
 from app.presets import CHATS
 from app.runner import REGISTRY, sentence
 from app.talk import MOST_LANES, Talk
@@ -25,9 +25,9 @@ FIRST = 0.4
 """Seconds that a first word is waited for before the page shows that it is waiting."""
 
 
-def quick_weights() -> str:
+def quick() -> Chosen:
     """On a CPU 4 bits, which the embedded model's own file has too; elsewhere weights stay as they came."""
-    return "int4" if pick_device("auto").type == "cpu" else "model"
+    return Chosen(weights="int4" if pick_device("auto").type == "cpu" else "model")
 
 
 @dataclass
@@ -36,9 +36,7 @@ class Settings:
 
     lanes: list[str]
     script: str
-    model: str = "embedded"
-    dtype: str = "float32"
-    weights: str = field(default_factory=quick_weights)
+    model: Chosen = field(default_factory=quick)
     sampling: Sampling = field(default_factory=lambda: Sampling(max_new=48))
     kv_chunk: int | None = None
     problem: str = ""
@@ -65,7 +63,7 @@ def open_page() -> None:
     talk = current()
     if talk is not None:
         spec = talk.spec
-        chosen = replace(chosen, lanes=list(spec.policies), model=spec.model, dtype=spec.dtype, weights=spec.weights)
+        chosen = replace(chosen, lanes=list(spec.policies), model=Chosen.of(spec))
         chosen.sampling, chosen.kv_chunk = spec.sampling, spec.kv_chunk
         state.chat_run = talk.id
     elif "run" in asked:
@@ -93,13 +91,11 @@ def begin(script: list[str] | None = None) -> Talk | None:
     """A new conversation with what is set; the one that was on screen ends."""
     state, chosen, old = st.session_state, st.session_state.chat, current()
     spec = Spec(
-        model=chosen.model,
         text=chosen.script,
         policies=tuple(chosen.lanes),
-        dtype=chosen.dtype,
-        weights=chosen.weights,
         sampling=chosen.sampling,
         kv_chunk=chosen.kv_chunk,
+        **chosen.model._asdict(),
     )
     try:
         if old is not None:
@@ -178,9 +174,7 @@ def sidebar() -> None:
             st.file_uploader("One prompt a line, or JSONL with turns", key="chat_upload", max_upload_size=8)
         lane_controls("chat-lane", chosen.lanes, MOST_LANES, None)
         st.caption("Model")
-        chosen.model, chosen.dtype, chosen.weights = model_controls(
-            "chat-model", chosen.model, chosen.dtype, chosen.weights
-        )
+        chosen.model = model_controls("chat-model", chosen.model)
         with st.expander("How answers are chosen"):
             chosen.sampling = sampling_controls(chosen.sampling)
             chosen.kv_chunk = (
@@ -202,8 +196,8 @@ def sidebar() -> None:
 
 def differs(spec: Spec, chosen: Settings) -> bool:
     same = [parse(p) for p in spec.policies] == [parse(p) for p in chosen.lanes]
-    mine = (chosen.model, chosen.dtype, chosen.weights, chosen.sampling, chosen.kv_chunk)
-    return not same or (spec.model, spec.dtype, spec.weights, spec.sampling, spec.kv_chunk) != mine
+    mine = (chosen.model, chosen.sampling, chosen.kv_chunk)
+    return not same or (Chosen.of(spec), spec.sampling, spec.kv_chunk) != mine
 
 
 def sampling_controls(now: Sampling) -> Sampling:

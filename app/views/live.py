@@ -10,7 +10,7 @@ from analysis import texts
 from analysis.policies import parse
 from analysis.record import Spec
 from app.components import board
-from app.controls import brand, fresh, lane_controls, model_controls
+from app.controls import Chosen, brand, fresh, lane_controls, model_controls
 from app.frames import MODES, PAINTS, Sender, View, empty
 from app.presets import PRESETS
 from app.reader import MOST_LANES, LiveRun
@@ -37,10 +37,10 @@ def open_page() -> None:
         return
     asked, problem = st.query_params, ""
     story = PRESETS["four"]
-    lanes, text, model, dtype, reference = list(story.policies), "hamlet", "embedded", story.dtype, story.reference
+    lanes, text, model, reference = list(story.policies), "hamlet", Chosen(dtype=story.dtype), story.reference
     run = current()
     if run is not None:
-        lanes, text, model, dtype = list(run.spec.policies), run.spec.text, run.spec.model, run.spec.dtype
+        lanes, text, model = list(run.spec.policies), run.spec.text, Chosen.of(run.spec)
         reference = min(reference, len(lanes) - 1)
     elif "run" in asked:
         problem = "That run is no longer in memory: press Start to read again."
@@ -56,7 +56,7 @@ def open_page() -> None:
                 raise ValueError(f"there is no bundled text {asked['text']!r}")
             text = asked["text"]
         if run is None and "model" in asked:
-            model = asked["model"]
+            model = model._replace(model=asked["model"])
     except ValueError as e:
         problem = f"The address of this page asks for something that cannot be: {e}. The four policies are set instead."
         lanes, reference = list(story.policies), story.reference
@@ -65,9 +65,6 @@ def open_page() -> None:
         lanes=lanes,
         text=text,
         model=model,
-        dtype=dtype,
-        weights=run.spec.weights if run is not None else "model",
-        kv_heads=run.spec.kv_heads if run is not None else None,
         view=view,
         revision=0,
         problem=problem,
@@ -81,7 +78,7 @@ def take(name: str) -> None:
     story = PRESETS[name]
     st.session_state.update(
         lanes=list(story.policies),
-        dtype=story.dtype,
+        model=st.session_state.model._replace(dtype=story.dtype),
         view=View(reference=story.reference, chosen=story.reference, head=st.session_state.view.head),
         revision=st.session_state.revision + 1,
         story=name,
@@ -120,14 +117,10 @@ def start() -> None:
         if old is not None:
             REGISTRY.free(old.id)
         spec = Spec(
-            state.model,
-            state.text if text.name == state.text else text.name,
-            tuple(state.lanes),
-            None,
-            CHUNK,
-            state.dtype,
-            weights=state.weights,
-            kv_heads=state.kv_heads,
+            text=state.text if text.name == state.text else text.name,
+            policies=tuple(state.lanes),
+            chunk=CHUNK,
+            **state.model._asdict(),
         )
         run = REGISTRY.start(partial(LiveRun, spec, text))
     except ValueError as e:
@@ -156,18 +149,7 @@ def sidebar() -> None:
                 type="primary" if chosen else "secondary",
             )
         st.caption("Model and text")
-        state.model, state.dtype, state.weights = model_controls("live", state.model, state.dtype, state.weights)
-        state.kv_heads = (
-            st.number_input(
-                "KV heads",
-                0,
-                1024,
-                state.kv_heads or 0,
-                key=f"kv-heads-{state.revision}",
-                help="Average the KV heads down to so many, without the training that it would need; 0: as they are",
-            )
-            or None
-        )
+        state.model = model_controls("live", state.model)
         names = [UPLOAD, PASTE, *texts.plays()]
         if state.text not in names:
             names.insert(0, state.text)
