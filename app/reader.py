@@ -151,7 +151,8 @@ class LiveRun(Live):
         if self._wanted == "stopped":
             self._set("stopped")
         elif all(lane.done for lane in self.lanes):
-            self._set("finished")
+            # What was said of this text is still true.
+            self._set("finished", self.note)
         elif self._wanted == "running" and self.unwatched:
             self._wanted = "paused"
             self._set("paused", "Paused, since nobody was looking. Press Resume to go on.")
