@@ -218,10 +218,7 @@ class Conversation:
     def kept(self) -> tuple[int, int]:
         """What the cache holds: the first n tokens of the text, and all from a position on."""
         lane = self.lane
-        if not lane.caches:
-            return 0, lane.position - 1
-        read = lane.position - 1
-        return lane.sinks, read - len(lane.caches[0].keys)
+        return (lane.sinks, lane.first) if lane.caches else (0, lane.position - 1)
 
     def trace(self) -> None:
         """Make answers faster from now on (tracing.py); takes a second or two the first time."""

@@ -8,6 +8,7 @@ knows nothing of files or screens.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from .cache import LayerCache
 from .decoding import Decoding, Turns
 from .families import adapt
 from .models import LanguageModel
-from .policies import Afresh, Band, Dense, Policy
+from .policies import Afresh, Band, Dense, Policy, Ranked
 from .positions import LEARNED, Angles
+from .ranking import RankedCache, Ranking, as_band, as_ranked, run_of, sinks_of, with_front
 from .reach import Reach
 from .rotary import Adapted
 from .tracing import one_token
@@ -32,6 +34,10 @@ ROWS = 64
 """Rows of logits that become probabilities at a time: a whole chunk's would not stay in the processor's cache."""
 TOGETHER = 32
 """Decoded tokens whose queries and keys are put together for maps."""
+PASSES = 32
+"""Forward passes of a ranked lane that make one chunk at most, so that it can be followed."""
+TRACED_FROM = 256
+"""Tokens to be read one at a time from which it is worth tracing the model."""
 TURNED = 4096
 """How far a run may slide away from where its places are counted."""
 DENSE = Dense()
@@ -90,7 +96,8 @@ class Source:
     ids: Tensor = field(init=False)
     """The tokens once more, on the model's device."""
     _front: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    _one: Callable[[Tensor, Decoding], Tensor] | None = field(default=None, init=False)
+    _one: Callable[[Tensor, Any], Tensor] | None = field(default=None, init=False)
+    _untraceable: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._room, self._ids = self.tokens, torch.as_tensor(self.tokens.astype(np.int64), device=self.model.device)
@@ -101,7 +108,7 @@ class Source:
         if not (why := self.model.positions.fixed):
             return
         family = self.model.network.config.model_type
-        if isinstance(policy, Band) and policy.window is not None:
+        if isinstance(policy, Ranked) or (isinstance(policy, Band) and policy.window is not None):
             raise ValueError(
                 f"{policy.label}: {family} {why}, so a cached key carries the place where it was read and cannot be "
                 "moved when others leave: choose dense or recompute"
@@ -136,11 +143,13 @@ class Source:
         if self._front and self._front[0][0].shape[1] > tokens:
             self._front = []
 
-    def trace(self, traced: Callable[[Tensor, Decoding], Tensor] | None = None) -> None:
+    def trace(self, traced: Callable[[Tensor, Any], Tensor] | None = None) -> None:
         """Make single tokens faster from now on, where the model can be traced (tracing.py); with what was `traced`."""
-        self._one = traced or one_token(self.model)
+        if self._one is None and not self._untraceable:
+            self._one = traced or one_token(self.model)
+            self._untraceable = self._one is None
 
-    def decode(self, ids: Tensor, decoding: Decoding) -> Tensor:
+    def decode(self, ids: Tensor, decoding: Decoding | Ranking) -> Tensor:
         """Logits [1, 1, vocabulary] of one token, ids [1, 1]."""
         if self._one is not None:
             return self._one(ids, decoding)
@@ -166,7 +175,7 @@ class Lane:
         """The next token to be predicted; all before it have been read."""
         self.seconds = 0.0
         """Compute time so far."""
-        self.caches: list[LayerCache] = []
+        self.caches: list[LayerCache] | list[RankedCache] = []
         self.pieces: list[Piece] = []
         """Queries and keys of the newest tokens, oldest first, from which maps are drawn."""
         self._origin = 0
@@ -183,13 +192,28 @@ class Lane:
 
     @property
     def sinks(self) -> int:
-        """First tokens whose keys are held in front of the run, or at its beginning."""
+        """First tokens whose keys are held in front of the run or at its beginning; in a ranked cache, by all heads."""
         if not self.caches:
             return 0
+        if self.ranked:
+            return sinks_of(self.caches)
         cache = self.caches[0]
         run_first = self.position - 1 - len(cache.keys)
         held = cache.sink_keys.shape[1]
         return self.position - 1 if run_first <= held else held
+
+    @property
+    def first(self) -> int:
+        """The text position from which on every token is held, in a ranked cache by all heads."""
+        if not self.caches:
+            return 0
+        read = self.position - 1
+        return read - (run_of(self.caches, read) if self.ranked else len(self.caches[0].keys))
+
+    @property
+    def ranked(self) -> bool:
+        """Whether what is held differs from head to head."""
+        return bool(self.caches) and isinstance(self.caches[0], RankedCache)
 
     @property
     def cache_bytes(self) -> int:
@@ -204,14 +228,15 @@ class Lane:
             )
         began = time.perf_counter()
         self.settle()
-        read = self._read_afresh if isinstance(self.policy, Afresh) else self._read_band
+        kinds = ((Afresh, self._read_afresh), (Ranked, self._read_ranked), (Band, self._read_band))
+        read = next(way for kind, way in kinds if isinstance(self.policy, kind))
         nll, mass, contexts, start = read(chunk, stop)
         # One transfer each per chunk; everything before this line may still be under way on a GPU.
         nll, mass = nll.cpu().numpy(), mass.cpu().numpy()
         seconds = time.perf_counter() - began
         self.seconds += seconds
         self.position = start + len(nll)
-        per_token = self.cache_bytes // max(1, len(self.caches[0]))
+        per_token = self._bytes_per_token
         return Step(
             lane=self.index,
             policy=self.policy,
@@ -223,6 +248,52 @@ class Lane:
             seconds=seconds,
             sink_mass=mass,
         )
+
+    @property
+    def _bytes_per_token(self) -> int:
+        """Of all layers, which may hold differently many."""
+        held = sum(len(c) for c in self.caches)
+        return self.cache_bytes * len(self.caches) // max(1, held)
+
+    def _read_ranked(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
+        """One forward pass after another, each up to the next eviction."""
+        policy, begin = self.policy, self.position - 1
+        assert isinstance(policy, Ranked)
+        end = min(begin + min(chunk, PASSES * policy.interval), stop - 1)
+        nll, mass, contexts = [], [], []
+        while begin < end:
+            count = min(end - begin, self._room())
+            logits, observed, held = self._rank(begin, count, 0)
+            nll.append(negative_log_likelihood(logits[0], self.source.ids[begin + 1 :][:count].to(logits.device)))
+            mass.append(observed)
+            contexts.append(held)
+            begin += count
+        return torch.cat(nll), torch.cat(mass, -1), np.concatenate(contexts), self.position
+
+    def _room(self) -> int:
+        """Tokens up to and with the one after which something goes."""
+        assert isinstance(self.policy, Ranked)
+        layers = self.source.model.layers
+        held = [len(c) for c in self.caches] or [0] * layers
+        return 1 + max(0, min(self.policy.budget_of(i, layers) - n for i, n in enumerate(held)))
+
+    def _rank(self, begin: int, count: int, last: int) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """Read `count` tokens: logits, sink mass, and how many tokens were held after each of them."""
+        policy, source = self.policy, self.source
+        assert isinstance(policy, Ranked)
+        if not self.caches:
+            self.caches = [RankedCache.empty(source.model, layer) for layer in range(source.model.layers)]
+        before = sum(len(c) for c in self.caches) / len(self.caches)
+        ranking = Ranking(source.model, begin, source.sink_tokens, policy, self.caches)
+        if count == 1 and policy.interval == 1 and len(source.tokens) - begin > TRACED_FROM:
+            source.trace()
+        if count == 1:
+            logits = source.decode(source.ids[None, begin : begin + 1], ranking)
+        else:
+            logits = source.model.forward(source.ids[None, begin : begin + count], ranking, begin=begin, last=last)
+        held = np.ceil(before) + np.arange(1, count + 1)
+        held[-1] = np.ceil(sum(len(c) for c in self.caches) / len(self.caches))
+        return logits, stacked(ranking.mass, logits), held.astype(np.int64)
 
     def _read_band(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
         begin, end = self.position - 1, min(self.position - 1 + chunk, stop - 1)
@@ -312,7 +383,7 @@ class Lane:
         seconds = time.perf_counter() - began
         self.seconds += seconds
         self.position += 1
-        per_token = self.cache_bytes // max(1, len(self.caches[0]))
+        per_token = self._bytes_per_token
         return Step(
             lane=self.index,
             policy=policy,
@@ -328,6 +399,9 @@ class Lane:
     def _next_logits(self, kv_chunk: int | None) -> tuple[Tensor, Tensor, int]:
         """Logits [vocabulary] and sink mass [layers, heads] of the newest token, and how many tokens are then held."""
         policy, t = self.policy, self.position - 1
+        if isinstance(policy, Ranked):
+            logits, mass, contexts = self._rank(t, 1, 1)
+            return logits[0, -1], mass[..., -1], int(contexts[-1])
         if isinstance(policy, Afresh):
             beyond = self.position - policy.window - 1
             into = beyond % policy.stride if beyond >= 0 else 0
@@ -419,6 +493,8 @@ class Lane:
         self.source.truncate(snapshot.tokens)
         self.caches, self._fresh = [c.copy() for c in snapshot.caches], []
         self.pieces = [replace(p) for p in snapshot.pieces]
+        if self.ranked:
+            return
         self._origin = min(self._origin, max(0, self.position - 1 - (len(self.caches[0].keys) if self.caches else 0)))
         for cache in self.caches:
             cache.turned.keep_last(0)
@@ -436,7 +512,7 @@ class Lane:
 
     def missing_sinks(self, policy: Policy) -> int:
         """How many of the first tokens the policy would keep, but this lane no longer holds."""
-        wanted = min(policy.sinks, self.position - 1) if isinstance(policy, Band) else 0
+        wanted = min(policy.sinks, self.position - 1) if isinstance(policy, Band | Ranked) else 0
         return max(0, wanted - self.sinks)
 
     def switch(self, policy: Policy, *, pin: bool = False) -> None:
@@ -448,9 +524,15 @@ class Lane:
         self.source.allow(policy)
         self.settle()
         missing, self.policy, self._encoded = self.missing_sinks(policy), policy, None
+        read = self.position - 1
+        if self.caches and isinstance(policy, Ranked):
+            self.caches = [as_ranked(c, read) for c in self.caches]
+            if missing and pin:
+                self.caches = with_front(self.caches, self.source.front(min(policy.sinks, read)))
+        elif self.ranked:
+            self.caches = as_band(self.caches, read)
         if not self.caches or not isinstance(policy, Band):
             return
-        read = self.position - 1
         for cache in self.caches:
             cache.turned.keep_last(0)
         held, run = self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)

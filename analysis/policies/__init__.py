@@ -2,11 +2,36 @@
 
 from .base import Afresh, Band, Policy
 from .dense import Dense
+from .h2o import H2O
+from .keydiff import KeyDiff
+from .knorm import KNorm
+from .lagkv import LagKV
+from .pyramid import Pyramid
+from .random import Random
+from .ranked import Ranked
 from .recompute import Recompute
+from .scissorhands import Scissorhands
+from .snapkv import SnapKV
 from .streaming import Streaming
+from .tova import TOVA
 from .window import Window
 
-POLICIES: dict[str, type[Policy]] = {p.name: p for p in (Dense, Window, Streaming, Recompute)}
+_ALL = (
+    Dense,
+    Window,
+    Streaming,
+    Recompute,
+    H2O,
+    TOVA,
+    SnapKV,
+    KNorm,
+    KeyDiff,
+    Scissorhands,
+    LagKV,
+    Pyramid,
+    Random,
+)
+POLICIES: dict[str, type[Policy]] = {p.name: p for p in _ALL}
 
 
 def parse(text: str) -> Policy:
@@ -17,4 +42,4 @@ def parse(text: str) -> Policy:
     return POLICIES[name.strip()].parse(settings)
 
 
-__all__ = ["POLICIES", "Afresh", "Band", "Dense", "Policy", "Recompute", "Streaming", "Window", "parse"]
+__all__ = ["POLICIES", "Afresh", "Band", "Policy", "Ranked", "parse", *sorted(p.__name__ for p in _ALL)]

@@ -1,0 +1,28 @@
+"""H2O, the heavy-hitter oracle: what got the most attention stays (Zhang et al. 2023, arXiv:2306.14048)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from .base import setting
+from .ranked import Ranked, Seen
+
+
+@dataclass(frozen=True)
+class H2O(Ranked):
+    """Keeps the tokens that got the most attention so far, added up over all queries, and the newest ones.
+
+    The paper keeps half heavy hitters and half newest tokens and has no sinks of its own: they earn their place.  The
+    authors' code masks instead of freeing and sums per query head; here slots are freed, by the mean of a group.
+    """
+
+    name: ClassVar[str] = "h2o"
+    title: ClassVar[str] = "Heavy hitters"
+    totals: ClassVar[bool] = True
+
+    sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
+    recent: int = setting(128, "Newest tokens that are safe whatever their score.", low=1)
+
+    def score(self, seen: Seen) -> Tensor:
+        return seen.total

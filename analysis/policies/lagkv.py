@@ -1,0 +1,40 @@
+"""LagKV: a token is worth what makes it stand out from the tokens that follow (Liang et al. 2025, arXiv:2504.04704)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import setting
+from .ranked import Ranked, Seen
+
+
+@dataclass(frozen=True)
+class LagKV(Ranked):
+    """Keeps the tokens whose keys and values vary most, measured by the range of the tokens that come next.
+
+    Slots are cut into stretches of half of `recent`; the next stretch gives, for every dimension, the range that this
+    one is measured by.  The paper scores a stretch once, when the next has been read, and keeps a share of each; here
+    all slots are ranked at every eviction, against whatever stands behind them then.  The last two stretches are safe.
+    """
+
+    name: ClassVar[str] = "lagkv"
+    title: ClassVar[str] = "Lagged range"
+
+    recent: int = setting(64, "Newest tokens that are safe whatever their score; two stretches.", low=2)
+
+    def score(self, seen: Seen) -> Tensor:
+        return self._spread(seen.keys.float()) + self._spread(seen.values.float())
+
+    def _spread(self, x: Tensor) -> Tensor:
+        lag, slots = self.recent // 2, x.shape[1]
+        # Counted from the newest, so that every stretch but the last has a whole one behind it.
+        front = -slots % lag
+        pieces = torch.cat((x[:, :1].expand(-1, front, -1), x), 1).unflatten(1, (-1, lag))
+        low, high = pieces.amin(2, keepdim=True), pieces.amax(2, keepdim=True)
+        scaled = (pieces[:, :-1] - low[:, 1:]) / (high - low)[:, 1:].clamp(min=1e-6)
+        spread = scaled.std(-1)
+        spread[:, 0, :front] = float("-inf")
+        spread = spread.softmax(-1).flatten(1)
+        return torch.cat((spread[:, front:], spread.new_zeros(len(x), lag)), 1)

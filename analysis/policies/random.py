@@ -1,0 +1,39 @@
+"""Chance: the control for every policy that chooses."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import setting
+from .ranked import Ranked, Seen
+
+
+@dataclass(frozen=True)
+class Random(Ranked):
+    """Keeps an even sample of the whole text, and the newest tokens.  With `sinks` 0 the first ones may go too.
+
+    Every token draws a lot once, for each layer and KV head, and the highest stay; so a seed means the same sample
+    whatever the chunks.
+    """
+
+    name: ClassVar[str] = "random"
+    title: ClassVar[str] = "Random"
+
+    seed: int = setting(0, "Another seed is another sample.", low=0, high=2**31 - 1)
+
+    def score(self, seen: Seen) -> Tensor:
+        heads = torch.arange(len(seen.places), device=seen.places.device)[:, None]
+        return lot(seen.places, 1 + heads + 1000 * seen.layer + 1_000_003 * self.seed)
+
+
+def lot(places: Tensor, stream: Tensor) -> Tensor:
+    """Numbers between 0 and 1 that look random, the same for the same place and stream on every device.
+
+    Integer hashing after Steele et al. 2014, "Fast splittable pseudorandom number generators", in 64 bits.
+    """
+    x = places * -7046029254386353131 + stream * -4658895280553007687
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return ((x >> 11) & ((1 << 53) - 1)).double() * 2.0**-53

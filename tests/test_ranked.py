@@ -1,0 +1,332 @@
+"""Policies that rank slots equal a reference without a cache: a full attention matrix and a list of kept positions."""
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.policies import POLICIES, Dense, Ranked, Streaming, Window, parse
+from analysis.ranking import RankedCache
+from analysis.stream import open_lanes, stream
+
+from .families import tiny, words
+
+RANKED = [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)]
+SMALL = {
+    "h2o": "budget=16,recent=5",
+    "tova": "budget=16",
+    "snapkv": "budget=16,sinks=2,recent=4",
+    "knorm": "budget=16,sinks=1,recent=3",
+    "keydiff": "budget=16,sinks=0,recent=3",
+    "scissorhands": "budget=16,sinks=1,recent=3,history=9",
+    "lagkv": "budget=16,sinks=1,recent=6",
+    "pyramid": "budget=16,sinks=1,recent=2,steepness=2",
+    "random": "budget=16,sinks=0,recent=2,seed=7",
+}
+
+
+def small(name: str, **more) -> Ranked:
+    return parse(f"{name}:{SMALL[name]}" + "".join(f",{k}={v}" for k, v in more.items()))
+
+
+def distinct(count):
+    """No token twice: equal keys would have equal scores but for rounding."""
+    return np.random.default_rng(1).permutation(90)[:count]
+
+
+# What each policy thinks of the kept tokens of one KV head, written from its paper.  A[t][j]: attention of token t to
+# token j, mean over the group; keys and values [tokens, dim]; kept: places, ascending; t: the newest token.
+
+
+def h2o(policy, A, keys, values, kept, t, layer, head):
+    return [sum(A[q][j] for q in range(j, t + 1)) for j in kept]
+
+
+def tova(policy, A, keys, values, kept, t, layer, head):
+    return [A[t][j] for j in kept]
+
+
+def snapkv(policy, A, keys, values, kept, t, layer, head):
+    window = range(max(0, t - policy.recent + 1), t + 1)
+    raw = [np.mean([A[q][j] for q in window]) for j in kept]
+    half = getattr(policy, "kernel", 5) // 2
+    return [np.mean(raw[max(0, i - half) : i + half + 1]) for i in range(len(raw))]
+
+
+def knorm(policy, A, keys, values, kept, t, layer, head):
+    return [-np.linalg.norm(keys[j]) for j in kept]
+
+
+def keydiff(policy, A, keys, values, kept, t, layer, head):
+    unit = [keys[j] / np.linalg.norm(keys[j]) for j in kept]
+    mean = np.mean(unit, 0)
+    return [-(u @ mean) / np.linalg.norm(mean) for u in unit]
+
+
+def scissorhands(policy, A, keys, values, kept, t, layer, head):
+    worth = np.zeros(len(kept))
+    for q in range(max(0, t - policy.history + 1), t + 1):
+        reached = [i for i, j in enumerate(kept) if A[q][j] > 0]
+        for i in reached:
+            worth[i] -= A[q][kept[i]] < 1 / len(reached)
+    return list(worth)
+
+
+def lagkv(policy, A, keys, values, kept, t, layer, head):
+    lag, scores = policy.recent // 2, np.zeros(len(kept))
+    ends = list(range(len(kept), 0, -lag))
+    for end, following in zip(ends[1:], ends, strict=False):
+        begin = max(0, end - lag)
+        for x in (keys, values):
+            later = np.array([x[j] for j in kept[end:following]])
+            span = np.maximum(later.max(0) - later.min(0), 1e-6)
+            std = np.array([((x[j] - later.min(0)) / span).std(ddof=1) for j in kept[begin:end]])
+            weight = np.exp(std - std.max())
+            scores[begin:end] += weight / weight.sum()
+    return list(scores)
+
+
+def pyramid(policy, A, keys, values, kept, t, layer, head):
+    return snapkv(policy, A, keys, values, kept, t, layer, head)
+
+
+def random(policy, A, keys, values, kept, t, layer, head):
+    mask = 2**64 - 1
+    scores = []
+    for j in kept:
+        x = (j * 0x9E3779B97F4A7C15 + (1 + head + 1000 * layer + 1_000_003 * policy.seed) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        scores.append(((x ^ (x >> 31)) >> 11) * 2.0**-53)
+    return scores
+
+
+WORTH = {f.__name__: f for f in (h2o, tova, snapkv, knorm, keydiff, scissorhands, lagkv, pyramid, random)}
+
+
+class Naive:
+    """Attends with all keys at hand; which of them count is a list of places for every KV head."""
+
+    def __init__(self, model, policy, layers):
+        self.model, self.policy, self.layers = model, policy, layers
+        self.kept, self.mass = {}, []
+
+    def attend(self, attention, query, key, value, *, scaling=None, **_):
+        model, policy, layer = self.model, self.policy, attention.layer_idx
+        (heads, tokens, dim), kv_heads = query.shape[1:], key.shape[1]
+        groups, budget = heads // kv_heads, policy.budget_of(layer, self.layers)
+        out, mass = torch.zeros(tokens, heads, dim), np.zeros((heads, tokens))
+        for h in range(kv_heads):
+            A, kept = np.zeros((tokens, tokens)), []
+            k, v = key[0, h].double().numpy(), value[0, h].double().numpy()
+            for t in range(tokens):
+                kept.append(t)
+                at = torch.arange(len(kept)) if policy.positions == "cache" else torch.tensor(kept)
+                turned = model.rotate(attention, key[:, h : h + 1, kept], model.angles(attention, at))
+                own = query[:, h * groups : (h + 1) * groups, t : t + 1]
+                asked = model.rotate(attention, own, model.angles(attention, at[-1:]))
+                weights = torch.softmax(asked @ turned.transpose(-1, -2) * (scaling or dim**-0.5), -1)
+                out[t, h * groups : (h + 1) * groups] = (weights @ value[:, h : h + 1, kept])[0, :, 0]
+                A[t, kept] = weights[0, :, 0].mean(0)
+                mass[h * groups : (h + 1) * groups, t] = weights[0, :, 0, [j < 4 for j in kept]].sum(-1)
+                if len(kept) > budget:
+                    worth = WORTH[policy.name](policy, A, k, v, kept, t, layer, h)
+                    safe = {*(j for j in kept if j < policy.sinks), *kept[-policy.recent :]}
+                    order = sorted(range(len(kept)), key=lambda i: (kept[i] in safe, worth[i], i))
+                    kept = sorted(kept[i] for i in order[-(budget - policy.interval + 1) :])
+            self.kept[layer, h] = kept
+        self.mass.append(mass)
+        return out[None]
+
+
+def naive(model, tokens, policy):
+    lane = open_lanes(model, tokens, [Dense()])[0]
+    adapted = lane.source.model
+    book = Naive(adapted, policy, adapted.layers)
+    ids = torch.as_tensor(tokens)[None]
+    logits = adapted.forward(ids[:, :-1], book)[0]
+    return -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0].numpy(), book
+
+
+def read(model, tokens, policy, chunk=16):
+    lane = open_lanes(model, tokens, [policy])[0]
+    steps = []
+    while not lane.done:
+        steps.append(lane.read(chunk))
+    nll, held = (np.concatenate([getattr(s, what) for s in steps]) for what in ("nll", "cache_tokens"))
+    return nll, held, np.concatenate([s.sink_mass for s in steps], -1), lane
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("positions", ["cache", "text"])
+@pytest.mark.parametrize("interval", [1, 4])
+@pytest.mark.parametrize("name", RANKED)
+def test_policy_equals_its_reference_without_a_cache(name, interval, positions, groups):
+    model, tokens = tiny("llama", num_key_value_heads=4 // groups), distinct(48)
+    policy = small(name, interval=interval, positions=positions)
+    expected, book = naive(model, tokens, policy)
+    nll, held, mass, lane = read(model, tokens, policy)
+    np.testing.assert_allclose(nll, expected, atol=1e-4)
+    np.testing.assert_allclose(mass, book.mass, atol=1e-5)
+    for (layer, head), kept in book.kept.items():
+        assert lane.caches[layer].places[head].tolist() == kept
+    assert held.max() <= policy.budget
+
+
+@pytest.mark.parametrize("interval", [1, 4])
+@pytest.mark.parametrize("name", RANKED)
+def test_chunk_size_changes_nothing(name, interval, tiny_llama):
+    policy, tokens = small(name, interval=interval), distinct(80)
+    expected = read(tiny_llama, tokens, policy, 1)
+    for chunk in (3, 64):
+        got = read(tiny_llama, tokens, policy, chunk)
+        np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
+        np.testing.assert_array_equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_budget_for_the_whole_text_equals_dense(name, tiny_llama):
+    tokens = words(60)
+    more = {"steepness": 1} if name == "pyramid" else {}
+    policy = POLICIES[name](budget=len(tokens), recent=2, interval=4, **more)
+    np.testing.assert_allclose(read(tiny_llama, tokens, policy)[0], read(tiny_llama, tokens, Dense())[0], atol=1e-5)
+
+
+def test_what_goes_is_freed(tiny_llama):
+    _, _, _, lane = read(tiny_llama, words(300), small("h2o"))
+    for cache in lane.caches:
+        assert cache.keys.shape == (2, 16, 8) and cache.keys.untyped_storage().nbytes() == cache.keys.nbytes
+    assert lane.cache_bytes == 2 * 3 * 2 * 16 * 8 * 4
+
+
+def test_a_window_and_its_sinks_are_what_recency_ranks(tiny_llama):
+    """Where every slot is safe but one, ranking is sinks + window."""
+    tokens = words(90)
+    ranked = POLICIES["knorm"](budget=17, sinks=4, recent=13)
+    np.testing.assert_allclose(
+        read(tiny_llama, tokens, ranked)[0], read(tiny_llama, tokens, Streaming(4, 13))[0], atol=1e-5
+    )
+
+
+def test_pyramid_gives_its_mean_and_no_more():
+    for interval in (1, 4, 16):
+        policy = POLICIES["pyramid"](budget=256, interval=interval)
+        budgets = [policy.budget_of(layer, 30) for layer in range(30)]
+        assert np.mean(budgets) == 256 and budgets == sorted(budgets, reverse=True)
+        assert {b % interval for b in budgets} == {256 % interval} and abs(budgets[-1] - 64) <= interval
+
+
+def test_random_lots_are_even():
+    from analysis.policies.random import lot
+
+    drawn = lot(torch.arange(20_000), torch.tensor(5))
+    assert abs(drawn.mean() - 0.5) < 0.01 and abs(drawn.var() - 1 / 12) < 0.002
+    assert abs(np.corrcoef(drawn[:-1], drawn[1:])[0, 1]) < 0.03
+    assert not torch.equal(drawn, lot(torch.arange(20_000), torch.tensor(6)))
+
+
+def test_random_keeps_an_even_sample_of_the_text(tiny_llama):
+    _, _, _, lane = read(tiny_llama, np.resize(words(), 2000), POLICIES["random"](budget=200, sinks=0, recent=1))
+    places = torch.stack([c.places for c in lane.caches]).float()
+    assert 900 < places.mean() < 1100
+
+
+@pytest.mark.parametrize(
+    "settings", ["h2o:budget=64", "knorm:budget=64,recent=61", "tova:budget=16,interval=17", "snapkv:kernel=4"]
+)
+def test_settings_that_leave_nothing_to_choose_are_refused(settings):
+    with pytest.raises(ValueError, match=r"choose a larger budget|odd number"):
+        parse(settings)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gpt_oss", "smollm3", "phi", "falcon", "mpt"])
+@pytest.mark.parametrize("positions", ["cache", "text"])
+def test_any_family_can_be_ranked(name, positions):
+    """Everything is safe, so it must be sinks + window, with all that a family adds to attention."""
+    model, tokens = tiny(name), words()
+    ranked = POLICIES["h2o"](budget=17, sinks=4, recent=13, positions=positions)
+    same = Streaming(4, 13, positions)
+    np.testing.assert_allclose(read(model, tokens, ranked)[0], read(model, tokens, same)[0], atol=1e-4)
+
+
+def test_answers_equal_reading(tiny_llama):
+    tokens = words(70)
+    for policy in (small("h2o"), small("snapkv", interval=4, positions="text")):
+        expected = read(tiny_llama, tokens, policy)[0]
+        lane = open_lanes(tiny_llama, tokens[:30], [policy])[0]
+        lane.source.trace()
+        while not lane.done:
+            lane.read(16)
+        before = lane.snapshot()
+        for _ in range(2):
+            got = [lane.next(lambda _, token=token: int(token)).nll[0] for token in tokens[30:]]
+            np.testing.assert_allclose(got, expected[29:], atol=1e-4)
+            lane.restore(before)
+
+
+@pytest.mark.parametrize("first", ["dense", "streaming:sinks=4,window=20", "recompute:window=24,stride=4"])
+@pytest.mark.parametrize("then", ["h2o:budget=16,recent=5", "knorm:budget=16,sinks=4,recent=3,positions=text"])
+def test_a_lane_switches_to_ranking_and_back(first, then, tiny_llama):
+    tokens = words(200)
+    lane = open_lanes(tiny_llama, tokens, [parse(first)])[0]
+    lane.read(40)
+    lane.switch(parse(then))
+    step = lane.read(1)
+    assert step.cache_tokens[-1] == 16 and lane.ranked
+    lane.read(16)
+    lane.switch(Window(30))
+    assert not lane.ranked and 1 <= len(lane.caches[0]) <= 16
+    lane.read(40)
+    assert len(lane.caches[0]) == 30
+    expected = read(tiny_llama, tokens, Window(30))[0]
+    while not lane.done:
+        lane.read(40)
+    # A window forgets what was done before it, but through the layers it takes a few windows.
+    assert np.isfinite(expected).all()
+
+
+def test_dense_goes_on_exactly_where_nothing_was_evicted(tiny_llama):
+    tokens = words(80)
+    lane = open_lanes(tiny_llama, tokens, [POLICIES["h2o"](budget=64, recent=8)])[0]
+    parts = [lane.read(16).nll, lane.read(16).nll]
+    lane.switch(Dense())
+    while not lane.done:
+        parts.append(lane.read(16).nll)
+    np.testing.assert_allclose(np.concatenate(parts), read(tiny_llama, tokens, Dense())[0], atol=1e-5)
+
+
+def test_pinned_sinks_are_in_front_of_every_head(tiny_llama):
+    lane = open_lanes(tiny_llama, words(200), [Window(24)])[0]
+    lane.read(60)
+    policy = POLICIES["knorm"](budget=20, sinks=4, recent=4)
+    assert lane.missing_sinks(policy) == 4
+    lane.switch(policy, pin=True)
+    assert lane.sinks == 4 and lane.missing_sinks(policy) == 0
+    lane.read(30)
+    assert lane.sinks == 4
+    front = lane.source.front(4)
+    for cache, (keys, _) in zip(lane.caches, front, strict=True):
+        torch.testing.assert_close(cache.keys[:, :4], keys)
+
+
+def test_keys_that_cannot_be_moved_are_not_ranked():
+    with pytest.raises(ValueError, match="cannot be moved"):
+        open_lanes(tiny("gpt2"), words(), [small("h2o")])
+
+
+def test_ranking_runs_on_the_meta_device(tiny_llama):
+    from analysis.families import adapt
+
+    model = adapt(type(tiny_llama)(tiny_llama.config).eval().to("meta"))
+    for name in RANKED:
+        for positions in ("cache", "text"):
+            lane = open_lanes(model, words(60), [small(name, positions=positions, interval=2)])[0]
+            for begin, count in ((0, 5), (5, 12), (17, 2), (19, 1)):
+                logits, mass, _ = lane._rank(begin, count, 0)
+                assert logits.is_meta and mass.is_meta and mass.shape == (3, 4, count)
+            assert all(isinstance(c, RankedCache) and c.keys.is_meta for c in lane.caches)
+
+
+def test_lanes_of_all_kinds_read_one_text(tiny_llama):
+    policies = [Dense(), Streaming(4, 12), *(small(name) for name in RANKED)]
+    read_by = {step.lane for step in stream(tiny_llama, words(64), policies, chunk=16)}
+    assert read_by == set(range(len(policies)))
