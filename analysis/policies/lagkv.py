@@ -25,16 +25,16 @@ class LagKV(Ranked):
     recent: int = setting(64, "Newest tokens that are safe whatever their score; two stretches.", low=2)
 
     def score(self, seen: Seen) -> Tensor:
-        return self._spread(seen.keys.float()) + self._spread(seen.values.float())
-
-    def _spread(self, x: Tensor) -> Tensor:
-        lag, slots = self.recent // 2, x.shape[1]
+        x, lag, slots = torch.cat((seen.keys, seen.values)).float(), self.recent // 2, seen.keys.shape[1]
         # Counted from the newest, so that every stretch but the last has a whole one behind it.
         front = -slots % lag
         pieces = torch.cat((x[:, :1].expand(-1, front, -1), x), 1).unflatten(1, (-1, lag))
-        low, high = pieces.amin(2, keepdim=True), pieces.amax(2, keepdim=True)
-        scaled = (pieces[:, :-1] - low[:, 1:]) / (high - low)[:, 1:].clamp(min=1e-6)
-        spread = scaled.std(-1)
+        later = pieces[:, 1:]
+        low = later.amin(2, keepdim=True)
+        scaled = (pieces[:, :-1] - low) / (later.amax(2, keepdim=True) - low).clamp(min=1e-6)
+        # Of n dimensions; torch's own std takes three times as long.
+        n, mean = scaled.shape[-1], scaled.mean(-1)
+        spread = ((scaled.square().mean(-1) - mean.square()).clamp(min=0) * n / (n - 1)).sqrt()
         spread[:, 0, :front] = float("-inf")
-        spread = spread.softmax(-1).flatten(1)
-        return torch.cat((spread[:, front:], spread.new_zeros(len(x), lag)), 1)
+        worth = spread.softmax(-1).flatten(1)[:, front:].unflatten(0, (2, -1)).sum(0)
+        return torch.nn.functional.pad(worth, (0, lag))

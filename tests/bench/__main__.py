@@ -1,6 +1,6 @@
 """`make bench`: print every figure beside its mark.  Timings are medians of alternating runs: a slow minute hits all.
 
-`python -m tests.bench engine`, `… chat` or `… page` prints one part.
+`python -m tests.bench engine`, `… ranked`, `… chat` or `… page` prints one part.
 """
 
 import os
@@ -10,11 +10,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["engine", "chat", "page"]
+    wanted = sys.argv[1:] or ["engine", "ranked", "chat", "page"]
     if "engine" in wanted:
         from . import engine
 
         engine.main()
+    if "ranked" in wanted:
+        from . import ranked
+
+        ranked.main()
     if "chat" in wanted:
         from . import chat
 

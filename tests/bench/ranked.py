@@ -1,0 +1,87 @@
+"""Policies that rank slots: against transformers' plain forward pass, the one-token loop, and chance."""
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from analysis import texts
+from analysis.models import load
+from analysis.policies import POLICIES, Random, Ranked, Streaming, Window, parse
+from analysis.stream import open_lanes
+
+from .chat import stock
+from .engine import loop_token, plain_chunk
+from .report import head, line
+
+BUDGET, INTERVAL, ROUNDS = 256, 16, 24
+TEXT = 2000
+
+
+def main() -> None:
+    model = load("embedded", device="cpu")
+    tokens = texts.tokenize(texts.read("hamlet"), model.tokenizer, limit=6000)
+    speed(model, tokens)
+    quality(model, tokens[:TEXT])
+    print()
+
+
+def names() -> list[str]:
+    return [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)]
+
+
+def speed(model, tokens) -> None:
+    head(f"ranked slots, budget {BUDGET}: speed, float32")
+    network = stock("float32")
+    network.set_attn_implementation("sdpa")
+    ids = torch.as_tensor(tokens.astype(np.int64))[None]
+    caches = [DynamicCache(config=network.config) for _ in range(2)]
+    with torch.inference_mode():
+        for c in caches:
+            network(ids[:, :BUDGET], past_key_values=c, logits_to_keep=1)
+    lanes = {}
+    for name in names():
+        for interval in (1, INTERVAL):
+            lane = open_lanes(model, tokens, [parse(f"{name}:budget={BUDGET},interval={interval}")])[0]
+            while lane.position <= BUDGET + 1:
+                lane.read(BUDGET)
+            # From here on every pass ends with an eviction.
+            lane.read(lane._room())
+            lane.source.trace(model.one_token)
+            lanes[name, interval] = lane
+    times: dict = {key: [] for key in ("plain", "loop", *lanes)}
+    for i in range(ROUNDS):
+        times["plain"].append(plain_chunk(network, ids, caches[0], BUDGET + i * INTERVAL, INTERVAL) / INTERVAL)
+        times["loop"].append(loop_token(network, ids, caches[1], BUDGET + i, 4))
+        for key, lane in lanes.items():
+            times[key].append(lane.read(key[1]).seconds / key[1])
+    median = {key: float(np.median(values[2:])) for key, values in times.items()}
+    line(f"transformers' plain forward pass, chunks of {INTERVAL}", 1 / median["plain"], "", unit="tokens/s", digits=0)
+    line("one token at a time through transformers' cache", 1 / median["loop"], "", unit="tokens/s", digits=1)
+    for name in names():
+        share, loop = median["plain"] / median[name, INTERVAL], median["loop"] / median[name, 1]
+        line(f"{name}, every {INTERVAL} / plain pass", share, "≥ 0.75", good=share >= 0.75)
+        line(f"{name}, every token / loop", loop, "≥ 0.8", unit="×", good=loop >= 0.8)
+
+
+def quality(model, tokens) -> None:
+    head(f"ranked slots, budget {BUDGET}: perplexity over {len(tokens):,} tokens of Hamlet, and against chance")
+    chosen = [parse(f"{name}:budget={BUDGET}") for name in names()]
+    for policy in (Streaming(4, BUDGET - 4), Window(BUDGET), *chosen):
+        nll = read(model, tokens, policy)
+        line(policy.label, float(np.exp(nll.mean())), "", digits=2)
+        if isinstance(policy, Ranked) and not isinstance(policy, Random):
+            # Chance with the same tokens safe, so that only the choice differs.
+            safe = {"budget": BUDGET, "sinks": policy.sinks, "recent": policy.recent}
+            apart = (nll - read(model, tokens, Random(**safe)))[BUDGET:]
+            blocks = apart[: len(apart) // 100 * 100].reshape(-1, 100).mean(1)
+            error = blocks.std(ddof=1) / np.sqrt(len(blocks))
+            line(f"  against random, {policy.sinks} sinks and {policy.recent} newest safe", apart.mean(), f"± {error:.3f}")
+
+
+def read(model, tokens, policy) -> np.ndarray:
+    lane = open_lanes(model, tokens, [policy])[0]
+    lane.source.trace(model.one_token)
+    parts = []
+    while not lane.done:
+        parts.append(lane.read(512).nll)
+    return np.concatenate(parts)
