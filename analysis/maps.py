@@ -5,6 +5,7 @@ from another thread than the one that reads, since what a lane holds is replaced
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .policies import Afresh
-from .stream import Lane, Piece
+from .stream import Lane, Piece, RankedPiece
 
 
 @dataclass(frozen=True)
@@ -109,46 +110,81 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
 
 
 def _weights(
-    lane: Lane, piece: Piece, layer: int, head: int
+    lane: Lane, piece: Piece | RankedPiece, layer: int, head: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None]:
     """Text positions of the keys that the queries of a piece may reach, their weights [queries, keys], and those of a
     learned sink [queries]."""
-    model, reach = lane.source.model, piece.reach
-    attention = model.attentions[layer]
-    group = head // (model.heads // model.kv_heads)
+    model = lane.source.model
+    attention, settings = model.attentions[layer], model.settings[layer]
     query = piece.queries[layer][head][None, None].float()
-    t = torch.arange(piece.start, piece.stop, device=query.device)
-    low, run = _run(lane, piece, layer, group)
-    parts, places = [], []
-    settings = model.settings[layer]
     scaling = settings.get("scaling") or query.shape[-1] ** -0.5
-
-    def scores(keys: Tensor, at: Tensor, query_at: Tensor) -> Tensor:
-        q = model.rotate(attention, query, _float(model.angles(attention, query_at)))
-        k = model.rotate(attention, keys[None, None].float(), _float(model.angles(attention, at)))
-        return (q @ k.transpose(-1, -2))[0, 0] * scaling
-
-    if reach.sinks:
-        at = torch.arange(reach.sinks, device=query.device)
-        parts.append(scores(lane.source.front(reach.sinks)[layer][0][group], at, reach.slot(t)))
-        places.append(at)
-    at = torch.arange(low, piece.stop, device=query.device)
-    parts.append(scores(run, at - low, t - low))
-    places.append(at)
-    cap, sink = settings.get("softcap"), settings.get("s_aux")
-    s, at = torch.cat(parts, -1), torch.cat(places)
+    t = torch.arange(piece.start, piece.stop, device=query.device)
+    parts, places, seen = [], [], []
+    for meeting in (_met_ranked if isinstance(piece, RankedPiece) else _met)(lane, piece, layer, head):
+        q = model.rotate(attention, query, _float(model.angles(attention, meeting.queries_at)))
+        k = model.rotate(attention, meeting.keys[None, None].float(), _float(model.angles(attention, meeting.keys_at)))
+        parts.append((q @ k.transpose(-1, -2))[0, 0] * scaling)
+        places.append(meeting.places)
+        seen.append(meeting.seen)
+    cap, sink, window = settings.get("softcap"), settings.get("s_aux"), settings.get("sliding_window")
+    s, at, reached = torch.cat(parts, -1), torch.cat(places), torch.cat(seen, -1)
     s = s if cap is None else cap * torch.tanh(s / cap)
-    seen = reach.sees(t, at, settings.get("sliding_window"))
-    s = s.masked_fill(~seen, float("-inf"))
+    if window is not None:
+        reached = reached & (at > t[:, None] - window)
+    s = s.masked_fill(~reached, float("-inf"))
     if sink is not None:
         # A learned sink is one more logit, without a token.
         s = torch.cat((s, sink[head].float().expand(len(s), 1)), -1)
     weights = torch.softmax(s, -1)
     learned = None if sink is None else weights[:, -1].cpu().numpy()
-    weights = weights[:, : len(at)].masked_fill(~seen, float("nan"))
-    # A row is exact only when every key that it reached is still held.
-    weights[reach.low(t) < low] = float("nan")
+    weights = weights[:, : len(at)].masked_fill(~reached, float("nan"))
+    if isinstance(piece, Piece):
+        # A row is exact only when every key that it reached is still held.
+        weights[piece.reach.low(t) < int(places[-1][0])] = float("nan")
     return at.cpu().numpy(), weights.cpu().numpy(), learned
+
+
+class Meeting(NamedTuple):
+    """Keys [keys, dim] that queries meet, where both stand [queries], [keys], and which keys each of them reaches."""
+
+    keys: Tensor
+    places: Tensor
+    keys_at: Tensor
+    queries_at: Tensor
+    seen: Tensor
+
+
+def _met(lane: Lane, piece: Piece, layer: int, head: int) -> list[Meeting]:
+    """The sinks, and the run."""
+    model, reach = lane.source.model, piece.reach
+    group = head // (model.heads // model.kv_heads)
+    low, run = _run(lane, piece, layer, group)
+    t = torch.arange(piece.start, piece.stop, device=run.device)
+    meetings = []
+    if reach.sinks:
+        at = torch.arange(reach.sinks, device=run.device)
+        keys = lane.source.front(reach.sinks)[layer][0][group]
+        meetings.append(Meeting(keys, at, at, reach.slot(t), reach.sees(t, at)))
+    at = torch.arange(low, piece.stop, device=run.device)
+    meetings.append(Meeting(run, at, at - low, t - low, reach.sees(t, at)))
+    return meetings
+
+
+def _met_ranked(lane: Lane, piece: RankedPiece, layer: int, head: int) -> list[Meeting]:
+    """The slots of one KV head as they were: those that are still held, and those that went after this piece."""
+    model = lane.source.model
+    group = head // (model.heads // model.kv_heads)
+    later = [p.gone[layer] for p in list(lane.pieces) if p.stop >= piece.stop]
+    keys = torch.cat([lane.caches[layer].keys[group], *(g.keys[group] for g in later if g is not None)])
+    places = torch.cat([lane.caches[layer].places[group], *(g.places[group] for g in later if g is not None)])
+    order = places.argsort()
+    order = order[places[order] < piece.stop]
+    keys, places = keys[order], places[order]
+    t = torch.arange(piece.start, piece.stop, device=places.device)
+    slots = torch.arange(len(places), device=places.device)
+    by_slot = piece.policy.positions == "cache"
+    at, queries_at = (slots, slots[len(slots) - len(t) :]) if by_slot else (places, t)
+    return [Meeting(keys, places, at, queries_at, places <= t[:, None])]
 
 
 def _run(lane: Lane, piece: Piece, layer: int, group: int) -> tuple[int, Tensor]:

@@ -8,7 +8,7 @@ beforehand.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +20,13 @@ from .policies import Ranked
 from .policies.ranked import Seen
 from .positions import Angles
 from .rotary import Adapted
+
+
+class Gone(NamedTuple):
+    """Slots that a layer let go: keys before rotation [kv_heads, gone, dim], and their places in the text."""
+
+    keys: Tensor
+    places: Tensor
 
 
 @dataclass(eq=False)
@@ -82,19 +89,22 @@ class RankedCache:
                 rows = torch.cat((older, rows), 1)
             self.rows = rows[:, -policy.looks_back :]
 
-    def evict(self, policy: Ranked, layer: int, layers: int) -> None:
+    def evict(self, policy: Ranked, layer: int, layers: int) -> "Gone | None":
         """Let go of what the policy ranks lowest, if there is more than its budget."""
         budget = policy.budget_of(layer, layers)
         if len(self) <= budget:
-            return
-        seen = Seen(self.keys, self.values, self.places, self.total, self.rows, layer)
-        kept = policy.kept(seen, budget - policy.interval + 1)
+            return None
+        order = policy.order(Seen(self.keys, self.values, self.places, self.total, self.rows, layer))
+        count = budget - policy.interval + 1
+        leaves, kept = order[:, :-count], order[:, -count:].sort().values
+        gone = Gone(_picked(self.keys, leaves), _picked(self.places, leaves))
         self.keys, self.values, self.places = (_picked(x, kept) for x in (self.keys, self.values, self.places))
         self.total = None if self.total is None else _picked(self.total, kept)
         if self.rows is not None:
             self.rows = self.rows.gather(2, kept[:, None].expand(-1, self.rows.shape[1], -1))
         stays = self.turned is not None and policy.positions == "text"
         self.turned = _picked(self.turned, kept) if stays else None
+        return gone
 
 
 def _picked(x: Tensor, kept: Int[Tensor, "kv_heads count"]) -> Tensor:
@@ -107,7 +117,8 @@ class Ranking:
     """One forward pass over ranked caches, of tokens that begin at text position `token`.
 
     There must be no more of them than come before the next eviction.  After the pass `mass[layer]` holds the sink mass,
-    [heads, queries].
+    [heads, queries]; with `capture`, `queries[layer]` [heads, queries, dim] what the layer asked with before rotation,
+    and `gone[layer]` what it let go.
     """
 
     model: Adapted
@@ -115,7 +126,10 @@ class Ranking:
     sink_tokens: int
     policy: Ranked
     caches: list[RankedCache]
+    capture: bool = False
     mass: list[Tensor] = field(default_factory=list)
+    queries: list[Tensor] = field(default_factory=list)
+    gone: list[Gone | None] = field(default_factory=list)
     _made: dict[tuple, Any] = field(default_factory=dict)
 
     def attend(
@@ -156,7 +170,10 @@ class Ranking:
         self.mass.append((weights @ early[..., None]).float().reshape(heads, queries))
         if self.policy.totals or self.policy.looks_back:
             cache.observe(weights.view(kv_heads, groups, queries, slots).mean(1), self.policy)
-        cache.evict(self.policy, layer, self.model.layers)
+        gone = cache.evict(self.policy, layer, self.model.layers)
+        if self.capture:
+            self.queries.append(query[0])
+            self.gone.append(gone)
         return out.reshape(1, heads, queries, dim).transpose(1, 2)
 
     def _places(self, queries: int) -> Int[Tensor, " queries"]:

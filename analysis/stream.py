@@ -22,7 +22,7 @@ from .families import adapt
 from .models import LanguageModel
 from .policies import Afresh, Band, Dense, Policy, Ranked
 from .positions import LEARNED, Angles
-from .ranking import RankedCache, Ranking, as_band, as_ranked, run_of, sinks_of, with_front
+from .ranking import Gone, RankedCache, Ranking, as_band, as_ranked, run_of, sinks_of, with_front
 from .reach import Reach
 from .rotary import Adapted
 from .tracing import one_token
@@ -80,6 +80,17 @@ class Piece:
     reach: Reach
     queries: list[Tensor]
     keys: list[Tensor]
+
+
+@dataclass
+class RankedPiece:
+    """Queries of one pass over ranked caches before rotation, per layer [heads, tokens, dim], and what then went."""
+
+    start: int
+    stop: int
+    policy: Ranked
+    queries: list[Tensor]
+    gone: list[Gone | None]
 
 
 @dataclass(eq=False)
@@ -176,7 +187,7 @@ class Lane:
         self.seconds = 0.0
         """Compute time so far."""
         self.caches: list[LayerCache] | list[RankedCache] = []
-        self.pieces: list[Piece] = []
+        self.pieces: list[Piece] | list[RankedPiece] = []
         """Queries and keys of the newest tokens, oldest first, from which maps are drawn."""
         self._origin = 0
         """Text position from which decoding counts places in the run."""
@@ -284,13 +295,17 @@ class Lane:
         if not self.caches:
             self.caches = [RankedCache.empty(source.model, layer) for layer in range(source.model.layers)]
         before = sum(len(c) for c in self.caches) / len(self.caches)
-        ranking = Ranking(source.model, begin, source.sink_tokens, policy, self.caches)
+        ranking = Ranking(source.model, begin, source.sink_tokens, policy, self.caches, source.hold > 0)
         if count == 1 and policy.interval == 1 and len(source.tokens) - begin > TRACED_FROM:
             source.trace()
         if count == 1:
             logits = source.decode(source.ids[None, begin : begin + 1], ranking)
         else:
             logits = source.model.forward(source.ids[None, begin : begin + count], ranking, begin=begin, last=last)
+        if source.hold:
+            self.pieces.append(RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone))
+            while self.pieces[0].stop <= begin + count - source.hold:
+                self.pieces.pop(0)
         held = np.ceil(before) + np.arange(1, count + 1)
         held[-1] = np.ceil(sum(len(c) for c in self.caches) / len(self.caches))
         return logits, stacked(ranking.mass, logits), held.astype(np.int64)
@@ -525,6 +540,9 @@ class Lane:
         self.settle()
         missing, self.policy, self._encoded = self.missing_sinks(policy), policy, None
         read = self.position - 1
+        if isinstance(policy, Ranked) != self.ranked or (pin and self.ranked):
+            # Maps do not reach back to where slots were kept in another way.
+            self.pieces = []
         if self.caches and isinstance(policy, Ranked):
             self.caches = [as_ranked(c, read) for c in self.caches]
             if missing and pin:
@@ -567,8 +585,8 @@ class Snapshot:
     tokens: int
     policy: Policy
     encoded: Policy | None
-    caches: list[LayerCache]
-    pieces: list[Piece]
+    caches: list[LayerCache] | list[RankedCache]
+    pieces: list[Piece] | list[RankedPiece]
 
 
 def stacked(of_layers: list[Tensor], like: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import streamlit as st
 
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Spec
+from app.runner import sentence
 
 WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
 NUMBERS = ["float32", "bfloat16", "float16"]
@@ -131,4 +132,9 @@ def policy_controls(key: str, policy: Policy) -> Policy:
             values[f.name] = st.number_input(
                 label, min_value=rule["low"], max_value=rule["high"], value=begun, step=1, help=rule["help"], key=widget
             )
-    return chosen(**values)
+    try:
+        return chosen(**values)
+    except ValueError as e:
+        # Two settings that do not go together; what was set before stays until they do.
+        st.warning(sentence(e))
+        return policy

@@ -4,20 +4,35 @@ from collections.abc import Sequence
 
 from analysis.policies import Policy
 
-POLICY = {"dense": "#000000", "window": "#D55E00", "recompute": "#0072B2", "streaming": "#009E73"}
-SPARE = ["#CC79A7", "#E69F00", "#56B4E9", "#D55E00", "#0072B2", "#F0E442"]
+LOOKS = {
+    "dense": ("#000000", "solid"),
+    "window": ("#D55E00", "solid"),
+    "recompute": ("#0072B2", "solid"),
+    "streaming": ("#009E73", "solid"),
+    "h2o": ("#E69F00", "solid"),
+    "tova": ("#56B4E9", "solid"),
+    "snapkv": ("#CC79A7", "solid"),
+    "knorm": ("#56B4E9", "dash"),
+    "keydiff": ("#CC79A7", "dash"),
+    "scissorhands": ("#E69F00", "dash"),
+    "lagkv": ("#0072B2", "dash"),
+    "pyramid": ("#D55E00", "dash"),
+    "random": ("#767676", "dot"),
+}
+"""Of each policy: there are more of them than colours that all eyes tell apart, so dashes help."""
+SPARE = ["#CC79A7", "#E69F00", "#56B4E9", "#D55E00", "#0072B2", "#767676"]
 DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 
 
 def colours(policies: Sequence[Policy]) -> list[tuple[str, str]]:
-    """Colour and dash of each lane: a policy has its own colour, a second lane of it another one and another dash."""
+    """Colour and dash of each lane, no two alike: a policy's own, or where those are taken another colour and dash."""
     taken: set[str] = set()
-    shown = []
+    looks: list[tuple[str, str]] = []
     for i, policy in enumerate(policies):
-        own = POLICY.get(policy.name, SPARE[0])
-        free = [own, *SPARE]
-        colour = next((c for c in free if c not in taken), own)
-        taken.add(colour)
+        own, dash = LOOKS.get(policy.name, (SPARE[0], "solid"))
+        colour = next((c for c in (own, *SPARE) if c not in taken), own)
         again = sum(p.name == policy.name for p in policies[:i])
-        shown.append((colour, DASHES[again % len(DASHES)]))
-    return shown
+        free = [d for d in (*((dash,) if not again else ()), *DASHES[again:], *DASHES) if (colour, d) not in looks]
+        taken.add(colour)
+        looks.append((colour, free[0]))
+    return looks

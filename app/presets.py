@@ -27,6 +27,18 @@ PRESETS = {
         tuple(f"streaming:sinks={s},window={128 - s}" for s in (0, 1, 2, 4, 8)),
         3,
     ),
+    "choice": Preset(
+        "Who chooses best?",
+        "Attention or chance decides what stays",
+        (
+            "streaming:sinks=4,window=124",
+            "h2o:budget=128,recent=64,interval=16",
+            "tova:budget=128,interval=16",
+            "random:budget=128,sinks=4,recent=64,interval=16",
+            "random:budget=128,sinks=0,recent=64,interval=16",
+        ),
+        0,
+    ),
     # Half the digits, twice the speed: so dense is past its 8,192 tokens while a class still looks.
     "past": Preset(
         "Past the training length",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from analysis import texts
 from analysis.maps import HeadMap, head_map
-from analysis.policies import Policy, parse
+from analysis.policies import Policy, Ranked, parse
 from analysis.record import Run, Spec
 from analysis.stream import Lane, Step, next_lane, open_lanes
 
@@ -188,8 +188,10 @@ class LiveRun(Live):
             return min(self.spec.chunk, 32)
         compute = self.run.tracks[lane.index].compute.view()
         tokens, seconds = spans[-1][1] - spans[0][0], compute[-1] - compute[spans[0][0] - 1]
-        wanted = int(TURN * tokens / max(seconds, 1e-6)) // 32 * 32
-        return max(32, min(self.spec.chunk, wanted))
+        # A lane that evicts after every token is slow, and should still be seen to move.
+        least = 8 if isinstance(lane.policy, Ranked) else 32
+        wanted = int(TURN * tokens / max(seconds, 1e-6)) // least * least
+        return max(least, min(self.spec.chunk, wanted))
 
     def _carry_out(self) -> Lane | None:
         """Carry out what was wished for; the lane that was switched last."""

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.maps import head_map, head_row
 from analysis.policies import POLICIES, Dense, Ranked, Streaming, Window, parse
 from analysis.ranking import RankedCache
 from analysis.stream import open_lanes, stream
@@ -108,13 +109,14 @@ class Naive:
 
     def __init__(self, model, policy, layers):
         self.model, self.policy, self.layers = model, policy, layers
-        self.kept, self.mass = {}, []
+        self.kept, self.mass, self.rows = {}, [], []
 
     def attend(self, attention, query, key, value, *, scaling=None, **_):
         model, policy, layer = self.model, self.policy, attention.layer_idx
         (heads, tokens, dim), kv_heads = query.shape[1:], key.shape[1]
         groups, budget = heads // kv_heads, policy.budget_of(layer, self.layers)
         out, mass = torch.zeros(tokens, heads, dim), np.zeros((heads, tokens))
+        rows = np.full((heads, tokens, tokens), np.nan)
         for h in range(kv_heads):
             A, kept = np.zeros((tokens, tokens)), []
             k, v = key[0, h].double().numpy(), value[0, h].double().numpy()
@@ -127,6 +129,7 @@ class Naive:
                 weights = torch.softmax(asked @ turned.transpose(-1, -2) * (scaling or dim**-0.5), -1)
                 out[t, h * groups : (h + 1) * groups] = (weights @ value[:, h : h + 1, kept])[0, :, 0]
                 A[t, kept] = weights[0, :, 0].mean(0)
+                rows[h * groups : (h + 1) * groups, t, kept] = weights[0, :, 0]
                 mass[h * groups : (h + 1) * groups, t] = weights[0, :, 0, [j < 4 for j in kept]].sum(-1)
                 if len(kept) > budget:
                     worth = WORTH[policy.name](policy, A, k, v, kept, t, layer, h)
@@ -135,6 +138,7 @@ class Naive:
                     kept = sorted(kept[i] for i in order[-(budget - policy.interval + 1) :])
             self.kept[layer, h] = kept
         self.mass.append(mass)
+        self.rows.append(rows)
         return out[None]
 
 
@@ -189,6 +193,27 @@ def test_budget_for_the_whole_text_equals_dense(name, tiny_llama):
     more = {"steepness": 1} if name == "pyramid" else {}
     policy = POLICIES[name](budget=len(tokens), recent=2, interval=4, **more)
     np.testing.assert_allclose(read(tiny_llama, tokens, policy)[0], read(tiny_llama, tokens, Dense())[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("interval", [1, 4])
+@pytest.mark.parametrize("positions", ["cache", "text"])
+def test_maps_show_what_each_head_gave_to_its_own_slots(interval, positions, tiny_llama):
+    tokens = distinct(70)
+    policy = small("h2o", interval=interval, positions=positions)
+    lane = open_lanes(tiny_llama, tokens, [policy], hold=30)[0]
+    while not lane.done:
+        lane.read(7)
+    _, book = naive(tiny_llama, tokens, policy)
+    for layer, head in ((0, 0), (1, 3), (2, 2)):
+        drawn = head_map(lane, layer, head, 24)
+        rows = book.rows[layer][head][drawn.first : drawn.first + len(drawn.weights)]
+        recent = rows[:, drawn.first : drawn.first + len(rows)]
+        assert drawn.first + len(rows) == len(tokens) - 1 and len(rows) == 24
+        np.testing.assert_allclose(drawn.weights, recent, atol=1e-5)
+        np.testing.assert_allclose(drawn.sinks, rows[:, :4], atol=1e-5)
+        row = head_row(lane, layer, head, 60)
+        np.testing.assert_allclose(row.weights.sum(), 1, atol=1e-5)
+        assert row.places.tolist() == np.flatnonzero(~np.isnan(book.rows[layer][head][60])).tolist()
 
 
 def test_what_goes_is_freed(tiny_llama):

@@ -5,7 +5,7 @@ layer.  A policy says one thing: the score of every slot, from what one layer ha
 whatever their score, and how many go, is said here; the cache itself is ranking.py's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
@@ -76,17 +76,19 @@ class Ranked(Policy):
         """How much each slot is worth keeping."""
         raise NotImplementedError
 
-    def kept(self, seen: Seen, count: int) -> Int[Tensor, "kv_heads count"]:
-        """The slots that stay, in their order.  Of equal scores the newer stays."""
+    def order(self, seen: Seen) -> Int[Tensor, "kv_heads slots"]:
+        """The slots from the one that goes first to the one that stays longest; of equal scores the older goes."""
         scores = self.score(seen).float().masked_fill(seen.places < self.sinks, float("inf"))
         scores[:, scores.shape[1] - self.recent :] = float("inf")
-        return scores.argsort(stable=True)[:, -count:].sort().values
+        return scores.argsort(stable=True)
 
     @property
     def label(self) -> str:
+        own = {f.name: f.default for f in fields(self)}
+        sinks = "" if self.sinks == own["sinks"] else f", {self.sinks or 'no'} sinks"
         every = "" if self.interval == 1 else f", every {self.interval}"
         positions = "" if self.positions == "cache" else ", text positions"
-        return f"{self.title} {self.budget}{every}{positions}"
+        return f"{self.title} {self.budget}{sinks}{every}{positions}"
 
     @property
     def capacity(self) -> int:

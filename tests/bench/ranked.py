@@ -75,7 +75,11 @@ def quality(model, tokens) -> None:
             apart = (nll - read(model, tokens, Random(**safe)))[BUDGET:]
             blocks = apart[: len(apart) // 100 * 100].reshape(-1, 100).mean(1)
             error = blocks.std(ddof=1) / np.sqrt(len(blocks))
-            line(f"  against random, {policy.sinks} sinks and {policy.recent} newest safe", apart.mean(), f"± {error:.3f}")
+            line(
+                f"  against random, {policy.sinks} sinks and {policy.recent} newest safe",
+                apart.mean(),
+                f"± {error:.3f}",
+            )
 
 
 def read(model, tokens, policy) -> np.ndarray:
