@@ -223,19 +223,21 @@ def _ahead(queries: int, device: torch.device) -> Tensor:
 
 def sinks_of(caches: list[RankedCache]) -> int:
     """How many of the text's first tokens every head of every layer holds."""
-    return min(
-        int((c.places == torch.arange(len(c), device=c.places.device)).cummin(1).values.sum(1).min()) for c in caches
-    )
+    # Each taken once, since somebody else's thread may be reading on.
+    return min(_agreeing(places, torch.arange(places.shape[1])) for places in [c.places.cpu() for c in caches])
 
 
 def run_of(caches: list[RankedCache], read: int) -> int:
     """How many of the newest tokens every head of every layer holds, when `read` tokens have been read."""
+    return min(
+        _agreeing(places.flip(1), torch.arange(read - 1, read - 1 - places.shape[1], -1))
+        for places in [c.places.cpu() for c in caches]
+    )
 
-    def newest(cache: RankedCache) -> int:
-        expected = torch.arange(read - len(cache), read, device=cache.places.device)
-        return int((cache.places == expected).flip(1).cummin(1).values.sum(1).min())
 
-    return min(newest(c) for c in caches)
+def _agreeing(places: Tensor, expected: Tensor) -> int:
+    """How many slots from the first on are as expected in all heads."""
+    return int((places == expected).cummin(1).values.sum(1).min())
 
 
 def as_ranked(cache: LayerCache | RankedCache, read: int) -> RankedCache:

@@ -273,7 +273,10 @@ class Lane:
         end = min(begin + min(chunk, PASSES * policy.interval), stop - 1)
         nll, mass, contexts = [], [], []
         while begin < end:
-            count = min(end - begin, self._room())
+            count = min(end - begin, room := self._room())
+            if nll and count < room and end < stop - 1:
+                # The chunk ends at an eviction, so that the next one has whole passes.
+                break
             logits, observed, held = self._rank(begin, count, 0)
             nll.append(negative_log_likelihood(logits[0], self.source.ids[begin + 1 :][:count].to(logits.device)))
             mass.append(observed)

@@ -189,7 +189,7 @@ class LiveRun(Live):
         compute = self.run.tracks[lane.index].compute.view()
         tokens, seconds = spans[-1][1] - spans[0][0], compute[-1] - compute[spans[0][0] - 1]
         # A lane that evicts after every token is slow, and should still be seen to move.
-        least = 8 if isinstance(lane.policy, Ranked) else 32
+        least = max(8, lane.policy.interval) if isinstance(lane.policy, Ranked) else 32
         wanted = int(TURN * tokens / max(seconds, 1e-6)) // least * least
         return max(least, min(self.spec.chunk, wanted))
 

@@ -90,11 +90,18 @@ function makeCurves(send) {
     const places = apart(ends.map((e) => e.share), 16 / height);
     return ends.map((e, k) => ({
       xref: "paper", x: 1, xanchor: "left", xshift: 6, yref: "paper", y: places[k], yanchor: "middle", showarrow: false, align: "left",
-      text: same(e.lane.title) ? e.lane.label.replace("Sinks + window", "Sinks") : e.lane.title,
+      text: brief(e.lane),
       font: { color: laneColour(e.lane.color, theme), size: 12 },
     }));
   }
-  const same = (name) => frame.lanes.filter((l) => l.title === name).length > 1;
+  // A lane's title; where others have the same one, with what they do not have in common.
+  function brief(lane) {
+    const same = frame.lanes.filter((l) => l.title === lane.title).map((l) => l.label.split(", "));
+    if (same.length === 1) return lane.title;
+    const own = lane.label.split(", ").filter((part) => !same.every((parts) => parts.includes(part)));
+    const text = lane.label.startsWith(own[0]) ? own.join(", ") : [lane.title, ...own].join(", ");
+    return text.replace("Sinks + window", "Sinks");
+  }
 
   function draw() {
     clearTimeout(timer);
@@ -164,7 +171,7 @@ function makeCurves(send) {
     const places = apart(groups.map((g) => g.value / (top * 1.12)), 15 / height);
     return groups.map((g, k) => ({
       xref: "paper", x: 1, xanchor: "left", xshift: 6, yref: "paper", y: places[k], yanchor: "middle", showarrow: false,
-      text: g.lanes.length > 1 ? `${g.lanes.length} lanes, ${digits(g.value)}` : `${g.lanes[0].title}, ${digits(g.value)}`,
+      text: g.lanes.length > 1 ? `${g.lanes.length} lanes, ${digits(g.value)}` : `${g.lanes[0].title.replace("Sinks + window", "Sinks + win.")}, ${digits(g.value)}`,
       font: { size: 12, color: g.lanes.length > 1 ? theme.muted : laneColour(g.lanes[0].color, theme) },
     }));
   }
