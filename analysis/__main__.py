@@ -1,16 +1,17 @@
 """The command line: read a text, or talk, under several policies and write down what happened.
 
 `python -m analysis stream …` is the live page without a page, `chat …` the page of conversations.  Everything that can
-be wrong is one line on standard error and exit status 2.  Torch is imported only by the commands that need it.
+be wrong is one line on standard error and exit status 2.  Transformers is imported only by the commands that need it.
 """
 
 import math
 import signal
 import sys
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import Field
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from . import metrics, texts
-from .policies import POLICIES, parse
+from .policies import POLICIES, Policy, parse
 from .record import ROLES, Folder, Run, Sampling, Spec
 
 app = typer.Typer(
@@ -249,13 +250,22 @@ def policies() -> None:
     """The eviction policies, with their settings."""
     table = Table("Policy", "Settings", "What it does")
     for name, policy in POLICIES.items():
-        lines = []
-        for f in fields(policy):
-            rule = f.metadata
-            reach = "|".join(rule["choices"]) or f"{rule['low']} or more"
-            lines.append(f"{f.name}={f.default}  {rule['help']} ({reach})")
-        table.add_row(name, "\n".join(lines) or "none", " ".join(policy.__doc__.split()))
+        table.add_row(name, _settings(policy.settings()), " ".join(policy.__doc__.split()))
+    table.add_row("any of them", _settings(Policy.what_ifs()), "What if: attention is bent, to see what sinks are for.")
     out.print(table)
+
+
+def _settings(settings: list[Field]) -> str:
+    return "\n".join(f"{f.name}={f.default}  {f.metadata['help']}{_reach(f.metadata)}" for f in settings) or "none"
+
+
+def _reach(rule: Mapping[str, Any]) -> str:
+    """The values that a setting may take; nothing where its help says so."""
+    if rule["choices"]:
+        return f" ({'|'.join(rule['choices'])})"
+    if rule["pattern"]:
+        return ""
+    return f" ({rule['low']} or more)" if rule["high"] is None else f" ({rule['low']:,} to {rule['high']:,})"
 
 
 @app.command(name="texts")

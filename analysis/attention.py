@@ -15,6 +15,7 @@ from .cache import LayerCache
 from .positions import Angles
 from .reach import Columns, Plan, Reach, plan
 from .rotary import Adapted
+from .what_if import WhatIf
 
 PAST = 2048
 """Keys of a long past that are rotated and read at a time, so that they stay in the processor's cache."""
@@ -79,6 +80,7 @@ class Reading:
     starts: Tensor | None = None
     """Text positions at which the windows of a batch begin."""
     capture: bool = False
+    what_if: WhatIf | None = None
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
@@ -105,6 +107,8 @@ class Reading:
             self.queries.append(query)
             self.keys.append(key)
             self.values.append(value)
+        if self.what_if is not None:
+            s_aux = self.what_if.sink(s_aux, query)
         groups = query.shape[1] // key.shape[1]
         kind = query.device, sliding_window
         steps = self._plans.get(kind)
@@ -156,6 +160,14 @@ class Reading:
             weights = (scores - total[..., None]).exp().to(value.dtype)
         else:
             pieces, weights = [], torch.softmax(scores, -1).to(value.dtype)
+        self._observe(weights, steps, query.shape)
+        scale = None
+        if self.what_if is not None:
+            early = self._early(weights, steps)
+            later = self._later(weights, steps)
+            weights, scale = self.what_if.knock_out(
+                weights, early, later, attention.layer_idx, key.shape[1], query.shape[1]
+            )
         width = sum(f.shape[-1] for f in front)
         out = weights[..., width : width + local.shape[-2]] @ local_values
         for i, v in enumerate(front_values):
@@ -163,8 +175,8 @@ class Reading:
             out += weights[..., begin : begin + front[i].shape[-1]] @ v
         for piece, piece_lse in pieces:
             out += piece * (piece_lse - total).exp()[..., None].to(out.dtype)
-
-        self._observe(weights, steps, query.shape)
+        if scale is not None:
+            out *= scale
         return unfold(out, query.shape[0], steps.block, steps.blocks)[:, : query.shape[2]]
 
     def _scores(self, local: Tensor, front: list[Tensor], steps: Plan, softcap: float | None) -> Tensor:
@@ -183,10 +195,27 @@ class Reading:
         batch, heads, queries, _ = shape
         counted = weights[..., : steps.counted]
         if self.starts is not None:
-            places = self.starts.to(weights.device)[:, None] + torch.arange(steps.counted, device=weights.device)
-            counted = counted * (places < self.sink_tokens)[:, None, None]
+            counted = counted * self._early(weights, steps)[..., : steps.counted]
         mass = unfold(counted.sum(-1, dtype=torch.float32), batch, steps.block, steps.blocks)[:, :queries]
         self.mass.append(mass.reshape(-1, heads).T)
+
+    def _early(self, weights: Tensor, steps: Plan) -> Tensor:
+        """1 where a column is one of the text's first tokens: [columns], or of each window [windows, 1, 1, columns]."""
+        columns = torch.arange(weights.shape[-1], device=weights.device)
+        early = columns < steps.counted
+        if self.starts is not None:
+            places = self.starts.to(weights.device)[:, None] + columns
+            early = (early & (places < self.sink_tokens))[:, None, None]
+        return early.to(weights.dtype)
+
+    def _later(self, weights: Tensor, steps: Plan) -> Tensor:
+        """1 where a query is none of the text's first tokens, [pieces, 1, rows, 1]."""
+        begins = torch.arange(steps.blocks, device=weights.device) * steps.block + self.start
+        if self.starts is not None:
+            begins = self.starts.to(weights.device)
+        places = begins[:, None] + torch.arange(steps.block, device=weights.device)
+        rows = places.repeat(1, weights.shape[-2] // steps.block)
+        return (rows >= self.sink_tokens)[:, None, :, None].to(weights.dtype)
 
     def _plan(self, query: Tensor, sliding_window: int | None, groups: int) -> Plan:
         tokens, device = query.shape[2], query.device

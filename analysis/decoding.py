@@ -17,6 +17,7 @@ from .attention import capped, partial
 from .cache import LayerCache
 from .reach import Reach
 from .rotary import Adapted
+from .what_if import WhatIf
 
 TABLE = 64
 """Places whose rotations are made at a time."""
@@ -86,6 +87,7 @@ class Decoding:
     kv_chunk: int | None = None
     """Keys of a long run that are read at a time, each piece with its own sum and log-sum-exp (flash-decoding)."""
     capture: bool = False
+    what_if: WhatIf | None = None
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
@@ -110,6 +112,8 @@ class Decoding:
         if self.capture:
             self.queries.append(query[0])
             self.keys.append(key)
+        if self.what_if is not None:
+            s_aux = self.what_if.sink(s_aux, query)
         kind = (*self.model.kind(attention), scaling, sliding_window)
         sight = self._sights.get(kind)
         if sight is None:
@@ -139,13 +143,20 @@ class Decoding:
             weights = (scores - total[..., None]).exp().to(value.dtype)
         else:
             weights = torch.softmax(scores, -1).to(value.dtype)
+        self.mass.append(weights[..., : sight.counted].sum(-1, dtype=torch.float32).view(heads))
+        scale = None
+        if self.what_if is not None:
+            early = (torch.arange(weights.shape[-1], device=weights.device) < sight.counted).to(weights.dtype)
+            later = float(self.token >= self.sink_tokens)
+            weights, scale = self.what_if.knock_out(weights, early, later, attention.layer_idx, kv_heads, heads)
         sinks = max(0, sinks)
         out = torch.bmm(weights[..., sinks : sinks + run.shape[1]], values)
         if sinks:
             out = torch.baddbmm(out, weights[..., :sinks], cache.sink_values[:, sight.sinks_from :])
         for piece, piece_lse in pieces:
             out = out + piece * (piece_lse - total).exp()[..., None].to(out.dtype)
-        self.mass.append(weights[..., : sight.counted].sum(-1, dtype=torch.float32).view(heads))
+        if scale is not None:
+            out = out * scale
         return out.view(1, 1, heads, dim)
 
     def _look(

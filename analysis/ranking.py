@@ -20,6 +20,7 @@ from .policies import Ranked
 from .policies.ranked import Seen
 from .positions import Angles
 from .rotary import Adapted
+from .what_if import WhatIf
 
 
 class Gone(NamedTuple):
@@ -127,6 +128,7 @@ class Ranking:
     policy: Ranked
     caches: list[RankedCache]
     capture: bool = False
+    what_if: WhatIf | None = None
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     gone: list[Gone | None] = field(default_factory=list)
@@ -148,6 +150,8 @@ class Ranking:
         """The layer's output; as a side effect its cache holds these tokens, less what the policy lets go."""
         layer, (_, heads, queries, dim), kv_heads = attention.layer_idx, query.shape, key.shape[1]
         cache, groups = self.caches[layer], heads // kv_heads
+        if self.what_if is not None:
+            s_aux = self.what_if.sink(s_aux, query)
         places = self._shared(("places", key.device), lambda: self._places(queries).to(key.device))
         cache.append(key[0], value[0], places)
         slots = len(cache)
@@ -165,8 +169,13 @@ class Ranking:
             extra = s_aux.view(kv_heads, groups, 1, 1).expand(-1, -1, queries, -1).reshape(kv_heads, -1, 1)
             scores = torch.cat((scores, extra.to(scores.dtype)), -1)
         weights = torch.softmax(scores, -1)[..., :slots]
-        out = weights.to(value.dtype) @ cache.values
         early = (cache.places < self.sink_tokens).to(weights.dtype)
+        kept, scale = weights, None
+        if self.what_if is not None:
+            later = (places >= self.sink_tokens).to(weights.dtype).repeat(groups)[:, None]
+            kept, scale = self.what_if.knock_out(weights, early[:, None], later, layer, kv_heads, heads)
+        out = kept.to(value.dtype) @ cache.values
+        out = out if scale is None else out * scale.to(out.dtype)
         self.mass.append((weights @ early[..., None]).float().reshape(heads, queries))
         if self.policy.totals or self.policy.looks_back:
             cache.observe(weights.view(kv_heads, groups, queries, slots).mean(1), self.policy)

@@ -26,6 +26,7 @@ from .ranking import Gone, RankedCache, Ranking, as_band, as_ranked, run_of, sin
 from .reach import Reach
 from .rotary import Adapted
 from .tracing import one_token
+from .what_if import WhatIf
 
 CHUNK = 512
 """Tokens of a chunk unless said: larger ones are hardly faster, smaller ones waste more."""
@@ -181,7 +182,8 @@ class Lane:
 
     def __init__(self, index: int, policy: Policy, source: Source) -> None:
         source.allow(policy)
-        self.index, self.policy, self.source = index, policy, source
+        self.index, self.source = index, source
+        self.policy = policy
         self.position = 1
         """The next token to be predicted; all before it have been read."""
         self.seconds = 0.0
@@ -196,6 +198,21 @@ class Lane:
         """The policy that encoded afresh what is held, if one did."""
         self._fresh: list[Decoding] = []
         """Decoded tokens whose queries and keys are not in `pieces` yet."""
+
+    @property
+    def policy(self) -> Policy:
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        heads = policy.knocked_out or ()
+        model = self.source.model
+        if wrong := [f"{layer}.{head}" for layer, head in heads if layer >= model.layers or head >= model.heads]:
+            raise ValueError(
+                f"{policy.label}: there is no head {wrong[0]}: layers are 0 to {model.layers - 1}, heads 0 to "
+                f"{model.heads - 1}"
+            )
+        self._policy, self._what_if = policy, WhatIf.of(policy)
 
     @property
     def done(self) -> bool:
@@ -298,7 +315,7 @@ class Lane:
         if not self.caches:
             self.caches = [RankedCache.empty(source.model, layer) for layer in range(source.model.layers)]
         before = sum(len(c) for c in self.caches) / len(self.caches)
-        ranking = Ranking(source.model, begin, source.sink_tokens, policy, self.caches, source.hold > 0)
+        ranking = Ranking(source.model, begin, source.sink_tokens, policy, self.caches, source.hold > 0, self._what_if)
         if count == 1 and policy.interval == 1 and len(source.tokens) - begin > TRACED_FROM:
             source.trace()
         if count == 1:
@@ -328,7 +345,15 @@ class Lane:
         reach = Reach(sinks, max(begin - run, sinks), policy.window, policy.positions)
         if not self.caches:
             self._empty()
-        reading = Reading(source.model, begin, source.sink_tokens, reach, self.caches, capture=source.hold > 0)
+        reading = Reading(
+            source.model,
+            begin,
+            source.sink_tokens,
+            reach,
+            self.caches,
+            capture=source.hold > 0,
+            what_if=self._what_if,
+        )
         logits = source.model.forward(source.ids[None, begin:end], reading, begin=begin, last=last)
         if policy.window is not None:
             for cache in self.caches:
@@ -364,7 +389,7 @@ class Lane:
         begins = torch.tensor(starts, device=source.ids.device)
         ids = source.ids[begins[:, None] + torch.arange(tokens, device=source.ids.device)]
         reach = Reach(0, starts[-1], None, "text")
-        reading = Reading(source.model, starts[0], source.sink_tokens, reach, None, begins, capture=True)
+        reading = Reading(source.model, starts[0], source.sink_tokens, reach, None, begins, True, self._what_if)
         logits = source.model.forward(ids, reading, last=last)
         predicted = last * len(starts)
         nll = negative_log_likelihood(logits.flatten(0, 1), source.ids[p : p + predicted].to(logits.device))
@@ -438,7 +463,16 @@ class Lane:
         source = self.source
         capture = source.hold > 0
         decoding = Decoding(
-            source.model, t, source.sink_tokens, reach, self.caches, self._origin, self._turns, kv_chunk, capture
+            source.model,
+            t,
+            source.sink_tokens,
+            reach,
+            self.caches,
+            self._origin,
+            self._turns,
+            kv_chunk,
+            capture,
+            self._what_if,
         )
         logits = source.decode(source.ids[None, t : t + 1], decoding)
         if policy.window is not None:
@@ -456,7 +490,9 @@ class Lane:
         self._empty()
         self._encoded = self.policy
         reach = Reach(0, start, None, "text")
-        reading = Reading(source.model, start, source.sink_tokens, reach, self.caches, capture=source.hold > 0)
+        reading = Reading(
+            source.model, start, source.sink_tokens, reach, self.caches, None, source.hold > 0, self._what_if
+        )
         logits = source.model.forward(source.ids[None, start:end], reading, last=1)
         if source.hold:
             self._fresh = []

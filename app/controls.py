@@ -3,7 +3,7 @@
 A new policy or setting needs no line here.
 """
 
-from dataclasses import fields
+from dataclasses import Field
 from typing import NamedTuple
 
 import streamlit as st
@@ -120,21 +120,26 @@ def policy_controls(key: str, policy: Policy) -> Policy:
     )
     chosen = POLICIES[name]
     st.caption(" ".join(chosen.__doc__.split("\n\n")[0].split()))
-    values = {}
-    for f in fields(chosen):
-        rule = f.metadata
-        begun = getattr(policy, f.name) if isinstance(policy, chosen) else f.default
-        label, widget = f.name.capitalize(), f"{key}-{name}-{f.name}"
-        if rule["choices"]:
-            options = list(rule["choices"])
-            values[f.name] = st.selectbox(label, options, index=options.index(begun), help=rule["help"], key=widget)
-        else:
-            values[f.name] = st.number_input(
-                label, min_value=rule["low"], max_value=rule["high"], value=begun, step=1, help=rule["help"], key=widget
-            )
+    values = {f.name: setting_control(f"{key}-{name}", f, policy, chosen) for f in chosen.settings()}
+    with st.expander("What if", expanded=bool(policy.bent)):
+        values |= {f.name: setting_control(key, f, policy, chosen) for f in chosen.what_ifs()}
     try:
         return chosen(**values)
     except ValueError as e:
         # Two settings that do not go together; what was set before stays until they do.
         st.warning(sentence(e))
         return policy
+
+
+def setting_control(key: str, f: Field, policy: Policy, chosen: type[Policy]) -> float | str:
+    """A widget for one setting of the chosen policy, beginning as it stands in another, where that has it too."""
+    rule, widget, label = f.metadata, f"{key}-{f.name}", f.name.capitalize()
+    now = getattr(policy, f.name) if isinstance(policy, chosen) or rule["what_if"] else f.default
+    if rule["choices"]:
+        options = list(rule["choices"])
+        return st.selectbox(label, options, index=options.index(now), help=rule["help"], key=widget)
+    if rule["pattern"]:
+        return st.text_input(label, value=now, help=rule["help"], key=widget).strip()
+    if f.type is float:
+        return st.slider(label, float(rule["low"]), float(rule["high"]), float(now), 0.5, help=rule["help"], key=widget)
+    return st.number_input(label, rule["low"], rule["high"], now, 1, help=rule["help"], key=widget)

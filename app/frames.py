@@ -6,7 +6,7 @@ type, place and shape the header tells.  Curves are thinned so that spikes survi
 
 import json
 import struct
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -336,8 +336,13 @@ SCHEMA = [
         "title": policy.title,
         "help": policy.__doc__.split("\n")[0].replace("`", ""),
         "settings": [
-            {"name": f.name, "default": f.default, **{k: f.metadata[k] for k in ("help", "low", "high", "choices")}}
-            for f in fields(policy)
+            {
+                "name": f.name,
+                "default": f.default,
+                "step": {int: 1, float: 0.5}.get(f.type),
+                **{k: f.metadata[k] for k in ("help", "low", "high", "choices", "pattern", "what_if")},
+            }
+            for f in policy.settings() + policy.what_ifs()
         ],
     }
     for name, policy in POLICIES.items()

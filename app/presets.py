@@ -39,6 +39,17 @@ PRESETS = {
         ),
         0,
     ),
+    "what": Preset(
+        "What are sinks for?",
+        "Empty them, hide them, give attention another way out",
+        (
+            "streaming:sinks=4,window=124",
+            "streaming:sinks=4,window=124,knockout=values",
+            "streaming:sinks=4,window=124,knockout=weights",
+            "window:window=128,softmax=off-by-one",
+        ),
+        0,
+    ),
     # Half the digits, twice the speed: so dense is past its 8,192 tokens while a class still looks.
     "past": Preset(
         "Past the training length",

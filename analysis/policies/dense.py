@@ -14,5 +14,5 @@ class Dense(Band):
     title: ClassVar[str] = "Dense"
 
     @property
-    def label(self) -> str:
+    def plain(self) -> str:
         return "Dense"

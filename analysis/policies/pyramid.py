@@ -63,5 +63,5 @@ class Pyramid(Ranked):
         return self._ranking.score(seen)
 
     @property
-    def label(self) -> str:
-        return f"{super().label}, {SCORERS[self.scorer].title.lower()}"
+    def plain(self) -> str:
+        return f"{super().plain}, {SCORERS[self.scorer].title.lower()}"

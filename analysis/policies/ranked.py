@@ -83,7 +83,7 @@ class Ranked(Policy):
         return scores.argsort(stable=True)
 
     @property
-    def label(self) -> str:
+    def plain(self) -> str:
         own = {f.name: f.default for f in fields(self)}
         sinks = "" if self.sinks == own["sinks"] else f", {self.sinks or 'no'} sinks"
         every = "" if self.interval == 1 else f", every {self.interval}"

@@ -20,5 +20,5 @@ class Recompute(Afresh):
     stride: int = setting(1, "Tokens predicted from one encoding.", low=1)
 
     @property
-    def label(self) -> str:
+    def plain(self) -> str:
         return f"Recompute {self.window} / {self.stride}"

@@ -22,6 +22,6 @@ class Streaming(Band):
     positions: str = setting("cache", "How distances to the sinks are counted.", choices=("cache", "text"))
 
     @property
-    def label(self) -> str:
+    def plain(self) -> str:
         positions = "" if self.positions == "cache" else ", text positions"
         return f"Sinks + window {self.sinks} + {self.window}{positions}"

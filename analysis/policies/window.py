@@ -16,5 +16,5 @@ class Window(Band):
     window: int = setting(256, "Newest tokens kept.", low=1)
 
     @property
-    def label(self) -> str:
+    def plain(self) -> str:
         return f"Window {self.window}"

@@ -53,14 +53,22 @@ function makeSwitch(send, i, frameNow) {
     };
     const settings = () => {
       const kind = frame.schema.find((p) => p.name === select.value);
-      fields.replaceChildren(el("p", {}, kind.help), ...kind.settings.map((s) => {
-        const value = now.name === kind.name && now.values[s.name] !== undefined ? now.values[s.name] : s.default;
+      // What-ifs stay when the policy changes: they are the lane's.
+      const values = (s) => `${(now.name === kind.name || s.what_if) && now.values[s.name] !== undefined ? now.values[s.name] : s.default}`;
+      const control = (s) => {
+        const value = values(s);
         const input = s.choices.length
           ? el("select", { name: s.name }, ...s.choices.map((c) => el("option", { value: c, selected: c === value }, c)))
-          : el("input", { name: s.name, type: "number", min: s.low, max: s.high, step: 1, value });
+          : s.pattern ? el("input", { name: s.name, type: "text", pattern: s.pattern, value })
+          : el("input", { name: s.name, type: "number", min: s.low, max: s.high, step: s.step, value });
         input.addEventListener("input", choices);
         return el("label", { title: s.help }, s.name, input);
-      }));
+      };
+      const [bent, plain] = [kind.settings.filter((s) => s.what_if), kind.settings.filter((s) => !s.what_if)];
+      const what = el("details", {}, el("summary", {}, "What if"), ...bent.map(control));
+      // Open where a lane is bent already, and while a person bends it.
+      what.open = bent.some((s) => values(s) !== `${s.default}`);
+      fields.replaceChildren(el("p", {}, kind.help), ...plain.map(control), what);
       choices();
     };
     select.addEventListener("change", settings);

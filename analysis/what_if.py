@@ -1,0 +1,78 @@
+"""What-ifs: attention bent on purpose, to see what the first tokens are for.
+
+A policy says what is kept; a what-if says what attention does with it.  Two things can be bent: the softmax may get one
+more logit without a value (off by one: Miller 2023, "Attention is off by one"; a logit of another size is what gpt_oss
+learns for each head), and the share that the first tokens get may be knocked out, for all heads or for some.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .policies import Policy
+
+
+@dataclass(eq=False)
+class WhatIf:
+    """How the attention of one lane is bent."""
+
+    logit: float | None = None
+    """An extra logit beside those of the tokens."""
+    knockout: str = "none"
+    """values: the first tokens are seen, and empty; weights: they are not seen, and the others make up for it."""
+    heads: frozenset[tuple[int, int]] | None = None
+    """Layer and head of each head that is knocked out; None: all."""
+    _masks: dict[tuple, Tensor | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, policy: Policy) -> "WhatIf | None":
+        """What a policy's settings ask for; None where nothing is bent."""
+        logit = {"ordinary": None, "off-by-one": 0.0, "logit": policy.logit}[policy.softmax]
+        if logit is None and policy.knockout == "none":
+            return None
+        return cls(logit, policy.knockout, policy.knocked_out)
+
+    def sink(self, s_aux: Tensor | None, query: Tensor) -> Tensor | None:
+        """The logit of the extra sink of each head, [heads]; together with one that the family learned."""
+        if self.logit is None:
+            return s_aux
+        extra = torch.full(query.shape[1:2], self.logit, device=query.device, dtype=torch.float32)
+        return extra if s_aux is None else torch.logaddexp(s_aux.float(), extra)
+
+    def knock_out(
+        self, weights: Tensor, early: Tensor, later: Tensor | float, layer: int, kv_heads: int, heads: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """The weights that meet the values, and what their sum is to be multiplied with (None: nothing).
+
+        weights [.., kv_heads, rows, columns], where rows are the query heads of a group, each with its queries; early
+        [.., columns]: 1 where a column is one of the first tokens; later [.., rows, 1]: 1 where a query is none of
+        them, since those have nothing else to look at and are left as they are.
+        """
+        if self.knockout == "none":
+            return weights, None
+        struck = self._struck(layer, kv_heads, heads, weights)
+        if struck is None:
+            return weights, None
+        share = (weights * early).sum(-1, keepdim=True)
+        struck = struck * later
+        weights = weights * (1 - struck * early)
+        return weights, 1 / (1 - struck * share) if self.knockout == "weights" else None
+
+    def _struck(self, layer: int, kv_heads: int, heads: int, weights: Tensor) -> Tensor | None:
+        """1 for every row of a head that is knocked out, [kv_heads, rows, 1]; None where none is."""
+        rows = weights.shape[-2]
+        key = layer, rows, weights.device, weights.dtype
+        if key not in self._masks:
+            chosen = range(heads) if self.heads is None else _in_layer(self.heads, layer)
+            mask = torch.zeros(heads)
+            mask[list(chosen)] = 1
+            groups = heads // kv_heads
+            mask = mask.view(kv_heads, groups, 1).expand(-1, -1, rows // groups).reshape(kv_heads, rows, 1)
+            self._masks[key] = mask.to(weights.device, weights.dtype) if mask.any() else None
+        return self._masks[key]
+
+
+def _in_layer(heads: Iterable[tuple[int, int]], layer: int) -> list[int]:
+    return [head for of, head in heads if of == layer]
