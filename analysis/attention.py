@@ -272,13 +272,13 @@ class Reading:
             places = torch.arange(self.start, self.start + tokens, device=device)
             if self.caches is None:
                 places, origin = torch.arange(tokens, device=device), 0
-            run = torch.arange(keys.shape[2], device=device)
+            run = self.reach.in_run(torch.arange(origin, origin + keys.shape[2], device=device), origin)
             self._angles[kind] = tuple(
                 self.model.angles(attention, p)
                 for p in (
                     self.reach.slot(places),
-                    places - origin,
-                    torch.arange(self.reach.sinks, device=device),
+                    self.reach.in_run(places, origin),
+                    self.reach.in_front(device),
                     run,
                 )
             )

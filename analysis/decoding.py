@@ -175,14 +175,14 @@ class Decoding:
             turns = self.turns[kind] = Turns(self.model, attention, dim)
         if turns.idle:
             return Sight(sinks_from, seen, counted, observed, None, scaling)
-        key = query = turns.at(t - self.origin)
+        key = query = turns.at(int(reach.in_run(torch.tensor(t), self.origin)))
         if reach.sinks:
             query = torch.cat((key, turns.at(reach.slot_of(t))), -1)
         return Sight(sinks_from, seen, counted, observed, key, query * scaling)
 
     def _turned_sinks(self, attention: nn.Module, cache: LayerCache) -> Float[Tensor, "kv_heads sinks dim"]:
         if cache.turned_sinks is None:
-            places = torch.arange(cache.sink_keys.shape[1], device=self.model.device)
+            places = self.reach.in_front(self.model.device)
             cache.turned_sinks = self.model.rotate(
                 attention, cache.sink_keys[None], self.model.angles(attention, places)
             )[0]

@@ -164,9 +164,9 @@ def _met(lane: Lane, piece: Piece, layer: int, head: int) -> list[Meeting]:
     if reach.sinks:
         at = torch.arange(reach.sinks, device=run.device)
         keys = lane.source.front(reach.sinks)[layer][0][group]
-        meetings.append(Meeting(keys, at, at, reach.slot(t), reach.sees(t, at)))
+        meetings.append(Meeting(keys, at, reach.in_front(run.device), reach.slot(t), reach.sees(t, at)))
     at = torch.arange(low, piece.stop, device=run.device)
-    meetings.append(Meeting(run, at, at - low, t - low, reach.sees(t, at)))
+    meetings.append(Meeting(run, at, reach.in_run(at, low), reach.in_run(t, low), reach.sees(t, at)))
     return meetings
 
 

@@ -32,14 +32,35 @@ class Reach:
         """Where query t stands as seen from the sinks: its slot in the cache, or its place in the text."""
         if self.positions == "text":
             return t
+        if self.positions == "none":
+            return torch.zeros_like(t)
+        if self.positions == "naive":
+            return self.counted(t)
         return torch.where(t < self.sinks, t, self.sinks + t - self.low(t))
 
     def slot_of(self, t: int) -> int:
         """`slot` of one query, without a tensor."""
+        if self.positions == "none":
+            return 0
         if self.positions == "text" or t < self.sinks:
             return t
+        if self.positions == "naive" and self.window is not None:
+            return min(t, self.sinks + self.window)
         low = self.first if self.window is None else max(self.first, t - self.window)
         return self.sinks + t - low
+
+    def counted(self, t: Tensor) -> Tensor:
+        """The length of the cache when token t was read, which `naive` takes for its place and never changes again."""
+        return t if self.window is None else t.clamp(max=self.sinks + self.window)
+
+    def in_run(self, t: Tensor, origin: int) -> Tensor:
+        """Where token t of the run stands as seen from the run, counted from an origin."""
+        return self.counted(t) if self.positions == "naive" else t - origin
+
+    def in_front(self, device: torch.device) -> Tensor:
+        """Where the sinks stand."""
+        places = torch.arange(self.sinks, device=device)
+        return torch.zeros_like(places) if self.positions == "none" else places
 
     def narrowed(self, sliding_window: int | None) -> "Reach":
         """The reach inside a layer that by its own family sees `sliding_window` tokens, itself included."""

@@ -510,7 +510,7 @@ class Lane:
         turned = len(self.caches[0].turned)
         if turned == run:
             return
-        places = torch.arange(first + turned - self._origin, first + run - self._origin, device=model.device)
+        places = reach.in_run(torch.arange(first + turned, first + run, device=model.device), self._origin)
         angles: dict[tuple, Angles | None] = {}
         for layer, cache in enumerate(self.caches):
             attention = model.attentions[layer]

@@ -253,10 +253,10 @@ def test_lists_say_what_there_is(run, command, says):
     assert says in said
 
 
-def test_help_and_lists_need_no_torch():
+def test_help_and_lists_need_no_transformers():
     code = (
         "import sys; from analysis import __main__ as cli; sys.argv = ['analysis', 'policies']\n"
-        "try: cli.main()\nexcept SystemExit: print('torch' in sys.modules)"
+        "try: cli.main()\nexcept SystemExit: print('transformers' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.strip().endswith("False")

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from analysis.families import adapt
+from analysis.maps import head_map
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
 from analysis.stream import open_lanes
 
@@ -150,3 +151,51 @@ def test_what_ifs_are_written_only_where_they_bend(text):
     policy = parse(text)
     assert parse(str(policy)) == policy
     assert ("softmax" in str(policy)) == ("softmax" in text) and ("knockout" in str(policy)) == ("knockout" in text)
+
+
+class Placed:
+    """Sinks + window, where every query and key stands where a rule puts it."""
+
+    def __init__(self, model, policy, count):
+        self.model, self.policy = model, policy
+        self.reach = [kept(t, policy.sinks, policy.window) for t in range(count)]
+
+    def attend(self, attention, query, key, value, *, scaling=None, **_):
+        model, policy, groups = self.model, self.policy, query.shape[1] // key.shape[1]
+        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+        most, outs = policy.sinks + policy.window, []
+
+        def at(x, places):
+            return model.rotate(attention, x, model.angles(attention, torch.tensor(places)))
+
+        for t, places in enumerate(self.reach):
+            q = query[:, :, [t]]
+            if policy.positions == "naive":
+                s = at(q, [min(t, most)]) @ at(key[:, :, places], [min(p, most) for p in places]).transpose(-1, -2)
+            else:
+                s = at(q, [t]) @ at(key[:, :, places], places).transpose(-1, -2)
+                first = [p for p in places if p < policy.sinks]
+                s[..., : len(first)] = q @ key[:, :, first].transpose(-1, -2)
+            outs.append(torch.softmax(s * (scaling or query.shape[-1] ** -0.5), -1) @ value[:, :, places])
+        return torch.cat(outs, 2).transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    "policy", [Streaming(4, 12, "none"), Streaming(4, 12, "naive"), Streaming(0, 12, "naive")], ids=str
+)
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "mpt"])
+def test_places_put_otherwise_equal_the_rule(family, policy):
+    model, tokens = tiny(family), words(60)
+    adapted, ids = adapt(model), torch.as_tensor(tokens)[None]
+    logits = adapted.forward(ids[:, :-1], Placed(adapted, policy, len(tokens) - 1))[0]
+    wanted = -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0].numpy()
+    for chunk in (1, 16):
+        np.testing.assert_allclose(our_nll(model, tokens, chunk, policy), wanted, atol=1e-4)
+    lane = open_lanes(model, tokens[:25], [policy], hold=64)[0]
+    while not lane.done:
+        lane.read(16)
+    steps = [lane.next(lambda _, token=token: int(token)) for token in tokens[25:]]
+    np.testing.assert_allclose([s.nll[0] for s in steps], wanted[24:], atol=1e-4)
+    lane.settle()
+    drawn = head_map(lane, 1, 2, 20)
+    np.testing.assert_allclose(np.nansum(drawn.sinks, 1), [s.sink_mass[1, 2, 0] for s in steps[-20:]], atol=1e-4)

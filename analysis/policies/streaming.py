@@ -11,7 +11,8 @@ class Streaming(Band):
     """Keeps the first `sinks` tokens and the last `window`.  Memory is constant and the model stays itself.
 
     With positions `cache` a token counts its distance to a sink in cache slots (Xiao et al. 2023); with `text`, in
-    tokens of the text.
+    tokens of the text; with `none`, sinks have no place at all.  `naive` is a bug of other tools, to see what it costs:
+    a token takes the length of the cache for its place, and cached keys keep the places that they were given once.
     """
 
     name: ClassVar[str] = "streaming"
@@ -19,9 +20,12 @@ class Streaming(Band):
 
     sinks: int = setting(4, "First tokens kept for ever.", low=0, high=1024)
     window: int = setting(252, "Newest tokens kept.", low=1)
-    positions: str = setting("cache", "How distances to the sinks are counted.", choices=("cache", "text"))
+    positions: str = setting(
+        "cache", "How distances to the sinks are counted.", choices=("cache", "text", "none", "naive")
+    )
 
     @property
     def plain(self) -> str:
-        positions = "" if self.positions == "cache" else ", text positions"
+        words = {"cache": "", "text": ", text positions", "none": ", sinks without place", "naive": ", naive positions"}
+        positions = words[self.positions]
         return f"Sinks + window {self.sinks} + {self.window}{positions}"
