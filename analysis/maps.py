@@ -22,8 +22,8 @@ class HeadMap:
 
     `weights` [queries, keys] and `sinks` [queries, first tokens], float32, 0 … 1; NaN where a query did not reach a
     key: it comes later in the text, or it had been evicted.  A query whose keys are no longer held has NaN throughout.
-    `learned` [queries]: what each gave to a sink that the family learned, None where it has none; with it and all keys
-    that it reached, a row sums to 1.
+    `learned` [queries]: what each gave to a sink without a token, which the family learned or a what-if added, None
+    where there is none; with it and all keys that it reached, a row sums to 1.  Weights are those before a knock-out.
     """
 
     layer: int
@@ -92,7 +92,8 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
     shown = min(lane.source.sink_tokens, stop)
     weights = np.full((stop - first, stop - first), np.nan, np.float32)
     sinks = np.full((stop - first, shown), np.nan, np.float32)
-    learned = np.full(stop - first, np.nan, np.float32) if "s_aux" in lane.source.model.settings[layer] else None
+    extra = "s_aux" in lane.source.model.settings[layer] or any(p.logit is not None for p in pieces)
+    learned = np.full(stop - first, np.nan, np.float32) if extra else None
     with torch.inference_mode():
         for piece in pieces:
             if piece.stop <= first:
@@ -126,7 +127,8 @@ def _weights(
         parts.append((q @ k.transpose(-1, -2))[0, 0] * scaling)
         places.append(meeting.places)
         seen.append(meeting.seen)
-    cap, sink, window = settings.get("softcap"), settings.get("s_aux"), settings.get("sliding_window")
+    cap, window = settings.get("softcap"), settings.get("sliding_window")
+    sink = _sink(piece, settings.get("s_aux"), head, query.device)
     s, at, reached = torch.cat(parts, -1), torch.cat(places), torch.cat(seen, -1)
     s = s if cap is None else cap * torch.tanh(s / cap)
     if window is not None:
@@ -134,7 +136,7 @@ def _weights(
     s = s.masked_fill(~reached, float("-inf"))
     if sink is not None:
         # A learned sink is one more logit, without a token.
-        s = torch.cat((s, sink[head].float().expand(len(s), 1)), -1)
+        s = torch.cat((s, sink.expand(len(s), 1)), -1)
     weights = torch.softmax(s, -1)
     learned = None if sink is None else weights[:, -1].cpu().numpy()
     weights = weights[:, : len(at)].masked_fill(~reached, float("nan"))
@@ -142,6 +144,14 @@ def _weights(
         # A row is exact only when every key that it reached is still held.
         weights[piece.reach.low(t) < int(places[-1][0])] = float("nan")
     return at.cpu().numpy(), weights.cpu().numpy(), learned
+
+
+def _sink(piece: Piece | RankedPiece, s_aux: Tensor | None, head: int, device: torch.device) -> Tensor | None:
+    """The logit without a token that a head has by its family, by a what-if, or by both."""
+    logits = [] if s_aux is None else [s_aux[head].float()]
+    if piece.logit is not None:
+        logits.append(torch.tensor(piece.logit, device=device))
+    return torch.logsumexp(torch.stack(logits), 0) if logits else None
 
 
 class Meeting(NamedTuple):
@@ -163,7 +173,9 @@ def _met(lane: Lane, piece: Piece, layer: int, head: int) -> list[Meeting]:
     meetings = []
     if reach.sinks:
         at = torch.arange(reach.sinks, device=run.device)
-        keys = lane.source.front(reach.sinks)[layer][0][group]
+        cache = lane.caches[layer]
+        held = not lane.ranked and cache.sink_keys.shape[1] >= reach.sinks
+        keys = cache.sink_keys[group, : reach.sinks] if held else lane.source.front(reach.sinks)[layer][0][group]
         meetings.append(Meeting(keys, at, reach.in_front(run.device), reach.slot(t), reach.sees(t, at)))
     at = torch.arange(low, piece.stop, device=run.device)
     meetings.append(Meeting(run, at, reach.in_run(at, low), reach.in_run(t, low), reach.sees(t, at)))

@@ -81,6 +81,8 @@ class Piece:
     reach: Reach
     queries: list[Tensor]
     keys: list[Tensor]
+    logit: float | None = None
+    """Of the extra sink, where a what-if adds one."""
 
 
 @dataclass
@@ -92,6 +94,7 @@ class RankedPiece:
     policy: Ranked
     queries: list[Tensor]
     gone: list[Gone | None]
+    logit: float | None = None
 
 
 @dataclass(eq=False)
@@ -215,6 +218,10 @@ class Lane:
         self._policy, self._what_if = policy, WhatIf.of(policy)
 
     @property
+    def _logit(self) -> float | None:
+        return None if self._what_if is None else self._what_if.logit
+
+    @property
     def done(self) -> bool:
         return self.position >= len(self.source.tokens)
 
@@ -323,7 +330,7 @@ class Lane:
         else:
             logits = source.model.forward(source.ids[None, begin : begin + count], ranking, begin=begin, last=last)
         if source.hold:
-            self.pieces.append(RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone))
+            self.pieces.append(RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone, self._logit))
             while self.pieces[0].stop <= begin + count - source.hold:
                 self.pieces.pop(0)
         held = np.ceil(before) + np.arange(1, count + 1)
@@ -359,7 +366,9 @@ class Lane:
             for cache in self.caches:
                 cache.keep_last(policy.window)
         if source.hold:
-            self._hold(Piece(begin, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys]))
+            self._hold(
+                Piece(begin, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys], self._logit)
+            )
         queries = np.arange(begin, end)
         run_held = np.clip(queries + 1 - reach.first, 0, policy.window)
         return logits, stacked(reading.mass, logits), np.minimum(queries + 1, sinks) + run_held
@@ -401,7 +410,7 @@ class Lane:
             cache.append(k[-1], v[-1])
         if source.hold:
             queries, keys = [q[-1].clone() for q in reading.queries], [k[-1].clone() for k in reading.keys]
-            self.pieces = [Piece(starts[-1], starts[-1] + tokens, reach, queries, keys)]
+            self.pieces = [Piece(starts[-1], starts[-1] + tokens, reach, queries, keys, self._logit)]
         contexts = np.tile(np.arange(tokens - last + 1, tokens + 1), len(starts))
         return nll, mass, contexts, p
 
@@ -496,7 +505,9 @@ class Lane:
         logits = source.model.forward(source.ids[None, start:end], reading, last=1)
         if source.hold:
             self._fresh = []
-            self.pieces = [Piece(start, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys])]
+            self.pieces = [
+                Piece(start, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys], self._logit)
+            ]
         return logits, stacked(reading.mass, logits)
 
     def _turn(self, reach: Reach) -> None:
@@ -528,7 +539,7 @@ class Lane:
         queries = [torch.cat([d.queries[layer] for d in self._fresh], 1) for layer in layers]
         keys = [torch.cat([d.keys[layer] for d in self._fresh], 1) for layer in layers]
         self._fresh = []
-        piece = Piece(first.token, last.token + 1, first.reach, queries, keys)
+        piece = Piece(first.token, last.token + 1, first.reach, queries, keys, self._logit)
         if isinstance(self.policy, Afresh):
             self.pieces.append(piece)
         else:

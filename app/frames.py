@@ -315,8 +315,8 @@ def _packed(head: dict[str, Any], blob: bytes) -> bytes:
 
 
 def _learned(drawn: HeadMap) -> str:
-    """What went to a sink that the family learned, where it has one."""
-    return "" if drawn.learned is None else f"{np.nanmean(drawn.learned):.0%} to the learned sink"
+    """What went to a sink without a token, where there is one."""
+    return "" if drawn.learned is None else f"{np.nanmean(drawn.learned):.0%} to the extra sink"
 
 
 def _coded(weights: NDArray[np.float32]) -> NDArray[np.uint16]:

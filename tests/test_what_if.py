@@ -1,11 +1,13 @@
 """What-ifs equal attention that is bent on whole matrices, whatever the policy and however the text is read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from analysis.families import adapt
-from analysis.maps import head_map
+from analysis.maps import head_map, head_row
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
 from analysis.stream import open_lanes
 
@@ -108,6 +110,22 @@ def test_recompute_bends_the_texts_first_tokens_only(bent):
         assert np.abs(got[25:] - plain[25:]).max() > 1e-3
 
 
+@pytest.mark.parametrize("policy", [Streaming(4, 12), Dense(), parse("h2o:budget=16,recent=5")], ids=str)
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_maps_have_the_extra_sink_as_their_own_column(family, policy):
+    tokens, settings = words(60), {"softmax": "logit", "logit": 1.5}
+    lane = open_lanes(tiny(family), tokens, [replace(policy, **settings)], hold=64)[0]
+    steps = []
+    while not lane.done:
+        steps.append(lane.read(8))
+    drawn = head_map(lane, 1, 2, 20)
+    mass = np.concatenate([s.sink_mass for s in steps], -1)[1, 2, -20:]
+    np.testing.assert_allclose(np.nansum(drawn.sinks, 1), mass, atol=1e-4)
+    assert (drawn.learned > 0.01).all()
+    row = head_row(lane, 1, 2, 50)
+    np.testing.assert_allclose(row.weights.sum() + row.learned, 1, atol=1e-5)
+
+
 def test_long_past_of_a_dense_lane_bends(tiny_llama):
     """Beyond what is read in one piece; a chunk of everything is the reference."""
     tokens = np.resize(words(), 3000)
@@ -198,4 +216,5 @@ def test_places_put_otherwise_equal_the_rule(family, policy):
     np.testing.assert_allclose([s.nll[0] for s in steps], wanted[24:], atol=1e-4)
     lane.settle()
     drawn = head_map(lane, 1, 2, 20)
+    assert drawn.learned is None
     np.testing.assert_allclose(np.nansum(drawn.sinks, 1), [s.sink_mass[1, 2, 0] for s in steps[-20:]], atol=1e-4)
