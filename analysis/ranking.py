@@ -244,6 +244,13 @@ def run_of(caches: list[RankedCache], read: int) -> int:
     )
 
 
+def shares_of(caches: list[RankedCache], read: int) -> Float[Tensor, " read"]:
+    """Which share of the KV heads of all layers holds each token of the text."""
+    places = [c.places.cpu() for c in caches]
+    counts = torch.bincount(torch.cat([p.flatten() for p in places]), minlength=read)
+    return counts[:read] / sum(len(p) for p in places)
+
+
 def _agreeing(places: Tensor, expected: Tensor) -> int:
     """How many slots from the first on are as expected in all heads."""
     return int((places == expected).cummin(1).values.sum(1).min())

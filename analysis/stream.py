@@ -22,7 +22,7 @@ from .families import adapt
 from .models import LanguageModel
 from .policies import Afresh, Band, Dense, Policy, Ranked
 from .positions import LEARNED, Angles
-from .ranking import Gone, RankedCache, Ranking, as_band, as_ranked, run_of, sinks_of, with_front
+from .ranking import Gone, RankedCache, Ranking, as_band, as_ranked, run_of, shares_of, sinks_of, with_front
 from .reach import Reach
 from .rotary import Adapted
 from .tracing import one_token
@@ -244,6 +244,11 @@ class Lane:
             return 0
         read = self.position - 1
         return read - (run_of(self.caches, read) if self.ranked else len(self.caches[0].keys))
+
+    @property
+    def shares(self) -> NDArray[np.float32] | None:
+        """Which share of all KV heads holds each token that was read, [read]; None where all hold the same."""
+        return shares_of(self.caches, self.position - 1).numpy() if self.ranked else None
 
     @property
     def ranked(self) -> bool:

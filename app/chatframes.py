@@ -101,6 +101,8 @@ class ChatSender:
                 "front": [],
                 "sinks": 0,
                 "first": 0,
+                "shares": None,
+                "front_shares": None,
                 "kept": 0,
                 "bytes": 0,
                 "ms": None,
@@ -159,6 +161,7 @@ class ChatSender:
             "front": shown.front,
             "sinks": shown.sinks,
             "first": shown.first,
+            **_shares(shown),
             "kept": spoken.kept,
             "bytes": spoken.held,
             "ms": float(np.quantile(seconds[count - RECENT : count], 0.25) * 1e3) if count >= RECENT else None,
@@ -167,3 +170,15 @@ class ChatSender:
             "sinks_held": shown.sinks,
             "read": shown.read,
         }
+
+
+def _shares(shown: Shown) -> dict[str, list[float] | None]:
+    """Which share of the heads holds each token on screen, and each of the first; None where all hold the same."""
+    if shown.shares is None:
+        return {"shares": None, "front_shares": None}
+    # The newest token is said and not read yet: every head will take it in.
+    shares = np.append(shown.shares, np.ones(max(0, shown.start + len(shown.pieces) - len(shown.shares))))
+    return {
+        "shares": shares[shown.start :].round(2).tolist(),
+        "front_shares": shares[: len(shown.front)].round(2).tolist(),
+    }

@@ -30,7 +30,8 @@ FRONT = 4
 class Shown:
     """What is on screen of a lane: its newest tokens from `start` on, its first ones, and what of them is kept.
 
-    Kept are the first `sinks` tokens and all from `first` on; `cut`: where answers were cut, and why.
+    Kept are the first `sinks` tokens and all from `first` on; `shares`: which share of the heads holds each token of
+    the conversation, where they do not all hold the same; `cut`: where answers were cut, and why.
     """
 
     lane: int
@@ -41,6 +42,7 @@ class Shown:
     front: list[str]
     sinks: int
     first: int
+    shares: NDArray[np.float32] | None
     read: int
     state: str
     cut: list[tuple[int, str]]
@@ -60,6 +62,7 @@ def shown(lane: Conversation) -> Shown:
         front=pieces[:FRONT],
         sinks=sinks,
         first=first,
+        shares=lane.lane.shares,
         read=lane.lane.position,
         state=waiting if lane.busy else "",
         cut=[(t.stop, t.why) for t in lane.turns[-64:] if t.why in ("limit", "stopped") and t.stop],

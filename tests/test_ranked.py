@@ -355,3 +355,17 @@ def test_lanes_of_all_kinds_read_one_text(tiny_llama):
     policies = [Dense(), Streaming(4, 12), *(small(name) for name in RANKED)]
     read_by = {step.lane for step in stream(tiny_llama, words(64), policies, chunk=16)}
     assert read_by == set(range(len(policies)))
+
+
+def test_shares_say_how_many_heads_hold_a_token(tiny_llama):
+    lane = open_lanes(tiny_llama, words(80), [small("h2o")])[0]
+    assert lane.shares is None
+    while not lane.done:
+        lane.read(16)
+    shares = lane.shares
+    assert shares.shape == (79,) and (shares[-5:] == 1).all()
+    np.testing.assert_allclose(shares.sum(), 16, rtol=1e-6)
+    held = [sum(place in head for c in lane.caches for head in c.places.tolist()) / 6 for place in range(79)]
+    np.testing.assert_allclose(shares, held, rtol=1e-6)
+    lane.switch(Window(12))
+    assert lane.shares is None

@@ -209,3 +209,29 @@ def test_token_text_is_shown_as_it_is(app, page):
     assert "$x^2$ **stars** <script>alert(1)</script>" in shown
     assert page.locator(".sk-text b, .sk-text script").count() == 0
     assert page.problems == []
+
+
+def test_a_lane_that_chooses_is_mapped_and_bent_while_it_reads(app, page):
+    page.goto(f"{app}/?lane=streaming:sinks=4,window=60&lane=h2o:budget=64,recent=32,interval=16")
+    page.get_by_text("Heavy hitters 64, every 16").first.wait_for()
+    press_main(page)
+    card = page.locator(".sk-card").nth(1)
+    card.get_by_text("49 kept").wait_for()
+    card.click()
+    page.get_by_text("Heavy hitters 64, every 16").first.wait_for()
+    grid = page.locator("canvas").first.bounding_box()
+    page.mouse.click(grid["x"] + grid["width"] * 0.8, grid["y"] + grid["height"] * 0.4)
+    page.get_by_text("evicted: no longer in the cache").wait_for()
+    card.get_by_text("switch").click()
+    form = page.locator(".sk-form:visible")
+    form.locator("summary").click()
+    form.locator("[name=knockout]").select_option("values")
+    form.get_by_role("button", name="Apply").click()
+    card.get_by_text("Heavy hitters 64, every 16, sink values zero").wait_for()
+    # Two settings that do not go together are refused in a sentence, and the lane reads on.
+    card.get_by_text("switch").click()
+    form.locator("[name=recent]").fill("64")
+    form.get_by_role("button", name="Apply").click()
+    page.locator(".sk-note", has_text="choose a larger budget").wait_for()
+    assert page.get_by_text("Traceback").count() == 0
+    assert page.problems == []

@@ -75,14 +75,26 @@ function makeLane(i, send, frameNow) {
     }
   }
 
+  // The share of the heads that hold the token at a place: all or none, unless each head chooses for itself.
+  function share(lane, place) {
+    if (!lane.shares) return place >= lane.first || place < lane.sinks ? 1 : 0;
+    return place < lane.front_shares.length ? lane.front_shares[place] : lane.shares[place - lane.start] ?? 0;
+  }
+
   function dim(lane) {
-    spans.forEach((span, k) => flag(span, "sk-gone", begin + k < lane.first && begin + k >= lane.sinks));
-    spans.forEach((span, k) => flag(span, "sk-sink", begin + k < lane.sinks));
+    spans.forEach((span, k) => {
+      const held = share(lane, begin + k);
+      flag(span, "sk-gone", held === 0);
+      const opacity = held > 0 && held < 1 ? `${0.45 + 0.55 * held}` : "";
+      if (span.style.opacity !== opacity) span.style.opacity = opacity;
+      flag(span, "sk-sink", begin + k < lane.sinks);
+    });
     const edge = spans[lane.first - begin];
     const left = lane.first > lane.sinks && edge;
     if (line.hidden === Boolean(left)) line.hidden = !left;
     for (const old of flow.querySelectorAll(".sk-edge")) if (old !== edge) old.classList.remove("sk-edge");
     if (!left) return;
+    say(line.firstChild, lane.shares ? "↑ each head keeps its own" : "↑ has left the cache");
     flag(edge, "sk-edge", true);
     const top = `${edge.offsetTop}px`;
     if (line.style.top !== top) line.style.top = top;
@@ -134,8 +146,8 @@ function makeLane(i, send, frameNow) {
       front.dataset.text = JSON.stringify(chips);
       front.replaceChildren("first tokens ", ...chips.map((text) => { const chip = el("b", {}); chip.textContent = text; return chip; }), state);
     }
-    [...front.querySelectorAll("b")].forEach((chip, k) => flag(chip, "sk-gone", k >= lane.sinks && k < lane.first));
-    const lost = lane.front.filter((_, k) => k >= lane.sinks && k < lane.first).length;
+    [...front.querySelectorAll("b")].forEach((chip, k) => flag(chip, "sk-gone", share(lane, k) === 0));
+    const lost = lane.front.filter((_, k) => share(lane, k) === 0).length;
     say(state, lane.total === 0 ? "" : lost === 0 ? "kept" : lost === lane.front.length ? "gone" : `${lost} gone`);
     dim(lane);
     const seen = JSON.stringify(lane.cut);

@@ -9,7 +9,9 @@ function makeMeters() {
   loadPlotly().then((P) => { plotly = P; draw(); }, () => say(times, "The plotting script could not be loaded: reload the page."));
 
   function plot(place, name, unit) {
-    const right = 86, height = place.clientHeight;
+    const brief = (lane) => lane.title.replace("Sinks + window", "Sinks");
+    // Room for the longest label, and a value behind it.
+    const right = 7 * Math.max(7, ...frame.lanes.map((lane) => brief(lane).length)) + 38, height = place.clientHeight;
     const curves = frame.lanes.map((lane, i) => ({ lane, x: frame.arrays[`x${i}`]?.data || [], y: frame.arrays[name + i]?.data || [] }));
     const longest = Math.max(64, ...curves.map((c) => c.x[c.x.length - 1] || 0));
     const all = curves.flatMap((c) => [...c.y]).sort((a, b) => a - b);
@@ -27,7 +29,7 @@ function makeMeters() {
       yaxis: { gridcolor: theme.line, zeroline: false, range: [0, top], nticks: 4, fixedrange: true },
       annotations: ends.map((c, k) => ({
         xref: "paper", x: 1, xanchor: "left", xshift: 6, yref: "paper", y: places[k], yanchor: "middle", showarrow: false,
-        text: `${c.lane.title.replace("Sinks + window", "Sinks")} ${digits(c.y[c.y.length - 1])}`, font: { color: laneColour(c.lane.color, theme), size: 12 },
+        text: `${brief(c.lane)} ${digits(c.y[c.y.length - 1])}`, font: { color: laneColour(c.lane.color, theme), size: 12 },
       })),
     }, PLOT_CONFIG);
     place.setAttribute("aria-label", curves.map((c) => `${c.lane.label}: ${digits(c.y[c.y.length - 1])} ${unit}`).join("; "));
