@@ -18,6 +18,7 @@ LOOKS = {
     "lagkv": ("#0072B2", "dash"),
     "pyramid": ("#D55E00", "dash"),
     "random": ("#767676", "dot"),
+    "late": ("#009E73", "dash"),
 }
 """Of each policy: there are more of them than colours that all eyes tell apart, so dashes help."""
 SPARE = ["#CC79A7", "#E69F00", "#56B4E9", "#D55E00", "#0072B2", "#767676"]

@@ -22,6 +22,7 @@ SMALL = {
     "lagkv": "budget=16,sinks=1,recent=6",
     "pyramid": "budget=16,sinks=1,recent=2,steepness=2",
     "random": "budget=16,sinks=0,recent=2,seed=7",
+    "late": "budget=16,sinks=3,start=6",
 }
 
 
@@ -101,7 +102,11 @@ def random(policy, A, keys, values, kept, t, layer, head):
     return scores
 
 
-WORTH = {f.__name__: f for f in (h2o, tova, snapkv, knorm, keydiff, scissorhands, lagkv, pyramid, random)}
+def late(policy, A, keys, values, kept, t, layer, head):
+    return kept
+
+
+WORTH = {f.__name__: f for f in (h2o, tova, snapkv, knorm, keydiff, scissorhands, lagkv, pyramid, random, late)}
 
 
 class Naive:
@@ -133,7 +138,8 @@ class Naive:
                 mass[h * groups : (h + 1) * groups, t] = weights[0, :, 0, [j < 4 for j in kept]].sum(-1)
                 if len(kept) > budget:
                     worth = WORTH[policy.name](policy, A, k, v, kept, t, layer, h)
-                    safe = {*(j for j in kept if j < policy.sinks), *kept[-policy.recent :]}
+                    first = getattr(policy, "start", 0)
+                    safe = {*(j for j in kept if first <= j < first + policy.sinks), *kept[-policy.recent :]}
                     order = sorted(range(len(kept)), key=lambda i: (kept[i] in safe, worth[i], i))
                     kept = sorted(kept[i] for i in order[-(budget - policy.interval + 1) :])
             self.kept[layer, h] = kept
@@ -190,7 +196,7 @@ def test_chunk_size_changes_nothing(name, interval, tiny_llama):
 @pytest.mark.parametrize("name", RANKED)
 def test_budget_for_the_whole_text_equals_dense(name, tiny_llama):
     tokens = words(60)
-    more = {"steepness": 1} if name == "pyramid" else {}
+    more = {"pyramid": {"steepness": 1}, "late": {"start": 5}}.get(name, {})
     policy = POLICIES[name](budget=len(tokens), recent=2, interval=4, **more)
     np.testing.assert_allclose(read(tiny_llama, tokens, policy)[0], read(tiny_llama, tokens, Dense())[0], atol=1e-5)
 
@@ -232,6 +238,14 @@ def test_a_window_and_its_sinks_are_what_recency_ranks(tiny_llama):
     )
 
 
+def test_late_sinks_that_begin_at_once_are_sinks_and_window(tiny_llama):
+    tokens = words(90)
+    late = read(tiny_llama, tokens, POLICIES["late"](budget=16, sinks=4, start=0))[0]
+    np.testing.assert_allclose(late, read(tiny_llama, tokens, Streaming(4, 12))[0], atol=1e-5)
+    _, _, _, lane = read(tiny_llama, tokens, small("late"))
+    assert lane.caches[0].places[0].tolist() == [6, 7, 8, *range(76, 89)]
+
+
 def test_pyramid_gives_its_mean_and_no_more():
     for interval in (1, 4, 16):
         policy = POLICIES["pyramid"](budget=256, interval=interval)
@@ -256,10 +270,11 @@ def test_random_keeps_an_even_sample_of_the_text(tiny_llama):
 
 
 @pytest.mark.parametrize(
-    "settings", ["h2o:budget=64", "knorm:budget=64,recent=61", "tova:budget=16,interval=17", "snapkv:kernel=4"]
+    "settings",
+    ["h2o:budget=64", "knorm:budget=64,recent=61", "tova:budget=16,interval=17", "snapkv:kernel=4", "late:start=260"],
 )
 def test_settings_that_leave_nothing_to_choose_are_refused(settings):
-    with pytest.raises(ValueError, match=r"choose a larger budget|odd number"):
+    with pytest.raises(ValueError, match=r"larger budget|odd number"):
         parse(settings)
 
 

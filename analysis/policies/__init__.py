@@ -6,6 +6,7 @@ from .h2o import H2O
 from .keydiff import KeyDiff
 from .knorm import KNorm
 from .lagkv import LagKV
+from .late import Late
 from .pyramid import Pyramid
 from .random import Random
 from .ranked import Ranked
@@ -30,6 +31,7 @@ _ALL = (
     LagKV,
     Pyramid,
     Random,
+    Late,
 )
 POLICIES: dict[str, type[Policy]] = {p.name: p for p in _ALL}
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .base import Policy, setting
@@ -76,9 +76,13 @@ class Ranked(Policy):
         """How much each slot is worth keeping."""
         raise NotImplementedError
 
+    def safe(self, places: Int[Tensor, "kv_heads slots"]) -> Bool[Tensor, "kv_heads slots"]:
+        """Which slots stay whatever their score, beside the newest."""
+        return places < self.sinks
+
     def order(self, seen: Seen) -> Int[Tensor, "kv_heads slots"]:
         """The slots from the one that goes first to the one that stays longest; of equal scores the older goes."""
-        scores = self.score(seen).float().masked_fill(seen.places < self.sinks, float("inf"))
+        scores = self.score(seen).masked_fill(self.safe(seen.places), float("inf"))
         scores[:, scores.shape[1] - self.recent :] = float("inf")
         return scores.argsort(stable=True)
 

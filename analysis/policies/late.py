@@ -1,0 +1,42 @@
+"""Late sinks: are the first tokens special, or only early?  Other tokens take their part in StreamingLLM's cache."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from .base import setting
+from .ranked import Ranked, Seen
+
+
+@dataclass(frozen=True)
+class Late(Ranked):
+    """Keeps the newest tokens, and `sinks` others that are not the first: those from `start` on.
+
+    With `start` 0 it is sinks + window; with any other, the first tokens leave like all others do.
+    """
+
+    name: ClassVar[str] = "late"
+    title: ClassVar[str] = "Late sinks"
+
+    sinks: int = setting(4, "Tokens kept for ever.", low=0, high=1024)
+    recent: int = setting(1, "Newest tokens that are safe whatever their score.", low=1)
+    start: int = setting(16, "Place in the text of the first token kept for ever.", low=0, high=4096)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start + self.sinks > self.budget - self.interval + 1:
+            raise ValueError(
+                f"{self.name}: tokens up to {self.start + self.sinks} must be read before the first one leaves: choose "
+                "a smaller start or a larger budget"
+            )
+
+    def safe(self, places: Tensor) -> Tensor:
+        return (places >= self.start) & (places < self.start + self.sinks)
+
+    def score(self, seen: Seen) -> Tensor:
+        return seen.places.double()
+
+    @property
+    def plain(self) -> str:
+        return f"{super().plain}, from {self.start}"
