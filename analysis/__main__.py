@@ -235,6 +235,55 @@ def _interrupt(*_) -> None:
 
 
 @app.command()
+def knockout(
+    model: Annotated[str, typer.Option(help="embedded, a hub id, a folder, or a GGUF file")] = "embedded",
+    text: Annotated[str, typer.Option(help="a bundled text, a text file, or a .npy file of token ids")] = "hamlet",
+    tokens: Annotated[int, typer.Option(help="read so many tokens for every head")] = 512,
+    policy: Annotated[str, typer.Option(help="name:key=value,key=value")] = "dense",
+    kind: Annotated[str, typer.Option(help="values (seen, but empty) or weights (others make up for it)")] = "values",
+    layer: Annotated[int | None, typer.Option(help="only the heads of this layer")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    out_file: Annotated[Path | None, typer.Option("--out", help="a CSV file with a row for every head")] = None,
+) -> None:
+    """Knock out the sink of one head after the other: what is each worth?  Ctrl-C ends it, and keeps what is known."""
+    chosen, source = parse(policy), texts.read(text)
+    if out_file is not None and out_file.exists():
+        raise ValueError(f"{out_file} exists already: choose another file for --out")
+    from .ablation import knock_out_each
+    from .models import load
+
+    with out.status("Loading the model") as status:
+        network = load(model, dtype=dtype, device=device, progress=status.update)
+    if layer is not None and not 0 <= layer < network.layers:
+        raise ValueError(f"there is no layer {layer}: layers are 0 to {network.layers - 1}")
+    ids = texts.tokenize(source, network.tokenizer, limit=tokens)
+    layers = range(network.layers) if layer is None else [layer]
+    heads = [(of, head) for of in layers for head in range(network.heads)]
+    effects = []
+    try:
+        with Progress(
+            TextColumn("Heads"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=out
+        ) as bar:
+            task = bar.add_task("", total=len(heads))
+            for effect in knock_out_each(network, ids, chosen, kind, heads):
+                effects.append(effect)
+                bar.advance(task)
+    except KeyboardInterrupt:
+        out.print(f"Interrupted after {len(effects)} of {len(heads)} heads.")
+    effects.sort(key=lambda e: -e.excess)
+    table = Table("Head", _right("Excess NLL"), _right("±"))
+    for e in effects[:20]:
+        table.add_row(f"{e.layer}.{e.head}", f"{e.excess:+.4f}", "–" if math.isnan(e.error) else f"{e.error:.4f}")
+    table.caption = f"nats/token with the sink's {kind} knocked out in one head, {chosen.label}, {len(ids):,} tokens"
+    out.print(table)
+    if out_file is not None:
+        rows = ["layer,head,excess_nats_per_token,standard_error", *(f"{e[0]},{e[1]},{e[2]},{e[3]}" for e in effects)]
+        out_file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+        out.print(f"All {len(effects)} heads: {out_file}", soft_wrap=True, markup=False)
+
+
+@app.command()
 def models() -> None:
     """What may be written for --model."""
     from .models import KINDS

@@ -244,6 +244,21 @@ def test_chat_needs_a_tokenizer(run, model, tmp_path):
     assert code == 2 and "no tokenizer" in said
 
 
+def test_heads_are_knocked_out_one_after_the_other(run, model, text, tmp_path):
+    to = tmp_path / "heads.csv"
+    asked = ["knockout", "--device", "cpu", "--model", model, "--text", text, "--tokens", "80", "--out", str(to)]
+    code, said, _ = run(*asked, "--policy", "streaming:sinks=4,window=20", "--layer", "1")
+    rows = [line.split(",") for line in to.read_text().splitlines()[1:]]
+    assert code == 0 and "All 4 heads" in said
+    assert [row[0] for row in rows] == ["1"] * 4 and {row[1] for row in rows} == set("0123")
+    effects = [float(row[2]) for row in rows]
+    assert effects == sorted(effects, reverse=True) and effects[0] != effects[-1]
+    code, _, said = run(*asked)
+    assert code == 2 and "exists already" in said
+    code, _, said = run(*asked[:-2], "--layer", "99")
+    assert code == 2 and "there is no layer 99" in said
+
+
 @pytest.mark.parametrize(
     ("command", "says"), [("policies", "streaming"), ("texts", "hamlet"), ("models", "embedded"), ("--help", "stream")]
 )
