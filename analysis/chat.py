@@ -23,12 +23,14 @@ from transformers.generation import (
 )
 
 from . import texts
+from .lane import Lane, Snapshot
 from .models import LanguageModel
 from .policies import Policy
 from .positions import LEARNED
 from .record import ROLES, Column, Sampling
 from .rotary import Adapted
-from .stream import SINK_TOKENS, Lane, Snapshot, Source, Step
+from .source import Source, Step
+from .stream import SINK_TOKENS
 
 TEMPLATE, USER, ASSISTANT = range(len(ROLES))
 CHUNK = 256

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .lane import Lane
 from .policies import Afresh
-from .stream import Lane, Piece, RankedPiece
+from .source import Piece, RankedPiece
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .policies import parse
 
 if TYPE_CHECKING:
-    from .stream import Step
+    from .source import Step
 
 TOKENS = pa.schema(
     [

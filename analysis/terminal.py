@@ -12,7 +12,7 @@ from rich.console import Console
 
 from .chat import Conversation, join
 from .record import Folder
-from .stream import Step
+from .source import Step
 
 TOGETHER = 32
 """Tokens of an answer that are written down at a time."""

@@ -6,10 +6,12 @@ import time
 from dataclasses import dataclass
 
 from analysis import texts
+from analysis.lane import Lane
 from analysis.maps import HeadMap, head_map
 from analysis.policies import Policy, Ranked, parse
 from analysis.record import Run, Spec
-from analysis.stream import Lane, Step, next_lane, open_lanes
+from analysis.source import Step
+from analysis.stream import next_lane, open_lanes
 
 from .runner import ENDED, HOLD, Live, Models
 

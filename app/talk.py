@@ -13,7 +13,7 @@ from analysis.chat import CHUNK, Conversation, Partner
 from analysis.maps import HeadRow, head_row
 from analysis.policies import Policy, parse
 from analysis.record import Column, Spec
-from analysis.stream import Step
+from analysis.source import Step
 
 from .runner import HOLD, Live, Models, sentence
 

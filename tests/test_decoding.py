@@ -12,7 +12,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from analysis import stream as engine
+from analysis import lane as engine
 from analysis.maps import head_map
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
 from analysis.stream import open_lanes

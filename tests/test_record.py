@@ -13,7 +13,7 @@ import pytest
 
 from analysis.policies import Dense, Window
 from analysis.record import Folder, Run, Spec, load
-from analysis.stream import Step
+from analysis.source import Step
 
 SPEC = Spec("embedded", "hamlet", ("dense", "window:window=8"), tokens=100, chunk=16)
 

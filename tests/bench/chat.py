@@ -12,10 +12,11 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from analysis import texts
 from analysis.chat import ASSISTANT, Conversation, Partner, read_script
 from analysis.fetch import embedded
+from analysis.lane import Lane
 from analysis.models import load
 from analysis.policies import Dense, Policy, Streaming, Window
 from analysis.record import Sampling
-from analysis.stream import Lane, open_lanes, stream
+from analysis.stream import open_lanes, stream
 from tests.naive import OneByOne
 
 from .report import head, line

@@ -1,0 +1,514 @@
+"""One policy reading a text: its cache, its place, and the three ways in which it reads on.
+
+By place (a band, hundreds of tokens in one pass), by rank (as many as come before the next eviction), or afresh (a
+window encoded anew); and one token at a time, which lets the text go on with a token that is chosen.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .attention import Reading
+from .cache import LayerCache
+from .decoding import Decoding, Turns
+from .policies import Afresh, Band, Dense, Policy, Ranked
+from .positions import Angles
+from .ranking import RankedCache, Ranking, as_band, as_ranked, run_of, shares_of, sinks_of, with_front
+from .reach import Reach
+from .source import Piece, RankedPiece, Source, Step
+from .what_if import WhatIf
+
+ROWS = 64
+"""Rows of logits that become probabilities at a time: a whole chunk's would not stay in the processor's cache."""
+TOGETHER = 32
+"""Decoded tokens whose queries and keys are put together for maps."""
+PASSES = 32
+"""Forward passes of a ranked lane that make one chunk at most, so that it can be followed."""
+TRACED_FROM = 256
+"""Tokens to be read one at a time from which it is worth tracing the model."""
+TURNED = 4096
+"""How far a run may slide away from where its places are counted."""
+DENSE = Dense()
+
+
+class Lane:
+    """One policy reading the text."""
+
+    def __init__(self, index: int, policy: Policy, source: Source) -> None:
+        source.allow(policy)
+        self.index, self.source = index, source
+        self.policy = policy
+        self.position = 1
+        """The next token to be predicted; all before it have been read."""
+        self.seconds = 0.0
+        """Compute time so far."""
+        self.caches: list[LayerCache] | list[RankedCache] = []
+        self.pieces: list[Piece] | list[RankedPiece] = []
+        """Queries and keys of the newest tokens, oldest first, from which maps are drawn."""
+        self._origin = 0
+        """Text position from which decoding counts places in the run."""
+        self._turns: dict[tuple, Turns] = {}
+        self._encoded: Policy | None = None
+        """The policy that encoded afresh what is held, if one did."""
+        self._fresh: list[Decoding] = []
+        """Decoded tokens whose queries and keys are not in `pieces` yet."""
+
+    @property
+    def policy(self) -> Policy:
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        heads = policy.knocked_out or ()
+        model = self.source.model
+        if wrong := [f"{layer}.{head}" for layer, head in heads if layer >= model.layers or head >= model.heads]:
+            raise ValueError(
+                f"{policy.label}: there is no head {wrong[0]}: layers are 0 to {model.layers - 1}, heads 0 to "
+                f"{model.heads - 1}"
+            )
+        self._policy, self._what_if = policy, WhatIf.of(policy)
+
+    @property
+    def _logit(self) -> float | None:
+        return None if self._what_if is None else self._what_if.logit
+
+    @property
+    def done(self) -> bool:
+        return self.position >= len(self.source.tokens)
+
+    @property
+    def sinks(self) -> int:
+        """First tokens whose keys are held in front of the run or at its beginning; in a ranked cache, by all heads."""
+        if not self.caches:
+            return 0
+        if self.ranked:
+            return sinks_of(self.caches)
+        cache = self.caches[0]
+        run_first = self.position - 1 - len(cache.keys)
+        held = cache.sink_keys.shape[1]
+        return self.position - 1 if run_first <= held else held
+
+    @property
+    def first(self) -> int:
+        """The text position from which on every token is held, in a ranked cache by all heads."""
+        if not self.caches:
+            return 0
+        read = self.position - 1
+        return read - (run_of(self.caches, read) if self.ranked else len(self.caches[0].keys))
+
+    @property
+    def shares(self) -> NDArray[np.float32] | None:
+        """Which share of all KV heads holds each token that was read, [read]; None where all hold the same."""
+        return shares_of(self.caches, self.position - 1).numpy() if self.ranked else None
+
+    @property
+    def ranked(self) -> bool:
+        """Whether what is held differs from head to head."""
+        return bool(self.caches) and isinstance(self.caches[0], RankedCache)
+
+    @property
+    def cache_bytes(self) -> int:
+        return sum(c.nbytes for c in self.caches)
+
+    def read(self, chunk: int, upto: int | None = None) -> Step:
+        """Read on by one forward pass of about `chunk` tokens, predicting no token at or after position `upto`."""
+        stop = len(self.source.tokens) if upto is None else min(upto, len(self.source.tokens))
+        if self.position >= stop:
+            raise ValueError(
+                f"lane {self.index} has read up to {self.position}: there is nothing to read before {stop}"
+            )
+        began = time.perf_counter()
+        self.settle()
+        kinds = ((Afresh, self._read_afresh), (Ranked, self._read_ranked), (Band, self._read_band))
+        read = next(way for kind, way in kinds if isinstance(self.policy, kind))
+        nll, mass, contexts, start = read(chunk, stop)
+        # One transfer each per chunk; everything before this line may still be under way on a GPU.
+        nll, mass = nll.cpu().numpy(), mass.cpu().numpy()
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        self.position = start + len(nll)
+        per_token = self._bytes_per_token
+        return Step(
+            lane=self.index,
+            policy=self.policy,
+            start=start,
+            token_ids=self.source.tokens[start : self.position].copy(),
+            nll=nll,
+            cache_tokens=contexts.astype(np.int32),
+            cache_bytes=contexts.astype(np.int64) * per_token,
+            seconds=seconds,
+            sink_mass=mass,
+        )
+
+    @property
+    def _bytes_per_token(self) -> int:
+        """Of all layers, which may hold differently many."""
+        held = sum(len(c) for c in self.caches)
+        return self.cache_bytes * len(self.caches) // max(1, held)
+
+    def _read_ranked(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
+        """One forward pass after another, each up to the next eviction."""
+        policy, begin = self.policy, self.position - 1
+        assert isinstance(policy, Ranked)
+        end = min(begin + min(chunk, PASSES * policy.interval), stop - 1)
+        nll, mass, contexts = [], [], []
+        while begin < end:
+            count = min(end - begin, room := self._room())
+            if nll and count < room and end < stop - 1:
+                # The chunk ends at an eviction, so that the next one has whole passes.
+                break
+            logits, observed, held = self._rank(begin, count, 0)
+            nll.append(negative_log_likelihood(logits[0], self.source.ids[begin + 1 :][:count].to(logits.device)))
+            mass.append(observed)
+            contexts.append(held)
+            begin += count
+        return torch.cat(nll), torch.cat(mass, -1), np.concatenate(contexts), self.position
+
+    def _room(self) -> int:
+        """Tokens up to and with the one after which something goes."""
+        assert isinstance(self.policy, Ranked)
+        layers = self.source.model.layers
+        held = [len(c) for c in self.caches] or [0] * layers
+        return 1 + max(0, min(self.policy.budget_of(i, layers) - n for i, n in enumerate(held)))
+
+    def _rank(self, begin: int, count: int, last: int) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """Read `count` tokens: logits, sink mass, and how many tokens were held after each of them."""
+        policy, source = self.policy, self.source
+        assert isinstance(policy, Ranked)
+        if not self.caches:
+            self.caches = [RankedCache.empty(source.model, layer) for layer in range(source.model.layers)]
+        before = sum(len(c) for c in self.caches) / len(self.caches)
+        ranking = Ranking(source.model, begin, source.sink_tokens, policy, self.caches, source.hold > 0, self._what_if)
+        if count == 1 and policy.interval == 1 and len(source.tokens) - begin > TRACED_FROM:
+            source.trace()
+        if count == 1:
+            logits = source.decode(source.ids[None, begin : begin + 1], ranking)
+        else:
+            logits = source.model.forward(source.ids[None, begin : begin + count], ranking, begin=begin, last=last)
+        if source.hold:
+            self.pieces.append(RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone, self._logit))
+            while self.pieces[0].stop <= begin + count - source.hold:
+                self.pieces.pop(0)
+        held = np.ceil(before) + np.arange(1, count + 1)
+        held[-1] = np.ceil(sum(len(c) for c in self.caches) / len(self.caches))
+        return logits, stacked(ranking.mass, logits), held.astype(np.int64)
+
+    def _read_band(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
+        begin, end = self.position - 1, min(self.position - 1 + chunk, stop - 1)
+        logits, mass, contexts = self._forward(begin, end)
+        nll = negative_log_likelihood(logits[0], self.source.ids[begin + 1 : end + 1].to(logits.device))
+        return nll, mass, contexts, begin + 1
+
+    def _forward(self, begin: int, end: int, last: int = 0) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+        """Read tokens begin … end − 1: logits, sink mass, and how many tokens were held after each of them."""
+        policy, source = self.policy, self.source
+        assert isinstance(policy, Band)
+        held, run = (self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)) if self.caches else (0, 0)
+        sinks = min(policy.sinks, end) if held == begin and run == 0 else held
+        reach = Reach(sinks, max(begin - run, sinks), policy.window, policy.positions)
+        if not self.caches:
+            self._empty()
+        reading = Reading(
+            source.model,
+            begin,
+            source.sink_tokens,
+            reach,
+            self.caches,
+            capture=source.hold > 0,
+            what_if=self._what_if,
+        )
+        logits = source.model.forward(source.ids[None, begin:end], reading, begin=begin, last=last)
+        if policy.window is not None:
+            for cache in self.caches:
+                cache.keep_last(policy.window)
+        if source.hold:
+            self._hold(
+                Piece(begin, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys], self._logit)
+            )
+        queries = np.arange(begin, end)
+        run_held = np.clip(queries + 1 - reach.first, 0, policy.window)
+        return logits, stacked(reading.mass, logits), np.minimum(queries + 1, sinks) + run_held
+
+    def _empty(self) -> None:
+        model = self.source.model
+        self.caches = [
+            LayerCache(torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.homes[layer]))
+            for layer in range(model.layers)
+        ]
+
+    def _read_afresh(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
+        policy, source, p = self.policy, self.source, self.position
+        assert isinstance(policy, Afresh)
+        window, stride = policy.window, policy.stride
+        if p <= window:
+            starts, tokens, last = [0], min(window, p + chunk - 1, stop - 1), 0
+            last = tokens + 1 - p
+        else:
+            into = (p - window - 1) % stride
+            starts = [p - into - window]
+            last = min(stride - into, stop - p)
+            tokens = window + into + last - 1
+            if into == 0 and last == stride:
+                count = max(1, min(chunk // tokens, (stop - p) // stride))
+                starts = [starts[0] + i * stride for i in range(count)]
+        begins = torch.tensor(starts, device=source.ids.device)
+        ids = source.ids[begins[:, None] + torch.arange(tokens, device=source.ids.device)]
+        reach = Reach(0, starts[-1], None, "text")
+        reading = Reading(source.model, starts[0], source.sink_tokens, reach, None, begins, True, self._what_if)
+        logits = source.model.forward(ids, reading, last=last)
+        predicted = last * len(starts)
+        nll = negative_log_likelihood(logits.flatten(0, 1), source.ids[p : p + predicted].to(logits.device))
+        mass = stacked(reading.mass, logits).unflatten(-1, (len(starts), tokens))[..., -last:].flatten(-2)
+        self._encoded = policy
+        # The newest window stays: it is what this lane has, until it reads on or another policy takes over.
+        self.caches = [LayerCache(k[-1]) for k in reading.keys]
+        for cache, k, v in zip(self.caches, reading.keys, reading.values, strict=True):
+            cache.append(k[-1], v[-1])
+        if source.hold:
+            queries, keys = [q[-1].clone() for q in reading.queries], [k[-1].clone() for k in reading.keys]
+            self.pieces = [Piece(starts[-1], starts[-1] + tokens, reach, queries, keys, self._logit)]
+        contexts = np.tile(np.arange(tokens - last + 1, tokens + 1), len(starts))
+        return nll, mass, contexts, p
+
+    def next(self, choose: Callable[[Tensor], int], *, kv_chunk: int | None = None) -> Step:
+        """Read the newest token alone, and let the text go on with the one that is chosen.
+
+        `choose` gets the logits [vocabulary], float32, on the CPU.  `kv_chunk`: keys of a long run that are read at a
+        time; changes no number.  Everything but the newest token must have been read.
+        """
+        source, policy = self.source, self.policy
+        if self.position != len(source.tokens):
+            raise ValueError(
+                f"lane {self.index} has read up to {self.position} of {len(source.tokens)} tokens: read the rest first"
+            )
+        began = time.perf_counter()
+        logits, mass, context = self._next_logits(kv_chunk)
+        logits = logits.float().cpu()
+        token = choose(logits)
+        nll = (torch.logsumexp(logits, -1) - logits[token]).numpy()
+        mass = mass.cpu().numpy()
+        source.extend(np.array([token], np.int32))
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        self.position += 1
+        per_token = self._bytes_per_token
+        return Step(
+            lane=self.index,
+            policy=policy,
+            start=self.position - 1,
+            token_ids=np.array([token], np.int32),
+            nll=nll[None],
+            cache_tokens=np.array([context], np.int32),
+            cache_bytes=np.array([context * per_token], np.int64),
+            seconds=seconds,
+            sink_mass=mass[..., None],
+        )
+
+    def _next_logits(self, kv_chunk: int | None) -> tuple[Tensor, Tensor, int]:
+        """Logits [vocabulary] and sink mass [layers, heads] of the newest token, and how many tokens are then held."""
+        policy, t = self.policy, self.position - 1
+        if isinstance(policy, Ranked):
+            logits, mass, contexts = self._rank(t, 1, 1)
+            return logits[0, -1], mass[..., -1], int(contexts[-1])
+        if isinstance(policy, Afresh):
+            beyond = self.position - policy.window - 1
+            into = beyond % policy.stride if beyond >= 0 else 0
+            if self._encoded != policy or (beyond >= 0 and into == 0):
+                logits, mass = self._encode(max(0, self.position - policy.window - into))
+                return logits[0, -1], mass[..., -1], len(self.caches[0])
+            # Inside a stride a window is a text of its own, read by a lane that keeps everything.
+            policy = DENSE
+        held, run = (self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)) if self.caches else (0, 0)
+        if not run and held == t and (not held or held < policy.sinks):
+            # The sinks are still being gathered.
+            logits, mass, contexts = self._forward(t, t + 1, 1)
+            return logits[0, -1], mass[..., -1], int(contexts[-1])
+        reach = Reach(held, t - run, policy.window, policy.positions)
+        self._turn(reach)
+        source = self.source
+        capture = source.hold > 0
+        decoding = Decoding(
+            source.model,
+            t,
+            source.sink_tokens,
+            reach,
+            self.caches,
+            self._origin,
+            self._turns,
+            kv_chunk,
+            capture,
+            self._what_if,
+        )
+        logits = source.decode(source.ids[None, t : t + 1], decoding)
+        if policy.window is not None:
+            for cache in self.caches:
+                cache.keep_last(policy.window)
+        if capture:
+            self._fresh.append(decoding)
+            if len(self._fresh) >= TOGETHER:
+                self.settle()
+        return logits[0, -1], stacked(decoding.mass, logits), len(self.caches[0])
+
+    def _encode(self, start: int) -> tuple[Tensor, Tensor]:
+        """Encode the tokens from `start` to the newest afresh; logits of the newest, sink mass of all."""
+        source, end = self.source, self.position
+        self._empty()
+        self._encoded = self.policy
+        reach = Reach(0, start, None, "text")
+        reading = Reading(
+            source.model, start, source.sink_tokens, reach, self.caches, None, source.hold > 0, self._what_if
+        )
+        logits = source.model.forward(source.ids[None, start:end], reading, last=1)
+        if source.hold:
+            self._fresh = []
+            self.pieces = [
+                Piece(start, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys], self._logit)
+            ]
+        return logits, stacked(reading.mass, logits)
+
+    def _turn(self, reach: Reach) -> None:
+        """Let every layer hold the keys of its run rotated, as far as it does not."""
+        model, first, run = self.source.model, reach.first, len(self.caches[0].keys)
+        if first < self._origin or (reach.window is not None and first - self._origin > TURNED):
+            # Far from the origin angles lose digits.
+            self._origin = first
+            for cache in self.caches:
+                cache.turned.keep_last(0)
+        turned = len(self.caches[0].turned)
+        if turned == run:
+            return
+        places = reach.in_run(torch.arange(first + turned, first + run, device=model.device), self._origin)
+        angles: dict[tuple, Angles | None] = {}
+        for layer, cache in enumerate(self.caches):
+            attention = model.attentions[layer]
+            kind = model.kind(attention)
+            if kind not in angles:
+                angles[kind] = model.angles(attention, places)
+            with torch.inference_mode():
+                cache.turned.append(model.rotate(attention, cache.keys.view()[None, :, turned:], angles[kind])[0])
+
+    def settle(self) -> None:
+        """Put the queries and keys of decoded tokens where maps find them."""
+        if not self._fresh:
+            return
+        first, last, layers = self._fresh[0], self._fresh[-1], range(self.source.model.layers)
+        queries = [torch.cat([d.queries[layer] for d in self._fresh], 1) for layer in layers]
+        keys = [torch.cat([d.keys[layer] for d in self._fresh], 1) for layer in layers]
+        self._fresh = []
+        piece = Piece(first.token, last.token + 1, first.reach, queries, keys, self._logit)
+        if isinstance(self.policy, Afresh):
+            self.pieces.append(piece)
+        else:
+            self._hold(piece)
+
+    def snapshot(self) -> "Snapshot":
+        """All that this lane holds just now, to go on from here another time.  Takes no memory of its own."""
+        self.settle()
+        pieces = [replace(p) for p in self.pieces]
+        caches = [c.copy() for c in self.caches]
+        return Snapshot(self.position, len(self.source.tokens), self.policy, self._encoded, caches, pieces)
+
+    def restore(self, snapshot: "Snapshot") -> None:
+        """Be as when the snapshot was taken; the text that came after it is forgotten."""
+        self.position, self.policy, self._encoded = snapshot.position, snapshot.policy, snapshot.encoded
+        self.source.truncate(snapshot.tokens)
+        self.caches, self._fresh = [c.copy() for c in snapshot.caches], []
+        self.pieces = [replace(p) for p in snapshot.pieces]
+        if self.ranked:
+            return
+        self._origin = min(self._origin, max(0, self.position - 1 - (len(self.caches[0].keys) if self.caches else 0)))
+        for cache in self.caches:
+            cache.turned.keep_last(0)
+
+    def _hold(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        window = piece.reach.window or 0
+        oldest = piece.stop - self.source.hold
+        while self.pieces[0].stop <= oldest - window:
+            self.pieces.pop(0)
+        for old in self.pieces:
+            if old.stop > oldest:
+                break
+            old.queries = []
+
+    def missing_sinks(self, policy: Policy) -> int:
+        """How many of the first tokens the policy would keep, but this lane no longer holds."""
+        wanted = min(policy.sinks, self.position - 1) if isinstance(policy, Band | Ranked) else 0
+        return max(0, wanted - self.sinks)
+
+    def switch(self, policy: Policy, *, pin: bool = False) -> None:
+        """Read on under another policy, which keeps what it keeps of what the lane still has.
+
+        Where the new policy has sinks whose keys are gone, `pin` brings them back as they were; otherwise it goes on
+        without them.
+        """
+        self.source.allow(policy)
+        self.settle()
+        missing, self.policy, self._encoded = self.missing_sinks(policy), policy, None
+        read = self.position - 1
+        if isinstance(policy, Ranked) != self.ranked or (pin and self.ranked):
+            # Maps do not reach back to where slots were kept in another way.
+            self.pieces = []
+        if self.caches and isinstance(policy, Ranked):
+            self.caches = [as_ranked(c, read) for c in self.caches]
+            if missing and pin:
+                self.caches = with_front(self.caches, self.source.front(min(policy.sinks, read)))
+        elif self.ranked:
+            self.caches = as_band(self.caches, read)
+        if not self.caches or not isinstance(policy, Band):
+            return
+        for cache in self.caches:
+            cache.turned.keep_last(0)
+        held, run = self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)
+        joined = read - run <= held
+        front = self.source.front(policy.sinks) if missing and pin else None
+        for layer, cache in enumerate(self.caches):
+            if joined and held:
+                parts = ((cache.sink_keys, cache.keys), (cache.sink_values, cache.values))
+                whole = torch.stack([torch.cat((sinks, part.view()), 1) for sinks, part in parts])
+                cache.pin(whole[0, :, :0], whole[1, :, :0])
+                cache.restart(whole)
+            if front is not None:
+                cache.pin(*(t[:, : min(policy.sinks, read)] for t in front[layer]))
+                cache.keep_last(max(0, min(len(cache.keys), read - policy.sinks)))
+            elif joined and policy.sinks:
+                wanted = min(policy.sinks, read)
+                cache.pin(cache.keys.view()[:, :wanted], cache.values.view()[:, :wanted])
+                cache.keep_last(read - wanted)
+            elif policy.window is not None:
+                # Sinks that the policy does not have are left behind; dense keeps whatever there is.
+                kept = 0 if missing else min(policy.sinks, cache.sink_keys.shape[1])
+                cache.pin(cache.sink_keys[:, :kept], cache.sink_values[:, :kept])
+            if policy.window is not None:
+                cache.keep_last(policy.window)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What a lane held at some moment."""
+
+    position: int
+    tokens: int
+    policy: Policy
+    encoded: Policy | None
+    caches: list[LayerCache] | list[RankedCache]
+    pieces: list[Piece] | list[RankedPiece]
+
+
+def stacked(of_layers: list[Tensor], like: Tensor) -> Tensor:
+    """What every layer said, [layers, *], on the device of another tensor."""
+    return torch.stack([t.to(like.device, non_blocking=True) for t in of_layers])
+
+
+def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """−ln p of each target: logits [tokens, vocabulary], targets [tokens] → [tokens] in nats, float32."""
+    parts = []
+    for rows, wanted in zip(logits.split(ROWS), targets.split(ROWS), strict=True):
+        rows = rows.float()
+        parts.append(torch.logsumexp(rows, -1) - rows.gather(-1, wanted[:, None])[:, 0])
+    return torch.cat(parts)

@@ -1,0 +1,159 @@
+"""What lanes read and what they say: the text that all lanes of a run share, and the records of what was learned.
+
+A text may grow while it is read, and its first tokens can be encoded again whoever has let them go.  How a lane reads
+is lane.py's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .attention import Reading
+from .decoding import Decoding
+from .policies import Afresh, Band, Dense, Policy, Ranked
+from .positions import LEARNED
+from .ranking import Gone, Ranking
+from .reach import Reach
+from .rotary import Adapted
+from .tracing import one_token
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one lane learned from one chunk.  All arrays are about the predicted tokens, at positions start … stop − 1.
+
+    `nll` [tokens] in nats; `cache_tokens` and `cache_bytes` [tokens]: what was held when the token was predicted, after
+    eviction; `sink_mass` [layers, heads, tokens]: the attention that the predicting query gave to the first tokens of
+    the text; `seconds`: compute time of the chunk.
+    """
+
+    lane: int
+    policy: Policy
+    start: int
+    token_ids: NDArray[np.int32]
+    nll: NDArray[np.float32]
+    cache_tokens: NDArray[np.int32]
+    cache_bytes: NDArray[np.int64]
+    seconds: float
+    sink_mass: NDArray[np.float32]
+    roles: NDArray[np.int8] | None = None
+    """In a conversation, who said each token [tokens] (chat.py)."""
+    each: NDArray[np.float64] | None = None
+    """Compute time of each token [tokens], where they were not read together."""
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.token_ids)
+
+
+@dataclass
+class Piece:
+    """Queries and keys of one chunk before rotation, per layer: [heads, tokens, dim] and [kv_heads, tokens, dim]."""
+
+    start: int
+    stop: int
+    reach: Reach
+    queries: list[Tensor]
+    keys: list[Tensor]
+    logit: float | None = None
+    """Of the extra sink, where a what-if adds one."""
+
+
+@dataclass
+class RankedPiece:
+    """Queries of one pass over ranked caches before rotation, per layer [heads, tokens, dim], and what then went."""
+
+    start: int
+    stop: int
+    policy: Ranked
+    queries: list[Tensor]
+    gone: list[Gone | None]
+    logit: float | None = None
+
+
+@dataclass(eq=False)
+class Source:
+    """What all lanes of a run share: the model, the text, and the keys and values of the text's first tokens.
+
+    A text may grow at its end while it is read, as a conversation does.
+    """
+
+    model: Adapted
+    tokens: NDArray[np.int32]
+    sink_tokens: int
+    hold: int
+    ids: Tensor = field(init=False)
+    """The tokens once more, on the model's device."""
+    _front: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _one: Callable[[Tensor, Any], Tensor] | None = field(default=None, init=False)
+    _untraceable: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._room, self._ids = self.tokens, torch.as_tensor(self.tokens.astype(np.int64), device=self.model.device)
+        self.ids = self._ids
+
+    def allow(self, policy: Policy) -> None:
+        """Raises ValueError where this model's cached keys cannot be moved as the policy moves them."""
+        if not (why := self.model.positions.fixed):
+            return
+        family = self.model.network.config.model_type
+        if isinstance(policy, Ranked) or (isinstance(policy, Band) and policy.window is not None):
+            raise ValueError(
+                f"{policy.label}: {family} {why}, so a cached key carries the place where it was read and cannot be "
+                "moved when others leave: choose dense or recompute"
+            )
+        if self.model.positions is not LEARNED:
+            return
+        longest = self.model.network.config.max_position_embeddings
+        if isinstance(policy, Afresh) and policy.capacity > longest:
+            raise ValueError(
+                f"{policy.label}: {family} has learned {longest:,} positions, and this needs {policy.capacity:,}: "
+                "choose a smaller window"
+            )
+        if isinstance(policy, Dense) and len(self.tokens) - 1 > longest:
+            raise ValueError(
+                f"{policy.label}: {family} has learned {longest:,} positions, and the text has {len(self.tokens):,} "
+                f"tokens: read at most {longest + 1:,}, or choose recompute"
+            )
+
+    def extend(self, tokens: NDArray[np.int32]) -> None:
+        """Let the text go on with these tokens."""
+        count, total = len(self.tokens), len(self.tokens) + len(tokens)
+        if total > len(self._room):
+            self._room = np.concatenate((self.tokens, np.zeros(max(1024, 2 * total) - count, np.int32)))
+            self._ids = torch.cat((self.ids, self.ids.new_zeros(len(self._room) - count)))
+        self._room[count:total] = tokens
+        self._ids[count:total] = torch.as_tensor(np.asarray(tokens, np.int64), device=self._ids.device)
+        self.tokens, self.ids = self._room[:total], self._ids[:total]
+
+    def truncate(self, tokens: int) -> None:
+        """Forget all of the text but its first tokens."""
+        self.tokens, self.ids = self._room[:tokens], self._ids[:tokens]
+        if self._front and self._front[0][0].shape[1] > tokens:
+            self._front = []
+
+    def trace(self, traced: Callable[[Tensor, Any], Tensor] | None = None) -> None:
+        """Make single tokens faster from now on, where the model can be traced (tracing.py); with what was `traced`."""
+        if self._one is None and not self._untraceable:
+            self._one = traced or one_token(self.model)
+            self._untraceable = self._one is None
+
+    def decode(self, ids: Tensor, decoding: Decoding | Ranking) -> Tensor:
+        """Logits [1, 1, vocabulary] of one token, ids [1, 1]."""
+        if self._one is not None:
+            return self._one(ids, decoding)
+        return self.model.forward(ids, decoding, begin=decoding.token, last=1)
+
+    def front(self, tokens: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the first tokens, per layer [kv_heads, tokens, dim]: they depend on nothing else."""
+        tokens = min(tokens, len(self.tokens))
+        if not self._front or self._front[0][0].shape[1] < tokens:
+            reading = Reading(self.model, 0, 0, Reach(0, 0, None, "text"), None, capture=True)
+            self.model.forward(self.ids[None, :tokens], reading, last=1)
+            self._front = [(k[0].clone(), v[0].clone()) for k, v in zip(reading.keys, reading.values, strict=True)]
+        return [(k[:, :tokens], v[:, :tokens]) for k, v in self._front]
