@@ -13,7 +13,7 @@ from analysis.record import Run, Spec
 from analysis.source import Step
 from analysis.stream import next_lane, open_lanes
 
-from .runner import ENDED, HOLD, Live, Models
+from .runner import ENDED, HOLD, Live, Models, sentence
 
 MOST_LANES = 6
 TURN = 0.25
@@ -202,7 +202,12 @@ class LiveRun(Live):
             wish = self._wishes.get()
             lane = self.lanes[wish.lane]
             missing = lane.missing_sinks(wish.policy)
-            lane.switch(wish.policy, pin=wish.pin)
+            try:
+                lane.switch(wish.policy, pin=wish.pin)
+            except ValueError as e:
+                # Not for this model: its keys cannot be moved, or it has no such head.  The lane reads on as it did.
+                self.tell(sentence(e))
+                continue
             self.halted.discard(wish.lane)
             how = ("sinks pinned again" if wish.pin else "without sinks") if missing else ""
             self.run.event("switch", lane=wish.lane, position=lane.position, policy=str(wish.policy), how=how)

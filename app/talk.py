@@ -296,7 +296,12 @@ class Talk(Live):
     def _switch(self, index: int, policy: Policy, pin: bool) -> None:
         lane = self.lanes[index]
         missing = lane.lane.missing_sinks(policy)
-        lane.switch(policy, pin=pin)
+        try:
+            lane.switch(policy, pin=pin)
+        except ValueError as e:
+            # Not for this model: its keys cannot be moved, or it has no such head.  The lane goes on as it did.
+            self.tell(sentence(e))
+            return
         how = (", with the sinks pinned again" if pin else ", without its sinks") if missing else ""
         self.tell(f"{policy.label}{how}, from the next token on.")
 

@@ -117,6 +117,17 @@ def test_a_switch_is_carried_out_and_marked(registry, folder):
     assert run.lanes[1].sinks == 4
 
 
+def test_a_switch_that_this_model_cannot_make_is_one_sentence(registry, folder):
+    run = begin(registry, folder, count=4000, pace=100)
+    until(run, lambda: len(run.run.tracks[1].nll) > 10)
+    before = run.lanes[1].policy
+    run.switch(1, parse("window:window=16,knockout=values,heads=99.0"), pin=False)
+    until(run, lambda: "there is no head 99.0" in run.note)
+    read = len(run.run.tracks[1].nll)
+    until(run, lambda: len(run.run.tracks[1].nll) > read)
+    assert run.status == "running" and run.lanes[1].policy == before
+
+
 def test_a_model_that_cannot_be_loaded_is_one_sentence(registry, tmp_path):
     run = begin(registry, str(tmp_path))
     until(run, lambda: run.status == "failed")

@@ -117,6 +117,15 @@ def test_a_lane_is_switched_between_two_answers(registry):
     assert talk.lanes[1].kept[0] == 4 and talk.lanes[1].turns[-1].why
 
 
+def test_a_switch_that_this_model_cannot_make_is_one_sentence(registry):
+    talk = begin(registry)
+    until(talk, lambda: waiting(talk))
+    before = talk.lanes[0].policy
+    talk.switch(0, Window(16, knockout="values", heads="99.0"), False)
+    until(talk, lambda: "there is no head 99.0" in talk.note)
+    assert talk.status == "waiting" and talk.lanes[0].policy == before
+
+
 @pytest.mark.parametrize("prompt", ["", "   "])
 def test_what_cannot_be_said_is_told_in_a_sentence(registry, prompt):
     talk = begin(registry)
