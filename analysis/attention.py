@@ -59,6 +59,16 @@ def partial(q: Tensor, k: Tensor, v: Tensor, scaling: float, softcap: float | No
     return (s - lse[..., None]).exp().to(v.dtype) @ v, lse
 
 
+def weigh(
+    scores: Tensor, pieces: list[tuple[Tensor, Tensor]], dtype: torch.dtype
+) -> tuple[Float[Tensor, "*rows columns"], Tensor | None]:
+    """The weights of these scores; where pieces with a log-sum-exp of their own share the sum, its logarithm too."""
+    if not pieces:
+        return torch.softmax(scores, -1).to(dtype), None
+    total = torch.logsumexp(torch.stack([torch.logsumexp(scores.float(), -1), *(lse for _, lse in pieces)]), 0)
+    return (scores - total[..., None]).exp().to(dtype), total
+
+
 def capped(scores: Tensor, softcap: float | None) -> Tensor:
     """Scores that approach `softcap` and never pass it."""
     return scores if softcap is None else softcap * torch.tanh(scores / softcap)
@@ -149,25 +159,23 @@ class Reading:
                 (scores, fold_(s_aux.view(1, -1, 1, 1).expand(*query.shape[:3], 1)).to(scores.dtype)), -1
             )
 
+        pieces = []
         if steps.past:
-            pieces = []
             for begin in range(observed, past, PAST):
                 end = min(begin + PAST, past)
                 piece = rotate(attention, keys[:, :, begin:end], _cut(run_at, begin, end))
                 pieces.append(partial(q, piece, values[:, :, begin:end], 1.0, softcap))
-            lse = torch.stack([torch.logsumexp(scores.float(), -1), *(lse for _, lse in pieces)])
-            total = torch.logsumexp(lse, 0)
-            weights = (scores - total[..., None]).exp().to(value.dtype)
-        else:
-            pieces, weights = [], torch.softmax(scores, -1).to(value.dtype)
+        weights, total = weigh(scores, pieces, value.dtype)
         self._observe(weights, steps, query.shape)
-        scale = None
         if self.what_if is not None:
-            early = self._early(weights, steps)
-            later = self._later(weights, steps)
-            weights, scale = self.what_if.knock_out(
-                weights, early, later, attention.layer_idx, key.shape[1], query.shape[1]
+            early, later = self._early(scores, steps), self._later(scores, steps)
+            out_of_sight = self.what_if.knocked_out(
+                scores, early, later, attention.layer_idx, key.shape[1], query.shape[1]
             )
+            if out_of_sight is not None and self.what_if.knockout == "values":
+                weights = weights.masked_fill(out_of_sight, 0)
+            elif out_of_sight is not None:
+                weights, total = weigh(scores.masked_fill(out_of_sight, float("-inf")), pieces, value.dtype)
         width = sum(f.shape[-1] for f in front)
         out = weights[..., width : width + local.shape[-2]] @ local_values
         for i, v in enumerate(front_values):
@@ -175,8 +183,6 @@ class Reading:
             out += weights[..., begin : begin + front[i].shape[-1]] @ v
         for piece, piece_lse in pieces:
             out += piece * (piece_lse - total).exp()[..., None].to(out.dtype)
-        if scale is not None:
-            out *= scale
         return unfold(out, query.shape[0], steps.block, steps.blocks)[:, : query.shape[2]]
 
     def _scores(self, local: Tensor, front: list[Tensor], steps: Plan, softcap: float | None) -> Tensor:
@@ -206,7 +212,7 @@ class Reading:
         if self.starts is not None:
             places = self.starts.to(weights.device)[:, None] + columns
             early = (early & (places < self.sink_tokens))[:, None, None]
-        return early.to(weights.dtype)
+        return early
 
     def _later(self, weights: Tensor, steps: Plan) -> Tensor:
         """1 where a query is none of the text's first tokens, [pieces, 1, rows, 1]."""
@@ -215,7 +221,7 @@ class Reading:
             begins = self.starts.to(weights.device)
         places = begins[:, None] + torch.arange(steps.block, device=weights.device)
         rows = places.repeat(1, weights.shape[-2] // steps.block)
-        return (rows >= self.sink_tokens)[:, None, :, None].to(weights.dtype)
+        return (rows >= self.sink_tokens)[:, None, :, None]
 
     def _plan(self, query: Tensor, sliding_window: int | None, groups: int) -> Plan:
         tokens, device = query.shape[2], query.device

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .attention import capped, partial
+from .attention import capped, partial, weigh
 from .cache import LayerCache
 from .reach import Reach
 from .rotary import Adapted
@@ -137,26 +137,24 @@ class Decoding:
         scores = capped(scores, softcap)
         if s_aux is not None:
             scores = torch.cat((scores, s_aux.view(kv_heads, -1, 1).to(scores.dtype)), -1)
-        if pieces:
-            lse = torch.stack([torch.logsumexp(scores.float(), -1), *(lse for _, lse in pieces)])
-            total = torch.logsumexp(lse, 0)
-            weights = (scores - total[..., None]).exp().to(value.dtype)
-        else:
-            weights = torch.softmax(scores, -1).to(value.dtype)
+        weights, total = weigh(scores, pieces, value.dtype)
         self.mass.append(weights[..., : sight.counted].sum(-1, dtype=torch.float32).view(heads))
-        scale = None
         if self.what_if is not None:
-            early = (torch.arange(weights.shape[-1], device=weights.device) < sight.counted).to(weights.dtype)
-            later = float(self.token >= self.sink_tokens)
-            weights, scale = self.what_if.knock_out(weights, early, later, attention.layer_idx, kv_heads, heads)
+            early, later = (
+                torch.arange(scores.shape[-1], device=scores.device) < sight.counted,
+                self.token >= self.sink_tokens,
+            )
+            out_of_sight = self.what_if.knocked_out(scores, early, later, attention.layer_idx, kv_heads, heads)
+            if out_of_sight is not None and self.what_if.knockout == "values":
+                weights = weights.masked_fill(out_of_sight, 0)
+            elif out_of_sight is not None:
+                weights, total = weigh(scores.masked_fill(out_of_sight, float("-inf")), pieces, value.dtype)
         sinks = max(0, sinks)
         out = torch.bmm(weights[..., sinks : sinks + run.shape[1]], values)
         if sinks:
             out = torch.baddbmm(out, weights[..., :sinks], cache.sink_values[:, sight.sinks_from :])
         for piece, piece_lse in pieces:
             out = out + piece * (piece_lse - total).exp()[..., None].to(out.dtype)
-        if scale is not None:
-            out = out * scale
         return out.view(1, 1, heads, dim)
 
     def _look(

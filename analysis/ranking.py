@@ -168,15 +168,18 @@ class Ranking:
         if s_aux is not None:
             extra = s_aux.view(kv_heads, groups, 1, 1).expand(-1, -1, queries, -1).reshape(kv_heads, -1, 1)
             scores = torch.cat((scores, extra.to(scores.dtype)), -1)
-        weights = torch.softmax(scores, -1)[..., :slots]
-        early = (cache.places < self.sink_tokens).to(weights.dtype)
-        kept, scale = weights, None
+        weights = kept = torch.softmax(scores, -1)[..., :slots]
+        early = cache.places < self.sink_tokens
         if self.what_if is not None:
-            later = (places >= self.sink_tokens).to(weights.dtype).repeat(groups)[:, None]
-            kept, scale = self.what_if.knock_out(weights, early[:, None], later, layer, kv_heads, heads)
+            later = (places >= self.sink_tokens).repeat(groups)[:, None]
+            out_of_sight = self.what_if.knocked_out(weights, early[:, None], later, layer, kv_heads, heads)
+            if out_of_sight is not None and self.what_if.knockout == "values":
+                kept = weights.masked_fill(out_of_sight, 0)
+            elif out_of_sight is not None:
+                unseen = scores[..., :slots].masked_fill(out_of_sight, float("-inf"))
+                kept = torch.softmax(torch.cat((unseen, scores[..., slots:]), -1), -1)[..., :slots]
         out = kept.to(value.dtype) @ cache.values
-        out = out if scale is None else out * scale.to(out.dtype)
-        self.mass.append((weights @ early[..., None]).float().reshape(heads, queries))
+        self.mass.append((weights @ early.to(weights.dtype)[..., None]).float().reshape(heads, queries))
         if self.policy.totals or self.policy.looks_back:
             cache.observe(weights.view(kv_heads, groups, queries, slots).mean(1), self.policy)
         gone = cache.evict(self.policy, layer, self.model.layers)

@@ -41,36 +41,28 @@ class WhatIf:
         extra = torch.full(query.shape[1:2], self.logit, device=query.device, dtype=torch.float32)
         return extra if s_aux is None else torch.logaddexp(s_aux.float(), extra)
 
-    def knock_out(
-        self, weights: Tensor, early: Tensor, later: Tensor | float, layer: int, kv_heads: int, heads: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """The weights that meet the values, and what their sum is to be multiplied with (None: nothing).
+    def knocked_out(
+        self, scores: Tensor, early: Tensor, later: Tensor | bool, layer: int, kv_heads: int, heads: int
+    ) -> Tensor | None:
+        """Which scores [.., kv_heads, rows, columns] are knocked out: bool of a shape that fits, or None for none.
 
-        weights [.., kv_heads, rows, columns], where rows are the query heads of a group, each with its queries; early
-        [.., columns]: 1 where a column is one of the first tokens; later [.., rows, 1]: 1 where a query is none of
-        them, since those have nothing else to look at and are left as they are.
+        Rows are the query heads of a group, each with its queries.  early [.., columns]: whether a column is one of the
+        first tokens; later [.., rows, 1]: whether a query is none of them, since those have nothing else to look at.
         """
-        if self.knockout == "none":
-            return weights, None
-        struck = self._struck(layer, kv_heads, heads, weights)
-        if struck is None:
-            return weights, None
-        share = (weights * early).sum(-1, keepdim=True)
-        struck = struck * later
-        weights = weights * (1 - struck * early)
-        return weights, 1 / (1 - struck * share) if self.knockout == "weights" else None
+        struck = None if self.knockout == "none" else self._struck(layer, kv_heads, heads, scores)
+        return None if struck is None else struck & early & later
 
-    def _struck(self, layer: int, kv_heads: int, heads: int, weights: Tensor) -> Tensor | None:
-        """1 for every row of a head that is knocked out, [kv_heads, rows, 1]; None where none is."""
-        rows = weights.shape[-2]
-        key = layer, rows, weights.device, weights.dtype
+    def _struck(self, layer: int, kv_heads: int, heads: int, scores: Tensor) -> Tensor | None:
+        """True for every row of a head that is knocked out, [kv_heads, rows, 1]; None where none is."""
+        rows = scores.shape[-2]
+        key = layer, rows, scores.device
         if key not in self._masks:
             chosen = range(heads) if self.heads is None else _in_layer(self.heads, layer)
-            mask = torch.zeros(heads)
-            mask[list(chosen)] = 1
+            mask = torch.zeros(heads, dtype=torch.bool)
+            mask[list(chosen)] = True
             groups = heads // kv_heads
             mask = mask.view(kv_heads, groups, 1).expand(-1, -1, rows // groups).reshape(kv_heads, rows, 1)
-            self._masks[key] = mask.to(weights.device, weights.dtype) if mask.any() else None
+            self._masks[key] = mask.to(scores.device) if mask.any() else None
         return self._masks[key]
 
 

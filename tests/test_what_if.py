@@ -10,6 +10,8 @@ from analysis.families import adapt
 from analysis.maps import head_map, head_row
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
 from analysis.stream import open_lanes
+from analysis.texts import read as text
+from analysis.texts import tokenize
 
 from .families import our_nll, tiny, words
 from .naive import kept
@@ -133,6 +135,15 @@ def test_long_past_of_a_dense_lane_bends(tiny_llama):
         policy = Dense(**bent)
         whole = our_nll(tiny_llama, tokens, 3000, policy)
         np.testing.assert_allclose(our_nll(tiny_llama, tokens, 128, policy), whole, atol=1e-4)
+
+
+def test_heads_that_look_at_nothing_but_the_sink_can_lose_it(embedded):
+    """A head whose whole weight is on the first token leaves others of 1e-30, which are still compared."""
+    tokens = tokenize(text("hamlet"), embedded.tokenizer, limit=200)
+    for policy in (Streaming(4, 60, knockout="weights"), parse("h2o:budget=64,recent=32,interval=16,knockout=weights")):
+        lane = open_lanes(embedded, tokens, [policy])[0]
+        while not lane.done:
+            assert np.isfinite(lane.read(64).nll).all()
 
 
 def test_a_logit_that_weighs_nothing_changes_nothing(tiny_llama):
