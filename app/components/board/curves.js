@@ -99,8 +99,10 @@ function makeCurves(send) {
     const same = frame.lanes.filter((l) => l.title === lane.title).map((l) => l.label.split(", "));
     if (same.length === 1) return lane.title;
     const own = lane.label.split(", ").filter((part) => !same.every((parts) => parts.includes(part)));
-    const text = lane.label.startsWith(own[0]) ? own.join(", ") : [lane.title, ...own].join(", ");
-    return text.replace("Sinks + window", "Sinks");
+    const whole = lane.label.startsWith(own[0]) ? own.join(", ") : [lane.title, ...own].join(", ");
+    const text = whole.replace("Sinks + window", "Sinks");
+    // There is room for some seventeen letters; what is particular comes first.
+    return text.length > 17 && own.length ? own.join(", ").replace("Sinks + window", "Sinks") : text;
   }
 
   function draw() {
