@@ -1,6 +1,7 @@
 """PyramidKV: lower layers, which spread their attention, get larger budgets (Cai et al. 2024, arXiv:2406.02069)."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 from torch import Tensor
@@ -41,7 +42,7 @@ class Pyramid(Ranked):
     def looks_back(self) -> int:
         return self._ranking.looks_back
 
-    @property
+    @cached_property
     def _ranking(self) -> Ranked:
         return SCORERS[self.scorer](
             budget=self.budget, sinks=self.sinks, recent=self.recent, interval=self.interval, positions=self.positions
