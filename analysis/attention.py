@@ -169,13 +169,8 @@ class Reading:
         self._observe(weights, steps, query.shape)
         if self.what_if is not None:
             early, later = self._early(scores, steps), self._later(scores, steps)
-            out_of_sight = self.what_if.knocked_out(
-                scores, early, later, attention.layer_idx, key.shape[1], query.shape[1]
-            )
-            if out_of_sight is not None and self.what_if.knockout == "values":
-                weights = weights.masked_fill(out_of_sight, 0)
-            elif out_of_sight is not None:
-                weights, total = weigh(scores.masked_fill(out_of_sight, float("-inf")), pieces, value.dtype)
+            struck = self.what_if.knocked_out(scores, early, later, attention.layer_idx, key.shape[1], query.shape[1])
+            weights, total = self.what_if.bend(struck, scores, weights, total, lambda s: weigh(s, pieces, value.dtype))
         width = sum(f.shape[-1] for f in front)
         out = weights[..., width : width + local.shape[-2]] @ local_values
         for i, v in enumerate(front_values):
@@ -206,7 +201,7 @@ class Reading:
         self.mass.append(mass.reshape(-1, heads).T)
 
     def _early(self, weights: Tensor, steps: Plan) -> Tensor:
-        """1 where a column is one of the text's first tokens: [columns], or of each window [windows, 1, 1, columns]."""
+        """Whether a column is one of the text's first tokens: [columns], or of each window [windows, 1, 1, columns]."""
         columns = torch.arange(weights.shape[-1], device=weights.device)
         early = columns < steps.counted
         if self.starts is not None:
@@ -215,7 +210,7 @@ class Reading:
         return early
 
     def _later(self, weights: Tensor, steps: Plan) -> Tensor:
-        """1 where a query is none of the text's first tokens, [pieces, 1, rows, 1]."""
+        """Whether a query is none of the text's first tokens, [pieces, 1, rows, 1]."""
         begins = torch.arange(steps.blocks, device=weights.device) * steps.block + self.start
         if self.starts is not None:
             begins = self.starts.to(weights.device)

@@ -144,11 +144,8 @@ class Decoding:
                 torch.arange(scores.shape[-1], device=scores.device) < sight.counted,
                 self.token >= self.sink_tokens,
             )
-            out_of_sight = self.what_if.knocked_out(scores, early, later, attention.layer_idx, kv_heads, heads)
-            if out_of_sight is not None and self.what_if.knockout == "values":
-                weights = weights.masked_fill(out_of_sight, 0)
-            elif out_of_sight is not None:
-                weights, total = weigh(scores.masked_fill(out_of_sight, float("-inf")), pieces, value.dtype)
+            struck = self.what_if.knocked_out(scores, early, later, attention.layer_idx, kv_heads, heads)
+            weights, total = self.what_if.bend(struck, scores, weights, total, lambda s: weigh(s, pieces, value.dtype))
         sinks = max(0, sinks)
         out = torch.bmm(weights[..., sinks : sinks + run.shape[1]], values)
         if sinks:

@@ -116,7 +116,10 @@ class Lane:
         return sum(c.nbytes for c in self.caches)
 
     def read(self, chunk: int, upto: int | None = None) -> Step:
-        """Read on by one forward pass of about `chunk` tokens, predicting no token at or after position `upto`."""
+        """Read on by about `chunk` tokens, predicting no token at or after position `upto`.
+
+        That is one forward pass, but for a ranked lane: there it is one for every eviction.
+        """
         stop = len(self.source.tokens) if upto is None else min(upto, len(self.source.tokens))
         if self.position >= stop:
             raise ValueError(
@@ -162,7 +165,7 @@ class Lane:
             if nll and count < room and end < stop - 1:
                 # The chunk ends at an eviction, so that the next one has whole passes.
                 break
-            logits, observed, held = self._rank(begin, count, 0)
+            logits, observed, held = self._rank(begin, count)
             nll.append(negative_log_likelihood(logits[0], self.source.ids[begin + 1 :][:count].to(logits.device)))
             mass.append(observed)
             contexts.append(held)
@@ -176,7 +179,7 @@ class Lane:
         held = [len(c) for c in self.caches] or [0] * layers
         return 1 + max(0, min(self.policy.budget_of(i, layers) - n for i, n in enumerate(held)))
 
-    def _rank(self, begin: int, count: int, last: int) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
+    def _rank(self, begin: int, count: int) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
         """Read `count` tokens: logits, sink mass, and how many tokens were held after each of them."""
         policy, source = self.policy, self.source
         assert isinstance(policy, Ranked)
@@ -189,7 +192,7 @@ class Lane:
         if count == 1:
             logits = source.decode(source.ids[None, begin : begin + 1], ranking)
         else:
-            logits = source.model.forward(source.ids[None, begin : begin + count], ranking, begin=begin, last=last)
+            logits = source.model.forward(source.ids[None, begin : begin + count], ranking, begin=begin)
         if source.hold:
             self.pieces.append(RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone, self._logit))
             while self.pieces[0].stop <= begin + count - source.hold:
@@ -313,7 +316,7 @@ class Lane:
         """Logits [vocabulary] and sink mass [layers, heads] of the newest token, and how many tokens are then held."""
         policy, t = self.policy, self.position - 1
         if isinstance(policy, Ranked):
-            logits, mass, contexts = self._rank(t, 1, 1)
+            logits, mass, contexts = self._rank(t, 1)
             return logits[0, -1], mass[..., -1], int(contexts[-1])
         if isinstance(policy, Afresh):
             beyond = self.position - policy.window - 1

@@ -34,7 +34,7 @@ def fits_on_one(parts: dict[str, int], dtype: torch.dtype, device: torch.device,
     total, alone = sum(parts.values()), free(device)
     if total <= alone:
         return True
-    everywhere = sum(free(torch.device("cuda", i)) for i in range(torch.cuda.device_count()))
+    everywhere = sum(gpus().values())
     room = max(alone, everywhere) if device.type == "cuda" else alone
     if total > room:
         listed = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in parts.items())
@@ -66,8 +66,8 @@ def free(device: torch.device) -> int:
 def memory_of(device: str) -> str:
     """What memory is used just now, in a few words: of the GPU by torch, elsewhere by this process."""
     if device == "cuda":
-        gpus = range(torch.cuda.device_count())
-        used, reserved = (sum(f(i) for i in gpus) for f in (torch.cuda.memory_allocated, torch.cuda.memory_reserved))
+        numbers = range(torch.cuda.device_count())
+        used, reserved = (sum(f(i) for i in numbers) for f in (torch.cuda.memory_allocated, torch.cuda.memory_reserved))
         return f"{used / 1e9:.2f} GB allocated, {reserved / 1e9:.2f} GB reserved"
     return f"{psutil.Process().memory_info().rss / 1e9:.2f} GB resident"
 

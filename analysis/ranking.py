@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .attention import capped
+from .attention import capped, weigh
 from .cache import LayerCache
 from .policies import Ranked
 from .policies.ranked import Seen
@@ -90,15 +90,15 @@ class RankedCache:
                 rows = torch.cat((older, rows), 1)
             self.rows = rows[:, -policy.looks_back :]
 
-    def evict(self, policy: Ranked, layer: int, layers: int) -> "Gone | None":
-        """Let go of what the policy ranks lowest, if there is more than its budget."""
+    def evict(self, policy: Ranked, layer: int, layers: int, *, tell: bool) -> Gone | None:
+        """Let go of what the policy ranks lowest, if there is more than its budget; `tell`: and say what went."""
         budget = policy.budget_of(layer, layers)
         if len(self) <= budget:
             return None
         order = policy.order(Seen(self.keys, self.values, self.places, self.total, self.rows, layer))
         count = budget - policy.interval + 1
         leaves, kept = order[:, :-count], order[:, -count:].sort().values
-        gone = Gone(_picked(self.keys, leaves), _picked(self.places, leaves))
+        gone = Gone(_picked(self.keys, leaves), _picked(self.places, leaves)) if tell else None
         self.keys, self.values, self.places = (_picked(x, kept) for x in (self.keys, self.values, self.places))
         self.total = None if self.total is None else _picked(self.total, kept)
         if self.rows is not None:
@@ -168,21 +168,18 @@ class Ranking:
         if s_aux is not None:
             extra = s_aux.view(kv_heads, groups, 1, 1).expand(-1, -1, queries, -1).reshape(kv_heads, -1, 1)
             scores = torch.cat((scores, extra.to(scores.dtype)), -1)
-        weights = kept = torch.softmax(scores, -1)[..., :slots]
-        early = cache.places < self.sink_tokens
+        whole, total = weigh(scores, [], scores.dtype)
+        weights, early = whole[..., :slots], cache.places < self.sink_tokens
         if self.what_if is not None:
+            columns = nn.functional.pad(early, (0, scores.shape[-1] - slots))[:, None]
             later = (places >= self.sink_tokens).repeat(groups)[:, None]
-            out_of_sight = self.what_if.knocked_out(weights, early[:, None], later, layer, kv_heads, heads)
-            if out_of_sight is not None and self.what_if.knockout == "values":
-                kept = weights.masked_fill(out_of_sight, 0)
-            elif out_of_sight is not None:
-                unseen = scores[..., :slots].masked_fill(out_of_sight, float("-inf"))
-                kept = torch.softmax(torch.cat((unseen, scores[..., slots:]), -1), -1)[..., :slots]
-        out = kept.to(value.dtype) @ cache.values
+            struck = self.what_if.knocked_out(scores, columns, later, layer, kv_heads, heads)
+            whole, total = self.what_if.bend(struck, scores, whole, total, lambda s: weigh(s, [], s.dtype))
+        out = whole[..., :slots].to(value.dtype) @ cache.values
         self.mass.append((weights @ early.to(weights.dtype)[..., None]).float().reshape(heads, queries))
         if self.policy.totals or self.policy.looks_back:
             cache.observe(weights.view(kv_heads, groups, queries, slots).mean(1), self.policy)
-        gone = cache.evict(self.policy, layer, self.model.layers)
+        gone = cache.evict(self.policy, layer, self.model.layers, tell=self.capture)
         if self.capture:
             self.queries.append(query[0])
             self.gone.append(gone)

@@ -5,8 +5,9 @@ more logit without a value (off by one: Miller 2023, "Attention is off by one"; 
 learns for each head), and the share that the first tokens get may be knocked out, for all heads or for some.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,6 +52,21 @@ class WhatIf:
         """
         struck = None if self.knockout == "none" else self._struck(layer, kv_heads, heads, scores)
         return None if struck is None else struck & early & later
+
+    def bend(
+        self,
+        struck: Tensor | None,
+        scores: Tensor,
+        weights: Tensor,
+        total: Tensor | None,
+        weigh: Callable[[Tensor], Any],
+    ) -> tuple[Tensor, Tensor | None]:
+        """The weights that meet the values, and the logarithm of their sum; `weigh` makes both of scores."""
+        if struck is None:
+            return weights, total
+        if self.knockout == "values":
+            return weights.masked_fill(struck, 0), total
+        return weigh(scores.masked_fill(struck, float("-inf")))
 
     def _struck(self, layer: int, kv_heads: int, heads: int, scores: Tensor) -> Tensor | None:
         """True for every row of a head that is knocked out, [kv_heads, rows, 1]; None where none is."""
