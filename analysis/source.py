@@ -92,6 +92,8 @@ class Source:
     _front: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _one: Callable[[Tensor, Any], Tensor] | None = field(default=None, init=False)
     _untraceable: bool = field(default=False, init=False)
+    tracer: Callable[[], Callable[[Tensor, Any], Tensor] | None] | None = None
+    """Gives the trace that a model keeps for all its runs; without one, each run makes its own."""
 
     def __post_init__(self) -> None:
         self._room, self._ids = self.tokens, torch.as_tensor(self.tokens.astype(np.int64), device=self.model.device)
@@ -140,7 +142,7 @@ class Source:
     def trace(self, traced: Callable[[Tensor, Any], Tensor] | None = None) -> None:
         """Make single tokens faster from now on, where the model can be traced (tracing.py); with what was `traced`."""
         if self._one is None and not self._untraceable:
-            self._one = traced or one_token(self.model)
+            self._one = traced or (one_token(self.model) if self.tracer is None else self.tracer())
             self._untraceable = self._one is None
 
     def decode(self, ids: Tensor, decoding: Decoding | Ranking) -> Tensor:

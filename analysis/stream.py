@@ -46,6 +46,8 @@ def open_lanes(
             f"{tokens.min()} to {tokens.max()}: use the ids of the model's own tokenizer"
         )
     source = Source(adapted, tokens, sink_tokens, hold)
+    if isinstance(model, LanguageModel):
+        source.tracer = lambda: model.one_token
     return [Lane(i, policy, source) for i, policy in enumerate(policies)]
 
 

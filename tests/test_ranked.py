@@ -1,5 +1,7 @@
 """Policies that rank slots equal a reference without a cache: a full attention matrix and a list of kept positions."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -346,6 +348,18 @@ def test_pinned_sinks_are_in_front_of_every_head(tiny_llama):
     front = lane.source.front(4)
     for cache, (keys, _) in zip(lane.caches, front, strict=True):
         torch.testing.assert_close(cache.keys[:, :4], keys)
+
+
+def test_a_model_is_traced_once_for_all_its_runs(embedded, monkeypatch):
+    from analysis import models
+
+    made = []
+    monkeypatch.setattr(models, "one_token", lambda model: made.append(model) or (lambda ids, reader: None))
+    model = copy.copy(embedded)
+    model.__dict__.pop("one_token", None)
+    for _ in range(2):
+        open_lanes(model, np.arange(300), [small("knorm")])[0].source.trace()
+    assert made == [model.adapted]
 
 
 def test_keys_that_cannot_be_moved_are_not_ranked():
