@@ -118,7 +118,7 @@ class Reading:
             self.keys.append(key)
             self.values.append(value)
         if self.what_if is not None:
-            s_aux = self.what_if.sink(s_aux, query)
+            s_aux = self.what_if.sink(s_aux, attention.layer_idx, query)
         groups = query.shape[1] // key.shape[1]
         kind = query.device, sliding_window
         steps = self._plans.get(kind)

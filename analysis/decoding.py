@@ -113,7 +113,7 @@ class Decoding:
             self.queries.append(query[0])
             self.keys.append(key)
         if self.what_if is not None:
-            s_aux = self.what_if.sink(s_aux, query)
+            s_aux = self.what_if.sink(s_aux, attention.layer_idx, query)
         kind = (*self.model.kind(attention), scaling, sliding_window)
         sight = self._sights.get(kind)
         if sight is None:

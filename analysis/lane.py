@@ -64,7 +64,7 @@ class Lane:
 
     @policy.setter
     def policy(self, policy: Policy) -> None:
-        heads = policy.knocked_out or ()
+        heads = policy.bent_heads or ()
         model = self.source.model
         if wrong := [f"{layer}.{head}" for layer, head in heads if layer >= model.layers or head >= model.heads]:
             raise ValueError(
@@ -72,10 +72,6 @@ class Lane:
                 f"{model.heads - 1}"
             )
         self._policy, self._what_if = policy, WhatIf.of(policy)
-
-    @property
-    def _logit(self) -> float | None:
-        return None if self._what_if is None else self._what_if.logit
 
     @property
     def done(self) -> bool:
@@ -194,7 +190,7 @@ class Lane:
         else:
             logits = source.model.forward(source.ids[None, begin : begin + count], ranking, begin=begin)
         if source.hold:
-            self.pieces.append(RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone, self._logit))
+            self.pieces.append(RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone, self._what_if))
             while self.pieces[0].stop <= begin + count - source.hold:
                 self.pieces.pop(0)
         held = np.ceil(before) + np.arange(1, count + 1)
@@ -231,7 +227,7 @@ class Lane:
                 cache.keep_last(policy.window)
         if source.hold:
             self._hold(
-                Piece(begin, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys], self._logit)
+                Piece(begin, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys], self._what_if)
             )
         queries = np.arange(begin, end)
         run_held = np.clip(queries + 1 - reach.first, 0, policy.window)
@@ -274,7 +270,7 @@ class Lane:
             cache.append(k[-1], v[-1])
         if source.hold:
             queries, keys = [q[-1].clone() for q in reading.queries], [k[-1].clone() for k in reading.keys]
-            self.pieces = [Piece(starts[-1], starts[-1] + tokens, reach, queries, keys, self._logit)]
+            self.pieces = [Piece(starts[-1], starts[-1] + tokens, reach, queries, keys, self._what_if)]
         contexts = np.tile(np.arange(tokens - last + 1, tokens + 1), len(starts))
         return nll, mass, contexts, p
 
@@ -370,7 +366,7 @@ class Lane:
         if source.hold:
             self._fresh = []
             self.pieces = [
-                Piece(start, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys], self._logit)
+                Piece(start, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys], self._what_if)
             ]
         return logits, stacked(reading.mass, logits)
 
@@ -403,7 +399,7 @@ class Lane:
         queries = [torch.cat([d.queries[layer] for d in self._fresh], 1) for layer in layers]
         keys = [torch.cat([d.keys[layer] for d in self._fresh], 1) for layer in layers]
         self._fresh = []
-        piece = Piece(first.token, last.token + 1, first.reach, queries, keys, self._logit)
+        piece = Piece(first.token, last.token + 1, first.reach, queries, keys, self._what_if)
         if isinstance(self.policy, Afresh):
             self.pieces.append(piece)
         else:

@@ -93,7 +93,7 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
     shown = min(lane.source.sink_tokens, stop)
     weights = np.full((stop - first, stop - first), np.nan, np.float32)
     sinks = np.full((stop - first, shown), np.nan, np.float32)
-    extra = "s_aux" in lane.source.model.settings[layer] or any(p.logit is not None for p in pieces)
+    extra = "s_aux" in lane.source.model.settings[layer] or any(_extra(p, layer, head) is not None for p in pieces)
     learned = np.full(stop - first, np.nan, np.float32) if extra else None
     with torch.inference_mode():
         for piece in pieces:
@@ -129,7 +129,7 @@ def _weights(
         places.append(meeting.places)
         seen.append(meeting.seen)
     cap, window = settings.get("softcap"), settings.get("sliding_window")
-    sink = _sink(piece, settings.get("s_aux"), head, query.device)
+    sink = _sink(_extra(piece, layer, head), settings.get("s_aux"), head, query.device)
     s, at, reached = torch.cat(parts, -1), torch.cat(places), torch.cat(seen, -1)
     s = s if cap is None else cap * torch.tanh(s / cap)
     if window is not None:
@@ -147,11 +147,16 @@ def _weights(
     return at.cpu().numpy(), weights.cpu().numpy(), learned
 
 
-def _sink(piece: Piece | RankedPiece, s_aux: Tensor | None, head: int, device: torch.device) -> Tensor | None:
+def _extra(piece: Piece | RankedPiece, layer: int, head: int) -> float | None:
+    """The logit without a token that a what-if added for a head."""
+    return None if piece.what_if is None else piece.what_if.logit_of(layer, head)
+
+
+def _sink(extra: float | None, s_aux: Tensor | None, head: int, device: torch.device) -> Tensor | None:
     """The logit without a token that a head has by its family, by a what-if, or by both."""
     logits = [] if s_aux is None else [s_aux[head].float()]
-    if piece.logit is not None:
-        logits.append(torch.tensor(piece.logit, device=device))
+    if extra is not None:
+        logits.append(torch.tensor(extra, device=device))
     return torch.logsumexp(torch.stack(logits), 0) if logits else None
 
 

@@ -151,7 +151,7 @@ class Ranking:
         layer, (_, heads, queries, dim), kv_heads = attention.layer_idx, query.shape, key.shape[1]
         cache, groups = self.caches[layer], heads // kv_heads
         if self.what_if is not None:
-            s_aux = self.what_if.sink(s_aux, query)
+            s_aux = self.what_if.sink(s_aux, layer, query)
         places = self._shared(("places", key.device), lambda: self._places(queries).to(key.device))
         cache.append(key[0], value[0], places)
         slots = len(cache)

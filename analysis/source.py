@@ -21,6 +21,7 @@ from .ranking import Gone, Ranking
 from .reach import Reach
 from .rotary import Adapted
 from .tracing import one_token
+from .what_if import WhatIf
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ class Piece:
     reach: Reach
     queries: list[Tensor]
     keys: list[Tensor]
-    logit: float | None = None
-    """Of the extra sink, where a what-if adds one."""
+    what_if: WhatIf | None = None
 
 
 @dataclass
@@ -73,7 +73,7 @@ class RankedPiece:
     policy: Ranked
     queries: list[Tensor]
     gone: list[Gone | None]
-    logit: float | None = None
+    what_if: WhatIf | None = None
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ more logit without a value (off by one: Miller 2023, "Attention is off by one"; 
 learns for each head), and the share that the first tokens get may be knocked out, for all heads or for some.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,10 @@ class WhatIf:
     knockout: str = "none"
     """values: the first tokens are seen, and empty; weights: they are not seen, and the others make up for it."""
     heads: frozenset[tuple[int, int]] | None = None
-    """Layer and head of each head that is knocked out; None: all."""
-    _masks: dict[tuple, Tensor | None] = field(default_factory=dict)
+    """Layer and head of each head that is bent; None: all."""
+    own: Sequence[Sequence[int]] | None = None
+    """Which heads of each layer whoever asks here has, in this order; None: all."""
+    _made: dict[tuple, Tensor | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, policy: Policy) -> "WhatIf | None":
@@ -33,14 +35,25 @@ class WhatIf:
         logit = {"ordinary": None, "off-by-one": 0.0, "logit": policy.logit}[policy.softmax]
         if logit is None and policy.knockout == "none":
             return None
-        return cls(logit, policy.knockout, policy.knocked_out)
+        return cls(logit, policy.knockout, policy.bent_heads)
 
-    def sink(self, s_aux: Tensor | None, query: Tensor) -> Tensor | None:
+    def sink(self, s_aux: Tensor | None, layer: int, query: Tensor) -> Tensor | None:
         """The logit of the extra sink of each head, [heads]; together with one that the family learned."""
         if self.logit is None:
             return s_aux
-        extra = torch.full(query.shape[1:2], self.logit, device=query.device, dtype=torch.float32)
-        return extra if s_aux is None else torch.logaddexp(s_aux.float(), extra)
+        key = "logit", layer, query.device
+        if key not in self._made:
+            bent = self._bent(layer, query.shape[1])
+            extra = torch.full((len(bent),), float("-inf")).masked_fill(bent, self.logit)
+            self._made[key] = extra.to(query.device) if bent.any() else None
+        extra = self._made[key]
+        if extra is None or s_aux is None:
+            return s_aux if extra is None else extra
+        return torch.logaddexp(s_aux.float(), extra)
+
+    def logit_of(self, layer: int, head: int) -> float | None:
+        """The extra logit of one head, where it has one."""
+        return self.logit if self.heads is None or (layer, head) in self.heads else None
 
     def knocked_out(
         self, scores: Tensor, early: Tensor, later: Tensor | bool, layer: int, kv_heads: int, heads: int
@@ -72,15 +85,13 @@ class WhatIf:
         """True for every row of a head that is knocked out, [kv_heads, rows, 1]; None where none is."""
         rows = scores.shape[-2]
         key = layer, rows, scores.device
-        if key not in self._masks:
-            chosen = range(heads) if self.heads is None else _in_layer(self.heads, layer)
-            mask = torch.zeros(heads, dtype=torch.bool)
-            mask[list(chosen)] = True
-            groups = heads // kv_heads
-            mask = mask.view(kv_heads, groups, 1).expand(-1, -1, rows // groups).reshape(kv_heads, rows, 1)
-            self._masks[key] = mask.to(scores.device) if mask.any() else None
-        return self._masks[key]
+        if key not in self._made:
+            mask, groups = self._bent(layer, heads), heads // kv_heads
+            rowwise = mask.view(kv_heads, groups, 1).expand(-1, -1, rows // groups).reshape(kv_heads, rows, 1)
+            self._made[key] = rowwise.to(scores.device) if mask.any() else None
+        return self._made[key]
 
-
-def _in_layer(heads: Iterable[tuple[int, int]], layer: int) -> list[int]:
-    return [head for of, head in heads if of == layer]
+    def _bent(self, layer: int, heads: int) -> Tensor:
+        """Which heads of a layer are bent, bool [heads]."""
+        present = range(heads) if self.own is None else self.own[layer]
+        return torch.tensor([self.heads is None or (layer, head) in self.heads for head in present])

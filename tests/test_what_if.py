@@ -19,6 +19,7 @@ from .naive import kept
 BENT = [
     {"softmax": "off-by-one"},
     {"softmax": "logit", "logit": 2.5},
+    {"softmax": "logit", "logit": 2.5, "heads": "0.1 2.3"},
     {"knockout": "values"},
     {"knockout": "weights"},
     {"knockout": "values", "heads": "1.2 3.0"},
@@ -45,13 +46,16 @@ class Bent:
             below = e.sum(-1)
             if s_aux is not None:
                 below = below + s_aux.exp()
+            bent = [
+                policy.heads == "all" or f"{attention.layer_idx}.{head}" in policy.heads.split()
+                for head in range(len(below))
+            ]
             if policy.softmax != "ordinary":
-                below = below + np.exp(policy.logit if policy.softmax == "logit" else 0)
+                below[bent] += np.exp(policy.logit if policy.softmax == "logit" else 0)
             weights, v = e / below[:, None], value[0, :, places].clone()
             early = torch.tensor([p < 4 for p in places])
-            for head in range(len(weights)):
-                named = policy.heads == "all" or f"{attention.layer_idx}.{head}" in policy.heads.split()
-                if not named or early.all():
+            for head in np.flatnonzero(bent):
+                if early.all():
                     continue
                 if policy.knockout == "values":
                     v[head, early] = 0
@@ -110,6 +114,15 @@ def test_recompute_bends_the_texts_first_tokens_only(bent):
         np.testing.assert_allclose(got[25:], plain[25:], atol=1e-5)
     else:
         assert np.abs(got[25:] - plain[25:]).max() > 1e-3
+
+
+def test_only_heads_that_got_the_extra_sink_have_its_column(tiny_llama):
+    lane = open_lanes(tiny_llama, words(), [Dense(softmax="off-by-one", heads="1.2")], hold=64)[0]
+    while not lane.done:
+        lane.read(16)
+    assert (head_map(lane, 1, 2, 20).learned > 0).all()
+    for other in ((1, 1), (0, 2)):
+        assert head_map(lane, *other, 20).learned is None
 
 
 @pytest.mark.parametrize("policy", [Streaming(4, 12), Dense(), parse("h2o:budget=16,recent=5")], ids=str)

@@ -44,7 +44,7 @@ class Policy:
     )
     heads: str = setting(
         "all",
-        "Heads that are knocked out: all, or layer.head layer.head and so on.",
+        "Heads that are knocked out or get the extra logit: all, or layer.head layer.head and so on.",
         pattern=r"all|\d+\.\d+( \d+\.\d+)*",
         what_if=True,
     )
@@ -128,14 +128,15 @@ class Policy:
         """What its what-ifs do, a few words each."""
         words = []
         if self.knockout != "none":
-            who = "" if self.heads == "all" else f" in {self.heads}"
-            words.append({"values": "sink values zero", "weights": "sinks unseen"}[self.knockout] + who)
+            words.append({"values": "sink values zero", "weights": "sinks unseen"}[self.knockout])
         if self.softmax != "ordinary":
             words.append("softmax off by one" if self.softmax == "off-by-one" else f"extra logit {self.logit:g}")
+        if words and self.heads != "all":
+            words[-1] += f" in {self.heads}"
         return words
 
     @property
-    def knocked_out(self) -> frozenset[tuple[int, int]] | None:
+    def bent_heads(self) -> frozenset[tuple[int, int]] | None:
         """Layer and head of each head that `heads` names; None: all."""
         if self.heads == "all":
             return None
