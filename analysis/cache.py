@@ -6,6 +6,7 @@ forgets and counts bytes.
 
 import copy
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -79,6 +80,19 @@ class LayerCache:
         """Hold these as the sinks, in place of any that were held."""
         self.sink_keys, self.sink_values = keys.clone(), values.clone()
         self.turned_sinks = None
+
+    def put_first(self, keys: Tensor, values: Tensor, read: int) -> None:
+        """Hold these keys and values of the text's first tokens, each [kv_heads, tokens, dim], wherever those are held.
+
+        `read`: how many tokens have been read.
+        """
+        count, sinks, begin = keys.shape[1], self.sink_keys.shape[1], read - len(self.keys)
+        if sinks:
+            pairs = (keys, self.sink_keys), (values, self.sink_values)
+            self.pin(*(torch.cat((new[:, :sinks], old[:, count:]), 1) for new, old in pairs))
+        if begin < count:
+            pairs = (keys, self.keys.view()), (values, self.values.view())
+            self.restart(torch.stack([torch.cat((new[:, begin:], old[:, count - begin :]), 1) for new, old in pairs]))
 
     def keep_last(self, tokens: int) -> None:
         """Forget all of the run but its last tokens."""

@@ -189,7 +189,8 @@ class Conversation:
         kv_chunk: int | None = None,
     ) -> None:
         self.partner, self.sampling, self.kv_chunk = partner, sampling, kv_chunk
-        self.lane = Lane(index, policy, Source(partner.adapted, np.zeros(0, np.int32), sink_tokens, hold))
+        source = Source(partner.adapted, np.zeros(0, np.int32), sink_tokens, hold, tokenizer=partner.tokenizer)
+        self.lane = Lane(index, policy, source)
         self.turns: list[Turn] = []
         self.roles = Column(np.int8)
         self._chooser = Chooser(sampling)

@@ -74,6 +74,20 @@ class Lane:
         self._policy, self._what_if = policy, WhatIf.of(policy)
 
     @property
+    def ids(self) -> Tensor:
+        """The token ids that this lane reads, [tokens]: the text's, but for those that a what-if puts first."""
+        return self.source.starting(self.policy.first, self._early)
+
+    @property
+    def _early(self) -> int:
+        """How many of the first tokens a what-if may replace."""
+        return getattr(self.policy, "sinks", 0) or self.source.sink_tokens
+
+    def front(self, tokens: int) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the first tokens as this lane reads them, per layer [kv_heads, tokens, dim]."""
+        return self.source.front(tokens, self.policy.first, self._early)
+
+    @property
     def done(self) -> bool:
         return self.position >= len(self.source.tokens)
 
@@ -186,9 +200,9 @@ class Lane:
         if count == 1 and policy.interval == 1 and len(source.tokens) - begin > TRACED_FROM:
             source.trace()
         if count == 1:
-            logits = source.decode(source.ids[None, begin : begin + 1], ranking)
+            logits = source.decode(self.ids[None, begin : begin + 1], ranking)
         else:
-            logits = source.model.forward(source.ids[None, begin : begin + count], ranking, begin=begin)
+            logits = source.model.forward(self.ids[None, begin : begin + count], ranking, begin=begin)
         if source.hold:
             self.pieces.append(RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone, self._what_if))
             while self.pieces[0].stop <= begin + count - source.hold:
@@ -221,7 +235,7 @@ class Lane:
             capture=source.hold > 0,
             what_if=self._what_if,
         )
-        logits = source.model.forward(source.ids[None, begin:end], reading, begin=begin, last=last)
+        logits = source.model.forward(self.ids[None, begin:end], reading, begin=begin, last=last)
         if policy.window is not None:
             for cache in self.caches:
                 cache.keep_last(policy.window)
@@ -256,7 +270,7 @@ class Lane:
                 count = max(1, min(chunk // tokens, (stop - p) // stride))
                 starts = [starts[0] + i * stride for i in range(count)]
         begins = torch.tensor(starts, device=source.ids.device)
-        ids = source.ids[begins[:, None] + torch.arange(tokens, device=source.ids.device)]
+        ids = self.ids[begins[:, None] + torch.arange(tokens, device=source.ids.device)]
         reach = Reach(0, starts[-1], None, "text")
         reading = Reading(source.model, starts[0], source.sink_tokens, reach, None, begins, True, self._what_if)
         logits = source.model.forward(ids, reading, last=last)
@@ -343,7 +357,7 @@ class Lane:
             capture,
             self._what_if,
         )
-        logits = source.decode(source.ids[None, t : t + 1], decoding)
+        logits = source.decode(self.ids[None, t : t + 1], decoding)
         if policy.window is not None:
             for cache in self.caches:
                 cache.keep_last(policy.window)
@@ -362,7 +376,7 @@ class Lane:
         reading = Reading(
             source.model, start, source.sink_tokens, reach, self.caches, None, source.hold > 0, self._what_if
         )
-        logits = source.model.forward(source.ids[None, start:end], reading, last=1)
+        logits = source.model.forward(self.ids[None, start:end], reading, last=1)
         if source.hold:
             self._fresh = []
             self.pieces = [
@@ -448,15 +462,26 @@ class Lane:
         """
         self.source.allow(policy)
         self.settle()
-        missing, self.policy, self._encoded = self.missing_sinks(policy), policy, None
+        missing, first, early = self.missing_sinks(policy), self.policy.first, self._early
+        self.policy, self._encoded = policy, None
         read = self.position - 1
+        self._take_over(policy, read, missing, pin)
+        if self.caches and (first, early) != (policy.first, self._early) and {first, policy.first} != {"own"}:
+            # Maps do not reach back to where the first tokens were others.
+            self.pieces = []
+            front = self.front(min(read, max(early, self._early)))
+            for cache, of_layer in zip(self.caches, front, strict=True):
+                cache.put_first(*of_layer, read)
+
+    def _take_over(self, policy: Policy, read: int, missing: int, pin: bool) -> None:
+        """Keep of what is held what this policy would; `missing`: first tokens that are gone, and `pin` brings back."""
         if isinstance(policy, Ranked) != self.ranked or (pin and self.ranked):
             # Maps do not reach back to where slots were kept in another way.
             self.pieces = []
         if self.caches and isinstance(policy, Ranked):
             self.caches = [as_ranked(c, read) for c in self.caches]
             if missing and pin:
-                self.caches = with_front(self.caches, self.source.front(min(policy.sinks, read)))
+                self.caches = with_front(self.caches, self.front(min(policy.sinks, read)))
         elif self.ranked:
             self.caches = as_band(self.caches, read)
         if not self.caches or not isinstance(policy, Band):
@@ -465,7 +490,7 @@ class Lane:
             cache.turned.keep_last(0)
         held, run = self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)
         joined = read - run <= held
-        front = self.source.front(policy.sinks) if missing and pin else None
+        front = self.front(policy.sinks) if missing and pin else None
         for layer, cache in enumerate(self.caches):
             if joined and held:
                 parts = ((cache.sink_keys, cache.keys), (cache.sink_values, cache.values))

@@ -181,7 +181,7 @@ def _met(lane: Lane, piece: Piece, layer: int, head: int) -> list[Meeting]:
         at = torch.arange(reach.sinks, device=run.device)
         cache = lane.caches[layer]
         held = not lane.ranked and cache.sink_keys.shape[1] >= reach.sinks
-        keys = cache.sink_keys[group, : reach.sinks] if held else lane.source.front(reach.sinks)[layer][0][group]
+        keys = cache.sink_keys[group, : reach.sinks] if held else lane.front(reach.sinks)[layer][0][group]
         meetings.append(Meeting(keys, at, reach.in_front(run.device), reach.slot(t), reach.sees(t, at)))
     at = torch.arange(low, piece.stop, device=run.device)
     meetings.append(Meeting(run, at, reach.in_run(at, low), reach.in_run(t, low), reach.sees(t, at)))

@@ -75,6 +75,14 @@ class RankedCache:
         self.keys, self.values = torch.cat((self.keys, keys), 1), torch.cat((self.values, values), 1)
         self.places = torch.cat((self.places, places.expand(len(keys), -1)), 1)
 
+    def put_first(self, keys: Tensor, values: Tensor, read: int) -> None:
+        """Hold these keys and values of the text's first tokens, each [kv_heads, tokens, dim], where those are held."""
+        early = (self.places < keys.shape[1])[..., None]
+        at = self.places.clamp(max=keys.shape[1] - 1)
+        self.keys = torch.where(early, _picked(keys, at), self.keys)
+        self.values = torch.where(early, _picked(values, at), self.values)
+        self.turned = None
+
     def observe(self, weights: Float[Tensor, "kv_heads queries slots"], policy: Ranked) -> None:
         """Remember what the policy asks for of the attention that the newest queries gave."""
         if policy.totals:

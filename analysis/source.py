@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import texts
 from .attention import Reading
 from .decoding import Decoding
 from .policies import Afresh, Band, Dense, Policy, Ranked
@@ -89,9 +90,12 @@ class Source:
     hold: int
     ids: Tensor = field(init=False)
     """The tokens once more, on the model's device."""
-    _front: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _fronts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = field(default_factory=dict, init=False)
+    """Keys and values of first tokens, by what they are and how many are not the text's own."""
     _one: Callable[[Tensor, Any], Tensor] | None = field(default=None, init=False)
     _untraceable: bool = field(default=False, init=False)
+    tokenizer: Any = None
+    """The model's own, for those what-ifs that put other tokens first."""
     tracer: Callable[[], Callable[[Tensor, Any], Tensor] | None] | None = None
     """Gives the trace that a model keeps for all its runs; without one, each run makes its own."""
 
@@ -100,7 +104,9 @@ class Source:
         self.ids = self._ids
 
     def allow(self, policy: Policy) -> None:
-        """Raises ValueError where this model's cached keys cannot be moved as the policy moves them."""
+        """Raises ValueError where this model's cached keys cannot be moved as the policy moves them, or the tokens that
+        it wants first are not to be had."""
+        self._named(policy.first, 1)
         if not (why := self.model.positions.fixed):
             return
         family = self.model.network.config.model_type
@@ -136,8 +142,7 @@ class Source:
     def truncate(self, tokens: int) -> None:
         """Forget all of the text but its first tokens."""
         self.tokens, self.ids = self._room[:tokens], self._ids[:tokens]
-        if self._front and self._front[0][0].shape[1] > tokens:
-            self._front = []
+        self._fronts = {}
 
     def trace(self, traced: Callable[[Tensor, Any], Tensor] | None = None) -> None:
         """Make single tokens faster from now on, where the model can be traced (tracing.py); with what was `traced`."""
@@ -151,11 +156,37 @@ class Source:
             return self._one(ids, decoding)
         return self.model.forward(ids, decoding, begin=decoding.token, last=1)
 
-    def front(self, tokens: int) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of the first tokens, per layer [kv_heads, tokens, dim]: they depend on nothing else."""
-        tokens = min(tokens, len(self.tokens))
-        if not self._front or self._front[0][0].shape[1] < tokens:
+    def starting(self, first: str, count: int) -> Tensor:
+        """The token ids [tokens] of the text, of which the first `count` are others: see `first` of a policy."""
+        if first == "own":
+            return self.ids
+        others = torch.as_tensor(self._named(first, count), device=self.ids.device)
+        return torch.cat((others[: len(self.ids)], self.ids[len(others) :]))
+
+    def _named(self, first: str, count: int) -> list[int]:
+        """Token ids that take the place of the text's first; raises ValueError where there are none of this name."""
+        if first == "own":
+            return []
+        if self.tokenizer is None:
+            raise ValueError("this model has no tokenizer, so its first tokens cannot be replaced: choose first=own")
+        if first == "newlines":
+            return self.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:] * count
+        if first == "bos":
+            if (begin := self.tokenizer.bos_token_id) is None:
+                raise ValueError("this model's tokenizer has no token that begins a text: choose first=newlines")
+            return [begin]
+        return texts.tokenize(texts.read(first), self.tokenizer, limit=max(2, count))[:count].tolist()
+
+    def front(self, tokens: int, first: str = "own", count: int = 0) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the first tokens, per layer [kv_heads, tokens, dim]: they depend on nothing else.
+
+        `first` and `count`: as `starting` has them.
+        """
+        tokens, kind = min(tokens, len(self.tokens)), (first, 0 if first == "own" else count)
+        front = self._fronts.get(kind)
+        if front is None or front[0][0].shape[1] < tokens:
             reading = Reading(self.model, 0, 0, Reach(0, 0, None, "text"), None, capture=True)
-            self.model.forward(self.ids[None, :tokens], reading, last=1)
-            self._front = [(k[0].clone(), v[0].clone()) for k, v in zip(reading.keys, reading.values, strict=True)]
-        return [(k[:, :tokens], v[:, :tokens]) for k, v in self._front]
+            self.model.forward(self.starting(*kind)[None, :tokens], reading, last=1)
+            front = [(k[0].clone(), v[0].clone()) for k, v in zip(reading.keys, reading.values, strict=True)]
+            self._fronts[kind] = front
+        return [(k[:, :tokens], v[:, :tokens]) for k, v in front]

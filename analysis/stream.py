@@ -47,7 +47,7 @@ def open_lanes(
         )
     source = Source(adapted, tokens, sink_tokens, hold)
     if isinstance(model, LanguageModel):
-        source.tracer = lambda: model.one_token
+        source.tokenizer, source.tracer = model.tokenizer, lambda: model.one_token
     return [Lane(i, policy, source) for i, policy in enumerate(policies)]
 
 

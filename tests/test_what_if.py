@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from analysis.families import adapt
+from analysis.lane import Lane
 from analysis.maps import head_map, head_row
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
-from analysis.stream import open_lanes
+from analysis.ranking import RankedCache
+from analysis.source import Source
+from analysis.stream import open_lanes, stream
 from analysis.texts import read as text
 from analysis.texts import tokenize
 
@@ -242,3 +245,127 @@ def test_places_put_otherwise_equal_the_rule(family, policy):
     drawn = head_map(lane, 1, 2, 20)
     assert drawn.learned is None
     np.testing.assert_allclose(np.nansum(drawn.sinks, 1), [s.sink_mass[1, 2, 0] for s in steps[-20:]], atol=1e-4)
+
+
+NEWLINE = 5
+
+
+class Tokenizer:
+    """What a lane asks of a tokenizer: every text is the same few words."""
+
+    bos_token_id = 7
+
+    def __call__(self, content, **_):
+        return {"input_ids": [3, NEWLINE] if content == "\n" else list(range(40, 60))}
+
+
+REPLACED = {"newlines": [NEWLINE] * 4, "bos": [7], "macbeth": [40, 41, 42, 43]}
+HOLDERS = [
+    "dense",
+    "window:window=12",
+    "recompute:window=12,stride=4",
+    "streaming:sinks=4,window=12",
+    "h2o:budget=16,recent=5",
+]
+
+
+def opened(model, tokens, policy, hold=0):
+    source = Source(adapt(model), np.asarray(tokens, np.int32), 4, hold, tokenizer=Tokenizer())
+    return Lane(0, parse(policy), source)
+
+
+def rest(lane, chunk=16):
+    steps = []
+    while not lane.done:
+        steps.append(lane.read(chunk))
+    return np.concatenate([s.nll for s in steps]), steps
+
+
+@pytest.mark.parametrize("first", REPLACED)
+@pytest.mark.parametrize("policy", HOLDERS)
+def test_a_lane_reads_other_first_tokens_as_if_the_text_began_with_them(policy, first):
+    model, tokens, others = tiny("llama"), np.random.default_rng(1).permutation(90)[:60], REPLACED[first]
+    replaced = np.concatenate((others, tokens[len(others) :]))
+    wanted = our_nll(model, replaced, 16, parse(policy))
+    joint = "," if ":" in policy else ":"
+    got, _ = rest(opened(model, tokens, f"{policy}{joint}first={first}"))
+    # What is predicted of the first tokens is the text's own.
+    np.testing.assert_allclose(got[len(others) - 1 :], wanted[len(others) - 1 :], atol=1e-5)
+    straight, _ = rest(opened(model, tokens, policy))
+    assert np.abs(got[8:12] - straight[8:12]).max() > 1e-3
+
+
+@pytest.mark.parametrize("policy", ["dense", STREAMING, RANKED])
+def test_first_tokens_are_exchanged_while_a_lane_reads(policy):
+    """Held are the keys and values of the others, and back they are the text's own."""
+    model, tokens = tiny("llama"), np.random.default_rng(1).permutation(90)[:60]
+    lane = opened(model, tokens, policy, hold=64)
+    lane.read(30)
+    own = lane.source.front(4)
+    joint = "," if ":" in policy else ":"
+    lane.switch(parse(f"{policy}{joint}first=macbeth"))
+    others = lane.source.front(4, "macbeth", 4)
+    for cache, (keys, values) in zip(lane.caches, others, strict=True):
+        held = cache if policy.startswith("h2o") else RankedCache.of(cache, 30)
+        for head in range(len(keys)):
+            for slot, place in enumerate(held.places[head].tolist()):
+                if place < 4:
+                    torch.testing.assert_close(held.keys[head, slot], keys[head, place])
+                    torch.testing.assert_close(held.values[head, slot], values[head, place])
+    assert any((o[0] - k[0]).abs().max() > 1e-3 for o, k in zip(own, others, strict=True))
+    changed = lane.read(10).nll
+    lane.switch(parse(policy))
+    for cache, (keys, _) in zip(lane.caches, own, strict=True):
+        if not policy.startswith("h2o"):
+            torch.testing.assert_close(RankedCache.of(cache, 40).keys[:, :4], keys)
+    lane = opened(model, tokens, policy)
+    lane.read(30)
+    assert np.abs(lane.read(10).nll - changed).max() > 1e-3
+
+
+def test_sinks_of_another_text_are_pinned_where_a_window_has_none(tiny_llama):
+    """As if they had been there from the beginning of the window's past: keys and values are the other text's."""
+    tokens = words(90)
+    lane = opened(tiny_llama, tokens, "window:window=12")
+    lane.read(40)
+    lane.switch(parse("streaming:sinks=4,window=12,first=macbeth"), pin=True)
+    for cache, (keys, values) in zip(lane.caches, lane.source.front(4, "macbeth", 4), strict=True):
+        torch.testing.assert_close(cache.sink_keys, keys)
+        torch.testing.assert_close(cache.sink_values, values)
+    assert lane.sinks == 4
+    assert np.isfinite(rest(lane)[0]).all()
+
+
+@pytest.mark.parametrize("policy", ["streaming:sinks=4,window=12,first=newlines", "dense:first=newlines"])
+def test_answers_and_maps_have_the_other_first_tokens(tiny_llama, policy):
+    tokens = words(60)
+    read, steps = rest(opened(tiny_llama, tokens, policy))
+    lane = opened(tiny_llama, tokens[:25], policy, hold=64)
+    rest(lane)
+    said = [lane.next(lambda _, token=token: int(token)).nll[0] for token in tokens[25:]]
+    np.testing.assert_allclose(said, read[24:], atol=1e-4)
+    lane.settle()
+    mass = np.concatenate([s.sink_mass for s in steps], -1)[1, 2, -20:]
+    np.testing.assert_allclose(np.nansum(head_map(lane, 1, 2, 20).sinks, 1), mass, atol=1e-4)
+
+
+def test_first_tokens_that_are_not_to_be_had_are_named(tiny_llama, embedded):
+    with pytest.raises(ValueError, match="no tokenizer"):
+        open_lanes(tiny_llama, words(), [Dense(first="newlines")])
+    with pytest.raises(ValueError, match=r"there is no text 'macbet'.*macbeth"):
+        open_lanes(embedded, words(), [Dense(first="macbet")])
+    lane = opened(tiny_llama, words(), "dense")
+    lane.source.tokenizer.bos_token_id = None
+    with pytest.raises(ValueError, match="no token that begins a text"):
+        lane.switch(Dense(first="bos"))
+    assert lane.policy == Dense()
+
+
+def test_newlines_are_as_good_as_sinks_as_the_texts_own(embedded):
+    """StreamingLLM, Table 1: it is the place that matters and not the token."""
+    tokens = tokenize(text("hamlet"), embedded.tokenizer, limit=700)
+    own, newlines, without = (
+        np.concatenate([s.nll for s in stream(embedded, tokens, [parse(p)])])[200:].mean()
+        for p in ("streaming:sinks=4,window=60", "streaming:sinks=4,window=60,first=newlines", "window:window=64")
+    )
+    assert abs(newlines - own) < 0.1 * (without - own)

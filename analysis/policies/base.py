@@ -54,6 +54,13 @@ class Policy:
         choices=("ordinary", "off-by-one", "logit"),
         what_if=True,
     )
+    first: str = setting(
+        "own",
+        "What attention finds in place of the first tokens: own, newlines, bos (the token that begins a text), or the "
+        "first tokens of another bundled text, such as macbeth.",
+        pattern=r"[\w.-]+",
+        what_if=True,
+    )
     logit: float = setting(0.0, "The extra logit, where softmax is logit.", low=-20, high=20, what_if=True)
 
     def __post_init__(self) -> None:
@@ -133,6 +140,10 @@ class Policy:
             words.append("softmax off by one" if self.softmax == "off-by-one" else f"extra logit {self.logit:g}")
         if words and self.heads != "all":
             words[-1] += f" in {self.heads}"
+        if self.first != "own":
+            words.append(
+                {"newlines": "first tokens newlines", "bos": "BOS first"}.get(self.first, f"first of {self.first}")
+            )
         return words
 
     @property
