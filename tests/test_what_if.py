@@ -260,13 +260,8 @@ class Tokenizer:
 
 
 REPLACED = {"newlines": [NEWLINE] * 4, "bos": [7], "macbeth": [40, 41, 42, 43]}
-HOLDERS = [
-    "dense",
-    "window:window=12",
-    "recompute:window=12,stride=4",
-    "streaming:sinks=4,window=12",
-    "h2o:budget=16,recent=5",
-]
+STREAMING, RANKED = "streaming:sinks=4,window=12", "h2o:budget=16,recent=5"
+HOLDERS = ["dense", "window:window=12", "recompute:window=12,stride=4", STREAMING, RANKED]
 
 
 def opened(model, tokens, policy, hold=0):
