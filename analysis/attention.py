@@ -124,7 +124,7 @@ class Reading:
         steps = self._plans.get(kind)
         if steps is None:
             steps = self._plans[kind] = self._plan(query, sliding_window, groups)
-        sink_keys, sink_values, keys, values = self._extend(attention.layer_idx, key, value)
+        sink_keys, sink_values, keys, values = self.extend(attention.layer_idx, key, value)
         at_sinks, at_run, sinks_at, run_at = self._rotations(attention, query, keys)
         rotate = self.model.rotate
 
@@ -249,7 +249,7 @@ class Reading:
         begins_early = self.start < self.sink_tokens
         return Plan(**{**vars(alone), "counted": min(self.sink_tokens, tokens) if begins_early else 0})
 
-    def _extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sink keys and values, run keys and values, each [batch, kv_heads, slots, dim], these tokens included."""
         if self.caches is None:
             return key[:, :, :0], value[:, :, :0], key, value

@@ -7,7 +7,7 @@ forgets and counts bytes.
 import copy
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -60,6 +60,11 @@ class LayerCache:
         return self.sink_keys.shape[1] + len(self.keys)
 
     @property
+    def slots(self) -> int:
+        """Tokens held, once for each KV head."""
+        return len(self) * len(self.sink_keys)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all keys and values held; `turned` is work space and not counted."""
         tensors = self.sink_keys, self.sink_values, self.keys.view(), self.values.view()
@@ -81,6 +86,50 @@ class LayerCache:
         self.sink_keys, self.sink_values = keys.clone(), values.clone()
         self.turned_sinks = None
 
+    def keep_last(self, tokens: int) -> None:
+        """Forget all of the run but its last tokens."""
+        gone = len(self.keys) - tokens
+        if gone > 0:
+            self.turned.keep_last(max(0, len(self.turned) - gone))
+            self.keys.keep_last(tokens)
+            self.values.keep_last(tokens)
+
+    def restart(self, run: Float[Tensor, "2 kv_heads tokens dim"]) -> None:
+        """Hold this run (keys, values) and nothing else of it before."""
+        self.keys, self.values, self.turned = Slots(run[0]), Slots(run[1]), Slots(run[0])
+        self.append(run[0], run[1])
+
+    def everything(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens held, in the order of the text, each [kv_heads, tokens, dim]."""
+        return torch.cat((self.sink_keys, self.keys.view()), 1), torch.cat((self.sink_values, self.values.view()), 1)
+
+    def become(
+        self, sinks: int, window: int | None, read: int, *, missing: bool, front: tuple[Tensor, Tensor] | None
+    ) -> None:
+        """Keep what a band of other size keeps of what is held, when `read` tokens have been read.
+
+        `missing`: whether not all of its sinks are held; `front`: their keys and values, to hold them again.
+        """
+        self.turned.keep_last(0)
+        held, joined = self.sink_keys.shape[1], read - len(self.keys) <= self.sink_keys.shape[1]
+        if joined and held:
+            whole = torch.stack(self.everything())
+            self.pin(whole[0, :, :0], whole[1, :, :0])
+            self.restart(whole)
+        wanted = min(sinks, read)
+        if front is not None:
+            self.pin(*(t[:, :wanted] for t in front))
+            self.keep_last(max(0, min(len(self.keys), read - sinks)))
+        elif joined and sinks:
+            self.pin(self.keys.view()[:, :wanted], self.values.view()[:, :wanted])
+            self.keep_last(read - wanted)
+        elif window is not None:
+            # Sinks that the band does not have are left behind; one without end keeps whatever there is.
+            kept = 0 if missing else min(sinks, held)
+            self.pin(self.sink_keys[:, :kept], self.sink_values[:, :kept])
+        if window is not None:
+            self.keep_last(window)
+
     def put_first(self, keys: Tensor, values: Tensor, read: int) -> None:
         """Hold these keys and values of the text's first tokens, each [kv_heads, tokens, dim], wherever those are held.
 
@@ -94,18 +143,12 @@ class LayerCache:
             pairs = (keys, self.keys.view()), (values, self.values.view())
             self.restart(torch.stack([torch.cat((new[:, begin:], old[:, count - begin :]), 1) for new, old in pairs]))
 
-    def keep_last(self, tokens: int) -> None:
-        """Forget all of the run but its last tokens."""
-        gone = len(self.keys) - tokens
-        if gone > 0:
-            self.turned.keep_last(max(0, len(self.turned) - gone))
-            self.keys.keep_last(tokens)
-            self.values.keep_last(tokens)
-
-    def restart(self, run: Float[Tensor, "2 kv_heads tokens dim"]) -> None:
-        """Hold this run (keys, values) and nothing else of it before."""
-        self.keys, self.values, self.turned = Slots(run[0]), Slots(run[1]), Slots(run[0])
-        self.append(run[0], run[1])
+    def of_heads(self, own: Int[Tensor, " heads"]) -> "LayerCache":
+        """The same tokens of some KV heads, copied."""
+        cache = LayerCache(self.sink_keys[own])
+        cache.pin(self.sink_keys[own], self.sink_values[own])
+        cache.append(self.keys.view()[own], self.values.view()[own])
+        return cache
 
     def copy(self) -> "LayerCache":
         """The same tokens held, free to go another way.  No tensor is copied: `Slots` says why that is safe."""

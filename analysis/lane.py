@@ -1,7 +1,8 @@
 """One policy reading a text: its cache, its place, and the three ways in which it reads on.
 
-By place (a band, hundreds of tokens in one pass), by rank (as many as come before the next eviction), or afresh (a
-window encoded anew); and one token at a time, which lets the text go on with a token that is chosen.
+By place (a band, in some heads or all; hundreds of tokens in one pass), by rank (as many as come before the next
+eviction), or afresh (a window encoded anew); and one token at a time, which lets the text go on with a token that is
+chosen.
 """
 
 import time
@@ -16,11 +17,12 @@ from torch import Tensor
 from .attention import Reading
 from .cache import LayerCache
 from .decoding import Decoding, Turns
-from .policies import Afresh, Band, Dense, Policy, Ranked
+from .policies import Afresh, Band, Dense, Duo, Policy, Ranked
 from .positions import Angles
 from .ranking import RankedCache, Ranking, as_band, as_ranked, run_of, shares_of, sinks_of, with_front
 from .reach import Reach
 from .source import Piece, RankedPiece, Source, Step
+from .split import SplitCache, Splitting, split_shares
 from .what_if import WhatIf
 
 ROWS = 64
@@ -47,7 +49,7 @@ class Lane:
         """The next token to be predicted; all before it have been read."""
         self.seconds = 0.0
         """Compute time so far."""
-        self.caches: list[LayerCache] | list[RankedCache] = []
+        self.caches: list[LayerCache] | list[RankedCache] | list[SplitCache] = []
         self.pieces: list[Piece] | list[RankedPiece] = []
         """Queries and keys of the newest tokens, oldest first, from which maps are drawn."""
         self._origin = 0
@@ -72,6 +74,7 @@ class Lane:
                 f"{model.heads - 1}"
             )
         self._policy, self._what_if = policy, WhatIf.of(policy)
+        self._split_what_ifs: list[WhatIf] | None = None
 
     @property
     def ids(self) -> Tensor:
@@ -93,33 +96,53 @@ class Lane:
 
     @property
     def sinks(self) -> int:
-        """First tokens whose keys are held in front of the run or at its beginning; in a ranked cache, by all heads."""
+        """First tokens whose keys are held in front of the run or at its beginning, by all heads."""
         if not self.caches:
             return 0
         if self.ranked:
             return sinks_of(self.caches)
-        cache = self.caches[0]
+        cache = self._narrow[0]
         run_first = self.position - 1 - len(cache.keys)
         held = cache.sink_keys.shape[1]
         return self.position - 1 if run_first <= held else held
 
     @property
     def first(self) -> int:
-        """The text position from which on every token is held, in a ranked cache by all heads."""
+        """The text position from which on every token is held by all heads."""
         if not self.caches:
             return 0
         read = self.position - 1
-        return read - (run_of(self.caches, read) if self.ranked else len(self.caches[0].keys))
+        return read - (run_of(self.caches, read) if self.ranked else len(self._narrow[0].keys))
 
     @property
     def shares(self) -> NDArray[np.float32] | None:
         """Which share of all KV heads holds each token that was read, [read]; None where all hold the same."""
+        if self.split:
+            return split_shares(self.caches, self.position - 1)
         return shares_of(self.caches, self.position - 1).numpy() if self.ranked else None
 
     @property
     def ranked(self) -> bool:
-        """Whether what is held differs from head to head."""
+        """Whether slots are ranked, so that what is held differs from head to head."""
         return bool(self.caches) and isinstance(self.caches[0], RankedCache)
+
+    @property
+    def split(self) -> bool:
+        """Whether some heads hold everything and others a band."""
+        return bool(self.caches) and isinstance(self.caches[0], SplitCache)
+
+    @property
+    def _narrow(self) -> list[LayerCache]:
+        """The bands that are held, of those heads that hold less."""
+        return [c.parts[1] for c in self.caches] if self.split else self.caches
+
+    def held(self, layer: int, kv_head: int) -> tuple[LayerCache, int]:
+        """The cache that holds a KV head by place, and which of its heads that is."""
+        cache = self.caches[layer]
+        if not self.split:
+            return cache, kv_head
+        part = 0 if kv_head in cache.names[0] else 1
+        return cache.parts[part], cache.names[part].index(kv_head)
 
     @property
     def cache_bytes(self) -> int:
@@ -137,7 +160,7 @@ class Lane:
             )
         began = time.perf_counter()
         self.settle()
-        kinds = ((Afresh, self._read_afresh), (Ranked, self._read_ranked), (Band, self._read_band))
+        kinds = ((Afresh, self._read_afresh), (Ranked, self._read_ranked), (Band | Duo, self._read_band))
         read = next(way for kind, way in kinds if isinstance(self.policy, kind))
         nll, mass, contexts, start = read(chunk, stop)
         # One transfer each per chunk; everything before this line may still be under way on a GPU.
@@ -152,19 +175,24 @@ class Lane:
             start=start,
             token_ids=self.source.tokens[start : self.position].copy(),
             nll=nll,
-            cache_tokens=contexts.astype(np.int32),
-            cache_bytes=contexts.astype(np.int64) * per_token,
+            cache_tokens=np.ceil(contexts).astype(np.int32),
+            cache_bytes=np.rint(contexts * per_token).astype(np.int64),
             seconds=seconds,
             sink_mass=mass,
         )
 
     @property
     def _bytes_per_token(self) -> int:
-        """Of all layers, which may hold differently many."""
-        held = sum(len(c) for c in self.caches)
-        return self.cache_bytes * len(self.caches) // max(1, held)
+        """Of all KV heads of all layers, which may hold differently many."""
+        model, slots = self.source.model, sum(c.slots for c in self.caches)
+        return self.cache_bytes * model.layers * model.kv_heads // max(1, slots)
 
-    def _read_ranked(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
+    @property
+    def _mean_held(self) -> float:
+        """Tokens that a KV head holds on average."""
+        return sum(c.slots for c in self.caches) / (self.source.model.layers * self.source.model.kv_heads)
+
+    def _read_ranked(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.float64], int]:
         """One forward pass after another, each up to the next eviction."""
         policy, begin = self.policy, self.position - 1
         assert isinstance(policy, Ranked)
@@ -189,13 +217,13 @@ class Lane:
         held = [len(c) for c in self.caches] or [0] * layers
         return 1 + max(0, min(self.policy.budget_of(i, layers) - n for i, n in enumerate(held)))
 
-    def _rank(self, begin: int, count: int) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
-        """Read `count` tokens: logits, sink mass, and how many tokens were held after each of them."""
+    def _rank(self, begin: int, count: int) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
+        """Read `count` tokens: logits, sink mass, and how many tokens a head then held on average."""
         policy, source = self.policy, self.source
         assert isinstance(policy, Ranked)
         if not self.caches:
             self.caches = [RankedCache.empty(source.model, layer) for layer in range(source.model.layers)]
-        before = sum(len(c) for c in self.caches) / len(self.caches)
+        before = self._mean_held
         ranking = Ranking(source.model, begin, source.sink_tokens, policy, self.caches, source.hold > 0, self._what_if)
         if count == 1 and policy.interval == 1 and len(source.tokens) - begin > TRACED_FROM:
             source.trace()
@@ -207,45 +235,69 @@ class Lane:
             self.pieces.append(RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone, self._what_if))
             while self.pieces[0].stop <= begin + count - source.hold:
                 self.pieces.pop(0)
-        held = np.ceil(before) + np.arange(1, count + 1)
-        held[-1] = np.ceil(sum(len(c) for c in self.caches) / len(self.caches))
-        return logits, stacked(ranking.mass, logits), held.astype(np.int64)
+        held = before + np.arange(1.0, count + 1)
+        held[-1] = self._mean_held
+        return logits, stacked(ranking.mass, logits), held
 
-    def _read_band(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
+    def _read_band(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.float64], int]:
         begin, end = self.position - 1, min(self.position - 1 + chunk, stop - 1)
         logits, mass, contexts = self._forward(begin, end)
         nll = negative_log_likelihood(logits[0], self.source.ids[begin + 1 : end + 1].to(logits.device))
         return nll, mass, contexts, begin + 1
 
-    def _forward(self, begin: int, end: int, last: int = 0) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
-        """Read tokens begin … end − 1: logits, sink mass, and how many tokens were held after each of them."""
-        policy, source = self.policy, self.source
-        assert isinstance(policy, Band)
-        held, run = (self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)) if self.caches else (0, 0)
-        sinks = min(policy.sinks, end) if held == begin and run == 0 else held
-        reach = Reach(sinks, max(begin - run, sinks), policy.window, policy.positions)
+    def _forward(self, begin: int, end: int, last: int = 0) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
+        """Read tokens begin … end − 1: logits, sink mass, and how many tokens a head then held on average."""
+        policy, source, capture = self.policy, self.source, self.source.hold > 0
+        assert isinstance(policy, Band | Duo)
         if not self.caches:
             self._empty()
-        reading = Reading(
-            source.model,
-            begin,
-            source.sink_tokens,
-            reach,
-            self.caches,
-            capture=source.hold > 0,
-            what_if=self._what_if,
+        if isinstance(policy, Band):
+            reader = narrow = self._reading(policy, self.caches, begin, end)
+            readings, full = [(narrow, 1.0)], None
+        else:
+            parts = [[c.parts[i] for c in self.caches] for i in (0, 1)]
+            whole, narrow = (self._reading(p, c, begin, end) for p, c in zip(policy.parts, parts, strict=True))
+            whole.what_if, narrow.what_if = self._what_ifs_of_parts()
+            reader = Splitting(begin, self.caches, (whole, narrow), capture)
+            full = [c.names[0] for c in self.caches]
+            share = sum(map(len, full)) / (source.model.layers * source.model.kv_heads)
+            readings = [(whole, share), (narrow, 1 - share)]
+        ids = self.ids[None, begin:end]
+        if isinstance(reader, Splitting) and last and end - begin == 1:
+            logits = source.decode(ids, reader)
+        else:
+            logits = source.model.forward(ids, reader, begin=begin, last=last)
+        for reading, _ in readings:
+            if reading.reach.window is not None:
+                for cache in reading.caches:
+                    cache.keep_last(reading.reach.window)
+        if capture:
+            queries, keys = ([x[0] for x in of] for of in (reader.queries, reader.keys))
+            self._hold(Piece(begin, end, narrow.reach, queries, keys, self._what_if, full))
+        contexts = sum(share * reading.reach.held(np.arange(begin, end)) for reading, share in readings)
+        return logits, stacked(reader.mass, logits), contexts
+
+    def _reading(self, policy: Band, caches: list[LayerCache], begin: int, end: int) -> Reading:
+        """A pass of tokens begin … end − 1 over caches that a band keeps."""
+        held, run = caches[0].sink_keys.shape[1], len(caches[0].keys)
+        sinks = min(policy.sinks, end) if held == begin and run == 0 else held
+        reach = Reach(sinks, max(begin - run, sinks), policy.window, policy.positions)
+        source = self.source
+        return Reading(
+            source.model, begin, source.sink_tokens, reach, caches, capture=source.hold > 0, what_if=self._what_if
         )
-        logits = source.model.forward(self.ids[None, begin:end], reading, begin=begin, last=last)
-        if policy.window is not None:
-            for cache in self.caches:
-                cache.keep_last(policy.window)
-        if source.hold:
-            self._hold(
-                Piece(begin, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys], self._what_if)
-            )
-        queries = np.arange(begin, end)
-        run_held = np.clip(queries + 1 - reach.first, 0, policy.window)
-        return logits, stacked(reading.mass, logits), np.minimum(queries + 1, sinks) + run_held
+
+    def _what_ifs_of_parts(self) -> list[WhatIf | None]:
+        """The what-if as each part of a split cache has it, whose heads are only some."""
+        if self._what_if is None:
+            return [None, None]
+        if self._split_what_ifs is None:
+            groups = self.source.model.heads // self.source.model.kv_heads
+            owns = [
+                [[h * groups + i for h in c.names[part] for i in range(groups)] for c in self.caches] for part in (0, 1)
+            ]
+            self._split_what_ifs = [replace(self._what_if, own=own, _made={}) for own in owns]
+        return self._split_what_ifs
 
     def _empty(self) -> None:
         model = self.source.model
@@ -253,8 +305,11 @@ class Lane:
             LayerCache(torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.homes[layer]))
             for layer in range(model.layers)
         ]
+        if isinstance(self.policy, Duo):
+            full = self.source.full_heads(self.policy)
+            self.caches = [SplitCache(*of_layer) for of_layer in zip(self.caches, full, strict=True)]
 
-    def _read_afresh(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.int64], int]:
+    def _read_afresh(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.float64], int]:
         policy, source, p = self.policy, self.source, self.position
         assert isinstance(policy, Afresh)
         window, stride = policy.window, policy.stride
@@ -285,7 +340,7 @@ class Lane:
         if source.hold:
             queries, keys = [q[-1].clone() for q in reading.queries], [k[-1].clone() for k in reading.keys]
             self.pieces = [Piece(starts[-1], starts[-1] + tokens, reach, queries, keys, self._what_if)]
-        contexts = np.tile(np.arange(tokens - last + 1, tokens + 1), len(starts))
+        contexts = np.tile(np.arange(tokens - last + 1.0, tokens + 1), len(starts))
         return nll, mass, contexts, p
 
     def next(self, choose: Callable[[Tensor], int], *, kv_chunk: int | None = None) -> Step:
@@ -316,18 +371,19 @@ class Lane:
             start=self.position - 1,
             token_ids=np.array([token], np.int32),
             nll=nll[None],
-            cache_tokens=np.array([context], np.int32),
-            cache_bytes=np.array([context * per_token], np.int64),
+            cache_tokens=np.array([np.ceil(context)], np.int32),
+            cache_bytes=np.array([round(context * per_token)], np.int64),
             seconds=seconds,
             sink_mass=mass[..., None],
         )
 
-    def _next_logits(self, kv_chunk: int | None) -> tuple[Tensor, Tensor, int]:
-        """Logits [vocabulary] and sink mass [layers, heads] of the newest token, and how many tokens are then held."""
+    def _next_logits(self, kv_chunk: int | None) -> tuple[Tensor, Tensor, float]:
+        """Logits [vocabulary] and sink mass [layers, heads] of the newest token, and how many tokens a head then holds
+        on average."""
         policy, t = self.policy, self.position - 1
         if isinstance(policy, Ranked):
             logits, mass, contexts = self._rank(t, 1)
-            return logits[0, -1], mass[..., -1], int(contexts[-1])
+            return logits[0, -1], mass[..., -1], contexts[-1]
         if isinstance(policy, Afresh):
             beyond = self.position - policy.window - 1
             into = beyond % policy.stride if beyond >= 0 else 0
@@ -336,11 +392,12 @@ class Lane:
                 return logits[0, -1], mass[..., -1], len(self.caches[0])
             # Inside a stride a window is a text of its own, read by a lane that keeps everything.
             policy = DENSE
+        if isinstance(policy, Duo):
+            return self._next_by_place(t)
         held, run = (self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)) if self.caches else (0, 0)
         if not run and held == t and (not held or held < policy.sinks):
             # The sinks are still being gathered.
-            logits, mass, contexts = self._forward(t, t + 1, 1)
-            return logits[0, -1], mass[..., -1], int(contexts[-1])
+            return self._next_by_place(t)
         reach = Reach(held, t - run, policy.window, policy.positions)
         self._turn(reach)
         source = self.source
@@ -366,6 +423,11 @@ class Lane:
             if len(self._fresh) >= TOGETHER:
                 self.settle()
         return logits[0, -1], stacked(decoding.mass, logits), len(self.caches[0])
+
+    def _next_by_place(self, token: int) -> tuple[Tensor, Tensor, float]:
+        """The same, by the way in which texts are read."""
+        logits, mass, contexts = self._forward(token, token + 1, 1)
+        return logits[0, -1], mass[..., -1], contexts[-1]
 
     def _encode(self, start: int) -> tuple[Tensor, Tensor]:
         """Encode the tokens from `start` to the newest afresh; logits of the newest, sink mass of all."""
@@ -432,7 +494,7 @@ class Lane:
         self.source.truncate(snapshot.tokens)
         self.caches, self._fresh = [c.copy() for c in snapshot.caches], []
         self.pieces = [replace(p) for p in snapshot.pieces]
-        if self.ranked:
+        if self.ranked or self.split:
             return
         self._origin = min(self._origin, max(0, self.position - 1 - (len(self.caches[0].keys) if self.caches else 0)))
         for cache in self.caches:
@@ -451,7 +513,7 @@ class Lane:
 
     def missing_sinks(self, policy: Policy) -> int:
         """How many of the first tokens the policy would keep, but this lane no longer holds."""
-        wanted = min(policy.sinks, self.position - 1) if isinstance(policy, Band | Ranked) else 0
+        wanted = min(policy.sinks, self.position - 1) if isinstance(policy, Band | Duo | Ranked) else 0
         return max(0, wanted - self.sinks)
 
     def switch(self, policy: Policy, *, pin: bool = False) -> None:
@@ -478,38 +540,30 @@ class Lane:
         if isinstance(policy, Ranked) != self.ranked or (pin and self.ranked):
             # Maps do not reach back to where slots were kept in another way.
             self.pieces = []
-        if self.caches and isinstance(policy, Ranked):
+        if not self.caches:
+            return
+        full = self.source.full_heads(policy) if isinstance(policy, Duo) else None
+        if self.split and full != [c.names[0] for c in self.caches]:
+            self.caches = [c.whole(read) for c in self.caches]
+        if isinstance(policy, Ranked):
             self.caches = [as_ranked(c, read) for c in self.caches]
             if missing and pin:
                 self.caches = with_front(self.caches, self.front(min(policy.sinks, read)))
-        elif self.ranked:
-            self.caches = as_band(self.caches, read)
-        if not self.caches or not isinstance(policy, Band):
             return
-        for cache in self.caches:
-            cache.turned.keep_last(0)
-        held, run = self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)
-        joined = read - run <= held
-        front = self.front(policy.sinks) if missing and pin else None
-        for layer, cache in enumerate(self.caches):
-            if joined and held:
-                parts = ((cache.sink_keys, cache.keys), (cache.sink_values, cache.values))
-                whole = torch.stack([torch.cat((sinks, part.view()), 1) for sinks, part in parts])
-                cache.pin(whole[0, :, :0], whole[1, :, :0])
-                cache.restart(whole)
-            if front is not None:
-                cache.pin(*(t[:, : min(policy.sinks, read)] for t in front[layer]))
-                cache.keep_last(max(0, min(len(cache.keys), read - policy.sinks)))
-            elif joined and policy.sinks:
-                wanted = min(policy.sinks, read)
-                cache.pin(cache.keys.view()[:, :wanted], cache.values.view()[:, :wanted])
-                cache.keep_last(read - wanted)
-            elif policy.window is not None:
-                # Sinks that the policy does not have are left behind; dense keeps whatever there is.
-                kept = 0 if missing else min(policy.sinks, cache.sink_keys.shape[1])
-                cache.pin(cache.sink_keys[:, :kept], cache.sink_values[:, :kept])
-            if policy.window is not None:
-                cache.keep_last(policy.window)
+        if self.ranked:
+            self.caches = as_band(self.caches, read)
+        if isinstance(policy, Afresh):
+            return
+        front = self.front(policy.sinks) if missing and pin else [None] * len(self.caches)
+        for layer, (cache, of_layer) in enumerate(zip(self.caches, front, strict=True)):
+            if full is None:
+                cache.become(policy.sinks, policy.window, read, missing=missing > 0, front=of_layer)
+                continue
+            if not self.split or isinstance(cache, LayerCache):
+                self.caches[layer] = cache = SplitCache(cache, full[layer])
+            for part, kept, own in zip(cache.parts, policy.parts, cache.heads, strict=True):
+                theirs = None if of_layer is None or not kept.sinks else tuple(x[own] for x in of_layer)
+                part.become(kept.sinks, kept.window, read, missing=missing > 0, front=theirs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -520,7 +574,7 @@ class Snapshot:
     tokens: int
     policy: Policy
     encoded: Policy | None
-    caches: list[LayerCache] | list[RankedCache]
+    caches: list[LayerCache] | list[RankedCache] | list[SplitCache]
     pieces: list[Piece] | list[RankedPiece]
 
 

@@ -143,7 +143,8 @@ def _weights(
     weights = weights[:, : len(at)].masked_fill(~reached, float("nan"))
     if isinstance(piece, Piece):
         # A row is exact only when every key that it reached is still held.
-        weights[piece.reach.low(t) < int(places[-1][0])] = float("nan")
+        reach = piece.reach_of(layer, head // (model.heads // model.kv_heads))
+        weights[reach.low(t) < int(places[-1][0])] = float("nan")
     return at.cpu().numpy(), weights.cpu().numpy(), learned
 
 
@@ -172,16 +173,17 @@ class Meeting(NamedTuple):
 
 def _met(lane: Lane, piece: Piece, layer: int, head: int) -> list[Meeting]:
     """The sinks, and the run."""
-    model, reach = lane.source.model, piece.reach
+    model = lane.source.model
     group = head // (model.heads // model.kv_heads)
+    reach = piece.reach_of(layer, group)
     low, run = _run(lane, piece, layer, group)
     t = torch.arange(piece.start, piece.stop, device=run.device)
     meetings = []
     if reach.sinks:
         at = torch.arange(reach.sinks, device=run.device)
-        cache = lane.caches[layer]
-        held = not lane.ranked and cache.sink_keys.shape[1] >= reach.sinks
-        keys = cache.sink_keys[group, : reach.sinks] if held else lane.front(reach.sinks)[layer][0][group]
+        cache, row = (None, 0) if lane.ranked else lane.held(layer, group)
+        held = cache is not None and cache.sink_keys.shape[1] >= reach.sinks
+        keys = cache.sink_keys[row, : reach.sinks] if held else lane.front(reach.sinks)[layer][0][group]
         meetings.append(Meeting(keys, at, reach.in_front(run.device), reach.slot(t), reach.sees(t, at)))
     at = torch.arange(low, piece.stop, device=run.device)
     meetings.append(Meeting(run, at, reach.in_run(at, low), reach.in_run(t, low), reach.sees(t, at)))
@@ -207,19 +209,20 @@ def _met_ranked(lane: Lane, piece: RankedPiece, layer: int, head: int) -> list[M
 
 def _run(lane: Lane, piece: Piece, layer: int, group: int) -> tuple[int, Tensor]:
     """The keys [tokens, dim] that stand before and in a piece without a gap, and the text position of the first."""
-    newest = piece.stop
+    newest, reach = piece.stop, piece.reach_of(layer, group)
     held = [p for p in list(lane.pieces) if p.stop <= newest]
     keys = [p.keys[layer][group] for p in held]
     low = held[0].start
-    if piece.reach.window is None and not isinstance(lane.policy, Afresh):
+    if reach.window is None and not isinstance(lane.policy, Afresh):
         # A lane that keeps everything has its older keys in the cache.
-        cached = lane.caches[layer].keys.view()[group]
+        cache, row = lane.held(layer, group)
+        cached = cache.keys.view()[row]
         oldest = lane.pieces[-1].stop - len(cached)
         if oldest < low <= oldest + len(cached):
             keys.insert(0, cached[: low - oldest])
             low = oldest
     run = torch.cat(keys)
-    start = max(low, int(piece.reach.low(torch.tensor(piece.start))))
+    start = max(low, int(reach.low(torch.tensor(piece.start))))
     return start, run[start - low :]
 
 

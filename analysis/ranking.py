@@ -56,12 +56,16 @@ class RankedCache:
         sinks, run = cache.sink_keys.shape[1], len(cache.keys)
         device = cache.sink_keys.device
         places = torch.cat((torch.arange(sinks, device=device), torch.arange(read - run, read, device=device)))
-        keys = torch.cat((cache.sink_keys, cache.keys.view()), 1)
-        values = torch.cat((cache.sink_values, cache.values.view()), 1)
+        keys, values = cache.everything()
         return cls(keys, values, places.expand(len(keys), -1))
 
     def __len__(self) -> int:
         return self.keys.shape[1]
+
+    @property
+    def slots(self) -> int:
+        """Tokens held, once for each KV head."""
+        return len(self) * len(self.keys)
 
     @property
     def nbytes(self) -> int:

@@ -7,7 +7,9 @@ alone.  This module is arithmetic on positions: it sees no keys, and its tensors
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK = 64
@@ -67,6 +69,10 @@ class Reach:
         if sliding_window is None or (self.window is not None and self.window < sliding_window):
             return self
         return Reach(self.sinks, self.first, sliding_window - 1, self.positions)
+
+    def held(self, t: NDArray[np.integer]) -> NDArray[np.float64]:
+        """How many tokens are held when each query t has been read, after eviction."""
+        return np.minimum(t + 1.0, self.sinks) + np.clip(t + 1.0 - self.first, 0, self.window)
 
     def sees(self, queries: Tensor, keys: Tensor, sliding_window: int | None = None) -> Tensor:
         """Whether each query [.., q] reaches each key [.., k], by their places in the text: bool [.., q, k]."""

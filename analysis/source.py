@@ -4,7 +4,7 @@ A text may grow while it is read, and its first tokens can be encoded again whoe
 is lane.py's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,16 @@ from torch import Tensor
 from . import texts
 from .attention import Reading
 from .decoding import Decoding
-from .policies import Afresh, Band, Dense, Policy, Ranked
+from .policies import Afresh, Band, Dense, Duo, Policy, Ranked
 from .positions import LEARNED
 from .ranking import Gone, Ranking
 from .reach import Reach
 from .rotary import Adapted
 from .tracing import one_token
 from .what_if import WhatIf
+
+MEASURED, SINKS = 512, 4
+"""Tokens of the text over which heads are measured, and how many of the first of them are its sinks."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,13 @@ class Piece:
     queries: list[Tensor]
     keys: list[Tensor]
     what_if: WhatIf | None = None
+    full: Sequence[Sequence[int]] | None = None
+    """KV heads of each layer that keep everything, whatever the reach of the others."""
+
+    def reach_of(self, layer: int, kv_head: int) -> Reach:
+        """What the queries of one KV head's group reach."""
+        full = self.full is not None and kv_head in self.full[layer]
+        return Reach(0, 0, None, "text") if full else self.reach
 
 
 @dataclass
@@ -92,6 +102,8 @@ class Source:
     """The tokens once more, on the model's device."""
     _fronts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = field(default_factory=dict, init=False)
     """Keys and values of first tokens, by what they are and how many are not the text's own."""
+    _rated: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False)
+    """How much each KV head is worth keeping whole, [layers, kv_heads], by what says so."""
     _one: Callable[[Tensor, Any], Tensor] | None = field(default=None, init=False)
     _untraceable: bool = field(default=False, init=False)
     tokenizer: Any = None
@@ -107,10 +119,12 @@ class Source:
         """Raises ValueError where this model's cached keys cannot be moved as the policy moves them, or the tokens that
         it wants first are not to be had."""
         self._named(policy.first, 1)
+        if isinstance(policy, Duo) and policy.scores != "measured":
+            self.full_heads(policy)
         if not (why := self.model.positions.fixed):
             return
         family = self.model.network.config.model_type
-        if isinstance(policy, Ranked) or (isinstance(policy, Band) and policy.window is not None):
+        if isinstance(policy, Ranked | Duo) or (isinstance(policy, Band) and policy.window is not None):
             raise ValueError(
                 f"{policy.label}: {family} {why}, so a cached key carries the place where it was read and cannot be "
                 "moved when others leave: choose dense or recompute"
@@ -138,6 +152,40 @@ class Source:
         self._room[count:total] = tokens
         self._ids[count:total] = torch.as_tensor(np.asarray(tokens, np.int64), device=self._ids.device)
         self.tokens, self.ids = self._room[:total], self._ids[:total]
+
+    def full_heads(self, policy: Duo) -> list[list[int]]:
+        """KV heads of each layer that keep everything.  Raises ValueError where a file does not fit the model."""
+        if policy.scores not in self._rated:
+            self._rated[policy.scores] = self._measured() if policy.scores == "measured" else self._from_file(policy)
+        rated = self._rated[policy.scores]
+        count = round(policy.full / 100 * rated.size)
+        best = np.sort(np.argsort(-rated, axis=None, kind="stable")[:count])
+        return [(best[best // rated.shape[1] == layer] % rated.shape[1]).tolist() for layer in range(len(rated))]
+
+    def _measured(self) -> NDArray[np.float64]:
+        """How little each KV head looks at the first tokens, [layers, kv_heads], over the beginning of the text."""
+        reading = Reading(self.model, 0, SINKS, Reach(0, 0, None, "text"), None, torch.zeros(1, dtype=torch.int64))
+        self.model.forward(self.ids[None, :MEASURED], reading, last=1)
+        mass = np.stack([m[:, min(SINKS, m.shape[1] - 1) :].mean(-1).cpu().numpy() for m in reading.mass]).astype(
+            np.float64
+        )
+        return -mass.reshape(len(mass), self.model.kv_heads, -1).mean(-1)
+
+    def _from_file(self, policy: Duo) -> NDArray[np.float64]:
+        shape = self.model.layers, self.model.kv_heads
+        try:
+            rated = np.loadtxt(policy.scores, ndmin=2)
+        except (OSError, ValueError, UnicodeDecodeError) as e:
+            raise ValueError(
+                f"{policy.name}: {policy.scores!r} cannot be read as numbers: give a text file with a row for each "
+                "layer and a number for each KV head, or scores=measured"
+            ) from e
+        if rated.shape != shape:
+            raise ValueError(
+                f"{policy.name}: {policy.scores!r} has {rated.shape[0]} rows of {rated.shape[1]} numbers, and this "
+                f"model has {shape[0]} layers of {shape[1]} KV heads: give a file for this model"
+            )
+        return rated
 
     def truncate(self, tokens: int) -> None:
         """Forget all of the text but its first tokens."""

@@ -134,7 +134,10 @@ def test_cache_bytes_equal_predicted_bytes(tiny_llama, tokens, policy):
     lane = open_lanes(tiny_llama, tokens, [policy])[0]
     while not lane.done:
         step = lane.read(40)
-        assert lane.cache_bytes == step.cache_bytes[-1] == predicted_bytes(3, 2, 8, int(step.cache_tokens[-1]), 4)
+        # Where heads hold differently many, cache tokens are their mean, rounded up.
+        held = lane.cache_bytes / predicted_bytes(3, 2, 8, 1, 4)
+        assert lane.cache_bytes == step.cache_bytes[-1] and step.cache_tokens[-1] == np.ceil(held)
+        assert held.is_integer() or policy.name == "duo"
         assert policy.capacity is None or step.cache_tokens.max() <= policy.capacity
 
 
@@ -179,7 +182,7 @@ def test_no_lane_reads_past_a_limit(tiny_llama, tokens):
         assert lane.position == 51
 
 
-def test_engine_runs_on_the_meta_device(tokens):
+def test_engine_runs_on_the_meta_device(tokens, tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -187,7 +190,10 @@ def test_engine_runs_on_the_meta_device(tokens):
     )
     with torch.device("meta"):
         model = LlamaForCausalLM(config).eval()
+    # What a head looks at is not known there.
+    np.savetxt(tmp_path / "heads.txt", np.arange(8).reshape(2, 4))
     for policy in POLICIES:
+        policy = policy.replace("measured", str(tmp_path / "heads.txt"))
         lane = open_lanes(model, tokens, [parse(policy)], hold=64)[0]
         for _ in range(4):
             # The reading itself, short of the one transfer to the host that ends it.

@@ -2,6 +2,7 @@
 
 from .base import Afresh, Band, Policy
 from .dense import Dense
+from .duo import Duo
 from .h2o import H2O
 from .keydiff import KeyDiff
 from .knorm import KNorm
@@ -30,6 +31,7 @@ _ALL = (
     Scissorhands,
     LagKV,
     Pyramid,
+    Duo,
     Random,
     Late,
 )

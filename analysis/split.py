@@ -1,0 +1,118 @@
+"""Caches whose heads are of two kinds, and the forward pass over them: some keep everything, the others a band.
+
+Each kind is read as its own policy has it (attention.py), by a reader of its own over a cache of its own; here heads
+are dealt out to them and put together again.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .attention import Reading
+from .cache import LayerCache
+
+
+class SplitCache:
+    """What one layer keeps: `parts`, and which of its KV heads each of them has, `names` (ascending); `heads` are the
+    same on the layer's device."""
+
+    def __init__(self, cache: LayerCache, full: Sequence[int]) -> None:
+        """What a layer holds, dealt out: these KV heads, and the others."""
+        others = [head for head in range(len(cache.sink_keys)) if head not in full]
+        self.names = list(full), others
+        self.heads = tuple(torch.tensor(own, dtype=torch.int64, device=cache.sink_keys.device) for own in self.names)
+        self.parts = tuple(cache.of_heads(own) for own in self.heads)
+
+    def whole(self, read: int) -> LayerCache:
+        """What all heads of the layer hold, when `read` tokens have been read."""
+        sinks, run = self.parts[1].sink_keys.shape[1], len(self.parts[1].keys)
+        held = []
+        for part in self.parts:
+            keys, values = part.everything()
+            last = keys.shape[1] - min(run, read)
+            held.append([torch.cat((x[:, :sinks], x[:, max(last, sinks) :]), 1) for x in (keys, values)])
+        order = torch.cat(self.heads).argsort()
+        keys, values = (torch.cat(x)[order] for x in zip(*held, strict=True))
+        cache = LayerCache(keys)
+        cache.pin(keys[:, :sinks], values[:, :sinks])
+        cache.append(keys[:, sinks:], values[:, sinks:])
+        return cache
+
+    @property
+    def slots(self) -> int:
+        return sum(part.slots for part in self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def put_first(self, keys: Tensor, values: Tensor, read: int) -> None:
+        for part, own in zip(self.parts, self.heads, strict=True):
+            part.put_first(keys[own], values[own], read)
+
+    def copy(self) -> "SplitCache":
+        twin = copy.copy(self)
+        twin.parts = tuple(part.copy() for part in self.parts)
+        return twin
+
+
+@dataclass(eq=False)
+class Splitting:
+    """One forward pass over split caches, of tokens that begin at text position `token`.
+
+    After the pass `mass[layer]` holds the sink mass, [heads, queries]; with `capture`, `queries[layer]` and
+    `keys[layer]` what the layer computed before rotation, [1, heads, tokens, dim].
+    """
+
+    token: int
+    caches: list[SplitCache]
+    readings: tuple[Reading, Reading]
+    capture: bool = False
+    mass: list[Tensor] = field(default_factory=list)
+    queries: list[Tensor] = field(default_factory=list)
+    keys: list[Tensor] = field(default_factory=list)
+
+    def attend(
+        self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, s_aux: Tensor | None = None, **more
+    ) -> Tensor:
+        """The layer's output [1, queries, heads, dim]; its keys and values are then in the caches of both parts."""
+        layer, (_, heads, queries, _) = attention.layer_idx, query.shape
+        out = value.new_empty(1, queries, heads, value.shape[-1])
+        mass = torch.empty(heads, queries, device=query.device)
+        for reading, own in zip(self.readings, self.caches[layer].heads, strict=True):
+            if not len(own):
+                # It still counts how much there would be.
+                reading.extend(layer, key[:, own], value[:, own])
+                continue
+            asking = of_group(own, heads // key.shape[1])
+            sink = None if s_aux is None else s_aux[asking]
+            out[:, :, asking] = reading.attend(
+                attention, query[:, asking], key[:, own], value[:, own], s_aux=sink, **more
+            )
+            mass[asking] = reading.mass[-1]
+        self.mass.append(mass)
+        if self.capture:
+            self.queries.append(query)
+            self.keys.append(key)
+        return out
+
+
+def of_group(own: Tensor, groups: int) -> Tensor:
+    """The query heads that share these KV heads."""
+    return (own[:, None] * groups + torch.arange(groups, device=own.device)).flatten()
+
+
+def split_shares(caches: Sequence[SplitCache], read: int) -> NDArray[np.float32]:
+    """Which share of the KV heads of all layers holds each token that was read, [read]."""
+    counts, every = np.zeros(read, np.float32), 0
+    for cache in caches:
+        for part, own in zip(cache.parts, cache.heads, strict=True):
+            counts[: part.sink_keys.shape[1]] += len(own)
+            counts[read - len(part.keys) :] += len(own)
+            every += len(own)
+    return counts / every
