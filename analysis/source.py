@@ -163,13 +163,13 @@ class Source:
         return [(best[best // rated.shape[1] == layer] % rated.shape[1]).tolist() for layer in range(len(rated))]
 
     def _measured(self) -> NDArray[np.float64]:
-        """How little each KV head looks at the first tokens, [layers, kv_heads], over the beginning of the text."""
+        """How much each KV head looks at the first tokens, [layers, kv_heads], over the beginning of the text."""
         reading = Reading(self.model, 0, SINKS, Reach(0, 0, None, "text"), None, torch.zeros(1, dtype=torch.int64))
         self.model.forward(self.ids[None, :MEASURED], reading, last=1)
         mass = np.stack([m[:, min(SINKS, m.shape[1] - 1) :].mean(-1).cpu().numpy() for m in reading.mass]).astype(
             np.float64
         )
-        return -mass.reshape(len(mass), self.model.kv_heads, -1).mean(-1)
+        return mass.reshape(len(mass), self.model.kv_heads, -1).mean(-1)
 
     def _from_file(self, policy: Duo) -> NDArray[np.float64]:
         shape = self.model.layers, self.model.kv_heads

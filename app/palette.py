@@ -17,6 +17,7 @@ LOOKS = {
     "scissorhands": ("#E69F00", "dash"),
     "lagkv": ("#0072B2", "dash"),
     "pyramid": ("#D55E00", "dash"),
+    "duo": ("#000000", "dash"),
     "random": ("#767676", "dot"),
     "late": ("#009E73", "dash"),
 }

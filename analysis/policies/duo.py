@@ -13,9 +13,10 @@ from .streaming import Streaming
 class Duo(Policy):
     """Keeps everything in `full` percent of all KV heads, and sinks + window in the others.
 
-    The paper learns which heads retrieve; here they are those that look least at the first tokens, measured on the
-    beginning of the text, or those that a file rates highest: a row for each layer, a number for each KV head, as the
-    paper's authors publish them.
+    The paper learns which heads retrieve; here they are those that look most at the first tokens, measured on the
+    beginning of the text: a head that waits on the sink waits for something that may be far away, one that never does
+    looks at its neighbours.  Or those that a file rates highest: a row for each layer, a number for each KV head, as
+    the paper's authors publish them.
     """
 
     name: ClassVar[str] = "duo"
