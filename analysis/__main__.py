@@ -284,6 +284,69 @@ def knockout(
 
 
 @app.command()
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="which experiment; without one, they are listed")] = None,
+    model: Annotated[str, typer.Option(help="embedded, a hub id, a folder, or a GGUF file")] = "embedded",
+    text: Annotated[str, typer.Option(help="a bundled text, a text file, or a .npy file of token ids")] = "hamlet",
+    tokens: Annotated[int | None, typer.Option(help="tokens that each cell reads (default: by experiment)")] = None,
+    cache: Annotated[int | None, typer.Option(help="cached tokens, where an experiment has one size")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    jobs: Annotated[int, typer.Option(help="processes on this machine, each with a GPU of its own if it has any")] = 1,
+    backend: Annotated[str, typer.Option(help="local, or a cluster: dask or ray")] = "local",
+    address: Annotated[str | None, typer.Option(help="where the cluster is, HOST:PORT")] = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="folder (default: runs/NAME)")] = None,
+) -> None:
+    """Do a paper's experiment again: a run folder for each cell, and a table.  Begun again, it goes on."""
+    from . import grid
+    from .experiments import EXPERIMENTS, as_csv, as_markdown
+
+    if name is None:
+        table = Table("Experiment", "What it is", "Paper")
+        for key, known in EXPERIMENTS.items():
+            table.add_row(key, known.title, known.paper)
+        out.print(table)
+        return
+    if name not in EXPERIMENTS:
+        raise ValueError(f"there is no experiment {name!r}; choose one of: {', '.join(EXPERIMENTS)}")
+    experiment, place = EXPERIMENTS[name], out_folder or Path("runs") / name
+    texts.read(text)
+    cells = experiment.cells(Spec(model, text, ("dense",), tokens, dtype=dtype, device=device), cache)
+    left = grid.left_of(cells, place)
+
+    def write() -> tuple[list[str], list[list[str]]]:
+        heads, rows = experiment.table(cells, place)
+        words = [f"# {experiment.title}", experiment.paper, as_markdown(heads, rows), *experiment.notes]
+        (place / "table.csv").write_text(as_csv(heads, rows), encoding="utf-8")
+        (place / "table.md").write_text("\n\n".join(w.strip() for w in words) + "\n", encoding="utf-8")
+        return heads, rows
+
+    status = "finished"
+    try:
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=out
+        ) as bar:
+            task = bar.add_task("Cells", total=len(cells), completed=len(cells) - len(left))
+            for cell in grid.run(cells, place, jobs=jobs, backend=backend, address=address):
+                bar.advance(task)
+                bar.console.print(f"{cell.label}: done", highlight=False)
+                write()
+    except KeyboardInterrupt:
+        status = "interrupted"
+    heads, rows = write() if place.exists() else ([], [])
+    table = Table(*heads[:1], *(_right(h) for h in heads[1:]), title=f"{experiment.title}. {experiment.paper}")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    for note in experiment.notes:
+        out.print(note, soft_wrap=True)
+    again = ": the same command goes on" if status == "interrupted" else ""
+    out.print(f"{status.capitalize()}{again}. Runs and tables lie in {place}", soft_wrap=True, markup=False)
+    if status == "interrupted":
+        raise typer.Exit(130)
+
+
+@app.command()
 def models() -> None:
     """What may be written for --model."""
     from .models import KINDS

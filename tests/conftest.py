@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -64,6 +65,38 @@ def oracle():
             return numbers["token_ids"], numbers["nll"]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def model(tiny_llama, tmp_path_factory):
+    """A folder with a tiny model that has no tokenizer, so that texts are token ids."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny_llama.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "ids.npy"
+    np.save(path, np.random.default_rng(0).integers(0, 97, 600))
+    return str(path)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Exit status, standard output and standard error of a command."""
+
+    from analysis import __main__ as cli
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["analysis", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return end.value.code or 0, said.out, said.err
+
+    monkeypatch.setattr(cli, "out", cli.Console(highlight=False, width=140))
+    return command
 
 
 def pytest_unconfigure():

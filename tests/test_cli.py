@@ -8,43 +8,11 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import __main__ as cli
 from analysis.metrics import excess, perplexity
 from analysis.record import load
-
-
-@pytest.fixture(scope="module")
-def model(tiny_llama, tmp_path_factory):
-    """A folder with a tiny model that has no tokenizer, so that texts are token ids."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_llama.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "ids.npy"
-    np.save(path, np.random.default_rng(0).integers(0, 97, 600))
-    return str(path)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Exit status, standard output and standard error of a command."""
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["analysis", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return end.value.code or 0, said.out, said.err
-
-    monkeypatch.setattr(cli, "out", cli.Console(highlight=False, width=140))
-    return command
 
 
 def test_stream_writes_a_run_and_prints_its_table(run, model, text, tmp_path):

@@ -1,0 +1,198 @@
+"""Runs the cells of an experiment, in one process, in several, on several GPUs, or on a cluster, by joblib.
+
+A cell is computed in a temporary folder wherever a worker is, and comes back as files; so a folder of results holds
+whole cells only, nobody needs a disk in common, and whoever runs the same grid again goes on where it stopped.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+
+import joblib
+import numpy as np
+from filelock import FileLock, Timeout
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from . import texts
+from .experiments import Cell
+from .policies import parse
+from .record import Folder, Run, Spec
+
+TRIES = 3
+"""How often a cell whose worker died is begun again."""
+BACKENDS = ("local", "dask", "ray")
+
+
+def left_of(cells: Iterable[Cell], out: Path) -> list[Cell]:
+    """Cells that are not finished in this folder.  Raises ValueError where it holds another run of the same name."""
+    left = []
+    for cell in cells:
+        about = out / cell.name / "run.json"
+        if not about.exists():
+            left.append(cell)
+        elif json.loads(about.read_text(encoding="utf-8"))["spec"] != json.loads(cell.spec.to_json()):
+            raise ValueError(f"{out / cell.name} holds a run of another model, text or length: choose another --out")
+    return left
+
+
+def run(
+    cells: Iterable[Cell], out: Path, *, jobs: int = 1, backend: str = "local", address: str | None = None
+) -> Iterator[Cell]:
+    """Run what is left of the cells and put each into its folder; yields each when it is there.
+
+    `jobs`: processes on this machine, each with a GPU of its own where there are any.  Raises ValueError where a
+    cell cannot be run, or the cluster cannot be reached.
+    """
+    if jobs < 1:
+        raise ValueError(f"at least 1 process must run the cells, not {jobs}")
+    left = {cell.name: cell for cell in left_of(cells, out)}
+    for attempt in range(1, TRIES + 1):
+        try:
+            with _workers(backend, jobs, address) as options:
+                share = backend == "local" and jobs > 1
+                work = (joblib.delayed(computed)(cell, share) for cell in list(left.values()))
+                for name, files in joblib.Parallel(return_as="generator_unordered", batch_size=1, **options)(work):
+                    _put(out / name, files)
+                    yield left.pop(name)
+            return
+        except Exception as e:
+            # A cluster begins again by itself, and says so when it gives up.
+            if not isinstance(e, TerminatedWorkerError) and type(e).__name__ != "KilledWorker":
+                raise
+            if attempt == TRIES:
+                raise ValueError(
+                    f"a worker died {TRIES} times, most likely for want of memory: use fewer --jobs, or a smaller model"
+                ) from e
+
+
+def computed(cell: Cell, share: bool = False) -> tuple[str, dict[str, bytes]]:
+    """A cell's name, and the files of its run folder; `share`: leave the other GPUs to other workers."""
+    if share:
+        _take_a_gpu()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "cell"
+        (_rates if cell.samples else _read)(cell, place)
+        return cell.name, {p.name: p.read_bytes() for p in place.iterdir()}
+
+
+def _read(cell: Cell, place: Path) -> None:
+    """Read the text to its end."""
+    spec, source, model = cell.spec, texts.read(cell.spec.text), _model(cell.spec)
+    from .stream import stream
+
+    ids = texts.tokenize(source, model.tokenizer, bos=spec.bos, limit=spec.tokens)
+    folder = Folder(place, Run(spec, int(ids[0])), text_sha256=source.sha256, weights_sha256=model.sha256)
+    for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk):
+        folder.append(step)
+    folder.finish("finished")
+
+
+def _rates(cell: Cell, place: Path) -> None:
+    """Read many short texts."""
+    spec, source, model = cell.spec, texts.read(cell.spec.text), _model(cell.spec)
+    from .measures import attention_to_first, samples_of
+
+    ids = texts.tokenize(source, model.tokenizer)
+    alpha = attention_to_first(model, samples_of(ids, cell.samples, spec.tokens))
+    place.mkdir()
+    np.savez_compressed(place / "alpha.npz", alpha=alpha)
+    about = {"spec": asdict(spec), "samples": cell.samples, "text_sha256": source.sha256}
+    about |= {"weights_sha256": model.sha256, "status": "finished"}
+    (place / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _model(spec: Spec):
+    return _loaded(spec.model, spec.dtype, spec.device, spec.weights, spec.kv_heads)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, dtype: str, device: str, weights: str, kv_heads: int | None):
+    """A worker loads a model once for all its cells."""
+    from .models import load
+
+    return load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads)
+
+
+def _put(place: Path, files: dict[str, bytes]) -> None:
+    """All files of a cell at once, or none."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as draft:
+        whole = Path(draft) / "cell"
+        whole.mkdir()
+        for name, data in files.items():
+            (whole / name).write_bytes(data)
+        whole.rename(place)
+
+
+@contextmanager
+def _workers(backend: str, jobs: int, address: str | None) -> Iterator[dict]:
+    """Settings of joblib.Parallel for the workers that were asked for."""
+    if backend not in BACKENDS:
+        raise ValueError(f"there is no backend {backend!r}; choose one of: {', '.join(BACKENDS)}")
+    if backend == "local" and address:
+        raise ValueError("an address is that of a cluster: add --backend dask or --backend ray")
+    if backend == "local":
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        if jobs > 1:
+            with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
+                yield {"pre_dispatch": "all"}
+        else:
+            yield {"n_jobs": 1}
+        return
+    try:
+        connect = {"dask": _dask, "ray": _ray}[backend]
+        client = connect(address)
+    except ImportError as e:
+        raise ValueError(f"{backend} is not installed: pip install -r requirements-cluster.txt") from e
+    except (OSError, ConnectionError) as e:
+        raise ValueError(f"no {backend} cluster answers at {address}: check --address, and that it runs") from e
+    try:
+        with joblib.parallel_config(backend, n_jobs=-1):
+            yield {"pre_dispatch": "all"}
+    finally:
+        client()
+
+
+def _dask(address: str | None):
+    from distributed import Client
+
+    if address is None:
+        raise ValueError("say where the Dask scheduler is: --address HOST:PORT")
+    return Client(address, timeout=10).close
+
+
+def _ray(address: str | None):
+    import ray
+    from ray.util.joblib import register_ray
+
+    register_ray()
+    ray.init(address=address, logging_level="error")
+    return ray.shutdown
+
+
+_gpu: FileLock | None = None
+"""Says that this process has a GPU; the system lets go of it when the process ends."""
+
+
+def _take_a_gpu() -> None:
+    """Let this process see one GPU that no other worker on this machine has taken, where there are any."""
+    global _gpu
+    if _gpu is not None or "CUDA_VISIBLE_DEVICES" in os.environ or not (count := _gpus()):
+        return
+    for number in range(count):
+        lock = FileLock(Path(tempfile.gettempdir()) / f"sinkscope-gpu-{number}")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        _gpu, os.environ["CUDA_VISIBLE_DEVICES"] = lock, str(number)
+        return
+
+
+def _gpus() -> int:
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

@@ -1,0 +1,161 @@
+"""Grids of runs: every cell is a run folder, the table says what the folders hold, and no cell is run twice."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from analysis import grid
+from analysis.experiments import EXPERIMENTS, Cell, as_markdown
+from analysis.measures import attention_to_first, samples_of
+from analysis.metrics import perplexity, sink_rate
+from analysis.policies import parse
+from analysis.record import Spec, load
+from analysis.stream import open_lanes
+
+from .families import our_nll
+
+
+@pytest.fixture
+def base(model, text):
+    return Spec(model, text, ("dense",), 120, device="cpu")
+
+
+def test_a_grid_leaves_a_run_for_each_cell_and_says_what_it_holds(tiny_llama, base, tmp_path):
+    experiment = EXPERIMENTS["sinks"]
+    cells = experiment.cells(base, 16)
+    assert [c.label for c in cells] == ["0 + 16", "1 + 15", "2 + 14", "4 + 12", "8 + 8"]
+    assert [c.name for c in grid.run(cells, tmp_path)] == [c.name for c in cells]
+    heads, rows = experiment.table(cells, tmp_path)
+    tokens = np.load(base.text)[:120]
+    for cell, row in zip(cells, rows, strict=True):
+        nll = our_nll(tiny_llama, tokens, 512, parse(cell.spec.policies[0]))
+        np.testing.assert_allclose(load(tmp_path / cell.name).tracks[0].nll.view(), nll, atol=1e-5)
+        assert row == [cell.label, f"{perplexity(nll):.2f}", "120", "16", *cell.paper]
+    assert base.model in heads[1] and base.text in heads[1] and heads[-1] == "Paper: Llama-2-7B, PG19"
+
+
+def test_what_is_finished_is_not_run_again(base, tmp_path, monkeypatch):
+    cells = EXPERIMENTS["sinks"].cells(base, 16)
+    going = grid.run(cells, tmp_path)
+    first = [next(going).name, next(going).name]
+    # Interrupted: what was under way leaves nothing.
+    going.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(first)
+    done, computed = [], grid.computed
+    monkeypatch.setattr(grid, "computed", lambda cell, share=False: done.append(cell.name) or computed(cell, share))
+    assert len(list(grid.run(cells, tmp_path))) == 3
+    assert done == [c.name for c in cells if c.name not in first]
+    assert not list(grid.run(cells, tmp_path))
+
+
+def test_a_folder_of_another_grid_is_refused(base, tmp_path):
+    list(grid.run(EXPERIMENTS["sinks"].cells(base, 16), tmp_path))
+    other = EXPERIMENTS["sinks"].cells(Spec(base.model, base.text, ("dense",), 80, device="cpu"), 16)
+    with pytest.raises(ValueError, match="another model, text or length: choose another --out"):
+        list(grid.run(other, tmp_path))
+
+
+def test_a_cell_that_cannot_be_run_says_why(base, tmp_path):
+    cell = EXPERIMENTS["newlines"].cells(base, 16)[-1]
+    with pytest.raises(ValueError, match="no tokenizer"):
+        list(grid.run([cell], tmp_path))
+    assert not list(tmp_path.glob("*"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_can_be_read_at_all(name, base):
+    """Every policy of every experiment stands in a cache as small as its own, and cells have folders of their own."""
+    experiment = EXPERIMENTS[name]
+    cells = experiment.cells(Spec("embedded", "hamlet", ("dense",)))
+    assert len({c.name for c in cells}) == len(cells) and all(c.spec.tokens == experiment.tokens for c in cells)
+    assert all(len(c.paper) == len(experiment.columns) or not c.paper for c in cells)
+
+
+def test_attention_to_the_first_token_is_that_of_eager(tiny_llama):
+    import torch
+
+    samples = samples_of(np.random.default_rng(0).integers(0, 97, 300), 20, 24)
+    alpha = attention_to_first(open_lanes(tiny_llama, samples[0], [parse("dense")])[0].source.model, samples)
+    tiny_llama.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = tiny_llama(torch.as_tensor(samples), output_attentions=True).attentions
+    for layer, of_layer in enumerate(weights):
+        np.testing.assert_allclose(alpha[:, layer], sink_rate(of_layer.numpy())[0], atol=1e-5)
+
+
+def test_samples_are_spread_over_the_text():
+    samples = samples_of(np.arange(100), 4, 10)
+    assert samples[:, 0].tolist() == [0, 30, 60, 90] and samples[-1].tolist() == list(range(90, 100))
+    with pytest.raises(ValueError, match="choose a longer one"):
+        samples_of(np.arange(5), 2, 10)
+
+
+def test_sink_rate_is_the_share_of_heads_above_the_threshold(base, tmp_path):
+    experiment = EXPERIMENTS["sink-rate"]
+    cells = experiment.cells(Spec(base.model, base.text, ("dense",), 24, device="cpu"))
+    list(grid.run(cells, tmp_path))
+    heads, rows = experiment.table(cells, tmp_path)
+    with np.load(tmp_path / cells[0].name / "alpha.npz") as held:
+        assert held["alpha"].shape == (100, 3, 4)
+        mean = held["alpha"].mean(0)
+    assert [row[0] for row in rows[:4]] == ["0", "1", "2", "all"] and len(heads) == len(rows[0])
+    assert rows[3][1] == f"{mean.mean():.4f}" and rows[3][3] == f"{(mean > 0.3).mean():.1%}"
+    assert ["Paper: GPT2-XL", "–", "–", "77.00%"] in rows
+
+
+def test_the_command_writes_tables_and_goes_on(run, model, text, tmp_path):
+    asked = ["reproduce", "sinks", "--model", model, "--text", text, "--tokens", "100", "--cache", "16"]
+    asked += ["--device", "cpu", "--out", str(tmp_path)]
+    code, said, _ = run(*asked)
+    assert code == 0 and "4 + 12" in said and "Table 2" in said and str(tmp_path) in said.replace("\n", "")
+    rows = list(csv.reader((tmp_path / "table.csv").open(encoding="utf-8")))
+    assert len(rows) == 6 and rows[0][0] == "Policy" and rows[1][4:] == ["17.90", "460.29", "21.62", "3359.95"]
+    table = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert as_markdown(rows[0], rows[1:]) in table and table.startswith("# How many sinks are enough?")
+    code, again, _ = run(*asked)
+    assert code == 0 and "done" not in again and "4 + 12" in again
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["nothing"], "there is no experiment 'nothing'; choose one of: policies"),
+        (["sinks", "--text", "nowhere"], "there is no text 'nowhere'"),
+        (["sinks", "--jobs", "0"], "at least 1 process"),
+        (["sinks", "--backend", "abacus"], "choose one of: local, dask, ray"),
+        (["sinks", "--backend", "dask"], "--address HOST:PORT"),
+        (["sinks", "--address", "127.0.0.1:1"], "add --backend dask"),
+        (["sinks", "--backend", "dask", "--address", "127.0.0.1:1"], "no dask cluster answers"),
+        (["sinks", "--cache", "4"], "window must be at least 1"),
+    ],
+)
+def test_what_is_wrong_with_a_grid_is_one_line_and_status_2(run, wrong, says, tmp_path):
+    code, _, said = run("reproduce", *wrong, "--out", str(tmp_path / "o"))
+    assert code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    assert says in said
+
+
+def test_experiments_are_listed(run):
+    code, said, _ = run("reproduce")
+    assert code == 0 and all(name in said for name in EXPERIMENTS)
+
+
+def test_each_worker_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
+    """Locks are the system's, and this process is one of two."""
+    from filelock import FileLock
+
+    monkeypatch.setattr(grid.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(grid, "_gpus", lambda: 2)
+    monkeypatch.setattr(grid, "_gpu", None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with FileLock(tmp_path / "sinkscope-gpu-0"):
+        grid._take_a_gpu()
+    assert grid.os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    grid._gpu.release()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+
+def test_cells_of_one_policy_and_another_have_other_names():
+    spec = Spec("m", "t", ("duo:scores=/a/b c.tsv",))
+    assert Cell("x", spec).name == "duo-scores=-a-b-c.tsv"
