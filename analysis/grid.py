@@ -53,10 +53,10 @@ def run(
     left = {cell.name: cell for cell in left_of(cells, out)}
     for attempt in range(1, TRIES + 1):
         try:
-            with _workers(backend, jobs, address) as options:
+            with _workers(backend, jobs, address):
                 share = backend == "local" and jobs > 1
-                work = (joblib.delayed(computed)(cell, share) for cell in list(left.values()))
-                for name, files in joblib.Parallel(return_as="generator_unordered", batch_size=1, **options)(work):
+                work = [joblib.delayed(computed)(cell, share) for cell in left.values()]
+                for name, files in _results(work, one_by_one=backend != "ray"):
                     _put(out / name, files)
                     yield left.pop(name)
             return
@@ -68,6 +68,16 @@ def run(
                 raise ValueError(
                     f"a worker died {TRIES} times, most likely for want of memory: use fewer --jobs, or a smaller model"
                 ) from e
+
+
+def _results(work: list, *, one_by_one: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """What the workers send, each as soon as it is there; or, where that cannot be, a handful at a time."""
+    if one_by_one:
+        yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(work)
+        return
+    count = joblib.effective_n_jobs(-1)
+    for begin in range(0, len(work), count):
+        yield from joblib.Parallel(batch_size=1)(work[begin : begin + count])
 
 
 def computed(cell: Cell, share: bool = False) -> tuple[str, dict[str, bytes]]:
@@ -130,19 +140,17 @@ def _put(place: Path, files: dict[str, bytes]) -> None:
 
 
 @contextmanager
-def _workers(backend: str, jobs: int, address: str | None) -> Iterator[dict]:
-    """Settings of joblib.Parallel for the workers that were asked for."""
+def _workers(backend: str, jobs: int, address: str | None) -> Iterator[None]:
+    """Let joblib use the workers that were asked for."""
     if backend not in BACKENDS:
         raise ValueError(f"there is no backend {backend!r}; choose one of: {', '.join(BACKENDS)}")
     if backend == "local" and address:
         raise ValueError("an address is that of a cluster: add --backend dask or --backend ray")
     if backend == "local":
         threads = max(1, (os.cpu_count() or 1) // jobs)
-        if jobs > 1:
-            with joblib.parallel_config("loky", n_jobs=jobs, inner_max_num_threads=threads):
-                yield {"pre_dispatch": "all"}
-        else:
-            yield {"n_jobs": 1}
+        more = {"inner_max_num_threads": threads} if jobs > 1 else {}
+        with joblib.parallel_config("loky" if jobs > 1 else "sequential", n_jobs=jobs, **more):
+            yield
         return
     try:
         connect = {"dask": _dask, "ray": _ray}[backend]
@@ -153,7 +161,7 @@ def _workers(backend: str, jobs: int, address: str | None) -> Iterator[dict]:
         raise ValueError(f"no {backend} cluster answers at {address}: check --address, and that it runs") from e
     try:
         with joblib.parallel_config(backend, n_jobs=-1):
-            yield {"pre_dispatch": "all"}
+            yield
     finally:
         client()
 
