@@ -4,25 +4,32 @@ A new policy or setting needs no line here.
 """
 
 from dataclasses import Field
+from pathlib import Path
 from typing import NamedTuple
 
 import streamlit as st
 
+from analysis import texts
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Spec
 from app.runner import sentence
 
 WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
 NUMBERS = ["float32", "bfloat16", "float16"]
+UPLOAD, PASTE = "Upload a text …", "Paste a text …"
+AROUND = Path(__file__).parent / "components" / "shared" / "around.css"
+"""The style of the page around what it draws."""
 NEW_LANE = "streaming:sinks=4,window=60,positions=cache"
 
 
 def brand(motto: str) -> None:
-    """The name, what this page is for, and the way to the other pages."""
+    """The name, what this page is for, the way to the other pages, and how they all look."""
+    st.html(AROUND)
     st.html(f'<div class="sk-brand">Sinkscope</div><div class="sk-motto">{motto}</div>')
     with st.container(horizontal=True, gap="small"):
         st.page_link("views/live.py", label="Read", icon=":material/menu_book:")
         st.page_link("views/chat.py", label="Chat", icon=":material/forum:")
+        st.page_link("views/heads.py", label="Heads", icon=":material/grid_on:")
 
 
 def fresh(trigger: str, value: dict) -> bool:
@@ -76,6 +83,37 @@ def model_controls(key: str, now: Chosen) -> Chosen:
         help="Average the KV heads down to so many, without the training that it would need; 0: as they are",
     )
     return Chosen(model, dtype, weights, kv_heads or None)
+
+
+def text_controls(key: str, now: str) -> str:
+    """Widgets for a text, as it stands now; returns the name of what the person chose."""
+    names = [UPLOAD, PASTE, *texts.plays()]
+    if now not in names:
+        names.insert(0, now)
+    name = st.selectbox(
+        "Text",
+        names,
+        index=names.index(now),
+        format_func=lambda n: texts.title(n) if n in texts.plays() else n,
+        key=f"{key}-{st.session_state.revision}-text",
+    )
+    if name == UPLOAD:
+        st.file_uploader("A text file (UTF-8) or token ids (.npy)", key=f"{key}-upload", max_upload_size=8)
+    elif name == PASTE:
+        st.text_area("Text", key=f"{key}-paste", height=160, placeholder="Paste at least a few sentences")
+    return name
+
+
+def chosen_text(key: str, name: str) -> texts.Text:
+    """The text that was chosen by `text_controls`.  Raises ValueError with what to do."""
+    state = st.session_state
+    if name == UPLOAD:
+        if (upload := state.get(f"{key}-upload")) is None:
+            raise ValueError("choose a file to upload first, or another text")
+        return texts.from_bytes(upload.getvalue(), upload.name)
+    if name == PASTE:
+        return texts.from_bytes(state.get(f"{key}-paste", "").encode(), "the pasted text")
+    return texts.read(name)
 
 
 def lane_controls(key: str, lanes: list[str], most: int, trained_length: int | None) -> None:

@@ -14,6 +14,11 @@ st.set_page_config(
     page_title="Sinkscope", page_icon=f"{ROOT}/assets/logo.png", layout="wide", initial_sidebar_state="auto"
 )
 page = st.navigation(
-    [st.Page("views/live.py", title="Live", default=True), st.Page("views/chat.py", title="Chat")], position="hidden"
+    [
+        st.Page("views/live.py", title="Live", default=True),
+        st.Page("views/chat.py", title="Chat"),
+        st.Page("views/heads.py", title="Heads"),
+    ],
+    position="hidden",
 )
 page.run()

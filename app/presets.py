@@ -27,6 +27,23 @@ PRESETS = {
         tuple(f"streaming:sinks={s},window={128 - s}" for s in (0, 1, 2, 4, 8)),
         3,
     ),
+    "newlines": Preset(
+        "Newlines will do",
+        "Sinks that are not the text's own",
+        (
+            "streaming:sinks=4,window=124",
+            "streaming:sinks=4,window=124,first=newlines",
+            "streaming:sinks=4,window=124,first=macbeth",
+            "window:window=128",
+        ),
+        0,
+    ),
+    "sizes": Preset(
+        "Does a larger cache help?",
+        "4 sinks and 60 to 1,020 newest tokens",
+        tuple(f"streaming:sinks=4,window={size - 4}" for size in (64, 128, 256, 512, 1024)),
+        4,
+    ),
     "choice": Preset(
         "Who chooses best?",
         "Attention or chance decides what stays",

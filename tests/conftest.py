@@ -99,5 +99,15 @@ def run(monkeypatch, capsys):
     return command
 
 
+@pytest.fixture
+def registry():
+    """Live runs of a test, which end with it."""
+    from app.runner import Registry
+
+    registry = Registry()
+    yield registry
+    registry.close()
+
+
 def pytest_unconfigure():
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)

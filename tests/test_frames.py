@@ -10,7 +10,7 @@ from analysis import metrics
 from analysis.policies import parse
 from app.frames import FIRST, ROLL, Sender, View, _coded, empty
 
-from .test_runner import POLICIES, begin, folder, registry, until  # noqa: F401
+from .test_runner import POLICIES, begin, until
 
 
 def decoded(frame: bytes) -> tuple[dict, dict[str, np.ndarray]]:
@@ -26,8 +26,8 @@ def decoded(frame: bytes) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 @pytest.fixture
-def run(registry, folder):  # noqa: F811
-    run = begin(registry, folder, count=700)
+def run(registry, model):
+    run = begin(registry, model, count=700)
     until(run, lambda: run.status == "finished")
     return run
 

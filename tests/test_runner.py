@@ -12,23 +12,8 @@ from analysis.policies import parse
 from analysis.record import Spec
 from app import runner
 from app.reader import LiveRun
-from app.runner import Registry
 
 POLICIES = ("dense", "window:window=16", "streaming:sinks=4,window=12", "recompute:window=16,stride=4")
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_llama, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    tiny_llama.save_pretrained(path)
-    return str(path)
-
-
-@pytest.fixture
-def registry():
-    registry = Registry()
-    yield registry
-    registry.close()
 
 
 def text(count: int) -> texts.Text:
@@ -44,31 +29,31 @@ def until(run, condition, seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
-def begin(registry, folder, count=200, policies=POLICIES, pace=0):
-    run = registry.start(partial(LiveRun, Spec(folder, "random.npy", policies, chunk=32), text(count)))
+def begin(registry, model, count=200, policies=POLICIES, pace=0):
+    run = registry.start(partial(LiveRun, Spec(model, "random.npy", policies, chunk=32), text(count)))
     run.set_pace(pace)
     return run
 
 
-def test_a_run_reads_to_the_end_and_still_draws_maps(registry, folder):
-    run = begin(registry, folder)
+def test_a_run_reads_to_the_end_and_still_draws_maps(registry, model):
+    run = begin(registry, model)
     until(run, lambda: run.status == "finished")
     assert [len(t.nll) for t in run.run.tracks] == [199] * 4
     until(run, lambda: run.map(2, 1, 3) is not None)
     assert run.map(2, 1, 3).weights.shape == (199, 199)
 
 
-def test_a_fifth_live_run_gets_a_sentence(registry, folder):
-    runs = [begin(registry, folder, pace=5) for _ in range(4)]
+def test_a_fifth_live_run_gets_a_sentence(registry, model):
+    runs = [begin(registry, model, pace=5) for _ in range(4)]
     with pytest.raises(ValueError, match="4 runs are live already"):
-        begin(registry, folder)
+        begin(registry, model)
     registry.free(runs[0].id)
     assert registry.get(runs[0].id) is None
-    begin(registry, folder)
+    begin(registry, model)
 
 
-def test_nobody_looking_pauses_and_later_frees(registry, folder, monkeypatch):
-    run = begin(registry, folder, pace=5)
+def test_nobody_looking_pauses_and_later_frees(registry, model, monkeypatch):
+    run = begin(registry, model, pace=5)
     until(run, lambda: run.status == "running")
     monkeypatch.setattr(runner, "UNSEEN_PAUSE", 0.1)
     end = time.monotonic() + 10
@@ -81,8 +66,8 @@ def test_nobody_looking_pauses_and_later_frees(registry, folder, monkeypatch):
     assert registry.get(run.id) is None
 
 
-def test_pause_resume_stop(registry, folder):
-    run = begin(registry, folder, pace=20)
+def test_pause_resume_stop(registry, model):
+    run = begin(registry, model, pace=20)
     until(run, lambda: len(run.run.tracks[0].nll) > 3)
     run.wish("paused")
     until(run, lambda: run.status == "paused")
@@ -96,8 +81,8 @@ def test_pause_resume_stop(registry, folder):
     assert not run.live
 
 
-def test_pace_bounds_every_lane(registry, folder):
-    run = begin(registry, folder, pace=20)
+def test_pace_bounds_every_lane(registry, model):
+    run = begin(registry, model, pace=20)
     until(run, lambda: run.status == "running")
     began = time.monotonic()
     until(run, lambda: min(len(t.nll) for t in run.run.tracks) >= 30)
@@ -105,8 +90,8 @@ def test_pace_bounds_every_lane(registry, folder):
     assert time.monotonic() - began > 1.0
 
 
-def test_a_switch_is_carried_out_and_marked(registry, folder):
-    run = begin(registry, folder, count=4000, pace=100)
+def test_a_switch_is_carried_out_and_marked(registry, model):
+    run = begin(registry, model, count=4000, pace=100)
     until(run, lambda: len(run.run.tracks[1].nll) > 40)
     run.switch(1, parse("streaming:sinks=4,window=12"), pin=True)
     until(run, lambda: any(e["what"] == "switch" for e in run.run.events))
@@ -117,8 +102,8 @@ def test_a_switch_is_carried_out_and_marked(registry, folder):
     assert run.lanes[1].sinks == 4
 
 
-def test_a_switch_that_this_model_cannot_make_is_one_sentence(registry, folder):
-    run = begin(registry, folder, count=4000, pace=100)
+def test_a_switch_that_this_model_cannot_make_is_one_sentence(registry, model):
+    run = begin(registry, model, count=4000, pace=100)
     until(run, lambda: len(run.run.tracks[1].nll) > 10)
     before = run.lanes[1].policy
     run.switch(1, parse("window:window=16,knockout=values,heads=99.0"), pin=False)
@@ -135,18 +120,18 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(registry, tmp_path):
     assert run.note.endswith(".")
 
 
-def test_too_many_lanes_get_a_sentence(registry, folder):
+def test_too_many_lanes_get_a_sentence(registry, model):
     with pytest.raises(ValueError, match="at most 6 lanes"):
-        begin(registry, folder, policies=("dense",) * 7)
+        begin(registry, model, policies=("dense",) * 7)
 
 
-def test_a_text_shorter_than_the_window_is_said(registry, folder):
-    run = begin(registry, folder, count=10)
+def test_a_text_shorter_than_the_window_is_said(registry, model):
+    run = begin(registry, model, count=10)
     until(run, lambda: "nothing is ever evicted" in run.note)
 
 
-def test_out_of_memory_halts_one_lane_and_loses_nothing(registry, folder):
-    run = begin(registry, folder, count=900, policies=("dense", "window:window=16"), pace=100)
+def test_out_of_memory_halts_one_lane_and_loses_nothing(registry, model):
+    run = begin(registry, model, count=900, policies=("dense", "window:window=16"), pace=100)
     until(run, lambda: run.lanes and min(lane.position for lane in run.lanes) > 60)
     dense, real = run.lanes[0], run.lanes[0].read
 

@@ -10,14 +10,13 @@ from analysis import texts
 from analysis.policies import parse
 from analysis.record import Spec
 from app.components import board
-from app.controls import Chosen, brand, fresh, lane_controls, model_controls
+from app.controls import Chosen, brand, chosen_text, fresh, lane_controls, model_controls, text_controls
 from app.frames import MODES, PAINTS, Sender, View, empty
 from app.presets import PRESETS
 from app.reader import MOST_LANES, LiveRun
 from app.runner import REGISTRY, sentence
 
 PACES = (0, 5, 20, 100)
-UPLOAD, PASTE = "Upload a text …", "Paste a text …"
 CHUNK = 128
 
 
@@ -30,7 +29,8 @@ def freeze() -> None:
 
 def open_page() -> None:
     """What a tab begins with: the run or the settings that its address names, or the first story."""
-    if "lanes" in st.session_state:
+    named = st.query_params.get_all("lane")
+    if "lanes" in st.session_state and named in ([], st.session_state.named):
         # Back from another page, whose address names no run of this one.
         if "run" not in st.query_params and st.session_state.get("live_run"):
             st.query_params["run"] = st.session_state.live_run
@@ -48,7 +48,7 @@ def open_page() -> None:
     try:
         if run is None and "lane" in asked:
             lanes = [str(parse(p)) for p in asked.get_all("lane")]
-            reference = min(reference, len(lanes) - 1)
+            reference = 0
             if len(lanes) > MOST_LANES:
                 raise ValueError(f"at most {MOST_LANES} lanes read at a time, not {len(lanes)}")
         if run is None and "text" in asked:
@@ -66,10 +66,12 @@ def open_page() -> None:
         text=text,
         model=model,
         view=view,
-        revision=0,
+        revision=st.session_state.get("revision", 0) + 1,
         problem=problem,
         sender=Sender(),
         pace=0,
+        named=named,
+        live_run=run.id if run else "",
     )
 
 
@@ -90,17 +92,8 @@ def take(name: str) -> None:
 
 def the_text() -> texts.Text:
     """The text that is chosen; raises ValueError with what to do."""
-    state = st.session_state
-    if state.text == UPLOAD:
-        if state.get("upload") is None:
-            raise ValueError("choose a file to upload first, or another text")
-        return texts.from_bytes(state.upload.getvalue(), state.upload.name)
-    if state.text == PASTE:
-        return texts.from_bytes(state.get("paste", "").encode(), "the pasted text")
-    run = current()
-    if run is not None and state.text == run.spec.text:
-        return run.text
-    return texts.read(state.text)
+    run, name = current(), st.session_state.text
+    return run.text if run is not None and name == run.spec.text else chosen_text("live", name)
 
 
 def current() -> LiveRun | None:
@@ -150,20 +143,7 @@ def sidebar() -> None:
             )
         st.caption("Model and text")
         state.model = model_controls("live", state.model)
-        names = [UPLOAD, PASTE, *texts.plays()]
-        if state.text not in names:
-            names.insert(0, state.text)
-        state.text = st.selectbox(
-            "Text",
-            names,
-            index=names.index(state.text),
-            format_func=lambda n: texts.title(n) if n in texts.plays() else n,
-            key=f"text-{state.revision}",
-        )
-        if state.text == UPLOAD:
-            st.file_uploader("A text file (UTF-8) or token ids (.npy)", key="upload", max_upload_size=8)
-        elif state.text == PASTE:
-            st.text_area("Text", key="paste", height=160, placeholder="Paste at least a few sentences")
+        state.text = text_controls("live", state.text)
         lane_controls("lane", state.lanes, MOST_LANES, trained_length())
         run = current()
         if run is not None and [parse(p) for p in run.spec.policies] != [parse(p) for p in state.lanes]:
