@@ -26,7 +26,7 @@ def brand(motto: str) -> None:
     """The name, what this page is for, the way to the other pages, and how they all look."""
     st.html(AROUND)
     st.html(f'<div class="sk-brand">Sinkscope</div><div class="sk-motto">{motto}</div>')
-    with st.container(horizontal=True, gap="small"):
+    with st.container(horizontal=True, gap=None):
         st.page_link("views/live.py", label="Read", icon=":material/menu_book:")
         st.page_link("views/chat.py", label="Chat", icon=":material/forum:")
         st.page_link("views/heads.py", label="Heads", icon=":material/grid_on:")
