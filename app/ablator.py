@@ -23,6 +23,11 @@ class Ablation(Live):
         """Time spent on those that are done."""
 
     @property
+    def ranked(self) -> list[Effect]:
+        """What is known, largest first."""
+        return sorted(self.effects, key=lambda e: -e.excess)
+
+    @property
     def seconds_left(self) -> float | None:
         """An estimate; None before the first head is done."""
         return (self.total - len(self.effects)) * self.seconds / len(self.effects) if self.effects else None

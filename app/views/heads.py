@@ -2,15 +2,13 @@
 
 from functools import partial
 
-import numpy as np
-import plotly.graph_objects as go
 import streamlit as st
 
 from analysis import texts
-from analysis.ablation import Effect
 from analysis.experiments import as_csv
 from analysis.policies import parse
 from analysis.record import Spec
+from app import charts
 from app.ablator import Ablation
 from app.controls import Chosen, brand, chosen_text, model_controls, policy_controls, text_controls
 from app.runner import REGISTRY, sentence
@@ -100,62 +98,10 @@ def sidebar() -> None:
         asked["layer"] = None if layer < 0 else layer
 
 
-def grid(run: Ablation) -> go.Figure:
-    """Layers × heads, coloured by what the text then costs more."""
-    effects = list(run.effects)
-    cost = np.full((run.model.heads, run.model.layers), np.nan)
-    for e in effects:
-        cost[e.head, e.layer] = e.excess
-    most = max(1e-3, np.nanmax(np.abs(cost)) if effects else 0)
-    figure = go.Figure(
-        go.Heatmap(
-            z=cost,
-            colorscale="RdBu_r",
-            zmid=0,
-            zmin=-most,
-            zmax=most,
-            xgap=1,
-            ygap=1,
-            hovertemplate="layer %{x}, head %{y}<br>%{z:+.4f} nats/token<extra></extra>",
-            colorbar={"title": {"text": "nats/token", "side": "right"}, "thickness": 12},
-        )
-    )
-    figure.update_layout(height=330, margin={"l": 48, "r": 8, "t": 8, "b": 44}, dragmode=False)
-    figure.update_xaxes(title="layer", range=[-0.5, run.model.layers - 0.5])
-    figure.update_yaxes(title="head", range=[-0.5, run.model.heads - 0.5], dtick=1)
-    return figure
-
-
-def ranking(run: Ablation) -> go.Figure:
-    """The heads whose sink is worth most, largest first."""
-    largest = ranked(run)[:SHOWN]
-    figure = go.Figure(
-        go.Bar(
-            x=[e.excess for e in largest],
-            y=[f"{e.layer}.{e.head}" for e in largest],
-            error_x={"array": [e.error for e in largest], "thickness": 1},
-            orientation="h",
-            marker={"color": "#0072B2"},
-            hovertemplate="head %{y}<br>%{x:+.4f} nats/token<extra></extra>",
-        )
-    )
-    figure.update_layout(
-        height=max(160, 24 * len(largest) + 60), margin={"l": 48, "r": 8, "t": 8, "b": 44}, dragmode=False
-    )
-    figure.update_xaxes(title="nats/token, ± standard error", zeroline=True)
-    figure.update_yaxes(title="layer.head", type="category", autorange="reversed")
-    return figure
-
-
 def table(run: Ablation) -> str:
     """All heads that are known, as CSV."""
     heads = ["layer", "head", "excess_nats_per_token", "standard_error"]
-    return as_csv(heads, [[f"{x}" for x in e] for e in ranked(run)])
-
-
-def ranked(run: Ablation) -> list[Effect]:
-    """What is known, largest first."""
-    return sorted(run.effects, key=lambda e: -e.excess)
+    return as_csv(heads, [[f"{x}" for x in e] for e in run.ranked])
 
 
 def progress(run: Ablation) -> None:
@@ -207,12 +153,19 @@ def draw() -> None:
         with left:
             st.caption("Every head: red costs more without its sink, blue less")
             alt = "Layers by heads, coloured by what the text costs more without the sink of each"
-            st.plotly_chart(grid(run), key="heads-grid", config={"displayModeBar": False}, alt=alt)
+            st.plotly_chart(
+                charts.effects(run.effects, run.model.layers, run.model.heads),
+                key="heads-grid",
+                config={"displayModeBar": False},
+                alt=alt,
+            )
         with right:
             st.caption(f"The {min(SHOWN, len(run.effects))} that miss it most")
-            alt = "; ".join(f"{e.layer}.{e.head}: {e.excess:+.4f}" for e in ranked(run)[:SHOWN])
-            st.plotly_chart(ranking(run), key="heads-ranking", config={"displayModeBar": False}, alt=alt)
-        worst, policy = ranked(run)[0], run.spec.policies[0]
+            alt = "; ".join(f"{e.layer}.{e.head}: {e.excess:+.4f}" for e in run.ranked[:SHOWN])
+            st.plotly_chart(
+                charts.ranking(run.ranked[:SHOWN]), key="heads-ranking", config={"displayModeBar": False}, alt=alt
+            )
+        worst, policy = run.ranked[0], run.spec.policies[0]
         bent = f"{policy}{',' if ':' in policy else ':'}knockout={run.kind},heads={worst.layer}.{worst.head}"
         address = {"lane": [policy, bent], "model": run.spec.model}
         if run.spec.text in texts.plays():
