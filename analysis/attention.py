@@ -91,6 +91,8 @@ class Reading:
     """Text positions at which the windows of a batch begin."""
     capture: bool = False
     what_if: WhatIf | None = None
+    lse: list[Tensor] | None = None
+    """Where given, it takes the logarithm of each query's sum over all that it reached, per layer [heads, queries]."""
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
@@ -167,6 +169,9 @@ class Reading:
                 pieces.append(partial(q, piece, values[:, :, begin:end], 1.0, softcap))
         weights, total = weigh(scores, pieces, value.dtype)
         self._observe(weights, steps, query.shape)
+        if self.lse is not None:
+            whole = torch.logsumexp(scores.float(), -1) if total is None else total
+            self.lse.append(unfold(whole, query.shape[0], steps.block, steps.blocks)[0, : query.shape[2]].T)
         if self.what_if is not None:
             early, later = self._early(scores, steps), self._later(scores, steps)
             struck = self.what_if.knocked_out(scores, early, later, attention.layer_idx, key.shape[1], query.shape[1])

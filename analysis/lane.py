@@ -274,6 +274,8 @@ class Lane:
         if capture:
             queries, keys = ([x[0] for x in of] for of in (reader.queries, reader.keys))
             self._hold(Piece(begin, end, narrow.reach, queries, keys, self._what_if, full))
+        if source.watch is not None:
+            source.watch(narrow)
         contexts = sum(share * reading.reach.held(np.arange(begin, end)) for reading, share in readings)
         return logits, stacked(reader.mass, logits), contexts
 
@@ -282,10 +284,11 @@ class Lane:
         held, run = caches[0].sink_keys.shape[1], len(caches[0].keys)
         sinks = min(policy.sinks, end) if held == begin and run == 0 else held
         reach = Reach(sinks, max(begin - run, sinks), policy.window, policy.positions)
-        source = self.source
-        return Reading(
-            source.model, begin, source.sink_tokens, reach, caches, capture=source.hold > 0, what_if=self._what_if
-        )
+        source, watched = self.source, self.source.watch is not None
+        capture = source.hold > 0 or watched
+        reading = Reading(source.model, begin, source.sink_tokens, reach, caches, None, capture, self._what_if)
+        reading.lse = [] if watched else None
+        return reading
 
     def _what_ifs_of_parts(self) -> list[WhatIf | None]:
         """The what-if as each part of a split cache has it, whose heads are only some."""

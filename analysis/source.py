@@ -106,6 +106,8 @@ class Source:
     """How much each KV head is worth keeping whole, [layers, kv_heads], by what says so."""
     _one: Callable[[Tensor, Any], Tensor] | None = field(default=None, init=False)
     _untraceable: bool = field(default=False, init=False)
+    watch: Callable[[Reading], None] | None = None
+    """Is handed every pass over tokens that are read by place, with what each layer computed in it."""
     tokenizer: Any = None
     """The model's own, for those what-ifs that put other tokens first."""
     tracer: Callable[[], Callable[[Tensor, Any], Tensor] | None] | None = None

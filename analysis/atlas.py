@@ -1,0 +1,164 @@
+"""Maps of a captured stretch at any scale, computed where somebody looks: no matrix of the whole exists anywhere.
+
+A cell is the largest or the mean weight of scale × scale pairs of tokens.  Of every block of queries only those columns
+are multiplied that some of them reach, so a band costs what a band has.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .capture import Segment, Stretch
+from .models import LanguageModel
+from .reach import Reach
+from .rotary import Adapted
+
+ROWS = 512
+"""Queries that are multiplied at a time, about."""
+POOLS = ("max", "mean")
+KINDS = ("weights", "logits")
+
+
+@dataclass(frozen=True)
+class Region:
+    """Queries rows[0] … rows[1] − 1 and keys columns[0] … columns[1] − 1 of a stretch, `scale` tokens a cell."""
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    scale: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(-(-(end - begin) // self.scale) for begin, end in (self.rows, self.columns))
+
+
+class Atlas:
+    """Draws the maps of one stretch, with the model that it was captured from."""
+
+    def __init__(self, stretch: Stretch, model: LanguageModel | Adapted) -> None:
+        self.stretch = stretch
+        self.model = model.adapted if isinstance(model, LanguageModel) else model
+        if isinstance(model, LanguageModel) and model.sha256 != stretch.about["weights_sha256"]:
+            raise ValueError(
+                f"{stretch.path} was captured from other weights than {model.name} has: load the model that it names"
+            )
+
+    def draw(
+        self, layer: int, head: int, region: Region, *, pool: str = "max", kind: str = "weights"
+    ) -> NDArray[np.float32]:
+        """A map [cells, cells]: pooled weights, or logits before softmax; NaN where no query reached any key.
+
+        Raises ValueError where there is no such head, or the region lies outside.
+        """
+        self._check(layer, head, region)
+        (r0, r1), scale = region.rows, region.scale
+        most = torch.full(region.shape, float("-inf"))
+        total, count = torch.zeros(region.shape), torch.zeros(region.shape)
+        step = max(1, ROWS // scale) * scale
+        with torch.inference_mode():
+            for begin in range(r0, r1, step):
+                end = min(begin + step, r1)
+                cells = slice((begin - r0) // scale, -(-(end - r0) // scale))
+                for first, scores in self._scores(layer, head, begin, end, region):
+                    if kind == "weights":
+                        lse = torch.from_numpy(np.array(self.stretch.lse[layer, head, begin:end]))
+                        scores -= lse[:, None]
+                    column = (first - region.columns[0]) // scale
+                    self._pool(scores, scale, pool, cells, column, most, total, count, exponent=kind == "weights")
+        if pool == "mean":
+            return torch.where(count > 0, total / count, torch.nan).numpy()
+        whole = most.exp() if kind == "weights" else most
+        return torch.where(most == float("-inf"), torch.nan, whole).numpy()
+
+    def row(self, layer: int, head: int, token: int) -> NDArray[np.float32]:
+        """What one token gave to each token of the stretch, [tokens]; NaN where it reached none."""
+        return self.draw(layer, head, Region((token, token + 1), (0, self.stretch.tokens)))[0]
+
+    def column(self, layer: int, head: int, token: int) -> NDArray[np.float32]:
+        """What each token of the stretch gave to one token, [tokens]."""
+        return self.draw(layer, head, Region((0, self.stretch.tokens), (token, token + 1)))[:, 0]
+
+    def _check(self, layer: int, head: int, region: Region) -> None:
+        s = self.stretch
+        if not (0 <= layer < s.layers and 0 <= head < s.heads):
+            raise ValueError(
+                f"there is no head {layer}.{head}: layers are 0 to {s.layers - 1}, heads 0 to {s.heads - 1}"
+            )
+        for begin, end in (region.rows, region.columns):
+            if not 0 <= begin < end <= s.tokens:
+                raise ValueError(f"tokens {begin} to {end} do not lie in this stretch of {s.tokens}")
+
+    @staticmethod
+    def _pool(scores, scale, pool, cells, column, most, total, count, *, exponent) -> None:
+        """Put scores [queries, keys] into the cells that they belong to."""
+        queries, keys = scores.shape
+        padded = torch.nn.functional.pad(scores, (0, -keys % scale, 0, -queries % scale), value=float("-inf"))
+        shape = padded.shape[0] // scale, scale, padded.shape[1] // scale, scale
+        where = cells, slice(column, column + shape[2])
+        if pool == "max":
+            largest = padded.view(padded.shape[0], shape[2], scale).amax(-1).view(shape[0], scale, shape[2]).amax(1)
+            most[where] = torch.maximum(most[where], largest)
+            return
+        seen = padded > float("-inf")
+        values = padded.exp() if exponent else padded.masked_fill(~seen, 0)
+        total[where] += values.view(shape).sum((1, 3))
+        count[where] += seen.view(shape).sum((1, 3))
+
+    def _scores(self, layer: int, head: int, begin: int, end: int, region: Region):
+        """Scores of queries begin … end − 1 to the keys of the region that any of them reaches, piece by piece.
+
+        Yields the first column and scores [queries, keys], −inf for pairs that do not meet; pieces begin at a cell.
+        """
+        for segment in self.stretch.segments:
+            start, stop = max(begin, segment.start), min(end, segment.stop)
+            if start >= stop:
+                continue
+            for first, scores in self._segment(layer, head, segment, start, stop, region):
+                padded = torch.nn.functional.pad(scores, (0, 0, start - begin, end - stop), value=float("-inf"))
+                yield first, padded
+
+    def _segment(self, layer: int, head: int, segment: Segment, start: int, stop: int, region: Region):
+        model, stretch, (c0, c1), scale = self.model, self.stretch, region.columns, region.scale
+        attention, settings = model.attentions[layer], model.settings[layer]
+        reach = segment.reach.narrowed(settings.get("sliding_window"))
+        group = head // (model.heads // model.kv_heads)
+        query = torch.from_numpy(np.array(stretch.queries[layer, head, start:stop]))
+        scaling = settings.get("scaling") or query.shape[-1] ** -0.5
+        t = torch.arange(start, stop)
+
+        def turned(x: Tensor, places: Tensor) -> Tensor:
+            angles = model.angles(attention, places.to(model.device))
+            angles = None if angles is None else tuple(a.float().cpu() for a in angles)
+            return model.rotate(attention, x[None, None], angles)[0, 0]
+
+        def keys(a: int, b: int) -> Tensor:
+            return torch.from_numpy(np.array(stretch.keys[layer, group, a:b]))
+
+        def finished(scores: Tensor, first: int, masked: list[slice], met: Reach) -> Tensor:
+            cap = settings.get("softcap")
+            scores = scores if cap is None else cap * torch.tanh(scores / cap)
+            for where in masked:
+                places = torch.arange(first + where.start, first + where.stop)
+                unseen = ~met.sees(t, places, settings.get("sliding_window"))
+                scores[:, where].masked_fill_(unseen, float("-inf"))
+            return scores
+
+        low = int(reach.low(t[:1]))
+        run0, run1 = max(c0, c0 + (low - c0) // scale * scale), min(c1, stop)
+        if run0 < run1:
+            origin = min(low, run0)
+            k = turned(keys(run0, run1), reach.in_run(torch.arange(run0, run1), origin))
+            scores = turned(query * scaling, reach.in_run(t, origin)) @ k.T
+            # Only at its two edges does a band hold pairs that do not meet.
+            high = int(reach.low(t[-1:]))
+            edges = [slice(0, max(0, min(run1, high + 1) - run0)), slice(max(0, start - run0), run1 - run0)]
+            run = replace(segment.reach, sinks=0)
+            yield run0, finished(scores, run0, [e for e in edges if e.start < e.stop], run)
+        sinks = min(reach.sinks, c1, stop)
+        if c0 < sinks:
+            at = reach.in_front(torch.device("cpu"))[c0:sinks]
+            scores = turned(query * scaling, reach.slot(t)) @ turned(keys(c0, sinks), at).T
+            yield c0, finished(scores, c0, [slice(0, sinks - c0)], segment.reach)

@@ -1,0 +1,223 @@
+"""A captured stretch of text: what every head asked with and answered to, on disk, for maps that no memory would hold.
+
+Queries and keys before rotation and the log-sum-exp of every query are all that a map needs (atlas.py), so a stretch
+grows with its length and never with its square.  Beside them stand a few numbers of every token that would be lost
+otherwise: norms of keys, values and hidden states, and the largest activations.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .attention import Reading
+from .models import LanguageModel
+from .policies import Band, Policy, parse
+from .reach import Reach
+from .record import Spec
+from .stream import CHUNK, open_lanes
+
+LONGEST = 65_536
+"""Tokens that a stretch may have."""
+TOP = 3
+"""Largest activations that are kept of each layer."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Queries start … stop − 1 of a stretch, which all reach by one rule."""
+
+    start: int
+    stop: int
+    policy: str
+    reach: Reach
+
+
+class Stretch:
+    """A captured stretch: text positions 0 … tokens − 1, read by one lane.
+
+    `queries` [layers, heads, tokens, dim] and `keys` [layers, kv_heads, tokens, dim] before rotation, `lse` [layers,
+    heads, tokens]; `norms` [kinds, layers, tokens] of NORMS, means over heads; `massive` [layers, TOP, 3]: size, token
+    and channel of the largest activations, and `median` [layers]: of all |h| of a layer.  All float32, the large ones
+    mapped from disk.
+    """
+
+    NORMS = ("key", "value", "hidden")
+
+    def __init__(self, path: Path) -> None:
+        """Raises ValueError where there is no stretch."""
+        self.path = Path(path)
+        try:
+            about = json.loads((self.path / "stretch.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as e:
+            raise ValueError(f"{path} holds no captured stretch: it has no readable stretch.json") from e
+        self.about = about
+        self.spec = Spec(**about["spec"])
+        self.segments = [Segment(**{**s, "reach": Reach(**s["reach"])}) for s in about["segments"]]
+        self.token_ids = np.load(self.path / "token_ids.npy")
+        self.queries, self.keys, self.lse, self.norms = (
+            np.load(self.path / f"{name}.npy", mmap_mode="r") for name in ("queries", "keys", "lse", "norms")
+        )
+        self.massive, self.median = (np.load(self.path / f"{name}.npy") for name in ("massive", "median"))
+
+    @property
+    def tokens(self) -> int:
+        return self.lse.shape[2]
+
+    @property
+    def layers(self) -> int:
+        return self.lse.shape[0]
+
+    @property
+    def heads(self) -> int:
+        return self.lse.shape[1]
+
+
+def needed(layers: int, heads: int, kv_heads: int, dim: int, tokens: int) -> int:
+    """Bytes on disk of a stretch."""
+    return 4 * layers * tokens * ((heads + kv_heads) * dim + heads + len(Stretch.NORMS))
+
+
+def capture(
+    model: LanguageModel,
+    tokens: NDArray[np.int32],
+    spec: Spec,
+    path: Path,
+    *,
+    switches: Sequence[tuple[int, Policy]] = (),
+    text_sha256: str = "",
+    chunk: int = CHUNK,
+) -> Iterator[int]:
+    """Read a text under the first policy of `spec` and keep it in a folder; yields how many tokens have been read.
+
+    `switches`: from which position on the lane reads under which other policy; sinks that it lacks are pinned again.
+    When it has ended, `Stretch(path)` opens it.  Raises ValueError where the policy does not keep by place, where the
+    text is longer than LONGEST, or the folder holds something already.
+    """
+    policies = [parse(spec.policies[0]), *(policy for _, policy in switches)]
+    for policy in policies:
+        if not isinstance(policy, Band) or policy.first != "own":
+            raise ValueError(
+                f"{policy.label}: a stretch is captured under dense, window or sinks + window, and with the text's own "
+                "first tokens: choose one of these"
+            )
+    count = len(tokens) - 1
+    if count > LONGEST:
+        raise ValueError(f"a stretch has at most {LONGEST:,} tokens, and this would have {count:,}: read fewer tokens")
+    if (path / "stretch.json").exists():
+        raise ValueError(f"{path} holds a stretch already: choose another folder")
+    lane = open_lanes(model.adapted, tokens, policies[:1])[0]
+    path.mkdir(parents=True, exist_ok=True)
+    recorder = _Recorder(model.adapted, count, path)
+    lane.source.watch = recorder.take
+    todo = [(min(at, count), policy) for at, policy in switches]
+    with recorder.watching():
+        while not lane.done:
+            while todo and lane.position >= todo[0][0]:
+                lane.switch(todo.pop(0)[1], pin=True)
+            recorder.policy = str(lane.policy)
+            lane.read(chunk, upto=todo[0][0] if todo else None)
+            yield lane.position - 1
+    np.save(path / "token_ids.npy", np.asarray(tokens, np.int32))
+    recorder.finish()
+    about = {
+        "spec": asdict(spec),
+        "weights_sha256": model.sha256,
+        "text_sha256": text_sha256,
+        "segments": [asdict(s) for s in recorder.segments],
+    }
+    draft = path / "stretch.json.part"
+    draft.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path / "stretch.json")
+
+
+class _Recorder:
+    """Takes in one pass after the other."""
+
+    def __init__(self, model, tokens: int, path: Path) -> None:
+        self.model, self.tokens, self.path, self.policy = model, tokens, path, ""
+        layers, heads, dim = model.layers, model.heads, model.head_dim
+        shapes = {
+            "queries": (layers, heads, tokens, dim),
+            "keys": (layers, model.kv_heads, tokens, dim),
+            "lse": (layers, heads, tokens),
+            "norms": (len(Stretch.NORMS), layers, tokens),
+        }
+        self.arrays = {
+            name: np.lib.format.open_memmap(path / f"{name}.npy", "w+", np.float32, shape)
+            for name, shape in shapes.items()
+        }
+        self.segments: list[Segment] = []
+        self._massive = np.zeros((layers, TOP, 3), np.float32)
+        self._medians: list[list[float]] = [[] for _ in range(layers)]
+        self._hidden: dict[int, Tensor] = {}
+
+    def watching(self):
+        """A context in which each layer's output is seen: hooks on the modules that hold the attentions."""
+        return _Hooks(self.model, self._hidden)
+
+    def take(self, reading: Reading) -> None:
+        begin, count = reading.start, reading.lse[0].shape[1]
+        end, reach = begin + count, reading.reach
+        last = self.segments[-1] if self.segments else None
+        one = last is not None and last.policy == self.policy and last.reach.sinks == reach.sinks
+        if one:
+            # `first` moves with a window, but says the same as where the segment began.
+            self.segments[-1] = Segment(last.start, end, last.policy, last.reach)
+        else:
+            self.segments.append(Segment(begin, end, self.policy, reach))
+        for layer in range(self.model.layers):
+            for name, of in (("queries", reading.queries), ("keys", reading.keys)):
+                self.arrays[name][layer, :, begin:end] = of[layer][0].float().cpu().numpy()
+            self.arrays["lse"][layer, :, begin:end] = reading.lse[layer].float().cpu().numpy()
+            sizes = (
+                reading.keys[layer][0].float().norm(dim=-1).mean(0),
+                reading.values[layer][0].float().norm(dim=-1).mean(0),
+            )
+            hidden = self._hidden[layer].float()
+            for i, size in enumerate((*sizes, hidden.norm(dim=-1))):
+                self.arrays["norms"][i, layer, begin:end] = size.cpu().numpy()
+            self._largest(layer, hidden.abs(), begin)
+
+    def _largest(self, layer: int, size: Tensor, begin: int) -> None:
+        values, at = size.flatten().topk(min(TOP, size.numel()))
+        found = torch.stack((values, (at // size.shape[1] + begin).float(), (at % size.shape[1]).float()), 1)
+        both = np.concatenate((self._massive[layer], found.cpu().numpy()))
+        self._massive[layer] = both[np.argsort(-both[:, 0], kind="stable")][:TOP]
+        self._medians[layer].append(float(size.median()))
+
+    def finish(self) -> None:
+        for array in self.arrays.values():
+            array.flush()
+        self.arrays = {}
+        np.save(self.path / "massive.npy", self._massive)
+        # Of chunks of one size: their median stands for the median of all.
+        np.save(self.path / "median.npy", np.array([np.median(m) for m in self._medians], np.float32))
+
+
+class _Hooks:
+    """Sees what comes out of every layer while it is entered: [tokens, width] by layer."""
+
+    def __init__(self, model, seen: dict[int, Tensor]) -> None:
+        names = {id(module): name for name, module in model.network.named_modules()}
+        blocks = {i: names[id(a)].rpartition(".")[0] for i, a in model.attentions.items()}
+        modules = dict(model.network.named_modules())
+        self._blocks: dict[int, nn.Module] = {i: modules[name] for i, name in blocks.items()}
+        self._seen, self._handles = seen, []
+
+    def __enter__(self) -> None:
+        for layer, block in self._blocks.items():
+
+            def keep(_module, _args, out, layer=layer):
+                self._seen[layer] = (out[0] if isinstance(out, tuple) else out)[0]
+
+            self._handles.append(block.register_forward_hook(keep))
+
+    def __exit__(self, *_) -> None:
+        for handle in self._handles:
+            handle.remove()

@@ -1,0 +1,167 @@
+"""Maps at any scale equal the whole matrix, where that can be had; what was evicted is not drawn as zero."""
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.atlas import Atlas, Region
+from analysis.capture import Stretch, capture, needed
+from analysis.families import adapt
+from analysis.maps import head_map
+from analysis.policies import Dense, Streaming, Window, parse
+from analysis.record import Spec
+from analysis.stream import open_lanes
+
+from .families import tiny, words
+
+
+class Named:
+    """A tiny model as the library loads one."""
+
+    def __init__(self, network):
+        self.adapted, self.sha256, self.tokenizer = adapt(network), "", None
+
+
+def captured(network, tokens, policy, path, chunk=16, **more):
+    model = Named(network)
+    spec = Spec("tiny", "words", (str(policy),))
+    read = list(capture(model, np.asarray(tokens, np.int32), spec, path, chunk=chunk, **more))
+    assert read[-1] == len(tokens) - 1
+    stretch = Stretch(path)
+    return Atlas(stretch, model.adapted), stretch
+
+
+def whole(atlas, layer, head, **more):
+    count = atlas.stretch.tokens
+    return atlas.draw(layer, head, Region((0, count), (0, count)), **more)
+
+
+def eager(network, tokens):
+    network.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = network(torch.as_tensor(np.asarray(tokens)[None, :-1]), output_attentions=True, output_hidden_states=True)
+    return torch.stack([a[0] for a in out.attentions]).numpy(), [h[0] for h in out.hidden_states]
+
+
+@pytest.mark.parametrize("chunk", [7, 64])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2", "gpt_oss"])
+def test_full_zoom_equals_eager_attention(family, chunk, tmp_path):
+    network, tokens = tiny(family), words(70)
+    weights, _ = eager(network, tokens)
+    atlas, stretch = captured(network, tokens, Dense(), tmp_path / "s", chunk)
+    assert stretch.tokens == 69 and (stretch.layers, stretch.heads) == weights.shape[:2]
+    for layer, head in np.ndindex(*weights.shape[:2]):
+        drawn = whole(atlas, layer, head)
+        seen = weights[layer, head] > 0
+        np.testing.assert_allclose(drawn[seen], weights[layer, head][seen], atol=1e-5)
+        assert np.isnan(drawn[np.triu_indices(69, 1)]).all()
+    part = atlas.draw(1, 2, Region((30, 47), (10, 40)))
+    np.testing.assert_allclose(part, whole(atlas, 1, 2)[30:47, 10:40], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "policy", [Dense(), Window(12), Streaming(4, 12), Streaming(4, 12, "text"), Streaming(2, 9, "none")], ids=str
+)
+def test_full_zoom_equals_the_maps_of_the_live_page(policy, tiny_llama, tmp_path):
+    tokens = words(90)
+    atlas, _ = captured(tiny_llama, tokens, policy, tmp_path / "s")
+    lane = open_lanes(tiny_llama, tokens, [policy], hold=128)[0]
+    while not lane.done:
+        lane.read(16)
+    for layer, head in ((0, 1), (2, 3)):
+        live = head_map(lane, layer, head, 128)
+        drawn = whole(atlas, layer, head)
+        both = live.weights.copy()
+        both[:, : live.sinks.shape[1]] = live.sinks
+        np.testing.assert_allclose(drawn, both, atol=1e-5)
+        rows = np.nansum(drawn, 1)
+        np.testing.assert_allclose(rows, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [2, 5, 16])
+@pytest.mark.parametrize("pool", ["max", "mean"])
+@pytest.mark.parametrize("policy", [Dense(), Window(12), Streaming(4, 12)], ids=str)
+def test_coarse_cells_pool_the_full_matrix(policy, pool, scale, tiny_llama, tmp_path):
+    atlas, _ = captured(tiny_llama, words(90), policy, tmp_path / "s")
+    for region in (Region((0, 89), (0, 89), scale), Region((32, 80), (16, 64), scale)):
+        for kind in ("weights", "logits"):
+            fine = atlas.draw(1, 2, Region(region.rows, region.columns), kind=kind)
+            padded = np.full([-(-n // scale) * scale for n in fine.shape], np.nan, np.float32)
+            padded[: fine.shape[0], : fine.shape[1]] = fine
+            cells = padded.reshape(padded.shape[0] // scale, scale, -1, scale).swapaxes(1, 2)
+            with np.testing.suppress_warnings() as quiet:
+                quiet.filter(RuntimeWarning)
+                wanted = (np.nanmax if pool == "max" else np.nanmean)(cells, (2, 3))
+            drawn = atlas.draw(1, 2, region, pool=pool, kind=kind)
+            np.testing.assert_allclose(drawn, wanted, atol=1e-5)
+
+
+def test_what_was_evicted_is_told_from_what_got_nothing(tiny_llama, tmp_path):
+    atlas, _ = captured(tiny_llama, words(90), Streaming(4, 12), tmp_path / "s")
+    drawn = whole(atlas, 0, 0)
+    assert np.isnan(drawn[60, 4:48]).all() and (drawn[60, 48:61] > 0).all() and (drawn[60, :4] > 0).all()
+
+
+def test_a_switch_in_the_middle_changes_what_is_reached(tiny_llama, tmp_path):
+    tokens = words(90)
+    switches = [(40, Window(12)), (60, Streaming(4, 12))]
+    atlas, stretch = captured(tiny_llama, tokens, Streaming(4, 12), tmp_path / "s", switches=switches)
+    assert [s.start for s in stretch.segments if s.policy.startswith("window")] == [39]
+    drawn = whole(atlas, 1, 1)
+    assert np.isnan(drawn[50, :4]).all() and (drawn[30, :4] > 0).all() and (drawn[70, :4] > 0).all()
+    lane = open_lanes(tiny_llama, tokens, [Streaming(4, 12)], hold=128)[0]
+    for upto, policy in ((40, switches[0][1]), (60, switches[1][1]), (90, None)):
+        while lane.position < upto:
+            step = lane.read(16, upto=upto)
+            mass = np.nansum(drawn[step.start - 1 : step.stop - 1, :4], 1)
+            np.testing.assert_allclose(step.sink_mass[1, 1], mass, atol=1e-5)
+        if policy:
+            lane.switch(policy, pin=True)
+    np.testing.assert_allclose(np.nansum(drawn, 1), 1, atol=1e-5)
+
+
+def test_rows_and_columns_are_those_of_the_map(tiny_llama, tmp_path):
+    atlas, _ = captured(tiny_llama, words(60), Streaming(4, 12), tmp_path / "s")
+    drawn = whole(atlas, 2, 1)
+    np.testing.assert_allclose(atlas.row(2, 1, 40), drawn[40], atol=1e-6)
+    np.testing.assert_allclose(atlas.column(2, 1, 40), drawn[:, 40], atol=1e-6)
+
+
+def test_norms_and_massive_activations_are_those_of_the_network(tiny_llama, tmp_path):
+    tokens = words(60)
+    _, hidden = eager(tiny_llama, tokens)
+    for chunk in (13, 64):
+        _, stretch = captured(tiny_llama, tokens, Dense(), tmp_path / f"{chunk}", chunk)
+        # What comes out of the last layer is normed before transformers tells it.
+        for layer in range(stretch.layers - 1):
+            out = hidden[layer + 1]
+            np.testing.assert_allclose(stretch.norms[2, layer], out.norm(dim=-1), rtol=1e-4)
+            size, token, channel = stretch.massive[layer, 0]
+            assert size == pytest.approx(float(out.abs().max()), rel=1e-4)
+            assert abs(float(out[int(token), int(channel)])) == pytest.approx(size, rel=1e-4)
+        assert (np.diff(stretch.massive[..., 0], axis=1) <= 0).all()
+
+
+def test_a_stretch_says_what_it_needs_and_what_it_cannot_be(tiny_llama, tmp_path):
+    tokens, model = words(60), Named(tiny_llama)
+    _, stretch = captured(tiny_llama, tokens, Dense(), tmp_path / "s")
+    size = sum(
+        np.load(p).nbytes for p in (tmp_path / "s").glob("*.npy") if p.stem in ("queries", "keys", "lse", "norms")
+    )
+    assert size == needed(3, 4, 2, 8, 59)
+    spec = Spec("tiny", "words", ("dense",))
+    with pytest.raises(ValueError, match="holds a stretch already"):
+        list(capture(model, tokens, spec, tmp_path / "s"))
+    for policy in ("h2o:budget=16,recent=5", "recompute:window=12", "dense:first=newlines"):
+        with pytest.raises(ValueError, match="captured under dense, window"):
+            list(capture(model, tokens, Spec("tiny", "words", (policy,)), tmp_path / "t"))
+    with pytest.raises(ValueError, match="at most 65,536 tokens"):
+        list(capture(model, np.zeros(70_000, np.int32), spec, tmp_path / "t"))
+    with pytest.raises(ValueError, match=r"no readable stretch\.json"):
+        Stretch(tmp_path / "t")
+    atlas = Atlas(stretch, model.adapted)
+    with pytest.raises(ValueError, match=r"there is no head 3\.0"):
+        atlas.draw(3, 0, Region((0, 5), (0, 5)))
+    with pytest.raises(ValueError, match="do not lie in this stretch of 59"):
+        atlas.draw(0, 0, Region((0, 60), (0, 5)))
+    assert parse(stretch.spec.policies[0]) == Dense()

@@ -1,0 +1,19 @@
+"""Charts say what they are given: blank where nothing is known, and the same scale for more and less."""
+
+import numpy as np
+
+from analysis.ablation import Effect
+from app import charts
+
+
+def test_effects_are_where_their_heads_are():
+    figure = charts.effects([Effect(2, 1, 0.3, 0.1), Effect(0, 0, -0.1, 0.1)], 3, 2)
+    cost = np.array(figure.data[0].z, float)
+    assert cost.shape == (2, 3) and cost[1, 2] == 0.3 and cost[0, 0] == -0.1 and np.isnan(cost).sum() == 4
+    assert figure.data[0].zmax == -figure.data[0].zmin == 0.3
+    assert charts.effects([], 3, 2).data[0].zmax > 0
+
+
+def test_a_ranking_is_drawn_in_its_order():
+    figure = charts.ranking([Effect(2, 1, 0.3, 0.1), Effect(0, 0, -0.1, float("nan"))])
+    assert list(figure.data[0].y) == ["2.1", "0.0"] and list(figure.data[0].x) == [0.3, -0.1]
