@@ -42,9 +42,9 @@ class Stretch:
     """A captured stretch: text positions 0 … tokens − 1, read by one lane.
 
     `queries` [layers, heads, tokens, dim] and `keys` [layers, kv_heads, tokens, dim] before rotation, `lse` [layers,
-    heads, tokens]; `norms` [kinds, layers, tokens] of NORMS, means over heads; `massive` [layers, TOP, 3]: size, token
-    and channel of the largest activations, and `median` [layers]: of all |h| of a layer.  All float32, the large ones
-    mapped from disk.
+    heads, tokens]; `mass` [layers, heads]: mean attention to the first four tokens; `norms` [kinds, layers, tokens] of
+    NORMS, means over heads; `massive` [layers, TOP, 3]: size, token and channel of the largest activations, `median`
+    [layers]: of all |h| of a layer.  All float32, the large ones mapped from disk.
     """
 
     NORMS = ("key", "value", "hidden")
@@ -63,7 +63,9 @@ class Stretch:
         self.queries, self.keys, self.lse, self.norms = (
             np.load(self.path / f"{name}.npy", mmap_mode="r") for name in ("queries", "keys", "lse", "norms")
         )
-        self.massive, self.median = (np.load(self.path / f"{name}.npy") for name in ("massive", "median"))
+        self.massive, self.median, self.mass = (
+            np.load(self.path / f"{name}.npy") for name in ("massive", "median", "mass")
+        )
 
     @property
     def tokens(self) -> int:
@@ -153,6 +155,7 @@ class _Recorder:
             for name, shape in shapes.items()
         }
         self.segments: list[Segment] = []
+        self._mass = np.zeros((layers, heads))
         self._massive = np.zeros((layers, TOP, 3), np.float32)
         self._medians: list[list[float]] = [[] for _ in range(layers)]
         self._hidden: dict[int, Tensor] = {}
@@ -172,6 +175,7 @@ class _Recorder:
         else:
             self.segments.append(Segment(begin, end, self.policy, reach))
         for layer in range(self.model.layers):
+            self._mass[layer] += reading.mass[layer].sum(-1).cpu().numpy()
             for name, of in (("queries", reading.queries), ("keys", reading.keys)):
                 self.arrays[name][layer, :, begin:end] = of[layer][0].float().cpu().numpy()
             self.arrays["lse"][layer, :, begin:end] = reading.lse[layer].float().cpu().numpy()
@@ -196,6 +200,7 @@ class _Recorder:
             array.flush()
         self.arrays = {}
         np.save(self.path / "massive.npy", self._massive)
+        np.save(self.path / "mass.npy", (self._mass / self.tokens).astype(np.float32))
         # Of chunks of one size: their median stands for the median of all.
         np.save(self.path / "median.npy", np.array([np.median(m) for m in self._medians], np.float32))
 

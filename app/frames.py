@@ -225,7 +225,7 @@ class Sender:
                 "tokens": run.pieces[drawn.first : last],
                 "sink_tokens": run.pieces[: drawn.sinks.shape[1]],
             }
-            self._arrays["map"], self._arrays["map_sinks"] = _coded(drawn.weights), _coded(drawn.sinks)
+            self._arrays["map"], self._arrays["map_sinks"] = coded(drawn.weights), coded(drawn.sinks)
             if view.paint == "attention":
                 values = np.full(stop - start, np.nan, np.float32)
                 received = drawn.received()
@@ -319,7 +319,7 @@ def _learned(drawn: HeadMap) -> str:
     return "" if drawn.learned is None else f"{np.nanmean(drawn.learned):.0%} to the extra sink"
 
 
-def _coded(weights: NDArray[np.float32]) -> NDArray[np.uint16]:
+def coded(weights: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Weights as 1 … 65535 on a logarithmic scale from FLOOR to 1; 0 stands for a pair that was never met."""
     with np.errstate(divide="ignore", invalid="ignore"):
         level = 1 + np.round((1 - np.log10(np.maximum(weights, FLOOR)) / np.log10(FLOOR)) * 65534)

@@ -8,7 +8,7 @@ import pytest
 
 from analysis import metrics
 from analysis.policies import parse
-from app.frames import FIRST, ROLL, Sender, View, _coded, empty
+from app.frames import FIRST, ROLL, Sender, View, coded, empty
 
 from .test_runner import POLICIES, begin, until
 
@@ -63,12 +63,12 @@ def test_grid_map_and_text_are_of_the_chosen_lane(run):
     assert head["map"]["first"] == drawn.first
     assert head["tokens"] == run.pieces[head["tokens_start"] : 700]
     np.testing.assert_array_equal(arrays["map"] == 0, np.isnan(drawn.weights))
-    np.testing.assert_array_equal(arrays["map"], _coded(drawn.weights))
+    np.testing.assert_array_equal(arrays["map"], coded(drawn.weights))
 
 
-def test_coded_weights_are_exact_to_a_thousandth():
+def testcoded_weights_are_exact_to_a_thousandth():
     weights = np.logspace(-6, 0, 1000, dtype=np.float32)
-    level = _coded(weights).astype(np.float64)
+    level = coded(weights).astype(np.float64)
     np.testing.assert_allclose(10 ** (-6 * (1 - (level - 1) / 65534)), weights, rtol=1e-3)
 
 

@@ -1,191 +1,77 @@
-"""Heads: what the sink of each is worth to the model, found by taking it away."""
-
-from functools import partial
+"""Heads: maps of a captured stretch of text, and what the sink of each head is worth."""
 
 import streamlit as st
 
-from analysis import texts
-from analysis.experiments import as_csv
 from analysis.policies import parse
 from analysis.record import Spec
-from app import charts
 from app.ablator import Ablation
-from app.controls import Chosen, brand, chosen_text, model_controls, policy_controls, text_controls
-from app.runner import REGISTRY, sentence
+from app.atlasframes import AtlasSender, Look
+from app.capturer import Capturing
+from app.controls import Chosen, brand, model_controls, policy_controls, text_controls
+from app.panels import atlas, knockouts
+from app.runner import REGISTRY
 
-KINDS = {"values": "is seen, and is empty", "weights": "is not seen"}
-TOKENS = 512
-SHOWN = 15
-"""Heads in the ranking beside the grid."""
+TOKENS = 2048
+PANELS = {"maps": "Maps", "knockouts": "What is each head's sink worth?"}
 
 
 def open_page() -> None:
-    """What a tab begins with: the run that its address names, or a quick question."""
+    """What a tab begins with: what its address names, or a stretch of Hamlet."""
     state = st.session_state
     state.setdefault("revision", 0)
-    if "heads" not in state:
-        run = current()
-        spec = run.spec if run else Spec("embedded", "hamlet", ("streaming:sinks=4,window=124",), TOKENS)
-        state.heads = {
-            "model": Chosen.of(spec),
-            "text": spec.text,
-            "policy": spec.policies[0],
-            "tokens": spec.tokens,
-            "kind": run.kind if run else "values",
-            "layer": run.layer if run else None,
-        }
-        state.heads_problem = ""
-        if run is None and "run" in st.query_params:
-            del st.query_params["run"]
-            state.heads_problem = "Those numbers are no longer in memory: press Start to find them again."
-    elif "run" not in st.query_params and state.get("heads_run"):
-        # Back from another page, whose address names no run of this one.
-        st.query_params["run"] = state.heads_run
-
-
-def current() -> Ablation | None:
-    run = REGISTRY.get(st.query_params.get("run"))
-    return run if isinstance(run, Ablation) else None
-
-
-def start() -> None:
-    """Begin with what is set; what was on screen ends."""
-    state, asked, old = st.session_state, st.session_state.heads, current()
-    try:
-        text = old.text if old is not None and asked["text"] == old.spec.text else chosen_text("heads", asked["text"])
-        if old is not None:
-            REGISTRY.free(old.id)
-        spec = Spec(text=text.name, policies=(asked["policy"],), tokens=asked["tokens"], **asked["model"]._asdict())
-        run = REGISTRY.start(partial(Ablation, spec, text, asked["kind"], asked["layer"]))
-    except ValueError as e:
-        state.heads_problem = sentence(e)
+    if "heads" in state:
         return
-    state.heads_problem = ""
-    st.query_params["run"] = state.heads_run = run.id
+    named = st.query_params.get("run")
+    run = REGISTRY.get(named)
+    spec = run.spec if run else Spec("embedded", "hamlet", ("dense",), TOKENS)
+    ablation = run if isinstance(run, Ablation) else None
+    state.heads = {
+        "model": Chosen.of(spec),
+        "text": spec.text,
+        "policy": spec.policies[0],
+        "tokens": spec.tokens,
+        "kind": ablation.kind if ablation else "values",
+        "layer": ablation.layer if ablation else None,
+        "folder": run.folder if isinstance(run, Capturing) else "",
+    }
+    state.update(heads_problem="", atlas_look=Look(), atlas_sender=AtlasSender(), captures=[], atlas_shown="")
+    if ablation:
+        state.update(knockouts_run=named, heads_panel="knockouts")
+    elif isinstance(run, Capturing):
+        state.update(atlas_run=named, captures=[named])
+    elif named:
+        del st.query_params["run"]
+        state.heads_problem = "What that address names is no longer in memory: begin again."
 
 
-def stop() -> None:
-    if (run := current()) is not None:
-        run.wish("stopped")
-
-
-def sidebar() -> None:
+def sidebar(panel) -> None:
     asked = st.session_state.heads
     with st.sidebar:
-        brand("Which heads need the sink?")
+        brand("Look into every head")
         st.caption("Model and text")
         asked["model"] = model_controls("heads", asked["model"])
         asked["text"] = text_controls("heads", asked["text"])
-        asked["tokens"] = st.number_input(
-            "Tokens", 32, 65_536, asked["tokens"], 64, key="heads-tokens", help="Read once for every head"
-        )
+        asked["tokens"] = st.number_input("Tokens", 32, 65_537, asked["tokens"], 64, key="heads-tokens")
         st.caption("What is kept")
         policy = parse(asked["policy"])
         with st.popover(f":material/edit: {policy.label}", width="stretch"):
             asked["policy"] = str(policy_controls("heads", policy))
-        st.caption("What is taken away")
-        asked["kind"] = st.radio(
-            "The sink of one head",
-            list(KINDS),
-            index=list(KINDS).index(asked["kind"]),
-            format_func=KINDS.get,
-            key="heads-kind",
-            help="An empty sink still takes its share of attention; where it is not seen, the others make up for it",
-        )
-        layer = st.number_input(
-            "Layer", -1, 1024, -1 if asked["layer"] is None else asked["layer"], key="heads-layer", help="−1: all"
-        )
-        asked["layer"] = None if layer < 0 else layer
+        panel.sidebar()
 
 
-def table(run: Ablation) -> str:
-    """All heads that are known, as CSV."""
-    heads = ["layer", "head", "excess_nats_per_token", "standard_error"]
-    return as_csv(heads, [[f"{x}" for x in e] for e in run.ranked])
-
-
-def progress(run: Ablation) -> None:
-    """How far it has come, and what there is to say."""
-    done, total, left = len(run.effects), run.total, run.seconds_left
-    if run.status == "loading":
-        st.progress(0.0, run.note or "Loading the model")
-    elif run.status == "running":
-        soon = (
-            "" if left is None else f", about {left:.0f} s left" if left < 90 else f", about {left / 60:.0f} min left"
-        )
-        st.progress(done / max(1, total), f"{done} of {total} heads{soon}")
-    elif run.status == "failed":
-        st.error(run.note)
-    elif run.status == "stopped":
-        st.info(f"Stopped after {done} of {total} heads. What was found is kept.")
-
-
-def draw() -> None:
-    """The page's body; again and again while heads are knocked out."""
-    run, state = current(), st.session_state
-    live = run is not None and run.live
-    st.subheader("What is each head's sink worth?")
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(
-            "Start" if run is None else "Start again",
-            type="primary",
-            icon=":material/play_arrow:",
-            on_click=start,
-            disabled=live,
-        )
-        st.button("Stop", icon=":material/stop:", on_click=stop, disabled=not live)
-        if run is not None:
-            tokens = f"{run.spec.tokens:,} tokens of {run.text.title}"
-            how = {"values": "emptied", "weights": "hidden"}[run.kind]
-            st.caption(f"{parse(run.spec.policies[0]).label} · {tokens} · sink {how} in one head at a time")
-    if state.heads_problem:
-        st.error(state.heads_problem)
-    if run is None:
-        st.markdown(
-            "One head after the other loses its sink, and the text is read again: what it then costs more, in nats a "
-            "token, is what the sink was worth to that head. Most heads hardly miss it; a few need it badly."
-        )
-        return
-    run.look()
-    progress(run)
-    if run.effects:
-        left, right = st.columns([3, 2])
-        with left:
-            st.caption("Every head: red costs more without its sink, blue less")
-            alt = "Layers by heads, coloured by what the text costs more without the sink of each"
-            st.plotly_chart(
-                charts.effects(run.effects, run.model.layers, run.model.heads),
-                key="heads-grid",
-                config={"displayModeBar": False},
-                alt=alt,
-            )
-        with right:
-            st.caption(f"The {min(SHOWN, len(run.effects))} that miss it most")
-            alt = "; ".join(f"{e.layer}.{e.head}: {e.excess:+.4f}" for e in run.ranked[:SHOWN])
-            st.plotly_chart(
-                charts.ranking(run.ranked[:SHOWN]), key="heads-ranking", config={"displayModeBar": False}, alt=alt
-            )
-        worst, policy = run.ranked[0], run.spec.policies[0]
-        bent = f"{policy}{',' if ':' in policy else ':'}knockout={run.kind},heads={worst.layer}.{worst.head}"
-        address = {"lane": [policy, bent], "model": run.spec.model}
-        if run.spec.text in texts.plays():
-            address["text"] = run.spec.text
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.download_button(
-                "All heads as CSV", table(run), "heads.csv", "text/csv", icon=":material/download:", on_click="ignore"
-            )
-            st.page_link(
-                "views/live.py",
-                label=f"Read on without the sink of {worst.layer}.{worst.head}",
-                icon=":material/menu_book:",
-                query_params=address,
-            )
-    if live != state.heads_live:
+def body(panel) -> None:
+    panel.draw()
+    if panel.busy() != st.session_state.heads_busy:
         # Begun or ended: the whole page runs again and sets the pace anew.
         st.rerun()
 
 
 open_page()
-sidebar()
-st.session_state.heads_live = (run := current()) is not None and run.live
-st.fragment(draw, run_every=1.0 if st.session_state.heads_live else None)()
+st.session_state.setdefault("heads_panel", "maps")
+name = st.segmented_control(
+    "Panel", list(PANELS), format_func=PANELS.get, key="heads_panel", label_visibility="collapsed", required=True
+)
+panel = {"maps": atlas, "knockouts": knockouts}[name]
+sidebar(panel)
+st.session_state.heads_busy = panel.busy()
+st.fragment(body, run_every=0.5 if st.session_state.heads_busy else None)(panel)

@@ -1,16 +1,79 @@
-"""The heads page in a real browser: knock out heads, stop, and read on with one of them bent."""
+"""The heads page in a real browser: maps of a captured stretch, and heads that are knocked out."""
 
 import pytest
 
 pytestmark = pytest.mark.browser
 
 
+def set_number(page, name, value):
+    box = page.get_by_role("spinbutton", name=name)
+    box.fill(str(value))
+    box.press("Enter")
+
+
+def tile(page):
+    return page.evaluate("window.__sinkscope_atlas")
+
+
+def test_a_captured_stretch_is_panned_zoomed_and_compared(app, page, tmp_path):
+    page.goto(f"{app}/heads")
+    set_number(page, "Tokens", 400)
+    folder = page.get_by_role("textbox", name="Folder")
+    folder.fill(str(tmp_path / "stretch"))
+    folder.press("Enter")
+    page.get_by_role("button", name="Capture").click()
+    page.wait_for_function("window.__sinkscope_atlas?.tile >= 1")
+    first = tile(page)
+    # It opens with a head that looks at the first tokens.
+    assert first["scale"] == 1 and first["head"][0] >= 10
+    world = page.locator(".sk-world").first
+    box = world.bounding_box()
+    # The first column, far down: a weight, of named tokens.
+    page.mouse.move(box["x"] + 79, box["y"] + 300)
+    page.locator(".sk-tip", has_text="(0):").wait_for()
+    for _ in range(5):
+        page.mouse.wheel(0, -240)
+    page.wait_for_function("before => window.__sinkscope_atlas.tile > before", arg=first["tile"])
+    page.mouse.move(box["x"] + 84, box["y"] + 310)
+    page.locator(".sk-tip", has_text='"').wait_for()
+    world.press("0")
+    page.mouse.click(box["x"] + 79, box["y"] + 300)
+    page.get_by_text("Attention from the text to").wait_for()
+    # Small maps of all heads of the layer; a press opens one.
+    page.get_by_role("combobox", name="Small maps").click()
+    page.get_by_role("option", name="heads of this layer").click()
+    page.locator(".sk-many button").nth(8).click()
+    page.wait_for_function("window.__sinkscope_atlas.head[1] === 8")
+    # What was kept is opened again after a new page; and compared with another policy's.
+    page.goto(f"{app}/heads")
+    folder = page.get_by_role("textbox", name="Folder")
+    folder.fill(str(tmp_path / "stretch"))
+    folder.press("Enter")
+    page.get_by_role("button", name="Open again").click()
+    page.wait_for_function("window.__sinkscope_atlas?.tile >= 1")
+    page.get_by_text("399 tokens of hamlet").wait_for()
+    folder.fill("")
+    folder.press("Enter")
+    page.get_by_role("button", name="Dense").click()
+    page.get_by_role("combobox", name="Policy").click()
+    page.get_by_role("option", name="Sinks + window").click()
+    page.get_by_role("spinbutton", name="Window").wait_for()
+    page.keyboard.press("Escape")
+    set_number(page, "Tokens", 400)
+    page.get_by_role("button", name="Capture").click()
+    page.get_by_text("Sinks + window 4 + 252 · 399 tokens").wait_for()
+    page.get_by_role("combobox", name="Compare with").click()
+    page.get_by_role("option", name="dense").click()
+    page.locator(".sk-world").nth(1).wait_for()
+    page.get_by_text("difference").click()
+    page.get_by_text("minus Dense").wait_for()
+    assert not page.problems and not page.strangers
+
+
 def test_heads_are_knocked_out_until_one_has_seen_enough(app, page):
     page.goto(f"{app}/heads")
-    page.get_by_text("What is each head's sink worth?").wait_for()
-    tokens = page.get_by_role("spinbutton", name="Tokens")
-    tokens.fill("64")
-    tokens.press("Enter")
+    page.get_by_text("What is each head's sink worth?").click()
+    set_number(page, "Tokens", 64)
     page.get_by_role("button", name="Start").click()
     page.get_by_text("of 270 heads").wait_for()
     page.get_by_text("The 3 that miss it most").wait_for()
@@ -32,9 +95,8 @@ def test_heads_are_knocked_out_until_one_has_seen_enough(app, page):
 
 def test_what_cannot_be_gets_a_sentence(app, page):
     page.goto(f"{app}/heads?run=gone")
-    page.get_by_text("Those numbers are no longer in memory").wait_for()
-    layer = page.get_by_role("spinbutton", name="Layer")
-    layer.fill("99")
-    layer.press("Enter")
+    page.get_by_text("no longer in memory").wait_for()
+    page.get_by_text("What is each head's sink worth?").click()
+    set_number(page, "Layer", 99)
     page.get_by_role("button", name="Start").click()
     page.get_by_text("There is no layer 99: layers are 0 to 29.").wait_for()

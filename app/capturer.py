@@ -1,0 +1,73 @@
+"""Live captures: a stretch of text is read and kept on disk, for maps that are drawn where somebody looks."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from analysis import texts
+from analysis.atlas import Atlas
+from analysis.capture import Stretch, capture, needed
+from analysis.record import Spec
+
+from .runner import Live, Models
+
+
+class Capturing(Live):
+    """Reads a text and keeps what maps need of it; `folder`: where, or what was kept there before is opened."""
+
+    def __init__(self, spec: Spec, text: texts.Text | None, folder: str, models: Models) -> None:
+        super().__init__(spec, models)
+        self.text, self.folder = text, folder
+        self.read = self.total = 0
+        self.atlas: Atlas | None = None
+        self.pieces: list[str] = []
+        """How each token looks."""
+        self._place: tempfile.TemporaryDirectory | None = None
+
+    @property
+    def label(self) -> str:
+        return f"{self.spec.policies[0]} · {self.spec.text}"
+
+    def _run(self) -> None:
+        if self.folder and (Path(self.folder) / "stretch.json").exists():
+            stretch = Stretch(Path(self.folder))
+            self.spec = stretch.spec
+            model = self._models.get(self.spec, self.tell)
+        else:
+            model = self._models.get(self.spec, self.tell)
+            stretch = self._capture(model)
+        if stretch is None:
+            self._set("stopped")
+            return
+        self.model, self.pieces = model, texts.pieces(model.tokenizer, stretch.token_ids)
+        self.read = self.total = stretch.tokens
+        self.atlas = Atlas(stretch, model)
+        self._set("finished")
+
+    def _capture(self, model) -> Stretch | None:
+        """Read the text; None where that was stopped."""
+        assert self.text is not None
+        ids = texts.tokenize(self.text, model.tokenizer, bos=self.spec.bos, limit=self.spec.tokens)
+        if self.folder:
+            place = Path(self.folder)
+        else:
+            # Goes with this run.
+            self._place = tempfile.TemporaryDirectory(prefix="sinkscope-stretch-")
+            place = Path(self._place.name) / "stretch"
+        adapted = model.adapted
+        size = needed(adapted.layers, adapted.heads, adapted.kv_heads, adapted.head_dim, len(ids) - 1)
+        there = place if place.exists() else next(p for p in place.absolute().parents if p.exists())
+        if size > 0.9 * (free := shutil.disk_usage(there).free):
+            raise ValueError(
+                f"this stretch needs {size / 1e9:.1f} GB on disk, and {there} has {free / 1e9:.1f} GB: read fewer "
+                "tokens, or name another folder"
+            )
+        self.total = len(ids) - 1
+        self._set("running")
+        for read in capture(model, ids, self.spec, place, text_sha256=self.text.sha256, chunk=self.spec.chunk):
+            self.read = read
+            self._publish()
+            if self._wanted != "running":
+                shutil.rmtree(place, ignore_errors=True)
+                return None
+        return Stretch(place)

@@ -1,0 +1,26 @@
+"""The atlas: maps of a captured stretch that are panned and zoomed, drawn by one component from one frame.
+
+It holds no truth but where one looks: it says which region it needs next, and draws coarse pieces until that has come.
+"""
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from .parts import script, style
+
+_component = st.components.v2.component(
+    "atlas",
+    html='<div class="sk"></div>\n',
+    css=style("atlas"),
+    js=script("atlas", "world", "many", "rows", "main"),
+    isolate_styles=False,
+)
+
+
+def mount(frame: bytes, *, key: str, on_look: Callable[[], None], on_pick: Callable[[], None]) -> None:
+    """Draw a frame (atlasframes.py).
+
+    `on_look`: a region is wanted, in `session_state[key]["look"]`; `on_pick`: a head, or a token, in `["pick"]`.
+    """
+    _component(data=frame, key=key, on_look_change=on_look, on_pick_change=on_pick)

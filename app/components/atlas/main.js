@@ -1,0 +1,59 @@
+// The atlas: a large map or two that look at the same place, small ones, and the rows and columns of one token.
+
+function makeAtlas(root) {
+  const atlas = { send: () => {} };
+  const send = (name, value) => atlas.send(name, value);
+  const shared = { x: 0, y: 0, z: null, linear: false };
+  let newest = null, frame = null, waiting = 0, last = "";
+  const ask = () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => {
+      const look = worlds[0].wanted(), now = JSON.stringify([look, frame?.head, frame?.kind, frame?.pool, frame?.run]);
+      if (now === last) return;
+      last = now;
+      send("look", { ...look, at: Date.now() });
+    }, 40);
+  };
+  const both = { asked: ask, moved: () => worlds.forEach((w) => w.draw()), chosen: (at) => send("pick", { ...at, at: Date.now() }) };
+  const worlds = [makeWorld(shared, both), makeWorld(shared, both)];
+  const many = makeMany(send), rows = makeRows(), grid = makeGrid(send);
+  const tools = el("div", { class: "sk-tools" },
+    el("button", { type: "button", "aria-label": "Zoom in", onclick: () => worlds[0].zoom(2) }, "+"),
+    el("button", { type: "button", "aria-label": "Zoom out", onclick: () => worlds[0].zoom(0.5) }, "−"),
+    el("button", { type: "button", onclick: () => worlds[0].whole() }, "whole text"),
+    el("span", { class: "sk-small" }, "wheel or + − to zoom, drag or arrow keys to move, click for one token's row and column"));
+  const legend = el("div", { class: "sk-legend" });
+  const pair = el("div", { class: "sk-pairs" }, worlds[0].node, worlds[1].node);
+  root.replaceChildren(el("div", { class: "sk-atlas" },
+    el("div", { class: "sk-columns" },
+      el("div", { class: "sk-left" }, tools, pair, legend),
+      el("div", { class: "sk-right" }, grid.node, rows.node)),
+    many.node));
+
+  function draw() {
+    if (!newest || !root.isConnected) return;
+    frame = decode(newest);
+    window.__sinkscope_atlas = { tile: frame.tile, scale: frame.look.scale, head: frame.head };
+    const theme = themeOf(root);
+    flag(root, "sk-dark", theme.dark);
+    shared.linear = frame.colour === "linear";
+    worlds[0].show(frame, theme, frame.arrays.map, frame.headings[0]);
+    worlds[1].node.hidden = frame.headings.length < 2;
+    if (frame.headings.length > 1) worlds[1].show(frame, theme, frame.arrays.other, frame.headings[1]);
+    legend.replaceChildren(el("span", {}, el("i", { style: `background:${css(theme.evicted)}` }), "evicted"), el("span", {}, el("i", { style: `background:${css(theme.later)};border:1px solid ${theme.line}` }), "comes later"));
+    rows.show(frame, theme);
+    grid.show(frame, theme);
+    many.show(frame, theme, shared.linear);
+    ask();
+  }
+  atlas.show = (bytes) => { newest = bytes; requestAnimationFrame(draw); };
+  new ResizeObserver(() => { if (frame) worlds.forEach((w) => w.draw()); }).observe(root);
+  return atlas;
+}
+
+export default function (component) {
+  const root = component.parentElement.querySelector(".sk");
+  root.atlas ??= makeAtlas(root);
+  root.atlas.send = component.setTriggerValue;
+  if (component.data) root.atlas.show(component.data);
+}

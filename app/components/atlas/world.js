@@ -1,0 +1,245 @@
+// One map that is panned and zoomed like a geographic one: coarse pieces lie under fine ones until those have come.
+
+const DIVERGING = [[33, 102, 172], [103, 169, 207], [209, 229, 240], [247, 247, 247], [253, 219, 199], [239, 138, 98], [178, 24, 43]];
+
+function diverging(share) {
+  const at = Math.max(0, Math.min(1, share)) * (DIVERGING.length - 1), low = Math.floor(at);
+  const [a, b] = [DIVERGING[low], DIVERGING[Math.min(low + 1, DIVERGING.length - 1)]];
+  return a.map((v, i) => Math.round(v + (b[i] - v) * (at - low)));
+}
+
+// What a level of 1 … 65535 stands for: weights lie on a logarithmic scale, all else between two numbers.
+function meaning(frame) {
+  const { kind, low, high } = frame;
+  if (kind === "weights") return (level) => 10 ** (-6 * (1 - (level - 1) / 65534));
+  return (level) => low + ((high - low) * (level - 1)) / 65534;
+}
+
+function painter(frame, linear) {
+  const value = meaning(frame);
+  if (frame.kind === "difference") return (level) => diverging((level - 1) / 65534);
+  if (frame.kind === "logits") return (level) => VIRIDIS_256[Math.round((255 * (level - 1)) / 65534)];
+  if (linear) return (level) => VIRIDIS_256[Math.round(255 * value(level))];
+  return (level) => VIRIDIS_256[Math.round(255 * Math.max(0, Math.min(1, 1 + Math.log10(value(level)) / 4)))];
+}
+
+// An array of levels as a picture; level 0 was never met: it comes later in the text, or had been evicted.
+function pictured({ data, shape: [rows, columns] }, [r0, c0], scale, paint, theme) {
+  const canvas = document.createElement("canvas");
+  canvas.width = columns;
+  canvas.height = rows;
+  const image = new ImageData(columns, rows);
+  for (let i = 0; i < data.length; i++) {
+    const r = r0 + Math.floor(i / columns) * scale, c = c0 + (i % columns) * scale;
+    const colour = data[i] ? paint(data[i]) : c > r + scale - 1 ? theme.later : theme.evicted;
+    image.data.set([...colour, 255], 4 * i);
+  }
+  canvas.getContext("2d").putImageData(image, 0, 0);
+  return canvas;
+}
+
+// `shared` is the place where both maps of a pair look; `asked` is called when it has moved, `chosen` for a click.
+function makeWorld(shared, { asked, chosen, moved }) {
+  const canvas = el("canvas", { class: "sk-world", tabindex: 0, role: "img" });
+  const tip = el("div", { class: "sk-tip", hidden: true });
+  const title = el("div", { class: "sk-title" });
+  const node = el("section", { class: "sk-panel" }, title, el("div", { class: "sk-holder" }, canvas, tip));
+  const edge = { left: 78, right: 46, top: 6, bottom: 66 };
+  let frame = null, theme = null, tiles = [], key = "", side = 400, held = null;
+
+  const total = () => frame.total;
+  const fitted = () => side / total();
+  const zoomed = (factor, x, y) => {
+    const z = Math.max(fitted(), Math.min(28, shared.z * factor));
+    shared.x += x / shared.z - x / z;
+    shared.y += y / shared.z - y / z;
+    shared.z = z;
+    settle();
+  };
+  function settle() {
+    const span = side / shared.z;
+    shared.x = Math.max(0, Math.min(total() - span, shared.x));
+    shared.y = Math.max(0, Math.min(total() - span, shared.y));
+    moved();
+    asked();
+  }
+
+  // What should be computed: whole cells of a power of two of tokens, snapped so that small moves ask for the same.
+  function wanted() {
+    const scale = shared.z >= 1 ? 1 : 2 ** Math.floor(Math.log2(1 / shared.z));
+    const snap = 16 * scale, span = side / shared.z;
+    const range = (from) => [
+      Math.max(0, Math.floor(from / snap) * snap),
+      Math.min(total(), Math.ceil((from + span) / snap) * snap),
+    ];
+    return { rows: range(shared.y), columns: range(shared.x), scale };
+  }
+
+  function draw() {
+    const width = canvas.clientWidth;
+    if (!width || !frame) return;
+    const before = side;
+    side = Math.max(160, Math.min(width - edge.left - edge.right, 640));
+    if (shared.z == null) Object.assign(shared, { x: 0, y: 0, z: fitted() });
+    else if (before !== side) shared.z = Math.max(fitted(), shared.z * (side / before));
+    const height = side + edge.top + edge.bottom;
+    fit(canvas, width, height);
+    const ctx = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
+    ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
+    ctx.clearRect(0, 0, width, height);
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(edge.left, edge.top, side, side);
+    ctx.clip();
+    ctx.fillStyle = css(theme.later);
+    ctx.fillRect(edge.left, edge.top, side, side);
+    ctx.imageSmoothingEnabled = false;
+    for (const tile of tiles) {
+      const { rows, columns, scale, picture } = tile;
+      ctx.drawImage(picture, edge.left + (columns[0] - shared.x) * shared.z, edge.top + (rows[0] - shared.y) * shared.z,
+        picture.width * scale * shared.z, picture.height * scale * shared.z);
+    }
+    ctx.restore();
+    axes(ctx);
+    canvas.setAttribute("aria-label", `${frame.title}: queries ${count(shared.y)} to ${count(shared.y + side / shared.z)}, keys from ${count(shared.x)}. Drag or arrow keys move, + and − zoom, 0 shows all.`);
+  }
+
+  function axes(ctx) {
+    ctx.font = "11px system-ui, sans-serif";
+    ctx.fillStyle = theme.muted;
+    const span = side / shared.z, texts = shared.z >= 11 ? frame.texts : null;
+    const step = texts ? 1 : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000].find((s) => span / s <= 6) || 20000;
+    const label = (t, width) => {
+      if (!texts) return count(t);
+      const text = texts[t] === undefined ? "" : texts[t].replace(/\n/g, "↵").replace(/ /g, "·");
+      return text.length > width ? `${text.slice(0, width - 1)}…` : text;
+    };
+    for (let t = Math.ceil(shared.y / step) * step; t < shared.y + span; t += step) {
+      ctx.textAlign = "right";
+      ctx.textBaseline = "middle";
+      const y = edge.top + (t - shared.y + (texts ? 0.5 : 0)) * shared.z;
+      if (y > edge.top + 4 && y < edge.top + side - 2) ctx.fillText(label(t, 11), edge.left - 5, y);
+    }
+    for (let t = Math.ceil(shared.x / step) * step; t < shared.x + span; t += step) {
+      const x = edge.left + (t - shared.x + (texts ? 0.5 : 0)) * shared.z;
+      if (x > edge.left + side - 8) continue;
+      ctx.save();
+      ctx.translate(x, edge.top + side + 5);
+      if (texts) ctx.rotate(Math.PI / 2);
+      ctx.textAlign = texts ? "left" : "center";
+      ctx.textBaseline = texts ? "middle" : "top";
+      ctx.fillText(label(t, 6), 0, 0);
+      ctx.restore();
+    }
+    ctx.textAlign = "center";
+    ctx.textBaseline = "alphabetic";
+    ctx.fillText("attended token (key)", edge.left + side / 2, edge.top + side + edge.bottom - 5);
+    ctx.save();
+    ctx.translate(11, edge.top + side / 2);
+    ctx.rotate(-Math.PI / 2);
+    ctx.fillText("query token", 0, 0);
+    ctx.restore();
+    legend(ctx);
+  }
+
+  function legend(ctx) {
+    const x = edge.left + side + 9, height = side, paint = painter(frame, shared.linear);
+    const logarithmic = frame.kind === "weights" && !shared.linear;
+    for (let i = 0; i < height; i++) {
+      const share = 1 - i / height;
+      const level = logarithmic ? 1 + 65534 * (1 - (4 * (1 - share)) / 6) : frame.kind === "weights" ? 1 + 65534 * (1 + Math.log10(Math.max(share, 1e-6)) / 6) : 1 + 65534 * share;
+      ctx.fillStyle = css(paint(level));
+      ctx.fillRect(x, edge.top + i, 9, 1.5);
+    }
+    const number = (v) => (Math.abs(v) >= 10 ? v.toFixed(0) : v.toFixed(2));
+    const marks = logarithmic ? [[0.01, "10⁻⁴"], [0.25, "10⁻³"], [0.5, "0.01"], [0.75, "0.1"], [0.99, "1"]]
+      : frame.kind === "weights" ? [[0.01, "0"], [0.5, "0.5"], [0.99, "1"]]
+        : [[0.01, number(frame.low)], [0.5, number((frame.low + frame.high) / 2)], [0.99, number(frame.high)]];
+    ctx.fillStyle = theme.muted;
+    ctx.textAlign = "left";
+    ctx.textBaseline = "middle";
+    for (const [share, text] of marks) ctx.fillText(text, x + 12, edge.top + height * (1 - share));
+  }
+
+  const under = (e) => [e.offsetX - edge.left, e.offsetY - edge.top];
+  const inside = ([x, y]) => x >= 0 && y >= 0 && x < side && y < side;
+  canvas.addEventListener("wheel", (e) => {
+    if (!frame || !inside(under(e))) return;
+    e.preventDefault();
+    zoomed(2 ** (-e.deltaY / 240), ...under(e));
+  }, { passive: false });
+  canvas.addEventListener("pointerdown", (e) => {
+    if (!frame || !inside(under(e))) return;
+    held = { x: e.offsetX, y: e.offsetY, moved: 0 };
+    canvas.setPointerCapture(e.pointerId);
+  });
+  canvas.addEventListener("pointermove", (e) => {
+    if (held) {
+      shared.x -= (e.offsetX - held.x) / shared.z;
+      shared.y -= (e.offsetY - held.y) / shared.z;
+      held.moved += Math.abs(e.offsetX - held.x) + Math.abs(e.offsetY - held.y);
+      Object.assign(held, { x: e.offsetX, y: e.offsetY });
+      settle();
+    }
+    point(e);
+  });
+  canvas.addEventListener("pointerup", (e) => {
+    if (held && held.moved < 4) {
+      const [x, y] = under(e);
+      chosen({ row: Math.floor(shared.y + y / shared.z), column: Math.floor(shared.x + x / shared.z) });
+    }
+    held = null;
+  });
+  canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
+  canvas.addEventListener("dblclick", (e) => zoomed(2, ...under(e)));
+  canvas.addEventListener("keydown", (e) => {
+    const far = side / shared.z / 5;
+    const act = {
+      ArrowLeft: () => { shared.x -= far; settle(); }, ArrowRight: () => { shared.x += far; settle(); },
+      ArrowUp: () => { shared.y -= far; settle(); }, ArrowDown: () => { shared.y += far; settle(); },
+      "+": () => zoomed(2, side / 2, side / 2), "=": () => zoomed(2, side / 2, side / 2), "-": () => zoomed(0.5, side / 2, side / 2),
+      0: () => { Object.assign(shared, { x: 0, y: 0, z: fitted() }); settle(); },
+    }[e.key];
+    if (!act || !frame) return;
+    e.preventDefault();
+    act();
+  });
+
+  function point(e) {
+    const [x, y] = under(e);
+    tip.hidden = !frame || !inside([x, y]);
+    if (tip.hidden) return;
+    const r = Math.floor(shared.y + y / shared.z), c = Math.floor(shared.x + x / shared.z);
+    const tile = [...tiles].reverse().find((t) => r >= t.rows[0] && r < t.rows[1] && c >= t.columns[0] && c < t.columns[1]);
+    const name = (t) => `${frame.texts[t] !== undefined ? `${JSON.stringify(frame.texts[t])} ` : ""}(${count(t)})`;
+    let what = "…";
+    if (tile) {
+      const level = tile.data[Math.floor((r - tile.rows[0]) / tile.scale) * tile.width + Math.floor((c - tile.columns[0]) / tile.scale)];
+      what = level ? meaning(frame)(level).toPrecision(2) : c > r ? "comes later" : "evicted";
+      if (tile.scale > 1) what += `, ${frame.pool} of ${tile.scale} × ${tile.scale}`;
+    }
+    say(tip, `${name(r)} → ${name(c)}: ${what}`);
+    tip.style.left = `${Math.max(0, Math.min(e.offsetX + 12, canvas.clientWidth - 260))}px`;
+    tip.style.top = `${e.offsetY + 16}px`;
+  }
+
+  function show(next, nextTheme, array, heading) {
+    const now = [next.run, next.head.join("."), next.kind, next.pool, heading, nextTheme.dark, shared.linear, next.low, next.high].join("|");
+    if (now !== key) tiles = [];
+    if (!frame || next.total !== frame.total) shared.z = null;
+    frame = next;
+    theme = nextTheme;
+    key = now;
+    const { rows, columns, scale } = frame.look;
+    if (array && !tiles.some((t) => t.seq === frame.tile)) {
+      tiles = tiles.filter((t) => t.scale > scale || t.rows[0] < rows[0] || t.rows[1] > rows[1] || t.columns[0] < columns[0] || t.columns[1] > columns[1]);
+      const picture = pictured(array, [rows[0], columns[0]], scale, painter(frame, shared.linear), theme);
+      tiles.push({ seq: frame.tile, rows, columns, scale, picture, data: array.data, width: array.shape[1] });
+      tiles.sort((a, b) => b.scale - a.scale);
+      if (tiles.length > 24) tiles.splice(tiles.findIndex((t) => t.scale < tiles[0].scale), 1);
+    }
+    title.replaceChildren(frame.title, el("span", { class: "sk-sub" }, ` ${heading}`));
+    draw();
+  }
+  return { node, show, draw, wanted, zoom: (f) => zoomed(f, side / 2, side / 2), whole: () => { Object.assign(shared, { x: 0, y: 0, z: fitted() }); settle(); } };
+}

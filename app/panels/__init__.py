@@ -1,0 +1,1 @@
+"""Parts of pages that are too large to stand in their views."""

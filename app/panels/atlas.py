@@ -1,0 +1,168 @@
+"""The atlas: a stretch of text is captured, and its maps are panned and zoomed, on the heads page."""
+
+from functools import partial
+from pathlib import Path
+
+import streamlit as st
+
+from analysis.atlas import Region
+from analysis.capture import LONGEST
+from analysis.policies import Band, parse
+from analysis.record import Spec
+from app.atlasframes import Look
+from app.capturer import Capturing
+from app.components import atlas
+from app.controls import chosen_text, fresh
+from app.runner import REGISTRY, sentence
+
+COMPARED = {"beside": "side by side", "minus": "difference"}
+
+
+def current() -> Capturing | None:
+    return _captured(st.session_state.get("atlas_run"))
+
+
+def _captured(run_id: str | None) -> Capturing | None:
+    run = REGISTRY.get(run_id)
+    return run if isinstance(run, Capturing) else None
+
+
+def sidebar() -> None:
+    asked = st.session_state.heads
+    st.caption("Where it is kept")
+    asked["folder"] = st.text_input(
+        "Folder",
+        asked["folder"],
+        key="atlas-folder",
+        placeholder="as long as this page is open",
+        help="A new folder keeps what is captured; one that holds a stretch already is opened again",
+    ).strip()
+
+
+def start() -> None:
+    """Capture what is set; what was on screen stays, to be compared with."""
+    state, asked = st.session_state, st.session_state.heads
+    try:
+        policy = parse(asked["policy"])
+        if not isinstance(policy, Band):
+            raise ValueError(f"{policy.label}: maps are captured under dense, window or sinks + window: choose one")
+        text = chosen_text("heads", asked["text"])
+        tokens = min(asked["tokens"], LONGEST + 1)
+        spec = Spec(text=text.name, policies=(str(policy),), tokens=tokens, **asked["model"]._asdict())
+        run = REGISTRY.start(partial(Capturing, spec, text, asked["folder"]))
+    except ValueError as e:
+        state.heads_problem = sentence(e)
+        return
+    state.heads_problem = ""
+    st.query_params["run"] = state.atlas_run = run.id
+    state.atlas_look.region = state.atlas_look.cross = None
+    state.captures = [*(c for c in state.captures if _captured(c) is not None), run.id]
+
+
+def stop() -> None:
+    if (run := current()) is not None:
+        run.wish("stopped")
+
+
+def looked() -> None:
+    """A region is wanted."""
+    value, run = st.session_state.atlas["look"], current()
+    if run is None or run.atlas is None or not fresh("look", value):
+        return
+    total, scale = run.atlas.stretch.tokens, max(1, int(value["scale"]))
+    spans = [tuple(max(0, min(total, int(n))) for n in value[side]) for side in ("rows", "columns")]
+    if all(begin < end for begin, end in spans):
+        st.session_state.atlas_look.region = Region(*spans, scale)
+
+
+def picked() -> None:
+    """A head, or a token."""
+    value, run, look = st.session_state.atlas["pick"], current(), st.session_state.atlas_look
+    if run is None or run.atlas is None or not fresh("atlas-pick", value):
+        return
+    stretch = run.atlas.stretch
+    if "row" in value:
+        look.cross = tuple(max(0, min(stretch.tokens - 1, int(value[k]))) for k in ("row", "column"))
+        return
+    layer, head = value["head"] if isinstance(value.get("head"), list) else (value["layer"], value["head"])
+    look.layer, look.head = min(int(layer), stretch.layers - 1), min(int(head), stretch.heads - 1)
+
+
+def _one_of(label: str, options: tuple[str, ...]) -> str:
+    return st.segmented_control(label, options, default=options[0], key=f"atlas-{label}", required=True)
+
+
+def controls(look: Look, others: dict[str, Capturing]) -> Capturing | None:
+    """How maps are drawn; what they are compared with."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        look.kind = _one_of("Cells", ("weights", "logits"))
+        look.pool = _one_of("Zoomed out", ("max", "mean"))
+        look.colour = _one_of("Colour", ("logarithmic", "linear"))
+        many = {"none": "none", "heads": "heads of this layer", "layers": "layers of this head"}
+        look.many = st.selectbox("Small maps", list(many), format_func=many.get, key="atlas-many", width=190)
+        if not others:
+            return None
+        names = {"": "nothing", **{key: run.label for key, run in others.items()}}
+        chosen = st.selectbox("Compare with", list(names), format_func=names.get, key="atlas-other", width=260)
+        if not chosen:
+            return None
+        how = st.segmented_control("As", list(COMPARED), format_func=COMPARED.get, default="beside", key="atlas-as")
+        if how == "minus":
+            look.kind = "difference"
+        return others[chosen]
+
+
+def draw() -> None:
+    """The panel; again and again while a text is captured or small maps are missing."""
+    run, state = current(), st.session_state
+    live = run is not None and run.live
+    with st.container(horizontal=True, vertical_alignment="center"):
+        folder = state.heads["folder"]
+        label = "Open again" if folder and (Path(folder) / "stretch.json").exists() else "Capture"
+        st.button(label, type="primary", icon=":material/center_focus_strong:", on_click=start, disabled=live)
+        st.button("Stop", icon=":material/stop:", on_click=stop, disabled=not live)
+        if run is not None and run.atlas is not None:
+            stretch = run.atlas.stretch
+            st.caption(f"{parse(run.spec.policies[0]).label} · {stretch.tokens:,} tokens of {run.spec.text}")
+    if state.heads_problem:
+        st.error(state.heads_problem)
+    if run is None:
+        st.markdown(
+            "A stretch of text is read once, and what every head asked with and answered to is kept. Then any map of "
+            "it can be drawn where you look: from one cell for many tokens down to one cell for each pair."
+        )
+        return
+    run.look()
+    if run.status == "failed":
+        st.error(run.note)
+    elif run.status == "stopped":
+        st.info("Stopped. Nothing was kept; press Capture to begin again.")
+    elif run.atlas is None:
+        share = run.read / run.total if run.total else 0.0
+        st.progress(
+            share, f"{run.read:,} of {run.total:,} tokens read" if run.total else run.note or "Loading the model"
+        )
+    if run.atlas is None:
+        return
+    others = {c: other for c in state.captures if (other := _captured(c)) and other is not run and other.atlas}
+    for other in others.values():
+        other.look()
+    other = controls(state.atlas_look, others)
+    stretch, look = run.atlas.stretch, state.atlas_look
+    look.layer, look.head = min(look.layer, stretch.layers - 1), min(look.head, stretch.heads - 1)
+    if other is not None and (other.atlas.stretch.layers, other.atlas.stretch.heads) != (stretch.layers, stretch.heads):
+        st.warning("The other stretch has other layers and heads, so its maps cannot stand beside these.")
+        other = None
+    if state.atlas_shown != run.id:
+        # A new stretch: to begin with, the head that looks at its first tokens most.
+        state.atlas_shown = run.id
+        if not (look.layer or look.head):
+            look.layer, look.head = divmod(int(stretch.mass.argmax()), stretch.heads)
+    frame = state.atlas_sender.frame(run, other, look)
+    atlas.mount(frame, key="atlas", on_look=looked, on_pick=picked)
+
+
+def busy() -> bool:
+    """Whether there will be something new without a press."""
+    run = current()
+    return run is not None and (run.live or (run.atlas is not None and not st.session_state.atlas_sender.complete))

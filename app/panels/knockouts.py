@@ -1,0 +1,150 @@
+"""What each head's sink is worth: knocked out in one head after the other, on the heads page."""
+
+from functools import partial
+
+import streamlit as st
+
+from analysis import texts
+from analysis.experiments import as_csv
+from analysis.policies import parse
+from analysis.record import Spec
+from app import charts
+from app.ablator import Ablation
+from app.controls import chosen_text
+from app.runner import REGISTRY, sentence
+
+KINDS = {"values": "is seen, and is empty", "weights": "is not seen"}
+SHOWN = 15
+"""Heads in the ranking beside the grid."""
+
+
+def current() -> Ablation | None:
+    run = REGISTRY.get(st.session_state.get("knockouts_run"))
+    return run if isinstance(run, Ablation) else None
+
+
+def sidebar() -> None:
+    asked = st.session_state.heads
+    st.caption("What is taken away")
+    asked["kind"] = st.radio(
+        "The sink of one head",
+        list(KINDS),
+        index=list(KINDS).index(asked["kind"]),
+        format_func=KINDS.get,
+        key="heads-kind",
+        help="An empty sink still takes its share of attention; where it is not seen, the others make up for it",
+    )
+    layer = st.number_input(
+        "Layer", -1, 1024, -1 if asked["layer"] is None else asked["layer"], key="heads-layer", help="−1: all"
+    )
+    asked["layer"] = None if layer < 0 else layer
+
+
+def start() -> None:
+    """Begin with what is set; what was on screen ends."""
+    state, asked, old = st.session_state, st.session_state.heads, current()
+    try:
+        text = old.text if old is not None and asked["text"] == old.spec.text else chosen_text("heads", asked["text"])
+        if old is not None:
+            REGISTRY.free(old.id)
+        spec = Spec(text=text.name, policies=(asked["policy"],), tokens=asked["tokens"], **asked["model"]._asdict())
+        run = REGISTRY.start(partial(Ablation, spec, text, asked["kind"], asked["layer"]))
+    except ValueError as e:
+        state.heads_problem = sentence(e)
+        return
+    state.heads_problem = ""
+    st.query_params["run"] = state.knockouts_run = run.id
+
+
+def stop() -> None:
+    if (run := current()) is not None:
+        run.wish("stopped")
+
+
+def table(run: Ablation) -> str:
+    """All heads that are known, as CSV."""
+    heads = ["layer", "head", "excess_nats_per_token", "standard_error"]
+    return as_csv(heads, [[f"{x}" for x in e] for e in run.ranked])
+
+
+def progress(run: Ablation) -> None:
+    """How far it has come, and what there is to say."""
+    done, total, left = len(run.effects), run.total, run.seconds_left
+    if run.status == "loading":
+        st.progress(0.0, run.note or "Loading the model")
+    elif run.status == "running":
+        soon = (
+            "" if left is None else f", about {left:.0f} s left" if left < 90 else f", about {left / 60:.0f} min left"
+        )
+        st.progress(done / max(1, total), f"{done} of {total} heads{soon}")
+    elif run.status == "failed":
+        st.error(run.note)
+    elif run.status == "stopped":
+        st.info(f"Stopped after {done} of {total} heads. What was found is kept.")
+
+
+def draw() -> None:
+    """The panel; again and again while heads are knocked out."""
+    run, state = current(), st.session_state
+    live = run is not None and run.live
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(
+            "Start" if run is None else "Start again",
+            type="primary",
+            icon=":material/play_arrow:",
+            on_click=start,
+            disabled=live,
+        )
+        st.button("Stop", icon=":material/stop:", on_click=stop, disabled=not live)
+        if run is not None:
+            tokens = f"{run.spec.tokens:,} tokens of {run.text.title}"
+            how = {"values": "emptied", "weights": "hidden"}[run.kind]
+            st.caption(f"{parse(run.spec.policies[0]).label} · {tokens} · sink {how} in one head at a time")
+    if state.heads_problem:
+        st.error(state.heads_problem)
+    if run is None:
+        st.markdown(
+            "One head after the other loses its sink, and the text is read again: what it then costs more, in nats a "
+            "token, is what the sink was worth to that head. Most heads hardly miss it; a few need it badly."
+        )
+        return
+    run.look()
+    progress(run)
+    if run.effects:
+        left, right = st.columns([3, 2])
+        with left:
+            st.caption("Every head: red costs more without its sink, blue less")
+            alt = "Layers by heads, coloured by what the text costs more without the sink of each"
+            st.plotly_chart(
+                charts.effects(run.effects, run.model.layers, run.model.heads),
+                key="heads-grid",
+                config={"displayModeBar": False},
+                alt=alt,
+            )
+        with right:
+            st.caption(f"The {min(SHOWN, len(run.effects))} that miss it most")
+            alt = "; ".join(f"{e.layer}.{e.head}: {e.excess:+.4f}" for e in run.ranked[:SHOWN])
+            st.plotly_chart(
+                charts.ranking(run.ranked[:SHOWN]), key="heads-ranking", config={"displayModeBar": False}, alt=alt
+            )
+        worst, policy = run.ranked[0], run.spec.policies[0]
+        bent = f"{policy}{',' if ':' in policy else ':'}knockout={run.kind},heads={worst.layer}.{worst.head}"
+        address = {"lane": [policy, bent], "model": run.spec.model}
+        if run.spec.text in texts.plays():
+            address["text"] = run.spec.text
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.download_button(
+                "All heads as CSV", table(run), "heads.csv", "text/csv", icon=":material/download:", on_click="ignore"
+            )
+            st.page_link(
+                "views/live.py",
+                label=f"Read on without the sink of {worst.layer}.{worst.head}",
+                icon=":material/menu_book:",
+                query_params=address,
+            )
+
+
+def busy() -> bool:
+    """Whether there will be something new without a press."""
+    run = current()
+    return run is not None and run.live
