@@ -47,7 +47,7 @@ def start() -> None:
         if not isinstance(policy, Band):
             raise ValueError(f"{policy.label}: maps are captured under dense, window or sinks + window: choose one")
         text = chosen_text("heads", asked["text"])
-        tokens = min(asked["tokens"], LONGEST + 1)
+        tokens = min(asked["tokens"]["maps"], LONGEST + 1)
         spec = Spec(text=text.name, policies=(str(policy),), tokens=tokens, **asked["model"]._asdict())
         run = REGISTRY.start(partial(Capturing, spec, text, asked["folder"]))
     except ValueError as e:

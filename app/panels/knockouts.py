@@ -47,7 +47,8 @@ def start() -> None:
         text = old.text if old is not None and asked["text"] == old.spec.text else chosen_text("heads", asked["text"])
         if old is not None:
             REGISTRY.free(old.id)
-        spec = Spec(text=text.name, policies=(asked["policy"],), tokens=asked["tokens"], **asked["model"]._asdict())
+        tokens = asked["tokens"]["knockouts"]
+        spec = Spec(text=text.name, policies=(asked["policy"],), tokens=tokens, **asked["model"]._asdict())
         run = REGISTRY.start(partial(Ablation, spec, text, asked["kind"], asked["layer"]))
     except ValueError as e:
         state.heads_problem = sentence(e)

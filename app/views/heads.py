@@ -11,7 +11,8 @@ from app.controls import Chosen, brand, model_controls, policy_controls, text_co
 from app.panels import atlas, knockouts
 from app.runner import REGISTRY
 
-TOKENS = 2048
+TOKENS = {"maps": 2048, "knockouts": 512}
+"""What is read at first: a map can be large, and knock-outs read the text once for every head."""
 PANELS = {"maps": "Maps", "knockouts": "What is each head's sink worth?"}
 
 
@@ -23,13 +24,13 @@ def open_page() -> None:
         return
     named = st.query_params.get("run")
     run = REGISTRY.get(named)
-    spec = run.spec if run else Spec("embedded", "hamlet", ("dense",), TOKENS)
+    spec = run.spec if run else Spec("embedded", "hamlet", ("dense",), TOKENS["maps"])
     ablation = run if isinstance(run, Ablation) else None
     state.heads = {
         "model": Chosen.of(spec),
         "text": spec.text,
         "policy": spec.policies[0],
-        "tokens": spec.tokens,
+        "tokens": TOKENS | ({"knockouts" if ablation else "maps": spec.tokens} if run else {}),
         "kind": ablation.kind if ablation else "values",
         "layer": ablation.layer if ablation else None,
         "folder": run.folder if isinstance(run, Capturing) else "",
@@ -44,14 +45,15 @@ def open_page() -> None:
         state.heads_problem = "What that address names is no longer in memory: begin again."
 
 
-def sidebar(panel) -> None:
+def sidebar(name: str, panel) -> None:
     asked = st.session_state.heads
     with st.sidebar:
         brand("Look into every head")
         st.caption("Model and text")
         asked["model"] = model_controls("heads", asked["model"])
         asked["text"] = text_controls("heads", asked["text"])
-        asked["tokens"] = st.number_input("Tokens", 32, 65_537, asked["tokens"], 64, key="heads-tokens")
+        tokens = asked["tokens"]
+        tokens[name] = st.number_input("Tokens", 32, 65_537, tokens[name], 64, key=f"heads-tokens-{name}")
         st.caption("What is kept")
         policy = parse(asked["policy"])
         with st.popover(f":material/edit: {policy.label}", width="stretch"):
@@ -72,6 +74,6 @@ name = st.segmented_control(
     "Panel", list(PANELS), format_func=PANELS.get, key="heads_panel", label_visibility="collapsed", required=True
 )
 panel = {"maps": atlas, "knockouts": knockouts}[name]
-sidebar(panel)
+sidebar(name, panel)
 st.session_state.heads_busy = panel.busy()
 st.fragment(body, run_every=0.5 if st.session_state.heads_busy else None)(panel)
