@@ -346,6 +346,69 @@ def reproduce(
         raise typer.Exit(130)
 
 
+@app.command(name="capture")
+def capture_stretch(
+    model: Annotated[str, typer.Option(help="embedded, a hub id, a folder, or a GGUF file")] = "embedded",
+    text: Annotated[str, typer.Option(help="a bundled text, a text file, or a .npy file of token ids")] = "hamlet",
+    tokens: Annotated[int, typer.Option(help="read at most so many tokens")] = 2048,
+    policy: Annotated[str, typer.Option(help="dense, window or streaming: name:key=value,key=value")] = "dense",
+    switch: Annotated[list[str] | None, typer.Option(help="POSITION=policy: read on so from there on")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="folder (default: a new one in runs/)")] = None,
+) -> None:
+    """Read a text and keep what every head asked with and answered to, for maps and figures."""
+    spec, source = Spec(model, text, (str(parse(policy)),), tokens, dtype=dtype, device=device), texts.read(text)
+    switches = []
+    for asked in switch or []:
+        at, equals, then = asked.partition("=")
+        if not equals or not at.isdigit():
+            raise ValueError(f"--switch is written POSITION=policy, such as 1000=window:window=256, and not {asked!r}")
+        switches.append((int(at), parse(then)))
+    from .capture import capture
+    from .models import load
+
+    with out.status("Loading the model") as status:
+        network = load(model, dtype=dtype, device=device, progress=status.update)
+    ids = texts.tokenize(source, network.tokenizer, limit=tokens)
+    place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(source.name).stem}-stretch"
+    with Progress(TextColumn("Tokens"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=out) as bar:
+        task = bar.add_task("", total=len(ids) - 1)
+        for read in capture(network, ids, spec, place, switches=sorted(switches), text_sha256=source.sha256):
+            bar.update(task, completed=read)
+    out.print(f"The stretch lies in {place}", soft_wrap=True, markup=False)
+
+
+@app.command()
+def figure(
+    name: Annotated[str, typer.Argument(help="name:key=value,key=value; see figures")],
+    run: Annotated[Path, typer.Option(help="folder of a run, a captured stretch, or a grid of runs")],
+    out_file: Annotated[Path, typer.Option("--out", help="a .pdf, .svg, .png, .csv or .npz file")],
+    venue: Annotated[str, typer.Option(help="neurips, iclr, icml, acl, ieee or slides: how wide it is")] = "neurips",
+    points: Annotated[float, typer.Option(help="size of the text")] = 8.0,
+    dpi: Annotated[int, typer.Option(help="of PNG files, and of pictures inside the others")] = 300,
+) -> None:
+    """Make a figure for a paper."""
+    from . import figures
+    from .export import Layout, export
+
+    chosen, layout = figures.parse(name), Layout(venue, points, dpi)
+    with out.status("Drawing"):
+        export(chosen, run, out_file, layout)
+    out.print(f"{chosen.title}: {out_file}", soft_wrap=True, markup=False)
+
+
+@app.command(name="figures")
+def list_figures() -> None:
+    """The figures, with their settings."""
+    from .figures import FIGURES
+
+    table = Table("Figure", "Made of", "Settings", "What it shows")
+    for name, kind in FIGURES.items():
+        table.add_row(name, kind.needs, _settings(kind.settings()), " ".join(kind.__doc__.split()))
+    out.print(table)
+
+
 @app.command()
 def models() -> None:
     """What may be written for --model."""

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.memory import memory_of
+from analysis.palette import colours
 from analysis.policies import Policy, parse
 
 from .frames import SCHEMA, about, assemble, card
-from .palette import colours
 from .talk import RECENT, Shown, Spoken, Talk
 
 BUCKETS = 120

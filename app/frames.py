@@ -16,10 +16,10 @@ from analysis import metrics
 from analysis.maps import HeadMap
 from analysis.memory import memory_of
 from analysis.models import LanguageModel
+from analysis.palette import colours
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Track
 
-from .palette import colours
 from .reader import LiveRun
 from .runner import Live
 

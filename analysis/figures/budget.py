@@ -1,0 +1,63 @@
+"""Perplexity against the size of the cache."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from .. import metrics
+from ..palette import colours
+from ..policies import parse
+from ..record import load
+from .base import Figure, Numbers, axes
+from .sink_depth import STYLES
+
+
+@dataclass(frozen=True)
+class Budget(Figure):
+    """Perplexity of the runs of a grid against the most tokens that each cached, one line for each policy."""
+
+    name: ClassVar[str] = "budget"
+    title: ClassVar[str] = "Perplexity against budget"
+    needs: ClassVar[str] = "grid"
+
+    def numbers(self, source: Path) -> Numbers:
+        found = []
+        for about in sorted(Path(source).glob("*/run.json")):
+            run = load(about.parent)
+            if not run.tracks or not len(run.tracks[0].nll):
+                continue
+            track = run.tracks[0]
+            held = int(track.cache_tokens.view().max())
+            found.append((run.spec.policies[0], held, metrics.perplexity(track.nll.view())))
+        if not found:
+            raise ValueError(f"{source} holds no runs: python -m analysis reproduce budgets --out {source} makes them")
+        policy, held, value = zip(*sorted(found, key=lambda f: (parse(f[0]).name, f[1])), strict=True)
+        return {"policy": np.array(policy), "cached": np.array(held), "perplexity": np.array(value)}
+
+    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        return budget(data, ax=ax)
+
+
+def budget(data: Numbers, *, ax: Axes | None = None) -> Axes:
+    """Draw columns `policy`, `cached`, `perplexity`: lines of policies with the same name, a level for dense."""
+    ax = axes(ax)
+    policies = [parse(p) for p in data["policy"]]
+    names = list(dict.fromkeys(p.name for p in policies))
+    firsts = [next(p for p in policies if p.name == name) for name in names]
+    for name, first, (colour, dash) in zip(names, firsts, colours(firsts), strict=True):
+        of = np.array([p.name == name for p in policies])
+        if name == "dense":
+            ax.axhline(data["perplexity"][of][0], color=colour, lw=0.8, label=first.title)
+            continue
+        ax.plot(
+            data["cached"][of], data["perplexity"][of], color=colour, ls=STYLES[dash], marker="o", ms=2.5,
+            label=first.title,
+        )  # fmt: skip
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    ax.set(xlabel="Cached tokens", ylabel="Perplexity")
+    ax.legend(frameon=False, ncols=2)
+    return ax

@@ -1,0 +1,83 @@
+"""The attention map of one head."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm, Normalize
+
+from ..atlas import Atlas, Region
+from ..settings import setting
+from .base import Figure, Numbers, axes, bar
+
+EVICTED, LATER = "#DADCE0", "white"
+CELLS = 512
+"""Cells on a side of a map, at most: more would make the sink a line that no printer shows."""
+
+
+@dataclass(frozen=True)
+class HeadMap(Figure):
+    """What each token of a captured stretch gave to each other token, in one head."""
+
+    name: ClassVar[str] = "head-map"
+    title: ClassVar[str] = "Attention map of a head"
+    needs: ClassVar[str] = "stretch"
+    height: ClassVar[float] = 0.86
+
+    layer: int = setting(20, "Layer of the head.", low=0)
+    head: int = setting(3, "The head.", low=0)
+    begin: int = setting(0, "First token.", low=0)
+    tokens: int = setting(1024, "How many tokens from there on.", low=2, high=65_536)
+    cells: str = setting("weights", "Attention weights, or logits before the softmax.", choices=("weights", "logits"))
+    pool: str = setting("max", "What a cell of several tokens shows.", choices=("max", "mean"))
+    colour: str = setting("logarithmic", "How weights become colours.", choices=("logarithmic", "linear"))
+
+    def numbers(self, source: Atlas) -> Numbers:
+        region = region_of(source, self.begin, self.tokens, CELLS)
+        drawn = source.draw(self.layer, self.head, region, pool=self.pool, kind=self.cells)
+        return {"map": drawn, "begin": np.array(region.rows[0]), "scale": np.array(region.scale)}
+
+    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        return head_map(data, ax=ax, logits=self.cells == "logits", linear=self.colour == "linear")
+
+
+def region_of(source: Atlas, begin: int, tokens: int, cells: int) -> Region:
+    """Tokens from `begin` on against themselves, in at most so many cells on a side."""
+    total = source.stretch.tokens
+    if begin >= total:
+        raise ValueError(f"the stretch has {total:,} tokens, so none from {begin:,} on: choose a smaller begin")
+    end, scale = min(total, begin + tokens), 1
+    while -(-(end - begin) // scale) > cells:
+        scale *= 2
+    return Region((begin, end), (begin, end), scale)
+
+
+def coloured(values: np.ndarray, scale: int, *, logits: bool, linear: bool):
+    """An RGBA picture of a map, and what its colours mean."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgba
+
+    if logits:
+        norm = Normalize(np.nanmin(values), np.nanmax(values))
+    else:
+        norm = Normalize(0, 1) if linear else LogNorm(1e-4, 1, clip=True)
+    meaning = ScalarMappable(norm, colormaps["viridis"])
+    rgba = meaning.to_rgba(np.nan_to_num(values, nan=1e-4 if not logits else float(np.nanmin(values))))
+    row, column = np.indices(values.shape)
+    rgba[np.isnan(values)] = to_rgba(EVICTED)
+    rgba[np.isnan(values) & (column > row)] = to_rgba(LATER)
+    return rgba, meaning
+
+
+def head_map(data: Numbers, *, ax: Axes | None = None, logits: bool = False, linear: bool = False) -> Axes:
+    """Draw `map` [cells, cells], whose cells are `scale` tokens from `begin` on; NaN: evicted, or later in the text."""
+    ax = axes(ax)
+    values, begin, scale = data["map"], int(data["begin"]), int(data["scale"])
+    rgba, meaning = coloured(values, scale, logits=logits, linear=linear)
+    end = begin + len(values) * scale
+    ax.imshow(rgba, extent=(begin, end, end, begin), interpolation="nearest", aspect="equal")
+    ax.set(xlabel="Attended token", ylabel="Query token")
+    bar(ax, meaning, "Logit" if logits else "Attention weight")
+    return ax

@@ -1,0 +1,74 @@
+"""Maps of several heads of several layers, side by side."""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ..atlas import Atlas
+from ..settings import setting
+from .base import Figure, Numbers, axes, bar
+from .head_map import coloured, region_of
+
+SMALL = 128
+"""Cells on a side of each map, at most."""
+
+
+@dataclass(frozen=True)
+class MapGrid(Figure):
+    """Attention maps of the chosen layers (down) and heads (across) of a captured stretch."""
+
+    name: ClassVar[str] = "map-grid"
+    title: ClassVar[str] = "Maps of layers and heads"
+    needs: ClassVar[str] = "stretch"
+    height: ClassVar[float] = 0.9
+
+    layers: str = setting("0 2 9 20", "Layers, with spaces between.", pattern=r"\d+( \d+)*")
+    heads: str = setting("0 3 6", "Heads, with spaces between.", pattern=r"\d+( \d+)*")
+    tokens: int = setting(128, "First tokens of the stretch.", low=2, high=65_536)
+    cells: str = setting("weights", "Attention weights, or logits before the softmax.", choices=("weights", "logits"))
+
+    def numbers(self, source: Atlas) -> Numbers:
+        layers, heads = ([int(n) for n in re.findall(r"\d+", text)] for text in (self.layers, self.heads))
+        region = region_of(source, 0, self.tokens, SMALL)
+        maps = [[source.draw(layer, head, region, kind=self.cells) for head in heads] for layer in layers]
+        return {"maps": np.array(maps), "layers": np.array(layers), "heads": np.array(heads)}
+
+    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        return map_grid(data, ax=ax, logits=self.cells == "logits")
+
+
+def map_grid(data: Numbers, *, ax: Axes | None = None, logits: bool = False) -> Axes:
+    """Draw `maps` [layers, heads, cells, cells] as one picture, with `layers` and `heads` at its sides."""
+    ax = axes(ax)
+    maps, side = data["maps"], data["maps"].shape[-1]
+    gap = max(2, side // 16)
+    step = side + gap
+    whole = np.ones((len(maps) * step - gap, maps.shape[1] * step - gap, 4))
+    meaning = None
+    spread = np.concatenate([maps.ravel()])
+    for (i, j), _ in np.ndenumerate(maps[..., 0, 0]):
+        values = maps[i, j]
+        rgba, own = coloured(values, 1, logits=logits, linear=False)
+        if logits:
+            own.set_clim(np.nanmin(spread), np.nanmax(spread))
+            rgba, own = _on_one_scale(values, own), own
+        whole[i * step : i * step + side, j * step : j * step + side] = rgba
+        meaning = own
+    ax.imshow(whole, interpolation="nearest", aspect="equal")
+    ax.set_xticks([j * step + side / 2 for j in range(maps.shape[1])], [f"{h}" for h in data["heads"]])
+    ax.set_yticks([i * step + side / 2 for i in range(len(maps))], [f"{n}" for n in data["layers"]])
+    ax.set(xlabel="Head", ylabel="Layer")
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+    bar(ax, meaning, "Logit" if logits else "Attention weight")
+    return ax
+
+
+def _on_one_scale(values: np.ndarray, meaning) -> np.ndarray:
+    rgba = meaning.to_rgba(np.nan_to_num(values, nan=meaning.get_clim()[0]))
+    rgba[np.isnan(values)] = 1
+    return rgba

@@ -1,0 +1,50 @@
+"""The largest activations of each layer (Sun et al. 2024, "Massive activations in large language models")."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ..atlas import Atlas
+from .base import Figure, Numbers, axes
+
+SHOWN = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"))
+
+
+@dataclass(frozen=True)
+class Massive(Figure):
+    """The three largest activations that come out of each layer, with token and channel, and the median of all."""
+
+    name: ClassVar[str] = "massive"
+    title: ClassVar[str] = "Massive activations"
+    needs: ClassVar[str] = "stretch"
+
+    def numbers(self, source: Atlas) -> Numbers:
+        size, token, channel = np.moveaxis(source.stretch.massive, -1, 0)
+        layers, top = size.shape
+        return {
+            "layer": np.repeat(np.arange(layers), top),
+            "rank": np.tile(np.arange(1, top + 1), layers),
+            "size": size.ravel(),
+            "token": token.ravel().astype(int),
+            "channel": channel.ravel().astype(int),
+            "median": np.repeat(source.stretch.median, top),
+        }
+
+    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        return massive(data, ax=ax)
+
+
+def massive(data: Numbers, *, ax: Axes | None = None) -> Axes:
+    """Draw columns `layer`, `rank`, `size`, `median`."""
+    ax = axes(ax)
+    for rank, (colour, marker) in zip(sorted(set(data["rank"].tolist())), SHOWN, strict=False):
+        of = data["rank"] == rank
+        ax.plot(data["layer"][of], data["size"][of], color=colour, marker=marker, ms=3, label=f"Top {rank}")
+    of = data["rank"] == 1
+    ax.plot(data["layer"][of], data["median"][of], color="#767676", ls=(0, (5, 2)), label="Median")
+    ax.set_yscale("log")
+    ax.set(xlabel="Layer", ylabel="Magnitude")
+    ax.legend(frameon=False, ncols=2)
+    return ax

@@ -1,0 +1,41 @@
+"""Mean attention logits of some layers, as Figure 2 of StreamingLLM shows them (Xiao et al. 2023)."""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ..atlas import Atlas, Region
+from ..settings import setting
+from .base import Figure, Numbers
+from .map_grid import map_grid
+
+
+@dataclass(frozen=True)
+class MeanLogits(Figure):
+    """Logits before the softmax, mean over the heads of a layer, over the first tokens of a captured stretch.
+
+    The paper takes the mean over many sentences of one head; a stretch is one text, so here it is over heads.
+    """
+
+    name: ClassVar[str] = "mean-logits"
+    title: ClassVar[str] = "Mean logits"
+    needs: ClassVar[str] = "stretch"
+    height: ClassVar[float] = 0.3
+
+    layers: str = setting("0 2 9 20", "Layers, with spaces between.", pattern=r"\d+( \d+)*")
+    tokens: int = setting(16, "First tokens of the stretch.", low=2, high=128)
+
+    def numbers(self, source: Atlas) -> Numbers:
+        layers, end = [int(n) for n in re.findall(r"\d+", self.layers)], min(self.tokens, source.stretch.tokens)
+        region = Region((0, end), (0, end))
+        heads = range(source.stretch.heads)
+        maps = [np.mean([source.draw(layer, head, region, kind="logits") for head in heads], 0) for layer in layers]
+        return {"maps": np.array(maps)[None], "layers": np.array(["mean of heads"]), "heads": np.array(layers)}
+
+    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        ax = map_grid(data, ax=ax, logits=True)
+        ax.set(xlabel="Layer", ylabel="")
+        return ax

@@ -1,0 +1,49 @@
+"""What the caches of the lanes of a run take."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ..palette import colours
+from ..policies import parse
+from ..record import Run
+from .base import Figure, Numbers, axes, thinned
+from .sink_depth import STYLES
+
+
+@dataclass(frozen=True)
+class Memory(Figure):
+    """Measured bytes of each lane's keys and values over the tokens read."""
+
+    name: ClassVar[str] = "memory"
+    title: ClassVar[str] = "Cache memory"
+    needs: ClassVar[str] = "run"
+
+    def numbers(self, source: Run) -> Numbers:
+        rows = []
+        for lane, track in enumerate(source.tracks):
+            size = track.cache_bytes.view() / 1e6
+            rows += [(lane, int(i) + 1, float(size[i])) for i in thinned(size)]
+        if not rows:
+            raise ValueError("the run has read nothing yet, so there is nothing to draw")
+        lane, token, size = (np.array(x) for x in zip(*rows, strict=True))
+        return {"lane": lane, "policy": np.array(source.spec.policies)[lane], "token": token, "megabytes": size}
+
+    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        return memory(data, ax=ax)
+
+
+def memory(data: Numbers, *, ax: Axes | None = None) -> Axes:
+    """Draw columns `lane`, `policy`, `token`, `megabytes`."""
+    ax = axes(ax)
+    lanes = sorted(set(data["lane"].tolist()))
+    policies = [parse(data["policy"][data["lane"] == lane][0]) for lane in lanes]
+    for lane, policy, (colour, dash) in zip(lanes, policies, colours(policies), strict=True):
+        of = data["lane"] == lane
+        ax.plot(data["token"][of], data["megabytes"][of], color=colour, ls=STYLES[dash], label=policy.label)
+    ax.set(xlabel="Tokens read", ylabel="KV cache (MB)")
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False)
+    return ax

@@ -1,0 +1,201 @@
+"""Figures draw what they are given where they are told to, and every file says where it comes from."""
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from xml.etree import ElementTree
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure as Sheet
+from PIL import Image
+
+from analysis import grid
+from analysis.capture import capture
+from analysis.experiments import EXPERIMENTS
+from analysis.export import KINDS, WIDTHS, Layout, export, open_source, provenance, rendered, sheet
+from analysis.figures import FIGURES, parse
+from analysis.models import load
+from analysis.record import Spec
+
+SMALL = {
+    "head-map": "layer=1,head=2,tokens=64",
+    "map-grid": "layers=0 2,heads=1 3,tokens=40",
+    "mean-logits": "layers=0 2",
+}
+
+
+def small(name):
+    return parse(f"{name}:{SMALL[name]}" if name in SMALL else name)
+
+
+@pytest.fixture(scope="module")
+def places(model, text, tmp_path_factory):
+    """A run with a switch, a captured stretch and a grid of the tiny model."""
+    from analysis import texts
+    from analysis.record import Folder, Run
+    from analysis.stream import open_lanes
+
+    root = tmp_path_factory.mktemp("figures")
+    network = load(model, device="cpu")
+    ids = texts.tokenize(texts.read(text), None, limit=300)
+    policies = ("dense", "window:window=32", "streaming:sinks=4,window=28")
+    spec = Spec(model, text, policies, 300, device="cpu")
+    folder = Folder(root / "run", Run(spec, int(ids[0])), text_sha256="t" * 64, weights_sha256=network.sha256)
+    for lane in open_lanes(network, ids, [parse_policy(p) for p in policies]):
+        folder.append(lane.read(150))
+        if lane.index == 1:
+            lane.switch(parse_policy("streaming:sinks=4,window=28"), pin=True)
+            folder.event("switch", lane=1, position=lane.position, policy="streaming:sinks=4,window=28", how="")
+        while not lane.done:
+            folder.append(lane.read(64))
+    folder.finish("finished")
+    for _ in capture(network, ids, Spec(model, text, ("dense",), 300, device="cpu"), root / "stretch"):
+        pass
+    list(grid.run(EXPERIMENTS["sinks"].cells(Spec(model, text, ("dense",), 120, device="cpu"), 16), root / "grid"))
+    return {"run": root / "run", "stretch": root / "stretch", "grid": root / "grid"}
+
+
+def parse_policy(text):
+    from analysis.policies import parse
+
+    return parse(text)
+
+
+@pytest.fixture(scope="session")
+def poppler():
+    """Tools that read PDF files.  Without them those tests are skipped, but where CI is set they fail."""
+    if all(map(shutil.which, ("pdfinfo", "pdffonts", "pdftotext"))):
+        return lambda *words: subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    reason = "no poppler on the PATH: install it (apt-get install poppler-utils) to have PDF files checked"
+    return pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_draws_on_the_axes_it_is_given_and_returns_them(name, places):
+    figure = small(name)
+    data = figure.numbers(open_source(places[figure.needs], figure.needs).what)
+    given = Sheet().subplots()
+    before = plt.get_fignums()
+    assert figure.draw(data, ax=given) is given
+    assert given.has_data() or given.texts or given.images
+    assert plt.get_fignums() == before
+    labels = given.get_xlabel() + given.get_ylabel() + "".join(t.get_text() for t in given.texts)
+    assert labels, "a figure without a word"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_file_opens_with_its_size_its_words_and_its_provenance(name, places, tmp_path, poppler):
+    figure, layout = small(name), Layout("icml", 7, 200)
+    source = open_source(places[figure.needs], figure.needs)
+    data = figure.numbers(source.what)
+    width, height = layout.size(figure)
+    for kind in KINDS:
+        out = tmp_path / f"a.{kind}"
+        about = provenance(figure, source, out, layout)
+        out.write_bytes(rendered(figure, data, kind, layout, about))
+        assert about["model"] and about["command"].startswith("python -m analysis figure ")
+    info = poppler("pdfinfo", str(tmp_path / "a.pdf"))
+    size = [float(n) / 72 for n in re.search(r"Page size:\s+([\d.]+) x ([\d.]+)", info).groups()]
+    assert size == pytest.approx([width, height], abs=0.02) and "python -m analysis figure" in info
+    fonts = poppler("pdffonts", str(tmp_path / "a.pdf")).splitlines()[2:]
+    assert fonts and all("TrueType" in f and re.search(r"\byes\s+(yes|no)\s+(yes|no)", f) for f in fonts)
+    words = drawn_words(figure, data, layout)
+    told = poppler("pdftotext", str(tmp_path / "a.pdf"), "-")
+    assert any(word in told for word in words)
+    svg = ElementTree.parse(tmp_path / "a.svg").getroot()
+    texts = ["".join(node.itertext()) for node in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert any(word in text for word in words for text in texts)
+    described = next(svg.iter("{http://purl.org/dc/elements/1.1/}description")).text
+    assert json.loads(described)["figure"] == str(figure)
+    with Image.open(tmp_path / "a.png") as png:
+        assert png.size == pytest.approx((width * 200, height * 200), abs=1)
+        assert png.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+        assert json.loads(png.info["Description"])["spec"] == about["spec"]
+    with np.load(tmp_path / "a.npz") as held:
+        for key, array in data.items():
+            np.testing.assert_array_equal(held[key], array)
+    rows = list(csv.reader(io.StringIO((tmp_path / "a.csv").read_text())))
+    largest = max(np.asarray(a).size for a in data.values())
+    assert len(rows) == largest + 1
+
+
+def drawn_words(figure, data, layout):
+    ax = sheet(figure, data, layout).axes[0]
+    words = [ax.get_xlabel(), ax.get_ylabel(), *(t.get_text() for t in ax.texts)]
+    return [w.strip() for w in words if len(w.strip()) > 1]
+
+
+@pytest.mark.parametrize("name", ["head-map", "perplexity", "sink-grid", "budget"])
+@pytest.mark.parametrize("kind", ["pdf", "svg", "png", "csv"])
+def test_the_command_that_a_file_names_makes_the_same_bytes(name, kind, places, tmp_path, run):
+    figure, out = small(name), tmp_path / f"a.{kind}"
+    export(figure, places[figure.needs], out, Layout("acl", 8, 150))
+    about = provenance(figure, open_source(places[figure.needs], figure.needs), out, Layout("acl", 8, 150))
+    first = out.read_bytes()
+    out.unlink()
+    code, said, _ = run(*shlex.split(about["command"])[3:])
+    assert code == 0 and figure.title in said
+    assert out.read_bytes() == first
+    if kind == "csv":
+        assert json.loads(out.with_suffix(".csv.json").read_text())["command"] == about["command"]
+
+
+def test_venues_are_as_wide_as_their_columns():
+    assert WIDTHS["icml"] == 3.25 and WIDTHS["neurips"] == 5.5
+    assert Layout("slides").size(small("perplexity")) == (13.333, 7.5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["nothing", "--run", "{run}", "--out", "a.pdf"], "there is no figure 'nothing'; choose one of: head-map"),
+        (["perplexity", "--run", "{run}", "--out", "a.doc"], "ends in none of: pdf, svg, png, csv, npz"),
+        (["perplexity", "--run", "nowhere", "--out", "a.pdf"], "nowhere holds no run"),
+        (["head-map", "--run", "{run}", "--out", "a.pdf"], "holds no captured stretch"),
+        (["head-map:layer=9", "--run", "{stretch}", "--out", "a.pdf"], "there is no head 9.3"),
+        (["head-map:layer=1,begin=900", "--run", "{stretch}", "--out", "a.pdf"], "choose a smaller begin"),
+        (["sink-grid:lane=7", "--run", "{run}", "--out", "a.pdf"], "the run has lanes 0 to 2, and not 7"),
+        (["perplexity:mode=fast", "--run", "{run}", "--out", "a.pdf"], "mode must be one of relative"),
+        (["budget", "--run", "{run}", "--out", "a.pdf"], "holds no runs"),
+        (["perplexity", "--run", "{run}", "--out", "a.pdf", "--venue", "nature"], "choose one of: neurips"),
+        (["perplexity", "--run", "{run}", "--out", "a.pdf", "--points", "99"], "4 to 40 points"),
+    ],
+)
+def test_what_is_wrong_with_a_figure_is_one_line_and_status_2(wrong, says, places, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, said = run("figure", *(word.format(**places) for word in wrong))
+    assert code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    assert says in said
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_a_stretch_is_captured_by_a_command(run, model, text, tmp_path):
+    asked = ["capture", "--model", model, "--text", text, "--device", "cpu", "--tokens", "100"]
+    code, said, _ = run(
+        *asked,
+        "--policy",
+        "streaming:sinks=4,window=20",
+        "--switch",
+        "50=window:window=20",
+        "--out",
+        str(tmp_path / "s"),
+    )
+    assert code == 0 and "The stretch lies in" in said
+    from analysis.capture import Stretch
+
+    stretch = Stretch(tmp_path / "s")
+    assert stretch.tokens == 99 and stretch.segments[-1].policy == "window:window=20"
+    code, _, said = run(*asked, "--switch", "fifty", "--out", str(tmp_path / "t"))
+    assert code == 2 and "POSITION=policy" in said
+
+
+def test_figures_are_listed(run):
+    code, said, _ = run("figures")
+    assert code == 0 and all(name in said for name in FIGURES)
