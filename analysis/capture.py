@@ -20,6 +20,7 @@ from .models import LanguageModel
 from .policies import Band, Policy, parse
 from .reach import Reach
 from .record import Spec
+from .rotary import Adapted
 from .stream import CHUNK, open_lanes
 
 LONGEST = 65_536
@@ -162,7 +163,7 @@ class _Recorder:
 
     def watching(self):
         """A context in which each layer's output is seen: hooks on the modules that hold the attentions."""
-        return _Hooks(self.model, self._hidden)
+        return Outputs(self.model, self._hidden)
 
     def take(self, reading: Reading) -> None:
         begin, count = reading.start, reading.lse[0].shape[1]
@@ -205,21 +206,25 @@ class _Recorder:
         np.save(self.path / "median.npy", np.array([np.median(m) for m in self._medians], np.float32))
 
 
-class _Hooks:
-    """Sees what comes out of every layer while it is entered: [tokens, width] by layer."""
+class Outputs:
+    """Sees what comes out of every layer while it is entered: [tokens, width] by layer, or (`every`) of each text of a
+    batch, [texts, tokens, width]."""
 
-    def __init__(self, model, seen: dict[int, Tensor]) -> None:
+    def __init__(self, model: Adapted, seen: dict[int, Tensor], *, every: bool = False) -> None:
         names = {id(module): name for name, module in model.network.named_modules()}
-        blocks = {i: names[id(a)].rpartition(".")[0] for i, a in model.attentions.items()}
         modules = dict(model.network.named_modules())
-        self._blocks: dict[int, nn.Module] = {i: modules[name] for i, name in blocks.items()}
-        self._seen, self._handles = seen, []
+        # An attention lies in the layer whose output it adds to.
+        self._blocks: dict[int, nn.Module] = {
+            layer: modules[names[id(attention)].rpartition(".")[0]] for layer, attention in model.attentions.items()
+        }
+        self._seen, self._every, self._handles = seen, every, []
 
     def __enter__(self) -> None:
         for layer, block in self._blocks.items():
 
             def keep(_module, _args, out, layer=layer):
-                self._seen[layer] = (out[0] if isinstance(out, tuple) else out)[0]
+                whole = out[0] if isinstance(out, tuple) else out
+                self._seen[layer] = whole if self._every else whole[0]
 
             self._handles.append(block.register_forward_hook(keep))
 

@@ -105,10 +105,10 @@ def _read(cell: Cell, place: Path) -> None:
 def _rates(cell: Cell, place: Path) -> None:
     """Read many short texts."""
     spec, source, model = cell.spec, texts.read(cell.spec.text), _model(cell.spec)
-    from .measures import attention_to_first, samples_of
+    from .measures import joined, measure, samples_of
 
     ids = texts.tokenize(source, model.tokenizer)
-    alpha = attention_to_first(model, samples_of(ids, cell.samples, spec.tokens))
+    alpha = joined(list(measure(model, samples_of(ids, cell.samples, spec.tokens)))).heads["alpha"]
     place.mkdir()
     np.savez_compressed(place / "alpha.npz", alpha=alpha)
     about = {"spec": asdict(spec), "samples": cell.samples, "text_sha256": source.sha256}

@@ -1,16 +1,199 @@
-"""What is measured of every head over many short texts, as papers on the sink do."""
+"""What is measured of every head over short texts, as papers on the sink do: whole matrices, one layer at a time.
+
+A text here is a sample of T tokens that begins at its own beginning, read under dense attention.  Every head of every
+sample gets a number for each measure; means and spreads over samples are whoever reads them's.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from .attention import Reading
+from .attention import capped
+from .capture import Outputs
 from .models import LanguageModel
-from .reach import Reach
 from .rotary import Adapted
 
 TOGETHER = 16
-"""Texts that go through the model in one pass."""
+"""Short texts that go through the model in one pass."""
+LONGEST = 4096
+"""Tokens of a sample, at most: its matrices are whole."""
+MEASURES = {
+    "sink_mass": "Attention to the first tokens",
+    "alpha": "Attention to the first token, α₁",
+    "distance": "Mean distance attended, tokens",
+    "entropy": "Entropy of attention, nats",
+    "diagonal": "Attention to the token itself",
+    "separators": "Attention to separators",
+    "top": "Attention to the most attended token",
+}
+"""Of each head; means over the queries of a text."""
+NORMS = ("key", "value", "hidden")
+MASSIVE = (100.0, 1000.0)
+"""An activation is massive above the first, and above so many medians of its layer (Sun et al. 2024)."""
+SEPARATORS = frozenset(".,;:!?")
+
+
+@dataclass
+class Measured:
+    """What was measured of some samples.
+
+    `heads[measure]` [samples, layers, heads]; `norms` [samples, NORMS, layers, 2]: mean norms at the first token and at
+    all others; `largest` [samples, layers, 3] and `median` [samples, layers] of |h|; `places` [samples, layers,
+    2]: token and channel of the largest.
+    """
+
+    heads: dict[str, NDArray[np.float32]]
+    norms: NDArray[np.float32]
+    largest: NDArray[np.float32]
+    median: NDArray[np.float32]
+    places: NDArray[np.int64]
+
+    def sink_rate(self, threshold: float = 0.3) -> tuple[NDArray[np.float32], float]:
+        """The share of heads whose α₁ is above ε, [layers] and of all (Gu et al. 2024)."""
+        above = self.heads["alpha"].mean(0) > threshold
+        return above.mean(1), float(above.mean())
+
+    @property
+    def massive(self) -> NDArray[np.bool_]:
+        """Which layers have a massive activation in most samples, [layers]."""
+        size, times = MASSIVE
+        found = (self.largest[..., 0] > size) & (self.largest[..., 0] >= times * self.median)
+        return found.mean(0) > 0.5
+
+
+@dataclass(eq=False)
+class _Measuring:
+    """Attends with whole matrices and measures them."""
+
+    model: Adapted
+    first: int
+    separators: Tensor
+    """Which tokens of each sample are separators, [samples, tokens]."""
+    heads: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in MEASURES})
+    norms: list[list[Tensor]] = field(default_factory=lambda: [[], []])
+
+    def attend(
+        self,
+        attention: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        sliding_window: int | None = None,
+        s_aux: Tensor | None = None,
+        **_,
+    ) -> Tensor:
+        samples, heads, tokens, dim = query.shape
+        places = torch.arange(tokens, device=query.device)
+        angles = self.model.angles(attention, torch.arange(tokens, device=self.model.device))
+        q, k = (self.model.rotate(attention, x, angles) for x in (query, key))
+        groups = heads // key.shape[1]
+        k, v = k.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        distance = places[:, None] - places[None]
+        unseen = distance < 0
+        if sliding_window is not None:
+            unseen = unseen | (distance >= sliding_window)
+        outs, found = [], {name: [] for name in MEASURES}
+        for one in range(samples):
+            # One sample at a time: so a matrix of 4,096 tokens fits for all heads.
+            scores = capped(q[one] @ k[one].transpose(-1, -2) * (scaling or dim**-0.5), softcap).float()
+            scores = scores.masked_fill(unseen, float("-inf"))
+            if s_aux is not None:
+                scores = torch.cat((scores, s_aux.float().view(-1, 1, 1).expand(-1, tokens, 1)), -1)
+            weights = torch.softmax(scores, -1)[..., :tokens]
+            outs.append(weights.to(v.dtype) @ v[one])
+            for name, number in self._of(weights, distance, self.separators[one]).items():
+                found[name].append(number)
+        for name, numbers in found.items():
+            self.heads[name].append(torch.stack(numbers))
+        for kind, x in enumerate((key, value)):
+            self.norms[kind].append(x.float().norm(dim=-1).mean(1))
+        return torch.stack(outs).transpose(1, 2)
+
+    def _of(self, weights: Tensor, distance: Tensor, separators: Tensor) -> dict[str, Tensor]:
+        """Each measure of weights [heads, queries, keys], [heads]."""
+        first = min(self.first, weights.shape[-1])
+        later = weights[:, min(first, weights.shape[1] - 1) :]
+        return {
+            "sink_mass": later[..., :first].sum(-1).mean(-1),
+            "alpha": weights[..., 0].mean(-1),
+            "distance": (weights * distance).sum(-1).mean(-1),
+            "entropy": -torch.special.xlogy(weights, weights).sum(-1).mean(-1),
+            "diagonal": weights.diagonal(dim1=-2, dim2=-1).mean(-1),
+            "separators": weights[..., separators].sum(-1).mean(-1),
+            "top": weights.mean(-2).amax(-1),
+        }
+
+
+def measure(
+    model: LanguageModel | Adapted,
+    samples: NDArray[np.int32],
+    *,
+    first: int = 4,
+    separators: NDArray[np.bool_] | None = None,
+) -> Iterator[Measured]:
+    """Measures of some samples after the other, [samples, tokens]; joined by `joined`.
+
+    `first`: how many first tokens count as sinks; `separators` [vocabulary]: which tokens are separators.  Raises
+    ValueError where samples are too long.
+    """
+    adapted = model.adapted if isinstance(model, LanguageModel) else model
+    tokens = samples.shape[1]
+    if not 2 <= tokens <= LONGEST:
+        raise ValueError(f"a sample has 2 to {LONGEST:,} tokens, not {tokens:,}: choose another length")
+    if first < 1:
+        raise ValueError(f"at least 1 first token must count as sink, not {first}")
+    together = max(1, min(TOGETHER, 4096 // tokens))
+    for begin in range(0, len(samples), together):
+        part = samples[begin : begin + together]
+        ids = torch.as_tensor(part.astype(np.int64), device=adapted.device)
+        apart = np.zeros(part.shape, bool) if separators is None else separators[part]
+        reader = _Measuring(adapted, first, torch.as_tensor(apart, device=adapted.device))
+        hidden: dict[int, Tensor] = {}
+        with Outputs(adapted, hidden, every=True):
+            adapted.forward(ids, reader, last=1)
+        yield _told(reader, [hidden[layer] for layer in range(adapted.layers)])
+
+
+def _told(reader: _Measuring, hidden: list[Tensor]) -> Measured:
+    heads = {name: torch.stack([x.cpu() for x in of], 1).numpy() for name, of in reader.heads.items()}
+    sizes = [[x.cpu() for x in of] for of in (*reader.norms, [h.float().norm(dim=-1) for h in hidden])]
+    norms = torch.stack(
+        [torch.stack([torch.stack((n[:, 0], n[:, 1:].mean(1)), -1) for n in of], 1) for of in sizes], 1
+    ).numpy()
+    largest, places, median = [], [], []
+    for h in hidden:
+        size = h.float().abs().cpu()
+        flat = size.flatten(1)
+        top, at = flat.topk(min(3, flat.shape[1]), 1)
+        largest.append(top)
+        places.append(torch.stack((at[:, 0] // size.shape[2], at[:, 0] % size.shape[2]), -1))
+        median.append(flat.median(1).values)
+    return Measured(heads, norms, *(torch.stack(x, 1).numpy() for x in (largest, median, places)))
+
+
+def joined(parts: list[Measured]) -> Measured:
+    """All samples of several parts."""
+    return Measured(
+        {name: np.concatenate([p.heads[name] for p in parts]) for name in MEASURES},
+        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("norms", "largest", "median", "places")),
+    )
+
+
+def separators_of(tokenizer, vocabulary: int) -> NDArray[np.bool_]:
+    """Which tokens are punctuation between words or sentences, or a newline, [vocabulary]; none without a tokenizer."""
+    if tokenizer is None:
+        return np.zeros(vocabulary, bool)
+    looks = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    found = np.zeros(max(vocabulary, len(looks)), bool)
+    found[: len(looks)] = ["\n" in look or (look.strip() in SEPARATORS and bool(look.strip())) for look in looks]
+    return found
 
 
 def samples_of(tokens: NDArray[np.int32], count: int, length: int) -> NDArray[np.int32]:
@@ -21,20 +204,3 @@ def samples_of(tokens: NDArray[np.int32], count: int, length: int) -> NDArray[np
         )
     begins = np.linspace(0, len(tokens) - length, count).astype(int)
     return tokens[begins[:, None] + np.arange(length)]
-
-
-def attention_to_first(model: LanguageModel | Adapted, samples: NDArray[np.int32]) -> NDArray[np.float32]:
-    """α_1 of every head in each text, [samples, layers, heads]: the mean attention that its first token gets.
-
-    `samples` [samples, tokens]: each is a text of its own (Gu et al. 2024, "When Attention Sink Emerges").
-    """
-    adapted = model.adapted if isinstance(model, LanguageModel) else model
-    found = []
-    for begin in range(0, len(samples), TOGETHER):
-        ids = torch.as_tensor(samples[begin : begin + TOGETHER].astype(np.int64), device=adapted.device)
-        nowhere = torch.zeros(len(ids), dtype=torch.int64, device=adapted.device)
-        reading = Reading(adapted, 0, 1, Reach(0, 0, None, "text"), None, nowhere)
-        adapted.forward(ids, reading, last=1)
-        mass = torch.stack([m.view(len(m), len(ids), -1).mean(-1).T.cpu() for m in reading.mass], 1)
-        found.append(mass.numpy())
-    return np.concatenate(found)

@@ -231,13 +231,7 @@ class Folder:
         self.path, self.run = path, run
         if (path / "run.json").exists():
             raise ValueError(f"{path} holds a run already: choose another folder for --out")
-        self._about = {
-            "spec": asdict(run.spec),
-            "versions": {"python": platform.python_version(), **{p: _version(p) for p in ("torch", "transformers")}},
-            "text_sha256": text_sha256,
-            "weights_sha256": weights_sha256,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        self._about = _about(run.spec, text_sha256, weights_sha256)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._write_about("running")
@@ -313,9 +307,64 @@ class Folder:
             (self.path / name).unlink()
 
     def _write_about(self, status: str) -> None:
-        draft = self.path / "run.json.part"
-        draft.write_text(json.dumps({**self._about, "status": status}, indent=2) + "\n", encoding="utf-8")
-        draft.replace(self.path / "run.json")
+        _write(self.path, {**self._about, "status": status})
+
+
+def save(run: Run, path: Path, *, text_sha256: str, weights_sha256: str) -> None:
+    """Put a run that is kept in memory into a folder, or what it has learned since.
+
+    Raises ValueError where the folder holds another run.
+    """
+    path, about = Path(path), Path(path) / "run.json"
+    if about.exists() and json.loads(about.read_text(encoding="utf-8"))["spec"] != json.loads(run.spec.to_json()):
+        raise ValueError(f"{path} holds another run: choose another folder")
+    path.mkdir(parents=True, exist_ok=True)
+    parts, arrays = [], {}
+    for lane, track in enumerate(run.tracks):
+        count = len(track.nll)
+        if not count:
+            continue
+        first = {"token_ids": run.first_token or 0, "nll": 0, "cache_tokens": 0, "cache_bytes": 0}
+        column = {name: np.concatenate(([value], getattr(track, name).view()[:count])) for name, value in first.items()}
+        known = track.seconds.view()[:count]
+        policies = np.empty(count + 1, object)
+        for position, policy in track.policies:
+            policies[position if position > 1 else 0 :] = policy
+        columns = [
+            np.full(count + 1, lane, np.int32),
+            pa.array(policies.tolist(), pa.string()),
+            np.arange(count + 1),
+            column["token_ids"].astype(np.int32),
+            pa.array(column["nll"].astype(np.float32), mask=np.arange(count + 1) == 0),
+            column["cache_tokens"].astype(np.int32),
+            column["cache_bytes"].astype(np.int64),
+            np.concatenate((known[:1], known)),
+        ]
+        parts.append(pa.table(columns, schema=TOKENS))
+        spans = [span for span in track.spans[:] if span[1] <= count + 1]
+        arrays[f"mass_{lane}"], arrays[f"span_{lane}"] = np.stack(track.sink_mass[: len(spans)]), np.array(spans)
+    pq.write_table(pa.concat_tables(parts) if parts else TOKENS.empty_table(), path / "tokens.parquet")
+    np.savez_compressed(path / "sinks.npz", **arrays)
+    lines = "".join(json.dumps(event) + "\n" for event in list(run.events))
+    (path / "events.jsonl").write_text(lines, encoding="utf-8")
+    _write(path, {**_about(run.spec, text_sha256, weights_sha256), "status": "saved"})
+
+
+def _about(spec: Spec, text_sha256: str, weights_sha256: str) -> dict[str, Any]:
+    """What a run folder says of itself."""
+    return {
+        "spec": asdict(spec),
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in ("torch", "transformers")}},
+        "text_sha256": text_sha256,
+        "weights_sha256": weights_sha256,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _write(path: Path, about: dict[str, Any]) -> None:
+    draft = path / "run.json.part"
+    draft.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path / "run.json")
 
 
 def load(path: Path) -> Run:

@@ -12,6 +12,7 @@ import streamlit as st
 from analysis import texts
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Spec
+from analysis.settings import Settings
 from app.runner import sentence
 
 WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
@@ -30,6 +31,7 @@ def brand(motto: str) -> None:
         st.page_link("views/live.py", label="Read", icon=":material/menu_book:")
         st.page_link("views/chat.py", label="Chat", icon=":material/forum:")
         st.page_link("views/heads.py", label="Heads", icon=":material/grid_on:")
+        st.page_link("views/figures.py", label="Figures", icon=":material/image:")
 
 
 def fresh(trigger: str, value: dict) -> bool:
@@ -169,10 +171,10 @@ def policy_controls(key: str, policy: Policy) -> Policy:
         return policy
 
 
-def setting_control(key: str, f: Field, policy: Policy, chosen: type[Policy]) -> float | str:
-    """A widget for one setting of the chosen policy, beginning as it stands in another, where that has it too."""
+def setting_control(key: str, f: Field, before: Settings | None, chosen: type[Settings]) -> float | str:
+    """A widget for one setting of what is chosen, beginning as it stands in what was before, where that has it too."""
     rule, widget, label = f.metadata, f"{key}-{f.name}", f.name.capitalize()
-    now = getattr(policy, f.name) if isinstance(policy, chosen) or rule["what_if"] else f.default
+    now = getattr(before, f.name) if isinstance(before, chosen) or rule["what_if"] else f.default
     if rule["choices"]:
         options = list(rule["choices"])
         return st.selectbox(label, options, index=options.index(now), help=rule["help"], key=widget)

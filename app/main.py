@@ -18,6 +18,7 @@ page = st.navigation(
         st.Page("views/live.py", title="Live", default=True),
         st.Page("views/chat.py", title="Chat"),
         st.Page("views/heads.py", title="Heads"),
+        st.Page("views/figures.py", title="Figures"),
     ],
     position="hidden",
 )

@@ -17,3 +17,11 @@ def test_effects_are_where_their_heads_are():
 def test_a_ranking_is_drawn_in_its_order():
     figure = charts.ranking([Effect(2, 1, 0.3, 0.1), Effect(0, 0, -0.1, float("nan"))])
     assert list(figure.data[0].y) == ["2.1", "0.0"] and list(figure.data[0].x) == [0.3, -0.1]
+
+
+def test_depth_has_the_spread_of_samples():
+    values = np.random.default_rng(0).random((5, 3, 4))
+    low, high, mean = (np.array(trace.y) for trace in charts.depth(values, "x").data)
+    np.testing.assert_allclose(mean, values.mean((0, 2)))
+    np.testing.assert_allclose(high - low, 2 * values.mean(2).std(0, ddof=1))
+    assert np.array(charts.cells(values.mean(0), "x").data[0].z).shape == (4, 3)

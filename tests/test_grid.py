@@ -7,11 +7,10 @@ import pytest
 
 from analysis import grid
 from analysis.experiments import EXPERIMENTS, Cell, as_markdown
-from analysis.measures import attention_to_first, samples_of
-from analysis.metrics import perplexity, sink_rate
+from analysis.measures import samples_of
+from analysis.metrics import perplexity
 from analysis.policies import parse
 from analysis.record import Spec, load
-from analysis.stream import open_lanes
 
 from .families import our_nll
 
@@ -70,18 +69,6 @@ def test_experiments_can_be_read_at_all(name, base):
     cells = experiment.cells(Spec("embedded", "hamlet", ("dense",)))
     assert len({c.name for c in cells}) == len(cells) and all(c.spec.tokens == experiment.tokens for c in cells)
     assert all(len(c.paper) == len(experiment.columns) or not c.paper for c in cells)
-
-
-def test_attention_to_the_first_token_is_that_of_eager(tiny_llama):
-    import torch
-
-    samples = samples_of(np.random.default_rng(0).integers(0, 97, 300), 20, 24)
-    alpha = attention_to_first(open_lanes(tiny_llama, samples[0], [parse("dense")])[0].source.model, samples)
-    tiny_llama.set_attn_implementation("eager")
-    with torch.no_grad():
-        weights = tiny_llama(torch.as_tensor(samples), output_attentions=True).attentions
-    for layer, of_layer in enumerate(weights):
-        np.testing.assert_allclose(alpha[:, layer], sink_rate(of_layer.numpy())[0], atol=1e-5)
 
 
 def test_samples_are_spread_over_the_text():

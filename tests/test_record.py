@@ -188,3 +188,31 @@ def test_folder_that_is_a_file_is_one_sentence(tmp_path):
 def test_folder_without_a_run_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
         load(tmp_path)
+
+
+def test_a_run_kept_in_memory_is_saved_and_read_again(tiny_llama, tmp_path):
+    from analysis.policies import parse
+    from analysis.record import save
+    from analysis.stream import open_lanes
+
+    tokens = np.random.default_rng(0).integers(0, 97, 120)
+    policies = ("dense", "streaming:sinks=4,window=12,positions=cache")
+    run = Run(Spec("tiny", "random", policies), int(tokens[0]))
+    for lane in open_lanes(tiny_llama, tokens, [parse(p) for p in policies]):
+        run.append(lane.read(50))
+        if lane.index:
+            lane.switch(parse("window:window=12"))
+            run.event("switch", lane=1, position=lane.position, policy="window:window=12", how="")
+        run.append(lane.read(30))
+    for _ in range(2):
+        # Saving again overwrites what the same run was before.
+        save(run, tmp_path / "r", text_sha256="t", weights_sha256="w")
+        again = load(tmp_path / "r")
+        for one, other in zip(run.tracks, again.tracks, strict=True):
+            for name in ("nll", "token_ids", "cache_tokens", "cache_bytes", "seconds", "sums"):
+                np.testing.assert_allclose(getattr(other, name).view(), getattr(one, name).view(), rtol=1e-6)
+            assert other.policies == one.policies and other.spans == one.spans
+            np.testing.assert_allclose(other.sink_mass, one.sink_mass)
+        assert again.events == run.events and again.first_token == tokens[0] and again.spec == run.spec
+    with pytest.raises(ValueError, match="holds another run"):
+        save(Run(Spec("tiny", "random", ("dense",))), tmp_path / "r", text_sha256="t", weights_sha256="w")

@@ -8,12 +8,12 @@ from app.ablator import Ablation
 from app.atlasframes import AtlasSender, Look
 from app.capturer import Capturing
 from app.controls import Chosen, brand, model_controls, policy_controls, text_controls
-from app.panels import atlas, knockouts
+from app.panels import atlas, knockouts, measures
 from app.runner import REGISTRY
 
-TOKENS = {"maps": 2048, "knockouts": 512}
+TOKENS = {"maps": 2048, "measures": 64, "knockouts": 512}
 """What is read at first: a map can be large, and knock-outs read the text once for every head."""
-PANELS = {"maps": "Maps", "knockouts": "What is each head's sink worth?"}
+PANELS = {"maps": "Maps", "measures": "Measures", "knockouts": "What is each head's sink worth?"}
 
 
 def open_page() -> None:
@@ -33,6 +33,8 @@ def open_page() -> None:
         "tokens": TOKENS | ({"knockouts" if ablation else "maps": spec.tokens} if run else {}),
         "kind": ablation.kind if ablation else "values",
         "layer": ablation.layer if ablation else None,
+        "samples": 64,
+        "first": 4,
         "folder": run.folder if isinstance(run, Capturing) else "",
     }
     state.update(heads_problem="", atlas_look=Look(), atlas_sender=AtlasSender(), captures=[], atlas_shown="")
@@ -54,10 +56,11 @@ def sidebar(name: str, panel) -> None:
         asked["text"] = text_controls("heads", asked["text"])
         tokens = asked["tokens"]
         tokens[name] = st.number_input("Tokens", 32, 65_537, tokens[name], 64, key=f"heads-tokens-{name}")
-        st.caption("What is kept")
-        policy = parse(asked["policy"])
-        with st.popover(f":material/edit: {policy.label}", width="stretch"):
-            asked["policy"] = str(policy_controls("heads", policy))
+        if name != "measures":
+            st.caption("What is kept")
+            policy = parse(asked["policy"])
+            with st.popover(f":material/edit: {policy.label}", width="stretch"):
+                asked["policy"] = str(policy_controls("heads", policy))
         panel.sidebar()
 
 
@@ -73,7 +76,7 @@ st.session_state.setdefault("heads_panel", "maps")
 name = st.segmented_control(
     "Panel", list(PANELS), format_func=PANELS.get, key="heads_panel", label_visibility="collapsed", required=True
 )
-panel = {"maps": atlas, "knockouts": knockouts}[name]
+panel = {"maps": atlas, "measures": measures, "knockouts": knockouts}[name]
 sidebar(name, panel)
 st.session_state.heads_busy = panel.busy()
 st.fragment(body, run_every=0.5 if st.session_state.heads_busy else None)(panel)

@@ -1,0 +1,36 @@
+"""Live measures: what every head does over many short texts, sample after sample."""
+
+from analysis import texts
+from analysis.measures import Measured, joined, measure, samples_of, separators_of
+from analysis.record import Spec
+
+from .runner import Live, Models
+
+
+class Measuring(Live):
+    """Measures heads over samples of a text; what is known grows, and is kept when it is stopped."""
+
+    def __init__(self, spec: Spec, text: texts.Text, samples: int, first: int, models: Models) -> None:
+        super().__init__(spec, models)
+        self.text, self.samples, self.first = text, samples, first
+        self.measured: Measured | None = None
+
+    @property
+    def done(self) -> int:
+        """Samples that are measured."""
+        return 0 if self.measured is None else len(self.measured.median)
+
+    def _run(self) -> None:
+        model = self._models.get(self.spec, self.tell)
+        ids = texts.tokenize(self.text, model.tokenizer)
+        samples = samples_of(ids, self.samples, self.spec.tokens)
+        apart = separators_of(model.tokenizer, model.network.get_input_embeddings().num_embeddings)
+        self.model = model
+        self._set("running")
+        for part in measure(model, samples, first=self.first, separators=apart):
+            self.measured = part if self.measured is None else joined([self.measured, part])
+            self._publish()
+            if self._wanted != "running":
+                self._set("stopped")
+                return
+        self._set("finished")

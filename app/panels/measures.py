@@ -1,0 +1,125 @@
+"""What every head does, measured over many short texts, on the heads page."""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from analysis.measures import LONGEST, MASSIVE, MEASURES
+from analysis.record import Spec
+from app import charts
+from app.controls import chosen_text
+from app.measurer import Measuring
+from app.runner import REGISTRY, sentence
+
+
+def current() -> Measuring | None:
+    run = REGISTRY.get(st.session_state.get("measures_run"))
+    return run if isinstance(run, Measuring) else None
+
+
+def sidebar() -> None:
+    asked = st.session_state.heads
+    st.caption("What is measured")
+    left, right = st.columns(2)
+    asked["samples"] = left.number_input(
+        "Samples", 1, 1000, asked["samples"], key="measures-samples", help="Stretches of the text, each read alone"
+    )
+    asked["first"] = right.number_input(
+        "First tokens", 1, 64, asked["first"], key="measures-first", help="How many count for the sink mass"
+    )
+
+
+def start() -> None:
+    """Begin with what is set; what was on screen ends."""
+    state, asked, old = st.session_state, st.session_state.heads, current()
+    try:
+        text = chosen_text("heads", asked["text"])
+        if old is not None:
+            REGISTRY.free(old.id)
+        tokens = min(asked["tokens"]["measures"], LONGEST)
+        spec = Spec(text=text.name, policies=("dense",), tokens=tokens, **asked["model"]._asdict())
+        run = REGISTRY.start(partial(Measuring, spec, text, asked["samples"], asked["first"]))
+    except ValueError as e:
+        state.heads_problem = sentence(e)
+        return
+    state.heads_problem = ""
+    st.query_params["run"] = state.measures_run = run.id
+
+
+def stop() -> None:
+    if (run := current()) is not None:
+        run.wish("stopped")
+
+
+def table(run: Measuring) -> pd.DataFrame:
+    """A row for each head: means over samples."""
+    measured = run.measured
+    _, layers, heads = measured.heads["alpha"].shape
+    places = {"layer": np.repeat(np.arange(layers), heads), "head": np.tile(np.arange(heads), layers)}
+    return pd.DataFrame(places | {name: x.mean(0).ravel() for name, x in measured.heads.items()})
+
+
+def draw() -> None:
+    """The panel; again and again while samples are measured."""
+    run, state = current(), st.session_state
+    live = run is not None and run.live
+    with st.container(horizontal=True, vertical_alignment="center"):
+        label = "Measure" if run is None else "Measure again"
+        st.button(label, type="primary", icon=":material/straighten:", on_click=start, disabled=live)
+        st.button("Stop", icon=":material/stop:", on_click=stop, disabled=not live)
+        if run is not None:
+            st.caption(f"{run.done} of {run.samples} samples of {run.spec.tokens:,} tokens of {run.text.title}, dense")
+    if state.heads_problem:
+        st.error(state.heads_problem)
+    if run is None:
+        st.markdown(
+            "Short samples of the text are read, each alone and from its own beginning, and every head is measured: "
+            "how much it gives to the first tokens, how far and how evenly it looks, and what it does with itself and "
+            "with punctuation."
+        )
+        return
+    run.look()
+    if live:
+        st.progress(run.done / run.samples, run.note or f"{run.done} of {run.samples} samples")
+    elif run.status == "failed":
+        st.error(run.note)
+    if run.measured is None:
+        return
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        name = st.selectbox("Measure", list(MEASURES), format_func=MEASURES.get, key="measures-name", width=320)
+        threshold = st.slider("ε of the sink rate", 0.05, 0.95, 0.3, 0.05, key="measures-threshold", width=240)
+        _, rate = run.measured.sink_rate(threshold)
+        st.metric(f"Heads with α₁ > {threshold:.2f}", f"{rate:.1%}")
+    values, found = run.measured.heads[name], table(run)
+    left, right = st.columns(2)
+    bare = {"displayModeBar": False}
+    with left:
+        st.caption(f"{MEASURES[name]}: every head, mean over samples")
+        st.plotly_chart(charts.cells(values.mean(0), ""), key="measures-cells", config=bare, alt=MEASURES[name])
+    with right:
+        st.caption("Mean over heads by layer, ± standard deviation between samples")
+        st.plotly_chart(charts.depth(values, ""), key="measures-depth", config=bare, alt=f"{MEASURES[name]} by layer")
+    massive = np.flatnonzero(run.measured.massive)
+    size, times = MASSIVE
+    told = "no layer"
+    if len(massive):
+        places, times_seen = np.unique(run.measured.places[:, massive].reshape(-1, 2), axis=0, return_counts=True)
+        token, channel = places[times_seen.argmax()]
+        told = f"layers {massive.min()} to {massive.max()}, most often at token {token}, channel {channel}"
+    st.caption(f"Against the other tokens. Massive activations (above {size:g} and {times:,.0f} medians): {told}")
+    st.plotly_chart(charts.norms(run.measured), key="measures-norms", config=bare, alt="Norms at the first token")
+    st.caption("Every head; a press on a heading sorts")
+    titles = {n: st.column_config.NumberColumn(title.split(",")[0], format="%.4f") for n, title in MEASURES.items()}
+    st.dataframe(found, hide_index=True, height=320, column_config=titles)
+    st.download_button(
+        "All heads as CSV", found.to_csv(index=False), "measures.csv", "text/csv", icon=":material/download:",
+        on_click="ignore",
+    )  # fmt: skip
+
+
+def busy() -> bool:
+    """Whether there will be something new without a press."""
+    run = current()
+    return run is not None and run.live

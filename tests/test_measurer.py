@@ -1,0 +1,61 @@
+"""Live measures and captures: they grow while one looks, are stopped, and say what cannot be."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from analysis.measures import joined, measure, samples_of
+from analysis.record import Spec
+from app.capturer import Capturing
+from app.measurer import Measuring
+
+from .test_runner import text, until
+
+
+def test_samples_are_measured_one_part_after_the_other(registry, model, tiny_llama):
+    from analysis.families import adapt
+
+    spec = Spec(model, "random.npy", ("dense",), 20)
+    run = registry.start(partial(Measuring, spec, text(400), 40, 2))
+    until(run, lambda: run.status == "finished")
+    assert run.done == run.samples == 40
+    wanted = joined(list(measure(adapt(tiny_llama), samples_of(text(400).ids, 40, 20), first=2)))
+    np.testing.assert_allclose(run.measured.heads["sink_mass"], wanted.heads["sink_mass"], atol=1e-5)
+
+
+def test_a_text_shorter_than_a_sample_is_said(registry, model):
+    run = registry.start(partial(Measuring, Spec(model, "random.npy", ("dense",), 64), text(30), 4, 4))
+    until(run, lambda: run.status == "failed")
+    assert "choose a longer one" in run.note
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_stretch_is_captured_and_opened_again(registry, model, tmp_path, kept):
+    folder = str(tmp_path / "s") if kept else ""
+    spec = Spec(model, "random.npy", ("streaming:sinks=4,window=12",), 100)
+    run = registry.start(partial(Capturing, spec, text(100), folder))
+    until(run, lambda: run.status == "finished")
+    assert run.read == run.total == run.atlas.stretch.tokens == 99 and len(run.pieces) == 100
+    if kept:
+        again = registry.start(partial(Capturing, Spec(model, "other", ("dense",), 5), None, folder))
+        until(again, lambda: again.status == "finished")
+        assert again.spec == spec and again.atlas.stretch.tokens == 99
+
+
+def test_a_capture_that_is_stopped_leaves_nothing(registry, model, tmp_path):
+    spec = Spec(model, "random.npy", ("dense",), 4000, chunk=16)
+    run = registry.start(partial(Capturing, spec, text(4000), str(tmp_path / "s")))
+    until(run, lambda: run.read > 32)
+    run.wish("stopped")
+    until(run, lambda: run.status == "stopped")
+    assert not (tmp_path / "s").exists() and run.atlas is None
+
+
+def test_a_disk_that_is_too_small_is_said(registry, model, monkeypatch):
+    from app import capturer
+
+    monkeypatch.setattr(capturer.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 1000})())
+    run = registry.start(partial(Capturing, Spec(model, "random.npy", ("dense",), 100), text(100), ""))
+    until(run, lambda: run.status == "failed")
+    assert "on disk" in run.note and "read fewer" in run.note

@@ -1,0 +1,103 @@
+"""Measures of heads equal what eager attention says, in every family and for any number of samples at a time."""
+
+import numpy as np
+import pytest
+import torch
+
+from analysis import measures
+from analysis.families import adapt
+from analysis.measures import MEASURES, joined, measure, samples_of, separators_of
+from analysis.metrics import sink_rate
+
+from .families import tiny
+
+
+def eager(network, samples):
+    network.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = network(torch.as_tensor(samples), output_attentions=True, output_hidden_states=True)
+    return torch.stack(out.attentions, 1).numpy(), [h.numpy() for h in out.hidden_states]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "gpt_neox", "gpt2"])
+def test_measures_equal_those_of_whole_matrices(family, monkeypatch):
+    network = tiny(family)
+    samples = np.random.default_rng(0).integers(0, 90, (5, 40))
+    apart = np.arange(200) % 7 == 0
+    W, hidden = eager(network, samples)
+    monkeypatch.setattr(measures, "TOGETHER", 2)
+    adapted = adapt(network)
+    got = joined(list(measure(adapted, samples, first=3, separators=apart)))
+    distance = np.arange(40)[:, None] - np.arange(40)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.nansum(np.where(W > 0, W * np.log(W), 0), -1)
+    separated = np.stack([w[..., apart[ids]].sum(-1).mean(-1) for w, ids in zip(W, samples, strict=True)])
+    wanted = {
+        "sink_mass": W[..., 3:, :3].sum(-1).mean(-1),
+        "alpha": W[..., 0].mean(-1),
+        "distance": (W * distance).sum(-1).mean(-1),
+        "entropy": entropy.mean(-1),
+        "diagonal": np.diagonal(W, axis1=-2, axis2=-1).mean(-1),
+        "separators": separated,
+        "top": W.mean(-2).max(-1),
+    }
+    assert set(wanted) == set(MEASURES)
+    for name, numbers in wanted.items():
+        np.testing.assert_allclose(got.heads[name], numbers, atol=2e-5, rtol=1e-4, err_msg=name)
+    for layer in range(len(hidden) - 2):
+        h = np.abs(hidden[layer + 1]).reshape(5, -1)
+        np.testing.assert_allclose(got.largest[:, layer, 0], h.max(1), rtol=1e-4)
+        norm = np.linalg.norm(hidden[layer + 1], axis=-1)
+        np.testing.assert_allclose(got.norms[:, 2, layer], np.stack((norm[:, 0], norm[:, 1:].mean(1)), -1), rtol=1e-4)
+
+
+def test_one_sample_at_a_time_is_the_same(tiny_llama):
+    adapted, samples = adapt(tiny_llama), np.random.default_rng(0).integers(0, 90, (3, 24))
+    whole = joined(list(measure(adapted, samples)))
+    for i, sample in enumerate(samples):
+        (alone,) = measure(adapted, sample[None])
+        for name in MEASURES:
+            np.testing.assert_allclose(alone.heads[name][0], whole.heads[name][i], atol=1e-5)
+
+
+def test_sink_rate_is_the_share_of_heads_above_the_threshold(tiny_llama):
+    samples = np.random.default_rng(0).integers(0, 97, (8, 64))
+    adapted = adapt(tiny_llama)
+    got = joined(list(measure(adapted, samples)))
+    W, _ = eager(tiny_llama, samples)
+    alpha = np.stack([sink_rate(w)[0] for w in W])
+    np.testing.assert_allclose(got.heads["alpha"], alpha, atol=1e-5)
+    threshold = float(np.median(alpha.mean(0)))
+    by_layer, whole = got.sink_rate(threshold)
+    assert whole == pytest.approx((alpha.mean(0) > threshold).mean()) and by_layer.shape == (3,)
+
+
+def test_the_embedded_model_has_massive_activations_at_its_first_token(embedded):
+    """And heads whose sink takes most of their attention: what papers say of larger models."""
+    from analysis.texts import read, tokenize
+
+    ids = tokenize(read("hamlet"), embedded.tokenizer, limit=600)
+    apart = separators_of(embedded.tokenizer, 49_152)
+    got = joined(list(measure(embedded, samples_of(ids, 4, 64), separators=apart)))
+    assert 0.5 < got.sink_rate()[1] < 0.95
+    assert got.massive[12:27].all() and not got.massive[0]
+    assert (got.places[:, 15, 0] == 0).all()
+    # The value of the sink is short, and its hidden state is long.
+    assert (got.norms[:, 1, 15, 0] < 0.5 * got.norms[:, 1, 15, 1]).all()
+    assert (got.norms[:, 2, 15, 0] > 10 * got.norms[:, 2, 15, 1]).all()
+
+
+def test_separators_are_punctuation_and_newlines(embedded):
+    apart = separators_of(embedded.tokenizer, 49_152)
+    for look, is_one in ((".", True), (",", True), ("\n", True), (" the", False), (" ", False)):
+        ids = embedded.tokenizer(look, add_special_tokens=False)["input_ids"]
+        assert apart[ids[-1]] == is_one, look
+    assert not separators_of(None, 10).any()
+
+
+def test_what_cannot_be_measured_is_said(tiny_llama):
+    adapted = adapt(tiny_llama)
+    with pytest.raises(ValueError, match="2 to 4,096 tokens, not 5,000"):
+        next(measure(adapted, np.zeros((1, 5000), np.int32)))
+    with pytest.raises(ValueError, match="at least 1 first token"):
+        next(measure(adapted, np.zeros((1, 20), np.int32), first=0))
