@@ -398,6 +398,22 @@ def figure(
     out.print(f"{chosen.title}: {out_file}", soft_wrap=True, markup=False)
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Option(help="folder of a run")],
+    out_file: Annotated[Path, typer.Option("--out", help="an .html file")],
+    lane: Annotated[int, typer.Option(help="whose text is shown")] = 0,
+    stretch: Annotated[Path | None, typer.Option(help="folder of a captured stretch, for maps")] = None,
+    head: Annotated[list[str] | None, typer.Option(help="layer.head of a map")] = None,
+) -> None:
+    """Write one page that tells a run, and opens without network or Python."""
+    from .report import report as write
+
+    with out.status("Writing"):
+        write(run, out_file, lane=lane, stretch=stretch, heads=head or ())
+    out.print(f"The report: {out_file}, {out_file.stat().st_size / 1e6:.1f} MB", soft_wrap=True, markup=False)
+
+
 @app.command(name="figures")
 def list_figures() -> None:
     """The figures, with their settings."""

@@ -4,16 +4,19 @@ A cell is the largest or the mean weight of scale × scale pairs of tokens.  Of 
 are multiplied that some of them reach, so a band costs what a band has.
 """
 
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .capture import Segment, Stretch
+from .capture import Segment, Stretch, capture
 from .models import LanguageModel
 from .reach import Reach
+from .record import Spec
 from .rotary import Adapted
 
 ROWS = 512
@@ -162,3 +165,18 @@ class Atlas:
             at = reach.in_front(torch.device("cpu"))[c0:sinks]
             scores = turned(query * scaling, reach.slot(t)) @ turned(keys(c0, sinks), at).T
             yield c0, finished(scores, c0, [slice(0, sinks - c0)], segment.reach)
+
+
+def map_of(model: LanguageModel, text: str, *, layer: int, head: int, policy: str = "dense") -> dict[str, NDArray]:
+    """The attention map of one head for some words, as the figure `head_map` draws it.
+
+    `text`: the words themselves; `policy`: dense, window or sinks + window as a person writes it.
+    """
+    ids = np.asarray(model.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "stretch"
+        # The last token is only predicted: one more lets it ask too.
+        for _ in capture(model, np.append(ids, ids[-1:]), Spec(model.name, "words", (policy,)), place):
+            pass
+        drawn = Atlas(Stretch(place), model).draw(layer, head, Region((0, len(ids)), (0, len(ids))))
+    return {"map": drawn, "begin": np.array(0), "scale": np.array(1)}

@@ -9,6 +9,7 @@ from PIL import Image
 from analysis.export import KINDS, WIDTHS, Layout, Source, command, open_source, provenance, rendered
 from analysis.figures import FIGURES, Figure
 from analysis.record import save
+from analysis.report import page
 from app.capturer import Capturing
 from app.controls import brand, setting_control
 from app.reader import LiveRun
@@ -116,6 +117,11 @@ def draw() -> None:
             f"Download {out}", made, str(out), TYPES.get(file, "application/octet-stream"), type="primary",
             icon=":material/download:", on_click="ignore",
         )  # fmt: skip
+        if figure.needs == "run":
+            st.download_button(
+                "Report of this run", lambda: page(source).encode(), "report.html", "text/html",
+                icon=":material/summarize:", on_click="ignore", help="One page that opens without network or Python",
+            )  # fmt: skip
         st.caption(f"{width:.2f} × {height:.2f} in · {len(made) / 1000:,.0f} kB")
     preview(figure, data, layout, file, made, about)
     st.caption("The same file from a command line:")

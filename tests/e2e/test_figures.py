@@ -1,0 +1,64 @@
+"""The figures page in a real browser: from a run that has just been read to a file with its provenance."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from .conftest import ROOT
+from .test_live import press_main, wait_read
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture
+def tidy():
+    """What the page saves beside the app goes again."""
+    before = set((ROOT / "runs").glob("page-*"))
+    yield
+    for folder in set((ROOT / "runs").glob("page-*")) - before:
+        shutil.rmtree(folder)
+
+
+def download(page, name):
+    with page.expect_download() as file:
+        page.get_by_role("button", name=name).click()
+    return Path(file.value.path()).read_bytes()
+
+
+def test_a_run_of_the_page_becomes_a_figure_and_a_report(app, page, tidy):
+    page.goto(f"{app}/?lane=streaming:sinks=4,window=60&lane=window:window=64")
+    page.get_by_text("Window 64").first.wait_for()
+    press_main(page)
+    wait_read(page, 1, 200)
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_text("Stopped.").wait_for()
+    page.get_by_role("link", name="Figures").click()
+    page.get_by_text("This figure is made of a captured stretch").wait_for()
+    page.get_by_role("combobox", name="Figure").click()
+    page.get_by_role("option", name="Perplexity curves").click()
+    page.get_by_text("The same file from a command line:").wait_for()
+    assert download(page, "Download perplexity.pdf").startswith(b"%PDF")
+    page.get_by_role("combobox", name="File").click()
+    page.get_by_role("option", name="svg").click()
+    svg = download(page, "Download perplexity.svg").decode()
+    assert "Tokens read" in svg and "python -m analysis figure" in svg and "Window 64" in svg
+    page.get_by_text("As a black-and-white printer has it").click()
+    page.locator("[data-testid='stImage'] img").wait_for()
+    report = download(page, "Report of this run").decode()
+    assert "read by embedded" in report and "plotly" in report
+    # The command finds what the page has saved.
+    place = next((ROOT / "runs").glob("page-*/run.json"))
+    assert json.loads(place.read_text())["status"] == "saved"
+    assert place.parent.name in page.locator("[data-testid='stCode']").inner_text()
+    assert not page.problems and not page.strangers
+
+
+def test_a_folder_that_holds_nothing_gets_a_sentence(app, page):
+    page.goto(f"{app}/figures")
+    folder = page.get_by_role("textbox", name="Folder")
+    folder.fill("/nowhere")
+    folder.press("Enter")
+    page.get_by_text("holds no captured stretch").wait_for()
+    assert not page.problems

@@ -1,0 +1,101 @@
+"""A report stands alone; the notebook runs; and both say what was computed."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.export import Source, open_source
+from analysis.record import Run, Spec, save
+from analysis.report import page, report
+from analysis.source import Step
+
+from .test_figures import places, poppler  # noqa: F401
+
+
+def long_run(model, count):
+    """A run of two lanes with made-up numbers, as long as a play."""
+    policies = ("dense", "streaming:sinks=4,window=252,positions=cache")
+    run, random = Run(Spec(model, "random.npy", policies), 1), np.random.default_rng(0)
+    from analysis.policies import parse
+
+    for lane, policy in enumerate(policies):
+        for start in range(1, count, 500):
+            n = min(500, count - start)
+            held = np.arange(start, start + n, dtype=np.int32)
+            run.append(
+                Step(
+                    lane, parse(policy), start, random.integers(0, 97, n).astype(np.int32),
+                    random.gamma(2, 1.5, n).astype(np.float32), held, held.astype(np.int64) * 100, 0.1,
+                    random.random((3, 4, n), np.float32),
+                )
+            )  # fmt: skip
+    return run
+
+
+def test_a_report_of_thirty_thousand_tokens_stands_alone_and_is_small(model, tmp_path):
+    run = long_run(model, 30_000)
+    save(run, tmp_path / "run", text_sha256="t" * 64, weights_sha256="w" * 64)
+    out = report(tmp_path / "run", tmp_path / "report.html", lane=1)
+    text = out.read_text(encoding="utf-8")
+    assert out.stat().st_size < 15e6
+    # Nothing is loaded from anywhere: no source, no link.
+    assert not re.search(r"<(script|img|link|iframe)[^>]+(src|href)=[\"']?(https?:)?//", text)
+    assert text.count('<span class="n') == 29_999 and text.count("plotly-graph-div") >= 6
+    assert "python -m analysis stream" in text and "t" * 64 in text
+    nll = run.tracks[1].nll.view()
+    assert f"{np.exp(nll.mean(dtype=np.float64)):.3f}" in text
+
+
+def test_what_was_typed_is_text_and_never_markup(model, tmp_path):
+    run = long_run(model, 600)
+    run.spec = Spec(model, "<b>&.txt", run.spec.policies)
+    save(run, tmp_path / "run", text_sha256="", weights_sha256="")
+    text = page(open_source(tmp_path / "run", "run"))
+    assert "<title>&lt;b&gt;&amp;.txt" in text and "<b>&.txt" not in text
+
+
+def test_a_report_has_the_maps_that_are_named(places, tmp_path, run):  # noqa: F811
+    asked = ["report", "--run", str(places["run"]), "--out", str(tmp_path / "r.html")]
+    code, said, _ = run(*asked, "--stretch", str(places["stretch"]), "--head", "1.2", "--head", "0.3")
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert code == 0 and "r.html" in said and text.count("<figure><img") == 2
+    assert "Layer 1, head 2" in text and "while it read" in text
+    for more, says in (
+        (["--head", "1.2"], "--stretch"),
+        (["--lane", "9"], "lanes 0 to 2, and not 9"),
+        (["--stretch", str(places["stretch"]), "--head", "one"], "layer.head"),
+    ):
+        code, _, said = run(*asked, *more)
+        assert code == 2 and says in said
+
+
+def test_an_empty_run_has_nothing_to_tell(model):
+    with pytest.raises(ValueError, match="nothing to tell"):
+        page(Source(Path("x"), Run(Spec(model, "t", ("dense",))), {}))
+
+
+def test_the_notebook_runs_from_its_first_cell_to_its_last(capsys):
+    import matplotlib.pyplot as plt
+
+    path = Path(__file__).parent.parent / "assets" / "examples" / "first-steps.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    space: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), space)
+    kept, lost = (float(n) for n in re.findall(r"perplexity ([\d.]+)", capsys.readouterr().out))
+    assert lost > 2 * kept
+    assert np.nanmin(space["mass"]) >= 0 and space["ax"].get_xlabel() == "Layer"
+    drawn = space["map_of"](space["model"], space["words"], layer=20, head=3)["map"]
+    np.testing.assert_allclose(np.nansum(drawn, 1), 1, atol=1e-4)
+    assert len(drawn) > 15
+    plt.close("all")
+
+
+def test_five_lines_are_enough():
+    path = Path(__file__).parent.parent / "assets" / "examples" / "first-steps.ipynb"
+    first = next(c for c in json.loads(path.read_text())["cells"] if c["cell_type"] == "code")
+    assert len([line for line in first["source"] if line.strip() and not line.startswith(("import matplotlib",))]) <= 5
