@@ -43,6 +43,8 @@ class Atlas:
 
     def __init__(self, stretch: Stretch, model: LanguageModel | Adapted) -> None:
         self.stretch = stretch
+        self._turned: tuple[tuple, Tensor] | None = None
+        """The keys that were rotated last, and which they are."""
         self.model = model.adapted if isinstance(model, LanguageModel) else model
         if isinstance(model, LanguageModel) and model.sha256 != stretch.about["weights_sha256"]:
             raise ValueError(
@@ -97,18 +99,21 @@ class Atlas:
     @staticmethod
     def _pool(scores, scale, pool, cells, column, most, total, count, *, exponent) -> None:
         """Put scores [queries, keys] into the cells that they belong to."""
-        queries, keys = scores.shape
-        padded = torch.nn.functional.pad(scores, (0, -keys % scale, 0, -queries % scale), value=float("-inf"))
-        shape = padded.shape[0] // scale, scale, padded.shape[1] // scale, scale
-        where = cells, slice(column, column + shape[2])
+        scores = padded(scores, 0, -len(scores) % scale)
+        # Rows first, which lie apart in memory: what is left to pool along them is small.
+        rows = scores.view(-1, scale, scores.shape[1])
         if pool == "max":
-            largest = padded.view(padded.shape[0], shape[2], scale).amax(-1).view(shape[0], scale, shape[2]).amax(1)
+            largest = padded(rows.amax(1).T, 0, -scores.shape[1] % scale).T
+            largest = largest.reshape(len(largest), -1, scale).amax(-1)
+            where = cells, slice(column, column + largest.shape[1])
             most[where] = torch.maximum(most[where], largest)
             return
-        seen = padded > float("-inf")
-        values = padded.exp() if exponent else padded.masked_fill(~seen, 0)
-        total[where] += values.view(shape).sum((1, 3))
-        count[where] += seen.view(shape).sum((1, 3))
+        seen = rows > float("-inf")
+        values = rows.exp() if exponent else rows.masked_fill(~seen, 0)
+        for whole, part in ((total, values.sum(1)), (count, seen.sum(1).to(count.dtype))):
+            part = torch.nn.functional.pad(part, (0, -part.shape[1] % scale))
+            part = part.view(len(part), -1, scale).sum(-1)
+            whole[cells, column : column + part.shape[1]] += part
 
     def _scores(self, layer: int, head: int, begin: int, end: int, region: Region):
         """Scores of queries begin … end − 1 to the keys of the region that any of them reaches, piece by piece.
@@ -120,8 +125,7 @@ class Atlas:
             if start >= stop:
                 continue
             for first, scores in self._segment(layer, head, segment, start, stop, region):
-                padded = torch.nn.functional.pad(scores, (0, 0, start - begin, end - stop), value=float("-inf"))
-                yield first, padded
+                yield first, padded(scores, start - begin, end - stop)
 
     def _segment(self, layer: int, head: int, segment: Segment, start: int, stop: int, region: Region):
         model, stretch, (c0, c1), scale = self.model, self.stretch, region.columns, region.scale
@@ -153,7 +157,12 @@ class Atlas:
         run0, run1 = max(c0, c0 + (low - c0) // scale * scale), min(c1, stop)
         if run0 < run1:
             origin = min(low, run0)
-            k = turned(keys(run0, run1), reach.in_run(torch.arange(run0, run1), origin))
+            # Without a window all blocks of queries meet the same keys, up to their own: those are turned once.
+            end = run1 if reach.window is not None else min(c1, segment.stop)
+            kept = (layer, group, run0, end, origin)
+            if self._turned is None or self._turned[0] != kept:
+                self._turned = kept, turned(keys(run0, end), reach.in_run(torch.arange(run0, end), origin))
+            k = self._turned[1][: run1 - run0]
             scores = turned(query * scaling, reach.in_run(t, origin)) @ k.T
             # Only at its two edges does a band hold pairs that do not meet.
             high = int(reach.low(t[-1:]))
@@ -165,6 +174,13 @@ class Atlas:
             at = reach.in_front(torch.device("cpu"))[c0:sinks]
             scores = turned(query * scaling, reach.slot(t)) @ turned(keys(c0, sinks), at).T
             yield c0, finished(scores, c0, [slice(0, sinks - c0)], segment.reach)
+
+
+def padded(scores: Tensor, before: int, after: int) -> Tensor:
+    """Scores with rows of −inf before and behind them."""
+    if not before and not after:
+        return scores
+    return torch.nn.functional.pad(scores, (0, 0, before, after), value=float("-inf"))
 
 
 def map_of(model: LanguageModel, text: str, *, layer: int, head: int, policy: str = "dense") -> dict[str, NDArray]:

@@ -68,12 +68,12 @@ class Experiment:
             return _rates(cells, place)
         done = [cell for cell in cells if (place / cell.name / "tokens.parquet").exists()]
         about = f"{cells[0].spec.model} on {cells[0].spec.text}"
-        heads = ["Policy", f"Perplexity, {about}", "Tokens", "Cached tokens", *self.columns]
+        heads = ["Policy", f"Perplexity, {about}", "Tokens", "Cached tokens, at most", *self.columns]
         rows = []
         for cell in done:
             track = load(place / cell.name).tracks[0]
             perplexity = f"{metrics.perplexity(track.nll.view()):.2f}"
-            counts = f"{len(track.nll) + 1}", f"{track.cache_tokens.view()[-1]}"
+            counts = f"{len(track.nll) + 1}", f"{track.cache_tokens.view().max()}"
             rows.append([cell.label, perplexity, *counts, *(cell.paper or ("–",) * len(self.columns))])
         return heads, rows
 

@@ -26,6 +26,8 @@ from .record import Folder, Run, Spec
 TRIES = 3
 """How often a cell whose worker died is begun again."""
 BACKENDS = ("local", "dask", "ray")
+PATIENCE = 10
+"""Seconds in which a scheduler must answer."""
 
 
 def left_of(cells: Iterable[Cell], out: Path) -> list[Cell]:
@@ -171,7 +173,7 @@ def _dask(address: str | None):
 
     if address is None:
         raise ValueError("say where the Dask scheduler is: --address HOST:PORT")
-    return Client(address, timeout=10).close
+    return Client(address, timeout=PATIENCE).close
 
 
 def _ray(address: str | None):

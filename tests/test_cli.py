@@ -1,12 +1,7 @@
 """Laws of the command line: one line for whatever is wrong, a record and a table for whatever is right."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -109,34 +104,6 @@ def test_a_name_with_brackets_is_shown_as_it_is(run, model, text, tmp_path):
     assert str(place) in said
 
 
-def test_an_interrupted_run_is_readable_and_has_its_table(model, text, tmp_path):
-    command = [sys.executable, "-m", "analysis", "stream", "--model", model, "--text", text, "--device", "cpu"]
-    command += ["--policy", "dense", "--policy", "recompute:window=300,stride=1", "--chunk", "1", "--out"]
-    # Both at once, since most of the time goes into their imports.
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    pipes = {
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.PIPE,
-        "text": True,
-        "env": os.environ | {"COLUMNS": "140", "OMP_NUM_THREADS": "1"},
-    }
-    begun = [(kind, place := tmp_path / kind.name, subprocess.Popen([*command, str(place)], **pipes)) for kind in kinds]
-    patience = time.monotonic() + 60
-    for kind, place, process in begun:
-        while not (place / "tokens.arrow").exists() or (place / "tokens.arrow").stat().st_size < 20_000:
-            assert process.poll() is None, process.stderr.read()
-            assert time.monotonic() < patience
-            time.sleep(0.02)
-        process.send_signal(kind)
-    for _, place, process in begun:
-        said, wrong = process.communicate(timeout=30)
-        assert process.returncode == 130, wrong
-        assert "Perplexity" in said
-        assert json.loads((place / "run.json").read_text())["status"] == "interrupted"
-        assert (place / "tokens.parquet").exists()
-        assert 0 < len(load(place).tracks[0].nll) < 600
-
-
 def test_chat_plays_a_script_and_writes_a_run(run, tmp_path):
     script = tmp_path / "script.jsonl"
     script.write_text('{"turns": ["What is the capital of France?", "And of Italy?"]}')
@@ -159,33 +126,6 @@ def test_chat_plays_a_script_and_writes_a_run(run, tmp_path):
     assert written.tracks[1].cache_tokens.view().max() == 32
     answers = [e for e in written.events if e["what"] == "answer"]
     assert [e["lane"] for e in answers] == [0, 1, 0, 1] and all(e["why"] for e in answers)
-
-
-def test_chat_takes_what_is_typed_until_the_end_of_input(tmp_path):
-    command = [sys.executable, "-m", "analysis", "chat", "--device", "cpu", "--weights", "int4", "--max-new", "3"]
-    command += ["--policy", "window:window=16", "--out", str(tmp_path / "o")]
-    done = subprocess.run(command, input="Hello\n\nBye\n", capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Window 16:") == 2
-    assert json.loads((tmp_path / "o" / "run.json").read_text())["status"] == "finished"
-
-
-def test_interrupted_script_is_readable(tmp_path):
-    command = [sys.executable, "-m", "analysis", "chat", "--device", "cpu", "--weights", "int4", "--max-new", "4000"]
-    command += ["--script", "questions", "--policy", "window:window=16", "--out", str(tmp_path / "o")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    patience, tokens = time.monotonic() + 90, tmp_path / "o" / "tokens.arrow"
-    while not tokens.exists() or tokens.stat().st_size < 6_000:
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < patience
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    said, wrong = process.communicate(timeout=30)
-    assert process.returncode == 130, wrong
-    assert "ms/token" in said
-    written = load(tmp_path / "o")
-    assert json.loads((tmp_path / "o" / "run.json").read_text())["status"] == "interrupted"
-    assert len(written.tracks[0].nll) > 32 and written.events[-1]["why"] == "stopped"
 
 
 @pytest.mark.parametrize(
@@ -234,12 +174,3 @@ def test_lists_say_what_there_is(run, command, says):
     code, said, _ = run(command)
     assert code == 0
     assert says in said
-
-
-def test_help_and_lists_need_no_transformers():
-    code = (
-        "import sys; from analysis import __main__ as cli; sys.argv = ['analysis', 'policies']\n"
-        "try: cli.main()\nexcept SystemExit: print('transformers' in sys.modules)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.strip().endswith("False")

@@ -28,6 +28,7 @@ SMALL = {
     "head-map": "layer=1,head=2,tokens=64",
     "map-grid": "layers=0 2,heads=1 3,tokens=40",
     "mean-logits": "layers=0 2",
+    "attention-strip": "layer=1,head=2,query=90",
 }
 
 
@@ -163,6 +164,7 @@ def test_venues_are_as_wide_as_their_columns():
         (["head-map:layer=1,begin=900", "--run", "{stretch}", "--out", "a.pdf"], "choose a smaller begin"),
         (["sink-grid:lane=7", "--run", "{run}", "--out", "a.pdf"], "the run has lanes 0 to 2, and not 7"),
         (["perplexity:mode=fast", "--run", "{run}", "--out", "a.pdf"], "mode must be one of relative"),
+        (["attention-strip:layer=1,query=900", "--run", "{stretch}", "--out", "a.pdf"], "choose a smaller one"),
         (["budget", "--run", "{run}", "--out", "a.pdf"], "holds no runs"),
         (["perplexity", "--run", "{run}", "--out", "a.pdf", "--venue", "nature"], "choose one of: neurips"),
         (["perplexity", "--run", "{run}", "--out", "a.pdf", "--points", "99"], "4 to 40 points"),

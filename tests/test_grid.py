@@ -117,7 +117,8 @@ def test_the_command_writes_tables_and_goes_on(run, model, text, tmp_path):
         (["sinks", "--cache", "4"], "window must be at least 1"),
     ],
 )
-def test_what_is_wrong_with_a_grid_is_one_line_and_status_2(run, wrong, says, tmp_path):
+def test_what_is_wrong_with_a_grid_is_one_line_and_status_2(run, wrong, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "PATIENCE", 1)
     code, _, said = run("reproduce", *wrong, "--out", str(tmp_path / "o"))
     assert code == 2 and said.startswith("error: ") and said.count("\n") == 1
     assert says in said

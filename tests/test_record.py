@@ -1,10 +1,6 @@
 """Laws of the record: what goes in comes out, whole or after a kill."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,25 +118,6 @@ def test_a_lane_that_has_not_begun_is_read_again(tmp_path):
     assert [len(t.nll) for t in load(tmp_path).tracks] == [0, 16]
     folder.finish("interrupted")
     assert [len(t.nll) for t in load(tmp_path).tracks] == [0, 16]
-
-
-def test_killed_process_leaves_all_but_its_last_chunk(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from tests.test_record import *\n"
-        "folder = Folder(Path(sys.argv[1]), Run(SPEC, 7), text_sha256='t', weights_sha256='w')\n"
-        "for i, step in enumerate(steps(0, Dense(), 10**6)):\n"
-        "    folder.append(step); print(step.stop, flush=True)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
-    told = [int(process.stdout.readline()) for _ in range(20)]
-    os.kill(process.pid, signal.SIGKILL)
-    told += [int(line) for line in process.stdout.read().split("\n")[:-1]]
-    process.wait()
-    run = load(tmp_path / "run")
-    nll = run.tracks[0].nll.view()
-    assert len(nll) + 1 in (told[-1], told[-1] + 16)
-    np.testing.assert_array_equal(nll, (np.arange(1, len(nll) + 1) * 0.01).astype(np.float32))
-    assert run.tracks[0].spans[-1][1] == len(nll) + 1
 
 
 def cuts(folder: Path, name: str):

@@ -10,9 +10,9 @@ from .memory import Memory, memory
 from .perplexity import Perplexity, perplexity
 from .sink_depth import SinkDepth, sink_depth
 from .sink_grid import SinkGrid, sink_grid
-from .strip import Strip, strip
+from .strip import AttentionStrip, Strip, strip
 
-_ALL = (HeadMap, MapGrid, SinkGrid, SinkDepth, MeanLogits, Perplexity, Budget, Memory, Massive, Strip)
+_ALL = (HeadMap, MapGrid, SinkGrid, SinkDepth, MeanLogits, Perplexity, Budget, Memory, Massive, Strip, AttentionStrip)
 FIGURES: dict[str, type[Figure]] = {f.name: f for f in _ALL}
 
 

@@ -1,4 +1,4 @@
-"""Text coloured by how surprising each token was."""
+"""Text coloured by how surprising each token was, or by the attention that it got."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,8 +6,9 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm, Normalize
 
+from ..atlas import Atlas
 from ..record import Run
 from ..settings import setting
 from .base import Figure, Numbers, axes, bar
@@ -49,26 +50,63 @@ class Strip(Figure):
         return strip(data, ax=ax)
 
 
+@dataclass(frozen=True)
+class AttentionStrip(Figure):
+    """Tokens of a captured stretch, each on the colour of the attention that one later token gives it in one head."""
+
+    name: ClassVar[str] = "attention-strip"
+    title: ClassVar[str] = "Token strip of attention"
+    needs: ClassVar[str] = "stretch"
+    height: ClassVar[float] = 0.4
+
+    layer: int = setting(20, "Layer of the head.", low=0)
+    head: int = setting(3, "The head.", low=0)
+    query: int = setting(100, "The token that looks back.", low=0)
+    tokens: int = setting(120, "How many tokens before it are shown, itself included.", low=1, high=600)
+
+    def numbers(self, source: Atlas) -> Numbers:
+        from ..models import load
+        from ..texts import pieces
+
+        stretch = source.stretch
+        if self.query >= stretch.tokens:
+            raise ValueError(
+                f"the stretch has {stretch.tokens:,} tokens, so none at {self.query:,}: choose a smaller one"
+            )
+        begin, end = max(0, self.query + 1 - self.tokens), self.query + 1
+        looks = pieces(load(stretch.spec.model).tokenizer, stretch.token_ids[begin:end])
+        row = source.row(self.layer, self.head, self.query)[begin:end]
+        return {"token": np.arange(begin, end), "text": np.array(looks), "attention": row}
+
+    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        return strip(data, ax=ax)
+
+
 def strip(data: Numbers, *, ax: Axes | None = None) -> Axes:
-    """Draw columns `text`, `nll` as lines of text."""
+    """Draw columns `text` and `nll`, or `attention` (NaN: evicted), as lines of text."""
     from matplotlib import colormaps
 
     ax = axes(ax)
-    meaning = ScalarMappable(Normalize(0, MOST, clip=True), colormaps["Oranges"])
+    by_nll = "nll" in data
+    values = data["nll"] if by_nll else data["attention"]
+    norm = Normalize(0, MOST, clip=True) if by_nll else LogNorm(1e-4, 1, clip=True)
+    meaning = ScalarMappable(norm, colormaps["Oranges"])
     line = column = 0
-    for text, nll in zip(data["text"].tolist(), data["nll"].tolist(), strict=True):
+    for text, value in zip(data["text"].tolist(), values.tolist(), strict=True):
         shown = text.replace("\n", "⏎")
         if column + len(shown) > ACROSS:
             line, column = line + 1, 0
-        dark = nll > 0.6 * MOST
+        gone = np.isnan(value)
+        dark = not gone and norm(value) > 0.6
         ax.text(
-            column / ACROSS, -line, shown, family="DejaVu Sans Mono", color="white" if dark else "black", va="top",
-            bbox={"facecolor": meaning.to_rgba(nll), "edgecolor": "none", "pad": 0.6}, fontsize="small",
+            column / ACROSS, -line, shown, family="DejaVu Sans Mono", va="top", fontsize="small",
+            color="#9aa0a6" if gone else "white" if dark else "black",
+            bbox={"facecolor": "white" if gone else meaning.to_rgba(value), "edgecolor": "none", "pad": 0.6},
         )  # fmt: skip
         column += len(shown)
         if "\n" in text:
             line, column = line + 1, 0
     ax.set(xlim=(0, 1), ylim=(-line - 1, 0.2))
     ax.axis("off")
-    bar(ax, meaning, "NLL (nats)")
+    bar(ax, meaning, "NLL (nats)" if by_nll else "Attention weight")
     return ax

@@ -1,6 +1,7 @@
 """Figures: what goes into the paper, previewed as the file that it will be."""
 
 import io
+import json
 from pathlib import Path
 
 import streamlit as st
@@ -117,6 +118,10 @@ def draw() -> None:
             f"Download {out}", made, str(out), TYPES.get(file, "application/octet-stream"), type="primary",
             icon=":material/download:", on_click="ignore",
         )  # fmt: skip
+        if file in ("csv", "npz"):
+            st.download_button(
+                "Where it comes from", json.dumps(about, indent=2), f"{out}.json", "application/json", on_click="ignore"
+            )
         if figure.needs == "run":
             st.download_button(
                 "Report of this run", lambda: page(source).encode(), "report.html", "text/html",

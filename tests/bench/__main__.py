@@ -1,6 +1,6 @@
 """`make bench`: print every figure beside its mark.  Timings are medians of alternating runs: a slow minute hits all.
 
-`python -m tests.bench engine`, `… ranked`, `… chat` or `… page` prints one part.
+`python -m tests.bench engine`, `… ranked`, `… chat`, `… page` or `… maps` prints one part.
 """
 
 import os
@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["engine", "ranked", "chat", "page"]
+    wanted = sys.argv[1:] or ["engine", "ranked", "chat", "page", "maps"]
     if "engine" in wanted:
         from . import engine
 
@@ -27,6 +27,10 @@ def main() -> None:
         from . import page
 
         page.main()
+    if "maps" in wanted:
+        from . import maps
+
+        maps.main()
 
 
 main()

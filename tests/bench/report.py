@@ -6,5 +6,10 @@ def line(name: str, value: float, mark: str, *, unit: str = "", good: bool | Non
     print(f"  {name:<66} {value:>10.{digits}f} {unit:<10} {mark}{verdict}", flush=True)
 
 
+def said(name: str, words: str) -> None:
+    """A line that has no mark."""
+    print(f"  {name:<66} {words}", flush=True)
+
+
 def head(text: str) -> None:
     print(f"\n{text}", flush=True)

@@ -1,0 +1,86 @@
+"""The command line as processes of its own: interrupted, killed, and fed from a pipe."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from analysis.record import load
+
+
+def test_an_interrupted_run_is_readable_and_has_its_table(model, text, tmp_path):
+    command = [sys.executable, "-m", "analysis", "stream", "--model", model, "--text", text, "--device", "cpu"]
+    command += ["--policy", "dense", "--policy", "recompute:window=300,stride=1", "--chunk", "1", "--out"]
+    # Both at once, since most of the time goes into their imports.
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    pipes = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "env": os.environ | {"COLUMNS": "140", "OMP_NUM_THREADS": "1"},
+    }
+    begun = [(kind, place := tmp_path / kind.name, subprocess.Popen([*command, str(place)], **pipes)) for kind in kinds]
+    patience = time.monotonic() + 60
+    for kind, place, process in begun:
+        while not (place / "tokens.arrow").exists() or (place / "tokens.arrow").stat().st_size < 20_000:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < patience
+            time.sleep(0.02)
+        process.send_signal(kind)
+    for _, place, process in begun:
+        said, wrong = process.communicate(timeout=30)
+        assert process.returncode == 130, wrong
+        assert "Perplexity" in said
+        assert json.loads((place / "run.json").read_text())["status"] == "interrupted"
+        assert (place / "tokens.parquet").exists()
+        assert 0 < len(load(place).tracks[0].nll) < 600
+
+
+def test_chat_takes_what_is_typed_until_the_end_of_input(tmp_path):
+    command = [sys.executable, "-m", "analysis", "chat", "--device", "cpu", "--weights", "int4", "--max-new", "3"]
+    command += ["--policy", "window:window=16", "--out", str(tmp_path / "o")]
+    done = subprocess.run(command, input="Hello\n\nBye\n", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Window 16:") == 2
+    assert json.loads((tmp_path / "o" / "run.json").read_text())["status"] == "finished"
+
+
+def test_interrupted_script_is_readable(tmp_path):
+    command = [sys.executable, "-m", "analysis", "chat", "--device", "cpu", "--weights", "int4", "--max-new", "4000"]
+    command += ["--script", "questions", "--policy", "window:window=16", "--out", str(tmp_path / "o")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    patience, tokens = time.monotonic() + 90, tmp_path / "o" / "tokens.arrow"
+    while not tokens.exists() or tokens.stat().st_size < 6_000:
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < patience
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    said, wrong = process.communicate(timeout=30)
+    assert process.returncode == 130, wrong
+    assert "ms/token" in said
+    written = load(tmp_path / "o")
+    assert json.loads((tmp_path / "o" / "run.json").read_text())["status"] == "interrupted"
+    assert len(written.tracks[0].nll) > 32 and written.events[-1]["why"] == "stopped"
+
+
+def test_killed_process_leaves_all_but_its_last_chunk(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from tests.test_record import *\n"
+        "folder = Folder(Path(sys.argv[1]), Run(SPEC, 7), text_sha256='t', weights_sha256='w')\n"
+        "for i, step in enumerate(steps(0, Dense(), 10**6)):\n"
+        "    folder.append(step); print(step.stop, flush=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    told = [int(process.stdout.readline()) for _ in range(20)]
+    os.kill(process.pid, signal.SIGKILL)
+    told += [int(line) for line in process.stdout.read().split("\n")[:-1]]
+    process.wait()
+    run = load(tmp_path / "run")
+    nll = run.tracks[0].nll.view()
+    assert len(nll) + 1 in (told[-1], told[-1] + 16)
+    np.testing.assert_array_equal(nll, (np.arange(1, len(nll) + 1) * 0.01).astype(np.float32))
+    assert run.tracks[0].spans[-1][1] == len(nll) + 1
