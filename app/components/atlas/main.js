@@ -12,7 +12,7 @@ function makeAtlas(root) {
       if (now === last) return;
       last = now;
       send("look", { ...look, at: Date.now() });
-    }, 40);
+    }, 15);
   };
   const both = { asked: ask, moved: () => worlds.forEach((w) => w.draw()), chosen: (at) => send("pick", { ...at, at: Date.now() }) };
   const worlds = [makeWorld(shared, both), makeWorld(shared, both)];

@@ -29,7 +29,7 @@ function makeMany(send) {
       flag(cell.button, "sk-on", m.layer === frame.head[0] && m.head === frame.head[1]);
       const array = frame.arrays[`many${i}`];
       if (!array) return;
-      const picture = pictured(array, [0, 0], frame.many_scale, painter(frame, linear), theme);
+      const picture = pictured(array, [0, 0], frame.many_scale, tableOf(frame, linear), theme);
       cell.canvas.width = picture.width;
       cell.canvas.height = picture.height;
       cell.canvas.getContext("2d").drawImage(picture, 0, 0);

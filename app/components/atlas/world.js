@@ -23,16 +23,32 @@ function painter(frame, linear) {
   return (level) => VIRIDIS_256[Math.round(255 * Math.max(0, Math.min(1, 1 + Math.log10(value(level)) / 4)))];
 }
 
+// A colour as one number, as a canvas has it in memory.
+const packed = ([r, g, b]) => (255 << 24) | (b << 16) | (g << 8) | r;
+
+// All levels as colours, made once for each way of painting.
+const TABLES = new Map();
+function tableOf(frame, linear) {
+  const key = frame.kind === "weights" ? `weights ${linear}` : frame.kind;
+  if (!TABLES.has(key)) {
+    const paint = painter(frame, linear);
+    TABLES.set(key, Uint32Array.from({ length: 65536 }, (_, level) => packed(paint(Math.max(1, level)))));
+  }
+  return TABLES.get(key);
+}
+
 // An array of levels as a picture; level 0 was never met: it comes later in the text, or had been evicted.
-function pictured({ data, shape: [rows, columns] }, [r0, c0], scale, paint, theme) {
+function pictured({ data, shape: [rows, columns] }, [r0, c0], scale, table, theme) {
   const canvas = document.createElement("canvas");
   canvas.width = columns;
   canvas.height = rows;
-  const image = new ImageData(columns, rows);
-  for (let i = 0; i < data.length; i++) {
-    const r = r0 + Math.floor(i / columns) * scale, c = c0 + (i % columns) * scale;
-    const colour = data[i] ? paint(data[i]) : c > r + scale - 1 ? theme.later : theme.evicted;
-    image.data.set([...colour, 255], 4 * i);
+  const image = new ImageData(columns, rows), pixels = new Uint32Array(image.data.buffer);
+  const later = packed(theme.later), evicted = packed(theme.evicted);
+  for (let row = 0, i = 0; row < rows; row++) {
+    const last = r0 + row * scale + scale - 1;
+    for (let column = 0; column < columns; column++, i++) {
+      pixels[i] = data[i] ? table[data[i]] : c0 + column * scale > last ? later : evicted;
+    }
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
   return canvas;
@@ -233,7 +249,7 @@ function makeWorld(shared, { asked, chosen, moved }) {
     const { rows, columns, scale } = frame.look;
     if (array && !tiles.some((t) => t.seq === frame.tile)) {
       tiles = tiles.filter((t) => t.scale > scale || t.rows[0] < rows[0] || t.rows[1] > rows[1] || t.columns[0] < columns[0] || t.columns[1] > columns[1]);
-      const picture = pictured(array, [rows[0], columns[0]], scale, painter(frame, shared.linear), theme);
+      const picture = pictured(array, [rows[0], columns[0]], scale, tableOf(frame, shared.linear), theme);
       tiles.push({ seq: frame.tile, rows, columns, scale, picture, data: array.data, width: array.shape[1] });
       tiles.sort((a, b) => b.scale - a.scale);
       if (tiles.length > 24) tiles.splice(tiles.findIndex((t) => t.scale < tiles[0].scale), 1);
