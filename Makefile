@@ -28,7 +28,8 @@ app: setup
 	$(BIN)/streamlit run app/main.py
 
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist worksteal -m "not real"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist worksteal -m real
 	$(BIN)/python -m pytest tests/e2e
 
 lint: setup

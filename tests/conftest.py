@@ -109,5 +109,12 @@ def registry():
     registry.close()
 
 
+def pytest_collection_modifyitems(items):
+    """Tests on the embedded model are told apart from those of units, which have tiny ones and are quick."""
+    for item in items:
+        if "embedded" in getattr(item, "fixturenames", ()):
+            item.add_marker("real")
+
+
 def pytest_unconfigure():
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
