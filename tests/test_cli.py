@@ -104,6 +104,7 @@ def test_a_name_with_brackets_is_shown_as_it_is(run, model, text, tmp_path):
     assert str(place) in said
 
 
+@pytest.mark.real
 def test_chat_plays_a_script_and_writes_a_run(run, tmp_path):
     script = tmp_path / "script.jsonl"
     script.write_text('{"turns": ["What is the capital of France?", "And of Italy?"]}')

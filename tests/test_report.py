@@ -77,6 +77,7 @@ def test_an_empty_run_has_nothing_to_tell(model):
         page(Source(Path("x"), Run(Spec(model, "t", ("dense",))), {}))
 
 
+@pytest.mark.real
 def test_the_notebook_runs_from_its_first_cell_to_its_last(capsys):
     import matplotlib.pyplot as plt
 

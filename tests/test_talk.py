@@ -15,6 +15,7 @@ from app.talk import Talk
 from .test_frames import decoded
 from .test_runner import until
 
+pytestmark = pytest.mark.real
 LANES = ("streaming:sinks=4,window=28", "window:window=32")
 
 

@@ -12,8 +12,11 @@ import numpy as np
 from analysis.record import load
 
 
-def test_an_interrupted_run_is_readable_and_has_its_table(model, text, tmp_path):
-    command = [sys.executable, "-m", "analysis", "stream", "--model", model, "--text", text, "--device", "cpu"]
+def test_an_interrupted_run_is_readable_and_has_its_table(model, tmp_path):
+    # So long that it is still read when the signal comes.
+    text = tmp_path / "ids.npy"
+    np.save(text, np.random.default_rng(0).integers(0, 97, 20_000))
+    command = [sys.executable, "-m", "analysis", "stream", "--model", model, "--text", str(text), "--device", "cpu"]
     command += ["--policy", "dense", "--policy", "recompute:window=300,stride=1", "--chunk", "1", "--out"]
     # Both at once, since most of the time goes into their imports.
     kinds = (signal.SIGINT, signal.SIGTERM)
@@ -37,7 +40,7 @@ def test_an_interrupted_run_is_readable_and_has_its_table(model, text, tmp_path)
         assert "Perplexity" in said
         assert json.loads((place / "run.json").read_text())["status"] == "interrupted"
         assert (place / "tokens.parquet").exists()
-        assert 0 < len(load(place).tracks[0].nll) < 600
+        assert 0 < len(load(place).tracks[0].nll) < 19_999
 
 
 def test_chat_takes_what_is_typed_until_the_end_of_input(tmp_path):
