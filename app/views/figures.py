@@ -2,6 +2,7 @@
 
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import streamlit as st
@@ -129,7 +130,9 @@ def draw() -> None:
             )  # fmt: skip
         st.caption(f"{width:.2f} × {height:.2f} in · {len(made) / 1000:,.0f} kB")
     preview(figure, data, layout, file, made, about)
-    st.caption("The same file from a command line:")
+    passing = source.place.is_relative_to(tempfile.gettempdir())
+    until = " (as long as the Heads page keeps its stretch: name a folder there)" if passing else ""
+    st.caption(f"The same file from a command line{until}:")
     st.code(command(figure, source.place, out, layout), language="bash", wrap_lines=True)
 
 

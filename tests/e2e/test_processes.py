@@ -12,6 +12,11 @@ import numpy as np
 from analysis.record import load
 
 
+def hears():
+    """A job in the background ignores Ctrl-C, and its children with it; these are to hear it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_an_interrupted_run_is_readable_and_has_its_table(model, tmp_path):
     # So long that it is still read when the signal comes.
     text = tmp_path / "ids.npy"
@@ -25,6 +30,7 @@ def test_an_interrupted_run_is_readable_and_has_its_table(model, tmp_path):
         "stderr": subprocess.PIPE,
         "text": True,
         "env": os.environ | {"COLUMNS": "140", "OMP_NUM_THREADS": "1"},
+        "preexec_fn": hears,
     }
     begun = [(kind, place := tmp_path / kind.name, subprocess.Popen([*command, str(place)], **pipes)) for kind in kinds]
     patience = time.monotonic() + 60
@@ -55,7 +61,7 @@ def test_chat_takes_what_is_typed_until_the_end_of_input(tmp_path):
 def test_interrupted_script_is_readable(tmp_path):
     command = [sys.executable, "-m", "analysis", "chat", "--device", "cpu", "--weights", "int4", "--max-new", "4000"]
     command += ["--script", "questions", "--policy", "window:window=16", "--out", str(tmp_path / "o")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hears)
     patience, tokens = time.monotonic() + 90, tmp_path / "o" / "tokens.arrow"
     while not tokens.exists() or tokens.stat().st_size < 6_000:
         assert process.poll() is None, process.stderr.read()
