@@ -50,6 +50,9 @@ class Capturing(Live):
         ids = texts.tokenize(self.text, model.tokenizer, bos=self.spec.bos, limit=self.spec.tokens)
         if self.folder:
             place = Path(self.folder)
+            if place.exists() and (not place.is_dir() or any(place.iterdir())):
+                # What is stopped is removed with its folder, so nothing else may lie there.
+                raise ValueError(f"{place} is not empty and holds no stretch: name a new folder")
         else:
             # Goes with this run.
             self._place = tempfile.TemporaryDirectory(prefix="sinkscope-stretch-")

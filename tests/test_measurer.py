@@ -59,3 +59,13 @@ def test_a_disk_that_is_too_small_is_said(registry, model, monkeypatch):
     run = registry.start(partial(Capturing, Spec(model, "random.npy", ("dense",), 100), text(100), ""))
     until(run, lambda: run.status == "failed")
     assert "on disk" in run.note and "read fewer" in run.note
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(registry, model, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    spec = Spec(model, "random.npy", ("dense",), 4000, chunk=16)
+    run = registry.start(partial(Capturing, spec, text(4000), str(tmp_path)))
+    run.wish("stopped")
+    until(run, lambda: run.status == "failed")
+    assert "is not empty" in run.note and "name a new folder" in run.note
+    assert (tmp_path / "mine.txt").read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
