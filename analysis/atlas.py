@@ -43,6 +43,7 @@ class Atlas:
 
     def __init__(self, stretch: Stretch, model: LanguageModel | Adapted) -> None:
         self.stretch = stretch
+        self.tokenizer = model.tokenizer if isinstance(model, LanguageModel) else None
         self._turned: tuple[tuple, Tensor] | None = None
         """The keys that were rotated last, and which they are."""
         self.model = model.adapted if isinstance(model, LanguageModel) else model

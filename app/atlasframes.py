@@ -50,7 +50,8 @@ class Tiles:
         self._bytes = 0
 
     def get(self, atlas: Atlas, layer: int, head: int, region: Region, pool: str, kind: str) -> NDArray[np.float32]:
-        key = (id(atlas), layer, head, region, pool, kind)
+        # The atlas itself and not its id, which another may have when it is gone.
+        key = (atlas, layer, head, region, pool, kind)
         if key not in self._kept:
             self._kept[key] = atlas.draw(layer, head, region, pool=pool, kind=kind)
             self._bytes += self._kept[key].nbytes
@@ -167,7 +168,7 @@ class AtlasSender:
         )
         until, shown, self.complete = time.perf_counter() + PATIENCE, [], True
         for i, (layer, head) in enumerate(which):
-            known = (id(atlas), layer, head, region, look.pool, base) in self.tiles
+            known = (atlas, layer, head, region, look.pool, base) in self.tiles
             ready = known or time.perf_counter() < until
             if ready:
                 drawn = self.tiles.get(atlas, layer, head, region, look.pool, base)

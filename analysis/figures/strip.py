@@ -65,7 +65,6 @@ class AttentionStrip(Figure):
     tokens: int = setting(120, "How many tokens before it are shown, itself included.", low=1, high=600)
 
     def numbers(self, source: Atlas) -> Numbers:
-        from ..models import load
         from ..texts import pieces
 
         stretch = source.stretch
@@ -74,7 +73,7 @@ class AttentionStrip(Figure):
                 f"the stretch has {stretch.tokens:,} tokens, so none at {self.query:,}: choose a smaller one"
             )
         begin, end = max(0, self.query + 1 - self.tokens), self.query + 1
-        looks = pieces(load(stretch.spec.model).tokenizer, stretch.token_ids[begin:end])
+        looks = pieces(source.tokenizer, stretch.token_ids[begin:end])
         row = source.row(self.layer, self.head, self.query)[begin:end]
         return {"token": np.arange(begin, end), "text": np.array(looks), "attention": row}
 
