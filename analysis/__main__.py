@@ -380,9 +380,60 @@ def capture_stretch(
 
 
 @app.command()
+def emergence(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(help="key=value,key=value: attention, steps, seed, rate …; one for each model")
+    ] = None,
+    every: Annotated[int, typer.Option(help="steps between two measurements")] = 20,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "cpu",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in runs/)")] = None,
+) -> None:
+    """Train very small transformers and see whether a sink grows.  Ctrl-C ends it, and keeps what was measured."""
+    from . import emergence as lab
+    from .models import pick_device
+
+    asked = [lab.Recipe.parse(r) for r in recipes or [""]]
+    if every < 1:
+        raise ValueError(f"at least 1 step lies between two measurements, not {every}")
+    place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-emergence"
+    if next(iter([*place.glob("run.json"), *place.glob("*/run.json")]), None):
+        raise ValueError(f"{place} holds a run already: choose another folder for --out")
+    table = Table("Attention", *map(_right, ("Steps", "Weight on token 0", "Its value's norm", "Copied", "All tokens")))
+    stopped = False
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=out) as bar:
+        for i, recipe in enumerate(asked):
+            training = lab.Training(recipe, pick_device(device))
+            moments, task = [training.measure()], bar.add_task(lab.ATTENTIONS[recipe.attention], total=recipe.steps)
+            try:
+                while not training.done:
+                    training.advance(every)
+                    moments.append(training.measure())
+                    bar.update(task, completed=training.step)
+            except KeyboardInterrupt:
+                stopped = True
+            except ValueError as e:
+                out.print(f"{lab.ATTENTIONS[recipe.attention]}: {e}", markup=False)
+            folder = place if len(asked) == 1 else place / f"{i}-{recipe.attention}"
+            lab.write(folder, recipe, moments, training.example, "finished" if training.done else "interrupted")
+            first, last = moments[0], moments[-1]
+            table.add_row(
+                lab.ATTENTIONS[recipe.attention], f"{last.step:,}", f"{first.sink:.2f} → {last.sink:.2f}",
+                f"{first.value:.2f} → {last.value:.2f}", f"{last.copied:.3f}", f"{last.loss:.3f}",
+            )  # fmt: skip
+            if stopped:
+                break
+    out.print(table)
+    out.print("Losses in nats a token; norms as times those of the other values.")
+    out.print(f"{'Interrupted' if stopped else 'Finished'}. It lies in {place}", soft_wrap=True, markup=False)
+    if stopped:
+        raise typer.Exit(130)
+
+
+@app.command()
 def figure(
     name: Annotated[str, typer.Argument(help="name:key=value,key=value; see figures")],
-    run: Annotated[Path, typer.Option(help="folder of a run, a captured stretch, or a grid of runs")],
+    run: Annotated[Path, typer.Option(help="folder of a run, a captured stretch, a grid of runs, or of trainings")],
     out_file: Annotated[Path, typer.Option("--out", help="a .pdf, .svg, .png, .csv or .npz file")],
     venue: Annotated[str, typer.Option(help="neurips, iclr, icml, acl, ieee or slides: how wide it is")] = "neurips",
     points: Annotated[float, typer.Option(help="size of the text")] = 8.0,

@@ -76,7 +76,7 @@ class Source:
 
 
 def open_source(place: Path, needs: str) -> Source:
-    """A run, a captured stretch or a grid in a folder.  Raises ValueError where there is none of the kind."""
+    """A run, a stretch, a grid or trainings in a folder.  Raises ValueError where there is none of the kind."""
     place = Path(place)
     if needs == "grid":
         first = next(iter(sorted(place.glob("*/run.json"))), None)
@@ -85,6 +85,12 @@ def open_source(place: Path, needs: str) -> Source:
     if needs == "run":
         run = load_run(place)
         return Source(place, run, json.loads((place / "run.json").read_text(encoding="utf-8")))
+    if needs == "trainings":
+        from .emergence import read
+
+        trained = read(place)
+        # A recipe says all of a model that was trained by it.
+        return Source(place, trained, {"spec": {"model": [str(t.recipe) for t in trained]}})
     from .atlas import Atlas
     from .capture import Stretch
     from .models import load

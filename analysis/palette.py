@@ -38,3 +38,13 @@ def colours(policies: Sequence[Policy]) -> list[tuple[str, str]]:
         taken.add(colour)
         looks.append((colour, free[0]))
     return looks
+
+
+TRAINED = {
+    "softmax": ("#D55E00", "solid"),
+    "learned": ("#CC79A7", "dash"),
+    "off-by-one": ("#E69F00", "dashdot"),
+    "relu": ("#0072B2", "solid"),
+    "sigmoid": ("#009E73", "dot"),
+}
+"""Of each attention that is trained from nothing (small.py)."""

@@ -18,6 +18,7 @@ from PIL import Image
 
 from analysis import grid
 from analysis.capture import capture
+from analysis.emergence import Recipe, Training, write
 from analysis.experiments import EXPERIMENTS
 from analysis.export import KINDS, WIDTHS, Layout, export, open_source, provenance, rendered, sheet
 from analysis.figures import FIGURES, parse
@@ -38,7 +39,7 @@ def small(name):
 
 @pytest.fixture(scope="module")
 def places(model, text, tmp_path_factory):
-    """A run with a switch, a captured stretch and a grid of the tiny model."""
+    """A run with a switch, a captured stretch and a grid of the tiny model, and two trainings."""
     from analysis import texts
     from analysis.record import Folder, Run
     from analysis.stream import open_lanes
@@ -60,7 +61,14 @@ def places(model, text, tmp_path_factory):
     for _ in capture(network, ids, Spec(model, text, ("dense",), 300, device="cpu"), root / "stretch"):
         pass
     list(grid.run(EXPERIMENTS["sinks"].cells(Spec(model, text, ("dense",), 120, device="cpu"), 16), root / "grid"))
-    return {"run": root / "run", "stretch": root / "stretch", "grid": root / "grid"}
+    for i, attention in enumerate(("softmax", "relu")):
+        training = Training(Recipe(attention, width=16, vocabulary=24, length=24, batch=8, steps=4))
+        moments = [training.measure()]
+        training.advance(4)
+        write(
+            root / "trainings" / str(i), training.recipe, [*moments, training.measure()], training.example, "finished"
+        )
+    return {kind: root / kind for kind in ("run", "stretch", "grid", "trainings")}
 
 
 def parse_policy(text):

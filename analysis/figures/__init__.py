@@ -2,6 +2,7 @@
 
 from .base import Figure, Numbers
 from .budget import Budget, budget
+from .emergence import Emergence, EmergenceMap, emergence, emergence_map
 from .head_map import HeadMap, head_map
 from .map_grid import MapGrid, map_grid
 from .massive import Massive, massive
@@ -12,7 +13,21 @@ from .sink_depth import SinkDepth, sink_depth
 from .sink_grid import SinkGrid, sink_grid
 from .strip import AttentionStrip, Strip, strip
 
-_ALL = (HeadMap, MapGrid, SinkGrid, SinkDepth, MeanLogits, Perplexity, Budget, Memory, Massive, Strip, AttentionStrip)
+_ALL = (
+    HeadMap,
+    MapGrid,
+    SinkGrid,
+    SinkDepth,
+    MeanLogits,
+    Perplexity,
+    Budget,
+    Memory,
+    Massive,
+    Strip,
+    AttentionStrip,
+    Emergence,
+    EmergenceMap,
+)
 FIGURES: dict[str, type[Figure]] = {f.name: f for f in _ALL}
 
 
@@ -29,6 +44,8 @@ __all__ = [
     "Figure",
     "Numbers",
     "budget",
+    "emergence",
+    "emergence_map",
     "head_map",
     "map_grid",
     "massive",

@@ -24,7 +24,7 @@ class Figure(Settings):
     """A figure for a paper."""
 
     needs: ClassVar[str]
-    """What its numbers come from: run, stretch or grid."""
+    """What its numbers come from: run, stretch, grid or trainings."""
     height: ClassVar[float] = 0.62
     """As a share of the width."""
 

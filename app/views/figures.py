@@ -17,7 +17,9 @@ from app.controls import brand, setting_control
 from app.reader import LiveRun
 from app.runner import REGISTRY, sentence
 
-NEEDS = {"run": "a run", "stretch": "a captured stretch", "grid": "a grid of runs"}
+NEEDS = {"run": "a run", "stretch": "a captured stretch", "grid": "a grid of runs", "trainings": "trainings"}
+PAGES = {"stretch": "Heads", "trainings": "Learn"}
+"""Where they are made; all others on the Read page."""
 TYPES = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png", "csv": "text/csv"}
 FOLDER = "A folder …"
 PREVIEW = 760
@@ -51,7 +53,7 @@ def source_of(figure: type[Figure], chosen: str, folder: str) -> Source:
     if not folder:
         raise ValueError(
             f"this figure is made of {NEEDS[figure.needs]}: name its folder, or make one on the "
-            f"{'Heads' if figure.needs == 'stretch' else 'Read'} page"
+            f"{PAGES.get(figure.needs, 'Read')} page"
         )
     return _opened(folder, figure.needs)
 
