@@ -52,9 +52,3 @@ class Ablation(Live):
                 return
             began = time.monotonic()
         self._set("finished")
-
-    def _pause_while_unwatched(self) -> None:
-        """Nobody looks: somebody else may need the processor."""
-        while self.unwatched and self._wanted == "running":
-            with self._wake:
-                self._wake.wait(0.5)

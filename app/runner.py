@@ -58,7 +58,7 @@ class Live:
     `version` grows whenever there is something new to see.  What it does is said by the subclass, in `_run`.
     """
 
-    def __init__(self, spec: Spec, models: Models) -> None:
+    def __init__(self, spec: Spec | None, models: Models) -> None:
         self.id = secrets.token_urlsafe(6)
         self.spec = spec
         self.status, self.note = "loading", ""
@@ -136,6 +136,12 @@ class Live:
             advice = "use smaller caches, fewer lanes or bfloat16" if short else "restart it, or choose another model"
             self._set("failed", f"Reading stopped, {'out of memory' if short else 'the model failed'}: {advice}.")
 
+    def _pause_while_unwatched(self) -> None:
+        """Nobody looks: somebody else may need the processor."""
+        while self.unwatched and self._wanted == "running":
+            with self._wake:
+                self._wake.wait(0.5)
+
     def _run(self) -> None:
         raise NotImplementedError
 
@@ -172,6 +178,10 @@ class Registry:
             self._runs[run.id] = run
             run.begin()
             return run
+
+    def model(self, spec: Spec, progress: Callable[[str], None]) -> LanguageModel:
+        """A model for a page that asks it something at once.  Raises ValueError with what to do."""
+        return self._models.get(spec, progress)
 
     def free(self, run_id: str) -> None:
         """End a run and forget it."""

@@ -1,0 +1,100 @@
+"""One row of one head in full: the logits of a query and the values that they weigh; and how a row is read in pieces.
+
+Flash-decoding (Dao et al. 2023) reads a long cache in pieces: each gives what it alone would give, and the logarithm of
+its sum, which is all that is needed to join them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .maps import head_map, head_row
+from .models import LanguageModel
+from .policies import parse
+from .stream import open_lanes
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What the last token of a text gave to itself and to those before it."""
+
+    logits: Float[Tensor, " keys"]
+    values: Float[Tensor, "keys dim"]
+
+
+class Passage:
+    """A short text that was read whole, with what every head did in it.
+
+    `tokens`: token ids, [tokens].  Raises ValueError where there are fewer than two.
+    """
+
+    def __init__(self, model: LanguageModel, tokens: NDArray[np.int32]) -> None:
+        self.tokens = np.asarray(tokens, np.int32)
+        # The engine predicts every token from those before it, and so reads all but the last: one more is put behind.
+        self._lane = open_lanes(model, np.append(self.tokens, self.tokens[-1:]), [parse("dense")], hold=len(tokens))[0]
+        readings = []
+        self._lane.source.watch = readings.append
+        self._lane.read(len(tokens))
+        (self._reading,) = readings
+
+    @property
+    def mass(self) -> NDArray[np.float32]:
+        """Weight on token 0 of every query but the first, which sees nothing else, averaged: [layers, heads]."""
+        shape = len(self._reading.queries), self._reading.queries[0].shape[1]
+        found = np.empty(shape, np.float32)
+        for layer, head in np.ndindex(shape):
+            found[layer, head] = self.map(layer, head)[1:, 0].mean()
+        return found
+
+    def map(self, layer: int, head: int) -> NDArray[np.float32]:
+        """Weights of a head, [queries, keys]; 0 for what comes later."""
+        return np.nan_to_num(head_map(self._lane, layer, head).weights)
+
+    def row(self, layer: int, head: int) -> Row:
+        """The last token's row."""
+        row = head_row(self._lane, layer, head, len(self.tokens) - 1)
+        lse = self._reading.lse[layer][head, -1].float().cpu()
+        values = self._reading.values[layer][0]
+        group = head // (self._reading.queries[layer].shape[1] // values.shape[0])
+        return Row(torch.from_numpy(row.weights).log() + lse, values[group].float().cpu())
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What keys begin … end − 1 of a row give alone."""
+
+    begin: int
+    end: int
+    out: Float[Tensor, " dim"]
+    lse: Float[Tensor, ""]
+    """Logarithm of the sum of exponentials."""
+
+
+def attend(row: Row) -> Float[Tensor, " dim"]:
+    """The output of the whole row under one softmax."""
+    return torch.softmax(row.logits, -1) @ row.values
+
+
+def parts(row: Row, cuts: Sequence[int]) -> list[Part]:
+    """The row read in pieces that begin at 0 and at each cut.  Raises ValueError where a cut lies outside the row."""
+    keys = len(row.logits)
+    if any(not 0 < cut < keys for cut in cuts):
+        raise ValueError(f"a row of {keys} keys can be cut before keys 1 to {keys - 1}, and not at {list(cuts)}")
+    ends = sorted({0, keys, *cuts})
+    found = []
+    for begin, end in pairwise(ends):
+        piece = Row(row.logits[begin:end], row.values[begin:end])
+        found.append(Part(begin, end, attend(piece), torch.logsumexp(piece.logits, -1)))
+    return found
+
+
+def join(found: Sequence[Part]) -> Float[Tensor, " dim"]:
+    """The output of the whole row from its pieces: each counts as much as its sum."""
+    lse = torch.stack([p.lse for p in found])
+    return torch.softmax(lse, -1) @ torch.stack([p.out for p in found])

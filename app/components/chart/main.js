@@ -1,0 +1,52 @@
+// One plotly figure that is drawn again in place: what a person zoomed stays, and nothing jumps.
+
+function makeChart(root) {
+  const node = el("div", { class: "sk-plot sk-chart", role: "img" });
+  root.replaceChildren(node);
+  const chart = {};
+  let plotly = null, newest = null, asked = false;
+  loadPlotly().then((P) => { plotly = P; ask(); }, () => say(node, "The plotting script could not be loaded: reload the page."));
+
+  function ask() {
+    if (asked) return;
+    asked = true;
+    requestAnimationFrame(draw);
+  }
+
+  // A figure is made for a light page: what is black there is white here.
+  function suited(x, theme) {
+    if (Array.isArray(x)) return x.map((v) => suited(v, theme));
+    if (x && typeof x === "object" && !ArrayBuffer.isView(x)) return Object.fromEntries(Object.entries(x).map(([k, v]) => [k, suited(v, theme)]));
+    return typeof x === "string" ? laneColour(x, theme) : x;
+  }
+
+  const axis = (given, theme) => ({ gridcolor: theme.line, zerolinecolor: theme.line, linecolor: theme.line, automargin: true, fixedrange: true, ...given });
+
+  function draw() {
+    asked = false;
+    if (!plotly || !newest || !root.isConnected || !node.clientWidth) return;
+    const { data, layout } = newest.figure, theme = themeOf(root);
+    const given = suited(layout, theme);
+    const axes = Object.fromEntries(Object.keys({ xaxis: 0, yaxis: 0, ...given }).filter((k) => /^[xy]axis\d*$/.test(k)).map((k) => [k, axis(given[k], theme)]));
+    const size = parseFloat(getComputedStyle(root).fontSize);
+    plotly.react(node, suited(data, theme), {
+      ...given, ...axes, width: node.clientWidth, height: node.clientHeight, uirevision: "same", dragmode: false,
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: PLOT_FONT, size, color: theme.muted },
+    }, PLOT_CONFIG);
+  }
+
+  chart.show = (next) => {
+    newest = { ...next, figure: JSON.parse(next.figure) };
+    node.style.setProperty("--height", `${next.height}px`);
+    node.setAttribute("aria-label", next.alt);
+    ask();
+  };
+  new ResizeObserver(ask).observe(root);
+  return chart;
+}
+
+export default function (component) {
+  const root = component.parentElement.querySelector(".sk");
+  root.chart ??= makeChart(root);
+  if (component.data) root.chart.show(component.data);
+}

@@ -1,0 +1,46 @@
+"""Live costs: lanes whose seconds and bytes are counted while they read, and then windows of growing size."""
+
+from analysis import texts
+from analysis.costs import Cost, Counted, windows
+from analysis.record import Spec
+
+from .runner import Live, Models
+
+SIZES = [64, 128, 256, 512, 1024]
+"""Windows that are encoded afresh."""
+
+
+class Costing(Live):
+    """Counts what each policy of a spec costs; equal shares of time, to the end of the text."""
+
+    def __init__(self, spec: Spec, text: texts.Text, models: Models) -> None:
+        super().__init__(spec, models)
+        self.text = text
+        self.lanes: list[Counted] = []
+        self.windows: list[Cost] = []
+
+    def _run(self) -> None:
+        model = self._models.get(self.spec, self.tell)
+        ids = texts.tokenize(self.text, model.tokenizer, limit=self.spec.tokens)
+        self.lanes = [Counted(model, ids, policy) for policy in self.spec.policies]
+        self.model = model
+        self._set("running")
+        # A lane that reads afresh would be the last by hours: it ends with the others.
+        bounded = [lane for lane in self.lanes if lane.policy.name != "recompute"]
+        while not all(lane.lane.done for lane in bounded):
+            min((lane for lane in self.lanes if not lane.lane.done), key=lambda lane: lane.seconds).read()
+            if self._ended():
+                return
+        for cost in windows(model, ids, [s for s in SIZES if s + 8 < len(ids)]):
+            self.windows.append(cost)
+            if self._ended():
+                return
+        self._set("finished")
+
+    def _ended(self) -> bool:
+        self._publish()
+        self._pause_while_unwatched()
+        if self._wanted == "running":
+            return False
+        self._set("stopped")
+        return True

@@ -1,0 +1,76 @@
+"""A row in full is what the model computes, and its pieces join to the whole."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.models import load
+from analysis.rows import Passage, Row, attend, join, parts
+
+IDS = np.array([5, 17, 3, 88, 41, 2, 60, 9], np.int32)
+
+
+@pytest.fixture(scope="module")
+def passage(model):
+    return Passage(load(model, device="cpu"), IDS)
+
+
+def test_a_row_is_that_of_the_model_itself(tiny_llama, passage):
+    tiny_llama.set_attn_implementation("eager")
+    seen = {}
+
+    def values(layer):
+        def keep(_module, _inputs, out) -> None:
+            seen[layer] = out[0].view(len(IDS), 2, -1).transpose(0, 1)
+
+        return keep
+
+    hooks = [b.self_attn.v_proj.register_forward_hook(values(i)) for i, b in enumerate(tiny_llama.model.layers)]
+    with torch.no_grad():
+        wanted = tiny_llama(torch.from_numpy(IDS.astype(np.int64))[None], output_attentions=True).attentions
+    for hook in hooks:
+        hook.remove()
+    mass = np.stack([w[0, :, 1:, 0].mean(-1).numpy() for w in wanted])
+    np.testing.assert_allclose(passage.mass, mass, atol=1e-5)
+    for layer, head in [(0, 0), (1, 3), (2, 1)]:
+        row = passage.row(layer, head)
+        torch.testing.assert_close(row.logits.softmax(-1), wanted[layer][0, head, -1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(row.values, seen[layer][head // 2], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(attend(row), wanted[layer][0, head, -1] @ row.values, atol=1e-5, rtol=1e-4)
+        np.testing.assert_allclose(passage.map(layer, head), wanted[layer][0, head], atol=1e-5)
+
+
+def test_logits_are_those_before_the_softmax(tiny_llama, passage):
+    """And not only up to a constant, which softmax does not show."""
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    ids = torch.from_numpy(IDS.astype(np.int64))[None]
+    with torch.no_grad():
+        attention, model = tiny_llama.model.layers[0].self_attn, tiny_llama.model
+        x = model.layers[0].input_layernorm(model.embed_tokens(ids))
+        q, k = (p(x).view(1, len(IDS), -1, 8).transpose(1, 2) for p in (attention.q_proj, attention.k_proj))
+        q, k = apply_rotary_pos_emb(q, k, *model.rotary_emb(x, torch.arange(len(IDS))[None]))
+        wanted = q[0, 3, -1] @ k[0, 1].T * 8**-0.5
+    torch.testing.assert_close(passage.row(0, 3).logits, wanted, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=300, deadline=None, database=None)
+@given(st.data())
+def test_pieces_join_to_the_whole_for_any_cuts(data):
+    keys = data.draw(st.integers(2, 400))
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))
+    spread = data.draw(st.floats(0, 40))
+    row = Row(torch.randn(keys) * spread, torch.rand(keys, 16) * 2 - 1)
+    cuts = data.draw(st.lists(st.integers(1, keys - 1), max_size=20))
+    found = parts(row, cuts)
+    assert [p.begin for p in found] == sorted({0, *cuts}) and found[-1].end == keys
+    assert (join(found) - attend(row)).abs().max() <= 1e-6
+
+
+def test_a_cut_outside_of_the_row_is_said():
+    row = Row(torch.randn(5), torch.randn(5, 2))
+    for cut in (0, 5, -1):
+        with pytest.raises(ValueError, match="cut before keys 1 to 4"):
+            parts(row, [2, cut])
