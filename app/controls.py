@@ -32,6 +32,7 @@ def brand(motto: str) -> None:
         st.page_link("views/chat.py", label="Chat", icon=":material/forum:")
         st.page_link("views/heads.py", label="Heads", icon=":material/grid_on:")
         st.page_link("views/figures.py", label="Figures", icon=":material/image:")
+        st.page_link("views/learn.py", label="Learn", icon=":material/school:")
 
 
 def fresh(trigger: str, value: dict) -> bool:

@@ -19,6 +19,7 @@ page = st.navigation(
         st.Page("views/chat.py", title="Chat"),
         st.Page("views/heads.py", title="Heads"),
         st.Page("views/figures.py", title="Figures"),
+        st.Page("views/learn.py", title="Learn"),
     ],
     position="hidden",
 )

@@ -6,7 +6,7 @@ from analysis.emergence import Moment, Recipe, Training
 
 from .runner import Live, Models
 
-EVERY = 10
+EVERY = 20
 """Steps between two measurements."""
 MOST = 3
 """Trainings side by side."""

@@ -20,15 +20,16 @@ function makeChart(root) {
     return typeof x === "string" ? laneColour(x, theme) : x;
   }
 
-  const axis = (given, theme) => ({ gridcolor: theme.line, zerolinecolor: theme.line, linecolor: theme.line, automargin: true, fixedrange: true, ...given });
+  const titled = (title, size) => (title ? { title: { ...title, font: { size } } } : {});
+  const axis = (given, theme, size) => ({ gridcolor: theme.line, zerolinecolor: theme.line, linecolor: theme.line, automargin: true, fixedrange: true, ...given, ...titled(given?.title, size) });
 
   function draw() {
     asked = false;
     if (!plotly || !newest || !root.isConnected || !node.clientWidth) return;
     const { data, layout } = newest.figure, theme = themeOf(root);
     const given = suited(layout, theme);
-    const axes = Object.fromEntries(Object.keys({ xaxis: 0, yaxis: 0, ...given }).filter((k) => /^[xy]axis\d*$/.test(k)).map((k) => [k, axis(given[k], theme)]));
     const size = parseFloat(getComputedStyle(root).fontSize);
+    const axes = Object.fromEntries(Object.keys({ xaxis: 0, yaxis: 0, ...given }).filter((k) => /^[xy]axis\d*$/.test(k)).map((k) => [k, axis(given[k], theme, size)]));
     plotly.react(node, suited(data, theme), {
       ...given, ...axes, width: node.clientWidth, height: node.clientHeight, uirevision: "same", dragmode: false,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: PLOT_FONT, size, color: theme.muted },

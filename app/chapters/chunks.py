@@ -1,0 +1,53 @@
+"""A row in pieces, where the student cuts it."""
+
+import streamlit as st
+
+from analysis.rows import attend, join, parts
+from app.lesson import Chapter
+
+from . import stage
+
+MOST = 24
+LAYER, HEAD = 20, 1
+
+
+def draw(chapter: Chapter, page: Chapter) -> None:
+    ids = stage.written(page, MOST, "chunks")
+    if ids is None:
+        return
+    words = stage.looks(ids)
+    left, right = st.columns(2)
+    layers, heads = stage.model().layers, stage.model().heads
+    layer = left.number_input(page.say("layer"), 0, layers - 1, min(LAYER, layers - 1), key="chunks-layer")
+    head = right.number_input(page.say("head"), 0, heads - 1, min(HEAD, heads - 1), key="chunks-head")
+    cuts = st.pills(
+        chapter.say("cuts"),
+        list(range(1, len(ids))),
+        default=[len(ids) // 3, 2 * len(ids) // 3] if len(ids) > 4 else [1],
+        format_func=lambda i: words[i],
+        selection_mode="multi",
+        key=f"chunks-cuts-{ids}",
+    )
+    row = stage.passage(ids).row(layer, head)
+    found = parts(row, cuts)
+    shares = [(p.lse - row.logits.logsumexp(-1)).exp().item() for p in found]
+    st.table(
+        {
+            chapter.say("piece"): [f"{i + 1}" for i in range(len(found))],
+            chapter.say("keys"): [" ".join(words[p.begin : p.end]) for p in found],
+            chapter.say("lse"): [f"{p.lse:.4f}" for p in found],
+            chapter.say("share"): [f"{s:.4f}" for s in shares],
+        }
+    )
+    whole, joined = attend(row), join(found)
+    first = chapter.say("of", dims=len(whole))
+    st.table(
+        {
+            first: [chapter.say("whole"), chapter.say("joined", count=len(found)), chapter.say("difference")],
+            " ": [_digits(whole), _digits(joined), f"{(whole - joined).abs().max():.1e}"],
+        }
+    )
+
+
+def _digits(out) -> str:
+    return "   ".join(f"{x:.9f}" for x in out[:3].tolist()) + " …"

@@ -1,0 +1,150 @@
+"""What four policies cost, measured against the length of the text, and the powers with which it grows."""
+
+from functools import partial
+
+import numpy as np
+import plotly.graph_objects as go
+import streamlit as st
+
+from analysis import texts
+from analysis.costs import Cost, exponent
+from analysis.palette import colours
+from analysis.record import Spec
+from app.charts import MARGIN
+from app.components import chart
+from app.coster import Costing
+from app.lesson import Chapter
+
+from . import stage
+
+WINDOW = 64
+POLICIES = (
+    "dense",
+    f"window:window={WINDOW}",
+    f"recompute:window={WINDOW},stride=1",
+    f"streaming:sinks=4,window={WINDOW - 4}",
+)
+THEORY = {"dense": ("T²", 2), "window": ("TL", 1), "recompute": ("TL²", 1), "streaming": ("TL", 1)}
+TOKENS = 4096
+
+
+def start() -> None:
+    spec = Spec(stage.SPEC.model, stage.SPEC.text, POLICIES, TOKENS)
+    stage.begin(partial(Costing, spec, texts.read(spec.text)))
+
+
+def draw(chapter: Chapter, page: Chapter) -> None:
+    run = stage.playing()
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        shown = st.segmented_control(
+            chapter.say("show"), ["time", "memory", "window"], format_func=chapter.say, default="time", required=True,
+            key="cost-show",
+        )  # fmt: skip
+        stage.transport(page, run, start)
+    if not stage.told(run) or not isinstance(run, Costing) or not run.lanes:
+        st.caption(page.say("loading"))
+        return
+    table = [
+        _found(lane.policy.title, THEORY[lane.policy.name][0], counted(lane.policy.name, lane.costs))
+        for lane in run.lanes
+    ]
+    values = "; ".join(" ".join(row) for row in table)
+    if shown == "window":
+        if run.windows:
+            figure = passes(run.windows, chapter)
+            chart.mount(figure, key="cost-window", alt=chapter.say("alt-window", values=values), height=310)
+        else:
+            st.info(chapter.say("waiting"))
+    else:
+        figure = lanes(run, chapter, page, memory=shown == "memory")
+        alt = chapter.say("alt-memory" if shown == "memory" else "alt", values=values)
+        chart.mount(figure, key=f"cost-{shown}", alt=alt, height=310)
+    if run.windows:
+        table.append(_found(chapter.say("in-window"), "L²", _columns(run.windows)))
+    names = ("method", "read", "theory", "attention", "whole", "share")
+    st.table({chapter.say(n): [row[i] for row in table] for i, n in enumerate(names)})
+    if len(run.windows) > 2:
+        _, _, _, _, whole, share = table[-1]
+        st.caption(chapter.say("dominates", share=share, whole=whole))
+
+
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _columns(costs: list[Cost]) -> Columns:
+    """Tokens, seconds, seconds in attention, and bytes."""
+    tokens, seconds, attention, cached = np.array([(c.tokens, c.seconds, c.attention, c.cached) for c in costs]).T
+    return tokens, seconds, attention, cached
+
+
+def counted(name: str, costs: list[Cost]) -> Columns:
+    """What a lane has cost; where windows are recomputed, from the first one that is."""
+    costs = list(costs)
+    if name != "recompute":
+        return _columns(costs) if costs else (np.array([]),) * 4
+    begun = [c for c in costs if c.tokens > WINDOW]
+    if len(begun) < 2:
+        return (np.array([]),) * 4
+    tokens, seconds, attention, cached = _columns(begun)
+    return tokens[1:] - tokens[0], seconds[1:] - seconds[0], attention[1:] - attention[0], cached[1:]
+
+
+def _found(title: str, theory: str, of: Columns) -> tuple[str, ...]:
+    """A row of the table."""
+    tokens, seconds, attention, _ = of
+    if len(tokens) < 3:
+        return title, "–", theory, "–", "–", "–"
+    share = f"{attention[-1] / seconds[-1]:.0%}"
+    return title, f"{int(tokens[-1]):,}", theory, _power(tokens, attention), _power(tokens, seconds), share
+
+
+def _power(tokens: np.ndarray, cost: np.ndarray) -> str:
+    found = exponent(tokens, cost)
+    return "–" if np.isnan(found) else f"{found:.2f}"
+
+
+def lanes(run: Costing, chapter: Chapter, page: Chapter, *, memory: bool) -> go.Figure:
+    figure = go.Figure()
+    looks = colours([lane.policy for lane in run.lanes])
+    for lane, (colour, dash) in zip(run.lanes, looks, strict=True):
+        tokens, _, attention, cached = counted(lane.policy.name, lane.costs)
+        y = cached / 1e6 if memory else attention
+        figure.add_scatter(
+            x=tokens, y=y, name=lane.policy.title, mode="lines+markers", marker={"size": 4},
+            line={"color": colour, "dash": dash, "width": 2}, hovertemplate="%{x:,.0f}: %{y:.3~g}",
+        )  # fmt: skip
+        if len(tokens) > 2 and not memory:
+            # A line of the theory's slope through the newest point.
+            ends = np.array([tokens[-1] / 16, tokens[-1] * 1.4])
+            figure.add_scatter(
+                x=ends, y=y[-1] * (ends / tokens[-1]) ** THEORY[lane.policy.name][1], mode="lines", showlegend=False,
+                line={"color": colour, "dash": "dot", "width": 1}, hoverinfo="skip",
+            )  # fmt: skip
+    _logarithmic(figure, page.say("tokens"), chapter.say("megabytes" if memory else "seconds"))
+    return figure
+
+
+def passes(costs: list[Cost], chapter: Chapter) -> go.Figure:
+    tokens, seconds, attention, _ = _columns(costs)
+    figure = go.Figure()
+    for name, y, colour, dash, power in (
+        ("pass-whole", seconds, "#767676", "dash", 1),
+        ("pass-attention", attention, "#0072B2", "solid", 2),
+    ):
+        figure.add_scatter(
+            x=tokens, y=y, name=chapter.say(name), mode="lines+markers", line={"color": colour, "dash": dash},
+            hovertemplate="%{x:,.0f}: %{y:.3~g}",
+        )  # fmt: skip
+        ends = np.array([tokens[-1] / 16, tokens[-1]])
+        figure.add_scatter(
+            x=ends, y=y[-1] * (ends / tokens[-1]) ** power, mode="lines", showlegend=False, hoverinfo="skip",
+            line={"color": colour, "dash": "dot", "width": 1},
+        )  # fmt: skip
+    _logarithmic(figure, chapter.say("tokens-window"), chapter.say("pass"))
+    return figure
+
+
+def _logarithmic(figure: go.Figure, x: str, y: str) -> None:
+    figure.update_layout(margin={**MARGIN, "t": 34}, legend={"orientation": "h", "y": 1.2, "x": 0})
+    figure.update_xaxes(title=x, type="log", dtick=1)
+    figure.update_yaxes(title=y, type="log", dtick=1)

@@ -1,0 +1,113 @@
+"""What chapters share: the embedded model that they ask, and the one run that plays in front of the student."""
+
+from collections.abc import Callable
+
+import numpy as np
+import streamlit as st
+
+from analysis import texts
+from analysis.models import LanguageModel
+from analysis.record import Spec
+from analysis.rows import Passage
+from app.lesson import Chapter
+from app.runner import REGISTRY, Live, Models, sentence
+
+SPEC = Spec("embedded", "hamlet", ("dense",), 4096)
+SENTENCE = "The cat sat on the mat because it was tired"
+
+
+def model() -> LanguageModel:
+    """The embedded model.  Raises ValueError with what to do."""
+    return REGISTRY.model(SPEC, lambda _: None)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def passage(ids: tuple[int, ...]) -> Passage:
+    """A short text, read whole."""
+    return Passage(model(), np.array(ids, np.int32))
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def hamlet(tokens: int) -> np.ndarray:
+    """Its first tokens, [tokens]."""
+    return texts.tokenize(texts.read(SPEC.text), model().tokenizer, limit=tokens)
+
+
+def ids_of(text: str, most: int) -> tuple[int, ...]:
+    """Token ids of a sentence, at most so many."""
+    return tuple(model().tokenizer(text, add_special_tokens=False)["input_ids"][:most])
+
+
+def looks(ids: tuple[int, ...]) -> list[str]:
+    """How tokens look, each a different string, and a newline as its mark."""
+    found: list[str] = []
+    for piece in texts.pieces(model().tokenizer, np.array(ids, np.int32)):
+        shown = piece.strip(" ").replace("\n", "⏎") or "␣"
+        # Zero-width spaces tell two equal words apart on an axis, and nowhere else.
+        while shown in found:
+            shown += "\u200b"
+        found.append(shown)
+    return found
+
+
+def written(page: Chapter, most: int, key: str) -> tuple[int, ...] | None:
+    """The student's own sentence as tokens; None, with a word of advice, where it is too short."""
+    state = st.session_state.lesson
+    state["sentence"] = st.text_input(page.say("sentence"), state["sentence"], key=f"lesson-{key}-sentence")
+    ids = ids_of(state["sentence"].strip(), most)
+    if len(ids) < 2:
+        st.info(page.say("short"))
+        return None
+    return ids
+
+
+def playing() -> Live | None:
+    """The run in front of the student."""
+    return REGISTRY.get(st.session_state.get("lesson_run"))
+
+
+def begin(make: Callable[[Models], Live]) -> None:
+    """Play something new; what played before ends."""
+    end()
+    try:
+        st.session_state.lesson_run = REGISTRY.start(make).id
+        st.session_state.lesson["problem"] = ""
+    except ValueError as e:
+        st.session_state.lesson["problem"] = sentence(e)
+
+
+def end() -> None:
+    """The student goes on: what plays is no longer needed."""
+    REGISTRY.free(st.session_state.get("lesson_run", ""))
+    st.session_state.lesson_run = ""
+
+
+def busy() -> bool:
+    """Whether there will be something new without a press."""
+    run = playing()
+    return run is not None and run.live
+
+
+def transport(page: Chapter, run: Live | None, again: Callable[[], None]) -> None:
+    """Buttons that start again, pause, and go on."""
+    paused = run is not None and run.status == "paused"
+    st.button(page.say("start"), icon=":material/replay:", on_click=again, key="lesson-again")
+    st.button(
+        page.say("resume" if paused else "pause"),
+        icon=":material/play_arrow:" if paused else ":material/pause:",
+        on_click=lambda: run.wish("running" if paused else "paused"),
+        disabled=run is None or not run.live,
+        key="lesson-pause",
+    )
+
+
+def told(run: Live | None) -> bool:
+    """Say what keeps a run from showing something; whether there is something to show."""
+    if problem := st.session_state.lesson.get("problem"):
+        st.error(problem)
+    if run is None:
+        return False
+    run.look()
+    if run.status == "failed":
+        st.error(run.note)
+    return True

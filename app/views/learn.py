@@ -1,0 +1,128 @@
+"""The lesson: one chapter at a time, text on the left, something to play with on the right."""
+
+import streamlit as st
+
+from app.chapters import PLAYS, cost, drop, emergence, enough, stage
+from app.controls import brand
+from app.lesson import FOLDER, LANGUAGES, Chapter, lesson
+from app.runner import sentence
+
+STARTS = {"drop": drop.start, "enough": enough.start, "cost": cost.start, "emergence": emergence.start}
+"""What begins by itself when its chapter is opened."""
+PROJECTED = FOLDER / "projected.css"
+PACE = 0.5
+"""Seconds between two drawings of what plays."""
+
+
+def open_page() -> None:
+    """What a tab begins with: the chapter and language that its address names."""
+    st.session_state.setdefault("lesson", {"sentence": stage.SENTENCE, "kinds": list(emergence.START), "recipe": {}})
+    state, asked = st.session_state.lesson, st.query_params
+    language = asked.get("lang", state.get("language", "en"))
+    state["language"] = language if language in LANGUAGES else "en"
+    name = asked.get("chapter", state.get("chapter", "row"))
+    if name.isdigit() and 1 <= int(name) <= len(PLAYS):
+        name = list(PLAYS)[int(name) - 1]
+    state["note"] = "" if name in PLAYS else lesson(state["language"])["page"].say("gone")
+    state["projected"] = asked.get("projected") == "1"
+    go(name if name in PLAYS else "row")
+
+
+def go(name: str) -> None:
+    """Turn to a chapter; what plays there begins."""
+    state = st.session_state.lesson
+    st.query_params["chapter"] = name
+    if state.get("chapter") == name and (name not in STARTS or stage.playing() is not None):
+        return
+    state.update(chapter=name, problem="")
+    stage.end()
+    if name in STARTS:
+        try:
+            STARTS[name]()
+        except ValueError as e:
+            state["problem"] = sentence(e)
+
+
+def turn(by: int) -> None:
+    names = list(PLAYS)
+    go(names[names.index(st.session_state.lesson["chapter"]) + by])
+
+
+def speak() -> None:
+    st.query_params["lang"] = st.session_state["lesson-language"]
+
+
+def project() -> None:
+    if st.session_state.lesson["projected"]:
+        del st.query_params["projected"]
+    else:
+        st.query_params["projected"] = "1"
+
+
+def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
+    state = st.session_state.lesson
+    with st.sidebar:
+        brand(page.say("motto"))
+        st.segmented_control(
+            page.say("language"), list(LANGUAGES), format_func=LANGUAGES.get, default=state["language"], required=True,
+            key="lesson-language", on_change=speak,
+        )  # fmt: skip
+        st.caption(page.say("chapters"))
+        for name in PLAYS:
+            st.button(
+                f"{chapters[name].number} · {chapters[name].title}", key=f"lesson-{name}", on_click=go, args=(name,),
+                width="stretch", type="primary" if name == state["chapter"] else "secondary",
+            )  # fmt: skip
+
+
+def steps(page: Chapter) -> None:
+    """From one chapter to the next, and onto the projector."""
+    state, names = st.session_state.lesson, list(PLAYS)
+    at = names.index(state["chapter"])
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(page.say("previous"), on_click=turn, args=(-1,), disabled=at == 0, shortcut="Left", key="lesson-back")
+        st.button(
+            page.say("next"),
+            on_click=turn,
+            args=(1,),
+            disabled=at == len(names) - 1,
+            shortcut="Right",
+            key="lesson-next",
+        )
+        st.button(
+            page.say("unproject" if state["projected"] else "project"), on_click=project, shortcut="P",
+            icon=":material/present_to_all:", key="lesson-project",
+        )  # fmt: skip
+
+
+def body(name: str, chapter: Chapter, page: Chapter) -> None:
+    try:
+        PLAYS[name](chapter, page)
+    except ValueError as e:
+        st.error(sentence(e))
+    if stage.busy() != st.session_state.lesson_busy:
+        # Begun or ended: the whole page runs again and sets the pace anew.
+        st.rerun()
+
+
+open_page()
+state = st.session_state.lesson
+chapters = lesson(state["language"])
+page, name = chapters["page"], state["chapter"]
+chapter = chapters[name]
+sidebar(chapters, page)
+if state["projected"]:
+    st.html(PROJECTED)
+if state["note"]:
+    st.info(state["note"])
+text, play = st.columns([5, 8], gap="large")
+with text:
+    st.header(f"{chapter.number} · {chapter.title}", anchor=False)
+    st.markdown(chapter.text)
+    st.markdown(f"**{page.say('question')}.** {chapter.question}")
+    with st.expander(page.say("answer")):
+        st.markdown(chapter.answer)
+    steps(page)
+st.session_state.lesson_busy = stage.busy()
+with play, st.spinner(page.say("loading")):
+    st.fragment(body, run_every=PACE if st.session_state.lesson_busy else None)(name, chapter, page)
