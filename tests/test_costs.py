@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis import texts
-from analysis.costs import Counted, exponent, windows
+from analysis.costs import Counted, exponent, growth, windows
 from analysis.models import load
 
 
@@ -17,10 +17,21 @@ def test_a_power_is_found_whatever_it_is_multiplied_by():
     size = np.arange(100, 5000, 100)
     for power in (0.5, 1, 2):
         assert exponent(size, 7 * size.astype(float) ** power) == pytest.approx(power)
-    # What is small at first is left behind.
-    assert exponent(size, 1e-3 * size + 1e-4 * size**2.0) == pytest.approx(2, abs=0.01)
     assert np.isnan(exponent(np.array([1, 2]), np.array([1.0, 2.0])))
-    assert np.isnan(exponent(np.array([]), np.array([])))
+
+
+def test_the_power_of_a_text_is_found_under_a_fixed_cost_and_in_noise():
+    tokens, chance = np.arange(128, 4097, 128.0), np.random.default_rng(0)
+
+    def total(each):
+        slow = 1 + 0.1 * chance.random(len(tokens)) + (chance.random(len(tokens)) < 0.05)
+        return np.cumsum(each * 128 * slow)
+
+    dense = growth(tokens, total(0.5e-3 + 0.6e-6 * tokens))
+    assert dense.exponent == pytest.approx(2, abs=0.15) and dense.fixed == pytest.approx(0.6e-3, rel=0.3)
+    window = growth(tokens, total(np.full(32, 0.3e-3)))
+    assert window.exponent == pytest.approx(1, abs=0.1) and window.fixed == 0
+    assert np.isnan(growth(tokens[:4], tokens[:4]).exponent)
 
 
 def test_counting_changes_no_number(model, ids):
@@ -29,8 +40,15 @@ def test_counting_changes_no_number(model, ids):
 
     network = load(model, device="cpu")
     counted = Counted(network, ids, "streaming:sinks=4,window=28")
-    while not counted.lane.done:
-        counted.read(64)
+    for reading in range(2):
+        if reading:
+            first = counted.costs
+            counted.again()
+        while not counted.lane.done:
+            counted.read(64)
+    # The faster reading of each chunk counts.
+    assert len(counted.costs) == len(first)
+    assert all(b.seconds <= a.seconds and b.attention <= a.attention for a, b in zip(first, counted.costs, strict=True))
     steps = list(stream(network, ids, [parse("streaming:sinks=4,window=28")], chunk=64))
     assert [c.cached for c in counted.costs] == [s.cache_bytes[-1] for s in steps]
     assert counted.costs[-1].tokens == len(ids)

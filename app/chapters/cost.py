@@ -7,12 +7,12 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from analysis import texts
-from analysis.costs import Cost, exponent
+from analysis.costs import Cost, exponent, growth
 from analysis.palette import colours
 from analysis.record import Spec
 from app.charts import MARGIN
 from app.components import chart
-from app.coster import Costing
+from app.coster import SIZES, Costing
 from app.lesson import Chapter
 
 from . import stage
@@ -26,6 +26,8 @@ POLICIES = (
 )
 THEORY = {"dense": ("T²", 2), "window": ("TL", 1), "recompute": ("TL²", 1), "streaming": ("TL", 1)}
 TOKENS = 4096
+NARROW = 512
+"""Windows up to this size are narrow: attention takes the smaller part of a pass."""
 
 
 def start() -> None:
@@ -60,12 +62,23 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         alt = chapter.say("alt-memory" if shown == "memory" else "alt", values=values)
         chart.mount(figure, key=f"cost-{shown}", alt=alt, height=310)
     if run.windows:
-        table.append(_found(chapter.say("in-window"), "L²", _columns(run.windows)))
-    names = ("method", "read", "theory", "attention", "whole", "share")
+        table.append(_passes(chapter.say("in-window"), *_columns(run.windows)))
+    names = ("method", "read", "theory", "attention", "whole", "fixed", "share")
     st.table({chapter.say(n): [row[i] for row in table] for i, n in enumerate(names)})
-    if len(run.windows) > 2:
-        _, _, _, _, whole, share = table[-1]
-        st.caption(chapter.say("dominates", share=share, whole=whole))
+    if len(run.windows) == len(SIZES):
+        *_, alone, whole, _, share = table[-1]
+        most = run.windows[-1]
+        st.caption(
+            chapter.say(
+                "dominates",
+                narrow=NARROW,
+                share=share,
+                whole=whole,
+                wide=most.tokens,
+                most=f"{most.attention / most.seconds:.0%}",
+                alone=alone,
+            )
+        )
 
 
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -90,17 +103,26 @@ def counted(name: str, costs: list[Cost]) -> Columns:
 
 
 def _found(title: str, theory: str, of: Columns) -> tuple[str, ...]:
-    """A row of the table."""
+    """A row of the table: what it is, tokens, theory, exponents of attention and of all, fixed cost, share."""
     tokens, seconds, attention, _ = of
     if len(tokens) < 3:
-        return title, "–", theory, "–", "–", "–"
+        return title, "–", theory, "–", "–", "–", "–"
     share = f"{attention[-1] / seconds[-1]:.0%}"
-    return title, f"{int(tokens[-1]):,}", theory, _power(tokens, attention), _power(tokens, seconds), share
+    alone, whole = growth(tokens, attention), growth(tokens, seconds)
+    fixed = f"{alone.fixed * 1e3:.2f} ms" if alone.fixed else "–"
+    return title, f"{int(tokens[-1]):,}", theory, _said(alone.exponent), _said(whole.exponent), fixed, share
 
 
-def _power(tokens: np.ndarray, cost: np.ndarray) -> str:
-    found = exponent(tokens, cost)
-    return "–" if np.isnan(found) else f"{found:.2f}"
+def _passes(title: str, tokens: np.ndarray, seconds: np.ndarray, attention: np.ndarray, _) -> tuple[str, ...]:
+    """The row of windows that are encoded afresh: attention as in wide ones, the whole as in narrow ones."""
+    wide, narrow = tokens >= tokens[-1] / 4, (tokens > tokens[0]) & (tokens <= NARROW)
+    share = f"{attention[tokens <= NARROW][-1] / seconds[tokens <= NARROW][-1]:.0%}"
+    alone, whole = exponent(tokens[wide], attention[wide]), exponent(tokens[narrow], seconds[narrow])
+    return title, f"{int(tokens[-1]):,}", "L²", _said(alone), _said(whole), "–", share
+
+
+def _said(power: float) -> str:
+    return "–" if np.isnan(power) else f"{power:.2f}"
 
 
 def lanes(run: Costing, chapter: Chapter, page: Chapter, *, memory: bool) -> go.Figure:
