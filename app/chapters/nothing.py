@@ -7,18 +7,24 @@ import streamlit as st
 from analysis import metrics
 from analysis.measures import NORMS, Measured, joined, measure, samples_of
 from analysis.policies import parse
-from analysis.stream import stream
+from analysis.stream import open_lanes
 from app.charts import MARGIN
 from app.components import chart
 from app.lesson import Chapter
 
 from . import stage
 
-TOKENS = 256
-"""Of the text that is read with the sink taken away: the first result should come at once."""
+BEGIN, END = 128, 384
+"""Tokens that are read with the sink taken away: few, since the first result should come at once."""
 SAMPLES, LENGTH = 8, 64
-TAKEN = {"none": "dense", "values": "dense:knockout=values", "weights": "dense:knockout=weights"}
-COLOURS = {"none": "#767676", "values": "#009E73", "weights": "#D55E00"}
+TAKEN = {
+    "none": ("dense", "dense"),
+    "values": ("dense", "dense:knockout=values"),
+    "weights": ("dense", "dense:knockout=weights"),
+    "start": ("dense:knockout=weights", "dense:knockout=weights"),
+}
+"""How the tokens before are read, and those that count."""
+COLOURS = {"none": "#767676", "values": "#009E73", "weights": "#D55E00", "start": "#E69F00"}
 
 
 @st.cache_resource(show_spinner=False)
@@ -28,10 +34,17 @@ def measured() -> Measured:
 
 
 @st.cache_resource(show_spinner=False)
-def perplexity(policy: str) -> float:
-    """Of the first tokens of Hamlet, read whole with the first token bent in every head."""
-    steps = stream(stage.model(), stage.hamlet(TOKENS), [parse(policy)], sink_tokens=1)
-    return metrics.perplexity(np.concatenate([s.nll for s in steps]))
+def perplexity(taken: str) -> float:
+    """Of a stretch of Hamlet, with the first token bent in every head."""
+    before, then = (parse(p) for p in TAKEN[taken])
+    (lane,) = open_lanes(stage.model(), stage.hamlet(END), [before], sink_tokens=1)
+    while lane.position < BEGIN:
+        lane.read(BEGIN - lane.position)
+    lane.switch(then)
+    nll = []
+    while not lane.done:
+        nll.append(lane.read(END).nll)
+    return metrics.perplexity(np.concatenate(nll))
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
@@ -50,10 +63,10 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     if taken not in pressed:
         pressed.append(taken)
     with st.spinner(page.say("reading")):
-        found = {name: perplexity(TAKEN[name]) for name in TAKEN if name in pressed}
+        found = {name: perplexity(name) for name in TAKEN if name in pressed}
     values = ", ".join(f"{chapter.say(n)}: {p:.1f}" for n, p in found.items())
-    st.caption(chapter.say("perplexity", tokens=TOKENS))
-    chart.mount(bars(found, chapter), key="nothing-bars", alt=chapter.say("alt-bars", values=values), height=170)
+    st.caption(chapter.say("perplexity", begin=BEGIN, end=END))
+    chart.mount(bars(found, chapter), key="nothing-bars", alt=chapter.say("alt-bars", values=values), height=190)
 
 
 def _ratio(sizes: Measured, kind: str) -> np.ndarray:

@@ -1,0 +1,71 @@
+"""The lesson's texts have one structure in both languages, and what is drawn of them is what was computed."""
+
+import re
+
+import numpy as np
+import pytest
+
+from app.chapters import PLAYS
+from app.chapters.first import _runs
+from app.chapters.heads import known
+from app.chapters.row import weigh
+from app.lesson import FOLDER, LANGUAGES, lesson
+
+PLACEHOLDER = re.compile(r"\{[a-z]+\}")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_chapters_are_those_that_are_played(language):
+    chapters = lesson(language)
+    assert list(chapters) == ["page", *PLAYS]
+    assert [c.number for c in chapters.values()] == list(range(10))
+    for chapter in list(chapters.values())[1:]:
+        assert chapter.text and chapter.question and chapter.answer and chapter.words
+
+
+def test_both_languages_say_the_same_words():
+    english, chinese = (lesson(language) for language in LANGUAGES)
+    for name, chapter in english.items():
+        other = chinese[name]
+        assert list(chapter.words) == list(other.words), name
+        for word, said in chapter.words.items():
+            assert sorted(PLACEHOLDER.findall(said)) == sorted(PLACEHOLDER.findall(other.words[word])), (name, word)
+        assert chapter.text.count("\n\n") == other.text.count("\n\n"), name
+        if name != "page":
+            assert re.search("[\u4e00-\u9fff]", other.title + other.text)
+        # The same papers and numbers of chapters.
+        assert re.findall(r"20\d\d", chapter.text + chapter.answer) == re.findall(r"20\d\d", other.text + other.answer)
+
+
+def test_every_word_is_said():
+    """Nothing stands in the files that no screen shows."""
+    root = FOLDER.parent.parent
+    source = "".join(p.read_text() for p in [*(root / "app").rglob("*.py"), root / "analysis" / "small.py"])
+    for name, chapter in lesson("en").items():
+        for word in chapter.words:
+            stem = word.rsplit("-", 1)[0]
+            assert re.search(rf"[\"']{re.escape(word)}[\"']", source) or f"{stem}-{{" in source, (name, word)
+
+
+def test_weights_are_those_of_softmax_and_its_neighbour():
+    logits = np.array([2.0, -1.0, 0.5])
+    weights, nowhere = weigh(logits, "softmax")
+    np.testing.assert_allclose(weights, np.exp(logits) / np.exp(logits).sum())
+    assert nowhere == 0
+    # What is taken from every logit cancels.
+    np.testing.assert_allclose(weigh(logits - 50, "softmax")[0], weights)
+    weights, nowhere = weigh(logits, "off-by-one")
+    np.testing.assert_allclose(weights, np.exp(logits) / (1 + np.exp(logits).sum()))
+    assert weights.sum() + nowhere == pytest.approx(1)
+    assert weigh(logits - 50, "off-by-one")[1] == pytest.approx(1)
+
+
+def test_stretches_of_layers_are_told_shortly():
+    assert _runs([2, 3, 4, 8]) == "2–4, 8" and _runs([5]) == "5" and _runs([]) == ""
+
+
+def test_well_known_models_have_whole_sizes():
+    """Bytes of a token in 16 bits, of those whose papers or cards say them."""
+    found = {m["model"]: 2 * 2 * int(m["layers"]) * int(m["kv_heads"]) * int(m["size"]) for m in known()}
+    assert found["Llama 2 7B"] == 524_288 and found["Llama 3 8B"] == found["Mistral 7B"] == 131_072
+    assert all(int(m["heads"]) % int(m["kv_heads"]) == 0 and m["source"] for m in known())
