@@ -36,14 +36,14 @@ def start() -> None:
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
-    run = stage.playing()
+    run = stage.playing(Costing)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         shown = st.segmented_control(
             chapter.say("show"), ["time", "memory", "window"], format_func=chapter.say, default="time", required=True,
             key="cost-show",
         )  # fmt: skip
         stage.transport(page, run, start)
-    if not stage.told(run) or not isinstance(run, Costing) or not run.lanes:
+    if not stage.told(run) or not run.lanes:
         st.caption(page.say("loading"))
         return
     table = [

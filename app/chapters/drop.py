@@ -25,7 +25,7 @@ def start() -> None:
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
-    run = stage.playing()
+    run = stage.playing(LiveRun)
     policies = (
         [t.policies[-1][1] if t.policies else p for t, p in zip(run.run.tracks, FOUR, strict=True)] if run else FOUR
     )
@@ -63,5 +63,5 @@ def draw(chapter: Chapter, page: Chapter) -> None:
 
 def switch(drop: bool) -> None:
     """The last lane loses its sinks, or has them back, as the text began."""
-    if isinstance(run := stage.playing(), LiveRun):
+    if (run := stage.playing(LiveRun)) is not None:
         run.switch(len(FOUR) - 1, parse(WITHOUT if drop else FOUR[-1]), pin=not drop)

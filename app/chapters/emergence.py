@@ -57,7 +57,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     state = st.session_state.lesson
     state.setdefault("kinds", list(START))
     state.setdefault("recipe", {})
-    run = stage.playing()
+    run = stage.playing(Emergence)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         chosen = st.pills(
             chapter.say("kinds"), list(ATTENTIONS), default=state["kinds"], format_func=chapter.say,
@@ -67,10 +67,10 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         with st.popover(chapter.say("settings"), icon=":material/tune:"):
             settings(chapter)
         stage.transport(page, run, start)
-        if isinstance(run, Emergence) and run.moments[-1]:
+        if run is not None and run.moments[-1]:
             with st.popover(chapter.say("export"), icon=":material/download:"):
                 exports(run, chapter)
-    if not stage.told(run) or not isinstance(run, Emergence) or not run.moments[-1]:
+    if not stage.told(run) or not run.moments[-1]:
         return
     if asked(state) != run.recipes:
         st.info(chapter.say("changed"))

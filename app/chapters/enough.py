@@ -19,21 +19,24 @@ SIZES = (64, 128, 256)
 REFERENCE = 3
 
 
-def start(size: int = 64) -> None:
-    policies = tuple(f"streaming:sinks={s},window={size - s}" for s in SINKS)
-    spec = Spec(stage.SPEC.model, stage.SPEC.text, policies, TOKENS, chunk=64)
+def start() -> None:
+    size = st.session_state.get("enough-size", SIZES[0])
+    spec = Spec(stage.SPEC.model, stage.SPEC.text, policies(size), TOKENS, chunk=64)
     stage.begin(partial(LiveRun, spec, texts.read(spec.text)))
 
 
+def policies(size: int) -> tuple[str, ...]:
+    return tuple(f"streaming:sinks={s},window={size - s}" for s in SINKS)
+
+
 def draw(chapter: Chapter, page: Chapter) -> None:
-    run = stage.playing()
-    state = st.session_state
+    run = stage.playing(LiveRun)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.segmented_control(
-            chapter.say("cache"), SIZES, default=SIZES[0], required=True, key="enough-size",
-            on_change=lambda: start(state["enough-size"]),
-        )  # fmt: skip
-        stage.transport(page, run, lambda: start(state["enough-size"]))
+        size = st.segmented_control(chapter.say("cache"), SIZES, default=SIZES[0], required=True, key="enough-size")
+        if run is not None and run.spec.policies != policies(size):
+            start()
+            run = stage.playing(LiveRun)
+        stage.transport(page, run, start)
     if not stage.told(run):
         return
     names = [chapter.say("sinks-n", n=s) if s > 1 else chapter.say(f"sinks-{s}") for s in SINKS]

@@ -1,6 +1,7 @@
 """What chapters share: the embedded model that they ask, and the one run that plays in front of the student."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import streamlit as st
@@ -13,6 +14,7 @@ from app.lesson import Chapter
 from app.runner import REGISTRY, Live, Models, sentence
 
 SPEC = Spec("embedded", "hamlet", ("dense",), 4096)
+Run = TypeVar("Run", bound=Live)
 SENTENCE = "The cat sat on the mat because it was tired"
 
 
@@ -61,9 +63,10 @@ def written(page: Chapter, most: int, key: str) -> tuple[int, ...] | None:
     return ids
 
 
-def playing() -> Live | None:
-    """The run in front of the student."""
-    return REGISTRY.get(st.session_state.get("lesson_run"))
+def playing(kind: type[Run] = Live) -> Run | None:
+    """The run in front of the student, where it is of this kind: a chapter may be drawn once more after it was left."""
+    run = REGISTRY.get(st.session_state.get("lesson_run"))
+    return run if isinstance(run, kind) else None
 
 
 def begin(make: Callable[[Models], Live]) -> None:

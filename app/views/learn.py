@@ -96,6 +96,9 @@ def steps(page: Chapter) -> None:
 
 
 def body(name: str, chapter: Chapter, page: Chapter) -> None:
+    if st.session_state.lesson["chapter"] != name:
+        # The page has been turned, and this is one of its last drawings.
+        return
     try:
         PLAYS[name](chapter, page)
     except ValueError as e:

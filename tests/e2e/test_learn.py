@@ -1,0 +1,147 @@
+"""The lesson in a real browser: every chapter in both languages, light and dark, wide and narrow; what is played."""
+
+import re
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+
+from app.lesson import LANGUAGES, lesson
+
+pytestmark = pytest.mark.browser
+
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+BRIGHTNESS = "() => +getComputedStyle(document.querySelector('.stApp')).backgroundColor.match(/\\d+/)[0]"
+RESULTS = {
+    "row": "[data-testid=stMetricValue]:has-text('1.000')",
+    "first": "td:has-text('/ 270')",
+    "nothing": "[role=img][aria-label*='11.5']",
+    "drop": "[data-testid=stMetricValue]:has-text('.')",
+    "enough": "[data-testid=stMetricValue]:has-text('1.00 ×')",
+    "cost": "[role=img][aria-label*='T²']",
+    "chunks": "td:has-text('e-0')",
+    "heads": "[role=img][aria-label*='8.59 GB']",
+    "emergence": "[role=img][aria-label*='0.0']",
+}
+"""What a chapter has computed when it is opened."""
+
+
+def opened(page, language, name):
+    """Wait until a chapter shows what it computes."""
+    chapter = lesson(language)[name]
+    page.get_by_role("heading", name=f"{chapter.number} · {chapter.title}", exact=True).wait_for()
+    page.locator(RESULTS[name]).first.wait_for()
+
+
+def severe(page):
+    """What axe finds that keeps somebody from using the page."""
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    return [(v["id"], [n["html"][:200] for n in v["nodes"]]) for v in found if v["impact"] in ("serious", "critical")]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_chapter_is_opened_by_an_arrow_key(app, page, language):
+    page.goto(f"{app}/learn?lang={language}")
+    for name in RESULTS:
+        opened(page, language, name)
+        for scheme in ("dark", "light"):
+            page.emulate_media(color_scheme=scheme)
+            page.wait_for_function(f"dark => (({BRIGHTNESS})() < 64) === dark", arg=scheme == "dark")
+            assert not severe(page), (name, scheme)
+            page.set_viewport_size({"width": 400, "height": 900})
+            # Nothing sticks out at the side, and what was computed is still there.
+            widths = page.evaluate(
+                "(e => [e.scrollWidth, e.clientWidth])(document.querySelector('[data-testid=stMain]'))"
+            )
+            assert widths[0] <= widths[1] <= 400, (name, scheme)
+            page.locator(RESULTS[name]).first.scroll_into_view_if_needed()
+            page.set_viewport_size({"width": 1440, "height": 900})
+        if name != "emergence":
+            page.keyboard.press("ArrowRight")
+    assert page.get_by_role("button", name=lesson(language)["page"].say("next")).is_disabled()
+    page.keyboard.press("ArrowLeft")
+    opened(page, language, "heads")
+    assert "chapter=heads" in page.url
+    assert not page.problems and not page.strangers
+
+
+def test_a_row_is_played_with(app, page):
+    page.goto(f"{app}/learn?chapter=1")
+    opened(page, "en", "row")
+    alt = page.locator("[role=img]").first.get_attribute("aria-label")
+    # Five less of every logit changes nothing: the numbers of the logits do, and those of the weights do not.
+    page.get_by_role("button", name="All 5 lower").click()
+    page.locator("[data-testid=stSliderThumbValue]", has_text="-2.3").wait_for()
+    assert page.locator("[role=img]").first.get_attribute("aria-label") == alt
+    page.get_by_text("Off by one", exact=True).click()
+    page.get_by_text("Goes nowhere").first.wait_for()
+    page.get_by_role("button", name="Reset").click()
+    page.locator("[data-testid=stSliderThumbValue]", has_text="2.7").wait_for()
+    page.get_by_role("textbox", name="Your sentence").fill("word")
+    page.get_by_role("textbox", name="Your sentence").press("Enter")
+    page.get_by_text("Write at least two words.").wait_for()
+    # The answer is folded away, until it is wanted.
+    answer = page.get_by_text("Only differences count")
+    assert not answer.is_visible()
+    page.get_by_text("Answer", exact=True).click()
+    answer.wait_for()
+    assert not page.problems and not page.strangers
+
+
+def test_a_chapter_is_linked_to_translated_and_projected(app, page):
+    page.goto(f"{app}/learn?chapter=7")
+    opened(page, "en", "chunks")
+    page.get_by_text("mat", exact=True).first.click()
+    page.get_by_text("Joined from 4 pieces").wait_for()
+    page.get_by_text("中文", exact=True).click()
+    opened(page, "zh", "chunks")
+    assert "lang=zh" in page.url
+    page.locator("body").press("p")
+    page.get_by_role("button", name="退出投影").wait_for()
+    assert "projected=1" in page.url and not page.get_by_test_id("stSidebar").is_visible()
+    page.reload()
+    opened(page, "zh", "chunks")
+    assert not page.get_by_test_id("stSidebar").is_visible()
+    page.goto(f"{app}/learn?chapter=eleven")
+    page.get_by_text("That chapter does not exist.").wait_for()
+    opened(page, "en", "row")
+    assert not page.problems and not page.strangers
+
+
+def test_sinks_are_dropped_while_the_model_reads(app, page):
+    page.goto(f"{app}/learn?chapter=drop")
+    opened(page, "en", "drop")
+    page.get_by_role("button", name="Drop the sinks now").click()
+    page.locator("[data-testid=stMetricLabel]", has_text="Sinks + window").wait_for(state="hidden")
+    page.get_by_role("button", name="Give them back").click()
+    page.locator("[data-testid=stMetricLabel]", has_text="Sinks + window").wait_for()
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Go on").wait_for()
+    assert not page.problems and not page.strangers
+
+
+def test_a_sink_is_trained_looked_back_at_and_exported(app, page):
+    page.goto(f"{app}/learn?chapter=emergence")
+    opened(page, "en", "emergence")
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Go on").wait_for()
+    page.get_by_role("button", name="Settings").click()
+    steps = page.get_by_role("spinbutton", name="Steps")
+    steps.fill("60")
+    steps.press("Enter")
+    page.get_by_text("to train with these settings").wait_for()
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Start again").click()
+    page.get_by_text("60 of 60 steps Finished.").wait_for()
+    slider = page.get_by_role("slider", name="Look at step")
+    slider.press("Home")
+    page.locator("[role=img][aria-label*='map at step 0;']").wait_for()
+    page.get_by_role("button", name="Export").click()
+    with page.expect_download() as file:
+        page.get_by_role("button", name=re.compile("Softmax · CSV")).click()
+    assert file.value.path().read_text().startswith("step,loss,copied,weight 0.0,norm 0.0\n0,")
+    with page.expect_download() as file:
+        page.get_by_role("button", name=re.compile("weight on first token · PDF")).click()
+    assert file.value.path().read_bytes().startswith(b"%PDF")
+    assert not page.problems and not page.strangers
