@@ -1,0 +1,68 @@
+"""Trainings side by side, and costs that are counted, while people look."""
+
+import time
+from functools import partial
+
+import numpy as np
+import pytest
+
+from analysis import texts
+from analysis.emergence import Recipe, train
+from analysis.record import Spec
+from app.coster import Costing
+from app.trainer import EVERY, Emergence
+
+TINY = {"width": 16, "vocabulary": 24, "length": 24, "batch": 8, "steps": 100}
+
+
+def until(run, what, seconds=30):
+    """Look at a run until something is true of it."""
+    end = time.monotonic() + seconds
+    while not what(run):
+        run.look()
+        assert run.status != "failed" and time.monotonic() < end, (run.status, run.note)
+        time.sleep(0.01)
+
+
+def test_trainings_go_in_step_and_are_those_of_the_library(registry):
+    recipes = [Recipe(kind, **TINY) for kind in ("softmax", "relu")]
+    run = registry.start(partial(Emergence, recipes))
+    until(run, lambda r: r.status == "finished")
+    assert run.share == 1
+    for recipe, moments in zip(recipes, run.moments, strict=True):
+        wanted = list(train(recipe, EVERY))
+        assert [m.step for m in moments] == [m.step for m in wanted]
+        np.testing.assert_allclose([m.loss for m in moments], [m.loss for m in wanted], rtol=1e-5)
+
+
+def test_a_training_pauses_goes_on_and_stops(registry):
+    run = registry.start(partial(Emergence, [Recipe("softmax", **{**TINY, "steps": 100_000})]))
+    until(run, lambda r: len(r.moments[0]) > 2)
+    run.wish("paused")
+    until(run, lambda r: r.status == "paused")
+    held = len(run.moments[0])
+    time.sleep(0.3)
+    assert len(run.moments[0]) == held
+    run.wish("running")
+    until(run, lambda r: len(r.moments[0]) > held)
+    run.wish("stopped")
+    until(run, lambda r: r.status == "stopped")
+    assert len(run.moments[0]) > held
+
+
+def test_too_many_trainings_are_refused(registry):
+    for count in (0, 4):
+        with pytest.raises(ValueError, match=f"1 to 3 kinds of attention to train side by side, not {count}"):
+            registry.start(partial(Emergence, [Recipe(**TINY)] * count))
+
+
+def test_costs_are_counted_to_the_end_and_windows_after_them(registry, model, text):
+    spec = Spec(model, text, ("dense", "window:window=16", "recompute:window=16,stride=1"), 500, device="cpu")
+    run = registry.start(partial(Costing, spec, texts.read(text)))
+    until(run, lambda r: r.status == "finished")
+    dense, window, recompute = run.lanes
+    assert dense.costs[-1].tokens == window.costs[-1].tokens == 500
+    # What dense keeps grows, and a window does not.
+    assert dense.costs[-1].cached > dense.costs[0].cached and window.costs[-1].cached == window.costs[0].cached
+    assert recompute.costs[-1].tokens > 16
+    assert [w.tokens for w in run.windows] == [64, 128, 256]
