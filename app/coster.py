@@ -20,7 +20,15 @@ class Costing(Live):
         super().__init__(spec, models)
         self.text = text
         self.lanes: list[Counted] = []
+        self.reading = 1
+        """Which of the readings this is."""
         self.windows: list[Cost] = []
+
+    @property
+    def share(self) -> float:
+        """How much of this reading is done."""
+        bounded = [lane for lane in self.lanes if lane.policy.name != "recompute"]
+        return sum(lane.lane.position for lane in bounded) / max(1, len(bounded) * self.spec.tokens)
 
     def _run(self) -> None:
         model = self._models.get(self.spec, self.tell)
@@ -29,6 +37,7 @@ class Costing(Live):
         self.model = model
         self._set("running")
         for reading in range(READINGS):
+            self.reading = reading + 1
             if reading:
                 for lane in self.lanes:
                     lane.again()

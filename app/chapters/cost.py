@@ -12,7 +12,7 @@ from analysis.palette import colours
 from analysis.record import Spec
 from app.charts import MARGIN
 from app.components import chart
-from app.coster import SIZES, Costing
+from app.coster import READINGS, SIZES, Costing
 from app.lesson import Chapter
 
 from . import stage
@@ -46,6 +46,10 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     if not stage.told(run) or not run.lanes:
         st.caption(page.say("loading"))
         return
+    if run.live:
+        windows = chapter.say("windows", done=len(run.windows), total=len(SIZES))
+        lanes_read = chapter.say("progress", reading=run.reading, readings=READINGS)
+        st.progress(min(1.0, run.share), windows if run.windows or run.share >= 1 else lanes_read)
     table = [
         _found(lane.policy.title, THEORY[lane.policy.name][0], counted(lane.policy.name, lane.costs))
         for lane in run.lanes
@@ -54,13 +58,13 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     if shown == "window":
         if run.windows:
             figure = passes(run.windows, chapter)
-            chart.mount(figure, key="cost-window", alt=chapter.say("alt-window", values=values), height=310)
+            chart.mount(figure, key="cost-window", alt=chapter.say("alt-window", values=values), height=290)
         else:
             st.info(chapter.say("waiting"))
     else:
         figure = lanes(run, chapter, page, memory=shown == "memory")
         alt = chapter.say("alt-memory" if shown == "memory" else "alt", values=values)
-        chart.mount(figure, key=f"cost-{shown}", alt=alt, height=310)
+        chart.mount(figure, key=f"cost-{shown}", alt=alt, height=290)
     if run.windows:
         table.append(_passes(chapter.say("in-window"), *_columns(run.windows)))
     names = ("method", "read", "theory", "attention", "whole", "fixed", "share")

@@ -10,8 +10,8 @@ from app.runner import sentence
 STARTS = {"drop": drop.start, "enough": enough.start, "cost": cost.start, "emergence": emergence.start}
 """What begins by itself when its chapter is opened."""
 PROJECTED = FOLDER / "projected.css"
-PACE = 0.5
-"""Seconds between two drawings of what plays."""
+PACES = {"cost": 2.0}
+"""Seconds between two drawings of what plays, half a one unless said: drawing would be measured as a cost."""
 
 
 def open_page() -> None:
@@ -128,4 +128,4 @@ with text:
     steps(page)
 st.session_state.lesson_busy = stage.busy()
 with play, st.spinner(page.say("loading")):
-    st.fragment(body, run_every=PACE if st.session_state.lesson_busy else None)(name, chapter, page)
+    st.fragment(body, run_every=PACES.get(name, 0.5) if st.session_state.lesson_busy else None)(name, chapter, page)

@@ -1,6 +1,6 @@
 """`make bench`: print every figure beside its mark.  Timings are medians of alternating runs: a slow minute hits all.
 
-`python -m tests.bench engine`, `… ranked`, `… chat`, `… page`, `… maps` or `… emergence` prints one part.
+`python -m tests.bench engine`, `… ranked`, `… chat`, `… page`, `… maps`, `… emergence` or `… learn` prints one part.
 """
 
 import os
@@ -10,7 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or ["engine", "ranked", "chat", "page", "maps", "emergence"]
+    wanted = sys.argv[1:] or ["engine", "ranked", "chat", "page", "maps", "emergence", "learn"]
     if "engine" in wanted:
         from . import engine
 
@@ -35,6 +35,10 @@ def main() -> None:
         from . import emergence
 
         emergence.main()
+    if "learn" in wanted:
+        from . import learn
+
+        learn.main()
 
 
 main()
