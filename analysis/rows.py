@@ -6,6 +6,7 @@ its sum, which is all that is needed to join them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -43,7 +44,7 @@ class Passage:
         self._lane.read(len(tokens))
         (self._reading,) = readings
 
-    @property
+    @cached_property
     def mass(self) -> NDArray[np.float32]:
         """Weight on token 0 of every query but the first, which sees nothing else, averaged: [layers, heads]."""
         shape = len(self._reading.queries), self._reading.queries[0].shape[1]

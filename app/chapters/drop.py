@@ -44,13 +44,14 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     if not stage.told(run):
         return
     lines, items = [], []
-    for lane, policy in enumerate(parse(p) for p in policies):
+    for lane, (begun, policy) in enumerate((parse(b), parse(p)) for b, p in zip(FOUR, policies, strict=True)):
         tokens, values = rolling(run, lane)
-        lines.append((policy.title, tokens, values))
+        title = policy.title if policy == begun else f"→ {policy.title}"
+        lines.append((title, tokens, values))
         track = run.run.tracks[lane]
         kept = f"{int(track.cache_tokens.view()[-1]):,}" if len(track.nll) else "–"
         number = f"{values[-1]:.1f}" if len(values) else "–"
-        items.append((policy.title, number, chapter.say("keeps", tokens=kept)))
+        items.append((title, number, chapter.say("keeps", tokens=kept)))
     numbers(items)
     alt = chapter.say("alt", values="; ".join(f"{name}: {number}" for name, number, _ in items))
     figure = curves(lines, looks(FOUR), page.say("tokens"), chapter.say("rolling"), 60)

@@ -191,7 +191,6 @@ def grown(
     if at is not None:
         figure.add_vline(x=at, line={"color": "#767676", "width": 1, "dash": "dot"})
     figure.update_layout(margin={"l": 40, "r": 8, "t": 48, "b": 36}, legend={"orientation": "h", "y": 1.3, "x": 0})
-    figure.update_annotations(font={"size": 12})
     figure.update_xaxes(range=[0, recipes[0].steps])
     figure.update_xaxes(title=chapter.say("step"), row=2)
     figure.update_yaxes(rangemode="tozero")
@@ -215,7 +214,6 @@ def maps(moments: Sequence[Moment], labels: Sequence[str], chapter: Chapter) -> 
             colorbar={"thickness": 10}, row=1, col=i + 1,
         )  # fmt: skip
     figure.update_layout(margin={"l": 40, "r": 8, "t": 44, "b": 30})
-    figure.update_annotations(font={"size": 12})
     figure.update_xaxes(showgrid=False, constrain="domain")
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure

@@ -24,11 +24,14 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         return
     passage = stage.passage(ids)
     if state.get("row-ids") != ids:
-        last = np.array([[passage.map(*at)[-1, 0] for at in row] for row in _heads(passage.mass.shape)])
+        last = np.full(passage.mass.shape, np.nan)
+        for at in np.ndindex(last.shape):
+            last[at] = passage.map(*at)[-1, 0]
         layer, head = np.unravel_index(np.abs(last - FULL).argmin(), last.shape)
         state.update({"row-ids": ids, "row-head": (int(layer), int(head)), "row-logits": None})
     layers, heads = passage.mass.shape
-    with st.container(horizontal=True, vertical_alignment="bottom"):
+    tools = st.container(horizontal=True, vertical_alignment="bottom")
+    with tools:
         layer = st.number_input(
             page.say("layer"), 0, layers - 1, state["row-head"][0], key=f"row-layer-{ids}", width=110
         )
@@ -41,8 +44,6 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             required=True,
             key="row-kind",
         )
-        st.button(chapter.say("lower"), on_click=_lower, key="row-lower")
-        st.button(chapter.say("reset"), on_click=_reset, key="row-reset")
     own = passage.row(layer, head).logits.numpy()
     if state["row-logits"] is None or state["row-head"] != (layer, head):
         state.update({"row-logits": own.tolist(), "row-head": (layer, head), "row-turn": state.get("row-turn", 0) + 1})
@@ -60,6 +61,11 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             format="%.1f",
             key=f"row-logit-{state['row-turn']}-{i}",
         )
+    with tools:
+        # A press may be told twice: so it says what the logits are to be, and not how much lower.
+        lower = [x - 5 for x in state["row-logits"]]
+        st.button(chapter.say("lower"), on_click=_put, args=(lower,), key="row-lower")
+        st.button(chapter.say("reset"), on_click=_put, args=(own.tolist(),), key="row-reset")
     weights, nowhere = weigh(np.array(state["row-logits"]), kind)
     with room:
         left, middle, right = st.columns(3)
@@ -73,18 +79,9 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         )
 
 
-def _heads(shape: tuple[int, int]) -> list[list[tuple[int, int]]]:
-    return [[(layer, head) for head in range(shape[1])] for layer in range(shape[0])]
-
-
-def _lower() -> None:
+def _put(logits: list[float]) -> None:
     state = st.session_state.lesson
-    state["row-logits"] = [x - 5 for x in state["row-logits"]]
-    state["row-turn"] += 1
-
-
-def _reset() -> None:
-    st.session_state.lesson["row-logits"] = None
+    state.update({"row-logits": logits, "row-turn": state["row-turn"] + 1})
 
 
 def weigh(logits: np.ndarray, kind: str) -> tuple[np.ndarray, float]:
@@ -99,7 +96,11 @@ def bars(words: list[str], weights: np.ndarray, nowhere: float, chapter: Chapter
     names, heights = [*words], [*weights]
     colours = [TRAINED["softmax"][0], *["#0072B2"] * (len(words) - 1)]
     if nowhere:
-        names, heights, colours = [*names, chapter.say("nowhere")], [*heights, nowhere], [*colours, "#767676"]
+        names, heights, colours = (
+            [*names, chapter.say("nowhere").replace(" ", "<br>")],
+            [*heights, nowhere],
+            [*colours, "#767676"],
+        )
     figure = go.Figure(
         go.Bar(
             x=names,

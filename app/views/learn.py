@@ -43,20 +43,15 @@ def go(name: str) -> None:
             state["problem"] = sentence(e)
 
 
-def turn(by: int) -> None:
-    names = list(PLAYS)
-    go(names[names.index(st.session_state.lesson["chapter"]) + by])
-
-
 def speak() -> None:
     st.query_params["lang"] = st.session_state["lesson-language"]
 
 
-def project() -> None:
-    if st.session_state.lesson["projected"]:
-        del st.query_params["projected"]
-    else:
+def project(on: bool) -> None:
+    if on:
         st.query_params["projected"] = "1"
+    else:
+        st.query_params.pop("projected", None)
 
 
 def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
@@ -76,21 +71,27 @@ def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
 
 
 def steps(page: Chapter) -> None:
-    """From one chapter to the next, and onto the projector."""
+    """From one chapter to the next, and onto the projector.
+
+    A press that falls into a rerun is now and then told twice: so each button says where to, and not how far.
+    """
     state, names = st.session_state.lesson, list(PLAYS)
-    at = names.index(state["chapter"])
+    at, projected = names.index(state["chapter"]), state["projected"]
+    before, after = names[max(0, at - 1)], names[min(at + 1, len(names) - 1)]
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(page.say("previous"), on_click=turn, args=(-1,), disabled=at == 0, shortcut="Left", key="lesson-back")
+        st.button(
+            page.say("previous"), on_click=go, args=(before,), disabled=at == 0, shortcut="Left", key="lesson-back"
+        )
         st.button(
             page.say("next"),
-            on_click=turn,
-            args=(1,),
-            disabled=at == len(names) - 1,
+            on_click=go,
+            args=(after,),
+            disabled=after == names[at],
             shortcut="Right",
             key="lesson-next",
         )
         st.button(
-            page.say("unproject" if state["projected"] else "project"), on_click=project, shortcut="P",
+            page.say("unproject" if projected else "project"), on_click=project, args=(not projected,), shortcut="P",
             icon=":material/present_to_all:", key="lesson-project",
         )  # fmt: skip
 

@@ -16,7 +16,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-PATIENCE = 30_000
+PATIENCE = 90_000
 """Milliseconds that something may take on a slow machine; all of it comes much sooner."""
 
 

@@ -30,8 +30,9 @@ function makeChart(root) {
     const given = suited(layout, theme);
     const size = parseFloat(getComputedStyle(root).fontSize);
     const axes = Object.fromEntries(Object.keys({ xaxis: 0, yaxis: 0, ...given }).filter((k) => /^[xy]axis\d*$/.test(k)).map((k) => [k, axis(given[k], theme, size)]));
+    const annotations = given.annotations?.map((a) => ({ ...a, font: { ...a.font, size: size * 0.92 } }));
     plotly.react(node, suited(data, theme), {
-      ...given, ...axes, width: node.clientWidth, height: node.clientHeight, uirevision: "same", dragmode: false,
+      ...given, ...axes, annotations, width: node.clientWidth, height: node.clientHeight, uirevision: "same", dragmode: false,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: PLOT_FONT, size, color: theme.muted },
     }, PLOT_CONFIG);
   }
