@@ -73,8 +73,16 @@ class Part:
     begin: int
     end: int
     out: Float[Tensor, " dim"]
-    lse: Float[Tensor, ""]
-    """Logarithm of the sum of exponentials."""
+    most: Float[Tensor, ""]
+    """The largest logit."""
+    total: Float[Tensor, ""]
+    """Sum of the exponentials of logits, less the largest: kept apart from it, since the logarithm of a large sum has
+    too few digits left behind its point."""
+
+    @property
+    def lse(self) -> Float[Tensor, ""]:
+        """Logarithm of the sum of exponentials."""
+        return self.most + self.total.log()
 
 
 def attend(row: Row) -> Float[Tensor, " dim"]:
@@ -91,11 +99,13 @@ def parts(row: Row, cuts: Sequence[int]) -> list[Part]:
     found = []
     for begin, end in pairwise(ends):
         piece = Row(row.logits[begin:end], row.values[begin:end])
-        found.append(Part(begin, end, attend(piece), torch.logsumexp(piece.logits, -1)))
+        most = piece.logits.max()
+        found.append(Part(begin, end, attend(piece), most, (piece.logits - most).exp().sum()))
     return found
 
 
 def join(found: Sequence[Part]) -> Float[Tensor, " dim"]:
     """The output of the whole row from its pieces: each counts as much as its sum."""
-    lse = torch.stack([p.lse for p in found])
-    return torch.softmax(lse, -1) @ torch.stack([p.out for p in found])
+    most, total, out = (torch.stack([getattr(p, name) for p in found]) for name in ("most", "total", "out"))
+    sums = total * (most - most.max()).exp()
+    return sums / sums.sum() @ out
