@@ -58,7 +58,7 @@ class Costing(Live):
 
     def _ended(self) -> bool:
         self._publish()
-        self._pause_while_unwatched()
+        self._stand_still()
         if self._wanted == "running":
             return False
         self._set("stopped")

@@ -142,6 +142,17 @@ class Live:
             with self._wake:
                 self._wake.wait(0.5)
 
+    def _stand_still(self) -> None:
+        """As long as that is wished for, or nobody looks."""
+        self._pause_while_unwatched()
+        while self._wanted == "paused":
+            if self.status != "paused":
+                self._set("paused")
+            with self._wake:
+                self._wake.wait(0.5)
+        if self.status == "paused" and self._wanted == "running":
+            self._set("running")
+
     def _run(self) -> None:
         raise NotImplementedError
 

@@ -39,19 +39,8 @@ class Emergence(Live):
             turn.advance(EVERY)
             self.moments[self.trainings.index(turn)].append(turn.measure())
             self._publish()
-            self._rest()
-            if self._wanted not in ("running", "paused"):
+            self._stand_still()
+            if self._wanted != "running":
                 self._set("stopped")
                 return
         self._set("finished")
-
-    def _rest(self) -> None:
-        """Stand still as long as that is wished for, or nobody looks."""
-        self._pause_while_unwatched()
-        while self._wanted == "paused":
-            if self.status != "paused":
-                self._set("paused")
-            with self._wake:
-                self._wake.wait(0.5)
-        if self.status == "paused" and self._wanted == "running":
-            self._set("running")

@@ -66,3 +66,23 @@ def test_costs_are_counted_to_the_end_and_windows_after_them(registry, model, te
     assert dense.costs[-1].cached > dense.costs[0].cached and window.costs[-1].cached == window.costs[0].cached
     assert recompute.costs[-1].tokens > 16
     assert [w.tokens for w in run.windows] == [64, 128, 256]
+
+
+def test_counting_pauses_and_goes_on(registry, model, text):
+    spec = Spec(model, text, ("dense", "window:window=16"), 600, device="cpu")
+    run = registry.start(partial(Costing, spec, texts.read(text)))
+    until(run, lambda r: r.lanes and r.lanes[0].costs)
+    run.wish("paused")
+    until(run, lambda r: r.status in ("paused", "finished"))
+    run.wish("running")
+    until(run, lambda r: r.status == "finished")
+    assert run.lanes[0].costs[-1].tokens == 600
+
+
+def test_the_language_model_has_three_million_parameters():
+    """As the page says of it."""
+    from analysis.emergence import Training
+    from app.chapters.emergence import PLAYS
+
+    model = Training(Recipe(task="plays", **PLAYS)).model
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(3e6, rel=0.05)

@@ -23,7 +23,7 @@ from . import stage
 
 START = ("softmax", "relu")
 PANELS = ("weight", "value", "copied", "loss")
-PLAYS = {"vocabulary": 512, "width": 192, "layers": 6, "heads": 6, "steps": 1000, "batch": 16, "rate": 0.001}
+PLAYS = {"vocabulary": 512, "width": 224, "layers": 7, "heads": 7, "steps": 1000, "batch": 16, "rate": 0.001}
 """About three million parameters."""
 FILES = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png"}
 
