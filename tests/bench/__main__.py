@@ -5,40 +5,21 @@
 
 import os
 import sys
+from importlib import import_module
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+PARTS = ("engine", "ranked", "chat", "page", "maps", "emergence", "learn")
+
+
 def main() -> None:
-    wanted = sys.argv[1:] or ["engine", "ranked", "chat", "page", "maps", "emergence", "learn"]
-    if "engine" in wanted:
-        from . import engine
-
-        engine.main()
-    if "ranked" in wanted:
-        from . import ranked
-
-        ranked.main()
-    if "chat" in wanted:
-        from . import chat
-
-        chat.main()
-    if "page" in wanted:
-        from . import page
-
-        page.main()
-    if "maps" in wanted:
-        from . import maps
-
-        maps.main()
-    if "emergence" in wanted:
-        from . import emergence
-
-        emergence.main()
-    if "learn" in wanted:
-        from . import learn
-
-        learn.main()
+    wanted = sys.argv[1:] or PARTS
+    if unknown := set(wanted) - set(PARTS):
+        sys.exit(f"there is no part {', '.join(sorted(unknown))}; choose of: {', '.join(PARTS)}")
+    for part in PARTS:
+        if part in wanted:
+            import_module(f"{__package__}.{part}").main()
 
 
 main()
