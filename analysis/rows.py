@@ -6,7 +6,6 @@ its sum, which is all that is needed to join them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .maps import head_map, head_row
+from .maps import head_row
 from .models import LanguageModel
 from .policies import parse
 from .stream import open_lanes
@@ -38,24 +37,18 @@ class Passage:
     def __init__(self, model: LanguageModel, tokens: NDArray[np.int32]) -> None:
         self.tokens = np.asarray(tokens, np.int32)
         # The engine predicts every token from those before it, and so reads all but the last: one more is put behind.
-        self._lane = open_lanes(model, np.append(self.tokens, self.tokens[-1:]), [parse("dense")], hold=len(tokens))[0]
+        more = np.append(self.tokens, self.tokens[-1:])
+        self._lane = open_lanes(model, more, [parse("dense")], sink_tokens=1, hold=len(tokens))[0]
         readings = []
         self._lane.source.watch = readings.append
-        self._lane.read(len(tokens))
+        self.given: NDArray[np.float32] = self._lane.read(len(tokens)).sink_mass
+        """Weight on token 0 of every query, [layers, heads, queries]."""
         (self._reading,) = readings
 
-    @cached_property
+    @property
     def mass(self) -> NDArray[np.float32]:
-        """Weight on token 0 of every query but the first, which sees nothing else, averaged: [layers, heads]."""
-        shape = len(self._reading.queries), self._reading.queries[0].shape[1]
-        found = np.empty(shape, np.float32)
-        for layer, head in np.ndindex(shape):
-            found[layer, head] = self.map(layer, head)[1:, 0].mean()
-        return found
-
-    def map(self, layer: int, head: int) -> NDArray[np.float32]:
-        """Weights of a head, [queries, keys]; 0 for what comes later."""
-        return np.nan_to_num(head_map(self._lane, layer, head).weights)
+        """Mean weight on token 0 of every query but the first, which sees nothing else: [layers, heads]."""
+        return self.given[..., 1:].mean(-1)
 
     def row(self, layer: int, head: int) -> Row:
         """The last token's row."""

@@ -39,7 +39,7 @@ def test_a_row_is_that_of_the_model_itself(tiny_llama, passage):
         torch.testing.assert_close(row.logits.softmax(-1), wanted[layer][0, head, -1], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(row.values, seen[layer][head // 2], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(attend(row), wanted[layer][0, head, -1] @ row.values, atol=1e-5, rtol=1e-4)
-        np.testing.assert_allclose(passage.map(layer, head), wanted[layer][0, head], atol=1e-5)
+        np.testing.assert_allclose(passage.given[layer, head], wanted[layer][0, head, :, 0], atol=1e-5)
 
 
 def test_logits_are_those_before_the_softmax(tiny_llama, passage):

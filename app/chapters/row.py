@@ -24,9 +24,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         return
     passage = stage.passage(ids)
     if state.get("row-ids") != ids:
-        last = np.full(passage.mass.shape, np.nan)
-        for at in np.ndindex(last.shape):
-            last[at] = passage.map(*at)[-1, 0]
+        last = passage.given[..., -1]
         layer, head = np.unravel_index(np.abs(last - FULL).argmin(), last.shape)
         state.update({"row-ids": ids, "row-head": (int(layer), int(head)), "row-logits": None})
     layers, heads = passage.mass.shape

@@ -1,1 +1,1 @@
-"""The custom component of the live page."""
+"""The custom components: each a folder of script and style, and the function that mounts it."""
