@@ -404,12 +404,11 @@ def emergence(
     with Progress(*columns, console=out) as bar:
         for i, recipe in enumerate(asked):
             training = lab.Training(recipe, pick_device(device))
-            moments, task = [training.measure()], bar.add_task(lab.ATTENTIONS[recipe.attention], total=recipe.steps)
+            moments, task = [], bar.add_task(lab.ATTENTIONS[recipe.attention], total=recipe.steps)
             try:
-                while not training.done:
-                    training.advance(every)
-                    moments.append(training.measure())
-                    bar.update(task, completed=training.step)
+                for moment in training.moments(every):
+                    moments.append(moment)
+                    bar.update(task, completed=moment.step)
             except KeyboardInterrupt:
                 stopped = True
             except ValueError as e:

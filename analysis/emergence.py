@@ -214,6 +214,16 @@ class Training:
             self._optimizer.step()
             self.step += 1
 
+    def moments(self, every: int) -> Iterator[Moment]:
+        """What the model is like now, and after each `every` steps to the end.
+
+        Raises ValueError where the loss is no number any more.
+        """
+        yield self.measure()
+        while not self.done:
+            self.advance(every)
+            yield self.measure()
+
     @torch.no_grad()
     def measure(self) -> Moment:
         seen, ids = Seen(), self._held_out
@@ -243,18 +253,6 @@ class Training:
             drawn = self.task.draw(self.recipe.batch * TOGETHER, self._chance)
             self._waiting = np.split(drawn, TOGETHER)
         return torch.from_numpy(self._waiting.pop()).to(self._device)
-
-
-def train(recipe: Recipe, every: int = 20, device: str | torch.device = "cpu") -> Iterator[Moment]:
-    """Moments of a training from its start to its end, one after each `every` steps.
-
-    Raises ValueError where the loss is no number any more.
-    """
-    training = Training(recipe, device)
-    yield training.measure()
-    while not training.done:
-        training.advance(every)
-        yield training.measure()
 
 
 def curves(moments: list[Moment]) -> str:

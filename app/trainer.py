@@ -1,6 +1,7 @@
 """Small transformers that are trained side by side while people look at them."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from analysis.emergence import Moment, Recipe, Training
 
@@ -30,14 +31,12 @@ class Emergence(Live):
         return done / sum(r.steps for r in self.recipes)
 
     def _run(self) -> None:
-        for recipe, moments in zip(self.recipes, self.moments, strict=True):
-            self.trainings.append(Training(recipe))
-            moments.append(self.trainings[-1].measure())
+        self.trainings = [Training(recipe) for recipe in self.recipes]
         self._set("running")
-        while not all(t.done for t in self.trainings):
-            turn = min((t for t in self.trainings if not t.done), key=lambda t: t.step)
-            turn.advance(EVERY)
-            self.moments[self.trainings.index(turn)].append(turn.measure())
+        for together in zip_longest(*(t.moments(EVERY) for t in self.trainings)):
+            for moments, moment in zip(self.moments, together, strict=True):
+                if moment is not None:
+                    moments.append(moment)
             self._publish()
             self._stand_still()
             if self._wanted != "running":

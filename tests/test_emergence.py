@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.emergence import TRIGGERS, Backcopy, Moment, Plays, Recipe, Training, is_trigger, read, train
+from analysis.emergence import TRIGGERS, Backcopy, Moment, Plays, Recipe, Training, is_trigger, read
 from analysis.small import ATTENTIONS, Attention, Seen, Small
 
 TINY = {"width": 16, "vocabulary": 24, "length": 24, "batch": 8, "steps": 12}
@@ -74,23 +74,23 @@ def test_the_plays_are_read_in_stretches():
     drawn = task.draw(8, np.random.default_rng(0))
     assert drawn.shape == (8, 25) and (drawn[:, 0] == 0).all() and drawn[:, 1:].min() > 0 and drawn.max() < 300
     assert not task.copies(torch.from_numpy(drawn)).any()
-    moments = list(train(recipe(task="plays", vocabulary=300), every=6))
+    moments = list(Training(recipe(task="plays", vocabulary=300)).moments(6))
     assert np.isnan(moments[-1].copied) and moments[-1].loss < moments[0].loss
 
 
 @pytest.mark.parametrize("kind", ATTENTIONS)
 def test_the_same_seed_gives_the_same_curves(kind):
-    one, other = (list(train(recipe(attention=kind, seed=5), every=4)) for _ in range(2))
+    one, other = (list(Training(recipe(attention=kind, seed=5)).moments(4)) for _ in range(2))
     assert [m.step for m in one] == [0, 4, 8, 12]
     for a, b in zip(one, other, strict=True):
         assert a.loss == b.loss
         np.testing.assert_array_equal(a.weight, b.weight)
-    assert one[-1].loss != list(train(recipe(attention=kind, seed=6), every=4))[-1].loss
+    assert one[-1].loss != list(Training(recipe(attention=kind, seed=6)).moments(4))[-1].loss
     assert one[-1].loss < one[0].loss
 
 
 def test_how_often_one_looks_changes_nothing():
-    often, seldom = (list(train(recipe(), every=e))[-1] for e in (1, 12))
+    often, seldom = (list(Training(recipe()).moments(e))[-1] for e in (1, 12))
     assert often.loss == seldom.loss
 
 
@@ -143,7 +143,7 @@ def test_a_training_is_written_down_and_read_again(run, tmp_path):
     assert [int(r["step"]) for r in rows] == [0, 6, 12] and float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert json.loads((place / "run.json").read_text())["status"] == "finished"
     (trained,) = read(place)
-    wanted: list[Moment] = list(train(recipe(), every=6))
+    wanted: list[Moment] = list(Training(recipe()).moments(6))
     assert trained.recipe == recipe() and trained.maps.shape == (3, 24, 24)
     np.testing.assert_allclose(trained.of_head("weight"), [m.sink for m in wanted], rtol=1e-5)
     np.testing.assert_array_equal(trained.maps[-1], wanted[-1].map)

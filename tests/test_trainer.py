@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from analysis import texts
-from analysis.emergence import Recipe, train
+from analysis.emergence import Recipe, Training
 from analysis.record import Spec
 from app.coster import Costing
 from app.trainer import EVERY, Emergence
@@ -30,7 +30,7 @@ def test_trainings_go_in_step_and_are_those_of_the_library(registry):
     until(run, lambda r: r.status == "finished")
     assert run.share == 1
     for recipe, moments in zip(recipes, run.moments, strict=True):
-        wanted = list(train(recipe, EVERY))
+        wanted = list(Training(recipe).moments(EVERY))
         assert [m.step for m in moments] == [m.step for m in wanted]
         np.testing.assert_allclose([m.loss for m in moments], [m.loss for m in wanted], rtol=1e-5)
 
@@ -81,7 +81,6 @@ def test_counting_pauses_and_goes_on(registry, model, text):
 
 def test_the_language_model_has_three_million_parameters():
     """As the page says of it."""
-    from analysis.emergence import Training
     from app.chapters.emergence import PLAYS
 
     model = Training(Recipe(task="plays", **PLAYS)).model
