@@ -38,6 +38,8 @@ TOGETHER = 16
 """Batches that are drawn at a time."""
 HELD_OUT = 128
 """Sequences on which everything is measured: always the same."""
+HELD_WEIGHTS = 2**26
+"""Weights that are held at once while measuring: a quarter of a gigabyte."""
 
 
 @dataclass(frozen=True)
@@ -226,17 +228,25 @@ class Training:
 
     @torch.no_grad()
     def measure(self) -> Moment:
-        seen, ids = Seen(), self._held_out
-        logits = self.model(ids[:, :-1], seen)
-        nll = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        r, parts = self.recipe, []
+        # Weights of all layers are held at once: of so many sequences that this is no burden.
+        together = max(1, HELD_WEIGHTS // (r.layers * r.heads * r.length**2))
+        for ids in self._held_out.split(together):
+            seen, copies = Seen(), self.task.copies(ids[:, :-1])
+            nll = F.cross_entropy(self.model(ids[:, :-1], seen).transpose(1, 2), ids[:, 1:], reduction="none")
+            idle = ~copies
+            idle[:, 0] = False  # which sees nothing but itself
+            weights, values = torch.stack(seen.weights), torch.stack(seen.values)
+            if not parts:
+                maps = weights[:, 0]
+            given = weights[..., 0].mul(idle[:, None]).sum((1, 3))
+            first, others = values[..., 0].sum(1), values[..., 1:].mean(-1).sum(1)
+            parts.append((nll, copies, given, idle.sum(), first, others))
+        nll, copies = (torch.cat([p[i] for p in parts]) for i in (0, 1))
+        given, idle, first, others = (sum(p[i] for p in parts) for i in (2, 3, 4, 5))
         if not nll.isfinite().all():
             raise ValueError(f"training ran away at step {self.step}: begin again with a smaller learning rate")
-        copies = self.task.copies(ids[:, :-1])
-        idle = ~copies
-        idle[:, 0] = False  # which sees nothing but itself
-        weight = torch.stack([w[..., 0].mul(idle[:, None]).sum((0, 2)) / idle.sum() for w in seen.weights])
-        norm = torch.stack([v[..., 0].mean(0) / v[..., 1:].mean((0, 2)) for v in seen.values])
-        weight, norm = weight.cpu().numpy(), norm.cpu().numpy()
+        weight, norm = (given / idle).cpu().numpy(), (first / others).cpu().numpy()
         layer, head = (int(i) for i in np.unravel_index(weight.argmax(), weight.shape))
         return Moment(
             self.step,
@@ -245,7 +255,7 @@ class Training:
             weight,
             norm,
             (layer, head),
-            seen.weights[layer][0, head].half().cpu().numpy(),
+            maps[layer, head].half().cpu().numpy(),
         )
 
     def _batch(self) -> Int[Tensor, "batch tokens"]:

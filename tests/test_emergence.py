@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from analysis import emergence
 from analysis.emergence import TRIGGERS, Backcopy, Moment, Plays, Recipe, Training, is_trigger, read
 from analysis.small import ATTENTIONS, Attention, Seen, Small
 
@@ -108,6 +109,16 @@ def test_moments_are_those_of_the_held_out_sequences():
     assert moment.sink == moment.weight.max() == moment.weight[layer, head]
     np.testing.assert_allclose(moment.map, seen.weights[layer][0, head].detach(), atol=1e-3)
     np.testing.assert_array_equal(training.example, ids[0, :-1])
+
+
+def test_measuring_in_parts_changes_nothing(monkeypatch):
+    training = Training(recipe(layers=2, heads=2))
+    whole = training.measure()
+    monkeypatch.setattr(emergence, "HELD_WEIGHTS", 5 * 4 * 24**2)
+    parts = training.measure()
+    for name in ("loss", "copied", "weight", "norm", "map"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-6)
+    assert parts.head == whole.head
 
 
 def test_a_training_that_runs_away_says_so():

@@ -81,7 +81,7 @@ def test_counting_pauses_and_goes_on(registry, model, text):
 
 def test_the_language_model_has_three_million_parameters():
     """As the page says of it."""
-    from app.chapters.emergence import PLAYS
+    from app.chapters.emergence import FOR_PLAYS
 
-    model = Training(Recipe(task="plays", **PLAYS)).model
+    model = Training(Recipe(task="plays", **FOR_PLAYS)).model
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(3e6, rel=0.05)

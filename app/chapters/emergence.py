@@ -12,6 +12,7 @@ from plotly.subplots import make_subplots
 
 from analysis.emergence import Moment, Recipe, curves, write
 from analysis.export import export
+from analysis.figures import parse
 from analysis.palette import TRAINED
 from analysis.small import ATTENTIONS
 from app.components import chart
@@ -23,8 +24,8 @@ from . import stage
 
 START = ("softmax", "relu")
 PANELS = ("weight", "value", "copied", "loss")
-PLAYS = {"vocabulary": 512, "width": 224, "layers": 7, "heads": 7, "steps": 1000, "batch": 16, "rate": 0.001}
-"""About three million parameters."""
+FOR_PLAYS = {"vocabulary": 512, "width": 224, "layers": 7, "heads": 7, "steps": 1000, "batch": 16, "rate": 0.001}
+"""About three million parameters; these are not to be chosen, since others would take longer than a class."""
 FILES = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png"}
 
 
@@ -41,7 +42,7 @@ def recipes(state: dict) -> tuple[Recipe, ...]:
     """What the student has chosen.  Raises ValueError where it does not go together."""
     settings = dict(state["recipe"])
     if settings.get("task") == "plays":
-        settings = {**settings, **PLAYS}
+        settings = {**settings, **FOR_PLAYS}
     return tuple(Recipe(attention=kind, **settings) for kind in state["kinds"])
 
 
@@ -113,6 +114,11 @@ def settings(chapter: Chapter) -> None:
 
     def number(name: str, step: float, **more) -> None:
         rule, kind = now[name].metadata, now[name].type
+        if recipe["task"] == "plays" and name in FOR_PLAYS:
+            st.number_input(
+                chapter.say(name), value=FOR_PLAYS[name], key=f"emergence-{name}-plays", disabled=True, **more
+            )
+            return
         low, high, at = kind(rule["low"]), kind(rule["high"]), kind(value(name))
         recipe[name] = st.number_input(chapter.say(name), low, high, at, step, key=f"emergence-{name}-{turn}", **more)
 
@@ -144,8 +150,6 @@ def exports(run: Emergence, chapter: Chapter) -> None:
     """Files of what there is now."""
 
     def made(figure: str, kind: str) -> bytes:
-        from analysis.figures import parse
-
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "trainings"
             for i, (recipe, moments) in enumerate(zip(run.recipes, run.moments, strict=True)):
