@@ -138,7 +138,7 @@ class Atlas:
         t = torch.arange(start, stop)
 
         def turned(x: Tensor, places: Tensor) -> Tensor:
-            angles = model.angles(attention, places.to(model.device))
+            angles = model.angles(attention, places.to(model.device), segment.length)
             angles = None if angles is None else tuple(a.float().cpu() for a in angles)
             return model.rotate(attention, x[None, None], angles)[0, 0]
 
@@ -160,7 +160,7 @@ class Atlas:
             origin = min(low, run0)
             # Without a window all blocks of queries meet the same keys, up to their own: those are turned once.
             end = run1 if reach.window is not None else min(c1, segment.stop)
-            kept = (layer, group, run0, end, origin)
+            kept = (layer, group, run0, end, origin, segment.length)
             if self._turned is None or self._turned[0] != kept:
                 self._turned = kept, turned(keys(run0, end), reach.in_run(torch.arange(run0, end), origin))
             k = self._turned[1][: run1 - run0]

@@ -91,6 +91,8 @@ class Reading:
     """Text positions at which the windows of a batch begin."""
     capture: bool = False
     what_if: WhatIf | None = None
+    length: int = 1
+    """Of the context for which rotations are chosen (frequencies.py): one for the whole pass."""
     lse: list[Tensor] | None = None
     """Where given, it takes the logarithm of each query's sum over all that it reached, per layer [heads, queries]."""
     mass: list[Tensor] = field(default_factory=list)
@@ -280,7 +282,7 @@ class Reading:
                 places, origin = torch.arange(tokens, device=device), 0
             run = self.reach.in_run(torch.arange(origin, origin + keys.shape[2], device=device), origin)
             self._angles[kind] = tuple(
-                self.model.angles(attention, p)
+                self.model.angles(attention, p, self.length)
                 for p in (
                     self.reach.slot(places),
                     self.reach.in_run(places, origin),

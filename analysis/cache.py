@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .rotary import Adapted
+
 
 class Slots:
     """A run of tokens that grows at its end and is forgotten at its beginning: [kv_heads, slots, dim].
@@ -55,6 +57,11 @@ class LayerCache:
         self.sink_keys = self.sink_values = like[:, :0].clone()
         self.keys, self.values, self.turned = Slots(like), Slots(like), Slots(like)
         self.turned_sinks: Tensor | None = None
+
+    @classmethod
+    def empty(cls, model: Adapted, layer: int) -> "LayerCache":
+        """What a layer of a model holds before it has read anything."""
+        return cls(torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.homes[layer]))
 
     def __len__(self) -> int:
         return self.sink_keys.shape[1] + len(self.keys)
@@ -129,6 +136,11 @@ class LayerCache:
             self.pin(self.sink_keys[:, :kept], self.sink_values[:, :kept])
         if window is not None:
             self.keep_last(window)
+
+    def forget_rotations(self) -> None:
+        """Hold no key rotated: each is rotated again when it is needed."""
+        self.turned.keep_last(0)
+        self.turned_sinks = None
 
     def put_first(self, keys: Tensor, values: Tensor, read: int) -> None:
         """Hold these keys and values of the text's first tokens, each [kv_heads, tokens, dim], wherever those are held.

@@ -7,7 +7,7 @@ otherwise: norms of keys, values and hidden states, and the largest activations.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,8 @@ class Segment:
     stop: int
     policy: str
     reach: Reach
+    length: int = 1
+    """Of the context for which rotations were chosen (frequencies.py)."""
 
 
 class Stretch:
@@ -169,12 +171,13 @@ class _Recorder:
         begin, count = reading.start, reading.lse[0].shape[1]
         end, reach = begin + count, reading.reach
         last = self.segments[-1] if self.segments else None
-        one = last is not None and last.policy == self.policy and last.reach.sinks == reach.sinks
+        alike = (self.policy, reach.sinks, reading.length)
+        one = last is not None and (last.policy, last.reach.sinks, last.length) == alike
         if one:
             # `first` moves with a window, but says the same as where the segment began.
-            self.segments[-1] = Segment(last.start, end, last.policy, last.reach)
+            self.segments[-1] = replace(last, stop=end)
         else:
-            self.segments.append(Segment(begin, end, self.policy, reach))
+            self.segments.append(Segment(begin, end, self.policy, reach, reading.length))
         for layer in range(self.model.layers):
             self._mass[layer] += reading.mass[layer].sum(-1).cpu().numpy()
             for name, of in (("queries", reading.queries), ("keys", reading.keys)):

@@ -26,8 +26,8 @@ TABLE = 64
 class Turns:
     """The rotations of one kind of layer as matrices: x [rows, dim] @ at(place) is x rotated to that place."""
 
-    def __init__(self, model: Adapted, attention: nn.Module, dim: int) -> None:
-        self._model, self._attention, self._dim = model, attention, dim
+    def __init__(self, model: Adapted, attention: nn.Module, dim: int, length: int = 1) -> None:
+        self._model, self._attention, self._dim, self._length = model, attention, dim, length
         self._tables: dict[int, Tensor] = {}
         nowhere = torch.zeros(1, dtype=torch.int64, device=model.device)
         self.idle = model.angles(attention, nowhere) is None
@@ -47,7 +47,7 @@ class Turns:
         basis = torch.eye(dim, dtype=model.dtype, device=model.homes[self._attention.layer_idx])
         places = torch.arange(block * TABLE, (block + 1) * TABLE, device=model.device)
         # A rotation is linear, so what the family's own function does to a basis says what it does to anything.
-        angles = model.angles(self._attention, places.repeat_interleave(dim))
+        angles = model.angles(self._attention, places.repeat_interleave(dim), self._length)
         turned = model.rotate(self._attention, basis.repeat(TABLE, 1)[None, None], angles)
         return turned[0, 0].view(TABLE, dim, dim)
 
@@ -88,6 +88,8 @@ class Decoding:
     """Keys of a long run that are read at a time, each piece with its own sum and log-sum-exp (flash-decoding)."""
     capture: bool = False
     what_if: WhatIf | None = None
+    length: int = 1
+    """Of the context for which rotations are chosen; those in `turns` and in the caches were made for it."""
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
@@ -167,7 +169,7 @@ class Decoding:
         kind = self.model.kind(attention)
         turns = self.turns.get(kind)
         if turns is None:
-            turns = self.turns[kind] = Turns(self.model, attention, dim)
+            turns = self.turns[kind] = Turns(self.model, attention, dim, self.length)
         if turns.idle:
             return Sight(sinks_from, seen, counted, observed, None, scaling)
         key = query = turns.at(int(reach.in_run(torch.tensor(t), self.origin)))
@@ -179,7 +181,7 @@ class Decoding:
         if cache.turned_sinks is None:
             places = self.reach.in_front(self.model.device)
             cache.turned_sinks = self.model.rotate(
-                attention, cache.sink_keys[None], self.model.angles(attention, places)
+                attention, cache.sink_keys[None], self.model.angles(attention, places, self.length)
             )[0]
         return cache.turned_sinks
 

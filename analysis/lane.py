@@ -30,12 +30,13 @@ ROWS = 64
 TOGETHER = 32
 """Decoded tokens whose queries and keys are put together for maps."""
 PASSES = 32
-"""Forward passes of a ranked lane that make one chunk at most, so that it can be followed."""
+"""Forward passes that make one chunk at most, so that a lane can be followed."""
 TRACED_FROM = 256
 """Tokens to be read one at a time from which it is worth tracing the model."""
 TURNED = 4096
 """How far a run may slide away from where its places are counted."""
-DENSE = Dense()
+DENSE_INSIDE = Dense()
+"""What a lane that encodes afresh does inside a stride."""
 
 
 class Lane:
@@ -55,8 +56,10 @@ class Lane:
         self._origin = 0
         """Text position from which decoding counts places in the run."""
         self._turns: dict[tuple, Turns] = {}
-        self._encoded: Policy | None = None
-        """The policy that encoded afresh what is held, if one did."""
+        self._turned_for = 1
+        """The length of the context for which keys that decoding holds rotated were rotated."""
+        self._encoded: tuple[Policy, int] | None = None
+        """The policy that encoded afresh what is held, if one did, and the length for which it rotated."""
         self._fresh: list[Decoding] = []
         """Decoded tokens whose queries and keys are not in `pieces` yet."""
 
@@ -151,7 +154,8 @@ class Lane:
     def read(self, chunk: int, upto: int | None = None) -> Step:
         """Read on by about `chunk` tokens, predicting no token at or after position `upto`.
 
-        That is one forward pass, but for a ranked lane: there it is one for every eviction.
+        That is one forward pass, but for a ranked lane: there it is one for every eviction.  A pass also ends where the
+        family takes other frequencies for a longer context (frequencies.py).
         """
         stop = len(self.source.tokens) if upto is None else min(upto, len(self.source.tokens))
         if self.position >= stop:
@@ -199,7 +203,7 @@ class Lane:
         end = min(begin + min(chunk, PASSES * policy.interval), stop - 1)
         nll, mass, contexts = [], [], []
         while begin < end:
-            count = min(end - begin, room := self._room())
+            count = min(end - begin, room := self._room(begin))
             if nll and count < room and end < stop - 1:
                 # The chunk ends at an eviction, so that the next one has whole passes.
                 break
@@ -210,12 +214,24 @@ class Lane:
             begin += count
         return torch.cat(nll), torch.cat(mass, -1), np.concatenate(contexts), self.position
 
-    def _room(self) -> int:
-        """Tokens up to and with the one after which something goes."""
+    def _room(self, begin: int) -> int:
+        """Tokens from `begin` up to and with the one after which something goes, or other frequencies are taken."""
         assert isinstance(self.policy, Ranked)
-        layers = self.source.model.layers
-        held = [len(c) for c in self.caches] or [0] * layers
-        return 1 + max(0, min(self.policy.budget_of(i, layers) - n for i, n in enumerate(held)))
+        model = self.source.model
+        held = [len(c) for c in self.caches] or [0] * model.layers
+        room = 1 + max(0, min(self.policy.budget_of(i, model.layers) - n for i, n in enumerate(held)))
+        length = self._ranked_length(begin)
+        return min(room, (model.regime_end(length) or length + room) - length + 1)
+
+    def _ranked_length(self, t: int) -> int:
+        """The length of the context of token t, when all before it have been read (frequencies.py).
+
+        Layers that hold differently many have one all the same, since a pass has: that of those that hold most.  With
+        text positions a head may hold any token, so it is the length of the text.
+        """
+        if self.policy.positions == "text":
+            return t + 1
+        return 1 + max((len(c) for c in self.caches), default=0)
 
     def _rank(self, begin: int, count: int) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
         """Read `count` tokens: logits, sink mass, and how many tokens a head then held on average."""
@@ -224,7 +240,10 @@ class Lane:
         if not self.caches:
             self.caches = [RankedCache.empty(source.model, layer) for layer in range(source.model.layers)]
         before = self._mean_held
-        ranking = Ranking(source.model, begin, source.sink_tokens, policy, self.caches, source.hold > 0, self._what_if)
+        length = source.model.regime(self._ranked_length(begin))
+        ranking = Ranking(
+            source.model, begin, source.sink_tokens, policy, self.caches, source.hold > 0, self._what_if, length
+        )
         if count == 1 and policy.interval == 1 and len(source.tokens) - begin > TRACED_FROM:
             source.trace()
         if count == 1:
@@ -232,7 +251,9 @@ class Lane:
         else:
             logits = source.model.forward(self.ids[None, begin : begin + count], ranking, begin=begin)
         if source.hold:
-            self.pieces.append(RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone, self._what_if))
+            self.pieces.append(
+                RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone, self._what_if, length)
+            )
             while self.pieces[0].stop <= begin + count - source.hold:
                 self.pieces.pop(0)
         held = before + np.arange(1.0, count + 1)
@@ -241,9 +262,42 @@ class Lane:
 
     def _read_band(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.float64], int]:
         begin, end = self.position - 1, min(self.position - 1 + chunk, stop - 1)
-        logits, mass, contexts = self._forward(begin, end)
-        nll = negative_log_likelihood(logits[0], self.source.ids[begin + 1 : end + 1].to(logits.device))
-        return nll, mass, contexts, begin + 1
+        nll, mass, contexts = [], [], []
+        while begin < end and len(nll) < PASSES:
+            upto = self._alike(begin, end)
+            logits, observed, held = self._forward(begin, upto)
+            nll.append(negative_log_likelihood(logits[0], self.source.ids[begin + 1 : upto + 1].to(logits.device)))
+            mass.append(observed)
+            contexts.append(held)
+            begin = upto
+        return torch.cat(nll), torch.cat(mass, -1), np.concatenate(contexts), self.position
+
+    def _alike(self, begin: int, end: int) -> int:
+        """How far the tokens from `begin` to `end` can be read in one pass, with one choice of frequencies."""
+        model = self.source.model
+        length = self._length_of(begin, begin)
+        upto = model.regime_end(length)
+        if upto is None or self._length_of(end - 1, begin) <= upto:
+            return end
+        # A context grows by one token at most.
+        return begin + upto - length + 1
+
+    def _length_of(self, t: int, begin: int) -> int:
+        """The length of the context of token t, when those before `begin` have been read (frequencies.py).
+
+        Where some heads keep everything it is the longest of all heads', since a pass has one.
+        """
+        if isinstance(self.policy, Band):
+            return self._reach(self.policy, self.caches, begin, t + 1).length_of(t)
+        if not self.caches:
+            self._empty()
+        parts = [[c.parts[i] for c in self.caches] for i in (0, 1)]
+        asking = [any(len(c.names[i]) for c in self.caches) for i in (0, 1)]
+        return max(
+            self._reach(policy, caches, begin, t + 1).length_of(t)
+            for policy, caches, some in zip(self.policy.parts, parts, asking, strict=True)
+            if some
+        )
 
     def _forward(self, begin: int, end: int, last: int = 0) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
         """Read tokens begin … end − 1: logits, sink mass, and how many tokens a head then held on average."""
@@ -273,7 +327,7 @@ class Lane:
                     cache.keep_last(reading.reach.window)
         if capture:
             queries, keys = ([x[0] for x in of] for of in (reader.queries, reader.keys))
-            self._hold(Piece(begin, end, narrow.reach, queries, keys, self._what_if, full))
+            self._hold(Piece(begin, end, narrow.reach, queries, keys, self._what_if, narrow.length, full))
         if source.watch is not None:
             source.watch(narrow)
         contexts = sum(share * reading.reach.held(np.arange(begin, end)) for reading, share in readings)
@@ -281,14 +335,20 @@ class Lane:
 
     def _reading(self, policy: Band, caches: list[LayerCache], begin: int, end: int) -> Reading:
         """A pass of tokens begin … end − 1 over caches that a band keeps."""
-        held, run = caches[0].sink_keys.shape[1], len(caches[0].keys)
-        sinks = min(policy.sinks, end) if held == begin and run == 0 else held
-        reach = Reach(sinks, max(begin - run, sinks), policy.window, policy.positions)
+        reach = self._reach(policy, caches, begin, end)
         source, watched = self.source, self.source.watch is not None
         capture = source.hold > 0 or watched
-        reading = Reading(source.model, begin, source.sink_tokens, reach, caches, None, capture, self._what_if)
+        length = source.model.regime(self._length_of(begin, begin))
+        reading = Reading(source.model, begin, source.sink_tokens, reach, caches, None, capture, self._what_if, length)
         reading.lse = [] if watched else None
         return reading
+
+    @staticmethod
+    def _reach(policy: Band, caches: list[LayerCache], begin: int, end: int) -> Reach:
+        """What tokens begin … end − 1 reach in caches that a band keeps."""
+        held, run = (caches[0].sink_keys.shape[1], len(caches[0].keys)) if caches else (0, 0)
+        sinks = min(policy.sinks, end) if held == begin and run == 0 else held
+        return Reach(sinks, max(begin - run, sinks), policy.window, policy.positions)
 
     def _what_ifs_of_parts(self) -> list[WhatIf | None]:
         """The what-if as each part of a split cache has it, whose heads are only some."""
@@ -304,10 +364,7 @@ class Lane:
 
     def _empty(self) -> None:
         model = self.source.model
-        self.caches = [
-            LayerCache(torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.homes[layer]))
-            for layer in range(model.layers)
-        ]
+        self.caches = [LayerCache.empty(model, layer) for layer in range(model.layers)]
         if isinstance(self.policy, Duo):
             full = self.source.full_heads(self.policy)
             self.caches = [SplitCache(*of_layer) for of_layer in zip(self.caches, full, strict=True)]
@@ -316,8 +373,10 @@ class Lane:
         policy, source, p = self.policy, self.source, self.position
         assert isinstance(policy, Afresh)
         window, stride = policy.window, policy.stride
+        length = self._afresh_length
         if p <= window:
-            starts, tokens, last = [0], min(window, p + chunk - 1, stop - 1), 0
+            alike = source.model.regime_end(length) or window
+            starts, tokens, last = [0], min(window, p + chunk - 1, stop - 1, alike), 0
             last = tokens + 1 - p
         else:
             into = (p - window - 1) % stride
@@ -330,21 +389,28 @@ class Lane:
         begins = torch.tensor(starts, device=source.ids.device)
         ids = self.ids[begins[:, None] + torch.arange(tokens, device=source.ids.device)]
         reach = Reach(0, starts[-1], None, "text")
-        reading = Reading(source.model, starts[0], source.sink_tokens, reach, None, begins, True, self._what_if)
+        length = source.model.regime(length)
+        reading = Reading(source.model, starts[0], source.sink_tokens, reach, None, begins, True, self._what_if, length)
         logits = source.model.forward(ids, reading, last=last)
         predicted = last * len(starts)
         nll = negative_log_likelihood(logits.flatten(0, 1), source.ids[p : p + predicted].to(logits.device))
         mass = stacked(reading.mass, logits).unflatten(-1, (len(starts), tokens))[..., -last:].flatten(-2)
-        self._encoded = policy
+        self._encoded = policy, length
         # The newest window stays: it is what this lane has, until it reads on or another policy takes over.
         self.caches = [LayerCache(k[-1]) for k in reading.keys]
         for cache, k, v in zip(self.caches, reading.keys, reading.values, strict=True):
             cache.append(k[-1], v[-1])
         if source.hold:
             queries, keys = [q[-1].clone() for q in reading.queries], [k[-1].clone() for k in reading.keys]
-            self.pieces = [Piece(starts[-1], starts[-1] + tokens, reach, queries, keys, self._what_if)]
+            self.pieces = [Piece(starts[-1], starts[-1] + tokens, reach, queries, keys, self._what_if, length)]
         contexts = np.tile(np.arange(tokens - last + 1.0, tokens + 1), len(starts))
         return nll, mass, contexts, p
+
+    @property
+    def _afresh_length(self) -> int:
+        """The length of the text that is encoded for the next token (frequencies.py); all of a stride have one."""
+        policy = self.policy
+        return self.position if self.position <= policy.window else policy.window + policy.stride - 1
 
     def next(self, choose: Callable[[Tensor], int], *, kv_chunk: int | None = None) -> Step:
         """Read the newest token alone, and let the text go on with the one that is chosen.
@@ -390,20 +456,23 @@ class Lane:
         if isinstance(policy, Afresh):
             beyond = self.position - policy.window - 1
             into = beyond % policy.stride if beyond >= 0 else 0
-            if self._encoded != policy or (beyond >= 0 and into == 0):
+            length = self.source.model.regime(self._afresh_length)
+            if self._encoded != (policy, length) or (beyond >= 0 and into == 0):
                 logits, mass = self._encode(max(0, self.position - policy.window - into))
                 return logits[0, -1], mass[..., -1], len(self.caches[0])
-            # Inside a stride a window is a text of its own, read by a lane that keeps everything.
-            policy = DENSE
+            # A window is a text of its own, whose every token is kept.
+            policy = DENSE_INSIDE
         if isinstance(policy, Duo):
             return self._next_by_place(t)
         held, run = (self.caches[0].sink_keys.shape[1], len(self.caches[0].keys)) if self.caches else (0, 0)
         if not run and held == t and (not held or held < policy.sinks):
             # The sinks are still being gathered.
             return self._next_by_place(t)
-        reach = Reach(held, t - run, policy.window, policy.positions)
-        self._turn(reach)
-        source = self.source
+        reach, source = Reach(held, t - run, policy.window, policy.positions), self.source
+        length = self._encoded[1] if policy is DENSE_INSIDE else source.model.regime(reach.length_of(t))
+        if self._fresh and self._fresh[0].length != length:
+            self.settle()
+        self._turn(reach, length)
         capture = source.hold > 0
         decoding = Decoding(
             source.model,
@@ -416,6 +485,7 @@ class Lane:
             kv_chunk,
             capture,
             self._what_if,
+            length,
         )
         logits = source.decode(self.ids[None, t : t + 1], decoding)
         if policy.window is not None:
@@ -436,22 +506,26 @@ class Lane:
         """Encode the tokens from `start` to the newest afresh; logits of the newest, sink mass of all."""
         source, end = self.source, self.position
         self._empty()
-        self._encoded = self.policy
+        length = source.model.regime(self._afresh_length)
+        self._encoded = self.policy, length
         reach = Reach(0, start, None, "text")
         reading = Reading(
-            source.model, start, source.sink_tokens, reach, self.caches, None, source.hold > 0, self._what_if
+            source.model, start, source.sink_tokens, reach, self.caches, None, source.hold > 0, self._what_if, length
         )
         logits = source.model.forward(self.ids[None, start:end], reading, last=1)
         if source.hold:
             self._fresh = []
-            self.pieces = [
-                Piece(start, end, reach, [q[0] for q in reading.queries], [k[0] for k in reading.keys], self._what_if)
-            ]
+            queries, keys = ([x[0] for x in of] for of in (reading.queries, reading.keys))
+            self.pieces = [Piece(start, end, reach, queries, keys, self._what_if, length)]
         return logits, stacked(reading.mass, logits)
 
-    def _turn(self, reach: Reach) -> None:
-        """Let every layer hold the keys of its run rotated, as far as it does not."""
+    def _turn(self, reach: Reach, length: int) -> None:
+        """Let every layer hold the keys of its run rotated for a context of that length, as far as it does not."""
         model, first, run = self.source.model, reach.first, len(self.caches[0].keys)
+        if length != self._turned_for:
+            self._turned_for, self._turns = length, {}
+            for cache in self.caches:
+                cache.forget_rotations()
         if first < self._origin or (reach.window is not None and first - self._origin > TURNED):
             # Far from the origin angles lose digits.
             self._origin = first
@@ -466,7 +540,7 @@ class Lane:
             attention = model.attentions[layer]
             kind = model.kind(attention)
             if kind not in angles:
-                angles[kind] = model.angles(attention, places)
+                angles[kind] = model.angles(attention, places, length)
             with torch.inference_mode():
                 cache.turned.append(model.rotate(attention, cache.keys.view()[None, :, turned:], angles[kind])[0])
 
@@ -478,7 +552,7 @@ class Lane:
         queries = [torch.cat([d.queries[layer] for d in self._fresh], 1) for layer in layers]
         keys = [torch.cat([d.keys[layer] for d in self._fresh], 1) for layer in layers]
         self._fresh = []
-        piece = Piece(first.token, last.token + 1, first.reach, queries, keys, self._what_if)
+        piece = Piece(first.token, last.token + 1, first.reach, queries, keys, self._what_if, first.length)
         if isinstance(self.policy, Afresh):
             self.pieces.append(piece)
         else:
@@ -501,7 +575,7 @@ class Lane:
             return
         self._origin = min(self._origin, max(0, self.position - 1 - (len(self.caches[0].keys) if self.caches else 0)))
         for cache in self.caches:
-            cache.turned.keep_last(0)
+            cache.forget_rotations()
 
     def _hold(self, piece: Piece) -> None:
         self.pieces.append(piece)
@@ -576,7 +650,7 @@ class Snapshot:
     position: int
     tokens: int
     policy: Policy
-    encoded: Policy | None
+    encoded: tuple[Policy, int] | None
     caches: list[LayerCache] | list[RankedCache] | list[SplitCache]
     pieces: list[Piece] | list[RankedPiece]
 

@@ -123,8 +123,11 @@ def _weights(
     t = torch.arange(piece.start, piece.stop, device=query.device)
     parts, places, seen = [], [], []
     for meeting in (_met_ranked if isinstance(piece, RankedPiece) else _met)(lane, piece, layer, head):
-        q = model.rotate(attention, query, _float(model.angles(attention, meeting.queries_at)))
-        k = model.rotate(attention, meeting.keys[None, None].float(), _float(model.angles(attention, meeting.keys_at)))
+        at_query, at_key = (
+            _float(model.angles(attention, at, piece.length)) for at in (meeting.queries_at, meeting.keys_at)
+        )
+        q = model.rotate(attention, query, at_query)
+        k = model.rotate(attention, meeting.keys[None, None].float(), at_key)
         parts.append((q @ k.transpose(-1, -2))[0, 0] * scaling)
         places.append(meeting.places)
         seen.append(meeting.seen)

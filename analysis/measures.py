@@ -91,7 +91,7 @@ class _Measuring:
     ) -> Tensor:
         samples, heads, tokens, dim = query.shape
         places = torch.arange(tokens, device=query.device)
-        angles = self.model.angles(attention, torch.arange(tokens, device=self.model.device))
+        angles = self.model.angles(attention, torch.arange(tokens, device=self.model.device), tokens)
         q, k = (self.model.rotate(attention, x, angles) for x in (query, key))
         groups = heads // key.shape[1]
         k, v = k.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

@@ -1,19 +1,28 @@
 """How a place is put into queries and keys: rotated, as a linear bias of the distance, or not at all.
 
 All three are asked the same: `angles` of some places, made once for all layers of a kind, and `turn`, which puts them
-into vectors that came without.  Nothing here knows what is kept or why.
+into vectors that came without.  Where a family's frequencies depend on the length of the context, `of_length` says how
+it rotates in one of that length (frequencies.py).  Nothing here knows what is kept or why.
 """
 
+import copy
+import functools
 import inspect
 import sys
-from typing import Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-Angles = tuple[Tensor, Tensor]
+from .frequencies import Angles, OfLength, Rule, depends_on_length, rule_of
+
+SAME = Rule()
+"""The same frequencies at all lengths."""
+LENGTHS_KEPT = 8
+"""Lengths of which a rotary module is remembered."""
 
 
 @runtime_checkable
@@ -23,6 +32,11 @@ class Positions(Protocol):
     name: str
     fixed: str
     """Why a cached key cannot stand at another place than the one where it was read; empty where it can."""
+    rule: Rule
+    """At which lengths of the context other frequencies are taken."""
+
+    def of_length(self, length: int) -> "Positions":
+        """What the family does in a context of `length` tokens."""
 
     def kind(self, attention: nn.Module) -> tuple:
         """What tells the angles of one layer from those of another: equal kinds have equal angles."""
@@ -34,22 +48,54 @@ class Positions(Protocol):
         """x [batch, heads, tokens, dim] put at those places; linear in x."""
 
 
+class _OfAnyLength:
+    """Positions that are put in alike, however long the context is."""
+
+    rule = SAME
+
+    def of_length(self, length: int) -> Self:
+        return self
+
+
 class Rotary:
-    """The family's own rotary module and its own function that applies it."""
+    """The family's own rotary module and its own function that applies it.
+
+    Raises ValueError where its frequencies depend on the length of the text by a rule that is not known.
+    """
 
     name, fixed = "rotary", ""
 
     def __init__(self, module: nn.Module, network: PreTrainedModel) -> None:
         self.module, self._config = module, network.config
-        self._takes_type = "layer_type" in inspect.signature(module.forward).parameters
+        self._types = types = layer_types_of(module, network)
         self.rotated: dict[int, int] = {}
         """Dimensions of a head that each layer rotates."""
+        self.rule = rule_of(module, types)
+        if not self.rule:
+            if network.device.type != "meta" and depends_on_length(module, types):
+                raise ValueError(
+                    f"the family {self._config.model_type!r} is not supported yet: its rotary frequencies depend on "
+                    "the length of the text by a rule that is not known here"
+                )
+            return
+
+        @functools.lru_cache(LENGTHS_KEPT)
+        def of_regime(length: int) -> "Rotary":
+            twin = copy.copy(self)
+            twin.module = OfLength(module, length, types)
+            return twin
+
+        self._of_regime = of_regime
+        self.module = of_regime(self.rule.regime(1)).module
+
+    def of_length(self, length: int) -> "Rotary":
+        return self._of_regime(self.rule.regime(length)) if self.rule else self
 
     def kind(self, attention: nn.Module) -> tuple:
         return (self.rotated[attention.layer_idx] == 0, *self._layer_type(attention))
 
     def _layer_type(self, attention: nn.Module) -> tuple[str, ...]:
-        return (self._config.layer_types[attention.layer_idx],) if self._takes_type else ()
+        return (self._types[attention.layer_idx],) if self._types else ()
 
     def angles(self, attention: nn.Module, places: Tensor, dtype: torch.dtype) -> Angles | None:
         if self.rotated[attention.layer_idx] == 0:
@@ -72,7 +118,7 @@ class Rotary:
         return torch.cat((apply(x[..., :dims], x[:, :0, :, :dims], *angles)[0], x[..., dims:]), -1)
 
 
-class Alibi:
+class Alibi(_OfAnyLength):
     """A bias of −slope × distance (Press et al. 2022), carried by two more dimensions of every head.
 
     A query ends in (a, 0) where a = slope / scaling, and a key in (0, 1).  At place p they become (a, −a·p) and (p, 1),
@@ -98,12 +144,12 @@ class Alibi:
         return torch.cat((x[..., :-2], first + ahead * second, second + back * first), -1)
 
 
-class Fixed:
+class Fixed(_OfAnyLength):
     """Places that the network puts in itself, in a way that cannot be taken out again: a cached key carries the place
     where it was read."""
 
-    def __init__(self, name: str, why: str) -> None:
-        self.name, self.fixed = name, why
+    def __init__(self, name: str, why: str, rule: Rule = SAME) -> None:
+        self.name, self.fixed, self.rule = name, why, rule
 
     def kind(self, attention: nn.Module) -> tuple:
         return ()
@@ -117,3 +163,15 @@ class Fixed:
 
 LEARNED = Fixed("learned", "adds learned positions to its embeddings")
 BOUND = Fixed("rotary, not movable", "does more to its keys after it has rotated them")
+
+
+def bound(rotaries: Sequence[nn.Module], network: PreTrainedModel) -> Fixed:
+    """The positions of a network that keeps these rotary modules of its own."""
+    rules = [rule_of(m, layer_types_of(m, network)) for m in rotaries]
+    ends = [end for rule in rules if (end := rule.regime_end(1)) is not None]
+    return Fixed(BOUND.name, BOUND.fixed, Rule((min(ends),))) if ends else BOUND
+
+
+def layer_types_of(module: nn.Module, network: PreTrainedModel) -> Sequence[str]:
+    """The types of a network's layers, where its rotary module is told of which type a layer is."""
+    return network.config.layer_types if "layer_type" in inspect.signature(module.forward).parameters else ()

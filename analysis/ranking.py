@@ -44,6 +44,8 @@ class RankedCache:
     """What the policy asks to have observed (Seen)."""
     turned: Float[Tensor, "kv_heads slots dim"] | None = None
     """The keys once more, rotated to where they stand; None where they stand otherwise since an eviction."""
+    length: int = 1
+    """Of the context for which they were rotated (frequencies.py)."""
 
     @classmethod
     def empty(cls, model: Adapted, layer: int) -> "RankedCache":
@@ -141,6 +143,8 @@ class Ranking:
     caches: list[RankedCache]
     capture: bool = False
     what_if: WhatIf | None = None
+    length: int = 1
+    """Of the context for which rotations are chosen (frequencies.py): one for the whole pass."""
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     gone: list[Gone | None] = field(default_factory=list)
@@ -207,9 +211,12 @@ class Ranking:
 
         def angles(begin: int) -> Angles | None:
             return self._shared(
-                (kind, begin, slots), lambda: model.angles(attention, torch.arange(begin, slots, device=model.device))
+                (kind, begin, slots),
+                lambda: model.angles(attention, torch.arange(begin, slots, device=model.device), self.length),
             )
 
+        if cache.length != self.length:
+            cache.turned, cache.length = None, self.length
         if cache.turned is None and by_slot:
             whole = angles(0)
             cache.turned = model.rotate(attention, cache.keys[None], whole)[0]
@@ -217,7 +224,7 @@ class Ranking:
             return model.rotate(attention, query, here)
         if cache.turned is None:
             # Every KV head holds other places: for once they are a batch of texts with one head each.
-            flat = model.angles(attention, cache.places[:, : slots - queries].flatten())
+            flat = model.angles(attention, cache.places[:, : slots - queries].flatten(), self.length)
             old = cache.keys[:, None, : slots - queries]
             if flat is not None:
                 flat = flat[0].view(len(old), -1, flat[0].shape[-1]), flat[1].view(len(old), -1, flat[1].shape[-1])
@@ -225,7 +232,7 @@ class Ranking:
         here = (
             angles(slots - queries)
             if by_slot
-            else self._shared((kind, "text"), lambda: model.angles(attention, self._places(queries)))
+            else self._shared((kind, "text"), lambda: model.angles(attention, self._places(queries), self.length))
         )
         cache.turned = torch.cat((cache.turned, model.rotate(attention, key, here)[0]), 1)
         return model.rotate(attention, query, here)

@@ -51,6 +51,16 @@ class Reach:
         low = self.first if self.window is None else max(self.first, t - self.window)
         return self.sinks + t - low
 
+    def length_of(self, t: int) -> int:
+        """The tokens from the first position that query t reaches to its own, as positions are counted here.
+
+        This is the length of the context for families whose frequencies depend on it (frequencies.py): a window has
+        the same in all modes, since only distances count.
+        """
+        if self.sinks and self.positions != "none":
+            return self.slot_of(t) + 1
+        return max(1, t - max(self.first, t - (t if self.window is None else self.window)) + 1)
+
     def counted(self, t: Tensor) -> Tensor:
         """The length of the cache when token t was read, which `naive` takes for its place and never changes again."""
         return t if self.window is None else t.clamp(max=self.sinks + self.window)

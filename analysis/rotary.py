@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from .positions import BOUND, LEARNED, Angles, Positions, Rotary
+from .positions import LEARNED, Angles, Positions, Rotary
+from .positions import bound as bound_positions
 
 IMPLEMENTATION = "sinkscope"
 
@@ -78,8 +79,14 @@ class Adapted:
     def forward(self, ids: Tensor, reader: Reader, *, begin: int = 0, last: int = 0) -> Tensor:
         """Logits [batch, last or all tokens, vocabulary] of ids [batch, tokens], every layer's attention the reader's.
 
-        `begin`: text position of the first token; it matters where the network puts places in itself.
+        `begin`: text position of the first token; it matters where the network puts places in itself.  Raises
+        ValueError where these cannot be put beyond some place.
         """
+        if self.longest is not None and begin + ids.shape[1] > self.longest:
+            raise ValueError(
+                f"{self.network.config.model_type} {self.positions.fixed}, and can do so for {self.longest:,} tokens "
+                "only: read no more of them"
+            )
         places = begin + torch.arange(ids.shape[1], device=ids.device)[None].expand(len(ids), -1)
         more = {"position_ids": places} if self._takes_places else {}
         before, _thread.reader = getattr(_thread, "reader", None), reader
@@ -89,10 +96,27 @@ class Adapted:
         finally:
             _thread.reader = before
 
-    def angles(self, attention: nn.Module, places: Tensor) -> Angles | None:
-        """What `rotate` needs for integer places [tokens] in this layer; None: nothing is rotated."""
-        angles, home = self.positions.angles(attention, places, self.dtype), self.homes[attention.layer_idx]
+    def angles(self, attention: nn.Module, places: Tensor, length: int = 1) -> Angles | None:
+        """What `rotate` needs for integer places [tokens] in this layer, in a context of `length` tokens
+        (frequencies.py); None: nothing is rotated."""
+        angles = self.positions.of_length(length).angles(attention, places, self.dtype)
+        home = self.homes[attention.layer_idx]
         return None if angles is None else (angles[0].to(home), angles[1].to(home))
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest text that can be read with cached keys; None where there is no longest."""
+        if self.positions is LEARNED:
+            return self.network.config.max_position_embeddings
+        return self.regime_end(1) if self.positions.fixed else None
+
+    def regime(self, length: int) -> int:
+        """The shortest context that is rotated as one of `length` tokens is."""
+        return self.positions.rule.regime(length)
+
+    def regime_end(self, length: int) -> int | None:
+        """The longest context that is rotated as one of `length` tokens is; None where there is no longest."""
+        return self.positions.rule.regime_end(length)
 
     def kind(self, attention: nn.Module) -> tuple:
         """What tells the angles of one layer from those of another: layers of a kind have equal ones, on one device."""
@@ -132,7 +156,7 @@ def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, 
         raise ValueError(f"the family {family!r} is not supported yet: it has {len(places)} rotary modules, not one")
     unrotated = None
     if bound:
-        positions = BOUND
+        positions = bound_positions([twin.get_submodule(name) for name in places], network)
     elif positions is None and places:
         module = twin.get_submodule(places[0])
         unrotated, positions = Unrotated(module), Rotary(module, network)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import texts
 from .attention import Reading
+from .cache import LayerCache
 from .decoding import Decoding
 from .policies import Afresh, Band, Dense, Duo, Policy, Ranked
 from .positions import LEARNED
@@ -66,6 +67,8 @@ class Piece:
     queries: list[Tensor]
     keys: list[Tensor]
     what_if: WhatIf | None = None
+    length: int = 1
+    """Of the context for which its rotations were chosen (frequencies.py)."""
     full: Sequence[Sequence[int]] | None = None
     """KV heads of each layer that keep everything, whatever the reach of the others."""
 
@@ -85,6 +88,8 @@ class RankedPiece:
     queries: list[Tensor]
     gone: list[Gone | None]
     what_if: WhatIf | None = None
+    length: int = 1
+    """Of the context for which its rotations were chosen (frequencies.py)."""
 
 
 @dataclass(eq=False)
@@ -131,17 +136,17 @@ class Source:
                 f"{policy.label}: {family} {why}, so a cached key carries the place where it was read and cannot be "
                 "moved when others leave: choose dense or recompute"
             )
-        if self.model.positions is not LEARNED:
+        if (longest := self.model.longest) is None:
             return
-        longest = self.model.network.config.max_position_embeddings
+        has = "has learned" if self.model.positions is LEARNED else "rotates alike no more than"
         if isinstance(policy, Afresh) and policy.capacity > longest:
             raise ValueError(
-                f"{policy.label}: {family} has learned {longest:,} positions, and this needs {policy.capacity:,}: "
+                f"{policy.label}: {family} {has} {longest:,} positions, and this needs {policy.capacity:,}: "
                 "choose a smaller window"
             )
         if isinstance(policy, Dense) and len(self.tokens) - 1 > longest:
             raise ValueError(
-                f"{policy.label}: {family} has learned {longest:,} positions, and the text has {len(self.tokens):,} "
+                f"{policy.label}: {family} {has} {longest:,} positions, and the text has {len(self.tokens):,} "
                 f"tokens: read at most {longest + 1:,}, or choose recompute"
             )
 
@@ -166,8 +171,10 @@ class Source:
 
     def _measured(self) -> NDArray[np.float64]:
         """How much each KV head looks at the first tokens, [layers, kv_heads], over the beginning of the text."""
+        ids = self.ids[None, :MEASURED]
         reading = Reading(self.model, 0, SINKS, Reach(0, 0, None, "text"), None, torch.zeros(1, dtype=torch.int64))
-        self.model.forward(self.ids[None, :MEASURED], reading, last=1)
+        reading.length = self.model.regime(ids.shape[1])
+        self.model.forward(ids, reading, last=1)
         mass = np.stack([m[:, min(SINKS, m.shape[1] - 1) :].mean(-1).cpu().numpy() for m in reading.mass]).astype(
             np.float64
         )
@@ -235,8 +242,17 @@ class Source:
         tokens, kind = min(tokens, len(self.tokens)), (first, 0 if first == "own" else count)
         front = self._fronts.get(kind)
         if front is None or front[0][0].shape[1] < tokens:
-            reading = Reading(self.model, 0, 0, Reach(0, 0, None, "text"), None, capture=True)
-            self.model.forward(self.starting(*kind)[None, :tokens], reading, last=1)
-            front = [(k[0].clone(), v[0].clone()) for k, v in zip(reading.keys, reading.values, strict=True)]
-            self._fronts[kind] = front
+            front = self._fronts[kind] = self._encoded(self.starting(*kind)[None, :tokens])
         return [(k[:, :tokens], v[:, :tokens]) for k, v in front]
+
+    def _encoded(self, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of a text, ids [1, tokens], as a lane that keeps everything reads it: per layer [kv_heads,
+        tokens, dim]."""
+        model, reach, begin = self.model, Reach(0, 0, None, "text"), 0
+        caches = [LayerCache.empty(model, layer) for layer in range(model.layers)]
+        while begin < ids.shape[1]:
+            end = min(ids.shape[1], model.regime_end(begin + 1) or ids.shape[1])
+            reading = Reading(model, begin, 0, reach, caches, length=model.regime(begin + 1))
+            model.forward(ids[:, begin:end], reading, begin=begin, last=1)
+            begin = end
+        return [(c.keys.view().clone(), c.values.view().clone()) for c in caches]
