@@ -112,7 +112,7 @@ class OfLength(nn.Module):
     def __init__(self, rotary: nn.Module, length: int, layer_types: Sequence[str]) -> None:
         super().__init__()
         self.rotary, self._inner = copy.deepcopy(rotary), inspect.unwrap(type(rotary).forward)
-        _as_at_first(self.rotary)
+        as_at_first(self.rotary)
         home = next(self.rotary.buffers()).device
         like = torch.empty(0, device=home)
         self._amplitudes: dict[tuple, Tensor] = {}
@@ -132,8 +132,8 @@ class OfLength(nn.Module):
             return (cos[:, 1:] * right).to(like.dtype), (sin[:, 1:] * right).to(like.dtype)
 
 
-def _as_at_first(rotary: nn.Module) -> None:
-    """Forget which lengths a copied module has been asked about before: dynamic NTK remembers the longest."""
+def as_at_first(rotary: nn.Module) -> None:
+    """Let a module that is a copy forget which lengths it has been asked about: dynamic NTK remembers the longest."""
     for name, buffer in list(rotary.named_buffers(recurse=False)):
         stem, original, _ = name.partition("original_inv_freq")
         if original:

@@ -18,10 +18,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from .masks import PROBED, Rule, rule_of, window_of
 from .positions import LEARNED, Angles, Positions, Rotary
 from .positions import bound as bound_positions
 
 IMPLEMENTATION = "sinkscope"
+TENSORS = ("position_ids", "cache_position", "s_aux")
+"""Tensors that layers hand to their attention and that are honoured, or say nothing of what is seen."""
 
 _thread = threading.local()
 
@@ -142,15 +145,8 @@ def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, 
     `bound`: its positions are left to it, and its cached keys where they were read.  Raises ValueError, naming the
     family, where it cannot be read by this mechanism.
     """
+    twin, positions = twin_of(network, adapters)
     family = network.config.model_type
-    shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
-    twin = copy.deepcopy(network, shared).eval().requires_grad_(False)
-    adapter = (adapters or {}).get(family)
-    positions = adapter(twin) if adapter is not None else None
-    if adapter is None:
-        for module in twin.modules():
-            if getattr(module, "config", None) is not None:
-                module.config._attn_implementation = IMPLEMENTATION
     places = [n for n, m in twin.named_modules() if type(m).__name__.endswith("RotaryEmbedding")]
     if len(places) > 1 and not bound:
         raise ValueError(f"the family {family!r} is not supported yet: it has {len(places)} rotary modules, not one")
@@ -162,44 +158,132 @@ def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, 
         unrotated, positions = Unrotated(module), Rotary(module, network)
         twin.set_submodule(places[0], unrotated)
     adapted = Adapted(twin, positions or LEARNED, layers=network.config.num_hidden_layers)
+    if family in (adapters or {}):
+        _probe(adapted, unrotated)
+        return adapted
+    _implement(twin, PROBED)
     _probe(adapted, unrotated)
+    _implement(twin, IMPLEMENTATION)
     return adapted
+
+
+def twin_of(
+    network: PreTrainedModel, adapters: dict[str, Adapter] | None = None
+) -> tuple[PreTrainedModel, Positions | None]:
+    """A twin with the same weights in memory whose layers ask the reader for their attention; its positions, where an
+    adapter knows them."""
+    twin = copied(network)
+    if (adapter := (adapters or {}).get(network.config.model_type)) is not None:
+        return twin, adapter(twin)
+    _implement(twin, IMPLEMENTATION)
+    return twin, None
+
+
+def copied(network: PreTrainedModel, memo: dict[int, Any] | None = None) -> PreTrainedModel:
+    """The same weights in memory in modules of their own; `memo`: what else is shared, or left out."""
+    shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, shared | (memo or {})).eval().requires_grad_(False)
+
+
+def _implement(twin: PreTrainedModel, implementation: str) -> None:
+    """Let the layers of a twin call this attention function."""
+    for module in twin.modules():
+        if getattr(module, "config", None) is not None:
+            module.config._attn_implementation = implementation
 
 
 @dataclass(eq=False)
 class _Probe:
-    """Sees what heads there are, and which dimensions of a query are zero when cos and sin are: those that the family
-    rotates."""
+    """Sees what heads there are, what their masks say, and which dimensions of a query are zero when cos and sin are:
+    those that the family rotates."""
 
     adapted: Adapted
+    masked: bool
+    """Whether masks are made as for any family, with a rule that can be asked."""
+    shapes: set[tuple[int, ...]] = field(default_factory=set)
+    """Query heads, KV heads, dimensions of a key and of a value."""
+    wrong: str = ""
+    """Half a sentence where a layer attends in a way that is not ours."""
+    _windows: dict[int, tuple[Rule, int | None]] = field(default_factory=dict)
 
-    def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, **settings) -> Tensor:
+    def attend(
+        self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, mask: Any = None, **settings
+    ) -> Tensor:
         adapted, layer = self.adapted, attention.layer_idx
+        if layer in adapted.attentions:
+            self._say("a layer of it attends more than once for each token")
+        if more := [k for k, v in settings.items() if isinstance(v, Tensor) and k not in TENSORS]:
+            self._say(f"its layers hand {more[0]} to their attention, which is not known here")
+        if self.masked:
+            settings |= self._honoured(attention, rule_of(mask), settings.get("sliding_window"), query.device)
         adapted.attentions[layer], adapted.settings[layer], adapted.homes[layer] = attention, settings, query.device
         adapted.heads, adapted.kv_heads, adapted.head_dim = query.shape[1], key.shape[1], query.shape[-1]
+        self.shapes.add((query.shape[1], key.shape[1], query.shape[-1], value.shape[-1]))
         if isinstance(adapted.positions, Rotary):
             dims = query.shape[-1] if query.is_meta else int((query == 0).flatten(0, 2).all(0).sum())
             adapted.positions.rotated[layer] = dims
-        # As many heads of values as of queries, so that any family can go on from here.
-        return query.transpose(1, 2).to(value.dtype)
+        return alone(query, value)
+
+    def _honoured(
+        self, attention: nn.Module, rule: Rule | None, told: int | None, device: torch.device
+    ) -> dict[str, int | None]:
+        """The window that the layer's mask has, where the layer says another."""
+        if rule is None:
+            self._say("its layers see by a mask that is not made by transformers' own functions")
+            return {}
+        if id(rule) not in self._windows:
+            try:
+                self._windows[id(rule)] = rule, window_of(rule, device)
+            except ValueError as e:
+                self._say(str(e))
+                return {}
+        window = self._windows[id(rule)][1]
+        if window == told:
+            return {}
+        # Found by `_attention`: a window that lives in the mask alone.
+        attention.mask_window = window
+        return {"sliding_window": window}
+
+    def _say(self, wrong: str) -> None:
+        self.wrong = self.wrong or wrong
+
+
+def alone(query: Tensor, value: Tensor) -> Tensor:
+    """The output of an attention in which every token sees itself alone, [batch, tokens, heads, dim]."""
+    return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
 
 
 def _probe(adapted: Adapted, unrotated: Unrotated | None) -> None:
     """Fill in what only a forward pass tells."""
-    family = adapted.network.config.model_type
+    # A layer on a device without numbers cannot be asked, and an adapter makes no masks.
+    masked = adapted.network.config._attn_implementation == PROBED and adapted.device.type != "meta"
+    family, probe = adapted.network.config.model_type, _Probe(adapted, masked)
     if unrotated is not None:
         unrotated.fill = (0.0, 0.0)
     try:
-        adapted.forward(torch.arange(2, device=adapted.device)[None], _Probe(adapted), last=1)
-    except (TypeError, AttributeError, KeyError, IndexError, RuntimeError, ValueError) as e:
-        raise ValueError(f"the family {family!r} is not supported yet: its forward pass cannot be read ({e})") from e
+        adapted.forward(torch.arange(2, device=adapted.device)[None], probe, last=1)
+    except Exception as e:
+        # Whatever a family does that ours do not may come out as any exception at all.
+        why = f"{type(e).__name__}: {' '.join(str(e).split())}"[:200]
+        raise ValueError(f"the family {family!r} is not supported yet: its forward pass cannot be read ({why})") from e
     finally:
         if unrotated is not None:
             unrotated.fill = (1.0, 0.0)
+    if probe.wrong:
+        raise ValueError(f"the family {family!r} is not supported yet: {probe.wrong}")
     if sorted(adapted.attentions) != list(range(adapted.layers)):
         raise ValueError(
             f"the family {family!r} is not supported yet: {len(adapted.attentions)} of its {adapted.layers} layers use "
             "transformers' attention interface"
+        )
+    if len(probe.shapes) > 1:
+        raise ValueError(
+            f"the family {family!r} is not supported yet: its layers differ in their heads or in the sizes of these"
+        )
+    if adapted.head_dim != (size := next(iter(probe.shapes))[-1]):
+        raise ValueError(
+            f"the family {family!r} is not supported yet: its keys have {adapted.head_dim} dimensions and its values "
+            f"{size}"
         )
 
 
@@ -208,10 +292,23 @@ def ask(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, **setti
     return _thread.reader.attend(attention, query, key, value, **settings)
 
 
-def _attention(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **settings):
+def _attention(
+    attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None = None, **settings
+) -> tuple[Tensor, None]:
     """What transformers calls for every layer."""
-    return ask(attention, query, key, value, **settings), None
+    if "mask_window" in attention.__dict__:
+        settings["sliding_window"] = attention.mask_window
+    # As transformers' own functions give it: some families look at it without a copy.
+    return ask(attention, query, key, value, **settings).contiguous(), None
+
+
+def _probed(
+    attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **settings
+) -> tuple[Tensor, None]:
+    """What it calls while a network is probed."""
+    return ask(attention, query, key, value, mask=attention_mask, **settings), None
 
 
 # No mask function is registered beside it: then transformers makes no mask, and looks for nothing on the host.
 AttentionInterface.register(IMPLEMENTATION, _attention)
+AttentionInterface.register(PROBED, _probed)

@@ -6,16 +6,13 @@ is, it is read only if a short text gets the numbers that its own forward pass g
 
 from typing import NamedTuple
 
-import torch
 from transformers import PreTrainedModel
 
 from .. import rotary
-from ..attention import Reading
 from ..positions import Rotary
-from ..reach import Reach
 from ..rotary import Adapted
-from ..weights import Int4, Int8
-from . import bloom, falcon, mpt
+from . import bloom, check, falcon, mpt
+from .sample import sample
 
 ADAPTERS: dict[str, rotary.Adapter] = {"falcon": falcon.adapt, "bloom": bloom.adapt, "mpt": mpt.adapt}
 
@@ -75,31 +72,37 @@ FAMILIES: dict[str, Family] = {
 
 def adapt(network: PreTrainedModel) -> Adapted:
     """An adapted twin of a network, saying what it says.  Raises ValueError, naming the family, where there is none."""
-    adapted = rotary.adapt(network, ADAPTERS)
-    if network.device.type == "meta" or not (wrong := _differs(network, adapted)):
-        return adapted
-    if isinstance(adapted.positions, Rotary):
-        # Something follows the rotation (HunYuan normalises behind it): then its keys stay where they were read.
-        adapted = rotary.adapt(network, bound=True)
-        if not _differs(network, adapted):
+    if network.device.type == "meta":
+        return rotary.adapt(network, ADAPTERS)
+    small = _sample(network)
+    if why := check.mixing(small, ADAPTERS):
+        raise ValueError(why)
+    own = check.own_logits(network, check.few_tokens(network))
+    if not own.isfinite().all():
+        raise ValueError(check.overflow(network))
+    wrong = ""
+    for bound in (False, True):
+        adapted = rotary.adapt(network, None if bound else ADAPTERS, bound=bound)
+        why = check.differs(small, ADAPTERS, bound=bound) or check.whole_differs(network, adapted, own)
+        if not why:
             return adapted
+        wrong = wrong or why
+        # Something may follow the rotation (HunYuan normalises behind it): then keys stay where they were read.
+        if not isinstance(adapted.positions, Rotary):
+            break
     raise ValueError(wrong)
 
 
-def _differs(network: PreTrainedModel, adapted: Adapted) -> str:
-    """A sentence where, on a short text, the twin gives other numbers than the network; empty where it does not."""
-    vocabulary = network.get_input_embeddings().num_embeddings
-    ids = torch.linspace(0, vocabulary - 1, 12, device=network.device).long()[None]
-    reading = Reading(adapted, 0, 0, Reach(0, 0, None, "text"), None)
-    with torch.inference_mode():
-        own, ours = network(input_ids=ids, use_cache=False).logits.float(), adapted.forward(ids, reading).float()
-    apart = float((own - ours).abs().max() / own.std().clamp(min=1e-6))
-    # Half precision, in which packed weights multiply too, rounds otherwise when sums have another order; a wrong place
-    # or a missing term is far beyond either.
-    exact = network.dtype == torch.float32 and not any(isinstance(m, Int8 | Int4) for m in network.modules())
-    if apart <= (1e-3 if exact else 0.5):
-        return ""
-    return (
-        f"the family {network.config.model_type!r} is not supported yet: its own forward pass gives other numbers "
-        f"(by {apart:.2g} standard deviations of the logits)"
+def _sample(network: PreTrainedModel) -> PreTrainedModel:
+    """What is tried in the network's place: a small part of it, or all where no part of it runs alone."""
+    for whole in (False, True):
+        try:
+            small = sample(network, whole=whole)
+            check.own_logits(small, check.tokens_of(small))
+            return small
+        except Exception as e:
+            # A network that is cut short may fail in any way at all.
+            why = f"{type(e).__name__}: {' '.join(str(e).split())}"[:200]
+    raise ValueError(
+        f"the family {network.config.model_type!r} is not supported yet: its own forward pass cannot be run ({why})"
     )
