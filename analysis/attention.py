@@ -95,6 +95,8 @@ class Reading:
     """Of the context for which rotations are chosen (frequencies.py): one for the whole pass."""
     lse: list[Tensor] | None = None
     """Where given, it takes the logarithm of each query's sum over all that it reached, per layer [heads, queries]."""
+    outputs: dict[int, Tensor] | None = None
+    """Where given, it takes the hidden state that comes out of each layer, [batch, tokens, width]."""
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)

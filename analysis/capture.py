@@ -13,14 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from .attention import Reading
 from .models import LanguageModel
 from .policies import Band, Policy, parse
 from .reach import Reach
 from .record import Spec
-from .rotary import Adapted
 from .stream import CHUNK, open_lanes
 
 LONGEST = 65_536
@@ -121,13 +120,12 @@ def capture(
     recorder = _Recorder(model.adapted, count, path)
     lane.source.watch = recorder.take
     todo = [(min(at, count), policy) for at, policy in switches]
-    with recorder.watching():
-        while not lane.done:
-            while todo and lane.position >= todo[0][0]:
-                lane.switch(todo.pop(0)[1], pin=True)
-            recorder.policy = str(lane.policy)
-            lane.read(chunk, upto=todo[0][0] if todo else None)
-            yield lane.position - 1
+    while not lane.done:
+        while todo and lane.position >= todo[0][0]:
+            lane.switch(todo.pop(0)[1], pin=True)
+        recorder.policy = str(lane.policy)
+        lane.read(chunk, upto=todo[0][0] if todo else None)
+        yield lane.position - 1
     np.save(path / "token_ids.npy", np.asarray(tokens, np.int32))
     recorder.finish()
     about = {
@@ -161,11 +159,6 @@ class _Recorder:
         self._mass = np.zeros((layers, heads))
         self._massive = np.zeros((layers, TOP, 3), np.float32)
         self._medians: list[list[float]] = [[] for _ in range(layers)]
-        self._hidden: dict[int, Tensor] = {}
-
-    def watching(self):
-        """A context in which each layer's output is seen: hooks on the modules that hold the attentions."""
-        return Outputs(self.model, self._hidden)
 
     def take(self, reading: Reading) -> None:
         begin, count = reading.start, reading.lse[0].shape[1]
@@ -187,7 +180,7 @@ class _Recorder:
                 reading.keys[layer][0].float().norm(dim=-1).mean(0),
                 reading.values[layer][0].float().norm(dim=-1).mean(0),
             )
-            hidden = self._hidden[layer].float()
+            hidden = reading.outputs[layer][0].float()
             for i, size in enumerate((*sizes, hidden.norm(dim=-1))):
                 self.arrays["norms"][i, layer, begin:end] = size.cpu().numpy()
             self._largest(layer, hidden.abs(), begin)
@@ -207,30 +200,3 @@ class _Recorder:
         np.save(self.path / "mass.npy", (self._mass / self.tokens).astype(np.float32))
         # Of chunks of one size: their median stands for the median of all.
         np.save(self.path / "median.npy", np.array([np.median(m) for m in self._medians], np.float32))
-
-
-class Outputs:
-    """Sees what comes out of every layer while it is entered: [tokens, width] by layer, or (`every`) of each text of a
-    batch, [texts, tokens, width]."""
-
-    def __init__(self, model: Adapted, seen: dict[int, Tensor], *, every: bool = False) -> None:
-        names = {id(module): name for name, module in model.network.named_modules()}
-        modules = dict(model.network.named_modules())
-        # An attention lies in the layer whose output it adds to.
-        self._blocks: dict[int, nn.Module] = {
-            layer: modules[names[id(attention)].rpartition(".")[0]] for layer, attention in model.attentions.items()
-        }
-        self._seen, self._every, self._handles = seen, every, []
-
-    def __enter__(self) -> None:
-        for layer, block in self._blocks.items():
-
-            def keep(_module, _args, out, layer=layer):
-                whole = out[0] if isinstance(out, tuple) else out
-                self._seen[layer] = whole if self._every else whole[0]
-
-            self._handles.append(block.register_forward_hook(keep))
-
-    def __exit__(self, *_) -> None:
-        for handle in self._handles:
-            handle.remove()

@@ -320,7 +320,7 @@ class Lane:
         if isinstance(reader, Splitting) and last and end - begin == 1:
             logits = source.decode(ids, reader)
         else:
-            logits = source.model.forward(ids, reader, begin=begin, last=last)
+            logits = source.model.forward(ids, reader, begin=begin, last=last, outputs=narrow.outputs)
         for reading, _ in readings:
             if reading.reach.window is not None:
                 for cache in reading.caches:
@@ -340,7 +340,7 @@ class Lane:
         capture = source.hold > 0 or watched
         length = source.model.regime(self._length_of(begin, begin))
         reading = Reading(source.model, begin, source.sink_tokens, reach, caches, None, capture, self._what_if, length)
-        reading.lse = [] if watched else None
+        reading.lse, reading.outputs = ([], {}) if watched else (None, None)
         return reading
 
     @staticmethod

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .attention import capped
-from .capture import Outputs
 from .models import LanguageModel
 from .rotary import Adapted
 
@@ -156,8 +155,7 @@ def measure(
         apart = np.zeros(part.shape, bool) if separators is None else separators[part]
         reader = _Measuring(adapted, first, torch.as_tensor(apart, device=adapted.device))
         hidden: dict[int, Tensor] = {}
-        with Outputs(adapted, hidden, every=True):
-            adapted.forward(ids, reader, last=1)
+        adapted.forward(ids, reader, last=1, outputs=hidden)
         yield _told(reader, [hidden[layer] for layer in range(adapted.layers)])
 
 

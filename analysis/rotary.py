@@ -79,11 +79,14 @@ class Adapted:
     def dtype(self) -> torch.dtype:
         return self.network.dtype
 
-    def forward(self, ids: Tensor, reader: Reader, *, begin: int = 0, last: int = 0) -> Tensor:
+    def forward(
+        self, ids: Tensor, reader: Reader, *, begin: int = 0, last: int = 0, outputs: dict[int, Tensor] | None = None
+    ) -> Tensor:
         """Logits [batch, last or all tokens, vocabulary] of ids [batch, tokens], every layer's attention the reader's.
 
-        `begin`: text position of the first token; it matters where the network puts places in itself.  Raises
-        ValueError where these cannot be put beyond some place.
+        `begin`: text position of the first token; it matters where the network puts places in itself.  `outputs`, where
+        given, takes the hidden state that comes out of every layer in this very pass, [batch, tokens, width].  Raises
+        ValueError where the network cannot put in places as far as that.
         """
         if self.longest is not None and begin + ids.shape[1] > self.longest:
             raise ValueError(
@@ -92,12 +95,13 @@ class Adapted:
             )
         places = begin + torch.arange(ids.shape[1], device=ids.device)[None].expand(len(ids), -1)
         more = {"position_ids": places} if self._takes_places else {}
-        before, _thread.reader = getattr(_thread, "reader", None), reader
+        before = getattr(_thread, "reader", None), getattr(_thread, "outputs", None)
+        _thread.reader, _thread.outputs = reader, outputs
         try:
             with torch.inference_mode():
                 return self.network(input_ids=ids, use_cache=False, logits_to_keep=last, **more).logits
         finally:
-            _thread.reader = before
+            _thread.reader, _thread.outputs = before
 
     def angles(self, attention: nn.Module, places: Tensor, length: int = 1) -> Angles | None:
         """What `rotate` needs for integer places [tokens] in this layer, in a context of `length` tokens
@@ -160,10 +164,12 @@ def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, 
     adapted = Adapted(twin, positions or LEARNED, layers=network.config.num_hidden_layers)
     if family in (adapters or {}):
         _probe(adapted, unrotated)
-        return adapted
-    _implement(twin, PROBED)
-    _probe(adapted, unrotated)
-    _implement(twin, IMPLEMENTATION)
+    else:
+        _implement(twin, PROBED)
+        _probe(adapted, unrotated)
+        _implement(twin, IMPLEMENTATION)
+    for layer, block in blocks_of(adapted).items():
+        block.forward = _Told(layer, block.forward)
     return adapted
 
 
@@ -190,6 +196,45 @@ def _implement(twin: PreTrainedModel, implementation: str) -> None:
     for module in twin.modules():
         if getattr(module, "config", None) is not None:
             module.config._attn_implementation = implementation
+
+
+def blocks_of(adapted: Adapted) -> dict[int, nn.Module]:
+    """The decoder layers, by number: what stands in the network's list of layers and holds that layer's attention."""
+    modules = dict(adapted.network.named_modules())
+    names = {id(module): name for name, module in modules.items()}
+    attentions = {names[id(attention)] for attention in adapted.attentions.values()}
+    blocks = {}
+    for layer, attention in adapted.attentions.items():
+        name = names[id(attention)]
+        parts = name.split(".")
+        above = [".".join(parts[:i]) for i in range(1, len(parts))]
+        # The widest of those that stand in a list and hold no other layer; where there is none, what holds the
+        # attention itself.
+        lone = [
+            path
+            for path in above
+            if isinstance(modules[path.rpartition(".")[0]], nn.ModuleList | nn.Sequential | nn.ModuleDict)
+            and sum(other.startswith(f"{path}.") for other in attentions) == 1
+        ]
+        blocks[layer] = modules[(lone or above[-1:] or [""])[0]]
+    return blocks
+
+
+class _Told:
+    """A layer's forward pass, which tells the pass of its own thread what came out, if that has asked.
+
+    It is put into the twin once, before anybody reads with it: so one reader never sees what another's pass gave.
+    """
+
+    def __init__(self, layer: int, forward: Callable) -> None:
+        self.layer, self.forward = layer, forward
+
+    def __call__(self, *args, **kwargs):
+        out = self.forward(*args, **kwargs)
+        wanted = getattr(_thread, "outputs", None)
+        if wanted is not None:
+            wanted[self.layer] = out[0] if isinstance(out, tuple) else out
+        return out
 
 
 @dataclass(eq=False)

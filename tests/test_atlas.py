@@ -18,17 +18,21 @@ from .families import tiny, words
 class Named:
     """A tiny model as the library loads one."""
 
-    def __init__(self, network):
-        self.adapted, self.sha256, self.tokenizer = adapt(network), "", None
+    def __init__(self, adapted):
+        self.adapted, self.sha256, self.tokenizer = adapted, "", None
+
+
+def captured_by(adapted, tokens, policy, path, chunk=16, **more):
+    spec = Spec("tiny", "words", (str(policy),))
+    read = list(capture(Named(adapted), np.asarray(tokens, np.int32), spec, path, chunk=chunk, **more))
+    assert read[-1] == len(tokens) - 1
+    return Stretch(path)
 
 
 def captured(network, tokens, policy, path, chunk=16, **more):
-    model = Named(network)
-    spec = Spec("tiny", "words", (str(policy),))
-    read = list(capture(model, np.asarray(tokens, np.int32), spec, path, chunk=chunk, **more))
-    assert read[-1] == len(tokens) - 1
-    stretch = Stretch(path)
-    return Atlas(stretch, model.adapted), stretch
+    adapted = adapt(network)
+    stretch = captured_by(adapted, tokens, policy, path, chunk, **more)
+    return Atlas(stretch, adapted), stretch
 
 
 def whole(atlas, layer, head, **more):
@@ -143,7 +147,7 @@ def test_norms_and_massive_activations_are_those_of_the_network(tiny_llama, tmp_
 
 
 def test_a_stretch_says_what_it_needs_and_what_it_cannot_be(tiny_llama, tmp_path):
-    tokens, model = words(60), Named(tiny_llama)
+    tokens, model = words(60), Named(adapt(tiny_llama))
     _, stretch = captured(tiny_llama, tokens, Dense(), tmp_path / "s")
     size = sum(
         np.load(p).nbytes for p in (tmp_path / "s").glob("*.npy") if p.stem in ("queries", "keys", "lse", "norms")
