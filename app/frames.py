@@ -320,9 +320,12 @@ def _learned(drawn: HeadMap) -> str:
 
 
 def coded(weights: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Weights as 1 … 65535 on a logarithmic scale from FLOOR to 1; 0 stands for a pair that was never met."""
+    """Weights as 1 … 65535 on a logarithmic scale from FLOOR to 1; 0 stands for a pair that was never met.
+
+    A weight that rounding has made larger than 1 is 1: a level beyond the last would come out as another one.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
-        level = 1 + np.round((1 - np.log10(np.maximum(weights, FLOOR)) / np.log10(FLOOR)) * 65534)
+        level = 1 + np.round((1 - np.log10(np.clip(weights, FLOOR, 1)) / np.log10(FLOOR)) * 65534)
     return np.where(np.isnan(weights), 0, level).astype(np.uint16)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from analysis import metrics
 from analysis.policies import parse
+from app.atlasframes import levels
 from app.frames import FIRST, ROLL, Sender, View, coded, empty
 
 from .test_runner import POLICIES, begin, until
@@ -70,6 +71,13 @@ def testcoded_weights_are_exact_to_a_thousandth():
     weights = np.logspace(-6, 0, 1000, dtype=np.float32)
     level = coded(weights).astype(np.float64)
     np.testing.assert_allclose(10 ** (-6 * (1 - (level - 1) / 65534)), weights, rtol=1e-3)
+
+
+def test_a_weight_that_rounding_made_larger_than_one_is_one():
+    """And not a level beyond the last, which comes out as one of the first: a strong sink as evicted."""
+    weights = np.array([[1.0, 1.0000002, 1.5, 40.0, np.nan, 0.0]], np.float32)
+    assert coded(weights).tolist() == [[65535, 65535, 65535, 65535, 0, 1]]
+    assert levels(weights, "weights", 0, 1).tolist() == coded(weights).tolist()
 
 
 def test_caches_that_fill_and_switches_are_marked(run):
