@@ -1,10 +1,12 @@
 """Maps of a captured stretch at any scale, computed where somebody looks: no matrix of the whole exists anywhere.
 
 A cell is the largest or the mean weight of scale × scale pairs of tokens.  Of every block of queries only those columns
-are multiplied that some of them reach, so a band costs what a band has.
+are multiplied that some of them reach, so a band costs what a band has.  All is float32, whatever the model computes
+in, and weights and what they sum up to come from the same scores, so a row sums to 1.
 """
 
 import tempfile
+import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +17,11 @@ from torch import Tensor
 
 from .capture import Segment, Stretch, capture
 from .models import LanguageModel
+from .policies import parse
 from .reach import Reach
 from .record import Spec
 from .rotary import Adapted
+from .what_if import WhatIf
 
 ROWS = 512
 """Queries that are multiplied at a time, about."""
@@ -46,6 +50,9 @@ class Atlas:
         self.tokenizer = model.tokenizer if isinstance(model, LanguageModel) else None
         self._turned: tuple[tuple, Tensor] | None = None
         """The keys that were rotated last, and which they are."""
+        self._totals: dict[tuple[int, int], Tensor] = {}
+        """Log-sum-exp of the scores of each query of a head, [tokens]; NaN where nobody has looked yet."""
+        self._lock = threading.Lock()
         self.model = model.adapted if isinstance(model, LanguageModel) else model
         if isinstance(model, LanguageModel) and model.sha256 != stretch.about["weights_sha256"]:
             raise ValueError(
@@ -65,13 +72,13 @@ class Atlas:
         total, count = torch.zeros(region.shape), torch.zeros(region.shape)
         step = max(1, ROWS // scale) * scale
         with torch.inference_mode():
+            totals = self._totals_of(layer, head, r0, r1) if kind == "weights" else None
             for begin in range(r0, r1, step):
                 end = min(begin + step, r1)
                 cells = slice((begin - r0) // scale, -(-(end - r0) // scale))
                 for first, scores in self._scores(layer, head, begin, end, region):
-                    if kind == "weights":
-                        lse = torch.from_numpy(np.array(self.stretch.lse[layer, head, begin:end]))
-                        scores -= lse[:, None]
+                    if totals is not None:
+                        scores -= totals[begin - r0 : end - r0, None]
                     column = (first - region.columns[0]) // scale
                     self._pool(scores, scale, pool, cells, column, most, total, count, exponent=kind == "weights")
         if pool == "mean":
@@ -96,6 +103,30 @@ class Atlas:
         for begin, end in (region.rows, region.columns):
             if not 0 <= begin < end <= s.tokens:
                 raise ValueError(f"tokens {begin} to {end} do not lie in this stretch of {s.tokens}")
+
+    def _totals_of(self, layer: int, head: int, begin: int, end: int) -> Tensor:
+        """Log-sum-exp of all that queries begin … end − 1 reached, an extra logit included, [queries]."""
+        with self._lock:
+            known = self._totals.setdefault((layer, head), torch.full((self.stretch.tokens,), torch.nan))
+        for at in range(begin, end, ROWS):
+            rows = slice(at, min(at + ROWS, end))
+            if known[rows].isnan().any():
+                # Whoever else does the same meanwhile writes the same numbers.
+                known[rows] = self._totals_of_block(layer, head, rows.start, rows.stop)
+        return known[begin:end]
+
+    def _totals_of_block(self, layer: int, head: int, begin: int, end: int) -> Tensor:
+        region = Region((begin, end), (0, self.stretch.tokens))
+        parts = [_logsumexp(scores) for _, scores in self._scores(layer, head, begin, end, region)]
+        extra, learned = torch.full((end - begin,), float("-inf")), self.model.settings[layer].get("s_aux")
+        for segment in self.stretch.segments:
+            rows = slice(max(0, segment.start - begin), max(0, segment.stop - begin))
+            what_if, heads = WhatIf.of(parse(segment.policy)), torch.empty(1, self.stretch.heads)
+            sinks = None if learned is None else learned.float().cpu()
+            sinks = sinks if what_if is None else what_if.sink(sinks, layer, heads)
+            if sinks is not None:
+                extra[rows] = sinks[head]
+        return torch.logsumexp(torch.stack([*parts, extra]), 0)
 
     @staticmethod
     def _pool(scores, scale, pool, cells, column, most, total, count, *, exponent) -> None:
@@ -138,8 +169,8 @@ class Atlas:
         t = torch.arange(start, stop)
 
         def turned(x: Tensor, places: Tensor) -> Tensor:
-            angles = model.angles(attention, places.to(model.device), segment.length)
-            angles = None if angles is None else tuple(a.float().cpu() for a in angles)
+            angles = model.angles(attention, places.to(model.device), segment.length, torch.float32)
+            angles = None if angles is None else tuple(a.cpu() for a in angles)
             return model.rotate(attention, x[None, None], angles)[0, 0]
 
         def keys(a: int, b: int) -> Tensor:
@@ -175,6 +206,12 @@ class Atlas:
             at = reach.in_front(torch.device("cpu"))[c0:sinks]
             scores = turned(query * scaling, reach.slot(t)) @ turned(keys(c0, sinks), at).T
             yield c0, finished(scores, c0, [slice(0, sinks - c0)], segment.reach)
+
+
+def _logsumexp(scores: Tensor) -> Tensor:
+    """The same as torch's along rows, in the room that the scores take: they are many, and are gone afterwards."""
+    most = scores.amax(-1).clamp_(min=torch.finfo(scores.dtype).min)
+    return most + scores.sub_(most[:, None]).exp_().sum(-1).log_()
 
 
 def padded(scores: Tensor, before: int, after: int) -> Tensor:

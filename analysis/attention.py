@@ -93,8 +93,6 @@ class Reading:
     what_if: WhatIf | None = None
     length: int = 1
     """Of the context for which rotations are chosen (frequencies.py): one for the whole pass."""
-    lse: list[Tensor] | None = None
-    """Where given, it takes the logarithm of each query's sum over all that it reached, per layer [heads, queries]."""
     outputs: dict[int, Tensor] | None = None
     """Where given, it takes the hidden state that comes out of each layer, [batch, tokens, width]."""
     mass: list[Tensor] = field(default_factory=list)
@@ -173,9 +171,6 @@ class Reading:
                 pieces.append(partial(q, piece, values[:, :, begin:end], 1.0, softcap))
         weights, total = weigh(scores, pieces, value.dtype)
         self._observe(weights, steps, query.shape)
-        if self.lse is not None:
-            whole = torch.logsumexp(scores.float(), -1) if total is None else total
-            self.lse.append(unfold(whole, query.shape[0], steps.block, steps.blocks)[0, : query.shape[2]].T)
         if self.what_if is not None:
             early, later = self._early(scores, steps), self._later(scores, steps)
             struck = self.what_if.knocked_out(scores, early, later, attention.layer_idx, key.shape[1], query.shape[1])

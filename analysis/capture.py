@@ -1,8 +1,8 @@
 """A captured stretch of text: what every head asked with and answered to, on disk, for maps that no memory would hold.
 
-Queries and keys before rotation and the log-sum-exp of every query are all that a map needs (atlas.py), so a stretch
-grows with its length and never with its square.  Beside them stand a few numbers of every token that would be lost
-otherwise: norms of keys, values and hidden states, and the largest activations.
+Queries and keys before rotation are all that a map needs (atlas.py), so a stretch grows with its length and never with
+its square.  Beside them stand a few numbers of every token that would be lost otherwise: norms of keys, values and
+hidden states, and the largest activations.
 """
 
 import json
@@ -43,10 +43,10 @@ class Segment:
 class Stretch:
     """A captured stretch: text positions 0 … tokens − 1, read by one lane.
 
-    `queries` [layers, heads, tokens, dim] and `keys` [layers, kv_heads, tokens, dim] before rotation, `lse` [layers,
-    heads, tokens]; `mass` [layers, heads]: mean attention to the first four tokens; `norms` [kinds, layers, tokens] of
-    NORMS, means over heads; `massive` [layers, TOP, 3]: size, token and channel of the largest activations, `median`
-    [layers]: of all |h| of a layer.  All float32, the large ones mapped from disk.
+    `queries` [layers, heads, tokens, dim] and `keys` [layers, kv_heads, tokens, dim] before rotation; `mass` [layers,
+    heads]: mean attention to the first four tokens; `norms` [kinds, layers, tokens] of NORMS, means over heads;
+    `massive` [layers, TOP, 3]: size, token and channel of the largest activations, `median` [layers]: of |h| over all
+    tokens and channels of what comes out of a layer.  All float32, the large ones mapped from disk.
     """
 
     NORMS = ("key", "value", "hidden")
@@ -62,8 +62,8 @@ class Stretch:
         self.spec = Spec(**about["spec"])
         self.segments = [Segment(**{**s, "reach": Reach(**s["reach"])}) for s in about["segments"]]
         self.token_ids = np.load(self.path / "token_ids.npy")
-        self.queries, self.keys, self.lse, self.norms = (
-            np.load(self.path / f"{name}.npy", mmap_mode="r") for name in ("queries", "keys", "lse", "norms")
+        self.queries, self.keys, self.norms = (
+            np.load(self.path / f"{name}.npy", mmap_mode="r") for name in ("queries", "keys", "norms")
         )
         self.massive, self.median, self.mass = (
             np.load(self.path / f"{name}.npy") for name in ("massive", "median", "mass")
@@ -71,20 +71,20 @@ class Stretch:
 
     @property
     def tokens(self) -> int:
-        return self.lse.shape[2]
+        return self.queries.shape[2]
 
     @property
     def layers(self) -> int:
-        return self.lse.shape[0]
+        return self.queries.shape[0]
 
     @property
     def heads(self) -> int:
-        return self.lse.shape[1]
+        return self.queries.shape[1]
 
 
 def needed(layers: int, heads: int, kv_heads: int, dim: int, tokens: int) -> int:
     """Bytes on disk of a stretch."""
-    return 4 * layers * tokens * ((heads + kv_heads) * dim + heads + len(Stretch.NORMS))
+    return 4 * layers * tokens * ((heads + kv_heads) * dim + len(Stretch.NORMS))
 
 
 def capture(
@@ -148,7 +148,6 @@ class _Recorder:
         shapes = {
             "queries": (layers, heads, tokens, dim),
             "keys": (layers, model.kv_heads, tokens, dim),
-            "lse": (layers, heads, tokens),
             "norms": (len(Stretch.NORMS), layers, tokens),
         }
         self.arrays = {
@@ -161,7 +160,7 @@ class _Recorder:
         self._medians: list[list[float]] = [[] for _ in range(layers)]
 
     def take(self, reading: Reading) -> None:
-        begin, count = reading.start, reading.lse[0].shape[1]
+        begin, count = reading.start, reading.queries[0].shape[2]
         end, reach = begin + count, reading.reach
         last = self.segments[-1] if self.segments else None
         alike = (self.policy, reach.sinks, reading.length)
@@ -175,7 +174,6 @@ class _Recorder:
             self._mass[layer] += reading.mass[layer].sum(-1).cpu().numpy()
             for name, of in (("queries", reading.queries), ("keys", reading.keys)):
                 self.arrays[name][layer, :, begin:end] = of[layer][0].float().cpu().numpy()
-            self.arrays["lse"][layer, :, begin:end] = reading.lse[layer].float().cpu().numpy()
             sizes = (
                 reading.keys[layer][0].float().norm(dim=-1).mean(0),
                 reading.values[layer][0].float().norm(dim=-1).mean(0),
@@ -198,5 +196,4 @@ class _Recorder:
         self.arrays = {}
         np.save(self.path / "massive.npy", self._massive)
         np.save(self.path / "mass.npy", (self._mass / self.tokens).astype(np.float32))
-        # Of chunks of one size: their median stands for the median of all.
         np.save(self.path / "median.npy", np.array([np.median(m) for m in self._medians], np.float32))

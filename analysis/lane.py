@@ -340,7 +340,7 @@ class Lane:
         capture = source.hold > 0 or watched
         length = source.model.regime(self._length_of(begin, begin))
         reading = Reading(source.model, begin, source.sink_tokens, reach, caches, None, capture, self._what_if, length)
-        reading.lse, reading.outputs = ([], {}) if watched else (None, None)
+        reading.outputs = {} if watched else None
         return reading
 
     @staticmethod

@@ -43,7 +43,7 @@ class HeadMap:
 
 @dataclass(frozen=True)
 class HeadRow:
-    """What one query gave to each token that it reached: text positions and weights, each [keys].
+    """What one query gave to each token that it reached: text positions, weights and logits, each [keys].
 
     `learned`: what it gave to a sink that the family learned, None where it has none.
     """
@@ -53,6 +53,7 @@ class HeadRow:
     token: int
     places: NDArray[np.int64]
     weights: NDArray[np.float32]
+    logits: NDArray[np.float32]
     learned: float | None = None
 
 
@@ -64,11 +65,14 @@ def head_row(lane: Lane, layer: int, head: int, token: int) -> HeadRow | None:
     if piece is None:
         return None
     with torch.inference_mode():
-        places, weights, learned = _weights(lane, piece, layer, head)
-    row = weights[token - piece.start]
-    reached = ~np.isnan(row)
-    given = None if learned is None else float(learned[token - piece.start])
-    return HeadRow(layer, head, token, places[reached], row[reached], given) if reached.any() else None
+        places, weights, learned, scores = _weights(lane, piece, layer, head)
+    at = token - piece.start
+    reached = ~np.isnan(weights[at])
+    given = None if learned is None else float(learned[at])
+    if not reached.any():
+        return None
+    logits = scores[at].cpu().numpy()
+    return HeadRow(layer, head, token, places[reached], weights[at, reached], logits[reached], given)
 
 
 def _check(lane: Lane, layer: int, head: int) -> None:
@@ -100,7 +104,7 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
             if piece.stop <= first:
                 continue
             rows = slice(max(piece.start, first) - first, piece.stop - first)
-            places, row_weights, row_learned = _weights(lane, piece, layer, head)
+            places, row_weights, row_learned, _ = _weights(lane, piece, layer, head)
             if row_learned is not None and learned is not None:
                 learned[rows] = row_learned[-(rows.stop - rows.start) :]
             row_weights = row_weights[-(rows.stop - rows.start) :]
@@ -113,9 +117,12 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
 
 def _weights(
     lane: Lane, piece: Piece | RankedPiece, layer: int, head: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None]:
-    """Text positions of the keys that the queries of a piece may reach, their weights [queries, keys], and those of a
-    learned sink [queries]."""
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None, Tensor]:
+    """Text positions of the keys that the queries of a piece may reach, their weights [queries, keys], those of a
+    learned sink [queries], and the logits [queries, keys].
+
+    All in float32 from what was captured, whatever the model computes in, so that a row of weights sums to 1.
+    """
     model = lane.source.model
     attention, settings = model.attentions[layer], model.settings[layer]
     query = piece.queries[layer][head][None, None].float()
@@ -124,7 +131,7 @@ def _weights(
     parts, places, seen = [], [], []
     for meeting in (_met_ranked if isinstance(piece, RankedPiece) else _met)(lane, piece, layer, head):
         at_query, at_key = (
-            _float(model.angles(attention, at, piece.length)) for at in (meeting.queries_at, meeting.keys_at)
+            model.angles(attention, at, piece.length, torch.float32) for at in (meeting.queries_at, meeting.keys_at)
         )
         q = model.rotate(attention, query, at_query)
         k = model.rotate(attention, meeting.keys[None, None].float(), at_key)
@@ -138,17 +145,15 @@ def _weights(
     if window is not None:
         reached = reached & (at > t[:, None] - window)
     s = s.masked_fill(~reached, float("-inf"))
-    if sink is not None:
-        # A learned sink is one more logit, without a token.
-        s = torch.cat((s, sink.expand(len(s), 1)), -1)
-    weights = torch.softmax(s, -1)
+    # A learned sink is one more logit, without a token.
+    weights = torch.softmax(s if sink is None else torch.cat((s, sink.expand(len(s), 1)), -1), -1)
     learned = None if sink is None else weights[:, -1].cpu().numpy()
     weights = weights[:, : len(at)].masked_fill(~reached, float("nan"))
     if isinstance(piece, Piece):
         # A row is exact only when every key that it reached is still held.
         reach = piece.reach_of(layer, head // (model.heads // model.kv_heads))
         weights[reach.low(t) < int(places[-1][0])] = float("nan")
-    return at.cpu().numpy(), weights.cpu().numpy(), learned
+    return at.cpu().numpy(), weights.cpu().numpy(), learned, s
 
 
 def _extra(piece: Piece | RankedPiece, layer: int, head: int) -> float | None:
@@ -227,7 +232,3 @@ def _run(lane: Lane, piece: Piece, layer: int, group: int) -> tuple[int, Tensor]
     run = torch.cat(keys)
     start = max(low, int(reach.low(torch.tensor(piece.start))))
     return start, run[start - low :]
-
-
-def _float(angles):
-    return None if angles is None else tuple(a.float() for a in angles)

@@ -103,10 +103,14 @@ class Adapted:
         finally:
             _thread.reader, _thread.outputs = before
 
-    def angles(self, attention: nn.Module, places: Tensor, length: int = 1) -> Angles | None:
-        """What `rotate` needs for integer places [tokens] in this layer, in a context of `length` tokens
-        (frequencies.py); None: nothing is rotated."""
-        angles = self.positions.of_length(length).angles(attention, places, self.dtype)
+    def angles(
+        self, attention: nn.Module, places: Tensor, length: int = 1, dtype: torch.dtype | None = None
+    ) -> Angles | None:
+        """What `rotate` needs for integer places [tokens] in this layer; None: nothing is rotated.
+
+        `length`: of the context (frequencies.py); `dtype`: the model's own, or another.
+        """
+        angles = self.positions.of_length(length).angles(attention, places, dtype or self.dtype)
         home = self.homes[attention.layer_idx]
         return None if angles is None else (angles[0].to(home), angles[1].to(home))
 

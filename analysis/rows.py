@@ -53,10 +53,9 @@ class Passage:
     def row(self, layer: int, head: int) -> Row:
         """The last token's row."""
         row = head_row(self._lane, layer, head, len(self.tokens) - 1)
-        lse = self._reading.lse[layer][head, -1].float().cpu()
         values = self._reading.values[layer][0]
         group = head // (self._reading.queries[layer].shape[1] // values.shape[0])
-        return Row(torch.from_numpy(row.weights).log() + lse, values[group].float().cpu())
+        return Row(torch.from_numpy(row.logits), values[group].float().cpu())
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,16 +85,16 @@ def test_nobody_is_told_who_has_not_asked():
     assert [len(seen[layer][0]) for layer in range(4)] == [24] * 4
 
 
-def test_nothing_is_hooked_into_a_network(tiny_llama, tmp_path):
-    adapted = adapt(tiny_llama)
+def test_nothing_is_hooked_into_a_network(tmp_path):
+    network = tiny("llama")
+    adapted = adapt(network)
     before = [m.forward for m in adapted.network.modules()]
     list(measure(adapted, np.stack([words(20)])))
     captured_by(adapted, words(40), Dense(), tmp_path / "s")
     assert [m.forward for m in adapted.network.modules()] == before
-    for network in (tiny_llama, adapted.network):
-        for module in network.modules():
-            assert not module._forward_hooks and not module._forward_pre_hooks
-    assert not any("forward" in vars(m) for m in tiny_llama.modules())
+    for module in (*network.modules(), *adapted.network.modules()):
+        assert not module._forward_hooks and not module._forward_pre_hooks
+    assert not any("forward" in vars(m) for m in network.modules())
 
 
 def test_measuring_capturing_and_reading_at_once_give_what_each_gives_alone(tiny_llama, tmp_path):

@@ -1,0 +1,125 @@
+"""Maps of a model in half precision are what float32 makes of the queries and keys that it computed."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.atlas import Atlas, Region
+from analysis.families import adapt
+from analysis.maps import head_map, head_row
+from analysis.policies import parse
+from analysis.rows import Passage, attend
+from analysis.stream import open_lanes
+from app.frames import coded
+
+from .families import tiny, words
+from .test_atlas import captured_by
+
+TOKENS = 70
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def half(family, dtype):
+    network = tiny(family).to(dtype)
+    return network, adapt(network)
+
+
+def expected(twin, stretch, layer, head, policy):
+    """Weights [queries, keys] of one query after the other, each over the list of tokens that it keeps."""
+    attention, settings, sinks = twin.attentions[layer], twin.settings[layer], getattr(policy, "sinks", 0)
+    queries, keys = (torch.from_numpy(np.array(x)) for x in (stretch.queries[layer], stretch.keys[layer]))
+    keys, found = keys[head // (len(queries) // len(keys))], np.full((TOKENS, TOKENS), np.nan, np.float32)
+    for t in range(TOKENS):
+        kept = [j for j in range(t + 1) if j < sinks or policy.window is None or j >= t - policy.window]
+        slots = torch.arange(len(kept))
+        q = twin.rotate(attention, queries[head, t].view(1, 1, 1, -1), twin.angles(attention, slots[-1:]))
+        k = twin.rotate(attention, keys[None, None, kept], twin.angles(attention, slots))
+        scores = (q @ k.transpose(-1, -2))[0, 0, 0] * (settings.get("scaling") or q.shape[-1] ** -0.5)
+        if cap := settings.get("softcap"):
+            scores = cap * torch.tanh(scores / cap)
+        sees = settings.get("sliding_window") or TOKENS
+        scores[[j <= t - sees for j in kept]] = float("-inf")
+        extra = [settings["s_aux"][head].float()] if settings.get("s_aux") is not None else []
+        extra += [torch.tensor(policy.logit)] if policy.softmax == "logit" else []
+        weights = torch.softmax(torch.cat((scores, *(e[None] for e in extra))), -1)[: len(kept)]
+        found[t, kept] = weights.masked_fill(scores == float("-inf"), float("nan"))
+    return found
+
+
+def drawn_by_atlas(atlas, layer, head):
+    # In pieces too: what a query gives in all must not depend on where one looks.
+    count = atlas.stretch.tokens
+    whole = atlas.draw(layer, head, Region((0, count), (0, count)))
+    part = atlas.draw(layer, head, Region((33, 60), (21, 50)))
+    np.testing.assert_allclose(part, whole[33:60, 21:50], atol=1e-6)
+    return whole
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize(
+    ("family", "policy"),
+    [
+        ("llama", "dense"),
+        ("llama", "streaming:sinks=4,window=12"),
+        ("llama", "streaming:sinks=4,window=12,softmax=logit,logit=2.5"),
+        ("gemma2", "window:window=30"),
+        ("gpt_oss", "dense"),
+        ("gpt_oss", "streaming:sinks=4,window=12,softmax=logit,logit=2.5"),
+        ("gpt_neox", "window:window=12"),
+        ("phi", "streaming:sinks=4,window=12"),
+        ("bloom", "streaming:sinks=4,window=12"),
+    ],
+)
+def test_maps_are_what_float32_makes_of_what_was_captured(family, policy, dtype, tmp_path):
+    network, adapted = half(family, dtype)
+    tokens, policy = words(TOKENS + 1), parse(policy)
+    stretch = captured_by(adapted, tokens, policy, tmp_path / "s")
+    atlas, twin = Atlas(stretch, adapted), adapt(copy.deepcopy(network).float())
+    lane = open_lanes(adapted, tokens, [policy], hold=TOKENS)[0]
+    while not lane.done:
+        lane.read(16)
+    whole = policy.softmax == "ordinary" and family != "gpt_oss"
+    for layer, head in ((0, 1), (1, 2), (3, 3)):
+        wanted, drawn = expected(twin, stretch, layer, head, policy), drawn_by_atlas(atlas, layer, head)
+        np.testing.assert_allclose(drawn, wanted, atol=2e-5)
+        live = head_map(lane, layer, head, TOKENS)
+        both = live.weights.copy()
+        both[:, :4] = live.sinks
+        np.testing.assert_allclose(both, wanted, atol=2e-5)
+        if whole:
+            np.testing.assert_allclose(np.nansum(drawn, 1), 1, atol=1e-5)
+        np.testing.assert_array_equal(coded(drawn) == 0, np.isnan(wanted))
+        row = head_row(lane, layer, head, 50)
+        np.testing.assert_allclose(row.weights, wanted[50][~np.isnan(wanted[50])], atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_coarse_cells_have_no_weight_above_one(dtype, tmp_path):
+    _, adapted = half("llama", dtype)
+    atlas = Atlas(captured_by(adapted, words(TOKENS + 1), parse("dense"), tmp_path / "s"), adapted)
+    for scale in (2, 8):
+        region = Region((0, TOKENS), (0, TOKENS), scale)
+        for layer, head in np.ndindex(4, 4):
+            drawn = atlas.draw(layer, head, region)
+            assert np.nanmax(drawn) <= 1 + 1e-6
+            fine = atlas.draw(layer, head, Region((0, TOKENS), (0, TOKENS)))
+            assert np.nanmax(drawn) == pytest.approx(np.nanmax(fine), abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_a_row_in_full_is_consistent_with_its_weights(dtype):
+    network, adapted = half("llama", dtype)
+
+    passage = Passage(adapted, words(20))
+    twin = adapt(copy.deepcopy(network).float())
+    reading = passage._reading
+    for layer, head in ((0, 1), (3, 2)):
+        row, attention = passage.row(layer, head), twin.attentions[layer]
+        q, k = reading.queries[layer][:, head : head + 1].float(), reading.keys[layer][:, [head // 2]].float()
+        angles = twin.angles(attention, torch.arange(20))
+        q, k = twin.rotate(attention, q, angles), twin.rotate(attention, k, angles)
+        logits = (q[0, 0, -1] @ k[0, 0].T) * q.shape[-1] ** -0.5
+        torch.testing.assert_close(row.logits, logits, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(attend(row), torch.softmax(logits, -1) @ row.values, atol=1e-4, rtol=1e-4)
