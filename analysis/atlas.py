@@ -43,13 +43,13 @@ class Region:
 
 
 class Atlas:
-    """Draws the maps of one stretch, with the model that it was captured from."""
+    """Draws the maps of one stretch, with the model that it was captured from; for as many threads as look."""
 
     def __init__(self, stretch: Stretch, model: LanguageModel | Adapted) -> None:
         self.stretch = stretch
         self.tokenizer = model.tokenizer if isinstance(model, LanguageModel) else None
         self._turned: tuple[tuple, Tensor] | None = None
-        """The keys that were rotated last, and which they are."""
+        """The keys that were rotated last, and which they are: replaced as one, and read only once by whoever draws."""
         self._totals: dict[tuple[int, int], Tensor] = {}
         """Log-sum-exp of the scores of each query of a head, [tokens]; NaN where nobody has looked yet."""
         self._lock = threading.Lock()
@@ -64,8 +64,11 @@ class Atlas:
     ) -> NDArray[np.float32]:
         """A map [cells, cells]: pooled weights, or logits before softmax; NaN where no query reached any key.
 
-        Raises ValueError where there is no such head, or the region lies outside.
+        Raises ValueError where there is no such head, pool or kind, or the region lies outside.
         """
+        for what, chosen, options in (("pool", pool, POOLS), ("kind", kind, KINDS)):
+            if chosen not in options:
+                raise ValueError(f"{what} must be {' or '.join(options)}, not {chosen!r}")
         self._check(layer, head, region)
         (r0, r1), scale = region.rows, region.scale
         most = torch.full(region.shape, float("-inf"))
@@ -100,6 +103,8 @@ class Atlas:
             raise ValueError(
                 f"there is no head {layer}.{head}: layers are 0 to {s.layers - 1}, heads 0 to {s.heads - 1}"
             )
+        if region.scale < 1:
+            raise ValueError(f"a cell is at least 1 token wide, not {region.scale}")
         for begin, end in (region.rows, region.columns):
             if not 0 <= begin < end <= s.tokens:
                 raise ValueError(f"tokens {begin} to {end} do not lie in this stretch of {s.tokens}")
@@ -192,9 +197,10 @@ class Atlas:
             # Without a window all blocks of queries meet the same keys, up to their own: those are turned once.
             end = run1 if reach.window is not None else min(c1, segment.stop)
             kept = (layer, group, run0, end, origin, segment.length)
-            if self._turned is None or self._turned[0] != kept:
-                self._turned = kept, turned(keys(run0, end), reach.in_run(torch.arange(run0, end), origin))
-            k = self._turned[1][: run1 - run0]
+            held = self._turned
+            if held is None or held[0] != kept:
+                self._turned = held = kept, turned(keys(run0, end), reach.in_run(torch.arange(run0, end), origin))
+            k = held[1][: run1 - run0]
             scores = turned(query * scaling, reach.in_run(t, origin)) @ k.T
             # Only at its two edges does a band hold pairs that do not meet.
             high = int(reach.low(t[-1:]))

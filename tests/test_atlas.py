@@ -1,5 +1,9 @@
 """Maps at any scale equal the whole matrix, where that can be had; what was evicted is not drawn as zero."""
 
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +104,32 @@ def test_coarse_cells_pool_the_full_matrix(policy, pool, scale, tiny_llama, tmp_
             np.testing.assert_allclose(drawn, wanted, atol=1e-5)
 
 
+def test_each_of_several_who_look_at_once_gets_what_he_asked_for(tiny_llama, tmp_path):
+    """What one view has rotated is kept for its next look, and is never another view's."""
+    atlas, stretch = captured(tiny_llama, words(90), Dense(), tmp_path / "s")
+    views = [
+        (layer, head, Region((0, 80), (begin, 80)))
+        for layer, head, begin in ((0, 0, 0), (2, 3, 0), (1, 1, 8), (1, 3, 40))
+    ]
+    wanted = [Atlas(stretch, atlas.model).draw(*view) for view in views]
+    start = threading.Barrier(len(views))
+
+    def look(view):
+        start.wait(60)
+        return [atlas.draw(*view) for _ in range(200)]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(len(views)) as threads:
+            found = list(threads.map(look, views))
+    finally:
+        sys.setswitchinterval(interval)
+    for drawn, want in zip(found, wanted, strict=True):
+        for one in drawn:
+            np.testing.assert_allclose(one, want, atol=1e-6)
+
+
 def test_what_was_evicted_is_told_from_what_got_nothing(tiny_llama, tmp_path):
     atlas, _ = captured(tiny_llama, words(90), Streaming(4, 12), tmp_path / "s")
     drawn = whole(atlas, 0, 0)
@@ -166,4 +196,10 @@ def test_a_stretch_says_what_it_needs_and_what_it_cannot_be(tiny_llama, tmp_path
         atlas.draw(3, 0, Region((0, 5), (0, 5)))
     with pytest.raises(ValueError, match="do not lie in this stretch of 59"):
         atlas.draw(0, 0, Region((0, 60), (0, 5)))
+    with pytest.raises(ValueError, match="a cell is at least 1 token wide, not 0"):
+        atlas.draw(0, 0, Region((0, 9), (0, 5), 0))
+    with pytest.raises(ValueError, match="pool must be max or mean, not 'typo'"):
+        atlas.draw(0, 0, Region((0, 9), (0, 5)), pool="typo")
+    with pytest.raises(ValueError, match="kind must be weights or logits, not 'difference'"):
+        atlas.draw(0, 0, Region((0, 9), (0, 5)), kind="difference")
     assert parse(stretch.spec.policies[0]) == Dense()
