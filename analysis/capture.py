@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import metrics
 from .attention import Reading
 from .models import LanguageModel
 from .policies import Band, Policy, parse
@@ -87,6 +88,11 @@ def needed(layers: int, heads: int, kv_heads: int, dim: int, tokens: int) -> int
     return 4 * layers * tokens * ((heads + kv_heads) * dim + len(Stretch.NORMS))
 
 
+def needed_meanwhile(layers: int, width: int, tokens: int) -> int:
+    """Bytes on disk that a capture takes besides, until it has ended: the sizes of all hidden states."""
+    return 4 * layers * tokens * width
+
+
 def capture(
     model: LanguageModel,
     tokens: NDArray[np.int32],
@@ -157,7 +163,8 @@ class _Recorder:
         self.segments: list[Segment] = []
         self._mass = np.zeros((layers, heads))
         self._massive = np.zeros((layers, TOP, 3), np.float32)
-        self._medians: list[list[float]] = [[] for _ in range(layers)]
+        self._sizes: NDArray[np.float32] | None = None
+        """|h| [layers, tokens, width] on disk: no part of a stretch says what the median of all of it is."""
 
     def take(self, reading: Reading) -> None:
         begin, count = reading.start, reading.queries[0].shape[2]
@@ -182,13 +189,20 @@ class _Recorder:
             for i, size in enumerate((*sizes, hidden.norm(dim=-1))):
                 self.arrays["norms"][i, layer, begin:end] = size.cpu().numpy()
             self._largest(layer, hidden.abs(), begin)
+            if self._sizes is None:
+                shape = self.model.layers, self.tokens, hidden.shape[1]
+                self._sizes = np.lib.format.open_memmap(self._sizes_file, "w+", np.float32, shape)
+            self._sizes[layer, begin:end] = hidden.abs().cpu().numpy()
+
+    @property
+    def _sizes_file(self) -> Path:
+        return self.path / "sizes.npy.part"
 
     def _largest(self, layer: int, size: Tensor, begin: int) -> None:
         values, at = size.flatten().topk(min(TOP, size.numel()))
         found = torch.stack((values, (at // size.shape[1] + begin).float(), (at % size.shape[1]).float()), 1)
         both = np.concatenate((self._massive[layer], found.cpu().numpy()))
         self._massive[layer] = both[np.argsort(-both[:, 0], kind="stable")][:TOP]
-        self._medians[layer].append(float(size.median()))
 
     def finish(self) -> None:
         for array in self.arrays.values():
@@ -196,4 +210,6 @@ class _Recorder:
         self.arrays = {}
         np.save(self.path / "massive.npy", self._massive)
         np.save(self.path / "mass.npy", (self._mass / self.tokens).astype(np.float32))
-        np.save(self.path / "median.npy", np.array([np.median(m) for m in self._medians], np.float32))
+        np.save(self.path / "median.npy", np.array([metrics.median_size(s) for s in self._sizes], np.float32))
+        self._sizes = None
+        self._sizes_file.unlink()

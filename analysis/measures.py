@@ -172,7 +172,8 @@ def _told(reader: _Measuring, hidden: list[Tensor]) -> Measured:
         top, at = flat.topk(min(3, flat.shape[1]), 1)
         largest.append(top)
         places.append(torch.stack((at[:, 0] // size.shape[2], at[:, 0] % size.shape[2]), -1))
-        median.append(flat.median(1).values)
+        # numpy's is between the two in the middle; torch's is the lower one.
+        median.append(torch.from_numpy(np.median(flat.numpy(), 1)))
     return Measured(heads, norms, *(torch.stack(x, 1).numpy() for x in (largest, median, places)))
 
 

@@ -76,3 +76,24 @@ def decimate(y: Array, points: int) -> NDArray[np.int64]:
     low = start + np.where(np.isnan(rows), np.inf, rows).argmin(1)
     high = start + np.where(np.isnan(rows), -np.inf, rows).argmax(1)
     return np.unique(np.concatenate(([0], np.minimum(low, count - 1), np.minimum(high, count - 1), [count - 1])))
+
+
+def median_size(values: NDArray[np.float32], step: int = 2**20) -> np.float32:
+    """The median of numbers of which none is below zero, exactly, whatever their order; takes no copy of them.
+
+    Floats without a sign lie in the order of their bits, so their upper halves are counted first, and then the lower
+    halves of those that have the median's upper half.
+    """
+    bits = values.reshape(-1).view(np.int32)
+    parts = [bits[begin : begin + step] for begin in range(0, len(bits), step)]
+    uppers = np.cumsum(sum(np.bincount(p >> 16, minlength=2**15) for p in parts))
+
+    def of_rank(rank: int) -> np.float32:
+        upper = int(np.searchsorted(uppers, rank, side="right"))
+        before = uppers[upper - 1] if upper else 0
+        lowers = np.cumsum(sum(np.bincount(p[p >> 16 == upper] & 0xFFFF, minlength=2**16) for p in parts))
+        lower = int(np.searchsorted(lowers, rank - before, side="right"))
+        return np.array(upper << 16 | lower, np.int32).view(np.float32)[()]
+
+    below, above = (len(bits) - 1) // 2, len(bits) // 2
+    return of_rank(below) if below == above else (of_rank(below) + of_rank(above)) / np.float32(2)

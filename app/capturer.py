@@ -6,7 +6,7 @@ from pathlib import Path
 
 from analysis import texts
 from analysis.atlas import Atlas
-from analysis.capture import Stretch, capture, needed
+from analysis.capture import Stretch, capture, needed, needed_meanwhile
 from analysis.record import Spec
 
 from .runner import Live, Models
@@ -59,6 +59,7 @@ class Capturing(Live):
             place = Path(self._place.name) / "stretch"
         adapted = model.adapted
         size = needed(adapted.layers, adapted.heads, adapted.kv_heads, adapted.head_dim, len(ids) - 1)
+        size += needed_meanwhile(adapted.layers, model.network.config.hidden_size, len(ids) - 1)
         there = place if place.exists() else next(p for p in place.absolute().parents if p.exists())
         if size > 0.9 * (free := shutil.disk_usage(there).free):
             raise ValueError(

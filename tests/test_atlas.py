@@ -9,10 +9,13 @@ import pytest
 import torch
 
 from analysis.atlas import Atlas, Region
+from analysis.attention import Reading
 from analysis.capture import Stretch, capture, needed
 from analysis.families import adapt
 from analysis.maps import head_map
+from analysis.measures import measure
 from analysis.policies import Dense, Streaming, Window, parse
+from analysis.reach import Reach
 from analysis.record import Spec
 from analysis.stream import open_lanes
 
@@ -174,6 +177,23 @@ def test_norms_and_massive_activations_are_those_of_the_network(tiny_llama, tmp_
             assert size == pytest.approx(float(out.abs().max()), rel=1e-4)
             assert abs(float(out[int(token), int(channel)])) == pytest.approx(size, rel=1e-4)
         assert (np.diff(stretch.massive[..., 0], axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_median_of_activations_is_that_of_the_whole_stretch(dtype, tmp_path):
+    """And the same for any chunks, of which the last is smaller; it is what `measure` says of the same text."""
+    adapted, tokens = adapt(tiny("llama").to(dtype)), words(84)
+    (alone,) = measure(adapted, tokens[None, :-1])
+    seen, reader = {}, Reading(adapted, 0, 0, Reach(0, 0, None, "text"), None)
+    adapted.forward(torch.as_tensor(tokens)[None, :-1], reader, outputs=seen)
+    wanted = [np.median(seen[layer].float().abs().numpy()) for layer in range(4)]
+    for chunk in (1, 13, 41, 83):
+        stretch = captured_by(adapted, tokens, Dense(), tmp_path / f"{chunk}", chunk)
+        # Chunks of other sizes round otherwise, and by no more than that.
+        near = 1e-5 if dtype == torch.float32 else 1e-2
+        np.testing.assert_allclose(stretch.median, wanted, rtol=near)
+        np.testing.assert_allclose(stretch.median, alone.median[0], rtol=near)
+        assert not list(stretch.path.glob("*.part"))
 
 
 def test_a_stretch_says_what_it_needs_and_what_it_cannot_be(tiny_llama, tmp_path):

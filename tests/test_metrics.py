@@ -101,3 +101,21 @@ def test_decimated_curve_stays_put_as_it_grows():
     y = np.random.default_rng(6).normal(size=20_000)
     early, late = metrics.decimate(y[:18_000], 1500), metrics.decimate(y, 1500)
     np.testing.assert_array_equal(early[early < 17_000], late[late < 17_000])
+
+
+@pytest.mark.parametrize("step", [1, 7, 2**20])
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 1001, 4096])
+def test_median_of_sizes_is_that_of_numpy(count, step):
+    chance = np.random.default_rng(count)
+    if step == 1 and count > 10:
+        count = 11
+    for values in (
+        np.abs(chance.normal(size=count)),
+        np.exp(chance.normal(size=count) * 20),
+        chance.integers(0, 3, count),
+        np.where(chance.random(count) < 0.6, 0, 1e-30),
+        np.full(count, 2**-140),
+    ):
+        values = values.astype(np.float32)
+        got = metrics.median_size(values, step)
+        assert got.dtype == np.float32 and got == np.median(values)
