@@ -32,6 +32,8 @@ class Positions(Protocol):
     name: str
     fixed: str
     """Why a cached key cannot stand at another place than the one where it was read; empty where it can."""
+    added: int
+    """Dimensions at the end of every head that carry a place and are not the model's own."""
     rule: Rule
     """At which lengths of the context other frequencies are taken."""
 
@@ -63,7 +65,7 @@ class Rotary:
     Raises ValueError where its frequencies depend on the length of the text by a rule that is not known.
     """
 
-    name, fixed = "rotary", ""
+    name, fixed, added = "rotary", "", 0
 
     def __init__(self, module: nn.Module, network: PreTrainedModel) -> None:
         self.module, self._config = module, network.config
@@ -126,7 +128,7 @@ class Alibi(_OfAnyLength):
     few digits for a place, so what is turned is float32 whatever came.
     """
 
-    name, fixed = "ALiBi", ""
+    name, fixed, added = "ALiBi", "", 2
 
     def kind(self, attention: nn.Module) -> tuple:
         return ()
@@ -147,6 +149,8 @@ class Alibi(_OfAnyLength):
 class Fixed(_OfAnyLength):
     """Places that the network puts in itself, in a way that cannot be taken out again: a cached key carries the place
     where it was read."""
+
+    added = 0
 
     def __init__(self, name: str, why: str, rule: Rule = SAME) -> None:
         self.name, self.fixed, self.rule = name, why, rule

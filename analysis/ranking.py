@@ -104,12 +104,17 @@ class RankedCache:
                 rows = torch.cat((older, rows), 1)
             self.rows = rows[:, -policy.looks_back :]
 
-    def evict(self, policy: Ranked, layer: int, layers: int, *, tell: bool) -> Gone | None:
-        """Let go of what the policy ranks lowest, if there is more than its budget; `tell`: and say what went."""
+    def evict(self, policy: Ranked, layer: int, layers: int, *, tell: bool, dims: int | None = None) -> Gone | None:
+        """Let go of what the policy ranks lowest, if there is more than its budget; `tell`: and say what went.
+
+        `dims`: the first dimensions of a head, which are the model's own; None: all.
+        """
         budget = policy.budget_of(layer, layers)
         if len(self) <= budget:
             return None
-        order = policy.order(Seen(self.keys, self.values, self.places, self.total, self.rows, layer))
+        rotated = None if self.turned is None else self.turned[..., :dims]
+        keys, values = self.keys[..., :dims], self.values[..., :dims]
+        order = policy.order(Seen(keys, values, self.places, self.total, self.rows, layer, rotated))
         count = budget - policy.interval + 1
         leaves, kept = order[:, :-count], order[:, -count:].sort().values
         gone = Gone(_picked(self.keys, leaves), _picked(self.places, leaves)) if tell else None
@@ -195,7 +200,8 @@ class Ranking:
         self.mass.append((weights @ early.to(weights.dtype)[..., None]).float().reshape(heads, queries))
         if self.policy.totals or self.policy.looks_back:
             cache.observe(weights.view(kv_heads, groups, queries, slots).mean(1), self.policy)
-        gone = cache.evict(self.policy, layer, self.model.layers, tell=self.capture)
+        own = dim - self.model.positions.added
+        gone = cache.evict(self.policy, layer, self.model.layers, tell=self.capture, dims=own)
         if self.capture:
             self.queries.append(query[0])
             self.gone.append(gone)

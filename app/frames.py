@@ -147,8 +147,8 @@ class Sender:
         read = max(len(t.nll) for t in run.run.tracks)
         full: dict[int, int] = {}
         for policy in policies:
-            if policy.capacity is not None and policy.capacity < read and getattr(policy, "stride", None) is None:
-                full[policy.capacity] = full.get(policy.capacity, 0) + 1
+            if (at := policy.full_from) is not None and at < read and getattr(policy, "stride", None) is None:
+                full[at] = full.get(at, 0) + 1
         marks = [{"x": x, "text": "caches full" if n > 1 else "cache full", "kind": "full"} for x, n in full.items()]
         trained = run.model.trained_length if run.model else None
         if trained and trained < read:

@@ -12,16 +12,17 @@ from analysis.ranking import RankedCache
 from analysis.stream import open_lanes, stream
 
 from .families import tiny, words
+from .published import naive, read
 
 RANKED = [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)]
 SMALL = {
     "h2o": "budget=16,recent=5",
     "tova": "budget=16",
     "snapkv": "budget=16,sinks=2,recent=4",
-    "knorm": "budget=16,sinks=1,recent=3",
-    "keydiff": "budget=16,sinks=0,recent=3",
+    "knorm": "budget=16,sinks=1,recent=3,skip=1",
+    "keydiff": "budget=16",
     "scissorhands": "budget=16,sinks=1,recent=3,history=9",
-    "lagkv": "budget=16,sinks=1,recent=6",
+    "lagkv": "budget=16,sinks=1,recent=4",
     "pyramid": "budget=16,sinks=1,recent=2,steepness=2",
     "random": "budget=16,sinks=0,recent=2,seed=7",
     "late": "budget=16,sinks=3,start=6",
@@ -37,137 +38,6 @@ def distinct(count):
     return np.random.default_rng(1).permutation(90)[:count]
 
 
-# What each policy thinks of the kept tokens of one KV head, written from its paper.  A[t][j]: attention of token t to
-# token j, mean over the group; keys and values [tokens, dim]; kept: places, ascending; t: the newest token.
-
-
-def h2o(policy, A, keys, values, kept, t, layer, head):
-    return [sum(A[q][j] for q in range(j, t + 1)) for j in kept]
-
-
-def tova(policy, A, keys, values, kept, t, layer, head):
-    return [A[t][j] for j in kept]
-
-
-def snapkv(policy, A, keys, values, kept, t, layer, head):
-    window = range(max(0, t - policy.recent + 1), t + 1)
-    raw = [np.mean([A[q][j] for q in window]) for j in kept]
-    half = getattr(policy, "kernel", 5) // 2
-    return [np.mean(raw[max(0, i - half) : i + half + 1]) for i in range(len(raw))]
-
-
-def knorm(policy, A, keys, values, kept, t, layer, head):
-    return [-np.linalg.norm(keys[j]) for j in kept]
-
-
-def keydiff(policy, A, keys, values, kept, t, layer, head):
-    unit = [keys[j] / np.linalg.norm(keys[j]) for j in kept]
-    mean = np.mean(unit, 0)
-    return [-(u @ mean) / np.linalg.norm(mean) for u in unit]
-
-
-def scissorhands(policy, A, keys, values, kept, t, layer, head):
-    worth = np.zeros(len(kept))
-    for q in range(max(0, t - policy.history + 1), t + 1):
-        reached = [i for i, j in enumerate(kept) if A[q][j] > 0]
-        for i in reached:
-            worth[i] -= A[q][kept[i]] < 1 / len(reached)
-    return list(worth)
-
-
-def lagkv(policy, A, keys, values, kept, t, layer, head):
-    lag, scores = policy.recent // 2, np.zeros(len(kept))
-    ends = list(range(len(kept), 0, -lag))
-    for end, following in zip(ends[1:], ends, strict=False):
-        begin = max(0, end - lag)
-        for x in (keys, values):
-            later = np.array([x[j] for j in kept[end:following]])
-            span = np.maximum(later.max(0) - later.min(0), 1e-6)
-            std = np.array([((x[j] - later.min(0)) / span).std(ddof=1) for j in kept[begin:end]])
-            weight = np.exp(std - std.max())
-            scores[begin:end] += weight / weight.sum()
-    return list(scores)
-
-
-def pyramid(policy, A, keys, values, kept, t, layer, head):
-    return snapkv(policy, A, keys, values, kept, t, layer, head)
-
-
-def random(policy, A, keys, values, kept, t, layer, head):
-    mask = 2**64 - 1
-    scores = []
-    for j in kept:
-        x = (j * 0x9E3779B97F4A7C15 + (1 + head + 1000 * layer + 1_000_003 * policy.seed) * 0xBF58476D1CE4E5B9) & mask
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-        scores.append(((x ^ (x >> 31)) >> 11) * 2.0**-53)
-    return scores
-
-
-def late(policy, A, keys, values, kept, t, layer, head):
-    return kept
-
-
-WORTH = {f.__name__: f for f in (h2o, tova, snapkv, knorm, keydiff, scissorhands, lagkv, pyramid, random, late)}
-
-
-class Naive:
-    """Attends with all keys at hand; which of them count is a list of places for every KV head."""
-
-    def __init__(self, model, policy, layers):
-        self.model, self.policy, self.layers = model, policy, layers
-        self.kept, self.mass, self.rows = {}, [], []
-
-    def attend(self, attention, query, key, value, *, scaling=None, **_):
-        model, policy, layer = self.model, self.policy, attention.layer_idx
-        (heads, tokens, dim), kv_heads = query.shape[1:], key.shape[1]
-        groups, budget = heads // kv_heads, policy.budget_of(layer, self.layers)
-        out, mass = torch.zeros(tokens, heads, dim), np.zeros((heads, tokens))
-        rows = np.full((heads, tokens, tokens), np.nan)
-        for h in range(kv_heads):
-            A, kept = np.zeros((tokens, tokens)), []
-            k, v = key[0, h].double().numpy(), value[0, h].double().numpy()
-            for t in range(tokens):
-                kept.append(t)
-                at = torch.arange(len(kept)) if policy.positions == "cache" else torch.tensor(kept)
-                turned = model.rotate(attention, key[:, h : h + 1, kept], model.angles(attention, at))
-                own = query[:, h * groups : (h + 1) * groups, t : t + 1]
-                asked = model.rotate(attention, own, model.angles(attention, at[-1:]))
-                weights = torch.softmax(asked @ turned.transpose(-1, -2) * (scaling or dim**-0.5), -1)
-                out[t, h * groups : (h + 1) * groups] = (weights @ value[:, h : h + 1, kept])[0, :, 0]
-                A[t, kept] = weights[0, :, 0].mean(0)
-                rows[h * groups : (h + 1) * groups, t, kept] = weights[0, :, 0]
-                mass[h * groups : (h + 1) * groups, t] = weights[0, :, 0, [j < 4 for j in kept]].sum(-1)
-                if len(kept) > budget:
-                    worth = WORTH[policy.name](policy, A, k, v, kept, t, layer, h)
-                    first = getattr(policy, "start", 0)
-                    safe = {*(j for j in kept if first <= j < first + policy.sinks), *kept[-policy.recent :]}
-                    order = sorted(range(len(kept)), key=lambda i: (kept[i] in safe, worth[i], i))
-                    kept = sorted(kept[i] for i in order[-(budget - policy.interval + 1) :])
-            self.kept[layer, h] = kept
-        self.mass.append(mass)
-        self.rows.append(rows)
-        return out[None]
-
-
-def naive(model, tokens, policy):
-    lane = open_lanes(model, tokens, [Dense()])[0]
-    adapted = lane.source.model
-    book = Naive(adapted, policy, adapted.layers)
-    ids = torch.as_tensor(tokens)[None]
-    logits = adapted.forward(ids[:, :-1], book)[0]
-    return -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0].numpy(), book
-
-
-def read(model, tokens, policy, chunk=16):
-    lane = open_lanes(model, tokens, [policy])[0]
-    steps = []
-    while not lane.done:
-        steps.append(lane.read(chunk))
-    nll, held = (np.concatenate([getattr(s, what) for s in steps]) for what in ("nll", "cache_tokens"))
-    return nll, held, np.concatenate([s.sink_mass for s in steps], -1), lane
-
-
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("positions", ["cache", "text"])
 @pytest.mark.parametrize("interval", [1, 4])
@@ -181,7 +51,7 @@ def test_policy_equals_its_reference_without_a_cache(name, interval, positions, 
     np.testing.assert_allclose(mass, book.mass, atol=1e-5)
     for (layer, head), kept in book.kept.items():
         assert lane.caches[layer].places[head].tolist() == kept
-    assert held.max() <= policy.budget
+    assert policy.name == "knorm" or held.max() <= policy.budget
 
 
 @pytest.mark.parametrize("interval", [1, 4])
@@ -198,8 +68,8 @@ def test_chunk_size_changes_nothing(name, interval, tiny_llama):
 @pytest.mark.parametrize("name", RANKED)
 def test_budget_for_the_whole_text_equals_dense(name, tiny_llama):
     tokens = words(60)
-    more = {"pyramid": {"steepness": 1}, "late": {"start": 5}}.get(name, {})
-    policy = POLICIES[name](budget=len(tokens), recent=2, interval=4, **more)
+    more = {"pyramid": {"steepness": 1}, "late": {"start": 5, "sinks": 4}}.get(name, {})
+    policy = POLICIES[name](**{"budget": len(tokens), "sinks": 0, "recent": 2, "interval": 4} | more)
     np.testing.assert_allclose(read(tiny_llama, tokens, policy)[0], read(tiny_llama, tokens, Dense())[0], atol=1e-5)
 
 
@@ -234,7 +104,7 @@ def test_what_goes_is_freed(tiny_llama):
 def test_a_window_and_its_sinks_are_what_recency_ranks(tiny_llama):
     """Where every slot is safe but one, ranking is sinks + window."""
     tokens = words(90)
-    ranked = POLICIES["knorm"](budget=17, sinks=4, recent=13)
+    ranked = POLICIES["knorm"](budget=17, sinks=4, recent=13, skip=0, positions="cache")
     np.testing.assert_allclose(
         read(tiny_llama, tokens, ranked)[0], read(tiny_llama, tokens, Streaming(4, 13))[0], atol=1e-5
     )
@@ -253,7 +123,9 @@ def test_pyramid_gives_its_mean_and_no_more():
         policy = POLICIES["pyramid"](budget=256, interval=interval)
         budgets = [policy.budget_of(layer, 30) for layer in range(30)]
         assert np.mean(budgets) == 256 and budgets == sorted(budgets, reverse=True)
-        assert {b % interval for b in budgets} == {256 % interval} and abs(budgets[-1] - 64) <= interval
+        # Of what is not safe the top has a twentieth of the mean.
+        top = policy.recent + interval - 1 + (256 - policy.recent - interval + 1) / 20
+        assert {b % interval for b in budgets} == {256 % interval} and 0 <= budgets[-1] - top < interval
 
 
 def test_random_lots_are_even():
@@ -273,7 +145,13 @@ def test_random_keeps_an_even_sample_of_the_text(tiny_llama):
 
 @pytest.mark.parametrize(
     "settings",
-    ["h2o:budget=64", "knorm:budget=64,recent=61", "tova:budget=16,interval=17", "snapkv:kernel=4", "late:start=260"],
+    [
+        "h2o:budget=64",
+        "knorm:budget=64,sinks=4,recent=61",
+        "tova:budget=16,interval=17",
+        "snapkv:kernel=4",
+        "late:start=260",
+    ],
 )
 def test_settings_that_leave_nothing_to_choose_are_refused(settings):
     with pytest.raises(ValueError, match=r"larger budget|odd number"):
@@ -306,7 +184,7 @@ def test_answers_equal_reading(tiny_llama):
 
 
 @pytest.mark.parametrize("first", ["dense", "streaming:sinks=4,window=20", "recompute:window=24,stride=4"])
-@pytest.mark.parametrize("then", ["h2o:budget=16,recent=5", "knorm:budget=16,sinks=4,recent=3,positions=text"])
+@pytest.mark.parametrize("then", ["h2o:budget=16,recent=5", "knorm:budget=16,sinks=4,recent=3,skip=0"])
 def test_a_lane_switches_to_ranking_and_back(first, then, tiny_llama):
     tokens = words(200)
     lane = open_lanes(tiny_llama, tokens, [parse(first)])[0]
@@ -339,7 +217,7 @@ def test_dense_goes_on_exactly_where_nothing_was_evicted(tiny_llama):
 def test_pinned_sinks_are_in_front_of_every_head(tiny_llama):
     lane = open_lanes(tiny_llama, words(200), [Window(24)])[0]
     lane.read(60)
-    policy = POLICIES["knorm"](budget=20, sinks=4, recent=4)
+    policy = POLICIES["knorm"](budget=20, sinks=4, recent=4, skip=0)
     assert lane.missing_sinks(policy) == 4
     lane.switch(policy, pin=True)
     assert lane.sinks == 4 and lane.missing_sinks(policy) == 0

@@ -103,7 +103,7 @@ def test_ranked_lanes_bend_too(bent):
     """All is safe that sinks + window keep, so it must be the same."""
     model, tokens = tiny("llama"), words(60)
     settings = ",".join(f"{k}={v}" for k, v in bent.items())
-    ranked = our_nll(model, tokens, 16, parse(f"knorm:budget=17,sinks=4,recent=13,{settings}"))
+    ranked = our_nll(model, tokens, 16, parse(f"knorm:budget=17,sinks=4,recent=13,skip=0,positions=cache,{settings}"))
     np.testing.assert_allclose(ranked, our_nll(model, tokens, 16, Streaming(4, 13, **bent)), atol=1e-4)
 
 

@@ -48,8 +48,8 @@ class Perplexity(Figure):
             rows += [(lane, int(ends[i]), float(np.exp(mean[i])), "") for i in kept]
         marks = [(e["lane"], e["position"], np.nan, e["policy"]) for e in source.events if e["what"] == "switch"]
         for lane, policy in enumerate(parse(p) for p in source.spec.policies):
-            if policy.capacity is not None and policy.capacity < len(source.tracks[lane].nll):
-                marks.append((lane, policy.capacity, np.nan, "full"))
+            if policy.full_from is not None and policy.full_from < len(source.tracks[lane].nll):
+                marks.append((lane, policy.full_from, np.nan, "full"))
         lane, token, value, mark = zip(*rows, *marks, strict=True)
         policies = np.array(source.spec.policies)
         lane = np.array(lane)

@@ -91,10 +91,15 @@ class Policy(Settings):
         """The most tokens that the cache ever holds; None where it grows with the text."""
         raise NotImplementedError
 
+    @property
+    def full_from(self) -> int | None:
+        """The most tokens that can be read before the first one leaves; None where none ever does."""
+        return self.capacity
+
     def cautions(self, tokens: int | None, trained_length: int | None) -> list[str]:
         """What to know before this reads so many tokens (None: not known yet): one sentence each."""
         notes, window = [], getattr(self, "window", None)
-        if tokens is not None and self.capacity is not None and self.capacity >= tokens:
+        if tokens is not None and self.full_from is not None and self.full_from >= tokens:
             notes.append(
                 f"{self.label}: the text has {tokens} tokens, so nothing is ever evicted and this equals dense"
             )

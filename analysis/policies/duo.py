@@ -16,15 +16,15 @@ class Duo(Policy):
     The paper learns which heads retrieve; here they are those that look most at the first tokens, measured on the
     beginning of the text: a head that waits on the sink waits for something that may be far away, one that never does
     looks at its neighbours.  Or those that a file rates highest: a row for each layer, a number for each KV head, as
-    the paper's authors publish them.
+    the paper's authors publish them.  Sizes and positions are those that the authors' scripts read with.
     """
 
     name: ClassVar[str] = "duo"
     title: ClassVar[str] = "Duo"
 
     full: int = setting(50, "Percent of the KV heads that keep everything.", low=0, high=100)
-    sinks: int = setting(4, "First tokens that the other heads keep for ever.", low=0, high=1024)
-    window: int = setting(252, "Newest tokens that the other heads keep.", low=1)
+    sinks: int = setting(64, "First tokens that the other heads keep for ever.", low=0, high=1024)
+    window: int = setting(256, "Newest tokens that the other heads keep.", low=1)
     positions: str = setting(
         "text", "How distances to the sinks are counted in the other heads.", choices=("cache", "text")
     )

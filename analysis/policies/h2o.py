@@ -13,8 +13,8 @@ from .ranked import Ranked, Seen
 class H2O(Ranked):
     """Keeps the tokens that got the most attention so far, added up over all queries, and the newest ones.
 
-    The paper keeps half heavy hitters and half newest tokens and has no sinks of its own: they earn their place.  The
-    authors' code masks instead of freeing and sums per query head; here slots are freed, by the mean of a group.
+    As in the paper half of the budget are heavy hitters and half newest tokens, and no first token is safe: they earn
+    their place.  The paper's heads have a key each; where query heads share one, their mean is added up.
     """
 
     name: ClassVar[str] = "h2o"

@@ -6,19 +6,32 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from .base import setting
 from .ranked import Ranked, Seen
 
 
 @dataclass(frozen=True)
 class KeyDiff(Ranked):
-    """Keeps the tokens whose keys differ most, in direction, from the mean of all keys held; reads no attention.
+    """Keeps the tokens whose keys differ most, in direction, from the mean direction of all keys held.
 
-    The paper compares keys after rotation; here before it, since their places change when others leave.
+    As in the paper keys are compared as the cache has them, rotated, and no token is safe; reads no attention.  The
+    paper drops tokens after each block of a prompt, which is an `interval` of a block here.
     """
 
     name: ClassVar[str] = "keydiff"
     title: ClassVar[str] = "Key difference"
+    scale: ClassVar[float] = 1.0
+
+    sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
+    recent: int = setting(0, "Newest tokens that are safe whatever their score.", low=0)
+    keys: str = setting(
+        "rotated", "Whether keys are compared where they stand, or before rotation.", choices=("rotated", "unrotated")
+    )
 
     def score(self, seen: Seen) -> Tensor:
-        keys = seen.keys.float()
+        keys = (seen.rotated if self.keys == "rotated" else seen.keys).float()
         return -cosine_similarity(keys, normalize(keys, dim=-1).mean(1, keepdim=True), dim=-1)
+
+    @property
+    def plain(self) -> str:
+        return super().plain + ("" if self.keys == "rotated" else ", before rotation")

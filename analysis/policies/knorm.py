@@ -1,10 +1,12 @@
 """Key norm: keys that are short get much attention, so long ones go (Devoto et al. 2024, arXiv:2406.11430)."""
 
+import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
+from .base import setting
 from .ranked import Ranked, Seen
 
 
@@ -12,11 +14,28 @@ from .ranked import Ranked, Seen
 class KNorm(Ranked):
     """Keeps the tokens whose keys have the smallest L2 norm; reads no attention at all.
 
-    The paper leaves the first two layers whole; here all layers have the same budget.
+    As in the paper the first two layers keep everything, so memory grows with the text; `skip` 0 gives all layers the
+    same budget.  No token is safe.  A rotation does not change a key's norm.
     """
 
     name: ClassVar[str] = "knorm"
     title: ClassVar[str] = "Key norm"
 
+    sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
+    recent: int = setting(0, "Newest tokens that are safe whatever their score.", low=0)
+    skip: int = setting(2, "First layers that keep everything.", low=0)
+
+    def budget_of(self, layer: int, layers: int) -> int:
+        return sys.maxsize if layer < self.skip else self.budget
+
     def score(self, seen: Seen) -> Tensor:
         return -seen.keys.float().norm(dim=-1)
+
+    @property
+    def plain(self) -> str:
+        layers = "layer" if self.skip == 1 else f"{self.skip} layers"
+        return super().plain + (f", first {layers} whole" if self.skip else "")
+
+    @property
+    def capacity(self) -> int | None:
+        return None if self.skip else self.budget

@@ -14,18 +14,20 @@ from .ranked import Ranked, Seen
 class LagKV(Ranked):
     """Keeps the tokens whose keys and values vary most, measured by the range of the tokens that come next.
 
-    Slots are cut into stretches of half of `recent`; the next stretch gives, for every dimension, the range that this
-    one is measured by.  The paper scores a stretch once, when the next has been read, and keeps a share of each; here
-    all slots are ranked at every eviction, against whatever stands behind them then.  The last two stretches are safe.
+    Slots behind the sinks are cut into stretches of `recent`, counted from the newest; the next stretch gives, for
+    every dimension of the rotated keys and of the values, the range that this one is measured by.  The last has no next
+    one, so it is safe.  The paper scores a stretch once, when the next has been read, and keeps a share of each, so its
+    cache grows with the text; here all slots are ranked at every eviction, against whatever stands behind them then.
     """
 
     name: ClassVar[str] = "lagkv"
     title: ClassVar[str] = "Lagged range"
 
-    recent: int = setting(64, "Newest tokens that are safe whatever their score; two stretches.", low=2)
+    sinks: int = setting(16, "First tokens that are safe whatever their score.", low=0, high=1024)
+    recent: int = setting(64, "Newest tokens that are safe whatever their score; a stretch (the paper's lag).", low=2)
 
     def score(self, seen: Seen) -> Tensor:
-        x, lag, slots = torch.cat((seen.keys, seen.values)).float(), self.recent // 2, seen.keys.shape[1]
+        x, lag, slots = torch.cat((seen.rotated, seen.values)).float(), self.recent, seen.keys.shape[1]
         # Counted from the newest, so that every stretch but the last has a whole one behind it.
         front = -slots % lag
         pieces = torch.cat((x[:, :1].expand(-1, front, -1), x), 1).unflatten(1, (-1, lag))
@@ -35,6 +37,9 @@ class LagKV(Ranked):
         # Of n dimensions; torch's own std takes three times as long.
         n, mean = scaled.shape[-1], scaled.mean(-1)
         spread = ((scaled.square().mean(-1) - mean.square()).clamp(min=0) * n / (n - 1)).sqrt()
-        spread[:, 0, :front] = float("-inf")
+        # Sinks are part of no stretch.
+        sinks = self.safe(seen.places).repeat(2, 1)[:, : slots - lag]
+        outside = torch.nn.functional.pad(sinks, (front, 0), value=True).unflatten(1, (-1, lag))
+        spread = spread.masked_fill(outside, float("-inf"))
         worth = spread.softmax(-1).flatten(1)[:, front:].unflatten(0, (2, -1)).sum(0)
         return torch.nn.functional.pad(worth, (0, lag))

@@ -18,9 +18,13 @@ class Late(Ranked):
 
     name: ClassVar[str] = "late"
     title: ClassVar[str] = "Late sinks"
+    exact: ClassVar[bool] = True
 
     sinks: int = setting(4, "Tokens kept for ever.", low=0, high=1024)
     recent: int = setting(1, "Newest tokens that are safe whatever their score.", low=1)
+    positions: str = setting(
+        "cache", "Whether places are slots of the cache or places in the text.", choices=("cache", "text")
+    )
     start: int = setting(16, "Place in the text of the first token kept for ever.", low=0, high=4096)
 
     def __post_init__(self) -> None:

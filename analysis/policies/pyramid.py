@@ -1,6 +1,7 @@
 """PyramidKV: lower layers, which spread their attention, get larger budgets (Cai et al. 2024, arXiv:2406.02069)."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import ClassVar
 
@@ -21,22 +22,39 @@ SCORERS: dict[str, type[Ranked]] = {p.name: p for p in (SnapKV, H2O, TOVA, KNorm
 class Pyramid(Ranked):
     """Gives each layer a budget that falls evenly with depth; `budget` is their mean.  The `scorer` ranks the slots.
 
-    The paper takes the scores of SnapKV, and the topmost layer gets 1/`steepness` of the mean (its β).  Budgets are
-    rounded so that all layers evict after the same token.
+    As in the paper the scores are SnapKV's, every layer keeps the newest tokens, and of the rest of the budget the
+    topmost layer gets 1/`steepness` of the mean (its β).  Differences between layers are whole intervals, rounded
+    towards the mean, so that all layers evict after the same token and their budgets' mean is `budget` and no more.
     """
 
     name: ClassVar[str] = "pyramid"
     title: ClassVar[str] = "Pyramid"
 
-    recent: int = setting(16, "Newest tokens that are safe whatever their score.", low=1)
+    sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
+    recent: int = setting(8, "Newest tokens that are safe whatever their score.", low=1)
     scorer: str = setting("snapkv", "What ranks the slots.", choices=tuple(SCORERS))
     steepness: int = setting(
-        4, "How many times smaller than the mean the top budget is; 1: no pyramid.", low=1, high=64
+        20, "How many times smaller than the mean the top budget is; 1: no pyramid.", low=1, high=64
     )
+    kernel: int = setting(7, "Slots that a score of snapkv is pooled over; an odd number.", low=1, high=63)
+    pooling: str = setting("max", "What is taken of them: their mean, or their maximum.", choices=("mean", "max"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel % 2 == 0:
+            raise ValueError(f"{self.name}: kernel must be an odd number, not {self.kernel}")
 
     @property
     def totals(self) -> bool:
         return SCORERS[self.scorer].totals
+
+    @property
+    def exact(self) -> bool:
+        return SCORERS[self.scorer].exact
+
+    @property
+    def scale(self) -> float:
+        return SCORERS[self.scorer].scale
 
     @property
     def looks_back(self) -> int:
@@ -44,21 +62,29 @@ class Pyramid(Ranked):
 
     @cached_property
     def _ranking(self) -> Ranked:
+        more = {"kernel": self.kernel, "pooling": self.pooling} if self.scorer == "snapkv" else {}
         return SCORERS[self.scorer](
-            budget=self.budget, sinks=self.sinks, recent=self.recent, interval=self.interval, positions=self.positions
+            budget=self.budget,
+            sinks=self.sinks,
+            recent=self.recent,
+            interval=self.interval,
+            positions=self.positions,
+            **more,
         )
 
     @property
     def smallest(self) -> int:
-        return self._at(1.0)
+        return self.budget - self._most(Fraction(1)) * self.interval
 
     def budget_of(self, layer: int, layers: int) -> int:
-        return self._at(layer / max(1, layers - 1))
+        if layers == 1:
+            return self.budget
+        return self.budget - self._most(Fraction(2 * layer - layers + 1, layers - 1)) * self.interval
 
-    def _at(self, depth: float) -> int:
-        top = self.budget / self.steepness
-        step = round((self.budget - top) * (2 * depth - 1) / self.interval)
-        return self.budget - step * self.interval
+    def _most(self, share: Fraction) -> int:
+        """Intervals by which a budget is below the mean, at a depth from −1 (bottom) to 1 (top)."""
+        free = max(0, self.budget - self.interval + 1 - self.sinks - self.recent)
+        return int(share * free * (self.steepness - 1) / (self.steepness * self.interval))
 
     def score(self, seen: Seen) -> Tensor:
         return self._ranking.score(seen)

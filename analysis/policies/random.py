@@ -20,7 +20,11 @@ class Random(Ranked):
 
     name: ClassVar[str] = "random"
     title: ClassVar[str] = "Random"
+    exact: ClassVar[bool] = True
 
+    positions: str = setting(
+        "cache", "Whether places are slots of the cache or places in the text.", choices=("cache", "text")
+    )
     seed: int = setting(0, "Another seed is another sample.", low=0, high=2**31 - 1)
 
     def score(self, seen: Seen) -> Tensor:

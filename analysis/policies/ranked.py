@@ -2,7 +2,8 @@
 
 Each KV head keeps the slots that its policy scores highest, so what is kept differs from head to head and from layer to
 layer.  A policy says one thing: the score of every slot, from what one layer has seen of it.  Which slots are safe
-whatever their score, and how many go, is said here; the cache itself is ranking.py's.
+whatever their score, what a tie means, and how many go, is said here; the cache itself is ranking.py's.
+docs/policies.md compares each policy with its paper and with its authors' code.
 """
 
 from dataclasses import dataclass, fields
@@ -32,27 +33,36 @@ class Seen:
     rows: Float[Tensor, "kv_heads queries slots"] | None
     """Attention that the newest queries gave, oldest first; as many as the policy asks for (`looks_back`)."""
     layer: int
+    rotated: Float[Tensor, "kv_heads slots dim"] | None = None
+    """The keys where they stand: rotated to their places, as the newest query met them."""
 
 
 @dataclass(frozen=True)
 class Ranked(Policy):
-    """Keeps the `budget` slots of each KV head that score highest."""
+    """Keeps the `budget` slots of each KV head that score highest.
+
+    Scores that differ by no more than rounding does are equal, and of equal ones the older slot goes.
+    """
 
     totals: ClassVar[bool] = False
     """Whether the score needs the attention that each slot got so far."""
+    exact: ClassVar[bool] = False
+    """Whether scores come out the same however many tokens were read at once, so that only identical ones are equal."""
+    scale: ClassVar[float] = 0.0
+    """The least size that a difference of scores is measured by; 0: the scores' own."""
 
     budget: int = setting(256, "Tokens that each KV head keeps.", low=2)
     sinks: int = setting(4, "First tokens that are safe whatever their score.", low=0, high=1024)
     recent: int = setting(64, "Newest tokens that are safe whatever their score.", low=1)
     interval: int = setting(1, "Tokens between two evictions: 1 is exact and slow, 16 is much faster.", low=1)
     positions: str = setting(
-        "cache", "Whether places are slots of the cache or places in the text.", choices=("cache", "text")
+        "text", "Whether places are slots of the cache or places in the text.", choices=("cache", "text")
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         safe, least = self.sinks + self.recent, self.smallest - self.interval + 1
-        if safe > least:
+        if max(1, safe) > least:
             raise ValueError(
                 f"{self.name}: sinks + recent are {safe} tokens, and after an eviction {max(0, least)} are kept: "
                 "choose a larger budget, or fewer of them, or a smaller interval"
@@ -83,23 +93,77 @@ class Ranked(Policy):
     def order(self, seen: Seen) -> Int[Tensor, "kv_heads slots"]:
         """The slots from the one that goes first to the one that stays longest; of equal scores the older goes."""
         scores = self.score(seen).masked_fill(self.safe(seen.places), float("inf"))
-        scores[:, scores.shape[1] - self.recent :] = float("inf")
-        return scores.argsort(stable=True)
+        scores[:, max(0, scores.shape[1] - self.recent) :] = float("inf")
+        return by_rank(scores, 0.0 if self.exact else tolerance(seen.keys.dtype), self.scale)
 
     @property
     def plain(self) -> str:
         own = {f.name: f.default for f in fields(self)}
         sinks = "" if self.sinks == own["sinks"] else f", {self.sinks or 'no'} sinks"
         every = "" if self.interval == 1 else f", every {self.interval}"
-        positions = "" if self.positions == "cache" else ", text positions"
+        positions = "" if self.positions == own["positions"] else f", {self.positions} positions"
         return f"{self.title} {self.budget}{sinks}{every}{positions}"
 
     @property
-    def capacity(self) -> int:
+    def capacity(self) -> int | None:
         return self.budget
 
+    @property
+    def full_from(self) -> int | None:
+        return self.smallest
 
-def smoothed(x: Float[Tensor, "*rows slots"], kernel: int) -> Float[Tensor, "*rows slots"]:
-    """The mean of each value and its neighbours; at the ends, of those that there are."""
-    pooled = torch.nn.functional.avg_pool1d(x[:, None], kernel, stride=1, padding=kernel // 2, count_include_pad=False)
-    return pooled[:, 0]
+    def cautions(self, tokens: int | None, trained_length: int | None) -> list[str]:
+        notes = super().cautions(tokens, trained_length)
+        if self.positions == "text" and None not in (tokens, trained_length) and tokens > trained_length:
+            notes.append(
+                f"{self.label}: places are counted in the text, and after {trained_length} tokens they are beyond what "
+                "the model was trained on: choose positions=cache to read on"
+            )
+        return notes
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """The share of a score by which two may differ and still be equal.
+
+    The rounding of a key or a weight depends on how many tokens were read at once, by a few units of the last digit in
+    float32 and by less than one in half precision, which is rounded once, at the end.
+    """
+    return max(128 * torch.finfo(torch.float32).eps, torch.finfo(dtype).eps / 4)
+
+
+def by_rank(
+    scores: Float[Tensor, "kv_heads slots"], within: float, scale: float = 0.0
+) -> Int[Tensor, "kv_heads slots"]:
+    """Slots by rising score; neighbours in that order that differ by no more than a share `within` have one rank, and
+    slots of one rank stand in the order of the text.
+
+    `scale`: differences are measured by this where the scores are smaller.
+    """
+    if not within:
+        return scores.argsort(stable=True)
+    rising, slots = scores.sort(stable=True)
+    # Infinity has its own rank: nothing is near it.
+    size = rising.abs().clamp(max=torch.finfo(rising.dtype).max)
+    size = torch.maximum(size[:, 1:], size[:, :-1]).clamp(min=scale)
+    apart = rising.diff() > within * size
+    ranks = torch.nn.functional.pad(apart.cumsum(1), (1, 0))
+    return torch.empty_like(ranks).scatter_(1, slots, ranks).argsort(stable=True)
+
+
+def agreed(
+    scores: Float[Tensor, "kv_heads slots"], places: Int[Tensor, "kv_heads slots"]
+) -> Float[Tensor, "kv_heads slots"]:
+    """The mean over all heads of what a slot's token scores; in a head that does not hold the token it scores 0."""
+    heads, slots = scores.shape
+    found = torch.searchsorted(
+        places[None].expand(heads, -1, -1).contiguous(), places[:, None].expand(-1, heads, -1).contiguous()
+    ).clamp(max=slots - 1)
+    held = places[None].expand(heads, -1, -1).gather(2, found) == places[:, None]
+    return (scores[None].expand(heads, -1, -1).gather(2, found) * held).mean(1)
+
+
+def pooled(x: Float[Tensor, "*rows slots"], kernel: int, pooling: str) -> Float[Tensor, "*rows slots"]:
+    """The mean or the maximum of each value and its neighbours; beyond the ends there are zeros."""
+    if pooling == "max":
+        return torch.nn.functional.max_pool1d(x[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]
+    return torch.nn.functional.avg_pool1d(x[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]

@@ -6,22 +6,32 @@ from typing import ClassVar
 from torch import Tensor
 
 from .base import setting
-from .ranked import Ranked, Seen
+from .ranked import Ranked, Seen, tolerance
 
 
 @dataclass(frozen=True)
 class Scissorhands(Ranked):
     """Drops the tokens that most of the newest `history` queries found unimportant: gave less than an even share.
 
-    An even share is one divided by those of the slots held that the query reached.  The paper drops half of its budget
-    at a time, which is an `interval` of half the budget here.
+    An even share is one divided by those of the slots held that the query reached; who gets just that is important.  As
+    in the paper half of the budget goes at a time, or as much as is not safe.  The paper gives later layers more; here
+    all have the same.
     """
 
     name: ClassVar[str] = "scissorhands"
     title: ClassVar[str] = "Persistence"
+    exact: ClassVar[bool] = True
 
+    sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
     recent: int = setting(10, "Newest tokens that are safe whatever their score.", low=1)
-    history: int = setting(64, "Newest queries that are asked.", low=1, high=1024)
+    interval: int = setting(0, "Tokens between two evictions; 0: half of the budget, as in the paper.", low=0)
+    history: int = setting(400, "Newest queries that are asked.", low=1, high=1024)
+
+    def __post_init__(self) -> None:
+        if self.interval == 0 and all(isinstance(x, int) for x in (self.budget, self.sinks, self.recent)):
+            half = min(self.budget // 2, self.budget - self.sinks - self.recent)
+            object.__setattr__(self, "interval", max(1, half))
+        super().__post_init__()
 
     @property
     def looks_back(self) -> int:
@@ -30,5 +40,5 @@ class Scissorhands(Ranked):
     def score(self, seen: Seen) -> Tensor:
         # A query gives nothing to what it did not reach, so what it reached is counted from the other end.
         reached = (seen.rows > 0).sum(-1, keepdim=True)
-        unimportant = (seen.rows > 0) & (seen.rows * reached < 1)
-        return -unimportant.sum(1).float()
+        less = seen.rows.float() * reached < 1 - tolerance(seen.keys.dtype)
+        return -((seen.rows > 0) & less).sum(1).float()

@@ -6,22 +6,26 @@ from typing import ClassVar
 from torch import Tensor
 
 from .base import setting
-from .ranked import Ranked, Seen, smoothed
+from .ranked import Ranked, Seen, pooled
 
 
 @dataclass(frozen=True)
 class SnapKV(Ranked):
-    """Keeps the tokens that the newest queries look at, smoothed over neighbours so that details keep their context.
+    """Keeps the tokens that the newest queries look at, pooled over neighbours so that details keep their context.
 
-    The paper compresses a prompt once, when it has been read; here the newest `recent` tokens are the observation
-    window at every eviction, and their attention counts as they gave it.  Neighbours are slots, not places in the text.
+    As in the authors' code only what stands before the observation window is pooled, with zeros beyond its ends, and no
+    first token is safe.  The paper compresses a prompt once, when it has been read; here the newest `recent` tokens are
+    the observation window at every eviction, and their attention counts as they gave it.  Neighbours are slots, not
+    places in the text.  The paper's heads have a key each; where query heads share one, their mean counts.
     """
 
     name: ClassVar[str] = "snapkv"
     title: ClassVar[str] = "Observation window"
 
+    sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
     recent: int = setting(32, "Newest tokens, whose queries choose; they themselves are safe.", low=1)
-    kernel: int = setting(5, "Slots that a score is averaged over; an odd number.", low=1, high=63)
+    kernel: int = setting(5, "Slots that a score is pooled over; an odd number.", low=1, high=63)
+    pooling: str = setting("mean", "What is taken of them: their mean, or their maximum.", choices=("mean", "max"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,4 +37,6 @@ class SnapKV(Ranked):
         return self.recent
 
     def score(self, seen: Seen) -> Tensor:
-        return smoothed(seen.rows.mean(1), self.kernel)
+        given = seen.rows.float().mean(1)
+        given[:, max(0, given.shape[1] - self.recent) :] = 0
+        return pooled(given, self.kernel, self.pooling)

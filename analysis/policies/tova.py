@@ -6,25 +6,34 @@ from typing import ClassVar
 from torch import Tensor
 
 from .base import setting
-from .ranked import Ranked, Seen
+from .ranked import Ranked, Seen, agreed
 
 
 @dataclass(frozen=True)
 class TOVA(Ranked):
-    """Drops the token that the newest query gave the least attention; nothing else is safe but that query's own token.
+    """Drops the token that the newest query gave the least attention, on average over all heads of a layer.
 
-    The paper averages over all heads of a layer, so that all drop the same token; here each KV head drops its own.
+    As in the paper all heads of a layer drop the same token, and none is safe, not even the newest.  With `agree` head
+    each KV head drops its own, by the mean of the query heads that share it.
     """
 
     name: ClassVar[str] = "tova"
     title: ClassVar[str] = "Last query"
 
     sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
-    recent: int = setting(1, "Newest tokens that are safe whatever their score.", low=1)
+    recent: int = setting(0, "Newest tokens that are safe whatever their score.", low=0)
+    agree: str = setting(
+        "layer", "Who drops the same token: all heads of a layer, or each KV head its own.", choices=("layer", "head")
+    )
 
     @property
     def looks_back(self) -> int:
         return 1
 
     def score(self, seen: Seen) -> Tensor:
-        return seen.rows[:, -1]
+        given = seen.rows[:, -1].float()
+        return agreed(given, seen.places) if self.agree == "layer" else given
+
+    @property
+    def plain(self) -> str:
+        return super().plain + ("" if self.agree == "layer" else ", head by head")

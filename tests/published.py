@@ -1,0 +1,207 @@
+"""Policies that rank slots, once more, written from their papers: a full attention matrix and a list of kept places.
+
+One token after the other, one KV head after the other, no cache.  Slow, and only for tiny models.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from analysis.policies import Dense
+from analysis.stream import open_lanes
+
+EXACT = {"random", "late", "scissorhands"}
+WITHIN = 128 * 2.0**-23
+"""The share by which two scores of a float32 model may differ and still be equal."""
+
+
+@dataclass
+class Moment:
+    """What there is when a KV head must drop something, after token `t` has been read.
+
+    `A[h][t][j]`: attention of token t to token j, mean over the query heads of KV head h, 0 where j was not held;
+    `keys` and `values` [tokens, dim] of this head before rotation; `kept`: places, ascending; `turned` [kept, dim]: the
+    kept keys as the newest query met them; `held[h]`: what each KV head of the layer holds.
+    """
+
+    A: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
+    turned: np.ndarray
+    kept: list
+    t: int
+    layer: int
+    head: int
+
+    def given(self, q, j):
+        return self.A[self.head][q][j]
+
+
+def h2o(policy, m):
+    """Zhang et al. 2023, Algorithm 1: the sum over all queries so far."""
+    return [sum(m.given(q, j) for q in range(j, m.t + 1)) for j in m.kept]
+
+
+def tova(policy, m):
+    """Oren et al. 2024, section 3.2: the newest query's attention, mean over all heads of the layer."""
+    heads = range(len(m.A)) if policy.agree == "layer" else [m.head]
+    return [np.mean([m.A[h][m.t][j] for h in heads]) for j in m.kept]
+
+
+def snapkv(policy, m):
+    """Li et al. 2024, Listing 1: the observation window's votes for what stands before it, pooled with zeros around."""
+    window = range(max(0, m.t - policy.recent + 1), m.t + 1)
+    votes = [np.mean([m.given(q, j) for q in window]) for j in m.kept[: -policy.recent]]
+    half = policy.kernel // 2
+    padded = [0.0] * half + votes + [0.0] * half
+    of = {"mean": np.mean, "max": np.max}[policy.pooling]
+    return [of(padded[i : i + policy.kernel]) for i in range(len(votes))] + [0.0] * policy.recent
+
+
+def pyramid(policy, m):
+    return {"snapkv": snapkv, "h2o": h2o}[policy.scorer](policy, m)
+
+
+def knorm(policy, m):
+    """Devoto et al. 2024, section 3: long keys go."""
+    return [-np.linalg.norm(m.keys[j]) for j in m.kept]
+
+
+def keydiff(policy, m):
+    """Park et al. 2025, section 3: minus the cosine to the mean of the normalised keys."""
+    keys = m.turned if policy.keys == "rotated" else m.keys[m.kept]
+    unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
+    anchor = unit.mean(0)
+    return list(-(unit @ anchor) / np.linalg.norm(anchor))
+
+
+def scissorhands(policy, m):
+    """Liu et al. 2023, Algorithm 2: how many of the newest queries gave less than an even share."""
+    worth = np.zeros(len(m.kept))
+    for q in range(max(0, m.t - policy.history + 1), m.t + 1):
+        reached = [i for i, j in enumerate(m.kept) if m.given(q, j) > 0]
+        for i in reached:
+            worth[i] -= m.given(q, m.kept[i]) * len(reached) < 1 - WITHIN
+    return list(worth)
+
+
+def lagkv(policy, m):
+    """Liang et al. 2025, equations 2 to 6, for stretches that are counted from the newest."""
+    lag, scores = policy.recent, np.zeros(len(m.kept))
+    first = sum(j < policy.sinks for j in m.kept)
+    ends = list(range(len(m.kept), first, -lag))
+    for end, following in zip(ends[1:], ends, strict=False):
+        begin = max(first, end - lag)
+        for x in (m.turned, m.values[m.kept]):
+            later = x[end:following]
+            span = np.maximum(later.max(0) - later.min(0), 1e-6)
+            std = ((x[begin:end] - later.min(0)) / span).std(1, ddof=1)
+            scores[begin:end] += np.exp(std - std.max()) / np.exp(std - std.max()).sum()
+    return list(scores)
+
+
+def random(policy, m):
+    mask = 2**64 - 1
+    scores = []
+    for j in m.kept:
+        stream = 1 + m.head + 1000 * m.layer + 1_000_003 * policy.seed
+        x = (j * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        scores.append(((x ^ (x >> 31)) >> 11) * 2.0**-53)
+    return scores
+
+
+def late(policy, m):
+    return m.kept
+
+
+WORTH = {f.__name__: f for f in (h2o, tova, snapkv, knorm, keydiff, scissorhands, lagkv, pyramid, random, late)}
+
+
+def order(worth, safe, within, scale=0.0):
+    """Slots, first the one that goes first: by worth, and where that is equal but for rounding, the older first."""
+    rising = sorted(range(len(worth)), key=lambda i: worth[i])
+    ranks, rank = {}, 0
+    for before, i in zip([None, *rising], rising, strict=False):
+        if before is not None:
+            size = max(abs(worth[i]), abs(worth[before]), scale)
+            rank += worth[i] - worth[before] > within * size
+        ranks[i] = rank
+    return sorted(range(len(worth)), key=lambda i: (i in safe, ranks[i], i))
+
+
+def survivors(policy, m):
+    """What a KV head keeps when it holds more than its budget."""
+    worth, first = WORTH[policy.name](policy, m), getattr(policy, "start", 0)
+    newest = len(m.kept) - policy.recent
+    safe = {i for i, j in enumerate(m.kept) if first <= j < first + policy.sinks or i >= newest}
+    # Safe slots must not stand between two that are nearly equal.
+    free = [i for i in range(len(m.kept)) if i not in safe]
+    scale = 1.0 if "keydiff" in (policy.name, getattr(policy, "scorer", "")) else 0.0
+    going = order([worth[i] for i in free], set(), 0.0 if policy.name in EXACT else WITHIN, scale)
+    return going, free, safe
+
+
+class Naive:
+    """Attends with all keys at hand; which of them count is a list of places for every KV head."""
+
+    def __init__(self, model, policy, layers):
+        self.model, self.policy, self.layers = model, policy, layers
+        self.kept, self.mass, self.rows = {}, [], []
+
+    def attend(self, attention, query, key, value, *, scaling=None, **_):
+        model, policy, layer = self.model, self.policy, attention.layer_idx
+        (heads, tokens, dim), kv_heads = query.shape[1:], key.shape[1]
+        groups, budget = heads // kv_heads, policy.budget_of(layer, self.layers)
+        out, mass = torch.zeros(tokens, heads, dim), np.zeros((heads, tokens))
+        rows = np.full((heads, tokens, tokens), np.nan)
+        A, kept = np.zeros((kv_heads, tokens, tokens)), [[] for _ in range(kv_heads)]
+        keys, values = key[0].double().numpy(), value[0].double().numpy()
+        for t in range(tokens):
+            met = []
+            for h in range(kv_heads):
+                kept[h].append(t)
+                at = torch.arange(len(kept[h])) if policy.positions == "cache" else torch.tensor(kept[h])
+                turned = model.rotate(attention, key[:, h : h + 1, kept[h]], model.angles(attention, at))
+                own = slice(h * groups, (h + 1) * groups)
+                asked = model.rotate(attention, query[:, own, t : t + 1], model.angles(attention, at[-1:]))
+                weights = torch.softmax(asked @ turned.transpose(-1, -2) * (scaling or dim**-0.5), -1)
+                out[t, own] = (weights @ value[:, h : h + 1, kept[h]])[0, :, 0]
+                A[h, t, kept[h]] = weights[0, :, 0].mean(0)
+                rows[own, t, kept[h]] = weights[0, :, 0]
+                mass[own, t] = weights[0, :, 0, [j < 4 for j in kept[h]]].sum(-1)
+                met.append(turned[0, 0].double().numpy())
+            if len(kept[0]) > budget:
+                moments = [Moment(A, keys[h], values[h], met[h], kept[h], t, layer, h) for h in range(kv_heads)]
+                kept = [self._less(m, budget) for m in moments]
+        for h in range(kv_heads):
+            self.kept[layer, h] = kept[h]
+        self.mass.append(mass)
+        self.rows.append(rows)
+        return out[None]
+
+    def _less(self, m, budget):
+        going, free, _ = survivors(self.policy, m)
+        gone = {free[i] for i in going[: len(m.kept) - (budget - self.policy.interval + 1)]}
+        return [j for i, j in enumerate(m.kept) if i not in gone]
+
+
+def naive(model, tokens, policy):
+    """NLL of tokens 1 …, and what was kept on the way."""
+    adapted = open_lanes(model, tokens, [Dense()])[0].source.model
+    book = Naive(adapted, policy, adapted.layers)
+    ids = torch.as_tensor(tokens)[None]
+    logits = adapted.forward(ids[:, :-1], book)[0]
+    return -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0].numpy(), book
+
+
+def read(model, tokens, policy, chunk=16):
+    """What a lane says of the same: NLL, tokens held, sink mass, and the lane itself."""
+    lane = open_lanes(model, tokens, [policy])[0]
+    steps = []
+    while not lane.done:
+        steps.append(lane.read(chunk))
+    nll, held = (np.concatenate([getattr(s, what) for s in steps]) for what in ("nll", "cache_tokens"))
+    return nll, held, np.concatenate([s.sink_mass for s in steps], -1), lane
