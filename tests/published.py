@@ -95,8 +95,10 @@ def lagkv(policy, m):
         begin = max(first, end - lag)
         for x in (m.turned, m.values[m.kept]):
             later = x[end:following]
-            span = np.maximum(later.max(0) - later.min(0), 1e-6)
-            std = ((x[begin:end] - later.min(0)) / span).std(1, ddof=1)
+            low, high = later.min(0), later.max(0)
+            rounding = WITHIN * abs(later).max()
+            same = (high - low <= rounding) & (abs(x[begin:end] - low) <= rounding)
+            std = np.where(same, 0, (x[begin:end] - low) / np.maximum(high - low, rounding)).std(1, ddof=1)
             scores[begin:end] += np.exp(std - std.max()) / np.exp(std - std.max()).sum()
     return list(scores)
 

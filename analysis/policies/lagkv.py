@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .base import setting
-from .ranked import Ranked, Seen
+from .ranked import Ranked, Seen, tolerance
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,11 @@ class LagKV(Ranked):
         front = -slots % lag
         pieces = torch.cat((x[:, :1].expand(-1, front, -1), x), 1).unflatten(1, (-1, lag))
         later = pieces[:, 1:]
-        low = later.amin(2, keepdim=True)
-        scaled = (pieces[:, :-1] - low) / (later.amax(2, keepdim=True) - low).clamp(min=1e-6)
+        low, high = later.amin(2, keepdim=True), later.amax(2, keepdim=True)
+        # A range that is nothing but rounding would make a score of rounding.
+        least = tolerance(seen.keys.dtype) * later.abs().amax((2, 3), keepdim=True).clamp(min=1e-30)
+        above, span = pieces[:, :-1] - low, high - low
+        scaled = above.masked_fill((span <= least) & (above.abs() <= least), 0) / torch.maximum(span, least)
         # Of n dimensions; torch's own std takes three times as long.
         n, mean = scaled.shape[-1], scaled.mean(-1)
         spread = ((scaled.square().mean(-1) - mean.square()).clamp(min=0) * n / (n - 1)).sqrt()

@@ -1,0 +1,131 @@
+"""What is kept must not depend on how many tokens are read at once, nor on threads: slots of equal worth go by age.
+
+Equal tokens have equal keys in the first layer, and in a text of one token in all layers, but for rounding.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.policies import POLICIES, Ranked, parse
+from analysis.policies.ranked import agreed, by_rank, tolerance
+
+from .families import tiny
+from .published import WITHIN, order, read
+
+NAMES = [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)]
+LATE = {"late": "sinks=2,start=3,"}
+TEXTS = {
+    "one token": np.full(70, 7),
+    "two in turn": np.tile([7, 11], 35),
+    "five at random": np.random.default_rng(2).choice([5, 17, 29, 41, 53], 70),
+    "a refrain": np.tile(np.random.default_rng(3).integers(3, 90, 14), 5),
+}
+
+
+def kept(lane):
+    return [c.places.tolist() for c in lane.caches]
+
+
+def policy(name, interval, more=""):
+    own = "skip=0," if name == "knorm" else LATE.get(name, "sinks=2,")
+    return parse(f"{name}:budget=24,recent=4,interval={interval},{own}{more}".rstrip(","))
+
+
+CASES = [(name, "") for name in NAMES] + [
+    ("keydiff", "keys=unrotated"),
+    ("tova", "agree=head"),
+    ("snapkv", "pooling=max"),
+]
+
+
+@pytest.mark.parametrize("text", list(TEXTS))
+@pytest.mark.parametrize("interval", [1, 8])
+@pytest.mark.parametrize(("name", "more"), CASES)
+def test_repeated_tokens_go_by_age_whatever_the_chunk(name, more, interval, text, tiny_llama):
+    chosen, tokens = policy(name, interval, more), TEXTS[text]
+    expected = read(tiny_llama, tokens, chosen, 1)
+    for chunk in (16, len(tokens)):
+        got = read(tiny_llama, tokens, chosen, chunk)
+        np.testing.assert_allclose(got[0], expected[0], atol=1e-4)
+        assert kept(got[3]) == kept(expected[3])
+
+
+@pytest.mark.parametrize("interval", [1, 8])
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_that_know_no_places_have_ties_in_attention_too(name, interval):
+    """In smollm3 some layers have no positions, so one query gives equal tokens the same."""
+    model, tokens, chosen = tiny("smollm3"), TEXTS["five at random"], policy(name, interval)
+    expected = read(model, tokens, chosen, 1)
+    for chunk in (16, len(tokens)):
+        np.testing.assert_allclose(read(model, tokens, chosen, chunk)[0], expected[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["knorm", "keydiff", "scissorhands", "h2o", "lagkv"])
+def test_threads_change_nothing(name, tiny_llama):
+    chosen, before, got = policy(name, 1), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            got.append(read(tiny_llama, TEXTS["a refrain"], chosen))
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(got[0][0], got[1][0], atol=1e-4)
+    assert kept(got[0][3]) == kept(got[1][3])
+
+
+def test_of_equal_keys_the_oldest_goes(tiny_llama):
+    lane = read(tiny_llama, TEXTS["one token"], parse("knorm:budget=24,skip=0"))[3]
+    assert all(head == list(range(45, 69)) for layer in kept(lane) for head in layer)
+    lane = read(tiny_llama, TEXTS["one token"], parse("knorm:budget=24,sinks=2,skip=0"))[3]
+    assert all(head == [0, 1, *range(47, 69)] for layer in kept(lane) for head in layer)
+
+
+@given(st.lists(st.integers(-4, 4), min_size=2, max_size=30), st.integers(0, 2**32 - 1))
+@settings(max_examples=200, deadline=None)
+def test_rounding_does_not_change_the_order(levels, seed):
+    scores = torch.tensor([levels], dtype=torch.float32) * 3.7
+    noise = torch.as_tensor(np.random.default_rng(seed).uniform(-1, 1, scores.shape), dtype=torch.float32)
+    within = tolerance(torch.float32)
+    plain = by_rank(scores, within)
+    assert torch.equal(by_rank(scores * (1 + noise * within / 8), within), plain)
+    assert plain[0].tolist() == sorted(range(len(levels)), key=lambda i: (levels[i], i))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+@settings(max_examples=200, deadline=None)
+def test_ranks_are_those_of_the_reference(worth):
+    worth = [w / 3 for w in worth]
+    for scale in (0.0, 1.0):
+        got = by_rank(torch.tensor([worth], dtype=torch.float64), WITHIN, scale)
+        assert got[0].tolist() == order(worth, set(), WITHIN, scale)
+
+
+def test_what_is_safe_has_a_rank_of_its_own():
+    scores = torch.tensor([[3e38, float("inf"), 1.0, float("inf"), -3e38]])
+    assert by_rank(scores, 1e-5)[0].tolist() == [4, 2, 0, 1, 3]
+
+
+def test_heads_agree_on_tokens_and_not_on_slots():
+    scores = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
+    places = torch.tensor([[0, 1, 4], [0, 2, 4]])
+    torch.testing.assert_close(agreed(scores, places), torch.tensor([[0.4, 0.15, 0.3], [0.4, 0.15, 0.3]]))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "knorm:budget=32,sinks=2,recent=8,skip=0,interval=8",
+        "keydiff:budget=32,sinks=2,recent=8,interval=8",
+        "keydiff:budget=32,sinks=2,recent=8,interval=8,keys=unrotated",
+    ],
+)
+def test_hamlet_reads_the_same_whatever_the_chunk(written, embedded):
+    from analysis import texts
+
+    tokens = texts.tokenize(texts.read("hamlet"), embedded.tokenizer, limit=72)
+    expected = read(embedded, tokens, parse(written), 1)[0]
+    for chunk in (16, len(tokens)):
+        np.testing.assert_allclose(read(embedded, tokens, parse(written), chunk)[0], expected, atol=2e-3)
