@@ -1,0 +1,120 @@
+"""A budget is a promise: no layer ever holds more than its own, and all together never more than they were given."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from analysis.policies import POLICIES, Ranked, parse
+from analysis.stream import open_lanes
+
+from .families import tiny, words
+
+NAMES = [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)]
+
+
+@st.composite
+def odd_policies(draw):
+    """Settings that nobody would choose, but that are allowed."""
+    name, budget = draw(st.sampled_from(NAMES)), draw(st.integers(2, 40))
+    written = {
+        "budget": budget,
+        "sinks": draw(st.integers(0, 6)),
+        "recent": draw(st.integers(0, 12)),
+        "interval": draw(st.integers(0, 9)),
+        "positions": draw(st.sampled_from(["cache", "text"])),
+    }
+    more = {
+        "pyramid": {"steepness": st.integers(1, 64), "scorer": st.sampled_from(["snapkv", "h2o", "keydiff", "tova"])},
+        "knorm": {"skip": st.integers(0, 4)},
+        "late": {"start": st.integers(0, 20)},
+        "tova": {"agree": st.sampled_from(["layer", "head"])},
+    }
+    written |= {key: draw(values) for key, values in more.get(name, {}).items()}
+    try:
+        return parse(f"{name}:" + ",".join(f"{k}={v}" for k, v in written.items()))
+    except ValueError:
+        assume(False)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {layers: tiny("llama", num_hidden_layers=layers) for layers in (1, 2, 3, 6)}
+
+
+@given(policy=odd_policies(), layers=st.sampled_from([1, 2, 3, 6]), chunk=st.sampled_from([1, 3, 16, 80]))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_policy_ever_holds_more_than_its_budget(models, policy, layers, chunk):
+    tokens = words(64)
+    lane = open_lanes(models[layers], tokens, [policy])[0]
+    bounded = range(getattr(policy, "skip", 0), layers)
+    heads = lane.source.model.kv_heads
+    while not lane.done:
+        step = lane.read(chunk)
+        held = [len(c) for c in lane.caches]
+        read = lane.position - 1
+        assert all(held[i] <= policy.budget_of(i, layers) for i in range(layers))
+        assert sum(held[i] for i in bounded) <= policy.budget * len(bounded)
+        assert all(n == read for n in held[: bounded.start])
+        if policy.capacity is not None:
+            assert policy.capacity == policy.budget and step.cache_tokens.max() <= policy.budget
+            assert lane.cache_bytes <= policy.budget * layers * heads * 2 * lane.source.model.head_dim * 4
+        # What is held is what is said, and nothing goes before it must.
+        assert step.cache_tokens[-1] == np.ceil(sum(held) / layers) and min(held) >= min(read, 1)
+        if read <= policy.smallest:
+            assert held == [read] * layers
+
+
+@given(
+    layers=st.integers(1, 80),
+    budget=st.integers(2, 4096),
+    steepness=st.integers(1, 64),
+    interval=st.integers(1, 64),
+    safe=st.integers(1, 300),
+)
+@settings(max_examples=300, deadline=None)
+def test_pyramids_have_the_mean_that_is_asked_for(layers, budget, steepness, interval, safe):
+    assume(safe + interval - 1 <= budget)
+    policy = POLICIES["pyramid"](
+        budget=budget, sinks=safe // 3, recent=safe - safe // 3, interval=interval, steepness=steepness
+    )
+    budgets = [policy.budget_of(layer, layers) for layer in range(layers)]
+    assert sum(budgets) == budget * layers and budgets == sorted(budgets, reverse=True)
+    assert min(budgets) >= policy.smallest >= safe + interval - 1
+    assert layers == 1 or min(budgets) == policy.smallest
+    assert len({b % interval for b in budgets}) == 1
+
+
+@pytest.mark.parametrize("layers", [1, 2, 7, 8, 30, 32])
+def test_the_pyramid_of_the_issue_keeps_its_budget(layers):
+    policy = parse("pyramid:budget=24,sinks=2,recent=4")
+    assert sum(policy.budget_of(i, layers) for i in range(layers)) == 24 * layers
+    lane = open_lanes(tiny("llama", num_hidden_layers=layers), words(60), [policy])[0]
+    most = 0
+    while not lane.done:
+        most = max(most, lane.read(16).cache_tokens.max(), sum(len(c) for c in lane.caches) / layers)
+    assert most == 24
+
+
+def test_cautions_know_when_something_first_leaves():
+    for written, tokens, equals in (
+        ("pyramid:budget=64", 60, False),
+        ("pyramid:budget=64", 9, True),
+        ("knorm:budget=64", 60, True),
+        ("h2o:budget=64,recent=8", 65, False),
+        ("duo:full=50", 100, False),
+    ):
+        assert any("equals dense" in note for note in parse(written).cautions(tokens, None)) is equals
+
+
+def test_places_beyond_the_trained_length_are_warned_of():
+    assert any("positions=cache" in n for n in parse("tova:budget=64").cautions(9000, 8192))
+    for written in ("tova:budget=64,positions=cache", "random:budget=256"):
+        assert not any("positions=cache" in n for n in parse(written).cautions(9000, 8192))
+
+
+@pytest.mark.parametrize("budget", [12, 16, 64, 256, 999])
+def test_scissorhands_drops_half_unless_told_otherwise(budget):
+    policy = POLICIES["scissorhands"](budget=budget)
+    assert policy.interval == max(1, min(budget // 2, budget - 10)) and parse(str(policy)) == policy
+    assert POLICIES["scissorhands"](budget=budget, interval=1).interval == 1
