@@ -1,0 +1,177 @@
+"""A policy that bears a paper's name keeps what the paper keeps, computed from transformers' own attention and cache.
+
+A prompt is read whole and compressed once, as the papers' codes do: in the engine that is a budget one below the prompt
+and an interval of all that goes.  Token by token the same policies are compared with published.py in test_ranked.py.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from analysis.policies import POLICIES, parse
+from analysis.stream import open_lanes
+
+from .families import tiny
+
+PROMPT, KEPT = 48, 20
+
+
+class Prompt:
+    """A prompt as transformers reads it: attention [heads, queries, keys] and rotated keys, values of every layer."""
+
+    def __init__(self, groups):
+        self.model = tiny("llama", num_key_value_heads=4 // groups)
+        self.ids = np.random.default_rng(1).permutation(90)[: PROMPT + 1]
+        out = self.model(torch.as_tensor(self.ids[None, :PROMPT]), output_attentions=True, use_cache=True)
+        self.attention = [a[0].double() for a in out.attentions]
+        self.keys = [layer.keys[0].double() for layer in out.past_key_values.layers]
+        self.values = [layer.values[0].double() for layer in out.past_key_values.layers]
+        self.groups, self.layers = groups, len(self.keys)
+
+    def of_groups(self, x):
+        """The mean over the query heads of each KV head."""
+        return x.unflatten(0, (-1, self.groups)).mean(1)
+
+    def kept(self, written):
+        """What the engine keeps of it: for each layer, the places of each KV head."""
+        lane = open_lanes(self.model, self.ids, [parse(written)])[0]
+        while not lane.done:
+            lane.read(64)
+        return [cache.places.tolist() for cache in lane.caches]
+
+
+def once(kept=KEPT):
+    return f"budget={PROMPT - 1},interval={PROMPT - kept}"
+
+
+def best(scores, count, more=()):
+    """For each row, the places that score highest and those that stay anyway, in order."""
+    return [sorted({*row.topk(count).indices.tolist(), *more}) for row in scores]
+
+
+@pytest.fixture(scope="module", params=[1, 2, 4], ids=lambda g: f"{g} query heads per KV head")
+def prompt(request):
+    return Prompt(request.param)
+
+
+def test_h2o_keeps_what_got_the_most_attention(prompt):
+    newest = range(PROMPT - 10, PROMPT)
+    for layer, kept in enumerate(prompt.kept(f"h2o:recent=10,{once()}")):
+        total = prompt.of_groups(prompt.attention[layer].sum(1))
+        assert kept == best(total[:, :-10], KEPT - 10, newest)
+
+
+def test_tova_keeps_the_same_tokens_in_all_heads_of_a_layer(prompt):
+    for layer, kept in enumerate(prompt.kept(f"tova:{once()}")):
+        last = prompt.attention[layer][:, -1].mean(0, keepdim=True)
+        assert kept == best(last, KEPT) * len(kept)
+    for layer, kept in enumerate(prompt.kept(f"tova:agree=head,{once()}")):
+        assert kept == best(prompt.of_groups(prompt.attention[layer][:, -1]), KEPT)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_snapkv_keeps_what_the_observation_window_votes_for(prompt, pooling):
+    window, kernel = 8, 5
+    for layer, kept in enumerate(prompt.kept(f"snapkv:recent={window},pooling={pooling},kernel={kernel},{once()}")):
+        votes = prompt.of_groups(prompt.attention[layer][:, -window:, :-window].sum(1))
+        pool = {"mean": F.avg_pool1d, "max": F.max_pool1d}[pooling]
+        scores = pool(votes[None], kernel, stride=1, padding=kernel // 2)[0]
+        for head, (row, got) in enumerate(zip(scores, kept, strict=True)):
+            assert set(range(PROMPT - window, PROMPT)) <= set(got) and len(got) == KEPT, head
+            # Neighbours of a maximum have equal scores, of which topk takes any.
+            chosen = row[[j for j in got if j < PROMPT - window]].sort().values
+            torch.testing.assert_close(chosen, row.topk(KEPT - window).values.sort().values, rtol=1e-4, atol=0.0)
+
+
+def test_pyramid_shares_out_what_is_not_the_window(prompt):
+    window, beta, layers = 4, 20, prompt.layers
+    policy = parse(f"pyramid:budget=24,recent={window}")
+    low = (24 - window) / beta
+    high = 2 * (24 - window) - low
+    for layer in range(layers):
+        paper = window + high - layer * (high - low) / (layers - 1)
+        assert abs(policy.budget_of(layer, layers) - paper) < 1
+    kept = prompt.kept(str(policy))
+    assert [len(heads[0]) for heads in kept] == [policy.budget_of(i, layers) for i in range(layers)]
+    assert sum(len(heads[0]) for heads in kept) == 24 * layers
+
+
+def test_knorm_keeps_short_keys_and_the_first_two_layers(prompt):
+    for layer, kept in enumerate(prompt.kept(f"knorm:{once()}")):
+        norms = prompt.keys[layer].norm(dim=-1)
+        assert kept == ([list(range(PROMPT))] * len(norms) if layer < 2 else best(-norms, KEPT))
+
+
+def test_keydiff_keeps_keys_that_point_elsewhere(prompt):
+    for layer, kept in enumerate(prompt.kept(f"keydiff:{once()}")):
+        keys = prompt.keys[layer]
+        anchor = F.normalize(keys, dim=-1).mean(1, keepdim=True)
+        assert kept == best(-F.cosine_similarity(keys, anchor, dim=-1), KEPT)
+
+
+def test_lagkv_measures_a_stretch_by_the_next(prompt):
+    sinks, lag = 4, (PROMPT - 4) // 2
+    for layer, kept in enumerate(prompt.kept(f"lagkv:sinks={sinks},recent={lag},{once(sinks + lag + 7)}")):
+        scores = 0
+        for x in (prompt.keys[layer], prompt.values[layer]):
+            this, later = x[:, sinks : sinks + lag], x[:, sinks + lag :]
+            low, high = later.amin(1, keepdim=True), later.amax(1, keepdim=True)
+            scores = scores + ((this - low) / (high - low)).std(-1).softmax(-1)
+        wanted = [[j + sinks for j in row] for row in best(scores, 7)]
+        assert kept == [[*range(sinks), *row, *range(sinks + lag, PROMPT)] for row in wanted]
+
+
+def test_scissorhands_drops_what_got_less_than_an_even_share(prompt):
+    history, recent = 30, 10
+    for layer, kept in enumerate(prompt.kept(f"scissorhands:recent={recent},history={history},{once()}")):
+        given = prompt.of_groups(prompt.attention[layer])
+        share = 1 / torch.arange(1, PROMPT + 1)[:, None]
+        # A token says nothing of those that come after it.
+        low = (given < share) & torch.ones(PROMPT, PROMPT).tril().bool()
+        counts = low[:, -history:].sum(1)[:, :-recent]
+        for row, got in zip(counts, kept, strict=True):
+            # Of equal counts the older goes.
+            order = sorted(range(len(row)), key=lambda j: (-int(row[j]), j))
+            assert got == sorted({*order[-(KEPT - recent) :], *range(PROMPT - recent, PROMPT)})
+
+
+PAPERS = {
+    "streaming": {"sinks": 4, "positions": "cache"},
+    "h2o": {"sinks": 0, "recent": 128, "budget": 256, "positions": "text", "interval": 1},
+    "tova": {"sinks": 0, "recent": 0, "agree": "layer", "positions": "text", "interval": 1},
+    "snapkv": {"sinks": 0, "recent": 32, "kernel": 5, "pooling": "mean", "positions": "text"},
+    "knorm": {"sinks": 0, "recent": 0, "skip": 2, "positions": "text"},
+    "keydiff": {"sinks": 0, "recent": 0, "keys": "rotated", "positions": "text"},
+    "scissorhands": {"sinks": 0, "recent": 10, "history": 400, "interval": 128, "budget": 256, "positions": "text"},
+    "lagkv": {"sinks": 16, "positions": "text"},
+    "pyramid": {"sinks": 0, "recent": 8, "steepness": 20, "kernel": 7, "pooling": "max", "scorer": "snapkv"},
+    "duo": {"sinks": 64, "window": 256, "full": 50, "positions": "text"},
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_what_is_not_said_is_as_the_paper_has_it(name):
+    policy = parse(name)
+    assert {key: getattr(policy, key) for key in PAPERS[name]} == PAPERS[name]
+    assert parse(str(policy)) == policy and POLICIES[name]() == policy
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "h2o:budget=128,recent=64,interval=16",
+        "tova:budget=128,interval=16",
+        "tova:budget=16,sinks=0,recent=1,interval=1,positions=cache",
+        "snapkv:budget=256,sinks=4,recent=32,interval=1,positions=cache,kernel=5",
+        "keydiff:budget=32,sinks=2,recent=8,interval=1",
+        "knorm:budget=256,sinks=4,recent=64,interval=1,positions=cache",
+        "scissorhands:budget=256,sinks=4,recent=10,interval=1,positions=cache,history=64",
+        "lagkv:budget=256,sinks=4,recent=64,interval=1,positions=cache",
+        "pyramid:budget=256,sinks=4,recent=16,interval=1,positions=cache,scorer=snapkv,steepness=4",
+        "pyramid:budget=64,recent=8,interval=16,steepness=2",
+        "duo:full=50,sinks=4,window=252,positions=text,scores=measured",
+    ],
+)
+def test_what_was_written_before_is_still_understood(written):
+    assert str(parse(str(parse(written)))) == str(parse(written))
