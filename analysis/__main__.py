@@ -41,7 +41,7 @@ def stream(
     tokens: Annotated[int | None, typer.Option(help="read at most so many tokens")] = None,
     policy: Annotated[list[str] | None, typer.Option(help="one lane each: name:key=value,key=value")] = None,
     chunk: Annotated[int, typer.Option(help="tokens that go through the model at once; changes no number")] = 512,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    dtype: Annotated[str, typer.Option(help="auto (the fastest here), float32, bfloat16 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     bos: Annotated[bool, typer.Option("--bos", help="begin with the token that begins a text")] = False,
     weights: Annotated[str, typer.Option(help="model (as it came), or packed on a CPU: int8, int4")] = "model",
@@ -49,6 +49,7 @@ def stream(
     out_folder: Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in runs/)")] = None,
 ) -> None:
     """Read a text with one lane for each policy, write a run folder, and print a table."""
+    dtype = _decided(dtype, device)
     spec = Spec(
         model, text, tuple(str(parse(p)) for p in policy or FOUR), tokens, chunk, dtype, device, bos, weights, kv_heads
     )
@@ -100,6 +101,17 @@ def stream(
         raise typer.Exit(130)
 
 
+def _decided(dtype: str, device: str) -> str:
+    """The dtype that is meant, with a word on what `auto` stands for here: a run records what it was read in."""
+    if dtype != "auto":
+        return dtype
+    from .dtypes import decide
+
+    chosen, why = decide(dtype, device)
+    out.print(f"[yellow]note:[/] dtype auto is {why}", soft_wrap=True)
+    return chosen
+
+
 def _say_changed(weights: str, kv_heads: int | None) -> None:
     if weights != "model":
         out.print(
@@ -122,13 +134,14 @@ def chat(
     seed: Annotated[int, typer.Option(help="same seed, same answers")] = 0,
     chunk: Annotated[int, typer.Option(help="tokens of a prompt read at once; changes no number")] = 256,
     kv_chunk: Annotated[int | None, typer.Option(help="cached tokens read at once; changes no number")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    dtype: Annotated[str, typer.Option(help="auto (the fastest here), float32, bfloat16 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     weights: Annotated[str, typer.Option(help="model (as it came), or packed on a CPU: int8, int4")] = "model",
     kv_heads: Annotated[int | None, typer.Option(help="average the KV heads down to so many, without training")] = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in runs/)")] = None,
 ) -> None:
     """Talk without end, one lane for each policy.  Ctrl-C ends an answer, Ctrl-D the conversation."""
+    dtype = _decided(dtype, device)
     sampling = Sampling(max_new, temperature, top_k, top_p, repetition_penalty, seed)
     spec = Spec(
         model=model,
@@ -242,7 +255,7 @@ def knockout(
     policy: Annotated[str, typer.Option(help="name:key=value,key=value")] = "dense",
     kind: Annotated[str, typer.Option(help="values (seen, but empty) or weights (others make up for it)")] = "values",
     layer: Annotated[int | None, typer.Option(help="only the heads of this layer")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    dtype: Annotated[str, typer.Option(help="auto (the fastest here), float32, bfloat16 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     out_file: Annotated[Path | None, typer.Option("--out", help="a CSV file with a row for every head")] = None,
 ) -> None:
@@ -253,6 +266,7 @@ def knockout(
     from .ablation import knock_out_each
     from .models import load
 
+    dtype = _decided(dtype, device)
     with out.status("Loading the model") as status:
         network = load(model, dtype=dtype, device=device, progress=status.update)
     if layer is not None and not 0 <= layer < network.layers:
@@ -290,7 +304,7 @@ def reproduce(
     text: Annotated[str, typer.Option(help="a bundled text, a text file, or a .npy file of token ids")] = "hamlet",
     tokens: Annotated[int | None, typer.Option(help="tokens that each cell reads (default: by experiment)")] = None,
     cache: Annotated[int | None, typer.Option(help="cached tokens, where an experiment has one size")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    dtype: Annotated[str, typer.Option(help="auto (the fastest here), float32, bfloat16 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     jobs: Annotated[int, typer.Option(help="processes on this machine, each with a GPU of its own if it has any")] = 1,
     backend: Annotated[str, typer.Option(help="local, or a cluster: dask or ray")] = "local",
@@ -311,6 +325,7 @@ def reproduce(
         raise ValueError(f"there is no experiment {name!r}; choose one of: {', '.join(EXPERIMENTS)}")
     experiment, place = EXPERIMENTS[name], out_folder or Path("runs") / name
     texts.read(text)
+    dtype = _decided(dtype, device)
     cells = experiment.cells(Spec(model, text, ("dense",), tokens, dtype=dtype, device=device), cache)
     left = grid.left_of(cells, place)
 
@@ -353,11 +368,12 @@ def capture_stretch(
     tokens: Annotated[int, typer.Option(help="read at most so many tokens")] = 2048,
     policy: Annotated[str, typer.Option(help="dense, window or streaming: name:key=value,key=value")] = "dense",
     switch: Annotated[list[str] | None, typer.Option(help="POSITION=policy: read on so from there on")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    dtype: Annotated[str, typer.Option(help="auto (the fastest here), float32, bfloat16 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
     out_folder: Annotated[Path | None, typer.Option("--out", help="folder (default: a new one in runs/)")] = None,
 ) -> None:
     """Read a text and keep what every head asked with and answered to, for maps and figures."""
+    dtype = _decided(dtype, device)
     spec, source = Spec(model, text, (str(parse(policy)),), tokens, dtype=dtype, device=device), texts.read(text)
     switches = []
     for asked in switch or []:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .dtypes import AUTO, decide
 from .families import adapt
 from .fetch import EMBEDDED_NAME, check_gguf, embedded, first_line, from_hub, weight_files
 from .memory import fits_on_one, gpus, needed
@@ -189,12 +190,13 @@ def load(
 ) -> LanguageModel:
     """The model of that name, ready to read.
 
-    `weights`: model, int8 or int4 (weights.py); `kv_heads`: averaged down to so many (sharing.py); `progress` is told
-    in a few words what is being waited for.  Raises ValueError, in one sentence that says what to do, for everything
-    that can be wrong with a name or a file.
+    `dtype`: float32, bfloat16, float16, or auto (dtypes.py); `weights`: model, int8 or int4 (weights.py); `kv_heads`:
+    averaged down to so many (sharing.py); `progress` is told in a few words what is being waited for.  Raises
+    ValueError, in one sentence that says what to do, for everything that can be wrong with a name or a file.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if dtype not in (AUTO, *DTYPES):
+        raise ValueError(f"dtype must be one of {', '.join((AUTO, *DTYPES))}, not {dtype!r}")
+    dtype = decide(dtype, device).dtype
     check(weights)
     target = pick_device(device)
     # os.path answers for any string, also for one that can be no path.

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import streamlit as st
 
 from analysis import texts
+from analysis.dtypes import decide
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Spec
 from analysis.settings import Settings
 from app.runner import sentence
 
 WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
-NUMBERS = ["float32", "bfloat16", "float16"]
+NUMBERS = ["auto", "float32", "bfloat16", "float16"]
 UPLOAD, PASTE = "Upload a text …", "Paste a text …"
 AROUND = Path(__file__).parent / "components" / "shared" / "around.css"
 """The style of the page around what it draws."""
@@ -55,6 +56,10 @@ class Chosen(NamedTuple):
     def of(cls, spec: Spec) -> "Chosen":
         return cls(spec.model, spec.dtype, spec.weights, spec.kv_heads)
 
+    def decided(self) -> "Chosen":
+        """The same, with the dtype that `auto` stands for on this machine: what a Spec says."""
+        return self._replace(dtype=decide(self.dtype).dtype)
+
 
 def model_controls(key: str, now: Chosen) -> Chosen:
     """Widgets for a model and how it is loaded, as they stand now; returns what the person chose."""
@@ -67,8 +72,10 @@ def model_controls(key: str, now: Chosen) -> Chosen:
         NUMBERS,
         index=NUMBERS.index(now.dtype),
         key=f"{key}-dtype",
-        help="Half precision: on a CPU bfloat16 reads about twice as fast and is a little less exact",
+        help="auto: bfloat16 where this machine multiplies it faster than float32; it is a little less exact",
     )
+    if dtype == "auto":
+        left.caption(decide(dtype).why)
     weights = right.selectbox(
         "Weights",
         list(WEIGHTS),

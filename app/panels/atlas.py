@@ -48,7 +48,7 @@ def start() -> None:
             raise ValueError(f"{policy.label}: maps are captured under dense, window or sinks + window: choose one")
         text = chosen_text("heads", asked["text"])
         tokens = min(asked["tokens"]["maps"], LONGEST + 1)
-        spec = Spec(text=text.name, policies=(str(policy),), tokens=tokens, **asked["model"]._asdict())
+        spec = Spec(text=text.name, policies=(str(policy),), tokens=tokens, **asked["model"].decided()._asdict())
         run = REGISTRY.start(partial(Capturing, spec, text, asked["folder"]))
     except ValueError as e:
         state.heads_problem = sentence(e)

@@ -48,7 +48,7 @@ def start() -> None:
         if old is not None:
             REGISTRY.free(old.id)
         tokens = asked["tokens"]["knockouts"]
-        spec = Spec(text=text.name, policies=(asked["policy"],), tokens=tokens, **asked["model"]._asdict())
+        spec = Spec(text=text.name, policies=(asked["policy"],), tokens=tokens, **asked["model"].decided()._asdict())
         run = REGISTRY.start(partial(Ablation, spec, text, asked["kind"], asked["layer"]))
     except ValueError as e:
         state.heads_problem = sentence(e)

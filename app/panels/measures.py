@@ -39,7 +39,7 @@ def start() -> None:
         if old is not None:
             REGISTRY.free(old.id)
         tokens = min(asked["tokens"]["measures"], LONGEST)
-        spec = Spec(text=text.name, policies=("dense",), tokens=tokens, **asked["model"]._asdict())
+        spec = Spec(text=text.name, policies=("dense",), tokens=tokens, **asked["model"].decided()._asdict())
         run = REGISTRY.start(partial(Measuring, spec, text, asked["samples"], asked["first"]))
     except ValueError as e:
         state.heads_problem = sentence(e)

@@ -95,7 +95,7 @@ def begin(script: list[str] | None = None) -> Talk | None:
         policies=tuple(chosen.lanes),
         sampling=chosen.sampling,
         kv_chunk=chosen.kv_chunk,
-        **chosen.model._asdict(),
+        **chosen.model.decided()._asdict(),
     )
     try:
         if old is not None:
@@ -196,7 +196,7 @@ def sidebar() -> None:
 
 def differs(spec: Spec, chosen: Settings) -> bool:
     same = [parse(p) for p in spec.policies] == [parse(p) for p in chosen.lanes]
-    mine = (chosen.model, chosen.sampling, chosen.kv_chunk)
+    mine = (chosen.model.decided(), chosen.sampling, chosen.kv_chunk)
     return not same or (Chosen.of(spec), spec.sampling, spec.kv_chunk) != mine
 
 

@@ -113,7 +113,7 @@ def start() -> None:
             text=state.text if text.name == state.text else text.name,
             policies=tuple(state.lanes),
             chunk=CHUNK,
-            **state.model._asdict(),
+            **state.model.decided()._asdict(),
         )
         run = REGISTRY.start(partial(LiveRun, spec, text))
     except ValueError as e:
