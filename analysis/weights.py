@@ -2,6 +2,7 @@
 
 A token that is generated alone must fetch every weight, so its time is theirs: fewer bytes, or bytes in the order in
 which they are read, are all that helps.  Only CPUs pack here, with torch's own kernels; these multiply in bfloat16.
+The output layer alone does not: its sums are exact to float32 rounding, so that logits are no coarser than the model's.
 """
 
 import torch
@@ -12,6 +13,13 @@ from transformers import PreTrainedModel
 WEIGHTS = ("model", "int8", "int4")
 """As the model came; 8 bits, a scale for each row; 4 bits, a scale and a minimum for 32 weights, like Q4_1 blocks."""
 GROUP = 32
+DIGITS = 4
+"""An input of the output layer is an integer of so many digits, each a signed byte, times one scale a row."""
+LARGEST = 127 * 256 ** (DIGITS - 1)
+ROWS = 16
+"""From so many input rows on, float32 products are faster than those of digits."""
+BLOCK = 1 << 18
+"""Weights of the output layer that become float32 at a time: they stay in the processor's cache."""
 
 
 class Int8(nn.Module):
@@ -19,9 +27,8 @@ class Int8(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight = linear.weight.detach().float()
-        scale = weight.abs().amax(1).clamp(min=1e-12) / 127
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
+        levels, scale = _to_8_bits(linear)
+        self.register_buffer("weight", levels)
         self.register_buffer("scale", scale.bfloat16())
         self.bias = linear.bias
 
@@ -50,6 +57,79 @@ class Int4(nn.Module):
         return _finish(torch._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.scale), x, self.bias)
 
 
+class Output(nn.Module):
+    """An output layer of 8-bit integers times one scale a row, whose logits are exact to float32 rounding.
+
+    Exact are the products with these integers, whatever the processor; the integers themselves are the model's weights
+    to within 1/254 of the largest weight of a row.  Logits come in float32, whatever the inputs.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        levels, scale = _to_8_bits(linear)
+        self.register_buffer("weight", levels)
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+        self.digits = sums_of_bytes_are_exact(levels)
+
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        rows = x.reshape(-1, x.shape[-1]).float()
+        out = (self._by_digits if self.digits and len(rows) < ROWS else self._by_blocks)(rows)
+        out = out.view(*x.shape[:-1], -1)
+        return out if self.bias is None else out + self.bias
+
+    def _by_digits(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
+        """Integer products, which no order of summation can change: inputs are rounded to 2⁻³¹ of their largest."""
+        unit = rows.abs().amax(1, keepdim=True).double().clamp(min=1e-300) / LARGEST
+        left, digits = (rows / unit).round().to(torch.int64), []
+        for _ in range(DIGITS):
+            digits.append((left + 128) % 256 - 128)
+            left = (left - digits[-1]) // 256
+        sums = torch._int_mm(torch.cat(digits).to(torch.int8), self.weight.T).unflatten(0, (DIGITS, -1)).float()
+        # The largest last: so the small ones are not rounded away one by one.
+        out = sums[0]
+        for i in range(1, DIGITS):
+            out = out + sums[i] * 256.0**i
+        return out * self.scale * unit.float()
+
+    def _by_blocks(self, rows: Float[Tensor, "rows inputs"]) -> Float[Tensor, "rows outputs"]:
+        """Float32 products with the integers, some rows of them at a time."""
+        outputs, inputs = self.weight.shape
+        size = max(1, BLOCK // inputs)
+        block, out = rows.new_empty(min(size, outputs), inputs), rows.new_empty(outputs, len(rows))
+        for begin in range(0, outputs, size):
+            part = self.weight[begin : begin + size]
+            torch.mm(block[: len(part)].copy_(part), rows.T, out=out[begin : begin + size])
+        return out.T * self.scale
+
+
+def sums_of_bytes_are_exact(weight: Tensor) -> bool:
+    """Whether this processor adds up products of bytes and these weights [outputs, inputs] without loss.
+
+    Older ones cut sums of two products off at 16 bits, which the largest inputs bring about if any do.
+    """
+    inputs = weight.shape[1]
+    if inputs * 128**2 >= 2**31:
+        return False
+    expected = weight.sum(1, dtype=torch.int64)
+    for rows in (1, ROWS - 1):
+        same = torch.tensor([127, -128, 1, -1] * rows, dtype=torch.int8)
+        try:
+            sums = torch._int_mm(same[:, None].expand(-1, inputs).contiguous(), weight.T)
+        except RuntimeError:
+            return False
+        if not torch.equal(sums.long(), same.long()[:, None] * expected):
+            return False
+    return True
+
+
+def _to_8_bits(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Weights as integers from −127 to 127, and the scale of each row."""
+    weight = linear.weight.detach().float()
+    scale = weight.abs().amax(1).clamp(min=1e-12) / 127
+    return (weight / scale[:, None]).round().to(torch.int8), scale
+
+
 def _finish(out: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
     out = out.view(*x.shape[:-1], -1).to(x.dtype)
     return out if bias is None else out + bias
@@ -58,8 +138,8 @@ def _finish(out: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
 def pack(network: PreTrainedModel, weights: str) -> None:
     """Replace the linear layers of a network on the CPU by packed ones, `weights`: int8 or int4.
 
-    The output layer always gets 8 bits: in 4, it alone would cost 7 % of perplexity.  A layer whose size does not fit
-    the kernel stays as it was.  Raises ValueError where packing is not possible.
+    The output layer always gets 8 bits (in 4, it alone would cost 7 % of perplexity) and exact products.  A layer whose
+    size does not fit the kernel stays as it was.  Raises ValueError where packing is not possible.
     """
     if network.device.type != "cpu":
         raise ValueError(
@@ -71,8 +151,8 @@ def pack(network: PreTrainedModel, weights: str) -> None:
             continue
         outputs, inputs = module.weight.shape
         if outputs % 16 == 0 and inputs % GROUP == 0:
-            fine = weights == "int8" or module is output
-            network.set_submodule(name, (Int8 if fine else Int4)(module))
+            kind = Output if module is output else Int8 if weights == "int8" else Int4
+            network.set_submodule(name, kind(module))
 
 
 def check(weights: str) -> None:

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from analysis import weights as packing
 from analysis.models import load
 from analysis.policies import Streaming
-from analysis.stream import stream
-from analysis.weights import GROUP, Int4, Int8, lay_out, pack
+from analysis.stream import open_lanes, stream
+from analysis.weights import GROUP, Int4, Int8, Output, lay_out, pack
 
 
 @pytest.fixture
@@ -40,6 +41,61 @@ def test_weights_of_a_q4_1_block_carry_over_one_to_one(linear):
     assert ((got - linear.weight).unflatten(1, (2, GROUP)).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("digits", [True, False])
+@pytest.mark.parametrize("rows", [1, 3, packing.ROWS - 1, packing.ROWS, 70])
+@pytest.mark.parametrize("inputs", [64, 1000])
+def test_logits_are_exact_products_with_the_packed_output_layer(inputs, rows, digits, monkeypatch):
+    torch.manual_seed(1)
+    layer = Output(nn.Linear(inputs, 1100, bias=False).requires_grad_(False))
+    if not digits:
+        monkeypatch.setattr(layer, "digits", False)
+    x = torch.randn(rows, inputs)
+    x[:, 5] *= 1000  # As a channel with massive activations.
+    weight = layer.weight.double() * layer.scale.double()[:, None]
+    got, expected = layer(x), x.double() @ weight.T
+    # Float32's own bound for a sum of so many terms, in any order.
+    bound = 2**-24 * (inputs + 4) * (x.double().abs() @ weight.abs().T)
+    assert got.dtype == torch.float32 and ((got - expected).abs() <= bound).all()
+    # Not multiples of anything coarser: as many different numbers as there would be.
+    assert len(got[0].unique()) > 0.95 * len(expected[0].float().unique())
+
+
+def test_packed_output_layer_is_the_layer_to_half_a_level(linear):
+    layer = Output(linear)
+    weight = layer.weight * layer.scale[:, None]
+    assert ((weight - linear.weight).abs() <= linear.weight.abs().amax(1, keepdim=True) / 253).all()
+    torch.testing.assert_close(layer(torch.zeros(2, 64)), linear.bias.expand(2, -1))
+    # Half precision inputs do not make half precision logits.
+    assert layer(torch.ones(1, 64).bfloat16()).dtype == torch.float32
+
+
+def test_number_that_is_none_stays_none_in_the_output_layer(linear):
+    x = torch.ones(3, 64)
+    x[0, 3], x[1, 9] = float("nan"), float("inf")
+    got = Output(linear)(x)
+    assert not got[:2].isfinite().any() and got[2].isfinite().all()
+
+
+def test_processor_that_cuts_sums_of_bytes_off_is_found_out(monkeypatch):
+    weight = torch.randint(-127, 128, (40, 96), dtype=torch.int8)
+    real = torch._int_mm
+    # As processors without dot products of bytes do it: pairs of products, cut off at 16 bits.
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: real(a, b).clamp(-32768, 32767))
+    assert not packing.sums_of_bytes_are_exact(weight)
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: (a.long() @ b.long()).int())
+    assert packing.sums_of_bytes_are_exact(weight)
+
+
+def test_tie_goes_to_the_smaller_id():
+    from analysis.chat import Chooser
+    from analysis.record import Sampling
+
+    logits = torch.zeros(50_000)
+    logits[[40_000, 123, 49_999]] = 7.0
+    for sampling in (Sampling(), Sampling(repetition_penalty=1.5)):
+        assert Chooser(sampling)(torch.tensor([5]), logits) == 123
+
+
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_packing_replaces_what_fits_and_leaves_the_rest(tiny_llama, weights):
     model = copy.deepcopy(tiny_llama)
@@ -47,6 +103,10 @@ def test_packing_replaces_what_fits_and_leaves_the_rest(tiny_llama, weights):
     kinds = {name: type(m) for name, m in model.named_modules() if isinstance(m, nn.Linear | Int8 | Int4)}
     # 97 outputs are no multiple of 16.
     assert kinds["lm_head"] is nn.Linear
+    other = copy.deepcopy(tiny_llama)
+    other.resize_token_embeddings(96)
+    pack(other, weights)
+    assert type(other.lm_head) is Output
     assert kinds["model.layers.0.mlp.up_proj"] is (Int8 if weights == "int8" else Int4)
     assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in tiny_llama.parameters())
 
@@ -75,6 +135,25 @@ def test_packed_model_reads_nearly_as_well(embedded, oracle, weights, most):
         for m in (embedded, packed)
     )
     assert np.expm1(b.mean() - a.mean()) < most
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_packed_model_answers_with_logits_of_float32(embedded, traced):
+    lane = open_lanes(load("embedded", device="cpu", weights="int4"), np.arange(5, 30), [Streaming(4, 12)])[0]
+    layer, hidden, seen = lane.source.model.network.get_output_embeddings(), [], []
+    lane.read(64)
+    if traced:
+        lane.source.trace()
+        assert lane.source._one is not None
+    handle = layer.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0][0, -1].clone()))
+    step = lane.next(lambda logits: seen.append(logits) or 7)
+    handle.remove()
+    # As many different logits as there are in float32: in bfloat16 there were some hundreds.
+    assert len(seen[0].unique()) > 40_000
+    assert step.nll[0] == pytest.approx(float(-torch.log_softmax(seen[0].double(), -1)[7]), abs=1e-5)
+    if not traced:
+        expected = hidden[0].double() @ (layer.weight.double() * layer.scale.double()[:, None]).T
+        assert (seen[0] - expected).abs().max() < 1e-4
 
 
 def test_weights_that_there_are_not_are_refused():
