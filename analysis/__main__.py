@@ -21,7 +21,7 @@ from rich.table import Column, Table
 
 from . import metrics, texts
 from .policies import POLICIES, Policy, parse
-from .record import ROLES, Folder, Run, Sampling, Spec
+from .record import ROLES, TYPED, Folder, Run, Sampling, Spec
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -69,7 +69,7 @@ def stream(
         for warning in policy_.cautions(len(ids), network.trained_length):
             folder.event("warning", lane=lane, text=warning)
             out.print(f"[yellow]note:[/] {warning}", soft_wrap=True)
-    _say_changed(weights, kv_heads)
+    _say_changed(spec)
     status = "finished"
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -112,13 +112,13 @@ def _decided(dtype: str, device: str) -> str:
     return chosen
 
 
-def _say_changed(weights: str, kv_heads: int | None) -> None:
-    if weights != "model":
+def _say_changed(spec: Spec) -> None:
+    if spec.weights != "model":
+        out.print(f"[yellow]note:[/] {spec.arithmetic}: numbers differ a little from the model's own", soft_wrap=True)
+    if spec.kv_heads is not None:
         out.print(
-            f"[yellow]note:[/] the weights are packed into {weights}: numbers differ a little from the model's own"
+            f"[yellow]note:[/] KV heads are averaged down to {spec.kv_heads}, without the training that it would need"
         )
-    if kv_heads is not None:
-        out.print(f"[yellow]note:[/] KV heads are averaged down to {kv_heads}, without the training that it would need")
 
 
 @app.command()
@@ -145,7 +145,7 @@ def chat(
     sampling = Sampling(max_new, temperature, top_k, top_p, repetition_penalty, seed)
     spec = Spec(
         model=model,
-        text=script or "what was typed",
+        text=script or TYPED,
         policies=tuple(str(parse(p)) for p in policy or TWO),
         chunk=chunk,
         dtype=dtype,
@@ -171,7 +171,7 @@ def chat(
     place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-chat"
     run = Run(spec)
     folder = Folder(place, run, text_sha256=digest, weights_sha256=network.sha256)
-    _say_changed(weights, kv_heads)
+    _say_changed(spec)
     if partner.template.note:
         folder.event("warning", text=partner.template.note)
         out.print(f"[yellow]note:[/] {partner.template.note}", soft_wrap=True)
@@ -194,6 +194,7 @@ def chat(
 def spoken(run: Run) -> Table:
     """Per lane of a conversation: tokens, perplexity of the answers under the model, cache, and speed of answers."""
     table = Table("Lane", *(_right(h) for h in ("Tokens", "Answered", "Perplexity", "Kept", "Cache", "ms/token")))
+    table.title = f"Computed in {run.spec.arithmetic}"
     table.caption = "Perplexity and ms/token: of the tokens that the model said, under the model as this lane had it"
     for policy, track in zip(run.spec.policies, run.tracks, strict=True):
         said = track.roles.view() == ROLES.index("assistant")
@@ -216,6 +217,7 @@ def spoken(run: Run) -> Table:
 def summary(run: Run) -> Table:
     """Per lane: perplexity, excess NLL in nats/token against the first lane, cache tokens and bytes, and speed."""
     table = Table("Lane", *(_right(h) for h in ("Tokens", "Perplexity", "Excess NLL", "Kept", "Cache", "Tokens/s")))
+    table.title = f"Computed in {run.spec.arithmetic}"
     table.caption = "Excess NLL: nats/token against the first lane, ± standard error over blocks of 256 tokens"
     reference = run.tracks[0].nll.view()
     for policy, track in zip(run.spec.policies, run.tracks, strict=True):

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure as Sheet
 
 from .experiments import as_csv
 from .figures import Figure, Numbers
+from .record import Run
 from .record import load as load_run
 
 matplotlib.use("Agg")
@@ -119,6 +120,7 @@ def provenance(figure: Figure, source: Source, out: Path, layout: Layout) -> dic
         "text": spec.get("text"),
         "text_sha256": source.about.get("text_sha256"),
         "spec": spec,
+        "run": source.what.spec.command() if isinstance(source.what, Run) else None,
         "versions": {p: version(p) for p in ("torch", "transformers", "matplotlib", "seaborn", "numpy")},
     }
 

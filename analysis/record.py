@@ -6,7 +6,12 @@ chunk that it was writing.  This module knows nothing of models or screens.
 
 import json
 import platform
+import shlex
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -38,6 +43,8 @@ TOKENS = pa.schema(
 SINKS = pa.schema(
     [("lane", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("sink_mass", pa.list_(pa.float32()))]
 )
+TYPED = "what was typed"
+"""The text of a conversation that has no script."""
 ROLES = ("template", "user", "assistant")
 """Who said a token of a conversation."""
 
@@ -114,6 +121,30 @@ class Spec:
             raise ValueError(f"kv_chunk must be at least 1 token, not {self.kv_chunk}")
         if self.device not in ("auto", "cpu", "cuda", "mps"):
             raise ValueError(f"device must be auto, cpu, cuda or mps, not {self.device!r}")
+
+    @property
+    def arithmetic(self) -> str:
+        """What numbers are computed in: `dtype` alone does not say it of packed weights, which multiply in bfloat16."""
+        if self.weights == "model":
+            return self.dtype
+        elsewhere = "" if self.dtype == "bfloat16" else f", {self.dtype} elsewhere"
+        return f"{self.weights} weights, bfloat16 products{elsewhere}"
+
+    def command(self) -> str:
+        """The command line that this Spec is of, quoted for a shell; one that was typed asks for the words again."""
+        chat = self.sampling is not None
+        named = {"model": self.model, "script" if chat else "text": self.text}
+        if chat and self.text == TYPED:
+            del named["script"]
+        if chat:
+            named |= {f.name: getattr(self.sampling, f.name) for f in fields(Sampling)} | {"kv_chunk": self.kv_chunk}
+        else:
+            named["tokens"] = self.tokens
+        named |= {name: getattr(self, name) for name in ("chunk", "dtype", "device", "weights", "kv_heads")}
+        # As one word each, since a value may begin with a dash.
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
+        words += [f"--policy={policy}" for policy in self.policies] + ["--bos"] * self.bos
+        return shlex.join(["python", "-m", "analysis", "chat" if chat else "stream", *words])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -208,6 +239,8 @@ class Run:
         self.tracks = [Track() for _ in spec.policies]
         self.events: list[dict[str, Any]] = []
         self.began = time.perf_counter()
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        """When the run began, whenever it is saved."""
 
     def append(self, step: "Step") -> None:
         """Take in a step that has just been made."""
@@ -231,7 +264,7 @@ class Folder:
         self.path, self.run = path, run
         if (path / "run.json").exists():
             raise ValueError(f"{path} holds a run already: choose another folder for --out")
-        self._about = _about(run.spec, text_sha256, weights_sha256)
+        self._about = _about(run, text_sha256, weights_sha256)
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._write_about("running")
@@ -245,7 +278,11 @@ class Folder:
         )
 
     def append(self, step: "Step") -> None:
-        """Take in a step, in the run and on disk."""
+        """Take in a step, in the run and on disk; a signal that ends the program waits until it is in both."""
+        with _undisturbed():
+            self._append(step)
+
+    def _append(self, step: "Step") -> None:
         first = step.start == 1
         self.run.append(step)
         known = self.run.tracks[step.lane].seconds.view()[-len(step.nll) :]
@@ -270,18 +307,18 @@ class Folder:
         if step.roles is not None:
             roles = [self.run.first_role] * first + step.roles.tolist()
             columns.append(pa.array([ROLES[role] for role in roles]))
+        if "heads" not in self._about:
+            # Before the numbers, which are not understood without.
+            self._about["heads"] = list(step.sink_mass.shape[:2])
+            self._write_about("running")
         batch = pa.record_batch(columns, schema=self._schema)
         self._tokens.write_batch(batch)
         mass = pa.array([step.sink_mass.mean(-1, dtype=np.float32).ravel()], SINKS.field("sink_mass").type)
-        shape = ",".join(map(str, step.sink_mass.shape[:2]))
         self._sinks.write_batch(
             pa.record_batch(
                 [np.array([step.lane], np.int32), np.array([step.start]), np.array([step.stop]), mass], schema=SINKS
             )
         )
-        if "heads" not in self._about:
-            self._about["heads"] = [int(n) for n in shape.split(",")]
-            self._write_about("running")
         for file in self._files:
             file.flush()
 
@@ -296,11 +333,11 @@ class Folder:
             writer.close()
         for file in (*self._files, self._events):
             file.close()
-        pq.write_table(_in_order(_read_stream(self.path / "tokens.arrow", self._schema)), self.path / "tokens.parquet")
+        table, sinks = _growing(self.path, self._schema, self._about.get("heads"))
+        pq.write_table(table, self.path / "tokens.parquet")
         arrays = {}
-        for lane, track in enumerate(self.run.tracks):
-            if track.spans:
-                arrays[f"mass_{lane}"], arrays[f"span_{lane}"] = np.stack(track.sink_mass), np.array(track.spans)
+        for lane, (spans, mass) in sinks.items():
+            arrays[f"mass_{lane}"], arrays[f"span_{lane}"] = np.stack(mass), np.array(spans)
         np.savez_compressed(self.path / "sinks.npz", **arrays)
         self._write_about(status)
         for name in ("tokens.arrow", "sinks.arrow"):
@@ -347,17 +384,18 @@ def save(run: Run, path: Path, *, text_sha256: str, weights_sha256: str) -> None
     np.savez_compressed(path / "sinks.npz", **arrays)
     lines = "".join(json.dumps(event) + "\n" for event in list(run.events))
     (path / "events.jsonl").write_text(lines, encoding="utf-8")
-    _write(path, {**_about(run.spec, text_sha256, weights_sha256), "status": "saved"})
+    _write(path, {**_about(run, text_sha256, weights_sha256), "status": "saved"})
 
 
-def _about(spec: Spec, text_sha256: str, weights_sha256: str) -> dict[str, Any]:
+def _about(run: Run, text_sha256: str, weights_sha256: str) -> dict[str, Any]:
     """What a run folder says of itself."""
     return {
-        "spec": asdict(spec),
+        "spec": asdict(run.spec),
+        "arithmetic": run.spec.arithmetic,
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in ("torch", "transformers")}},
         "text_sha256": text_sha256,
         "weights_sha256": weights_sha256,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": run.started,
     }
 
 
@@ -376,10 +414,17 @@ def load(path: Path) -> Run:
         raise ValueError(f"{path} holds no run: it has no readable run.json") from e
     known = {f.name for f in fields(Spec)}
     run = Run(Spec(**{k: v for k, v in about["spec"].items() if k in known}))
+    run.started = about.get("started", run.started)
     # Where both kinds are there, the process was killed while it wrote the second.
     done = not (path / "tokens.arrow").exists() and (path / "tokens.parquet").exists()
-    table = pq.read_table(path / "tokens.parquet") if done else _in_order(_read_stream(path / "tokens.arrow", TOKENS))
-    layers, heads = about.get("heads", (0, 0))
+    if done:
+        table, sinks = pq.read_table(path / "tokens.parquet"), {}
+        with np.load(path / "sinks.npz") as held:
+            for lane in range(len(run.tracks)):
+                if f"span_{lane}" in held:
+                    sinks[lane] = [tuple(s) for s in held[f"span_{lane}"].tolist()], list(held[f"mass_{lane}"])
+    else:
+        table, sinks = _growing(path, TOKENS, about.get("heads"))
     for lane, track in enumerate(run.tracks):
         rows = table.filter(pa.compute.equal(table["lane"], lane))
         column = {name: rows[name].to_numpy() for name in rows.column_names}
@@ -393,23 +438,56 @@ def load(path: Path) -> Run:
         track.sums.append(np.cumsum(column["nll"][1:], dtype=np.float64))
         changes = np.flatnonzero(np.r_[True, column["policy"][2:] != column["policy"][1:-1]])
         track.policies = [(int(column["position"][1 + i]), str(column["policy"][1 + i])) for i in changes]
-        if done:
-            with np.load(path / "sinks.npz") as sinks:
-                track.spans = [tuple(s) for s in sinks[f"span_{lane}"].tolist()]
-                track.sink_mass = list(sinks[f"mass_{lane}"])
-        else:
-            sinks = _read_stream(path / "sinks.arrow", SINKS)
-            # A kill may come after a chunk's sink mass was written and before its tokens were.
-            known = (pa.compute.field("lane") == lane) & (pa.compute.field("stop") <= len(rows))
-            sinks = sinks.filter(known).to_pylist()
-            track.spans = [(s["start"], s["stop"]) for s in sinks]
-            track.sink_mass = [np.array(s["sink_mass"], np.float32).reshape(layers, heads) for s in sinks]
+        track.spans, track.sink_mass = sinks[lane]
     events = path / "events.jsonl"
     if events.exists():
         lines = events.read_text(encoding="utf-8").splitlines()
         # The last line of a process that was killed may be cut short.
         run.events = [json.loads(line) for line in lines if line.endswith("}")]
     return run
+
+
+def _growing(
+    path: Path, schema: pa.Schema, heads: list[int] | None
+) -> tuple[pa.Table, dict[int, tuple[list[tuple[int, int]], list[NDArray[np.float32]]]]]:
+    """The tables of a folder that was not finished: tokens in order, and spans and sink masses of each lane.
+
+    Whatever the moment at which writing ended, both end with the last chunk that stands whole in both.
+    """
+    table = _in_order(_read_stream(path / "tokens.arrow", schema))
+    lanes = table["lane"].to_numpy()
+    ends = np.bincount(lanes, minlength=1)
+    sinks: dict[int, tuple[list[tuple[int, int]], list[NDArray[np.float32]]]] = {}
+    for row in _read_stream(path / "sinks.arrow", SINKS).to_pylist():
+        if row["lane"] < len(ends) and row["stop"] <= ends[row["lane"]]:
+            spans, mass = sinks.setdefault(row["lane"], ([], []))
+            spans.append((row["start"], row["stop"]))
+            mass.append(np.array(row["sink_mass"], np.float32).reshape(heads or (1, -1)))
+    ends = np.array([sinks[lane][0][-1][1] if lane in sinks else 0 for lane in range(len(ends))])
+    return table.filter(pa.array(table["position"].to_numpy() < ends[lanes])), sinks
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and a request to end wait until the block has ended: they would cut what it does in two."""
+    if threading.current_thread() is not threading.main_thread():
+        # Signals come to the main thread alone.
+        yield
+        return
+    came: list[tuple] = []
+    handlers = ((number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM))
+    # None: not Python's, and so nothing that could come in between.
+    before = {number: handler for number, handler in handlers if handler is not None}
+    try:
+        for number in before:
+            signal.signal(number, lambda *about: came.append(about))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number, _ in came:
+            # As if it came now, whatever is to be done then.
+            signal.raise_signal(number)
 
 
 def _read_stream(path: Path, schema: pa.Schema) -> pa.Table:

@@ -64,17 +64,16 @@ def page(source: Source, *, lane: int = 0, maps: Sequence[str] = ()) -> str:
     if maps:
         parts.append("<h2>Attention maps</h2>" + "".join(maps))
     read = max(len(t.nll) for t in run.tracks) + 1
-    words = ["python -m analysis stream", f"--model {spec.model} --text {spec.text} --tokens {read}"]
-    words += [f"--policy '{policy}'" for policy in spec.policies]
     switched = [e for e in run.events if e["what"] == "switch"]
-    note = "\n# then, while it read: " + json.dumps(switched) if switched else ""
+    note = f"\n# Here it had read {read:,} tokens."
+    note += "\n# Then, while it read: " + json.dumps(switched) if switched else ""
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(f"{spec.text}, read by {spec.model}"),
-        subtitle=f"{read:,} tokens · {html.escape(spec.dtype)} · {len(run.tracks)} lanes · made with Sinkscope",
+        subtitle=f"{read:,} tokens · {html.escape(spec.arithmetic)} · {len(run.tracks)} lanes · made with Sinkscope",
         summary=_summary(run),
         shades=" ".join(f".n{i} {{ background: {_shade(i)}; }}" for i in range(SHADES)),
         parts="\n".join(parts),
-        command=html.escape(" \\\n    ".join(words) + note),
+        command=html.escape(spec.command() + note),
         about=html.escape(json.dumps({k: v for k, v in source.about.items() if k != "heads"}, indent=2)),
     )
 

@@ -237,10 +237,10 @@ class Sender:
 
 def about(run: Live) -> list[str]:
     """The model of a run, and what was done to it, a few words each."""
-    changed = [f"{run.spec.weights} weights"] if run.spec.weights != "model" else []
+    changed = []
     if run.spec.kv_heads is not None:
         changed.append(f"KV heads averaged to {run.spec.kv_heads}, without training")
-    return [run.model.name, *changed, run.spec.dtype, run.model.device] if run.model else []
+    return [run.model.name, *changed, run.spec.arithmetic, run.model.device] if run.model else []
 
 
 def card(model: LanguageModel) -> dict[str, Any]:

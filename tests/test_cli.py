@@ -2,12 +2,17 @@
 
 import json
 import re
+import shlex
+import sys
+from dataclasses import fields, replace
 
 import pyarrow.parquet as pq
 import pytest
 
+from analysis import __main__ as cli
 from analysis.metrics import excess, perplexity
-from analysis.record import load
+from analysis.policies import parse
+from analysis.record import Sampling, Spec, load
 
 
 def test_stream_writes_a_run_and_prints_its_table(run, model, text, tmp_path):
@@ -113,7 +118,7 @@ def test_chat_plays_a_script_and_writes_a_run(run, tmp_path):
         *("--policy", "dense", "--policy", "streaming:sinks=4,window=28", "--out", str(tmp_path / "o")),
     )
     assert code == 0, wrong
-    assert "> And of Italy?" in said and said.count("Paris") == 2 and "packed into int4" in said
+    assert "> And of Italy?" in said and said.count("Paris") == 2 and "int4 weights, bfloat16 products" in said
     table = pq.read_table(tmp_path / "o" / "tokens.parquet").to_pandas()
     assert set(table["role"]) == {"template", "user", "assistant"}
     written = load(tmp_path / "o")
@@ -166,6 +171,49 @@ def test_heads_are_knocked_out_one_after_the_other(run, model, text, tmp_path):
     assert code == 2 and "exists already" in said
     code, _, said = run(*asked[:-2], "--layer", "99")
     assert code == 2 and "there is no layer 99" in said
+
+
+class _Asked(Exception):
+    """Carries the Spec that a command line was understood as."""
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        Spec("embedded", "hamlet", ("dense",)),
+        Spec(
+            "/models/it's $HOME `x`", "a b/c'd \"e\".txt", ("dense", "window:window=64", "streaming:sinks=4,window=60"),
+            tokens=777, chunk=33, dtype="bfloat16", device="cpu", bos=True, weights="int8", kv_heads=1,
+        ),
+        Spec("-odd", "--text", ("duo:full=25", "dense:knockout=values,heads=1.2"), dtype="float16"),
+        Spec(
+            "embedded", "questions", ("dense",), chunk=17, weights="int4", kv_heads=3, kv_chunk=9,
+            sampling=Sampling(7, 0.1, 5, 0.35, 1.25, 2**40),
+        ),
+        Spec("embedded", "what was typed", ("dense",), chunk=256, device="cpu", sampling=Sampling(temperature=1e-3)),
+    ],
+)  # fmt: skip
+def test_command_of_a_spec_is_read_as_that_spec(run, monkeypatch, spec):
+    def asked(*values, **named):
+        raise _Asked(Spec(*values, **named))
+
+    spec = replace(spec, policies=tuple(str(parse(p)) for p in spec.policies))
+    words = shlex.split(spec.command())
+    assert words[:3] == ["python", "-m", "analysis"]
+    monkeypatch.setattr("analysis.__main__.Spec", asked)
+    monkeypatch.setattr(sys, "argv", ["analysis", *words[3:]])
+    with pytest.raises(_Asked) as seen:
+        cli.main()
+    assert seen.value.args[0] == spec
+
+
+def test_command_of_a_spec_names_all_that_it_has():
+    spec = Spec("embedded", "hamlet", ("dense",), tokens=5, kv_heads=1, bos=True)
+    chat = Spec("embedded", "questions", ("dense",), sampling=Sampling(), kv_chunk=3)
+    flags = {word.partition("=")[0] for one in (spec, chat) for word in shlex.split(one.command())}
+    names = {f.name for f in fields(Spec)} - {"policies", "sampling"} | {f.name for f in fields(Sampling)} | {"policy"}
+    # A field that is added to a Spec is an option too.
+    assert {f"--{name.replace('_', '-')}" for name in names} <= flags
 
 
 @pytest.mark.parametrize(

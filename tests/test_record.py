@@ -1,6 +1,11 @@
 """Laws of the record: what goes in comes out, whole or after a kill."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,7 +142,119 @@ def test_files_cut_anywhere_are_read_up_to_there(tmp_path):
             for track, nll in zip(run.tracks, whole, strict=True):
                 np.testing.assert_array_equal(track.nll.view(), nll[: len(track.nll)])
                 assert len(track.spans) == len(track.sink_mass)
-                assert all(stop <= len(track.nll) + 1 for _, stop in track.spans)
+                assert ends_alike(track)
+
+
+def ends_alike(track) -> bool:
+    """Whether a lane's tokens and its sink masses end with the same chunk."""
+    return (track.spans[-1][1] if track.spans else 1) == len(track.nll) + 1
+
+
+def on_disk(place) -> list[tuple[int, int]]:
+    """Where tokens and sink masses of each lane of a finished run end."""
+    table = pq.read_table(place / "tokens.parquet").to_pydict()
+    with np.load(place / "sinks.npz") as sinks:
+        return [
+            (table["lane"].count(lane), int(sinks[f"span_{lane}"][-1, 1]) if f"span_{lane}" in sinks else 0)
+            for lane in range(2)
+        ]
+
+
+@pytest.mark.parametrize("table", ["_tokens", "_sinks"])
+def test_what_fails_between_the_two_tables_is_in_neither(tmp_path, table):
+    folder = Folder(tmp_path / "run", Run(SPEC, 7), text_sha256="t", weights_sha256="w")
+    mine = steps(0, Dense(), 100)
+    for step in mine[:2]:
+        folder.append(step)
+
+    class Full:
+        def __init__(self, writer):
+            self.close = writer.close
+
+        def write_batch(self, batch):
+            raise OSError("no space left on device")
+
+    setattr(folder, table, Full(getattr(folder, table)))
+    with pytest.raises(OSError, match="no space"):
+        folder.append(mine[2])
+    folder.finish("failed")
+    assert on_disk(tmp_path / "run") == [(33, 33), (0, 0)]
+    assert all(ends_alike(track) for track in load(tmp_path / "run").tracks)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("table", ["_tokens", "_sinks"])
+def test_signal_while_a_chunk_is_written_waits_until_it_is(tmp_path, table, number):
+    folder = Folder(tmp_path / "run", Run(SPEC, 7), text_sha256="t", weights_sha256="w")
+
+    class Interrupted:
+        def __init__(self, writer):
+            self.close, self.write = writer.close, writer.write_batch
+
+        def write_batch(self, batch):
+            signal.raise_signal(number)
+            self.write(batch)
+
+    setattr(folder, table, Interrupted(getattr(folder, table)))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(number, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            folder.append(steps(0, Dense(), 100)[0])
+        assert signal.getsignal(number) is interrupt
+    finally:
+        signal.signal(number, before)
+    folder.finish("interrupted")
+    assert on_disk(tmp_path / "run") == [(17, 17), (0, 0)] and len(folder.run.tracks[0].nll) == 16
+
+
+WRITER = """
+import signal, sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from analysis.policies import Dense
+from analysis.record import Folder, Run
+from tests.test_record import SPEC, steps
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGTERM, interrupt)
+made = steps(0, Dense(), 60_000, chunk=3)
+folder = Folder(Path({place!r}), Run(SPEC, 7), text_sha256="t", weights_sha256="w")
+print("begun", flush=True)
+try:
+    for step in made:
+        folder.append(step)
+    sys.exit("read to the end before anybody asked it to stop")
+except KeyboardInterrupt:
+    folder.finish("interrupted")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_process_that_is_ended_leaves_tables_that_end_alike(tmp_path, number):
+    place = tmp_path / "run"
+    words = [sys.executable, "-c", WRITER.format(root=str(Path(__file__).parent.parent), place=str(place))]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    until = time.monotonic() + 60
+    while (place / "sinks.arrow").stat().st_size < 20_000 and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(number)
+    code = process.wait(60)
+    process.stdout.close()
+    track = load(place).tracks[0]
+    assert len(track.nll) and ends_alike(track)
+    if number == signal.SIGKILL:
+        assert code == -9 and (place / "tokens.arrow").exists()
+        return
+    assert code == 0
+    (tokens, sinks), _ = on_disk(place)
+    assert tokens == sinks == len(track.nll) + 1
 
 
 def test_process_killed_while_it_finished_leaves_a_readable_run(tmp_path):
@@ -165,6 +282,36 @@ def test_folder_that_is_a_file_is_one_sentence(tmp_path):
 def test_folder_without_a_run_is_one_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
         load(tmp_path)
+
+
+def test_a_run_began_when_it_began_whenever_it_is_saved(tmp_path):
+    from analysis.record import save
+
+    run = Run(SPEC, 7)
+    run.started = "2001-02-03T04:05:06+00:00"
+    run.append(steps(0, Dense(), 20)[0])
+    for _ in range(2):
+        save(run, tmp_path / "r", text_sha256="t", weights_sha256="w")
+        assert json.loads((tmp_path / "r" / "run.json").read_text())["started"] == run.started
+    assert load(tmp_path / "r").started == run.started
+    save(load(tmp_path / "r"), tmp_path / "copy", text_sha256="t", weights_sha256="w")
+    assert json.loads((tmp_path / "copy" / "run.json").read_text())["started"] == run.started
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({}, "float32"),
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"weights": "int4"}, "int4 weights, bfloat16 products, float32 elsewhere"),
+        ({"weights": "int8", "dtype": "bfloat16"}, "int8 weights, bfloat16 products"),
+    ],
+)
+def test_what_is_computed_in_is_said(tmp_path, more, words):
+    spec = replace(SPEC, **more)
+    assert spec.arithmetic == words
+    Folder(tmp_path / "run", Run(spec, 7), text_sha256="t", weights_sha256="w")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["arithmetic"] == words
 
 
 def test_a_run_kept_in_memory_is_saved_and_read_again(tiny_llama, tmp_path):

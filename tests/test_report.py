@@ -1,5 +1,6 @@
 """A report stands alone; the notebook runs; and both say what was computed."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -45,6 +46,7 @@ def test_a_report_of_thirty_thousand_tokens_stands_alone_and_is_small(model, tmp
     assert not re.search(r"<(script|img|link|iframe)[^>]+(src|href)=[\"']?(https?:)?//", text)
     assert text.count('<span class="n') == 29_999 and text.count("plotly-graph-div") >= 6
     assert "python -m analysis stream" in text and "t" * 64 in text
+    assert html.escape(run.spec.command()) in text and "read 30,000 tokens" in text
     nll = run.tracks[1].nll.view()
     assert f"{np.exp(nll.mean(dtype=np.float64)):.3f}" in text
 
