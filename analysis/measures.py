@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from . import metrics
 from .attention import capped
 from .models import LanguageModel
 from .rotary import Adapted
@@ -52,9 +53,8 @@ class Measured:
     places: NDArray[np.int64]
 
     def sink_rate(self, threshold: float = 0.3) -> tuple[NDArray[np.float32], float]:
-        """The share of heads whose α₁ is above ε, [layers] and of all (Gu et al. 2024)."""
-        above = self.heads["alpha"].mean(0) > threshold
-        return above.mean(1), float(above.mean())
+        """The sink rate of each layer [layers] and of all (metrics.sink_rate)."""
+        return metrics.sink_rate(self.heads["alpha"], threshold)
 
     @property
     def massive(self) -> NDArray[np.bool_]:
@@ -121,7 +121,7 @@ class _Measuring:
         later = weights[:, min(first, weights.shape[1] - 1) :]
         return {
             "sink_mass": later[..., :first].sum(-1).mean(-1),
-            "alpha": weights[..., 0].mean(-1),
+            "alpha": metrics.alpha(weights),
             "distance": (weights * distance).sum(-1).mean(-1),
             "entropy": -torch.special.xlogy(weights, weights).sum(-1).mean(-1),
             "diagonal": weights.diagonal(dim1=-2, dim2=-1).mean(-1),

@@ -48,15 +48,24 @@ def predicted_bytes(layers: int, kv_heads: int, head_dim: int, tokens: int, item
     return 2 * layers * kv_heads * head_dim * tokens * itemsize
 
 
-def sink_rate(attention: Array, threshold: float = 0.3, k: int = 1) -> tuple[Array, float]:
-    """α_k of each head and the share of heads above the threshold (Gu et al. 2024, "When Attention Sink Emerges").
+def alpha(attention: Array, k: int = 1) -> Array:
+    """α_k of each head: the mean attention that token k (counted from 1) gets from the queries that can see it.
 
-    `attention` [..., queries, keys] of a whole text of T tokens; α_k is the mean attention that its k-th token (counted
-    from 1) gets from the queries that can see it.
+    `attention` [..., queries, keys], an array or a tensor: of a whole text of T tokens (Gu et al. 2024, "When Attention
+    Sink Emerges").
     """
     tokens = attention.shape[-1]
-    alpha = attention[..., k - 1 :, k - 1].sum(-1) / (tokens - k + 1)
-    return alpha, float((alpha > threshold).mean())
+    return attention[..., k - 1 :, k - 1].sum(-1) / (tokens - k + 1)
+
+
+def sink_rate(alpha: Array, threshold: float = 0.3) -> tuple[Array, float]:
+    """The share of all heads of all samples whose α is above ε: of each layer, [layers], and of the model.
+
+    `alpha` [samples, layers, heads].  Every head of every sample is held against ε by itself, as in the authors' public
+    code: a mean over samples before that would count heads that are above in some samples as above in all.
+    """
+    above = np.asarray(alpha) > threshold
+    return above.mean((0, 2)), float(above.mean())
 
 
 def decimate(y: Array, points: int) -> NDArray[np.int64]:

@@ -85,9 +85,10 @@ def test_sink_rate_is_the_share_of_heads_above_the_threshold(base, tmp_path):
     heads, rows = experiment.table(cells, tmp_path)
     with np.load(tmp_path / cells[0].name / "alpha.npz") as held:
         assert held["alpha"].shape == (100, 3, 4)
-        mean = held["alpha"].mean(0)
+        alpha = held["alpha"]
     assert [row[0] for row in rows[:4]] == ["0", "1", "2", "all"] and len(heads) == len(rows[0])
-    assert rows[3][1] == f"{mean.mean():.4f}" and rows[3][3] == f"{(mean > 0.3).mean():.1%}"
+    assert rows[3][1] == f"{alpha.mean():.4f}" and rows[3][3] == f"{(alpha > 0.3).mean():.1%}"
+    assert [row[3] for row in rows[:3]] == [f"{(alpha[:, layer] > 0.3).mean():.1%}" for layer in range(3)]
     assert ["Paper: GPT2-XL", "–", "–", "77.00%"] in rows
 
 

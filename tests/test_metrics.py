@@ -59,22 +59,34 @@ def test_predicted_bytes_of_the_embedded_model():
     assert metrics.predicted_bytes(layers=30, kv_heads=3, head_dim=64, tokens=128, itemsize=4) == 5_898_240
 
 
-def test_uniform_causal_attention_has_the_sink_rate_of_the_paper():
+def test_uniform_causal_attention_has_the_alpha_of_the_paper():
     uniform = np.tril(np.ones((64, 64))) / np.arange(1, 65)[:, None]
-    alpha, rate = metrics.sink_rate(np.stack([uniform, uniform]))
-    np.testing.assert_allclose(alpha, sum(1 / t for t in range(1, 65)) / 64)
-    assert alpha[0] == pytest.approx(0.0741, abs=5e-5)
-    assert rate == 0
+    alpha = metrics.alpha(uniform[None, None, None])
+    assert alpha[0, 0, 0] == pytest.approx(sum(1 / t for t in range(1, 65)) / 64) == pytest.approx(0.0741, abs=5e-5)
+    assert metrics.sink_rate(alpha) == ([0], 0)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_sink_rate_equals_its_definition(k):
-    weights = np.tril(np.random.default_rng(3).gamma(0.3, 1, (2, 3, 20, 20)))
+    samples, layers, heads, tokens = 5, 2, 3, 20
+    weights = np.tril(np.random.default_rng(3).gamma(0.3, 1, (samples, layers, heads, tokens, tokens)))
     weights /= weights.sum(-1, keepdims=True)
-    alpha, rate = metrics.sink_rate(weights, k=k, threshold=0.06)
-    expected = [[sum(head[i, k - 1] for i in range(k - 1, 20)) / (20 - k + 1) for head in layer] for layer in weights]
-    np.testing.assert_allclose(alpha, expected)
-    assert rate == np.mean(np.array(expected) > 0.06)
+    found = metrics.alpha(weights, k)
+    threshold = float(np.median(found))
+    by_layer, rate = metrics.sink_rate(found, threshold)
+    above = np.zeros((samples, layers, heads))
+    for at in np.ndindex(above.shape):
+        alpha = sum(weights[at][i - 1, k - 1] for i in range(k, tokens + 1)) / (tokens - k + 1)
+        assert found[at] == pytest.approx(alpha)
+        above[at] = alpha > threshold
+    assert rate == pytest.approx(above.sum() / above.size)
+    for layer in range(layers):
+        assert by_layer[layer] == pytest.approx(above[:, layer].sum() / (samples * heads))
+
+
+def test_sink_rate_holds_each_sample_against_the_threshold():
+    # One head, above in one of two samples; the mean of both is above too.
+    assert metrics.sink_rate(np.array([[[0.9]], [[0.1]]]))[1] == 0.5
 
 
 @pytest.mark.parametrize("count", [1, 2, 1499, 1500, 1501, 30_000, 65_000])

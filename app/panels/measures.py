@@ -91,7 +91,7 @@ def draw() -> None:
         name = st.selectbox("Measure", list(MEASURES), format_func=MEASURES.get, key="measures-name", width=320)
         threshold = st.slider("ε of the sink rate", 0.05, 0.95, 0.3, 0.05, key="measures-threshold", width=240)
         _, rate = run.measured.sink_rate(threshold)
-        st.metric(f"Heads with α₁ > {threshold:.2f}", f"{rate:.1%}")
+        st.metric(f"Heads with α₁ > {threshold:.2f}", f"{rate:.1%}", help="The sink rate: of all heads of all samples")
     values, found = run.measured.heads[name], table(run)
     left, right = st.columns(2)
     bare = {"displayModeBar": False}
