@@ -260,10 +260,7 @@ class Reading:
         cache = self.caches[layer]
         missing = self.reach.sinks - cache.sink_keys.shape[1]
         if missing > 0:
-            cache.pin(
-                torch.cat((cache.sink_keys, key[0, :, :missing]), 1),
-                torch.cat((cache.sink_values, value[0, :, :missing]), 1),
-            )
+            cache.gather(key[0, :, :missing], value[0, :, :missing])
             key, value = key[:, :, missing:], value[:, :, missing:]
         cache.append(key[0], value[0])
         return cache.sink_keys[None], cache.sink_values[None], cache.keys.view()[None], cache.values.view()[None]

@@ -6,8 +6,9 @@ chosen.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -15,14 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .attention import Reading
-from .cache import LayerCache
+from .cache import LayerCache, Span, as_bands
 from .decoding import Decoding, Turns
 from .policies import Afresh, Band, Dense, Duo, Policy, Ranked
 from .positions import Angles
-from .ranking import RankedCache, Ranking, as_band, as_ranked, run_of, shares_of, sinks_of, with_front
+from .ranking import RankedCache, Ranking, Scattered, as_ranked, with_front
 from .reach import Reach
 from .source import Piece, RankedPiece, Source, Step
-from .split import SplitCache, Splitting, split_shares
+from .split import SplitCache, Splitting
 from .what_if import WhatIf
 
 ROWS = 64
@@ -62,6 +63,7 @@ class Lane:
         """The policy that encoded afresh what is held, if one did, and the length for which it rotated."""
         self._fresh: list[Decoding] = []
         """Decoded tokens whose queries and keys are not in `pieces` yet."""
+        self._publish()
 
     @property
     def policy(self) -> Policy:
@@ -91,7 +93,7 @@ class Lane:
 
     def front(self, tokens: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the first tokens as this lane reads them, per layer [kv_heads, tokens, dim]."""
-        return self.source.front(tokens, self.policy.first, self._early)
+        return self.source.front(tokens, self.policy.first, self._early, self._what_if)
 
     @property
     def done(self) -> bool:
@@ -99,30 +101,25 @@ class Lane:
 
     @property
     def sinks(self) -> int:
-        """First tokens whose keys are held in front of the run or at its beginning, by all heads."""
-        if not self.caches:
-            return 0
-        if self.ranked:
-            return sinks_of(self.caches)
-        cache = self._narrow[0]
-        run_first = self.position - 1 - len(cache.keys)
-        held = cache.sink_keys.shape[1]
-        return self.position - 1 if run_first <= held else held
+        """First tokens whose keys are held, without a gap, by all heads."""
+        return min((span.prefix for span in self.view.spans), default=0)
 
     @property
     def first(self) -> int:
         """The text position from which on every token is held by all heads."""
-        if not self.caches:
-            return 0
-        read = self.position - 1
-        return read - (run_of(self.caches, read) if self.ranked else len(self._narrow[0].keys))
+        return self.view.read - min((span.suffix for span in self.view.spans), default=self.view.read)
 
     @property
     def shares(self) -> NDArray[np.float32] | None:
         """Which share of all KV heads holds each token that was read, [read]; None where all hold the same."""
-        if self.split:
-            return split_shares(self.caches, self.position - 1)
-        return shares_of(self.caches, self.position - 1).numpy() if self.ranked else None
+        view = self.view
+        kinds = {(s.prefix, s.suffix) if isinstance(s, Span) else s for s in view.spans}
+        if not kinds or (len(kinds) == 1 and isinstance(view.spans[0], Span)):
+            return None
+        held = np.zeros(view.read, np.float32)
+        for span in view.spans:
+            span.count(held)
+        return held / sum(span.heads for span in view.spans)
 
     @property
     def ranked(self) -> bool:
@@ -134,18 +131,9 @@ class Lane:
         """Whether some heads hold everything and others a band."""
         return bool(self.caches) and isinstance(self.caches[0], SplitCache)
 
-    @property
-    def _narrow(self) -> list[LayerCache]:
-        """The bands that are held, of those heads that hold less."""
-        return [c.parts[1] for c in self.caches] if self.split else self.caches
-
     def held(self, layer: int, kv_head: int) -> tuple[LayerCache, int]:
         """The cache that holds a KV head by place, and which of its heads that is."""
-        cache = self.caches[layer]
-        if not self.split:
-            return cache, kv_head
-        part = 0 if kv_head in cache.names[0] else 1
-        return cache.parts[part], cache.names[part].index(kv_head)
+        return self.view.held(layer, kv_head)
 
     @property
     def cache_bytes(self) -> int:
@@ -172,6 +160,7 @@ class Lane:
         seconds = time.perf_counter() - began
         self.seconds += seconds
         self.position = start + len(nll)
+        self._publish()
         per_token = self._bytes_per_token
         return Step(
             lane=self.index,
@@ -251,11 +240,8 @@ class Lane:
         else:
             logits = source.model.forward(self.ids[None, begin : begin + count], ranking, begin=begin)
         if source.hold:
-            self.pieces.append(
-                RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone, self._what_if, length)
-            )
-            while self.pieces[0].stop <= begin + count - source.hold:
-                self.pieces.pop(0)
+            piece = RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone, self._what_if, length)
+            self.pieces = [p for p in (*self.pieces, piece) if p.stop > piece.stop - source.hold]
         held = before + np.arange(1.0, count + 1)
         held[-1] = self._mean_held
         return logits, stacked(ranking.mass, logits), held
@@ -307,15 +293,14 @@ class Lane:
             self._empty()
         if isinstance(policy, Band):
             reader = narrow = self._reading(policy, self.caches, begin, end)
-            readings, full = [(narrow, 1.0)], None
+            readings, full = [(narrow, 1)], None
         else:
             parts = [[c.parts[i] for c in self.caches] for i in (0, 1)]
             whole, narrow = (self._reading(p, c, begin, end) for p, c in zip(policy.parts, parts, strict=True))
             whole.what_if, narrow.what_if = self._what_ifs_of_parts()
             reader = Splitting(begin, self.caches, (whole, narrow), capture)
             full = [c.names[0] for c in self.caches]
-            share = sum(map(len, full)) / (source.model.layers * source.model.kv_heads)
-            readings = [(whole, share), (narrow, 1 - share)]
+            readings = [(whole, sum(map(len, full))), (narrow, sum(len(c.names[1]) for c in self.caches))]
         ids = self.ids[None, begin:end]
         if isinstance(reader, Splitting) and last and end - begin == 1:
             logits = source.decode(ids, reader)
@@ -327,10 +312,15 @@ class Lane:
                     cache.keep_last(reading.reach.window)
         if capture:
             queries, keys = ([x[0] for x in of] for of in (reader.queries, reader.keys))
-            self._hold(Piece(begin, end, narrow.reach, queries, keys, self._what_if, narrow.length, full))
+            sinks = [[c.sink_keys for c in reading.caches] for reading, _ in readings]
+            reach = None if full is None else readings[0][0].reach
+            length = narrow.length
+            self._hold(Piece(begin, end, narrow.reach, queries, keys, self._what_if, length, sinks, full, reach))
         if source.watch is not None:
             source.watch(narrow)
-        contexts = sum(share * reading.reach.held(np.arange(begin, end)) for reading, share in readings)
+        # Whole numbers until the end: a mean that is a little too large would be a token more.
+        contexts = sum(heads * reading.reach.held(np.arange(begin, end)) for reading, heads in readings)
+        contexts = contexts / sum(heads for _, heads in readings)
         return logits, stacked(reader.mass, logits), contexts
 
     def _reading(self, policy: Band, caches: list[LayerCache], begin: int, end: int) -> Reading:
@@ -348,7 +338,8 @@ class Lane:
         """What tokens begin … end − 1 reach in caches that a band keeps."""
         held, run = (caches[0].sink_keys.shape[1], len(caches[0].keys)) if caches else (0, 0)
         sinks = min(policy.sinks, end) if held == begin and run == 0 else held
-        return Reach(sinks, max(begin - run, sinks), policy.window, policy.positions)
+        first = caches[0].first if caches else 0
+        return Reach(sinks, max(first, sinks), policy.window, policy.positions)
 
     def _what_ifs_of_parts(self) -> list[WhatIf | None]:
         """The what-if as each part of a split cache has it, whose heads are only some."""
@@ -362,9 +353,9 @@ class Lane:
             self._split_what_ifs = [replace(self._what_if, own=own, _made={}) for own in owns]
         return self._split_what_ifs
 
-    def _empty(self) -> None:
+    def _empty(self, first: int = 0) -> None:
         model = self.source.model
-        self.caches = [LayerCache.empty(model, layer) for layer in range(model.layers)]
+        self.caches = [LayerCache.empty(model, layer, first) for layer in range(model.layers)]
         if isinstance(self.policy, Duo):
             full = self.source.full_heads(self.policy)
             self.caches = [SplitCache(*of_layer) for of_layer in zip(self.caches, full, strict=True)]
@@ -397,7 +388,7 @@ class Lane:
         mass = stacked(reading.mass, logits).unflatten(-1, (len(starts), tokens))[..., -last:].flatten(-2)
         self._encoded = policy, length
         # The newest window stays: it is what this lane has, until it reads on or another policy takes over.
-        self.caches = [LayerCache(k[-1]) for k in reading.keys]
+        self.caches = [LayerCache(k[-1], starts[-1]) for k in reading.keys]
         for cache, k, v in zip(self.caches, reading.keys, reading.values, strict=True):
             cache.append(k[-1], v[-1])
         if source.hold:
@@ -433,6 +424,7 @@ class Lane:
         seconds = time.perf_counter() - began
         self.seconds += seconds
         self.position += 1
+        self._publish()
         per_token = self._bytes_per_token
         return Step(
             lane=self.index,
@@ -505,7 +497,7 @@ class Lane:
     def _encode(self, start: int) -> tuple[Tensor, Tensor]:
         """Encode the tokens from `start` to the newest afresh; logits of the newest, sink mass of all."""
         source, end = self.source, self.position
-        self._empty()
+        self._empty(start)
         length = source.model.regime(self._afresh_length)
         self._encoded = self.policy, length
         reach = Reach(0, start, None, "text")
@@ -548,99 +540,147 @@ class Lane:
         """Put the queries and keys of decoded tokens where maps find them."""
         if not self._fresh:
             return
-        first, last, layers = self._fresh[0], self._fresh[-1], range(self.source.model.layers)
-        queries = [torch.cat([d.queries[layer] for d in self._fresh], 1) for layer in layers]
-        keys = [torch.cat([d.keys[layer] for d in self._fresh], 1) for layer in layers]
-        self._fresh = []
-        piece = Piece(first.token, last.token + 1, first.reach, queries, keys, self._what_if, first.length)
+        piece, self._fresh = _joined(self._fresh), []
         if isinstance(self.policy, Afresh):
-            self.pieces.append(piece)
+            self.pieces = [*self.pieces, piece]
         else:
             self._hold(piece)
+
+    def _publish(self) -> None:
+        """Let others see what is held from now on."""
+        read, caches = self.position - 1, self.caches
+        spans = [span for c in caches for span in c.spans(read)]
+        if self.ranked:
+            caches = [Scattered(c.places, read, c.keys) for c in caches] if self.source.hold else []
+        self.view = View(self.source, self.policy, read, caches, spans, self.pieces, tuple(self._fresh))
 
     def snapshot(self) -> "Snapshot":
         """All that this lane holds just now, to go on from here another time.  Takes no memory of its own."""
         self.settle()
-        pieces = [replace(p) for p in self.pieces]
         caches = [c.copy() for c in self.caches]
-        return Snapshot(self.position, len(self.source.tokens), self.policy, self._encoded, caches, pieces)
+        return Snapshot(self.position, len(self.source.tokens), self.policy, self._encoded, caches, self.pieces)
 
     def restore(self, snapshot: "Snapshot") -> None:
         """Be as when the snapshot was taken; the text that came after it is forgotten."""
         self.position, self.policy, self._encoded = snapshot.position, snapshot.policy, snapshot.encoded
         self.source.truncate(snapshot.tokens)
         self.caches, self._fresh = [c.copy() for c in snapshot.caches], []
-        self.pieces = [replace(p) for p in snapshot.pieces]
-        if self.ranked or self.split:
-            return
-        self._origin = min(self._origin, max(0, self.position - 1 - (len(self.caches[0].keys) if self.caches else 0)))
-        for cache in self.caches:
-            cache.forget_rotations()
+        self.pieces = snapshot.pieces
+        if not self.ranked and not self.split:
+            self._origin = min(self._origin, self.caches[0].first if self.caches else 0)
+            for cache in self.caches:
+                cache.forget_rotations()
+        self._publish()
 
     def _hold(self, piece: Piece) -> None:
-        self.pieces.append(piece)
-        window = piece.reach.window or 0
-        oldest = piece.stop - self.source.hold
-        while self.pieces[0].stop <= oldest - window:
-            self.pieces.pop(0)
-        for old in self.pieces:
-            if old.stop > oldest:
-                break
-            old.queries = []
+        window, oldest = piece.reach.window or 0, piece.stop - self.source.hold
+        # Nothing of it is changed in place, since somebody else may be looking at it.
+        self.pieces = [
+            replace(p, queries=[]) if p.queries and p.stop <= oldest else p
+            for p in (*self.pieces, piece)
+            if p.stop > oldest - window
+        ]
+
+    def _wanted(self, policy: Policy) -> int:
+        """How many of the first tokens that were read the policy keeps whatever comes."""
+        read = self.position - 1
+        if isinstance(policy, Ranked):
+            # Not all of them protect the first ones.
+            return int(policy.safe(torch.arange(min(policy.sinks, read))[None]).long().cumprod(1).sum())
+        return min(policy.sinks, read) if isinstance(policy, Band | Duo) else 0
 
     def missing_sinks(self, policy: Policy) -> int:
         """How many of the first tokens the policy would keep, but this lane no longer holds."""
-        wanted = min(policy.sinks, self.position - 1) if isinstance(policy, Band | Duo | Ranked) else 0
-        return max(0, wanted - self.sinks)
+        return max(0, self._wanted(policy) - self.sinks)
 
     def switch(self, policy: Policy, *, pin: bool = False) -> None:
         """Read on under another policy, which keeps what it keeps of what the lane still has.
 
-        Where the new policy has sinks whose keys are gone, `pin` brings them back as they were; otherwise it goes on
-        without them.
+        Where the new policy has sinks that not all heads hold, `pin` brings them back in every head, as the new policy
+        reads them.  Otherwise a band goes on without any; heads that keep everything and ranked slots keep what they
+        have.  Where heads hold different tokens and the new policy has no use for that, what stays is the first and the
+        newest tokens that all of them hold.
         """
         self.source.allow(policy)
+        if isinstance(policy, Duo):
+            self.source.full_heads(policy)
         self.settle()
-        missing, first, early = self.missing_sinks(policy), self.policy.first, self._early
+        before, first, early = self.policy, self.policy.first, self._early
+        caches, pieces, encoded = self.caches, self.pieces, self._encoded
         self.policy, self._encoded = policy, None
-        read = self.position - 1
-        self._take_over(policy, read, missing, pin)
-        if self.caches and (first, early) != (policy.first, self._early) and {first, policy.first} != {"own"}:
-            # Maps do not reach back to where the first tokens were others.
-            self.pieces = []
-            front = self.front(min(read, max(early, self._early)))
-            for cache, of_layer in zip(self.caches, front, strict=True):
-                cache.put_first(*of_layer, read)
+        # What is changed is a copy: others may be looking, and where the memory does not suffice all is as it was.
+        self.caches = [c.copy() for c in caches]
+        try:
+            self._take_over(policy, pin)
+            if self.caches and (first, early) != (policy.first, self._early) and {first, policy.first} != {"own"}:
+                # Maps do not reach back to where the first tokens were others.
+                self.pieces = []
+                front = self.front(min(self.position - 1, max(early, self._early)))
+                for cache, of_layer in zip(self.caches, front, strict=True):
+                    cache.put_first(*of_layer)
+        except BaseException:
+            self.policy, self.caches, self.pieces, self._encoded = before, caches, pieces, encoded
+            raise
+        self._publish()
 
-    def _take_over(self, policy: Policy, read: int, missing: int, pin: bool) -> None:
-        """Keep of what is held what this policy would; `missing`: first tokens that are gone, and `pin` brings back."""
+    def _take_over(self, policy: Policy, pin: bool) -> None:
+        """Keep of what is held what this policy would; where first tokens are missing, `pin` brings them back."""
         if isinstance(policy, Ranked) != self.ranked or (pin and self.ranked):
             # Maps do not reach back to where slots were kept in another way.
             self.pieces = []
         if not self.caches:
             return
+        read, missing = self.position - 1, self.missing_sinks(policy) > 0
+        front = self.front(self._wanted(policy)) if missing and pin else None
         full = self.source.full_heads(policy) if isinstance(policy, Duo) else None
         if self.split and full != [c.names[0] for c in self.caches]:
-            self.caches = [c.whole(read) for c in self.caches]
+            self.caches = as_bands(self.caches, read)
         if isinstance(policy, Ranked):
             self.caches = [as_ranked(c, read) for c in self.caches]
-            if missing and pin:
-                self.caches = with_front(self.caches, self.front(min(policy.sinks, read)))
+            if front is not None:
+                self.caches = with_front(self.caches, front)
             return
         if self.ranked:
-            self.caches = as_band(self.caches, read)
+            self.caches = as_bands(self.caches, read)
         if isinstance(policy, Afresh):
             return
-        front = self.front(policy.sinks) if missing and pin else [None] * len(self.caches)
-        for layer, (cache, of_layer) in enumerate(zip(self.caches, front, strict=True)):
+        if full is not None and not self.split:
+            self.caches = [SplitCache(*of_layer) for of_layer in zip(self.caches, full, strict=True)]
+        for layer, cache in enumerate(self.caches):
+            first = None if front is None else front[layer]
             if full is None:
-                cache.become(policy.sinks, policy.window, read, missing=missing > 0, front=of_layer)
+                cache.become(policy.sinks, policy.window, front=first)
                 continue
-            if not self.split or isinstance(cache, LayerCache):
-                self.caches[layer] = cache = SplitCache(cache, full[layer])
             for part, kept, own in zip(cache.parts, policy.parts, cache.heads, strict=True):
-                theirs = None if of_layer is None or not kept.sinks else tuple(x[own] for x in of_layer)
-                part.become(kept.sinks, kept.window, read, missing=missing > 0, front=theirs)
+                part.become(policy.sinks, kept.window, front=None if first is None else tuple(x[own] for x in first))
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a lane held when it last stood still, for whoever looks at it, from whatever thread."""
+
+    source: Source
+    policy: Policy
+    read: int
+    caches: list[LayerCache] | list[SplitCache] | list[Scattered]
+    """As they go on being written, but for ranked ones; a run says itself where in the text it begins."""
+    spans: list[Span] | list[Scattered]
+    """Which tokens are held, by groups of heads that hold the same."""
+    settled: list[Piece] | list[RankedPiece]
+    fresh: tuple[Decoding, ...]
+
+    @cached_property
+    def pieces(self) -> list[Piece] | list[RankedPiece]:
+        """Queries and keys of the newest tokens, oldest first, from which maps are drawn."""
+        return [*self.settled, _joined(self.fresh)] if self.fresh else self.settled
+
+    def held(self, layer: int, kv_head: int) -> tuple[LayerCache, int]:
+        """The cache that holds a KV head by place, and which of its heads that is."""
+        cache = self.caches[layer]
+        if not isinstance(cache, SplitCache):
+            return cache, kv_head
+        part = 0 if kv_head in cache.names[0] else 1
+        return cache.parts[part], cache.names[part].index(kv_head)
 
 
 @dataclass(frozen=True, eq=False)
@@ -667,3 +707,12 @@ def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
         rows = rows.float()
         parts.append(torch.logsumexp(rows, -1) - rows.gather(-1, wanted[:, None])[:, 0])
     return torch.cat(parts)
+
+
+def _joined(decoded: Sequence[Decoding]) -> Piece:
+    """The queries and keys of tokens that were decoded one after the other, as one piece."""
+    first, last, layers = decoded[0], decoded[-1], range(decoded[0].model.layers)
+    queries = [torch.cat([d.queries[layer] for d in decoded], 1) for layer in layers]
+    keys = [torch.cat([d.keys[layer] for d in decoded], 1) for layer in layers]
+    sinks = [[c.sink_keys for c in first.caches]]
+    return Piece(first.token, last.token + 1, first.reach, queries, keys, first.what_if, first.length, sinks)

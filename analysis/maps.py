@@ -1,7 +1,8 @@
 """Attention maps on demand: the exact weights of one head, from queries and keys that a lane holds for a while.
 
 No attention matrix is ever kept.  A map is one small matrix product, made when somebody looks.  It may be asked for
-from another thread than the one that reads, since what a lane holds is replaced, never overwritten.
+from another thread than the one that reads, since it is drawn from the lane's view: what it held when it last stood
+still, which is replaced and never overwritten.
 """
 
 from dataclasses import dataclass
@@ -12,8 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .lane import Lane
-from .policies import Afresh
+from .lane import Lane, View
 from .source import Piece, RankedPiece
 
 
@@ -60,8 +60,8 @@ class HeadRow:
 def head_row(lane: Lane, layer: int, head: int, token: int) -> HeadRow | None:
     """The row of one head for the token at a text position; None where its query is not held (yet, or any more)."""
     _check(lane, layer, head)
-    lane.settle()
-    piece = next((p for p in lane.pieces if p.queries and p.start <= token < p.stop), None)
+    view = lane.view
+    piece = next((p for p in view.pieces if p.queries and p.start <= token < p.stop), None)
     if piece is None:
         return None
     with torch.inference_mode():
@@ -89,7 +89,8 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
     A lane that recomputes shows its newest window, as it was encoded.
     """
     _check(lane, layer, head)
-    pieces = [p for p in list(lane.pieces) if p.queries]
+    view = lane.view
+    pieces = [p for p in view.pieces if p.queries]
     if not pieces:
         return None
     stop = pieces[-1].stop
@@ -104,7 +105,7 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
             if piece.stop <= first:
                 continue
             rows = slice(max(piece.start, first) - first, piece.stop - first)
-            places, row_weights, row_learned, _ = _weights(lane, piece, layer, head)
+            places, row_weights, row_learned, _ = _weights(view, piece, layer, head)
             if row_learned is not None and learned is not None:
                 learned[rows] = row_learned[-(rows.stop - rows.start) :]
             row_weights = row_weights[-(rows.stop - rows.start) :]
@@ -116,7 +117,7 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
 
 
 def _weights(
-    lane: Lane, piece: Piece | RankedPiece, layer: int, head: int
+    lane: View, piece: Piece | RankedPiece, layer: int, head: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None, Tensor]:
     """Text positions of the keys that the queries of a piece may reach, their weights [queries, keys], those of a
     learned sink [queries], and the logits [queries, keys].
@@ -152,7 +153,8 @@ def _weights(
     if isinstance(piece, Piece):
         # A row is exact only when every key that it reached is still held.
         reach = piece.reach_of(layer, head // (model.heads // model.kv_heads))
-        weights[reach.low(t) < int(places[-1][0])] = float("nan")
+        oldest = int(places[-1][0]) if len(places[-1]) else piece.stop
+        weights[reach.low(t) < oldest] = float("nan")
     return at.cpu().numpy(), weights.cpu().numpy(), learned, s
 
 
@@ -179,7 +181,7 @@ class Meeting(NamedTuple):
     seen: Tensor
 
 
-def _met(lane: Lane, piece: Piece, layer: int, head: int) -> list[Meeting]:
+def _met(lane: View, piece: Piece, layer: int, head: int) -> list[Meeting]:
     """The sinks, and the run."""
     model = lane.source.model
     group = head // (model.heads // model.kv_heads)
@@ -189,20 +191,18 @@ def _met(lane: Lane, piece: Piece, layer: int, head: int) -> list[Meeting]:
     meetings = []
     if reach.sinks:
         at = torch.arange(reach.sinks, device=run.device)
-        cache, row = (None, 0) if lane.ranked else lane.held(layer, group)
-        held = cache is not None and cache.sink_keys.shape[1] >= reach.sinks
-        keys = cache.sink_keys[row, : reach.sinks] if held else lane.front(reach.sinks)[layer][0][group]
+        keys = piece.sinks_of(layer, group)
         meetings.append(Meeting(keys, at, reach.in_front(run.device), reach.slot(t), reach.sees(t, at)))
     at = torch.arange(low, piece.stop, device=run.device)
     meetings.append(Meeting(run, at, reach.in_run(at, low), reach.in_run(t, low), reach.sees(t, at)))
     return meetings
 
 
-def _met_ranked(lane: Lane, piece: RankedPiece, layer: int, head: int) -> list[Meeting]:
+def _met_ranked(lane: View, piece: RankedPiece, layer: int, head: int) -> list[Meeting]:
     """The slots of one KV head as they were: those that are still held, and those that went after this piece."""
     model = lane.source.model
     group = head // (model.heads // model.kv_heads)
-    later = [p.gone[layer] for p in list(lane.pieces) if p.stop >= piece.stop]
+    later = [p.gone[layer] for p in lane.pieces if p.stop >= piece.stop]
     keys = torch.cat([lane.caches[layer].keys[group], *(g.keys[group] for g in later if g is not None)])
     places = torch.cat([lane.caches[layer].places[group], *(g.places[group] for g in later if g is not None)])
     order = places.argsort()
@@ -215,19 +215,18 @@ def _met_ranked(lane: Lane, piece: RankedPiece, layer: int, head: int) -> list[M
     return [Meeting(keys, places, at, queries_at, places <= t[:, None])]
 
 
-def _run(lane: Lane, piece: Piece, layer: int, group: int) -> tuple[int, Tensor]:
+def _run(lane: View, piece: Piece, layer: int, group: int) -> tuple[int, Tensor]:
     """The keys [tokens, dim] that stand before and in a piece without a gap, and the text position of the first."""
     newest, reach = piece.stop, piece.reach_of(layer, group)
-    held = [p for p in list(lane.pieces) if p.stop <= newest]
+    held = [p for p in lane.pieces if p.stop <= newest]
     keys = [p.keys[layer][group] for p in held]
     low = held[0].start
-    if reach.window is None and not isinstance(lane.policy, Afresh):
+    if reach.window is None:
         # A lane that keeps everything has its older keys in the cache.
         cache, row = lane.held(layer, group)
-        cached = cache.keys.view()[row]
-        oldest = lane.pieces[-1].stop - len(cached)
-        if oldest < low <= oldest + len(cached):
-            keys.insert(0, cached[: low - oldest])
+        run, oldest = cache.keys.placed()
+        if oldest < low <= oldest + run.shape[1]:
+            keys.insert(0, run[row, : low - oldest])
             low = oldest
     run = torch.cat(keys)
     start = max(low, int(reach.low(torch.tensor(piece.start))))

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .attention import capped, weigh
@@ -28,6 +30,38 @@ class Gone(NamedTuple):
 
     keys: Tensor
     places: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Scattered:
+    """What the heads of a ranked cache hold of a text of which `read` tokens have been read.
+
+    Slots are counted on the host, and only when somebody wants to know.
+    """
+
+    places: Int[Tensor, "kv_heads slots"]
+    read: int
+    keys: Float[Tensor, "kv_heads slots dim"] | None = None
+    """Before rotation, where somebody may want to draw a map."""
+
+    @property
+    def heads(self) -> int:
+        return len(self.places)
+
+    @property
+    def prefix(self) -> int:
+        """How many of the text's first tokens every head holds without a gap."""
+        return _agreeing(self.places.cpu(), torch.arange(self.places.shape[1]))
+
+    @property
+    def suffix(self) -> int:
+        """How many of the newest tokens every head holds without a gap."""
+        expected = torch.arange(self.read - 1, self.read - 1 - self.places.shape[1], -1)
+        return _agreeing(self.places.cpu().flip(1), expected)
+
+    def count(self, held: NDArray[np.float32]) -> None:
+        """Add the heads that hold each token of the text, [read]."""
+        held += np.bincount(self.places.cpu().numpy().ravel(), minlength=len(held))
 
 
 @dataclass(eq=False)
@@ -55,11 +89,9 @@ class RankedCache:
     @classmethod
     def of(cls, cache: LayerCache, read: int) -> "RankedCache":
         """What a layer holds by place, when `read` tokens have been read."""
-        sinks, run = cache.sink_keys.shape[1], len(cache.keys)
-        device = cache.sink_keys.device
-        places = torch.cat((torch.arange(sinks, device=device), torch.arange(read - run, read, device=device)))
+        assert cache.read == read, f"{read} tokens were read, and the run ends with token {cache.read}"
         keys, values = cache.everything()
-        return cls(keys, values, places.expand(len(keys), -1))
+        return cls(keys, values, cache.positions().expand(len(keys), -1))
 
     def __len__(self) -> int:
         return self.keys.shape[1]
@@ -74,6 +106,15 @@ class RankedCache:
         """Bytes of all keys and values held; what was observed of them is work space and not counted."""
         return sum(t.numel() * t.element_size() for t in (self.keys, self.values))
 
+    def spans(self, read: int) -> list[Scattered]:
+        """What its heads hold when `read` tokens have been read."""
+        return [Scattered(self.places, read)]
+
+    def ends(self, sinks: int, run: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first and the newest tokens, so many of each, which all heads must hold."""
+        count = len(self)
+        return tuple(torch.cat((x[:, :sinks], x[:, count - run :]), 1) for x in (self.keys, self.values))
+
     def copy(self) -> "RankedCache":
         return replace(self)
 
@@ -81,7 +122,7 @@ class RankedCache:
         self.keys, self.values = torch.cat((self.keys, keys), 1), torch.cat((self.values, values), 1)
         self.places = torch.cat((self.places, places.expand(len(keys), -1)), 1)
 
-    def put_first(self, keys: Tensor, values: Tensor, read: int) -> None:
+    def put_first(self, keys: Tensor, values: Tensor) -> None:
         """Hold these keys and values of the text's first tokens, each [kv_heads, tokens, dim], where those are held."""
         early = (self.places < keys.shape[1])[..., None]
         at = self.places.clamp(max=keys.shape[1] - 1)
@@ -255,27 +296,6 @@ def _ahead(queries: int, device: torch.device) -> Tensor:
     return torch.full((queries, queries), float("-inf"), device=device).triu(1)
 
 
-def sinks_of(caches: list[RankedCache]) -> int:
-    """How many of the text's first tokens every head of every layer holds."""
-    # Each taken once, since somebody else's thread may be reading on.
-    return min(_agreeing(places, torch.arange(places.shape[1])) for places in [c.places.cpu() for c in caches])
-
-
-def run_of(caches: list[RankedCache], read: int) -> int:
-    """How many of the newest tokens every head of every layer holds, when `read` tokens have been read."""
-    return min(
-        _agreeing(places.flip(1), torch.arange(read - 1, read - 1 - places.shape[1], -1))
-        for places in [c.places.cpu() for c in caches]
-    )
-
-
-def shares_of(caches: list[RankedCache], read: int) -> Float[Tensor, " read"]:
-    """Which share of the KV heads of all layers holds each token of the text."""
-    places = [c.places.cpu() for c in caches]
-    counts = torch.bincount(torch.cat([p.flatten() for p in places]), minlength=read)
-    return counts[:read] / sum(len(p) for p in places)
-
-
 def _agreeing(places: Tensor, expected: Tensor) -> int:
     """How many slots from the first on are as expected in all heads."""
     return int((places == expected).cummin(1).values.sum(1).min())
@@ -286,19 +306,6 @@ def as_ranked(cache: LayerCache | RankedCache, read: int) -> RankedCache:
     if isinstance(cache, LayerCache):
         return RankedCache.of(cache, read)
     return RankedCache(cache.keys, cache.values, cache.places)
-
-
-def as_band(caches: list[RankedCache], read: int) -> list[LayerCache]:
-    """The first and the newest tokens that all heads hold; what only some hold is given up."""
-    sinks, run = sinks_of(caches), run_of(caches, read)
-    sinks = min(sinks, read - run)
-    banded = []
-    for cache in caches:
-        band = LayerCache(cache.keys)
-        band.pin(cache.keys[:, :sinks], cache.values[:, :sinks])
-        band.append(cache.keys[:, len(cache) - run :], cache.values[:, len(cache) - run :])
-        banded.append(band)
-    return banded
 
 
 def with_front(caches: list[RankedCache], front: list[tuple[Tensor, Tensor]]) -> list[RankedCache]:

@@ -57,7 +57,7 @@ class Step:
         return self.start + len(self.token_ids)
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Piece:
     """Queries and keys of one chunk before rotation, per layer: [heads, tokens, dim] and [kv_heads, tokens, dim]."""
 
@@ -69,16 +69,31 @@ class Piece:
     what_if: WhatIf | None = None
     length: int = 1
     """Of the context for which its rotations were chosen (frequencies.py)."""
+    sinks: Sequence[Sequence[Tensor]] = ()
+    """Keys of the sinks that these queries met, per layer [kv_heads, sinks, dim]; where `full` is given, first those of
+    the heads that keep everything and then those of the others."""
     full: Sequence[Sequence[int]] | None = None
     """KV heads of each layer that keep everything, whatever the reach of the others."""
+    whole: Reach | None = None
+    """What those reach."""
 
     def reach_of(self, layer: int, kv_head: int) -> Reach:
         """What the queries of one KV head's group reach."""
-        full = self.full is not None and kv_head in self.full[layer]
-        return Reach(0, 0, None, "text") if full else self.reach
+        return self.whole if self._keeps_all(layer, kv_head) else self.reach
+
+    def sinks_of(self, layer: int, kv_head: int) -> Tensor:
+        """Keys of the sinks that they met, [sinks, dim]."""
+        if self.full is None:
+            return self.sinks[0][layer][kv_head]
+        kind = self._keeps_all(layer, kv_head)
+        row = sum(self._keeps_all(layer, other) == kind for other in range(kv_head))
+        return self.sinks[0 if kind else 1][layer][row]
+
+    def _keeps_all(self, layer: int, kv_head: int) -> bool:
+        return self.full is not None and kv_head in self.full[layer]
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class RankedPiece:
     """Queries of one pass over ranked caches before rotation, per layer [heads, tokens, dim], and what then went."""
 
@@ -105,8 +120,8 @@ class Source:
     hold: int
     ids: Tensor = field(init=False)
     """The tokens once more, on the model's device."""
-    _fronts: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = field(default_factory=dict, init=False)
-    """Keys and values of first tokens, by what they are and how many are not the text's own."""
+    _fronts: dict[tuple, list[tuple[Tensor, Tensor]]] = field(default_factory=dict, init=False)
+    """Keys and values of first tokens, by what they are, how many are not the text's own, and how attention is bent."""
     _rated: dict[str, NDArray[np.float64]] = field(default_factory=dict, init=False)
     """How much each KV head is worth keeping whole, [layers, kv_heads], by what says so."""
     _one: Callable[[Tensor, Any], Tensor] | None = field(default=None, init=False)
@@ -234,25 +249,29 @@ class Source:
             return [begin]
         return texts.tokenize(texts.read(first), self.tokenizer, limit=max(2, count))[:count].tolist()
 
-    def front(self, tokens: int, first: str = "own", count: int = 0) -> list[tuple[Tensor, Tensor]]:
+    def front(
+        self, tokens: int, first: str = "own", count: int = 0, what_if: WhatIf | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the first tokens, per layer [kv_heads, tokens, dim]: they depend on nothing else.
 
-        `first` and `count`: as `starting` has them.
+        `first` and `count`: as `starting` has them; `what_if`: how attention is bent while they are read.
         """
-        tokens, kind = min(tokens, len(self.tokens)), (first, 0 if first == "own" else count)
-        front = self._fronts.get(kind)
+        tokens, ids = min(tokens, len(self.tokens)), (first, 0 if first == "own" else count)
+        bent = () if what_if is None else (what_if.logit, what_if.knockout, what_if.heads)
+        front = self._fronts.get((*ids, *bent))
         if front is None or front[0][0].shape[1] < tokens:
-            front = self._fronts[kind] = self._encoded(self.starting(*kind)[None, :tokens])
+            front = self._fronts[*ids, *bent] = self._encoded(self.starting(*ids)[None, :tokens], what_if)
         return [(k[:, :tokens], v[:, :tokens]) for k, v in front]
 
-    def _encoded(self, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _encoded(self, ids: Tensor, what_if: WhatIf | None) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of a text, ids [1, tokens], as a lane that keeps everything reads it: per layer [kv_heads,
         tokens, dim]."""
         model, reach, begin = self.model, Reach(0, 0, None, "text"), 0
         caches = [LayerCache.empty(model, layer) for layer in range(model.layers)]
         while begin < ids.shape[1]:
             end = min(ids.shape[1], model.regime_end(begin + 1) or ids.shape[1])
-            reading = Reading(model, begin, 0, reach, caches, length=model.regime(begin + 1))
+            reading = Reading(model, begin, self.sink_tokens, reach, caches, what_if=what_if)
+            reading.length = model.regime(begin + 1)
             model.forward(ids[:, begin:end], reading, begin=begin, last=1)
             begin = end
         return [(c.keys.view().clone(), c.values.view().clone()) for c in caches]

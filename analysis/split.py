@@ -8,13 +8,11 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .attention import Reading
-from .cache import LayerCache
+from .cache import LayerCache, Span
 
 
 class SplitCache:
@@ -28,20 +26,15 @@ class SplitCache:
         self.heads = tuple(torch.tensor(own, dtype=torch.int64, device=cache.sink_keys.device) for own in self.names)
         self.parts = tuple(cache.of_heads(own) for own in self.heads)
 
-    def whole(self, read: int) -> LayerCache:
-        """What all heads of the layer hold, when `read` tokens have been read."""
-        sinks, run = self.parts[1].sink_keys.shape[1], len(self.parts[1].keys)
-        held = []
-        for part in self.parts:
-            keys, values = part.everything()
-            last = keys.shape[1] - min(run, read)
-            held.append([torch.cat((x[:, :sinks], x[:, max(last, sinks) :]), 1) for x in (keys, values)])
+    def spans(self, read: int) -> list[Span]:
+        """What its heads hold when `read` tokens have been read: nothing is said of a part that has none."""
+        return [part.span for part, own in zip(self.parts, self.names, strict=True) if own]
+
+    def ends(self, sinks: int, run: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first and the newest tokens, so many of each, which all heads must hold."""
         order = torch.cat(self.heads).argsort()
-        keys, values = (torch.cat(x)[order] for x in zip(*held, strict=True))
-        cache = LayerCache(keys)
-        cache.pin(keys[:, :sinks], values[:, :sinks])
-        cache.append(keys[:, sinks:], values[:, sinks:])
-        return cache
+        of_parts = [part.ends(sinks, run) for part, own in zip(self.parts, self.names, strict=True) if own]
+        return tuple(torch.cat(x)[order] for x in zip(*of_parts, strict=True))
 
     @property
     def slots(self) -> int:
@@ -51,9 +44,9 @@ class SplitCache:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts)
 
-    def put_first(self, keys: Tensor, values: Tensor, read: int) -> None:
+    def put_first(self, keys: Tensor, values: Tensor) -> None:
         for part, own in zip(self.parts, self.heads, strict=True):
-            part.put_first(keys[own], values[own], read)
+            part.put_first(keys[own], values[own])
 
     def copy(self) -> "SplitCache":
         twin = copy.copy(self)
@@ -105,14 +98,3 @@ class Splitting:
 def of_group(own: Tensor, groups: int) -> Tensor:
     """The query heads that share these KV heads."""
     return (own[:, None] * groups + torch.arange(groups, device=own.device)).flatten()
-
-
-def split_shares(caches: Sequence[SplitCache], read: int) -> NDArray[np.float32]:
-    """Which share of the KV heads of all layers holds each token that was read, [read]."""
-    counts, every = np.zeros(read, np.float32), 0
-    for cache in caches:
-        for part, own in zip(cache.parts, cache.heads, strict=True):
-            counts[: part.sink_keys.shape[1]] += len(own)
-            counts[read - len(part.keys) :] += len(own)
-            every += len(own)
-    return counts / every

@@ -1,0 +1,68 @@
+"""Whatever a lane claims to hold is what its tensors are."""
+
+import numpy as np
+import torch
+
+from analysis.policies import Duo
+from analysis.ranking import RankedCache
+from analysis.split import SplitCache
+
+
+def held(lane, layer, kv_head):
+    """Text positions that a lane claims for a KV head, and the keys and values there: [slots], [slots, dim] twice."""
+    cache = lane.caches[layer]
+    if isinstance(cache, RankedCache):
+        return cache.places[kv_head].tolist(), cache.keys[kv_head], cache.values[kv_head]
+    cache, row = lane.held(layer, kv_head)
+    keys, values = cache.everything()
+    return cache.positions().tolist(), keys[row], values[row]
+
+
+class Tokens:
+    """Keys of layer 0 before rotation depend on nothing but their token: they tell which token a slot is."""
+
+    def __init__(self, model):
+        self.model, self.keys = model, None
+        vocabulary = model.network.get_input_embeddings().num_embeddings
+        model.forward(torch.arange(vocabulary)[:, None], self)
+
+    def attend(self, attention, query, key, value, **_):
+        if attention.layer_idx == 0:
+            self.keys = key[:, :, 0]
+        return query.transpose(1, 2).to(value.dtype)
+
+    def check(self, lane):
+        """Raises AssertionError where a claim of the lane is not so."""
+        ids, read, model = lane.ids.tolist(), lane.position - 1, self.model
+        everyone = []
+        for layer in range(model.layers) if lane.caches else ():
+            for head in range(model.kv_heads):
+                places, keys, values = held(lane, layer, head)
+                assert places == sorted(set(places)), "no token stands twice, and all stand in the order of the text"
+                assert len(places) == len(keys) == len(values) and places[-1] == read - 1
+                if layer == 0:
+                    expected = self.keys[[ids[p] for p in places], head]
+                    torch.testing.assert_close(keys, expected, atol=1e-4, rtol=1e-4)
+                everyone.append(places)
+        sets = [set(places) for places in everyone]
+        shared = set.intersection(*sets) if sets else set()
+        sinks, first = lane.sinks, lane.first
+        assert shared >= set(range(sinks)) and sinks not in shared, f"{sinks} sinks are claimed"
+        assert shared >= set(range(first, read)) and first - 1 not in shared, f"all from {first} on is claimed"
+        if (shares := lane.shares) is not None:
+            counts = [np.mean([place in places for places in sets]) for place in range(read)]
+            np.testing.assert_allclose(shares, counts, atol=1e-6)
+        elif sets:
+            assert all(places == sets[0] for places in sets), "no shares are told where heads hold different tokens"
+        slots = sum(map(len, everyone))
+        assert lane.cache_bytes == slots * 2 * model.head_dim * keys.element_size() if sets else not lane.cache_bytes
+        if lane.split:
+            assert isinstance(lane.policy, Duo) and all(isinstance(c, SplitCache) for c in lane.caches)
+            assert [c.names[0] for c in lane.caches] == lane.source.full_heads(lane.policy)
+        return everyone
+
+
+def check_kept(step, everyone):
+    """What a step says of the cache is what the cache holds after it."""
+    slots = sum(map(len, everyone))
+    assert step.cache_tokens[-1] == -(-slots // len(everyone)), f"{step.cache_tokens[-1]} tokens are told"

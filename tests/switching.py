@@ -1,0 +1,307 @@
+"""A lane that switches, as plainly as it can be said: what the engine must equal after any sequence of switches.
+
+Every KV head of every layer has a list of (text position, key before rotation, value); one token is read at a time; a
+query meets one key after the other, each pair at the places that the policy gives it; the softmax is whole.  Which
+slots a ranked policy lets go is the policy's own word (`order`), from what was observed here.
+"""
+
+from dataclasses import fields
+from typing import NamedTuple
+
+import torch
+
+from analysis.policies import Afresh, Dense, Duo, Ranked, Streaming
+from analysis.policies.ranked import Seen
+
+SINK_TOKENS = 4
+TIE = 1e-4
+"""Share of the range of scores within which rounding may decide which slot goes."""
+
+
+class Slot(NamedTuple):
+    place: int
+    key: torch.Tensor
+    value: torch.Tensor
+
+
+class Switching:
+    """One lane over a text that grows.  `source` (the lane's) names first tokens and full heads; nothing else of the
+    engine is used.  `gone` {(layer, token): places per KV head}: what the engine let go, which decides near ties."""
+
+    def __init__(self, model, source, policy):
+        self.model, self.source, self.policy = model, source, policy
+        self.layers, self.kv_heads = range(model.layers), range(model.kv_heads)
+        self.groups = model.heads // model.kv_heads
+        self.slots = [[[] for _ in self.kv_heads] for _ in self.layers]
+        self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
+        """What queries gave since the last switch, oldest first: {place: mean weight of the group}."""
+        self.read, self.gathers, self.fresh, self.full = 0, True, None, None
+        self.rows, self.gone, self.ties = {}, {}, 0
+
+    def copy(self):
+        twin = object.__new__(Switching)
+        twin.__dict__.update(self.__dict__)
+        twin.slots, twin.seen = ([[list(of) for of in layer] for layer in x] for x in (self.slots, self.seen))
+        twin.rows = dict(self.rows)
+        return twin
+
+    def ids(self):
+        return self.source.starting(self.policy.first, self.early())
+
+    def early(self):
+        return getattr(self.policy, "sinks", 0) or SINK_TOKENS
+
+    def places(self, layer, head):
+        return [s.place for s in self.slots[layer][head]]
+
+    def holders(self):
+        return [self.places(layer, head) for layer in self.layers for head in self.kv_heads]
+
+    def prefix(self):
+        """First tokens that all heads hold."""
+        return min(next((i for i, p in enumerate(held) if p != i), len(held)) for held in self.holders())
+
+    def suffix(self):
+        """Newest tokens that all heads hold."""
+        return min(newest(held, self.read) for held in self.holders())
+
+    # Reading
+
+    def step(self):
+        """Logits of what follows the next token, and the attention to the first tokens, [layers, heads]."""
+        t, policy = self.read, self.policy
+        if isinstance(policy, Afresh):
+            beyond = t - policy.window
+            start = 0 if beyond < 0 else t + 1 - policy.window - beyond % policy.stride
+            if self.fresh != start:
+                self.slots = [[[] for _ in self.kv_heads] for _ in self.layers]
+                self.rows, self.fresh = {}, start
+                for earlier in range(start, t):
+                    self._forward(earlier)
+        elif isinstance(policy, Duo) and self.full is None:
+            self.full = self.source.full_heads(policy)
+        logits, mass = self._forward(t)
+        self.read += 1
+        return logits, mass
+
+    def _forward(self, t):
+        self.t, self.mass = t, []
+        logits = self.model.forward(self.ids()[None, t : t + 1], self, begin=t)[0, -1].float()
+        return logits, torch.stack(self.mass)
+
+    def attend(self, attention, query, key, value, *, scaling=None, softcap=None, sliding_window=None, s_aux=None, **_):
+        layer, t, policy, rotate = attention.layer_idx, self.t, self.policy, self.model.rotate
+        heads, dim = query.shape[1], query.shape[-1]
+        out, mass = torch.zeros(1, 1, heads, value.shape[-1]), torch.zeros(heads)
+        angles = {}
+
+        def standing(at):
+            if at not in angles:
+                angles[at] = self.model.angles(attention, torch.tensor(at))
+            return angles[at]
+
+        for head in self.kv_heads:
+            slots = self.slots[layer][head]
+            slots.append(Slot(t, key[0, head, 0], value[0, head, 0]))
+            places = [s.place for s in slots]
+            keys, values = (torch.stack([s[i] for s in slots]) for i in (1, 2))
+            at = [self._standing(layer, head, i, places) for i in range(len(places))]
+            keys_at, query_at = zip(*at, strict=True)
+            k, given = rotate(attention, keys[None, None], standing(keys_at))[0, 0], []
+            early = torch.tensor([p < SINK_TOKENS for p in places])
+            for h in range(head * self.groups, (head + 1) * self.groups):
+                q = rotate(attention, query[:, h : h + 1].expand(-1, -1, len(places), -1), standing(query_at))[0, 0]
+                s = (q * k).sum(-1) * (dim**-0.5 if scaling is None else scaling)
+                s = s if softcap is None else softcap * torch.tanh(s / softcap)
+                if sliding_window is not None:
+                    s = s.masked_fill(torch.tensor(places) <= t - sliding_window, float("-inf"))
+                bent = policy.heads == "all" or f"{layer}.{h}" in policy.heads.split()
+                extra = [] if s_aux is None else [float(s_aux[h])]
+                if bent and policy.softmax != "ordinary":
+                    extra.append(policy.logit if policy.softmax == "logit" else 0.0)
+                extra = torch.tensor(extra)
+                weights = torch.softmax(torch.cat((s, extra)), -1)
+                weights, others = weights[: len(places)], weights[len(places) :]
+                mass[h] = weights[early].sum()
+                self.rows[t, layer, h] = dict(zip(places, weights.tolist(), strict=True)), float(others.sum())
+                given.append(weights)
+                if bent and t >= SINK_TOKENS and policy.knockout == "values":
+                    weights = weights.masked_fill(early, 0)
+                if bent and t >= SINK_TOKENS and policy.knockout == "weights":
+                    s = s.masked_fill(early, float("-inf"))
+                    weights = torch.softmax(torch.cat((s, extra)), -1)[: len(places)]
+                out[0, 0, h] = weights.to(values.dtype) @ values
+            if isinstance(policy, Ranked):
+                given = torch.stack(given).mean(0).tolist()
+                self.seen[layer][head].append(dict(zip(places, given, strict=True)))
+        self.mass.append(mass)
+        self._evict(attention)
+        return out.to(value.dtype)
+
+    def _standing(self, layer, head, i, places):
+        """Where slot i and the query stand as seen from each other."""
+        policy, p, t, last = self.policy, places[i], self.t, len(places) - 1
+        by_slot = i, last
+        if isinstance(policy, Ranked):
+            return by_slot if policy.positions == "cache" else (p, t)
+        if isinstance(policy, Duo):
+            return (p, t) if head in self.full[layer] or policy.positions == "text" else by_slot
+        if not isinstance(policy, Streaming) or policy.positions == "text":
+            return p, t
+        sinks = policy.sinks if self.gathers else 0
+        if policy.positions == "none":
+            return (0, 0) if p < sinks else (p, t)
+        return (
+            by_slot if policy.positions == "cache" else (min(p, sinks + policy.window), min(t, sinks + policy.window))
+        )
+
+    def _evict(self, attention):
+        policy, layer = self.policy, attention.layer_idx
+        if isinstance(policy, Ranked):
+            self._let_go(attention)
+            return
+        for head in self.kv_heads:
+            window = None if isinstance(policy, Afresh) else policy.window
+            if window is None or (isinstance(policy, Duo) and head in self.full[layer]):
+                continue
+            sinks = policy.sinks if self.gathers else 0
+            slots = self.slots[layer][head]
+            first, rest = [s for s in slots if s.place < sinks], [s for s in slots if s.place >= sinks]
+            self.slots[layer][head] = first + rest[-window:]
+
+    def _let_go(self, attention):
+        policy, layer = self.policy, attention.layer_idx
+        budget, held = policy.budget_of(layer, len(self.layers)), self.slots[layer]
+        if len(held[0]) <= budget:
+            return
+        seen = self._as_seen(attention)
+        count = budget - policy.interval + 1
+        order, scores = policy.order(seen), policy.score(seen)
+        told = self.gone.get((layer, self.t))
+        for head in self.kv_heads:
+            mine = {held[head][i].place for i in order[head, :-count].tolist()}
+            if told is not None and mine != told[head]:
+                self._near_tie(layer, head, mine ^ told[head], scores[head], seen)
+                mine = told[head]
+            self.slots[layer][head] = [s for s in held[head] if s.place not in mine]
+
+    def _near_tie(self, layer, head, differing, scores, seen):
+        """Raises AssertionError but where rounding may have decided."""
+        at = [i for i, p in enumerate(seen.places[head].tolist()) if p in differing]
+        spread, apart = float(scores.max() - scores.min()), float(scores[at].max() - scores[at].min())
+        if self.policy.name == "scissorhands":
+            # Its scores are counts: of queries whose weight may be an even share but for rounding.
+            reached = (seen.rows[head] > 0).sum(-1, keepdim=True)
+            spread = float((((seen.rows[head] * reached - 1).abs() < TIE).sum(0)[at] * 1.0).max()) / TIE
+        assert apart <= TIE * spread, f"layer {layer}, KV head {head}: slots {differing} were to stay or go, by {apart}"
+        self.ties += 1
+
+    def _as_seen(self, attention):
+        policy, layer, slots = self.policy, attention.layer_idx, self.slots[attention.layer_idx]
+        keys, values = (torch.stack([torch.stack([s[i] for s in held]) for held in slots]) for i in (1, 2))
+        places = torch.tensor([[s.place for s in held] for held in slots])
+
+        def rows(count):
+            def of(held, given):
+                return [given.get(s.place, 0.0) for s in held]
+
+            heads = zip(slots, self.seen[layer], strict=True)
+            return torch.tensor([[of(held, given) for given in seen[-count:]] for held, seen in heads])
+
+        more = {}
+        if "rotated" in {f.name for f in fields(Seen)}:
+            at = places if policy.positions == "text" else torch.arange(places.shape[1]).expand_as(places)
+            turned = [
+                self.model.rotate(attention, k[None, None], self.model.angles(attention, p))[0, 0]
+                for k, p in zip(keys, at, strict=True)
+            ]
+            more["rotated"] = torch.stack(turned)
+        total = rows(len(self.seen[layer][0])).sum(1) if policy.totals else None
+        return Seen(
+            keys, values, places, total, rows(policy.looks_back) if policy.looks_back else None, layer=layer, **more
+        )
+
+    # Switching
+
+    def switch(self, policy, *, pin=False):
+        old, early, full = self.policy, self.early(), self.full
+        self.policy, self.fresh = policy, None
+        self.full = self.source.full_heads(policy) if isinstance(policy, Duo) else None
+        self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
+        self.gathers = True
+        if not self.read:
+            return
+        wanted = self.wanted()
+        missing = wanted > self.prefix()
+        self.gathers = not missing or pin
+        if (full is not None and full != self.full) or (isinstance(old, Ranked) and not isinstance(policy, Ranked)):
+            self._keep_common()
+        front = self.front(wanted) if missing and pin else None
+        if isinstance(policy, Ranked):
+            if front is not None:
+                self._put_in_front(front, wanted)
+        elif not isinstance(policy, Afresh):
+            self._keep_band(front, wanted)
+        if (old.first, early) != (policy.first, self.early()) and {old.first, policy.first} != {"own"}:
+            self._put_first(min(self.read, max(early, self.early())))
+
+    def wanted(self):
+        """First tokens that the policy keeps whatever comes."""
+        if isinstance(self.policy, Ranked) and getattr(self.policy, "start", 0):
+            return 0
+        return min(getattr(self.policy, "sinks", 0), self.read)
+
+    def _keep_common(self):
+        suffix, prefix = self.suffix(), self.prefix()
+        for layer in self.layers:
+            for head in self.kv_heads:
+                held = self.slots[layer][head]
+                self.slots[layer][head] = [s for s in held if s.place < prefix or s.place >= self.read - suffix]
+
+    def _put_in_front(self, front, wanted):
+        for layer, heads in enumerate(self.slots):
+            rest = min(sum(s.place >= wanted for s in held) for held in heads)
+            for head, held in enumerate(heads):
+                heads[head] = front[layer][head] + (held[-rest:] if rest else [])
+
+    def _keep_band(self, front, wanted):
+        policy = self.policy
+        for layer in self.layers:
+            for head in self.kv_heads:
+                held = self.slots[layer][head]
+                places = [s.place for s in held]
+                first = held[:wanted] if places[:wanted] == list(range(wanted)) else None
+                begin = self.read - newest(places, self.read)
+                if policy.window is None or (self.full is not None and head in self.full[layer]):
+                    if first is None and front is not None:
+                        self.slots[layer][head] = front[layer][head] + [
+                            s for s in held if s.place >= max(wanted, begin)
+                        ]
+                    continue
+                if first is None:
+                    first = [] if front is None else front[layer][head]
+                rest = [s for s in held if s.place >= max(begin, len(first))]
+                self.slots[layer][head] = first + rest[-policy.window :]
+
+    def _put_first(self, count):
+        front = self.front(count)
+        for layer in self.layers:
+            for head in self.kv_heads:
+                held = self.slots[layer][head]
+                self.slots[layer][head] = [front[layer][head][s.place] if s.place < count else s for s in held]
+
+    def front(self, count):
+        """Slots of the first tokens as a lane has them that keeps everything from the beginning, with the same
+        what-ifs."""
+        bent = {f.name: getattr(self.policy, f.name) for f in self.policy.what_ifs()}
+        twin = Switching(self.model, self.source, Dense(**bent))
+        # What stands first depends on how many tokens the policy takes for the first ones.
+        twin.ids, twin.t = self.ids, 0
+        for t in range(count):
+            twin._forward(t)
+        return twin.slots
+
+
+def newest(held, read):
+    """How many of the newest tokens a head holds, of a text of which `read` have been read."""
+    return next((i for i, p in enumerate(reversed(held)) if p != read - 1 - i), len(held))
