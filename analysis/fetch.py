@@ -115,6 +115,8 @@ def from_hub(name: str, progress: Tell) -> Path:
         raise ValueError(f"the hub could not say whether it has {name}, try again later: {first_line(e)}") from e
     except Exception as e:
         raise ValueError(offline) from e
+    names = [f.rfilename for f in info.siblings or []]
+    check_adapter(names, "config.json" in names, name)
     weights = [f for f in info.siblings or [] if f.rfilename.endswith(".safetensors") and "/" not in f.rfilename]
     if not weights:
         raise ValueError(
@@ -135,13 +137,18 @@ def from_hub(name: str, progress: Tell) -> Path:
 
 def weight_files(folder: Path, called: str) -> list[Path]:
     """The safetensors files that transformers reads from a model's folder."""
+    check_adapter([path.name for path in folder.glob("adapter_*")], (folder / "config.json").is_file(), called)
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"the folder {called!r} holds no model, it has no config.json: give the folder that save_pretrained wrote, "
             "or the path of a GGUF file itself"
         )
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if whole.is_file():
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        # A configuration may name another file, and transformers then reads that.
+        if named := json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights"):
+            whole, index = (index, folder / named) if named.endswith(".index.json") else (folder / named, index)
+    if whole.is_file() and whole.suffix == ".safetensors":
         return [whole]
     if not index.is_file():
         raise ValueError(
@@ -154,6 +161,22 @@ def weight_files(folder: Path, called: str) -> list[Path]:
     if gone := [name for name in names if not (folder / name).is_file()]:
         raise ValueError(f"{called} lacks {len(gone)} of {len(names)} weight files ({gone[0]} is one): fetch it again")
     return [folder / name for name in names]
+
+
+def check_adapter(names: list[str], whole: bool, called: str) -> None:
+    """Raises ValueError where files of those names are an adapter's (PEFT); `whole`: beside the weights of a model."""
+    merge = "AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…)"
+    if not any(name.startswith(("adapter_config.", "adapter_model.")) for name in names):
+        return
+    if whole:
+        raise ValueError(
+            f"{called} holds an adapter (PEFT) beside a model and only the model would be read: merge it with {merge}, "
+            "or move the adapter_* files away if it is merged already"
+        )
+    raise ValueError(
+        f"{called} is an adapter (PEFT), not a model: merge it into its base with {merge} and give the folder that "
+        "this writes"
+    )
 
 
 def check_gguf(path: Path) -> None:

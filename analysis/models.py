@@ -16,8 +16,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
+from .checkpoint import check_loaded, check_quantization, check_rope
 from .dtypes import AUTO, decide
 from .families import adapt
 from .fetch import EMBEDDED_NAME, check_gguf, embedded, first_line, from_hub, weight_files
@@ -226,34 +234,26 @@ def load(
 def _from_disk(
     path: Path, called: str, dtype: torch.dtype, device: torch.device, packed: str, kv_heads: int | None
 ) -> LanguageModel:
+    local = {"local_files_only": True, "trust_remote_code": False}
     if path.is_file():
         check_gguf(path)
-        source, extra, weights = path.parent, {"gguf_file": path.name}, [path]
+        source, weights = path.parent, [path]
+        local["gguf_file"] = path.name
     else:
-        weights = weight_files(path, called)
-        source, extra = path, {}
-    local = {"local_files_only": True, "trust_remote_code": False, **extra}
-    # Whatever is wrong inside a file that somebody else wrote may come out as any exception at all.
-    try:
-        config = AutoConfig.from_pretrained(source, **local)
-    except Exception as e:
-        raise ValueError(
-            f"{called} is of a family that transformers does not know, or its configuration is damaged: choose another "
-            f"model ({first_line(e)})"
-        ) from e
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ValueError(
-            f"the family {config.model_type!r} is not a causal language model: choose one that predicts the next token"
-        )
-    if not all(hasattr(config, size) for size in ("num_hidden_layers", "num_attention_heads", "hidden_size")):
-        raise ValueError(f"the family {config.model_type!r} is not supported yet: choose a model that reads text only")
+        source, weights = path, weight_files(path, called)
+    config = _configuration(source, called, local)
+    quantized = check_quantization(config, called)
+    check_rope(config, None, called)
     alone = fits_on_one(needed(weights, config, dtype), dtype, device, called)
     try:
         network, report = AutoModelForCausalLM.from_pretrained(
             source,
+            config=config,
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
+            # Refused below, by name.
+            ignore_mismatched_sizes=True,
             # Spread over GPUs only: what lies on the CPU or on disk would be copied for every chunk.
             **({} if alone else {"device_map": "auto", "max_memory": gpus()}),
             **local,
@@ -268,11 +268,7 @@ def _from_disk(
             f"the weights of {called} cannot be read, fetch or convert them again: they may be cut short or belong to "
             f"another configuration ({first_line(e)})"
         ) from e
-    # transformers makes up what is missing, and would show numbers of a model that nobody trained.
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(
-            f"{called} lacks {len(missing)} of its weights ({missing[0]} is one): fetch or convert the model again"
-        )
+    check_loaded(network, report, weights, called, quantized=quantized)
     tokenizer = None
     # A model without a tokenizer can still read token ids.
     with contextlib.suppress(Exception):
@@ -283,3 +279,21 @@ def _from_disk(
         pack(network, packed)
     lay_out(network)
     return LanguageModel(called, network, tokenizer, weights, packed)
+
+
+def _configuration(source: Path, called: str, local: dict[str, Any]) -> PretrainedConfig:
+    # Whatever is wrong inside a file that somebody else wrote may come out as any exception at all.
+    try:
+        config = AutoConfig.from_pretrained(source, **local)
+    except Exception as e:
+        raise ValueError(
+            f"{called} is of a family that transformers does not know, or its configuration is damaged: choose another "
+            f"model ({first_line(e)})"
+        ) from e
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ValueError(
+            f"the family {config.model_type!r} is not a causal language model: choose one that predicts the next token"
+        )
+    if not all(hasattr(config, size) for size in ("num_hidden_layers", "num_attention_heads", "hidden_size")):
+        raise ValueError(f"the family {config.model_type!r} is not supported yet: choose a model that reads text only")
+    return config

@@ -134,7 +134,7 @@ def test_damaged_weights_are_refused(saved):
 def test_weights_of_another_configuration_are_refused(saved):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))
-    assert "cannot be read" in refusal(saved)
+    assert "97 × 32, not 97 × 48" in refusal(saved)
 
 
 def test_folder_without_a_model_is_refused(tmp_path):
