@@ -49,7 +49,7 @@ def fits_on_one(parts: dict[str, int], dtype: torch.dtype, device: torch.device,
 def numbers_in(path: Path) -> int:
     """How many numbers a file of weights holds.  A file that cannot be read is refused later, with its own sentence."""
     try:
-        if path.suffix == ".gguf":
+        if path.suffix.lower() == ".gguf":
             return sum(int(t.n_elements) for t in gguf.GGUFReader(path).tensors)
         with safe_open(path, framework="pt") as f:
             names = f.keys()

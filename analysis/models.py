@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from . import gguf_metadata
 from .checkpoint import check_loaded, check_quantization, check_rope
 from .dtypes import AUTO, decide
 from .families import adapt
@@ -212,7 +213,7 @@ def load(
     if name == EMBEDDED:
         (path, installed), called = embedded(progress), EMBEDDED_NAME
     elif os.path.exists(place):
-        path, called = place, place.resolve().stem if place.suffix == ".gguf" else place.resolve().name
+        path, called = place, place.resolve().stem if place.suffix.lower() == ".gguf" else place.resolve().name
     elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith((".gguf", "/")):
         path, called = from_hub(name, progress), name
     else:
@@ -235,13 +236,17 @@ def _from_disk(
     path: Path, called: str, dtype: torch.dtype, device: torch.device, packed: str, kv_heads: int | None
 ) -> LanguageModel:
     local = {"local_files_only": True, "trust_remote_code": False}
+    header = None
     if path.is_file():
         check_gguf(path)
+        header = gguf_metadata.read(path, called)
         source, weights = path.parent, [path]
         local["gguf_file"] = path.name
     else:
         source, weights = path, weight_files(path, called)
     config = _configuration(source, called, local)
+    if header is not None:
+        config = gguf_metadata.complete(config, header)
     quantized = check_quantization(config, called)
     check_rope(config, None, called)
     alone = fits_on_one(needed(weights, config, dtype), dtype, device, called)
@@ -268,6 +273,8 @@ def _from_disk(
             f"the weights of {called} cannot be read, fetch or convert them again: they may be cut short or belong to "
             f"another configuration ({first_line(e)})"
         ) from e
+    if header is not None:
+        report["unexpected_keys"] |= gguf_metadata.left_over(network, header)
     check_loaded(network, report, weights, called, quantized=quantized)
     tokenizer = None
     # A model without a tokenizer can still read token ids.
