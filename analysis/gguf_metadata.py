@@ -8,6 +8,7 @@ llama.cpp makes of it.
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
 
 import gguf
@@ -47,7 +48,6 @@ ARCHITECTURES = {
 }
 """Those whose files are read; each is tested against the model that was written into one."""
 
-_HEAD_COUNT = "attention.head_count"
 _EPSILONS = ("rms_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_eps", "layer_norm_epsilon")
 _FIELDS = {
     "vocab_size": ("vocab_size",),
@@ -60,7 +60,7 @@ _FIELDS = {
     "expert_count": ("num_experts", "num_local_experts"),
     "expert_used_count": ("num_experts_per_tok",),
     "expert_weights_norm": ("norm_topk_prob",),
-    _HEAD_COUNT: ("num_attention_heads",),
+    "attention.head_count": ("num_attention_heads",),
     "attention.head_count_kv": ("num_key_value_heads",),
     "attention.layer_norm_rms_epsilon": _EPSILONS,
     "attention.layer_norm_epsilon": _EPSILONS,
@@ -86,21 +86,12 @@ _HEADS = {"attention.key_length", "attention.value_length", "attention.scale"}
 _WINDOWS = {"attention.sliding_window", "attention.sliding_window_pattern"}
 _NOTES = {"tensor_data_layout", "pooling_type", "rope.scaling.finetuned"}
 """Keys that change no number of a model that predicts the next token."""
-_AS_USUAL = {
-    "attention.causal": (True,),
-    "attention.max_alibi_bias": (0, 8),
-    "attention.output_scale": (0, 1),
-    "logit_scale": (0, 1),
-    "residual_scale": (0, 1),
-    "embedding_scale": (0, 1),
-    "expert_weights_scale": (0, 1),
-    "expert_gating_func": (0, 1),
-    "expert_group_count": (0, 1),
-    "expert_group_used_count": (0, 1),
-    "moe_every_n_layers": (0, 1),
-    "interleave_moe_layer_step": (0, 1),
-    "full_attention_interval": (0, 1),
-}
+_AS_USUAL: dict[str, tuple] = {"attention.causal": (True,), "attention.max_alibi_bias": (0, 8)} | dict.fromkeys(
+    "attention.output_scale logit_scale residual_scale embedding_scale expert_weights_scale expert_gating_func "
+    "expert_group_count expert_group_used_count moe_every_n_layers interleave_moe_layer_step "
+    "full_attention_interval".split(),
+    (0, 1),
+)
 """The values at which a key changes nothing; of all others it is 0, false and nothing."""
 _ELSEWHERE = ("clip.", "diffusion.", "xielu.", "adapter.")
 """Keys without the architecture's name that change numbers."""
@@ -179,7 +170,11 @@ def complete(config: PretrainedConfig, header: Header) -> PretrainedConfig:
         field = next((name for name in _FIELDS[key] if hasattr(config, name)), None)
         if field is not None:
             header.put(config, field, key, None if key.endswith("softcapping") and not value else value)
-        elif value and key not in _SEEN_IN_SHAPES and (key, value) != ("attention.head_count_kv", keys[_HEAD_COUNT]):
+        elif (
+            value
+            and key not in _SEEN_IN_SHAPES
+            and (key, value) != ("attention.head_count_kv", keys["attention.head_count"])
+        ):
             header.refuse(key)
     if hasattr(config, "num_key_value_heads") and "attention.head_count_kv" not in keys:
         config.num_key_value_heads = config.num_attention_heads
@@ -199,8 +194,14 @@ def complete(config: PretrainedConfig, header: Header) -> PretrainedConfig:
 
 def left_over(network: PreTrainedModel, header: Header) -> set[str]:
     """The tensors of a file that no weight of the network has taken, nor its configuration."""
+
+    def named(module: PreTrainedModel, *children: tuple[str, SimpleNamespace]) -> SimpleNamespace:
+        # Without children's children: transformers would make the table of names anew for each of them.
+        return SimpleNamespace(config=network.config, state_dict=module.state_dict, named_children=lambda: children)
+
     processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config={})
-    taken = {*get_gguf_hf_weights_map(network, processor), FREQS, LONG, SHORT}
+    whole = named(network, (network.base_model_prefix, named(network.base_model)))
+    taken = {*get_gguf_hf_weights_map(whole, processor), FREQS, LONG, SHORT}
     if header.architecture == "gpt2":
         taken.add("output.weight")
     # Experts lie in one tensor whose name in transformers has no ending.
@@ -208,7 +209,7 @@ def left_over(network: PreTrainedModel, header: Header) -> set[str]:
 
 
 def _check_keys(header: Header) -> None:
-    for key in ("block_count", "embedding_length", _HEAD_COUNT):
+    for key in ("block_count", "embedding_length", "attention.head_count"):
         if key not in header.keys:
             raise ValueError(f"{header.called} does not say {header.architecture}.{key}: fetch or convert it again")
     if not any(key.endswith("_epsilon") for key in header.keys):
