@@ -28,21 +28,19 @@ from analysis.families import adapt
 from analysis.lane import Lane
 from analysis.maps import head_map, head_row
 from analysis.policies import POLICIES, Afresh, Ranked
-from analysis.source import RankedPiece, Source
+from analysis.source import Source
 from analysis.tracing import one_token
 
 from .families import tiny
-from .invariants import Tokens, check_kept, held
-from .switching import Switching
+from .invariants import Tokens
+from .switching import beside, check_held, follow
 
 HOLD, LONGEST = 64, 140
 """Tokens whose queries are held for maps; tokens of a text, beyond which nothing more is read."""
-TIGHT, LOOSE = 1e-4, 2e-3
-"""Largest difference of an NLL in nats, and of a key."""
 NAMES = ("llama 1", "llama 2", "llama 4", "gemma2", "gpt_oss")
 SIZES = {
     "llama 1": ("llama", {"num_key_value_heads": 4, "num_hidden_layers": 2}),
-    "llama 2": ("llama", {"num_key_value_heads": 2, "num_hidden_layers": 3}),
+    "llama 2": ("llama", {"num_key_value_heads": 2, "num_hidden_layers": 2}),
     "llama 4": ("llama", {"num_key_value_heads": 1, "num_hidden_layers": 2}),
     "gemma2": ("gemma2", {"num_hidden_layers": 2, "sliding_window": 10, "attn_logit_softcapping": 20.0}),
     "gpt_oss": ("gpt_oss", {"num_hidden_layers": 2, "sliding_window": 10}),
@@ -82,6 +80,9 @@ def policies(draw, name):
     kind = POLICIES[draw(st.sampled_from([*POLICIES, "window", "streaming", "streaming", "recompute", "duo", "duo"]))]
     more = {}
     ranges = {"window": (1, 14), "stride": (1, 4), "budget": (4, 16), "recent": (1, 6), "interval": (1, 4)}
+    if issubclass(kind, Afresh):
+        # Every token is as many tokens to the reference.
+        ranges["window"] = 1, 7
     ranges |= {"history": (1, 9), "start": (0, 6), "steepness": (1, 3), "seed": (0, 3), "sinks": (0, 6)}
     for f in kind.settings():
         if f.name in ranges:
@@ -117,7 +118,7 @@ class Storm(RuleBasedStateMachine):
         policy = data.draw(policies(name))
         source = Source(self.model, self._words(2), 4, HOLD, tokenizer=Tokenizer(), tracer=lambda: trace)
         self.lane = Lane(0, policy, source)
-        self.reference = Switching(self.model, source, policy)
+        self.reference = beside(self.lane)
         self.kept = []
         """Snapshots of both."""
 
@@ -127,8 +128,8 @@ class Storm(RuleBasedStateMachine):
     def _fits(self, most=0):
         return len(self.lane.source.tokens) + most <= LONGEST
 
-    @precondition(lambda self: self._fits(24))
-    @rule(count=st.integers(1, 24), chunk=st.integers(1, 24), whole=st.booleans())
+    @precondition(lambda self: self._fits(12))
+    @rule(count=st.integers(1, 12), chunk=st.integers(1, 12), whole=st.booleans())
     def read(self, count, chunk, whole):
         """The text grows, and is read on in chunks; not always to its end."""
         lane = self.lane
@@ -146,8 +147,15 @@ class Storm(RuleBasedStateMachine):
         for token in self._words(count):
             self._compare(self.lane.next(lambda _, token=token: int(token), kv_chunk=kv_chunk))
 
-    @rule(data=st.data(), pin=st.booleans())
-    def switch(self, data, pin):
+    @rule(data=st.data())
+    def switch(self, data):
+        self._switch(data, pin=False)
+
+    @rule(data=st.data())
+    def switch_and_pin(self, data):
+        self._switch(data, pin=True)
+
+    def _switch(self, data, pin):
         policy = data.draw(policies(self.name))
         self.lane.switch(policy, pin=pin)
         self.reference.switch(policy, pin=pin)
@@ -210,50 +218,19 @@ class Storm(RuleBasedStateMachine):
         return True
 
     def _compare(self, step):
-        reference = self.reference
-        reference.gone = self._told(step)
-        nll, mass = [], []
-        assert step.start == reference.read + 1
-        for token in step.token_ids:
-            logits, looked = reference.step()
-            nll.append(float(torch.logsumexp(logits, -1) - logits[int(token)]))
-            mass.append(looked)
-        np.testing.assert_allclose(step.nll, nll, atol=TIGHT)
-        np.testing.assert_allclose(step.sink_mass, torch.stack(mass, -1), atol=TIGHT)
-        check_kept(step, reference.holders())
+        follow(self.lane, self.reference, step)
         if not isinstance(self.lane.policy, Afresh):
             assert head_map(self.lane, 0, 0, 1) is not None
-        counted["tokens"] += len(nll)
-
-    def _told(self, step):
-        """What the engine let go after each token of a step, by layer and token."""
-        gone = {}
-        for piece in self.lane.view.pieces:
-            if isinstance(piece, RankedPiece) and piece.stop >= step.start:
-                for layer, left in enumerate(piece.gone):
-                    if left is not None:
-                        gone[layer, piece.stop - 1] = [set(p) for p in left.places.tolist()]
-        return gone
+        counted["tokens"] += len(step.nll)
 
     @invariant()
     def claims_are_what_is_held(self):
         if not hasattr(self, "lane"):
             return
         counted["steps"] += 1
-        lane, reference = self.lane, self.reference
-        everyone = self.tokens.check(lane)
-        assert lane.position - 1 == reference.read
-        if not everyone:
-            assert not reference.read
-            return
-        assert everyone == reference.holders()
-        for layer in reference.layers:
-            for head in reference.kv_heads:
-                slots = reference.slots[layer][head]
-                _, keys, values = held(lane, layer, head)
-                for got, name in ((keys, "key"), (values, "value")):
-                    expected = torch.stack([getattr(s, name) for s in slots])
-                    torch.testing.assert_close(got, expected, atol=LOOSE, rtol=LOOSE)
+        everyone = self.tokens.check(self.lane)
+        check_held(self.lane, self.reference)
+        assert everyone == (self.reference.holders() if self.lane.caches else [])
 
     def teardown(self):
         if hasattr(self, "reference"):
@@ -284,7 +261,7 @@ def main() -> None:
     number = wanted.seed
     while counted["steps"] < wanted.steps:
         # Storms of one seed are few enough that a failure is told soon.
-        run_state_machine_as_test(seed(number)(type(f"Storm{number}", (Storm,), {})), settings=settled(25, 40))
+        run_state_machine_as_test(seed(number)(type(f"Storm{number}", (Storm,), {})), settings=settled(25, 50))
         print(f"seed {number}: " + ", ".join(f"{n:,} {what}" for what, n in counted.items()), flush=True)
         number += 1
     print(f"{counted['steps']:,} steps, seeds {wanted.seed} to {number - 1}, no failure")

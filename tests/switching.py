@@ -8,10 +8,14 @@ slots a ranked policy lets go is the policy's own word (`order`), from what was 
 from dataclasses import fields
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from analysis.policies import Afresh, Dense, Duo, Ranked, Streaming
 from analysis.policies.ranked import Seen
+from analysis.source import RankedPiece
+
+from . import invariants
 
 SINK_TOKENS = 4
 TIE = 1e-4
@@ -36,7 +40,7 @@ class Switching:
         self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
         """What queries gave since the last switch, oldest first: {place: mean weight of the group}."""
         self.read, self.gathers, self.fresh, self.full = 0, True, None, None
-        self.rows, self.gone, self.ties = {}, {}, 0
+        self.rows, self.gone, self.fronts, self.ties = {}, {}, {}, 0
 
     def copy(self):
         twin = object.__new__(Switching)
@@ -55,6 +59,7 @@ class Switching:
         return [s.place for s in self.slots[layer][head]]
 
     def holders(self):
+        """Text positions that each KV head of each layer holds."""
         return [self.places(layer, head) for layer in self.layers for head in self.kv_heads]
 
     def prefix(self):
@@ -92,8 +97,7 @@ class Switching:
     def attend(self, attention, query, key, value, *, scaling=None, softcap=None, sliding_window=None, s_aux=None, **_):
         layer, t, policy, rotate = attention.layer_idx, self.t, self.policy, self.model.rotate
         heads, dim = query.shape[1], query.shape[-1]
-        out, mass = torch.zeros(1, 1, heads, value.shape[-1]), torch.zeros(heads)
-        angles = {}
+        out, mass, angles = torch.zeros(heads, value.shape[-1]), torch.zeros(heads), {}
 
         def standing(at):
             if at not in angles:
@@ -107,36 +111,38 @@ class Switching:
             keys, values = (torch.stack([s[i] for s in slots]) for i in (1, 2))
             at = [self._standing(layer, head, i, places) for i in range(len(places))]
             keys_at, query_at = zip(*at, strict=True)
-            k, given = rotate(attention, keys[None, None], standing(keys_at))[0, 0], []
             early = torch.tensor([p < SINK_TOKENS for p in places])
-            for h in range(head * self.groups, (head + 1) * self.groups):
-                q = rotate(attention, query[:, h : h + 1].expand(-1, -1, len(places), -1), standing(query_at))[0, 0]
-                s = (q * k).sum(-1) * (dim**-0.5 if scaling is None else scaling)
-                s = s if softcap is None else softcap * torch.tanh(s / softcap)
-                if sliding_window is not None:
-                    s = s.masked_fill(torch.tensor(places) <= t - sliding_window, float("-inf"))
-                bent = policy.heads == "all" or f"{layer}.{h}" in policy.heads.split()
-                extra = [] if s_aux is None else [float(s_aux[h])]
-                if bent and policy.softmax != "ordinary":
-                    extra.append(policy.logit if policy.softmax == "logit" else 0.0)
-                extra = torch.tensor(extra)
-                weights = torch.softmax(torch.cat((s, extra)), -1)
-                weights, others = weights[: len(places)], weights[len(places) :]
-                mass[h] = weights[early].sum()
-                self.rows[t, layer, h] = dict(zip(places, weights.tolist(), strict=True)), float(others.sum())
-                given.append(weights)
-                if bent and t >= SINK_TOKENS and policy.knockout == "values":
-                    weights = weights.masked_fill(early, 0)
-                if bent and t >= SINK_TOKENS and policy.knockout == "weights":
-                    s = s.masked_fill(early, float("-inf"))
-                    weights = torch.softmax(torch.cat((s, extra)), -1)[: len(places)]
-                out[0, 0, h] = weights.to(values.dtype) @ values
+            # The query heads that share this KV head.
+            own = list(range(head * self.groups, (head + 1) * self.groups))
+            bent = torch.tensor([policy.heads == "all" or f"{layer}.{h}" in policy.heads.split() for h in own])[:, None]
+            k = rotate(attention, keys[None, None], standing(keys_at))[0]
+            q = rotate(attention, query[:, own].expand(-1, -1, len(places), -1), standing(query_at))[0]
+            s = (q * k).sum(-1) * (dim**-0.5 if scaling is None else scaling)
+            s = s if softcap is None else softcap * torch.tanh(s / softcap)
+            if sliding_window is not None:
+                s = s.masked_fill(torch.tensor(places) <= t - sliding_window, float("-inf"))
+            extra = [] if s_aux is None else [s_aux[own, None].float()]
+            if policy.softmax != "ordinary":
+                logit = policy.logit if policy.softmax == "logit" else 0.0
+                extra.append(torch.full((len(own), 1), float("-inf")).masked_fill(bent, logit))
+            weights = torch.softmax(torch.cat((s, *extra), -1), -1)
+            given = weights[:, : len(places)].tolist()
+            for h, row, others in zip(own, given, weights[:, len(places) :].sum(-1).tolist(), strict=True):
+                self.rows[t, layer, h] = dict(zip(places, row, strict=True)), others
+            weights = weights[:, : len(places)]
+            mass[own] = (weights * early).sum(-1)
+            if t >= SINK_TOKENS and policy.knockout == "values":
+                weights = weights.masked_fill(early & bent, 0)
+            if t >= SINK_TOKENS and policy.knockout == "weights":
+                s = s.masked_fill(early & bent, float("-inf"))
+                weights = torch.softmax(torch.cat((s, *extra), -1), -1)[:, : len(places)]
+            out[own] = weights @ values
             if isinstance(policy, Ranked):
-                given = torch.stack(given).mean(0).tolist()
+                given = [sum(column) / len(own) for column in zip(*given, strict=True)]
                 self.seen[layer][head].append(dict(zip(places, given, strict=True)))
         self.mass.append(mass)
         self._evict(attention)
-        return out.to(value.dtype)
+        return out[None, None]
 
     def _standing(self, layer, head, i, places):
         """Where slot i and the query stand as seen from each other."""
@@ -294,14 +300,69 @@ class Switching:
         """Slots of the first tokens as a lane has them that keeps everything from the beginning, with the same
         what-ifs."""
         bent = {f.name: getattr(self.policy, f.name) for f in self.policy.what_ifs()}
-        twin = Switching(self.model, self.source, Dense(**bent))
-        # What stands first depends on how many tokens the policy takes for the first ones.
-        twin.ids, twin.t = self.ids, 0
-        for t in range(count):
-            twin._forward(t)
-        return twin.slots
+        kind = *bent.values(), *self.ids()[:count].tolist()
+        if kind not in self.fronts:
+            twin = Switching(self.model, self.source, Dense(**bent))
+            # What stands first depends on how many tokens the policy takes for the first ones.
+            twin.ids = self.ids
+            for t in range(count):
+                twin._forward(t)
+            self.fronts[kind] = twin.slots
+        return self.fronts[kind]
 
 
 def newest(held, read):
     """How many of the newest tokens a head holds, of a text of which `read` have been read."""
     return next((i for i, p in enumerate(reversed(held)) if p != read - 1 - i), len(held))
+
+
+def beside(lane):
+    """The reference of a lane that has read nothing yet."""
+    return Switching(lane.source.model, lane.source, lane.policy)
+
+
+def follow(lane, reference, step, atol=1e-4):
+    """Let the reference read what a lane has just read.  Raises AssertionError where it got other numbers."""
+    reference.gone = {}
+    for piece in lane.view.pieces:
+        if isinstance(piece, RankedPiece) and piece.stop >= step.start:
+            for layer, left in enumerate(piece.gone):
+                if left is not None:
+                    reference.gone[layer, piece.stop - 1] = [set(p) for p in left.places.tolist()]
+    nll, mass = [], []
+    assert step.start == reference.read + 1
+    for token in step.token_ids:
+        logits, looked = reference.step()
+        nll.append(float(torch.logsumexp(logits, -1) - logits[int(token)]))
+        mass.append(looked)
+    np.testing.assert_allclose(step.nll, nll, atol=atol)
+    np.testing.assert_allclose(step.sink_mass, torch.stack(mass, -1), atol=atol)
+    held = [len(places) for places in reference.holders()]
+    assert step.cache_tokens[-1] == -(-sum(held) // len(held)), f"{step.cache_tokens[-1]} tokens are told, {held} held"
+
+
+def read_both(lane, reference, tokens, chunk=16):
+    """Let a lane and its reference read so many tokens more, and compare them."""
+    stop = lane.position + tokens
+    while lane.position < stop:
+        follow(lane, reference, lane.read(chunk, upto=stop))
+
+
+def switch_both(lane, reference, policy, pin=False):
+    lane.switch(policy, pin=pin)
+    reference.switch(policy, pin=pin)
+
+
+def check_held(lane, reference):
+    """What a lane holds is what the reference holds: which tokens in which head, their keys and their values."""
+    assert lane.position - 1 == reference.read
+    got, expected = [], []
+    for layer in reference.layers if lane.caches else ():
+        for head in reference.kv_heads:
+            slots = reference.slots[layer][head]
+            places, keys, values = invariants.held(lane, layer, head)
+            assert places == [s.place for s in slots]
+            got += [keys, values]
+            expected += [torch.stack([s.key for s in slots]), torch.stack([s.value for s in slots])]
+    if got:
+        torch.testing.assert_close(torch.cat(got), torch.cat(expected), atol=2e-3, rtol=2e-3)
