@@ -100,6 +100,10 @@ class LanguageModel:
     def kv_heads(self) -> int:
         return self.adapted.kv_heads
 
+    def has(self, layer: int, head: int) -> bool:
+        """Whether there is such a query head."""
+        return 0 <= layer < self.layers and 0 <= head < self.heads
+
     @property
     def head_dim(self) -> int:
         return self.adapted.head_dim

@@ -40,6 +40,9 @@ class ChatSender:
 
     def frame(self, talk: Talk, view: ChatView, lesson: str = "") -> bytes:
         """The newest state of the conversations as a person chose to see them; `lesson`: what to see in them."""
+        if view.head and talk.model and not talk.model.has(*view.head):
+            # It was chosen in another model.
+            view.head = None
         key = (talk.id, talk.version, lesson, view.chosen, view.head, view.token)
         return self._once(key, lambda: self._frame(talk, view, lesson))
 

@@ -62,6 +62,9 @@ class Sender:
         """The newest state of a run as a person chose to see it."""
         self.seq += 1
         self._arrays = {}
+        if view.head and run.model and not run.model.has(*view.head):
+            # It was chosen in another model.
+            view.head = None
         policies = [
             parse(t.policies[-1][1]) if t.policies else parse(p)
             for t, p in zip(run.run.tracks, run.spec.policies, strict=True)

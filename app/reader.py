@@ -69,7 +69,10 @@ class LiveRun(Live):
             self._wake.notify_all()
 
     def map(self, lane: int, layer: int, head: int) -> HeadMap | None:
-        """The newest map of a head that there is; asking keeps it coming.  None until the first was made."""
+        """The newest map of a head that there is; asking keeps it coming.  None until the first was made, and for a
+        head that the model does not have: a page may have been looking at one of another model."""
+        if self.model is None or not self.model.has(layer, head):
+            return None
         key = (lane, layer, head)
         asked_before = key in self._maps_wanted
         self._maps_wanted[key] = time.monotonic()

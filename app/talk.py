@@ -168,7 +168,10 @@ class Talk(Live):
         self._do(self._skip)
 
     def row(self, lane: int, layer: int, head: int, token: int) -> HeadRow | None:
-        """What a token attended to, when the conversation's thread has found the time to compute it."""
+        """What a token attended to, when the conversation's thread has found the time to compute it.  None until then,
+        and for a head that the model does not have."""
+        if self.model is None or not self.model.has(layer, head):
+            return None
         wanted = (lane, layer, head, token)
         if self._row is not None and self._row[0] == wanted:
             return self._row[1]

@@ -49,6 +49,13 @@ def test_curves_are_the_metrics(run):
     assert head["lanes"][2]["relative"] is None
 
 
+def test_head_of_another_model_is_let_go_and_ends_no_run(run):
+    assert run.map(0, 29, 8) is None and run.map(0, 2, -1) is None
+    view = View(head=(29, 8))
+    head, _ = decoded(Sender().frame(run, view))
+    assert view.head is None and head["status"] == "finished" and run.working
+
+
 @pytest.mark.parametrize(("mode", "start"), [("rolling", 699 - ROLL), ("cumulative", 0)])
 def test_other_modes(run, mode, start):
     _, arrays = decoded(Sender().frame(run, View(mode=mode)))
