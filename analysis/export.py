@@ -179,6 +179,7 @@ def export(figure: Figure, place: Path, out: Path, layout: Layout | None = None)
     if (kind := out.suffix.lstrip(".").lower()) not in KINDS:
         raise ValueError(f"{out.name} ends in none of: {', '.join(KINDS)}; choose one of these endings for --out")
     source = open_source(place, figure.needs)
+    figure = figure.on(source.what)
     about = provenance(figure, source, out, layout)
     data = rendered(figure, figure.numbers(source.what), kind, layout, about)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ def report(place: Path, out: Path, *, lane: int = 0, stretch: Path | None = None
         raise ValueError("maps are drawn from a captured stretch: name its folder with --stretch")
     if stretch is not None:
         atlas = open_source(stretch, "stretch")
-        maps = [_map(atlas, name) for name in heads or ["20.3"]]
+        maps = [_map(atlas, *_head(name)) for name in heads] or [_map(atlas)]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page(source, lane=lane, maps=maps), encoding="utf-8")
     return out
@@ -170,13 +170,17 @@ def _shade(step: int) -> str:
     return "#" + "".join(f"{round(255 + (end - 255) * share):02x}" for end in (230, 130, 40))
 
 
-def _map(atlas: Source, name: str) -> str:
-    """One attention map, as a picture in the page."""
+def _head(name: str) -> tuple[int, int]:
     layer, dot, head = name.partition(".")
     if not dot or not (layer + head).isdigit():
-        raise ValueError(f"a head is written layer.head, such as 20.3, and not {name!r}")
-    figure, layout = HeadMap(layer=int(layer), head=int(head)), Layout(dpi=160)
-    about = provenance(figure, atlas, Path(f"{name}.png"), layout)
+        raise ValueError(f"a head is written layer.head, such as 1.3, and not {name!r}")
+    return int(layer), int(head)
+
+
+def _map(atlas: Source, layer: int = -1, head: int = -1) -> str:
+    """One attention map, as a picture in the page; without a head, that of the one with the largest sink mass."""
+    figure, layout = HeadMap(layer=layer, head=head).on(atlas.what), Layout(dpi=160)
+    about = provenance(figure, atlas, Path(f"{figure.layer}.{figure.head}.png"), layout)
     picture = base64.b64encode(rendered(figure, figure.numbers(atlas.what), "png", layout, about)).decode()
-    words = f"Layer {layer}, head {head}, {parse(atlas.what.stretch.spec.policies[0]).label}"
+    words = f"Layer {figure.layer}, head {figure.head}, {parse(atlas.what.stretch.spec.policies[0]).label}"
     return f'<figure><img alt="{words}" src="data:image/png;base64,{picture}"><figcaption>{words}</figcaption></figure>'

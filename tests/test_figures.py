@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure as Sheet
 from PIL import Image
 
@@ -156,6 +157,55 @@ def test_the_command_that_a_file_names_makes_the_same_bytes(name, kind, places, 
         assert json.loads(out.with_suffix(".csv.json").read_text())["command"] == about["command"]
 
 
+@pytest.fixture(scope="module")
+def two_layers(tmp_path_factory):
+    """A captured stretch of 20 tokens of a model with two layers of two heads, the whole in a folder."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    root = tmp_path_factory.mktemp("two")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=97, **sizes)).save_pretrained(root / "model")
+    spec = Spec(str(root / "model"), "random", ("dense",), device="cpu")
+    ids = np.random.default_rng(1).integers(0, 97, 21)
+    for _ in capture(load(spec.model, device="cpu"), ids, spec, root / "stretch"):
+        pass
+    return root / "stretch"
+
+
+@pytest.mark.parametrize("name", [n for n, f in FIGURES.items() if f.needs == "stretch"])
+def test_defaults_of_a_figure_fit_the_smallest_model(name, two_layers, tmp_path, run):
+    source = open_source(two_layers, "stretch")
+    figure = parse(name).on(source.what)
+    mass = source.what.stretch.mass
+    if hasattr(figure, "head"):
+        # The figure says which head it is of, and that is the one with the largest sink mass.
+        assert (figure.layer, figure.head) == np.unravel_index(mass.argmax(), mass.shape)
+        assert parse(f"{name}:layer=1").on(source.what).head == mass[1].argmax()
+        assert parse(f"{name}:head=1").on(source.what).layer == mass[:, 1].argmax()
+    if hasattr(figure, "layers"):
+        assert figure.layers == "0 1"
+    assert parse(str(figure)) == figure == figure.on(source.what)
+    code, _, wrong = run("figure", name, "--run", str(two_layers), "--out", str(tmp_path / "a.csv"))
+    assert code == 0, wrong
+    assert json.loads((tmp_path / "a.csv.json").read_text())["figure"] == str(figure)
+
+
+def test_report_shows_the_head_with_the_largest_sink_mass(two_layers, places, tmp_path, run):
+    out = tmp_path / "r.html"
+    code, _, wrong = run("report", "--run", str(places["run"]), "--stretch", str(two_layers), "--out", str(out))
+    assert code == 0, wrong
+    mass = open_source(two_layers, "stretch").what.stretch.mass
+    layer, head = np.unravel_index(mass.argmax(), mass.shape)
+    assert f"Layer {layer}, head {head}" in out.read_text(encoding="utf-8")
+
+
+def test_figure_of_a_run_says_how_the_run_was_made(places, tmp_path):
+    export(parse("memory"), places["run"], tmp_path / "a.csv")
+    about = json.loads((tmp_path / "a.csv.json").read_text())
+    assert about["run"] == Spec(**about["spec"]).command()
+
+
 def test_venues_are_as_wide_as_their_columns():
     assert WIDTHS["icml"] == 3.25 and WIDTHS["neurips"] == 5.5
     assert Layout("slides").size(small("perplexity")) == (13.333, 7.5)
@@ -168,7 +218,7 @@ def test_venues_are_as_wide_as_their_columns():
         (["perplexity", "--run", "{run}", "--out", "a.doc"], "ends in none of: pdf, svg, png, csv, npz"),
         (["perplexity", "--run", "nowhere", "--out", "a.pdf"], "nowhere holds no run"),
         (["head-map", "--run", "{run}", "--out", "a.pdf"], "holds no captured stretch"),
-        (["head-map:layer=9", "--run", "{stretch}", "--out", "a.pdf"], "there is no head 9.3"),
+        (["head-map:layer=9", "--run", "{stretch}", "--out", "a.pdf"], "there is no head 9.0"),
         (["head-map:layer=1,begin=900", "--run", "{stretch}", "--out", "a.pdf"], "choose a smaller begin"),
         (["sink-grid:lane=7", "--run", "{run}", "--out", "a.pdf"], "the run has lanes 0 to 2, and not 7"),
         (["perplexity:mode=fast", "--run", "{run}", "--out", "a.pdf"], "mode must be one of relative"),

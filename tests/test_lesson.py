@@ -5,6 +5,8 @@ import re
 import numpy as np
 import pytest
 
+from analysis.models import LanguageModel
+from analysis.rows import Passage
 from app.chapters import PLAYS
 from app.chapters.first import _runs
 from app.chapters.heads import known
@@ -58,6 +60,16 @@ def test_weights_are_those_of_softmax_and_its_neighbour():
     np.testing.assert_allclose(weights, np.exp(logits) / (1 + np.exp(logits).sum()))
     assert weights.sum() + nowhere == pytest.approx(1)
     assert weigh(logits - 50, "off-by-one")[1] == pytest.approx(1)
+
+
+def test_head_that_the_chunks_begin_with_is_one_of_the_model(tiny_llama):
+    from app.chapters.chunks import HALF, shown_at_first
+
+    passage = Passage(LanguageModel("tiny", tiny_llama, None, []), np.arange(9))
+    layer, head = shown_at_first(passage)
+    given = passage.given[..., -1]
+    assert given.shape == (3, 4) and abs(given[layer, head] - HALF) == np.abs(given - HALF).min()
+    assert len(passage.row(layer, head).logits) == 9
 
 
 def test_stretches_of_layers_are_told_shortly():

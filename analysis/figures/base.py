@@ -7,7 +7,7 @@ drawn.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,12 +28,37 @@ class Figure(Settings):
     height: ClassVar[float] = 0.62
     """As a share of the width."""
 
+    def on(self, source: Any) -> Self:
+        """The same figure, with what its settings leave open filled in from the source."""
+        return self
+
     def numbers(self, source: Any) -> Numbers:
         """What is drawn.  Raises ValueError where the source does not have it."""
         raise NotImplementedError
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
         raise NotImplementedError
+
+
+def strongest(mass: NDArray, layer: int, head: int) -> tuple[int, int]:
+    """A head, of which −1 leaves layer or number open: then the one that gives most to the first tokens.
+
+    `mass` [layers, heads]: the sink mass of every head.
+    """
+    open_to = np.full(mass.shape, -np.inf)
+    chosen = tuple(slice(None) if n < 0 else slice(n, n + 1) for n in (layer, head))
+    open_to[chosen] = mass[chosen]
+    if not np.isfinite(open_to).any():
+        # There is no such head, which whoever draws it says.
+        return max(layer, 0), max(head, 0)
+    return tuple(int(n) for n in np.unravel_index(open_to.argmax(), mass.shape))
+
+
+def spread(written: str, count: int, most: int) -> str:
+    """Numbers as they are written; `auto`: at most so many of `count`, evenly from the first to the last."""
+    if written != "auto":
+        return written
+    return " ".join(map(str, np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int))))
 
 
 def axes(ax: Axes | None) -> Axes:

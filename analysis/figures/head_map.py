@@ -1,7 +1,7 @@
 """The attention map of one head."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm, Normalize
 
 from ..atlas import Atlas, Region
 from ..settings import setting
-from .base import Figure, Numbers, axes, bar
+from .base import Figure, Numbers, axes, bar, strongest
 
 EVICTED, LATER = "#DADCE0", "white"
 CELLS = 512
@@ -26,17 +26,21 @@ class HeadMap(Figure):
     needs: ClassVar[str] = "stretch"
     height: ClassVar[float] = 0.86
 
-    layer: int = setting(20, "Layer of the head.", low=0)
-    head: int = setting(3, "The head.", low=0)
+    layer: int = setting(-1, "Layer of the head; −1: where the head is that gives most to the first tokens.", low=-1)
+    head: int = setting(-1, "The head; −1: the one that gives most to the first tokens.", low=-1)
     begin: int = setting(0, "First token.", low=0)
     tokens: int = setting(1024, "How many tokens from there on.", low=2, high=65_536)
     cells: str = setting("weights", "Attention weights, or logits before the softmax.", choices=("weights", "logits"))
     pool: str = setting("max", "What a cell of several tokens shows.", choices=("max", "mean"))
     colour: str = setting("logarithmic", "How weights become colours.", choices=("logarithmic", "linear"))
 
+    def on(self, source: Atlas) -> Self:
+        layer, head = strongest(source.stretch.mass, self.layer, self.head)
+        return replace(self, layer=layer, head=head)
+
     def numbers(self, source: Atlas) -> Numbers:
-        region = region_of(source, self.begin, self.tokens, CELLS)
-        drawn = source.draw(self.layer, self.head, region, pool=self.pool, kind=self.cells)
+        region, whole = region_of(source, self.begin, self.tokens, CELLS), self.on(source)
+        drawn = source.draw(whole.layer, whole.head, region, pool=self.pool, kind=self.cells)
         return {"map": drawn, "begin": np.array(region.rows[0]), "scale": np.array(region.scale)}
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:

@@ -1,15 +1,15 @@
 """Maps of several heads of several layers, side by side."""
 
 import re
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from ..atlas import Atlas
 from ..settings import setting
-from .base import Figure, Numbers, axes, bar
+from .base import Figure, Numbers, axes, bar, spread
 from .head_map import coloured, region_of
 
 SMALL = 128
@@ -25,13 +25,22 @@ class MapGrid(Figure):
     needs: ClassVar[str] = "stretch"
     height: ClassVar[float] = 0.9
 
-    layers: str = setting("0 2 9 20", "Layers, with spaces between.", pattern=r"\d+( \d+)*")
-    heads: str = setting("0 3 6", "Heads, with spaces between.", pattern=r"\d+( \d+)*")
+    layers: str = setting(
+        "auto", "auto: four, evenly from the first to the last; or numbers with spaces.", pattern=r"auto|\d+( \d+)*"
+    )
+    heads: str = setting(
+        "auto", "auto: three, evenly from the first to the last; or numbers with spaces.", pattern=r"auto|\d+( \d+)*"
+    )
     tokens: int = setting(128, "First tokens of the stretch.", low=2, high=65_536)
     cells: str = setting("weights", "Attention weights, or logits before the softmax.", choices=("weights", "logits"))
 
+    def on(self, source: Atlas) -> Self:
+        layers, heads = source.stretch.mass.shape
+        return replace(self, layers=spread(self.layers, layers, 4), heads=spread(self.heads, heads, 3))
+
     def numbers(self, source: Atlas) -> Numbers:
-        layers, heads = ([int(n) for n in re.findall(r"\d+", text)] for text in (self.layers, self.heads))
+        whole = self.on(source)
+        layers, heads = ([int(n) for n in re.findall(r"\d+", text)] for text in (whole.layers, whole.heads))
         region = region_of(source, 0, self.tokens, SMALL)
         maps = [[source.draw(layer, head, region, kind=self.cells) for head in heads] for layer in layers]
         return {"maps": np.array(maps), "layers": np.array(layers), "heads": np.array(heads)}
@@ -48,12 +57,12 @@ def map_grid(data: Numbers, *, ax: Axes | None = None, logits: bool = False) -> 
     step = side + gap
     whole = np.ones((len(maps) * step - gap, maps.shape[1] * step - gap, 4))
     meaning = None
-    spread = np.concatenate([maps.ravel()])
+    every = np.concatenate([maps.ravel()])
     for (i, j), _ in np.ndenumerate(maps[..., 0, 0]):
         values = maps[i, j]
         rgba, own = coloured(values, 1, logits=logits, linear=False)
         if logits:
-            own.set_clim(np.nanmin(spread), np.nanmax(spread))
+            own.set_clim(np.nanmin(every), np.nanmax(every))
             rgba, own = _on_one_scale(values, own), own
         whole[i * step : i * step + side, j * step : j * step + side] = rgba
         meaning = own

@@ -1,15 +1,15 @@
 """Mean attention logits of some layers, as Figure 2 of StreamingLLM shows them (Xiao et al. 2023)."""
 
 import re
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from ..atlas import Atlas, Region
 from ..settings import setting
-from .base import Figure, Numbers
+from .base import Figure, Numbers, spread
 from .map_grid import map_grid
 
 
@@ -25,11 +25,19 @@ class MeanLogits(Figure):
     needs: ClassVar[str] = "stretch"
     height: ClassVar[float] = 0.3
 
-    layers: str = setting("0 2 9 20", "Layers, with spaces between.", pattern=r"\d+( \d+)*")
+    layers: str = setting(
+        "auto", "auto: four, evenly from the first to the last; or numbers with spaces.", pattern=r"auto|\d+( \d+)*"
+    )
     tokens: int = setting(16, "First tokens of the stretch.", low=2, high=128)
 
+    def on(self, source: Atlas) -> Self:
+        return replace(self, layers=spread(self.layers, source.stretch.layers, 4))
+
     def numbers(self, source: Atlas) -> Numbers:
-        layers, end = [int(n) for n in re.findall(r"\d+", self.layers)], min(self.tokens, source.stretch.tokens)
+        layers, end = (
+            [int(n) for n in re.findall(r"\d+", self.on(source).layers)],
+            min(self.tokens, source.stretch.tokens),
+        )
         region = Region((0, end), (0, end))
         heads = range(source.stretch.heads)
         maps = [np.mean([source.draw(layer, head, region, kind="logits") for head in heads], 0) for layer in layers]

@@ -1,7 +1,7 @@
 """Text coloured by how surprising each token was, or by the attention that it got."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm, Normalize
 from ..atlas import Atlas
 from ..record import Run
 from ..settings import setting
-from .base import Figure, Numbers, axes, bar
+from .base import Figure, Numbers, axes, bar, strongest
 
 MOST = 8.0
 """Nats per token that have the darkest colour."""
@@ -59,22 +59,27 @@ class AttentionStrip(Figure):
     needs: ClassVar[str] = "stretch"
     height: ClassVar[float] = 0.4
 
-    layer: int = setting(20, "Layer of the head.", low=0)
-    head: int = setting(3, "The head.", low=0)
-    query: int = setting(100, "The token that looks back.", low=0)
+    layer: int = setting(-1, "Layer of the head; −1: where the head is that gives most to the first tokens.", low=-1)
+    head: int = setting(-1, "The head; −1: the one that gives most to the first tokens.", low=-1)
+    query: int = setting(-1, "The token that looks back; −1: the last one.", low=-1)
     tokens: int = setting(120, "How many tokens before it are shown, itself included.", low=1, high=600)
+
+    def on(self, source: Atlas) -> Self:
+        layer, head = strongest(source.stretch.mass, self.layer, self.head)
+        query = source.stretch.tokens - 1 if self.query < 0 else self.query
+        return replace(self, layer=layer, head=head, query=query)
 
     def numbers(self, source: Atlas) -> Numbers:
         from ..texts import pieces
 
-        stretch = source.stretch
-        if self.query >= stretch.tokens:
+        stretch, whole = source.stretch, self.on(source)
+        if whole.query >= stretch.tokens:
             raise ValueError(
-                f"the stretch has {stretch.tokens:,} tokens, so none at {self.query:,}: choose a smaller one"
+                f"the stretch has {stretch.tokens:,} tokens, so none at {whole.query:,}: choose a smaller one"
             )
-        begin, end = max(0, self.query + 1 - self.tokens), self.query + 1
+        begin, end = max(0, whole.query + 1 - whole.tokens), whole.query + 1
         looks = pieces(source.tokenizer, stretch.token_ids[begin:end])
-        row = source.row(self.layer, self.head, self.query)[begin:end]
+        row = source.row(whole.layer, whole.head, whole.query)[begin:end]
         return {"token": np.arange(begin, end), "text": np.array(looks), "attention": row}
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:

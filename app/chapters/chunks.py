@@ -1,14 +1,22 @@
 """A row in pieces, where the student cuts it."""
 
+import numpy as np
 import streamlit as st
 
-from analysis.rows import attend, join, parts
+from analysis.rows import Passage, attend, join, parts
 from app.lesson import Chapter
 
 from . import stage
 
 MOST = 24
-LAYER, HEAD = 20, 1
+HALF = 0.5
+"""The head that is shown at first gives the first token about so much, so that other pieces have a share too."""
+
+
+def shown_at_first(passage: Passage) -> tuple[int, int]:
+    """Layer and head."""
+    last = passage.given[..., -1]
+    return tuple(int(i) for i in np.unravel_index(np.abs(last - HALF).argmin(), last.shape))
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
@@ -17,9 +25,10 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         return
     words = stage.looks(ids)
     left, right = st.columns(2)
-    layers, heads = stage.model().layers, stage.model().heads
-    layer = left.number_input(page.say("layer"), 0, layers - 1, min(LAYER, layers - 1), key="chunks-layer")
-    head = right.number_input(page.say("head"), 0, heads - 1, min(HEAD, heads - 1), key="chunks-head")
+    passage = stage.passage(ids)
+    (layers, heads), (layer, head) = passage.mass.shape, shown_at_first(passage)
+    layer = left.number_input(page.say("layer"), 0, layers - 1, layer, key=f"chunks-layer-{ids}")
+    head = right.number_input(page.say("head"), 0, heads - 1, head, key=f"chunks-head-{ids}")
     cuts = st.pills(
         chapter.say("cuts"),
         list(range(1, len(ids))),
@@ -28,7 +37,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         selection_mode="multi",
         key=f"chunks-cuts-{ids}",
     )
-    row = stage.passage(ids).row(layer, head)
+    row = passage.row(layer, head)
     found = parts(row, cuts)
     shares = [(p.lse - row.logits.logsumexp(-1)).exp().item() for p in found]
     st.table(

@@ -109,6 +109,7 @@ def draw() -> None:
     try:
         source = source_of(type(figure), chosen, folder)
         with st.spinner("Drawing …"):
+            figure = figure.on(source.what)
             data = figure.numbers(source.what)
             about = provenance(figure, source, out, layout)
             made = rendered(figure, data, file, layout, about)
