@@ -1,6 +1,6 @@
 """What is read: bundled plays, a text file, an upload, a paste, or token ids; and how it becomes tokens.
 
-Knows nothing of models but a tokenizer that is handed to it.
+Knows nothing of models but a tokenizer that is handed to it.  BOS is what begins a text: for most tokenizers one token.
 """
 
 import codecs
@@ -10,15 +10,24 @@ import importlib.util
 import io
 import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, takewhile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import control
+
 MOST_BYTES = 8 * 2**20
 """The largest text that is read, in bytes, and the most token ids."""
+
+BOS = {"auto": "as the tokenizer does by itself", "on": "always", "off": "never"}
+"""Whether a text begins with BOS."""
+SPECIAL = {"text": "text, like all else", "tokens": "control tokens"}
+"""What a special or added token's name is where it stands in a text: `<|endoftext|>`, `<think>`."""
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -123,22 +132,88 @@ def _token_ids(data: bytes, name: str) -> NDArray[np.int32]:
     return ids.astype(np.int32)
 
 
-def tokenize(
-    text: Text, tokenizer, *, bos: bool = False, limit: int | None = None, vocabulary: int | None = None
-) -> NDArray[np.int32]:
-    """Token ids [tokens] of a text, at most `limit`.  No special tokens but, with `bos`, the one that begins a text.
+@dataclass(frozen=True, eq=False)
+class Tokenized:
+    """A text as a model reads it: its token ids [tokens], and what was decided on the way to them."""
 
-    `vocabulary`: how many tokens the model knows; ids beyond it are refused.  Raises ValueError with what to do.
+    ids: NDArray[np.int32]
+    begins: str
+    """The BOS that it begins with; empty where it has none."""
+    as_text: tuple[str, ...]
+    """Names of control tokens that stand in it, and were read as text."""
+
+    @property
+    def note(self) -> str:
+        """What there is to say of control tokens, as a sentence; empty where there are none."""
+        return said_as_text(self.as_text, "in the text")
+
+
+def with_bos(begins: str) -> str:
+    """What a text begins with, in a few words that go behind others."""
+    return f"with {begins}" if begins else "without BOS"
+
+
+def said_as_text(names: Sequence[str], where: str) -> str:
+    """A sentence on names of control tokens that were read as text; empty where there are none."""
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    one = len(names) == 1
+    return (
+        f"{', '.join(names[:3])}{more} {where} {'is' if one else 'are'} read as text, and not as "
+        f"{'the control token of this name' if one else 'control tokens of these names'} "
+        f"(special=tokens reads {'it' if one else 'them'} so)."
+    )
+
+
+def setting(name: str, value: str | bool, choices: Iterable[str]) -> str:
+    """A setting of how text becomes tokens, as it is written now: older runs had BOS on or off, as true or false.
+
+    Raises ValueError where there is no such choice.
+    """
+    value = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    return value
+
+
+def tokenize(
+    text: Text,
+    tokenizer,
+    *,
+    bos: str | bool = "auto",
+    special: str = "text",
+    limit: int | None = None,
+    vocabulary: int | None = None,
+) -> NDArray[np.int32]:
+    """Token ids [tokens] of a text, at most `limit`, BOS included: the `ids` of `tokenized`."""
+    return tokenized(text, tokenizer, bos=bos, special=special, limit=limit, vocabulary=vocabulary).ids
+
+
+def tokenized(
+    text: Text,
+    tokenizer,
+    *,
+    bos: str | bool = "auto",
+    special: str = "text",
+    limit: int | None = None,
+    vocabulary: int | None = None,
+) -> Tokenized:
+    """A text as a model reads it.
+
+    `bos`: auto (what the tokenizer puts first by itself), on or off; a text never begins with it twice, and token ids
+    are taken as they are unless it is on.  `special`: whether names of control tokens in a text are text or tokens.
+    `limit`: read at most so many tokens, BOS included.  `vocabulary`: how many tokens the model knows; ids beyond it
+    are refused.  Raises ValueError with what to do.
     """
     if limit is not None and limit < 2:
         raise ValueError(f"at least 2 tokens must be read to predict one from another, not {limit}")
-    ids = text.ids if text.ids is not None else _encoded(text.content, tokenizer, limit)
-    if bos:
-        begin = getattr(tokenizer, "bos_token_id", None)
-        if begin is None:
-            raise ValueError("this model's tokenizer has no token that begins a text: leave out --bos")
-        ids = np.concatenate(([begin], ids))
-    ids = np.asarray(ids[:limit], np.int32)
+    first, as_text = opening(tokenizer, bos, text), ()
+    if text.ids is not None:
+        ids = text.ids
+    else:
+        ids, as_text = encode(text.content, tokenizer, special=special, limit=limit)
+    ids = begun(first, ids)[:limit]
     if len(ids) < 2:
         raise ValueError(
             f"{text.name} has only {len(ids)} token, and 2 are needed to predict one from another: choose a longer text"
@@ -148,10 +223,68 @@ def tokenize(
             f"{text.name} holds token {ids.max()} and the model knows tokens 0 to {vocabulary - 1}: it was made for "
             "another model, choose that one"
         )
-    return ids
+    return Tokenized(ids, begins(tokenizer, ids), as_text)
 
 
-def _encoded(content: str, tokenizer, limit: int | None) -> list[int]:
+def opening(tokenizer, bos: str | bool = "auto", text: Text | None = None) -> list[int]:
+    """Token ids that are put before a text; none before token ids, unless BOS is on.
+
+    Raises ValueError where BOS is on and this model has none.
+    """
+    bos = setting("bos", bos, BOS)
+    if bos == "off" or (bos == "auto" and (tokenizer is None or (text is not None and text.ids is not None))):
+        return []
+    if tokenizer is None:
+        raise ValueError(
+            "this model has no tokenizer, so no token is known to begin a text: leave BOS as it is (no --bos), and put "
+            "it into the .npy file"
+        )
+    first = _habit(tokenizer)
+    if not first and bos == "on":
+        if (begin := getattr(tokenizer, "bos_token_id", None)) is None:
+            raise ValueError("this model's tokenizer has no token that begins a text: leave BOS as it is (no --bos)")
+        first = [begin]
+    return first
+
+
+def begun(first: Sequence[int], ids: Sequence[int] | NDArray) -> NDArray[np.int32]:
+    """Token ids that begin with `first`, which is put before them as far as they do not begin so already."""
+    ids = np.asarray(ids, np.int32)
+    have = next(n for n in range(len(first), -1, -1) if list(ids[:n]) == list(first[len(first) - n :]))
+    return np.concatenate((np.asarray(first, np.int32), ids[have:]))
+
+
+def begins(tokenizer, ids: NDArray[np.int32]) -> str:
+    """The BOS that token ids really begin with, as it is written; empty where it is none."""
+    first = bos_of(tokenizer, ids)
+    return "".join(tokenizer.convert_ids_to_tokens(first)) if first else ""
+
+
+def bos_of(tokenizer, ids: NDArray[np.int32]) -> list[int]:
+    """The BOS that token ids really begin with."""
+    if tokenizer is None:
+        return []
+    begin = getattr(tokenizer, "bos_token_id", None)
+    known = (_habit(tokenizer), [] if begin is None else [begin])
+    return next((first for first in known if first and list(ids[: len(first)]) == first), [])
+
+
+def _habit(tokenizer) -> list[int]:
+    """What a tokenizer puts before a text by itself: it is asked, with a text that it has tokens for."""
+    known = control.control_tokens(tokenizer)
+    for probe in chain(("a", "0", ".", "\n"), (tokenizer.decode([i]) for i in range(64) if i not in known)):
+        if bare := tokenizer(probe, add_special_tokens=False)["input_ids"]:
+            whole = tokenizer(probe, add_special_tokens=True)["input_ids"]
+            places = [n for n in range(len(whole)) if whole[n : n + len(bare)] == bare]
+            return list(whole[: places[0]] if places else takewhile(known.__contains__, whole))
+    return []
+
+
+def encode(
+    content: str, tokenizer, *, special: str = "text", limit: int | None = None
+) -> tuple[list[int], tuple[str, ...]]:
+    """Token ids of some words without BOS, `limit` of them or more, and names of control tokens read as text."""
+    setting("special", special, SPECIAL)
     if tokenizer is None:
         raise ValueError("this model has no tokenizer: give the text as a .npy file of token ids")
     size = len(content) if limit is None else 8 * limit + 1024
@@ -159,8 +292,12 @@ def _encoded(content: str, tokenizer, limit: int | None) -> list[int]:
         ids = tokenizer(content[:size], add_special_tokens=False, verbose=False)["input_ids"]
         # A cut changes the tokens of the word that it goes through, so that word must lie well beyond the limit.
         if size >= len(content) or len(ids) > limit + 64:
-            return ids
+            break
         size *= 4
+    if special == "text" and control.found(tokenizer, ids, content):
+        # One that stands behind the limit changes the tokens before it, and is not said.
+        return control.as_text(tokenizer, content[:size]), control.found(tokenizer, ids[:limit], content)
+    return ids, ()
 
 
 def pieces(tokenizer, ids: NDArray[np.int32]) -> list[str]:
