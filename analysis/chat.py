@@ -5,6 +5,7 @@ are tokenised and read.  A conversation knows nothing of other lanes, of files o
 """
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from . import texts
+from . import control, texts
 from .lane import Lane, Snapshot
 from .models import LanguageModel
 from .policies import Policy
@@ -39,24 +40,37 @@ PENALISED = 1024
 """Newest tokens to which the repetition penalty looks back, so that a token's time does not grow."""
 SCRIPTS = Path(__file__).parent.parent / "assets" / "scripts"
 
+THOUGHT = re.compile(r"[<\[](\w*:?think\w*|thought)[>\]](?:.*?[<\[]/\1[>\]])?\s*", re.IGNORECASE | re.DOTALL)
+"""A block in which a model thinks, or the mark that opens one."""
+
 _PLAIN = "what you write is continued as plain text"
+_KEPT = "here they stay in the text and in the cache, as they were said"
 
 
 @dataclass(frozen=True)
 class Template:
     """The text of a chat template around what is said: head, prompt, `open`, answer, `close`, prompt, `open` …
 
-    `note`: a sentence for the person where there is no such template; then text is just continued.
+    `note`: a sentence for the person where there is no such template; then text is just continued.  `caution`: one
+    where the template would write what was said before in another way, and here it stays.
     """
 
     head: str
     open: str
     close: str
     note: str = ""
+    caution: str = ""
+    writes_bos: bool = False
+    """Whether the head begins with BOS because it is BOS, and not because that token begins each of its turns."""
 
 
 def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
-    """The tokenizer's own template, taken apart.  Plain continuation, with a note, where it cannot be."""
+    """The tokenizer's own template, taken apart.  Plain continuation, with a note, where it cannot be.
+
+    Many templates for models that think take the thoughts out of earlier answers, or open one before an answer and not
+    in what was said before.  What was said stays here as it was said, so only what the template puts between one answer
+    and the next is asked of it, and that is the same.
+    """
     if not tokenizer.chat_template:
         return Template("", "", "\n", f"This model has no chat template: {_PLAIN}.")
 
@@ -70,21 +84,27 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         head, found, opened = render(p).partition(p)
         second = render(p, a, q)
         before, _, rest = second.partition(a)
-        # White space that an answer begins with is the model's to say.
-        space = before[len(head + p + opened) :]
+        # What stands between a prompt and an earlier answer: white space that it begins with is the model's to say.
+        earlier = before[len(head + p) :]
         close = rest[: -len(q + opened)]
-        whole = head + p + opened + space + a + close + q + opened
-        third = whole + space + b + close + r + opened
+        whole = head + p + earlier + a + close + q + opened
+        third = head + p + earlier + a + close + q + earlier + b + close + r + opened
+        last = render(p, a, answer=False).rstrip()
         thought = f"<think>\nqThought\n</think>\n\n{a}"
-        faithful = bool(found) and not space.strip() and (second, render(p, a, q, b, r)) == (whole, third)
-        faithful = (
-            faithful and second.startswith(render(p, a, answer=False).rstrip()) and thought in render(p, thought, q)
-        )
+        faithful = bool(found) and (second, render(p, a, q, b, r)) == (whole, third)
+        bare = THOUGHT.sub("", opened)
+        faithful = faithful and earlier.startswith(bare) and not THOUGHT.sub("", earlier[len(bare) :]).strip()
+        faithful = faithful and second.startswith((last, THOUGHT.sub("", last)))
         if not faithful:
             return Template("", "", "\n", f"This model's chat template changes what was said before: {_PLAIN}.")
+        kept = earlier.startswith(opened) and not earlier[len(opened) :].strip()
+        kept = kept and second.startswith(last) and thought in render(p, thought, q)
+        begin = tokenizer.bos_token
+        writes = bool(begin) and head.startswith(begin) and begin not in close + opened
     except Exception as e:
         return Template("", "", "\n", f"This model's chat template cannot be used ({type(e).__name__}): {_PLAIN}.")
-    return Template(head, opened, close)
+    caution = f"This model's chat template changes thoughts of earlier answers, or takes them out: {_KEPT}."
+    return Template(head, opened, close, caution="" if kept else caution, writes_bos=writes)
 
 
 class Chooser:
@@ -128,50 +148,92 @@ class Turn:
     begin: int | None = None
     stop: int | None = None
     why: str = ""
+    as_text: tuple[str, ...] = ()
+    """Names of control tokens in the prompt, which were read as text."""
+
+    @property
+    def note(self) -> str:
+        """What there is to say of these, as a sentence; empty where there are none."""
+        return texts.said_as_text(self.as_text, "in what was said")
 
 
 class Partner:
-    """What all conversations with one model share: the adapted model, its tokenizer and template."""
+    """What all conversations with one model share: the adapted model, its tokenizer and template.
 
-    def __init__(self, model: LanguageModel) -> None:
+    `bos`: whether a conversation begins with BOS: auto (as the tokenizer puts it first by itself, or the template
+    writes it), on or off; never twice.  `special`: whether control tokens that a person types are text or tokens.
+    """
+
+    def __init__(self, model: LanguageModel, *, bos: str = "auto", special: str = "text") -> None:
         if model.tokenizer is None:
             raise ValueError(f"{model.name} has no tokenizer, and a conversation needs one: choose another model")
         self.model, self.tokenizer = model, model.tokenizer
+        self.bos, self.special = bos, special
         self.adapted: Adapted = model.adapted
         self.template = template_of(model.tokenizer)
         ends = model.network.generation_config.eos_token_id
         self.ends = {e for e in ([ends] if isinstance(ends, int) else ends or []) if e is not None}
         if model.tokenizer.eos_token_id is not None:
             self.ends.add(model.tokenizer.eos_token_id)
-        self._special = sorted({t.content for t in model.tokenizer.added_tokens_decoder.values() if t.special})
+        self.begins = texts.begins(model.tokenizer, self.begin(self.encode([(TEMPLATE, self.template.head)])[0]))
 
-    def encode(self, parts: list[tuple[int, str]]) -> tuple[NDArray[np.int32], NDArray[np.int8]]:
-        """Token ids and roles, each [tokens], of pieces of text.  What a person typed is text, never control."""
+    def encode(
+        self, parts: list[tuple[int, str]], after: int | None = None
+    ) -> tuple[NDArray[np.int32], NDArray[np.int8], tuple[str, ...]]:
+        """Token ids and roles, each [tokens], of pieces of text, and names of control tokens that were typed in them.
+
+        What a person typed is text, unless `special` is tokens; what the template writes is what it is.  `after`: the
+        token that they follow; some tokenizers put a space before what nothing comes before.
+        """
+        if after is not None and (look := self.tokenizer.decode([after])):
+            ids, roles, names = self.encode([(TEMPLATE, look), *parts])
+            if len(ids) and ids[0] == after:
+                return ids[1:], roles[1:], names
         typed = "".join(text for role, text in parts if role == USER)
-        if self.tokenizer.is_fast and not any(s in typed for s in self._special):
-            whole = "".join(text for _, text in parts)
-            coded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-            ends = np.cumsum([len(text) for _, text in parts])
-            begins = np.array([begin for begin, _ in coded["offset_mapping"]], np.int64)
-            roles = np.array([role for role, _ in parts], np.int8)[np.searchsorted(ends[:-1], begins, side="right")]
-            return np.array(coded["input_ids"], np.int32), roles.astype(np.int8)
+        if not self.tokenizer.is_fast:
+            return self._one_by_one(parts, typed)
+        whole = "".join(text for _, text in parts)
+        coded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, roles = coded["input_ids"], _roles(parts, coded["offset_mapping"])
+        # A control token that a template's text begins and a person's ends would be one that was typed, too.
+        ends = _roles(parts, [(end - 1, end) for _, end in coded["offset_mapping"]])
+        mine = [i for i, role, end in zip(ids, roles, ends, strict=True) if USER in (role, end)]
+        names = control.found(self.tokenizer, mine, typed) if self.special == "text" else ()
+        if names:
+            coded = control.partly_as_text(self.tokenizer, [(role != USER, text) for role, text in parts])
+            ids, roles = coded.ids, _roles(parts, coded.offsets)
+        return np.array(ids, np.int32), roles, names
+
+    def _one_by_one(self, parts: list[tuple[int, str]], typed: str):
+        """The same by a tokenizer that cannot say where its tokens stand: each piece alone."""
+        names = {t for t in control.control_tokens(self.tokenizer).values() if t in typed}
         ids, roles = [], []
         for role, text in parts:
-            coded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=role == USER, verbose=False)[
-                "input_ids"
-            ]
+            as_text = role == USER and self.special == "text"
+            coded = control.as_text(self.tokenizer, text) if as_text else texts.encode(text, self.tokenizer)[0]
             ids += coded
             roles += [role] * len(coded)
-        return np.array(ids, np.int32), np.array(roles, np.int8)
+        return np.array(ids, np.int32), np.array(roles, np.int8), tuple(sorted(names)) if self.special == "text" else ()
 
-    def begin(self) -> list[int]:
-        """Tokens that a plain text of this model begins with."""
-        return self.tokenizer("")["input_ids"] if self.template.note else []
+    def begin(self, ids: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The first tokens of a conversation, with BOS or without it as `bos` says, and never twice."""
+        first = texts.opening(self.tokenizer, self.bos)
+        usual = texts.opening(self.tokenizer)
+        if self.bos == "off" and (self.template.writes_bos or (usual and list(ids[: len(usual)]) == usual)):
+            return ids[len(texts.bos_of(self.tokenizer, ids)) :]
+        return texts.begun(first, ids)
 
     def close(self, last: int) -> str:
         """The template's text after an answer whose last token was `last`."""
         close = self.template.close
         return close.removeprefix(self.tokenizer.decode([last])) if last in self.ends else close
+
+
+def _roles(parts: list[tuple[int, str]], offsets: list[tuple[int, int]]) -> NDArray[np.int8]:
+    """Whose each token is, [tokens], by the place of its first character in the pieces put together."""
+    ends = np.cumsum([len(text) for _, text in parts])
+    begins = np.array([begin for begin, _ in offsets], np.int64)
+    return np.array([role for role, _ in parts], np.int8)[np.searchsorted(ends[:-1], begins, side="right")]
 
 
 class Conversation:
@@ -227,29 +289,35 @@ class Conversation:
         """Make answers faster from now on (tracing.py); takes a second or two the first time."""
         self.lane.source.trace(self.partner.model.one_token)
 
-    def check(self, prompt: str) -> tuple[str, NDArray[np.int32], NDArray[np.int8]]:
-        """The words as they will be said, their tokens and roles.  Raises ValueError where they cannot be said now."""
+    def check(self, prompt: str) -> tuple[str, NDArray[np.int32], NDArray[np.int8], tuple[str, ...]]:
+        """The words as they will be said, their tokens and roles, and names of control tokens in them, read as text.
+
+        Raises ValueError where they cannot be said now.
+        """
         if self.busy:
             raise ValueError("the last answer is not finished: wait for it, or stop it")
         prompt = prompt.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace").decode()
         if not prompt.strip():
             raise ValueError("the prompt is empty: write something first")
         template = self.partner.template
-        before = template.head if not self.turns else self.partner.close(int(self.tokens[-1]))
+        last = int(self.tokens[-1]) if self.turns else None
+        before = template.head if last is None else self.partner.close(last)
         if not template.note:
             prompt = prompt.strip()
-        ids, roles = self.partner.encode([(TEMPLATE, before), (USER, prompt), (TEMPLATE, template.open)])
-        if not self.turns and (begin := self.partner.begin()):
-            ids, roles = np.concatenate((begin, ids)).astype(np.int32), np.concatenate(([TEMPLATE] * len(begin), roles))
+        ids, roles, names = self.partner.encode([(TEMPLATE, before), (USER, prompt), (TEMPLATE, template.open)], last)
+        if not self.turns:
+            begun = self.partner.begin(ids)
+            more = len(begun) - len(ids)
+            ids, roles = begun, np.concatenate((np.full(max(0, more), TEMPLATE, np.int8), roles[max(0, -more) :]))
         if not len(ids):
             raise ValueError("the prompt has no tokens: write some words")
         self._check_room(len(ids))
-        return prompt, ids, roles
+        return prompt, ids, roles, names
 
     def ask(self, prompt: str) -> None:
         """Say something; the answer comes by `step`.  Raises ValueError where that cannot be."""
-        prompt, ids, roles = self.check(prompt)
-        self.turns.append(Turn(prompt, len(self.tokens)))
+        prompt, ids, roles, names = self.check(prompt)
+        self.turns.append(Turn(prompt, len(self.tokens), as_text=names))
         self.lane.source.extend(ids)
         self.roles.append(roles)
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from .chat import Conversation, join
 from .record import Folder
 from .source import Step
+from .texts import said_as_text
 
 TOGETHER = 32
 """Tokens of an answer that are written down at a time."""
@@ -70,6 +71,9 @@ def converse(
                 raise
             out.print(f"{e}", style="yellow", markup=False, soft_wrap=True)
             continue
+        if note := said_as_text(lanes[0].check(prompt)[3], "in what was said"):
+            folder.event("warning", text=note)
+            out.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
         for lane in lanes:
             with brake:
                 _answer(lane, prompt, folder, out, chunk, brake)

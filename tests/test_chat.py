@@ -126,12 +126,6 @@ def _with_template(partner, template):
         (None, "no chat template"),
         ("{{ raise_exception('no') }}", "cannot be used"),
         ("{% for m in messages %}{{ m.content[3:] }}{% endfor %}", "changes what was said"),
-        # As some models do: what was thought is taken out of earlier answers.
-        (
-            "{% for m in messages %}<{{ m.role }}>{{ m.content.split('</think>')[-1] }}</s>{% endfor %}"
-            "{% if add_generation_prompt %}<assistant>{% endif %}",
-            "changes what was said",
-        ),
         # The last answer looks other than earlier ones.
         (
             "{% for m in messages %}<{{ m.role }}>{% if loop.last and m.role == 'assistant' %}!{% endif %}"
