@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from . import metrics, texts
 from .policies import POLICIES, Policy, parse
 from .record import ROLES, TYPED, Folder, Run, Sampling, Spec
+from .texts import with_bos
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -30,6 +31,11 @@ out = Console(highlight=False)
 UsageError = typer.BadParameter.__base__
 
 FOUR = ["dense", "window:window=256", "streaming:sinks=4,window=252"]
+Bos = Annotated[
+    bool | None, typer.Option("--bos/--no-bos", help="begin with BOS or not (default: as the tokenizer does)")
+]
+Special = Annotated[str, typer.Option(help="names of control tokens in a text, such as <|endoftext|>: text or tokens")]
+
 TWO = ["streaming:sinks=4,window=60", "window:window=64"]
 """So small that the second of these breaks down within a few questions."""
 
@@ -43,28 +49,29 @@ def stream(
     chunk: Annotated[int, typer.Option(help="tokens that go through the model at once; changes no number")] = 512,
     dtype: Annotated[str, typer.Option(help="auto (the fastest here), float32, bfloat16 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
-    bos: Annotated[bool, typer.Option("--bos", help="begin with the token that begins a text")] = False,
+    bos: Bos = None,
+    special: Special = "text",
     weights: Annotated[str, typer.Option(help="model (as it came), or packed on a CPU: int8, int4")] = "model",
     kv_heads: Annotated[int | None, typer.Option(help="average the KV heads down to so many, without training")] = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in runs/)")] = None,
 ) -> None:
     """Read a text with one lane for each policy, write a run folder, and print a table."""
-    dtype = _decided(dtype, device)
-    spec = Spec(
-        model, text, tuple(str(parse(p)) for p in policy or FOUR), tokens, chunk, dtype, device, bos, weights, kv_heads
-    )
+    dtype, policies_ = _decided(dtype, device), tuple(str(parse(p)) for p in policy or FOUR)
+    spec = Spec(model, text, policies_, tokens, chunk, dtype, device, _bos(bos), weights, kv_heads, special=special)
     source = texts.read(text)
     from .models import load
     from .stream import next_lane, open_lanes
 
     with out.status("Loading the model") as status:
         network = load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads, progress=status.update)
-        ids = texts.tokenize(source, network.tokenizer, bos=bos, limit=tokens)
-        policies = [parse(p) for p in spec.policies]
+        read = texts.tokenized(source, network.tokenizer, bos=spec.bos, special=special, limit=tokens)
+        ids, policies = read.ids, [parse(p) for p in spec.policies]
         lanes = open_lanes(network, ids, policies)
     place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(source.name).stem}"
     run = Run(spec, int(ids[0]))
+    run.begins, run.as_text = read.begins, read.as_text
     folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=network.sha256)
+    _say_read(read)
     for lane, policy_ in enumerate(policies):
         for warning in policy_.cautions(len(ids), network.trained_length):
             folder.event("warning", lane=lane, text=warning)
@@ -112,6 +119,18 @@ def _decided(dtype: str, device: str) -> str:
     return chosen
 
 
+def _bos(asked: bool | None) -> str:
+    """What --bos, --no-bos or neither of them means in a Spec."""
+    return {None: "auto", True: "on", False: "off"}[asked]
+
+
+def _say_read(read: texts.Tokenized) -> None:
+    """Say what a text begins with, and what of it was read as text though it could have been control tokens."""
+    out.print(f"The text begins {with_bos(read.begins)}.", markup=False, soft_wrap=True)
+    if read.note:
+        out.print(f"note: {read.note}", style="yellow", markup=False, soft_wrap=True)
+
+
 def _say_changed(spec: Spec) -> None:
     if spec.weights != "model":
         out.print(f"[yellow]note:[/] {spec.arithmetic}: numbers differ a little from the model's own", soft_wrap=True)
@@ -136,6 +155,8 @@ def chat(
     kv_chunk: Annotated[int | None, typer.Option(help="cached tokens read at once; changes no number")] = None,
     dtype: Annotated[str, typer.Option(help="auto (the fastest here), float32, bfloat16 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    bos: Bos = None,
+    special: Special = "text",
     weights: Annotated[str, typer.Option(help="model (as it came), or packed on a CPU: int8, int4")] = "model",
     kv_heads: Annotated[int | None, typer.Option(help="average the KV heads down to so many, without training")] = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in runs/)")] = None,
@@ -154,6 +175,8 @@ def chat(
         kv_heads=kv_heads,
         sampling=sampling,
         kv_chunk=kv_chunk,
+        bos=_bos(bos),
+        special=special,
     )
     from .chat import Conversation, Partner, read_script
     from .models import load
@@ -162,7 +185,7 @@ def chat(
     prompts, digest = read_script(script) if script else (None, "")
     with out.status("Loading the model") as status:
         network = load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads, progress=status.update)
-        partner = Partner(network)
+        partner = Partner(network, bos=spec.bos, special=special)
         lanes = [
             Conversation(partner, parse(p), sampling, index=i, kv_chunk=kv_chunk) for i, p in enumerate(spec.policies)
         ]
@@ -170,11 +193,13 @@ def chat(
             lane.trace()
     place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-chat"
     run = Run(spec)
+    run.begins = partner.begins
     folder = Folder(place, run, text_sha256=digest, weights_sha256=network.sha256)
     _say_changed(spec)
-    if partner.template.note:
-        folder.event("warning", text=partner.template.note)
-        out.print(f"[yellow]note:[/] {partner.template.note}", soft_wrap=True)
+    out.print(f"The conversation begins {with_bos(partner.begins)}.", markup=False, soft_wrap=True)
+    if note := partner.template.note or partner.template.caution:
+        folder.event("warning", text=note)
+        out.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
     status = "finished"
     try:
         asked = typed(out) if prompts is None else prompts
@@ -259,6 +284,8 @@ def knockout(
     layer: Annotated[int | None, typer.Option(help="only the heads of this layer")] = None,
     dtype: Annotated[str, typer.Option(help="auto (the fastest here), float32, bfloat16 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    bos: Bos = None,
+    special: Special = "text",
     out_file: Annotated[Path | None, typer.Option("--out", help="a CSV file with a row for every head")] = None,
 ) -> None:
     """Knock out the sink of one head after the other: what is each worth?  Ctrl-C ends it, and keeps what is known."""
@@ -273,7 +300,9 @@ def knockout(
         network = load(model, dtype=dtype, device=device, progress=status.update)
     if layer is not None and not 0 <= layer < network.layers:
         raise ValueError(f"there is no layer {layer}: layers are 0 to {network.layers - 1}")
-    ids = texts.tokenize(source, network.tokenizer, limit=tokens)
+    read = texts.tokenized(source, network.tokenizer, bos=_bos(bos), special=special, limit=tokens)
+    _say_read(read)
+    ids = read.ids
     layers = range(network.layers) if layer is None else [layer]
     heads = [(of, head) for of in layers for head in range(network.heads)]
     effects = []
@@ -291,7 +320,8 @@ def knockout(
     table = Table("Head", _right("Excess NLL"), _right("±"))
     for e in effects[:20]:
         table.add_row(f"{e.layer}.{e.head}", f"{e.excess:+.4f}", "–" if math.isnan(e.error) else f"{e.error:.4f}")
-    table.caption = f"nats/token with the sink's {kind} knocked out in one head, {chosen.label}, {len(ids):,} tokens"
+    how = f"{chosen.label}, {len(ids):,} tokens {with_bos(read.begins)}"
+    table.caption = f"nats/token with the sink's {kind} knocked out in one head, {how}"
     out.print(table)
     if out_file is not None:
         rows = ["layer,head,excess_nats_per_token,standard_error", *(f"{e[0]},{e[1]},{e[2]},{e[3]}" for e in effects)]
@@ -308,6 +338,8 @@ def reproduce(
     cache: Annotated[int | None, typer.Option(help="cached tokens, where an experiment has one size")] = None,
     dtype: Annotated[str, typer.Option(help="auto (the fastest here), float32, bfloat16 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    bos: Bos = None,
+    special: Special = "text",
     jobs: Annotated[int, typer.Option(help="processes on this machine, each with a GPU of its own if it has any")] = 1,
     backend: Annotated[str, typer.Option(help="local, or a cluster: dask or ray")] = "local",
     address: Annotated[str | None, typer.Option(help="where the cluster is, HOST:PORT")] = None,
@@ -327,8 +359,8 @@ def reproduce(
         raise ValueError(f"there is no experiment {name!r}; choose one of: {', '.join(EXPERIMENTS)}")
     experiment, place = EXPERIMENTS[name], out_folder or Path("runs") / name
     texts.read(text)
-    dtype = _decided(dtype, device)
-    cells = experiment.cells(Spec(model, text, ("dense",), tokens, dtype=dtype, device=device), cache)
+    how = {"dtype": _decided(dtype, device), "device": device, "bos": _bos(bos), "special": special}
+    cells = experiment.cells(Spec(model, text, ("dense",), tokens, **how), cache)
     left = grid.left_of(cells, place)
 
     def write() -> tuple[list[str], list[list[str]]]:
@@ -372,11 +404,13 @@ def capture_stretch(
     switch: Annotated[list[str] | None, typer.Option(help="POSITION=policy: read on so from there on")] = None,
     dtype: Annotated[str, typer.Option(help="auto (the fastest here), float32, bfloat16 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    bos: Bos = None,
+    special: Special = "text",
     out_folder: Annotated[Path | None, typer.Option("--out", help="folder (default: a new one in runs/)")] = None,
 ) -> None:
     """Read a text and keep what every head asked with and answered to, for maps and figures."""
-    dtype = _decided(dtype, device)
-    spec, source = Spec(model, text, (str(parse(policy)),), tokens, dtype=dtype, device=device), texts.read(text)
+    how = {"dtype": _decided(dtype, device), "device": device, "bos": _bos(bos), "special": special}
+    spec, source = Spec(model, text, (str(parse(policy)),), tokens, **how), texts.read(text)
     switches = []
     for asked in switch or []:
         at, equals, then = asked.partition("=")
@@ -387,13 +421,16 @@ def capture_stretch(
     from .models import load
 
     with out.status("Loading the model") as status:
-        network = load(model, dtype=dtype, device=device, progress=status.update)
-    ids = texts.tokenize(source, network.tokenizer, limit=tokens)
+        network = load(model, dtype=spec.dtype, device=device, progress=status.update)
+    read = texts.tokenized(source, network.tokenizer, bos=spec.bos, special=special, limit=tokens)
+    _say_read(read)
+    ids = read.ids
     place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(source.name).stem}-stretch"
     with Progress(TextColumn("Tokens"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=out) as bar:
         task = bar.add_task("", total=len(ids) - 1)
-        for read in capture(network, ids, spec, place, switches=sorted(switches), text_sha256=source.sha256):
-            bar.update(task, completed=read)
+        more = {"switches": sorted(switches), "text_sha256": source.sha256, "read": read}
+        for count in capture(network, ids, spec, place, **more):
+            bar.update(task, completed=count)
     out.print(f"The stretch lies in {place}", soft_wrap=True, markup=False)
 
 

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import texts
 from .capture import Segment, Stretch, capture
 from .models import LanguageModel
 from .policies import parse
@@ -227,16 +228,27 @@ def padded(scores: Tensor, before: int, after: int) -> Tensor:
     return torch.nn.functional.pad(scores, (0, 0, before, after), value=float("-inf"))
 
 
-def map_of(model: LanguageModel, text: str, *, layer: int, head: int, policy: str = "dense") -> dict[str, NDArray]:
+def map_of(
+    model: LanguageModel,
+    text: str,
+    *,
+    layer: int,
+    head: int,
+    policy: str = "dense",
+    bos: str = "auto",
+    special: str = "text",
+) -> dict[str, NDArray]:
     """The attention map of one head for some words, as the figure `head_map` draws it.
 
-    `text`: the words themselves; `policy`: dense, window or sinks + window as a person writes it.
+    `text`: the words themselves; `policy`: dense, window or sinks + window as a person writes it; `bos`, `special`: how
+    words become tokens (texts.py).  Token 0 is BOS where they begin with it.
     """
-    ids = np.asarray(model.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32)
+    ids = texts.begun(texts.opening(model.tokenizer, bos), texts.encode(text, model.tokenizer, special=special)[0])
+    spec = Spec(model.name, "words", (policy,), bos=bos, special=special)
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "stretch"
         # The last token is only predicted: one more lets it ask too.
-        for _ in capture(model, np.append(ids, ids[-1:]), Spec(model.name, "words", (policy,)), place):
+        for _ in capture(model, np.append(ids, ids[-1:]), spec, place):
             pass
         drawn = Atlas(Stretch(place), model).draw(layer, head, Region((0, len(ids)), (0, len(ids))))
     return {"map": drawn, "begin": np.array(0), "scale": np.array(1)}

@@ -22,6 +22,7 @@ from .policies import Band, Policy, parse
 from .reach import Reach
 from .record import Spec
 from .stream import CHUNK, open_lanes
+from .texts import Tokenized
 
 LONGEST = 65_536
 """Tokens that a stretch may have."""
@@ -101,11 +102,13 @@ def capture(
     *,
     switches: Sequence[tuple[int, Policy]] = (),
     text_sha256: str = "",
+    read: Tokenized | None = None,
     chunk: int = CHUNK,
 ) -> Iterator[int]:
     """Read a text under the first policy of `spec` and keep it in a folder; yields how many tokens have been read.
 
     `switches`: from which position on the lane reads under which other policy; sinks that it lacks are pinned again.
+    `read`: how the text became these tokens, to be told of it.
     When it has ended, `Stretch(path)` opens it.  Raises ValueError where the policy does not keep by place, where the
     text is longer than LONGEST, or the folder holds something already.
     """
@@ -136,6 +139,8 @@ def capture(
     recorder.finish()
     about = {
         "spec": asdict(spec),
+        "begins": None if read is None else read.begins,
+        "as_text": [] if read is None else list(read.as_text),
         "weights_sha256": model.sha256,
         "text_sha256": text_sha256,
         "segments": [asdict(s) for s in recorder.segments],

@@ -6,6 +6,7 @@ digits.  This module knows nothing of models: what a cell says is read from its 
 
 import csv
 import io
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ import numpy as np
 from . import metrics
 from .policies import POLICIES, Ranked, parse
 from .record import Spec, load
+from .texts import with_bos
 
 RATE_TOKENS, RATE_SAMPLES, RATE_THRESHOLD = 64, 100, 0.3
 """T, the number of texts, and ε of the sink rate (Gu et al. 2024)."""
@@ -67,7 +69,7 @@ class Experiment:
         if self.samples:
             return _rates(cells, place)
         done = [cell for cell in cells if (place / cell.name / "tokens.parquet").exists()]
-        about = f"{cells[0].spec.model} on {cells[0].spec.text}"
+        about = f"{cells[0].spec.model} on {cells[0].spec.text}{_begins((done or cells)[0], place)}"
         heads = ["Policy", f"Perplexity, {about}", "Tokens", "Cached tokens, at most", *self.columns]
         rows = []
         for cell in done:
@@ -78,12 +80,19 @@ class Experiment:
         return heads, rows
 
 
+def _begins(cell: Cell, place: Path) -> str:
+    """What the text of a finished cell begins with, where that is known."""
+    about = place / cell.name / "run.json"
+    begins = json.loads(about.read_text(encoding="utf-8")).get("begins") if about.exists() else None
+    return "" if begins is None else f" {with_bos(begins)}"
+
+
 def _rates(cells: Sequence[Cell], place: Path) -> tuple[list[str], list[list[str]]]:
     """α_1 and sink rate of each layer, and of all."""
     spec = cells[0].spec
     heads = [
         "Layer",
-        f"α₁, {spec.model} on {spec.text}",
+        f"α₁, {spec.model} on {spec.text}{_begins(cells[0], place)}",
         "± between texts",
         f"Sink rate, ε = {RATE_THRESHOLD}",
     ]

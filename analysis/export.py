@@ -119,6 +119,7 @@ def provenance(figure: Figure, source: Source, out: Path, layout: Layout) -> dic
         "weights_sha256": source.about.get("weights_sha256"),
         "text": spec.get("text"),
         "text_sha256": source.about.get("text_sha256"),
+        "begins": source.about.get("begins"),
         "spec": spec,
         "run": source.what.spec.command() if isinstance(source.what, Run) else None,
         "versions": {p: version(p) for p in ("torch", "transformers", "matplotlib", "seaborn", "numpy")},

@@ -37,8 +37,10 @@ def left_of(cells: Iterable[Cell], out: Path) -> list[Cell]:
         about = out / cell.name / "run.json"
         if not about.exists():
             left.append(cell)
-        elif json.loads(about.read_text(encoding="utf-8"))["spec"] != json.loads(cell.spec.to_json()):
-            raise ValueError(f"{out / cell.name} holds a run of another model, text or length: choose another --out")
+        elif Spec.from_json(json.dumps(json.loads(about.read_text(encoding="utf-8"))["spec"])) != cell.spec:
+            raise ValueError(
+                f"{out / cell.name} holds a run of another model, text, BOS or length: choose another --out"
+            )
     return left
 
 
@@ -97,8 +99,10 @@ def _read(cell: Cell, place: Path) -> None:
     spec, source, model = cell.spec, texts.read(cell.spec.text), _model(cell.spec)
     from .stream import stream
 
-    ids = texts.tokenize(source, model.tokenizer, bos=spec.bos, limit=spec.tokens)
-    folder = Folder(place, Run(spec, int(ids[0])), text_sha256=source.sha256, weights_sha256=model.sha256)
+    read = texts.tokenized(source, model.tokenizer, bos=spec.bos, special=spec.special, limit=spec.tokens)
+    ids, run = read.ids, Run(spec, int(read.ids[0]))
+    run.begins, run.as_text = read.begins, read.as_text
+    folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256)
     for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk):
         folder.append(step)
     folder.finish("finished")
@@ -107,13 +111,14 @@ def _read(cell: Cell, place: Path) -> None:
 def _rates(cell: Cell, place: Path) -> None:
     """Read many short texts."""
     spec, source, model = cell.spec, texts.read(cell.spec.text), _model(cell.spec)
-    from .measures import joined, measure, samples_of
+    from .measures import joined, measure, samples_of_text
 
-    ids = texts.tokenize(source, model.tokenizer)
-    alpha = joined(list(measure(model, samples_of(ids, cell.samples, spec.tokens)))).heads["alpha"]
+    read = samples_of_text(source, model.tokenizer, spec, cell.samples)
+    alpha = joined(list(measure(model, read.ids))).heads["alpha"]
     place.mkdir()
     np.savez_compressed(place / "alpha.npz", alpha=alpha)
     about = {"spec": asdict(spec), "samples": cell.samples, "text_sha256": source.sha256}
+    about |= {"begins": read.begins, "as_text": list(read.as_text)}
     about |= {"weights_sha256": model.sha256, "status": "finished"}
     (place / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 

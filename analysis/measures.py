@@ -4,7 +4,7 @@ A text here is a sample of T tokens that begins at its own beginning, read under
 sample gets a number for each measure; means and spreads over samples are whoever reads them's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import metrics
+from . import metrics, texts
 from .attention import capped
 from .models import LanguageModel
+from .record import Spec
 from .rotary import Adapted
 
 TOGETHER = 16
@@ -195,11 +196,23 @@ def separators_of(tokenizer, vocabulary: int) -> NDArray[np.bool_]:
     return found
 
 
-def samples_of(tokens: NDArray[np.int32], count: int, length: int) -> NDArray[np.int32]:
-    """`count` stretches of `length` tokens, [count, length], evenly over a text; they overlap where it is short."""
+def samples_of_text(text: texts.Text, tokenizer, spec: Spec, count: int) -> texts.Tokenized:
+    """Samples of a text as a Spec has it read, each with a BOS of its own; their ids are [count, spec.tokens]."""
+    read = texts.tokenized(text, tokenizer, bos="off", special=spec.special)
+    samples = samples_of(read.ids, count, spec.tokens, texts.opening(tokenizer, spec.bos, text))
+    return texts.Tokenized(samples, texts.begins(tokenizer, samples[-1]), read.as_text)
+
+
+def samples_of(tokens: NDArray[np.int32], count: int, length: int, begin: Sequence[int] = ()) -> NDArray[np.int32]:
+    """`count` stretches of `length` tokens, [count, length], evenly over a text; they overlap where it is short.
+
+    Each is a text of its own, so each begins with `begin` (BOS, texts.py), which counts as its first tokens.
+    """
     if len(tokens) < length:
         raise ValueError(
             f"the text has {len(tokens)} tokens, and samples of {length} are asked for: choose a longer one"
         )
+    if length <= len(begin):
+        raise ValueError(f"BOS alone takes {len(begin)} of the {length} tokens of a sample: choose longer samples")
     begins = np.linspace(0, len(tokens) - length, count).astype(int)
-    return tokens[begins[:, None] + np.arange(length)]
+    return np.stack([texts.begun(begin, tokens[b : b + length])[:length] for b in begins])

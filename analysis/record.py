@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .policies import parse
+from .texts import BOS, SPECIAL, setting
 
 if TYPE_CHECKING:
     from .source import Step
@@ -91,7 +92,8 @@ class Spec:
     chunk: int = 512
     dtype: str = "float32"
     device: str = "auto"
-    bos: bool = False
+    bos: str = "auto"
+    """Whether the text begins with BOS: auto (as the tokenizer does by itself), on or off."""
     weights: str = "model"
     """As the model came, or packed: int8, int4."""
     kv_heads: int | None = None
@@ -100,9 +102,13 @@ class Spec:
     """In a conversation, whose text is a script: how answers are chosen."""
     kv_chunk: int | None = None
     """In a conversation: cached tokens that an answer reads at a time; changes no number."""
+    special: str = "text"
+    """What names of control tokens in a text, or in what somebody types, are: text or tokens."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policies", tuple(self.policies))
+        object.__setattr__(self, "bos", setting("bos", self.bos, BOS))
+        setting("special", self.special, SPECIAL)
         if isinstance(self.sampling, dict):
             object.__setattr__(self, "sampling", Sampling(**self.sampling))
         if not self.policies:
@@ -143,7 +149,9 @@ class Spec:
         named |= {name: getattr(self, name) for name in ("chunk", "dtype", "device", "weights", "kv_heads")}
         # As one word each, since a value may begin with a dash.
         words = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
-        words += [f"--policy={policy}" for policy in self.policies] + ["--bos"] * self.bos
+        words += [f"--policy={policy}" for policy in self.policies]
+        words += {"auto": [], "on": ["--bos"], "off": ["--no-bos"]}[self.bos]
+        words += [f"--special={self.special}"] if self.special != "text" else []
         return shlex.join(["python", "-m", "analysis", "chat" if chat else "stream", *words])
 
     def to_json(self) -> str:
@@ -235,6 +243,10 @@ class Run:
     def __init__(self, spec: Spec, first_token: int | None = None) -> None:
         self.spec = spec
         self.first_token = first_token
+        self.begins: str | None = None
+        """The BOS that the text really begins with, empty where it has none; None where nobody knows."""
+        self.as_text: tuple[str, ...] = ()
+        """Names of control tokens that stand in the text, and were read as text."""
         self.first_role = 0
         self.tracks = [Track() for _ in spec.policies]
         self.events: list[dict[str, Any]] = []
@@ -392,6 +404,8 @@ def _about(run: Run, text_sha256: str, weights_sha256: str) -> dict[str, Any]:
     return {
         "spec": asdict(run.spec),
         "arithmetic": run.spec.arithmetic,
+        "begins": run.begins,
+        "as_text": list(run.as_text),
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in ("torch", "transformers")}},
         "text_sha256": text_sha256,
         "weights_sha256": weights_sha256,
@@ -415,6 +429,7 @@ def load(path: Path) -> Run:
     known = {f.name for f in fields(Spec)}
     run = Run(Spec(**{k: v for k, v in about["spec"].items() if k in known}))
     run.started = about.get("started", run.started)
+    run.begins, run.as_text = about.get("begins"), tuple(about.get("as_text", ()))
     # Where both kinds are there, the process was killed while it wrote the second.
     done = not (path / "tokens.arrow").exists() and (path / "tokens.parquet").exists()
     if done:

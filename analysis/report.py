@@ -20,6 +20,7 @@ from .figures.sink_grid import mass_of
 from .palette import colours
 from .policies import parse
 from .record import Run
+from .texts import said_as_text, with_bos
 
 SHADES = 9
 """Colours of the text, from what was expected to what was not."""
@@ -69,7 +70,15 @@ def page(source: Source, *, lane: int = 0, maps: Sequence[str] = ()) -> str:
     note += "\n# Then, while it read: " + json.dumps(switched) if switched else ""
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(f"{spec.text}, read by {spec.model}"),
-        subtitle=f"{read:,} tokens · {html.escape(spec.arithmetic)} · {len(run.tracks)} lanes · made with Sinkscope",
+        subtitle=" · ".join(
+            (
+                f"{read:,} tokens{'' if run.begins is None else html.escape(f' {with_bos(run.begins)}')}",
+                *([html.escape(said_as_text(run.as_text, "in the text"))] if run.as_text else []),
+                html.escape(spec.arithmetic),
+                f"{len(run.tracks)} lanes",
+                "made with Sinkscope",
+            )
+        ),
         summary=_summary(run),
         shades=" ".join(f".n{i} {{ background: {_shade(i)}; }}" for i in range(SHADES)),
         parts="\n".join(parts),

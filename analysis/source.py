@@ -244,10 +244,12 @@ class Source:
         if first == "newlines":
             return self.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:] * count
         if first == "bos":
-            if (begin := self.tokenizer.bos_token_id) is None:
-                raise ValueError("this model's tokenizer has no token that begins a text: choose first=newlines")
-            return [begin]
-        return texts.tokenize(texts.read(first), self.tokenizer, limit=max(2, count))[:count].tolist()
+            try:
+                return texts.opening(self.tokenizer, "on")
+            except ValueError as e:
+                raise ValueError("this model's tokenizer has no token that begins a text: choose first=newlines") from e
+        # Another text's words, whatever this text begins with: its BOS would be this text's own again.
+        return texts.tokenize(texts.read(first), self.tokenizer, bos="off", limit=max(2, count))[:count].tolist()
 
     def front(
         self, tokens: int, first: str = "own", count: int = 0, what_if: WhatIf | None = None

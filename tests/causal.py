@@ -57,7 +57,7 @@ OWN: dict[str, dict] = {
     **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "minicpm3", "youtu"), MLA),
     **dict.fromkeys(("axk2", "glm_moe_dsa", "longcat_flash"), MLA),
     **dict.fromkeys(("bamba", "granitemoehybrid"), MAMBA),
-    **dict.fromkeys(ENCODERS, {"is_decoder": True}),
+    **{name: {"is_decoder": True} for name in ENCODERS},
     "xmod": {"is_decoder": True, "default_language": "en_XX"},
     "reformer": {"is_decoder": True},
     "falcon_h1": MAMBA | {"mamba_d_ssm": 64},
