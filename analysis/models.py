@@ -28,7 +28,7 @@ from transformers import (
 from . import gguf_metadata
 from .checkpoint import check_loaded, check_quantization, check_rope
 from .dtypes import AUTO, decide
-from .families import adapt
+from .families import adapt, unreadable
 from .fetch import EMBEDDED_NAME, check_gguf, embedded, first_line, from_hub, weight_files
 from .memory import fits_on_one, gpus, needed
 from .progress import Tell, told
@@ -301,10 +301,6 @@ def _configuration(source: Path, called: str, local: dict[str, Any]) -> Pretrain
             f"{called} is of a family that transformers does not know, or its configuration is damaged: choose another "
             f"model ({first_line(e)})"
         ) from e
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ValueError(
-            f"the family {config.model_type!r} is not a causal language model: choose one that predicts the next token"
-        )
-    if not all(hasattr(config, size) for size in ("num_hidden_layers", "num_attention_heads", "hidden_size")):
-        raise ValueError(f"the family {config.model_type!r} is not supported yet: choose a model that reads text only")
+    if why := unreadable(config):
+        raise ValueError(why)
     return config

@@ -59,17 +59,43 @@ OWN: dict[str, dict] = {
     **dict.fromkeys(("bamba", "granitemoehybrid"), MAMBA),
     **{name: {"is_decoder": True} for name in ENCODERS},
     "xmod": {"is_decoder": True, "default_language": "en_XX"},
-    "reformer": {"is_decoder": True},
     "falcon_h1": MAMBA | {"mamba_d_ssm": 64},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
-    "dbrx": {"rope_parameters": ROPE},
     "dots1": {"n_shared_experts": 1},
-    "dots3_note_text": {"num_key_value_heads": 4},
+    "dots3_note_text": {"num_key_value_heads": 4, "use_sliding_window": False},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 64},
+    },
+    "gemma4_assistant": {"text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
+    "bailing_hybrid": MLA | {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"] * 2,
+        "index_n_heads": 2,
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
+    },
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "num_key_value_heads": 4,
+        "attention_hidden_size": 64,
+    },
+    "reformer": {"is_decoder": True, "axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16]},
+    "phi4_multimodal": {
+        "vision_config": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "audio_config": {"hidden_size": 32, "intermediate_size": 64, "num_blocks": 1, "num_attention_heads": 2},
+    },
     "gemma3n_text": {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "longcat_flash": MLA | {"qk_head_dim": 16, "zero_expert_num": 2},
-    "qwen4_exp_text": {"indexer_budget": 8, "indexer_compress_ratio": 2},
+    "qwen4_exp_text": {
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+    },
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
     "cohere_compass_text": {"layer_types": ["full_attention"] * 4, "rope_parameters": {"full_attention": ROPE}},
@@ -96,3 +122,11 @@ def build(config: PreTrainedConfig, implementation: str = "eager") -> PreTrained
         # Norms too: a norm behind the rotation commutes with it only while all its weights are equal.
         parameter.mul_(4) if parameter.ndim > 1 else parameter.add_(0.3 * torch.randn_like(parameter))
     return model
+
+
+VARIANTS: dict[str, dict] = {
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "falcon": {"new_decoder_architecture": False, "multi_query": True},
+    **{name: {"is_decoder": False} for name in ENCODERS},
+}
+"""Other ways of some families, tried beside the usual one."""

@@ -17,8 +17,7 @@ from analysis.policies import Dense, Recompute, Streaming, Window
 from analysis.positions import BOUND, Rotary
 from analysis.stream import open_lanes
 
-from .families import README, our_nll, own_nll, table, tiny, words
-from .naive import kept
+from .families import README, Book, our_nll, own_nll, table, tiny, words
 
 MOVABLE = [name for name, family in FAMILIES.items() if family.positions in ("rotary", "ALiBi")]
 LEARNED = [name for name, family in FAMILIES.items() if family.positions == "learned"]
@@ -64,30 +63,6 @@ VARIANTS = {
         },
     ),
 }
-
-
-class Book:
-    """The rule as it is written: one query after the other, the keys that it is to meet, each at its own place."""
-
-    def __init__(self, model, sinks: int, window: int, count: int) -> None:
-        self.model, self.reach = model, [kept(t, sinks, window) for t in range(count)]
-
-    def attend(self, attention, query, key, value, *, scaling=None, softcap=None, sliding_window=None, s_aux=None, **_):
-        model, groups = self.model, query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
-        outs = []
-        for t, places in enumerate(self.reach):
-            slots = torch.arange(len(places))
-            k = model.rotate(attention, key[:, :, places], model.angles(attention, slots))
-            q = model.rotate(attention, query[:, :, [t]], model.angles(attention, slots[-1:]))
-            s = q @ k.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)
-            s = s if softcap is None else softcap * torch.tanh(s / softcap)
-            if sliding_window is not None:
-                s = s.masked_fill(torch.tensor(places) <= t - sliding_window, float("-inf"))
-            if s_aux is not None:
-                s = torch.cat((s, s_aux.view(1, -1, 1, 1)), -1)
-            outs.append(torch.softmax(s, -1)[..., : len(places)] @ value[:, :, places])
-        return torch.cat(outs, 2).transpose(1, 2)
 
 
 @pytest.fixture(params=[*FAMILIES, *VARIANTS])

@@ -6,7 +6,7 @@ is, it is read only if a short text gets the numbers that its own forward pass g
 
 from typing import NamedTuple
 
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from .. import rotary
 from ..positions import Rotary
@@ -68,6 +68,28 @@ FAMILIES: dict[str, Family] = {
     "gpt2": Family("learned", "dense and recompute only"),
     "opt": Family("learned", "dense and recompute only"),
 }
+
+
+SIZES = ("num_hidden_layers", "num_attention_heads", "hidden_size")
+
+
+def unreadable(config: PreTrainedConfig) -> str:
+    """A sentence where a configuration says by itself that its family cannot be read; empty where it does not."""
+    family = config.model_type
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        return f"the family {family!r} is not a causal language model: choose one that predicts the next token"
+    try:
+        missing = [size for size in SIZES if not hasattr(config, size)]
+    except Exception:
+        # Sizes that differ from layer to layer are no plain attributes.
+        return f"the family {family!r} is not supported yet: its layers differ in their heads or in the sizes of these"
+    if not missing:
+        return ""
+    if config.sub_configs:
+        return f"the family {family!r} is not supported yet: choose a model that reads text only"
+    return (
+        f"the family {family!r} is not supported yet: it has no {missing[0]}, so no cache of keys and values"
+    )
 
 
 def adapt(network: PreTrainedModel) -> Adapted:

@@ -23,9 +23,9 @@ from ..rotary import Adapted, Adapter, adapt, alone, copied, twin_of
 from ..source import Source
 from .sample import packed
 
-TOKENS, CHUNKS = 47, (0.45, 0.35)
-"""Tokens of the text, a prime that no size of a layer equals, and shares of it that are read in a pass; two more tokens
-are then read alone, and the rest is decoded."""
+TOKENS, CHUNKS, DECODED = 47, 2, 2
+"""Tokens of the text, a prime that no size of a layer equals; in how many passes most of it is read, before one token is
+read alone and the last are decoded."""
 SHORT = 12
 """Tokens that the whole network reads."""
 CHANGED = 8
@@ -74,7 +74,7 @@ def _apart(adapted: Adapted, tokens: np.ndarray, own: Tensor) -> float:
     """By how many standard deviations of the logits the engine's numbers differ; infinite where they are none."""
     spread, count = own.std().clamp(min=1e-6), len(tokens)
     expected = -torch.log_softmax(own, -1)[torch.arange(count - 1), torch.as_tensor(tokens[1:], dtype=torch.int64)]
-    chunks = [max(1, int(count * share)) for share in CHUNKS] + [1, 1]
+    chunks = [(count - DECODED - 1) // CHUNKS] * CHUNKS + [1]
     apart, upto = [], sum(chunks) + 1
     lane = Lane(0, Dense(), Source(adapted, tokens[:upto], 4, 0))
     for chunk in chunks:
