@@ -210,7 +210,7 @@ def _late(*_) -> None:
 
 
 def farthest(model: PreTrainedModel, adapted: Adapted) -> float:
-    """The largest difference of any token's NLL: dense in chunks of several sizes, decoded, and under sinks + window."""
+    """The largest difference of any token's NLL: dense in chunks of several sizes, decoded, under sinks + window."""
     tokens = words()
     own, apart = own_nll(model, tokens), []
     for chunk in (1, 7, 16, TOKENS):
@@ -273,8 +273,8 @@ def document(tried: list[Trial], variants: list[Trial]) -> str:
         f"classes, {len(exact)} read exactly, {len(refused)} refused, {len(rest)} neither. Written by "
         "`make families-all`.",
         "",
-        "*Exactly* means: every token's NLL is within 1e-4 nats of the model's own forward pass, dense in chunks of 1, 7, "
-        "16 and 60 tokens and token by token, and within 1e-4 of the rule as it is written under sinks + window. A "
+        "*Exactly* means: every token's NLL is within 1e-4 nats of the model's own forward pass, dense in chunks of 1, "
+        "7, 16 and 60 tokens and token by token, and within 1e-4 of the rule as it is written under sinks + window. A "
         "refused family is told so in one sentence when it is loaded. A family can have models of both kinds: each is "
         "tried again when it is loaded.",
         "",
@@ -284,8 +284,8 @@ def document(tried: list[Trial], variants: list[Trial]) -> str:
         "|---|---|---|",
         *(f"| `{r.family}` | {r.words} | {FAMILIES[r.family].note if r.family in FAMILIES else ''} |" for r in exact),
         "",
-        "Keys of families whose positions are *learned* or *not movable* stay where they were read: these read dense and "
-        "recompute only.",
+        "Keys of families whose positions are *learned* or *not movable* stay where they were read: these read dense "
+        "and recompute only.",
         "",
         "## Refused",
         "",

@@ -87,9 +87,7 @@ def unreadable(config: PreTrainedConfig) -> str:
         return ""
     if config.sub_configs:
         return f"the family {family!r} is not supported yet: choose a model that reads text only"
-    return (
-        f"the family {family!r} is not supported yet: it has no {missing[0]}, so no cache of keys and values"
-    )
+    return f"the family {family!r} is not supported yet: it has no {missing[0]}, so no cache of keys and values"
 
 
 def adapt(network: PreTrainedModel) -> Adapted:
