@@ -157,10 +157,10 @@ def _budgets(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
     ranked = [p for p in POLICIES.values() if issubclass(p, Ranked) and p.name != "late"]
     for policy in ranked:
         recent = next(f.default for f in policy.settings() if f.name == "recent")
-        # The topmost of a pyramid's budgets, half of their mean, must leave something to choose too.
-        most, more = (8, ",steepness=2") if policy.name == "pyramid" else (4, "")
+        # Layers that keep everything would have no budget to be compared at.
+        more = ",skip=0" if policy.name == "knorm" else ""
         for b in BUDGETS:
-            settings = f"budget={b},recent={min(recent, b // most)},interval={INTERVAL}{more}"
+            settings = f"budget={b},recent={min(recent, b // 4)},interval={INTERVAL}{more}"
             made.append((f"{policy.title}, {b}", f"{policy.name}:{settings}", ()))
     return made
 

@@ -49,8 +49,9 @@ PRESETS = {
         "Attention or chance decides what stays",
         (
             "streaming:sinks=4,window=124",
-            "h2o:budget=128,recent=64,interval=16",
-            "tova:budget=128,interval=16",
+            # Plays are longer than what the model was trained on, so places are slots.
+            "h2o:budget=128,recent=64,interval=16,positions=cache",
+            "tova:budget=128,interval=16,positions=cache",
             "random:budget=128,sinks=4,recent=64,interval=16",
             "random:budget=128,sinks=0,recent=64,interval=16",
         ),

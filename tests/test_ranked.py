@@ -276,3 +276,23 @@ def test_shares_say_how_many_heads_hold_a_token(tiny_llama):
     np.testing.assert_allclose(shares, held, rtol=1e-6)
     lane.switch(Window(12))
     assert lane.shares is None
+
+
+@pytest.mark.parametrize(
+    "then", ["dense", "window:window=9", "streaming:sinks=4,window=9", "duo:window=9", "h2o:recent=8"]
+)
+@pytest.mark.parametrize("name", ["tova", "knorm", "keydiff"])
+def test_a_policy_that_may_drop_the_newest_token_is_left_for_any_other(name, then, tiny_llama):
+    tokens, first = words(120), parse(f"{name}:budget=12,interval=3" + (",skip=0" if name == "knorm" else ""))
+    met = set()
+    for count in range(40, 56):
+        lane = open_lanes(tiny_llama, tokens[: count + 20], [first])[0]
+        lane.read(count)
+        met.add(lane.first == lane.position - 1)
+        lane.switch(parse(then))
+        read = lane.position - 1
+        while not lane.done:
+            assert np.isfinite(lane.read(7).nll).all()
+        assert lane.position - 1 > read and np.isfinite(lane.next(lambda _: 5).nll).all()
+    # Now and then some head had let go of the newest token.
+    assert name == "tova" or True in met

@@ -65,13 +65,15 @@ def speed(model, tokens) -> None:
 
 def quality(model, tokens) -> None:
     head(f"ranked slots, budget {BUDGET}: perplexity over {len(tokens):,} tokens of Hamlet, and against chance")
-    chosen = [parse(f"{name}:budget={BUDGET}") for name in names()]
+    # Where layers kept everything, chance would need the same.
+    chosen = [parse(f"{name}:budget={BUDGET}" + (",skip=0" if name == "knorm" else "")) for name in names()]
     for policy in (Streaming(4, BUDGET - 4), Window(BUDGET), *chosen):
         nll = read(model, tokens, policy)
         line(policy.label, float(np.exp(nll.mean())), "", digits=2)
         if isinstance(policy, Ranked) and not isinstance(policy, Random):
             # Chance with the same tokens safe, so that only the choice differs.
-            safe = {"budget": BUDGET, "sinks": policy.sinks, "recent": policy.recent}
+            safe = {"budget": BUDGET, "sinks": policy.sinks, "recent": max(1, policy.recent)}
+            safe |= {"interval": policy.interval, "positions": policy.positions}
             apart = (nll - read(model, tokens, Random(**safe)))[BUDGET:]
             blocks = apart[: len(apart) // 100 * 100].reshape(-1, 100).mean(1)
             error = blocks.std(ddof=1) / np.sqrt(len(blocks))
