@@ -4,12 +4,16 @@ A prompt is read whole and compressed once, as the papers' codes do: in the engi
 and an interval of all that goes.  Token by token the same policies are compared with published.py in test_ranked.py.
 """
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from analysis.policies import POLICIES, parse
+from analysis.policies.ranked import tolerance
 from analysis.stream import open_lanes
 
 from .families import tiny
@@ -175,3 +179,20 @@ def test_what_is_not_said_is_as_the_paper_has_it(name):
 )
 def test_what_was_written_before_is_still_understood(written):
     assert str(parse(str(parse(written)))) == str(parse(written))
+
+
+def test_the_docs_name_every_policy_and_settings_that_exist():
+    text = (Path(__file__).parents[1] / "docs" / "policies.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", text, flags=re.M)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert named == set(POLICIES) - {"dense"}
+    written = re.findall(r"`(\w+:[\w=,]+)`", text)
+    assert written and all(parse(policy) for policy in written)
+    known = {f.name for policy in POLICIES.values() for f in policy.settings()}
+    assert {key for some in re.findall(r"`((?:\w+=\w*,?)+)`", text) for key in re.findall(r"(\w+)=", some)} <= known
+
+
+def test_the_docs_have_the_tolerance_of_the_code():
+    said = {torch.float32: 1.5e-5, torch.bfloat16: 2e-3, torch.float16: 2.4e-4}
+    for dtype, share in said.items():
+        assert abs(tolerance(dtype) / share - 1) < 0.05
