@@ -34,6 +34,63 @@ def partner():
     return Partner(load("embedded", device="cpu", weights="int4"))
 
 
+@pytest.fixture(scope="module")
+def exact(embedded):
+    """The embedded model in float32, for what is compared number by number: packed weights multiply in bfloat16, and
+    round otherwise whenever rows go together in another way."""
+    return Partner(embedded)
+
+
+CLOSE = 5e-3
+"""Logits so near each other that rounding may decide between them.  In float32 the order of sums, which chunks, threads
+and instruction sets change, moves a logit of the embedded model by less than a tenth of it."""
+
+
+class Watched(Chooser):
+    """Chooses, and notes how far off another choice was at each position of the text."""
+
+    def __init__(self, sampling):
+        super().__init__(sampling)
+        self.margins = {}
+
+    def __call__(self, tokens, logits):
+        before = tokens[None, -chat.PENALISED :].cpu()
+        scores = self._processors(before, logits[None])[0] if self._processors else logits
+        if self.sampling.temperature == 0:
+            best, second = scores.topk(2).values.tolist()
+            self.margins[len(tokens)] = best - second
+        else:
+            state = self._random.get_state()
+            draw = torch.rand(1, generator=self._random, dtype=torch.float64)
+            self._random.set_state(state)
+            p = torch.softmax(scores.double(), -1).sort(descending=True).values
+            steps = p.cumsum(-1)
+            at = int(torch.searchsorted(steps, draw))
+            # Neighbours that are as probable could change places.
+            gaps = [float(1 - p[max(i, j)] / p[min(i, j)]) for i, j in ((at, at - 1), (at, at + 1)) if j >= 0]
+            self.margins[len(tokens)] = min(float((steps - draw).abs().min()), *gaps)
+        return super().__call__(tokens, logits)
+
+
+def watched(partner, policy, sampling, **more):
+    talk = Conversation(partner, policy, sampling, **more)
+    talk._chooser = Watched(sampling)
+    return talk
+
+
+def same_until_a_tie(*talks, least, close=CLOSE):
+    """The number of tokens, at least `least`, up to which no choice was close; they are the same in all."""
+    texts = [talk.tokens.tolist() for talk in talks]
+    count = min(map(len, texts))
+    for i in range(count):
+        if min(talk._chooser.margins.get(i, np.inf) for talk in talks) < close:
+            count = i
+            break
+        assert len({text[i] for text in texts}) == 1, i
+    assert count >= least
+    return count
+
+
 def answer(conversation, prompt, chunk=chat.CHUNK):
     """The steps of one prompt and its answer."""
     conversation.ask(prompt)
@@ -160,17 +217,16 @@ def test_without_a_template_text_is_continued(partner):
     assert text.startswith("Once upon a time") and "\nand then" in text and "<|im_start|>" not in text
 
 
-def test_same_seed_same_answers_whatever_the_chunks(embedded):
-    # In float32: packed weights multiply in bfloat16, whose rounding depends on how many rows go together.
-    partner = Partner(embedded)
-
+def test_same_seed_same_answers_whatever_the_chunks(exact):
     def said(chunk, seed=7):
-        talk = Conversation(partner, Streaming(4, 28), Sampling(max_new=8, temperature=1.2, top_p=0.95, seed=seed))
+        talk = watched(exact, Streaming(4, 28), Sampling(max_new=8, temperature=1.2, top_p=0.95, seed=seed))
         answer(talk, "Tell me something about the sea and the ships on it, please.", chunk)
-        return talk.tokens.tolist()
+        return talk
 
-    assert said(256) == said(7) == said(1)
-    assert said(256) != said(256, seed=8)
+    talks = [said(256), said(7), said(1)]
+    asked = talks[0].turns[0].begin
+    same_until_a_tie(*talks, least=asked + 4, close=5e-4)
+    assert talks[0].tokens.tolist() != said(256, seed=8).tokens.tolist()
 
 
 def test_choosing_follows_the_settings():
@@ -202,8 +258,8 @@ def test_sampling_out_of_range_is_named(settings, words):
 
 
 @pytest.mark.parametrize("policy", [Dense(), Streaming(4, 28), Window(32), Recompute(24, 4)])
-def test_answer_given_again_leaves_no_trace(partner, policy):
-    once, twice = (Conversation(partner, policy, Sampling(max_new=10), hold=64) for _ in range(2))
+def test_answer_given_again_leaves_no_trace(exact, policy):
+    once, twice = (watched(exact, policy, Sampling(max_new=10), hold=64) for _ in range(2))
     for talk in (once, twice):
         answer(talk, "What is the capital of France?")
         answer(talk, "And of Italy?")
@@ -211,11 +267,12 @@ def test_answer_given_again_leaves_no_trace(partner, policy):
         twice.again()
         while twice.step() is not None:
             pass
-    assert twice.tokens.tolist() == once.tokens.tolist()
-    a, b = answer(once, "And of Spain?"), answer(twice, "And of Spain?")
-    assert twice.tokens.tolist() == once.tokens.tolist() and twice.pieces() == once.pieces()
-    np.testing.assert_allclose(join(b).nll, join(a).nll, atol=1e-3)
-    assert twice.roles.view().tolist() == once.roles.view().tolist()
+    a, b = (join(answer(talk, "And of Spain?")) for talk in (once, twice))
+    # All but the last words of the last answer, at least.
+    count = same_until_a_tie(once, twice, least=once.turns[-1].begin)
+    assert twice.pieces()[: count - 1] == once.pieces()[: count - 1]
+    np.testing.assert_allclose(b.nll[: count - b.start], a.nll[: count - a.start], atol=1e-3)
+    assert twice.roles.view()[:count].tolist() == once.roles.view()[:count].tolist()
 
 
 def test_nothing_can_be_given_again_before_an_answer(partner):
@@ -242,18 +299,20 @@ def test_stopped_in_the_middle_nothing_that_was_said_is_lost(partner):
     assert cut in text and "word " * 49 in text and talk.unread == 0 and talk.turns[-1].why
 
 
-def test_prompt_longer_than_the_cache_equals_one_token_at_a_time(embedded):
-    partner, nll = Partner(embedded), []
-    for chunk in (256, 1):
-        talk = Conversation(partner, Streaming(4, 12), Sampling(max_new=2))
-        nll.append(join(answer(talk, "The quick brown fox jumps over the lazy dog, " * 2, chunk)).nll)
-    np.testing.assert_allclose(nll[0], nll[1], atol=1e-3)
+def test_prompt_longer_than_the_cache_equals_one_token_at_a_time(exact):
+    talks = [watched(exact, Streaming(4, 12), Sampling(max_new=2)) for _ in range(2)]
+    a, b = (
+        join(answer(talk, "The quick brown fox jumps over the lazy dog, " * 2, chunk))
+        for talk, chunk in zip(talks, (256, 1), strict=True)
+    )
+    count = same_until_a_tie(*talks, least=talks[0].turns[0].begin)
+    np.testing.assert_allclose(b.nll[: count - 1], a.nll[: count - 1], atol=1e-3)
 
 
 @pytest.mark.parametrize(("policy", "sinks", "window"), [(Streaming(4, 60), 4, 60), (Window(64), 0, 64)])
-def test_answers_equal_those_of_a_plain_list_of_kept_keys(embedded, policy, sinks, window):
+def test_answers_equal_those_of_a_plain_list_of_kept_keys(embedded, exact, policy, sinks, window):
     # The whole script takes minutes this way: make bench does it.
-    talk = Conversation(Partner(embedded), policy, Sampling(max_new=12))
+    talk = Conversation(exact, policy, Sampling(max_new=12))
     talk.trace()
     prompts, _ = read_script("questions")
     for prompt in prompts[:3]:
@@ -264,17 +323,17 @@ def test_answers_equal_those_of_a_plain_list_of_kept_keys(embedded, policy, sink
     for i, token in enumerate(given[:-1]):
         logits = naive.logits(int(token))
         if i + 1 in said:
-            assert int(logits.argmax()) == given[i + 1]
+            assert logits.max() - logits.flatten()[given[i + 1]] < CLOSE
 
 
-def test_all_answer_the_same_until_the_first_eviction(partner):
-    talks = [Conversation(partner, p, Sampling(max_new=60)) for p in (Dense(), Window(64), Streaming(4, 60))]
+def test_all_answer_the_same_until_the_first_eviction(exact):
+    talks = [watched(exact, p, Sampling(max_new=60)) for p in (Dense(), Window(64), Streaming(4, 60))]
     for talk in talks:
         talk.trace()
         answer(talk, "Tell me a long story about a ship.")
-    # A query meets the cached tokens and itself: the first that lacks one predicts the token two places on.
-    dense, window, streaming = (talk.tokens[:66].tolist() for talk in talks)
-    assert dense == window == streaming and len(dense) == 66
+        # A query meets the cached tokens and itself: the first that lacks one predicts the token two places on.
+        talk.lane.source.truncate(66)
+    same_until_a_tie(*talks, least=60)
 
 
 def test_what_is_kept_is_the_sinks_and_the_newest(partner):

@@ -220,14 +220,16 @@ def test_a_family_without_rotary_positions_gets_a_sentence():
         open_lanes(model, [1, 2, 3], [Dense()])
 
 
-# The embedded model against the official implementation's numbers.
+# The embedded model against the official implementation's numbers, which another machine computed in float32.  Rounding
+# moves a logit by a share of its size, so what is improbable moves more: part of the bound is relative.
+OFFICIAL = {"atol": 1e-3, "rtol": 2e-4}
 
 
 @pytest.mark.parametrize(("sinks", "window"), [(4, 124), (0, 128), (1, 127)])
 def test_official_numbers_chunk_256(embedded, oracle, sinks, window):
     ids, expected = oracle(sinks, window)
     nll = read(embedded, ids, Streaming(sinks, window), 256)[0]
-    np.testing.assert_allclose(nll, expected, atol=1e-3)
+    np.testing.assert_allclose(nll, expected, **OFFICIAL)
     assert perplexity(nll) == pytest.approx(perplexity(expected), rel=1e-4)
 
 
@@ -235,7 +237,7 @@ def test_official_numbers_chunk_1(embedded, oracle):
     # The first 200 tokens: 70 of them come after the first eviction.
     ids, expected = oracle(4, 124)
     nll = read(embedded, ids[:201], Streaming(4, 124), 1)[0]
-    np.testing.assert_allclose(nll, expected[:200], atol=1e-3)
+    np.testing.assert_allclose(nll, expected[:200], **OFFICIAL)
     assert perplexity(nll) == pytest.approx(perplexity(expected[:200]), rel=1e-4)
 
 
@@ -249,7 +251,7 @@ def test_embedded_window_longer_than_text_equals_dense(embedded, oracle):
     with torch.no_grad():
         out = plain(torch.as_tensor(ids[:299].astype(np.int64))[None], output_attentions=True)
     expected = -torch.log_softmax(out.logits[0], -1)[torch.arange(299), torch.as_tensor(ids[1:300].astype(np.int64))]
-    np.testing.assert_allclose(dense, expected.numpy(), atol=1e-3)
+    np.testing.assert_allclose(dense, expected.numpy(), **OFFICIAL)
     mass = read(embedded, ids[:300], Dense(), 128)[1]
     np.testing.assert_allclose(mass, torch.stack([a[0, :, :, :4].sum(-1) for a in out.attentions]).numpy(), atol=1e-4)
 

@@ -34,8 +34,8 @@ def registry(runs):
         runs.free(run)
 
 
-def begin(registry, script=None, policies=LANES, **sampling):
-    spec = Spec("embedded", "typed", policies, device="cpu", weights="int4", sampling=Sampling(**sampling))
+def begin(registry, script=None, policies=LANES, weights="int4", **sampling):
+    spec = Spec("embedded", "typed", policies, device="cpu", weights=weights, sampling=Sampling(**sampling))
     return registry.start(partial(Talk, spec, script=script))
 
 
@@ -91,7 +91,9 @@ def test_stop_and_skip_end_an_answer_in_the_middle(registry):
 
 
 def test_again_gives_every_lane_its_last_answer_again(registry):
-    talk = begin(registry, max_new=8)
+    # In float32: packed weights multiply in bfloat16, which rounds otherwise when keys are rotated together.  No choice of
+    # this answer is close (test_chat.py).
+    talk = begin(registry, weights="model", max_new=8)
     talk.say("What is the capital of France?")
     until(talk, lambda: waiting(talk))
     before, epoch = [lane.tokens.tolist() for lane in talk.lanes], talk.epoch
