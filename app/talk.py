@@ -202,7 +202,7 @@ class Talk(Live):
         for lane in lanes:
             lane.trace()
         self.model, self.lanes = model, lanes
-        packed = f"The weights are packed into {model.packed}: answers may differ from the model's own."
+        packed = f"The weights are packed ({self.spec.arithmetic}): answers may differ from the model's own."
         self.caution = " ".join(filter(None, [packed if model.packed != "model" else "", partner.template.note]))
         self._set("waiting")
         while self._wanted != "freed":

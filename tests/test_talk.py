@@ -91,8 +91,8 @@ def test_stop_and_skip_end_an_answer_in_the_middle(registry):
 
 
 def test_again_gives_every_lane_its_last_answer_again(registry):
-    # In float32: packed weights multiply in bfloat16, which rounds otherwise when keys are rotated together.  No choice of
-    # this answer is close (test_chat.py).
+    # In float32: packed weights multiply in bfloat16, which rounds otherwise when keys are rotated together.  No choice
+    # in this answer is close (test_chat.py).
     talk = begin(registry, weights="model", max_new=8)
     talk.say("What is the capital of France?")
     until(talk, lambda: waiting(talk))
