@@ -1,5 +1,6 @@
 """What the tests share: a tiny random model, the embedded one, the official numbers.  No network, no stray files."""
 
+import functools
 import os
 import shutil
 import sys
@@ -17,6 +18,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 ORACLES = Path(__file__).parent / "oracles"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _each_network_is_checked_once():
+    """The check of a network is test_families' matter: elsewhere one that has passed is not tried again."""
+    from analysis import stream
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "adapt", functools.lru_cache(16)(stream.adapt))
+        yield
 
 
 @pytest.fixture(scope="session")
