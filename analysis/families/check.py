@@ -24,8 +24,8 @@ from ..source import Source
 from .sample import packed
 
 TOKENS, CHUNKS, DECODED = 47, 2, 2
-"""Tokens of the text, a prime that no size of a layer equals; in how many passes most of it is read, before one token is
-read alone and the last are decoded."""
+"""Tokens of the text, a prime that no size of a layer equals; in how many passes most of it is read, before one token
+is read alone and the last are decoded."""
 SHORT = 12
 """Tokens that the whole network reads."""
 CHANGED = 8
