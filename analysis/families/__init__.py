@@ -95,11 +95,11 @@ def adapt(network: PreTrainedModel) -> Adapted:
     if network.device.type == "meta":
         return rotary.adapt(network, ADAPTERS)
     small = _sample(network)
-    if why := check.mixing(small, ADAPTERS):
-        raise ValueError(why)
     own = check.own_logits(network, check.few_tokens(network))
     if not own.isfinite().all():
         raise ValueError(check.overflow(network))
+    if why := check.mixing(small, ADAPTERS):
+        raise ValueError(why)
     wrong = ""
     for bound in (False, True):
         adapted = rotary.adapt(network, None if bound else ADAPTERS, bound=bound)

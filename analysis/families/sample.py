@@ -109,10 +109,10 @@ def _widen(small: PreTrainedModel) -> None:
         return
     for module in small.modules():
         for name, weight in module._parameters.items():
-            if weight is not None and weight.is_floating_point():
+            if weight is not None and weight.is_floating_point() and weight.dtype != torch.float32:
                 module._parameters[name] = nn.Parameter(weight.float(), requires_grad=False)
         for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_floating_point():
+            if buffer is not None and buffer.is_floating_point() and buffer.dtype != torch.float32:
                 module._buffers[name] = buffer.float()
 
 
