@@ -23,7 +23,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of stored numbers that are what they say, in safetensors' names."""
 
 _SCALES = re.compile(r"scale|zero|qweight|g_idx|absmax|quant_|SCB|qzeros|_packed|blocks|codebook|amax")
-_ADAPTERS = re.compile(r"lora_|base_layer|modules_to_save|ia3_|vera_|adapter")
+_ADAPTERS = re.compile(r"lora_|base_layer|base_model\.model|modules_to_save|ia3_|vera_|adapter")
 
 _ROPE_KEYS = {
     "default": set(),
@@ -144,14 +144,14 @@ def check_taken(network: PreTrainedModel, report: dict[str, Any], called: str) -
 def check_kept(network: PreTrainedModel, tensors: dict[str, Stored], called: str, *, quantized: bool) -> None:
     """Raises ValueError where weights lie as integers or in 8 bits and nothing gives them back their scale, or where
     rotary frequencies, which old files hold, are those of another head size."""
-    own = network.state_dict()
+    own, stems = network.state_dict(), {name.rpartition(".")[0] for name in tensors if "scale" in name}
     ignored = [re.compile(p) for p in (*(network._keys_to_ignore_on_load_unexpected or ()), "position_ids$")]
     for name, (dtype, _) in sorted(tensors.items()):
         if dtype in FLOATS or any(p.search(name) for p in ignored):
             continue
         if name in own and not own[name].is_floating_point():
             continue
-        if quantized and (not dtype.startswith("F8") or any(f"{name}{s}" in tensors for s in ("_scale_inv", "_scale"))):
+        if quantized and (not dtype.startswith("F8") or name.rpartition(".")[0] in stems):
             continue
         raise ValueError(
             f"{called} holds weights as {dtype} ({name} is one) without a scale that transformers would use: choose "
@@ -207,7 +207,8 @@ def check_rope(config: PretrainedConfig, network: PreTrainedModel | None, called
         if network is None or kind not in _ROPE_KEYS:
             continue
         # Some families read more than the common rules do, and some of those nothing at all.
-        source = inspect.getsource(sys.modules[type(network).__module__])
+        modules = {type(module).__module__ for module in network.modules()}
+        source = "".join(inspect.getsource(sys.modules[m]) for m in modules if m.startswith("transformers.models."))
         if kind != "default" and "ROPE_INIT_FUNCTIONS" not in source:
             raise ValueError(
                 f"{called} asks for the rotary scaling {kind!r} and the family {config.model_type!r} has none: remove "

@@ -96,12 +96,15 @@ def from_hub(name: str, progress: Tell) -> Path:
     }
     try:
         folder = Path(snapshot_download(name, local_files_only=True, **wanted))
-        weight_files(folder, name)
-        return folder
     except HFValidationError as e:
         raise ValueError(unknown) from e
     except (LocalEntryNotFoundError, ValueError):
         pass
+    else:
+        check_adapter(os.listdir(folder), (folder / "config.json").is_file(), name)
+        with contextlib.suppress(ValueError):
+            weight_files(folder, name)
+            return folder
     if constants.HF_HUB_OFFLINE:
         raise ValueError(offline)
     try:

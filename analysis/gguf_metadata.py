@@ -394,4 +394,6 @@ def _factors(header: Header, dims: int) -> dict[str, list[float]] | None:
                 f"{header.called} holds {len(factors)} rotary factors in {name} where its heads turn {dims // 2} pairs "
                 "of dimensions: fetch or convert the file again"
             )
+    if all(factor == 1 for factors in lists for factor in factors):
+        return None
     return {"long_factor": lists[0], "short_factor": lists[-1]}
