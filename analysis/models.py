@@ -250,7 +250,12 @@ def _from_disk(
         source, weights = path, weight_files(path, called)
     config = _configuration(source, called, local)
     if header is not None:
-        config = gguf_metadata.complete(config, header)
+        try:
+            config = gguf_metadata.complete(config, header)
+        except (TypeError, AttributeError, ArithmeticError) as e:
+            raise ValueError(
+                f"{called} says something that is no number where one belongs ({first_line(e)}): convert it again"
+            ) from e
     quantized = check_quantization(config, called)
     check_rope(config, None, called)
     alone = fits_on_one(needed(weights, config, dtype), dtype, device, called)

@@ -240,6 +240,21 @@ def test_keys_that_are_not_there_are_never_made_up(llama, key, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope.scaling.factor", "four"),
+        ("rope.freq_base", "high"),
+        ("attention.scale", "wide"),
+        ("attention.key_length", [8, 8]),
+        ("attention.head_count_kv", [2, 2, 1]),
+        ("context_length", "long"),
+    ],
+)
+def test_values_of_another_kind_are_refused_in_a_sentence(llama, key, value, tmp_path):
+    refusal(write(llama, tmp_path / "odd.gguf", {key: value}))
+
+
+@pytest.mark.parametrize(
     ("general", "words"),
     [
         ({"general.type": "adapter"}, "general.type = adapter"),
