@@ -142,12 +142,12 @@ def by_rank(
     if not within:
         return scores.argsort(stable=True)
     rising, slots = scores.sort(stable=True)
+    near = rising.abs().clamp_(scale, torch.finfo(rising.dtype).max).mul_(within)
     # Infinity has its own rank: nothing is near it.
-    size = rising.abs().clamp(max=torch.finfo(rising.dtype).max)
-    size = torch.maximum(size[:, 1:], size[:, :-1]).clamp(min=scale)
-    apart = rising.diff() > within * size
-    ranks = torch.nn.functional.pad(apart.cumsum(1), (1, 0))
-    return torch.empty_like(ranks).scatter_(1, slots, ranks).argsort(stable=True)
+    apart = rising[:, 1:] - rising[:, :-1] > torch.maximum(near[:, 1:], near[:, :-1])
+    # Rank and slot in one number, whose order is that of both.
+    slots[:, 1:] += apart.cumsum(1).mul_(scores.shape[1])
+    return slots.sort().values.remainder_(scores.shape[1])
 
 
 def agreed(
