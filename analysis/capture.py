@@ -186,10 +186,8 @@ class _Recorder:
             self._mass[layer] += reading.mass[layer].sum(-1).cpu().numpy()
             for name, of in (("queries", reading.queries), ("keys", reading.keys)):
                 self.arrays[name][layer, :, begin:end] = of[layer][0].float().cpu().numpy()
-            sizes = (
-                reading.keys[layer][0].float().norm(dim=-1).mean(0),
-                reading.values[layer][0].float().norm(dim=-1).mean(0),
-            )
+            own = self.model.head_dim - self.model.positions.added
+            sizes = [x[layer][0, ..., :own].float().norm(dim=-1).mean(0) for x in (reading.keys, reading.values)]
             hidden = reading.outputs[layer][0].float()
             for i, size in enumerate((*sizes, hidden.norm(dim=-1))):
                 self.arrays["norms"][i, layer, begin:end] = size.cpu().numpy()

@@ -113,7 +113,8 @@ class _Measuring:
         for name, numbers in found.items():
             self.heads[name].append(torch.stack(numbers))
         for kind, x in enumerate((key, value)):
-            self.norms[kind].append(x.float().norm(dim=-1).mean(1))
+            own = x[..., : dim - self.model.positions.added]
+            self.norms[kind].append(own.float().norm(dim=-1).mean(1))
         return torch.stack(outs).transpose(1, 2)
 
     def _of(self, weights: Tensor, distance: Tensor, separators: Tensor) -> dict[str, Tensor]:

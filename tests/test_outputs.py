@@ -44,6 +44,24 @@ def test_outputs_are_the_hidden_states_of_the_network(family):
         torch.testing.assert_close(seen[layer], hidden[layer + 1], atol=1e-4, rtol=1e-4)
 
 
+def test_norms_of_keys_are_those_of_the_familys_own(tmp_path):
+    """And not of what ALiBi carries behind them."""
+    network, tokens = tiny("bloom"), words(40)
+    fused = []
+    attention = network.transformer.h[1].self_attention
+    handle = attention.query_key_value.register_forward_hook(lambda _module, _args, out: fused.append(out))
+    network(torch.as_tensor(tokens)[None, :-1], use_cache=False)
+    handle.remove()
+    _, key, value = attention._reshape(fused[0])
+    wanted = [x[0].norm(dim=-1).mean(0).numpy() for x in (key, value)]
+    adapted = adapt(network)
+    (measured,) = measure(adapted, tokens[None, :-1])
+    stretch = captured_by(adapted, tokens, Dense(), tmp_path / "s")
+    for kind, sizes in enumerate(wanted):
+        np.testing.assert_allclose(stretch.norms[kind, 1], sizes, rtol=1e-4)
+        np.testing.assert_allclose(measured.norms[0, kind, 1], [sizes[0], sizes[1:].mean()], rtol=1e-4)
+
+
 class Interrupted:
     """A reader in whose pass another thread reads a whole text, each time that it is at some layer."""
 
