@@ -6,9 +6,8 @@ chosen.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from .ranking import RankedCache, Ranking, Scattered, as_ranked, with_front
 from .reach import Reach
 from .source import Piece, RankedPiece, Source, Step
 from .split import SplitCache, Splitting
+from .view import View, joined
 from .what_if import WhatIf
 
 ROWS = 64
@@ -540,7 +540,7 @@ class Lane:
         """Put the queries and keys of decoded tokens where maps find them."""
         if not self._fresh:
             return
-        piece, self._fresh = _joined(self._fresh), []
+        piece, self._fresh = joined(self._fresh), []
         if isinstance(self.policy, Afresh):
             self.pieces = [*self.pieces, piece]
         else:
@@ -552,7 +552,7 @@ class Lane:
         spans = [span for c in caches for span in c.spans(read)]
         if self.ranked:
             caches = [Scattered(c.places, read, c.keys) for c in caches] if self.source.hold else []
-        self.view = View(self.source, self.policy, read, caches, spans, self.pieces, tuple(self._fresh))
+        self.view = View(self.source, read, caches, spans, self.pieces, tuple(self._fresh))
 
     def snapshot(self) -> "Snapshot":
         """All that this lane holds just now, to go on from here another time.  Takes no memory of its own."""
@@ -656,34 +656,6 @@ class Lane:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """What a lane held when it last stood still, for whoever looks at it, from whatever thread."""
-
-    source: Source
-    policy: Policy
-    read: int
-    caches: list[LayerCache] | list[SplitCache] | list[Scattered]
-    """As they go on being written, but for ranked ones; a run says itself where in the text it begins."""
-    spans: list[Span] | list[Scattered]
-    """Which tokens are held, by groups of heads that hold the same."""
-    settled: list[Piece] | list[RankedPiece]
-    fresh: tuple[Decoding, ...]
-
-    @cached_property
-    def pieces(self) -> list[Piece] | list[RankedPiece]:
-        """Queries and keys of the newest tokens, oldest first, from which maps are drawn."""
-        return [*self.settled, _joined(self.fresh)] if self.fresh else self.settled
-
-    def held(self, layer: int, kv_head: int) -> tuple[LayerCache, int]:
-        """The cache that holds a KV head by place, and which of its heads that is."""
-        cache = self.caches[layer]
-        if not isinstance(cache, SplitCache):
-            return cache, kv_head
-        part = 0 if kv_head in cache.names[0] else 1
-        return cache.parts[part], cache.names[part].index(kv_head)
-
-
-@dataclass(frozen=True, eq=False)
 class Snapshot:
     """What a lane held at some moment."""
 
@@ -707,12 +679,3 @@ def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
         rows = rows.float()
         parts.append(torch.logsumexp(rows, -1) - rows.gather(-1, wanted[:, None])[:, 0])
     return torch.cat(parts)
-
-
-def _joined(decoded: Sequence[Decoding]) -> Piece:
-    """The queries and keys of tokens that were decoded one after the other, as one piece."""
-    first, last, layers = decoded[0], decoded[-1], range(decoded[0].model.layers)
-    queries = [torch.cat([d.queries[layer] for d in decoded], 1) for layer in layers]
-    keys = [torch.cat([d.keys[layer] for d in decoded], 1) for layer in layers]
-    sinks = [[c.sink_keys for c in first.caches]]
-    return Piece(first.token, last.token + 1, first.reach, queries, keys, first.what_if, first.length, sinks)

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .lane import Lane, View
+from .lane import Lane
 from .source import Piece, RankedPiece
+from .view import View
 
 
 @dataclass(frozen=True)

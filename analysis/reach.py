@@ -62,7 +62,8 @@ class Reach:
         return max(1, t - max(self.first, t - (t if self.window is None else self.window)) + 1)
 
     def counted(self, t: Tensor) -> Tensor:
-        """The length of the cache when token t was read, which `naive` takes for its place and never changes again."""
+        """The length of the cache when token t was read, which `naive` takes for its place and never changes again; of
+        tokens that were read before a switch, the length that it would have had."""
         return t if self.window is None else t.clamp(max=self.sinks + self.window)
 
     def in_run(self, t: Tensor, origin: int) -> Tensor:
