@@ -13,6 +13,7 @@ from analysis.texts import tokenize
 
 from .families import our_nll, tiny, words
 from .naive import kept
+from .switching import beside, check_held, read_both, switch_both
 
 
 class TwoKinds:
@@ -181,15 +182,16 @@ def test_heads_are_given_as_a_file(tiny_llama, tmp_path):
     "other", ["dense", "window:window=20", "streaming:sinks=4,window=16", "h2o:budget=16,recent=5"]
 )
 def test_a_lane_becomes_split_and_whole_again(tiny_llama, other):
-    tokens = words(200)
-    lane = open_lanes(tiny_llama, tokens, [parse(other)])[0]
-    lane.read(40)
-    lane.switch(Duo(50, 4, 12))
-    lane.read(40)
+    lane = open_lanes(tiny_llama, words(200), [parse(other)], hold=64)[0]
+    reference = beside(lane)
+    read_both(lane, reference, 40)
+    switch_both(lane, reference, Duo(50, 4, 12))
+    read_both(lane, reference, 40)
     assert lane.split and lane.shares[-12:].min() == 1
-    lane.switch(parse(other))
+    switch_both(lane, reference, parse(other))
     assert not lane.split and len({len(c) for c in lane.caches}) == 1
-    assert np.isfinite(lane.read(40).nll).all()
+    check_held(lane, reference)
+    read_both(lane, reference, 40)
 
 
 def test_switching_where_nothing_has_left_equals_having_begun_so(tiny_llama):
@@ -205,12 +207,14 @@ def test_switching_where_nothing_has_left_equals_having_begun_so(tiny_llama):
 
 
 def test_pinned_sinks_are_held_by_both_kinds_of_heads(tiny_llama):
-    lane = open_lanes(tiny_llama, words(90), [Window(20)])[0]
-    lane.read(60)
-    lane.switch(Duo(50, 4, 16), pin=True)
+    lane = open_lanes(tiny_llama, words(120), [Window(20)])[0]
+    reference = beside(lane)
+    read_both(lane, reference, 60)
+    switch_both(lane, reference, Duo(50, 4, 16), pin=True)
     assert lane.sinks == 4
     front = lane.source.front(4)
     for cache, (keys, _) in zip(lane.caches, front, strict=True):
-        torch.testing.assert_close(cache.parts[1].sink_keys, keys[cache.heads[1]])
-    lane.switch(Duo(50, 4, 16, first="own", knockout="values"))
-    assert lane.split and np.isfinite(lane.read(20).nll).all()
+        for part, own in zip(cache.parts, cache.heads, strict=True):
+            torch.testing.assert_close(part.sink_keys, keys[own])
+    switch_both(lane, reference, Duo(50, 4, 16, first="own", knockout="values"))
+    read_both(lane, reference, 20)

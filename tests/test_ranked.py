@@ -13,6 +13,7 @@ from analysis.stream import open_lanes, stream
 
 from .families import tiny, words
 from .published import naive, read
+from .switching import beside, read_both, switch_both
 
 RANKED = [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)]
 SMALL = {
@@ -186,22 +187,17 @@ def test_answers_equal_reading(tiny_llama):
 @pytest.mark.parametrize("first", ["dense", "streaming:sinks=4,window=20", "recompute:window=24,stride=4"])
 @pytest.mark.parametrize("then", ["h2o:budget=16,recent=5", "knorm:budget=16,sinks=4,recent=3,skip=0"])
 def test_a_lane_switches_to_ranking_and_back(first, then, tiny_llama):
-    tokens = words(200)
-    lane = open_lanes(tiny_llama, tokens, [parse(first)])[0]
-    lane.read(40)
-    lane.switch(parse(then))
-    step = lane.read(1)
-    assert step.cache_tokens[-1] == 16 and lane.ranked
-    lane.read(16)
-    lane.switch(Window(30))
+    lane = open_lanes(tiny_llama, words(200), [parse(first)], hold=64)[0]
+    reference = beside(lane)
+    read_both(lane, reference, 40)
+    switch_both(lane, reference, parse(then))
+    read_both(lane, reference, 1)
+    assert {len(c) for c in lane.caches} == {16} and lane.ranked
+    read_both(lane, reference, 16)
+    switch_both(lane, reference, Window(30))
     assert not lane.ranked and 1 <= len(lane.caches[0]) <= 16
-    lane.read(40)
+    read_both(lane, reference, 60)
     assert len(lane.caches[0]) == 30
-    expected = read(tiny_llama, tokens, Window(30))[0]
-    while not lane.done:
-        lane.read(40)
-    # A window forgets what was done before it, but through the layers it takes a few windows.
-    assert np.isfinite(expected).all()
 
 
 def test_dense_goes_on_exactly_where_nothing_was_evicted(tiny_llama):

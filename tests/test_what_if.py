@@ -18,6 +18,7 @@ from analysis.texts import tokenize
 
 from .families import our_nll, tiny, words
 from .naive import kept
+from .switching import beside, read_both, switch_both
 
 BENT = [
     {"softmax": "off-by-one"},
@@ -172,14 +173,14 @@ def test_a_logit_that_weighs_nothing_changes_nothing(tiny_llama):
 
 
 def test_a_lane_is_bent_and_straightened_while_it_reads(tiny_llama):
-    tokens = words(90)
-    lane = open_lanes(tiny_llama, tokens, [Streaming(4, 12)])[0]
-    lane.read(40)
-    lane.switch(Streaming(4, 12, knockout="values"))
+    lane = open_lanes(tiny_llama, words(90), [Streaming(4, 12)])[0]
+    reference = beside(lane)
+    read_both(lane, reference, 40)
+    switch_both(lane, reference, Streaming(4, 12, knockout="values"))
     assert lane.policy.label == "Sinks + window 4 + 12, sink values zero"
-    lane.read(20)
-    lane.switch(Streaming(4, 12))
-    assert np.isfinite(lane.read(20).nll).all()
+    read_both(lane, reference, 20)
+    switch_both(lane, reference, Streaming(4, 12))
+    read_both(lane, reference, 20)
 
 
 def test_heads_that_do_not_exist_are_named(tiny_llama):
@@ -322,13 +323,14 @@ def test_sinks_of_another_text_are_pinned_where_a_window_has_none(tiny_llama):
     """As if they had been there from the beginning of the window's past: keys and values are the other text's."""
     tokens = words(90)
     lane = opened(tiny_llama, tokens, "window:window=12")
-    lane.read(40)
-    lane.switch(parse("streaming:sinks=4,window=12,first=macbeth"), pin=True)
+    reference = beside(lane)
+    read_both(lane, reference, 40)
+    switch_both(lane, reference, parse("streaming:sinks=4,window=12,first=macbeth"), pin=True)
     for cache, (keys, values) in zip(lane.caches, lane.source.front(4, "macbeth", 4), strict=True):
         torch.testing.assert_close(cache.sink_keys, keys)
         torch.testing.assert_close(cache.sink_values, values)
     assert lane.sinks == 4
-    assert np.isfinite(rest(lane)[0]).all()
+    read_both(lane, reference, 40)
 
 
 @pytest.mark.parametrize("policy", ["streaming:sinks=4,window=12,first=newlines", "dense:first=newlines"])
