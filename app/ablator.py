@@ -36,7 +36,7 @@ class Ablation(Live):
         model = self._models.get(self.spec, self.tell)
         if self.layer is not None and self.layer >= model.layers:
             raise ValueError(f"there is no layer {self.layer}: layers are 0 to {model.layers - 1}")
-        ids = texts.tokenize(self.text, model.tokenizer, limit=self.spec.tokens)
+        ids = self._tokens(self.text, model)
         layers = range(model.layers) if self.layer is None else [self.layer]
         heads = [(layer, head) for layer in layers for head in range(model.heads)]
         self.model, self.total = model, len(heads)

@@ -41,13 +41,15 @@ class Capturing(Live):
             return
         self.model, self.pieces = model, texts.pieces(model.tokenizer, stretch.token_ids)
         self.read = self.total = stretch.tokens
+        begins, as_text = texts.begins(model.tokenizer, stretch.token_ids), stretch.about.get("as_text", ())
+        self.read_as = texts.Tokenized(stretch.token_ids, begins, tuple(as_text))
         self.atlas = Atlas(stretch, model)
         self._set("finished")
 
     def _capture(self, model) -> Stretch | None:
         """Read the text; None where that was stopped."""
         assert self.text is not None
-        ids = texts.tokenize(self.text, model.tokenizer, bos=self.spec.bos, limit=self.spec.tokens)
+        ids = self._tokens(self.text, model)
         if self.folder:
             place = Path(self.folder)
             if place.exists() and (not place.is_dir() or any(place.iterdir())):
@@ -68,7 +70,8 @@ class Capturing(Live):
             )
         self.total = len(ids) - 1
         self._set("running")
-        for read in capture(model, ids, self.spec, place, text_sha256=self.text.sha256, chunk=self.spec.chunk):
+        more = {"text_sha256": self.text.sha256, "read": self.read_as, "chunk": self.spec.chunk}
+        for read in capture(model, ids, self.spec, place, **more):
             self.read = read
             self._publish()
             if self._wanted != "running":

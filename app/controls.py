@@ -14,8 +14,11 @@ from analysis.dtypes import decide
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Spec
 from analysis.settings import Settings
+from analysis.texts import BOS, SPECIAL, setting
 from app.runner import sentence
 
+BEGINS = {"auto": "as the tokenizer does", "on": "on", "off": "off"}
+CONTROL = {"text": "as text", "tokens": "as tokens"}
 WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
 NUMBERS = ["auto", "float32", "bfloat16", "float16"]
 UPLOAD, PASTE = "Upload a text …", "Paste a text …"
@@ -51,10 +54,32 @@ class Chosen(NamedTuple):
     dtype: str = "float32"
     weights: str = "model"
     kv_heads: int | None = None
+    bos: str = "auto"
+    special: str = "text"
 
     @classmethod
     def of(cls, spec: Spec) -> "Chosen":
-        return cls(spec.model, spec.dtype, spec.weights, spec.kv_heads)
+        return cls(spec.model, spec.dtype, spec.weights, spec.kv_heads, spec.bos, spec.special)
+
+    def linked(self) -> "Chosen":
+        """The same, but for how text is read where the page's address says so.  Raises ValueError for what is none."""
+        asked = st.query_params
+        how = {name: setting(name, asked[name], known) for name, known in READING.items() if name in asked}
+        return self._replace(**how)
+
+    def link(self) -> dict[str, str]:
+        """How text is read, as an address says it: only what is not left as it is."""
+        return {name: value for name in READING if (value := getattr(self, name)) != self._field_defaults[name]}
+
+    def to_address(self) -> None:
+        """Let the page's address say how text is read."""
+        for name in READING:
+            st.query_params.pop(name, None)
+        st.query_params.update(self.link())
+
+
+READING = {"bos": BOS, "special": SPECIAL}
+"""Settings of how text is read that stand in addresses, and their values."""
 
     def decided(self) -> "Chosen":
         """The same, with the dtype that `auto` stands for on this machine: what a Spec says."""
@@ -92,7 +117,29 @@ def model_controls(key: str, now: Chosen) -> Chosen:
         key=f"{key}-kv-heads",
         help="Average the KV heads down to so many, without the training that it would need; 0: as they are",
     )
-    return Chosen(model, dtype, weights, kv_heads or None)
+    bos, special = reading_controls(key, now.bos, now.special)
+    return Chosen(model, dtype, weights, kv_heads or None, bos, special)
+
+
+def reading_controls(key: str, bos: str, special: str) -> tuple[str, str]:
+    """Widgets for how text becomes tokens, as it does now; returns what the person chose."""
+    left, right = st.columns(2)
+    return left.selectbox(
+        "Begin with BOS",
+        list(BEGINS),
+        index=list(BEGINS).index(bos),
+        format_func=BEGINS.get,
+        key=f"{key}-bos",
+        help="BOS is the token that begins a text: the sink of many models, such as Gemma, Llama and Mistral, which "
+        "read badly without it. A text never begins with it twice; token ids are read as they are, unless it is on",
+    ), right.selectbox(
+        "Special tokens",
+        list(CONTROL),
+        index=list(CONTROL).index(special),
+        format_func=CONTROL.get,
+        key=f"{key}-special",
+        help="What names such as <|endoftext|> or <think> are that stand in a text, or that somebody types",
+    )
 
 
 def text_controls(key: str, now: str) -> str:

@@ -32,7 +32,7 @@ class Costing(Live):
 
     def _run(self) -> None:
         model = self._models.get(self.spec, self.tell)
-        ids = texts.tokenize(self.text, model.tokenizer, limit=self.spec.tokens)
+        ids = self._tokens(self.text, model)
         self.lanes = [Counted(model, ids, policy) for policy in self.spec.policies]
         self.model = model
         self._set("running")

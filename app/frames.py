@@ -243,7 +243,8 @@ def about(run: Live) -> list[str]:
     changed = []
     if run.spec.kv_heads is not None:
         changed.append(f"KV heads averaged to {run.spec.kv_heads}, without training")
-    return [run.model.name, *changed, run.spec.arithmetic, run.model.device] if run.model else []
+    begins = [f"begins {run.begins}"] if run.begins else []
+    return [run.model.name, *changed, *begins, run.spec.arithmetic, run.model.device] if run.model else []
 
 
 def card(model: LanguageModel) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Live measures: what every head does over many short texts, sample after sample."""
 
 from analysis import texts
-from analysis.measures import Measured, joined, measure, samples_of, separators_of
+from analysis.measures import Measured, joined, measure, samples_of_text, separators_of
 from analysis.record import Spec
 
 from .runner import Live, Models
@@ -22,12 +22,11 @@ class Measuring(Live):
 
     def _run(self) -> None:
         model = self._models.get(self.spec, self.tell)
-        ids = texts.tokenize(self.text, model.tokenizer)
-        samples = samples_of(ids, self.samples, self.spec.tokens)
+        self.read_as = samples_of_text(self.text, model.tokenizer, self.spec, self.samples)
         apart = separators_of(model.tokenizer, model.network.get_input_embeddings().num_embeddings)
         self.model = model
         self._set("running")
-        for part in measure(model, samples, first=self.first, separators=apart):
+        for part in measure(model, self.read_as.ids, first=self.first, separators=apart):
             self.measured = part if self.measured is None else joined([self.measured, part])
             self._publish()
             if self._wanted != "running":

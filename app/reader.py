@@ -92,13 +92,15 @@ class LiveRun(Live):
 
     def _open(self) -> None:
         model = self._models.get(self.spec, self.tell)
-        ids = texts.tokenize(self.text, model.tokenizer, bos=self.spec.bos, limit=self.spec.tokens)
+        ids = self._tokens(self.text, model)
         lanes = open_lanes(model, ids, [parse(p) for p in self.spec.policies], hold=HOLD)
         self.run.first_token = int(ids[0])
+        self.run.begins, self.run.as_text = self.read_as.begins, self.read_as.as_text
         self.pieces = texts.pieces(model.tokenizer, ids)
         self.model, self.lanes = model, lanes
         cautions = [c for lane in lanes for c in lane.policy.cautions(len(ids), model.trained_length)]
-        self._set("running", ". ".join(cautions) + "." if cautions else "")
+        said = ". ".join(cautions) + "." if cautions else ""
+        self._set("running", " ".join(filter(None, (self.said, said))))
 
     def _read(self) -> None:
         pace, from_position, from_time = self.pace, 1, time.monotonic()

@@ -12,6 +12,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import texts
 from analysis.models import LanguageModel, load
 from analysis.record import Spec
 
@@ -63,6 +67,8 @@ class Live:
         self.spec = spec
         self.status, self.note = "loading", ""
         self.model: LanguageModel | None = None
+        self.read_as: texts.Tokenized | None = None
+        """How what is read became tokens, as soon as that is known."""
         self.version, self.published = 0, time.time()
         self._models, self._wanted = models, "running"
         self._wake, self._news = threading.Condition(), threading.Condition()
@@ -104,6 +110,22 @@ class Live:
     def join(self) -> None:
         """Wait until the thread has ended."""
         self._thread.join(timeout=15)
+
+    def _tokens(self, text: texts.Text, model: LanguageModel) -> NDArray[np.int32]:
+        """Token ids of a text, as the spec has it read."""
+        how = {"bos": self.spec.bos, "special": self.spec.special, "limit": self.spec.tokens}
+        self.read_as = texts.tokenized(text, model.tokenizer, **how)
+        return self.read_as.ids
+
+    @property
+    def begins(self) -> str:
+        """What it begins with, in two words; empty before that is known."""
+        return "" if self.read_as is None else texts.with_bos(self.read_as.begins)
+
+    @property
+    def said(self) -> str:
+        """What there is to say of control tokens in the text, as a sentence."""
+        return "" if self.read_as is None else self.read_as.note
 
     def tell(self, note: str) -> None:
         """Put one sentence on the page."""

@@ -14,6 +14,7 @@ from analysis.maps import HeadRow, head_row
 from analysis.policies import Policy, parse
 from analysis.record import Column, Spec
 from analysis.source import Step
+from analysis.texts import Tokenized
 
 from .runner import HOLD, Live, Models, sentence
 
@@ -194,7 +195,8 @@ class Talk(Live):
     def _run(self) -> None:
         model = self._models.get(self.spec, self.tell)
         self.tell("Preparing the model")
-        partner = Partner(model)
+        partner = Partner(model, bos=self.spec.bos, special=self.spec.special)
+        self.read_as = Tokenized(np.zeros(0, np.int32), partner.begins, ())
         lanes = [
             Conversation(partner, parse(p), self.spec.sampling, index=i, hold=HOLD, kv_chunk=self.spec.kv_chunk)
             for i, p in enumerate(self.spec.policies)
@@ -203,7 +205,8 @@ class Talk(Live):
             lane.trace()
         self.model, self.lanes = model, lanes
         packed = f"The weights are packed ({self.spec.arithmetic}): answers may differ from the model's own."
-        self.caution = " ".join(filter(None, [packed if model.packed != "model" else "", partner.template.note]))
+        changed = partner.template.note or partner.template.caution
+        self.caution = " ".join(filter(None, [packed if model.packed != "model" else "", changed]))
         self._set("waiting")
         while self._wanted != "freed":
             while not self._wishes.empty():
@@ -258,7 +261,7 @@ class Talk(Live):
             return
         # What a token had not looked at yet, it may have soon.
         self._row = None
-        self._set("answering")
+        self._set("answering", self.lanes[0].turns[-1].note)
 
     def _stop(self) -> None:
         self.playing = False

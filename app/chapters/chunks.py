@@ -20,7 +20,7 @@ def shown_at_first(passage: Passage) -> tuple[int, int]:
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
-    ids = stage.written(page, MOST, "chunks")
+    ids = stage.written(page, MOST, "chunks", stage.bos())
     if ids is None:
         return
     words = stage.looks(ids)

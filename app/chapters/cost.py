@@ -9,7 +9,6 @@ import streamlit as st
 from analysis import texts
 from analysis.costs import Cost, exponent, growth
 from analysis.palette import colours
-from analysis.record import Spec
 from app.charts import MARGIN
 from app.components import chart
 from app.coster import READINGS, SIZES, Costing
@@ -31,7 +30,7 @@ NARROW = 512
 
 
 def start() -> None:
-    spec = Spec(stage.SPEC.model, stage.SPEC.text, POLICIES, TOKENS)
+    spec = stage.spec(POLICIES, TOKENS)
     stage.begin(partial(Costing, spec, texts.read(spec.text)))
 
 

@@ -6,7 +6,6 @@ import streamlit as st
 
 from analysis import texts
 from analysis.policies import Streaming, parse
-from analysis.record import Spec
 from app.components import chart
 from app.lesson import Chapter
 from app.presets import FOUR
@@ -20,7 +19,7 @@ WITHOUT = "window:window=128"
 
 
 def start() -> None:
-    spec = Spec(stage.SPEC.model, stage.SPEC.text, FOUR, TOKENS, chunk=64)
+    spec = stage.spec(FOUR, TOKENS, chunk=64)
     stage.begin(partial(LiveRun, spec, texts.read(spec.text)))
 
 

@@ -5,7 +5,6 @@ from functools import partial
 import streamlit as st
 
 from analysis import texts
-from analysis.record import Spec
 from app.components import chart
 from app.lesson import Chapter
 from app.reader import LiveRun
@@ -21,7 +20,7 @@ REFERENCE = 3
 
 def start() -> None:
     size = st.session_state.get("enough-size", SIZES[0])
-    spec = Spec(stage.SPEC.model, stage.SPEC.text, policies(size), TOKENS, chunk=64)
+    spec = stage.spec(policies(size), TOKENS, chunk=64)
     stage.begin(partial(LiveRun, spec, texts.read(spec.text)))
 
 

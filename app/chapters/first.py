@@ -4,6 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
+from analysis import texts
 from app.charts import MARGIN
 from app.components import chart
 from app.lesson import Chapter
@@ -17,7 +18,8 @@ BEGINNINGS = ("own", "word", "bos", "newline")
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
-    ids = stage.written(page, MOST, "first")
+    # What comes first is chosen here, BOS among it: so the sentence has none of its own.
+    ids = stage.written(page, MOST, "first", "off")
     if ids is None:
         return
     state = st.session_state.lesson
@@ -53,7 +55,7 @@ def _begun(name: str, text: str, other: str, ids: tuple[int, ...]) -> tuple[int,
     if name == "word":
         _, _, rest = text.strip().partition(" ")
         return stage.ids_of(f"{other} {rest}" if rest else other, MOST)
-    before = {"own": [], "bos": [tokenizer.bos_token_id], "newline": list(stage.ids_of("\n", 1))}[name]
+    before = {"own": [], "bos": texts.opening(tokenizer, "on"), "newline": list(stage.ids_of("\n", 1))}[name]
     return tuple([*before, *ids][:MOST])
 
 

@@ -29,7 +29,7 @@ def known() -> list[dict[str, str]]:
 @st.cache_resource(show_spinner=False)
 def measured() -> float:
     """Bytes that one token takes in a real cache of the embedded model."""
-    lane = open_lanes(stage.model(), stage.hamlet(65), [parse("dense")])[0]
+    lane = open_lanes(stage.model(), stage.hamlet(65, "off"), [parse("dense")])[0]
     lane.read(64)
     return lane.cache_bytes / 64
 

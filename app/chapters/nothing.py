@@ -4,7 +4,7 @@ import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
-from analysis import metrics
+from analysis import metrics, texts
 from analysis.measures import NORMS, Measured, joined, measure, samples_of
 from analysis.policies import parse
 from analysis.stream import open_lanes
@@ -28,16 +28,17 @@ COLOURS = {"none": "#767676", "values": "#009E73", "weights": "#D55E00", "start"
 
 
 @st.cache_resource(show_spinner=False)
-def measured() -> Measured:
-    samples = samples_of(stage.hamlet(4096), SAMPLES, LENGTH)
+def measured(bos: str) -> Measured:
+    begin = texts.opening(stage.model().tokenizer, bos)
+    samples = samples_of(stage.hamlet(4096, "off"), SAMPLES, LENGTH, begin)
     return joined(list(measure(stage.model(), samples, first=1)))
 
 
 @st.cache_resource(show_spinner=False)
-def perplexity(taken: str) -> float:
+def perplexity(taken: str, bos: str) -> float:
     """Of a stretch of Hamlet, with the first token bent in every head."""
     before, then = (parse(p) for p in TAKEN[taken])
-    (lane,) = open_lanes(stage.model(), stage.hamlet(END), [before], sink_tokens=1)
+    (lane,) = open_lanes(stage.model(), stage.hamlet(END, bos), [before], sink_tokens=1)
     while lane.position < BEGIN:
         lane.read(BEGIN - lane.position)
     lane.switch(then)
@@ -48,7 +49,7 @@ def perplexity(taken: str) -> float:
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
-    sizes = measured()
+    sizes = measured(stage.bos())
     value = _ratio(sizes, "value")
     chart.mount(
         norms(sizes, chapter, page),
@@ -63,7 +64,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     if taken not in pressed:
         pressed.append(taken)
     with st.spinner(page.say("reading")):
-        found = {name: perplexity(name) for name in TAKEN if name in pressed}
+        found = {name: perplexity(name, stage.bos()) for name in TAKEN if name in pressed}
     values = ", ".join(f"{chapter.say(n)}: {p:.1f}" for n, p in found.items())
     st.caption(chapter.say("perplexity", begin=BEGIN, end=END))
     chart.mount(bars(found, chapter), key="nothing-bars", alt=chapter.say("alt-bars", values=values), height=190)

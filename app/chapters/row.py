@@ -19,7 +19,7 @@ FULL = 0.75
 
 def draw(chapter: Chapter, page: Chapter) -> None:
     state = st.session_state.lesson
-    ids = stage.written(page, MOST, "row")
+    ids = stage.written(page, MOST, "row", stage.bos())
     if ids is None:
         return
     passage = stage.passage(ids)

@@ -1,6 +1,7 @@
 """What chapters share: the embedded model that they ask, and the one run that plays in front of the student."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -29,15 +30,27 @@ def passage(ids: tuple[int, ...]) -> Passage:
     return Passage(model(), np.array(ids, np.int32))
 
 
-@st.cache_resource(max_entries=4, show_spinner=False)
-def hamlet(tokens: int) -> np.ndarray:
+def bos() -> str:
+    """Whether texts of the lesson begin with BOS."""
+    return st.session_state.lesson.get("bos", "auto")
+
+
+def spec(policies: tuple[str, ...], tokens: int, **more) -> Spec:
+    """What a chapter lets the embedded model read of its text."""
+    return replace(SPEC, policies=policies, tokens=tokens, bos=bos(), **more)
+
+
+@st.cache_resource(max_entries=6, show_spinner=False)
+def hamlet(tokens: int, bos: str) -> np.ndarray:
     """Its first tokens, [tokens]."""
-    return texts.tokenize(texts.read(SPEC.text), model().tokenizer, limit=tokens)
+    return texts.tokenize(texts.read(SPEC.text), model().tokenizer, bos=bos, limit=tokens)
 
 
-def ids_of(text: str, most: int) -> tuple[int, ...]:
+def ids_of(text: str, most: int, bos: str = "off") -> tuple[int, ...]:
     """Token ids of a sentence, at most so many."""
-    return tuple(model().tokenizer(text, add_special_tokens=False)["input_ids"][:most])
+    tokenizer = model().tokenizer
+    ids = texts.begun(texts.opening(tokenizer, bos), texts.encode(text, tokenizer)[0])
+    return tuple(ids[:most].tolist())
 
 
 def looks(ids: tuple[int, ...]) -> list[str]:
@@ -52,11 +65,11 @@ def looks(ids: tuple[int, ...]) -> list[str]:
     return found
 
 
-def written(page: Chapter, most: int, key: str) -> tuple[int, ...] | None:
+def written(page: Chapter, most: int, key: str, bos: str) -> tuple[int, ...] | None:
     """The student's own sentence as tokens; None, with a word of advice, where it is too short."""
     state = st.session_state.lesson
     state["sentence"] = st.text_input(page.say("sentence"), state["sentence"], key=f"lesson-{key}-sentence")
-    ids = ids_of(state["sentence"].strip(), most)
+    ids = ids_of(state["sentence"].strip(), most, bos)
     if len(ids) < 2:
         st.info(page.say("short"))
         return None

@@ -55,6 +55,7 @@ def start() -> None:
         return
     state.heads_problem = ""
     st.query_params["run"] = state.atlas_run = run.id
+    asked["model"].to_address()
     state.atlas_look.region = state.atlas_look.cross = None
     state.captures = [*(c for c in state.captures if _captured(c) is not None), run.id]
 
@@ -123,7 +124,8 @@ def draw() -> None:
         st.button("Stop", icon=":material/stop:", on_click=stop, disabled=not live)
         if run is not None and run.atlas is not None:
             stretch = run.atlas.stretch
-            st.caption(f"{parse(run.spec.policies[0]).label} · {stretch.tokens:,} tokens of {run.spec.text}")
+            tokens = f"{stretch.tokens:,} tokens of {run.spec.text} {run.begins}"
+            st.caption(" · ".join(filter(None, (parse(run.spec.policies[0]).label, tokens, run.said))))
     if state.heads_problem:
         st.error(state.heads_problem)
     if run is None:

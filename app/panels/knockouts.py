@@ -10,7 +10,7 @@ from analysis.policies import parse
 from analysis.record import Spec
 from app import charts
 from app.ablator import Ablation
-from app.controls import chosen_text
+from app.controls import Chosen, chosen_text
 from app.runner import REGISTRY, sentence
 
 KINDS = {"values": "is seen, and is empty", "weights": "is not seen"}
@@ -55,6 +55,7 @@ def start() -> None:
         return
     state.heads_problem = ""
     st.query_params["run"] = state.knockouts_run = run.id
+    asked["model"].to_address()
 
 
 def stop() -> None:
@@ -98,7 +99,7 @@ def draw() -> None:
         )
         st.button("Stop", icon=":material/stop:", on_click=stop, disabled=not live)
         if run is not None:
-            tokens = f"{run.spec.tokens:,} tokens of {run.text.title}"
+            tokens = f"{run.spec.tokens:,} tokens of {run.text.title} {run.begins}"
             how = {"values": "emptied", "weights": "hidden"}[run.kind]
             st.caption(f"{parse(run.spec.policies[0]).label} · {tokens} · sink {how} in one head at a time")
     if state.heads_problem:
@@ -110,6 +111,8 @@ def draw() -> None:
         )
         return
     run.look()
+    if run.said:
+        st.caption(run.said)
     progress(run)
     if run.effects:
         left, right = st.columns([3, 2])
@@ -130,7 +133,7 @@ def draw() -> None:
             )
         worst, policy = run.ranked[0], run.spec.policies[0]
         bent = f"{policy}{',' if ':' in policy else ':'}knockout={run.kind},heads={worst.layer}.{worst.head}"
-        address = {"lane": [policy, bent], "model": run.spec.model}
+        address = {"lane": [policy, bent], "model": run.spec.model, **Chosen.of(run.spec).link()}
         if run.spec.text in texts.plays():
             address["text"] = run.spec.text
         with st.container(horizontal=True, vertical_alignment="center"):

@@ -46,6 +46,7 @@ def start() -> None:
         return
     state.heads_problem = ""
     st.query_params["run"] = state.measures_run = run.id
+    asked["model"].to_address()
 
 
 def stop() -> None:
@@ -70,7 +71,9 @@ def draw() -> None:
         st.button(label, type="primary", icon=":material/straighten:", on_click=start, disabled=live)
         st.button("Stop", icon=":material/stop:", on_click=stop, disabled=not live)
         if run is not None:
-            st.caption(f"{run.done} of {run.samples} samples of {run.spec.tokens:,} tokens of {run.text.title}, dense")
+            tokens = f"{run.spec.tokens:,} tokens of {run.text.title}"
+            begins = f", each {run.begins}" if run.begins else ""
+            st.caption(f"{run.done} of {run.samples} samples of {tokens}{begins}, dense")
     if state.heads_problem:
         st.error(state.heads_problem)
     if run is None:
@@ -81,6 +84,8 @@ def draw() -> None:
         )
         return
     run.look()
+    if run.said:
+        st.caption(run.said)
     if live:
         st.progress(run.done / run.samples, run.note or f"{run.done} of {run.samples} samples")
     elif run.status == "failed":

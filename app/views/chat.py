@@ -69,6 +69,11 @@ def open_page() -> None:
     elif "run" in asked:
         chosen.problem = "That conversation is no longer in memory: begin a new one."
         del asked["run"]
+    if talk is None:
+        try:
+            chosen.model = chosen.model.linked()
+        except ValueError as e:
+            chosen.problem = f"The address of this page asks for something that cannot be: {e}."
     if talk is None and "lane" in asked:
         try:
             lanes = [str(parse(p)) for p in asked.get_all("lane")]
@@ -108,6 +113,7 @@ def begin(script: list[str] | None = None) -> Talk | None:
     view = state.chat_view
     view.token, view.chosen = None, min(view.chosen, len(chosen.lanes) - 1)
     st.query_params["run"] = state.chat_run = talk.id
+    chosen.model.to_address()
     return talk
 
 

@@ -12,6 +12,7 @@ from analysis.export import KINDS, WIDTHS, Layout, Source, command, open_source,
 from analysis.figures import FIGURES, Figure
 from analysis.record import save
 from analysis.report import page
+from analysis.texts import with_bos
 from app.capturer import Capturing
 from app.controls import brand, setting_control
 from app.reader import LiveRun
@@ -133,6 +134,8 @@ def draw() -> None:
             )  # fmt: skip
         st.caption(f"{width:.2f} × {height:.2f} in · {len(made) / 1000:,.0f} kB")
     preview(figure, data, layout, file, made, about)
+    if about["text"] and about["begins"] is not None:
+        st.caption(f"Of {about['model']} on {about['text']}, which begins {with_bos(about['begins'])}.")
     passing = source.place.is_relative_to(tempfile.gettempdir())
     until = " (as long as the Heads page keeps its stretch: name a folder there)" if passing else ""
     st.caption(f"The same file from a command line{until}:")

@@ -45,6 +45,11 @@ def open_page() -> None:
     elif named:
         del st.query_params["run"]
         state.heads_problem = "What that address names is no longer in memory: begin again."
+    if run is None:
+        try:
+            state.heads["model"] = state.heads["model"].linked()
+        except ValueError as e:
+            state.heads_problem = f"The address of this page asks for something that cannot be: {e}."
 
 
 def sidebar(name: str, panel) -> None:

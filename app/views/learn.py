@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from analysis.texts import BOS
 from app.chapters import PLAYS, cost, drop, emergence, enough, stage
 from app.controls import brand
 from app.lesson import FOLDER, LANGUAGES, Chapter, lesson
@@ -24,15 +25,17 @@ def open_page() -> None:
     if name.isdigit() and 1 <= int(name) <= len(PLAYS):
         name = list(PLAYS)[int(name) - 1]
     state["note"] = "" if name in PLAYS else lesson(state["language"])["page"].say("gone")
+    if asked.get("bos") in BOS:
+        state["bos"] = asked["bos"]
     state["projected"] = asked.get("projected") == "1"
     go(name if name in PLAYS else "row")
 
 
-def go(name: str) -> None:
-    """Turn to a chapter; what plays there begins."""
+def go(name: str, again: bool = False) -> None:
+    """Turn to a chapter; what plays there begins, and `again` where it does already."""
     state = st.session_state.lesson
     st.query_params["chapter"] = name
-    if state.get("chapter") == name and (name not in STARTS or stage.playing() is not None):
+    if state.get("chapter") == name and not again and (name not in STARTS or stage.playing() is not None):
         return
     state.update(chapter=name, problem="")
     stage.end()
@@ -45,6 +48,14 @@ def go(name: str) -> None:
 
 def speak() -> None:
     st.query_params["lang"] = st.session_state["lesson-language"]
+
+
+def begin_with() -> None:
+    """Texts begin with BOS, or without it, from now on; what plays begins again."""
+    state = st.session_state.lesson
+    state["bos"] = st.query_params["bos"] = st.session_state["lesson-bos"]
+    # Trainings have a setting of their own.
+    go(state["chapter"], again=state["chapter"] != "emergence")
 
 
 def project(on: bool) -> None:
@@ -61,6 +72,10 @@ def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
         st.segmented_control(
             page.say("language"), list(LANGUAGES), format_func=LANGUAGES.get, default=state["language"], required=True,
             key="lesson-language", on_change=speak,
+        )  # fmt: skip
+        st.selectbox(
+            page.say("bos"), list(BOS), index=list(BOS).index(state.get("bos", "auto")), key="lesson-bos",
+            format_func=lambda how: page.say(f"bos-{how}"), help=page.say("bos-help"), on_change=begin_with,
         )  # fmt: skip
         st.caption(page.say("chapters"))
         for name in PLAYS:

@@ -10,7 +10,7 @@ from analysis import texts
 from analysis.policies import parse
 from analysis.record import Spec
 from app.components import board
-from app.controls import Chosen, brand, chosen_text, fresh, lane_controls, model_controls, text_controls
+from app.controls import READING, Chosen, brand, chosen_text, fresh, lane_controls, model_controls, text_controls
 from app.frames import MODES, PAINTS, Sender, View, empty
 from app.presets import PRESETS
 from app.reader import MOST_LANES, LiveRun
@@ -27,10 +27,16 @@ def freeze() -> None:
     gc.freeze()
 
 
+def named() -> list[str]:
+    """What an address asks for that names lanes."""
+    asked = st.query_params
+    lanes = asked.get_all("lane")
+    return [*lanes, *(f"{key}={asked[key]}" for key in ("model", "text", *READING) if key in asked)] if lanes else []
+
+
 def open_page() -> None:
     """What a tab begins with: the run or the settings that its address names, or the first story."""
-    named = st.query_params.get_all("lane")
-    if "lanes" in st.session_state and named in ([], st.session_state.named):
+    if "lanes" in st.session_state and named() in ([], st.session_state.named):
         # Back from another page, whose address names no run of this one.
         if "run" not in st.query_params and st.session_state.get("live_run"):
             st.query_params["run"] = st.session_state.live_run
@@ -57,6 +63,8 @@ def open_page() -> None:
             text = asked["text"]
         if run is None and "model" in asked:
             model = model._replace(model=asked["model"])
+        if run is None:
+            model = model.linked()
     except ValueError as e:
         problem = f"The address of this page asks for something that cannot be: {e}. The four policies are set instead."
         lanes, reference = list(story.policies), story.reference
@@ -70,7 +78,7 @@ def open_page() -> None:
         problem=problem,
         sender=Sender(),
         pace=0,
-        named=named,
+        named=named(),
         live_run=run.id if run else "",
     )
 
@@ -124,6 +132,8 @@ def start() -> None:
     lanes = len(state.lanes)
     state.view.reference, state.view.chosen = min(state.view.reference, lanes - 1), min(state.view.chosen, lanes - 1)
     st.query_params["run"] = state.live_run = run.id
+    state.model.to_address()
+    state.named = named()
 
 
 def sidebar() -> None:
@@ -148,6 +158,8 @@ def sidebar() -> None:
         run = current()
         if run is not None and [parse(p) for p in run.spec.policies] != [parse(p) for p in state.lanes]:
             st.caption("Press Restart to read with these lanes.")
+        elif run is not None and Chosen.of(run.spec) != state.model:
+            st.caption("Press Restart to read so.")
 
 
 def trained_length() -> int | None:
