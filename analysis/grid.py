@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -37,10 +37,12 @@ def left_of(cells: Iterable[Cell], out: Path) -> list[Cell]:
         about = out / cell.name / "run.json"
         if not about.exists():
             left.append(cell)
-        elif Spec.from_json(json.dumps(json.loads(about.read_text(encoding="utf-8"))["spec"])) != cell.spec:
-            raise ValueError(
-                f"{out / cell.name} holds a run of another model, text, BOS or length: choose another --out"
+        elif (there := Spec.from_json(json.dumps(json.loads(about.read_text(encoding="utf-8"))["spec"]))) != cell.spec:
+            alike = replace(there, bos=cell.spec.bos, special=cell.spec.special) == cell.spec
+            what = (
+                "that read its text in another way (--bos, --special)" if alike else "of another model, text or length"
             )
+            raise ValueError(f"{out / cell.name} holds a run {what}: choose another --out")
     return left
 
 

@@ -261,9 +261,7 @@ def test_every_command_reads_as_the_tokenizer_does_unless_told_otherwise(run, ge
     assert code == 0 and about["begins"] == begins and np.load(tmp_path / "c" / "token_ids.npy").tolist() == ids[:20]
     code, shown, _ = run("knockout", *common, "--tokens", "30", "--layer", "0")
     assert code == 0 and f"30 tokens {words}" in " ".join(shown.split())
-    code, shown, _ = run(
-        "reproduce", "sinks", *common, "--tokens", "30", "--cache", "16", "--out", str(tmp_path / "r")
-    )
+    code, shown, _ = run("reproduce", "sinks", *common, "--tokens", "30", "--cache", "16", "--out", str(tmp_path / "r"))
     assert code == 0
     cell = next(p for p in (tmp_path / "r").iterdir() if p.is_dir())
     assert load_run(cell).begins == begins and load_run(cell).tracks[0].token_ids.view().tolist() == ids[1:30]
@@ -277,7 +275,7 @@ def test_a_grid_of_another_bos_is_refused_and_an_older_one_goes_on(run, gemma, t
     asked += ["--cache", "16", "--out", str(tmp_path / "r")]
     assert run(*asked, "--no-bos")[0] == 0
     code, _, wrong = run(*asked)
-    assert code == 2 and "another model, text, BOS or length" in wrong
+    assert code == 2 and "read its text in another way (--bos, --special): choose another --out" in wrong
     for path in (tmp_path / "r").glob("*/run.json"):
         # As it was written before.
         about = json.loads(path.read_text())
