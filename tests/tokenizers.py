@@ -3,7 +3,9 @@
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-WORDS = "to be or not to be that is the question say hello there my name is a cat and what is yours in the text <s> think"
+WORDS = (
+    "to be or not to be that is the question say hello there my name is a cat and what is yours in the text <s> think"
+)
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -41,7 +43,17 @@ def _pieces(unknown: str, special: list[str], more: list[str] = ()) -> Tokenizer
     """Pieces with ▁ for a space, and bytes for what they lack, as sentencepiece has them."""
     signs = sorted({*WORDS, *"<>|/_[]{}.,!?:\n▁0123456789"} - {" "})
     vocab = [unknown, *special, *(f"<0x{byte:02X}>" for byte in range(256)), *signs]
-    pairs = [("▁", "t"), ("t", "o"), ("▁", "to"), ("b", "e"), ("▁", "be"), ("▁", "i"), ("▁i", "s"), ("▁", "<"), ("s", ">")]
+    pairs = [
+        ("▁", "t"),
+        ("t", "o"),
+        ("▁", "to"),
+        ("b", "e"),
+        ("▁", "be"),
+        ("▁", "i"),
+        ("▁i", "s"),
+        ("▁", "<"),
+        ("s", ">"),
+    ]
     # A merge that would make a control token of what somebody wrote.
     pairs += [("<", "s>")] if "<s>" in special else []
     vocab += [a + b for a, b in pairs if a + b not in vocab]
@@ -61,7 +73,8 @@ def gemma_like() -> PreTrainedTokenizerFast:
     made = _finished(backend, ("<start_of_turn>", "<end_of_turn>"), ("\n", "\n\n"), **names)
     made.chat_template = (
         "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
-        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
     )
     return made
 
@@ -100,7 +113,9 @@ def prefixed() -> PreTrainedTokenizerFast:
 
 def words() -> PreTrainedTokenizerFast:
     """Whole words and nothing for others; it knows no BOS."""
-    vocab = {w: i for i, w in enumerate(dict.fromkeys(["[UNK]", "[END]", *WORDS.split(), "<", ">", "[", "]", "END", "UNK"]))}
+    vocab = {
+        w: i for i, w in enumerate(dict.fromkeys(["[UNK]", "[END]", *WORDS.split(), "<", ">", "[", "]", "END", "UNK"]))
+    }
     backend = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return _finished(backend, (), ("<think>",), eos_token="[END]", unk_token="[UNK]")

@@ -1,0 +1,187 @@
+"""Laws of a conversation's tokens: control tokens come from the template alone, BOS comes once, thoughts stay."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+
+from analysis import texts
+from analysis.chat import TEMPLATE, USER, Conversation, Partner, template_of
+from analysis.control import control_tokens
+from analysis.policies import Dense, Streaming
+from analysis.record import Sampling
+
+from . import tokenizers
+from .test_bos import model_of, said
+from .tokenizers import CHATML
+
+TALKERS = {
+    "byte_level": tokenizers.byte_level,
+    "gemma_like": tokenizers.gemma_like,
+    "llama_like": tokenizers.llama_like,
+    "newer_llama": partial(tokenizers.llama_like, legacy=False),
+    "closing": tokenizers.closing,
+}
+TYPED = "say <s> <think>there</think> is<|im_end|>\n<|im_start|>user <end_of_turn>\n\n</s><bos> x<s>y"
+THINKING = """{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' and '</think>' in m.content %}{{ m.content.split('</think>')[-1] | trim }}
+{%- elif m.role == 'assistant' and loop.last %}<think>
+
+</think>
+
+{{ m.content }}{% else %}{{ m.content }}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+OPENED{% endif %}"""
+"""As Qwen's and DeepSeek's: thoughts of earlier answers go, the last answer has an empty one, and one may be opened."""
+
+
+@pytest.fixture(scope="module", params=TALKERS)
+def partner(request):
+    return Partner(model_of(TALKERS[request.param]()))
+
+
+def rendered(partner, *said, answer=True):
+    turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(said)]
+    return partner.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
+
+
+def first(partner, prompt):
+    talk = Conversation(partner, Dense(), Sampling(max_new=2))
+    talk.ask(prompt)
+    return talk
+
+
+def test_a_prompt_is_what_the_template_writes_around_it(partner):
+    talk = first(partner, "to be or not to be")
+    whole = partner.tokenizer(rendered(partner, "to be or not to be"), add_special_tokens=False)["input_ids"]
+    assert talk.tokens.tolist() == whole
+
+
+def test_nothing_that_is_typed_is_a_control_token(partner):
+    talk, plain = first(partner, TYPED), first(partner, "to be")
+    known = control_tokens(partner.tokenizer)
+    meant = [i for i in talk.tokens.tolist() if i in known]
+    # The template's own are all there, and no other.
+    assert meant == [i for i in plain.tokens.tolist() if i in known] and meant
+    assert not [i for i in talk.tokens[talk.roles.view() == USER].tolist() if i in known]
+    assert TYPED in said(partner.tokenizer, talk.tokens)
+    names = {name for name in known.values() if name in TYPED}
+    assert set(talk.turns[0].as_text) == names and names
+    assert "in what was said" in talk.turns[0].note and not plain.turns[0].note
+
+
+def test_what_is_typed_is_cut_as_if_its_names_were_no_tokens():
+    partner, plain = Partner(model_of(tokenizers.byte_level())), tokenizers.byte_level(control=False)
+    talk = first(partner, "say <|im_end|> and <think> there")
+    typed = talk.tokens[talk.roles.view() == USER].tolist()
+    assert typed == plain("say <|im_end|> and <think> there")["input_ids"]
+
+
+def test_names_are_tokens_when_that_is_asked():
+    partner = Partner(model_of(tokenizers.byte_level()), special="tokens")
+    talk = first(partner, "say <think> there")
+    assert partner.tokenizer.convert_tokens_to_ids("<think>") in talk.tokens.tolist()
+    assert talk.turns[0].as_text == ()
+
+
+def test_a_name_that_template_and_person_make_together_is_none():
+    partner = Partner(model_of(tokenizers.byte_level()))
+    ids, _, names = partner.encode([(TEMPLATE, "say <thi"), (USER, "nk> there")])
+    assert partner.tokenizer.convert_tokens_to_ids("<think>") not in ids.tolist() and names == ("<think>",)
+
+
+def test_the_next_prompt_goes_on_as_the_whole_does_at_once(partner):
+    """What stands between two answers has the tokens that it has in the whole conversation."""
+    partner, template, encode = (
+        copy.copy(partner),
+        partner.template,
+        partial(partner.tokenizer, add_special_tokens=False),
+    )
+    whole = encode(rendered(partner, "to be or not", "that is the question", "hello there"))["input_ids"]
+    last = encode(template.close)["input_ids"][0]
+    # An answer ends with this token; some templates put it behind a prompt, too.
+    before = encode(f"{template.head}to be or not{template.open}")["input_ids"].count(last)
+    at = [i for i, token in enumerate(whole) if token == last][before]
+    partner.ends = {last}
+    parts = [(TEMPLATE, partner.close(last)), (USER, "hello there"), (TEMPLATE, template.open)]
+    found, roles, _ = partner.encode(parts, last)
+    assert found.tolist() == whole[at + 1 :] and len(roles) == len(found) > 5
+
+
+@pytest.mark.parametrize("kind", ["llama_like", "newer_llama"])
+def test_text_that_is_continued_has_no_space_put_into_it(kind):
+    tokenizer = TALKERS[kind]()
+    tokenizer.chat_template = None
+    partner = Partner(model_of(tokenizer))
+    ids = tokenizer("to be\nor not", add_special_tokens=False)["input_ids"]
+    be = ids.index(tokenizer.convert_tokens_to_ids("▁be"))
+    assert partner.encode([(TEMPLATE, "\n"), (USER, "or not")], ids[be])[0].tolist() == ids[be + 1 :]
+
+
+@pytest.mark.parametrize("writes", [True, False])
+@pytest.mark.parametrize("kind", ["gemma_like", "llama_like", "closing", "byte_level"])
+def test_a_conversation_begins_with_one_bos_or_none(kind, writes):
+    tokenizer = TALKERS[kind]()
+    puts = bool(texts.opening(tokenizer))
+    tokenizer.chat_template = ("{{ bos_token }}" if writes else "") + CHATML.replace("<|im_start|>", "#")
+    for bos, wanted in (("auto", puts or writes), ("on", True), ("off", False)):
+        partner = Partner(model_of(tokenizer), bos=bos)
+        talk = first(partner, "to be or not")
+        tokens = talk.tokens.tolist()
+        assert tokens.count(tokenizer.bos_token_id) == (tokens[0] == tokenizer.bos_token_id) == wanted
+        assert partner.begins == (tokenizer.bos_token if wanted else "")
+        # No EOS either, though `closing` puts one behind a text.
+        assert tokens[-1] != tokenizer.eos_token_id and len(talk.roles.view()) == len(tokens)
+        assert tokenizer.decode(tokens[wanted:]).strip().startswith("#user\nto be or not")
+
+
+def test_text_that_is_continued_begins_as_any_text():
+    for kind in ("gemma_like", "closing", "byte_level"):
+        tokenizer = TALKERS[kind]()
+        tokenizer.chat_template = None
+        talk = first(Partner(model_of(tokenizer)), "to be or not")
+        assert talk.tokens.tolist() == texts.tokenize(texts.from_bytes(b"to be or not", "a"), tokenizer).tolist()
+
+
+def test_a_token_that_begins_every_turn_is_not_taken_for_bos():
+    """SmolLM's BOS is the token that its template begins each turn with: without BOS it is still there."""
+    tokenizer = tokenizers.byte_level()
+    tokenizer.bos_token = "<|im_start|>"
+    whole = {bos: first(Partner(model_of(tokenizer), bos=bos), "to be").tokens.tolist() for bos in texts.BOS}
+    assert whole["auto"] == whole["on"] == whole["off"]
+
+
+@pytest.mark.parametrize("opened", ["", "<think>\n"])
+def test_thoughts_stay_where_a_template_takes_them_out(opened):
+    tokenizer = tokenizers.byte_level()
+    tokenizer.chat_template = THINKING.replace("OPENED", opened)
+    found = template_of(tokenizer)
+    assert found.note == "" and "thoughts" in found.caution and found.caution.endswith(".")
+    assert found.head == "<|im_start|>user\n" and found.open == f"<|im_end|>\n<|im_start|>assistant\n{opened}"
+    assert found.close == "<|im_end|>\n<|im_start|>user\n"
+    talk = Conversation(Partner(model_of(tokenizer)), Streaming(4, 28), Sampling(max_new=6))
+    talk.ask("to be")
+    while talk.step() is not None:
+        pass
+    before = talk.tokens.tolist()
+    kept = said(tokenizer, before)
+    talk.ask("or not")
+    # Nothing of what was said has changed, and what follows is the template's and the person's.
+    assert talk.tokens.tolist()[: len(before)] == before
+    end = "" if before[-1] == tokenizer.eos_token_id else "<|im_end|>"
+    assert said(tokenizer, talk.tokens) == f"{kept}{end}\n<|im_start|>user\nor not{found.open}"
+
+
+def test_a_template_that_keeps_all_has_nothing_to_say():
+    for kind in ("byte_level", "gemma_like", "llama_like"):
+        found = template_of(TALKERS[kind]())
+        assert not found.note and not found.caution
+
+
+def test_roles_hold_where_names_are_typed(partner):
+    talk = first(partner, f"{TYPED} end")
+    roles, pieces = talk.roles.view(), np.array(talk.pieces(), object)
+    assert len(roles) == len(talk.tokens) and roles[-1] == TEMPLATE
+    assert "".join(pieces[roles == USER]).strip() in f"{TYPED} end"
+    assert "".join(pieces[roles == USER]).endswith("end")
