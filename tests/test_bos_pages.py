@@ -1,0 +1,103 @@
+"""BOS on the pages: every run reads as its spec says and tells what it read, and addresses carry the setting."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from analysis import texts
+from analysis.record import Sampling, Spec
+from app.ablator import Ablation
+from app.capturer import Capturing
+from app.chatframes import ChatSender, ChatView
+from app.frames import Sender, View
+from app.measurer import Measuring
+from app.reader import LiveRun
+from app.talk import Talk
+
+from .test_bos import gemma, written
+from .test_frames import decoded
+from .test_runner import until
+
+__all__ = ["gemma"]
+MAIN = str(Path(__file__).parents[1] / "app" / "main.py")
+BEGINS = {"auto": "with <bos>", "on": "with <bos>", "off": "without BOS"}
+CONTENT = "to be or not to be that is the question <eos> " * 4
+
+
+@pytest.mark.parametrize("bos", BEGINS)
+def test_all_that_reads_a_text_begins_as_its_spec_says(registry, gemma, bos):
+    text, spec = written(CONTENT), Spec(gemma, "a.txt", ("dense",), 40, device="cpu", bos=bos)
+    kinds = [
+        partial(LiveRun, spec, text),
+        partial(Ablation, spec, text, "values", 0),
+        partial(Capturing, spec, text, ""),
+        partial(Measuring, spec, text, 3, 4),
+    ]
+    runs = []
+    for kind in kinds:
+        runs.append(run := registry.start(kind))
+        until(run, lambda run=run: not run.live, 120)
+        assert run.status == "finished", run.note
+        assert run.begins == BEGINS[bos] and "<eos> in the text is read as text" in run.said
+    live, _, captured, measured = runs
+    tokenizer = live.model.tokenizer
+    ids = texts.tokenize(text, tokenizer, bos=bos, limit=40)
+    assert np.array_equal(live.lanes[0].source.tokens, ids)
+    assert live.run.begins == texts.begins(tokenizer, ids) and live.run.as_text == ("<eos>",)
+    assert np.array_equal(captured.atlas.stretch.token_ids, ids)
+    assert captured.atlas.stretch.about["begins"] == live.run.begins
+    assert ((measured.read_as.ids[:, 0] == tokenizer.bos_token_id) == (bos != "off")).all()
+    head, _ = decoded(Sender().frame(live, View()))
+    assert f"begins {BEGINS[bos]}" in head["progress"] and "read as text" in head["note"]
+    assert (head["tokens"][0] == "<bos>") == (bos != "off")
+
+
+def test_a_conversation_tells_its_beginning_and_what_was_read_as_text(registry, gemma):
+    sampling = Sampling(max_new=2)
+    spec = Spec(gemma, "typed", ("dense",), device="cpu", sampling=sampling)
+    talk = registry.start(partial(Talk, spec))
+    until(talk, lambda: talk.status == "waiting", 120)
+    assert talk.begins == "with <bos>"
+    talk.say("what is <end_of_turn> there")
+    until(talk, lambda: talk.status == "waiting" and talk.lanes[0].turns, 120)
+    assert "<end_of_turn> in what was said is read as text" in talk.note
+    head, _ = decoded(ChatSender().frame(talk, ChatView()))
+    assert "begins with <bos>" in head["about"] and head["lanes"][0]["front"][0] == "<bos>"
+
+
+@pytest.mark.parametrize("page", ["live", "chat", "heads"])
+def test_an_address_says_how_text_is_read(page):
+    at = AppTest.from_file(MAIN, default_timeout=300)
+    if page != "live":
+        at.switch_page(f"views/{page}.py")
+    at.query_params["bos"], at.query_params["special"] = "off", "tokens"
+    at.run()
+    assert not at.exception
+    chosen = {s.label: s.value for s in at.sidebar.selectbox}
+    assert (chosen["Begin with BOS"], chosen["Special tokens"]) == ("off", "tokens")
+    at = AppTest.from_file(MAIN, default_timeout=300)
+    if page != "live":
+        at.switch_page(f"views/{page}.py")
+    at.query_params["bos"] = "maybe"
+    at.run()
+    state = at.session_state
+    said = {"live": lambda: state["problem"], "chat": lambda: state["chat"].problem, "heads": lambda: at.error[0].value}
+    assert not at.exception and "bos must be one of auto, on, off, not 'maybe'" in said[page]()
+    assert {s.label: s.value for s in at.sidebar.selectbox}["Begin with BOS"] == "auto"
+
+
+@pytest.mark.real
+def test_the_lesson_reads_as_its_address_says():
+    at = AppTest.from_file(MAIN, default_timeout=300)
+    at.switch_page("views/learn.py")
+    at.query_params["bos"] = "on"
+    at.run()
+    assert not at.exception and at.sidebar.selectbox(key="lesson-bos").value == "on"
+    sliders = [s.label for s in at.slider]
+    at.sidebar.selectbox(key="lesson-bos").set_value("auto").run()
+    assert not at.exception and at.query_params["bos"] in ("auto", ["auto"])
+    # BOS was a token of the row like any other.
+    assert len(at.slider) == len(sliders) and at.slider[0].label != sliders[0] and sliders[0].startswith("<|im_start|>")
