@@ -144,6 +144,12 @@ def test_adapter_of_the_hub_is_refused_before_it_is_downloaded(monkeypatch):
     assert "merge_and_unload" in refusal("nobody/nothing")
 
 
+def test_adapter_in_the_cache_of_the_hub_is_told_as_one(tmp_path, monkeypatch):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(fetch, "snapshot_download", lambda *_, **__: str(tmp_path))
+    assert "merge_and_unload" in refusal("nobody/nothing")
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8])
 @pytest.mark.parametrize("ending", ["weight_scale", "scales", None])
 def test_packed_weights_are_never_read_as_weights(saved, dtype, ending):
