@@ -64,11 +64,16 @@ def rule_of(module: nn.Module, layer_types: Sequence[str]) -> Rule:
     parameters = _by_layer_type(getattr(config, "rope_parameters", None), layer_types)
     steps, growing = set(), None
     for kind, of_kind in zip(kinds, parameters, strict=True):
-        if kind == "longrope":
+        if kind == "longrope" and any(of_kind[f"short_{n}"] != of_kind[f"long_{n}"] for n in _of_both(of_kind)):
             steps.add(int(of_kind["original_max_position_embeddings"]))
         elif "dynamic" in kind:
             growing = int(module.original_max_seq_len)
     return Rule(tuple(sorted(steps)), growing)
+
+
+def _of_both(parameters: dict) -> list[str]:
+    """What a longrope scaling has for short contexts and for long ones."""
+    return [name for name in ("factor", "mscale") if f"short_{name}" in parameters]
 
 
 def _by_layer_type(value, layer_types: Sequence[str]) -> list:

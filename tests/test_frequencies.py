@@ -249,6 +249,15 @@ def test_a_rule_says_which_lengths_are_alike():
     assert Rule().regime(1000) == 1 and Rule().regime_end(1000) is None
 
 
+def test_equal_factors_for_short_and_long_contexts_are_no_rule():
+    """Llama 3's own scaling comes from a GGUF file as such."""
+    same = LONGROPE | {"long_factor": LONGROPE["short_factor"]}
+    name, settings = VARIANTS["phi3, longrope"]
+    model, tokens = tiny(name, **settings | {"rope_parameters": same}), words(TOKENS)
+    assert not adapt(model).positions.rule
+    np.testing.assert_allclose(our_nll(model, tokens, 16), own_nll(model, tokens), atol=1e-5)
+
+
 def test_a_rule_that_is_not_known_is_refused(tiny_llama, monkeypatch):
     rotary = type(tiny_llama.model.rotary_emb)
     own = rotary.forward
