@@ -172,7 +172,7 @@ def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, 
         _implement(twin, PROBED)
         _probe(adapted, unrotated)
         _implement(twin, IMPLEMENTATION)
-    for layer, block in blocks_of(adapted).items():
+    for layer, block in decoder_layers(adapted).items():
         block.forward = _Told(layer, block.forward)
     return adapted
 
@@ -202,7 +202,7 @@ def _implement(twin: PreTrainedModel, implementation: str) -> None:
             module.config._attn_implementation = implementation
 
 
-def blocks_of(adapted: Adapted) -> dict[int, nn.Module]:
+def decoder_layers(adapted: Adapted) -> dict[int, nn.Module]:
     """The decoder layers, by number: what stands in the network's list of layers and holds that layer's attention."""
     modules = dict(adapted.network.named_modules())
     names = {id(module): name for name, module in modules.items()}
