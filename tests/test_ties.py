@@ -18,10 +18,10 @@ from .published import WITHIN, order, read
 NAMES = [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)]
 LATE = {"late": "sinks=2,start=3,"}
 TEXTS = {
-    "one token": np.full(70, 7),
-    "two in turn": np.tile([7, 11], 35),
-    "five at random": np.random.default_rng(2).choice([5, 17, 29, 41, 53], 70),
-    "a refrain": np.tile(np.random.default_rng(3).integers(3, 90, 14), 5),
+    "one token": np.full(44, 7),
+    "two in turn": np.tile([7, 11], 22),
+    "five at random": np.random.default_rng(2).choice([5, 17, 29, 41, 53], 44),
+    "a refrain": np.tile(np.random.default_rng(3).integers(3, 90, 11), 4),
 }
 
 
@@ -31,7 +31,7 @@ def kept(lane):
 
 def policy(name, interval, more=""):
     own = "skip=0," if name == "knorm" else LATE.get(name, "sinks=2,")
-    return parse(f"{name}:budget=24,recent=4,interval={interval},{own}{more}".rstrip(","))
+    return parse(f"{name}:budget=16,recent=4,interval={interval},{own}{more}".rstrip(","))
 
 
 CASES = [(name, "") for name in NAMES] + [
@@ -78,9 +78,9 @@ def test_threads_change_nothing(name, tiny_llama):
 
 def test_of_equal_keys_the_oldest_goes(tiny_llama):
     lane = read(tiny_llama, TEXTS["one token"], parse("knorm:budget=24,skip=0"))[3]
-    assert all(head == list(range(45, 69)) for layer in kept(lane) for head in layer)
+    assert all(head == list(range(19, 43)) for layer in kept(lane) for head in layer)
     lane = read(tiny_llama, TEXTS["one token"], parse("knorm:budget=24,sinks=2,skip=0"))[3]
-    assert all(head == [0, 1, *range(47, 69)] for layer in kept(lane) for head in layer)
+    assert all(head == [0, 1, *range(21, 43)] for layer in kept(lane) for head in layer)
 
 
 @given(st.lists(st.integers(-4, 4), min_size=2, max_size=30), st.integers(0, 2**32 - 1))
