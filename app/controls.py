@@ -77,13 +77,13 @@ class Chosen(NamedTuple):
             st.query_params.pop(name, None)
         st.query_params.update(self.link())
 
-
-READING = {"bos": BOS, "special": SPECIAL}
-"""Settings of how text is read that stand in addresses, and their values."""
-
     def decided(self) -> "Chosen":
         """The same, with the dtype that `auto` stands for on this machine: what a Spec says."""
         return self._replace(dtype=decide(self.dtype).dtype)
+
+
+READING = {"bos": BOS, "special": SPECIAL}
+"""Settings of how text is read that stand in addresses, and their values."""
 
 
 def model_controls(key: str, now: Chosen) -> Chosen:
