@@ -211,10 +211,10 @@ def test_somebody_else_sees_whole_rows_while_a_lane_reads_and_switches(tiny_llam
     thread = threading.Thread(target=look)
     thread.start()
     try:
-        for i in range(390):
-            lane.read(1)
-            if i % 20 == 19:
-                lane.switch(policies[i // 20 % len(policies)], pin=i % 40 == 39)
+        for number, following in enumerate((*policies[1:], *policies)):
+            for _ in range(12):
+                lane.read(1)
+            lane.switch(following, pin=number % 2 == 1)
     finally:
         done.set()
         thread.join()
