@@ -32,6 +32,7 @@ from .families import adapt, unreadable
 from .fetch import EMBEDDED_NAME, check_gguf, embedded, first_line, from_hub, weight_files
 from .memory import fits_on_one, gpus, needed
 from .progress import Tell, told
+from .record import arithmetic
 from .rotary import Adapted
 from .sharing import pool
 from .tracing import one_token
@@ -148,6 +149,7 @@ class LanguageModel:
             "Heads": f"{self.heads} query, {self.kv_heads} KV ({self.sharing})",
             "Positions": self.adapted.positions.name,
             "Trained length": f"{self.trained_length:,} tokens" if self.trained_length else "not said",
+            "Computed in": arithmetic(self.packed, self.dtype),
             "Cached token": f"{self.bytes_per_token / 1e3:,.1f} kB",
         }
 

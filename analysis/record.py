@@ -80,6 +80,14 @@ class Sampling:
                 raise ValueError(f"{name} must be {expected}, not {getattr(self, name)}")
 
 
+def arithmetic(weights: str, dtype: str) -> str:
+    """What numbers are computed in: `dtype` alone does not say it of packed weights, which multiply in bfloat16."""
+    if weights == "model":
+        return dtype
+    elsewhere = "" if dtype == "bfloat16" else f", {dtype} elsewhere"
+    return f"{weights} weights, bfloat16 products{elsewhere}"
+
+
 @dataclass(frozen=True)
 class Spec:
     """Everything that decides the numbers of a run.  The same Spec gives the same numbers."""
@@ -130,11 +138,8 @@ class Spec:
 
     @property
     def arithmetic(self) -> str:
-        """What numbers are computed in: `dtype` alone does not say it of packed weights, which multiply in bfloat16."""
-        if self.weights == "model":
-            return self.dtype
-        elsewhere = "" if self.dtype == "bfloat16" else f", {self.dtype} elsewhere"
-        return f"{self.weights} weights, bfloat16 products{elsewhere}"
+        """What numbers are computed in, in a few words."""
+        return arithmetic(self.weights, self.dtype)
 
     def command(self) -> str:
         """The command line that this Spec is of, quoted for a shell; one that was typed asks for the words again."""
