@@ -21,7 +21,8 @@ def text(count: int) -> texts.Text:
     return texts.Text("random.npy", "random", None, ids, "")
 
 
-def until(run, condition, seconds: float = 30) -> None:
+def until(run, condition, seconds: float = 300) -> None:
+    """Wait for something that comes for sure; how soon is the machine's, and no test's, to say."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{run.status}: {run.note}"

@@ -15,7 +15,7 @@ from app.trainer import EVERY, Emergence
 TINY = {"width": 16, "vocabulary": 24, "length": 24, "batch": 8, "steps": 100}
 
 
-def until(run, what, seconds=30):
+def until(run, what, seconds=300):
     """Look at a run until something is true of it."""
     end = time.monotonic() + seconds
     while not what(run):
