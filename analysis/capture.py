@@ -110,7 +110,8 @@ def capture(
     `switches`: from which position on the lane reads under which other policy; sinks that it lacks are pinned again.
     `read`: how the text became these tokens, to be told of it.
     When it has ended, `Stretch(path)` opens it.  Raises ValueError where the policy does not keep by place, where the
-    text is longer than LONGEST, or the folder holds something already.
+    text is longer than LONGEST, where pinned sinks would not be the keys that were captured, or where the folder holds
+    something already.
     """
     policies = [parse(spec.policies[0]), *(policy for _, policy in switches)]
     for policy in policies:
@@ -118,6 +119,12 @@ def capture(
             raise ValueError(
                 f"{policy.label}: a stretch is captured under dense, window or sinks + window, and with the text's own "
                 "first tokens: choose one of these"
+            )
+    for i, policy in enumerate(policies[1:], 1):
+        if any(_reads_otherwise(before, policy) for before in policies[:i]):
+            raise ValueError(
+                f"{policy.label}: its first {policy.sinks} tokens would be read again in another way than they were "
+                "captured: begin with a longer window, and with the what-ifs that are to come"
             )
     count = len(tokens) - 1
     if count > LONGEST:
@@ -148,6 +155,14 @@ def capture(
     draft = path / "stretch.json.part"
     draft.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     draft.replace(path / "stretch.json")
+
+
+def _reads_otherwise(before: Band, policy: Band) -> bool:
+    """Whether sinks that are pinned again have other keys than those that were read under an earlier policy."""
+    if before.capacity is None or policy.sinks <= before.sinks:
+        return False
+    bent = [tuple(getattr(p, f.name) for f in Policy.what_ifs()) for p in (before, policy)]
+    return before.capacity < policy.sinks - 1 or bent[0] != bent[1]
 
 
 class _Recorder:

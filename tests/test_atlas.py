@@ -157,6 +157,12 @@ def test_a_switch_in_the_middle_changes_what_is_reached(tiny_llama, tmp_path):
     np.testing.assert_allclose(np.nansum(drawn, 1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("then", [Streaming(8, 12), Streaming(4, 12, softmax="off-by-one")])
+def test_pinned_sinks_that_were_captured_in_another_way_are_refused(then, tiny_llama, tmp_path):
+    with pytest.raises(ValueError, match="read again in another way than they were captured"):
+        captured(tiny_llama, words(60), Window(4), tmp_path / "s", switches=[(40, then)])
+
+
 def test_rows_and_columns_are_those_of_the_map(tiny_llama, tmp_path):
     atlas, _ = captured(tiny_llama, words(60), Streaming(4, 12), tmp_path / "s")
     drawn = whole(atlas, 2, 1)
