@@ -21,9 +21,23 @@ Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Whether (batch, head, query, key) may be seen."""
 
 
+class Ruled(Tensor):
+    """A mask with its rule, which it keeps when it is moved to the device of a layer and loses when it is changed."""
+
+    rule: Rule | None = None
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        out = super().__torch_function__(func, types, args, kwargs or {})
+        if func is Tensor.to and isinstance(out, Ruled):
+            out.rule = args[0].rule
+        return out
+
+
 def _masked(*, mask_function: Rule, **more) -> Tensor:
     """What transformers calls for every mask of a network that is probed."""
     mask = eager_mask(mask_function=mask_function, **more | {"allow_is_bidirectional_skip": False})
+    mask = mask.as_subclass(Ruled)
     mask.rule = mask_function
     return mask
 

@@ -264,7 +264,7 @@ class _Probe:
         if more := [k for k, v in settings.items() if isinstance(v, Tensor) and k not in TENSORS]:
             self._say(f"its layers hand {more[0]} to their attention, which is not known here")
         if self.masked:
-            settings |= self._honoured(attention, rule_of(mask), settings.get("sliding_window"), query.device)
+            settings |= self._honoured(attention, rule_of(mask), settings.get("sliding_window"), adapted.device)
         adapted.attentions[layer], adapted.settings[layer], adapted.homes[layer] = attention, settings, query.device
         adapted.heads, adapted.kv_heads, adapted.head_dim = query.shape[1], key.shape[1], query.shape[-1]
         self.shapes.add((query.shape[1], key.shape[1], query.shape[-1], value.shape[-1]))
