@@ -66,7 +66,7 @@ def head_row(lane: Lane, layer: int, head: int, token: int) -> HeadRow | None:
     if piece is None:
         return None
     with torch.inference_mode():
-        places, weights, learned, scores = _weights(lane, piece, layer, head)
+        places, weights, learned, scores = _weights(view, piece, layer, head)
     at = token - piece.start
     reached = ~np.isnan(weights[at])
     given = None if learned is None else float(learned[at])
@@ -118,20 +118,20 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
 
 
 def _weights(
-    lane: View, piece: Piece | RankedPiece, layer: int, head: int
+    view: View, piece: Piece | RankedPiece, layer: int, head: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None, Tensor]:
     """Text positions of the keys that the queries of a piece may reach, their weights [queries, keys], those of a
     learned sink [queries], and the logits [queries, keys].
 
     All in float32 from what was captured, whatever the model computes in, so that a row of weights sums to 1.
     """
-    model = lane.source.model
+    model = view.source.model
     attention, settings = model.attentions[layer], model.settings[layer]
     query = piece.queries[layer][head][None, None].float()
     scaling = settings.get("scaling") or query.shape[-1] ** -0.5
     t = torch.arange(piece.start, piece.stop, device=query.device)
     parts, places, seen = [], [], []
-    for meeting in (_met_ranked if isinstance(piece, RankedPiece) else _met)(lane, piece, layer, head):
+    for meeting in (_met_ranked if isinstance(piece, RankedPiece) else _met)(view, piece, layer, head):
         at_query, at_key = (
             model.angles(attention, at, piece.length, torch.float32) for at in (meeting.queries_at, meeting.keys_at)
         )
@@ -182,12 +182,12 @@ class Meeting(NamedTuple):
     seen: Tensor
 
 
-def _met(lane: View, piece: Piece, layer: int, head: int) -> list[Meeting]:
+def _met(view: View, piece: Piece, layer: int, head: int) -> list[Meeting]:
     """The sinks, and the run."""
-    model = lane.source.model
+    model = view.source.model
     group = head // (model.heads // model.kv_heads)
     reach = piece.reach_of(layer, group)
-    low, run = _run(lane, piece, layer, group)
+    low, run = _run(view, piece, layer, group)
     t = torch.arange(piece.start, piece.stop, device=run.device)
     meetings = []
     if reach.sinks:
@@ -199,13 +199,13 @@ def _met(lane: View, piece: Piece, layer: int, head: int) -> list[Meeting]:
     return meetings
 
 
-def _met_ranked(lane: View, piece: RankedPiece, layer: int, head: int) -> list[Meeting]:
+def _met_ranked(view: View, piece: RankedPiece, layer: int, head: int) -> list[Meeting]:
     """The slots of one KV head as they were: those that are still held, and those that went after this piece."""
-    model = lane.source.model
+    model = view.source.model
     group = head // (model.heads // model.kv_heads)
-    later = [p.gone[layer] for p in lane.pieces if p.stop >= piece.stop]
-    keys = torch.cat([lane.caches[layer].keys[group], *(g.keys[group] for g in later if g is not None)])
-    places = torch.cat([lane.caches[layer].places[group], *(g.places[group] for g in later if g is not None)])
+    later = [p.gone[layer] for p in view.pieces if p.stop >= piece.stop]
+    keys = torch.cat([view.caches[layer].keys[group], *(g.keys[group] for g in later if g is not None)])
+    places = torch.cat([view.caches[layer].places[group], *(g.places[group] for g in later if g is not None)])
     order = places.argsort()
     order = order[places[order] < piece.stop]
     keys, places = keys[order], places[order]
@@ -216,15 +216,15 @@ def _met_ranked(lane: View, piece: RankedPiece, layer: int, head: int) -> list[M
     return [Meeting(keys, places, at, queries_at, places <= t[:, None])]
 
 
-def _run(lane: View, piece: Piece, layer: int, group: int) -> tuple[int, Tensor]:
+def _run(view: View, piece: Piece, layer: int, group: int) -> tuple[int, Tensor]:
     """The keys [tokens, dim] that stand before and in a piece without a gap, and the text position of the first."""
     newest, reach = piece.stop, piece.reach_of(layer, group)
-    held = [p for p in lane.pieces if p.stop <= newest]
+    held = [p for p in view.pieces if p.stop <= newest]
     keys = [p.keys[layer][group] for p in held]
     low = held[0].start
     if reach.window is None:
         # A lane that keeps everything has its older keys in the cache.
-        cache, row = lane.held(layer, group)
+        cache, row = view.held(layer, group)
         run, oldest = cache.keys.placed()
         if oldest < low <= oldest + run.shape[1]:
             keys.insert(0, run[row, : low - oldest])

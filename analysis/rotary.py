@@ -118,7 +118,7 @@ class Adapted:
     def longest(self) -> int | None:
         """Tokens of the longest text that can be read with cached keys; None where there is no longest."""
         if self.positions is LEARNED:
-            return self.network.config.max_position_embeddings
+            return getattr(self.network.config, "max_position_embeddings", None)
         return self.regime_end(1) if self.positions.fixed else None
 
     def regime(self, length: int) -> int:
@@ -166,7 +166,8 @@ def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, 
         unrotated, positions = Unrotated(module), Rotary(module, network)
         twin.set_submodule(places[0], unrotated)
     adapted = Adapted(twin, positions or LEARNED, layers=network.config.num_hidden_layers)
-    if family in (adapters or {}):
+    if family in (adapters or {}) or adapted.device.type == "meta":
+        # An adapter makes no masks, and where there are no numbers none can be asked.
         _probe(adapted, unrotated)
     else:
         _implement(twin, PROBED)
@@ -304,8 +305,7 @@ def alone(query: Tensor, value: Tensor) -> Tensor:
 
 def _probe(adapted: Adapted, unrotated: Unrotated | None) -> None:
     """Fill in what only a forward pass tells."""
-    # A layer on a device without numbers cannot be asked, and an adapter makes no masks.
-    masked = adapted.network.config._attn_implementation == PROBED and adapted.device.type != "meta"
+    masked = adapted.network.config._attn_implementation == PROBED
     family, probe = adapted.network.config.model_type, _Probe(adapted, masked)
     if unrotated is not None:
         unrotated.fill = (0.0, 0.0)

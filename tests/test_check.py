@@ -186,20 +186,6 @@ def test_numbers_that_are_none_in_any_dtype_are_told_as_damaged_weights():
         adapt(model)
 
 
-def test_a_network_that_has_passed_is_tried_again_when_it_changes(monkeypatch):
-    model, tried = tiny("llama"), []
-    right = check.mixing
-    monkeypatch.setattr(check, "mixing", lambda *a: tried.append(1) or right(*a))
-    adapt(model), adapt(model)
-    assert len(tried) == 1
-    model.model.layers[0].mlp.up_proj.weight.mul_(2)
-    adapt(model)
-    assert len(tried) == 2
-    model.model.layers[0].mlp = model.model.layers[1].mlp
-    adapt(model)
-    assert len(tried) == 3
-
-
 def test_checking_leaves_no_trace_on_the_network():
     model = tiny("phimoe", sliding_window=12, num_local_experts=4)
     before = [(id(m), len(m._forward_hooks), sorted(vars(m))) for m in model.modules()], model.config.to_json_string()
