@@ -337,7 +337,8 @@ class Lane:
     def _reach(policy: Band, caches: list[LayerCache], begin: int, end: int) -> Reach:
         """What tokens begin … end − 1 reach in caches that a band keeps."""
         held, run = (caches[0].sink_keys.shape[1], len(caches[0].keys)) if caches else (0, 0)
-        sinks = min(policy.sinks, end) if held == begin and run == 0 else held
+        # While all that was read are sinks, the next tokens may be some too.
+        sinks = max(held, min(policy.sinks, end)) if held == begin and run == 0 else held
         first = caches[0].first if caches else 0
         return Reach(sinks, max(first, sinks), policy.window, policy.positions)
 

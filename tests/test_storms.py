@@ -81,6 +81,16 @@ def test_pinned_sinks_are_held_by_all_heads(tiny_llama, old, full):
     checked(lane, reference)
 
 
+@pytest.mark.parametrize("then", [Duo(50, 40, 9), Duo(100, 40, 9), Streaming(40, 9)], ids=str)
+def test_more_sinks_may_be_pinned_than_were_read(tiny_llama, then):
+    lane, reference = begun(tiny_llama, Window(9), 24)
+    switch_both(lane, reference, then, pin=True)
+    checked(lane, reference)
+    for tokens, chunk in ((3, 1), (30, 16)):
+        read_both(lane, reference, tokens, chunk)
+        checked(lane, reference)
+
+
 def test_what_all_heads_hold_stays_when_all_are_full(tiny_llama):
     lane, reference = begun(tiny_llama, Duo(100, 4, 8), 40)
     assert (lane.sinks, lane.first, lane.shares) == (40, 0, None)
