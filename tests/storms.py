@@ -83,18 +83,19 @@ def policies(draw, name):
     if issubclass(kind, Afresh):
         # Every token is as many tokens to the reference.
         ranges["window"] = 1, 7
-    ranges |= {"history": (1, 9), "start": (0, 6), "steepness": (1, 3), "seed": (0, 3), "sinks": (0, 6)}
+    ranges |= {"history": (1, 9), "start": (0, 6), "steepness": (1, 3), "seed": (0, 3), "skip": (0, 2)}
     for f in kind.settings():
         if f.name in ranges:
             more[f.name] = draw(st.integers(*ranges[f.name]))
-        elif f.name == "positions" and f.metadata["choices"]:
+        elif f.name == "sinks":
+            # More than have been read, too.
+            more[f.name] = draw(st.integers(0, 6) | st.just(30))
+        elif f.metadata["choices"]:
             more[f.name] = draw(st.sampled_from(f.metadata["choices"]))
         elif f.name == "full":
             more[f.name] = draw(st.sampled_from((0, 25, 50, 75, 100)))
         elif f.name == "scores":
             more[f.name] = draw(st.sampled_from(("measured", scores(name, 1), scores(name, 2))))
-        elif f.name == "scorer":
-            more[f.name] = draw(st.sampled_from(f.metadata["choices"]))
     if draw(st.integers(0, 3)) == 0:
         heads = draw(st.sampled_from(("all", "0.1 1.2", "1.0")))
         bent = draw(st.sampled_from(({"softmax": "off-by-one"}, {"softmax": "logit", "logit": 2.5}, {})))
