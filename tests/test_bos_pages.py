@@ -95,9 +95,9 @@ def test_the_lesson_reads_as_its_address_says():
     at.switch_page("views/learn.py")
     at.query_params["bos"] = "on"
     at.run()
-    assert not at.exception and at.sidebar.selectbox(key="lesson-bos").value == "on"
+    assert not at.exception and at.sidebar.selectbox(key="lesson-bos-en").value == "on"
     sliders = [s.label for s in at.slider]
-    at.sidebar.selectbox(key="lesson-bos").set_value("auto").run()
+    at.sidebar.selectbox(key="lesson-bos-en").set_value("auto").run()
     assert not at.exception and at.query_params["bos"] in ("auto", ["auto"])
     # BOS was a token of the row like any other.
     assert len(at.slider) == len(sliders) and at.slider[0].label != sliders[0] and sliders[0].startswith("<|im_start|>")

@@ -53,7 +53,7 @@ def speak() -> None:
 def begin_with() -> None:
     """Texts begin with BOS, or without it, from now on; what plays begins again."""
     state = st.session_state.lesson
-    state["bos"] = st.query_params["bos"] = st.session_state["lesson-bos"]
+    state["bos"] = st.query_params["bos"] = st.session_state[f"lesson-bos-{state['language']}"]
     # Trainings have a setting of their own.
     go(state["chapter"], again=state["chapter"] != "emergence")
 
@@ -73,9 +73,11 @@ def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
             page.say("language"), list(LANGUAGES), format_func=LANGUAGES.get, default=state["language"], required=True,
             key="lesson-language", on_change=speak,
         )  # fmt: skip
+        # A box of its own in each language: Streamlit knows a choice by the words that it shows.
         st.selectbox(
-            page.say("bos"), list(BOS), index=list(BOS).index(state.get("bos", "auto")), key="lesson-bos",
-            format_func=lambda how: page.say(f"bos-{how}"), help=page.say("bos-help"), on_change=begin_with,
+            page.say("bos"), list(BOS), index=list(BOS).index(state.get("bos", "auto")),
+            key=f"lesson-bos-{state['language']}", format_func=lambda how: page.say(f"bos-{how}"),
+            help=page.say("bos-help"), on_change=begin_with,
         )  # fmt: skip
         st.caption(page.say("chapters"))
         for name in PLAYS:
