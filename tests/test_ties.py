@@ -19,9 +19,8 @@ NAMES = [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)
 LATE = {"late": "sinks=2,start=3,"}
 TEXTS = {
     "one token": np.full(44, 7),
-    "two in turn": np.tile([7, 11], 22),
-    "five at random": np.random.default_rng(2).choice([5, 17, 29, 41, 53], 44),
     "a refrain": np.tile(np.random.default_rng(3).integers(3, 90, 11), 4),
+    "five at random": np.random.default_rng(2).choice([5, 17, 29, 41, 53], 44),
 }
 
 
@@ -41,7 +40,7 @@ CASES = [(name, "") for name in NAMES] + [
 ]
 
 
-@pytest.mark.parametrize("text", list(TEXTS))
+@pytest.mark.parametrize("text", ["one token", "five at random"])
 @pytest.mark.parametrize("interval", [1, 8])
 @pytest.mark.parametrize(("name", "more"), CASES)
 def test_repeated_tokens_go_by_age_whatever_the_chunk(name, more, interval, text, tiny_llama):
