@@ -19,9 +19,9 @@ from analysis.stream import open_lanes
 
 from .naive import OneByOne
 
-WITHIN = 2e-4
-"""NLLs that are computed in another order: up to 8e-5 apart on a processor without vector instructions, where a wrong
-place or key is off by hundredths."""
+WITHIN = {"rtol": 2e-5, "atol": 3e-5}
+"""NLLs that are computed in another order.  The relative part is for processors without vector instructions, where they
+are up to 1.6e-5 of their size apart; a wrong place or key is off by hundredths."""
 
 POLICIES = [
     "dense",
@@ -81,7 +81,7 @@ def test_decoding_equals_reading(tiny_llama, tokens, policy, kv_chunk, traced):
             lane.source.trace()
             assert lane.source._one is not None
         got = decode(lane, tokens[given:], kv_chunk=kv_chunk)
-        np.testing.assert_allclose(got[0], nll[given - 1 :], atol=WITHIN)
+        np.testing.assert_allclose(got[0], nll[given - 1 :], **WITHIN)
         np.testing.assert_allclose(got[1], mass[..., given - 1 :], atol=3e-6)
         assert got[2].tolist() == kept[given - 1 :].tolist()
 
@@ -114,7 +114,7 @@ def test_a_run_that_slides_far_is_counted_anew(tiny_llama, tokens, monkeypatch):
     nll = read(tiny_llama, tokens, Streaming(4, 12))[0]
     monkeypatch.setattr(engine, "TURNED", 20)
     lane = begun(tiny_llama, tokens[:10], Streaming(4, 12))
-    np.testing.assert_allclose(decode(lane, tokens[10:])[0], nll[9:], atol=WITHIN)
+    np.testing.assert_allclose(decode(lane, tokens[10:])[0], nll[9:], **WITHIN)
     assert lane._origin > 60
 
 
@@ -135,7 +135,7 @@ def test_decoding_equals_reading_in_families_with_their_own_ways(family, policy,
     # Where what is computed depends on the token, the trace must be refused, and the numbers are right all the same.
     lane.source.trace()
     got = decode(lane, tokens[40:])
-    np.testing.assert_allclose(got[0], nll[39:], atol=WITHIN)
+    np.testing.assert_allclose(got[0], nll[39:], **WITHIN)
     np.testing.assert_allclose(got[1], mass[..., 39:], atol=3e-6)
 
 
@@ -149,7 +149,7 @@ def test_restored_lane_goes_on_as_if_nothing_had_been_said(tiny_llama, tokens, p
         decode(lane, tokens[:45])
         lane.restore(before)
     assert lane.position == len(lane.source.tokens) == 50
-    np.testing.assert_allclose(decode(lane, tokens[50:])[0], nll[49:], atol=WITHIN)
+    np.testing.assert_allclose(decode(lane, tokens[50:])[0], nll[49:], **WITHIN)
 
 
 @pytest.mark.parametrize("new", [Dense(), Window(12), Streaming(4, 8), Recompute(12, 3)])
@@ -165,7 +165,7 @@ def test_switch_between_two_tokens_equals_switch_between_two_chunks(tiny_llama, 
     expected = []
     while not chunked.done:
         expected.append(chunked.read(7).nll)
-    np.testing.assert_allclose(got, np.concatenate(expected), atol=WITHIN)
+    np.testing.assert_allclose(got, np.concatenate(expected), **WITHIN)
 
 
 @pytest.mark.parametrize("policy", [Dense(), Window(20), Streaming(4, 16)])
