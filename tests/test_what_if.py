@@ -89,9 +89,7 @@ def test_bent_attention_equals_whole_matrices(family, policy, bent):
     for chunk in (1, 16):
         np.testing.assert_allclose(our_nll(model, tokens, chunk, policy), wanted, atol=1e-4)
     lane = open_lanes(model, tokens[:25], [policy])[0]
-    if isinstance(policy, Dense):
-        # Tracing takes longer than all else here, and is the same for every policy.
-        lane.source.trace()
+    lane.source.trace()
     while not lane.done:
         lane.read(16)
     for kv_chunk in (None, 5):
