@@ -38,7 +38,7 @@ def test_random_switches_equal_the_reference():
 
 
 @pytest.mark.parametrize("pinned", [True, False])
-@pytest.mark.parametrize("after", [0, 5])
+@pytest.mark.parametrize("after", [0, 1, 5, 30])
 @pytest.mark.parametrize("then", ["streaming:sinks=4,window=12", "dense", "window:window=9", "h2o:budget=16,recent=5"])
 def test_a_band_after_duo_with_pinned_sinks(tiny_llama, then, after, pinned):
     lane, reference = begun(tiny_llama, Window(16), 60)
