@@ -14,10 +14,10 @@ import platform
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AUTO = "auto"
 FASTER = 1.2
@@ -67,6 +67,8 @@ def faster(rates: Rates) -> Decision:
 
 
 def _of_gpus() -> Decision:
+    import torch
+
     # Of several the oldest, since a network may be spread over all.
     oldest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
     if torch.version.hip or oldest >= (8, 0):
@@ -110,6 +112,8 @@ def _write(place: Path, text: str) -> None:
 
 def _about(kind: str) -> list[str]:
     """What the rates depend on."""
+    import torch
+
     told = ["", ""]
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -127,6 +131,8 @@ def _about(kind: str) -> list[str]:
 
 def measured(kind: str) -> Rates:
     """GFLOP/s of one product in float32 and in bfloat16, timed in turn."""
+    import torch
+
     tokens, width, behind = SHAPE
     seconds = dict.fromkeys((torch.float32, torch.bfloat16), math.inf)
     with torch.inference_mode():

@@ -59,10 +59,10 @@ def test_another_torch_or_number_of_threads_is_measured_anew(machine, monkeypatc
     told.extend((SLOW, FAST, SLOW, FAST))
     assert remembered("cpu") == SLOW
     with monkeypatch.context() as other:
-        other.setattr(dtypes.torch, "get_num_threads", lambda: 777)
+        other.setattr(torch, "get_num_threads", lambda: 777)
         assert remembered("cpu") == FAST
     with monkeypatch.context() as other:
-        other.setattr(dtypes.torch, "__version__", "0.0")
+        other.setattr(torch, "__version__", "0.0")
         assert remembered("cpu") == SLOW
     with monkeypatch.context() as other:
         other.setenv("ONEDNN_MAX_CPU_ISA", "AVX2_OTHER")

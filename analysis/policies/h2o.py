@@ -1,12 +1,13 @@
 """H2O, the heavy-hitter oracle: what got the most attention stays (Zhang et al. 2023, arXiv:2306.14048)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
 from .ranked import Ranked, Seen
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,5 +25,5 @@ class H2O(Ranked):
     sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
     recent: int = setting(128, "Newest tokens that are safe whatever their score.", low=1)
 
-    def score(self, seen: Seen) -> Tensor:
+    def score(self, seen: Seen) -> "Tensor":
         return seen.total

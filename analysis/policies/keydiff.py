@@ -1,13 +1,13 @@
 """KeyDiff: keys that point where all keys point are redundant (Park et al. 2025, arXiv:2504.15364)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
 from .ranked import Ranked, Seen
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,9 @@ class KeyDiff(Ranked):
         "rotated", "Whether keys are compared where they stand, or before rotation.", choices=("rotated", "unrotated")
     )
 
-    def score(self, seen: Seen) -> Tensor:
+    def score(self, seen: Seen) -> "Tensor":
+        from torch.nn.functional import cosine_similarity, normalize
+
         keys = (seen.rotated if self.keys == "rotated" else seen.keys).float()
         return -cosine_similarity(keys, normalize(keys, dim=-1).mean(1, keepdim=True), dim=-1)
 

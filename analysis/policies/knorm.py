@@ -2,12 +2,13 @@
 
 import sys
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
 from .ranked import Ranked, Seen
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class KNorm(Ranked):
     def budget_of(self, layer: int, layers: int) -> int:
         return sys.maxsize if layer < self.skip else self.budget
 
-    def score(self, seen: Seen) -> Tensor:
+    def score(self, seen: Seen) -> "Tensor":
         return -seen.keys.float().norm(dim=-1)
 
     @property

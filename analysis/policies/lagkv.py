@@ -1,13 +1,13 @@
 """LagKV: a token is worth what makes it stand out from the tokens that follow (Liang et al. 2025, arXiv:2504.04704)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
 from .ranked import Ranked, Seen, tolerance
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class LagKV(Ranked):
     sinks: int = setting(16, "First tokens that are safe whatever their score.", low=0, high=1024)
     recent: int = setting(64, "Newest tokens that are safe whatever their score; a stretch (the paper's lag).", low=2)
 
-    def score(self, seen: Seen) -> Tensor:
+    def score(self, seen: Seen) -> "Tensor":
+        import torch
+
         x, lag, slots = torch.cat((seen.rotated, seen.values)).float(), self.recent, seen.keys.shape[1]
         # Counted from the newest, so that every stretch but the last has a whole one behind it.
         front = -slots % lag

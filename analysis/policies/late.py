@@ -1,12 +1,13 @@
 """Late sinks: are the first tokens special, or only early?  Other tokens take their part in StreamingLLM's cache."""
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
 from .ranked import Ranked, Seen
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Late(Ranked):
                 "a smaller start or a larger budget"
             )
 
-    def safe(self, places: Tensor) -> Tensor:
+    def safe(self, places: "Tensor") -> "Tensor":
         return (places >= self.start) & (places < self.start + self.sinks)
 
-    def score(self, seen: Seen) -> Tensor:
+    def score(self, seen: Seen) -> "Tensor":
         return seen.places.double()
 
     @property

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
 from .h2o import H2O
@@ -14,6 +12,9 @@ from .knorm import KNorm
 from .ranked import Ranked, Seen
 from .snapkv import SnapKV
 from .tova import TOVA
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCORERS: dict[str, type[Ranked]] = {p.name: p for p in (SnapKV, H2O, TOVA, KNorm, KeyDiff)}
 
@@ -86,7 +87,7 @@ class Pyramid(Ranked):
         free = max(0, self.budget - self.interval + 1 - self.sinks - self.recent)
         return int(share * free * (self.steepness - 1) / (self.steepness * self.interval))
 
-    def score(self, seen: Seen) -> Tensor:
+    def score(self, seen: Seen) -> "Tensor":
         return self._ranking.score(seen)
 
     @property

@@ -1,13 +1,13 @@
 """Chance: the control for every policy that chooses."""
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
 from .ranked import Ranked, Seen
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class Random(Ranked):
     )
     seed: int = setting(0, "Another seed is another sample.", low=0, high=2**31 - 1)
 
-    def score(self, seen: Seen) -> Tensor:
+    def score(self, seen: Seen) -> "Tensor":
+        import torch
+
         heads = torch.arange(len(seen.places), device=seen.places.device)[:, None]
         return lot(seen.places, 1 + heads + 1000 * seen.layer + 1_000_003 * self.seed)
 
 
-def lot(places: Tensor, stream: Tensor) -> Tensor:
+def lot(places: "Tensor", stream: "Tensor") -> "Tensor":
     """Numbers between 0 and 1 that look random, the same for the same place and stream on every device.
 
     Integer hashing after Steele et al. 2014, "Fast splittable pseudorandom number generators", in 64 bits.

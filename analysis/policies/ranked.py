@@ -7,13 +7,14 @@ docs/policies.md compares each policy with its paper and with its authors' code.
 """
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
-
-import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import Policy, setting
+
+if TYPE_CHECKING:
+    import torch
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
 
 
 @dataclass(eq=False)
@@ -23,17 +24,17 @@ class Seen:
     Attention is the mean over the query heads that share a KV head, as it was given when the query was read.
     """
 
-    keys: Float[Tensor, "kv_heads slots dim"]
+    keys: "Float[Tensor, 'kv_heads slots dim']"
     """Before rotation."""
-    values: Float[Tensor, "kv_heads slots dim"]
-    places: Int[Tensor, "kv_heads slots"]
+    values: "Float[Tensor, 'kv_heads slots dim']"
+    places: "Int[Tensor, 'kv_heads slots']"
     """Where in the text each slot was read."""
-    total: Float[Tensor, "kv_heads slots"] | None
+    total: "Float[Tensor, 'kv_heads slots'] | None"
     """Attention that each slot has got so far; None unless the policy asks for it (`totals`)."""
-    rows: Float[Tensor, "kv_heads queries slots"] | None
+    rows: "Float[Tensor, 'kv_heads queries slots'] | None"
     """Attention that the newest queries gave, oldest first; as many as the policy asks for (`looks_back`)."""
     layer: int
-    rotated: Float[Tensor, "kv_heads slots dim"] | None = None
+    rotated: "Float[Tensor, 'kv_heads slots dim'] | None" = None
     """The keys where they stand: rotated to their places, as the newest query met them."""
 
 
@@ -82,15 +83,15 @@ class Ranked(Policy):
         """The most slots that a layer holds."""
         return self.budget
 
-    def score(self, seen: Seen) -> Float[Tensor, "kv_heads slots"]:
+    def score(self, seen: Seen) -> "Float[Tensor, 'kv_heads slots']":
         """How much each slot is worth keeping."""
         raise NotImplementedError
 
-    def safe(self, places: Int[Tensor, "kv_heads slots"]) -> Bool[Tensor, "kv_heads slots"]:
+    def safe(self, places: "Int[Tensor, 'kv_heads slots']") -> "Bool[Tensor, 'kv_heads slots']":
         """Which slots stay whatever their score, beside the newest."""
         return places < self.sinks
 
-    def order(self, seen: Seen) -> Int[Tensor, "kv_heads slots"]:
+    def order(self, seen: Seen) -> "Int[Tensor, 'kv_heads slots']":
         """The slots from the one that goes first to the one that stays longest; of equal scores the older goes."""
         scores = self.score(seen).masked_fill(self.safe(seen.places), float("inf"))
         scores[:, max(0, scores.shape[1] - self.recent) :] = float("inf")
@@ -122,18 +123,20 @@ class Ranked(Policy):
         return notes
 
 
-def tolerance(dtype: torch.dtype) -> float:
+def tolerance(dtype: "torch.dtype") -> float:
     """The share of a score by which two may differ and still be equal.
 
     The rounding of a key or a weight depends on how many tokens were read at once, by a few units of the last digit in
     float32 and by less than one in half precision, which is rounded once, at the end.
     """
+    import torch
+
     return max(128 * torch.finfo(torch.float32).eps, torch.finfo(dtype).eps / 4)
 
 
 def by_rank(
-    scores: Float[Tensor, "kv_heads slots"], within: float, scale: float = 0.0
-) -> Int[Tensor, "kv_heads slots"]:
+    scores: "Float[Tensor, 'kv_heads slots']", within: float, scale: float = 0.0
+) -> "Int[Tensor, 'kv_heads slots']":
     """Slots by rising score; neighbours in that order that differ by no more than a share `within` have one rank, and
     slots of one rank stand in the order of the text.
 
@@ -141,6 +144,8 @@ def by_rank(
     """
     if not within:
         return scores.argsort(stable=True)
+    import torch
+
     rising, slots = scores.sort(stable=True)
     near = rising.abs().clamp_(scale, torch.finfo(rising.dtype).max).mul_(within)
     # Infinity has its own rank: nothing is near it.
@@ -151,9 +156,11 @@ def by_rank(
 
 
 def agreed(
-    scores: Float[Tensor, "kv_heads slots"], places: Int[Tensor, "kv_heads slots"]
-) -> Float[Tensor, "kv_heads slots"]:
+    scores: "Float[Tensor, 'kv_heads slots']", places: "Int[Tensor, 'kv_heads slots']"
+) -> "Float[Tensor, 'kv_heads slots']":
     """The mean over all heads of what a slot's token scores; in a head that does not hold the token it scores 0."""
+    import torch
+
     heads, slots = scores.shape
     found = torch.searchsorted(
         places[None].expand(heads, -1, -1).contiguous(), places[:, None].expand(-1, heads, -1).contiguous()
@@ -162,8 +169,10 @@ def agreed(
     return (scores[None].expand(heads, -1, -1).gather(2, found) * held).mean(1)
 
 
-def pooled(x: Float[Tensor, "*rows slots"], kernel: int, pooling: str) -> Float[Tensor, "*rows slots"]:
+def pooled(x: "Float[Tensor, '*rows slots']", kernel: int, pooling: str) -> "Float[Tensor, '*rows slots']":
     """The mean or the maximum of each value and its neighbours; beyond the ends there are zeros."""
+    import torch
+
     if pooling == "max":
         return torch.nn.functional.max_pool1d(x[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]
     return torch.nn.functional.avg_pool1d(x[:, None], kernel, stride=1, padding=kernel // 2)[:, 0]

@@ -1,12 +1,13 @@
 """Scissorhands: what was important stays important (Liu et al. 2023, arXiv:2305.17118)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
 from .ranked import Ranked, Seen, tolerance
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Scissorhands(Ranked):
     def looks_back(self) -> int:
         return self.history
 
-    def score(self, seen: Seen) -> Tensor:
+    def score(self, seen: Seen) -> "Tensor":
         # A query gives nothing to what it did not reach, so what it reached is counted from the other end.
         reached = (seen.rows > 0).sum(-1, keepdim=True)
         less = seen.rows.float() * reached < 1 - tolerance(seen.keys.dtype)

@@ -1,12 +1,13 @@
 """SnapKV: an observation window of queries chooses what stays (Li et al. 2024, arXiv:2404.14469)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
 from .ranked import Ranked, Seen, pooled
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class SnapKV(Ranked):
     def looks_back(self) -> int:
         return self.recent
 
-    def score(self, seen: Seen) -> Tensor:
+    def score(self, seen: Seen) -> "Tensor":
         given = seen.rows.float().mean(1)
         given[:, max(0, given.shape[1] - self.recent) :] = 0
         return pooled(given, self.kernel, self.pooling)

@@ -1,12 +1,13 @@
 """TOVA, token omission via attention: what the last query ignored goes (Oren et al. 2024, arXiv:2401.06104)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
 from .ranked import Ranked, Seen, agreed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class TOVA(Ranked):
     def looks_back(self) -> int:
         return 1
 
-    def score(self, seen: Seen) -> Tensor:
+    def score(self, seen: Seen) -> "Tensor":
         given = seen.rows[:, -1].float()
         return agreed(given, seen.places) if self.agree == "layer" else given
 
