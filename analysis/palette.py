@@ -1,4 +1,4 @@
-"""The colours and line shapes of lanes: Okabe and Ito's, the same on every screen."""
+"""The colours, line shapes and names of lanes: Okabe and Ito's colours, the same on every screen, and no two alike."""
 
 from collections.abc import Sequence
 
@@ -38,6 +38,50 @@ def colours(policies: Sequence[Policy]) -> list[tuple[str, str]]:
         taken.add(colour)
         looks.append((colour, free[0]))
     return looks
+
+
+def labels(policies: Sequence[Policy], since: Sequence[int] = ()) -> list[str]:
+    """A name for each lane, no two alike: its policy's label; where others have the same one, with the settings that
+    differ; and where nothing differs, with a number from the second on.  `since`: the token from which each lane has
+    had its policy: those that had it first keep its name."""
+    found = [policy.label for policy in policies]
+    for label in {name for name in found if found.count(name) > 1}:
+        same = [i for i, name in enumerate(found) if name == label]
+        settings = dict.fromkeys(f.name for i in same for f in policies[i].settings())
+        values = {s: [getattr(policies[i], s, "none") for i in same] for s in settings}
+        differing = [s for s, of in values.items() if len(set(of)) > 1]
+        for k, i in enumerate(same):
+            found[i] = ", ".join((label, *(f"{s} {values[s][k]}" for s in differing)))
+    return _numbered(found, since)
+
+
+def briefs(policies: Sequence[Policy], since: Sequence[int] = ()) -> list[str]:
+    """The same for the end of a curve, where there is room for some seventeen letters: a policy's title; where others
+    have the same one, what they do not have in common."""
+    found, parts = [], [label.split(", ") for label in labels(policies, since)]
+    for policy, mine in zip(policies, parts, strict=True):
+        same = [of for of, p in zip(parts, policies, strict=True) if p.title == policy.title]
+        if len(same) == 1:
+            found.append(policy.title)
+            continue
+        own = [part for part in mine if not all(part in of for of in same)]
+        whole = own if mine[0] in own else [policy.title, *own]
+        # What is particular comes first.
+        short = whole if len(", ".join(whole)) <= 17 or not own else own
+        found.append(", ".join(short).replace("Sinks + window", "Sinks"))
+    return _numbered(found, since)
+
+
+def _numbered(names: list[str], since: Sequence[int]) -> list[str]:
+    """The same, with (2), (3) … behind those that came later."""
+    found: dict[int, str] = {}
+    for i in sorted(range(len(names)), key=lambda i: since[i] if since else 0):
+        own, count = names[i], 1
+        while own in found.values():
+            count += 1
+            own = f"{names[i]} ({count})"
+        found[i] = own
+    return [found[i] for i in range(len(names))]
 
 
 TRAINED = {

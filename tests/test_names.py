@@ -1,0 +1,44 @@
+"""No two lanes on a screen have one name, however alike their policies are."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis.palette import briefs, labels
+from analysis.policies import POLICIES, Window, parse
+from app.presets import CHATS, PRESETS
+
+STORIES = [story.policies for story in (*PRESETS.values(), *CHATS.values())]
+
+
+def named(*policies: str) -> tuple[list[str], list[str]]:
+    parsed = [parse(p) for p in policies]
+    return labels(parsed), briefs(parsed)
+
+
+@pytest.mark.parametrize("policies", STORIES)
+def test_the_lanes_of_a_story_have_their_policies_own_names(policies):
+    found, brief = named(*policies)
+    assert found == [parse(p).label for p in policies]
+    assert len(set(brief)) == len(brief) and all(name for name in brief)
+
+
+def test_a_lane_that_became_like_another_is_numbered():
+    assert named("window:window=128", "dense", "window:window=128", "window:window=128")[0] == [
+        "Window 128", "Dense", "Window 128 (2)", "Window 128 (3)",
+    ]  # fmt: skip
+    assert labels([Window(64), Window(64)], [300, 1]) == ["Window 64 (2)", "Window 64"]
+    assert named("dense", "dense") == (["Dense", "Dense (2)"], ["Dense", "Dense (2)"])
+
+
+def test_settings_that_a_label_leaves_out_are_said_where_they_are_all_that_differs():
+    found, brief = named("h2o:budget=128,recent=64", "h2o:budget=128,recent=32", "h2o:budget=64,recent=32")
+    assert found == ["Heavy hitters 128, recent 64", "Heavy hitters 128, recent 32", "Heavy hitters 64"]
+    assert len(set(brief)) == 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from([*sorted({p for of in STORIES for p in of}), *sorted(POLICIES)]), max_size=6))
+def test_no_two_lanes_share_a_name(policies):
+    for found in named(*policies):
+        assert len(set(found)) == len(policies)
