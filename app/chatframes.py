@@ -17,18 +17,10 @@ from analysis.policies import Policy, parse
 
 from .frames import SCHEMA, about, assemble, card
 from .talk import RECENT, Shown, Spoken, Talk
+from .view import ChatView
 
 BUCKETS = 120
 """Points of a curve of the instruments."""
-
-
-@dataclass
-class ChatView:
-    """What one person has chosen to look at: a lane, a head (layer, head), and a token of a lane."""
-
-    chosen: int = 0
-    head: tuple[int, int] | None = None
-    token: tuple[int, int] | None = None
 
 
 @dataclass

@@ -3,6 +3,7 @@
 A new policy or setting needs no line here.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import Field
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +46,15 @@ def fresh(trigger: str, value: dict) -> bool:
     new = seen.get(trigger) != value.get("at")
     seen[trigger] = value.get("at")
     return new
+
+
+def readdress(names: Collection[str], values: Mapping[str, str | list[str]]) -> None:
+    """Let the page's address say these values of the named parameters, and of others what it says."""
+    said = {name: st.query_params.get_all(name) for name in st.query_params}
+    wanted = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+    wanted |= {name: of for name, of in said.items() if name not in names}
+    if wanted != said:
+        st.query_params.from_dict(wanted)
 
 
 class Chosen(NamedTuple):
@@ -167,7 +177,9 @@ def chosen_text(key: str, name: str) -> texts.Text:
     if name == UPLOAD:
         if (upload := state.get(f"{key}-upload")) is None:
             raise ValueError("choose a file to upload first, or another text")
-        return texts.from_bytes(upload.getvalue(), upload.name)
+        # An address that names a bundled text means that one.
+        bundled = upload.name in texts.plays()
+        return texts.from_bytes(upload.getvalue(), f"{upload.name} (uploaded)" if bundled else upload.name)
     if name == PASTE:
         return texts.from_bytes(state.get(f"{key}-paste", "").encode(), "the pasted text")
     return texts.read(name)

@@ -22,6 +22,7 @@ from analysis.record import Track
 
 from .reader import LiveRun
 from .runner import Live
+from .view import View
 
 ROLL = 256
 """Tokens of the rolling curves."""
@@ -35,20 +36,6 @@ GRID = 256
 """Tokens over which the sink grid is a mean."""
 FLOOR = 1e-6
 """The smallest weight that a map tells from zero."""
-
-MODES = ("relative", "rolling", "cumulative")
-PAINTS = ("nll", "attention")
-
-
-@dataclass
-class View:
-    """What one person has chosen to look at."""
-
-    mode: str = "relative"
-    paint: str = "nll"
-    reference: int = 0
-    chosen: int = 0
-    head: tuple[int, int] | None = None
 
 
 @dataclass

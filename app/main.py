@@ -23,4 +23,7 @@ page = st.navigation(
     ],
     position="hidden",
 )
+# A page reads its address when one comes to it: later the address says what the page shows.
+st.session_state.arrived = st.session_state.get("page") != page.url_path
+st.session_state.page = page.url_path
 page.run()

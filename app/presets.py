@@ -1,6 +1,9 @@
 """The stories that one press tells, each a set of lanes over a text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from analysis.policies import Streaming, parse
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,18 @@ PRESETS = {
         "auto",
     ),
 }
+
+
+def reference_of(lanes: Sequence[str]) -> int:
+    """The lane that others are compared with, where nobody says which: that of the story with these lanes; else the
+    last sinks + window lane, if there is one without what-ifs such a one; else the first."""
+    policies = [parse(p) for p in lanes]
+    for story in PRESETS.values():
+        if [parse(p) for p in story.policies] == policies:
+            return story.reference
+    found = [i for i, p in enumerate(policies) if isinstance(p, Streaming) and p.sinks]
+    plain = [i for i in found if not policies[i].bent]
+    return (plain or found or [0])[-1]
 
 
 @dataclass(frozen=True)

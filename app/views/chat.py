@@ -11,14 +11,18 @@ from analysis.chat import read_script, script_from_bytes, scripts
 from analysis.models import pick_device
 from analysis.policies import parse
 from analysis.record import Sampling, Spec
-from app.chatframes import ChatSender, ChatView
+from app.chatframes import ChatSender
 from app.components import conversation
-from app.controls import Chosen, brand, fresh, lane_controls, model_controls
+from app.controls import READING, Chosen, brand, fresh, lane_controls, model_controls, readdress
 from app.presets import CHATS
 from app.runner import REGISTRY, sentence
 from app.talk import MOST_LANES, Talk
+from app.view import CHAT_LOOKS, ChatView
 
 UPLOAD = "Upload a script …"
+ADDRESS = ("run", "lane", "model", *READING, *CHAT_LOOKS)
+"""What the address of this page says."""
+GONE = "That conversation is no longer in memory: begin a new one."
 EVERY = 0.15
 """Seconds between two frames."""
 FIRST = 0.4
@@ -54,41 +58,66 @@ def open_page() -> None:
     state, asked = st.session_state, st.query_params
     state.setdefault("revision", 0)
     if "chat" in state:
-        # Back from another page, whose address names no conversation.
-        if "run" not in asked and state.get("chat_run"):
-            asked["run"] = state.chat_run
-        return
-    story = CHATS["breakdown"]
+        linked = state.get("arrived") and any(name in asked for name in ADDRESS)
+        if not linked or (state.chat_run and asked.get("run") == state.chat_run):
+            # Here already, or back from another page: all is as it was left.
+            return
+    problems, story = [], CHATS["breakdown"]
     chosen = Settings(list(story.policies), story.script)
-    talk = current()
+    talk = found(asked.get("run"))
     if talk is not None:
         spec = talk.spec
-        chosen = replace(chosen, lanes=list(spec.policies), model=Chosen.of(spec))
+        chosen = replace(chosen, lanes=list(spec.policies), model=Chosen.of(spec), script=talk.spec.text)
         chosen.sampling, chosen.kv_chunk = spec.sampling, spec.kv_chunk
-        state.chat_run = talk.id
     elif "run" in asked:
-        chosen.problem = "That conversation is no longer in memory: begin a new one."
-        del asked["run"]
-    if talk is None:
-        try:
+        problems.append(GONE)
+    try:
+        if talk is None:
             chosen.model = chosen.model.linked()
-        except ValueError as e:
-            chosen.problem = f"The address of this page asks for something that cannot be: {e}."
-    if talk is None and "lane" in asked:
-        try:
+        if talk is None and "model" in asked:
+            chosen.model = chosen.model._replace(model=asked["model"])
+        if talk is None and "lane" in asked:
             lanes = [str(parse(p)) for p in asked.get_all("lane")]
             if len(lanes) > MOST_LANES:
                 raise ValueError(f"at most {MOST_LANES} lanes talk at a time, not {len(lanes)}")
             chosen.lanes = lanes
-        except ValueError as e:
-            chosen.problem = (
-                f"The address of this page asks for something that cannot be: {e}. The first story is set instead."
-            )
-    state.update(chat=chosen, chat_view=ChatView(), chat_sender=ChatSender())
+    except ValueError as e:
+        problems.append(
+            f"The address of this page asks for something that cannot be: {e}. The first story is set instead."
+        )
+    view = ChatView()
+    try:
+        view = ChatView.of(chosen.lanes, asked)
+    except ValueError as e:
+        problems.append(f"The address of this page asks to see something that cannot be: {e}. It is left out.")
+    chosen.problem = " ".join(problems)
+    run = talk.id if talk is not None else ""
+    state.update(chat=chosen, chat_view=view, chat_sender=ChatSender(), chat_run=run, revision=state.revision + 1)
+
+
+def to_address() -> None:
+    """Let the address say what is shown, so that a reload and a second tab show it too."""
+    state, talk = st.session_state, current()
+    lanes, model = state.chat.lanes, state.chat.model
+    if talk is not None:
+        lanes, model = talk.spec.policies, Chosen.of(talk.spec)
+    said: dict[str, str | list[str]] = {**model.link(), **state.chat_view.link()}
+    if talk is not None:
+        said["run"] = talk.id
+    if [parse(p) for p in lanes] != [parse(p) for p in CHATS["breakdown"].policies]:
+        said["lane"] = list(lanes)
+    if model.model != "embedded":
+        said["model"] = model.model
+    readdress(ADDRESS, said)
 
 
 def current() -> Talk | None:
-    run = REGISTRY.get(st.query_params.get("run"))
+    """The conversation of this tab."""
+    return found(st.session_state.chat_run)
+
+
+def found(run_id: str | None) -> Talk | None:
+    run = REGISTRY.get(run_id)
     return run if isinstance(run, Talk) else None
 
 
@@ -105,6 +134,7 @@ def begin(script: list[str] | None = None) -> Talk | None:
     try:
         if old is not None:
             REGISTRY.free(old.id)
+            state.chat_run = ""
         talk = REGISTRY.start(partial(Talk, spec, script=script))
     except ValueError as e:
         chosen.problem = sentence(e)
@@ -112,8 +142,7 @@ def begin(script: list[str] | None = None) -> Talk | None:
     chosen.problem = ""
     view = state.chat_view
     view.token, view.chosen = None, min(view.chosen, len(chosen.lanes) - 1)
-    st.query_params["run"] = state.chat_run = talk.id
-    chosen.model.to_address()
+    state.chat_run = talk.id
     return talk
 
 
@@ -128,8 +157,6 @@ def take(name: str) -> None:
     )
     state.chat_view = ChatView(head=state.chat_view.head)
     state.revision += 1
-    if "lane" in st.query_params:
-        del st.query_params["lane"]
     begin(read_script(story.script)[0])
 
 
@@ -311,6 +338,10 @@ def draw() -> None:
     """One frame; again and again, so that whoever talks in another tab is seen here too."""
     talk, state = current(), st.session_state
     view = state.chat_view
+    if talk is None and state.chat_run:
+        state.chat_run, state.chat.problem = "", GONE
+    view.chosen = min(view.chosen, len(state.chat.lanes if talk is None else talk.spec.policies) - 1)
+    to_address()
     if talk is None:
         note = state.chat.problem or lesson()
         frame = state.chat_sender.empty([parse(p) for p in state.chat.lanes], view, note)

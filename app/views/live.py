@@ -10,14 +10,28 @@ from analysis import texts
 from analysis.policies import parse
 from analysis.record import Spec
 from app.components import board
-from app.controls import READING, Chosen, brand, chosen_text, fresh, lane_controls, model_controls, text_controls
-from app.frames import MODES, PAINTS, Sender, View, empty
-from app.presets import PRESETS
+from app.controls import (
+    READING,
+    Chosen,
+    brand,
+    chosen_text,
+    fresh,
+    lane_controls,
+    model_controls,
+    readdress,
+    text_controls,
+)
+from app.frames import Sender, empty
+from app.presets import FOUR, PRESETS
 from app.reader import MOST_LANES, LiveRun
 from app.runner import REGISTRY, sentence
+from app.view import LOOKS, MODES, PAINTS, View
 
 PACES = (0, 5, 20, 100)
 CHUNK = 128
+ADDRESS = ("run", "lane", "text", "model", *READING, *LOOKS)
+"""What the address of this page says."""
+GONE = "That run is no longer in memory: press Start to read again."
 
 
 @st.cache_resource
@@ -27,34 +41,24 @@ def freeze() -> None:
     gc.freeze()
 
 
-def named() -> list[str]:
-    """What an address asks for that names lanes."""
-    asked = st.query_params
-    lanes = asked.get_all("lane")
-    return [*lanes, *(f"{key}={asked[key]}" for key in ("model", "text", *READING) if key in asked)] if lanes else []
-
-
 def open_page() -> None:
     """What a tab begins with: the run or the settings that its address names, or the first story."""
-    if "lanes" in st.session_state and named() in ([], st.session_state.named):
-        # Back from another page, whose address names no run of this one.
-        if "run" not in st.query_params and st.session_state.get("live_run"):
-            st.query_params["run"] = st.session_state.live_run
-        return
-    asked, problem = st.query_params, ""
-    story = PRESETS["four"]
-    lanes, text, model, reference = list(story.policies), "hamlet", Chosen(dtype=story.dtype), story.reference
-    run = current()
+    state, asked = st.session_state, st.query_params
+    if "lanes" in state:
+        linked = state.get("arrived") and any(name in asked for name in ADDRESS)
+        if not linked or (state.live_run and asked.get("run") == state.live_run):
+            # Here already, or back from another page: all is as it was left.
+            return
+    problems, story = [], PRESETS["four"]
+    lanes, text, model = list(story.policies), "hamlet", Chosen(dtype=story.dtype)
+    run = found(asked.get("run"))
     if run is not None:
         lanes, text, model = list(run.spec.policies), run.spec.text, Chosen.of(run.spec)
-        reference = min(reference, len(lanes) - 1)
     elif "run" in asked:
-        problem = "That run is no longer in memory: press Start to read again."
-        del asked["run"]
+        problems.append(GONE)
     try:
         if run is None and "lane" in asked:
             lanes = [str(parse(p)) for p in asked.get_all("lane")]
-            reference = 0
             if len(lanes) > MOST_LANES:
                 raise ValueError(f"at most {MOST_LANES} lanes read at a time, not {len(lanes)}")
         if run is None and "text" in asked:
@@ -66,21 +70,44 @@ def open_page() -> None:
         if run is None:
             model = model.linked()
     except ValueError as e:
-        problem = f"The address of this page asks for something that cannot be: {e}. The four policies are set instead."
-        lanes, reference = list(story.policies), story.reference
-    view = View(reference=reference, chosen=reference)
-    st.session_state.update(
+        problems.append(
+            f"The address of this page asks for something that cannot be: {e}. The four policies are set instead."
+        )
+        lanes = list(story.policies)
+    view = View.of(lanes)
+    try:
+        view = View.of(lanes, asked)
+    except ValueError as e:
+        problems.append(f"The address of this page asks to see something that cannot be: {e}. It is left out.")
+    state.update(
         lanes=lanes,
         text=text,
         model=model,
         view=view,
-        revision=st.session_state.get("revision", 0) + 1,
-        problem=problem,
+        revision=state.get("revision", 0) + 1,
+        problem=" ".join(problems),
         sender=Sender(),
-        pace=0,
-        named=named(),
-        live_run=run.id if run else "",
+        pace=run.pace if run is not None else 0,
+        live_run=run.id if run is not None else "",
     )
+
+
+def to_address() -> None:
+    """Let the address say what is shown, so that a reload and a second tab show it too."""
+    state, run = st.session_state, current()
+    lanes, text, model = state.lanes, state.text, state.model
+    if run is not None:
+        lanes, text, model = run.spec.policies, run.spec.text, Chosen.of(run.spec)
+    said: dict[str, str | list[str]] = {**model.link(), **state.view.link()}
+    if run is not None:
+        said["run"] = run.id
+    if [parse(p) for p in lanes] != [parse(p) for p in FOUR]:
+        said["lane"] = list(lanes)
+    if text != "hamlet" and text in texts.plays():
+        said["text"] = text
+    if model.model != "embedded":
+        said["model"] = model.model
+    readdress(ADDRESS, said)
 
 
 def take(name: str) -> None:
@@ -89,12 +116,10 @@ def take(name: str) -> None:
     st.session_state.update(
         lanes=list(story.policies),
         model=st.session_state.model._replace(dtype=story.dtype),
-        view=View(reference=story.reference, chosen=story.reference, head=st.session_state.view.head),
+        view=replace(View.of(story.policies), head=st.session_state.view.head),
         revision=st.session_state.revision + 1,
         story=name,
     )
-    if "lane" in st.query_params:
-        del st.query_params["lane"]
     start()
 
 
@@ -105,7 +130,12 @@ def the_text() -> texts.Text:
 
 
 def current() -> LiveRun | None:
-    run = REGISTRY.get(st.query_params.get("run"))
+    """The run of this tab."""
+    return found(st.session_state.live_run)
+
+
+def found(run_id: str | None) -> LiveRun | None:
+    run = REGISTRY.get(run_id)
     return run if isinstance(run, LiveRun) else None
 
 
@@ -117,6 +147,7 @@ def start() -> None:
         text = the_text()
         if old is not None:
             REGISTRY.free(old.id)
+            state.live_run = ""
         spec = Spec(
             text=state.text if text.name == state.text else text.name,
             policies=tuple(state.lanes),
@@ -129,11 +160,7 @@ def start() -> None:
         return
     run.set_pace(state.pace)
     state.problem = ""
-    lanes = len(state.lanes)
-    state.view.reference, state.view.chosen = min(state.view.reference, lanes - 1), min(state.view.chosen, lanes - 1)
-    st.query_params["run"] = state.live_run = run.id
-    state.model.to_address()
-    state.named = named()
+    state.live_run = run.id
 
 
 def sidebar() -> None:
@@ -193,6 +220,7 @@ def picked() -> None:
         view.mode = pick["mode"]
     if pick.get("paint") in PAINTS:
         view.paint = pick["paint"]
+    view.possible()
     if pick.get("pace") in PACES:
         st.session_state.pace = pick["pace"]
         if run is not None:
@@ -220,9 +248,25 @@ def changed() -> None:
         run.tell("Rolling perplexity is shown now, since the lane that all are compared with was switched.")
 
 
+def look_into(run: LiveRun | None) -> None:
+    """Let go of a head that the run's model does not have: it was chosen in another model, or by an address."""
+    view = st.session_state.view
+    if run is None or run.status == "loading" or view.head is None or run.model is None or run.model.has(*view.head):
+        return
+    layer, head = view.head
+    view.head = None
+    lost = f"{run.model.name} has no layer {layer}, head {head}: click a cell of the sink mass grid."
+    run.tell(f"{lost} {run.note}".strip())
+
+
 def draw() -> None:
     """One frame; again and again while there is something to see."""
     run, state = current(), st.session_state
+    if run is None and state.live_run:
+        state.live_run, state.problem = "", GONE
+    look_into(run)
+    state.view.follow(state.lanes if run is None else run.spec.policies)
+    to_address()
     # Asked before the frame is made: what ends in between is seen by the next one.
     live = busy()
     if run is not None:

@@ -1,0 +1,134 @@
+"""What one person has chosen to look at, and how a page's address says it, so that a reload shows the same.
+
+An address says only what differs from what the lanes mean to show.  No Streamlit in here.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from analysis.texts import setting
+
+from .presets import reference_of
+
+MODES = ("relative", "rolling", "cumulative")
+PAINTS = ("nll", "attention")
+LOOKS = ("mode", "paint", "reference", "shown", "head")
+"""Names in the address of a page that reads."""
+CHAT_LOOKS = ("shown", "head", "token")
+"""Names in the address of a conversation."""
+
+
+@dataclass
+class View:
+    """What is on screen of a run: the curve, what colours the text, the lane that all are compared with, the lane whose
+    sink mass, map and text are shown, and a head (layer, head); `lanes`: those that these numbers are of."""
+
+    mode: str = "relative"
+    paint: str = "nll"
+    reference: int = 0
+    chosen: int = 0
+    head: tuple[int, int] | None = None
+    lanes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, lanes: Sequence[str], asked: Mapping[str, str] | None = None) -> Self:
+        """What these lanes mean to show, but for what an address asks.  Raises ValueError for what cannot be."""
+        asked = asked or {}
+        reference = _lane("reference", asked, lanes, reference_of(lanes))
+        view = cls(
+            setting("mode", asked.get("mode", "relative"), MODES),
+            setting("paint", asked.get("paint", "nll"), PAINTS),
+            reference,
+            _lane("shown", asked, lanes, reference),
+            _head(asked),
+            tuple(lanes),
+        )
+        return view.possible()
+
+    def follow(self, lanes: Sequence[str]) -> None:
+        """Let this be of other lanes: each of its lanes goes where it went, or gives way to what the lanes mean."""
+        lanes, before = tuple(lanes), self.lanes
+        if lanes == before:
+            return
+
+        def moved(index: int, meant: int) -> int:
+            if index < min(len(before), len(lanes)) and before[index] == lanes[index]:
+                return index
+            if index < len(before) and before[index] in lanes:
+                return lanes.index(before[index])
+            # As many as there were: this one was edited.
+            return index if len(before) == len(lanes) else meant
+
+        self.reference = moved(self.reference, reference_of(lanes))
+        self.chosen = moved(self.chosen, self.reference)
+        if len(before) == 1 and self.mode == "rolling":
+            # That was because there was nothing to compare.
+            self.mode = "relative"
+        self.lanes = lanes
+        self.possible()
+
+    def possible(self) -> Self:
+        """The same, since one lane alone has none to be compared with, and a text is not coloured by no head."""
+        if len(self.lanes) == 1 and self.mode == "relative":
+            self.mode = "rolling"
+        if self.head is None:
+            self.paint = "nll"
+        return self
+
+    def link(self) -> dict[str, str]:
+        """What an address says of this."""
+        meant = View.of(self.lanes)
+        said = {name: getattr(self, name) for name in ("mode", "paint") if getattr(self, name) != getattr(meant, name)}
+        if self.reference != meant.reference:
+            said["reference"] = str(self.reference)
+        if self.chosen != self.reference:
+            said["shown"] = str(self.chosen)
+        return said | _said(self.head)
+
+
+@dataclass
+class ChatView:
+    """What is on screen of a conversation: a lane, a head (layer, head), and a token of a lane."""
+
+    chosen: int = 0
+    head: tuple[int, int] | None = None
+    token: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, lanes: Sequence[str], asked: Mapping[str, str]) -> Self:
+        """What an address asks.  Raises ValueError for what cannot be."""
+        view = cls(_lane("shown", asked, lanes, 0), _head(asked))
+        if "token" in asked:
+            view.token = view.chosen, _whole("token", asked["token"], 2**31 - 1)
+        return view
+
+    def link(self) -> dict[str, str]:
+        """What an address says of this."""
+        said = {"shown": str(self.chosen)} if self.chosen else {}
+        if self.token is not None and self.token[0] == self.chosen:
+            said["token"] = str(self.token[1])
+        return said | _said(self.head)
+
+
+def _said(head: tuple[int, int] | None) -> dict[str, str]:
+    return {} if head is None else {"head": f"{head[0]}.{head[1]}"}
+
+
+def _head(asked: Mapping[str, str]) -> tuple[int, int] | None:
+    if "head" not in asked:
+        return None
+    if not (found := re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", asked["head"])):
+        raise ValueError(f"head must be written layer.head, such as 20.3, not {asked['head'][:40]!r}")
+    return int(found[1]), int(found[2])
+
+
+def _lane(name: str, asked: Mapping[str, str], lanes: Sequence[str], usual: int) -> int:
+    return _whole(name, asked[name], len(lanes) - 1) if name in asked else usual
+
+
+def _whole(name: str, text: str, most: int) -> int:
+    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > most:
+        raise ValueError(f"{name} must be a whole number from 0 to {most}, not {text[:40]!r}")
+    return int(text)
