@@ -15,7 +15,7 @@ from analysis.memory import memory_of
 from analysis.palette import colours
 from analysis.policies import Policy, parse
 
-from .frames import SCHEMA, about, assemble, card
+from .frames import SCHEMA, about, assemble, card, named
 from .talk import RECENT, Shown, Spoken, Talk
 from .view import ChatView
 
@@ -48,10 +48,10 @@ class ChatSender:
         arrays: dict[str, NDArray] = {}
         if not talk.shown:
             return self._empty([parse(p) for p in talk.spec.policies], view, talk.note, talk.status, talk.id)
-        looks = colours([parse(p) for p in talk.spec.policies])
+        faces = named([s.policy for s in talk.shown], colours([parse(p) for p in talk.spec.policies]))
         lanes = [
-            self._lane(shown, spoken, arrays) | {"color": look[0], "dash": look[1]}
-            for shown, spoken, look in zip(talk.shown, talk.spoken, looks, strict=True)
+            face | self._lane(shown, spoken, arrays)
+            for face, shown, spoken in zip(faces, talk.shown, talk.spoken, strict=True)
         ]
         if grids := list(talk.spoken[view.chosen].grids):
             arrays["grid"] = np.mean(grids, axis=0)
@@ -83,12 +83,8 @@ class ChatSender:
 
     def _empty(self, policies: list[Policy], view: ChatView, note: str, status: str, run: str) -> bytes:
         lanes = [
-            {
-                "title": policy.title,
-                "label": policy.label,
-                "policy": str(policy),
-                "color": color,
-                "dash": dash,
+            face
+            | {
                 "total": 0,
                 "start": 0,
                 "text": [],
@@ -106,7 +102,7 @@ class ChatSender:
                 "sinks_held": 0,
                 "read": 0,
             }
-            for policy, (color, dash) in zip(policies, colours(policies), strict=True)
+            for face in named(policies, colours(policies))
         ]
         head = self._head(run, status, note, view)
         script = {"left": 0, "of": 0, "playing": False}
@@ -146,9 +142,6 @@ class ChatSender:
         arrays[f"ms{i}"] = np.array([np.quantile(seconds[a:b], 0.25) * 1e3 for a, b in spans], np.float32)
         arrays[f"mb{i}"] = np.array([sizes[b - 1] / 1e6 for _, b in spans], np.float32)
         return {
-            "title": shown.policy.title,
-            "label": shown.policy.label,
-            "policy": str(shown.policy),
             "total": shown.start + len(shown.pieces),
             "start": shown.start,
             "text": shown.pieces,

@@ -6,6 +6,7 @@ type, place and shape the header tells.  Curves are thinned so that spikes survi
 
 import json
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,7 @@ from analysis import metrics
 from analysis.maps import HeadMap
 from analysis.memory import memory_of
 from analysis.models import LanguageModel
-from analysis.palette import colours
+from analysis.palette import briefs, colours, labels
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Track
 
@@ -57,7 +58,8 @@ class Sender:
             for t, p in zip(run.run.tracks, run.spec.policies, strict=True)
         ]
         begun = [parse(p) for p in run.spec.policies]
-        looks = colours(begun)
+        since = [t.policies[-1][0] if t.policies else 0 for t in run.run.tracks]
+        faces = named(policies, colours(begun), since)
         head = {
             "seq": self.seq,
             "published": run.published,
@@ -73,7 +75,7 @@ class Sender:
             "roll": ROLL,
             **self._progress(run),
             "trained_length": run.model.trained_length if run.model else None,
-            "lanes": [self._lane(run, view, i, policies[i], looks[i]) for i in range(len(policies))],
+            "lanes": [face | self._lane(run, view, i) for i, face in enumerate(faces)],
             "marks": self._marks(run, begun),
             "schema": SCHEMA,
             "card": card(run.model) if run.model and run.lanes else {},
@@ -93,15 +95,11 @@ class Sender:
         where = " · ".join([*about(run), memory_of(run.model.device)])
         return {"progress": f"{read:,} of {total:,} tokens · {where} · {clock}", "share": read / total, "total": total}
 
-    def _lane(self, run: LiveRun, view: View, i: int, policy: Policy, look: tuple[str, str]) -> dict[str, Any]:
+    def _lane(self, run: LiveRun, view: View, i: int) -> dict[str, Any]:
         track, reference = run.run.tracks[i], run.run.tracks[view.reference]
         nll = track.nll.view()
         lane = {
-            "title": policy.title,
-            "label": policy.label,
-            "policy": str(policy),
-            "color": look[0],
-            "dash": look[1],
+            "past": _past(track, run.spec.policies, i),
             "read": len(nll) + 1 if len(nll) else 0,
             "relative": None,
             "excess": None,
@@ -143,11 +141,11 @@ class Sender:
         trained = run.model.trained_length if run.model else None
         if trained and trained < read:
             marks.append({"x": trained, "text": "trained length", "kind": "trained"})
-        for event in list(run.run.events):
-            if event["what"] == "switch":
-                how = f", {event['how']}" if event["how"] else ""
-                text = parse(event["policy"]).label + how
-                marks.append({"x": event["position"], "text": text, "kind": "switch", "lane": event["lane"]})
+        # What was switched again before anything was read leaves no mark.
+        switches = {(e["position"], e["lane"]): e for e in list(run.run.events) if e["what"] == "switch"}
+        for (position, lane), event in switches.items():
+            text = ", ".join(filter(None, (parse(event["policy"]).label, event["how"])))
+            marks.append({"x": position, "text": text, "kind": "switch", "lane": lane})
         return marks
 
     def _curves(self, run: LiveRun, view: View) -> None:
@@ -225,6 +223,26 @@ class Sender:
         return shown
 
 
+def named(
+    policies: Sequence[Policy], looks: Sequence[tuple[str, str]], since: Sequence[int] = ()
+) -> list[dict[str, Any]]:
+    """What each lane is called and what it looks like; no two have one name (palette.py)."""
+    called = zip(policies, labels(policies, since), briefs(policies, since), looks, strict=True)
+    return [
+        {"label": label, "brief": brief, "policy": str(policy), "color": color, "dash": dash}
+        for policy, label, brief, (color, dash) in called
+    ]
+
+
+def _past(track: Track, begun: Sequence[str], lane: int) -> list[tuple[int, int, str]]:
+    """What a lane was called before it was switched: the first token, the one behind the last, and a name."""
+    changes, policies = track.policies[:], [parse(p) for p in begun]
+    names = [parse(policy).label for _, policy in changes]
+    if names and names[0] == policies[lane].label:
+        names[0] = labels(policies)[lane]
+    return [(at, then, name) for (at, _), (then, _), name in zip(changes, changes[1:], names, strict=False)]
+
+
 def about(run: Live) -> list[str]:
     """The model of a run, and what was done to it, a few words each."""
     changed = []
@@ -254,10 +272,9 @@ def empty(sender: Sender, policies: list[Policy], view: View, pace: int, note: s
     """A frame before anything was read: the lanes as they are set, and what there is to say."""
     sender.seq += 1
     lanes = []
-    for policy, (color, dash) in zip(policies, colours(policies), strict=True):
-        lane = {"title": policy.title, "label": policy.label, "policy": str(policy), "color": color, "dash": dash}
-        lane |= {"read": 0, "kept": 0, "bytes": 0, "sinks_held": 0, "state": "ready"}
-        lanes.append(lane | dict.fromkeys(("relative", "excess", "error", "rolling", "rate")))
+    for face in named(policies, colours(policies)):
+        face |= {"past": [], "read": 0, "kept": 0, "bytes": 0, "sinks_held": 0, "state": "ready"}
+        lanes.append(face | dict.fromkeys(("relative", "excess", "error", "rolling", "rate")))
     head = {
         "seq": sender.seq,
         "published": 0,

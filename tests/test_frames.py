@@ -92,6 +92,20 @@ def test_caches_that_fill_and_switches_are_marked(run):
     head, _ = decoded(Sender().frame(run, View()))
     assert {"x": 16, "text": "caches full", "kind": "full"} in head["marks"]
     assert {"x": 300, "text": "Dense", "kind": "switch", "lane": 1} in head["marks"]
+    # Of two switches before anything was read the first has left nothing to see.
+    run.run.event("switch", lane=1, position=300, policy="window:window=8", how="")
+    marks = [m["text"] for m in decoded(Sender().frame(run, View()))[0]["marks"] if m["kind"] == "switch"]
+    assert marks == ["Window 8"]
+
+
+def test_the_past_of_a_switched_lane_keeps_its_name_and_no_two_lanes_share_one(run):
+    track = run.run.tracks[1]
+    track.policies += [(300, "streaming:sinks=4,window=12"), (500, "dense")]
+    lanes = decoded(Sender().frame(run, View()))[0]["lanes"]
+    assert [lane["label"] for lane in lanes] == ["Dense", "Dense (2)", "Sinks + window 4 + 12", "Recompute 16 / 4"]
+    assert lanes[1]["past"] == [[1, 300, "Window 16"], [300, 500, "Sinks + window 4 + 12"]]
+    assert [lanes[i]["past"] for i in (0, 2, 3)] == [[], [], []]
+    assert len({lane["brief"] for lane in lanes}) == 4
 
 
 def test_a_frame_before_anything_was_read_shows_the_lanes():

@@ -89,10 +89,19 @@ def test_the_whole_story(app, page):
     page.get_by_role("button", name="Resume").wait_for()
     wait_read(page, 3, int(read))
     assert number(page, "read", 3) == read
+    # What was looked at is looked at still.
+    page.get_by_text("Layer 25, head 5 attention map").wait_for()
+    page.get_by_text("Window 128 (2); darker got more attention from layer 25, head 5").wait_for()
+    page.wait_for_function("window.__sinkscope?.mode === 'rolling'")
     other = page.context.new_page()
     other.goto(page.url)
     other.get_by_role("button", name="Resume").wait_for(timeout=PATIENCE)
+    other.get_by_text("darker got more attention from layer 25, head 5").wait_for(timeout=PATIENCE)
     other.close()
+    # Before it was switched the lane had another name.
+    names = page.evaluate("() => document.querySelector('.sk-plot').data[3].customdata")
+    assert names[0] == "Sinks + window 4 + 124" and names[-1] == "Window 128 (2)"
+    assert page.get_by_role("heading", level=1, name="Read a text under several policies").count() == 1
 
     press_main(page)
     wait_read(page, 3, int(read) + 32)
@@ -193,7 +202,7 @@ def test_an_upload_that_cannot_be_read_gets_a_sentence(app, page, name, data, se
 
 
 def test_token_text_is_shown_as_it_is(app, page):
-    page.goto(app)
+    page.goto(f"{app}/?text=macbeth")
     page.get_by_text("Recompute 128 / 16").first.wait_for()
     page.get_by_label("Text", exact=True).first.click()
     page.keyboard.type("Paste")
@@ -208,6 +217,8 @@ def test_token_text_is_shown_as_it_is(app, page):
     assert "<b>bold</b>" in shown
     assert "$x^2$ **stars** <script>alert(1)</script>" in shown
     assert page.locator(".sk-text b, .sk-text script").count() == 0
+    # An address names what is read, or nothing.
+    assert "run=" in page.url and "macbeth" not in page.url
     assert page.problems == []
 
 

@@ -1,7 +1,8 @@
 // One card a lane: the number that matters large, the rest small, and the lane's own switch.
 
 function makeCards(send) {
-  const node = el("div", { class: "sk-cards" });
+  const cells = el("div", { class: "sk-cards" });
+  const node = el("section", {}, el("h2", { class: "sk-unseen" }, "Lanes"), cells);
   let cards = [];
 
   function makeCard(i) {
@@ -27,7 +28,7 @@ function makeCards(send) {
     frame = next;
     if (cards.length !== frame.lanes.length) {
       cards = frame.lanes.map((_, i) => makeCard(i));
-      node.replaceChildren(...cards.map((c) => c.card));
+      cells.replaceChildren(...cards.map((c) => c.card));
     }
     frame.lanes.forEach((lane, i) => {
       const c = cards[i];
@@ -37,17 +38,18 @@ function makeCards(send) {
         c.card.style.setProperty("--lane", colour);
         c.look.replaceChildren(sample(colour, lane.dash));
       }
-      const reference = i === frame.reference;
+      const alone = frame.lanes.length === 1, reference = i === frame.reference;
       say(c.name, lane.label);
-      say(c.big, reference ? "1.00 ×" : lane.relative == null ? "–" : `${digits(lane.relative)} ×`);
+      say(c.big, alone ? digits(lane.rolling) : reference ? "1.00 ×" : lane.relative == null ? "–" : `${digits(lane.relative)} ×`);
       const error = lane.error == null ? "" : ` ± ${lane.error.toFixed(3)}`;
-      say(c.small, reference ? "the reference" : lane.excess == null ? `last ${frame.roll} tokens`
+      say(c.small, alone ? `perplexity, last ${frame.roll} tokens` : reference ? "the reference" : lane.excess == null ? `last ${frame.roll} tokens`
         : `all: ${lane.excess < 0 ? "−" : "+"}${Math.abs(lane.excess).toFixed(3)}${error} nats/token`);
-      c.big.title = `Perplexity over the last ${frame.roll} tokens, times that of ${frame.lanes[frame.reference].label} on the same tokens`;
-      say(c.rolling, `${digits(lane.rolling)} rolling perplexity`);
+      c.big.title = alone ? "" : `Perplexity over the last ${frame.roll} tokens, times that of ${frame.lanes[frame.reference].label} on the same tokens`;
+      say(c.rolling, alone ? "" : `${digits(lane.rolling)} rolling perplexity`);
       say(c.read, `${count(lane.read)} read`);
       say(c.kept, `${count(lane.kept)} kept · ${size(lane.bytes)}`);
       say(c.rate, lane.state === "end of text" ? "end of text" : lane.rate == null ? "" : `${digits(lane.rate)} tokens/s`);
+      c.compare.hidden = alone;
       say(c.compare, reference ? "others are compared with this" : "compare with this");
       c.compare.disabled = reference;
       c.change.disabled = !["running", "paused"].includes(frame.status);

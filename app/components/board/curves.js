@@ -2,6 +2,7 @@
 
 // ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly.
 const LEAST_BETWEEN = 380, LEAST_BETWEEN_MEMORY = 2000;
+const MARK_SIZE = 11, MARK_LINE = 14, LABEL_SIZE = 12, LABEL_LINE = 15, LEFT = 46, BELOW = 34;
 
 function times(value) {
   const known = { 0.125: "⅛ ×", 0.25: "¼ ×", 0.5: "½ ×" };
@@ -32,23 +33,43 @@ function rangeOf(frame) {
   return [low * 0.8, Math.max(Math.min(high * 1.2, middle * 40), low * 3)];
 }
 
+// Marks above the plot, where they cover nothing: each gets its left edge, as near to its place as the width lets it,
+// and a row in which it meets no other.  x: token → pixel; [marks with their lines, left and row; rows].
+function arranged(marks, x, width) {
+  const rows = [];
+  const placed = marks.map((mark) => {
+    const text = lines(mark.text, width - 8, MARK_SIZE);
+    const wide = Math.max(...text.map((line) => widthOf(line, MARK_SIZE))) + 8;
+    const left = Math.max(0, Math.min(x(mark.x) + 3, width - wide));
+    const free = (row) => !(rows[row] || []).some(([a, b]) => left < b && left + wide > a);
+    let row = 0;
+    while (!text.every((_, k) => free(row + k))) row++;
+    text.forEach((_, k) => (rows[row + k] ??= []).push([left, left + wide]));
+    return { mark, text, left, row };
+  });
+  return [placed, rows.length];
+}
+
 function makeCurves(send) {
-  const title = el("div", { class: "sk-title" });
+  const title = el("h2", { class: "sk-title" });
   const modes = ["relative", "rolling", "cumulative"].map((mode) => {
     const button = el("button", { type: "button", onclick: () => send("pick", { mode, at: Date.now() }) }, mode);
     return [mode, button];
   });
   const plot = el("div", { class: "sk-plot", role: "img" });
   const memory = el("div", { class: "sk-plot sk-memory", role: "img" });
+  const whole = el("button", { type: "button", class: "sk-link", onclick: () => unzoom() }, "double-click: whole curve");
+  const below = el("div", { class: "sk-below" }, el("span", {}, "lower is better"), el("span", {}, "drag to zoom, ", whole));
   const node = el("div", {},
-    el("section", { class: "sk-panel" }, el("div", { class: "sk-head" }, title, el("div", { class: "sk-segments" }, ...modes.map(([, b]) => b))), plot),
-    el("section", { class: "sk-panel" }, el("div", { class: "sk-title" }, "KV-cache memory", el("span", { class: "sk-sub" }, " MB, measured; dotted: what dense would take, predicted")), memory));
+    el("section", { class: "sk-panel" }, el("div", { class: "sk-head" }, title, el("div", { class: "sk-segments" }, ...modes.map(([, b]) => b))), plot, below),
+    el("section", { class: "sk-panel" }, el("h2", { class: "sk-title" }, "KV-cache memory", el("span", { class: "sk-sub" }, " MB, measured; dotted: what dense would take, predicted")), memory));
   let plotly = null, frame = null, theme = null, last = 0, lastMemory = 0, timer = 0, drawn = "", titled = "";
+  let above = 0, heldFor = "", looks = "";
   let zoom = null, zoomOf = "", listening = false; // the ranges that a person zoomed to, and the curve that they belong to
   loadPlotly().then((P) => { plotly = P; draw(); }, () => say(plot, "The plotting script could not be loaded: reload the page."));
 
-  const base = (height, right) => ({
-    margin: { l: 46, r: right, t: 8, b: 34 }, height, showlegend: false, hovermode: "closest", dragmode: "zoom",
+  const base = (height, right, top) => ({
+    margin: { l: LEFT, r: right, t: top, b: BELOW }, height, showlegend: false, hovermode: "closest", dragmode: "zoom",
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: PLOT_FONT, size: 12, color: theme.muted },
     xaxis: { gridcolor: theme.line, zeroline: false, rangemode: "tozero", tickformat: "~s", fixedrange: false },
@@ -63,46 +84,45 @@ function makeCurves(send) {
       zoom = { x: [...xaxis.range], y: [...yaxis.range] };
       zoomOf = subject();
     });
-    plot.on("plotly_doubleclick", () => {
-      zoom = null;
-      draw();
-    });
+    plot.on("plotly_doubleclick", unzoom);
+  }
+  function unzoom() {
+    zoom = null;
+    draw();
   }
   const subject = () => `${frame.run}|${frame.mode}`;
 
-  function traces(x, y, unit, mark) {
-    return frame.lanes.map((lane, i) => ({
-      type: "scatter", mode: "lines", name: lane.label, x: frame.arrays[x + i]?.data || [], y: frame.arrays[y + i]?.data || [],
-      line: { color: laneColour(lane.color, theme), width: 2, dash: lane.dash, simplify: true },
-      hovertemplate: `%{y:.3~g} ${unit} at %{x:,d}<extra>${lane.label}</extra>`, connectgaps: false, ...mark,
-    }));
+  function traces(x, y, unit) {
+    return frame.lanes.map((lane, i) => {
+      const at = frame.arrays[x + i]?.data || [];
+      return {
+        type: "scatter", mode: "lines", x: at, y: frame.arrays[y + i]?.data || [], customdata: Array.from(at, (t) => plain(nameAt(lane, t))),
+        line: { color: laneColour(lane.color, theme), width: 2, dash: lane.dash, simplify: true },
+        hovertemplate: `%{y:.3~g} ${unit} at %{x:,d}<extra>%{customdata}</extra>`, connectgaps: false,
+      };
+    });
   }
 
-  function endLabels(height, low, high, log) {
-    const ends = [];
-    frame.lanes.forEach((lane, i) => {
-      const x = frame.arrays[`x${i}`]?.data, y = frame.arrays[`y${i}`]?.data;
-      if (!x?.length) return;
-      const clipped = Math.max(low, Math.min(high, y[y.length - 1]));
-      const share = log ? (Math.log10(clipped) - Math.log10(low)) / (Math.log10(high) - Math.log10(low)) : (clipped - low) / (high - low);
-      ends.push({ lane, share });
-    });
-    const places = apart(ends.map((e) => e.share), 16 / height);
-    return ends.map((e, k) => ({
-      xref: "paper", x: 1, xanchor: "left", xshift: 6, yref: "paper", y: places[k], yanchor: "middle", showarrow: false, align: "left",
-      text: brief(e.lane),
-      font: { color: laneColour(e.lane.color, theme), size: 12 },
-    }));
+  // Room for the widest label at the right; what does not fit into two fifths of the width goes into more lines.
+  function roomFor(width) {
+    const names = frame.lanes.map((lane) => `${lane.brief}, 0.00`);
+    const room = Math.min(Math.max(...names.map((name) => widthOf(name, LABEL_SIZE))), width * 0.4 - 10);
+    return { room, right: Math.ceil(room) + 10, most: Math.max(...names.map((name) => lines(name, room, LABEL_SIZE).length)) };
   }
-  // A lane's title; where others have the same one, with what they do not have in common.
-  function brief(lane) {
-    const same = frame.lanes.filter((l) => l.title === lane.title).map((l) => l.label.split(", "));
-    if (same.length === 1) return lane.title;
-    const own = lane.label.split(", ").filter((part) => !same.every((parts) => parts.includes(part)));
-    const whole = lane.label.startsWith(own[0]) ? own.join(", ") : [lane.title, ...own].join(", ");
-    const text = whole.replace("Sinks + window", "Sinks");
-    // There is room for some seventeen letters; what is particular comes first.
-    return text.length > 17 && own.length ? own.join(", ").replace("Sinks + window", "Sinks") : text;
+  const label = (text, y, colour, room) => ({
+    xref: "paper", x: 1, xanchor: "left", xshift: 6, yref: "paper", y, yanchor: "middle", showarrow: false, align: "left",
+    text: lines(text, room, LABEL_SIZE).map(plain).join("<br>"), font: { size: LABEL_SIZE, color: colour },
+  });
+
+  function endLabels(height, low, high, { room, most }) {
+    const ends = frame.lanes.flatMap((lane, i) => {
+      const y = frame.arrays[`y${i}`]?.data;
+      if (!y?.length) return [];
+      const clipped = Math.max(low, Math.min(high, y[y.length - 1]));
+      return [{ lane, share: Math.log(clipped / low) / Math.log(high / low) }];
+    });
+    const places = apart(ends.map((e) => e.share), (most * LABEL_LINE) / height);
+    return ends.map((e, k) => label(e.lane.brief, places[k], laneColour(e.lane.color, theme), room));
   }
 
   function draw() {
@@ -110,35 +130,38 @@ function makeCurves(send) {
     timer = 0;
     if (!plotly || !frame || !plot.clientWidth) return;
     last = performance.now();
-    const height = plot.clientHeight, width = plot.clientWidth, right = width < 500 ? 92 : 128;
+    const height = plot.clientHeight, width = plot.clientWidth, labels = roomFor(width);
     if (zoomOf !== subject()) zoom = null;
     const [low, high] = zoom ? zoom.y.map((v) => 10 ** v) : rangeOf(frame);
     const relative = frame.mode === "relative";
-    const layout = base(height, right);
+    const longest = Math.max(64, ...frame.lanes.map((_, i) => { const x = frame.arrays[`x${i}`]?.data; return x?.length ? x[x.length - 1] : 0; }));
+    const range = zoom ? zoom.x : [0, longest * 1.005];
+    const x = (token) => LEFT + ((token - range[0]) / (range[1] - range[0])) * (width - LEFT - labels.right);
+    const [marks, rows] = arranged(frame.marks.filter((m) => m.x >= range[0] && m.x <= range[1]), x, width);
+    // A plot that has made room for marks keeps it: nothing jumps when they move.
+    const held = `${frame.run}|${width}`;
+    above = heldFor === held ? Math.max(above, rows) : rows;
+    heldFor = held;
+    const top = 8 + above * MARK_LINE;
+    const layout = base(height, labels.right, top);
     layout.width = width;
     layout.yaxis = { type: "log", range: [Math.log10(low), Math.log10(high)], gridcolor: theme.line, zeroline: false, ...logTicks(low, high, relative) };
-    const longest = Math.max(64, ...frame.lanes.map((_, i) => { const x = frame.arrays[`x${i}`]?.data; return x?.length ? x[x.length - 1] : 0; }));
-    layout.xaxis.range = zoom ? zoom.x : [0, longest * 1.005];
+    layout.xaxis.range = range;
+    const tint = (mark) => (mark.kind === "switch" ? laneColour(frame.lanes[mark.lane].color, theme) : theme.muted);
     layout.shapes = frame.marks.map((m) => ({
       type: "line", x0: m.x, x1: m.x, yref: "paper", y0: 0, y1: 1, layer: "below",
-      line: { color: m.kind === "switch" ? laneColour(frame.lanes[m.lane].color, theme) : theme.muted, width: m.kind === "switch" ? 1.5 : 1, dash: m.kind === "switch" ? "solid" : "dot" },
+      line: { color: tint(m), width: m.kind === "switch" ? 1.5 : 1, dash: m.kind === "switch" ? "solid" : "dot" },
     }));
-    const level = {};
-    layout.annotations = frame.marks.filter((m) => m.x <= longest).map((m) => {
-      const row = Object.keys(level).filter((x) => Math.abs(x - m.x) < longest * 0.2).length;
-      level[m.x] = true;
-      const late = m.x > longest * 0.75;
-      return {
-        x: m.x, yref: "paper", y: 1 - row * 0.07, yanchor: "top", xanchor: late ? "right" : "left", xshift: late ? -4 : 4, showarrow: false, text: m.text,
-        font: { size: 11, color: m.kind === "switch" ? laneColour(frame.lanes[m.lane].color, theme) : theme.muted }, bgcolor: theme.background,
-      };
-    });
+    layout.annotations = marks.map(({ mark, text, left, row }) => ({
+      x: mark.x, xanchor: "left", xshift: left - x(mark.x), yref: "paper", y: 1, yanchor: "bottom", yshift: row * MARK_LINE - 2, showarrow: false, align: "left",
+      text: text.map(plain).join("<br>"), font: { size: MARK_SIZE, color: tint(mark) },
+    }));
     if (relative) layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, layer: "below", line: { color: theme.muted, width: 1 } });
-    layout.annotations.push(...endLabels(height - 42, low, high, true));
-    plotly.react(plot, traces("x", "y", relative ? "×" : "perplexity", {}), layout, PLOT_CONFIG);
+    layout.annotations.push(...endLabels(height - top - BELOW, low, high, labels));
+    plotly.react(plot, traces("x", "y", relative ? "×" : "perplexity"), layout, PLOT_CONFIG);
     if (!listening) listen();
 
-    if (last - lastMemory > LEAST_BETWEEN_MEMORY || frame.status !== "running") drawMemory(width, right, layout.xaxis.range);
+    if (last - lastMemory > LEAST_BETWEEN_MEMORY || frame.status !== "running" || looks !== memoryLooks()) drawMemory(width, labels, range);
     const facts = frame.lanes.map((l, i) => `${l.label}: ${i === frame.reference ? "the reference" : `${digits(l.relative)} times`}, rolling perplexity ${digits(l.rolling)}`);
     plot.setAttribute("aria-label", `Perplexity against tokens read. ${facts.join("; ")}.`);
     memory.setAttribute("aria-label", `Cache memory. ${frame.lanes.map((l) => `${l.label}: ${size(l.bytes)}`).join("; ")}.`);
@@ -147,22 +170,28 @@ function makeCurves(send) {
     if (window.__sinkscopeFrames.length > 600) window.__sinkscopeFrames.shift();
   }
 
-  function drawMemory(width, right, range) {
+  // What a person or the system changed is seen at once.
+  const memoryLooks = () => `${frame.run}|${theme.dark}|${plot.clientWidth}|${frame.lanes.map((l) => l.brief)}`;
+
+  function drawMemory(width, { room, right, most }, range) {
     lastMemory = performance.now();
-    const small = base(memory.clientHeight, right);
+    looks = memoryLooks();
+    const height = Math.max(130, 8 + BELOW + frame.lanes.length * most * LABEL_LINE);
+    memory.style.height = `${height}px`;
+    const small = base(height, right, 8);
     small.width = width;
-    small.xaxis.title = { text: "tokens read", standoff: 4 };
+    small.xaxis.title = { text: "tokens read", standoff: 4, font: { size: LABEL_SIZE } };
     const tops = frame.lanes.map((_, i) => { const y = frame.arrays[`my${i}`]?.data; return y?.length ? y[y.length - 1] : 0; });
     const top = Math.max(1, ...tops);
     small.yaxis = { gridcolor: theme.line, zeroline: false, range: [0, top * 1.12], nticks: 4 };
     small.xaxis.range = range;
     const predicted = { type: "scatter", mode: "lines", x: frame.arrays.px?.data || [], y: frame.arrays.py?.data || [], line: { color: theme.muted, width: 1.5, dash: "dot" }, hovertemplate: "%{y:.0f} MB predicted<extra>Dense</extra>" };
-    small.annotations = ends(tops, top, memory.clientHeight - 42);
-    plotly.react(memory, [predicted, ...traces("mx", "my", "MB", {})], small, PLOT_CONFIG);
+    small.annotations = ends(tops, top, height - 8 - BELOW, room, most);
+    plotly.react(memory, [predicted, ...traces("mx", "my", "MB")], small, PLOT_CONFIG);
   }
 
   // Lanes with caches of one size lie on one line, and get one label.
-  function ends(tops, top, height) {
+  function ends(tops, top, height, room, most) {
     const groups = [];
     frame.lanes.forEach((lane, i) => {
       if (!tops[i]) return;
@@ -170,18 +199,20 @@ function makeCurves(send) {
       if (near) near.lanes.push(lane);
       else groups.push({ value: tops[i], lanes: [lane] });
     });
-    const places = apart(groups.map((g) => g.value / (top * 1.12)), 15 / height);
-    return groups.map((g, k) => ({
-      xref: "paper", x: 1, xanchor: "left", xshift: 6, yref: "paper", y: places[k], yanchor: "middle", showarrow: false,
-      text: g.lanes.length > 1 ? `${g.lanes.length} lanes, ${digits(g.value)}` : `${g.lanes[0].title.replace("Sinks + window", "Sinks + win.")}, ${digits(g.value)}`,
-      font: { size: 12, color: g.lanes.length > 1 ? theme.muted : laneColour(g.lanes[0].color, theme) },
-    }));
+    const places = apart(groups.map((g) => g.value / (top * 1.12)), (most * LABEL_LINE) / height);
+    return groups.map((g, k) => {
+      const [first, ...others] = g.lanes;
+      return label(`${others.length ? `${g.lanes.length} lanes` : first.brief}, ${digits(g.value)}`, places[k], others.length ? theme.muted : laneColour(first.color, theme), room);
+    });
   }
 
   function show(next, nextTheme) {
     frame = next;
     theme = nextTheme;
+    const alone = frame.lanes.length === 1;
     for (const [mode, button] of modes) {
+      button.disabled = alone && mode === "relative";
+      button.title = button.disabled ? "One lane alone has none to be compared with" : "";
       flag(button, "sk-on", frame.mode === mode);
       button.setAttribute("aria-pressed", frame.mode === mode);
     }
@@ -195,7 +226,7 @@ function makeCurves(send) {
       titled = words.join();
       title.replaceChildren(words[0], el("span", { class: "sk-sub" }, words[1]));
     }
-    const choice = `${frame.run}|${frame.mode}|${frame.reference}|${theme.dark}|${plot.clientWidth}|${frame.marks.length}`;
+    const choice = `${frame.run}|${frame.mode}|${frame.reference}|${theme.dark}|${plot.clientWidth}|${frame.marks.length}|${frame.lanes.map((l) => l.brief)}`;
     if (`${choice}|${frame.published}` === drawn) return;
     // What a person did is answered at once; what the lanes read can wait a little.
     const wait = drawn.startsWith(`${choice}|`) ? LEAST_BETWEEN - (performance.now() - last) : 0;

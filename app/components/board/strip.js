@@ -8,7 +8,7 @@ function makeStrip(send) {
   const buttons = { nll: choice("nll", "surprise"), attention: choice("attention", "attention received") };
   const text = el("div", { class: "sk-text", tabindex: 0, "aria-label": "The text as it is read" });
   const node = el("section", { class: "sk-panel" },
-    el("div", { class: "sk-head" }, el("div", { class: "sk-title" }, "Text", sub), el("div", { class: "sk-segments" }, ...Object.values(buttons))), text);
+    el("div", { class: "sk-head" }, el("h2", { class: "sk-title" }, "Text", sub), el("div", { class: "sk-segments" }, ...Object.values(buttons))), text);
   let drawn = "", first = 0, spans = [], held = "";
 
   function background(value, frame, theme) {
@@ -53,8 +53,9 @@ function makeStrip(send) {
       if (span.dataset.c !== colour) {
         span.dataset.c = colour;
         span.style.backgroundColor = colour;
+        const under = frame.lanes[frame.chosen].past.length ? `, ${nameAt(frame.lanes[frame.chosen], first + i)}` : "";
         const value = Number.isNaN(values[i]) ? "" : frame.paint === "nll" ? `${values[i].toFixed(2)} nats` : `attention ${values[i].toPrecision(2)}`;
-        span.title = `${JSON.stringify(frame.tokens[i])} at ${count(first + i)}${value ? `: ${value}` : ""}`;
+        span.title = `${JSON.stringify(frame.tokens[i])} at ${count(first + i)}${value ? `: ${value}` : ""}${under}`;
       }
     });
     if (atEnd) text.scrollTop = text.scrollHeight;

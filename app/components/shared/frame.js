@@ -52,3 +52,8 @@ function size(bytes) {
   if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(2)} GB`;
   return bytes >= 1e7 ? `${(bytes / 1e6).toFixed(0)} MB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
+
+// What a lane was called when it read a token: it may have been switched since.
+function nameAt(lane, token) {
+  return lane.past.find(([from, until]) => token >= from && token < until)?.[2] ?? lane.label;
+}

@@ -19,6 +19,27 @@ function loadPlotly() {
 const PLOT_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif";
 const PLOT_CONFIG = { displayModeBar: false, responsive: false, doubleClick: false, scrollZoom: false };
 
+// Plotly takes text for markup; so does nothing that comes from here.
+const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+
+// Pixels that a text takes in a plot.
+const pen = document.createElement("canvas").getContext("2d");
+function widthOf(text, size) {
+  pen.font = `${size}px ${PLOT_FONT}`;
+  return pen.measureText(text).width;
+}
+
+// A text in lines that are no wider than some pixels, as far as its words let it.
+function lines(text, room, size) {
+  const found = [];
+  for (const word of text.split(" ")) {
+    const longer = found.length ? `${found[found.length - 1]} ${word}` : word;
+    if (found.length && widthOf(longer, size) <= room) found[found.length - 1] = longer;
+    else found.push(word);
+  }
+  return found;
+}
+
 // Labels at curve ends, moved apart where they would touch; places are shares of the height.
 function apart(places, least) {
   const order = places.map((y, i) => [y, i]).sort((a, b) => a[0] - b[0]);
