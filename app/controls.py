@@ -12,6 +12,7 @@ import streamlit as st
 
 from analysis import texts
 from analysis.dtypes import decide
+from analysis.palette import labels
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Spec
 from analysis.settings import Settings
@@ -121,14 +122,15 @@ def model_controls(key: str, now: Chosen) -> Chosen:
     )
     kv_heads = st.number_input(
         "KV heads",
-        0,
+        1,
         1024,
-        now.kv_heads or 0,
+        now.kv_heads,
+        placeholder="as is",
         key=f"{key}-kv-heads",
-        help="Average the KV heads down to so many, without the training that it would need; 0: as they are",
+        help="Average the KV heads down to so many, without the training that it would need; empty: as they are",
     )
     bos, special = reading_controls(key, now.bos, now.special)
-    return Chosen(model, dtype, weights, kv_heads or None, bos, special)
+    return Chosen(model, dtype, weights, kv_heads, bos, special)
 
 
 def reading_controls(key: str, bos: str, special: str) -> tuple[str, str]:
@@ -201,8 +203,9 @@ def lane_controls(key: str, lanes: list[str], most: int, trained_length: int | N
         changed()
 
     st.caption("Lanes")
-    for i, policy in enumerate([parse(p) for p in lanes]):
-        with st.popover(f":material/edit: {policy.label}", width="stretch"):
+    policies = [parse(p) for p in lanes]
+    for i, (policy, label) in enumerate(zip(policies, labels(policies), strict=True)):
+        with st.popover(f":material/edit: {label}", width="stretch"):
             chosen = policy_controls(f"{key}-{state.revision}-{i}", policy)
             for note in chosen.cautions(None, trained_length):
                 st.caption(note)

@@ -210,17 +210,15 @@ def sidebar() -> None:
         chosen.model = model_controls("chat-model", chosen.model)
         with st.expander("How answers are chosen"):
             chosen.sampling = sampling_controls(chosen.sampling)
-            chosen.kv_chunk = (
-                st.number_input(
-                    "Read the cache in pieces of",
-                    0,
-                    65536,
-                    chosen.kv_chunk or 0,
-                    256,
-                    key=f"kv-chunk-{state.revision}",
-                    help="Flash-decoding: pieces have their own sums, joined at the end.  Changes no number; 0: whole",
-                )
-                or None
+            chosen.kv_chunk = st.number_input(
+                "Read the cache in pieces of",
+                1,
+                65536,
+                chosen.kv_chunk,
+                256,
+                placeholder="whole",
+                key=f"kv-chunk-{state.revision}",
+                help="Flash-decoding: pieces have their own sums, joined at the end.  Changes no number; empty: whole",
             )
         talk = current()
         if talk is not None and differs(talk.spec, chosen):
@@ -242,8 +240,16 @@ def sampling_controls(now: Sampling) -> Sampling:
         max_new=st.number_input("Tokens an answer, at most", 1, 4096, now.max_new, key="max_new" + key),
         temperature=temperature,
         top_k=st.number_input(
-            "Top k", 0, 1000, now.top_k, key="top_k" + key, disabled=not temperature, help="0: all tokens"
-        ),
+            "Top k",
+            1,
+            1000,
+            now.top_k or None,
+            placeholder="all",
+            key="top_k" + key,
+            disabled=not temperature,
+            help="Only so many of the most probable tokens; empty: all",
+        )
+        or 0,
         top_p=st.slider("Top p", 0.05, 1.0, float(now.top_p), 0.05, key="top_p" + key, disabled=not temperature),
         repetition_penalty=st.slider(
             "Repetition penalty",

@@ -48,6 +48,7 @@ function makeAtlas(root) {
   }
   atlas.show = (bytes) => { newest = bytes; requestAnimationFrame(draw); };
   new ResizeObserver(() => { if (frame) worlds.forEach((w) => w.draw()); }).observe(root);
+  watchTheme(root, () => requestAnimationFrame(draw));
   return atlas;
 }
 

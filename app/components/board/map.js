@@ -11,7 +11,7 @@ const colourOf = (level) => {
 };
 
 function makeMap() {
-  const title = el("div", { class: "sk-title" });
+  const title = el("h2", { class: "sk-title" });
   const canvas = el("canvas", { class: "sk-map", role: "img" });
   const tip = el("div", { class: "sk-tip", hidden: true });
   const invite = el("div", { class: "sk-invite" }, "Click a cell above: that head's attention map is drawn here.");

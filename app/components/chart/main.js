@@ -44,6 +44,7 @@ function makeChart(root) {
     ask();
   };
   new ResizeObserver(ask).observe(root);
+  watchTheme(root, ask);
   return chart;
 }
 

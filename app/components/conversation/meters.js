@@ -3,8 +3,8 @@
 function makeMeters() {
   const times = el("div", { class: "sk-plot sk-meter", role: "img" }), memory = el("div", { class: "sk-plot sk-meter", role: "img" });
   const node = el("section", { class: "sk-panel" },
-    el("div", { class: "sk-title" }, "Time per token", el("span", { class: "sk-sub" }, " ms, answers only, lower quartile")), times,
-    el("div", { class: "sk-title" }, "KV cache", el("span", { class: "sk-sub" }, " MB, measured, against tokens of conversation")), memory);
+    el("h2", { class: "sk-title" }, "Time per token", el("span", { class: "sk-sub" }, " ms, answers only, lower quartile")), times,
+    el("h2", { class: "sk-title" }, "KV cache", el("span", { class: "sk-sub" }, " MB, measured, against tokens of conversation")), memory);
   let plotly = null, frame = null, theme = null, drawn = "", last = 0, timer = 0;
   loadPlotly().then((P) => { plotly = P; draw(); }, () => say(times, "The plotting script could not be loaded: reload the page."));
 

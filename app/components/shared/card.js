@@ -4,7 +4,7 @@ function makeCard() {
   const list = el("dl", { class: "sk-facts" });
   const rows = el("div", { class: "sk-sharings" });
   const node = el("section", { class: "sk-panel", hidden: true },
-    el("div", { class: "sk-title" }, "Model"), list,
+    el("h2", { class: "sk-title" }, "Model"), list,
     el("div", { class: "sk-small" }, "What its cache costs, and would cost if its query heads shared keys otherwise"), rows);
   let drawn = "";
   function show(frame) {

@@ -47,6 +47,12 @@ function themeOf(node) {
   };
 }
 
+// Call back when the colours of the page change, whoever changes them: a transition (page.css) that is too short to be
+// seen ends then.
+function watchTheme(root, redraw) {
+  root.addEventListener("transitionend", (e) => { if (e.target === root) redraw(); });
+}
+
 // Black curves are white on a dark page.
 function laneColour(colour, theme) {
   return theme.dark && colour === "#000000" ? "#ffffff" : colour;

@@ -1,12 +1,14 @@
-// Sink mass of every head: layers across, heads up.  A cell is chosen by click, or by arrow keys.
+// Sink mass of every head: layers across, heads up.  A cell is chosen by click; arrow keys move to one, Enter chooses it.
 
 function makeGrid(send) {
-  const title = el("div", { class: "sk-title" });
+  const sub = el("span", { class: "sk-sub" });
+  const title = el("h2", { class: "sk-title" }, "Sink mass", sub);
   const canvas = el("canvas", { class: "sk-grid", tabindex: 0, role: "img" });
-  const tip = el("div", { class: "sk-tip", hidden: true });
+  const tip = el("div", { class: "sk-tip", role: "status", hidden: true });
   const node = el("section", { class: "sk-panel" }, title, el("div", { class: "sk-holder" }, canvas, tip));
   const edge = { left: 34, right: 44, top: 4, bottom: 34 };
   let frame = null, theme = null, drawn = "";
+  let here = null; // the cell where the keyboard is
 
   const cell = (x, y) => {
     const [layers, heads] = frame.arrays.grid.shape;
@@ -18,43 +20,62 @@ function makeGrid(send) {
   const choose = (at) => send("pick", { head: at, at: Date.now() });
   canvas.addEventListener("click", (e) => {
     const at = frame?.arrays.grid && cell(e.offsetX, e.offsetY);
+    here = null;
     if (at) choose(at);
   });
-  canvas.addEventListener("mousemove", (e) => {
-    const at = frame?.arrays.grid && cell(e.offsetX, e.offsetY);
+  function tell(at, x, y) {
     tip.hidden = !at;
     if (!at) return;
     const [, heads] = frame.arrays.grid.shape;
     say(tip, `layer ${at[0]}, head ${at[1]}: ${frame.arrays.grid.data[at[0] * heads + at[1]].toFixed(2)}`);
-    tip.style.left = `${Math.min(e.offsetX + 12, canvas.clientWidth - 150)}px`;
-    tip.style.top = `${e.offsetY + 14}px`;
-  });
+    tip.style.left = `${Math.min(x + 12, canvas.clientWidth - 150)}px`;
+    tip.style.top = `${y + 14}px`;
+  }
+  canvas.addEventListener("mousemove", (e) => tell(frame?.arrays.grid && cell(e.offsetX, e.offsetY), e.offsetX, e.offsetY));
   canvas.addEventListener("mouseleave", () => { tip.hidden = true; });
   canvas.addEventListener("keydown", (e) => {
-    const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1], Enter: [0, 0] }[e.key];
-    if (!move || !frame?.arrays.grid) return;
+    const move = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1], Enter: null, " ": null }[e.key];
+    if (move === undefined || !frame?.arrays.grid) return;
     e.preventDefault();
     const [layers, heads] = frame.arrays.grid.shape;
-    const [layer, head] = frame.head || [0, 0];
-    choose([(layer + move[0] + layers) % layers, (head + move[1] + heads) % heads]);
+    const [layer, head] = here || frame.head || [0, 0];
+    if (!move) {
+      choose([layer, head]);
+      return;
+    }
+    // A first press shows where one is.
+    here = here ? [(layer + move[0] + layers) % layers, (head + move[1] + heads) % heads] : [layer, head];
+    const [x, y, w, h] = box(here);
+    tell(here, x + w, y + h);
+    draw();
+  });
+  canvas.addEventListener("blur", () => {
+    here = null;
+    tip.hidden = true;
+    if (frame) draw();
   });
 
   function show(next, nextTheme) {
     frame = next;
     theme = nextTheme;
-    say(title, `Sink mass|attention to the first 4 tokens, lane ${frame.lanes[frame.chosen].label}`.split("|")[0]);
-    if (title.childElementCount === 0) title.append(el("span", { class: "sk-sub" }));
-    say(title.lastChild, ` attention to the first 4 tokens, ${frame.lanes[frame.chosen].label}`);
+    say(sub, ` attention to the first 4 tokens, ${frame.lanes[frame.chosen].label}`);
     draw();
+  }
+
+  const shape = () => frame.arrays.grid?.shape || [30, 9];
+  function box([layer, head]) {
+    const [layers, heads] = shape();
+    const w = (canvas.clientWidth - edge.left - edge.right) / layers, h = (canvas.clientHeight - edge.top - edge.bottom) / heads;
+    return [edge.left + layer * w - 1, edge.top + (heads - 1 - head) * h - 1, w + 1, h + 1];
   }
 
   function draw() {
     const grid = frame.arrays.grid;
-    const [layers, heads] = grid ? grid.shape : [30, 9];
+    const [layers, heads] = shape();
     const width = canvas.clientWidth, height = Math.max(120, Math.min(230, heads * 22 + edge.top + edge.bottom));
     if (!width) return;
     const resized = fit(canvas, width, height);
-    const key = `${frame.published}|${frame.chosen}|${frame.head}|${theme.dark}|${frame.run}`;
+    const key = `${frame.published}|${frame.chosen}|${frame.head}|${here}|${theme.dark}|${frame.run}`;
     if (!resized && key === drawn) return;
     drawn = key;
     const ctx = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
@@ -70,16 +91,19 @@ function makeGrid(send) {
         ctx.fillRect(edge.left + layer * w, edge.top + (heads - 1 - head) * h, w - gap, h - gap);
       }
     }
-    if (frame.head) {
-      const [layer, head] = frame.head;
-      const box = [edge.left + layer * w - 1, edge.top + (heads - 1 - head) * h - 1, w + 1, h + 1];
-      ctx.lineWidth = 4;
-      ctx.strokeStyle = "#000";
-      ctx.strokeRect(...box);
-      ctx.lineWidth = 2;
-      ctx.strokeStyle = "#fff";
-      ctx.strokeRect(...box);
-    }
+    // What is chosen has a frame; where the keyboard is, a dashed one further out.
+    const framed = (at, grow, dash) => {
+      const [x, y, wide, high] = box(at);
+      for (const [line, colour] of [[4, "#000"], [2, "#fff"]]) {
+        ctx.setLineDash(colour === "#fff" ? dash : []);
+        ctx.lineWidth = line;
+        ctx.strokeStyle = colour;
+        ctx.strokeRect(x - grow, y - grow, wide + 2 * grow, high + 2 * grow);
+      }
+      ctx.setLineDash([]);
+    };
+    if (frame.head) framed(frame.head, 0, []);
+    if (here) framed(here, 4, [4, 3]);
     ctx.fillStyle = theme.muted;
     ctx.textAlign = "center";
     ctx.textBaseline = "top";
@@ -98,8 +122,8 @@ function makeGrid(send) {
     if (grid) {
       let best = 0;
       for (let i = 1; i < grid.data.length; i++) if (grid.data[i] > grid.data[best]) best = i;
-      canvas.setAttribute("aria-label", `Sink mass of ${layers} layers of ${heads} heads; the largest is ${grid.data[best].toFixed(2)}, layer ${Math.floor(best / heads)}, head ${best % heads}. Arrow keys choose a head.`);
-    }
+      canvas.setAttribute("aria-label", `Sink mass of ${layers} layers of ${heads} heads; the largest is ${grid.data[best].toFixed(2)}, layer ${Math.floor(best / heads)}, head ${best % heads}. Arrow keys move, Enter chooses a head.`);
+    } else canvas.setAttribute("aria-label", "Sink mass of every head, layers across and heads up: nothing was read yet.");
   }
   return { node, show };
 }
