@@ -30,15 +30,9 @@ NEW_LANE = "streaming:sinks=4,window=60,positions=cache"
 
 
 def brand(motto: str) -> None:
-    """The name, what this page is for, the way to the other pages, and how they all look."""
+    """The name, what this page is for, and how all pages look."""
     st.html(AROUND)
     st.html(f'<div class="sk-brand">Sinkscope</div><div class="sk-motto">{motto}</div>')
-    with st.container(horizontal=True, gap=None):
-        st.page_link("views/live.py", label="Read", icon=":material/menu_book:")
-        st.page_link("views/chat.py", label="Chat", icon=":material/forum:")
-        st.page_link("views/heads.py", label="Heads", icon=":material/grid_on:")
-        st.page_link("views/figures.py", label="Figures", icon=":material/image:")
-        st.page_link("views/learn.py", label="Learn", icon=":material/school:")
 
 
 def fresh(trigger: str, value: dict) -> bool:

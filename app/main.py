@@ -15,13 +15,13 @@ st.set_page_config(
 )
 page = st.navigation(
     [
-        st.Page("views/live.py", title="Live", default=True),
-        st.Page("views/chat.py", title="Chat"),
-        st.Page("views/heads.py", title="Heads"),
-        st.Page("views/figures.py", title="Figures"),
-        st.Page("views/learn.py", title="Learn"),
+        st.Page("views/live.py", title="Read", icon=":material/menu_book:", default=True),
+        st.Page("views/chat.py", title="Chat", icon=":material/forum:"),
+        st.Page("views/heads.py", title="Heads", icon=":material/grid_on:"),
+        st.Page("views/figures.py", title="Figures", icon=":material/image:"),
+        st.Page("views/learn.py", title="Learn", icon=":material/school:"),
     ],
-    position="hidden",
+    position="top",
 )
 # A page reads its address when one comes to it: later the address says what the page shows.
 st.session_state.arrived = st.session_state.get("page") != page.url_path
