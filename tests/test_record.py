@@ -212,7 +212,7 @@ def test_signal_while_a_chunk_is_written_waits_until_it_is(tmp_path, table, numb
 
 
 WRITER = """
-import signal, sys
+import signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from analysis.policies import Dense
@@ -229,6 +229,7 @@ print("begun", flush=True)
 try:
     for step in made:
         folder.append(step)
+        time.sleep(1e-3)  # Time to ask for the end, on a busy machine too.
     sys.exit("read to the end before anybody asked it to stop")
 except KeyboardInterrupt:
     folder.finish("interrupted")
