@@ -21,12 +21,13 @@ ORACLES = Path(__file__).parent / "oracles"
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _each_network_is_checked_once():
-    """The check of a network is test_families' matter: elsewhere one that has passed is not tried again."""
-    from analysis import stream
+def _each_network_is_checked_and_traced_once():
+    """The check of a network is test_families' matter, and of its trace test_decoding's: elsewhere one is enough."""
+    from analysis import source, stream
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "adapt", functools.lru_cache(16)(stream.adapt))
+        patch.setattr(stream, "adapt", functools.lru_cache(64)(stream.adapt))
+        patch.setattr(source, "one_token", functools.lru_cache(64)(source.one_token))
         yield
 
 

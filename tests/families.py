@@ -100,6 +100,17 @@ def tiny(family: str, implementation: str = "eager", **more) -> PreTrainedModel:
     return model
 
 
+_built: dict[str, PreTrainedModel] = {}
+
+
+def shared(family: str, **more) -> PreTrainedModel:
+    """The model of `tiny`, built once for all tests: so it is checked and traced once too.  Nobody may change it."""
+    asked = repr((family, sorted(more.items())))
+    if asked not in _built:
+        _built[asked] = tiny(family, **more)
+    return _built[asked]
+
+
 def own_nll(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
     """NLL of tokens 1 … by the family's own forward pass."""
     ids = torch.as_tensor(tokens)[None]

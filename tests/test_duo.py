@@ -11,7 +11,7 @@ from analysis.stream import open_lanes
 from analysis.texts import read as text
 from analysis.texts import tokenize
 
-from .families import our_nll, tiny, words
+from .families import our_nll, shared, words
 from .naive import kept
 from .switching import beside, check_held, read_both, switch_both
 
@@ -72,7 +72,7 @@ def finished(model, tokens, policy, chunk=16, hold=0):
 @pytest.mark.parametrize("positions", ["cache", "text"])
 @pytest.mark.parametrize("full", [25, 50, 75])
 def test_duo_equals_its_reference_without_a_cache(full, positions, groups):
-    model, tokens = tiny("llama", num_key_value_heads=4 // groups), words(48)
+    model, tokens = shared("llama", num_key_value_heads=4 // groups), words(48)
     policy = Duo(full, 3, 9, positions)
     wanted, book = reference(model, tokens, policy)
     for chunk in (1, 16):
@@ -90,7 +90,7 @@ def test_duo_equals_its_reference_without_a_cache(full, positions, groups):
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gpt_oss", "phi", "falcon", "mpt"])
 def test_any_family_can_be_split(family):
-    model, tokens = tiny(family), words(60)
+    model, tokens = shared(family), words(60)
     for policy in (Duo(0, 4, 12), Duo(100, 4, 12), Duo(50, 4, 100)):
         same = Streaming(4, 12, "text") if policy.full == 0 else Dense()
         np.testing.assert_allclose(our_nll(model, tokens, 16, policy), our_nll(model, tokens, 16, same), atol=1e-4)
@@ -103,7 +103,7 @@ def test_any_family_can_be_split(family):
 @pytest.mark.parametrize("heads", ["all", "0.1 1.2 2.3 2.0"])
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 def test_split_heads_bend_too(family, heads, bent):
-    model = tiny(family, **({"sliding_window": 512} if family == "gpt_oss" else {}))
+    model = shared(family, **({"sliding_window": 512} if family == "gpt_oss" else {}))
     policy = Duo(50, 4, 12, heads=heads, **bent)
     wanted, _ = reference(model, words(50), policy)
     np.testing.assert_allclose(our_nll(model, words(50), 16, policy), wanted, atol=1e-4)

@@ -17,7 +17,7 @@ from analysis.policies import Dense, Recompute, Streaming, Window
 from analysis.positions import BOUND, Rotary
 from analysis.stream import open_lanes
 
-from .families import README, Book, our_nll, own_nll, table, tiny, words
+from .families import README, Book, our_nll, own_nll, shared, table, tiny, words
 
 MOVABLE = [name for name, family in FAMILIES.items() if family.positions in ("rotary", "ALiBi")]
 LEARNED = [name for name, family in FAMILIES.items() if family.positions == "learned"]
@@ -68,21 +68,21 @@ VARIANTS = {
 @pytest.fixture(params=[*FAMILIES, *VARIANTS])
 def family(request):
     name, more = VARIANTS.get(request.param, (request.param, {}))
-    return name, tiny(name, **more)
+    return name, shared(name, **more)
 
 
 @pytest.fixture(params=[*MOVABLE, *VARIANTS])
 def movable(request):
     """All whose cached keys can be moved; the others say that theirs cannot."""
     name, more = VARIANTS.get(request.param, (request.param, {}))
-    return tiny(name, **more)
+    return shared(name, **more)
 
 
 @pytest.fixture(params=[name for name in (*FAMILIES, *VARIANTS) if name != "falcon, ALiBi"])
 def eager(request):
     """All that can say its own attention; Falcon's eager attention counts ALiBi twice (transformers 5.23)."""
     name, more = VARIANTS.get(request.param, (request.param, {}))
-    return tiny(name, **more)
+    return shared(name, **more)
 
 
 def test_dense_equals_the_familys_own_numbers(family):
@@ -95,7 +95,7 @@ def test_dense_equals_the_familys_own_numbers(family):
 
 def test_streaming_equals_the_rule_as_it_is_written(movable):
     tokens = words()
-    adapted, ids = adapt(movable), torch.as_tensor(tokens)[None]
+    adapted, ids = open_lanes(movable, tokens, [Dense()])[0].source.model, torch.as_tensor(tokens)[None]
     for policy in (Streaming(4, 12), Window(12)):
         logits = adapted.forward(ids[:, :-1], Book(adapted, policy.sinks, policy.window, len(tokens) - 1))[0]
         expected = -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0]

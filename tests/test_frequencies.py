@@ -20,7 +20,7 @@ from analysis.record import Spec
 from analysis.rotary import Adapted
 from analysis.stream import open_lanes
 
-from .families import our_nll, own_nll, tiny, words
+from .families import our_nll, own_nll, shared, words
 from .naive import kept
 
 ORIGINAL = 32
@@ -49,7 +49,7 @@ TOKENS, LAYERS = 48, 2
 
 def model_of(variant: str, **more):
     name, settings = VARIANTS[variant]
-    return tiny(name, **{"num_hidden_layers": LAYERS} | settings | more)
+    return shared(name, **{"num_hidden_layers": LAYERS} | settings | more)
 
 
 @pytest.fixture(params=VARIANTS)
@@ -269,7 +269,7 @@ def test_equal_factors_for_short_and_long_contexts_are_no_rule():
     """Llama 3's own scaling comes from a GGUF file as such."""
     same = LONGROPE | {"long_factor": LONGROPE["short_factor"]}
     name, settings = VARIANTS["phi3, longrope"]
-    model, tokens = tiny(name, **settings | {"rope_parameters": same}), words(TOKENS)
+    model, tokens = shared(name, **settings | {"rope_parameters": same}), words(TOKENS)
     assert not adapt(model).positions.rule
     np.testing.assert_allclose(our_nll(model, tokens, 16), own_nll(model, tokens), atol=1e-5)
 
@@ -289,7 +289,7 @@ def test_a_rule_that_is_not_known_is_refused(tiny_llama, monkeypatch):
 
 def test_keys_that_cannot_be_rotated_again_end_where_the_frequencies_change():
     rope = DYNAMIC | {"factor": 2.0}
-    model, tokens = tiny("hunyuan_v1_dense", max_position_embeddings=ORIGINAL, rope_parameters=rope), words(TOKENS)
+    model, tokens = shared("hunyuan_v1_dense", max_position_embeddings=ORIGINAL, rope_parameters=rope), words(TOKENS)
     short = tokens[:ORIGINAL]
     np.testing.assert_allclose(our_nll(model, short, 16), own_nll(model, short), atol=1e-5)
     with pytest.raises(ValueError, match=f"rotates alike no more than {ORIGINAL} positions.*choose recompute"):

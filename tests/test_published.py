@@ -16,7 +16,7 @@ from analysis.policies import POLICIES, parse
 from analysis.policies.ranked import tolerance
 from analysis.stream import open_lanes
 
-from .families import tiny
+from .families import shared
 
 PROMPT, KEPT = 48, 20
 
@@ -25,7 +25,7 @@ class Prompt:
     """A prompt as transformers reads it: attention [heads, queries, keys] and rotated keys, values of every layer."""
 
     def __init__(self, groups):
-        self.model = tiny("llama", num_key_value_heads=4 // groups)
+        self.model = shared("llama", num_key_value_heads=4 // groups)
         self.ids = np.random.default_rng(1).permutation(90)[: PROMPT + 1]
         out = self.model(torch.as_tensor(self.ids[None, :PROMPT]), output_attentions=True, use_cache=True)
         self.attention = [a[0].double() for a in out.attentions]

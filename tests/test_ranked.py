@@ -11,7 +11,7 @@ from analysis.policies import POLICIES, Dense, Ranked, Streaming, Window, parse
 from analysis.ranking import RankedCache
 from analysis.stream import open_lanes, stream
 
-from .families import tiny, words
+from .families import shared, words
 from .published import naive, read
 from .switching import beside, read_both, switch_both
 
@@ -44,7 +44,7 @@ def distinct(count):
 @pytest.mark.parametrize("interval", [1, 4])
 @pytest.mark.parametrize("name", RANKED)
 def test_policy_equals_its_reference_without_a_cache(name, interval, positions, groups):
-    model, tokens = tiny("llama", num_key_value_heads=4 // groups), distinct(48)
+    model, tokens = shared("llama", num_key_value_heads=4 // groups), distinct(48)
     policy = small(name, interval=interval, positions=positions)
     expected, book = naive(model, tokens, policy)
     nll, held, mass, lane = read(model, tokens, policy)
@@ -163,7 +163,7 @@ def test_settings_that_leave_nothing_to_choose_are_refused(settings):
 @pytest.mark.parametrize("positions", ["cache", "text"])
 def test_any_family_can_be_ranked(name, positions):
     """Everything is safe, so it must be sinks + window, with all that a family adds to attention."""
-    model, tokens = tiny(name), words()
+    model, tokens = shared(name), words()
     ranked = POLICIES["h2o"](budget=17, sinks=4, recent=13, positions=positions)
     same = Streaming(4, 13, positions)
     np.testing.assert_allclose(read(model, tokens, ranked)[0], read(model, tokens, same)[0], atol=1e-4)
@@ -238,7 +238,7 @@ def test_a_model_is_traced_once_for_all_its_runs(embedded, monkeypatch):
 
 def test_keys_that_cannot_be_moved_are_not_ranked():
     with pytest.raises(ValueError, match="cannot be moved"):
-        open_lanes(tiny("gpt2"), words(), [small("h2o")])
+        open_lanes(shared("gpt2"), words(), [small("h2o")])
 
 
 def test_ranking_runs_on_the_meta_device(tiny_llama):

@@ -16,7 +16,7 @@ from analysis.stream import open_lanes, stream
 from analysis.texts import read as text
 from analysis.texts import tokenize
 
-from .families import our_nll, tiny, words
+from .families import our_nll, shared, words
 from .naive import kept
 from .switching import beside, read_both, switch_both
 
@@ -72,7 +72,7 @@ class Bent:
 
 
 def expected(model, tokens, policy):
-    adapted, ids = adapt(model), torch.as_tensor(tokens)[None]
+    adapted, ids = open_lanes(model, tokens, [policy])[0].source.model, torch.as_tensor(tokens)[None]
     logits = adapted.forward(ids[:, :-1], Bent(adapted, policy, len(tokens) - 1))[0]
     return -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0].numpy()
 
@@ -82,7 +82,7 @@ def expected(model, tokens, policy):
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 def test_bent_attention_equals_whole_matrices(family, policy, bent):
     # gpt_oss's own windows are longer than this text.
-    model = tiny(family, **({"sliding_window": 512} if family == "gpt_oss" else {}))
+    model = shared(family, **({"sliding_window": 512} if family == "gpt_oss" else {}))
     tokens, straight, policy = words(50), policy[0](*policy[1]), policy[0](*policy[1], **bent)
     wanted = expected(model, tokens, policy)
     assert np.abs(wanted - our_nll(model, tokens, 16, straight)).max() > 1e-3
@@ -102,7 +102,7 @@ def test_bent_attention_equals_whole_matrices(family, policy, bent):
 @pytest.mark.parametrize("bent", BENT, ids=str)
 def test_ranked_lanes_bend_too(bent):
     """All is safe that sinks + window keep, so it must be the same."""
-    model, tokens = tiny("llama"), words(60)
+    model, tokens = shared("llama"), words(60)
     settings = ",".join(f"{k}={v}" for k, v in bent.items())
     ranked = our_nll(model, tokens, 16, parse(f"knorm:budget=17,sinks=4,recent=13,skip=0,positions=cache,{settings}"))
     np.testing.assert_allclose(ranked, our_nll(model, tokens, 16, Streaming(4, 13, **bent)), atol=1e-4)
@@ -110,7 +110,7 @@ def test_ranked_lanes_bend_too(bent):
 
 @pytest.mark.parametrize("bent", BENT, ids=str)
 def test_recompute_bends_the_texts_first_tokens_only(bent):
-    model, tokens = tiny("llama"), words(60)
+    model, tokens = shared("llama"), words(60)
     got, plain = (our_nll(model, tokens, 16, Recompute(20, 1, **more)) for more in (bent, {}))
     np.testing.assert_allclose(got[:15], our_nll(model, tokens, 16, Dense(**bent))[:15], atol=1e-5)
     if "knockout" in bent and "softmax" not in bent:
@@ -133,7 +133,7 @@ def test_only_heads_that_got_the_extra_sink_have_its_column(tiny_llama):
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 def test_maps_have_the_extra_sink_as_their_own_column(family, policy):
     tokens, settings = words(60), {"softmax": "logit", "logit": 1.5}
-    lane = open_lanes(tiny(family), tokens, [replace(policy, **settings)], hold=64)[0]
+    lane = open_lanes(shared(family), tokens, [replace(policy, **settings)], hold=64)[0]
     steps = []
     while not lane.done:
         steps.append(lane.read(8))
@@ -231,8 +231,8 @@ class Placed:
 )
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "mpt"])
 def test_places_put_otherwise_equal_the_rule(family, policy):
-    model, tokens = tiny(family), words(60)
-    adapted, ids = adapt(model), torch.as_tensor(tokens)[None]
+    model, tokens = shared(family), words(60)
+    adapted, ids = open_lanes(model, tokens, [policy])[0].source.model, torch.as_tensor(tokens)[None]
     logits = adapted.forward(ids[:, :-1], Placed(adapted, policy, len(tokens) - 1))[0]
     wanted = -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0].numpy()
     for chunk in (1, 16):
@@ -280,7 +280,7 @@ def rest(lane, chunk=16):
 @pytest.mark.parametrize("first", REPLACED)
 @pytest.mark.parametrize("policy", HOLDERS)
 def test_a_lane_reads_other_first_tokens_as_if_the_text_began_with_them(policy, first):
-    model, tokens, others = tiny("llama"), np.random.default_rng(1).permutation(90)[:60], REPLACED[first]
+    model, tokens, others = shared("llama"), np.random.default_rng(1).permutation(90)[:60], REPLACED[first]
     replaced = np.concatenate((others, tokens[len(others) :]))
     wanted = our_nll(model, replaced, 16, parse(policy))
     joint = "," if ":" in policy else ":"
@@ -294,7 +294,7 @@ def test_a_lane_reads_other_first_tokens_as_if_the_text_began_with_them(policy, 
 @pytest.mark.parametrize("policy", ["dense", STREAMING, RANKED])
 def test_first_tokens_are_exchanged_while_a_lane_reads(policy):
     """Held are the keys and values of the others, and back they are the text's own."""
-    model, tokens = tiny("llama"), np.random.default_rng(1).permutation(90)[:60]
+    model, tokens = shared("llama"), np.random.default_rng(1).permutation(90)[:60]
     lane = opened(model, tokens, policy, hold=64)
     lane.read(30)
     own = lane.source.front(4)
