@@ -4,10 +4,10 @@ What was generated stays as it was generated: between two answers only the templ
 are tokenised and read.  A conversation knows nothing of other lanes, of files or of screens.
 """
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -23,7 +23,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
-from . import control, texts
+from . import control, files, texts
 from .lane import Lane, Snapshot
 from .models import LanguageModel
 from .policies import Policy
@@ -443,14 +443,15 @@ def read_script(name: str) -> tuple[list[str], str]:
 def script_from_bytes(data: bytes, name: str) -> tuple[list[str], str]:
     """The prompts of a script, and its digest: a line each, or JSONL whose `turns` are lists of prompts."""
     text = texts.from_bytes(data, name if not name.endswith(".npy") else f"{name}.txt")
-    lines = [(i, line.strip()) for i, line in enumerate(text.content.splitlines(), 1) if line.strip()]
+    # Newlines alone end a line: U+2028 and its like are part of what is said.
+    lines = [(i, line.strip()) for i, line in enumerate(text.content.split("\n"), 1) if line.strip()]
     if not name.endswith((".jsonl", ".json")) and not lines[0][1].startswith("{"):
         return [line for _, line in lines], text.sha256
     prompts: list[str] = []
     for number, line in lines:
         try:
-            turns = json.loads(line)["turns"]
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            turns = files.decoded(line, dict[str, Any], "")["turns"]
+        except (ValueError, KeyError) as e:
             raise ValueError(
                 f'line {number} of {name} is not JSON with turns: write {{"turns": ["…", "…"]}} in every line'
             ) from e

@@ -14,10 +14,12 @@ import platform
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+from . import files
 
 AUTO = "auto"
 FASTER = 1.2
@@ -86,7 +88,7 @@ def remembered(kind: str) -> Rates:
     place = cache_folder() / f"rates-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.json"
     # What is damaged in any way is measured again.
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        held = json.loads(place.read_text(encoding="utf-8"))
+        held = files.record(place, dict[str, Any], "")
         rates = Rates(float(held["float32"]), float(held["bfloat16"]))
         if held["about"] == about and rates.float32 > 0 and rates.bfloat16 >= 0 and all(map(math.isfinite, rates)):
             return rates

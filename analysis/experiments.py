@@ -6,7 +6,6 @@ digits.  This module knows nothing of models: what a cell says is read from its 
 
 import csv
 import io
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from . import metrics
+from . import files, metrics
+from .files import Kind
 from .policies import POLICIES, Ranked, parse
-from .record import Spec, load
+from .record import Spec, about_of, load
 from .texts import with_bos
 
 RATE_TOKENS, RATE_SAMPLES, RATE_THRESHOLD = 64, 100, 0.3
@@ -82,8 +82,8 @@ class Experiment:
 
 def _begins(cell: Cell, place: Path) -> str:
     """What the text of a finished cell begins with, where that is known."""
-    about = place / cell.name / "run.json"
-    begins = json.loads(about.read_text(encoding="utf-8")).get("begins") if about.exists() else None
+    folder = place / cell.name
+    begins = about_of(folder).get("begins") if (folder / "run.json").exists() else None
     return "" if begins is None else f" {with_bos(begins)}"
 
 
@@ -96,10 +96,10 @@ def _rates(cells: Sequence[Cell], place: Path) -> tuple[list[str], list[list[str
         "± between texts",
         f"Sink rate, ε = {RATE_THRESHOLD}",
     ]
-    if not (place / cells[0].name / "alpha.npz").exists():
+    held = place / cells[0].name / "alpha.npz"
+    if not held.exists():
         return heads, []
-    with np.load(place / cells[0].name / "alpha.npz") as held:
-        alpha = held["alpha"]
+    alpha = files.arrays(held, {"alpha": Kind("f", (None, None, None))})["alpha"]
     mean, (by_layer, rate) = alpha.mean(0), metrics.sink_rate(alpha, RATE_THRESHOLD)
     spread = alpha.mean(2).std(0, ddof=1) if len(alpha) > 1 else np.full(len(mean), np.nan)
     rows = [

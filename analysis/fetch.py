@@ -6,11 +6,12 @@ Finds, converts or downloads, and says in one sentence what is wrong.  What is i
 import contextlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -23,6 +24,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from . import files
 from .gguf_once import read_once
 from .progress import Tell, bar_of, told
 
@@ -139,6 +141,11 @@ def from_hub(name: str, progress: Tell) -> Path:
         raise ValueError(f"the download of {name} broke off, start it again to go on: {first_line(e)}") from e
 
 
+@dataclass
+class _Index:
+    weight_map: dict[str, str]
+
+
 def weight_files(folder: Path, called: str) -> list[Path]:
     """The safetensors files that transformers reads from a model's folder."""
     check_adapter([path.name for path in folder.glob("adapter_*")], (folder / "config.json").is_file(), called)
@@ -148,9 +155,9 @@ def weight_files(folder: Path, called: str) -> list[Path]:
             "or the path of a GGUF file itself"
         )
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    with contextlib.suppress(OSError, ValueError, AttributeError):
+    with contextlib.suppress(ValueError, AttributeError):
         # A configuration may name another file, and transformers then reads that.
-        if named := json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights"):
+        if named := files.record(folder / "config.json", dict[str, Any], "").get("transformers_weights"):
             whole, index = (index, folder / named) if named.endswith(".index.json") else (folder / named, index)
     if whole.is_file() and whole.suffix == ".safetensors":
         return [whole]
@@ -159,8 +166,8 @@ def weight_files(folder: Path, called: str) -> list[Path]:
             f"{called} has no weights in model.safetensors, and other formats are not read: save it as safetensors"
         )
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as e:
+        names = sorted(set(files.record(index, _Index, "").weight_map.values()))
+    except ValueError as e:
         raise ValueError(f"the list of weights {index.name} of {called} is damaged: fetch the model again") from e
     if gone := [name for name in names if not (folder / name).is_file()]:
         raise ValueError(f"{called} lacks {len(gone)} of {len(names)} weight files ({gone[0]} is one): fetch it again")

@@ -7,7 +7,6 @@ import codecs
 import difflib
 import hashlib
 import importlib.util
-import io
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from . import control
+from . import control, files
 
 MOST_BYTES = 8 * 2**20
 """The largest text that is read, in bytes, and the most token ids."""
@@ -115,10 +114,7 @@ def _decoded(data: bytes, name: str) -> str:
 
 
 def _token_ids(data: bytes, name: str) -> NDArray[np.int32]:
-    try:
-        ids = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError, OverflowError) as e:
-        raise ValueError(f"{name} is not a .npy file of token ids: write one with numpy.save") from e
+    ids = files.npy(data, name)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise ValueError(
             f"{name} must hold whole numbers in one dimension, one for each token, and holds {ids.dtype} of shape "

@@ -46,7 +46,13 @@ class Perplexity(Figure):
                 mean = sums[ends] / ends
             kept = thinned(mean)
             rows += [(lane, int(ends[i]), float(np.exp(mean[i])), "") for i in kept]
-        marks = [(e["lane"], e["position"], np.nan, e["policy"]) for e in source.events if e["what"] == "switch"]
+        switches = [
+            tuple(e.get(name) for name in ("lane", "position", "policy"))
+            for e in source.events
+            if e["what"] == "switch"
+        ]
+        # What others wrote into a run folder may say less.
+        marks = [(lane, at, np.nan, policy) for lane, at, policy in switches if None not in (lane, at, policy)]
         for lane, policy in enumerate(parse(p) for p in source.spec.policies):
             if policy.full_from is not None and policy.full_from < len(source.tracks[lane].nll):
                 marks.append((lane, policy.full_from, np.nan, "full"))
