@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from . import metrics, texts
+from . import files, metrics, texts
 from .policies import POLICIES, Policy, parse
 from .record import ROLES, TYPED, Folder, Run, Sampling, Spec
 from .texts import with_bos
@@ -70,7 +70,7 @@ def stream(
     place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(source.name).stem}"
     run = Run(spec, int(ids[0]))
     run.begins, run.as_text = read.begins, read.as_text
-    folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=network.sha256)
+    folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=network.sha256, tokens=len(ids))
     _say_read(read)
     for lane, policy_ in enumerate(policies):
         for warning in policy_.cautions(len(ids), network.trained_length):
@@ -292,7 +292,7 @@ def knockout(
     chosen, source = parse(policy), texts.read(text)
     if out_file is not None and out_file.exists():
         raise ValueError(f"{out_file} exists already: choose another file for --out")
-    from .ablation import knock_out_each
+    from .ablation import Kept, knock_out_each
     from .models import load
 
     dtype = _decided(dtype, device)
@@ -305,7 +305,7 @@ def knockout(
     ids = read.ids
     layers = range(network.layers) if layer is None else [layer]
     heads = [(of, head) for of in layers for head in range(network.heads)]
-    effects = []
+    effects, kept = [], None if out_file is None else Kept(out_file)
     try:
         with Progress(
             TextColumn("Heads"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=out
@@ -313,6 +313,8 @@ def knockout(
             task = bar.add_task("", total=len(heads))
             for effect in knock_out_each(network, ids, chosen, kind, heads):
                 effects.append(effect)
+                if kept is not None:
+                    kept.add(effect)
                 bar.advance(task)
     except KeyboardInterrupt:
         out.print(f"Interrupted after {len(effects)} of {len(heads)} heads.")
@@ -323,9 +325,8 @@ def knockout(
     how = f"{chosen.label}, {len(ids):,} tokens {with_bos(read.begins)}"
     table.caption = f"nats/token with the sink's {kind} knocked out in one head, {how}"
     out.print(table)
-    if out_file is not None:
-        rows = ["layer,head,excess_nats_per_token,standard_error", *(f"{e[0]},{e[1]},{e[2]},{e[3]}" for e in effects)]
-        out_file.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    if kept is not None:
+        kept.finish()
         out.print(f"All {len(effects)} heads: {out_file}", soft_wrap=True, markup=False)
 
 
@@ -366,8 +367,8 @@ def reproduce(
     def write() -> tuple[list[str], list[list[str]]]:
         heads, rows = experiment.table(cells, place)
         words = [f"# {experiment.title}", experiment.paper, as_markdown(heads, rows), *experiment.notes]
-        (place / "table.csv").write_text(as_csv(heads, rows), encoding="utf-8")
-        (place / "table.md").write_text("\n\n".join(w.strip() for w in words) + "\n", encoding="utf-8")
+        files.write(place / "table.csv", as_csv(heads, rows))
+        files.write(place / "table.md", "\n\n".join(w.strip() for w in words) + "\n")
         return heads, rows
 
     status = "finished"
@@ -382,7 +383,7 @@ def reproduce(
                 write()
     except KeyboardInterrupt:
         status = "interrupted"
-    heads, rows = write() if place.exists() else ([], [])
+    heads, rows = write() if any(place.glob("*/run.json")) else (["Policy"], [])
     table = Table(*heads[:1], *(_right(h) for h in heads[1:]), title=f"{experiment.title}. {experiment.paper}")
     for row in rows:
         table.add_row(*row)
@@ -453,23 +454,28 @@ def emergence(
     place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-emergence"
     if next(iter([*place.glob("run.json"), *place.glob("*/run.json")]), None):
         raise ValueError(f"{place} holds a run already: choose another folder for --out")
+    files.new_folder(place)
     table = Table("Attention", *map(_right, ("Steps", "Weight on token 0", "Its value's norm", "Copied", "All tokens")))
     stopped = False
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=out) as bar:
         for i, recipe in enumerate(asked):
             training = lab.Training(recipe, pick_device(device))
+            folder = place if len(asked) == 1 else place / f"{i}-{recipe.attention}"
             moments, task = [], bar.add_task(lab.ATTENTIONS[recipe.attention], total=recipe.steps)
+            kept = lab.Keeper(folder, training, every)
             try:
                 for moment in training.moments(every):
                     moments.append(moment)
+                    kept.add(moment)
                     bar.update(task, completed=moment.step)
             except KeyboardInterrupt:
                 stopped = True
             except ValueError as e:
                 out.print(f"{lab.ATTENTIONS[recipe.attention]}: {e}", markup=False)
-            folder = place if len(asked) == 1 else place / f"{i}-{recipe.attention}"
-            lab.write(folder, recipe, moments, training.example, "finished" if training.done else "interrupted")
+            kept.finish("finished" if training.done else "interrupted" if stopped else "failed")
+            if not moments:
+                break
             first, last = moments[0], moments[-1]
             table.add_row(
                 lab.ATTENTIONS[recipe.attention], f"{last.step:,}", f"{first.sink:.2f} → {last.sink:.2f}",

@@ -6,12 +6,14 @@ enough stops asking.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import metrics
+from . import files, metrics
+from .experiments import as_csv
 from .policies import Policy
 from .stream import CHUNK, open_lanes
 
@@ -23,6 +25,37 @@ class Effect(NamedTuple):
     head: int
     excess: float
     error: float
+
+
+class Kept:
+    """A CSV file that takes in the effect of each head as it comes, and is put in order at the end.
+
+    Raises ValueError where the disk does not take it, and where there is such a file already.
+    """
+
+    HEADINGS = ("layer", "head", "excess_nats_per_token", "standard_error")
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._effects = path, list[Effect]()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("x", encoding="utf-8") as f:
+                f.write(",".join(self.HEADINGS) + "\n")
+        except OSError as e:
+            raise files.unwritten(path, e) from e
+
+    def add(self, effect: Effect) -> None:
+        self._effects.append(effect)
+        try:
+            with self.path.open("a", encoding="utf-8") as f:
+                f.write(",".join(map(str, effect)) + "\n")
+        except OSError as e:
+            raise files.unwritten(self.path, e) from e
+
+    def finish(self) -> None:
+        """All heads that are known, largest effect first."""
+        ranked = sorted(self._effects, key=lambda e: -e.excess)
+        files.write(self.path, as_csv(self.HEADINGS, [list(map(str, e)) for e in ranked]))
 
 
 def knock_out_each(

@@ -6,26 +6,36 @@ hidden states, and the largest activations.
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import metrics
+from . import files, metrics
 from .attention import Reading
 from .models import LanguageModel
 from .policies import Band, Policy, parse
 from .reach import Reach
 from .record import Spec
+from .status import RUNNING, here, status_of
 from .stream import CHUNK, open_lanes
 from .texts import Tokenized
 
 LONGEST = 65_536
 """Tokens that a stretch may have."""
+POSITIONS = ("text", "cache", "none", "naive")
+"""How distances to sinks may be counted."""
+UNDER_WAY = ".capturing"
+"""Says which process captures into a folder."""
+SIZES = "sizes.npy.part"
+FILES = ("queries.npy", "keys.npy", "norms.npy", "token_ids.npy", "massive.npy", "mass.npy", "median.npy", SIZES)
 TOP = 3
 """Largest activations that are kept of each layer."""
 
@@ -41,6 +51,30 @@ class Segment:
     length: int = 1
     """Of the context for which rotations were chosen (frequencies.py)."""
 
+    def __post_init__(self) -> None:
+        parse(self.policy)
+        if not 0 <= self.start < self.stop:
+            raise ValueError(f"a segment from token {self.start} to {self.stop} has no tokens")
+        reach = self.reach
+        if min(reach.sinks, reach.first, 0 if reach.window is None else reach.window) < 0:
+            raise ValueError(f"a reach has no numbers below 0, and this is {reach}")
+        if reach.positions not in POSITIONS:
+            raise ValueError(f"positions are one of {', '.join(POSITIONS)}, not {reach.positions!r}")
+        if self.length < 1:
+            raise ValueError(f"a context has at least 1 token, not {self.length}")
+
+
+@dataclass
+class _About:
+    """What stretch.json must say."""
+
+    spec: Spec
+    segments: list[Segment]
+    weights_sha256: str
+    text_sha256: str = ""
+    begins: str | None = None
+    as_text: tuple[str, ...] = ()
+
 
 class Stretch:
     """A captured stretch: text positions 0 … tokens − 1, read by one lane.
@@ -54,22 +88,32 @@ class Stretch:
     NORMS = ("key", "value", "hidden")
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError where there is no stretch."""
+        """Raises ValueError where there is no stretch, or a file of it is damaged or of another."""
         self.path = Path(path)
-        try:
-            about = json.loads((self.path / "stretch.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as e:
-            raise ValueError(f"{path} holds no captured stretch: it has no readable stretch.json") from e
-        self.about = about
-        self.spec = Spec(**about["spec"])
-        self.segments = [Segment(**{**s, "reach": Reach(**s["reach"])}) for s in about["segments"]]
-        self.token_ids = np.load(self.path / "token_ids.npy")
-        self.queries, self.keys, self.norms = (
-            np.load(self.path / f"{name}.npy", mmap_mode="r") for name in ("queries", "keys", "norms")
-        )
-        self.massive, self.median, self.mass = (
-            np.load(self.path / f"{name}.npy") for name in ("massive", "median", "mass")
-        )
+        file = self.path / "stretch.json"
+        if not os.path.exists(file):
+            raise ValueError(f"{path} holds no captured stretch: it has no readable stretch.json")
+        about = files.record(file, _About, "that of a captured stretch")
+        self.about = files.record(file, dict[str, Any], "that of a captured stretch")
+        self.spec, self.segments = about.spec, about.segments
+        if sum(s.stop - s.start for s in self.segments) < 1:
+            raise ValueError(f"{file} is not that of a captured stretch: it has no tokens")
+        count = self.segments[-1].stop
+        if [s.start for s in self.segments] != [0, *(s.stop for s in self.segments[:-1])]:
+            raise ValueError(f"{file} is not that of a captured stretch: its segments do not follow each other")
+        self.token_ids = self._array("token_ids", "iu", count + 1)
+        self.queries = self._array("queries", "f", None, None, count, None)
+        layers, heads, _, dim = self.queries.shape
+        self.keys = self._array("keys", "f", layers, None, count, dim)
+        if not self.keys.shape[1] or heads % self.keys.shape[1]:
+            raise ValueError(f"{path} has {heads} query heads and {self.keys.shape[1]} KV heads: a file is damaged")
+        self.norms = self._array("norms", "f", len(self.NORMS), layers, count)
+        self.massive = self._array("massive", "f", layers, None, 3)
+        self.median, self.mass = self._array("median", "f", layers), self._array("mass", "f", layers, heads)
+
+    def _array(self, name: str, numbers: str, *shape: int | None) -> NDArray:
+        mapped = name in ("queries", "keys", "norms")
+        return files.array(self.path / f"{name}.npy", files.Kind(numbers, shape), mapped=mapped)
 
     @property
     def tokens(self) -> int:
@@ -110,8 +154,8 @@ def capture(
     `switches`: from which position on the lane reads under which other policy; sinks that it lacks are pinned again.
     `read`: how the text became these tokens, to be told of it.
     When it has ended, `Stretch(path)` opens it.  Raises ValueError where the policy does not keep by place, where the
-    text is longer than LONGEST, where pinned sinks would not be the keys that were captured, or where the folder holds
-    something already.
+    text is longer than LONGEST, where pinned sinks would not be the keys that were captured, where the folder holds
+    something already, or where the disk has no room; a capture that does not end leaves nothing.
     """
     policies = [parse(spec.policies[0]), *(policy for _, policy in switches)]
     for policy in policies:
@@ -132,29 +176,63 @@ def capture(
     if (path / "stretch.json").exists():
         raise ValueError(f"{path} holds a stretch already: choose another folder")
     lane = open_lanes(model.adapted, tokens, policies[:1])[0]
-    path.mkdir(parents=True, exist_ok=True)
-    recorder = _Recorder(model.adapted, count, path)
-    lane.source.watch = recorder.take
-    todo = [(min(at, count), policy) for at, policy in switches]
-    while not lane.done:
-        while todo and lane.position >= todo[0][0]:
-            lane.switch(todo.pop(0)[1], pin=True)
-        recorder.policy = str(lane.policy)
-        lane.read(chunk, upto=todo[0][0] if todo else None)
-        yield lane.position - 1
-    np.save(path / "token_ids.npy", np.asarray(tokens, np.int32))
-    recorder.finish()
-    about = {
-        "spec": asdict(spec),
-        "begins": None if read is None else read.begins,
-        "as_text": [] if read is None else list(read.as_text),
-        "weights_sha256": model.sha256,
-        "text_sha256": text_sha256,
-        "segments": [asdict(s) for s in recorder.segments],
-    }
-    draft = path / "stretch.json.part"
-    draft.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path / "stretch.json")
+    adapted = model.adapted
+    width = adapted.network.config.get_text_config(decoder=True).hidden_size
+    size = needed(adapted.layers, adapted.heads, adapted.kv_heads, adapted.head_dim, count)
+    files.check_room(path, size + needed_meanwhile(adapted.layers, width, count), "this stretch")
+    _clear(path)
+    files.new_folder(path)
+    ended = False
+    try:
+        files.write(path / UNDER_WAY, json.dumps({"status": RUNNING, "process": here()}))
+        recorder = _Recorder(adapted, count, width, path)
+        lane.source.watch = recorder.take
+        todo = [(min(at, count), policy) for at, policy in switches]
+        while not lane.done:
+            while todo and lane.position >= todo[0][0]:
+                lane.switch(todo.pop(0)[1], pin=True)
+            recorder.policy = str(lane.policy)
+            lane.read(chunk, upto=todo[0][0] if todo else None)
+            yield lane.position - 1
+        recorder.finish(np.asarray(tokens, np.int32))
+        about = {
+            "spec": asdict(spec),
+            "begins": None if read is None else read.begins,
+            "as_text": [] if read is None else list(read.as_text),
+            "weights_sha256": model.sha256,
+            "text_sha256": text_sha256,
+            "segments": [asdict(s) for s in recorder.segments],
+        }
+        files.write(path / "stretch.json", json.dumps(about, indent=2) + "\n")
+        (path / UNDER_WAY).unlink()
+        ended = True
+    except OSError as e:
+        raise files.unwritten(path, e) from e
+    finally:
+        if not ended:
+            # Part of a stretch is of no use, and takes much room.
+            _remove(path)
+
+
+def _clear(path: Path) -> None:
+    """Remove what a capture left that was killed."""
+    if not os.path.exists(path / UNDER_WAY):
+        return
+    try:
+        about = files.record(path / UNDER_WAY, dict[str, Any], "")
+    except ValueError:
+        about = {}
+    if status_of(about) == RUNNING:
+        raise ValueError(f"a stretch is being captured into {path}: choose another folder")
+    _remove(path)
+
+
+def _remove(path: Path) -> None:
+    for name in (*FILES, UNDER_WAY):
+        with suppress(OSError):
+            (path / name).unlink()
+    with suppress(OSError):
+        path.rmdir()
 
 
 def _reads_otherwise(before: Band, policy: Band) -> bool:
@@ -168,7 +246,7 @@ def _reads_otherwise(before: Band, policy: Band) -> bool:
 class _Recorder:
     """Takes in one pass after the other."""
 
-    def __init__(self, model, tokens: int, path: Path) -> None:
+    def __init__(self, model, tokens: int, width: int, path: Path) -> None:
         self.model, self.tokens, self.path, self.policy = model, tokens, path, ""
         layers, heads, dim = model.layers, model.heads, model.head_dim
         shapes = {
@@ -176,15 +254,12 @@ class _Recorder:
             "keys": (layers, model.kv_heads, tokens, dim),
             "norms": (len(Stretch.NORMS), layers, tokens),
         }
-        self.arrays = {
-            name: np.lib.format.open_memmap(path / f"{name}.npy", "w+", np.float32, shape)
-            for name, shape in shapes.items()
-        }
+        self.arrays = {name: files.mapped(path / f"{name}.npy", shape) for name, shape in shapes.items()}
+        self._sizes = files.mapped(path / SIZES, (layers, tokens, width))
+        """|h| [layers, tokens, width] on disk: no part of a stretch says what the median of all of it is."""
         self.segments: list[Segment] = []
         self._mass = np.zeros((layers, heads))
         self._massive = np.zeros((layers, TOP, 3), np.float32)
-        self._sizes: NDArray[np.float32] | None = None
-        """|h| [layers, tokens, width] on disk: no part of a stretch says what the median of all of it is."""
 
     def take(self, reading: Reading) -> None:
         begin, count = reading.start, reading.queries[0].shape[2]
@@ -207,14 +282,7 @@ class _Recorder:
             for i, size in enumerate((*sizes, hidden.norm(dim=-1))):
                 self.arrays["norms"][i, layer, begin:end] = size.cpu().numpy()
             self._largest(layer, hidden.abs(), begin)
-            if self._sizes is None:
-                shape = self.model.layers, self.tokens, hidden.shape[1]
-                self._sizes = np.lib.format.open_memmap(self._sizes_file, "w+", np.float32, shape)
             self._sizes[layer, begin:end] = hidden.abs().cpu().numpy()
-
-    @property
-    def _sizes_file(self) -> Path:
-        return self.path / "sizes.npy.part"
 
     def _largest(self, layer: int, size: Tensor, begin: int) -> None:
         values, at = size.flatten().topk(min(TOP, size.numel()))
@@ -222,12 +290,15 @@ class _Recorder:
         both = np.concatenate((self._massive[layer], found.cpu().numpy()))
         self._massive[layer] = both[np.argsort(-both[:, 0], kind="stable")][:TOP]
 
-    def finish(self) -> None:
+    def finish(self, tokens: NDArray[np.int32]) -> None:
         for array in self.arrays.values():
             array.flush()
         self.arrays = {}
-        np.save(self.path / "massive.npy", self._massive)
-        np.save(self.path / "mass.npy", (self._mass / self.tokens).astype(np.float32))
-        np.save(self.path / "median.npy", np.array([metrics.median_size(s) for s in self._sizes], np.float32))
-        self._sizes = None
-        self._sizes_file.unlink()
+        median = np.array([metrics.median_size(s) for s in self._sizes], np.float32)
+        del self._sizes
+        # Before the small files are written: they then have room.
+        (self.path / SIZES).unlink()
+        small = {"massive": self._massive, "mass": (self._mass / self.tokens).astype(np.float32), "median": median}
+        for name, array in {**small, "token_ids": tokens}.items():
+            with files.written(self.path / f"{name}.npy") as f:
+                np.save(f, array)

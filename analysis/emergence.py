@@ -1,155 +1,42 @@
-"""A sink that grows while one watches: a small transformer trained where a head mostly has nothing to do.
+"""A sink that grows while one watches: a small transformer trained where a head mostly has nothing to do (tasks.py).
 
-The task is bigram-backcopy (Guo et al. 2024, "Active-dormant attention heads"): tokens follow a table of bigrams, but
-after a trigger the next one copies the token before the trigger.  Only at triggers has attention work; everywhere else
-it must do nothing, and what it then does depends on whether its weights must sum to one.  Beside it, for comparison,
-the bundled plays in a small vocabulary.  Knows nothing of pretrained models.
+Training, measuring, and the folder that keeps both.  Knows nothing of pretrained models.
 """
 
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import files
 from .experiments import as_csv
-from .settings import Settings, setting
+from .files import Kind
 from .small import ATTENTIONS, Seen, Small
-from .vocabulary import SMALLEST, plays_in
+from .status import RUNNING, here
+from .tasks import TASKS, TRIGGERS, Backcopy, Plays, Recipe, Task, is_trigger
 
-TASKS = {"backcopy": "Bigrams and copies", "plays": "Shakespeare's plays"}
-TRIGGERS = 4
-"""Tokens of the vocabulary after which the one before is copied."""
-SPREAD = 0.5
-"""Concentration of the bigrams' Dirichlet distribution.  Where a token has very few followers (0.05), a head may look
-at any of them and do no harm: the sink then stayed below 0.15."""
-OFTEN = 0.1
-"""How likely a trigger is after any token: seeds then differ in what is learned, not in how much there is to copy."""
+__all__ = [
+    "ATTENTIONS", "TASKS", "TRIGGERS", "Backcopy", "Keeper", "Moment", "Plays", "Recipe", "Trained", "Training",
+    "curves", "is_trigger", "read", "write",
+]  # fmt: skip
+
 TOGETHER = 16
 """Batches that are drawn at a time."""
-HELD_OUT = 128
-"""Sequences on which everything is measured: always the same."""
+MOST_LOST, SHARE = 2.0, 20
+"""Seconds of training that a kill may cost, and how many times as long as writing they are at least."""
 HELD_WEIGHTS = 2**26
 """Weights that are held at once while measuring: a quarter of a gigabyte."""
-
-
-@dataclass(frozen=True)
-class Recipe(Settings):
-    """What is trained and how.  The same recipe gives the same curves, on the same kind of machine."""
-
-    name: ClassVar[str] = "emergence"
-    title: ClassVar[str] = "A sink that grows"
-
-    attention: str = setting("softmax", "What turns logits into weights.", choices=tuple(ATTENTIONS))
-    task: str = setting("backcopy", "What is learned: bigrams and copies, or the plays.", choices=tuple(TASKS))
-    layers: int = setting(1, "Layers.", low=1, high=8)
-    heads: int = setting(1, "Heads of a layer.", low=1, high=8)
-    width: int = setting(64, "Width of the model.", low=16, high=512)
-    vocabulary: int = setting(64, "Tokens, the one that begins a text among them.", low=16, high=4096)
-    length: int = setting(128, "Tokens of a sequence.", low=16, high=512)
-    batch: int = setting(64, "Sequences of a step.", low=1, high=512)
-    steps: int = setting(800, "Steps of training.", low=1, high=100_000)
-    rate: float = setting(0.005, "Learning rate of AdamW.", low=1e-5, high=0.1)
-    decay: float = setting(0.01, "Weight decay.", low=0, high=1)
-    bos: str = setting("yes", "Whether every sequence begins with the same token.", choices=("yes", "no"))
-    seed: int = setting(0, "Another seed is another table, another start and other sequences.", low=0, high=2**31 - 1)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.width % self.heads:
-            raise ValueError(f"a width of {self.width} cannot be shared by {self.heads} heads: choose a multiple")
-        if self.task == "plays" and self.vocabulary < SMALLEST:
-            raise ValueError(f"the plays need a vocabulary of {SMALLEST} tokens or more, not {self.vocabulary}")
-
-
-class Task(Protocol):
-    """Where sequences come from.  Token 0 begins a sequence where the recipe says so."""
-
-    def draw(self, count: int, chance: np.random.Generator) -> NDArray[np.int64]:
-        """Sequences [count, length + 1]: the last token is only predicted."""
-
-    def held_out(self) -> NDArray[np.int64]:
-        """The sequences on which is measured, [HELD_OUT, length + 1]."""
-
-    def copies(self, ids: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
-        """At which tokens attention has something to do."""
-
-
-class Backcopy:
-    """Bigrams, and copies behind triggers, which are tokens 1 … TRIGGERS."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        others = recipe.vocabulary - 1
-        followers = np.random.default_rng(recipe.seed).dirichlet(np.full(others, SPREAD), recipe.vocabulary)
-        triggers = followers[:, :TRIGGERS]
-        triggers *= OFTEN / triggers.sum(1, keepdims=True)
-        followers[:, TRIGGERS:] *= (1 - OFTEN) / followers[:, TRIGGERS:].sum(1, keepdims=True)
-        # Cumulated, and every row one higher than the one before: one search then serves all rows.
-        self._sums = (np.cumsum(followers, 1) + np.arange(recipe.vocabulary)[:, None]).ravel()
-
-    def draw(self, count: int, chance: np.random.Generator) -> NDArray[np.int64]:
-        length, others = self.recipe.length + 1, self.recipe.vocabulary - 1
-        lots = chance.random((count, length))
-        tokens = np.zeros((count, length), np.int64)
-        if self.recipe.bos == "no":
-            tokens[:, 0] = 1 + lots[:, 0] * others
-        for t in range(1, length):
-            before = tokens[:, t - 1]
-            place = np.searchsorted(self._sums, before + lots[:, t]) - before * others
-            tokens[:, t] = 1 + place.clip(0, others - 1)
-            if t >= 3:
-                # Behind two tokens or more: what begins a sequence is never copied.
-                tokens[:, t] = np.where(is_trigger(before), tokens[:, t - 2], tokens[:, t])
-        return tokens
-
-    def held_out(self) -> NDArray[np.int64]:
-        return self.draw(HELD_OUT, np.random.default_rng(self.recipe.seed + 2))
-
-    def copies(self, ids: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
-        found = is_trigger(ids)
-        found[:, :2] = False
-        return found
-
-
-class Plays:
-    """Stretches of the bundled plays; the last tenth is held out."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        ids = plays_in(recipe.vocabulary)
-        self._read, self._held_out = np.split(ids, [len(ids) * 9 // 10])
-
-    def draw(self, count: int, chance: np.random.Generator) -> NDArray[np.int64]:
-        return self._stretches(self._read, count, chance)
-
-    def held_out(self) -> NDArray[np.int64]:
-        return self._stretches(self._held_out, HELD_OUT, np.random.default_rng(self.recipe.seed + 2))
-
-    def copies(self, ids: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
-        """None: nobody knows."""
-        return torch.zeros_like(ids, dtype=torch.bool)
-
-    def _stretches(self, ids: NDArray, count: int, chance: np.random.Generator) -> NDArray[np.int64]:
-        length = self.recipe.length + 1
-        begins = chance.integers(0, len(ids) - length, count)
-        tokens = ids[begins[:, None] + np.arange(length)].astype(np.int64)
-        if self.recipe.bos == "yes":
-            tokens[:, 0] = 0
-        return tokens
-
-
-def is_trigger(tokens):
-    return (tokens >= 1) & (tokens <= TRIGGERS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +152,7 @@ class Training:
         return torch.from_numpy(self._waiting.pop()).to(self._device)
 
 
-def curves(moments: list[Moment]) -> str:
+def curves(moments: Sequence[Moment]) -> str:
     """A row for each moment, as CSV: losses in nats, every head's weight on the first token and norm of its value."""
     heads = [f"{layer}.{head}" for layer, head in np.ndindex(moments[0].weight.shape)]
     columns = ["step", "loss", "copied", *(f"weight {h}" for h in heads), *(f"norm {h}" for h in heads)]
@@ -273,19 +160,68 @@ def curves(moments: list[Moment]) -> str:
     return as_csv(columns, [[f"{x:.6g}" for x in row] for row in rows])
 
 
-def write(place: Path, recipe: Recipe, moments: list[Moment], example: NDArray, status: str) -> None:
-    """Put a training into a folder: `run.json`, `curves.csv`, and `maps.npz` with the maps [moments, queries, keys]."""
-    place.mkdir(parents=True, exist_ok=True)
-    (place / "curves.csv").write_text(curves(moments), encoding="utf-8")
-    np.savez_compressed(
-        place / "maps.npz",
-        maps=np.stack([m.map for m in moments]),
-        heads=np.array([m.head for m in moments]),
-        steps=np.array([m.step for m in moments]),
-        tokens=example,
-    )
+def write(place: Path, recipe: Recipe, moments: Sequence[Moment], example: NDArray, status: str) -> None:
+    """Put a training into a folder: `run.json`, `curves.csv`, and `maps.npz` with the maps [moments, queries, keys].
+
+    What it wrote there before is replaced file by file.  Raises ValueError where the disk does not take it.
+    """
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise files.unwritten(place, e) from e
+    with files.written(place / "maps.npz") as f:
+        np.savez_compressed(
+            f,
+            maps=np.stack([m.map for m in moments]),
+            heads=np.array([m.head for m in moments]),
+            steps=np.array([m.step for m in moments]),
+            tokens=example,
+        )
+    files.write(place / "curves.csv", curves(moments))
     about = {"recipe": asdict(recipe), "status": status, "torch": torch.__version__}
-    (place / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    about |= {"process": here()} if status == RUNNING else {}
+    files.write(place / "run.json", json.dumps(about, indent=2) + "\n")
+
+
+class Keeper:
+    """Puts a training into a new folder as it goes, so often that it takes a small share of the time.
+
+    Raises ValueError where the folder holds something, or the disk has no room for all of it.  Where the disk fills up
+    meanwhile, what was written stays, and `problem` says so; the training may go on, and is written when there is room.
+    """
+
+    def __init__(self, place: Path, training: Training, every: int) -> None:
+        self.place, self.problem = place, ""
+        self._training, self._moments = training, list[Moment]()
+        self._next = 0.0
+        files.new_folder(place)
+        recipe = training.recipe
+        # As large as they can be; and once more, since they are written beside.
+        files.check_room(place, 2 * (recipe.steps // every + 2) * 2 * recipe.length**2, "this training")
+
+    def add(self, moment: Moment) -> None:
+        """Take in what the model is like now."""
+        self._moments.append(moment)
+        if (began := time.monotonic()) < self._next:
+            return
+        self._write(RUNNING)
+        now = time.monotonic()
+        self._next = now + max(MOST_LOST, SHARE * (now - began))
+
+    def _write(self, status: str) -> None:
+        try:
+            write(self.place, self._training.recipe, self._moments, self._training.example, status)
+            self.problem = ""
+        except ValueError as e:
+            self.problem = str(e)
+
+    def finish(self, status: str) -> None:
+        """Write all of it.  Raises ValueError where the disk does not take it: then it is as it was written last."""
+        if not self._moments:
+            return
+        self._write(status)
+        if self.problem:
+            raise ValueError(self.problem)
 
 
 @dataclass(frozen=True, eq=False)
@@ -305,21 +241,51 @@ class Trained:
         return np.array([self.curves[f"{what} {layer}.{head}"][i] for i, (layer, head) in enumerate(self.heads)])
 
 
+@dataclass
+class _About:
+    """What run.json must say."""
+
+    recipe: Recipe
+    status: str = ""
+
+
 def read(place: Path) -> list[Trained]:
     """The trainings in a folder, or in the folders in it.  Raises ValueError where there are none."""
     place = Path(place)
-    folders = [place] if (place / "run.json").exists() else sorted(p.parent for p in place.glob("*/run.json"))
+    whole = os.path.exists(place / "run.json")
+    folders = [place] if whole else sorted(p.parent for p in place.glob("*/run.json"))
     if not folders:
         raise ValueError(f"{place} holds no training: python -m analysis emergence --out {place} makes one")
     return [_read(folder) for folder in folders]
 
 
 def _read(place: Path) -> Trained:
+    about = files.record(place / "run.json", _About, "that of a training")
+    recipe, file = about.recipe, place / "curves.csv"
+    heads = [f"{layer}.{head}" for layer, head in np.ndindex(recipe.layers, recipe.heads)]
+    wanted = ["step", "loss", "copied", *(f"{what} {h}" for what in ("weight", "norm") for h in heads)]
     try:
-        recipe = Recipe(**json.loads((place / "run.json").read_text(encoding="utf-8"))["recipe"])
-        heads, *rows = csv.reader((place / "curves.csv").read_text(encoding="utf-8").splitlines())
-        columns = dict(zip(heads, np.array(rows, np.float64).T, strict=True))
-        with np.load(place / "maps.npz") as held:
-            return Trained(recipe, columns, held["maps"], held["heads"])
-    except (OSError, KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{place} holds no training that can be read: {e}") from e
+        names, *rows = csv.reader(files.contents(file).decode().splitlines(), strict=True)
+        numbers = np.array(rows, np.float64).reshape(len(rows), len(wanted))
+    except (csv.Error, ValueError) as e:
+        raise ValueError(f"{file} is not the table of this training: it is damaged, or of another") from e
+    if names != wanted or not len(numbers):
+        raise ValueError(f"{file} is not the table of this training: it has other columns, or no rows")
+    size = recipe.length
+    kinds = {"maps": Kind("f", (None, size, size)), "heads": Kind("iu", (None, 2)), "steps": Kind("iu", (None,))}
+    held = files.arrays(place / "maps.npz", kinds)
+    # Maps are written first: of a training that was killed, or is under way, there may be one more.
+    count = min(len(numbers), *map(len, held.values()))
+    steps = numbers[:, 0]
+    if about.status != RUNNING and count != max(len(numbers), *map(len, held.values())):
+        raise ValueError(
+            f"{place} has not as many maps as rows in curves.csv: a file is damaged, or of another training"
+        )
+    if not np.array_equal(steps[:count], held["steps"][:count]):
+        raise ValueError(
+            f"{place} has maps of other steps than curves.csv has: a file is damaged, or of another training"
+        )
+    if (held["heads"] < 0).any() or (held["heads"] >= (recipe.layers, recipe.heads)).any():
+        raise ValueError(f"{place} has maps of heads that its recipe does not have: it is damaged")
+    columns = dict(zip(names, numbers[:count].T, strict=True))
+    return Trained(recipe, columns, held["maps"][:count].astype(np.float16), held["heads"][:count].astype(np.int64))

@@ -4,10 +4,13 @@ Every file says where it comes from: the model and the text with their hashes, t
 makes the same file again, byte by byte.
 """
 
+import hashlib
 import io
 import json
+import os
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +20,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Sheet
 
+from . import files
 from .experiments import as_csv
 from .figures import Figure, Numbers
-from .record import Run
+from .record import Run, about_of
 from .record import load as load_run
 
 matplotlib.use("Agg")
@@ -81,11 +85,9 @@ def open_source(place: Path, needs: str) -> Source:
     place = Path(place)
     if needs == "grid":
         first = next(iter(sorted(place.glob("*/run.json"))), None)
-        about = json.loads(first.read_text(encoding="utf-8")) if first else {}
-        return Source(place, place, about)
+        return Source(place, place, about_of(first.parent) if first else {})
     if needs == "run":
-        run = load_run(place)
-        return Source(place, run, json.loads((place / "run.json").read_text(encoding="utf-8")))
+        return Source(place, load_run(place), about_of(place))
     if needs == "trainings":
         from .emergence import read
 
@@ -173,18 +175,60 @@ def _said(value: Any) -> str:
 def export(figure: Figure, place: Path, out: Path, layout: Layout | None = None) -> Path:
     """Make a figure of what lies in a folder and write it; the ending of `out` says as what.
 
-    Provenance of CSV and NPZ, which have no room for it, stands in a .json file beside them.  Raises ValueError with
-    what to do.
+    Provenance of CSV and NPZ, which have no room for it, stands in a .json file beside them.  A figure that was made
+    here before is made anew.  Raises ValueError with what to do, and where another file of that name is there.
     """
     layout, out = layout or Layout(), Path(out)
     if (kind := out.suffix.lstrip(".").lower()) not in KINDS:
         raise ValueError(f"{out.name} ends in none of: {', '.join(KINDS)}; choose one of these endings for --out")
+    beside = out.with_suffix(out.suffix + ".json") if kind in ("csv", "npz") else None
+    check_own(out)
+    if beside is not None and os.path.exists(beside) and _digest(beside) is None:
+        raise ValueError(f"{beside} is there already, and what {out.name} is of belongs there: choose another --out")
     source = open_source(place, figure.needs)
     figure = figure.on(source.what)
     about = provenance(figure, source, out, layout)
     data = rendered(figure, figure.numbers(source.what), kind, layout, about)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_bytes(data)
-    if kind in ("csv", "npz"):
-        out.with_suffix(out.suffix + ".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise files.unwritten(out, e) from e
+    if beside is not None:
+        about["sha256"] = hashlib.sha256(data).hexdigest()
+        files.write(beside, json.dumps(about, indent=2) + "\n")
+    with files.written(out) as f:
+        f.write(data)
     return out
+
+
+MARKS = {
+    ".pdf": b"/Creator (Sinkscope)",
+    ".svg": b"<dc:title>Sinkscope</dc:title>",
+    ".png": b"Software\0Sinkscope",
+    ".html": b'<meta name="generator" content="Sinkscope">',
+}
+"""What stands in every file of its kind that is written here."""
+
+
+def check_own(out: Path) -> None:
+    """Raises ValueError where there is a file that was not written here: it would be lost."""
+    if not os.path.exists(out):
+        return
+    kind, own = out.suffix.lower(), False
+    with suppress(ValueError, OSError):
+        data = files.contents(out, files.MOST_NUMBERS)
+        if kind in (".csv", ".npz"):
+            own = _digest(out.with_suffix(out.suffix + ".json")) == hashlib.sha256(data).hexdigest()
+        else:
+            own = MARKS.get(kind, MARKS[".html"]) in data
+    if not own:
+        raise ValueError(f"{out} is there already and was not made by Sinkscope: choose another file for --out")
+
+
+def _digest(beside: Path) -> str | None:
+    """Of the numbers that a .json file stands beside; None where it is not of our making."""
+    try:
+        about = files.record(beside, dict[str, Any], "")
+    except ValueError:
+        return None
+    return about.get("sha256") if "figure" in about else None

@@ -18,10 +18,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from . import texts
+from . import files, texts
 from .experiments import Cell
 from .policies import parse
-from .record import Folder, Run, Spec
+from .record import Folder, Run, Spec, spec_of
 
 TRIES = 3
 """How often a cell whose worker died is begun again."""
@@ -31,13 +31,17 @@ PATIENCE = 10
 
 
 def left_of(cells: Iterable[Cell], out: Path) -> list[Cell]:
-    """Cells that are not finished in this folder.  Raises ValueError where it holds another run of the same name."""
+    """Cells that are not finished in this folder.
+
+    Raises ValueError where it holds something else than cells, or another run of the same name.
+    """
     left = []
+    if os.path.exists(out) and not any(out.glob("*/run.json")):
+        files.new_folder(out)
     for cell in cells:
-        about = out / cell.name / "run.json"
-        if not about.exists():
+        if not os.path.exists(out / cell.name / "run.json"):
             left.append(cell)
-        elif (there := Spec.from_json(json.dumps(json.loads(about.read_text(encoding="utf-8"))["spec"]))) != cell.spec:
+        elif (there := spec_of(out / cell.name)) != cell.spec:
             alike = replace(there, bos=cell.spec.bos, special=cell.spec.special) == cell.spec
             what = (
                 "that read its text in another way (--bos, --special)" if alike else "of another model, text or length"
@@ -62,8 +66,8 @@ def run(
             with _workers(backend, jobs, address):
                 share = backend == "local" and jobs > 1
                 work = [joblib.delayed(computed)(cell, share) for cell in left.values()]
-                for name, files in _results(work, one_by_one=backend != "ray"):
-                    _put(out / name, files)
+                for name, made in _results(work, one_by_one=backend != "ray"):
+                    _put(out / name, made)
                     yield left.pop(name)
             return
         except Exception as e:
@@ -104,7 +108,7 @@ def _read(cell: Cell, place: Path) -> None:
     read = texts.tokenized(source, model.tokenizer, bos=spec.bos, special=spec.special, limit=spec.tokens)
     ids, run = read.ids, Run(spec, int(read.ids[0]))
     run.begins, run.as_text = read.begins, read.as_text
-    folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256)
+    folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256, tokens=len(ids))
     for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk):
         folder.append(step)
     folder.finish("finished")
@@ -137,15 +141,18 @@ def _loaded(model: str, dtype: str, device: str, weights: str, kv_heads: int | N
     return load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads)
 
 
-def _put(place: Path, files: dict[str, bytes]) -> None:
+def _put(place: Path, made: dict[str, bytes]) -> None:
     """All files of a cell at once, or none."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as draft:
-        whole = Path(draft) / "cell"
-        whole.mkdir()
-        for name, data in files.items():
-            (whole / name).write_bytes(data)
-        whole.rename(place)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as draft:
+            whole = Path(draft) / "cell"
+            whole.mkdir()
+            for name, data in made.items():
+                (whole / name).write_bytes(data)
+            whole.rename(place)
+    except OSError as e:
+        raise files.unwritten(place, e) from e
 
 
 @contextmanager

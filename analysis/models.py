@@ -5,8 +5,8 @@ family is decided where that is known (families/).  Weights are read from safete
 code is ever run.
 """
 
-import contextlib
 import hashlib
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -288,16 +288,30 @@ def _from_disk(
     if header is not None:
         report["unexpected_keys"] |= gguf_metadata.left_over(network, header)
     check_loaded(network, report, weights, called, quantized=quantized)
-    tokenizer = None
-    # A model without a tokenizer can still read token ids.
-    with contextlib.suppress(Exception):
-        tokenizer = AutoTokenizer.from_pretrained(source, **local)
+    tokenizer = _tokenizer(source, called, local)
     if kv_heads is not None:
         pool(network, kv_heads)
     if packed != "model":
         pack(network, packed)
     lay_out(network)
     return LanguageModel(called, network, tokenizer, weights, packed)
+
+
+def _tokenizer(source: Path, called: str, local: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+    """A model's tokenizer; None where it has none, or one that cannot be used: it can still read token ids."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **local)
+        # One that is damaged may say so only when it is asked.
+        tokenizer("a")
+        return tokenizer
+    except Exception as e:
+        if "gguf_file" in local or any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+            logging.getLogger(__name__).warning(
+                "The tokenizer of %s cannot be used, so it reads token ids only: fetch it again (%s)",
+                called,
+                first_line(e),
+            )
+        return None
 
 
 def _configuration(source: Path, called: str, local: dict[str, Any]) -> PretrainedConfig:

@@ -13,8 +13,8 @@ from string import Template
 import numpy as np
 import plotly.graph_objects as go
 
-from . import metrics
-from .export import Layout, Source, open_source, provenance, rendered
+from . import files, metrics
+from .export import Layout, Source, check_own, open_source, provenance, rendered
 from .figures import HeadMap, Memory, Numbers, Perplexity
 from .figures.sink_grid import mass_of
 from .palette import colours
@@ -36,6 +36,7 @@ def report(place: Path, out: Path, *, lane: int = 0, stretch: Path | None = None
 
     Raises ValueError where there is no run, lane, stretch or head.
     """
+    check_own(out)
     source = open_source(place, "run")
     maps = []
     if heads and stretch is None:
@@ -43,8 +44,12 @@ def report(place: Path, out: Path, *, lane: int = 0, stretch: Path | None = None
     if stretch is not None:
         atlas = open_source(stretch, "stretch")
         maps = [_map(atlas, *_head(name)) for name in heads] or [_map(atlas)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(source, lane=lane, maps=maps), encoding="utf-8")
+    made = page(source, lane=lane, maps=maps)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise files.unwritten(out, e) from e
+    files.write(out, made)
     return out
 
 
