@@ -1,0 +1,22 @@
+"""A handful of each row of the fuzzers: the same ones each time, and others, whose seed a failure names."""
+
+import secrets
+
+import pytest
+
+from . import parsers
+from .seeds import everything
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    root = everything(tmp_path_factory.mktemp("seeds"))
+    parsers.prepare(root)
+    return root
+
+
+@pytest.mark.parametrize("seed", [1, secrets.randbelow(10**6)], ids=["same", "fresh"])
+def test_whatever_is_read_is_read_or_refused_in_a_sentence(whole, seed):
+    found = list(parsers.rows(whole, seed, 4))
+    assert sum(row.tries for row in found) > 150
+    assert not (bad := [f for row in found for f in row.failures]), f"seed {seed}: {bad}"
