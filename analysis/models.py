@@ -5,6 +5,7 @@ family is decided where that is known (families/).  Weights are read from safete
 code is ever run.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
