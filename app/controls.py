@@ -3,6 +3,7 @@
 A new policy or setting needs no line here.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import Field
 from pathlib import Path
@@ -181,8 +182,11 @@ def chosen_text(key: str, name: str) -> texts.Text:
     return texts.read(name)
 
 
-def lane_controls(key: str, lanes: list[str], most: int, trained_length: int | None) -> None:
-    """Widgets for a list of policies as a person writes them; the list is changed in place."""
+def lane_controls(
+    key: str, lanes: list[str], most: int, trained_length: int | None, switched: Mapping[int, str] | None = None
+) -> None:
+    """Widgets for a list of policies as a person writes them; the list is changed in place.  `switched`: what to say of
+    lanes that go on under another policy."""
     state = st.session_state
 
     def changed() -> None:
@@ -209,7 +213,14 @@ def lane_controls(key: str, lanes: list[str], most: int, trained_length: int | N
             st.button(
                 "Remove", key=f"{key}-remove-{state.revision}-{i}", on_click=remove, args=(i,), disabled=len(lanes) == 1
             )
+        if switched and i in switched:
+            st.caption(f":material/swap_horiz: {escaped(switched[i])}")
     st.button("Add a lane", key=f"{key}-add", on_click=add, width="stretch", disabled=len(lanes) >= most)
+
+
+def escaped(text: str) -> str:
+    """A text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~$:])", r"\\\1", text)
 
 
 def policy_controls(key: str, policy: Policy) -> Policy:
