@@ -20,7 +20,7 @@ from analysis.settings import Settings
 from analysis.texts import BOS, SPECIAL, setting
 from app.runner import sentence
 
-BEGINS = {"auto": "as the tokenizer does", "on": "on", "off": "off"}
+BEGINS = {"auto": "as usual", "on": "on", "off": "off"}
 CONTROL = {"text": "as text", "tokens": "as tokens"}
 WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
 NUMBERS = ["auto", "float32", "bfloat16", "float16"]
@@ -138,7 +138,8 @@ def reading_controls(key: str, bos: str, special: str) -> tuple[str, str]:
         format_func=BEGINS.get,
         key=f"{key}-bos",
         help="BOS is the token that begins a text: the sink of many models, such as Gemma, Llama and Mistral, which "
-        "read badly without it. A text never begins with it twice; token ids are read as they are, unless it is on",
+        "read badly without it. As usual: as the tokenizer does. A text never begins with it twice; token ids are read "
+        "as they are, unless it is on",
     ), right.selectbox(
         "Special tokens",
         list(CONTROL),

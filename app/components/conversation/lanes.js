@@ -163,7 +163,7 @@ function makeLane(i, send, frameNow) {
     }
     [...front.querySelectorAll("b")].forEach((chip, k) => {
       flag(chip, "sk-gone", share(lane, k) === 0);
-      flag(chip, "sk-sink", k < lane.protected);
+      flag(chip, "sk-pinned", k < lane.protected);
     });
     const lost = lane.front.filter((_, k) => share(lane, k) === 0).length;
     say(state, lane.total === 0 ? "" : lost === 0 ? "kept" : lost === lane.front.length ? "gone" : `${lost} gone`);
