@@ -6,6 +6,7 @@ A new policy or setting needs no line here.
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import Field
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,11 @@ def brand(motto: str) -> None:
     """The name, what this page is for, and how all pages look."""
     st.html(AROUND)
     st.html(f'<div class="sk-brand">Sinkscope</div><div class="sk-motto">{motto}</div>')
+
+
+def heading(text: str) -> None:
+    """The page's heading for who listens to it; who looks sees what the page shows."""
+    st.html(f'<h1 class="sk-unseen">{escape(text)}</h1>')
 
 
 def fresh(trigger: str, value: dict) -> bool:

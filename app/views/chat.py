@@ -15,6 +15,7 @@ from app.chatframes import ChatSender
 from app.components import conversation
 from app.controls import READING, Chosen, brand, fresh, lane_controls, model_controls, readdress
 from app.presets import CHATS
+from app.projection import project
 from app.runner import REGISTRY, sentence
 from app.talk import MOST_LANES, Talk
 from app.view import CHAT_LOOKS, ChatView
@@ -377,5 +378,6 @@ def draw() -> None:
 freeze()
 open_page()
 sidebar()
+project()
 # One pace for ever: to change it the whole page would have to run again, and blink.
 st.fragment(draw, run_every=EVERY)()

@@ -5,12 +5,12 @@ import streamlit as st
 from analysis.texts import BOS
 from app.chapters import PLAYS, cost, drop, emergence, enough, stage
 from app.controls import brand
-from app.lesson import FOLDER, LANGUAGES, Chapter, lesson
+from app.lesson import LANGUAGES, Chapter, lesson
+from app.projection import project
 from app.runner import sentence
 
 STARTS = {"drop": drop.start, "enough": enough.start, "cost": cost.start, "emergence": emergence.start}
 """What begins by itself when its chapter is opened."""
-PROJECTED = FOLDER / "projected.css"
 PACES = {"cost": 2.0}
 """Seconds between two drawings of what plays, half a one unless said: drawing would be measured as a cost."""
 
@@ -27,7 +27,6 @@ def open_page() -> None:
     state["note"] = "" if name in PLAYS else lesson(state["language"])["page"].say("gone")
     if asked.get("bos") in BOS:
         state["bos"] = asked["bos"]
-    state["projected"] = asked.get("projected") == "1"
     go(name if name in PLAYS else "row")
 
 
@@ -58,13 +57,6 @@ def begin_with() -> None:
     go(state["chapter"], again=state["chapter"] != "emergence")
 
 
-def project(on: bool) -> None:
-    if on:
-        st.query_params["projected"] = "1"
-    else:
-        st.query_params.pop("projected", None)
-
-
 def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
     state = st.session_state.lesson
     with st.sidebar:
@@ -88,12 +80,12 @@ def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
 
 
 def steps(page: Chapter) -> None:
-    """From one chapter to the next, and onto the projector.
+    """From one chapter to the next.
 
     A press that falls into a rerun is now and then told twice: so each button says where to, and not how far.
     """
     state, names = st.session_state.lesson, list(PLAYS)
-    at, projected = names.index(state["chapter"]), state["projected"]
+    at = names.index(state["chapter"])
     before, after = names[max(0, at - 1)], names[min(at + 1, len(names) - 1)]
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
@@ -107,10 +99,6 @@ def steps(page: Chapter) -> None:
             shortcut="Right",
             key="lesson-next",
         )
-        st.button(
-            page.say("unproject" if projected else "project"), on_click=project, args=(not projected,), shortcut="P",
-            icon=":material/present_to_all:", key="lesson-project",
-        )  # fmt: skip
 
 
 def body(name: str, chapter: Chapter, page: Chapter) -> None:
@@ -132,13 +120,12 @@ chapters = lesson(state["language"])
 page, name = chapters["page"], state["chapter"]
 chapter = chapters[name]
 sidebar(chapters, page)
-if state["projected"]:
-    st.html(PROJECTED)
+project(page.say("project"), page.say("unproject"))
 if state["note"]:
     st.info(state["note"])
 text, play = st.columns([5, 8], gap="large")
 with text:
-    st.header(f"{chapter.number} · {chapter.title}", anchor=False)
+    st.title(f"{chapter.number} · {chapter.title}", anchor=False)
     st.markdown(chapter.text)
     st.markdown(f"**{page.say('question')}.** {chapter.question}")
     with st.expander(page.say("answer")):

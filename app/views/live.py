@@ -23,6 +23,7 @@ from app.controls import (
 )
 from app.frames import Sender, empty
 from app.presets import FOUR, PRESETS
+from app.projection import project
 from app.reader import MOST_LANES, LiveRun
 from app.runner import REGISTRY, sentence
 from app.view import LOOKS, MODES, PAINTS, View
@@ -308,5 +309,6 @@ def busy() -> bool:
 freeze()
 open_page()
 sidebar()
+project()
 st.session_state.fast = busy()
 st.fragment(draw, run_every=0.1 if st.session_state.fast else None)()
