@@ -1,0 +1,53 @@
+"""What the server answers to: its own names alone, for pages and files as for the socket."""
+
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from streamlit import config
+from streamlit.web.server.app_discovery import discover_asgi_app
+
+from app import guard
+
+
+@pytest.fixture(scope="module")
+def client():
+    async def page(request):
+        return PlainTextResponse("the page", headers={"X-Frame-Options": "ALLOWALL"})
+
+    app = Starlette(routes=[Route("/{path:path}", page)], middleware=guard.GUARDS)
+    return TestClient(app)
+
+
+@pytest.fixture(autouse=True)
+def _hosts():
+    """As streamlit_config.toml has them."""
+    before = config.get_option("server.allowedHosts")
+    config.set_option("server.allowedHosts", ["localhost", "127.0.0.1"])
+    yield
+    config.set_option("server.allowedHosts", before)
+
+
+@pytest.mark.parametrize("path", ["/", "/chat", "/app/static/plotly.min.js", "/_stcore/health", "/media/x.png"])
+def test_every_path_has_its_host_checked_and_its_headers_told(client, path):
+    for host in ("127.0.0.1:8501", "localhost", "LOCALHOST:1"):
+        answer = client.get(path, headers={"host": host})
+        assert answer.text == "the page"
+        assert answer.headers["X-Frame-Options"] == "SAMEORIGIN"
+        assert "img-src 'self' data: blob:;" in answer.headers["Content-Security-Policy"]
+        assert "frame-ancestors 'self'" in answer.headers["Content-Security-Policy"]
+    for host in ("evil.example", "127.0.0.1.evil.example", "localhost@evil.example", "127.0.0.1:99999", ""):
+        refused = client.get(path, headers={"host": host})
+        assert refused.status_code == 421
+        assert "the page" not in refused.text
+
+
+def test_the_server_finds_what_it_serves_with():
+    """`streamlit run app/main.py` takes the guards only where it finds them in that file."""
+    main = Path(guard.__file__).parent / "main.py"
+    assert discover_asgi_app(main).import_string == "main:app"
+    assert isinstance(st.App(main, middleware=guard.GUARDS), st.App)
