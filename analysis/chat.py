@@ -4,6 +4,7 @@ What was generated stays as it was generated: between two answers only the templ
 are tokenised and read.  A conversation knows nothing of other lanes, of files or of screens.
 """
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,9 @@ from .models import LanguageModel
 from .policies import Policy
 from .positions import LEARNED
 from .record import ROLES, Column, Sampling
+from .rendering import TemplateFailed, rendered
 from .rotary import Adapted
+from .settings import quoted
 from .source import Source, Step
 from .stream import SINK_TOKENS
 
@@ -74,35 +77,35 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
     if not tokenizer.chat_template:
         return Template("", "", "\n", f"This model has no chat template: {_PLAIN}.")
 
-    def render(*said: str, answer: bool = True) -> str:
-        turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(said)]
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer)
-
     p, a, q, b, r = "qPromptOne", "qAnswerOne", "qPromptTwo", "qAnswerTwo", "qPromptThree"
+    thought = f"<think>\nqThought\n</think>\n\n{a}"
     # A template is a program that somebody else wrote: it may fail in any way.
     try:
-        head, found, opened = render(p).partition(p)
-        second = render(p, a, q)
+        chosen = tokenizer.get_chat_template()
+        special = tuple((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+        asked = (((p,), True), ((p, a, q), True), ((p, a, q, b, r), True), ((p, a), False), ((p, thought, q), True))
+        begun, second, longer, answered, thinking = rendered(chosen, special, asked)
+        head, found, opened = begun.partition(p)
         before, _, rest = second.partition(a)
         # What stands between a prompt and an earlier answer: white space that it begins with is the model's to say.
         earlier = before[len(head + p) :]
         close = rest[: -len(q + opened)]
         whole = head + p + earlier + a + close + q + opened
         third = head + p + earlier + a + close + q + earlier + b + close + r + opened
-        last = render(p, a, answer=False).rstrip()
-        thought = f"<think>\nqThought\n</think>\n\n{a}"
-        faithful = bool(found) and (second, render(p, a, q, b, r)) == (whole, third)
+        last = answered.rstrip()
+        faithful = bool(found) and (second, longer) == (whole, third)
         bare = THOUGHT.sub("", opened)
         faithful = faithful and earlier.startswith(bare) and not THOUGHT.sub("", earlier[len(bare) :]).strip()
         faithful = faithful and second.startswith((last, THOUGHT.sub("", last)))
         if not faithful:
             return Template("", "", "\n", f"This model's chat template changes what was said before: {_PLAIN}.")
         kept = earlier.startswith(opened) and not earlier[len(opened) :].strip()
-        kept = kept and second.startswith(last) and thought in render(p, thought, q)
+        kept = kept and second.startswith(last) and thought in thinking
         begin = tokenizer.bos_token
         writes = bool(begin) and head.startswith(begin) and begin not in close + opened
     except Exception as e:
-        return Template("", "", "\n", f"This model's chat template cannot be used ({type(e).__name__}): {_PLAIN}.")
+        why = str(e) if isinstance(e, TemplateFailed) else type(e).__name__
+        return Template("", "", "\n", f"This model's chat template cannot be used ({why}): {_PLAIN}.")
     caution = f"This model's chat template changes thoughts of earlier answers, or takes them out: {_KEPT}."
     return Template(head, opened, close, caution="" if kept else caution, writes_bos=writes)
 
@@ -155,20 +158,6 @@ class Turn:
     def note(self) -> str:
         """What there is to say of these, as a sentence; empty where there are none."""
         return texts.said_as_text(self.as_text, "in what was said")
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A lane went on under another policy from a text position on; `how`: what became of sinks that had left the cache,
-    in a few words."""
-
-    position: int
-    policy: Policy
-    how: str = ""
-
-    @property
-    def label(self) -> str:
-        return ", ".join(filter(None, (self.policy.label, self.how)))
 
 
 class Partner:
@@ -268,11 +257,9 @@ class Conversation:
         source = Source(partner.adapted, np.zeros(0, np.int32), sink_tokens, hold, tokenizer=partner.tokenizer)
         self.lane = Lane(index, policy, source)
         self.turns: list[Turn] = []
-        self.switches: list[Switch] = []
         self.roles = Column(np.int8)
         self._chooser = Chooser(sampling)
         self._before: Snapshot | None = None
-        self._before_switches = 0
         self._pin = True
         self._pieces: list[str] = []
         self._settled = 0
@@ -365,7 +352,7 @@ class Conversation:
             return replace(step, roles=self.roles.view()[step.start : step.stop].copy())
         if turn.begin is None:
             turn.begin = len(self.tokens)
-            self._before, self._before_switches = lane.snapshot(), len(self.switches)
+            self._before = lane.snapshot()
         source = lane.source
         step = lane.next(lambda logits: self._chooser(source.ids, logits), kv_chunk=self.kv_chunk)
         roles = np.array([ASSISTANT], np.int8)
@@ -396,18 +383,13 @@ class Conversation:
         del self._pieces[len(self.tokens) :]
         self._settled = min(self._settled, turn.asked)
         turn.stop, turn.why = None, ""
-        # What it was switched to meanwhile holds from the beginning of this answer on.
-        del self.switches[self._before_switches :]
         if policy != self.policy:
-            self.switch(policy, pin=self._pin)
+            self.lane.switch(policy, pin=self._pin)
 
     def switch(self, policy: Policy, *, pin: bool = False) -> None:
         """Go on under another policy (Lane.switch)."""
-        missing = self.lane.missing_sinks(policy)
-        self.lane.switch(policy, pin=pin)
         self._pin = pin
-        how = ("with the sinks pinned again" if pin else "without its sinks") if missing else ""
-        self.switches.append(Switch(self.lane.position, policy, how))
+        self.lane.switch(policy, pin=pin)
 
     def pieces(self) -> list[str]:
         """How each token of the conversation looks, [tokens]."""
@@ -451,14 +433,12 @@ def scripts() -> dict[str, Path]:
 def read_script(name: str) -> tuple[list[str], str]:
     """The prompts of a bundled script or a file, and its digest.  Raises ValueError with what to do."""
     path = scripts().get(name, Path(name))
-    if not path.is_file():
+    # os.path answers for any string, also for one that can be no path.
+    if not os.path.isfile(path):
         raise ValueError(
-            f"there is no script {name[:80]!r}: give a file with one prompt a line, or one of: {', '.join(scripts())}"
+            f"there is no script {quoted(name)}: give a file with one prompt a line, or one of: {', '.join(scripts())}"
         )
-    try:
-        return script_from_bytes(path.read_bytes(), path.name)
-    except OSError as e:
-        raise ValueError(f"{name!r} cannot be read ({e.strerror}): check who may read it") from e
+    return script_from_bytes(files.contents(path, texts.MOST_BYTES), path.name)
 
 
 def script_from_bytes(data: bytes, name: str) -> tuple[list[str], str]:
