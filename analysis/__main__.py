@@ -22,6 +22,7 @@ from rich.table import Column, Table
 from . import files, metrics, texts
 from .policies import POLICIES, Policy, parse
 from .record import ROLES, TYPED, Folder, Run, Sampling, Spec
+from .settings import MOST
 from .texts import with_bos
 
 app = typer.Typer(
@@ -567,7 +568,7 @@ def _reach(rule: Mapping[str, Any]) -> str:
         return f" ({'|'.join(rule['choices'])})"
     if rule["pattern"]:
         return ""
-    return f" ({rule['low']} or more)" if rule["high"] is None else f" ({rule['low']:,} to {rule['high']:,})"
+    return f" ({rule['low']} or more)" if rule["high"] == MOST else f" ({rule['low']:,} to {rule['high']:,})"
 
 
 @app.command(name="texts")

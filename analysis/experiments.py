@@ -5,6 +5,7 @@ digits.  This module knows nothing of models: what a cell says is read from its 
 """
 
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -38,7 +39,11 @@ class Cell:
     @property
     def name(self) -> str:
         """Its folder."""
-        return re.sub(r"[^\w.+=-]+", "-", self.spec.policies[0]) + (f"-{self.samples}-samples" if self.samples else "")
+        written = re.sub(r"[^\w.+=-]+", "-", policy := self.spec.policies[0])
+        if len(written) > 120:
+            # No file system takes a name of any length.
+            written = f"{written[:100]}-{hashlib.sha256(policy.encode()).hexdigest()[:12]}"
+        return written + (f"-{self.samples}-samples" if self.samples else "")
 
 
 @dataclass(frozen=True)

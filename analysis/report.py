@@ -143,11 +143,15 @@ def _lines(run: Run, data: Numbers, name: str, *, log: bool = False) -> go.Figur
     for lane, (policy, (colour, dash)) in enumerate(zip(policies, colours(policies), strict=True)):
         of = (data["lane"] == lane) & (marks == "")
         line = {"color": colour, "dash": DASHES.get(dash, "dash"), "width": 1.6}
-        figure.add_scatter(x=data["token"][of], y=data[name][of], name=policy.label, line=line, mode="lines")
+        figure.add_scatter(
+            x=data["token"][of], y=data[name][of], name=html.escape(policy.label), line=line, mode="lines"
+        )
         for i in np.flatnonzero((data["lane"] == lane) & (marks != "")):
             words = "cache full" if marks[i] == "full" else parse(marks[i]).label
             figure.add_vline(
-                x=int(data["token"][i]), line={"color": colour, "dash": "dot", "width": 1}, annotation_text=words
+                x=int(data["token"][i]),
+                line={"color": colour, "dash": "dot", "width": 1},
+                annotation_text=html.escape(words),
             )
     figure = _laid_out(figure, "tokens read", "", 380)
     figure.update_yaxes(type="log" if log else "linear", rangemode="normal" if log else "tozero")
@@ -196,5 +200,6 @@ def _map(atlas: Source, layer: int = -1, head: int = -1) -> str:
     figure, layout = HeadMap(layer=layer, head=head).on(atlas.what), Layout(dpi=160)
     about = provenance(figure, atlas, Path(f"{figure.layer}.{figure.head}.png"), layout)
     picture = base64.b64encode(rendered(figure, figure.numbers(atlas.what), "png", layout, about)).decode()
-    words = f"Layer {figure.layer}, head {figure.head}, {parse(atlas.what.stretch.spec.policies[0]).label}"
+    label = parse(atlas.what.stretch.spec.policies[0]).label
+    words = html.escape(f"Layer {figure.layer}, head {figure.head}, {label}")
     return f'<figure><img alt="{words}" src="data:image/png;base64,{picture}"><figcaption>{words}</figcaption></figure>'

@@ -8,22 +8,36 @@ import re
 from dataclasses import Field, dataclass, field, fields
 from typing import ClassVar, Self
 
+MOST = 2**24
+"""The largest whole number that a setting takes unless it says otherwise: more tokens than any text has."""
+LONGEST = 2**16
+"""Characters of a setting, or of all that are written together, at most."""
+
+
+def quoted(value: object) -> str:
+    """What a person wrote, to be put into a sentence: between quotes, and never longer than a line."""
+    text = value if isinstance(value, str) else str(value)
+    return repr(text if len(text) <= 60 else f"{text[:57]}…")
+
 
 def setting(
     default: float | str,
     help: str,
     *,
     low: float = 0,
-    high: float | None = None,
+    high: float = MOST,
     choices: tuple[str, ...] = (),
     pattern: str = "",
+    file: bool = False,
     what_if: bool = False,
 ):
     """A dataclass field for one setting: its default, its help text, and the values that it may take.
 
-    `what_if`: it bends attention rather than saying what is kept, and is written only where it bends.
+    `file`: it may be a file's path.  `what_if`: it bends attention rather than saying what is kept, and is written only
+    where it bends.
     """
-    rule = {"help": help, "low": low, "high": high, "choices": choices, "pattern": pattern, "what_if": what_if}
+    rule = {"help": help, "low": low, "high": high, "choices": choices, "pattern": pattern, "file": file}
+    rule["what_if"] = what_if
     return field(default=default, metadata=rule, kw_only=what_if)
 
 
@@ -36,22 +50,26 @@ class Settings:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value, rule = getattr(self, f.name), f.metadata
-            if rule["choices"]:
-                if value not in rule["choices"]:
-                    raise ValueError(
-                        f"{self.name}: {f.name} must be one of {', '.join(rule['choices'])}, not {value!r}"
-                    )
-            elif rule["pattern"]:
-                if not re.fullmatch(rule["pattern"], str(value)):
-                    raise ValueError(f"{self.name}: {f.name} cannot be {value!r}. {rule['help']}")
-            elif not isinstance(value, (int, float) if f.type is float else int) or isinstance(value, bool):
-                kind = "a number" if f.type is float else "a whole number"
-                raise ValueError(f"{self.name}: {f.name} must be {kind}, not {value!r}")
-            elif value < rule["low"]:
-                raise ValueError(f"{self.name}: {f.name} must be at least {rule['low']}, not {value}")
-            elif rule["high"] is not None and value > rule["high"]:
-                raise ValueError(f"{self.name}: {f.name} must be at most {rule['high']}, not {value}")
+            if wrong := self._wrong(f, getattr(self, f.name)):
+                raise ValueError(f"{self.name}: {f.name} {wrong}")
+
+    @staticmethod
+    def _wrong(f: Field, value: object) -> str:
+        """What a setting must be and is not; empty where it is."""
+        rule = f.metadata
+        if rule["choices"]:
+            return (
+                "" if value in rule["choices"] else f"must be one of {', '.join(rule['choices'])}, not {quoted(value)}"
+            )
+        if rule["pattern"]:
+            fits = isinstance(value, str) and len(value) <= LONGEST and re.fullmatch(rule["pattern"], value, re.ASCII)
+            return "" if fits else f"cannot be {quoted(value)}. {rule['help']}"
+        if isinstance(value, bool) or not isinstance(value, (int, float) if f.type is float else int):
+            return f"must be {'a number' if f.type is float else 'a whole number'}, not {quoted(value)}"
+        # No comparison is true of what is not a number.
+        if not rule["low"] <= value:
+            return f"must be at least {rule['low']}, not {_shown(value)}"
+        return "" if value <= rule["high"] else f"must be at most {rule['high']}, not {_shown(value)}"
 
     @classmethod
     def settings(cls) -> list[Field]:
@@ -61,13 +79,17 @@ class Settings:
     @classmethod
     def parse(cls, settings: str) -> Self:
         """Read `key=value,key=value`; raises ValueError with the settings that exist when a key is unknown."""
+        if len(settings) > LONGEST:
+            raise ValueError(f"{cls.name}: its settings are longer than the {LONGEST:,} characters that are read")
         kinds = {f.name: f.type for f in fields(cls)}
         values: dict[str, float | str] = {}
         for part in filter(None, (p.strip() for p in settings.split(","))):
             key, equals, value = (p.strip() for p in part.partition("="))
             if key not in kinds or not equals:
                 known = ", ".join(f.name for f in sorted(fields(cls), key=lambda f: f.metadata["what_if"]))
-                raise ValueError(f"{cls.name} has no setting {part!r}; write key=value, where key is one of: {known}")
+                raise ValueError(
+                    f"{cls.name} has no setting {quoted(part)}; write key=value, where key is one of: {known}"
+                )
             if key in values:
                 raise ValueError(f"{cls.name}: {key} is given twice")
             if kinds[key] in (int, float):
@@ -75,7 +97,7 @@ class Settings:
                     values[key] = kinds[key](value)
                 except ValueError:
                     kind = "a number" if kinds[key] is float else "a whole number"
-                    raise ValueError(f"{cls.name}: {key} must be {kind}, not {value!r}") from None
+                    raise ValueError(f"{cls.name}: {key} must be {kind}, not {quoted(value)}") from None
             else:
                 values[key] = value
         return cls(**values)
@@ -88,3 +110,8 @@ class Settings:
     def _shown(self) -> list[Field]:
         """What is written."""
         return self.settings()
+
+
+def _shown(number: float) -> str:
+    """A number that somebody wrote, short enough for a line."""
+    return f"{number}" if abs(number) < 1e15 or isinstance(number, float) else "a number of more than 15 digits"

@@ -6,6 +6,7 @@ is lane.py's.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,20 +14,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import texts
+from . import files, texts
 from .attention import Reading
 from .cache import LayerCache
 from .decoding import Decoding
 from .policies import Afresh, Band, Dense, Duo, Policy, Ranked
+from .policies.duo import numbers, rows_of
 from .positions import LEARNED
 from .ranking import Gone, Ranking
 from .reach import Reach
 from .rotary import Adapted
+from .settings import quoted
 from .tracing import one_token
 from .what_if import WhatIf
 
 MEASURED, SINKS = 512, 4
 """Tokens of the text over which heads are measured, and how many of the first of them are its sinks."""
+MOST_BYTES = 2**20
+"""The largest file that rates heads."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class Source:
         """Raises ValueError where this model's cached keys cannot be moved as the policy moves them, or the tokens that
         it wants first are not to be had."""
         self._named(policy.first, 1)
-        if isinstance(policy, Duo) and policy.scores != "measured":
+        if isinstance(policy, Duo) and not policy.measured:
             self.full_heads(policy)
         if not (why := self.model.positions.fixed):
             return
@@ -178,7 +183,7 @@ class Source:
     def full_heads(self, policy: Duo) -> list[list[int]]:
         """KV heads of each layer that keep everything.  Raises ValueError where a file does not fit the model."""
         if policy.scores not in self._rated:
-            self._rated[policy.scores] = self._measured() if policy.scores == "measured" else self._from_file(policy)
+            self._rated[policy.scores] = self._measured() if policy.measured else self._given(policy)
         rated = self._rated[policy.scores]
         count = round(policy.full / 100 * rated.size)
         best = np.sort(np.argsort(-rated, axis=None, kind="stable")[:count])
@@ -195,20 +200,19 @@ class Source:
         )
         return mass.reshape(len(mass), self.model.kv_heads, -1).mean(-1)
 
-    def _from_file(self, policy: Duo) -> NDArray[np.float64]:
+    def _given(self, policy: Duo) -> NDArray[np.float64]:
         shape = self.model.layers, self.model.kv_heads
-        try:
-            rated = np.loadtxt(policy.scores, ndmin=2)
-        except (OSError, ValueError, UnicodeDecodeError) as e:
+        what = quoted(policy.scores)
+        rows = policy.given or _rows(policy)
+        counts = sorted({len(row) for row in rows})
+        if (len(rows), counts) != (shape[0], [shape[1]]):
             raise ValueError(
-                f"{policy.name}: {policy.scores!r} cannot be read as numbers: give a text file with a row for each "
-                "layer and a number for each KV head, or scores=measured"
-            ) from e
-        if rated.shape != shape:
-            raise ValueError(
-                f"{policy.name}: {policy.scores!r} has {rated.shape[0]} rows of {rated.shape[1]} numbers, and this "
-                f"model has {shape[0]} layers of {shape[1]} KV heads: give a file for this model"
+                f"{policy.name}: {what} has {len(rows)} rows of {' or '.join(map(str, counts))} numbers, and "
+                f"this model has {shape[0]} layers of {shape[1]} KV heads: give a file for this model"
             )
+        rated = np.array(rows)
+        if not np.isfinite(rated).all():
+            raise ValueError(f"{policy.name}: {what} rates a head with what is no number: give a number for each")
         return rated
 
     def truncate(self, tokens: int) -> None:
@@ -249,7 +253,7 @@ class Source:
             except ValueError as e:
                 raise ValueError("this model's tokenizer has no token that begins a text: choose first=newlines") from e
         # Another text's words, whatever this text begins with: its BOS would be this text's own again.
-        return texts.tokenize(texts.read(first), self.tokenizer, bos="off", limit=max(2, count))[:count].tolist()
+        return texts.tokenize(texts.play(first), self.tokenizer, bos="off", limit=max(2, count))[:count].tolist()
 
     def front(
         self, tokens: int, first: str = "own", count: int = 0, what_if: WhatIf | None = None
@@ -277,3 +281,14 @@ class Source:
             model.forward(ids[:, begin:end], reading, begin=begin, last=1)
             begin = end
         return [(c.keys.view().clone(), c.values.view().clone()) for c in caches]
+
+
+def _rows(policy: Duo) -> tuple[tuple[float, ...], ...]:
+    """The rows of numbers in the file that a policy names: a regular one on this machine, and never a large one."""
+    try:
+        return numbers(rows_of(files.contents(Path(policy.file), MOST_BYTES).decode("utf-8-sig")))
+    except ValueError as e:
+        raise ValueError(
+            f"{policy.name}: {quoted(policy.file)} cannot be read as numbers: give a text file on this machine with a "
+            "row for each layer and a number for each KV head, or scores=measured"
+        ) from e

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import control, files
+from .settings import quoted
 
 MOST_BYTES = 8 * 2**20
 """The largest text that is read, in bytes, and the most token ids."""
@@ -57,24 +58,38 @@ def title(name: str) -> str:
         return f.readline().strip().lstrip("# ")
 
 
+def play(name: str) -> Text:
+    """A bundled text by its name.  Raises ValueError with what there is."""
+    if name not in plays():
+        raise ValueError(
+            f"there is no text {quoted(name)} among the bundled ones: choose one such as {', '.join(_near(name))}"
+        )
+    return from_bytes(plays()[name].read_bytes(), name)
+
+
+def _near(name: str) -> list[str]:
+    """Bundled texts whose names are like this one."""
+    return difflib.get_close_matches(name[:80].lower(), plays(), n=3) or ["hamlet", "macbeth"]
+
+
 def read(name: str) -> Text:
     """A bundled text by its name, a text file, or a .npy file of token ids.  Raises ValueError with what to do."""
     if name in plays():
-        return from_bytes(plays()[name].read_bytes(), name)
+        return play(name)
     path = Path(name)
     # os.path answers for any string, also for one that can be no path.
     if not os.path.exists(path):
-        near = difflib.get_close_matches(name.lower(), plays(), n=3) or ["hamlet", "macbeth"]
         raise ValueError(
-            f"there is no text {name[:80]!r}: give the path of a file, or a bundled text such as {', '.join(near)}"
+            f"there is no text {quoted(name)}: give the path of a file, or a bundled text such as "
+            f"{', '.join(_near(name))}"
         )
     if not os.path.isfile(path):
-        raise ValueError(f"{name!r} is not a file: give a text file, or a bundled text such as hamlet")
+        raise ValueError(f"{quoted(name)} is not a file: give a text file, or a bundled text such as hamlet")
     try:
         with path.open("rb") as f:
             data = f.read(_most_bytes(path.name) + 1)
     except OSError as e:
-        raise ValueError(f"{name!r} cannot be read ({e.strerror}): check the path and who may read it") from e
+        raise ValueError(f"{quoted(name)} cannot be read ({e.strerror}): check the path and who may read it") from e
     return from_bytes(data, path.name)
 
 
@@ -169,7 +184,7 @@ def setting(name: str, value: str | bool, choices: Iterable[str]) -> str:
     """
     value = {True: "on", False: "off"}[value] if isinstance(value, bool) else value
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, not {quoted(value)}")
     return value
 
 

@@ -1,5 +1,6 @@
 """Live captures: a stretch of text is read and kept on disk, for maps that are drawn where somebody looks."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -29,7 +30,7 @@ class Capturing(Live):
         return f"{self.spec.policies[0]} · {self.spec.text}"
 
     def _run(self) -> None:
-        if self.folder and (Path(self.folder) / "stretch.json").exists():
+        if self.folder and os.path.exists(Path(self.folder) / "stretch.json"):
             stretch = Stretch(Path(self.folder))
             self.spec = stretch.spec
             model = self._models.get(self.spec, self.tell)

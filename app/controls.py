@@ -3,10 +3,8 @@
 A new policy or setting needs no line here.
 """
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import Field
-from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,18 +14,23 @@ from analysis import texts
 from analysis.dtypes import decide
 from analysis.palette import labels
 from analysis.policies import POLICIES, Policy, parse
+from analysis.policies.duo import rows_of
 from analysis.record import Spec
-from analysis.settings import Settings
+from analysis.settings import Settings, quoted
 from analysis.texts import BOS, SPECIAL, setting
+from app import address
+from app.plain import plain
 from app.runner import sentence
 
-BEGINS = {"auto": "as usual", "on": "on", "off": "off"}
+BEGINS = {"auto": "as the tokenizer does", "on": "on", "off": "off"}
 CONTROL = {"text": "as text", "tokens": "as tokens"}
 WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
 NUMBERS = ["auto", "float32", "bfloat16", "float16"]
 UPLOAD, PASTE = "Upload a text …", "Paste a text …"
 AROUND = Path(__file__).parent / "components" / "shared" / "around.css"
 """The style of the page around what it draws."""
+LONGEST_NAME = 4096
+"""Characters of a path or of the name of a model: more than any file system takes."""
 NEW_LANE = "streaming:sinks=4,window=60,positions=cache"
 
 
@@ -37,9 +40,10 @@ def brand(motto: str) -> None:
     st.html(f'<div class="sk-brand">Sinkscope</div><div class="sk-motto">{motto}</div>')
 
 
-def heading(text: str) -> None:
-    """The page's heading for who listens to it; who looks sees what the page shows."""
-    st.html(f'<h1 class="sk-unseen">{escape(text)}</h1>')
+def problem(e: Exception | str) -> None:
+    """Say what is wrong, if anything is."""
+    if said := str(e):
+        st.error(plain(sentence(e) if isinstance(e, Exception) else said))
 
 
 def fresh(trigger: str, value: dict) -> bool:
@@ -102,7 +106,8 @@ def model_controls(key: str, now: Chosen) -> Chosen:
     """Widgets for a model and how it is loaded, as they stand now; returns what the person chose."""
     key = f"{key}-{st.session_state.revision}"
     help = "embedded, a hub id, a folder, or a GGUF file"
-    model = st.text_input("Model", value=now.model, key=f"{key}-model", help=help).strip() or "embedded"
+    model = st.text_input("Model", value=now.model, key=f"{key}-model", help=help, max_chars=LONGEST_NAME)
+    model = model.strip() or "embedded"
     left, right = st.columns(2)
     dtype = left.selectbox(
         "Numbers",
@@ -112,7 +117,7 @@ def model_controls(key: str, now: Chosen) -> Chosen:
         help="auto: bfloat16 where this machine multiplies it faster than float32; it is a little less exact",
     )
     if dtype == "auto":
-        left.caption(decide(dtype).why)
+        left.caption(plain(decide(dtype).why))
     weights = right.selectbox(
         "Weights",
         list(WEIGHTS),
@@ -144,8 +149,7 @@ def reading_controls(key: str, bos: str, special: str) -> tuple[str, str]:
         format_func=BEGINS.get,
         key=f"{key}-bos",
         help="BOS is the token that begins a text: the sink of many models, such as Gemma, Llama and Mistral, which "
-        "read badly without it. As usual: as the tokenizer does. A text never begins with it twice; token ids are read "
-        "as they are, unless it is on",
+        "read badly without it. A text never begins with it twice; token ids are read as they are, unless it is on",
     ), right.selectbox(
         "Special tokens",
         list(CONTROL),
@@ -186,14 +190,14 @@ def chosen_text(key: str, name: str) -> texts.Text:
         return texts.from_bytes(upload.getvalue(), f"{upload.name} (uploaded)" if bundled else upload.name)
     if name == PASTE:
         return texts.from_bytes(state.get(f"{key}-paste", "").encode(), "the pasted text")
-    return texts.read(name)
+    if name not in texts.plays():
+        # A name that came with a run, which may be of an upload: it is no path to be read.
+        raise ValueError(f"the text {quoted(name)} is no longer here: upload it again, or choose a bundled one")
+    return texts.play(name)
 
 
-def lane_controls(
-    key: str, lanes: list[str], most: int, trained_length: int | None, switched: Mapping[int, str] | None = None
-) -> None:
-    """Widgets for a list of policies as a person writes them; the list is changed in place.  `switched`: what to say of
-    lanes that go on under another policy."""
+def lane_controls(key: str, lanes: list[str], most: int, trained_length: int | None) -> None:
+    """Widgets for a list of policies as a person writes them; the list is changed in place."""
     state = st.session_state
 
     def changed() -> None:
@@ -210,24 +214,17 @@ def lane_controls(
     st.caption("Lanes")
     policies = [parse(p) for p in lanes]
     for i, (policy, label) in enumerate(zip(policies, labels(policies), strict=True)):
-        with st.popover(f":material/edit: {label}", width="stretch"):
+        with st.popover(f":material/edit: {plain(label)}", width="stretch"):
             chosen = policy_controls(f"{key}-{state.revision}-{i}", policy)
             for note in chosen.cautions(None, trained_length):
-                st.caption(note)
+                st.caption(plain(note))
             if str(chosen) != str(policy):
                 lanes[i] = str(chosen)
                 st.rerun()
             st.button(
                 "Remove", key=f"{key}-remove-{state.revision}-{i}", on_click=remove, args=(i,), disabled=len(lanes) == 1
             )
-        if switched and i in switched:
-            st.caption(f":material/swap_horiz: {escaped(switched[i])}")
     st.button("Add a lane", key=f"{key}-add", on_click=add, width="stretch", disabled=len(lanes) >= most)
-
-
-def escaped(text: str) -> str:
-    """A text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~$:])", r"\\\1", text)
 
 
 def policy_controls(key: str, policy: Policy) -> Policy:
@@ -246,10 +243,10 @@ def policy_controls(key: str, policy: Policy) -> Policy:
     with st.expander("What if", expanded=bool(policy.bent)):
         values |= {f.name: setting_control(key, f, policy, chosen) for f in chosen.what_ifs()}
     try:
-        return chosen(**values)
+        return address.policy(str(chosen(**values)))
     except ValueError as e:
         # Two settings that do not go together; what was set before stays until they do.
-        st.warning(sentence(e))
+        st.warning(plain(sentence(e)))
         return policy
 
 
@@ -260,8 +257,23 @@ def setting_control(key: str, f: Field, before: Settings | None, chosen: type[Se
     if rule["choices"]:
         options = list(rule["choices"])
         return st.selectbox(label, options, index=options.index(now), help=rule["help"], key=widget)
+    if rule["file"]:
+        return file_control(widget, label, now, rule["help"])
     if rule["pattern"]:
         return st.text_input(label, value=now, help=rule["help"], key=widget).strip()
     if f.type is float:
         return st.slider(label, float(rule["low"]), float(rule["high"]), float(now), 0.5, help=rule["help"], key=widget)
     return st.number_input(label, rule["low"], rule["high"], now, 1, help=rule["help"], key=widget)
+
+
+def file_control(key: str, label: str, now: str, help: str) -> str:
+    """A widget for a setting that may be a file: on a page it is uploaded, and its numbers become the setting."""
+    written = st.text_input(label, value=now, help=help, key=key).strip()
+    upload = st.file_uploader(f"{label} from a file", key=f"{key}-upload", max_upload_size=1)
+    if upload is None:
+        return written
+    try:
+        return rows_of(texts.from_bytes(upload.getvalue(), f"{upload.name}.txt").content)
+    except ValueError as e:
+        st.warning(plain(sentence(e)))
+        return written

@@ -216,6 +216,11 @@ class Registry:
         """A model for a page that asks it something at once.  Raises ValueError with what to do."""
         return self._models.get(spec, progress)
 
+    def models(self) -> set[str]:
+        """The names of models that runs in memory were begun with."""
+        with self._lock:
+            return {run.spec.model for run in self._runs.values() if run.spec is not None}
+
     def free(self, run_id: str) -> None:
         """End a run and forget it."""
         with self._lock:

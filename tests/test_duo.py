@@ -1,5 +1,8 @@
 """Heads of two kinds in one layer equal a reference that has all keys and a list of places for every head."""
 
+import os
+import socket
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 from analysis.families import adapt
 from analysis.maps import head_map, head_row
 from analysis.policies import Dense, Duo, Streaming, Window, parse
+from analysis.policies.duo import rows_of
 from analysis.stream import open_lanes
 from analysis.texts import read as text
 from analysis.texts import tokenize
@@ -176,6 +180,42 @@ def test_heads_are_given_as_a_file(tiny_llama, tmp_path):
     with pytest.raises(ValueError, match="scores=measured"):
         lane.switch(parse("duo:scores=nowhere"))
     assert lane.policy == policy
+
+
+def test_heads_are_given_as_numbers(tiny_llama, tmp_path):
+    policy = parse("duo:full=50,window=12,scores=0.1 0.9; 0.8 2e-1; .3 0.7")
+    assert open_lanes(tiny_llama, words(), [policy])[0].source.full_heads(policy) == [[1], [0], [1]]
+    assert not policy.file and parse(str(policy)) == policy
+    other = parse("duo:full=50,window=12,scores=0.9 0.1; 0.8 0.2; .3 0.7")
+    assert policy.label != other.label and "0.1" not in policy.label
+    # What a file holds can be said as numbers.
+    text = "# learned\n0.1\t0.9\n\n0.8 2e-1\r\n.3 0.7\n"
+    assert rows_of(text) == policy.scores
+    for wrong in ("", "a b", "nan 1", "1,2", "0x10", "1e5000 1 1_0"):
+        with pytest.raises(ValueError, match="no file of scores"):
+            rows_of(wrong)
+    with pytest.raises(ValueError, match="no number"):
+        open_lanes(tiny_llama, words(), [parse("duo:scores=1e999 1; 1 1; 1 1")])
+
+
+def test_a_file_of_scores_is_regular_local_and_small(tiny_llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "large").write_text("1 1\n" * 400_000)
+    (tmp_path / "binary").write_bytes(b"\x80\x00\xff" * 9)
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.settimeout(0)
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}/x"
+    there = sorted(p.name for p in tmp_path.rglob("*"))
+    for name in ("large", "binary", "folder", "pipe", "/dev/zero", "/dev/stdin", address, "x" * 5000, "~", "gone"):
+        with pytest.raises(ValueError, match="cannot be read as numbers") as e:
+            open_lanes(tiny_llama, words(), [parse(f"duo:scores={name}")])
+        assert len(str(e.value)) < 300
+    with pytest.raises(BlockingIOError):
+        listening.accept()
+    listening.close()
+    assert sorted(p.name for p in tmp_path.rglob("*")) == there
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,14 @@ class MapGrid(Figure):
     height: ClassVar[float] = 0.9
 
     layers: str = setting(
-        "auto", "auto: four, evenly from the first to the last; or numbers with spaces.", pattern=r"auto|\d+( \d+)*"
+        "auto",
+        "auto: four, evenly from the first to the last; or numbers with spaces.",
+        pattern=r"auto|\d{1,4}( \d{1,4})*",
     )
     heads: str = setting(
-        "auto", "auto: three, evenly from the first to the last; or numbers with spaces.", pattern=r"auto|\d+( \d+)*"
+        "auto",
+        "auto: three, evenly from the first to the last; or numbers with spaces.",
+        pattern=r"auto|\d{1,4}( \d{1,4})*",
     )
     tokens: int = setting(128, "First tokens of the stretch.", low=2, high=65_536)
     cells: str = setting("weights", "Attention weights, or logits before the softmax.", choices=("weights", "logits"))

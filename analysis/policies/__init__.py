@@ -1,5 +1,6 @@
 """The eviction policies, by the name that a person writes."""
 
+from ..settings import quoted
 from .base import Afresh, Band, Policy
 from .dense import Dense
 from .duo import Duo
@@ -42,7 +43,7 @@ def parse(text: str) -> Policy:
     """The policy written as `name:key=value,key=value`; raises ValueError with what exists when it is not known."""
     name, _, settings = text.partition(":")
     if name.strip() not in POLICIES:
-        raise ValueError(f"there is no policy {name.strip()!r}; choose one of: {', '.join(POLICIES)}")
+        raise ValueError(f"there is no policy {quoted(name.strip())}; choose one of: {', '.join(POLICIES)}")
     return POLICIES[name.strip()].parse(settings)
 
 

@@ -25,7 +25,7 @@ class Policy(Settings):
     heads: str = setting(
         "all",
         "Heads that are knocked out or get the extra logit: all, or layer.head layer.head and so on.",
-        pattern=r"all|\d+\.\d+( \d+\.\d+)*",
+        pattern=r"all|\d{1,4}\.\d{1,4}( \d{1,4}\.\d{1,4})*",
         what_if=True,
     )
     softmax: str = setting(
@@ -38,7 +38,7 @@ class Policy(Settings):
         "own",
         "What attention finds in place of the first tokens: own, newlines, bos (the token that begins a text), or the "
         "first tokens of another bundled text, such as macbeth.",
-        pattern=r"[\w.-]+",
+        pattern=r"[\w.\-]{1,80}",
         what_if=True,
     )
     logit: float = setting(0.0, "The extra logit, where softmax is logit.", low=-20, high=20, what_if=True)
@@ -95,6 +95,11 @@ class Policy(Settings):
     def full_from(self) -> int | None:
         """The most tokens that can be read before the first one leaves; None where none ever does."""
         return self.capacity
+
+    @property
+    def file(self) -> str:
+        """The path of a file that it reads; empty where it reads none."""
+        return ""
 
     def cautions(self, tokens: int | None, trained_length: int | None) -> list[str]:
         """What to know before this reads so many tokens (None: not known yet): one sentence each."""

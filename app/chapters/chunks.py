@@ -5,6 +5,7 @@ import streamlit as st
 
 from analysis.rows import Passage, attend, join, parts
 from app.lesson import Chapter
+from app.plain import plain
 
 from . import stage
 
@@ -33,7 +34,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         chapter.say("cuts"),
         list(range(1, len(ids))),
         default=[len(ids) // 3, 2 * len(ids) // 3] if len(ids) > 4 else [1],
-        format_func=lambda i: words[i],
+        format_func=lambda i: plain(words[i]),
         selection_mode="multi",
         key=f"chunks-cuts-{ids}",
     )
@@ -43,7 +44,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     st.table(
         {
             chapter.say("piece"): [f"{i + 1}" for i in range(len(found))],
-            chapter.say("keys"): [" ".join(words[p.begin : p.end]) for p in found],
+            chapter.say("keys"): [plain(" ".join(words[p.begin : p.end])) for p in found],
             chapter.say("lse"): [f"{p.lse:.4f}" for p in found],
             chapter.say("share"): [f"{s:.4f}" for s in shares],
         }

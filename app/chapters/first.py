@@ -27,7 +27,10 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     begin = left.segmented_control(
         chapter.say("begin"), BEGINNINGS, format_func=chapter.say, default="own", required=True, key="first-begin"
     )
-    other = right.text_input(chapter.say("another"), "Yesterday", key="first-other").strip() or "Yesterday"
+    other = (
+        right.text_input(chapter.say("another"), "Yesterday", key="first-other", max_chars=stage.LONGEST).strip()
+        or "Yesterday"
+    )
     masses = {name: stage.passage(_begun(name, state["sentence"], other, ids)).mass for name in BEGINNINGS}
     mass = masses[begin]
     layers, heads = mass.shape

@@ -8,6 +8,7 @@ from analysis.palette import TRAINED
 from app.charts import MARGIN
 from app.components import chart
 from app.lesson import Chapter
+from app.plain import markup, plain
 
 from . import stage
 
@@ -51,7 +52,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     columns = [*st.columns(5), *(st.columns(5) if len(ids) > 5 else [])]
     for i, (word, column) in enumerate(zip(words, columns, strict=False)):
         state["row-logits"][i] = column.slider(
-            f"{word.strip(chr(0x200B))} · {chapter.say('logit')}",
+            f"{plain(word.strip(chr(0x200B)))} · {chapter.say('logit')}",
             float(np.floor(low)),
             float(np.ceil(high)),
             float(state["row-logits"][i]),
@@ -91,7 +92,7 @@ def weigh(logits: np.ndarray, kind: str) -> tuple[np.ndarray, float]:
 
 
 def bars(words: list[str], weights: np.ndarray, nowhere: float, chapter: Chapter) -> go.Figure:
-    names, heights = [*words], [*weights]
+    names, heights = [markup(word) for word in words], [*weights]
     colours = [TRAINED["softmax"][0], *["#0072B2"] * (len(words) - 1)]
     if nowhere:
         names, heights, colours = (

@@ -11,11 +11,14 @@ from analysis import texts
 from analysis.models import LanguageModel
 from analysis.record import Spec
 from analysis.rows import Passage
+from app.controls import problem
 from app.lesson import Chapter
 from app.runner import REGISTRY, Live, Models, sentence
 
 SPEC = Spec("embedded", "hamlet", ("dense",), 4096)
 Run = TypeVar("Run", bound=Live)
+LONGEST = 1000
+"""Characters of a sentence of the student's own."""
 SENTENCE = "The cat sat on the mat because it was tired"
 
 
@@ -68,7 +71,9 @@ def looks(ids: tuple[int, ...]) -> list[str]:
 def written(page: Chapter, most: int, key: str, bos: str) -> tuple[int, ...] | None:
     """The student's own sentence as tokens; None, with a word of advice, where it is too short."""
     state = st.session_state.lesson
-    state["sentence"] = st.text_input(page.say("sentence"), state["sentence"], key=f"lesson-{key}-sentence")
+    state["sentence"] = st.text_input(
+        page.say("sentence"), state["sentence"], key=f"lesson-{key}-sentence", max_chars=LONGEST
+    )
     ids = ids_of(state["sentence"].strip(), most, bos)
     if len(ids) < 2:
         st.info(page.say("short"))
@@ -119,11 +124,10 @@ def transport(page: Chapter, run: Live | None, again: Callable[[], None]) -> Non
 
 def told(run: Live | None) -> bool:
     """Say what keeps a run from showing something; whether there is something to show."""
-    if problem := st.session_state.lesson.get("problem"):
-        st.error(problem)
+    problem(st.session_state.lesson.get("problem", ""))
     if run is None:
         return False
     run.look()
     if run.status == "failed":
-        st.error(run.note)
+        problem(run.note)
     return True

@@ -1,5 +1,6 @@
 """The atlas: a stretch of text is captured, and its maps are panned and zoomed, on the heads page."""
 
+import os
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from analysis.record import Spec
 from app.atlasframes import Look
 from app.capturer import Capturing
 from app.components import atlas
-from app.controls import chosen_text, fresh
+from app.controls import LONGEST_NAME, chosen_text, fresh, problem
+from app.plain import plain
 from app.runner import REGISTRY, sentence
 
 COMPARED = {"beside": "side by side", "minus": "difference"}
@@ -34,6 +36,7 @@ def sidebar() -> None:
         "Folder",
         asked["folder"],
         key="atlas-folder",
+        max_chars=LONGEST_NAME,
         placeholder="as long as this page is open",
         help="A new folder keeps what is captured; one that holds a stretch already is opened again",
     ).strip()
@@ -119,15 +122,14 @@ def draw() -> None:
     live = run is not None and run.live
     with st.container(horizontal=True, vertical_alignment="center"):
         folder = state.heads["folder"]
-        label = "Open again" if folder and (Path(folder) / "stretch.json").exists() else "Capture"
+        label = "Open again" if folder and os.path.exists(Path(folder) / "stretch.json") else "Capture"
         st.button(label, type="primary", icon=":material/center_focus_strong:", on_click=start, disabled=live)
         st.button("Stop", icon=":material/stop:", on_click=stop, disabled=not live)
         if run is not None and run.atlas is not None:
             stretch = run.atlas.stretch
             tokens = f"{stretch.tokens:,} tokens of {run.spec.text} {run.begins}"
-            st.caption(" · ".join(filter(None, (parse(run.spec.policies[0]).label, tokens, run.said))))
-    if state.heads_problem:
-        st.error(state.heads_problem)
+            st.caption(plain(" · ".join(filter(None, (parse(run.spec.policies[0]).label, tokens, run.said)))))
+    problem(state.heads_problem)
     if run is None:
         st.markdown(
             "A stretch of text is read once, and what every head asked with and answered to is kept. Then any map of "
@@ -136,13 +138,13 @@ def draw() -> None:
         return
     run.look()
     if run.status == "failed":
-        st.error(run.note)
+        problem(run.note)
     elif run.status == "stopped":
         st.info("Stopped. Nothing was kept; press Capture to begin again.")
     elif run.atlas is None:
         share = run.read / run.total if run.total else 0.0
         st.progress(
-            share, f"{run.read:,} of {run.total:,} tokens read" if run.total else run.note or "Loading the model"
+            share, f"{run.read:,} of {run.total:,} tokens read" if run.total else plain(run.note) or "Loading the model"
         )
     if run.atlas is None:
         return

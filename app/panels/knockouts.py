@@ -10,7 +10,8 @@ from analysis.policies import parse
 from analysis.record import Spec
 from app import charts
 from app.ablator import Ablation
-from app.controls import Chosen, chosen_text
+from app.controls import Chosen, chosen_text, problem
+from app.plain import plain
 from app.runner import REGISTRY, sentence
 
 KINDS = {"values": "is seen, and is empty", "weights": "is not seen"}
@@ -73,14 +74,14 @@ def progress(run: Ablation) -> None:
     """How far it has come, and what there is to say."""
     done, total, left = len(run.effects), run.total, run.seconds_left
     if run.status == "loading":
-        st.progress(0.0, run.note or "Loading the model")
+        st.progress(0.0, plain(run.note) or "Loading the model")
     elif run.status == "running":
         soon = (
             "" if left is None else f", about {left:.0f} s left" if left < 90 else f", about {left / 60:.0f} min left"
         )
         st.progress(done / max(1, total), f"{done} of {total} heads{soon}")
     elif run.status == "failed":
-        st.error(run.note)
+        problem(run.note)
     elif run.status == "stopped":
         st.info(f"Stopped after {done} of {total} heads. What was found is kept.")
 
@@ -101,9 +102,8 @@ def draw() -> None:
         if run is not None:
             tokens = f"{run.spec.tokens:,} tokens of {run.text.title} {run.begins}"
             how = {"values": "emptied", "weights": "hidden"}[run.kind]
-            st.caption(f"{parse(run.spec.policies[0]).label} · {tokens} · sink {how} in one head at a time")
-    if state.heads_problem:
-        st.error(state.heads_problem)
+            st.caption(plain(f"{parse(run.spec.policies[0]).label} · {tokens} · sink {how} in one head at a time"))
+    problem(state.heads_problem)
     if run is None:
         st.markdown(
             "One head after the other loses its sink, and the text is read again: what it then costs more, in nats a "
@@ -112,7 +112,7 @@ def draw() -> None:
         return
     run.look()
     if run.said:
-        st.caption(run.said)
+        st.caption(plain(run.said))
     progress(run)
     if run.effects:
         left, right = st.columns([3, 2])

@@ -9,8 +9,9 @@ import streamlit as st
 from analysis.measures import LONGEST, MASSIVE, MEASURES
 from analysis.record import Spec
 from app import charts
-from app.controls import chosen_text
+from app.controls import chosen_text, problem
 from app.measurer import Measuring
+from app.plain import plain
 from app.runner import REGISTRY, sentence
 
 
@@ -73,9 +74,8 @@ def draw() -> None:
         if run is not None:
             tokens = f"{run.spec.tokens:,} tokens of {run.text.title}"
             begins = f", each {run.begins}" if run.begins else ""
-            st.caption(f"{run.done} of {run.samples} samples of {tokens}{begins}, dense")
-    if state.heads_problem:
-        st.error(state.heads_problem)
+            st.caption(plain(f"{run.done} of {run.samples} samples of {tokens}{begins}, dense"))
+    problem(state.heads_problem)
     if run is None:
         st.markdown(
             "Short samples of the text are read, each alone and from its own beginning, and every head is measured: "
@@ -85,11 +85,11 @@ def draw() -> None:
         return
     run.look()
     if run.said:
-        st.caption(run.said)
+        st.caption(plain(run.said))
     if live:
-        st.progress(run.done / run.samples, run.note or f"{run.done} of {run.samples} samples")
+        st.progress(run.done / run.samples, plain(run.note) or f"{run.done} of {run.samples} samples")
     elif run.status == "failed":
-        st.error(run.note)
+        problem(run.note)
     if run.measured is None:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):

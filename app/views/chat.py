@@ -11,11 +11,11 @@ from analysis.chat import read_script, script_from_bytes, scripts
 from analysis.models import pick_device
 from analysis.policies import parse
 from analysis.record import Sampling, Spec
+from app import address
 from app.chatframes import ChatSender
 from app.components import conversation
 from app.controls import READING, Chosen, brand, fresh, lane_controls, model_controls, readdress
 from app.presets import CHATS
-from app.projection import project
 from app.runner import REGISTRY, sentence
 from app.talk import MOST_LANES, Talk
 from app.view import CHAT_LOOKS, ChatView
@@ -76,16 +76,11 @@ def open_page() -> None:
         if talk is None:
             chosen.model = chosen.model.linked()
         if talk is None and "model" in asked:
-            chosen.model = chosen.model._replace(model=asked["model"])
+            chosen.model = chosen.model._replace(model=address.model(asked["model"], REGISTRY.models()))
         if talk is None and "lane" in asked:
-            lanes = [str(parse(p)) for p in asked.get_all("lane")]
-            if len(lanes) > MOST_LANES:
-                raise ValueError(f"at most {MOST_LANES} lanes talk at a time, not {len(lanes)}")
-            chosen.lanes = lanes
+            chosen.lanes = address.lanes(asked.get_all("lane"), MOST_LANES, "talk")
     except ValueError as e:
-        problems.append(
-            f"The address of this page asks for something that cannot be: {e}. The first story is set instead."
-        )
+        problems.append(address.wrong(e, "The first story is set instead."))
     view = ChatView()
     try:
         view = ChatView.of(chosen.lanes, asked)
@@ -172,7 +167,7 @@ def lesson(policies: Sequence[str] = ()) -> str:
 def the_script() -> list[str]:
     """The prompts of the chosen script.  Raises ValueError with what to do."""
     chosen = st.session_state.chat
-    if chosen.script != UPLOAD:
+    if chosen.script in scripts():
         return read_script(chosen.script)[0]
     upload = st.session_state.get("chat_upload")
     if upload is None:
@@ -206,8 +201,7 @@ def sidebar() -> None:
         )
         if chosen.script == UPLOAD:
             st.file_uploader("One prompt a line, or JSONL with turns", key="chat_upload", max_upload_size=8)
-        state.chat_switched = switched(current())
-        lane_controls("chat-lane", chosen.lanes, MOST_LANES, None, state.chat_switched)
+        lane_controls("chat-lane", chosen.lanes, MOST_LANES, None)
         st.caption("Model")
         chosen.model = model_controls("chat-model", chosen.model)
         with st.expander("How answers are chosen"):
@@ -225,14 +219,6 @@ def sidebar() -> None:
         talk = current()
         if talk is not None and differs(talk.spec, chosen):
             st.caption("Press New conversation to talk with these settings.")
-
-
-def switched(talk: Talk | None) -> dict[int, str]:
-    """What became of the lanes that were switched while they talked."""
-    if talk is None or list(talk.spec.policies) != st.session_state.chat.lanes:
-        return {}
-    last = [(lane.lane, lane.switches[-1]) for lane in talk.shown if lane.switches]
-    return {lane: f"{switch.policy.label} from token {switch.position:,} on" for lane, switch in last}
 
 
 def differs(spec: Spec, chosen: Settings) -> bool:
@@ -342,7 +328,7 @@ def changed() -> None:
     if talk is None or not fresh("chat-change", change):
         return
     try:
-        policy = parse(change["policy"])
+        policy = address.policy(change["policy"])
     except ValueError as e:
         talk.tell(sentence(e))
         return
@@ -370,14 +356,10 @@ def draw() -> None:
             talk.wait(talk.version, 0.1)
         frame = state.chat_sender.frame(talk, view, lesson(talk.spec.policies))
     conversation.mount(frame, key="conversation", on_say=said, on_press=pressed, on_pick=picked, on_change=changed)
-    if state.chat_switched != switched(talk):
-        # The list of lanes says so.
-        st.rerun()
 
 
 freeze()
 open_page()
 sidebar()
-project()
 # One pace for ever: to change it the whole page would have to run again, and blink.
 st.fragment(draw, run_every=EVERY)()

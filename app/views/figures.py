@@ -14,8 +14,8 @@ from analysis.record import save
 from analysis.report import page
 from analysis.texts import with_bos
 from app.capturer import Capturing
-from app.controls import brand, heading, setting_control
-from app.projection import project
+from app.controls import brand, setting_control
+from app.plain import plain
 from app.reader import LiveRun
 from app.runner import REGISTRY, sentence
 
@@ -85,7 +85,7 @@ def sidebar() -> tuple[Figure | None, Layout | None, str, str, str]:
         try:
             return kind(**values), Layout(venue, points, dpi), file, chosen, folder
         except ValueError as e:
-            st.warning(sentence(e))
+            st.warning(plain(sentence(e)))
             return None, None, file, chosen, folder
 
 
@@ -105,8 +105,6 @@ def preview(figure: Figure, data, layout: Layout, file: str, made: bytes, about)
 
 def draw() -> None:
     figure, layout, file, chosen, folder = sidebar()
-    project()
-    heading("Figures for a paper")
     if figure is None:
         return
     out = Path(f"{figure.name}.{file}")
@@ -118,7 +116,7 @@ def draw() -> None:
             about = provenance(figure, source, out, layout)
             made = rendered(figure, data, file, layout, about)
     except ValueError as e:
-        st.info(sentence(e))
+        st.info(plain(sentence(e)))
         return
     width, height = layout.size(figure)
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -138,7 +136,7 @@ def draw() -> None:
         st.caption(f"{width:.2f} × {height:.2f} in · {len(made) / 1000:,.0f} kB")
     preview(figure, data, layout, file, made, about)
     if about["text"] and about["begins"] is not None:
-        st.caption(f"Of {about['model']} on {about['text']}, which begins {with_bos(about['begins'])}.")
+        st.caption(plain(f"Of {about['model']} on {about['text']}, which begins {with_bos(about['begins'])}."))
     passing = source.place.is_relative_to(tempfile.gettempdir())
     until = " (as long as the Heads page keeps its stretch: name a folder there)" if passing else ""
     st.caption(f"The same file from a command line{until}:")

@@ -4,12 +4,13 @@ import streamlit as st
 
 from analysis.policies import parse
 from analysis.record import Spec
+from app import address
 from app.ablator import Ablation
 from app.atlasframes import AtlasSender, Look
 from app.capturer import Capturing
-from app.controls import Chosen, brand, heading, model_controls, policy_controls, text_controls
+from app.controls import Chosen, brand, model_controls, policy_controls, text_controls
 from app.panels import atlas, knockouts, measures
-from app.projection import project
+from app.plain import plain
 from app.runner import REGISTRY
 
 TOKENS = {"maps": 2048, "measures": 64, "knockouts": 512}
@@ -25,6 +26,9 @@ def open_page() -> None:
         return
     named = st.query_params.get("run")
     run = REGISTRY.get(named)
+    if not isinstance(run, Ablation | Capturing):
+        # None, or of another page.
+        run = None
     spec = run.spec if run else Spec("embedded", "hamlet", ("dense",), TOKENS["maps"])
     ablation = run if isinstance(run, Ablation) else None
     state.heads = {
@@ -50,7 +54,7 @@ def open_page() -> None:
         try:
             state.heads["model"] = state.heads["model"].linked()
         except ValueError as e:
-            state.heads_problem = f"The address of this page asks for something that cannot be: {e}."
+            state.heads_problem = address.wrong(e)
 
 
 def sidebar(name: str, panel) -> None:
@@ -65,7 +69,7 @@ def sidebar(name: str, panel) -> None:
         if name != "measures":
             st.caption("What is kept")
             policy = parse(asked["policy"])
-            with st.popover(f":material/edit: {policy.label}", width="stretch"):
+            with st.popover(f":material/edit: {plain(policy.label)}", width="stretch"):
                 asked["policy"] = str(policy_controls("heads", policy))
         panel.sidebar()
 
@@ -78,8 +82,6 @@ def body(panel) -> None:
 
 
 open_page()
-project()
-heading("Look into every head")
 st.session_state.setdefault("heads_panel", "maps")
 name = st.segmented_control(
     "Panel", list(PANELS), format_func=PANELS.get, key="heads_panel", label_visibility="collapsed", required=True

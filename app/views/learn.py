@@ -5,12 +5,15 @@ import streamlit as st
 from analysis.texts import BOS
 from app.chapters import PLAYS, cost, drop, emergence, enough, stage
 from app.controls import brand
-from app.lesson import LANGUAGES, Chapter, lesson
-from app.projection import project
+from app.lesson import FOLDER, LANGUAGES, Chapter, lesson
 from app.runner import sentence
 
 STARTS = {"drop": drop.start, "enough": enough.start, "cost": cost.start, "emergence": emergence.start}
 """What begins by itself when its chapter is opened."""
+KNOWN = {"lang": list(LANGUAGES), "bos": list(BOS), "projected": ["0", "1"]}
+"""What an address may say, beside its chapter."""
+NUMBERED = {f"{i}": name for i, name in enumerate(PLAYS, 1)}
+PROJECTED = FOLDER / "projected.css"
 PACES = {"cost": 2.0}
 """Seconds between two drawings of what plays, half a one unless said: drawing would be measured as a cost."""
 
@@ -19,14 +22,18 @@ def open_page() -> None:
     """What a tab begins with: the chapter and language that its address names."""
     st.session_state.setdefault("lesson", {"sentence": stage.SENTENCE, "kinds": list(emergence.START), "recipe": {}})
     state, asked = st.session_state.lesson, st.query_params
-    language = asked.get("lang", state.get("language", "en"))
-    state["language"] = language if language in LANGUAGES else "en"
-    name = asked.get("chapter", state.get("chapter", "row"))
-    if name.isdigit() and 1 <= int(name) <= len(PLAYS):
-        name = list(PLAYS)[int(name) - 1]
-    state["note"] = "" if name in PLAYS else lesson(state["language"])["page"].say("gone")
-    if asked.get("bos") in BOS:
+    wrong = [name for name, known in KNOWN.items() if asked.get(name, known[0]) not in known]
+    if "lang" not in wrong:
+        state["language"] = asked.get("lang", state.get("language", "en"))
+    if "bos" in asked and "bos" not in wrong:
         state["bos"] = asked["bos"]
+    name = asked.get("chapter", state.get("chapter", "row"))
+    name = NUMBERED.get(name, name)
+    say = lesson(state.setdefault("language", "en"))["page"].say
+    notes = [say("gone")] if name not in PLAYS else []
+    notes += [say("no-such", name=w, values=", ".join(KNOWN[w])) for w in wrong]
+    state["note"] = " ".join(notes)
+    state["projected"] = asked.get("projected") == "1"
     go(name if name in PLAYS else "row")
 
 
@@ -57,6 +64,13 @@ def begin_with() -> None:
     go(state["chapter"], again=state["chapter"] != "emergence")
 
 
+def project(on: bool) -> None:
+    if on:
+        st.query_params["projected"] = "1"
+    else:
+        st.query_params.pop("projected", None)
+
+
 def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
     state = st.session_state.lesson
     with st.sidebar:
@@ -80,12 +94,12 @@ def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
 
 
 def steps(page: Chapter) -> None:
-    """From one chapter to the next.
+    """From one chapter to the next, and onto the projector.
 
     A press that falls into a rerun is now and then told twice: so each button says where to, and not how far.
     """
     state, names = st.session_state.lesson, list(PLAYS)
-    at = names.index(state["chapter"])
+    at, projected = names.index(state["chapter"]), state["projected"]
     before, after = names[max(0, at - 1)], names[min(at + 1, len(names) - 1)]
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
@@ -99,6 +113,10 @@ def steps(page: Chapter) -> None:
             shortcut="Right",
             key="lesson-next",
         )
+        st.button(
+            page.say("unproject" if projected else "project"), on_click=project, args=(not projected,), shortcut="P",
+            icon=":material/present_to_all:", key="lesson-project",
+        )  # fmt: skip
 
 
 def body(name: str, chapter: Chapter, page: Chapter) -> None:
@@ -120,12 +138,13 @@ chapters = lesson(state["language"])
 page, name = chapters["page"], state["chapter"]
 chapter = chapters[name]
 sidebar(chapters, page)
-project(page.say("project"), page.say("unproject"))
+if state["projected"]:
+    st.html(PROJECTED)
 if state["note"]:
     st.info(state["note"])
 text, play = st.columns([5, 8], gap="large")
 with text:
-    st.title(f"{chapter.number} · {chapter.title}", anchor=False)
+    st.header(f"{chapter.number} · {chapter.title}", anchor=False)
     st.markdown(chapter.text)
     st.markdown(f"**{page.say('question')}.** {chapter.question}")
     with st.expander(page.say("answer")):

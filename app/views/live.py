@@ -9,6 +9,7 @@ import streamlit as st
 from analysis import texts
 from analysis.policies import parse
 from analysis.record import Spec
+from app import address
 from app.components import board
 from app.controls import (
     READING,
@@ -23,7 +24,6 @@ from app.controls import (
 )
 from app.frames import Sender, empty
 from app.presets import FOUR, PRESETS
-from app.projection import project
 from app.reader import MOST_LANES, LiveRun
 from app.runner import REGISTRY, sentence
 from app.view import LOOKS, MODES, PAINTS, View
@@ -59,21 +59,15 @@ def open_page() -> None:
         problems.append(GONE)
     try:
         if run is None and "lane" in asked:
-            lanes = [str(parse(p)) for p in asked.get_all("lane")]
-            if len(lanes) > MOST_LANES:
-                raise ValueError(f"at most {MOST_LANES} lanes read at a time, not {len(lanes)}")
+            lanes = address.lanes(asked.get_all("lane"), MOST_LANES, "read")
         if run is None and "text" in asked:
-            if asked["text"] not in texts.plays():
-                raise ValueError(f"there is no bundled text {asked['text']!r}")
-            text = asked["text"]
+            text = address.text(asked["text"])
         if run is None and "model" in asked:
-            model = model._replace(model=asked["model"])
+            model = model._replace(model=address.model(asked["model"], REGISTRY.models()))
         if run is None:
             model = model.linked()
     except ValueError as e:
-        problems.append(
-            f"The address of this page asks for something that cannot be: {e}. The four policies are set instead."
-        )
+        problems.append(address.wrong(e, "The four policies are set instead."))
         lanes = list(story.policies)
     view = View.of(lanes)
     try:
@@ -182,21 +176,12 @@ def sidebar() -> None:
         st.caption("Model and text")
         state.model = model_controls("live", state.model)
         state.text = text_controls("live", state.text)
+        lane_controls("lane", state.lanes, MOST_LANES, trained_length())
         run = current()
-        state.switched = switched(run)
-        lane_controls("lane", state.lanes, MOST_LANES, trained_length(), state.switched)
         if run is not None and [parse(p) for p in run.spec.policies] != [parse(p) for p in state.lanes]:
             st.caption("Press Restart to read with these lanes.")
         elif run is not None and Chosen.of(run.spec) != state.model:
             st.caption("Press Restart to read so.")
-
-
-def switched(run: LiveRun | None) -> dict[int, str]:
-    """What became of the lanes that were switched while they read."""
-    if run is None or list(run.spec.policies) != st.session_state.lanes:
-        return {}
-    events = [e for e in list(run.run.events) if e["what"] == "switch"]
-    return {e["lane"]: f"{parse(e['policy']).label} from token {e['position']:,} on" for e in events}
 
 
 def trained_length() -> int | None:
@@ -243,7 +228,7 @@ def changed() -> None:
     if run is None or not fresh("change", change):
         return
     try:
-        policy = parse(change["policy"])
+        policy = address.policy(change["policy"])
     except ValueError as e:
         run.tell(sentence(e))
         return
@@ -295,9 +280,8 @@ def draw() -> None:
     else:
         frame = empty(state.sender, [parse(p) for p in state.lanes], state.view, state.pace, state.problem)
     board.mount(frame, key="board", on_press=pressed, on_pick=picked, on_change=changed)
-    if live != state.fast or state.switched != switched(run):
-        # Begun or ended: the whole page runs again and sets the pace of the frames anew.  Or a lane was switched, and
-        # the list of lanes says so.
+    if live != state.fast:
+        # Begun or ended: the whole page runs again and sets the pace of the frames anew.
         st.rerun()
 
 
@@ -309,6 +293,5 @@ def busy() -> bool:
 freeze()
 open_page()
 sidebar()
-project()
 st.session_state.fast = busy()
 st.fragment(draw, run_every=0.1 if st.session_state.fast else None)()

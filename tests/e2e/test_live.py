@@ -174,6 +174,12 @@ def test_what_an_address_asks_wrongly_gets_a_sentence(app, page, query, sentence
 def test_an_unknown_model_gets_a_sentence(app, page):
     page.goto(f"{app}/?model=nobody/nothing")
     page.get_by_text("Recompute 128 / 16").first.wait_for()
+    # An address fetches nothing: whoever reads here writes the name.
+    page.locator(".sk-note", has_text="an address fetches none").wait_for()
+    field = page.get_by_role("textbox", name="Model")
+    assert field.input_value() == "embedded"
+    field.fill("nobody/nothing")
+    field.press("Enter")
     press_main(page)
     page.locator(".sk-note.sk-bad", has_text="the hub cannot be reached").wait_for()
     assert page.problems == []
