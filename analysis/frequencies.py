@@ -59,6 +59,7 @@ class Rule:
 
 def rule_of(module: nn.Module, layer_types: Sequence[str]) -> Rule:
     """The rule of a rotary module; `layer_types`: those of its network's layers, where it is told them."""
+    layer_types = _rotated(module, layer_types)
     kinds = _by_layer_type(getattr(module, "rope_type", "default"), layer_types)
     config = getattr(module, "config", None)
     parameters = _by_layer_type(getattr(config, "rope_parameters", None), layer_types)
@@ -78,23 +79,27 @@ def _of_both(parameters: dict) -> list[str]:
 
 def _by_layer_type(value, layer_types: Sequence[str]) -> list:
     """What a module has for each of its layer types, or for all."""
-    types = dict.fromkeys(layer_types)
-    by_type = types and isinstance(value, dict) and set(types) <= set(value)
-    return [value[name] for name in types] if by_type else [value]
+    by_type = layer_types and isinstance(value, dict) and set(layer_types) <= set(value)
+    return [value[name] for name in layer_types] if by_type else [value]
 
 
-def depends_on_length(module: nn.Module, layer_types: Sequence[str]) -> bool:
-    """Whether the rotation of the first positions changes when a module is asked about far ones as well."""
+def unknown(module: nn.Module, layer_types: Sequence[str]) -> str:
+    """What is not known here about a rotary module that no rule was found for; empty where nothing is.
+
+    The rotation of the first positions must stay as it is when far ones are asked about as well.
+    """
     trained = getattr(module, "original_max_seq_len", None) or 4096
     near = torch.tensor([[0, 1]])
-    for more in _of_types(layer_types):
+    for more in _of_types(module, layer_types):
         asked = copy.deepcopy(module)
         alone = _ask(asked, near, more)
+        if not isinstance(alone, tuple):
+            return "its rotary module gives something else than cosines and sines"
         for far in (trained, FAR * trained):
             beside = _ask(asked, torch.cat((near, torch.tensor([[far]])), 1), more)
             if not all(torch.equal(a, b[:, :2]) for a, b in zip(alone, beside, strict=True)):
-                return True
-    return False
+                return "its rotary frequencies depend on the length of the text by a rule that is not known here"
+    return ""
 
 
 def _ask(module: nn.Module, positions: Tensor, more: tuple) -> Angles:
@@ -103,9 +108,15 @@ def _ask(module: nn.Module, positions: Tensor, more: tuple) -> Angles:
         return type(module).forward(module, torch.empty(0, device=home), positions.to(home), *more)
 
 
-def _of_types(layer_types: Sequence[str]) -> list[tuple]:
+def _rotated(module: nn.Module, layer_types: Sequence[str]) -> list[str]:
+    """The types of layers that a module has frequencies for: beam leaves whole types unrotated."""
+    has = getattr(module, "rope_type", None)
+    return [name for name in dict.fromkeys(layer_types) if not isinstance(has, dict) or name in has]
+
+
+def _of_types(module: nn.Module, layer_types: Sequence[str]) -> list[tuple]:
     """What a module takes beside positions, once for each type of layer."""
-    return [(name,) for name in dict.fromkeys(layer_types)] or [()]
+    return [(name,) for name in _rotated(module, layer_types)] or [()]
 
 
 class OfLength(nn.Module):
@@ -123,7 +134,7 @@ class OfLength(nn.Module):
         self._amplitudes: dict[tuple, Tensor] = {}
         # Not in inference mode: buffers that are made here are read outside of it, too.
         with torch.no_grad():
-            for more in _of_types(layer_types):
+            for more in _of_types(rotary, layer_types):
                 last = torch.tensor([[0, max(0, length - 1)]], device=home)
                 type(self.rotary).forward(self.rotary, like, last, *more)
                 # phimoe multiplies by a number that it chooses at every call: at position 0 the cosine is that number.

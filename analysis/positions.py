@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .frequencies import Angles, OfLength, Rule, depends_on_length, rule_of
+from .frequencies import Angles, OfLength, Rule, rule_of, unknown
 
 SAME = Rule()
 """The same frequencies at all lengths."""
@@ -62,7 +62,7 @@ class _OfAnyLength:
 class Rotary:
     """The family's own rotary module and its own function that applies it.
 
-    Raises ValueError where its frequencies depend on the length of the text by a rule that is not known.
+    Raises ValueError where it gives no cosines and sines, or chooses frequencies by a rule that is not known.
     """
 
     name, fixed, added = "rotary", "", 0
@@ -74,11 +74,8 @@ class Rotary:
         """Dimensions of a head that each layer rotates."""
         self.rule = rule_of(module, types)
         if not self.rule:
-            if network.device.type != "meta" and depends_on_length(module, types):
-                raise ValueError(
-                    f"the family {self._config.model_type!r} is not supported yet: its rotary frequencies depend on "
-                    "the length of the text by a rule that is not known here"
-                )
+            if network.device.type != "meta" and (why := unknown(module, types)):
+                raise ValueError(f"the family {self._config.model_type!r} is not supported yet: {why}")
             return
 
         @functools.lru_cache(LENGTHS_KEPT)

@@ -118,7 +118,8 @@ class Adapted:
     def longest(self) -> int | None:
         """Tokens of the longest text that can be read with cached keys; None where there is no longest."""
         if self.positions is LEARNED:
-            return getattr(self.network.config, "max_position_embeddings", None)
+            longest = getattr(self.network.config, "max_position_embeddings", None)
+            return longest if longest is None or longest > 0 else None  # XLNet says -1.
         return self.regime_end(1) if self.positions.fixed else None
 
     def regime(self, length: int) -> int:

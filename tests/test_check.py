@@ -160,12 +160,22 @@ def test_a_token_shift_anywhere_is_found(dtype):
         adapt(model)
 
 
-def test_chunked_attention_and_looking_ahead_are_refused():
+def test_looking_ahead_is_refused():
     model = causal.build(causal.config_of("bert", is_decoder=False))
     with pytest.raises(ValueError, match="'bert' is not supported yet: its tokens see some that come after them"):
         adapt(model)
-    with pytest.raises(ValueError, match="'llama4_text' is not supported yet"):
-        adapt(causal.build(causal.config_of("llama4_text")))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("llama4_text", "its rotary module gives something else than cosines and sines"),
+        ("xlnet", "its transformer.layer.0.rel_attn .* lets tokens learn of one another in a way of its own"),
+    ],
+)
+def test_a_refusal_says_what_is_so(name, why):
+    with pytest.raises(ValueError, match=f"the family '{name}' is not supported yet: {why}"):
+        adapt(causal.build(causal.config_of(name)))
 
 
 def test_what_overflows_in_float16_is_named_and_what_to_use():
@@ -211,7 +221,7 @@ def test_docs_list_every_causal_class_once():
     assert f"{exact + refused} classes, {exact} read exactly, {refused} refused, 0 neither" in text
 
 
-@pytest.mark.parametrize("name", ["afmoe", "jetmoe", "modernbert-decoder", "gemma3n_text", "ctrl", "phimoe"])
+@pytest.mark.parametrize("name", ["afmoe", "jetmoe", "modernbert-decoder", "gemma3n_text", "ctrl", "phimoe", "beam"])
 def test_families_beyond_the_registry_read_exactly(name):
     model = causal.build(causal.config_of(name))
     lane = open_lanes(model, words(), [Dense()])[0]
