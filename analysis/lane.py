@@ -105,6 +105,11 @@ class Lane:
         return min((span.prefix for span in self.view.spans), default=0)
 
     @property
+    def protected(self) -> int:
+        """First tokens that are held and stay whatever comes, since the policy keeps them: its sinks."""
+        return min(self.sinks, self._wanted(self.policy))
+
+    @property
     def first(self) -> int:
         """The text position from which on every token is held by all heads."""
         return self.view.read - min((span.suffix for span in self.view.spans), default=self.view.read)

@@ -26,13 +26,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from . import gguf_metadata
+from . import conversions, files, gguf_metadata
 from .checkpoint import check_loaded, check_quantization, check_rope
 from .dtypes import AUTO, decide
 from .families import adapt, unreadable
-from .fetch import EMBEDDED_NAME, check_gguf, embedded, first_line, from_hub, weight_files
+from .fetch import EMBEDDED_NAME, cache_folder, check_gguf, embedded, first_line, from_hub, weight_files
 from .gguf_once import read_once
-from .memory import fits_on_one, gpus, needed
+from .memory import fits_on_one, gpus, needed, numbers_in
 from .progress import Tell, told
 from .record import arithmetic
 from .rotary import Adapted
@@ -229,15 +229,41 @@ def load(
             f"there is no model {name[:80]!r}: write embedded, a hub id such as HuggingFaceTB/SmolLM2-360M, or the "
             "path of a folder or GGUF file that exists"
         )
+    own = path
+    if name != EMBEDDED and path.is_file():
+        path = _converted(path, called, progress)
     with told(f"Loading {called}", progress), read_once() if path.is_file() else contextlib.nullcontext():
         model = _from_disk(path, called, DTYPES[dtype], target, weights, kv_heads)
-    if name == EMBEDDED:
-        # The file that was installed says more than its conversion: it is the same on every machine.
-        model.weights = [installed]
-    else:
+    if path != own or name == EMBEDDED:
+        # The file says more than its conversion: it is the same on every machine.
+        model.weights = [installed if name == EMBEDDED else own]
+    if name != EMBEDDED:
         # Refused now, in the family's name, rather than when the first token is read.
         assert model.adapted
     return model
+
+
+def _converted(path: Path, called: str, progress: Tell) -> Path:
+    """The folder of the cache with the same model as a GGUF file; the file itself where that is small, or the cache
+    has no room for its numbers."""
+    check_gguf(path)
+    if path.stat().st_size < conversions.WORTH:
+        return path
+    folder = conversions.folder_of(cache_folder(), path)
+
+    def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+        files.check_room(folder, 4 * numbers_in(path), f"the conversion of {called}")
+        with told(f"Converting {called}, once", progress), read_once():
+            model = _from_disk(path, called, torch.float32, torch.device("cpu"), "model", None)
+        return model.network, model.tokenizer
+
+    try:
+        conversions.kept(folder, path, called, convert, progress)
+    except (OSError, ValueError) as e:
+        # Read as it is, which takes its time each time, or is refused with what is wrong with it.
+        progress(f"The conversion of {called} cannot be kept ({first_line(e)})")
+        return path
+    return folder
 
 
 def _from_disk(

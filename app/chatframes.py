@@ -48,9 +48,10 @@ class ChatSender:
         arrays: dict[str, NDArray] = {}
         if not talk.shown:
             return self._empty([parse(p) for p in talk.spec.policies], view, talk.note, talk.status, talk.id)
-        faces = named([s.policy for s in talk.shown], colours([parse(p) for p in talk.spec.policies]))
+        since = [s.switches[-1].position if s.switches else 0 for s in talk.shown]
+        faces = named([s.policy for s in talk.shown], colours([parse(p) for p in talk.spec.policies]), since)
         lanes = [
-            face | self._lane(shown, spoken, arrays)
+            face | self._lane(shown, parse(talk.spec.policies[shown.lane]), spoken, arrays)
             for face, shown, spoken in zip(faces, talk.shown, talk.spoken, strict=True)
         ]
         if grids := list(talk.spoken[view.chosen].grids):
@@ -91,6 +92,7 @@ class ChatSender:
                 "roles": "",
                 "front": [],
                 "sinks": 0,
+                "protected": 0,
                 "first": 0,
                 "shares": None,
                 "front_shares": None,
@@ -99,6 +101,8 @@ class ChatSender:
                 "ms": None,
                 "state": "",
                 "cut": [],
+                "switches": [],
+                "past": [],
                 "sinks_held": 0,
                 "read": 0,
             }
@@ -131,7 +135,7 @@ class ChatSender:
             "schema": SCHEMA,
         }
 
-    def _lane(self, shown: Shown, spoken: Spoken, arrays: dict[str, NDArray]) -> dict[str, Any]:
+    def _lane(self, shown: Shown, begun: Policy, spoken: Spoken, arrays: dict[str, NDArray]) -> dict[str, Any]:
         i = shown.lane
         places, seconds, sizes = (c.view() for c in (spoken.places, spoken.seconds, spoken.bytes))
         count = min(len(places), len(seconds), len(sizes))
@@ -148,6 +152,7 @@ class ChatSender:
             "roles": "".join(map(str, shown.roles.tolist())),
             "front": shown.front,
             "sinks": shown.sinks,
+            "protected": shown.protected,
             "first": shown.first,
             **_shares(shown),
             "kept": spoken.kept,
@@ -155,9 +160,19 @@ class ChatSender:
             "ms": float(np.quantile(seconds[count - RECENT : count], 0.25) * 1e3) if count >= RECENT else None,
             "state": shown.state,
             "cut": shown.cut,
+            # Of two at one place only the last was ever read under.
+            "past": _past(shown, begun),
+            "switches": list({s.position: s.label for s in shown.switches}.items()),
             "sinks_held": shown.sinks,
             "read": shown.read,
         }
+
+
+def _past(shown: Shown, begun: Policy) -> list[tuple[int, int, str]]:
+    """What a lane was called before it was switched: the first token, the one behind the last, and a name."""
+    at = [0, *(s.position for s in shown.switches)]
+    names = [begun.label, *(s.policy.label for s in shown.switches)]
+    return [(a, b, name) for (a, b), name in zip(pairwise(at), names, strict=False) if a < b]
 
 
 def _shares(shown: Shown) -> dict[str, list[float] | None]:

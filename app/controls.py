@@ -3,8 +3,10 @@
 A new policy or setting needs no line here.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import Field
+from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ from app import address
 from app.plain import plain
 from app.runner import sentence
 
-BEGINS = {"auto": "as the tokenizer does", "on": "on", "off": "off"}
+BEGINS = {"auto": "as usual", "on": "on", "off": "off"}
 CONTROL = {"text": "as text", "tokens": "as tokens"}
 WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
 NUMBERS = ["auto", "float32", "bfloat16", "float16"]
@@ -38,6 +40,11 @@ def brand(motto: str) -> None:
     """The name, what this page is for, and how all pages look."""
     st.html(AROUND)
     st.html(f'<div class="sk-brand">Sinkscope</div><div class="sk-motto">{motto}</div>')
+
+
+def heading(text: str) -> None:
+    """The page's heading for who listens to it; who looks sees what the page shows."""
+    st.html(f'<h1 class="sk-unseen">{escape(text)}</h1>')
 
 
 def problem(e: Exception | str) -> None:
@@ -149,7 +156,8 @@ def reading_controls(key: str, bos: str, special: str) -> tuple[str, str]:
         format_func=BEGINS.get,
         key=f"{key}-bos",
         help="BOS is the token that begins a text: the sink of many models, such as Gemma, Llama and Mistral, which "
-        "read badly without it. A text never begins with it twice; token ids are read as they are, unless it is on",
+        "read badly without it. As usual: as the tokenizer does. A text never begins with it twice; token ids are read "
+        "as they are, unless it is on",
     ), right.selectbox(
         "Special tokens",
         list(CONTROL),
@@ -196,8 +204,11 @@ def chosen_text(key: str, name: str) -> texts.Text:
     return texts.play(name)
 
 
-def lane_controls(key: str, lanes: list[str], most: int, trained_length: int | None) -> None:
-    """Widgets for a list of policies as a person writes them; the list is changed in place."""
+def lane_controls(
+    key: str, lanes: list[str], most: int, trained_length: int | None, switched: Mapping[int, str] | None = None
+) -> None:
+    """Widgets for a list of policies as a person writes them; the list is changed in place.  `switched`: what to say of
+    lanes that go on under another policy."""
     state = st.session_state
 
     def changed() -> None:
@@ -224,7 +235,14 @@ def lane_controls(key: str, lanes: list[str], most: int, trained_length: int | N
             st.button(
                 "Remove", key=f"{key}-remove-{state.revision}-{i}", on_click=remove, args=(i,), disabled=len(lanes) == 1
             )
+        if switched and i in switched:
+            st.caption(f":material/swap_horiz: {escaped(switched[i])}")
     st.button("Add a lane", key=f"{key}-add", on_click=add, width="stretch", disabled=len(lanes) >= most)
+
+
+def escaped(text: str) -> str:
+    """A text that Markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~$:])", r"\\\1", text)
 
 
 def policy_controls(key: str, policy: Policy) -> Policy:

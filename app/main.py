@@ -18,20 +18,27 @@ if __name__ != "__main__":
 
     app = st.App(__file__, middleware=GUARDS)
 else:
+    from app.components import presence
+    from app.lesson import LANGUAGES, lesson
+
     st.set_page_config(
         page_title="Sinkscope", page_icon=f"{ROOT}/assets/logo.png", layout="wide", initial_sidebar_state="auto"
     )
+    # The lesson alone is told in several languages; what frames it follows.
+    language = st.query_params.get("lang") or st.session_state.get("lesson", {}).get("language")
+    say = lesson(language if language in LANGUAGES else "en")["page"].say
     page = st.navigation(
         [
-            st.Page("views/live.py", title="Read", icon=":material/menu_book:", default=True),
-            st.Page("views/chat.py", title="Chat", icon=":material/forum:"),
-            st.Page("views/heads.py", title="Heads", icon=":material/grid_on:"),
-            st.Page("views/figures.py", title="Figures", icon=":material/image:"),
-            st.Page("views/learn.py", title="Learn", icon=":material/school:"),
+            st.Page("views/live.py", title=say("nav-read"), icon=":material/menu_book:", default=True),
+            st.Page("views/chat.py", title=say("nav-chat"), icon=":material/forum:"),
+            st.Page("views/heads.py", title=say("nav-heads"), icon=":material/grid_on:"),
+            st.Page("views/figures.py", title=say("nav-figures"), icon=":material/image:"),
+            st.Page("views/learn.py", title=say("nav-learn"), icon=":material/school:"),
         ],
         position="top",
     )
     # A page reads its address when one comes to it: later the address says what the page shows.
     st.session_state.arrived = st.session_state.get("page") != page.url_path
     st.session_state.page = page.url_path
+    presence.mount(say("server-gone"))
     page.run()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.chat import CHUNK, Conversation, Partner
+from analysis.chat import CHUNK, Conversation, Partner, Switch
 from analysis.maps import HeadRow, head_row
 from analysis.policies import Policy, parse
 from analysis.record import Column, Spec
@@ -32,7 +32,8 @@ class Shown:
     """What is on screen of a lane: its newest tokens from `start` on, its first ones, and what of them is kept.
 
     Kept are the first `sinks` tokens and all from `first` on; `shares`: which share of the heads holds each token of
-    the conversation, where they do not all hold the same; `cut`: where answers were cut, and why.
+    the conversation, where they do not all hold the same; `protected`: how many of the first stay whatever comes;
+    `cut`: where answers were cut, and why; `switches`: where the lane was switched, and to what.
     """
 
     lane: int
@@ -47,6 +48,8 @@ class Shown:
     read: int
     state: str
     cut: list[tuple[int, str]]
+    protected: int
+    switches: tuple[Switch, ...]
 
 
 def shown(lane: Conversation) -> Shown:
@@ -67,6 +70,8 @@ def shown(lane: Conversation) -> Shown:
         read=lane.lane.position,
         state=waiting if lane.busy else "",
         cut=[(t.stop, t.why) for t in lane.turns[-64:] if t.why in ("limit", "stopped") and t.stop],
+        protected=lane.lane.protected,
+        switches=tuple(lane.switches),
     )
 
 
@@ -301,15 +306,13 @@ class Talk(Live):
 
     def _switch(self, index: int, policy: Policy, pin: bool) -> None:
         lane = self.lanes[index]
-        missing = lane.lane.missing_sinks(policy)
         try:
             lane.switch(policy, pin=pin)
         except ValueError as e:
             # Not for this model: its keys cannot be moved, or it has no such head.  The lane goes on as it did.
             self.tell(sentence(e))
             return
-        how = (", with the sinks pinned again" if pin else ", without its sinks") if missing else ""
-        self.tell(f"{policy.label}{how}, from the next token on.")
+        self.tell(f"{lane.switches[-1].label}, from the next token on.")
 
     def _draw_row(self) -> None:
         wanted = self._row_wanted

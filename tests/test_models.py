@@ -16,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel, GPTJConfig, GPTJForCausalLM, ViTConfig
 
-from analysis import fetch, memory
+from analysis import conversions, fetch, memory
 from analysis.models import load
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -76,10 +76,10 @@ def test_conversion_replaces_what_is_damaged_and_keeps_what_is_whole(tiny_llama,
     folder = tmp_path / "cache" / "tiny"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    fetch._place(folder, tiny_llama, Tokenizer())
+    conversions.place(folder, tiny_llama, Tokenizer())
     weights = folder / "model.safetensors"
     written = weights.stat().st_mtime_ns
-    fetch._place(folder, tiny_llama, Tokenizer())
+    conversions.place(folder, tiny_llama, Tokenizer())
     assert weights.stat().st_mtime_ns == written
     assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
 

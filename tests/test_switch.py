@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis.policies import Dense, Recompute, Streaming, Window
+from analysis.policies import H2O, Dense, Duo, Random, Recompute, Streaming, Window
 from analysis.stream import open_lanes
 
 
@@ -85,3 +85,30 @@ def test_chunk_size_changes_nothing_after_a_switch(tiny_llama, tokens, chunk):
         return np.concatenate(parts)
 
     np.testing.assert_allclose(after(chunk), after(31), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("policy", "sinks"),
+    [
+        (Streaming(4, 16), 4),
+        (Window(20), 0),
+        (Dense(), 0),
+        (Recompute(16, 3), 0),
+        (Duo(50, 3, 12), 3),
+        (H2O(20, 0, 8), 0),
+        (Random(20, 2, 8), 2),
+    ],
+    ids=str,
+)
+def test_protected_are_the_sinks_of_the_policy_and_not_all_that_is_held_yet(tiny_llama, tokens, policy, sinks):
+    for position in (3, 12, 150):
+        lane = lane_at(tiny_llama, tokens, policy, position)
+        assert lane.protected == min(sinks, position - 1) <= max(lane.sinks, lane.protected)
+
+
+def test_sinks_that_are_gone_are_protected_when_they_are_pinned_again(tiny_llama, tokens):
+    lane = lane_at(tiny_llama, tokens, Window(20), 150)
+    lane.switch(Streaming(4, 16))
+    assert lane.protected == 0
+    lane.switch(Streaming(4, 16), pin=True)
+    assert lane.protected == 4

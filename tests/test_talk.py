@@ -52,7 +52,7 @@ def test_every_lane_answers_and_the_frame_shows_what_is_kept(registry):
     frame, arrays = decoded(sender.frame(talk, view))
     first, second = frame["lanes"]
     assert "Paris" in "".join(first["text"]) and len(first["text"]) == len(first["roles"]) == first["total"]
-    assert (first["sinks"], second["sinks"]) == (4, 0)
+    assert (first["sinks"], second["sinks"]) == (first["protected"], second["protected"]) == (4, 0)
     assert first["first"] == first["total"] - 1 - 28 and second["first"] == second["total"] - 1 - 32
     assert arrays["grid"].shape == (30, 9)
     # A token that is clicked: what it looked back at is there soon, sums to one, and is of kept tokens only.
@@ -115,9 +115,20 @@ def test_a_lane_is_switched_between_two_answers(registry):
     talk.switch(0, Window(16), False)
     until(talk, lambda: talk.lanes[0].policy == Window(16))
     assert talk.lanes[1].kept[0] == 4 and talk.lanes[0].kept[0] == 0
+    at, also = (lane.lane.position for lane in talk.lanes)
     talk.say("Hello")
     until(talk, lambda: waiting(talk))
     assert talk.lanes[1].kept[0] == 4 and talk.lanes[1].turns[-1].why
+    # A switch leaves its mark where it was; one before an answer is given again holds for all of that answer.
+    lanes = decoded(ChatSender().frame(talk, ChatView()))[0]["lanes"]
+    pinned = "Sinks + window 4 + 28, with the sinks pinned again"
+    assert [lane["switches"] for lane in lanes] == [[[at, "Window 16"]], [[also, pinned]]]
+    assert [lane["past"] for lane in lanes] == [[[0, at, "Sinks + window 4 + 28"]], [[0, also, "Window 32"]]]
+    talk.switch(0, Window(20), False)
+    talk.again()
+    until(talk, lambda: waiting(talk) and talk.lanes[0].policy == Window(20))
+    answered = talk.lanes[0].turns[-1].begin
+    assert [(s.position, s.policy) for s in talk.lanes[0].switches] == [(at, Window(16)), (answered, Window(20))]
 
 
 def test_a_switch_that_this_model_cannot_make_is_one_sentence(registry):

@@ -16,6 +16,7 @@ from app.chatframes import ChatSender
 from app.components import conversation
 from app.controls import READING, Chosen, brand, fresh, lane_controls, model_controls, readdress
 from app.presets import CHATS
+from app.projection import project
 from app.runner import REGISTRY, sentence
 from app.talk import MOST_LANES, Talk
 from app.view import CHAT_LOOKS, ChatView
@@ -201,7 +202,8 @@ def sidebar() -> None:
         )
         if chosen.script == UPLOAD:
             st.file_uploader("One prompt a line, or JSONL with turns", key="chat_upload", max_upload_size=8)
-        lane_controls("chat-lane", chosen.lanes, MOST_LANES, None)
+        state.chat_switched = switched(current())
+        lane_controls("chat-lane", chosen.lanes, MOST_LANES, None, state.chat_switched)
         st.caption("Model")
         chosen.model = model_controls("chat-model", chosen.model)
         with st.expander("How answers are chosen"):
@@ -219,6 +221,14 @@ def sidebar() -> None:
         talk = current()
         if talk is not None and differs(talk.spec, chosen):
             st.caption("Press New conversation to talk with these settings.")
+
+
+def switched(talk: Talk | None) -> dict[int, str]:
+    """What became of the lanes that were switched while they talked."""
+    if talk is None or list(talk.spec.policies) != st.session_state.chat.lanes:
+        return {}
+    last = [(lane.lane, lane.switches[-1]) for lane in talk.shown if lane.switches]
+    return {lane: f"{switch.policy.label} from token {switch.position:,} on" for lane, switch in last}
 
 
 def differs(spec: Spec, chosen: Settings) -> bool:
@@ -356,10 +366,14 @@ def draw() -> None:
             talk.wait(talk.version, 0.1)
         frame = state.chat_sender.frame(talk, view, lesson(talk.spec.policies))
     conversation.mount(frame, key="conversation", on_say=said, on_press=pressed, on_pick=picked, on_change=changed)
+    if state.chat_switched != switched(talk):
+        # The list of lanes says so.
+        st.rerun()
 
 
 freeze()
 open_page()
 sidebar()
+project()
 # One pace for ever: to change it the whole page would have to run again, and blink.
 st.fragment(draw, run_every=EVERY)()

@@ -14,8 +14,9 @@ from analysis.record import save
 from analysis.report import page
 from analysis.texts import with_bos
 from app.capturer import Capturing
-from app.controls import brand, setting_control
+from app.controls import brand, heading, setting_control
 from app.plain import plain
+from app.projection import project
 from app.reader import LiveRun
 from app.runner import REGISTRY, sentence
 
@@ -105,6 +106,8 @@ def preview(figure: Figure, data, layout: Layout, file: str, made: bytes, about)
 
 def draw() -> None:
     figure, layout, file, chosen, folder = sidebar()
+    project()
+    heading("Figures for a paper")
     if figure is None:
         return
     out = Path(f"{figure.name}.{file}")

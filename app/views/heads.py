@@ -8,9 +8,10 @@ from app import address
 from app.ablator import Ablation
 from app.atlasframes import AtlasSender, Look
 from app.capturer import Capturing
-from app.controls import Chosen, brand, model_controls, policy_controls, text_controls
+from app.controls import Chosen, brand, heading, model_controls, policy_controls, text_controls
 from app.panels import atlas, knockouts, measures
 from app.plain import plain
+from app.projection import project
 from app.runner import REGISTRY
 
 TOKENS = {"maps": 2048, "measures": 64, "knockouts": 512}
@@ -82,6 +83,8 @@ def body(panel) -> None:
 
 
 open_page()
+project()
+heading("Look into every head")
 st.session_state.setdefault("heads_panel", "maps")
 name = st.segmented_control(
     "Panel", list(PANELS), format_func=PANELS.get, key="heads_panel", label_visibility="collapsed", required=True

@@ -5,7 +5,8 @@ import streamlit as st
 from analysis.texts import BOS
 from app.chapters import PLAYS, cost, drop, emergence, enough, stage
 from app.controls import brand
-from app.lesson import FOLDER, LANGUAGES, Chapter, lesson
+from app.lesson import LANGUAGES, Chapter, lesson
+from app.projection import project
 from app.runner import sentence
 
 STARTS = {"drop": drop.start, "enough": enough.start, "cost": cost.start, "emergence": emergence.start}
@@ -13,7 +14,6 @@ STARTS = {"drop": drop.start, "enough": enough.start, "cost": cost.start, "emerg
 KNOWN = {"lang": list(LANGUAGES), "bos": list(BOS), "projected": ["0", "1"]}
 """What an address may say, beside its chapter."""
 NUMBERED = {f"{i}": name for i, name in enumerate(PLAYS, 1)}
-PROJECTED = FOLDER / "projected.css"
 PACES = {"cost": 2.0}
 """Seconds between two drawings of what plays, half a one unless said: drawing would be measured as a cost."""
 
@@ -33,7 +33,6 @@ def open_page() -> None:
     notes = [say("gone")] if name not in PLAYS else []
     notes += [say("no-such", name=w, values=", ".join(KNOWN[w])) for w in wrong]
     state["note"] = " ".join(notes)
-    state["projected"] = asked.get("projected") == "1"
     go(name if name in PLAYS else "row")
 
 
@@ -64,13 +63,6 @@ def begin_with() -> None:
     go(state["chapter"], again=state["chapter"] != "emergence")
 
 
-def project(on: bool) -> None:
-    if on:
-        st.query_params["projected"] = "1"
-    else:
-        st.query_params.pop("projected", None)
-
-
 def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
     state = st.session_state.lesson
     with st.sidebar:
@@ -94,12 +86,12 @@ def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
 
 
 def steps(page: Chapter) -> None:
-    """From one chapter to the next, and onto the projector.
+    """From one chapter to the next.
 
     A press that falls into a rerun is now and then told twice: so each button says where to, and not how far.
     """
     state, names = st.session_state.lesson, list(PLAYS)
-    at, projected = names.index(state["chapter"]), state["projected"]
+    at = names.index(state["chapter"])
     before, after = names[max(0, at - 1)], names[min(at + 1, len(names) - 1)]
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
@@ -113,10 +105,6 @@ def steps(page: Chapter) -> None:
             shortcut="Right",
             key="lesson-next",
         )
-        st.button(
-            page.say("unproject" if projected else "project"), on_click=project, args=(not projected,), shortcut="P",
-            icon=":material/present_to_all:", key="lesson-project",
-        )  # fmt: skip
 
 
 def body(name: str, chapter: Chapter, page: Chapter) -> None:
@@ -138,13 +126,12 @@ chapters = lesson(state["language"])
 page, name = chapters["page"], state["chapter"]
 chapter = chapters[name]
 sidebar(chapters, page)
-if state["projected"]:
-    st.html(PROJECTED)
+project(page.say("project"), page.say("unproject"))
 if state["note"]:
     st.info(state["note"])
 text, play = st.columns([5, 8], gap="large")
 with text:
-    st.header(f"{chapter.number} · {chapter.title}", anchor=False)
+    st.title(f"{chapter.number} · {chapter.title}", anchor=False)
     st.markdown(chapter.text)
     st.markdown(f"**{page.say('question')}.** {chapter.question}")
     with st.expander(page.say("answer")):

@@ -24,6 +24,7 @@ from app.controls import (
 )
 from app.frames import Sender, empty
 from app.presets import FOUR, PRESETS
+from app.projection import project
 from app.reader import MOST_LANES, LiveRun
 from app.runner import REGISTRY, sentence
 from app.view import LOOKS, MODES, PAINTS, View
@@ -176,12 +177,21 @@ def sidebar() -> None:
         st.caption("Model and text")
         state.model = model_controls("live", state.model)
         state.text = text_controls("live", state.text)
-        lane_controls("lane", state.lanes, MOST_LANES, trained_length())
         run = current()
+        state.switched = switched(run)
+        lane_controls("lane", state.lanes, MOST_LANES, trained_length(), state.switched)
         if run is not None and [parse(p) for p in run.spec.policies] != [parse(p) for p in state.lanes]:
             st.caption("Press Restart to read with these lanes.")
         elif run is not None and Chosen.of(run.spec) != state.model:
             st.caption("Press Restart to read so.")
+
+
+def switched(run: LiveRun | None) -> dict[int, str]:
+    """What became of the lanes that were switched while they read."""
+    if run is None or list(run.spec.policies) != st.session_state.lanes:
+        return {}
+    events = [e for e in list(run.run.events) if e["what"] == "switch"]
+    return {e["lane"]: f"{parse(e['policy']).label} from token {e['position']:,} on" for e in events}
 
 
 def trained_length() -> int | None:
@@ -280,8 +290,9 @@ def draw() -> None:
     else:
         frame = empty(state.sender, [parse(p) for p in state.lanes], state.view, state.pace, state.problem)
     board.mount(frame, key="board", on_press=pressed, on_pick=picked, on_change=changed)
-    if live != state.fast:
-        # Begun or ended: the whole page runs again and sets the pace of the frames anew.
+    if live != state.fast or state.switched != switched(run):
+        # Begun or ended: the whole page runs again and sets the pace of the frames anew.  Or a lane was switched, and
+        # the list of lanes says so.
         st.rerun()
 
 
@@ -293,5 +304,6 @@ def busy() -> bool:
 freeze()
 open_page()
 sidebar()
+project()
 st.session_state.fast = busy()
 st.fragment(draw, run_every=0.1 if st.session_state.fast else None)()

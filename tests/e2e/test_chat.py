@@ -46,6 +46,8 @@ def test_a_conversation_under_two_policies(app, page):
         assert "Paris" in lane_text(page, lane)
     # The caches are not full: nothing is dimmed, and the first tokens are there.
     assert gone(page, 0) == gone(page, 1) == 0
+    # And still only what a policy keeps for ever is marked as a sink.
+    assert [page.locator(".sk-lane").nth(i).locator(".sk-flow .sk-sink").count() for i in (0, 1)] == [4, 0]
     assert page.locator(".sk-front").first.inner_text().endswith("kept")
     say(page, "What is the opposite of hot?")
     wait_answered(page, 2)
@@ -69,6 +71,11 @@ def test_a_conversation_under_two_policies(app, page):
     page.get_by_role("button", name="switch ▾").nth(1).click()
     page.get_by_role("button", name="Bring the sinks back", exact=True).click()
     page.locator(".sk-note", has_text="with the sinks pinned again").wait_for()
+    # It leaves its mark in the transcript and in the list of lanes, and no two lanes have one name.
+    mark = page.locator(".sk-lane").nth(1).locator(".sk-switched")
+    assert mark.inner_text() == "switched: Sinks + window 4 + 60, with the sinks pinned again"
+    page.get_by_test_id("stSidebar").get_by_text(re.compile(r"Sinks \+ window 4 \+ 60 from token \d+ on")).wait_for()
+    page.locator(".sk-lane").nth(1).get_by_text("Sinks + window 4 + 60 (2)").wait_for()
     say(page, "How many legs does a spider have?")
     wait_answered(page, 3)
     assert page.locator(".sk-lane").nth(1).locator(".sk-sink").count() == 4
@@ -81,9 +88,14 @@ def test_a_conversation_under_two_policies(app, page):
     wait_answered(page, 3)
     assert lane_text(page, 0) == text
     page.get_by_label(FIELD).fill("half written")
+    page.locator(".sk-lane").nth(1).locator(".sk-assistant").last.locator("span").nth(1).click()
+    page.locator(".sk-lane").nth(1).locator(".sk-asked").wait_for()
     page.reload()
     page.locator(".sk-flow").first.wait_for()
     assert lane_text(page, 0) == text
+    # What was looked at is looked at still, and the mark of the switch is where it was.
+    page.locator(".sk-lane").nth(1).locator(".sk-asked").wait_for()
+    assert mark.count() == 1 and page.locator(".sk-lane.sk-chosen").count() == 1
     assert page.get_by_label(FIELD).input_value() == "half written"
     other = page.context.new_page()
     other.goto(page.url)

@@ -2,7 +2,7 @@
 
 // ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly.
 const LEAST_BETWEEN = 380, LEAST_BETWEEN_MEMORY = 2000;
-const MARK_SIZE = 11, MARK_LINE = 14, LABEL_SIZE = 12, LABEL_LINE = 15, LEFT = 46, BELOW = 34;
+const MARK_SIZE = 11, MARK_LINE = 14, LEFT = 46, BELOW = 34;
 
 function times(value) {
   const known = { 0.125: "⅛ ×", 0.25: "¼ ×", 0.5: "½ ×" };
@@ -103,17 +103,6 @@ function makeCurves(send) {
     });
   }
 
-  // Room for the widest label at the right; what does not fit into two fifths of the width goes into more lines.
-  function roomFor(width) {
-    const names = frame.lanes.map((lane) => `${lane.brief}, 0.00`);
-    const room = Math.min(Math.max(...names.map((name) => widthOf(name, LABEL_SIZE))), width * 0.4 - 10);
-    return { room, right: Math.ceil(room) + 10, most: Math.max(...names.map((name) => lines(name, room, LABEL_SIZE).length)) };
-  }
-  const label = (text, y, colour, room) => ({
-    xref: "paper", x: 1, xanchor: "left", xshift: 6, yref: "paper", y, yanchor: "middle", showarrow: false, align: "left",
-    text: lines(text, room, LABEL_SIZE).map(plain).join("<br>"), font: { size: LABEL_SIZE, color: colour },
-  });
-
   function endLabels(height, low, high, { room, most }) {
     const ends = frame.lanes.flatMap((lane, i) => {
       const y = frame.arrays[`y${i}`]?.data;
@@ -122,7 +111,7 @@ function makeCurves(send) {
       return [{ lane, share: Math.log(clipped / low) / Math.log(high / low) }];
     });
     const places = apart(ends.map((e) => e.share), (most * LABEL_LINE) / height);
-    return ends.map((e, k) => label(e.lane.brief, places[k], laneColour(e.lane.color, theme), room));
+    return ends.map((e, k) => endLabel(e.lane.brief, places[k], laneColour(e.lane.color, theme), room));
   }
 
   function draw() {
@@ -130,7 +119,7 @@ function makeCurves(send) {
     timer = 0;
     if (!plotly || !frame || !plot.clientWidth) return;
     last = performance.now();
-    const height = plot.clientHeight, width = plot.clientWidth, labels = roomFor(width);
+    const height = plot.clientHeight, width = plot.clientWidth, labels = roomFor(frame.lanes, width);
     if (zoomOf !== subject()) zoom = null;
     const [low, high] = zoom ? zoom.y.map((v) => 10 ** v) : rangeOf(frame);
     const relative = frame.mode === "relative";
@@ -202,7 +191,7 @@ function makeCurves(send) {
     const places = apart(groups.map((g) => g.value / (top * 1.12)), (most * LABEL_LINE) / height);
     return groups.map((g, k) => {
       const [first, ...others] = g.lanes;
-      return label(`${others.length ? `${g.lanes.length} lanes` : first.brief}, ${digits(g.value)}`, places[k], others.length ? theme.muted : laneColour(first.color, theme), room);
+      return endLabel(`${others.length ? `${g.lanes.length} lanes` : first.brief}, ${digits(g.value)}`, places[k], others.length ? theme.muted : laneColour(first.color, theme), room);
     });
   }
 

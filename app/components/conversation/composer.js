@@ -3,7 +3,7 @@
 function makeComposer(send) {
   let frame = null, last = "";
   const press = (what) => send("press", { what, at: Date.now() });
-  const field = el("textarea", { rows: 1, "aria-label": "Say something to every lane", placeholder: "Say something to every lane. Enter sends, Shift + Enter begins a line." });
+  const field = el("textarea", { rows: 1, "aria-label": "Say something to every lane", title: "Enter sends, Shift + Enter begins a line" });
   const go = el("button", { class: "sk-go", type: "button", onclick: () => (busy() ? press("stop") : submit()) }, "Send");
   const play = el("button", { type: "button", title: "Say the prompts of the script, one after the other", onclick: () => press(frame.script.playing ? "hold" : "play") });
   const skip = el("button", { type: "button", title: "End this answer and go on with the next prompt", onclick: () => press("skip") }, "Skip");
@@ -49,6 +49,9 @@ function makeComposer(send) {
 
   function show(next) {
     frame = next;
+    // As much as there is room for.
+    const invitation = field.clientWidth > 460 ? "Say something to every lane. Enter sends, Shift + Enter begins a line." : "Say something to every lane";
+    if (field.placeholder !== invitation) field.placeholder = invitation;
     say(go, busy() ? "■ Stop" : "Send");
     go.disabled = frame.status === "loading" || frame.status === "failed";
     go.title = busy() ? "End the answers here (Esc)" : "Send (Enter)";

@@ -15,7 +15,7 @@ function makeLane(i, send, frameNow) {
   const node = el("section", { class: "sk-lane" },
     el("div", { class: "sk-row" }, choose, change), form,
     el("div", { class: "sk-row" }, kept, rate), front, body, invite);
-  let spans = [], texts = [], begin = 0, run = "", epoch = -1, painted = "", cuts = "";
+  let spans = [], texts = [], begin = 0, run = "", epoch = -1, painted = "", cuts = "", marked = "";
 
   flow.addEventListener("click", (e) => {
     const span = e.target.closest("[data-i]");
@@ -81,13 +81,22 @@ function makeLane(i, send, frameNow) {
     return place < lane.front_shares.length ? lane.front_shares[place] : lane.shares[place - lane.start] ?? 0;
   }
 
+  // Where the lane was switched: a line of its own before the first token that it read so.
+  function mark(lane) {
+    for (const [place, label] of lane.switches) {
+      const line = el("div", { class: "sk-switched" }, `switched: ${label}`);
+      if (place >= begin + spans.length) flow.append(line);
+      else if (place >= begin) spans[place - begin].before(line);
+    }
+  }
+
   function dim(lane) {
     spans.forEach((span, k) => {
       const held = share(lane, begin + k);
       flag(span, "sk-gone", held === 0);
       const opacity = held > 0 && held < 1 ? `${0.45 + 0.55 * held}` : "";
       if (span.style.opacity !== opacity) span.style.opacity = opacity;
-      flag(span, "sk-sink", begin + k < lane.sinks);
+      flag(span, "sk-sink", begin + k < lane.protected);
     });
     const edge = spans[lane.first - begin];
     const left = lane.first > lane.sinks && edge;
@@ -140,13 +149,22 @@ function makeLane(i, send, frameNow) {
     invite.hidden = lane.total > 0;
     body.hidden = front.hidden = lane.total === 0;
     const atEnd = body.scrollTop + body.clientHeight >= body.scrollHeight - 40;
-    write(lane);
+    const written = `${frame.run}|${lane.start}|${lane.total}|${frame.epoch}|${JSON.stringify(lane.switches)}`;
+    if (marked !== written) {
+      for (const old of flow.querySelectorAll(".sk-switched")) old.remove();
+      write(lane);
+      mark(lane);
+      marked = written;
+    }
     const chips = lane.front.map((text) => text.replaceAll("\n", "↵"));
     if (front.dataset.text !== JSON.stringify(chips)) {
       front.dataset.text = JSON.stringify(chips);
       front.replaceChildren("first tokens ", ...chips.map((text) => { const chip = el("b", {}); chip.textContent = text; return chip; }), state);
     }
-    [...front.querySelectorAll("b")].forEach((chip, k) => flag(chip, "sk-gone", share(lane, k) === 0));
+    [...front.querySelectorAll("b")].forEach((chip, k) => {
+      flag(chip, "sk-gone", share(lane, k) === 0);
+      flag(chip, "sk-pinned", k < lane.protected);
+    });
     const lost = lane.front.filter((_, k) => share(lane, k) === 0).length;
     say(state, lane.total === 0 ? "" : lost === 0 ? "kept" : lost === lane.front.length ? "gone" : `${lost} gone`);
     dim(lane);

@@ -9,28 +9,23 @@ function makeMeters() {
   loadPlotly().then((P) => { plotly = P; draw(); }, () => say(times, "The plotting script could not be loaded: reload the page."));
 
   function plot(place, name, unit) {
-    const brief = (lane) => lane.title.replace("Sinks + window", "Sinks");
-    // Room for the longest label, and a value behind it.
-    const right = 7 * Math.max(7, ...frame.lanes.map((lane) => brief(lane).length)) + 38, height = place.clientHeight;
+    const { room, right, most } = roomFor(frame.lanes, place.clientWidth), height = place.clientHeight;
     const curves = frame.lanes.map((lane, i) => ({ lane, x: frame.arrays[`x${i}`]?.data || [], y: frame.arrays[name + i]?.data || [] }));
     const longest = Math.max(64, ...curves.map((c) => c.x[c.x.length - 1] || 0));
     const all = curves.flatMap((c) => [...c.y]).sort((a, b) => a - b);
     // A first answer warms up: it shall not press the rest flat.
     const top = (name === "ms" ? (all[Math.floor(0.98 * (all.length - 1))] || 50) * 1.5 : (all[all.length - 1] || 5) * 1.15);
     const ends = curves.filter((c) => c.y.length);
-    const places = apart(ends.map((c) => Math.min(0.95, c.y[c.y.length - 1] / top)), 16 / (height - 36));
+    const places = apart(ends.map((c) => Math.min(0.95, c.y[c.y.length - 1] / top)), (most * LABEL_LINE) / (height - 30));
     plotly.react(place, curves.map((c) => ({
-      type: "scatter", mode: "lines", x: c.x, y: c.y, name: plain(c.lane.label), line: { color: laneColour(c.lane.color, theme), width: 2, dash: c.lane.dash },
-      hovertemplate: `%{y:.3~g} ${unit} at %{x:,d}<extra>${plain(c.lane.label)}</extra>`,
+      type: "scatter", mode: "lines", x: c.x, y: c.y, customdata: Array.from(c.x, (t) => plain(nameAt(c.lane, t))), line: { color: laneColour(c.lane.color, theme), width: 2, dash: c.lane.dash },
+      hovertemplate: `%{y:.3~g} ${unit} at %{x:,d}<extra>%{customdata}</extra>`,
     })), {
       height, width: place.clientWidth, margin: { l: 40, r: right, t: 6, b: 24 }, showlegend: false, hovermode: "closest", dragmode: false,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: PLOT_FONT, size: 12, color: theme.muted },
       xaxis: { gridcolor: theme.line, zeroline: false, range: [0, longest * 1.01], tickformat: "~s", fixedrange: true },
       yaxis: { gridcolor: theme.line, zeroline: false, range: [0, top], nticks: 4, fixedrange: true },
-      annotations: ends.map((c, k) => ({
-        xref: "paper", x: 1, xanchor: "left", xshift: 6, yref: "paper", y: places[k], yanchor: "middle", showarrow: false,
-        text: `${plain(brief(c.lane))} ${digits(c.y[c.y.length - 1])}`, font: { color: laneColour(c.lane.color, theme), size: 12 },
-      })),
+      annotations: ends.map((c, k) => endLabel(`${c.lane.brief}, ${digits(c.y[c.y.length - 1])}`, places[k], laneColour(c.lane.color, theme), room)),
     }, PLOT_CONFIG);
     place.setAttribute("aria-label", curves.map((c) => `${c.lane.label}: ${digits(c.y[c.y.length - 1])} ${unit}`).join("; "));
   }

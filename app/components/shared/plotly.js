@@ -40,6 +40,19 @@ function lines(text, room, size) {
   return found;
 }
 
+// Room for the widest label at the right of a plot, a value behind it: what does not fit into two fifths of the width
+// goes into more lines, `most` of them.
+const LABEL_SIZE = 12, LABEL_LINE = 15;
+function roomFor(lanes, width) {
+  const names = lanes.map((lane) => `${lane.brief}, 00.0`);
+  const room = Math.min(Math.max(...names.map((name) => widthOf(name, LABEL_SIZE))), width * 0.4 - 10);
+  return { room, right: Math.ceil(room) + 10, most: Math.max(...names.map((name) => lines(name, room, LABEL_SIZE).length)) };
+}
+const endLabel = (text, y, colour, room) => ({
+  xref: "paper", x: 1, xanchor: "left", xshift: 6, yref: "paper", y, yanchor: "middle", showarrow: false, align: "left",
+  text: lines(text, room, LABEL_SIZE).map(plain).join("<br>"), font: { size: LABEL_SIZE, color: colour },
+});
+
 // Labels at curve ends, moved apart where they would touch; places are shares of the height.
 function apart(places, least) {
   const order = places.map((y, i) => [y, i]).sort((a, b) => a[0] - b[0]);

@@ -1,0 +1,32 @@
+"""A page as a projector shows it: large type, and nothing beside what is looked at.  One key, on every page."""
+
+from pathlib import Path
+
+import streamlit as st
+
+STYLE = Path(__file__).parent / "components" / "shared" / "projected.css"
+NAME = "projected"
+"""Of the parameter in addresses."""
+
+
+def project(begin: str = "Project", end: str = "Leave projection") -> None:
+    """The button, and the style where it is on.  A page that is opened in the same tab stays projected."""
+    state = st.session_state
+    if state.arrived and state.get(NAME):
+        st.query_params[NAME] = "1"
+    on = state[NAME] = st.query_params.get(NAME) == "1"
+    if on:
+        st.html(STYLE)
+    with st.container(key="project", width="content"):
+        st.button(
+            end if on else begin, on_click=_turn, args=(not on,), shortcut="P", type="tertiary",
+            icon=":material/present_to_all:", key="project-button",
+        )  # fmt: skip
+
+
+def _turn(on: bool) -> None:
+    st.session_state[NAME] = on
+    if on:
+        st.query_params[NAME] = "1"
+    else:
+        st.query_params.pop(NAME, None)
