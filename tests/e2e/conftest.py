@@ -65,6 +65,24 @@ def asked_below(message) -> bool:
     )
 
 
+def cut_labels(page) -> list[str]:
+    """Texts of plots that stick out of their plot, and texts of rows that do not fit into them."""
+    return page.evaluate(
+        """() => [
+          ...[...document.querySelectorAll(".sk-plot")].flatMap((plot) => {
+            const room = plot.getBoundingClientRect();
+            return [...plot.querySelectorAll("text")].filter((text) => {
+              const at = text.getBoundingClientRect();
+              const beside = at.left < room.left - 1 || at.right > room.right + 1;
+              return at.width && (beside || at.top < room.top - 1 || at.bottom > room.bottom + 1);
+            });
+          }),
+          ...[...document.querySelectorAll(".sk-row > *, .sk-title, .sk-toolbar > *, .sk-segments > *, .sk-below")]
+            .filter((node) => node.scrollWidth > node.clientWidth + 1 && node.clientWidth),
+        ].map((node) => node.textContent)"""
+    )
+
+
 @pytest.fixture
 def page(browser):
     context = browser.new_context(viewport={"width": 1440, "height": 900})

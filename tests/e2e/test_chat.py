@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from .conftest import PATIENCE
+from .conftest import PATIENCE, cut_labels
 
 pytestmark = pytest.mark.browser
 
@@ -102,6 +102,13 @@ def test_a_conversation_under_two_policies(app, page):
     other.locator(".sk-flow").first.wait_for(timeout=PATIENCE)
     assert lane_text(other, 0) == text
     other.close()
+    page.emulate_media(color_scheme="dark")
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.wait_for_function(
+        """[...document.querySelectorAll('.sk-plot')].every(p =>
+        p.layout?.xaxis.gridcolor === '#33373d' && p.layout.width === p.clientWidth && p.clientWidth < 400)"""
+    )
+    assert cut_labels(page) == []
     assert page.problems == []
     assert page.strangers == []
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from .conftest import PATIENCE
+from .conftest import PATIENCE, cut_labels
 
 pytestmark = pytest.mark.browser
 
@@ -63,6 +63,7 @@ def test_the_whole_story(app, page):
     page.get_by_role("button", name="Drop the sinks", exact=True).click()
     curves.get_by_text("Window 128").first.wait_for()
     page.wait_for_function("window.__sinkscope.mode === 'rolling'")
+    page.get_by_test_id("stSidebar").get_by_text(re.compile(r"Window 128 from token \d+ on")).wait_for()
     at = number(page, "read", 3)
     wait_read(page, 3, int(at) + 260)
     assert number(page, "rolling", 3) > 1.3 * calm
@@ -116,6 +117,8 @@ def test_the_whole_story(app, page):
 def test_zoom_survives_updates_and_modes_are_one_press_away(app, page):
     page.goto(f"{app}/?lane=window:window=32&lane=streaming:sinks=4,window=28")
     page.get_by_text("Window 32").first.wait_for()
+    # What is not there yet has a name all the same.
+    assert "nothing was read yet" in page.locator(".sk-grid").get_attribute("aria-label")
     press_main(page)
     wait_read(page, 0, 200)
     box = page.locator(".sk-plot .nsewdrag").first.bounding_box()
@@ -136,6 +139,23 @@ def test_zoom_survives_updates_and_modes_are_one_press_away(app, page):
     page.get_by_text("times that of Window 32").wait_for()
     page.keyboard.press("k")
     page.get_by_role("button", name="Resume").wait_for()
+    # The keyboard moves, and only Enter chooses.
+    page.locator(".sk-grid").focus()
+    for key in ("ArrowUp", "ArrowUp", "ArrowRight"):
+        page.keyboard.press(key)
+    page.get_by_role("status").get_by_text(re.compile("layer 1, head 1: ")).wait_for()
+    assert "head=" not in page.url
+    page.keyboard.press("Enter")
+    page.get_by_text("Layer 1, head 1 attention map").wait_for()
+    # Nothing moves, and still all is drawn anew when the colours change or the page becomes narrow.
+    page.emulate_media(color_scheme="dark")
+    for plot in (0, 1):
+        page.wait_for_function(f"document.querySelectorAll('.sk-plot')[{plot}].layout.xaxis.gridcolor === '#33373d'")
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.wait_for_function(
+        "[...document.querySelectorAll('.sk-plot')].every(p => p.layout.width === p.clientWidth && p.clientWidth < 400)"
+    )
+    assert cut_labels(page) == []
     stop(page)
     assert page.problems == []
 

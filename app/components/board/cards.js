@@ -45,9 +45,10 @@ function makeCards(send) {
       say(c.small, alone ? `perplexity, last ${frame.roll} tokens` : reference ? "the reference" : lane.excess == null ? `last ${frame.roll} tokens`
         : `all: ${lane.excess < 0 ? "−" : "+"}${Math.abs(lane.excess).toFixed(3)}${error} nats/token`);
       c.big.title = alone ? "" : `Perplexity over the last ${frame.roll} tokens, times that of ${frame.lanes[frame.reference].label} on the same tokens`;
-      say(c.rolling, alone ? "" : `${digits(lane.rolling)} rolling perplexity`);
+      const kept = `${count(lane.kept)} kept · ${size(lane.bytes)}`;
+      say(c.rolling, alone ? kept : `${digits(lane.rolling)} rolling perplexity`);
       say(c.read, `${count(lane.read)} read`);
-      say(c.kept, `${count(lane.kept)} kept · ${size(lane.bytes)}`);
+      say(c.kept, alone ? "" : kept);
       say(c.rate, lane.state === "end of text" ? "end of text" : lane.rate == null ? "" : `${digits(lane.rate)} tokens/s`);
       c.compare.hidden = alone;
       say(c.compare, reference ? "others are compared with this" : "compare with this");

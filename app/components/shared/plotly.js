@@ -55,10 +55,15 @@ const endLabel = (text, y, colour, room) => ({
 
 // Labels at curve ends, moved apart where they would touch; places are shares of the height.
 function apart(places, least) {
-  const order = places.map((y, i) => [y, i]).sort((a, b) => a[0] - b[0]);
+  const order = places.map((y, i) => [Math.max(0.02, y), i]).sort((a, b) => a[0] - b[0]);
   for (let k = 1; k < order.length; k++) order[k][0] = Math.max(order[k][0], order[k - 1][0] + least);
-  const over = order.length ? Math.max(0, order[order.length - 1][0] - 0.98) : 0;
+  // Down again from the top; a label of several lines is half above its place.
+  let highest = Math.min(0.98, 1.04 - least / 2);
+  for (const label of order.reverse()) {
+    label[0] = Math.min(label[0], highest);
+    highest = label[0] - least;
+  }
   const out = [];
-  for (const [y, i] of order) out[i] = Math.max(0.02, y - over);
+  for (const [y, i] of order) out[i] = y;
   return out;
 }
