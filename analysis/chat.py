@@ -143,7 +143,7 @@ class Chooser:
 class Turn:
     """A prompt and its answer: text positions where the prompt begins (template included) and the answer, and its end.
 
-    `why` the answer ended: ended (the model said so), limit, stopped, or empty while it has not.
+    `why` the answer ended: ended (the model said so), limit, stopped, failed, or empty while it has not.
     """
 
     prompt: str
@@ -359,9 +359,22 @@ class Conversation:
             )
 
     def step(self, chunk: int = CHUNK) -> Step | None:
-        """Read on in the prompt by one chunk, or give one token of the answer; None when there is nothing to do."""
+        """Read on in the prompt by one chunk, or give one token of the answer; None when there is nothing to do.
+
+        What is raised in there ends the answer.  Then what was said stays, and is read again before the next answer.
+        """
         if not self.busy:
             return None
+        before = self.lane.snapshot() if self.unread else None
+        try:
+            return self._step(chunk)
+        except BaseException:
+            self._go_back(before or self._before)
+            self.stop()
+            self.turns[-1].why = "failed"
+            raise
+
+    def _step(self, chunk: int) -> Step:
         lane, turn = self.lane, self.turns[-1]
         if self.unread:
             step = lane.read(chunk)
@@ -378,6 +391,17 @@ class Conversation:
         elif len(self.tokens) - turn.begin >= self.sampling.max_new:
             self._end("limit")
         return replace(step, roles=roles)
+
+    def _go_back(self, before: Snapshot | None) -> None:
+        """Hold what was held then: half of the layers may have taken in what the others have not."""
+        said, policy = self.tokens[: len(self.roles)].copy(), self.policy
+        if before is None:
+            return
+        self.lane.restore(before)
+        self.lane.source.extend(said[before.tokens :])
+        del self._pieces[len(said) :]
+        if policy != self.policy:
+            self.lane.switch(policy, pin=self._pin)
 
     def _end(self, why: str) -> None:
         self.turns[-1].stop, self.turns[-1].why = len(self.tokens), why

@@ -102,7 +102,7 @@ class Lane:
     @property
     def sinks(self) -> int:
         """First tokens whose keys are held, without a gap, by all heads."""
-        return min((span.prefix for span in self.view.spans), default=0)
+        return self.view.sinks
 
     @property
     def protected(self) -> int:

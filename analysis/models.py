@@ -204,12 +204,14 @@ def load(
     weights: str = "model",
     kv_heads: int | None = None,
     progress: Tell = lambda sentence: None,
+    make_room: Callable[[], None] = lambda: None,
 ) -> LanguageModel:
     """The model of that name, ready to read.
 
     `dtype`: float32, bfloat16, float16, or auto (dtypes.py); `weights`: model, int8 or int4 (weights.py); `kv_heads`:
-    averaged down to so many (sharing.py); `progress` is told in a few words what is being waited for.  Raises
-    ValueError, in one sentence that says what to do, for everything that can be wrong with a name or a file.
+    averaged down to so many (sharing.py); `progress` is told in a few words what is being waited for; `make_room` is
+    called when there is such a model, before memory is taken.  Raises ValueError, in one sentence that says what to do,
+    for everything that can be wrong with a name or a file.
     """
     if dtype not in (AUTO, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join((AUTO, *DTYPES))}, not {dtype!r}")
@@ -231,9 +233,9 @@ def load(
         )
     own = path
     if name != EMBEDDED and path.is_file():
-        path = _converted(path, called, progress)
+        path = _converted(path, called, progress, make_room)
     with told(f"Loading {called}", progress), read_once() if path.is_file() else contextlib.nullcontext():
-        model = _from_disk(path, called, DTYPES[dtype], target, weights, kv_heads)
+        model = _from_disk(path, called, DTYPES[dtype], target, weights, kv_heads, make_room)
     if path != own or name == EMBEDDED:
         # The file says more than its conversion: it is the same on every machine.
         model.weights = [installed if name == EMBEDDED else own]
@@ -243,7 +245,7 @@ def load(
     return model
 
 
-def _converted(path: Path, called: str, progress: Tell) -> Path:
+def _converted(path: Path, called: str, progress: Tell, make_room: Callable[[], None]) -> Path:
     """The folder of the cache with the same model as a GGUF file; the file itself where that is small, or the cache
     has no room for its numbers."""
     check_gguf(path)
@@ -254,7 +256,7 @@ def _converted(path: Path, called: str, progress: Tell) -> Path:
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
         files.check_room(folder, 4 * numbers_in(path), f"the conversion of {called}")
         with told(f"Converting {called}, once", progress), read_once():
-            model = _from_disk(path, called, torch.float32, torch.device("cpu"), "model", None)
+            model = _from_disk(path, called, torch.float32, torch.device("cpu"), "model", None, make_room)
         return model.network, model.tokenizer
 
     try:
@@ -267,7 +269,13 @@ def _converted(path: Path, called: str, progress: Tell) -> Path:
 
 
 def _from_disk(
-    path: Path, called: str, dtype: torch.dtype, device: torch.device, packed: str, kv_heads: int | None
+    path: Path,
+    called: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    packed: str,
+    kv_heads: int | None,
+    make_room: Callable[[], None],
 ) -> LanguageModel:
     local = {"local_files_only": True, "trust_remote_code": False}
     header = None
@@ -288,6 +296,7 @@ def _from_disk(
             ) from e
     quantized = check_quantization(config, called)
     check_rope(config, None, called)
+    make_room()
     alone = fits_on_one(needed(weights, config, dtype), dtype, device, called)
     try:
         network, report = AutoModelForCausalLM.from_pretrained(

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import threading
 from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
@@ -9,6 +10,8 @@ from transformers import modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
 Tell = Callable[[str], None]
+_ALONE = threading.RLock()
+"""Held while a model loads: what transformers and torch are told meanwhile holds for the whole process."""
 
 
 def bar_of(what: str, tell: Tell, unit: str = "it") -> type[tqdm]:
@@ -27,8 +30,17 @@ def bar_of(what: str, tell: Tell, unit: str = "it") -> type[tqdm]:
 
 @contextlib.contextmanager
 def told(what: str, tell: Tell) -> Iterator[None]:
-    """No bars and no warnings of transformers while a model loads: `tell` says what there is to say."""
+    """No bars and no warnings of transformers while a model loads: `tell` says what there is to say.
+
+    One model at a time; whoever comes second waits.
+    """
     tell(what)
+    with _ALONE, _hooked(what, tell):
+        yield
+
+
+@contextlib.contextmanager
+def _hooked(what: str, tell: Tell) -> Iterator[None]:
     bar = bar_of(what, tell)
     level, own = transformers_logging.get_verbosity(), modeling_gguf_pytorch_utils.tqdm
     # The bar of GGUF files alone does not ask the hook.

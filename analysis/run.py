@@ -1,5 +1,6 @@
 """What the lanes of a run have learned so far, in memory: numbers that one thread appends and others read."""
 
+import copy
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,13 @@ class Track:
         """Mean sink mass of each chunk, [layers, heads], beside its span."""
         self.policies: list[tuple[int, str]] = []
         """From which position on the lane read under which policy."""
+
+    def snapshot(self) -> "Track":
+        """What is known now, which nothing that comes later changes."""
+        twin = copy.copy(self)
+        for name, known in vars(self).items():
+            setattr(twin, name, copy.copy(known))
+        return twin
 
     def append(self, step: "Step", seconds: float) -> None:
         spent = spent_on(step)

@@ -31,6 +31,11 @@ class View:
     decoded: tuple[Decoding, ...]
     """Newest tokens whose queries and keys are not in one piece yet."""
 
+    @property
+    def sinks(self) -> int:
+        """First tokens whose keys are held, without a gap, by all heads."""
+        return sinks_of(self.spans)
+
     @cached_property
     def pieces(self) -> list[Piece] | list[RankedPiece]:
         """Queries and keys of the newest tokens, oldest first, from which maps are drawn."""
@@ -43,6 +48,11 @@ class View:
             return cache, kv_head
         part = 0 if kv_head in cache.names[0] else 1
         return cache.parts[part], cache.names[part].index(kv_head)
+
+
+def sinks_of(spans: Sequence[Span] | Sequence[Scattered]) -> int:
+    """First tokens whose keys are held, without a gap, by all heads of these."""
+    return min((span.prefix for span in spans), default=0)
 
 
 def joined(decoded: Sequence[Decoding]) -> Piece:

@@ -3,18 +3,25 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis import texts
 from analysis.atlas import Atlas
 from analysis.capture import Stretch, capture, needed, needed_meanwhile
 from analysis.record import Spec
 
-from .runner import Live, Models
+from .runner import Job, Models
+
+if TYPE_CHECKING:
+    from analysis.models import LanguageModel
 
 
-class Capturing(Live):
+class Capturing(Job):
     """Reads a text and keeps what maps need of it; `folder`: where, or what was kept there before is opened."""
+
+    called = "capture"
 
     def __init__(self, spec: Spec, text: texts.Text | None, folder: str, models: Models) -> None:
         super().__init__(spec, models)
@@ -29,33 +36,30 @@ class Capturing(Live):
     def label(self) -> str:
         return f"{self.spec.policies[0]} · {self.spec.text}"
 
-    def _run(self) -> None:
-        if self.folder and os.path.exists(Path(self.folder) / "stretch.json"):
-            stretch = Stretch(Path(self.folder))
+    def _steps(self) -> Iterator[None]:
+        place = Path(self.folder) if self.folder else None
+        if place and os.path.exists(place / "stretch.json"):
+            stretch = Stretch(place)
             self.spec = stretch.spec
-            model = self._models.get(self.spec, self.tell)
+            model = self._load()
         else:
-            model = self._models.get(self.spec, self.tell)
-            stretch = self._capture(model)
-        if stretch is None:
-            self._set("stopped")
-            return
+            if place and os.path.exists(place) and (not place.is_dir() or any(place.iterdir())):
+                # What is stopped is removed with its folder, so nothing else may lie there.
+                raise ValueError(f"{place} is not empty and holds no stretch: name a new folder")
+            model = self._load()
+            stretch = yield from self._capture(model)
         self.model, self.pieces = model, texts.pieces(model.tokenizer, stretch.token_ids)
         self.read = self.total = stretch.tokens
         begins, as_text = texts.begins(model.tokenizer, stretch.token_ids), stretch.about.get("as_text", ())
         self.read_as = texts.Tokenized(stretch.token_ids, begins, tuple(as_text))
         self.atlas = Atlas(stretch, model)
-        self._set("finished")
 
-    def _capture(self, model) -> Stretch | None:
-        """Read the text; None where that was stopped."""
+    def _capture(self, model: "LanguageModel") -> Generator[None, None, Stretch]:
+        """Read the text; where that is stopped or fails, nothing of it stays."""
         assert self.text is not None
         ids = self._tokens(self.text, model)
         if self.folder:
             place = Path(self.folder)
-            if place.exists() and (not place.is_dir() or any(place.iterdir())):
-                # What is stopped is removed with its folder, so nothing else may lie there.
-                raise ValueError(f"{place} is not empty and holds no stretch: name a new folder")
         else:
             # Goes with this run.
             self._place = tempfile.TemporaryDirectory(prefix="sinkscope-stretch-")
@@ -72,10 +76,11 @@ class Capturing(Live):
         self.total = len(ids) - 1
         self._set("running")
         more = {"text_sha256": self.text.sha256, "read": self.read_as, "chunk": self.spec.chunk}
-        for read in capture(model, ids, self.spec, place, **more):
-            self.read = read
-            self._publish()
-            if self._wanted != "running":
-                shutil.rmtree(place, ignore_errors=True)
-                return None
-        return Stretch(place)
+        try:
+            for read in capture(model, ids, self.spec, place, **more):
+                self.read = read
+                yield
+            return Stretch(place)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise

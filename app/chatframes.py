@@ -46,15 +46,17 @@ class ChatSender:
 
     def _frame(self, talk: Talk, view: ChatView, lesson: str) -> bytes:
         arrays: dict[str, NDArray] = {}
-        if not talk.shown:
+        # Once: it is replaced whenever something is said.
+        lanes_shown = talk.shown
+        if not lanes_shown:
             return self._empty([parse(p) for p in talk.spec.policies], view, talk.note, talk.status, talk.id)
-        since = [s.switches[-1].position if s.switches else 0 for s in talk.shown]
-        faces = named([s.policy for s in talk.shown], colours([parse(p) for p in talk.spec.policies]), since)
+        since = [s.switches[-1].position if s.switches else 0 for s in lanes_shown]
+        faces = named([s.policy for s in lanes_shown], colours([parse(p) for p in talk.spec.policies]), since)
         lanes = [
-            face | self._lane(shown, parse(talk.spec.policies[shown.lane]), spoken, arrays)
-            for face, shown, spoken in zip(faces, talk.shown, talk.spoken, strict=True)
+            face | self._lane(shown, parse(talk.spec.policies[shown.lane]), shown.spoken, arrays)
+            for face, shown in zip(faces, lanes_shown, strict=True)
         ]
-        if grids := list(talk.spoken[view.chosen].grids):
+        if grids := lanes_shown[view.chosen].spoken.grids:
             arrays["grid"] = np.mean(grids, axis=0)
         shown = None
         if view.token is not None and view.head is not None:

@@ -14,6 +14,7 @@ import streamlit as st
 
 from analysis import texts
 from analysis.dtypes import decide
+from analysis.errors import sentence
 from analysis.palette import labels
 from analysis.policies import POLICIES, Policy, parse
 from analysis.policies.duo import rows_of
@@ -22,7 +23,6 @@ from analysis.settings import Settings, quoted
 from analysis.texts import BOS, SPECIAL, setting
 from app import address
 from app.plain import plain
-from app.runner import sentence
 
 BEGINS = {"auto": "as usual", "on": "on", "off": "off"}
 CONTROL = {"text": "as text", "tokens": "as tokens"}

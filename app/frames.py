@@ -21,8 +21,8 @@ from analysis.palette import briefs, colours, labels
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Track
 
-from .reader import LiveRun
-from .runner import Live
+from .reader import LiveRun, Shown
+from .runner import Job
 from .view import View
 
 ROLL = 256
@@ -45,20 +45,22 @@ class Sender:
 
     seq: int = 0
     _arrays: dict[str, NDArray] = field(default_factory=dict)
+    _seen: Shown | None = None
+    """What a frame is made of: the lanes themselves read on meanwhile."""
 
     def frame(self, run: LiveRun, view: View) -> bytes:
         """The newest state of a run as a person chose to see it."""
         self.seq += 1
-        self._arrays = {}
+        self._arrays, self._seen = {}, run.shown
         if view.head and run.model and not run.model.has(*view.head):
             # It was chosen in another model.
             view.head = None
         policies = [
             parse(t.policies[-1][1]) if t.policies else parse(p)
-            for t, p in zip(run.run.tracks, run.spec.policies, strict=True)
+            for t, p in zip(self._seen.tracks, run.spec.policies, strict=True)
         ]
         begun = [parse(p) for p in run.spec.policies]
-        since = [t.policies[-1][0] if t.policies else 0 for t in run.run.tracks]
+        since = [t.policies[-1][0] if t.policies else 0 for t in self._seen.tracks]
         faces = named(policies, colours(begun), since)
         head = {
             "seq": self.seq,
@@ -78,25 +80,25 @@ class Sender:
             "lanes": [face | self._lane(run, view, i) for i, face in enumerate(faces)],
             "marks": self._marks(run, begun),
             "schema": SCHEMA,
-            "card": card(run.model) if run.model and run.lanes else {},
+            "card": card(run.model) if run.model and self._seen.lanes else {},
         }
         self._curves(run, view)
         head.update(self._text(run, view))
-        self._grid(run.run.tracks[view.chosen])
+        self._grid(self._seen.tracks[view.chosen])
         return assemble(head, self._arrays)
 
     def _progress(self, run: LiveRun) -> dict[str, Any]:
-        if not run.lanes:
+        if not self._seen.lanes:
             return {"progress": "", "share": 0.0, "total": 0}
-        total = len(run.lanes[0].source.tokens)
-        read = max(lane.position for lane in run.lanes)
-        minutes, seconds = divmod(int(run.reading_seconds), 60)
+        total = self._seen.total
+        read = max(lane.position for lane in self._seen.lanes)
+        minutes, seconds = divmod(int(self._seen.seconds), 60)
         clock = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
         where = " · ".join([*about(run), memory_of(run.model.device)])
         return {"progress": f"{read:,} of {total:,} tokens · {where} · {clock}", "share": read / total, "total": total}
 
     def _lane(self, run: LiveRun, view: View, i: int) -> dict[str, Any]:
-        track, reference = run.run.tracks[i], run.run.tracks[view.reference]
+        track, reference = self._seen.tracks[i], self._seen.tracks[view.reference]
         nll = track.nll.view()
         lane = {
             "past": _past(track, run.spec.policies, i),
@@ -108,10 +110,10 @@ class Sender:
             "kept": 0,
             "bytes": 0,
             "rate": None,
-            "sinks_held": run.lanes[i].sinks if run.lanes else 0,
+            "sinks_held": self._seen.lanes[i].sinks if self._seen.lanes else 0,
             "state": "reading",
         }
-        if run.lanes and run.lanes[i].done:
+        if self._seen.lanes and self._seen.lanes[i].done:
             lane["state"] = "end of text"
         if not len(nll):
             return lane
@@ -132,7 +134,7 @@ class Sender:
         return lane
 
     def _marks(self, run: LiveRun, policies: list[Policy]) -> list[dict[str, Any]]:
-        read = max(len(t.nll) for t in run.run.tracks)
+        read = max(len(t.nll) for t in self._seen.tracks)
         full: dict[int, int] = {}
         for policy in policies:
             if (at := policy.full_from) is not None and at < read and getattr(policy, "stride", None) is None:
@@ -149,8 +151,8 @@ class Sender:
         return marks
 
     def _curves(self, run: LiveRun, view: View) -> None:
-        reference = run.run.tracks[view.reference]
-        for i, track in enumerate(run.run.tracks):
+        reference = self._seen.tracks[view.reference]
+        for i, track in enumerate(self._seen.tracks):
             count = len(track.nll)
             if view.mode == "relative":
                 count = min(count, len(reference.nll))
@@ -169,7 +171,7 @@ class Sender:
             places = np.unique(np.linspace(0, max(0, len(size) - 1), 120).astype(int)) if len(size) else np.arange(0)
             self._arrays[f"mx{i}"] = (places + 1).astype(np.float32)
             self._arrays[f"my{i}"] = (size[places] / 1e6).astype(np.float32)
-        furthest = max(len(t.nll) for t in run.run.tracks)
+        furthest = max(len(t.nll) for t in self._seen.tracks)
         if run.model and furthest:
             self._arrays["px"] = np.array([0, furthest], np.float32)
             self._arrays["py"] = np.array([0, furthest * run.model.bytes_per_token / 1e6], np.float32)
@@ -187,7 +189,7 @@ class Sender:
             self._arrays["grid"] = np.average([m for _, m in chunks], axis=0, weights=[n for n, _ in chunks])
 
     def _text(self, run: LiveRun, view: View) -> dict[str, Any]:
-        track = run.run.tracks[view.chosen]
+        track = self._seen.tracks[view.chosen]
         nll = track.nll.view()
         stop = len(nll) + 1
         start = max(0, stop - STRIP) if len(nll) else 0
@@ -198,10 +200,10 @@ class Sender:
             "tokens": run.pieces[start:stop] if len(nll) else [],
             "map": None,
         }
-        drawn = run.map(view.chosen, *view.head) if view.head and run.lanes else None
+        drawn = run.map(view.chosen, *view.head) if view.head and self._seen.lanes else None
         if drawn is not None:
             last = drawn.first + len(drawn.weights)
-            policy = run.lanes[view.chosen].policy
+            policy = self._seen.lanes[view.chosen].policy
             fresh = getattr(policy, "stride", None) is not None
             shown["map"] = {
                 "layer": drawn.layer,
@@ -243,7 +245,7 @@ def _past(track: Track, begun: Sequence[str], lane: int) -> list[tuple[int, int,
     return [(at, then, name) for (at, _), (then, _), name in zip(changes, changes[1:], names, strict=False)]
 
 
-def about(run: Live) -> list[str]:
+def about(run: Job) -> list[str]:
     """The model of a run, and what was done to it, a few words each."""
     changed = []
     if run.spec.kv_heads is not None:

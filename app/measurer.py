@@ -1,14 +1,18 @@
 """Live measures: what every head does over many short texts, sample after sample."""
 
+from collections.abc import Iterator
+
 from analysis import texts
 from analysis.measures import Measured, joined, measure, samples_of_text, separators_of
 from analysis.record import Spec
 
-from .runner import Live, Models
+from .runner import Job, Models
 
 
-class Measuring(Live):
+class Measuring(Job):
     """Measures heads over samples of a text; what is known grows, and is kept when it is stopped."""
+
+    called = "measures"
 
     def __init__(self, spec: Spec, text: texts.Text, samples: int, first: int, models: Models) -> None:
         super().__init__(spec, models)
@@ -20,16 +24,12 @@ class Measuring(Live):
         """Samples that are measured."""
         return 0 if self.measured is None else len(self.measured.median)
 
-    def _run(self) -> None:
-        model = self._models.get(self.spec, self.tell)
+    def _steps(self) -> Iterator[None]:
+        model = self._load()
         self.read_as = samples_of_text(self.text, model.tokenizer, self.spec, self.samples)
         apart = separators_of(model.tokenizer, model.network.get_input_embeddings().num_embeddings)
         self.model = model
         self._set("running")
         for part in measure(model, self.read_as.ids, first=self.first, separators=apart):
             self.measured = part if self.measured is None else joined([self.measured, part])
-            self._publish()
-            if self._wanted != "running":
-                self._set("stopped")
-                return
-        self._set("finished")
+            yield

@@ -3,17 +3,22 @@
 import queue
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from analysis import texts
+from analysis.cache import Span
+from analysis.errors import log, out_of_memory, told
 from analysis.lane import Lane
 from analysis.maps import HeadMap, head_map
 from analysis.policies import Policy, Ranked, parse
-from analysis.record import Run, Spec
+from analysis.ranking import Scattered
+from analysis.record import Run, Spec, Track
 from analysis.source import Step
 from analysis.stream import next_lane, open_lanes
+from analysis.view import sinks_of
 
-from .runner import ENDED, HOLD, Live, Models, sentence
+from .runner import ENDED, HOLD, Job, Models
 
 MOST_LANES = 6
 TURN = 0.25
@@ -33,8 +38,42 @@ class Switch:
     pin: bool
 
 
-class LiveRun(Live):
+@dataclass(frozen=True, eq=False)
+class LaneShown:
+    """What there is to see of a lane, as it last stood still."""
+
+    policy: Policy
+    position: int
+    """The next token to be predicted."""
+    done: bool
+    halted: bool
+    """Whether it stands still, since it could not read on."""
+    spans: Sequence[Span | Scattered]
+    """Which tokens are held, by groups of heads."""
+
+    @property
+    def sinks(self) -> int:
+        """First tokens whose keys are held, without a gap, by all heads."""
+        return sinks_of(self.spans)
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """What there is to see of a run: what its lanes have learned, [lanes], and, once it reads, the lanes themselves."""
+
+    tracks: tuple[Track, ...]
+    lanes: tuple[LaneShown, ...]
+    total: int
+    """Tokens of the text."""
+    seconds: float
+    """Wall-clock time spent reading, pauses not counted."""
+
+
+class LiveRun(Job):
     """A run that reads a text while people look at it."""
+
+    called = "reading"
+    shown: Shown
 
     def __init__(self, spec: Spec, text: texts.Text, models: Models) -> None:
         if len(spec.policies) > MOST_LANES:
@@ -52,11 +91,15 @@ class LiveRun(Live):
         self._maps_wanted: dict[tuple[int, int, int], float] = {}
         self._maps: dict[tuple[int, int, int], tuple[int, HeadMap | None]] = {}
         self._maps_made = 0.0
-        self.halted: set[int] = set()
-        """Lanes that stand still, since the memory does not suffice."""
+        self._undrawable: set[tuple[int, int, int]] = set()
+        self.halted: dict[int, Exception] = {}
+        """Lanes that stand still, since they could not read on, and why."""
+        self.shown = self._snapshot()
 
     def switch(self, lane: int, policy: Policy, pin: bool) -> None:
-        """Let a lane read on under another policy, from its next chunk on."""
+        """Let a lane read on under another policy, from its next chunk on.  Raises ValueError where it is not there."""
+        if not 0 <= lane < len(self.spec.policies):
+            raise ValueError(f"there is no lane {lane}: lanes are 0 to {len(self.spec.policies) - 1}")
         self._wishes.put(Switch(lane, policy, pin))
         with self._wake:
             self._wake.notify_all()
@@ -71,15 +114,23 @@ class LiveRun(Live):
     def map(self, lane: int, layer: int, head: int) -> HeadMap | None:
         """The newest map of a head that there is; asking keeps it coming.  None until the first was made, and for a
         head that the model does not have: a page may have been looking at one of another model."""
-        if self.model is None or not self.model.has(layer, head):
-            return None
         key = (lane, layer, head)
+        if self.model is None or not self.model.has(layer, head) or key in self._undrawable:
+            return None
         asked_before = key in self._maps_wanted
         self._maps_wanted[key] = time.monotonic()
         if not asked_before:
             with self._wake:
                 self._wake.notify_all()
         return self._maps.get(key, (0, None))[1]
+
+    def _snapshot(self) -> Shown:
+        lanes = tuple(
+            LaneShown(lane.policy, lane.position, lane.done, lane.index in self.halted, lane.view.spans)
+            for lane in self.lanes
+        )
+        total = len(self.lanes[0].source.tokens) if self.lanes else 0
+        return Shown(tuple(t.snapshot() for t in self.run.tracks), lanes, total, self.reading_seconds)
 
     def _set(self, status: str, note: str = "") -> None:
         if status != self.status:
@@ -91,7 +142,7 @@ class LiveRun(Live):
         self._read()
 
     def _open(self) -> None:
-        model = self._models.get(self.spec, self.tell)
+        model = self._load()
         ids = self._tokens(self.text, model)
         lanes = open_lanes(model, ids, [parse(p) for p in self.spec.policies], hold=HOLD)
         self.run.first_token = int(ids[0])
@@ -137,19 +188,27 @@ class LiveRun(Live):
         before = lane.snapshot()
         try:
             return lane.read(self._chunk(lane), upto)
-        except (MemoryError, RuntimeError) as e:
-            if not isinstance(e, MemoryError) and "memory" not in str(e).lower():
-                raise
+        except Exception as e:
+            # Whatever it is, the other lanes have no part in it.
             lane.restore(before)
-            self.halted.add(lane.index)
-            needed = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(e))
-            asked = f" (it asked for {needed[1]} more)" if needed else ""
-            lower = "a smaller window" if lane.policy.capacity is not None else "a policy with a window"
-            self.tell(
-                f"{lane.policy.label} stands still, out of memory{asked}: switch it to {lower}, or restart with "
-                "bfloat16 or fewer lanes. What was read is kept."
-            )
+            self.halted[lane.index] = e
+            log(e, f"job {self.id}")
+            self.tell(f"{lane.policy.label} stands still{self._why(lane, e)} What was read is kept.")
             return None
+
+    def _why(self, lane: Lane, e: Exception) -> str:
+        """Why a lane cannot read on, and what to do."""
+        if not out_of_memory(e):
+            return f" at token {lane.position:,}. {told(e, f'job {self.id}')}"
+        needed = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(e))
+        asked = f" (it asked for {needed[1]} more)" if needed else ""
+        lower = "a smaller window" if lane.policy.capacity is not None else "a policy with a window"
+        return f", out of memory{asked}: switch it to {lower}, or restart with bfloat16 or fewer lanes."
+
+    def _over(self) -> bool:
+        """Whether no lane can read on, whatever it is switched to: where memory ran out, a switch makes some."""
+        lanes = [lane for lane in self.lanes if not lane.done]
+        return all(lane.index in self.halted and not out_of_memory(self.halted[lane.index]) for lane in lanes)
 
     def _rest(self) -> bool:
         """Whether the run stands still just now, with its status set to say why."""
@@ -157,9 +216,9 @@ class LiveRun(Live):
             return True
         if self._wanted == "stopped":
             self._set("stopped")
-        elif all(lane.done for lane in self.lanes):
+        elif self._over():
             # What was said of this text is still true.
-            self._set("finished", self.note)
+            self._set("finished" if any(lane.done for lane in self.lanes) else "failed", self.note)
         elif self._wanted == "running" and self.unwatched:
             self._wanted = "paused"
             self._set("paused", "Paused, since nobody was looking. Press Resume to go on.")
@@ -181,7 +240,12 @@ class LiveRun(Live):
             lane, layer, head = key
             read = self.lanes[lane].position
             if self._maps.get(key, (0, None))[0] != read:
-                self._maps[key] = read, head_map(self.lanes[lane], layer, head, MAP)
+                try:
+                    self._maps[key] = read, head_map(self.lanes[lane], layer, head, MAP)
+                except Exception as e:
+                    self._undrawable.add(key)
+                    log(e, f"job {self.id}")
+                    self.tell(told(e, f"job {self.id}"))
                 self._maps_made = time.monotonic()
                 self._publish()
 
@@ -206,14 +270,15 @@ class LiveRun(Live):
         while not self._wishes.empty():
             wish = self._wishes.get()
             lane = self.lanes[wish.lane]
-            missing = lane.missing_sinks(wish.policy)
             try:
+                missing = lane.missing_sinks(wish.policy)
                 lane.switch(wish.policy, pin=wish.pin)
-            except ValueError as e:
+            except Exception as e:
                 # Not for this model: its keys cannot be moved, or it has no such head.  The lane reads on as it did.
-                self.tell(sentence(e))
+                log(e, f"job {self.id}")
+                self.tell(told(e, f"job {self.id}"))
                 continue
-            self.halted.discard(wish.lane)
+            self.halted.pop(wish.lane, None)
             how = ("sinks pinned again" if wish.pin else "without sinks") if missing else ""
             self.run.event("switch", lane=wish.lane, position=lane.position, policy=str(wish.policy), how=how)
             self.tell("")

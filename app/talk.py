@@ -1,7 +1,7 @@
 """A live conversation: the same words to every lane, answered token by token in turns, by hand or from a script."""
 
+import copy
 import queue
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.chat import CHUNK, Conversation, Partner, Switch
+from analysis.errors import log, told
 from analysis.maps import HeadRow, head_row
 from analysis.policies import Policy, parse
 from analysis.record import Column, Spec
 from analysis.source import Step
 from analysis.texts import Tokenized
 
-from .runner import HOLD, Live, Models, sentence
+from .runner import HOLD, Job, Models
 
 MOST_LANES = 3
 RECENT = 16
@@ -34,6 +35,7 @@ class Shown:
     Kept are the first `sinks` tokens and all from `first` on; `shares`: which share of the heads holds each token of
     the conversation, where they do not all hold the same; `protected`: how many of the first stay whatever comes;
     `cut`: where answers were cut, and why; `switches`: where the lane was switched, and to what.
+    `busy`: whether a prompt is read or an answer given; `speaking`: whether there is something of an answer yet.
     """
 
     lane: int
@@ -50,9 +52,12 @@ class Shown:
     cut: list[tuple[int, str]]
     protected: int
     switches: tuple[Switch, ...]
+    busy: bool
+    speaking: bool
+    spoken: "Spoken"
 
 
-def shown(lane: Conversation) -> Shown:
+def shown(lane: Conversation, spoken: "Spoken") -> Shown:
     pieces = lane.pieces()
     start = max(0, len(pieces) - TAIL)
     sinks, first = lane.kept
@@ -72,6 +77,9 @@ def shown(lane: Conversation) -> Shown:
         cut=[(t.stop, t.why) for t in lane.turns[-64:] if t.why in ("limit", "stopped") and t.stop],
         protected=lane.lane.protected,
         switches=tuple(lane.switches),
+        busy=lane.busy,
+        speaking=lane.busy and lane.turns[-1].begin is not None and len(pieces) > lane.turns[-1].begin,
+        spoken=spoken.snapshot(),
     )
 
 
@@ -82,6 +90,13 @@ class Spoken:
         self.places, self.seconds, self.bytes = Column(np.int64), Column(np.float64), Column(np.int64)
         self.grids: deque[NDArray[np.float32]] = deque(maxlen=RECENT)
         self.kept, self.held = 0, 0
+
+    def snapshot(self) -> "Spoken":
+        """What is known now, which nothing that comes later changes."""
+        twin = copy.copy(self)
+        for name, known in vars(self).items():
+            setattr(twin, name, copy.copy(known))
+        return twin
 
     def truncate(self, tokens: int) -> None:
         """Forget what comes after the first tokens."""
@@ -99,11 +114,14 @@ class Spoken:
             self.bytes.append(step.cache_bytes)
 
 
-class Talk(Live):
+class Talk(Job):
     """Conversations of one run: they wait for words, and answer them.
 
     `status`: loading, waiting, answering, paused (a script stands still), failed.
     """
+
+    called = "conversation"
+    shown: tuple[Shown, ...]
 
     def __init__(self, spec: Spec, models: Models, script: list[str] | None = None) -> None:
         if len(spec.policies) > MOST_LANES:
@@ -111,7 +129,7 @@ class Talk(Live):
         assert spec.sampling is not None
         super().__init__(spec, models)
         self.lanes: list[Conversation] = []
-        self.shown: list[Shown] = []
+        self.shown = ()
         self.spoken = [Spoken() for _ in spec.policies]
         self.caution = ""
         """What to know of this run as long as it lives."""
@@ -134,10 +152,7 @@ class Talk(Live):
     @property
     def speaking(self) -> bool:
         """Whether some lane has begun to answer."""
-        return any(
-            lane.busy and lane.turns[-1].begin is not None and len(lane.tokens) > lane.turns[-1].begin
-            for lane in self.lanes
-        )
+        return any(lane.speaking for lane in self.shown)
 
     def _do(self, wish: Callable[[], None]) -> None:
         self._wished += 1
@@ -158,7 +173,9 @@ class Talk(Live):
         self._do(self._again)
 
     def switch(self, lane: int, policy: Policy, pin: bool) -> None:
-        """Let a lane go on under another policy, from its next token on."""
+        """Let a lane go on under another policy, from its next token on.  Raises ValueError where it is not there."""
+        if not 0 <= lane < len(self.spec.policies):
+            raise ValueError(f"there is no lane {lane}: lanes are 0 to {len(self.spec.policies) - 1}")
         self._do(lambda: self._switch(lane, policy, pin))
 
     def play(self, prompts: list[str]) -> None:
@@ -189,16 +206,22 @@ class Talk(Live):
 
     @property
     def busy(self) -> bool:
+        """Whether some lane reads a prompt or answers, as was published last."""
+        return any(lane.busy for lane in self.shown)
+
+    @property
+    def about(self) -> str:
+        return f"{self.called} with {self.spec.model}"
+
+    @property
+    def _busy(self) -> bool:
         return any(lane.busy for lane in self.lanes)
 
-    def _publish(self) -> None:
-        # Made here, in the conversation's own thread, so that who looks never meets a half-changed one.
-        if threading.current_thread() is self._thread:
-            self.shown = [shown(lane) for lane in self.lanes]
-        super()._publish()
+    def _snapshot(self) -> tuple[Shown, ...]:
+        return tuple(shown(lane, spoken) for lane, spoken in zip(self.lanes, self.spoken, strict=False))
 
     def _run(self) -> None:
-        model = self._models.get(self.spec, self.tell)
+        model = self._load()
         self.tell("Preparing the model")
         partner = Partner(model, bos=self.spec.bos, special=self.spec.special)
         self.read_as = Tokenized(np.zeros(0, np.int32), partner.begins, ())
@@ -215,8 +238,7 @@ class Talk(Live):
         self._set("waiting")
         while self._wanted != "freed":
             while not self._wishes.empty():
-                self._wishes.get()()
-                self._granted += 1
+                self._grant(self._wishes.get())
             self._draw_row()
             lane = self._next()
             if self.unwatched or (lane is None and not self._go_on()):
@@ -227,16 +249,33 @@ class Talk(Live):
             if lane is not None:
                 self._step(lane)
 
+    def _grant(self, wish: Callable[[], None]) -> None:
+        """Do what was wished for; where that cannot be, all goes on as it did."""
+        try:
+            wish()
+        except Exception as e:
+            self._tell_of(e)
+        self._granted += 1
+
+    def _tell_of(self, e: Exception, lane: str = "") -> None:
+        log(e, f"job {self.id}")
+        self.tell(f"{lane}{told(e, f'job {self.id}')}")
+
     def _next(self) -> Conversation | None:
         """Whose turn it is: of those that answer, the one that has said the least."""
         busy = [lane for lane in self.lanes if lane.busy]
         return min(busy, key=lambda lane: len(lane.tokens) - (lane.turns[-1].begin or len(lane.tokens)), default=None)
 
     def _step(self, lane: Conversation) -> None:
-        step = lane.step(min(self.spec.chunk, CHUNK))
-        if step is not None:
-            self.spoken[lane.lane.index].append(step)
-        if not self.busy:
+        spoken = self.spoken[lane.lane.index]
+        try:
+            if (step := lane.step(min(self.spec.chunk, CHUNK))) is not None:
+                spoken.append(step)
+        except Exception as e:
+            # Whatever it is, the other lanes have no part in it.
+            spoken.truncate(lane.lane.position)
+            self._tell_of(e, f"{lane.policy.label} says no more. ")
+        if not self._busy:
             self._set("waiting" if self.playing or not self.pending else "paused", self.note)
         elif lane.turns[-1].begin is not None or lane.unread:
             # A prompt that has just been read is not worth a frame: the first word follows at once.
@@ -251,7 +290,7 @@ class Talk(Live):
         return True
 
     def _ask(self, prompt: str) -> None:
-        if self.busy:
+        if self._busy:
             self.tell("The last answer is not finished: wait for it, or stop it.")
             return
         try:
@@ -260,9 +299,9 @@ class Talk(Live):
                 lane.check(prompt)
             for lane in self.lanes:
                 lane.ask(prompt)
-        except ValueError as e:
+        except Exception as e:
             self.playing = False
-            self.tell(sentence(e))
+            self._tell_of(e)
             return
         # What a token had not looked at yet, it may have soon.
         self._row = None
@@ -282,7 +321,7 @@ class Talk(Live):
 
     def _hold(self, playing: bool) -> None:
         self.playing = playing and bool(self.pending)
-        self._set("answering" if self.busy else "waiting" if self.playing or not self.pending else "paused")
+        self._set("answering" if self._busy else "waiting" if self.playing or not self.pending else "paused")
 
     def _play(self, prompts: list[str]) -> None:
         self.pending, self.scripted, self.playing = list(prompts), len(prompts), True
@@ -306,12 +345,8 @@ class Talk(Live):
 
     def _switch(self, index: int, policy: Policy, pin: bool) -> None:
         lane = self.lanes[index]
-        try:
-            lane.switch(policy, pin=pin)
-        except ValueError as e:
-            # Not for this model: its keys cannot be moved, or it has no such head.  The lane goes on as it did.
-            self.tell(sentence(e))
-            return
+        # Where this model cannot do that (its keys cannot be moved, it has no such head) the lane goes on as it did.
+        lane.switch(policy, pin=pin)
         self.tell(f"{lane.switches[-1].label}, from the next token on.")
 
     def _draw_row(self) -> None:
@@ -319,7 +354,12 @@ class Talk(Live):
         if wanted is None or (self._row is not None and self._row[0] == wanted):
             return
         lane, layer, head, token = wanted
-        row = head_row(self.lanes[lane].lane, layer, head, token) if lane < len(self.lanes) else None
+        self._row = wanted, None
+        try:
+            row = head_row(self.lanes[lane].lane, layer, head, token)
+        except Exception as e:
+            self._tell_of(e)
+            return
         self._row = wanted, row
         if row is None:
             newest = token >= self.lanes[lane].lane.position - 1

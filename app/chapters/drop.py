@@ -26,7 +26,7 @@ def start() -> None:
 def draw(chapter: Chapter, page: Chapter) -> None:
     run = stage.playing(LiveRun)
     policies = (
-        [t.policies[-1][1] if t.policies else p for t, p in zip(run.run.tracks, FOUR, strict=True)] if run else FOUR
+        [t.policies[-1][1] if t.policies else p for t, p in zip(run.shown.tracks, FOUR, strict=True)] if run else FOUR
     )
     dropped = not isinstance(parse(policies[-1]), Streaming)
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -47,14 +47,14 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         tokens, values = rolling(run, lane)
         title = policy.title if policy == begun else f"→ {policy.title}"
         lines.append((title, tokens, values))
-        track = run.run.tracks[lane]
+        track = run.shown.tracks[lane]
         kept = f"{int(track.cache_tokens.view()[-1]):,}" if len(track.nll) else "–"
         number = f"{values[-1]:.1f}" if len(values) else "–"
         items.append((title, number, chapter.say("keeps", tokens=kept)))
     numbers(items)
     alt = chapter.say("alt", values="; ".join(f"{name}: {number}" for name, number, _ in items))
     figure = curves(lines, looks(FOUR), page.say("tokens"), chapter.say("rolling"), 60)
-    for track, (colour, _) in zip(run.run.tracks, looks(FOUR), strict=True):
+    for track, (colour, _) in zip(run.shown.tracks, looks(FOUR), strict=True):
         for at, _ in track.policies[1:]:
             figure.add_vline(x=at, line={"color": colour, "width": 1, "dash": "dot"})
     figure.add_vline(x=128, line={"color": "#767676", "width": 1, "dash": "dot"})

@@ -11,13 +11,13 @@ import streamlit as st
 from plotly.subplots import make_subplots
 
 from analysis.emergence import Moment, Recipe, curves, write
+from analysis.errors import sentence
 from analysis.export import export
 from analysis.figures import parse
 from analysis.palette import TRAINED
 from analysis.small import ATTENTIONS
 from app.components import chart
 from app.lesson import Chapter
-from app.runner import sentence
 from app.trainer import Emergence
 
 from . import stage
@@ -68,22 +68,28 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         with st.popover(chapter.say("settings"), icon=":material/tune:"):
             settings(chapter)
         stage.transport(page, run, start)
-        if run is not None and run.moments[-1]:
+        if run is not None and any(run.moments):
             with st.popover(chapter.say("export"), icon=":material/download:"):
                 exports(run, chapter)
-    if not stage.told(run) or not run.moments[-1]:
+    if not stage.told(run):
         return
+    # One that failed at once has none.
+    begun = [of for of in zip(run.recipes, run.moments, strict=True) if of[1]]
+    if not begun:
+        return
+    trained, moments = zip(*begun, strict=True)
+    if run.note and run.status != "failed":
+        st.warning(run.note)
     if asked(state) != run.recipes:
         st.info(chapter.say("changed"))
     if run.recipes[0].task == "plays":
         st.warning(chapter.say("plays-warning"))
-    newest = min(m[-1].step for m in run.moments)
-    steps = [m.step for m in run.moments[0] if m.step <= newest]
+    newest = max(m[-1].step for m in moments)
+    steps = [m.step for m in moments[0] if m.step <= min(m[-1].step for m in moments)]
     said = {"finished": chapter.say("finished"), "stopped": chapter.say("stopped")}.get(run.status, "")
     left, right = st.columns(2, gap="medium", vertical_alignment="bottom")
     left.progress(run.share, f"{chapter.say('of-steps', done=f'{newest:,}', total=f'{run.recipes[0].steps:,}')} {said}")
-    moments = [list(m) for m in run.moments]
-    labels = [chapter.say(r.attention) for r in run.recipes]
+    labels = [chapter.say(r.attention) for r in trained]
     values = "; ".join(
         f"{label}: {chapter.say('weight')} {m[-1].sink:.2f}" for label, m in zip(labels, moments, strict=True)
     )
@@ -95,7 +101,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         )  # fmt: skip
     state["at"] = at
     seen = [_at(m, at) for m in moments]
-    chart.mount(grown(run.recipes, moments, labels, at, chapter), key="emergence-curves", height=280,
+    chart.mount(grown(trained, moments, labels, at, chapter), key="emergence-curves", height=280,
                 alt=chapter.say("alt", values=values))  # fmt: skip
     chart.mount(
         maps(seen, labels, chapter), key="emergence-maps", height=270,
@@ -153,7 +159,8 @@ def exports(run: Emergence, chapter: Chapter) -> None:
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder) / "trainings"
             for i, (recipe, moments) in enumerate(zip(run.recipes, run.moments, strict=True)):
-                write(place / f"{i}-{recipe.attention}", recipe, list(moments), run.trainings[i].example, run.status)
+                if moments:
+                    write(place / f"{i}-{recipe.attention}", recipe, list(moments), run.examples[i], run.status)
             return export(parse(figure), place, Path(folder) / f"made.{kind}").read_bytes()
 
     for figure, label in (("emergence", chapter.say("weight")), ("emergence-map", chapter.say("map-of"))):

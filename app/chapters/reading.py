@@ -17,9 +17,9 @@ from app.reader import LiveRun
 
 def rolling(run: LiveRun, lane: int, reference: int | None = None) -> tuple[NDArray, NDArray]:
     """Tokens read and rolling perplexity of a lane, or its ratio to another lane's over the same tokens."""
-    sums = run.run.tracks[lane].sums.view()
+    sums = run.shown.tracks[lane].sums.view()
     if reference is not None:
-        other = run.run.tracks[reference].sums.view()
+        other = run.shown.tracks[reference].sums.view()
         count = min(len(sums), len(other))
         sums = sums[:count] - other[:count]
     ends = np.arange(FIRST, len(sums))

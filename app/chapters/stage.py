@@ -8,15 +8,16 @@ import numpy as np
 import streamlit as st
 
 from analysis import texts
+from analysis.errors import sentence
 from analysis.models import LanguageModel
 from analysis.record import Spec
 from analysis.rows import Passage
 from app.controls import problem
 from app.lesson import Chapter
-from app.runner import REGISTRY, Live, Models, sentence
+from app.runner import REGISTRY, Job, Models
 
 SPEC = Spec("embedded", "hamlet", ("dense",), 4096)
-Run = TypeVar("Run", bound=Live)
+Run = TypeVar("Run", bound=Job)
 LONGEST = 1000
 """Characters of a sentence of the student's own."""
 SENTENCE = "The cat sat on the mat because it was tired"
@@ -81,13 +82,13 @@ def written(page: Chapter, most: int, key: str, bos: str) -> tuple[int, ...] | N
     return ids
 
 
-def playing(kind: type[Run] = Live) -> Run | None:
+def playing(kind: type[Run] = Job) -> Run | None:
     """The run in front of the student, where it is of this kind: a chapter may be drawn once more after it was left."""
     run = REGISTRY.get(st.session_state.get("lesson_run"))
     return run if isinstance(run, kind) else None
 
 
-def begin(make: Callable[[Models], Live]) -> None:
+def begin(make: Callable[[Models], Job]) -> None:
     """Play something new; what played before ends."""
     end()
     try:
@@ -109,7 +110,7 @@ def busy() -> bool:
     return run is not None and run.live
 
 
-def transport(page: Chapter, run: Live | None, again: Callable[[], None]) -> None:
+def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None:
     """Buttons that start again, pause, and go on."""
     paused = run is not None and run.status == "paused"
     st.button(page.say("start"), icon=":material/replay:", on_click=again, key="lesson-again")
@@ -122,7 +123,7 @@ def transport(page: Chapter, run: Live | None, again: Callable[[], None]) -> Non
     )
 
 
-def told(run: Live | None) -> bool:
+def told(run: Job | None) -> bool:
     """Say what keeps a run from showing something; whether there is something to show."""
     problem(st.session_state.lesson.get("problem", ""))
     if run is None:

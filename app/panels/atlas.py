@@ -8,6 +8,7 @@ import streamlit as st
 
 from analysis.atlas import Region
 from analysis.capture import LONGEST
+from analysis.errors import sentence
 from analysis.policies import Band, parse
 from analysis.record import Spec
 from app.atlasframes import Look
@@ -15,7 +16,7 @@ from app.capturer import Capturing
 from app.components import atlas
 from app.controls import LONGEST_NAME, chosen_text, fresh, problem
 from app.plain import plain
-from app.runner import REGISTRY, sentence
+from app.runner import REGISTRY
 
 COMPARED = {"beside": "side by side", "minus": "difference"}
 

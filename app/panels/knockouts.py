@@ -5,6 +5,7 @@ from functools import partial
 import streamlit as st
 
 from analysis import texts
+from analysis.errors import sentence
 from analysis.experiments import as_csv
 from analysis.policies import parse
 from analysis.record import Spec
@@ -12,7 +13,7 @@ from app import charts
 from app.ablator import Ablation
 from app.controls import Chosen, chosen_text, problem
 from app.plain import plain
-from app.runner import REGISTRY, sentence
+from app.runner import REGISTRY
 
 KINDS = {"values": "is seen, and is empty", "weights": "is not seen"}
 SHOWN = 15

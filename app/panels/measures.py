@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from analysis.errors import sentence
 from analysis.measures import LONGEST, MASSIVE, MEASURES
 from analysis.record import Spec
 from app import charts
 from app.controls import chosen_text, problem
 from app.measurer import Measuring
 from app.plain import plain
-from app.runner import REGISTRY, sentence
+from app.runner import REGISTRY
 
 
 def current() -> Measuring | None:

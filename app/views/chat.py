@@ -8,6 +8,7 @@ from functools import partial
 import streamlit as st
 
 from analysis.chat import read_script, script_from_bytes, scripts
+from analysis.errors import sentence
 from analysis.models import pick_device
 from analysis.policies import parse
 from analysis.record import Sampling, Spec
@@ -17,7 +18,7 @@ from app.components import conversation
 from app.controls import READING, Chosen, brand, fresh, lane_controls, model_controls, readdress
 from app.presets import CHATS
 from app.projection import project
-from app.runner import REGISTRY, sentence
+from app.runner import REGISTRY
 from app.talk import MOST_LANES, Talk
 from app.view import CHAT_LOOKS, ChatView
 
@@ -325,7 +326,7 @@ def picked() -> None:
 
 def strongest(talk: Talk, lane: int) -> tuple[int, int] | None:
     """The head with the largest sink mass just now: what to look at when none was chosen."""
-    grids = list(talk.spoken[lane].grids)
+    grids = talk.shown[lane].spoken.grids if talk.shown else ()
     if not grids:
         return None
     mean = sum(grids) / len(grids)

@@ -8,6 +8,7 @@ from pathlib import Path
 import streamlit as st
 from PIL import Image
 
+from analysis.errors import sentence
 from analysis.export import KINDS, WIDTHS, Layout, Source, command, open_source, provenance, rendered
 from analysis.figures import FIGURES, Figure
 from analysis.record import save
@@ -18,7 +19,7 @@ from app.controls import brand, heading, setting_control
 from app.plain import plain
 from app.projection import project
 from app.reader import LiveRun
-from app.runner import REGISTRY, sentence
+from app.runner import REGISTRY
 
 NEEDS = {"run": "a run", "stretch": "a captured stretch", "grid": "a grid of runs", "trainings": "trainings"}
 PAGES = {"stretch": "Heads", "trainings": "Learn"}

@@ -2,12 +2,12 @@
 
 import streamlit as st
 
+from analysis.errors import sentence
 from analysis.texts import BOS
 from app.chapters import PLAYS, cost, drop, emergence, enough, stage
 from app.controls import brand
 from app.lesson import LANGUAGES, Chapter, lesson
 from app.projection import project
-from app.runner import sentence
 
 STARTS = {"drop": drop.start, "enough": enough.start, "cost": cost.start, "emergence": emergence.start}
 """What begins by itself when its chapter is opened."""

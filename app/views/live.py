@@ -7,6 +7,7 @@ from functools import partial
 import streamlit as st
 
 from analysis import texts
+from analysis.errors import sentence
 from analysis.policies import parse
 from analysis.record import Spec
 from app import address
@@ -26,7 +27,7 @@ from app.frames import Sender, empty
 from app.presets import FOUR, PRESETS
 from app.projection import project
 from app.reader import MOST_LANES, LiveRun
-from app.runner import REGISTRY, sentence
+from app.runner import REGISTRY
 from app.view import LOOKS, MODES, PAINTS, View
 
 PACES = (0, 5, 20, 100)

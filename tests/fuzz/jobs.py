@@ -1,0 +1,222 @@
+"""Exceptions of any kind at any step of any job: the n-th call of our own code in a job's thread raises one.
+
+A few dozen are part of the tests (test_jobs.py).  For more: `python -m tests.fuzz.jobs --tries 2000 --seed 1`.
+"""
+
+import argparse
+import errno
+import logging
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from analysis import texts
+from analysis.emergence import Recipe
+from analysis.record import Sampling, Spec
+from app.ablator import Ablation
+from app.capturer import Capturing
+from app.chatframes import ChatSender, ChatView
+from app.coster import Costing
+from app.frames import Sender
+from app.measurer import Measuring
+from app.reader import LiveRun
+from app.runner import Job, Registry
+from app.talk import Talk
+from app.trainer import Emergence
+from app.view import View
+
+OURS = tuple(f"{Path(__file__).parents[2] / package}/" for package in ("analysis", "app"))
+TINY = {"width": 16, "vocabulary": 24, "length": 24, "batch": 8, "steps": 60}
+WORDS = "to be or not to be that is the question " * 12
+
+
+class Panic(BaseException):
+    """As the tokenizers' own panics are: no Exception at all."""
+
+
+class Silent(Exception):
+    """Has nothing to say."""
+
+    def __str__(self) -> str:
+        return ""
+
+
+THROWN: list[Callable[[], BaseException]] = [
+    lambda: KeyError("parts"),
+    lambda: AttributeError("'LayerCache' object has no attribute 'parts'"),
+    lambda: IndexError("index out of range in self"),
+    lambda: ZeroDivisionError("division by zero"),
+    AssertionError,
+    lambda: TypeError("unhashable type: 'list'"),
+    lambda: NotImplementedError("no such op"),
+    lambda: RecursionError("too deep"),
+    StopIteration,
+    GeneratorExit,
+    lambda: SystemExit(3),
+    KeyboardInterrupt,
+    lambda: Panic("slice index starts at 3"),
+    Silent,
+    lambda: OSError(errno.ENOSPC, "No space left on device", "/full/queries.npy"),
+    lambda: PermissionError(errno.EACCES, "Permission denied", "/locked"),
+    MemoryError,
+    lambda: RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+    lambda: RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    lambda: ValueError("the text is too short: take another"),
+    lambda: UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+    lambda: Exception("a\nlong\n\nstory " * 500),
+]
+
+
+def kinds(model: str, folder: Path) -> dict[str, Callable[..., Job]]:
+    """Every kind of job, small; `model`: a folder with a tokenizer, `folder`: where a capture may be kept."""
+    text = texts.from_bytes(WORDS.encode(), "words.txt")
+    spec = Spec(model, "words.txt", ("dense", "window:window=16"), 60, chunk=16, device="cpu")
+    one = Spec(model, "words.txt", ("streaming:sinks=4,window=12",), 60, chunk=16, device="cpu")
+    short = Spec(model, "words.txt", ("dense",), 20, device="cpu")
+    said = Spec(model, "typed", spec.policies, device="cpu", sampling=Sampling(max_new=3))
+    return {
+        "reading": partial(LiveRun, spec, text),
+        "chat": partial(Talk, said, script=["to be", "or not to be"]),
+        "capture": partial(Capturing, one, text, str(folder / "stretch")),
+        "measures": partial(Measuring, short, text, 3, 2),
+        "knock-outs": partial(Ablation, one, text, "values", 0),
+        "costs": partial(Costing, spec, text),
+        "training": partial(Emergence, [Recipe("softmax", **TINY), Recipe("relu", **TINY)]),
+    }
+
+
+@contextmanager
+def throwing(e: BaseException | None, at: int, counted: Counter):
+    """Raise `e` in the `at`-th call of our own code in threads that are begun in here, and count these calls."""
+
+    def look(frame, event, _):
+        code = frame.f_code
+        if event != "call" or not code.co_filename.startswith(OURS) or code.co_name in ("_work", "_load"):
+            return
+        counted["calls"] += 1
+        if counted["calls"] == at and e is not None:
+            counted["thrown"] += 1
+            raise e
+
+    threading.setprofile(look)
+    try:
+        yield
+    finally:
+        threading.setprofile(None)
+
+
+def settled(job: Job) -> bool:
+    """Whether it has ended, or waits for somebody: for words, or for a lane that ran out of memory to be switched."""
+    if isinstance(job, Talk) and job.status in ("waiting", "paused"):
+        return bool(job.shown) and not job.playing and not job.busy
+    lanes = job.shown.lanes if isinstance(job, LiveRun) else ()
+    return not job.live or ("out of memory" in job.note and all(lane.done or lane.halted for lane in lanes))
+
+
+def once(registry: Registry, make: Callable[..., Job], e: BaseException | None, at: int) -> tuple[Job, Counter, list]:
+    """One job in which something is raised; the job, counts of calls, and what the log then holds."""
+    counted, lines = Counter(), []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log = logging.getLogger("sinkscope")
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        with throwing(e, at, counted):
+            job = registry.start(make)
+            end = time.monotonic() + 60
+            while not settled(job):
+                assert time.monotonic() < end, f"waits for ever: {job.status}, {job.note!r}"
+                job.look()
+                job.wait(job.version, 0.02)
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
+    return job, counted, lines
+
+
+def check(registry: Registry, job: Job, counted: Counter, lines: list[str]) -> str:
+    """Raises AssertionError where a page would wait for ever, say nothing, or say more than a sentence."""
+    if job.status == "failed":
+        assert counted["thrown"], job.note
+        assert job.note, "nothing is said"
+        assert any(job.id in line for line in lines), (job.note, lines)
+        assert job not in registry._holding()
+    assert len(job.note) < 900 and "\n" not in job.note and "Traceback" not in job.note, job.note
+    assert not job.note or job.note[-1] in ".!?…" or job.status in ("loading", "stopped"), job.note
+    if isinstance(job, LiveRun):
+        Sender().frame(job, View())
+        for track in job.shown.tracks:
+            assert len(track.nll) <= len(track.sums) - 1 and not np.isnan(track.nll.view()).any()
+    if isinstance(job, Talk):
+        ChatSender().frame(job, ChatView())
+    if isinstance(job, Capturing) and job.status == "failed":
+        place = Path(job.folder)
+        assert not place.exists() or (place / "stretch.json").exists(), list(place.iterdir())
+    return job.status
+
+
+def storm(model: str, names: list[str], tries: int, seed: int) -> Counter:
+    """So many exceptions in each kind of job, at places and of types that a seed chooses; how the jobs ended."""
+    chance, ends = random.Random(seed), Counter()
+    registry = Registry()
+    try:
+        for name in names:
+            with tempfile.TemporaryDirectory() as folder:
+                job, counted, _ = once(registry, kinds(model, Path(folder))[name], None, 0)
+            assert job.status in ("finished", "waiting"), (name, job.status, job.note)
+            registry.free(job.id)
+            for _ in range(tries):
+                # Early calls are many steps of their own; the late ones are the same over and over.
+                at = chance.choice((chance.randint(1, 60), chance.randint(1, counted["calls"])))
+                e = chance.choice(THROWN)()
+                where = f"{name}, call {at}, {type(e).__name__}"
+                try:
+                    with tempfile.TemporaryDirectory() as folder:
+                        job, calls, lines = once(registry, kinds(model, Path(folder))[name], e, at)
+                        ends[name, check(registry, job, calls, lines)] += 1
+                    registry.free(job.id)
+                except Exception as wrong:
+                    raise AssertionError(f"{where}: {wrong}") from wrong
+    finally:
+        registry.close()
+    return ends
+
+
+def model_with_words(folder: Path) -> str:
+    """A tiny model that has a tokenizer, in a folder."""
+    from tests import tokenizers
+    from tests.test_bos import tiny
+
+    tiny().save_pretrained(folder)
+    tokenizers.gemma_like().save_pretrained(folder)
+    return str(folder)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tries", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", action="append")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        model = model_with_words(Path(folder))
+        names = asked.kind or list(kinds(model, Path(folder)))
+        for (name, status), count in sorted(storm(model, names, asked.tries, asked.seed).items()):
+            print(f"{name:12} {status:10} {count:6}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
