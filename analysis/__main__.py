@@ -420,11 +420,12 @@ def capture_stretch(
             raise ValueError(f"--switch is written POSITION=policy, such as 1000=window:window=256, and not {asked!r}")
         switches.append((int(at), parse(then)))
     from .capture import capture
+    from .capture import tokenized as read_for_maps
     from .models import load
 
     with out.status("Loading the model") as status:
         network = load(model, dtype=spec.dtype, device=device, progress=status.update)
-    read = texts.tokenized(source, network.tokenizer, bos=spec.bos, special=special, limit=tokens)
+    read = read_for_maps(source, network.tokenizer, spec)
     _say_read(read)
     ids = read.ids
     place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(source.name).stem}-stretch"

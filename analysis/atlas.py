@@ -26,6 +26,8 @@ from .what_if import WhatIf
 
 ROWS = 512
 """Queries that are multiplied at a time, about."""
+FIRST = 4
+"""First tokens that are shown one by one at any scale: a sink in one of thousands of columns would vanish."""
 POOLS = ("max", "mean")
 KINDS = ("weights", "logits")
 
@@ -89,6 +91,21 @@ class Atlas:
             return torch.where(count > 0, total / count, torch.nan).numpy()
         whole = most.exp() if kind == "weights" else most
         return torch.where(most == float("-inf"), torch.nan, whole).numpy()
+
+    def first(
+        self, layer: int, head: int, rows: tuple[int, int], scale: int, *, pool: str = "max", kind: str = "weights"
+    ) -> NDArray[np.float32]:
+        """What queries gave to each of the first FIRST tokens, [cells, first tokens]: only queries are pooled.
+
+        NaN where no query of a cell reached the token.  Raises ValueError as `draw` does.
+        """
+        shown = min(FIRST, self.stretch.tokens)
+        fine = self.draw(layer, head, Region(rows, (0, shown)), pool=pool, kind=kind)
+        cells = np.pad(fine, ((0, -len(fine) % scale), (0, 0)), constant_values=np.nan).reshape(-1, scale, shown)
+        if pool == "max":
+            return np.fmax.reduce(cells, 1)
+        count = (~np.isnan(cells)).sum(1)
+        return np.divide(np.nansum(cells, 1), count, out=np.full(count.shape, np.nan, np.float32), where=count > 0)
 
     def row(self, layer: int, head: int, token: int) -> NDArray[np.float32]:
         """What one token gave to each token of the stretch, [tokens]; NaN where it reached none."""

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import files, metrics
+from . import files, metrics, texts
 from .attention import Reading
 from .models import LanguageModel
 from .policies import Band, Policy, parse
@@ -26,7 +26,7 @@ from .reach import Reach
 from .record import Spec
 from .status import RUNNING, here, status_of
 from .stream import CHUNK, open_lanes
-from .texts import Tokenized
+from .texts import Text, Tokenized
 
 LONGEST = 65_536
 """Tokens that a stretch may have."""
@@ -126,6 +126,16 @@ class Stretch:
     @property
     def heads(self) -> int:
         return self.queries.shape[1]
+
+
+def tokenized(text: Text, tokenizer, spec: Spec) -> Tokenized:
+    """A text as a stretch of `spec.tokens` tokens reads it (of all that it has, where those are fewer).
+
+    There is one token more, which is only predicted; where the text has no more, its last one stands in for it.
+    """
+    limit = None if spec.tokens is None else spec.tokens + 1
+    read = texts.tokenized(text, tokenizer, bos=spec.bos, special=spec.special, limit=limit)
+    return read if len(read.ids) == limit else replace(read, ids=np.append(read.ids, read.ids[-1:]))
 
 
 def needed(layers: int, heads: int, kv_heads: int, dim: int, tokens: int) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from analysis import texts
 from analysis.atlas import Atlas
-from analysis.capture import Stretch, capture, needed, needed_meanwhile
+from analysis.capture import Stretch, capture, needed, needed_meanwhile, tokenized
 from analysis.record import Spec
 
 from .runner import Job, Models
@@ -32,10 +32,6 @@ class Capturing(Job):
         """How each token looks."""
         self._place: tempfile.TemporaryDirectory | None = None
 
-    @property
-    def label(self) -> str:
-        return f"{self.spec.policies[0]} · {self.spec.text}"
-
     def _steps(self) -> Iterator[None]:
         place = Path(self.folder) if self.folder else None
         if place and os.path.exists(place / "stretch.json"):
@@ -57,7 +53,8 @@ class Capturing(Job):
     def _capture(self, model: "LanguageModel") -> Generator[None, None, Stretch]:
         """Read the text; where that is stopped or fails, nothing of it stays."""
         assert self.text is not None
-        ids = self._tokens(self.text, model)
+        self.read_as = tokenized(self.text, model.tokenizer, self.spec)
+        ids = self.read_as.ids
         if self.folder:
             place = Path(self.folder)
         else:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import Field
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import streamlit as st
 
@@ -51,6 +51,21 @@ def problem(e: Exception | str) -> None:
     """Say what is wrong, if anything is."""
     if said := str(e):
         st.error(plain(sentence(e) if isinstance(e, Exception) else said))
+
+
+def kept(key: str, first: Any, options: Collection | None = None) -> str:
+    """The key of a widget that keeps its choice while it is not on screen, which Streamlit forgets; `first` before any
+    was made, and where it is no longer one of the options."""
+    state = st.session_state
+    choices = state.setdefault("kept", {})
+    if key in state:
+        choices[key] = state[key]
+    value = choices.get(key, first)
+    if options is not None and value not in options:
+        value = first
+    if key not in state or state[key] != value:
+        state[key] = value
+    return key
 
 
 def fresh(trigger: str, value: dict) -> bool:

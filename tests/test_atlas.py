@@ -10,7 +10,7 @@ import torch
 
 from analysis.atlas import Atlas, Region
 from analysis.attention import Reading
-from analysis.capture import Stretch, capture, needed
+from analysis.capture import Stretch, capture, needed, tokenized
 from analysis.families import adapt
 from analysis.maps import head_map
 from analysis.measures import measure
@@ -18,6 +18,7 @@ from analysis.policies import Dense, Streaming, Window, parse
 from analysis.reach import Reach
 from analysis.record import Spec
 from analysis.stream import open_lanes
+from analysis.texts import Text
 
 from .families import tiny, words
 
@@ -105,6 +106,37 @@ def test_coarse_cells_pool_the_full_matrix(policy, pool, scale, tiny_llama, tmp_
                 wanted = (np.nanmax if pool == "max" else np.nanmean)(cells, (2, 3))
             drawn = atlas.draw(1, 2, region, pool=pool, kind=kind)
             np.testing.assert_allclose(drawn, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["max", "mean"])
+@pytest.mark.parametrize("policy", [Dense(), Window(12), Streaming(4, 12)], ids=str)
+def test_first_tokens_stay_apart_at_any_scale(policy, pool, tiny_llama, tmp_path):
+    atlas, _ = captured(tiny_llama, words(90), policy, tmp_path / "s")
+    for kind in ("weights", "logits"):
+        fine = whole(atlas, 1, 2, kind=kind)[:, :4]
+        np.testing.assert_allclose(atlas.first(1, 2, (0, 89), 1, pool=pool, kind=kind), fine, atol=1e-6)
+        coarse = atlas.first(1, 2, (16, 89), 8, pool=pool, kind=kind)
+        assert coarse.shape == (10, 4)
+        for i, cell in enumerate(coarse):
+            rows = fine[16 + 8 * i : 24 + 8 * i]
+            for got, column in zip(cell, rows.T, strict=True):
+                met = column[~np.isnan(column)]
+                wanted = (met.max() if pool == "max" else met.mean()) if len(met) else np.nan
+                np.testing.assert_allclose(got, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("asked", "has", "wanted"), [(20, 50, 20), (50, 50, 50), (80, 50, 50)])
+def test_a_stretch_has_as_many_tokens_as_were_asked_for(asked, has, wanted, tiny_llama, tmp_path):
+    """Of a text that has them: its last token asks too, though nothing comes behind it."""
+    ids = np.asarray(words(51), np.int32)
+    text = Text("words", "words", None, ids[:has], "")
+    spec = Spec("tiny", "words", ("dense",), asked)
+    read = tokenized(text, None, spec)
+    stretch = captured_by(adapt(tiny_llama), read.ids, Dense(), tmp_path / "s")
+    assert stretch.tokens == wanted
+    whole_of, _ = captured(tiny_llama, ids, Dense(), tmp_path / "all")
+    mine = Atlas(stretch, adapt(tiny_llama)).draw(1, 2, Region((0, wanted), (0, wanted)))
+    np.testing.assert_allclose(mine, whole_of.draw(1, 2, Region((0, wanted), (0, wanted))), atol=1e-5)
 
 
 def test_each_of_several_who_look_at_once_gets_what_he_asked_for(tiny_llama, tmp_path):

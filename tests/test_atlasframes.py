@@ -1,11 +1,13 @@
 """What the atlas is sent decodes to the maps that were asked for."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from analysis.atlas import Region
 from analysis.policies import Dense, Streaming
-from app.atlasframes import MANY, AtlasSender, Look, levels, whole
+from app.atlasframes import MANY, AtlasSender, Look, called, levels, span, whole
 from app.frames import coded
 
 from .families import words
@@ -17,7 +19,7 @@ class Opened:
     """A captured stretch as the page has it."""
 
     def __init__(self, atlas, name):
-        self.atlas, self.id, self.spec = atlas, name, atlas.stretch.spec
+        self.atlas, self.id, self.spec, self.begins = atlas, name, atlas.stretch.spec, ""
         self.pieces = [f"w{i}" for i in range(atlas.stretch.tokens + 1)]
 
 
@@ -51,6 +53,66 @@ def test_two_stretches_stand_beside_each_other_or_are_taken_from_each_other(pair
     np.testing.assert_array_equal(met, ~np.isnan(wanted))
     np.testing.assert_allclose(got[met], wanted[met], atol=1e-3)
     assert head["low"] == -head["high"]
+
+
+def test_first_tokens_stand_beside_the_map(pair):
+    region = Region((0, 80), (32, 80), 8)
+    head, arrays = decoded(AtlasSender().frame(*pair, Look(1, 2, region=region)))
+    for run, name in zip(pair, ("first", "other_first"), strict=True):
+        np.testing.assert_array_equal(arrays[name], coded(run.atlas.first(1, 2, (0, 80), 8)))
+    assert head["firsts"] == ["w0", "w1", "w2", "w3"] and arrays["first"].shape == (10, 4)
+
+
+@pytest.mark.parametrize("kind", ["difference", "logits"])
+def test_no_number_lies_beyond_the_colours(kind, pair):
+    """Neither in the whole map nor where one looks closer, nor in small maps; a difference has zero in the middle."""
+    sender = AtlasSender()
+    for region in (None, Region((60, 70), (60, 70)), Region((0, 32), (0, 32))):
+        look = Look(1, 2, kind=kind, many="heads", region=region)
+        head, arrays = decoded(sender.frame(*pair, look))
+        mine, other = (
+            run.atlas.draw(1, 2, region or whole(89, 512), kind="weights" if kind == "difference" else kind)
+            for run in pair
+        )
+        drawn = mine - other if kind == "difference" else mine
+        assert head["low"] <= np.nanmin(drawn) + 1e-6 and head["high"] >= np.nanmax(drawn) - 1e-6
+        if kind == "difference":
+            assert head["low"] == -head["high"] and arrays["map"][-1, -1] == pytest.approx(
+                32768 + 32767 * drawn[-1, -1] / head["high"], abs=1.5
+            )
+            small = pair[0].atlas.draw(1, 3, whole(89, 104)) - pair[1].atlas.draw(1, 3, whole(89, 104))
+            np.testing.assert_array_equal(arrays["many3"], levels(small, kind, *span(small, kind)))
+            assert span(small, kind)[0] == -span(small, kind)[1]
+
+
+def test_stretches_are_told_apart(pair, tiny_llama, tmp_path):
+    longer = Opened(captured(tiny_llama, words(), Dense(), tmp_path / "c")[0], "c")
+    assert called([pair[0], longer]) == [f"Dense, words, {n} tokens" for n in (89, longer.atlas.stretch.tokens)]
+    assert called([pair[0], pair[0]]) == ["Dense, words, 89 tokens", "Dense, words, 89 tokens (2)"]
+    again = Opened(pair[0].atlas, "d")
+    again.begins = "with BOS"
+    assert called([pair[0], again])[1] == "Dense, words, 89 tokens, with BOS"
+
+
+def test_a_stretch_opens_on_a_head_whose_sink_shows(pair):
+    stretch, look = SimpleNamespace(layers=2, heads=3, mass=np.array([[0.1, 0.99, 0.3], [0.7, 0.0, 1.0]])), Look()
+    look.open(stretch)
+    assert (look.layer, look.head) == (1, 0)
+    # What one looks at stays where its sink shows too, and else gives way.
+    stretch.mass[1, 0], stretch.mass[0, 2] = 0.9, 0.75
+    look.open(stretch)
+    assert (look.layer, look.head) == (1, 0)
+    stretch.mass[1, 0] = 0.4
+    look.open(stretch)
+    assert (look.layer, look.head) == (0, 2)
+    look.layer = 1
+    # A head that a person chose stays, where the next stretch has it.
+    look.head, look.picked = 2, True
+    look.open(stretch)
+    assert (look.layer, look.head) == (1, 2)
+    stretch.heads, stretch.mass = 2, stretch.mass[:, :2]
+    look.open(stretch)
+    assert (look.layer, look.head) == (0, 1)
 
 
 @pytest.mark.parametrize("many", MANY[1:])

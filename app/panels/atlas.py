@@ -7,14 +7,13 @@ from pathlib import Path
 import streamlit as st
 
 from analysis.atlas import Region
-from analysis.capture import LONGEST
 from analysis.errors import sentence
 from analysis.policies import Band, parse
 from analysis.record import Spec
-from app.atlasframes import Look
+from app.atlasframes import Look, called
 from app.capturer import Capturing
 from app.components import atlas
-from app.controls import LONGEST_NAME, chosen_text, fresh, problem
+from app.controls import LONGEST_NAME, chosen_text, fresh, kept, problem
 from app.plain import plain
 from app.runner import REGISTRY
 
@@ -51,7 +50,7 @@ def start() -> None:
         if not isinstance(policy, Band):
             raise ValueError(f"{policy.label}: maps are captured under dense, window or sinks + window: choose one")
         text = chosen_text("heads", asked["text"])
-        tokens = min(asked["tokens"]["maps"], LONGEST + 1)
+        tokens = asked["tokens"]["maps"]
         spec = Spec(text=text.name, policies=(str(policy),), tokens=tokens, **asked["model"].decided()._asdict())
         run = REGISTRY.start(partial(Capturing, spec, text, asked["folder"]))
     except ValueError as e:
@@ -91,27 +90,34 @@ def picked() -> None:
         return
     layer, head = value["head"] if isinstance(value.get("head"), list) else (value["layer"], value["head"])
     look.layer, look.head = min(int(layer), stretch.layers - 1), min(int(head), stretch.heads - 1)
+    look.picked = True
 
 
 def _one_of(label: str, options: tuple[str, ...]) -> str:
-    return st.segmented_control(label, options, default=options[0], key=f"atlas-{label}", required=True)
+    return st.segmented_control(label, options, key=kept(f"atlas-{label}", options[0]), required=True)
 
 
-def controls(look: Look, others: dict[str, Capturing]) -> Capturing | None:
+def controls(look: Look, run: Capturing, others: dict[str, Capturing]) -> Capturing | None:
     """How maps are drawn; what they are compared with."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         look.kind = _one_of("Cells", ("weights", "logits"))
         look.pool = _one_of("Zoomed out", ("max", "mean"))
         look.colour = _one_of("Colour", ("logarithmic", "linear"))
         many = {"none": "none", "heads": "heads of this layer", "layers": "layers of this head"}
-        look.many = st.selectbox("Small maps", list(many), format_func=many.get, key="atlas-many", width=190)
+        look.many = st.selectbox(
+            "Small maps", list(many), format_func=many.get, key=kept("atlas-many", "none"), width=190
+        )
         if not others:
             return None
-        names = {"": "nothing", **{key: run.label for key, run in others.items()}}
-        chosen = st.selectbox("Compare with", list(names), format_func=names.get, key="atlas-other", width=260)
+        (_, *called_others) = called([run, *others.values()])
+        names = {"": "nothing", **dict(zip(others, called_others, strict=True))}
+        key = kept("atlas-other", "", names)
+        chosen = st.selectbox("Compare with", list(names), format_func=names.get, key=key, width=320)
         if not chosen:
             return None
-        how = st.segmented_control("As", list(COMPARED), format_func=COMPARED.get, default="beside", key="atlas-as")
+        how = st.segmented_control(
+            "As", list(COMPARED), format_func=COMPARED.get, key=kept("atlas-as", "beside"), required=True
+        )
         if how == "minus":
             look.kind = "difference"
         return others[chosen]
@@ -152,17 +158,14 @@ def draw() -> None:
     others = {c: other for c in state.captures if (other := _captured(c)) and other is not run and other.atlas}
     for other in others.values():
         other.look()
-    other = controls(state.atlas_look, others)
+    other = controls(state.atlas_look, run, others)
     stretch, look = run.atlas.stretch, state.atlas_look
-    look.layer, look.head = min(look.layer, stretch.layers - 1), min(look.head, stretch.heads - 1)
     if other is not None and (other.atlas.stretch.layers, other.atlas.stretch.heads) != (stretch.layers, stretch.heads):
         st.warning("The other stretch has other layers and heads, so its maps cannot stand beside these.")
         other = None
     if state.atlas_shown != run.id:
-        # A new stretch: to begin with, the head that looks at its first tokens most.
         state.atlas_shown = run.id
-        if not (look.layer or look.head):
-            look.layer, look.head = divmod(int(stretch.mass.argmax()), stretch.heads)
+        look.open(stretch)
     frame = state.atlas_sender.frame(run, other, look)
     atlas.mount(frame, key="atlas", on_look=looked, on_pick=picked)
 

@@ -7,10 +7,10 @@ import pandas as pd
 import streamlit as st
 
 from analysis.errors import sentence
-from analysis.measures import LONGEST, MASSIVE, MEASURES
+from analysis.measures import MASSIVE, MEASURES
 from analysis.record import Spec
 from app import charts
-from app.controls import chosen_text, problem
+from app.controls import chosen_text, kept, problem
 from app.measurer import Measuring
 from app.plain import plain
 from app.runner import REGISTRY
@@ -40,7 +40,7 @@ def start() -> None:
         text = chosen_text("heads", asked["text"])
         if old is not None:
             REGISTRY.free(old.id)
-        tokens = min(asked["tokens"]["measures"], LONGEST)
+        tokens = asked["tokens"]["measures"]
         spec = Spec(text=text.name, policies=("dense",), tokens=tokens, **asked["model"].decided()._asdict())
         run = REGISTRY.start(partial(Measuring, spec, text, asked["samples"], asked["first"]))
     except ValueError as e:
@@ -94,8 +94,16 @@ def draw() -> None:
     if run.measured is None:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        name = st.selectbox("Measure", list(MEASURES), format_func=MEASURES.get, key="measures-name", width=320)
-        threshold = st.slider("ε of the sink rate", 0.05, 0.95, 0.3, 0.05, key="measures-threshold", width=240)
+        name = st.selectbox(
+            "Measure",
+            list(MEASURES),
+            format_func=MEASURES.get,
+            key=kept("measures-name", next(iter(MEASURES))),
+            width=320,
+        )
+        threshold = st.slider(
+            "ε of the sink rate", 0.05, 0.95, step=0.05, key=kept("measures-threshold", 0.3), width=240
+        )
         _, rate = run.measured.sink_rate(threshold)
         st.metric(f"Heads with α₁ > {threshold:.2f}", f"{rate:.1%}", help="The sink rate: of all heads of all samples")
     values, found = run.measured.heads[name], table(run)

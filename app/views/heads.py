@@ -2,6 +2,8 @@
 
 import streamlit as st
 
+from analysis import capture
+from analysis.measures import LONGEST
 from analysis.policies import parse
 from analysis.record import Spec
 from app import address
@@ -16,6 +18,8 @@ from app.runner import REGISTRY
 
 TOKENS = {"maps": 2048, "measures": 64, "knockouts": 512}
 """What is read at first: a map can be large, and knock-outs read the text once for every head."""
+MOST = {"maps": capture.LONGEST, "measures": LONGEST, "knockouts": 65_536}
+"""Tokens that can be asked for."""
 PANELS = {"maps": "Maps", "measures": "Measures", "knockouts": "What is each head's sink worth?"}
 
 
@@ -36,7 +40,7 @@ def open_page() -> None:
         "model": Chosen.of(spec),
         "text": spec.text,
         "policy": spec.policies[0],
-        "tokens": TOKENS | ({"knockouts" if ablation else "maps": spec.tokens} if run else {}),
+        "tokens": TOKENS | ({"knockouts" if ablation else "maps": spec.tokens} if run and spec.tokens else {}),
         "kind": ablation.kind if ablation else "values",
         "layer": ablation.layer if ablation else None,
         "samples": 64,
@@ -66,7 +70,7 @@ def sidebar(name: str, panel) -> None:
         asked["model"] = model_controls("heads", asked["model"])
         asked["text"] = text_controls("heads", asked["text"])
         tokens = asked["tokens"]
-        tokens[name] = st.number_input("Tokens", 32, 65_537, tokens[name], 64, key=f"heads-tokens-{name}")
+        tokens[name] = st.number_input("Tokens", 32, MOST[name], tokens[name], 64, key=f"heads-tokens-{name}")
         if name != "measures":
             st.caption("What is kept")
             policy = parse(asked["policy"])

@@ -37,9 +37,11 @@ function makeAtlas(root) {
     const theme = themeOf(root);
     flag(root, "sk-dark", theme.dark);
     shared.linear = frame.colour === "linear";
-    worlds[0].show(frame, theme, frame.arrays.map, frame.headings[0]);
-    worlds[1].node.hidden = frame.headings.length < 2;
-    if (frame.headings.length > 1) worlds[1].show(frame, theme, frame.arrays.other, frame.headings[1]);
+    const two = frame.headings.length > 1;
+    flag(root.firstChild, "sk-two", two);
+    worlds[1].node.hidden = !two;
+    worlds[0].show(frame, theme, frame.arrays.map, frame.arrays.first, frame.headings[0]);
+    if (two) worlds[1].show(frame, theme, frame.arrays.other, frame.arrays.other_first, frame.headings[1]);
     legend.replaceChildren(el("span", {}, el("i", { style: `background:${css(theme.evicted)}` }), "evicted"), el("span", {}, el("i", { style: `background:${css(theme.later)};border:1px solid ${theme.line}` }), "comes later"));
     rows.show(frame, theme);
     grid.show(frame, theme);

@@ -28,7 +28,11 @@ function makeMany(send) {
       cell.button.setAttribute("aria-label", `Layer ${m.layer}, head ${m.head}`);
       flag(cell.button, "sk-on", m.layer === frame.head[0] && m.head === frame.head[1]);
       const array = frame.arrays[`many${i}`];
-      if (!array) return;
+      if (!array) {
+        // What it shows is of another stretch or head.
+        cell.canvas.width = cell.canvas.height = 1;
+        return;
+      }
       const picture = pictured(array, [0, 0], frame.many_scale, tableOf(frame, linear), theme);
       cell.canvas.width = picture.width;
       cell.canvas.height = picture.height;

@@ -22,7 +22,7 @@ function makeRows() {
       const ctx = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
       ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
       ctx.clearRect(0, 0, width, height);
-      const left = 40, bottom = 16, wide = width - left - 8, tall = height - bottom - 6;
+      const left = 56, bottom = 16, wide = width - left - 8, tall = height - bottom - 6;
       ctx.font = "11px system-ui, sans-serif";
       ctx.fillStyle = theme.muted;
       ctx.textBaseline = "middle";

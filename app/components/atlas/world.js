@@ -15,9 +15,18 @@ function meaning(frame) {
   return (level) => low + ((high - low) * (level - 1)) / 65534;
 }
 
+// Differences are as far below zero as above.  Colours run with their logarithm, but linearly through zero: up to this
+// share of the largest one.
+const LINEAR = 1e-3;
+const symlog = (share) => Math.sign(share) * Math.log1p(Math.abs(share) / LINEAR) / Math.log1p(1 / LINEAR);
+const unsymlog = (place) => Math.sign(place) * LINEAR * Math.expm1(Math.abs(place) * Math.log1p(1 / LINEAR));
+
 function painter(frame, linear) {
   const value = meaning(frame);
-  if (frame.kind === "difference") return (level) => diverging((level - 1) / 65534);
+  if (frame.kind === "difference") {
+    const place = linear ? (share) => share : symlog;
+    return (level) => diverging(0.5 + 0.5 * place((2 * (level - 1)) / 65534 - 1));
+  }
   if (frame.kind === "logits") return (level) => VIRIDIS_256[Math.round((255 * (level - 1)) / 65534)];
   if (linear) return (level) => VIRIDIS_256[Math.round(255 * value(level))];
   return (level) => VIRIDIS_256[Math.round(255 * Math.max(0, Math.min(1, 1 + Math.log10(value(level)) / 4)))];
@@ -29,7 +38,7 @@ const packed = ([r, g, b]) => (255 << 24) | (b << 16) | (g << 8) | r;
 // All levels as colours, made once for each way of painting.
 const TABLES = new Map();
 function tableOf(frame, linear) {
-  const key = frame.kind === "weights" ? `weights ${linear}` : frame.kind;
+  const key = frame.kind === "logits" ? "logits" : `${frame.kind} ${linear}`;
   if (!TABLES.has(key)) {
     const paint = painter(frame, linear);
     TABLES.set(key, Uint32Array.from({ length: 65536 }, (_, level) => packed(paint(Math.max(1, level)))));
@@ -37,8 +46,9 @@ function tableOf(frame, linear) {
   return TABLES.get(key);
 }
 
-// An array of levels as a picture; level 0 was never met: it comes later in the text, or had been evicted.
-function pictured({ data, shape: [rows, columns] }, [r0, c0], scale, table, theme) {
+// An array of levels as a picture; level 0 was never met: it comes later in the text, or had been evicted.  `wide`: how
+// many keys a cell has, where that is not as many as queries.
+function pictured({ data, shape: [rows, columns] }, [r0, c0], scale, table, theme, wide = scale) {
   const canvas = document.createElement("canvas");
   canvas.width = columns;
   canvas.height = rows;
@@ -47,7 +57,7 @@ function pictured({ data, shape: [rows, columns] }, [r0, c0], scale, table, them
   for (let row = 0, i = 0; row < rows; row++) {
     const last = r0 + row * scale + scale - 1;
     for (let column = 0; column < columns; column++, i++) {
-      pixels[i] = data[i] ? table[data[i]] : c0 + column * scale > last ? later : evicted;
+      pixels[i] = data[i] ? table[data[i]] : c0 + column * wide > last ? later : evicted;
     }
   }
   canvas.getContext("2d").putImageData(image, 0, 0);
@@ -60,7 +70,9 @@ function makeWorld(shared, { asked, chosen, moved }) {
   const tip = el("div", { class: "sk-tip", hidden: true });
   const title = el("div", { class: "sk-title" });
   const node = el("section", { class: "sk-panel" }, title, el("div", { class: "sk-holder" }, canvas, tip));
-  const edge = { left: 78, right: 46, top: 6, bottom: 66 };
+  // The first tokens stand magnified at the left, behind a gap: a sink in one of thousands of columns would vanish.
+  const band = 40, gap = 8, strip = 78;
+  const edge = { left: strip + band + gap, right: 64, top: 6, bottom: 66 };
   let frame = null, theme = null, tiles = [], key = "", side = 400, held = null;
 
   const total = () => frame.total;
@@ -116,29 +128,71 @@ function makeWorld(shared, { asked, chosen, moved }) {
         picture.width * scale * shared.z, picture.height * scale * shared.z);
     }
     ctx.restore();
+    ctx.save();
+    ctx.beginPath();
+    ctx.rect(strip, edge.top, band, side);
+    ctx.clip();
+    ctx.imageSmoothingEnabled = false;
+    for (const { rows, scale, firsts } of tiles) {
+      ctx.drawImage(firsts.picture, strip, edge.top + (rows[0] - shared.y) * shared.z, band, firsts.picture.height * scale * shared.z);
+    }
+    ctx.restore();
     axes(ctx);
+    mark(ctx);
     canvas.setAttribute("aria-label", `${frame.title}: queries ${count(shared.y)} to ${count(shared.y + side / shared.z)}, keys from ${count(shared.x)}. Drag or arrow keys move, + and − zoom, 0 shows all.`);
+  }
+
+  // The pair that was pressed: a frame that both colours of cells let see, and where it stands on both axes.
+  function mark(ctx) {
+    if (!frame.cross) return;
+    const { row, column } = frame.cross, least = 9;
+    const framed = (x, y, wide, high) => {
+      const [w, h] = [Math.max(wide, least), Math.max(high, least)];
+      for (const [line, colour] of [[4, "#000"], [2, "#fff"]]) {
+        ctx.lineWidth = line;
+        ctx.strokeStyle = colour;
+        ctx.strokeRect(x + wide / 2 - w / 2, y + high / 2 - h / 2, w, h);
+      }
+    };
+    const arrow = (x, y, [dx, dy]) => {
+      ctx.fillStyle = theme.text;
+      ctx.beginPath();
+      ctx.moveTo(x, y);
+      ctx.lineTo(x - 6 * dx - 4 * dy, y - 6 * dy - 4 * dx);
+      ctx.lineTo(x - 6 * dx + 4 * dy, y - 6 * dy + 4 * dx);
+      ctx.fill();
+    };
+    const z = shared.z, x = edge.left + (column - shared.x) * z, y = edge.top + (row - shared.y) * z;
+    if (y + z <= edge.top || y >= edge.top + side) return;
+    arrow(strip - 1, y + z / 2, [1, 0]);
+    if (column < frame.firsts.length) framed(strip + (column * band) / frame.firsts.length, y, band / frame.firsts.length, z);
+    if (x + z <= edge.left || x >= edge.left + side) return;
+    framed(x, y, z, z);
+    arrow(x + z / 2, edge.top + side + 1, [0, -1]);
   }
 
   function axes(ctx) {
     ctx.font = "11px system-ui, sans-serif";
     ctx.fillStyle = theme.muted;
     const span = side / shared.z, texts = shared.z >= 11 ? frame.texts : null;
+    const looks = (piece, width) => {
+      const text = piece.replace(/\n/g, "↵").replace(/ /g, "·");
+      return text.length > width ? `${text.slice(0, width - 1)}…` : text;
+    };
     const step = texts ? 1 : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000].find((s) => span / s <= 6) || 20000;
     const label = (t, width) => {
       if (!texts) return count(t);
-      const text = texts[t] === undefined ? "" : texts[t].replace(/\n/g, "↵").replace(/ /g, "·");
-      return text.length > width ? `${text.slice(0, width - 1)}…` : text;
+      return looks(texts[t] ?? "", width);
     };
     for (let t = Math.ceil(shared.y / step) * step; t < shared.y + span; t += step) {
       ctx.textAlign = "right";
       ctx.textBaseline = "middle";
       const y = edge.top + (t - shared.y + (texts ? 0.5 : 0)) * shared.z;
-      if (y > edge.top + 4 && y < edge.top + side - 2) ctx.fillText(label(t, 11), edge.left - 5, y);
+      if (y > edge.top + 4 && y < edge.top + side - 2) ctx.fillText(label(t, 11), strip - 8, y);
     }
     for (let t = Math.ceil(shared.x / step) * step; t < shared.x + span; t += step) {
       const x = edge.left + (t - shared.x + (texts ? 0.5 : 0)) * shared.z;
-      if (x > edge.left + side - 8) continue;
+      if (x > edge.left + side - 8 || (!texts && x < edge.left + 8)) continue;
       ctx.save();
       ctx.translate(x, edge.top + side + 5);
       if (texts) ctx.rotate(Math.PI / 2);
@@ -147,9 +201,21 @@ function makeWorld(shared, { asked, chosen, moved }) {
       ctx.fillText(label(t, 6), 0, 0);
       ctx.restore();
     }
+    const shown = frame.firsts.length, each = band / shown;
+    for (let t = 0; t < shown; t++) {
+      ctx.save();
+      ctx.translate(strip + (t + 0.5) * each, edge.top + side + 5);
+      if (texts) ctx.rotate(Math.PI / 2);
+      ctx.textAlign = texts ? "left" : "center";
+      ctx.textBaseline = texts ? "middle" : "top";
+      ctx.fillText(texts ? looks(frame.firsts[t], 6) : t, 0, 0);
+      ctx.restore();
+    }
     ctx.textAlign = "center";
     ctx.textBaseline = "alphabetic";
-    ctx.fillText("attended token (key)", edge.left + side / 2, edge.top + side + edge.bottom - 5);
+    const said = ["attended token (left: the first ones, magnified)", "attended token"];
+    const room = side + band + gap + edge.right;
+    ctx.fillText(said.find((text) => ctx.measureText(text).width < room) || "", strip + (side + band + gap) / 2, edge.top + side + edge.bottom - 5);
     ctx.save();
     ctx.translate(11, edge.top + side / 2);
     ctx.rotate(-Math.PI / 2);
@@ -163,14 +229,20 @@ function makeWorld(shared, { asked, chosen, moved }) {
     const logarithmic = frame.kind === "weights" && !shared.linear;
     for (let i = 0; i < height; i++) {
       const share = 1 - i / height;
-      const level = logarithmic ? 1 + 65534 * (1 - (4 * (1 - share)) / 6) : frame.kind === "weights" ? 1 + 65534 * (1 + Math.log10(Math.max(share, 1e-6)) / 6) : 1 + 65534 * share;
+      const level = logarithmic ? 1 + 65534 * (1 - (4 * (1 - share)) / 6)
+        : frame.kind === "difference" && !shared.linear ? 1 + 65534 * (0.5 + 0.5 * unsymlog(2 * share - 1))
+          : frame.kind === "weights" ? 1 + 65534 * (1 + Math.log10(Math.max(share, 1e-6)) / 6) : 1 + 65534 * share;
       ctx.fillStyle = css(paint(level));
       ctx.fillRect(x, edge.top + i, 9, 1.5);
     }
-    const number = (v) => (Math.abs(v) >= 10 ? v.toFixed(0) : v.toFixed(2));
+    const number = (v) => (Math.abs(v) >= 10 ? v.toFixed(0) : Math.abs(v) >= 0.1 || !v ? v.toFixed(2) : `${Number(v.toPrecision(2))}`).replace("-", "−");
+    // Powers of ten on both sides of zero, as far as they stand apart from the ends.
+    const tens = [0, -1, -2].map((k) => 10 ** (Math.floor(Math.log10(frame.high)) + k)).filter((v) => v < 0.7 * frame.high);
+    const symmetric = [0, frame.high, ...tens].flatMap((v) => (v ? [v, -v] : [0]).map((u) => [0.5 + 0.49 * symlog(u / frame.high), number(u)]));
     const marks = logarithmic ? [[0.01, "10⁻⁴"], [0.25, "10⁻³"], [0.5, "0.01"], [0.75, "0.1"], [0.99, "1"]]
       : frame.kind === "weights" ? [[0.01, "0"], [0.5, "0.5"], [0.99, "1"]]
-        : [[0.01, number(frame.low)], [0.5, number((frame.low + frame.high) / 2)], [0.99, number(frame.high)]];
+        : frame.kind === "difference" && !shared.linear ? symmetric
+          : [[0.01, number(frame.low)], [0.5, number((frame.low + frame.high) / 2)], [0.99, number(frame.high)]];
     ctx.fillStyle = theme.muted;
     ctx.textAlign = "left";
     ctx.textBaseline = "middle";
@@ -178,14 +250,23 @@ function makeWorld(shared, { asked, chosen, moved }) {
   }
 
   const under = (e) => [e.offsetX - edge.left, e.offsetY - edge.top];
-  const inside = ([x, y]) => x >= 0 && y >= 0 && x < side && y < side;
+  // The pair of tokens under a pointer, in the map or among the first tokens at its left; null beside them.
+  function pairAt(e) {
+    const [x, y] = under(e);
+    if (!frame || y < 0 || y >= side) return null;
+    const row = Math.min(total() - 1, Math.floor(shared.y + y / shared.z));
+    if (x >= 0 && x < side) return { row, column: Math.min(total() - 1, Math.floor(shared.x + x / shared.z)), first: false };
+    const inside = e.offsetX - strip;
+    return inside >= 0 && inside < band ? { row, column: Math.floor((inside / band) * frame.firsts.length), first: true } : null;
+  }
   canvas.addEventListener("wheel", (e) => {
-    if (!frame || !inside(under(e))) return;
+    if (!pairAt(e)) return;
     e.preventDefault();
-    zoomed(2 ** (-e.deltaY / 240), ...under(e));
+    const [x, y] = under(e);
+    zoomed(2 ** (-e.deltaY / 240), Math.max(0, x), y);
   }, { passive: false });
   canvas.addEventListener("pointerdown", (e) => {
-    if (!frame || !inside(under(e))) return;
+    if (!pairAt(e)) return;
     held = { x: e.offsetX, y: e.offsetY, moved: 0 };
     canvas.setPointerCapture(e.pointerId);
   });
@@ -200,14 +281,13 @@ function makeWorld(shared, { asked, chosen, moved }) {
     point(e);
   });
   canvas.addEventListener("pointerup", (e) => {
-    if (held && held.moved < 4) {
-      const [x, y] = under(e);
-      chosen({ row: Math.floor(shared.y + y / shared.z), column: Math.floor(shared.x + x / shared.z) });
-    }
+    const pair = pairAt(e);
+    if (held && held.moved < 4 && pair) chosen({ row: pair.row, column: pair.column });
     held = null;
   });
+  canvas.addEventListener("pointercancel", () => { held = null; });
   canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
-  canvas.addEventListener("dblclick", (e) => zoomed(2, ...under(e)));
+  canvas.addEventListener("dblclick", (e) => { if (pairAt(e)) zoomed(2, Math.max(0, under(e)[0]), under(e)[1]); });
   canvas.addEventListener("keydown", (e) => {
     const far = side / shared.z / 5;
     const act = {
@@ -222,24 +302,28 @@ function makeWorld(shared, { asked, chosen, moved }) {
   });
 
   function point(e) {
-    const [x, y] = under(e);
-    tip.hidden = !frame || !inside([x, y]);
-    if (tip.hidden) return;
-    const r = Math.floor(shared.y + y / shared.z), c = Math.floor(shared.x + x / shared.z);
-    const tile = [...tiles].reverse().find((t) => r >= t.rows[0] && r < t.rows[1] && c >= t.columns[0] && c < t.columns[1]);
-    const name = (t) => `${frame.texts[t] !== undefined ? `${JSON.stringify(frame.texts[t])} ` : ""}(${count(t)})`;
+    const pair = pairAt(e);
+    tip.hidden = !pair;
+    if (!pair) return;
+    const { row: r, column: c, first } = pair;
+    const tile = [...tiles].reverse().find((t) => r >= t.rows[0] && r < t.rows[1] && (first || (c >= t.columns[0] && c < t.columns[1])));
+    const name = (t) => {
+      const text = frame.texts[t] ?? frame.firsts[t];
+      return `${text !== undefined ? `${JSON.stringify(text)} ` : ""}(${count(t)})`;
+    };
     let what = "…";
     if (tile) {
-      const level = tile.data[Math.floor((r - tile.rows[0]) / tile.scale) * tile.width + Math.floor((c - tile.columns[0]) / tile.scale)];
+      const row = Math.floor((r - tile.rows[0]) / tile.scale);
+      const level = first ? tile.firsts.data[row * tile.firsts.width + c] : tile.data[row * tile.width + Math.floor((c - tile.columns[0]) / tile.scale)];
       what = level ? meaning(frame)(level).toPrecision(2) : c > r ? "comes later" : "evicted";
-      if (tile.scale > 1) what += `, ${frame.pool} of ${tile.scale} × ${tile.scale}`;
+      if (tile.scale > 1) what += `, ${frame.pool} of ${tile.scale} × ${first ? 1 : tile.scale}`;
     }
     say(tip, `${name(r)} → ${name(c)}: ${what}`);
     tip.style.left = `${Math.max(0, Math.min(e.offsetX + 12, canvas.clientWidth - 260))}px`;
     tip.style.top = `${e.offsetY + 16}px`;
   }
 
-  function show(next, nextTheme, array, heading) {
+  function show(next, nextTheme, array, first, heading) {
     const now = [next.run, next.head.join("."), next.kind, next.pool, heading, nextTheme.dark, shared.linear, next.low, next.high].join("|");
     if (now !== key) tiles = [];
     if (!frame || next.total !== frame.total) shared.z = null;
@@ -250,7 +334,9 @@ function makeWorld(shared, { asked, chosen, moved }) {
     if (array && !tiles.some((t) => t.seq === frame.tile)) {
       tiles = tiles.filter((t) => t.scale > scale || t.rows[0] < rows[0] || t.rows[1] > rows[1] || t.columns[0] < columns[0] || t.columns[1] > columns[1]);
       const picture = pictured(array, [rows[0], columns[0]], scale, tableOf(frame, shared.linear), theme);
-      tiles.push({ seq: frame.tile, rows, columns, scale, picture, data: array.data, width: array.shape[1] });
+      const table = tableOf(frame, shared.linear);
+      const firsts = { picture: pictured(first, [rows[0], 0], scale, table, theme, 1), data: first.data, width: first.shape[1] };
+      tiles.push({ seq: frame.tile, rows, columns, scale, picture, data: array.data, width: array.shape[1], firsts });
       tiles.sort((a, b) => b.scale - a.scale);
       if (tiles.length > 24) tiles.splice(tiles.findIndex((t) => t.scale < tiles[0].scale), 1);
     }
