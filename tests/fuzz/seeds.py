@@ -11,6 +11,7 @@ from analysis.capture import capture
 from analysis.chat import SCRIPTS
 from analysis.emergence import Recipe, Training, write
 from analysis.families import adapt
+from analysis.models import load
 from analysis.policies import Dense, Window
 from analysis.record import Folder, Run, Sampling, Spec
 from analysis.source import Step
@@ -29,9 +30,9 @@ class Named:
         self.adapted, self.sha256 = adapt(network), "w"
 
 
-def run(place: Path, *, end: str = "", chat: bool = False) -> None:
+def run(place: Path, *, end: str = "", chat: bool = False, model: str = "embedded") -> None:
     """A run of two lanes, one of which switched; without an end, as a killed process leaves it."""
-    spec = Spec("embedded", "hamlet", POLICIES, tokens=40, chunk=16, sampling=Sampling() if chat else None)
+    spec = Spec(model, "hamlet", POLICIES, tokens=40, chunk=16, sampling=Sampling() if chat else None)
     folder = Folder(place, Run(spec, first_token=7), text_sha256="t", weights_sha256="w")
     for lane, policies in enumerate(((Dense(),) * 3, (Window(8), Window(8), Window(4)))):
         for start, policy in zip((1, 17, 33), policies, strict=True):
@@ -46,8 +47,10 @@ def run(place: Path, *, end: str = "", chat: bool = False) -> None:
         folder.finish(end)
 
 
-def stretch(place: Path, network) -> None:
-    for _ in capture(Named(network), IDS, Spec("tiny", "words", ("streaming:sinks=2,window=8",)), place):
+def stretch(place: Path, model) -> None:
+    """A captured stretch, of a model by its folder or of a network alone."""
+    spec = Spec(str(model) if isinstance(model, Path) else "tiny", "words", ("streaming:sinks=2,window=8",))
+    for _ in capture(load(spec.model) if isinstance(model, Path) else Named(model), IDS, spec, place):
         pass
 
 
@@ -74,10 +77,10 @@ def model(place: Path) -> LlamaForCausalLM:
 
 def everything(root: Path) -> Path:
     """All of them in one folder: run, growing, chat, stretch, trainings, model, model.gguf, and files by themselves."""
-    run(root / "run", end="finished")
-    run(root / "growing")
-    run(root / "chat", end="interrupted", chat=True)
-    stretch(root / "stretch", model(root / "model"))
+    model(root / "model")
+    for name, how in {"run": {"end": "finished"}, "growing": {}, "chat": {"end": "interrupted", "chat": True}}.items():
+        run(root / name, model=str(root / "model"), **how)
+    stretch(root / "stretch", root / "model")
     trainings(root / "trainings")
     write_gguf(tiny("llama"), root / "model.gguf")
     files = root / "files"

@@ -4,7 +4,7 @@ import secrets
 
 import pytest
 
-from . import parsers
+from . import commands, parsers
 from .seeds import everything
 
 
@@ -19,4 +19,10 @@ def whole(tmp_path_factory):
 def test_whatever_is_read_is_read_or_refused_in_a_sentence(whole, seed):
     found = list(parsers.rows(whole, seed, 4))
     assert sum(row.tries for row in found) > 150
+    assert not (bad := [f for row in found for f in row.failures]), f"seed {seed}: {bad}"
+
+
+@pytest.mark.parametrize("seed", [3, secrets.randbelow(10**6)], ids=["same", "fresh"])
+def test_every_command_ends_with_a_result_or_a_sentence_and_changes_nothing_of_others(whole, seed):
+    found = list(commands.rows(whole, seed, 25))
     assert not (bad := [f for row in found for f in row.failures]), f"seed {seed}: {bad}"

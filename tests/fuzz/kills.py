@@ -1,0 +1,136 @@
+"""Ends commands at random moments, most of them without a warning, and looks at what they leave.
+
+What was read by then can be read again, says that it was killed, and nobody is kept from beginning anew.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from analysis.capture import Stretch
+from analysis.emergence import read
+from analysis.record import about_of, load
+from analysis.status import status_of
+
+from .parsers import Row
+from .seeds import model as tiny_model
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["analysis.__main__", "analysis.models", "analysis.stream", "analysis.emergence", "tests.fuzz.seeds"]
+)
+LONGEST = 2.5
+"""Seconds within which a command is ended, from when its folder is there."""
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    """Commands that would take longer."""
+    from_model = ["--model", str(folder / "model"), "--text", str(folder / "ids.npy"), "--device", "cpu"]
+    lanes = ["--policy", "window:window=8", "--policy", "streaming:sinks=4,window=12"]
+    return {
+        "stream": ["stream", *from_model, *lanes, "--chunk", "16"],
+        "capture": ["capture", *from_model, "--tokens", "20000", "--policy", "window:window=64"],
+        "emergence": ["emergence", "steps=20000,width=32,length=64,batch=8", "--every", "5"],
+    }
+
+
+def rows(seed: int, tries: int):
+    """Ends each command so often."""
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tiny_model(folder / "model")
+        np.save(folder / "ids.npy", np.random.default_rng(seed).integers(3, 250, 60_000))
+        for command, words in commands(folder).items():
+            failures, ended = [], 0
+            for i in range(tries):
+                place = folder / f"{command}-{i}"
+                how, after = chance.choice(SIGNALS), chance.uniform(0, LONGEST)
+                code = _end([*words, "--out", str(place)], place, how, after)
+                ended += code != 0
+                if wrong := CHECKS[command](place, code):
+                    failures.append(f"{how.name} after {after:.2f} s, status {code}: {wrong}")
+            yield Row(command, tries, ended, failures)
+
+
+def _main(words: list[str]) -> None:
+    """A command, in a process of its own that has imported everything already."""
+    from analysis.__main__ import main
+
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
+    sys.argv = ["analysis", *words]
+    main()
+
+
+def _end(words: list[str], place: Path, how: signal.Signals, after: float) -> int:
+    """The status of a command that was ended some time after its folder was there."""
+    process = PROCESSES.Process(target=_main, args=(words,))
+    process.start()
+    until = time.monotonic() + 120
+    while not place.exists() and process.is_alive() and time.monotonic() < until:
+        time.sleep(0.005)
+    process.join(after)
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, how)
+    process.join(120)
+    return process.exitcode
+
+
+def _stream(place: Path, code: int) -> str:
+    if not (place / "run.json").exists():
+        return "" if code < 0 else "no run.json"
+    try:
+        run, about = load(place), about_of(place)
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+    wanted = {-9: "killed", -15: "killed", 130: "interrupted", 0: "finished"}.get(code)
+    if about["status"] != wanted or run.status != wanted:
+        return f"its status is {about['status']}"
+    for track in run.tracks:
+        if (track.spans[-1][1] if track.spans else 1) != len(track.nll) + 1 or not np.isfinite(track.nll.view()).all():
+            return "a lane does not end with a whole chunk"
+    return ""
+
+
+def _capture(place: Path, code: int) -> str:
+    left = sorted(p.name for p in place.iterdir()) if place.exists() else []
+    try:
+        Stretch(place)
+    except ValueError as e:
+        if code not in (-9, -15, 130):
+            return f"status {code}, and {e}"
+        if code == 130 and left:
+            return f"it left {left}"
+        return "" if "\n" not in str(e) else str(e)
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+    return "" if not (code < 0 and ".capturing" in left and "stretch.json" not in left) else "half a stretch opens"
+
+
+def _emergence(place: Path, code: int) -> str:
+    if not (place / "run.json").exists():
+        return "" if code < 0 else "no run.json"
+    try:
+        (trained,) = read(place)
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+    status = status_of(json.loads((place / "run.json").read_text()))
+    if status != {-9: "killed", -15: "killed", 130: "interrupted", 0: "finished"}.get(code):
+        return f"its status is {status}"
+    steps = trained.curves["step"]
+    return "" if np.array_equal(steps, np.arange(len(steps)) * 5) else "moments are missing"
+
+
+CHECKS = {"stream": _stream, "capture": _capture, "emergence": _emergence}
