@@ -1,10 +1,13 @@
 """The command line: read a text, or talk, under several policies and write down what happened.
 
-`python -m analysis stream …` is the live page without a page, `chat …` the page of conversations.  Everything that can
-be wrong is one line on standard error and exit status 2.  Transformers is imported only by the commands that need it.
+`python -m analysis stream …` is the live page without a page, `chat …` the page of conversations.  Whatever ends
+one of them is one line on standard error: exit status 2 for what the person can mend, 1 for our own mistakes.
+Transformers is imported only by the commands that need it.
 """
 
 import math
+import os
+import secrets
 import signal
 import sys
 from collections.abc import Mapping
@@ -19,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from . import files, metrics, texts
+from . import errors, files, metrics, texts
 from .policies import POLICIES, Policy, parse
 from .record import ROLES, TYPED, Folder, Run, Sampling, Spec
 from .settings import MOST
@@ -30,6 +33,7 @@ app = typer.Typer(
 )
 out = Console(highlight=False)
 UsageError = typer.BadParameter.__base__
+ClickException = UsageError.__base__
 
 FOUR = ["dense", "window:window=256", "streaming:sinks=4,window=252"]
 Bos = Annotated[
@@ -78,7 +82,7 @@ def stream(
             folder.event("warning", lane=lane, text=warning)
             out.print(f"[yellow]note:[/] {warning}", soft_wrap=True)
     _say_changed(spec)
-    status = "finished"
+    status, failed = "finished", dict[int, Exception]()
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with Progress(
@@ -90,8 +94,15 @@ def stream(
             console=out,
         ) as progress:
             bars = [progress.add_task(p.label, total=len(ids), completed=1, rate="") for p in policies]
-            while (lane := next_lane(lanes)) is not None:
-                step = lane.read(chunk)
+            while (lane := next_lane([lane for lane in lanes if lane.index not in failed])) is not None:
+                try:
+                    step = lane.read(chunk)
+                except Exception as e:
+                    # Whatever it is, the other lanes have no part in it.
+                    failed[lane.index] = e
+                    folder.event("failed", lane=lane.index, position=lane.position)
+                    progress.update(bars[lane.index], rate="failed")
+                    continue
                 folder.append(step)
                 rate = f"{(lane.position - 1) / lane.seconds:,.0f} tokens/s"
                 progress.update(bars[lane.index], completed=lane.position, rate=rate)
@@ -102,11 +113,14 @@ def stream(
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
+    status = "failed" if failed and status == "finished" else status
     folder.finish(status)
     out.print(summary(run))
     out.print(f"{status.capitalize()}. The run lies in {place}", soft_wrap=True, markup=False)
     if status == "interrupted":
         raise typer.Exit(130)
+    for e in failed.values():
+        raise e
 
 
 def _decided(dtype: str, device: str) -> str:
@@ -458,7 +472,7 @@ def emergence(
         raise ValueError(f"{place} holds a run already: choose another folder for --out")
     files.new_folder(place)
     table = Table("Attention", *map(_right, ("Steps", "Weight on token 0", "Its value's norm", "Copied", "All tokens")))
-    stopped = False
+    stopped, failed = False, list[Exception]()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=out) as bar:
         for i, recipe in enumerate(asked):
@@ -473,23 +487,26 @@ def emergence(
                     bar.update(task, completed=moment.step)
             except KeyboardInterrupt:
                 stopped = True
-            except ValueError as e:
-                out.print(f"{lab.ATTENTIONS[recipe.attention]}: {e}", markup=False)
+            except Exception as e:
+                # Whatever it is, the other trainings have no part in it.
+                failed.append(e)
             kept.finish("finished" if training.done else "interrupted" if stopped else "failed")
-            if not moments:
-                break
-            first, last = moments[0], moments[-1]
-            table.add_row(
-                lab.ATTENTIONS[recipe.attention], f"{last.step:,}", f"{first.sink:.2f} → {last.sink:.2f}",
-                f"{first.value:.2f} → {last.value:.2f}", f"{last.copied:.3f}", f"{last.loss:.3f}",
-            )  # fmt: skip
+            if moments:
+                first, last = moments[0], moments[-1]
+                table.add_row(
+                    lab.ATTENTIONS[recipe.attention], f"{last.step:,}", f"{first.sink:.2f} → {last.sink:.2f}",
+                    f"{first.value:.2f} → {last.value:.2f}", f"{last.copied:.3f}", f"{last.loss:.3f}",
+                )  # fmt: skip
             if stopped:
                 break
     out.print(table)
     out.print("Losses in nats a token; norms as times those of the other values.")
-    out.print(f"{'Interrupted' if stopped else 'Finished'}. It lies in {place}", soft_wrap=True, markup=False)
+    ended = "Interrupted" if stopped else "Failed" if failed else "Finished"
+    out.print(f"{ended}. It lies in {place}", soft_wrap=True, markup=False)
     if stopped:
         raise typer.Exit(130)
+    for e in failed:
+        raise e
 
 
 @app.command()
@@ -582,7 +599,7 @@ def list_texts() -> None:
 
 
 def main() -> None:
-    """Run a command; whatever is wrong with what was asked is one line and exit status 2."""
+    """Run a command; whatever is wrong that the person can mend is one line and exit status 2."""
     try:
         code = app(standalone_mode=False)
     except UsageError as e:
@@ -591,12 +608,37 @@ def main() -> None:
         code = (
             print(e.ctx.get_help() if asked else "error: " + " ".join(e.format_message().split()), file=sys.stderr) or 2
         )
-    except (ValueError, OSError, MemoryError) as e:
-        code = print("error: " + (" ".join(str(e).split()) or "out of memory: read fewer lanes"), file=sys.stderr) or 2
+    except ClickException as e:
+        code = print("error: " + " ".join(e.format_message().split()), file=sys.stderr) or 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except BrokenPipeError:
+        # Whoever read what was said has seen enough; Python would complain once more when it closes its output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    except Exception as e:
+        if not errors.mendable(e):
+            raise
+        code = print("error: " + errors.reason(e, ""), file=sys.stderr) or 2
     sys.exit(code)
 
 
+def failed(_, e: BaseException, __) -> None:
+    """Say in one line that a mistake of ours has ended a command, and put it into the log; the status is then 1."""
+    name = f"error {secrets.token_hex(3)}"
+    try:
+        from .fetch import cache_folder
+
+        errors.log_to(file := cache_folder() / "errors.log")
+        errors.log(e, name)
+        name = f"{name} in {file}"
+    except Exception:
+        # Where even that cannot be written, the line must do.
+        name = f"{name} (which could not be written)"
+    print("error: " + errors.reason(e, name), file=sys.stderr)
+
+
 if __name__ == "__main__":
+    # What `main` lets pass, whatever it is.
+    sys.excepthook = failed
     main()

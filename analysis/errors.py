@@ -6,7 +6,9 @@ type, since nobody knows what a library will raise.
 
 import errno
 import logging
+import logging.handlers
 import re
+from pathlib import Path
 
 LOG = logging.getLogger("sinkscope")
 LONGEST = 600
@@ -28,8 +30,6 @@ _ADVICE = {
 def sentence(e: BaseException | str) -> str:
     """What an exception says, as a sentence."""
     text = " ".join(str(e).split())
-    if len(text) > LONGEST:
-        text = text[:LONGEST].rstrip() + " …"
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
 
 
@@ -45,17 +45,23 @@ def mendable(e: BaseException) -> bool:
 
 def told(e: BaseException, name: str) -> str:
     """One sentence for the person; `name`: under which it stands in the log, where the mistake is ours."""
+    return sentence(reason(e, name))
+
+
+def reason(e: BaseException, name: str) -> str:
+    """The same in one line, as it follows a colon."""
     if out_of_memory(e):
-        return "Out of memory: use smaller caches, fewer lanes or bfloat16, or close other programs."
+        return "out of memory: use smaller caches, fewer lanes or bfloat16, or close other programs"
     if not mendable(e):
         return (
-            f"Something failed inside Sinkscope ({type(e).__name__}): begin again, and if it comes back, report what "
-            f"the log says of {name}."
+            f"something failed inside Sinkscope ({type(e).__name__}): begin again, and if it comes back, report what "
+            f"the log says of {name}"
         )
     if isinstance(e, OSError) and e.strerror:
         place = f"{e.filename}: " if e.filename is not None else ""
-        return sentence(f"{place}{e.strerror[:1].lower()}{e.strerror[1:]}: {_ADVICE.get(e.errno, 'try again')}")
-    return sentence(e)
+        return f"{place}{e.strerror[:1].lower()}{e.strerror[1:]}: {_ADVICE.get(e.errno, 'try again')}"
+    text = " ".join(str(e).split())
+    return text if len(text) <= LONGEST else text[:LONGEST].rstrip() + " …"
 
 
 def log(e: BaseException, name: str) -> None:
@@ -64,3 +70,12 @@ def log(e: BaseException, name: str) -> None:
         LOG.info("%s: %s", name, e)
     else:
         LOG.error("%s: %s: %s", name, type(e).__name__, e, exc_info=e)
+
+
+def log_to(file: Path) -> None:
+    """Let the log go into a file, which stays small, and nowhere else."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.handlers.RotatingFileHandler(file, maxBytes=10**6, backupCount=1, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    LOG.addHandler(handler)
+    LOG.propagate = False
