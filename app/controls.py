@@ -3,7 +3,6 @@
 A new policy or setting needs no line here.
 """
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import Field
 from html import escape
@@ -251,13 +250,8 @@ def lane_controls(
                 "Remove", key=f"{key}-remove-{state.revision}-{i}", on_click=remove, args=(i,), disabled=len(lanes) == 1
             )
         if switched and i in switched:
-            st.caption(f":material/swap_horiz: {escaped(switched[i])}")
+            st.caption(f":material/swap_horiz: {plain(switched[i])}")
     st.button("Add a lane", key=f"{key}-add", on_click=add, width="stretch", disabled=len(lanes) >= most)
-
-
-def escaped(text: str) -> str:
-    """A text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]()#+\-.!|<>~$:])", r"\\\1", text)
 
 
 def policy_controls(key: str, policy: Policy) -> Policy:

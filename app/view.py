@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from analysis.settings import quoted
 from analysis.texts import setting
 
+from .address import number
 from .presets import reference_of
 
 MODES = ("relative", "rolling", "cumulative")
@@ -101,7 +103,7 @@ class ChatView:
         """What an address asks.  Raises ValueError for what cannot be."""
         view = cls(_lane("shown", asked, lanes, 0), _head(asked))
         if "token" in asked:
-            view.token = view.chosen, _whole("token", asked["token"], 2**31 - 1)
+            view.token = view.chosen, number("token", asked["token"], 0, 2**31 - 1)
         return view
 
     def link(self) -> dict[str, str]:
@@ -120,15 +122,9 @@ def _head(asked: Mapping[str, str]) -> tuple[int, int] | None:
     if "head" not in asked:
         return None
     if not (found := re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", asked["head"])):
-        raise ValueError(f"head must be written layer.head, such as 20.3, not {asked['head'][:40]!r}")
+        raise ValueError(f"head must be written layer.head, such as 20.3, not {quoted(asked['head'])}")
     return int(found[1]), int(found[2])
 
 
 def _lane(name: str, asked: Mapping[str, str], lanes: Sequence[str], usual: int) -> int:
-    return _whole(name, asked[name], len(lanes) - 1) if name in asked else usual
-
-
-def _whole(name: str, text: str, most: int) -> int:
-    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > most:
-        raise ValueError(f"{name} must be a whole number from 0 to {most}, not {text[:40]!r}")
-    return int(text)
+    return number(name, asked[name], 0, len(lanes) - 1) if name in asked else usual

@@ -87,7 +87,7 @@ def open_page() -> None:
     try:
         view = ChatView.of(chosen.lanes, asked)
     except ValueError as e:
-        problems.append(f"The address of this page asks to see something that cannot be: {e}. It is left out.")
+        problems.append(address.wrong(e, "That is left out."))
     chosen.problem = " ".join(problems)
     run = talk.id if talk is not None else ""
     state.update(chat=chosen, chat_view=view, chat_sender=ChatSender(), chat_run=run, revision=state.revision + 1)

@@ -75,7 +75,7 @@ def open_page() -> None:
     try:
         view = View.of(lanes, asked)
     except ValueError as e:
-        problems.append(f"The address of this page asks to see something that cannot be: {e}. It is left out.")
+        problems.append(address.wrong(e, "That is left out."))
     state.update(
         lanes=lanes,
         text=text,
