@@ -6,7 +6,7 @@ from .parts import HERE
 
 _component = st.components.v2.component(
     "presence",
-    html='<div class="sk-gone" role="alert"></div>\n',
+    html='<div class="sk-away" role="alert"></div>\n',
     css=(HERE / "presence" / "presence.css").read_text(encoding="utf-8"),
     js=(HERE / "presence" / "main.js").read_text(encoding="utf-8"),
     isolate_styles=False,

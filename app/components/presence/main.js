@@ -3,7 +3,7 @@
 const PATIENCE = 400;
 
 export default function (component) {
-  const node = component.parentElement.querySelector(".sk-gone");
+  const node = component.parentElement.querySelector(".sk-away");
   const app = node.closest("[data-test-connection-state]");
   let waiting = 0;
   const look = () => {
