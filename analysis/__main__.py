@@ -599,7 +599,7 @@ def list_texts() -> None:
 
 
 def main() -> None:
-    """Run a command; whatever is wrong that the person can mend is one line and exit status 2."""
+    """Run a command; what the person can mend is one line and exit status 2, all else is raised to end the process."""
     try:
         code = app(standalone_mode=False)
     except UsageError as e:
@@ -616,8 +616,10 @@ def main() -> None:
         # Whoever read what was said has seen enough; Python would complain once more when it closes its output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
-    except Exception as e:
+    except BaseException as e:
         if not errors.mendable(e):
+            # Here, since typer puts a hook of its own in its place.
+            sys.excepthook = failed
             raise
         code = print("error: " + errors.reason(e, ""), file=sys.stderr) or 2
     sys.exit(code)
@@ -639,6 +641,4 @@ def failed(_, e: BaseException, __) -> None:
 
 
 if __name__ == "__main__":
-    # What `main` lets pass, whatever it is.
-    sys.excepthook = failed
     main()
