@@ -101,7 +101,7 @@ def _row(name: str, tries: int, one: Callable[[], tuple[Callable[[], Any], str]]
 
 def _policy(chance: random.Random):
     kind = chance.choice(list(POLICIES.values()))
-    text = spoiled_text(_settings(str(kind()), chance), chance)
+    text = spoiled_text(settings(str(kind()), chance), chance)
 
     def work() -> None:
         policy = parse(text)
@@ -111,7 +111,7 @@ def _policy(chance: random.Random):
     return work, repr(text)
 
 
-def _settings(text: str, chance: random.Random) -> str:
+def settings(text: str, chance: random.Random) -> str:
     """Some of the values are others."""
     name, colon, settings = text.partition(":")
     parts = filter(None, settings.split(","))
@@ -123,12 +123,12 @@ def _other(part: str, chance: random.Random) -> str:
 
 
 def _figure(chance: random.Random):
-    text = spoiled_text(_settings(str(chance.choice(list(figures.FIGURES.values()))()), chance), chance)
+    text = spoiled_text(settings(str(chance.choice(list(figures.FIGURES.values()))()), chance), chance)
     return lambda: figures.parse(text), repr(text)
 
 
 def _recipe(chance: random.Random):
-    text = spoiled_text(_settings("x:" + str(Recipe()).partition(":")[2], chance)[2:], chance)
+    text = spoiled_text(settings("x:" + str(Recipe()).partition(":")[2], chance)[2:], chance)
     return lambda: Recipe.parse(text), repr(text)
 
 

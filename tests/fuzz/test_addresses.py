@@ -1,0 +1,23 @@
+"""A handful of addresses of each page: the same ones each time, and others, whose seed a failure names."""
+
+import secrets
+from pathlib import Path
+
+import pytest
+
+from . import addresses
+
+
+@pytest.mark.parametrize("page", ["live", "chat", "heads", "figures", pytest.param("learn", marks=pytest.mark.real)])
+def test_any_address_opens_its_page(page):
+    for seed in (1, secrets.randbelow(10**6)):
+        (row,) = addresses.rows(seed, 4, (page,))
+        assert row.tries == 4 and not row.failures, f"seed {seed}: {row.failures}"
+
+
+def test_the_fuzzer_sees_what_it_looks_for():
+    watch = addresses.Watch()
+    with watch.watching() as seen, pytest.raises(FileNotFoundError):
+        Path(f"/{addresses.MARK}").read_bytes()
+    assert seen
+    assert sum(bool(addresses.live(f"It is {name} here")) for name in addresses.NAMES) >= 8
