@@ -8,15 +8,12 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis import metrics
-from analysis.maps import HeadMap
-from analysis.memory import memory_of
-from analysis.models import LanguageModel
 from analysis.palette import briefs, colours, labels
 from analysis.policies import POLICIES, Policy, parse
 from analysis.record import Track
@@ -24,6 +21,10 @@ from analysis.record import Track
 from .reader import LiveRun, Shown
 from .runner import Job
 from .view import View
+
+if TYPE_CHECKING:
+    from analysis.maps import HeadMap
+    from analysis.models import LanguageModel
 
 ROLL = 256
 """Tokens of the rolling curves."""
@@ -90,6 +91,8 @@ class Sender:
     def _progress(self, run: LiveRun) -> dict[str, Any]:
         if not self._seen.lanes:
             return {"progress": "", "share": 0.0, "total": 0}
+        from analysis.memory import memory_of
+
         total = self._seen.total
         read = max(lane.position for lane in self._seen.lanes)
         minutes, seconds = divmod(int(self._seen.seconds), 60)
@@ -254,7 +257,7 @@ def about(run: Job) -> list[str]:
     return [run.model.name, *changed, *begins, run.spec.arithmetic, run.model.device] if run.model else []
 
 
-def card(model: LanguageModel) -> dict[str, Any]:
+def card(model: "LanguageModel") -> dict[str, Any]:
     """What the page says of a model: facts, and what the cache costs with more and with fewer KV heads."""
     return {
         "facts": model.card,
@@ -324,7 +327,7 @@ def _packed(head: dict[str, Any], blob: bytes) -> bytes:
     return struct.pack("<I", len(text)) + text + blob
 
 
-def _learned(drawn: HeadMap) -> str:
+def _learned(drawn: "HeadMap") -> str:
     """What went to a sink without a token, where there is one."""
     return "" if drawn.learned is None else f"{np.nanmean(drawn.learned):.0%} to the extra sink"
 

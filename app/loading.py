@@ -9,6 +9,8 @@ from weakref import WeakValueDictionary
 
 from analysis.record import Spec
 
+from .libraries import LIBRARIES
+
 if TYPE_CHECKING:
     from analysis.models import LanguageModel
 
@@ -63,10 +65,11 @@ class Models:
             coming.thread.join(timeout=15)
 
     def _load(self, key: tuple, coming: _Loading) -> None:
-        from analysis.models import load
-
         name, dtype, device, weights, kv_heads = key
         try:
+            LIBRARIES.load(coming.tell)
+            from analysis.models import load
+
             model = load(
                 name,
                 dtype=dtype,

@@ -20,6 +20,7 @@ if __name__ != "__main__":
 else:
     from app.components import presence
     from app.lesson import LANGUAGES, lesson
+    from app.opening import opened
 
     st.set_page_config(
         page_title="Sinkscope", page_icon=f"{ROOT}/assets/logo.png", layout="wide", initial_sidebar_state="auto"
@@ -41,4 +42,5 @@ else:
     st.session_state.arrived = st.session_state.get("page") != page.url_path
     st.session_state.page = page.url_path
     presence.mount(say("server-gone"))
-    page.run()
+    if opened(page.url_path, page.title):
+        page.run()

@@ -5,20 +5,22 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from analysis import texts
-from analysis.cache import Span
 from analysis.errors import log, out_of_memory, told
-from analysis.lane import Lane
-from analysis.maps import HeadMap, head_map
 from analysis.policies import Policy, Ranked, parse
-from analysis.ranking import Scattered
 from analysis.record import Run, Spec, Track
-from analysis.source import Step
-from analysis.stream import next_lane, open_lanes
-from analysis.view import sinks_of
 
 from .runner import ENDED, HOLD, Job, Models
+
+if TYPE_CHECKING:
+    # What computes is imported by the thread of the run: a page is on screen before torch is loaded.
+    from analysis.cache import Span
+    from analysis.lane import Lane
+    from analysis.maps import HeadMap
+    from analysis.ranking import Scattered
+    from analysis.source import Step
 
 MOST_LANES = 6
 TURN = 0.25
@@ -48,12 +50,14 @@ class LaneShown:
     done: bool
     halted: bool
     """Whether it stands still, since it could not read on."""
-    spans: Sequence[Span | Scattered]
+    spans: "Sequence[Span | Scattered]"
     """Which tokens are held, by groups of heads."""
 
     @property
     def sinks(self) -> int:
         """First tokens whose keys are held, without a gap, by all heads."""
+        from analysis.view import sinks_of
+
         return sinks_of(self.spans)
 
 
@@ -111,7 +115,7 @@ class LiveRun(Job):
             self.pace = pace
             self._wake.notify_all()
 
-    def map(self, lane: int, layer: int, head: int) -> HeadMap | None:
+    def map(self, lane: int, layer: int, head: int) -> "HeadMap | None":
         """The newest map of a head that there is; asking keeps it coming.  None until the first was made, and for a
         head that the model does not have: a page may have been looking at one of another model."""
         key = (lane, layer, head)
@@ -143,6 +147,8 @@ class LiveRun(Job):
 
     def _open(self) -> None:
         model = self._load()
+        from analysis.stream import open_lanes
+
         ids = self._tokens(self.text, model)
         lanes = open_lanes(model, ids, [parse(p) for p in self.spec.policies], hold=HOLD)
         self.run.first_token = int(ids[0])
@@ -154,6 +160,8 @@ class LiveRun(Job):
         self._set("running", " ".join(filter(None, (self.said, said))))
 
     def _read(self) -> None:
+        from analysis.stream import next_lane
+
         pace, from_position, from_time = self.pace, 1, time.monotonic()
         while self._wanted != "freed":
             switched = self._carry_out()
@@ -183,7 +191,7 @@ class LiveRun(Job):
             self.run.append(step)
             self._publish()
 
-    def _try(self, lane: Lane, upto: int | None) -> Step | None:
+    def _try(self, lane: "Lane", upto: int | None) -> "Step | None":
         """The lane's next step; None where the memory did not suffice: then it is as before, and stands still."""
         before = lane.snapshot()
         try:
@@ -196,7 +204,7 @@ class LiveRun(Job):
             self.tell(f"{lane.policy.label} stands still{self._why(lane, e)} What was read is kept.")
             return None
 
-    def _why(self, lane: Lane, e: Exception) -> str:
+    def _why(self, lane: "Lane", e: Exception) -> str:
         """Why a lane cannot read on, and what to do."""
         if not out_of_memory(e):
             return f" at token {lane.position:,}. {told(e, f'job {self.id}')}"
@@ -229,6 +237,8 @@ class LiveRun(Job):
     def _draw_maps(self) -> None:
         """Draw the maps that were asked for lately.  In this thread, since a second one that multiplies matrices would
         make this one's threads wait for each other."""
+        from analysis.maps import head_map
+
         now = time.monotonic()
         if self.status == "running" and now - self._maps_made < MAP_EVERY:
             return
@@ -252,7 +262,7 @@ class LiveRun(Job):
     def _furthest(self) -> int:
         return max(lane.position for lane in self.lanes)
 
-    def _chunk(self, lane: Lane) -> int:
+    def _chunk(self, lane: "Lane") -> int:
         """Tokens for the lane's next turn: as many as take about `TURN` seconds, since long chunks waste less."""
         spans = self.run.tracks[lane.index].spans[-4:]
         if len(spans) < 4 or lane.seconds == 0:
@@ -264,7 +274,7 @@ class LiveRun(Job):
         wanted = int(TURN * tokens / max(seconds, 1e-6)) // least * least
         return max(least, min(self.spec.chunk, wanted))
 
-    def _carry_out(self) -> Lane | None:
+    def _carry_out(self) -> "Lane | None":
         """Carry out what was wished for; the lane that was switched last."""
         switched = None
         while not self._wishes.empty():

@@ -13,6 +13,7 @@ from app.ablator import Ablation
 from app.capturer import Capturing
 from app.chatframes import ChatSender, ChatView
 from app.frames import Sender, View
+from app.libraries import LIBRARIES
 from app.measurer import Measuring
 from app.reader import LiveRun
 from app.talk import Talk
@@ -69,6 +70,13 @@ def test_a_conversation_tells_its_beginning_and_what_was_read_as_text(registry, 
     assert "begins with <bos>" in head["about"] and head["lanes"][0]["front"][0] == "<bos>"
 
 
+@pytest.fixture
+def loaded():
+    """What pages wait for at a first start is there."""
+    LIBRARIES.load()
+
+
+@pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize("page", ["live", "chat", "heads"])
 def test_an_address_says_how_text_is_read(page):
     at = AppTest.from_file(MAIN, default_timeout=300)
@@ -91,6 +99,7 @@ def test_an_address_says_how_text_is_read(page):
 
 
 @pytest.mark.real
+@pytest.mark.usefixtures("loaded")
 def test_the_lesson_reads_as_its_address_says():
     at = AppTest.from_file(MAIN, default_timeout=300)
     at.switch_page("views/learn.py")

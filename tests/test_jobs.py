@@ -12,7 +12,7 @@ from analysis import models as library
 from analysis.lane import Lane
 from analysis.policies import parse
 from analysis.record import Spec
-from app import reader, runner
+from app import runner
 from app.loading import Models
 from app.reader import LiveRun
 from app.runner import MOST_LIVE, Full, Job
@@ -104,7 +104,7 @@ def test_a_switch_that_fails_ends_no_lane(registry, model, monkeypatch, what, th
 
 
 def test_a_map_that_cannot_be_drawn_ends_no_run(registry, model, monkeypatch):
-    monkeypatch.setattr(reader, "head_map", lambda *_: [][0])
+    monkeypatch.setattr("analysis.maps.head_map", lambda *_: [][0])
     run = begin(registry, model)
     until(run, lambda: run.map(0, 1, 1) is None and "(IndexError)" in run.note)
     until(run, lambda: run.status == "finished")

@@ -1,6 +1,5 @@
 """The endless conversation: say something, and every lane answers under its own policy."""
 
-import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -47,13 +46,6 @@ class Settings:
     sampling: Sampling = field(default_factory=lambda: Sampling(max_new=48))
     kv_chunk: int | None = None
     problem: str = ""
-
-
-@st.cache_resource
-def freeze() -> None:
-    """After the heavy imports: what they left behind is never collected again, which would stop every answer."""
-    gc.collect()
-    gc.freeze()
 
 
 def open_page() -> None:
@@ -372,7 +364,6 @@ def draw() -> None:
         st.rerun()
 
 
-freeze()
 open_page()
 sidebar()
 project()

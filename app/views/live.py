@@ -1,6 +1,5 @@
 """The live lab: choose what is read and how, press Start, watch the policies part ways."""
 
-import gc
 from dataclasses import replace
 from functools import partial
 
@@ -35,13 +34,6 @@ CHUNK = 128
 ADDRESS = ("run", "lane", "text", "model", *READING, *LOOKS)
 """What the address of this page says."""
 GONE = "That run is no longer in memory: press Start to read again."
-
-
-@st.cache_resource
-def freeze() -> None:
-    """After the heavy imports: what they left behind is never collected again, which would stop every stream."""
-    gc.collect()
-    gc.freeze()
 
 
 def open_page() -> None:
@@ -302,7 +294,6 @@ def busy() -> bool:
     return run is not None and run.live
 
 
-freeze()
 open_page()
 sidebar()
 project()

@@ -1,0 +1,37 @@
+"""What is on screen of a page that cannot be opened yet, since the libraries that it needs are being imported."""
+
+import streamlit as st
+
+from app.libraries import LIBRARIES
+
+LIGHT = ("",)
+"""Paths of pages that are open at once: only what one starts there needs the libraries."""
+DRAWN = 2.0
+"""Seconds after which a browser has drawn such a page."""
+
+
+def opened(path: str, title: str) -> bool:
+    """Whether a page can run.  Where it cannot, this stands in its place, and it follows by itself."""
+    if path in LIGHT:
+        LIBRARIES.begin(after=DRAWN)
+        return True
+    if LIBRARIES.ready:
+        return True
+    st.title(title, anchor=False)
+    st.session_state.opening = 0
+    st.fragment(_wait, run_every=0.3)()
+    return False
+
+
+def _wait() -> None:
+    if LIBRARIES.ready:
+        st.rerun()
+    if LIBRARIES.problem:
+        st.error(LIBRARIES.problem)
+        return
+    st.progress(LIBRARIES.share, f"{LIBRARIES.said} …")
+    st.caption("A first start takes some seconds, later pages open at once.")
+    st.session_state.opening += 1
+    if st.session_state.opening > 1:
+        # The browser asks for this a second time when it has drawn the first.
+        LIBRARIES.begin()
