@@ -4,7 +4,8 @@ One pass over the text for every head, so it takes a while; what is known is tol
 enough stops asking.
 """
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,11 @@ from . import files, metrics
 from .experiments import as_csv
 from .policies import Policy
 from .stream import CHUNK, open_lanes
+
+TURN = 0.25
+"""Seconds that a pass should take where somebody waits: they see that it goes on, and are heard when they stop it."""
+FEWEST = 4
+"""Tokens of such a pass, at least."""
 
 
 class Effect(NamedTuple):
@@ -58,25 +64,58 @@ class Kept:
         files.write(self.path, as_csv(self.HEADINGS, [list(map(str, e)) for e in ranked]))
 
 
-def knock_out_each(
-    model, tokens, policy: Policy, kind: str, heads: Iterable[tuple[int, int]] | None = None, *, chunk: int = CHUNK
-) -> Iterator[Effect]:
-    """The effect of each head (all of them, or those given as layer and head), as soon as it is known.
+def knock_outs(
+    model,
+    tokens,
+    policy: Policy,
+    kind: str,
+    heads: Iterable[tuple[int, int]] | None = None,
+    *,
+    chunk: int | None = None,
+) -> Iterator[Effect | float]:
+    """The effect of each head (all of them, or those given as layer and head), as soon as it is known; and before it,
+    again and again, how many times the text has been read by now: 3.5 is half of the fourth.  The first is as it is.
 
-    `kind`: values or weights (what_if.py).  The standard error is over blocks of 256 tokens, NaN for a text of less
-    than two.  Raises ValueError as `open_lanes` does.
+    `kind`: values or weights (what_if.py); `chunk`: tokens that are read at a time, None for as many as take about TURN
+    seconds.  The text is cut at the same places whenever it is read, so that rounding is the same.  The standard error
+    is over blocks of 256 tokens, NaN for a text of less than two.  Raises ValueError as `open_lanes` does.
     """
-    plain = _nll(model, tokens, replace(policy, knockout="none"), chunk)
+    plain, cuts = yield from _first(model, tokens, replace(policy, knockout="none"), chunk)
     adapted = open_lanes(model, tokens, [policy])[0].source.model
     every = ((layer, head) for layer in range(adapted.layers) for head in range(adapted.heads))
-    for layer, head in every if heads is None else heads:
-        bent = _nll(adapted, tokens, replace(policy, knockout=kind, heads=f"{layer}.{head}"), chunk)
+    for done, (layer, head) in enumerate(every if heads is None else heads, 1):
+        bent = yield from _again(adapted, tokens, replace(policy, knockout=kind, heads=f"{layer}.{head}"), cuts, done)
         yield Effect(layer, head, *metrics.excess(bent, plain))
 
 
-def _nll(model, tokens, policy: Policy, chunk: int) -> NDArray[np.float32]:
-    lane = open_lanes(model, tokens, [policy])[0]
-    parts = []
+def knock_out_each(
+    model, tokens, policy: Policy, kind: str, heads: Iterable[tuple[int, int]] | None = None, *, chunk: int = CHUNK
+) -> Iterator[Effect]:
+    """The effects alone."""
+    return (told for told in knock_outs(model, tokens, policy, kind, heads, chunk=chunk) if isinstance(told, Effect))
+
+
+def _first(
+    model, tokens, policy: Policy, chunk: int | None
+) -> Generator[float, None, tuple[NDArray[np.float32], list[int]]]:
+    """NLL of the text, and up to where each pass went."""
+    size = chunk or FEWEST
+    lane, parts, cuts = open_lanes(model, tokens, [policy])[0], [], []
     while not lane.done:
-        parts.append(lane.read(chunk).nll)
+        began = time.perf_counter()
+        parts.append(lane.read(size).nll)
+        cuts.append(lane.position)
+        if chunk is None:
+            fitting = len(parts[-1]) * TURN / (time.perf_counter() - began)
+            size = int(min(CHUNK, 4 * size, max(FEWEST, fitting)))
+        yield lane.position / len(tokens)
+    return np.concatenate(parts), cuts
+
+
+def _again(model, tokens, policy: Policy, cuts: list[int], done: int) -> Generator[float, None, NDArray[np.float32]]:
+    lane, parts = open_lanes(model, tokens, [policy])[0], []
+    for cut in cuts:
+        while lane.position < cut:
+            parts.append(lane.read(cut - lane.position, upto=cut).nll)
+        yield done + cut / len(tokens)
     return np.concatenate(parts)

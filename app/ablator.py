@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from analysis import texts
-from analysis.ablation import Effect, knock_out_each
+from analysis.ablation import Effect, knock_outs
 from analysis.policies import parse
 from analysis.record import Spec
 
@@ -19,6 +19,8 @@ class Found:
     effects: tuple[Effect, ...] = ()
     total: int = 0
     seconds: float = 0.0
+    passes: float = 0.0
+    """Passes over the text, the one that is under way included; the first reads it as it is."""
 
 
 class Ablation(Job):
@@ -48,11 +50,16 @@ class Ablation(Job):
         return sorted(self.effects, key=lambda e: -e.excess)
 
     @property
-    def seconds_left(self) -> float | None:
-        """An estimate; None before the first head is done."""
+    def share(self) -> float:
+        """How much of all is done."""
         found = self.shown
-        done = len(found.effects)
-        return (found.total - done) * found.seconds / done if done else None
+        return found.passes / (found.total + 1) if found.total else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """An estimate; None before a tenth of a pass is done."""
+        found = self.shown
+        return (found.total + 1 - found.passes) * found.seconds / found.passes if found.passes > 0.1 else None
 
     def _snapshot(self) -> Found:
         return self._found
@@ -67,9 +74,11 @@ class Ablation(Job):
         self.model, self._found = model, Found(total=len(heads))
         self._set("running")
         began = time.monotonic()
-        for effect in knock_out_each(model, ids, parse(self.spec.policies[0]), self.kind, heads):
-            found = self._found
-            seconds = found.seconds + time.monotonic() - began
-            self._found = Found((*found.effects, effect), found.total, seconds)
+        for told in knock_outs(model, ids, parse(self.spec.policies[0]), self.kind, heads):
+            found, seconds = self._found, self._found.seconds + time.monotonic() - began
+            if isinstance(told, Effect):
+                self._found = replace(found, effects=(*found.effects, told), seconds=seconds)
+            else:
+                self._found = replace(found, passes=told, seconds=seconds)
             yield
             began = time.monotonic()

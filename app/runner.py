@@ -84,6 +84,11 @@ class Job:
         return self.status not in ENDED
 
     @property
+    def stopping(self) -> bool:
+        """Whether it will end as soon as the step that it is in has."""
+        return self.live and self._wanted in ("stopped", "freed")
+
+    @property
     def about(self) -> str:
         """What it is and of what, in a few words."""
         return self.called if self.spec is None else f"{self.called} of {self.spec.text}"

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from analysis.ablation import knock_out_each
+from analysis import ablation
+from analysis.ablation import Effect, knock_out_each, knock_outs
 from analysis.metrics import excess
 from analysis.policies import Dense, Streaming
 
@@ -20,6 +21,21 @@ def test_each_head_costs_what_it_costs_alone(kind):
         alone = our_nll(model, tokens, 64, Streaming(4, 60, knockout=kind, heads=f"{layer}.{head}"))
         np.testing.assert_allclose(effects[4 * layer + head][2:], excess(alone, plain), rtol=1e-3, atol=1e-6)
     assert len({round(e.excess, 7) for e in effects}) > 8
+
+
+def test_whoever_watches_hears_of_every_part_and_gets_the_same(monkeypatch):
+    """Passes are cut by the clock, and all at the same places."""
+    monkeypatch.setattr(ablation, "TURN", 0.02)
+    model, tokens, heads = tiny("llama"), np.resize(words(), 600), [(0, 0), (2, 3)]
+    told = list(knock_outs(model, tokens, Streaming(4, 60), "values", heads))
+    shares = [t for t in told if not isinstance(t, Effect)]
+    assert (
+        shares == sorted(shares) and shares[-1] == 3 and all(sum(n < s <= n + 1 for s in shares) > 2 for n in range(3))
+    )
+    wanted = list(knock_out_each(model, tokens, Streaming(4, 60), "values", heads))
+    np.testing.assert_allclose([t for t in told if isinstance(t, Effect)], wanted, rtol=1e-3, atol=1e-6)
+    ends = [i for i, t in enumerate(told) if isinstance(t, Effect)]
+    assert len(ends) == 2 and told[ends[0] - 1] == 2 and told[ends[1] - 1] == 3
 
 
 def test_heads_that_are_asked_for_come_one_by_one():

@@ -46,6 +46,18 @@ def test_what_was_found_is_kept_when_it_is_stopped(registry, model):
     assert 2 <= len(run.effects) < run.total and run.seconds_left > 0
 
 
+def test_it_is_heard_and_moves_within_one_head(registry, model):
+    """A pass over a long text takes seconds: neither its start nor its end waits for one."""
+    spec = Spec(model, "random.npy", ("h2o:budget=16,recent=5",), 20_000)
+    run = registry.start(partial(Ablation, spec, text(20_000), "values", None))
+    until(run, lambda: run.share > 0)
+    assert not run.effects and run.shown.passes < 0.5
+    run.wish("stopped")
+    began = time.monotonic()
+    until(run, lambda: run.status == "stopped")
+    assert time.monotonic() - began < 2 and not run.effects
+
+
 def test_it_waits_while_nobody_looks(registry, model, monkeypatch):
     run = begin(registry, model, tokens=2000)
     until(run, lambda: len(run.effects) >= 1)

@@ -17,6 +17,8 @@ from app.controls import LONGEST_NAME, chosen_text, fresh, kept, problem
 from app.plain import plain
 from app.runner import REGISTRY
 
+CHUNK = 128
+"""Tokens that are read at a time: fewer than is fastest, since a press on Stop is heard between two chunks."""
 COMPARED = {"beside": "side by side", "minus": "difference"}
 
 
@@ -51,7 +53,8 @@ def start() -> None:
             raise ValueError(f"{policy.label}: maps are captured under dense, window or sinks + window: choose one")
         text = chosen_text("heads", asked["text"])
         tokens = asked["tokens"]["maps"]
-        spec = Spec(text=text.name, policies=(str(policy),), tokens=tokens, **asked["model"].decided()._asdict())
+        model = asked["model"].decided()._asdict()
+        spec = Spec(text=text.name, policies=(str(policy),), tokens=tokens, chunk=CHUNK, **model)
         run = REGISTRY.start(partial(Capturing, spec, text, asked["folder"]))
     except ValueError as e:
         state.heads_problem = sentence(e)
@@ -149,10 +152,8 @@ def draw() -> None:
     elif run.status == "stopped":
         st.info("Stopped. Nothing was kept; press Capture to begin again.")
     elif run.atlas is None:
-        share = run.read / run.total if run.total else 0.0
-        st.progress(
-            share, f"{run.read:,} of {run.total:,} tokens read" if run.total else plain(run.note) or "Loading the model"
-        )
+        said = f"{run.read:,} of {run.total:,} tokens read" if run.total else plain(run.note) or "Loading the model"
+        st.progress(run.read / run.total if run.total else 0.0, "Stopping …" if run.stopping else said)
     if run.atlas is None:
         return
     others = {c: other for c in state.captures if (other := _captured(c)) and other is not run and other.atlas}

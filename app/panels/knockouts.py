@@ -75,12 +75,15 @@ def progress(run: Ablation) -> None:
     """How far it has come, and what there is to say."""
     done, total, left = len(run.effects), run.total, run.seconds_left
     if run.status == "loading":
-        st.progress(0.0, plain(run.note) or "Loading the model")
+        st.progress(0.0, "Stopping …" if run.stopping else plain(run.note) or "Loading the model")
     elif run.status == "running":
         soon = (
             "" if left is None else f", about {left:.0f} s left" if left < 90 else f", about {left / 60:.0f} min left"
         )
-        st.progress(done / max(1, total), f"{done} of {total} heads{soon}")
+        tokens = 0 if run.read_as is None else len(run.read_as.ids)
+        now = run.shown.passes
+        first = f": {now * tokens:,.0f} of {tokens:,} tokens read with all sinks" if now < 1 else ""
+        st.progress(run.share, "Stopping …" if run.stopping else f"{done} of {total} heads{first}{soon}")
     elif run.status == "failed":
         problem(run.note)
     elif run.status == "stopped":
@@ -101,7 +104,8 @@ def draw() -> None:
         )
         st.button("Stop", icon=":material/stop:", on_click=stop, disabled=not live)
         if run is not None:
-            tokens = f"{run.spec.tokens:,} tokens of {run.text.title} {run.begins}"
+            read = run.spec.tokens if run.read_as is None else len(run.read_as.ids)
+            tokens = f"{read:,} tokens of {run.text.title} {run.begins}"
             how = {"values": "emptied", "weights": "hidden"}[run.kind]
             st.caption(plain(f"{parse(run.spec.policies[0]).label} · {tokens} · sink {how} in one head at a time"))
     problem(state.heads_problem)

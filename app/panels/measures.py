@@ -88,7 +88,8 @@ def draw() -> None:
     if run.said:
         st.caption(plain(run.said))
     if live:
-        st.progress(run.done / run.samples, plain(run.note) or f"{run.done} of {run.samples} samples")
+        said = plain(run.note) or f"{run.done} of {run.samples} samples"
+        st.progress(run.done / run.samples, "Stopping …" if run.stopping else said)
     elif run.status == "failed":
         problem(run.note)
     if run.measured is None:
