@@ -19,7 +19,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from . import errors, files, metrics, texts
@@ -27,6 +26,7 @@ from .policies import POLICIES, Policy, parse
 from .record import ROLES, TYPED, Folder, Run, Sampling, Spec
 from .settings import MOST
 from .texts import with_bos
+from .waiting import Bars, waiting
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0]
@@ -64,10 +64,10 @@ def stream(
     dtype, policies_ = _decided(dtype, device), tuple(str(parse(p)) for p in policy or FOUR)
     spec = Spec(model, text, policies_, tokens, chunk, dtype, device, _bos(bos), weights, kv_heads, special=special)
     source = texts.read(text)
-    from .models import load
-    from .stream import next_lane, open_lanes
+    with waiting(out, "Loading the model") as status:
+        from .models import load
+        from .stream import next_lane, open_lanes
 
-    with out.status("Loading the model") as status:
         network = load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads, progress=status.update)
         read = texts.tokenized(source, network.tokenizer, bos=spec.bos, special=special, limit=tokens)
         ids, policies = read.ids, [parse(p) for p in spec.policies]
@@ -85,14 +85,7 @@ def stream(
     status, failed = "finished", dict[int, Exception]()
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=out,
-        ) as progress:
+        with Bars(out, rates=True) as progress:
             bars = [progress.add_task(p.label, total=len(ids), completed=1, rate="") for p in policies]
             while (lane := next_lane([lane for lane in lanes if lane.index not in failed])) is not None:
                 try:
@@ -193,12 +186,12 @@ def chat(
         bos=_bos(bos),
         special=special,
     )
-    from .chat import Conversation, Partner, read_script
-    from .models import load
-    from .terminal import converse, typed
+    with waiting(out, "Loading the model") as status:
+        from .chat import Conversation, Partner, read_script
+        from .models import load
+        from .terminal import converse, typed
 
-    prompts, digest = read_script(script) if script else (None, "")
-    with out.status("Loading the model") as status:
+        prompts, digest = read_script(script) if script else (None, "")
         network = load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads, progress=status.update)
         partner = Partner(network, bos=spec.bos, special=special)
         lanes = [
@@ -307,11 +300,11 @@ def knockout(
     chosen, source = parse(policy), texts.read(text)
     if out_file is not None and out_file.exists():
         raise ValueError(f"{out_file} exists already: choose another file for --out")
-    from .ablation import Kept, knock_out_each
-    from .models import load
-
     dtype = _decided(dtype, device)
-    with out.status("Loading the model") as status:
+    with waiting(out, "Loading the model") as status:
+        from .ablation import Kept, knock_out_each
+        from .models import load
+
         network = load(model, dtype=dtype, device=device, progress=status.update)
     if layer is not None and not 0 <= layer < network.layers:
         raise ValueError(f"there is no layer {layer}: layers are 0 to {network.layers - 1}")
@@ -322,10 +315,8 @@ def knockout(
     heads = [(of, head) for of in layers for head in range(network.heads)]
     effects, kept = [], None if out_file is None else Kept(out_file)
     try:
-        with Progress(
-            TextColumn("Heads"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=out
-        ) as bar:
-            task = bar.add_task("", total=len(heads))
+        with Bars(out) as bar:
+            task = bar.add_task("Heads", total=len(heads))
             for effect in knock_out_each(network, ids, chosen, kind, heads):
                 effects.append(effect)
                 if kept is not None:
@@ -388,9 +379,7 @@ def reproduce(
 
     status = "finished"
     try:
-        with Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=out
-        ) as bar:
+        with Bars(out) as bar:
             task = bar.add_task("Cells", total=len(cells), completed=len(cells) - len(left))
             for cell in grid.run(cells, place, jobs=jobs, backend=backend, address=address):
                 bar.advance(task)
@@ -433,18 +422,18 @@ def capture_stretch(
         if not equals or not at.isdigit():
             raise ValueError(f"--switch is written POSITION=policy, such as 1000=window:window=256, and not {asked!r}")
         switches.append((int(at), parse(then)))
-    from .capture import capture
-    from .capture import tokenized as read_for_maps
-    from .models import load
+    with waiting(out, "Loading the model") as status:
+        from .capture import capture
+        from .capture import tokenized as read_for_maps
+        from .models import load
 
-    with out.status("Loading the model") as status:
         network = load(model, dtype=spec.dtype, device=device, progress=status.update)
     read = read_for_maps(source, network.tokenizer, spec)
     _say_read(read)
     ids = read.ids
     place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(source.name).stem}-stretch"
-    with Progress(TextColumn("Tokens"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=out) as bar:
-        task = bar.add_task("", total=len(ids) - 1)
+    with Bars(out) as bar:
+        task = bar.add_task("Tokens", total=len(ids) - 1)
         more = {"switches": sorted(switches), "text_sha256": source.sha256, "read": read}
         for count in capture(network, ids, spec, place, **more):
             bar.update(task, completed=count)
@@ -473,8 +462,7 @@ def emergence(
     files.new_folder(place)
     table = Table("Attention", *map(_right, ("Steps", "Weight on token 0", "Its value's norm", "Copied", "All tokens")))
     stopped, failed = False, list[Exception]()
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=out) as bar:
+    with Bars(out) as bar:
         for i, recipe in enumerate(asked):
             training = lab.Training(recipe, pick_device(device))
             folder = place if len(asked) == 1 else place / f"{i}-{recipe.attention}"
@@ -523,7 +511,7 @@ def figure(
     from .export import Layout, export
 
     chosen, layout = figures.parse(name), Layout(venue, points, dpi)
-    with out.status("Drawing"):
+    with waiting(out, "Drawing"):
         export(chosen, run, out_file, layout)
     out.print(f"{chosen.title}: {out_file}", soft_wrap=True, markup=False)
 
@@ -539,7 +527,7 @@ def report(
     """Write one page that tells a run, and opens without network or Python."""
     from .report import report as write
 
-    with out.status("Writing"):
+    with waiting(out, "Writing"):
         write(run, out_file, lane=lane, stretch=stretch, heads=head or ())
     out.print(f"The report: {out_file}, {out_file.stat().st_size / 1e6:.1f} MB", soft_wrap=True, markup=False)
 

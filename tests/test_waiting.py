@@ -1,0 +1,70 @@
+"""Off a terminal a command says every few seconds how far it is; on one its bars do."""
+
+import io
+import re
+import time
+
+import pytest
+from rich.console import Console
+
+from analysis import waiting
+from analysis.waiting import Bars
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(waiting, "EVERY", 0.02)
+
+
+def written(terminal: bool, work) -> list[str]:
+    file = io.StringIO()
+    work(Console(file=file, force_terminal=terminal, width=100))
+    return file.getvalue().splitlines()
+
+
+def load(out):
+    with waiting.waiting(out, "Loading the model") as status:
+        time.sleep(0.07)
+        status.update("Loading the model: 40 %")
+        time.sleep(0.07)
+
+
+def read(out):
+    with Bars(out, rates=True) as bars:
+        tasks = [bars.add_task(name, total=2000, rate="") for name in ("Dense", "Window [64]")]
+        bars.update(tasks[1], completed=1000, rate="340 tokens/s")
+        time.sleep(0.1)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_log_is_told_what_is_waited_for():
+    lines = written(False, load)
+    assert re.fullmatch(r"Loading the model \(\d s\)", lines[0])
+    assert re.fullmatch(r"Loading the model: 40 % \(\d s\)", lines[-1])
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_log_is_told_how_far_every_task_is():
+    lines = written(False, read)
+    assert re.fullmatch(r"Dense: 0 of 2,000\. Window \[64\]: 1,000 of 2,000, 340 tokens/s \(\d s\)", lines[0])
+    assert len([line for line in lines if line == lines[0]]) >= 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_terminal_has_bars_and_no_lines():
+    for work in (load, read):
+        assert not any(re.search(r"\(\d s\)", line) for line in written(True, work))
+
+
+def test_what_is_quick_needs_no_line():
+    assert not any(re.search(r"\(\d s\)", line) for line in [*written(False, load), *written(False, read)])
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_command_tells_its_log(run, model, text, tmp_path):
+    code, said, wrong = run(
+        "stream", "--model", model, "--text", text, "--device", "cpu", "--policy", "dense", "--chunk", "2", "--out",
+        str(tmp_path / "o"),
+    )  # fmt: skip
+    assert code == 0, wrong
+    assert re.search(r"^Dense: \d+ of 600, [\d,]+ tokens/s \(\d+ s\)$", said, re.MULTILINE)
