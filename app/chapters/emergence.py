@@ -18,6 +18,7 @@ from analysis.palette import TRAINED
 from analysis.small import ATTENTIONS
 from app.components import chart
 from app.lesson import Chapter
+from app.plain import plain
 from app.trainer import Emergence
 
 from . import stage
@@ -79,7 +80,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         return
     trained, moments = zip(*begun, strict=True)
     if run.note and run.status != "failed":
-        st.warning(run.note)
+        st.warning(plain(run.note))
     if asked(state) != run.recipes:
         st.info(chapter.say("changed"))
     if run.recipes[0].task == "plays":

@@ -5,7 +5,7 @@ import streamlit as st
 from analysis.errors import sentence
 from analysis.texts import BOS
 from app.chapters import PLAYS, cost, drop, emergence, enough, stage
-from app.controls import brand
+from app.controls import brand, problem
 from app.lesson import LANGUAGES, Chapter, lesson
 from app.projection import project
 
@@ -114,7 +114,7 @@ def body(name: str, chapter: Chapter, page: Chapter) -> None:
     try:
         PLAYS[name](chapter, page)
     except ValueError as e:
-        st.error(sentence(e))
+        problem(e)
     if stage.busy() != st.session_state.lesson_busy:
         # Begun or ended: the whole page runs again and sets the pace anew.
         st.rerun()

@@ -29,6 +29,26 @@ def test_pages_and_files_are_refused_under_a_foreign_name(app, path):
     assert asked(app, path, "evil.example")[0] == 421
 
 
+@pytest.mark.browser
+@pytest.mark.parametrize("where", ["?lane=dense&lane={}", "?text={}", "?model={}", "chat?lane={}", "heads?bos={}"])
+def test_a_picture_in_an_address_is_fetched_by_nobody(app, page, where):
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.settimeout(0)
+        picture = f"![x](http://127.0.0.1:{elsewhere.getsockname()[1]}/x.png)"
+        if "lane={}" in where:
+            picture = f"duo:scores={picture}"
+        page.goto(f"{app}/{where.format(urllib.parse.quote(picture))}")
+        page.get_by_text("The address of this page asks for something that cannot be").first.wait_for()
+        press = page.locator(".sk-go:visible")
+        if press.count():
+            press.first.click()
+        page.wait_for_timeout(300)
+        with pytest.raises(BlockingIOError):
+            elsewhere.accept()
+    assert page.locator("img[src*='x.png'], a[href*='x.png']").count() == 0
+    assert page.get_by_text("Traceback").count() == 0
+
+
 def test_the_socket_is_refused_under_a_foreign_name(app):
     upgrade = (
         "Connection: Upgrade",
