@@ -508,7 +508,8 @@ def figure(
 ) -> None:
     """Make a figure for a paper."""
     from . import figures
-    from .export import Layout, export
+    from .export import export
+    from .figures.sheet import Layout
 
     chosen, layout = figures.parse(name), Layout(venue, points, dpi)
     with waiting(out, "Drawing"):

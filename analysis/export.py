@@ -5,7 +5,6 @@ makes the same file again, byte by byte.
 """
 
 import hashlib
-import io
 import json
 import os
 import shlex
@@ -16,59 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure as Sheet
-
 from . import files
-from .experiments import as_csv
-from .figures import Figure, Numbers
+from .figures import Figure
+from .figures.sheet import KINDS, Layout, rendered
 from .record import Run, about_of
 from .record import load as load_run
-
-matplotlib.use("Agg")
-
-WIDTHS = {"neurips": 5.5, "iclr": 5.5, "icml": 3.25, "acl": 3.03, "ieee": 3.5, "slides": 13.333}
-"""Inches of a column or, at NeurIPS and ICLR, of the text; slides are 16:9."""
-KINDS = ("pdf", "svg", "png", "csv", "npz")
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "pdf.fonttype": 42,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "sinkscope",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "lines.linewidth": 1.1,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "legend.handlelength": 2.6,
-}
-"""Text stays text, fonts are embedded, and ids in SVG files do not change."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a figure is to stand."""
-
-    venue: str = "neurips"
-    points: float = 8.0
-    """Size of its text."""
-    dpi: int = 300
-    """Of PNG files, and of pictures inside the others."""
-
-    def __post_init__(self) -> None:
-        if self.venue not in WIDTHS:
-            raise ValueError(f"there is no venue {self.venue!r}; choose one of: {', '.join(WIDTHS)}")
-        if not 4 <= self.points <= 40:
-            raise ValueError(f"text must have 4 to 40 points, not {self.points:g}")
-        if not 50 <= self.dpi <= 1200:
-            raise ValueError(f"dpi must be 50 to 1,200, not {self.dpi}")
-
-    def size(self, figure: Figure) -> tuple[float, float]:
-        """Width and height in inches."""
-        width = WIDTHS[self.venue]
-        return width, 7.5 if self.venue == "slides" else width * figure.height
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,50 +77,6 @@ def provenance(figure: Figure, source: Source, out: Path, layout: Layout) -> dic
         "run": source.what.spec.command() if isinstance(source.what, Run) else None,
         "versions": {p: version(p) for p in ("torch", "transformers", "matplotlib", "seaborn", "numpy")},
     }
-
-
-def sheet(figure: Figure, data: Numbers, layout: Layout) -> Sheet:
-    """The figure, drawn."""
-    small = {f"{part}.labelsize": layout.points * 0.9 for part in ("xtick", "ytick")}
-    with matplotlib.rc_context({**STYLE, "font.size": layout.points, "legend.fontsize": layout.points * 0.9, **small}):
-        drawn = Sheet(figsize=layout.size(figure), layout="constrained", dpi=layout.dpi)
-        figure.draw(data, ax=drawn.subplots())
-    return drawn
-
-
-def rendered(figure: Figure, data: Numbers, kind: str, layout: Layout, about: Mapping[str, Any]) -> bytes:
-    """The file's bytes; `kind`: one of KINDS."""
-    out, words = io.BytesIO(), json.dumps(about, sort_keys=True)
-    if kind == "csv":
-        return table(data).encode()
-    if kind == "npz":
-        np.savez_compressed(out, **data)
-        return out.getvalue()
-    metadata = {
-        "pdf": {"Title": figure.title, "Subject": words, "Creator": "Sinkscope", "CreationDate": None},
-        "svg": {"Title": figure.title, "Description": words, "Creator": "Sinkscope", "Date": None},
-        "png": {"Title": figure.title, "Description": words, "Software": "Sinkscope"},
-    }[kind]
-    with matplotlib.rc_context(STYLE):
-        sheet(figure, data, layout).savefig(out, format=kind, dpi=layout.dpi, metadata=metadata)
-    return out.getvalue()
-
-
-def table(data: Numbers) -> str:
-    """Numbers as CSV: columns of one length as they are, arrays of more dimensions a row for each number."""
-    arrays = {name: np.asarray(a) for name, a in data.items()}
-    long = [a for a in arrays.values() if a.ndim > 1]
-    if not long:
-        rows = zip(*(np.atleast_1d(a).tolist() for a in arrays.values()), strict=True)
-        return as_csv(list(arrays), [[_said(x) for x in row] for row in rows])
-    (name, whole), *_ = ((n, a) for n, a in arrays.items() if a.ndim > 1)
-    heads = {2: ["row", "column"], 4: ["down", "across", "row", "column"]}[whole.ndim]
-    rows = ([*map(str, at), _said(value)] for at, value in np.ndenumerate(whole))
-    return as_csv([*heads, name], list(rows))
-
-
-def _said(value: Any) -> str:
-    return "" if isinstance(value, float) and np.isnan(value) else str(value)
 
 
 def export(figure: Figure, place: Path, out: Path, layout: Layout | None = None) -> Path:

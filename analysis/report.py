@@ -14,8 +14,9 @@ import numpy as np
 import plotly.graph_objects as go
 
 from . import files, metrics
-from .export import Layout, Source, check_own, open_source, provenance, rendered
+from .export import Source, check_own, open_source, provenance
 from .figures import HeadMap, Memory, Numbers, Perplexity
+from .figures.sheet import Layout, rendered
 from .figures.sink_grid import mass_of
 from .palette import colours
 from .policies import parse

@@ -8,11 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from .. import metrics
-from ..palette import colours
 from ..policies import parse
 from ..record import load
-from .base import Figure, Numbers, axes
-from .sink_depth import STYLES
+from .base import Figure, Numbers, axes, legend
+from .strokes import strokes
 
 
 @dataclass(frozen=True)
@@ -47,17 +46,18 @@ def budget(data: Numbers, *, ax: Axes | None = None) -> Axes:
     policies = [parse(p) for p in data["policy"]]
     names = list(dict.fromkeys(p.name for p in policies))
     firsts = [next(p for p in policies if p.name == name) for name in names]
-    for name, first, (colour, dash) in zip(names, firsts, colours(firsts), strict=True):
+    for name, first, look in zip(names, firsts, strokes(firsts), strict=True):
         of = np.array([p.name == name for p in policies])
         if name == "dense":
-            ax.axhline(data["perplexity"][of][0], color=colour, lw=0.8, label=first.title)
+            ax.axhline(
+                data["perplexity"][of][0], color=look["color"], linestyle=look["linestyle"], lw=0.8, label=first.title
+            )
             continue
-        ax.plot(
-            data["cached"][of], data["perplexity"][of], color=colour, ls=STYLES[dash], marker="o", ms=2.5,
-            label=first.title,
-        )  # fmt: skip
+        # Every size is a run, so every one has a marker.
+        look |= {"markevery": None, "marker": look["marker"] or "."}
+        ax.plot(data["cached"][of], data["perplexity"][of], **look, label=first.title)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set(xlabel="Cached tokens", ylabel="Perplexity")
-    ax.legend(frameon=False, ncols=2)
+    legend(ax)
     return ax

@@ -11,9 +11,9 @@ from ..emergence import Trained
 from ..palette import TRAINED
 from ..settings import setting
 from ..small import ATTENTIONS
-from .base import Figure, Numbers, axes
+from .base import Figure, Numbers, axes, legend
 from .head_map import head_map
-from .sink_depth import STYLES
+from .strokes import DASHES, stroke
 
 CURVES = {
     "weight": "Weight on the first token",
@@ -57,14 +57,17 @@ def emergence(data: Numbers, *, ax: Axes | None = None) -> Axes:
     """Draw columns `training`, `attention`, `step`, and one of weight, value, copied and loss."""
     ax = axes(ax)
     curve = next(name for name in CURVES if name in data)
+    drawn: list[str] = []
     for training in np.unique(data["training"]):
         of = data["training"] == training
         attention = str(data["attention"][of][0])
-        colour, dash = TRAINED[attention]
-        ax.plot(data["step"][of], data[curve][of], color=colour, ls=STYLES[dash], label=ATTENTIONS[attention])
+        # Dashes say which attention, and markers tell trainings of the same one apart.
+        look = stroke(list(ATTENTIONS).index(attention) + len(DASHES) * drawn.count(attention))
+        drawn.append(attention)
+        ax.plot(data["step"][of], data[curve][of], color=TRAINED[attention][0], **look, label=ATTENTIONS[attention])
     ax.set(xlabel="Steps of training", ylabel=CURVES[curve])
     ax.set_ylim(0, 1 if curve == "weight" else None)
-    ax.legend(frameon=False)
+    legend(ax)
     return ax
 
 

@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm, Normalize
 
 from ..atlas import Atlas, Region
 from ..settings import setting
-from .base import Figure, Numbers, axes, bar, strongest
+from .base import Figure, Numbers, axes, bar, decades, strongest
 
 EVICTED, LATER = "#DADCE0", "white"
 CELLS = 512
@@ -83,5 +83,7 @@ def head_map(data: Numbers, *, ax: Axes | None = None, logits: bool = False, lin
     end = begin + len(values) * scale
     ax.imshow(rgba, extent=(begin, end, end, begin), interpolation="nearest", aspect="equal")
     ax.set(xlabel="Attended token", ylabel="Query token")
-    bar(ax, meaning, "Logit" if logits else "Attention weight")
+    scale = bar(ax, meaning, "Logit" if logits else "Attention weight")
+    if isinstance(meaning.norm, LogNorm):
+        decades(scale.ax.yaxis)
     return ax

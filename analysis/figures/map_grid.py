@@ -6,10 +6,11 @@ from typing import ClassVar, Self
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 
 from ..atlas import Atlas
 from ..settings import setting
-from .base import Figure, Numbers, axes, bar, spread
+from .base import Figure, Numbers, axes, bar, decades, spread
 from .head_map import coloured, region_of
 
 SMALL = 128
@@ -77,7 +78,9 @@ def map_grid(data: Numbers, *, ax: Axes | None = None, logits: bool = False) -> 
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    bar(ax, meaning, "Logit" if logits else "Attention weight")
+    scale = bar(ax, meaning, "Logit" if logits else "Attention weight")
+    if isinstance(meaning.norm, LogNorm):
+        decades(scale.ax.yaxis)
     return ax
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..atlas import Atlas
-from .base import Figure, Numbers, axes
+from .base import Figure, Numbers, axes, decades, legend
 
 SHOWN = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"))
 
@@ -45,6 +45,7 @@ def massive(data: Numbers, *, ax: Axes | None = None) -> Axes:
     of = data["rank"] == 1
     ax.plot(data["layer"][of], data["median"][of], color="#767676", ls=(0, (5, 2)), label="Median")
     ax.set_yscale("log")
+    decades(ax.yaxis)
     ax.set(xlabel="Layer", ylabel="Magnitude")
-    ax.legend(frameon=False, ncols=2)
+    legend(ax)
     return ax

@@ -6,11 +6,9 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..palette import colours
-from ..policies import parse
 from ..record import Run
-from .base import Figure, Numbers, axes, thinned
-from .sink_depth import STYLES
+from .base import Figure, Numbers, axes, legend, thinned
+from .strokes import lanes_of
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,10 @@ class Memory(Figure):
 def memory(data: Numbers, *, ax: Axes | None = None) -> Axes:
     """Draw columns `lane`, `policy`, `token`, `megabytes`."""
     ax = axes(ax)
-    lanes = sorted(set(data["lane"].tolist()))
-    policies = [parse(data["policy"][data["lane"] == lane][0]) for lane in lanes]
-    for lane, policy, (colour, dash) in zip(lanes, policies, colours(policies), strict=True):
+    for lane, (name, look) in lanes_of(data).items():
         of = data["lane"] == lane
-        ax.plot(data["token"][of], data["megabytes"][of], color=colour, ls=STYLES[dash], label=policy.label)
+        ax.plot(data["token"][of], data["megabytes"][of], **look, label=name)
     ax.set(xlabel="Tokens read", ylabel="KV cache (MB)")
     ax.set_ylim(bottom=0)
-    ax.legend(frameon=False)
+    legend(ax)
     return ax

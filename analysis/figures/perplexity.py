@@ -7,15 +7,19 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from .. import metrics
-from ..palette import colours
 from ..policies import parse
 from ..record import Run
 from ..settings import setting
-from .base import Figure, Numbers, axes, thinned
-from .sink_depth import STYLES
+from .base import Figure, Numbers, axes, legend, thinned
+from .lettering import visible
+from .strokes import lanes_of
 
 FIRST = 32
 """Tokens before a curve begins: means over fewer say nothing."""
+FULL, SWITCH = (0, (1, 1)), (0, (4, 1))
+"""Dashes of the upright lines where a cache is full or a lane switches."""
+NAMED = 4
+"""Switches that are told one by one, at most."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class Perplexity(Figure):
         for lane, policy in enumerate(parse(p) for p in source.spec.policies):
             if policy.full_from is not None and policy.full_from < len(source.tracks[lane].nll):
                 marks.append((lane, policy.full_from, np.nan, "full"))
+        if not rows:
+            raise ValueError(
+                f"a curve begins with the mean over {FIRST} tokens, and the lanes have read fewer: read on"
+            )
         lane, token, value, mark = zip(*rows, *marks, strict=True)
         policies = np.array(source.spec.policies)
         lane = np.array(lane)
@@ -69,35 +77,36 @@ class Perplexity(Figure):
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
         ax = perplexity(data, ax=ax)
-        names = {
-            "relative": f"Perplexity, times that of lane {self.reference}",
-            "rolling": f"Perplexity, last {self.roll} tokens",
-            "cumulative": "Perplexity from the start",
-        }
-        ax.set(ylabel=names[self.mode])
+        if self.mode == "relative":
+            ax.set(ylabel=f"Perplexity, times that of {visible(lanes_of(data)[self.reference][0])}")
+        else:
+            ax.set(
+                ylabel={"rolling": f"Perplexity, last {self.roll} tokens"}.get(self.mode, "Perplexity from the start")
+            )
         return ax
 
 
 def perplexity(data: Numbers, *, ax: Axes | None = None) -> Axes:
     """Draw columns `lane`, `policy`, `token`, `perplexity`; rows with a `mark` say when a lane switched or was full."""
     ax = axes(ax)
-    lanes = sorted(set(data["lane"].tolist()))
-    policies = [parse(data["policy"][data["lane"] == lane][0]) for lane in lanes]
-    curve = data["mark"] == ""
-    for lane, policy, (colour, dash) in zip(lanes, policies, colours(policies), strict=True):
-        of = (data["lane"] == lane) & curve
-        ax.plot(data["token"][of], data["perplexity"][of], color=colour, ls=STYLES[dash], label=policy.label)
-        for i in np.flatnonzero((data["lane"] == lane) & ~curve):
-            at, mark = data["token"][i], data["mark"][i]
-            ax.axvline(at, color=colour, lw=0.6, ls=":" if mark == "full" else "--")
-            words = "cache full" if mark == "full" else parse(mark).label
-            ax.annotate(
-                words, (at, 1), xycoords=("data", "axes fraction"), xytext=(2, -3), textcoords="offset points",
-                rotation=90, va="top", color=colour, fontsize="x-small",
-            )  # fmt: skip
+    curve, full, switches = data["mark"] == "", [], []
+    for lane, (name, look) in lanes_of(data).items():
+        of = data["lane"] == lane
+        ax.plot(data["token"][of & curve], data["perplexity"][of & curve], **look, label=name)
+        for at, mark in zip(data["token"][of & ~curve].tolist(), data["mark"][of & ~curve].tolist(), strict=True):
+            if mark == "full":
+                full.append((at, look["color"]))
+            else:
+                switches.append((at, look["color"], f"{name} → {parse(mark).label} at {at:,}"))
+    # Named among the lines and not where they stand: lanes are often full at the same token.
+    for n, (at, colour) in enumerate(full):
+        ax.axvline(at, color=colour, lw=0.6, ls=FULL, label="" if n else "Cache full")
+    for n, (at, colour, words) in enumerate(sorted(switches)):
+        words = words if n < NAMED else f"and {len(switches) - NAMED} more switches" if n == NAMED else ""
+        ax.axvline(at, color=colour, lw=0.9, ls=SWITCH, label=words)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     ax.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:.1e}"[0] in "235" else "")
     ax.set(xlabel="Tokens read", ylabel="Perplexity")
-    ax.legend(frameon=False)
+    legend(ax)
     return ax

@@ -4,14 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 
-from ..palette import colours
-from ..policies import parse
 from ..record import Run
-from .base import Figure, Numbers, axes
+from .base import Figure, Numbers, axes, legend
 from .sink_grid import mass_of
+from .strokes import lanes_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class SinkDepth(Figure):
         masses = [mass_of(source, lane) for lane in range(len(source.tracks))]
         layers, heads = masses[0].shape
         return {
-            "lane": np.repeat([parse(p).label for p in source.spec.policies], layers * heads),
+            "lane": np.repeat(np.arange(len(masses)), layers * heads),
             "policy": np.repeat(list(source.spec.policies), layers * heads),
             "layer": np.tile(np.repeat(np.arange(layers), heads), len(masses)),
             "head": np.tile(np.arange(heads), layers * len(masses)),
@@ -41,20 +39,14 @@ class SinkDepth(Figure):
 def sink_depth(data: Numbers, *, ax: Axes | None = None) -> Axes:
     """Draw columns `lane`, `policy`, `layer`, `head`, `mass`: one line for each lane."""
     ax = axes(ax)
-    policies = list(dict.fromkeys(data["policy"].tolist()))
-    for policy, (colour, dash) in zip(policies, colours([parse(p) for p in policies]), strict=True):
-        of = data["policy"] == policy
-        sns.lineplot(
-            x=data["layer"][of], y=data["mass"][of], errorbar="sd", color=colour, linestyle=STYLES[dash],
-            label=data["lane"][of][0], ax=ax,
-        )  # fmt: skip
+    for lane, (name, look) in lanes_of(data).items():
+        of = data["lane"] == lane
+        layers = np.unique(data["layer"][of])
+        masses = [data["mass"][of & (data["layer"] == layer)] for layer in layers]
+        mean = np.array([m.mean() for m in masses])
+        spread = np.array([m.std(ddof=1) if len(m) > 1 else 0.0 for m in masses])
+        ax.plot(layers, mean, **look, label=name)
+        ax.fill_between(layers, mean - spread, mean + spread, color=look["color"], alpha=0.2, lw=0)
     ax.set(xlabel="Layer", ylabel="Sink mass", ylim=(0, 1))
-    ax.legend(frameon=False)
+    legend(ax)
     return ax
-
-
-STYLES = {
-    "solid": "-", "dash": (0, (5, 2)), "dot": (0, (1, 1.5)), "dashdot": (0, (5, 1.5, 1, 1.5)), "longdash": (0, (9, 2)),
-    "longdashdot": (0, (9, 1.5, 1, 1.5)),
-}  # fmt: skip
-"""Of the dashes of the palette."""

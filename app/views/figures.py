@@ -9,8 +9,9 @@ import streamlit as st
 from PIL import Image
 
 from analysis.errors import sentence
-from analysis.export import KINDS, WIDTHS, Layout, Source, command, open_source, provenance, rendered
+from analysis.export import Source, command, open_source, provenance
 from analysis.figures import FIGURES, Figure
+from analysis.figures.sheet import KINDS, WIDTHS, Layout, rendered
 from analysis.record import save
 from analysis.report import page
 from analysis.texts import with_bos

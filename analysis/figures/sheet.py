@@ -1,0 +1,232 @@
+"""A figure as it stands on a page: drawn, set out, and made into a PDF, SVG, PNG, CSV or NPZ file.
+
+matplotlib's settings belong to the whole process, so one figure is drawn at a time, under settings of its own from
+beginning to end.  Where files lie and where numbers come from is not known here.
+"""
+
+import io
+import json
+import re
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure as Sheet
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FixedLocator
+
+from ..experiments import as_csv
+from .base import Figure, Numbers, settle
+from .lettering import absent, families, visible
+
+WIDTHS = {"neurips": 5.5, "iclr": 5.5, "icml": 3.25, "acl": 3.03, "ieee": 3.5, "slides": 13.333}
+"""Inches of a column or, at NeurIPS and ICLR, of the text; slides are 16:9."""
+HIGHEST = {"slides": 7.5}
+PAGE = 9.0
+"""Inches that a figure may be high: on a slide, and on any other page."""
+KINDS = ("pdf", "svg", "png", "csv", "npz")
+STYLE = {
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sinkscope",
+    "text.parse_math": False,
+    "text.hinting": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.1,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.handlelength": 2.6,
+}
+"""Text stays text, is never mathematics, and is as wide in every kind of file; ids in SVG files do not change."""
+_DRAWING = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a figure is to stand."""
+
+    venue: str = "neurips"
+    points: float = 8.0
+    """Size of its text."""
+    dpi: int = 300
+    """Of PNG files, and of pictures inside the others."""
+
+    def __post_init__(self) -> None:
+        if self.venue not in WIDTHS:
+            raise ValueError(f"there is no venue {self.venue!r}; choose one of: {', '.join(WIDTHS)}")
+        if not 4 <= self.points <= 40:
+            raise ValueError(f"text must have 4 to 40 points, not {self.points:g}")
+        if not 50 <= self.dpi <= 1200:
+            raise ValueError(f"dpi must be 50 to 1,200, not {self.dpi}")
+
+    def size(self, figure: Figure) -> tuple[float, float]:
+        """Width and height in inches; but for slides, names of lines and lines of text may make it higher."""
+        width = WIDTHS[self.venue]
+        return width, HIGHEST.get(self.venue, width * figure.height)
+
+
+@contextmanager
+def drawn(figure: Figure, data: Numbers, layout: Layout) -> Iterator[Sheet]:
+    """The figure, drawn, with everything in its place; saved while this is open, it looks as it was measured.
+
+    Whoever else draws waits.  Raises ValueError where the page is too small for it.
+    """
+    with _settings(layout, words(data)):
+        sheet = Sheet(figsize=layout.size(figure), layout="compressed", dpi=layout.dpi)
+        try:
+            ax = figure.draw(data, ax=sheet.subplots())
+            for text in _words(sheet):
+                text.set_text("\n".join(map(visible, text.get_text().split("\n"))))
+            _make_room(ax, layout)
+            settle(sheet)
+        except UserWarning as e:
+            raise ValueError(
+                f"text of {layout.points:g} points leaves no room for the drawing on a page of {layout.venue}: choose "
+                "fewer points"
+            ) from e
+        # What was measured stays so.
+        sheet.set_layout_engine("none")
+        for axis in (a for ax in sheet.axes for a in (ax.xaxis, ax.yaxis)):
+            _thin(axis)
+        yield sheet
+
+
+@contextmanager
+def _settings(layout: Layout, texts: Iterable[str]) -> Iterator[None]:
+    """matplotlib's own settings, but for what a page asks for."""
+    small = {f"{part}.labelsize": layout.points * 0.9 for part in ("xtick", "ytick")}
+    sizes = {"font.size": layout.points, "legend.fontsize": layout.points * 0.9, **small}
+    with _DRAWING, matplotlib.rc_context(), warnings.catch_warnings():
+        # Which characters no font has is said in one sentence (`missing`).
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        warnings.filterwarnings("error", "constrained_layout not applied")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**STYLE, **sizes, "font.family": families(visible("".join(texts)))})
+        yield
+
+
+def _words(sheet: Sheet) -> Iterator[Text]:
+    """Everything written but for numbers at ticks."""
+    for ax in sheet.axes:
+        yield from (ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts)
+        if legend := ax.get_legend():
+            yield from legend.get_texts()
+
+
+def _make_room(ax: Axes, layout: Layout) -> None:
+    """Make the page higher by the names of lines above the axes, and by lines of text that reach below them."""
+    legend, dpi = ax.get_legend(), ax.figure.dpi
+    names = legend.get_window_extent().height / dpi if legend else 0.0
+    lowest = min((t for t in ax.texts if not t.get_in_layout()), key=lambda t: t.get_position()[1], default=None)
+    below = max(0.0, (ax.get_window_extent().y0 - lowest.get_window_extent().y0) / dpi) if lowest else 0.0
+    width, height = ax.figure.get_size_inches()
+    needed = height + below + (0.0 if layout.venue in HIGHEST else names)
+    if needed > (most := HIGHEST.get(layout.venue, PAGE)):
+        raise ValueError(
+            f"this figure would be {needed:.1f} inches high, and a page of {layout.venue} has {most:g}: choose fewer "
+            "points, or fewer tokens of a text"
+        )
+    ax.figure.set_size_inches(width, needed)
+
+
+def _thin(axis: Axis) -> None:
+    """Leave out numbers at the ticks that would touch others; of two, that of a smaller step goes."""
+    upright = axis.axis_name == "y"
+    kept: list[tuple[float, float]] = []
+    for minor in (False, True):
+        ticks = axis.get_minor_ticks() if minor else axis.get_major_ticks()
+        low, high = sorted(axis.get_view_interval())
+        said, changed = [], False
+        for tick in ticks:
+            label = tick.label1
+            text = label.get_text()
+            if text and low <= tick.get_loc() <= high and label.get_visible():
+                box = label.get_window_extent()
+                span = (box.y0, box.y1) if upright else (box.x0 - 2, box.x1 + 2)
+                if any(span[0] < b and a < span[1] for a, b in kept):
+                    text, changed = "", True
+                else:
+                    kept.append(span)
+            said.append((tick.get_loc(), text))
+        if changed:
+            offset = axis.get_major_formatter().get_offset()
+            formatter = FixedFormatter([text for _, text in said])
+            if not minor:
+                formatter.set_offset_string(offset)
+            (axis.set_minor_locator if minor else axis.set_major_locator)(FixedLocator([at for at, _ in said]))
+            (axis.set_minor_formatter if minor else axis.set_major_formatter)(formatter)
+
+
+def words(data: Numbers) -> list[str]:
+    """Texts among the numbers of a figure."""
+    return [
+        text for array in data.values() if np.asarray(array).dtype.kind in "UO" for text in np.unique(array).tolist()
+    ]
+
+
+def missing(data: Numbers) -> str:
+    """A sentence on characters of a figure that no font of this machine has; empty where it has them all."""
+    return absent(words(data))
+
+
+def rendered(figure: Figure, data: Numbers, kind: str, layout: Layout, about: Mapping[str, Any]) -> bytes:
+    """The file's bytes; `kind`: one of KINDS.  Raises ValueError where the page is too small for it."""
+    if kind == "csv":
+        return table(data).encode(errors="backslashreplace")
+    if kind == "npz":
+        out = io.BytesIO()
+        np.savez_compressed(out, **data)
+        return out.getvalue()
+    with drawn(figure, data, layout) as sheet:
+        return saved(sheet, figure.title, kind, about)
+
+
+def saved(sheet: Sheet, title: str, kind: str, about: Mapping[str, Any]) -> bytes:
+    """A drawn figure as PDF, SVG or PNG, which says what it is about."""
+    out, said = io.BytesIO(), json.dumps(about, sort_keys=True)
+    metadata = {
+        "pdf": {"Title": title, "Subject": said, "Creator": "Sinkscope", "CreationDate": None},
+        "svg": {"Title": title, "Description": said, "Creator": "Sinkscope", "Date": None},
+        "png": {"Title": title, "Description": said, "Software": "Sinkscope"},
+    }[kind]
+    sheet.savefig(out, format=kind, dpi=sheet.dpi, metadata=metadata)
+    return _spaced(out.getvalue()) if kind == "svg" else out.getvalue()
+
+
+def _spaced(svg: bytes) -> bytes:
+    """Keep every space of every text; runs of text keep their direction and, whatever the fonts, their width."""
+    text = svg.decode().replace('<text style="', '<text xml:space="preserve" style="white-space: pre; ')
+    return re.sub(
+        r'<g id="(left|right)wards-([\d.]+)">(\s*)<text ([^>]*?)text-anchor: start',
+        lambda found: (
+            f'<g>{found[3]}<text textLength="{found[2]}" lengthAdjust="spacingAndGlyphs" {found[4]}'
+            + ("direction: rtl; text-anchor: end" if found[1] == "left" else "text-anchor: start")
+        ),
+        text,
+    ).encode()
+
+
+def table(data: Numbers) -> str:
+    """Numbers as CSV: columns of one length as they are, arrays of more dimensions a row for each number."""
+    arrays = {name: np.asarray(a) for name, a in data.items()}
+    long = [a for a in arrays.values() if a.ndim > 1]
+    if not long:
+        rows = zip(*(np.atleast_1d(a).tolist() for a in arrays.values()), strict=True)
+        return as_csv(list(arrays), [[_said(x) for x in row] for row in rows])
+    (name, whole), *_ = ((n, a) for n, a in arrays.items() if a.ndim > 1)
+    heads = {2: ["row", "column"], 4: ["down", "across", "row", "column"]}[whole.ndim]
+    rows = ([*map(str, at), _said(value)] for at, value in np.ndenumerate(whole))
+    return as_csv([*heads, name], list(rows))
+
+
+def _said(value: Any) -> str:
+    return "" if isinstance(value, float) and np.isnan(value) else str(value)

@@ -1,0 +1,227 @@
+"""Words on figures: every one is on the page, covers no other, is shaped, and never more than a text."""
+
+import json
+import sys
+import threading
+from itertools import combinations, pairwise
+from xml.etree import ElementTree
+
+import bidi
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib import font_manager
+
+from analysis.figures import FIGURES, lettering, parse
+from analysis.figures.lettering import MONO, absent, families, visible
+from analysis.figures.paragraph import _directed, lines
+from analysis.figures.sheet import WIDTHS, Layout, drawn, missing, rendered, saved
+from analysis.figures.strokes import OWN, strokes
+from analysis.policies import POLICIES
+from analysis.policies import parse as parse_policy
+
+from . import nasty
+
+VENUES = {width: venue for venue, width in WIDTHS.items()}
+"""One for each width."""
+TEXT = "{http://www.w3.org/2000/svg}text"
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_word_is_cut_or_covers_another_at_any_venue_and_svgs_are_xml(name):
+    data, figure = nasty.numbers(name), parse(name)
+    for venue in VENUES.values():
+        with drawn(figure, data, Layout(venue, 8, 72)) as sheet:
+            wrong = nasty.misplaced(sheet)
+            wanted = venue == "acl" or name == "strip"
+            svg = saved(sheet, figure.title, "svg", {"a": nasty.TEXT}) if wanted else b""
+        assert not wrong, f"{venue}: {'; '.join(wrong[:5])}"
+        if svg:
+            check(svg, data)
+
+
+def check(svg, data):
+    """An SVG file is XML, has every word, and says what it is about."""
+    root = ElementTree.fromstring(svg)
+    described = next(root.iter("{http://purl.org/dc/elements/1.1/}description")).text
+    assert json.loads(described) == {"a": nasty.TEXT}
+    assert len({node.get("id") for node in root.iter() if node.get("id")}) == sum("id" in n.attrib for n in root.iter())
+    if "text" in data:
+        words = [node for node in root.iter(TEXT) if node.get("textLength")]
+        whole = "".join(node.text for node in words)
+        assert len(whole) == len(visible("".join(data["text"])))
+        # Spaces stand where they stood, formulas are text, and text is read in its own direction.
+        assert whole.startswith("  two spaces, $$ and $x^2$ and")
+        assert "\\x0c\\x1b[31mred\\x1b[0m\\u202eevil" in whole.replace("\n", "")
+        assert all(node.get("{http://www.w3.org/XML/1998/namespace}space") == "preserve" for node in words)
+        rightwards = [n.text for n in words if "direction: rtl" not in n.get("style")]
+        assert not any(bidi.get_base_level(text) for text in rightwards) and len(rightwards) < len(words)
+
+
+def test_every_character_of_unicode_becomes_xml_on_one_line():
+    everything = "".join(map(chr, range(sys.maxunicode + 1)))
+    shown = visible(everything)
+    escaped = shown.replace("&", "&amp;").replace("<", "&lt;")
+    assert ElementTree.fromstring(f"<a>{escaped}</a>").text == shown
+    assert not set(shown) & set("\n\r\t\x0b\x0c\x85\u2028\u2029\u202e")
+    assert visible("a\x1b b") == "a\\x1b b" and visible("Ünï 中") == "Ünï 中"
+
+
+LETTERS = st.text("abc שלום مرحبا 123 45,6.7-(){}[]<>!?/%", max_size=24)
+
+
+@settings(max_examples=150, deadline=None)
+@given(LETTERS)
+def test_runs_stand_in_the_order_of_the_bidirectional_algorithm(text):
+    base = bidi.get_base_level(text) if text else 0
+    seen = ""
+    facing = str.maketrans(")]}>", "([{<")
+    for run, places, backwards in _directed(text, base):
+        seen += run[::-1] if backwards else run
+        assert sorted(places) == list(range(min(places), max(places) + 1))
+    # Spaces at the end of a line have no direction that anyone sees, and the shaper turns brackets round.
+    shown = bidi.get_display(text, base_dir="LR"[base])
+    assert seen.strip().translate(facing) == shown.strip().translate(facing)
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(0, 10**6), st.floats(60, 400))
+def test_tokens_share_the_width_of_their_runs_and_lines_are_no_longer_than_they_may_be(seed, width):
+    looks = nasty.cut(nasty.TEXT, seed)
+    set_out = lines(looks, width, tuple(families(visible(nasty.TEXT), MONO)), 6)
+    assert sum(len(run.text) for line in set_out for run in line) == len(visible("".join(looks)))
+    for line in set_out:
+        for run in line:
+            edges = sorted((left, right) for _, left, right in run.parts)
+            assert edges[0][0] == pytest.approx(run.left) and edges[-1][1] == pytest.approx(run.left + run.width)
+            for (_, right), (left, _) in pairwise(edges):
+                assert right == pytest.approx(left, abs=0.01)
+        for one, other in pairwise(line):
+            assert one.left + one.width == pytest.approx(other.left)
+        assert line[-1].left + line[-1].width <= width + 0.5
+
+
+def test_letters_of_a_word_are_joined_across_tokens_and_run_to_the_left():
+    names = MONO
+    ((one,),) = lines(["مر", "حبا"], 200, names, 10)
+    assert one.text == "مرحبا" and one.backwards
+    (first, *_), (second, *_) = ((part[1:]) for part in sorted(one.parts))
+    assert first > second
+    # A joined pair takes the room of its one glyph, of which each token has half.
+    ((lam_alef,),) = lines(["ل", "ا"], 200, names, 10)
+    assert lam_alef.width == pytest.approx(6.02, abs=0.1)
+    assert [round(right - left, 2) for _, left, right in lam_alef.parts] == [pytest.approx(3.01, abs=0.1)] * 2
+
+
+@pytest.fixture
+def with_font(tmp_path):
+    """A font that has 中 and क and nothing else, as long as the test lasts."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    pen = TTGlyphPen(None)
+    for step, point in enumerate([(0, 0), (0, 700), (900, 700), (900, 0)]):
+        pen.lineTo(point) if step else pen.moveTo(point)
+    pen.closePath()
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "box"])
+    builder.setupCharacterMap({ord("中"): "box", ord("क"): "box"})
+    builder.setupGlyf({".notdef": pen.glyph(), "box": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (1000, 0), "box": (1000, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Two Letters", "styleName": "Regular"})
+    builder.setupOS2(sTypoAscender=800, usWeightClass=400)
+    builder.setupPost()
+    builder.save(tmp_path / "two.ttf")
+    known = list(font_manager.fontManager.ttflist)
+
+    def forget():
+        for cached in (lettering._fonts, lettering._chosen, lettering._first, lettering._paths, lettering.shaped):
+            cached.cache_clear()
+
+    font_manager.fontManager.addfont(tmp_path / "two.ttf")
+    forget()
+    yield "Two Letters"
+    font_manager.fontManager.ttflist = known
+    forget()
+
+
+def test_fonts_are_chosen_by_what_they_have_and_what_none_has_is_said(with_font):
+    assert families("abc שלום العربية") == ["DejaVu Sans"]
+    # Private use: no font has these.
+    said = absent(["abc", "\U000f1234\U000f1235"])
+    assert "No font on this machine has signs (\U000f1234 \U000f1235), so boxes stand in their place" in said
+    assert absent(["abc שלום العربية 😀\u200d\ufe0f\n\x1b"]) == ""
+    fonts = {name for name in font_manager.get_font_names() if name != with_font}
+    if not any(ord("中") in lettering._fonts()[name] for name in fonts & lettering._fonts().keys()):
+        assert with_font in families("中") and with_font in families("a中b", MONO) and absent(["中"]) == ""
+        data = {"text": np.array(["中", "क"]), "nll": np.array([1.0, 2.0])}
+        assert missing(data) == ""
+        with drawn(parse("strip"), data, Layout("acl", 8, 72)) as sheet:
+            (run,) = sheet.axes[0].texts
+        assert with_font in run.get_fontfamily()
+
+
+def test_figures_that_are_drawn_at_once_do_not_mix_their_settings():
+    asked = [
+        (parse("memory"), Layout("icml", 6, 80)),
+        (parse("emergence"), Layout("slides", 20, 50)),
+        (parse("mean-logits"), Layout("acl", 9.5, 120)),
+        (parse("budget"), Layout("neurips", 12, 60)),
+    ]
+    data = {figure.name: nasty.numbers(figure.name) for figure, _ in asked}
+    alone = [rendered(figure, data[figure.name], "svg", layout, {}) for figure, layout in asked]
+    made: dict[int, bytes] = {}
+
+    def draw(number: int) -> None:
+        figure, layout = asked[number]
+        made[number] = rendered(figure, data[figure.name], "svg", layout, {})
+
+    threads = [threading.Thread(target=draw, args=(n,)) for n in range(len(asked))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [made[n] == alone[n] for n in range(len(asked))] == [True] * len(asked)
+
+
+def test_settings_of_whoever_calls_change_no_figure_and_are_left_alone():
+    import matplotlib
+
+    figure, data, layout = parse("massive"), nasty.numbers("massive"), Layout("acl", 8, 72)
+    before = rendered(figure, data, "svg", layout, {})
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "svg.fonttype": "path", "lines.linewidth": 9}):
+        assert rendered(figure, data, "svg", layout, {}) == before
+        assert matplotlib.rcParams["font.size"] == 30 and matplotlib.rcParams["axes.grid"]
+
+
+def test_lines_are_told_apart_without_colour():
+    every = [parse_policy(name) for name in POLICIES]
+    for policies in (every, every * 3, [parse_policy(p) for p in nasty.POLICIES], [every[0]] * 9):
+        looks = [(look["linestyle"], look["marker"]) for look in strokes(policies)]
+        assert len(set(looks)) == len(looks)
+    # The best known have dashes of their own, in whichever company.
+    dashes = [strokes([parse_policy(name)])[0]["linestyle"] for name in OWN]
+    assert len(set(map(str, dashes))) == len(OWN) and {"dense", "window", "recompute", "streaming"} <= set(OWN)
+    for pair in combinations([parse_policy(name) for name in OWN], 2):
+        assert [look["linestyle"] for look in strokes(pair)] == [dashes[list(OWN).index(p.name)] for p in pair]
+
+
+def test_the_reference_of_relative_perplexity_is_called_by_its_name():
+    data = nasty.numbers("perplexity")
+    with drawn(parse("perplexity:reference=5"), data, Layout("slides", 8, 72)) as sheet:
+        (ax,) = sheet.axes
+    assert ax.get_ylabel() == "Perplexity, times that of Recompute 64 / 16"
+    # Two lanes of the same policy are told apart.
+    names = [text.get_text().replace("\n", " ") for text in ax.get_legend().get_texts()]
+    assert "Window 64 (lane 1)" in names and "Window 64 (lane 6)" in names and len(set(names)) == len(names)
+
+
+def test_a_figure_that_does_not_fit_a_page_is_refused():
+    data = {"text": np.array(["unforgettable "] * 150), "nll": np.ones(150)}
+    for layout in (Layout("slides", 40, 72), Layout("acl", 16, 72)):
+        with pytest.raises(ValueError, match=r"inches high, and a page of \w+ has [79.5]+: choose fewer points, or"):
+            rendered(parse("strip"), data, "png", layout, {})
+    with pytest.raises(ValueError, match="leaves no room for the drawing on a page of acl: choose fewer points"):
+        rendered(parse("head-map"), nasty.numbers("head-map"), "png", Layout("acl", 40, 72), {})
