@@ -43,18 +43,19 @@ def mendable(e: BaseException) -> bool:
     return bool(str(e).strip() and isinstance(e, ValueError | OSError)) or out_of_memory(e)
 
 
-def told(e: BaseException, name: str) -> str:
-    """One sentence for the person; `name`: under which it stands in the log, where the mistake is ours."""
-    return sentence(reason(e, name))
+def told(e: BaseException, name: str, again: str = "begin again") -> str:
+    """One sentence for the person; `name`: under which it stands in the log, and `again`: what to try first, where the
+    mistake is ours."""
+    return sentence(reason(e, name, again))
 
 
-def reason(e: BaseException, name: str) -> str:
+def reason(e: BaseException, name: str, again: str = "begin again") -> str:
     """The same in one line, as it follows a colon."""
     if out_of_memory(e):
         return "out of memory: use smaller caches, fewer lanes or bfloat16, or close other programs"
     if not mendable(e):
         return (
-            f"something failed inside Sinkscope ({type(e).__name__}): begin again, and if it comes back, report what "
+            f"something failed inside Sinkscope ({type(e).__name__}): {again}, and if it comes back, report what "
             f"the log says of {name}"
         )
     if isinstance(e, OSError) and e.strerror:

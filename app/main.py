@@ -14,9 +14,10 @@ if ROOT not in sys.path:
 import streamlit as st
 
 if __name__ != "__main__":
+    from app.border import failed
     from app.guard import GUARDS
 
-    app = st.App(__file__, middleware=GUARDS)
+    app = st.App(__file__, middleware=GUARDS, on_script_error=failed)
 else:
     from app.components import presence
     from app.lesson import LANGUAGES, lesson
