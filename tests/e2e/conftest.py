@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +23,9 @@ PATIENCE = 90_000
 """Milliseconds that something may take on a slow machine; all of it comes much sooner."""
 
 
-@pytest.fixture(scope="session")
-def app():
-    """The address of the app, started as a person starts it."""
+@contextmanager
+def started(**variables: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The app as a person starts it, with these variables in its environment: its address, and its process."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
@@ -36,7 +38,9 @@ def app():
         "--server.headless=true",
         f"--server.port={port}",
     ]
-    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, stdin=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", **variables}, stdin=subprocess.DEVNULL
+    )
     address = f"http://127.0.0.1:{port}"
     for _ in range(120):
         try:
@@ -44,9 +48,18 @@ def app():
             break
         except OSError:
             time.sleep(0.25)
-    yield address
-    process.terminate()
-    process.wait(10)
+    try:
+        yield address, process
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture(scope="session")
+def app():
+    """The address of the app that the tests share."""
+    with started() as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="session")

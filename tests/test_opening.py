@@ -1,0 +1,82 @@
+"""What takes seconds to import is imported once, in sight, and a page that needs it waits for it."""
+
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app import libraries, opening
+from app.libraries import LIBRARIES, Libraries
+
+MAIN = str(Path(__file__).parent.parent / "app" / "main.py")
+PARTS = {"colorsys": "colours", "this": "a poem"}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Libraries that take no time."""
+    monkeypatch.setattr(libraries, "PARTS", PARTS)
+    for name in PARTS:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return Libraries()
+
+
+def test_each_is_imported_once_whoever_asks(small, monkeypatch):
+    imported = []
+    monkeypatch.setattr(libraries, "import_module", imported.append)
+    threads = [threading.Thread(target=small.load) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    small.begin()
+    small.load()
+    for thread in threads:
+        thread.join()
+    assert imported == list(PARTS) and small.ready and small.share == 1
+
+
+def test_what_is_waited_for_is_said(small, monkeypatch):
+    monkeypatch.setattr(libraries, "import_module", lambda name: None)
+    said = []
+    small.load(said.append)
+    assert said == ["Loading colours", "Loading a poem"] and small.said == ""
+
+
+def test_a_failure_is_a_sentence_and_another_try_may_succeed(small, monkeypatch):
+    def broken(name):
+        raise OSError("no such library")
+
+    monkeypatch.setattr(libraries, "import_module", broken)
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    small.begin()
+    small._thread.join()
+    assert small.problem.startswith("Loading colours failed (OSError: no such library): run make setup")
+    monkeypatch.setattr(libraries, "import_module", lambda name: None)
+    small.load()
+    assert small.ready
+
+
+def test_a_page_that_needs_them_waits_in_sight_and_follows(monkeypatch):
+    LIBRARIES.load()
+    monkeypatch.setattr(LIBRARIES, "there", 1)
+    begun = []
+    monkeypatch.setattr(LIBRARIES, "begin", lambda after=0.0: begun.append(after))
+    at = AppTest.from_file(MAIN, default_timeout=60)
+    at.switch_page("views/heads.py").run()
+    assert not at.exception and at.title[0].value == "Heads" and not at.button
+    # Not before the browser has drawn it: it asks a second time then.
+    assert begun == []
+    at.run()
+    monkeypatch.setattr(LIBRARIES, "there", len(libraries.PARTS))
+    at.run()
+    assert not at.exception and any("Capture" in b.label for b in at.button)
+
+
+def test_the_first_page_is_there_at_once_and_they_follow(monkeypatch):
+    monkeypatch.setattr(LIBRARIES, "there", 0)
+    begun = []
+    monkeypatch.setattr(LIBRARIES, "begin", lambda after=0.0: begun.append(after))
+    at = AppTest.from_file(MAIN, default_timeout=60).run()
+    assert not at.exception and any("The four policies" in b.label for b in at.button)
+    assert begun == [opening.DRAWN]
