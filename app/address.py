@@ -20,6 +20,8 @@ def policy(written: str) -> Policy:
             f"{found.name} would read the file {quoted(found.file)}, and pages read no files by name: upload it beside "
             "the lane's settings, or use the command line"
         )
+    if found.first not in ("own", "newlines", "bos"):
+        text(found.first)
     return found
 
 

@@ -21,6 +21,7 @@ from analysis import texts
 from analysis.errors import log, told
 from analysis.record import Spec
 
+from . import address
 from .loading import Models
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class Job:
     """What it is, to somebody who did not start it."""
 
     def __init__(self, spec: Spec | None, models: Models) -> None:
+        for written in spec.policies if spec is not None else ():
+            # Whatever way it came here, no page lets a policy read files.
+            address.policy(written)
         self.id = secrets.token_urlsafe(6)
         self.spec = spec
         self.status, self.note = "loading", ""

@@ -13,11 +13,11 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from . import commands, kills, parsers
+from . import addresses, commands, kills, parsers
 from .seeds import everything
 
-PARSED, COMMANDS, KILLS = 220, 2_200, 28
-"""Tries of each parser's row, of all commands together, and of each command that is killed."""
+PARSED, COMMANDS, KILLS, ADDRESSES = 220, 2_200, 28, 80
+"""Tries of each parser's row, of all commands together, of each command that is killed, and of each page."""
 
 
 def table(title: str, rows: Iterable[parsers.Row]) -> int:
@@ -37,10 +37,10 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     asked.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="the same seed, the same tries")
     asked.add_argument("--share", type=float, default=1.0, help="of the tries")
-    asked.add_argument("--only", choices=("parsers", "commands", "kills"), help="only these")
+    asked.add_argument("--only", choices=("parsers", "commands", "kills", "addresses"), help="only these")
     chosen = asked.parse_args()
     print(f"seed {chosen.seed}")
-    tries = [max(1, round(n * chosen.share)) for n in (PARSED, COMMANDS, KILLS)]
+    tries = [max(1, round(n * chosen.share)) for n in (PARSED, COMMANDS, KILLS, ADDRESSES)]
     failures = 0
     with tempfile.TemporaryDirectory(prefix="sinkscope-fuzz-") as folder:
         seeds = everything(Path(folder))
@@ -51,6 +51,8 @@ def main() -> None:
             failures += table("command lines", commands.rows(seeds, chosen.seed, tries[1]))
         if chosen.only in (None, "kills"):
             failures += table("kills", kills.rows(chosen.seed, tries[2]))
+        if chosen.only in (None, "addresses"):
+            failures += table("pages", addresses.rows(chosen.seed, tries[3]))
     sys.exit(failures > 0)
 
 

@@ -24,6 +24,7 @@ from analysis.record import Sampling, Spec
 from app import address
 from app.ablator import Ablation
 from app.capturer import Capturing
+from app.libraries import LIBRARIES
 from app.measurer import Measuring
 from app.reader import LiveRun
 from app.runner import REGISTRY
@@ -90,6 +91,7 @@ _WATCHES: list[Watch] = []
 
 def rows(seed: int, tries: int, pages: tuple[str, ...] = PAGES) -> Iterator[Row]:
     """Opens each page so often."""
+    LIBRARIES.load()
     if not _WATCHES:
         _WATCHES.append(Watch())
     for page in pages:
@@ -199,7 +201,8 @@ def judged(at: AppTest, page: str) -> str | bool:
         if len(sentence) > 1200 or "\n" in sentence or "Traceback" in sentence:
             return f"says {sentence[:200]!r}"
     for words in markdown(at._tree):
-        if MARK in words and (what := live(words)):
+        # An icon that is the page's own.
+        if MARK in words and (what := live(re.sub(r"^:material/\w+: ", "", words))):
             return f"shows {what} in {words[:200]!r}"
     return any(said)
 
