@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from . import files, metrics
 from .experiments import as_csv
-from .policies import Policy
+from .policies import Band, Duo, Policy
 from .stream import CHUNK, open_lanes
 
 TURN = 0.25
 """Seconds that a pass should take where somebody waits: they see that it goes on, and are heard when they stop it."""
-FEWEST = 4
-"""Tokens of such a pass, at least."""
+FEWEST, ONE_BY_ONE = 32, 4
+"""Tokens of such a pass, at least: fewer cost hardly less, but where a policy reads one by one."""
 
 
 class Effect(NamedTuple):
@@ -99,7 +99,8 @@ def _first(
     model, tokens, policy: Policy, chunk: int | None
 ) -> Generator[float, None, tuple[NDArray[np.float32], list[int]]]:
     """NLL of the text, and up to where each pass went."""
-    size = chunk or FEWEST
+    fewest = FEWEST if isinstance(policy, Band | Duo) else ONE_BY_ONE
+    size = chunk or fewest
     lane, parts, cuts = open_lanes(model, tokens, [policy])[0], [], []
     while not lane.done:
         began = time.perf_counter()
@@ -107,7 +108,7 @@ def _first(
         cuts.append(lane.position)
         if chunk is None:
             fitting = len(parts[-1]) * TURN / (time.perf_counter() - began)
-            size = int(min(CHUNK, 4 * size, max(FEWEST, fitting)))
+            size = int(min(CHUNK, 4 * size, max(fewest, fitting)))
         yield lane.position / len(tokens)
     return np.concatenate(parts), cuts
 
