@@ -197,7 +197,8 @@ class Sender:
         stop = len(nll) + 1
         start = max(0, stop - STRIP) if len(nll) else 0
         values = np.full(stop - start, np.nan, np.float32)
-        values[max(0, 1 - start) :] = nll[max(0, start - 1) : stop - 1]
+        if view.paint == "nll":
+            values[max(0, 1 - start) :] = nll[max(0, start - 1) : stop - 1]
         shown: dict[str, Any] = {
             "tokens_start": start,
             "tokens": run.pieces[start:stop] if len(nll) else [],
@@ -220,10 +221,10 @@ class Sender:
             }
             self._arrays["map"], self._arrays["map_sinks"] = coded(drawn.weights), coded(drawn.sinks)
             if view.paint == "attention":
-                values = np.full(stop - start, np.nan, np.float32)
-                received = drawn.received()
-                begin = max(start, drawn.first)
-                values[begin - start : last - start] = received[begin - drawn.first :]
+                # The map may be older than the text on screen, or newer.
+                begin, end = max(start, drawn.first), min(stop, last)
+                if begin < end:
+                    values[begin - start : end - start] = drawn.received()[begin - drawn.first : end - drawn.first]
         self._arrays["token_values"] = values
         return shown
 

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -72,6 +73,23 @@ def test_grid_map_and_text_are_of_the_chosen_lane(run):
     assert head["tokens"] == run.pieces[head["tokens_start"] : 700]
     np.testing.assert_array_equal(arrays["map"] == 0, np.isnan(drawn.weights))
     np.testing.assert_array_equal(arrays["map"], coded(drawn.weights))
+
+
+def test_attention_received_is_attention_or_nothing(run, monkeypatch):
+    """Also before its map is there, as after a visit to another page, and where the map is older or newer than the text
+    on screen."""
+    view = View(chosen=2, head=(1, 3), paint="attention")
+    until(run, lambda: run.map(2, 1, 3) is not None)
+    drawn = run.map(2, 1, 3)
+    for shown in (None, drawn, replace(drawn, first=drawn.first - 40), replace(drawn, first=drawn.first + 40)):
+        monkeypatch.setattr(run, "map", lambda *_, shown=shown: shown)
+        head, arrays = decoded(Sender().frame(run, view))
+        wanted = np.full(len(head["tokens"]), np.nan, np.float32)
+        for i, at in enumerate(range(head["tokens_start"], head["tokens_start"] + len(wanted))):
+            if shown is not None and 0 <= at - shown.first < len(shown.weights):
+                wanted[i] = shown.received()[at - shown.first]
+        np.testing.assert_array_equal(arrays["token_values"], wanted)
+        assert np.isnan(wanted).all() == (shown is None)
 
 
 def testcoded_weights_are_exact_to_a_thousandth():

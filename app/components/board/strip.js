@@ -26,7 +26,9 @@ function makeStrip(send) {
     buttons.attention.disabled = !frame.head;
     buttons.attention.title = frame.head ? "" : "Choose a head first: click a cell of the sink mass grid";
     say(sub, frame.paint === "nll" ? ` ${lane.label}; darker is more surprising` : ` ${lane.label}; darker got more attention from layer ${frame.head?.[0]}, head ${frame.head?.[1]}`);
-    const key = `${frame.run}|${frame.chosen}|${frame.tokens_start}|${frame.tokens.length}|${frame.paint}|${frame.head}|${theme.dark}`;
+    // A head's map comes after the text that it is of.
+    const map = frame.paint === "attention" && frame.map ? `${frame.map.layer}.${frame.map.head} ${frame.map.first} ${frame.map.tokens.length}` : "";
+    const key = `${frame.run}|${frame.chosen}|${frame.tokens_start}|${frame.tokens.length}|${frame.paint}|${frame.head}|${map}|${theme.dark}`;
     if (key === drawn) return;
     drawn = key;
     const atEnd = text.scrollTop + text.clientHeight >= text.scrollHeight - 30;
@@ -53,6 +55,10 @@ function makeStrip(send) {
       if (span.dataset.c !== colour) {
         span.dataset.c = colour;
         span.style.backgroundColor = colour;
+      }
+      const told = `${frame.paint}|${values[i]}|${frame.lanes[frame.chosen].past.length}`;
+      if (span.dataset.told !== told) {
+        span.dataset.told = told;
         const under = frame.lanes[frame.chosen].past.length ? `, ${nameAt(frame.lanes[frame.chosen], first + i)}` : "";
         const value = Number.isNaN(values[i]) ? "" : frame.paint === "nll" ? `${values[i].toFixed(2)} nats` : `attention ${values[i].toPrecision(2)}`;
         span.title = `${JSON.stringify(frame.tokens[i])} at ${count(first + i)}${value ? `: ${value}` : ""}${under}`;
