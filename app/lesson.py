@@ -4,6 +4,7 @@ A chapter is a markdown file: a title and text, then a question, its answer, and
 under a heading of its own.  Placeholders in words are filled in by whoever shows them.
 """
 
+import csv
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,3 +59,43 @@ def _chapter(path: Path) -> Chapter:
     return Chapter(
         int(number), name, found[1], found[2], sections.get("Question", ""), sections.get("Answer", ""), words
     )
+
+
+def translated(said: str, language: str) -> str:
+    """What is wrong, as the language of a lesson says it; a sentence that nobody translated follows as it is."""
+    if not said:
+        return ""
+    sayings = _sayings(language)
+    known = _known(said.strip().rstrip("."), sayings)
+    if known is not None:
+        return known
+    return sayings[-1][1].format(said=said) if sayings else said
+
+
+def _known(said: str, sayings: list[tuple[re.Pattern[str], str]]) -> str | None:
+    """A translation, and that of what stands in its gaps where it has one; None where there is none."""
+    for pattern, there in sayings[:-1]:
+        if found := pattern.fullmatch(said):
+            return there.format(**{gap: _listed(what, sayings) for gap, what in found.groupdict().items()})
+    return None
+
+
+def _listed(said: str, sayings: list[tuple[re.Pattern[str], str]]) -> str:
+    """What stands in a gap: one thing or a list of them."""
+    parts = [_known(part, sayings) or part for part in said.split(", ")]
+    return _known(said, sayings) or ("、" if parts != said.split(", ") else ", ").join(parts)
+
+
+@cache
+def _sayings(language: str) -> list[tuple[re.Pattern[str], str]]:
+    """Sentences of the library with gaps, and how a language says them; the last is for all others."""
+    path = FOLDER / language / "errors.csv"
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as f:
+        rows = [(row["english"], row["there"]) for row in csv.DictReader(f)]
+    # A sentence begins with a large letter, and what follows a colon with a small one.
+    return [
+        (re.compile(re.sub(r"\\\{([a-z]+)\\\}", r"(?P<\1>.+?)", re.escape(english)), re.IGNORECASE | re.DOTALL), there)
+        for english, there in rows
+    ]

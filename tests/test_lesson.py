@@ -5,13 +5,19 @@ import re
 import numpy as np
 import pytest
 
+from analysis import fetch
+from analysis.emergence import Recipe
+from analysis.errors import sentence, told
+from analysis.measures import samples_of
 from analysis.models import LanguageModel
 from analysis.rows import Passage
 from app.chapters import PLAYS
 from app.chapters.first import _runs
 from app.chapters.heads import known
 from app.chapters.row import weigh
-from app.lesson import FOLDER, LANGUAGES, lesson
+from app.lesson import FOLDER, LANGUAGES, lesson, translated
+from app.runner import Full, Holder
+from app.trainer import Emergence
 
 PLACEHOLDER = re.compile(r"\{[a-z]+\}")
 
@@ -81,3 +87,34 @@ def test_well_known_models_have_whole_sizes():
     found = {m["model"]: 2 * 2 * int(m["layers"]) * int(m["kv_heads"]) * int(m["size"]) for m in known()}
     assert found["Llama 2 7B"] == 524_288 and found["Llama 3 8B"] == found["Mistral 7B"] == 131_072
     assert all(int(m["heads"]) % int(m["kv_heads"]) == 0 and m["source"] for m in known())
+
+
+def problems(monkeypatch):
+    """What can go wrong in a lesson, as the library says it."""
+
+    def raised(make):
+        with pytest.raises(ValueError, match=r"\w") as e:
+            make()
+        return e.value
+
+    held = [Holder("a", "reading of hamlet", 3, False), Holder("b", "training of relu, softmax", 300, True)]
+    yield Full(held), "阅读 hamlet（有人在看）、训练 relu、softmax（已有 5 min 没人看）"
+    yield Full(held[:1]), "请停止其中一个"
+    yield raised(lambda: Recipe(heads=3)), "3 个头无法平分 64 的宽度"
+    yield raised(lambda: Recipe(task="plays")), "剧本至少需要"
+    yield raised(lambda: Emergence([Recipe()] * 4, None)), "而不是 4 种"
+    yield raised(lambda: samples_of(np.arange(5), 1, 9)), "文本只有 5 个词元，而每个样本要 9 个"
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda _: None)
+    yield raised(lambda: fetch.embedded(print)), "内置模型没有安装"
+    yield told(MemoryError(), "job x"), "内存不足"
+    yield told(TypeError("odd"), "job x"), "Sinkscope 内部出错（TypeError）：请重新开始；若再次出现，请把日志中 job x"
+    yield told(OSError(28, "No space left on device", "/tmp/x"), "job x"), "/tmp/x：磁盘已满"
+
+
+def test_what_goes_wrong_is_said_in_chinese_too(monkeypatch):
+    for e, wanted in problems(monkeypatch):
+        said = sentence(e)
+        assert translated(said, "en") == said
+        assert wanted in translated(said, "zh") and "原文" not in translated(said, "zh"), said
+    assert translated("A {strange} thing: do this.", "zh") == "出错了，原文如下：A {strange} thing: do this."
+    assert translated("", "zh") == ""

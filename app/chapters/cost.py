@@ -50,7 +50,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         lanes_read = chapter.say("progress", reading=run.reading, readings=READINGS)
         st.progress(min(1.0, run.share), windows if run.windows or run.share >= 1 else lanes_read)
     table = [
-        _found(lane.policy.title, THEORY[lane.policy.name][0], counted(lane.policy.name, lane.costs))
+        _found(stage.policy_name(page, lane.policy), THEORY[lane.policy.name][0], counted(lane.policy.name, lane.costs))
         for lane in run.lanes
     ]
     values = "; ".join(" ".join(row) for row in table)
@@ -135,7 +135,7 @@ def lanes(run: Costing, chapter: Chapter, page: Chapter, *, memory: bool) -> go.
         tokens, _, attention, cached = counted(lane.policy.name, lane.costs)
         y = cached / 1e6 if memory else attention
         figure.add_scatter(
-            x=tokens, y=y, name=lane.policy.title, mode="lines+markers", marker={"size": 4},
+            x=tokens, y=y, name=stage.policy_name(page, lane.policy), mode="lines+markers", marker={"size": 4},
             line={"color": colour, "dash": dash, "width": 2}, hovertemplate="%{x:,.0f}: %{y:.3~g}",
         )  # fmt: skip
         if len(tokens) > 2 and not memory:

@@ -45,7 +45,8 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     lines, items = [], []
     for lane, (begun, policy) in enumerate((parse(b), parse(p)) for b, p in zip(FOUR, policies, strict=True)):
         tokens, values = rolling(run, lane)
-        title = policy.title if policy == begun else f"→ {policy.title}"
+        name = stage.policy_name(page, policy)
+        title = name if policy == begun else f"→ {name}"
         lines.append((title, tokens, values))
         track = run.shown.tracks[lane]
         kept = f"{int(track.cache_tokens.view()[-1]):,}" if len(track.nll) else "–"

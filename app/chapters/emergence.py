@@ -17,7 +17,7 @@ from analysis.figures import parse
 from analysis.palette import TRAINED
 from analysis.small import ATTENTIONS
 from app.components import chart
-from app.lesson import Chapter
+from app.lesson import Chapter, translated
 from app.plain import plain
 from app.trainer import Emergence
 
@@ -80,7 +80,8 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         return
     trained, moments = zip(*begun, strict=True)
     if run.note and run.status != "failed":
-        st.warning(plain(run.note))
+        kind, _, why = run.note.partition(": ")
+        st.warning(plain(f"{chapter.words.get(kind, kind)}: {translated(why, state['language'])}"))
     if asked(state) != run.recipes:
         st.info(chapter.say("changed"))
     if run.recipes[0].task == "plays":

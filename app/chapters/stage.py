@@ -10,10 +10,11 @@ import streamlit as st
 from analysis import texts
 from analysis.errors import sentence
 from analysis.models import LanguageModel
+from analysis.policies import Policy
 from analysis.record import Spec
 from analysis.rows import Passage
 from app.controls import problem
-from app.lesson import Chapter
+from app.lesson import Chapter, translated
 from app.runner import REGISTRY, Job, Models
 
 SPEC = Spec("embedded", "hamlet", ("dense",), 4096)
@@ -50,7 +51,7 @@ def hamlet(tokens: int, bos: str) -> np.ndarray:
     return texts.tokenize(texts.read(SPEC.text), model().tokenizer, bos=bos, limit=tokens)
 
 
-def ids_of(text: str, most: int, bos: str = "off") -> tuple[int, ...]:
+def ids_of(text: str, most: int | None, bos: str = "off") -> tuple[int, ...]:
     """Token ids of a sentence, at most so many."""
     tokenizer = model().tokenizer
     ids = texts.begun(texts.opening(tokenizer, bos), texts.encode(text, tokenizer)[0])
@@ -75,11 +76,12 @@ def written(page: Chapter, most: int, key: str, bos: str) -> tuple[int, ...] | N
     state["sentence"] = st.text_input(
         page.say("sentence"), state["sentence"], key=f"lesson-{key}-sentence", max_chars=LONGEST
     )
-    ids = ids_of(state["sentence"].strip(), most, bos)
+    ids = ids_of(state["sentence"].strip(), None, bos)
     if len(ids) < 2:
         st.info(page.say("short"))
         return None
-    return ids
+    st.caption(page.say("cut" if len(ids) > most else "kept", most=most, count=len(ids)))
+    return ids[:most]
 
 
 def playing(kind: type[Run] = Job) -> Run | None:
@@ -110,6 +112,17 @@ def busy() -> bool:
     return run is not None and run.live
 
 
+def say_problem(e: Exception | str) -> None:
+    """Say what is wrong, if anything is, in the language of the lesson."""
+    said = sentence(e) if isinstance(e, Exception) else e
+    problem(translated(said, st.session_state.lesson["language"]))
+
+
+def policy_name(page: Chapter, policy: Policy) -> str:
+    """What a policy is called in the language of the lesson."""
+    return page.say(f"policy-{policy.name}")
+
+
 def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None:
     """Buttons that start again, pause, and go on."""
     paused = run is not None and run.status == "paused"
@@ -125,10 +138,10 @@ def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None
 
 def told(run: Job | None) -> bool:
     """Say what keeps a run from showing something; whether there is something to show."""
-    problem(st.session_state.lesson.get("problem", ""))
+    say_problem(st.session_state.lesson.get("problem", ""))
     if run is None:
         return False
     run.look()
     if run.status == "failed":
-        problem(run.note)
+        say_problem(run.note)
     return True

@@ -5,7 +5,7 @@ import streamlit as st
 from analysis.errors import sentence
 from analysis.texts import BOS
 from app.chapters import PLAYS, cost, drop, emergence, enough, stage
-from app.controls import brand, problem
+from app.controls import brand
 from app.lesson import LANGUAGES, Chapter, lesson
 from app.projection import project
 
@@ -114,7 +114,7 @@ def body(name: str, chapter: Chapter, page: Chapter) -> None:
     try:
         PLAYS[name](chapter, page)
     except ValueError as e:
-        problem(e)
+        stage.say_problem(e)
     if stage.busy() != st.session_state.lesson_busy:
         # Begun or ended: the whole page runs again and sets the pace anew.
         st.rerun()
@@ -134,7 +134,8 @@ with text:
     st.title(f"{chapter.number} · {chapter.title}", anchor=False)
     st.markdown(chapter.text)
     st.markdown(f"**{page.say('question')}.** {chapter.question}")
-    with st.expander(page.say("answer")):
+    # One for each chapter: an answer that was opened stays so as long as its element does.
+    with st.expander(page.say("answer"), key=f"answer-{name}"):
         st.markdown(chapter.answer)
     steps(page)
 st.session_state.lesson_busy = stage.busy()
