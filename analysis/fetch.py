@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,10 @@ from .progress import Tell, bar_of, told
 
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_NAME = "SmolLM2-135M"
+WORDS = (".json", ".txt", ".model", ".jinja")
+"""Endings of what is read whole: configurations, vocabularies, templates."""
+MOST_WORDS = 2**27
+"""Bytes of such a file; the largest that are known have 35 million."""
 HUB_SECONDS = 5
 """How long the hub may take to say whether it has a model."""
 
@@ -131,11 +136,14 @@ def weight_files(folder: Path, called: str) -> list[Path]:
             f"the folder {called!r} holds no model, it has no config.json: give the folder that save_pretrained wrote, "
             "or the path of a GGUF file itself"
         )
+    check_regular(folder, called)
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    named = ""
     with contextlib.suppress(ValueError, AttributeError):
         # A configuration may name another file, and transformers then reads that.
         if named := files.record(folder / "config.json", dict[str, Any], "").get("transformers_weights"):
             whole, index = (index, folder / named) if named.endswith(".index.json") else (folder / named, index)
+    _check_inside([str(named or "")], called)
     if whole.is_file() and whole.suffix == ".safetensors":
         return [whole]
     if not index.is_file():
@@ -146,9 +154,30 @@ def weight_files(folder: Path, called: str) -> list[Path]:
         names = sorted(set(files.record(index, _Index, "").weight_map.values()))
     except ValueError as e:
         raise ValueError(f"the list of weights {index.name} of {called} is damaged: fetch the model again") from e
+    _check_inside(names, called)
     if gone := [name for name in names if not (folder / name).is_file()]:
         raise ValueError(f"{called} lacks {len(gone)} of {len(names)} weight files ({gone[0]} is one): fetch it again")
     return [folder / name for name in names]
+
+
+def _check_inside(names: list[str], called: str) -> None:
+    if away := [name for name in names if Path(name).name != name]:
+        raise ValueError(
+            f"{called} says that its weights lie elsewhere, {away[0][:80]!r}: put them into its own folder"
+        )
+
+
+def check_regular(folder: Path, called: str) -> None:
+    """Raises ValueError where the folder of a model has something in it that a library would read without end."""
+    for path in sorted(folder.iterdir()):
+        with contextlib.suppress(FileNotFoundError):
+            found = path.stat()
+            if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+                raise ValueError(f"{path.name} of {called} is not a regular file: fetch the model again")
+            if path.suffix in WORDS and found.st_size > MOST_WORDS:
+                raise ValueError(
+                    f"{path.name} of {called} has {found.st_size / 1e6:,.0f} MB, more than any has: fetch it again"
+                )
 
 
 def check_adapter(names: list[str], whole: bool, called: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import socket
@@ -116,6 +117,28 @@ def test_sharded_weights_are_read_whole_or_not_at_all(tiny_llama, tmp_path):
     assert len(model.sha256) == 64
     model.weights[0].unlink()
     assert "fetch it again" in refusal(tmp_path / "shards")
+
+
+def test_a_folder_has_regular_files_of_its_own(saved, tmp_path):
+    for name in ("tokenizer.json", "chat_template.jinja", "anything"):
+        os.mkfifo(saved / name)
+        with pytest.raises(ValueError, match=f"{name} of .* is not a regular file"):
+            load(str(saved))
+        (saved / name).unlink()
+    (saved / "vocab.txt").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="not a regular file"):
+        load(str(saved))
+    (saved / "vocab.txt").unlink()
+    with (saved / "merges.txt").open("wb") as f:
+        f.truncate(2**28)
+    with pytest.raises(ValueError, match="has 268 MB, more than any has"):
+        load(str(saved))
+    (saved / "merges.txt").unlink()
+    config = json.loads((saved / "config.json").read_text())
+    for away in ("../model.safetensors", "/tmp/model.safetensors"):
+        (saved / "config.json").write_text(json.dumps(config | {"transformers_weights": away}))
+        with pytest.raises(ValueError, match="its weights lie elsewhere"):
+            load(str(saved))
 
 
 def test_missing_weights_are_never_made_up(saved):
