@@ -43,5 +43,10 @@ else:
     st.session_state.arrived = st.session_state.get("page") != page.url_path
     st.session_state.page = page.url_path
     presence.mount(say("server-gone"))
+    st.session_state.offered = bool(st.session_state.get("wanted"))
+    if st.session_state.offered:
+        from app import slots
+
+        slots.offer()
     if opened(page.url_path, page.title):
         page.run()

@@ -77,7 +77,8 @@ class Job:
         self.version, self.published = 0, time.time()
         self._models, self._wanted = models, "running"
         self._wake, self._news = threading.Condition(), threading.Condition()
-        self._seen, self._tabs = time.monotonic(), set[Tab]()
+        self.begun = self._seen = time.monotonic()
+        self._tabs = set[Tab]()
         self._thread = threading.Thread(target=self._work, name=f"job {self.id}", daemon=True)
 
     def begin(self) -> None:
@@ -245,17 +246,25 @@ class Job:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a slot: a job, what it is, and for how many seconds nobody has looked at it."""
+    """Who holds a slot: a job, what it is, for how many seconds there it is, and for how many nobody has looked."""
 
     id: str
     about: str
+    age: float
     unseen: float
     unwatched: bool
 
+    @classmethod
+    def of(cls, job: Job) -> "Holder":
+        return cls(job.id, job.about, time.monotonic() - job.begun, job.unseen, job.unwatched)
+
     def __str__(self) -> str:
-        seconds = int(self.unseen)
-        since = f"{seconds} s" if seconds < 90 else f"{seconds // 60} min"
-        return f"{self.about} ({f'nobody has looked for {since}' if self.unwatched else 'somebody looks'})"
+        looked = f"nobody has looked for {_lasting(self.unseen)}" if self.unwatched else "somebody looks"
+        return f"{self.about}, begun {_lasting(self.age)} ago ({looked})"
+
+
+def _lasting(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 class Full(ValueError):
@@ -291,7 +300,7 @@ class Registry:
             if len(holding := [j for j in self._holding() if j.id != instead]) >= MOST_LIVE:
                 abandoned = [j for j in holding if j.abandoned]
                 if not abandoned:
-                    raise Full([Holder(j.id, j.about, j.unseen, j.unwatched) for j in holding])
+                    raise Full([Holder.of(j) for j in holding])
             job = make(self._models)
             job.begin()
             self._runs[job.id] = job
@@ -319,13 +328,18 @@ class Registry:
             if job_id in self._runs:
                 self._free(self._runs[job_id])
 
-    def take_over(self, job_id: str) -> None:
-        """Free a slot that a job holds at which nobody looks.  Raises ValueError where somebody does again."""
+    def take_over(self, job_id: str) -> bool:
+        """Free the slot of a job at which nobody looks; whether it was: somebody may look again."""
         with self._lock:
-            if job_id in self._runs and not self._runs[job_id].unwatched:
-                raise ValueError(f"somebody looks at {self._runs[job_id].about} again: choose another one")
-            if job_id in self._runs:
-                self._free(self._runs[job_id])
+            if (job := self._runs.get(job_id)) is None or not job.unwatched:
+                return job is None
+            self._free(job)
+            return True
+
+    def holders(self) -> list["Holder"]:
+        """Who holds a slot."""
+        with self._lock:
+            return [Holder.of(job) for job in self._holding()]
 
     def get(self, job_id: str | None) -> Job | None:
         with self._lock:

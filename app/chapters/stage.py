@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from analysis.models import LanguageModel
 from analysis.policies import Policy
 from analysis.record import Spec
 from analysis.rows import Passage
+from app import slots
 from app.controls import problem
 from app.lesson import Chapter, translated
 from app.runner import REGISTRY, Job, Models
@@ -92,9 +94,9 @@ def playing(kind: type[Run] = Job) -> Run | None:
 
 def begin(make: Callable[[Models], Job]) -> None:
     """Play something new; what played before ends."""
-    end()
+    state = st.session_state
     try:
-        st.session_state.lesson_run = REGISTRY.start(make).id
+        state.lesson_run = slots.start(make, partial(begin, make), state.get("lesson_run", "")).id
         st.session_state.lesson["problem"] = ""
     except ValueError as e:
         st.session_state.lesson["problem"] = sentence(e)
@@ -141,7 +143,7 @@ def told(run: Job | None) -> bool:
     say_problem(st.session_state.lesson.get("problem", ""))
     if run is None:
         return False
-    run.look()
+    slots.look(run)
     if run.status == "failed":
         say_problem(run.note)
     return True

@@ -10,6 +10,7 @@ from analysis.atlas import Region
 from analysis.errors import sentence
 from analysis.policies import Band, parse
 from analysis.record import Spec
+from app import slots
 from app.atlasframes import Look, called
 from app.capturer import Capturing
 from app.components import atlas
@@ -55,7 +56,7 @@ def start() -> None:
         tokens = asked["tokens"]["maps"]
         model = asked["model"].decided()._asdict()
         spec = Spec(text=text.name, policies=(str(policy),), tokens=tokens, chunk=CHUNK, **model)
-        run = REGISTRY.start(partial(Capturing, spec, text, asked["folder"]))
+        run = slots.start(partial(Capturing, spec, text, asked["folder"]), start)
     except ValueError as e:
         state.heads_problem = sentence(e)
         return
@@ -146,7 +147,7 @@ def draw() -> None:
             "it can be drawn where you look: from one cell for many tokens down to one cell for each pair."
         )
         return
-    run.look()
+    slots.look(run)
     if run.status == "failed":
         problem(run.note)
     elif run.status == "stopped":
@@ -158,7 +159,7 @@ def draw() -> None:
         return
     others = {c: other for c in state.captures if (other := _captured(c)) and other is not run and other.atlas}
     for other in others.values():
-        other.look()
+        slots.look(other)
     other = controls(state.atlas_look, run, others)
     stretch, look = run.atlas.stretch, state.atlas_look
     if other is not None and (other.atlas.stretch.layers, other.atlas.stretch.heads) != (stretch.layers, stretch.heads):

@@ -9,7 +9,7 @@ from analysis.errors import sentence
 from analysis.experiments import as_csv
 from analysis.policies import parse
 from analysis.record import Spec
-from app import charts
+from app import charts, slots
 from app.ablator import Ablation
 from app.controls import Chosen, chosen_text, problem
 from app.plain import plain
@@ -47,11 +47,10 @@ def start() -> None:
     state, asked, old = st.session_state, st.session_state.heads, current()
     try:
         text = old.text if old is not None and asked["text"] == old.spec.text else chosen_text("heads", asked["text"])
-        if old is not None:
-            REGISTRY.free(old.id)
         tokens = asked["tokens"]["knockouts"]
         spec = Spec(text=text.name, policies=(asked["policy"],), tokens=tokens, **asked["model"].decided()._asdict())
-        run = REGISTRY.start(partial(Ablation, spec, text, asked["kind"], asked["layer"]))
+        job = partial(Ablation, spec, text, asked["kind"], asked["layer"])
+        run = slots.start(job, start, old.id if old else "")
     except ValueError as e:
         state.heads_problem = sentence(e)
         return
@@ -115,7 +114,7 @@ def draw() -> None:
             "token, is what the sink was worth to that head. Most heads hardly miss it; a few need it badly."
         )
         return
-    run.look()
+    slots.look(run)
     if run.said:
         st.caption(plain(run.said))
     progress(run)

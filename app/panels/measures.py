@@ -9,7 +9,7 @@ import streamlit as st
 from analysis.errors import sentence
 from analysis.measures import MASSIVE, MEASURES
 from analysis.record import Spec
-from app import charts
+from app import charts, slots
 from app.controls import chosen_text, kept, problem
 from app.measurer import Measuring
 from app.plain import plain
@@ -38,11 +38,10 @@ def start() -> None:
     state, asked, old = st.session_state, st.session_state.heads, current()
     try:
         text = chosen_text("heads", asked["text"])
-        if old is not None:
-            REGISTRY.free(old.id)
         tokens = asked["tokens"]["measures"]
         spec = Spec(text=text.name, policies=("dense",), tokens=tokens, **asked["model"].decided()._asdict())
-        run = REGISTRY.start(partial(Measuring, spec, text, asked["samples"], asked["first"]))
+        job = partial(Measuring, spec, text, asked["samples"], asked["first"])
+        run = slots.start(job, start, old.id if old else "")
     except ValueError as e:
         state.heads_problem = sentence(e)
         return
@@ -84,7 +83,7 @@ def draw() -> None:
             "with punctuation."
         )
         return
-    run.look()
+    slots.look(run)
     if run.said:
         st.caption(plain(run.said))
     if live:

@@ -11,7 +11,7 @@ from analysis.errors import sentence
 from analysis.models import pick_device
 from analysis.policies import parse
 from analysis.record import Sampling, Spec
-from app import address
+from app import address, slots
 from app.chatframes import ChatSender
 from app.components import conversation
 from app.controls import READING, Chosen, brand, fresh, lane_controls, model_controls, readdress
@@ -122,10 +122,7 @@ def begin(script: list[str] | None = None) -> Talk | None:
         **chosen.model.decided()._asdict(),
     )
     try:
-        if old is not None:
-            REGISTRY.free(old.id)
-            state.chat_run = ""
-        talk = REGISTRY.start(partial(Talk, spec, script=script))
+        talk = slots.start(partial(Talk, spec, script=script), partial(begin, script), old.id if old else "")
     except ValueError as e:
         chosen.problem = sentence(e)
         return None
@@ -351,7 +348,7 @@ def draw() -> None:
         note = state.chat.problem or lesson()
         frame = state.chat_sender.empty([parse(p) for p in state.chat.lanes], view, note)
     else:
-        talk.look()
+        slots.look(talk)
         if state.pop("chat_said", False):
             # The first frame after somebody spoke has the first word of an answer in it.
             talk.await_first(FIRST)
@@ -359,8 +356,8 @@ def draw() -> None:
             talk.wait(talk.version, 0.1)
         frame = state.chat_sender.frame(talk, view, lesson(talk.spec.policies))
     conversation.mount(frame, key="conversation", on_say=said, on_press=pressed, on_pick=picked, on_change=changed)
-    if state.chat_switched != switched(talk):
-        # The list of lanes says so.
+    if state.chat_switched != switched(talk) or slots.news():
+        # The list of lanes says so, or all slots are held.
         st.rerun()
 
 

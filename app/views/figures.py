@@ -15,6 +15,7 @@ from analysis.figures.sheet import KINDS, WIDTHS, Layout, rendered
 from analysis.record import save
 from analysis.report import page
 from analysis.texts import with_bos
+from app import slots
 from app.capturer import Capturing
 from app.controls import brand, heading, setting_control
 from app.plain import plain
@@ -40,7 +41,7 @@ def offered(needs: str) -> dict[str, str]:
     for capture in state.get("captures", []):
         kept = REGISTRY.get(capture)
         if needs == "stretch" and isinstance(kept, Capturing) and kept.atlas is not None:
-            kept.look()
+            slots.look(kept)
             found[f"The stretch of the Heads page: {kept.label}"] = kept.id
     return {**found, FOLDER: ""}
 

@@ -6,7 +6,7 @@ from analysis import capture
 from analysis.measures import LONGEST
 from analysis.policies import parse
 from analysis.record import Spec
-from app import address
+from app import address, slots
 from app.ablator import Ablation
 from app.atlasframes import AtlasSender, Look
 from app.capturer import Capturing
@@ -81,7 +81,7 @@ def sidebar(name: str, panel) -> None:
 
 def body(panel) -> None:
     panel.draw()
-    if panel.busy() != st.session_state.heads_busy:
+    if panel.busy() != st.session_state.heads_busy or slots.news():
         # Begun or ended: the whole page runs again and sets the pace anew.
         st.rerun()
 

@@ -4,6 +4,7 @@ import streamlit as st
 
 from analysis.errors import sentence
 from analysis.texts import BOS
+from app import slots
 from app.chapters import PLAYS, cost, drop, emergence, enough, stage
 from app.controls import brand
 from app.lesson import LANGUAGES, Chapter, lesson
@@ -115,7 +116,7 @@ def body(name: str, chapter: Chapter, page: Chapter) -> None:
         PLAYS[name](chapter, page)
     except ValueError as e:
         stage.say_problem(e)
-    if stage.busy() != st.session_state.lesson_busy:
+    if stage.busy() != st.session_state.lesson_busy or slots.news():
         # Begun or ended: the whole page runs again and sets the pace anew.
         st.rerun()
 

@@ -9,7 +9,7 @@ from analysis import texts
 from analysis.errors import sentence
 from analysis.policies import parse
 from analysis.record import Spec
-from app import address
+from app import address, slots
 from app.components import board
 from app.controls import (
     READING,
@@ -134,16 +134,13 @@ def start() -> None:
     old = current()
     try:
         text = the_text()
-        if old is not None:
-            REGISTRY.free(old.id)
-            state.live_run = ""
         spec = Spec(
             text=state.text if text.name == state.text else text.name,
             policies=tuple(state.lanes),
             chunk=CHUNK,
             **state.model.decided()._asdict(),
         )
-        run = REGISTRY.start(partial(LiveRun, spec, text))
+        run = slots.start(partial(LiveRun, spec, text), start, old.id if old else "")
     except ValueError as e:
         state.problem = sentence(e)
         return
@@ -268,7 +265,7 @@ def draw() -> None:
     # Asked before the frame is made: what ends in between is seen by the next one.
     live = busy()
     if run is not None:
-        run.look()
+        slots.look(run)
         # A frame is sent when there is something new, since every one costs the browser more than its drawing.
         if run.version == state.get("seen") and state.view == state.get("seen_view"):
             run.wait(run.version, 0.25)
@@ -283,7 +280,7 @@ def draw() -> None:
     else:
         frame = empty(state.sender, [parse(p) for p in state.lanes], state.view, state.pace, state.problem)
     board.mount(frame, key="board", on_press=pressed, on_pick=picked, on_change=changed)
-    if live != state.fast or state.switched != switched(run):
+    if live != state.fast or state.switched != switched(run) or slots.news():
         # Begun or ended: the whole page runs again and sets the pace of the frames anew.  Or a lane was switched, and
         # the list of lanes says so.
         st.rerun()
