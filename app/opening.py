@@ -3,6 +3,7 @@
 import streamlit as st
 
 from app.libraries import LIBRARIES
+from app.plain import plain
 
 LIGHT = ("",)
 """Paths of pages that are open at once: only what one starts there needs the libraries."""
@@ -27,7 +28,7 @@ def _wait() -> None:
     if LIBRARIES.ready:
         st.rerun()
     if LIBRARIES.problem:
-        st.error(LIBRARIES.problem)
+        st.error(plain(LIBRARIES.problem))
         return
     st.progress(LIBRARIES.share, f"{LIBRARIES.said} …")
     st.caption("A first start takes some seconds, later pages open at once.")
