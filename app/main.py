@@ -47,6 +47,6 @@ else:
     if st.session_state.offered:
         from app import slots
 
-        slots.offer()
+        slots.offer(language if language in LANGUAGES else "en")
     if opened(page.url_path, page.title):
         page.run()

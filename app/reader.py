@@ -100,11 +100,6 @@ class LiveRun(Job):
         """Lanes that stand still, since they could not read on, and why."""
         self.shown = self._snapshot()
 
-    @property
-    def about(self) -> str:
-        lanes = len(self.spec.policies)
-        return f"reading of {self.spec.text}, {lanes} lane{'s' if lanes > 1 else ''}"
-
     def switch(self, lane: int, policy: Policy, pin: bool) -> None:
         """Let a lane read on under another policy, from its next chunk on.  Raises ValueError where it is not there."""
         if not 0 <= lane < len(self.spec.policies):

@@ -77,7 +77,7 @@ class Job:
         self.version, self.published = 0, time.time()
         self._models, self._wanted = models, "running"
         self._wake, self._news = threading.Condition(), threading.Condition()
-        self.begun = self._seen = time.monotonic()
+        self._seen = time.monotonic()
         self._tabs = set[Tab]()
         self._thread = threading.Thread(target=self._work, name=f"job {self.id}", daemon=True)
 
@@ -246,25 +246,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a slot: a job, what it is, for how many seconds there it is, and for how many nobody has looked."""
+    """Who holds a slot: a job, what it is, and for how many seconds nobody has looked at it."""
 
     id: str
     about: str
-    age: float
     unseen: float
     unwatched: bool
 
     @classmethod
     def of(cls, job: Job) -> "Holder":
-        return cls(job.id, job.about, time.monotonic() - job.begun, job.unseen, job.unwatched)
+        return cls(job.id, job.about, job.unseen, job.unwatched)
 
     def __str__(self) -> str:
-        looked = f"nobody has looked for {_lasting(self.unseen)}" if self.unwatched else "somebody looks"
-        return f"{self.about}, begun {_lasting(self.age)} ago ({looked})"
-
-
-def _lasting(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+        since = f"{self.unseen:.0f} s" if self.unseen < 90 else f"{self.unseen / 60:.0f} min"
+        looked = f"nobody has looked for {since}" if self.unwatched else "somebody looks"
+        return f"{self.about} ({looked})"
 
 
 class Full(ValueError):

@@ -8,6 +8,7 @@ import streamlit as st
 from streamlit.runtime import Runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+from .lesson import lesson, translated
 from .plain import plain
 from .runner import MOST_LIVE, REGISTRY, Full, Job, Models
 
@@ -50,27 +51,27 @@ def news() -> bool:
     return bool(state.get("wanted")) != state.get("offered", False)
 
 
-def offer() -> None:
+def offer(language: str = "en") -> None:
     """Where something was to begin on this page and all slots are held: by what, and which can be taken over."""
     page, again = st.session_state.get("wanted") or (None, None)
     if again is not None and page == st.session_state.get("page"):
-        st.fragment(_offer, run_every=2)(again)
+        st.fragment(_offer, run_every=2)(again, language)
 
 
-def _offer(again: Callable[[], object]) -> None:
+def _offer(again: Callable[[], object], language: str) -> None:
     if st.session_state.wanted is None:
         # It has begun: the whole page shows it.
         st.rerun()
-    holders = REGISTRY.holders()
+    holders, say = REGISTRY.holders(), lesson(language)["page"].say
     with st.container(border=True):
-        st.markdown(f"**{len(holders)} of {MOST_LIVE} slots are held.** One where nobody looks can be taken over.")
+        st.markdown(say("slots-held", count=len(holders), most=MOST_LIVE))
         if len(holders) < MOST_LIVE:
-            st.button("Begin now", on_click=again, type="primary", key="slot-free")
+            st.button(say("slots-free"), on_click=again, type="primary", key="slot-free")
         for holder in holders:
-            said = plain(str(holder))
+            said = plain(translated(str(holder), language))
             if holder.unwatched:
                 taken = partial(_take_over, holder.id, again)
-                st.button(f"Take over: {said}", on_click=taken, key=f"slot-{holder.id}")
+                st.button(f"{say('slots-take')}: {said}", on_click=taken, key=f"slot-{holder.id}")
             else:
                 st.markdown(said)
 
