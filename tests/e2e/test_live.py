@@ -53,6 +53,11 @@ def test_the_whole_story(app, page):
     curves = page.locator(".sk-plot").first
     drawn = curves.locator(".scatterlayer .trace path.js-line").count()
     assert drawn == 4
+    # Marks stand above the plot, where they cover no peak; what is better is said once.
+    mark = curves.locator(".annotation", has_text="caches full").bounding_box()
+    assert mark["y"] + mark["height"] <= curves.locator(".nsewdrag").first.bounding_box()["y"] + 2
+    for said in ("lower is better", "double-click: whole curve"):
+        assert page.get_by_text(said).count() == 1
     before = page.evaluate("window.__sinkscope.seq")
     page.wait_for_function("seq => window.__sinkscope.seq > seq", arg=before)
 

@@ -2,7 +2,7 @@
 
 // ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly.
 const LEAST_BETWEEN = 380, LEAST_BETWEEN_MEMORY = 2000;
-const MARK_SIZE = 11, MARK_LINE = 14, LEFT = 46, BELOW = 34;
+const MARK_SIZE = 11, MARK_LINE = 14, MOST_ROWS = 5, LEFT = 46, BELOW = 34;
 
 function times(value) {
   const known = { 0.125: "⅛ ×", 0.25: "¼ ×", 0.5: "½ ×" };
@@ -34,18 +34,20 @@ function rangeOf(frame) {
 }
 
 // Marks above the plot, where they cover nothing: each gets its left edge, as near to its place as the width lets it,
-// and a row in which it meets no other.  x: token → pixel; [marks with their lines, left and row; rows].
+// and a row in which it meets no other.  Where there are too many, the oldest have none: their lines stay.
+// x: token → pixel; [marks with their lines, left and row; rows].
 function arranged(marks, x, width) {
   const rows = [];
-  const placed = marks.map((mark) => {
+  const placed = [...marks].sort((a, b) => b.x - a.x).flatMap((mark) => {
     const text = lines(mark.text, width - 8, MARK_SIZE);
     const wide = Math.max(...text.map((line) => widthOf(line, MARK_SIZE))) + 8;
     const left = Math.max(0, Math.min(x(mark.x) + 3, width - wide));
     const free = (row) => !(rows[row] || []).some(([a, b]) => left < b && left + wide > a);
     let row = 0;
     while (!text.every((_, k) => free(row + k))) row++;
+    if (row + text.length > MOST_ROWS) return [];
     text.forEach((_, k) => (rows[row + k] ??= []).push([left, left + wide]));
-    return { mark, text, left, row };
+    return [{ mark, text, left, row }];
   });
   return [placed, rows.length];
 }

@@ -141,6 +141,7 @@ function makeLane(i, send, frameNow) {
       painted = "";
     }
     say(name, lane.label);
+    if (node.getAttribute("aria-label") !== lane.label) node.setAttribute("aria-label", lane.label);
     say(kept, lane.total ? `${count(lane.kept)} of ${count(lane.total)} tokens kept · ${size(lane.bytes)}` : "");
     say(rate, lane.state.startsWith("reading") ? lane.state : lane.ms == null ? "" : `${digits(lane.ms)} ms/token`);
     change.disabled = !lane.total;
@@ -181,13 +182,14 @@ function makeLane(i, send, frameNow) {
 }
 
 function makeLanes(send) {
-  const node = el("div", { class: "sk-lanes" });
+  const cells = el("div", { class: "sk-lanes" });
+  const node = el("section", {}, el("h2", { class: "sk-unseen" }, "Lanes"), cells);
   let lanes = [], frame = null;
   function show(next, theme) {
     frame = next;
     if (lanes.length !== frame.lanes.length) {
       lanes = frame.lanes.map((_, i) => makeLane(i, send, () => frame));
-      node.replaceChildren(...lanes.map((l) => l.node));
+      cells.replaceChildren(...lanes.map((l) => l.node));
     }
     for (const lane of lanes) lane.show(frame, theme);
   }
