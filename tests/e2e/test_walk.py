@@ -36,6 +36,23 @@ CUT = """[...document.querySelectorAll('[data-testid=stApp] *')].filter((e) => {
   return !/auto|scroll/.test(style.overflowX) && e.scrollWidth > e.clientWidth + 1;
 }).map((e) => `${e.className}: ${(e.value || e.textContent).trim().slice(0, 60)}, ${e.scrollWidth} px`)"""
 
+STALE = """(dark) => [...document.querySelectorAll('.js-plotly-plot .xtick text')].filter((e) => {
+  const [r, g, b] = getComputedStyle(e).fill.match(/\\d+/g).map(Number);
+  return (0.299 * r + 0.587 * g + 0.114 * b > 127) !== dark;
+}).length"""
+"""Labels of charts whose colour is that of the other scheme."""
+
+
+def wrong(page, dark: bool) -> list[str]:
+    """What is wrong with what is on screen just now."""
+    levels = page.evaluate(HEADINGS)
+    found = [f"{wide} px too wide" for wide in page.evaluate(WIDER)] + [f"cut: {c}" for c in page.evaluate(CUT)]
+    if levels[:1] != [1] or levels.count(1) != 1 or any(b - a > 1 for a, b in pairwise(levels)):
+        found.append(f"headings {levels}")
+    if page.evaluate(STALE, dark):
+        found.append("charts have the colours of the other scheme")
+    return found
+
 
 def look(page, name: str, sizes=SIZES) -> None:
     """Look at what is on screen, at every size and in both schemes; what is wrong joins the page's problems."""
@@ -44,15 +61,15 @@ def look(page, name: str, sizes=SIZES) -> None:
         page.wait_for_function(f"dark => (({BRIGHTNESS})() < 64) === dark", arg=scheme == "dark")
         for width, height in sizes:
             page.set_viewport_size({"width": width, "height": height})
-            # The page has been laid out anew, and drawn.
-            page.evaluate("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 250)))")
+            # The page is laid out anew, and drawn: not at once everywhere.
+            for _ in range(20):
+                page.wait_for_timeout(100)
+                if not (found := wrong(page, scheme == "dark")):
+                    break
+            page.problems.extend(f"{name}, {width} px, {scheme}: {what}" for what in found)
             if SHOTS:
+                page.wait_for_timeout(300)
                 page.screenshot(path=str(Path(SHOTS) / f"{name}-{width}-{scheme}.png"))
-            where, levels = f"{name}, {width} px, {scheme}", page.evaluate(HEADINGS)
-            if levels[:1] != [1] or levels.count(1) != 1 or any(b - a > 1 for a, b in pairwise(levels)):
-                page.problems.append(f"{where}: headings {levels}")
-            page.problems.extend(f"{where}: {wide} px too wide" for wide in page.evaluate(WIDER))
-            page.problems.extend(f"{where}: cut: {cut}" for cut in page.evaluate(CUT))
     page.set_viewport_size({"width": SIZES[0][0], "height": SIZES[0][1]})
 
 
