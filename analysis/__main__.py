@@ -513,8 +513,10 @@ def figure(
 
     chosen, layout = figures.parse(name), Layout(venue, points, dpi)
     with waiting(out, "Drawing"):
-        export(chosen, run, out_file, layout)
+        about = export(chosen, run, out_file, layout)
     out.print(f"{chosen.title}: {out_file}", soft_wrap=True, markup=False)
+    for words in filter(None, (about["missing"], f"\n{about['caption']}", f"\n{about['bibtex']}")):
+        out.print(words, soft_wrap=True, markup=False)
 
 
 @app.command()

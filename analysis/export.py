@@ -17,7 +17,8 @@ from typing import Any
 
 from . import files
 from .figures import Figure
-from .figures.sheet import KINDS, Layout, rendered
+from .figures.sheet import KINDS, Layout, missing, rendered
+from .figures.sources import bibtex, caption
 from .record import Run, about_of
 from .record import load as load_run
 
@@ -65,8 +66,11 @@ def command(figure: Figure, place: Path, out: Path, layout: Layout) -> str:
 def provenance(figure: Figure, source: Source, out: Path, layout: Layout) -> dict[str, Any]:
     """What a file says of itself."""
     spec = source.about.get("spec", {})
+    policies = _policies(source)
     return {
         "figure": str(figure),
+        "caption": caption(figure, spec, policies),
+        "bibtex": bibtex(figure, spec, policies),
         "command": command(figure, source.place, out, layout),
         "model": spec.get("model"),
         "weights_sha256": source.about.get("weights_sha256"),
@@ -79,11 +83,21 @@ def provenance(figure: Figure, source: Source, out: Path, layout: Layout) -> dic
     }
 
 
-def export(figure: Figure, place: Path, out: Path, layout: Layout | None = None) -> Path:
+def _policies(source: Source) -> list[str]:
+    """Of all lanes, with those that a lane was switched to; of a grid those of its runs."""
+    if isinstance(source.what, Path):
+        runs = [about_of(path.parent).get("spec", {}) for path in sorted(source.what.glob("*/run.json"))]
+        return list(dict.fromkeys(policy for spec in runs for policy in spec.get("policies", ())))
+    switched = [e["policy"] for e in getattr(source.what, "events", ()) if e["what"] == "switch"]
+    return list(dict.fromkeys([*source.about.get("spec", {}).get("policies", ()), *switched]))
+
+
+def export(figure: Figure, place: Path, out: Path, layout: Layout | None = None) -> dict[str, Any]:
     """Make a figure of what lies in a folder and write it; the ending of `out` says as what.
 
     Provenance of CSV and NPZ, which have no room for it, stands in a .json file beside them.  A figure that was made
     here before is made anew.  Raises ValueError with what to do, and where another file of that name is there.
+    Returns what the file says of itself, and in `missing` what no font of this machine has.
     """
     layout, out = layout or Layout(), Path(out)
     if (kind := out.suffix.lstrip(".").lower()) not in KINDS:
@@ -95,7 +109,8 @@ def export(figure: Figure, place: Path, out: Path, layout: Layout | None = None)
     source = open_source(place, figure.needs)
     figure = figure.on(source.what)
     about = provenance(figure, source, out, layout)
-    data = rendered(figure, figure.numbers(source.what), kind, layout, about)
+    numbers = figure.numbers(source.what)
+    data = rendered(figure, numbers, kind, layout, about)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -105,7 +120,7 @@ def export(figure: Figure, place: Path, out: Path, layout: Layout | None = None)
         files.write(beside, json.dumps(about, indent=2) + "\n")
     with files.written(out) as f:
         f.write(data)
-    return out
+    return about | {"missing": missing(numbers)}
 
 
 MARKS = {

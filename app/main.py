@@ -41,6 +41,8 @@ else:
     )
     # A page reads its address when one comes to it: later the address says what the page shows.
     st.session_state.arrived = st.session_state.get("page") != page.url_path
+    if st.session_state.arrived:
+        st.session_state.came_from = st.session_state.get("page")
     st.session_state.page = page.url_path
     presence.mount(say("server-gone"))
     st.session_state.offered = bool(st.session_state.get("wanted"))

@@ -1,6 +1,7 @@
 """Words on figures: every one is on the page, covers no other, is shaped, and never more than a text."""
 
 import json
+import re
 import sys
 import threading
 from itertools import combinations, pairwise
@@ -17,6 +18,7 @@ from analysis.figures import FIGURES, lettering, parse
 from analysis.figures.lettering import MONO, absent, families, visible
 from analysis.figures.paragraph import _directed, lines
 from analysis.figures.sheet import WIDTHS, Layout, drawn, missing, rendered, saved
+from analysis.figures.sources import bibtex, caption
 from analysis.figures.strokes import OWN, strokes
 from analysis.policies import POLICIES
 from analysis.policies import parse as parse_policy
@@ -225,3 +227,25 @@ def test_a_figure_that_does_not_fit_a_page_is_refused():
             rendered(parse("strip"), data, "png", layout, {})
     with pytest.raises(ValueError, match="leaves no room for the drawing on a page of acl: choose fewer points"):
         rendered(parse("head-map"), nasty.numbers("head-map"), "png", Layout("acl", 40, 72), {})
+
+
+def test_a_caption_names_what_is_seen_and_every_policy_with_a_paper_has_its_entry():
+    spec = {"model": "embedded", "text": "hamlet", "tokens": 4096, "dtype": "float32"}
+    said = caption(parse("sink-grid:lane=1"), spec, ["dense", "streaming:sinks=4,window=60"])
+    assert said.startswith("Sink mass of layers and heads. Mean attention that each head gave")
+    assert "(lane 1). SmolLM2-135M-Instruct on hamlet (4,096 tokens, float32)." in said
+    assert said.endswith("Policies: Dense, Sinks + window 4 + 60. Made with Sinkscope.")
+    entries = bibtex(parse("sink-grid"), spec, list(POLICIES))
+    keys = re.findall(r"@misc\{(\w+),", entries)
+    assert {"xiao2023streamingllm", "gu2024attentionsink", "allal2025smollm2"} <= set(keys)
+    assert len(set(keys)) == len(keys)
+    numbers = re.findall(r"eprint = \{(\d{4}\.\d{5})\}", entries)
+    assert len(numbers) == len(keys) and entries.count("{") == entries.count("}")
+    # What a policy says of itself is what is cited.
+    for policy in POLICIES.values():
+        if named := re.search(r"arXiv:(\d{4}\.\d{5})", sys.modules[policy.__module__].__doc__ or ""):
+            assert named[1] in numbers
+    # A model in a folder and trainings have less to say, and no paper.
+    assert bibtex(parse("memory"), {"model": ["softmax"]}, ["dense"]) == ""
+    said = caption(parse("memory"), {"model": ["softmax"]}, [])
+    assert said.endswith("values over the tokens read. Made with Sinkscope.")

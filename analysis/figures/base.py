@@ -99,7 +99,7 @@ def legend(ax: Axes) -> Legend:
     # The line itself, the gap behind it and the one before the next column, in sizes of the text.
     beside = (rcParams["legend.handlelength"] + 2.2) * size
     # Less than the axes are wide now: their own labels take some of that.
-    room = 0.85 * ax.get_window_extent().width / ax.figure.dpi * 72
+    room = 0.78 * ax.get_window_extent().width / ax.figure.dpi * 72
     named = [wrapped(label, room - beside, size) for label in labels]
     widest = max((measured(line, size) for label in named for line in label.split("\n")), default=0.0)
     return ax.legend(

@@ -39,6 +39,7 @@ def memory(data: Numbers, *, ax: Axes | None = None) -> Axes:
     for lane, (name, look) in lanes_of(data).items():
         of = data["lane"] == lane
         ax.plot(data["token"][of], data["megabytes"][of], **look, label=name)
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set(xlabel="Tokens read", ylabel="KV cache (MB)")
     ax.set_ylim(bottom=0)
     legend(ax)

@@ -102,6 +102,8 @@ def _directed(text: str, base: int) -> Iterator[tuple[str, list[int], bool]]:
     bidi.get_embedding_levels(text, storage)
     for place, character in enumerate(storage["chars"]):
         character["place"] = place
+        # What Unicode has not yet given to anyone has no type, and stands as it is read.
+        character["type"] = character["type"] or "L"
     bidi.explicit_embed_and_overrides(storage, False)
     kept = [c["place"] for c in storage["chars"]]
     bidi.resolve_weak_types(storage, False)
@@ -165,7 +167,7 @@ def _edges(text: str, names: tuple[str, ...], size: float, backwards: bool) -> t
         while cluster and (rest.endswith(cluster) if backwards else rest.startswith(cluster)):
             rest, times = rest[: len(rest) - len(cluster)] if backwards else rest[len(cluster) :], times + 1
         lefts = xs[:: max(1, len(xs) // max(1, times))][:times]
-        clusters += [(cluster, a, b) for a, b in zip(lefts, [*lefts[1:], end], strict=True)]
+        clusters += [(cluster, a, b) for a, b in zip(lefts, [*lefts[1:], end], strict=False)]
     if rest or sum(len(c) for c, _, _ in clusters) != len(text):
         # The shaper joined what cannot be told apart: equal parts for all.
         clusters = [(text, 0.0, width)]

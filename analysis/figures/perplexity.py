@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from .. import metrics
 from ..policies import parse
@@ -106,7 +107,13 @@ def perplexity(data: Numbers, *, ax: Axes | None = None) -> Axes:
         ax.axvline(at, color=colour, lw=0.9, ls=SWITCH, label=words)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    low, high = ax.get_ylim()
+    if high < 4 * low:
+        # Too little of a decade for its own ticks.
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+        ax.yaxis.set_minor_locator(NullLocator())
     ax.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:.1e}"[0] in "235" else "")
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set(xlabel="Tokens read", ylabel="Perplexity")
     legend(ax)
     return ax

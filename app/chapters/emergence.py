@@ -163,7 +163,8 @@ def exports(run: Emergence, chapter: Chapter) -> None:
             for i, (recipe, moments) in enumerate(zip(run.recipes, run.moments, strict=True)):
                 if moments:
                     write(place / f"{i}-{recipe.attention}", recipe, list(moments), run.examples[i], run.status)
-            return export(parse(figure), place, Path(folder) / f"made.{kind}").read_bytes()
+            export(parse(figure), place, made := Path(folder) / f"made.{kind}")
+            return made.read_bytes()
 
     for figure, label in (("emergence", chapter.say("weight")), ("emergence-map", chapter.say("map-of"))):
         for kind, mime in FILES.items():

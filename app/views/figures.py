@@ -10,8 +10,8 @@ from PIL import Image
 
 from analysis.errors import sentence
 from analysis.export import Source, command, open_source, provenance
-from analysis.figures import FIGURES, Figure
-from analysis.figures.sheet import KINDS, WIDTHS, Layout, rendered
+from analysis.figures import FIGURES, AttentionStrip, Figure, HeadMap, Perplexity, SinkGrid, Strip, parse
+from analysis.figures.sheet import KINDS, WIDTHS, Layout, missing, rendered
 from analysis.record import save
 from analysis.report import page
 from analysis.texts import with_bos
@@ -46,6 +46,59 @@ def offered(needs: str) -> dict[str, str]:
     return {**found, FOLDER: ""}
 
 
+def arrive() -> None:
+    """Let figures begin with what the page shows that one comes from, or with what the address says."""
+    state, asked = st.session_state, st.query_params
+    state.setdefault("figure_begin", {})
+    state.setdefault("figure_problem", "")
+    if not state.get("arrived"):
+        return
+    seen = seen_elsewhere()
+    first = {"": "perplexity", "heads": "head-map"}.get(state.get("came_from"))
+    try:
+        named = parse(asked["figure"]) if "figure" in asked else None
+        state.figure_problem = ""
+    except ValueError as e:
+        named, state.figure_problem = None, f"The address of this page asks for what cannot be: {sentence(e)}"
+    if named is not None:
+        seen, first = {**seen, named.name: named}, named.name
+        run = REGISTRY.get(asked.get("run"))
+        if isinstance(run, LiveRun):
+            state.setdefault("live_run", run.id)
+        elif isinstance(run, Capturing):
+            state.captures = list(dict.fromkeys([*state.get("captures", []), run.id]))
+            state.setdefault("atlas_run", run.id)
+    # Only what has been seen since begins anew; all else stays as it was set here.
+    changed = {name for name, figure in seen.items() if state.figure_begin.get(name) != figure}
+    state.figure_begin |= seen
+    for key in [key for key in state if any(key.startswith(f"figure-{name}-") for name in changed)]:
+        del state[key]
+    if first in seen:
+        state["figure-name"] = first
+        state.pop(f"figure-source-{FIGURES[first].needs}", None)
+
+
+def seen_elsewhere() -> dict[str, Figure]:
+    """Figures of the heads, lanes and tokens that the other pages show, by name."""
+    state, seen = st.session_state, []
+    view, look, run = state.get("view"), state.get("atlas_look"), REGISTRY.get(state.get("live_run"))
+    head = {}
+    if view is not None and isinstance(run, LiveRun):
+        seen += [Perplexity(view.mode, view.reference), SinkGrid(view.chosen), Strip(view.chosen)]
+        head = dict(zip(("layer", "head"), view.head, strict=True)) if view.head else {}
+    kept = REGISTRY.get(state.get("atlas_run"))
+    if look is not None and isinstance(kept, Capturing) and kept.atlas is not None:
+        head = {"layer": look.layer, "head": look.head}
+        begin, end = look.region.rows if look.region else (0, HeadMap.tokens)
+        shown = {"begin": begin, "tokens": max(2, end - begin), "pool": look.pool, "colour": look.colour}
+        cells = "logits" if look.kind == "logits" else "weights"
+        seen.append(HeadMap(**head, **shown, cells=cells))
+        seen.append(AttentionStrip(**head, query=look.cross[0] if look.cross else -1))
+    elif head:
+        seen += [HeadMap(**head), AttentionStrip(**head)]
+    return {figure.name: figure for figure in seen}
+
+
 def source_of(figure: type[Figure], chosen: str, folder: str) -> Source:
     """What the figure is made of.  Raises ValueError with what to do."""
     run = REGISTRY.get(chosen)
@@ -77,9 +130,12 @@ def sidebar() -> tuple[Figure | None, Layout | None, str, str, str]:
         kind = FIGURES[name]
         st.caption(" ".join(kind.__doc__.split("\n\n")[0].split()).replace("`", ""))
         names = offered(kind.needs)
-        chosen = names[st.selectbox("Made of", list(names), key=f"figure-source-{kind.needs}")]
+        shown = [label for label, found in names.items() if found and found == st.session_state.get("atlas_run")]
+        first = list(names).index(shown[0]) if shown else 0
+        chosen = names[st.selectbox("Made of", list(names), first, key=f"figure-source-{kind.needs}")]
         folder = "" if chosen else st.text_input("Folder", key=f"figure-folder-{kind.needs}").strip()
-        values = {f.name: setting_control(f"figure-{name}", f, None, kind) for f in kind.settings()}
+        begin = st.session_state.figure_begin.get(name)
+        values = {f.name: setting_control(f"figure-{name}", f, begin, kind) for f in kind.settings()}
         st.caption("The page that it stands on")
         left, right = st.columns(2)
         venue = left.selectbox("Venue", list(WIDTHS), key="figure-venue", help="How wide it is")
@@ -111,8 +167,11 @@ def draw() -> None:
     figure, layout, file, chosen, folder = sidebar()
     project()
     heading("Figures for a paper")
+    if st.session_state.figure_problem:
+        st.error(plain(st.session_state.figure_problem))
     if figure is None:
         return
+    st.query_params.update({"figure": str(figure)} | ({"run": chosen} if chosen else {}))
     out = Path(f"{figure.name}.{file}")
     try:
         source = source_of(type(figure), chosen, folder)
@@ -124,7 +183,8 @@ def draw() -> None:
     except ValueError as e:
         st.info(plain(sentence(e)))
         return
-    width, height = layout.size(figure)
+    if note := missing(data):
+        st.warning(plain(note))
     with st.container(horizontal=True, vertical_alignment="center"):
         st.download_button(
             f"Download {out}", made, str(out), TYPES.get(file, "application/octet-stream"), type="primary",
@@ -139,8 +199,13 @@ def draw() -> None:
                 "Report of this run", lambda: page(source).encode(), "report.html", "text/html",
                 icon=":material/summarize:", on_click="ignore", help="One page that opens without network or Python",
             )  # fmt: skip
-        st.caption(f"{width:.2f} × {height:.2f} in · {len(made) / 1000:,.0f} kB")
+        st.caption(f"{WIDTHS[layout.venue]:.2f} in wide · {len(made) / 1000:,.0f} kB")
     preview(figure, data, layout, file, made, about)
+    st.caption("What a paper says beside it:")
+    st.code(about["caption"], language=None, wrap_lines=True)
+    if about["bibtex"]:
+        with st.expander("Sources as BibTeX"):
+            st.code(about["bibtex"], language="bibtex")
     if about["text"] and about["begins"] is not None:
         st.caption(plain(f"Of {about['model']} on {about['text']}, which begins {with_bos(about['begins'])}."))
     passing = source.place.is_relative_to(tempfile.gettempdir())
@@ -150,4 +215,5 @@ def draw() -> None:
 
 
 st.session_state.setdefault("revision", 0)
+arrive()
 draw()

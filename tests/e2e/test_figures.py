@@ -34,16 +34,22 @@ def test_a_run_of_the_page_becomes_a_figure_and_a_report(app, page, tidy):
     wait_read(page, 1, 200)
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("Stopped.").wait_for()
+    page.get_by_role("button", name="compare with this", exact=True).last.click()
     page.get_by_role("link", name="Figures").click()
-    page.get_by_text("This figure is made of a captured stretch").wait_for()
-    page.get_by_role("combobox", name="Figure").click()
-    page.get_by_role("option", name="Perplexity curves").click()
+    # The figure begins with what the page showed: its curve, and its reference by name.
     page.get_by_text("The same file from a command line:").wait_for()
+    assert "reference=1" in page.locator("[data-testid='stCode']").last.inner_text()
+    assert page.get_by_text("Perplexity curves.").count()
+    page.get_by_text("Sources as BibTeX").click()
+    page.get_by_text("xiao2023streamingllm").wait_for()
+    page.reload()
+    page.get_by_text("The same file from a command line:").wait_for()
+    assert "reference=1" in page.locator("[data-testid='stCode']").last.inner_text()
     assert download(page, "Download perplexity.pdf").startswith(b"%PDF")
     page.get_by_role("combobox", name="File").click()
     page.get_by_role("option", name="svg").click()
     svg = download(page, "Download perplexity.svg").decode()
-    assert "Tokens read" in svg and "python -m analysis figure" in svg and "Window 64" in svg
+    assert "Tokens read" in svg and "python -m analysis figure" in svg and "times that of Window 64" in svg
     page.get_by_text("As a black-and-white printer has it").click()
     page.locator("[data-testid='stImage'] img").wait_for()
     report = download(page, "Report of this run").decode()
@@ -51,7 +57,7 @@ def test_a_run_of_the_page_becomes_a_figure_and_a_report(app, page, tidy):
     # The command finds what the page has saved.
     place = next((ROOT / "runs").glob("page-*/run.json"))
     assert json.loads(place.read_text())["status"] == "saved"
-    assert place.parent.name in page.locator("[data-testid='stCode']").inner_text()
+    assert place.parent.name in page.locator("[data-testid='stCode']").last.inner_text()
     assert not page.problems and not page.strangers
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from . import addresses, commands, kills, parsers
+from . import addresses, commands, figures, kills, parsers
 from .seeds import everything
 
-PARSED, COMMANDS, KILLS, ADDRESSES = 220, 2_200, 28, 80
-"""Tries of each parser's row, of all commands together, of each command that is killed, and of each page."""
+PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN = 220, 2_200, 28, 80, 60
+"""Tries of each parser's row, of all commands together, of each command that is killed, of each page and figure."""
 
 
 def table(title: str, rows: Iterable[parsers.Row]) -> int:
@@ -37,10 +37,11 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     asked.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="the same seed, the same tries")
     asked.add_argument("--share", type=float, default=1.0, help="of the tries")
-    asked.add_argument("--only", choices=("parsers", "commands", "kills", "addresses"), help="only these")
+    rows = ("parsers", "commands", "kills", "addresses", "figures")
+    asked.add_argument("--only", choices=rows, help="only these")
     chosen = asked.parse_args()
     print(f"seed {chosen.seed}")
-    tries = [max(1, round(n * chosen.share)) for n in (PARSED, COMMANDS, KILLS, ADDRESSES)]
+    tries = [max(1, round(n * chosen.share)) for n in (PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN)]
     failures = 0
     with tempfile.TemporaryDirectory(prefix="sinkscope-fuzz-") as folder:
         seeds = everything(Path(folder))
@@ -53,6 +54,8 @@ def main() -> None:
             failures += table("kills", kills.rows(chosen.seed, tries[2]))
         if chosen.only in (None, "addresses"):
             failures += table("pages", addresses.rows(chosen.seed, tries[3]))
+        if chosen.only in (None, "figures"):
+            failures += table("figures", figures.rows(chosen.seed, tries[4]))
     sys.exit(failures > 0)
 
 

@@ -1,0 +1,72 @@
+"""What a paper says beside a figure: a caption, and whom to cite, as BibTeX."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..policies import parse
+from .base import Figure
+
+WORKS = {
+    "streaming": ("xiao2023streamingllm", "Efficient Streaming Language Models with Attention Sinks", "2309.17453",
+                  "Xiao, Guangxuan and Tian, Yuandong and Chen, Beidi and Han, Song and Lewis, Mike"),
+    "h2o": ("zhang2023h2o",
+            "{H2O}: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models", "2306.14048",
+            "Zhang, Zhenyu and others"),
+    "tova": ("oren2024tova", "Transformers are Multi-State {RNN}s", "2401.06104", "Oren, Matanel and others"),
+    "snapkv": ("li2024snapkv", "{SnapKV}: {LLM} Knows What You are Looking for Before Generation", "2404.14469",
+               "Li, Yuhong and others"),
+    "knorm": ("devoto2024knorm", "A Simple and Effective {L2} Norm-Based Strategy for {KV} Cache Compression",
+              "2406.11430", "Devoto, Alessio and others"),
+    "keydiff": ("park2025keydiff", "{KeyDiff}: Key Similarity-Based {KV} Cache Eviction for Long-Context {LLM} "
+                "Inference in Resource-Constrained Environments", "2504.15364", "Park, Junyoung and others"),
+    "scissorhands": ("liu2023scissorhands", "Scissorhands: Exploiting the Persistence of Importance Hypothesis for "
+                     "{LLM} {KV} Cache Compression at Test Time", "2305.17118", "Liu, Zichang and others"),
+    "lagkv": ("liang2025lagkv", "{LagKV}: Lag-Relative Information of the {KV} Cache Tells Which Tokens Are Important",
+              "2504.04704", "Liang, Manlai and others"),
+    "pyramid": ("cai2024pyramidkv", "{PyramidKV}: Dynamic {KV} Cache Compression based on Pyramidal Information "
+                "Funneling", "2406.02069", "Cai, Zefan and others"),
+    "duo": ("xiao2024duoattention", "{DuoAttention}: Efficient Long-Context {LLM} Inference with Retrieval and "
+            "Streaming Heads", "2410.10819", "Xiao, Guangxuan and others"),
+    "sinks": ("gu2024attentionsink", "When Attention Sink Emerges in Language Models: An Empirical View", "2410.10781",
+              "Gu, Xiangming and others"),
+    "massive": ("sun2024massive", "Massive Activations in Large Language Models", "2402.17762",
+                "Sun, Mingjie and Chen, Xinlei and Kolter, J. Zico and Liu, Zhuang"),
+    "embedded": ("allal2025smollm2", "{SmolLM2}: When Smol Goes Big -- Data-Centric Training of a Small Language Model",
+                 "2502.02737", "Ben Allal, Loubna and others"),
+}  # fmt: skip
+"""Key, title, number at arXiv and authors, by the policy, figure or model that comes from it."""
+OF_FIGURES = {
+    "massive": ("massive",), "mean-logits": ("streaming",), "emergence": ("sinks",), "emergence-map": ("sinks",),
+    "sink-grid": ("sinks",), "sink-depth": ("sinks",), "head-map": ("sinks",), "map-grid": ("sinks",),
+}  # fmt: skip
+
+
+def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str]) -> str:
+    """What is seen, of which model on which text, under which policies; `spec`: as far as it is known."""
+    shown = " ".join(type(figure).__doc__.split("\n\n")[0].split()).replace("`", "").rstrip(".")
+    settings = ", ".join(f"{f.name} {getattr(figure, f.name)}" for f in figure.settings())
+    told = [f"{figure.title}. {shown}" + (f" ({settings})." if settings else ".")]
+    if isinstance(model := spec.get("model"), str):
+        model = "SmolLM2-135M-Instruct" if model == "embedded" else model
+        how = f", {spec['dtype']}" if spec.get("dtype") else ""
+        text = f" on {spec['text']}" if spec.get("text") else ""
+        tokens = f" ({spec['tokens']:,} tokens{how})" if spec.get("tokens") else ""
+        told.append(f"{model}{text}{tokens}.")
+    if policies:
+        told.append(f"{'Policy' if len(policies) == 1 else 'Policies'}: {', '.join(parse(p).label for p in policies)}.")
+    return " ".join((*told, "Made with Sinkscope."))
+
+
+def bibtex(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str]) -> str:
+    """Entries of the papers that the policies, the figure and the model come from; empty where there are none."""
+    names = [parse(p).name for p in policies] + list(OF_FIGURES.get(figure.name, ()))
+    if spec.get("model") == "embedded":
+        names.append("embedded")
+    return "\n\n".join(_entry(*WORKS[name]) for name in dict.fromkeys(names) if name in WORKS)
+
+
+def _entry(key: str, title: str, number: str, authors: str) -> str:
+    return (
+        f"@misc{{{key},\n  title = {{{title}}},\n  author = {{{authors}}},\n  year = {{20{number[:2]}}},\n"
+        f"  eprint = {{{number}}},\n  archivePrefix = {{arXiv}}\n}}"
+    )
