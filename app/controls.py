@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from analysis import texts
-from analysis.dtypes import decide
+from analysis.dtypes import AUTO, Decision, decide
 from analysis.errors import sentence
 from analysis.palette import labels
 from analysis.policies import POLICIES, Policy, parse
@@ -21,6 +21,7 @@ from analysis.record import Spec
 from analysis.settings import Settings, quoted
 from analysis.texts import BOS, SPECIAL, setting
 from app import address
+from app.libraries import LIBRARIES
 from app.plain import plain
 
 BEGINS = {"auto": "as usual", "on": "on", "off": "off"}
@@ -84,6 +85,13 @@ def readdress(names: Collection[str], values: Mapping[str, str | list[str]]) -> 
         st.query_params.from_dict(wanted)
 
 
+def decision(dtype: str) -> Decision:
+    """What a dtype stands for on this machine: for `auto` torch is asked, which may still be on its way."""
+    if dtype == AUTO:
+        LIBRARIES.load()
+    return decide(dtype)
+
+
 class Chosen(NamedTuple):
     """A model and how it is loaded; the fields of a Spec that say so."""
 
@@ -116,7 +124,7 @@ class Chosen(NamedTuple):
 
     def decided(self) -> "Chosen":
         """The same, with the dtype that `auto` stands for on this machine: what a Spec says."""
-        return self._replace(dtype=decide(self.dtype).dtype)
+        return self._replace(dtype=decision(self.dtype).dtype)
 
 
 READING = {"bos": BOS, "special": SPECIAL}
@@ -138,7 +146,7 @@ def model_controls(key: str, now: Chosen) -> Chosen:
         help="auto: bfloat16 where this machine multiplies it faster than float32; it is a little less exact",
     )
     if dtype == "auto":
-        left.caption(plain(decide(dtype).why))
+        left.caption(plain(decision(dtype).why))
     weights = right.selectbox(
         "Weights",
         list(WEIGHTS),

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from app import libraries, opening
+from analysis.dtypes import Decision
+from app import controls, libraries, opening
+from app.controls import Chosen
 from app.libraries import LIBRARIES, Libraries
 
 MAIN = str(Path(__file__).parent.parent / "app" / "main.py")
@@ -80,3 +82,13 @@ def test_the_first_page_is_there_at_once_and_they_follow(monkeypatch):
     at = AppTest.from_file(MAIN, default_timeout=60).run()
     assert not at.exception and any("The four policies" in b.label for b in at.button)
     assert begun == [opening.DRAWN]
+
+
+def test_asking_torch_what_is_fastest_waits_for_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(LIBRARIES, "load", lambda: asked.append("load"))
+    monkeypatch.setattr(controls, "decide", lambda dtype: asked.append(dtype) or Decision("float32", ""))
+    assert Chosen(dtype="auto").decided().dtype == "float32" and asked == ["load", "auto"]
+    asked.clear()
+    Chosen(dtype="bfloat16").decided()
+    assert asked == ["bfloat16"]
