@@ -57,13 +57,15 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     if shown == "window":
         if run.windows:
             figure = passes(run.windows, chapter)
-            chart.mount(figure, key="cost-window", alt=chapter.say("alt-window", values=values), height=290)
+            chart.mount(
+                figure, key="cost-window", alt=chapter.say("alt-window", values=values), height=290, projected=42
+            )
         else:
             st.info(chapter.say("waiting"))
     else:
         figure = lanes(run, chapter, page, memory=shown == "memory")
         alt = chapter.say("alt-memory" if shown == "memory" else "alt", values=values)
-        chart.mount(figure, key=f"cost-{shown}", alt=alt, height=290)
+        chart.mount(figure, key=f"cost-{shown}", alt=alt, height=290, projected=42)
     if run.windows:
         table.append(_passes(chapter.say("in-window"), *_columns(run.windows)))
     names = ("method", "read", "theory", "attention", "whole", "fixed", "share")

@@ -103,10 +103,10 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         )  # fmt: skip
     state["at"] = at
     seen = [_at(m, at) for m in moments]
-    chart.mount(grown(trained, moments, labels, at, chapter), key="emergence-curves", height=280,
+    chart.mount(grown(trained, moments, labels, at, chapter), key="emergence-curves", height=280, projected=38,
                 alt=chapter.say("alt", values=values))  # fmt: skip
     chart.mount(
-        maps(seen, labels, chapter), key="emergence-maps", height=270,
+        maps(seen, labels, chapter), key="emergence-maps", height=270, projected=33,
         alt=" ".join(chapter.say("alt-map", step=m.step, weight=f"{m.sink:.2f}") for m in seen),
     )  # fmt: skip
 

@@ -44,4 +44,4 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     numbers(found)
     alt = chapter.say("alt", values="; ".join(f"{name}: {value}" for name, value, _ in found))
     figure = curves(lines, looks(run.spec.policies), page.say("tokens"), chapter.say("relative"), 3)
-    chart.mount(figure, key="enough-chart", alt=alt, height=370)
+    chart.mount(figure, key="enough-chart", alt=alt, height=370, projected=71)

@@ -62,6 +62,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         bars(rows, tokens, chapter),
         key="heads-chart",
         height=340,
+        projected=38,
         alt=chapter.say("alt", tokens=f"{tokens:,}", values=values),
     )
     predicted = predicted_bytes(own.layers, own.kv_heads, own.head_dim, 1, own.network.dtype.itemsize)

@@ -56,6 +56,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         key="nothing-norms",
         alt=chapter.say("alt-norms", values=", ".join(f"{v:.2f}" for v in value)),
         height=270,
+        projected=42,
     )
     taken = st.segmented_control(
         chapter.say("take"), list(TAKEN), format_func=chapter.say, default="none", required=True, key="nothing-take"
@@ -67,7 +68,9 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         found = {name: perplexity(name, stage.bos()) for name in TAKEN if name in pressed}
     values = ", ".join(f"{chapter.say(n)}: {p:.1f}" for n, p in found.items())
     st.caption(chapter.say("perplexity", begin=BEGIN, end=END))
-    chart.mount(bars(found, chapter), key="nothing-bars", alt=chapter.say("alt-bars", values=values), height=190)
+    chart.mount(
+        bars(found, chapter), key="nothing-bars", alt=chapter.say("alt-bars", values=values), height=190, projected=28
+    )
 
 
 def _ratio(sizes: Measured, kind: str) -> np.ndarray:

@@ -74,7 +74,11 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             right.metric(chapter.say("nowhere"), f"{nowhere:.3f}")
         shown = ", ".join(f"{word} {w:.2f}" for word, w in zip(words, weights, strict=True))
         chart.mount(
-            bars(words, weights, nowhere, chapter), key="row-chart", alt=chapter.say("alt", weights=shown), height=270
+            bars(words, weights, nowhere, chapter),
+            key="row-chart",
+            alt=chapter.say("alt", weights=shown),
+            height=270,
+            projected=45,
         )
 
 

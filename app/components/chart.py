@@ -14,7 +14,8 @@ _component = st.components.v2.component(
 )
 
 
-def mount(figure: go.Figure, *, key: str, alt: str, height: int = 300) -> None:
-    """Draw a figure; `alt`: what it shows, in words and numbers; `height` in pixels."""
+def mount(figure: go.Figure, *, key: str, alt: str, height: int = 300, projected: int = 0) -> None:
+    """Draw a figure; `alt`: what it shows, in words and numbers; `height` in pixels; `projected`: on a projector, in
+    hundredths of the screen's height."""
     serve_plotly()
-    _component(data={"figure": figure.to_json(), "alt": alt, "height": height}, key=key)
+    _component(data={"figure": figure.to_json(), "alt": alt, "height": height, "projected": projected}, key=key)

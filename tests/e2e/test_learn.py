@@ -111,6 +111,40 @@ def test_a_chapter_is_linked_to_translated_and_projected(app, page):
     assert not page.problems and not page.strangers
 
 
+def test_a_projected_chapter_fills_the_screen_and_no_more(app, page):
+    page.set_viewport_size({"width": 1920, "height": 1080})
+    ends = """[...document.querySelectorAll('[data-testid=stMainBlockContainer] *')].filter((e) => e.checkVisibility())
+      .map((e) => e.getBoundingClientRect().bottom).reduce((a, b) => Math.max(a, b))"""
+    for name in ("row", "first", "heads"):
+        page.goto(f"{app}/learn?chapter={name}&projected=1")
+        opened(page, "en", name)
+        page.wait_for_function(f"0.85 * innerHeight < {ends}")
+        assert (
+            page.evaluate("(e => e.scrollHeight - e.clientHeight)(document.querySelector('[data-testid=stMain]'))") == 0
+        )
+        assert page.evaluate(ends) <= 1080
+
+
+def test_an_answer_closes_with_its_chapter_and_what_is_cut_is_said(app, page):
+    page.goto(f"{app}/learn?chapter=row&lang=zh")
+    opened(page, "zh", "row")
+    page.get_by_text("保留最前面的 10 个词元").wait_for()
+    page.get_by_role("textbox", name="你的句子").fill("one two three four five six seven eight nine ten eleven twelve")
+    page.get_by_role("textbox", name="你的句子").press("Enter")
+    page.get_by_text("共 12 个词元，只保留最前面的 10 个").wait_for()
+    answer = page.get_by_test_id("stExpander").locator("details")
+    page.get_by_text("答案", exact=True).click()
+    page.get_by_text("毫无变化").wait_for()
+    page.get_by_role("button", name="下一章").click()
+    opened(page, "zh", "first")
+    assert not answer.evaluate("(e) => e.open")
+    page.get_by_role("button", name="下一章").click()
+    page.get_by_role("button", name="下一章").click()
+    opened(page, "zh", "drop")
+    page.locator("[data-testid=stMetricLabel]", has_text="汇点加窗口").wait_for()
+    assert not page.problems and not page.strangers
+
+
 def test_sinks_are_dropped_while_the_model_reads(app, page):
     page.goto(f"{app}/learn?chapter=drop")
     opened(page, "en", "drop")

@@ -40,6 +40,7 @@ function makeChart(root) {
   chart.show = (next) => {
     newest = { ...next, figure: JSON.parse(next.figure) };
     node.style.setProperty("--height", `${next.height}px`);
+    node.style.setProperty("--projected", `${next.projected}vh`);
     node.setAttribute("aria-label", next.alt);
     ask();
   };
