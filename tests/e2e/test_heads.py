@@ -41,6 +41,8 @@ def test_a_captured_stretch_is_panned_zoomed_and_compared(app, page, tmp_path):
     world.press("0")
     page.mouse.click(box["x"] + 79, box["y"] + 300)
     page.get_by_text("Attention from the text to").wait_for()
+    # The pair is marked, and the mark goes with the map.
+    page.wait_for_function("window.__sinkscope_atlas.marked?.[1] === 0")
     # Small maps of all heads of the layer; a press opens one.
     page.get_by_role("combobox", name="Small maps").click()
     page.get_by_role("option", name="heads of this layer").click()
@@ -53,7 +55,10 @@ def test_a_captured_stretch_is_panned_zoomed_and_compared(app, page, tmp_path):
     folder.press("Enter")
     page.get_by_role("button", name="Open again").click()
     page.wait_for_function("window.__sinkscope_atlas?.tile >= 1")
-    page.get_by_text("399 tokens of hamlet").wait_for()
+    page.get_by_text("400 tokens of hamlet").wait_for()
+    page.get_by_role("combobox", name="Small maps").click()
+    page.get_by_role("option", name="heads of this layer").click()
+    page.locator(".sk-many button").nth(8).wait_for()
     folder.fill("")
     folder.press("Enter")
     page.get_by_role("button", name="Dense").click()
@@ -63,12 +68,18 @@ def test_a_captured_stretch_is_panned_zoomed_and_compared(app, page, tmp_path):
     page.keyboard.press("Escape")
     set_number(page, "Tokens", 400)
     page.get_by_role("button", name="Capture").click()
-    page.get_by_text("Sinks + window 4 + 252 · 399 tokens").wait_for()
+    page.get_by_text("Sinks + window 4 + 252 · 400 tokens").wait_for()
+    # Small maps were asked for before, and are there again.
+    page.locator(".sk-many button").nth(8).wait_for()
     page.get_by_role("combobox", name="Compare with").click()
-    page.get_by_role("option", name="dense").click()
+    page.get_by_role("option", name="Dense, hamlet, 400 tokens").click()
     page.locator(".sk-world").nth(1).wait_for()
+    page.wait_for_function("document.querySelectorAll('.sk-world')[1].clientWidth > 0")
+    left, right = (page.locator(".sk-world").nth(i).bounding_box() for i in (0, 1))
+    assert abs(left["y"] - right["y"]) < 30 and right["x"] >= left["x"] + left["width"] > 400
     page.get_by_text("difference").click()
     page.get_by_text("minus Dense").wait_for()
+    page.wait_for_function("window.__sinkscope_atlas.low === -window.__sinkscope_atlas.high")
     assert not page.problems and not page.strangers
 
 

@@ -33,7 +33,7 @@ function makeAtlas(root) {
   function draw() {
     if (!newest || !root.isConnected) return;
     frame = decode(newest);
-    window.__sinkscope_atlas = { tile: frame.tile, scale: frame.look.scale, head: frame.head };
+    window.__sinkscope_atlas = { tile: frame.tile, scale: frame.look.scale, head: frame.head, low: frame.low, high: frame.high, marked: frame.cross && [frame.cross.row, frame.cross.column] };
     const theme = themeOf(root);
     flag(root, "sk-dark", theme.dark);
     shared.linear = frame.colour === "linear";
