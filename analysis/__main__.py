@@ -459,7 +459,8 @@ def emergence(
     place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-emergence"
     if next(iter([*place.glob("run.json"), *place.glob("*/run.json")]), None):
         raise ValueError(f"{place} holds a run already: choose another folder for --out")
-    files.new_folder(place)
+    if len(asked) > 1:
+        files.new_folder(place)
     table = Table("Attention", *map(_right, ("Steps", "Weight on token 0", "Its value's norm", "Copied", "All tokens")))
     stopped, failed = False, list[Exception]()
     with Bars(out) as bar:

@@ -194,10 +194,10 @@ class Keeper:
         self.place, self.problem = place, ""
         self._training, self._moments = training, list[Moment]()
         self._next = 0.0
-        files.new_folder(place)
         recipe = training.recipe
         # As large as they can be; and once more, since they are written beside.
         files.check_room(place, 2 * (recipe.steps // every + 2) * 2 * recipe.length**2, "this training")
+        files.new_folder(place)
 
     def add(self, moment: Moment) -> None:
         """Take in what the model is like now."""

@@ -50,8 +50,8 @@ class Folder:
 
     def __init__(self, path: Path, run: Run, *, text_sha256: str, weights_sha256: str, tokens: int = 0) -> None:
         self.path, self.run = path, run
-        files.new_folder(path, "a run" if (path / "run.json").exists() else "something")
         files.check_room(path, 2 * BYTES * tokens * len(run.tracks), "this run")
+        files.new_folder(path, "a run" if (path / "run.json").exists() else "something")
         self._about = {**_about(run, text_sha256, weights_sha256), "process": here()}
         self._schema = TOKENS if run.spec.sampling is None else TOKENS.append(ROLE)
         self._reserve = path / ".reserve"
