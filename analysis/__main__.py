@@ -83,7 +83,6 @@ def stream(
             out.print(f"[yellow]note:[/] {warning}", soft_wrap=True)
     _say_changed(spec)
     status, failed = "finished", dict[int, Exception]()
-    previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         with Bars(out, rates=True) as progress:
             bars = [progress.add_task(p.label, total=len(ids), completed=1, rate="") for p in policies]
@@ -104,8 +103,6 @@ def stream(
     except Exception:
         folder.finish("failed")
         raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     status = "failed" if failed and status == "finished" else status
     folder.finish(status)
     out.print(summary(run))
@@ -592,6 +589,8 @@ def list_texts() -> None:
 
 def main() -> None:
     """Run a command; what the person can mend is one line and exit status 2, all else is raised to end the process."""
+    # A polite request to end is Ctrl-C's: whoever works keeps what there is, or removes what is of no use.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = app(standalone_mode=False)
     except UsageError as e:

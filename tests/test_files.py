@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -196,6 +197,25 @@ def test_capture_that_is_stopped_leaves_nothing(tiny_llama, tmp_path):
     assert (tmp_path / "s" / "queries.npy").stat().st_blocks * 512 >= 3 * 4 * 40 * 8 * 4
     going.close()
     assert not (tmp_path / "s").exists()
+
+
+def test_a_polite_request_to_end_is_an_interruption(run, tmp_path, monkeypatch):
+    """Raised where it would come: while the command works."""
+    moments = Training.moments
+
+    def ending(self, every):
+        for moment in moments(self, every):
+            yield moment
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Training, "moments", ending)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        code, *_ = run("emergence", "steps=9,width=16,length=16,batch=2", "--every", "1", "--out", str(tmp_path / "e"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert code == 130 and len(read(tmp_path / "e")[0].curves["step"]) == 1
+    assert json.loads((tmp_path / "e" / "run.json").read_text())["status"] == "interrupted"
 
 
 def ended() -> dict:

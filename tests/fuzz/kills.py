@@ -95,7 +95,7 @@ def _stream(place: Path, code: int) -> str:
         run, about = load(place), about_of(place)
     except Exception as e:
         return f"{type(e).__name__}: {e}"
-    wanted = {-9: "killed", -15: "killed", 130: "interrupted", 0: "finished"}.get(code)
+    wanted = {-9: "killed", 130: "interrupted", 0: "finished"}.get(code)
     if about["status"] != wanted or run.status != wanted:
         return f"its status is {about['status']}"
     for track in run.tracks:
@@ -109,7 +109,7 @@ def _capture(place: Path, code: int) -> str:
     try:
         Stretch(place)
     except ValueError as e:
-        if code not in (-9, -15, 130):
+        if code not in (-9, 130):
             return f"status {code}, and {e}"
         if code == 130 and left:
             return f"it left {left}"
@@ -127,7 +127,7 @@ def _emergence(place: Path, code: int) -> str:
     except Exception as e:
         return f"{type(e).__name__}: {e}"
     status = status_of(json.loads((place / "run.json").read_text()))
-    if status != {-9: "killed", -15: "killed", 130: "interrupted", 0: "finished"}.get(code):
+    if status != {-9: "killed", 130: "interrupted", 0: "finished"}.get(code):
         return f"its status is {status}"
     steps = trained.curves["step"]
     return "" if np.array_equal(steps, np.arange(len(steps)) * 5) else "moments are missing"
