@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -178,6 +179,10 @@ def write(place: Path, recipe: Recipe, moments: Sequence[Moment], example: NDArr
             tokens=example,
         )
     files.write(place / "curves.csv", curves(moments))
+    _say(place, recipe, status)
+
+
+def _say(place: Path, recipe: Recipe, status: str) -> None:
     about = {"recipe": asdict(recipe), "status": status, "torch": torch.__version__}
     about |= {"process": here()} if status == RUNNING else {}
     files.write(place / "run.json", json.dumps(about, indent=2) + "\n")
@@ -198,6 +203,10 @@ class Keeper:
         # As large as they can be; and once more, since they are written beside.
         files.check_room(place, 2 * (recipe.steps // every + 2) * 2 * recipe.length**2, "this training")
         files.new_folder(place)
+        try:
+            files.reserve(place)
+        except OSError as e:
+            raise files.unwritten(place, e) from e
 
     def add(self, moment: Moment) -> None:
         """Take in what the model is like now."""
@@ -217,10 +226,13 @@ class Keeper:
 
     def finish(self, status: str) -> None:
         """Write all of it.  Raises ValueError where the disk does not take it: then it is as it was written last."""
+        files.release(self.place)
         if not self._moments:
             return
         self._write(status)
         if self.problem:
+            with suppress(ValueError):
+                _say(self.place, self._training.recipe, "failed")
             raise ValueError(self.problem)
 
 

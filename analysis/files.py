@@ -225,6 +225,18 @@ def check_room(path: Path, needed: int, what: str) -> None:
         )
 
 
+def reserve(folder: Path) -> None:
+    """Keep a little room in a folder, for the last words of who writes there.  Raises OSError where there is none."""
+    with (folder / ".reserve").open("wb") as f:
+        f.write(os.urandom(RESERVE))
+
+
+def release(folder: Path) -> None:
+    """Give that room back."""
+    with suppress(OSError):
+        (folder / ".reserve").unlink()
+
+
 def _size(count: int) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
 

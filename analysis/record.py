@@ -6,7 +6,6 @@ screens.
 """
 
 import json
-import os
 import platform
 import signal
 import threading
@@ -54,10 +53,8 @@ class Folder:
         files.new_folder(path, "a run" if (path / "run.json").exists() else "something")
         self._about = {**_about(run, text_sha256, weights_sha256), "process": here()}
         self._schema = TOKENS if run.spec.sampling is None else TOKENS.append(ROLE)
-        self._reserve = path / ".reserve"
         try:
-            with self._reserve.open("wb") as f:
-                f.write(os.urandom(files.RESERVE))
+            files.reserve(path)
             self._write_about(RUNNING)
             self._files = [(path / name).open("wb") for name in GROWING]
             self._events = (path / "events.jsonl").open("a", encoding="utf-8")
@@ -133,8 +130,7 @@ class Folder:
         for closing in (self._tokens, self._sinks, *self._files, self._events):
             with suppress(OSError):
                 closing.close()
-        with suppress(OSError):
-            self._reserve.unlink()
+        files.release(self.path)
         del self._about["process"]
         try:
             _write_tables(self.run, self.path)

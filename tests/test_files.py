@@ -279,6 +279,13 @@ def test_a_training_is_kept_as_it_goes_and_when_the_disk_is_full(tmp_path, monke
         with pytest.raises(ValueError, match="No space left"):
             kept.finish("finished")
     assert read(tmp_path / "t")[0].curves["step"].tolist() == [0, 1]
+    with monkeypatch.context() as patch:
+        patch.setattr("analysis.emergence.np.savez_compressed", full)
+        with pytest.raises(ValueError, match="No space left"):
+            kept.finish("finished")
+    # The room that was kept for it is enough to say so.
+    assert json.loads((tmp_path / "t" / "run.json").read_text())["status"] == "failed"
+    assert not (tmp_path / "t" / ".reserve").exists()
     for moment in moments:
         kept.add(moment)
     kept.finish("finished")
