@@ -620,9 +620,7 @@ def failed(_, e: BaseException, __) -> None:
     """Say in one line that a mistake of ours has ended a command, and put it into the log; the status is then 1."""
     name = f"error {secrets.token_hex(3)}"
     try:
-        from .fetch import cache_folder
-
-        errors.log_to(file := cache_folder() / "errors.log")
+        errors.log_to(file := files.cache_folder() / "errors.log")
         errors.log(e, name)
         name = f"{name} in {file}"
     except Exception:

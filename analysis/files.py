@@ -29,6 +29,13 @@ RESERVE = 2**16
 T = TypeVar("T")
 
 
+def cache_folder() -> Path:
+    """Where converted models lie: $SINKSCOPE_CACHE, or a folder in the user's cache."""
+    if named := os.environ.get("SINKSCOPE_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sinkscope"
+
+
 def contents(path: Path, most: int = MOST_JSON) -> bytes:
     """All bytes of a regular file of at most `most`.  Raises ValueError where it is none."""
     try:

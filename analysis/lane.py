@@ -608,7 +608,8 @@ class Lane:
         newest tokens that all of them hold.
         """
         self.source.allow(policy)
-        if isinstance(policy, Duo):
+        if isinstance(policy, Duo) and len(self.source.tokens):
+            # Of a conversation in which nothing was said there is nothing to measure yet.
             self.source.full_heads(policy)
         self.settle()
         before, first, early = self.policy, self.policy.first, self._early

@@ -30,7 +30,7 @@ from . import conversions, files, gguf_metadata
 from .checkpoint import check_loaded, check_quantization, check_rope
 from .dtypes import AUTO, decide
 from .families import adapt, unreadable
-from .fetch import EMBEDDED_NAME, cache_folder, check_gguf, embedded, first_line, from_hub, weight_files
+from .fetch import EMBEDDED_NAME, check_gguf, embedded, first_line, from_hub, weight_files
 from .gguf_once import read_once
 from .memory import fits_on_one, gpus, needed, numbers_in
 from .progress import Tell, told
@@ -251,7 +251,7 @@ def _converted(path: Path, called: str, progress: Tell, make_room: Callable[[], 
     check_gguf(path)
     if path.stat().st_size < conversions.WORTH:
         return path
-    folder = conversions.folder_of(cache_folder(), path)
+    folder = conversions.folder_of(files.cache_folder(), path)
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
         files.check_room(folder, 4 * numbers_in(path), f"the conversion of {called}")

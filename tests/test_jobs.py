@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from app import runner
 from app.loading import Models
 from app.reader import LiveRun
 from app.runner import MOST_LIVE, Full, Job
+from app.talk import Talk
 
+from .fuzz import switches
 from .fuzz.jobs import Panic, kinds, model_with_words, settled, storm
 from .test_runner import begin, until
 
@@ -35,11 +38,26 @@ class Tab:
     open = True
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_is_raised_in_a_job_is_one_sentence_and_a_line_in_the_log(words, kind):
     """And the slot is free.  A few of the places at which something can be raised; the fuzzer takes more."""
-    assert sum(storm(words, [kind], 8, seed=11).values()) == 8
+    ends, wrong = storm(words, kind, 5, seed=11)
+    assert not wrong and ends.total() == 5
+
+
+def test_a_conversation_is_switched_to_measured_heads_before_a_word_was_said(registry, words, tmp_path):
+    talk = registry.start(partial(Talk, kinds(words, tmp_path)["chat"].args[0]))
+    until(talk, lambda: talk.status == "waiting")
+    talk.switch(0, parse("duo:window=8"), pin=True)
+    until(talk, lambda: "from the next token on" in talk.note)
+    talk.say("to be or not to be")
+    until(talk, lambda: talk._wished == talk._granted and not talk.busy and talk.status == "waiting")
+    assert [lane.turns[-1].why for lane in talk.lanes] == ["limit", "limit"]
+
+
+@pytest.mark.parametrize("job", [switches.reading, switches.talking])
+def test_frames_are_whole_while_lanes_are_switched(registry, words, job):
+    assert not job(registry, words, 12, seed=5)
 
 
 @pytest.mark.parametrize("thrown", [KeyError("parts"), Panic("slice"), SystemExit(1)], ids=repr)

@@ -13,11 +13,12 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from . import addresses, commands, figures, kills, parsers
+from . import addresses, commands, figures, jobs, kills, parsers, switches
 from .seeds import everything
 
-PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN = 220, 2_200, 28, 80, 60
-"""Tries of each parser's row, of all commands together, of each command that is killed, of each page and figure."""
+PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN, THROWN, SWITCHED = 220, 2_200, 28, 80, 60, 300, 3_000
+"""Tries of each parser's row, of all commands together, of each command that is killed, of each page and figure.
+Exceptions in each kind of job, and switches of each that can be switched."""
 
 
 def table(title: str, rows: Iterable[parsers.Row]) -> int:
@@ -37,11 +38,11 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     asked.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="the same seed, the same tries")
     asked.add_argument("--share", type=float, default=1.0, help="of the tries")
-    rows = ("parsers", "commands", "kills", "addresses", "figures")
+    rows = ("parsers", "commands", "kills", "addresses", "figures", "jobs")
     asked.add_argument("--only", choices=rows, help="only these")
     chosen = asked.parse_args()
     print(f"seed {chosen.seed}")
-    tries = [max(1, round(n * chosen.share)) for n in (PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN)]
+    tries = [max(1, round(n * chosen.share)) for n in (PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN, THROWN, SWITCHED)]
     failures = 0
     with tempfile.TemporaryDirectory(prefix="sinkscope-fuzz-") as folder:
         seeds = everything(Path(folder))
@@ -56,6 +57,10 @@ def main() -> None:
             failures += table("pages", addresses.rows(chosen.seed, tries[3]))
         if chosen.only in (None, "figures"):
             failures += table("figures", figures.rows(chosen.seed, tries[4]))
+        if chosen.only in (None, "jobs"):
+            model = jobs.model_with_words(Path(folder) / "words")
+            failures += table("jobs", jobs.rows(model, chosen.seed, tries[5]))
+            failures += table("switches while frames are made", switches.rows(model, chosen.seed, tries[6]))
     sys.exit(failures > 0)
 
 
