@@ -35,6 +35,7 @@ def test_a_run_of_the_page_becomes_a_figure_and_a_report(app, page, tidy):
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("Stopped.").wait_for()
     page.get_by_role("button", name="compare with this", exact=True).last.click()
+    page.get_by_text("times that of Window 64").first.wait_for()
     page.get_by_role("link", name="Figures").click()
     # The figure begins with what the page showed: its curve, and its reference by name.
     page.get_by_text("The same file from a command line:").wait_for()
