@@ -330,6 +330,11 @@ class Conversation:
             ids, roles = begun, np.concatenate((np.full(max(0, more), TEMPLATE, np.int8), roles[max(0, -more) :]))
         if not len(ids):
             raise ValueError("the prompt has no tokens: write some words")
+        if ids.max() >= (known := self.partner.model.vocabulary):
+            raise ValueError(
+                f"the tokenizer makes token {ids.max()} of this, and the model knows {known:,} tokens: choose a model "
+                "whose tokenizer is its own"
+            )
         self._check_room(len(ids))
         return prompt, ids, roles, names
 

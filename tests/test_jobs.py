@@ -7,6 +7,7 @@ import weakref
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis import models as library
@@ -53,6 +54,19 @@ def test_a_conversation_is_switched_to_measured_heads_before_a_word_was_said(reg
     talk.say("to be or not to be")
     until(talk, lambda: talk._wished == talk._granted and not talk.busy and talk.status == "waiting")
     assert [lane.turns[-1].why for lane in talk.lanes] == ["limit", "limit"]
+
+
+def test_a_word_that_the_model_has_no_token_for_is_said(registry, words, tmp_path, monkeypatch):
+    talk = registry.start(partial(Talk, kinds(words, tmp_path)["chat"].args[0]))
+    until(talk, lambda: talk.status == "waiting")
+    odd = np.array([5, 9999], np.int32), np.ones(2, np.int8), ()
+    with monkeypatch.context() as patch:
+        patch.setattr(talk.lanes[0].partner, "encode", lambda *_: odd)
+        talk.say("to be")
+        until(talk, lambda: "makes token 9999 of this, and the model knows 400 tokens" in talk.note)
+    talk.say("to be")
+    until(talk, lambda: talk._wished == talk._granted and not talk.busy and talk.status == "waiting")
+    assert [len(lane.turns) for lane in talk.lanes] == [1, 1]
 
 
 @pytest.mark.parametrize("job", [switches.reading, switches.talking])
