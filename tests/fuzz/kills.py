@@ -70,6 +70,8 @@ def _main(words: list[str]) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nowhere, stream)
+    # A shell lets what it runs in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["analysis", *words]
     main()
 
@@ -85,6 +87,10 @@ def _end(words: list[str], place: Path, how: signal.Signals, after: float) -> in
     with suppress(ProcessLookupError):
         os.kill(process.pid, how)
     process.join(120)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return 1
     return process.exitcode
 
 
