@@ -6,6 +6,7 @@ from analysis.errors import sentence
 from analysis.texts import BOS
 from app import slots
 from app.chapters import PLAYS, cost, drop, emergence, enough, stage
+from app.components import pager
 from app.controls import brand
 from app.lesson import LANGUAGES, Chapter, lesson
 from app.projection import project
@@ -87,25 +88,18 @@ def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
 
 
 def steps(page: Chapter) -> None:
-    """From one chapter to the next.
+    """From one chapter to the next."""
+    state = st.session_state.lesson
+    pager.mount(
+        list(PLAYS).index(state["chapter"]), len(PLAYS), (page.say("previous"), page.say("next")),
+        seen=state.get("turned", 0), key="lesson-pager", on_turn=turned,
+    )  # fmt: skip
 
-    A press that falls into a rerun is now and then told twice: so each button says where to, and not how far.
-    """
-    state, names = st.session_state.lesson, list(PLAYS)
-    at = names.index(state["chapter"])
-    before, after = names[max(0, at - 1)], names[min(at + 1, len(names) - 1)]
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(
-            page.say("previous"), on_click=go, args=(before,), disabled=at == 0, shortcut="Left", key="lesson-back"
-        )
-        st.button(
-            page.say("next"),
-            on_click=go,
-            args=(after,),
-            disabled=after == names[at],
-            shortcut="Right",
-            key="lesson-next",
-        )
+
+def turned() -> None:
+    turn = st.session_state["lesson-pager"]["turn"]
+    st.session_state.lesson["turned"] = turn["press"]
+    go(list(PLAYS)[max(0, min(len(PLAYS) - 1, int(turn["to"])))])
 
 
 def body(name: str, chapter: Chapter, page: Chapter) -> None:

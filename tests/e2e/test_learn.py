@@ -68,6 +68,20 @@ def test_every_chapter_is_opened_by_an_arrow_key(app, page, language):
     assert not page.problems and not page.strangers
 
 
+def test_no_press_is_lost_however_fast_they_come(app, page):
+    page.goto(f"{app}/learn?chapter=row")
+    opened(page, "en", "row")
+    # Seven chapters on and one back, faster than the page runs.
+    for key in ["ArrowRight"] * 7 + ["ArrowLeft"]:
+        page.locator("body").press(key)
+    opened(page, "en", "chunks")
+    page.get_by_role("button", name="1 · A row must sum to one").click()
+    opened(page, "en", "row")
+    page.get_by_role("button", name="Next").dblclick()
+    opened(page, "en", "nothing")
+    assert not page.problems and not page.strangers
+
+
 def test_a_row_is_played_with(app, page):
     page.goto(f"{app}/learn?chapter=1")
     opened(page, "en", "row")
