@@ -217,7 +217,9 @@ class Atlas:
             kept = (layer, group, run0, end, origin, segment.length)
             held = self._turned
             if held is None or held[0] != kept:
-                self._turned = held = kept, turned(keys(run0, end), reach.in_run(torch.arange(run0, end), origin))
+                held = kept, turned(keys(run0, end), reach.in_run(torch.arange(run0, end), origin))
+                # A few are soon rotated again, and would take the place of many.
+                self._turned = held if end - run0 > FIRST else self._turned
             k = held[1][: run1 - run0]
             scores = turned(query * scaling, reach.in_run(t, origin)) @ k.T
             # Only at its two edges does a band hold pairs that do not meet.
