@@ -1,6 +1,7 @@
 """What the tests share: a tiny random model, the embedded one, the official numbers.  No network, no stray files."""
 
 import functools
+import gc
 import os
 import shutil
 import sys
@@ -131,3 +132,9 @@ def pytest_collection_modifyitems(items):
 
 def pytest_unconfigure():
     shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
+
+
+def pytest_collection_finish():
+    """What has been imported stays: collecting garbage need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
