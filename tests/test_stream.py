@@ -11,6 +11,7 @@ from analysis.policies import Dense, Ranked, Recompute, Streaming, Window, parse
 from analysis.stream import next_lane, open_lanes, stream
 
 from . import naive
+from .families import own_nll
 
 POLICIES = ["dense", "window:window=20", "streaming:sinks=4,window=16", "streaming:sinks=4,window=16,positions=text"]
 POLICIES += ["streaming:sinks=1,window=16", "streaming:sinks=9,window=3", "window:window=2"]
@@ -256,8 +257,12 @@ def test_embedded_window_longer_than_text_equals_dense(embedded, oracle):
     np.testing.assert_allclose(mass, torch.stack([a[0, :, :, :4].sum(-1) for a in out.attentions]).numpy(), atol=1e-4)
 
 
-def test_bfloat16_perplexity_is_close(embedded, oracle):
+def test_bfloat16_is_off_by_chance_and_by_no_more_than_the_models_own_pass(embedded, oracle):
     ids, expected = oracle(4, 124)
-    half = AutoModelForCausalLM.from_config(embedded.network.config, dtype=torch.bfloat16).eval()
+    half = AutoModelForCausalLM.from_config(embedded.network.config, dtype=torch.bfloat16).eval().requires_grad_(False)
     half.load_state_dict(embedded.network.state_dict())
-    assert perplexity(read(half, ids, Streaming(4, 124))[0]) == pytest.approx(perplexity(expected), rel=2e-3)
+    # Which way a token is rounded depends on the processor: only a mean beyond its chance tells of a fault.
+    apart = read(half, ids, Streaming(4, 124))[0] - expected
+    assert abs(apart.mean()) <= 4 * apart.std() / len(apart) ** 0.5
+    own = own_nll(half, ids) - own_nll(embedded.network, ids)
+    assert apart.std() <= 1.5 * own.std()
