@@ -3,12 +3,15 @@
 import re
 
 import pytest
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
 
 def set_number(page, name, value):
     box = page.get_by_role("spinbutton", name=name)
+    # While a panel gives way to another, both have such a box.
+    expect(box).to_have_count(1)
     box.fill(str(value))
     box.press("Enter")
 
