@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from analysis import texts
-from analysis.dtypes import AUTO, Decision, decide
 from analysis.errors import sentence
+from analysis.models.dtypes import AUTO, Decision, decide
 from analysis.palette import labels
 from analysis.policies import POLICIES, Policy, parse
 from analysis.policies.duo import rows_of
-from analysis.record import Spec
+from analysis.runs.folder import Spec
 from analysis.settings import Settings, quoted
 from analysis.texts import BOS, SPECIAL, setting
 from app import address

@@ -14,9 +14,9 @@ from importlib import import_module
 PARTS = {
     "torch": "PyTorch",
     "transformers.modeling_utils": "transformers",
-    "analysis.stream": "what reads",
-    "analysis.chat": "what answers",
-    "analysis.measures": "what measures",
+    "analysis.engine.stream": "what reads",
+    "analysis.chat.conversation": "what answers",
+    "analysis.experiments.measures": "what measures",
 }
 """What is imported, in this order, and what a person calls it."""
 

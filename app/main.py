@@ -47,7 +47,7 @@ else:
     presence.mount(say("server-gone"))
     st.session_state.offered = bool(st.session_state.get("wanted"))
     if st.session_state.offered:
-        from app import slots
+        from app.panels import slots
 
         slots.offer(language if language in LANGUAGES else "en")
     if opened(page.url_path, page.title):

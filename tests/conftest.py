@@ -24,7 +24,8 @@ ORACLES = Path(__file__).parent / "oracles"
 @pytest.fixture(autouse=True, scope="session")
 def _each_network_is_checked_and_traced_once():
     """The check of a network is test_families' matter, and of its trace test_decoding's: elsewhere one is enough."""
-    from analysis import source, stream
+    from analysis.engine import context as source
+    from analysis.engine import stream
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stream, "adapt", functools.lru_cache(64)(stream.adapt))
@@ -55,7 +56,7 @@ def tiny_llama() -> LlamaForCausalLM:
 @pytest.fixture(scope="session")
 def embedded():
     """The embedded model in float32 on this machine's processor."""
-    from analysis.models import load
+    from analysis.models.loading import load
 
     return load("embedded", device="cpu")
 
@@ -100,7 +101,7 @@ def text(tmp_path_factory):
 def run(monkeypatch, capsys):
     """Exit status, standard output and standard error of a command."""
 
-    from analysis import __main__ as cli
+    from analysis.cli import main as cli
 
     def command(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["analysis", *arguments])
@@ -116,7 +117,7 @@ def run(monkeypatch, capsys):
 @pytest.fixture
 def registry():
     """Live runs of a test, which end with it."""
-    from app.runner import Registry
+    from app.jobs.runner import Registry
 
     registry = Registry()
     yield registry

@@ -22,10 +22,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from analysis.families import FAMILIES, adapt, unreadable
+from analysis.engine.check import adapt
+from analysis.engine.stream import open_lanes
+from analysis.families import FAMILIES, unreadable
+from analysis.families.rotary import Adapted
 from analysis.policies import Dense, Streaming, Window
-from analysis.rotary import Adapted
-from analysis.stream import open_lanes
 
 from . import causal
 from .naive import kept

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from analysis.engine.kv.ranked import RankedCache
+from analysis.engine.kv.split import SplitCache
 from analysis.policies import Duo
-from analysis.ranking import RankedCache
-from analysis.split import SplitCache
 
 
 def held(lane, layer, kv_head):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from analysis.engine.stream import open_lanes
 from analysis.policies import Dense
-from analysis.stream import open_lanes
 
 EXACT = {"random", "late", "scissorhands"}
 WITHIN = 128 * 2.0**-23

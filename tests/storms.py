@@ -24,12 +24,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from analysis.families import adapt
-from analysis.lane import Lane
-from analysis.maps import head_map, head_row
+from analysis.engine.check import adapt
+from analysis.engine.context import Source
+from analysis.engine.lane import Lane
+from analysis.engine.tracing import one_token
+from analysis.maps.recent import head_map, head_row
 from analysis.policies import POLICIES, Afresh, Ranked
-from analysis.source import Source
-from analysis.tracing import one_token
 
 from .families import tiny
 from .invariants import Tokens

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from analysis.engine.context import RankedPiece
 from analysis.policies import Afresh, Dense, Duo, Ranked, Streaming
 from analysis.policies.ranked import Seen
-from analysis.source import RankedPiece
 
 from . import invariants
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from analysis import ablation
-from analysis.ablation import Effect, knock_out_each, knock_outs
+from analysis.experiments import ablation
+from analysis.experiments.ablation import Effect, knock_out_each, knock_outs
 from analysis.metrics import excess
 from analysis.policies import Dense, Streaming
 

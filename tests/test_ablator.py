@@ -6,11 +6,11 @@ from functools import partial
 import numpy as np
 import pytest
 
-from analysis.ablation import knock_out_each
+from analysis.experiments.ablation import knock_out_each
 from analysis.policies import Streaming
-from analysis.record import Spec
-from app import runner
-from app.ablator import Ablation
+from analysis.runs.folder import Spec
+from app.jobs import runner
+from app.jobs.ablation import Ablation
 
 from .test_runner import text, until
 

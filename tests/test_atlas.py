@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.atlas import Atlas, Region
-from analysis.attention import Reading
-from analysis.capture import Stretch, capture, needed, tokenized
-from analysis.families import adapt
-from analysis.maps import head_map
-from analysis.measures import measure
+from analysis.engine.attention.band import Reach
+from analysis.engine.attention.banded import Reading
+from analysis.engine.check import adapt
+from analysis.engine.stream import open_lanes
+from analysis.experiments.measures import measure
+from analysis.maps.atlas import Atlas, Region
+from analysis.maps.capture import Stretch, capture, needed, tokenized
+from analysis.maps.recent import head_map
 from analysis.policies import Dense, Streaming, Window, parse
-from analysis.reach import Reach
-from analysis.record import Spec
-from analysis.stream import open_lanes
+from analysis.runs.folder import Spec
 from analysis.texts import Text
 
 from .families import tiny, words

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from analysis.atlas import Region
+from analysis.maps.atlas import Region
 from analysis.policies import Dense, Streaming
-from app.atlasframes import MANY, AtlasSender, Look, called, levels, span, whole
-from app.frames import coded
+from app.frames.atlas import MANY, AtlasSender, Look, called, levels, span, whole
+from app.frames.reading import coded
 
 from .families import words
 from .test_atlas import captured

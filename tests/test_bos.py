@@ -10,15 +10,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from analysis import texts
-from analysis.atlas import map_of
-from analysis.control import control_tokens
-from analysis.measures import samples_of, samples_of_text
-from analysis.models import LanguageModel, load
+from analysis.engine.context import Source
+from analysis.engine.stream import open_lanes
+from analysis.experiments.measures import samples_of, samples_of_text
+from analysis.maps.atlas import map_of
+from analysis.models.loading import LanguageModel, load
 from analysis.policies import parse
-from analysis.record import Spec
-from analysis.record import load as load_run
-from analysis.source import Source
-from analysis.stream import open_lanes
+from analysis.runs.folder import Spec
+from analysis.runs.folder import load as load_run
+from analysis.texts.control import control_tokens
 
 from . import tokenizers
 from .tokenizers import KINDS

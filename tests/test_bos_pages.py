@@ -8,15 +8,15 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from analysis import texts
-from analysis.record import Sampling, Spec
-from app.ablator import Ablation
-from app.capturer import Capturing
-from app.chatframes import ChatSender, ChatView
-from app.frames import Sender, View
+from analysis.runs.folder import Sampling, Spec
+from app.frames.chat import ChatSender, ChatView
+from app.frames.reading import Sender, View
+from app.jobs.ablation import Ablation
+from app.jobs.capture import Capturing
+from app.jobs.chat import Talk
+from app.jobs.measures import Measuring
+from app.jobs.reading import LiveRun
 from app.libraries import LIBRARIES
-from app.measurer import Measuring
-from app.reader import LiveRun
-from app.talk import Talk
 
 from .test_bos import gemma, written
 from .test_frames import decoded

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from analysis.engine.stream import open_lanes
 from analysis.policies import POLICIES, Ranked, parse
-from analysis.stream import open_lanes
 
 from .families import tiny, words
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from analysis.ablation import Effect
-from app import charts
+from analysis.experiments.ablation import Effect
+from app.panels import charts
 
 
 def test_effects_are_where_their_heads_are():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import chat
-from analysis.chat import (
+from analysis.chat import conversation as chat
+from analysis.chat.conversation import (
     ASSISTANT,
     TEMPLATE,
     USER,
@@ -21,9 +21,9 @@ from analysis.chat import (
     scripts,
     template_of,
 )
-from analysis.models import load
+from analysis.models.loading import load
 from analysis.policies import Dense, Recompute, Streaming, Window
-from analysis.record import Sampling
+from analysis.runs.folder import Sampling
 
 from .naive import OneByOne
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from analysis import texts
-from analysis.chat import TEMPLATE, USER, Conversation, Partner, template_of
-from analysis.control import control_tokens
+from analysis.chat.conversation import TEMPLATE, USER, Conversation, Partner, template_of
 from analysis.policies import Dense, Streaming
-from analysis.record import Sampling
+from analysis.runs.folder import Sampling
+from analysis.texts.control import control_tokens
 
 from . import tokenizers
 from .test_bos import model_of, said

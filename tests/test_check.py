@@ -7,14 +7,16 @@ import pytest
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from analysis import reach
-from analysis.families import FAMILIES, adapt, check, unreadable
-from analysis.families.sample import WINDOW, sample
-from analysis.masks import FAR, window_of
+from analysis.engine import check
+from analysis.engine.attention import band as reach
+from analysis.engine.check import adapt
+from analysis.engine.sample import WINDOW, sample
+from analysis.engine.stream import open_lanes
+from analysis.families import FAMILIES, unreadable
+from analysis.families.masks import FAR, window_of
+from analysis.families.positions import BOUND, Rotary
+from analysis.models.quantization import pack
 from analysis.policies import Dense
-from analysis.positions import BOUND, Rotary
-from analysis.stream import open_lanes
-from analysis.weights import pack
 
 from . import causal
 from .families import DOCS, our_nll, own_nll, tiny, words

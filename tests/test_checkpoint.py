@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from analysis import fetch
-from analysis.models import load
+from analysis.models import fetch
+from analysis.models.loading import load
 
 FIRST = "model.layers.0.self_attn.q_proj.weight"
 

@@ -9,10 +9,10 @@ from dataclasses import fields, replace
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import __main__ as cli
+from analysis.cli import main as cli
 from analysis.metrics import excess, perplexity
 from analysis.policies import parse
-from analysis.record import Sampling, Spec, load
+from analysis.runs.folder import Sampling, Spec, load
 
 
 def test_stream_writes_a_run_and_prints_its_table(run, model, text, tmp_path):
@@ -200,7 +200,7 @@ def test_command_of_a_spec_is_read_as_that_spec(run, monkeypatch, spec):
     spec = replace(spec, policies=tuple(str(parse(p)) for p in spec.policies))
     words = shlex.split(spec.command())
     assert words[:3] == ["python", "-m", "analysis"]
-    monkeypatch.setattr("analysis.__main__.Spec", asked)
+    monkeypatch.setattr("analysis.cli.main.Spec", asked)
     monkeypatch.setattr(sys, "argv", ["analysis", *words[3:]])
     with pytest.raises(_Asked) as seen:
         cli.main()

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from analysis import conversions, fetch
-from analysis.models import load
+from analysis.models import conversions, fetch
+from analysis.models.loading import load
 
 from .fuzz import seeds
 from .gguf_files import tiny, write

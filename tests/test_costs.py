@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from analysis import texts
-from analysis.costs import Counted, exponent, growth, windows
-from analysis.models import load
+from analysis.experiments.costs import Counted, exponent, growth, windows
+from analysis.models.loading import load
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def test_the_power_of_a_text_is_found_under_a_fixed_cost_and_in_noise():
 
 
 def test_counting_changes_no_number(model, ids):
+    from analysis.engine.stream import stream
     from analysis.policies import parse
-    from analysis.stream import stream
 
     network = load(model, device="cpu")
     counted = Counted(network, ids, "streaming:sinks=4,window=28")

@@ -12,10 +12,10 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from analysis import lane as engine
-from analysis.maps import head_map
+from analysis.engine import lane as engine
+from analysis.engine.stream import open_lanes
+from analysis.maps.recent import head_map
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
-from analysis.stream import open_lanes
 
 from .naive import OneByOne
 
@@ -187,11 +187,11 @@ def test_decoding_before_all_is_read_is_refused(tiny_llama, tokens):
 
 @pytest.mark.parametrize("policy", [Dense(), Window(6), Streaming(2, 6)])
 def test_decoding_makes_no_tensor_on_another_device(tiny_llama, policy):
-    from analysis.attention import Reading
-    from analysis.cache import LayerCache
-    from analysis.decoding import Decoding
-    from analysis.reach import Reach
-    from analysis.rotary import adapt
+    from analysis.engine.attention.band import Reach
+    from analysis.engine.attention.banded import Reading
+    from analysis.engine.attention.token import Decoding
+    from analysis.engine.kv.banded import LayerCache
+    from analysis.families.rotary import adapt
 
     model = adapt(type(tiny_llama)(tiny_llama.config).eval().to("meta"))
     like = torch.empty(model.kv_heads, 0, model.head_dim, device="meta")

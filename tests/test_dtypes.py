@@ -7,11 +7,11 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
-from analysis import dtypes
-from analysis.dtypes import Rates, decide, faster, measured, remembered
-from analysis.models import load
-from analysis.record import Spec
-from analysis.record import load as load_run
+from analysis.models import dtypes
+from analysis.models.dtypes import Rates, decide, faster, measured, remembered
+from analysis.models.loading import load
+from analysis.runs.folder import Spec
+from analysis.runs.folder import load as load_run
 from app.controls import Chosen
 from app.presets import PRESETS
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.families import adapt
-from analysis.maps import head_map, head_row
+from analysis.engine.check import adapt
+from analysis.engine.stream import open_lanes
+from analysis.maps.recent import head_map, head_row
 from analysis.policies import Dense, Duo, Streaming, Window, parse
 from analysis.policies.duo import rows_of
-from analysis.stream import open_lanes
 from analysis.texts import read as text
 from analysis.texts import tokenize
 

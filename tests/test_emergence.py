@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import emergence
-from analysis.emergence import TRIGGERS, Backcopy, Moment, Plays, Recipe, Training, is_trigger, read
-from analysis.small import ATTENTIONS, Attention, Seen, Small
+from analysis.lab import training as emergence
+from analysis.lab.training import TRIGGERS, Backcopy, Moment, Plays, Recipe, Training, is_trigger, read
+from analysis.lab.transformer import ATTENTIONS, Attention, Seen, Small
 
 TINY = {"width": 16, "vocabulary": 24, "length": 24, "batch": 8, "steps": 12}
 

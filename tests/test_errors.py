@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from analysis import __main__ as cli
-from analysis import errors, stream
-from analysis.lane import Lane
+from analysis import errors
+from analysis.cli import main as cli
+from analysis.engine import stream
+from analysis.engine.lane import Lane
 
 from .fuzz.jobs import THROWN, Panic, Silent
 

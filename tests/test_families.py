@@ -9,13 +9,13 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from analysis import rotary
-from analysis.attention import Reading
-from analysis.families import ADAPTERS, FAMILIES, adapt
-from analysis.maps import head_map
+from analysis.engine.attention.banded import Reading
+from analysis.engine.check import adapt
+from analysis.engine.stream import open_lanes
+from analysis.families import ADAPTERS, FAMILIES, rotary
+from analysis.families.positions import BOUND, Rotary
+from analysis.maps.recent import head_map
 from analysis.policies import Dense, Recompute, Streaming, Window
-from analysis.positions import BOUND, Rotary
-from analysis.stream import open_lanes
 
 from .families import README, Book, our_nll, own_nll, shared, table, tiny, words
 

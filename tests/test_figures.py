@@ -17,15 +17,15 @@ import torch
 from matplotlib.figure import Figure as Sheet
 from PIL import Image
 
-from analysis import grid
-from analysis.capture import capture
-from analysis.emergence import Recipe, Training, write
-from analysis.experiments import EXPERIMENTS
-from analysis.export import export, open_source, provenance
+from analysis.experiments import grid
+from analysis.experiments.papers import EXPERIMENTS
 from analysis.figures import FIGURES, parse
+from analysis.figures.export import export, open_source, provenance
 from analysis.figures.sheet import KINDS, WIDTHS, Layout, drawn, rendered
-from analysis.models import load
-from analysis.record import Spec
+from analysis.lab.training import Recipe, Training, write
+from analysis.maps.capture import capture
+from analysis.models.loading import load
+from analysis.runs.folder import Spec
 
 SMALL = {
     "head-map": "layer=1,head=2,tokens=64",
@@ -43,8 +43,8 @@ def small(name):
 def places(model, text, tmp_path_factory):
     """A run with a switch, a captured stretch and a grid of the tiny model, and two trainings."""
     from analysis import texts
-    from analysis.record import Folder, Run
-    from analysis.stream import open_lanes
+    from analysis.engine.stream import open_lanes
+    from analysis.runs.folder import Folder, Run
 
     root = tmp_path_factory.mktemp("figures")
     network = load(model, device="cpu")
@@ -252,7 +252,7 @@ def test_a_stretch_is_captured_by_a_command(run, model, text, tmp_path):
         str(tmp_path / "s"),
     )
     assert code == 0 and "The stretch lies in" in said
-    from analysis.capture import Stretch
+    from analysis.maps.capture import Stretch
 
     stretch = Stretch(tmp_path / "s")
     assert stretch.tokens == 100 and stretch.segments[-1].policy == "window:window=20"

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 from analysis import files
-from analysis.ablation import Effect, Kept
-from analysis.capture import Stretch, capture
-from analysis.chat import script_from_bytes
-from analysis.emergence import Keeper, Recipe, Training, read
-from analysis.export import export
+from analysis.chat.conversation import script_from_bytes
+from analysis.experiments.ablation import Effect, Kept
 from analysis.figures import parse
-from analysis.record import Folder, Run, about_of, load, save
-from analysis.report import report
-from analysis.spec import Spec
-from analysis.status import here, status_of
+from analysis.figures.export import export
+from analysis.figures.report import report
+from analysis.lab.training import Keeper, Recipe, Training, read
+from analysis.maps.capture import Stretch, capture
+from analysis.runs.folder import Folder, Run, about_of, load, save
+from analysis.runs.spec import Spec
+from analysis.runs.status import here, status_of
 
 from .fuzz import seeds
 from .test_record import SPEC, ends_alike, steps
@@ -161,7 +161,7 @@ def test_run_on_a_full_disk_has_failed_and_keeps_what_was_taken(tmp_path, monkey
     folder = Folder(place, Run(SPEC, 7), text_sha256="t", weights_sha256="w")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    monkeypatch.setattr("analysis.record.pq.write_table", full)
+    monkeypatch.setattr("analysis.runs.folder.pq.write_table", full)
     try:
         with pytest.raises(ValueError, match="File too large") as caught:
             list(map(folder.append, steps(0, seeds.Dense(), 20_000, chunk=64)))
@@ -263,8 +263,8 @@ def test_knock_outs_are_kept_as_they_come(tmp_path):
 
 
 def test_a_training_is_kept_as_it_goes_and_when_the_disk_is_full(tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis.emergence.MOST_LOST", 0)
-    monkeypatch.setattr("analysis.emergence.SHARE", 0)
+    monkeypatch.setattr("analysis.lab.training.MOST_LOST", 0)
+    monkeypatch.setattr("analysis.lab.training.SHARE", 0)
     training = Training(Recipe(width=16, vocabulary=24, length=16, batch=4, steps=4))
     kept = Keeper(tmp_path / "t", training, 1)
     moments = training.moments(1)
@@ -280,7 +280,7 @@ def test_a_training_is_kept_as_it_goes_and_when_the_disk_is_full(tmp_path, monke
             kept.finish("finished")
     assert read(tmp_path / "t")[0].curves["step"].tolist() == [0, 1]
     with monkeypatch.context() as patch:
-        patch.setattr("analysis.emergence.np.savez_compressed", full)
+        patch.setattr("analysis.lab.training.np.savez_compressed", full)
         with pytest.raises(ValueError, match="No space left"):
             kept.finish("finished")
     # The room that was kept for it is enough to say so.

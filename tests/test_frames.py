@@ -9,8 +9,8 @@ import pytest
 
 from analysis import metrics
 from analysis.policies import parse
-from app.atlasframes import levels
-from app.frames import FIRST, ROLL, Sender, View, coded, empty
+from app.frames.atlas import levels
+from app.frames.reading import FIRST, ROLL, Sender, View, coded, empty
 
 from .test_runner import POLICIES, begin, until
 

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.atlas import Atlas, Region
-from analysis.capture import Stretch, capture
-from analysis.families import adapt
-from analysis.frequencies import Rule
-from analysis.maps import head_map, head_row
-from analysis.measures import measure
-from analysis.models import load
+from analysis.engine.check import adapt
+from analysis.engine.stream import open_lanes
+from analysis.experiments.measures import measure
+from analysis.families.frequencies import Rule
+from analysis.families.positions import Rotary
+from analysis.families.rotary import Adapted
+from analysis.maps.atlas import Atlas, Region
+from analysis.maps.capture import Stretch, capture
+from analysis.maps.recent import head_map, head_row
+from analysis.models.loading import load
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
-from analysis.positions import Rotary
-from analysis.record import Spec
-from analysis.rotary import Adapted
-from analysis.stream import open_lanes
+from analysis.runs.folder import Spec
 
 from .families import our_nll, own_nll, shared, words
 from .naive import kept

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.models import load
+from analysis.engine.stream import open_lanes
+from analysis.models.loading import load
 from analysis.policies import Dense
-from analysis.stream import open_lanes
 
 from .gguf_files import tiny, write
 

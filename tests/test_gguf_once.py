@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from analysis.gguf_once import Reader, read_once
+from analysis.models.gguf_once import Reader, read_once
 
 from .gguf_files import tiny, write
 

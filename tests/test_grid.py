@@ -5,12 +5,12 @@ import csv
 import numpy as np
 import pytest
 
-from analysis import grid
-from analysis.experiments import EXPERIMENTS, Cell, as_markdown
-from analysis.measures import samples_of
+from analysis.experiments import grid
+from analysis.experiments.measures import samples_of
+from analysis.experiments.papers import EXPERIMENTS, Cell, as_markdown
 from analysis.metrics import perplexity
 from analysis.policies import parse
-from analysis.record import Spec, load
+from analysis.runs.folder import Spec, load
 
 from .families import our_nll
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.atlas import Atlas, Region
-from analysis.families import adapt
-from analysis.maps import head_map, head_row
+from analysis.engine.check import adapt
+from analysis.engine.stream import open_lanes
+from analysis.maps.atlas import Atlas, Region
+from analysis.maps.recent import head_map, head_row
+from analysis.maps.row import Passage, attend
 from analysis.policies import parse
-from analysis.rows import Passage, attend
-from analysis.stream import open_lanes
-from app.frames import coded
+from app.frames.reading import coded
 
 from .families import tiny, words
 from .test_atlas import captured_by

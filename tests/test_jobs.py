@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import models as library
-from analysis.lane import Lane
+from analysis.engine.lane import Lane
+from analysis.models import loading as library
 from analysis.policies import parse
-from analysis.record import Spec
-from app import runner
-from app.loading import Models
-from app.reader import LiveRun
-from app.runner import MOST_LIVE, Full, Job
-from app.talk import Talk
+from analysis.runs.folder import Spec
+from app.jobs import runner
+from app.jobs.chat import Talk
+from app.jobs.loading import Models
+from app.jobs.reading import LiveRun
+from app.jobs.runner import MOST_LIVE, Full, Job
 
 from .fuzz import switches
 from .fuzz.jobs import Panic, kinds, model_with_words, settled, storm
@@ -136,7 +136,7 @@ def test_a_switch_that_fails_ends_no_lane(registry, model, monkeypatch, what, th
 
 
 def test_a_map_that_cannot_be_drawn_ends_no_run(registry, model, monkeypatch):
-    monkeypatch.setattr("analysis.maps.head_map", lambda *_: [][0])
+    monkeypatch.setattr("analysis.maps.recent.head_map", lambda *_: [][0])
     run = begin(registry, model)
     until(run, lambda: run.map(0, 1, 1) is None and "(IndexError)" in run.note)
     until(run, lambda: run.status == "finished")

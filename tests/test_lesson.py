@@ -5,19 +5,19 @@ import re
 import numpy as np
 import pytest
 
-from analysis import fetch
-from analysis.emergence import Recipe
 from analysis.errors import sentence, told
-from analysis.measures import samples_of
-from analysis.models import LanguageModel
-from analysis.rows import Passage
-from app.chapters import PLAYS
-from app.chapters.first import _runs
-from app.chapters.heads import known
-from app.chapters.row import weigh
+from analysis.experiments.measures import samples_of
+from analysis.lab.training import Recipe
+from analysis.maps.row import Passage
+from analysis.models import fetch
+from analysis.models.loading import LanguageModel
+from app.jobs.runner import Full, Holder
+from app.jobs.training import Emergence
 from app.lesson import FOLDER, LANGUAGES, lesson, translated
-from app.runner import Full, Holder
-from app.trainer import Emergence
+from app.lesson.chapters import PLAYS
+from app.lesson.chapters.first import _runs
+from app.lesson.chapters.heads import known
+from app.lesson.chapters.row import weigh
 
 PLACEHOLDER = re.compile(r"\{[a-z]+\}")
 
@@ -48,7 +48,9 @@ def test_both_languages_say_the_same_words():
 def test_every_word_is_said():
     """Nothing stands in the files that no screen shows."""
     root = FOLDER.parent.parent
-    source = "".join(p.read_text() for p in [*(root / "app").rglob("*.py"), root / "analysis" / "small.py"])
+    source = "".join(
+        p.read_text() for p in [*(root / "app").rglob("*.py"), root / "analysis" / "lab" / "transformer.py"]
+    )
     for name, chapter in lesson("en").items():
         for word in chapter.words:
             stem = word.rsplit("-", 1)[0]
@@ -69,7 +71,7 @@ def test_weights_are_those_of_softmax_and_its_neighbour():
 
 
 def test_head_that_the_chunks_begin_with_is_one_of_the_model(tiny_llama):
-    from app.chapters.chunks import HALF, shown_at_first
+    from app.lesson.chapters.chunks import HALF, shown_at_first
 
     passage = Passage(LanguageModel("tiny", tiny_llama, None, []), np.arange(9))
     layer, head = shown_at_first(passage)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.maps import head_map
+from analysis.engine.stream import open_lanes
+from analysis.maps.recent import head_map
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
-from analysis.stream import open_lanes
 
 
 @pytest.fixture

@@ -5,16 +5,16 @@ from functools import partial
 import numpy as np
 import pytest
 
-from analysis.measures import joined, measure, samples_of
-from analysis.record import Spec
-from app.capturer import Capturing
-from app.measurer import Measuring
+from analysis.experiments.measures import joined, measure, samples_of
+from analysis.runs.folder import Spec
+from app.jobs.capture import Capturing
+from app.jobs.measures import Measuring
 
 from .test_runner import text, until
 
 
 def test_samples_are_measured_one_part_after_the_other(registry, model, tiny_llama):
-    from analysis.families import adapt
+    from analysis.engine.check import adapt
 
     spec = Spec(model, "random.npy", ("dense",), 20)
     run = registry.start(partial(Measuring, spec, text(400), 40, 2))
@@ -53,7 +53,7 @@ def test_a_capture_that_is_stopped_leaves_nothing(registry, model, tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_said(registry, model, monkeypatch):
-    from app import capturer
+    from app.jobs import capture as capturer
 
     monkeypatch.setattr(capturer.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 1000})())
     run = registry.start(partial(Capturing, Spec(model, "random.npy", ("dense",), 100), text(100), ""))

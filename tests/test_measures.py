@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import measures, metrics
-from analysis.families import adapt
-from analysis.measures import MEASURES, joined, measure, samples_of, separators_of
+from analysis import metrics
+from analysis.engine.check import adapt
+from analysis.experiments import measures
+from analysis.experiments.measures import MEASURES, joined, measure, samples_of, separators_of
 
 from .families import tiny
 

@@ -17,8 +17,8 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel, GPTJConfig, GPTJForCausalLM, ViTConfig
 
-from analysis import conversions, fetch, memory
-from analysis.models import load
+from analysis.models import conversions, fetch, memory
+from analysis.models.loading import load
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 

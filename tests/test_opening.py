@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from analysis.dtypes import Decision
+from analysis.models.dtypes import Decision
 from app import controls, libraries, opening
 from app.controls import Chosen
 from app.libraries import LIBRARIES, Libraries

@@ -9,14 +9,14 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
-from analysis import rotary
-from analysis.attention import Reading
-from analysis.capture import Stretch
-from analysis.families import ADAPTERS, FAMILIES, adapt
-from analysis.measures import MEASURES, joined, measure
+from analysis.engine.attention.band import Reach
+from analysis.engine.attention.banded import Reading
+from analysis.engine.check import adapt
+from analysis.engine.stream import open_lanes
+from analysis.experiments.measures import MEASURES, joined, measure
+from analysis.families import ADAPTERS, FAMILIES, rotary
+from analysis.maps.capture import Stretch
 from analysis.policies import Dense, Streaming
-from analysis.reach import Reach
-from analysis.stream import open_lanes
 
 from .families import tiny, words
 from .test_atlas import captured_by

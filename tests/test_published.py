@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from analysis.engine.stream import open_lanes
 from analysis.policies import POLICIES, parse
 from analysis.policies.ranked import tolerance
-from analysis.stream import open_lanes
 
 from .families import shared
 

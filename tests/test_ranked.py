@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.maps import head_map, head_row
+from analysis.engine.kv.ranked import RankedCache
+from analysis.engine.stream import open_lanes, stream
+from analysis.maps.recent import head_map, head_row
 from analysis.policies import POLICIES, Dense, Ranked, Streaming, Window, parse
-from analysis.ranking import RankedCache
-from analysis.stream import open_lanes, stream
 
 from .families import shared, words
 from .published import naive, read
@@ -225,7 +225,7 @@ def test_pinned_sinks_are_in_front_of_every_head(tiny_llama):
 
 
 def test_a_model_is_traced_once_for_all_its_runs(embedded, monkeypatch):
-    from analysis import models
+    from analysis.models import loading as models
 
     made = []
     monkeypatch.setattr(models, "one_token", lambda model: made.append(model) or (lambda ids, reader: None))
@@ -242,7 +242,7 @@ def test_keys_that_cannot_be_moved_are_not_ranked():
 
 
 def test_ranking_runs_on_the_meta_device(tiny_llama):
-    from analysis.families import adapt
+    from analysis.engine.check import adapt
 
     model = adapt(type(tiny_llama)(tiny_llama.config).eval().to("meta"))
     for name in RANKED:

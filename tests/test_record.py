@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from analysis.engine.context import Step
 from analysis.policies import Dense, Window
-from analysis.record import Folder, Run, Spec, load
-from analysis.source import Step
+from analysis.runs.folder import Folder, Run, Spec, load
 
 SPEC = Spec("embedded", "hamlet", ("dense", "window:window=8"), tokens=100, chunk=16)
 
@@ -216,7 +216,7 @@ import signal, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from analysis.policies import Dense
-from analysis.record import Folder, Run
+from analysis.runs.folder import Folder, Run
 from tests.test_record import SPEC, steps
 
 def interrupt(*_):
@@ -287,7 +287,7 @@ def test_folder_without_a_run_is_one_sentence(tmp_path):
 
 
 def test_a_run_began_when_it_began_whenever_it_is_saved(tmp_path):
-    from analysis.record import save
+    from analysis.runs.folder import save
 
     run = Run(SPEC, 7)
     run.started = "2001-02-03T04:05:06+00:00"
@@ -317,9 +317,9 @@ def test_what_is_computed_in_is_said(tmp_path, more, words):
 
 
 def test_a_run_kept_in_memory_is_saved_and_read_again(tiny_llama, tmp_path):
+    from analysis.engine.stream import open_lanes
     from analysis.policies import parse
-    from analysis.record import save
-    from analysis.stream import open_lanes
+    from analysis.runs.folder import save
 
     tokens = np.random.default_rng(0).integers(0, 97, 120)
     policies = ("dense", "streaming:sinks=4,window=12,positions=cache")

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.export import Source, open_source
-from analysis.record import Run, Spec, save
-from analysis.report import page, report
-from analysis.source import Step
+from analysis.engine.context import Step
+from analysis.figures.export import Source, open_source
+from analysis.figures.report import page, report
+from analysis.runs.folder import Run, Spec, save
 
 from .test_figures import places, poppler  # noqa: F401
 

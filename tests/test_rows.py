@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.models import load
-from analysis.rows import Passage, Row, attend, join, parts
+from analysis.maps.row import Passage, Row, attend, join, parts
+from analysis.models.loading import load
 
 IDS = np.array([5, 17, 3, 88, 41, 2, 60, 9], np.int32)
 

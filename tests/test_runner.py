@@ -9,9 +9,9 @@ import torch
 
 from analysis import texts
 from analysis.policies import parse
-from analysis.record import Spec
-from app import runner
-from app.reader import LiveRun
+from analysis.runs.folder import Spec
+from app.jobs import runner
+from app.jobs.reading import LiveRun
 
 POLICIES = ("dense", "window:window=16", "streaming:sinks=4,window=12", "recompute:window=16,stride=4")
 

@@ -8,13 +8,14 @@ import sys
 
 RUN = """
 from jaxtyping import install_import_hook
-install_import_hook(["analysis.attention", "analysis.cache", "analysis.reach", "analysis.rotary"], "beartype.beartype")
+checked = ["engine.attention.banded", "engine.kv.banded", "engine.attention.band", "families.rotary"]
+install_import_hook([f"analysis.{name}" for name in checked], "beartype.beartype")
 import numpy as np, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from analysis.cache import Slots
-from analysis.maps import head_map
+from analysis.engine.kv.banded import Slots
+from analysis.maps.recent import head_map
 from analysis.policies import parse
-from analysis.stream import open_lanes
+from analysis.engine.stream import open_lanes
 torch.manual_seed(0)
 model = LlamaForCausalLM(LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                                      num_attention_heads=4, num_key_value_heads=2)).eval()

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from analysis.families import adapt
-from analysis.models import load
-from analysis.sharing import pool
+from analysis.engine.check import adapt
+from analysis.models.gqa import pool
+from analysis.models.loading import load
 
 from .families import our_nll, own_nll, tiny, words
 

@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from analysis.record import Spec
-from app import runner
-from app.reader import LiveRun
-from app.runner import MOST_LIVE, REGISTRY
+from analysis.runs.folder import Spec
+from app.jobs import runner
+from app.jobs.reading import LiveRun
+from app.jobs.runner import MOST_LIVE, REGISTRY
 
 from .test_jobs import Tab
 from .test_runner import begin, text
@@ -20,7 +20,7 @@ WATCHED = r"reading of random.npy \(somebody looks\)"
 def script():
     import streamlit as st
 
-    from app import slots
+    from app.panels import slots
 
     state = st.session_state
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis.stateful import run_state_machine_as_test
 
-from analysis.maps import head_map, head_row
+from analysis.engine.stream import open_lanes
+from analysis.maps.recent import head_map, head_row
 from analysis.policies import Dense, Duo, Streaming, Window, parse
-from analysis.stream import open_lanes
 
 from .families import words
 from .invariants import Tokens

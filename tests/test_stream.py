@@ -5,10 +5,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from analysis.engine.stream import next_lane, open_lanes, stream
 from analysis.metrics import perplexity, predicted_bytes
 from analysis.policies import POLICIES as registry
 from analysis.policies import Dense, Ranked, Recompute, Streaming, Window, parse
-from analysis.stream import next_lane, open_lanes, stream
 
 from . import naive
 from .families import own_nll

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from analysis.engine.stream import open_lanes
 from analysis.policies import H2O, Dense, Duo, Random, Recompute, Streaming, Window
-from analysis.stream import open_lanes
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from analysis.policies import Streaming, Window
-from analysis.record import Sampling, Spec
-from app.chatframes import ChatSender, ChatView
-from app.runner import Registry
-from app.talk import Talk
+from analysis.runs.folder import Sampling, Spec
+from app.frames.chat import ChatSender, ChatView
+from app.jobs.chat import Talk
+from app.jobs.runner import Registry
 
 from .test_frames import decoded
 from .test_runner import until
@@ -160,7 +160,7 @@ def test_two_who_speak_at_once_are_told_so(registry):
 
 
 def test_nobody_looks_and_nothing_is_said(registry, monkeypatch):
-    from app import runner
+    from app.jobs import runner
 
     talk = begin(registry, max_new=4000)
     talk.say("Write a long story about the sea.")

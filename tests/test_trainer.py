@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from analysis import texts
-from analysis.emergence import Recipe, Training
-from analysis.record import Spec
-from app.coster import Costing
-from app.trainer import EVERY, Emergence
+from analysis.lab.training import Recipe, Training
+from analysis.runs.folder import Spec
+from app.jobs.costs import Costing
+from app.jobs.training import EVERY, Emergence
 
 TINY = {"width": 16, "vocabulary": 24, "length": 24, "batch": 8, "steps": 100}
 
@@ -81,7 +81,7 @@ def test_counting_pauses_and_goes_on(registry, model, text):
 
 def test_the_language_model_has_three_million_parameters():
     """As the page says of it."""
-    from app.chapters.emergence import FOR_PLAYS
+    from app.lesson.chapters.emergence import FOR_PLAYS
 
     model = Training(Recipe(task="plays", **FOR_PLAYS)).model
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(3e6, rel=0.05)

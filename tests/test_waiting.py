@@ -7,8 +7,8 @@ import time
 import pytest
 from rich.console import Console
 
-from analysis import waiting
-from analysis.waiting import Bars
+from analysis.cli import waiting
+from analysis.cli.waiting import Bars
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from analysis import weights as packing
-from analysis.models import load
+from analysis.engine.stream import open_lanes, stream
+from analysis.models import quantization as packing
+from analysis.models.loading import load
+from analysis.models.quantization import GROUP, Int4, Int8, Output, lay_out, pack
 from analysis.policies import Streaming
-from analysis.stream import open_lanes, stream
-from analysis.weights import GROUP, Int4, Int8, Output, lay_out, pack
 
 
 @pytest.fixture
@@ -87,8 +87,8 @@ def test_processor_that_cuts_sums_of_bytes_off_is_found_out(monkeypatch):
 
 
 def test_tie_goes_to_the_smaller_id():
-    from analysis.chat import Chooser
-    from analysis.record import Sampling
+    from analysis.chat.conversation import Chooser
+    from analysis.runs.folder import Sampling
 
     logits = torch.zeros(50_000)
     logits[[40_000, 123, 49_999]] = 7.0

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.families import adapt
-from analysis.lane import Lane
-from analysis.maps import head_map, head_row
+from analysis.engine.check import adapt
+from analysis.engine.context import Source
+from analysis.engine.kv.ranked import RankedCache
+from analysis.engine.lane import Lane
+from analysis.engine.stream import open_lanes, stream
+from analysis.maps.recent import head_map, head_row
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
-from analysis.ranking import RankedCache
-from analysis.source import Source
-from analysis.stream import open_lanes, stream
 from analysis.texts import read as text
 from analysis.texts import tokenize
 

@@ -6,13 +6,9 @@ is, it is read only if a short text gets the numbers that its own forward pass g
 
 from typing import NamedTuple
 
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from .. import rotary
-from ..positions import Rotary
-from ..rotary import Adapted
-from . import bloom, check, falcon, mpt
-from .sample import sample
+from . import bloom, falcon, mpt, rotary
 
 ADAPTERS: dict[str, rotary.Adapter] = {"falcon": falcon.adapt, "bloom": bloom.adapt, "mpt": mpt.adapt}
 
@@ -88,41 +84,3 @@ def unreadable(config: PreTrainedConfig) -> str:
     if config.sub_configs:
         return f"the family {family!r} is not supported yet: choose a model that reads text only"
     return f"the family {family!r} is not supported yet: it has no {missing[0]}, so no cache of keys and values"
-
-
-def adapt(network: PreTrainedModel) -> Adapted:
-    """An adapted twin of a network, saying what it says.  Raises ValueError, naming the family, where there is none."""
-    if network.device.type == "meta":
-        return rotary.adapt(network, ADAPTERS)
-    small = _sample(network)
-    own = check.own_logits(network, check.few_tokens(network))
-    if not own.isfinite().all():
-        raise ValueError(check.overflow(network))
-    if why := check.mixing(small, ADAPTERS):
-        raise ValueError(why)
-    wrong = ""
-    for bound in (False, True):
-        adapted = rotary.adapt(network, None if bound else ADAPTERS, bound=bound)
-        why = check.differs(small, ADAPTERS, bound=bound) or check.whole_differs(network, adapted, own)
-        if not why:
-            return adapted
-        wrong = wrong or why
-        # Something may follow the rotation (HunYuan normalises behind it): then keys stay where they were read.
-        if not isinstance(adapted.positions, Rotary):
-            break
-    raise ValueError(wrong)
-
-
-def _sample(network: PreTrainedModel) -> PreTrainedModel:
-    """What is tried in the network's place: a small part of it, or all where no part of it runs alone."""
-    for whole in (False, True):
-        try:
-            small = sample(network, whole=whole)
-            check.own_logits(small, check.tokens_of(small))
-            return small
-        except Exception as e:
-            # A network that is cut short may fail in any way at all.
-            why = f"{type(e).__name__}: {' '.join(str(e).split())}"[:200]
-    raise ValueError(
-        f"the family {network.config.model_type!r} is not supported yet: its own forward pass cannot be run ({why})"
-    )

@@ -5,7 +5,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from ..rotary import ask
+from .rotary import ask
 
 
 def slopes(attention: nn.Module, like: Tensor) -> Tensor:

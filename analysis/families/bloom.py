@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..positions import Alibi
 from .bias import carried, slopes
+from .positions import Alibi
 
 
 class Attention(nn.Module):

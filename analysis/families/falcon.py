@@ -5,9 +5,9 @@ import sys
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..positions import Alibi
-from ..rotary import ask
 from .bias import carried, slopes
+from .positions import Alibi
+from .rotary import ask
 
 
 class Attention(nn.Module):

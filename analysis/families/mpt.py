@@ -5,8 +5,8 @@ import sys
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..positions import Alibi
 from .bias import carried
+from .positions import Alibi
 
 
 class Attention(nn.Module):

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from .. import metrics
 from ..policies import parse
-from ..record import load
+from ..runs.folder import load
 from .base import Figure, Numbers, axes, legend
 from .strokes import strokes
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..emergence import Trained
+from ..lab.training import Trained
+from ..lab.transformer import ATTENTIONS
 from ..palette import TRAINED
 from ..settings import setting
-from ..small import ATTENTIONS
 from .base import Figure, Numbers, axes, legend
 from .head_map import head_map
 from .strokes import DASHES, stroke

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 
-from ..atlas import Atlas, Region
+from ..maps.atlas import Atlas, Region
 from ..settings import setting
 from .base import Figure, Numbers, axes, bar, decades, strongest
 

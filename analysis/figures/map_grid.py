@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
-from ..atlas import Atlas
+from ..maps.atlas import Atlas
 from ..settings import setting
 from .base import Figure, Numbers, axes, bar, decades, spread
 from .head_map import coloured, region_of

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..atlas import Atlas
+from ..maps.atlas import Atlas
 from .base import Figure, Numbers, axes, decades, legend
 
 SHOWN = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"))

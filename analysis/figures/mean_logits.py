@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..atlas import Atlas, Region
+from ..maps.atlas import Atlas, Region
 from ..settings import setting
 from .base import Figure, Numbers, spread
 from .map_grid import map_grid

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from .. import metrics
 from ..policies import parse
-from ..record import Run
+from ..runs.folder import Run
 from ..settings import setting
 from .base import Figure, Numbers, axes, legend, thinned
 from .lettering import visible

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..record import Run
+from ..runs.folder import Run
 from .base import Figure, Numbers, axes, legend
 from .sink_grid import mass_of
 from .strokes import lanes_of

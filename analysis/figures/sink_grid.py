@@ -7,7 +7,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from ..record import Run
+from ..runs.folder import Run
 from ..settings import setting
 from .base import Figure, Numbers, axes
 

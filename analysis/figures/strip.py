@@ -13,8 +13,8 @@ from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.font_manager import FontProperties
 from matplotlib.transforms import Affine2D, ScaledTranslation
 
-from ..atlas import Atlas
-from ..record import Run
+from ..maps.atlas import Atlas
+from ..runs.folder import Run
 from ..settings import setting
 from .base import Figure, Numbers, axes, bar, decades, settle, strongest
 from .head_map import EVICTED
@@ -43,7 +43,7 @@ class Strip(Figure):
     tokens: int = setting(120, "How many tokens from there on.", low=1, high=600)
 
     def numbers(self, source: Run) -> Numbers:
-        from ..models import load
+        from ..models.loading import load
         from ..texts import pieces
 
         if self.lane >= len(source.tracks):

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import streamlit as st
 
-from analysis.atlas import Region
 from analysis.errors import sentence
+from analysis.maps.atlas import Region
 from analysis.policies import Band, parse
-from analysis.record import Spec
-from app import slots
-from app.atlasframes import Look, called
-from app.capturer import Capturing
+from analysis.runs.folder import Spec
 from app.components import atlas
 from app.controls import LONGEST_NAME, chosen_text, fresh, kept, problem
+from app.frames.atlas import Look, called
+from app.jobs.capture import Capturing
+from app.jobs.runner import REGISTRY
+from app.panels import slots
 from app.plain import plain
-from app.runner import REGISTRY
 
 CHUNK = 128
 """Tokens that are read at a time: fewer than is fastest, since a press on Stop is heard between two chunks."""

@@ -6,14 +6,14 @@ import streamlit as st
 
 from analysis import texts
 from analysis.errors import sentence
-from analysis.experiments import as_csv
+from analysis.experiments.papers import as_csv
 from analysis.policies import parse
-from analysis.record import Spec
-from app import charts, slots
-from app.ablator import Ablation
+from analysis.runs.folder import Spec
 from app.controls import Chosen, chosen_text, problem
+from app.jobs.ablation import Ablation
+from app.jobs.runner import REGISTRY
+from app.panels import charts, slots
 from app.plain import plain
-from app.runner import REGISTRY
 
 KINDS = {"values": "is seen, and is empty", "weights": "is not seen"}
 SHOWN = 15

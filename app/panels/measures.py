@@ -7,13 +7,13 @@ import pandas as pd
 import streamlit as st
 
 from analysis.errors import sentence
-from analysis.measures import MASSIVE, MEASURES
-from analysis.record import Spec
-from app import charts, slots
+from analysis.experiments.measures import MASSIVE, MEASURES
+from analysis.runs.folder import Spec
 from app.controls import chosen_text, kept, problem
-from app.measurer import Measuring
+from app.jobs.measures import Measuring
+from app.jobs.runner import REGISTRY
+from app.panels import charts, slots
 from app.plain import plain
-from app.runner import REGISTRY
 
 
 def current() -> Measuring | None:

@@ -6,19 +6,20 @@ from functools import partial
 
 import streamlit as st
 
-from analysis.chat import read_script, script_from_bytes, scripts
+from analysis.chat.conversation import read_script, script_from_bytes, scripts
 from analysis.errors import sentence
-from analysis.models import pick_device
+from analysis.models.loading import pick_device
 from analysis.policies import parse
-from analysis.record import Sampling, Spec
-from app import address, slots
-from app.chatframes import ChatSender
+from analysis.runs.folder import Sampling, Spec
+from app import address
 from app.components import conversation
 from app.controls import READING, Chosen, brand, fresh, lane_controls, model_controls, readdress
+from app.frames.chat import ChatSender
+from app.jobs.chat import MOST_LANES, Talk
+from app.jobs.runner import REGISTRY
+from app.panels import slots
 from app.presets import CHATS
 from app.projection import project
-from app.runner import REGISTRY
-from app.talk import MOST_LANES, Talk
 from app.view import CHAT_LOOKS, ChatView
 
 UPLOAD = "Upload a script …"

@@ -9,19 +9,19 @@ import streamlit as st
 from PIL import Image
 
 from analysis.errors import sentence
-from analysis.export import Source, command, open_source, provenance
 from analysis.figures import FIGURES, AttentionStrip, Figure, HeadMap, Perplexity, SinkGrid, Strip, parse
+from analysis.figures.export import Source, command, open_source, provenance
+from analysis.figures.report import page
 from analysis.figures.sheet import KINDS, WIDTHS, Layout, missing, rendered
-from analysis.record import save
-from analysis.report import page
+from analysis.runs.folder import save
 from analysis.texts import with_bos
-from app import slots
-from app.capturer import Capturing
 from app.controls import brand, heading, setting_control
+from app.jobs.capture import Capturing
+from app.jobs.reading import LiveRun
+from app.jobs.runner import REGISTRY
+from app.panels import slots
 from app.plain import plain
 from app.projection import project
-from app.reader import LiveRun
-from app.runner import REGISTRY
 
 NEEDS = {"run": "a run", "stretch": "a captured stretch", "grid": "a grid of runs", "trainings": "trainings"}
 PAGES = {"stretch": "Heads", "trainings": "Learn"}

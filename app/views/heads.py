@@ -2,19 +2,19 @@
 
 import streamlit as st
 
-from analysis import capture
-from analysis.measures import LONGEST
+from analysis.experiments.measures import LONGEST
+from analysis.maps import capture
 from analysis.policies import parse
-from analysis.record import Spec
-from app import address, slots
-from app.ablator import Ablation
-from app.atlasframes import AtlasSender, Look
-from app.capturer import Capturing
+from analysis.runs.folder import Spec
+from app import address
 from app.controls import Chosen, brand, heading, model_controls, policy_controls, text_controls
-from app.panels import atlas, knockouts, measures
+from app.frames.atlas import AtlasSender, Look
+from app.jobs.ablation import Ablation
+from app.jobs.capture import Capturing
+from app.jobs.runner import REGISTRY
+from app.panels import atlas, knockouts, measures, slots
 from app.plain import plain
 from app.projection import project
-from app.runner import REGISTRY
 
 TOKENS = {"maps": 2048, "measures": 64, "knockouts": 512}
 """What is read at first: a map can be large, and knock-outs read the text once for every head."""

@@ -4,11 +4,11 @@ import streamlit as st
 
 from analysis.errors import sentence
 from analysis.texts import BOS
-from app import slots
-from app.chapters import PLAYS, cost, drop, emergence, enough, stage
 from app.components import pager
 from app.controls import brand
 from app.lesson import LANGUAGES, Chapter, lesson
+from app.lesson.chapters import PLAYS, cost, drop, emergence, enough, stage
+from app.panels import slots
 from app.projection import project
 
 STARTS = {"drop": drop.start, "enough": enough.start, "cost": cost.start, "emergence": emergence.start}

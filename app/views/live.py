@@ -8,8 +8,8 @@ import streamlit as st
 from analysis import texts
 from analysis.errors import sentence
 from analysis.policies import parse
-from analysis.record import Spec
-from app import address, slots
+from analysis.runs.folder import Spec
+from app import address
 from app.components import board
 from app.controls import (
     READING,
@@ -22,11 +22,12 @@ from app.controls import (
     readdress,
     text_controls,
 )
-from app.frames import Sender, empty
+from app.frames.reading import Sender, empty
+from app.jobs.reading import MOST_LANES, LiveRun
+from app.jobs.runner import REGISTRY
+from app.panels import slots
 from app.presets import FOUR, PRESETS
 from app.projection import project
-from app.reader import MOST_LANES, LiveRun
-from app.runner import REGISTRY
 from app.view import LOOKS, MODES, PAINTS, View
 
 PACES = (0, 5, 20, 100)

@@ -10,13 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from analysis import texts
-from analysis.chat import ASSISTANT, Conversation, Partner, read_script
-from analysis.fetch import embedded
-from analysis.lane import Lane
-from analysis.models import load
+from analysis.chat.conversation import ASSISTANT, Conversation, Partner, read_script
+from analysis.engine.lane import Lane
+from analysis.engine.stream import open_lanes, stream
+from analysis.models.fetch import embedded
+from analysis.models.loading import load
 from analysis.policies import Dense, Policy, Streaming, Window
-from analysis.record import Sampling
-from analysis.stream import open_lanes, stream
+from analysis.runs.folder import Sampling
 from tests.naive import OneByOne
 
 from .report import head, line

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from analysis.emergence import Backcopy, Recipe, Training, is_trigger
-from analysis.small import ATTENTIONS, Seen
+from analysis.lab.training import Backcopy, Recipe, Training, is_trigger
+from analysis.lab.transformer import ATTENTIONS, Seen
 
 from .report import head, line, said
 

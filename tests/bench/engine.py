@@ -9,11 +9,11 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from analysis import texts
-from analysis.lane import Lane
+from analysis.engine.lane import Lane
+from analysis.engine.stream import open_lanes
 from analysis.metrics import perplexity
-from analysis.models import load
+from analysis.models.loading import load
 from analysis.policies import Streaming
-from analysis.stream import open_lanes
 
 from .chat import stock
 from .report import head, line

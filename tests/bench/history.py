@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from analysis import texts
-from analysis.record import Spec
+from analysis.runs.folder import Spec
+from app.jobs.reading import LiveRun
+from app.jobs.runner import REGISTRY
 from app.presets import FOUR
-from app.reader import LiveRun
-from app.runner import REGISTRY
 
 BEHIND = 30_000
 ROOT = Path(__file__).parents[2]

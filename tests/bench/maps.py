@@ -13,11 +13,11 @@ import psutil
 import torch
 
 from analysis import texts
-from analysis.atlas import Atlas
-from analysis.capture import Stretch, capture
-from analysis.models import load
-from analysis.record import Spec
-from app.atlasframes import OVERVIEW, whole
+from analysis.maps.atlas import Atlas
+from analysis.maps.capture import Stretch, capture
+from analysis.models.loading import load
+from analysis.runs.folder import Spec
+from app.frames.atlas import OVERVIEW, whole
 
 from .page import FLAGS, App
 from .report import head, line, said

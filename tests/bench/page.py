@@ -103,8 +103,8 @@ def first_token() -> None:
 
 def frames() -> None:
     """What a frame costs the server, on a run that has read thirty thousand tokens."""
-    from app.frames import Sender, View
-    from app.runner import REGISTRY
+    from app.frames.reading import Sender, View
+    from app.jobs.runner import REGISTRY
 
     from .history import begin
 

@@ -5,9 +5,9 @@ import torch
 from transformers import DynamicCache
 
 from analysis import texts
-from analysis.models import load
+from analysis.engine.stream import open_lanes
+from analysis.models.loading import load
 from analysis.policies import POLICIES, Random, Ranked, Streaming, Window, parse
-from analysis.stream import open_lanes
 
 from .chat import stock
 from .engine import loop_token, plain_chunk

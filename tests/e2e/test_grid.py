@@ -11,9 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
-from analysis import grid
-from analysis.experiments import Cell
-from analysis.record import Spec, load
+from analysis.experiments import grid
+from analysis.experiments.papers import Cell
+from analysis.runs.folder import Spec, load
 
 from .conftest import ROOT
 

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from analysis.record import load
+from analysis.runs.folder import load
 
 
 def hears():

@@ -18,18 +18,18 @@ from markdown_it import MarkdownIt
 from streamlit.testing.v1 import AppTest
 
 from analysis import texts
-from analysis.emergence import Recipe
+from analysis.lab.training import Recipe
 from analysis.policies import POLICIES
-from analysis.record import Sampling, Spec
+from analysis.runs.folder import Sampling, Spec
 from app import address
-from app.ablator import Ablation
-from app.capturer import Capturing
+from app.jobs.ablation import Ablation
+from app.jobs.capture import Capturing
+from app.jobs.chat import Talk
+from app.jobs.measures import Measuring
+from app.jobs.reading import LiveRun
+from app.jobs.runner import REGISTRY
+from app.jobs.training import Emergence
 from app.libraries import LIBRARIES
-from app.measurer import Measuring
-from app.reader import LiveRun
-from app.runner import REGISTRY
-from app.talk import Talk
-from app.trainer import Emergence
 
 from .parsers import Row, settings
 from .spoil import NASTY, spoiled_text

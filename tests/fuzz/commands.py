@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from analysis import __main__ as cli
-from analysis import figures, grid
+from analysis import figures
+from analysis.cli import main as cli
+from analysis.experiments import grid
 from analysis.policies import POLICIES
 
 from .parsers import FORBIDDEN, Row

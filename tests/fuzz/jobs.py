@@ -18,18 +18,18 @@ from pathlib import Path
 import numpy as np
 
 from analysis import texts
-from analysis.emergence import Recipe
-from analysis.record import Sampling, Spec
-from app.ablator import Ablation
-from app.capturer import Capturing
-from app.chatframes import ChatSender, ChatView
-from app.coster import Costing
-from app.frames import Sender
-from app.measurer import Measuring
-from app.reader import LiveRun
-from app.runner import Job, Registry
-from app.talk import Talk
-from app.trainer import Emergence
+from analysis.lab.training import Recipe
+from analysis.runs.folder import Sampling, Spec
+from app.frames.chat import ChatSender, ChatView
+from app.frames.reading import Sender
+from app.jobs.ablation import Ablation
+from app.jobs.capture import Capturing
+from app.jobs.chat import Talk
+from app.jobs.costs import Costing
+from app.jobs.measures import Measuring
+from app.jobs.reading import LiveRun
+from app.jobs.runner import Job, Registry
+from app.jobs.training import Emergence
 from app.view import View
 
 from .parsers import Row

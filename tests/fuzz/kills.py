@@ -16,17 +16,17 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.capture import Stretch
-from analysis.emergence import read
-from analysis.record import about_of, load
-from analysis.status import status_of
+from analysis.lab.training import read
+from analysis.maps.capture import Stretch
+from analysis.runs.folder import about_of, load
+from analysis.runs.status import status_of
 
 from .parsers import Row
 from .seeds import model as tiny_model
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["analysis.__main__", "analysis.models", "analysis.stream", "analysis.emergence", "tests.fuzz.seeds"]
+    [f"analysis.{m}" for m in ("cli.main", "models.loading", "engine.stream", "lab.training")] + ["tests.fuzz.seeds"]
 )
 LONGEST = 2.5
 """Seconds within which a command is ended, from when its folder is there."""
@@ -65,7 +65,7 @@ def rows(seed: int, tries: int):
 
 def _main(words: list[str]) -> None:
     """A command, in a process of its own that has imported everything already."""
-    from analysis.__main__ import main
+    from analysis.cli.main import main
 
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):

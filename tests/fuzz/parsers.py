@@ -18,14 +18,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from analysis import chat, figures, models, texts
-from analysis.atlas import Atlas, Region
-from analysis.capture import Stretch
-from analysis.emergence import Recipe, read
-from analysis.export import open_source
+from analysis import figures, texts
+from analysis.chat import conversation as chat
+from analysis.engine.stream import open_lanes
+from analysis.figures.export import open_source
+from analysis.lab.training import Recipe, read
+from analysis.maps.atlas import Atlas, Region
+from analysis.maps.capture import Stretch
+from analysis.models import loading as models
 from analysis.policies import POLICIES, parse
-from analysis.record import Spec, load
-from analysis.stream import open_lanes
+from analysis.runs.folder import Spec, load
 
 from .seeds import Named
 from .spoil import NASTY, spoiled, spoiled_json, spoiled_text

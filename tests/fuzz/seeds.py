@@ -7,14 +7,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from analysis.capture import capture
-from analysis.chat import SCRIPTS
-from analysis.emergence import Recipe, Training, write
-from analysis.families import adapt
-from analysis.models import load
+from analysis.chat.conversation import SCRIPTS
+from analysis.engine.check import adapt
+from analysis.engine.context import Step
+from analysis.lab.training import Recipe, Training, write
+from analysis.maps.capture import capture
+from analysis.models.loading import load
 from analysis.policies import Dense, Window
-from analysis.record import Folder, Run, Sampling, Spec
-from analysis.source import Step
+from analysis.runs.folder import Folder, Run, Sampling, Spec
 
 from ..gguf_files import tiny
 from ..gguf_files import write as write_gguf

@@ -14,12 +14,12 @@ import numpy as np
 
 from analysis import texts
 from analysis.policies import POLICIES, parse
-from analysis.record import Sampling, Spec
-from app.chatframes import ChatSender, ChatView
-from app.frames import Sender
-from app.reader import LiveRun
-from app.runner import Job, Registry
-from app.talk import Talk
+from analysis.runs.folder import Sampling, Spec
+from app.frames.chat import ChatSender, ChatView
+from app.frames.reading import Sender
+from app.jobs.chat import Talk
+from app.jobs.reading import LiveRun
+from app.jobs.runner import Job, Registry
 from app.view import MODES, PAINTS, View
 
 from .parsers import Row

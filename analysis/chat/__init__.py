@@ -1,0 +1,1 @@
+"""Conversations: the template, sampling, and lanes that answer."""

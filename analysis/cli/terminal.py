@@ -1,0 +1,106 @@
+"""A conversation in a terminal: what is typed or scripted goes to every lane, and every answer is written down.
+
+Knows how answers come to a screen and into a run folder; what a conversation is stands in chat.py.
+"""
+
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Self
+
+from rich.console import Console
+
+from ..chat.conversation import Conversation, join
+from ..engine.context import Step
+from ..runs.folder import Folder
+from ..texts import said_as_text
+
+TOGETHER = 32
+"""Tokens of an answer that are written down at a time."""
+CUT = {"limit": " …", "stopped": " (stopped)"}
+
+
+class Brake:
+    """While it is held, Ctrl-C and a polite kill only say that they came: a forward pass is never left half done."""
+
+    def __init__(self) -> None:
+        self.pressed: int | None = None
+
+    def __enter__(self) -> Self:
+        self.pressed = None
+        self._before = {s: signal.signal(s, self._press) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _press(self, number: int, _) -> None:
+        self.pressed = number
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def typed(out: Console) -> Iterator[str]:
+    """What a person types, line by line, until the end of input."""
+    while True:
+        try:
+            line = out.input("\n[bold]>[/] ") if sys.stdin.isatty() else sys.stdin.readline()
+        except EOFError:
+            return
+        if not line and not sys.stdin.isatty():
+            return
+        if line.strip():
+            yield line
+
+
+def converse(
+    lanes: list[Conversation], prompts: Iterable[str], folder: Folder, out: Console, *, chunk: int, scripted: bool
+) -> None:
+    """Say every prompt to every lane.
+
+    Raises KeyboardInterrupt where a script, or the process, is to end; an answer to what was typed just ends.
+    """
+    brake = Brake()
+    for prompt in prompts:
+        if scripted:
+            out.print(f"\n> {prompt}", style="bold", markup=False, soft_wrap=True)
+        try:
+            for lane in lanes:
+                lane.check(prompt)
+        except ValueError as e:
+            if scripted:
+                raise
+            out.print(f"{e}", style="yellow", markup=False, soft_wrap=True)
+            continue
+        if note := said_as_text(lanes[0].check(prompt)[3], "in what was said"):
+            folder.event("warning", text=note)
+            out.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+        for lane in lanes:
+            with brake:
+                _answer(lane, prompt, folder, out, chunk, brake)
+            if brake.pressed == signal.SIGTERM or (brake.pressed and scripted):
+                raise KeyboardInterrupt
+
+
+def _answer(lane: Conversation, prompt: str, folder: Folder, out: Console, chunk: int, brake: Brake) -> None:
+    lane.ask(prompt)
+    run, steps, shown = folder.run, list[Step](), 0
+    if run.first_token is None:
+        run.first_token, run.first_role = int(lane.tokens[0]), int(lane.roles.view()[0])
+    out.print(f"{lane.policy.label}: ", style="cyan", end="")
+    turn = lane.turns[-1]
+    while (step := lane.step(chunk)) is not None:
+        steps.append(step)
+        if len(steps) == TOGETHER:
+            folder.append(join(steps))
+            steps.clear()
+        if brake.pressed:
+            lane.stop()
+        said = lane.said(turn)
+        # A character may still lack its last bytes.
+        ready = len(said.rstrip("\ufffd")) if lane.busy else len(said)
+        out.print(said[shown:ready], end="", markup=False, soft_wrap=True)
+        shown = max(shown, ready)
+    if steps:
+        folder.append(join(steps))
+    out.print(CUT.get(turn.why, ""))
+    folder.event("answer", lane=lane.lane.index, position=turn.begin, stop=turn.stop, why=turn.why)

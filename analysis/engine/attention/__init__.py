@@ -1,0 +1,1 @@
+"""Forward passes: what each layer attends to, over each kind of store."""

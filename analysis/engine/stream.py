@@ -1,0 +1,91 @@
+"""The engine: lanes that read one text, each under its own policy, each with its own cache and at its own place.
+
+`stream` yields what the lanes learn, chunk by chunk.  A chunk goes through the model in one forward pass and every
+token of it gets exactly what it would have got alone (reach.py), so the size of a chunk changes no number.  This module
+knows nothing of files or screens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..families.rotary import Adapted
+from ..policies import Policy
+from .check import adapt
+from .context import Source, Step
+from .lane import Lane
+
+CHUNK = 512
+"""Tokens of a chunk unless said: larger ones are hardly faster, smaller ones waste more."""
+SINK_TOKENS = 4
+
+
+class Loaded(Protocol):
+    """A model in memory with what belongs to it, such as models.LanguageModel."""
+
+    adapted: Adapted
+    tokenizer: PreTrainedTokenizerBase | None
+    one_token: Callable[[Tensor, Any], Tensor] | None
+
+
+def open_lanes(
+    model: Loaded | PreTrainedModel | Adapted,
+    tokens: ArrayLike,
+    policies: Sequence[Policy],
+    *,
+    sink_tokens: int = SINK_TOKENS,
+    hold: int = 0,
+) -> list[Lane]:
+    """Lanes at the beginning of a text.
+
+    `model`: a LanguageModel, or any causal transformers model that can be adapted; `tokens`: token ids, [tokens];
+    `hold`: of how many of the newest tokens queries and keys are kept, for maps.  Raises ValueError where the text is
+    too short, a token is not in the vocabulary, or the family cannot be read.
+    """
+    tokens = np.asarray(tokens, dtype=np.int32).reshape(-1)
+    if len(tokens) < 2:
+        raise ValueError(f"a text needs at least 2 tokens to predict one from another, and this one has {len(tokens)}")
+    if not policies:
+        raise ValueError("choose at least one policy to read the text with")
+    loaded = not isinstance(model, Adapted | PreTrainedModel)
+    adapted = model.adapted if loaded else model if isinstance(model, Adapted) else adapt(model)
+    vocabulary = adapted.network.get_input_embeddings().num_embeddings
+    if tokens.min() < 0 or tokens.max() >= vocabulary:
+        raise ValueError(
+            f"token ids must be between 0 and {vocabulary - 1} for this model, and the text has ids from "
+            f"{tokens.min()} to {tokens.max()}: use the ids of the model's own tokenizer"
+        )
+    source = Source(adapted, tokens, sink_tokens, hold)
+    if loaded:
+        source.tokenizer, source.tracer = model.tokenizer, lambda: model.one_token
+    return [Lane(i, policy, source) for i, policy in enumerate(policies)]
+
+
+def next_lane(lanes: Sequence[Lane], upto: int | None = None) -> Lane | None:
+    """Whose turn it is, None when all are done: of the lanes that may read on, the one that has had the least time.
+
+    Where all may read only up to a position, it is the lane that is furthest behind: so they stay together.
+    """
+    waiting = [lane for lane in lanes if not lane.done and (upto is None or lane.position < upto)]
+    return min(waiting, key=lambda lane: lane.seconds if upto is None else lane.position, default=None)
+
+
+def stream(
+    model: Loaded | PreTrainedModel | Adapted,
+    tokens: ArrayLike,
+    policies: Sequence[Policy],
+    *,
+    chunk: int = CHUNK,
+    sink_tokens: int = SINK_TOKENS,
+    hold: int = 0,
+) -> Iterator[Step]:
+    """Steps of lanes that read the text by equal shares of time, until every lane has read it to its end."""
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1 token, not {chunk}")
+    lanes = open_lanes(model, tokens, policies, sink_tokens=sink_tokens, hold=hold)
+    while (lane := next_lane(lanes)) is not None:
+        yield lane.read(chunk)

@@ -1,0 +1,98 @@
+"""The forward pass of one token without Python between its operations.
+
+A token that is generated alone goes through hundreds of modules for little work in each, and half of its time would be
+Python's.  So the family's own forward pass is traced once and replayed; only the attention of each layer comes back to
+Python, as one operation that asks whoever is decoding in this thread.  A trace that does not repeat what the model says
+(a family that decides in Python what to compute, such as a mixture of experts) is not used.
+"""
+
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from ..families.rotary import Adapted
+
+CHECKS = 8
+"""Tokens for which the trace must repeat the model."""
+
+_thread = threading.local()
+_operations = torch.library.Library("sinkscope", "DEF")
+_operations.define("attend(Tensor query, Tensor key, Tensor value, int layer) -> Tensor")
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+    return _thread.attend(query, key, value, layer)
+
+
+_operations.impl("attend", _attend, "CompositeExplicitAutograd")
+
+
+@dataclass(eq=False)
+class _Recorder:
+    """Puts the operation in the place of attention, and notes what each layer hands to it besides tensors."""
+
+    layers: dict[int, tuple[nn.Module, dict[str, Any]]] = field(default_factory=dict)
+
+    def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, **settings) -> Tensor:
+        self.layers[attention.layer_idx] = attention, settings
+        return torch.ops.sinkscope.attend(query, key, value, attention.layer_idx)
+
+
+class _OneToken(nn.Module):
+    def __init__(self, model: Adapted, recorder: _Recorder) -> None:
+        super().__init__()
+        self.network, self.model, self.recorder = model.network, model, recorder
+
+    def forward(self, ids: Tensor, place: Tensor) -> Tensor:
+        return self.model.forward(ids, self.recorder, begin=place, last=1)
+
+
+def _echo(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+    return query.transpose(1, 2).clone()
+
+
+def one_token(model: Adapted) -> Callable[[Tensor, Any], Tensor] | None:
+    """A function (ids [1, 1], decoding) → logits [1, 1, vocabulary], or None where the model cannot be traced."""
+    if model.device.type == "meta" or model.positions.fixed or len(set(model.homes.values())) > 1:
+        return None
+    recorder = _Recorder()
+    eager = _OneToken(model, recorder).eval()
+    vocabulary = model.network.get_input_embeddings().num_embeddings
+    verbosity = transformers_logging.get_verbosity()
+    tokens = torch.linspace(0, vocabulary - 1, CHECKS, device=model.device).long().view(-1, 1, 1)
+    # Far into a text, where a family may do other things than at its beginning.
+    places = 10_000 * torch.arange(CHECKS, device=model.device)
+    _thread.attend = _echo
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            transformers_logging.set_verbosity_error()
+            traced = torch.jit.freeze(torch.jit.trace(eager, (tokens[0], places[0]), check_trace=False).eval())
+            for ids, place in zip(tokens, places, strict=True):
+                torch.testing.assert_close(traced(ids, place), eager(ids, place))
+    except (AssertionError, RuntimeError):
+        return None
+    finally:
+        del _thread.attend
+        transformers_logging.set_verbosity(verbosity)
+    layers = recorder.layers
+
+    def forward(ids: Tensor, decoding: Any) -> Tensor:
+        def attend(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
+            attention, settings = layers[layer]
+            return decoding.attend(attention, query, key, value, **settings)
+
+        _thread.attend = attend
+        try:
+            with torch.inference_mode():
+                return traced(ids, torch.tensor(decoding.token, device=ids.device))
+        finally:
+            del _thread.attend
+
+    return forward

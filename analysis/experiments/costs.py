@@ -1,0 +1,171 @@
+"""What reading costs: seconds and bytes of a lane as its text grows, in all and in attention alone, and how they grow.
+
+The exponents of Xiao et al. 2023 (dense T², window TL, recomputation TL², sinks + window TL) speak of attention.  A
+model spends time elsewhere too, the same for every token, so that part is measured apart.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..engine.lane import Lane
+from ..engine.stream import open_lanes
+from ..families.rotary import Adapted
+from ..models.loading import LanguageModel
+from ..policies import Policy, parse
+
+CHUNK = 256
+RUNS = 3
+"""Windows that are encoded for one size: the fastest counts."""
+
+
+class Clock:
+    """The model of a lane, which also tells how long its attention took."""
+
+    def __init__(self, model: Adapted) -> None:
+        self._model, self.attention = model, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def forward(self, ids: Tensor, reader: Any, **settings) -> Tensor:
+        return self._model.forward(ids, _Timed(reader, self), **settings)
+
+    def _now(self) -> float:
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)
+        return time.perf_counter()
+
+
+@dataclass(eq=False)
+class _Timed:
+    reader: Any
+    clock: Clock
+
+    def attend(self, *tensors, **settings) -> Tensor:
+        began = self.clock._now()
+        out = self.reader.attend(*tensors, **settings)
+        self.clock.attention += self.clock._now() - began
+        return out
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a lane has cost when it had read so many tokens."""
+
+    tokens: int
+    seconds: float
+    attention: float
+    """Seconds of these in attention: scores, softmax, weighted values, and what the cache needs."""
+    cached: int
+    """Bytes of the cache."""
+
+
+class Counted:
+    """A lane whose costs are counted chunk by chunk; it may read its text more than once."""
+
+    def __init__(self, model: LanguageModel, tokens: NDArray[np.int32], policy: str) -> None:
+        self.policy: Policy = parse(policy)
+        self._model, self._tokens = model, tokens
+        self.seconds = 0.0
+        """Of all readings."""
+        self._took: list[tuple[int, float, float, int]] = []
+        """Tokens, seconds, seconds in attention of each chunk, and bytes after it."""
+        self.again()
+
+    def again(self) -> None:
+        """From the beginning: of two readings of a chunk the faster one counts, since only noise makes one slower."""
+        self.lane: Lane = open_lanes(self._model, self._tokens, [self.policy])[0]
+        self.lane.source.model = self._clock = Clock(self.lane.source.model)
+        self._next = 0
+
+    def read(self, chunk: int = CHUNK) -> None:
+        """Read on, and count."""
+        began, before = time.perf_counter(), self._clock.attention
+        self.lane.read(chunk)
+        seconds, attention = time.perf_counter() - began, self._clock.attention - before
+        self.seconds += seconds
+        if self._next < len(self._took):
+            _, *other, _ = self._took[self._next]
+            seconds, attention = min(seconds, other[0]), min(attention, other[1])
+        self._took[self._next : self._next + 1] = [(self.lane.position, seconds, attention, self.lane.cache_bytes)]
+        self._next += 1
+
+    @property
+    def costs(self) -> list[Cost]:
+        """What had been spent after each chunk."""
+        took = list(self._took)
+        seconds, attention = np.cumsum([t[1:3] for t in took], 0).T.tolist() if took else ([], [])
+        return [Cost(t[0], s, a, t[3]) for t, s, a in zip(took, seconds, attention, strict=True)]
+
+
+def windows(model: LanguageModel, tokens: NDArray[np.int32], sizes: list[int]) -> Iterator[Cost]:
+    """What it costs to encode a window afresh, for each size: seconds of one pass, attention's part, and its cache."""
+    for size in sizes:
+        counted = Counted(model, tokens[: size + RUNS + 2], f"recompute:window={size}")
+        counted.read(size)
+        for _ in range(RUNS):
+            counted.read(1)
+        costs = counted.costs
+        took = np.diff([[c.seconds, c.attention] for c in costs], axis=0)
+        yield Cost(size, *took.min(0).tolist(), costs[-1].cached)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How the cost of a text grows with its length T."""
+
+    exponent: float
+    """Of the whole text's cost; NaN before there is enough to see."""
+    fixed: float
+    """Seconds of a token that do not depend on T, fitted beside the power; 0 where a token's cost hardly grows."""
+
+
+def growth(tokens: NDArray, total: NDArray) -> Growth:
+    """The power with which a total cost grows, from totals [steps] after so many tokens [steps].
+
+    It is one more than that of a single token's cost.  Where a token has come to cost more than twice what it did at
+    the beginning, a fixed cost is fitted beside the power: launching, rotating and reading the newest tokens take
+    their time however short the text is, and would hide a power that shows only in long ones.
+    """
+    tokens, total = np.asarray(tokens, np.float64), np.asarray(total, np.float64)
+    if len(tokens) < 5:
+        return Growth(float("nan"), 0.0)
+    each, middle = np.diff(total) / np.diff(tokens), (tokens[1:] + tokens[:-1]) / 2
+    if np.median(each[middle >= middle[-1] * 3 / 4]) < 2 * np.median(each[middle <= max(middle[-1] / 16, middle[1])]):
+        late = middle >= middle[-1] / 4
+        return Growth(1 + exponent(middle[late], each[late]), 0.0)
+    fits = [_fit(middle, each, power) for power in POWERS]
+    best = min(range(len(fits)), key=lambda i: fits[i][1])
+    return Growth(1 + float(POWERS[best]), fits[best][0])
+
+
+POWERS = np.arange(0.3, 2.5, 0.01)
+
+
+def _fit(size: NDArray, cost: NDArray, power: float) -> tuple[float, float]:
+    """The fixed part of cost = fixed + slope · size^power, and what is left over, relative to the cost."""
+    columns = np.stack((np.ones_like(size), (size / size[-1]) ** power), 1) / cost[:, None]
+    found = np.linalg.lstsq(columns, np.ones_like(cost), rcond=None)[0]
+    if found[0] < 0:
+        found = np.array([0.0, np.linalg.lstsq(columns[:, 1:], np.ones_like(cost), rcond=None)[0][0]])
+    # The sum of sizes and not of squares: one slow moment does not move it far.
+    return float(found[0]), float(np.abs(columns @ found - 1).sum())
+
+
+def exponent(size: NDArray, cost: NDArray) -> float:
+    """The power with which a cost grows: the median slope between any two points on two logarithmic axes (Theil 1950).
+
+    One slow moment, as any shared machine has, does not move it.  NaN before there are three points.
+    """
+    if len(size) < 3:
+        return float("nan")
+    x, y = np.log(np.asarray(size, np.float64)), np.log(np.asarray(cost, np.float64))
+    a, b = np.triu_indices(len(x), 1)
+    return float(np.median((y[b] - y[a]) / (x[b] - x[a])))

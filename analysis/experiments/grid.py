@@ -1,0 +1,222 @@
+"""Runs the cells of an experiment, in one process, in several, on several GPUs, or on a cluster, by joblib.
+
+A cell is computed in a temporary folder wherever a worker is, and comes back as files; so a folder of results holds
+whole cells only, nobody needs a disk in common, and whoever runs the same grid again goes on where it stopped.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import lru_cache
+from pathlib import Path
+
+import joblib
+import numpy as np
+from filelock import FileLock, Timeout
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from .. import files, texts
+from ..policies import parse
+from ..runs.folder import Folder, Run, Spec, spec_of
+from .papers import Cell
+
+TRIES = 3
+"""How often a cell whose worker died is begun again."""
+BACKENDS = ("local", "dask", "ray")
+PATIENCE = 10
+"""Seconds in which a scheduler must answer."""
+
+
+def left_of(cells: Iterable[Cell], out: Path) -> list[Cell]:
+    """Cells that are not finished in this folder.
+
+    Raises ValueError where it holds something else than cells, or another run of the same name.
+    """
+    left = []
+    if os.path.exists(out) and not any(out.glob("*/run.json")):
+        files.new_folder(out)
+    for cell in cells:
+        if not os.path.exists(out / cell.name / "run.json"):
+            left.append(cell)
+        elif (there := spec_of(out / cell.name)) != cell.spec:
+            alike = replace(there, bos=cell.spec.bos, special=cell.spec.special) == cell.spec
+            what = (
+                "that read its text in another way (--bos, --special)" if alike else "of another model, text or length"
+            )
+            raise ValueError(f"{out / cell.name} holds a run {what}: choose another --out")
+    return left
+
+
+def run(
+    cells: Iterable[Cell], out: Path, *, jobs: int = 1, backend: str = "local", address: str | None = None
+) -> Iterator[Cell]:
+    """Run what is left of the cells and put each into its folder; yields each when it is there.
+
+    `jobs`: processes on this machine, each with a GPU of its own where there are any.  Raises ValueError where a
+    cell cannot be run, or the cluster cannot be reached.
+    """
+    if jobs < 1:
+        raise ValueError(f"at least 1 process must run the cells, not {jobs}")
+    left = {cell.name: cell for cell in left_of(cells, out)}
+    for attempt in range(1, TRIES + 1):
+        try:
+            with _workers(backend, jobs, address):
+                share = backend == "local" and jobs > 1
+                work = [joblib.delayed(computed)(cell, share) for cell in left.values()]
+                for name, made in _results(work, one_by_one=backend != "ray"):
+                    _put(out / name, made)
+                    yield left.pop(name)
+            return
+        except Exception as e:
+            # A cluster begins again by itself, and says so when it gives up.
+            if not isinstance(e, TerminatedWorkerError) and type(e).__name__ != "KilledWorker":
+                raise
+            if attempt == TRIES:
+                raise ValueError(
+                    f"a worker died {TRIES} times, most likely for want of memory: use fewer --jobs, or a smaller model"
+                ) from e
+
+
+def _results(work: list, *, one_by_one: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """What the workers send, each as soon as it is there; or, where that cannot be, a handful at a time."""
+    if one_by_one:
+        yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(work)
+        return
+    count = joblib.effective_n_jobs(-1)
+    for begin in range(0, len(work), count):
+        yield from joblib.Parallel(batch_size=1)(work[begin : begin + count])
+
+
+def computed(cell: Cell, share: bool = False) -> tuple[str, dict[str, bytes]]:
+    """A cell's name, and the files of its run folder; `share`: leave the other GPUs to other workers."""
+    if share:
+        _take_a_gpu()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "cell"
+        (_rates if cell.samples else _read)(cell, place)
+        return cell.name, {p.name: p.read_bytes() for p in place.iterdir()}
+
+
+def _read(cell: Cell, place: Path) -> None:
+    """Read the text to its end."""
+    spec, source, model = cell.spec, texts.read(cell.spec.text), _model(cell.spec)
+    from ..engine.stream import stream
+
+    read = texts.tokenized(source, model.tokenizer, bos=spec.bos, special=spec.special, limit=spec.tokens)
+    ids, run = read.ids, Run(spec, int(read.ids[0]))
+    run.begins, run.as_text = read.begins, read.as_text
+    folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256, tokens=len(ids))
+    for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk):
+        folder.append(step)
+    folder.finish("finished")
+
+
+def _rates(cell: Cell, place: Path) -> None:
+    """Read many short texts."""
+    spec, source, model = cell.spec, texts.read(cell.spec.text), _model(cell.spec)
+    from .measures import joined, measure, samples_of_text
+
+    read = samples_of_text(source, model.tokenizer, spec, cell.samples)
+    alpha = joined(list(measure(model, read.ids))).heads["alpha"]
+    place.mkdir()
+    np.savez_compressed(place / "alpha.npz", alpha=alpha)
+    about = {"spec": asdict(spec), "samples": cell.samples, "text_sha256": source.sha256}
+    about |= {"begins": read.begins, "as_text": list(read.as_text)}
+    about |= {"weights_sha256": model.sha256, "status": "finished"}
+    (place / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
+def _model(spec: Spec):
+    return _loaded(spec.model, spec.dtype, spec.device, spec.weights, spec.kv_heads)
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, dtype: str, device: str, weights: str, kv_heads: int | None):
+    """A worker loads a model once for all its cells."""
+    from ..models.loading import load
+
+    return load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads)
+
+
+def _put(place: Path, made: dict[str, bytes]) -> None:
+    """All files of a cell at once, or none."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as draft:
+            whole = Path(draft) / "cell"
+            whole.mkdir()
+            for name, data in made.items():
+                (whole / name).write_bytes(data)
+            whole.rename(place)
+    except OSError as e:
+        raise files.unwritten(place, e) from e
+
+
+@contextmanager
+def _workers(backend: str, jobs: int, address: str | None) -> Iterator[None]:
+    """Let joblib use the workers that were asked for."""
+    if backend not in BACKENDS:
+        raise ValueError(f"there is no backend {backend!r}; choose one of: {', '.join(BACKENDS)}")
+    if backend == "local" and address:
+        raise ValueError("an address is that of a cluster: add --backend dask or --backend ray")
+    if backend == "local":
+        threads = max(1, (os.cpu_count() or 1) // jobs)
+        more = {"inner_max_num_threads": threads} if jobs > 1 else {}
+        with joblib.parallel_config("loky" if jobs > 1 else "sequential", n_jobs=jobs, **more):
+            yield
+        return
+    try:
+        connect = {"dask": _dask, "ray": _ray}[backend]
+        client = connect(address)
+    except ImportError as e:
+        raise ValueError(f"{backend} is not installed: pip install -r requirements-cluster.txt") from e
+    except (OSError, ConnectionError) as e:
+        raise ValueError(f"no {backend} cluster answers at {address}: check --address, and that it runs") from e
+    try:
+        with joblib.parallel_config(backend, n_jobs=-1):
+            yield
+    finally:
+        client()
+
+
+def _dask(address: str | None):
+    from distributed import Client
+
+    if address is None:
+        raise ValueError("say where the Dask scheduler is: --address HOST:PORT")
+    return Client(address, timeout=PATIENCE).close
+
+
+def _ray(address: str | None):
+    import ray
+    from ray.util.joblib import register_ray
+
+    register_ray()
+    ray.init(address=address, logging_level="error")
+    return ray.shutdown
+
+
+_gpu: FileLock | None = None
+"""Says that this process has a GPU; the system lets go of it when the process ends."""
+
+
+def _take_a_gpu() -> None:
+    """Let this process see one GPU that no other worker on this machine has taken, where there are any."""
+    global _gpu
+    if _gpu is not None or "CUDA_VISIBLE_DEVICES" in os.environ or not (count := _gpus()):
+        return
+    for number in range(count):
+        lock = FileLock(Path(tempfile.gettempdir()) / f"sinkscope-gpu-{number}")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        _gpu, os.environ["CUDA_VISIBLE_DEVICES"] = lock, str(number)
+        return
+
+
+def _gpus() -> int:
+    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

@@ -1,0 +1,219 @@
+"""What is measured of every head over short texts, as papers on the sink do: whole matrices, one layer at a time.
+
+A text here is a sample of T tokens that begins at its own beginning, read under dense attention.  Every head of every
+sample gets a number for each measure; means and spreads over samples are whoever reads them's.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .. import metrics, texts
+from ..engine.attention.banded import capped
+from ..families.rotary import Adapted
+from ..models.loading import LanguageModel
+from ..runs.folder import Spec
+
+TOGETHER = 16
+"""Short texts that go through the model in one pass."""
+LONGEST = 4096
+"""Tokens of a sample, at most: its matrices are whole."""
+MEASURES = {
+    "sink_mass": "Attention to the first tokens",
+    "alpha": "Attention to the first token, α₁",
+    "distance": "Mean distance attended, tokens",
+    "entropy": "Entropy of attention, nats",
+    "diagonal": "Attention to the token itself",
+    "separators": "Attention to separators",
+    "top": "Attention to the most attended token",
+}
+"""Of each head; means over the queries of a text."""
+NORMS = ("key", "value", "hidden")
+MASSIVE = (100.0, 1000.0)
+"""An activation is massive above the first, and above so many medians of its layer (Sun et al. 2024)."""
+SEPARATORS = frozenset(".,;:!?")
+
+
+@dataclass
+class Measured:
+    """What was measured of some samples.
+
+    `heads[measure]` [samples, layers, heads]; `norms` [samples, NORMS, layers, 2]: mean norms at the first token and at
+    all others; `largest` [samples, layers, 3] and `median` [samples, layers] of |h|; `places` [samples, layers,
+    2]: token and channel of the largest.
+    """
+
+    heads: dict[str, NDArray[np.float32]]
+    norms: NDArray[np.float32]
+    largest: NDArray[np.float32]
+    median: NDArray[np.float32]
+    places: NDArray[np.int64]
+
+    def sink_rate(self, threshold: float = 0.3) -> tuple[NDArray[np.float32], float]:
+        """The sink rate of each layer [layers] and of all (metrics.sink_rate)."""
+        return metrics.sink_rate(self.heads["alpha"], threshold)
+
+    @property
+    def massive(self) -> NDArray[np.bool_]:
+        """Which layers have a massive activation in most samples, [layers]."""
+        size, times = MASSIVE
+        found = (self.largest[..., 0] > size) & (self.largest[..., 0] >= times * self.median)
+        return found.mean(0) > 0.5
+
+
+@dataclass(eq=False)
+class _Measuring:
+    """Attends with whole matrices and measures them."""
+
+    model: Adapted
+    first: int
+    separators: Tensor
+    """Which tokens of each sample are separators, [samples, tokens]."""
+    heads: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in MEASURES})
+    norms: list[list[Tensor]] = field(default_factory=lambda: [[], []])
+
+    def attend(
+        self,
+        attention: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        sliding_window: int | None = None,
+        s_aux: Tensor | None = None,
+        **_,
+    ) -> Tensor:
+        samples, heads, tokens, dim = query.shape
+        places = torch.arange(tokens, device=query.device)
+        angles = self.model.angles(attention, torch.arange(tokens, device=self.model.device), tokens)
+        q, k = (self.model.rotate(attention, x, angles) for x in (query, key))
+        groups = heads // key.shape[1]
+        k, v = k.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        distance = places[:, None] - places[None]
+        unseen = distance < 0
+        if sliding_window is not None:
+            unseen = unseen | (distance >= sliding_window)
+        outs, found = [], {name: [] for name in MEASURES}
+        for one in range(samples):
+            # One sample at a time: so a matrix of 4,096 tokens fits for all heads.
+            scores = capped(q[one] @ k[one].transpose(-1, -2) * (scaling or dim**-0.5), softcap).float()
+            scores = scores.masked_fill(unseen, float("-inf"))
+            if s_aux is not None:
+                scores = torch.cat((scores, s_aux.float().view(-1, 1, 1).expand(-1, tokens, 1)), -1)
+            weights = torch.softmax(scores, -1)[..., :tokens]
+            outs.append(weights.to(v.dtype) @ v[one])
+            for name, number in self._of(weights, distance, self.separators[one]).items():
+                found[name].append(number)
+        for name, numbers in found.items():
+            self.heads[name].append(torch.stack(numbers))
+        for kind, x in enumerate((key, value)):
+            own = x[..., : dim - self.model.positions.added]
+            self.norms[kind].append(own.float().norm(dim=-1).mean(1))
+        return torch.stack(outs).transpose(1, 2)
+
+    def _of(self, weights: Tensor, distance: Tensor, separators: Tensor) -> dict[str, Tensor]:
+        """Each measure of weights [heads, queries, keys], [heads]."""
+        first = min(self.first, weights.shape[-1])
+        later = weights[:, min(first, weights.shape[1] - 1) :]
+        return {
+            "sink_mass": later[..., :first].sum(-1).mean(-1),
+            "alpha": metrics.alpha(weights),
+            "distance": (weights * distance).sum(-1).mean(-1),
+            "entropy": -torch.special.xlogy(weights, weights).sum(-1).mean(-1),
+            "diagonal": weights.diagonal(dim1=-2, dim2=-1).mean(-1),
+            "separators": weights[..., separators].sum(-1).mean(-1),
+            "top": weights.mean(-2).amax(-1),
+        }
+
+
+def measure(
+    model: LanguageModel | Adapted,
+    samples: NDArray[np.int32],
+    *,
+    first: int = 4,
+    separators: NDArray[np.bool_] | None = None,
+) -> Iterator[Measured]:
+    """Measures of some samples after the other, [samples, tokens]; joined by `joined`.
+
+    `first`: how many first tokens count as sinks; `separators` [vocabulary]: which tokens are separators.  Raises
+    ValueError where samples are too long.
+    """
+    adapted = model.adapted if isinstance(model, LanguageModel) else model
+    tokens = samples.shape[1]
+    if not 2 <= tokens <= LONGEST:
+        raise ValueError(f"a sample has 2 to {LONGEST:,} tokens, not {tokens:,}: choose another length")
+    if first < 1:
+        raise ValueError(f"at least 1 first token must count as sink, not {first}")
+    together = max(1, min(TOGETHER, 4096 // tokens))
+    for begin in range(0, len(samples), together):
+        part = samples[begin : begin + together]
+        ids = torch.as_tensor(part.astype(np.int64), device=adapted.device)
+        apart = np.zeros(part.shape, bool) if separators is None else separators[part]
+        reader = _Measuring(adapted, first, torch.as_tensor(apart, device=adapted.device))
+        hidden: dict[int, Tensor] = {}
+        adapted.forward(ids, reader, last=1, outputs=hidden)
+        yield _told(reader, [hidden[layer] for layer in range(adapted.layers)])
+
+
+def _told(reader: _Measuring, hidden: list[Tensor]) -> Measured:
+    heads = {name: torch.stack([x.cpu() for x in of], 1).numpy() for name, of in reader.heads.items()}
+    sizes = [[x.cpu() for x in of] for of in (*reader.norms, [h.float().norm(dim=-1) for h in hidden])]
+    norms = torch.stack(
+        [torch.stack([torch.stack((n[:, 0], n[:, 1:].mean(1)), -1) for n in of], 1) for of in sizes], 1
+    ).numpy()
+    largest, places, median = [], [], []
+    for h in hidden:
+        size = h.float().abs().cpu()
+        flat = size.flatten(1)
+        top, at = flat.topk(min(3, flat.shape[1]), 1)
+        largest.append(top)
+        places.append(torch.stack((at[:, 0] // size.shape[2], at[:, 0] % size.shape[2]), -1))
+        # numpy's is between the two in the middle; torch's is the lower one.
+        median.append(torch.from_numpy(np.median(flat.numpy(), 1)))
+    return Measured(heads, norms, *(torch.stack(x, 1).numpy() for x in (largest, median, places)))
+
+
+def joined(parts: list[Measured]) -> Measured:
+    """All samples of several parts."""
+    return Measured(
+        {name: np.concatenate([p.heads[name] for p in parts]) for name in MEASURES},
+        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("norms", "largest", "median", "places")),
+    )
+
+
+def separators_of(tokenizer, vocabulary: int) -> NDArray[np.bool_]:
+    """Which tokens are punctuation between words or sentences, or a newline, [vocabulary]; none without a tokenizer."""
+    if tokenizer is None:
+        return np.zeros(vocabulary, bool)
+    looks = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    found = np.zeros(max(vocabulary, len(looks)), bool)
+    found[: len(looks)] = ["\n" in look or (look.strip() in SEPARATORS and bool(look.strip())) for look in looks]
+    return found
+
+
+def samples_of_text(text: texts.Text, tokenizer, spec: Spec, count: int) -> texts.Tokenized:
+    """Samples of a text as a Spec has it read, each with a BOS of its own; their ids are [count, spec.tokens]."""
+    read = texts.tokenized(text, tokenizer, bos="off", special=spec.special)
+    samples = samples_of(read.ids, count, spec.tokens, texts.opening(tokenizer, spec.bos, text))
+    return texts.Tokenized(samples, texts.begins(tokenizer, samples[-1]), read.as_text)
+
+
+def samples_of(tokens: NDArray[np.int32], count: int, length: int, begin: Sequence[int] = ()) -> NDArray[np.int32]:
+    """`count` stretches of `length` tokens, [count, length], evenly over a text; they overlap where it is short.
+
+    Each is a text of its own, so each begins with `begin` (BOS, texts.py), which counts as its first tokens.
+    """
+    if len(tokens) < length:
+        raise ValueError(
+            f"the text has {len(tokens)} tokens, and samples of {length} are asked for: choose a longer one"
+        )
+    if length <= len(begin):
+        raise ValueError(f"BOS alone takes {len(begin)} of the {length} tokens of a sample: choose longer samples")
+    begins = np.linspace(0, len(tokens) - length, count).astype(int)
+    return np.stack([texts.begun(begin, tokens[b : b + length])[:length] for b in begins])

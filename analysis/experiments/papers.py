@@ -1,0 +1,233 @@
+"""Experiments of the papers, as grids of cells that any model can be put through, and the tables they end in.
+
+The papers' numbers are theirs, of their models and texts; they stand beside ours to compare the shape and not the
+digits.  This module knows nothing of models: what a cell says is read from its run folder.
+"""
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from .. import files, metrics
+from ..files import Kind
+from ..policies import POLICIES, Ranked, parse
+from ..runs.folder import Spec, about_of, load
+from ..texts import with_bos
+
+RATE_TOKENS, RATE_SAMPLES, RATE_THRESHOLD = 64, 100, 0.3
+"""T, the number of texts, and ε of the sink rate (Gu et al. 2024)."""
+BUDGETS = (64, 128, 256, 512)
+INTERVAL = 16
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of an experiment: what is read, and the paper's numbers for it, one for each of its models."""
+
+    label: str
+    spec: Spec
+    paper: tuple[str, ...] = ()
+    samples: int = 0
+    """Of how many short texts a mean is taken; 0: one text is read to its end."""
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        written = re.sub(r"[^\w.+=-]+", "-", policy := self.spec.policies[0])
+        if len(written) > 120:
+            # No file system takes a name of any length.
+            written = f"{written[:100]}-{hashlib.sha256(policy.encode()).hexdigest()[:12]}"
+        return written + (f"-{self.samples}-samples" if self.samples else "")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a paper did, to be done again."""
+
+    title: str
+    paper: str
+    policies: Callable[[int], Sequence[tuple[str, str, tuple[str, ...]]]]
+    """Label, policy and the paper's numbers of each cell, for a cache of so many tokens."""
+    tokens: int = 4096
+    cache: int = 256
+    columns: tuple[str, ...] = ()
+    """The paper's models, texts and caches, in the order of its numbers."""
+    samples: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+    def cells(self, base: Spec, cache: int | None = None) -> list[Cell]:
+        """The cells; `base` says which model reads what, and how much of it."""
+        made = []
+        for label, policy, paper in self.policies(cache or self.cache):
+            spec = replace(base, policies=(str(parse(policy)),), tokens=base.tokens or self.tokens)
+            made.append(Cell(label, spec, paper, self.samples))
+        return made
+
+    def table(self, cells: Sequence[Cell], place: Path) -> tuple[list[str], list[list[str]]]:
+        """Headings and rows, of those cells that are finished under a folder."""
+        if self.samples:
+            return _rates(cells, place)
+        done = [cell for cell in cells if (place / cell.name / "tokens.parquet").exists()]
+        about = f"{cells[0].spec.model} on {cells[0].spec.text}{_begins((done or cells)[0], place)}"
+        heads = ["Policy", f"Perplexity, {about}", "Tokens", "Cached tokens, at most", *self.columns]
+        rows = []
+        for cell in done:
+            track = load(place / cell.name).tracks[0]
+            perplexity = f"{metrics.perplexity(track.nll.view()):.2f}"
+            counts = f"{len(track.nll) + 1}", f"{track.cache_tokens.view().max()}"
+            rows.append([cell.label, perplexity, *counts, *(cell.paper or ("–",) * len(self.columns))])
+        return heads, rows
+
+
+def _begins(cell: Cell, place: Path) -> str:
+    """What the text of a finished cell begins with, where that is known."""
+    folder = place / cell.name
+    begins = about_of(folder).get("begins") if (folder / "run.json").exists() else None
+    return "" if begins is None else f" {with_bos(begins)}"
+
+
+def _rates(cells: Sequence[Cell], place: Path) -> tuple[list[str], list[list[str]]]:
+    """α_1 and sink rate of each layer, and of all."""
+    spec = cells[0].spec
+    heads = [
+        "Layer",
+        f"α₁, {spec.model} on {spec.text}{_begins(cells[0], place)}",
+        "± between texts",
+        f"Sink rate, ε = {RATE_THRESHOLD}",
+    ]
+    held = place / cells[0].name / "alpha.npz"
+    if not held.exists():
+        return heads, []
+    alpha = files.arrays(held, {"alpha": Kind("f", (None, None, None))})["alpha"]
+    mean, (by_layer, rate) = alpha.mean(0), metrics.sink_rate(alpha, RATE_THRESHOLD)
+    spread = alpha.mean(2).std(0, ddof=1) if len(alpha) > 1 else np.full(len(mean), np.nan)
+    rows = [
+        [str(layer), f"{mean[layer].mean():.4f}", f"{spread[layer]:.4f}", f"{by_layer[layer]:.1%}"]
+        for layer in range(len(mean))
+    ]
+    whole = alpha.mean((1, 2)).std(ddof=1) if len(alpha) > 1 else np.nan
+    rows.append(["all", f"{mean.mean():.4f}", f"{whole:.4f}", f"{rate:.1%}"])
+    paper = {"GPT2-XL": "77.00%", "Mistral-7B": "97.49%", "LLaMA2-7B": "92.47%", "LLaMA3-8B": "99.02%"}
+    rows += [[f"Paper: {name}", "–", "–", rate] for name, rate in paper.items()]
+    return heads, rows
+
+
+def _four(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [
+        ("Dense", "dense", ("5641",)),
+        (f"Window {cache}", f"window:window={cache}", ("5158",)),
+        (f"Recompute {cache}", f"recompute:window={cache},stride=16", ("5.43",)),
+        (f"Sinks + window 4 + {cache - 4}", f"streaming:sinks=4,window={cache - 4}", ("5.40",)),
+    ]
+
+
+def _sinks(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
+    paper = {
+        0: ("17.90", "460.29", "21.62", "3359.95"),
+        1: ("12.12", "14.99", "11.95", "11.88"),
+        2: ("12.12", "15.00", "12.09", "10.51"),
+        4: ("12.12", "14.99", "12.09", "9.59"),
+        8: ("12.12", "14.98", "12.02", "9.54"),
+    }
+    return [(f"{s} + {cache - s}", f"streaming:sinks={s},window={cache - s}", paper[s]) for s in paper]
+
+
+def _newlines(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
+    return [
+        (f"0 + {cache}", f"window:window={cache}", ("5158.07",)),
+        (f"4 + {cache - 4}", f"streaming:sinks=4,window={cache - 4}", ("5.40",)),
+        (f"4 newlines + {cache - 4}", f"streaming:sinks=4,window={cache - 4},first=newlines", ("5.60",)),
+    ]
+
+
+def _sizes(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
+    paper = {
+        256: ("13.61", "14.12", "13.17", "–"),
+        512: ("12.84", "14.25", "12.52", "9.73"),
+        1024: ("12.34", "14.33", "12.08", "9.32"),
+        2048: ("12.84", "14.99", "12.09", "9.08"),
+    }
+    return [(f"4 + {size - 4}", f"streaming:sinks=4,window={size - 4}", paper[size]) for size in paper]
+
+
+def _budgets(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
+    made = [("Dense", "dense", ())]
+    made += [(f"Sinks + window, {b}", f"streaming:sinks=4,window={b - 4}", ()) for b in BUDGETS]
+    ranked = [p for p in POLICIES.values() if issubclass(p, Ranked) and p.name != "late"]
+    for policy in ranked:
+        recent = next(f.default for f in policy.settings() if f.name == "recent")
+        # Layers that keep everything would have no budget to be compared at.
+        more = ",skip=0" if policy.name == "knorm" else ""
+        for b in BUDGETS:
+            settings = f"budget={b},recent={min(recent, b // 4)},interval={INTERVAL}{more}"
+            made.append((f"{policy.title}, {b}", f"{policy.name}:{settings}", ()))
+    return made
+
+
+STREAMING = "Xiao et al. 2023, Efficient Streaming Language Models with Attention Sinks"
+PG19 = ("Falcon-7B, PG19", "MPT-7B, PG19", "Pythia-12B, PG19", "Llama-2-7B, PG19")
+EXPERIMENTS: dict[str, Experiment] = {
+    "policies": Experiment(
+        "The four policies",
+        f"{STREAMING}, Figures 1 and 3",
+        _four,
+        columns=("Paper: Llama-2-13B, first book of PG19, cache 1024",),
+        notes=("Dense falls apart beyond the length that a model was trained on: the paper's 5641 is read there.",),
+    ),
+    "sinks": Experiment(
+        "How many sinks are enough?",
+        f"{STREAMING}, Table 2",
+        _sinks,
+        columns=tuple(f"Paper: {c}" for c in PG19),
+        notes=("The paper's caches are 2048 tokens, and 4096 for Llama-2-7B.",),
+    ),
+    "newlines": Experiment(
+        "Newlines as sinks",
+        f"{STREAMING}, Table 1",
+        _newlines,
+        columns=("Paper: Llama-2-13B, first book of PG19, cache 1024",),
+    ),
+    "sizes": Experiment(
+        "Does a larger cache help?",
+        f"{STREAMING}, Table 6",
+        _sizes,
+        tokens=8192,
+        columns=tuple(f"Paper: {c}" for c in PG19),
+        notes=("The paper's fourth column goes on to 4 + 4092, which has 9.59.",),
+    ),
+    "budgets": Experiment(
+        "Policies and budgets",
+        "perplexity against cache size, as papers on eviction draw it",
+        _budgets,
+        tokens=2000,
+        notes=(f"Policies that rank slots evict every {INTERVAL} tokens.",),
+    ),
+    "sink-rate": Experiment(
+        "Sink rate of each layer",
+        "Gu et al. 2024, When Attention Sink Emerges in Language Models, Table 1",
+        lambda cache: [("α₁", "dense", ())],
+        tokens=RATE_TOKENS,
+        samples=RATE_SAMPLES,
+        notes=(
+            f"α₁: the mean attention that the first of {RATE_TOKENS} tokens gets, over {RATE_SAMPLES} texts; attention "
+            "that is spread evenly would give 0.0741. Sink rate: the share of heads and texts with α₁ > ε.",
+        ),
+    ),
+}
+
+
+def as_csv(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([heads, *rows])
+    return out.getvalue()
+
+
+def as_markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)

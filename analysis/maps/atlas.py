@@ -1,0 +1,273 @@
+"""Maps of a captured stretch at any scale, computed where somebody looks: no matrix of the whole exists anywhere.
+
+A cell is the largest or the mean weight of scale × scale pairs of tokens.  Of every block of queries only those columns
+are multiplied that some of them reach, so a band costs what a band has.  All is float32, whatever the model computes
+in, and weights and what they sum up to come from the same scores, so a row sums to 1.
+"""
+
+import tempfile
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import texts
+from ..engine.attention.band import Reach
+from ..engine.interventions import WhatIf
+from ..families.rotary import Adapted
+from ..models.loading import LanguageModel
+from ..policies import parse
+from ..runs.folder import Spec
+from .capture import Segment, Stretch, capture
+
+ROWS = 512
+"""Queries that are multiplied at a time, about."""
+FIRST = 4
+"""First tokens that are shown one by one at any scale: a sink in one of thousands of columns would vanish."""
+POOLS = ("max", "mean")
+KINDS = ("weights", "logits")
+
+
+@dataclass(frozen=True)
+class Region:
+    """Queries rows[0] … rows[1] − 1 and keys columns[0] … columns[1] − 1 of a stretch, `scale` tokens a cell."""
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+    scale: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(-(-(end - begin) // self.scale) for begin, end in (self.rows, self.columns))
+
+
+class Atlas:
+    """Draws the maps of one stretch, with the model that it was captured from; for as many threads as look."""
+
+    def __init__(self, stretch: Stretch, model: LanguageModel | Adapted) -> None:
+        self.stretch = stretch
+        self.tokenizer = model.tokenizer if isinstance(model, LanguageModel) else None
+        self._turned: tuple[tuple, Tensor] | None = None
+        """The keys that were rotated last, and which they are: replaced as one, and read only once by whoever draws."""
+        self._totals: dict[tuple[int, int], Tensor] = {}
+        """Log-sum-exp of the scores of each query of a head, [tokens]; NaN where nobody has looked yet."""
+        self._lock = threading.Lock()
+        self.model = model.adapted if isinstance(model, LanguageModel) else model
+        if isinstance(model, LanguageModel) and model.sha256 != stretch.about["weights_sha256"]:
+            raise ValueError(
+                f"{stretch.path} was captured from other weights than {model.name} has: load the model that it names"
+            )
+
+    def draw(
+        self, layer: int, head: int, region: Region, *, pool: str = "max", kind: str = "weights"
+    ) -> NDArray[np.float32]:
+        """A map [cells, cells]: pooled weights, or logits before softmax; NaN where no query reached any key.
+
+        Raises ValueError where there is no such head, pool or kind, or the region lies outside.
+        """
+        for what, chosen, options in (("pool", pool, POOLS), ("kind", kind, KINDS)):
+            if chosen not in options:
+                raise ValueError(f"{what} must be {' or '.join(options)}, not {chosen!r}")
+        self._check(layer, head, region)
+        (r0, r1), scale = region.rows, region.scale
+        most = torch.full(region.shape, float("-inf"))
+        total, count = torch.zeros(region.shape), torch.zeros(region.shape)
+        step = max(1, ROWS // scale) * scale
+        with torch.inference_mode():
+            totals = self._totals_of(layer, head, r0, r1) if kind == "weights" else None
+            for begin in range(r0, r1, step):
+                end = min(begin + step, r1)
+                cells = slice((begin - r0) // scale, -(-(end - r0) // scale))
+                for first, scores in self._scores(layer, head, begin, end, region):
+                    if totals is not None:
+                        scores -= totals[begin - r0 : end - r0, None]
+                    column = (first - region.columns[0]) // scale
+                    self._pool(scores, scale, pool, cells, column, most, total, count, exponent=kind == "weights")
+        if pool == "mean":
+            return torch.where(count > 0, total / count, torch.nan).numpy()
+        whole = most.exp() if kind == "weights" else most
+        return torch.where(most == float("-inf"), torch.nan, whole).numpy()
+
+    def first(
+        self, layer: int, head: int, rows: tuple[int, int], scale: int, *, pool: str = "max", kind: str = "weights"
+    ) -> NDArray[np.float32]:
+        """What queries gave to each of the first FIRST tokens, [cells, first tokens]: only queries are pooled.
+
+        NaN where no query of a cell reached the token.  Raises ValueError as `draw` does.
+        """
+        shown = min(FIRST, self.stretch.tokens)
+        fine = self.draw(layer, head, Region(rows, (0, shown)), pool=pool, kind=kind)
+        cells = np.pad(fine, ((0, -len(fine) % scale), (0, 0)), constant_values=np.nan).reshape(-1, scale, shown)
+        if pool == "max":
+            return np.fmax.reduce(cells, 1)
+        count = (~np.isnan(cells)).sum(1)
+        return np.divide(np.nansum(cells, 1), count, out=np.full(count.shape, np.nan, np.float32), where=count > 0)
+
+    def row(self, layer: int, head: int, token: int) -> NDArray[np.float32]:
+        """What one token gave to each token of the stretch, [tokens]; NaN where it reached none."""
+        return self.draw(layer, head, Region((token, token + 1), (0, self.stretch.tokens)))[0]
+
+    def column(self, layer: int, head: int, token: int) -> NDArray[np.float32]:
+        """What each token of the stretch gave to one token, [tokens]."""
+        return self.draw(layer, head, Region((0, self.stretch.tokens), (token, token + 1)))[:, 0]
+
+    def _check(self, layer: int, head: int, region: Region) -> None:
+        s = self.stretch
+        if not (0 <= layer < s.layers and 0 <= head < s.heads):
+            raise ValueError(
+                f"there is no head {layer}.{head}: layers are 0 to {s.layers - 1}, heads 0 to {s.heads - 1}"
+            )
+        if region.scale < 1:
+            raise ValueError(f"a cell is at least 1 token wide, not {region.scale}")
+        for begin, end in (region.rows, region.columns):
+            if not 0 <= begin < end <= s.tokens:
+                raise ValueError(f"tokens {begin} to {end} do not lie in this stretch of {s.tokens}")
+
+    def _totals_of(self, layer: int, head: int, begin: int, end: int) -> Tensor:
+        """Log-sum-exp of all that queries begin … end − 1 reached, an extra logit included, [queries]."""
+        with self._lock:
+            known = self._totals.setdefault((layer, head), torch.full((self.stretch.tokens,), torch.nan))
+        for at in range(begin, end, ROWS):
+            rows = slice(at, min(at + ROWS, end))
+            if known[rows].isnan().any():
+                # Whoever else does the same meanwhile writes the same numbers.
+                known[rows] = self._totals_of_block(layer, head, rows.start, rows.stop)
+        return known[begin:end]
+
+    def _totals_of_block(self, layer: int, head: int, begin: int, end: int) -> Tensor:
+        region = Region((begin, end), (0, self.stretch.tokens))
+        parts = [_logsumexp(scores) for _, scores in self._scores(layer, head, begin, end, region)]
+        extra, learned = torch.full((end - begin,), float("-inf")), self.model.settings[layer].get("s_aux")
+        for segment in self.stretch.segments:
+            rows = slice(max(0, segment.start - begin), max(0, segment.stop - begin))
+            what_if, heads = WhatIf.of(parse(segment.policy)), torch.empty(1, self.stretch.heads)
+            sinks = None if learned is None else learned.float().cpu()
+            sinks = sinks if what_if is None else what_if.sink(sinks, layer, heads)
+            if sinks is not None:
+                extra[rows] = sinks[head]
+        return torch.logsumexp(torch.stack([*parts, extra]), 0)
+
+    @staticmethod
+    def _pool(scores, scale, pool, cells, column, most, total, count, *, exponent) -> None:
+        """Put scores [queries, keys] into the cells that they belong to."""
+        scores = padded(scores, 0, -len(scores) % scale)
+        # Rows first, which lie apart in memory: what is left to pool along them is small.
+        rows = scores.view(-1, scale, scores.shape[1])
+        if pool == "max":
+            largest = padded(rows.amax(1).T, 0, -scores.shape[1] % scale).T
+            largest = largest.reshape(len(largest), -1, scale).amax(-1)
+            where = cells, slice(column, column + largest.shape[1])
+            most[where] = torch.maximum(most[where], largest)
+            return
+        seen = rows > float("-inf")
+        values = rows.exp() if exponent else rows.masked_fill(~seen, 0)
+        for whole, part in ((total, values.sum(1)), (count, seen.sum(1).to(count.dtype))):
+            part = torch.nn.functional.pad(part, (0, -part.shape[1] % scale))
+            part = part.view(len(part), -1, scale).sum(-1)
+            whole[cells, column : column + part.shape[1]] += part
+
+    def _scores(self, layer: int, head: int, begin: int, end: int, region: Region):
+        """Scores of queries begin … end − 1 to the keys of the region that any of them reaches, piece by piece.
+
+        Yields the first column and scores [queries, keys], −inf for pairs that do not meet; pieces begin at a cell.
+        """
+        for segment in self.stretch.segments:
+            start, stop = max(begin, segment.start), min(end, segment.stop)
+            if start >= stop:
+                continue
+            for first, scores in self._segment(layer, head, segment, start, stop, region):
+                yield first, padded(scores, start - begin, end - stop)
+
+    def _segment(self, layer: int, head: int, segment: Segment, start: int, stop: int, region: Region):
+        model, stretch, (c0, c1), scale = self.model, self.stretch, region.columns, region.scale
+        attention, settings = model.attentions[layer], model.settings[layer]
+        reach = segment.reach.narrowed(settings.get("sliding_window"))
+        group = head // (model.heads // model.kv_heads)
+        query = torch.from_numpy(np.array(stretch.queries[layer, head, start:stop]))
+        scaling = settings.get("scaling") or query.shape[-1] ** -0.5
+        t = torch.arange(start, stop)
+
+        def turned(x: Tensor, places: Tensor) -> Tensor:
+            angles = model.angles(attention, places.to(model.device), segment.length, torch.float32)
+            angles = None if angles is None else tuple(a.cpu() for a in angles)
+            return model.rotate(attention, x[None, None], angles)[0, 0]
+
+        def keys(a: int, b: int) -> Tensor:
+            return torch.from_numpy(np.array(stretch.keys[layer, group, a:b]))
+
+        def finished(scores: Tensor, first: int, masked: list[slice], met: Reach) -> Tensor:
+            cap = settings.get("softcap")
+            scores = scores if cap is None else cap * torch.tanh(scores / cap)
+            for where in masked:
+                places = torch.arange(first + where.start, first + where.stop)
+                unseen = ~met.sees(t, places, settings.get("sliding_window"))
+                scores[:, where].masked_fill_(unseen, float("-inf"))
+            return scores
+
+        low = int(reach.low(t[:1]))
+        run0, run1 = max(c0, c0 + (low - c0) // scale * scale), min(c1, stop)
+        if run0 < run1:
+            origin = min(low, run0)
+            # Without a window all blocks of queries meet the same keys, up to their own: those are turned once.
+            end = run1 if reach.window is not None else min(c1, segment.stop)
+            kept = (layer, group, run0, end, origin, segment.length)
+            held = self._turned
+            if held is None or held[0] != kept:
+                held = kept, turned(keys(run0, end), reach.in_run(torch.arange(run0, end), origin))
+                # A few are soon rotated again, and would take the place of many.
+                self._turned = held if end - run0 > FIRST else self._turned
+            k = held[1][: run1 - run0]
+            scores = turned(query * scaling, reach.in_run(t, origin)) @ k.T
+            # Only at its two edges does a band hold pairs that do not meet.
+            high = int(reach.low(t[-1:]))
+            edges = [slice(0, max(0, min(run1, high + 1) - run0)), slice(max(0, start - run0), run1 - run0)]
+            run = replace(segment.reach, sinks=0)
+            yield run0, finished(scores, run0, [e for e in edges if e.start < e.stop], run)
+        sinks = min(reach.sinks, c1, stop)
+        if c0 < sinks:
+            at = reach.in_front(torch.device("cpu"))[c0:sinks]
+            scores = turned(query * scaling, reach.slot(t)) @ turned(keys(c0, sinks), at).T
+            yield c0, finished(scores, c0, [slice(0, sinks - c0)], segment.reach)
+
+
+def _logsumexp(scores: Tensor) -> Tensor:
+    """The same as torch's along rows, in the room that the scores take: they are many, and are gone afterwards."""
+    most = scores.amax(-1).clamp_(min=torch.finfo(scores.dtype).min)
+    return most + scores.sub_(most[:, None]).exp_().sum(-1).log_()
+
+
+def padded(scores: Tensor, before: int, after: int) -> Tensor:
+    """Scores with rows of −inf before and behind them."""
+    if not before and not after:
+        return scores
+    return torch.nn.functional.pad(scores, (0, 0, before, after), value=float("-inf"))
+
+
+def map_of(
+    model: LanguageModel,
+    text: str,
+    *,
+    layer: int,
+    head: int,
+    policy: str = "dense",
+    bos: str = "auto",
+    special: str = "text",
+) -> dict[str, NDArray]:
+    """The attention map of one head for some words, as the figure `head_map` draws it.
+
+    `text`: the words themselves; `policy`: dense, window or sinks + window as a person writes it; `bos`, `special`: how
+    words become tokens (texts.py).  Token 0 is BOS where they begin with it.
+    """
+    ids = texts.begun(texts.opening(model.tokenizer, bos), texts.encode(text, model.tokenizer, special=special)[0])
+    spec = Spec(model.name, "words", (policy,), bos=bos, special=special)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "stretch"
+        # The last token is only predicted: one more lets it ask too.
+        for _ in capture(model, np.append(ids, ids[-1:]), spec, place):
+            pass
+        drawn = Atlas(Stretch(place), model).draw(layer, head, Region((0, len(ids)), (0, len(ids))))
+    return {"map": drawn, "begin": np.array(0), "scale": np.array(1)}

@@ -1,0 +1,255 @@
+"""Reads run folders, finished or cut off at any moment, and says in one sentence what is wrong with which file.
+
+What stands in a folder may have gone through many hands: every file is checked against what it must hold, and all of
+them against each other.
+"""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .. import files
+from ..files import Kind
+from ..policies import parse
+from .run import ROLES, Run, Track
+from .spec import Spec
+from .status import status_of
+
+TOKENS = pa.schema(
+    [
+        ("lane", pa.int32()),
+        ("policy", pa.string()),
+        ("position", pa.int64()),
+        ("token_id", pa.int32()),
+        ("nll", pa.float32()),
+        ("cache_tokens", pa.int32()),
+        ("cache_bytes", pa.int64()),
+        ("seconds", pa.float64()),
+    ]
+)
+SINKS = pa.schema(
+    [("lane", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("sink_mass", pa.list_(pa.float32()))]
+)
+ROLE = pa.field("role", pa.string())
+
+
+@dataclass
+class _About:
+    """What run.json must say."""
+
+    spec: Spec
+    status: str = ""
+    heads: tuple[int, int] | None = None
+    begins: str | None = None
+    as_text: tuple[str, ...] = ()
+    started: str | None = None
+    text_sha256: str | None = None
+    weights_sha256: str | None = None
+    process: dict[str, Any] | None = None
+    samples: int = 0
+
+
+@dataclass
+class _Event:
+    what: str
+    lane: int | None = None
+    position: int | None = None
+    seconds: float = 0.0
+    policy: str | None = None
+
+
+def about_of(path: Path) -> dict[str, Any]:
+    """What a run folder says of itself, with the status that it really has.  Raises ValueError where it is none."""
+    path = Path(path)
+    file = path / "run.json"
+    if not os.path.exists(file):
+        raise ValueError(f"{path} holds no run: it has no readable run.json")
+    files.record(file, _About, "that of a run")
+    about = files.record(file, dict[str, Any], "that of a run")
+    return {**about, "status": status_of(about)} if "status" in about else about
+
+
+def spec_of(path: Path) -> Spec:
+    """The Spec of a run folder.  Raises ValueError where it is none."""
+    return msgspec.convert(about_of(path), _About).spec
+
+
+def load(path: Path) -> Run:
+    """The run in a folder, finished or cut off at any moment.
+
+    Raises ValueError where there is none, or a file of it is damaged or of another run.
+    """
+    path = Path(path)
+    raw = about_of(path)
+    about = msgspec.convert(raw, _About)
+    run = Run(about.spec)
+    run.started, run.begins, run.as_text = about.started or run.started, about.begins, about.as_text
+    run.status = about.status
+    # Where both kinds are there, the process was killed while it wrote the second.
+    if not (path / "tokens.arrow").exists() and (path / "tokens.parquet").exists():
+        table, sinks = _finished(path, len(run.tracks))
+        if about.status == "saved":
+            # Saved again and again: the one may be newer than the other.
+            table, sinks = _ending_alike(table, sinks)
+    else:
+        table, sinks = _growing(path, about.heads, len(run.tracks))
+    for lane, track in enumerate(run.tracks):
+        _take_in(run, track, table.filter(pa.compute.equal(table["lane"], lane)), sinks.get(lane, _NOTHING), path)
+    if os.path.exists(path / "events.jsonl"):
+        run.events = _events(path / "events.jsonl", len(run.tracks))
+    return run
+
+
+Sinks = dict[int, tuple[list[tuple[int, int]], list[NDArray[np.float32]]]]
+"""Spans and sink masses [layers, heads] of each lane."""
+_NOTHING = [], []
+
+
+def _take_in(run: Run, track: Track, rows: pa.Table, sinks: tuple, path: Path) -> None:
+    """Put what a folder has of a lane into its track, where it fits together."""
+    spans, mass = sinks
+    if not len(rows):
+        return
+    column = {name: rows[name].to_numpy() for name in rows.column_names}
+    count = len(rows)
+    if not np.array_equal(column["position"], np.arange(count)) or rows["nll"][1:].null_count:
+        raise ValueError(f"{path} lacks tokens of a lane, or has some twice: it is damaged")
+    if [span[0] for span in spans] != [1, *(span[1] for span in spans[:-1])] or (spans or [(0, 1)])[-1][1] != count:
+        raise ValueError(f"the sink masses of {path} are not those of its tokens: a file is damaged, or of another run")
+    for policy in set(column["policy"].tolist()):
+        try:
+            parse(policy)
+        except (ValueError, AttributeError) as e:
+            raise ValueError(f"{path} names a policy that there is not: {e}") from e
+    run.first_token = int(column["token_id"][0])
+    for name in ("token_ids", "nll", "cache_tokens", "cache_bytes", "seconds"):
+        getattr(track, name).append(column["token_id" if name == "token_ids" else name][1:])
+    if "role" in column:
+        if not set(column["role"].tolist()) <= set(ROLES):
+            raise ValueError(f"{path} names a role that there is not: roles are {', '.join(ROLES)}")
+        roles = np.array([ROLES.index(r) for r in column["role"]], np.int8)
+        run.first_role = int(roles[0])
+        track.roles.append(roles[1:])
+    track.sums.append(np.cumsum(column["nll"][1:], dtype=np.float64))
+    changes = np.flatnonzero(np.r_[True, column["policy"][2:] != column["policy"][1:-1]])
+    track.policies = [(int(column["position"][1 + i]), str(column["policy"][1 + i])) for i in changes]
+    track.spans, track.sink_mass = spans, mass
+
+
+def _events(path: Path, lanes: int) -> list[dict[str, Any]]:
+    found = []
+    *whole, last = files.lines(files.contents(path))
+    # The last line of a process that was killed may be cut short.
+    for number, line in enumerate([*whole, last] if last.endswith(b"}") else whole, 1):
+        if not line.strip():
+            continue
+        wrong = f"line {number} of {path} is no event of this run"
+        event = files.decoded(line, _Event, wrong)
+        if event.lane is not None and not 0 <= event.lane < lanes:
+            raise ValueError(f"{wrong}: it has no lane {event.lane}")
+        if event.policy is not None:
+            try:
+                parse(event.policy)
+            except ValueError as e:
+                raise ValueError(f"{wrong}: {e}") from e
+        found.append(files.decoded(line, dict[str, Any], wrong))
+    return found
+
+
+def _finished(path: Path, lanes: int) -> tuple[pa.Table, Sinks]:
+    """The tables of a folder that is whole."""
+    file = path / "tokens.parquet"
+    with files.opened(file) as f:
+        try:
+            table = pq.read_table(f, page_checksum_verification=True)
+            table.validate(full=True)
+        except Exception as e:
+            # Whatever Arrow says of foreign bytes is of its insides.
+            raise ValueError(f"{file} is not a table that can be read: it is cut short, or damaged") from e
+    table = _checked(table, file, lanes)
+    spans, masses = Kind("iu", (None, 2)), Kind("f", (None, None, None))
+    kinds = {f"{name}_{lane}": kind for lane in range(lanes) for name, kind in (("span", spans), ("mass", masses))}
+    held = files.arrays(path / "sinks.npz", kinds, some=True)
+    sinks: Sinks = {}
+    for lane in range(lanes):
+        span, mass = (held.get(f"{name}_{lane}") for name in ("span", "mass"))
+        if span is None and mass is None:
+            continue
+        if span is None or mass is None or len(span) != len(mass):
+            raise ValueError(f"{path / 'sinks.npz'} has not as many sink masses as chunks: it is damaged")
+        sinks[lane] = [(int(a), int(b)) for a, b in span], list(mass.astype(np.float32))
+    if len({mass[0].shape for _, mass in sinks.values() if mass}) > 1:
+        raise ValueError(f"{path / 'sinks.npz'} has lanes with other layers and heads: it is damaged")
+    return table, sinks
+
+
+def _checked(table: pa.Table, path: Path, lanes: int) -> pa.Table:
+    """A table of tokens in order, where it is one."""
+    schema = table.schema.remove_metadata()
+    if schema not in (TOKENS, TOKENS.append(ROLE)):
+        missing = [f.name for f in TOKENS if f not in list(schema)]
+        which = f"it has no column {missing[0]} of its kind" if missing else "it has other columns"
+        raise ValueError(f"{path} is not the table of a run: {which}")
+    for name in TOKENS.names:
+        if name != "nll" and table[name].null_count:
+            raise ValueError(f"{path} has rows without {name}: it is damaged")
+    if len(table) and not 0 <= pa.compute.min(table["lane"]).as_py() <= pa.compute.max(table["lane"]).as_py() < lanes:
+        raise ValueError(f"{path} has lanes that its run.json does not name: the two are of different runs")
+    return _in_order(table)
+
+
+def _growing(path: Path, heads: tuple[int, int] | None, lanes: int) -> tuple[pa.Table, Sinks]:
+    """The tables of a folder that was not finished: tokens in order, and spans and sink masses of each lane."""
+    table = _checked(_read_stream(path / "tokens.arrow", TOKENS), path / "tokens.arrow", lanes)
+    file = path / "sinks.arrow"
+    grown = _read_stream(file, SINKS)
+    if grown.schema.remove_metadata() != SINKS:
+        raise ValueError(f"{file} is not the table of sink masses of a run: it has other columns")
+    sinks: Sinks = {}
+    for row in grown.to_pylist():
+        if None in row.values() or heads is None or len(row["sink_mass"]) != heads[0] * heads[1]:
+            raise ValueError(f"{file} does not fit run.json: it is damaged, or of another run")
+        spans, mass = sinks.setdefault(row["lane"], ([], []))
+        spans.append((row["start"], row["stop"]))
+        mass.append(np.array(row["sink_mass"], np.float32).reshape(heads))
+    return _ending_alike(table, sinks)
+
+
+def _ending_alike(table: pa.Table, sinks: Sinks) -> tuple[pa.Table, Sinks]:
+    """Tokens and sink masses up to the last chunk that stands whole in both."""
+    lanes = table["lane"].to_numpy()
+    ends = np.bincount(lanes, minlength=1)
+    cut: Sinks = {}
+    for lane, (spans, mass) in sinks.items():
+        kept = [i for i, (_, stop) in enumerate(spans) if lane < len(ends) and stop <= ends[lane]]
+        if kept:
+            cut[lane] = [spans[i] for i in kept], [mass[i] for i in kept]
+    ends = np.array([cut[lane][0][-1][1] if lane in cut else 0 for lane in range(len(ends))])
+    return table.filter(pa.array(table["position"].to_numpy() < ends[lanes])), cut
+
+
+def _read_stream(path: Path, schema: pa.Schema) -> pa.Table:
+    """All whole batches of a stream that may end anywhere; `schema` where not even its own is there."""
+    if not os.path.exists(path):
+        return schema.empty_table()
+    batches, data = [], files.contents(path, files.MOST_NUMBERS)
+    # What is cut off is no error, and Arrow has many names for it.
+    with suppress(StopIteration, pa.ArrowException, OSError, ValueError), pa.ipc.open_stream(data) as stream:
+        schema = stream.schema
+        while True:
+            batch = stream.read_next_batch()
+            batch.validate(full=True)
+            batches.append(batch)
+    return pa.Table.from_batches(batches, schema)
+
+
+def _in_order(table: pa.Table) -> pa.Table:
+    return table.sort_by([("lane", "ascending"), ("position", "ascending")])

@@ -1,0 +1,129 @@
+"""What the lanes of a run have learned so far, in memory: numbers that one thread appends and others read."""
+
+import copy
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .spec import Spec
+
+if TYPE_CHECKING:
+    from ..engine.context import Step
+
+ROLES = ("template", "user", "assistant")
+"""Who said a token of a conversation."""
+
+
+class Column:
+    """Numbers that one thread appends and others read: what `view` returns never changes."""
+
+    def __init__(self, dtype: Any) -> None:
+        self._data, self._count = np.empty(1024, dtype), 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def view(self) -> NDArray:
+        return self._data[: self._count]
+
+    def append(self, values: NDArray) -> None:
+        stop = self._count + len(values)
+        if stop > len(self._data):
+            grown = np.empty(stop * 2, self._data.dtype)
+            grown[: self._count] = self.view()
+            self._data = grown
+        self._data[self._count : stop] = values
+        self._count = stop
+
+    def truncate(self, count: int) -> None:
+        """Forget all but the first numbers.  What was returned before stays, since the rest is written anew."""
+        if count < self._count:
+            self._data, self._count = self._data[:count].copy(), count
+
+
+def spent_on(step: "Step") -> NDArray[np.float64]:
+    """Compute seconds of a step when each of its tokens was known, [tokens]."""
+    return np.full(len(step.nll), step.seconds) if step.each is None else np.cumsum(step.each)
+
+
+class Track:
+    """What one lane has learned: a number for each predicted token, position 1 first."""
+
+    def __init__(self) -> None:
+        self.nll = Column(np.float32)
+        self.cache_tokens = Column(np.int32)
+        self.cache_bytes = Column(np.int64)
+        self.seconds = Column(np.float64)
+        """When each token was known, since the run began."""
+        self.compute = Column(np.float64)
+        """Compute seconds of the lane, summed up, when each token was known."""
+        self.sums = Column(np.float64)
+        """Sums of the first 0, 1, 2 … NLLs: means over any stretch are differences of these."""
+        self.sums.append(np.zeros(1))
+        self.token_ids = Column(np.int32)
+        self.roles = Column(np.int8)
+        """In a conversation, who said each token (ROLES)."""
+        self.spans: list[tuple[int, int]] = []
+        self.sink_mass: list[NDArray[np.float32]] = []
+        """Mean sink mass of each chunk, [layers, heads], beside its span."""
+        self.policies: list[tuple[int, str]] = []
+        """From which position on the lane read under which policy."""
+
+    def snapshot(self) -> "Track":
+        """What is known now, which nothing that comes later changes."""
+        twin = copy.copy(self)
+        for name, known in vars(self).items():
+            setattr(twin, name, copy.copy(known))
+        return twin
+
+    def append(self, step: "Step", seconds: float) -> None:
+        spent = spent_on(step)
+        compute = self.compute.view()[-1] if len(self.compute) else 0.0
+        if not self.policies or self.policies[-1][1] != str(step.policy):
+            self.policies.append((step.start, str(step.policy)))
+        self.token_ids.append(step.token_ids)
+        if step.roles is not None:
+            self.roles.append(step.roles)
+        self.cache_tokens.append(step.cache_tokens)
+        self.cache_bytes.append(step.cache_bytes)
+        self.seconds.append(seconds - step.seconds + spent)
+        self.compute.append(compute + spent)
+        self.sums.append(self.sums.view()[-1] + np.cumsum(step.nll, dtype=np.float64))
+        # Last, since readers take the length of these for the length of all.
+        self.sink_mass.append(step.sink_mass.mean(-1, dtype=np.float32))
+        self.spans.append((step.start, step.stop))
+        self.nll.append(step.nll)
+
+
+class Run:
+    """A Spec, what its lanes have learned so far, and what happened meanwhile."""
+
+    def __init__(self, spec: Spec, first_token: int | None = None) -> None:
+        self.spec = spec
+        self.first_token = first_token
+        self.begins: str | None = None
+        """The BOS that the text really begins with, empty where it has none; None where nobody knows."""
+        self.as_text: tuple[str, ...] = ()
+        """Names of control tokens that stand in the text, and were read as text."""
+        self.first_role = 0
+        self.tracks = [Track() for _ in spec.policies]
+        self.events: list[dict[str, Any]] = []
+        self.status = ""
+        """How a run that was read from a folder ended; running, where it still does."""
+        self.began = time.perf_counter()
+        self.started = datetime.now(UTC).isoformat(timespec="seconds")
+        """When the run began, whenever it is saved."""
+
+    def append(self, step: "Step") -> None:
+        """Take in a step that has just been made."""
+        self.tracks[step.lane].append(step, time.perf_counter() - self.began)
+
+    def event(self, what: str, *, lane: int | None = None, position: int | None = None, **more: Any) -> dict[str, Any]:
+        """Note that something happened: a switch, a pause, a warning."""
+        seconds = round(time.perf_counter() - self.began, 3)
+        entry = {"what": what, "lane": lane, "position": position, "seconds": seconds, **more}
+        self.events.append(entry)
+        return entry

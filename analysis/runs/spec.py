@@ -1,0 +1,129 @@
+"""What a run was asked: everything that decides its numbers.  Knows nothing of models or of what was learned."""
+
+import json
+import shlex
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from .. import files
+from ..models.dtypes import arithmetic
+from ..policies import parse
+from ..texts import BOS, SPECIAL, setting
+
+TYPED = "what was typed"
+"""The text of a conversation that has no script."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is chosen, token by token."""
+
+    max_new: int = 128
+    """At most so many tokens an answer."""
+    temperature: float = 0.0
+    """0: always the most probable token."""
+    top_k: int = 0
+    """Only the k most probable tokens; 0: all."""
+    top_p: float = 1.0
+    """Only the most probable tokens that together have this probability."""
+    repetition_penalty: float = 1.0
+    """Logits of tokens that were said lately are divided by this."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "max_new": (self.max_new >= 1, "at least 1 token"),
+            "temperature": (0 <= self.temperature <= 100, "from 0 (greedy) to 100"),
+            "top_k": (self.top_k >= 0, "0 (all) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "repetition_penalty": (0 < self.repetition_penalty <= 10, "above 0 and at most 10"),
+            "seed": (0 <= self.seed < 2**63, "0 or more"),
+        }
+        for name, (holds, expected) in rules.items():
+            if not holds:
+                raise ValueError(f"{name} must be {expected}, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that decides the numbers of a run.  The same Spec gives the same numbers."""
+
+    model: str
+    text: str
+    policies: tuple[str, ...]
+    tokens: int | None = None
+    """At most so many tokens are read; None reads the whole text."""
+    chunk: int = 512
+    dtype: str = "float32"
+    device: str = "auto"
+    bos: str | bool = "auto"
+    """Whether the text begins with BOS: auto (as the tokenizer does by itself), on or off."""
+    weights: str = "model"
+    """As the model came, or packed: int8, int4."""
+    kv_heads: int | None = None
+    """KV heads averaged down to so many; None: as the model has them."""
+    sampling: Sampling | None = None
+    """In a conversation, whose text is a script: how answers are chosen."""
+    kv_chunk: int | None = None
+    """In a conversation: cached tokens that an answer reads at a time; changes no number."""
+    special: str = "text"
+    """What names of control tokens in a text, or in what somebody types, are: text or tokens."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policies", tuple(self.policies))
+        object.__setattr__(self, "bos", setting("bos", self.bos, BOS))
+        setting("special", self.special, SPECIAL)
+        if isinstance(self.sampling, dict):
+            object.__setattr__(self, "sampling", Sampling(**self.sampling))
+        if not self.policies:
+            raise ValueError("choose at least one policy, such as streaming:sinks=4,window=252")
+        for policy in self.policies:
+            parse(policy)
+        if self.tokens is not None and self.tokens < 2:
+            raise ValueError(f"at least 2 tokens must be read to predict one from another, not {self.tokens}")
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be at least 1 token, not {self.chunk}")
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype must be float32, bfloat16 or float16, not {self.dtype!r}")
+        if self.weights not in ("model", "int8", "int4"):
+            raise ValueError(f"weights must be model, int8 or int4, not {self.weights!r}")
+        if self.kv_chunk is not None and self.kv_chunk < 1:
+            raise ValueError(f"kv_chunk must be at least 1 token, not {self.kv_chunk}")
+        if self.device not in ("auto", "cpu", "cuda", "mps"):
+            raise ValueError(f"device must be auto, cpu, cuda or mps, not {self.device!r}")
+
+    @property
+    def arithmetic(self) -> str:
+        """What numbers are computed in, in a few words."""
+        return arithmetic(self.weights, self.dtype)
+
+    def command(self) -> str:
+        """The command line that this Spec is of, quoted for a shell; one that was typed asks for the words again."""
+        chat = self.sampling is not None
+        named = {"model": self.model, "script" if chat else "text": self.text}
+        if chat and self.text == TYPED:
+            del named["script"]
+        if chat:
+            named |= {f.name: getattr(self.sampling, f.name) for f in fields(Sampling)} | {"kv_chunk": self.kv_chunk}
+        else:
+            named["tokens"] = self.tokens
+        named |= {name: getattr(self, name) for name in ("chunk", "dtype", "device", "weights", "kv_heads")}
+        # As one word each, since a value may begin with a dash.
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
+        words += [f"--policy={policy}" for policy in self.policies]
+        words += {"auto": [], "on": ["--bos"], "off": ["--no-bos"]}[self.bos]
+        words += [f"--special={self.special}"] if self.special != "text" else []
+        return shlex.join(["python", "-m", "analysis", "chat" if chat else "stream", *words])
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote; raises ValueError when it is something else."""
+        wrong = "this is not the Spec of a run"
+        spec, said = files.decoded(text, cls, wrong), files.decoded(text, dict[str, Any], wrong)
+        if unknown := said.keys() - {f.name for f in fields(cls)}:
+            # A setting that is not known here could change the numbers.
+            raise ValueError(f"{wrong}: nobody here knows its {min(unknown)!r}")
+        return spec

@@ -1,0 +1,36 @@
+"""The bundled plays in a small vocabulary of their own, for models that are small too."""
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from .. import texts
+
+SMALLEST = 257
+"""Every byte, and the token that begins a text."""
+
+
+@cache
+def plays_in(vocabulary: int) -> NDArray[np.int16]:
+    """Token ids of all bundled plays, one behind the other, [tokens]; byte-pair encoding learned from them.
+
+    Token 0 begins a text, and does not occur.  Takes some seconds the first time.  Raises ValueError where the plays
+    are not installed.
+    """
+    plays = [texts.read(name).content for name in texts.plays()]
+    if not plays:
+        raise ValueError("the bundled plays are not installed: run make setup, or choose the task backcopy")
+    learned = Tokenizer(models.BPE())
+    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learned.train_from_iterator(
+        plays,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=["<begin>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return np.concatenate([np.array(e.ids, np.int16) for e in learned.encode_batch(plays)])

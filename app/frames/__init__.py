@@ -1,0 +1,1 @@
+"""The state of a job as bytes, for the components that draw it."""

@@ -1,0 +1,281 @@
+"""What the atlas is sent: the piece of a map that somebody looks at, in one piece of bytes.  No Streamlit in here."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.maps.atlas import Atlas, Region
+from analysis.maps.capture import Stretch
+from analysis.policies import parse
+
+from ..jobs.capture import Capturing
+from .reading import FLOOR, assemble, coded
+
+MOST_BYTES = 64 * 2**20
+"""Of maps that are kept, so that a place where one has looked comes back at once."""
+SMALL = 104
+"""Cells on a side of a small map, at most."""
+BARS = 512
+"""Bars of the rows and columns of one token, at most."""
+PATIENCE = 0.25
+"""Seconds of a frame that small maps may take."""
+OVERVIEW = 512
+"""Cells on a side of the map of a whole stretch, at most, from which the range of colours is taken."""
+SHOWN = 0.75
+"""The head that is shown at first gives its first tokens about so much: enough to see, and not all."""
+SHOWS = 0.2
+"""A head that gives them so much more or less still shows its sink."""
+KINDS = ("weights", "logits", "difference")
+MANY = ("none", "heads", "layers")
+
+
+@dataclass
+class Look:
+    """Where and how one person looks."""
+
+    layer: int = 0
+    head: int = 0
+    picked: bool = False
+    """Whether a person chose this head."""
+    kind: str = "weights"
+    pool: str = "max"
+    colour: str = "logarithmic"
+    many: str = "none"
+    region: Region | None = None
+    cross: tuple[int, int] | None = None
+
+    def open(self, stretch: Stretch) -> None:
+        """Begin with a stretch: with the head that one looks at, where a person chose it or its sink shows here too;
+        else with one whose sink does."""
+        there = self.layer < stretch.layers and self.head < stretch.heads
+        far = np.abs(stretch.mass - SHOWN)
+        if not there or not (self.picked or far[self.layer, self.head] < SHOWS):
+            self.picked = False
+            self.layer, self.head = divmod(int(far.argmin()), stretch.heads)
+
+
+class Tiles:
+    """Maps that were drawn, up to a bound; those that were looked at longest ago go."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple, NDArray[np.float32]] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, atlas: Atlas, layer: int, head: int, region: Region, pool: str, kind: str) -> NDArray[np.float32]:
+        # The atlas itself and not its id, which another may have when it is gone.
+        key = (atlas, layer, head, region, pool, kind)
+        return self._get(key, lambda: atlas.draw(layer, head, region, pool=pool, kind=kind))
+
+    def first(self, atlas: Atlas, layer: int, head: int, region: Region, pool: str, kind: str) -> NDArray[np.float32]:
+        """What the queries of a region gave to each of the first tokens."""
+        key = (atlas, layer, head, region.rows, region.scale, pool, kind)
+        return self._get(key, lambda: atlas.first(layer, head, region.rows, region.scale, pool=pool, kind=kind))
+
+    def _get(self, key: tuple, draw: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        if key not in self._kept:
+            self._kept[key] = draw()
+            self._bytes += self._kept[key].nbytes
+            while self._bytes > MOST_BYTES and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def __contains__(self, key: tuple) -> bool:
+        return key in self._kept
+
+
+@dataclass
+class AtlasSender:
+    """Makes the frames of one tab."""
+
+    tiles: Tiles = field(default_factory=Tiles)
+    complete: bool = True
+    """Whether the last frame had all small maps."""
+    _seq: int = 0
+    _spans: dict[tuple, tuple[float, float]] = field(default_factory=dict)
+    """Between which numbers colours run, of what is no weight."""
+
+    def frame(self, run: Capturing, other: Capturing | None, look: Look) -> bytes:
+        """What a person looks at; `other`: a stretch to compare with."""
+        self._seq += 1
+        atlas, arrays = run.atlas, {}
+        total = atlas.stretch.tokens if other is None else min(atlas.stretch.tokens, other.atlas.stretch.tokens)
+        region = look.region
+        if region is None or max(region.rows[1], region.columns[1]) > total:
+            region = whole(total, OVERVIEW)
+        kind = look.kind if look.kind != "difference" or other is not None else "weights"
+        minus = other.atlas if kind == "difference" else None
+        shown = {"map": self._drawn(self.tiles.get, atlas, minus, look, region, kind)}
+        shown["first"] = self._drawn(self.tiles.first, atlas, minus, look, region, kind)
+        headings = [parse(run.spec.policies[0]).label]
+        if other is not None:
+            headings = called([run, other])
+        if minus is not None:
+            headings = [" minus ".join(headings)]
+        elif other is not None:
+            shown["other"] = self._drawn(self.tiles.get, other.atlas, None, look, region, kind)
+            shown["other_first"] = self._drawn(self.tiles.first, other.atlas, None, look, region, kind)
+        low, high = self._range(atlas, other, look, kind, total, shown)
+        arrays |= {name: levels(drawn, kind, low, high) for name, drawn in shown.items()}
+        stretch = atlas.stretch
+        head: dict[str, Any] = {
+            "run": f"{run.id}{other.id if other else ''}",
+            "published": self._seq,
+            "tile": self._seq,
+            "total": total,
+            "layer": look.layer,
+            "head": [look.layer, look.head],
+            "kind": kind,
+            "pool": look.pool,
+            "colour": look.colour,
+            "low": low,
+            "high": high,
+            "look": {"rows": region.rows, "columns": region.columns, "scale": region.scale},
+            "title": f"Layer {look.layer}, head {look.head}",
+            "headings": headings,
+            "texts": self._texts(run, region),
+            "firsts": run.pieces[: shown["first"].shape[1]],
+            "chosen": 0,
+            "lanes": [{"label": parse(run.spec.policies[0]).label}],
+            "cross": self._cross(run, look, total, arrays),
+        }
+        arrays["grid"] = stretch.mass
+        head |= self._many(atlas, minus, look, kind, total, (low, high), arrays)
+        return assemble(head, arrays)
+
+    @staticmethod
+    def _drawn(
+        draw: Callable[..., NDArray[np.float32]],
+        atlas: Atlas,
+        minus: Atlas | None,
+        look: Look,
+        region: Region,
+        kind: str,
+    ) -> NDArray[np.float32]:
+        """A map, or what it has more than the same one of another stretch."""
+        what = look.layer, look.head, region, look.pool, "logits" if kind == "logits" else "weights"
+        return draw(atlas, *what) if minus is None else draw(atlas, *what) - draw(minus, *what)
+
+    def _range(
+        self, atlas: Atlas, other: Capturing | None, look: Look, kind: str, total: int, shown: dict[str, NDArray]
+    ) -> tuple[float, float]:
+        """Between which numbers colours run: over the whole stretch, so that they stay when one moves, and further
+        where a closer look found more."""
+        if kind == "weights":
+            return 0.0, 1.0
+        key = (atlas, other and other.id, kind, look.layer, look.head, look.pool)
+        if key not in self._spans:
+            minus = other.atlas if kind == "difference" else None
+            overview = self._drawn(self.tiles.get, atlas, minus, look, whole(total, OVERVIEW), kind)
+            self._spans = {key: span(overview, kind)}
+        found = [self._spans[key], *(span(drawn, kind) for drawn in shown.values())]
+        self._spans[key] = min(low for low, _ in found), max(high for _, high in found)
+        return self._spans[key]
+
+    def _texts(self, run: Capturing, region: Region) -> dict[int, str]:
+        """How tokens look, where they are large enough to be read."""
+        if region.scale > 1:
+            return {}
+        places = {*range(*region.rows), *range(*region.columns)}
+        return {t: run.pieces[t] for t in sorted(places)} if len(places) <= 4096 else {}
+
+    def _cross(self, run: Capturing, look: Look, total: int, arrays: dict) -> dict[str, Any] | None:
+        """The row and the column of the token that was pressed."""
+        if look.cross is None or max(look.cross) >= total:
+            return None
+        row, column = look.cross
+        scale = -(-total // BARS)
+        ways = {
+            "from": Region((row, row + 1), (0, total), scale),
+            "to": Region((0, total), (column, column + 1), scale),
+        }
+        for name, region in ways.items():
+            arrays[name] = run.atlas.draw(look.layer, look.head, region).ravel()
+        names = (f"{run.pieces[t]!r} ({t:,})" for t in (row, column))
+        return {"row": row, "column": column, **dict(zip(("row_text", "column_text"), names, strict=True))}
+
+    def _many(
+        self,
+        atlas: Atlas,
+        minus: Atlas | None,
+        look: Look,
+        kind: str,
+        total: int,
+        weights: tuple[float, float],
+        arrays: dict,
+    ) -> dict[str, Any]:
+        """Small maps of all heads of the layer, or of all layers of the head, as far as they are drawn by now."""
+        if look.many == "none":
+            self.complete = True
+            return {"many": [], "many_title": "", "many_scale": 1}
+        stretch, region = atlas.stretch, whole(total, SMALL)
+        base, compared = "logits" if kind == "logits" else "weights", [atlas] if minus is None else [atlas, minus]
+        which = (
+            [(look.layer, head) for head in range(stretch.heads)]
+            if look.many == "heads"
+            else [(layer, look.head) for layer in range(stretch.layers)]
+        )
+        until, shown, self.complete = time.perf_counter() + PATIENCE, [], True
+        for i, (layer, head) in enumerate(which):
+            known = all((a, layer, head, region, look.pool, base) in self.tiles for a in compared)
+            ready = known or time.perf_counter() < until
+            if ready:
+                drawn = self._drawn(self.tiles.get, atlas, minus, replace(look, layer=layer, head=head), region, kind)
+                arrays[f"many{i}"] = levels(drawn, kind, *(weights if kind == "weights" else span(drawn, kind)))
+            self.complete &= ready
+            shown.append({"layer": layer, "head": head, "ready": ready})
+        title = f"All heads of layer {look.layer}" if look.many == "heads" else f"Head {look.head} of all layers"
+        return {"many": shown, "many_title": title, "many_scale": region.scale}
+
+
+def called(runs: Sequence[Capturing]) -> list[str]:
+    """A name for each stretch, no two alike: policy, text and tokens, and what else tells it from those that have the
+    same."""
+    found = [
+        f"{parse(run.spec.policies[0]).label}, {run.spec.text}, {run.atlas.stretch.tokens:,} tokens" for run in runs
+    ]
+    particulars = (
+        lambda run: run.spec.policies[0],
+        lambda run: run.spec.model,
+        lambda run: run.begins,
+        lambda run: run.spec.arithmetic,
+    )
+    for particular in particulars:
+        for name in {name for name in found if found.count(name) > 1}:
+            same = {i: particular(runs[i]) for i, other in enumerate(found) if other == name}
+            if len(set(same.values())) > 1:
+                for i, what in same.items():
+                    found[i] += f", {what}"
+    return [name if (again := found[:i].count(name)) == 0 else f"{name} ({again + 1})" for i, name in enumerate(found)]
+
+
+def span(drawn: NDArray[np.float32], kind: str) -> tuple[float, float]:
+    """The least and the largest number of a map; of a difference, as far below zero as above."""
+    met = drawn[~np.isnan(drawn)]
+    if kind == "difference":
+        most = float(np.abs(met).max(initial=1e-3))
+        return -most, most
+    return (float(met.min()), float(met.max())) if len(met) else (0.0, 1.0)
+
+
+def whole(total: int, cells: int) -> Region:
+    """All of a stretch, in at most so many cells on a side."""
+    scale = 1
+    while -(-total // scale) > cells:
+        scale *= 2
+    return Region((0, total), (0, total), scale)
+
+
+def levels(drawn: NDArray[np.float32], kind: str, low: float, high: float) -> NDArray[np.uint16]:
+    """1 … 65535 for what was met, 0 for what was not: weights on a logarithmic scale, all else between two numbers."""
+    if kind == "weights":
+        return coded(drawn)
+    with np.errstate(invalid="ignore"):
+        share = np.clip((drawn - low) / max(high - low, FLOOR), 0, 1)
+        level = 1 + np.round(share * 65534)
+    return np.where(np.isnan(drawn), 0, level).astype(np.uint16)

@@ -1,0 +1,189 @@
+"""What the chat page is sent: the state of its conversations in one piece of bytes, as frames.py packs it.
+
+A frame stands for itself.  Of a conversation without end it carries the newest tokens and the first ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.models.memory import memory_of
+from analysis.palette import colours
+from analysis.policies import Policy, parse
+
+from ..jobs.chat import RECENT, Shown, Spoken, Talk
+from ..view import ChatView
+from .reading import SCHEMA, about, assemble, card, named
+
+BUCKETS = 120
+"""Points of a curve of the instruments."""
+
+
+@dataclass
+class ChatSender:
+    """Makes the frames of one tab."""
+
+    seq: int = 0
+    _last: tuple[tuple, bytes] | None = None
+
+    def frame(self, talk: Talk, view: ChatView, lesson: str = "") -> bytes:
+        """The newest state of the conversations as a person chose to see them; `lesson`: what to see in them."""
+        if view.head and talk.model and not talk.model.has(*view.head):
+            # It was chosen in another model.
+            view.head = None
+        key = (talk.id, talk.version, lesson, view.chosen, view.head, view.token)
+        return self._once(key, lambda: self._frame(talk, view, lesson))
+
+    def _once(self, key: tuple, make: Callable[[], bytes]) -> bytes:
+        """What was made last, where nothing has changed: the same bytes again cost the browser nothing."""
+        if self._last is None or self._last[0] != key:
+            self._last = key, make()
+        return self._last[1]
+
+    def _frame(self, talk: Talk, view: ChatView, lesson: str) -> bytes:
+        arrays: dict[str, NDArray] = {}
+        # Once: it is replaced whenever something is said.
+        lanes_shown = talk.shown
+        if not lanes_shown:
+            return self._empty([parse(p) for p in talk.spec.policies], view, talk.note, talk.status, talk.id)
+        since = [s.switches[-1].position if s.switches else 0 for s in lanes_shown]
+        faces = named([s.policy for s in lanes_shown], colours([parse(p) for p in talk.spec.policies]), since)
+        lanes = [
+            face | self._lane(shown, parse(talk.spec.policies[shown.lane]), shown.spoken, arrays)
+            for face, shown in zip(faces, lanes_shown, strict=True)
+        ]
+        if grids := lanes_shown[view.chosen].spoken.grids:
+            arrays["grid"] = np.mean(grids, axis=0)
+        shown = None
+        if view.token is not None and view.head is not None:
+            row = talk.row(view.token[0], *view.head, view.token[1])
+            if row is not None:
+                shown = {"lane": view.token[0], "token": row.token, "layer": row.layer, "head": row.head}
+                arrays["row_places"], arrays["row_weights"] = row.places, row.weights
+        return assemble(
+            self._head(talk.id, talk.status, talk.note or lesson, view)
+            | {
+                "published": talk.published,
+                "epoch": talk.epoch,
+                "caution": talk.caution,
+                "lanes": lanes,
+                "row": shown,
+                "script": {"left": len(talk.pending), "of": talk.scripted, "playing": talk.playing},
+                "about": " · ".join([*about(talk), memory_of(talk.model.device)]) if talk.model else "",
+                "card": card(talk.model) if talk.model else {},
+            },
+            arrays,
+        )
+
+    def empty(self, policies: list[Policy], view: ChatView, note: str, status: str = "ready", run: str = "") -> bytes:
+        """A frame before anything was said: the lanes as they are set, and what there is to say."""
+        key = (run, status, note, tuple(policies), view.chosen, view.head)
+        return self._once(key, lambda: self._empty(policies, view, note, status, run))
+
+    def _empty(self, policies: list[Policy], view: ChatView, note: str, status: str, run: str) -> bytes:
+        lanes = [
+            face
+            | {
+                "total": 0,
+                "start": 0,
+                "text": [],
+                "roles": "",
+                "front": [],
+                "sinks": 0,
+                "protected": 0,
+                "first": 0,
+                "shares": None,
+                "front_shares": None,
+                "kept": 0,
+                "bytes": 0,
+                "ms": None,
+                "state": "",
+                "cut": [],
+                "switches": [],
+                "past": [],
+                "sinks_held": 0,
+                "read": 0,
+            }
+            for face in named(policies, colours(policies))
+        ]
+        head = self._head(run, status, note, view)
+        script = {"left": 0, "of": 0, "playing": False}
+        more = {
+            "published": 0,
+            "epoch": 0,
+            "caution": "",
+            "lanes": lanes,
+            "row": None,
+            "script": script,
+            "about": "",
+            "card": {},
+        }
+        return assemble(head | more, {})
+
+    def _head(self, run: str, status: str, note: str, view: ChatView) -> dict[str, Any]:
+        self.seq += 1
+        return {
+            "seq": self.seq,
+            "run": run,
+            "status": status,
+            "note": note,
+            "chosen": view.chosen,
+            "head": view.head,
+            "token": view.token,
+            "schema": SCHEMA,
+        }
+
+    def _lane(self, shown: Shown, begun: Policy, spoken: Spoken, arrays: dict[str, NDArray]) -> dict[str, Any]:
+        i = shown.lane
+        places, seconds, sizes = (c.view() for c in (spoken.places, spoken.seconds, spoken.bytes))
+        count = min(len(places), len(seconds), len(sizes))
+        # The lower quartile: what a token takes when this page does not take the processor from it.
+        cuts = np.unique(np.linspace(0, count, min(BUCKETS, count // 8) + 1).astype(int))
+        spans = list(pairwise(cuts))
+        arrays[f"x{i}"] = np.array([places[b - 1] for _, b in spans], np.float32)
+        arrays[f"ms{i}"] = np.array([np.quantile(seconds[a:b], 0.25) * 1e3 for a, b in spans], np.float32)
+        arrays[f"mb{i}"] = np.array([sizes[b - 1] / 1e6 for _, b in spans], np.float32)
+        return {
+            "total": shown.start + len(shown.pieces),
+            "start": shown.start,
+            "text": shown.pieces,
+            "roles": "".join(map(str, shown.roles.tolist())),
+            "front": shown.front,
+            "sinks": shown.sinks,
+            "protected": shown.protected,
+            "first": shown.first,
+            **_shares(shown),
+            "kept": spoken.kept,
+            "bytes": spoken.held,
+            "ms": float(np.quantile(seconds[count - RECENT : count], 0.25) * 1e3) if count >= RECENT else None,
+            "state": shown.state,
+            "cut": shown.cut,
+            # Of two at one place only the last was ever read under.
+            "past": _past(shown, begun),
+            "switches": list({s.position: s.label for s in shown.switches}.items()),
+            "sinks_held": shown.sinks,
+            "read": shown.read,
+        }
+
+
+def _past(shown: Shown, begun: Policy) -> list[tuple[int, int, str]]:
+    """What a lane was called before it was switched: the first token, the one behind the last, and a name."""
+    at = [0, *(s.position for s in shown.switches)]
+    names = [begun.label, *(s.policy.label for s in shown.switches)]
+    return [(a, b, name) for (a, b), name in zip(pairwise(at), names, strict=False) if a < b]
+
+
+def _shares(shown: Shown) -> dict[str, list[float] | None]:
+    """Which share of the heads holds each token on screen, and each of the first; None where all hold the same."""
+    if shown.shares is None:
+        return {"shares": None, "front_shares": None}
+    # The newest token is said and not read yet: every head will take it in.
+    shares = np.append(shown.shares, np.ones(max(0, shown.start + len(shown.pieces) - len(shown.shares))))
+    return {
+        "shares": shares[shown.start :].round(2).tolist(),
+        "front_shares": shares[: len(shown.front)].round(2).tolist(),
+    }

@@ -1,0 +1,83 @@
+"""Live captures: a stretch of text is read and kept on disk, for maps that are drawn where somebody looks."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis import texts
+from analysis.maps.atlas import Atlas
+from analysis.maps.capture import Stretch, capture, needed, needed_meanwhile, tokenized
+from analysis.runs.folder import Spec
+
+from .runner import Job, Models
+
+if TYPE_CHECKING:
+    from analysis.models.loading import LanguageModel
+
+
+class Capturing(Job):
+    """Reads a text and keeps what maps need of it; `folder`: where, or what was kept there before is opened."""
+
+    called = "capture"
+
+    def __init__(self, spec: Spec, text: texts.Text | None, folder: str, models: Models) -> None:
+        super().__init__(spec, models)
+        self.text, self.folder = text, folder
+        self.read = self.total = 0
+        self.atlas: Atlas | None = None
+        self.pieces: list[str] = []
+        """How each token looks."""
+        self._place: tempfile.TemporaryDirectory | None = None
+
+    def _steps(self) -> Iterator[None]:
+        place = Path(self.folder) if self.folder else None
+        if place and os.path.exists(place / "stretch.json"):
+            stretch = Stretch(place)
+            self.spec = stretch.spec
+            model = self._load()
+        else:
+            if place and os.path.exists(place) and (not place.is_dir() or any(place.iterdir())):
+                # What is stopped is removed with its folder, so nothing else may lie there.
+                raise ValueError(f"{place} is not empty and holds no stretch: name a new folder")
+            model = self._load()
+            stretch = yield from self._capture(model)
+        self.model, self.pieces = model, texts.pieces(model.tokenizer, stretch.token_ids)
+        self.read = self.total = stretch.tokens
+        begins, as_text = texts.begins(model.tokenizer, stretch.token_ids), stretch.about.get("as_text", ())
+        self.read_as = texts.Tokenized(stretch.token_ids, begins, tuple(as_text))
+        self.atlas = Atlas(stretch, model)
+
+    def _capture(self, model: "LanguageModel") -> Generator[None, None, Stretch]:
+        """Read the text; where that is stopped or fails, nothing of it stays."""
+        assert self.text is not None
+        self.read_as = tokenized(self.text, model.tokenizer, self.spec)
+        ids = self.read_as.ids
+        if self.folder:
+            place = Path(self.folder)
+        else:
+            # Goes with this run.
+            self._place = tempfile.TemporaryDirectory(prefix="sinkscope-stretch-")
+            place = Path(self._place.name) / "stretch"
+        adapted = model.adapted
+        size = needed(adapted.layers, adapted.heads, adapted.kv_heads, adapted.head_dim, len(ids) - 1)
+        size += needed_meanwhile(adapted.layers, model.network.config.hidden_size, len(ids) - 1)
+        there = place if place.exists() else next(p for p in place.absolute().parents if p.exists())
+        if size > 0.9 * (free := shutil.disk_usage(there).free):
+            raise ValueError(
+                f"this stretch needs {size / 1e9:.1f} GB on disk, and {there} has {free / 1e9:.1f} GB: read fewer "
+                "tokens, or name another folder"
+            )
+        self.total = len(ids) - 1
+        self._set("running")
+        more = {"text_sha256": self.text.sha256, "read": self.read_as, "chunk": self.spec.chunk}
+        try:
+            for read in capture(model, ids, self.spec, place, **more):
+                self.read = read
+                yield
+            return Stretch(place)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise

@@ -1,0 +1,63 @@
+"""A row in pieces, where the student cuts it."""
+
+import numpy as np
+import streamlit as st
+
+from analysis.maps.row import Passage, attend, join, parts
+from app.lesson import Chapter
+from app.plain import plain
+
+from . import stage
+
+MOST = 24
+HALF = 0.5
+"""The head that is shown at first gives the first token about so much, so that other pieces have a share too."""
+
+
+def shown_at_first(passage: Passage) -> tuple[int, int]:
+    """Layer and head."""
+    last = passage.given[..., -1]
+    return tuple(int(i) for i in np.unravel_index(np.abs(last - HALF).argmin(), last.shape))
+
+
+def draw(chapter: Chapter, page: Chapter) -> None:
+    ids = stage.written(page, MOST, "chunks", stage.bos())
+    if ids is None:
+        return
+    words = stage.looks(ids)
+    left, right = st.columns(2)
+    passage = stage.passage(ids)
+    (layers, heads), (layer, head) = passage.mass.shape, shown_at_first(passage)
+    layer = left.number_input(page.say("layer"), 0, layers - 1, layer, key=f"chunks-layer-{ids}")
+    head = right.number_input(page.say("head"), 0, heads - 1, head, key=f"chunks-head-{ids}")
+    cuts = st.pills(
+        chapter.say("cuts"),
+        list(range(1, len(ids))),
+        default=[len(ids) // 3, 2 * len(ids) // 3] if len(ids) > 4 else [1],
+        format_func=lambda i: plain(words[i]),
+        selection_mode="multi",
+        key=f"chunks-cuts-{ids}",
+    )
+    row = passage.row(layer, head)
+    found = parts(row, cuts)
+    shares = [(p.lse - row.logits.logsumexp(-1)).exp().item() for p in found]
+    st.table(
+        {
+            chapter.say("piece"): [f"{i + 1}" for i in range(len(found))],
+            chapter.say("keys"): [plain(" ".join(words[p.begin : p.end])) for p in found],
+            chapter.say("lse"): [f"{p.lse:.4f}" for p in found],
+            chapter.say("share"): [f"{s:.4f}" for s in shares],
+        }
+    )
+    whole, joined = attend(row), join(found)
+    first = chapter.say("of", dims=len(whole))
+    st.table(
+        {
+            first: [chapter.say("whole"), chapter.say("joined", count=len(found)), chapter.say("difference")],
+            " ": [_digits(whole), _digits(joined), f"{(whole - joined).abs().max():.1e}"],
+        }
+    )
+
+
+def _digits(out) -> str:
+    return "   ".join(f"{x:.9f}" for x in out[:3].tolist()) + " …"

@@ -1,0 +1,177 @@
+"""What four policies cost, measured against the length of the text, and the powers with which it grows."""
+
+from functools import partial
+
+import numpy as np
+import plotly.graph_objects as go
+import streamlit as st
+
+from analysis import texts
+from analysis.experiments.costs import Cost, exponent, growth
+from analysis.palette import colours
+from app.components import chart
+from app.jobs.costs import READINGS, SIZES, Costing
+from app.lesson import Chapter
+from app.panels.charts import MARGIN
+
+from . import stage
+
+WINDOW = 64
+POLICIES = (
+    "dense",
+    f"window:window={WINDOW}",
+    f"recompute:window={WINDOW},stride=1",
+    f"streaming:sinks=4,window={WINDOW - 4}",
+)
+THEORY = {"dense": ("T²", 2), "window": ("TL", 1), "recompute": ("TL²", 1), "streaming": ("TL", 1)}
+TOKENS = 4096
+NARROW = 512
+"""Windows up to this size are narrow: attention takes the smaller part of a pass."""
+
+
+def start() -> None:
+    spec = stage.spec(POLICIES, TOKENS)
+    stage.begin(partial(Costing, spec, texts.read(spec.text)))
+
+
+def draw(chapter: Chapter, page: Chapter) -> None:
+    run = stage.playing(Costing)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        shown = st.segmented_control(
+            chapter.say("show"), ["time", "memory", "window"], format_func=chapter.say, default="time", required=True,
+            key="cost-show",
+        )  # fmt: skip
+        stage.transport(page, run, start)
+    if not stage.told(run) or not run.lanes:
+        st.caption(page.say("loading"))
+        return
+    if run.live:
+        windows = chapter.say("windows", done=len(run.windows), total=len(SIZES))
+        lanes_read = chapter.say("progress", reading=run.reading, readings=READINGS)
+        st.progress(min(1.0, run.share), windows if run.windows or run.share >= 1 else lanes_read)
+    table = [
+        _found(stage.policy_name(page, lane.policy), THEORY[lane.policy.name][0], counted(lane.policy.name, lane.costs))
+        for lane in run.lanes
+    ]
+    values = "; ".join(" ".join(row) for row in table)
+    if shown == "window":
+        if run.windows:
+            figure = passes(run.windows, chapter)
+            chart.mount(
+                figure, key="cost-window", alt=chapter.say("alt-window", values=values), height=290, projected=42
+            )
+        else:
+            st.info(chapter.say("waiting"))
+    else:
+        figure = lanes(run, chapter, page, memory=shown == "memory")
+        alt = chapter.say("alt-memory" if shown == "memory" else "alt", values=values)
+        chart.mount(figure, key=f"cost-{shown}", alt=alt, height=290, projected=42)
+    if run.windows:
+        table.append(_passes(chapter.say("in-window"), *_columns(run.windows)))
+    names = ("method", "read", "theory", "attention", "whole", "fixed", "share")
+    st.table({chapter.say(n): [row[i] for row in table] for i, n in enumerate(names)})
+    if len(run.windows) == len(SIZES):
+        *_, alone, whole, _, share = table[-1]
+        most = run.windows[-1]
+        st.caption(
+            chapter.say(
+                "dominates",
+                narrow=NARROW,
+                share=share,
+                whole=whole,
+                wide=most.tokens,
+                most=f"{most.attention / most.seconds:.0%}",
+                alone=alone,
+            )
+        )
+
+
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _columns(costs: list[Cost]) -> Columns:
+    """Tokens, seconds, seconds in attention, and bytes."""
+    tokens, seconds, attention, cached = np.array([(c.tokens, c.seconds, c.attention, c.cached) for c in costs]).T
+    return tokens, seconds, attention, cached
+
+
+def counted(name: str, costs: list[Cost]) -> Columns:
+    """What a lane has cost; where windows are recomputed, from the first one that is."""
+    costs = list(costs)
+    if name != "recompute":
+        return _columns(costs) if costs else (np.array([]),) * 4
+    begun = [c for c in costs if c.tokens > WINDOW]
+    if len(begun) < 2:
+        return (np.array([]),) * 4
+    tokens, seconds, attention, cached = _columns(begun)
+    return tokens[1:] - tokens[0], seconds[1:] - seconds[0], attention[1:] - attention[0], cached[1:]
+
+
+def _found(title: str, theory: str, of: Columns) -> tuple[str, ...]:
+    """A row of the table: what it is, tokens, theory, exponents of attention and of all, fixed cost, share."""
+    tokens, seconds, attention, _ = of
+    if len(tokens) < 3:
+        return title, "–", theory, "–", "–", "–", "–"
+    share = f"{attention[-1] / seconds[-1]:.0%}"
+    alone, whole = growth(tokens, attention), growth(tokens, seconds)
+    fixed = f"{alone.fixed * 1e3:.2f} ms" if alone.fixed else "–"
+    return title, f"{int(tokens[-1]):,}", theory, _said(alone.exponent), _said(whole.exponent), fixed, share
+
+
+def _passes(title: str, tokens: np.ndarray, seconds: np.ndarray, attention: np.ndarray, _) -> tuple[str, ...]:
+    """The row of windows that are encoded afresh: attention as in wide ones, the whole as in narrow ones."""
+    wide, narrow = tokens >= tokens[-1] / 4, (tokens > tokens[0]) & (tokens <= NARROW)
+    share = f"{attention[tokens <= NARROW][-1] / seconds[tokens <= NARROW][-1]:.0%}"
+    alone, whole = exponent(tokens[wide], attention[wide]), exponent(tokens[narrow], seconds[narrow])
+    return title, f"{int(tokens[-1]):,}", "L²", _said(alone), _said(whole), "–", share
+
+
+def _said(power: float) -> str:
+    return "–" if np.isnan(power) else f"{power:.2f}"
+
+
+def lanes(run: Costing, chapter: Chapter, page: Chapter, *, memory: bool) -> go.Figure:
+    figure = go.Figure()
+    looks = colours([lane.policy for lane in run.lanes])
+    for lane, (colour, dash) in zip(run.lanes, looks, strict=True):
+        tokens, _, attention, cached = counted(lane.policy.name, lane.costs)
+        y = cached / 1e6 if memory else attention
+        figure.add_scatter(
+            x=tokens, y=y, name=stage.policy_name(page, lane.policy), mode="lines+markers", marker={"size": 4},
+            line={"color": colour, "dash": dash, "width": 2}, hovertemplate="%{x:,.0f}: %{y:.3~g}",
+        )  # fmt: skip
+        if len(tokens) > 2 and not memory:
+            # A line of the theory's slope through the newest point.
+            ends = np.array([tokens[-1] / 16, tokens[-1] * 1.4])
+            figure.add_scatter(
+                x=ends, y=y[-1] * (ends / tokens[-1]) ** THEORY[lane.policy.name][1], mode="lines", showlegend=False,
+                line={"color": colour, "dash": "dot", "width": 1}, hoverinfo="skip",
+            )  # fmt: skip
+    _logarithmic(figure, page.say("tokens"), chapter.say("megabytes" if memory else "seconds"))
+    return figure
+
+
+def passes(costs: list[Cost], chapter: Chapter) -> go.Figure:
+    tokens, seconds, attention, _ = _columns(costs)
+    figure = go.Figure()
+    for name, y, colour, dash, power in (
+        ("pass-whole", seconds, "#767676", "dash", 1),
+        ("pass-attention", attention, "#0072B2", "solid", 2),
+    ):
+        figure.add_scatter(
+            x=tokens, y=y, name=chapter.say(name), mode="lines+markers", line={"color": colour, "dash": dash},
+            hovertemplate="%{x:,.0f}: %{y:.3~g}",
+        )  # fmt: skip
+        ends = np.array([tokens[-1] / 16, tokens[-1]])
+        figure.add_scatter(
+            x=ends, y=y[-1] * (ends / tokens[-1]) ** power, mode="lines", showlegend=False, hoverinfo="skip",
+            line={"color": colour, "dash": "dot", "width": 1},
+        )  # fmt: skip
+    _logarithmic(figure, chapter.say("tokens-window"), chapter.say("pass"))
+    return figure
+
+
+def _logarithmic(figure: go.Figure, x: str, y: str) -> None:
+    figure.update_layout(margin={**MARGIN, "t": 34}, legend={"orientation": "h", "y": 1.2, "x": 0})
+    figure.update_xaxes(title=x, type="log", dtick=1)
+    figure.update_yaxes(title=y, type="log", dtick=1)

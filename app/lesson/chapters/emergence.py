@@ -1,0 +1,233 @@
+"""The emergence lab: small transformers that are trained side by side in front of the student."""
+
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+import streamlit as st
+from plotly.subplots import make_subplots
+
+from analysis.errors import sentence
+from analysis.figures import parse
+from analysis.figures.export import export
+from analysis.lab.training import Moment, Recipe, curves, write
+from analysis.lab.transformer import ATTENTIONS
+from analysis.palette import TRAINED
+from app.components import chart
+from app.jobs.training import Emergence
+from app.lesson import Chapter, translated
+from app.plain import plain
+
+from . import stage
+
+START = ("softmax", "relu")
+PANELS = ("weight", "value", "copied", "loss")
+FOR_PLAYS = {"vocabulary": 512, "width": 224, "layers": 7, "heads": 7, "steps": 1000, "batch": 16, "rate": 0.001}
+"""About three million parameters; these are not to be chosen, since others would take longer than a class."""
+FILES = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png"}
+
+
+def start() -> None:
+    """Train what is chosen, from the beginning."""
+    state = st.session_state.lesson
+    try:
+        stage.begin(partial(Emergence, recipes(state)))
+    except ValueError as e:
+        state["problem"] = sentence(e)
+
+
+def recipes(state: dict) -> tuple[Recipe, ...]:
+    """What the student has chosen.  Raises ValueError where it does not go together."""
+    settings = dict(state["recipe"])
+    if settings.get("task") == "plays":
+        settings = {**settings, **FOR_PLAYS}
+    return tuple(Recipe(attention=kind, **settings) for kind in state["kinds"])
+
+
+def asked(state: dict) -> tuple[Recipe, ...] | None:
+    """The same; None where it does not go together."""
+    try:
+        return recipes(state)
+    except ValueError:
+        return None
+
+
+def draw(chapter: Chapter, page: Chapter) -> None:
+    state = st.session_state.lesson
+    state.setdefault("kinds", list(START))
+    state.setdefault("recipe", {})
+    run = stage.playing(Emergence)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        chosen = st.pills(
+            chapter.say("kinds"), list(ATTENTIONS), default=state["kinds"], format_func=chapter.say,
+            selection_mode="multi", key="emergence-kinds",
+        )  # fmt: skip
+        state["kinds"] = [k for k in ATTENTIONS if k in chosen]
+        with st.popover(chapter.say("settings"), icon=":material/tune:"):
+            settings(chapter)
+        stage.transport(page, run, start)
+        if run is not None and any(run.moments):
+            with st.popover(chapter.say("export"), icon=":material/download:"):
+                exports(run, chapter)
+    if not stage.told(run):
+        return
+    # One that failed at once has none.
+    begun = [of for of in zip(run.recipes, run.moments, strict=True) if of[1]]
+    if not begun:
+        return
+    trained, moments = zip(*begun, strict=True)
+    if run.note and run.status != "failed":
+        kind, _, why = run.note.partition(": ")
+        st.warning(plain(f"{chapter.words.get(kind, kind)}: {translated(why, state['language'])}"))
+    if asked(state) != run.recipes:
+        st.info(chapter.say("changed"))
+    if run.recipes[0].task == "plays":
+        st.warning(chapter.say("plays-warning"))
+    newest = max(m[-1].step for m in moments)
+    steps = [m.step for m in moments[0] if m.step <= min(m[-1].step for m in moments)]
+    said = {"finished": chapter.say("finished"), "stopped": chapter.say("stopped")}.get(run.status, "")
+    left, right = st.columns(2, gap="medium", vertical_alignment="bottom")
+    left.progress(run.share, f"{chapter.say('of-steps', done=f'{newest:,}', total=f'{run.recipes[0].steps:,}')} {said}")
+    labels = [chapter.say(r.attention) for r in trained]
+    values = "; ".join(
+        f"{label}: {chapter.say('weight')} {m[-1].sink:.2f}" for label, m in zip(labels, moments, strict=True)
+    )
+    at = None
+    if len(steps) > 1:
+        at = right.select_slider(
+            chapter.say("at"), [*steps, None], value=state.get("at") if state.get("at") in steps else None,
+            format_func=lambda s: chapter.say("newest") if s is None else f"{s:,}", key=f"emergence-at-{run.id}",
+        )  # fmt: skip
+    state["at"] = at
+    seen = [_at(m, at) for m in moments]
+    chart.mount(grown(trained, moments, labels, at, chapter), key="emergence-curves", height=280, projected=38,
+                alt=chapter.say("alt", values=values))  # fmt: skip
+    chart.mount(
+        maps(seen, labels, chapter), key="emergence-maps", height=270, projected=33,
+        alt=" ".join(chapter.say("alt-map", step=m.step, weight=f"{m.sink:.2f}") for m in seen),
+    )  # fmt: skip
+
+
+def settings(chapter: Chapter) -> None:
+    """Widgets for what all have in common; they count from the next start on."""
+    state = st.session_state.lesson
+    recipe, turn = state["recipe"], state.setdefault("recipe-turn", 0)
+    now = {f.name: f for f in Recipe.settings()}
+
+    def value(name: str):
+        return recipe.get(name, now[name].default)
+
+    def number(name: str, step: float, **more) -> None:
+        rule, kind = now[name].metadata, now[name].type
+        if recipe["task"] == "plays" and name in FOR_PLAYS:
+            st.number_input(
+                chapter.say(name), value=FOR_PLAYS[name], key=f"emergence-{name}-plays", disabled=True, **more
+            )
+            return
+        low, high, at = kind(rule["low"]), kind(rule["high"]), kind(value(name))
+        recipe[name] = st.number_input(chapter.say(name), low, high, at, step, key=f"emergence-{name}-{turn}", **more)
+
+    for name, choices in (("task", ("backcopy", "plays")), ("bos", ("yes", "no"))):
+        recipe[name] = st.segmented_control(
+            chapter.say(name), choices, default=value(name), required=True, key=f"emergence-{name}-{turn}",
+            format_func=(lambda c: chapter.say(f"bos-{c}")) if name == "bos" else chapter.say,
+        )  # fmt: skip
+    if recipe["task"] == "plays":
+        st.caption(chapter.say("plays-warning"))
+    left, right = st.columns(2)
+    with left:
+        number("layers", 1)
+        number("rate", 0.001, format="%.4f")
+        number("steps", 100)
+    with right:
+        number("heads", 1)
+        number("decay", 0.01, format="%.3f")
+        number("seed", 1)
+
+    def undo() -> None:
+        state["recipe"] = {}
+        state["recipe-turn"] += 1
+
+    st.button(chapter.say("undo"), icon=":material/undo:", on_click=undo, key="emergence-undo")
+
+
+def exports(run: Emergence, chapter: Chapter) -> None:
+    """Files of what there is now."""
+
+    def made(figure: str, kind: str) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            place = Path(folder) / "trainings"
+            for i, (recipe, moments) in enumerate(zip(run.recipes, run.moments, strict=True)):
+                if moments:
+                    write(place / f"{i}-{recipe.attention}", recipe, list(moments), run.examples[i], run.status)
+            export(parse(figure), place, made := Path(folder) / f"made.{kind}")
+            return made.read_bytes()
+
+    for figure, label in (("emergence", chapter.say("weight")), ("emergence-map", chapter.say("map-of"))):
+        for kind, mime in FILES.items():
+            st.download_button(
+                f"{label} · {kind.upper()}", partial(made, figure, kind), f"{figure}.{kind}", mime, on_click="ignore",
+                key=f"emergence-{figure}-{kind}",
+            )  # fmt: skip
+    for i, recipe in enumerate(run.recipes):
+        st.download_button(
+            f"{chapter.say(recipe.attention)} · CSV", lambda i=i: curves(list(run.moments[i])),
+            f"emergence-{i}-{recipe.attention}.csv", "text/csv", on_click="ignore", key=f"emergence-csv-{i}",
+        )  # fmt: skip
+
+
+def _at(moments: Sequence[Moment], step: int | None) -> Moment:
+    """The newest moment, or that of a step."""
+    return moments[-1] if step is None else min(moments, key=lambda m: abs(m.step - step))
+
+
+def grown(
+    recipes: Sequence[Recipe],
+    moments: Sequence[Sequence[Moment]],
+    labels: Sequence[str],
+    at: int | None,
+    chapter: Chapter,
+) -> go.Figure:
+    """Curves of what is measured while they are trained."""
+    figure = make_subplots(2, 2, subplot_titles=[chapter.say(p) for p in PANELS], vertical_spacing=0.24)
+    reads = {"weight": "sink", "value": "value", "copied": "copied", "loss": "loss"}
+    for recipe, of, label in zip(recipes, moments, labels, strict=True):
+        colour, dash = TRAINED[recipe.attention]
+        for i, panel in enumerate(PANELS):
+            figure.add_scatter(
+                x=[m.step for m in of], y=[getattr(m, reads[panel]) for m in of], name=label, mode="lines",
+                line={"color": colour, "dash": dash, "width": 2}, showlegend=i == 0, legendgroup=label,
+                hovertemplate="%{x:,}: %{y:.3f}", row=1 + i // 2, col=1 + i % 2,
+            )  # fmt: skip
+    if at is not None:
+        figure.add_vline(x=at, line={"color": "#767676", "width": 1, "dash": "dot"})
+    figure.update_layout(margin={"l": 40, "r": 8, "t": 48, "b": 36}, legend={"orientation": "h", "y": 1.3, "x": 0})
+    figure.update_xaxes(range=[0, recipes[0].steps])
+    figure.update_xaxes(title=chapter.say("step"), row=2)
+    figure.update_yaxes(rangemode="tozero")
+    figure.update_yaxes(range=[0, 1.02], row=1, col=1)
+    return figure
+
+
+def maps(moments: Sequence[Moment], labels: Sequence[str], chapter: Chapter) -> go.Figure:
+    """What the heads that look at the first token most do, each on its own sequence."""
+    titles = [
+        f"{label}<br>{chapter.say('map', layer=m.head[0], head=m.head[1], weight=f'{m.sink:.2f}')}"
+        for label, m in zip(labels, moments, strict=True)
+    ]
+    figure = make_subplots(1, len(moments), subplot_titles=titles)
+    for i, m in enumerate(moments):
+        weights = m.map.astype(np.float32)
+        weights[np.triu_indices(len(weights), 1)] = np.nan
+        figure.add_heatmap(
+            z=np.round(weights, 3), zmin=0, zmax=1, colorscale="Viridis", showscale=i == len(moments) - 1,
+            hovertemplate=f"{chapter.say('query')} %{{y}} → %{{x}}: %{{z:.2f}}<extra></extra>",
+            colorbar={"thickness": 10}, row=1, col=i + 1,
+        )  # fmt: skip
+    figure.update_layout(margin={"l": 40, "r": 8, "t": 44, "b": 30})
+    figure.update_xaxes(showgrid=False, constrain="domain")
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    return figure

@@ -1,0 +1,47 @@
+"""Caches of one size with 0, 1, 2, 4 and 8 sinks."""
+
+from functools import partial
+
+import streamlit as st
+
+from analysis import texts
+from app.components import chart
+from app.jobs.reading import LiveRun
+from app.lesson import Chapter
+
+from . import stage
+from .reading import curves, looks, numbers, rolling
+
+TOKENS = 4096
+SINKS = (0, 1, 2, 4, 8)
+SIZES = (64, 128, 256)
+REFERENCE = 3
+
+
+def start() -> None:
+    size = st.session_state.get("enough-size", SIZES[0])
+    spec = stage.spec(policies(size), TOKENS, chunk=64)
+    stage.begin(partial(LiveRun, spec, texts.read(spec.text)))
+
+
+def policies(size: int) -> tuple[str, ...]:
+    return tuple(f"streaming:sinks={s},window={size - s}" for s in SINKS)
+
+
+def draw(chapter: Chapter, page: Chapter) -> None:
+    run = stage.playing(LiveRun)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        size = st.segmented_control(chapter.say("cache"), SIZES, default=SIZES[0], required=True, key="enough-size")
+        if run is not None and run.spec.policies != policies(size):
+            start()
+            run = stage.playing(LiveRun)
+        stage.transport(page, run, start)
+    if not stage.told(run):
+        return
+    names = [chapter.say("sinks-n", n=s) if s > 1 else chapter.say(f"sinks-{s}") for s in SINKS]
+    lines = [(name, *rolling(run, lane, REFERENCE)) for lane, name in enumerate(names)]
+    found = [(name, f"{v[-1]:.2f} ×" if len(v) else "–", "") for name, _, v in lines]
+    numbers(found)
+    alt = chapter.say("alt", values="; ".join(f"{name}: {value}" for name, value, _ in found))
+    figure = curves(lines, looks(run.spec.policies), page.say("tokens"), chapter.say("relative"), 3)
+    chart.mount(figure, key="enough-chart", alt=alt, height=370, projected=71)

@@ -1,0 +1,97 @@
+"""What a cached token costs in well-known models."""
+
+import csv
+
+import plotly.graph_objects as go
+import streamlit as st
+
+from analysis.engine.stream import open_lanes
+from analysis.metrics import predicted_bytes
+from analysis.policies import parse
+from app.components import chart
+from app.lesson import FOLDER, Chapter
+from app.panels.charts import MARGIN
+
+from . import stage
+
+LENGTHS = [2**k for k in range(10, 21)]
+BITS = (32, 16, 8, 4)
+COLOURS = {"MHA": "#D55E00", "GQA": "#0072B2", "MQA": "#009E73"}
+
+
+@st.cache_data(show_spinner=False)
+def known() -> list[dict[str, str]]:
+    """Models and their sizes, as their published configurations have them."""
+    with (FOLDER / "models.csv").open(encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+@st.cache_resource(show_spinner=False)
+def measured() -> float:
+    """Bytes that one token takes in a real cache of the embedded model."""
+    lane = open_lanes(stage.model(), stage.hamlet(65, "off"), [parse("dense")])[0]
+    lane.read(64)
+    return lane.cache_bytes / 64
+
+
+def draw(chapter: Chapter, page: Chapter) -> None:
+    left, right = st.columns([2, 1], vertical_alignment="bottom")
+    tokens = left.select_slider(
+        chapter.say("tokens"), LENGTHS, 16_384, format_func=lambda n: f"{n:,}", key="heads-length"
+    )
+    bits = right.segmented_control(chapter.say("numbers"), BITS, default=16, required=True, key="heads-bits")
+    own = stage.model()
+    models = [
+        {
+            "model": "SmolLM2-135M",
+            "layers": own.layers,
+            "heads": own.heads,
+            "kv_heads": own.kv_heads,
+            "size": own.head_dim,
+        },
+        *known(),
+    ]
+    rows = []
+    for m in models:
+        layers, heads, kv_heads, size = (int(m[k]) for k in ("layers", "heads", "kv_heads", "size"))
+        kind = "MHA" if kv_heads == heads else "MQA" if kv_heads == 1 else "GQA"
+        # Of 4 bits a number has half a byte: so bytes are counted of pairs.
+        rows.append((m["model"], kind, kv_heads, predicted_bytes(layers, kv_heads, size, 1, bits) / 8))
+    values = "; ".join(f"{name} ({kind}): {each * tokens / 1e9:.2f} GB" for name, kind, _, each in rows)
+    chart.mount(
+        bars(rows, tokens, chapter),
+        key="heads-chart",
+        height=340,
+        projected=38,
+        alt=chapter.say("alt", tokens=f"{tokens:,}", values=values),
+    )
+    predicted = predicted_bytes(own.layers, own.kv_heads, own.head_dim, 1, own.network.dtype.itemsize)
+    st.caption(chapter.say("measured", predicted=f"{predicted:,} B", measured=f"{measured():,.0f} B"))
+    st.table(
+        {
+            chapter.say("model"): [name for name, *_ in rows],
+            chapter.say("kind"): [f"{kind}, {kv} KV" for _, kind, kv, _ in rows],
+            chapter.say("per-token"): [f"{each / 1000:,.1f} kB" for *_, each in rows],
+        }
+    )
+
+
+def bars(rows: list[tuple[str, str, int, float]], tokens: int, chapter: Chapter) -> go.Figure:
+    sizes = [each * tokens / 1e9 for *_, each in rows]
+    figure = go.Figure(
+        go.Bar(
+            y=[f"{name} · {kind}" for name, kind, *_ in rows],
+            x=sizes,
+            orientation="h",
+            marker={"color": [COLOURS[kind] for _, kind, *_ in rows]},
+            text=[f"{s:.2f} GB" for s in sizes],
+            textposition="outside",
+            cliponaxis=False,
+            hovertemplate="%{y}: %{x:.2f} GB<extra></extra>",
+        )
+    )
+    figure.update_layout(margin={**MARGIN, "r": 76}, showlegend=False)
+    figure.add_vline(x=8, line={"color": "#767676", "width": 1, "dash": "dot"})
+    figure.update_xaxes(title=chapter.say("gigabytes"), range=[0, max(9, max(sizes) * 1.08)])
+    figure.update_yaxes(autorange="reversed")
+    return figure

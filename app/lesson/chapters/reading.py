@@ -1,0 +1,65 @@
+"""Lanes of a live run as chapters draw them: one chart, and a number for each lane."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+import streamlit as st
+from numpy.typing import NDArray
+
+from analysis import metrics
+from analysis.palette import colours
+from analysis.policies import parse
+from app.frames.reading import FIRST, POINTS, ROLL
+from app.jobs.reading import LiveRun
+from app.panels.charts import MARGIN
+
+
+def rolling(run: LiveRun, lane: int, reference: int | None = None) -> tuple[NDArray, NDArray]:
+    """Tokens read and rolling perplexity of a lane, or its ratio to another lane's over the same tokens."""
+    sums = run.shown.tracks[lane].sums.view()
+    if reference is not None:
+        other = run.shown.tracks[reference].sums.view()
+        count = min(len(sums), len(other))
+        sums = sums[:count] - other[:count]
+    ends = np.arange(FIRST, len(sums))
+    if not len(ends):
+        return np.array([]), np.array([])
+    mean = metrics.rolling_mean(sums, ends, ROLL)
+    kept = metrics.decimate(mean, POINTS)
+    return ends[kept], np.exp(mean[kept])
+
+
+def looks(policies: Sequence[str]) -> list[tuple[str, str]]:
+    return colours([parse(p) for p in policies])
+
+
+def curves(
+    lines: Sequence[tuple[str, NDArray, NDArray]], looks: Sequence[tuple[str, str]], x: str, y: str, least: float
+) -> go.Figure:
+    """Lines with their names at their ends; `least`: the axis goes at least so high."""
+    figure = go.Figure()
+    tops = [np.quantile(v, 0.998) for _, _, v in lines if len(v)] or [least]
+    lows = [np.quantile(v, 0.002) for _, _, v in lines if len(v)] or [least / 4]
+    high, low = max(least, max(tops) * 1.15), min(lows) * 0.85
+    longest = max([float(t[-1]) for _, t, _ in lines if len(t)], default=256.0)
+    for (name, tokens, values), (colour, dash) in zip(lines, looks, strict=True):
+        figure.add_scatter(
+            x=tokens, y=values, name=name, mode="lines", line={"color": colour, "dash": dash, "width": 2},
+            hovertemplate="%{y:.3~g}",
+        )  # fmt: skip
+    figure.update_layout(margin={**MARGIN, "t": 34}, legend={"orientation": "h", "y": 1.16, "x": 0})
+    figure.update_xaxes(title=x, range=[0, max(longest, 256) * 1.01])
+    ticks = [
+        t for t in (1, 1.2, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000) if low < t < high
+    ]
+    figure.update_yaxes(
+        title=y, type="log", range=[np.log10(low), np.log10(high)], tickvals=ticks, ticktext=[f"{t:g}" for t in ticks]
+    )
+    return figure
+
+
+def numbers(items: Sequence[tuple[str, str, str]]) -> None:
+    """A number for each lane: its name, the number, and what stands below."""
+    for column, (name, number, below) in zip(st.columns(len(items)), items, strict=True):
+        column.metric(name, number, below or None, delta_color="off", delta_arrow="off")

@@ -1,0 +1,149 @@
+"""What chapters share: the embedded model that they ask, and the one run that plays in front of the student."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import streamlit as st
+
+from analysis import texts
+from analysis.errors import sentence
+from analysis.maps.row import Passage
+from analysis.models.loading import LanguageModel
+from analysis.policies import Policy
+from analysis.runs.folder import Spec
+from app.controls import problem
+from app.jobs.runner import REGISTRY, Job, Models
+from app.lesson import Chapter, translated
+from app.panels import slots
+
+SPEC = Spec("embedded", "hamlet", ("dense",), 4096)
+Run = TypeVar("Run", bound=Job)
+LONGEST = 1000
+"""Characters of a sentence of the student's own."""
+SENTENCE = "The cat sat on the mat because it was tired"
+
+
+def model() -> LanguageModel:
+    """The embedded model.  Raises ValueError with what to do."""
+    return REGISTRY.model(SPEC, lambda _: None)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def passage(ids: tuple[int, ...]) -> Passage:
+    """A short text, read whole."""
+    return Passage(model(), np.array(ids, np.int32))
+
+
+def bos() -> str:
+    """Whether texts of the lesson begin with BOS."""
+    return st.session_state.lesson.get("bos", "auto")
+
+
+def spec(policies: tuple[str, ...], tokens: int, **more) -> Spec:
+    """What a chapter lets the embedded model read of its text."""
+    return replace(SPEC, policies=policies, tokens=tokens, bos=bos(), **more)
+
+
+@st.cache_resource(max_entries=6, show_spinner=False)
+def hamlet(tokens: int, bos: str) -> np.ndarray:
+    """Its first tokens, [tokens]."""
+    return texts.tokenize(texts.read(SPEC.text), model().tokenizer, bos=bos, limit=tokens)
+
+
+def ids_of(text: str, most: int | None, bos: str = "off") -> tuple[int, ...]:
+    """Token ids of a sentence, at most so many."""
+    tokenizer = model().tokenizer
+    ids = texts.begun(texts.opening(tokenizer, bos), texts.encode(text, tokenizer)[0])
+    return tuple(ids[:most].tolist())
+
+
+def looks(ids: tuple[int, ...]) -> list[str]:
+    """How tokens look, each a different string, and a newline as its mark."""
+    found: list[str] = []
+    for piece in texts.pieces(model().tokenizer, np.array(ids, np.int32)):
+        shown = piece.strip(" ").replace("\n", "⏎") or "␣"
+        # Zero-width spaces tell two equal words apart on an axis, and nowhere else.
+        while shown in found:
+            shown += "\u200b"
+        found.append(shown)
+    return found
+
+
+def written(page: Chapter, most: int, key: str, bos: str) -> tuple[int, ...] | None:
+    """The student's own sentence as tokens; None, with a word of advice, where it is too short."""
+    state = st.session_state.lesson
+    state["sentence"] = st.text_input(
+        page.say("sentence"), state["sentence"], key=f"lesson-{key}-sentence", max_chars=LONGEST
+    )
+    ids = ids_of(state["sentence"].strip(), None, bos)
+    if len(ids) < 2:
+        st.info(page.say("short"))
+        return None
+    st.caption(page.say("cut" if len(ids) > most else "kept", most=most, count=len(ids)))
+    return ids[:most]
+
+
+def playing(kind: type[Run] = Job) -> Run | None:
+    """The run in front of the student, where it is of this kind: a chapter may be drawn once more after it was left."""
+    run = REGISTRY.get(st.session_state.get("lesson_run"))
+    return run if isinstance(run, kind) else None
+
+
+def begin(make: Callable[[Models], Job]) -> None:
+    """Play something new; what played before ends."""
+    state = st.session_state
+    try:
+        state.lesson_run = slots.start(make, partial(begin, make), state.get("lesson_run", "")).id
+        st.session_state.lesson["problem"] = ""
+    except ValueError as e:
+        st.session_state.lesson["problem"] = sentence(e)
+
+
+def end() -> None:
+    """The student goes on: what plays is no longer needed."""
+    REGISTRY.free(st.session_state.get("lesson_run", ""))
+    st.session_state.lesson_run = ""
+
+
+def busy() -> bool:
+    """Whether there will be something new without a press."""
+    run = playing()
+    return run is not None and run.live
+
+
+def say_problem(e: Exception | str) -> None:
+    """Say what is wrong, if anything is, in the language of the lesson."""
+    said = sentence(e) if isinstance(e, Exception) else e
+    problem(translated(said, st.session_state.lesson["language"]))
+
+
+def policy_name(page: Chapter, policy: Policy) -> str:
+    """What a policy is called in the language of the lesson."""
+    return page.say(f"policy-{policy.name}")
+
+
+def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None:
+    """Buttons that start again, pause, and go on."""
+    paused = run is not None and run.status == "paused"
+    st.button(page.say("start"), icon=":material/replay:", on_click=again, key="lesson-again")
+    st.button(
+        page.say("resume" if paused else "pause"),
+        icon=":material/play_arrow:" if paused else ":material/pause:",
+        on_click=lambda: run.wish("running" if paused else "paused"),
+        disabled=run is None or not run.live,
+        key="lesson-pause",
+    )
+
+
+def told(run: Job | None) -> bool:
+    """Say what keeps a run from showing something; whether there is something to show."""
+    say_problem(st.session_state.lesson.get("problem", ""))
+    if run is None:
+        return False
+    slots.look(run)
+    if run.status == "failed":
+        say_problem(run.note)
+    return True

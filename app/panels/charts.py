@@ -1,0 +1,115 @@
+"""Charts that stand still between two steps: data → plotly figures.  No Streamlit in here."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from numpy.typing import NDArray
+
+from analysis.experiments.ablation import Effect
+from analysis.experiments.measures import NORMS, Measured
+
+MARGIN = {"l": 48, "r": 8, "t": 8, "b": 44}
+
+
+def effects(found: Sequence[Effect], layers: int, heads: int) -> go.Figure:
+    """Layers × heads, coloured by what the text then costs more, in nats per token; blank where not known yet."""
+    cost = np.full((heads, layers), np.nan)
+    for e in list(found):
+        cost[e.head, e.layer] = e.excess
+    most = max(1e-3, np.nanmax(np.abs(cost)) if len(found) else 0)
+    figure = go.Figure(
+        go.Heatmap(
+            z=cost,
+            colorscale="RdBu_r",
+            zmid=0,
+            zmin=-most,
+            zmax=most,
+            xgap=1,
+            ygap=1,
+            hovertemplate="layer %{x}, head %{y}<br>%{z:+.4f} nats/token<extra></extra>",
+            colorbar={"title": {"text": "nats/token", "side": "right"}, "thickness": 12},
+        )
+    )
+    figure.update_layout(height=330, margin=MARGIN, dragmode=False)
+    figure.update_xaxes(title="layer", range=[-0.5, layers - 0.5])
+    figure.update_yaxes(title="head", range=[-0.5, heads - 0.5], dtick=1)
+    return figure
+
+
+def cells(values: NDArray[np.floating], label: str) -> go.Figure:
+    """Numbers of each layer and head, [layers, heads]."""
+    figure = go.Figure(
+        go.Heatmap(
+            z=values.T,
+            colorscale="Viridis",
+            zmin=0,
+            xgap=1,
+            ygap=1,
+            hovertemplate="layer %{x}, head %{y}<br>%{z:.3f}<extra></extra>",
+            colorbar={"title": {"text": label, "side": "right"}, "thickness": 12},
+        )
+    )
+    figure.update_layout(height=300, margin=MARGIN, dragmode=False)
+    figure.update_xaxes(title="layer", range=[-0.5, len(values) - 0.5])
+    figure.update_yaxes(title="head", range=[-0.5, values.shape[1] - 0.5], dtick=1)
+    return figure
+
+
+def depth(values: NDArray[np.floating], label: str) -> go.Figure:
+    """Mean over heads by layer, of numbers [samples, layers, heads]; the band is ± one deviation of samples."""
+    of_samples = values.mean(2)
+    mean, spread = of_samples.mean(0), of_samples.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+    layers = np.arange(len(mean))
+    band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
+    figure = go.Figure(
+        [
+            go.Scatter(x=layers, y=mean - spread, **band),
+            go.Scatter(x=layers, y=mean + spread, fill="tonexty", fillcolor="rgba(0, 114, 178, 0.22)", **band),
+            go.Scatter(x=layers, y=mean, mode="lines+markers", marker={"size": 4}, line={"color": "#0072B2"}),
+        ]
+    )
+    figure.update_layout(height=300, margin=MARGIN, dragmode=False, showlegend=False)
+    figure.update_xaxes(title="layer")
+    figure.update_yaxes(title=label, rangemode="tozero")
+    return figure
+
+
+def norms(measured: Measured) -> go.Figure:
+    """Norms at the first token against those at the others, and the largest activation, by layer."""
+    mean = measured.norms.mean(0)
+    layers = np.arange(mean.shape[1])
+    looks = {"key": ("#E69F00", "dash"), "value": ("#009E73", "solid"), "hidden": ("#0072B2", "dot")}
+    figure = go.Figure()
+    for kind, of in zip(NORMS, mean, strict=True):
+        colour, dash = looks[kind]
+        line = {"color": colour, "dash": dash}
+        figure.add_scatter(x=layers, y=of[:, 0] / of[:, 1], name=f"{kind} of the first token", line=line)
+    figure.add_scatter(
+        x=layers,
+        y=(measured.largest[..., 0] / measured.median).mean(0),
+        name="largest activation / median",
+        line={"color": "#D55E00", "dash": "dashdot"},
+    )
+    figure.update_layout(height=320, margin=MARGIN, dragmode=False, legend={"orientation": "h", "y": 1.15})
+    figure.update_xaxes(title="layer")
+    figure.update_yaxes(title="times that of the others", type="log")
+    return figure
+
+
+def ranking(largest: Sequence[Effect]) -> go.Figure:
+    """Bars of heads in the order in which they are given, with their standard errors."""
+    figure = go.Figure(
+        go.Bar(
+            x=[e.excess for e in largest],
+            y=[f"{e.layer}.{e.head}" for e in largest],
+            error_x={"array": [e.error for e in largest], "thickness": 1},
+            orientation="h",
+            marker={"color": "#0072B2"},
+            hovertemplate="head %{y}<br>%{x:+.4f} nats/token<extra></extra>",
+        )
+    )
+    figure.update_layout(height=max(160, 24 * len(largest) + 60), margin=MARGIN, dragmode=False)
+    figure.update_xaxes(title="nats/token, ± standard error", zeroline=True)
+    figure.update_yaxes(title="layer.head", type="category", autorange="reversed")
+    return figure

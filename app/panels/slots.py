@@ -1,0 +1,82 @@
+"""The slots in which jobs live: where all are held a page says by whom, and offers those where nobody looks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import streamlit as st
+from streamlit.runtime import Runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from ..jobs.runner import MOST_LIVE, REGISTRY, Full, Job, Models
+from ..lesson import lesson, translated
+from ..plain import plain
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page in somebody's browser."""
+
+    id: str
+
+    @property
+    def open(self) -> bool:
+        return Runtime.exists() and Runtime.instance().is_active_session(self.id)
+
+
+def look(job: Job) -> None:
+    """Whoever has this page open looks at a job."""
+    job.look(Page(get_script_run_ctx().session_id))
+
+
+def start(make: Callable[[Models], Job], again: Callable[[], object], instead: str = "") -> Job:
+    """Begin a job, in the slot of the one that it is `instead` of; `again`: what a person does to begin it.
+
+    Raises ValueError where it cannot be, or all slots are held: then `offer` shows who holds them.
+    """
+    state = st.session_state
+    state.wanted = None
+    try:
+        job = REGISTRY.start(make, instead)
+    except Full:
+        state.wanted = state.get("page"), again
+        raise ValueError(f"{MOST_LIVE} runs are live already: above stands what they are") from None
+    look(job)
+    return job
+
+
+def news() -> bool:
+    """Whether the whole page should run again: an offer stands above its parts, or is no longer needed."""
+    state = st.session_state
+    return bool(state.get("wanted")) != state.get("offered", False)
+
+
+def offer(language: str = "en") -> None:
+    """Where something was to begin on this page and all slots are held: by what, and which can be taken over."""
+    page, again = st.session_state.get("wanted") or (None, None)
+    if again is not None and page == st.session_state.get("page"):
+        st.fragment(_offer, run_every=2)(again, language)
+
+
+def _offer(again: Callable[[], object], language: str) -> None:
+    if st.session_state.wanted is None:
+        # It has begun: the whole page shows it.
+        st.rerun()
+    holders, say = REGISTRY.holders(), lesson(language)["page"].say
+    with st.container(border=True):
+        st.markdown(say("slots-held", count=len(holders), most=MOST_LIVE))
+        if len(holders) < MOST_LIVE:
+            st.button(say("slots-free"), on_click=again, type="primary", key="slot-free")
+        for holder in holders:
+            said = plain(translated(str(holder), language))
+            if holder.unwatched:
+                taken = partial(_take_over, holder.id, again)
+                st.button(f"{say('slots-take')}: {said}", on_click=taken, key=f"slot-{holder.id}")
+            else:
+                st.markdown(said)
+
+
+def _take_over(job_id: str, again: Callable[[], object]) -> None:
+    # Where somebody looks again by now, it begins in another slot or the offer comes once more.
+    REGISTRY.take_over(job_id)
+    again()
