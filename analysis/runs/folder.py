@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import files
-from .run import ROLES, Column, Run, Track, spent_on
 from .reader import ROLE, SINKS, TOKENS, about_of, load, spec_of
+from .run import ROLES, Column, Run, Track, spent_on
 from .spec import TYPED, Sampling, Spec
 from .status import RUNNING, here
 
