@@ -7,10 +7,11 @@ import pytest
 
 from analysis.experiments import grid
 from analysis.experiments.measures import samples_of
-from analysis.experiments.papers import EXPERIMENTS, Cell, as_markdown
+from analysis.experiments.papers import EXPERIMENTS, Cell
 from analysis.metrics import perplexity
 from analysis.policies import parse
 from analysis.runs.folder import Spec, load
+from analysis.tables import as_markdown
 
 from .families import our_nll
 

@@ -351,7 +351,8 @@ def reproduce(
 ) -> None:
     """Do a paper's experiment again: a run folder for each cell, and a table.  Begun again, it goes on."""
     from ..experiments import grid
-    from ..experiments.papers import EXPERIMENTS, as_csv, as_markdown
+    from ..experiments.papers import EXPERIMENTS
+    from ..tables import as_csv, as_markdown
 
     if name is None:
         table = Table("Experiment", "What it is", "Paper")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .. import files, metrics
 from ..engine.stream import CHUNK, open_lanes
 from ..policies import Band, Duo, Policy
-from .papers import as_csv
+from ..tables import as_csv
 
 TURN = 0.25
 """Seconds that a pass should take where somebody waits: they see that it goes on, and are heard when they stop it."""
@@ -33,20 +33,26 @@ class Effect(NamedTuple):
     error: float
 
 
+HEADER = ("layer", "head", "excess_nats_per_token", "standard_error")
+
+
+def effects_as_csv(effects: Iterable[Effect]) -> str:
+    """A row for each effect, in the order in which they come."""
+    return as_csv(HEADER, (list(map(str, effect)) for effect in effects))
+
+
 class Kept:
     """A CSV file that takes in the effect of each head as it comes, and is put in order at the end.
 
     Raises ValueError where the disk does not take it, and where there is such a file already.
     """
 
-    HEADINGS = ("layer", "head", "excess_nats_per_token", "standard_error")
-
     def __init__(self, path: Path) -> None:
         self.path, self._effects = path, list[Effect]()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("x", encoding="utf-8") as f:
-                f.write(",".join(self.HEADINGS) + "\n")
+                f.write(as_csv(HEADER, []))
         except OSError as e:
             raise files.unwritten(path, e) from e
 
@@ -54,14 +60,13 @@ class Kept:
         self._effects.append(effect)
         try:
             with self.path.open("a", encoding="utf-8") as f:
-                f.write(",".join(map(str, effect)) + "\n")
+                f.write(as_csv(None, [list(map(str, effect))]))
         except OSError as e:
             raise files.unwritten(self.path, e) from e
 
     def finish(self) -> None:
         """All heads that are known, largest effect first."""
-        ranked = sorted(self._effects, key=lambda e: -e.excess)
-        files.write(self.path, as_csv(self.HEADINGS, [list(map(str, e)) for e in ranked]))
+        files.write(self.path, effects_as_csv(sorted(self._effects, key=lambda e: -e.excess)))
 
 
 def knock_outs(

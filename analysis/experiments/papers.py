@@ -4,9 +4,7 @@ The papers' numbers are theirs, of their models and texts; they stand beside our
 digits.  This module knows nothing of models: what a cell says is read from its run folder.
 """
 
-import csv
 import hashlib
-import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -220,14 +218,3 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
     ),
 }
-
-
-def as_csv(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([heads, *rows])
-    return out.getvalue()
-
-
-def as_markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)

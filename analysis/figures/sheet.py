@@ -22,7 +22,7 @@ from matplotlib.figure import Figure as Sheet
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
-from ..experiments.papers import as_csv
+from ..tables import as_csv
 from .base import Figure, Numbers, settle
 from .lettering import absent, families, visible
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import files
-from ..experiments.papers import as_csv
 from ..files import Kind
 from ..runs.status import RUNNING, here
+from ..tables import as_csv
 from .tasks import TASKS, TRIGGERS, Backcopy, Plays, Recipe, Task, is_trigger
 from .transformer import ATTENTIONS, Seen, Small
 

@@ -6,7 +6,7 @@ import streamlit as st
 
 from analysis import texts
 from analysis.errors import sentence
-from analysis.experiments.papers import as_csv
+from analysis.experiments.ablation import effects_as_csv
 from analysis.policies import parse
 from analysis.runs.folder import Spec
 from app.controls import Chosen, chosen_text, problem
@@ -62,12 +62,6 @@ def start() -> None:
 def stop() -> None:
     if (run := current()) is not None:
         run.wish("stopped")
-
-
-def table(run: Ablation) -> str:
-    """All heads that are known, as CSV."""
-    heads = ["layer", "head", "excess_nats_per_token", "standard_error"]
-    return as_csv(heads, [[f"{x}" for x in e] for e in run.ranked])
 
 
 def progress(run: Ablation) -> None:
@@ -142,7 +136,12 @@ def draw() -> None:
             address["text"] = run.spec.text
         with st.container(horizontal=True, vertical_alignment="center"):
             st.download_button(
-                "All heads as CSV", table(run), "heads.csv", "text/csv", icon=":material/download:", on_click="ignore"
+                "All heads as CSV",
+                effects_as_csv(run.ranked),
+                "heads.csv",
+                "text/csv",
+                icon=":material/download:",
+                on_click="ignore",
             )
             st.page_link(
                 "views/live.py",

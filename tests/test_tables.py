@@ -1,0 +1,31 @@
+"""Tables are written so that every reader of CSV gets back what was put in."""
+
+import csv
+import io
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis.tables import as_csv, as_markdown
+
+CELLS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(',"\n\r=;'), max_size=6)
+TABLES = st.integers(1, 4).flatmap(
+    lambda width: st.lists(st.lists(CELLS, min_size=width, max_size=width), min_size=1, max_size=5)
+)
+
+
+@given(TABLES)
+def test_every_cell_comes_back_as_it_was(table):
+    header, *rows = table
+    assert list(csv.reader(io.StringIO(as_csv(header, rows), newline=""), strict=True)) == table
+
+
+@given(TABLES)
+def test_rows_that_are_appended_make_the_same_file(table):
+    header, *rows = table
+    parts = as_csv(header, []) + "".join(as_csv(None, [row]) for row in rows)
+    assert parts == as_csv(header, rows)
+
+
+def test_markdown_has_a_line_for_each_row():
+    assert as_markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"
