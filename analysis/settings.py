@@ -1,12 +1,15 @@
-"""Settings that a person may write: a frozen dataclass whose fields say their range and their help text.
+"""Settings that a person may write: a frozen dataclass whose fields say their range and their help text; and registries
+of what a person chooses by name.
 
 Policies and figures are such.  `str(x)` is the way to write one on a command line, and pages make their widgets of the
 fields.  Knows nothing of what is set.
 """
 
+import difflib
 import re
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 MOST = 2**24
 """The largest whole number that a setting takes unless it says otherwise: more tokens than any text has."""
@@ -115,3 +118,36 @@ class Settings:
 def _shown(number: float) -> str:
     """A number that somebody wrote, short enough for a line."""
     return f"{number}" if abs(number) < 1e15 or isinstance(number, float) else "a number of more than 15 digits"
+
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Settings)
+
+
+class Registry(dict[str, T]):
+    """What a person chooses from by name, in the order in which it is listed."""
+
+    def __init__(self, kind: str, entries: Mapping[str, T]) -> None:
+        """`kind`: what one of them is called in a sentence, such as policy."""
+        super().__init__(entries)
+        self.kind = kind
+
+    @classmethod
+    def of_classes(cls, kind: str, base: type[S], module: Mapping[str, object]) -> "Registry[type[S]]":
+        """The subclasses of `base` among a module's globals that have a `name` of their own, in the order of its
+        lines."""
+        classes = [c for c in module.values() if isinstance(c, type) and issubclass(c, base) and "name" in vars(c)]
+        return Registry(kind, {c.name: c for c in classes})
+
+    def find(self, name: str) -> T:
+        """The entry with that name.  Raises ValueError with the names that exist, and those that are like it."""
+        if name not in self:
+            near = difflib.get_close_matches(name[:80].lower(), self, n=1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(f"there is no {self.kind} {quoted(name)}{meant}; choose one of: {', '.join(self)}")
+        return self[name]
+
+    def parse(self: "Registry[type[S]]", text: str) -> S:
+        """Read `name:key=value,key=value`.  Raises ValueError where the name, a key or a value is wrong."""
+        name, _, settings = text.partition(":")
+        return self.find(name.strip()).parse(settings)

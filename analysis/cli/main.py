@@ -360,9 +360,7 @@ def reproduce(
             table.add_row(key, known.title, known.paper)
         out.print(table)
         return
-    if name not in EXPERIMENTS:
-        raise ValueError(f"there is no experiment {name!r}; choose one of: {', '.join(EXPERIMENTS)}")
-    experiment, place = EXPERIMENTS[name], out_folder or Path("runs") / name
+    experiment, place = EXPERIMENTS.find(name), out_folder or Path("runs") / name
     texts.read(text)
     how = {"dtype": _decided(dtype, device), "device": device, "bos": _bos(bos), "special": special}
     cells = experiment.cells(Spec(model, text, ("dense",), tokens, **how), cache)

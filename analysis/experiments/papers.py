@@ -16,6 +16,7 @@ from .. import files, metrics
 from ..files import Kind
 from ..policies import POLICIES, Ranked, parse
 from ..runs.folder import Spec, about_of, load
+from ..settings import Registry
 from ..texts import with_bos
 
 RATE_TOKENS, RATE_SAMPLES, RATE_THRESHOLD = 64, 100, 0.3
@@ -170,51 +171,55 @@ def _budgets(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
 
 STREAMING = "Xiao et al. 2023, Efficient Streaming Language Models with Attention Sinks"
 PG19 = ("Falcon-7B, PG19", "MPT-7B, PG19", "Pythia-12B, PG19", "Llama-2-7B, PG19")
-EXPERIMENTS: dict[str, Experiment] = {
-    "policies": Experiment(
-        "The four policies",
-        f"{STREAMING}, Figures 1 and 3",
-        _four,
-        columns=("Paper: Llama-2-13B, first book of PG19, cache 1024",),
-        notes=("Dense falls apart beyond the length that a model was trained on: the paper's 5641 is read there.",),
-    ),
-    "sinks": Experiment(
-        "How many sinks are enough?",
-        f"{STREAMING}, Table 2",
-        _sinks,
-        columns=tuple(f"Paper: {c}" for c in PG19),
-        notes=("The paper's caches are 2048 tokens, and 4096 for Llama-2-7B.",),
-    ),
-    "newlines": Experiment(
-        "Newlines as sinks",
-        f"{STREAMING}, Table 1",
-        _newlines,
-        columns=("Paper: Llama-2-13B, first book of PG19, cache 1024",),
-    ),
-    "sizes": Experiment(
-        "Does a larger cache help?",
-        f"{STREAMING}, Table 6",
-        _sizes,
-        tokens=8192,
-        columns=tuple(f"Paper: {c}" for c in PG19),
-        notes=("The paper's fourth column goes on to 4 + 4092, which has 9.59.",),
-    ),
-    "budgets": Experiment(
-        "Policies and budgets",
-        "perplexity against cache size, as papers on eviction draw it",
-        _budgets,
-        tokens=2000,
-        notes=(f"Policies that rank slots evict every {INTERVAL} tokens.",),
-    ),
-    "sink-rate": Experiment(
-        "Sink rate of each layer",
-        "Gu et al. 2024, When Attention Sink Emerges in Language Models, Table 1",
-        lambda cache: [("α₁", "dense", ())],
-        tokens=RATE_TOKENS,
-        samples=RATE_SAMPLES,
-        notes=(
-            f"α₁: the mean attention that the first of {RATE_TOKENS} tokens gets, over {RATE_SAMPLES} texts; attention "
-            "that is spread evenly would give 0.0741. Sink rate: the share of heads and texts with α₁ > ε.",
+EXPERIMENTS = Registry(
+    "experiment",
+    {
+        "policies": Experiment(
+            "The four policies",
+            f"{STREAMING}, Figures 1 and 3",
+            _four,
+            columns=("Paper: Llama-2-13B, first book of PG19, cache 1024",),
+            notes=("Dense falls apart beyond the length that a model was trained on: the paper's 5641 is read there.",),
         ),
-    ),
-}
+        "sinks": Experiment(
+            "How many sinks are enough?",
+            f"{STREAMING}, Table 2",
+            _sinks,
+            columns=tuple(f"Paper: {c}" for c in PG19),
+            notes=("The paper's caches are 2048 tokens, and 4096 for Llama-2-7B.",),
+        ),
+        "newlines": Experiment(
+            "Newlines as sinks",
+            f"{STREAMING}, Table 1",
+            _newlines,
+            columns=("Paper: Llama-2-13B, first book of PG19, cache 1024",),
+        ),
+        "sizes": Experiment(
+            "Does a larger cache help?",
+            f"{STREAMING}, Table 6",
+            _sizes,
+            tokens=8192,
+            columns=tuple(f"Paper: {c}" for c in PG19),
+            notes=("The paper's fourth column goes on to 4 + 4092, which has 9.59.",),
+        ),
+        "budgets": Experiment(
+            "Policies and budgets",
+            "perplexity against cache size, as papers on eviction draw it",
+            _budgets,
+            tokens=2000,
+            notes=(f"Policies that rank slots evict every {INTERVAL} tokens.",),
+        ),
+        "sink-rate": Experiment(
+            "Sink rate of each layer",
+            "Gu et al. 2024, When Attention Sink Emerges in Language Models, Table 1",
+            lambda cache: [("α₁", "dense", ())],
+            tokens=RATE_TOKENS,
+            samples=RATE_SAMPLES,
+            notes=(
+                f"α₁: the mean attention that the first of {RATE_TOKENS} tokens gets, over {RATE_SAMPLES} texts; "
+                "attention that is spread evenly would give 0.0741. Sink rate: the share of heads and texts "
+                "with α₁ > ε.",
+            ),
+        ),
+    },
+)
