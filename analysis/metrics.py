@@ -11,6 +11,12 @@ Array = NDArray[np.floating]
 
 BLOCK = 256
 """Tokens of a block: standard errors are taken over block means, since neighbouring tokens are not independent."""
+ROLL = 256
+"""Tokens of a rolling mean."""
+FIRST = 32
+"""Tokens before a curve begins: means over fewer say nothing."""
+MODES = ("relative", "rolling", "cumulative")
+"""Curves of a lane: over the last tokens against another lane, over the last tokens alone, and from the start."""
 
 
 def perplexity(nll: Array) -> float:
@@ -27,6 +33,24 @@ def rolling_mean(sums: Array, ends: NDArray[np.integer], n: int) -> Array:
     """Mean of the last n values before each end (of all there are while there are fewer), from their prefix sums."""
     begins = np.maximum(ends - n, 0)
     return (sums[ends] - sums[begins]) / np.maximum(ends - begins, 1)
+
+
+def curve(
+    sums: Array, mode: str = "rolling", *, reference: Array | None = None, roll: int = ROLL, first: int = FIRST
+) -> tuple[NDArray[np.int64], Array]:
+    """Numbers of tokens [points], from `first` on, and a lane's mean NLL in nats/token at each of them.
+
+    `sums`: prefix sums of its NLL.  `mode` is one of MODES; relative means are differences from those of the lane whose
+    sums are `reference`, as far as both have read.  Their exponentials are perplexities, or ratios of these.  Both
+    arrays are empty while fewer than `first` tokens are read.
+    """
+    if mode == "relative":
+        if reference is None:
+            raise ValueError("a relative curve needs the lane that it is relative to: give its sums as reference")
+        shared = min(len(sums), len(reference))
+        sums = sums[:shared] - reference[:shared]
+    ends = np.arange(first, len(sums))
+    return ends, sums[ends] / ends if mode == "cumulative" else rolling_mean(sums, ends, roll)
 
 
 def excess(nll: Array, reference: Array, block: int = BLOCK) -> tuple[float, float]:

@@ -29,6 +29,23 @@ def test_rolling_mean_stays_exact_behind_a_million_tokens():
     np.testing.assert_allclose(mean, nll[-64:].mean(), rtol=1e-9)
 
 
+def test_curves_are_means_from_the_first_tokens_on(nll):
+    nll = nll.astype(np.float64)
+    sums, other = metrics.prefix(nll), metrics.prefix(nll[::-1][:900])
+    of = {
+        "relative": lambda end: (nll[:900] - nll[::-1][:900])[max(0, end - 100) : end],
+        "rolling": lambda end: nll[max(0, end - 100) : end],
+        "cumulative": lambda end: nll[:end],
+    }
+    for mode in metrics.MODES:
+        ends, means = metrics.curve(sums, mode, reference=other, roll=100, first=10)
+        assert np.array_equal(ends, np.arange(10, 901 if mode == "relative" else 1001))
+        np.testing.assert_allclose(means, [of[mode](e).mean() for e in ends], rtol=1e-9, atol=1e-12)
+    assert not any(map(len, metrics.curve(sums[:10], first=10)))
+    with pytest.raises(ValueError, match="reference"):
+        metrics.curve(sums, "relative")
+
+
 def test_excess_is_the_mean_difference_and_its_error_that_of_block_means(nll):
     reference = np.random.default_rng(2).gamma(2, 1.5, 900).astype(np.float32)
     difference = nll[:900].astype(np.float64) - reference

@@ -24,6 +24,7 @@ from rich.table import Column, Table
 from .. import errors, files, metrics, texts
 from ..policies import POLICIES, Policy, parse
 from ..runs.folder import ROLES, TYPED, Folder, Run, Sampling, Spec
+from ..runs.summary import summarize
 from ..settings import MOST
 from ..texts import with_bos
 from .waiting import Bars, waiting
@@ -249,24 +250,18 @@ def summary(run: Run) -> Table:
     table = Table("Lane", *(_right(h) for h in ("Tokens", "Perplexity", "Excess NLL", "Kept", "Cache", "Tokens/s")))
     table.title = f"Computed in {run.spec.arithmetic}"
     table.caption = "Excess NLL: nats/token against the first lane, ± standard error over blocks of 256 tokens"
-    reference = run.tracks[0].nll.view()
-    for policy, track in zip(run.spec.policies, run.tracks, strict=True):
-        nll, label = track.nll.view(), parse(policy).label
-        if not len(nll):
-            table.add_row(label, "0", *["–"] * 5)
+    for lane in summarize(run):
+        if not lane.tokens:
+            table.add_row(lane.policy.label, "0", *["–"] * 5)
             continue
-        mean, error = metrics.excess(nll, reference)
-        excess = (
-            "reference" if track is run.tracks[0] else f"{mean:+.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
-        )
         table.add_row(
-            label,
-            f"{len(nll) + 1:,}",
-            f"{metrics.perplexity(nll):.4f}",
-            excess,
-            f"{track.cache_tokens.view()[-1]:,}",
-            f"{track.cache_bytes.view()[-1] / 1e6:,.1f} MB",
-            f"{len(nll) / track.compute.view()[-1]:,.1f}",
+            lane.policy.label,
+            f"{lane.tokens:,}",
+            f"{lane.perplexity:.4f}",
+            lane.excess_text,
+            f"{lane.cache_tokens:,}",
+            f"{lane.cache_bytes / 1e6:,.1f} MB",
+            f"{lane.rate:,.1f}",
         )
     return table
 

@@ -1,0 +1,60 @@
+"""A run in a few numbers for each lane, as tables show it.  Knows nothing of screens or paper."""
+
+import math
+from dataclasses import dataclass
+
+from .. import metrics
+from ..policies import Policy, parse
+from .run import Run
+
+
+@dataclass(frozen=True)
+class LaneSummary:
+    """What one lane has read, how well it predicted it, and what that took."""
+
+    policy: Policy
+    """The one that the lane began with."""
+    tokens: int
+    """Tokens read, the first one among them; 0 where nothing is predicted yet.  The numbers below are then NaN or 0."""
+    perplexity: float
+    excess: float
+    """Mean NLL above that of the reference lane, nats/token, over the tokens that both have read."""
+    error: float
+    """Its standard error over blocks; NaN where there are fewer than two."""
+    is_reference: bool
+    cache_tokens: int
+    """Cached now."""
+    cache_bytes: int
+    rate: float
+    """Tokens predicted in a second of the lane's own compute time."""
+
+    @property
+    def excess_text(self) -> str:
+        """The excess NLL and its error as a table shows them."""
+        if self.is_reference:
+            return "reference"
+        return f"{self.excess:+.4f}" + ("" if math.isnan(self.error) else f" ± {self.error:.4f}")
+
+
+def summarize(run: Run, reference: int = 0) -> list[LaneSummary]:
+    """Of each lane of a run; `reference`: the lane that the others are compared with."""
+    summaries = []
+    against = run.tracks[reference].nll.view()
+    for lane, (policy, track) in enumerate(zip(run.spec.policies, run.tracks, strict=True)):
+        nll = track.nll.view()
+        count = len(nll)
+        mean, error = metrics.excess(nll, against)
+        summaries.append(
+            LaneSummary(
+                policy=parse(policy),
+                tokens=count + 1 if count else 0,
+                perplexity=metrics.perplexity(nll),
+                excess=mean,
+                error=error,
+                is_reference=lane == reference,
+                cache_tokens=int(track.cache_tokens.view()[count - 1]) if count else 0,
+                cache_bytes=int(track.cache_bytes.view()[count - 1]) if count else 0,
+                rate=count / max(float(track.compute.view()[count - 1]), 1e-9) if count else math.nan,
+            )
+        )
+    return summaries
