@@ -117,7 +117,7 @@ def run(monkeypatch, capsys):
 @pytest.fixture
 def registry():
     """Live runs of a test, which end with it."""
-    from app.jobs.runner import Registry
+    from app.jobs.registry import Registry
 
     registry = Registry()
     yield registry

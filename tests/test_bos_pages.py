@@ -11,16 +11,16 @@ from analysis import texts
 from analysis.runs.folder import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
 from app.frames.reading import Sender, View
-from app.jobs.ablation import Ablation
-from app.jobs.capture import Capturing
-from app.jobs.chat import Talk
-from app.jobs.measures import Measuring
-from app.jobs.reading import LiveRun
+from app.jobs.ablation import AblationJob
+from app.jobs.capture import CaptureJob
+from app.jobs.chat import ChatJob
+from app.jobs.measures import MeasuresJob
+from app.jobs.reading import ReadingJob
 from app.libraries import LIBRARIES
 
 from .test_bos import gemma, written
 from .test_frames import decoded
-from .test_runner import until
+from .test_jobs_reading import until
 
 __all__ = ["gemma"]
 MAIN = str(Path(__file__).parents[1] / "app" / "main.py")
@@ -32,17 +32,17 @@ CONTENT = "to be or not to be that is the question <eos> " * 4
 def test_all_that_reads_a_text_begins_as_its_spec_says(registry, gemma, bos):
     text, spec = written(CONTENT), Spec(gemma, "a.txt", ("dense",), 40, device="cpu", bos=bos)
     kinds = [
-        partial(LiveRun, spec, text),
-        partial(Ablation, spec, text, "values", 0),
-        partial(Capturing, spec, text, ""),
-        partial(Measuring, spec, text, 3, 4),
+        partial(ReadingJob, spec, text),
+        partial(AblationJob, spec, text, "values", 0),
+        partial(CaptureJob, spec, text, ""),
+        partial(MeasuresJob, spec, text, 3, 4),
     ]
     runs = []
     for kind in kinds:
         runs.append(run := registry.start(kind))
         until(run, lambda run=run: not run.live, 120)
         assert run.status == "finished", run.note
-        assert run.begins == BEGINS[bos] and "<eos> in the text is read as text" in run.said
+        assert run.begins == BEGINS[bos] and "<eos> in the text is read as text" in run.text_note
     live, _, captured, measured = runs
     tokenizer = live.model.tokenizer
     ids = texts.tokenize(text, tokenizer, bos=bos, limit=40)
@@ -51,7 +51,7 @@ def test_all_that_reads_a_text_begins_as_its_spec_says(registry, gemma, bos):
     # The last one asks too, so there is one more behind it.
     assert np.array_equal(captured.atlas.stretch.token_ids[:-1], ids)
     assert captured.atlas.stretch.about["begins"] == live.run.begins
-    assert ((measured.read_as.ids[:, 0] == tokenizer.bos_token_id) == (bos != "off")).all()
+    assert ((measured.tokenized.ids[:, 0] == tokenizer.bos_token_id) == (bos != "off")).all()
     head, _ = decoded(Sender().frame(live, View()))
     assert f"begins {BEGINS[bos]}" in head["progress"] and "read as text" in head["note"]
     assert (head["tokens"][0] == "<bos>") == (bos != "off")
@@ -60,7 +60,7 @@ def test_all_that_reads_a_text_begins_as_its_spec_says(registry, gemma, bos):
 def test_a_conversation_tells_its_beginning_and_what_was_read_as_text(registry, gemma):
     sampling = Sampling(max_new=2)
     spec = Spec(gemma, "typed", ("dense",), device="cpu", sampling=sampling)
-    talk = registry.start(partial(Talk, spec))
+    talk = registry.start(partial(ChatJob, spec))
     until(talk, lambda: talk.status == "waiting", 120)
     assert talk.begins == "with <bos>"
     talk.say("what is <end_of_turn> there")

@@ -12,7 +12,7 @@ from analysis.policies import parse
 from app.frames.atlas import levels
 from app.frames.reading import FIRST, ROLL, Sender, View, coded, empty
 
-from .test_runner import POLICIES, begin, until
+from .test_jobs_reading import POLICIES, begin, until
 
 
 def decoded(frame: bytes) -> tuple[dict, dict[str, np.ndarray]]:
@@ -119,7 +119,7 @@ def test_caches_that_fill_and_switches_are_marked(run):
 def test_the_past_of_a_switched_lane_keeps_its_name_and_no_two_lanes_share_one(run):
     track = run.run.tracks[1]
     track.policies += [(300, "streaming:sinks=4,window=12"), (500, "dense")]
-    run.shown = run._snapshot()
+    run.snapshot = run.take_snapshot()
     lanes = decoded(Sender().frame(run, View()))[0]["lanes"]
     assert [lane["label"] for lane in lanes] == ["Dense", "Dense (2)", "Sinks + window 4 + 12", "Recompute 16 / 4"]
     assert lanes[1]["past"] == [[1, 300, "Window 16"], [300, 500, "Sinks + window 4 + 12"]]

@@ -14,15 +14,17 @@ from analysis.engine.lane import Lane
 from analysis.models import loading as library
 from analysis.policies import parse
 from analysis.runs.folder import Spec
-from app.jobs import runner
-from app.jobs.chat import Talk
+from app.jobs import base
+from app.jobs import registry as jobs_registry
+from app.jobs.base import Job
+from app.jobs.chat import ChatJob
 from app.jobs.loading import Models
-from app.jobs.reading import LiveRun
-from app.jobs.runner import MOST_LIVE, Full, Job
+from app.jobs.reading import ReadingJob
+from app.jobs.registry import MOST_LIVE, Full
 
 from .fuzz import switches
 from .fuzz.jobs import Panic, kinds, model_with_words, settled, storm
-from .test_runner import begin, until
+from .test_jobs_reading import begin, until
 
 KINDS = list(kinds("", Path()))
 
@@ -47,17 +49,17 @@ def test_whatever_is_raised_in_a_job_is_one_sentence_and_a_line_in_the_log(words
 
 
 def test_a_conversation_is_switched_to_measured_heads_before_a_word_was_said(registry, words, tmp_path):
-    talk = registry.start(partial(Talk, kinds(words, tmp_path)["chat"].args[0]))
+    talk = registry.start(partial(ChatJob, kinds(words, tmp_path)["chat"].args[0]))
     until(talk, lambda: talk.status == "waiting")
     talk.switch(0, parse("duo:window=8"), pin=True)
     until(talk, lambda: "from the next token on" in talk.note)
     talk.say("to be or not to be")
-    until(talk, lambda: talk._wished == talk._granted and not talk.busy and talk.status == "waiting")
+    until(talk, lambda: talk.idle and talk.status == "waiting")
     assert [lane.turns[-1].why for lane in talk.lanes] == ["limit", "limit"]
 
 
 def test_a_word_that_the_model_has_no_token_for_is_said(registry, words, tmp_path, monkeypatch):
-    talk = registry.start(partial(Talk, kinds(words, tmp_path)["chat"].args[0]))
+    talk = registry.start(partial(ChatJob, kinds(words, tmp_path)["chat"].args[0]))
     until(talk, lambda: talk.status == "waiting")
     odd = np.array([5, 9999], np.int32), np.ones(2, np.int8), ()
     with monkeypatch.context() as patch:
@@ -65,7 +67,7 @@ def test_a_word_that_the_model_has_no_token_for_is_said(registry, words, tmp_pat
         talk.say("to be")
         until(talk, lambda: "makes token 9999 of this, and the model knows 400 tokens" in talk.note)
     talk.say("to be")
-    until(talk, lambda: talk._wished == talk._granted and not talk.busy and talk.status == "waiting")
+    until(talk, lambda: talk.idle and talk.status == "waiting")
     assert [len(lane.turns) for lane in talk.lanes] == [1, 1]
 
 
@@ -81,8 +83,8 @@ def test_a_job_that_cannot_even_be_shown_ends(registry, model, monkeypatch, capl
             raise thrown
         return real(self)
 
-    real = LiveRun._snapshot
-    monkeypatch.setattr(LiveRun, "_snapshot", broken)
+    real = ReadingJob.take_snapshot
+    monkeypatch.setattr(ReadingJob, "take_snapshot", broken)
     run = begin(registry, model)
     until(run, lambda: run.status == "failed")
     assert f"Something failed inside Sinkscope ({type(thrown).__name__})" in run.note and run.id in run.note
@@ -143,10 +145,10 @@ def test_a_map_that_cannot_be_drawn_ends_no_run(registry, model, monkeypatch):
 
 
 def test_what_nobody_looks_at_is_freed_though_nobody_asks(registry, model, monkeypatch):
-    monkeypatch.setattr(runner, "SWEEP", 0.05)
+    monkeypatch.setattr(jobs_registry, "SWEEP_EVERY", 0.05)
     run = begin(registry, model, pace=5)
     until(run, lambda: run.status == "running")
-    monkeypatch.setattr(runner, "UNSEEN_FREE", 0.1)
+    monkeypatch.setattr(jobs_registry, "FREE_AFTER", 0.1)
     gone = weakref.ref(run)
     del run
     end = time.monotonic() + 60
@@ -159,7 +161,7 @@ def test_what_nobody_looks_at_is_freed_though_nobody_asks(registry, model, monke
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_pauses_unseen(registry, words, tmp_path, monkeypatch, kind):
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "UNSEEN_PAUSE", 0.0)
+        patch.setattr(base, "PAUSE_AFTER", 0.0)
         job = registry.start(kinds(words, tmp_path)[kind])
         version, since = 0, time.monotonic()
         while time.monotonic() - since < 0.4:
@@ -168,7 +170,7 @@ def test_every_kind_pauses_unseen(registry, words, tmp_path, monkeypatch, kind):
             time.sleep(0.02)
         assert job.live and not settled(job)
     if job.status == "paused":
-        job.wish("running")
+        job.request("running")
     until(job, lambda: settled(job))
     assert job.status in ("finished", "waiting"), job.note
 
@@ -203,7 +205,7 @@ def test_a_model_on_its_way_stands_in_nobodys_way(registry, model, tmp_path, req
 def test_stop_and_free_need_not_wait_for_a_model(registry, model, gate):
     one, two = begin(registry, model), begin(registry, model)
     until(one, lambda: one.note == "Loading slowly")
-    one.wish("stopped")
+    one.request("stopped")
     until(one, lambda: one.status == "stopped")
     registry.free(two.id)
     two.join()
@@ -236,35 +238,35 @@ def test_a_wrong_name_evicts_nothing_and_a_model_in_use_is_found_again(model, tm
     for wrong in ("nowhere/at-all/x", "./nowhere", str(tmp_path), "embeded"):
         with pytest.raises(ValueError, match=r"\w"):
             loaded.get(Spec(wrong, "t", ("dense",)), lambda _: None)
-        assert list(loaded._kept.values()) == [mine]
+        assert loaded.kept == [mine]
     other = loaded.get(Spec(model, "t", ("dense",), dtype="bfloat16", device="cpu"), lambda _: None)
-    assert list(loaded._kept.values()) == [other] and loaded.get(spec, lambda _: None) is mine
+    assert loaded.kept == [other] and loaded.get(spec, lambda _: None) is mine
 
 
 def test_a_fifth_is_told_who_holds_the_four(registry, model, monkeypatch):
     held = [begin(registry, model, pace=5) for _ in range(MOST_LIVE)]
     tab = Tab()
     for run in held:
-        run.look(tab)
+        run.renew_lease(tab)
     with pytest.raises(
         Full,
         match=r"4 runs are live already: reading of random.npy \(somebody looks\).* close",
     ):
         begin(registry, model)
-    monkeypatch.setattr(runner, "UNSEEN_PAUSE", 0.1)
+    monkeypatch.setattr(base, "PAUSE_AFTER", 0.1)
     time.sleep(0.3)
     # Nobody looks, but their pages are open: they are asked for, and not taken.
     with pytest.raises(Full, match=r"nobody has looked for 0 s\).*; take over one where nobody looks") as full:
         begin(registry, model)
     assert [h.id for h in full.value.holders] == [r.id for r in held] and all(h.unwatched for h in full.value.holders)
     assert registry.take_over(held[2].id)
-    begin(registry, model, pace=5).look(tab)
-    assert registry.get(held[2].id) is None and len(registry._holding()) == MOST_LIVE
+    begin(registry, model, pace=5).renew_lease(tab)
+    assert registry.get(held[2].id) is None and len(registry.holders()) == MOST_LIVE
     # A page that was closed will not come back for it.
     time.sleep(0.3)
     tab.open = False
     begin(registry, model, pace=5)
-    assert sum(registry.get(run.id) is None for run in held) == 2 and len(registry._holding()) == MOST_LIVE
+    assert sum(registry.get(run.id) is None for run in held) == 2 and len(registry.holders()) == MOST_LIVE
 
 
 def test_what_somebody_looks_at_is_not_taken_over(registry, model):
@@ -282,5 +284,5 @@ def test_a_job_that_cannot_be_made_ends_no_other(registry, model):
     with pytest.raises(KeyError):
         registry.start(broken, instead=run.id)
     assert registry.get(run.id) is run
-    other = registry.start(lambda m: LiveRun(run.spec, run.text, m), instead=run.id)
+    other = registry.start(lambda m: ReadingJob(run.spec, run.text, m), instead=run.id)
     assert registry.get(run.id) is None and registry.get(other.id) is other

@@ -11,8 +11,8 @@ from analysis.lab.training import Recipe
 from analysis.maps.row import Passage
 from analysis.models import fetch
 from analysis.models.loading import LanguageModel
-from app.jobs.runner import Full, Holder
-from app.jobs.training import Emergence
+from app.jobs.registry import Full, Holder
+from app.jobs.training import TrainingJob
 from app.lesson import FOLDER, LANGUAGES, lesson, translated
 from app.lesson.chapters import PLAYS
 from app.lesson.chapters.first import _runs
@@ -104,7 +104,7 @@ def problems(monkeypatch):
     yield Full(held[:1]), "请停止其中一个"
     yield raised(lambda: Recipe(heads=3)), "3 个头无法平分 64 的宽度"
     yield raised(lambda: Recipe(task="plays")), "剧本至少需要"
-    yield raised(lambda: Emergence([Recipe()] * 4, None)), "而不是 4 种"
+    yield raised(lambda: TrainingJob([Recipe()] * 4, None)), "而不是 4 种"
     yield raised(lambda: samples_of(np.arange(5), 1, 9)), "文本只有 5 个词元，而每个样本要 9 个"
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda _: None)
     yield raised(lambda: fetch.embedded(print)), "内置模型没有安装"

@@ -7,12 +7,12 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from analysis.runs.folder import Spec
-from app.jobs import runner
-from app.jobs.reading import LiveRun
-from app.jobs.runner import MOST_LIVE, REGISTRY
+from app.jobs import base
+from app.jobs.reading import ReadingJob
+from app.jobs.registry import MOST_LIVE, REGISTRY
 
 from .test_jobs import Tab
-from .test_runner import begin, text
+from .test_jobs_reading import begin, text
 
 WATCHED = r"reading of random.npy \(somebody looks\)"
 
@@ -42,7 +42,7 @@ def held(model):
     """Four runs whose pages are open."""
     runs = [begin(REGISTRY, model, pace=5) for _ in range(MOST_LIVE)]
     for run in runs:
-        run.look(Tab())
+        run.renew_lease(Tab())
     yield runs
     for holder in REGISTRY.holders():
         REGISTRY.free(holder.id)
@@ -55,7 +55,7 @@ def buttons(page, label):
 def test_who_holds_the_four_is_said_and_one_is_taken_over(held, model, monkeypatch):
     page = AppTest.from_function(script)
     spec = Spec(model, "ids![x](http://evil/).npy", ("dense",), chunk=32)
-    page.session_state.make = partial(LiveRun, spec, text(100))
+    page.session_state.make = partial(ReadingJob, spec, text(100))
     page.run()
     buttons(page, "Start")[0].click().run()
     assert page.text[0].value == "4 runs are live already: above stands what they are"
@@ -64,7 +64,7 @@ def test_who_holds_the_four_is_said_and_one_is_taken_over(held, model, monkeypat
     assert len(watched) == 4 and all(re.fullmatch(WATCHED, said) for said in watched)
     assert not buttons(page, "Take over")
     for run in held[:2]:
-        monkeypatch.setattr(run, "_seen", run._seen - runner.UNSEEN_PAUSE - 1)
+        monkeypatch.setattr(run, "renewed", run.renewed - base.PAUSE_AFTER - 1)
     page.run()
     one, other = buttons(page, "Take over")
     assert re.fullmatch(r"Take over: reading of .*\(nobody has looked for 1\d s\)", one.label)
@@ -76,7 +76,7 @@ def test_who_holds_the_four_is_said_and_one_is_taken_over(held, model, monkeypat
 
 def test_a_slot_that_has_become_free_needs_no_taking(held, model):
     page = AppTest.from_function(script)
-    page.session_state.make = partial(LiveRun, Spec(model, "random.npy", ("dense",)), text(100))
+    page.session_state.make = partial(ReadingJob, Spec(model, "random.npy", ("dense",)), text(100))
     page.run()
     buttons(page, "Start")[0].click().run()
     REGISTRY.free(held[3].id)

@@ -13,7 +13,7 @@ from analysis.maps.atlas import Atlas, Region
 from analysis.maps.capture import Stretch
 from analysis.policies import parse
 
-from ..jobs.capture import Capturing
+from ..jobs.capture import CaptureJob
 from .reading import FLOOR, assemble, coded
 
 MOST_BYTES = 64 * 2**20
@@ -100,7 +100,7 @@ class AtlasSender:
     _spans: dict[tuple, tuple[float, float]] = field(default_factory=dict)
     """Between which numbers colours run, of what is no weight."""
 
-    def frame(self, run: Capturing, other: Capturing | None, look: Look) -> bytes:
+    def frame(self, run: CaptureJob, other: CaptureJob | None, look: Look) -> bytes:
         """What a person looks at; `other`: a stretch to compare with."""
         self._seq += 1
         atlas, arrays = run.atlas, {}
@@ -162,7 +162,7 @@ class AtlasSender:
         return draw(atlas, *what) if minus is None else draw(atlas, *what) - draw(minus, *what)
 
     def _range(
-        self, atlas: Atlas, other: Capturing | None, look: Look, kind: str, total: int, shown: dict[str, NDArray]
+        self, atlas: Atlas, other: CaptureJob | None, look: Look, kind: str, total: int, shown: dict[str, NDArray]
     ) -> tuple[float, float]:
         """Between which numbers colours run: over the whole stretch, so that they stay when one moves, and further
         where a closer look found more."""
@@ -177,14 +177,14 @@ class AtlasSender:
         self._spans[key] = min(low for low, _ in found), max(high for _, high in found)
         return self._spans[key]
 
-    def _texts(self, run: Capturing, region: Region) -> dict[int, str]:
+    def _texts(self, run: CaptureJob, region: Region) -> dict[int, str]:
         """How tokens look, where they are large enough to be read."""
         if region.scale > 1:
             return {}
         places = {*range(*region.rows), *range(*region.columns)}
         return {t: run.pieces[t] for t in sorted(places)} if len(places) <= 4096 else {}
 
-    def _cross(self, run: Capturing, look: Look, total: int, arrays: dict) -> dict[str, Any] | None:
+    def _cross(self, run: CaptureJob, look: Look, total: int, arrays: dict) -> dict[str, Any] | None:
         """The row and the column of the token that was pressed."""
         if look.cross is None or max(look.cross) >= total:
             return None
@@ -233,7 +233,7 @@ class AtlasSender:
         return {"many": shown, "many_title": title, "many_scale": region.scale}
 
 
-def called(runs: Sequence[Capturing]) -> list[str]:
+def called(runs: Sequence[CaptureJob]) -> list[str]:
     """A name for each stretch, no two alike: policy, text and tokens, and what else tells it from those that have the
     same."""
     found = [

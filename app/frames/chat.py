@@ -15,7 +15,7 @@ from analysis.models.memory import memory_of
 from analysis.palette import colours
 from analysis.policies import Policy, parse
 
-from ..jobs.chat import RECENT, Shown, Spoken, Talk
+from ..jobs.chat import RECENT, ChatJob, ChatLaneSnapshot, TokenCosts
 from ..view import ChatView
 from .reading import SCHEMA, about, assemble, card, named
 
@@ -30,7 +30,7 @@ class ChatSender:
     seq: int = 0
     _last: tuple[tuple, bytes] | None = None
 
-    def frame(self, talk: Talk, view: ChatView, lesson: str = "") -> bytes:
+    def frame(self, talk: ChatJob, view: ChatView, lesson: str = "") -> bytes:
         """The newest state of the conversations as a person chose to see them; `lesson`: what to see in them."""
         if view.head and talk.model and not talk.model.has(*view.head):
             # It was chosen in another model.
@@ -44,19 +44,19 @@ class ChatSender:
             self._last = key, make()
         return self._last[1]
 
-    def _frame(self, talk: Talk, view: ChatView, lesson: str) -> bytes:
+    def _frame(self, talk: ChatJob, view: ChatView, lesson: str) -> bytes:
         arrays: dict[str, NDArray] = {}
         # Once: it is replaced whenever something is said.
-        lanes_shown = talk.shown
+        lanes_shown = talk.snapshot
         if not lanes_shown:
             return self._empty([parse(p) for p in talk.spec.policies], view, talk.note, talk.status, talk.id)
         since = [s.switches[-1].position if s.switches else 0 for s in lanes_shown]
         faces = named([s.policy for s in lanes_shown], colours([parse(p) for p in talk.spec.policies]), since)
         lanes = [
-            face | self._lane(shown, parse(talk.spec.policies[shown.lane]), shown.spoken, arrays)
+            face | self._lane(shown, parse(talk.spec.policies[shown.lane]), shown.costs, arrays)
             for face, shown in zip(faces, lanes_shown, strict=True)
         ]
-        if grids := lanes_shown[view.chosen].spoken.grids:
+        if grids := lanes_shown[view.chosen].costs.grids:
             arrays["grid"] = np.mean(grids, axis=0)
         shown = None
         if view.token is not None and view.head is not None:
@@ -137,9 +137,11 @@ class ChatSender:
             "schema": SCHEMA,
         }
 
-    def _lane(self, shown: Shown, begun: Policy, spoken: Spoken, arrays: dict[str, NDArray]) -> dict[str, Any]:
+    def _lane(
+        self, shown: ChatLaneSnapshot, begun: Policy, costs: TokenCosts, arrays: dict[str, NDArray]
+    ) -> dict[str, Any]:
         i = shown.lane
-        places, seconds, sizes = (c.view() for c in (spoken.places, spoken.seconds, spoken.bytes))
+        places, seconds, sizes = (c.view() for c in (costs.positions, costs.seconds, costs.bytes))
         count = min(len(places), len(seconds), len(sizes))
         # The lower quartile: what a token takes when this page does not take the processor from it.
         cuts = np.unique(np.linspace(0, count, min(BUCKETS, count // 8) + 1).astype(int))
@@ -157,8 +159,8 @@ class ChatSender:
             "protected": shown.protected,
             "first": shown.first,
             **_shares(shown),
-            "kept": spoken.kept,
-            "bytes": spoken.held,
+            "kept": costs.cached_tokens,
+            "bytes": costs.cached_bytes,
             "ms": float(np.quantile(seconds[count - RECENT : count], 0.25) * 1e3) if count >= RECENT else None,
             "state": shown.state,
             "cut": shown.cut,
@@ -170,14 +172,14 @@ class ChatSender:
         }
 
 
-def _past(shown: Shown, begun: Policy) -> list[tuple[int, int, str]]:
+def _past(shown: ChatLaneSnapshot, begun: Policy) -> list[tuple[int, int, str]]:
     """What a lane was called before it was switched: the first token, the one behind the last, and a name."""
     at = [0, *(s.position for s in shown.switches)]
     names = [begun.label, *(s.policy.label for s in shown.switches)]
     return [(a, b, name) for (a, b), name in zip(pairwise(at), names, strict=False) if a < b]
 
 
-def _shares(shown: Shown) -> dict[str, list[float] | None]:
+def _shares(shown: ChatLaneSnapshot) -> dict[str, list[float] | None]:
     """Which share of the heads holds each token on screen, and each of the first; None where all hold the same."""
     if shown.shares is None:
         return {"shares": None, "front_shares": None}

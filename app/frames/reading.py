@@ -18,8 +18,8 @@ from analysis.palette import briefs, colours, labels
 from analysis.policies import POLICIES, Policy, parse
 from analysis.runs.folder import Track
 
-from ..jobs.reading import LiveRun, Shown
-from ..jobs.runner import Job
+from ..jobs.base import Job
+from ..jobs.reading import ReadingJob, ReadingSnapshot
 from ..view import View
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ class Sender:
 
     seq: int = 0
     _arrays: dict[str, NDArray] = field(default_factory=dict)
-    _seen: Shown | None = None
+    _seen: ReadingSnapshot | None = None
     """What a frame is made of: the lanes themselves read on meanwhile."""
 
-    def frame(self, run: LiveRun, view: View) -> bytes:
+    def frame(self, run: ReadingJob, view: View) -> bytes:
         """The newest state of a run as a person chose to see it."""
         self.seq += 1
-        self._arrays, self._seen = {}, run.shown
+        self._arrays, self._seen = {}, run.snapshot
         if view.head and run.model and not run.model.has(*view.head):
             # It was chosen in another model.
             view.head = None
@@ -88,7 +88,7 @@ class Sender:
         self._grid(self._seen.tracks[view.chosen])
         return assemble(head, self._arrays)
 
-    def _progress(self, run: LiveRun) -> dict[str, Any]:
+    def _progress(self, run: ReadingJob) -> dict[str, Any]:
         if not self._seen.lanes:
             return {"progress": "", "share": 0.0, "total": 0}
         from analysis.models.memory import memory_of
@@ -100,7 +100,7 @@ class Sender:
         where = " · ".join([*about(run), memory_of(run.model.device)])
         return {"progress": f"{read:,} of {total:,} tokens · {where} · {clock}", "share": read / total, "total": total}
 
-    def _lane(self, run: LiveRun, view: View, i: int) -> dict[str, Any]:
+    def _lane(self, run: ReadingJob, view: View, i: int) -> dict[str, Any]:
         track, reference = self._seen.tracks[i], self._seen.tracks[view.reference]
         nll = track.nll.view()
         lane = {
@@ -136,7 +136,7 @@ class Sender:
         lane["rate"] = _finite((spans[-1][1] - spans[0][0]) / max(compute[spans[-1][1] - 2] - before, 1e-9))
         return lane
 
-    def _marks(self, run: LiveRun, policies: list[Policy]) -> list[dict[str, Any]]:
+    def _marks(self, run: ReadingJob, policies: list[Policy]) -> list[dict[str, Any]]:
         read = max(len(t.nll) for t in self._seen.tracks)
         full: dict[int, int] = {}
         for policy in policies:
@@ -153,7 +153,7 @@ class Sender:
             marks.append({"x": position, "text": text, "kind": "switch", "lane": lane})
         return marks
 
-    def _curves(self, run: LiveRun, view: View) -> None:
+    def _curves(self, run: ReadingJob, view: View) -> None:
         reference = self._seen.tracks[view.reference]
         for i, track in enumerate(self._seen.tracks):
             count = len(track.nll)
@@ -191,7 +191,7 @@ class Sender:
         if chunks:
             self._arrays["grid"] = np.average([m for _, m in chunks], axis=0, weights=[n for n, _ in chunks])
 
-    def _text(self, run: LiveRun, view: View) -> dict[str, Any]:
+    def _text(self, run: ReadingJob, view: View) -> dict[str, Any]:
         track = self._seen.tracks[view.chosen]
         nll = track.nll.view()
         stop = len(nll) + 1

@@ -1,4 +1,4 @@
-"""Live knock-outs: what each head's sink is worth, one head after the other, while people look at it."""
+"""Ablation: what the sink of each head is worth, one head after the other."""
 
 import time
 from collections.abc import Iterator
@@ -9,59 +9,60 @@ from analysis.experiments.ablation import Effect, knock_outs
 from analysis.policies import parse
 from analysis.runs.folder import Spec
 
-from .runner import Job, Models
+from .base import Job
+from .loading import Models
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is known so far, of how many heads, and in how many seconds it was found."""
+class AblationSnapshot:
+    """What is known so far, of how many heads in all, and the seconds that it took."""
 
     effects: tuple[Effect, ...] = ()
     total: int = 0
     seconds: float = 0.0
     passes: float = 0.0
-    """Passes over the text, the one that is under way included; the first reads it as it is."""
+    """Passes over the text, with the share of the present one; the first pass knocks nothing out."""
 
 
-class Ablation(Job):
-    """Knocks out the sink of one head after the other and keeps what each then costs."""
+class AblationJob(Job):
+    """Knocks out the sink of one head after the other, and keeps what the text then costs more."""
 
-    called = "knock-outs"
-    shown: Found
+    noun = "knock-outs"
+    snapshot: AblationSnapshot
 
     def __init__(self, spec: Spec, text: texts.Text, kind: str, layer: int | None, models: Models) -> None:
         super().__init__(spec, models)
         self.text, self.kind, self.layer = text, kind, layer
-        self.shown = self._found = Found()
+        self.snapshot = self._found = AblationSnapshot()
 
     @property
     def effects(self) -> tuple[Effect, ...]:
-        """What is known, in the order of the heads."""
-        return self.shown.effects
+        """Effects known so far, in the order of the heads."""
+        return self.snapshot.effects
 
     @property
     def total(self) -> int:
-        """Heads that there are to knock out."""
-        return self.shown.total
+        """Heads to knock out in all."""
+        return self.snapshot.total
 
     @property
     def ranked(self) -> list[Effect]:
-        """What is known, largest first."""
+        """Effects known so far, largest first."""
         return sorted(self.effects, key=lambda e: -e.excess)
 
     @property
     def share(self) -> float:
-        """How much of all is done."""
-        found = self.shown
+        """The share of all passes that is done, 0 to 1."""
+        found = self.snapshot
         return found.passes / (found.total + 1) if found.total else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate; None before a tenth of a pass is done."""
-        found = self.shown
+        """An estimate of the seconds that remain; None before a tenth of a pass is done."""
+        found = self.snapshot
         return (found.total + 1 - found.passes) * found.seconds / found.passes if found.passes > 0.1 else None
 
-    def _snapshot(self) -> Found:
+    def take_snapshot(self) -> AblationSnapshot:
         return self._found
 
     def _steps(self) -> Iterator[None]:
@@ -71,7 +72,7 @@ class Ablation(Job):
         ids = self._tokens(self.text, model)
         layers = range(model.layers) if self.layer is None else [self.layer]
         heads = [(layer, head) for layer in layers for head in range(model.heads)]
-        self.model, self._found = model, Found(total=len(heads))
+        self.model, self._found = model, AblationSnapshot(total=len(heads))
         self._set("running")
         began = time.monotonic()
         for told in knock_outs(model, ids, parse(self.spec.policies[0]), self.kind, heads):

@@ -1,4 +1,4 @@
-"""Live captures: a stretch of text is read and kept on disk, for maps that are drawn where somebody looks."""
+"""Capture: queries and keys of a stretch of text on disk, from which any map of it can be drawn."""
 
 import os
 import shutil
@@ -12,16 +12,17 @@ from analysis.maps.atlas import Atlas
 from analysis.maps.capture import Stretch, capture, needed, needed_meanwhile, tokenized
 from analysis.runs.folder import Spec
 
-from .runner import Job, Models
+from .base import Job
+from .loading import Models
 
 if TYPE_CHECKING:
     from analysis.models.loading import LanguageModel
 
 
-class Capturing(Job):
-    """Reads a text and keeps what maps need of it; `folder`: where, or what was kept there before is opened."""
+class CaptureJob(Job):
+    """Reads a text and keeps what maps need in `folder`; opens what an earlier capture left there."""
 
-    called = "capture"
+    noun = "capture"
 
     def __init__(self, spec: Spec, text: texts.Text | None, folder: str, models: Models) -> None:
         super().__init__(spec, models)
@@ -29,7 +30,7 @@ class Capturing(Job):
         self.read = self.total = 0
         self.atlas: Atlas | None = None
         self.pieces: list[str] = []
-        """How each token looks."""
+        """The text of each token."""
         self._place: tempfile.TemporaryDirectory | None = None
 
     def _steps(self) -> Iterator[None]:
@@ -40,25 +41,25 @@ class Capturing(Job):
             model = self._load()
         else:
             if place and os.path.exists(place) and (not place.is_dir() or any(place.iterdir())):
-                # What is stopped is removed with its folder, so nothing else may lie there.
+                # A capture that is stopped removes its folder, so nothing else may lie there.
                 raise ValueError(f"{place} is not empty and holds no stretch: name a new folder")
             model = self._load()
             stretch = yield from self._capture(model)
         self.model, self.pieces = model, texts.pieces(model.tokenizer, stretch.token_ids)
         self.read = self.total = stretch.tokens
         begins, as_text = texts.begins(model.tokenizer, stretch.token_ids), stretch.about.get("as_text", ())
-        self.read_as = texts.Tokenized(stretch.token_ids, begins, tuple(as_text))
+        self.tokenized = texts.Tokenized(stretch.token_ids, begins, tuple(as_text))
         self.atlas = Atlas(stretch, model)
 
     def _capture(self, model: "LanguageModel") -> Generator[None, None, Stretch]:
-        """Read the text; where that is stopped or fails, nothing of it stays."""
+        """Read the text; a capture that is stopped or fails leaves nothing behind."""
         assert self.text is not None
-        self.read_as = tokenized(self.text, model.tokenizer, self.spec)
-        ids = self.read_as.ids
+        self.tokenized = tokenized(self.text, model.tokenizer, self.spec)
+        ids = self.tokenized.ids
         if self.folder:
             place = Path(self.folder)
         else:
-            # Goes with this run.
+            # Removed with this job.
             self._place = tempfile.TemporaryDirectory(prefix="sinkscope-stretch-")
             place = Path(self._place.name) / "stretch"
         adapted = model.adapted
@@ -72,7 +73,7 @@ class Capturing(Job):
             )
         self.total = len(ids) - 1
         self._set("running")
-        more = {"text_sha256": self.text.sha256, "read": self.read_as, "chunk": self.spec.chunk}
+        more = {"text_sha256": self.text.sha256, "read": self.tokenized, "chunk": self.spec.chunk}
         try:
             for read in capture(model, ids, self.spec, place, **more):
                 self.read = read

@@ -1,4 +1,4 @@
-"""A live conversation: the same words to every lane, answered token by token in turns, by hand or from a script."""
+"""Chat: every lane answers the same prompts, token by token in turns; a person or a script writes them."""
 
 import copy
 import queue
@@ -17,7 +17,8 @@ from analysis.policies import Policy, parse
 from analysis.runs.folder import Column, Spec
 from analysis.texts import Tokenized
 
-from .runner import HOLD, Job, Models
+from .base import HISTORY, Job
+from .loading import Models
 
 MOST_LANES = 3
 RECENT = 16
@@ -29,13 +30,13 @@ FRONT = 4
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What is on screen of a lane: its newest tokens from `start` on, its first ones, and what of them is kept.
+class ChatLaneSnapshot:
+    """What there is to see of a lane: its newest tokens from `start` on, its first ones, and which of them are cached.
 
-    Kept are the first `sinks` tokens and all from `first` on; `shares`: which share of the heads holds each token of
-    the conversation, where they do not all hold the same; `protected`: how many of the first stay whatever comes;
+    Cached are the first `sinks` tokens and all from `first` on; `shares`: the share of heads that cache each token of
+    the conversation, where not all cache the same ones; `protected`: how many first tokens are never evicted;
     `cut`: where answers were cut, and why; `switches`: where the lane was switched, and to what.
-    `busy`: whether a prompt is read or an answer given; `speaking`: whether there is something of an answer yet.
+    `busy`: whether a prompt is read or an answer given; `speaking`: whether the answer has a first token.
     """
 
     lane: int
@@ -54,15 +55,16 @@ class Shown:
     switches: tuple[Switch, ...]
     busy: bool
     speaking: bool
-    spoken: "Spoken"
+    costs: "TokenCosts"
 
 
-def shown(lane: Conversation, spoken: "Spoken") -> Shown:
+def snapshot_of(lane: Conversation, costs: "TokenCosts") -> ChatLaneSnapshot:
+    """What there is to see of a lane just now."""
     pieces = lane.pieces()
     start = max(0, len(pieces) - TAIL)
     sinks, first = lane.kept
     waiting = f"reading, {lane.unread:,} tokens to go" if lane.unread > 64 else "answering"
-    return Shown(
+    return ChatLaneSnapshot(
         lane=lane.lane.index,
         policy=lane.policy,
         start=start,
@@ -79,20 +81,20 @@ def shown(lane: Conversation, spoken: "Spoken") -> Shown:
         switches=tuple(lane.switches),
         busy=lane.busy,
         speaking=lane.busy and lane.turns[-1].begin is not None and len(pieces) > lane.turns[-1].begin,
-        spoken=spoken.snapshot(),
+        costs=costs.snapshot(),
     )
 
 
-class Spoken:
-    """What a lane's conversation has cost, token by token, for the instruments."""
+class TokenCosts:
+    """What each token of a lane's answers cost: position, seconds, cache bytes, each [tokens]."""
 
     def __init__(self) -> None:
-        self.places, self.seconds, self.bytes = Column(np.int64), Column(np.float64), Column(np.int64)
+        self.positions, self.seconds, self.bytes = Column(np.int64), Column(np.float64), Column(np.int64)
         self.grids: deque[NDArray[np.float32]] = deque(maxlen=RECENT)
-        self.kept, self.held = 0, 0
+        self.cached_tokens, self.cached_bytes = 0, 0
 
-    def snapshot(self) -> "Spoken":
-        """What is known now, which nothing that comes later changes."""
+    def snapshot(self) -> "TokenCosts":
+        """A copy that nothing that comes later changes."""
         twin = copy.copy(self)
         for name, known in vars(self).items():
             setattr(twin, name, copy.copy(known))
@@ -100,28 +102,29 @@ class Spoken:
 
     def truncate(self, tokens: int) -> None:
         """Forget what comes after the first tokens."""
-        count = int(np.searchsorted(self.places.view(), tokens))
-        for column in (self.places, self.seconds, self.bytes):
+        count = int(np.searchsorted(self.positions.view(), tokens))
+        for column in (self.positions, self.seconds, self.bytes):
             column.truncate(count)
 
     def append(self, step: Step) -> None:
+        """Take in one step of the lane."""
         self.grids.append(step.sink_mass.mean(-1, dtype=np.float32))
-        self.kept, self.held = int(step.cache_tokens[-1]), int(step.cache_bytes[-1])
-        # Prompts are read together: what one of their tokens took says nothing of an answer's.
+        self.cached_tokens, self.cached_bytes = int(step.cache_tokens[-1]), int(step.cache_bytes[-1])
+        # A prompt is read as a whole: its time per token says nothing about an answer's.
         if len(step.nll) == 1:
-            self.places.append(np.array([step.start]))
+            self.positions.append(np.array([step.start]))
             self.seconds.append(np.array([step.seconds]))
             self.bytes.append(step.cache_bytes)
 
 
-class Talk(Job):
-    """Conversations of one run: they wait for words, and answer them.
+class ChatJob(Job):
+    """Conversations under several policies: they wait for prompts, and answer them.
 
     `status`: loading, waiting, answering, paused (a script stands still), failed.
     """
 
-    called = "conversation"
-    shown: tuple[Shown, ...]
+    noun = "conversation"
+    snapshot: tuple[ChatLaneSnapshot, ...]
 
     def __init__(self, spec: Spec, models: Models, script: list[str] | None = None) -> None:
         if len(spec.policies) > MOST_LANES:
@@ -129,8 +132,8 @@ class Talk(Job):
         assert spec.sampling is not None
         super().__init__(spec, models)
         self.lanes: list[Conversation] = []
-        self.shown = ()
-        self.spoken = [Spoken() for _ in spec.policies]
+        self.snapshot = ()
+        self.costs = [TokenCosts() for _ in spec.policies]
         self.caution = ""
         """What to know of this run as long as it lives."""
         self.pending: list[str] = list(script or [])
@@ -138,95 +141,106 @@ class Talk(Job):
         self.scripted = len(self.pending)
         self.playing = bool(self.pending)
         self.epoch = 0
-        """Grows when something that was said is taken back."""
-        self._wishes = queue.SimpleQueue[Callable[[], None]]()
-        self._wished = self._granted = 0
+        """Grows when tokens of the conversation are taken back."""
+        self._requests = queue.SimpleQueue[Callable[[], None]]()
+        self._put = self._done = 0
+        """Requests that were put and that are done."""
         self._row: tuple[tuple[int, int, int, int], HeadRow | None] | None = None
-        self._row_wanted: tuple[int, int, int, int] | None = None
+        self._row_requested: tuple[int, int, int, int] | None = None
 
     def await_first(self, seconds: float) -> None:
         """Wait until an answer to what was said last has its first token, at most so many seconds."""
-        with self._news:
-            self._news.wait_for(lambda: self._wished == self._granted and (self.speaking or not self.busy), seconds)
+        with self._changed:
+            self._changed.wait_for(lambda: self._put == self._done and (self.speaking or not self.busy), seconds)
 
     @property
     def speaking(self) -> bool:
         """Whether some lane has begun to answer."""
-        return any(lane.speaking for lane in self.shown)
+        return any(lane.speaking for lane in self.snapshot)
 
-    def _do(self, wish: Callable[[], None]) -> None:
-        self._wished += 1
-        self._wishes.put(wish)
+    @property
+    def requests_done(self) -> bool:
+        """Whether everything that was requested is carried out."""
+        return self._put == self._done
+
+    @property
+    def idle(self) -> bool:
+        """Whether all requests are done and no lane reads or answers."""
+        return self.requests_done and not self.busy
+
+    def _enqueue(self, request: Callable[[], None]) -> None:
+        self._put += 1
+        self._requests.put(request)
         with self._wake:
             self._wake.notify_all()
 
     def say(self, prompt: str) -> None:
-        """Say something to every lane.  What cannot be said is told in a sentence."""
-        self._do(lambda: self._ask(prompt))
+        """Give every lane a prompt.  A prompt that a lane cannot take is told in a sentence."""
+        self._enqueue(lambda: self._ask(prompt))
 
     def stop(self) -> None:
-        """Let the answers end here, and the script stand still."""
-        self._do(self._stop)
+        """End the answers here, and pause the script."""
+        self._enqueue(self._stop)
 
     def again(self) -> None:
         """Let every lane give its last answer again."""
-        self._do(self._again)
+        self._enqueue(self._again)
 
     def switch(self, lane: int, policy: Policy, pin: bool) -> None:
         """Let a lane go on under another policy, from its next token on.  Raises ValueError where it is not there."""
         if not 0 <= lane < len(self.spec.policies):
             raise ValueError(f"there is no lane {lane}: lanes are 0 to {len(self.spec.policies) - 1}")
-        self._do(lambda: self._switch(lane, policy, pin))
+        self._enqueue(lambda: self._switch(lane, policy, pin))
 
     def play(self, prompts: list[str]) -> None:
         """Say these prompts, one after the other."""
-        self._do(lambda: self._play(prompts))
+        self._enqueue(lambda: self._play(prompts))
 
     def hold(self, playing: bool) -> None:
-        """Let the script stand still after this answer, or go on."""
-        self._do(lambda: self._hold(playing))
+        """Pause the script after this answer, or let it go on."""
+        self._enqueue(lambda: self._hold(playing))
 
     def skip(self) -> None:
         """End this answer and say the script's next prompt."""
-        self._do(self._skip)
+        self._enqueue(self._skip)
 
     def row(self, lane: int, layer: int, head: int, token: int) -> HeadRow | None:
-        """What a token attended to, when the conversation's thread has found the time to compute it.  None until then,
-        and for a head that the model does not have."""
+        """What a token attended to.  None before the job's thread has computed it, and for a head that the model does
+        not have."""
         if self.model is None or not self.model.has(layer, head):
             return None
         wanted = (lane, layer, head, token)
         if self._row is not None and self._row[0] == wanted:
             return self._row[1]
-        if self._row_wanted != wanted:
-            self._row_wanted = wanted
+        if self._row_requested != wanted:
+            self._row_requested = wanted
             with self._wake:
                 self._wake.notify_all()
         return None
 
     @property
     def busy(self) -> bool:
-        """Whether some lane reads a prompt or answers, as was published last."""
-        return any(lane.busy for lane in self.shown)
+        """Whether some lane reads a prompt or answers, as published last."""
+        return any(lane.busy for lane in self.snapshot)
 
     @property
     def about(self) -> str:
-        return f"{self.called} with {self.spec.model}"
+        return f"{self.noun} with {self.spec.model}"
 
     @property
     def _busy(self) -> bool:
         return any(lane.busy for lane in self.lanes)
 
-    def _snapshot(self) -> tuple[Shown, ...]:
-        return tuple(shown(lane, spoken) for lane, spoken in zip(self.lanes, self.spoken, strict=False))
+    def take_snapshot(self) -> tuple[ChatLaneSnapshot, ...]:
+        return tuple(snapshot_of(lane, costs) for lane, costs in zip(self.lanes, self.costs, strict=False))
 
     def _run(self) -> None:
         model = self._load()
         self.tell("Preparing the model")
         partner = Partner(model, bos=self.spec.bos, special=self.spec.special)
-        self.read_as = Tokenized(np.zeros(0, np.int32), partner.begins, ())
+        self.tokenized = Tokenized(np.zeros(0, np.int32), partner.begins, ())
         lanes = [
-            Conversation(partner, parse(p), self.spec.sampling, index=i, hold=HOLD, kv_chunk=self.spec.kv_chunk)
+            Conversation(partner, parse(p), self.spec.sampling, index=i, hold=HISTORY, kv_chunk=self.spec.kv_chunk)
             for i, p in enumerate(self.spec.policies)
         ]
         for lane in lanes:
@@ -236,44 +250,44 @@ class Talk(Job):
         changed = partner.template.note or partner.template.caution
         self.caution = " ".join(filter(None, [packed if model.packed != "model" else "", changed]))
         self._set("waiting")
-        while self._wanted != "freed":
-            while not self._wishes.empty():
-                self._grant(self._wishes.get())
+        while self._requested != "freed":
+            while not self._requests.empty():
+                self._carry_out(self._requests.get())
             self._draw_row()
             lane = self._next()
             if self.unwatched or (lane is None and not self._go_on()):
                 with self._wake:
-                    if self._wishes.empty() and self._wanted != "freed":
+                    if self._requests.empty() and self._requested != "freed":
                         self._wake.wait(0.2)
                 continue
             if lane is not None:
                 self._step(lane)
 
-    def _grant(self, wish: Callable[[], None]) -> None:
-        """Do what was wished for; where that cannot be, all goes on as it did."""
+    def _carry_out(self, request: Callable[[], None]) -> None:
+        """Carry out a request; where it fails, all goes on as before."""
         try:
-            wish()
+            request()
         except Exception as e:
             self._tell_of(e)
-        self._granted += 1
+        self._done += 1
 
     def _tell_of(self, e: Exception, lane: str = "") -> None:
         log(e, f"job {self.id}")
         self.tell(f"{lane}{told(e, f'job {self.id}')}")
 
     def _next(self) -> Conversation | None:
-        """Whose turn it is: of those that answer, the one that has said the least."""
+        """Whose turn it is: of the lanes that answer, the one with the shortest answer so far."""
         busy = [lane for lane in self.lanes if lane.busy]
         return min(busy, key=lambda lane: len(lane.tokens) - (lane.turns[-1].begin or len(lane.tokens)), default=None)
 
     def _step(self, lane: Conversation) -> None:
-        spoken = self.spoken[lane.lane.index]
+        costs = self.costs[lane.lane.index]
         try:
             if (step := lane.step(min(self.spec.chunk, CHUNK))) is not None:
-                spoken.append(step)
+                costs.append(step)
         except Exception as e:
-            # Whatever it is, the other lanes have no part in it.
-            spoken.truncate(lane.lane.position)
+            # Whatever failed, the other lanes go on.
+            costs.truncate(lane.lane.position)
             self._tell_of(e, f"{lane.policy.label} says no more. ")
         if not self._busy:
             self._set("waiting" if self.playing or not self.pending else "paused", self.note)
@@ -282,7 +296,7 @@ class Talk(Job):
             self._publish()
 
     def _go_on(self) -> bool:
-        """Say the script's next prompt, if there is one and it is not held."""
+        """Take the script's next prompt, unless there is none or the script is paused."""
         if not self.playing or not self.pending:
             self.playing = False
             return False
@@ -294,7 +308,7 @@ class Talk(Job):
             self.tell("The last answer is not finished: wait for it, or stop it.")
             return
         try:
-            # Either all lanes hear it or none.
+            # Either all lanes take it or none.
             for lane in self.lanes:
                 lane.check(prompt)
             for lane in self.lanes:
@@ -303,7 +317,7 @@ class Talk(Job):
             self.playing = False
             self._tell_of(e)
             return
-        # What a token had not looked at yet, it may have soon.
+        # The newest token had no row yet, and may have one soon.
         self._row = None
         self._set("answering", self.lanes[0].turns[-1].note)
 
@@ -335,7 +349,7 @@ class Talk(Job):
             except ValueError:
                 continue
             given += 1
-            self.spoken[lane.lane.index].truncate(len(lane.tokens))
+            self.costs[lane.lane.index].truncate(len(lane.tokens))
         if not given:
             self.tell("There is no finished answer to give again.")
             return
@@ -345,12 +359,11 @@ class Talk(Job):
 
     def _switch(self, index: int, policy: Policy, pin: bool) -> None:
         lane = self.lanes[index]
-        # Where this model cannot do that (its keys cannot be moved, it has no such head) the lane goes on as it did.
         lane.switch(policy, pin=pin)
         self.tell(f"{lane.switches[-1].label}, from the next token on.")
 
     def _draw_row(self) -> None:
-        wanted = self._row_wanted
+        wanted = self._row_requested
         if wanted is None or (self._row is not None and self._row[0] == wanted):
             return
         lane, layer, head, token = wanted
@@ -366,7 +379,7 @@ class Talk(Job):
             self.tell(
                 "That token has only just been said: it looks back when the conversation goes on."
                 if newest
-                else f"What that token attended to is no longer held: only the last {HOLD:,} tokens' queries are."
+                else f"What that token attended to is no longer held: only the last {HISTORY:,} tokens' queries are."
             )
         else:
             self._publish()

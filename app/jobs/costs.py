@@ -1,4 +1,4 @@
-"""Live costs: lanes whose seconds and bytes are counted while they read, and then windows of growing size."""
+"""Costs: seconds and bytes of lanes while they read, and then of windows of growing size."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,26 +8,28 @@ from analysis.experiments.costs import Cost, Counted, windows
 from analysis.policies import Policy
 from analysis.runs.folder import Spec
 
-from .runner import Job, Models
+from .base import Job
+from .loading import Models
 
 TURN = 4
-"""Chunks that a lane reads before another has its turn: the first of them finds the processor's caches cold."""
+"""Chunks that a lane reads in one turn: the first of them finds the processor's caches cold."""
 READINGS = 2
+"""Times that the text is read; the first warms up."""
 SIZES = [64, 128, 256, 512, 1024]
-"""Windows that are encoded afresh."""
+"""Tokens of the windows that are encoded from nothing."""
 
 
 @dataclass(frozen=True)
 class LaneCosts:
-    """What a lane had cost after each chunk."""
+    """What a lane cost up to each chunk."""
 
     policy: Policy
     costs: tuple[Cost, ...]
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What is known so far: of lanes, in which of the readings, how much of it is done, and of windows."""
+class CostsSnapshot:
+    """What is known so far: costs of lanes, which reading this is, which share of it is done, and costs of windows."""
 
     lanes: tuple[LaneCosts, ...] = ()
     reading: int = 1
@@ -35,43 +37,45 @@ class Costs:
     windows: tuple[Cost, ...] = ()
 
 
-class Costing(Job):
-    """Counts what each policy of a spec costs, in turns, to the end of the text."""
+class CostsJob(Job):
+    """Measures what each policy of a spec costs, in turns, to the end of the text."""
 
-    called = "costs"
-    shown: Costs
+    noun = "costs"
+    snapshot: CostsSnapshot
 
     def __init__(self, spec: Spec, text: texts.Text, models: Models) -> None:
         super().__init__(spec, models)
         self.text = text
-        self.shown = Costs()
+        self.snapshot = CostsSnapshot()
         self._lanes: list[Counted] = []
         self._reading, self._windows = 1, list[Cost]()
 
     @property
     def lanes(self) -> tuple[LaneCosts, ...]:
-        return self.shown.lanes
+        """Costs of each lane."""
+        return self.snapshot.lanes
 
     @property
     def reading(self) -> int:
-        """Which of the readings this is."""
-        return self.shown.reading
+        """Which reading of the text this is, from 1."""
+        return self.snapshot.reading
 
     @property
     def share(self) -> float:
-        """How much of this reading is done."""
-        return self.shown.share
+        """The share of this reading that is done, 0 to 1."""
+        return self.snapshot.share
 
     @property
     def windows(self) -> tuple[Cost, ...]:
-        return self.shown.windows
+        """Costs of windows that are encoded from nothing."""
+        return self.snapshot.windows
 
-    def _snapshot(self) -> Costs:
-        # A lane that reads afresh would be the last by hours: it ends with the others.
+    def take_snapshot(self) -> CostsSnapshot:
+        # A lane with recomputation would be the last by hours: it ends with the others.
         bounded = [lane for lane in self._lanes if lane.policy.name != "recompute"]
         share = sum(lane.lane.position for lane in bounded) / max(1, len(bounded) * self.spec.tokens)
         lanes = tuple(LaneCosts(lane.policy, tuple(lane.costs)) for lane in self._lanes)
-        return Costs(lanes, self._reading, share, tuple(self._windows))
+        return CostsSnapshot(lanes, self._reading, share, tuple(self._windows))
 
     def _steps(self) -> Iterator[None]:
         model = self._load()

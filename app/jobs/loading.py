@@ -1,4 +1,4 @@
-"""Models in memory, shared by jobs: loaded at most once, in a thread of their own, while nobody else waits for them."""
+"""Models in memory, shared by jobs: each is loaded at most once, in a thread of its own."""
 
 import threading
 from collections import OrderedDict
@@ -14,24 +14,24 @@ from ..libraries import LIBRARIES
 if TYPE_CHECKING:
     from analysis.models.loading import LanguageModel
 
-ASK_AGAIN = 0.1
-"""Seconds after which whoever waits for a model is asked whether it is still wanted."""
+ASK_EVERY = 0.1
+"""Seconds between two questions whether a model that loads is still wanted."""
 
 
 class _Loading:
-    """A model on its way: how far it is, and at last the model or what went wrong."""
+    """A model that is being loaded: its progress, and at last the model or an error."""
 
     def __init__(self) -> None:
-        self.said = "Loading the model"
+        self.progress = "Loading the model"
         self.future: Future[LanguageModel] = Future()
         self.thread: threading.Thread | None = None
 
-    def tell(self, said: str) -> None:
-        self.said = said
+    def tell(self, progress: str) -> None:
+        self.progress = progress
 
 
 class Models:
-    """The models that were used last stay; one that a job still works with is found again even if it made room."""
+    """Keeps the models that were used last; a model that a job still uses is found again even after it was dropped."""
 
     def __init__(self, most: int = 2) -> None:
         self._most, self._lock = most, threading.Lock()
@@ -39,10 +39,16 @@ class Models:
         self._alive: WeakValueDictionary[tuple, LanguageModel] = WeakValueDictionary()
         self._coming: dict[tuple, _Loading] = {}
 
-    def get(self, spec: Spec, progress: Callable[[str], None]) -> "LanguageModel":
-        """The model of a spec.  Raises ValueError with what to do, and whatever else loading it raised.
+    @property
+    def kept(self) -> list["LanguageModel"]:
+        """The models that were used last, the newest at the end."""
+        with self._lock:
+            return list(self._kept.values())
 
-        `progress` is told again and again what is being waited for; what it raises ends the waiting, not the loading.
+    def get(self, spec: Spec, progress: Callable[[str], None]) -> "LanguageModel":
+        """The model of a spec; `progress` hears what is being waited for, and may raise to end the waiting.
+
+        Raises ValueError with what to do, and whatever else loading raised.
         """
         key = (spec.model, spec.dtype, spec.device, spec.weights, spec.kv_heads)
         with self._lock:
@@ -55,12 +61,12 @@ class Models:
                     target=self._load, args=(key, coming), name=f"load {spec.model}", daemon=True
                 )
                 coming.thread.start()
-        while not wait([coming.future], ASK_AGAIN).done:
-            progress(coming.said)
+        while not wait([coming.future], ASK_EVERY).done:
+            progress(coming.progress)
         return coming.future.result()
 
     def close(self) -> None:
-        """Wait for what is being loaded."""
+        """Wait for the models that are being loaded, at most 15 seconds each."""
         for coming in list(self._coming.values()):
             coming.thread.join(timeout=15)
 
@@ -90,7 +96,7 @@ class Models:
         coming.future.set_result(model)
 
     def _make_room(self) -> None:
-        """Before it is needed, and not before it is known that there is such a model."""
+        """Drop models before a new one is in memory; called once it is known that there is such a model."""
         with self._lock:
             while len(self._kept) >= self._most:
                 self._kept.popitem(last=False)

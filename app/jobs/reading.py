@@ -1,4 +1,4 @@
-"""A live run: lanes that read one text, in turns, while their policies are switched and their heads looked into."""
+"""Reading: lanes that read one text in turns, while people switch their policies and look into their heads."""
 
 import queue
 import re
@@ -12,10 +12,11 @@ from analysis.errors import log, out_of_memory, told
 from analysis.policies import Policy, Ranked, parse
 from analysis.runs.folder import Run, Spec, Track
 
-from .runner import ENDED, HOLD, Job, Models
+from .base import ENDED, HISTORY, Job
+from .loading import Models
 
 if TYPE_CHECKING:
-    # What computes is imported by the thread of the run: a page is on screen before torch is loaded.
+    # The job's thread imports what needs torch: a page is on screen before torch is loaded.
     from analysis.engine.context import Step
     from analysis.engine.kv.banded import Span
     from analysis.engine.kv.ranked import Scattered
@@ -23,17 +24,17 @@ if TYPE_CHECKING:
     from analysis.maps.recent import HeadMap
 
 MOST_LANES = 6
-TURN = 0.25
+TURN_SECONDS = 0.25
 """Seconds that one turn of a lane should take: short enough for all lanes to move every second."""
-MAP = 512
+MAP_SIDE = 512
 """Tokens on a side of the maps on screen."""
 MAP_EVERY = 0.5
 """Seconds between two drawings of maps while the run reads."""
 
 
 @dataclass(frozen=True)
-class Switch:
-    """A wish: lane `lane` reads on under `policy`."""
+class SwitchRequest:
+    """Lane `lane` is to read on under `policy`; `pin`: with the first tokens back in its cache."""
 
     lane: int
     policy: Policy
@@ -41,43 +42,43 @@ class Switch:
 
 
 @dataclass(frozen=True, eq=False)
-class LaneShown:
-    """What there is to see of a lane, as it last stood still."""
+class LaneSnapshot:
+    """What there is to see of a lane after its last whole chunk."""
 
     policy: Policy
     position: int
     """The next token to be predicted."""
     done: bool
     halted: bool
-    """Whether it stands still, since it could not read on."""
+    """Whether it stands still because it could not read on."""
     spans: "Sequence[Span | Scattered]"
-    """Which tokens are held, by groups of heads."""
+    """Which tokens are cached, by groups of heads."""
 
     @property
     def sinks(self) -> int:
-        """First tokens whose keys are held, without a gap, by all heads."""
+        """First tokens whose keys all heads cache, without a gap."""
         from analysis.engine.view import sinks_of
 
         return sinks_of(self.spans)
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
-    """What there is to see of a run: what its lanes have learned, [lanes], and, once it reads, the lanes themselves."""
+class ReadingSnapshot:
+    """What there is to see of a run: the tracks of its lanes and, once it reads, the lanes, each [lanes]."""
 
     tracks: tuple[Track, ...]
-    lanes: tuple[LaneShown, ...]
+    lanes: tuple[LaneSnapshot, ...]
     total: int
     """Tokens of the text."""
     seconds: float
     """Wall-clock time spent reading, pauses not counted."""
 
 
-class LiveRun(Job):
-    """A run that reads a text while people look at it."""
+class ReadingJob(Job):
+    """Reads a text under several policies while people watch."""
 
-    called = "reading"
-    shown: Shown
+    noun = "reading"
+    snapshot: ReadingSnapshot
 
     def __init__(self, spec: Spec, text: texts.Text, models: Models) -> None:
         if len(spec.policies) > MOST_LANES:
@@ -86,55 +87,61 @@ class LiveRun(Job):
         self.text, self.run = text, Run(spec)
         self.lanes: list[Lane] = []
         self.pieces: list[str] = []
-        """How each token of the text looks."""
+        """The text of each token."""
         self.pace = 0
         """Tokens a second that each lane may read; 0: as fast as it goes."""
         self.reading_seconds = 0.0
         """Wall-clock time spent reading, pauses not counted."""
-        self._wishes = queue.SimpleQueue[Switch]()
-        self._maps_wanted: dict[tuple[int, int, int], float] = {}
+        self._requests = queue.SimpleQueue[SwitchRequest]()
+        self._maps_requested: dict[tuple[int, int, int], float] = {}
         self._maps: dict[tuple[int, int, int], tuple[int, HeadMap | None]] = {}
         self._maps_made = 0.0
         self._undrawable: set[tuple[int, int, int]] = set()
         self.halted: dict[int, Exception] = {}
         """Lanes that stand still, since they could not read on, and why."""
-        self.shown = self._snapshot()
+        self.snapshot = self.take_snapshot()
 
     def switch(self, lane: int, policy: Policy, pin: bool) -> None:
         """Let a lane read on under another policy, from its next chunk on.  Raises ValueError where it is not there."""
         if not 0 <= lane < len(self.spec.policies):
             raise ValueError(f"there is no lane {lane}: lanes are 0 to {len(self.spec.policies) - 1}")
-        self._wishes.put(Switch(lane, policy, pin))
+        self._requests.put(SwitchRequest(lane, policy, pin))
         with self._wake:
             self._wake.notify_all()
         if self.status == "paused":
             self.tell(f"{policy.label}: from the next token on, when reading goes on.")
 
+    @property
+    def requests_done(self) -> bool:
+        """Whether every requested switch was taken up."""
+        return self._requests.empty()
+
     def set_pace(self, pace: int) -> None:
+        """Let each lane read at most so many tokens a second; 0: as fast as it goes."""
         with self._wake:
             self.pace = pace
             self._wake.notify_all()
 
     def map(self, lane: int, layer: int, head: int) -> "HeadMap | None":
-        """The newest map of a head that there is; asking keeps it coming.  None until the first was made, and for a
-        head that the model does not have: a page may have been looking at one of another model."""
+        """The newest map of a head; asking lets more be drawn.  None before the first is drawn, and for a head that the
+        model does not have, since a page may still name one of another model."""
         key = (lane, layer, head)
         if self.model is None or not self.model.has(layer, head) or key in self._undrawable:
             return None
-        asked_before = key in self._maps_wanted
-        self._maps_wanted[key] = time.monotonic()
+        asked_before = key in self._maps_requested
+        self._maps_requested[key] = time.monotonic()
         if not asked_before:
             with self._wake:
                 self._wake.notify_all()
         return self._maps.get(key, (0, None))[1]
 
-    def _snapshot(self) -> Shown:
+    def take_snapshot(self) -> ReadingSnapshot:
         lanes = tuple(
-            LaneShown(lane.policy, lane.position, lane.done, lane.index in self.halted, lane.view.spans)
+            LaneSnapshot(lane.policy, lane.position, lane.done, lane.index in self.halted, lane.view.spans)
             for lane in self.lanes
         )
         total = len(self.lanes[0].source.tokens) if self.lanes else 0
-        return Shown(tuple(t.snapshot() for t in self.run.tracks), lanes, total, self.reading_seconds)
+        return ReadingSnapshot(tuple(t.snapshot() for t in self.run.tracks), lanes, total, self.reading_seconds)
 
     def _set(self, status: str, note: str = "") -> None:
         if status != self.status:
@@ -150,33 +157,33 @@ class LiveRun(Job):
         from analysis.engine.stream import open_lanes
 
         ids = self._tokens(self.text, model)
-        lanes = open_lanes(model, ids, [parse(p) for p in self.spec.policies], hold=HOLD)
+        lanes = open_lanes(model, ids, [parse(p) for p in self.spec.policies], hold=HISTORY)
         self.run.first_token = int(ids[0])
-        self.run.begins, self.run.as_text = self.read_as.begins, self.read_as.as_text
+        self.run.begins, self.run.as_text = self.tokenized.begins, self.tokenized.as_text
         self.pieces = texts.pieces(model.tokenizer, ids)
         self.model, self.lanes = model, lanes
         cautions = [c for lane in lanes for c in lane.policy.cautions(len(ids), model.trained_length)]
         said = ". ".join(cautions) + "." if cautions else ""
-        self._set("running", " ".join(filter(None, (self.said, said))))
+        self._set("running", " ".join(filter(None, (self.text_note, said))))
 
     def _read(self) -> None:
         from analysis.engine.stream import next_lane
 
         pace, from_position, from_time = self.pace, 1, time.monotonic()
-        while self._wanted != "freed":
-            switched = self._carry_out()
+        while self._requested != "freed":
+            switched = self._switch_lanes()
             self._draw_maps()
-            resting = self._rest()
-            if resting or pace != self.pace:
+            paused = self._paused()
+            if paused or pace != self.pace:
                 pace, from_position, from_time = self.pace, self._furthest(), time.monotonic()
-            if resting:
+            if paused:
                 with self._wake:
                     self._wake.wait(0.5)
                 continue
             upto = None
             if pace:
                 upto = from_position + 1 + int(pace * (time.monotonic() - from_time))
-            # A lane that has just been switched goes first: its curve should answer at once.
+            # A lane that was just switched goes first: its curve should answer at once.
             able = [lane for lane in self.lanes if lane.index not in self.halted]
             turn = switched if switched and not switched.done else next_lane(able, upto)
             if turn is None or (upto is not None and turn.position >= upto):
@@ -192,12 +199,12 @@ class LiveRun(Job):
             self._publish()
 
     def _try(self, lane: "Lane", upto: int | None) -> "Step | None":
-        """The lane's next step; None where the memory did not suffice: then it is as before, and stands still."""
+        """The lane's next step; None where it failed: then the lane is as before, and stands still."""
         before = lane.snapshot()
         try:
             return lane.read(self._chunk(lane), upto)
         except Exception as e:
-            # Whatever it is, the other lanes have no part in it.
+            # Whatever failed, the other lanes read on.
             lane.restore(before)
             self.halted[lane.index] = e
             log(e, f"job {self.id}")
@@ -214,44 +221,44 @@ class LiveRun(Job):
         return f", out of memory{asked}: switch it to {lower}, or restart with bfloat16 or fewer lanes."
 
     def _over(self) -> bool:
-        """Whether no lane can read on, whatever it is switched to: where memory ran out, a switch makes some."""
+        """Whether no lane can read on under any policy; where memory ran out, a switch can free some."""
         lanes = [lane for lane in self.lanes if not lane.done]
         return all(lane.index in self.halted and not out_of_memory(self.halted[lane.index]) for lane in lanes)
 
-    def _rest(self) -> bool:
-        """Whether the run stands still just now, with its status set to say why."""
+    def _paused(self) -> bool:
+        """Whether the run stands still just now; sets its status to say why."""
         if self.status in ENDED:
             return True
-        if self._wanted == "stopped":
+        if self._requested == "stopped":
             self._set("stopped")
         elif self._over():
-            # What was said of this text is still true.
+            # The note about this text is still true.
             self._set("finished" if any(lane.done for lane in self.lanes) else "failed", self.note)
-        elif self._wanted == "running" and self.unwatched:
-            self._wanted = "paused"
+        elif self._requested == "running" and self.unwatched:
+            self._requested = "paused"
             self._set("paused", "Paused, since nobody was looking. Press Resume to go on.")
-        elif self._wanted != self.status:
-            self._set(self._wanted)
+        elif self._requested != self.status:
+            self._set(self._requested)
         return self.status != "running"
 
     def _draw_maps(self) -> None:
-        """Draw the maps that were asked for lately.  In this thread, since a second one that multiplies matrices would
-        make this one's threads wait for each other."""
+        """Draw the maps that were requested lately: in this thread, since two threads that multiply matrices slow each
+        other down."""
         from analysis.maps.recent import head_map
 
         now = time.monotonic()
         if self.status == "running" and now - self._maps_made < MAP_EVERY:
             return
-        for key, asked in list(self._maps_wanted.items()):
+        for key, asked in list(self._maps_requested.items()):
             if now - asked > 2:
-                del self._maps_wanted[key]
+                del self._maps_requested[key]
                 self._maps.pop(key, None)
                 continue
             lane, layer, head = key
             read = self.lanes[lane].position
             if self._maps.get(key, (0, None))[0] != read:
                 try:
-                    self._maps[key] = read, head_map(self.lanes[lane], layer, head, MAP)
+                    self._maps[key] = read, head_map(self.lanes[lane], layer, head, MAP_SIDE)
                 except Exception as e:
                     self._undrawable.add(key)
                     log(e, f"job {self.id}")
@@ -263,7 +270,7 @@ class LiveRun(Job):
         return max(lane.position for lane in self.lanes)
 
     def _chunk(self, lane: "Lane") -> int:
-        """Tokens for the lane's next turn: as many as take about `TURN` seconds, since long chunks waste less."""
+        """Tokens for the lane's next turn: as many as take about `TURN_SECONDS`, since long chunks waste less."""
         spans = self.run.tracks[lane.index].spans[-4:]
         if len(spans) < 4 or lane.seconds == 0:
             return min(self.spec.chunk, 32)
@@ -271,26 +278,26 @@ class LiveRun(Job):
         tokens, seconds = spans[-1][1] - spans[0][0], compute[-1] - compute[spans[0][0] - 1]
         # A lane that evicts after every token is slow, and should still be seen to move.
         least = max(8, lane.policy.interval) if isinstance(lane.policy, Ranked) else 32
-        wanted = int(TURN * tokens / max(seconds, 1e-6)) // least * least
+        wanted = int(TURN_SECONDS * tokens / max(seconds, 1e-6)) // least * least
         return max(least, min(self.spec.chunk, wanted))
 
-    def _carry_out(self) -> "Lane | None":
-        """Carry out what was wished for; the lane that was switched last."""
+    def _switch_lanes(self) -> "Lane | None":
+        """Carry out the requested switches; returns the lane that was switched last."""
         switched = None
-        while not self._wishes.empty():
-            wish = self._wishes.get()
-            lane = self.lanes[wish.lane]
+        while not self._requests.empty():
+            request = self._requests.get()
+            lane = self.lanes[request.lane]
             try:
-                missing = lane.missing_sinks(wish.policy)
-                lane.switch(wish.policy, pin=wish.pin)
+                missing = lane.missing_sinks(request.policy)
+                lane.switch(request.policy, pin=request.pin)
             except Exception as e:
-                # Not for this model: its keys cannot be moved, or it has no such head.  The lane reads on as it did.
+                # This model's keys cannot be moved, or it has no such head: the lane reads on as before.
                 log(e, f"job {self.id}")
                 self.tell(told(e, f"job {self.id}"))
                 continue
-            self.halted.pop(wish.lane, None)
-            how = ("sinks pinned again" if wish.pin else "without sinks") if missing else ""
-            self.run.event("switch", lane=wish.lane, position=lane.position, policy=str(wish.policy), how=how)
+            self.halted.pop(request.lane, None)
+            how = ("sinks pinned again" if request.pin else "without sinks") if missing else ""
+            self.run.event("switch", lane=request.lane, position=lane.position, policy=str(request.policy), how=how)
             self.tell("")
             switched = lane
         return switched

@@ -1,4 +1,4 @@
-"""Small transformers that are trained side by side while people look at them."""
+"""Training: small transformers that are trained side by side."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,45 +8,53 @@ from numpy.typing import NDArray
 from analysis.errors import log, told
 from analysis.lab.training import Moment, Recipe, Training
 
-from .runner import Job, Models
+from .base import Job
+from .loading import Models
 
 EVERY = 20
 """Steps between two measurements."""
-MOST = 3
-"""Trainings side by side."""
+MOST_TRAININGS = 3
+"""Trainings side by side, at most."""
 
 
-class Emergence(Job):
-    """Trains each recipe in turns, and keeps every moment of each; one that fails does not end the others."""
+class TrainingJob(Job):
+    """Trains each recipe in turns, and keeps every moment of each.  One that fails does not end the others.
 
-    called = "training"
-    shown: tuple[tuple[Moment, ...], ...]
+    Raises ValueError for no recipe, or too many.
+    """
+
+    noun = "training"
+    snapshot: tuple[tuple[Moment, ...], ...]
 
     def __init__(self, recipes: Sequence[Recipe], models: Models) -> None:
-        if not 1 <= len(recipes) <= MOST:
-            raise ValueError(f"choose 1 to {MOST} kinds of attention to train side by side, not {len(recipes)}")
+        if not 1 <= len(recipes) <= MOST_TRAININGS:
+            raise ValueError(
+                f"choose 1 to {MOST_TRAININGS} kinds of attention to train side by side, not {len(recipes)}"
+            )
         super().__init__(None, models)
         self.recipes = tuple(recipes)
         self.examples: tuple[NDArray[np.int64], ...] = ()
-        """The sequence whose map each training's moments hold."""
+        """The sequence whose map the moments of a training hold, one for each training."""
         self._moments: list[list[Moment]] = [[] for _ in recipes]
-        self.shown = self._snapshot()
+        self.snapshot = self.take_snapshot()
 
     @property
     def about(self) -> str:
+        """What is trained, in a few words."""
         return f"training of {', '.join(r.attention for r in self.recipes)}"
 
     @property
     def moments(self) -> tuple[tuple[Moment, ...], ...]:
-        return self.shown
+        """What was measured, a tuple for each training."""
+        return self.snapshot
 
     @property
     def share(self) -> float:
-        """How much of all training is done."""
-        done = sum(m[-1].step for m in self.shown if m)
+        """The share of all steps that is done, 0 to 1."""
+        done = sum(m[-1].step for m in self.snapshot if m)
         return done / sum(r.steps for r in self.recipes)
 
-    def _snapshot(self) -> tuple[tuple[Moment, ...], ...]:
+    def take_snapshot(self) -> tuple[tuple[Moment, ...], ...]:
         return tuple(map(tuple, self._moments))
 
     def _steps(self) -> Iterator[None]:

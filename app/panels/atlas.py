@@ -13,8 +13,8 @@ from analysis.runs.folder import Spec
 from app.components import atlas
 from app.controls import LONGEST_NAME, chosen_text, fresh, kept, problem
 from app.frames.atlas import Look, called
-from app.jobs.capture import Capturing
-from app.jobs.runner import REGISTRY
+from app.jobs.capture import CaptureJob
+from app.jobs.registry import REGISTRY
 from app.panels import slots
 from app.plain import plain
 
@@ -23,13 +23,13 @@ CHUNK = 128
 COMPARED = {"beside": "side by side", "minus": "difference"}
 
 
-def current() -> Capturing | None:
+def current() -> CaptureJob | None:
     return _captured(st.session_state.get("atlas_run"))
 
 
-def _captured(run_id: str | None) -> Capturing | None:
+def _captured(run_id: str | None) -> CaptureJob | None:
     run = REGISTRY.get(run_id)
-    return run if isinstance(run, Capturing) else None
+    return run if isinstance(run, CaptureJob) else None
 
 
 def sidebar() -> None:
@@ -56,7 +56,7 @@ def start() -> None:
         tokens = asked["tokens"]["maps"]
         model = asked["model"].decided()._asdict()
         spec = Spec(text=text.name, policies=(str(policy),), tokens=tokens, chunk=CHUNK, **model)
-        run = slots.start(partial(Capturing, spec, text, asked["folder"]), start)
+        run = slots.start(partial(CaptureJob, spec, text, asked["folder"]), start)
     except ValueError as e:
         state.heads_problem = sentence(e)
         return
@@ -69,7 +69,7 @@ def start() -> None:
 
 def stop() -> None:
     if (run := current()) is not None:
-        run.wish("stopped")
+        run.request("stopped")
 
 
 def looked() -> None:
@@ -101,7 +101,7 @@ def _one_of(label: str, options: tuple[str, ...]) -> str:
     return st.segmented_control(label, options, key=kept(f"atlas-{label}", options[0]), required=True)
 
 
-def controls(look: Look, run: Capturing, others: dict[str, Capturing]) -> Capturing | None:
+def controls(look: Look, run: CaptureJob, others: dict[str, CaptureJob]) -> CaptureJob | None:
     """How maps are drawn; what they are compared with."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         look.kind = _one_of("Cells", ("weights", "logits"))
@@ -139,7 +139,7 @@ def draw() -> None:
         if run is not None and run.atlas is not None:
             stretch = run.atlas.stretch
             tokens = f"{stretch.tokens:,} tokens of {run.spec.text} {run.begins}"
-            st.caption(plain(" · ".join(filter(None, (parse(run.spec.policies[0]).label, tokens, run.said)))))
+            st.caption(plain(" · ".join(filter(None, (parse(run.spec.policies[0]).label, tokens, run.text_note)))))
     problem(state.heads_problem)
     if run is None:
         st.markdown(
@@ -147,7 +147,7 @@ def draw() -> None:
             "it can be drawn where you look: from one cell for many tokens down to one cell for each pair."
         )
         return
-    slots.look(run)
+    slots.renew_lease(run)
     if run.status == "failed":
         problem(run.note)
     elif run.status == "stopped":
@@ -159,7 +159,7 @@ def draw() -> None:
         return
     others = {c: other for c in state.captures if (other := _captured(c)) and other is not run and other.atlas}
     for other in others.values():
-        slots.look(other)
+        slots.renew_lease(other)
     other = controls(state.atlas_look, run, others)
     stretch, look = run.atlas.stretch, state.atlas_look
     if other is not None and (other.atlas.stretch.layers, other.atlas.stretch.heads) != (stretch.layers, stretch.heads):

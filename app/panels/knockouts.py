@@ -10,8 +10,8 @@ from analysis.experiments.ablation import effects_as_csv
 from analysis.policies import parse
 from analysis.runs.folder import Spec
 from app.controls import Chosen, chosen_text, problem
-from app.jobs.ablation import Ablation
-from app.jobs.runner import REGISTRY
+from app.jobs.ablation import AblationJob
+from app.jobs.registry import REGISTRY
 from app.panels import charts, slots
 from app.plain import plain
 
@@ -20,9 +20,9 @@ SHOWN = 15
 """Heads in the ranking beside the grid."""
 
 
-def current() -> Ablation | None:
+def current() -> AblationJob | None:
     run = REGISTRY.get(st.session_state.get("knockouts_run"))
-    return run if isinstance(run, Ablation) else None
+    return run if isinstance(run, AblationJob) else None
 
 
 def sidebar() -> None:
@@ -49,7 +49,7 @@ def start() -> None:
         text = old.text if old is not None and asked["text"] == old.spec.text else chosen_text("heads", asked["text"])
         tokens = asked["tokens"]["knockouts"]
         spec = Spec(text=text.name, policies=(asked["policy"],), tokens=tokens, **asked["model"].decided()._asdict())
-        job = partial(Ablation, spec, text, asked["kind"], asked["layer"])
+        job = partial(AblationJob, spec, text, asked["kind"], asked["layer"])
         run = slots.start(job, start, old.id if old else "")
     except ValueError as e:
         state.heads_problem = sentence(e)
@@ -61,10 +61,10 @@ def start() -> None:
 
 def stop() -> None:
     if (run := current()) is not None:
-        run.wish("stopped")
+        run.request("stopped")
 
 
-def progress(run: Ablation) -> None:
+def progress(run: AblationJob) -> None:
     """How far it has come, and what there is to say."""
     done, total, left = len(run.effects), run.total, run.seconds_left
     if run.status == "loading":
@@ -73,8 +73,8 @@ def progress(run: Ablation) -> None:
         soon = (
             "" if left is None else f", about {left:.0f} s left" if left < 90 else f", about {left / 60:.0f} min left"
         )
-        tokens = 0 if run.read_as is None else len(run.read_as.ids)
-        now = run.shown.passes
+        tokens = 0 if run.tokenized is None else len(run.tokenized.ids)
+        now = run.snapshot.passes
         first = f": {now * tokens:,.0f} of {tokens:,} tokens read with all sinks" if now < 1 else ""
         st.progress(run.share, "Stopping …" if run.stopping else f"{done} of {total} heads{first}{soon}")
     elif run.status == "failed":
@@ -97,7 +97,7 @@ def draw() -> None:
         )
         st.button("Stop", icon=":material/stop:", on_click=stop, disabled=not live)
         if run is not None:
-            read = run.spec.tokens if run.read_as is None else len(run.read_as.ids)
+            read = run.spec.tokens if run.tokenized is None else len(run.tokenized.ids)
             tokens = f"{read:,} tokens of {run.text.title} {run.begins}"
             how = {"values": "emptied", "weights": "hidden"}[run.kind]
             st.caption(plain(f"{parse(run.spec.policies[0]).label} · {tokens} · sink {how} in one head at a time"))
@@ -108,9 +108,9 @@ def draw() -> None:
             "token, is what the sink was worth to that head. Most heads hardly miss it; a few need it badly."
         )
         return
-    slots.look(run)
-    if run.said:
-        st.caption(plain(run.said))
+    slots.renew_lease(run)
+    if run.text_note:
+        st.caption(plain(run.text_note))
     progress(run)
     if run.effects:
         left, right = st.columns([3, 2])

@@ -10,15 +10,15 @@ from analysis.errors import sentence
 from analysis.experiments.measures import MASSIVE, MEASURES
 from analysis.runs.folder import Spec
 from app.controls import chosen_text, kept, problem
-from app.jobs.measures import Measuring
-from app.jobs.runner import REGISTRY
+from app.jobs.measures import MeasuresJob
+from app.jobs.registry import REGISTRY
 from app.panels import charts, slots
 from app.plain import plain
 
 
-def current() -> Measuring | None:
+def current() -> MeasuresJob | None:
     run = REGISTRY.get(st.session_state.get("measures_run"))
-    return run if isinstance(run, Measuring) else None
+    return run if isinstance(run, MeasuresJob) else None
 
 
 def sidebar() -> None:
@@ -40,7 +40,7 @@ def start() -> None:
         text = chosen_text("heads", asked["text"])
         tokens = asked["tokens"]["measures"]
         spec = Spec(text=text.name, policies=("dense",), tokens=tokens, **asked["model"].decided()._asdict())
-        job = partial(Measuring, spec, text, asked["samples"], asked["first"])
+        job = partial(MeasuresJob, spec, text, asked["samples"], asked["first"])
         run = slots.start(job, start, old.id if old else "")
     except ValueError as e:
         state.heads_problem = sentence(e)
@@ -52,10 +52,10 @@ def start() -> None:
 
 def stop() -> None:
     if (run := current()) is not None:
-        run.wish("stopped")
+        run.request("stopped")
 
 
-def table(run: Measuring) -> pd.DataFrame:
+def table(run: MeasuresJob) -> pd.DataFrame:
     """A row for each head: means over samples."""
     measured = run.measured
     _, layers, heads = measured.heads["alpha"].shape
@@ -83,9 +83,9 @@ def draw() -> None:
             "with punctuation."
         )
         return
-    slots.look(run)
-    if run.said:
-        st.caption(plain(run.said))
+    slots.renew_lease(run)
+    if run.text_note:
+        st.caption(plain(run.text_note))
     if live:
         said = plain(run.note) or f"{run.done} of {run.samples} samples"
         st.progress(run.done / run.samples, "Stopping …" if run.stopping else said)

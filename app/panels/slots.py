@@ -8,7 +8,9 @@ import streamlit as st
 from streamlit.runtime import Runtime
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from ..jobs.runner import MOST_LIVE, REGISTRY, Full, Job, Models
+from ..jobs.base import Job
+from ..jobs.loading import Models
+from ..jobs.registry import MOST_LIVE, REGISTRY, Full
 from ..lesson import lesson, translated
 from ..plain import plain
 
@@ -26,7 +28,7 @@ class Page:
 
 def look(job: Job) -> None:
     """Whoever has this page open looks at a job."""
-    job.look(Page(get_script_run_ctx().session_id))
+    job.renew_lease(Page(get_script_run_ctx().session_id))
 
 
 def start(make: Callable[[Models], Job], again: Callable[[], object], instead: str = "") -> Job:

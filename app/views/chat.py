@@ -15,8 +15,8 @@ from app import address
 from app.components import conversation
 from app.controls import READING, Chosen, brand, fresh, lane_controls, model_controls, readdress
 from app.frames.chat import ChatSender
-from app.jobs.chat import MOST_LANES, Talk
-from app.jobs.runner import REGISTRY
+from app.jobs.chat import MOST_LANES, ChatJob
+from app.jobs.registry import REGISTRY
 from app.panels import slots
 from app.presets import CHATS
 from app.projection import project
@@ -102,17 +102,17 @@ def to_address() -> None:
     readdress(ADDRESS, said)
 
 
-def current() -> Talk | None:
+def current() -> ChatJob | None:
     """The conversation of this tab."""
     return found(st.session_state.chat_run)
 
 
-def found(run_id: str | None) -> Talk | None:
+def found(run_id: str | None) -> ChatJob | None:
     run = REGISTRY.get(run_id)
-    return run if isinstance(run, Talk) else None
+    return run if isinstance(run, ChatJob) else None
 
 
-def begin(script: list[str] | None = None) -> Talk | None:
+def begin(script: list[str] | None = None) -> ChatJob | None:
     """A new conversation with what is set; the one that was on screen ends."""
     state, chosen, old = st.session_state, st.session_state.chat, current()
     spec = Spec(
@@ -123,7 +123,7 @@ def begin(script: list[str] | None = None) -> Talk | None:
         **chosen.model.decided()._asdict(),
     )
     try:
-        talk = slots.start(partial(Talk, spec, script=script), partial(begin, script), old.id if old else "")
+        talk = slots.start(partial(ChatJob, spec, script=script), partial(begin, script), old.id if old else "")
     except ValueError as e:
         chosen.problem = sentence(e)
         return None
@@ -214,11 +214,11 @@ def sidebar() -> None:
             st.caption("Press New conversation to talk with these settings.")
 
 
-def switched(talk: Talk | None) -> dict[int, str]:
+def switched(talk: ChatJob | None) -> dict[int, str]:
     """What became of the lanes that were switched while they talked."""
     if talk is None or list(talk.spec.policies) != st.session_state.chat.lanes:
         return {}
-    last = [(lane.lane, lane.switches[-1]) for lane in talk.shown if lane.switches]
+    last = [(lane.lane, lane.switches[-1]) for lane in talk.snapshot if lane.switches]
     return {lane: f"{switch.policy.label} from token {switch.position:,} on" for lane, switch in last}
 
 
@@ -314,9 +314,9 @@ def picked() -> None:
             view.head = best
 
 
-def strongest(talk: Talk, lane: int) -> tuple[int, int] | None:
+def strongest(talk: ChatJob, lane: int) -> tuple[int, int] | None:
     """The head with the largest sink mass just now: what to look at when none was chosen."""
-    grids = talk.shown[lane].spoken.grids if talk.shown else ()
+    grids = talk.snapshot[lane].costs.grids if talk.snapshot else ()
     if not grids:
         return None
     mean = sum(grids) / len(grids)
@@ -349,11 +349,11 @@ def draw() -> None:
         note = state.chat.problem or lesson()
         frame = state.chat_sender.empty([parse(p) for p in state.chat.lanes], view, note)
     else:
-        slots.look(talk)
+        slots.renew_lease(talk)
         if state.pop("chat_said", False):
             # The first frame after somebody spoke has the first word of an answer in it.
             talk.await_first(FIRST)
-        if view.token and view.head and talk.shown and talk.row(view.token[0], *view.head, view.token[1]) is None:
+        if view.token and view.head and talk.snapshot and talk.row(view.token[0], *view.head, view.token[1]) is None:
             talk.wait(talk.version, 0.1)
         frame = state.chat_sender.frame(talk, view, lesson(talk.spec.policies))
     conversation.mount(frame, key="conversation", on_say=said, on_press=pressed, on_pick=picked, on_change=changed)

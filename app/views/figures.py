@@ -16,9 +16,9 @@ from analysis.figures.sheet import KINDS, WIDTHS, Layout, missing, rendered
 from analysis.runs.folder import save
 from analysis.texts import with_bos
 from app.controls import brand, heading, setting_control
-from app.jobs.capture import Capturing
-from app.jobs.reading import LiveRun
-from app.jobs.runner import REGISTRY
+from app.jobs.capture import CaptureJob
+from app.jobs.reading import ReadingJob
+from app.jobs.registry import REGISTRY
 from app.panels import slots
 from app.plain import plain
 from app.projection import project
@@ -36,12 +36,12 @@ def offered(needs: str) -> dict[str, str]:
     """What there is to draw from, by the name that a person sees: folders, and what lies in memory."""
     state, found = st.session_state, {}
     run = REGISTRY.get(state.get("live_run"))
-    if needs == "run" and isinstance(run, LiveRun) and any(len(t.nll) for t in run.run.tracks):
+    if needs == "run" and isinstance(run, ReadingJob) and any(len(t.nll) for t in run.run.tracks):
         found["The run of the Read page"] = run.id
     for capture in state.get("captures", []):
         kept = REGISTRY.get(capture)
-        if needs == "stretch" and isinstance(kept, Capturing) and kept.atlas is not None:
-            slots.look(kept)
+        if needs == "stretch" and isinstance(kept, CaptureJob) and kept.atlas is not None:
+            slots.renew_lease(kept)
             found[f"The stretch of the Heads page: {kept.label}"] = kept.id
     return {**found, FOLDER: ""}
 
@@ -63,9 +63,9 @@ def arrive() -> None:
     if named is not None:
         seen, first = {**seen, named.name: named}, named.name
         run = REGISTRY.get(asked.get("run"))
-        if isinstance(run, LiveRun):
+        if isinstance(run, ReadingJob):
             state.setdefault("live_run", run.id)
-        elif isinstance(run, Capturing):
+        elif isinstance(run, CaptureJob):
             state.captures = list(dict.fromkeys([*state.get("captures", []), run.id]))
             state.setdefault("atlas_run", run.id)
     # Only what has been seen since begins anew; all else stays as it was set here.
@@ -83,11 +83,11 @@ def seen_elsewhere() -> dict[str, Figure]:
     state, seen = st.session_state, []
     view, look, run = state.get("view"), state.get("atlas_look"), REGISTRY.get(state.get("live_run"))
     head = {}
-    if view is not None and isinstance(run, LiveRun):
+    if view is not None and isinstance(run, ReadingJob):
         seen += [Perplexity(view.mode, view.reference), SinkGrid(view.chosen), Strip(view.chosen)]
         head = dict(zip(("layer", "head"), view.head, strict=True)) if view.head else {}
     kept = REGISTRY.get(state.get("atlas_run"))
-    if look is not None and isinstance(kept, Capturing) and kept.atlas is not None:
+    if look is not None and isinstance(kept, CaptureJob) and kept.atlas is not None:
         head = {"layer": look.layer, "head": look.head}
         begin, end = look.region.rows if look.region else (0, HeadMap.tokens)
         shown = {"begin": begin, "tokens": max(2, end - begin), "pool": look.pool, "colour": look.colour}
@@ -102,9 +102,9 @@ def seen_elsewhere() -> dict[str, Figure]:
 def source_of(figure: type[Figure], chosen: str, folder: str) -> Source:
     """What the figure is made of.  Raises ValueError with what to do."""
     run = REGISTRY.get(chosen)
-    if isinstance(run, Capturing) and run.atlas is not None:
+    if isinstance(run, CaptureJob) and run.atlas is not None:
         return Source(run.atlas.stretch.path, run.atlas, run.atlas.stretch.about)
-    if isinstance(run, LiveRun):
+    if isinstance(run, ReadingJob):
         # On disk, so that the command under the figure finds it again.
         place = Path("runs") / f"page-{run.id}"
         save(run.run, place, text_sha256=run.text.sha256, weights_sha256=run.model.sha256)

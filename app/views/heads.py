@@ -9,9 +9,9 @@ from analysis.runs.folder import Spec
 from app import address
 from app.controls import Chosen, brand, heading, model_controls, policy_controls, text_controls
 from app.frames.atlas import AtlasSender, Look
-from app.jobs.ablation import Ablation
-from app.jobs.capture import Capturing
-from app.jobs.runner import REGISTRY
+from app.jobs.ablation import AblationJob
+from app.jobs.capture import CaptureJob
+from app.jobs.registry import REGISTRY
 from app.panels import atlas, knockouts, measures, slots
 from app.plain import plain
 from app.projection import project
@@ -31,11 +31,11 @@ def open_page() -> None:
         return
     named = st.query_params.get("run")
     run = REGISTRY.get(named)
-    if not isinstance(run, Ablation | Capturing):
+    if not isinstance(run, AblationJob | CaptureJob):
         # None, or of another page.
         run = None
     spec = run.spec if run else Spec("embedded", "hamlet", ("dense",), TOKENS["maps"])
-    ablation = run if isinstance(run, Ablation) else None
+    ablation = run if isinstance(run, AblationJob) else None
     state.heads = {
         "model": Chosen.of(spec),
         "text": spec.text,
@@ -45,12 +45,12 @@ def open_page() -> None:
         "layer": ablation.layer if ablation else None,
         "samples": 64,
         "first": 4,
-        "folder": run.folder if isinstance(run, Capturing) else "",
+        "folder": run.folder if isinstance(run, CaptureJob) else "",
     }
     state.update(heads_problem="", atlas_look=Look(), atlas_sender=AtlasSender(), captures=[], atlas_shown="")
     if ablation:
         state.update(knockouts_run=named, heads_panel="knockouts")
-    elif isinstance(run, Capturing):
+    elif isinstance(run, CaptureJob):
         state.update(atlas_run=named, captures=[named])
     elif named:
         del st.query_params["run"]

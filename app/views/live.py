@@ -23,8 +23,8 @@ from app.controls import (
     text_controls,
 )
 from app.frames.reading import Sender, empty
-from app.jobs.reading import MOST_LANES, LiveRun
-from app.jobs.runner import REGISTRY
+from app.jobs.reading import MOST_LANES, ReadingJob
+from app.jobs.registry import REGISTRY
 from app.panels import slots
 from app.presets import FOUR, PRESETS
 from app.projection import project
@@ -119,14 +119,14 @@ def the_text() -> texts.Text:
     return run.text if run is not None and name == run.spec.text else chosen_text("live", name)
 
 
-def current() -> LiveRun | None:
+def current() -> ReadingJob | None:
     """The run of this tab."""
     return found(st.session_state.live_run)
 
 
-def found(run_id: str | None) -> LiveRun | None:
+def found(run_id: str | None) -> ReadingJob | None:
     run = REGISTRY.get(run_id)
-    return run if isinstance(run, LiveRun) else None
+    return run if isinstance(run, ReadingJob) else None
 
 
 def start() -> None:
@@ -141,7 +141,7 @@ def start() -> None:
             chunk=CHUNK,
             **state.model.decided()._asdict(),
         )
-        run = slots.start(partial(LiveRun, spec, text), start, old.id if old else "")
+        run = slots.start(partial(ReadingJob, spec, text), start, old.id if old else "")
     except ValueError as e:
         state.problem = sentence(e)
         return
@@ -177,7 +177,7 @@ def sidebar() -> None:
             st.caption("Press Restart to read so.")
 
 
-def switched(run: LiveRun | None) -> dict[int, str]:
+def switched(run: ReadingJob | None) -> dict[int, str]:
     """What became of the lanes that were switched while they read."""
     if run is None or list(run.spec.policies) != st.session_state.lanes:
         return {}
@@ -197,7 +197,7 @@ def pressed() -> None:
     if what in ("start", "restart"):
         start()
     elif run is not None:
-        run.wish({"pause": "paused", "resume": "running", "stop": "stopped"}[what])
+        run.request({"pause": "paused", "resume": "running", "stop": "stopped"}[what])
 
 
 def picked() -> None:
@@ -244,7 +244,7 @@ def changed() -> None:
         run.tell("Rolling perplexity is shown now, since the lane that all are compared with was switched.")
 
 
-def look_into(run: LiveRun | None) -> None:
+def look_into(run: ReadingJob | None) -> None:
     """Let go of a head that the run's model does not have: it was chosen in another model, or by an address."""
     view = st.session_state.view
     if run is None or run.status == "loading" or view.head is None or run.model is None or run.model.has(*view.head):
@@ -266,7 +266,7 @@ def draw() -> None:
     # Asked before the frame is made: what ends in between is seen by the next one.
     live = busy()
     if run is not None:
-        slots.look(run)
+        slots.renew_lease(run)
         # A frame is sent when there is something new, since every one costs the browser more than its drawing.
         if run.version == state.get("seen") and state.view == state.get("seen_view"):
             run.wait(run.version, 0.25)

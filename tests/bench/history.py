@@ -13,29 +13,29 @@ import numpy as np
 
 from analysis import texts
 from analysis.runs.folder import Spec
-from app.jobs.reading import LiveRun
-from app.jobs.runner import REGISTRY
+from app.jobs.reading import ReadingJob
+from app.jobs.registry import REGISTRY
 from app.presets import FOUR
 
 BEHIND = 30_000
 ROOT = Path(__file__).parents[2]
 
 
-def begin() -> LiveRun:
+def begin() -> ReadingJob:
     """A live run whose record is `BEHIND` tokens long."""
-    run = REGISTRY.start(partial(LiveRun, Spec("embedded", "hamlet", FOUR, None, 128), texts.read("hamlet")))
+    run = REGISTRY.start(partial(ReadingJob, Spec("embedded", "hamlet", FOUR, None, 128), texts.read("hamlet")))
     while min(len(t.nll) for t in run.run.tracks) < 200:
         time.sleep(0.1)
-        run.look()
-    run.wish("paused")
+        run.renew_lease()
+    run.request("paused")
     while run.status != "paused":
         time.sleep(0.1)
-        run.look()
+        run.renew_lease()
     offsets = [_lengthen(track) for track in run.run.tracks]
     append = run.run.append
     run.run.append = lambda step: append(dataclasses.replace(step, start=step.start + offsets[step.lane]))
     run.pieces = run.pieces * 2
-    run.wish("running")
+    run.request("running")
     return run
 
 

@@ -104,17 +104,17 @@ def first_token() -> None:
 def frames() -> None:
     """What a frame costs the server, on a run that has read thirty thousand tokens."""
     from app.frames.reading import Sender, View
-    from app.jobs.runner import REGISTRY
+    from app.jobs.registry import REGISTRY
 
     from .history import begin
 
     run = begin()
-    run.wish("paused")
+    run.request("paused")
     view, sender, seconds = View(reference=1, chosen=1, head=(25, 5)), Sender(), []
     run.map(1, 25, 5)
     time.sleep(1.5)
     for _ in range(60):
-        run.look()
+        run.renew_lease()
         began = time.perf_counter()
         blob = sender.frame(run, view)
         seconds.append(time.perf_counter() - began)

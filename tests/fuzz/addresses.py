@@ -22,13 +22,13 @@ from analysis.lab.training import Recipe
 from analysis.policies import POLICIES
 from analysis.runs.folder import Sampling, Spec
 from app import address
-from app.jobs.ablation import Ablation
-from app.jobs.capture import Capturing
-from app.jobs.chat import Talk
-from app.jobs.measures import Measuring
-from app.jobs.reading import LiveRun
-from app.jobs.runner import REGISTRY
-from app.jobs.training import Emergence
+from app.jobs.ablation import AblationJob
+from app.jobs.capture import CaptureJob
+from app.jobs.chat import ChatJob
+from app.jobs.measures import MeasuresJob
+from app.jobs.reading import ReadingJob
+from app.jobs.registry import REGISTRY
+from app.jobs.training import TrainingJob
 from app.libraries import LIBRARIES
 
 from .parsers import Row, settings
@@ -140,9 +140,9 @@ def some_runs() -> Iterator[list[str]]:
     spec = Spec(f"nowhere/{MARK[:4]}", "hamlet", ("dense",), 64, sampling=Sampling())
     text = texts.play("hamlet")
     kinds = (
-        partial(LiveRun, spec, text), partial(Talk, spec), partial(Ablation, spec, text, "values", None),
-        partial(Capturing, spec, text, ""), partial(Measuring, spec, text, 4, 4),
-        partial(Emergence, [Recipe("softmax", width=16, vocabulary=24, length=16, batch=4, steps=2)]),
+        partial(ReadingJob, spec, text), partial(ChatJob, spec), partial(AblationJob, spec, text, "values", None),
+        partial(CaptureJob, spec, text, ""), partial(MeasuresJob, spec, text, 4, 4),
+        partial(TrainingJob, [Recipe("softmax", width=16, vocabulary=24, length=16, batch=4, steps=2)]),
     )  # fmt: skip
     ids = []
     try:

@@ -22,14 +22,15 @@ from analysis.lab.training import Recipe
 from analysis.runs.folder import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
 from app.frames.reading import Sender
-from app.jobs.ablation import Ablation
-from app.jobs.capture import Capturing
-from app.jobs.chat import Talk
-from app.jobs.costs import Costing
-from app.jobs.measures import Measuring
-from app.jobs.reading import LiveRun
-from app.jobs.runner import Job, Registry
-from app.jobs.training import Emergence
+from app.jobs.ablation import AblationJob
+from app.jobs.base import Job
+from app.jobs.capture import CaptureJob
+from app.jobs.chat import ChatJob
+from app.jobs.costs import CostsJob
+from app.jobs.measures import MeasuresJob
+from app.jobs.reading import ReadingJob
+from app.jobs.registry import Registry
+from app.jobs.training import TrainingJob
 from app.view import View
 
 from .parsers import Row
@@ -86,13 +87,13 @@ def kinds(model: str, folder: Path) -> dict[str, Callable[..., Job]]:
     short = Spec(model, "words.txt", ("dense",), 20, device="cpu")
     said = Spec(model, "typed", spec.policies, device="cpu", sampling=Sampling(max_new=3))
     return {
-        "reading": partial(LiveRun, spec, text),
-        "chat": partial(Talk, said, script=["to be", "or not to be"]),
-        "capture": partial(Capturing, one, text, str(folder / "stretch")),
-        "measures": partial(Measuring, short, text, 3, 2),
-        "knock-outs": partial(Ablation, one, text, "values", 0),
-        "costs": partial(Costing, spec, text),
-        "training": partial(Emergence, [Recipe("softmax", **TINY), Recipe("relu", **TINY)]),
+        "reading": partial(ReadingJob, spec, text),
+        "chat": partial(ChatJob, said, script=["to be", "or not to be"]),
+        "capture": partial(CaptureJob, one, text, str(folder / "stretch")),
+        "measures": partial(MeasuresJob, short, text, 3, 2),
+        "knock-outs": partial(AblationJob, one, text, "values", 0),
+        "costs": partial(CostsJob, spec, text),
+        "training": partial(TrainingJob, [Recipe("softmax", **TINY), Recipe("relu", **TINY)]),
     }
 
 
@@ -118,9 +119,9 @@ def throwing(e: BaseException | None, at: int, counted: Counter):
 
 def settled(job: Job) -> bool:
     """Whether it has ended, or waits for somebody: for words, or for a lane that ran out of memory to be switched."""
-    if isinstance(job, Talk) and job.status in ("waiting", "paused"):
-        return bool(job.shown) and not job.playing and not job.busy
-    lanes = job.shown.lanes if isinstance(job, LiveRun) else ()
+    if isinstance(job, ChatJob) and job.status in ("waiting", "paused"):
+        return bool(job.snapshot) and not job.playing and not job.busy
+    lanes = job.snapshot.lanes if isinstance(job, ReadingJob) else ()
     return not job.live or ("out of memory" in job.note and all(lane.done or lane.halted for lane in lanes))
 
 
@@ -140,7 +141,7 @@ def once(registry: Registry, make: Callable[..., Job], e: BaseException | None, 
             end = time.monotonic() + 60
             while not settled(job):
                 assert time.monotonic() < end, f"waits for ever: {job.status}, {job.note!r}"
-                job.look()
+                job.renew_lease()
                 job.wait(job.version, 0.02)
     finally:
         log.removeHandler(handler)
@@ -155,16 +156,16 @@ def check(registry: Registry, job: Job, counted: Counter, lines: list[str]) -> s
         assert counted["thrown"], job.note
         assert job.note, "nothing is said"
         assert any(job.id in line for line in lines), (job.note, lines)
-        assert job not in registry._holding()
+        assert job.id not in {holder.id for holder in registry.holders()}
     assert len(job.note) < 900 and "\n" not in job.note and "Traceback" not in job.note, job.note
     assert not job.note or job.note[-1] in ".!?…" or job.status in ("loading", "stopped"), job.note
-    if isinstance(job, LiveRun):
+    if isinstance(job, ReadingJob):
         Sender().frame(job, View())
-        for track in job.shown.tracks:
+        for track in job.snapshot.tracks:
             assert len(track.nll) <= len(track.sums) - 1 and not np.isnan(track.nll.view()).any()
-    if isinstance(job, Talk):
+    if isinstance(job, ChatJob):
         ChatSender().frame(job, ChatView())
-    if isinstance(job, Capturing) and job.status == "failed":
+    if isinstance(job, CaptureJob) and job.status == "failed":
         place = Path(job.folder)
         assert not place.exists() or (place / "stretch.json").exists(), list(place.iterdir())
     return job.status

@@ -17,9 +17,10 @@ from analysis.policies import POLICIES, parse
 from analysis.runs.folder import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
 from app.frames.reading import Sender
-from app.jobs.chat import Talk
-from app.jobs.reading import LiveRun
-from app.jobs.runner import Job, Registry
+from app.jobs.base import Job
+from app.jobs.chat import ChatJob
+from app.jobs.reading import ReadingJob
+from app.jobs.registry import Registry
 from app.view import MODES, PAINTS, View
 
 from .parsers import Row
@@ -74,12 +75,12 @@ def storm(
         time.sleep(0.01)
     with looking(make, seed) as (wrong, frames):
         for _ in range(tries):
-            job.look()
+            job.renew_lease()
             job.switch(chance.randrange(LANES), parse(chance.choice(all_of)), chance.random() < 0.5)
             again()
             time.sleep(chance.choice((0, 0, 0.002, 0.01)))
-        while (frames[0] < 20 or not job._wishes.empty()) and not wrong and time.monotonic() < end:
-            job.look()
+        while (frames[0] < 20 or not job.requests_done) and not wrong and time.monotonic() < end:
+            job.renew_lease()
             time.sleep(0.01)
     if not job.live:
         wrong.append(f"the job has {job.status}: {job.note}")
@@ -90,14 +91,14 @@ def reading(registry: Registry, model: str, tries: int, seed: int) -> list[str]:
     """A run that reads a long text."""
     ids = np.random.default_rng(seed).integers(0, 97, 60_000).astype(np.int32)
     spec = Spec(model, "ids.npy", ("dense", "window:window=16", "streaming:sinks=4,window=12"), chunk=16, device="cpu")
-    run = registry.start(partial(LiveRun, spec, texts.Text("ids.npy", "ids", None, ids, "")))
+    run = registry.start(partial(ReadingJob, spec, texts.Text("ids.npy", "ids", None, ids, "")))
     # Slow enough that it does not end.
     run.set_pace(2_000)
 
     def make(chance: random.Random) -> None:
         head = (chance.randrange(2), chance.randrange(4)) if chance.random() < 0.5 else None
         view = View(chance.choice(MODES), chance.choice(PAINTS), chance.randrange(LANES), chance.randrange(LANES), head)
-        shown = run.shown
+        shown = run.snapshot
         Sender().frame(run, view)
         for track, lane in zip(shown.tracks, shown.lanes, strict=bool(shown.lanes)):
             # One moment and not two: what was learned, and how far the lane had read by then.
@@ -117,20 +118,20 @@ def talking(registry: Registry, model: str, tries: int, seed: int) -> list[str]:
     """A conversation that answers all the while."""
     spec = Spec(model, "typed", ("dense", "window:window=16", "streaming:sinks=4,window=12"), device="cpu",
                 sampling=Sampling(max_new=40, temperature=1.0))  # fmt: skip
-    talk = registry.start(partial(Talk, spec))
+    talk = registry.start(partial(ChatJob, spec))
 
     def make(chance: random.Random) -> None:
         view = ChatView(
             chance.randrange(LANES), (1, chance.randrange(4)), (chance.randrange(LANES), chance.randrange(40))
         )
-        shown = talk.shown
+        shown = talk.snapshot
         ChatSender().frame(talk, view)
         for lane in shown:
             assert lane.start + len(lane.pieces) >= lane.read - 1 and lane.sinks <= lane.read
-            assert len(lane.spoken.places) == len(lane.spoken.bytes) == len(lane.spoken.seconds)
+            assert len(lane.costs.positions) == len(lane.costs.bytes) == len(lane.costs.seconds)
 
     def again() -> None:
-        if not talk.busy and talk._wished == talk._granted:
+        if talk.idle:
             talk.say(WORDS)
 
     wrong = storm(talk, make, again, tries, seed)

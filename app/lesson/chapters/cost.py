@@ -10,7 +10,7 @@ from analysis import texts
 from analysis.experiments.costs import Cost, exponent, growth
 from analysis.palette import colours
 from app.components import chart
-from app.jobs.costs import READINGS, SIZES, Costing
+from app.jobs.costs import READINGS, SIZES, CostsJob
 from app.lesson import Chapter
 from app.panels.charts import MARGIN
 
@@ -31,11 +31,11 @@ NARROW = 512
 
 def start() -> None:
     spec = stage.spec(POLICIES, TOKENS)
-    stage.begin(partial(Costing, spec, texts.read(spec.text)))
+    stage.begin(partial(CostsJob, spec, texts.read(spec.text)))
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
-    run = stage.playing(Costing)
+    run = stage.playing(CostsJob)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         shown = st.segmented_control(
             chapter.say("show"), ["time", "memory", "window"], format_func=chapter.say, default="time", required=True,
@@ -130,7 +130,7 @@ def _said(power: float) -> str:
     return "–" if np.isnan(power) else f"{power:.2f}"
 
 
-def lanes(run: Costing, chapter: Chapter, page: Chapter, *, memory: bool) -> go.Figure:
+def lanes(run: CostsJob, chapter: Chapter, page: Chapter, *, memory: bool) -> go.Figure:
     figure = go.Figure()
     looks = colours([lane.policy for lane in run.lanes])
     for lane, (colour, dash) in zip(run.lanes, looks, strict=True):

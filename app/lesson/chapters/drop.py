@@ -7,7 +7,7 @@ import streamlit as st
 from analysis import texts
 from analysis.policies import Streaming, parse
 from app.components import chart
-from app.jobs.reading import LiveRun
+from app.jobs.reading import ReadingJob
 from app.lesson import Chapter
 from app.presets import FOUR
 
@@ -20,13 +20,15 @@ WITHOUT = "window:window=128"
 
 def start() -> None:
     spec = stage.spec(FOUR, TOKENS, chunk=64)
-    stage.begin(partial(LiveRun, spec, texts.read(spec.text)))
+    stage.begin(partial(ReadingJob, spec, texts.read(spec.text)))
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
-    run = stage.playing(LiveRun)
+    run = stage.playing(ReadingJob)
     policies = (
-        [t.policies[-1][1] if t.policies else p for t, p in zip(run.shown.tracks, FOUR, strict=True)] if run else FOUR
+        [t.policies[-1][1] if t.policies else p for t, p in zip(run.snapshot.tracks, FOUR, strict=True)]
+        if run
+        else FOUR
     )
     dropped = not isinstance(parse(policies[-1]), Streaming)
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -48,14 +50,14 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         name = stage.policy_name(page, policy)
         title = name if policy == begun else f"→ {name}"
         lines.append((title, tokens, values))
-        track = run.shown.tracks[lane]
+        track = run.snapshot.tracks[lane]
         kept = f"{int(track.cache_tokens.view()[-1]):,}" if len(track.nll) else "–"
         number = f"{values[-1]:.1f}" if len(values) else "–"
         items.append((title, number, chapter.say("keeps", tokens=kept)))
     numbers(items)
     alt = chapter.say("alt", values="; ".join(f"{name}: {number}" for name, number, _ in items))
     figure = curves(lines, looks(FOUR), page.say("tokens"), chapter.say("rolling"), 60)
-    for track, (colour, _) in zip(run.shown.tracks, looks(FOUR), strict=True):
+    for track, (colour, _) in zip(run.snapshot.tracks, looks(FOUR), strict=True):
         for at, _ in track.policies[1:]:
             figure.add_vline(x=at, line={"color": colour, "width": 1, "dash": "dot"})
     figure.add_vline(x=128, line={"color": "#767676", "width": 1, "dash": "dot"})
@@ -64,5 +66,5 @@ def draw(chapter: Chapter, page: Chapter) -> None:
 
 def switch(drop: bool) -> None:
     """The last lane loses its sinks, or has them back, as the text began."""
-    if (run := stage.playing(LiveRun)) is not None:
+    if (run := stage.playing(ReadingJob)) is not None:
         run.switch(len(FOUR) - 1, parse(WITHOUT if drop else FOUR[-1]), pin=not drop)

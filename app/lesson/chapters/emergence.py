@@ -17,7 +17,7 @@ from analysis.lab.training import Moment, Recipe, curves, write
 from analysis.lab.transformer import ATTENTIONS
 from analysis.palette import TRAINED
 from app.components import chart
-from app.jobs.training import Emergence
+from app.jobs.training import TrainingJob
 from app.lesson import Chapter, translated
 from app.plain import plain
 
@@ -34,7 +34,7 @@ def start() -> None:
     """Train what is chosen, from the beginning."""
     state = st.session_state.lesson
     try:
-        stage.begin(partial(Emergence, recipes(state)))
+        stage.begin(partial(TrainingJob, recipes(state)))
     except ValueError as e:
         state["problem"] = sentence(e)
 
@@ -59,7 +59,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     state = st.session_state.lesson
     state.setdefault("kinds", list(START))
     state.setdefault("recipe", {})
-    run = stage.playing(Emergence)
+    run = stage.playing(TrainingJob)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         chosen = st.pills(
             chapter.say("kinds"), list(ATTENTIONS), default=state["kinds"], format_func=chapter.say,
@@ -154,7 +154,7 @@ def settings(chapter: Chapter) -> None:
     st.button(chapter.say("undo"), icon=":material/undo:", on_click=undo, key="emergence-undo")
 
 
-def exports(run: Emergence, chapter: Chapter) -> None:
+def exports(run: TrainingJob, chapter: Chapter) -> None:
     """Files of what there is now."""
 
     def made(figure: str, kind: str) -> bytes:

@@ -6,7 +6,7 @@ import streamlit as st
 
 from analysis import texts
 from app.components import chart
-from app.jobs.reading import LiveRun
+from app.jobs.reading import ReadingJob
 from app.lesson import Chapter
 
 from . import stage
@@ -21,7 +21,7 @@ REFERENCE = 3
 def start() -> None:
     size = st.session_state.get("enough-size", SIZES[0])
     spec = stage.spec(policies(size), TOKENS, chunk=64)
-    stage.begin(partial(LiveRun, spec, texts.read(spec.text)))
+    stage.begin(partial(ReadingJob, spec, texts.read(spec.text)))
 
 
 def policies(size: int) -> tuple[str, ...]:
@@ -29,12 +29,12 @@ def policies(size: int) -> tuple[str, ...]:
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
-    run = stage.playing(LiveRun)
+    run = stage.playing(ReadingJob)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         size = st.segmented_control(chapter.say("cache"), SIZES, default=SIZES[0], required=True, key="enough-size")
         if run is not None and run.spec.policies != policies(size):
             start()
-            run = stage.playing(LiveRun)
+            run = stage.playing(ReadingJob)
         stage.transport(page, run, start)
     if not stage.told(run):
         return

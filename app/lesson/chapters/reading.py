@@ -11,15 +11,15 @@ from analysis import metrics
 from analysis.palette import colours
 from analysis.policies import parse
 from app.frames.reading import FIRST, POINTS, ROLL
-from app.jobs.reading import LiveRun
+from app.jobs.reading import ReadingJob
 from app.panels.charts import MARGIN
 
 
-def rolling(run: LiveRun, lane: int, reference: int | None = None) -> tuple[NDArray, NDArray]:
+def rolling(run: ReadingJob, lane: int, reference: int | None = None) -> tuple[NDArray, NDArray]:
     """Tokens read and rolling perplexity of a lane, or its ratio to another lane's over the same tokens."""
-    sums = run.shown.tracks[lane].sums.view()
+    sums = run.snapshot.tracks[lane].sums.view()
     if reference is not None:
-        other = run.shown.tracks[reference].sums.view()
+        other = run.snapshot.tracks[reference].sums.view()
         count = min(len(sums), len(other))
         sums = sums[:count] - other[:count]
     ends = np.arange(FIRST, len(sums))

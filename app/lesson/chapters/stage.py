@@ -15,7 +15,9 @@ from analysis.models.loading import LanguageModel
 from analysis.policies import Policy
 from analysis.runs.folder import Spec
 from app.controls import problem
-from app.jobs.runner import REGISTRY, Job, Models
+from app.jobs.base import Job
+from app.jobs.loading import Models
+from app.jobs.registry import REGISTRY
 from app.lesson import Chapter, translated
 from app.panels import slots
 
@@ -132,7 +134,7 @@ def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None
     st.button(
         page.say("resume" if paused else "pause"),
         icon=":material/play_arrow:" if paused else ":material/pause:",
-        on_click=lambda: run.wish("running" if paused else "paused"),
+        on_click=lambda: run.request("running" if paused else "paused"),
         disabled=run is None or not run.live,
         key="lesson-pause",
     )
@@ -143,7 +145,7 @@ def told(run: Job | None) -> bool:
     say_problem(st.session_state.lesson.get("problem", ""))
     if run is None:
         return False
-    slots.look(run)
+    slots.renew_lease(run)
     if run.status == "failed":
         say_problem(run.note)
     return True

@@ -9,11 +9,11 @@ import pytest
 from analysis.policies import Streaming, Window
 from analysis.runs.folder import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
-from app.jobs.chat import Talk
-from app.jobs.runner import Registry
+from app.jobs.chat import ChatJob
+from app.jobs.registry import Registry
 
 from .test_frames import decoded
-from .test_runner import until
+from .test_jobs_reading import until
 
 pytestmark = pytest.mark.real
 LANES = ("streaming:sinks=4,window=28", "window:window=32")
@@ -30,17 +30,17 @@ def runs():
 @pytest.fixture
 def registry(runs):
     yield runs
-    for run in list(runs._runs):
+    for run in [holder.id for holder in runs.holders()]:
         runs.free(run)
 
 
 def begin(registry, script=None, policies=LANES, weights="int4", **sampling):
     spec = Spec("embedded", "typed", policies, device="cpu", weights=weights, sampling=Sampling(**sampling))
-    return registry.start(partial(Talk, spec, script=script))
+    return registry.start(partial(ChatJob, spec, script=script))
 
 
 def waiting(talk):
-    return talk.status in ("waiting", "paused") and talk._wished == talk._granted and not talk.busy
+    return talk.status in ("waiting", "paused") and talk.idle
 
 
 def test_every_lane_answers_and_the_frame_shows_what_is_kept(registry):
@@ -100,8 +100,8 @@ def test_again_gives_every_lane_its_last_answer_again(registry):
     talk.again()
     until(talk, lambda: waiting(talk) and talk.epoch > epoch)
     assert [lane.tokens.tolist() for lane in talk.lanes] == before
-    for spoken in talk.spoken:
-        assert (np.diff(spoken.places.view()) > 0).all() and len(spoken.places) == len(spoken.bytes)
+    for costs in talk.costs:
+        assert (np.diff(costs.positions.view()) > 0).all() and len(costs.positions) == len(costs.bytes)
 
 
 def test_a_lane_is_switched_between_two_answers(registry):
@@ -160,7 +160,7 @@ def test_two_who_speak_at_once_are_told_so(registry):
 
 
 def test_nobody_looks_and_nothing_is_said(registry, monkeypatch):
-    from app.jobs import runner
+    from app.jobs import base
 
     talk = begin(registry, max_new=4000)
     talk.say("Write a long story about the sea.")
@@ -169,12 +169,12 @@ def test_nobody_looks_and_nothing_is_said(registry, monkeypatch):
     until(talk, lambda: len(talk.lanes[0].tokens) > 50)
     # Longer than a token takes on this machine.
     several = max(0.3, 3 * (time.monotonic() - begun) / (len(talk.lanes[0].tokens) - first))
-    monkeypatch.setattr(runner, "UNSEEN_PAUSE", 0.0)
+    monkeypatch.setattr(base, "PAUSE_AFTER", 0.0)
     time.sleep(several)
     count = len(talk.lanes[0].tokens)
     time.sleep(several)
     assert len(talk.lanes[0].tokens) == count
-    monkeypatch.setattr(runner, "UNSEEN_PAUSE", 10.0)
+    monkeypatch.setattr(base, "PAUSE_AFTER", 10.0)
     until(talk, lambda: len(talk.lanes[0].tokens) > count)
 
 

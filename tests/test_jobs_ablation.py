@@ -9,15 +9,15 @@ import pytest
 from analysis.experiments.ablation import knock_out_each
 from analysis.policies import Streaming
 from analysis.runs.folder import Spec
-from app.jobs import runner
-from app.jobs.ablation import Ablation
+from app.jobs import base
+from app.jobs.ablation import AblationJob
 
-from .test_runner import text, until
+from .test_jobs_reading import text, until
 
 
 def begin(registry, model, *, tokens=200, layer=None, kind="values"):
     spec = Spec(model, "random.npy", ("streaming:sinks=4,window=12",), tokens)
-    return registry.start(partial(Ablation, spec, text(tokens), kind, layer))
+    return registry.start(partial(AblationJob, spec, text(tokens), kind, layer))
 
 
 @pytest.mark.parametrize("kind", ["values", "weights"])
@@ -41,7 +41,7 @@ def test_one_layer_alone(registry, model):
 def test_what_was_found_is_kept_when_it_is_stopped(registry, model):
     run = begin(registry, model, tokens=2000)
     until(run, lambda: len(run.effects) >= 2)
-    run.wish("stopped")
+    run.request("stopped")
     until(run, lambda: run.status == "stopped")
     assert 2 <= len(run.effects) < run.total and run.seconds_left > 0
 
@@ -49,10 +49,10 @@ def test_what_was_found_is_kept_when_it_is_stopped(registry, model):
 def test_it_is_heard_and_moves_within_one_head(registry, model):
     """A pass over a long text takes seconds: neither its start nor its end waits for one."""
     spec = Spec(model, "random.npy", ("h2o:budget=16,recent=5",), 20_000)
-    run = registry.start(partial(Ablation, spec, text(20_000), "values", None))
+    run = registry.start(partial(AblationJob, spec, text(20_000), "values", None))
     until(run, lambda: run.share > 0)
-    assert not run.effects and run.shown.passes < 0.5
-    run.wish("stopped")
+    assert not run.effects and run.snapshot.passes < 0.5
+    run.request("stopped")
     began = time.monotonic()
     until(run, lambda: run.status == "stopped")
     assert time.monotonic() - began < 2 and not run.effects
@@ -61,10 +61,10 @@ def test_it_is_heard_and_moves_within_one_head(registry, model):
 def test_it_waits_while_nobody_looks(registry, model, monkeypatch):
     run = begin(registry, model, tokens=2000)
     until(run, lambda: len(run.effects) >= 1)
-    monkeypatch.setattr(runner, "UNSEEN_PAUSE", 0.0)
+    monkeypatch.setattr(base, "PAUSE_AFTER", 0.0)
     time.sleep(0.5)
     found = len(run.effects)
     time.sleep(1)
     assert len(run.effects) == found < run.total and run.status == "running"
-    monkeypatch.setattr(runner, "UNSEEN_PAUSE", 10.0)
+    monkeypatch.setattr(base, "PAUSE_AFTER", 10.0)
     until(run, lambda: run.status == "finished")

@@ -9,8 +9,8 @@ import pytest
 from analysis import texts
 from analysis.lab.training import Recipe, Training
 from analysis.runs.folder import Spec
-from app.jobs.costs import Costing
-from app.jobs.training import EVERY, Emergence
+from app.jobs.costs import CostsJob
+from app.jobs.training import EVERY, TrainingJob
 
 TINY = {"width": 16, "vocabulary": 24, "length": 24, "batch": 8, "steps": 100}
 
@@ -19,14 +19,14 @@ def until(run, what, seconds=300):
     """Look at a run until something is true of it."""
     end = time.monotonic() + seconds
     while not what(run):
-        run.look()
+        run.renew_lease()
         assert run.status != "failed" and time.monotonic() < end, (run.status, run.note)
         time.sleep(0.01)
 
 
 def test_trainings_go_in_step_and_are_those_of_the_library(registry):
     recipes = [Recipe(kind, **TINY) for kind in ("softmax", "relu")]
-    run = registry.start(partial(Emergence, recipes))
+    run = registry.start(partial(TrainingJob, recipes))
     until(run, lambda r: r.status == "finished")
     assert run.share == 1
     for recipe, moments in zip(recipes, run.moments, strict=True):
@@ -36,16 +36,16 @@ def test_trainings_go_in_step_and_are_those_of_the_library(registry):
 
 
 def test_a_training_pauses_goes_on_and_stops(registry):
-    run = registry.start(partial(Emergence, [Recipe("softmax", **{**TINY, "steps": 100_000})]))
+    run = registry.start(partial(TrainingJob, [Recipe("softmax", **{**TINY, "steps": 100_000})]))
     until(run, lambda r: len(r.moments[0]) > 2)
-    run.wish("paused")
+    run.request("paused")
     until(run, lambda r: r.status == "paused")
     held = len(run.moments[0])
     time.sleep(0.3)
     assert len(run.moments[0]) == held
-    run.wish("running")
+    run.request("running")
     until(run, lambda r: len(r.moments[0]) > held)
-    run.wish("stopped")
+    run.request("stopped")
     until(run, lambda r: r.status == "stopped")
     assert len(run.moments[0]) > held
 
@@ -53,12 +53,12 @@ def test_a_training_pauses_goes_on_and_stops(registry):
 def test_too_many_trainings_are_refused(registry):
     for count in (0, 4):
         with pytest.raises(ValueError, match=f"1 to 3 kinds of attention to train side by side, not {count}"):
-            registry.start(partial(Emergence, [Recipe(**TINY)] * count))
+            registry.start(partial(TrainingJob, [Recipe(**TINY)] * count))
 
 
 def test_costs_are_counted_to_the_end_and_windows_after_them(registry, model, text):
     spec = Spec(model, text, ("dense", "window:window=16", "recompute:window=16,stride=1"), 500, device="cpu")
-    run = registry.start(partial(Costing, spec, texts.read(text)))
+    run = registry.start(partial(CostsJob, spec, texts.read(text)))
     until(run, lambda r: r.status == "finished")
     dense, window, recompute = run.lanes
     assert dense.costs[-1].tokens == window.costs[-1].tokens == 500
@@ -70,11 +70,11 @@ def test_costs_are_counted_to_the_end_and_windows_after_them(registry, model, te
 
 def test_counting_pauses_and_goes_on(registry, model, text):
     spec = Spec(model, text, ("dense", "window:window=16"), 600, device="cpu")
-    run = registry.start(partial(Costing, spec, texts.read(text)))
+    run = registry.start(partial(CostsJob, spec, texts.read(text)))
     until(run, lambda r: r.lanes and r.lanes[0].costs)
-    run.wish("paused")
+    run.request("paused")
     until(run, lambda r: r.status in ("paused", "finished"))
-    run.wish("running")
+    run.request("running")
     until(run, lambda r: r.status == "finished")
     assert run.lanes[0].costs[-1].tokens == 600
 

@@ -10,8 +10,9 @@ import torch
 from analysis import texts
 from analysis.policies import parse
 from analysis.runs.folder import Spec
-from app.jobs import runner
-from app.jobs.reading import LiveRun
+from app.jobs import base
+from app.jobs import registry as jobs_registry
+from app.jobs.reading import ReadingJob
 
 POLICIES = ("dense", "window:window=16", "streaming:sinks=4,window=12", "recompute:window=16,stride=4")
 
@@ -26,12 +27,12 @@ def until(run, condition, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{run.status}: {run.note}"
-        run.look()
+        run.renew_lease()
         time.sleep(0.02)
 
 
 def begin(registry, model, count=200, policies=POLICIES, pace=0):
-    run = registry.start(partial(LiveRun, Spec(model, "random.npy", policies, chunk=32), text(count)))
+    run = registry.start(partial(ReadingJob, Spec(model, "random.npy", policies, chunk=32), text(count)))
     run.set_pace(pace)
     return run
 
@@ -56,13 +57,13 @@ def test_a_fifth_live_run_gets_a_sentence(registry, model):
 def test_nobody_looking_pauses_and_later_frees(registry, model, monkeypatch):
     run = begin(registry, model, pace=5)
     until(run, lambda: run.status == "running")
-    monkeypatch.setattr(runner, "UNSEEN_PAUSE", 0.1)
+    monkeypatch.setattr(base, "PAUSE_AFTER", 0.1)
     end = time.monotonic() + 10
     while run.status != "paused" and time.monotonic() < end:
         time.sleep(0.05)
     assert run.status == "paused"
     assert "nobody was looking" in run.note
-    monkeypatch.setattr(runner, "UNSEEN_FREE", 0.1)
+    monkeypatch.setattr(jobs_registry, "FREE_AFTER", 0.1)
     time.sleep(0.2)
     assert registry.get(run.id) is None
 
@@ -70,14 +71,14 @@ def test_nobody_looking_pauses_and_later_frees(registry, model, monkeypatch):
 def test_pause_resume_stop(registry, model):
     run = begin(registry, model, pace=20)
     until(run, lambda: len(run.run.tracks[0].nll) > 3)
-    run.wish("paused")
+    run.request("paused")
     until(run, lambda: run.status == "paused")
     read = len(run.run.tracks[0].nll)
     time.sleep(0.3)
     assert len(run.run.tracks[0].nll) == read
-    run.wish("running")
+    run.request("running")
     until(run, lambda: len(run.run.tracks[0].nll) > read)
-    run.wish("stopped")
+    run.request("stopped")
     until(run, lambda: run.status == "stopped")
     assert not run.live
 

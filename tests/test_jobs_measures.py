@@ -7,17 +7,17 @@ import pytest
 
 from analysis.experiments.measures import joined, measure, samples_of
 from analysis.runs.folder import Spec
-from app.jobs.capture import Capturing
-from app.jobs.measures import Measuring
+from app.jobs.capture import CaptureJob
+from app.jobs.measures import MeasuresJob
 
-from .test_runner import text, until
+from .test_jobs_reading import text, until
 
 
 def test_samples_are_measured_one_part_after_the_other(registry, model, tiny_llama):
     from analysis.engine.check import adapt
 
     spec = Spec(model, "random.npy", ("dense",), 20)
-    run = registry.start(partial(Measuring, spec, text(400), 40, 2))
+    run = registry.start(partial(MeasuresJob, spec, text(400), 40, 2))
     until(run, lambda: run.status == "finished")
     assert run.done == run.samples == 40
     wanted = joined(list(measure(adapt(tiny_llama), samples_of(text(400).ids, 40, 20), first=2)))
@@ -25,7 +25,7 @@ def test_samples_are_measured_one_part_after_the_other(registry, model, tiny_lla
 
 
 def test_a_text_shorter_than_a_sample_is_said(registry, model):
-    run = registry.start(partial(Measuring, Spec(model, "random.npy", ("dense",), 64), text(30), 4, 4))
+    run = registry.start(partial(MeasuresJob, Spec(model, "random.npy", ("dense",), 64), text(30), 4, 4))
     until(run, lambda: run.status == "failed")
     assert "choose a longer one" in run.note
 
@@ -34,29 +34,29 @@ def test_a_text_shorter_than_a_sample_is_said(registry, model):
 def test_a_stretch_is_captured_and_opened_again(registry, model, tmp_path, kept):
     folder = str(tmp_path / "s") if kept else ""
     spec = Spec(model, "random.npy", ("streaming:sinks=4,window=12",), 100)
-    run = registry.start(partial(Capturing, spec, text(100), folder))
+    run = registry.start(partial(CaptureJob, spec, text(100), folder))
     until(run, lambda: run.status == "finished")
     assert run.read == run.total == run.atlas.stretch.tokens == 100 and len(run.pieces) == 101
     if kept:
-        again = registry.start(partial(Capturing, Spec(model, "other", ("dense",), 5), None, folder))
+        again = registry.start(partial(CaptureJob, Spec(model, "other", ("dense",), 5), None, folder))
         until(again, lambda: again.status == "finished")
         assert again.spec == spec and again.atlas.stretch.tokens == 100
 
 
 def test_a_capture_that_is_stopped_leaves_nothing(registry, model, tmp_path):
     spec = Spec(model, "random.npy", ("dense",), 4000, chunk=16)
-    run = registry.start(partial(Capturing, spec, text(4000), str(tmp_path / "s")))
+    run = registry.start(partial(CaptureJob, spec, text(4000), str(tmp_path / "s")))
     until(run, lambda: run.read > 32)
-    run.wish("stopped")
+    run.request("stopped")
     until(run, lambda: run.status == "stopped")
     assert not (tmp_path / "s").exists() and run.atlas is None
 
 
 def test_a_disk_that_is_too_small_is_said(registry, model, monkeypatch):
-    from app.jobs import capture as capturer
+    from app.jobs import capture
 
-    monkeypatch.setattr(capturer.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 1000})())
-    run = registry.start(partial(Capturing, Spec(model, "random.npy", ("dense",), 100), text(100), ""))
+    monkeypatch.setattr(capture.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 1000})())
+    run = registry.start(partial(CaptureJob, Spec(model, "random.npy", ("dense",), 100), text(100), ""))
     until(run, lambda: run.status == "failed")
     assert "on disk" in run.note and "read fewer" in run.note
 
@@ -64,8 +64,8 @@ def test_a_disk_that_is_too_small_is_said(registry, model, monkeypatch):
 def test_a_folder_with_other_things_in_it_is_left_alone(registry, model, tmp_path):
     (tmp_path / "mine.txt").write_text("precious")
     spec = Spec(model, "random.npy", ("dense",), 4000, chunk=16)
-    run = registry.start(partial(Capturing, spec, text(4000), str(tmp_path)))
-    run.wish("stopped")
+    run = registry.start(partial(CaptureJob, spec, text(4000), str(tmp_path)))
+    run.request("stopped")
     until(run, lambda: run.status == "failed")
     assert "is not empty" in run.note and "name a new folder" in run.note
     assert (tmp_path / "mine.txt").read_text() == "precious" and len(list(tmp_path.iterdir())) == 1

@@ -1,0 +1,239 @@
+"""The base of all jobs: work in a thread of its own that pages watch.
+
+A page requests what a job should do, renews its lease, and reads the snapshot that it has published.  Only the job's
+own thread touches what it works with.  Never calls Streamlit.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import texts
+from analysis.errors import log, told
+from analysis.runs.folder import Spec
+
+from .. import address
+from .loading import Models
+
+if TYPE_CHECKING:
+    from analysis.models.loading import LanguageModel
+
+PAUSE_AFTER = 10.0
+"""Seconds without a renewed lease after which a job pauses."""
+HISTORY = 1024
+"""Newest tokens whose queries and keys are kept for maps."""
+ENDED = ("finished", "stopped", "failed")
+"""Statuses of a job that is over."""
+
+
+class Tab(Protocol):
+    """A page from which somebody watches."""
+
+    @property
+    def open(self) -> bool:
+        """Whether this page can still renew a lease."""
+
+
+class Unwanted(Exception):
+    """Raised in a job's own thread when it should end while it waits for something."""
+
+
+class Job:
+    """Work in a thread of its own that people watch.
+
+    A subclass says what is done: in `_steps`, piece by piece, or in `_run` where it obeys in a way of its own.
+    `snapshot` is the state that pages see: immutable, made by `take_snapshot` in the job's thread, and replaced as a
+    whole.  `version` grows with each.  Whatever the work raises ends the job with one sentence in `note`.
+    """
+
+    noun: ClassVar[str] = "a job"
+    """What a job of this kind is called on a page that did not start it."""
+
+    def __init__(self, spec: Spec | None, models: Models) -> None:
+        for written in spec.policies if spec is not None else ():
+            # No page lets a policy read a file, whatever way the policy came here.
+            address.policy(written)
+        self.id = secrets.token_urlsafe(6)
+        self.spec = spec
+        self.status, self.note = "loading", ""
+        self.model: LanguageModel | None = None
+        self.tokenized: texts.Tokenized | None = None
+        """How the text became tokens, once that is known."""
+        self.snapshot: Any = None
+        self.version, self.published = 0, time.time()
+        self.renewed = time.monotonic()
+        """When the lease was last renewed."""
+        self._models, self._requested = models, "running"
+        self._wake, self._changed = threading.Condition(), threading.Condition()
+        self._tabs = set[Tab]()
+        self._thread = threading.Thread(target=self._work, name=f"job {self.id}", daemon=True)
+
+    def begin(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    @property
+    def live(self) -> bool:
+        """Whether the job is not over."""
+        return self.status not in ENDED
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the job ends after its present step."""
+        return self.live and self._requested in ("stopped", "freed")
+
+    @property
+    def about(self) -> str:
+        """What the job does and with what, in a few words."""
+        return self.noun if self.spec is None else f"{self.noun} of {self.spec.text}"
+
+    @property
+    def seconds_unwatched(self) -> float:
+        """Seconds since the lease was last renewed."""
+        return time.monotonic() - self.renewed
+
+    @property
+    def unwatched(self) -> bool:
+        """Whether the lease has run out, so that the job should pause."""
+        return self.seconds_unwatched > PAUSE_AFTER
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether the lease has run out and every page that renewed it is closed."""
+        return self.unwatched and not any(tab.open for tab in list(self._tabs))
+
+    def renew_lease(self, tab: Tab | None = None) -> None:
+        """Tell the job that somebody watches it, from this page."""
+        self.renewed = time.monotonic()
+        if tab is not None:
+            self._tabs.add(tab)
+
+    def request(self, status: str) -> None:
+        """Ask for `running`, `paused`, `stopped`, or `freed`, which ends the thread."""
+        with self._wake:
+            self._requested = status
+            self._wake.notify_all()
+
+    @property
+    def working(self) -> bool:
+        """Whether the thread has not ended."""
+        return self._thread.is_alive()
+
+    def join(self) -> None:
+        """Wait until the thread has ended, at most 15 seconds."""
+        self._thread.join(timeout=15)
+
+    def _load(self) -> "LanguageModel":
+        """The model that the spec names."""
+        return self._models.get(self.spec, self._loading)
+
+    def _loading(self, progress: str) -> None:
+        if self._requested in ("stopped", "freed"):
+            raise Unwanted
+        if progress != self.note:
+            self.tell(progress)
+
+    def _tokens(self, text: texts.Text, model: "LanguageModel") -> NDArray[np.int32]:
+        """Token ids of a text, read as the spec says, [tokens]."""
+        how = {"bos": self.spec.bos, "special": self.spec.special, "limit": self.spec.tokens}
+        self.tokenized = texts.tokenized(text, model.tokenizer, **how)
+        return self.tokenized.ids
+
+    @property
+    def begins(self) -> str:
+        """How the text begins, such as "with <bos>"; empty before that is known."""
+        return "" if self.tokenized is None else texts.with_bos(self.tokenized.begins)
+
+    @property
+    def text_note(self) -> str:
+        """A sentence about control tokens in the text, where there is one to say."""
+        return "" if self.tokenized is None else self.tokenized.note
+
+    def tell(self, note: str) -> None:
+        """Put one sentence on the page."""
+        self.note = note
+        self._publish()
+
+    def wait(self, version: int, seconds: float) -> None:
+        """Wait for a version other than `version`, at most so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.version != version, seconds)
+
+    def take_snapshot(self) -> Any:
+        """The present state in a form that never changes.  Called in the job's own thread."""
+        return None
+
+    def _publish(self) -> None:
+        if threading.current_thread() is self._thread:
+            self.snapshot = self.take_snapshot()
+        self._announce()
+
+    def _announce(self) -> None:
+        with self._changed:
+            self.version += 1
+            self.published = time.time()
+            self._changed.notify_all()
+
+    def _set(self, status: str, note: str = "") -> None:
+        self.status = status
+        self.tell(note)
+
+    def _work(self) -> None:
+        try:
+            self._run()
+            if self.live:
+                self._end("stopped", "")
+        except Unwanted:
+            self._end("stopped", "")
+        except BaseException as e:
+            # Of any kind: otherwise a page would wait for ever, and the slot would stay taken.
+            log(e, f"job {self.id}")
+            self._end("failed", told(e, f"job {self.id}"))
+
+    def _end(self, status: str, note: str) -> None:
+        """End the job, even where its last state cannot be shown."""
+        try:
+            self._set(status, note)
+        except BaseException as e:
+            log(e, f"job {self.id}")
+        self.status, self.note = status, note
+        self._announce()
+
+    def _pause_while_unwatched(self) -> None:
+        """Leave the processor to other jobs while nobody watches this one."""
+        while self.unwatched and self._requested == "running":
+            with self._wake:
+                self._wake.wait(0.5)
+
+    def _pause(self) -> None:
+        """Wait while a pause is requested or nobody watches."""
+        self._pause_while_unwatched()
+        while self._requested == "paused":
+            if self.status != "paused":
+                self._set("paused", self.note)
+            with self._wake:
+                self._wake.wait(0.5)
+        if self.status == "paused" and self._requested == "running":
+            self._set("running", self.note)
+
+    def _run(self) -> None:
+        """Work step by step; obey requests between two steps."""
+        with closing(self._steps()) as steps:
+            for _ in steps:
+                self._publish()
+                self._pause()
+                if self._requested != "running":
+                    self._set("stopped", self.note)
+                    return
+        # The note that was told last is still true.
+        self._set("finished", self.note)
+
+    def _steps(self) -> Iterator[None]:
+        """The work; yields after each piece.  A `finally` tidies up when the job is stopped."""
+        raise NotImplementedError
