@@ -229,6 +229,16 @@ def test_a_figure_that_does_not_fit_a_page_is_refused():
         rendered(parse("head-map"), nasty.numbers("head-map"), "png", Layout("acl", 40, 72), {})
 
 
+@pytest.mark.parametrize("name", ["strip", "attention-strip"])
+def test_lines_stay_on_the_page_whatever_stands_above_or_below_their_letters(name):
+    data = {column: values[:40] for column, values in nasty.numbers(name).items()}
+    # Marks pile up above the first letters and hang below the last ones.
+    data["text"] = np.array(["A" + "\u0302" * 9, *["many words "] * (len(data["text"]) - 2), "g" + "\u0323" * 9])
+    for layout in (Layout("ieee", 12.4, 50), Layout("acl", 11.1, 150), Layout("slides", 10.3, 72)):
+        with drawn(parse(name), data, layout) as sheet:
+            assert not [wrong for wrong in nasty.misplaced(sheet) if "leaves the page" in wrong]
+
+
 def test_a_caption_names_what_is_seen_and_every_policy_with_a_paper_has_its_entry():
     spec = {"model": "embedded", "text": "hamlet", "tokens": 4096, "dtype": "float32"}
     said = caption(parse("sink-grid:lane=1"), spec, ["dense", "streaming:sinks=4,window=60"])

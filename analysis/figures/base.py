@@ -18,6 +18,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Sheet
 from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
+from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
@@ -151,6 +152,11 @@ def settle(figure: Sheet) -> None:
         _placed(figure)
 
 
+def hanging(ax: Axes) -> list[Text]:
+    """Lines of text that hang from the top of the axes and may reach below them: they have no part in the layout."""
+    return [text for text in ax.texts if not text.get_in_layout()]
+
+
 def _placed(figure: Sheet) -> None:
     """Lay out until nothing leaves the page: numbers at ticks, and so their room, change with the length of an axis."""
     if (engine := figure.get_layout_engine()) is None:
@@ -160,6 +166,8 @@ def _placed(figure: Sheet) -> None:
         engine.execute(figure)
         boxes = [ax.get_tightbbox().extents for ax in figure.axes]
         low, high = np.min(boxes, 0)[:2], np.max(boxes, 0)[2:]
+        # Lines of text hang from the top of their axes: marks on the first may stand above it.
+        high[1] = max(high[1], *(t.get_window_extent().y1 for ax in figure.axes for t in hanging(ax)), 0)
         over = np.concatenate([np.maximum(0, -low), np.maximum(0, high - page.extents[2:])])
         if over.max() < 0.3:
             return

@@ -23,7 +23,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from ..tables import as_csv
-from .base import Figure, Numbers, settle
+from .base import Figure, Numbers, hanging, settle
 from .lettering import absent, families, visible
 
 WIDTHS = {"neurips": 5.5, "iclr": 5.5, "icml": 3.25, "acl": 3.03, "ieee": 3.5, "slides": 13.333}
@@ -88,6 +88,10 @@ def drawn(figure: Figure, data: Numbers, layout: Layout) -> Iterator[Sheet]:
                 text.set_text("\n".join(map(visible, text.get_text().split("\n"))))
             _make_room(ax, layout)
             settle(sheet)
+            while (below := -min((t.get_window_extent().y0 for t in hanging(ax)), default=0)) > 0.3:
+                # What was laid out above the lines pushed them down.
+                _grow(sheet, below / sheet.dpi, layout)
+                settle(sheet)
         except UserWarning as e:
             raise ValueError(
                 f"text of {layout.points:g} points leaves no room for the drawing on a page of {layout.venue}: choose "
@@ -124,18 +128,22 @@ def _words(sheet: Sheet) -> Iterator[Text]:
 
 def _make_room(ax: Axes, layout: Layout) -> None:
     """Make the page higher by the names of lines above the axes, and by lines of text that reach below them."""
-    legend, dpi = ax.get_legend(), ax.figure.dpi
-    names = legend.get_window_extent().height / dpi if legend else 0.0
-    lowest = min((t for t in ax.texts if not t.get_in_layout()), key=lambda t: t.get_position()[1], default=None)
-    below = max(0.0, (ax.get_window_extent().y0 - lowest.get_window_extent().y0) / dpi) if lowest else 0.0
-    width, height = ax.figure.get_size_inches()
-    needed = height + below + (0.0 if layout.venue in HIGHEST else names)
+    legend, bottom = ax.get_legend(), ax.get_window_extent().y0
+    names = legend.get_window_extent().height if legend and layout.venue not in HIGHEST else 0.0
+    below = max((bottom - t.get_window_extent().y0 for t in hanging(ax)), default=0.0)
+    _grow(ax.figure, (names + max(0.0, below)) / ax.figure.dpi, layout)
+
+
+def _grow(sheet: Sheet, inches: float, layout: Layout) -> None:
+    """Make the page higher.  Raises ValueError where it would be higher than pages are."""
+    width, height = sheet.get_size_inches()
+    needed = height + inches
     if needed > (most := HIGHEST.get(layout.venue, PAGE)):
         raise ValueError(
             f"this figure would be {needed:.1f} inches high, and a page of {layout.venue} has {most:g}: choose fewer "
             "points, or fewer tokens of a text"
         )
-    ax.figure.set_size_inches(width, needed)
+    sheet.set_size_inches(width, needed)
 
 
 def _thin(axis: Axis) -> None:
