@@ -197,13 +197,3 @@ def naive(model, tokens, policy):
     ids = torch.as_tensor(tokens)[None]
     logits = adapted.forward(ids[:, :-1], book)[0]
     return -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0].numpy(), book
-
-
-def read(model, tokens, policy, chunk=16):
-    """What a lane says of the same: NLL, tokens held, sink mass, and the lane itself."""
-    lane = open_lanes(model, tokens, [policy])[0]
-    steps = []
-    while not lane.done:
-        steps.append(lane.read(chunk))
-    nll, held = (np.concatenate([getattr(s, what) for s in steps]) for what in ("nll", "cache_tokens"))
-    return nll, held, np.concatenate([s.sink_mass for s in steps], -1), lane

@@ -18,6 +18,7 @@ from analysis.maps.recent import head_map
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
 
 from .naive import OneByOne
+from .reading import read
 
 WITHIN = {"rtol": 2e-5, "atol": 3e-5}
 """NLLs that are computed in another order.  The relative part is for processors without vector instructions, where they
@@ -48,15 +49,6 @@ def tokens():
     return np.random.default_rng(0).integers(0, 97, 120)
 
 
-def read(model, tokens, policy, hold=0):
-    """NLL, sink mass and cache sizes of a text that is read in chunks, and the lane."""
-    lane = open_lanes(model, tokens, [policy], hold=hold)[0]
-    steps = []
-    while not lane.done:
-        steps.append(lane.read(64))
-    return *(np.concatenate([getattr(s, n) for s in steps], -1) for n in ("nll", "sink_mass", "cache_tokens")), lane
-
-
 def begun(model, tokens, policy, hold=0):
     """A lane that has read these tokens, all but the newest."""
     lane = open_lanes(model, tokens, [policy], hold=hold)[0]
@@ -74,7 +66,7 @@ def decode(lane, tokens, **settings):
 @pytest.mark.parametrize(("kv_chunk", "traced"), [(None, False), (None, True), (8, False)])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_decoding_equals_reading(tiny_llama, tokens, policy, kv_chunk, traced):
-    nll, mass, kept, _ = read(tiny_llama, tokens, parse(policy))
+    nll, mass, kept, *_ = read(tiny_llama, tokens, parse(policy))
     for given in (2, 30) if not traced else (30,):
         lane = begun(tiny_llama, tokens[:given], parse(policy))
         if traced:
@@ -170,7 +162,7 @@ def test_switch_between_two_tokens_equals_switch_between_two_chunks(tiny_llama, 
 
 @pytest.mark.parametrize("policy", [Dense(), Window(20), Streaming(4, 16)])
 def test_map_of_decoded_tokens_equals_that_of_read_ones(tiny_llama, tokens, policy):
-    chunked = read(tiny_llama, tokens, policy, hold=64)[-1]
+    chunked = read(tiny_llama, tokens, policy, hold=64).lane
     lane = begun(tiny_llama, tokens[:30], policy, hold=64)
     decode(lane, tokens[30:])
     lane.settle()

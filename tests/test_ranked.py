@@ -12,7 +12,8 @@ from analysis.maps.recent import head_map, head_row
 from analysis.policies import POLICIES, Dense, Ranked, Streaming, Window, parse
 
 from .families import shared, words
-from .published import naive, read
+from .published import naive
+from .reading import read
 from .switching import beside, read_both, switch_both
 
 RANKED = [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)]
@@ -47,7 +48,7 @@ def test_policy_equals_its_reference_without_a_cache(name, interval, positions, 
     model, tokens = shared("llama", num_key_value_heads=4 // groups), distinct(48)
     policy = small(name, interval=interval, positions=positions)
     expected, book = naive(model, tokens, policy)
-    nll, held, mass, lane = read(model, tokens, policy)
+    nll, mass, held, _, lane = read(model, tokens, policy)
     np.testing.assert_allclose(nll, expected, atol=1e-4)
     np.testing.assert_allclose(mass, book.mass, atol=1e-5)
     for (layer, head), kept in book.kept.items():
@@ -63,7 +64,7 @@ def test_chunk_size_changes_nothing(name, interval, tiny_llama):
     for chunk in (3, 64):
         got = read(tiny_llama, tokens, policy, chunk)
         np.testing.assert_allclose(got[0], expected[0], atol=1e-5)
-        np.testing.assert_array_equal(got[1], expected[1])
+        np.testing.assert_array_equal(got.cache_tokens, expected.cache_tokens)
 
 
 @pytest.mark.parametrize("name", RANKED)
@@ -96,7 +97,7 @@ def test_maps_show_what_each_head_gave_to_its_own_slots(interval, positions, tin
 
 
 def test_what_goes_is_freed(tiny_llama):
-    _, _, _, lane = read(tiny_llama, words(300), small("h2o"))
+    lane = read(tiny_llama, words(300), small("h2o")).lane
     for cache in lane.caches:
         assert cache.keys.shape == (2, 16, 8) and cache.keys.untyped_storage().nbytes() == cache.keys.nbytes
     assert lane.cache_bytes == 2 * 3 * 2 * 16 * 8 * 4
@@ -115,7 +116,7 @@ def test_late_sinks_that_begin_at_once_are_sinks_and_window(tiny_llama):
     tokens = words(90)
     late = read(tiny_llama, tokens, POLICIES["late"](budget=16, sinks=4, start=0))[0]
     np.testing.assert_allclose(late, read(tiny_llama, tokens, Streaming(4, 12))[0], atol=1e-5)
-    _, _, _, lane = read(tiny_llama, tokens, small("late"))
+    lane = read(tiny_llama, tokens, small("late")).lane
     assert lane.caches[0].places[0].tolist() == [6, 7, 8, *range(76, 89)]
 
 
@@ -139,7 +140,7 @@ def test_random_lots_are_even():
 
 
 def test_random_keeps_an_even_sample_of_the_text(tiny_llama):
-    _, _, _, lane = read(tiny_llama, np.resize(words(), 2000), POLICIES["random"](budget=200, sinks=0, recent=1))
+    lane = read(tiny_llama, np.resize(words(), 2000), POLICIES["random"](budget=200, sinks=0, recent=1)).lane
     places = torch.stack([c.places for c in lane.caches]).float()
     assert 900 < places.mean() < 1100
 

@@ -5,13 +5,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from analysis.engine.stream import next_lane, open_lanes, stream
+from analysis.engine.stream import next_lane, open_lanes
 from analysis.metrics import perplexity, predicted_bytes
 from analysis.policies import POLICIES as registry
 from analysis.policies import Dense, Ranked, Recompute, Streaming, Window, parse
 
 from . import naive
 from .families import own_nll
+from .reading import read
 
 POLICIES = ["dense", "window:window=20", "streaming:sinks=4,window=16", "streaming:sinks=4,window=16,positions=text"]
 POLICIES += ["streaming:sinks=1,window=16", "streaming:sinks=9,window=3", "window:window=2"]
@@ -26,15 +27,6 @@ def small(policy):
 
 # Those that rank slots have the same laws in test_ranked.py, over texts in which no two keys are equal.
 POLICIES += [small(p) for p in registry.values() if not issubclass(p, Ranked) and small(p) not in POLICIES]
-
-
-def read(model, tokens, policy, chunk=64, **settings):
-    """NLL, sink mass, cache tokens and cache bytes of one lane."""
-    policy = parse(policy) if isinstance(policy, str) else policy
-    steps = list(stream(model, tokens, [policy], chunk=chunk, **settings))
-    assert [s.start for s in steps] == [1, *(s.stop for s in steps[:-1])]
-    names = ("nll", "sink_mass", "cache_tokens", "cache_bytes")
-    return tuple(np.concatenate([getattr(s, name) for s in steps], -1) for name in names)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +46,7 @@ def eager(tiny_llama, tokens):
 
 @pytest.mark.parametrize("chunk", [1, 7, 256])
 def test_dense_equals_eager(tiny_llama, tokens, eager, chunk):
-    nll, mass, kept, _ = read(tiny_llama, tokens, "dense", chunk)
+    nll, mass, kept, *_ = read(tiny_llama, tokens, "dense", chunk)
     np.testing.assert_allclose(nll, eager[0], atol=1e-5)
     np.testing.assert_allclose(mass, eager[1][:, :, :-1, :4].sum(-1), atol=1e-5)
     np.testing.assert_array_equal(kept, np.arange(1, len(tokens)))
@@ -101,7 +93,7 @@ def test_window_is_the_same_in_both_position_modes(tiny_llama, tokens):
 
 @pytest.mark.parametrize(("window", "stride"), [(16, 1), (16, 5), (300, 1)])
 def test_recompute_equals_a_fresh_forward_pass(tiny_llama, tokens, window, stride):
-    nll, _, kept, _ = read(tiny_llama, tokens, Recompute(window, stride))
+    nll, _, kept, *_ = read(tiny_llama, tokens, Recompute(window, stride))
     tiny_llama.set_attn_implementation("eager")
     for i in range(1, len(tokens)):
         start = 0 if i <= window else i - window - (i - window - 1) % stride

@@ -13,7 +13,8 @@ from analysis.policies import POLICIES, Ranked, parse
 from analysis.policies.ranked import agreed, by_rank, tolerance
 
 from .families import tiny
-from .published import WITHIN, order, read
+from .published import WITHIN, order
+from .reading import read
 
 NAMES = [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)]
 LATE = {"late": "sinks=2,start=3,"}
@@ -49,7 +50,7 @@ def test_repeated_tokens_go_by_age_whatever_the_chunk(name, more, interval, text
     for chunk in (16, len(tokens)):
         got = read(tiny_llama, tokens, chosen, chunk)
         np.testing.assert_allclose(got[0], expected[0], atol=1e-4)
-        assert kept(got[3]) == kept(expected[3])
+        assert kept(got.lane) == kept(expected.lane)
 
 
 @pytest.mark.parametrize("interval", [1, 8])
@@ -72,13 +73,13 @@ def test_threads_change_nothing(name, tiny_llama):
     finally:
         torch.set_num_threads(before)
     np.testing.assert_allclose(got[0][0], got[1][0], atol=1e-4)
-    assert kept(got[0][3]) == kept(got[1][3])
+    assert kept(got[0].lane) == kept(got[1].lane)
 
 
 def test_of_equal_keys_the_oldest_goes(tiny_llama):
-    lane = read(tiny_llama, TEXTS["one token"], parse("knorm:budget=24,skip=0"))[3]
+    lane = read(tiny_llama, TEXTS["one token"], parse("knorm:budget=24,skip=0")).lane
     assert all(head == list(range(19, 43)) for layer in kept(lane) for head in layer)
-    lane = read(tiny_llama, TEXTS["one token"], parse("knorm:budget=24,sinks=2,skip=0"))[3]
+    lane = read(tiny_llama, TEXTS["one token"], parse("knorm:budget=24,sinks=2,skip=0")).lane
     assert all(head == [0, 1, *range(21, 43)] for layer in kept(lane) for head in layer)
 
 
