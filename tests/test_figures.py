@@ -22,7 +22,9 @@ from analysis.experiments.papers import EXPERIMENTS
 from analysis.figures import FIGURES, parse
 from analysis.figures.export import export, open_source, provenance
 from analysis.figures.sheet import KINDS, WIDTHS, Layout, drawn, rendered
-from analysis.lab.training import Recipe, Training, write
+from analysis.lab.folder import write
+from analysis.lab.recipe import Recipe
+from analysis.lab.training import Training
 from analysis.maps.capture import capture
 from analysis.models.loading import load
 from analysis.runs.folder import Spec

@@ -19,7 +19,9 @@ from analysis.experiments.ablation import Effect, Kept
 from analysis.figures import parse
 from analysis.figures.export import export
 from analysis.figures.report import report
-from analysis.lab.training import Keeper, Recipe, Training, read
+from analysis.lab.folder import TrainingWriter, read
+from analysis.lab.recipe import Recipe
+from analysis.lab.training import Training
 from analysis.maps.capture import Stretch, capture
 from analysis.runs.folder import Folder, Run, about_of, load, save
 from analysis.runs.spec import Spec
@@ -201,14 +203,14 @@ def test_capture_that_is_stopped_leaves_nothing(tiny_llama, tmp_path):
 
 def test_a_polite_request_to_end_is_an_interruption(run, tmp_path, monkeypatch):
     """Raised where it would come: while the command works."""
-    moments = Training.moments
+    moments = Training.measurements
 
     def ending(self, every):
         for moment in moments(self, every):
             yield moment
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr(Training, "moments", ending)
+    monkeypatch.setattr(Training, "measurements", ending)
     before = signal.getsignal(signal.SIGTERM)
     try:
         code, *_ = run("emergence", "steps=9,width=16,length=16,batch=2", "--every", "1", "--out", str(tmp_path / "e"))
@@ -263,11 +265,11 @@ def test_knock_outs_are_kept_as_they_come(tmp_path):
 
 
 def test_a_training_is_kept_as_it_goes_and_when_the_disk_is_full(tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis.lab.training.MOST_LOST", 0)
-    monkeypatch.setattr("analysis.lab.training.SHARE", 0)
+    monkeypatch.setattr("analysis.lab.folder.MOST_LOST", 0)
+    monkeypatch.setattr("analysis.lab.folder.SHARE", 0)
     training = Training(Recipe(width=16, vocabulary=24, length=16, batch=4, steps=4))
-    kept = Keeper(tmp_path / "t", training, 1)
-    moments = training.moments(1)
+    kept = TrainingWriter(tmp_path / "t", training, 1)
+    moments = training.measurements(1)
     kept.add(next(moments))
     kept.add(next(moments))
     assert read(tmp_path / "t")[0].curves["step"].tolist() == [0, 1]
@@ -280,7 +282,7 @@ def test_a_training_is_kept_as_it_goes_and_when_the_disk_is_full(tmp_path, monke
             kept.finish("finished")
     assert read(tmp_path / "t")[0].curves["step"].tolist() == [0, 1]
     with monkeypatch.context() as patch:
-        patch.setattr("analysis.lab.training.np.savez_compressed", full)
+        patch.setattr("analysis.lab.folder.np.savez_compressed", full)
         with pytest.raises(ValueError, match="No space left"):
             kept.finish("finished")
     # The room that was kept for it is enough to say so.
@@ -292,7 +294,7 @@ def test_a_training_is_kept_as_it_goes_and_when_the_disk_is_full(tmp_path, monke
     assert read(tmp_path / "t")[0].curves["step"].tolist() == [0, 1, 2, 3, 4]
     assert json.loads((tmp_path / "t" / "run.json").read_text())["status"] == "finished"
     with pytest.raises(ValueError, match="holds something already"):
-        Keeper(tmp_path / "t", training, 1)
+        TrainingWriter(tmp_path / "t", training, 1)
 
 
 def test_a_run_of_a_page_is_not_saved_over_something_else(tmp_path):

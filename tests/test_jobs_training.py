@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from analysis import texts
-from analysis.lab.training import Recipe, Training
+from analysis.lab.recipe import Recipe
+from analysis.lab.training import Training
 from analysis.runs.folder import Spec
 from app.jobs.costs import CostsJob
 from app.jobs.training import EVERY, TrainingJob
@@ -30,7 +31,7 @@ def test_trainings_go_in_step_and_are_those_of_the_library(registry):
     until(run, lambda r: r.status == "finished")
     assert run.share == 1
     for recipe, moments in zip(recipes, run.moments, strict=True):
-        wanted = list(Training(recipe).moments(EVERY))
+        wanted = list(Training(recipe).measurements(EVERY))
         assert [m.step for m in moments] == [m.step for m in wanted]
         np.testing.assert_allclose([m.loss for m in moments], [m.loss for m in wanted], rtol=1e-5)
 

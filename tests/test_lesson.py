@@ -7,7 +7,7 @@ import pytest
 
 from analysis.errors import sentence, told
 from analysis.experiments.measures import samples_of
-from analysis.lab.training import Recipe
+from analysis.lab.recipe import Recipe
 from analysis.maps.row import Passage
 from analysis.models import fetch
 from analysis.models.loading import LanguageModel

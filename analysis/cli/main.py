@@ -441,10 +441,12 @@ def emergence(
     out_folder: Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in runs/)")] = None,
 ) -> None:
     """Train very small transformers and see whether a sink grows.  Ctrl-C ends it, and keeps what was measured."""
-    from ..lab import training as lab
+    from ..lab.folder import TrainingWriter
+    from ..lab.recipe import ATTENTIONS, Recipe
+    from ..lab.training import Training
     from ..models.loading import pick_device
 
-    asked = [lab.Recipe.parse(r) for r in recipes or [""]]
+    asked = [Recipe.parse(r) for r in recipes or [""]]
     if every < 1:
         raise ValueError(f"at least 1 step lies between two measurements, not {every}")
     place = out_folder or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-emergence"
@@ -456,25 +458,25 @@ def emergence(
     stopped, failed = False, list[Exception]()
     with Bars(out) as bar:
         for i, recipe in enumerate(asked):
-            training = lab.Training(recipe, pick_device(device))
+            training = Training(recipe, pick_device(device))
             folder = place if len(asked) == 1 else place / f"{i}-{recipe.attention}"
-            moments, task = [], bar.add_task(lab.ATTENTIONS[recipe.attention], total=recipe.steps)
-            kept = lab.Keeper(folder, training, every)
+            measured, task = [], bar.add_task(ATTENTIONS[recipe.attention], total=recipe.steps)
+            kept = TrainingWriter(folder, training, every)
             try:
-                for moment in training.moments(every):
-                    moments.append(moment)
-                    kept.add(moment)
-                    bar.update(task, completed=moment.step)
+                for now in training.measurements(every):
+                    measured.append(now)
+                    kept.add(now)
+                    bar.update(task, completed=now.step)
             except KeyboardInterrupt:
                 stopped = True
             except Exception as e:
                 # Whatever it is, the other trainings have no part in it.
                 failed.append(e)
             kept.finish("finished" if training.done else "interrupted" if stopped else "failed")
-            if moments:
-                first, last = moments[0], moments[-1]
+            if measured:
+                first, last = measured[0], measured[-1]
                 table.add_row(
-                    lab.ATTENTIONS[recipe.attention], f"{last.step:,}", f"{first.sink:.2f} → {last.sink:.2f}",
+                    ATTENTIONS[recipe.attention], f"{last.step:,}", f"{first.sink:.2f} → {last.sink:.2f}",
                     f"{first.value:.2f} → {last.value:.2f}", f"{last.copied:.3f}", f"{last.loss:.3f}",
                 )  # fmt: skip
             if stopped:

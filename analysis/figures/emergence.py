@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..lab.training import Trained
-from ..lab.transformer import ATTENTIONS
+from ..lab.folder import SavedTraining
+from ..lab.recipe import ATTENTIONS
 from ..palette import TRAINED
 from ..settings import setting
 from .base import Figure, Numbers, axes, legend
@@ -34,7 +34,7 @@ class Emergence(Figure):
 
     curve: str = setting("weight", "What is drawn.", choices=tuple(CURVES))
 
-    def numbers(self, source: Sequence[Trained]) -> Numbers:
+    def numbers(self, source: Sequence[SavedTraining]) -> Numbers:
         values = [
             t.of_head({"weight": "weight", "value": "norm"}[self.curve])
             if self.curve in ("weight", "value")
@@ -83,7 +83,7 @@ class EmergenceMap(Figure):
     training: int = setting(0, "Which of the trainings, as they lie in the folder.", low=0)
     moment: int = setting(-1, "Which of its moments; -1: the last.", low=-1)
 
-    def numbers(self, source: Sequence[Trained]) -> Numbers:
+    def numbers(self, source: Sequence[SavedTraining]) -> Numbers:
         if self.training >= len(source):
             raise ValueError(f"there are trainings 0 to {len(source) - 1}, and not {self.training}")
         maps = source[self.training].maps

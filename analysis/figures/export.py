@@ -41,7 +41,7 @@ def open_source(place: Path, needs: str) -> Source:
     if needs == "run":
         return Source(place, load_run(place), about_of(place))
     if needs == "trainings":
-        from ..lab.training import read
+        from ..lab.folder import read
 
         trained = read(place)
         # A recipe says all of a model that was trained by it.

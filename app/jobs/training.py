@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.errors import log, told
-from analysis.lab.training import Moment, Recipe, Training
+from analysis.lab.recipe import Recipe
+from analysis.lab.training import Measurement, Training
 
 from .base import Job
 from .loading import Models
@@ -24,7 +25,7 @@ class TrainingJob(Job):
     """
 
     noun = "training"
-    snapshot: tuple[tuple[Moment, ...], ...]
+    snapshot: tuple[tuple[Measurement, ...], ...]
 
     def __init__(self, recipes: Sequence[Recipe], models: Models) -> None:
         if not 1 <= len(recipes) <= MOST_TRAININGS:
@@ -35,7 +36,7 @@ class TrainingJob(Job):
         self.recipes = tuple(recipes)
         self.examples: tuple[NDArray[np.int64], ...] = ()
         """The sequence whose map the moments of a training hold, one for each training."""
-        self._moments: list[list[Moment]] = [[] for _ in recipes]
+        self._moments: list[list[Measurement]] = [[] for _ in recipes]
         self.snapshot = self.take_snapshot()
 
     @property
@@ -44,7 +45,7 @@ class TrainingJob(Job):
         return f"training of {', '.join(r.attention for r in self.recipes)}"
 
     @property
-    def moments(self) -> tuple[tuple[Moment, ...], ...]:
+    def moments(self) -> tuple[tuple[Measurement, ...], ...]:
         """What was measured, a tuple for each training."""
         return self.snapshot
 
@@ -54,13 +55,13 @@ class TrainingJob(Job):
         done = sum(m[-1].step for m in self.snapshot if m)
         return done / sum(r.steps for r in self.recipes)
 
-    def take_snapshot(self) -> tuple[tuple[Moment, ...], ...]:
+    def take_snapshot(self) -> tuple[tuple[Measurement, ...], ...]:
         return tuple(map(tuple, self._moments))
 
     def _steps(self) -> Iterator[None]:
         trainings = [Training(recipe) for recipe in self.recipes]
         self.examples = tuple(t.example for t in trainings)
-        going = {i: t.moments(EVERY) for i, t in enumerate(trainings)}
+        going = {i: t.measurements(EVERY) for i, t in enumerate(trainings)}
         self._set("running")
         failed = []
         while going:

@@ -7,8 +7,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from analysis.lab.training import Backcopy, Recipe, Training, is_trigger
-from analysis.lab.transformer import ATTENTIONS, Seen
+from analysis.lab.recipe import ATTENTIONS, Recipe
+from analysis.lab.tasks import Backcopy, is_trigger
+from analysis.lab.training import Training
+from analysis.lab.transformer import Activations
 
 from .report import head, line, said
 
@@ -60,8 +62,7 @@ def _naive():
     recipe = Recipe()
     training = Training(recipe)
     optimizer = torch.optim.AdamW(training.model.parameters(), recipe.rate, weight_decay=recipe.decay, foreach=False)
-    chance, vocabulary = np.random.default_rng(1), recipe.vocabulary
-    sums = Backcopy(recipe)._sums.reshape(vocabulary, -1) - np.arange(vocabulary)[:, None]
+    chance, sums = np.random.default_rng(1), np.cumsum(Backcopy(recipe).followers, 1)
 
     def step() -> None:
         tokens = np.zeros((recipe.batch, recipe.length + 1), np.int64)
@@ -73,7 +74,7 @@ def _naive():
                 else:
                     tokens[b, t] = 1 + np.searchsorted(sums[before], chance.random() * sums[before, -1])
         ids = torch.from_numpy(tokens)
-        loss = F.cross_entropy(training.model(ids[:, :-1], Seen()).flatten(0, 1), ids[:, 1:].flatten())
+        loss = F.cross_entropy(training.model(ids[:, :-1], Activations()).flatten(0, 1), ids[:, 1:].flatten())
         assert math.isfinite(loss.item())
         optimizer.zero_grad()
         loss.backward()

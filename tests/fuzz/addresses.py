@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from streamlit.testing.v1 import AppTest
 
 from analysis import texts
-from analysis.lab.training import Recipe
+from analysis.lab.recipe import Recipe
 from analysis.policies import POLICIES
 from analysis.runs.folder import Sampling, Spec
 from app import address

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis import texts
-from analysis.lab.training import Recipe
+from analysis.lab.recipe import Recipe
 from analysis.runs.folder import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
 from app.frames.reading import Sender

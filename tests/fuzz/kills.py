@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.lab.training import read
+from analysis.lab.folder import read
 from analysis.maps.capture import Stretch
 from analysis.runs.folder import about_of, load
 from analysis.runs.status import status_of

@@ -22,7 +22,8 @@ from analysis import figures, texts
 from analysis.chat import conversation as chat
 from analysis.engine.stream import open_lanes
 from analysis.figures.export import open_source
-from analysis.lab.training import Recipe, read
+from analysis.lab.folder import read
+from analysis.lab.recipe import Recipe
 from analysis.maps.atlas import Atlas, Region
 from analysis.maps.capture import Stretch
 from analysis.models import loading as models

@@ -10,7 +10,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from analysis.chat.conversation import SCRIPTS
 from analysis.engine.check import adapt
 from analysis.engine.context import Step
-from analysis.lab.training import Recipe, Training, write
+from analysis.lab.folder import write
+from analysis.lab.recipe import Recipe
+from analysis.lab.training import Training
 from analysis.maps.capture import capture
 from analysis.models.loading import load
 from analysis.policies import Dense, Window
@@ -57,7 +59,7 @@ def stretch(place: Path, model) -> None:
 def trainings(place: Path) -> None:
     for i, attention in enumerate(("softmax", "relu")):
         training = Training(Recipe(attention, width=16, vocabulary=24, length=16, batch=4, steps=2))
-        write(place / str(i), training.recipe, list(training.moments(1)), training.example, "finished")
+        write(place / str(i), training.recipe, list(training.measurements(1)), training.example, "finished")
 
 
 def model(place: Path) -> LlamaForCausalLM:

@@ -13,8 +13,9 @@ from plotly.subplots import make_subplots
 from analysis.errors import sentence
 from analysis.figures import parse
 from analysis.figures.export import export
-from analysis.lab.training import Moment, Recipe, curves, write
-from analysis.lab.transformer import ATTENTIONS
+from analysis.lab.folder import curves_as_csv, write
+from analysis.lab.recipe import ATTENTIONS, Recipe
+from analysis.lab.training import Measurement
 from analysis.palette import TRAINED
 from app.components import chart
 from app.jobs.training import TrainingJob
@@ -174,19 +175,19 @@ def exports(run: TrainingJob, chapter: Chapter) -> None:
             )  # fmt: skip
     for i, recipe in enumerate(run.recipes):
         st.download_button(
-            f"{chapter.say(recipe.attention)} · CSV", lambda i=i: curves(list(run.moments[i])),
+            f"{chapter.say(recipe.attention)} · CSV", lambda i=i: curves_as_csv(list(run.moments[i])),
             f"emergence-{i}-{recipe.attention}.csv", "text/csv", on_click="ignore", key=f"emergence-csv-{i}",
         )  # fmt: skip
 
 
-def _at(moments: Sequence[Moment], step: int | None) -> Moment:
+def _at(moments: Sequence[Measurement], step: int | None) -> Measurement:
     """The newest moment, or that of a step."""
     return moments[-1] if step is None else min(moments, key=lambda m: abs(m.step - step))
 
 
 def grown(
     recipes: Sequence[Recipe],
-    moments: Sequence[Sequence[Moment]],
+    moments: Sequence[Sequence[Measurement]],
     labels: Sequence[str],
     at: int | None,
     chapter: Chapter,
@@ -212,7 +213,7 @@ def grown(
     return figure
 
 
-def maps(moments: Sequence[Moment], labels: Sequence[str], chapter: Chapter) -> go.Figure:
+def maps(moments: Sequence[Measurement], labels: Sequence[str], chapter: Chapter) -> go.Figure:
     """What the heads that look at the first token most do, each on its own sequence."""
     titles = [
         f"{label}<br>{chapter.say('map', layer=m.head[0], head=m.head[1], weight=f'{m.sink:.2f}')}"

@@ -1,3 +1,5 @@
+"""Small transformers learn what they are given, and what is measured of them is written down and read again."""
+
 import csv
 import json
 
@@ -5,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.lab import training as emergence
-from analysis.lab.training import TRIGGERS, Backcopy, Moment, Plays, Recipe, Training, is_trigger, read
-from analysis.lab.transformer import ATTENTIONS, Attention, Seen, Small
+from analysis.lab import training as training_module
+from analysis.lab.folder import read
+from analysis.lab.recipe import ATTENTIONS, Recipe
+from analysis.lab.tasks import TRIGGERS, Backcopy, Plays, is_trigger
+from analysis.lab.training import Measurement, Training
+from analysis.lab.transformer import Activations, Attention, Transformer
 
 TINY = {"width": 16, "vocabulary": 24, "length": 24, "batch": 8, "steps": 12}
 
@@ -37,9 +42,9 @@ def test_weights_equal_the_textbook(kind):
 
 
 def test_softmax_is_the_same_with_and_without_looking():
-    model = Small("softmax", 24, 24, 16, 2, 2, torch.Generator().manual_seed(0))
+    model = Transformer("softmax", 24, 24, 16, 2, 2, torch.Generator().manual_seed(0))
     ids = torch.randint(0, 24, (3, 24))
-    torch.testing.assert_close(model(ids), model(ids, Seen()), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(ids), model(ids, Activations()), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bos", ["yes", "no"])
@@ -59,7 +64,7 @@ def test_what_follows_a_trigger_is_the_token_before_it(bos):
 def test_what_follows_another_token_is_drawn_from_its_row():
     task = Backcopy(recipe(vocabulary=16))
     drawn = task.draw(20_000, np.random.default_rng(0))
-    wanted = np.diff(task._sums.reshape(16, 15) - np.arange(16)[:, None], axis=1, prepend=0)
+    wanted = task.followers
     before, after = drawn[:, 1:-1].ravel(), drawn[:, 2:].ravel()
     for token in (TRIGGERS + 1, 15):
         follows = np.bincount(after[before == token], minlength=16)[1:]
@@ -75,23 +80,23 @@ def test_the_plays_are_read_in_stretches():
     drawn = task.draw(8, np.random.default_rng(0))
     assert drawn.shape == (8, 25) and (drawn[:, 0] == 0).all() and drawn[:, 1:].min() > 0 and drawn.max() < 300
     assert not task.copies(torch.from_numpy(drawn)).any()
-    moments = list(Training(recipe(task="plays", vocabulary=300)).moments(6))
+    moments = list(Training(recipe(task="plays", vocabulary=300)).measurements(6))
     assert np.isnan(moments[-1].copied) and moments[-1].loss < moments[0].loss
 
 
 @pytest.mark.parametrize("kind", ATTENTIONS)
 def test_the_same_seed_gives_the_same_curves(kind):
-    one, other = (list(Training(recipe(attention=kind, seed=5)).moments(4)) for _ in range(2))
+    one, other = (list(Training(recipe(attention=kind, seed=5)).measurements(4)) for _ in range(2))
     assert [m.step for m in one] == [0, 4, 8, 12]
     for a, b in zip(one, other, strict=True):
         assert a.loss == b.loss
         np.testing.assert_array_equal(a.weight, b.weight)
-    assert one[-1].loss != list(Training(recipe(attention=kind, seed=6)).moments(4))[-1].loss
+    assert one[-1].loss != list(Training(recipe(attention=kind, seed=6)).measurements(4))[-1].loss
     assert one[-1].loss < one[0].loss
 
 
 def test_how_often_one_looks_changes_nothing():
-    often, seldom = (list(Training(recipe()).moments(e))[-1] for e in (1, 12))
+    often, seldom = (list(Training(recipe()).measurements(e))[-1] for e in (1, 12))
     assert often.loss == seldom.loss
 
 
@@ -99,7 +104,7 @@ def test_moments_are_those_of_the_held_out_sequences():
     training = Training(recipe(layers=2, heads=2))
     moment = training.measure()
     assert moment.weight.shape == moment.norm.shape == (2, 2) and moment.map.shape == (24, 24)
-    seen, ids = Seen(), torch.from_numpy(training.task.held_out())
+    seen, ids = Activations(), torch.from_numpy(training.task.held_out())
     training.model(ids[:, :-1], seen)
     # A trigger behind fewer than two tokens has nothing to copy.
     idle = [(i, t) for i, t in np.ndindex(len(ids), 24) if t > 0 and (t == 1 or not is_trigger(int(ids[i, t])))]
@@ -114,7 +119,7 @@ def test_moments_are_those_of_the_held_out_sequences():
 def test_measuring_in_parts_changes_nothing(monkeypatch):
     training = Training(recipe(layers=2, heads=2))
     whole = training.measure()
-    monkeypatch.setattr(emergence, "HELD_WEIGHTS", 5 * 4 * 24**2)
+    monkeypatch.setattr(training_module, "HELD_WEIGHTS", 5 * 4 * 24**2)
     parts = training.measure()
     for name in ("loss", "copied", "weight", "norm", "map"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-4, atol=1e-6)
@@ -154,7 +159,7 @@ def test_a_training_is_written_down_and_read_again(run, tmp_path):
     assert [int(r["step"]) for r in rows] == [0, 6, 12] and float(rows[-1]["loss"]) < float(rows[0]["loss"])
     assert json.loads((place / "run.json").read_text())["status"] == "finished"
     (trained,) = read(place)
-    wanted: list[Moment] = list(Training(recipe()).moments(6))
+    wanted: list[Measurement] = list(Training(recipe()).measurements(6))
     assert trained.recipe == recipe() and trained.maps.shape == (3, 24, 24)
     np.testing.assert_allclose(trained.of_head("weight"), [m.sink for m in wanted], rtol=1e-5)
     np.testing.assert_array_equal(trained.maps[-1], wanted[-1].map)
@@ -179,5 +184,5 @@ def test_several_are_written_beside_each_other_and_drawn_together(run, tmp_path)
 
 def test_nothing_waits_for_another_device():
     """What is made on the way lies where the model lies: on a device that computes nothing."""
-    model = Small("sigmoid", 24, 24, 16, 1, 2, torch.Generator().manual_seed(0)).to("meta")
-    assert model(torch.zeros(2, 24, dtype=torch.long, device="meta"), Seen()).device.type == "meta"
+    model = Transformer("sigmoid", 24, 24, 16, 1, 2, torch.Generator().manual_seed(0)).to("meta")
+    assert model(torch.zeros(2, 24, dtype=torch.long, device="meta"), Activations()).device.type == "meta"
