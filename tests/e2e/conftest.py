@@ -5,12 +5,14 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -19,6 +21,8 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
+SECONDS = 480
+"""After which a story has failed."""
 PATIENCE = 90_000
 """Milliseconds that something may take on a slow machine; all of it comes much sooner."""
 
@@ -29,30 +33,34 @@ def started(**variables: str) -> Iterator[tuple[str, subprocess.Popen]]:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "streamlit",
-        "run",
-        "app/main.py",
-        "--server.headless=true",
-        f"--server.port={port}",
-    ]
-    process = subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", **variables}, stdin=subprocess.DEVNULL
-    )
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(120):
+    command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.headless=true"]
+    command.append(f"--server.port={port}")
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_for_server(address, process, log)
+            yield address, process
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def wait_for_server(address: str, process: subprocess.Popen, log: BinaryIO, seconds: float = 60) -> None:
+    """Return once the server answers; fail with what it wrote to its log where it ends before, or takes too long."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
         try:
             urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
-            break
+            return
         except OSError:
             time.sleep(0.25)
-    try:
-        yield address, process
-    finally:
-        process.terminate()
-        process.wait(10)
+    status = "does not answer" if process.poll() is None else f"ended with status {process.returncode}"
+    log.seek(0)
+    pytest.fail(f"the app's server {status}; its log:\n{log.read().decode(errors='replace')}", pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -129,3 +137,10 @@ def page(browser):
     )
     yield page
     context.close()
+
+
+def pytest_collection_modifyitems(items):
+    """Stories in a browser take longer than unit tests, and the first of them starts the app."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SECONDS))

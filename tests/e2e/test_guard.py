@@ -5,6 +5,8 @@ import urllib.parse
 
 import pytest
 
+from .conftest import started
+
 
 def asked(app: str, path: str, host: str, *more: str) -> tuple[int, str]:
     """Status and headers of an answer: written by hand, since clients would mend the host."""
@@ -59,3 +61,11 @@ def test_the_socket_is_refused_under_a_foreign_name(app):
     own = app.removeprefix("http://")
     assert asked(app, "/_stcore/stream", own, *upgrade)[0] == 101
     assert asked(app, "/_stcore/stream", "evil.example", *upgrade)[0] == 403
+
+
+def test_a_server_that_does_not_come_up_is_a_failure_that_shows_its_log():
+    with (
+        pytest.raises(pytest.fail.Exception, match=r"(?s)ended with status 1; its log:.*encodings"),
+        started(PYTHONHOME="/x"),
+    ):
+        pass
