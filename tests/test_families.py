@@ -17,7 +17,7 @@ from analysis.families.positions import BOUND, Rotary
 from analysis.maps.recent import head_map
 from analysis.policies import Dense, Recompute, Streaming, Window
 
-from .families import README, Book, our_nll, own_nll, shared, table, tiny, words
+from .families import MODELS, Book, our_nll, own_nll, shared, table, tiny, words
 
 MOVABLE = [name for name, family in FAMILIES.items() if family.positions in ("rotary", "ALiBi")]
 LEARNED = [name for name, family in FAMILIES.items() if family.positions == "learned"]
@@ -265,4 +265,4 @@ def test_layers_may_lie_on_several_devices(name):
 
 
 def test_readme_lists_the_families():
-    assert table() in README.read_text(encoding="utf-8"), "make families writes it"
+    assert table() in MODELS.read_text(encoding="utf-8"), "make families writes it"

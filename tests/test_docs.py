@@ -1,0 +1,49 @@
+"""Documents are true of the project: every link leads somewhere, and the front door stays short."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def anchors(document: Path) -> set[str]:
+    """What the headings of a document are linked by."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_to_a_file_leads_to_it(document):
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        target = (document.parent / name).resolve() if name else document
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_front_door_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+def test_every_room_stands_in_the_plan():
+    plan = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for house in ("analysis", "app"):
+        rooms = [p for p in (ROOT / house).iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]
+        for room in rooms:
+            name = f"{room.name}/" if room.is_dir() else room.name
+            assert room.name == "__init__.py" or name in plan, f"{house}/{name} is not in docs/architecture.md"
+
+
+def test_few_entries_stand_directly_in_the_library():
+    entries = [p for p in (ROOT / "analysis").iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()]
+    assert len(entries) <= 20
+
+
+def test_the_version_is_said_once():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
