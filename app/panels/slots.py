@@ -26,8 +26,8 @@ class Page:
         return Runtime.exists() and Runtime.instance().is_active_session(self.id)
 
 
-def look(job: Job) -> None:
-    """Whoever has this page open looks at a job."""
+def renew_lease(job: Job) -> None:
+    """Tell a job that somebody watches it from this page."""
     job.renew_lease(Page(get_script_run_ctx().session_id))
 
 
@@ -43,7 +43,7 @@ def start(make: Callable[[Models], Job], again: Callable[[], object], instead: s
     except Full:
         state.wanted = state.get("page"), again
         raise ValueError(f"{MOST_LIVE} runs are live already: above stands what they are") from None
-    look(job)
+    renew_lease(job)
     return job
 
 
