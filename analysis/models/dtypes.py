@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 from .. import files
+from .devices import pick_device
 
+DTYPES = ("float32", "bfloat16", "float16")
+WEIGHTS = ("model", "int8", "int4")
+"""As the model came; 8 bits, a scale for each row; 4 bits, a scale and a minimum for 32 weights, like Q4_1 blocks."""
 AUTO = "auto"
 FASTER = 1.2
 """How many times as fast bfloat16 must be to be worth its digits."""
@@ -50,8 +54,6 @@ def decide(dtype: str, device: str = "auto") -> Decision:
     """The dtype itself, or what `auto` stands for on a device (auto, cpu, cuda or mps)."""
     if dtype != AUTO:
         return Decision(dtype, "")
-    from .loading import pick_device
-
     kind = pick_device(device).type
     return _of_gpus() if kind == "cuda" else faster(remembered(kind))
 

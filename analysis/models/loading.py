@@ -33,25 +33,15 @@ from ..families import unreadable
 from ..families.rotary import Adapted
 from . import conversions, gguf_metadata
 from .checkpoint import check_loaded, check_quantization, check_rope
-from .dtypes import AUTO, arithmetic, decide
+from .devices import pick_device
+from .dtypes import AUTO, DTYPES, arithmetic, decide
 from .fetch import EMBEDDED_NAME, check_gguf, embedded, first_line, from_hub, weight_files
 from .gguf_once import read_once
 from .gqa import pool
+from .kinds import EMBEDDED
 from .memory import fits_on_one, gpus, needed, numbers_in
 from .progress import Tell, told
 from .quantization import check, lay_out, pack
-
-EMBEDDED = "embedded"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DEVICES = ("auto", "cpu", "cuda", "mps")
-
-KINDS = {
-    EMBEDDED: "SmolLM2-135M-Instruct, 30 layers of 9 heads, installed with Sinkscope; needs no network",
-    "ORG/NAME": "a model of the Hugging Face hub, downloaded once",
-    "FOLDER": "a folder with config.json, *.safetensors and a tokenizer",
-    "FILE.gguf": "a GGUF file of a llama-like family",
-}
-"""What may be written for a model, and what it means."""
 
 
 class Sharing(NamedTuple):
@@ -185,18 +175,6 @@ class LanguageModel:
         return hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that `name` means here: `auto` takes cuda, then mps, then cpu."""
-    if name not in DEVICES:
-        raise ValueError(f"device must be one of {', '.join(DEVICES)}, not {name!r}")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(d for d in ("cuda", "mps", "cpu") if there[d])
-    if not there[name]:
-        raise ValueError(f"this machine has no {name} device that torch can use; choose auto or cpu")
-    return torch.device(name)
-
-
 def load(
     name: str = EMBEDDED,
     *,
@@ -236,7 +214,7 @@ def load(
     if name != EMBEDDED and path.is_file():
         path = _converted(path, called, progress, make_room)
     with told(f"Loading {called}", progress), read_once() if path.is_file() else contextlib.nullcontext():
-        model = _from_disk(path, called, DTYPES[dtype], target, weights, kv_heads, make_room)
+        model = _from_disk(path, called, getattr(torch, dtype), target, weights, kv_heads, make_room)
     if path != own or name == EMBEDDED:
         # The file says more than its conversion: it is the same on every machine.
         model.weights = [installed if name == EMBEDDED else own]

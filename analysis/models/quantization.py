@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-WEIGHTS = ("model", "int8", "int4")
-"""As the model came; 8 bits, a scale for each row; 4 bits, a scale and a minimum for 32 weights, like Q4_1 blocks."""
+from .dtypes import WEIGHTS
+
 GROUP = 32
 DIGITS = 4
 """An input of the output layer is an integer of so many digits, each a signed byte, times one scale a row."""

@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 from .. import files
-from ..models.dtypes import arithmetic
+from ..models.devices import DEVICES
+from ..models.dtypes import DTYPES, WEIGHTS, arithmetic
 from ..policies import parse
 from ..texts import BOS, SPECIAL, setting
 
@@ -83,14 +84,11 @@ class Spec:
             raise ValueError(f"at least 2 tokens must be read to predict one from another, not {self.tokens}")
         if self.chunk < 1:
             raise ValueError(f"chunk must be at least 1 token, not {self.chunk}")
-        if self.dtype not in ("float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype must be float32, bfloat16 or float16, not {self.dtype!r}")
-        if self.weights not in ("model", "int8", "int4"):
-            raise ValueError(f"weights must be model, int8 or int4, not {self.weights!r}")
+        for name, among in (("dtype", DTYPES), ("weights", WEIGHTS), ("device", DEVICES)):
+            if (value := getattr(self, name)) not in among:
+                raise ValueError(f"{name} must be {', '.join(among[:-1])} or {among[-1]}, not {value!r}")
         if self.kv_chunk is not None and self.kv_chunk < 1:
             raise ValueError(f"kv_chunk must be at least 1 token, not {self.kv_chunk}")
-        if self.device not in ("auto", "cpu", "cuda", "mps"):
-            raise ValueError(f"device must be auto, cpu, cuda or mps, not {self.device!r}")
 
     @property
     def arithmetic(self) -> str:

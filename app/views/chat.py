@@ -8,7 +8,7 @@ import streamlit as st
 
 from analysis.chat.conversation import read_script, script_from_bytes, scripts
 from analysis.errors import sentence
-from analysis.models.loading import pick_device
+from analysis.models.devices import pick_device
 from analysis.policies import parse
 from analysis.runs.folder import Sampling, Spec
 from app import address
