@@ -101,16 +101,17 @@ def text(tmp_path_factory):
 def run(monkeypatch, capsys):
     """Exit status, standard output and standard error of a command."""
 
-    from analysis.cli import main as cli
+    from analysis.cli.console import out
+    from analysis.cli.main import main
 
     def command(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["analysis", *arguments])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main()
         said = capsys.readouterr()
         return end.value.code or 0, said.out, said.err
 
-    monkeypatch.setattr(cli, "out", cli.Console(highlight=False, width=140))
+    monkeypatch.setattr(out, "width", 140)
     return command
 
 

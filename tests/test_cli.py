@@ -200,7 +200,7 @@ def test_command_of_a_spec_is_read_as_that_spec(run, monkeypatch, spec):
     spec = replace(spec, policies=tuple(str(parse(p)) for p in spec.policies))
     words = shlex.split(spec.command())
     assert words[:3] == ["python", "-m", "analysis"]
-    monkeypatch.setattr("analysis.cli.main.Spec", asked)
+    monkeypatch.setattr(f"analysis.cli.{'chat' if spec.sampling else 'reading'}.Spec", asked)
     monkeypatch.setattr(sys, "argv", ["analysis", *words[3:]])
     with pytest.raises(_Asked) as seen:
         cli.main()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis import errors
+from analysis import errors, texts
 from analysis.cli import main as cli
 from analysis.engine import stream
 from analysis.engine.lane import Lane
@@ -53,7 +53,7 @@ def test_whatever_ends_a_command_is_one_line(run, log, monkeypatch, make):
     def raised(*_):
         raise thrown
 
-    monkeypatch.setattr(cli.texts, "read", raised)
+    monkeypatch.setattr(texts, "read", raised)
     code, said, wrong = run("stream", "--text", "hamlet")
     if isinstance(thrown, KeyboardInterrupt | SystemExit):
         assert (code, wrong) == ((3, "") if isinstance(thrown, SystemExit) else (130, ""))
@@ -69,7 +69,7 @@ def test_whatever_ends_a_command_is_one_line(run, log, monkeypatch, make):
 
 def test_a_log_that_cannot_be_written_is_no_second_mistake(run, log, monkeypatch, tmp_path):
     (tmp_path / "cache").write_text("a file")
-    monkeypatch.setattr(cli.texts, "read", lambda _: {}["parts"])
+    monkeypatch.setattr(texts, "read", lambda _: {}["parts"])
     code, _, wrong = run("stream")
     assert code == 1 and wrong.count("\n") == 1
     assert wrong.startswith("error: something failed inside Sinkscope (KeyError)")

@@ -53,8 +53,12 @@ def test_importing_the_library_loads_nothing_heavy():
     assert not loaded_by("import analysis") & HEAVY
 
 
-def test_listing_commands_need_neither_torch_nor_transformers():
-    assert not {"torch", "transformers"} & loaded_by("import analysis.cli.main, analysis.texts, analysis.policies")
+@pytest.mark.parametrize("words", ["--help", "stream --help", "policies", "texts", "models"])
+def test_listing_commands_need_neither_torch_nor_transformers(words):
+    command = f"import runpy, sys, contextlib, io\nsys.argv = ['analysis', *{words.split()}]\n"
+    command += "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:\n"
+    command += "    runpy.run_module('analysis', run_name='__main__')\nassert said.getvalue()"
+    assert not {"torch", "transformers"} & loaded_by(command)
 
 
 def test_what_the_first_page_is_made_of_loads_neither_torch_nor_transformers():

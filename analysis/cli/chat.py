@@ -1,0 +1,118 @@
+"""The command that talks: one conversation for each policy."""
+
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.table import Table
+
+from .. import metrics
+from ..policies import parse
+from ..runs.run import ROLES, Run
+from ..runs.spec import TYPED, Sampling, Spec
+from ..texts import with_bos
+from . import options
+from .console import new_folder, note, out, right, say
+from .waiting import waiting
+
+TWO = ["streaming:sinks=4,window=60", "window:window=64"]
+"""So small that the second of these breaks down within a few questions."""
+
+
+def chat(
+    model: options.Model = "embedded",
+    policy: options.Policies = None,
+    script: Annotated[str | None, typer.Option(help="prompts, one a line, or JSONL with turns; none: you type")] = None,
+    max_new: Annotated[int, typer.Option(help="at most so many tokens an answer")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: always the most probable token")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="only the k most probable tokens; 0: all")] = 0,
+    top_p: Annotated[float, typer.Option(help="only the most probable tokens of this probability together")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="divides logits of what was said lately")] = 1.0,
+    seed: Annotated[int, typer.Option(help="same seed, same answers")] = 0,
+    chunk: Annotated[int, typer.Option(help="tokens of a prompt read at once; changes no number")] = 256,
+    kv_chunk: Annotated[int | None, typer.Option(help="cached tokens read at once; changes no number")] = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    bos: options.Bos = None,
+    special: options.Special = "text",
+    weights: options.Weights = "model",
+    kv_heads: options.KVHeads = None,
+    out_folder: options.RunFolder = None,
+) -> None:
+    """Talk without end, one lane for each policy.  Ctrl-C ends an answer, Ctrl-D the conversation."""
+    dtype = options.dtype_of(dtype, device)
+    sampling = Sampling(max_new, temperature, top_k, top_p, repetition_penalty, seed)
+    spec = Spec(
+        model=model,
+        text=script or TYPED,
+        policies=tuple(str(parse(p)) for p in policy or TWO),
+        chunk=chunk,
+        dtype=dtype,
+        device=device,
+        weights=weights,
+        kv_heads=kv_heads,
+        sampling=sampling,
+        kv_chunk=kv_chunk,
+        bos=options.bos_of(bos),
+        special=special,
+    )
+    with waiting(out, "Loading the model") as status:
+        from ..chat.conversation import Conversation, Partner, read_script
+        from ..models.loading import load
+        from ..runs.folder import Folder
+        from .terminal import converse, typed
+
+        prompts, digest = read_script(script) if script else (None, "")
+        network = load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads, progress=status.update)
+        partner = Partner(network, bos=spec.bos, special=special)
+        lanes = [
+            Conversation(partner, parse(p), sampling, index=i, kv_chunk=kv_chunk) for i, p in enumerate(spec.policies)
+        ]
+        for lane in lanes:
+            lane.trace()
+    place = out_folder or new_folder("chat")
+    run = Run(spec)
+    run.begins = partner.begins
+    folder = Folder(place, run, text_sha256=digest, weights_sha256=network.sha256)
+    options.say_changed(spec)
+    say(f"The conversation begins {with_bos(partner.begins)}.")
+    if warning := partner.template.note or partner.template.caution:
+        folder.event("warning", text=warning)
+        note(warning)
+    status = "finished"
+    try:
+        asked = typed(out) if prompts is None else prompts
+        converse(lanes, asked, folder, out, chunk=chunk, scripted=prompts is not None)
+    except KeyboardInterrupt:
+        status = "interrupted"
+    except Exception:
+        folder.finish("failed")
+        raise
+    folder.finish(status)
+    out.print(spoken(run))
+    say(f"{status.capitalize()}. The run lies in {place}")
+    if status == "interrupted":
+        raise typer.Exit(130)
+
+
+def spoken(run: Run) -> Table:
+    """Per lane of a conversation: tokens, perplexity of the answers under the model, cache, and speed of answers."""
+    table = Table("Lane", *(right(h) for h in ("Tokens", "Answered", "Perplexity", "Kept", "Cache", "ms/token")))
+    table.title = f"Computed in {run.spec.arithmetic}"
+    table.caption = "Perplexity and ms/token: of the tokens that the model said, under the model as this lane had it"
+    for policy, track in zip(run.spec.policies, run.tracks, strict=True):
+        said = track.roles.view() == ROLES.index("assistant")
+        if not said.any():
+            table.add_row(parse(policy).label, f"{len(said)}", "0", *["–"] * 4)
+            continue
+        spent = np.diff(track.compute.view(), prepend=0.0)[said]
+        table.add_row(
+            parse(policy).label,
+            f"{len(said) + 1:,}",
+            f"{said.sum():,}",
+            f"{metrics.perplexity(track.nll.view()[said]):.3f}",
+            f"{track.cache_tokens.view()[-1]:,}",
+            f"{track.cache_bytes.view()[-1] / 1e6:,.1f} MB",
+            f"{spent.sum() / said.sum() * 1e3:,.1f}",
+        )
+    return table

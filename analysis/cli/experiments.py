@@ -1,0 +1,131 @@
+"""Commands that do an experiment: `knockout` of heads, and those of papers once more."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .. import files, texts
+from ..policies import parse
+from ..runs.spec import Spec
+from ..texts import with_bos
+from . import options
+from .console import out, right, say
+from .waiting import Bars, waiting
+
+
+def knockout(
+    model: options.Model = "embedded",
+    text: options.Text = "hamlet",
+    tokens: Annotated[int, typer.Option(help="read so many tokens for every head")] = 512,
+    policy: options.Policy = "dense",
+    kind: Annotated[str, typer.Option(help="values (seen, but empty) or weights (others make up for it)")] = "values",
+    layer: Annotated[int | None, typer.Option(help="only the heads of this layer")] = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    bos: options.Bos = None,
+    special: options.Special = "text",
+    out_file: Annotated[Path | None, typer.Option("--out", help="a CSV file with a row for every head")] = None,
+) -> None:
+    """Knock out the sink of one head after the other: what is each worth?  Ctrl-C ends it, and keeps what is known."""
+    chosen, source = parse(policy), texts.read(text)
+    if out_file is not None and out_file.exists():
+        raise ValueError(f"{out_file} exists already: choose another file for --out")
+    dtype = options.dtype_of(dtype, device)
+    with waiting(out, "Loading the model") as status:
+        from ..experiments.ablation import Kept, knock_out_each
+        from ..models.loading import load
+
+        network = load(model, dtype=dtype, device=device, progress=status.update)
+    if layer is not None and not 0 <= layer < network.layers:
+        raise ValueError(f"there is no layer {layer}: layers are 0 to {network.layers - 1}")
+    read = texts.tokenized(source, network.tokenizer, bos=options.bos_of(bos), special=special, limit=tokens)
+    options.say_read(read)
+    ids = read.ids
+    layers = range(network.layers) if layer is None else [layer]
+    heads = [(of, head) for of in layers for head in range(network.heads)]
+    effects, kept = [], None if out_file is None else Kept(out_file)
+    try:
+        with Bars(out) as bar:
+            task = bar.add_task("Heads", total=len(heads))
+            for effect in knock_out_each(network, ids, chosen, kind, heads):
+                effects.append(effect)
+                if kept is not None:
+                    kept.add(effect)
+                bar.advance(task)
+    except KeyboardInterrupt:
+        out.print(f"Interrupted after {len(effects)} of {len(heads)} heads.")
+    effects.sort(key=lambda e: -e.excess)
+    table = Table("Head", right("Excess NLL"), right("±"))
+    for e in effects[:20]:
+        table.add_row(f"{e.layer}.{e.head}", f"{e.excess:+.4f}", "–" if math.isnan(e.error) else f"{e.error:.4f}")
+    how = f"{chosen.label}, {len(ids):,} tokens {with_bos(read.begins)}"
+    table.caption = f"nats/token with the sink's {kind} knocked out in one head, {how}"
+    out.print(table)
+    if kept is not None:
+        kept.finish()
+        say(f"All {len(effects)} heads: {out_file}")
+
+
+def reproduce(
+    name: Annotated[str | None, typer.Argument(help="which experiment; without one, they are listed")] = None,
+    model: options.Model = "embedded",
+    text: options.Text = "hamlet",
+    tokens: Annotated[int | None, typer.Option(help="tokens that each cell reads (default: by experiment)")] = None,
+    cache: Annotated[int | None, typer.Option(help="cached tokens, where an experiment has one size")] = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    bos: options.Bos = None,
+    special: options.Special = "text",
+    jobs: Annotated[int, typer.Option(help="processes on this machine, each with a GPU of its own if it has any")] = 1,
+    backend: Annotated[str, typer.Option(help="local, or a cluster: dask or ray")] = "local",
+    address: Annotated[str | None, typer.Option(help="where the cluster is, HOST:PORT")] = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="folder (default: runs/NAME)")] = None,
+) -> None:
+    """Do a paper's experiment again: a run folder for each cell, and a table.  Begun again, it goes on."""
+    from ..experiments import grid
+    from ..experiments.papers import EXPERIMENTS
+    from ..tables import as_csv, as_markdown
+
+    if name is None:
+        table = Table("Experiment", "What it is", "Paper")
+        for key, known in EXPERIMENTS.items():
+            table.add_row(key, known.title, known.paper)
+        out.print(table)
+        return
+    experiment, place = EXPERIMENTS.find(name), out_folder or Path("runs") / name
+    texts.read(text)
+    how = {"dtype": options.dtype_of(dtype, device), "device": device, "bos": options.bos_of(bos), "special": special}
+    cells = experiment.cells(Spec(model, text, ("dense",), tokens, **how), cache)
+    left = grid.left_of(cells, place)
+
+    def write() -> tuple[list[str], list[list[str]]]:
+        heads, rows = experiment.table(cells, place)
+        words = [f"# {experiment.title}", experiment.paper, as_markdown(heads, rows), *experiment.notes]
+        files.write(place / "table.csv", as_csv(heads, rows))
+        files.write(place / "table.md", "\n\n".join(w.strip() for w in words) + "\n")
+        return heads, rows
+
+    status = "finished"
+    try:
+        with Bars(out) as bar:
+            task = bar.add_task("Cells", total=len(cells), completed=len(cells) - len(left))
+            for cell in grid.run(cells, place, jobs=jobs, backend=backend, address=address):
+                bar.advance(task)
+                bar.console.print(f"{cell.label}: done", highlight=False)
+                write()
+    except KeyboardInterrupt:
+        status = "interrupted"
+    heads, rows = write() if any(place.glob("*/run.json")) else (["Policy"], [])
+    table = Table(*heads[:1], *(right(h) for h in heads[1:]), title=f"{experiment.title}. {experiment.paper}")
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+    for note in experiment.notes:
+        out.print(note, soft_wrap=True)
+    again = ": the same command goes on" if status == "interrupted" else ""
+    say(f"{status.capitalize()}{again}. Runs and tables lie in {place}")
+    if status == "interrupted":
+        raise typer.Exit(130)

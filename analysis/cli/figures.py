@@ -1,0 +1,45 @@
+"""Commands that put a run on paper: `figure` and `report`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .console import out, say
+from .waiting import waiting
+
+
+def figure(
+    name: Annotated[str, typer.Argument(help="name:key=value,key=value; see figures")],
+    run: Annotated[Path, typer.Option(help="folder of a run, a captured stretch, a grid of runs, or of trainings")],
+    out_file: Annotated[Path, typer.Option("--out", help="a .pdf, .svg, .png, .csv or .npz file")],
+    venue: Annotated[str, typer.Option(help="neurips, iclr, icml, acl, ieee or slides: how wide it is")] = "neurips",
+    points: Annotated[float, typer.Option(help="size of the text")] = 8.0,
+    dpi: Annotated[int, typer.Option(help="of PNG files, and of pictures inside the others")] = 300,
+) -> None:
+    """Make a figure for a paper."""
+    from .. import figures
+    from ..figures.export import export
+    from ..figures.sheet import Layout
+
+    chosen, layout = figures.parse(name), Layout(venue, points, dpi)
+    with waiting(out, "Drawing"):
+        about = export(chosen, run, out_file, layout)
+    say(f"{chosen.title}: {out_file}")
+    for words in filter(None, (about["missing"], f"\n{about['caption']}", f"\n{about['bibtex']}")):
+        say(words)
+
+
+def report(
+    run: Annotated[Path, typer.Option(help="folder of a run")],
+    out_file: Annotated[Path, typer.Option("--out", help="an .html file")],
+    lane: Annotated[int, typer.Option(help="whose text is shown")] = 0,
+    stretch: Annotated[Path | None, typer.Option(help="folder of a captured stretch, for maps")] = None,
+    head: Annotated[list[str] | None, typer.Option(help="layer.head of a map")] = None,
+) -> None:
+    """Write one page that tells a run, and opens without network or Python."""
+    from ..figures.report import report as write
+
+    with waiting(out, "Writing"):
+        write(run, out_file, lane=lane, stretch=stretch, heads=head or ())
+    say(f"The report: {out_file}, {out_file.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,59 @@
+"""Options that several commands have, and what they stand for."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .console import note, say
+
+if TYPE_CHECKING:
+    from ..runs.spec import Spec
+    from ..texts import Tokenized
+
+Model = Annotated[str, typer.Option(help="embedded, a hub id, a folder, or a GGUF file")]
+Text = Annotated[str, typer.Option(help="a bundled text, a text file, or a .npy file of token ids")]
+Policy = Annotated[str, typer.Option(help="name:key=value,key=value")]
+Policies = Annotated[list[str] | None, typer.Option(help="one lane each: name:key=value,key=value")]
+Dtype = Annotated[str, typer.Option(help="auto (the fastest here), float32, bfloat16 or float16")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
+Bos = Annotated[
+    bool | None, typer.Option("--bos/--no-bos", help="begin with BOS or not (default: as the tokenizer does)")
+]
+Special = Annotated[str, typer.Option(help="names of control tokens in a text, such as <|endoftext|>: text or tokens")]
+Weights = Annotated[str, typer.Option(help="model (as it came), or packed on a CPU: int8, int4")]
+KVHeads = Annotated[int | None, typer.Option(help="average the KV heads down to so many, without training")]
+RunFolder = Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in runs/)")]
+
+
+def dtype_of(dtype: str, device: str) -> str:
+    """The dtype that is meant, with a word on what `auto` stands for here: a run records what it was read in."""
+    if dtype != "auto":
+        return dtype
+    from ..models.dtypes import decide
+
+    chosen, why = decide(dtype, device)
+    note(f"dtype auto is {why}")
+    return chosen
+
+
+def bos_of(asked: bool | None) -> str:
+    """What --bos, --no-bos or neither of them means in a Spec."""
+    return {None: "auto", True: "on", False: "off"}[asked]
+
+
+def say_read(read: "Tokenized") -> None:
+    """Say what a text begins with, and what of it was read as text though it could have been control tokens."""
+    from ..texts import with_bos
+
+    say(f"The text begins {with_bos(read.begins)}.")
+    if read.note:
+        note(read.note)
+
+
+def say_changed(spec: "Spec") -> None:
+    """Say where numbers are not those of the model as it came."""
+    if spec.weights != "model":
+        note(f"{spec.arithmetic}: numbers differ a little from the model's own")
+    if spec.kv_heads is not None:
+        note(f"KV heads are averaged down to {spec.kv_heads}, without the training that it would need")

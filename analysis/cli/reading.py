@@ -1,0 +1,147 @@
+"""Commands that read a text: `stream` under several policies, and `capture` for maps."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .. import texts
+from ..policies import parse
+from ..runs.run import Run
+from ..runs.spec import Spec
+from ..runs.summary import summarize
+from . import options
+from .console import new_folder, note, out, right, say
+from .waiting import Bars, waiting
+
+FOUR = ["dense", "window:window=256", "streaming:sinks=4,window=252"]
+
+
+def stream(
+    model: options.Model = "embedded",
+    text: options.Text = "hamlet",
+    tokens: Annotated[int | None, typer.Option(help="read at most so many tokens")] = None,
+    policy: options.Policies = None,
+    chunk: Annotated[int, typer.Option(help="tokens that go through the model at once; changes no number")] = 512,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    bos: options.Bos = None,
+    special: options.Special = "text",
+    weights: options.Weights = "model",
+    kv_heads: options.KVHeads = None,
+    out_folder: options.RunFolder = None,
+) -> None:
+    """Read a text with one lane for each policy, write a run folder, and print a table."""
+    dtype, policies_ = options.dtype_of(dtype, device), tuple(str(parse(p)) for p in policy or FOUR)
+    spec = Spec(
+        model, text, policies_, tokens, chunk, dtype, device, options.bos_of(bos), weights, kv_heads, special=special
+    )
+    source = texts.read(text)
+    with waiting(out, "Loading the model") as status:
+        from ..engine.stream import next_lane, open_lanes
+        from ..models.loading import load
+        from ..runs.folder import Folder
+
+        network = load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads, progress=status.update)
+        read = texts.tokenized(source, network.tokenizer, bos=spec.bos, special=special, limit=tokens)
+        ids, policies = read.ids, [parse(p) for p in spec.policies]
+        lanes = open_lanes(network, ids, policies)
+    place = out_folder or new_folder(Path(source.name).stem)
+    run = Run(spec, int(ids[0]))
+    run.begins, run.as_text = read.begins, read.as_text
+    folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=network.sha256, tokens=len(ids))
+    options.say_read(read)
+    for lane, policy_ in enumerate(policies):
+        for warning in policy_.cautions(len(ids), network.trained_length):
+            folder.event("warning", lane=lane, text=warning)
+            note(warning)
+    options.say_changed(spec)
+    status, failed = "finished", dict[int, Exception]()
+    try:
+        with Bars(out, rates=True) as progress:
+            bars = [progress.add_task(p.label, total=len(ids), completed=1, rate="") for p in policies]
+            while (lane := next_lane([lane for lane in lanes if lane.index not in failed])) is not None:
+                try:
+                    step = lane.read(chunk)
+                except Exception as e:
+                    # Whatever it is, the other lanes have no part in it.
+                    failed[lane.index] = e
+                    folder.event("failed", lane=lane.index, position=lane.position)
+                    progress.update(bars[lane.index], rate="failed")
+                    continue
+                folder.append(step)
+                rate = f"{(lane.position - 1) / lane.seconds:,.0f} tokens/s"
+                progress.update(bars[lane.index], completed=lane.position, rate=rate)
+    except KeyboardInterrupt:
+        status = "interrupted"
+    except Exception:
+        folder.finish("failed")
+        raise
+    status = "failed" if failed and status == "finished" else status
+    folder.finish(status)
+    out.print(summary(run))
+    say(f"{status.capitalize()}. The run lies in {place}")
+    if status == "interrupted":
+        raise typer.Exit(130)
+    for e in failed.values():
+        raise e
+
+
+def summary(run: Run) -> Table:
+    """Per lane: perplexity, excess NLL in nats/token against the first lane, cache tokens and bytes, and speed."""
+    table = Table("Lane", *(right(h) for h in ("Tokens", "Perplexity", "Excess NLL", "Kept", "Cache", "Tokens/s")))
+    table.title = f"Computed in {run.spec.arithmetic}"
+    table.caption = "Excess NLL: nats/token against the first lane, ± standard error over blocks of 256 tokens"
+    for lane in summarize(run):
+        if not lane.tokens:
+            table.add_row(lane.policy.label, "0", *["–"] * 5)
+            continue
+        table.add_row(
+            lane.policy.label,
+            f"{lane.tokens:,}",
+            f"{lane.perplexity:.4f}",
+            lane.excess_text,
+            f"{lane.cache_tokens:,}",
+            f"{lane.cache_bytes / 1e6:,.1f} MB",
+            f"{lane.rate:,.1f}",
+        )
+    return table
+
+
+def capture(
+    model: options.Model = "embedded",
+    text: options.Text = "hamlet",
+    tokens: Annotated[int, typer.Option(help="read at most so many tokens")] = 2048,
+    policy: Annotated[str, typer.Option(help="dense, window or streaming: name:key=value,key=value")] = "dense",
+    switch: Annotated[list[str] | None, typer.Option(help="POSITION=policy: read on so from there on")] = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    bos: options.Bos = None,
+    special: options.Special = "text",
+    out_folder: Annotated[Path | None, typer.Option("--out", help="folder (default: a new one in runs/)")] = None,
+) -> None:
+    """Read a text and keep what every head asked with and answered to, for maps and figures."""
+    how = {"dtype": options.dtype_of(dtype, device), "device": device, "bos": options.bos_of(bos), "special": special}
+    spec, source = Spec(model, text, (str(parse(policy)),), tokens, **how), texts.read(text)
+    switches = []
+    for asked in switch or []:
+        at, equals, then = asked.partition("=")
+        if not equals or not at.isdigit():
+            raise ValueError(f"--switch is written POSITION=policy, such as 1000=window:window=256, and not {asked!r}")
+        switches.append((int(at), parse(then)))
+    with waiting(out, "Loading the model") as status:
+        from ..maps import capture as maps
+        from ..models.loading import load
+
+        network = load(model, dtype=spec.dtype, device=device, progress=status.update)
+    read = maps.tokenized(source, network.tokenizer, spec)
+    options.say_read(read)
+    ids = read.ids
+    place = out_folder or new_folder(f"{Path(source.name).stem}-stretch")
+    with Bars(out) as bar:
+        task = bar.add_task("Tokens", total=len(ids) - 1)
+        more = {"switches": sorted(switches), "text_sha256": source.sha256, "read": read}
+        for count in maps.capture(network, ids, spec, place, **more):
+            bar.update(task, completed=count)
+    say(f"The stretch lies in {place}")
