@@ -3,15 +3,15 @@
 import numpy as np
 import torch
 
-from analysis.engine.kv.ranked import RankedCache
-from analysis.engine.kv.split import SplitCache
+from analysis.engine.kv.ranked import RankedLayer
+from analysis.engine.kv.split import SplitLayer
 from analysis.policies import Duo
 
 
 def held(lane, layer, kv_head):
     """Text positions that a lane claims for a KV head, and the keys and values there: [slots], [slots, dim] twice."""
     cache = lane.caches[layer]
-    if isinstance(cache, RankedCache):
+    if isinstance(cache, RankedLayer):
         return cache.places[kv_head].tolist(), cache.keys[kv_head], cache.values[kv_head]
     cache, row = lane.held(layer, kv_head)
     keys, values = cache.everything()
@@ -59,6 +59,6 @@ class Tokens:
         slots = sum(map(len, everyone))
         assert lane.cache_bytes == slots * 2 * model.head_dim * keys.element_size() if sets else not lane.cache_bytes
         if lane.split:
-            assert isinstance(lane.policy, Duo) and all(isinstance(c, SplitCache) for c in lane.caches)
+            assert isinstance(lane.policy, Duo) and all(isinstance(c, SplitLayer) for c in lane.caches)
             assert [c.names[0] for c in lane.caches] == lane.source.full_heads(lane.policy)
         return everyone

@@ -25,11 +25,11 @@ from hypothesis.stateful import (
 )
 
 from analysis.engine.check import adapt
-from analysis.engine.context import Source
+from analysis.engine.context import SharedContext
 from analysis.engine.lane import Lane
 from analysis.engine.tracing import one_token
 from analysis.maps.recent import head_map, head_row
-from analysis.policies import POLICIES, Afresh, Ranked
+from analysis.policies import POLICIES, Ranked, Recomputed
 
 from .families import tiny
 from .invariants import Tokens
@@ -80,7 +80,7 @@ def policies(draw, name):
     kind = POLICIES[draw(st.sampled_from([*POLICIES, "window", "streaming", "streaming", "recompute", "duo", "duo"]))]
     more = {}
     ranges = {"window": (1, 14), "stride": (1, 4), "budget": (4, 16), "recent": (1, 6), "interval": (1, 4)}
-    if issubclass(kind, Afresh):
+    if issubclass(kind, Recomputed):
         # Every token is as many tokens to the reference.
         ranges["window"] = 1, 7
     ranges |= {"history": (1, 9), "start": (0, 6), "steepness": (1, 3), "seed": (0, 3), "skip": (0, 2)}
@@ -117,7 +117,7 @@ class Storm(RuleBasedStateMachine):
         self.name, self.random = name, np.random.default_rng(more)
         self.model, self.tokens, trace = loaded(name)
         policy = data.draw(policies(name))
-        source = Source(self.model, self._words(2), 4, HOLD, tokenizer=Tokenizer(), tracer=lambda: trace)
+        source = SharedContext(self.model, self._words(2), 4, HOLD, tokenizer=Tokenizer(), tracer=lambda: trace)
         self.lane = Lane(0, policy, source)
         self.reference = beside(self.lane)
         self.kept = []
@@ -220,7 +220,7 @@ class Storm(RuleBasedStateMachine):
 
     def _compare(self, step):
         follow(self.lane, self.reference, step)
-        if not isinstance(self.lane.policy, Afresh):
+        if not isinstance(self.lane.policy, Recomputed):
             assert head_map(self.lane, 0, 0, 1) is not None
         counted["tokens"] += len(step.nll)
 
@@ -237,7 +237,7 @@ class Storm(RuleBasedStateMachine):
         if hasattr(self, "reference"):
             counted["near ties"] += self.reference.ties
             counted["storms"] += 1
-            for kind in (Ranked, Afresh):
+            for kind in (Ranked, Recomputed):
                 counted[f"ended {kind.__name__.lower()}"] += isinstance(self.lane.policy, kind)
 
 

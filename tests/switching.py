@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from analysis.engine.context import RankedPiece
-from analysis.policies import Afresh, Dense, Duo, Ranked, Streaming
-from analysis.policies.ranked import Seen
+from analysis.engine.context import RankedChunk
+from analysis.policies import Dense, Duo, Ranked, Recomputed, Streaming
+from analysis.policies.ranked import LayerState
 
 from . import invariants
 
@@ -75,7 +75,7 @@ class Switching:
     def step(self):
         """Logits of what follows the next token, and the attention to the first tokens, [layers, heads]."""
         t, policy = self.read, self.policy
-        if isinstance(policy, Afresh):
+        if isinstance(policy, Recomputed):
             beyond = t - policy.window
             start = 0 if beyond < 0 else t + 1 - policy.window - beyond % policy.stride
             if self.fresh != start:
@@ -167,7 +167,7 @@ class Switching:
             self._let_go(attention)
             return
         for head in self.kv_heads:
-            window = None if isinstance(policy, Afresh) else policy.window
+            window = None if isinstance(policy, Recomputed) else policy.window
             if window is None or (isinstance(policy, Duo) and head in self.full[layer]):
                 continue
             sinks = policy.sinks if self.gathers else 0
@@ -193,12 +193,12 @@ class Switching:
 
     def _near_tie(self, layer, head, differing, scores, seen):
         """Raises AssertionError but where rounding may have decided."""
-        at = [i for i, p in enumerate(seen.places[head].tolist()) if p in differing]
+        at = [i for i, p in enumerate(seen.positions[head].tolist()) if p in differing]
         spread, apart = float(scores.max() - scores.min()), float(scores[at].max() - scores[at].min())
         if self.policy.name == "scissorhands":
             # Its scores are counts: of queries whose weight may be an even share but for rounding.
-            reached = (seen.rows[head] > 0).sum(-1, keepdim=True)
-            spread = float((((seen.rows[head] * reached - 1).abs() < TIE).sum(0)[at] * 1.0).max()) / TIE
+            reached = (seen.recent_attention[head] > 0).sum(-1, keepdim=True)
+            spread = float((((seen.recent_attention[head] * reached - 1).abs() < TIE).sum(0)[at] * 1.0).max()) / TIE
         assert apart <= TIE * spread, f"layer {layer}, KV head {head}: slots {differing} were to stay or go, by {apart}"
         self.ties += 1
 
@@ -215,17 +215,16 @@ class Switching:
             return torch.tensor([[of(held, given) for given in seen[-count:]] for held, seen in heads])
 
         more = {}
-        if "rotated" in {f.name for f in fields(Seen)}:
+        if "rotated" in {f.name for f in fields(LayerState)}:
             at = places if policy.positions == "text" else torch.arange(places.shape[1]).expand_as(places)
             turned = [
                 self.model.rotate(attention, k[None, None], self.model.angles(attention, p))[0, 0]
                 for k, p in zip(keys, at, strict=True)
             ]
             more["rotated"] = torch.stack(turned)
-        total = rows(len(self.seen[layer][0])).sum(1) if policy.totals else None
-        return Seen(
-            keys, values, places, total, rows(policy.looks_back) if policy.looks_back else None, layer=layer, **more
-        )
+        total = rows(len(self.seen[layer][0])).sum(1) if policy.accumulates_attention else None
+        recent = rows(policy.observation_window) if policy.observation_window else None
+        return LayerState(keys, values, places, total, recent, layer=layer, **more)
 
     # Switching
 
@@ -246,7 +245,7 @@ class Switching:
         if isinstance(policy, Ranked):
             if front is not None:
                 self._put_in_front(front, wanted)
-        elif not isinstance(policy, Afresh):
+        elif not isinstance(policy, Recomputed):
             self._keep_band(front, wanted)
         if (old.first, early) != (policy.first, self.early()) and {old.first, policy.first} != {"own"}:
             self._put_first(min(self.read, max(early, self.early())))
@@ -325,7 +324,7 @@ def follow(lane, reference, step, atol=1e-4):
     """Let the reference read what a lane has just read.  Raises AssertionError where it got other numbers."""
     reference.gone = {}
     for piece in lane.view.pieces:
-        if isinstance(piece, RankedPiece) and piece.stop >= step.start:
+        if isinstance(piece, RankedChunk) and piece.stop >= step.start:
             for layer, left in enumerate(piece.gone):
                 if left is not None:
                     reference.gone[layer, piece.stop - 1] = [set(p) for p in left.places.tolist()]

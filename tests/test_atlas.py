@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.engine.attention.band import Reach
-from analysis.engine.attention.banded import Reading
+from analysis.engine.attention.band import Band
+from analysis.engine.attention.banded import BandedPass
 from analysis.engine.check import adapt
 from analysis.engine.stream import open_lanes
 from analysis.experiments.measures import measure
@@ -222,7 +222,7 @@ def test_the_median_of_activations_is_that_of_the_whole_stretch(dtype, tmp_path)
     """And the same for any chunks, of which the last is smaller; it is what `measure` says of the same text."""
     adapted, tokens = adapt(tiny("llama").to(dtype)), words(84)
     (alone,) = measure(adapted, tokens[None, :-1])
-    seen, reader = {}, Reading(adapted, 0, 0, Reach(0, 0, None, "text"), None)
+    seen, reader = {}, BandedPass(adapted, 0, 0, Band(0, 0, None, "text"), None)
     adapted.forward(torch.as_tensor(tokens)[None, :-1], reader, outputs=seen)
     wanted = [np.median(seen[layer].float().abs().numpy()) for layer in range(4)]
     for chunk in (1, 13, 41, 83):

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from analysis import texts
-from analysis.engine.context import Source
+from analysis.engine.context import SharedContext
 from analysis.engine.stream import open_lanes
 from analysis.experiments.measures import samples_of, samples_of_text
 from analysis.maps.atlas import map_of
@@ -326,12 +326,12 @@ def test_words_of_a_notebook_are_mapped_from_bos_on(gemma):
 def test_other_first_tokens_never_put_a_second_bos(gemma):
     model = load(gemma, device="cpu")
     ids = texts.tokenize(written("to be or not to be that is the question"), model.tokenizer)
-    source = Source(model.adapted, ids, 4, 0, tokenizer=model.tokenizer)
+    source = SharedContext(model.adapted, ids, 4, 0, tokenizer=model.tokenizer)
     assert source.starting("bos", 4).tolist() == ids.tolist()
     bos = model.tokenizer.bos_token_id
     assert texts.tokenize(texts.play("macbeth"), model.tokenizer, limit=4).tolist()[0] == bos
     assert bos not in source.starting("macbeth", 4).tolist()[:4]
-    off = Source(model.adapted, ids[1:], 4, 0, tokenizer=model.tokenizer)
+    off = SharedContext(model.adapted, ids[1:], 4, 0, tokenizer=model.tokenizer)
     assert off.starting("bos", 4).tolist()[:2] == [bos, int(ids[2])]
     lanes = open_lanes(model, ids, [parse("streaming:sinks=4,window=4,first=bos"), parse("streaming:sinks=4,window=4")])
     first, plain = (lane.read(99).nll for lane in lanes)

@@ -78,13 +78,13 @@ def test_a_packed_network_passes(weights):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_mask_that_is_wrong_by_one_token_is_found_in_every_dtype(dtype, monkeypatch):
-    right = reach.Reach.narrowed
+    right = reach.Band.narrowed
 
     def wrong(self, window):
         return right(self, None if window is None else window + 1)
 
     model = tiny("mistral", sliding_window=20).to(dtype)
-    monkeypatch.setattr(reach.Reach, "narrowed", wrong)
+    monkeypatch.setattr(reach.Band, "narrowed", wrong)
     with pytest.raises(ValueError, match="'mistral' is not supported yet: its own forward pass gives other numbers"):
         adapt(model)
 

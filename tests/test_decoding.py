@@ -179,20 +179,20 @@ def test_decoding_before_all_is_read_is_refused(tiny_llama, tokens):
 
 @pytest.mark.parametrize("policy", [Dense(), Window(6), Streaming(2, 6)])
 def test_decoding_makes_no_tensor_on_another_device(tiny_llama, policy):
-    from analysis.engine.attention.band import Reach
-    from analysis.engine.attention.banded import Reading
-    from analysis.engine.attention.token import Decoding
-    from analysis.engine.kv.banded import LayerCache
+    from analysis.engine.attention.band import Band
+    from analysis.engine.attention.banded import BandedPass
+    from analysis.engine.attention.token import TokenPass
+    from analysis.engine.kv.banded import BandedLayer
     from analysis.families.rotary import adapt
 
     model = adapt(type(tiny_llama)(tiny_llama.config).eval().to("meta"))
     like = torch.empty(model.kv_heads, 0, model.head_dim, device="meta")
-    caches = [LayerCache(like) for _ in range(model.layers)]
+    caches = [BandedLayer(like) for _ in range(model.layers)]
     ids = torch.zeros(1, 12, dtype=torch.int64, device="meta")
-    reach = Reach(policy.sinks, policy.sinks, policy.window, "cache")
-    model.forward(ids, Reading(model, 0, 4, reach, caches))
+    reach = Band(policy.sinks, policy.sinks, policy.window, "cache")
+    model.forward(ids, BandedPass(model, 0, 4, reach, caches))
     for cache in caches:
         cache.turned.append(cache.keys.view())
-    one = Decoding(model, 12, 4, reach, caches, policy.sinks, {}, kv_chunk=4)
+    one = TokenPass(model, 12, 4, reach, caches, policy.sinks, {}, kv_chunk=4)
     out = model.forward(ids[:, :1], one, last=1)
     assert out.is_meta and all(m.is_meta for m in one.mass) and len(one.mass) == model.layers

@@ -9,7 +9,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from analysis.engine.attention.banded import Reading
+from analysis.engine.attention.banded import BandedPass
 from analysis.engine.check import adapt
 from analysis.engine.stream import open_lanes
 from analysis.families import ADAPTERS, FAMILIES, rotary
@@ -202,8 +202,8 @@ def test_a_wrong_place_is_noticed(tiny_llama, monkeypatch):
     # Copies, since a network that has passed is not tried again.
     assert adapt(copy.deepcopy(tiny_llama)).positions is BOUND
 
-    wrong = Reading.attend
-    monkeypatch.setattr(Reading, "attend", lambda self, *a, **settings: 1.1 * wrong(self, *a, **settings))
+    wrong = BandedPass.attend
+    monkeypatch.setattr(BandedPass, "attend", lambda self, *a, **settings: 1.1 * wrong(self, *a, **settings))
     with pytest.raises(ValueError, match="gives other numbers"):
         adapt(copy.deepcopy(tiny_llama))
 

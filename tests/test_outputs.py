@@ -9,8 +9,8 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
-from analysis.engine.attention.band import Reach
-from analysis.engine.attention.banded import Reading
+from analysis.engine.attention.band import Band
+from analysis.engine.attention.banded import BandedPass
 from analysis.engine.check import adapt
 from analysis.engine.stream import open_lanes
 from analysis.experiments.measures import MEASURES, joined, measure
@@ -23,7 +23,7 @@ from .test_atlas import captured_by
 
 
 def dense(adapted):
-    return Reading(adapted, 0, 0, Reach(0, 0, None, "text"), None)
+    return BandedPass(adapted, 0, 0, Band(0, 0, None, "text"), None)
 
 
 def outputs_of(adapted, ids, reader=None):

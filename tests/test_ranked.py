@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.engine.kv.ranked import RankedCache
+from analysis.engine.kv.ranked import RankedLayer
 from analysis.engine.stream import open_lanes, stream
 from analysis.maps.recent import head_map, head_row
 from analysis.policies import POLICIES, Dense, Ranked, Streaming, Window, parse
@@ -252,7 +252,7 @@ def test_ranking_runs_on_the_meta_device(tiny_llama):
             for begin, count in ((0, 5), (5, 12), (17, 2), (19, 1)):
                 logits, mass, _ = lane._rank(begin, count)
                 assert logits.is_meta and mass.is_meta and mass.shape == (3, 4, count)
-            assert all(isinstance(c, RankedCache) and c.keys.is_meta for c in lane.caches)
+            assert all(isinstance(c, RankedLayer) and c.keys.is_meta for c in lane.caches)
 
 
 def test_lanes_of_all_kinds_read_one_text(tiny_llama):

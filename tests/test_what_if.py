@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from analysis.engine.check import adapt
-from analysis.engine.context import Source
-from analysis.engine.kv.ranked import RankedCache
+from analysis.engine.context import SharedContext
+from analysis.engine.kv.ranked import RankedLayer
 from analysis.engine.lane import Lane
 from analysis.engine.stream import open_lanes, stream
 from analysis.maps.recent import head_map, head_row
@@ -266,7 +266,7 @@ HOLDERS = ["dense", "window:window=12", "recompute:window=12,stride=4", STREAMIN
 
 
 def opened(model, tokens, policy, hold=0):
-    source = Source(adapt(model), np.asarray(tokens, np.int32), 4, hold, tokenizer=Tokenizer())
+    source = SharedContext(adapt(model), np.asarray(tokens, np.int32), 4, hold, tokenizer=Tokenizer())
     return Lane(0, parse(policy), source)
 
 
@@ -302,7 +302,7 @@ def test_first_tokens_are_exchanged_while_a_lane_reads(policy):
     lane.switch(parse(f"{policy}{joint}first=macbeth"))
     others = lane.source.front(4, "macbeth", 4)
     for cache, (keys, values) in zip(lane.caches, others, strict=True):
-        held = cache if policy.startswith("h2o") else RankedCache.of(cache, 30)
+        held = cache if policy.startswith("h2o") else RankedLayer.of(cache, 30)
         for head in range(len(keys)):
             for slot, place in enumerate(held.places[head].tolist()):
                 if place < 4:
@@ -313,7 +313,7 @@ def test_first_tokens_are_exchanged_while_a_lane_reads(policy):
     lane.switch(parse(policy))
     for cache, (keys, _) in zip(lane.caches, own, strict=True):
         if not policy.startswith("h2o"):
-            torch.testing.assert_close(RankedCache.of(cache, 40).keys[:, :4], keys)
+            torch.testing.assert_close(RankedLayer.of(cache, 40).keys[:, :4], keys)
     lane = opened(model, tokens, policy)
     lane.read(30)
     assert np.abs(lane.read(10).nll - changed).max() > 1e-3

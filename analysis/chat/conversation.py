@@ -25,7 +25,7 @@ from transformers.generation import (
 )
 
 from .. import files, texts
-from ..engine.context import Source, Step
+from ..engine.context import SharedContext, Step
 from ..engine.lane import Lane, Snapshot
 from ..engine.stream import SINK_TOKENS
 from ..families.positions import LEARNED
@@ -269,7 +269,7 @@ class Conversation:
         kv_chunk: int | None = None,
     ) -> None:
         self.partner, self.sampling, self.kv_chunk = partner, sampling, kv_chunk
-        source = Source(partner.adapted, np.zeros(0, np.int32), sink_tokens, hold, tokenizer=partner.tokenizer)
+        source = SharedContext(partner.adapted, np.zeros(0, np.int32), sink_tokens, hold, tokenizer=partner.tokenizer)
         self.lane = Lane(index, policy, source)
         self.turns: list[Turn] = []
         self.switches: list[Switch] = []

@@ -18,9 +18,9 @@ from ..families.frequencies import as_at_first
 from ..families.positions import LEARNED, Rotary
 from ..families.rotary import Adapted, Adapter, alone, copied, twin_of
 from ..policies import Dense
-from .attention.band import Reach
-from .attention.banded import Reading
-from .context import Source
+from .attention.band import Band
+from .attention.banded import BandedPass
+from .context import SharedContext
 from .lane import Lane
 from .sample import packed, sample
 
@@ -77,7 +77,7 @@ def _apart(adapted: Adapted, tokens: np.ndarray, own: Tensor) -> float:
     expected = -torch.log_softmax(own, -1)[torch.arange(count - 1), torch.as_tensor(tokens[1:], dtype=torch.int64)]
     chunks = [(count - DECODED - 1) // CHUNKS] * CHUNKS + [1]
     apart, upto = [], sum(chunks) + 1
-    lane = Lane(0, Dense(), Source(adapted, tokens[:upto], 4, 0))
+    lane = Lane(0, Dense(), SharedContext(adapted, tokens[:upto], 4, 0))
     for chunk in chunks:
         step = lane.read(chunk)
         apart.append((torch.as_tensor(step.nll) - expected[step.start - 1 : step.stop - 1]).abs().max())
@@ -198,7 +198,7 @@ def whole_differs(network: PreTrainedModel, adapted: Adapted, own: Tensor) -> st
         # Sums of another order differ as much there as sums of other terms, so the sample has the word.
         return ""
     ids = few_tokens(network)
-    reading = Reading(adapted, 0, 0, Reach(0, 0, None, "text"), None, length=adapted.regime(ids.shape[1]))
+    reading = BandedPass(adapted, 0, 0, Band(0, 0, None, "text"), None, length=adapted.regime(ids.shape[1]))
     ours = adapted.forward(ids, reading)[0].float().cpu()
     if not ours.isfinite().all():
         return f"sums of this model's attention are too large for {_dtype(network)}: use bfloat16 or float32"

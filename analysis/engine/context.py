@@ -17,15 +17,15 @@ from torch import Tensor
 from .. import files, texts
 from ..families.positions import LEARNED
 from ..families.rotary import Adapted
-from ..policies import Afresh, Band, Dense, Duo, Policy, Ranked
+from ..policies import Banded, Dense, Duo, Policy, Ranked, Recomputed
 from ..policies.duo import numbers, rows_of
 from ..settings import quoted
-from .attention.band import Reach
-from .attention.banded import Reading
-from .attention.token import Decoding
-from .interventions import WhatIf
-from .kv.banded import LayerCache
-from .kv.ranked import Gone, Ranking
+from .attention.band import Band
+from .attention.banded import BandedPass
+from .attention.token import TokenPass
+from .interventions import Interventions
+from .kv.banded import BandedLayer
+from .kv.ranked import Evicted, RankedPass
 from .tracing import one_token
 
 MEASURED, SINKS = 512, 4
@@ -63,15 +63,15 @@ class Step:
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class QKChunk:
     """Queries and keys of one chunk before rotation, per layer: [heads, tokens, dim] and [kv_heads, tokens, dim]."""
 
     start: int
     stop: int
-    reach: Reach
+    reach: Band
     queries: list[Tensor]
     keys: list[Tensor]
-    what_if: WhatIf | None = None
+    what_if: Interventions | None = None
     length: int = 1
     """Of the context for which its rotations were chosen (frequencies.py)."""
     sinks: Sequence[Sequence[Tensor]] = ()
@@ -79,10 +79,10 @@ class Piece:
     the heads that keep everything and then those of the others."""
     full: Sequence[Sequence[int]] | None = None
     """KV heads of each layer that keep everything, whatever the reach of the others."""
-    whole: Reach | None = None
+    whole: Band | None = None
     """What those reach."""
 
-    def reach_of(self, layer: int, kv_head: int) -> Reach:
+    def reach_of(self, layer: int, kv_head: int) -> Band:
         """What the queries of one KV head's group reach."""
         return self.whole if self._keeps_all(layer, kv_head) else self.reach
 
@@ -99,21 +99,21 @@ class Piece:
 
 
 @dataclass(frozen=True, eq=False)
-class RankedPiece:
+class RankedChunk:
     """Queries of one pass over ranked caches before rotation, per layer [heads, tokens, dim], and what then went."""
 
     start: int
     stop: int
     policy: Ranked
     queries: list[Tensor]
-    gone: list[Gone | None]
-    what_if: WhatIf | None = None
+    gone: list[Evicted | None]
+    what_if: Interventions | None = None
     length: int = 1
     """Of the context for which its rotations were chosen (frequencies.py)."""
 
 
 @dataclass(eq=False)
-class Source:
+class SharedContext:
     """What all lanes of a run share: the model, the text, and the keys and values of the text's first tokens.
 
     A text may grow at its end while it is read, as a conversation does.
@@ -131,7 +131,7 @@ class Source:
     """How much each KV head is worth keeping whole, [layers, kv_heads], by what says so."""
     _one: Callable[[Tensor, Any], Tensor] | None = field(default=None, init=False)
     _untraceable: bool = field(default=False, init=False)
-    watch: Callable[[Reading], None] | None = None
+    watch: Callable[[BandedPass], None] | None = None
     """Is handed every pass over tokens that are read by place, with what each layer computed in it."""
     tokenizer: Any = None
     """The model's own, for those what-ifs that put other tokens first."""
@@ -151,7 +151,7 @@ class Source:
         if not (why := self.model.positions.fixed):
             return
         family = self.model.network.config.model_type
-        if isinstance(policy, Ranked | Duo) or (isinstance(policy, Band) and policy.window is not None):
+        if isinstance(policy, Ranked | Duo) or (isinstance(policy, Banded) and policy.window is not None):
             raise ValueError(
                 f"{policy.label}: {family} {why}, so a cached key carries the place where it was read and cannot be "
                 "moved when others leave: choose dense or recompute"
@@ -159,7 +159,7 @@ class Source:
         if (longest := self.model.longest) is None:
             return
         has = "has learned" if self.model.positions is LEARNED else "rotates alike no more than"
-        if isinstance(policy, Afresh) and policy.capacity > longest:
+        if isinstance(policy, Recomputed) and policy.capacity > longest:
             raise ValueError(
                 f"{policy.label}: {family} {has} {longest:,} positions, and this needs {policy.capacity:,}: "
                 "choose a smaller window"
@@ -192,7 +192,7 @@ class Source:
     def _measured(self) -> NDArray[np.float64]:
         """How much each KV head looks at the first tokens, [layers, kv_heads], over the beginning of the text."""
         ids = self.ids[None, :MEASURED]
-        reading = Reading(self.model, 0, SINKS, Reach(0, 0, None, "text"), None, torch.zeros(1, dtype=torch.int64))
+        reading = BandedPass(self.model, 0, SINKS, Band(0, 0, None, "text"), None, torch.zeros(1, dtype=torch.int64))
         reading.length = self.model.regime(ids.shape[1])
         self.model.forward(ids, reading, last=1)
         mass = np.stack([m[:, min(SINKS, m.shape[1] - 1) :].mean(-1).cpu().numpy() for m in reading.mass]).astype(
@@ -226,7 +226,7 @@ class Source:
             self._one = traced or (one_token(self.model) if self.tracer is None else self.tracer())
             self._untraceable = self._one is None
 
-    def decode(self, ids: Tensor, decoding: Decoding | Ranking) -> Tensor:
+    def decode(self, ids: Tensor, decoding: TokenPass | RankedPass) -> Tensor:
         """Logits [1, 1, vocabulary] of one token, ids [1, 1]."""
         if self._one is not None:
             return self._one(ids, decoding)
@@ -256,7 +256,7 @@ class Source:
         return texts.tokenize(texts.play(first), self.tokenizer, bos="off", limit=max(2, count))[:count].tolist()
 
     def front(
-        self, tokens: int, first: str = "own", count: int = 0, what_if: WhatIf | None = None
+        self, tokens: int, first: str = "own", count: int = 0, what_if: Interventions | None = None
     ) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the first tokens, per layer [kv_heads, tokens, dim]: they depend on nothing else.
 
@@ -269,14 +269,14 @@ class Source:
             front = self._fronts[*ids, *bent] = self._encoded(self.starting(*ids)[None, :tokens], what_if)
         return [(k[:, :tokens], v[:, :tokens]) for k, v in front]
 
-    def _encoded(self, ids: Tensor, what_if: WhatIf | None) -> list[tuple[Tensor, Tensor]]:
+    def _encoded(self, ids: Tensor, what_if: Interventions | None) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of a text, ids [1, tokens], as a lane that keeps everything reads it: per layer [kv_heads,
         tokens, dim]."""
-        model, reach, begin = self.model, Reach(0, 0, None, "text"), 0
-        caches = [LayerCache.empty(model, layer) for layer in range(model.layers)]
+        model, reach, begin = self.model, Band(0, 0, None, "text"), 0
+        caches = [BandedLayer.empty(model, layer) for layer in range(model.layers)]
         while begin < ids.shape[1]:
             end = min(ids.shape[1], model.regime_end(begin + 1) or ids.shape[1])
-            reading = Reading(model, begin, self.sink_tokens, reach, caches, what_if=what_if)
+            reading = BandedPass(model, begin, self.sink_tokens, reach, caches, what_if=what_if)
             reading.length = model.regime(begin + 1)
             model.forward(ids[:, begin:end], reading, begin=begin, last=1)
             begin = end

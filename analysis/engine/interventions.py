@@ -16,7 +16,7 @@ from ..policies import Policy
 
 
 @dataclass(eq=False)
-class WhatIf:
+class Interventions:
     """How the attention of one lane is bent."""
 
     logit: float | None = None
@@ -30,7 +30,7 @@ class WhatIf:
     _made: dict[tuple, Tensor | None] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, policy: Policy) -> "WhatIf | None":
+    def of(cls, policy: Policy) -> "Interventions | None":
         """What a policy's settings ask for; None where nothing is bent."""
         logit = {"ordinary": None, "off-by-one": 0.0, "logit": policy.logit}[policy.softmax]
         if logit is None and policy.knockout == "none":

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..families.positions import Angles
-from ..policies import Afresh, Band, Dense, Duo, Policy, Ranked
-from .attention.band import Reach
-from .attention.banded import Reading
-from .attention.token import Decoding, Turns
-from .context import Piece, RankedPiece, Source, Step
-from .interventions import WhatIf
-from .kv.banded import LayerCache, Span, as_bands
-from .kv.ranked import RankedCache, Ranking, Scattered, as_ranked, with_front
-from .kv.split import SplitCache, Splitting
+from ..policies import Banded, Dense, Duo, Policy, Ranked, Recomputed
+from .attention.band import Band
+from .attention.banded import BandedPass
+from .attention.token import Rotations, TokenPass
+from .context import QKChunk, RankedChunk, SharedContext, Step
+from .interventions import Interventions
+from .kv.banded import BandedLayer, Span, as_bands
+from .kv.ranked import RankedLayer, RankedPass, Scattered, as_ranked, with_front
+from .kv.split import SplitLayer, SplitPass
 from .view import View, joined
 
 ROWS = 64
@@ -43,7 +43,7 @@ DENSE_INSIDE = Dense()
 class Lane:
     """One policy reading the text."""
 
-    def __init__(self, index: int, policy: Policy, source: Source) -> None:
+    def __init__(self, index: int, policy: Policy, source: SharedContext) -> None:
         source.allow(policy)
         self.index, self.source = index, source
         self.policy = policy
@@ -51,17 +51,17 @@ class Lane:
         """The next token to be predicted; all before it have been read."""
         self.seconds = 0.0
         """Compute time so far."""
-        self.caches: list[LayerCache] | list[RankedCache] | list[SplitCache] = []
-        self.pieces: list[Piece] | list[RankedPiece] = []
+        self.caches: list[BandedLayer] | list[RankedLayer] | list[SplitLayer] = []
+        self.pieces: list[QKChunk] | list[RankedChunk] = []
         """Queries and keys of the newest tokens, oldest first, from which maps are drawn."""
         self._origin = 0
         """Text position from which decoding counts places in the run."""
-        self._turns: dict[tuple, Turns] = {}
+        self._turns: dict[tuple, Rotations] = {}
         self._turned_for = 1
         """The length of the context for which keys that decoding holds rotated were rotated."""
         self._encoded: tuple[Policy, int] | None = None
         """The policy that encoded afresh what is held, if one did, and the length for which it rotated."""
-        self._fresh: list[Decoding] = []
+        self._fresh: list[TokenPass] = []
         """Decoded tokens whose queries and keys are not in `pieces` yet."""
         self._publish()
 
@@ -78,8 +78,8 @@ class Lane:
                 f"{policy.label}: there is no head {wrong[0]}: layers are 0 to {model.layers - 1}, heads 0 to "
                 f"{model.heads - 1}"
             )
-        self._policy, self._what_if = policy, WhatIf.of(policy)
-        self._split_what_ifs: list[WhatIf] | None = None
+        self._policy, self._what_if = policy, Interventions.of(policy)
+        self._split_what_ifs: list[Interventions] | None = None
 
     @property
     def ids(self) -> Tensor:
@@ -129,14 +129,14 @@ class Lane:
     @property
     def ranked(self) -> bool:
         """Whether slots are ranked, so that what is held differs from head to head."""
-        return bool(self.caches) and isinstance(self.caches[0], RankedCache)
+        return bool(self.caches) and isinstance(self.caches[0], RankedLayer)
 
     @property
     def split(self) -> bool:
         """Whether some heads hold everything and others a band."""
-        return bool(self.caches) and isinstance(self.caches[0], SplitCache)
+        return bool(self.caches) and isinstance(self.caches[0], SplitLayer)
 
-    def held(self, layer: int, kv_head: int) -> tuple[LayerCache, int]:
+    def held(self, layer: int, kv_head: int) -> tuple[BandedLayer, int]:
         """The cache that holds a KV head by place, and which of its heads that is."""
         return self.view.held(layer, kv_head)
 
@@ -157,7 +157,7 @@ class Lane:
             )
         began = time.perf_counter()
         self.settle()
-        kinds = ((Afresh, self._read_afresh), (Ranked, self._read_ranked), (Band | Duo, self._read_band))
+        kinds = ((Recomputed, self._read_afresh), (Ranked, self._read_ranked), (Banded | Duo, self._read_band))
         read = next(way for kind, way in kinds if isinstance(self.policy, kind))
         nll, mass, contexts, start = read(chunk, stop)
         # One transfer each per chunk; everything before this line may still be under way on a GPU.
@@ -232,10 +232,10 @@ class Lane:
         policy, source = self.policy, self.source
         assert isinstance(policy, Ranked)
         if not self.caches:
-            self.caches = [RankedCache.empty(source.model, layer) for layer in range(source.model.layers)]
+            self.caches = [RankedLayer.empty(source.model, layer) for layer in range(source.model.layers)]
         before = self._mean_held
         length = source.model.regime(self._ranked_length(begin))
-        ranking = Ranking(
+        ranking = RankedPass(
             source.model, begin, source.sink_tokens, policy, self.caches, source.hold > 0, self._what_if, length
         )
         if count == 1 and policy.interval == 1 and len(source.tokens) - begin > TRACED_FROM:
@@ -245,7 +245,7 @@ class Lane:
         else:
             logits = source.model.forward(self.ids[None, begin : begin + count], ranking, begin=begin)
         if source.hold:
-            piece = RankedPiece(begin, begin + count, policy, ranking.queries, ranking.gone, self._what_if, length)
+            piece = RankedChunk(begin, begin + count, policy, ranking.queries, ranking.gone, self._what_if, length)
             self.pieces = [p for p in (*self.pieces, piece) if p.stop > piece.stop - source.hold]
         held = before + np.arange(1.0, count + 1)
         held[-1] = self._mean_held
@@ -278,7 +278,7 @@ class Lane:
 
         Where some heads keep everything it is the longest of all heads', since a pass has one.
         """
-        if isinstance(self.policy, Band):
+        if isinstance(self.policy, Banded):
             return self._reach(self.policy, self.caches, begin, t + 1).length_of(t)
         if not self.caches:
             self._empty()
@@ -293,21 +293,21 @@ class Lane:
     def _forward(self, begin: int, end: int, last: int = 0) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
         """Read tokens begin … end − 1: logits, sink mass, and how many tokens a head then held on average."""
         policy, source, capture = self.policy, self.source, self.source.hold > 0
-        assert isinstance(policy, Band | Duo)
+        assert isinstance(policy, Banded | Duo)
         if not self.caches:
             self._empty()
-        if isinstance(policy, Band):
+        if isinstance(policy, Banded):
             reader = narrow = self._reading(policy, self.caches, begin, end)
             readings, full = [(narrow, 1)], None
         else:
             parts = [[c.parts[i] for c in self.caches] for i in (0, 1)]
             whole, narrow = (self._reading(p, c, begin, end) for p, c in zip(policy.parts, parts, strict=True))
             whole.what_if, narrow.what_if = self._what_ifs_of_parts()
-            reader = Splitting(begin, self.caches, (whole, narrow), capture)
+            reader = SplitPass(begin, self.caches, (whole, narrow), capture)
             full = [c.names[0] for c in self.caches]
             readings = [(whole, sum(map(len, full))), (narrow, sum(len(c.names[1]) for c in self.caches))]
         ids = self.ids[None, begin:end]
-        if isinstance(reader, Splitting) and last and end - begin == 1:
+        if isinstance(reader, SplitPass) and last and end - begin == 1:
             logits = source.decode(ids, reader)
         else:
             logits = source.model.forward(ids, reader, begin=begin, last=last, outputs=narrow.outputs)
@@ -320,7 +320,7 @@ class Lane:
             sinks = [[c.sink_keys for c in reading.caches] for reading, _ in readings]
             reach = None if full is None else readings[0][0].reach
             length = narrow.length
-            self._hold(Piece(begin, end, narrow.reach, queries, keys, self._what_if, length, sinks, full, reach))
+            self._hold(QKChunk(begin, end, narrow.reach, queries, keys, self._what_if, length, sinks, full, reach))
         if source.watch is not None:
             source.watch(narrow)
         # Whole numbers until the end: a mean that is a little too large would be a token more.
@@ -328,26 +328,28 @@ class Lane:
         contexts = contexts / sum(heads for _, heads in readings)
         return logits, stacked(reader.mass, logits), contexts
 
-    def _reading(self, policy: Band, caches: list[LayerCache], begin: int, end: int) -> Reading:
+    def _reading(self, policy: Banded, caches: list[BandedLayer], begin: int, end: int) -> BandedPass:
         """A pass of tokens begin … end − 1 over caches that a band keeps."""
         reach = self._reach(policy, caches, begin, end)
         source, watched = self.source, self.source.watch is not None
         capture = source.hold > 0 or watched
         length = source.model.regime(self._length_of(begin, begin))
-        reading = Reading(source.model, begin, source.sink_tokens, reach, caches, None, capture, self._what_if, length)
+        reading = BandedPass(
+            source.model, begin, source.sink_tokens, reach, caches, None, capture, self._what_if, length
+        )
         reading.outputs = {} if watched else None
         return reading
 
     @staticmethod
-    def _reach(policy: Band, caches: list[LayerCache], begin: int, end: int) -> Reach:
+    def _reach(policy: Banded, caches: list[BandedLayer], begin: int, end: int) -> Band:
         """What tokens begin … end − 1 reach in caches that a band keeps."""
         held, run = (caches[0].sink_keys.shape[1], len(caches[0].keys)) if caches else (0, 0)
         # While all that was read are sinks, the next tokens may be some too.
         sinks = max(held, min(policy.sinks, end)) if held == begin and run == 0 else held
         first = caches[0].first if caches else 0
-        return Reach(sinks, max(first, sinks), policy.window, policy.positions)
+        return Band(sinks, max(first, sinks), policy.window, policy.positions)
 
-    def _what_ifs_of_parts(self) -> list[WhatIf | None]:
+    def _what_ifs_of_parts(self) -> list[Interventions | None]:
         """The what-if as each part of a split cache has it, whose heads are only some."""
         if self._what_if is None:
             return [None, None]
@@ -361,14 +363,14 @@ class Lane:
 
     def _empty(self, first: int = 0) -> None:
         model = self.source.model
-        self.caches = [LayerCache.empty(model, layer, first) for layer in range(model.layers)]
+        self.caches = [BandedLayer.empty(model, layer, first) for layer in range(model.layers)]
         if isinstance(self.policy, Duo):
             full = self.source.full_heads(self.policy)
-            self.caches = [SplitCache(*of_layer) for of_layer in zip(self.caches, full, strict=True)]
+            self.caches = [SplitLayer(*of_layer) for of_layer in zip(self.caches, full, strict=True)]
 
     def _read_afresh(self, chunk: int, stop: int) -> tuple[Tensor, Tensor, NDArray[np.float64], int]:
         policy, source, p = self.policy, self.source, self.position
-        assert isinstance(policy, Afresh)
+        assert isinstance(policy, Recomputed)
         window, stride = policy.window, policy.stride
         length = self._afresh_length
         if p <= window:
@@ -385,21 +387,23 @@ class Lane:
                 starts = [starts[0] + i * stride for i in range(count)]
         begins = torch.tensor(starts, device=source.ids.device)
         ids = self.ids[begins[:, None] + torch.arange(tokens, device=source.ids.device)]
-        reach = Reach(0, starts[-1], None, "text")
+        reach = Band(0, starts[-1], None, "text")
         length = source.model.regime(length)
-        reading = Reading(source.model, starts[0], source.sink_tokens, reach, None, begins, True, self._what_if, length)
+        reading = BandedPass(
+            source.model, starts[0], source.sink_tokens, reach, None, begins, True, self._what_if, length
+        )
         logits = source.model.forward(ids, reading, last=last)
         predicted = last * len(starts)
         nll = negative_log_likelihood(logits.flatten(0, 1), source.ids[p : p + predicted].to(logits.device))
         mass = stacked(reading.mass, logits).unflatten(-1, (len(starts), tokens))[..., -last:].flatten(-2)
         self._encoded = policy, length
         # The newest window stays: it is what this lane has, until it reads on or another policy takes over.
-        self.caches = [LayerCache(k[-1], starts[-1]) for k in reading.keys]
+        self.caches = [BandedLayer(k[-1], starts[-1]) for k in reading.keys]
         for cache, k, v in zip(self.caches, reading.keys, reading.values, strict=True):
             cache.append(k[-1], v[-1])
         if source.hold:
             queries, keys = [q[-1].clone() for q in reading.queries], [k[-1].clone() for k in reading.keys]
-            self.pieces = [Piece(starts[-1], starts[-1] + tokens, reach, queries, keys, self._what_if, length)]
+            self.pieces = [QKChunk(starts[-1], starts[-1] + tokens, reach, queries, keys, self._what_if, length)]
         contexts = np.tile(np.arange(tokens - last + 1.0, tokens + 1), len(starts))
         return nll, mass, contexts, p
 
@@ -451,7 +455,7 @@ class Lane:
         if isinstance(policy, Ranked):
             logits, mass, contexts = self._rank(t, 1)
             return logits[0, -1], mass[..., -1], contexts[-1]
-        if isinstance(policy, Afresh):
+        if isinstance(policy, Recomputed):
             beyond = self.position - policy.window - 1
             into = beyond % policy.stride if beyond >= 0 else 0
             length = self.source.model.regime(self._afresh_length)
@@ -466,13 +470,13 @@ class Lane:
         if not run and held == t and (not held or held < policy.sinks):
             # The sinks are still being gathered.
             return self._next_by_place(t)
-        reach, source = Reach(held, t - run, policy.window, policy.positions), self.source
+        reach, source = Band(held, t - run, policy.window, policy.positions), self.source
         length = self._encoded[1] if policy is DENSE_INSIDE else source.model.regime(reach.length_of(t))
         if self._fresh and self._fresh[0].length != length:
             self.settle()
         self._turn(reach, length)
         capture = source.hold > 0
-        decoding = Decoding(
+        decoding = TokenPass(
             source.model,
             t,
             source.sink_tokens,
@@ -506,18 +510,18 @@ class Lane:
         self._empty(start)
         length = source.model.regime(self._afresh_length)
         self._encoded = self.policy, length
-        reach = Reach(0, start, None, "text")
-        reading = Reading(
+        reach = Band(0, start, None, "text")
+        reading = BandedPass(
             source.model, start, source.sink_tokens, reach, self.caches, None, source.hold > 0, self._what_if, length
         )
         logits = source.model.forward(self.ids[None, start:end], reading, last=1)
         if source.hold:
             self._fresh = []
             queries, keys = ([x[0] for x in of] for of in (reading.queries, reading.keys))
-            self.pieces = [Piece(start, end, reach, queries, keys, self._what_if, length)]
+            self.pieces = [QKChunk(start, end, reach, queries, keys, self._what_if, length)]
         return logits, stacked(reading.mass, logits)
 
-    def _turn(self, reach: Reach, length: int) -> None:
+    def _turn(self, reach: Band, length: int) -> None:
         """Let every layer hold the keys of its run rotated for a context of that length, as far as it does not."""
         model, first, run = self.source.model, reach.first, len(self.caches[0].keys)
         if length != self._turned_for:
@@ -547,7 +551,7 @@ class Lane:
         if not self._fresh:
             return
         piece, self._fresh = joined(self._fresh), []
-        if isinstance(self.policy, Afresh):
+        if isinstance(self.policy, Recomputed):
             self.pieces = [*self.pieces, piece]
         else:
             self._hold(piece)
@@ -578,7 +582,7 @@ class Lane:
                 cache.forget_rotations()
         self._publish()
 
-    def _hold(self, piece: Piece) -> None:
+    def _hold(self, piece: QKChunk) -> None:
         window, oldest = piece.reach.window or 0, piece.stop - self.source.hold
         # Nothing of it is changed in place, since somebody else may be looking at it.
         self.pieces = [
@@ -592,8 +596,8 @@ class Lane:
         read = self.position - 1
         if isinstance(policy, Ranked):
             # Not all of them protect the first ones.
-            return int(policy.safe(torch.arange(min(policy.sinks, read))[None]).long().cumprod(1).sum())
-        return min(policy.sinks, read) if isinstance(policy, Band | Duo) else 0
+            return int(policy.protected(torch.arange(min(policy.sinks, read))[None]).long().cumprod(1).sum())
+        return min(policy.sinks, read) if isinstance(policy, Banded | Duo) else 0
 
     def missing_sinks(self, policy: Policy) -> int:
         """How many of the first tokens the policy would keep, but this lane no longer holds."""
@@ -649,10 +653,10 @@ class Lane:
             return
         if self.ranked:
             self.caches = as_bands(self.caches, read)
-        if isinstance(policy, Afresh):
+        if isinstance(policy, Recomputed):
             return
         if full is not None and not self.split:
-            self.caches = [SplitCache(*of_layer) for of_layer in zip(self.caches, full, strict=True)]
+            self.caches = [SplitLayer(*of_layer) for of_layer in zip(self.caches, full, strict=True)]
         for layer, cache in enumerate(self.caches):
             first = None if front is None else front[layer]
             if full is None:
@@ -670,8 +674,8 @@ class Snapshot:
     tokens: int
     policy: Policy
     encoded: tuple[Policy, int] | None
-    caches: list[LayerCache] | list[RankedCache] | list[SplitCache]
-    pieces: list[Piece] | list[RankedPiece]
+    caches: list[BandedLayer] | list[RankedLayer] | list[SplitLayer]
+    pieces: list[QKChunk] | list[RankedChunk]
 
 
 def stacked(of_layers: list[Tensor], like: Tensor) -> Tensor:

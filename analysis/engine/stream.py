@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..families.rotary import Adapted
 from ..policies import Policy
 from .check import adapt
-from .context import Source, Step
+from .context import SharedContext, Step
 from .lane import Lane
 
 CHUNK = 512
@@ -59,7 +59,7 @@ def open_lanes(
             f"token ids must be between 0 and {vocabulary - 1} for this model, and the text has ids from "
             f"{tokens.min()} to {tokens.max()}: use the ids of the model's own tokenizer"
         )
-    source = Source(adapted, tokens, sink_tokens, hold)
+    source = SharedContext(adapted, tokens, sink_tokens, hold)
     if loaded:
         source.tokenizer, source.tracer = model.tokenizer, lambda: model.one_token
     return [Lane(i, policy, source) for i, policy in enumerate(policies)]

@@ -10,25 +10,25 @@ from functools import cached_property
 
 import torch
 
-from .attention.token import Decoding
-from .context import Piece, RankedPiece, Source
-from .kv.banded import LayerCache, Span
+from .attention.token import TokenPass
+from .context import QKChunk, RankedChunk, SharedContext
+from .kv.banded import BandedLayer, Span
 from .kv.ranked import Scattered
-from .kv.split import SplitCache
+from .kv.split import SplitLayer
 
 
 @dataclass(frozen=True, eq=False)
 class View:
     """What a lane held when it had read so many tokens."""
 
-    source: Source
+    source: SharedContext
     read: int
-    caches: list[LayerCache] | list[SplitCache] | list[Scattered]
+    caches: list[BandedLayer] | list[SplitLayer] | list[Scattered]
     """As they go on being written, but for ranked ones; a run says itself where in the text it begins."""
     spans: list[Span] | list[Scattered]
     """Which tokens are held, by groups of heads that hold the same."""
-    settled: list[Piece] | list[RankedPiece]
-    decoded: tuple[Decoding, ...]
+    settled: list[QKChunk] | list[RankedChunk]
+    decoded: tuple[TokenPass, ...]
     """Newest tokens whose queries and keys are not in one piece yet."""
 
     @property
@@ -37,14 +37,14 @@ class View:
         return sinks_of(self.spans)
 
     @cached_property
-    def pieces(self) -> list[Piece] | list[RankedPiece]:
+    def pieces(self) -> list[QKChunk] | list[RankedChunk]:
         """Queries and keys of the newest tokens, oldest first, from which maps are drawn."""
         return [*self.settled, joined(self.decoded)] if self.decoded else self.settled
 
-    def held(self, layer: int, kv_head: int) -> tuple[LayerCache, int]:
+    def held(self, layer: int, kv_head: int) -> tuple[BandedLayer, int]:
         """The cache that holds a KV head by place, and which of its heads that is."""
         cache = self.caches[layer]
-        if not isinstance(cache, SplitCache):
+        if not isinstance(cache, SplitLayer):
             return cache, kv_head
         part = 0 if kv_head in cache.names[0] else 1
         return cache.parts[part], cache.names[part].index(kv_head)
@@ -55,10 +55,10 @@ def sinks_of(spans: Sequence[Span] | Sequence[Scattered]) -> int:
     return min((span.prefix for span in spans), default=0)
 
 
-def joined(decoded: Sequence[Decoding]) -> Piece:
+def joined(decoded: Sequence[TokenPass]) -> QKChunk:
     """The queries and keys of tokens that were decoded one after the other, as one piece."""
     first, last, layers = decoded[0], decoded[-1], range(decoded[0].model.layers)
     queries = [torch.cat([d.queries[layer] for d in decoded], 1) for layer in layers]
     keys = [torch.cat([d.keys[layer] for d in decoded], 1) for layer in layers]
     sinks = [[c.sink_keys for c in first.caches]]
-    return Piece(first.token, last.token + 1, first.reach, queries, keys, first.what_if, first.length, sinks)
+    return QKChunk(first.token, last.token + 1, first.reach, queries, keys, first.what_if, first.length, sinks)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import files, metrics
 from ..engine.stream import CHUNK, open_lanes
-from ..policies import Band, Duo, Policy
+from ..policies import Banded, Duo, Policy
 from ..tables import as_csv
 
 TURN = 0.25
@@ -104,7 +104,7 @@ def _first(
     model, tokens, policy: Policy, chunk: int | None
 ) -> Generator[float, None, tuple[NDArray[np.float32], list[int]]]:
     """NLL of the text, and up to where each pass went."""
-    fewest = FEWEST if isinstance(policy, Band | Duo) else ONE_BY_ONE
+    fewest = FEWEST if isinstance(policy, Banded | Duo) else ONE_BY_ONE
     size = chunk or fewest
     lane, parts, cuts = open_lanes(model, tokens, [policy])[0], [], []
     while not lane.done:

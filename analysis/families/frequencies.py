@@ -6,7 +6,7 @@ the choice is made once for a whole pass, by the family's own rule, and by nothi
 *regime* are rotated alike, and where a regime ends, a pass ends too.
 
 What "length" is when tokens are evicted is a decision: the distance from the first position that a query reaches to its
-own, both counted, in the positions that the policy gives (`Reach.length_of`).  It is the largest position, counted from
+own, both counted, in the positions that the policy gives (`Band.length_of`).  It is the largest position, counted from
 1, that the family would see if it were given the cache as its text.  Under dense attention it is the number of tokens
 read; with cache positions and under a window it never passes the size of the cache and the query itself, so a small
 cache keeps the frequencies of short texts for ever; with text positions and sinks it grows with the text.

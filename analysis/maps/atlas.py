@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import texts
-from ..engine.attention.band import Reach
-from ..engine.interventions import WhatIf
+from ..engine.attention.band import Band
+from ..engine.interventions import Interventions
 from ..families.rotary import Adapted
 from ..models.loading import LanguageModel
 from ..policies import parse
@@ -144,7 +144,7 @@ class Atlas:
         extra, learned = torch.full((end - begin,), float("-inf")), self.model.settings[layer].get("s_aux")
         for segment in self.stretch.segments:
             rows = slice(max(0, segment.start - begin), max(0, segment.stop - begin))
-            what_if, heads = WhatIf.of(parse(segment.policy)), torch.empty(1, self.stretch.heads)
+            what_if, heads = Interventions.of(parse(segment.policy)), torch.empty(1, self.stretch.heads)
             sinks = None if learned is None else learned.float().cpu()
             sinks = sinks if what_if is None else what_if.sink(sinks, layer, heads)
             if sinks is not None:
@@ -199,7 +199,7 @@ class Atlas:
         def keys(a: int, b: int) -> Tensor:
             return torch.from_numpy(np.array(stretch.keys[layer, group, a:b]))
 
-        def finished(scores: Tensor, first: int, masked: list[slice], met: Reach) -> Tensor:
+        def finished(scores: Tensor, first: int, masked: list[slice], met: Band) -> Tensor:
             cap = settings.get("softcap")
             scores = scores if cap is None else cap * torch.tanh(scores / cap)
             for where in masked:

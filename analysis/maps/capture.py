@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import files, metrics, texts
-from ..engine.attention.band import Reach
-from ..engine.attention.banded import Reading
+from ..engine.attention.band import Band
+from ..engine.attention.banded import BandedPass
 from ..engine.stream import CHUNK, open_lanes
 from ..models.loading import LanguageModel
-from ..policies import Band, Policy, parse
+from ..policies import Banded, Policy, parse
 from ..runs.folder import Spec
 from ..runs.status import RUNNING, here, status_of
 from ..texts import Text, Tokenized
@@ -47,7 +47,7 @@ class Segment:
     start: int
     stop: int
     policy: str
-    reach: Reach
+    reach: Band
     length: int = 1
     """Of the context for which rotations were chosen (frequencies.py)."""
 
@@ -169,7 +169,7 @@ def capture(
     """
     policies = [parse(spec.policies[0]), *(policy for _, policy in switches)]
     for policy in policies:
-        if not isinstance(policy, Band) or policy.first != "own":
+        if not isinstance(policy, Banded) or policy.first != "own":
             raise ValueError(
                 f"{policy.label}: a stretch is captured under dense, window or sinks + window, and with the text's own "
                 "first tokens: choose one of these"
@@ -245,7 +245,7 @@ def _remove(path: Path) -> None:
         path.rmdir()
 
 
-def _reads_otherwise(before: Band, policy: Band) -> bool:
+def _reads_otherwise(before: Banded, policy: Banded) -> bool:
     """Whether sinks that are pinned again have other keys than those that were read under an earlier policy."""
     if before.capacity is None or policy.sinks <= before.sinks:
         return False
@@ -271,7 +271,7 @@ class _Recorder:
         self._mass = np.zeros((layers, heads))
         self._massive = np.zeros((layers, TOP, 3), np.float32)
 
-    def take(self, reading: Reading) -> None:
+    def take(self, reading: BandedPass) -> None:
         begin, count = reading.start, reading.queries[0].shape[2]
         end, reach = begin + count, reading.reach
         last = self.segments[-1] if self.segments else None

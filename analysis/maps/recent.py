@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..engine.context import Piece, RankedPiece
+from ..engine.context import QKChunk, RankedChunk
 from ..engine.lane import Lane
 from ..engine.view import View
 
@@ -118,7 +118,7 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
 
 
 def _weights(
-    view: View, piece: Piece | RankedPiece, layer: int, head: int
+    view: View, piece: QKChunk | RankedChunk, layer: int, head: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None, Tensor]:
     """Text positions of the keys that the queries of a piece may reach, their weights [queries, keys], those of a
     learned sink [queries], and the logits [queries, keys].
@@ -131,7 +131,7 @@ def _weights(
     scaling = settings.get("scaling") or query.shape[-1] ** -0.5
     t = torch.arange(piece.start, piece.stop, device=query.device)
     parts, places, seen = [], [], []
-    for meeting in (_met_ranked if isinstance(piece, RankedPiece) else _met)(view, piece, layer, head):
+    for meeting in (_met_ranked if isinstance(piece, RankedChunk) else _met)(view, piece, layer, head):
         at_query, at_key = (
             model.angles(attention, at, piece.length, torch.float32) for at in (meeting.queries_at, meeting.keys_at)
         )
@@ -151,7 +151,7 @@ def _weights(
     weights = torch.softmax(s if sink is None else torch.cat((s, sink.expand(len(s), 1)), -1), -1)
     learned = None if sink is None else weights[:, -1].cpu().numpy()
     weights = weights[:, : len(at)].masked_fill(~reached, float("nan"))
-    if isinstance(piece, Piece):
+    if isinstance(piece, QKChunk):
         # A row is exact only when every key that it reached is still held.
         reach = piece.reach_of(layer, head // (model.heads // model.kv_heads))
         oldest = int(places[-1][0]) if len(places[-1]) else piece.stop
@@ -159,7 +159,7 @@ def _weights(
     return at.cpu().numpy(), weights.cpu().numpy(), learned, s
 
 
-def _extra(piece: Piece | RankedPiece, layer: int, head: int) -> float | None:
+def _extra(piece: QKChunk | RankedChunk, layer: int, head: int) -> float | None:
     """The logit without a token that a what-if added for a head."""
     return None if piece.what_if is None else piece.what_if.logit_of(layer, head)
 
@@ -182,7 +182,7 @@ class Meeting(NamedTuple):
     seen: Tensor
 
 
-def _met(view: View, piece: Piece, layer: int, head: int) -> list[Meeting]:
+def _met(view: View, piece: QKChunk, layer: int, head: int) -> list[Meeting]:
     """The sinks, and the run."""
     model = view.source.model
     group = head // (model.heads // model.kv_heads)
@@ -199,7 +199,7 @@ def _met(view: View, piece: Piece, layer: int, head: int) -> list[Meeting]:
     return meetings
 
 
-def _met_ranked(view: View, piece: RankedPiece, layer: int, head: int) -> list[Meeting]:
+def _met_ranked(view: View, piece: RankedChunk, layer: int, head: int) -> list[Meeting]:
     """The slots of one KV head as they were: those that are still held, and those that went after this piece."""
     model = view.source.model
     group = head // (model.heads // model.kv_heads)
@@ -216,7 +216,7 @@ def _met_ranked(view: View, piece: RankedPiece, layer: int, head: int) -> list[M
     return [Meeting(keys, places, at, queries_at, places <= t[:, None])]
 
 
-def _run(view: View, piece: Piece, layer: int, group: int) -> tuple[int, Tensor]:
+def _run(view: View, piece: QKChunk, layer: int, group: int) -> tuple[int, Tensor]:
     """The keys [tokens, dim] that stand before and in a piece without a gap, and the text position of the first."""
     newest, reach = piece.stop, piece.reach_of(layer, group)
     held = [p for p in view.pieces if p.stop <= newest]

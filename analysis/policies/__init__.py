@@ -3,7 +3,7 @@
 # In the order in which they are listed.
 # isort: off
 from ..settings import Registry
-from .base import Afresh, Band, Policy
+from .base import Recomputed, Banded, Policy
 from .ranked import Ranked
 from .dense import Dense
 from .window import Window

@@ -2,7 +2,7 @@
 
 A policy is a frozen dataclass.  Its fields are its settings (their metadata gives range and help text, from which the
 page makes its widgets), its docstring is its help text, and `str(policy)` is the way to write it on a command line.
-What a policy does to a cache is said by the two subclasses: `Band` keeps by place, `Afresh` keeps nothing.
+What a policy does to a cache is said by the two subclasses: `Banded` keeps by place, `Recomputed` keeps nothing.
 This module knows nothing of tensors.
 """
 
@@ -117,7 +117,7 @@ class Policy(Settings):
 
 
 @dataclass(frozen=True)
-class Band(Policy):
+class Banded(Policy):
     """Keeps the first `sinks` tokens and the last `window`: what is kept never depends on what is read."""
 
     sinks: ClassVar[int] = 0
@@ -130,7 +130,7 @@ class Band(Policy):
 
 
 @dataclass(frozen=True)
-class Afresh(Policy):
+class Recomputed(Policy):
     """A policy that keeps no keys: every `stride` tokens the last `window` tokens are encoded anew from position 0."""
 
     window: ClassVar[int]

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Band
+from .base import Banded
 
 
 @dataclass(frozen=True)
-class Dense(Band):
+class Dense(Banded):
     """Keeps everything.  Its memory grows with every token, and past the trained length the model loses its way."""
 
     name: ClassVar[str] = "dense"

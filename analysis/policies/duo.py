@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import ClassVar
 
-from .base import Band, Policy, setting
+from .base import Banded, Policy, setting
 from .dense import Dense
 from .streaming import Streaming
 
@@ -57,7 +57,7 @@ class Duo(Policy):
     )
 
     @cached_property
-    def parts(self) -> tuple[Band, Band]:
+    def parts(self) -> tuple[Banded, Banded]:
         """What the heads that keep everything do, and what the others do."""
         return Dense(), Streaming(self.sinks, self.window, self.positions)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
-from .ranked import Ranked, Seen
+from .ranked import LayerState, Ranked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 class H2O(Ranked):
     """Keeps the tokens that got the most attention so far, added up over all queries, and the newest ones.
 
-    As in the paper half of the budget are heavy hitters and half newest tokens, and no first token is safe: they earn
-    their place.  The paper's heads have a key each; where query heads share one, their mean is added up.
+    As in the paper half of the budget are heavy hitters and half newest tokens, and no first token is protected: they
+    earn their place.  The paper's heads have a key each; where query heads share one, their mean is added up.
     """
 
     name: ClassVar[str] = "h2o"
     title: ClassVar[str] = "Heavy hitters"
-    totals: ClassVar[bool] = True
+    accumulates_attention: ClassVar[bool] = True
 
-    sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
-    recent: int = setting(128, "Newest tokens that are safe whatever their score.", low=1)
+    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
+    recent: int = setting(128, "Newest tokens that are protected whatever their score.", low=1)
 
-    def score(self, seen: Seen) -> "Tensor":
-        return seen.total
+    def score(self, state: LayerState) -> "Tensor":
+        return state.accumulated_attention

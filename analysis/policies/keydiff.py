@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
-from .ranked import Ranked, Seen
+from .ranked import LayerState, Ranked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 class KeyDiff(Ranked):
     """Keeps the tokens whose keys differ most, in direction, from the mean direction of all keys held.
 
-    As in the paper keys are compared as the cache has them, rotated, and no token is safe; reads no attention.  The
-    paper drops tokens after each block of a prompt, which is an `interval` of a block here.
+    As in the paper keys are compared as the cache has them, rotated, and no token is protected; reads no attention.
+    The paper drops tokens after each block of a prompt, which is an `interval` of a block here.
     """
 
     name: ClassVar[str] = "keydiff"
     title: ClassVar[str] = "Key difference"
     scale: ClassVar[float] = 1.0
 
-    sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
-    recent: int = setting(0, "Newest tokens that are safe whatever their score.", low=0)
+    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
+    recent: int = setting(0, "Newest tokens that are protected whatever their score.", low=0)
     keys: str = setting(
         "rotated", "Whether keys are compared where they stand, or before rotation.", choices=("rotated", "unrotated")
     )
 
-    def score(self, seen: Seen) -> "Tensor":
+    def score(self, state: LayerState) -> "Tensor":
         from torch.nn.functional import cosine_similarity, normalize
 
-        keys = (seen.rotated if self.keys == "rotated" else seen.keys).float()
+        keys = (state.rotated if self.keys == "rotated" else state.keys).float()
         return -cosine_similarity(keys, normalize(keys, dim=-1).mean(1, keepdim=True), dim=-1)
 
     @property

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
-from .ranked import Ranked, Seen
+from .ranked import LayerState, Ranked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,21 +16,21 @@ class KNorm(Ranked):
     """Keeps the tokens whose keys have the smallest L2 norm; reads no attention at all.
 
     As in the paper the first two layers keep everything, so memory grows with the text; `skip` 0 gives all layers the
-    same budget.  No token is safe.  A rotation does not change a key's norm.
+    same budget.  No token is protected.  A rotation does not change a key's norm.
     """
 
     name: ClassVar[str] = "knorm"
     title: ClassVar[str] = "Key norm"
 
-    sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
-    recent: int = setting(0, "Newest tokens that are safe whatever their score.", low=0)
+    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
+    recent: int = setting(0, "Newest tokens that are protected whatever their score.", low=0)
     skip: int = setting(2, "First layers that keep everything.", low=0)
 
     def budget_of(self, layer: int, layers: int) -> int:
         return sys.maxsize if layer < self.skip else self.budget
 
-    def score(self, seen: Seen) -> "Tensor":
-        return -seen.keys.float().norm(dim=-1)
+    def score(self, state: LayerState) -> "Tensor":
+        return -state.keys.float().norm(dim=-1)
 
     @property
     def plain(self) -> str:

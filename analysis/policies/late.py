@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
-from .ranked import Ranked, Seen
+from .ranked import LayerState, Ranked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ class Late(Ranked):
     exact: ClassVar[bool] = True
 
     sinks: int = setting(4, "Tokens kept for ever.", low=0, high=1024)
-    recent: int = setting(1, "Newest tokens that are safe whatever their score.", low=1)
+    recent: int = setting(1, "Newest tokens that are protected whatever their score.", low=1)
     positions: str = setting(
         "cache", "Whether places are slots of the cache or places in the text.", choices=("cache", "text")
     )
@@ -36,11 +36,11 @@ class Late(Ranked):
                 "a smaller start or a larger budget"
             )
 
-    def safe(self, places: "Tensor") -> "Tensor":
-        return (places >= self.start) & (places < self.start + self.sinks)
+    def protected(self, positions: "Tensor") -> "Tensor":
+        return (positions >= self.start) & (positions < self.start + self.sinks)
 
-    def score(self, seen: Seen) -> "Tensor":
-        return seen.places.double()
+    def score(self, state: LayerState) -> "Tensor":
+        return state.positions.double()
 
     @property
     def plain(self) -> str:

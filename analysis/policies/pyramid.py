@@ -9,7 +9,7 @@ from .base import setting
 from .h2o import H2O
 from .keydiff import KeyDiff
 from .knorm import KNorm
-from .ranked import Ranked, Seen
+from .ranked import LayerState, Ranked
 from .snapkv import SnapKV
 from .tova import TOVA
 
@@ -31,8 +31,8 @@ class Pyramid(Ranked):
     name: ClassVar[str] = "pyramid"
     title: ClassVar[str] = "Pyramid"
 
-    sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
-    recent: int = setting(8, "Newest tokens that are safe whatever their score.", low=1)
+    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
+    recent: int = setting(8, "Newest tokens that are protected whatever their score.", low=1)
     scorer: str = setting("snapkv", "What ranks the slots.", choices=tuple(SCORERS))
     steepness: int = setting(
         20, "How many times smaller than the mean the top budget is; 1: no pyramid.", low=1, high=64
@@ -46,8 +46,8 @@ class Pyramid(Ranked):
             raise ValueError(f"{self.name}: kernel must be an odd number, not {self.kernel}")
 
     @property
-    def totals(self) -> bool:
-        return SCORERS[self.scorer].totals
+    def accumulates_attention(self) -> bool:
+        return SCORERS[self.scorer].accumulates_attention
 
     @property
     def exact(self) -> bool:
@@ -58,8 +58,8 @@ class Pyramid(Ranked):
         return SCORERS[self.scorer].scale
 
     @property
-    def looks_back(self) -> int:
-        return self._ranking.looks_back
+    def observation_window(self) -> int:
+        return self._ranking.observation_window
 
     @cached_property
     def _ranking(self) -> Ranked:
@@ -87,8 +87,8 @@ class Pyramid(Ranked):
         free = max(0, self.budget - self.interval + 1 - self.sinks - self.recent)
         return int(share * free * (self.steepness - 1) / (self.steepness * self.interval))
 
-    def score(self, seen: Seen) -> "Tensor":
-        return self._ranking.score(seen)
+    def score(self, state: LayerState) -> "Tensor":
+        return self._ranking.score(state)
 
     @property
     def plain(self) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
-from .ranked import Ranked, Seen
+from .ranked import LayerState, Ranked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,19 +27,19 @@ class Random(Ranked):
     )
     seed: int = setting(0, "Another seed is another sample.", low=0, high=2**31 - 1)
 
-    def score(self, seen: Seen) -> "Tensor":
+    def score(self, state: LayerState) -> "Tensor":
         import torch
 
-        heads = torch.arange(len(seen.places), device=seen.places.device)[:, None]
-        return lot(seen.places, 1 + heads + 1000 * seen.layer + 1_000_003 * self.seed)
+        heads = torch.arange(len(state.positions), device=state.positions.device)[:, None]
+        return lot(state.positions, 1 + heads + 1000 * state.layer + 1_000_003 * self.seed)
 
 
-def lot(places: "Tensor", stream: "Tensor") -> "Tensor":
+def lot(positions: "Tensor", stream: "Tensor") -> "Tensor":
     """Numbers between 0 and 1 that look random, the same for the same place and stream on every device.
 
     Integer hashing after Steele et al. 2014, "Fast splittable pseudorandom number generators", in 64 bits.
     """
-    x = places * -7046029254386353131 + stream * -4658895280553007687
+    x = positions * -7046029254386353131 + stream * -4658895280553007687
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return ((x >> 11) & ((1 << 53) - 1)).double() * 2.0**-53

@@ -1,7 +1,7 @@
 """What all policies have in common that rank the slots of a cache by what the model computed.
 
 Each KV head keeps the slots that its policy scores highest, so what is kept differs from head to head and from layer to
-layer.  A policy says one thing: the score of every slot, from what one layer has seen of it.  Which slots are safe
+layer.  A policy says one thing: the score of every slot, from what one layer knows of it.  Which slots are protected
 whatever their score, what a tie means, and how many go, is said here; the cache itself is ranking.py's.
 docs/policies.md compares each policy with its paper and with its authors' code.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(eq=False)
-class Seen:
+class LayerState:
     """What one layer knows of its slots at the moment when some must go.  Slots stand in the order of the text.
 
     Attention is the mean over the query heads that share a KV head, as it was given when the query was read.
@@ -27,12 +27,12 @@ class Seen:
     keys: "Float[Tensor, 'kv_heads slots dim']"
     """Before rotation."""
     values: "Float[Tensor, 'kv_heads slots dim']"
-    places: "Int[Tensor, 'kv_heads slots']"
+    positions: "Int[Tensor, 'kv_heads slots']"
     """Where in the text each slot was read."""
-    total: "Float[Tensor, 'kv_heads slots'] | None"
-    """Attention that each slot has got so far; None unless the policy asks for it (`totals`)."""
-    rows: "Float[Tensor, 'kv_heads queries slots'] | None"
-    """Attention that the newest queries gave, oldest first; as many as the policy asks for (`looks_back`)."""
+    accumulated_attention: "Float[Tensor, 'kv_heads slots'] | None"
+    """Attention that each slot has got so far; None unless the policy asks for it (`accumulates_attention`)."""
+    recent_attention: "Float[Tensor, 'kv_heads queries slots'] | None"
+    """Attention that the newest queries gave, oldest first; as many as the policy asks for (`observation_window`)."""
     layer: int
     rotated: "Float[Tensor, 'kv_heads slots dim'] | None" = None
     """The keys where they stand: rotated to their places, as the newest query met them."""
@@ -45,7 +45,7 @@ class Ranked(Policy):
     Scores that differ by no more than rounding does are equal, and of equal ones the older slot goes.
     """
 
-    totals: ClassVar[bool] = False
+    accumulates_attention: ClassVar[bool] = False
     """Whether the score needs the attention that each slot got so far."""
     exact: ClassVar[bool] = False
     """Whether scores come out the same however many tokens were read at once, so that only identical ones are equal."""
@@ -53,8 +53,8 @@ class Ranked(Policy):
     """The least size that a difference of scores is measured by; 0: the scores' own."""
 
     budget: int = setting(256, "Tokens that each KV head keeps.", low=2)
-    sinks: int = setting(4, "First tokens that are safe whatever their score.", low=0, high=1024)
-    recent: int = setting(64, "Newest tokens that are safe whatever their score.", low=1)
+    sinks: int = setting(4, "First tokens that are protected whatever their score.", low=0, high=1024)
+    recent: int = setting(64, "Newest tokens that are protected whatever their score.", low=1)
     interval: int = setting(1, "Tokens between two evictions: 1 is exact and slow, 16 is much faster.", low=1)
     positions: str = setting(
         "text", "Whether places are slots of the cache or places in the text.", choices=("cache", "text")
@@ -62,15 +62,15 @@ class Ranked(Policy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        safe, least = self.sinks + self.recent, self.smallest - self.interval + 1
-        if max(1, safe) > least:
+        protected, least = self.sinks + self.recent, self.smallest - self.interval + 1
+        if max(1, protected) > least:
             raise ValueError(
-                f"{self.name}: sinks + recent are {safe} tokens, and after an eviction {max(0, least)} are kept: "
+                f"{self.name}: sinks + recent are {protected} tokens, and after an eviction {max(0, least)} are kept: "
                 "choose a larger budget, or fewer of them, or a smaller interval"
             )
 
     @property
-    def looks_back(self) -> int:
+    def observation_window(self) -> int:
         """Of how many of the newest queries the score needs the attention that they gave."""
         return 0
 
@@ -83,19 +83,19 @@ class Ranked(Policy):
         """The most slots that a layer holds."""
         return self.budget
 
-    def score(self, seen: Seen) -> "Float[Tensor, 'kv_heads slots']":
+    def score(self, state: LayerState) -> "Float[Tensor, 'kv_heads slots']":
         """How much each slot is worth keeping."""
         raise NotImplementedError
 
-    def safe(self, places: "Int[Tensor, 'kv_heads slots']") -> "Bool[Tensor, 'kv_heads slots']":
+    def protected(self, positions: "Int[Tensor, 'kv_heads slots']") -> "Bool[Tensor, 'kv_heads slots']":
         """Which slots stay whatever their score, beside the newest."""
-        return places < self.sinks
+        return positions < self.sinks
 
-    def order(self, seen: Seen) -> "Int[Tensor, 'kv_heads slots']":
+    def order(self, state: LayerState) -> "Int[Tensor, 'kv_heads slots']":
         """The slots from the one that goes first to the one that stays longest; of equal scores the older goes."""
-        scores = self.score(seen).masked_fill(self.safe(seen.places), float("inf"))
+        scores = self.score(state).masked_fill(self.protected(state.positions), float("inf"))
         scores[:, max(0, scores.shape[1] - self.recent) :] = float("inf")
-        return by_rank(scores, 0.0 if self.exact else tolerance(seen.keys.dtype), self.scale)
+        return by_rank(scores, 0.0 if self.exact else tolerance(state.keys.dtype), self.scale)
 
     @property
     def plain(self) -> str:
@@ -156,16 +156,16 @@ def by_rank(
 
 
 def agreed(
-    scores: "Float[Tensor, 'kv_heads slots']", places: "Int[Tensor, 'kv_heads slots']"
+    scores: "Float[Tensor, 'kv_heads slots']", positions: "Int[Tensor, 'kv_heads slots']"
 ) -> "Float[Tensor, 'kv_heads slots']":
     """The mean over all heads of what a slot's token scores; in a head that does not hold the token it scores 0."""
     import torch
 
     heads, slots = scores.shape
     found = torch.searchsorted(
-        places[None].expand(heads, -1, -1).contiguous(), places[:, None].expand(-1, heads, -1).contiguous()
+        positions[None].expand(heads, -1, -1).contiguous(), positions[:, None].expand(-1, heads, -1).contiguous()
     ).clamp(max=slots - 1)
-    held = places[None].expand(heads, -1, -1).gather(2, found) == places[:, None]
+    held = positions[None].expand(heads, -1, -1).gather(2, found) == positions[:, None]
     return (scores[None].expand(heads, -1, -1).gather(2, found) * held).mean(1)
 
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Afresh, setting
+from .base import Recomputed, setting
 
 
 @dataclass(frozen=True)
-class Recompute(Afresh):
+class Recompute(Recomputed):
     """Predicts a token from the `window` tokens before it, encoded anew from position 0.  Good, and slow: T·L² in all.
 
     A `stride` n above 1 encodes once for n tokens, whose contexts are then `window` to `window` + n − 1 tokens long.

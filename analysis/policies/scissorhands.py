@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
-from .ranked import Ranked, Seen, tolerance
+from .ranked import LayerState, Ranked, tolerance
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,16 +15,16 @@ class Scissorhands(Ranked):
     """Drops the tokens that most of the newest `history` queries found unimportant: gave less than an even share.
 
     An even share is one divided by those of the slots held that the query reached; who gets just that is important.  As
-    in the paper half of the budget goes at a time, or as much as is not safe.  The paper gives later layers more; here
-    all have the same.
+    in the paper half of the budget goes at a time, or as much as is not protected.  The paper gives later layers more;
+    here all have the same.
     """
 
     name: ClassVar[str] = "scissorhands"
     title: ClassVar[str] = "Persistence"
     exact: ClassVar[bool] = True
 
-    sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
-    recent: int = setting(10, "Newest tokens that are safe whatever their score.", low=1)
+    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
+    recent: int = setting(10, "Newest tokens that are protected whatever their score.", low=1)
     interval: int = setting(0, "Tokens between two evictions; 0: half of the budget, as in the paper.", low=0)
     history: int = setting(400, "Newest queries that are asked.", low=1, high=1024)
 
@@ -35,11 +35,11 @@ class Scissorhands(Ranked):
         super().__post_init__()
 
     @property
-    def looks_back(self) -> int:
+    def observation_window(self) -> int:
         return self.history
 
-    def score(self, seen: Seen) -> "Tensor":
+    def score(self, state: LayerState) -> "Tensor":
         # A query gives nothing to what it did not reach, so what it reached is counted from the other end.
-        reached = (seen.rows > 0).sum(-1, keepdim=True)
-        less = seen.rows.float() * reached < 1 - tolerance(seen.keys.dtype)
-        return -((seen.rows > 0) & less).sum(1).float()
+        reached = (state.recent_attention > 0).sum(-1, keepdim=True)
+        less = state.recent_attention.float() * reached < 1 - tolerance(state.keys.dtype)
+        return -((state.recent_attention > 0) & less).sum(1).float()

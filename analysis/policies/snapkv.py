@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
-from .ranked import Ranked, Seen, pooled
+from .ranked import LayerState, Ranked, pooled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,16 +15,16 @@ class SnapKV(Ranked):
     """Keeps the tokens that the newest queries look at, pooled over neighbours so that details keep their context.
 
     As in the authors' code only what stands before the observation window is pooled, with zeros beyond its ends, and no
-    first token is safe.  The paper compresses a prompt once, when it has been read; here the newest `recent` tokens are
-    the observation window at every eviction, and their attention counts as they gave it.  Neighbours are slots, not
-    places in the text.  The paper's heads have a key each; where query heads share one, their mean counts.
+    first token is protected.  The paper compresses a prompt once, when it has been read; here the newest `recent`
+    tokens are the observation window at every eviction, and their attention counts as they gave it.  Neighbours are
+    slots, not places in the text.  The paper's heads have a key each; where query heads share one, their mean counts.
     """
 
     name: ClassVar[str] = "snapkv"
     title: ClassVar[str] = "Observation window"
 
-    sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
-    recent: int = setting(32, "Newest tokens, whose queries choose; they themselves are safe.", low=1)
+    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
+    recent: int = setting(32, "Newest tokens, whose queries choose; they themselves are protected.", low=1)
     kernel: int = setting(5, "Slots that a score is pooled over; an odd number.", low=1, high=63)
     pooling: str = setting("mean", "What is taken of them: their mean, or their maximum.", choices=("mean", "max"))
 
@@ -34,10 +34,10 @@ class SnapKV(Ranked):
             raise ValueError(f"{self.name}: kernel must be an odd number, not {self.kernel}")
 
     @property
-    def looks_back(self) -> int:
+    def observation_window(self) -> int:
         return self.recent
 
-    def score(self, seen: Seen) -> "Tensor":
-        given = seen.rows.float().mean(1)
+    def score(self, state: LayerState) -> "Tensor":
+        given = state.recent_attention.float().mean(1)
         given[:, max(0, given.shape[1] - self.recent) :] = 0
         return pooled(given, self.kernel, self.pooling)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Band, setting
+from .base import Banded, setting
 
 
 @dataclass(frozen=True)
-class Streaming(Band):
+class Streaming(Banded):
     """Keeps the first `sinks` tokens and the last `window`.  Memory is constant and the model stays itself.
 
     With positions `cache` a token counts its distance to a sink in cache slots (Xiao et al. 2023); with `text`, in

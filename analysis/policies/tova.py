@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from .base import setting
-from .ranked import Ranked, Seen, agreed
+from .ranked import LayerState, Ranked, agreed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 class TOVA(Ranked):
     """Drops the token that the newest query gave the least attention, on average over all heads of a layer.
 
-    As in the paper all heads of a layer drop the same token, and none is safe, not even the newest.  With `agree` head
-    each KV head drops its own, by the mean of the query heads that share it.
+    As in the paper all heads of a layer drop the same token, and none is protected, not even the newest.  With `agree`
+    head each KV head drops its own, by the mean of the query heads that share it.
     """
 
     name: ClassVar[str] = "tova"
     title: ClassVar[str] = "Last query"
 
-    sinks: int = setting(0, "First tokens that are safe whatever their score.", low=0, high=1024)
-    recent: int = setting(0, "Newest tokens that are safe whatever their score.", low=0)
+    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
+    recent: int = setting(0, "Newest tokens that are protected whatever their score.", low=0)
     agree: str = setting(
         "layer", "Who drops the same token: all heads of a layer, or each KV head its own.", choices=("layer", "head")
     )
 
     @property
-    def looks_back(self) -> int:
+    def observation_window(self) -> int:
         return 1
 
-    def score(self, seen: Seen) -> "Tensor":
-        given = seen.rows[:, -1].float()
-        return agreed(given, seen.places) if self.agree == "layer" else given
+    def score(self, state: LayerState) -> "Tensor":
+        given = state.recent_attention[:, -1].float()
+        return agreed(given, state.positions) if self.agree == "layer" else given
 
     @property
     def plain(self) -> str:

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Band, setting
+from .base import Banded, setting
 
 
 @dataclass(frozen=True)
-class Window(Band):
+class Window(Banded):
     """Keeps the last `window` tokens.  Memory is constant; the model breaks when its first token leaves the cache."""
 
     name: ClassVar[str] = "window"

@@ -17,7 +17,7 @@ BLOCK = 64
 
 
 @dataclass(frozen=True)
-class Reach:
+class Band:
     """What is kept: the first `sinks` tokens and a run that begins at `first` and is at most `window` tokens long."""
 
     sinks: int
@@ -75,11 +75,11 @@ class Reach:
         places = torch.arange(self.sinks, device=device)
         return torch.zeros_like(places) if self.positions == "none" else places
 
-    def narrowed(self, sliding_window: int | None) -> "Reach":
+    def narrowed(self, sliding_window: int | None) -> "Band":
         """The reach inside a layer that by its own family sees `sliding_window` tokens, itself included."""
         if sliding_window is None or (self.window is not None and self.window < sliding_window):
             return self
-        return Reach(self.sinks, self.first, sliding_window - 1, self.positions)
+        return Band(self.sinks, self.first, sliding_window - 1, self.positions)
 
     def held(self, t: NDArray[np.integer]) -> NDArray[np.float64]:
         """How many tokens are held when each query t has been read, after eviction."""
@@ -101,7 +101,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BlockPlan:
     """How the queries of one chunk meet the keys of one layer.
 
     Keys stand in order: sinks, `observed` tokens of the run whose attention is to be told apart, `past` tokens that
@@ -130,7 +130,7 @@ def _additive(visible: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
 
 
 def plan(
-    reach: Reach,
+    reach: Band,
     start: int,
     queries: int,
     *,
@@ -139,7 +139,7 @@ def plan(
     groups: int,
     dtype: torch.dtype,
     device: torch.device,
-) -> Plan:
+) -> BlockPlan:
     """The plan for the queries start … start + queries − 1 of a lane, whose keys have been appended to its cache."""
     sinks, stop = reach.sinks, start + queries
     inner = reach.narrowed(sliding_window)
@@ -182,4 +182,4 @@ def plan(
         padded = torch.nn.functional.pad(front_mask, (0, 0, 0, blocks * block - queries), value=True)
         front_mask = _additive(padded.view(blocks, block, -1), dtype, groups)
     counted = min(sinks, sink_tokens) + observed
-    return Plan(block, blocks, observed, past, pad, width, counted, front_mask, masks)
+    return BlockPlan(block, blocks, observed, past, pad, width, counted, front_mask, masks)

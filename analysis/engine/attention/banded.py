@@ -1,6 +1,6 @@
 """The one attention function, for every family and every positional policy.
 
-Each layer of each family calls `Reading.attend` with queries and keys that were not rotated (rotary.py).  It appends
+Each layer of each family calls `BandedPass.attend` with queries and keys that were not rotated (rotary.py).  It appends
 the keys to the lane's cache, rotates at positions that the policy chooses, and joins sinks and band under one softmax.
 Sink mass falls out of it for every head and query.  Nothing is copied to the host in here.
 """
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ...families.positions import Angles
 from ...families.rotary import Adapted
-from ..interventions import WhatIf
-from ..kv.banded import LayerCache
-from .band import Columns, Plan, Reach, plan
+from ..interventions import Interventions
+from ..kv.banded import BandedLayer
+from .band import Band, BlockPlan, Columns, plan
 
 PAST = 2048
 """Keys of a long past that are rotated and read at a time, so that they stay in the processor's cache."""
@@ -37,7 +37,7 @@ def unfold(x: Float[Tensor, "pieces kv_heads rows *dim"], batch: int, block: int
     return x.movedim(4, 2).reshape(batch, blocks * block, -1, *rest)
 
 
-def blocks_of(x: Float[Tensor, "kv_heads slots dim"], plan: Plan) -> Float[Tensor, "blocks kv_heads width dim"]:
+def blocks_of(x: Float[Tensor, "kv_heads slots dim"], plan: BlockPlan) -> Float[Tensor, "blocks kv_heads width dim"]:
     """The overlapping stretches of keys that the blocks of queries meet, copied once: products of overlapping views are
     slower by more than the copy takes."""
     before, after = plan.pad
@@ -75,7 +75,7 @@ def capped(scores: Tensor, softcap: float | None) -> Tensor:
 
 
 @dataclass(eq=False)
-class Reading:
+class BandedPass:
     """One forward pass: some tokens of one lane, or (`caches` None) a batch of windows that are encoded afresh.
 
     After the pass `mass[layer]` holds the sink mass, [heads, queries]; with `capture`, `queries[layer]`, `keys[layer]`
@@ -85,12 +85,12 @@ class Reading:
     model: Adapted
     start: int
     sink_tokens: int
-    reach: Reach
-    caches: list[LayerCache] | None
+    reach: Band
+    caches: list[BandedLayer] | None
     starts: Tensor | None = None
     """Text positions at which the windows of a batch begin."""
     capture: bool = False
-    what_if: WhatIf | None = None
+    what_if: Interventions | None = None
     length: int = 1
     """Of the context for which rotations are chosen (frequencies.py): one for the whole pass."""
     outputs: dict[int, Tensor] | None = None
@@ -99,7 +99,7 @@ class Reading:
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
-    _plans: dict[tuple, Plan] = field(default_factory=dict)
+    _plans: dict[tuple, BlockPlan] = field(default_factory=dict)
     _angles: dict[tuple, tuple[Angles | None, ...]] = field(default_factory=dict)
 
     def attend(
@@ -184,7 +184,7 @@ class Reading:
             out += piece * (piece_lse - total).exp()[..., None].to(out.dtype)
         return unfold(out, query.shape[0], steps.block, steps.blocks)[:, : query.shape[2]]
 
-    def _scores(self, local: Tensor, front: list[Tensor], steps: Plan, softcap: float | None) -> Tensor:
+    def _scores(self, local: Tensor, front: list[Tensor], steps: BlockPlan, softcap: float | None) -> Tensor:
         local = capped(local, softcap)
         for columns in steps.masks:
             local[..., columns.where] += columns.mask
@@ -196,7 +196,7 @@ class Reading:
             scores = [s + m for s, m in zip(scores, steps.front_mask.split(widths, -1), strict=True)]
         return torch.cat((*scores, local), -1)
 
-    def _observe(self, weights: Tensor, steps: Plan, shape: torch.Size) -> None:
+    def _observe(self, weights: Tensor, steps: BlockPlan, shape: torch.Size) -> None:
         batch, heads, queries, _ = shape
         counted = weights[..., : steps.counted]
         if self.starts is not None:
@@ -204,7 +204,7 @@ class Reading:
         mass = unfold(counted.sum(-1, dtype=torch.float32), batch, steps.block, steps.blocks)[:, :queries]
         self.mass.append(mass.reshape(-1, heads).T)
 
-    def _early(self, weights: Tensor, steps: Plan) -> Tensor:
+    def _early(self, weights: Tensor, steps: BlockPlan) -> Tensor:
         """Whether a column is one of the text's first tokens: [columns], or of each window [windows, 1, 1, columns]."""
         columns = torch.arange(weights.shape[-1], device=weights.device)
         early = columns < steps.counted
@@ -213,7 +213,7 @@ class Reading:
             early = (early & (places < self.sink_tokens))[:, None, None]
         return early
 
-    def _later(self, weights: Tensor, steps: Plan) -> Tensor:
+    def _later(self, weights: Tensor, steps: BlockPlan) -> Tensor:
         """Whether a query is none of the text's first tokens, [pieces, 1, rows, 1]."""
         begins = torch.arange(steps.blocks, device=weights.device) * steps.block + self.start
         if self.starts is not None:
@@ -222,7 +222,7 @@ class Reading:
         rows = places.repeat(1, weights.shape[-2] // steps.block)
         return (rows >= self.sink_tokens)[:, None, :, None]
 
-    def _plan(self, query: Tensor, sliding_window: int | None, groups: int) -> Plan:
+    def _plan(self, query: Tensor, sliding_window: int | None, groups: int) -> BlockPlan:
         tokens, device = query.shape[2], query.device
         if self.caches is not None:
             return plan(
@@ -236,7 +236,7 @@ class Reading:
                 device=device,
             )
         alone = plan(
-            Reach(0, 0, None, "text"),
+            Band(0, 0, None, "text"),
             0,
             tokens,
             sink_tokens=0,
@@ -249,9 +249,9 @@ class Reading:
             places = torch.arange(tokens, device=device)
             outside = places[None, :] <= places[:, None] - sliding_window
             mask = alone.masks[0].mask.masked_fill(outside.repeat(groups, 1), float("-inf"))
-            alone = Plan(**{**vars(alone), "masks": (Columns(slice(0, tokens), mask),)})
+            alone = BlockPlan(**{**vars(alone), "masks": (Columns(slice(0, tokens), mask),)})
         begins_early = self.start < self.sink_tokens
-        return Plan(**{**vars(alone), "counted": min(self.sink_tokens, tokens) if begins_early else 0})
+        return BlockPlan(**{**vars(alone), "counted": min(self.sink_tokens, tokens) if begins_early else 0})
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sink keys and values, run keys and values, each [batch, kv_heads, slots, dim], these tokens included."""

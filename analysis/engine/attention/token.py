@@ -4,7 +4,7 @@ Reading a text pays for masks and rotations once a chunk; a conversation is made
 that the layers share is made once a token, and keys stay rotated from one token to the next.  Only distances count
 within the run, so its keys stand at places counted from some origin, and a query that moves on leaves them alone; the
 sinks, whose distance does not grow in cache positions, get a query of their own.  What a token reaches is still said by
-Reach, what is kept by the lane.
+Band, what is kept by the lane.
 """
 
 from dataclasses import dataclass, field
@@ -14,16 +14,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...families.rotary import Adapted
-from ..interventions import WhatIf
-from ..kv.banded import LayerCache
-from .band import Reach
+from ..interventions import Interventions
+from ..kv.banded import BandedLayer
+from .band import Band
 from .banded import capped, partial, weigh
 
 TABLE = 64
 """Places whose rotations are made at a time."""
 
 
-class Turns:
+class Rotations:
     """The rotations of one kind of layer as matrices: x [rows, dim] @ at(place) is x rotated to that place."""
 
     def __init__(self, model: Adapted, attention: nn.Module, dim: int, length: int = 1) -> None:
@@ -69,7 +69,7 @@ class Sight:
 
 
 @dataclass(eq=False)
-class Decoding:
+class TokenPass:
     """One forward pass of one token of one lane, at text position `token`.
 
     After the pass `mass[layer]` holds the sink mass, [heads]; with `capture`, `queries[layer]` [heads, 1, dim] and
@@ -79,15 +79,15 @@ class Decoding:
     model: Adapted
     token: int
     sink_tokens: int
-    reach: Reach
-    caches: list[LayerCache]
+    reach: Band
+    caches: list[BandedLayer]
     origin: int
     """Text position from which places in the run are counted."""
-    turns: dict[tuple, Turns]
+    turns: dict[tuple, Rotations]
     kv_chunk: int | None = None
     """Keys of a long run that are read at a time, each piece with its own sum and log-sum-exp (flash-decoding)."""
     capture: bool = False
-    what_if: WhatIf | None = None
+    what_if: Interventions | None = None
     length: int = 1
     """Of the context for which rotations are chosen; those in `turns` and in the caches were made for it."""
     mass: list[Tensor] = field(default_factory=list)
@@ -169,7 +169,7 @@ class Decoding:
         kind = self.model.kind(attention)
         turns = self.turns.get(kind)
         if turns is None:
-            turns = self.turns[kind] = Turns(self.model, attention, dim, self.length)
+            turns = self.turns[kind] = Rotations(self.model, attention, dim, self.length)
         if turns.idle:
             return Sight(sinks_from, seen, counted, observed, None, scaling)
         key = query = turns.at(int(reach.in_run(torch.tensor(t), self.origin)))
@@ -177,7 +177,7 @@ class Decoding:
             query = torch.cat((key, turns.at(reach.slot_of(t))), -1)
         return Sight(sinks_from, seen, counted, observed, key, query * scaling)
 
-    def _turned_sinks(self, attention: nn.Module, cache: LayerCache) -> Float[Tensor, "kv_heads sinks dim"]:
+    def _turned_sinks(self, attention: nn.Module, cache: BandedLayer) -> Float[Tensor, "kv_heads sinks dim"]:
         if cache.turned_sinks is None:
             places = self.reach.in_front(self.model.device)
             cache.turned_sinks = self.model.rotate(

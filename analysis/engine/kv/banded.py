@@ -111,7 +111,7 @@ class Span(NamedTuple):
         held[self.first : self.read] += self.heads
 
 
-class LayerCache:
+class BandedLayer:
     """What one layer keeps of the text: `sinks` first tokens, then one run without gaps, which begins at `first`.
 
     `turned` holds the keys of the run once more, rotated, for a token that is decoded alone (decoding.py).  It begins
@@ -124,7 +124,7 @@ class LayerCache:
         self.turned_sinks: Tensor | None = None
 
     @classmethod
-    def empty(cls, model: Adapted, layer: int, first: int = 0) -> "LayerCache":
+    def empty(cls, model: Adapted, layer: int, first: int = 0) -> "BandedLayer":
         """What a layer of a model holds before it has read anything; `first`: the text position of what comes."""
         return cls(torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.homes[layer]), first)
 
@@ -250,9 +250,9 @@ class LayerCache:
             run = [torch.cat((new[:, begin:], old[:, count - begin :]), 1) for new, old in pairs]
             self.restart(torch.stack(run), begin)
 
-    def of_heads(self, own: Int[Tensor, " heads"]) -> "LayerCache":
+    def of_heads(self, own: Int[Tensor, " heads"]) -> "BandedLayer":
         """The same tokens of some KV heads, copied."""
-        cache = LayerCache(self.sink_keys[own], self.first)
+        cache = BandedLayer(self.sink_keys[own], self.first)
         cache.pin(self.sink_keys[own], self.sink_values[own])
         cache.append(self.keys.view()[own], self.values.view()[own])
         return cache
@@ -263,14 +263,14 @@ class LayerCache:
         count = keys.shape[1]
         return tuple(torch.cat((x[:, :sinks], x[:, count - run :]), 1) for x in (keys, values))
 
-    def copy(self) -> "LayerCache":
+    def copy(self) -> "BandedLayer":
         """The same tokens held, free to go another way.  No tensor is copied: `Slots` says why that is safe."""
         twin = copy.copy(self)
         twin.keys, twin.values, twin.turned = copy.copy(self.keys), copy.copy(self.values), copy.copy(self.turned)
         return twin
 
 
-def as_bands(caches: Sequence[Any], read: int) -> list[LayerCache]:
+def as_bands(caches: Sequence[Any], read: int) -> list[BandedLayer]:
     """What all heads of all layers hold of the text's first and newest tokens, of caches of any kind; what only some
     hold is given up."""
     spans = [span for cache in caches for span in cache.spans(read)]
@@ -279,7 +279,7 @@ def as_bands(caches: Sequence[Any], read: int) -> list[LayerCache]:
     bands = []
     for cache in caches:
         keys, values = cache.ends(sinks, run)
-        band = LayerCache(keys, read - run)
+        band = BandedLayer(keys, read - run)
         band.pin(keys[:, :sinks], values[:, :sinks])
         band.append(keys[:, sinks:], values[:, sinks:])
         bands.append(band)

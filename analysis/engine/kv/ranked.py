@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from ...families.positions import Angles
 from ...families.rotary import Adapted
 from ...policies import Ranked
-from ...policies.ranked import Seen
+from ...policies.ranked import LayerState
 from ..attention.banded import capped, weigh
-from ..interventions import WhatIf
-from .banded import LayerCache
+from ..interventions import Interventions
+from .banded import BandedLayer
 
 
-class Gone(NamedTuple):
+class Evicted(NamedTuple):
     """Slots that a layer let go: keys before rotation [kv_heads, gone, dim], and their places in the text."""
 
     keys: Tensor
@@ -65,7 +65,7 @@ class Scattered:
 
 
 @dataclass(eq=False)
-class RankedCache:
+class RankedLayer:
     """The slots of one layer.  Tensors are replaced and never written into, so that a copy of it costs nothing."""
 
     keys: Float[Tensor, "kv_heads slots dim"]
@@ -75,19 +75,19 @@ class RankedCache:
     """Where in the text each slot was read."""
     total: Float[Tensor, "kv_heads slots"] | None = None
     rows: Float[Tensor, "kv_heads queries slots"] | None = None
-    """What the policy asks to have observed (Seen)."""
+    """What the policy asks to have observed (LayerState)."""
     turned: Float[Tensor, "kv_heads slots dim"] | None = None
     """The keys once more, rotated to where they stand; None where they stand otherwise since an eviction."""
     length: int = 1
     """Of the context for which they were rotated (frequencies.py)."""
 
     @classmethod
-    def empty(cls, model: Adapted, layer: int) -> "RankedCache":
+    def empty(cls, model: Adapted, layer: int) -> "RankedLayer":
         like = torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.homes[layer])
         return cls(like, like, like[..., 0].long())
 
     @classmethod
-    def of(cls, cache: LayerCache, read: int) -> "RankedCache":
+    def of(cls, cache: BandedLayer, read: int) -> "RankedLayer":
         """What a layer holds by place, when `read` tokens have been read."""
         assert cache.read == read, f"{read} tokens were read, and the run ends with token {cache.read}"
         keys, values = cache.everything()
@@ -115,7 +115,7 @@ class RankedCache:
         count = len(self)
         return tuple(torch.cat((x[:, :sinks], x[:, count - run :]), 1) for x in (self.keys, self.values))
 
-    def copy(self) -> "RankedCache":
+    def copy(self) -> "RankedLayer":
         return replace(self)
 
     def append(self, keys: Tensor, values: Tensor, places: Int[Tensor, " tokens"]) -> None:
@@ -132,20 +132,20 @@ class RankedCache:
 
     def observe(self, weights: Float[Tensor, "kv_heads queries slots"], policy: Ranked) -> None:
         """Remember what the policy asks for of the attention that the newest queries gave."""
-        if policy.totals:
+        if policy.accumulates_attention:
             total = weights.sum(1, dtype=torch.float32)
             if self.total is not None:
                 total[:, : self.total.shape[1]] += self.total
             self.total = total
-        if policy.looks_back:
+        if policy.observation_window:
             rows = weights
-            if self.rows is not None and rows.shape[1] < policy.looks_back:
-                older = self.rows[:, -(policy.looks_back - rows.shape[1]) :]
+            if self.rows is not None and rows.shape[1] < policy.observation_window:
+                older = self.rows[:, -(policy.observation_window - rows.shape[1]) :]
                 older = nn.functional.pad(older, (0, rows.shape[2] - older.shape[2]))
                 rows = torch.cat((older, rows), 1)
-            self.rows = rows[:, -policy.looks_back :]
+            self.rows = rows[:, -policy.observation_window :]
 
-    def evict(self, policy: Ranked, layer: int, layers: int, *, tell: bool, dims: int | None = None) -> Gone | None:
+    def evict(self, policy: Ranked, layer: int, layers: int, *, tell: bool, dims: int | None = None) -> Evicted | None:
         """Let go of what the policy ranks lowest, if there is more than its budget; `tell`: and say what went.
 
         `dims`: the first dimensions of a head, which are the model's own; None: all.
@@ -155,10 +155,10 @@ class RankedCache:
             return None
         rotated = None if self.turned is None else self.turned[..., :dims]
         keys, values = self.keys[..., :dims], self.values[..., :dims]
-        order = policy.order(Seen(keys, values, self.places, self.total, self.rows, layer, rotated))
+        order = policy.order(LayerState(keys, values, self.places, self.total, self.rows, layer, rotated))
         count = budget - policy.interval + 1
         leaves, kept = order[:, :-count], order[:, -count:].sort().values
-        gone = Gone(_picked(self.keys, leaves), _picked(self.places, leaves)) if tell else None
+        gone = Evicted(_picked(self.keys, leaves), _picked(self.places, leaves)) if tell else None
         self.keys, self.values, self.places = (_picked(x, kept) for x in (self.keys, self.values, self.places))
         self.total = None if self.total is None else _picked(self.total, kept)
         if self.rows is not None:
@@ -174,7 +174,7 @@ def _picked(x: Tensor, kept: Int[Tensor, "kv_heads count"]) -> Tensor:
 
 
 @dataclass(eq=False)
-class Ranking:
+class RankedPass:
     """One forward pass over ranked caches, of tokens that begin at text position `token`.
 
     There must be no more of them than come before the next eviction.  After the pass `mass[layer]` holds the sink mass,
@@ -186,14 +186,14 @@ class Ranking:
     token: int
     sink_tokens: int
     policy: Ranked
-    caches: list[RankedCache]
+    caches: list[RankedLayer]
     capture: bool = False
-    what_if: WhatIf | None = None
+    what_if: Interventions | None = None
     length: int = 1
     """Of the context for which rotations are chosen (frequencies.py): one for the whole pass."""
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
-    gone: list[Gone | None] = field(default_factory=list)
+    gone: list[Evicted | None] = field(default_factory=list)
     _made: dict[tuple, Any] = field(default_factory=dict)
 
     def attend(
@@ -239,7 +239,7 @@ class Ranking:
             whole, total = self.what_if.bend(struck, scores, whole, total, lambda s: weigh(s, [], s.dtype))
         out = whole[..., :slots].to(value.dtype) @ cache.values
         self.mass.append((weights @ early.to(weights.dtype)[..., None]).float().reshape(heads, queries))
-        if self.policy.totals or self.policy.looks_back:
+        if self.policy.accumulates_attention or self.policy.observation_window:
             cache.observe(weights.view(kv_heads, groups, queries, slots).mean(1), self.policy)
         own = dim - self.model.positions.added
         gone = cache.evict(self.policy, layer, self.model.layers, tell=self.capture, dims=own)
@@ -251,7 +251,7 @@ class Ranking:
     def _places(self, queries: int) -> Int[Tensor, " queries"]:
         return torch.arange(self.token, self.token + queries, device=self.model.device)
 
-    def _turn(self, attention: nn.Module, cache: RankedCache, query: Tensor, key: Tensor) -> Tensor:
+    def _turn(self, attention: nn.Module, cache: RankedLayer, query: Tensor, key: Tensor) -> Tensor:
         """The query where it stands; the cache's keys are turned to where they stand, as far as they are not."""
         model, slots, queries = self.model, len(cache), key.shape[2]
         kind, by_slot = model.kind(attention), self.policy.positions == "cache"
@@ -301,14 +301,14 @@ def _agreeing(places: Tensor, expected: Tensor) -> int:
     return int((places == expected).cummin(1).values.sum(1).min())
 
 
-def as_ranked(cache: LayerCache | RankedCache, read: int) -> RankedCache:
+def as_ranked(cache: BandedLayer | RankedLayer, read: int) -> RankedLayer:
     """What a layer holds, in slots of which nothing has been observed yet."""
-    if isinstance(cache, LayerCache):
-        return RankedCache.of(cache, read)
-    return RankedCache(cache.keys, cache.values, cache.places)
+    if isinstance(cache, BandedLayer):
+        return RankedLayer.of(cache, read)
+    return RankedLayer(cache.keys, cache.values, cache.places)
 
 
-def with_front(caches: list[RankedCache], front: list[tuple[Tensor, Tensor]]) -> list[RankedCache]:
+def with_front(caches: list[RankedLayer], front: list[tuple[Tensor, Tensor]]) -> list[RankedLayer]:
     """The caches with the text's first tokens, keys and values per layer, in front again, whichever were held."""
     pinned = []
     for cache, (keys, values) in zip(caches, front, strict=True):
@@ -316,5 +316,5 @@ def with_front(caches: list[RankedCache], front: list[tuple[Tensor, Tensor]]) ->
         rest = int((cache.places >= count).sum(1).min())
         places = torch.arange(count, device=cache.places.device).expand(len(keys), -1)
         pairs = ((keys, cache.keys), (values, cache.values), (places, cache.places))
-        pinned.append(RankedCache(*(torch.cat((first, held[:, len(cache) - rest :]), 1) for first, held in pairs)))
+        pinned.append(RankedLayer(*(torch.cat((first, held[:, len(cache) - rest :]), 1) for first, held in pairs)))
     return pinned

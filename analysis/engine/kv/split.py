@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..attention.banded import Reading
-from .banded import LayerCache, Span
+from ..attention.banded import BandedPass
+from .banded import BandedLayer, Span
 
 
-class SplitCache:
+class SplitLayer:
     """What one layer keeps: `parts`, and which of its KV heads each of them has, `names` (ascending); `heads` are the
     same on the layer's device."""
 
-    def __init__(self, cache: LayerCache, full: Sequence[int]) -> None:
+    def __init__(self, cache: BandedLayer, full: Sequence[int]) -> None:
         """What a layer holds, dealt out: these KV heads, and the others."""
         others = [head for head in range(len(cache.sink_keys)) if head not in full]
         self.names = list(full), others
@@ -48,14 +48,14 @@ class SplitCache:
         for part, own in zip(self.parts, self.heads, strict=True):
             part.put_first(keys[own], values[own])
 
-    def copy(self) -> "SplitCache":
+    def copy(self) -> "SplitLayer":
         twin = copy.copy(self)
         twin.parts = tuple(part.copy() for part in self.parts)
         return twin
 
 
 @dataclass(eq=False)
-class Splitting:
+class SplitPass:
     """One forward pass over split caches, of tokens that begin at text position `token`.
 
     After the pass `mass[layer]` holds the sink mass, [heads, queries]; with `capture`, `queries[layer]` and
@@ -63,8 +63,8 @@ class Splitting:
     """
 
     token: int
-    caches: list[SplitCache]
-    readings: tuple[Reading, Reading]
+    caches: list[SplitLayer]
+    readings: tuple[BandedPass, BandedPass]
     capture: bool = False
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
