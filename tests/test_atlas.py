@@ -13,9 +13,10 @@ from analysis.engine.attention.banded import BandedPass
 from analysis.engine.check import adapt
 from analysis.engine.stream import open_lanes
 from analysis.experiments.measures import measure
-from analysis.maps.atlas import Atlas, Region
+from analysis.maps.atlas import Atlas
 from analysis.maps.capture import Stretch, capture, needed, tokenized
 from analysis.maps.recent import head_map
+from analysis.maps.region import Region
 from analysis.policies import Dense, Streaming, Window, parse
 from analysis.runs.folder import Spec
 from analysis.texts import Text

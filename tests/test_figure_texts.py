@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import font_manager
 
-from analysis.figures import FIGURES, lettering, parse
-from analysis.figures.lettering import MONO, absent, families, visible
-from analysis.figures.paragraph import _directed, lines
+from analysis.figures import FIGURES, fonts, parse
+from analysis.figures.citations import bibtex, caption
+from analysis.figures.fonts import MONO, absent, families, visible
+from analysis.figures.line_styles import OWN, line_styles
+from analysis.figures.paragraph import directed, lines
 from analysis.figures.sheet import WIDTHS, Layout, drawn, missing, rendered, saved
-from analysis.figures.sources import bibtex, caption
-from analysis.figures.strokes import OWN, strokes
 from analysis.policies import POLICIES
 from analysis.policies import parse as parse_policy
 
@@ -79,7 +79,7 @@ def test_runs_stand_in_the_order_of_the_bidirectional_algorithm(text):
     base = bidi.get_base_level(text) if text else 0
     seen = ""
     facing = str.maketrans(")]}>", "([{<")
-    for run, places, backwards in _directed(text, base):
+    for run, places, backwards in directed(text, base):
         seen += run[::-1] if backwards else run
         assert sorted(places) == list(range(min(places), max(places) + 1))
     # Spaces at the end of a line have no direction that anyone sees, and the shaper turns brackets round.
@@ -139,8 +139,9 @@ def with_font(tmp_path):
     known = list(font_manager.fontManager.ttflist)
 
     def forget():
-        for cached in (lettering._fonts, lettering._chosen, lettering._first, lettering._paths, lettering.shaped):
-            cached.cache_clear()
+        for cached in vars(fonts).values():
+            if hasattr(cached, "cache_clear"):
+                cached.cache_clear()
 
     font_manager.fontManager.addfont(tmp_path / "two.ttf")
     forget()
@@ -155,8 +156,8 @@ def test_fonts_are_chosen_by_what_they_have_and_what_none_has_is_said(with_font)
     said = absent(["abc", "\U000f1234\U000f1235"])
     assert "No font on this machine has signs (\U000f1234 \U000f1235), so boxes stand in their place" in said
     assert absent(["abc שלום العربية 😀\u200d\ufe0f\n\x1b"]) == ""
-    fonts = {name for name in font_manager.get_font_names() if name != with_font}
-    if not any(ord("中") in lettering._fonts()[name] for name in fonts & lettering._fonts().keys()):
+    installed = fonts.installed_fonts()
+    if not any(ord("中") in codes for name, codes in installed.items() if name != with_font):
         assert with_font in families("中") and with_font in families("a中b", MONO) and absent(["中"]) == ""
         data = {"text": np.array(["中", "क"]), "nll": np.array([1.0, 2.0])}
         assert missing(data) == ""
@@ -201,13 +202,13 @@ def test_settings_of_whoever_calls_change_no_figure_and_are_left_alone():
 def test_lines_are_told_apart_without_colour():
     every = [parse_policy(name) for name in POLICIES]
     for policies in (every, every * 3, [parse_policy(p) for p in nasty.POLICIES], [every[0]] * 9):
-        looks = [(look["linestyle"], look["marker"]) for look in strokes(policies)]
+        looks = [(look["linestyle"], look["marker"]) for look in line_styles(policies)]
         assert len(set(looks)) == len(looks)
     # The best known have dashes of their own, in whichever company.
-    dashes = [strokes([parse_policy(name)])[0]["linestyle"] for name in OWN]
+    dashes = [line_styles([parse_policy(name)])[0]["linestyle"] for name in OWN]
     assert len(set(map(str, dashes))) == len(OWN) and {"dense", "window", "recompute", "streaming"} <= set(OWN)
     for pair in combinations([parse_policy(name) for name in OWN], 2):
-        assert [look["linestyle"] for look in strokes(pair)] == [dashes[list(OWN).index(p.name)] for p in pair]
+        assert [look["linestyle"] for look in line_styles(pair)] == [dashes[list(OWN).index(p.name)] for p in pair]
 
 
 def test_the_reference_of_relative_perplexity_is_called_by_its_name():

@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
@@ -20,7 +21,8 @@ from PIL import Image
 from analysis.experiments import grid
 from analysis.experiments.papers import EXPERIMENTS
 from analysis.figures import FIGURES, parse
-from analysis.figures.export import export, open_source, provenance
+from analysis.figures.export import export, provenance
+from analysis.figures.inputs import open_input
 from analysis.figures.sheet import KINDS, WIDTHS, Layout, drawn, rendered
 from analysis.lab.folder import write
 from analysis.lab.recipe import Recipe
@@ -93,7 +95,7 @@ def poppler():
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_draws_on_the_axes_it_is_given_and_returns_them(name, places):
     figure = small(name)
-    data = figure.numbers(open_source(places[figure.needs], figure.needs).what)
+    data = figure.numbers(open_input(places[figure.needs], figure.needs).data)
     given = Sheet().subplots()
     before = plt.get_fignums()
     assert figure.draw(data, ax=given) is given
@@ -106,8 +108,8 @@ def test_a_figure_draws_on_the_axes_it_is_given_and_returns_them(name, places):
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_file_opens_with_its_size_its_words_and_its_provenance(name, places, tmp_path, poppler):
     figure, layout = small(name), Layout("icml", 7, 200)
-    source = open_source(places[figure.needs], figure.needs)
-    data = figure.numbers(source.what)
+    source = open_input(places[figure.needs], figure.needs)
+    data = figure.numbers(source.data)
     with drawn(figure, data, layout) as sheet:
         width, height = sheet.get_size_inches()
         words = drawn_words(sheet)
@@ -153,7 +155,7 @@ def drawn_words(sheet):
 def test_the_command_that_a_file_names_makes_the_same_bytes(name, kind, places, tmp_path, run):
     figure, out = small(name), tmp_path / f"a.{kind}"
     export(figure, places[figure.needs], out, Layout("acl", 8, 150))
-    about = provenance(figure, open_source(places[figure.needs], figure.needs), out, Layout("acl", 8, 150))
+    about = provenance(figure, open_input(places[figure.needs], figure.needs), out, Layout("acl", 8, 150))
     first = out.read_bytes()
     out.unlink()
     code, said, _ = run(*shlex.split(about["command"])[3:])
@@ -181,17 +183,17 @@ def two_layers(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [n for n, f in FIGURES.items() if f.needs == "stretch"])
 def test_defaults_of_a_figure_fit_the_smallest_model(name, two_layers, tmp_path, run):
-    source = open_source(two_layers, "stretch")
-    figure = parse(name).on(source.what)
-    mass = source.what.stretch.mass
+    source = open_input(two_layers, "stretch")
+    figure = parse(name).resolved(source.data)
+    mass = source.data.stretch.mass
     if hasattr(figure, "head"):
         # The figure says which head it is of, and that is the one with the largest sink mass.
         assert (figure.layer, figure.head) == np.unravel_index(mass.argmax(), mass.shape)
-        assert parse(f"{name}:layer=1").on(source.what).head == mass[1].argmax()
-        assert parse(f"{name}:head=1").on(source.what).layer == mass[:, 1].argmax()
+        assert parse(f"{name}:layer=1").resolved(source.data).head == mass[1].argmax()
+        assert parse(f"{name}:head=1").resolved(source.data).layer == mass[:, 1].argmax()
     if hasattr(figure, "layers"):
         assert figure.layers == "0 1"
-    assert parse(str(figure)) == figure == figure.on(source.what)
+    assert parse(str(figure)) == figure == figure.resolved(source.data)
     code, _, wrong = run("figure", name, "--run", str(two_layers), "--out", str(tmp_path / "a.csv"))
     assert code == 0, wrong
     assert json.loads((tmp_path / "a.csv.json").read_text())["figure"] == str(figure)
@@ -201,7 +203,7 @@ def test_report_shows_the_head_with_the_largest_sink_mass(two_layers, places, tm
     out = tmp_path / "r.html"
     code, _, wrong = run("report", "--run", str(places["run"]), "--stretch", str(two_layers), "--out", str(out))
     assert code == 0, wrong
-    mass = open_source(two_layers, "stretch").what.stretch.mass
+    mass = open_input(two_layers, "stretch").data.stretch.mass
     layer, head = np.unravel_index(mass.argmax(), mass.shape)
     assert f"Layer {layer}, head {head}" in out.read_text(encoding="utf-8")
 
@@ -265,3 +267,11 @@ def test_a_stretch_is_captured_by_a_command(run, model, text, tmp_path):
 def test_figures_are_listed(run):
     code, said, _ = run("figures")
     assert code == 0 and all(name in said for name in FIGURES)
+
+
+def test_the_list_of_figures_is_shown_without_a_model():
+    listing = "from analysis.cli.main import main; main()"
+    heavy = "print(*{'torch', 'transformers', 'pandas'} & sys.modules.keys(), file=sys.stderr)"
+    code = f"import atexit, sys; sys.argv = ['analysis', 'figures']; atexit.register(lambda: {heavy}); {listing}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "attention-strip" in done.stdout and done.stderr.strip() == ""

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from analysis.maps.atlas import Region
+from analysis.maps.region import Region
 from analysis.policies import Dense, Streaming
 from app.frames.atlas import MANY, AtlasSender, Look, called, levels, span, whole
 from app.frames.reading import coded

@@ -13,9 +13,10 @@ from analysis.experiments.measures import measure
 from analysis.families.frequencies import Rule
 from analysis.families.positions import Rotary
 from analysis.families.rotary import Adapted
-from analysis.maps.atlas import Atlas, Region
+from analysis.maps.atlas import Atlas
 from analysis.maps.capture import Stretch, capture
 from analysis.maps.recent import head_map, head_row
+from analysis.maps.region import Region
 from analysis.models.loading import load
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
 from analysis.runs.folder import Spec

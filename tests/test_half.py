@@ -8,8 +8,9 @@ import torch
 
 from analysis.engine.check import adapt
 from analysis.engine.stream import open_lanes
-from analysis.maps.atlas import Atlas, Region
+from analysis.maps.atlas import Atlas
 from analysis.maps.recent import head_map, head_row
+from analysis.maps.region import Region
 from analysis.maps.row import Passage, attend
 from analysis.policies import parse
 from app.frames.reading import coded

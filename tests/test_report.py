@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from analysis.engine.context import Step
-from analysis.figures.export import Source, open_source
+from analysis.figures.inputs import FigureInput, open_input
 from analysis.figures.report import page, report
 from analysis.runs.folder import Run, Spec, save
 
@@ -55,7 +55,7 @@ def test_what_was_typed_is_text_and_never_markup(model, tmp_path):
     run = long_run(model, 600)
     run.spec = Spec(model, "<b>&.txt", run.spec.policies)
     save(run, tmp_path / "run", text_sha256="", weights_sha256="")
-    text = page(open_source(tmp_path / "run", "run"))
+    text = page(open_input(tmp_path / "run", "run"))
     assert "<title>&lt;b&gt;&amp;.txt" in text and "<b>&.txt" not in text
 
 
@@ -76,7 +76,7 @@ def test_a_report_has_the_maps_that_are_named(places, tmp_path, run):  # noqa: F
 
 def test_an_empty_run_has_nothing_to_tell(model):
     with pytest.raises(ValueError, match="nothing to tell"):
-        page(Source(Path("x"), Run(Spec(model, "t", ("dense",))), {}))
+        page(FigureInput(Path("x"), Run(Spec(model, "t", ("dense",))), {}))
 
 
 @pytest.mark.real

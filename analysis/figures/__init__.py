@@ -13,8 +13,10 @@ from .perplexity import Perplexity, perplexity
 from .budget import Budget, budget
 from .memory import Memory, memory
 from .massive import Massive, massive
-from .strip import Strip, AttentionStrip, strip
-from .emergence import Emergence, EmergenceMap, emergence, emergence_map
+from .strip import Strip, strip
+from .attention_strip import AttentionStrip
+from .emergence import Emergence, emergence
+from .emergence_map import EmergenceMap
 # isort: on
 
 FIGURES = Registry.of_classes("figure", Figure, globals())

@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 
 from .. import metrics
 from ..policies import parse
-from ..runs.folder import load
-from .base import Figure, Numbers, axes, legend
-from .strokes import strokes
+from ..runs.reader import load
+from .base import Figure, Numbers
+from .drawing import axes, legend
+from .line_styles import line_styles
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Budget(Figure):
     needs: ClassVar[str] = "grid"
 
     def numbers(self, source: Path) -> Numbers:
+        """Columns `policy`, `cached` and `perplexity`: a row for each run.  Raises ValueError where there is none."""
         found = []
         for about in sorted(Path(source).glob("*/run.json")):
             run = load(about.parent)
@@ -37,6 +39,7 @@ class Budget(Figure):
         return {"policy": np.array(policy), "cached": np.array(held), "perplexity": np.array(value)}
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        """A line for each policy, over its sizes of the cache."""
         return budget(data, ax=ax)
 
 
@@ -46,16 +49,16 @@ def budget(data: Numbers, *, ax: Axes | None = None) -> Axes:
     policies = [parse(p) for p in data["policy"]]
     names = list(dict.fromkeys(p.name for p in policies))
     firsts = [next(p for p in policies if p.name == name) for name in names]
-    for name, first, look in zip(names, firsts, strokes(firsts), strict=True):
+    for name, first, style in zip(names, firsts, line_styles(firsts), strict=True):
         of = np.array([p.name == name for p in policies])
         if name == "dense":
             ax.axhline(
-                data["perplexity"][of][0], color=look["color"], linestyle=look["linestyle"], lw=0.8, label=first.title
+                data["perplexity"][of][0], color=style["color"], linestyle=style["linestyle"], lw=0.8, label=first.title
             )
             continue
         # Every size is a run, so every one has a marker.
-        look |= {"markevery": None, "marker": look["marker"] or "."}
-        ax.plot(data["cached"][of], data["perplexity"][of], **look, label=first.title)
+        style |= {"markevery": None, "marker": style["marker"] or "."}
+        ax.plot(data["cached"][of], data["perplexity"][of], **style, label=first.title)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set(xlabel="Cached tokens", ylabel="Perplexity")

@@ -8,91 +8,47 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..runs.folder import Run, about_of
-from ..runs.folder import load as load_run
-from . import Figure
+from ..runs.run import Run
+from .base import Figure
+from .citations import bibtex, caption
+from .inputs import FigureInput, open_input
 from .sheet import KINDS, Layout, missing, rendered
-from .sources import bibtex, caption
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
-    """What a figure is made of, and what is known of where it came from."""
-
-    place: Path
-    what: Any
-    about: Mapping[str, Any]
-
-
-def open_source(place: Path, needs: str) -> Source:
-    """A run, a stretch, a grid or trainings in a folder.  Raises ValueError where there is none of the kind."""
-    place = Path(place)
-    if needs == "grid":
-        first = next(iter(sorted(place.glob("*/run.json"))), None)
-        return Source(place, place, about_of(first.parent) if first else {})
-    if needs == "run":
-        return Source(place, load_run(place), about_of(place))
-    if needs == "trainings":
-        from ..lab.folder import read
-
-        trained = read(place)
-        # A recipe says all of a model that was trained by it.
-        return Source(place, trained, {"spec": {"model": [str(t.recipe) for t in trained]}})
-    from ..maps.atlas import Atlas
-    from ..maps.capture import Stretch
-    from ..models.loading import load
-
-    stretch = Stretch(place)
-    spec = stretch.spec
-    model = load(spec.model, dtype=spec.dtype, device=spec.device, weights=spec.weights, kv_heads=spec.kv_heads)
-    return Source(place, Atlas(stretch, model), stretch.about)
-
-
-def command(figure: Figure, place: Path, out: Path, layout: Layout) -> str:
+def command(figure: Figure, folder: Path, out: Path, layout: Layout) -> str:
     """The command line that makes this file."""
-    words = ["python", "-m", "analysis", "figure", str(figure), "--run", str(place), "--out", str(out)]
+    words = ["python", "-m", "analysis", "figure", str(figure), "--run", str(folder), "--out", str(out)]
     words += ["--venue", layout.venue, "--points", f"{layout.points:g}", "--dpi", str(layout.dpi)]
     return shlex.join(words)
 
 
-def provenance(figure: Figure, source: Source, out: Path, layout: Layout) -> dict[str, Any]:
+def provenance(figure: Figure, source: FigureInput, out: Path, layout: Layout) -> dict[str, Any]:
     """What a file says of itself."""
     spec = source.about.get("spec", {})
-    policies = _policies(source)
+    policies = source.policies()
     return {
         "figure": str(figure),
         "caption": caption(figure, spec, policies),
         "bibtex": bibtex(figure, spec, policies),
-        "command": command(figure, source.place, out, layout),
+        "command": command(figure, source.folder, out, layout),
         "model": spec.get("model"),
         "weights_sha256": source.about.get("weights_sha256"),
         "text": spec.get("text"),
         "text_sha256": source.about.get("text_sha256"),
         "begins": source.about.get("begins"),
         "spec": spec,
-        "run": source.what.spec.command() if isinstance(source.what, Run) else None,
+        "run": source.data.spec.command() if isinstance(source.data, Run) else None,
         "versions": {p: version(p) for p in ("torch", "transformers", "matplotlib", "seaborn", "numpy")},
     }
 
 
-def _policies(source: Source) -> list[str]:
-    """Of all lanes, with those that a lane was switched to; of a grid those of its runs."""
-    if isinstance(source.what, Path):
-        runs = [about_of(path.parent).get("spec", {}) for path in sorted(source.what.glob("*/run.json"))]
-        return list(dict.fromkeys(policy for spec in runs for policy in spec.get("policies", ())))
-    switched = [e["policy"] for e in getattr(source.what, "events", ()) if e["what"] == "switch"]
-    return list(dict.fromkeys([*source.about.get("spec", {}).get("policies", ()), *switched]))
-
-
-def export(figure: Figure, place: Path, out: Path, layout: Layout | None = None) -> dict[str, Any]:
+def export(figure: Figure, folder: Path, out: Path, layout: Layout | None = None) -> dict[str, Any]:
     """Make a figure of what lies in a folder and write it; the ending of `out` says as what.
 
     Provenance of CSV and NPZ, which have no room for it, stands in a .json file beside them.  A figure that was made
@@ -106,10 +62,10 @@ def export(figure: Figure, place: Path, out: Path, layout: Layout | None = None)
     check_own(out)
     if beside is not None and os.path.exists(beside) and _digest(beside) is None:
         raise ValueError(f"{beside} is there already, and what {out.name} is of belongs there: choose another --out")
-    source = open_source(place, figure.needs)
-    figure = figure.on(source.what)
+    source = open_input(folder, figure.needs)
+    figure = figure.resolved(source.data)
     about = provenance(figure, source, out, layout)
-    numbers = figure.numbers(source.what)
+    numbers = figure.numbers(source.data)
     data = rendered(figure, numbers, kind, layout, about)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,16 +1,22 @@
 """The attention map of one head."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize, to_rgba
+from numpy.typing import NDArray
 
-from ..maps.atlas import Atlas, Region
+from ..maps.region import Region
 from ..settings import setting
-from .base import Figure, Numbers, axes, bar, decades, strongest
+from .base import Figure, Numbers, strongest
+from .drawing import axes, colour_bar, decades
+
+if TYPE_CHECKING:
+    from ..maps.atlas import Atlas
 
 EVICTED, LATER = "#DADCE0", "white"
 CELLS = 512
@@ -34,21 +40,27 @@ class HeadMap(Figure):
     pool: str = setting("max", "What a cell of several tokens shows.", choices=("max", "mean"))
     colour: str = setting("logarithmic", "How weights become colours.", choices=("logarithmic", "linear"))
 
-    def on(self, source: Atlas) -> Self:
+    def resolved(self, source: "Atlas") -> Self:
+        """With the layer and head that were left open."""
         layer, head = strongest(source.stretch.mass, self.layer, self.head)
         return replace(self, layer=layer, head=head)
 
-    def numbers(self, source: Atlas) -> Numbers:
-        region, whole = region_of(source, self.begin, self.tokens, CELLS), self.on(source)
-        drawn = source.draw(whole.layer, whole.head, region, pool=self.pool, kind=self.cells)
+    def numbers(self, source: "Atlas") -> Numbers:
+        """`map` [cells, cells], and its `begin` and `scale` in tokens.  Raises ValueError where it does not exist."""
+        region, chosen = region_of(source, self.begin, self.tokens, CELLS), self.resolved(source)
+        drawn = source.draw(chosen.layer, chosen.head, region, pool=self.pool, kind=self.cells)
         return {"map": drawn, "begin": np.array(region.rows[0]), "scale": np.array(region.scale)}
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        """One map, queries down and keys across."""
         return head_map(data, ax=ax, logits=self.cells == "logits", linear=self.colour == "linear")
 
 
-def region_of(source: Atlas, begin: int, tokens: int, cells: int) -> Region:
-    """Tokens from `begin` on against themselves, in at most so many cells on a side."""
+def region_of(source: "Atlas", begin: int, tokens: int, cells: int) -> Region:
+    """Tokens from `begin` on against themselves, in at most so many cells on a side.
+
+    Raises ValueError where the stretch has ended before.
+    """
     total = source.stretch.tokens
     if begin >= total:
         raise ValueError(f"the stretch has {total:,} tokens, so none from {begin:,} on: choose a smaller begin")
@@ -58,11 +70,8 @@ def region_of(source: Atlas, begin: int, tokens: int, cells: int) -> Region:
     return Region((begin, end), (begin, end), scale)
 
 
-def coloured(values: np.ndarray, scale: int, *, logits: bool, linear: bool):
-    """An RGBA picture of a map, and what its colours mean."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_rgba
-
+def coloured(values: NDArray[np.float32], *, logits: bool, linear: bool) -> tuple[NDArray[np.floating], ScalarMappable]:
+    """A map [cells, cells] as a picture [cells, cells, RGBA], and what its colours mean."""
     if logits:
         norm = Normalize(np.nanmin(values), np.nanmax(values))
     else:
@@ -79,11 +88,11 @@ def head_map(data: Numbers, *, ax: Axes | None = None, logits: bool = False, lin
     """Draw `map` [cells, cells], whose cells are `scale` tokens from `begin` on; NaN: evicted, or later in the text."""
     ax = axes(ax)
     values, begin, scale = data["map"], int(data["begin"]), int(data["scale"])
-    rgba, meaning = coloured(values, scale, logits=logits, linear=linear)
+    rgba, meaning = coloured(values, logits=logits, linear=linear)
     end = begin + len(values) * scale
     ax.imshow(rgba, extent=(begin, end, end, begin), interpolation="nearest", aspect="equal")
     ax.set(xlabel="Attended token", ylabel="Query token")
-    scale = bar(ax, meaning, "Logit" if logits else "Attention weight")
+    bar = colour_bar(ax, meaning, "Logit" if logits else "Attention weight")
     if isinstance(meaning.norm, LogNorm):
-        decades(scale.ax.yaxis)
+        decades(bar.ax.yaxis)
     return ax

@@ -2,18 +2,21 @@
 
 import re
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
-from ..maps.atlas import Atlas
 from ..settings import setting
-from .base import Figure, Numbers, axes, bar, decades, spread
+from .base import Figure, Numbers, evenly
+from .drawing import axes, colour_bar, decades
 from .head_map import coloured, region_of
 
-SMALL = 128
+if TYPE_CHECKING:
+    from ..maps.atlas import Atlas
+
+CELLS = 128
 """Cells on a side of each map, at most."""
 
 
@@ -39,18 +42,21 @@ class MapGrid(Figure):
     tokens: int = setting(128, "First tokens of the stretch.", low=2, high=65_536)
     cells: str = setting("weights", "Attention weights, or logits before the softmax.", choices=("weights", "logits"))
 
-    def on(self, source: Atlas) -> Self:
+    def resolved(self, source: "Atlas") -> Self:
+        """With the layers and heads that were left open."""
         layers, heads = source.stretch.mass.shape
-        return replace(self, layers=spread(self.layers, layers, 4), heads=spread(self.heads, heads, 3))
+        return replace(self, layers=evenly(self.layers, layers, 4), heads=evenly(self.heads, heads, 3))
 
-    def numbers(self, source: Atlas) -> Numbers:
-        whole = self.on(source)
-        layers, heads = ([int(n) for n in re.findall(r"\d+", text)] for text in (whole.layers, whole.heads))
-        region = region_of(source, 0, self.tokens, SMALL)
+    def numbers(self, source: "Atlas") -> Numbers:
+        """`maps` [layers, heads, cells, cells], `layers` and `heads`.  Raises ValueError where there are no such."""
+        chosen = self.resolved(source)
+        layers, heads = ([int(n) for n in re.findall(r"\d+", text)] for text in (chosen.layers, chosen.heads))
+        region = region_of(source, 0, self.tokens, CELLS)
         maps = [[source.draw(layer, head, region, kind=self.cells) for head in heads] for layer in layers]
         return {"maps": np.array(maps), "layers": np.array(layers), "heads": np.array(heads)}
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        """All maps in one picture, layers down and heads across."""
         return map_grid(data, ax=ax, logits=self.cells == "logits")
 
 
@@ -65,7 +71,7 @@ def map_grid(data: Numbers, *, ax: Axes | None = None, logits: bool = False) -> 
     every = np.concatenate([maps.ravel()])
     for (i, j), _ in np.ndenumerate(maps[..., 0, 0]):
         values = maps[i, j]
-        rgba, own = coloured(values, 1, logits=logits, linear=False)
+        rgba, own = coloured(values, logits=logits, linear=False)
         if logits:
             own.set_clim(np.nanmin(every), np.nanmax(every))
             rgba, own = _on_one_scale(values, own), own
@@ -78,9 +84,9 @@ def map_grid(data: Numbers, *, ax: Axes | None = None, logits: bool = False) -> 
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
-    scale = bar(ax, meaning, "Logit" if logits else "Attention weight")
+    bar = colour_bar(ax, meaning, "Logit" if logits else "Attention weight")
     if isinstance(meaning.norm, LogNorm):
-        decades(scale.ax.yaxis)
+        decades(bar.ax.yaxis)
     return ax
 
 

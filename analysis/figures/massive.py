@@ -1,13 +1,16 @@
 """The largest activations of each layer (Sun et al. 2024, "Massive activations in large language models")."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..maps.atlas import Atlas
-from .base import Figure, Numbers, axes, decades, legend
+from .base import Figure, Numbers
+from .drawing import axes, decades, legend
+
+if TYPE_CHECKING:
+    from ..maps.atlas import Atlas
 
 SHOWN = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"))
 
@@ -20,7 +23,8 @@ class Massive(Figure):
     title: ClassVar[str] = "Massive activations"
     needs: ClassVar[str] = "stretch"
 
-    def numbers(self, source: Atlas) -> Numbers:
+    def numbers(self, source: "Atlas") -> Numbers:
+        """Columns `layer`, `rank`, `size`, `token`, `channel` and `median`: a row for each activation."""
         size, token, channel = np.moveaxis(source.stretch.massive, -1, 0)
         layers, top = size.shape
         return {
@@ -33,6 +37,7 @@ class Massive(Figure):
         }
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        """A line for each rank and one for the median, over the layers."""
         return massive(data, ax=ax)
 
 

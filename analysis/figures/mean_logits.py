@@ -2,15 +2,18 @@
 
 import re
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..maps.atlas import Atlas, Region
+from ..maps.region import Region
 from ..settings import setting
-from .base import Figure, Numbers, spread
+from .base import Figure, Numbers, evenly
 from .map_grid import map_grid
+
+if TYPE_CHECKING:
+    from ..maps.atlas import Atlas
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,21 @@ class MeanLogits(Figure):
     )
     tokens: int = setting(16, "First tokens of the stretch.", low=2, high=128)
 
-    def on(self, source: Atlas) -> Self:
-        return replace(self, layers=spread(self.layers, source.stretch.layers, 4))
+    def resolved(self, source: "Atlas") -> Self:
+        """With the layers that were left open."""
+        return replace(self, layers=evenly(self.layers, source.stretch.layers, 4))
 
-    def numbers(self, source: Atlas) -> Numbers:
-        layers, end = (
-            [int(n) for n in re.findall(r"\d+", self.on(source).layers)],
-            min(self.tokens, source.stretch.tokens),
-        )
+    def numbers(self, source: "Atlas") -> Numbers:
+        """`maps` [1, layers, tokens, tokens], and in `heads` the layers.  Raises ValueError where there are no such."""
+        layers = [int(n) for n in re.findall(r"\d+", self.resolved(source).layers)]
+        end = min(self.tokens, source.stretch.tokens)
         region = Region((0, end), (0, end))
         heads = range(source.stretch.heads)
         maps = [np.mean([source.draw(layer, head, region, kind="logits") for head in heads], 0) for layer in layers]
         return {"maps": np.array(maps)[None], "layers": np.array(["mean of heads"]), "heads": np.array(layers)}
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        """All maps in one row."""
         ax = map_grid(data, ax=ax, logits=True)
         ax.set(xlabel="Layer", ylabel="")
         return ax

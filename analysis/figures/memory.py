@@ -6,9 +6,11 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..runs.folder import Run
-from .base import Figure, Numbers, axes, legend, thinned
-from .strokes import lanes_of
+from .. import metrics
+from ..runs.run import Run
+from .base import POINTS, Figure, Numbers
+from .drawing import axes, legend
+from .line_styles import lanes_of
 
 
 @dataclass(frozen=True)
@@ -20,25 +22,27 @@ class Memory(Figure):
     needs: ClassVar[str] = "run"
 
     def numbers(self, source: Run) -> Numbers:
+        """Columns `lane`, `policy`, `token`, `megabytes`.  Raises ValueError for a run that has read nothing."""
         rows = []
         for lane, track in enumerate(source.tracks):
             size = track.cache_bytes.view() / 1e6
-            rows += [(lane, int(i) + 1, float(size[i])) for i in thinned(size)]
+            rows += [(lane, int(i) + 1, float(size[i])) for i in metrics.decimate(size, POINTS)]
         if not rows:
             raise ValueError("the run has read nothing yet, so there is nothing to draw")
         lane, token, size = (np.array(x) for x in zip(*rows, strict=True))
         return {"lane": lane, "policy": np.array(source.spec.policies)[lane], "token": token, "megabytes": size}
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        """A line for each lane, over the tokens read."""
         return memory(data, ax=ax)
 
 
 def memory(data: Numbers, *, ax: Axes | None = None) -> Axes:
     """Draw columns `lane`, `policy`, `token`, `megabytes`."""
     ax = axes(ax)
-    for lane, (name, look) in lanes_of(data).items():
+    for lane, (name, style) in lanes_of(data).items():
         of = data["lane"] == lane
-        ax.plot(data["token"][of], data["megabytes"][of], **look, label=name)
+        ax.plot(data["token"][of], data["megabytes"][of], **style, label=name)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set(xlabel="Tokens read", ylabel="KV cache (MB)")
     ax.set_ylim(bottom=0)

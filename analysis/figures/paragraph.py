@@ -13,7 +13,7 @@ from itertools import groupby
 
 import bidi.algorithm as bidi
 
-from .lettering import shaped, visible
+from .fonts import shaped, visible
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _broken(
 def _line(row: Sequence[tuple[int, str]], base: int, width: float, names: tuple[str, ...], size: float) -> Line:
     owners = [token for token, text in row for _ in text]
     runs, left = [], 0.0
-    for text, places, backwards in _directed("".join(text for _, text in row), base):
+    for text, places, backwards in directed("".join(text for _, text in row), base):
         edges, wide = _edges(text, names, size, backwards)
         parts = []
         for token, group in groupby(zip(places, edges, strict=True), key=lambda p: owners[p[0]]):
@@ -92,7 +92,7 @@ def _line(row: Sequence[tuple[int, str]], base: int, width: float, names: tuple[
     )
 
 
-def _directed(text: str, base: int) -> Iterator[tuple[str, list[int], bool]]:
+def directed(text: str, base: int) -> Iterator[tuple[str, list[int], bool]]:
     """Runs of one direction, from left to right: text, place of each of its characters, whether it runs leftwards.
 
     By the Unicode bidirectional algorithm; `base` 1: the paragraph runs from right to left.

@@ -9,14 +9,13 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 
 from .. import metrics
 from ..policies import parse
-from ..runs.folder import Run
+from ..runs.run import Run
 from ..settings import setting
-from .base import Figure, Numbers, axes, legend, thinned
-from .lettering import visible
-from .strokes import lanes_of
+from .base import POINTS, Figure, Numbers
+from .drawing import axes, legend
+from .fonts import visible
+from .line_styles import lanes_of
 
-FIRST = 32
-"""Tokens before a curve begins: means over fewer say nothing."""
 FULL, SWITCH = (0, (1, 1)), (0, (4, 1))
 """Dashes of the upright lines where a cache is full or a lane switches."""
 NAMED = 4
@@ -32,25 +31,19 @@ class Perplexity(Figure):
     title: ClassVar[str] = "Perplexity curves"
     needs: ClassVar[str] = "run"
 
-    mode: str = setting("relative", "What is drawn.", choices=("relative", "rolling", "cumulative"))
+    mode: str = setting("relative", "What is drawn.", choices=metrics.MODES)
     reference: int = setting(0, "The lane that others are compared with.", low=0)
-    roll: int = setting(256, "Tokens of a rolling mean.", low=1, high=65_536)
+    roll: int = setting(metrics.ROLL, "Tokens of a rolling mean.", low=1, high=65_536)
 
     def numbers(self, source: Run) -> Numbers:
+        """Columns `lane`, `policy`, `token`, `perplexity` and `mark`: where that is not empty, the policy that the lane
+        switched to, or `full`.  Raises ValueError where there is no such lane, or too little is read."""
         if self.reference >= len(source.tracks):
             raise ValueError(f"the run has lanes 0 to {len(source.tracks) - 1}, and not {self.reference}")
-        other, rows = source.tracks[self.reference].sums.view(), []
+        reference, rows = source.tracks[self.reference].sums.view(), []
         for lane, track in enumerate(source.tracks):
-            count = len(track.nll) if self.mode != "relative" else min(len(track.nll), len(other) - 1)
-            sums, ends = track.sums.view(), np.arange(FIRST, count + 1)
-            if self.mode == "relative":
-                mean = metrics.rolling_mean(sums[: count + 1] - other[: count + 1], ends, self.roll)
-            elif self.mode == "rolling":
-                mean = metrics.rolling_mean(sums, ends, self.roll)
-            else:
-                mean = sums[ends] / ends
-            kept = thinned(mean)
-            rows += [(lane, int(ends[i]), float(np.exp(mean[i])), "") for i in kept]
+            token, nll = metrics.curve(track.sums.view(), self.mode, reference=reference, roll=self.roll)
+            rows += [(lane, int(token[i]), float(np.exp(nll[i])), "") for i in metrics.decimate(nll, POINTS)]
         switches = [
             tuple(e.get(name) for name in ("lane", "position", "policy"))
             for e in source.events
@@ -63,20 +56,14 @@ class Perplexity(Figure):
                 marks.append((lane, policy.full_from, np.nan, "full"))
         if not rows:
             raise ValueError(
-                f"a curve begins with the mean over {FIRST} tokens, and the lanes have read fewer: read on"
+                f"a curve begins with the mean over {metrics.FIRST} tokens, and the lanes have read fewer: read on"
             )
-        lane, token, value, mark = zip(*rows, *marks, strict=True)
-        policies = np.array(source.spec.policies)
-        lane = np.array(lane)
-        return {
-            "lane": lane,
-            "policy": policies[lane],
-            "token": np.array(token),
-            "perplexity": np.array(value),
-            "mark": np.array(mark),
-        }
+        lane, token, value, mark = (np.array(column) for column in zip(*rows, *marks, strict=True))
+        policy = np.array(source.spec.policies)[lane]
+        return {"lane": lane, "policy": policy, "token": token, "perplexity": value, "mark": mark}
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        """A line for each lane, over the tokens read, with upright lines at the marks."""
         ax = perplexity(data, ax=ax)
         if self.mode == "relative":
             ax.set(ylabel=f"Perplexity, times that of {visible(lanes_of(data)[self.reference][0])}")
@@ -91,14 +78,14 @@ def perplexity(data: Numbers, *, ax: Axes | None = None) -> Axes:
     """Draw columns `lane`, `policy`, `token`, `perplexity`; rows with a `mark` say when a lane switched or was full."""
     ax = axes(ax)
     curve, full, switches = data["mark"] == "", [], []
-    for lane, (name, look) in lanes_of(data).items():
+    for lane, (name, style) in lanes_of(data).items():
         of = data["lane"] == lane
-        ax.plot(data["token"][of & curve], data["perplexity"][of & curve], **look, label=name)
+        ax.plot(data["token"][of & curve], data["perplexity"][of & curve], **style, label=name)
         for at, mark in zip(data["token"][of & ~curve].tolist(), data["mark"][of & ~curve].tolist(), strict=True):
             if mark == "full":
-                full.append((at, look["color"]))
+                full.append((at, style["color"]))
             else:
-                switches.append((at, look["color"], f"{name} → {parse(mark).label} at {at:,}"))
+                switches.append((at, style["color"], f"{name} → {parse(mark).label} at {at:,}"))
     # Named among the lines and not where they stand: lanes are often full at the same token.
     for n, (at, colour) in enumerate(full):
         ax.axvline(at, color=colour, lw=0.6, ls=FULL, label="" if n else "Cache full")

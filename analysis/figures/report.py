@@ -1,4 +1,4 @@
-"""One page that tells a run: curves, sink masses, the text, chosen maps, settings and where it all comes from.
+"""One page on a run: curves, sink masses, the text, chosen maps, settings and where it all comes from.
 
 It opens without network or Python, for students and for what goes beside a paper.
 """
@@ -13,18 +13,23 @@ from string import Template
 import numpy as np
 import plotly.graph_objects as go
 
-from .. import files, metrics
+from .. import files
 from ..palette import colours
 from ..policies import parse
-from ..runs.folder import Run
+from ..runs.run import Run
+from ..runs.summary import summarize
 from ..texts import said_as_text, with_bos
-from . import HeadMap, Memory, Numbers, Perplexity
-from .export import Source, check_own, open_source, provenance
+from .base import Numbers
+from .export import check_own, provenance
+from .head_map import HeadMap
+from .inputs import FigureInput, open_input
+from .memory import Memory
+from .perplexity import Perplexity
 from .sheet import Layout, rendered
-from .sink_grid import mass_of
+from .sink_grid import mean_sink_mass
 
 SHADES = 9
-"""Colours of the text, from what was expected to what was not."""
+"""Colours of the text, from the most expected token to the least."""
 DARKEST = 8.0
 """Nats of the last of them."""
 DASHES = {"solid": "solid", "dash": "dash", "dot": "dot", "dashdot": "dashdot"}
@@ -32,18 +37,18 @@ DASHES = {"solid": "solid", "dash": "dash", "dot": "dot", "dashdot": "dashdot"}
 TEMPLATE = Path(__file__).parents[2] / "assets" / "report.html"
 
 
-def report(place: Path, out: Path, *, lane: int = 0, stretch: Path | None = None, heads: Sequence[str] = ()) -> Path:
+def report(folder: Path, out: Path, *, lane: int = 0, stretch: Path | None = None, heads: Sequence[str] = ()) -> Path:
     """Write the report of a run; `lane`: whose text is shown; `heads`: layer.head of maps of a captured stretch.
 
     Raises ValueError where there is no run, lane, stretch or head.
     """
     check_own(out)
-    source = open_source(place, "run")
+    source = open_input(folder, "run")
     maps = []
     if heads and stretch is None:
         raise ValueError("maps are drawn from a captured stretch: name its folder with --stretch")
     if stretch is not None:
-        atlas = open_source(stretch, "stretch")
+        atlas = open_input(stretch, "stretch")
         maps = [_map(atlas, *_head(name)) for name in heads] or [_map(atlas)]
     made = page(source, lane=lane, maps=maps)
     try:
@@ -54,9 +59,9 @@ def report(place: Path, out: Path, *, lane: int = 0, stretch: Path | None = None
     return out
 
 
-def page(source: Source, *, lane: int = 0, maps: Sequence[str] = ()) -> str:
+def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = ()) -> str:
     """The report as HTML."""
-    run: Run = source.what
+    run: Run = source.data
     if lane >= len(run.tracks):
         raise ValueError(f"the run has lanes 0 to {len(run.tracks) - 1}, and not {lane}: choose one of these")
     if not any(len(t.nll) for t in run.tracks):
@@ -94,27 +99,16 @@ def page(source: Source, *, lane: int = 0, maps: Sequence[str] = ()) -> str:
 
 
 def _summary(run: Run) -> str:
-    rows = [
-        "<tr>"
-        + "".join(f"<th>{h}</th>" for h in ("Lane", "Tokens", "Perplexity", "Excess NLL", "Kept", "Cache"))
-        + "</tr>"
-    ]
-    reference = run.tracks[0].nll.view()
-    for policy, track in zip(run.spec.policies, run.tracks, strict=True):
-        nll = track.nll.view()
-        if not len(nll):
-            continue
-        mean, error = metrics.excess(nll, reference)
-        excess = (
-            "reference" if track is run.tracks[0] else f"{mean:+.4f}" + ("" if np.isnan(error) else f" ± {error:.4f}")
-        )
-        size = track.cache_bytes.view()[-1] / 1e6
-        cells = (
-            html.escape(parse(policy).label), f"{len(nll) + 1:,}", f"{metrics.perplexity(nll):.3f}", excess,
-            f"{track.cache_tokens.view()[-1]:,}", f"{size:,.1f} MB",
-        )  # fmt: skip
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    return "".join(rows)
+    header = ("Lane", "Tokens", "Perplexity", "Excess NLL", "Kept", "Cache")
+    rows = ["".join(f"<th>{name}</th>" for name in header)]
+    for lane in summarize(run):
+        if lane.tokens:
+            cells = (
+                html.escape(lane.policy.label), f"{lane.tokens:,}", f"{lane.perplexity:.3f}", lane.excess_text,
+                f"{lane.cache_tokens:,}", f"{lane.cache_bytes / 1e6:,.1f} MB",
+            )  # fmt: skip
+            rows.append("".join(f"<td>{cell}</td>" for cell in cells))
+    return "".join(f"<tr>{row}</tr>" for row in rows)
 
 
 def _charts(run: Run) -> list[tuple[str, go.Figure]]:
@@ -130,7 +124,7 @@ def _charts(run: Run) -> list[tuple[str, go.Figure]]:
     charts.append(("Cache memory, MB", _lines(run, Memory().numbers(run), "megabytes")))
     for lane, policy in enumerate(run.spec.policies):
         if run.tracks[lane].spans:
-            mass = mass_of(run, lane)
+            mass = mean_sink_mass(run, lane)
             heat = go.Heatmap(z=mass.T, zmin=0, zmax=1, colorscale="Viridis", xgap=1, ygap=1)
             heat.hovertemplate = "layer %{x}, head %{y}<br>%{z:.3f}<extra></extra>"
             figure = _laid_out(go.Figure(heat), "layer", "head", 300)
@@ -173,9 +167,9 @@ def _text(run: Run, lane: int) -> str:
     from ..texts import pieces
 
     track = run.tracks[lane]
-    looks = pieces(load(run.spec.model).tokenizer, track.token_ids.view())
+    texts = pieces(load(run.spec.model).tokenizer, track.token_ids.view())
     steps = np.clip(track.nll.view() / DARKEST * SHADES, 0, SHADES - 1).astype(int)
-    spans = "".join(f'<b class="n{step}">{html.escape(look)}</b>' for look, step in zip(looks, steps, strict=True))
+    spans = "".join(f'<b class="n{step}">{html.escape(text)}</b>' for text, step in zip(texts, steps, strict=True))
     key = "".join(f'<i class="n{i}"></i>' for i in range(SHADES))
     return (
         f"<h2>The text, as {html.escape(parse(run.spec.policies[lane]).label)} read it</h2>"
@@ -196,11 +190,11 @@ def _head(name: str) -> tuple[int, int]:
     return int(layer), int(head)
 
 
-def _map(atlas: Source, layer: int = -1, head: int = -1) -> str:
+def _map(atlas: FigureInput, layer: int = -1, head: int = -1) -> str:
     """One attention map, as a picture in the page; without a head, that of the one with the largest sink mass."""
-    figure, layout = HeadMap(layer=layer, head=head).on(atlas.what), Layout(dpi=160)
+    figure, layout = HeadMap(layer=layer, head=head).resolved(atlas.data), Layout(dpi=160)
     about = provenance(figure, atlas, Path(f"{figure.layer}.{figure.head}.png"), layout)
-    picture = base64.b64encode(rendered(figure, figure.numbers(atlas.what), "png", layout, about)).decode()
-    label = parse(atlas.what.stretch.spec.policies[0]).label
+    picture = base64.b64encode(rendered(figure, figure.numbers(atlas.data), "png", layout, about)).decode()
+    label = parse(atlas.data.stretch.spec.policies[0]).label
     words = html.escape(f"Layer {figure.layer}, head {figure.head}, {label}")
     return f'<figure><img alt="{words}" src="data:image/png;base64,{picture}"><figcaption>{words}</figcaption></figure>'

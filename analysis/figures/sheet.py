@@ -23,8 +23,9 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from ..tables import as_csv
-from .base import Figure, Numbers, hanging, settle
-from .lettering import absent, families, visible
+from .base import Figure, Numbers
+from .drawing import hanging, lay_out
+from .fonts import absent, families, visible
 
 WIDTHS = {"neurips": 5.5, "iclr": 5.5, "icml": 3.25, "acl": 3.03, "ieee": 3.5, "slides": 13.333}
 """Inches of a column or, at NeurIPS and ICLR, of the text; slides are 16:9."""
@@ -87,11 +88,11 @@ def drawn(figure: Figure, data: Numbers, layout: Layout) -> Iterator[Sheet]:
             for text in _words(sheet):
                 text.set_text("\n".join(map(visible, text.get_text().split("\n"))))
             _make_room(ax, layout)
-            settle(sheet)
+            lay_out(sheet)
             while (below := -min((t.get_window_extent().y0 for t in hanging(ax)), default=0)) > 0.3:
                 # What was laid out above the lines pushed them down.
                 _grow(sheet, below / sheet.dpi, layout)
-                settle(sheet)
+                lay_out(sheet)
         except UserWarning as e:
             raise ValueError(
                 f"text of {layout.points:g} points leaves no room for the drawing on a page of {layout.venue}: choose "
@@ -153,7 +154,7 @@ def _thin(axis: Axis) -> None:
     for minor in (False, True):
         ticks = axis.get_minor_ticks() if minor else axis.get_major_ticks()
         low, high = sorted(axis.get_view_interval())
-        said, changed = [], False
+        labels, changed = [], False
         for tick in ticks:
             label = tick.label1
             text = label.get_text()
@@ -164,13 +165,13 @@ def _thin(axis: Axis) -> None:
                     text, changed = "", True
                 else:
                     kept.append(span)
-            said.append((tick.get_loc(), text))
+            labels.append((tick.get_loc(), text))
         if changed:
             offset = axis.get_major_formatter().get_offset()
-            formatter = FixedFormatter([text for _, text in said])
+            formatter = FixedFormatter([text for _, text in labels])
             if not minor:
                 formatter.set_offset_string(offset)
-            (axis.set_minor_locator if minor else axis.set_major_locator)(FixedLocator([at for at, _ in said]))
+            (axis.set_minor_locator if minor else axis.set_major_locator)(FixedLocator([at for at, _ in labels]))
             (axis.set_minor_formatter if minor else axis.set_major_formatter)(formatter)
 
 
@@ -200,11 +201,11 @@ def rendered(figure: Figure, data: Numbers, kind: str, layout: Layout, about: Ma
 
 def saved(sheet: Sheet, title: str, kind: str, about: Mapping[str, Any]) -> bytes:
     """A drawn figure as PDF, SVG or PNG, which says what it is about."""
-    out, said = io.BytesIO(), json.dumps(about, sort_keys=True)
+    out, subject = io.BytesIO(), json.dumps(about, sort_keys=True)
     metadata = {
-        "pdf": {"Title": title, "Subject": said, "Creator": "Sinkscope", "CreationDate": None},
-        "svg": {"Title": title, "Description": said, "Creator": "Sinkscope", "Date": None},
-        "png": {"Title": title, "Description": said, "Software": "Sinkscope"},
+        "pdf": {"Title": title, "Subject": subject, "Creator": "Sinkscope", "CreationDate": None},
+        "svg": {"Title": title, "Description": subject, "Creator": "Sinkscope", "Date": None},
+        "png": {"Title": title, "Description": subject, "Software": "Sinkscope"},
     }[kind]
     sheet.savefig(out, format=kind, dpi=sheet.dpi, metadata=metadata)
     return _spaced(out.getvalue()) if kind == "svg" else out.getvalue()
@@ -224,17 +225,15 @@ def _spaced(svg: bytes) -> bytes:
 
 
 def table(data: Numbers) -> str:
-    """Numbers as CSV: columns of one length as they are, arrays of more dimensions a row for each number."""
+    """Numbers as CSV: columns of one length as they are, or a row for each number of the array of more dimensions."""
     arrays = {name: np.asarray(a) for name, a in data.items()}
-    long = [a for a in arrays.values() if a.ndim > 1]
-    if not long:
-        rows = zip(*(np.atleast_1d(a).tolist() for a in arrays.values()), strict=True)
-        return as_csv(list(arrays), [[_said(x) for x in row] for row in rows])
-    (name, whole), *_ = ((n, a) for n, a in arrays.items() if a.ndim > 1)
-    heads = {2: ["row", "column"], 4: ["down", "across", "row", "column"]}[whole.ndim]
-    rows = ([*map(str, at), _said(value)] for at, value in np.ndenumerate(whole))
-    return as_csv([*heads, name], list(rows))
+    matrix = next((name for name, a in arrays.items() if a.ndim > 1), None)
+    if matrix is None:
+        columns = [np.atleast_1d(a).tolist() for a in arrays.values()]
+        return as_csv(list(arrays), ([_cell(x) for x in row] for row in zip(*columns, strict=True)))
+    header = {2: ["row", "column"], 4: ["down", "across", "row", "column"]}[arrays[matrix].ndim]
+    return as_csv([*header, matrix], ([*map(str, at), _cell(x)] for at, x in np.ndenumerate(arrays[matrix])))
 
 
-def _said(value: Any) -> str:
+def _cell(value: Any) -> str:
     return "" if isinstance(value, float) and np.isnan(value) else str(value)

@@ -6,10 +6,11 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..runs.folder import Run
-from .base import Figure, Numbers, axes, legend
-from .sink_grid import mass_of
-from .strokes import lanes_of
+from ..runs.run import Run
+from .base import Figure, Numbers
+from .drawing import axes, legend
+from .line_styles import lanes_of
+from .sink_grid import mean_sink_mass
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class SinkDepth(Figure):
     needs: ClassVar[str] = "run"
 
     def numbers(self, source: Run) -> Numbers:
-        masses = [mass_of(source, lane) for lane in range(len(source.tracks))]
+        """Columns `lane`, `policy`, `layer`, `head`, `mass`.  Raises ValueError for a run that has read nothing."""
+        masses = [mean_sink_mass(source, lane) for lane in range(len(source.tracks))]
         layers, heads = masses[0].shape
         return {
             "lane": np.repeat(np.arange(len(masses)), layers * heads),
@@ -33,20 +35,21 @@ class SinkDepth(Figure):
         }
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        """A line with a band for each lane, over the layers."""
         return sink_depth(data, ax=ax)
 
 
 def sink_depth(data: Numbers, *, ax: Axes | None = None) -> Axes:
     """Draw columns `lane`, `policy`, `layer`, `head`, `mass`: one line for each lane."""
     ax = axes(ax)
-    for lane, (name, look) in lanes_of(data).items():
+    for lane, (name, style) in lanes_of(data).items():
         of = data["lane"] == lane
         layers = np.unique(data["layer"][of])
         masses = [data["mass"][of & (data["layer"] == layer)] for layer in layers]
         mean = np.array([m.mean() for m in masses])
         spread = np.array([m.std(ddof=1) if len(m) > 1 else 0.0 for m in masses])
-        ax.plot(layers, mean, **look, label=name)
-        ax.fill_between(layers, mean - spread, mean + spread, color=look["color"], alpha=0.2, lw=0)
+        ax.plot(layers, mean, **style, label=name)
+        ax.fill_between(layers, mean - spread, mean + spread, color=style["color"], alpha=0.2, lw=0)
     ax.set(xlabel="Layer", ylabel="Sink mass", ylim=(0, 1))
     legend(ax)
     return ax

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 
-from ..runs.folder import Run
+from ..runs.run import Run
 from ..settings import setting
-from .base import Figure, Numbers, axes
+from .base import Figure, Numbers
+from .drawing import axes
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,16 @@ class SinkGrid(Figure):
     lane: int = setting(0, "Which lane of the run.", low=0)
 
     def numbers(self, source: Run) -> Numbers:
-        return {"mass": mass_of(source, self.lane)}
+        """`mass` [layers, heads].  Raises ValueError where there is no such lane, or it has read nothing."""
+        return {"mass": mean_sink_mass(source, self.lane)}
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        """A grid of coloured cells, layers across and heads up."""
         return sink_grid(data, ax=ax)
 
 
-def mass_of(run: Run, lane: int) -> np.ndarray:
-    """Mean sink mass [layers, heads] of a lane."""
+def mean_sink_mass(run: Run, lane: int) -> NDArray[np.floating]:
+    """Mean sink mass of a lane over its tokens, [layers, heads].  Raises ValueError as `SinkGrid.numbers` does."""
     if lane >= len(run.tracks):
         raise ValueError(f"the run has lanes 0 to {len(run.tracks) - 1}, and not {lane}: choose one of these")
     track = run.tracks[lane]
@@ -42,6 +45,9 @@ def mass_of(run: Run, lane: int) -> np.ndarray:
 
 def sink_grid(data: Numbers, *, ax: Axes | None = None) -> Axes:
     """Draw `mass` [layers, heads]: layers across, heads up."""
+    # It brings pandas, which a list of figures does without.
+    import seaborn as sns
+
     ax = axes(ax)
     every = max(1, len(data["mass"]) // 10)
     colours = {"label": "Sink mass", "fraction": 0.045, "pad": 0.02}

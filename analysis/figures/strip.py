@@ -1,8 +1,7 @@
-"""Text coloured by how surprising each token was, or by the attention that it got."""
+"""Text coloured by how surprising each token was."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from matplotlib import colormaps
@@ -12,16 +11,17 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.font_manager import FontProperties
 from matplotlib.transforms import Affine2D, ScaledTranslation
+from numpy.typing import NDArray
 
-from ..maps.atlas import Atlas
-from ..runs.folder import Run
+from ..runs.run import Run
 from ..settings import setting
-from .base import Figure, Numbers, axes, bar, decades, settle, strongest
+from .base import Figure, Numbers
+from .drawing import axes, colour_bar, decades, lay_out
+from .fonts import MONO, families, visible
 from .head_map import EVICTED
-from .lettering import MONO, families, visible
 from .paragraph import lines
 
-MOST = 8.0
+DARKEST = 8.0
 """Nats per token that have the darkest colour."""
 PAPER = LinearSegmentedColormap.from_list("paper", colormaps["Oranges"](np.linspace(0, 0.68, 256)))
 """Colours on which black text is read."""
@@ -43,8 +43,8 @@ class Strip(Figure):
     tokens: int = setting(120, "How many tokens from there on.", low=1, high=600)
 
     def numbers(self, source: Run) -> Numbers:
+        """Columns `token`, `text` and `nll` [tokens].  Raises ValueError where there is no such lane or token."""
         from ..models.loading import load
-        from ..texts import pieces
 
         if self.lane >= len(source.tracks):
             raise ValueError(f"the run has lanes 0 to {len(source.tracks) - 1}, and not {self.lane}: choose one")
@@ -53,52 +53,19 @@ class Strip(Figure):
         if begin >= end:
             raise ValueError(f"the lane has read {len(track.nll) + 1:,} tokens, so none from {begin:,} on")
         ids = track.token_ids.view()[begin - 1 : end - 1]
-        looks = pieces(load(source.spec.model).tokenizer, ids)
-        return {"token": np.arange(begin, end), "text": written(looks), "nll": track.nll.view()[begin - 1 : end - 1]}
+        texts = token_texts(load(source.spec.model).tokenizer, ids)
+        return {"token": np.arange(begin, end), "text": texts, "nll": track.nll.view()[begin - 1 : end - 1]}
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        """Lines of text, darker where a token was less expected."""
         return strip(data, ax=ax)
 
 
-@dataclass(frozen=True)
-class AttentionStrip(Figure):
-    """Tokens of a captured stretch, each on the colour of the attention that one later token gives it in one head."""
+def token_texts(tokenizer: Any, ids: NDArray[np.int32]) -> NDArray[np.str_]:
+    """Tokens as text, [tokens]; arrays of text drop a NUL at the end of a text, so it is written out."""
+    from ..texts import pieces
 
-    name: ClassVar[str] = "attention-strip"
-    title: ClassVar[str] = "Token strip of attention"
-    needs: ClassVar[str] = "stretch"
-    height: ClassVar[float] = 0.4
-
-    layer: int = setting(-1, "Layer of the head; −1: where the head is that gives most to the first tokens.", low=-1)
-    head: int = setting(-1, "The head; −1: the one that gives most to the first tokens.", low=-1)
-    query: int = setting(-1, "The token that looks back; −1: the last one.", low=-1)
-    tokens: int = setting(120, "How many tokens before it are shown, itself included.", low=1, high=600)
-
-    def on(self, source: Atlas) -> Self:
-        layer, head = strongest(source.stretch.mass, self.layer, self.head)
-        query = source.stretch.tokens - 1 if self.query < 0 else self.query
-        return replace(self, layer=layer, head=head, query=query)
-
-    def numbers(self, source: Atlas) -> Numbers:
-        from ..texts import pieces
-
-        stretch, whole = source.stretch, self.on(source)
-        if whole.query >= stretch.tokens:
-            raise ValueError(
-                f"the stretch has {stretch.tokens:,} tokens, so none at {whole.query:,}: choose a smaller one"
-            )
-        begin, end = max(0, whole.query + 1 - whole.tokens), whole.query + 1
-        looks = pieces(source.tokenizer, stretch.token_ids[begin:end])
-        row = source.row(whole.layer, whole.head, whole.query)[begin:end]
-        return {"token": np.arange(begin, end), "text": written(looks), "attention": row}
-
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
-        return strip(data, ax=ax)
-
-
-def written(looks: Sequence[str]) -> np.ndarray:
-    """How tokens look, as an array; arrays of text drop the NUL that a text ends with, so it is written out."""
-    return np.array([look.replace("\0", "\\x00") for look in looks])
+    return np.array([text.replace("\0", "\\x00") for text in pieces(tokenizer, ids)])
 
 
 def strip(data: Numbers, *, ax: Axes | None = None) -> Axes:
@@ -109,13 +76,13 @@ def strip(data: Numbers, *, ax: Axes | None = None) -> Axes:
     ax = axes(ax)
     by_nll = "nll" in data
     values = data["nll"] if by_nll else data["attention"]
-    norm = Normalize(0, MOST, clip=True) if by_nll else LogNorm(1e-4, 1, clip=True)
+    norm = Normalize(0, DARKEST, clip=True) if by_nll else LogNorm(1e-4, 1, clip=True)
     meaning = ScalarMappable(norm, PAPER)
     ax.axis("off")
-    scale = bar(ax, meaning, "NLL (nats)" if by_nll else "Attention weight")
+    bar = colour_bar(ax, meaning, "NLL (nats)" if by_nll else "Attention weight")
     if not by_nll:
-        decades(scale.ax.yaxis)
-    settle(ax.figure)
+        decades(bar.ax.yaxis)
+    lay_out(ax.figure)
     size = FontProperties(size="small").get_size_in_points()
     texts = data["text"].tolist()
     names = tuple(families(visible("".join(texts)), MONO))

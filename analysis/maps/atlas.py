@@ -7,7 +7,7 @@ in, and weights and what they sum up to come from the same scores, so a row sums
 
 import tempfile
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from ..models.loading import LanguageModel
 from ..policies import parse
 from ..runs.folder import Spec
 from .capture import Segment, Stretch, capture
+from .region import Region
 
 ROWS = 512
 """Queries that are multiplied at a time, about."""
@@ -30,19 +31,6 @@ FIRST = 4
 """First tokens that are shown one by one at any scale: a sink in one of thousands of columns would vanish."""
 POOLS = ("max", "mean")
 KINDS = ("weights", "logits")
-
-
-@dataclass(frozen=True)
-class Region:
-    """Queries rows[0] … rows[1] − 1 and keys columns[0] … columns[1] − 1 of a stretch, `scale` tokens a cell."""
-
-    rows: tuple[int, int]
-    columns: tuple[int, int]
-    scale: int = 1
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return tuple(-(-(end - begin) // self.scale) for begin, end in (self.rows, self.columns))
 
 
 class Atlas:

@@ -26,7 +26,7 @@ class LaneSummary:
     """Cached now."""
     cache_bytes: int
     rate: float
-    """Tokens predicted in a second of the lane's own compute time."""
+    """Tokens predicted in a second of the lane's own compute time; NaN for a run that was read from a folder."""
 
     @property
     def excess_text(self) -> str:
@@ -54,7 +54,7 @@ def summarize(run: Run, reference: int = 0) -> list[LaneSummary]:
                 is_reference=lane == reference,
                 cache_tokens=int(track.cache_tokens.view()[count - 1]) if count else 0,
                 cache_bytes=int(track.cache_bytes.view()[count - 1]) if count else 0,
-                rate=count / max(float(track.compute.view()[count - 1]), 1e-9) if count else math.nan,
+                rate=count / max(float(track.compute.view()[count - 1]), 1e-9) if len(track.compute) else math.nan,
             )
         )
     return summaries

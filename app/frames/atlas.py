@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.maps.atlas import Atlas, Region
+from analysis.maps.atlas import Atlas
 from analysis.maps.capture import Stretch
+from analysis.maps.region import Region
 from analysis.policies import parse
 
 from ..jobs.capture import CaptureJob

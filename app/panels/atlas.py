@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from analysis.errors import sentence
-from analysis.maps.atlas import Region
+from analysis.maps.region import Region
 from analysis.policies import Banded, parse
 from analysis.runs.folder import Spec
 from app.components import atlas

@@ -10,7 +10,8 @@ from PIL import Image
 
 from analysis.errors import sentence
 from analysis.figures import FIGURES, AttentionStrip, Figure, HeadMap, Perplexity, SinkGrid, Strip, parse
-from analysis.figures.export import Source, command, open_source, provenance
+from analysis.figures.export import command, provenance
+from analysis.figures.inputs import FigureInput, open_input
 from analysis.figures.report import page
 from analysis.figures.sheet import KINDS, WIDTHS, Layout, missing, rendered
 from analysis.runs.folder import save
@@ -99,16 +100,16 @@ def seen_elsewhere() -> dict[str, Figure]:
     return {figure.name: figure for figure in seen}
 
 
-def source_of(figure: type[Figure], chosen: str, folder: str) -> Source:
+def source_of(figure: type[Figure], chosen: str, folder: str) -> FigureInput:
     """What the figure is made of.  Raises ValueError with what to do."""
     run = REGISTRY.get(chosen)
     if isinstance(run, CaptureJob) and run.atlas is not None:
-        return Source(run.atlas.stretch.path, run.atlas, run.atlas.stretch.about)
+        return FigureInput(run.atlas.stretch.path, run.atlas, run.atlas.stretch.about)
     if isinstance(run, ReadingJob):
         # On disk, so that the command under the figure finds it again.
         place = Path("runs") / f"page-{run.id}"
         save(run.run, place, text_sha256=run.text.sha256, weights_sha256=run.model.sha256)
-        return open_source(place, figure.needs)
+        return open_input(place, figure.needs)
     if not folder:
         raise ValueError(
             f"this figure is made of {NEEDS[figure.needs]}: name its folder, or make one on the "
@@ -118,8 +119,8 @@ def source_of(figure: type[Figure], chosen: str, folder: str) -> Source:
 
 
 @st.cache_resource(max_entries=2, show_spinner="Opening …")
-def _opened(folder: str, needs: str) -> Source:
-    return open_source(Path(folder), needs)
+def _opened(folder: str, needs: str) -> FigureInput:
+    return open_input(Path(folder), needs)
 
 
 def sidebar() -> tuple[Figure | None, Layout | None, str, str, str]:
@@ -176,8 +177,8 @@ def draw() -> None:
     try:
         source = source_of(type(figure), chosen, folder)
         with st.spinner("Drawing …"):
-            figure = figure.on(source.what)
-            data = figure.numbers(source.what)
+            figure = figure.resolved(source.data)
+            data = figure.numbers(source.data)
             about = provenance(figure, source, out, layout)
             made = rendered(figure, data, file, layout, about)
     except ValueError as e:
@@ -208,10 +209,10 @@ def draw() -> None:
             st.code(about["bibtex"], language="bibtex")
     if about["text"] and about["begins"] is not None:
         st.caption(plain(f"Of {about['model']} on {about['text']}, which begins {with_bos(about['begins'])}."))
-    passing = source.place.is_relative_to(tempfile.gettempdir())
+    passing = source.folder.is_relative_to(tempfile.gettempdir())
     until = " (as long as the Heads page keeps its stretch: name a folder there)" if passing else ""
     st.caption(f"The same file from a command line{until}:")
-    st.code(command(figure, source.place, out, layout), language="bash", wrap_lines=True)
+    st.code(command(figure, source.folder, out, layout), language="bash", wrap_lines=True)
 
 
 st.session_state.setdefault("revision", 0)

@@ -21,11 +21,12 @@ import numpy as np
 from analysis import figures, texts
 from analysis.chat import conversation as chat
 from analysis.engine.stream import open_lanes
-from analysis.figures.export import open_source
+from analysis.figures.inputs import open_input
 from analysis.lab.folder import read
 from analysis.lab.recipe import Recipe
-from analysis.maps.atlas import Atlas, Region
+from analysis.maps.atlas import Atlas
 from analysis.maps.capture import Stretch
+from analysis.maps.region import Region
 from analysis.models import loading as models
 from analysis.policies import POLICIES, parse
 from analysis.runs.folder import Spec, load
@@ -201,7 +202,7 @@ def use_run(place: Path) -> None:
     """A run that is opened is drawn, too."""
     run = load(place)
     assert all(len(t.nll) + 1 == (t.spans[-1][1] if t.spans else 1) for t in run.tracks)
-    about = open_source(place, "run").about
+    about = open_input(place, "run").about
     assert about.get("status", "") != "running" or run.status == "running"
     for name in ("perplexity", "memory", "sink-grid", "sink-depth"):
         _numbers(figures.parse(name), run)

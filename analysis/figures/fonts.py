@@ -92,7 +92,7 @@ def _chosen(characters: frozenset[str], tongue: str) -> tuple[tuple[str, ...], t
     """
     missing, found = np.array(sorted(map(ord, characters)), np.uint32), []
     while len(missing):
-        has = {name: np.isin(missing, codes) for name, codes in _fonts().items()}
+        has = {name: np.isin(missing, codes) for name, codes in installed_fonts().items()}
         name = max(has, key=lambda n: (has[n].sum(), n.endswith(tongue), n.startswith("Noto Sans"), "Sans" in n, n))
         if not has[name].any():
             break
@@ -102,7 +102,7 @@ def _chosen(characters: frozenset[str], tongue: str) -> tuple[tuple[str, ...], t
 
 
 @cache
-def _fonts() -> dict[str, NDArray[np.uint32]]:
+def installed_fonts() -> dict[str, NDArray[np.uint32]]:
     """Code points of each upright font of ordinary weight on this machine, by the name of its family.
 
     matplotlib draws outlines alone, so fonts of coloured signs are none.

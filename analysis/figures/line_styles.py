@@ -18,26 +18,26 @@ OWN = {"dense": 0, "streaming": 1, "window": 2, "recompute": 3, "h2o": 4, "tova"
 """Of the dashes: what a policy has in every figure, where no other line of the figure has it already."""
 
 
-def strokes(policies: Sequence[Policy]) -> list[dict[str, Any]]:
+def line_styles(policies: Sequence[Policy]) -> list[dict[str, Any]]:
     """Colour, dashes and marker of each line, as matplotlib takes them; dashes and marker alone tell any two apart."""
     own = {OWN[policy.name]: i for i, policy in reversed(list(enumerate(policies))) if policy.name in OWN}
     free = cycle(n for n in range(len(DASHES) * len(MARKERS)) if n not in own)
-    looks = [OWN[p.name] if own.get(OWN.get(p.name)) == i else next(free) for i, p in enumerate(policies)]
-    return [{"color": colour, **stroke(n)} for (colour, _), n in zip(colours(policies), looks, strict=True)]
+    numbers = [OWN[p.name] if own.get(OWN.get(p.name)) == i else next(free) for i, p in enumerate(policies)]
+    return [{"color": colour, **line_style(n)} for (colour, _), n in zip(colours(policies), numbers, strict=True)]
 
 
 def lanes_of(data: Numbers) -> dict[int, tuple[str, dict[str, Any]]]:
-    """Name and look of each lane in columns `lane` and `policy`; no two have the same."""
+    """Name and style of each lane in columns `lane` and `policy`; no two have the same."""
     lanes = sorted(set(data["lane"].tolist()))
     policies = [parse(data["policy"][data["lane"] == lane][0]) for lane in lanes]
     labels = [policy.label for policy in policies]
     names = [
         f"{name} (lane {lane})" if labels.count(name) > 1 else name for lane, name in zip(lanes, labels, strict=True)
     ]
-    return dict(zip(lanes, zip(names, strokes(policies), strict=True), strict=True))
+    return dict(zip(lanes, zip(names, line_styles(policies), strict=True), strict=True))
 
 
-def stroke(number: int) -> dict[str, Any]:
+def line_style(number: int) -> dict[str, Any]:
     """Dashes and marker of a line: the first ones have no marker."""
     marker = MARKERS[number // len(DASHES) % len(MARKERS)]
     return {"linestyle": DASHES[number % len(DASHES)], "marker": marker, "markersize": 2.5, "markevery": 0.1}

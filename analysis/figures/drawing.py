@@ -1,0 +1,124 @@
+"""What figures have in common on the axes: the colour bar, the legend, ticks in decades, and labels that fit."""
+
+import math
+from bisect import bisect_right
+
+import numpy as np
+from matplotlib import rcParams
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
+from matplotlib.figure import Figure as Sheet
+from matplotlib.font_manager import FontProperties
+from matplotlib.legend import Legend
+from matplotlib.text import Text
+from matplotlib.ticker import NullFormatter
+
+from .fonts import families, shaped, visible
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def axes(ax: Axes | None) -> Axes:
+    """These axes, or those of the current figure."""
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.gca()
+
+
+def colour_bar(ax: Axes, mappable: ScalarMappable, label: str) -> Colorbar:
+    """A colour bar beside the axes, as thin as the others."""
+    return ax.figure.colorbar(mappable, ax=ax, label=label, fraction=0.045, pad=0.02, aspect=30)
+
+
+def decades(axis: Axis) -> None:
+    """Powers of ten at the ticks of a logarithmic axis, as text: 10⁻³."""
+    axis.set_major_formatter(lambda x, _: f"10{f'{round(math.log10(x))}'.translate(SUPERSCRIPT)}" if x > 0 else "")
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend(ax: Axes) -> Legend:
+    """A legend above the axes, where it covers no line, in as many columns as there is room for."""
+    handles, labels = ax.get_legend_handles_labels()
+    size = FontProperties(size=rcParams["legend.fontsize"]).get_size_in_points()
+    # The line itself, the gap behind it and the one before the next column, in sizes of the text.
+    beside = (rcParams["legend.handlelength"] + 2.2) * size
+    # Less than the axes are wide now: their own labels take some of that.
+    room = 0.78 * ax.get_window_extent().width / ax.figure.dpi * 72
+    named = [wrapped(label, room - beside, size) for label in labels]
+    widest = max((text_width(line, size) for label in named for line in label.split("\n")), default=0.0)
+    return ax.legend(
+        handles, named, loc="lower left", bbox_to_anchor=(0, 1), ncols=max(1, int(room // (widest + beside))),
+        frameon=False, borderaxespad=0.3, borderpad=0.2, handletextpad=0.6, columnspacing=1.4,
+    )  # fmt: skip
+
+
+def text_width(text: str, size: float) -> float:
+    """Width of a line of text in points, in letters of so many points."""
+    return shaped(text, tuple(families(text)), size)[1]
+
+
+def wrapped(text: str, room: float, size: float, most: int = 3) -> str:
+    """A text in at most so many lines of at most `room` points; an ellipsis stands for what has no room."""
+    lines: list[str] = [""]
+    for word in visible(text).split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and text_width(longer, size) > room:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    whole = len(lines) <= most
+    lines = [_cut(line, room, size) for line in lines[:most]]
+    if not whole:
+        lines[-1] = _cut(f"{lines[-1].removesuffix('…')} …", room, size)
+    return "\n".join(lines)
+
+
+def _cut(line: str, room: float, size: float) -> str:
+    if text_width(line, size) <= room:
+        return line
+    fits = max(1, bisect_right(range(1, len(line)), room, key=lambda n: text_width(f"{line[:n]}…", size)))
+    return f"{line[:fits].rstrip()}…"
+
+
+def lay_out(figure: Sheet) -> None:
+    """Lay a figure out, with labels in as many lines as their axes are too short for."""
+    _run_layout(figure)
+    changed = False
+    for ax in figure.axes:
+        for label, side in ((ax.xaxis.label, "width"), (ax.yaxis.label, "height")):
+            room = getattr(ax.get_window_extent(), side) / figure.dpi * 72
+            size = label.get_fontsize()
+            if any(text_width(line, size) > room for line in label.get_text().split("\n")):
+                label.set_text(wrapped(label.get_text().replace("\n", " "), room, size))
+                changed = True
+    if changed:
+        _run_layout(figure)
+
+
+def hanging(ax: Axes) -> list[Text]:
+    """Lines of text that hang from the top of the axes and may reach below them: they have no part in the layout."""
+    return [text for text in ax.texts if not text.get_in_layout()]
+
+
+def _run_layout(figure: Sheet) -> None:
+    """Lay out until nothing leaves the page: with the length of an axis its ticks change, and so the room they need."""
+    if (engine := figure.get_layout_engine()) is None:
+        return
+    page, inside = figure.bbox, np.array([0.0, 0.0, 1.0, 1.0])
+    for again in range(6):
+        engine.execute(figure)
+        boxes = [ax.get_tightbbox().extents for ax in figure.axes]
+        low, high = np.min(boxes, 0)[:2], np.max(boxes, 0)[2:]
+        # Lines of text hang from the top of their axes: marks on the first may stand above it.
+        high[1] = max(high[1], *(t.get_window_extent().y1 for ax in figure.axes for t in hanging(ax)), 0)
+        over = np.concatenate([np.maximum(0, -low), np.maximum(0, high - page.extents[2:])])
+        if over.max() < 0.3:
+            return
+        if again:
+            # What the engine did not foresee is taken off the sides.
+            inside += over / np.tile(page.size, 2) * [1, 1, -1, -1]
+            engine.set(rect=(*inside[:2], *(inside[2:] - inside[:2])))

@@ -1,0 +1,51 @@
+"""What figures are made of: a run, a captured stretch, a grid of runs or trainings, as they lie in a folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runs.folder import about_of
+from ..runs.folder import load as load_run
+
+
+@dataclass(frozen=True, eq=False)
+class FigureInput:
+    """What a figure takes its numbers from, and what is known of where that came from."""
+
+    folder: Path
+    data: Any
+    """By what a figure needs: a Run, an Atlas, the folder of a grid, or a list of SavedTraining."""
+    about: Mapping[str, Any]
+
+    def policies(self) -> list[str]:
+        """Of all lanes, with those that a lane was switched to; of a grid those of its runs."""
+        if isinstance(self.data, Path):
+            specs = [about_of(path.parent).get("spec", {}) for path in sorted(self.data.glob("*/run.json"))]
+            return list(dict.fromkeys(policy for spec in specs for policy in spec.get("policies", ())))
+        switched = [e["policy"] for e in getattr(self.data, "events", ()) if e["what"] == "switch"]
+        return list(dict.fromkeys([*self.about.get("spec", {}).get("policies", ()), *switched]))
+
+
+def open_input(folder: Path, needs: str) -> FigureInput:
+    """What a figure `needs`, from a folder.  Raises ValueError where there is none of the kind."""
+    folder = Path(folder)
+    if needs == "grid":
+        first = next(iter(sorted(folder.glob("*/run.json"))), None)
+        return FigureInput(folder, folder, about_of(first.parent) if first else {})
+    if needs == "run":
+        return FigureInput(folder, load_run(folder), about_of(folder))
+    if needs == "trainings":
+        from ..lab.folder import read
+
+        trainings = read(folder)
+        # A recipe says all of a model that was trained by it.
+        return FigureInput(folder, trainings, {"spec": {"model": [str(t.recipe) for t in trainings]}})
+    from ..maps.atlas import Atlas
+    from ..maps.capture import Stretch
+    from ..models.loading import load
+
+    stretch = Stretch(folder)
+    spec = stretch.spec
+    model = load(spec.model, dtype=spec.dtype, device=spec.device, weights=spec.weights, kv_heads=spec.kv_heads)
+    return FigureInput(folder, Atlas(stretch, model), stretch.about)
