@@ -17,7 +17,7 @@ from analysis.models.dtypes import AUTO, Decision, decide
 from analysis.palette import labels
 from analysis.policies import POLICIES, Policy, parse
 from analysis.policies.duo import rows_of
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from analysis.settings import Settings, quoted
 from analysis.texts import BOS, SPECIAL, setting
 from app import address

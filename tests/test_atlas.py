@@ -18,7 +18,7 @@ from analysis.maps.capture import Stretch, capture, needed, tokenized
 from analysis.maps.recent import head_map
 from analysis.maps.region import Region
 from analysis.policies import Dense, Streaming, Window, parse
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from analysis.texts import Text
 
 from .families import tiny, words

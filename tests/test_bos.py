@@ -16,8 +16,8 @@ from analysis.experiments.measures import samples_of, samples_of_text
 from analysis.maps.atlas import map_of
 from analysis.models.loading import LanguageModel, load
 from analysis.policies import parse
-from analysis.runs.folder import Spec
-from analysis.runs.folder import load as load_run
+from analysis.runs.reader import load as load_run
+from analysis.runs.spec import Spec
 from analysis.texts.control import control_tokens
 
 from . import tokenizers

@@ -8,7 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from analysis import texts
-from analysis.runs.folder import Sampling, Spec
+from analysis.runs.spec import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
 from app.frames.reading import Sender, View
 from app.jobs.ablation import AblationJob

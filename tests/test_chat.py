@@ -23,7 +23,7 @@ from analysis.chat.conversation import (
 )
 from analysis.models.loading import load
 from analysis.policies import Dense, Recompute, Streaming, Window
-from analysis.runs.folder import Sampling
+from analysis.runs.spec import Sampling
 
 from .naive import OneByOne
 

@@ -9,7 +9,7 @@ import pytest
 from analysis import texts
 from analysis.chat.conversation import TEMPLATE, USER, Conversation, Partner, template_of
 from analysis.policies import Dense, Streaming
-from analysis.runs.folder import Sampling
+from analysis.runs.spec import Sampling
 from analysis.texts.control import control_tokens
 
 from . import tokenizers

@@ -12,7 +12,8 @@ import pytest
 from analysis.cli import main as cli
 from analysis.metrics import excess, perplexity
 from analysis.policies import parse
-from analysis.runs.folder import Sampling, Spec, load
+from analysis.runs.reader import load
+from analysis.runs.spec import Sampling, Spec
 
 
 def test_stream_writes_a_run_and_prints_its_table(run, model, text, tmp_path):

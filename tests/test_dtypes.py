@@ -10,8 +10,8 @@ from streamlit.testing.v1 import AppTest
 from analysis.models import dtypes
 from analysis.models.dtypes import Rates, decide, faster, measured, remembered
 from analysis.models.loading import load
-from analysis.runs.folder import Spec
-from analysis.runs.folder import load as load_run
+from analysis.runs.reader import load as load_run
+from analysis.runs.spec import Spec
 from app.controls import Chosen
 from app.presets import PRESETS
 

@@ -29,7 +29,7 @@ from analysis.lab.recipe import Recipe
 from analysis.lab.training import Training
 from analysis.maps.capture import capture
 from analysis.models.loading import load
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 
 SMALL = {
     "head-map": "layer=1,head=2,tokens=64",
@@ -48,7 +48,8 @@ def places(model, text, tmp_path_factory):
     """A run with a switch, a captured stretch and a grid of the tiny model, and two trainings."""
     from analysis import texts
     from analysis.engine.stream import open_lanes
-    from analysis.runs.folder import Folder, Run
+    from analysis.runs.folder import Folder
+    from analysis.runs.run import Run
 
     root = tmp_path_factory.mktemp("figures")
     network = load(model, device="cpu")

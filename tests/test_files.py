@@ -23,7 +23,9 @@ from analysis.lab.folder import TrainingWriter, read
 from analysis.lab.recipe import Recipe
 from analysis.lab.training import Training
 from analysis.maps.capture import Stretch, capture
-from analysis.runs.folder import Folder, Run, about_of, load, save
+from analysis.runs.folder import Folder, save
+from analysis.runs.reader import about_of, load
+from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 from analysis.runs.status import here, status_of
 

@@ -19,7 +19,7 @@ from analysis.maps.recent import head_map, head_row
 from analysis.maps.region import Region
 from analysis.models.loading import load
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 
 from .families import our_nll, own_nll, shared, words
 from .naive import kept

@@ -10,7 +10,8 @@ from analysis.experiments.measures import samples_of
 from analysis.experiments.papers import EXPERIMENTS, Cell
 from analysis.metrics import perplexity
 from analysis.policies import parse
-from analysis.runs.folder import Spec, load
+from analysis.runs.reader import load
+from analysis.runs.spec import Spec
 from analysis.tables import as_markdown
 
 from .families import our_nll

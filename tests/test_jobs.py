@@ -13,7 +13,7 @@ import pytest
 from analysis.engine.lane import Lane
 from analysis.models import loading as library
 from analysis.policies import parse
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app.jobs import base
 from app.jobs import registry as jobs_registry
 from app.jobs.base import Job

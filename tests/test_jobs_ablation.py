@@ -8,7 +8,7 @@ import pytest
 
 from analysis.experiments.ablation import knock_out_each
 from analysis.policies import Streaming
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app.jobs import base
 from app.jobs.ablation import AblationJob
 

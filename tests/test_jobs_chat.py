@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from analysis.policies import Streaming, Window
-from analysis.runs.folder import Sampling, Spec
+from analysis.runs.spec import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
 from app.jobs.chat import ChatJob
 from app.jobs.registry import Registry

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.experiments.measures import joined, measure, samples_of
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app.jobs.capture import CaptureJob
 from app.jobs.measures import MeasuresJob
 

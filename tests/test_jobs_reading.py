@@ -9,7 +9,7 @@ import torch
 
 from analysis import texts
 from analysis.policies import parse
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app.jobs import base
 from app.jobs import registry as jobs_registry
 from app.jobs.reading import ReadingJob

@@ -9,7 +9,7 @@ import pytest
 from analysis import texts
 from analysis.lab.recipe import Recipe
 from analysis.lab.training import Training
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app.jobs.costs import CostsJob
 from app.jobs.training import EVERY, TrainingJob
 

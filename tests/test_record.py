@@ -14,7 +14,10 @@ import pytest
 
 from analysis.engine.context import Step
 from analysis.policies import Dense, Window
-from analysis.runs.folder import Folder, Run, Spec, load
+from analysis.runs.folder import Folder
+from analysis.runs.reader import load
+from analysis.runs.run import Run
+from analysis.runs.spec import Spec
 
 SPEC = Spec("embedded", "hamlet", ("dense", "window:window=8"), tokens=100, chunk=16)
 
@@ -216,7 +219,8 @@ import signal, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from analysis.policies import Dense
-from analysis.runs.folder import Folder, Run
+from analysis.runs.folder import Folder
+from analysis.runs.run import Run
 from tests.test_record import SPEC, steps
 
 def interrupt(*_):

@@ -11,7 +11,9 @@ import pytest
 from analysis.engine.context import Step
 from analysis.figures.inputs import FigureInput, open_input
 from analysis.figures.report import page, report
-from analysis.runs.folder import Run, Spec, save
+from analysis.runs.folder import save
+from analysis.runs.run import Run
+from analysis.runs.spec import Spec
 
 from .test_figures import places, poppler  # noqa: F401
 

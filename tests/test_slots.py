@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app.jobs import base
 from app.jobs.reading import ReadingJob
 from app.jobs.registry import MOST_LIVE, REGISTRY

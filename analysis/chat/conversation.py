@@ -32,7 +32,8 @@ from ..families.positions import LEARNED
 from ..families.rotary import Adapted
 from ..models.loading import LanguageModel
 from ..policies import Policy
-from ..runs.folder import ROLES, Column, Sampling
+from ..runs.run import ROLES, Column
+from ..runs.spec import Sampling
 from ..settings import quoted
 from ..texts import control
 from .template import TemplateFailed, rendered

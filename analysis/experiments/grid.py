@@ -20,7 +20,10 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from .. import files, texts
 from ..policies import parse
-from ..runs.folder import Folder, Run, Spec, spec_of
+from ..runs.folder import Folder
+from ..runs.reader import spec_of
+from ..runs.run import Run
+from ..runs.spec import Spec
 from .papers import Cell
 
 TRIES = 3

@@ -16,7 +16,7 @@ from .. import metrics, texts
 from ..engine.attention.banded import capped
 from ..families.rotary import Adapted
 from ..models.loading import LanguageModel
-from ..runs.folder import Spec
+from ..runs.spec import Spec
 
 TOGETHER = 16
 """Short texts that go through the model in one pass."""

@@ -15,7 +15,8 @@ import numpy as np
 from .. import files, metrics
 from ..files import Kind
 from ..policies import POLICIES, Ranked, parse
-from ..runs.folder import Spec, about_of, load
+from ..runs.reader import about_of, load
+from ..runs.spec import Spec
 from ..settings import Registry
 from ..texts import with_bos
 

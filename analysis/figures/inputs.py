@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..runs.folder import about_of
-from ..runs.folder import load as load_run
+from ..runs.reader import about_of
+from ..runs.reader import load as load_run
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from ..engine.interventions import Interventions
 from ..families.rotary import Adapted
 from ..models.loading import LanguageModel
 from ..policies import parse
-from ..runs.folder import Spec
+from ..runs.spec import Spec
 from .capture import Segment, Stretch, capture
 from .region import Region
 

@@ -24,7 +24,7 @@ from ..engine.attention.banded import BandedPass
 from ..engine.stream import CHUNK, open_lanes
 from ..models.loading import LanguageModel
 from ..policies import Banded, Policy, parse
-from ..runs.folder import Spec
+from ..runs.spec import Spec
 from ..runs.status import RUNNING, here, status_of
 from ..texts import Text, Tokenized
 

@@ -22,18 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .. import files
-from .reader import ROLE, SINKS, TOKENS, about_of, load, spec_of
-from .run import ROLES, Column, Run, Track, spent_on
-from .spec import TYPED, Sampling, Spec
+from .reader import ROLE, SINKS, TOKENS, about_of
+from .run import ROLES, Run, spent_on
 from .status import RUNNING, here
 
 if TYPE_CHECKING:
     from ..engine.context import Step
-
-__all__ = [
-    "ROLES", "TYPED", "Column", "Folder", "Run", "Sampling", "Spec", "Track",
-    "about_of", "load", "save", "spec_of",
-]  # fmt: skip
 
 GROWING = ("tokens.arrow", "sinks.arrow")
 BYTES = 64

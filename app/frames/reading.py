@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from analysis import metrics
 from analysis.palette import briefs, colours, labels
 from analysis.policies import POLICIES, Policy, parse
-from analysis.runs.folder import Track
+from analysis.runs.run import Track
 
 from ..jobs.base import Job
 from ..jobs.reading import ReadingJob, ReadingSnapshot

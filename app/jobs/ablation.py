@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from analysis import texts
 from analysis.experiments.ablation import Effect, knock_outs
 from analysis.policies import parse
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 
 from .base import Job
 from .loading import Models

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from analysis import texts
 from analysis.errors import log, told
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 
 from .. import address
 from .loading import Models

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from analysis import texts
 from analysis.maps.atlas import Atlas
 from analysis.maps.capture import Stretch, capture, needed, needed_meanwhile, tokenized
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 
 from .base import Job
 from .loading import Models

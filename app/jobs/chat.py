@@ -14,7 +14,8 @@ from analysis.engine.context import Step
 from analysis.errors import log, told
 from analysis.maps.recent import HeadRow, head_row
 from analysis.policies import Policy, parse
-from analysis.runs.folder import Column, Spec
+from analysis.runs.run import Column
+from analysis.runs.spec import Spec
 from analysis.texts import Tokenized
 
 from .base import HISTORY, Job

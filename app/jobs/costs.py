@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from analysis import texts
 from analysis.experiments.costs import Cost, Counted, windows
 from analysis.policies import Policy
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 
 from .base import Job
 from .loading import Models

@@ -7,7 +7,7 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 
 from ..libraries import LIBRARIES
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from analysis import texts
 from analysis.experiments.measures import Measured, joined, measure, samples_of_text, separators_of
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 
 from .base import Job
 from .loading import Models

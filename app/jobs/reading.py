@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from analysis import texts
 from analysis.errors import log, out_of_memory, told
 from analysis.policies import Policy, Ranked, parse
-from analysis.runs.folder import Run, Spec, Track
+from analysis.runs.run import Run, Track
+from analysis.runs.spec import Spec
 
 from .base import ENDED, HISTORY, Job
 from .loading import Models

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 
 from .base import Job
 from .loading import Models

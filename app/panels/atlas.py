@@ -9,7 +9,7 @@ import streamlit as st
 from analysis.errors import sentence
 from analysis.maps.region import Region
 from analysis.policies import Banded, parse
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app.components import atlas
 from app.controls import LONGEST_NAME, chosen_text, fresh, kept, problem
 from app.frames.atlas import Look, called

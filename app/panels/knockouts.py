@@ -8,7 +8,7 @@ from analysis import texts
 from analysis.errors import sentence
 from analysis.experiments.ablation import effects_as_csv
 from analysis.policies import parse
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app.controls import Chosen, chosen_text, problem
 from app.jobs.ablation import AblationJob
 from app.jobs.registry import REGISTRY

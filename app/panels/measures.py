@@ -8,7 +8,7 @@ import streamlit as st
 
 from analysis.errors import sentence
 from analysis.experiments.measures import MASSIVE, MEASURES
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app.controls import chosen_text, kept, problem
 from app.jobs.measures import MeasuresJob
 from app.jobs.registry import REGISTRY

@@ -10,7 +10,7 @@ from analysis.chat.conversation import read_script, script_from_bytes, scripts
 from analysis.errors import sentence
 from analysis.models.devices import pick_device
 from analysis.policies import parse
-from analysis.runs.folder import Sampling, Spec
+from analysis.runs.spec import Sampling, Spec
 from app import address
 from app.components import conversation
 from app.controls import READING, Chosen, brand, fresh, lane_controls, model_controls, readdress

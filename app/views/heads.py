@@ -5,7 +5,7 @@ import streamlit as st
 from analysis.experiments.measures import LONGEST
 from analysis.maps import capture
 from analysis.policies import parse
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app import address
 from app.controls import Chosen, brand, heading, model_controls, policy_controls, text_controls
 from app.frames.atlas import AtlasSender, Look

@@ -8,7 +8,7 @@ import streamlit as st
 from analysis import texts
 from analysis.errors import sentence
 from analysis.policies import parse
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app import address
 from app.components import board
 from app.controls import (

@@ -16,7 +16,7 @@ from analysis.engine.stream import open_lanes, stream
 from analysis.models.fetch import embedded
 from analysis.models.loading import load
 from analysis.policies import Dense, Policy, Streaming, Window
-from analysis.runs.folder import Sampling
+from analysis.runs.spec import Sampling
 from tests.naive import OneByOne
 
 from .report import head, line

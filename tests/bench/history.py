@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis import texts
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app.jobs.reading import ReadingJob
 from app.jobs.registry import REGISTRY
 from app.presets import FOUR

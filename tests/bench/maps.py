@@ -16,7 +16,7 @@ from analysis import texts
 from analysis.maps.atlas import Atlas
 from analysis.maps.capture import Stretch, capture
 from analysis.models.loading import load
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app.frames.atlas import OVERVIEW, whole
 
 from .page import FLAGS, App

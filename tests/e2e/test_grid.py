@@ -13,7 +13,8 @@ import pytest
 
 from analysis.experiments import grid
 from analysis.experiments.papers import Cell
-from analysis.runs.folder import Spec, load
+from analysis.runs.reader import load
+from analysis.runs.spec import Spec
 
 from .conftest import ROOT
 

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from analysis.runs.folder import load
+from analysis.runs.reader import load
 
 
 def hears():

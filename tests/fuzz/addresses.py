@@ -20,7 +20,7 @@ from streamlit.testing.v1 import AppTest
 from analysis import texts
 from analysis.lab.recipe import Recipe
 from analysis.policies import POLICIES
-from analysis.runs.folder import Sampling, Spec
+from analysis.runs.spec import Sampling, Spec
 from app import address
 from app.jobs.ablation import AblationJob
 from app.jobs.capture import CaptureJob

@@ -18,7 +18,7 @@ import numpy as np
 
 from analysis.lab.folder import read
 from analysis.maps.capture import Stretch
-from analysis.runs.folder import about_of, load
+from analysis.runs.reader import about_of, load
 from analysis.runs.status import status_of
 
 from .parsers import Row

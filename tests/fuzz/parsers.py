@@ -29,7 +29,8 @@ from analysis.maps.capture import Stretch
 from analysis.maps.region import Region
 from analysis.models import loading as models
 from analysis.policies import POLICIES, parse
-from analysis.runs.folder import Spec, load
+from analysis.runs.reader import load
+from analysis.runs.spec import Spec
 
 from .seeds import Named
 from .spoil import NASTY, spoiled, spoiled_json, spoiled_text

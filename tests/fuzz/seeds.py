@@ -16,7 +16,9 @@ from analysis.lab.training import Training
 from analysis.maps.capture import capture
 from analysis.models.loading import load
 from analysis.policies import Dense, Window
-from analysis.runs.folder import Folder, Run, Sampling, Spec
+from analysis.runs.folder import Folder
+from analysis.runs.run import Run
+from analysis.runs.spec import Sampling, Spec
 
 from ..gguf_files import tiny
 from ..gguf_files import write as write_gguf

@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis import texts
 from analysis.policies import POLICIES, parse
-from analysis.runs.folder import Sampling, Spec
+from analysis.runs.spec import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
 from app.frames.reading import Sender
 from app.jobs.base import Job

@@ -13,7 +13,7 @@ from analysis.errors import sentence
 from analysis.maps.row import Passage
 from analysis.models.loading import LanguageModel
 from analysis.policies import Policy
-from analysis.runs.folder import Spec
+from analysis.runs.spec import Spec
 from app.controls import problem
 from app.jobs.base import Job
 from app.jobs.loading import Models
