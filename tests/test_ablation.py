@@ -25,7 +25,7 @@ def test_each_head_costs_what_it_costs_alone(kind):
 
 def test_whoever_watches_hears_of_every_part_and_gets_the_same(monkeypatch):
     """Passes are cut by the clock, and all at the same places."""
-    monkeypatch.setattr(ablation, "TURN", 0.02)
+    monkeypatch.setattr(ablation, "PASS_SECONDS", 0.02)
     model, tokens, heads = tiny("llama"), np.resize(words(), 600), [(0, 0), (2, 3)]
     told = list(knock_outs(model, tokens, Streaming(4, 60), "values", heads))
     shares = [t for t in told if not isinstance(t, Effect)]

@@ -15,7 +15,7 @@ import pytest
 
 from analysis import files
 from analysis.chat.conversation import script_from_bytes
-from analysis.experiments.ablation import Effect, Kept
+from analysis.experiments.ablation import Effect, EffectsFile
 from analysis.figures import parse
 from analysis.figures.export import export
 from analysis.figures.report import report
@@ -255,7 +255,7 @@ def test_what_a_killed_capture_left_makes_room_for_the_next(tiny_llama, tmp_path
 
 
 def test_knock_outs_are_kept_as_they_come(tmp_path):
-    kept = Kept(tmp_path / "new" / "heads.csv")
+    kept = EffectsFile(tmp_path / "new" / "heads.csv")
     kept.add(Effect(0, 1, 0.5, 0.1))
     kept.add(Effect(0, 2, 0.75, 0.1))
     lines = (tmp_path / "new" / "heads.csv").read_text().splitlines()
@@ -263,7 +263,7 @@ def test_knock_outs_are_kept_as_they_come(tmp_path):
     kept.finish()
     assert (tmp_path / "new" / "heads.csv").read_text().splitlines() == [lines[0], lines[2], lines[1]]
     with pytest.raises(ValueError, match="File exists"):
-        Kept(tmp_path / "new" / "heads.csv")
+        EffectsFile(tmp_path / "new" / "heads.csv")
 
 
 def test_a_training_is_kept_as_it_goes_and_when_the_disk_is_full(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from analysis.experiments import grid
+from analysis.experiments import gpus, grid
 from analysis.experiments.measures import samples_of
 from analysis.experiments.papers import EXPERIMENTS, Cell
 from analysis.metrics import perplexity
@@ -27,13 +27,13 @@ def test_a_grid_leaves_a_run_for_each_cell_and_says_what_it_holds(tiny_llama, ba
     cells = experiment.cells(base, 16)
     assert [c.label for c in cells] == ["0 + 16", "1 + 15", "2 + 14", "4 + 12", "8 + 8"]
     assert [c.name for c in grid.run(cells, tmp_path)] == [c.name for c in cells]
-    heads, rows = experiment.table(cells, tmp_path)
+    header, rows = experiment.table(cells, tmp_path)
     tokens = np.load(base.text)[:120]
     for cell, row in zip(cells, rows, strict=True):
         nll = our_nll(tiny_llama, tokens, 512, parse(cell.spec.policies[0]))
         np.testing.assert_allclose(load(tmp_path / cell.name).tracks[0].nll.view(), nll, atol=1e-5)
         assert row == [cell.label, f"{perplexity(nll):.2f}", "120", "16", *cell.paper]
-    assert base.model in heads[1] and base.text in heads[1] and heads[-1] == "Paper: Llama-2-7B, PG19"
+    assert base.model in header[1] and base.text in header[1] and header[-1] == "Paper: Llama-2-7B, PG19"
 
 
 def test_what_is_finished_is_not_run_again(base, tmp_path, monkeypatch):
@@ -43,8 +43,8 @@ def test_what_is_finished_is_not_run_again(base, tmp_path, monkeypatch):
     # Interrupted: what was under way leaves nothing.
     going.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(first)
-    done, computed = [], grid.computed
-    monkeypatch.setattr(grid, "computed", lambda cell, share=False: done.append(cell.name) or computed(cell, share))
+    done, compute = [], grid.compute
+    monkeypatch.setattr(grid, "compute", lambda cell, share=False: done.append(cell.name) or compute(cell, share))
     assert len(list(grid.run(cells, tmp_path))) == 3
     assert done == [c.name for c in cells if c.name not in first]
     assert not list(grid.run(cells, tmp_path))
@@ -84,11 +84,11 @@ def test_sink_rate_is_the_share_of_heads_above_the_threshold(base, tmp_path):
     experiment = EXPERIMENTS["sink-rate"]
     cells = experiment.cells(Spec(base.model, base.text, ("dense",), 24, device="cpu"))
     list(grid.run(cells, tmp_path))
-    heads, rows = experiment.table(cells, tmp_path)
+    header, rows = experiment.table(cells, tmp_path)
     with np.load(tmp_path / cells[0].name / "alpha.npz") as held:
         assert held["alpha"].shape == (100, 3, 4)
         alpha = held["alpha"]
-    assert [row[0] for row in rows[:4]] == ["0", "1", "2", "all"] and len(heads) == len(rows[0])
+    assert [row[0] for row in rows[:4]] == ["0", "1", "2", "all"] and len(header) == len(rows[0])
     assert rows[3][1] == f"{alpha.mean():.4f}" and rows[3][3] == f"{(alpha > 0.3).mean():.1%}"
     assert [row[3] for row in rows[:3]] == [f"{(alpha[:, layer] > 0.3).mean():.1%}" for layer in range(3)]
     assert ["Paper: GPT2-XL", "–", "–", "77.00%"] in rows
@@ -136,14 +136,14 @@ def test_each_worker_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
     """Locks are the system's, and this process is one of two."""
     from filelock import FileLock
 
-    monkeypatch.setattr(grid.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(grid, "_gpus", lambda: 2)
-    monkeypatch.setattr(grid, "_gpu", None)
+    monkeypatch.setattr(gpus.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(gpus, "count", lambda: 2)
+    monkeypatch.setattr(gpus, "held", None)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with FileLock(tmp_path / "sinkscope-gpu-0"):
-        grid._take_a_gpu()
-    assert grid.os.environ["CUDA_VISIBLE_DEVICES"] == "1"
-    grid._gpu.release()
+        gpus.take_one()
+    assert gpus.os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    gpus.held.release()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
 
 

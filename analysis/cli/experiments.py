@@ -35,7 +35,7 @@ def knockout(
         raise ValueError(f"{out_file} exists already: choose another file for --out")
     dtype = options.dtype_of(dtype, device)
     with waiting(out, "Loading the model") as status:
-        from ..experiments.ablation import Kept, knock_out_each
+        from ..experiments.ablation import EffectsFile, knock_out_each
         from ..models.loading import load
 
         network = load(model, dtype=dtype, device=device, progress=status.update)
@@ -46,7 +46,7 @@ def knockout(
     ids = read.ids
     layers = range(network.layers) if layer is None else [layer]
     heads = [(of, head) for of in layers for head in range(network.heads)]
-    effects, kept = [], None if out_file is None else Kept(out_file)
+    effects, kept = [], None if out_file is None else EffectsFile(out_file)
     try:
         with Bars(out) as bar:
             task = bar.add_task("Heads", total=len(heads))
@@ -99,14 +99,14 @@ def reproduce(
     texts.read(text)
     how = {"dtype": options.dtype_of(dtype, device), "device": device, "bos": options.bos_of(bos), "special": special}
     cells = experiment.cells(Spec(model, text, ("dense",), tokens, **how), cache)
-    left = grid.left_of(cells, place)
+    left = grid.unfinished(cells, place)
 
     def write() -> tuple[list[str], list[list[str]]]:
-        heads, rows = experiment.table(cells, place)
-        words = [f"# {experiment.title}", experiment.paper, as_markdown(heads, rows), *experiment.notes]
-        files.write(place / "table.csv", as_csv(heads, rows))
+        header, rows = experiment.table(cells, place)
+        words = [f"# {experiment.title}", experiment.paper, as_markdown(header, rows), *experiment.notes]
+        files.write(place / "table.csv", as_csv(header, rows))
         files.write(place / "table.md", "\n\n".join(w.strip() for w in words) + "\n")
-        return heads, rows
+        return header, rows
 
     status = "finished"
     try:
@@ -118,8 +118,8 @@ def reproduce(
                 write()
     except KeyboardInterrupt:
         status = "interrupted"
-    heads, rows = write() if any(place.glob("*/run.json")) else (["Policy"], [])
-    table = Table(*heads[:1], *(right(h) for h in heads[1:]), title=f"{experiment.title}. {experiment.paper}")
+    header, rows = write() if any(place.glob("*/run.json")) else (["Policy"], [])
+    table = Table(*header[:1], *(right(h) for h in header[1:]), title=f"{experiment.title}. {experiment.paper}")
     for row in rows:
         table.add_row(*row)
     out.print(table)

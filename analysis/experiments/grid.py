@@ -7,15 +7,15 @@ whole cells only, nobody needs a disk in common, and whoever runs the same grid 
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
-from filelock import FileLock, Timeout
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from .. import files, texts
@@ -24,7 +24,11 @@ from ..runs.folder import Folder
 from ..runs.reader import spec_of
 from ..runs.run import Run
 from ..runs.spec import Spec
+from . import gpus
 from .papers import Cell
+
+if TYPE_CHECKING:
+    from ..models.loading import LanguageModel
 
 TRIES = 3
 """How often a cell whose worker died is begun again."""
@@ -33,7 +37,7 @@ PATIENCE = 10
 """Seconds in which a scheduler must answer."""
 
 
-def left_of(cells: Iterable[Cell], out: Path) -> list[Cell]:
+def unfinished(cells: Iterable[Cell], out: Path) -> list[Cell]:
     """Cells that are not finished in this folder.
 
     Raises ValueError where it holds something else than cells, or another run of the same name.
@@ -63,14 +67,14 @@ def run(
     """
     if jobs < 1:
         raise ValueError(f"at least 1 process must run the cells, not {jobs}")
-    left = {cell.name: cell for cell in left_of(cells, out)}
+    left = {cell.name: cell for cell in unfinished(cells, out)}
     for attempt in range(1, TRIES + 1):
         try:
             with _workers(backend, jobs, address):
                 share = backend == "local" and jobs > 1
-                work = [joblib.delayed(computed)(cell, share) for cell in left.values()]
+                work = [joblib.delayed(compute)(cell, share) for cell in left.values()]
                 for name, made in _results(work, one_by_one=backend != "ray"):
-                    _put(out / name, made)
+                    _move_into_place(out / name, made)
                     yield left.pop(name)
             return
         except Exception as e:
@@ -83,7 +87,7 @@ def run(
                 ) from e
 
 
-def _results(work: list, *, one_by_one: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _results(work: Sequence[Any], *, one_by_one: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
     """What the workers send, each as soon as it is there; or, where that cannot be, a handful at a time."""
     if one_by_one:
         yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="all")(work)
@@ -93,18 +97,21 @@ def _results(work: list, *, one_by_one: bool) -> Iterator[tuple[str, dict[str, b
         yield from joblib.Parallel(batch_size=1)(work[begin : begin + count])
 
 
-def computed(cell: Cell, share: bool = False) -> tuple[str, dict[str, bytes]]:
-    """A cell's name, and the files of its run folder; `share`: leave the other GPUs to other workers."""
+def compute(cell: Cell, share: bool = False) -> tuple[str, dict[str, bytes]]:
+    """A cell's name, and the files of its run folder.  `share`: leave the other GPUs to other workers.
+
+    Raises ValueError where the model or the text cannot be read.
+    """
     if share:
-        _take_a_gpu()
+        gpus.take_one()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "cell"
-        (_rates if cell.samples else _read)(cell, place)
+        (_write_sink_rates if cell.samples else _write_run)(cell, place)
         return cell.name, {p.name: p.read_bytes() for p in place.iterdir()}
 
 
-def _read(cell: Cell, place: Path) -> None:
-    """Read the text to its end."""
+def _write_run(cell: Cell, place: Path) -> None:
+    """Read the text to its end, into a run folder."""
     spec, source, model = cell.spec, texts.read(cell.spec.text), _model(cell.spec)
     from ..engine.stream import stream
 
@@ -117,8 +124,8 @@ def _read(cell: Cell, place: Path) -> None:
     folder.finish("finished")
 
 
-def _rates(cell: Cell, place: Path) -> None:
-    """Read many short texts."""
+def _write_sink_rates(cell: Cell, place: Path) -> None:
+    """Read many short texts, and write down what each head of each gave to its first token."""
     spec, source, model = cell.spec, texts.read(cell.spec.text), _model(cell.spec)
     from .measures import joined, measure, samples_of_text
 
@@ -132,19 +139,19 @@ def _rates(cell: Cell, place: Path) -> None:
     (place / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def _model(spec: Spec):
+def _model(spec: Spec) -> "LanguageModel":
     return _loaded(spec.model, spec.dtype, spec.device, spec.weights, spec.kv_heads)
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: str, dtype: str, device: str, weights: str, kv_heads: int | None):
+def _loaded(model: str, dtype: str, device: str, weights: str, kv_heads: int | None) -> "LanguageModel":
     """A worker loads a model once for all its cells."""
     from ..models.loading import load
 
     return load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads)
 
 
-def _put(place: Path, made: dict[str, bytes]) -> None:
+def _move_into_place(place: Path, made: dict[str, bytes]) -> None:
     """All files of a cell at once, or none."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +180,7 @@ def _workers(backend: str, jobs: int, address: str | None) -> Iterator[None]:
         return
     try:
         connect = {"dask": _dask, "ray": _ray}[backend]
-        client = connect(address)
+        leave = connect(address)
     except ImportError as e:
         raise ValueError(f"{backend} is not installed: pip install -r requirements-cluster.txt") from e
     except (OSError, ConnectionError) as e:
@@ -182,10 +189,11 @@ def _workers(backend: str, jobs: int, address: str | None) -> Iterator[None]:
         with joblib.parallel_config(backend, n_jobs=-1):
             yield
     finally:
-        client()
+        leave()
 
 
-def _dask(address: str | None):
+def _dask(address: str | None) -> Callable[[], object]:
+    """Connect to a Dask scheduler; returns how to leave it."""
     from distributed import Client
 
     if address is None:
@@ -193,33 +201,11 @@ def _dask(address: str | None):
     return Client(address, timeout=PATIENCE).close
 
 
-def _ray(address: str | None):
+def _ray(address: str | None) -> Callable[[], object]:
+    """Connect to a Ray cluster; returns how to leave it."""
     import ray
     from ray.util.joblib import register_ray
 
     register_ray()
     ray.init(address=address, logging_level="error")
     return ray.shutdown
-
-
-_gpu: FileLock | None = None
-"""Says that this process has a GPU; the system lets go of it when the process ends."""
-
-
-def _take_a_gpu() -> None:
-    """Let this process see one GPU that no other worker on this machine has taken, where there are any."""
-    global _gpu
-    if _gpu is not None or "CUDA_VISIBLE_DEVICES" in os.environ or not (count := _gpus()):
-        return
-    for number in range(count):
-        lock = FileLock(Path(tempfile.gettempdir()) / f"sinkscope-gpu-{number}")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
-        _gpu, os.environ["CUDA_VISIBLE_DEVICES"] = lock, str(number)
-        return
-
-
-def _gpus() -> int:
-    return len(list(Path("/proc/driver/nvidia/gpus").glob("*")))

@@ -26,6 +26,10 @@ BUDGETS = (64, 128, 256, 512)
 INTERVAL = 16
 
 
+Row = tuple[str, str, tuple[str, ...]]
+"""Label and policy of a cell, and the paper's numbers for it."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of an experiment: what is read, and the paper's numbers for it, one for each of its models."""
@@ -38,7 +42,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its folder."""
+        """The name of its folder."""
         written = re.sub(r"[^\w.+=-]+", "-", policy := self.spec.policies[0])
         if len(written) > 120:
             # No file system takes a name of any length.
@@ -52,8 +56,8 @@ class Experiment:
 
     title: str
     paper: str
-    policies: Callable[[int], Sequence[tuple[str, str, tuple[str, ...]]]]
-    """Label, policy and the paper's numbers of each cell, for a cache of so many tokens."""
+    policies: Callable[[int], Sequence[Row]]
+    """The cells for a cache of so many tokens."""
     tokens: int = 4096
     cache: int = 256
     columns: tuple[str, ...] = ()
@@ -63,26 +67,26 @@ class Experiment:
 
     def cells(self, base: Spec, cache: int | None = None) -> list[Cell]:
         """The cells; `base` says which model reads what, and how much of it."""
-        made = []
-        for label, policy, paper in self.policies(cache or self.cache):
-            spec = replace(base, policies=(str(parse(policy)),), tokens=base.tokens or self.tokens)
-            made.append(Cell(label, spec, paper, self.samples))
-        return made
+        base = replace(base, tokens=base.tokens or self.tokens)
+        return [
+            Cell(label, replace(base, policies=(str(parse(policy)),)), paper, self.samples)
+            for label, policy, paper in self.policies(cache or self.cache)
+        ]
 
     def table(self, cells: Sequence[Cell], place: Path) -> tuple[list[str], list[list[str]]]:
-        """Headings and rows, of those cells that are finished under a folder."""
+        """Header and rows, of those cells that are finished under a folder."""
         if self.samples:
-            return _rates(cells, place)
+            return _sink_rates(cells, place)
         done = [cell for cell in cells if (place / cell.name / "tokens.parquet").exists()]
         about = f"{cells[0].spec.model} on {cells[0].spec.text}{_begins((done or cells)[0], place)}"
-        heads = ["Policy", f"Perplexity, {about}", "Tokens", "Cached tokens, at most", *self.columns]
+        header = ["Policy", f"Perplexity, {about}", "Tokens", "Cached tokens, at most", *self.columns]
         rows = []
         for cell in done:
             track = load(place / cell.name).tracks[0]
             perplexity = f"{metrics.perplexity(track.nll.view()):.2f}"
             counts = f"{len(track.nll) + 1}", f"{track.cache_tokens.view().max()}"
             rows.append([cell.label, perplexity, *counts, *(cell.paper or ("–",) * len(self.columns))])
-        return heads, rows
+        return header, rows
 
 
 def _begins(cell: Cell, place: Path) -> str:
@@ -92,19 +96,19 @@ def _begins(cell: Cell, place: Path) -> str:
     return "" if begins is None else f" {with_bos(begins)}"
 
 
-def _rates(cells: Sequence[Cell], place: Path) -> tuple[list[str], list[list[str]]]:
+def _sink_rates(cells: Sequence[Cell], place: Path) -> tuple[list[str], list[list[str]]]:
     """α_1 and sink rate of each layer, and of all."""
     spec = cells[0].spec
-    heads = [
+    header = [
         "Layer",
         f"α₁, {spec.model} on {spec.text}{_begins(cells[0], place)}",
         "± between texts",
         f"Sink rate, ε = {RATE_THRESHOLD}",
     ]
-    held = place / cells[0].name / "alpha.npz"
-    if not held.exists():
-        return heads, []
-    alpha = files.arrays(held, {"alpha": Kind("f", (None, None, None))})["alpha"]
+    file = place / cells[0].name / "alpha.npz"
+    if not file.exists():
+        return header, []
+    alpha = files.arrays(file, {"alpha": Kind("f", (None, None, None))})["alpha"]
     mean, (by_layer, rate) = alpha.mean(0), metrics.sink_rate(alpha, RATE_THRESHOLD)
     spread = alpha.mean(2).std(0, ddof=1) if len(alpha) > 1 else np.full(len(mean), np.nan)
     rows = [
@@ -115,10 +119,10 @@ def _rates(cells: Sequence[Cell], place: Path) -> tuple[list[str], list[list[str
     rows.append(["all", f"{mean.mean():.4f}", f"{whole:.4f}", f"{rate:.1%}"])
     paper = {"GPT2-XL": "77.00%", "Mistral-7B": "97.49%", "LLaMA2-7B": "92.47%", "LLaMA3-8B": "99.02%"}
     rows += [[f"Paper: {name}", "–", "–", rate] for name, rate in paper.items()]
-    return heads, rows
+    return header, rows
 
 
-def _four(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
+def _four_policies(cache: int) -> list[Row]:
     return [
         ("Dense", "dense", ("5641",)),
         (f"Window {cache}", f"window:window={cache}", ("5158",)),
@@ -127,7 +131,7 @@ def _four(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
     ]
 
 
-def _sinks(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
+def _sinks(cache: int) -> list[Row]:
     paper = {
         0: ("17.90", "460.29", "21.62", "3359.95"),
         1: ("12.12", "14.99", "11.95", "11.88"),
@@ -138,7 +142,7 @@ def _sinks(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(f"{s} + {cache - s}", f"streaming:sinks={s},window={cache - s}", paper[s]) for s in paper]
 
 
-def _newlines(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
+def _newlines(cache: int) -> list[Row]:
     return [
         (f"0 + {cache}", f"window:window={cache}", ("5158.07",)),
         (f"4 + {cache - 4}", f"streaming:sinks=4,window={cache - 4}", ("5.40",)),
@@ -146,7 +150,7 @@ def _newlines(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
     ]
 
 
-def _sizes(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
+def _sizes(cache: int) -> list[Row]:
     paper = {
         256: ("13.61", "14.12", "13.17", "–"),
         512: ("12.84", "14.25", "12.52", "9.73"),
@@ -156,7 +160,7 @@ def _sizes(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
     return [(f"4 + {size - 4}", f"streaming:sinks=4,window={size - 4}", paper[size]) for size in paper]
 
 
-def _budgets(cache: int) -> list[tuple[str, str, tuple[str, ...]]]:
+def _budgets(cache: int) -> list[Row]:
     made = [("Dense", "dense", ())]
     made += [(f"Sinks + window, {b}", f"streaming:sinks=4,window={b - 4}", ()) for b in BUDGETS]
     ranked = [p for p in POLICIES.values() if issubclass(p, Ranked) and p.name != "late"]
@@ -178,7 +182,7 @@ EXPERIMENTS = Registry(
         "policies": Experiment(
             "The four policies",
             f"{STREAMING}, Figures 1 and 3",
-            _four,
+            _four_policies,
             columns=("Paper: Llama-2-13B, first book of PG19, cache 1024",),
             notes=("Dense falls apart beyond the length that a model was trained on: the paper's 5641 is read there.",),
         ),
