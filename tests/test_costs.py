@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analysis import texts
-from analysis.experiments.costs import Counted, exponent, growth, windows
+from analysis.experiments.costs import CountedLane, exponent, growth, window_costs
 from analysis.models.loading import load
 
 
@@ -39,26 +39,26 @@ def test_counting_changes_no_number(model, ids):
     from analysis.policies import parse
 
     network = load(model, device="cpu")
-    counted = Counted(network, ids, "streaming:sinks=4,window=28")
+    counted = CountedLane(network, ids, "streaming:sinks=4,window=28")
     for reading in range(2):
         if reading:
             first = counted.costs
-            counted.again()
+            counted.restart()
         while not counted.lane.done:
             counted.read(64)
     # The faster reading of each chunk counts.
     assert len(counted.costs) == len(first)
     assert all(b.seconds <= a.seconds and b.attention <= a.attention for a, b in zip(first, counted.costs, strict=True))
     steps = list(stream(network, ids, [parse("streaming:sinks=4,window=28")], chunk=64))
-    assert [c.cached for c in counted.costs] == [s.cache_bytes[-1] for s in steps]
+    assert [c.cache_bytes for c in counted.costs] == [s.cache_bytes[-1] for s in steps]
     assert counted.costs[-1].tokens == len(ids)
     seconds, attention = np.array([(c.seconds, c.attention) for c in counted.costs]).T
     assert (np.diff(seconds) > 0).all() and (np.diff(attention) > 0).all() and (attention < seconds).all()
 
 
-def test_a_window_is_encoded_afresh_for_each_size(model, ids):
-    found = list(windows(load(model, device="cpu"), ids, [16, 64]))
+def test_a_window_is_encoded_from_nothing_for_each_size(model, ids):
+    found = list(window_costs(load(model, device="cpu"), ids, [16, 64]))
     assert [c.tokens for c in found] == [16, 64]
     # Keys and values of 3 layers, 2 KV heads of 8 numbers, 4 bytes each, for every token of the window.
-    assert [c.cached for c in found] == [2 * 3 * 2 * 8 * 4 * n for n in (16, 64)]
+    assert [c.cache_bytes for c in found] == [2 * 3 * 2 * 8 * 4 * n for n in (16, 64)]
     assert all(0 < c.attention < c.seconds for c in found)

@@ -64,7 +64,10 @@ def test_costs_are_counted_to_the_end_and_windows_after_them(registry, model, te
     dense, window, recompute = run.lanes
     assert dense.costs[-1].tokens == window.costs[-1].tokens == 500
     # What dense keeps grows, and a window does not.
-    assert dense.costs[-1].cached > dense.costs[0].cached and window.costs[-1].cached == window.costs[0].cached
+    assert (
+        dense.costs[-1].cache_bytes > dense.costs[0].cache_bytes
+        and window.costs[-1].cache_bytes == window.costs[0].cache_bytes
+    )
     assert recompute.costs[-1].tokens > 16
     assert [w.tokens for w in run.windows] == [64, 128, 256]
 

@@ -25,7 +25,7 @@ def test_measures_equal_those_of_whole_matrices(family, monkeypatch):
     samples = np.random.default_rng(0).integers(0, 90, (5, 40))
     apart = np.arange(200) % 7 == 0
     W, hidden = eager(network, samples)
-    monkeypatch.setattr(measures, "TOGETHER", 2)
+    monkeypatch.setattr(measures, "SAMPLES_PER_PASS", 2)
     adapted = adapt(network)
     got = joined(list(measure(adapted, samples, first=3, separators=apart)))
     distance = np.arange(40)[:, None] - np.arange(40)
@@ -83,7 +83,7 @@ def test_the_embedded_model_has_massive_activations_at_its_first_token(embedded)
     got = joined(list(measure(embedded, samples_of(ids, 4, 64), separators=apart)))
     assert 0.5 < got.sink_rate()[1] < 0.95
     assert got.massive[12:27].all() and not got.massive[0]
-    assert (got.places[:, 15, 0] == 0).all()
+    assert (got.largest_at[:, 15, 0] == 0).all()
     # The value of the sink is short, and its hidden state is long.
     assert (got.norms[:, 1, 15, 0] < 0.5 * got.norms[:, 1, 15, 1]).all()
     assert (got.norms[:, 2, 15, 0] > 10 * got.norms[:, 2, 15, 1]).all()

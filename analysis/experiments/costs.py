@@ -5,7 +5,7 @@ model spends time elsewhere too, the same for every token, so that part is measu
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,37 +21,45 @@ from ..models.loading import LanguageModel
 from ..policies import Policy, parse
 
 CHUNK = 256
+"""Tokens that are read at a time."""
 RUNS = 3
 """Windows that are encoded for one size: the fastest counts."""
+POWERS = np.arange(0.3, 2.5, 0.01)
+"""Powers of a token's cost that are tried."""
+
+Array = NDArray[np.number]
 
 
-class Clock:
-    """The model of a lane, which also tells how long its attention took."""
+class TimedModel:
+    """The model of a lane, which also measures how long its attention takes."""
 
     def __init__(self, model: Adapted) -> None:
         self._model, self.attention = model, 0.0
+        """Seconds in attention so far."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def forward(self, ids: Tensor, reader: Any, **settings) -> Tensor:
-        return self._model.forward(ids, _Timed(reader, self), **settings)
+    def forward(self, ids: Tensor, reader: Any, **settings: Any) -> Tensor:
+        """What the model itself returns."""
+        return self._model.forward(ids, _TimedPass(reader, self), **settings)
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds, when all that was asked of the device is done."""
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
         return time.perf_counter()
 
 
 @dataclass(eq=False)
-class _Timed:
+class _TimedPass:
     reader: Any
-    clock: Clock
+    model: TimedModel
 
-    def attend(self, *tensors, **settings) -> Tensor:
-        began = self.clock._now()
+    def attend(self, *tensors: Any, **settings: Any) -> Tensor:
+        began = self.model.now()
         out = self.reader.attend(*tensors, **settings)
-        self.clock.attention += self.clock._now() - began
+        self.model.attention += self.model.now() - began
         return out
 
 
@@ -63,12 +71,15 @@ class Cost:
     seconds: float
     attention: float
     """Seconds of these in attention: scores, softmax, weighted values, and what the cache needs."""
-    cached: int
-    """Bytes of the cache."""
+    cache_bytes: int
+    """What the cache takes now."""
 
 
-class Counted:
-    """A lane whose costs are counted chunk by chunk; it may read its text more than once."""
+class CountedLane:
+    """A lane whose costs are counted chunk by chunk.  It may read its text more than once.
+
+    Raises ValueError as `open_lanes` does.
+    """
 
     def __init__(self, model: LanguageModel, tokens: NDArray[np.int32], policy: str) -> None:
         self.policy: Policy = parse(policy)
@@ -77,19 +88,19 @@ class Counted:
         """Of all readings."""
         self._took: list[tuple[int, float, float, int]] = []
         """Tokens, seconds, seconds in attention of each chunk, and bytes after it."""
-        self.again()
+        self.restart()
 
-    def again(self) -> None:
-        """From the beginning: of two readings of a chunk the faster one counts, since only noise makes one slower."""
+    def restart(self) -> None:
+        """Read from the beginning: of two readings of a chunk the faster one counts, since noise makes one slower."""
         self.lane: Lane = open_lanes(self._model, self._tokens, [self.policy])[0]
-        self.lane.source.model = self._clock = Clock(self.lane.source.model)
+        self.lane.source.model = self._timed = TimedModel(self.lane.source.model)
         self._next = 0
 
     def read(self, chunk: int = CHUNK) -> None:
-        """Read on, and count."""
-        began, before = time.perf_counter(), self._clock.attention
+        """Read the next chunk, and count what it costs."""
+        began, before = time.perf_counter(), self._timed.attention
         self.lane.read(chunk)
-        seconds, attention = time.perf_counter() - began, self._clock.attention - before
+        seconds, attention = time.perf_counter() - began, self._timed.attention - before
         self.seconds += seconds
         if self._next < len(self._took):
             _, *other, _ = self._took[self._next]
@@ -99,22 +110,22 @@ class Counted:
 
     @property
     def costs(self) -> list[Cost]:
-        """What had been spent after each chunk."""
+        """What had been spent after each chunk, from the beginning."""
         took = list(self._took)
         seconds, attention = np.cumsum([t[1:3] for t in took], 0).T.tolist() if took else ([], [])
         return [Cost(t[0], s, a, t[3]) for t, s, a in zip(took, seconds, attention, strict=True)]
 
 
-def windows(model: LanguageModel, tokens: NDArray[np.int32], sizes: list[int]) -> Iterator[Cost]:
-    """What it costs to encode a window afresh, for each size: seconds of one pass, attention's part, and its cache."""
+def window_costs(model: LanguageModel, tokens: NDArray[np.int32], sizes: Sequence[int]) -> Iterator[Cost]:
+    """What it costs to encode a window of each size from nothing: seconds, those of attention, and bytes cached."""
     for size in sizes:
-        counted = Counted(model, tokens[: size + RUNS + 2], f"recompute:window={size}")
-        counted.read(size)
+        lane = CountedLane(model, tokens[: size + RUNS + 2], f"recompute:window={size}")
+        lane.read(size)
         for _ in range(RUNS):
-            counted.read(1)
-        costs = counted.costs
+            lane.read(1)
+        costs = lane.costs
         took = np.diff([[c.seconds, c.attention] for c in costs], axis=0)
-        yield Cost(size, *took.min(0).tolist(), costs[-1].cached)
+        yield Cost(size, *took.min(0).tolist(), costs[-1].cache_bytes)
 
 
 @dataclass(frozen=True)
@@ -127,12 +138,13 @@ class Growth:
     """Seconds of a token that do not depend on T, fitted beside the power; 0 where a token's cost hardly grows."""
 
 
-def growth(tokens: NDArray, total: NDArray) -> Growth:
+def growth(tokens: Array, total: Array) -> Growth:
     """The power with which a total cost grows, from totals [steps] after so many tokens [steps].
 
-    It is one more than that of a single token's cost.  Where a token has come to cost more than twice what it did at
-    the beginning, a fixed cost is fitted beside the power: launching, rotating and reading the newest tokens take
-    their time however short the text is, and would hide a power that shows only in long ones.
+    It is one more than that of a single token's cost, and NaN before there are five steps.  Where a token has come to
+    cost more than twice what it did at the beginning, a fixed cost is fitted beside the power: launching, rotating and
+    reading the newest tokens take their time however short the text is, and would hide a power that shows only in long
+    ones.
     """
     tokens, total = np.asarray(tokens, np.float64), np.asarray(total, np.float64)
     if len(tokens) < 5:
@@ -146,10 +158,7 @@ def growth(tokens: NDArray, total: NDArray) -> Growth:
     return Growth(1 + float(POWERS[best]), fits[best][0])
 
 
-POWERS = np.arange(0.3, 2.5, 0.01)
-
-
-def _fit(size: NDArray, cost: NDArray, power: float) -> tuple[float, float]:
+def _fit(size: Array, cost: Array, power: float) -> tuple[float, float]:
     """The fixed part of cost = fixed + slope · size^power, and what is left over, relative to the cost."""
     columns = np.stack((np.ones_like(size), (size / size[-1]) ** power), 1) / cost[:, None]
     found = np.linalg.lstsq(columns, np.ones_like(cost), rcond=None)[0]
@@ -159,7 +168,7 @@ def _fit(size: NDArray, cost: NDArray, power: float) -> tuple[float, float]:
     return float(found[0]), float(np.abs(columns @ found - 1).sum())
 
 
-def exponent(size: NDArray, cost: NDArray) -> float:
+def exponent(size: Array, cost: Array) -> float:
     """The power with which a cost grows: the median slope between any two points on two logarithmic axes (Theil 1950).
 
     One slow moment, as any shared machine has, does not move it.  NaN before there are three points.

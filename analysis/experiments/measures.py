@@ -1,7 +1,7 @@
 """What is measured of every head over short texts, as papers on the sink do: whole matrices, one layer at a time.
 
 A text here is a sample of T tokens that begins at its own beginning, read under dense attention.  Every head of every
-sample gets a number for each measure; means and spreads over samples are whoever reads them's.
+sample gets a number for each measure; means and spreads over samples are left to the caller.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from .. import metrics, texts
 from ..engine.attention.banded import capped
@@ -18,8 +19,8 @@ from ..families.rotary import Adapted
 from ..models.loading import LanguageModel
 from ..runs.spec import Spec
 
-TOGETHER = 16
-"""Short texts that go through the model in one pass."""
+SAMPLES_PER_PASS = 16
+"""Short texts that go through the model in one pass, at most."""
 LONGEST = 4096
 """Tokens of a sample, at most: its matrices are whole."""
 MEASURES = {
@@ -43,7 +44,7 @@ class Measured:
     """What was measured of some samples.
 
     `heads[measure]` [samples, layers, heads]; `norms` [samples, NORMS, layers, 2]: mean norms at the first token and at
-    all others; `largest` [samples, layers, 3] and `median` [samples, layers] of |h|; `places` [samples, layers,
+    all others; `largest` [samples, layers, 3] and `median` [samples, layers] of |h|; `largest_at` [samples, layers,
     2]: token and channel of the largest.
     """
 
@@ -51,7 +52,7 @@ class Measured:
     norms: NDArray[np.float32]
     largest: NDArray[np.float32]
     median: NDArray[np.float32]
-    places: NDArray[np.int64]
+    largest_at: NDArray[np.int64]
 
     def sink_rate(self, threshold: float = 0.3) -> tuple[NDArray[np.float32], float]:
         """The sink rate of each layer [layers] and of all (metrics.sink_rate)."""
@@ -66,8 +67,8 @@ class Measured:
 
 
 @dataclass(eq=False)
-class _Measuring:
-    """Attends with whole matrices and measures them."""
+class _MeasuringPass:
+    """Attends with whole matrices, and measures them."""
 
     model: Adapted
     first: int
@@ -118,7 +119,7 @@ class _Measuring:
         return torch.stack(outs).transpose(1, 2)
 
     def _of(self, weights: Tensor, distance: Tensor, separators: Tensor) -> dict[str, Tensor]:
-        """Each measure of weights [heads, queries, keys], [heads]."""
+        """Each measure, [heads], of weights [heads, queries, keys]."""
         first = min(self.first, weights.shape[-1])
         later = weights[:, min(first, weights.shape[1] - 1) :]
         return {
@@ -150,55 +151,60 @@ def measure(
         raise ValueError(f"a sample has 2 to {LONGEST:,} tokens, not {tokens:,}: choose another length")
     if first < 1:
         raise ValueError(f"at least 1 first token must count as sink, not {first}")
-    together = max(1, min(TOGETHER, 4096 // tokens))
+    together = max(1, min(SAMPLES_PER_PASS, 4096 // tokens))
     for begin in range(0, len(samples), together):
         part = samples[begin : begin + together]
         ids = torch.as_tensor(part.astype(np.int64), device=adapted.device)
         apart = np.zeros(part.shape, bool) if separators is None else separators[part]
-        reader = _Measuring(adapted, first, torch.as_tensor(apart, device=adapted.device))
+        reader = _MeasuringPass(adapted, first, torch.as_tensor(apart, device=adapted.device))
         hidden: dict[int, Tensor] = {}
         adapted.forward(ids, reader, last=1, outputs=hidden)
-        yield _told(reader, [hidden[layer] for layer in range(adapted.layers)])
+        yield _collected(reader, [hidden[layer] for layer in range(adapted.layers)])
 
 
-def _told(reader: _Measuring, hidden: list[Tensor]) -> Measured:
+def _collected(reader: _MeasuringPass, hidden: list[Tensor]) -> Measured:
     heads = {name: torch.stack([x.cpu() for x in of], 1).numpy() for name, of in reader.heads.items()}
     sizes = [[x.cpu() for x in of] for of in (*reader.norms, [h.float().norm(dim=-1) for h in hidden])]
     norms = torch.stack(
         [torch.stack([torch.stack((n[:, 0], n[:, 1:].mean(1)), -1) for n in of], 1) for of in sizes], 1
     ).numpy()
-    largest, places, median = [], [], []
+    largest, largest_at, median = [], [], []
     for h in hidden:
         size = h.float().abs().cpu()
         flat = size.flatten(1)
         top, at = flat.topk(min(3, flat.shape[1]), 1)
         largest.append(top)
-        places.append(torch.stack((at[:, 0] // size.shape[2], at[:, 0] % size.shape[2]), -1))
+        largest_at.append(torch.stack((at[:, 0] // size.shape[2], at[:, 0] % size.shape[2]), -1))
         # numpy's is between the two in the middle; torch's is the lower one.
         median.append(torch.from_numpy(np.median(flat.numpy(), 1)))
-    return Measured(heads, norms, *(torch.stack(x, 1).numpy() for x in (largest, median, places)))
+    return Measured(heads, norms, *(torch.stack(x, 1).numpy() for x in (largest, median, largest_at)))
 
 
 def joined(parts: list[Measured]) -> Measured:
     """All samples of several parts."""
     return Measured(
         {name: np.concatenate([p.heads[name] for p in parts]) for name in MEASURES},
-        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("norms", "largest", "median", "places")),
+        *(np.concatenate([getattr(p, name) for p in parts]) for name in ("norms", "largest", "median", "largest_at")),
     )
 
 
-def separators_of(tokenizer, vocabulary: int) -> NDArray[np.bool_]:
+def separators_of(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> NDArray[np.bool_]:
     """Which tokens are punctuation between words or sentences, or a newline, [vocabulary]; none without a tokenizer."""
     if tokenizer is None:
         return np.zeros(vocabulary, bool)
-    looks = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
-    found = np.zeros(max(vocabulary, len(looks)), bool)
-    found[: len(looks)] = ["\n" in look or (look.strip() in SEPARATORS and bool(look.strip())) for look in looks]
+    tokens = tokenizer.batch_decode([[i] for i in range(len(tokenizer))])
+    found = np.zeros(max(vocabulary, len(tokens)), bool)
+    found[: len(tokens)] = ["\n" in token or token.strip() in SEPARATORS for token in tokens]
     return found
 
 
-def samples_of_text(text: texts.Text, tokenizer, spec: Spec, count: int) -> texts.Tokenized:
-    """Samples of a text as a Spec has it read, each with a BOS of its own; their ids are [count, spec.tokens]."""
+def samples_of_text(
+    text: texts.Text, tokenizer: PreTrainedTokenizerBase | None, spec: Spec, count: int
+) -> texts.Tokenized:
+    """Samples of a text as a Spec has it read, each with a BOS of its own; their ids are [count, spec.tokens].
+
+    Raises ValueError as `samples_of` does.
+    """
     read = texts.tokenized(text, tokenizer, bos="off", special=spec.special)
     samples = samples_of(read.ids, count, spec.tokens, texts.opening(tokenizer, spec.bos, text))
     return texts.Tokenized(samples, texts.begins(tokenizer, samples[-1]), read.as_text)
@@ -207,7 +213,8 @@ def samples_of_text(text: texts.Text, tokenizer, spec: Spec, count: int) -> text
 def samples_of(tokens: NDArray[np.int32], count: int, length: int, begin: Sequence[int] = ()) -> NDArray[np.int32]:
     """`count` stretches of `length` tokens, [count, length], evenly over a text; they overlap where it is short.
 
-    Each is a text of its own, so each begins with `begin` (BOS, texts.py), which counts as its first tokens.
+    Each is a text of its own, so each begins with `begin` (BOS, texts.py), which counts as its first tokens.  Raises
+    ValueError where the text or the samples are too short.
     """
     if len(tokens) < length:
         raise ValueError(

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from analysis import texts
-from analysis.experiments.costs import Cost, Counted, windows
+from analysis.experiments.costs import Cost, CountedLane, window_costs
 from analysis.policies import Policy
 from analysis.runs.spec import Spec
 
@@ -47,7 +47,7 @@ class CostsJob(Job):
         super().__init__(spec, models)
         self.text = text
         self.snapshot = CostsSnapshot()
-        self._lanes: list[Counted] = []
+        self._lanes: list[CountedLane] = []
         self._reading, self._windows = 1, list[Cost]()
 
     @property
@@ -80,14 +80,14 @@ class CostsJob(Job):
     def _steps(self) -> Iterator[None]:
         model = self._load()
         ids = self._tokens(self.text, model)
-        self._lanes = [Counted(model, ids, policy) for policy in self.spec.policies]
+        self._lanes = [CountedLane(model, ids, policy) for policy in self.spec.policies]
         self.model = model
         self._set("running")
         for reading in range(READINGS):
             self._reading = reading + 1
             if reading:
                 for lane in self._lanes:
-                    lane.again()
+                    lane.restart()
             bounded = [lane for lane in self._lanes if lane.policy.name != "recompute"]
             while not all(lane.lane.done for lane in bounded):
                 turn = min((lane for lane in self._lanes if not lane.lane.done), key=lambda lane: lane.seconds)
@@ -95,6 +95,6 @@ class CostsJob(Job):
                     if not turn.lane.done:
                         turn.read()
                     yield
-        for cost in windows(model, ids, [s for s in SIZES if s + 8 < len(ids)]):
+        for cost in window_costs(model, ids, [s for s in SIZES if s + 8 < len(ids)]):
             self._windows.append(cost)
             yield

@@ -119,7 +119,7 @@ def draw() -> None:
     size, times = MASSIVE
     told = "no layer"
     if len(massive):
-        places, times_seen = np.unique(run.measured.places[:, massive].reshape(-1, 2), axis=0, return_counts=True)
+        places, times_seen = np.unique(run.measured.largest_at[:, massive].reshape(-1, 2), axis=0, return_counts=True)
         token, channel = places[times_seen.argmax()]
         told = f"layers {massive.min()} to {massive.max()}, most often at token {token}, channel {channel}"
     st.caption(f"Against the other tokens. Massive activations (above {size:g} and {times:,.0f} medians): {told}")

@@ -91,7 +91,7 @@ Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 def _columns(costs: list[Cost]) -> Columns:
     """Tokens, seconds, seconds in attention, and bytes."""
-    tokens, seconds, attention, cached = np.array([(c.tokens, c.seconds, c.attention, c.cached) for c in costs]).T
+    tokens, seconds, attention, cached = np.array([(c.tokens, c.seconds, c.attention, c.cache_bytes) for c in costs]).T
     return tokens, seconds, attention, cached
 
 
