@@ -165,7 +165,7 @@ def test_run_on_a_full_disk_has_failed_and_keeps_what_was_taken(tmp_path, monkey
     folder = Folder(place, Run(SPEC, 7), text_sha256="t", weights_sha256="w")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
-    monkeypatch.setattr("analysis.runs.folder.pq.write_table", full)
+    monkeypatch.setattr("pyarrow.parquet.write_table", full)
     try:
         with pytest.raises(ValueError, match="File too large") as caught:
             list(map(folder.append, steps(0, seeds.Dense(), 20_000, chunk=64)))

@@ -17,14 +17,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .. import files
-from .reader import ROLE, SINKS, TOKENS, about_of
-from .run import ROLES, Run, spent_on
+from .reader import about_of
+from .run import Run, Track
 from .status import RUNNING, here
+from .tables import SINKS, schema_of, sink_rows, token_rows, write_tables
 
 if TYPE_CHECKING:
     from ..engine.context import Step
@@ -46,14 +45,13 @@ class Folder:
         files.check_room(path, 2 * BYTES * tokens * len(run.tracks), "this run")
         files.new_folder(path, "a run" if (path / "run.json").exists() else "something")
         self._about = {**_about(run, text_sha256, weights_sha256), "process": here()}
-        self._schema = TOKENS if run.spec.sampling is None else TOKENS.append(ROLE)
         try:
             files.reserve(path)
             self._write_about(RUNNING)
             self._files = [(path / name).open("wb") for name in GROWING]
             self._events = (path / "events.jsonl").open("a", encoding="utf-8")
             self._tokens, self._sinks = (
-                pa.ipc.new_stream(f, schema) for f, schema in zip(self._files, (self._schema, SINKS), strict=True)
+                pa.ipc.new_stream(f, schema) for f, schema in zip(self._files, (schema_of(run), SINKS), strict=True)
             )
         except OSError as e:
             raise files.unwritten(path, e) from e
@@ -70,40 +68,15 @@ class Folder:
                 raise files.unwritten(self.path, e) from e
 
     def _append(self, step: "Step") -> None:
-        first, seconds = step.start == 1, time.perf_counter() - self.run.began
-        known = seconds - step.seconds + spent_on(step)
-        count = len(step.nll) + first
-        ids, nll, kept, size = step.token_ids, step.nll, step.cache_tokens, step.cache_bytes
-        if first:
-            # Token 0 is read by every lane and predicted by none.
-            ids = np.concatenate(([self.run.first_token or 0], ids)).astype(np.int32)
-            nll, kept, size = (np.concatenate(([0], a)).astype(a.dtype) for a in (nll, kept, size))
-        unknown = np.zeros(count, bool)
-        unknown[0] = first
-        columns = [
-            np.full(count, step.lane, np.int32),
-            pa.array([str(step.policy)] * count),
-            np.arange(step.stop - count, step.stop),
-            ids,
-            pa.array(nll, mask=unknown),
-            kept,
-            size,
-            np.concatenate((known[:1], known)) if first else known,
-        ]
-        if step.roles is not None:
-            roles = [self.run.first_role] * first + step.roles.tolist()
-            columns.append(pa.array([ROLES[role] for role in roles]))
+        seconds = time.perf_counter() - self.run.began
+        chunk = Track()
+        chunk.append(step, seconds)
         if "heads" not in self._about:
             # Before the numbers, which are not understood without.
             self._about["heads"] = list(step.sink_mass.shape[:2])
             self._write_about(RUNNING)
-        self._tokens.write_batch(pa.record_batch(columns, schema=self._schema))
-        mass = pa.array([step.sink_mass.mean(-1, dtype=np.float32).ravel()], SINKS.field("sink_mass").type)
-        self._sinks.write_batch(
-            pa.record_batch(
-                [np.array([step.lane], np.int32), np.array([step.start]), np.array([step.stop]), mass], schema=SINKS
-            )
-        )
+        self._tokens.write_batch(token_rows(self.run, step.lane, chunk, step.start))
+        self._sinks.write_batch(sink_rows(step.lane, chunk))
         for file in self._files:
             file.flush()
         self.run.tracks[step.lane].append(step, seconds)
@@ -127,7 +100,7 @@ class Folder:
         files.release(self.path)
         del self._about["process"]
         try:
-            _write_tables(self.run, self.path)
+            write_tables(self.run, self.path)
             self._write_about(status)
         except ValueError:
             with suppress(ValueError):
@@ -151,45 +124,10 @@ def save(run: Run, path: Path, *, text_sha256: str, weights_sha256: str) -> None
             raise ValueError(f"{path} holds another run: choose another folder")
     else:
         files.new_folder(path)
-    _write_tables(run, path)
+    write_tables(run, path)
     lines = "".join(json.dumps(event) + "\n" for event in list(run.events))
     files.write(path / "events.jsonl", lines)
     _write_about(path, {**_about(run, text_sha256, weights_sha256), "status": "saved"})
-
-
-def _write_tables(run: Run, path: Path) -> None:
-    """What the lanes have learned, as tokens.parquet and sinks.npz."""
-    parts, arrays, schema = [], {}, TOKENS if run.spec.sampling is None else TOKENS.append(ROLE)
-    for lane, track in enumerate(run.tracks):
-        count = len(track.nll)
-        if not count:
-            continue
-        first = {"token_ids": run.first_token or 0, "nll": 0, "cache_tokens": 0, "cache_bytes": 0}
-        column = {name: np.concatenate(([value], getattr(track, name).view()[:count])) for name, value in first.items()}
-        known = track.seconds.view()[:count]
-        policies = np.empty(count + 1, object)
-        for position, policy in track.policies:
-            policies[position if position > 1 else 0 :] = policy
-        columns = [
-            np.full(count + 1, lane, np.int32),
-            pa.array(policies.tolist(), pa.string()),
-            np.arange(count + 1),
-            column["token_ids"].astype(np.int32),
-            pa.array(column["nll"].astype(np.float32), mask=np.arange(count + 1) == 0),
-            column["cache_tokens"].astype(np.int32),
-            column["cache_bytes"].astype(np.int64),
-            np.concatenate((known[:1], known)),
-        ]
-        if run.spec.sampling is not None:
-            roles = [run.first_role, *track.roles.view()[:count].tolist()]
-            columns.append(pa.array([ROLES[role] for role in roles]))
-        parts.append(pa.table(columns, schema=schema))
-        spans = [span for span in track.spans[:] if span[1] <= count + 1]
-        arrays[f"mass_{lane}"], arrays[f"span_{lane}"] = np.stack(track.sink_mass[: len(spans)]), np.array(spans)
-    with files.written(path / "sinks.npz") as f:
-        np.savez_compressed(f, **arrays)
-    with files.written(path / "tokens.parquet") as f:
-        pq.write_table(pa.concat_tables(parts) if parts else schema.empty_table(), f, write_page_checksum=True)
 
 
 def _about(run: Run, text_sha256: str, weights_sha256: str) -> dict[str, Any]:

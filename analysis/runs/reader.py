@@ -22,23 +22,7 @@ from ..policies import parse
 from .run import ROLES, Run, Track
 from .spec import Spec
 from .status import status_of
-
-TOKENS = pa.schema(
-    [
-        ("lane", pa.int32()),
-        ("policy", pa.string()),
-        ("position", pa.int64()),
-        ("token_id", pa.int32()),
-        ("nll", pa.float32()),
-        ("cache_tokens", pa.int32()),
-        ("cache_bytes", pa.int64()),
-        ("seconds", pa.float64()),
-    ]
-)
-SINKS = pa.schema(
-    [("lane", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("sink_mass", pa.list_(pa.float32()))]
-)
-ROLE = pa.field("role", pa.string())
+from .tables import ROLE, SINKS, TOKENS
 
 
 @dataclass

@@ -1,0 +1,89 @@
+"""The tables of a run folder: their columns, and the rows that a lane's track makes in them."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .. import files
+from .run import ROLES, Run, Track
+
+TOKENS = pa.schema(
+    [
+        ("lane", pa.int32()),
+        ("policy", pa.string()),
+        ("position", pa.int64()),
+        ("token_id", pa.int32()),
+        ("nll", pa.float32()),
+        ("cache_tokens", pa.int32()),
+        ("cache_bytes", pa.int64()),
+        ("seconds", pa.float64()),
+    ]
+)
+ROLE = pa.field("role", pa.string())
+"""One more column, in a conversation."""
+SINKS = pa.schema(
+    [("lane", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("sink_mass", pa.list_(pa.float32()))]
+)
+"""Of a run that is still read: a row for each chunk."""
+
+
+def schema_of(run: Run) -> pa.Schema:
+    """The columns of a run's tokens."""
+    return TOKENS if run.spec.sampling is None else TOKENS.append(ROLE)
+
+
+def token_rows(run: Run, lane: int, track: Track, start: int = 1) -> pa.RecordBatch:
+    """Rows of the tokens of a track, the first of which stands at `start`.
+
+    Token 0 is read by every lane and predicted by none: it gets a row before token 1, without an NLL.
+    """
+    count, first = len(track.nll), int(start == 1)
+
+    def column(name: str, of_first: int) -> np.ndarray:
+        return np.concatenate((np.full(first, of_first), getattr(track, name).view()[:count]))
+
+    policies = np.empty(first + count, object)
+    for position, policy in track.policies:
+        policies[position - start + first if position > start else 0 :] = policy
+    seconds = track.seconds.view()[:count]
+    columns = [
+        np.full(first + count, lane, np.int32),
+        pa.array(policies.tolist(), pa.string()),
+        np.arange(start - first, start + count),
+        column("token_ids", run.first_token or 0).astype(np.int32),
+        pa.array(column("nll", 0).astype(np.float32), mask=np.arange(first + count) < first),
+        column("cache_tokens", 0).astype(np.int32),
+        column("cache_bytes", 0).astype(np.int64),
+        np.concatenate((seconds[:first], seconds)),
+    ]
+    if run.spec.sampling is not None:
+        columns.append(pa.array([ROLES[role] for role in column("roles", run.first_role)]))
+    return pa.record_batch(columns, schema=schema_of(run))
+
+
+def sink_rows(lane: int, track: Track) -> pa.RecordBatch:
+    """Rows of the chunks of a track: their spans, and the mean sink mass of every head, layer after layer."""
+    masses = pa.array([mass.ravel() for mass in track.sink_mass], SINKS.field("sink_mass").type)
+    starts, stops = np.array(track.spans).T
+    return pa.record_batch([np.full(len(starts), lane, np.int32), starts, stops, masses], schema=SINKS)
+
+
+def write_tables(run: Run, path: Path) -> None:
+    """What the lanes have learned, as tokens.parquet and sinks.npz.  Raises ValueError where the disk takes no more.
+
+    A track may grow meanwhile: what is written ends with its last whole chunk.
+    """
+    batches, arrays = [], {}
+    for lane, track in enumerate(run.tracks):
+        track = track.snapshot()
+        if not (count := len(track.nll)):
+            continue
+        batches.append(token_rows(run, lane, track))
+        spans = [span for span in track.spans if span[1] <= count + 1]
+        arrays[f"mass_{lane}"], arrays[f"span_{lane}"] = np.stack(track.sink_mass[: len(spans)]), np.array(spans)
+    with files.written(path / "sinks.npz") as f:
+        np.savez_compressed(f, **arrays)
+    with files.written(path / "tokens.parquet") as f:
+        pq.write_table(pa.Table.from_batches(batches, schema_of(run)), f, write_page_checksum=True)
