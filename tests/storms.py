@@ -210,7 +210,7 @@ class Storm(RuleBasedStateMachine):
             given = 0.0 if single.learned is None else single.learned
             np.testing.assert_allclose(single.weights.sum() + given, 1, atol=1e-4)
             np.testing.assert_allclose(given, float(learned), atol=1e-4)
-            got = dict(zip(single.places.tolist(), single.weights.tolist(), strict=True))
+            got = dict(zip(single.positions.tolist(), single.weights.tolist(), strict=True))
             for reached in (row, got):
                 assert set(reached) <= set(expected)
                 np.testing.assert_allclose([expected[p] for p in reached], list(reached.values()), atol=1e-4)

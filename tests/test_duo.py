@@ -141,7 +141,7 @@ def test_maps_show_what_each_head_reached(tiny_llama):
         np.testing.assert_allclose(drawn.weights, rows[:, drawn.first :], atol=1e-5)
         np.testing.assert_allclose(drawn.sinks, rows[:, :4], atol=1e-5)
         assert (
-            head_row(lane, layer, head, 60).places.tolist()
+            head_row(lane, layer, head, 60).positions.tolist()
             == np.flatnonzero(~np.isnan(rows[60 - drawn.first])).tolist()
         )
 

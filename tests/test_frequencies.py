@@ -214,7 +214,7 @@ def test_rows_of_maps_sum_to_one_and_to_the_sink_mass_of_reading(model_and_polic
         if row is None:
             continue
         assert row.weights.sum() == pytest.approx(1, abs=1e-5)
-        assert row.weights[row.places < 4].sum() == pytest.approx(mass[layer, head, token], abs=1e-5)
+        assert row.weights[row.positions < 4].sum() == pytest.approx(mass[layer, head, token], abs=1e-5)
     drawn = head_map(lane, layer, head)
     early = drawn.first + np.flatnonzero(~np.isnan(drawn.sinks).all(1))
     given = np.nansum(drawn.sinks, 1)[early - drawn.first]

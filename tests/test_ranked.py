@@ -93,7 +93,7 @@ def test_maps_show_what_each_head_gave_to_its_own_slots(interval, positions, tin
         np.testing.assert_allclose(drawn.sinks, rows[:, :4], atol=1e-5)
         row = head_row(lane, layer, head, 60)
         np.testing.assert_allclose(row.weights.sum(), 1, atol=1e-5)
-        assert row.places.tolist() == np.flatnonzero(~np.isnan(book.rows[layer][head][60])).tolist()
+        assert row.positions.tolist() == np.flatnonzero(~np.isnan(book.rows[layer][head][60])).tolist()
 
 
 def test_what_goes_is_freed(tiny_llama):

@@ -1,21 +1,25 @@
 """Attention maps on demand: the exact weights of one head, from queries and keys that a lane holds for a while.
 
-No attention matrix is ever kept.  A map is one small matrix product, made when somebody looks.  It may be asked for
-from another thread than the one that reads, since it is drawn from the lane's view: what it held when it last stood
+No attention matrix is ever kept.  A map is one small matrix product, made when somebody asks for it.  That may happen
+in another thread than the one that reads, since a map is drawn from the lane's view: what it held when it last stood
 still, which is replaced and never overwritten.
 """
 
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ..engine.context import QKChunk, RankedChunk
 from ..engine.lane import Lane
 from ..engine.view import View
+
+Chunk = QKChunk | RankedChunk
 
 
 @dataclass(frozen=True)
@@ -52,28 +56,65 @@ class HeadRow:
     layer: int
     head: int
     token: int
-    places: NDArray[np.int64]
+    positions: NDArray[np.int64]
     weights: NDArray[np.float32]
     logits: NDArray[np.float32]
     learned: float | None = None
 
 
 def head_row(lane: Lane, layer: int, head: int, token: int) -> HeadRow | None:
-    """The row of one head for the token at a text position; None where its query is not held (yet, or any more)."""
+    """The row of one head for the token at a text position; None where its query is not held (yet, or any more).
+
+    Raises ValueError where there is no such head.
+    """
     _check(lane, layer, head)
     view = lane.view
-    piece = next((p for p in view.pieces if p.queries and p.start <= token < p.stop), None)
-    if piece is None:
+    chunk = next((c for c in view.pieces if c.queries and c.start <= token < c.stop), None)
+    if chunk is None:
         return None
     with torch.inference_mode():
-        places, weights, learned, scores = _weights(view, piece, layer, head)
-    at = token - piece.start
-    reached = ~np.isnan(weights[at])
-    given = None if learned is None else float(learned[at])
+        rows = _rows(view, chunk, layer, head)
+    at = token - chunk.start
+    weights = rows.weights[at]
+    reached = ~np.isnan(weights)
     if not reached.any():
         return None
-    logits = scores[at].cpu().numpy()
-    return HeadRow(layer, head, token, places[reached], weights[at, reached], logits[reached], given)
+    learned = None if rows.learned is None else float(rows.learned[at])
+    logits = rows.logits[at].cpu().numpy()[reached]
+    return HeadRow(layer, head, token, rows.positions[reached], weights[reached], logits, learned)
+
+
+def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap | None:
+    """The map of a head over the last tokens that a lane holds; None before it has read anything, or if none are held.
+
+    A lane that recomputes shows its newest window, as it was encoded.  Raises ValueError where there is no such head.
+    """
+    _check(lane, layer, head)
+    view = lane.view
+    chunks = [c for c in view.pieces if c.queries]
+    if not chunks:
+        return None
+    stop = chunks[-1].stop
+    first = max(chunks[0].start, stop - tokens)
+    shown = min(lane.source.sink_tokens, stop)
+    weights = np.full((stop - first, stop - first), np.nan, np.float32)
+    sinks = np.full((stop - first, shown), np.nan, np.float32)
+    by_family = "s_aux" in lane.source.model.settings[layer]
+    has_sink_logit = by_family or any(_added_logit(c, layer, head) is not None for c in chunks)
+    learned = np.full(stop - first, np.nan, np.float32) if has_sink_logit else None
+    with torch.inference_mode():
+        for chunk in chunks:
+            if chunk.stop <= first:
+                continue
+            into = slice(max(chunk.start, first) - first, chunk.stop - first)
+            rows, count = _rows(view, chunk, layer, head), into.stop - into.start
+            if rows.learned is not None and learned is not None:
+                learned[into] = rows.learned[-count:]
+            newest, positions = rows.weights[-count:], rows.positions
+            recent, early = positions >= first, positions < shown
+            weights[into, positions[recent] - first] = newest[:, recent]
+            sinks[into, positions[early]] = newest[:, early]
+    return HeadMap(layer, head, first, weights, sinks, learned)
 
 
 def _check(lane: Lane, layer: int, head: int) -> None:
@@ -84,151 +125,131 @@ def _check(lane: Lane, layer: int, head: int) -> None:
         )
 
 
-def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap | None:
-    """The map of a head over the last tokens that a lane holds; None before it has read anything, or if none are held.
+class _Rows(NamedTuple):
+    """What the queries of a chunk gave to all keys that any of them may reach."""
 
-    A lane that recomputes shows its newest window, as it was encoded.
-    """
-    _check(lane, layer, head)
-    view = lane.view
-    pieces = [p for p in view.pieces if p.queries]
-    if not pieces:
-        return None
-    stop = pieces[-1].stop
-    first = max(pieces[0].start, stop - tokens)
-    shown = min(lane.source.sink_tokens, stop)
-    weights = np.full((stop - first, stop - first), np.nan, np.float32)
-    sinks = np.full((stop - first, shown), np.nan, np.float32)
-    extra = "s_aux" in lane.source.model.settings[layer] or any(_extra(p, layer, head) is not None for p in pieces)
-    learned = np.full(stop - first, np.nan, np.float32) if extra else None
-    with torch.inference_mode():
-        for piece in pieces:
-            if piece.stop <= first:
-                continue
-            rows = slice(max(piece.start, first) - first, piece.stop - first)
-            places, row_weights, row_learned, _ = _weights(view, piece, layer, head)
-            if row_learned is not None and learned is not None:
-                learned[rows] = row_learned[-(rows.stop - rows.start) :]
-            row_weights = row_weights[-(rows.stop - rows.start) :]
-            recent = places >= first
-            weights[rows, places[recent] - first] = row_weights[:, recent]
-            early = places < shown
-            sinks[rows, places[early]] = row_weights[:, early]
-    return HeadMap(layer, head, first, weights, sinks, learned)
+    positions: NDArray[np.int64]
+    """Of the keys in the text, [keys]."""
+    weights: NDArray[np.float32]
+    """[queries, keys]; NaN where a query did not reach a key, and throughout where its row is not exact."""
+    learned: NDArray[np.float32] | None
+    """Weights of a sink without a token, [queries]."""
+    logits: Float[Tensor, "queries keys"]
 
 
-def _weights(
-    view: View, piece: QKChunk | RankedChunk, layer: int, head: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32] | None, Tensor]:
-    """Text positions of the keys that the queries of a piece may reach, their weights [queries, keys], those of a
-    learned sink [queries], and the logits [queries, keys].
-
-    All in float32 from what was captured, whatever the model computes in, so that a row of weights sums to 1.
-    """
+def _rows(view: View, chunk: Chunk, layer: int, head: int) -> _Rows:
+    """All in float32 from what was captured, whatever the model computes in, so that a row of weights sums to 1."""
     model = view.source.model
     attention, settings = model.attentions[layer], model.settings[layer]
-    query = piece.queries[layer][head][None, None].float()
+    query = chunk.queries[layer][head][None, None].float()
     scaling = settings.get("scaling") or query.shape[-1] ** -0.5
-    t = torch.arange(piece.start, piece.stop, device=query.device)
-    parts, places, seen = [], [], []
-    for meeting in (_met_ranked if isinstance(piece, RankedChunk) else _met)(view, piece, layer, head):
-        at_query, at_key = (
-            model.angles(attention, at, piece.length, torch.float32) for at in (meeting.queries_at, meeting.keys_at)
-        )
-        q = model.rotate(attention, query, at_query)
-        k = model.rotate(attention, meeting.keys[None, None].float(), at_key)
-        parts.append((q @ k.transpose(-1, -2))[0, 0] * scaling)
-        places.append(meeting.places)
-        seen.append(meeting.seen)
+    parts, exact = _key_parts(chunk, view, layer, head)
+    scores = []
+    for part in parts:
+        at = part.query_rotated_at, part.key_rotated_at
+        of_query, of_key = (model.angles(attention, x, chunk.length, torch.float32) for x in at)
+        q = model.rotate(attention, query, of_query)
+        k = model.rotate(attention, part.keys[None, None].float(), of_key)
+        scores.append((q @ k.transpose(-1, -2))[0, 0] * scaling)
+    logits, positions, reached = (
+        torch.cat(x, -1) for x in (scores, [p.positions for p in parts], [p.reached for p in parts])
+    )
     cap, window = settings.get("softcap"), settings.get("sliding_window")
-    sink = _sink(_extra(piece, layer, head), settings.get("s_aux"), head, query.device)
-    s, at, reached = torch.cat(parts, -1), torch.cat(places), torch.cat(seen, -1)
-    s = s if cap is None else cap * torch.tanh(s / cap)
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
     if window is not None:
-        reached = reached & (at > t[:, None] - window)
-    s = s.masked_fill(~reached, float("-inf"))
-    # A learned sink is one more logit, without a token.
-    weights = torch.softmax(s if sink is None else torch.cat((s, sink.expand(len(s), 1)), -1), -1)
+        t = torch.arange(chunk.start, chunk.stop, device=query.device)
+        reached = reached & (positions > t[:, None] - window)
+    logits = logits.masked_fill(~reached, float("-inf"))
+    sink = _sink_logit(_added_logit(chunk, layer, head), settings.get("s_aux"), head, query.device)
+    # A sink without a token is one more logit.
+    whole = logits if sink is None else torch.cat((logits, sink.expand(len(logits), 1)), -1)
+    weights = torch.softmax(whole, -1)
     learned = None if sink is None else weights[:, -1].cpu().numpy()
-    weights = weights[:, : len(at)].masked_fill(~reached, float("nan"))
-    if isinstance(piece, QKChunk):
-        # A row is exact only when every key that it reached is still held.
-        reach = piece.reach_of(layer, head // (model.heads // model.kv_heads))
-        oldest = int(places[-1][0]) if len(places[-1]) else piece.stop
-        weights[reach.low(t) < oldest] = float("nan")
-    return at.cpu().numpy(), weights.cpu().numpy(), learned, s
+    weights = weights[:, : len(positions)].masked_fill(~reached, float("nan"))
+    weights[~exact] = float("nan")
+    return _Rows(positions.cpu().numpy(), weights.cpu().numpy(), learned, logits)
 
 
-def _extra(piece: QKChunk | RankedChunk, layer: int, head: int) -> float | None:
-    """The logit without a token that a what-if added for a head."""
-    return None if piece.what_if is None else piece.what_if.logit_of(layer, head)
+def _added_logit(chunk: Chunk, layer: int, head: int) -> float | None:
+    """The logit without a token that an intervention added for a head."""
+    return None if chunk.what_if is None else chunk.what_if.logit_of(layer, head)
 
 
-def _sink(extra: float | None, s_aux: Tensor | None, head: int, device: torch.device) -> Tensor | None:
-    """The logit without a token that a head has by its family, by a what-if, or by both."""
+def _sink_logit(added: float | None, s_aux: Tensor | None, head: int, device: torch.device) -> Tensor | None:
+    """The logit without a token that a head has by its family, by an intervention, or by both."""
     logits = [] if s_aux is None else [s_aux[head].float()]
-    if extra is not None:
-        logits.append(torch.tensor(extra, device=device))
+    if added is not None:
+        logits.append(torch.tensor(added, device=device))
     return torch.logsumexp(torch.stack(logits), 0) if logits else None
 
 
-class Meeting(NamedTuple):
-    """Keys [keys, dim] that queries meet, where both stand [queries], [keys], and which keys each of them reaches."""
+class KeyPart(NamedTuple):
+    """Keys that the queries of a chunk may reach, before rotation, and what is needed to score them."""
 
-    keys: Tensor
-    places: Tensor
-    keys_at: Tensor
-    queries_at: Tensor
-    seen: Tensor
+    keys: Float[Tensor, "keys dim"]
+    positions: Int[Tensor, " keys"]
+    """In the text."""
+    key_rotated_at: Int[Tensor, " keys"]
+    query_rotated_at: Int[Tensor, " queries"]
+    """Positions at which keys and queries are rotated: only their differences count."""
+    reached: Bool[Tensor, "queries keys"]
 
 
-def _met(view: View, piece: QKChunk, layer: int, head: int) -> list[Meeting]:
-    """The sinks, and the run."""
+@singledispatch
+def _key_parts(chunk: Chunk, view: View, layer: int, head: int) -> tuple[list[KeyPart], Bool[Tensor, " queries"]]:
+    """The keys that a chunk's queries may reach, and which queries still have all of theirs: their rows are exact."""
+    raise NotImplementedError
+
+
+@_key_parts.register(QKChunk)
+def _banded_parts(chunk: QKChunk, view: View, layer: int, head: int) -> tuple[list[KeyPart], Bool[Tensor, " queries"]]:
+    """The sinks, and the window."""
     model = view.source.model
     group = head // (model.heads // model.kv_heads)
-    reach = piece.reach_of(layer, group)
-    low, run = _run(view, piece, layer, group)
-    t = torch.arange(piece.start, piece.stop, device=run.device)
-    meetings = []
-    if reach.sinks:
-        at = torch.arange(reach.sinks, device=run.device)
-        keys = piece.sinks_of(layer, group)
-        meetings.append(Meeting(keys, at, reach.in_front(run.device), reach.slot(t), reach.sees(t, at)))
-    at = torch.arange(low, piece.stop, device=run.device)
-    meetings.append(Meeting(run, at, reach.in_run(at, low), reach.in_run(t, low), reach.sees(t, at)))
-    return meetings
+    band = chunk.reach_of(layer, group)
+    low, window = _window(view, chunk, layer, group)
+    t = torch.arange(chunk.start, chunk.stop, device=window.device)
+    parts = []
+    if band.sinks:
+        at = torch.arange(band.sinks, device=window.device)
+        keys = chunk.sinks_of(layer, group)
+        parts.append(KeyPart(keys, at, band.in_front(window.device), band.slot(t), band.sees(t, at)))
+    at = torch.arange(low, chunk.stop, device=window.device)
+    parts.append(KeyPart(window, at, band.in_run(at, low), band.in_run(t, low), band.sees(t, at)))
+    return parts, band.low(t) >= (low if len(at) else chunk.stop)
 
 
-def _met_ranked(view: View, piece: RankedChunk, layer: int, head: int) -> list[Meeting]:
-    """The slots of one KV head as they were: those that are still held, and those that went after this piece."""
+@_key_parts.register(RankedChunk)
+def _ranked_parts(
+    chunk: RankedChunk, view: View, layer: int, head: int
+) -> tuple[list[KeyPart], Bool[Tensor, " queries"]]:
+    """The slots of one KV head as they were: those that are still held, and those that were evicted after the chunk."""
     model = view.source.model
     group = head // (model.heads // model.kv_heads)
-    later = [p.gone[layer] for p in view.pieces if p.stop >= piece.stop]
-    keys = torch.cat([view.caches[layer].keys[group], *(g.keys[group] for g in later if g is not None)])
-    places = torch.cat([view.caches[layer].places[group], *(g.places[group] for g in later if g is not None)])
-    order = places.argsort()
-    order = order[places[order] < piece.stop]
-    keys, places = keys[order], places[order]
-    t = torch.arange(piece.start, piece.stop, device=places.device)
-    slots = torch.arange(len(places), device=places.device)
-    by_slot = piece.policy.positions == "cache"
-    at, queries_at = (slots, slots[len(slots) - len(t) :]) if by_slot else (places, t)
-    return [Meeting(keys, places, at, queries_at, places <= t[:, None])]
+    evicted = [later.gone[layer] for later in view.pieces if later.stop >= chunk.stop]
+    slots = [view.caches[layer], *(e for e in evicted if e is not None)]
+    keys, positions = torch.cat([s.keys[group] for s in slots]), torch.cat([s.places[group] for s in slots])
+    order = positions.argsort()
+    order = order[positions[order] < chunk.stop]
+    keys, positions = keys[order], positions[order]
+    t = torch.arange(chunk.start, chunk.stop, device=positions.device)
+    numbers = torch.arange(len(positions), device=positions.device)
+    by_slot = chunk.policy.positions == "cache"
+    key_at, query_at = (numbers, numbers[len(numbers) - len(t) :]) if by_slot else (positions, t)
+    return [KeyPart(keys, positions, key_at, query_at, positions <= t[:, None])], torch.ones_like(t, dtype=torch.bool)
 
 
-def _run(view: View, piece: QKChunk, layer: int, group: int) -> tuple[int, Tensor]:
-    """The keys [tokens, dim] that stand before and in a piece without a gap, and the text position of the first."""
-    newest, reach = piece.stop, piece.reach_of(layer, group)
-    held = [p for p in view.pieces if p.stop <= newest]
-    keys = [p.keys[layer][group] for p in held]
-    low = held[0].start
-    if reach.window is None:
+def _window(view: View, chunk: QKChunk, layer: int, group: int) -> tuple[int, Float[Tensor, "keys dim"]]:
+    """The text position of the first key that stands before or in a chunk without a gap, and all keys from there on."""
+    band = chunk.reach_of(layer, group)
+    held = [c for c in view.pieces if c.stop <= chunk.stop]
+    keys, low = [c.keys[layer][group] for c in held], held[0].start
+    if band.window is None:
         # A lane that keeps everything has its older keys in the cache.
         cache, row = view.held(layer, group)
-        run, oldest = cache.keys.placed()
-        if oldest < low <= oldest + run.shape[1]:
-            keys.insert(0, run[row, : low - oldest])
+        older, oldest = cache.keys.placed()
+        if oldest < low <= oldest + older.shape[1]:
+            keys.insert(0, older[row, : low - oldest])
             low = oldest
-    run = torch.cat(keys)
-    start = max(low, int(reach.low(torch.tensor(piece.start))))
-    return start, run[start - low :]
+    start = max(low, int(band.low(torch.tensor(chunk.start))))
+    return start, torch.cat(keys)[start - low :]

@@ -63,7 +63,7 @@ class ChatSender:
             row = talk.row(view.token[0], *view.head, view.token[1])
             if row is not None:
                 shown = {"lane": view.token[0], "token": row.token, "layer": row.layer, "head": row.head}
-                arrays["row_places"], arrays["row_weights"] = row.places, row.weights
+                arrays["row_places"], arrays["row_weights"] = row.positions, row.weights
         return assemble(
             self._head(talk.id, talk.status, talk.note or lesson, view)
             | {
