@@ -91,4 +91,4 @@ TRAINED = {
     "relu": ("#0072B2", "solid"),
     "sigmoid": ("#009E73", "dot"),
 }
-"""Of each attention that is trained from nothing (small.py)."""
+"""Of each attention that is trained from nothing (lab.transformer)."""

@@ -14,7 +14,8 @@ from analysis.engine.context import SharedContext
 from analysis.engine.stream import open_lanes
 from analysis.experiments.measures import samples_of, samples_of_text
 from analysis.maps.atlas import map_of
-from analysis.models.loading import LanguageModel, load
+from analysis.models.language_model import LanguageModel
+from analysis.models.loading import load
 from analysis.policies import parse
 from analysis.runs.reader import load as load_run
 from analysis.runs.spec import Spec

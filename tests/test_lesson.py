@@ -10,7 +10,7 @@ from analysis.experiments.measures import samples_of
 from analysis.lab.recipe import Recipe
 from analysis.maps.row import Passage
 from analysis.models import fetch
-from analysis.models.loading import LanguageModel
+from analysis.models.language_model import LanguageModel
 from app.jobs.registry import Full, Holder
 from app.jobs.training import TrainingJob
 from app.lesson import FOLDER, LANGUAGES, lesson, translated

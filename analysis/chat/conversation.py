@@ -30,7 +30,7 @@ from ..engine.lane import Lane, Snapshot
 from ..engine.stream import SINK_TOKENS
 from ..families.positions import LEARNED
 from ..families.rotary import Adapted
-from ..models.loading import LanguageModel
+from ..models.language_model import LanguageModel
 from ..policies import Policy
 from ..runs.run import ROLES, Column
 from ..runs.spec import Sampling

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..engine.lane import Lane
 from ..engine.stream import open_lanes
 from ..families.rotary import Adapted
-from ..models.loading import LanguageModel
+from ..models.language_model import LanguageModel
 from ..policies import Policy, parse
 
 CHUNK = 256

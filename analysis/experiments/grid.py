@@ -28,7 +28,7 @@ from . import gpus
 from .papers import Cell
 
 if TYPE_CHECKING:
-    from ..models.loading import LanguageModel
+    from ..models.language_model import LanguageModel
 
 TRIES = 3
 """How often a cell whose worker died is begun again."""

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import metrics, texts
 from ..engine.attention.banded import capped
 from ..families.rotary import Adapted
-from ..models.loading import LanguageModel
+from ..models.language_model import LanguageModel
 from ..runs.spec import Spec
 
 SAMPLES_PER_PASS = 16

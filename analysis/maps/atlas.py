@@ -19,7 +19,7 @@ from .. import texts
 from ..engine.attention.band import Band
 from ..engine.interventions import Interventions
 from ..families.rotary import Adapted
-from ..models.loading import LanguageModel
+from ..models.language_model import LanguageModel
 from ..policies import parse
 from ..runs.spec import Spec
 from .capture import Segment, Stretch, capture

@@ -22,7 +22,7 @@ from .. import files, metrics, texts
 from ..engine.attention.band import Band
 from ..engine.attention.banded import BandedPass
 from ..engine.stream import CHUNK, open_lanes
-from ..models.loading import LanguageModel
+from ..models.language_model import LanguageModel
 from ..policies import Banded, Policy, parse
 from ..runs.spec import Spec
 from ..runs.status import RUNNING, here, status_of

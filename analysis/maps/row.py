@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..engine.stream import open_lanes
-from ..models.loading import LanguageModel
+from ..models.language_model import LanguageModel
 from ..policies import parse
 from .recent import head_row
 

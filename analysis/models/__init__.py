@@ -2,4 +2,4 @@
 
 from .. import lazy
 
-__getattr__, __dir__ = lazy(__name__, {"load": ".loading", "LanguageModel": ".loading"})
+__getattr__, __dir__ = lazy(__name__, {"load": ".loading", "LanguageModel": ".language_model"})

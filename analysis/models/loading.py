@@ -1,4 +1,4 @@
-"""A causal language model in memory: loading it, and what is worth knowing about it.
+"""Loads a causal language model into memory.
 
 Refuses with one sentence what cannot be loaded.  Where the files come from is fetch.py's; whether the engine can read a
 family is decided where that is known (families/).  Weights are read from safetensors or GGUF only and no model's own
@@ -6,17 +6,13 @@ code is ever run.
 """
 
 import contextlib
-import hashlib
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,152 +23,19 @@ from transformers import (
 )
 
 from .. import files
-from ..engine.check import adapt
-from ..engine.tracing import one_token
 from ..families import unreadable
-from ..families.rotary import Adapted
 from . import conversions, gguf_metadata
 from .checkpoint import check_loaded, check_quantization, check_rope
 from .devices import pick_device
-from .dtypes import AUTO, DTYPES, arithmetic, decide
+from .dtypes import AUTO, DTYPES, decide
 from .fetch import EMBEDDED_NAME, check_gguf, embedded, first_line, from_hub, weight_files
 from .gguf_once import read_once
 from .gqa import pool
 from .kinds import EMBEDDED
+from .language_model import LanguageModel
 from .memory import fits_on_one, gpus, needed, numbers_in
 from .progress import Tell, told
 from .quantization import check, lay_out, pack
-
-
-class Sharing(NamedTuple):
-    """What the cache costs when the query heads share so many KV heads: bytes of a token, and of `length` tokens."""
-
-    name: str
-    kv_heads: int
-    token: int
-    length: int
-    own: bool
-    """Whether the model is like this; otherwise the figures are predicted."""
-
-
-@dataclass(eq=False)
-class LanguageModel:
-    """A causal language model in memory, with its tokenizer where it has one, and what is worth knowing about it."""
-
-    name: str
-    network: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
-    weights: list[Path] = field(repr=False)
-    """The files that the weights were read from."""
-    packed: str = "model"
-    """How the weights lie in memory: as they came, or packed into int8 or int4."""
-
-    @property
-    def family(self) -> str:
-        return self.network.config.model_type
-
-    @cached_property
-    def adapted(self) -> Adapted:
-        """The twin that the engine reads with, made once.  Raises ValueError where there can be none."""
-        return adapt(self.network)
-
-    @cached_property
-    def one_token(self) -> Callable[[Tensor, Any], Tensor] | None:
-        """The faster forward pass of one token (tracing.py), traced once; None where the model cannot be traced."""
-        return one_token(self.adapted)
-
-    @property
-    def layers(self) -> int:
-        return self.adapted.layers
-
-    @property
-    def heads(self) -> int:
-        """Query heads of a layer."""
-        return self.adapted.heads
-
-    @property
-    def kv_heads(self) -> int:
-        return self.adapted.kv_heads
-
-    def has(self, layer: int, head: int) -> bool:
-        """Whether there is such a query head."""
-        return 0 <= layer < self.layers and 0 <= head < self.heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.adapted.head_dim
-
-    @property
-    def sharing(self) -> str:
-        """How query heads share keys: MHA (not at all), GQA (in groups), MQA (all share one)."""
-        return "MHA" if self.kv_heads == self.heads else "MQA" if self.kv_heads == 1 else "GQA"
-
-    @property
-    def trained_length(self) -> int | None:
-        """Tokens of the longest text that it was trained on, as its configuration says."""
-        return getattr(self.network.config, "max_position_embeddings", None)
-
-    @property
-    def vocabulary(self) -> int:
-        return self.network.get_input_embeddings().num_embeddings
-
-    @property
-    def dtype(self) -> str:
-        return str(self.network.dtype).removeprefix("torch.")
-
-    @property
-    def device(self) -> str:
-        return self.network.device.type
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes that one cached token takes: keys and values of all layers."""
-        return self.bytes_with(self.kv_heads)
-
-    def bytes_with(self, kv_heads: int) -> int:
-        """Bytes that one cached token would take with so many KV heads."""
-        return 2 * self.layers * kv_heads * self.head_dim * self.network.dtype.itemsize
-
-    @property
-    def card(self) -> dict[str, str]:
-        """What is worth knowing of the model, a few words each."""
-        return {
-            "Family": self.family,
-            "Layers": f"{self.layers}",
-            "Heads": f"{self.heads} query, {self.kv_heads} KV ({self.sharing})",
-            "Positions": self.adapted.positions.name,
-            "Trained length": f"{self.trained_length:,} tokens" if self.trained_length else "not said",
-            "Computed in": arithmetic(self.packed, self.dtype),
-            "Cached token": f"{self.bytes_per_token / 1e3:,.1f} kB",
-        }
-
-    @property
-    def sharings(self) -> list[Sharing]:
-        """What the cache costs, and would cost, with a KV head for each query head, for each group, and for all.
-
-        A model whose heads are not grouped is given groups of four, or of what divides its heads.
-        """
-        grouped = self.kv_heads
-        if self.sharing != "GQA":
-            grouped = next((self.heads // n for n in (4, 3, 2, 5, 7) if self.heads % n == 0 and self.heads > n), 0)
-        counts = {"MHA": self.heads, "GQA": grouped, "MQA": 1}
-        length = self.trained_length or 4096
-        return [
-            Sharing(name, n, self.bytes_with(n), length, n == self.kv_heads)
-            for name, n in counts.items()
-            if n and (n, name) not in ((1, "GQA"), (1, "MHA"))
-        ]
-
-    @cached_property
-    def sha256(self) -> str:
-        """Digest of the weight file; of several, the digest of their digests in order of their names."""
-        digests = []
-        for path in sorted(self.weights):
-            with path.open("rb") as f:
-                digests.append(hashlib.file_digest(f, "sha256"))
-        if len(digests) == 1:
-            return digests[0].hexdigest()
-        return hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
 
 
 def load(
@@ -185,12 +48,12 @@ def load(
     progress: Tell = lambda sentence: None,
     make_room: Callable[[], None] = lambda: None,
 ) -> LanguageModel:
-    """The model of that name, ready to read.
+    """The model of that name (see KINDS), ready to read.
 
-    `dtype`: float32, bfloat16, float16, or auto (dtypes.py); `weights`: model, int8 or int4 (weights.py); `kv_heads`:
-    averaged down to so many (sharing.py); `progress` is told in a few words what is being waited for; `make_room` is
-    called when there is such a model, before memory is taken.  Raises ValueError, in one sentence that says what to do,
-    for everything that can be wrong with a name or a file.
+    `dtype`: one of DTYPES, or auto: the fastest here.  `weights`: one of WEIGHTS.  `kv_heads`: the KV heads of a layer
+    are averaged down to so many.  `progress` is told in a few words what is being waited for.  `make_room` is called
+    when there is such a model, before memory is taken.  Raises ValueError, in one sentence that says what to do, for
+    everything that can be wrong with a name or a file.
     """
     if dtype not in (AUTO, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join((AUTO, *DTYPES))}, not {dtype!r}")

@@ -24,7 +24,7 @@ from ..view import View
 
 if TYPE_CHECKING:
     from analysis.maps.recent import HeadMap
-    from analysis.models.loading import LanguageModel
+    from analysis.models.language_model import LanguageModel
 
 ROLL = 256
 """Tokens of the rolling curves."""
@@ -269,7 +269,7 @@ def card(model: "LanguageModel") -> dict[str, Any]:
                 "bytes": s.token,
                 "costs": f"{s.token / 1e3:,.1f} kB a token, {s.token * s.length / 1e6:,.0f} MB for {s.length:,}",
             }
-            for s in model.sharings
+            for s in model.cache_costs
         ],
     }
 

@@ -22,7 +22,7 @@ from .. import address
 from .loading import Models
 
 if TYPE_CHECKING:
-    from analysis.models.loading import LanguageModel
+    from analysis.models.language_model import LanguageModel
 
 PAUSE_AFTER = 10.0
 """Seconds without a renewed lease after which a job pauses."""

@@ -16,7 +16,7 @@ from .base import Job
 from .loading import Models
 
 if TYPE_CHECKING:
-    from analysis.models.loading import LanguageModel
+    from analysis.models.language_model import LanguageModel
 
 
 class CaptureJob(Job):

@@ -12,7 +12,7 @@ from analysis.runs.spec import Spec
 from ..libraries import LIBRARIES
 
 if TYPE_CHECKING:
-    from analysis.models.loading import LanguageModel
+    from analysis.models.language_model import LanguageModel
 
 ASK_EVERY = 0.1
 """Seconds between two questions whether a model that loads is still wanted."""

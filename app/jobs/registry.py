@@ -15,7 +15,7 @@ from .base import Job
 from .loading import Models
 
 if TYPE_CHECKING:
-    from analysis.models.loading import LanguageModel
+    from analysis.models.language_model import LanguageModel
 
 Kind = TypeVar("Kind", bound=Job)
 MOST_LIVE = 4

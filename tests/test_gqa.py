@@ -45,13 +45,13 @@ def test_a_family_with_one_matrix_is_refused():
 
 def test_the_card_says_what_the_cache_costs():
     model = load("embedded", device="cpu", kv_heads=1)
-    assert model.sharing == "MQA" and model.bytes_per_token == 2 * 30 * 64 * 4
+    assert model.grouping == "MQA" and model.bytes_per_token == 2 * 30 * 64 * 4
     assert model.card["Heads"] == "9 query, 1 KV (MQA)"
     assert model.card["Cached token"] == "15.4 kB"
     assert model.card["Computed in"] == "float32"
     model.packed = "int4"
     assert model.card["Computed in"] == "int4 weights, bfloat16 products, float32 elsewhere"
-    costs = [(c.name, c.kv_heads, c.token, c.own) for c in model.sharings]
+    costs = [(c.name, c.kv_heads, c.token, c.own) for c in model.cache_costs]
     assert costs == [("MHA", 9, 138_240, False), ("GQA", 3, 46_080, False), ("MQA", 1, 15_360, True)]
-    assert {c.length for c in model.sharings} == {8192}
+    assert {c.length for c in model.cache_costs} == {8192}
     assert model.card["Positions"] == "rotary"
