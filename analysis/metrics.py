@@ -108,7 +108,7 @@ def decimate(y: Array, points: int) -> NDArray[np.int64]:
     start = np.arange(len(rows)) * size
     low = start + np.where(np.isnan(rows), np.inf, rows).argmin(1)
     high = start + np.where(np.isnan(rows), -np.inf, rows).argmax(1)
-    return np.unique(np.concatenate(([0], np.minimum(low, count - 1), np.minimum(high, count - 1), [count - 1])))
+    return np.unique(np.concatenate(([0], low, high, [count - 1])))
 
 
 def median_size(values: NDArray[np.float32], step: int = 2**20) -> np.float32:
