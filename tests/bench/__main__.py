@@ -1,10 +1,11 @@
 """`make bench`: print every figure beside its mark.  Timings are medians of alternating runs: a slow minute hits all.
 
 `python -m tests.bench engine`, `… ranked`, `… chat`, `… page`, `… maps`, `… emergence` or `… learn` prints one part.
+With `--toy` a part runs once at sizes that say nothing, and judges nothing: it shows that the part still runs.
 """
 
+import argparse
 import os
-import sys
 from importlib import import_module
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,11 +15,16 @@ PARTS = ("engine", "ranked", "chat", "page", "maps", "emergence", "learn")
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or PARTS
-    if unknown := set(wanted) - set(PARTS):
-        sys.exit(f"there is no part {', '.join(sorted(unknown))}; choose of: {', '.join(PARTS)}")
+    asked = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.split("\n")[0])
+    asked.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all of them unless said")
+    asked.add_argument("--toy", action="store_true", help="once, at toy sizes")
+    chosen = asked.parse_args()
+    if unknown := set(chosen.part) - set(PARTS):
+        asked.error(f"there is no part {', '.join(sorted(unknown))}; choose of: {', '.join(PARTS)}")
+    if chosen.toy:
+        os.environ["SINKSCOPE_BENCH"] = "toy"
     for part in PARTS:
-        if part in wanted:
+        if part in (chosen.part or PARTS):
             import_module(f"{__package__}.{part}").main()
 
 

@@ -7,22 +7,31 @@ from functools import partial
 import numpy as np
 import psutil
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from analysis import texts
 from analysis.chat.conversation import ASSISTANT, Conversation, Partner, read_script
 from analysis.engine.lane import Lane
-from analysis.engine.stream import open_lanes, stream
-from analysis.models.fetch import embedded
-from analysis.models.loading import load
+from analysis.engine.stream import open_lanes
 from analysis.policies import Dense, Policy, Streaming, Window
 from analysis.runs.spec import Sampling
 from tests.naive import OneByOne
+from tests.reading import read
 
+from .model import load, stock
 from .report import head, line
+from .sizes import size
 
-ROUNDS = 60
-LONG = (1_000, 10_000, 100_000)
+ROUNDS = size(60, 2)
+LONG = size((1_000, 10_000, 100_000), (100, 200))
+CACHED = size((4_096, 16_384, 32_768), (256,))
+SCORED = size(4_096, 64)
+MOST_NEW = size(48, 2)
+SAID = size(2_000, 4)
+RETURN = size(9, 1)
+"""Prompts after which the sinks come back."""
+PROMPTS = size(None, 2)
+"""Of the bundled script: all, unless it says how many."""
 QUESTION = "Please tell me in a few words what the capital city of the country called France is named today."
 KINDS = {
     "float32": ("float32", "model"),
@@ -53,7 +62,7 @@ WATCH = """() => {
 
 
 def main() -> None:
-    tokens = texts.tokenize(texts.read("hamlet"), load("embedded", device="cpu").tokenizer, limit=4_097)
+    tokens = texts.tokenize(texts.read("hamlet"), load().tokenizer, limit=max(SCORED, 400) + 1)
     speed(tokens)
     cost(tokens)
     pieces(tokens)
@@ -61,12 +70,6 @@ def main() -> None:
     script()
     breakdown()
     browser()
-
-
-def stock(dtype: str) -> PreTrainedModel:
-    """The model as transformers loads it, with nothing of ours."""
-    folder = embedded(lambda sentence: None)[0]
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), local_files_only=True).eval()
 
 
 def loop(network: PreTrainedModel, ids: torch.Tensor):
@@ -116,9 +119,9 @@ def speed(tokens) -> None:
     ids = torch.as_tensor(tokens[:300].astype(np.int64))
     steps = {"loop float32": loop(stock("float32"), ids), "loop bfloat16": loop(stock("bfloat16"), ids)}
     for name, (dtype, weights) in KINDS.items():
-        model = load("embedded", device="cpu", dtype=dtype, weights=weights)
+        model = load(dtype=dtype, weights=weights)
         steps[name] = partial(greedy, talking(model, tokens[:400], Streaming(4, 252)))
-    held = load("embedded", device="cpu", weights="int4")
+    held = load(weights="int4")
     steps["int4, held for maps"] = partial(greedy, talking(held, tokens[:400], Streaming(4, 252), hold=1024))
     times = alternate(steps)
     base = np.median(times["loop float32"])
@@ -131,11 +134,11 @@ def speed(tokens) -> None:
 
 
 def cost(tokens) -> None:
-    head("What packed weights cost in perplexity, 4 + 252, 4,096 tokens of Hamlet")
+    head(f"What packed weights cost in perplexity, 4 + 252, {SCORED:,} tokens of Hamlet")
     nll = {}
     for weights in ("model", "int8", "int4"):
-        model = load("embedded", device="cpu", weights=weights)
-        nll[weights] = np.concatenate([s.nll for s in stream(model, tokens, [Streaming(4, 252)])], dtype=np.float64)
+        model = load(weights=weights)
+        nll[weights] = read(model, tokens[: SCORED + 1], Streaming(4, 252)).nll.astype(np.float64)
     for weights, mark in (("int8", None), ("int4", 0.5)):
         difference = nll[weights] - nll["model"]
         percent, error = 100 * np.expm1(difference.mean()), 100 * difference.std() / len(difference) ** 0.5
@@ -145,28 +148,28 @@ def cost(tokens) -> None:
 
 def pieces(tokens) -> None:
     head("A dense lane's cache read in pieces (flash-decoding); cached keys are random numbers here, only time counts")
-    model = load("embedded", device="cpu")
+    model = load()
     lane = talking(model, tokens[:64], Dense())
     like = lane.caches[0].keys.view()
-    for cached in (4_096, 16_384, 32_768):
+    for cached in CACHED:
         lane.source.extend(np.zeros(cached + 200 - len(lane.source.tokens), np.int32))
         lane.position = len(lane.source.tokens)
         for cache in lane.caches:
             cache.restart(torch.randn(2, like.shape[0], lane.position - 1, like.shape[2]))
-        steps = {str(size): partial(greedy, lane, size) for size in (None, 256, 512, 1024, 2048, 4096)}
-        times = alternate(steps, 15)
+        steps = {str(piece): partial(greedy, lane, piece) for piece in (None, 256, 512, 1024, 2048, 4096)}
+        times = alternate(steps, size(15, 2))
         whole = np.median(times["None"])
         line(f"{cached:,} cached, whole", whole * 1e3, "", unit="ms/token", digits=1)
-        for size, t in times.items():
-            if size != "None":
-                line(f"{cached:,} cached, in pieces of {size}", whole / np.median(t), "", unit="× faster", digits=2)
+        for piece, t in times.items():
+            if piece != "None":
+                line(f"{cached:,} cached, in pieces of {piece}", whole / np.median(t), "", unit="× faster", digits=2)
     del lane
     gc.collect()
 
 
 def long() -> None:
     head("The length of a conversation: 4 + 252, int4, plays read in between")
-    model = load("embedded", device="cpu", weights="int4")
+    model = load(weights="int4")
     every = "\n".join(texts.read(name).content for name in list(texts.plays())[:4])
     tokens = texts.tokenize(texts.Text("plays", "plays", every, None, ""), model.tokenizer, limit=LONG[-1])
     lanes = {f"{count:,}": talking(model, tokens[:count], Streaming(4, 252), hold=1024) for count in LONG[:1]}
@@ -175,7 +178,7 @@ def long() -> None:
     for count in LONG[1:]:
         memory[count] = process.memory_info().rss
         lanes[f"{count:,}"] = talking(model, tokens[:count], Streaming(4, 252), hold=1024)
-    times = alternate({name: partial(greedy, lane) for name, lane in lanes.items()}, 150)
+    times = alternate({name: partial(greedy, lane) for name, lane in lanes.items()}, size(150, 2))
     base = np.median(times[f"{LONG[0]:,}"])
     for name, t in times.items():
         ratio = float(np.median(t / times[f"{LONG[0]:,}"]))
@@ -184,20 +187,20 @@ def long() -> None:
             line(f"time a token, {name} / {LONG[0]:,}", ratio, "≤ 1.05", unit="×", good=ratio <= 1.05)
     before = process.memory_info().rss
     lane = lanes[f"{LONG[0]:,}"]
-    for _ in range(2_000):
+    for _ in range(SAID):
         greedy(lane)
     grown = (process.memory_info().rss - before) / 1e6
-    line("memory, 2,000 tokens said after that", grown, "flat", unit="MB", good=grown < 10, digits=1)
+    line(f"memory, {SAID:,} tokens said after that", grown, "flat", unit="MB", good=grown < 10, digits=1)
 
 
 def script() -> None:
     head("The bundled script, float32, greedy, against one token at a time with plain lists (takes minutes)")
-    model = load("embedded", device="cpu")
+    model = load()
     partner, (prompts, _) = Partner(model), read_script("questions")
     for policy, sinks, window in ((Streaming(4, 60), 4, 60), (Window(64), 0, 64), (Dense(), 0, None)):
-        talk = Conversation(partner, policy, Sampling(max_new=48))
+        talk = Conversation(partner, policy, Sampling(max_new=MOST_NEW))
         talk.trace()
-        for prompt in prompts:
+        for prompt in prompts[:PROMPTS]:
             talk.ask(prompt)
             while talk.step() is not None:
                 pass
@@ -214,18 +217,18 @@ def script() -> None:
 
 def breakdown() -> None:
     head("A babbling model whose sinks are pinned again")
-    partner, (prompts, _) = Partner(load("embedded", device="cpu")), read_script("questions")
+    partner, (prompts, _) = Partner(load()), read_script("questions")
     for pin in (True, False):
-        talk = Conversation(partner, Window(64), Sampling(max_new=48))
+        talk = Conversation(partner, Window(64), Sampling(max_new=MOST_NEW))
         talk.trace()
-        for i, prompt in enumerate(prompts):
-            if i == 9:
+        for i, prompt in enumerate(prompts[:PROMPTS]):
+            if i == RETURN:
                 talk.switch(Streaming(4, 60), pin=pin)
             talk.ask(prompt)
             while talk.step() is not None:
                 pass
-        for turn in talk.turns[7:]:
-            mark = f"pinned: {pin}" if turn in talk.turns[9:] else "window"
+        for turn in talk.turns[RETURN - 2 :]:
+            mark = f"pinned: {pin}" if turn in talk.turns[RETURN:] else "window"
             print(f"  {mark:<14} {turn.prompt} → {talk.said(turn)[:90]!r}")
 
 
@@ -242,7 +245,7 @@ def browser() -> None:
         page.wait_for_timeout(2_000)
         page.evaluate(WATCH)
         times: list[list[float]] = [[], []]
-        for i in range(12):
+        for i in range(size(12, 3)):
             page.locator(".sk textarea").fill(QUESTION if i else "Hello")
             page.keyboard.press("Enter")
             page.wait_for_function("() => Object.keys(window.__first).length === 2")

@@ -13,10 +13,14 @@ from analysis.lab.training import Training
 from analysis.lab.transformer import Activations
 
 from .report import head, line, said
+from .sizes import size
 
-SEEDS = (0, 1, 2)
+SEEDS = size((0, 1, 2), (0,))
+STEPS = size(Recipe.steps, 4)
 MARKS = {"softmax": (0.5, "≥ 0.5"), "relu": (0.05, "≤ 0.05"), "sigmoid": (0.1, "≤ 0.1")}
-EVERY = 20
+EVERY = size(20, 2)
+TIMED = size(40, 2)
+"""Steps over which a rate is taken."""
 
 
 def main() -> None:
@@ -24,7 +28,7 @@ def main() -> None:
     rates = []
     for attention in ATTENTIONS:
         for seed in SEEDS:
-            training, passed, began = Training(Recipe(attention, seed=seed)), None, time.perf_counter()
+            training, passed, began = Training(Recipe(attention, seed=seed, steps=STEPS)), None, time.perf_counter()
             while not training.done:
                 training.advance(EVERY)
                 moment = training.measure()
@@ -43,7 +47,7 @@ def main() -> None:
     line("the first, times the second", ratio, "")
 
 
-def _rate(step, count: int = 40) -> float:
+def _rate(step, count: int = TIMED) -> float:
     for _ in range(5):
         step()
     began = time.perf_counter()

@@ -17,14 +17,18 @@ from app.jobs.reading import ReadingJob
 from app.jobs.registry import REGISTRY
 from app.presets import FOUR
 
-BEHIND = 30_000
+from .sizes import size
+
+BEHIND = size(30_000, 600)
+BEGUN = size(200, 20)
+"""Tokens that every lane reads before the record is made longer."""
 ROOT = Path(__file__).parents[2]
 
 
 def begin() -> ReadingJob:
     """A live run whose record is `BEHIND` tokens long."""
     run = REGISTRY.start(partial(ReadingJob, Spec("embedded", "hamlet", FOUR, None, 128), texts.read("hamlet")))
-    while min(len(t.nll) for t in run.run.tracks) < 200:
+    while min(len(t.nll) for t in run.run.tracks) < BEGUN:
         time.sleep(0.1)
         run.renew_lease()
     run.request("paused")

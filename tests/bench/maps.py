@@ -21,8 +21,9 @@ from app.frames.atlas import OVERVIEW, whole
 
 from .page import FLAGS, App
 from .report import head, line, said
+from .sizes import size
 
-LENGTHS = (1024, 4096, 16_384)
+LENGTHS = size((1024, 4096, 16_384), (96,))
 MOST = 22 * 2**30
 """Bytes that a process with whole matrices may take of a machine with 24 GiB."""
 
@@ -35,7 +36,7 @@ def main() -> None:
         for length in LENGTHS:
             ours(model, ids[: length + 1], Path(folder) / f"{length}")
             theirs(length)
-        head("A stretch of 16,384 tokens on the heads page")
+        head(f"A stretch of {LENGTHS[-1]:,} tokens on the heads page")
         browser(Path(folder) / f"{LENGTHS[-1]}")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 
 from .report import head, line
+from .sizes import size
 
 ROOT = Path(__file__).parents[2]
 FLAGS = (
@@ -25,7 +26,7 @@ FLAGS = (
 def main() -> None:
     head("The live page, first start to first token")
     first_token()
-    head("The live page, four lanes and 30,000 tokens behind them")
+    head(f"The live page, four lanes and {BEHIND:,} tokens behind them")
     frames()
     busy()
 
@@ -113,7 +114,7 @@ def frames() -> None:
     view, sender, seconds = View(reference=1, chosen=1, head=(25, 5)), Sender(), []
     run.map(1, 25, 5)
     time.sleep(1.5)
-    for _ in range(60):
+    for _ in range(size(60, 2)):
         run.renew_lease()
         began = time.perf_counter()
         blob = sender.frame(run, view)
@@ -144,8 +145,8 @@ def busy() -> None:
     with sync_playwright() as p, TemporaryDirectory() as folder, App(staged(Path(folder))) as app:
         page = browser_page(p)
         page.goto(app.address)
-        wait_read(page, 30_000)
-        page.wait_for_timeout(4000)
+        wait_read(page, BEHIND)
+        page.wait_for_timeout(size(4_000, 500))
         cdp = page.context.new_cdp_session(page)
         cdp.send("Performance.enable")
 
@@ -155,7 +156,7 @@ def busy() -> None:
         server = psutil.Process(app.process.pid)
         page.evaluate("window.__sinkscopeFrames.length = 0")
         before, began, cpu = tasks(), time.time(), sum(server.cpu_times()[:2])
-        page.wait_for_timeout(20_000)
+        page.wait_for_timeout(size(20_000, 1_000))
         share = (tasks() - before) / (time.time() - began)
         seen = page.evaluate("window.__sinkscopeFrames.map((f) => f.painted - f.published)")
         line("event → painted, p50", 1e3 * np.quantile(seen, 0.5), "", unit="ms", digits=0)
@@ -175,7 +176,7 @@ def busy() -> None:
             digits=2,
         )
         waits = []
-        for name in ("Drop the sinks", "Bring the sinks back") * 3:
+        for name in ("Drop the sinks", "Bring the sinks back") * size(3, 1):
             lane = page.locator(".sk-card").nth(3)
             lane.get_by_role("button", name="switch ▾").click()
             clicked = time.time()

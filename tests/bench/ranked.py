@@ -6,19 +6,21 @@ from transformers import DynamicCache
 
 from analysis import texts
 from analysis.engine.stream import open_lanes
-from analysis.models.loading import load
 from analysis.policies import POLICIES, Random, Ranked, Streaming, Window, parse
 
-from .chat import stock
 from .engine import loop_token, plain_chunk
+from .model import load, stock
 from .report import head, line
+from .sizes import size
 
-BUDGET, INTERVAL, ROUNDS = 256, 16, 24
-TEXT = 2000
+BUDGET, INTERVAL, ROUNDS = size((256, 16, 24), (160, 4, 3))
+TEXT = size(2_000, 168)
+BLOCK = size(100, 2)
+"""Tokens over which a difference is averaged before its standard error is taken."""
 
 
 def main() -> None:
-    model = load("embedded", device="cpu")
+    model = load()
     tokens = texts.tokenize(texts.read("hamlet"), model.tokenizer, limit=6000)
     speed(model, tokens)
     quality(model, tokens[:TEXT])
@@ -44,8 +46,8 @@ def speed(model, tokens) -> None:
             lane = open_lanes(model, tokens, [parse(f"{name}:budget={BUDGET},interval={interval}")])[0]
             while lane.position <= BUDGET + 1:
                 lane.read(BUDGET)
-            # From here on every pass ends with an eviction.
-            lane.read(lane._room())
+            # Where what is left of a chunk is no whole pass, it ends at an eviction: now every pass ends with one.
+            lane.read(2 * interval - 1)
             lane.source.trace(model.one_token)
             lanes[name, interval] = lane
     times: dict = {key: [] for key in ("plain", "loop", *lanes)}
@@ -75,7 +77,7 @@ def quality(model, tokens) -> None:
             safe = {"budget": BUDGET, "sinks": policy.sinks, "recent": max(1, policy.recent)}
             safe |= {"interval": policy.interval, "positions": policy.positions}
             apart = (nll - read(model, tokens, Random(**safe)))[BUDGET:]
-            blocks = apart[: len(apart) // 100 * 100].reshape(-1, 100).mean(1)
+            blocks = apart[: len(apart) // BLOCK * BLOCK].reshape(-1, BLOCK).mean(1)
             error = blocks.std(ddof=1) / np.sqrt(len(blocks))
             line(
                 f"  against random, {policy.sinks} sinks and {policy.recent} newest safe",
