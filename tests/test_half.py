@@ -9,9 +9,9 @@ import torch
 from analysis.engine.check import adapt
 from analysis.engine.stream import open_lanes
 from analysis.maps.atlas import Atlas
+from analysis.maps.attention_row import Passage, attend
 from analysis.maps.recent import head_map, head_row
 from analysis.maps.region import Region
-from analysis.maps.row import Passage, attend
 from analysis.policies import parse
 from app.frames.reading import coded
 
@@ -115,10 +115,10 @@ def test_a_row_in_full_is_consistent_with_its_weights(dtype):
 
     passage = Passage(adapted, words(20))
     twin = adapt(copy.deepcopy(network).float())
-    reading = passage._reading
+    attended = passage.attended
     for layer, head in ((0, 1), (3, 2)):
         row, attention = passage.row(layer, head), twin.attentions[layer]
-        q, k = reading.queries[layer][:, head : head + 1].float(), reading.keys[layer][:, [head // 2]].float()
+        q, k = attended.queries[layer][:, head : head + 1].float(), attended.keys[layer][:, [head // 2]].float()
         angles = twin.angles(attention, torch.arange(20))
         q, k = twin.rotate(attention, q, angles), twin.rotate(attention, k, angles)
         logits = (q[0, 0, -1] @ k[0, 0].T) * q.shape[-1] ** -0.5

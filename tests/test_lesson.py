@@ -8,7 +8,7 @@ import pytest
 from analysis.errors import sentence, told
 from analysis.experiments.measures import samples_of
 from analysis.lab.recipe import Recipe
-from analysis.maps.row import Passage
+from analysis.maps.attention_row import Passage
 from analysis.models import fetch
 from analysis.models.language_model import LanguageModel
 from app.jobs.registry import Full, Holder
@@ -75,7 +75,7 @@ def test_head_that_the_chunks_begin_with_is_one_of_the_model(tiny_llama):
 
     passage = Passage(LanguageModel("tiny", tiny_llama, None, []), np.arange(9))
     layer, head = shown_at_first(passage)
-    given = passage.given[..., -1]
+    given = passage.sink_weights[..., -1]
     assert given.shape == (3, 4) and abs(given[layer, head] - HALF) == np.abs(given - HALF).min()
     assert len(passage.row(layer, head).logits) == 9
 

@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from analysis.maps.row import Passage, attend, join, parts
+from analysis.maps.attention_row import Passage, attend, merge, split
 from app.lesson import Chapter
 from app.plain import plain
 
@@ -16,7 +16,7 @@ HALF = 0.5
 
 def shown_at_first(passage: Passage) -> tuple[int, int]:
     """Layer and head."""
-    last = passage.given[..., -1]
+    last = passage.sink_weights[..., -1]
     return tuple(int(i) for i in np.unravel_index(np.abs(last - HALF).argmin(), last.shape))
 
 
@@ -27,7 +27,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     words = stage.looks(ids)
     left, right = st.columns(2)
     passage = stage.passage(ids)
-    (layers, heads), (layer, head) = passage.mass.shape, shown_at_first(passage)
+    (layers, heads), (layer, head) = passage.sink_mass.shape, shown_at_first(passage)
     layer = left.number_input(page.say("layer"), 0, layers - 1, layer, key=f"chunks-layer-{ids}")
     head = right.number_input(page.say("head"), 0, heads - 1, head, key=f"chunks-head-{ids}")
     cuts = st.pills(
@@ -39,7 +39,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         key=f"chunks-cuts-{ids}",
     )
     row = passage.row(layer, head)
-    found = parts(row, cuts)
+    found = split(row, cuts)
     shares = [(p.lse - row.logits.logsumexp(-1)).exp().item() for p in found]
     st.table(
         {
@@ -49,7 +49,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             chapter.say("share"): [f"{s:.4f}" for s in shares],
         }
     )
-    whole, joined = attend(row), join(found)
+    whole, joined = attend(row), merge(found)
     first = chapter.say("of", dims=len(whole))
     st.table(
         {

@@ -25,10 +25,10 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         return
     passage = stage.passage(ids)
     if state.get("row-ids") != ids:
-        last = passage.given[..., -1]
+        last = passage.sink_weights[..., -1]
         layer, head = np.unravel_index(np.abs(last - FULL).argmin(), last.shape)
         state.update({"row-ids": ids, "row-head": (int(layer), int(head)), "row-logits": None})
-    layers, heads = passage.mass.shape
+    layers, heads = passage.sink_mass.shape
     tools = st.container(horizontal=True, vertical_alignment="bottom")
     with tools:
         layer = st.number_input(

@@ -10,7 +10,7 @@ import streamlit as st
 
 from analysis import texts
 from analysis.errors import sentence
-from analysis.maps.row import Passage
+from analysis.maps.attention_row import Passage
 from analysis.models.language_model import LanguageModel
 from analysis.policies import Policy
 from analysis.runs.spec import Spec

@@ -1,4 +1,4 @@
-"""A row in full is what the model computes, and its pieces join to the whole."""
+"""A row in full is what the model computes, and its parts merge to the whole."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.maps.row import Passage, Row, attend, join, parts
+from analysis.maps.attention_row import AttentionRow, Passage, attend, merge, split
 from analysis.models.loading import load
 
 IDS = np.array([5, 17, 3, 88, 41, 2, 60, 9], np.int32)
@@ -33,13 +33,13 @@ def test_a_row_is_that_of_the_model_itself(tiny_llama, passage):
     for hook in hooks:
         hook.remove()
     mass = np.stack([w[0, :, 1:, 0].mean(-1).numpy() for w in wanted])
-    np.testing.assert_allclose(passage.mass, mass, atol=1e-5)
+    np.testing.assert_allclose(passage.sink_mass, mass, atol=1e-5)
     for layer, head in [(0, 0), (1, 3), (2, 1)]:
         row = passage.row(layer, head)
         torch.testing.assert_close(row.logits.softmax(-1), wanted[layer][0, head, -1], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(row.values, seen[layer][head // 2], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(attend(row), wanted[layer][0, head, -1] @ row.values, atol=1e-5, rtol=1e-4)
-        np.testing.assert_allclose(passage.given[layer, head], wanted[layer][0, head, :, 0], atol=1e-5)
+        np.testing.assert_allclose(passage.sink_weights[layer, head], wanted[layer][0, head, :, 0], atol=1e-5)
 
 
 def test_logits_are_those_before_the_softmax(tiny_llama, passage):
@@ -58,19 +58,19 @@ def test_logits_are_those_before_the_softmax(tiny_llama, passage):
 
 @settings(max_examples=300, deadline=None, database=None)
 @given(st.data())
-def test_pieces_join_to_the_whole_for_any_cuts(data):
+def test_parts_merge_to_the_whole_for_any_cuts(data):
     keys = data.draw(st.integers(2, 400))
     torch.manual_seed(data.draw(st.integers(0, 2**31)))
     spread = data.draw(st.floats(0, 40))
-    row = Row(torch.randn(keys) * spread, torch.rand(keys, 16) * 2 - 1)
+    row = AttentionRow(torch.randn(keys) * spread, torch.rand(keys, 16) * 2 - 1)
     cuts = data.draw(st.lists(st.integers(1, keys - 1), max_size=20))
-    found = parts(row, cuts)
+    found = split(row, cuts)
     assert [p.begin for p in found] == sorted({0, *cuts}) and found[-1].end == keys
-    assert (join(found) - attend(row)).abs().max() <= 1e-6
+    assert (merge(found) - attend(row)).abs().max() <= 1e-6
 
 
 def test_a_cut_outside_of_the_row_is_said():
-    row = Row(torch.randn(5), torch.randn(5, 2))
+    row = AttentionRow(torch.randn(5), torch.randn(5, 2))
     for cut in (0, 5, -1):
         with pytest.raises(ValueError, match="cut before keys 1 to 4"):
-            parts(row, [2, cut])
+            split(row, [2, cut])
