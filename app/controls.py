@@ -19,7 +19,7 @@ from analysis.policies import POLICIES, Policy, parse
 from analysis.policies.duo import rows_of
 from analysis.runs.spec import Spec
 from analysis.settings import Settings, quoted
-from analysis.texts import BOS, SPECIAL, setting
+from analysis.texts import BOS, SPECIAL, checked
 from app import address
 from app.libraries import LIBRARIES
 from app.plain import plain
@@ -109,7 +109,7 @@ class Chosen(NamedTuple):
     def linked(self) -> "Chosen":
         """The same, but for how text is read where the page's address says so.  Raises ValueError for what is none."""
         asked = st.query_params
-        how = {name: setting(name, asked[name], known) for name, known in READING.items() if name in asked}
+        how = {name: checked(name, asked[name], known) for name, known in READING.items() if name in asked}
         return self._replace(**how)
 
     def link(self) -> dict[str, str]:

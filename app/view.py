@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from analysis.settings import quoted
-from analysis.texts import setting
+from analysis.texts import checked
 
 from .address import number
 from .presets import reference_of
@@ -40,8 +40,8 @@ class View:
         asked = asked or {}
         reference = _lane("reference", asked, lanes, reference_of(lanes))
         view = cls(
-            setting("mode", asked.get("mode", "relative"), MODES),
-            setting("paint", asked.get("paint", "nll"), PAINTS),
+            checked("mode", asked.get("mode", "relative"), MODES),
+            checked("paint", asked.get("paint", "nll"), PAINTS),
             reference,
             _lane("shown", asked, lanes, reference),
             _head(asked),

@@ -62,7 +62,7 @@ def numbered(ids) -> texts.Text:
 
 
 def said(tokenizer, ids) -> str:
-    return "".join(texts.pieces(tokenizer, np.asarray(ids)))
+    return "".join(texts.token_texts(tokenizer, np.asarray(ids)))
 
 
 def test_a_text_begins_as_the_tokenizer_begins_it(tokenizer):
@@ -203,7 +203,7 @@ def test_a_tokenizer_is_left_as_it_was(tokenizer):
 def test_bos_looks_like_itself():
     tokenizer = tokenizers.gemma_like()
     ids = texts.tokenize(written("to be or not"), tokenizer)
-    assert texts.pieces(tokenizer, ids)[0] == "<bos>" and said(tokenizer, ids) == "<bos>to be or not"
+    assert texts.token_texts(tokenizer, ids)[0] == "<bos>" and said(tokenizer, ids) == "<bos>to be or not"
 
 
 @pytest.mark.parametrize(("old", "now"), [(True, "on"), (False, "off"), ("auto", "auto"), ("on", "on")])

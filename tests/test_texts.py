@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from analysis import texts
-from analysis.texts import MOST_BYTES, from_bytes, pieces, read, tokenize
+from analysis.texts import MOST_BYTES, from_bytes, read, token_texts, tokenize
 
 
 def refusal(data: bytes, name: str = "upload.txt") -> str:
@@ -193,14 +193,14 @@ TRICKY = "naïve 😀 日本語 👩\u200d👩\u200d👧\n\n  <b>x</b> $a_1$ `c`
 @pytest.mark.parametrize("content", [TRICKY, "   lead", "\n", "é"])
 def test_pieces_together_are_the_text(tokenizer, content):
     ids = np.array(tokenizer(content, add_special_tokens=False)["input_ids"])
-    shown = pieces(tokenizer, ids)
+    shown = token_texts(tokenizer, ids)
     assert len(shown) == len(ids)
     assert "".join(shown) == content
 
 
 def test_pieces_keep_their_spaces_in_every_kind_of_tokenizer(spaced):
     ids = np.array(spaced("ab é b a", add_special_tokens=False)["input_ids"])
-    shown = pieces(spaced, ids)
+    shown = token_texts(spaced, ids)
     assert "".join(shown) == " ab é b a"
     assert shown[0] == " ab"
     assert shown[-1] == " a"
@@ -208,15 +208,15 @@ def test_pieces_keep_their_spaces_in_every_kind_of_tokenizer(spaced):
 
 def test_character_shows_at_its_last_token(tokenizer):
     ids = np.array(tokenizer("😀", add_special_tokens=False)["input_ids"])
-    assert pieces(tokenizer, ids) == [""] * (len(ids) - 1) + ["😀"]
+    assert token_texts(tokenizer, ids) == [""] * (len(ids) - 1) + ["😀"]
 
 
 def test_bytes_that_become_no_character_stay_where_they_are(tokenizer):
     smile = tokenizer("😀", add_special_tokens=False)["input_ids"]
     there = tokenizer(" there", add_special_tokens=False)["input_ids"]
-    assert pieces(tokenizer, np.array([smile[0], *there])) == ["\ufffd", " there"]
-    assert pieces(tokenizer, np.array([*there, smile[-1]])) == [" there", "\ufffd"]
+    assert token_texts(tokenizer, np.array([smile[0], *there])) == ["\ufffd", " there"]
+    assert token_texts(tokenizer, np.array([*there, smile[-1]])) == [" there", "\ufffd"]
 
 
 def test_pieces_of_a_model_without_tokenizer_are_numbers():
-    assert pieces(None, np.array([3, 5])) == [" 3", " 5"]
+    assert token_texts(None, np.array([3, 5])) == [" 3", " 5"]

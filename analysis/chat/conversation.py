@@ -448,7 +448,7 @@ class Conversation:
         tokens = self.tokens
         if len(self._pieces) < len(tokens):
             begin = self._settled
-            fresh = texts.pieces(self.partner.tokenizer, tokens[begin:])
+            fresh = texts.token_texts(self.partner.tokenizer, tokens[begin:])
             self._pieces[begin:] = fresh
             # Whole characters stand behind this place: it need not be looked at again.
             whole = [i for i, piece in enumerate(fresh[:-8]) if piece and not piece.endswith("\ufffd")]

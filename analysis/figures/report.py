@@ -164,10 +164,10 @@ def _laid_out(figure: go.Figure, x: str, y: str, height: int) -> go.Figure:
 def _text(run: Run, lane: int) -> str:
     """The text of a lane, every token on the colour of what it cost."""
     from ..models.loading import load
-    from ..texts import pieces
+    from ..texts import token_texts
 
     track = run.tracks[lane]
-    texts = pieces(load(run.spec.model).tokenizer, track.token_ids.view())
+    texts = token_texts(load(run.spec.model).tokenizer, track.token_ids.view())
     steps = np.clip(track.nll.view() / DARKEST * SHADES, 0, SHADES - 1).astype(int)
     spans = "".join(f'<b class="n{step}">{html.escape(text)}</b>' for text, step in zip(texts, steps, strict=True))
     key = "".join(f'<i class="n{i}"></i>' for i in range(SHADES))

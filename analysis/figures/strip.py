@@ -63,9 +63,9 @@ class Strip(Figure):
 
 def token_texts(tokenizer: Any, ids: NDArray[np.int32]) -> NDArray[np.str_]:
     """Tokens as text, [tokens]; arrays of text drop a NUL at the end of a text, so it is written out."""
-    from ..texts import pieces
+    from .. import texts
 
-    return np.array([text.replace("\0", "\\x00") for text in pieces(tokenizer, ids)])
+    return np.array([text.replace("\0", "\\x00") for text in texts.token_texts(tokenizer, ids)])
 
 
 def strip(data: Numbers, *, ax: Axes | None = None) -> Axes:

@@ -9,7 +9,7 @@ from .. import files
 from ..models.devices import DEVICES
 from ..models.dtypes import DTYPES, WEIGHTS, arithmetic
 from ..policies import parse
-from ..texts import BOS, SPECIAL, setting
+from ..texts import BOS, SPECIAL, checked
 
 TYPED = "what was typed"
 """The text of a conversation that has no script."""
@@ -72,8 +72,8 @@ class Spec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policies", tuple(self.policies))
-        object.__setattr__(self, "bos", setting("bos", self.bos, BOS))
-        setting("special", self.special, SPECIAL)
+        object.__setattr__(self, "bos", checked("bos", self.bos, BOS))
+        checked("special", self.special, SPECIAL)
         if isinstance(self.sampling, dict):
             object.__setattr__(self, "sampling", Sampling(**self.sampling))
         if not self.policies:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from .. import texts
+from .sources import plays, read
 
 SMALLEST = 257
 """Every byte, and the token that begins a text."""
@@ -19,13 +19,13 @@ def plays_in(vocabulary: int) -> NDArray[np.int16]:
     Token 0 begins a text, and does not occur.  Takes some seconds the first time.  Raises ValueError where the plays
     are not installed.
     """
-    plays = [texts.read(name).content for name in texts.plays()]
-    if not plays:
+    written = [read(name).content for name in plays()]
+    if not written:
         raise ValueError("the bundled plays are not installed: run make setup, or choose the task backcopy")
     learned = Tokenizer(models.BPE())
     learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learned.train_from_iterator(
-        plays,
+        written,
         trainers.BpeTrainer(
             vocab_size=vocabulary,
             special_tokens=["<begin>"],
@@ -33,4 +33,4 @@ def plays_in(vocabulary: int) -> NDArray[np.int16]:
             show_progress=False,
         ),
     )
-    return np.concatenate([np.array(e.ids, np.int16) for e in learned.encode_batch(plays)])
+    return np.concatenate([np.array(e.ids, np.int16) for e in learned.encode_batch(written)])

@@ -161,7 +161,7 @@ class ReadingJob(Job):
         lanes = open_lanes(model, ids, [parse(p) for p in self.spec.policies], hold=HISTORY)
         self.run.first_token = int(ids[0])
         self.run.begins, self.run.as_text = self.tokenized.begins, self.tokenized.as_text
-        self.pieces = texts.pieces(model.tokenizer, ids)
+        self.pieces = texts.token_texts(model.tokenizer, ids)
         self.model, self.lanes = model, lanes
         cautions = [c for lane in lanes for c in lane.policy.cautions(len(ids), model.trained_length)]
         said = ". ".join(cautions) + "." if cautions else ""

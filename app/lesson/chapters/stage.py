@@ -65,7 +65,7 @@ def ids_of(text: str, most: int | None, bos: str = "off") -> tuple[int, ...]:
 def looks(ids: tuple[int, ...]) -> list[str]:
     """How tokens look, each a different string, and a newline as its mark."""
     found: list[str] = []
-    for piece in texts.pieces(model().tokenizer, np.array(ids, np.int32)):
+    for piece in texts.token_texts(model().tokenizer, np.array(ids, np.int32)):
         shown = piece.strip(" ").replace("\n", "⏎") or "␣"
         # Zero-width spaces tell two equal words apart on an axis, and nowhere else.
         while shown in found:
