@@ -89,7 +89,7 @@ def reference_of(lanes: Sequence[str]) -> int:
     for story in PRESETS.values():
         if [parse(p) for p in story.policies] == policies:
             return story.reference
-    found = [i for i, p in enumerate(policies) if isinstance(p, Streaming) and p.sinks]
+    found = [i for i, p in enumerate(policies) if p.name == Streaming.name and p.first_protected(1)]
     plain = [i for i in found if not policies[i].bent]
     return (plain or found or [0])[-1]
 

@@ -3,19 +3,13 @@
 import numpy as np
 import torch
 
-from analysis.engine.kv.ranked import RankedLayer
-from analysis.engine.kv.split import SplitLayer
-from analysis.policies import Duo
+from analysis.engine.head_scores import full_heads
 
 
 def held(lane, layer, kv_head):
     """Text positions that a lane claims for a KV head, and the keys and values there: [slots], [slots, dim] twice."""
-    cache = lane.caches[layer]
-    if isinstance(cache, RankedLayer):
-        return cache.places[kv_head].tolist(), cache.keys[kv_head], cache.values[kv_head]
-    cache, row = lane.held(layer, kv_head)
-    keys, values = cache.everything()
-    return cache.positions().tolist(), keys[row], values[row]
+    positions, keys, values = lane.store.layers[layer].of_head(kv_head)
+    return positions.tolist(), keys, values
 
 
 class Tokens:
@@ -35,7 +29,7 @@ class Tokens:
         """Raises AssertionError where a claim of the lane is not so."""
         ids, read, model = lane.ids.tolist(), lane.position - 1, self.model
         everyone, got, expected = [], [], []
-        for layer in range(model.layers) if lane.caches else ():
+        for layer in range(model.layers) if lane.store.layers else ():
             for head in range(model.kv_heads):
                 places, keys, values = held(lane, layer, head)
                 assert places == sorted(set(places)), "no token stands twice, and all stand in the order of the text"
@@ -58,7 +52,6 @@ class Tokens:
             assert all(places == sets[0] for places in sets), "no shares are told where heads hold different tokens"
         slots = sum(map(len, everyone))
         assert lane.cache_bytes == slots * 2 * model.head_dim * keys.element_size() if sets else not lane.cache_bytes
-        if lane.split:
-            assert isinstance(lane.policy, Duo) and all(isinstance(c, SplitLayer) for c in lane.caches)
-            assert [c.names[0] for c in lane.caches] == lane.source.full_heads(lane.policy)
+        if lane.policy.store == "split" and sets:
+            assert [layer.names[0] for layer in lane.store.layers] == full_heads(lane.context, lane.policy)
         return everyone

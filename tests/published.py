@@ -192,7 +192,7 @@ class Naive:
 
 def naive(model, tokens, policy):
     """NLL of tokens 1 …, and what was kept on the way."""
-    adapted = open_lanes(model, tokens, [Dense()])[0].source.model
+    adapted = open_lanes(model, tokens, [Dense()])[0].context.model
     book = Naive(adapted, policy, adapted.layers)
     ids = torch.as_tensor(tokens)[None]
     logits = adapted.forward(ids[:, :-1], book)[0]

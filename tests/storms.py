@@ -117,8 +117,8 @@ class Storm(RuleBasedStateMachine):
         self.name, self.random = name, np.random.default_rng(more)
         self.model, self.tokens, trace = loaded(name)
         policy = data.draw(policies(name))
-        source = SharedContext(self.model, self._words(2), 4, HOLD, tokenizer=Tokenizer(), tracer=lambda: trace)
-        self.lane = Lane(0, policy, source)
+        context = SharedContext(self.model, self._words(2), 4, HOLD, tokenizer=Tokenizer(), tracer=lambda: trace)
+        self.lane = Lane(0, policy, context)
         self.reference = beside(self.lane)
         self.kept = []
         """Snapshots of both."""
@@ -127,24 +127,24 @@ class Storm(RuleBasedStateMachine):
         return self.random.integers(0, 97, count).astype(np.int32)
 
     def _fits(self, most=0):
-        return len(self.lane.source.tokens) + most <= LONGEST
+        return len(self.lane.context.tokens) + most <= LONGEST
 
     @precondition(lambda self: self._fits(12))
     @rule(count=st.integers(1, 12), chunk=st.integers(1, 12), whole=st.booleans())
     def read(self, count, chunk, whole):
         """The text grows, and is read on in chunks; not always to its end."""
         lane = self.lane
-        lane.source.extend(self._words(count))
-        stop = len(lane.source.tokens) if whole else lane.position + max(1, count // 2)
+        lane.context.extend(self._words(count))
+        stop = len(lane.context.tokens) if whole else lane.position + max(1, count // 2)
         while lane.position < stop:
             self._compare(lane.read(chunk, upto=stop))
 
-    @precondition(lambda self: self._fits(4) and self.lane.position == len(self.lane.source.tokens))
+    @precondition(lambda self: self._fits(4) and self.lane.position == len(self.lane.context.tokens))
     @rule(count=st.integers(1, 4), kv_chunk=st.sampled_from((None, None, 1, 3, 7)), traced=st.booleans())
     def next(self, count, kv_chunk, traced):
         """Tokens that are chosen, one at a time."""
-        if traced and self.lane.source._one is None:
-            self.lane.source.trace()
+        if traced and not self.lane.context.traced:
+            self.lane.context.trace()
         for token in self._words(count):
             self._compare(self.lane.next(lambda _, token=token: int(token), kv_chunk=kv_chunk))
 
@@ -165,13 +165,13 @@ class Storm(RuleBasedStateMachine):
 
     @rule()
     def snapshot(self):
-        self.kept.append((self.lane.snapshot(), self.reference.copy(), self.lane.source.tokens.copy()))
+        self.kept.append((self.lane.snapshot(), self.reference.copy(), self.lane.context.tokens.copy()))
 
     @precondition(lambda self: self.kept)
     @rule(data=st.data())
     def restore(self, data):
         """Back to any moment whose text is still a beginning of this one."""
-        now, length = self.lane.source._room, len(self.lane.source._room)
+        now, length = self.lane.context._room, len(self.lane.context._room)
         fits = [k for k in self.kept if len(k[2]) <= length and (now[: len(k[2])] == k[2]).all()]
         assume(fits)
         lane, reference, _ = fits[data.draw(st.integers(0, len(fits) - 1))]
@@ -196,7 +196,7 @@ class Storm(RuleBasedStateMachine):
         lane = self.lane
         drawn = head_map(lane, layer, head, tokens)
         if drawn is None:
-            assert not [p for p in lane.view.pieces if p.queries]
+            assert not [p for p in lane.view.chunks if p.queries]
             return True
         counted["maps"] += 1
         for i, t in enumerate(range(drawn.first, drawn.first + len(drawn.weights))):
@@ -231,7 +231,7 @@ class Storm(RuleBasedStateMachine):
         counted["steps"] += 1
         everyone = self.tokens.check(self.lane)
         check_held(self.lane, self.reference)
-        assert everyone == (self.reference.holders() if self.lane.caches else [])
+        assert everyone == (self.reference.holders() if self.lane.store.layers else [])
 
     def teardown(self):
         if hasattr(self, "reference"):

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from analysis.engine.context import RankedChunk
+from analysis.engine.head_scores import full_heads
+from analysis.engine.history import RankedChunk
 from analysis.policies import Dense, Duo, Ranked, Recomputed, Streaming
 from analysis.policies.ranked import LayerState
 
@@ -29,11 +30,11 @@ class Slot(NamedTuple):
 
 
 class Switching:
-    """One lane over a text that grows.  `source` (the lane's) names first tokens and full heads; nothing else of the
+    """One lane over a text that grows.  `context` (the lane's) names first tokens and full heads; nothing else of the
     engine is used.  `gone` {(layer, token): places per KV head}: what the engine let go, which decides near ties."""
 
-    def __init__(self, model, source, policy):
-        self.model, self.source, self.policy = model, source, policy
+    def __init__(self, model, context, policy):
+        self.model, self.context, self.policy = model, context, policy
         self.layers, self.kv_heads = range(model.layers), range(model.kv_heads)
         self.groups = model.heads // model.kv_heads
         self.slots = [[[] for _ in self.kv_heads] for _ in self.layers]
@@ -50,7 +51,7 @@ class Switching:
         return twin
 
     def ids(self):
-        return self.source.starting(self.policy.first, self.early())
+        return self.context.starting(self.policy.first, self.early())
 
     def early(self):
         return getattr(self.policy, "sinks", 0) or SINK_TOKENS
@@ -84,7 +85,7 @@ class Switching:
                 for earlier in range(start, t):
                     self._forward(earlier)
         elif isinstance(policy, Duo) and self.full is None:
-            self.full = self.source.full_heads(policy)
+            self.full = full_heads(self.context, policy)
         logits, mass = self._forward(t)
         self.read += 1
         return logits, mass
@@ -231,7 +232,7 @@ class Switching:
     def switch(self, policy, *, pin=False):
         old, early, full = self.policy, self.early(), self.full
         self.policy, self.fresh = policy, None
-        self.full = self.source.full_heads(policy) if isinstance(policy, Duo) else None
+        self.full = full_heads(self.context, policy) if isinstance(policy, Duo) else None
         self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
         self.gathers = True
         if not self.read:
@@ -301,7 +302,7 @@ class Switching:
         bent = {f.name: getattr(self.policy, f.name) for f in self.policy.what_ifs()}
         kind = *bent.values(), *self.ids()[:count].tolist()
         if kind not in self.fronts:
-            twin = Switching(self.model, self.source, Dense(**bent))
+            twin = Switching(self.model, self.context, Dense(**bent))
             # What stands first depends on how many tokens the policy takes for the first ones.
             twin.ids = self.ids
             for t in range(count):
@@ -317,17 +318,17 @@ def newest(held, read):
 
 def beside(lane):
     """The reference of a lane that has read nothing yet."""
-    return Switching(lane.source.model, lane.source, lane.policy)
+    return Switching(lane.context.model, lane.context, lane.policy)
 
 
 def follow(lane, reference, step, atol=1e-4):
     """Let the reference read what a lane has just read.  Raises AssertionError where it got other numbers."""
     reference.gone = {}
-    for piece in lane.view.pieces:
+    for piece in lane.view.chunks:
         if isinstance(piece, RankedChunk) and piece.stop >= step.start:
-            for layer, left in enumerate(piece.gone):
+            for layer, left in enumerate(piece.evicted):
                 if left is not None:
-                    reference.gone[layer, piece.stop - 1] = [set(p) for p in left.places.tolist()]
+                    reference.gone[layer, piece.stop - 1] = [set(p) for p in left.positions.tolist()]
     nll, mass = [], []
     assert step.start == reference.read + 1
     for token in step.token_ids:
@@ -356,7 +357,7 @@ def check_held(lane, reference):
     """What a lane holds is what the reference holds: which tokens in which head, their keys and their values."""
     assert lane.position - 1 == reference.read
     got, expected = [], []
-    for layer in reference.layers if lane.caches else ():
+    for layer in reference.layers if lane.store.layers else ():
         for head in reference.kv_heads:
             slots = reference.slots[layer][head]
             places, keys, values = invariants.held(lane, layer, head)

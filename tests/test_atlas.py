@@ -78,7 +78,7 @@ def test_full_zoom_equals_eager_attention(family, chunk, tmp_path):
 def test_full_zoom_equals_the_maps_of_the_live_page(policy, tiny_llama, tmp_path):
     tokens = words(90)
     atlas, _ = captured(tiny_llama, tokens, policy, tmp_path / "s")
-    lane = open_lanes(tiny_llama, tokens, [policy], hold=128)[0]
+    lane = open_lanes(tiny_llama, tokens, [policy], history=128)[0]
     while not lane.done:
         lane.read(16)
     for layer, head in ((0, 1), (2, 3)):
@@ -179,7 +179,7 @@ def test_a_switch_in_the_middle_changes_what_is_reached(tiny_llama, tmp_path):
     assert [s.start for s in stretch.segments if s.policy.startswith("window")] == [39]
     drawn = whole(atlas, 1, 1)
     assert np.isnan(drawn[50, :4]).all() and (drawn[30, :4] > 0).all() and (drawn[70, :4] > 0).all()
-    lane = open_lanes(tiny_llama, tokens, [Streaming(4, 12)], hold=128)[0]
+    lane = open_lanes(tiny_llama, tokens, [Streaming(4, 12)], history=128)[0]
     for upto, policy in ((40, switches[0][1]), (60, switches[1][1]), (90, None)):
         while lane.position < upto:
             step = lane.read(16, upto=upto)

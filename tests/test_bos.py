@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from analysis import texts
 from analysis.engine.context import SharedContext
+from analysis.engine.head_scores import measured_scores
 from analysis.engine.stream import open_lanes
 from analysis.experiments.measures import samples_of, samples_of_text
 from analysis.maps.atlas import map_of
@@ -344,9 +345,9 @@ def test_heads_are_measured_over_the_text_as_it_is_read(gemma):
     rated = {}
     for bos in ("off", "auto"):
         ids = texts.tokenize(text, model.tokenizer, bos=bos)
-        rated[bos] = open_lanes(model, ids, [parse("dense")])[0].source._measured()
+        rated[bos] = measured_scores(open_lanes(model, ids, [parse("dense")])[0].context)
     ids = [model.tokenizer.bos_token_id, *texts.tokenize(text, model.tokenizer, bos="off")]
-    wanted = open_lanes(model, ids, [parse("dense")])[0].source._measured()
+    wanted = measured_scores(open_lanes(model, ids, [parse("dense")])[0].context)
     np.testing.assert_allclose(rated["auto"], wanted, atol=1e-6)
     assert np.abs(rated["off"] - wanted).max() > 1e-4
 

@@ -46,7 +46,7 @@ def test_all_that_reads_a_text_begins_as_its_spec_says(registry, gemma, bos):
     live, _, captured, measured = runs
     tokenizer = live.model.tokenizer
     ids = texts.tokenize(text, tokenizer, bos=bos, limit=40)
-    assert np.array_equal(live.lanes[0].source.tokens, ids)
+    assert np.array_equal(live.lanes[0].context.tokens, ids)
     assert live.run.begins == texts.begins(tokenizer, ids) and live.run.as_text == ("<eos>",)
     # The last one asks too, so there is one more behind it.
     assert np.array_equal(captured.atlas.stretch.token_ids[:-1], ids)

@@ -48,17 +48,17 @@ def test_no_policy_ever_holds_more_than_its_budget(models, policy, layers, chunk
     tokens = words(64)
     lane = open_lanes(models[layers], tokens, [policy])[0]
     bounded = range(getattr(policy, "skip", 0), layers)
-    heads = lane.source.model.kv_heads
+    heads = lane.context.model.kv_heads
     while not lane.done:
         step = lane.read(chunk)
-        held = [len(c) for c in lane.caches]
+        held = [len(c) for c in lane.store.layers]
         read = lane.position - 1
         assert all(held[i] <= policy.budget_of(i, layers) for i in range(layers))
         assert sum(held[i] for i in bounded) <= policy.budget * len(bounded)
         assert all(n == read for n in held[: bounded.start])
         if policy.capacity is not None:
             assert policy.capacity == policy.budget and step.cache_tokens.max() <= policy.budget
-            assert lane.cache_bytes <= policy.budget * layers * heads * 2 * lane.source.model.head_dim * 4
+            assert lane.cache_bytes <= policy.budget * layers * heads * 2 * lane.context.model.head_dim * 4
         # What is held is what is said, and nothing goes before it must.
         assert step.cache_tokens[-1] == np.ceil(sum(held) / layers) and min(held) >= min(read, 1)
         if read <= policy.smallest:
@@ -92,7 +92,7 @@ def test_the_pyramid_of_the_issue_keeps_its_budget(layers):
     lane = open_lanes(tiny("llama", num_hidden_layers=layers), words(60), [policy])[0]
     most = 0
     while not lane.done:
-        most = max(most, lane.read(16).cache_tokens.max(), sum(len(c) for c in lane.caches) / layers)
+        most = max(most, lane.read(16).cache_tokens.max(), sum(len(c) for c in lane.store.layers) / layers)
     assert most == 24
 
 

@@ -259,7 +259,7 @@ def test_sampling_out_of_range_is_named(settings, words):
 
 @pytest.mark.parametrize("policy", [Dense(), Streaming(4, 28), Window(32), Recompute(24, 4)])
 def test_answer_given_again_leaves_no_trace(exact, policy):
-    once, twice = (watched(exact, policy, Sampling(max_new=10), hold=64) for _ in range(2))
+    once, twice = (watched(exact, policy, Sampling(max_new=10), history=64) for _ in range(2))
     for talk in (once, twice):
         answer(talk, "What is the capital of France?")
         answer(talk, "And of Italy?")
@@ -332,7 +332,7 @@ def test_all_answer_the_same_until_the_first_eviction(exact):
         talk.trace()
         answer(talk, "Tell me a long story about a ship.")
         # A query meets the cached tokens and itself: the first that lacks one predicts the token two places on.
-        talk.lane.source.truncate(66)
+        talk.lane.context.truncate(66)
     same_until_a_tie(*talks, least=60)
 
 

@@ -12,7 +12,7 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from analysis.engine import lane as engine
+from analysis.engine.kv import banded
 from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_map
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
@@ -49,9 +49,9 @@ def tokens():
     return np.random.default_rng(0).integers(0, 97, 120)
 
 
-def begun(model, tokens, policy, hold=0):
+def begun(model, tokens, policy, history=0):
     """A lane that has read these tokens, all but the newest."""
-    lane = open_lanes(model, tokens, [policy], hold=hold)[0]
+    lane = open_lanes(model, tokens, [policy], history=history)[0]
     while not lane.done:
         lane.read(16)
     return lane
@@ -70,8 +70,8 @@ def test_decoding_equals_reading(tiny_llama, tokens, policy, kv_chunk, traced):
     for given in (2, 30) if not traced else (30,):
         lane = begun(tiny_llama, tokens[:given], parse(policy))
         if traced:
-            lane.source.trace()
-            assert lane.source._one is not None
+            lane.context.trace()
+            assert lane.context.traced
         got = decode(lane, tokens[given:], kv_chunk=kv_chunk)
         np.testing.assert_allclose(got[0], nll[given - 1 :], **WITHIN)
         np.testing.assert_allclose(got[1], mass[..., given - 1 :], atol=3e-6)
@@ -104,10 +104,10 @@ def test_pieces_of_a_long_run_change_no_number(tiny_llama, tokens, policy):
 
 def test_a_run_that_slides_far_is_counted_anew(tiny_llama, tokens, monkeypatch):
     nll = read(tiny_llama, tokens, Streaming(4, 12))[0]
-    monkeypatch.setattr(engine, "TURNED", 20)
+    monkeypatch.setattr(banded, "FARTHEST", 20)
     lane = begun(tiny_llama, tokens[:10], Streaming(4, 12))
     np.testing.assert_allclose(decode(lane, tokens[10:])[0], nll[9:], **WITHIN)
-    assert lane._origin > 60
+    assert lane.store.origin > 60
 
 
 FAMILIES = {
@@ -125,7 +125,7 @@ def test_decoding_equals_reading_in_families_with_their_own_ways(family, policy,
     nll, mass, *_ = read(model, tokens, policy)
     lane = begun(model, tokens[:40], policy)
     # Where what is computed depends on the token, the trace must be refused, and the numbers are right all the same.
-    lane.source.trace()
+    lane.context.trace()
     got = decode(lane, tokens[40:])
     np.testing.assert_allclose(got[0], nll[39:], **WITHIN)
     np.testing.assert_allclose(got[1], mass[..., 39:], atol=3e-6)
@@ -134,13 +134,13 @@ def test_decoding_equals_reading_in_families_with_their_own_ways(family, policy,
 @pytest.mark.parametrize("policy", POLICIES)
 def test_restored_lane_goes_on_as_if_nothing_had_been_said(tiny_llama, tokens, policy):
     nll = read(tiny_llama, tokens, parse(policy))[0]
-    lane = begun(tiny_llama, tokens[:30], parse(policy), hold=64)
+    lane = begun(tiny_llama, tokens[:30], parse(policy), history=64)
     decode(lane, tokens[30:50])
     before = lane.snapshot()
     for _ in range(2):
         decode(lane, tokens[:45])
         lane.restore(before)
-    assert lane.position == len(lane.source.tokens) == 50
+    assert lane.position == len(lane.context.tokens) == 50
     np.testing.assert_allclose(decode(lane, tokens[50:])[0], nll[49:], **WITHIN)
 
 
@@ -148,12 +148,12 @@ def test_restored_lane_goes_on_as_if_nothing_had_been_said(tiny_llama, tokens, p
 def test_switch_between_two_tokens_equals_switch_between_two_chunks(tiny_llama, tokens, new):
     decoded, chunked = (begun(tiny_llama, tokens[:60], Streaming(4, 16)) for _ in range(2))
     decode(decoded, tokens[60:80])
-    chunked.source.extend(tokens[60:80].astype(np.int32))
+    chunked.context.extend(tokens[60:80].astype(np.int32))
     chunked.read(20)
     for lane in (decoded, chunked):
         lane.switch(new, pin=True)
     got = decode(decoded, tokens[80:])[0]
-    chunked.source.extend(tokens[80:].astype(np.int32))
+    chunked.context.extend(tokens[80:].astype(np.int32))
     expected = []
     while not chunked.done:
         expected.append(chunked.read(7).nll)
@@ -162,8 +162,8 @@ def test_switch_between_two_tokens_equals_switch_between_two_chunks(tiny_llama, 
 
 @pytest.mark.parametrize("policy", [Dense(), Window(20), Streaming(4, 16)])
 def test_map_of_decoded_tokens_equals_that_of_read_ones(tiny_llama, tokens, policy):
-    chunked = read(tiny_llama, tokens, policy, hold=64).lane
-    lane = begun(tiny_llama, tokens[:30], policy, hold=64)
+    chunked = read(tiny_llama, tokens, policy, history=64).lane
+    lane = begun(tiny_llama, tokens[:30], policy, history=64)
     decode(lane, tokens[30:])
     lane.settle()
     expected, got = head_map(chunked, 1, 2, 40), head_map(lane, 1, 2, 40)
@@ -182,17 +182,17 @@ def test_decoding_makes_no_tensor_on_another_device(tiny_llama, policy):
     from analysis.engine.attention.band import Band
     from analysis.engine.attention.banded import BandedPass
     from analysis.engine.attention.token import TokenPass
-    from analysis.engine.kv.banded import BandedLayer
+    from analysis.engine.layers.banded import BandedLayer
     from analysis.families.rotary import adapt
 
     model = adapt(type(tiny_llama)(tiny_llama.config).eval().to("meta"))
     like = torch.empty(model.kv_heads, 0, model.head_dim, device="meta")
-    caches = [BandedLayer(like) for _ in range(model.layers)]
+    layers = [BandedLayer(like) for _ in range(model.layers)]
     ids = torch.zeros(1, 12, dtype=torch.int64, device="meta")
-    reach = Band(policy.sinks, policy.sinks, policy.window, "cache")
-    model.forward(ids, BandedPass(model, 0, 4, reach, caches))
-    for cache in caches:
-        cache.turned.append(cache.keys.view())
-    one = TokenPass(model, 12, 4, reach, caches, policy.sinks, {}, kv_chunk=4)
+    band = Band(policy.sinks, policy.sinks, policy.window, "cache")
+    model.forward(ids, BandedPass(model, 0, 4, band, layers))
+    for layer in layers:
+        layer.rotated.append(layer.keys.view())
+    one = TokenPass(model, 12, 4, band, layers, policy.sinks, {}, kv_chunk=4)
     out = model.forward(ids[:, :1], one, last=1)
     assert out.is_meta and all(m.is_meta for m in one.mass) and len(one.mass) == model.layers

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from analysis.engine.check import adapt
+from analysis.engine.head_scores import full_heads, measured_scores
 from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_map, head_row
 from analysis.policies import Dense, Duo, Streaming, Window, parse
@@ -58,14 +59,14 @@ class TwoKinds:
 
 def reference(model, tokens, policy):
     adapted = adapt(model)
-    full = open_lanes(adapted, tokens, [policy])[0].source.full_heads(policy)
+    full = full_heads(open_lanes(adapted, tokens, [policy])[0].context, policy)
     book, ids = TwoKinds(adapted, policy, full, len(tokens) - 1), torch.as_tensor(tokens)[None]
     logits = adapted.forward(ids[:, :-1], book)[0]
     return -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0].numpy(), book
 
 
-def finished(model, tokens, policy, chunk=16, hold=0):
-    lane = open_lanes(model, tokens, [policy], hold=hold)[0]
+def finished(model, tokens, policy, chunk=16, history=0):
+    lane = open_lanes(model, tokens, [policy], history=history)[0]
     steps = []
     while not lane.done:
         steps.append(lane.read(chunk))
@@ -114,14 +115,11 @@ def test_split_heads_bend_too(family, heads, bent):
 
 
 def test_answers_equal_reading(tiny_llama):
-    tokens, policy = words(70), Duo(50, 4, 12)
+    # With scores given: what is measured depends on how much of the text there is when it is first read.
+    tokens, policy = words(70), Duo(50, 4, 12, scores="0.1 0.9; 0.8 0.2; 0.3 0.7")
     wanted = our_nll(tiny_llama, tokens, 16, policy)
-    lane, _ = finished(tiny_llama, tokens[:30], policy, hold=64)
-    # The heads are measured on what there is of a text when it is first read.
-    lane.source._rated["measured"] = open_lanes(tiny_llama, tokens, [policy])[0].source._measured()
-    lane = open_lanes(lane.source.model, tokens[:30], [policy], hold=64)[0]
-    lane.source._rated["measured"] = open_lanes(tiny_llama, tokens, [policy])[0].source._measured()
-    lane.source.trace()
+    lane = open_lanes(tiny_llama, tokens[:30], [policy], history=64)[0]
+    lane.context.trace()
     while not lane.done:
         lane.read(16)
     before = lane.snapshot()
@@ -134,7 +132,7 @@ def test_answers_equal_reading(tiny_llama):
 def test_maps_show_what_each_head_reached(tiny_llama):
     tokens, policy = words(70), Duo(50, 4, 12)
     _, book = reference(tiny_llama, tokens, policy)
-    lane, _ = finished(tiny_llama, tokens, policy, 7, hold=30)
+    lane, _ = finished(tiny_llama, tokens, policy, 7, history=30)
     for layer, head in np.ndindex(3, 4):
         drawn = head_map(lane, layer, head, 24)
         rows = book.rows[layer][head][drawn.first : drawn.first + len(drawn.weights)]
@@ -152,14 +150,14 @@ def test_full_heads_are_those_that_look_most_at_the_sinks(embedded):
     (step,) = finished(embedded, tokens[:513], Dense(), 512)[1]
     mass = step.sink_mass[..., 4:].mean(-1).reshape(30, 3, 3).mean(-1)
     chosen = np.zeros((30, 3), bool)
-    for layer, own in enumerate(lane.source.full_heads(lane.policy)):
+    for layer, own in enumerate(full_heads(lane.context, lane.policy)):
         chosen[layer, own] = True
     assert chosen.sum() == 27 and mass[chosen].min() >= mass[~chosen].max() - 1e-3
 
 
 def test_heads_that_wait_on_the_sink_are_worth_more_than_the_others(embedded, tmp_path):
     tokens = tokenize(text("hamlet"), embedded.tokenizer, limit=700)
-    rated = open_lanes(embedded, tokens, [Duo()])[0].source._measured()
+    rated = measured_scores(open_lanes(embedded, tokens, [Duo()])[0].context)
     np.savetxt(tmp_path / "turned", -rated)
     most, least = (
         np.concatenate([s.nll for s in finished(embedded, tokens, Duo(30, 4, 60, scores=scores), 512)[1]]).mean()
@@ -173,7 +171,7 @@ def test_heads_are_given_as_a_file(tiny_llama, tmp_path):
     path.write_text("0.1\t0.9\n0.8\t0.2\n0.3\t0.7\n")
     policy = parse(f"duo:full=50,window=12,scores={path}")
     lane = open_lanes(tiny_llama, words(), [policy])[0]
-    assert lane.source.full_heads(policy) == [[1], [0], [1]]
+    assert full_heads(lane.context, policy) == [[1], [0], [1]]
     np.savetxt(path, np.zeros((2, 2)))
     with pytest.raises(ValueError, match="2 rows of 2 numbers, and this model has 3 layers of 2 KV heads"):
         open_lanes(tiny_llama, words(), [policy])
@@ -184,7 +182,7 @@ def test_heads_are_given_as_a_file(tiny_llama, tmp_path):
 
 def test_heads_are_given_as_numbers(tiny_llama, tmp_path):
     policy = parse("duo:full=50,window=12,scores=0.1 0.9; 0.8 2e-1; .3 0.7")
-    assert open_lanes(tiny_llama, words(), [policy])[0].source.full_heads(policy) == [[1], [0], [1]]
+    assert full_heads(open_lanes(tiny_llama, words(), [policy])[0].context, policy) == [[1], [0], [1]]
     assert not policy.file and parse(str(policy)) == policy
     other = parse("duo:full=50,window=12,scores=0.9 0.1; 0.8 0.2; .3 0.7")
     assert policy.label != other.label and "0.1" not in policy.label
@@ -222,14 +220,14 @@ def test_a_file_of_scores_is_regular_local_and_small(tiny_llama, tmp_path, monke
     "other", ["dense", "window:window=20", "streaming:sinks=4,window=16", "h2o:budget=16,recent=5"]
 )
 def test_a_lane_becomes_split_and_whole_again(tiny_llama, other):
-    lane = open_lanes(tiny_llama, words(200), [parse(other)], hold=64)[0]
+    lane = open_lanes(tiny_llama, words(200), [parse(other)], history=64)[0]
     reference = beside(lane)
     read_both(lane, reference, 40)
     switch_both(lane, reference, Duo(50, 4, 12))
     read_both(lane, reference, 40)
-    assert lane.split and lane.shares[-12:].min() == 1
+    assert lane.policy.store == "split" and lane.shares[-12:].min() == 1
     switch_both(lane, reference, parse(other))
-    assert not lane.split and len({len(c) for c in lane.caches}) == 1
+    assert len({len(c) for c in lane.store.layers}) == 1
     check_held(lane, reference)
     read_both(lane, reference, 40)
 
@@ -252,8 +250,8 @@ def test_pinned_sinks_are_held_by_both_kinds_of_heads(tiny_llama):
     read_both(lane, reference, 60)
     switch_both(lane, reference, Duo(50, 4, 16), pin=True)
     assert lane.sinks == 4
-    front = lane.source.front(4)
-    for cache, (keys, _) in zip(lane.caches, front, strict=True):
+    front = lane.context.prefix(4)
+    for cache, (keys, _) in zip(lane.store.layers, front, strict=True):
         for part, own in zip(cache.parts, cache.heads, strict=True):
             torch.testing.assert_close(part.sink_keys, keys[own])
     switch_both(lane, reference, Duo(50, 4, 16, first="own", knockout="values"))

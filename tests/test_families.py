@@ -95,7 +95,7 @@ def test_dense_equals_the_familys_own_numbers(family):
 
 def test_streaming_equals_the_rule_as_it_is_written(movable):
     tokens = words()
-    adapted, ids = open_lanes(movable, tokens, [Dense()])[0].source.model, torch.as_tensor(tokens)[None]
+    adapted, ids = open_lanes(movable, tokens, [Dense()])[0].context.model, torch.as_tensor(tokens)[None]
     for policy in (Streaming(4, 12), Window(12)):
         logits = adapted.forward(ids[:, :-1], Book(adapted, policy.sinks, policy.window, len(tokens) - 1))[0]
         expected = -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0]
@@ -108,7 +108,7 @@ def test_decoding_equals_reading(family):
     policy = Dense() if name in FIXED else Streaming(4, 12)
     expected = our_nll(model, tokens, 16, policy)
     lane = open_lanes(model, tokens[:20], [policy])[0]
-    lane.source.trace()
+    lane.context.trace()
     while not lane.done:
         lane.read(16)
     got = [lane.next(lambda logits, token=token: int(token)).nll[0] for token in tokens[20:]]
@@ -125,7 +125,7 @@ def test_sink_mass_is_the_sum_of_the_familys_own_columns(eager):
 
 def test_a_learned_sink_has_its_own_column():
     model, tokens = tiny("gpt_oss"), words()
-    lane = open_lanes(model, tokens, [Dense()], hold=64)[0]
+    lane = open_lanes(model, tokens, [Dense()], history=64)[0]
     lane.read(64)
     for layer in range(4):
         drawn = head_map(lane, layer, 1)
@@ -135,7 +135,7 @@ def test_a_learned_sink_has_its_own_column():
 
 
 def head_map_of(name):
-    lane = open_lanes(tiny(name), words(), [Dense()], hold=64)[0]
+    lane = open_lanes(tiny(name), words(), [Dense()], history=64)[0]
     lane.read(64)
     return head_map(lane, 0, 0)
 
@@ -253,15 +253,15 @@ def test_layers_may_lie_on_several_devices(name):
     policies = [Dense()] if name == "gpt2" else [Dense(), Streaming(4, 12)]
     adapted = rotary.adapt(spread, ADAPTERS)
     assert {d.type for d in adapted.homes.values()} == {"cpu", "meta"}
-    for lane in open_lanes(adapted, tokens, policies, hold=32):
+    for lane in open_lanes(adapted, tokens, policies, history=32):
         for _ in range(3):
-            logits, mass, _ = lane._forward(lane.position - 1, lane.position + 15, 1)
+            logits, mass, _ = lane.store.forward(lane.position - 1, lane.position + 15, 1)
             lane.position += 16
             assert logits.is_meta and mass.shape == (4, 4, 16)
-            assert [c.keys.view().device for c in lane.caches] == list(adapted.homes.values())
-        lane.source.truncate(lane.position)
-        logits, mass, _ = lane._next_logits(None)
-        assert logits.is_meta and mass.shape == (4, 4)
+            assert [c.keys.view().device for c in lane.store.layers] == list(adapted.homes.values())
+        lane.context.truncate(lane.position)
+        logits, mass, _ = lane.store.decode(lane.position, None)
+        assert logits.is_meta and mass.shape == (4, 4, 1)
 
 
 def test_readme_lists_the_families():

@@ -177,7 +177,7 @@ def test_the_chunk_changes_nothing_and_decoding_equals_reading(model_and_policy)
     np.testing.assert_allclose(our_nll(model, tokens, 512, policy), expected, atol=1e-4)
     lane = open_lanes(model, tokens[:20], [policy])[0]
     if policy == Dense():
-        lane.source.trace()
+        lane.context.trace()
     while not lane.done:
         lane.read(16)
     got = [lane.next(lambda _, token=token: int(token)).nll[0] for token in tokens[20:]]
@@ -203,7 +203,7 @@ MAPPED = [each for each in EACH if not each[1].startswith("recompute")]
 @pytest.mark.parametrize("model_and_policy", MAPPED, indirect=True, ids=lambda each: "-".join(each))
 def test_rows_of_maps_sum_to_one_and_to_the_sink_mass_of_reading(model_and_policy):
     model, policy = model_and_policy
-    lane = open_lanes(model, words(TOKENS), [policy], hold=TOKENS)[0]
+    lane = open_lanes(model, words(TOKENS), [policy], history=TOKENS)[0]
     mass = []
     while not lane.done:
         mass.append(lane.read(16).sink_mass)
@@ -311,4 +311,4 @@ def test_frequencies_are_chosen_once_for_all_layers_of_a_pass(variant, monkeypat
     lane = open_lanes(model_of(variant), words(TOKENS), [Window(12)])[0]
     made.clear()
     lane.read(512)
-    assert isinstance(lane.source.model, Adapted) and len(set(map(id, made))) == 1
+    assert isinstance(lane.context.model, Adapted) and len(set(map(id, made))) == 1

@@ -78,7 +78,7 @@ def test_maps_are_what_float32_makes_of_what_was_captured(family, policy, dtype,
     tokens, policy = words(TOKENS + 1), parse(policy)
     stretch = captured_by(adapted, tokens, policy, tmp_path / "s")
     atlas, twin = Atlas(stretch, adapted), adapt(copy.deepcopy(network).float())
-    lane = open_lanes(adapted, tokens, [policy], hold=TOKENS)[0]
+    lane = open_lanes(adapted, tokens, [policy], history=TOKENS)[0]
     while not lane.done:
         lane.read(16)
     whole = policy.softmax == "ordinary" and family != "gpt_oss"

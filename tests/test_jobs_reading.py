@@ -140,7 +140,7 @@ def test_out_of_memory_halts_one_lane_and_loses_nothing(registry, model):
     def short(*_, **__):
         # Half of the layers have taken the chunk in when memory runs out.
         with torch.inference_mode():
-            for cache in dense.caches[:1]:
+            for cache in dense.store.layers[:1]:
                 cache.append(cache.keys.view()[:, :5], cache.values.view()[:, :5])
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -148,7 +148,7 @@ def test_out_of_memory_halts_one_lane_and_loses_nothing(registry, model):
     until(run, lambda: 0 in run.halted)
     assert "Dense stands still, out of memory (it asked for 2.00 GiB more)" in run.note
     at = dense.position
-    assert {len(cache) for cache in dense.caches} == {at - 1}
+    assert {len(cache) for cache in dense.store.layers} == {at - 1}
     run.set_pace(0)
     until(run, lambda: run.lanes[1].done)
     assert dense.position == at and run.status == "running"

@@ -14,8 +14,8 @@ def tokens():
     return np.random.default_rng(2).integers(0, 97, 200)
 
 
-def read_all(model, tokens, policy, chunk=13, hold=64):
-    lane = open_lanes(model, tokens, [policy], hold=hold)[0]
+def read_all(model, tokens, policy, chunk=13, history=64):
+    lane = open_lanes(model, tokens, [policy], history=history)[0]
     mass = []
     while not lane.done:
         mass.append(lane.read(chunk).sink_mass)
@@ -23,12 +23,12 @@ def read_all(model, tokens, policy, chunk=13, hold=64):
 
 
 @pytest.mark.parametrize("chunk", [1, 16, 200])
-@pytest.mark.parametrize("hold", [50, 1000])
-def test_map_equals_eager_weights(tiny_llama, tokens, chunk, hold):
+@pytest.mark.parametrize("history", [50, 1000])
+def test_map_equals_eager_weights(tiny_llama, tokens, chunk, history):
     tiny_llama.set_attn_implementation("eager")
     with torch.no_grad():
         weights = tiny_llama(torch.as_tensor(tokens)[None], output_attentions=True).attentions
-    lane, _ = read_all(tiny_llama, tokens, Dense(), chunk, hold)
+    lane, _ = read_all(tiny_llama, tokens, Dense(), chunk, history)
     for layer, head in ((0, 0), (2, 3)):
         drawn = head_map(lane, layer, head, 40)
         expected = weights[layer][0, head].numpy()
@@ -64,7 +64,7 @@ def test_recompute_shows_its_newest_window(tiny_llama, tokens):
 
 
 def test_map_stays_exact_across_a_switch(tiny_llama, tokens):
-    lane = open_lanes(tiny_llama, tokens, [Window(20)], hold=64)[0]
+    lane = open_lanes(tiny_llama, tokens, [Window(20)], history=64)[0]
     while lane.position < 150:
         lane.read(10, upto=150)
     lane.switch(parse("streaming:sinks=4,window=16"), pin=True)
@@ -82,13 +82,13 @@ def test_attention_received_is_the_mean_over_the_queries_that_reached(tiny_llama
 
 
 def test_held_queries_are_bounded(tiny_llama, tokens):
-    lane, _ = read_all(tiny_llama, tokens, Streaming(4, 16), chunk=10, hold=40)
-    assert sum(p.stop - p.start for p in lane.pieces if p.queries) <= 40 + 10
-    assert sum(p.stop - p.start for p in lane.pieces) <= 40 + 16 + 10
+    lane, _ = read_all(tiny_llama, tokens, Streaming(4, 16), chunk=10, history=40)
+    assert sum(p.stop - p.start for p in lane.view.chunks if p.queries) <= 40 + 10
+    assert sum(p.stop - p.start for p in lane.view.chunks) <= 40 + 16 + 10
 
 
 def test_no_map_before_the_first_token_and_a_sentence_for_a_head_that_is_not_there(tiny_llama, tokens):
-    lane = open_lanes(tiny_llama, tokens, [Dense()], hold=64)[0]
+    lane = open_lanes(tiny_llama, tokens, [Dense()], history=64)[0]
     assert head_map(lane, 0, 0) is None
     lane.read(5)
     with pytest.raises(ValueError, match="layers are 0 to 2"):

@@ -127,7 +127,7 @@ def test_measuring_capturing_and_reading_at_once_give_what_each_gives_alone(tiny
 
     def read(name):
         lane = open_lanes(adapted, tokens[:40], [Streaming(4, 20)])[0]
-        lane.source.trace()
+        lane.context.trace()
         while not lane.done:
             lane.read(9)
         return np.stack([lane.next(lambda _, t=int(t): t).nll[0] for t in tokens[40:]])

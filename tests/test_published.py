@@ -42,7 +42,7 @@ class Prompt:
         lane = open_lanes(self.model, self.ids, [parse(written)])[0]
         while not lane.done:
             lane.read(64)
-        return [cache.places.tolist() for cache in lane.caches]
+        return [cache.positions.tolist() for cache in lane.store.layers]
 
 
 def once(kept=KEPT):

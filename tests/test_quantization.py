@@ -140,11 +140,11 @@ def test_packed_model_reads_nearly_as_well(embedded, oracle, weights, most):
 @pytest.mark.parametrize("traced", [False, True])
 def test_packed_model_answers_with_logits_of_float32(embedded, traced):
     lane = open_lanes(load("embedded", device="cpu", weights="int4"), np.arange(5, 30), [Streaming(4, 12)])[0]
-    layer, hidden, seen = lane.source.model.network.get_output_embeddings(), [], []
+    layer, hidden, seen = lane.context.model.network.get_output_embeddings(), [], []
     lane.read(64)
     if traced:
-        lane.source.trace()
-        assert lane.source._one is not None
+        lane.context.trace()
+        assert lane.context.traced
     handle = layer.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0][0, -1].clone()))
     step = lane.next(lambda logits: seen.append(logits) or 7)
     handle.remove()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.engine.kv.ranked import RankedLayer
+from analysis.engine.layers.ranked import RankedLayer
 from analysis.engine.stream import open_lanes, stream
 from analysis.maps.recent import head_map, head_row
 from analysis.policies import POLICIES, Dense, Ranked, Streaming, Window, parse
@@ -52,7 +52,7 @@ def test_policy_equals_its_reference_without_a_cache(name, interval, positions, 
     np.testing.assert_allclose(nll, expected, atol=1e-4)
     np.testing.assert_allclose(mass, book.mass, atol=1e-5)
     for (layer, head), kept in book.kept.items():
-        assert lane.caches[layer].places[head].tolist() == kept
+        assert lane.store.layers[layer].positions[head].tolist() == kept
     assert policy.name == "knorm" or held.max() <= policy.budget
 
 
@@ -80,7 +80,7 @@ def test_budget_for_the_whole_text_equals_dense(name, tiny_llama):
 def test_maps_show_what_each_head_gave_to_its_own_slots(interval, positions, tiny_llama):
     tokens = distinct(70)
     policy = small("h2o", interval=interval, positions=positions)
-    lane = open_lanes(tiny_llama, tokens, [policy], hold=30)[0]
+    lane = open_lanes(tiny_llama, tokens, [policy], history=30)[0]
     while not lane.done:
         lane.read(7)
     _, book = naive(tiny_llama, tokens, policy)
@@ -98,7 +98,7 @@ def test_maps_show_what_each_head_gave_to_its_own_slots(interval, positions, tin
 
 def test_what_goes_is_freed(tiny_llama):
     lane = read(tiny_llama, words(300), small("h2o")).lane
-    for cache in lane.caches:
+    for cache in lane.store.layers:
         assert cache.keys.shape == (2, 16, 8) and cache.keys.untyped_storage().nbytes() == cache.keys.nbytes
     assert lane.cache_bytes == 2 * 3 * 2 * 16 * 8 * 4
 
@@ -117,7 +117,7 @@ def test_late_sinks_that_begin_at_once_are_sinks_and_window(tiny_llama):
     late = read(tiny_llama, tokens, POLICIES["late"](budget=16, sinks=4, start=0))[0]
     np.testing.assert_allclose(late, read(tiny_llama, tokens, Streaming(4, 12))[0], atol=1e-5)
     lane = read(tiny_llama, tokens, small("late")).lane
-    assert lane.caches[0].places[0].tolist() == [6, 7, 8, *range(76, 89)]
+    assert lane.store.layers[0].positions[0].tolist() == [6, 7, 8, *range(76, 89)]
 
 
 def test_pyramid_gives_its_mean_and_no_more():
@@ -141,7 +141,7 @@ def test_random_lots_are_even():
 
 def test_random_keeps_an_even_sample_of_the_text(tiny_llama):
     lane = read(tiny_llama, np.resize(words(), 2000), POLICIES["random"](budget=200, sinks=0, recent=1)).lane
-    places = torch.stack([c.places for c in lane.caches]).float()
+    places = torch.stack([c.positions for c in lane.store.layers]).float()
     assert 900 < places.mean() < 1100
 
 
@@ -175,7 +175,7 @@ def test_answers_equal_reading(tiny_llama):
     for policy in (small("h2o"), small("snapkv", interval=4, positions="text")):
         expected = read(tiny_llama, tokens, policy)[0]
         lane = open_lanes(tiny_llama, tokens[:30], [policy])[0]
-        lane.source.trace()
+        lane.context.trace()
         while not lane.done:
             lane.read(16)
         before = lane.snapshot()
@@ -188,17 +188,17 @@ def test_answers_equal_reading(tiny_llama):
 @pytest.mark.parametrize("first", ["dense", "streaming:sinks=4,window=20", "recompute:window=24,stride=4"])
 @pytest.mark.parametrize("then", ["h2o:budget=16,recent=5", "knorm:budget=16,sinks=4,recent=3,skip=0"])
 def test_a_lane_switches_to_ranking_and_back(first, then, tiny_llama):
-    lane = open_lanes(tiny_llama, words(200), [parse(first)], hold=64)[0]
+    lane = open_lanes(tiny_llama, words(200), [parse(first)], history=64)[0]
     reference = beside(lane)
     read_both(lane, reference, 40)
     switch_both(lane, reference, parse(then))
     read_both(lane, reference, 1)
-    assert {len(c) for c in lane.caches} == {16} and lane.ranked
+    assert {len(c) for c in lane.store.layers} == {16} and lane.policy.store == "ranked"
     read_both(lane, reference, 16)
     switch_both(lane, reference, Window(30))
-    assert not lane.ranked and 1 <= len(lane.caches[0]) <= 16
+    assert 1 <= len(lane.store.layers[0]) <= 16
     read_both(lane, reference, 60)
-    assert len(lane.caches[0]) == 30
+    assert len(lane.store.layers[0]) == 30
 
 
 def test_dense_goes_on_exactly_where_nothing_was_evicted(tiny_llama):
@@ -220,8 +220,8 @@ def test_pinned_sinks_are_in_front_of_every_head(tiny_llama):
     assert lane.sinks == 4 and lane.missing_sinks(policy) == 0
     lane.read(30)
     assert lane.sinks == 4
-    front = lane.source.front(4)
-    for cache, (keys, _) in zip(lane.caches, front, strict=True):
+    front = lane.context.prefix(4)
+    for cache, (keys, _) in zip(lane.store.layers, front, strict=True):
         torch.testing.assert_close(cache.keys[:, :4], keys)
 
 
@@ -233,7 +233,7 @@ def test_a_model_is_traced_once_for_all_its_runs(embedded, monkeypatch):
     model = copy.copy(embedded)
     model.__dict__.pop("one_token", None)
     for _ in range(2):
-        open_lanes(model, np.arange(300), [small("knorm")])[0].source.trace()
+        open_lanes(model, np.arange(300), [small("knorm")])[0].context.trace()
     assert made == [model.adapted]
 
 
@@ -250,9 +250,9 @@ def test_ranking_runs_on_the_meta_device(tiny_llama):
         for positions in ("cache", "text"):
             lane = open_lanes(model, words(60), [small(name, positions=positions, interval=2)])[0]
             for begin, count in ((0, 5), (5, 12), (17, 2), (19, 1)):
-                logits, mass, _ = lane._rank(begin, count)
+                logits, mass, _ = lane.store.forward(begin, count)
                 assert logits.is_meta and mass.is_meta and mass.shape == (3, 4, count)
-            assert all(isinstance(c, RankedLayer) and c.keys.is_meta for c in lane.caches)
+            assert all(isinstance(c, RankedLayer) and c.keys.is_meta for c in lane.store.layers)
 
 
 def test_lanes_of_all_kinds_read_one_text(tiny_llama):
@@ -269,7 +269,7 @@ def test_shares_say_how_many_heads_hold_a_token(tiny_llama):
     shares = lane.shares
     assert shares.shape == (79,) and (shares[-5:] == 1).all()
     np.testing.assert_allclose(shares.sum(), 16, rtol=1e-6)
-    held = [sum(place in head for c in lane.caches for head in c.places.tolist()) / 6 for place in range(79)]
+    held = [sum(place in head for c in lane.store.layers for head in c.positions.tolist()) / 6 for place in range(79)]
     np.testing.assert_allclose(shares, held, rtol=1e-6)
     lane.switch(Window(12))
     assert lane.shares is None

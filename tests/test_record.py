@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.engine.context import Step
+from analysis.engine.step import Step
 from analysis.policies import Dense, Window
 from analysis.runs.folder import Folder
 from analysis.runs.reader import load

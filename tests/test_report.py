@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.engine.context import Step
+from analysis.engine.step import Step
 from analysis.figures.inputs import FigureInput, open_input
 from analysis.figures.report import page, report
 from analysis.runs.folder import save

@@ -8,11 +8,11 @@ import sys
 
 RUN = """
 from jaxtyping import install_import_hook
-checked = ["engine.attention.banded", "engine.kv.banded", "engine.attention.band", "families.rotary"]
+checked = ["engine.attention", "engine.layers.banded", "engine.layers.slots", "families.rotary"]
 install_import_hook([f"analysis.{name}" for name in checked], "beartype.beartype")
 import numpy as np, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from analysis.engine.kv.banded import Slots
+from analysis.engine.layers.slots import Slots
 from analysis.maps.recent import head_map
 from analysis.policies import parse
 from analysis.engine.stream import open_lanes
@@ -21,7 +21,7 @@ model = LlamaForCausalLM(LlamaConfig(vocab_size=97, hidden_size=32, intermediate
                                      num_attention_heads=4, num_key_value_heads=2)).eval()
 tokens = np.random.default_rng(0).integers(0, 97, 160)
 policies = ["dense", "window:window=16", "streaming:sinks=4,window=12", "recompute:window=16,stride=4"]
-for lane in open_lanes(model, tokens, [parse(p) for p in policies], hold=64):
+for lane in open_lanes(model, tokens, [parse(p) for p in policies], history=64):
     while lane.position < 100:
         lane.read(17)
     lane.switch(parse("streaming:sinks=4,window=12"), pin=True)

@@ -21,14 +21,14 @@ HOLD = 64
 
 def begun(model, policy, tokens=0, chunk=16):
     """A lane that has read so many tokens, and its reference."""
-    lane = open_lanes(model, words(400), [policy], hold=HOLD)[0]
+    lane = open_lanes(model, words(400), [policy], history=HOLD)[0]
     reference = beside(lane)
     read_both(lane, reference, tokens, chunk)
     return lane, reference
 
 
 def checked(lane, reference):
-    Tokens(lane.source.model).check(lane)
+    Tokens(lane.context.model).check(lane)
     check_held(lane, reference)
 
 
@@ -95,7 +95,7 @@ def test_what_all_heads_hold_stays_when_all_are_full(tiny_llama):
     lane, reference = begun(tiny_llama, Duo(100, 4, 8), 40)
     assert (lane.sinks, lane.first, lane.shares) == (40, 0, None)
     switch_both(lane, reference, Dense())
-    assert len(lane.caches[0]) == 40
+    assert len(lane.store.layers[0]) == 40
     read_both(lane, reference, 20)
     checked(lane, reference)
 
@@ -106,7 +106,7 @@ def test_pinned_sinks_are_as_the_new_policy_reads_them(tiny_llama, bent):
     kept, _ = begun(tiny_llama, policy, 50)
     lane, reference = begun(tiny_llama, Window(16), 50)
     switch_both(lane, reference, policy, pin=True)
-    for a, b in zip(kept.caches, lane.caches, strict=True):
+    for a, b in zip(kept.store.layers, lane.store.layers, strict=True):
         torch.testing.assert_close(a.sink_keys, b.sink_keys, atol=1e-5, rtol=1e-5)
     read_both(lane, reference, 20)
 
@@ -149,20 +149,25 @@ def test_sinks_without_a_place_get_one_when_they_are_kept(tiny_llama):
             np.testing.assert_allclose(step.nll[0], torch.logsumexp(logits, -1) - logits[int(token)], atol=1e-4)
 
 
-@pytest.mark.parametrize("policy", [Dense(), Streaming(4, 16), Duo(50, 4, 8), parse("h2o:budget=16,recent=5")], ids=str)
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Dense(),
+        Streaming(4, 16),
+        Duo(50, 4, 8, scores="0.1 0.9; 0.8 0.2; 0.3 0.7"),
+        parse("h2o:budget=16,recent=5"),
+    ],
+    ids=str,
+)
 def test_a_map_between_two_decoded_tokens_is_that_of_read_ones(tiny_llama, policy):
     tokens = words(60)
     read, _ = begun(tiny_llama, policy, 59)
-    lane = open_lanes(tiny_llama, tokens[:20], [policy], hold=HOLD)[0]
+    lane = open_lanes(tiny_llama, tokens[:20], [policy], history=HOLD)[0]
     lane.read(20)
-    lane.source._rated = read.source._rated
     for token in tokens[20:]:
         lane.next(lambda _, token=token: int(token))
         last = head_map(lane, 1, 2, 9)
         assert last.first + len(last.weights) == lane.position - 1
-    if isinstance(policy, Duo):
-        # Its heads were measured on other tokens.
-        return
     np.testing.assert_allclose(last.weights, head_map(read, 1, 2, 9).weights, atol=1e-5)
     np.testing.assert_allclose(last.sinks, head_map(read, 1, 2, 9).sinks, atol=1e-5)
 
@@ -191,10 +196,10 @@ def test_a_switch_that_fails_leaves_the_lane_as_it_was(tiny_llama, monkeypatch):
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as m:
-        m.setattr(lane.source, "front", full)
+        m.setattr(lane.context, "prefix", full)
         with pytest.raises(RuntimeError):
             lane.switch(Duo(50, 4, 8), pin=True)
-    assert lane.policy == Window(16) and not lane.split
+    assert lane.policy == Window(16) and lane.store.layers[0].held(1)
     checked(lane, reference)
     read_both(lane, reference, 20)
 
@@ -202,7 +207,7 @@ def test_a_switch_that_fails_leaves_the_lane_as_it_was(tiny_llama, monkeypatch):
 @pytest.mark.parametrize("policy", ["dense", "streaming:sinks=4,window=12", "duo:window=9", "h2o:budget=16,recent=5"])
 def test_somebody_else_sees_whole_rows_while_a_lane_reads_and_switches(tiny_llama, policy):
     policies = [parse(p) for p in (policy, "window:window=9", policy, "recompute:window=6,stride=2", policy)]
-    lane = open_lanes(tiny_llama, words(400), policies[:1], hold=HOLD)[0]
+    lane = open_lanes(tiny_llama, words(400), policies[:1], history=HOLD)[0]
     wrong, seen, done = [], [0], threading.Event()
 
     def look():
@@ -216,7 +221,6 @@ def test_somebody_else_sees_whole_rows_while_a_lane_reads_and_switches(tiny_llam
                 assert last is None or abs(last.weights.sum() - 1) < 1e-4
             except Exception as e:
                 wrong.append(e)
-                return
 
     thread = threading.Thread(target=look)
     thread.start()

@@ -106,7 +106,7 @@ def test_recompute_equals_a_fresh_forward_pass(tiny_llama, tokens, window, strid
 @pytest.mark.parametrize("policy", ["dense", "streaming:sinks=4,window=16,positions=text", "window:window=20"])
 def test_shifting_all_positions_changes_nothing(tiny_llama, tokens, policy):
     (plain,), (shifted,) = (open_lanes(tiny_llama, tokens, [parse(policy)]) for _ in range(2))
-    positions = shifted.source.model.positions
+    positions = shifted.context.model.positions
     positions.module = _Shifted(positions.module)
     while not plain.done:
         np.testing.assert_allclose(plain.read(50).nll, shifted.read(50).nll, atol=1e-4)
@@ -187,13 +187,12 @@ def test_engine_runs_on_the_meta_device(tokens, tmp_path):
     np.savetxt(tmp_path / "heads.txt", np.arange(8).reshape(2, 4))
     for policy in POLICIES:
         policy = policy.replace("measured", str(tmp_path / "heads.txt"))
-        lane = open_lanes(model, tokens, [parse(policy)], hold=64)[0]
+        lane = open_lanes(model, tokens, [parse(policy)], history=64)[0]
         for _ in range(4):
             # The reading itself, short of the one transfer to the host that ends it.
-            read = lane._read_afresh if policy.startswith("recompute") else lane._read_band
-            nll, mass, contexts, start = read(30, len(tokens))
-            assert nll.is_meta and mass.is_meta and nll.shape == contexts.shape == mass.shape[-1:]
-            lane.position = start + len(nll)
+            nll, mass, held = lane.store.read(lane.position, 30, len(tokens))
+            assert nll.is_meta and mass.is_meta and nll.shape == held.shape == mass.shape[-1:]
+            lane.position += len(nll)
 
 
 @pytest.mark.parametrize(

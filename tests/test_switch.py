@@ -34,7 +34,7 @@ def test_pinned_again_equals_never_evicted_for_the_sink_keys(tiny_llama, tokens,
     assert pinned.missing_sinks(Streaming(4, 16)) == 4
     pinned.switch(Streaming(4, 16), pin=True)
     assert pinned.sinks == 4
-    for a, b in zip(kept.caches, pinned.caches, strict=True):
+    for a, b in zip(kept.store.layers, pinned.store.layers, strict=True):
         np.testing.assert_allclose(a.sink_keys, b.sink_keys, atol=1e-5)
         np.testing.assert_allclose(a.sink_values, b.sink_values, atol=1e-5)
     step = pinned.read(10)

@@ -26,7 +26,7 @@ TEXTS = {
 
 
 def kept(lane):
-    return [c.places.tolist() for c in lane.caches]
+    return [c.positions.tolist() for c in lane.store.layers]
 
 
 def policy(name, interval, more=""):

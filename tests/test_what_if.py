@@ -8,8 +8,8 @@ import torch
 
 from analysis.engine.check import adapt
 from analysis.engine.context import SharedContext
-from analysis.engine.kv.ranked import RankedLayer
 from analysis.engine.lane import Lane
+from analysis.engine.layers.ranked import RankedLayer
 from analysis.engine.stream import open_lanes, stream
 from analysis.maps.recent import head_map, head_row
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
@@ -72,7 +72,7 @@ class Bent:
 
 
 def expected(model, tokens, policy):
-    adapted, ids = open_lanes(model, tokens, [policy])[0].source.model, torch.as_tensor(tokens)[None]
+    adapted, ids = open_lanes(model, tokens, [policy])[0].context.model, torch.as_tensor(tokens)[None]
     logits = adapted.forward(ids[:, :-1], Bent(adapted, policy, len(tokens) - 1))[0]
     return -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0].numpy()
 
@@ -89,7 +89,7 @@ def test_bent_attention_equals_whole_matrices(family, policy, bent):
     for chunk in (1, 16):
         np.testing.assert_allclose(our_nll(model, tokens, chunk, policy), wanted, atol=1e-4)
     lane = open_lanes(model, tokens[:25], [policy])[0]
-    lane.source.trace()
+    lane.context.trace()
     while not lane.done:
         lane.read(16)
     for kv_chunk in (None, 5):
@@ -121,7 +121,7 @@ def test_recompute_bends_the_texts_first_tokens_only(bent):
 
 
 def test_only_heads_that_got_the_extra_sink_have_its_column(tiny_llama):
-    lane = open_lanes(tiny_llama, words(), [Dense(softmax="off-by-one", heads="1.2")], hold=64)[0]
+    lane = open_lanes(tiny_llama, words(), [Dense(softmax="off-by-one", heads="1.2")], history=64)[0]
     while not lane.done:
         lane.read(16)
     assert (head_map(lane, 1, 2, 20).learned > 0).all()
@@ -133,7 +133,7 @@ def test_only_heads_that_got_the_extra_sink_have_its_column(tiny_llama):
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
 def test_maps_have_the_extra_sink_as_their_own_column(family, policy):
     tokens, settings = words(60), {"softmax": "logit", "logit": 1.5}
-    lane = open_lanes(shared(family), tokens, [replace(policy, **settings)], hold=64)[0]
+    lane = open_lanes(shared(family), tokens, [replace(policy, **settings)], history=64)[0]
     steps = []
     while not lane.done:
         steps.append(lane.read(8))
@@ -232,12 +232,12 @@ class Placed:
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "mpt"])
 def test_places_put_otherwise_equal_the_rule(family, policy):
     model, tokens = shared(family), words(60)
-    adapted, ids = open_lanes(model, tokens, [policy])[0].source.model, torch.as_tensor(tokens)[None]
+    adapted, ids = open_lanes(model, tokens, [policy])[0].context.model, torch.as_tensor(tokens)[None]
     logits = adapted.forward(ids[:, :-1], Placed(adapted, policy, len(tokens) - 1))[0]
     wanted = -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0].numpy()
     for chunk in (1, 16):
         np.testing.assert_allclose(our_nll(model, tokens, chunk, policy), wanted, atol=1e-4)
-    lane = open_lanes(model, tokens[:25], [policy], hold=64)[0]
+    lane = open_lanes(model, tokens[:25], [policy], history=64)[0]
     while not lane.done:
         lane.read(16)
     steps = [lane.next(lambda _, token=token: int(token)) for token in tokens[25:]]
@@ -265,9 +265,9 @@ STREAMING, RANKED = "streaming:sinks=4,window=12", "h2o:budget=16,recent=5"
 HOLDERS = ["dense", "window:window=12", "recompute:window=12,stride=4", STREAMING, RANKED]
 
 
-def opened(model, tokens, policy, hold=0):
-    source = SharedContext(adapt(model), np.asarray(tokens, np.int32), 4, hold, tokenizer=Tokenizer())
-    return Lane(0, parse(policy), source)
+def opened(model, tokens, policy, history=0):
+    context = SharedContext(adapt(model), np.asarray(tokens, np.int32), 4, history, tokenizer=Tokenizer())
+    return Lane(0, parse(policy), context)
 
 
 def rest(lane, chunk=16):
@@ -295,23 +295,23 @@ def test_a_lane_reads_other_first_tokens_as_if_the_text_began_with_them(policy, 
 def test_first_tokens_are_exchanged_while_a_lane_reads(policy):
     """Held are the keys and values of the others, and back they are the text's own."""
     model, tokens = shared("llama"), np.random.default_rng(1).permutation(90)[:60]
-    lane = opened(model, tokens, policy, hold=64)
+    lane = opened(model, tokens, policy, history=64)
     lane.read(30)
-    own = lane.source.front(4)
+    own = lane.context.prefix(4)
     joint = "," if ":" in policy else ":"
     lane.switch(parse(f"{policy}{joint}first=macbeth"))
-    others = lane.source.front(4, "macbeth", 4)
-    for cache, (keys, values) in zip(lane.caches, others, strict=True):
+    others = lane.context.prefix(4, "macbeth", 4)
+    for cache, (keys, values) in zip(lane.store.layers, others, strict=True):
         held = cache if policy.startswith("h2o") else RankedLayer.of(cache, 30)
         for head in range(len(keys)):
-            for slot, place in enumerate(held.places[head].tolist()):
+            for slot, place in enumerate(held.positions[head].tolist()):
                 if place < 4:
                     torch.testing.assert_close(held.keys[head, slot], keys[head, place])
                     torch.testing.assert_close(held.values[head, slot], values[head, place])
     assert any((o[0] - k[0]).abs().max() > 1e-3 for o, k in zip(own, others, strict=True))
     changed = lane.read(10).nll
     lane.switch(parse(policy))
-    for cache, (keys, _) in zip(lane.caches, own, strict=True):
+    for cache, (keys, _) in zip(lane.store.layers, own, strict=True):
         if not policy.startswith("h2o"):
             torch.testing.assert_close(RankedLayer.of(cache, 40).keys[:, :4], keys)
     lane = opened(model, tokens, policy)
@@ -326,7 +326,7 @@ def test_sinks_of_another_text_are_pinned_where_a_window_has_none(tiny_llama):
     reference = beside(lane)
     read_both(lane, reference, 40)
     switch_both(lane, reference, parse("streaming:sinks=4,window=12,first=macbeth"), pin=True)
-    for cache, (keys, values) in zip(lane.caches, lane.source.front(4, "macbeth", 4), strict=True):
+    for cache, (keys, values) in zip(lane.store.layers, lane.context.prefix(4, "macbeth", 4), strict=True):
         torch.testing.assert_close(cache.sink_keys, keys)
         torch.testing.assert_close(cache.sink_values, values)
     assert lane.sinks == 4
@@ -337,7 +337,7 @@ def test_sinks_of_another_text_are_pinned_where_a_window_has_none(tiny_llama):
 def test_answers_and_maps_have_the_other_first_tokens(tiny_llama, policy):
     tokens = words(60)
     read, steps = rest(opened(tiny_llama, tokens, policy))
-    lane = opened(tiny_llama, tokens[:25], policy, hold=64)
+    lane = opened(tiny_llama, tokens[:25], policy, history=64)
     rest(lane)
     said = [lane.next(lambda _, token=token: int(token)).nll[0] for token in tokens[25:]]
     np.testing.assert_allclose(said, read[24:], atol=1e-4)
@@ -352,7 +352,7 @@ def test_first_tokens_that_are_not_to_be_had_are_named(tiny_llama, embedded):
     with pytest.raises(ValueError, match=r"there is no text 'macbet'.*macbeth"):
         open_lanes(embedded, words(), [Dense(first="macbet")])
     lane = opened(tiny_llama, words(), "dense")
-    lane.source.tokenizer.bos_token_id = None
+    lane.context.tokenizer.bos_token_id = None
     with pytest.raises(ValueError, match="no token that begins a text"):
         lane.switch(Dense(first="bos"))
     assert lane.policy == Dense()

@@ -25,8 +25,9 @@ from transformers.generation import (
 )
 
 from .. import files, texts
-from ..engine.context import SharedContext, Step
+from ..engine.context import SharedContext
 from ..engine.lane import Lane, Snapshot
+from ..engine.step import Step
 from ..engine.stream import SINK_TOKENS
 from ..families.positions import LEARNED
 from ..families.rotary import Adapted
@@ -265,13 +266,15 @@ class Conversation:
         sampling: Sampling,
         *,
         index: int = 0,
-        hold: int = 0,
+        history: int = 0,
         sink_tokens: int = SINK_TOKENS,
         kv_chunk: int | None = None,
     ) -> None:
         self.partner, self.sampling, self.kv_chunk = partner, sampling, kv_chunk
-        source = SharedContext(partner.adapted, np.zeros(0, np.int32), sink_tokens, hold, tokenizer=partner.tokenizer)
-        self.lane = Lane(index, policy, source)
+        context = SharedContext(
+            partner.adapted, np.zeros(0, np.int32), sink_tokens, history, tokenizer=partner.tokenizer
+        )
+        self.lane = Lane(index, policy, context)
         self.turns: list[Turn] = []
         self.switches: list[Switch] = []
         self.roles = Column(np.int8)
@@ -284,7 +287,7 @@ class Conversation:
 
     @property
     def tokens(self) -> NDArray[np.int32]:
-        return self.lane.source.tokens
+        return self.lane.context.tokens
 
     @property
     def policy(self) -> Policy:
@@ -304,11 +307,11 @@ class Conversation:
     def kept(self) -> tuple[int, int]:
         """What the cache holds: the first n tokens of the text, and all from a position on."""
         lane = self.lane
-        return (lane.sinks, lane.first) if lane.caches else (0, lane.position - 1)
+        return lane.sinks, lane.first
 
     def trace(self) -> None:
         """Make answers faster from now on (tracing.py); takes a second or two the first time."""
-        self.lane.source.trace(self.partner.model.one_token)
+        self.lane.context.trace(self.partner.model.one_token)
 
     def check(self, prompt: str) -> tuple[str, NDArray[np.int32], NDArray[np.int8], tuple[str, ...]]:
         """The words as they will be said, their tokens and roles, and names of control tokens in them, read as text.
@@ -344,7 +347,7 @@ class Conversation:
         """Say something; the answer comes by `step`.  Raises ValueError where that cannot be."""
         prompt, ids, roles, names = self.check(prompt)
         self.turns.append(Turn(prompt, len(self.tokens), as_text=names))
-        self.lane.source.extend(ids)
+        self.lane.context.extend(ids)
         self.roles.append(roles)
 
     def _check_room(self, more: int) -> None:
@@ -359,7 +362,7 @@ class Conversation:
         # Keys, values, rotated keys, and room for them to grow.
         needed = int((len(self.tokens) + more) * self.partner.model.bytes_per_token * 2.5)
         free = psutil.virtual_memory().available
-        if self.lane.source.model.device.type == "cpu" and needed > free:
+        if self.lane.context.model.device.type == "cpu" and needed > free:
             raise ValueError(
                 f"{self.policy.label} keeps everything, and with these {more:,} tokens it would need "
                 f"{needed / 1e9:.1f} GB where {free / 1e9:.1f} GB are free: shorten the prompt, or take another policy"
@@ -389,7 +392,7 @@ class Conversation:
         if turn.begin is None:
             turn.begin = len(self.tokens)
             self._before, self._before_switches = lane.snapshot(), len(self.switches)
-        source = lane.source
+        source = lane.context
         step = lane.next(lambda logits: self._chooser(source.ids, logits), kv_chunk=self.kv_chunk)
         roles = np.array([ASSISTANT], np.int8)
         self.roles.append(roles)
@@ -405,7 +408,7 @@ class Conversation:
         if before is None:
             return
         self.lane.restore(before)
-        self.lane.source.extend(said[before.tokens :])
+        self.lane.context.extend(said[before.tokens :])
         del self._pieces[len(said) :]
         if policy != self.policy:
             self.lane.switch(policy, pin=self._pin)

@@ -11,7 +11,7 @@ from typing import Self
 from rich.console import Console
 
 from ..chat.conversation import Conversation, join
-from ..engine.context import Step
+from ..engine.step import Step
 from ..runs.folder import Folder
 from ..texts import said_as_text
 

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..families.rotary import Adapted
 from ..policies import Policy
 from .check import adapt
-from .context import SharedContext, Step
+from .context import SharedContext
 from .lane import Lane
+from .step import Step
 
 CHUNK = 512
 """Tokens of a chunk unless said: larger ones are hardly faster, smaller ones waste more."""
@@ -38,13 +39,13 @@ def open_lanes(
     policies: Sequence[Policy],
     *,
     sink_tokens: int = SINK_TOKENS,
-    hold: int = 0,
+    history: int = 0,
 ) -> list[Lane]:
     """Lanes at the beginning of a text.
 
     `model`: a LanguageModel, or any causal transformers model that can be adapted; `tokens`: token ids, [tokens];
-    `hold`: of how many of the newest tokens queries and keys are kept, for maps.  Raises ValueError where the text is
-    too short, a token is not in the vocabulary, or the family cannot be read.
+    `history`: of how many of the newest tokens queries and keys are kept, for maps.  Raises ValueError where the text
+    is too short, a token is not in the vocabulary, or the family cannot be read.
     """
     tokens = np.asarray(tokens, dtype=np.int32).reshape(-1)
     if len(tokens) < 2:
@@ -59,10 +60,10 @@ def open_lanes(
             f"token ids must be between 0 and {vocabulary - 1} for this model, and the text has ids from "
             f"{tokens.min()} to {tokens.max()}: use the ids of the model's own tokenizer"
         )
-    source = SharedContext(adapted, tokens, sink_tokens, hold)
+    context = SharedContext(adapted, tokens, sink_tokens, history)
     if loaded:
-        source.tokenizer, source.tracer = model.tokenizer, lambda: model.one_token
-    return [Lane(i, policy, source) for i, policy in enumerate(policies)]
+        context.tokenizer, context.tracer = model.tokenizer, lambda: model.one_token
+    return [Lane(i, policy, context) for i, policy in enumerate(policies)]
 
 
 def next_lane(lanes: Sequence[Lane], upto: int | None = None) -> Lane | None:
@@ -81,11 +82,11 @@ def stream(
     *,
     chunk: int = CHUNK,
     sink_tokens: int = SINK_TOKENS,
-    hold: int = 0,
+    history: int = 0,
 ) -> Iterator[Step]:
     """Steps of lanes that read the text by equal shares of time, until every lane has read it to its end."""
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 token, not {chunk}")
-    lanes = open_lanes(model, tokens, policies, sink_tokens=sink_tokens, hold=hold)
+    lanes = open_lanes(model, tokens, policies, sink_tokens=sink_tokens, history=history)
     while (lane := next_lane(lanes)) is not None:
         yield lane.read(chunk)

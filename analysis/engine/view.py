@@ -7,58 +7,54 @@ thread while the lane reads on.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from .attention.token import TokenPass
-from .context import QKChunk, RankedChunk, SharedContext
-from .kv.banded import BandedLayer, Span
-from .kv.ranked import Scattered
-from .kv.split import SplitLayer
+from .context import SharedContext
+from .history import QKChunk
+from .kv.store import Chunk
+from .layers.slots import Held, prefix_of
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a lane held when it had read so many tokens."""
+    """What a lane held when it had read `read` tokens."""
 
-    source: SharedContext
+    context: SharedContext
     read: int
-    caches: list[BandedLayer] | list[SplitLayer] | list[Scattered]
-    """As they go on being written, but for ranked ones; a run says itself where in the text it begins."""
-    spans: list[Span] | list[Scattered]
+    held: Sequence[Held]
     """Which tokens are held, by groups of heads that hold the same."""
-    settled: list[QKChunk] | list[RankedChunk]
+    layers: Sequence[Any]
+    """What each layer holds, from which chunks of the same store take keys."""
+    settled: Sequence[Chunk]
     decoded: tuple[TokenPass, ...]
-    """Newest tokens whose queries and keys are not in one piece yet."""
+    """Newest tokens whose queries and keys are not in one chunk yet."""
+
+    @cached_property
+    def chunks(self) -> Sequence[Chunk]:
+        """Queries and keys of the newest tokens, oldest first, from which maps are drawn."""
+        return [*self.settled, QKChunk.of(self.decoded)] if self.decoded else self.settled
 
     @property
     def sinks(self) -> int:
         """First tokens whose keys are held, without a gap, by all heads."""
-        return sinks_of(self.spans)
+        return prefix_of(self.held)
 
-    @cached_property
-    def pieces(self) -> list[QKChunk] | list[RankedChunk]:
-        """Queries and keys of the newest tokens, oldest first, from which maps are drawn."""
-        return [*self.settled, joined(self.decoded)] if self.decoded else self.settled
+    @property
+    def first(self) -> int:
+        """The text position from which on every token is held by all heads."""
+        return self.read - min((some.suffix for some in self.held), default=self.read)
 
-    def held(self, layer: int, kv_head: int) -> tuple[BandedLayer, int]:
-        """The cache that holds a KV head by place, and which of its heads that is."""
-        cache = self.caches[layer]
-        if not isinstance(cache, SplitLayer):
-            return cache, kv_head
-        part = 0 if kv_head in cache.names[0] else 1
-        return cache.parts[part], cache.names[part].index(kv_head)
-
-
-def sinks_of(spans: Sequence[Span] | Sequence[Scattered]) -> int:
-    """First tokens whose keys are held, without a gap, by all heads of these."""
-    return min((span.prefix for span in spans), default=0)
-
-
-def joined(decoded: Sequence[TokenPass]) -> QKChunk:
-    """The queries and keys of tokens that were decoded one after the other, as one piece."""
-    first, last, layers = decoded[0], decoded[-1], range(decoded[0].model.layers)
-    queries = [torch.cat([d.queries[layer] for d in decoded], 1) for layer in layers]
-    keys = [torch.cat([d.keys[layer] for d in decoded], 1) for layer in layers]
-    sinks = [[c.sink_keys for c in first.caches]]
-    return QKChunk(first.token, last.token + 1, first.reach, queries, keys, first.what_if, first.length, sinks)
+    @property
+    def shares(self) -> NDArray[np.float32] | None:
+        """Which share of all KV heads holds each token that was read, [read]; None where all hold the same."""
+        alike = {some.alike for some in self.held}
+        if not alike or (len(alike) == 1 and None not in alike):
+            return None
+        counts = np.zeros(self.read, np.float32)
+        for some in self.held:
+            some.count(counts)
+        return counts / sum(some.heads for some in self.held)

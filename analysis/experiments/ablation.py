@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from .. import files, metrics
 from ..engine.stream import CHUNK, Loaded, open_lanes
 from ..families.rotary import Adapted
-from ..policies import Banded, Duo, Policy
+from ..policies import Policy
 from ..tables import as_csv
 
 PASS_SECONDS = 0.25
@@ -89,7 +89,7 @@ def knock_outs(
     does.
     """
     unmodified, cuts = yield from _read_unmodified(model, tokens, replace(policy, knockout="none"), chunk)
-    adapted = open_lanes(model, tokens, [policy])[0].source.model
+    adapted = open_lanes(model, tokens, [policy])[0].context.model
     if heads is None:
         heads = ((layer, head) for layer in range(adapted.layers) for head in range(adapted.heads))
     for done, (layer, head) in enumerate(heads, 1):
@@ -115,7 +115,7 @@ def _read_unmodified(
     model: Model, tokens: NDArray[np.int32], policy: Policy, chunk: int | None
 ) -> Generator[float, None, tuple[NDArray[np.float32], list[int]]]:
     """NLL of the text, and up to where each pass went."""
-    least = MIN_CHUNK if isinstance(policy, Banded | Duo) else MIN_CHUNK_ONE_BY_ONE
+    least = MIN_CHUNK if policy.pass_tokens is None else MIN_CHUNK_ONE_BY_ONE
     size = chunk or least
     lane, parts, cuts = open_lanes(model, tokens, [policy])[0], [], []
     while not lane.done:

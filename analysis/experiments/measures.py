@@ -6,6 +6,7 @@ sample gets a number for each measure; means and spreads over samples are left t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from .. import metrics, texts
-from ..engine.attention.banded import capped
+from ..engine.attention.call import Call
 from ..families.rotary import Adapted
 from ..models.language_model import LanguageModel
 from ..runs.spec import Spec
@@ -83,30 +84,23 @@ class _MeasuringPass:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        *,
-        scaling: float | None = None,
-        softcap: float | None = None,
-        sliding_window: int | None = None,
-        s_aux: Tensor | None = None,
-        **_,
+        **settings: Any,
     ) -> Tensor:
-        samples, heads, tokens, dim = query.shape
+        call = Call.of(attention, query, key, value, **settings)
+        samples, tokens = len(query), call.queries
         places = torch.arange(tokens, device=query.device)
         angles = self.model.angles(attention, torch.arange(tokens, device=self.model.device), tokens)
         q, k = (self.model.rotate(attention, x, angles) for x in (query, key))
-        groups = heads // key.shape[1]
-        k, v = k.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        k, v = k.repeat_interleave(call.groups, 1), value.repeat_interleave(call.groups, 1)
         distance = places[:, None] - places[None]
         unseen = distance < 0
-        if sliding_window is not None:
-            unseen = unseen | (distance >= sliding_window)
+        if call.sliding_window is not None:
+            unseen = unseen | (distance >= call.sliding_window)
         outs, found = [], {name: [] for name in MEASURES}
         for one in range(samples):
             # One sample at a time: so a matrix of 4,096 tokens fits for all heads.
-            scores = capped(q[one] @ k[one].transpose(-1, -2) * (scaling or dim**-0.5), softcap).float()
-            scores = scores.masked_fill(unseen, float("-inf"))
-            if s_aux is not None:
-                scores = torch.cat((scores, s_aux.float().view(-1, 1, 1).expand(-1, tokens, 1)), -1)
+            scores = call.capped(q[one] @ k[one].transpose(-1, -2) * call.scaling).float()
+            scores = call.with_sinks(scores.masked_fill(unseen, float("-inf")))
             weights = torch.softmax(scores, -1)[..., :tokens]
             outs.append(weights.to(v.dtype) @ v[one])
             for name, number in self._of(weights, distance, self.separators[one]).items():
@@ -114,7 +108,7 @@ class _MeasuringPass:
         for name, numbers in found.items():
             self.heads[name].append(torch.stack(numbers))
         for kind, x in enumerate((key, value)):
-            own = x[..., : dim - self.model.positions.added]
+            own = x[..., : call.dim - self.model.positions.added]
             self.norms[kind].append(own.float().norm(dim=-1).mean(1))
         return torch.stack(outs).transpose(1, 2)
 

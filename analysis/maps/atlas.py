@@ -132,9 +132,9 @@ class Atlas:
         extra, learned = torch.full((end - begin,), float("-inf")), self.model.settings[layer].get("s_aux")
         for segment in self.stretch.segments:
             rows = slice(max(0, segment.start - begin), max(0, segment.stop - begin))
-            what_if, heads = Interventions.of(parse(segment.policy)), torch.empty(1, self.stretch.heads)
+            interventions, heads = Interventions.of(parse(segment.policy)), torch.empty(1, self.stretch.heads, 1, 1)
             sinks = None if learned is None else learned.float().cpu()
-            sinks = sinks if what_if is None else what_if.sink(sinks, layer, heads)
+            sinks = sinks if interventions is None else interventions.sink(sinks, layer, heads)
             if sinks is not None:
                 extra[rows] = sinks[head]
         return torch.logsumexp(torch.stack([*parts, extra]), 0)
@@ -205,11 +205,11 @@ class Atlas:
             kept = (layer, group, run0, end, origin, segment.length)
             held = self._turned
             if held is None or held[0] != kept:
-                held = kept, turned(keys(run0, end), reach.in_run(torch.arange(run0, end), origin))
+                held = kept, turned(keys(run0, end), reach.in_window(torch.arange(run0, end), origin))
                 # A few are soon rotated again, and would take the place of many.
                 self._turned = held if end - run0 > FIRST else self._turned
             k = held[1][: run1 - run0]
-            scores = turned(query * scaling, reach.in_run(t, origin)) @ k.T
+            scores = turned(query * scaling, reach.in_window(t, origin)) @ k.T
             # Only at its two edges does a band hold pairs that do not meet.
             high = int(reach.low(t[-1:]))
             edges = [slice(0, max(0, min(run1, high + 1) - run0)), slice(max(0, start - run0), run1 - run0)]
@@ -217,7 +217,7 @@ class Atlas:
             yield run0, finished(scores, run0, [e for e in edges if e.start < e.stop], run)
         sinks = min(reach.sinks, c1, stop)
         if c0 < sinks:
-            at = reach.in_front(torch.device("cpu"))[c0:sinks]
+            at = reach.at_sinks(torch.device("cpu"))[c0:sinks]
             scores = turned(query * scaling, reach.slot(t)) @ turned(keys(c0, sinks), at).T
             yield c0, finished(scores, c0, [slice(0, sinks - c0)], segment.reach)
 

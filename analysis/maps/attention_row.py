@@ -38,9 +38,9 @@ class Passage:
         self.tokens = np.asarray(tokens, np.int32)
         # The engine predicts every token from those before it, and so reads all but the last: one more is put behind.
         more = np.append(self.tokens, self.tokens[-1:])
-        self._lane = open_lanes(model, more, [parse("dense")], sink_tokens=1, hold=len(tokens))[0]
+        self._lane = open_lanes(model, more, [parse("dense")], sink_tokens=1, history=len(tokens))[0]
         passes = []
-        self._lane.source.watch = passes.append
+        self._lane.context.watch = passes.append
         self.sink_weights: NDArray[np.float32] = self._lane.read(len(tokens)).sink_mass
         """Weight on token 0 of every query, [layers, heads, queries]."""
         (self.attended,) = passes

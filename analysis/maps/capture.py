@@ -23,7 +23,7 @@ from ..engine.attention.band import Band
 from ..engine.attention.banded import BandedPass
 from ..engine.stream import CHUNK, open_lanes
 from ..models.language_model import LanguageModel
-from ..policies import Banded, Policy, parse
+from ..policies import Policy, parse
 from ..runs.spec import Spec
 from ..runs.status import RUNNING, here, status_of
 from ..texts import Text, Tokenized
@@ -169,7 +169,7 @@ def capture(
     """
     policies = [parse(spec.policies[0]), *(policy for _, policy in switches)]
     for policy in policies:
-        if not isinstance(policy, Banded) or policy.first != "own":
+        if not policy.capturable or policy.first != "own":
             raise ValueError(
                 f"{policy.label}: a stretch is captured under dense, window or sinks + window, and with the text's own "
                 "first tokens: choose one of these"
@@ -196,7 +196,7 @@ def capture(
     try:
         files.write(path / UNDER_WAY, json.dumps({"status": RUNNING, "process": here()}))
         recorder = _Recorder(adapted, count, width, path)
-        lane.source.watch = recorder.take
+        lane.context.watch = recorder.take
         todo = [(min(at, count), policy) for at, policy in switches]
         while not lane.done:
             while todo and lane.position >= todo[0][0]:
@@ -245,7 +245,7 @@ def _remove(path: Path) -> None:
         path.rmdir()
 
 
-def _reads_otherwise(before: Banded, policy: Banded) -> bool:
+def _reads_otherwise(before: Policy, policy: Policy) -> bool:
     """Whether sinks that are pinned again have other keys than those that were read under an earlier policy."""
     if before.capacity is None or policy.sinks <= before.sinks:
         return False
@@ -273,7 +273,7 @@ class _Recorder:
 
     def take(self, reading: BandedPass) -> None:
         begin, count = reading.start, reading.queries[0].shape[2]
-        end, reach = begin + count, reading.reach
+        end, reach = begin + count, reading.band
         last = self.segments[-1] if self.segments else None
         alike = (self.policy, reach.sinks, reading.length)
         one = last is not None and (last.policy, last.reach.sinks, last.length) == alike

@@ -6,20 +6,17 @@ still, which is replaced and never overwritten.
 """
 
 from dataclasses import dataclass
-from functools import singledispatch
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..engine.context import QKChunk, RankedChunk
+from ..engine.kv.store import Chunk
 from ..engine.lane import Lane
 from ..engine.view import View
-
-Chunk = QKChunk | RankedChunk
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ def head_row(lane: Lane, layer: int, head: int, token: int) -> HeadRow | None:
     """
     _check(lane, layer, head)
     view = lane.view
-    chunk = next((c for c in view.pieces if c.queries and c.start <= token < c.stop), None)
+    chunk = next((c for c in view.chunks if c.queries and c.start <= token < c.stop), None)
     if chunk is None:
         return None
     with torch.inference_mode():
@@ -91,15 +88,15 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
     """
     _check(lane, layer, head)
     view = lane.view
-    chunks = [c for c in view.pieces if c.queries]
+    chunks = [c for c in view.chunks if c.queries]
     if not chunks:
         return None
     stop = chunks[-1].stop
     first = max(chunks[0].start, stop - tokens)
-    shown = min(lane.source.sink_tokens, stop)
+    shown = min(lane.context.sink_tokens, stop)
     weights = np.full((stop - first, stop - first), np.nan, np.float32)
     sinks = np.full((stop - first, shown), np.nan, np.float32)
-    by_family = "s_aux" in lane.source.model.settings[layer]
+    by_family = "s_aux" in lane.context.model.settings[layer]
     has_sink_logit = by_family or any(_added_logit(c, layer, head) is not None for c in chunks)
     learned = np.full(stop - first, np.nan, np.float32) if has_sink_logit else None
     with torch.inference_mode():
@@ -118,7 +115,7 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
 
 
 def _check(lane: Lane, layer: int, head: int) -> None:
-    model = lane.source.model
+    model = lane.context.model
     if not 0 <= layer < model.layers or not 0 <= head < model.heads:
         raise ValueError(
             f"there is no layer {layer}, head {head}: layers are 0 to {model.layers - 1}, heads 0 to {model.heads - 1}"
@@ -139,11 +136,12 @@ class _Rows(NamedTuple):
 
 def _rows(view: View, chunk: Chunk, layer: int, head: int) -> _Rows:
     """All in float32 from what was captured, whatever the model computes in, so that a row of weights sums to 1."""
-    model = view.source.model
+    model = view.context.model
     attention, settings = model.attentions[layer], model.settings[layer]
     query = chunk.queries[layer][head][None, None].float()
     scaling = settings.get("scaling") or query.shape[-1] ** -0.5
-    parts, exact = _key_parts(chunk, view, layer, head)
+    kv_head = head // (model.heads // model.kv_heads)
+    parts, exact = chunk.key_parts(layer, kv_head, view.chunks, view.layers[layer])
     scores = []
     for part in parts:
         at = part.query_rotated_at, part.key_rotated_at
@@ -172,7 +170,7 @@ def _rows(view: View, chunk: Chunk, layer: int, head: int) -> _Rows:
 
 def _added_logit(chunk: Chunk, layer: int, head: int) -> float | None:
     """The logit without a token that an intervention added for a head."""
-    return None if chunk.what_if is None else chunk.what_if.logit_of(layer, head)
+    return None if chunk.interventions is None else chunk.interventions.logit_of(layer, head)
 
 
 def _sink_logit(added: float | None, s_aux: Tensor | None, head: int, device: torch.device) -> Tensor | None:
@@ -181,75 +179,3 @@ def _sink_logit(added: float | None, s_aux: Tensor | None, head: int, device: to
     if added is not None:
         logits.append(torch.tensor(added, device=device))
     return torch.logsumexp(torch.stack(logits), 0) if logits else None
-
-
-class KeyPart(NamedTuple):
-    """Keys that the queries of a chunk may reach, before rotation, and what is needed to score them."""
-
-    keys: Float[Tensor, "keys dim"]
-    positions: Int[Tensor, " keys"]
-    """In the text."""
-    key_rotated_at: Int[Tensor, " keys"]
-    query_rotated_at: Int[Tensor, " queries"]
-    """Positions at which keys and queries are rotated: only their differences count."""
-    reached: Bool[Tensor, "queries keys"]
-
-
-@singledispatch
-def _key_parts(chunk: Chunk, view: View, layer: int, head: int) -> tuple[list[KeyPart], Bool[Tensor, " queries"]]:
-    """The keys that a chunk's queries may reach, and which queries still have all of theirs: their rows are exact."""
-    raise NotImplementedError
-
-
-@_key_parts.register(QKChunk)
-def _banded_parts(chunk: QKChunk, view: View, layer: int, head: int) -> tuple[list[KeyPart], Bool[Tensor, " queries"]]:
-    """The sinks, and the window."""
-    model = view.source.model
-    group = head // (model.heads // model.kv_heads)
-    band = chunk.reach_of(layer, group)
-    low, window = _window(view, chunk, layer, group)
-    t = torch.arange(chunk.start, chunk.stop, device=window.device)
-    parts = []
-    if band.sinks:
-        at = torch.arange(band.sinks, device=window.device)
-        keys = chunk.sinks_of(layer, group)
-        parts.append(KeyPart(keys, at, band.in_front(window.device), band.slot(t), band.sees(t, at)))
-    at = torch.arange(low, chunk.stop, device=window.device)
-    parts.append(KeyPart(window, at, band.in_run(at, low), band.in_run(t, low), band.sees(t, at)))
-    return parts, band.low(t) >= (low if len(at) else chunk.stop)
-
-
-@_key_parts.register(RankedChunk)
-def _ranked_parts(
-    chunk: RankedChunk, view: View, layer: int, head: int
-) -> tuple[list[KeyPart], Bool[Tensor, " queries"]]:
-    """The slots of one KV head as they were: those that are still held, and those that were evicted after the chunk."""
-    model = view.source.model
-    group = head // (model.heads // model.kv_heads)
-    evicted = [later.gone[layer] for later in view.pieces if later.stop >= chunk.stop]
-    slots = [view.caches[layer], *(e for e in evicted if e is not None)]
-    keys, positions = torch.cat([s.keys[group] for s in slots]), torch.cat([s.places[group] for s in slots])
-    order = positions.argsort()
-    order = order[positions[order] < chunk.stop]
-    keys, positions = keys[order], positions[order]
-    t = torch.arange(chunk.start, chunk.stop, device=positions.device)
-    numbers = torch.arange(len(positions), device=positions.device)
-    by_slot = chunk.policy.positions == "cache"
-    key_at, query_at = (numbers, numbers[len(numbers) - len(t) :]) if by_slot else (positions, t)
-    return [KeyPart(keys, positions, key_at, query_at, positions <= t[:, None])], torch.ones_like(t, dtype=torch.bool)
-
-
-def _window(view: View, chunk: QKChunk, layer: int, group: int) -> tuple[int, Float[Tensor, "keys dim"]]:
-    """The text position of the first key that stands before or in a chunk without a gap, and all keys from there on."""
-    band = chunk.reach_of(layer, group)
-    held = [c for c in view.pieces if c.stop <= chunk.stop]
-    keys, low = [c.keys[layer][group] for c in held], held[0].start
-    if band.window is None:
-        # A lane that keeps everything has its older keys in the cache.
-        cache, row = view.held(layer, group)
-        older, oldest = cache.keys.placed()
-        if oldest < low <= oldest + older.shape[1]:
-            keys.insert(0, older[row, : low - oldest])
-            low = oldest
-    start = max(low, int(band.low(torch.tensor(chunk.start))))
-    return start, torch.cat(keys)[start - low :]

@@ -16,6 +16,11 @@ from ..settings import Settings, setting
 class Policy(Settings):
     """What a lane keeps of the tokens that it has read."""
 
+    store: ClassVar[str]
+    """Name of the KV store that keeps it (engine/kv/)."""
+    capturable: ClassVar[bool] = False
+    """Whether a token's position alone says what it reaches in every head, so that a captured stretch can be drawn."""
+
     knockout: str = setting(
         "none",
         "What is taken from the first tokens: their values (seen, but empty) or their weights (others make up for it).",
@@ -80,7 +85,7 @@ class Policy(Settings):
         return words
 
     @property
-    def bent_heads(self) -> frozenset[tuple[int, int]] | None:
+    def changed_heads(self) -> frozenset[tuple[int, int]] | None:
         """Layer and head of each head that `heads` names; None: all."""
         if self.heads == "all":
             return None
@@ -95,6 +100,20 @@ class Policy(Settings):
     def full_from(self) -> int | None:
         """The most tokens that can be read before the first one leaves; None where none ever does."""
         return self.capacity
+
+    @property
+    def pass_tokens(self) -> int | None:
+        """The most tokens that go through the model in one pass when the cache is full; None for any number."""
+        return None
+
+    @property
+    def moves_keys(self) -> bool:
+        """Whether cached keys stand elsewhere after others have left, as learned positions cannot."""
+        return True
+
+    def first_protected(self, read: int) -> int:
+        """How many of the first tokens stay whatever comes, when `read` tokens have been read."""
+        return 0
 
     @property
     def file(self) -> str:
@@ -120,6 +139,8 @@ class Policy(Settings):
 class Banded(Policy):
     """Keeps the first `sinks` tokens and the last `window`: what is kept never depends on what is read."""
 
+    store: ClassVar[str] = "banded"
+    capturable: ClassVar[bool] = True
     sinks: ClassVar[int] = 0
     window: ClassVar[int | None] = None
     positions: ClassVar[str] = "text"
@@ -128,14 +149,30 @@ class Banded(Policy):
     def capacity(self) -> int | None:
         return None if self.window is None else self.sinks + self.window
 
+    @property
+    def moves_keys(self) -> bool:
+        return self.window is not None
+
+    def first_protected(self, read: int) -> int:
+        return min(self.sinks, read)
+
 
 @dataclass(frozen=True)
 class Recomputed(Policy):
     """A policy that keeps no keys: every `stride` tokens the last `window` tokens are encoded anew from position 0."""
 
+    store: ClassVar[str] = "recomputed"
     window: ClassVar[int]
     stride: ClassVar[int]
 
     @property
-    def capacity(self) -> int | None:
+    def capacity(self) -> int:
         return self.window + self.stride - 1
+
+    @property
+    def pass_tokens(self) -> int:
+        return self.stride
+
+    @property
+    def moves_keys(self) -> bool:
+        return False

@@ -42,6 +42,7 @@ class Duo(Policy):
 
     name: ClassVar[str] = "duo"
     title: ClassVar[str] = "Duo"
+    store: ClassVar[str] = "split"
 
     full: int = setting(50, "Percent of the KV heads that keep everything.", low=0, high=100)
     sinks: int = setting(64, "First tokens that the other heads keep for ever.", low=0, high=1024)
@@ -90,3 +91,6 @@ class Duo(Policy):
     @property
     def capacity(self) -> int | None:
         return None if self.full else self.sinks + self.window
+
+    def first_protected(self, read: int) -> int:
+        return min(self.sinks, read)

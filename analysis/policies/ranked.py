@@ -45,6 +45,7 @@ class Ranked(Policy):
     Scores that differ by no more than rounding does are equal, and of equal ones the older slot goes.
     """
 
+    store: ClassVar[str] = "ranked"
     accumulates_attention: ClassVar[bool] = False
     """Whether the score needs the attention that each slot got so far."""
     exact: ClassVar[bool] = False
@@ -90,6 +91,16 @@ class Ranked(Policy):
     def protected(self, positions: "Int[Tensor, 'kv_heads slots']") -> "Bool[Tensor, 'kv_heads slots']":
         """Which slots stay whatever their score, beside the newest."""
         return positions < self.sinks
+
+    @property
+    def pass_tokens(self) -> int:
+        return self.interval
+
+    def first_protected(self, read: int) -> int:
+        import torch
+
+        # Not all policies protect the first ones.
+        return int(self.protected(torch.arange(min(self.sinks, read))[None]).long().cumprod(1).sum())
 
     def order(self, state: LayerState) -> "Int[Tensor, 'kv_heads slots']":
         """The slots from the one that goes first to the one that stays longest; of equal scores the older goes."""

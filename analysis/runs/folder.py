@@ -26,7 +26,7 @@ from .status import RUNNING, here
 from .tables import SINKS, schema_of, sink_rows, token_rows, write_tables
 
 if TYPE_CHECKING:
-    from ..engine.context import Step
+    from ..engine.step import Step
 
 GROWING = ("tokens.arrow", "sinks.arrow")
 BYTES = 64

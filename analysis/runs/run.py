@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .spec import Spec
 
 if TYPE_CHECKING:
-    from ..engine.context import Step
+    from ..engine.step import Step
 
 ROLES = ("template", "user", "assistant")
 """Who said a token of a conversation."""

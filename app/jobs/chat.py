@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.chat.conversation import CHUNK, Conversation, Partner, Switch
-from analysis.engine.context import Step
+from analysis.engine.step import Step
 from analysis.errors import log, told
 from analysis.maps.recent import HeadRow, head_row
 from analysis.policies import Policy, parse
@@ -241,7 +241,7 @@ class ChatJob(Job):
         partner = Partner(model, bos=self.spec.bos, special=self.spec.special)
         self.tokenized = Tokenized(np.zeros(0, np.int32), partner.begins, ())
         lanes = [
-            Conversation(partner, parse(p), self.spec.sampling, index=i, hold=HISTORY, kv_chunk=self.spec.kv_chunk)
+            Conversation(partner, parse(p), self.spec.sampling, index=i, history=HISTORY, kv_chunk=self.spec.kv_chunk)
             for i, p in enumerate(self.spec.policies)
         ]
         for lane in lanes:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from analysis import texts
 from analysis.errors import log, out_of_memory, told
-from analysis.policies import Policy, Ranked, parse
+from analysis.policies import Policy, parse
 from analysis.runs.run import Run, Track
 from analysis.runs.spec import Spec
 
@@ -18,10 +18,9 @@ from .loading import Models
 
 if TYPE_CHECKING:
     # The job's thread imports what needs torch: a page is on screen before torch is loaded.
-    from analysis.engine.context import Step
-    from analysis.engine.kv.banded import Span
-    from analysis.engine.kv.ranked import Scattered
     from analysis.engine.lane import Lane
+    from analysis.engine.layers.slots import Held
+    from analysis.engine.step import Step
     from analysis.maps.recent import HeadMap
 
 MOST_LANES = 6
@@ -52,15 +51,15 @@ class LaneSnapshot:
     done: bool
     halted: bool
     """Whether it stands still because it could not read on."""
-    spans: "Sequence[Span | Scattered]"
+    spans: "Sequence[Held]"
     """Which tokens are cached, by groups of heads."""
 
     @property
     def sinks(self) -> int:
         """First tokens whose keys all heads cache, without a gap."""
-        from analysis.engine.view import sinks_of
+        from analysis.engine.layers.slots import prefix_of
 
-        return sinks_of(self.spans)
+        return prefix_of(self.spans)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,10 +137,10 @@ class ReadingJob(Job):
 
     def take_snapshot(self) -> ReadingSnapshot:
         lanes = tuple(
-            LaneSnapshot(lane.policy, lane.position, lane.done, lane.index in self.halted, lane.view.spans)
+            LaneSnapshot(lane.policy, lane.position, lane.done, lane.index in self.halted, lane.view.held)
             for lane in self.lanes
         )
-        total = len(self.lanes[0].source.tokens) if self.lanes else 0
+        total = len(self.lanes[0].context.tokens) if self.lanes else 0
         return ReadingSnapshot(tuple(t.snapshot() for t in self.run.tracks), lanes, total, self.reading_seconds)
 
     def _set(self, status: str, note: str = "") -> None:
@@ -158,7 +157,7 @@ class ReadingJob(Job):
         from analysis.engine.stream import open_lanes
 
         ids = self._tokens(self.text, model)
-        lanes = open_lanes(model, ids, [parse(p) for p in self.spec.policies], hold=HISTORY)
+        lanes = open_lanes(model, ids, [parse(p) for p in self.spec.policies], history=HISTORY)
         self.run.first_token = int(ids[0])
         self.run.begins, self.run.as_text = self.tokenized.begins, self.tokenized.as_text
         self.pieces = texts.token_texts(model.tokenizer, ids)
@@ -278,7 +277,8 @@ class ReadingJob(Job):
         compute = self.run.tracks[lane.index].compute.view()
         tokens, seconds = spans[-1][1] - spans[0][0], compute[-1] - compute[spans[0][0] - 1]
         # A lane that evicts after every token is slow, and should still be seen to move.
-        least = max(8, lane.policy.interval) if isinstance(lane.policy, Ranked) else 32
+        most = lane.policy.pass_tokens
+        least = 32 if most is None else max(8, most)
         wanted = int(TURN_SECONDS * tokens / max(seconds, 1e-6)) // least * least
         return max(least, min(self.spec.chunk, wanted))
 

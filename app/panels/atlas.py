@@ -8,7 +8,7 @@ import streamlit as st
 
 from analysis.errors import sentence
 from analysis.maps.region import Region
-from analysis.policies import Banded, parse
+from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app.components import atlas
 from app.controls import LONGEST_NAME, chosen_text, fresh, kept, problem
@@ -50,7 +50,7 @@ def start() -> None:
     state, asked = st.session_state, st.session_state.heads
     try:
         policy = parse(asked["policy"])
-        if not isinstance(policy, Banded):
+        if not policy.capturable:
             raise ValueError(f"{policy.label}: maps are captured under dense, window or sinks + window: choose one")
         text = chosen_text("heads", asked["text"])
         tokens = asked["tokens"]["maps"]

@@ -87,10 +87,10 @@ def loop(network: PreTrainedModel, ids: torch.Tensor):
     return step
 
 
-def talking(model, tokens, policy: Policy, *, hold: int = 0) -> Lane:
+def talking(model, tokens, policy: Policy, *, history: int = 0) -> Lane:
     """A lane that has read these tokens and answers from there."""
-    lane = open_lanes(model, tokens, [policy], hold=hold)[0]
-    lane.source.trace()
+    lane = open_lanes(model, tokens, [policy], history=history)[0]
+    lane.context.trace()
     while not lane.done:
         lane.read(512)
     return lane
@@ -122,7 +122,7 @@ def speed(tokens) -> None:
         model = load(dtype=dtype, weights=weights)
         steps[name] = partial(greedy, talking(model, tokens[:400], Streaming(4, 252)))
     held = load(weights="int4")
-    steps["int4, held for maps"] = partial(greedy, talking(held, tokens[:400], Streaming(4, 252), hold=1024))
+    steps["int4, held for maps"] = partial(greedy, talking(held, tokens[:400], Streaming(4, 252), history=1024))
     times = alternate(steps)
     base = np.median(times["loop float32"])
     for name, t in times.items():
@@ -150,11 +150,11 @@ def pieces(tokens) -> None:
     head("A dense lane's cache read in pieces (flash-decoding); cached keys are random numbers here, only time counts")
     model = load()
     lane = talking(model, tokens[:64], Dense())
-    like = lane.caches[0].keys.view()
+    like = lane.store.layers[0].keys.view()
     for cached in CACHED:
-        lane.source.extend(np.zeros(cached + 200 - len(lane.source.tokens), np.int32))
-        lane.position = len(lane.source.tokens)
-        for cache in lane.caches:
+        lane.context.extend(np.zeros(cached + 200 - len(lane.context.tokens), np.int32))
+        lane.position = len(lane.context.tokens)
+        for cache in lane.store.layers:
             cache.restart(torch.randn(2, like.shape[0], lane.position - 1, like.shape[2]))
         steps = {str(piece): partial(greedy, lane, piece) for piece in (None, 256, 512, 1024, 2048, 4096)}
         times = alternate(steps, size(15, 2))
@@ -172,12 +172,12 @@ def long() -> None:
     model = load(weights="int4")
     every = "\n".join(texts.read(name).content for name in list(texts.plays())[:4])
     tokens = texts.tokenize(texts.Text("plays", "plays", every, None, ""), model.tokenizer, limit=LONG[-1])
-    lanes = {f"{count:,}": talking(model, tokens[:count], Streaming(4, 252), hold=1024) for count in LONG[:1]}
+    lanes = {f"{count:,}": talking(model, tokens[:count], Streaming(4, 252), history=1024) for count in LONG[:1]}
     memory = {}
     process = psutil.Process()
     for count in LONG[1:]:
         memory[count] = process.memory_info().rss
-        lanes[f"{count:,}"] = talking(model, tokens[:count], Streaming(4, 252), hold=1024)
+        lanes[f"{count:,}"] = talking(model, tokens[:count], Streaming(4, 252), history=1024)
     times = alternate({name: partial(greedy, lane) for name, lane in lanes.items()}, size(150, 2))
     base = np.median(times[f"{LONG[0]:,}"])
     for name, t in times.items():

@@ -48,7 +48,7 @@ def speed(model, tokens) -> None:
                 lane.read(BUDGET)
             # Where what is left of a chunk is no whole pass, it ends at an eviction: now every pass ends with one.
             lane.read(2 * interval - 1)
-            lane.source.trace(model.one_token)
+            lane.context.trace(model.one_token)
             lanes[name, interval] = lane
     times: dict = {key: [] for key in ("plain", "loop", *lanes)}
     for i in range(ROUNDS):
@@ -88,7 +88,7 @@ def quality(model, tokens) -> None:
 
 def read(model, tokens, policy) -> np.ndarray:
     lane = open_lanes(model, tokens, [policy])[0]
-    lane.source.trace(model.one_token)
+    lane.context.trace(model.one_token)
     parts = []
     while not lane.done:
         parts.append(lane.read(512).nll)

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from analysis.chat.conversation import SCRIPTS
 from analysis.engine.check import adapt
-from analysis.engine.context import Step
+from analysis.engine.step import Step
 from analysis.lab.folder import write
 from analysis.lab.recipe import Recipe
 from analysis.lab.training import Training

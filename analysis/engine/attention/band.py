@@ -1,8 +1,8 @@
 """Which earlier tokens a query reaches, and what one forward pass needs to know of it, made once per chunk.
 
-A positional policy is a band: token t reaches the sinks, and the run from `low(t)` to itself.  Since that never depends
-on what the model computed, many queries can go through the model together and each gets exactly what it would have got
-alone.  This module is arithmetic on positions: it sees no keys, and its tensors are masks and positions.
+A positional policy is a band: token t reaches the sinks, and the window from `low(t)` to itself.  Since that never
+depends on what the model computed, many queries can go through the model together and each gets exactly what it would
+have got alone.  This module is arithmetic on positions: it sees no keys, and its tensors are masks and positions.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Band:
-    """What is kept: the first `sinks` tokens and a run that begins at `first` and is at most `window` tokens long."""
+    """What is kept: the first `sinks` tokens and a window that begins at `first` and is at most `window` tokens
+    long."""
 
     sinks: int
     first: int
@@ -26,7 +27,7 @@ class Band:
     positions: str
 
     def low(self, t: Tensor) -> Tensor:
-        """The oldest token of the run that query t reaches."""
+        """The oldest token of the window that query t reaches."""
         low = torch.full_like(t, self.first)
         return low if self.window is None else torch.maximum(low, t - self.window)
 
@@ -66,14 +67,14 @@ class Band:
         tokens that were read before a switch, the length that it would have had."""
         return t if self.window is None else t.clamp(max=self.sinks + self.window)
 
-    def in_run(self, t: Tensor, origin: int) -> Tensor:
-        """Where token t of the run stands as seen from the run, counted from an origin."""
+    def in_window(self, t: Tensor, origin: int) -> Tensor:
+        """Where token t of the window stands as seen from the window, counted from an origin."""
         return self.counted(t) if self.positions == "naive" else t - origin
 
-    def in_front(self, device: torch.device) -> Tensor:
+    def at_sinks(self, device: torch.device) -> Tensor:
         """Where the sinks stand."""
-        places = torch.arange(self.sinks, device=device)
-        return torch.zeros_like(places) if self.positions == "none" else places
+        positions = torch.arange(self.sinks, device=device)
+        return torch.zeros_like(positions) if self.positions == "none" else positions
 
     def narrowed(self, sliding_window: int | None) -> "Band":
         """The reach inside a layer that by its own family sees `sliding_window` tokens, itself included."""
@@ -86,7 +87,7 @@ class Band:
         return np.minimum(t + 1.0, self.sinks) + np.clip(t + 1.0 - self.first, 0, self.window)
 
     def sees(self, queries: Tensor, keys: Tensor, sliding_window: int | None = None) -> Tensor:
-        """Whether each query [.., q] reaches each key [.., k], by their places in the text: bool [.., q, k]."""
+        """Whether each query [.., q] reaches each key [.., k], by their positions in the text: bool [.., q, k]."""
         q, k = queries[..., :, None], keys[..., None, :]
         inside = (k <= q) & ((k >= self.low(q)) | (k < self.sinks))
         return inside if sliding_window is None else inside & (k > q - sliding_window)
@@ -104,7 +105,7 @@ class Columns:
 class BlockPlan:
     """How the queries of one chunk meet the keys of one layer.
 
-    Keys stand in order: sinks, `observed` tokens of the run whose attention is to be told apart, `past` tokens that
+    Keys stand in order: sinks, `observed` tokens of the window whose attention is to be told apart, `past` tokens that
     every query reaches, and the rest, which is read in `blocks` of `block` queries and `block + window` keys.
     """
 
@@ -130,7 +131,7 @@ def _additive(visible: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
 
 
 def plan(
-    reach: Band,
+    band: Band,
     start: int,
     queries: int,
     *,
@@ -141,19 +142,19 @@ def plan(
     device: torch.device,
 ) -> BlockPlan:
     """The plan for the queries start … start + queries − 1 of a lane, whose keys have been appended to its cache."""
-    sinks, stop = reach.sinks, start + queries
-    inner = reach.narrowed(sliding_window)
-    observed = max(0, min(sink_tokens, stop) - reach.first)
-    rest = reach.first + observed
+    sinks, stop = band.sinks, start + queries
+    inner = band.narrowed(sliding_window)
+    observed = max(0, min(sink_tokens, stop) - band.first)
+    rest = band.first + observed
     positions = torch.arange(start, stop, device=device)
-    front = torch.cat((torch.arange(sinks, device=device), torch.arange(reach.first, rest, device=device)))
+    front = torch.cat((torch.arange(sinks, device=device), torch.arange(band.first, rest, device=device)))
     # Every query reaches every front key from when the last of them has been read until the first is left behind.
-    oldest = reach.first if observed else sinks
+    oldest = band.first if observed else sinks
     whole = start >= max(sinks, rest if observed else 0) - 1 and (
         inner.window is None or not observed or stop - 1 - inner.window <= oldest
     )
     whole = whole and (sliding_window is None or stop <= sliding_window or not sinks)
-    front_mask = None if whole else reach.sees(positions, front, sliding_window)
+    front_mask = None if whole else band.sees(positions, front, sliding_window)
 
     banded = inner.window is not None and stop - 1 - rest > inner.window
     if banded:

@@ -1,13 +1,14 @@
-"""One token through the model: the attention of a token that is generated, over a cache that is written in place.
+"""One token through the model: the attention of a token that is generated, over keys that are written in place.
 
 Reading a text pays for masks and rotations once a chunk; a conversation is made of chunks of one, so here everything
 that the layers share is made once a token, and keys stay rotated from one token to the next.  Only distances count
-within the run, so its keys stand at places counted from some origin, and a query that moves on leaves them alone; the
-sinks, whose distance does not grow in cache positions, get a query of their own.  What a token reaches is still said by
-Band, what is kept by the lane.
+within the window, so its keys stand at positions counted from some origin, and a query that moves on leaves them alone;
+the sinks, whose distance does not grow in cache positions, get a query of their own.  What a token reaches is still
+said by Band, what is kept by the store.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,16 +16,16 @@ from torch import Tensor, nn
 
 from ...families.rotary import Adapted
 from ..interventions import Interventions
-from ..kv.banded import BandedLayer
+from ..layers.banded import BandedLayer
 from .band import Band
-from .banded import capped, partial, weigh
+from .call import Call, joined, partial, weigh
 
 TABLE = 64
-"""Places whose rotations are made at a time."""
+"""Positions whose rotations are made at a time."""
 
 
 class Rotations:
-    """The rotations of one kind of layer as matrices: x [rows, dim] @ at(place) is x rotated to that place."""
+    """The rotations of one kind of layer as matrices: x [rows, dim] @ at(position) is x rotated to that position."""
 
     def __init__(self, model: Adapted, attention: nn.Module, dim: int, length: int = 1) -> None:
         self._model, self._attention, self._dim, self._length = model, attention, dim, length
@@ -33,39 +34,40 @@ class Rotations:
         self.idle = model.angles(attention, nowhere) is None
         """Whether there is nothing to rotate in these layers."""
 
-    def at(self, place: int) -> Float[Tensor, "dim dim"]:
-        block, row = divmod(place, TABLE)
+    def at(self, position: int) -> Float[Tensor, "dim dim"]:
+        """The rotation to one position."""
+        block, row = divmod(position, TABLE)
         if block not in self._tables:
-            # One for the run, which moves on, and one for the sinks, which stands still when the cache is full.
+            # One for the window, which moves on, and one for the sinks, which stands still when the cache is full.
             while len(self._tables) > 2:
                 self._tables.pop(next(iter(self._tables)))
             self._tables[block] = self._table(block)
         return self._tables[block][row]
 
-    def _table(self, block: int) -> Float[Tensor, "places dim dim"]:
+    def _table(self, block: int) -> Float[Tensor, "positions dim dim"]:
         model, dim = self._model, self._dim
         basis = torch.eye(dim, dtype=model.dtype, device=model.homes[self._attention.layer_idx])
-        places = torch.arange(block * TABLE, (block + 1) * TABLE, device=model.device)
+        positions = torch.arange(block * TABLE, (block + 1) * TABLE, device=model.device)
         # A rotation is linear, so what the family's own function does to a basis says what it does to anything.
-        angles = model.angles(self._attention, places.repeat_interleave(dim), self._length)
-        turned = model.rotate(self._attention, basis.repeat(TABLE, 1)[None, None], angles)
-        return turned[0, 0].view(TABLE, dim, dim)
+        angles = model.angles(self._attention, positions.repeat_interleave(dim), self._length)
+        rotated = model.rotate(self._attention, basis.repeat(TABLE, 1)[None, None], angles)
+        return rotated[0, 0].view(TABLE, dim, dim)
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What the token sees in the layers of one kind: the sinks from `sinks_from` on, and the last `run` of the run.
+    """What the token sees in the layers of one kind: the sinks from `sinks_from` on, and the last `window` keys.
 
     `counted`: how many of these first columns are first tokens of the text; `key` and `query`: their rotations, the
-    query's once for the run and once more for the sinks, with the scaling of the scores in them.
+    query's once for the window and once more for the sinks, with the scaling of the scores in them.
     """
 
     sinks_from: int
-    run: int
+    window: int
     counted: int
     observed: int
-    key: Tensor | None
-    query: Tensor | float
+    key: Float[Tensor, "dim dim"] | None
+    query: Float[Tensor, "dim dims"] | float
 
 
 @dataclass(eq=False)
@@ -79,17 +81,17 @@ class TokenPass:
     model: Adapted
     token: int
     sink_tokens: int
-    reach: Band
-    caches: list[BandedLayer]
+    band: Band
+    layers: list[BandedLayer]
     origin: int
-    """Text position from which places in the run are counted."""
-    turns: dict[tuple, Rotations]
+    """Text position from which positions in the window are counted."""
+    rotations: dict[tuple, Rotations]
     kv_chunk: int | None = None
-    """Keys of a long run that are read at a time, each piece with its own sum and log-sum-exp (flash-decoding)."""
+    """Keys of a long window that are read at a time, each piece with its own sum and log-sum-exp (flash-decoding)."""
     capture: bool = False
-    what_if: Interventions | None = None
+    interventions: Interventions | None = None
     length: int = 1
-    """Of the context for which rotations are chosen; those in `turns` and in the caches were made for it."""
+    """Of the context for which rotations are chosen; those in `rotations` and in the layers were made for it."""
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
@@ -101,99 +103,87 @@ class TokenPass:
         query: Float[Tensor, "1 heads 1 dim"],
         key: Float[Tensor, "1 kv_heads 1 dim"],
         value: Float[Tensor, "1 kv_heads 1 dim"],
-        *,
-        scaling: float | None = None,
-        softcap: float | None = None,
-        sliding_window: int | None = None,
-        s_aux: Float[Tensor, " heads"] | None = None,
-        **_,
+        **settings: Any,
     ) -> Float[Tensor, "1 1 heads dim"]:
-        """The layer's output; as a side effect its key and value are in the cache and its sink mass is known."""
-        cache, (heads, dim), kv_heads = self.caches[attention.layer_idx], query.shape[1::2], key.shape[1]
-        key, value = key[0], value[0]
+        """The layer's output; as a side effect its key and value are held and its sink mass is known."""
+        call = Call.of(attention, query, key, value, self.interventions, **settings)
+        held, heads, dim, kv_heads = self.layers[call.layer], call.heads, call.dim, call.kv_heads
         if self.capture:
             self.queries.append(query[0])
-            self.keys.append(key)
-        if self.what_if is not None:
-            s_aux = self.what_if.sink(s_aux, attention.layer_idx, query)
-        kind = (*self.model.kind(attention), scaling, sliding_window)
+            self.keys.append(key[0])
+        kind = (*self.model.kind(attention), call.scaling, call.sliding_window)
         sight = self._sights.get(kind)
         if sight is None:
-            sight = self._sights[kind] = self._look(attention, len(cache.keys) + 1, scaling, sliding_window, dim)
-        turned = key if sight.key is None else key.to(sight.key.dtype) @ sight.key
-        cache.append(key, value, turned)
-        run, values = cache.turned.view(), cache.values.view()
-        if sight.run < run.shape[1]:
-            run, values = run[:, -sight.run :], values[:, -sight.run :]
+            sight = self._sights[kind] = self._see(attention, len(held.keys) + 1, call)
+        rotated = key[0] if sight.key is None else key[0].to(sight.key.dtype) @ sight.key
+        held.append(key[0], value[0], rotated)
+        window, values = held.rotated.view(), held.values.view()
+        if sight.window < window.shape[1]:
+            window, values = window[:, -sight.window :], values[:, -sight.window :]
         q = query.reshape(heads, dim)
-        # One product turns the query to both of its places.
+        # One product rotates the query to both of its positions.
         q = (q * sight.query if sight.key is None else q @ sight.query).view(kv_heads, heads // kv_heads, -1)
-        sinks = cache.sink_keys.shape[1] - sight.sinks_from
+        sinks = max(0, held.sink_keys.shape[1] - sight.sinks_from)
         pieces = []
-        if self.kv_chunk is not None and sight.run - sight.observed > self.kv_chunk:
-            run, values, pieces = self._pieces(q[..., :dim], run, values, sight.observed, softcap)
-        scores = torch.bmm(q[..., :dim], run.transpose(1, 2))
-        if sinks > 0:
-            front = self._turned_sinks(attention, cache)[:, sight.sinks_from :]
-            scores = torch.cat((torch.bmm(q[..., -dim:], front.transpose(1, 2)), scores), -1)
-        scores = capped(scores, softcap)
-        if s_aux is not None:
-            scores = torch.cat((scores, s_aux.view(kv_heads, -1, 1).to(scores.dtype)), -1)
+        if self.kv_chunk is not None and sight.window - sight.observed > self.kv_chunk:
+            window, values, pieces = self._pieces(q[..., :dim], window, values, sight.observed, call)
+        scores = torch.bmm(q[..., :dim], window.transpose(1, 2))
+        if sinks:
+            first = self._rotated_sinks(attention, held)[:, sight.sinks_from :]
+            scores = torch.cat((torch.bmm(q[..., -dim:], first.transpose(1, 2)), scores), -1)
+        scores = call.with_sinks(call.capped(scores))
         weights, total = weigh(scores, pieces, value.dtype)
         self.mass.append(weights[..., : sight.counted].sum(-1, dtype=torch.float32).view(heads))
-        if self.what_if is not None:
-            early, later = (
-                torch.arange(scores.shape[-1], device=scores.device) < sight.counted,
-                self.token >= self.sink_tokens,
-            )
-            struck = self.what_if.knocked_out(scores, early, later, attention.layer_idx, kv_heads, heads)
-            weights, total = self.what_if.bend(struck, scores, weights, total, lambda s: weigh(s, pieces, value.dtype))
-        sinks = max(0, sinks)
-        out = torch.bmm(weights[..., sinks : sinks + run.shape[1]], values)
+        weights, total = call.intervene(scores, weights, total, lambda: self._first_tokens(scores, sight), pieces)
+        out = torch.bmm(weights[..., sinks : sinks + window.shape[1]], values)
         if sinks:
-            out = torch.baddbmm(out, weights[..., :sinks], cache.sink_values[:, sight.sinks_from :])
-        for piece, piece_lse in pieces:
-            out = out + piece * (piece_lse - total).exp()[..., None].to(out.dtype)
-        return out.view(1, 1, heads, dim)
+            out = torch.baddbmm(out, weights[..., :sinks], held.sink_values[:, sight.sinks_from :])
+        return joined(out, pieces, total).view(1, 1, heads, dim)
 
-    def _look(
-        self, attention: nn.Module, run: int, scaling: float | None, sliding_window: int | None, dim: int
-    ) -> Sight:
-        t, reach = self.token, self.reach
-        scaling = dim**-0.5 if scaling is None else scaling
-        inner = reach.narrowed(sliding_window)
-        seen = run if inner.window is None else min(run, inner.window + 1)
-        sinks_from = 0 if sliding_window is None else min(max(0, t - sliding_window + 1), reach.sinks)
+    def _first_tokens(self, scores: Tensor, sight: Sight) -> tuple[Tensor, bool]:
+        """Which columns are first tokens of the text, [columns], and whether this token is none of them."""
+        return torch.arange(scores.shape[-1], device=scores.device) < sight.counted, self.token >= self.sink_tokens
+
+    def _see(self, attention: nn.Module, window: int, call: Call) -> Sight:
+        """What layers of this kind see, where so many keys are held in the window, this token's included."""
+        t, band, sliding_window = self.token, self.band, call.sliding_window
+        inner = band.narrowed(sliding_window)
+        seen = window if inner.window is None else min(window, inner.window + 1)
+        sinks_from = 0 if sliding_window is None else min(max(0, t - sliding_window + 1), band.sinks)
         observed = max(0, min(self.sink_tokens, t + 1) - (t + 1 - seen))
-        counted = max(0, min(reach.sinks, self.sink_tokens) - sinks_from) + observed
+        counted = max(0, min(band.sinks, self.sink_tokens) - sinks_from) + observed
         kind = self.model.kind(attention)
-        turns = self.turns.get(kind)
-        if turns is None:
-            turns = self.turns[kind] = Rotations(self.model, attention, dim, self.length)
-        if turns.idle:
-            return Sight(sinks_from, seen, counted, observed, None, scaling)
-        key = query = turns.at(int(reach.in_run(torch.tensor(t), self.origin)))
-        if reach.sinks:
-            query = torch.cat((key, turns.at(reach.slot_of(t))), -1)
-        return Sight(sinks_from, seen, counted, observed, key, query * scaling)
+        rotations = self.rotations.get(kind)
+        if rotations is None:
+            rotations = self.rotations[kind] = Rotations(self.model, attention, call.dim, self.length)
+        if rotations.idle:
+            return Sight(sinks_from, seen, counted, observed, None, call.scaling)
+        key = query = rotations.at(int(band.in_window(torch.tensor(t), self.origin)))
+        if band.sinks:
+            query = torch.cat((key, rotations.at(band.slot_of(t))), -1)
+        return Sight(sinks_from, seen, counted, observed, key, query * call.scaling)
 
-    def _turned_sinks(self, attention: nn.Module, cache: BandedLayer) -> Float[Tensor, "kv_heads sinks dim"]:
-        if cache.turned_sinks is None:
-            places = self.reach.in_front(self.model.device)
-            cache.turned_sinks = self.model.rotate(
-                attention, cache.sink_keys[None], self.model.angles(attention, places, self.length)
-            )[0]
-        return cache.turned_sinks
+    def _rotated_sinks(self, attention: nn.Module, held: BandedLayer) -> Float[Tensor, "kv_heads sinks dim"]:
+        if held.rotated_sinks is None:
+            angles = self.model.angles(attention, self.band.at_sinks(self.model.device), self.length)
+            held.rotated_sinks = self.model.rotate(attention, held.sink_keys[None], angles)[0]
+        return held.rotated_sinks
 
     def _pieces(
-        self, q: Tensor, run: Tensor, values: Tensor, observed: int, softcap: float | None
+        self,
+        q: Float[Tensor, "kv_heads groups dim"],
+        window: Float[Tensor, "kv_heads slots dim"],
+        values: Float[Tensor, "kv_heads slots dim"],
+        observed: int,
+        call: Call,
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        """All whole pieces of the run at once, joined into one by their log-sum-exp; and what is left of the run."""
-        count = (run.shape[1] - observed) // self.kv_chunk
+        """All whole pieces of the window at once, joined into one by their log-sum-exp; and what is left of it."""
+        assert self.kv_chunk is not None
+        count = (window.shape[1] - observed) // self.kv_chunk
         end = observed + count * self.kv_chunk
-        k, v = (x[:, observed:end].unflatten(1, (count, -1)).transpose(0, 1) for x in (run, values))
-        out, lse = partial(q.expand(count, -1, -1, -1), k, v, 1.0, softcap)
+        k, v = (x[:, observed:end].unflatten(1, (count, -1)).transpose(0, 1) for x in (window, values))
+        out, lse = partial(q.expand(count, -1, -1, -1), k, v, call)
         total = torch.logsumexp(lse, 0)
         out = (out * (lse - total).exp()[..., None].to(out.dtype)).sum(0)
-        run, values = (torch.cat((x[:, :observed], x[:, end:]), 1) for x in (run, values))
-        return run, values, [(out, total)]
+        window, values = (torch.cat((x[:, :observed], x[:, end:]), 1) for x in (window, values))
+        return window, values, [(out, total)]

@@ -1,286 +1,233 @@
-"""The keys and values that one layer keeps: the first tokens (sinks), and one run of tokens without gaps.
+"""A store that keeps the first tokens and a window of the newest, the same in all heads: dense, window, sinks + window.
 
-Keys stand here as they were before rotary embedding.  A run knows where in the text it begins, so that what a cache
-says it holds is what its tensors are.  Which tokens stay is decided elsewhere; this module appends, forgets and counts
-bytes.
+What is kept never depends on what the model computed, so hundreds of tokens go through the model in one pass.
 """
 
-import copy
-import weakref
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from numpy.typing import NDArray
-from torch import Tensor
 
-from ...families.rotary import Adapted
+from ...families.positions import Angles
+from ...policies import Banded, Policy
+from ..attention.band import Band
+from ..attention.banded import BandedPass
+from ..attention.token import Rotations, TokenPass
+from ..context import SharedContext
+from ..history import QKChunk
+from ..interventions import Interventions
+from ..layers.banded import BandedLayer
+from .store import PASSES, Passed, Predicted, Store, stacked
+
+TOGETHER = 32
+"""Decoded tokens whose queries and keys are put together for maps."""
+FARTHEST = 4096
+"""Largest distance of the window from the rotation origin, in tokens; beyond it float32 angles lose precision."""
 
 
-class Slots:
-    """A run of tokens that grows at its end and is forgotten at its beginning: [kv_heads, slots, dim].
+class BandedStore(Store):
+    """Sinks and a window, of any size."""
 
-    A copy shares its room with the original for as long as one of them goes on; where both do, the one that is behind
-    takes a room of its own.  So neither ever sees what the other wrote.
-    """
+    policy: Banded
+    layers: list[BandedLayer]
+    chunks: list[QKChunk]
 
-    def __init__(self, like: Float[Tensor, "kv_heads tokens dim"], first: int = 0) -> None:
-        # Room, the part of it that is held, and the text position at which that begins: one tuple, replaced at once,
-        # since somebody else's thread may be looking.
-        self._held = like.new_empty(like.shape[0], 0, like.shape[2]), 0, 0, first
-        self._sharing = weakref.WeakSet((self,))
+    def __init__(self, context: SharedContext, policy: Policy) -> None:
+        super().__init__(context, policy)
+        self.origin = 0
+        """Text position from which decoding counts positions in the window."""
+        self._rotations: dict[tuple, Rotations] = {}
+        self._rotated_for = 1
+        """The length of the context for which the keys that decoding holds rotated were rotated."""
+        self._decoded: list[TokenPass] = []
 
-    def __len__(self) -> int:
-        _, start, stop, _ = self._held
-        return stop - start
+    def read(self, position: int, chunk: int, stop: int) -> Predicted:
+        """Several forward passes at most: one ends where the family takes other frequencies for a longer context."""
+        return read_in_passes(self, position - 1, min(position - 1 + chunk, stop - 1), self.length_of, self.forward)
 
-    def __copy__(self) -> "Slots":
-        twin = object.__new__(type(self))
-        twin._held, twin._sharing = self._held, self._sharing
-        self._sharing.add(twin)
+    def length_of(self, t: int, begin: int) -> int:
+        """The length of the context of token t, when those before `begin` have been read (families/frequencies.py)."""
+        return band_of(self.policy, self.layers, begin, t + 1).length_of(t)
+
+    def forward(self, begin: int, end: int, last: int = 0) -> Passed:
+        """Read tokens begin … end − 1; logits of the `last` of them, 0: of all."""
+        context = self.context
+        self.layers = self.layers or empty_layers(context)
+        length = context.model.regime(self.length_of(begin, begin))
+        one = banded_pass(context, self.policy, self.layers, begin, end, self.interventions, length)
+        logits = context.model.forward(self.ids[None, begin:end], one, begin=begin, last=last, outputs=one.outputs)
+        evict(one)
+        if context.history:
+            queries, keys = ([x[0] for x in kind] for kind in (one.queries, one.keys))
+            sinks = [[layer.sink_keys for layer in self.layers]]
+            self._record(QKChunk(begin, end, one.band, queries, keys, self.interventions, length, sinks))
+        if context.watch is not None:
+            context.watch(one)
+        return Passed(logits, stacked(one.mass, logits), one.band.held(np.arange(begin, end)))
+
+    def decode(self, position: int, kv_chunk: int | None) -> Passed:
+        """A pass of its own kind, over keys that stay rotated, once the sinks have been gathered."""
+        t, policy = position - 1, self.policy
+        sinks, window = (self.layers[0].sink_keys.shape[1], len(self.layers[0].keys)) if self.layers else (0, 0)
+        if not window and sinks == t and (not sinks or sinks < policy.sinks):
+            return self.forward(t, position, 1)
+        band = Band(sinks, t - window, policy.window, policy.positions)
+        return self._token(t, band, self.context.model.regime(band.length_of(t)), kv_chunk)
+
+    def _token(self, t: int, band: Band, length: int, kv_chunk: int | None) -> Passed:
+        """Read the token at text position t, which reaches a band, in a context of that length."""
+        context = self.context
+        if self._decoded and self._decoded[0].length != length:
+            self.settle()
+        self._rotate(band, length)
+        one = TokenPass(
+            context.model,
+            t,
+            context.sink_tokens,
+            band,
+            self.layers,
+            self.origin,
+            self._rotations,
+            kv_chunk,
+            context.history > 0,
+            self.interventions,
+            length,
+        )
+        logits = context.decode(self.ids[None, t : t + 1], one)
+        if band.window is not None:
+            for layer in self.layers:
+                layer.keep_last(band.window)
+        if context.history:
+            self._decoded.append(one)
+            if len(self._decoded) >= TOGETHER:
+                self.settle()
+        return Passed(logits, stacked(one.mass, logits)[..., None], np.array([float(len(self.layers[0]))]))
+
+    def _rotate(self, band: Band, length: int) -> None:
+        """Let every layer hold the keys of its window rotated for a context of that length, as far as it does not."""
+        model, first, window = self.context.model, band.first, len(self.layers[0].keys)
+        if length != self._rotated_for:
+            self._rotated_for, self._rotations = length, {}
+            for layer in self.layers:
+                layer.forget_rotations()
+        if first < self.origin or (band.window is not None and first - self.origin > FARTHEST):
+            self.origin = first
+            for layer in self.layers:
+                layer.rotated.keep_last(0)
+        rotated = len(self.layers[0].rotated)
+        if rotated == window:
+            return
+        positions = torch.arange(first + rotated, first + window, device=model.device)
+        angles: dict[tuple, Angles | None] = {}
+        for number, layer in enumerate(self.layers):
+            attention = model.attentions[number]
+            kind = model.kind(attention)
+            if kind not in angles:
+                angles[kind] = model.angles(attention, band.in_window(positions, self.origin), length)
+            with torch.inference_mode():
+                layer.rotated.append(model.rotate(attention, layer.keys.view()[None, :, rotated:], angles[kind])[0])
+
+    @property
+    def decoded(self) -> tuple[TokenPass, ...]:
+        """Newest tokens whose queries and keys are not in `chunks` yet."""
+        return tuple(self._decoded)
+
+    def settle(self) -> None:
+        """Put the queries and keys of decoded tokens where maps find them."""
+        if self._decoded:
+            chunk, self._decoded = QKChunk.of(self._decoded), []
+            self._record(chunk)
+
+    def _record(self, chunk: QKChunk) -> None:
+        self.chunks = recorded(self.chunks, chunk, self.context.history)
+
+    def copy(self) -> Self:
+        """The same, free to go another way; takes no memory of its own."""
+        twin = super().copy()
+        twin._decoded = []
         return twin
 
-    @property
-    def first(self) -> int:
-        """The text position of the oldest token held, or where none is, of the next one."""
-        return self._held[3]
+    def bands(self, read: int) -> list[BandedLayer]:
+        """What is held, as it is."""
+        return [layer.copy() for layer in self.layers]
 
-    def view(self) -> Float[Tensor, "kv_heads slots dim"]:
-        """The tokens held, without a copy."""
-        return self.placed()[0]
-
-    def placed(self) -> tuple[Tensor, int]:
-        """The tokens held, without a copy, and the text position of the first of them."""
-        data, start, stop, first = self._held
-        return data.narrow(1, start, stop - start), first
-
-    def append(self, new: Float[Tensor, "kv_heads tokens dim"]) -> None:
-        """Put tokens at the end.  What `view` returned before stays as it was: held slots are never overwritten."""
-        data, start, stop, first = self._held
-        live, count = stop - start, new.shape[1]
-        if stop + count > data.shape[1] or self._others_stand_behind(stop):
-            # A copy now and then, never one per chunk: a run that grows does so by half, a run that slides turns over.
-            grown = new.new_empty(new.shape[0], (live + count) * 3 // 2, new.shape[2])
-            grown[:, :live] = data.narrow(1, start, live)
-            self._sharing.discard(self)
-            self._sharing = weakref.WeakSet((self,))
-            data, start, stop = grown, 0, live
-        data.narrow(1, stop, count).copy_(new)
-        self._held = data, start, stop + count, first
-
-    def _others_stand_behind(self, stop: int) -> bool:
-        """Whether a copy that shares this room has written behind its first `stop` tokens."""
-        return len(self._sharing) > 1 and any(other._held[2] > stop for other in self._sharing if other is not self)
-
-    def keep_last(self, tokens: int) -> None:
-        data, start, stop, first = self._held
-        if (leaving := stop - start - tokens) > 0:
-            self._held = data, start + leaving, stop, first + leaving
-
-    def skip(self, tokens: int) -> None:
-        """Let a run that holds nothing begin so many tokens later."""
-        assert not len(self), "a run that holds tokens has no gap in it"
-        data, start, stop, first = self._held
-        self._held = data, start, stop, first + tokens
+    def _keep(self, other: Store, read: int, prefix) -> None:
+        self.layers = other.bands(read)
+        for number, layer in enumerate(self.layers):
+            layer.fit(self.policy.sinks, self.policy.window, None if prefix is None else prefix[number])
+        self.origin = self.layers[0].first
 
 
-class Span(NamedTuple):
-    """What the heads of a cache hold of a text of which `read` tokens have been read: its first `sinks`, and all from
-    `first` on."""
-
-    heads: int
-    sinks: int
-    first: int
-    read: int
-
-    @property
-    def prefix(self) -> int:
-        """How many of the text's first tokens are held without a gap."""
-        return self.read if self.first <= self.sinks else self.sinks
-
-    @property
-    def suffix(self) -> int:
-        """How many of the newest tokens are held without a gap."""
-        return self.read if self.first <= self.sinks else self.read - self.first
-
-    def count(self, held: NDArray[np.float32]) -> None:
-        """Add the heads that hold each token of the text, [read]."""
-        held[: self.sinks] += self.heads
-        held[self.first : self.read] += self.heads
+def empty_layers(context: SharedContext, first: int = 0) -> list[BandedLayer]:
+    """Layers that hold nothing yet; `first`: the text position of what comes."""
+    return [BandedLayer.empty(context.model, layer, first) for layer in range(context.model.layers)]
 
 
-class BandedLayer:
-    """What one layer keeps of the text: `sinks` first tokens, then one run without gaps, which begins at `first`.
+def band_of(policy: Banded, layers: list[BandedLayer], begin: int, end: int) -> Band:
+    """What tokens begin … end − 1 reach in layers that a policy keeps."""
+    held, window = (layers[0].sink_keys.shape[1], len(layers[0].keys)) if layers else (0, 0)
+    # While all that was read are sinks, the next tokens may be some too.
+    sinks = max(held, min(policy.sinks, end)) if held == begin and window == 0 else held
+    first = layers[0].first if layers else 0
+    return Band(sinks, max(first, sinks), policy.window, policy.positions)
 
-    `turned` holds the keys of the run once more, rotated, for a token that is decoded alone (decoding.py).  It begins
-    where the run begins and may be shorter: what is read in chunks is turned when it is first needed.
+
+def banded_pass(
+    context: SharedContext,
+    policy: Banded,
+    layers: list[BandedLayer],
+    begin: int,
+    end: int,
+    interventions: Interventions | None,
+    length: int,
+) -> BandedPass:
+    """A pass of tokens begin … end − 1 over layers that a policy keeps."""
+    watched = context.watch is not None
+    one = BandedPass(context.model, begin, context.sink_tokens, band_of(policy, layers, begin, end), layers)
+    one.capture, one.interventions, one.length = context.history > 0 or watched, interventions, length
+    one.outputs = {} if watched else None
+    return one
+
+
+def evict(one: BandedPass) -> None:
+    """Evict what no later token reaches, when a pass has ended."""
+    if one.band.window is not None:
+        for layer in one.layers or ():
+            layer.keep_last(one.band.window)
+
+
+def read_in_passes(
+    store: Store,
+    begin: int,
+    end: int,
+    length_of: Callable[[int, int], int],
+    forward: Callable[[int, int], Passed],
+) -> Predicted:
+    """Read tokens begin … end − 1, in as many passes as have one choice of frequencies each, but no more than
+    PASSES."""
+    model, parts = store.context.model, []
+    while begin < end and len(parts) < PASSES:
+        length, upto = length_of(begin, begin), end
+        last = model.regime_end(length)
+        if last is not None and length_of(end - 1, begin) > last:
+            # A context grows by one token at most.
+            upto = begin + last - length + 1
+        passed = forward(begin, upto)
+        parts.append(Predicted(store.loss(passed.logits[0], begin), passed.sink_mass, passed.held))
+        begin = upto
+    return Predicted.joined(parts)
+
+
+def recorded(chunks: list[QKChunk], chunk: QKChunk, history: int) -> list[QKChunk]:
+    """The chunks from which maps of the newest `history` tokens are drawn, when one more has come.
+
+    Nothing of them is changed in place, since maps may be drawn from the others in another thread.
     """
-
-    def __init__(self, like: Float[Tensor, "kv_heads tokens dim"], first: int = 0) -> None:
-        self.sink_keys = self.sink_values = like[:, :0].clone()
-        self.keys, self.values, self.turned = (Slots(like, first) for _ in range(3))
-        self.turned_sinks: Tensor | None = None
-
-    @classmethod
-    def empty(cls, model: Adapted, layer: int, first: int = 0) -> "BandedLayer":
-        """What a layer of a model holds before it has read anything; `first`: the text position of what comes."""
-        return cls(torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.homes[layer]), first)
-
-    def __len__(self) -> int:
-        return self.sink_keys.shape[1] + len(self.keys)
-
-    @property
-    def first(self) -> int:
-        """The text position at which the run begins."""
-        return self.keys.first
-
-    @property
-    def read(self) -> int:
-        """How many tokens of the text have been read: the run ends with the newest."""
-        return self.keys.first + len(self.keys)
-
-    @property
-    def slots(self) -> int:
-        """Tokens held, once for each KV head."""
-        return len(self) * len(self.sink_keys)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all keys and values held; `turned` is work space and not counted."""
-        tensors = self.sink_keys, self.sink_values, self.keys.view(), self.values.view()
-        return sum(t.numel() * t.element_size() for t in tensors)
-
-    @property
-    def span(self) -> Span:
-        """What its heads hold."""
-        keys, first = self.keys.placed()
-        return Span(len(self.sink_keys), self.sink_keys.shape[1], first, first + keys.shape[1])
-
-    def spans(self, read: int) -> list[Span]:
-        """What its heads hold when `read` tokens have been read."""
-        return [self.span]
-
-    def append(
-        self,
-        keys: Float[Tensor, "kv_heads tokens dim"],
-        values: Float[Tensor, "kv_heads tokens dim"],
-        turned: Float[Tensor, "kv_heads tokens dim"] | None = None,
-    ) -> None:
-        self.keys.append(keys)
-        self.values.append(values)
-        if turned is not None:
-            self.turned.append(turned)
-
-    def pin(self, keys: Float[Tensor, "kv_heads sinks dim"], values: Float[Tensor, "kv_heads sinks dim"]) -> None:
-        """Hold these as the sinks, in place of any that were held."""
-        self.sink_keys, self.sink_values = keys.clone(), values.clone()
-        self.turned_sinks = None
-
-    def gather(self, keys: Float[Tensor, "kv_heads tokens dim"], values: Float[Tensor, "kv_heads tokens dim"]) -> None:
-        """Hold the next tokens of the text as further sinks; the run, which is still empty, begins behind them."""
-        for run in (self.keys, self.values, self.turned):
-            run.skip(keys.shape[1])
-        self.pin(torch.cat((self.sink_keys, keys), 1), torch.cat((self.sink_values, values), 1))
-
-    def keep_last(self, tokens: int) -> None:
-        """Forget all of the run but its last tokens."""
-        gone = len(self.keys) - tokens
-        if gone > 0:
-            self.turned.keep_last(max(0, len(self.turned) - gone))
-            self.keys.keep_last(tokens)
-            self.values.keep_last(tokens)
-
-    def restart(self, run: Float[Tensor, "2 kv_heads tokens dim"], first: int = 0) -> None:
-        """Hold this run (keys, values), which begins at text position `first`, and nothing else of it before."""
-        self.keys, self.values, self.turned = Slots(run[0], first), Slots(run[1], first), Slots(run[0], first)
-        self.append(run[0], run[1])
-
-    def forget_rotations(self) -> None:
-        """Forget how keys are rotated: from now on they stand elsewhere."""
-        self.turned.keep_last(0)
-        self.turned_sinks = None
-
-    def everything(self) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens held, in the order of the text, each [kv_heads, tokens, dim]."""
-        return torch.cat((self.sink_keys, self.keys.view()), 1), torch.cat((self.sink_values, self.values.view()), 1)
-
-    def positions(self) -> Int[Tensor, " tokens"]:
-        """The text positions of `everything`."""
-        places = torch.arange(self.sink_keys.shape[1]), torch.arange(self.first, self.read)
-        return torch.cat(places).to(self.sink_keys.device)
-
-    def become(self, sinks: int, window: int | None, *, front: tuple[Tensor, Tensor] | None) -> None:
-        """Keep what a band of other size keeps of what is held.
-
-        `front`: keys and values of the text's first tokens, at least min(sinks, read) of them, to hold where they are
-        not held.  A band whose sinks are not all held goes on without any; one without a window keeps what there is.
-        """
-        self.forget_rotations()
-        span = self.span
-        wanted, whole = min(sinks, span.read), span.prefix == span.read
-        if whole and span.sinks:
-            held = torch.stack(self.everything())
-            self.pin(held[0, :, :0], held[1, :, :0])
-            self.restart(held)
-        if whole and wanted and window is not None:
-            self.pin(self.keys.view()[:, :wanted], self.values.view()[:, :wanted])
-            self.keep_last(span.read - wanted)
-        elif whole:
-            pass
-        elif span.prefix < wanted and front is not None:
-            self.pin(*(t[:, :wanted] for t in front))
-            self.keep_last(span.read - max(wanted, span.first))
-        elif window is not None:
-            kept = wanted if span.prefix >= wanted else 0
-            self.pin(self.sink_keys[:, :kept], self.sink_values[:, :kept])
-        if window is not None:
-            self.keep_last(window)
-
-    def put_first(self, keys: Tensor, values: Tensor) -> None:
-        """Hold these keys and values of the text's first tokens, each [kv_heads, tokens, dim], wherever those are
-        held."""
-        count, sinks, begin = keys.shape[1], self.sink_keys.shape[1], self.first
-        if sinks:
-            pairs = (keys, self.sink_keys), (values, self.sink_values)
-            self.pin(*(torch.cat((new[:, :sinks], old[:, count:]), 1) for new, old in pairs))
-        if begin < count and len(self.keys):
-            pairs = (keys, self.keys.view()), (values, self.values.view())
-            run = [torch.cat((new[:, begin:], old[:, count - begin :]), 1) for new, old in pairs]
-            self.restart(torch.stack(run), begin)
-
-    def of_heads(self, own: Int[Tensor, " heads"]) -> "BandedLayer":
-        """The same tokens of some KV heads, copied."""
-        cache = BandedLayer(self.sink_keys[own], self.first)
-        cache.pin(self.sink_keys[own], self.sink_values[own])
-        cache.append(self.keys.view()[own], self.values.view()[own])
-        return cache
-
-    def ends(self, sinks: int, run: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first and the newest tokens, so many of each, which must be held."""
-        keys, values = self.everything()
-        count = keys.shape[1]
-        return tuple(torch.cat((x[:, :sinks], x[:, count - run :]), 1) for x in (keys, values))
-
-    def copy(self) -> "BandedLayer":
-        """The same tokens held, free to go another way.  No tensor is copied: `Slots` says why that is safe."""
-        twin = copy.copy(self)
-        twin.keys, twin.values, twin.turned = copy.copy(self.keys), copy.copy(self.values), copy.copy(self.turned)
-        return twin
-
-
-def as_bands(caches: Sequence[Any], read: int) -> list[BandedLayer]:
-    """What all heads of all layers hold of the text's first and newest tokens, of caches of any kind; what only some
-    hold is given up."""
-    spans = [span for cache in caches for span in cache.spans(read)]
-    run = min(span.suffix for span in spans)
-    sinks = min(read - run, *(span.prefix for span in spans))
-    bands = []
-    for cache in caches:
-        keys, values = cache.ends(sinks, run)
-        band = BandedLayer(keys, read - run)
-        band.pin(keys[:, :sinks], values[:, :sinks])
-        band.append(keys[:, sinks:], values[:, sinks:])
-        bands.append(band)
-    return bands
+    window, oldest = chunk.band.window or 0, chunk.stop - history
+    return [
+        replace(c, queries=[]) if c.queries and c.stop <= oldest else c
+        for c in (*chunks, chunk)
+        if c.stop > oldest - window
+    ]

@@ -1,100 +1,125 @@
-"""Caches whose heads are of two kinds, and the forward pass over them: some keep everything, the others a band.
+"""A store whose heads are of two kinds: some keep everything, the others a band (DuoAttention)."""
 
-Each kind is read as its own policy has it (attention.py), by a reader of its own over a cache of its own; here heads
-are dealt out to them and put together again.
-"""
+from dataclasses import replace
+from functools import cached_property
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import numpy as np
 
-import torch
-from torch import Tensor, nn
+from ...policies import Policy
+from ...policies.duo import Duo
+from ..attention.split import SplitPass
+from ..context import SharedContext
+from ..head_scores import full_heads
+from ..history import QKChunk
+from ..interventions import Interventions
+from ..layers.banded import BandedLayer
+from ..layers.split import SplitLayer
+from .banded import band_of, banded_pass, empty_layers, evict, read_in_passes, recorded
+from .store import Passed, Predicted, Store, stacked
 
-from ..attention.banded import BandedPass
-from .banded import BandedLayer, Span
 
+class SplitStore(Store):
+    """Two bands in every layer, each of some of its KV heads."""
 
-class SplitLayer:
-    """What one layer keeps: `parts`, and which of its KV heads each of them has, `names` (ascending); `heads` are the
-    same on the layer's device."""
+    policy: Duo
+    layers: list[SplitLayer]
+    chunks: list[QKChunk]
 
-    def __init__(self, cache: BandedLayer, full: Sequence[int]) -> None:
-        """What a layer holds, dealt out: these KV heads, and the others."""
-        others = [head for head in range(len(cache.sink_keys)) if head not in full]
-        self.names = list(full), others
-        self.heads = tuple(torch.tensor(own, dtype=torch.int64, device=cache.sink_keys.device) for own in self.names)
-        self.parts = tuple(cache.of_heads(own) for own in self.heads)
+    def __init__(self, context: SharedContext, policy: Policy) -> None:
+        super().__init__(context, policy)
+        if not self.policy.measured:
+            # Where a file does not fit the model, it is said before anything is read.
+            full_heads(context, self.policy)
 
-    def spans(self, read: int) -> list[Span]:
-        """What its heads hold when `read` tokens have been read: nothing is said of a part that has none."""
-        return [part.span for part, own in zip(self.parts, self.names, strict=True) if own]
+    def read(self, position: int, chunk: int, stop: int) -> Predicted:
+        """Several forward passes at most: one ends where the family takes other frequencies for a longer context."""
+        return read_in_passes(self, position - 1, min(position - 1 + chunk, stop - 1), self._length_of, self.forward)
 
-    def ends(self, sinks: int, run: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the first and the newest tokens, so many of each, which all heads must hold."""
-        order = torch.cat(self.heads).argsort()
-        of_parts = [part.ends(sinks, run) for part, own in zip(self.parts, self.names, strict=True) if own]
-        return tuple(torch.cat(x)[order] for x in zip(*of_parts, strict=True))
+    def _length_of(self, t: int, begin: int) -> int:
+        """The length of the context of token t, when those before `begin` have been read: the longest of all heads',
+        since a pass has one."""
+        self._begin()
+        asking = [any(len(layer.names[i]) for layer in self.layers) for i in (0, 1)]
+        return max(
+            band_of(policy, layers, begin, t + 1).length_of(t)
+            for policy, layers, some in zip(self.policy.parts, self._parts, asking, strict=True)
+            if some
+        )
+
+    def _begin(self) -> None:
+        if not self.layers:
+            full = full_heads(self.context, self.policy)
+            self.layers = [SplitLayer(*of) for of in zip(empty_layers(self.context), full, strict=True)]
 
     @property
-    def slots(self) -> int:
-        return sum(part.slots for part in self.parts)
+    def _parts(self) -> list[list[BandedLayer]]:
+        """The layers of the heads that keep everything, and those of the others."""
+        return [[layer.parts[i] for layer in self.layers] for i in (0, 1)]
 
-    @property
-    def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
-
-    def put_first(self, keys: Tensor, values: Tensor) -> None:
-        for part, own in zip(self.parts, self.heads, strict=True):
-            part.put_first(keys[own], values[own])
-
-    def copy(self) -> "SplitLayer":
-        twin = copy.copy(self)
-        twin.parts = tuple(part.copy() for part in self.parts)
-        return twin
-
-
-@dataclass(eq=False)
-class SplitPass:
-    """One forward pass over split caches, of tokens that begin at text position `token`.
-
-    After the pass `mass[layer]` holds the sink mass, [heads, queries]; with `capture`, `queries[layer]` and
-    `keys[layer]` what the layer computed before rotation, [1, heads, tokens, dim].
-    """
-
-    token: int
-    caches: list[SplitLayer]
-    readings: tuple[BandedPass, BandedPass]
-    capture: bool = False
-    mass: list[Tensor] = field(default_factory=list)
-    queries: list[Tensor] = field(default_factory=list)
-    keys: list[Tensor] = field(default_factory=list)
-
-    def attend(
-        self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, s_aux: Tensor | None = None, **more
-    ) -> Tensor:
-        """The layer's output [1, queries, heads, dim]; its keys and values are then in the caches of both parts."""
-        layer, (_, heads, queries, _) = attention.layer_idx, query.shape
-        out = value.new_empty(1, queries, heads, value.shape[-1])
-        mass = torch.empty(heads, queries, device=query.device)
-        for reading, own in zip(self.readings, self.caches[layer].heads, strict=True):
-            if not len(own):
-                # It still counts how much there would be.
-                reading.extend(layer, key[:, own], value[:, own])
-                continue
-            asking = of_group(own, heads // key.shape[1])
-            sink = None if s_aux is None else s_aux[asking]
-            out[:, :, asking] = reading.attend(
-                attention, query[:, asking], key[:, own], value[:, own], s_aux=sink, **more
+    def forward(self, begin: int, end: int, last: int = 0) -> Passed:
+        """Read tokens begin … end − 1; logits of the `last` of them, 0: of all."""
+        context = self.context
+        self._begin()
+        length = context.model.regime(self._length_of(begin, begin))
+        whole, narrow = (
+            banded_pass(context, policy, layers, begin, end, interventions, length)
+            for policy, layers, interventions in zip(
+                self.policy.parts, self._parts, self._interventions_of_parts, strict=True
             )
-            mass[asking] = reading.mass[-1]
-        self.mass.append(mass)
-        if self.capture:
-            self.queries.append(query)
-            self.keys.append(key)
-        return out
+        )
+        one = SplitPass(begin, [layer.heads for layer in self.layers], (whole, narrow), context.history > 0)
+        ids = self.ids[None, begin:end]
+        if last and end - begin == 1:
+            logits = context.decode(ids, one)
+        else:
+            logits = context.model.forward(ids, one, begin=begin, last=last, outputs=narrow.outputs)
+        for part in (whole, narrow):
+            evict(part)
+        if context.history:
+            queries, keys = ([x[0] for x in kind] for kind in (one.queries, one.keys))
+            sinks = [[layer.sink_keys for layer in part] for part in self._parts]
+            full = [layer.names[0] for layer in self.layers]
+            chunk = QKChunk(begin, end, narrow.band, queries, keys, self.interventions, length, sinks, full, whole.band)
+            self.chunks = recorded(self.chunks, chunk, context.history)
+        if context.watch is not None:
+            context.watch(narrow)
+        # Whole numbers until the end: a mean that is a little too large would be a token more.
+        heads = [sum(len(layer.names[i]) for layer in self.layers) for i in (0, 1)]
+        t = np.arange(begin, end)
+        held = (heads[0] * whole.band.held(t) + heads[1] * narrow.band.held(t)) / sum(heads)
+        return Passed(logits, stacked(one.mass, logits), held)
 
+    @cached_property
+    def _interventions_of_parts(self) -> list[Interventions | None]:
+        """The interventions as each part has them, whose heads are only some."""
+        if self.interventions is None:
+            return [None, None]
+        groups = range(self.context.model.heads // self.context.model.kv_heads)
+        owns = [
+            [[head * len(groups) + i for head in layer.names[part] for i in groups] for layer in self.layers]
+            for part in (0, 1)
+        ]
+        return [replace(self.interventions, own=own, _made={}) for own in owns]
 
-def of_group(own: Tensor, groups: int) -> Tensor:
-    """The query heads that share these KV heads."""
-    return (own[:, None] * groups + torch.arange(groups, device=own.device)).flatten()
+    def decode(self, position: int, kv_chunk: int | None) -> Passed:
+        """The newest token, by the way in which texts are read."""
+        return self.forward(position - 1, position, 1)
+
+    def take_over(self, other: Store, read: int, *, pin: bool) -> None:
+        """Hold what another store holds; heads are measured on what there is of the text, if anything."""
+        if len(self.context.tokens):
+            full_heads(self.context, self.policy)
+        super().take_over(other, read, pin=pin)
+
+    def split(self, read: int, full: list[list[int]]) -> list[SplitLayer]:
+        """What is held as it is, where the same heads keep everything."""
+        if full != [layer.names[0] for layer in self.layers]:
+            return super().split(read, full)
+        return [layer.copy() for layer in self.layers]
+
+    def _keep(self, other: Store, read: int, prefix) -> None:
+        self.layers = other.split(read, full_heads(self.context, self.policy))
+        for number, layer in enumerate(self.layers):
+            for part, kept, own in zip(layer.parts, self.policy.parts, layer.heads, strict=True):
+                first = None if prefix is None else (prefix[number][0][own], prefix[number][1][own])
+                part.fit(self.policy.sinks, kept.window, first)

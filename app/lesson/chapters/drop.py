@@ -30,7 +30,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         if run
         else FOUR
     )
-    dropped = not isinstance(parse(policies[-1]), Streaming)
+    dropped = parse(policies[-1]).name != Streaming.name
     with st.container(horizontal=True, vertical_alignment="center"):
         stage.transport(page, run, start)
         st.button(

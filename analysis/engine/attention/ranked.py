@@ -1,0 +1,143 @@
+"""One forward pass over ranked slots.
+
+As many tokens go through the model together as come before the next eviction, which then happens inside each layer, by
+what that layer has seen (policies/ranked.py).  Nothing is copied to the host in here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ...families.positions import Angles
+from ...families.rotary import Adapted
+from ...policies.ranked import Ranked
+from ..interventions import Interventions
+from ..layers.ranked import Evicted, RankedLayer
+from .call import Call, weigh
+
+
+@dataclass(eq=False)
+class RankedPass:
+    """One forward pass over ranked slots, of tokens that begin at text position `token`.
+
+    There must be no more of them than come before the next eviction.  After the pass `mass[layer]` holds the sink mass,
+    [heads, queries]; with `capture`, `queries[layer]` [heads, queries, dim] what the layer asked with before rotation,
+    and `evicted[layer]` what it evicted.
+    """
+
+    model: Adapted
+    token: int
+    sink_tokens: int
+    policy: Ranked
+    layers: list[RankedLayer]
+    capture: bool = False
+    interventions: Interventions | None = None
+    length: int = 1
+    """Of the context for which rotations are chosen (families/frequencies.py): one for the whole pass."""
+    mass: list[Tensor] = field(default_factory=list)
+    queries: list[Tensor] = field(default_factory=list)
+    evicted: list[Evicted | None] = field(default_factory=list)
+    _made: dict[tuple, Any] = field(default_factory=dict)
+
+    def attend(
+        self,
+        attention: nn.Module,
+        query: Float[Tensor, "1 heads queries dim"],
+        key: Float[Tensor, "1 kv_heads queries dim"],
+        value: Float[Tensor, "1 kv_heads queries dim"],
+        **settings: Any,
+    ) -> Float[Tensor, "1 queries heads dim"]:
+        """The layer's output; as a side effect it holds these tokens, less what the policy evicts."""
+        call = Call.of(attention, query, key, value, self.interventions, **settings)
+        held, queries, groups, kv_heads = self.layers[call.layer], call.queries, call.groups, call.kv_heads
+        positions = self._shared(("positions", key.device), lambda: self._positions(queries).to(key.device))
+        held.append(key[0], value[0], positions)
+        slots = len(held)
+        q = self._rotate(attention, held, query * call.scaling, key)
+        q = q[0].reshape(kv_heads, groups * queries, call.dim)
+        scores = call.capped(q @ held.rotated.transpose(1, 2))
+        if queries > 1:
+            scores[..., slots - queries :] += self._shared(
+                ("ahead", key.device), lambda: _ahead(queries, key.device).repeat(groups, 1)
+            )
+        if call.sliding_window is not None and self.token + queries > call.sliding_window:
+            unseen = held.positions[:, None] <= positions[:, None] - call.sliding_window
+            scores = scores.masked_fill(unseen.repeat(1, groups, 1), float("-inf"))
+        scores = call.with_sinks(scores)
+        observed, total = weigh(scores, [], scores.dtype)
+        early = held.positions < self.sink_tokens
+
+        def first_tokens() -> tuple[Tensor, Tensor]:
+            columns = nn.functional.pad(early, (0, scores.shape[-1] - slots))[:, None]
+            return columns, (positions >= self.sink_tokens).repeat(groups)[:, None]
+
+        weights, _ = call.intervene(scores, observed, total, first_tokens)
+        out = weights[..., :slots].to(value.dtype) @ held.values
+        observed = observed[..., :slots]
+        mass = (observed @ early.to(observed.dtype)[..., None]).float()
+        self.mass.append(mass.reshape(call.heads, queries))
+        if self.policy.accumulates_attention or self.policy.observation_window:
+            held.observe(observed.view(kv_heads, groups, queries, slots).mean(1), self.policy)
+        own = call.dim - self.model.positions.added
+        evicted = held.evict(self.policy, call.layer, self.model.layers, tell=self.capture, dims=own)
+        if self.capture:
+            self.queries.append(query[0])
+            self.evicted.append(evicted)
+        return out.reshape(1, call.heads, queries, call.dim).transpose(1, 2)
+
+    def _positions(self, queries: int) -> Int[Tensor, " queries"]:
+        return torch.arange(self.token, self.token + queries, device=self.model.device)
+
+    def _rotate(
+        self,
+        attention: nn.Module,
+        held: RankedLayer,
+        query: Float[Tensor, "1 heads queries dim"],
+        key: Float[Tensor, "1 kv_heads queries dim"],
+    ) -> Float[Tensor, "1 heads queries dim"]:
+        """The query where it stands; the keys held are rotated to where they stand, as far as they are not."""
+        model, slots, queries = self.model, len(held), key.shape[2]
+        kind, by_slot = model.kind(attention), self.policy.positions == "cache"
+
+        def angles(begin: int) -> Angles | None:
+            return self._shared(
+                (kind, begin, slots),
+                lambda: model.angles(attention, torch.arange(begin, slots, device=model.device), self.length),
+            )
+
+        if held.length != self.length:
+            held.rotated, held.length = None, self.length
+        if held.rotated is None and by_slot:
+            whole = angles(0)
+            held.rotated = model.rotate(attention, held.keys[None], whole)[0]
+            here = None if whole is None else (whole[0][:, slots - queries :], whole[1][:, slots - queries :])
+            return model.rotate(attention, query, here)
+        if held.rotated is None:
+            # Every KV head holds other positions: for once they are a batch of texts with one head each.
+            flat = model.angles(attention, held.positions[:, : slots - queries].flatten(), self.length)
+            old = held.keys[:, None, : slots - queries]
+            if flat is not None:
+                flat = flat[0].view(len(old), -1, flat[0].shape[-1]), flat[1].view(len(old), -1, flat[1].shape[-1])
+            held.rotated = model.rotate(attention, old, flat)[:, 0]
+        here = (
+            angles(slots - queries)
+            if by_slot
+            else self._shared((kind, "text"), lambda: model.angles(attention, self._positions(queries), self.length))
+        )
+        held.rotated = torch.cat((held.rotated, model.rotate(attention, key, here)[0]), 1)
+        return model.rotate(attention, query, here)
+
+    def _shared(self, kind: tuple, make: Callable[[], Any]) -> Any:
+        """What the layers have in common is made once."""
+        if kind not in self._made:
+            self._made[kind] = make()
+        return self._made[kind]
+
+
+def _ahead(queries: int, device: torch.device) -> Float[Tensor, "queries queries"]:
+    """What is added to the scores of tokens of one pass: a query does not see what comes after it."""
+    return torch.full((queries, queries), float("-inf"), device=device).triu(1)

@@ -1,0 +1,138 @@
+"""Queries and keys of the newest tokens, kept for maps, and which keys each of these queries met."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..policies.ranked import Ranked
+from .attention.band import Band
+from .attention.token import TokenPass
+from .interventions import Interventions
+from .layers.ranked import Evicted
+
+
+class KeyPart(NamedTuple):
+    """Keys that the queries of a chunk may reach, before rotation, and what is needed to score them."""
+
+    keys: Float[Tensor, "keys dim"]
+    positions: Int[Tensor, " keys"]
+    """In the text."""
+    key_rotated_at: Int[Tensor, " keys"]
+    query_rotated_at: Int[Tensor, " queries"]
+    """Positions at which keys and queries are rotated: only their differences count."""
+    reached: Bool[Tensor, "queries keys"]
+
+
+KeyParts = tuple[list[KeyPart], Bool[Tensor, " queries"]]
+"""All keys that a chunk's queries may reach, and which queries still have all of theirs: their rows are exact."""
+
+
+@dataclass(frozen=True, eq=False)
+class QKChunk:
+    """Queries and keys of one chunk before rotation, per layer: [heads, tokens, dim] and [kv_heads, tokens, dim]."""
+
+    start: int
+    stop: int
+    band: Band
+    queries: list[Tensor]
+    keys: list[Tensor]
+    interventions: Interventions | None = None
+    length: int = 1
+    """Of the context for which its rotations were chosen (families/frequencies.py)."""
+    sinks: Sequence[Sequence[Tensor]] = ()
+    """Keys of the sinks that these queries met, per layer [kv_heads, sinks, dim]; where `full` is given, first those of
+    the heads that keep everything and then those of the others."""
+    full: Sequence[Sequence[int]] | None = None
+    """KV heads of each layer that keep everything, whatever the band of the others."""
+    whole: Band | None = None
+    """What those reach."""
+
+    @classmethod
+    def of(cls, decoded: Sequence[TokenPass]) -> "QKChunk":
+        """The queries and keys of tokens that were decoded one after the other."""
+        first, last, layers = decoded[0], decoded[-1], range(decoded[0].model.layers)
+        queries = [torch.cat([d.queries[layer] for d in decoded], 1) for layer in layers]
+        keys = [torch.cat([d.keys[layer] for d in decoded], 1) for layer in layers]
+        sinks = [[held.sink_keys for held in first.layers]]
+        return cls(first.token, last.token + 1, first.band, queries, keys, first.interventions, first.length, sinks)
+
+    def key_parts(self, layer: int, kv_head: int, chunks: Sequence["QKChunk"], held: Any) -> KeyParts:
+        """The sinks, and the window.  `chunks`: all that are kept; `held`: what the layer holds now."""
+        band = self.band_of(layer, kv_head)
+        low, window = self._window(layer, kv_head, chunks, held)
+        t = torch.arange(self.start, self.stop, device=window.device)
+        parts = []
+        if band.sinks:
+            at = torch.arange(band.sinks, device=window.device)
+            keys = self._sinks_of(layer, kv_head)
+            parts.append(KeyPart(keys, at, band.at_sinks(window.device), band.slot(t), band.sees(t, at)))
+        at = torch.arange(low, self.stop, device=window.device)
+        parts.append(KeyPart(window, at, band.in_window(at, low), band.in_window(t, low), band.sees(t, at)))
+        return parts, band.low(t) >= min(low, self.stop)
+
+    def band_of(self, layer: int, kv_head: int) -> Band:
+        """What the queries of one KV head's group reach."""
+        return self.band if self.whole is None or not self._keeps_all(layer, kv_head) else self.whole
+
+    def _sinks_of(self, layer: int, kv_head: int) -> Float[Tensor, "sinks dim"]:
+        """Keys of the sinks that they met."""
+        if self.full is None:
+            return self.sinks[0][layer][kv_head]
+        kind = self._keeps_all(layer, kv_head)
+        row = sum(self._keeps_all(layer, other) == kind for other in range(kv_head))
+        return self.sinks[0 if kind else 1][layer][row]
+
+    def _keeps_all(self, layer: int, kv_head: int) -> bool:
+        return self.full is not None and kv_head in self.full[layer]
+
+    def _window(
+        self, layer: int, kv_head: int, chunks: Sequence["QKChunk"], held: Any
+    ) -> tuple[int, Float[Tensor, "tokens dim"]]:
+        """The keys that stand before and in this chunk without a gap, and the text position of the first."""
+        band = self.band_of(layer, kv_head)
+        earlier = [chunk for chunk in chunks if chunk.stop <= self.stop]
+        keys = [chunk.keys[layer][kv_head] for chunk in earlier]
+        low = earlier[0].start
+        if band.window is None:
+            # A lane that keeps everything still holds its older keys.
+            window, oldest = held.window_of(kv_head)
+            if oldest < low <= oldest + len(window):
+                keys.insert(0, window[: low - oldest])
+                low = oldest
+        joined = torch.cat(keys)
+        start = max(low, int(band.low(torch.tensor(self.start))))
+        return start, joined[start - low :]
+
+
+@dataclass(frozen=True, eq=False)
+class RankedChunk:
+    """Queries of one pass over ranked slots before rotation, per layer [heads, tokens, dim], and what was then
+    evicted."""
+
+    start: int
+    stop: int
+    policy: Ranked
+    queries: list[Tensor]
+    evicted: list[Evicted | None]
+    interventions: Interventions | None = None
+    length: int = 1
+    """Of the context for which its rotations were chosen (families/frequencies.py)."""
+
+    def key_parts(self, layer: int, kv_head: int, chunks: Sequence["RankedChunk"], held: Any) -> KeyParts:
+        """The slots of one KV head as they were: those still held, and those evicted after this chunk."""
+        later = [chunk.evicted[layer] for chunk in chunks if chunk.stop >= self.stop]
+        keys = torch.cat([held.keys[kv_head], *(e.keys[kv_head] for e in later if e is not None)])
+        positions = torch.cat([held.positions[kv_head], *(e.positions[kv_head] for e in later if e is not None)])
+        order = positions.argsort()
+        order = order[positions[order] < self.stop]
+        keys, positions = keys[order], positions[order]
+        t = torch.arange(self.start, self.stop, device=positions.device)
+        slots = torch.arange(len(positions), device=positions.device)
+        by_slot = self.policy.positions == "cache"
+        at, queries_at = (slots, slots[len(slots) - len(t) :]) if by_slot else (positions, t)
+        part = KeyPart(keys, positions, at, queries_at, positions <= t[:, None])
+        return [part], torch.ones_like(t, dtype=torch.bool)

@@ -1,0 +1,197 @@
+"""The keys and values that one layer keeps: the first tokens (sinks), and one window of tokens without gaps.
+
+Keys stand here as they were before rotary embedding.  A window knows where in the text it begins, so that what a layer
+says it holds is what its tensors are.  Which tokens stay is decided elsewhere; this module appends, evicts and counts
+bytes.
+"""
+
+import copy
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ...families.rotary import Adapted
+from .slots import Slots, Span
+
+
+class BandedLayer:
+    """What one layer keeps of the text: `sinks` first tokens, then a window without gaps, which begins at `first`.
+
+    `rotated` holds the keys of the window once more, rotated, for a token that is decoded alone (attention/token.py).
+    It begins where the window begins and may be shorter: what is read in chunks is rotated when it is first needed.
+    """
+
+    def __init__(self, like: Float[Tensor, "kv_heads tokens dim"], first: int = 0) -> None:
+        self.sink_keys = self.sink_values = like[:, :0].clone()
+        self.keys, self.values, self.rotated = (Slots(like, first) for _ in range(3))
+        self.rotated_sinks: Float[Tensor, "kv_heads sinks dim"] | None = None
+
+    @classmethod
+    def empty(cls, model: Adapted, layer: int, first: int = 0) -> "BandedLayer":
+        """What a layer of a model holds before it has read anything; `first`: the text position of what comes."""
+        return cls(torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.homes[layer]), first)
+
+    def __len__(self) -> int:
+        return self.sink_keys.shape[1] + len(self.keys)
+
+    @property
+    def first(self) -> int:
+        """The text position at which the window begins."""
+        return self.keys.first
+
+    @property
+    def read(self) -> int:
+        """How many tokens of the text have been read: the window ends with the newest."""
+        return self.keys.first + len(self.keys)
+
+    @property
+    def slots(self) -> int:
+        """Tokens held, once for each KV head."""
+        return len(self) * len(self.sink_keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values held; `rotated` is work space and not counted."""
+        tensors = self.sink_keys, self.sink_values, self.keys.view(), self.values.view()
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    @property
+    def span(self) -> Span:
+        """What its heads hold."""
+        keys, first = self.keys.placed()
+        return Span(len(self.sink_keys), self.sink_keys.shape[1], first, first + keys.shape[1])
+
+    def held(self, read: int) -> list[Span]:
+        """What its heads hold when `read` tokens have been read."""
+        return [self.span]
+
+    def window_of(self, kv_head: int) -> tuple[Float[Tensor, "slots dim"], int]:
+        """The keys that a KV head holds in the window, and the text position of the first of them."""
+        keys, first = self.keys.placed()
+        return keys[kv_head], first
+
+    def of_head(
+        self, kv_head: int
+    ) -> tuple[Int[Tensor, " slots"], Float[Tensor, "slots dim"], Float[Tensor, "slots dim"]]:
+        """Text positions, keys and values that one KV head holds, in the order of the text."""
+        keys, values = self.everything()
+        return self.positions(), keys[kv_head], values[kv_head]
+
+    def append(
+        self,
+        keys: Float[Tensor, "kv_heads tokens dim"],
+        values: Float[Tensor, "kv_heads tokens dim"],
+        rotated: Float[Tensor, "kv_heads tokens dim"] | None = None,
+    ) -> None:
+        """Hold the next tokens of the text too."""
+        self.keys.append(keys)
+        self.values.append(values)
+        if rotated is not None:
+            self.rotated.append(rotated)
+
+    def pin(self, keys: Float[Tensor, "kv_heads sinks dim"], values: Float[Tensor, "kv_heads sinks dim"]) -> None:
+        """Hold these as the sinks, in place of any that were held."""
+        self.sink_keys, self.sink_values = keys.clone(), values.clone()
+        self.rotated_sinks = None
+
+    def append_sinks(
+        self, keys: Float[Tensor, "kv_heads tokens dim"], values: Float[Tensor, "kv_heads tokens dim"]
+    ) -> None:
+        """Hold the next tokens of the text as further sinks; the window, still empty, begins behind them."""
+        for window in (self.keys, self.values, self.rotated):
+            window.skip(keys.shape[1])
+        self.pin(torch.cat((self.sink_keys, keys), 1), torch.cat((self.sink_values, values), 1))
+
+    def keep_last(self, tokens: int) -> None:
+        """Evict all of the window but its last tokens."""
+        leaving = len(self.keys) - tokens
+        if leaving > 0:
+            self.rotated.keep_last(max(0, len(self.rotated) - leaving))
+            self.keys.keep_last(tokens)
+            self.values.keep_last(tokens)
+
+    def restart(self, window: Float[Tensor, "2 kv_heads tokens dim"], first: int = 0) -> None:
+        """Hold this window (keys, values), which begins at text position `first`, in place of the one before."""
+        self.keys, self.values, self.rotated = (Slots(window[0], first) for _ in range(3))
+        self.append(window[0], window[1])
+
+    def forget_rotations(self) -> None:
+        """Forget how keys are rotated: from now on they stand elsewhere."""
+        self.rotated.keep_last(0)
+        self.rotated_sinks = None
+
+    def everything(self) -> tuple[Float[Tensor, "kv_heads tokens dim"], Float[Tensor, "kv_heads tokens dim"]]:
+        """Keys and values of all tokens held, in the order of the text."""
+        return torch.cat((self.sink_keys, self.keys.view()), 1), torch.cat((self.sink_values, self.values.view()), 1)
+
+    def positions(self) -> Int[Tensor, " tokens"]:
+        """The text positions of `everything`."""
+        positions = torch.arange(self.sink_keys.shape[1]), torch.arange(self.first, self.read)
+        return torch.cat(positions).to(self.sink_keys.device)
+
+    def fit(
+        self,
+        sinks: int,
+        window: int | None,
+        prefix: tuple[Float[Tensor, "kv_heads first dim"], Float[Tensor, "kv_heads first dim"]] | None,
+    ) -> None:
+        """Keep what a band of other size keeps of what is held.
+
+        `prefix`: keys and values of the text's first tokens, at least min(sinks, read) of them, to hold where they are
+        not held.  A band whose sinks are not all held goes on without any; one without a window keeps what there is.
+        """
+        self.forget_rotations()
+        span = self.span
+        wanted, whole = min(sinks, span.read), span.prefix == span.read
+        if whole and span.sinks:
+            held = torch.stack(self.everything())
+            self.pin(held[0, :, :0], held[1, :, :0])
+            self.restart(held)
+        if whole and wanted and window is not None:
+            self.pin(self.keys.view()[:, :wanted], self.values.view()[:, :wanted])
+            self.keep_last(span.read - wanted)
+        elif whole:
+            pass
+        elif span.prefix < wanted and prefix is not None:
+            self.pin(prefix[0][:, :wanted], prefix[1][:, :wanted])
+            self.keep_last(span.read - max(wanted, span.first))
+        elif window is not None:
+            kept = wanted if span.prefix >= wanted else 0
+            self.pin(self.sink_keys[:, :kept], self.sink_values[:, :kept])
+        if window is not None:
+            self.keep_last(window)
+
+    def replace_first(
+        self, keys: Float[Tensor, "kv_heads first dim"], values: Float[Tensor, "kv_heads first dim"]
+    ) -> None:
+        """Hold these keys and values of the text's first tokens, wherever those are held."""
+        count, sinks, begin = keys.shape[1], self.sink_keys.shape[1], self.first
+        if sinks:
+            new_keys = torch.cat((keys[:, :sinks], self.sink_keys[:, count:]), 1)
+            self.pin(new_keys, torch.cat((values[:, :sinks], self.sink_values[:, count:]), 1))
+        if begin < count and len(self.keys):
+            pairs = (keys, self.keys.view()), (values, self.values.view())
+            window = [torch.cat((new[:, begin:], old[:, count - begin :]), 1) for new, old in pairs]
+            self.restart(torch.stack(window), begin)
+
+    def of_heads(self, kv_heads: Int[Tensor, " heads"]) -> "BandedLayer":
+        """The same tokens of some KV heads, copied."""
+        layer = BandedLayer(self.sink_keys[kv_heads], self.first)
+        layer.pin(self.sink_keys[kv_heads], self.sink_values[kv_heads])
+        layer.append(self.keys.view()[kv_heads], self.values.view()[kv_heads])
+        return layer
+
+    def ends(
+        self, first: int, last: int
+    ) -> tuple[Float[Tensor, "kv_heads ends dim"], Float[Tensor, "kv_heads ends dim"]]:
+        """Keys and values of the first and the last tokens, so many of each, which must be held."""
+        keys, values = self.everything()
+        begin = keys.shape[1] - last
+        return torch.cat((keys[:, :first], keys[:, begin:]), 1), torch.cat((values[:, :first], values[:, begin:]), 1)
+
+    def copy(self) -> "BandedLayer":
+        """The same tokens held, free to go another way.  No tensor is copied: `Slots` says why that is right."""
+        twin = copy.copy(self)
+        twin.keys, twin.values, twin.rotated = copy.copy(self.keys), copy.copy(self.values), copy.copy(self.rotated)
+        return twin

@@ -1,0 +1,211 @@
+"""The slots that one layer keeps where they are ranked: every KV head has its own, in the order of the text.
+
+All heads of a layer hold equally many, so nothing is copied to the host in here: how many there are is known.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...families.rotary import Adapted
+from ...policies.ranked import LayerState, Ranked
+from .banded import BandedLayer
+
+
+class Evicted(NamedTuple):
+    """Slots that a layer evicted: keys before rotation, and their text positions."""
+
+    keys: Float[Tensor, "kv_heads evicted dim"]
+    positions: Int[Tensor, "kv_heads evicted"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scattered:
+    """What the heads of a layer hold where each has slots of its own, when `read` tokens have been read.
+
+    Slots are counted on the host, and only when somebody wants to know.
+    """
+
+    positions: Int[Tensor, "kv_heads slots"]
+    read: int
+    keys: Float[Tensor, "kv_heads slots dim"] | None = None
+    """Before rotation, where somebody may want to draw a map."""
+
+    @property
+    def heads(self) -> int:
+        """How many KV heads these are."""
+        return len(self.positions)
+
+    @property
+    def prefix(self) -> int:
+        """How many of the text's first tokens every head holds without a gap."""
+        return _agreeing(self.positions.cpu(), torch.arange(self.positions.shape[1]))
+
+    @property
+    def suffix(self) -> int:
+        """How many of the newest tokens every head holds without a gap."""
+        expected = torch.arange(self.read - 1, self.read - 1 - self.positions.shape[1], -1)
+        return _agreeing(self.positions.cpu().flip(1), expected)
+
+    @property
+    def alike(self) -> None:
+        """Nothing that all heads hold says what each of them holds."""
+        return None
+
+    def count(self, held: NDArray[np.float32]) -> None:
+        """Add the heads that hold each token of the text, [read]."""
+        held += np.bincount(self.positions.cpu().numpy().ravel(), minlength=len(held))
+
+
+@dataclass(eq=False)
+class RankedLayer:
+    """The slots of one layer.  Tensors are replaced and never written into, so that a copy of it costs nothing."""
+
+    keys: Float[Tensor, "kv_heads slots dim"]
+    """Before rotation."""
+    values: Float[Tensor, "kv_heads slots dim"]
+    positions: Int[Tensor, "kv_heads slots"]
+    """Where in the text each slot was read."""
+    accumulated_attention: Float[Tensor, "kv_heads slots"] | None = None
+    recent_attention: Float[Tensor, "kv_heads queries slots"] | None = None
+    """What the policy asks to have observed (LayerState)."""
+    rotated: Float[Tensor, "kv_heads slots dim"] | None = None
+    """The keys once more, rotated to where they stand; None where they stand otherwise since an eviction."""
+    length: int = 1
+    """Of the context for which they were rotated (families/frequencies.py)."""
+
+    @classmethod
+    def empty(cls, model: Adapted, layer: int) -> "RankedLayer":
+        """What a layer of a model holds before it has read anything."""
+        like = torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.homes[layer])
+        return cls(like, like, like[..., 0].long())
+
+    @classmethod
+    def of(cls, layer: BandedLayer, read: int) -> "RankedLayer":
+        """The slots of what a layer holds in a band, when `read` tokens have been read."""
+        assert layer.read == read, f"{read} tokens were read, and the window ends with token {layer.read}"
+        keys, values = layer.everything()
+        return cls(keys, values, layer.positions().expand(len(keys), -1))
+
+    def __len__(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def slots(self) -> int:
+        """Tokens held, once for each KV head."""
+        return len(self) * len(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values held; what was observed of them is work space and not counted."""
+        return sum(t.numel() * t.element_size() for t in (self.keys, self.values))
+
+    def held(self, read: int) -> list[Scattered]:
+        """What its heads hold when `read` tokens have been read."""
+        return [Scattered(self.positions, read)]
+
+    def of_head(
+        self, kv_head: int
+    ) -> tuple[Int[Tensor, " slots"], Float[Tensor, "slots dim"], Float[Tensor, "slots dim"]]:
+        """Text positions, keys and values that one KV head holds, in the order of the text."""
+        return self.positions[kv_head], self.keys[kv_head], self.values[kv_head]
+
+    def ends(
+        self, first: int, last: int
+    ) -> tuple[Float[Tensor, "kv_heads ends dim"], Float[Tensor, "kv_heads ends dim"]]:
+        """Keys and values of the first and the last tokens, so many of each, which all heads must hold."""
+        begin = len(self) - last
+        keys = torch.cat((self.keys[:, :first], self.keys[:, begin:]), 1)
+        return keys, torch.cat((self.values[:, :first], self.values[:, begin:]), 1)
+
+    def copy(self) -> "RankedLayer":
+        """The same slots, free to go another way."""
+        return replace(self)
+
+    def unobserved(self) -> "RankedLayer":
+        """The same slots, of which no attention has been observed yet."""
+        return RankedLayer(self.keys, self.values, self.positions)
+
+    def append(
+        self,
+        keys: Float[Tensor, "kv_heads tokens dim"],
+        values: Float[Tensor, "kv_heads tokens dim"],
+        positions: Int[Tensor, " tokens"],
+    ) -> None:
+        """Hold the next tokens of the text too."""
+        self.keys, self.values = torch.cat((self.keys, keys), 1), torch.cat((self.values, values), 1)
+        self.positions = torch.cat((self.positions, positions.expand(len(keys), -1)), 1)
+
+    def replace_first(
+        self, keys: Float[Tensor, "kv_heads first dim"], values: Float[Tensor, "kv_heads first dim"]
+    ) -> None:
+        """Hold these keys and values of the text's first tokens, where those are held."""
+        early = (self.positions < keys.shape[1])[..., None]
+        at = self.positions.clamp(max=keys.shape[1] - 1)
+        self.keys = torch.where(early, _picked(keys, at), self.keys)
+        self.values = torch.where(early, _picked(values, at), self.values)
+        self.rotated = None
+
+    def with_prefix(
+        self, keys: Float[Tensor, "kv_heads first dim"], values: Float[Tensor, "kv_heads first dim"]
+    ) -> "RankedLayer":
+        """The same with the text's first tokens in front, whichever of them were held."""
+        count = keys.shape[1]
+        rest = int((self.positions >= count).sum(1).min())
+        first = torch.arange(count, device=self.positions.device).expand(len(keys), -1)
+        pairs = ((keys, self.keys), (values, self.values), (first, self.positions))
+        return RankedLayer(*(torch.cat((new, held[:, len(self) - rest :]), 1) for new, held in pairs))
+
+    def observe(self, weights: Float[Tensor, "kv_heads queries slots"], policy: Ranked) -> None:
+        """Remember what the policy asks for of the attention that the newest queries gave."""
+        if policy.accumulates_attention:
+            total = weights.sum(1, dtype=torch.float32)
+            if self.accumulated_attention is not None:
+                total[:, : self.accumulated_attention.shape[1]] += self.accumulated_attention
+            self.accumulated_attention = total
+        if policy.observation_window:
+            recent, window = weights, policy.observation_window
+            if self.recent_attention is not None and recent.shape[1] < window:
+                older = self.recent_attention[:, -(window - recent.shape[1]) :]
+                older = nn.functional.pad(older, (0, recent.shape[2] - older.shape[2]))
+                recent = torch.cat((older, recent), 1)
+            self.recent_attention = recent[:, -window:]
+
+    def evict(self, policy: Ranked, layer: int, layers: int, *, tell: bool, dims: int | None = None) -> Evicted | None:
+        """Evict what the policy ranks lowest, if there is more than its budget; `tell`: and return it.
+
+        `dims`: the first dimensions of a head, which are the model's own; None: all.
+        """
+        budget = policy.budget_of(layer, layers)
+        if len(self) <= budget:
+            return None
+        rotated = None if self.rotated is None else self.rotated[..., :dims]
+        keys, values = self.keys[..., :dims], self.values[..., :dims]
+        observed = self.accumulated_attention, self.recent_attention
+        order = policy.order(LayerState(keys, values, self.positions, *observed, layer, rotated))
+        count = budget - policy.interval + 1
+        leaves, kept = order[:, :-count], order[:, -count:].sort().values
+        evicted = Evicted(_picked(self.keys, leaves), _picked(self.positions, leaves)) if tell else None
+        self.keys, self.values, self.positions = (_picked(x, kept) for x in (self.keys, self.values, self.positions))
+        if self.accumulated_attention is not None:
+            self.accumulated_attention = _picked(self.accumulated_attention, kept)
+        if (recent := self.recent_attention) is not None:
+            self.recent_attention = recent.gather(2, kept[:, None].expand(-1, recent.shape[1], -1))
+        stays = self.rotated is not None and policy.positions == "text"
+        self.rotated = _picked(self.rotated, kept) if stays else None
+        return evicted
+
+
+def _picked(x: Tensor, kept: Int[Tensor, "kv_heads count"]) -> Tensor:
+    """The kept slots of every KV head, x [kv_heads, slots, *]."""
+    return x.gather(1, kept if x.ndim == 2 else kept[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _agreeing(positions: Int[Tensor, "kv_heads slots"], expected: Int[Tensor, " slots"]) -> int:
+    """How many slots from the first on are as expected in all heads."""
+    return int((positions == expected).cummin(1).values.sum(1).min())

@@ -1,0 +1,139 @@
+"""A window of tokens that grows at its end and is evicted at its beginning, and what is said of the tokens held."""
+
+import weakref
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Slots:
+    """A window of tokens that grows at its end and is evicted at its beginning: [kv_heads, slots, dim].
+
+    A copy shares its room with the original for as long as one of them goes on; where both do, the one that is behind
+    takes a room of its own.  So neither ever sees what the other wrote.
+    """
+
+    def __init__(self, like: Float[Tensor, "kv_heads tokens dim"], first: int = 0) -> None:
+        # Room, the part of it that is held, and the text position at which that begins: one tuple, replaced at once,
+        # since another thread may read it.
+        self._held = like.new_empty(like.shape[0], 0, like.shape[2]), 0, 0, first
+        self._sharing = weakref.WeakSet((self,))
+
+    def __len__(self) -> int:
+        _, start, stop, _ = self._held
+        return stop - start
+
+    def __copy__(self) -> "Slots":
+        twin = object.__new__(type(self))
+        twin._held, twin._sharing = self._held, self._sharing
+        self._sharing.add(twin)
+        return twin
+
+    @property
+    def first(self) -> int:
+        """The text position of the oldest token held, or where none is, of the next one."""
+        return self._held[3]
+
+    def view(self) -> Float[Tensor, "kv_heads slots dim"]:
+        """The tokens held, without a copy."""
+        return self.placed()[0]
+
+    def placed(self) -> tuple[Float[Tensor, "kv_heads slots dim"], int]:
+        """The tokens held, without a copy, and the text position of the first of them."""
+        data, start, stop, first = self._held
+        return data.narrow(1, start, stop - start), first
+
+    def append(self, new: Float[Tensor, "kv_heads tokens dim"]) -> None:
+        """Put tokens at the end.  What `view` returned before stays as it was: held slots are never overwritten."""
+        data, start, stop, first = self._held
+        live, count = stop - start, new.shape[1]
+        if stop + count > data.shape[1] or self._others_stand_behind(stop):
+            # A copy now and then, never one per chunk: a window that grows does so by half.
+            grown = new.new_empty(new.shape[0], (live + count) * 3 // 2, new.shape[2])
+            grown[:, :live] = data.narrow(1, start, live)
+            self._sharing.discard(self)
+            self._sharing = weakref.WeakSet((self,))
+            data, start, stop = grown, 0, live
+        data.narrow(1, stop, count).copy_(new)
+        self._held = data, start, stop + count, first
+
+    def _others_stand_behind(self, stop: int) -> bool:
+        """Whether a copy that shares this room has written behind its first `stop` tokens."""
+        return len(self._sharing) > 1 and any(other._held[2] > stop for other in self._sharing if other is not self)
+
+    def keep_last(self, tokens: int) -> None:
+        """Evict all but the last tokens."""
+        data, start, stop, first = self._held
+        if (leaving := stop - start - tokens) > 0:
+            self._held = data, start + leaving, stop, first + leaving
+
+    def skip(self, tokens: int) -> None:
+        """Let a window that holds nothing begin so many tokens later."""
+        assert not len(self), "a window that holds tokens has no gap in it"
+        data, start, stop, first = self._held
+        self._held = data, start, stop, first + tokens
+
+
+class Held(Protocol):
+    """What some KV heads hold of a text."""
+
+    @property
+    def heads(self) -> int:
+        """How many KV heads these are."""
+        ...
+
+    @property
+    def prefix(self) -> int:
+        """How many of the text's first tokens all of them hold without a gap."""
+        ...
+
+    @property
+    def suffix(self) -> int:
+        """How many of the newest tokens all of them hold without a gap."""
+        ...
+
+    @property
+    def alike(self) -> tuple[int, int] | None:
+        """Prefix and suffix, where nothing else is held; None where each head holds tokens of its own."""
+        ...
+
+    def count(self, held: NDArray[np.float32]) -> None:
+        """Add the heads that hold each token of the text, [read]."""
+        ...
+
+
+class Span(NamedTuple):
+    """What heads hold of a text of which `read` tokens have been read: its first `sinks`, and all from `first` on."""
+
+    heads: int
+    sinks: int
+    first: int
+    read: int
+
+    @property
+    def prefix(self) -> int:
+        """How many of the text's first tokens are held without a gap."""
+        return self.read if self.first <= self.sinks else self.sinks
+
+    @property
+    def suffix(self) -> int:
+        """How many of the newest tokens are held without a gap."""
+        return self.read if self.first <= self.sinks else self.read - self.first
+
+    @property
+    def alike(self) -> tuple[int, int]:
+        """Prefix and suffix: nothing else is held."""
+        return self.prefix, self.suffix
+
+    def count(self, held: NDArray[np.float32]) -> None:
+        """Add the heads that hold each token of the text, [read]."""
+        held[: self.sinks] += self.heads
+        held[self.first : self.read] += self.heads
+
+
+def prefix_of(held: "list[Held]") -> int:
+    """First tokens whose keys are held, without a gap, by all of these heads; 0 for no heads."""
+    return min((some.prefix for some in held), default=0)

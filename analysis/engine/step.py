@@ -1,0 +1,36 @@
+"""What one lane learned from one chunk of the text."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..policies import Policy
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one lane learned from one chunk.  All arrays are about the predicted tokens, at positions start … stop − 1.
+
+    `nll` [tokens] in nats; `cache_tokens` and `cache_bytes` [tokens]: what was held when the token was predicted, after
+    eviction; `sink_mass` [layers, heads, tokens]: the attention that the predicting query gave to the first tokens of
+    the text; `seconds`: compute time of the chunk.
+    """
+
+    lane: int
+    policy: Policy
+    start: int
+    token_ids: NDArray[np.int32]
+    nll: NDArray[np.float32]
+    cache_tokens: NDArray[np.int32]
+    cache_bytes: NDArray[np.int64]
+    seconds: float
+    sink_mass: NDArray[np.float32]
+    roles: NDArray[np.int8] | None = None
+    """In a conversation, who said each token [tokens] (chat.py)."""
+    each: NDArray[np.float64] | None = None
+    """Compute time of each token [tokens], where they were not read together."""
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.token_ids)
