@@ -32,16 +32,16 @@ def setting(
     choices: tuple[str, ...] = (),
     pattern: str = "",
     file: bool = False,
-    what_if: bool = False,
+    intervention: bool = False,
 ):
     """A dataclass field for one setting: its default, its help text, and the values that it may take.
 
-    `file`: it may be a file's path.  `what_if`: it bends attention rather than saying what is kept, and is written only
-    where it bends.
+    `file`: it may be a file's path.  `intervention`: it changes attention rather than saying what is kept, and is
+    written only where it changes something.
     """
     rule = {"help": help, "low": low, "high": high, "choices": choices, "pattern": pattern, "file": file}
-    rule["what_if"] = what_if
-    return field(default=default, metadata=rule, kw_only=what_if)
+    rule["intervention"] = intervention
+    return field(default=default, metadata=rule, kw_only=intervention)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Settings:
     @classmethod
     def settings(cls) -> list[Field]:
         """What says what is kept."""
-        return [f for f in fields(cls) if not f.metadata["what_if"]]
+        return [f for f in fields(cls) if not f.metadata["intervention"]]
 
     @classmethod
     def parse(cls, settings: str) -> Self:
@@ -89,7 +89,7 @@ class Settings:
         for part in filter(None, (p.strip() for p in settings.split(","))):
             key, equals, value = (p.strip() for p in part.partition("="))
             if key not in kinds or not equals:
-                known = ", ".join(f.name for f in sorted(fields(cls), key=lambda f: f.metadata["what_if"]))
+                known = ", ".join(f.name for f in sorted(fields(cls), key=lambda f: f.metadata["intervention"]))
                 raise ValueError(
                     f"{cls.name} has no setting {quoted(part)}; write key=value, where key is one of: {known}"
                 )

@@ -275,8 +275,8 @@ def policy_controls(key: str, policy: Policy) -> Policy:
     chosen = POLICIES[name]
     st.caption(" ".join(chosen.__doc__.split("\n\n")[0].split()))
     values = {f.name: setting_control(f"{key}-{name}", f, policy, chosen) for f in chosen.settings()}
-    with st.expander("What if", expanded=bool(policy.bent)):
-        values |= {f.name: setting_control(key, f, policy, chosen) for f in chosen.what_ifs()}
+    with st.expander("What if", expanded=bool(policy.changes)):
+        values |= {f.name: setting_control(key, f, policy, chosen) for f in chosen.interventions()}
     try:
         return address.policy(str(chosen(**values)))
     except ValueError as e:
@@ -288,7 +288,7 @@ def policy_controls(key: str, policy: Policy) -> Policy:
 def setting_control(key: str, f: Field, before: Settings | None, chosen: type[Settings]) -> float | str:
     """A widget for one setting of what is chosen, beginning as it stands in what was before, where that has it too."""
     rule, widget, label = f.metadata, f"{key}-{f.name}", f.name.capitalize()
-    now = getattr(before, f.name) if isinstance(before, chosen) or rule["what_if"] else f.default
+    now = getattr(before, f.name) if getattr(before, "name", None) == chosen.name or rule["intervention"] else f.default
     if rule["choices"]:
         options = list(rule["choices"])
         return st.selectbox(label, options, index=options.index(now), help=rule["help"], key=widget)

@@ -84,13 +84,13 @@ PRESETS = {
 
 def reference_of(lanes: Sequence[str]) -> int:
     """The lane that others are compared with, where nobody says which: that of the story with these lanes; else the
-    last sinks + window lane, if there is one without what-ifs such a one; else the first."""
+    last sinks + window lane, if there is one without interventions such a one; else the first."""
     policies = [parse(p) for p in lanes]
     for story in PRESETS.values():
         if [parse(p) for p in story.policies] == policies:
             return story.reference
     found = [i for i, p in enumerate(policies) if p.name == Streaming.name and p.first_protected(1)]
-    plain = [i for i in found if not policies[i].bent]
+    plain = [i for i in found if not policies[i].changes]
     return (plain or found or [0])[-1]
 
 

@@ -299,7 +299,7 @@ class Switching:
     def front(self, count):
         """Slots of the first tokens as a lane has them that keeps everything from the beginning, with the same
         what-ifs."""
-        bent = {f.name: getattr(self.policy, f.name) for f in self.policy.what_ifs()}
+        bent = {f.name: getattr(self.policy, f.name) for f in self.policy.interventions()}
         kind = *bent.values(), *self.ids()[:count].tolist()
         if kind not in self.fronts:
             twin = Switching(self.model, self.context, Dense(**bent))

@@ -36,7 +36,8 @@ def policies() -> None:
     table = Table("Policy", "Settings", "What it does")
     for name, policy in POLICIES.items():
         table.add_row(name, _settings(policy.settings()), " ".join(policy.__doc__.split()))
-    table.add_row("any of them", _settings(Policy.what_ifs()), "What if: attention is bent, to see what sinks are for.")
+    interventions = _settings(Policy.interventions())
+    table.add_row("any of them", interventions, "What if: attention is changed, to see what sinks are for.")
     out.print(table)
 
 

@@ -249,7 +249,7 @@ def _reads_otherwise(before: Policy, policy: Policy) -> bool:
     """Whether sinks that are pinned again have other keys than those that were read under an earlier policy."""
     if before.capacity is None or policy.sinks <= before.sinks:
         return False
-    bent = [tuple(getattr(p, f.name) for f in Policy.what_ifs()) for p in (before, policy)]
+    bent = [tuple(getattr(p, f.name) for f in Policy.interventions()) for p in (before, policy)]
     return before.capacity < policy.sinks - 1 or bent[0] != bent[1]
 
 

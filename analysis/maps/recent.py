@@ -25,8 +25,9 @@ class HeadMap:
 
     `weights` [queries, keys] and `sinks` [queries, first tokens], float32, 0 … 1; NaN where a query did not reach a
     key: it comes later in the text, or it had been evicted.  A query whose keys are no longer held has NaN throughout.
-    `learned` [queries]: what each gave to a sink without a token, which the family learned or a what-if added, None
-    where there is none; with it and all keys that it reached, a row sums to 1.  Weights are those before a knock-out.
+    `learned` [queries]: what each gave to a sink without a token, which the family learned or an intervention added,
+    None where there is none; with it and all keys that it reached, a row sums to 1.  Weights are those before a
+    knock-out.
     """
 
     layer: int

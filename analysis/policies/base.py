@@ -25,43 +25,43 @@ class Policy(Settings):
         "none",
         "What is taken from the first tokens: their values (seen, but empty) or their weights (others make up for it).",
         choices=("none", "values", "weights"),
-        what_if=True,
+        intervention=True,
     )
     heads: str = setting(
         "all",
         "Heads that are knocked out or get the extra logit: all, or layer.head layer.head and so on.",
         pattern=r"all|\d{1,4}\.\d{1,4}( \d{1,4}\.\d{1,4})*",
-        what_if=True,
+        intervention=True,
     )
     softmax: str = setting(
         "ordinary",
         "Whether one more logit takes a share of attention: off-by-one has a logit of 0, logit the one below.",
         choices=("ordinary", "off-by-one", "logit"),
-        what_if=True,
+        intervention=True,
     )
     first: str = setting(
         "own",
         "What attention finds in place of the first tokens: own, newlines, bos (the token that begins a text), or the "
         "first tokens of another bundled text, such as macbeth.",
         pattern=r"[\w.\-]{1,80}",
-        what_if=True,
+        intervention=True,
     )
-    logit: float = setting(0.0, "The extra logit, where softmax is logit.", low=-20, high=20, what_if=True)
+    logit: float = setting(0.0, "The extra logit, where softmax is logit.", low=-20, high=20, intervention=True)
 
     @classmethod
-    def what_ifs(cls) -> list[Field]:
-        """What bends attention; the same for all policies."""
-        return [f for f in fields(cls) if f.metadata["what_if"]]
+    def interventions(cls) -> list[Field]:
+        """The settings that change attention; the same for all policies."""
+        return [f for f in fields(cls) if f.metadata["intervention"]]
 
     @property
     def _shown(self) -> list[Field]:
-        # What-ifs that bend nothing are left out.
-        return self.settings() + [f for f in self.what_ifs() if getattr(self, f.name) != f.default]
+        # Interventions that change nothing are left out.
+        return self.settings() + [f for f in self.interventions() if getattr(self, f.name) != f.default]
 
     @property
     def label(self) -> str:
-        """The policy, its sizes and its what-ifs as a person says them, in sentence case."""
-        return ", ".join((self.plain, *self.bent))
+        """The policy, its sizes and its interventions as a person says them, in sentence case."""
+        return ", ".join((self.plain, *self.changes))
 
     @property
     def plain(self) -> str:
@@ -69,8 +69,8 @@ class Policy(Settings):
         raise NotImplementedError
 
     @property
-    def bent(self) -> list[str]:
-        """What its what-ifs do, a few words each."""
+    def changes(self) -> list[str]:
+        """What its interventions do, a few words each."""
         words = []
         if self.knockout != "none":
             words.append({"values": "sink values zero", "weights": "sinks unseen"}[self.knockout])

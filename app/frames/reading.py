@@ -357,9 +357,9 @@ SCHEMA = [
                 "name": f.name,
                 "default": f.default,
                 "step": {int: 1, float: 0.5}.get(f.type),
-                **{k: f.metadata[k] for k in ("help", "low", "high", "choices", "pattern", "what_if")},
+                **{k: f.metadata[k] for k in ("help", "low", "high", "choices", "pattern", "intervention")},
             }
-            for f in policy.settings() + policy.what_ifs()
+            for f in policy.settings() + policy.interventions()
         ],
     }
     for name, policy in POLICIES.items()

@@ -54,7 +54,7 @@ function makeSwitch(send, i, frameNow) {
     const settings = () => {
       const kind = frame.schema.find((p) => p.name === select.value);
       // What-ifs stay when the policy changes: they are the lane's.
-      const values = (s) => `${(now.name === kind.name || s.what_if) && now.values[s.name] !== undefined ? now.values[s.name] : s.default}`;
+      const values = (s) => `${(now.name === kind.name || s.intervention) && now.values[s.name] !== undefined ? now.values[s.name] : s.default}`;
       const control = (s) => {
         const value = values(s);
         const input = s.choices.length
@@ -64,10 +64,10 @@ function makeSwitch(send, i, frameNow) {
         input.addEventListener("input", choices);
         return el("label", { title: s.help }, s.name, input);
       };
-      const [bent, plain] = [kind.settings.filter((s) => s.what_if), kind.settings.filter((s) => !s.what_if)];
-      const what = el("details", {}, el("summary", {}, "What if"), ...bent.map(control));
-      // Open where a lane is bent already, and while a person bends it.
-      what.open = bent.some((s) => values(s) !== `${s.default}`);
+      const [interventions, plain] = [kind.settings.filter((s) => s.intervention), kind.settings.filter((s) => !s.intervention)];
+      const what = el("details", {}, el("summary", {}, "What if"), ...interventions.map(control));
+      // Open where a lane has interventions already, and while a person changes them.
+      what.open = interventions.some((s) => values(s) !== `${s.default}`);
       fields.replaceChildren(el("p", {}, kind.help), ...plain.map(control), what);
       choices();
     };
