@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
@@ -179,7 +179,7 @@ def unwritten(path: Path, e: OSError) -> Unwritten:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
+def written(path: Path) -> Generator[IO[bytes]]:
     """A file to write, which takes its name when it is whole; what is cut off leaves what was there before.
 
     Raises ValueError where the disk does not take it.

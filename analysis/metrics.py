@@ -126,7 +126,7 @@ def median_size(values: NDArray[np.float32], step: int = 2**20) -> np.float32:
         before = uppers[upper - 1] if upper else 0
         lowers = np.cumsum(sum(np.bincount(p[p >> 16 == upper] & 0xFFFF, minlength=2**16) for p in parts))
         lower = int(np.searchsorted(lowers, rank - before, side="right"))
-        return np.array(upper << 16 | lower, np.int32).view(np.float32)[()]
+        return np.int32(upper << 16 | lower).view(np.float32)
 
     below, above = (len(bits) - 1) // 2, len(bits) // 2
     return of_rank(below) if below == above else (of_rank(below) + of_rank(above)) / np.float32(2)

@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 MOST = 2**24
 """The largest whole number that a setting takes unless it says otherwise: more tokens than any text has."""
@@ -84,7 +84,7 @@ class Settings:
         """Read `key=value,key=value`; raises ValueError with the settings that exist when a key is unknown."""
         if len(settings) > LONGEST:
             raise ValueError(f"{cls.name}: its settings are longer than the {LONGEST:,} characters that are read")
-        kinds = {f.name: f.type for f in fields(cls)}
+        kinds: dict[str, Any] = {f.name: f.type for f in fields(cls)}
         values: dict[str, float | str] = {}
         for part in filter(None, (p.strip() for p in settings.split(","))):
             key, equals, value = (p.strip() for p in part.partition("="))

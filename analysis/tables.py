@@ -8,7 +8,7 @@ def as_csv(header: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:
     # Slow to import, and seldom needed.
     import pandas as pd
 
-    table = pd.DataFrame(list(rows), columns=header, dtype=object)
+    table = pd.DataFrame(list(rows), columns=None if header is None else list(header), dtype=object)
     return table.to_csv(index=False, header=header is not None, lineterminator="\n")
 
 

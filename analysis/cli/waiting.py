@@ -5,7 +5,7 @@ In a file or a log nothing moves, and whoever reads it should know that work goe
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -42,7 +42,7 @@ class Lines:
 
 
 @contextmanager
-def waiting(out: Console, what: str) -> Iterator[Status]:
+def waiting(out: Console, what: str) -> Generator[Status]:
     """Something without a measure is being waited for; `update` of what is given says what it is now."""
     with out.status(what) as status, Lines(out, lambda: str(status.status)):
         yield status

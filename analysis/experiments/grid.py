@@ -7,7 +7,7 @@ whole cells only, nobody needs a disk in common, and whoever runs the same grid 
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -166,7 +166,7 @@ def _move_into_place(place: Path, made: dict[str, bytes]) -> None:
 
 
 @contextmanager
-def _workers(backend: str, jobs: int, address: str | None) -> Iterator[None]:
+def _workers(backend: str, jobs: int, address: str | None) -> Generator[None]:
     """Let joblib use the workers that were asked for."""
     if backend not in BACKENDS:
         raise ValueError(f"there is no backend {backend!r}; choose one of: {', '.join(BACKENDS)}")

@@ -9,7 +9,7 @@ import json
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +106,7 @@ def drawn(figure: Figure, data: Numbers, layout: Layout) -> Iterator[Sheet]:
 
 
 @contextmanager
-def _settings(layout: Layout, texts: Iterable[str]) -> Iterator[None]:
+def _settings(layout: Layout, texts: Iterable[str]) -> Generator[None]:
     """matplotlib's own settings, but for what a page asks for."""
     small = {f"{part}.labelsize": layout.points * 0.9 for part in ("xtick", "ytick")}
     sizes = {"font.size": layout.points, "legend.fontsize": layout.points * 0.9, **small}

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -139,7 +139,7 @@ def place(
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     # save_pretrained refuses a model that still says it is quantised.
-    network.hf_quantizer = None
+    setattr(network, "hf_quantizer", None)  # noqa: B010
     if hasattr(network.config, "quantization_config"):
         del network.config.quantization_config
     with _aside(folder) as aside:
@@ -158,7 +158,7 @@ def place(
 
 
 @contextlib.contextmanager
-def _aside(folder: Path) -> Iterator[Path]:
+def _aside(folder: Path) -> Generator[Path]:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.", ignore_cleanup_errors=True) as aside:
         yield Path(aside)
 

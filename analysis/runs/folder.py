@@ -10,7 +10,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -149,7 +149,7 @@ def _write_about(path: Path, about: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def _undisturbed() -> Generator[None]:
     """Ctrl-C and a request to end wait until the block has ended: they would cut what it does in two."""
     if threading.current_thread() is not threading.main_thread():
         # Signals come to the main thread alone.

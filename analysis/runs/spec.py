@@ -109,7 +109,7 @@ class Spec:
         # As one word each, since a value may begin with a dash.
         words = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
         words += [f"--policy={policy}" for policy in self.policies]
-        words += {"auto": [], "on": ["--bos"], "off": ["--no-bos"]}[self.bos]
+        words += {"auto": [], "on": ["--bos"], "off": ["--no-bos"]}[str(self.bos)]
         words += [f"--special={self.special}"] if self.special != "text" else []
         return shlex.join(["python", "-m", "analysis", "chat" if chat else "stream", *words])
 

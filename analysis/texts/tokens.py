@@ -76,7 +76,7 @@ def tokenized(
     if text.ids is not None:
         ids = text.ids
     else:
-        ids, as_text = encode(text.content, tokenizer, special=special, limit=limit)
+        ids, as_text = encode(text.content or "", tokenizer, special=special, limit=limit)
     ids = begun(first, ids)[:limit]
     if len(ids) < 2:
         raise ValueError(
@@ -101,7 +101,7 @@ def encode(
     while True:
         ids = tokenizer(content[:size], add_special_tokens=False, verbose=False)["input_ids"]
         # A cut changes the tokens of the word that it goes through, so that word must lie well beyond the limit.
-        if size >= len(content) or len(ids) > limit + 64:
+        if limit is None or size >= len(content) or len(ids) > limit + 64:
             break
         size *= 4
     if special == "text" and control.found(tokenizer, ids, content):

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ PATIENCE = 90_000
 
 
 @contextmanager
-def started(**variables: str) -> Iterator[tuple[str, subprocess.Popen]]:
+def started(**variables: str) -> Generator[tuple[str, subprocess.Popen]]:
     """The app as a person starts it, with these variables in its environment: its address, and its process."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

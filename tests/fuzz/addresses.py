@@ -8,7 +8,7 @@ import random
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -89,7 +89,7 @@ class Watch:
 _WATCHES: list[Watch] = []
 
 
-def rows(seed: int, tries: int, pages: tuple[str, ...] = PAGES) -> Iterator[Row]:
+def rows(seed: int, tries: int, pages: tuple[str, ...] = PAGES) -> Generator[Row]:
     """Opens each page so often."""
     LIBRARIES.load()
     if not _WATCHES:
@@ -217,7 +217,7 @@ def live(words: str) -> str:
     return ", ".join(sorted(found))
 
 
-def markdown(node: Any) -> Iterator[str]:
+def markdown(node: Any) -> Generator[str]:
     """All texts of a page that are Markdown."""
     proto = getattr(node, "proto", None)
     kind = getattr(node, "type", "")

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -197,7 +197,7 @@ def storm(model: str, name: str, tries: int, seed: int) -> tuple[Counter, list[s
     return ends, wrong
 
 
-def rows(model: str, seed: int, tries: int) -> Iterator[Row]:
+def rows(model: str, seed: int, tries: int) -> Generator[Row]:
     """A row for each kind of job."""
     for name in kinds(model, Path()):
         ends, wrong = storm(model, name, tries, seed)

@@ -6,7 +6,7 @@ Some are part of the tests (test_jobs.py); for more: `make fuzz`.
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -140,7 +140,7 @@ def talking(registry: Registry, model: str, tries: int, seed: int) -> list[str]:
     return wrong
 
 
-def rows(model: str, seed: int, tries: int) -> Iterator[Row]:
+def rows(model: str, seed: int, tries: int) -> Generator[Row]:
     """A row for each kind of job that can be switched."""
     registry = Registry()
     try:
