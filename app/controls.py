@@ -22,6 +22,7 @@ from analysis.settings import Settings, quoted
 from analysis.texts import BOS, SPECIAL, checked
 from app import address
 from app.libraries import LIBRARIES
+from app.pages import PAGES
 from app.plain import plain
 
 BEGINS = {"auto": "as usual", "on": "on", "off": "off"}
@@ -36,15 +37,15 @@ LONGEST_NAME = 4096
 NEW_LANE = "streaming:sinks=4,window=60,positions=cache"
 
 
-def brand(motto: str) -> None:
+def brand(page: str, language: str = "en") -> None:
     """The name, what this page is for, and how all pages look."""
     st.html(AROUND)
-    st.html(f'<div class="sk-brand">Sinkscope</div><div class="sk-motto">{motto}</div>')
+    st.html(f'<div class="sk-brand">Sinkscope</div><div class="sk-motto">{PAGES[page].motto(language)}</div>')
 
 
-def heading(text: str) -> None:
+def heading(page: str) -> None:
     """The page's heading for who listens to it; who looks sees what the page shows."""
-    st.html(f'<h1 class="sk-unseen">{escape(text)}</h1>')
+    st.html(f'<h1 class="sk-unseen">{escape(PAGES[page].heading)}</h1>')
 
 
 def problem(e: Exception | str) -> None:

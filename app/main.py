@@ -22,33 +22,33 @@ else:
     from app.components import presence
     from app.lesson import LANGUAGES, lesson
     from app.opening import opened
+    from app.pages import PAGES
 
     st.set_page_config(
         page_title="Sinkscope", page_icon=f"{ROOT}/assets/logo.png", layout="wide", initial_sidebar_state="auto"
     )
-    # The lesson alone is told in several languages; what frames it follows.
-    language = st.query_params.get("lang") or st.session_state.get("lesson", {}).get("language")
-    say = lesson(language if language in LANGUAGES else "en")["page"].say
-    page = st.navigation(
+    # Only the lesson is told in several languages; the frame around it follows.
+    asked = st.query_params.get("lang") or st.session_state.get("lesson", {}).get("language")
+    language = asked if asked in LANGUAGES else "en"
+    chosen = st.navigation(
         [
-            st.Page("views/live.py", title=say("nav-read"), icon=":material/menu_book:", default=True),
-            st.Page("views/chat.py", title=say("nav-chat"), icon=":material/forum:"),
-            st.Page("views/heads.py", title=say("nav-heads"), icon=":material/grid_on:"),
-            st.Page("views/figures.py", title=say("nav-figures"), icon=":material/image:"),
-            st.Page("views/learn.py", title=say("nav-learn"), icon=":material/school:"),
+            st.Page(p.path, title=p.title(language), icon=f":material/{p.icon}:", default=i == 0)
+            for i, p in enumerate(PAGES.values())
         ],
         position="top",
     )
-    # A page reads its address when one comes to it: later the address says what the page shows.
-    st.session_state.arrived = st.session_state.get("page") != page.url_path
+    page = PAGES[chosen.url_path or next(iter(PAGES))]
+    # A page reads its address when a person comes to it: later the address says what the page shows.
+    st.session_state.arrived = st.session_state.get("page") != page.name
     if st.session_state.arrived:
         st.session_state.came_from = st.session_state.get("page")
-    st.session_state.page = page.url_path
+    st.session_state.page = page.name
+    say = lesson(language)["page"].say
     presence.mount(say("server-gone"))
     st.session_state.offered = bool(st.session_state.get("wanted"))
     if st.session_state.offered:
         from app.panels import slots
 
-        slots.offer(language if language in LANGUAGES else "en")
-    if opened(page.url_path, page.title):
-        page.run()
+        slots.offer(language)
+    if opened(page, language):
+        chosen.run()

@@ -3,22 +3,21 @@
 import streamlit as st
 
 from app.libraries import LIBRARIES
+from app.pages import Page
 from app.plain import plain
 
-LIGHT = ("",)
-"""Paths of pages that are open at once: only what one starts there needs the libraries."""
 DRAWN = 2.0
 """Seconds after which a browser has drawn such a page."""
 
 
-def opened(path: str, title: str) -> bool:
+def opened(page: Page, language: str) -> bool:
     """Whether a page can run.  Where it cannot, this stands in its place, and it follows by itself."""
-    if path in LIGHT:
+    if page.at_once:
         LIBRARIES.begin(after=DRAWN)
         return True
     if LIBRARIES.ready:
         return True
-    st.title(title, anchor=False)
+    st.title(page.title(language), anchor=False)
     st.session_state.opening = 0
     st.fragment(_wait, run_every=0.3)()
     return False

@@ -77,10 +77,10 @@ def loaded():
 
 
 @pytest.mark.usefixtures("loaded")
-@pytest.mark.parametrize("page", ["live", "chat", "heads"])
+@pytest.mark.parametrize("page", ["read", "chat", "heads"])
 def test_an_address_says_how_text_is_read(page):
     at = AppTest.from_file(MAIN, default_timeout=300)
-    if page != "live":
+    if page != "read":
         at.switch_page(f"views/{page}.py")
     at.query_params["bos"], at.query_params["special"] = "off", "tokens"
     at.run()
@@ -88,13 +88,13 @@ def test_an_address_says_how_text_is_read(page):
     chosen = {s.label: s.value for s in at.sidebar.selectbox}
     assert (chosen["Begin with BOS"], chosen["Special tokens"]) == ("off", "tokens")
     at = AppTest.from_file(MAIN, default_timeout=300)
-    if page != "live":
+    if page != "read":
         at.switch_page(f"views/{page}.py")
     at.query_params["bos"] = "maybe"
     at.run()
     state = at.session_state
-    said = {"live": lambda: state["problem"], "chat": lambda: state["chat"].problem, "heads": lambda: at.error[0].value}
-    assert not at.exception and "bos must be one of auto, on, off, not 'maybe'" in said[page]()
+    wrong = at.error[0].value if page == "heads" else state[f"{page}_problem"]
+    assert not at.exception and "bos must be one of auto, on, off, not 'maybe'" in wrong
     assert {s.label: s.value for s in at.sidebar.selectbox}["Begin with BOS"] == "auto"
 
 

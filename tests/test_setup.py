@@ -62,7 +62,7 @@ def test_listing_commands_need_neither_torch_nor_transformers(words):
 
 
 def test_what_the_first_page_is_made_of_loads_neither_torch_nor_transformers():
-    views = ast.parse((ROOT / "app" / "views" / "live.py").read_text(encoding="utf-8")).body
+    views = ast.parse((ROOT / "app" / "views" / "read.py").read_text(encoding="utf-8")).body
     own = [n.module for n in ast.walk(ast.Module(views, [])) if isinstance(n, ast.ImportFrom)]
     assert {"app.jobs.reading", "app.frames.reading", "app.jobs.registry"} <= set(own)
     assert not {"torch", "transformers"} & loaded_by(f"import app.opening, {', '.join(own)}")

@@ -37,10 +37,13 @@ class Chapter:
 def lesson(language: str) -> dict[str, Chapter]:
     """The chapters of a language in their order, by name; the first, `page`, has the words around them all.
 
-    Raises ValueError where a file does not have the form of a chapter.
+    A chapter that nobody translated is told in English.  Raises ValueError where a file does not have the form of a
+    chapter.
     """
-    paths = sorted((FOLDER / language).glob("*.md"))
-    chapters = [_chapter(path) for path in paths]
+    chapters = []
+    for english in sorted((FOLDER / "en").glob("*.md"), key=lambda path: int(path.stem.partition("-")[0])):
+        translation = FOLDER / language / english.name
+        chapters.append(_chapter(translation if translation.exists() else english))
     return {chapter.name: chapter for chapter in chapters}
 
 

@@ -1,4 +1,4 @@
-"""The atlas: a stretch of text is captured, and its maps are panned and zoomed, on the heads page."""
+"""The atlas: maps of a captured stretch of text, to pan and zoom: a panel of the heads page."""
 
 import os
 from functools import partial
@@ -6,33 +6,30 @@ from pathlib import Path
 
 import streamlit as st
 
-from analysis.errors import sentence
 from analysis.maps.region import Region
+from analysis.maps.capture import LONGEST
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app.components import atlas
-from app.controls import LONGEST_NAME, chosen_text, fresh, kept, problem
+from app.controls import LONGEST_NAME, chosen_text, fresh, kept
 from app.frames.atlas import Look, called
 from app.jobs.capture import CaptureJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots
+from app.panels.job_panel import JobPanel, Maker
 from app.plain import plain
+
+from .heads import HeadsPanel, to_address
+
+PLACE = JobPanel("atlas", CaptureJob, "heads")
 
 CHUNK = 128
 """Tokens that are read at a time: fewer than is fastest, since a press on Stop is heard between two chunks."""
 COMPARED = {"beside": "side by side", "minus": "difference"}
 
 
-def current() -> CaptureJob | None:
-    return _captured(st.session_state.get("atlas_run"))
-
-
-def _captured(run_id: str | None) -> CaptureJob | None:
-    run = REGISTRY.get(run_id)
-    return run if isinstance(run, CaptureJob) else None
-
-
 def sidebar() -> None:
+    """Where it is kept."""
     asked = st.session_state.heads
     st.caption("Where it is kept")
     asked["folder"] = st.text_input(
@@ -47,34 +44,28 @@ def sidebar() -> None:
 
 def start() -> None:
     """Capture what is set; what was on screen stays, to be compared with."""
-    state, asked = st.session_state, st.session_state.heads
-    try:
-        policy = parse(asked["policy"])
-        if not policy.capturable:
-            raise ValueError(f"{policy.label}: maps are captured under dense, window or sinks + window: choose one")
-        text = chosen_text("heads", asked["text"])
-        tokens = asked["tokens"]["maps"]
-        model = asked["model"].decided()._asdict()
-        spec = Spec(text=text.name, policies=(str(policy),), tokens=tokens, chunk=CHUNK, **model)
-        run = slots.start(partial(CaptureJob, spec, text, asked["folder"]), start)
-    except ValueError as e:
-        state.heads_problem = sentence(e)
-        return
-    state.heads_problem = ""
-    st.query_params["run"] = state.atlas_run = run.id
-    asked["model"].to_address()
-    state.atlas_look.region = state.atlas_look.cross = None
-    state.captures = [*(c for c in state.captures if _captured(c) is not None), run.id]
+    state = st.session_state
+    if (run := PLACE.begin(_prepared, start, keep=True)) is not None:
+        to_address(run)
+        state.atlas_look.region = state.atlas_look.cross = None
+        state.captures = [*(c for c in state.captures if REGISTRY.find(c, CaptureJob) is not None), run.id]
 
 
-def stop() -> None:
-    if (run := current()) is not None:
-        run.request("stopped")
+def _prepared() -> Maker[CaptureJob]:
+    asked = st.session_state.heads
+    policy = parse(asked["policy"])
+    if not policy.capturable:
+        raise ValueError(f"{policy.label}: maps are captured under dense, window or sinks + window: choose one")
+    text = chosen_text("heads", asked["text"])
+    tokens = asked["tokens"]["maps"]
+    model = asked["model"].decided()._asdict()
+    spec = Spec(text=text.name, policies=(str(policy),), tokens=tokens, chunk=CHUNK, **model)
+    return partial(CaptureJob, spec, text, asked["folder"])
 
 
 def looked() -> None:
     """A region is wanted."""
-    value, run = st.session_state.atlas["look"], current()
+    value, run = st.session_state.atlas["look"], PLACE.job
     if run is None or run.atlas is None or not fresh("look", value):
         return
     total, scale = run.atlas.stretch.tokens, max(1, int(value["scale"]))
@@ -85,7 +76,7 @@ def looked() -> None:
 
 def picked() -> None:
     """A head, or a token."""
-    value, run, look = st.session_state.atlas["pick"], current(), st.session_state.atlas_look
+    value, run, look = st.session_state.atlas["pick"], PLACE.job, st.session_state.atlas_look
     if run is None or run.atlas is None or not fresh("atlas-pick", value):
         return
     stretch = run.atlas.stretch
@@ -129,35 +120,32 @@ def controls(look: Look, run: CaptureJob, others: dict[str, CaptureJob]) -> Capt
 
 def draw() -> None:
     """The panel; again and again while a text is captured or small maps are missing."""
-    run, state = current(), st.session_state
-    live = run is not None and run.live
+    run, state = PLACE.job, st.session_state
     with st.container(horizontal=True, vertical_alignment="center"):
         folder = state.heads["folder"]
-        label = "Open again" if folder and os.path.exists(Path(folder) / "stretch.json") else "Capture"
-        st.button(label, type="primary", icon=":material/center_focus_strong:", on_click=start, disabled=live)
-        st.button("Stop", icon=":material/stop:", on_click=stop, disabled=not live)
+        again = folder and os.path.exists(Path(folder) / "stretch.json")
+        PLACE.buttons("Open again" if again else "Capture", "center_focus_strong", start)
         if run is not None and run.atlas is not None:
             stretch = run.atlas.stretch
             tokens = f"{stretch.tokens:,} tokens of {run.spec.text} {run.begins}"
             st.caption(plain(" · ".join(filter(None, (parse(run.spec.policies[0]).label, tokens, run.text_note)))))
-    problem(state.heads_problem)
+    run = PLACE.watch()
     if run is None:
         st.markdown(
             "A stretch of text is read once, and what every head asked with and answered to is kept. Then any map of "
             "it can be drawn where you look: from one cell for many tokens down to one cell for each pair."
         )
         return
-    slots.renew_lease(run)
-    if run.status == "failed":
-        problem(run.note)
-    elif run.status == "stopped":
-        st.info("Stopped. Nothing was kept; press Capture to begin again.")
-    elif run.atlas is None:
-        said = f"{run.read:,} of {run.total:,} tokens read" if run.total else plain(run.note) or "Loading the model"
-        st.progress(run.read / run.total if run.total else 0.0, "Stopping …" if run.stopping else said)
     if run.atlas is None:
+        PLACE.progress(
+            run.read / run.total if run.total else 0.0,
+            f"{run.read:,} of {run.total:,} tokens read" if run.total else "Loading the model",
+            "Stopped. Nothing was kept; press Capture to begin again.",
+        )
         return
-    others = {c: other for c in state.captures if (other := _captured(c)) and other is not run and other.atlas}
+    others = {
+        c: other for c in state.captures if (other := REGISTRY.find(c, CaptureJob)) and other is not run and other.atlas
+    }
     for other in others.values():
         slots.renew_lease(other)
     other = controls(state.atlas_look, run, others)
@@ -174,5 +162,8 @@ def draw() -> None:
 
 def busy() -> bool:
     """Whether there will be something new without a press."""
-    run = current()
-    return run is not None and (run.live or (run.atlas is not None and not st.session_state.atlas_sender.complete))
+    run = PLACE.job
+    return PLACE.busy or (run is not None and run.atlas is not None and not st.session_state.atlas_sender.complete)
+
+
+PANEL = HeadsPanel("Maps", 2048, LONGEST, sidebar, draw, busy)

@@ -1,31 +1,31 @@
-"""What each head's sink is worth: knocked out in one head after the other, on the heads page."""
+"""What the sink of each head is worth, knocked out one after the other: a panel of the heads page."""
 
 from functools import partial
 
 import streamlit as st
 
 from analysis import texts
-from analysis.errors import sentence
 from analysis.experiments.ablation import effects_as_csv
 from analysis.policies import parse
 from analysis.runs.spec import Spec
-from app.controls import Chosen, chosen_text, problem
+from app.controls import Chosen, chosen_text
 from app.jobs.ablation import AblationJob
-from app.jobs.registry import REGISTRY
-from app.panels import charts, slots
+from app.pages import PAGES
+from app.panels import charts
+from app.panels.job_panel import JobPanel, Maker
 from app.plain import plain
+
+from .heads import HeadsPanel, to_address
+
+PLACE = JobPanel("knockouts", AblationJob, "heads")
 
 KINDS = {"values": "is seen, and is empty", "weights": "is not seen"}
 SHOWN = 15
 """Heads in the ranking beside the grid."""
 
 
-def current() -> AblationJob | None:
-    run = REGISTRY.get(st.session_state.get("knockouts_run"))
-    return run if isinstance(run, AblationJob) else None
-
-
 def sidebar() -> None:
+    """What is taken away."""
     asked = st.session_state.heads
     st.caption("What is taken away")
     asked["kind"] = st.radio(
@@ -44,71 +44,50 @@ def sidebar() -> None:
 
 def start() -> None:
     """Begin with what is set; what was on screen ends."""
-    state, asked, old = st.session_state, st.session_state.heads, current()
-    try:
-        text = old.text if old is not None and asked["text"] == old.spec.text else chosen_text("heads", asked["text"])
-        tokens = asked["tokens"]["knockouts"]
-        spec = Spec(text=text.name, policies=(asked["policy"],), tokens=tokens, **asked["model"].decided()._asdict())
-        job = partial(AblationJob, spec, text, asked["kind"], asked["layer"])
-        run = slots.start(job, start, old.id if old else "")
-    except ValueError as e:
-        state.heads_problem = sentence(e)
-        return
-    state.heads_problem = ""
-    st.query_params["run"] = state.knockouts_run = run.id
-    asked["model"].to_address()
+    if (run := PLACE.begin(_prepared, start)) is not None:
+        to_address(run)
 
 
-def stop() -> None:
-    if (run := current()) is not None:
-        run.request("stopped")
+def _prepared() -> Maker[AblationJob]:
+    asked, old = st.session_state.heads, PLACE.job
+    text = old.text if old is not None and asked["text"] == old.spec.text else chosen_text("heads", asked["text"])
+    tokens = asked["tokens"]["knockouts"]
+    spec = Spec(text=text.name, policies=(asked["policy"],), tokens=tokens, **asked["model"].decided()._asdict())
+    return partial(AblationJob, spec, text, asked["kind"], asked["layer"])
 
 
 def progress(run: AblationJob) -> None:
-    """How far it has come, and what there is to say."""
+    """How far the job is, or why it ended."""
     done, total, left = len(run.effects), run.total, run.seconds_left
-    if run.status == "loading":
-        st.progress(0.0, "Stopping …" if run.stopping else plain(run.note) or "Loading the model")
-    elif run.status == "running":
+    words = "Loading the model"
+    if run.status != "loading":
         soon = (
             "" if left is None else f", about {left:.0f} s left" if left < 90 else f", about {left / 60:.0f} min left"
         )
         tokens = 0 if run.tokenized is None else len(run.tokenized.ids)
         now = run.snapshot.passes
         first = f": {now * tokens:,.0f} of {tokens:,} tokens read with all sinks" if now < 1 else ""
-        st.progress(run.share, "Stopping …" if run.stopping else f"{done} of {total} heads{first}{soon}")
-    elif run.status == "failed":
-        problem(run.note)
-    elif run.status == "stopped":
-        st.info(f"Stopped after {done} of {total} heads. What was found is kept.")
+        words = f"{done} of {total} heads{first}{soon}"
+    PLACE.progress(run.share, words, f"Stopped after {done} of {total} heads. What was found is kept.")
 
 
 def draw() -> None:
     """The panel; again and again while heads are knocked out."""
-    run, state = current(), st.session_state
-    live = run is not None and run.live
+    run = PLACE.job
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(
-            "Start" if run is None else "Start again",
-            type="primary",
-            icon=":material/play_arrow:",
-            on_click=start,
-            disabled=live,
-        )
-        st.button("Stop", icon=":material/stop:", on_click=stop, disabled=not live)
+        PLACE.buttons("Start" if run is None else "Start again", "play_arrow", start)
         if run is not None:
             read = run.spec.tokens if run.tokenized is None else len(run.tokenized.ids)
             tokens = f"{read:,} tokens of {run.text.title} {run.begins}"
             how = {"values": "emptied", "weights": "hidden"}[run.kind]
             st.caption(plain(f"{parse(run.spec.policies[0]).label} · {tokens} · sink {how} in one head at a time"))
-    problem(state.heads_problem)
+    run = PLACE.watch()
     if run is None:
         st.markdown(
             "One head after the other loses its sink, and the text is read again: what it then costs more, in nats a "
             "token, is what the sink was worth to that head. Most heads hardly miss it; a few need it badly."
         )
         return
-    slots.renew_lease(run)
     if run.text_note:
         st.caption(plain(run.text_note))
     progress(run)
@@ -144,14 +123,11 @@ def draw() -> None:
                 on_click="ignore",
             )
             st.page_link(
-                "views/live.py",
+                PAGES["read"].path,
                 label=f"Read on without the sink of {worst.layer}.{worst.head}",
-                icon=":material/menu_book:",
+                icon=f":material/{PAGES['read'].icon}:",
                 query_params=address,
             )
 
 
-def busy() -> bool:
-    """Whether there will be something new without a press."""
-    run = current()
-    return run is not None and run.live
+PANEL = HeadsPanel("What is each head's sink worth?", 512, 65_536, sidebar, draw, lambda: PLACE.busy)

@@ -1,4 +1,4 @@
-"""What every head does, measured over many short texts, on the heads page."""
+"""What every head does, measured over many short texts: a panel of the heads page."""
 
 from functools import partial
 
@@ -6,22 +6,21 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from analysis.errors import sentence
-from analysis.experiments.measures import MASSIVE, MEASURES
+from analysis.experiments.measures import LONGEST, MASSIVE, MEASURES
 from analysis.runs.spec import Spec
-from app.controls import chosen_text, kept, problem
+from app.controls import chosen_text, kept
 from app.jobs.measures import MeasuresJob
-from app.jobs.registry import REGISTRY
-from app.panels import charts, slots
+from app.panels import charts
+from app.panels.job_panel import JobPanel, Maker
 from app.plain import plain
 
+from .heads import HeadsPanel, to_address
 
-def current() -> MeasuresJob | None:
-    run = REGISTRY.get(st.session_state.get("measures_run"))
-    return run if isinstance(run, MeasuresJob) else None
+PLACE = JobPanel("measures", MeasuresJob, "heads")
 
 
 def sidebar() -> None:
+    """What is measured."""
     asked = st.session_state.heads
     st.caption("What is measured")
     left, right = st.columns(2)
@@ -35,24 +34,16 @@ def sidebar() -> None:
 
 def start() -> None:
     """Begin with what is set; what was on screen ends."""
-    state, asked, old = st.session_state, st.session_state.heads, current()
-    try:
-        text = chosen_text("heads", asked["text"])
-        tokens = asked["tokens"]["measures"]
-        spec = Spec(text=text.name, policies=("dense",), tokens=tokens, **asked["model"].decided()._asdict())
-        job = partial(MeasuresJob, spec, text, asked["samples"], asked["first"])
-        run = slots.start(job, start, old.id if old else "")
-    except ValueError as e:
-        state.heads_problem = sentence(e)
-        return
-    state.heads_problem = ""
-    st.query_params["run"] = state.measures_run = run.id
-    asked["model"].to_address()
+    if (run := PLACE.begin(_prepared, start)) is not None:
+        to_address(run)
 
 
-def stop() -> None:
-    if (run := current()) is not None:
-        run.request("stopped")
+def _prepared() -> Maker[MeasuresJob]:
+    asked = st.session_state.heads
+    text = chosen_text("heads", asked["text"])
+    tokens = asked["tokens"]["measures"]
+    spec = Spec(text=text.name, policies=("dense",), tokens=tokens, **asked["model"].decided()._asdict())
+    return partial(MeasuresJob, spec, text, asked["samples"], asked["first"])
 
 
 def table(run: MeasuresJob) -> pd.DataFrame:
@@ -65,17 +56,14 @@ def table(run: MeasuresJob) -> pd.DataFrame:
 
 def draw() -> None:
     """The panel; again and again while samples are measured."""
-    run, state = current(), st.session_state
-    live = run is not None and run.live
+    run = PLACE.job
     with st.container(horizontal=True, vertical_alignment="center"):
-        label = "Measure" if run is None else "Measure again"
-        st.button(label, type="primary", icon=":material/straighten:", on_click=start, disabled=live)
-        st.button("Stop", icon=":material/stop:", on_click=stop, disabled=not live)
+        PLACE.buttons("Measure" if run is None else "Measure again", "straighten", start)
         if run is not None:
             tokens = f"{run.spec.tokens:,} tokens of {run.text.title}"
             begins = f", each {run.begins}" if run.begins else ""
             st.caption(plain(f"{run.done} of {run.samples} samples of {tokens}{begins}, dense"))
-    problem(state.heads_problem)
+    run = PLACE.watch()
     if run is None:
         st.markdown(
             "Short samples of the text are read, each alone and from its own beginning, and every head is measured: "
@@ -83,14 +71,9 @@ def draw() -> None:
             "with punctuation."
         )
         return
-    slots.renew_lease(run)
     if run.text_note:
         st.caption(plain(run.text_note))
-    if live:
-        said = plain(run.note) or f"{run.done} of {run.samples} samples"
-        st.progress(run.done / run.samples, "Stopping …" if run.stopping else said)
-    elif run.status == "failed":
-        problem(run.note)
+    PLACE.progress(run.done / run.samples, f"{run.done} of {run.samples} samples")
     if run.measured is None:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -133,7 +116,4 @@ def draw() -> None:
     )  # fmt: skip
 
 
-def busy() -> bool:
-    """Whether there will be something new without a press."""
-    run = current()
-    return run is not None and run.live
+PANEL = HeadsPanel("Measures", 64, LONGEST, sidebar, draw, lambda: PLACE.busy, takes_policy=False)

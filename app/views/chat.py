@@ -1,4 +1,4 @@
-"""The endless conversation: say something, and every lane answers under its own policy."""
+"""Chat: say something, and every lane answers under its own policy, without end."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,19 +13,21 @@ from analysis.policies import parse
 from analysis.runs.spec import Sampling, Spec
 from app import address
 from app.components import conversation
-from app.controls import READING, Chosen, brand, fresh, lane_controls, model_controls, readdress
+from app.controls import READING, Chosen, brand, fresh, heading, lane_controls, model_controls, readdress
 from app.frames.chat import ChatSender
 from app.jobs.chat import MOST_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots
+from app.panels.job_panel import JobPanel, Maker
 from app.presets import CHATS
 from app.projection import project
 from app.view import CHAT_LOOKS, ChatView
 
+PLACE = JobPanel("chat", ChatJob)
 UPLOAD = "Upload a script …"
 ADDRESS = ("run", "lane", "model", *READING, *CHAT_LOOKS)
 """What the address of this page says."""
-GONE = "That conversation is no longer in memory: begin a new one."
+LOST = "That conversation is no longer in memory: begin a new one."
 EVERY = 0.15
 """Seconds between two frames."""
 FIRST = 0.4
@@ -46,7 +48,6 @@ class Settings:
     model: Chosen = field(default_factory=quick)
     sampling: Sampling = field(default_factory=lambda: Sampling(max_new=48))
     kv_chunk: int | None = None
-    problem: str = ""
 
 
 def open_page() -> None:
@@ -55,18 +56,18 @@ def open_page() -> None:
     state.setdefault("revision", 0)
     if "chat" in state:
         linked = state.get("arrived") and any(name in asked for name in ADDRESS)
-        if not linked or (state.chat_run and asked.get("run") == state.chat_run):
+        if not linked or (PLACE.id and asked.get("run") == PLACE.id):
             # Here already, or back from another page: all is as it was left.
             return
     problems, story = [], CHATS["breakdown"]
     chosen = Settings(list(story.policies), story.script)
-    talk = found(asked.get("run"))
+    talk = REGISTRY.find(asked.get("run"), ChatJob)
     if talk is not None:
         spec = talk.spec
         chosen = replace(chosen, lanes=list(spec.policies), model=Chosen.of(spec), script=talk.spec.text)
         chosen.sampling, chosen.kv_chunk = spec.sampling, spec.kv_chunk
     elif "run" in asked:
-        problems.append(GONE)
+        problems.append(LOST)
     try:
         if talk is None:
             chosen.model = chosen.model.linked()
@@ -81,14 +82,14 @@ def open_page() -> None:
         view = ChatView.of(chosen.lanes, asked)
     except ValueError as e:
         problems.append(address.wrong(e, "That is left out."))
-    chosen.problem = " ".join(problems)
-    run = talk.id if talk is not None else ""
-    state.update(chat=chosen, chat_view=view, chat_sender=ChatSender(), chat_run=run, revision=state.revision + 1)
+    PLACE.say(" ".join(problems))
+    PLACE.put(talk.id if talk is not None else "")
+    state.update(chat=chosen, chat_view=view, chat_sender=ChatSender(), revision=state.revision + 1)
 
 
 def to_address() -> None:
     """Let the address say what is shown, so that a reload and a second tab show it too."""
-    state, talk = st.session_state, current()
+    state, talk = st.session_state, PLACE.job
     lanes, model = state.chat.lanes, state.chat.model
     if talk is not None:
         lanes, model = talk.spec.policies, Chosen.of(talk.spec)
@@ -102,19 +103,16 @@ def to_address() -> None:
     readdress(ADDRESS, said)
 
 
-def current() -> ChatJob | None:
-    """The conversation of this tab."""
-    return found(st.session_state.chat_run)
-
-
-def found(run_id: str | None) -> ChatJob | None:
-    run = REGISTRY.get(run_id)
-    return run if isinstance(run, ChatJob) else None
-
-
 def begin(script: list[str] | None = None) -> ChatJob | None:
     """A new conversation with what is set; the one that was on screen ends."""
-    state, chosen, old = st.session_state, st.session_state.chat, current()
+    if (talk := PLACE.begin(partial(_prepared, script), partial(begin, script))) is not None:
+        view = st.session_state.chat_view
+        view.token, view.chosen = None, min(view.chosen, len(st.session_state.chat.lanes) - 1)
+    return talk
+
+
+def _prepared(script: list[str] | None) -> Maker[ChatJob]:
+    chosen = st.session_state.chat
     spec = Spec(
         text=chosen.script,
         policies=tuple(chosen.lanes),
@@ -122,16 +120,7 @@ def begin(script: list[str] | None = None) -> ChatJob | None:
         kv_chunk=chosen.kv_chunk,
         **chosen.model.decided()._asdict(),
     )
-    try:
-        talk = slots.start(partial(ChatJob, spec, script=script), partial(begin, script), old.id if old else "")
-    except ValueError as e:
-        chosen.problem = sentence(e)
-        return None
-    chosen.problem = ""
-    view = state.chat_view
-    view.token, view.chosen = None, min(view.chosen, len(chosen.lanes) - 1)
-    state.chat_run = talk.id
-    return talk
+    return partial(ChatJob, spec, script=script)
 
 
 def take(name: str) -> None:
@@ -168,9 +157,10 @@ def the_script() -> list[str]:
 
 
 def sidebar() -> None:
+    """Stories, and the settings of the next conversation."""
     state, chosen = st.session_state, st.session_state.chat
     with st.sidebar:
-        brand("Talk to a model that forgets")
+        brand("chat")
         st.caption("Start from")
         for name, story in CHATS.items():
             on = [str(parse(p)) for p in story.policies] == [str(parse(p)) for p in chosen.lanes]
@@ -193,7 +183,7 @@ def sidebar() -> None:
         )
         if chosen.script == UPLOAD:
             st.file_uploader("One prompt a line, or JSONL with turns", key="chat_upload", max_upload_size=8)
-        state.chat_switched = switched(current())
+        state.chat_switched = switched(PLACE.job)
         lane_controls("chat-lane", chosen.lanes, MOST_LANES, None, state.chat_switched)
         st.caption("Model")
         chosen.model = model_controls("chat-model", chosen.model)
@@ -209,7 +199,7 @@ def sidebar() -> None:
                 key=f"kv-chunk-{state.revision}",
                 help="Flash-decoding: pieces have their own sums, joined at the end.  Changes no number; empty: whole",
             )
-        talk = current()
+        talk = PLACE.job
         if talk is not None and differs(talk.spec, chosen):
             st.caption("Press New conversation to talk with these settings.")
 
@@ -223,12 +213,14 @@ def switched(talk: ChatJob | None) -> dict[int, str]:
 
 
 def differs(spec: Spec, chosen: Settings) -> bool:
+    """Whether a conversation has other settings than those that are chosen."""
     same = [parse(p) for p in spec.policies] == [parse(p) for p in chosen.lanes]
     mine = (chosen.model.decided(), chosen.sampling, chosen.kv_chunk)
     return not same or (Chosen.of(spec), spec.sampling, spec.kv_chunk) != mine
 
 
 def sampling_controls(now: Sampling) -> Sampling:
+    """Widgets for how answers are sampled, as they stand now; returns what the person chose."""
     key = f"-{st.session_state.revision}"
     temperature = st.slider(
         "Temperature", 0.0, 2.0, float(now.temperature), 0.1, key="temperature" + key, help="0: the most probable token"
@@ -264,14 +256,15 @@ def sampling_controls(now: Sampling) -> Sampling:
 def said() -> None:
     """Words were sent."""
     press = st.session_state.conversation["say"]
-    if fresh("say", press) and (talk := current() or begin()) is not None:
-        st.session_state.chat.problem = ""
+    if fresh("say", press) and (talk := PLACE.job or begin()) is not None:
+        PLACE.say("")
         talk.say(press["text"])
         st.session_state.chat_said = True
 
 
 def pressed() -> None:
-    press, talk, chosen = st.session_state.conversation["press"], current(), st.session_state.chat
+    """A button of the conversation was pressed."""
+    press, talk = st.session_state.conversation["press"], PLACE.job
     if not fresh("chat-press", press):
         return
     what = press["what"]
@@ -293,14 +286,14 @@ def pressed() -> None:
                 "hold": partial(talk.hold, False),
             }[what]()
     except ValueError as e:
-        chosen.problem = sentence(e)
+        PLACE.say(e)
         if talk is not None:
-            talk.tell(chosen.problem)
+            talk.tell(PLACE.problem)
 
 
 def picked() -> None:
     """A choice of what to look at."""
-    view, pick, talk = st.session_state.chat_view, st.session_state.conversation["pick"], current()
+    view, pick, talk = st.session_state.chat_view, st.session_state.conversation["pick"], PLACE.job
     if not fresh("chat-pick", pick):
         return
     lanes = len(talk.spec.policies if talk else st.session_state.chat.lanes)
@@ -325,7 +318,7 @@ def strongest(talk: ChatJob, lane: int) -> tuple[int, int] | None:
 
 def changed() -> None:
     """A lane is to go on under another policy."""
-    change, talk = st.session_state.conversation["change"], current()
+    change, talk = st.session_state.conversation["change"], PLACE.job
     if talk is None or not fresh("chat-change", change):
         return
     try:
@@ -339,14 +332,15 @@ def changed() -> None:
 
 def draw() -> None:
     """One frame; again and again, so that whoever talks in another tab is seen here too."""
-    talk, state = current(), st.session_state
+    talk, state = PLACE.job, st.session_state
     view = state.chat_view
-    if talk is None and state.chat_run:
-        state.chat_run, state.chat.problem = "", GONE
+    if talk is None and PLACE.id:
+        PLACE.put("")
+        PLACE.say(LOST)
     view.chosen = min(view.chosen, len(state.chat.lanes if talk is None else talk.spec.policies) - 1)
     to_address()
     if talk is None:
-        note = state.chat.problem or lesson()
+        note = PLACE.problem or lesson()
         frame = state.chat_sender.empty([parse(p) for p in state.chat.lanes], view, note)
     else:
         slots.renew_lease(talk)
@@ -365,5 +359,6 @@ def draw() -> None:
 open_page()
 sidebar()
 project()
+heading("chat")
 # One pace for ever: to change it the whole page would have to run again, and blink.
 st.fragment(draw, run_every=EVERY)()

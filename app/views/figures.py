@@ -20,13 +20,14 @@ from app.controls import brand, heading, setting_control
 from app.jobs.capture import CaptureJob
 from app.jobs.reading import ReadingJob
 from app.jobs.registry import REGISTRY
+from app.pages import PAGES
 from app.panels import slots
 from app.plain import plain
 from app.projection import project
 
 NEEDS = {"run": "a run", "stretch": "a captured stretch", "grid": "a grid of runs", "trainings": "trainings"}
-PAGES = {"stretch": "Heads", "trainings": "Learn"}
-"""Where they are made; all others on the Read page."""
+MADE_ON = {"stretch": "heads", "trainings": "learn"}
+"""The pages on which they are made; all others on the first one."""
 TYPES = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png", "csv": "text/csv"}
 FOLDER = "A folder …"
 PREVIEW = 760
@@ -36,7 +37,7 @@ PREVIEW = 760
 def offered(needs: str) -> dict[str, str]:
     """What there is to draw from, by the name that a person sees: folders, and what lies in memory."""
     state, found = st.session_state, {}
-    run = REGISTRY.get(state.get("live_run"))
+    run = REGISTRY.get(state.get("read_run"))
     if needs == "run" and isinstance(run, ReadingJob) and any(len(t.nll) for t in run.run.tracks):
         found["The run of the Read page"] = run.id
     for capture in state.get("captures", []):
@@ -55,7 +56,7 @@ def arrive() -> None:
     if not state.get("arrived"):
         return
     seen = seen_elsewhere()
-    first = {"": "perplexity", "heads": "head-map"}.get(state.get("came_from"))
+    first = {"read": "perplexity", "heads": "head-map"}.get(state.get("came_from"))
     try:
         named = parse(asked["figure"]) if "figure" in asked else None
         state.figure_problem = ""
@@ -65,7 +66,7 @@ def arrive() -> None:
         seen, first = {**seen, named.name: named}, named.name
         run = REGISTRY.get(asked.get("run"))
         if isinstance(run, ReadingJob):
-            state.setdefault("live_run", run.id)
+            state.setdefault("read_run", run.id)
         elif isinstance(run, CaptureJob):
             state.captures = list(dict.fromkeys([*state.get("captures", []), run.id]))
             state.setdefault("atlas_run", run.id)
@@ -82,7 +83,7 @@ def arrive() -> None:
 def seen_elsewhere() -> dict[str, Figure]:
     """Figures of the heads, lanes and tokens that the other pages show, by name."""
     state, seen = st.session_state, []
-    view, look, run = state.get("view"), state.get("atlas_look"), REGISTRY.get(state.get("live_run"))
+    view, look, run = state.get("view"), state.get("atlas_look"), REGISTRY.get(state.get("read_run"))
     head = {}
     if view is not None and isinstance(run, ReadingJob):
         seen += [Perplexity(view.mode, view.reference), SinkGrid(view.chosen), Strip(view.chosen)]
@@ -113,7 +114,7 @@ def source_of(figure: type[Figure], chosen: str, folder: str) -> FigureInput:
     if not folder:
         raise ValueError(
             f"this figure is made of {NEEDS[figure.needs]}: name its folder, or make one on the "
-            f"{PAGES.get(figure.needs, 'Read')} page"
+            f"{PAGES[MADE_ON.get(figure.needs, 'read')].title()} page"
         )
     return _opened(folder, figure.needs)
 
@@ -126,7 +127,7 @@ def _opened(folder: str, needs: str) -> FigureInput:
 def sidebar() -> tuple[Figure | None, Layout | None, str, str, str]:
     """The figure, its layout, its kind of file, and what it is made of."""
     with st.sidebar:
-        brand("What goes into the paper")
+        brand("figures")
         name = st.selectbox("Figure", list(FIGURES), format_func=lambda n: FIGURES[n].title, key="figure-name")
         kind = FIGURES[name]
         st.caption(" ".join(kind.__doc__.split("\n\n")[0].split()).replace("`", ""))
@@ -167,7 +168,7 @@ def preview(figure: Figure, data, layout: Layout, file: str, made: bytes, about)
 def draw() -> None:
     figure, layout, file, chosen, folder = sidebar()
     project()
-    heading("Figures for a paper")
+    heading("figures")
     if st.session_state.figure_problem:
         st.error(plain(st.session_state.figure_problem))
     if figure is None:

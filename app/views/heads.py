@@ -1,9 +1,7 @@
-"""Heads: maps of a captured stretch of text, and what the sink of each head is worth."""
+"""Heads: maps of a captured stretch of text, measures of every head, and what the sink of each head is worth."""
 
 import streamlit as st
 
-from analysis.experiments.measures import LONGEST
-from analysis.maps import capture
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app import address
@@ -12,15 +10,13 @@ from app.frames.atlas import AtlasSender, Look
 from app.jobs.ablation import AblationJob
 from app.jobs.capture import CaptureJob
 from app.jobs.registry import REGISTRY
-from app.panels import atlas, knockouts, measures, slots
+from app.panels import atlas, knockouts, measures
+from app.panels.heads import HeadsPanel
+from app.panels.job_panel import redraw
 from app.plain import plain
 from app.projection import project
 
-TOKENS = {"maps": 2048, "measures": 64, "knockouts": 512}
-"""What is read at first: a map can be large, and knock-outs read the text once for every head."""
-MOST = {"maps": capture.LONGEST, "measures": LONGEST, "knockouts": 65_536}
-"""Tokens that can be asked for."""
-PANELS = {"maps": "Maps", "measures": "Measures", "knockouts": "What is each head's sink worth?"}
+PANELS = {"maps": atlas.PANEL, "measures": measures.PANEL, "knockouts": knockouts.PANEL}
 
 
 def open_page() -> None:
@@ -34,13 +30,14 @@ def open_page() -> None:
     if not isinstance(run, AblationJob | CaptureJob):
         # None, or of another page.
         run = None
-    spec = run.spec if run else Spec("embedded", "hamlet", ("dense",), TOKENS["maps"])
+    spec = run.spec if run else Spec("embedded", "hamlet", ("dense",), PANELS["maps"].tokens)
     ablation = run if isinstance(run, AblationJob) else None
     state.heads = {
         "model": Chosen.of(spec),
         "text": spec.text,
         "policy": spec.policies[0],
-        "tokens": TOKENS | ({"knockouts" if ablation else "maps": spec.tokens} if run and spec.tokens else {}),
+        "tokens": {name: panel.tokens for name, panel in PANELS.items()}
+        | ({"knockouts" if ablation else "maps": spec.tokens} if run and spec.tokens else {}),
         "kind": ablation.kind if ablation else "values",
         "layer": ablation.layer if ablation else None,
         "samples": 64,
@@ -62,16 +59,17 @@ def open_page() -> None:
             state.heads_problem = address.wrong(e)
 
 
-def sidebar(name: str, panel) -> None:
+def sidebar(name: str, panel: HeadsPanel) -> None:
+    """What is read, under which policy, and the widgets of the panel."""
     asked = st.session_state.heads
     with st.sidebar:
-        brand("Look into every head")
+        brand("heads")
         st.caption("Model and text")
         asked["model"] = model_controls("heads", asked["model"])
         asked["text"] = text_controls("heads", asked["text"])
         tokens = asked["tokens"]
-        tokens[name] = st.number_input("Tokens", 32, MOST[name], tokens[name], 64, key=f"heads-tokens-{name}")
-        if name != "measures":
+        tokens[name] = st.number_input("Tokens", 32, panel.most_tokens, tokens[name], 64, key=f"heads-tokens-{name}")
+        if panel.takes_policy:
             st.caption("What is kept")
             policy = parse(asked["policy"])
             with st.popover(f":material/edit: {plain(policy.label)}", width="stretch"):
@@ -79,21 +77,18 @@ def sidebar(name: str, panel) -> None:
         panel.sidebar()
 
 
-def body(panel) -> None:
-    panel.draw()
-    if panel.busy() != st.session_state.heads_busy or slots.news():
-        # Begun or ended: the whole page runs again and sets the pace anew.
-        st.rerun()
-
-
 open_page()
 project()
-heading("Look into every head")
+heading("heads")
 st.session_state.setdefault("heads_panel", "maps")
 name = st.segmented_control(
-    "Panel", list(PANELS), format_func=PANELS.get, key="heads_panel", label_visibility="collapsed", required=True
+    "Panel",
+    list(PANELS),
+    format_func=lambda n: PANELS[n].title,
+    key="heads_panel",
+    label_visibility="collapsed",
+    required=True,
 )
-panel = {"maps": atlas, "measures": measures, "knockouts": knockouts}[name]
+panel = PANELS[name]
 sidebar(name, panel)
-st.session_state.heads_busy = panel.busy()
-st.fragment(body, run_every=0.5 if st.session_state.heads_busy else None)(panel)
+redraw(panel.draw, panel.busy, every=0.5)

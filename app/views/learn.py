@@ -1,23 +1,20 @@
 """The lesson: one chapter at a time, text on the left, something to play with on the right."""
 
+from functools import partial
+
 import streamlit as st
 
-from analysis.errors import sentence
 from analysis.texts import BOS
 from app.components import pager
 from app.controls import brand
 from app.lesson import LANGUAGES, Chapter, lesson
-from app.lesson.chapters import PLAYS, cost, drop, emergence, enough, stage
-from app.panels import slots
+from app.lesson.chapters import PLAYS, emergence, stage
+from app.panels.job_panel import redraw
 from app.projection import project
 
-STARTS = {"drop": drop.start, "enough": enough.start, "cost": cost.start, "emergence": emergence.start}
-"""What begins by itself when its chapter is opened."""
 KNOWN = {"lang": list(LANGUAGES), "bos": list(BOS), "projected": ["0", "1"]}
 """What an address may say, beside its chapter."""
 NUMBERED = {f"{i}": name for i, name in enumerate(PLAYS, 1)}
-PACES = {"cost": 2.0}
-"""Seconds between two drawings of what plays, half a one unless said: drawing would be measured as a cost."""
 
 
 def open_page() -> None:
@@ -42,18 +39,17 @@ def go(name: str, again: bool = False) -> None:
     """Turn to a chapter; what plays there begins, and `again` where it does already."""
     state = st.session_state.lesson
     st.query_params["chapter"] = name
-    if state.get("chapter") == name and not again and (name not in STARTS or stage.playing() is not None):
+    if state.get("chapter") == name and not again and (PLAYS[name].start is None or stage.playing() is not None):
         return
-    state.update(chapter=name, problem="")
-    stage.end()
-    if name in STARTS:
-        try:
-            STARTS[name]()
-        except ValueError as e:
-            state["problem"] = sentence(e)
+    state["chapter"] = name
+    stage.PLACE.say("")
+    stage.PLACE.end()
+    if (start := PLAYS[name].start) is not None:
+        start()
 
 
 def speak() -> None:
+    """The language was chosen."""
     st.query_params["lang"] = st.session_state["lesson-language"]
 
 
@@ -66,9 +62,10 @@ def begin_with() -> None:
 
 
 def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
+    """The language, how texts begin, and the list of chapters."""
     state = st.session_state.lesson
     with st.sidebar:
-        brand(page.say("motto"))
+        brand("learn", state["language"])
         st.segmented_control(
             page.say("language"), list(LANGUAGES), format_func=LANGUAGES.get, default=state["language"], required=True,
             key="lesson-language", on_change=speak,
@@ -88,7 +85,7 @@ def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
 
 
 def steps(page: Chapter) -> None:
-    """From one chapter to the next."""
+    """Buttons to the chapter before and the next one."""
     state = st.session_state.lesson
     pager.mount(
         list(PLAYS).index(state["chapter"]), len(PLAYS), (page.say("previous"), page.say("next")),
@@ -97,22 +94,21 @@ def steps(page: Chapter) -> None:
 
 
 def turned() -> None:
+    """Another chapter is wanted, by button or arrow key."""
     turn = st.session_state["lesson-pager"]["turn"]
     st.session_state.lesson["turned"] = turn["press"]
     go(list(PLAYS)[max(0, min(len(PLAYS) - 1, int(turn["to"])))])
 
 
 def body(name: str, chapter: Chapter, page: Chapter) -> None:
+    """What is played with; again and again while a job works."""
     if st.session_state.lesson["chapter"] != name:
         # The page has been turned, and this is one of its last drawings.
         return
     try:
-        PLAYS[name](chapter, page)
+        PLAYS[name].draw(chapter, page)
     except ValueError as e:
         stage.say_problem(e)
-    if stage.busy() != st.session_state.lesson_busy or slots.news():
-        # Begun or ended: the whole page runs again and sets the pace anew.
-        st.rerun()
 
 
 open_page()
@@ -133,6 +129,5 @@ with text:
     with st.expander(page.say("answer"), key=f"answer-{name}"):
         st.markdown(chapter.answer)
     steps(page)
-st.session_state.lesson_busy = stage.busy()
 with play, st.spinner(page.say("loading")):
-    st.fragment(body, run_every=PACES.get(name, 0.5) if st.session_state.lesson_busy else None)(name, chapter, page)
+    redraw(partial(body, name, chapter, page), lambda: stage.PLACE.busy, PLAYS[name].every)

@@ -63,4 +63,4 @@ def page() -> None:
     st.set_page_config(layout="wide")
     if "run" not in st.query_params:
         st.query_params["run"] = begin().id
-    st.navigation([st.Page(ROOT / "app/views/live.py", default=True)], position="hidden").run()
+    st.navigation([st.Page(ROOT / "app/views/read.py", default=True)], position="hidden").run()

@@ -35,7 +35,7 @@ from .parsers import Row, settings
 from .spoil import NASTY, spoiled_text
 
 MAIN = str(Path(__file__).parents[2] / "app" / "main.py")
-PAGES = ("live", "chat", "heads", "figures", "learn")
+PAGES = ("read", "chat", "heads", "figures", "learn")
 MARK = "zqmark"
 """Part of every name that an address must not pass on."""
 NAMES = (
@@ -45,7 +45,7 @@ NAMES = (
     f"- ![x](http://127.0.0.1:9/{MARK})", f"{MARK}\n\n    x\n\n![x](http://127.0.0.1:9/{MARK})", f"www.{MARK}.com",
 )  # fmt: skip
 PARAMETERS = {
-    "live": ("lane", "model", "text", "bos", "special", "run", "mode", "paint", "reference", "shown", "head"),
+    "read": ("lane", "model", "text", "bos", "special", "run", "mode", "paint", "reference", "shown", "head"),
     "chat": ("lane", "model", "bos", "special", "run", "shown", "head", "token"),
     "heads": ("run", "bos", "special", "model", "text", "layer", "head", "panel"),
     "figures": ("run", "figure", "folder", "source"),
@@ -159,7 +159,7 @@ def some_runs() -> Iterator[list[str]]:
 def opened(page: str, asked: Mapping[str, list[str]], watch: Watch) -> str | bool:
     """Whether the page said that something was wrong, or what is wrong with the page."""
     at = AppTest.from_file(MAIN, default_timeout=120)
-    if page != "live":
+    if page != "read":
         at.switch_page(f"views/{page}.py")
     for name, values in asked.items():
         at.query_params[name] = values
@@ -181,16 +181,16 @@ def opened(page: str, asked: Mapping[str, list[str]], watch: Watch) -> str | boo
 
 def judged(at: AppTest, page: str) -> str | bool:
     state, said = at.session_state, []
-    if page == "live":
-        said, lanes, chosen = [state["problem"]], state["lanes"], state["model"]
+    if page == "read":
+        said, lanes, chosen = [state["read_problem"]], state["lanes"], state["model"]
         if state["text"] not in texts.plays():
             return f"would read the text {state['text']!r}"
     elif page == "chat":
-        said, lanes, chosen = [state["chat"].problem], state["chat"].lanes, state["chat"].model
+        said, lanes, chosen = [state["chat_problem"]], state["chat"].lanes, state["chat"].model
     elif page == "heads":
         said, lanes, chosen = [state["heads_problem"]], [state["heads"]["policy"]], state["heads"]["model"]
     elif page == "learn":
-        said, lanes, chosen = [state["lesson"]["note"], state["lesson"].get("problem", "")], [], None
+        said, lanes, chosen = [state["lesson"]["note"], state["lesson_problem"]], [], None
     else:
         lanes, chosen = [], None
     for lane in lanes:

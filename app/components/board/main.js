@@ -6,7 +6,6 @@ function makeBoard(root) {
   const toolbar = makeToolbar(send), cards = makeCards(send), curves = makeCurves(send);
   const grid = makeGrid(send), map = makeMap(), strip = makeStrip(send), card = makeCard();
   root.replaceChildren(
-    el("h1", { class: "sk-unseen" }, "Read a text under several policies"),
     toolbar.node, cards.node,
     el("div", { class: "sk-columns" },
       el("div", { class: "sk-left" }, curves.node, strip.node),

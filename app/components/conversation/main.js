@@ -7,7 +7,6 @@ function makeConversation(root) {
   const caution = el("div", { class: "sk-caution" });
   const hint = el("div", { class: "sk-hint" });
   root.replaceChildren(
-    el("h1", { class: "sk-unseen" }, "Talk to a model under several policies"),
     el("div", { class: "sk-columns sk-talk" },
       el("div", { class: "sk-left" }, composer.note, lanes.node, composer.node,
         el("p", { class: "sk-truth" }, "No policy here extends what a model can recall: what has left the cache is gone. Sinks only keep it fluent."), caution),

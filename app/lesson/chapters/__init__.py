@@ -1,15 +1,12 @@
-"""What is played with in each chapter of the lesson: one module each, and one line here."""
+"""What is played with in the chapters of the lesson: the chapter NAME has `NAME.py` here and a text in `assets/lesson`.
 
-from . import chunks, cost, drop, emergence, enough, first, heads, nothing, row
+The English texts say which chapters there are, and their order.
+"""
 
-PLAYS = {
-    "row": row.draw,
-    "first": first.draw,
-    "nothing": nothing.draw,
-    "drop": drop.draw,
-    "enough": enough.draw,
-    "cost": cost.draw,
-    "chunks": chunks.draw,
-    "heads": heads.draw,
-    "emergence": emergence.draw,
-}
+from importlib import import_module
+
+from .. import lesson
+from .stage import Play
+
+PLAYS: dict[str, Play] = {name: import_module(f"{__name__}.{name}").PLAY for name in lesson("en") if name != "page"}
+"""By the name of the chapter."""

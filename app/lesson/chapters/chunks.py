@@ -24,7 +24,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     ids = stage.written(page, MOST, "chunks", stage.bos())
     if ids is None:
         return
-    words = stage.looks(ids)
+    words = stage.token_texts(ids)
     left, right = st.columns(2)
     passage = stage.passage(ids)
     (layers, heads), (layer, head) = passage.sink_mass.shape, shown_at_first(passage)
@@ -61,3 +61,6 @@ def draw(chapter: Chapter, page: Chapter) -> None:
 
 def _digits(out) -> str:
     return "   ".join(f"{x:.9f}" for x in out[:3].tolist()) + " …"
+
+
+PLAY = stage.Play(draw)

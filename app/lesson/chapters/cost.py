@@ -30,8 +30,9 @@ NARROW = 512
 
 
 def start() -> None:
+    """Measure all policies, from the beginning."""
     spec = stage.spec(POLICIES, TOKENS)
-    stage.begin(partial(CostsJob, spec, texts.read(spec.text)))
+    stage.begin(lambda: partial(CostsJob, spec, texts.read(spec.text)))
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
@@ -42,7 +43,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             key="cost-show",
         )  # fmt: skip
         stage.transport(page, run, start)
-    if not stage.told(run) or not run.lanes:
+    if not stage.watch(run) or not run.lanes:
         st.caption(page.say("loading"))
         return
     if run.live:
@@ -175,3 +176,7 @@ def _logarithmic(figure: go.Figure, x: str, y: str) -> None:
     figure.update_layout(margin={**MARGIN, "t": 34}, legend={"orientation": "h", "y": 1.2, "x": 0})
     figure.update_xaxes(title=x, type="log", dtick=1)
     figure.update_yaxes(title=y, type="log", dtick=1)
+
+
+# Drawing would be measured as a cost.
+PLAY = stage.Play(draw, start, every=2.0)

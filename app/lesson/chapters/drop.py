@@ -19,8 +19,9 @@ WITHOUT = "window:window=128"
 
 
 def start() -> None:
+    """Read with all policies, from the beginning."""
     spec = stage.spec(FOUR, TOKENS, chunk=64)
-    stage.begin(partial(ReadingJob, spec, texts.read(spec.text)))
+    stage.begin(lambda: partial(ReadingJob, spec, texts.read(spec.text)))
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
@@ -42,7 +43,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             disabled=run is None or not run.live,
             key="drop-switch",
         )
-    if not stage.told(run):
+    if not stage.watch(run):
         return
     lines, items = [], []
     for lane, (begun, policy) in enumerate((parse(b), parse(p)) for b, p in zip(FOUR, policies, strict=True)):
@@ -68,3 +69,6 @@ def switch(drop: bool) -> None:
     """The last lane loses its sinks, or has them back, as the text began."""
     if (run := stage.playing(ReadingJob)) is not None:
         run.switch(len(FOUR) - 1, parse(WITHOUT if drop else FOUR[-1]), pin=not drop)
+
+
+PLAY = stage.Play(draw, start)

@@ -10,7 +10,6 @@ import plotly.graph_objects as go
 import streamlit as st
 from plotly.subplots import make_subplots
 
-from analysis.errors import sentence
 from analysis.figures import parse
 from analysis.figures.export import export
 from analysis.lab.folder import curves_as_csv, write
@@ -34,10 +33,7 @@ FILES = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png"}
 def start() -> None:
     """Train what is chosen, from the beginning."""
     state = st.session_state.lesson
-    try:
-        stage.begin(partial(TrainingJob, recipes(state)))
-    except ValueError as e:
-        state["problem"] = sentence(e)
+    stage.begin(lambda: partial(TrainingJob, recipes(state)))
 
 
 def recipes(state: dict) -> tuple[Recipe, ...]:
@@ -73,7 +69,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         if run is not None and any(run.moments):
             with st.popover(chapter.say("export"), icon=":material/download:"):
                 exports(run, chapter)
-    if not stage.told(run):
+    if not stage.watch(run):
         return
     # One that failed at once has none.
     begun = [of for of in zip(run.recipes, run.moments, strict=True) if of[1]]
@@ -232,3 +228,6 @@ def maps(moments: Sequence[Measurement], labels: Sequence[str], chapter: Chapter
     figure.update_xaxes(showgrid=False, constrain="domain")
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return figure
+
+
+PLAY = stage.Play(draw, start)

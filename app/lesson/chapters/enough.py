@@ -19,9 +19,10 @@ REFERENCE = 3
 
 
 def start() -> None:
+    """Read with caches of the chosen size, from the beginning."""
     size = st.session_state.get("enough-size", SIZES[0])
     spec = stage.spec(policies(size), TOKENS, chunk=64)
-    stage.begin(partial(ReadingJob, spec, texts.read(spec.text)))
+    stage.begin(lambda: partial(ReadingJob, spec, texts.read(spec.text)))
 
 
 def policies(size: int) -> tuple[str, ...]:
@@ -36,7 +37,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             start()
             run = stage.playing(ReadingJob)
         stage.transport(page, run, start)
-    if not stage.told(run):
+    if not stage.watch(run):
         return
     names = [chapter.say("sinks-n", n=s) if s > 1 else chapter.say(f"sinks-{s}") for s in SINKS]
     lines = [(name, *rolling(run, lane, REFERENCE)) for lane, name in enumerate(names)]
@@ -45,3 +46,6 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     alt = chapter.say("alt", values="; ".join(f"{name}: {value}" for name, value, _ in found))
     figure = curves(lines, looks(run.spec.policies), page.say("tokens"), chapter.say("relative"), 3)
     chart.mount(figure, key="enough-chart", alt=alt, height=370, projected=71)
+
+
+PLAY = stage.Play(draw, start)

@@ -91,3 +91,6 @@ def grid(mass: np.ndarray, page: Chapter, chapter: Chapter) -> go.Figure:
     figure.update_xaxes(title=page.say("layer"), range=[-0.5, len(mass) - 0.5], showgrid=False)
     figure.update_yaxes(title=page.say("head"), range=[-0.5, mass.shape[1] - 0.5], dtick=1, showgrid=False)
     return figure
+
+
+PLAY = stage.Play(draw)

@@ -95,3 +95,6 @@ def bars(rows: list[tuple[str, str, int, float]], tokens: int, chapter: Chapter)
     figure.update_xaxes(title=chapter.say("gigabytes"), range=[0, max(9, max(sizes) * 1.08)])
     figure.update_yaxes(autorange="reversed")
     return figure
+
+
+PLAY = stage.Play(draw)

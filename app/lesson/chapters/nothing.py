@@ -119,3 +119,6 @@ def bars(found: dict[str, float], chapter: Chapter) -> go.Figure:
     figure.update_xaxes(type="log", dtick=1, title=chapter.say("bars"), range=[0, np.log10(max(found.values()) * 1.4)])
     figure.update_yaxes(autorange="reversed")
     return figure
+
+
+PLAY = stage.Play(draw)

@@ -47,7 +47,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     if state["row-logits"] is None or state["row-head"] != (layer, head):
         state.update({"row-logits": own.tolist(), "row-head": (layer, head), "row-turn": state.get("row-turn", 0) + 1})
     room = st.container()
-    words = stage.looks(ids)
+    words = stage.token_texts(ids)
     low, high = min(-20.0, *state["row-logits"], *own), max(20.0, *state["row-logits"], *own)
     columns = [*st.columns(5), *(st.columns(5) if len(ids) > 5 else [])]
     for i, (word, column) in enumerate(zip(words, columns, strict=False)):
@@ -119,3 +119,6 @@ def bars(words: list[str], weights: np.ndarray, nowhere: float, chapter: Chapter
     figure.update_xaxes(type="category")
     figure.update_yaxes(range=[0, 1.05], title=chapter.say("weight"))
     return figure
+
+
+PLAY = stage.Play(draw)

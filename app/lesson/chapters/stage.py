@@ -1,7 +1,7 @@
-"""What chapters share: the embedded model that they ask, and the one run that plays in front of the student."""
+"""What chapters share: the embedded model that they ask, and the one job that plays in front of the student."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -16,13 +16,28 @@ from analysis.policies import Policy
 from analysis.runs.spec import Spec
 from app.controls import problem
 from app.jobs.base import Job
-from app.jobs.loading import Models
 from app.jobs.registry import REGISTRY
 from app.lesson import Chapter, translated
 from app.panels import slots
+from app.panels.job_panel import JobPanel, Maker
+
+
+@dataclass(frozen=True)
+class Play:
+    """What is played with in a chapter."""
+
+    draw: Callable[[Chapter, Chapter], None]
+    """Draws it, given the words of the chapter and those of the page."""
+    start: Callable[[], None] | None = None
+    """Begins a job when the chapter is opened."""
+    every: float = 0.5
+    """Seconds between two drawings while a job works."""
+
 
 SPEC = Spec("embedded", "hamlet", ("dense",), 4096)
 Run = TypeVar("Run", bound=Job)
+PLACE = JobPanel("lesson", Job)
+"""The one job that plays in front of the student."""
 LONGEST = 1000
 """Characters of a sentence of the student's own."""
 SENTENCE = "The cat sat on the mat because it was tired"
@@ -45,13 +60,13 @@ def bos() -> str:
 
 
 def spec(policies: tuple[str, ...], tokens: int, **more) -> Spec:
-    """What a chapter lets the embedded model read of its text."""
+    """What the embedded model reads in a chapter."""
     return replace(SPEC, policies=policies, tokens=tokens, bos=bos(), **more)
 
 
 @st.cache_resource(max_entries=6, show_spinner=False)
 def hamlet(tokens: int, bos: str) -> np.ndarray:
-    """Its first tokens, [tokens]."""
+    """The first tokens of Hamlet, [tokens]."""
     return texts.tokenize(texts.read(SPEC.text), model().tokenizer, bos=bos, limit=tokens)
 
 
@@ -62,8 +77,8 @@ def ids_of(text: str, most: int | None, bos: str = "off") -> tuple[int, ...]:
     return tuple(ids[:most].tolist())
 
 
-def looks(ids: tuple[int, ...]) -> list[str]:
-    """How tokens look, each a different string, and a newline as its mark."""
+def token_texts(ids: tuple[int, ...]) -> list[str]:
+    """The texts of tokens, each a different string, and a newline as its mark."""
     found: list[str] = []
     for piece in texts.token_texts(model().tokenizer, np.array(ids, np.int32)):
         shown = piece.strip(" ").replace("\n", "⏎") or "␣"
@@ -89,31 +104,13 @@ def written(page: Chapter, most: int, key: str, bos: str) -> tuple[int, ...] | N
 
 
 def playing(kind: type[Run] = Job) -> Run | None:
-    """The run in front of the student, where it is of this kind: a chapter may be drawn once more after it was left."""
-    run = REGISTRY.get(st.session_state.get("lesson_run"))
-    return run if isinstance(run, kind) else None
+    """The job that plays, where it is of this kind: a chapter may be drawn once more after it was left."""
+    return REGISTRY.find(PLACE.id, kind)
 
 
-def begin(make: Callable[[Models], Job]) -> None:
-    """Play something new; what played before ends."""
-    state = st.session_state
-    try:
-        state.lesson_run = slots.start(make, partial(begin, make), state.get("lesson_run", "")).id
-        st.session_state.lesson["problem"] = ""
-    except ValueError as e:
-        st.session_state.lesson["problem"] = sentence(e)
-
-
-def end() -> None:
-    """The student goes on: what plays is no longer needed."""
-    REGISTRY.free(st.session_state.get("lesson_run", ""))
-    st.session_state.lesson_run = ""
-
-
-def busy() -> bool:
-    """Whether there will be something new without a press."""
-    run = playing()
-    return run is not None and run.live
+def begin(prepare: Callable[[], Maker[Job]]) -> None:
+    """Play a new job; the one before ends.  `prepare` raises ValueError where settings do not go together."""
+    PLACE.begin(prepare, partial(begin, prepare))
 
 
 def say_problem(e: Exception | str) -> None:
@@ -128,7 +125,7 @@ def policy_name(page: Chapter, policy: Policy) -> str:
 
 
 def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None:
-    """Buttons that start again, pause, and go on."""
+    """Buttons that start again, pause, and resume."""
     paused = run is not None and run.status == "paused"
     st.button(page.say("start"), icon=":material/replay:", on_click=again, key="lesson-again")
     st.button(
@@ -140,9 +137,9 @@ def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None
     )
 
 
-def told(run: Job | None) -> bool:
-    """Say what keeps a run from showing something; whether there is something to show."""
-    say_problem(st.session_state.lesson.get("problem", ""))
+def watch(run: Job | None) -> bool:
+    """Renew the lease of a job, and say what is wrong; whether there is something to show."""
+    say_problem(PLACE.problem)
     if run is None:
         return False
     slots.renew_lease(run)

@@ -1,4 +1,4 @@
-"""The live lab: choose what is read and how, press Start, watch the policies part ways."""
+"""Read: choose a text and policies, press Start, and watch what each policy does to the model."""
 
 from dataclasses import replace
 from functools import partial
@@ -17,6 +17,7 @@ from app.controls import (
     brand,
     chosen_text,
     fresh,
+    heading,
     lane_controls,
     model_controls,
     readdress,
@@ -26,15 +27,18 @@ from app.frames.reading import Sender, empty
 from app.jobs.reading import MOST_LANES, ReadingJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots
+from app.panels.job_panel import JobPanel, Maker, redraw
 from app.presets import FOUR, PRESETS
 from app.projection import project
 from app.view import LOOKS, MODES, PAINTS, View
 
+PLACE = JobPanel("read", ReadingJob)
 PACES = (0, 5, 20, 100)
+"""Tokens a second that a person can choose; 0: as fast as it goes."""
 CHUNK = 128
 ADDRESS = ("run", "lane", "text", "model", *READING, *LOOKS)
 """What the address of this page says."""
-GONE = "That run is no longer in memory: press Start to read again."
+LOST = "That run is no longer in memory: press Start to read again."
 
 
 def open_page() -> None:
@@ -42,16 +46,16 @@ def open_page() -> None:
     state, asked = st.session_state, st.query_params
     if "lanes" in state:
         linked = state.get("arrived") and any(name in asked for name in ADDRESS)
-        if not linked or (state.live_run and asked.get("run") == state.live_run):
+        if not linked or (PLACE.id and asked.get("run") == PLACE.id):
             # Here already, or back from another page: all is as it was left.
             return
     problems, story = [], PRESETS["four"]
     lanes, text, model = list(story.policies), "hamlet", Chosen(dtype=story.dtype)
-    run = found(asked.get("run"))
+    run = REGISTRY.find(asked.get("run"), ReadingJob)
     if run is not None:
         lanes, text, model = list(run.spec.policies), run.spec.text, Chosen.of(run.spec)
     elif "run" in asked:
-        problems.append(GONE)
+        problems.append(LOST)
     try:
         if run is None and "lane" in asked:
             lanes = address.lanes(asked.get_all("lane"), MOST_LANES, "read")
@@ -75,16 +79,16 @@ def open_page() -> None:
         model=model,
         view=view,
         revision=state.get("revision", 0) + 1,
-        problem=" ".join(problems),
         sender=Sender(),
         pace=run.pace if run is not None else 0,
-        live_run=run.id if run is not None else "",
     )
+    PLACE.say(" ".join(problems))
+    PLACE.put(run.id if run is not None else "")
 
 
 def to_address() -> None:
     """Let the address say what is shown, so that a reload and a second tab show it too."""
-    state, run = st.session_state, current()
+    state, run = st.session_state, PLACE.job
     lanes, text, model = state.lanes, state.text, state.model
     if run is not None:
         lanes, text, model = run.spec.policies, run.spec.text, Chosen.of(run.spec)
@@ -115,45 +119,32 @@ def take(name: str) -> None:
 
 def the_text() -> texts.Text:
     """The text that is chosen; raises ValueError with what to do."""
-    run, name = current(), st.session_state.text
+    run, name = PLACE.job, st.session_state.text
     return run.text if run is not None and name == run.spec.text else chosen_text("live", name)
-
-
-def current() -> ReadingJob | None:
-    """The run of this tab."""
-    return found(st.session_state.live_run)
-
-
-def found(run_id: str | None) -> ReadingJob | None:
-    run = REGISTRY.get(run_id)
-    return run if isinstance(run, ReadingJob) else None
 
 
 def start() -> None:
     """Read from the beginning with what is set; the run that was on screen ends."""
-    state = st.session_state
-    old = current()
-    try:
-        text = the_text()
-        spec = Spec(
-            text=state.text if text.name == state.text else text.name,
-            policies=tuple(state.lanes),
-            chunk=CHUNK,
-            **state.model.decided()._asdict(),
-        )
-        run = slots.start(partial(ReadingJob, spec, text), start, old.id if old else "")
-    except ValueError as e:
-        state.problem = sentence(e)
-        return
-    run.set_pace(state.pace)
-    state.problem = ""
-    state.live_run = run.id
+    if (run := PLACE.begin(_prepared, start)) is not None:
+        run.set_pace(st.session_state.pace)
+
+
+def _prepared() -> Maker[ReadingJob]:
+    state, text = st.session_state, the_text()
+    spec = Spec(
+        text=state.text if text.name == state.text else text.name,
+        policies=tuple(state.lanes),
+        chunk=CHUNK,
+        **state.model.decided()._asdict(),
+    )
+    return partial(ReadingJob, spec, text)
 
 
 def sidebar() -> None:
+    """Stories, and the settings of the next run."""
     state = st.session_state
     with st.sidebar:
-        brand("Watch a model forget how to read")
+        brand("read")
         st.caption("Start from")
         for name, story in PRESETS.items():
             chosen = [str(parse(p)) for p in story.policies] == [str(parse(p)) for p in state.lanes]
@@ -168,7 +159,7 @@ def sidebar() -> None:
         st.caption("Model and text")
         state.model = model_controls("live", state.model)
         state.text = text_controls("live", state.text)
-        run = current()
+        run = PLACE.job
         state.switched = switched(run)
         lane_controls("lane", state.lanes, MOST_LANES, trained_length(), state.switched)
         if run is not None and [parse(p) for p in run.spec.policies] != [parse(p) for p in state.lanes]:
@@ -186,12 +177,14 @@ def switched(run: ReadingJob | None) -> dict[int, str]:
 
 
 def trained_length() -> int | None:
-    run = current()
+    """Tokens that the model was trained on at a time, once that is known."""
+    run = PLACE.job
     return run.model.trained_length if run is not None and run.model is not None else None
 
 
 def pressed() -> None:
-    what, run = st.session_state.board["press"]["what"], current()
+    """A button of the board was pressed."""
+    what, run = st.session_state.board["press"]["what"], PLACE.job
     if not fresh("press", st.session_state.board["press"]):
         return
     if what in ("start", "restart"):
@@ -202,7 +195,7 @@ def pressed() -> None:
 
 def picked() -> None:
     """A choice of what to look at."""
-    view, pick, run = st.session_state.view, st.session_state.board["pick"], current()
+    view, pick, run = st.session_state.view, st.session_state.board["pick"], PLACE.job
     if not fresh("pick", pick):
         return
     lanes = len(run.spec.policies) if run else len(st.session_state.lanes)
@@ -225,7 +218,7 @@ def picked() -> None:
 
 def changed() -> None:
     """A lane is to read on under another policy."""
-    change, run = st.session_state.board["change"], current()
+    change, run = st.session_state.board["change"], PLACE.job
     if run is None or not fresh("change", change):
         return
     try:
@@ -244,8 +237,8 @@ def changed() -> None:
         run.tell("Rolling perplexity is shown now, since the lane that all are compared with was switched.")
 
 
-def look_into(run: ReadingJob | None) -> None:
-    """Let go of a head that the run's model does not have: it was chosen in another model, or by an address."""
+def forget_unknown_head(run: ReadingJob | None) -> None:
+    """Forget a head that the run's model does not have: it was chosen in another model, or by an address."""
     view = st.session_state.view
     if run is None or run.status == "loading" or view.head is None or run.model is None or run.model.has(*view.head):
         return
@@ -257,43 +250,36 @@ def look_into(run: ReadingJob | None) -> None:
 
 def draw() -> None:
     """One frame; again and again while there is something to see."""
-    run, state = current(), st.session_state
-    if run is None and state.live_run:
-        state.live_run, state.problem = "", GONE
-    look_into(run)
+    run, state = PLACE.job, st.session_state
+    if run is None and PLACE.id:
+        PLACE.put("")
+        PLACE.say(LOST)
+    forget_unknown_head(run)
     state.view.follow(state.lanes if run is None else run.spec.policies)
     to_address()
-    # Asked before the frame is made: what ends in between is seen by the next one.
-    live = busy()
     if run is not None:
         slots.renew_lease(run)
         # A frame is sent when there is something new, since every one costs the browser more than its drawing.
         if run.version == state.get("seen") and state.view == state.get("seen_view"):
             run.wait(run.version, 0.25)
-        if not live and state.view.head and run.map(state.view.chosen, *state.view.head) is None:
+        if not run.live and state.view.head and run.map(state.view.chosen, *state.view.head) is None:
             # The last frame of a run that has ended should have its map.
             run.wait(run.version, 2)
         state.seen, state.seen_view = run.version, replace(state.view)
         frame = state.sender.frame(run, state.view)
-        if state.problem:
-            run.tell(state.problem)
-            state.problem = ""
+        if PLACE.problem:
+            run.tell(PLACE.problem)
+            PLACE.say("")
     else:
-        frame = empty(state.sender, [parse(p) for p in state.lanes], state.view, state.pace, state.problem)
+        frame = empty(state.sender, [parse(p) for p in state.lanes], state.view, state.pace, PLACE.problem)
     board.mount(frame, key="board", on_press=pressed, on_pick=picked, on_change=changed)
-    if live != state.fast or state.switched != switched(run) or slots.news():
-        # Begun or ended: the whole page runs again and sets the pace of the frames anew.  Or a lane was switched, and
-        # the list of lanes says so.
+    if state.switched != switched(run):
+        # The list of lanes says so.
         st.rerun()
-
-
-def busy() -> bool:
-    run = current()
-    return run is not None and run.live
 
 
 open_page()
 sidebar()
 project()
-st.session_state.fast = busy()
-st.fragment(draw, run_every=0.1 if st.session_state.fast else None)()
+heading("read")
+redraw(draw, lambda: PLACE.busy, every=0.1)

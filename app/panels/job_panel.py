@@ -1,0 +1,141 @@
+"""A job in front of a person: its buttons, its progress, and what keeps it from beginning.
+
+All pages, panels and chapters that start a job use this one class.  Which job it is stands in the session of the tab.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import streamlit as st
+
+from analysis.errors import sentence
+
+from ..controls import problem
+from ..jobs.base import Job
+from ..jobs.loading import Models
+from ..jobs.registry import REGISTRY
+from ..plain import plain
+from . import slots
+
+Kind = TypeVar("Kind", bound=Job)
+Maker = Callable[[Models], Kind]
+"""Makes a job that was not begun yet."""
+
+
+@dataclass(frozen=True)
+class JobPanel(Generic[Kind]):
+    """The place of one job on a page.
+
+    `name`: of the place, unlike all others; `kind`: what a job must be to stand there; `page`: whose problems it says,
+    where several places of one page share them.
+    """
+
+    name: str
+    kind: type[Kind]
+    page: str = ""
+
+    @property
+    def run_key(self) -> str:
+        """Where the session keeps the id of the job."""
+        return f"{self.name}_run"
+
+    @property
+    def problem_key(self) -> str:
+        """Where the session keeps what is wrong."""
+        return f"{self.page or self.name}_problem"
+
+    @property
+    def job(self) -> Kind | None:
+        """The job that stands here and is still in memory."""
+        return REGISTRY.find(st.session_state.get(self.run_key), self.kind)
+
+    @property
+    def id(self) -> str:
+        """The id of the job that was put here, whether or not it is still in memory; empty before one was."""
+        return st.session_state.get(self.run_key, "")
+
+    @property
+    def problem(self) -> str:
+        """What keeps a job from beginning, as a sentence; empty where nothing does."""
+        return st.session_state.get(self.problem_key, "")
+
+    def say(self, wrong: Exception | str) -> None:
+        """Keep a problem to be shown."""
+        st.session_state[self.problem_key] = sentence(wrong) if isinstance(wrong, Exception) else wrong
+
+    def put(self, job_id: str) -> None:
+        """Let a job stand here that was begun elsewhere; an empty id: none."""
+        st.session_state[self.run_key] = job_id
+
+    @property
+    def busy(self) -> bool:
+        """Whether there will be something new without a press."""
+        return (job := self.job) is not None and job.live
+
+    def begin(
+        self, prepare: Callable[[], Maker[Kind]], again: Callable[[], object], *, keep: bool = False
+    ) -> Kind | None:
+        """Begin a job; the one that stood here ends, unless it is to be kept.  None, and a problem, where it cannot be.
+
+        `prepare`: reads what is set, and raises ValueError where it does not go together; `again`: what a person does
+        to begin once more, for the offer of a slot.
+        """
+        old = "" if keep else self.id
+        try:
+            job = slots.start(prepare(), again, old)
+        except ValueError as e:
+            self.say(e)
+            return None
+        self.say("")
+        self.put(job.id)
+        return job
+
+    def stop(self) -> None:
+        """Ask the job to stop; what it has found is kept."""
+        if (job := self.job) is not None:
+            job.request("stopped")
+
+    def end(self) -> None:
+        """Free the job: it is no longer needed."""
+        REGISTRY.free(self.id)
+        self.put("")
+
+    def buttons(self, label: str, icon: str, start: Callable[[], object]) -> None:
+        """Start and stop."""
+        st.button(label, type="primary", icon=f":material/{icon}:", on_click=start, disabled=self.busy)
+        st.button("Stop", icon=":material/stop:", on_click=self.stop, disabled=not self.busy)
+
+    def watch(self) -> Kind | None:
+        """Say what is wrong, and renew the lease of the job, if there is one."""
+        problem(self.problem)
+        if (job := self.job) is not None:
+            slots.renew_lease(job)
+        return job
+
+    def progress(self, share: float, words: str, stopped: str = "") -> None:
+        """How far the job is, or why it ended; `stopped`: what to say where somebody stopped it."""
+        job = self.job
+        if job is None:
+            return
+        if job.live:
+            st.progress(min(1.0, share), "Stopping …" if job.stopping else plain(job.note) or words)
+        elif job.status == "failed":
+            problem(job.note)
+        elif job.status == "stopped" and stopped:
+            st.info(stopped)
+
+
+def redraw(draw: Callable[[], None], busy: Callable[[], bool], every: float) -> None:
+    """Draw a part of the page, and again after so many seconds while it is busy.
+
+    Where that begins or ends, or a slot is offered, the whole page runs again and sets the pace anew.
+    """
+    began = busy()
+
+    def part() -> None:
+        draw()
+        if busy() != began or slots.news():
+            st.rerun()
+
+    st.fragment(part, run_every=every if began else None)()
