@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from analysis.metrics import MODES
 from analysis.settings import quoted
 from analysis.texts import checked
 
 from .address import number
 from .presets import reference_of
 
-MODES = ("relative", "rolling", "cumulative")
 PAINTS = ("nll", "attention")
 LOOKS = ("mode", "paint", "reference", "shown", "head")
 """Names in the address of a page that reads."""

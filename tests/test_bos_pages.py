@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from analysis import texts
 from analysis.runs.spec import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
-from app.frames.reading import Sender, View
+from app.frames.reading import ReadingSender, View
 from app.jobs.ablation import AblationJob
 from app.jobs.capture import CaptureJob
 from app.jobs.chat import ChatJob
@@ -52,7 +52,7 @@ def test_all_that_reads_a_text_begins_as_its_spec_says(registry, gemma, bos):
     assert np.array_equal(captured.atlas.stretch.token_ids[:-1], ids)
     assert captured.atlas.stretch.about["begins"] == live.run.begins
     assert ((measured.tokenized.ids[:, 0] == tokenizer.bos_token_id) == (bos != "off")).all()
-    head, _ = decoded(Sender().frame(live, View()))
+    head, _ = decoded(ReadingSender().frame(live, View()))
     assert f"begins {BEGINS[bos]}" in head["progress"] and "read as text" in head["note"]
     assert (head["tokens"][0] == "<bos>") == (bos != "off")
 

@@ -3,6 +3,7 @@
 import json
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,14 @@ import pytest
 from analysis import metrics
 from analysis.policies import parse
 from app.frames.atlas import levels
-from app.frames.reading import FIRST, ROLL, Sender, View, coded, empty
+from app.frames.codec import LEVELS, levels_of
+from app.frames.lanes import SINK_TOKENS, offers
+from app.frames.reading import FIRST, PACES, ROLL, ReadingSender
+from app.view import MODES, PAINTS, View
 
 from .test_jobs_reading import POLICIES, begin, until
+
+COMPONENTS = Path(__file__).parents[1] / "app" / "components"
 
 
 def decoded(frame: bytes) -> tuple[dict, dict[str, np.ndarray]]:
@@ -35,7 +41,7 @@ def run(registry, model):
 
 
 def test_curves_are_the_metrics(run):
-    head, arrays = decoded(Sender().frame(run, View(reference=2)))
+    head, arrays = decoded(ReadingSender().frame(run, View(reference=2)))
     nll = [t.nll.view().astype(np.float64) for t in run.run.tracks]
     for lane in range(4):
         for x, y in zip(arrays[f"x{lane}"].astype(int), arrays[f"y{lane}"], strict=True):
@@ -53,26 +59,26 @@ def test_curves_are_the_metrics(run):
 def test_head_of_another_model_is_let_go_and_ends_no_run(run):
     assert run.map(0, 29, 8) is None and run.map(0, 2, -1) is None
     view = View(head=(29, 8))
-    head, _ = decoded(Sender().frame(run, view))
+    head, _ = decoded(ReadingSender().frame(run, view))
     assert view.head is None and head["status"] == "finished" and run.working
 
 
 @pytest.mark.parametrize(("mode", "start"), [("rolling", 699 - ROLL), ("cumulative", 0)])
 def test_other_modes(run, mode, start):
-    _, arrays = decoded(Sender().frame(run, View(mode=mode)))
+    _, arrays = decoded(ReadingSender().frame(run, View(mode=mode)))
     assert arrays["y0"][-1] == pytest.approx(metrics.perplexity(run.run.tracks[0].nll.view()[start:]), rel=1e-4)
 
 
 def test_grid_map_and_text_are_of_the_chosen_lane(run):
     view = View(chosen=2, head=(1, 3), paint="attention")
     until(run, lambda: run.map(2, 1, 3) is not None)
-    head, arrays = decoded(Sender().frame(run, view))
+    head, arrays = decoded(ReadingSender().frame(run, view))
     drawn = run.map(2, 1, 3)
     assert arrays["grid"].shape == (3, 4)
     assert head["map"]["first"] == drawn.first
     assert head["tokens"] == run.pieces[head["tokens_start"] : 700]
     np.testing.assert_array_equal(arrays["map"] == 0, np.isnan(drawn.weights))
-    np.testing.assert_array_equal(arrays["map"], coded(drawn.weights))
+    np.testing.assert_array_equal(arrays["map"], levels_of(drawn.weights))
 
 
 def test_attention_received_is_attention_or_nothing(run, monkeypatch):
@@ -83,7 +89,7 @@ def test_attention_received_is_attention_or_nothing(run, monkeypatch):
     drawn = run.map(2, 1, 3)
     for shown in (None, drawn, replace(drawn, first=drawn.first - 40), replace(drawn, first=drawn.first + 40)):
         monkeypatch.setattr(run, "map", lambda *_, shown=shown: shown)
-        head, arrays = decoded(Sender().frame(run, view))
+        head, arrays = decoded(ReadingSender().frame(run, view))
         wanted = np.full(len(head["tokens"]), np.nan, np.float32)
         for i, at in enumerate(range(head["tokens_start"], head["tokens_start"] + len(wanted))):
             if shown is not None and 0 <= at - shown.first < len(shown.weights):
@@ -94,25 +100,25 @@ def test_attention_received_is_attention_or_nothing(run, monkeypatch):
 
 def testcoded_weights_are_exact_to_a_thousandth():
     weights = np.logspace(-6, 0, 1000, dtype=np.float32)
-    level = coded(weights).astype(np.float64)
+    level = levels_of(weights).astype(np.float64)
     np.testing.assert_allclose(10 ** (-6 * (1 - (level - 1) / 65534)), weights, rtol=1e-3)
 
 
 def test_a_weight_that_rounding_made_larger_than_one_is_one():
     """And not a level beyond the last, which comes out as one of the first: a strong sink as evicted."""
     weights = np.array([[1.0, 1.0000002, 1.5, 40.0, np.nan, 0.0]], np.float32)
-    assert coded(weights).tolist() == [[65535, 65535, 65535, 65535, 0, 1]]
-    assert levels(weights, "weights", 0, 1).tolist() == coded(weights).tolist()
+    assert levels_of(weights).tolist() == [[65535, 65535, 65535, 65535, 0, 1]]
+    assert levels(weights, "weights", 0, 1).tolist() == levels_of(weights).tolist()
 
 
 def test_caches_that_fill_and_switches_are_marked(run):
     run.run.event("switch", lane=1, position=300, policy="dense", how="")
-    head, _ = decoded(Sender().frame(run, View()))
+    head, _ = decoded(ReadingSender().frame(run, View()))
     assert {"x": 16, "text": "caches full", "kind": "full"} in head["marks"]
     assert {"x": 300, "text": "Dense", "kind": "switch", "lane": 1} in head["marks"]
     # Of two switches before anything was read the first has left nothing to see.
     run.run.event("switch", lane=1, position=300, policy="window:window=8", how="")
-    marks = [m["text"] for m in decoded(Sender().frame(run, View()))[0]["marks"] if m["kind"] == "switch"]
+    marks = [m["text"] for m in decoded(ReadingSender().frame(run, View()))[0]["marks"] if m["kind"] == "switch"]
     assert marks == ["Window 8"]
 
 
@@ -120,7 +126,7 @@ def test_the_past_of_a_switched_lane_keeps_its_name_and_no_two_lanes_share_one(r
     track = run.run.tracks[1]
     track.policies += [(300, "streaming:sinks=4,window=12"), (500, "dense")]
     run.snapshot = run.take_snapshot()
-    lanes = decoded(Sender().frame(run, View()))[0]["lanes"]
+    lanes = decoded(ReadingSender().frame(run, View()))[0]["lanes"]
     assert [lane["label"] for lane in lanes] == ["Dense", "Dense (2)", "Sinks + window 4 + 12", "Recompute 16 / 4"]
     assert lanes[1]["past"] == [[1, 300, "Window 16"], [300, 500, "Sinks + window 4 + 12"]]
     assert [lanes[i]["past"] for i in (0, 2, 3)] == [[], [], []]
@@ -128,7 +134,34 @@ def test_the_past_of_a_switched_lane_keeps_its_name_and_no_two_lanes_share_one(r
 
 
 def test_a_frame_before_anything_was_read_shows_the_lanes():
-    head, arrays = decoded(empty(Sender(), [parse(p) for p in POLICIES], View(), 20, "a note"))
+    head, arrays = decoded(ReadingSender().empty([parse(p) for p in POLICIES], View(), 20, "a note"))
     assert head["lanes"][0]["label"] == "Dense"
     assert head["note"] == "a note"
     assert arrays == {}
+
+
+def test_what_script_and_python_share_is_sent_and_stands_in_no_script():
+    head, _ = decoded(ReadingSender().empty([parse(p) for p in POLICIES], View(), 20, ""))
+    shared = head["constants"]
+    assert dict(shared["paces"]) == PACES and shared["modes"] == list(MODES) and shared["paints"] == list(PAINTS)
+    assert shared["levels"] == LEVELS and shared["sink_tokens"] == SINK_TOKENS
+    scripts = "\n".join(path.read_text(encoding="utf-8") for path in COMPONENTS.glob("*/*.js"))
+    for number in (str(LEVELS["top"]), str(LEVELS["top"] - 1), "1e-6", 'tokens/s"]', '"cumulative"]', "first 4 tokens"):
+        assert number not in scripts, number
+    weights = np.array([1e-6, 0.003, 1.0], np.float32)
+    level = levels_of(weights).astype(float)
+    floor, top = shared["levels"]["floor"], shared["levels"]["top"]
+    np.testing.assert_allclose(floor ** (1 - (level - 1) / (top - 1)), weights, rtol=1e-3)
+
+
+def test_one_press_takes_the_sinks_away_and_brings_them_back():
+    (drop,), (back,) = offers(parse("streaming:sinks=4,window=12")), offers(parse("window:window=16"))
+    assert (drop["policy"], drop["pin"]) == ("window:window=16", False)
+    assert (back["policy"], back["pin"]) == ("streaming:sinks=4,window=12,positions=cache", True)
+    assert not offers(parse("window:window=4")) and not offers(parse("dense"))
+
+
+def test_the_grid_shows_the_first_tokens_that_the_engine_sums_up():
+    from analysis.engine import stream
+
+    assert stream.SINK_TOKENS == SINK_TOKENS

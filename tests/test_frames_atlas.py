@@ -7,8 +7,8 @@ import pytest
 
 from analysis.maps.region import Region
 from analysis.policies import Dense, Streaming
-from app.frames.atlas import MANY, AtlasSender, Look, called, levels, span, whole
-from app.frames.reading import coded
+from app.frames.atlas import MANY, AtlasSender, AtlasView, called, levels, span, whole
+from app.frames.codec import levels_of
 
 from .families import words
 from .test_atlas import captured
@@ -33,20 +33,20 @@ def pair(tiny_llama, tmp_path):
 
 def test_a_frame_has_the_region_that_is_looked_at(pair):
     region = Region((16, 48), (8, 40))
-    head, arrays = decoded(AtlasSender().frame(pair[0], None, Look(1, 2, region=region)))
-    np.testing.assert_array_equal(arrays["map"], coded(pair[0].atlas.draw(1, 2, region)))
-    assert head["look"] == {"rows": [16, 48], "columns": [8, 40], "scale": 1} and head["texts"]["20"] == "w20"
+    head, arrays = decoded(AtlasSender().frame(pair[0], None, AtlasView(1, 2, region=region)))
+    np.testing.assert_array_equal(arrays["map"], levels_of(pair[0].atlas.draw(1, 2, region)))
+    assert head["region"] == {"rows": [16, 48], "columns": [8, 40], "scale": 1} and head["texts"]["20"] == "w20"
     assert head["total"] == 89 and head["headings"] == ["Dense"]
-    coarse, _ = decoded(AtlasSender().frame(pair[0], None, Look(1, 2, region=Region((0, 80), (0, 80), 4))))
+    coarse, _ = decoded(AtlasSender().frame(pair[0], None, AtlasView(1, 2, region=Region((0, 80), (0, 80), 4))))
     assert coarse["texts"] == {}
 
 
 def test_two_stretches_stand_beside_each_other_or_are_taken_from_each_other(pair):
     region = Region((16, 48), (8, 40))
-    head, arrays = decoded(AtlasSender().frame(*pair, Look(1, 2, region=region)))
-    np.testing.assert_array_equal(arrays["other"], coded(pair[1].atlas.draw(1, 2, region)))
+    head, arrays = decoded(AtlasSender().frame(*pair, AtlasView(1, 2, region=region)))
+    np.testing.assert_array_equal(arrays["other"], levels_of(pair[1].atlas.draw(1, 2, region)))
     assert head["headings"][1].startswith("Sinks + window 4 + 12")
-    head, arrays = decoded(AtlasSender().frame(*pair, Look(1, 2, kind="difference", region=region)))
+    head, arrays = decoded(AtlasSender().frame(*pair, AtlasView(1, 2, kind="difference", region=region)))
     wanted = pair[0].atlas.draw(1, 2, region) - pair[1].atlas.draw(1, 2, region)
     got = head["low"] + (head["high"] - head["low"]) * (arrays["map"].astype(float) - 1) / 65534
     met = arrays["map"] > 0
@@ -57,9 +57,9 @@ def test_two_stretches_stand_beside_each_other_or_are_taken_from_each_other(pair
 
 def test_first_tokens_stand_beside_the_map(pair):
     region = Region((0, 80), (32, 80), 8)
-    head, arrays = decoded(AtlasSender().frame(*pair, Look(1, 2, region=region)))
+    head, arrays = decoded(AtlasSender().frame(*pair, AtlasView(1, 2, region=region)))
     for run, name in zip(pair, ("first", "other_first"), strict=True):
-        np.testing.assert_array_equal(arrays[name], coded(run.atlas.first(1, 2, (0, 80), 8)))
+        np.testing.assert_array_equal(arrays[name], levels_of(run.atlas.first(1, 2, (0, 80), 8)))
     assert head["firsts"] == ["w0", "w1", "w2", "w3"] and arrays["first"].shape == (10, 4)
 
 
@@ -68,7 +68,7 @@ def test_no_number_lies_beyond_the_colours(kind, pair):
     """Neither in the whole map nor where one looks closer, nor in small maps; a difference has zero in the middle."""
     sender = AtlasSender()
     for region in (None, Region((60, 70), (60, 70)), Region((0, 32), (0, 32))):
-        look = Look(1, 2, kind=kind, many="heads", region=region)
+        look = AtlasView(1, 2, kind=kind, many="heads", region=region)
         head, arrays = decoded(sender.frame(*pair, look))
         mine, other = (
             run.atlas.draw(1, 2, region or whole(89, 512), kind="weights" if kind == "difference" else kind)
@@ -95,7 +95,7 @@ def test_stretches_are_told_apart(pair, tiny_llama, tmp_path):
 
 
 def test_a_stretch_opens_on_a_head_whose_sink_shows(pair):
-    stretch, look = SimpleNamespace(layers=2, heads=3, mass=np.array([[0.1, 0.99, 0.3], [0.7, 0.0, 1.0]])), Look()
+    stretch, look = SimpleNamespace(layers=2, heads=3, mass=np.array([[0.1, 0.99, 0.3], [0.7, 0.0, 1.0]])), AtlasView()
     look.open(stretch)
     assert (look.layer, look.head) == (1, 0)
     # What one looks at stays where its sink shows too, and else gives way.
@@ -117,7 +117,7 @@ def test_a_stretch_opens_on_a_head_whose_sink_shows(pair):
 
 @pytest.mark.parametrize("many", MANY[1:])
 def test_small_maps_come_in_the_end(pair, many):
-    sender, look = AtlasSender(), Look(1, 2, many=many)
+    sender, look = AtlasSender(), AtlasView(1, 2, many=many)
     for _ in range(50):
         head, arrays = decoded(sender.frame(pair[0], None, look))
         if sender.complete:
@@ -125,11 +125,11 @@ def test_small_maps_come_in_the_end(pair, many):
     which = [(1, h) for h in range(4)] if many == "heads" else [(layer, 2) for layer in range(3)]
     assert [(m["layer"], m["head"]) for m in head["many"]] == which and all(m["ready"] for m in head["many"])
     for i, at in enumerate(which):
-        np.testing.assert_array_equal(arrays[f"many{i}"], coded(pair[0].atlas.draw(*at, whole(89, 104))))
+        np.testing.assert_array_equal(arrays[f"many{i}"], levels_of(pair[0].atlas.draw(*at, whole(89, 104))))
 
 
 def test_the_row_and_the_column_of_a_token(pair):
-    head, arrays = decoded(AtlasSender().frame(pair[0], None, Look(1, 2, cross=(60, 7))))
+    head, arrays = decoded(AtlasSender().frame(pair[0], None, AtlasView(1, 2, cross=(60, 7))))
     np.testing.assert_allclose(arrays["from"], pair[0].atlas.row(1, 2, 60))
     np.testing.assert_allclose(arrays["to"], pair[0].atlas.column(1, 2, 7))
     assert head["cross"]["row_text"] == "'w60' (60)"

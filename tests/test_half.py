@@ -13,7 +13,7 @@ from analysis.maps.attention_row import Passage, attend
 from analysis.maps.recent import head_map, head_row
 from analysis.maps.region import Region
 from analysis.policies import parse
-from app.frames.reading import coded
+from app.frames.codec import levels_of
 
 from .families import tiny, words
 from .test_atlas import captured_by
@@ -91,7 +91,7 @@ def test_maps_are_what_float32_makes_of_what_was_captured(family, policy, dtype,
         np.testing.assert_allclose(both, wanted, atol=2e-5)
         if whole:
             np.testing.assert_allclose(np.nansum(drawn, 1), 1, atol=1e-5)
-        np.testing.assert_array_equal(coded(drawn) == 0, np.isnan(wanted))
+        np.testing.assert_array_equal(levels_of(drawn) == 0, np.isnan(wanted))
         row = head_row(lane, layer, head, 50)
         np.testing.assert_allclose(row.weights, wanted[50][~np.isnan(wanted[50])], atol=2e-5)
 

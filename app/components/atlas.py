@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from .parts import script, style
+from .parts import script, serve_plotly, style
 
 _component = st.components.v2.component(
     "atlas",
@@ -18,9 +18,10 @@ _component = st.components.v2.component(
 )
 
 
-def mount(frame: bytes, *, key: str, on_look: Callable[[], None], on_pick: Callable[[], None]) -> None:
-    """Draw a frame (atlasframes.py).
+def mount(frame: bytes, *, key: str, on_region: Callable[[], None], on_pick: Callable[[], None]) -> None:
+    """Draw a frame (frames/atlas.py).
 
-    `on_look`: a region is wanted, in `session_state[key]["look"]`; `on_pick`: a head, or a token, in `["pick"]`.
+    `on_region`: a region is wanted, in `session_state[key]["region"]`; `on_pick`: a head, or a token, in `["pick"]`.
     """
-    _component(data=frame, key=key, on_look_change=on_look, on_pick_change=on_pick)
+    serve_plotly()
+    _component(data=frame, key=key, on_region_change=on_region, on_pick_change=on_pick)

@@ -1,4 +1,4 @@
-"""The board: everything on the live page that moves, drawn by one component from one frame.
+"""The board: everything on the read page that moves, drawn by one component from one frame.
 
 One component redraws itself ten times a second without remounting: zoom, focus and scroll positions survive, and
 nothing jumps.  It holds no truth: it shows what the frame says, and sends back what the person pressed.
@@ -27,7 +27,7 @@ def mount(
     on_pick: Callable[[], None],
     on_change: Callable[[], None],
 ) -> None:
-    """Draw a frame (frames.py).
+    """Draw a frame (frames/reading.py).
 
     `on_press`: start, pause, resume, stop or restart was pressed, `session_state[key]["press"]` says which; `on_pick`:
     a choice of what to look at, in `["pick"]`; `on_change`: a lane is to switch its policy, in `["change"]`.

@@ -1,6 +1,6 @@
 """The chat page's component: lanes of one conversation, the field to write in, and the instruments beside them.
 
-It holds no truth: it shows what the frame says (chatframes.py), and sends back what the person said and pressed.
+It holds no truth: it shows what the frame says (frames/chat.py), and sends back what the person said and pressed.
 """
 
 from collections.abc import Callable

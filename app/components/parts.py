@@ -8,7 +8,7 @@ import streamlit as st
 
 HERE = Path(__file__).parent
 STATIC = HERE.parent / "static"
-SHARED = ("frame", "colour", "sample", "switch", "grid", "card", "plotly")
+SHARED = ("frame", "colour", "sample", "switch", "grid", "card", "plotly", "mount")
 
 
 def script(component: str, *parts: str) -> str:

@@ -15,7 +15,8 @@ from analysis.maps.region import Region
 from analysis.policies import parse
 
 from ..jobs.capture import CaptureJob
-from .reading import FLOOR, assemble, coded
+from .codec import FLOOR, LEVELS, TOP, assemble, levels_of
+from .lanes import SINK_TOKENS
 
 MOST_BYTES = 64 * 2**20
 """Of maps that are kept, so that a place where one has looked comes back at once."""
@@ -36,7 +37,7 @@ MANY = ("none", "heads", "layers")
 
 
 @dataclass
-class Look:
+class AtlasView:
     """Where and how one person looks."""
 
     layer: int = 0
@@ -101,27 +102,27 @@ class AtlasSender:
     _spans: dict[tuple, tuple[float, float]] = field(default_factory=dict)
     """Between which numbers colours run, of what is no weight."""
 
-    def frame(self, run: CaptureJob, other: CaptureJob | None, look: Look) -> bytes:
+    def frame(self, run: CaptureJob, other: CaptureJob | None, view: AtlasView) -> bytes:
         """What a person looks at; `other`: a stretch to compare with."""
         self._seq += 1
         atlas, arrays = run.atlas, {}
         total = atlas.stretch.tokens if other is None else min(atlas.stretch.tokens, other.atlas.stretch.tokens)
-        region = look.region
+        region = view.region
         if region is None or max(region.rows[1], region.columns[1]) > total:
             region = whole(total, OVERVIEW)
-        kind = look.kind if look.kind != "difference" or other is not None else "weights"
+        kind = view.kind if view.kind != "difference" or other is not None else "weights"
         minus = other.atlas if kind == "difference" else None
-        shown = {"map": self._drawn(self.tiles.get, atlas, minus, look, region, kind)}
-        shown["first"] = self._drawn(self.tiles.first, atlas, minus, look, region, kind)
+        shown = {"map": self._drawn(self.tiles.get, atlas, minus, view, region, kind)}
+        shown["first"] = self._drawn(self.tiles.first, atlas, minus, view, region, kind)
         headings = [parse(run.spec.policies[0]).label]
         if other is not None:
             headings = called([run, other])
         if minus is not None:
             headings = [" minus ".join(headings)]
         elif other is not None:
-            shown["other"] = self._drawn(self.tiles.get, other.atlas, None, look, region, kind)
-            shown["other_first"] = self._drawn(self.tiles.first, other.atlas, None, look, region, kind)
-        low, high = self._range(atlas, other, look, kind, total, shown)
+            shown["other"] = self._drawn(self.tiles.get, other.atlas, None, view, region, kind)
+            shown["other_first"] = self._drawn(self.tiles.first, other.atlas, None, view, region, kind)
+        low, high = self._range(atlas, other, view, kind, total, shown)
         arrays |= {name: levels(drawn, kind, low, high) for name, drawn in shown.items()}
         stretch = atlas.stretch
         head: dict[str, Any] = {
@@ -129,24 +130,25 @@ class AtlasSender:
             "published": self._seq,
             "tile": self._seq,
             "total": total,
-            "layer": look.layer,
-            "head": [look.layer, look.head],
+            "constants": {"levels": LEVELS, "sink_tokens": SINK_TOKENS},
+            "layer": view.layer,
+            "head": [view.layer, view.head],
             "kind": kind,
-            "pool": look.pool,
-            "colour": look.colour,
+            "pool": view.pool,
+            "colour": view.colour,
             "low": low,
             "high": high,
-            "look": {"rows": region.rows, "columns": region.columns, "scale": region.scale},
-            "title": f"Layer {look.layer}, head {look.head}",
+            "region": {"rows": region.rows, "columns": region.columns, "scale": region.scale},
+            "title": f"Layer {view.layer}, head {view.head}",
             "headings": headings,
             "texts": self._texts(run, region),
             "firsts": run.pieces[: shown["first"].shape[1]],
             "chosen": 0,
             "lanes": [{"label": parse(run.spec.policies[0]).label}],
-            "cross": self._cross(run, look, total, arrays),
+            "cross": self._cross(run, view, total, arrays),
         }
         arrays["grid"] = stretch.mass
-        head |= self._many(atlas, minus, look, kind, total, (low, high), arrays)
+        head |= self._many(atlas, minus, view, kind, total, (low, high), arrays)
         return assemble(head, arrays)
 
     @staticmethod
@@ -154,49 +156,49 @@ class AtlasSender:
         draw: Callable[..., NDArray[np.float32]],
         atlas: Atlas,
         minus: Atlas | None,
-        look: Look,
+        view: AtlasView,
         region: Region,
         kind: str,
     ) -> NDArray[np.float32]:
         """A map, or what it has more than the same one of another stretch."""
-        what = look.layer, look.head, region, look.pool, "logits" if kind == "logits" else "weights"
+        what = view.layer, view.head, region, view.pool, "logits" if kind == "logits" else "weights"
         return draw(atlas, *what) if minus is None else draw(atlas, *what) - draw(minus, *what)
 
     def _range(
-        self, atlas: Atlas, other: CaptureJob | None, look: Look, kind: str, total: int, shown: dict[str, NDArray]
+        self, atlas: Atlas, other: CaptureJob | None, view: AtlasView, kind: str, total: int, shown: dict[str, NDArray]
     ) -> tuple[float, float]:
         """Between which numbers colours run: over the whole stretch, so that they stay when one moves, and further
         where a closer look found more."""
         if kind == "weights":
             return 0.0, 1.0
-        key = (atlas, other and other.id, kind, look.layer, look.head, look.pool)
+        key = (atlas, other and other.id, kind, view.layer, view.head, view.pool)
         if key not in self._spans:
             minus = other.atlas if kind == "difference" else None
-            overview = self._drawn(self.tiles.get, atlas, minus, look, whole(total, OVERVIEW), kind)
+            overview = self._drawn(self.tiles.get, atlas, minus, view, whole(total, OVERVIEW), kind)
             self._spans = {key: span(overview, kind)}
         found = [self._spans[key], *(span(drawn, kind) for drawn in shown.values())]
         self._spans[key] = min(low for low, _ in found), max(high for _, high in found)
         return self._spans[key]
 
     def _texts(self, run: CaptureJob, region: Region) -> dict[int, str]:
-        """How tokens look, where they are large enough to be read."""
+        """How tokens view, where they are large enough to be read."""
         if region.scale > 1:
             return {}
         places = {*range(*region.rows), *range(*region.columns)}
         return {t: run.pieces[t] for t in sorted(places)} if len(places) <= 4096 else {}
 
-    def _cross(self, run: CaptureJob, look: Look, total: int, arrays: dict) -> dict[str, Any] | None:
+    def _cross(self, run: CaptureJob, view: AtlasView, total: int, arrays: dict) -> dict[str, Any] | None:
         """The row and the column of the token that was pressed."""
-        if look.cross is None or max(look.cross) >= total:
+        if view.cross is None or max(view.cross) >= total:
             return None
-        row, column = look.cross
+        row, column = view.cross
         scale = -(-total // BARS)
         ways = {
             "from": Region((row, row + 1), (0, total), scale),
             "to": Region((0, total), (column, column + 1), scale),
         }
         for name, region in ways.items():
-            arrays[name] = run.atlas.draw(look.layer, look.head, region).ravel()
+            arrays[name] = run.atlas.draw(view.layer, view.head, region).ravel()
         names = (f"{run.pieces[t]!r} ({t:,})" for t in (row, column))
         return {"row": row, "column": column, **dict(zip(("row_text", "column_text"), names, strict=True))}
 
@@ -204,33 +206,33 @@ class AtlasSender:
         self,
         atlas: Atlas,
         minus: Atlas | None,
-        look: Look,
+        view: AtlasView,
         kind: str,
         total: int,
         weights: tuple[float, float],
         arrays: dict,
     ) -> dict[str, Any]:
         """Small maps of all heads of the layer, or of all layers of the head, as far as they are drawn by now."""
-        if look.many == "none":
+        if view.many == "none":
             self.complete = True
             return {"many": [], "many_title": "", "many_scale": 1}
         stretch, region = atlas.stretch, whole(total, SMALL)
         base, compared = "logits" if kind == "logits" else "weights", [atlas] if minus is None else [atlas, minus]
         which = (
-            [(look.layer, head) for head in range(stretch.heads)]
-            if look.many == "heads"
-            else [(layer, look.head) for layer in range(stretch.layers)]
+            [(view.layer, head) for head in range(stretch.heads)]
+            if view.many == "heads"
+            else [(layer, view.head) for layer in range(stretch.layers)]
         )
         until, shown, self.complete = time.perf_counter() + PATIENCE, [], True
         for i, (layer, head) in enumerate(which):
-            known = all((a, layer, head, region, look.pool, base) in self.tiles for a in compared)
+            known = all((a, layer, head, region, view.pool, base) in self.tiles for a in compared)
             ready = known or time.perf_counter() < until
             if ready:
-                drawn = self._drawn(self.tiles.get, atlas, minus, replace(look, layer=layer, head=head), region, kind)
+                drawn = self._drawn(self.tiles.get, atlas, minus, replace(view, layer=layer, head=head), region, kind)
                 arrays[f"many{i}"] = levels(drawn, kind, *(weights if kind == "weights" else span(drawn, kind)))
             self.complete &= ready
             shown.append({"layer": layer, "head": head, "ready": ready})
-        title = f"All heads of layer {look.layer}" if look.many == "heads" else f"Head {look.head} of all layers"
+        title = f"All heads of layer {view.layer}" if view.many == "heads" else f"Head {view.head} of all layers"
         return {"many": shown, "many_title": title, "many_scale": region.scale}
 
 
@@ -273,10 +275,10 @@ def whole(total: int, cells: int) -> Region:
 
 
 def levels(drawn: NDArray[np.float32], kind: str, low: float, high: float) -> NDArray[np.uint16]:
-    """1 … 65535 for what was met, 0 for what was not: weights on a logarithmic scale, all else between two numbers."""
+    """1 … TOP for what was met, 0 for what was not: weights on a logarithmic scale, all else between two numbers."""
     if kind == "weights":
-        return coded(drawn)
+        return levels_of(drawn)
     with np.errstate(invalid="ignore"):
         share = np.clip((drawn - low) / max(high - low, FLOOR), 0, 1)
-        level = 1 + np.round(share * 65534)
+        level = 1 + np.round(share * (TOP - 1))
     return np.where(np.isnan(drawn), 0, level).astype(np.uint16)

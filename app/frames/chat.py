@@ -1,7 +1,4 @@
-"""What the chat page is sent: the state of its conversations in one piece of bytes, as frames.py packs it.
-
-A frame stands for itself.  Of a conversation without end it carries the newest tokens and the first ones.
-"""
+"""What the chat page is sent: the state of its conversations, with the newest tokens and the first ones."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +11,17 @@ from numpy.typing import NDArray
 from analysis.models.memory import memory_of
 from analysis.palette import colours
 from analysis.policies import Policy, parse
+from analysis.runs.run import ROLES
 
 from ..jobs.chat import RECENT, ChatJob, ChatLaneSnapshot, TokenCosts
 from ..view import ChatView
-from .reading import SCHEMA, about, assemble, card, named
+from .codec import assemble
+from .lanes import SCHEMA, SINK_TOKENS, about, card, faces
 
 BUCKETS = 120
 """Points of a curve of the instruments."""
+CONSTANTS = {"roles": ROLES, "sink_tokens": SINK_TOKENS}
+"""What the script shares with Python."""
 
 
 @dataclass
@@ -51,10 +52,10 @@ class ChatSender:
         if not lanes_shown:
             return self._empty([parse(p) for p in talk.spec.policies], view, talk.note, talk.status, talk.id)
         since = [s.switches[-1].position if s.switches else 0 for s in lanes_shown]
-        faces = named([s.policy for s in lanes_shown], colours([parse(p) for p in talk.spec.policies]), since)
+        named = faces([s.policy for s in lanes_shown], colours([parse(p) for p in talk.spec.policies]), since)
         lanes = [
             face | self._lane(shown, parse(talk.spec.policies[shown.lane]), shown.costs, arrays)
-            for face, shown in zip(faces, lanes_shown, strict=True)
+            for face, shown in zip(named, lanes_shown, strict=True)
         ]
         if grids := lanes_shown[view.chosen].costs.grids:
             arrays["grid"] = np.mean(grids, axis=0)
@@ -74,7 +75,7 @@ class ChatSender:
                 "row": shown,
                 "script": {"left": len(talk.pending), "of": talk.scripted, "playing": talk.playing},
                 "about": " · ".join([*about(talk), memory_of(talk.model.device)]) if talk.model else "",
-                "card": card(talk.model) if talk.model else {},
+                "card": card(talk.model),
             },
             arrays,
         )
@@ -108,7 +109,7 @@ class ChatSender:
                 "sinks_held": 0,
                 "read": 0,
             }
-            for face in named(policies, colours(policies))
+            for face in faces(policies, colours(policies))
         ]
         head = self._head(run, status, note, view)
         script = {"left": 0, "of": 0, "playing": False}
@@ -135,6 +136,7 @@ class ChatSender:
             "head": view.head,
             "token": view.token,
             "schema": SCHEMA,
+            "constants": CONSTANTS,
         }
 
     def _lane(

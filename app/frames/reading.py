@@ -1,11 +1,8 @@
-"""What the page is sent ten times a second: the state of a run in one piece of bytes.
+"""What the read page is sent ten times a second: the state of a run.  Curves are thinned so that spikes survive.
 
-A frame stands for itself (the browser draws the newest and drops older ones): a JSON header, and arrays behind it whose
-type, place and shape the header tells.  Curves are thinned so that spikes survive.  No Streamlit in here.
+No Streamlit in here.
 """
 
-import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,34 +11,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import metrics
-from analysis.palette import briefs, colours, labels
-from analysis.policies import POLICIES, Policy, parse
+from analysis.metrics import FIRST, ROLL
+from analysis.palette import colours, labels
+from analysis.policies import Policy, parse
 from analysis.runs.run import Track
 
-from ..jobs.base import Job
 from ..jobs.reading import ReadingJob, ReadingSnapshot
-from ..view import View
+from ..view import MODES, PAINTS, View
+from .codec import LEVELS, assemble, levels_of
+from .lanes import SCHEMA, SINK_TOKENS, about, card, faces
 
 if TYPE_CHECKING:
     from analysis.maps.recent import HeadMap
-    from analysis.models.language_model import LanguageModel
 
-ROLL = 256
-"""Tokens of the rolling curves."""
+PACES = {0: "as fast as it goes", 100: "100 tokens/s", 20: "20 tokens/s", 5: "5 tokens/s"}
+"""Tokens a second that a person can choose, and the words for it."""
 POINTS = 360
 """Points of a curve: about one a pixel."""
-FIRST = 32
-"""Tokens before a curve begins: means over fewer say nothing."""
 STRIP = 360
-"""Tokens of text on screen."""
+"""Newest tokens of the text on screen."""
 GRID = 256
-"""Tokens over which the sink grid is a mean."""
-FLOOR = 1e-6
-"""The smallest weight that a map tells from zero."""
+"""Newest tokens over which the sink grid is a mean."""
+CONSTANTS = {
+    "paces": list(PACES.items()),
+    "modes": MODES,
+    "paints": PAINTS,
+    "levels": LEVELS,
+    "sink_tokens": SINK_TOKENS,
+}
+"""What the script shares with Python."""
 
 
 @dataclass
-class Sender:
+class ReadingSender:
     """Makes the frames of one tab."""
 
     seq: int = 0
@@ -51,7 +53,6 @@ class Sender:
 
     def frame(self, run: ReadingJob, view: View) -> bytes:
         """The newest state of a run as a person chose to see it."""
-        self.seq += 1
         self._arrays, self._seen = {}, run.snapshot
         if view.head and run.model and not run.model.has(*view.head):
             # It was chosen in another model.
@@ -62,31 +63,60 @@ class Sender:
         ]
         begun = [parse(p) for p in run.spec.policies]
         since = [t.policies[-1][0] if t.policies else 0 for t in self._seen.tracks]
-        faces = named(policies, colours(begun), since)
-        head = {
-            "seq": self.seq,
+        lanes = faces(policies, colours(begun), since)
+        header = self._header(view, run.status, run.note, run.pace) | {
             "published": run.published,
             "run": run.id,
-            "status": run.status,
-            "note": run.note,
-            "pace": run.pace,
+            **self._progress(run),
+            "trained_length": run.model.trained_length if run.model else None,
+            "lanes": [face | self._lane(run, view, i) for i, face in enumerate(lanes)],
+            "marks": self._marks(run, begun),
+            "card": card(run.model) if self._seen.lanes else {},
+        }
+        self._curves(run, view)
+        header.update(self._text(run, view))
+        self._grid(self._seen.tracks[view.chosen])
+        return assemble(header, self._arrays)
+
+    def empty(self, policies: list[Policy], view: View, pace: int, note: str) -> bytes:
+        """A frame before anything was read: the lanes as they are set, and a note."""
+        unread = {"past": [], "read": 0, "kept": 0, "bytes": 0, "sinks_held": 0, "state": "ready"}
+        unread |= dict.fromkeys(("relative", "excess", "error", "rolling", "rate"))
+        lanes = [face | unread for face in faces(policies, colours(policies))]
+        header = self._header(view, "ready", note, pace) | {
+            "published": 0,
+            "run": "",
+            "reference": min(view.reference, len(lanes) - 1),
+            "chosen": min(view.chosen, len(lanes) - 1),
+            "progress": "",
+            "share": 0.0,
+            "total": 0,
+            "trained_length": None,
+            "lanes": lanes,
+            "marks": [],
+            "card": {},
+            "tokens": [],
+            "tokens_start": 0,
+            "map": None,
+        }
+        return assemble(header, {})
+
+    def _header(self, view: View, status: str, note: str, pace: int) -> dict[str, Any]:
+        self.seq += 1
+        return {
+            "seq": self.seq,
+            "status": status,
+            "note": note,
+            "pace": pace,
             "mode": view.mode,
             "paint": view.paint,
             "reference": view.reference,
             "chosen": view.chosen,
             "head": view.head,
             "roll": ROLL,
-            **self._progress(run),
-            "trained_length": run.model.trained_length if run.model else None,
-            "lanes": [face | self._lane(run, view, i) for i, face in enumerate(faces)],
-            "marks": self._marks(run, begun),
             "schema": SCHEMA,
-            "card": card(run.model) if run.model and self._seen.lanes else {},
+            "constants": CONSTANTS,
         }
-        self._curves(run, view)
-        head.update(self._text(run, view))
-        self._grid(self._seen.tracks[view.chosen])
-        return assemble(head, self._arrays)
 
     def _progress(self, run: ReadingJob) -> dict[str, Any]:
         if not self._seen.lanes:
@@ -156,17 +186,7 @@ class Sender:
     def _curves(self, run: ReadingJob, view: View) -> None:
         reference = self._seen.tracks[view.reference]
         for i, track in enumerate(self._seen.tracks):
-            count = len(track.nll)
-            if view.mode == "relative":
-                count = min(count, len(reference.nll))
-            ends = np.arange(FIRST, count + 1)
-            sums = track.sums.view()
-            if view.mode == "relative":
-                y = metrics.rolling_mean(sums[: count + 1] - reference.sums.view()[: count + 1], ends, ROLL)
-            elif view.mode == "rolling":
-                y = metrics.rolling_mean(sums, ends, ROLL)
-            else:
-                y = sums[ends] / ends
+            ends, y = metrics.curve(track.sums.view(), view.mode, reference=reference.sums.view())
             kept = metrics.decimate(y, POINTS)
             self._arrays[f"x{i}"] = (ends[kept] if len(kept) else ends).astype(np.float32)
             self._arrays[f"y{i}"] = np.exp(y[kept]).astype(np.float32)
@@ -219,7 +239,7 @@ class Sender:
                 "tokens": run.pieces[drawn.first : last],
                 "sink_tokens": run.pieces[: drawn.sinks.shape[1]],
             }
-            self._arrays["map"], self._arrays["map_sinks"] = coded(drawn.weights), coded(drawn.sinks)
+            self._arrays["map"], self._arrays["map_sinks"] = levels_of(drawn.weights), levels_of(drawn.sinks)
             if view.paint == "attention":
                 # The map may be older than the text on screen, or newer.
                 begin, end = max(start, drawn.first), min(stop, last)
@@ -227,17 +247,6 @@ class Sender:
                     values[begin - start : end - start] = drawn.received()[begin - drawn.first : end - drawn.first]
         self._arrays["token_values"] = values
         return shown
-
-
-def named(
-    policies: Sequence[Policy], looks: Sequence[tuple[str, str]], since: Sequence[int] = ()
-) -> list[dict[str, Any]]:
-    """What each lane is called and what it looks like; no two have one name (palette.py)."""
-    called = zip(policies, labels(policies, since), briefs(policies, since), looks, strict=True)
-    return [
-        {"label": label, "brief": brief, "policy": str(policy), "color": color, "dash": dash}
-        for policy, label, brief, (color, dash) in called
-    ]
 
 
 def _past(track: Track, begun: Sequence[str], lane: int) -> list[tuple[int, int, str]]:
@@ -249,119 +258,10 @@ def _past(track: Track, begun: Sequence[str], lane: int) -> list[tuple[int, int,
     return [(at, then, name) for (at, _), (then, _), name in zip(changes, changes[1:], names, strict=False)]
 
 
-def about(run: Job) -> list[str]:
-    """The model of a run, and what was done to it, a few words each."""
-    changed = []
-    if run.spec.kv_heads is not None:
-        changed.append(f"KV heads averaged to {run.spec.kv_heads}, without training")
-    begins = [f"begins {run.begins}"] if run.begins else []
-    return [run.model.name, *changed, *begins, run.spec.arithmetic, run.model.device] if run.model else []
-
-
-def card(model: "LanguageModel") -> dict[str, Any]:
-    """What the page says of a model: facts, and what the cache costs with more and with fewer KV heads."""
-    return {
-        "facts": model.card,
-        "sharings": [
-            {
-                "what": f"{s.name}, {s.kv_heads} KV head{'s' if s.kv_heads > 1 else ''}",
-                "own": s.own,
-                "bytes": s.token,
-                "costs": f"{s.token / 1e3:,.1f} kB a token, {s.token * s.length / 1e6:,.0f} MB for {s.length:,}",
-            }
-            for s in model.cache_costs
-        ],
-    }
-
-
-def empty(sender: Sender, policies: list[Policy], view: View, pace: int, note: str) -> bytes:
-    """A frame before anything was read: the lanes as they are set, and what there is to say."""
-    sender.seq += 1
-    lanes = []
-    for face in named(policies, colours(policies)):
-        face |= {"past": [], "read": 0, "kept": 0, "bytes": 0, "sinks_held": 0, "state": "ready"}
-        lanes.append(face | dict.fromkeys(("relative", "excess", "error", "rolling", "rate")))
-    head = {
-        "seq": sender.seq,
-        "published": 0,
-        "run": "",
-        "status": "ready",
-        "note": note,
-        "pace": pace,
-        "mode": view.mode,
-        "paint": view.paint,
-        "reference": min(view.reference, len(lanes) - 1),
-        "chosen": min(view.chosen, len(lanes) - 1),
-        "head": view.head,
-        "roll": ROLL,
-        "progress": "",
-        "share": 0.0,
-        "total": 0,
-        "trained_length": None,
-        "lanes": lanes,
-        "marks": [],
-        "schema": SCHEMA,
-        "card": {},
-        "tokens": [],
-        "tokens_start": 0,
-        "map": None,
-    }
-    return assemble(head, {})
-
-
-def assemble(head: dict[str, Any], arrays: dict[str, NDArray]) -> bytes:
-    """A frame: the header, and these arrays behind it."""
-    table, parts, offset = {}, [], 0
-    for name, array in arrays.items():
-        array = np.ascontiguousarray(array, np.uint16 if array.dtype == np.uint16 else np.float32)
-        data = array.tobytes()
-        data += b"\0" * (-len(data) % 4)
-        table[name] = ["u2" if array.dtype == np.uint16 else "f4", offset, list(array.shape)]
-        parts.append(data)
-        offset += len(data)
-    return _packed({**head, "arrays": table}, b"".join(parts))
-
-
-def _packed(head: dict[str, Any], blob: bytes) -> bytes:
-    text = json.dumps(head, separators=(",", ":"), allow_nan=False).encode()
-    text += b" " * (-len(text) % 4)
-    return struct.pack("<I", len(text)) + text + blob
-
-
 def _learned(drawn: "HeadMap") -> str:
     """What went to a sink without a token, where there is one."""
     return "" if drawn.learned is None else f"{np.nanmean(drawn.learned):.0%} to the extra sink"
 
 
-def coded(weights: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Weights as 1 … 65535 on a logarithmic scale from FLOOR to 1; 0 stands for a pair that was never met.
-
-    A weight that rounding has made larger than 1 is 1: a level beyond the last would come out as another one.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        level = 1 + np.round((1 - np.log10(np.clip(weights, FLOOR, 1)) / np.log10(FLOOR)) * 65534)
-    return np.where(np.isnan(weights), 0, level).astype(np.uint16)
-
-
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-SCHEMA = [
-    {
-        "name": name,
-        "title": policy.title,
-        "help": policy.__doc__.split("\n")[0].replace("`", ""),
-        "settings": [
-            {
-                "name": f.name,
-                "default": f.default,
-                "step": {int: 1, float: 0.5}.get(f.type),
-                **{k: f.metadata[k] for k in ("help", "low", "high", "choices", "pattern", "intervention")},
-            }
-            for f in policy.settings() + policy.interventions()
-        ],
-    }
-    for name, policy in POLICIES.items()
-]
-"""The policies and their settings, from which the page makes the form that switches a lane."""

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import streamlit as st
 
-from analysis.maps.region import Region
 from analysis.maps.capture import LONGEST
+from analysis.maps.region import Region
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app.components import atlas
 from app.controls import LONGEST_NAME, chosen_text, fresh, kept
-from app.frames.atlas import Look, called
+from app.frames.atlas import AtlasView, called
 from app.jobs.capture import CaptureJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots
@@ -47,7 +47,7 @@ def start() -> None:
     state = st.session_state
     if (run := PLACE.begin(_prepared, start, keep=True)) is not None:
         to_address(run)
-        state.atlas_look.region = state.atlas_look.cross = None
+        state.atlas_view.region = state.atlas_view.cross = None
         state.captures = [*(c for c in state.captures if REGISTRY.find(c, CaptureJob) is not None), run.id]
 
 
@@ -63,43 +63,43 @@ def _prepared() -> Maker[CaptureJob]:
     return partial(CaptureJob, spec, text, asked["folder"])
 
 
-def looked() -> None:
+def region_wanted() -> None:
     """A region is wanted."""
-    value, run = st.session_state.atlas["look"], PLACE.job
-    if run is None or run.atlas is None or not fresh("look", value):
+    value, run = st.session_state.atlas["region"], PLACE.job
+    if run is None or run.atlas is None or not fresh("atlas-region", value):
         return
     total, scale = run.atlas.stretch.tokens, max(1, int(value["scale"]))
     spans = [tuple(max(0, min(total, int(n))) for n in value[side]) for side in ("rows", "columns")]
     if all(begin < end for begin, end in spans):
-        st.session_state.atlas_look.region = Region(*spans, scale)
+        st.session_state.atlas_view.region = Region(*spans, scale)
 
 
 def picked() -> None:
     """A head, or a token."""
-    value, run, look = st.session_state.atlas["pick"], PLACE.job, st.session_state.atlas_look
+    value, run, view = st.session_state.atlas["pick"], PLACE.job, st.session_state.atlas_view
     if run is None or run.atlas is None or not fresh("atlas-pick", value):
         return
     stretch = run.atlas.stretch
     if "row" in value:
-        look.cross = tuple(max(0, min(stretch.tokens - 1, int(value[k]))) for k in ("row", "column"))
+        view.cross = tuple(max(0, min(stretch.tokens - 1, int(value[k]))) for k in ("row", "column"))
         return
     layer, head = value["head"] if isinstance(value.get("head"), list) else (value["layer"], value["head"])
-    look.layer, look.head = min(int(layer), stretch.layers - 1), min(int(head), stretch.heads - 1)
-    look.picked = True
+    view.layer, view.head = min(int(layer), stretch.layers - 1), min(int(head), stretch.heads - 1)
+    view.picked = True
 
 
 def _one_of(label: str, options: tuple[str, ...]) -> str:
     return st.segmented_control(label, options, key=kept(f"atlas-{label}", options[0]), required=True)
 
 
-def controls(look: Look, run: CaptureJob, others: dict[str, CaptureJob]) -> CaptureJob | None:
+def controls(view: AtlasView, run: CaptureJob, others: dict[str, CaptureJob]) -> CaptureJob | None:
     """How maps are drawn; what they are compared with."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        look.kind = _one_of("Cells", ("weights", "logits"))
-        look.pool = _one_of("Zoomed out", ("max", "mean"))
-        look.colour = _one_of("Colour", ("logarithmic", "linear"))
+        view.kind = _one_of("Cells", ("weights", "logits"))
+        view.pool = _one_of("Zoomed out", ("max", "mean"))
+        view.colour = _one_of("Colour", ("logarithmic", "linear"))
         many = {"none": "none", "heads": "heads of this layer", "layers": "layers of this head"}
-        look.many = st.selectbox(
+        view.many = st.selectbox(
             "Small maps", list(many), format_func=many.get, key=kept("atlas-many", "none"), width=190
         )
         if not others:
@@ -114,7 +114,7 @@ def controls(look: Look, run: CaptureJob, others: dict[str, CaptureJob]) -> Capt
             "As", list(COMPARED), format_func=COMPARED.get, key=kept("atlas-as", "beside"), required=True
         )
         if how == "minus":
-            look.kind = "difference"
+            view.kind = "difference"
         return others[chosen]
 
 
@@ -148,16 +148,16 @@ def draw() -> None:
     }
     for other in others.values():
         slots.renew_lease(other)
-    other = controls(state.atlas_look, run, others)
-    stretch, look = run.atlas.stretch, state.atlas_look
+    other = controls(state.atlas_view, run, others)
+    stretch, view = run.atlas.stretch, state.atlas_view
     if other is not None and (other.atlas.stretch.layers, other.atlas.stretch.heads) != (stretch.layers, stretch.heads):
         st.warning("The other stretch has other layers and heads, so its maps cannot stand beside these.")
         other = None
     if state.atlas_shown != run.id:
         state.atlas_shown = run.id
-        look.open(stretch)
-    frame = state.atlas_sender.frame(run, other, look)
-    atlas.mount(frame, key="atlas", on_look=looked, on_pick=picked)
+        view.open(stretch)
+    frame = state.atlas_sender.frame(run, other, view)
+    atlas.mount(frame, key="atlas", on_region=region_wanted, on_pick=picked)
 
 
 def busy() -> bool:

@@ -83,7 +83,7 @@ def arrive() -> None:
 def seen_elsewhere() -> dict[str, Figure]:
     """Figures of the heads, lanes and tokens that the other pages show, by name."""
     state, seen = st.session_state, []
-    view, look, run = state.get("view"), state.get("atlas_look"), REGISTRY.get(state.get("read_run"))
+    view, look, run = state.get("view"), state.get("atlas_view"), REGISTRY.get(state.get("read_run"))
     head = {}
     if view is not None and isinstance(run, ReadingJob):
         seen += [Perplexity(view.mode, view.reference), SinkGrid(view.chosen), Strip(view.chosen)]

@@ -6,7 +6,7 @@ from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app import address
 from app.controls import Chosen, brand, heading, model_controls, policy_controls, text_controls
-from app.frames.atlas import AtlasSender, Look
+from app.frames.atlas import AtlasSender, AtlasView
 from app.jobs.ablation import AblationJob
 from app.jobs.capture import CaptureJob
 from app.jobs.registry import REGISTRY
@@ -44,7 +44,7 @@ def open_page() -> None:
         "first": 4,
         "folder": run.folder if isinstance(run, CaptureJob) else "",
     }
-    state.update(heads_problem="", atlas_look=Look(), atlas_sender=AtlasSender(), captures=[], atlas_shown="")
+    state.update(heads_problem="", atlas_view=AtlasView(), atlas_sender=AtlasSender(), captures=[], atlas_shown="")
     if ablation:
         state.update(knockouts_run=named, heads_panel="knockouts")
     elif isinstance(run, CaptureJob):

@@ -23,7 +23,7 @@ from app.controls import (
     readdress,
     text_controls,
 )
-from app.frames.reading import Sender, empty
+from app.frames.reading import PACES, ReadingSender
 from app.jobs.reading import MOST_LANES, ReadingJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots
@@ -33,8 +33,6 @@ from app.projection import project
 from app.view import LOOKS, MODES, PAINTS, View
 
 PLACE = JobPanel("read", ReadingJob)
-PACES = (0, 5, 20, 100)
-"""Tokens a second that a person can choose; 0: as fast as it goes."""
 CHUNK = 128
 ADDRESS = ("run", "lane", "text", "model", *READING, *LOOKS)
 """What the address of this page says."""
@@ -79,7 +77,7 @@ def open_page() -> None:
         model=model,
         view=view,
         revision=state.get("revision", 0) + 1,
-        sender=Sender(),
+        sender=ReadingSender(),
         pace=run.pace if run is not None else 0,
     )
     PLACE.say(" ".join(problems))
@@ -271,7 +269,7 @@ def draw() -> None:
             run.tell(PLACE.problem)
             PLACE.say("")
     else:
-        frame = empty(state.sender, [parse(p) for p in state.lanes], state.view, state.pace, PLACE.problem)
+        frame = state.sender.empty([parse(p) for p in state.lanes], state.view, state.pace, PLACE.problem)
     board.mount(frame, key="board", on_press=pressed, on_pick=picked, on_change=changed)
     if state.switched != switched(run):
         # The list of lanes says so.

@@ -104,14 +104,14 @@ def first_token() -> None:
 
 def frames() -> None:
     """What a frame costs the server, on a run that has read thirty thousand tokens."""
-    from app.frames.reading import Sender, View
+    from app.frames.reading import ReadingSender, View
     from app.jobs.registry import REGISTRY
 
     from .history import begin
 
     run = begin()
     run.request("paused")
-    view, sender, seconds = View(reference=1, chosen=1, head=(25, 5)), Sender(), []
+    view, sender, seconds = View(reference=1, chosen=1, head=(25, 5)), ReadingSender(), []
     run.map(1, 25, 5)
     time.sleep(1.5)
     for _ in range(size(60, 2)):

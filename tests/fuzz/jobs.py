@@ -21,7 +21,7 @@ from analysis import texts
 from analysis.lab.recipe import Recipe
 from analysis.runs.spec import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
-from app.frames.reading import Sender
+from app.frames.reading import ReadingSender
 from app.jobs.ablation import AblationJob
 from app.jobs.base import Job
 from app.jobs.capture import CaptureJob
@@ -160,7 +160,7 @@ def check(registry: Registry, job: Job, counted: Counter, lines: list[str]) -> s
     assert len(job.note) < 900 and "\n" not in job.note and "Traceback" not in job.note, job.note
     assert not job.note or job.note[-1] in ".!?…" or job.status in ("loading", "stopped"), job.note
     if isinstance(job, ReadingJob):
-        Sender().frame(job, View())
+        ReadingSender().frame(job, View())
         for track in job.snapshot.tracks:
             assert len(track.nll) <= len(track.sums) - 1 and not np.isnan(track.nll.view()).any()
     if isinstance(job, ChatJob):

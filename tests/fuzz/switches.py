@@ -16,7 +16,7 @@ from analysis import texts
 from analysis.policies import POLICIES, parse
 from analysis.runs.spec import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
-from app.frames.reading import Sender
+from app.frames.reading import ReadingSender
 from app.jobs.base import Job
 from app.jobs.chat import ChatJob
 from app.jobs.reading import ReadingJob
@@ -99,7 +99,7 @@ def reading(registry: Registry, model: str, tries: int, seed: int) -> list[str]:
         head = (chance.randrange(2), chance.randrange(4)) if chance.random() < 0.5 else None
         view = View(chance.choice(MODES), chance.choice(PAINTS), chance.randrange(LANES), chance.randrange(LANES), head)
         shown = run.snapshot
-        Sender().frame(run, view)
+        ReadingSender().frame(run, view)
         for track, lane in zip(shown.tracks, shown.lanes, strict=bool(shown.lanes)):
             # One moment and not two: what was learned, and how far the lane had read by then.
             assert len(track.nll) == lane.position - 1 == len(track.sums) - 1 == len(track.compute)

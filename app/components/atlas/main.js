@@ -1,22 +1,20 @@
 // The atlas: a large map or two that look at the same place, small ones, and the rows and columns of one token.
 
-function makeAtlas(root) {
-  const atlas = { send: () => {} };
-  const send = (name, value) => atlas.send(name, value);
+function makeAtlas(root, send, redraw) {
   const shared = { x: 0, y: 0, z: null, linear: false };
-  let newest = null, frame = null, waiting = 0, last = "";
+  let frame = null, waiting = 0, last = "";
   const ask = () => {
     clearTimeout(waiting);
     waiting = setTimeout(() => {
-      const look = worlds[0].wanted(), now = JSON.stringify([look, frame?.head, frame?.kind, frame?.pool, frame?.run]);
+      const region = worlds[0].wanted(), now = JSON.stringify([region, frame?.head, frame?.kind, frame?.pool, frame?.run]);
       if (now === last) return;
       last = now;
-      send("look", { ...look, at: Date.now() });
+      send("region", { ...region, at: Date.now() });
     }, 15);
   };
   const both = { asked: ask, moved: () => worlds.forEach((w) => w.draw()), chosen: (at) => send("pick", { ...at, at: Date.now() }) };
   const worlds = [makeWorld(shared, both), makeWorld(shared, both)];
-  const many = makeMany(send), rows = makeRows(), grid = makeGrid(send);
+  const many = makeMany(send), rows = makeRows(redraw), grid = makeGrid(send);
   const tools = el("div", { class: "sk-tools" },
     el("button", { type: "button", "aria-label": "Zoom in", onclick: () => worlds[0].zoom(2) }, "+"),
     el("button", { type: "button", "aria-label": "Zoom out", onclick: () => worlds[0].zoom(0.5) }, "−"),
@@ -30,12 +28,9 @@ function makeAtlas(root) {
       el("div", { class: "sk-right" }, grid.node, rows.node)),
     many.node));
 
-  function draw() {
-    if (!newest || !root.isConnected) return;
-    frame = decode(newest);
-    window.__sinkscope_atlas = { tile: frame.tile, scale: frame.look.scale, head: frame.head, low: frame.low, high: frame.high, marked: frame.cross && [frame.cross.row, frame.cross.column] };
-    const theme = themeOf(root);
-    flag(root, "sk-dark", theme.dark);
+  return (next, theme) => {
+    frame = next;
+    window.__sinkscope_atlas = { tile: frame.tile, scale: frame.region.scale, head: frame.head, low: frame.low, high: frame.high, marked: frame.cross && [frame.cross.row, frame.cross.column] };
     shared.linear = frame.colour === "linear";
     const two = frame.headings.length > 1;
     flag(root.firstChild, "sk-two", two);
@@ -47,16 +42,7 @@ function makeAtlas(root) {
     grid.show(frame, theme);
     many.show(frame, theme, shared.linear);
     ask();
-  }
-  atlas.show = (bytes) => { newest = bytes; requestAnimationFrame(draw); };
-  new ResizeObserver(() => { if (frame) worlds.forEach((w) => w.draw()); }).observe(root);
-  watchTheme(root, () => requestAnimationFrame(draw));
-  return atlas;
+  };
 }
 
-export default function (component) {
-  const root = component.parentElement.querySelector(".sk");
-  root.atlas ??= makeAtlas(root);
-  root.atlas.send = component.setTriggerValue;
-  if (component.data) root.atlas.show(component.data);
-}
+export default (component) => mount(component, makeAtlas);

@@ -8,11 +8,11 @@ function diverging(share) {
   return a.map((v, i) => Math.round(v + (b[i] - v) * (at - low)));
 }
 
-// What a level of 1 … 65535 stands for: weights lie on a logarithmic scale, all else between two numbers.
+// What a level stands for: weights lie on a logarithmic scale, all else between two numbers.
 function meaning(frame) {
-  const { kind, low, high } = frame;
-  if (kind === "weights") return (level) => 10 ** (-6 * (1 - (level - 1) / 65534));
-  return (level) => low + ((high - low) * (level - 1)) / 65534;
+  const { kind, low, high, constants: { levels } } = frame;
+  if (kind === "weights") return (level) => weightOf(levels, level);
+  return (level) => low + ((high - low) * (level - 1)) / (levels.top - 1);
 }
 
 // Differences are as far below zero as above.  Colours run with their logarithm, but linearly through zero: up to this
@@ -22,14 +22,14 @@ const symlog = (share) => Math.sign(share) * Math.log1p(Math.abs(share) / LINEAR
 const unsymlog = (place) => Math.sign(place) * LINEAR * Math.expm1(Math.abs(place) * Math.log1p(1 / LINEAR));
 
 function painter(frame, linear) {
-  const value = meaning(frame);
+  const value = meaning(frame), range = frame.constants.levels.top - 1;
   if (frame.kind === "difference") {
     const place = linear ? (share) => share : symlog;
-    return (level) => diverging(0.5 + 0.5 * place((2 * (level - 1)) / 65534 - 1));
+    return (level) => diverging(0.5 + 0.5 * place((2 * (level - 1)) / range - 1));
   }
-  if (frame.kind === "logits") return (level) => VIRIDIS_256[Math.round((255 * (level - 1)) / 65534)];
+  if (frame.kind === "logits") return (level) => VIRIDIS_256[Math.round((255 * (level - 1)) / range)];
   if (linear) return (level) => VIRIDIS_256[Math.round(255 * value(level))];
-  return (level) => VIRIDIS_256[Math.round(255 * Math.max(0, Math.min(1, 1 + Math.log10(value(level)) / 4)))];
+  return (level) => VIRIDIS_256[Math.round(255 * shadeOf(value(level)))];
 }
 
 // A colour as one number, as a canvas has it in memory.
@@ -41,7 +41,7 @@ function tableOf(frame, linear) {
   const key = frame.kind === "logits" ? "logits" : `${frame.kind} ${linear}`;
   if (!TABLES.has(key)) {
     const paint = painter(frame, linear);
-    TABLES.set(key, Uint32Array.from({ length: 65536 }, (_, level) => packed(paint(Math.max(1, level)))));
+    TABLES.set(key, Uint32Array.from({ length: frame.constants.levels.top + 1 }, (_, level) => packed(paint(Math.max(1, level)))));
   }
   return TABLES.get(key);
 }
@@ -175,14 +175,14 @@ function makeWorld(shared, { asked, chosen, moved }) {
     ctx.font = "11px system-ui, sans-serif";
     ctx.fillStyle = theme.muted;
     const span = side / shared.z, texts = shared.z >= 11 ? frame.texts : null;
-    const looks = (piece, width) => {
+    const tokenText = (piece, width) => {
       const text = piece.replace(/\n/g, "↵").replace(/ /g, "·");
       return text.length > width ? `${text.slice(0, width - 1)}…` : text;
     };
     const step = texts ? 1 : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000].find((s) => span / s <= 6) || 20000;
     const label = (t, width) => {
       if (!texts) return count(t);
-      return looks(texts[t] ?? "", width);
+      return tokenText(texts[t] ?? "", width);
     };
     for (let t = Math.ceil(shared.y / step) * step; t < shared.y + span; t += step) {
       ctx.textAlign = "right";
@@ -208,7 +208,7 @@ function makeWorld(shared, { asked, chosen, moved }) {
       if (texts) ctx.rotate(Math.PI / 2);
       ctx.textAlign = texts ? "left" : "center";
       ctx.textBaseline = texts ? "middle" : "top";
-      ctx.fillText(texts ? looks(frame.firsts[t], 6) : t, 0, 0);
+      ctx.fillText(texts ? tokenText(frame.firsts[t], 6) : t, 0, 0);
       ctx.restore();
     }
     ctx.textAlign = "center";
@@ -225,13 +225,13 @@ function makeWorld(shared, { asked, chosen, moved }) {
   }
 
   function legend(ctx) {
-    const x = edge.left + side + 9, height = side, paint = painter(frame, shared.linear);
+    const x = edge.left + side + 9, height = side, paint = painter(frame, shared.linear), { levels } = frame.constants;
     const logarithmic = frame.kind === "weights" && !shared.linear;
     for (let i = 0; i < height; i++) {
       const share = 1 - i / height;
-      const level = logarithmic ? 1 + 65534 * (1 - (4 * (1 - share)) / 6)
-        : frame.kind === "difference" && !shared.linear ? 1 + 65534 * (0.5 + 0.5 * unsymlog(2 * share - 1))
-          : frame.kind === "weights" ? 1 + 65534 * (1 + Math.log10(Math.max(share, 1e-6)) / 6) : 1 + 65534 * share;
+      const level = logarithmic ? levelOf(levels, DIMMEST ** (1 - share))
+        : frame.kind === "difference" && !shared.linear ? 1 + (levels.top - 1) * (0.5 + 0.5 * unsymlog(2 * share - 1))
+          : frame.kind === "weights" ? levelOf(levels, Math.max(share, levels.floor)) : 1 + (levels.top - 1) * share;
       ctx.fillStyle = css(paint(level));
       ctx.fillRect(x, edge.top + i, 9, 1.5);
     }
@@ -239,7 +239,7 @@ function makeWorld(shared, { asked, chosen, moved }) {
     // Powers of ten on both sides of zero, as far as they stand apart from the ends.
     const tens = [0, -1, -2].map((k) => 10 ** (Math.floor(Math.log10(frame.high)) + k)).filter((v) => v < 0.7 * frame.high);
     const symmetric = [0, frame.high, ...tens].flatMap((v) => (v ? [v, -v] : [0]).map((u) => [0.5 + 0.49 * symlog(u / frame.high), number(u)]));
-    const marks = logarithmic ? [[0.01, "10⁻⁴"], [0.25, "10⁻³"], [0.5, "0.01"], [0.75, "0.1"], [0.99, "1"]]
+    const marks = logarithmic ? WEIGHT_MARKS
       : frame.kind === "weights" ? [[0.01, "0"], [0.5, "0.5"], [0.99, "1"]]
         : frame.kind === "difference" && !shared.linear ? symmetric
           : [[0.01, number(frame.low)], [0.5, number((frame.low + frame.high) / 2)], [0.99, number(frame.high)]];
@@ -330,7 +330,7 @@ function makeWorld(shared, { asked, chosen, moved }) {
     frame = next;
     theme = nextTheme;
     key = now;
-    const { rows, columns, scale } = frame.look;
+    const { rows, columns, scale } = frame.region;
     if (array && !tiles.some((t) => t.seq === frame.tile)) {
       tiles = tiles.filter((t) => t.scale > scale || t.rows[0] < rows[0] || t.rows[1] > rows[1] || t.columns[0] < columns[0] || t.columns[1] > columns[1]);
       const picture = pictured(array, [rows[0], columns[0]], scale, tableOf(frame, shared.linear), theme);

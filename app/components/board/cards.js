@@ -8,10 +8,10 @@ function makeCards(send) {
   function makeCard(i) {
     const part = (name) => el("span", { class: `sk-${name}` });
     const parts = Object.fromEntries(["name", "big", "small", "rolling", "read", "kept", "rate"].map((n) => [n, part(n)]));
-    const look = el("span", { class: "sk-look" });
+    const swatch = el("span", { class: "sk-look" });
     const { button: change, form } = makeSwitch(send, i, () => frame);
     const compare = el("button", { class: "sk-link", type: "button", title: "Compare all lanes with this one", onclick: (e) => { e.stopPropagation(); send("pick", { reference: i, at: Date.now() }); } }, "compare with this");
-    const choose = el("button", { class: "sk-choose", type: "button", title: "Show this lane's sink mass, map and text", onclick: () => send("pick", { lane: i, at: Date.now() }) }, look, parts.name);
+    const choose = el("button", { class: "sk-choose", type: "button", title: "Show this lane's sink mass, map and text", onclick: () => send("pick", { lane: i, at: Date.now() }) }, swatch, parts.name);
     const card = el("div", { class: "sk-card", onclick: (e) => { if (!e.target.closest("button,.sk-form")) send("pick", { lane: i, at: Date.now() }); } },
       el("div", { class: "sk-row" }, choose, change),
       el("div", { class: "sk-row sk-main" }, parts.big, parts.small),
@@ -19,7 +19,7 @@ function makeCards(send) {
       el("div", { class: "sk-row" }, parts.kept, parts.rate),
       el("div", { class: "sk-row" }, compare),
       form);
-    return { card, look, form, change, compare, choose, ...parts, looks: "" };
+    return { card, swatch, form, change, compare, choose, ...parts, style: "" };
   }
 
   let frame = null;
@@ -33,10 +33,10 @@ function makeCards(send) {
     frame.lanes.forEach((lane, i) => {
       const c = cards[i];
       const colour = laneColour(lane.color, theme);
-      if (c.looks !== colour + lane.dash) {
-        c.looks = colour + lane.dash;
+      if (c.style !== colour + lane.dash) {
+        c.style = colour + lane.dash;
         c.card.style.setProperty("--lane", colour);
-        c.look.replaceChildren(sample(colour, lane.dash));
+        c.swatch.replaceChildren(sample(colour, lane.dash));
       }
       const alone = frame.lanes.length === 1, reference = i === frame.reference;
       say(c.name, lane.label);

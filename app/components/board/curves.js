@@ -52,9 +52,9 @@ function arranged(marks, x, width) {
   return [placed, rows.length];
 }
 
-function makeCurves(send) {
+function makeCurves(send, names) {
   const title = el("h2", { class: "sk-title" });
-  const modes = ["relative", "rolling", "cumulative"].map((mode) => {
+  const modes = names.map((mode) => {
     const button = el("button", { type: "button", onclick: () => send("pick", { mode, at: Date.now() }) }, mode);
     return [mode, button];
   });
@@ -66,14 +66,12 @@ function makeCurves(send) {
     el("section", { class: "sk-panel" }, el("div", { class: "sk-head" }, title, el("div", { class: "sk-segments" }, ...modes.map(([, b]) => b))), plot, below),
     el("section", { class: "sk-panel" }, el("h2", { class: "sk-title" }, "KV-cache memory", el("span", { class: "sk-sub" }, " MB, measured; dotted: what dense would take, predicted")), memory));
   let plotly = null, frame = null, theme = null, last = 0, lastMemory = 0, timer = 0, drawn = "", titled = "";
-  let above = 0, heldFor = "", looks = "";
+  let above = 0, heldFor = "", memoryDrawn = "";
   let zoom = null, zoomOf = "", listening = false; // the ranges that a person zoomed to, and the curve that they belong to
-  loadPlotly().then((P) => { plotly = P; draw(); }, () => say(plot, "The plotting script could not be loaded: reload the page."));
+  loadPlotly().then((P) => { plotly = P; draw(); }, () => say(plot, NO_PLOTS));
 
   const base = (height, right, top) => ({
-    margin: { l: LEFT, r: right, t: top, b: BELOW }, height, showlegend: false, hovermode: "closest", dragmode: "zoom",
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: PLOT_FONT, size: 12, color: theme.muted },
+    ...bare(theme), margin: { l: LEFT, r: right, t: top, b: BELOW }, height, showlegend: false, hovermode: "closest", dragmode: "zoom",
     xaxis: { gridcolor: theme.line, zeroline: false, rangemode: "tozero", tickformat: "~s", fixedrange: false },
   });
 
@@ -152,21 +150,19 @@ function makeCurves(send) {
     plotly.react(plot, traces("x", "y", relative ? "×" : "perplexity"), layout, PLOT_CONFIG);
     if (!listening) listen();
 
-    if (last - lastMemory > LEAST_BETWEEN_MEMORY || frame.status !== "running" || looks !== memoryLooks()) drawMemory(width, labels, range);
+    if (last - lastMemory > LEAST_BETWEEN_MEMORY || frame.status !== "running" || memoryDrawn !== memoryState()) drawMemory(width, labels, range);
     const facts = frame.lanes.map((l, i) => `${l.label}: ${i === frame.reference ? "the reference" : `${digits(l.relative)} times`}, rolling perplexity ${digits(l.rolling)}`);
     plot.setAttribute("aria-label", `Perplexity against tokens read. ${facts.join("; ")}.`);
     memory.setAttribute("aria-label", `Cache memory. ${frame.lanes.map((l) => `${l.label}: ${size(l.bytes)}`).join("; ")}.`);
-    window.__sinkscope = { seq: frame.seq, published: frame.published, painted: Date.now() / 1000, mode: frame.mode };
-    (window.__sinkscopeFrames ??= []).push(window.__sinkscope);
-    if (window.__sinkscopeFrames.length > 600) window.__sinkscopeFrames.shift();
+    painted(frame, { mode: frame.mode });
   }
 
   // What a person or the system changed is seen at once.
-  const memoryLooks = () => `${frame.run}|${theme.dark}|${plot.clientWidth}|${frame.lanes.map((l) => l.brief)}`;
+  const memoryState = () => `${frame.run}|${theme.dark}|${plot.clientWidth}|${frame.lanes.map((l) => l.brief)}`;
 
   function drawMemory(width, { room, right, most }, range) {
     lastMemory = performance.now();
-    looks = memoryLooks();
+    memoryDrawn = memoryState();
     const height = Math.max(130, 8 + BELOW + frame.lanes.length * most * LABEL_LINE);
     memory.style.height = `${height}px`;
     const small = base(height, right, 8);

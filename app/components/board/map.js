@@ -1,15 +1,6 @@
 // The attention map of the chosen head: the newest tokens against each other, and the first tokens magnified at the left,
 // since a sink is one column of one pixel and would vanish.
 
-const FLOOR_LOG = -6, SHOWN_LOG = -4;
-
-// uint16 level → weight, and → colour index on the shown logarithmic range; level 0 was never met.
-const weightOf = (level) => 10 ** (FLOOR_LOG * (1 - (level - 1) / 65534));
-const colourOf = (level) => {
-  const log = FLOOR_LOG * (1 - (level - 1) / 65534);
-  return VIRIDIS_256[Math.round(255 * Math.max(0, Math.min(1, 1 - log / SHOWN_LOG)))];
-};
-
 function makeMap() {
   const title = el("h2", { class: "sk-title" });
   const canvas = el("canvas", { class: "sk-map", role: "img" });
@@ -24,6 +15,9 @@ function makeMap() {
   function paint(name, under) {
     const { data, shape: [rows, columns] } = frame.arrays[name];
     const image = new ImageData(columns, rows);
+    // Linear in the level, between those of the dimmest weight and of 1.
+    const { levels } = frame.constants, dimmest = levelOf(levels, DIMMEST);
+    const colourOf = (level) => VIRIDIS_256[Math.round(255 * Math.max(0, (level - dimmest) / (levels.top - dimmest)))];
     for (let r = 0; r < rows; r++) {
       for (let c = 0; c < columns; c++) {
         const level = data[r * columns + c], at = 4 * (r * columns + c);
@@ -89,7 +83,7 @@ function makeMap() {
     ctx.rotate(-Math.PI / 2);
     ctx.fillText("query token", 0, -4);
     ctx.restore();
-    bar(ctx, edge.left + side + 10, edge.top, 9, side, [[0.01, "10⁻⁴"], [0.25, "10⁻³"], [0.5, "0.01"], [0.75, "0.1"], [0.99, "1"]], theme);
+    bar(ctx, edge.left + side + 10, edge.top, 9, side, WEIGHT_MARKS, theme);
     canvas.setAttribute("aria-label", `Attention of layer ${at.layer}, head ${at.head}: tokens ${at.first} to ${at.first + rows - 1}, logarithmic colour.`);
   }
 
@@ -111,7 +105,7 @@ function makeMap() {
     if (tip.hidden) return;
     const level = frame.arrays[name].data[row * frame.arrays[name].shape[1] + column];
     const later = name === "map" ? column > row : column > at.first + row;
-    const weight = level ? weightOf(level).toPrecision(2) : later ? "comes later" : "evicted";
+    const weight = level ? weightOf(frame.constants.levels, level).toPrecision(2) : later ? "comes later" : "evicted";
     say(tip, `${JSON.stringify(at.tokens[row])} (${at.first + row}) → ${key}: ${weight}`);
     tip.style.left = `${Math.max(0, Math.min(e.offsetX + 12, canvas.clientWidth - 260))}px`;
     tip.style.top = `${e.offsetY + 16}px`;

@@ -2,10 +2,11 @@
 
 const TOP_NLL = 8;
 
-function makeStrip(send) {
+function makeStrip(send, paints) {
   const sub = el("span", { class: "sk-sub" });
   const choice = (paint, text) => el("button", { type: "button", onclick: () => send("pick", { paint, at: Date.now() }) }, text);
-  const buttons = { nll: choice("nll", "surprise"), attention: choice("attention", "attention received") };
+  const words = { nll: "surprise", attention: "attention received" };
+  const buttons = Object.fromEntries(paints.map((paint) => [paint, choice(paint, words[paint])]));
   const text = el("div", { class: "sk-text", tabindex: 0, "aria-label": "The text as it is read" });
   const node = el("section", { class: "sk-panel" },
     el("div", { class: "sk-head" }, el("h2", { class: "sk-title" }, "Text", sub), el("div", { class: "sk-segments" }, ...Object.values(buttons))), text);
@@ -14,7 +15,7 @@ function makeStrip(send) {
   function background(value, frame, theme) {
     if (Number.isNaN(value)) return "";
     if (frame.paint === "nll") return `rgba(213,94,0,${(Math.min(1, Math.max(0, value) / TOP_NLL) * (theme.dark ? 0.75 : 0.6)).toFixed(2)})`;
-    return `rgba(0,114,178,${Math.max(0, Math.min(1, 1 + Math.log10(Math.max(value, 1e-4)) / 4) * 0.75).toFixed(2)})`;
+    return `rgba(0,114,178,${(shadeOf(value) * 0.75).toFixed(2)})`;
   }
 
   function show(frame, theme) {

@@ -1,8 +1,6 @@
 // Start, pause, stop, restart, the pace, and how far the run is.
 
-const PACES = [[0, "as fast as it goes"], [100, "100 tokens/s"], [20, "20 tokens/s"], [5, "5 tokens/s"]];
-
-function makeToolbar(send) {
+function makeToolbar(send, paces) {
   let frame = null;
   const press = (what) => send("press", { what, at: Date.now() });
   const main = () => press({ running: "pause", paused: "resume", loading: "pause" }[frame?.status] || "start");
@@ -10,7 +8,7 @@ function makeToolbar(send) {
   const stop = el("button", { type: "button", onclick: () => press("stop") }, "■ Stop");
   const again = el("button", { type: "button", title: "Read from the beginning, with what is set", onclick: () => press("restart") }, "↺ Restart");
   const pace = el("select", { "aria-label": "Pace", onchange: () => send("pick", { pace: Number(pace.value), at: Date.now() }) },
-    ...PACES.map(([value, text]) => el("option", { value }, text)));
+    ...paces.map(([value, text]) => el("option", { value }, text)));
   const done = el("div", { class: "sk-done" });
   const track = el("div", { class: "sk-track", role: "progressbar", "aria-label": "Text read", "aria-valuemin": 0, "aria-valuemax": 100 }, done);
   const progress = el("div", { class: "sk-progress" });

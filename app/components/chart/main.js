@@ -1,17 +1,10 @@
 // One plotly figure that is drawn again in place: what a person zoomed stays, and nothing jumps.
 
-function makeChart(root) {
+function makeChart(root, send, redraw) {
   const node = el("div", { class: "sk-plot sk-chart", role: "img" });
   root.replaceChildren(node);
-  const chart = {};
-  let plotly = null, newest = null, asked = false;
-  loadPlotly().then((P) => { plotly = P; ask(); }, () => say(node, "The plotting script could not be loaded: reload the page."));
-
-  function ask() {
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(draw);
-  }
+  let plotly = null, text = "", figure = null;
+  loadPlotly().then((P) => { plotly = P; redraw(); }, () => say(node, NO_PLOTS));
 
   // A figure is made for a light page: what is black there is white here.
   function suited(x, theme) {
@@ -23,34 +16,20 @@ function makeChart(root) {
   const titled = (title, size) => (title ? { title: { ...title, font: { size } } } : {});
   const axis = (given, theme, size) => ({ gridcolor: theme.line, zerolinecolor: theme.line, linecolor: theme.line, automargin: true, fixedrange: true, ...given, ...titled(given?.title, size) });
 
-  function draw() {
-    asked = false;
-    if (!plotly || !newest || !root.isConnected || !node.clientWidth) return;
-    const { data, layout } = newest.figure, theme = themeOf(root);
-    const given = suited(layout, theme);
+  return (given, theme) => {
+    if (text !== given.figure) figure = JSON.parse(text = given.figure);
+    node.style.setProperty("--height", `${given.height}px`);
+    node.style.setProperty("--projected", `${given.projected}vh`);
+    node.setAttribute("aria-label", given.alt);
+    if (!plotly || !node.clientWidth) return;
+    const layout = suited(figure.layout, theme);
     const size = parseFloat(getComputedStyle(root).fontSize);
-    const axes = Object.fromEntries(Object.keys({ xaxis: 0, yaxis: 0, ...given }).filter((k) => /^[xy]axis\d*$/.test(k)).map((k) => [k, axis(given[k], theme, size)]));
-    const annotations = given.annotations?.map((a) => ({ ...a, font: { ...a.font, size: size * 0.92 } }));
-    plotly.react(node, suited(data, theme), {
-      ...given, ...axes, annotations, width: node.clientWidth, height: node.clientHeight, uirevision: "same", dragmode: false,
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: PLOT_FONT, size, color: theme.muted },
+    const axes = Object.fromEntries(Object.keys({ xaxis: 0, yaxis: 0, ...layout }).filter((k) => /^[xy]axis\d*$/.test(k)).map((k) => [k, axis(layout[k], theme, size)]));
+    const annotations = layout.annotations?.map((a) => ({ ...a, font: { ...a.font, size: size * 0.92 } }));
+    plotly.react(node, suited(figure.data, theme), {
+      ...layout, ...axes, annotations, width: node.clientWidth, height: node.clientHeight, uirevision: "same", ...bare(theme, size),
     }, PLOT_CONFIG);
-  }
-
-  chart.show = (next) => {
-    newest = { ...next, figure: JSON.parse(next.figure) };
-    node.style.setProperty("--height", `${next.height}px`);
-    node.style.setProperty("--projected", `${next.projected}vh`);
-    node.setAttribute("aria-label", next.alt);
-    ask();
   };
-  new ResizeObserver(ask).observe(root);
-  watchTheme(root, ask);
-  return chart;
 }
 
-export default function (component) {
-  const root = component.parentElement.querySelector(".sk");
-  root.chart ??= makeChart(root);
-  if (component.data) root.chart.show(component.data);
-}
+export default (component) => mount(component, makeChart);

@@ -1,12 +1,11 @@
 // The lanes of a conversation side by side: what was said, what of it is still kept, and what a token looked back at.
 
-const WHO = ["sk-template", "sk-user", "sk-assistant"];
 const CUT = { limit: "… cut at the limit", stopped: "… stopped" };
 
 function makeLane(i, send, frameNow) {
-  const look = el("span", {}), name = el("span", {}), kept = el("span", {}), rate = el("span", {}), state = el("span", { class: "sk-state" });
+  const swatch = el("span", {}), name = el("span", {}), kept = el("span", {}), rate = el("span", {}), state = el("span", { class: "sk-state" });
   const { button: change, form } = makeSwitch(send, i, frameNow);
-  const choose = el("button", { class: "sk-choose", type: "button", title: "Show this lane's sink mass", onclick: () => send("pick", { lane: i, at: Date.now() }) }, look, name);
+  const choose = el("button", { class: "sk-choose", type: "button", title: "Show this lane's sink mass", onclick: () => send("pick", { lane: i, at: Date.now() }) }, swatch, name);
   const front = el("div", { class: "sk-front", title: "The first tokens of the text: lit while they are in the cache" });
   const line = el("div", { class: "sk-line", hidden: true }, el("span", {}, "↑ has left the cache"));
   const flow = el("div", { class: "sk-flow" });
@@ -46,7 +45,7 @@ function makeLane(i, send, frameNow) {
   }
 
   // What stays is not touched: tokens that are too old go at the front, new ones come at the end.
-  function write(lane) {
+  function write(lane, roles) {
     const gone = Math.min(spans.length, Math.max(0, lane.start - begin));
     for (const span of spans.splice(0, gone)) {
       const block = span.parentElement;
@@ -60,15 +59,15 @@ function makeLane(i, send, frameNow) {
     while (same < texts.length && same < lane.text.length && texts[same] === lane.text[same] + lane.roles[same]) same++;
     if (same < texts.length) drop(same);
     for (let k = same; k < lane.text.length; k++) {
-      const role = Number(lane.roles[k]);
+      const role = roles[lane.roles[k]];
       let block = flow.lastElementChild;
-      if (!block || block.dataset.role !== String(role)) {
-        block = el("div", { class: `sk-block ${WHO[role]}`, "data-role": role });
+      if (!block || block.dataset.role !== role) {
+        block = el("div", { class: `sk-block sk-${role}`, "data-role": role });
         flow.append(block);
       }
       const span = el("span", { "data-i": begin + k });
       // A line that somebody typed breaks; one that the model says is a mark, so that babble takes no more room than words.
-      span.textContent = role === 1 ? lane.text[k] : lane.text[k].replaceAll("\n", "↵");
+      span.textContent = role === "user" ? lane.text[k] : lane.text[k].replaceAll("\n", "↵");
       block.append(span);
       spans.push(span);
       texts.push(lane.text[k] + lane.roles[k]);
@@ -119,7 +118,7 @@ function makeLane(i, send, frameNow) {
     if (row) frame.arrays.row_places.data.forEach((place, k) => weights.set(place, frame.arrays.row_weights.data[k]));
     const paint = (span, place) => {
       const weight = weights.get(place);
-      const colour = weight === undefined ? "" : `rgba(0,114,178,${(Math.max(0, Math.min(1, 1 + Math.log10(Math.max(weight, 1e-4)) / 4)) * 0.8).toFixed(2)})`;
+      const colour = weight === undefined ? "" : `rgba(0,114,178,${(shadeOf(weight) * 0.8).toFixed(2)})`;
       if (span.style.backgroundColor !== colour) span.style.backgroundColor = colour;
       span.title = `${JSON.stringify(span.textContent)} at ${count(place)}${weight === undefined ? "" : `: ${(100 * weight).toPrecision(2)} % of the attention`}`;
       flag(span, "sk-asked", place === at);
@@ -133,7 +132,7 @@ function makeLane(i, send, frameNow) {
     const colour = laneColour(lane.color, theme);
     if (node.style.getPropertyValue("--lane") !== colour) {
       node.style.setProperty("--lane", colour);
-      look.replaceChildren(sample(colour, lane.dash));
+      swatch.replaceChildren(sample(colour, lane.dash));
     }
     if (run !== frame.run || epoch !== frame.epoch) {
       run = frame.run;
@@ -153,7 +152,7 @@ function makeLane(i, send, frameNow) {
     const written = `${frame.run}|${lane.start}|${lane.total}|${frame.epoch}|${JSON.stringify(lane.switches)}`;
     if (marked !== written) {
       for (const old of flow.querySelectorAll(".sk-switched")) old.remove();
-      write(lane);
+      write(lane, frame.constants.roles);
       mark(lane);
       marked = written;
     }

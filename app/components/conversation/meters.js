@@ -6,7 +6,7 @@ function makeMeters() {
     el("h2", { class: "sk-title" }, "Time per token", el("span", { class: "sk-sub" }, " ms, answers only, lower quartile")), times,
     el("h2", { class: "sk-title" }, "KV cache", el("span", { class: "sk-sub" }, " MB, measured, against tokens of conversation")), memory);
   let plotly = null, frame = null, theme = null, drawn = "", last = 0, timer = 0;
-  loadPlotly().then((P) => { plotly = P; draw(); }, () => say(times, "The plotting script could not be loaded: reload the page."));
+  loadPlotly().then((P) => { plotly = P; draw(); }, () => say(times, NO_PLOTS));
 
   function plot(place, name, unit) {
     const { room, right, most } = roomFor(frame.lanes, place.clientWidth), height = place.clientHeight;
@@ -21,8 +21,7 @@ function makeMeters() {
       type: "scatter", mode: "lines", x: c.x, y: c.y, customdata: Array.from(c.x, (t) => plain(nameAt(c.lane, t))), line: { color: laneColour(c.lane.color, theme), width: 2, dash: c.lane.dash },
       hovertemplate: `%{y:.3~g} ${unit} at %{x:,d}<extra>%{customdata}</extra>`,
     })), {
-      height, width: place.clientWidth, margin: { l: 40, r: right, t: 6, b: 24 }, showlegend: false, hovermode: "closest", dragmode: false,
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: PLOT_FONT, size: 12, color: theme.muted },
+      height, width: place.clientWidth, margin: { l: 40, r: right, t: 6, b: 24 }, showlegend: false, hovermode: "closest", ...bare(theme),
       xaxis: { gridcolor: theme.line, zeroline: false, range: [0, longest * 1.01], tickformat: "~s", fixedrange: true },
       yaxis: { gridcolor: theme.line, zeroline: false, range: [0, top], nticks: 4, fixedrange: true },
       annotations: ends.map((c, k) => endLabel(`${c.lane.brief}, ${digits(c.y[c.y.length - 1])}`, places[k], laneColour(c.lane.color, theme), room)),

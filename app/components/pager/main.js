@@ -2,16 +2,15 @@
 
 const OWN_ARROWS = "input,textarea,select,[contenteditable],[role=slider],[role=radio],[role=combobox],[role=listbox],[role=tab],canvas";
 
-function makePager(root) {
-  const pager = { send: () => {} };
+function makePager(root, send) {
   let at = 0, count = 1, press = 0;
   const turn = (by) => {
     const to = Math.max(0, Math.min(count - 1, at + by));
     if (to === at) return;
     at = to;
     press = Math.max(Date.now(), press + 1);
-    pager.send("turn", { to, press });
-    draw();
+    send("turn", { to, press });
+    enable();
   };
   const made = [["←", -1], ["→", 1]].map(([arrow, by]) => {
     const text = el("b", { style: "font-weight: inherit" });
@@ -19,33 +18,22 @@ function makePager(root) {
   });
   root.replaceChildren(el("div", { class: "sk-pager" }, ...made.map((m) => m.button)));
 
-  function draw() {
+  function enable() {
     made[0].button.disabled = at === 0;
     made[1].button.disabled = at === count - 1;
   }
-  pager.show = (data) => {
-    count = data.count;
-    if (data.seen >= press) at = data.at;
-    made.forEach((m, i) => say(m.text, data.words[i]));
-    draw();
-  };
-  const keys = (e) => {
-    if (!root.isConnected) {
-      document.removeEventListener("keydown", keys);
-      return;
-    }
+  listenWhileShown(root, (e) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[e.key];
     if (!by || e.defaultPrevented || e.ctrlKey || e.metaKey || e.altKey || e.shiftKey || e.target.closest?.(OWN_ARROWS)) return;
     e.preventDefault();
     turn(by);
+  });
+  return (data) => {
+    count = data.count;
+    if (data.seen >= press) at = data.at;
+    made.forEach((m, i) => say(m.text, data.words[i]));
+    enable();
   };
-  document.addEventListener("keydown", keys);
-  return pager;
 }
 
-export default function (component) {
-  const root = component.parentElement.querySelector(".sk");
-  root.pager ??= makePager(root);
-  root.pager.send = component.setTriggerValue;
-  root.pager.show(component.data);
-}
+export default (component) => mount(component, makePager);

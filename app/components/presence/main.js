@@ -6,14 +6,14 @@ export default function (component) {
   const node = component.parentElement.querySelector(".sk-away");
   const app = node.closest("[data-test-connection-state]");
   let waiting = 0;
-  const look = () => {
+  const check = () => {
     clearTimeout(waiting);
     if (app.dataset.testConnectionState === "CONNECTED") node.textContent = "";
     else waiting = setTimeout(() => { node.textContent = component.data; }, PATIENCE);
   };
-  const watcher = new MutationObserver(look);
+  const watcher = new MutationObserver(check);
   watcher.observe(app, { attributeFilter: ["data-test-connection-state"] });
-  look();
+  check();
   return () => {
     clearTimeout(waiting);
     watcher.disconnect();

@@ -16,6 +16,10 @@ function decode(bytes) {
   return { ...head, arrays };
 }
 
+// Levels 1 … top of a map stand for weights on a logarithmic scale from `floor` to 1; 0 was never met.
+const weightOf = ({ floor, top }, level) => floor ** (1 - (level - 1) / (top - 1));
+const levelOf = ({ floor, top }, weight) => 1 + (top - 1) * (1 - Math.log(weight) / Math.log(floor));
+
 // Elements: el("div", {class: "x", onclick: f}, child, "text").  Text is always text, never markup.
 function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);

@@ -58,7 +58,7 @@ function makeGrid(send) {
   function show(next, nextTheme) {
     frame = next;
     theme = nextTheme;
-    say(sub, ` attention to the first 4 tokens, ${frame.lanes[frame.chosen].label}`);
+    say(sub, ` attention to the first ${frame.constants.sink_tokens} tokens, ${frame.lanes[frame.chosen].label}`);
     draw();
   }
 

@@ -17,6 +17,11 @@ function loadPlotly() {
 }
 
 const PLOT_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif";
+const NO_PLOTS = "The plotting script could not be loaded: reload the page.";
+// What all plots have in common.
+const bare = (theme, size = 12) => ({
+  paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false, font: { family: PLOT_FONT, size, color: theme.muted },
+});
 const PLOT_CONFIG = { displayModeBar: false, responsive: false, doubleClick: false, scrollZoom: false };
 
 // Plotly takes text for markup; so does nothing that comes from here.

@@ -18,15 +18,6 @@ function makeSwitch(send, i, frameNow) {
     return { name, values: Object.fromEntries(rest.split(",").filter(Boolean).map((p) => p.split("="))) };
   }
 
-  // A policy of another kind with the same number of cached tokens: what one press offers.
-  function offers(now) {
-    const n = (k) => Number(now.values[k] || 0);
-    const total = n("sinks") + n("window");
-    if (now.name === "streaming") return [["Drop the sinks", `window:window=${total}`, ""]];
-    if (now.name === "window" && total > 4) return [["Bring the sinks back", `streaming:sinks=4,window=${total - 4},positions=cache`, "pin"]];
-    return [];
-  }
-
   function fill() {
     const frame = frameNow();
     const now = parsed(frame.lanes[i].policy);
@@ -34,7 +25,7 @@ function makeSwitch(send, i, frameNow) {
       send("change", { lane: i, policy: text, pin, at: Date.now() });
       form.hidden = true;
     };
-    const quick = offers(now).map(([text, to, pin]) => el("button", { type: "button", class: "sk-go", onclick: () => apply(to, pin === "pin") }, text));
+    const quick = frame.lanes[i].offers.map(({ words, policy, pin }) => el("button", { type: "button", class: "sk-go", onclick: () => apply(policy, pin) }, words));
     const select = el("select", { "aria-label": "Policy" }, ...frame.schema.map((p) => el("option", { value: p.name, selected: p.name === now.name }, p.title)));
     const fields = el("div", { class: "sk-fields" });
     const ask = el("div", { class: "sk-ask" });
@@ -44,8 +35,8 @@ function makeSwitch(send, i, frameNow) {
     };
     const choices = () => {
       const wanted = Number(fields.querySelector("[name=sinks]")?.value || 0);
-      const gone = wanted > frame.lanes[i].sinks_held && frame.lanes[i].read > wanted;
-      ask.replaceChildren(...(gone
+      const evicted = wanted > frame.lanes[i].sinks_held && frame.lanes[i].read > wanted;
+      ask.replaceChildren(...(evicted
         ? [el("p", {}, "The keys of the first tokens have left this lane's cache."),
            el("button", { type: "button", class: "sk-go", onclick: () => apply(written(), true) }, "Pin the sinks again"),
            el("button", { type: "button", onclick: () => apply(written(), false) }, "Go on without")]

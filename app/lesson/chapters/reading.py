@@ -10,22 +10,17 @@ from numpy.typing import NDArray
 from analysis import metrics
 from analysis.palette import colours
 from analysis.policies import parse
-from app.frames.reading import FIRST, POINTS, ROLL
+from app.frames.reading import POINTS
 from app.jobs.reading import ReadingJob
 from app.panels.charts import MARGIN
 
 
 def rolling(run: ReadingJob, lane: int, reference: int | None = None) -> tuple[NDArray, NDArray]:
     """Tokens read and rolling perplexity of a lane, or its ratio to another lane's over the same tokens."""
-    sums = run.snapshot.tracks[lane].sums.view()
-    if reference is not None:
-        other = run.snapshot.tracks[reference].sums.view()
-        count = min(len(sums), len(other))
-        sums = sums[:count] - other[:count]
-    ends = np.arange(FIRST, len(sums))
-    if not len(ends):
-        return np.array([]), np.array([])
-    mean = metrics.rolling_mean(sums, ends, ROLL)
+    tracks = run.snapshot.tracks
+    against = None if reference is None else tracks[reference].sums.view()
+    mode = "rolling" if against is None else "relative"
+    ends, mean = metrics.curve(tracks[lane].sums.view(), mode, reference=against)
     kept = metrics.decimate(mean, POINTS)
     return ends[kept], np.exp(mean[kept])
 

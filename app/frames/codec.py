@@ -1,0 +1,44 @@
+"""The bytes of a frame: a JSON header, and behind it arrays whose type, place and shape the header tells.
+
+A frame stands for itself: the browser draws the newest one and drops older ones.
+"""
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FLOOR = 1e-6
+"""The smallest weight that a map tells from zero."""
+TOP = 65_535
+"""The largest level of a cell; 0 stands for a pair of tokens that never met."""
+LEVELS = {"floor": FLOOR, "top": TOP}
+"""What a script needs to turn levels into weights again; the header of a frame with maps has it."""
+
+
+def assemble(header: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> bytes:
+    """A frame: little-endian length of the header, the header, and these arrays as float32 or uint16."""
+    table, parts, offset = {}, [], 0
+    for name, array in arrays.items():
+        array = np.ascontiguousarray(array, np.uint16 if array.dtype == np.uint16 else np.float32)
+        data = array.tobytes()
+        data += b"\0" * (-len(data) % 4)
+        table[name] = ["u2" if array.dtype == np.uint16 else "f4", offset, list(array.shape)]
+        parts.append(data)
+        offset += len(data)
+    text = json.dumps({**header, "arrays": table}, separators=(",", ":"), allow_nan=False).encode()
+    text += b" " * (-len(text) % 4)
+    return b"".join([struct.pack("<I", len(text)), text, *parts])
+
+
+def levels_of(weights: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Weights as levels 1 … TOP on a logarithmic scale from FLOOR to 1; NaN, a pair that never met, becomes 0.
+
+    A weight that rounding has made larger than 1 counts as 1.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        level = 1 + np.round((1 - np.log10(np.clip(weights, FLOOR, 1)) / np.log10(FLOOR)) * (TOP - 1))
+    return np.where(np.isnan(weights), 0, level).astype(np.uint16)
