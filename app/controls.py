@@ -105,6 +105,7 @@ class Chosen(NamedTuple):
 
     @classmethod
     def of(cls, spec: Spec) -> "Chosen":
+        """How the model of a spec is loaded, and how its text is read."""
         return cls(spec.model, spec.dtype, spec.weights, spec.kv_heads, spec.bos, spec.special)
 
     def linked(self) -> "Chosen":

@@ -32,6 +32,7 @@ class Libraries:
 
     @property
     def ready(self) -> bool:
+        """Whether all of them are imported."""
         return self.there == len(PARTS)
 
     @property

@@ -69,6 +69,7 @@ class Tiles:
         self._bytes = 0
 
     def get(self, atlas: Atlas, layer: int, head: int, region: Region, pool: str, kind: str) -> NDArray[np.float32]:
+        """A map [queries, keys] of a region, drawn once."""
         # The atlas itself and not its id, which another may have when it is gone.
         key = (atlas, layer, head, region, pool, kind)
         return self._get(key, lambda: atlas.draw(layer, head, region, pool=pool, kind=kind))

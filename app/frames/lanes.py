@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from analysis.palette import briefs, labels
 from analysis.policies import POLICIES, Policy, Streaming, Window
 
-from ..jobs.base import Job
+from ..jobs.base import TextJob
 
 if TYPE_CHECKING:
     from analysis.models.language_model import LanguageModel
@@ -65,7 +65,7 @@ def offers(policy: Policy) -> list[dict[str, Any]]:
     return []
 
 
-def about(run: Job) -> list[str]:
+def about(run: TextJob) -> list[str]:
     """The model of a job, and what was done to it, a few words each."""
     if run.model is None:
         return []

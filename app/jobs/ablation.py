@@ -9,7 +9,7 @@ from analysis.experiments.ablation import Effect, knock_outs
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 
-from .base import Job
+from .base import TextJob
 from .loading import Models
 
 
@@ -24,7 +24,7 @@ class AblationSnapshot:
     """Passes over the text, with the share of the present one; the first pass knocks nothing out."""
 
 
-class AblationJob(Job):
+class AblationJob(TextJob):
     """Knocks out the sink of one head after the other, and keeps what the text then costs more."""
 
     noun = "knock-outs"
@@ -63,6 +63,7 @@ class AblationJob(Job):
         return (found.total + 1 - found.passes) * found.seconds / found.passes if found.passes > 0.1 else None
 
     def take_snapshot(self) -> AblationSnapshot:
+        """What is known so far."""
         return self._found
 
     def _steps(self) -> Iterator[None]:

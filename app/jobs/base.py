@@ -55,16 +55,9 @@ class Job:
     noun: ClassVar[str] = "a job"
     """What a job of this kind is called on a page that did not start it."""
 
-    def __init__(self, spec: Spec | None, models: Models) -> None:
-        for written in spec.policies if spec is not None else ():
-            # No page lets a policy read a file, whatever way the policy came here.
-            address.policy(written)
+    def __init__(self, models: Models) -> None:
         self.id = secrets.token_urlsafe(6)
-        self.spec = spec
         self.status, self.note = "loading", ""
-        self.model: LanguageModel | None = None
-        self.tokenized: texts.Tokenized | None = None
-        """How the text became tokens, once that is known."""
         self.snapshot: Any = None
         self.version, self.published = 0, time.time()
         self.renewed = time.monotonic()
@@ -84,14 +77,19 @@ class Job:
         return self.status not in ENDED
 
     @property
+    def unwanted(self) -> bool:
+        """Whether the job was asked to end."""
+        return self._requested in ("stopped", "freed")
+
+    @property
     def stopping(self) -> bool:
         """Whether the job ends after its present step."""
-        return self.live and self._requested in ("stopped", "freed")
+        return self.live and self.unwanted
 
     @property
     def about(self) -> str:
-        """What the job does and with what, in a few words."""
-        return self.noun if self.spec is None else f"{self.noun} of {self.spec.text}"
+        """What the job does, in a few words."""
+        return self.noun
 
     @property
     def seconds_unwatched(self) -> float:
@@ -128,32 +126,6 @@ class Job:
     def join(self) -> None:
         """Wait until the thread has ended, at most 15 seconds."""
         self._thread.join(timeout=15)
-
-    def _load(self) -> "LanguageModel":
-        """The model that the spec names."""
-        return self._models.get(self.spec, self._loading)
-
-    def _loading(self, progress: str) -> None:
-        if self._requested in ("stopped", "freed"):
-            raise Unwanted
-        if progress != self.note:
-            self.tell(progress)
-
-    def _tokens(self, text: texts.Text, model: "LanguageModel") -> NDArray[np.int32]:
-        """Token ids of a text, read as the spec says, [tokens]."""
-        how = {"bos": self.spec.bos, "special": self.spec.special, "limit": self.spec.tokens}
-        self.tokenized = texts.tokenized(text, model.tokenizer, **how)
-        return self.tokenized.ids
-
-    @property
-    def begins(self) -> str:
-        """How the text begins, such as "with <bos>"; empty before that is known."""
-        return "" if self.tokenized is None else texts.with_bos(self.tokenized.begins)
-
-    @property
-    def text_note(self) -> str:
-        """A sentence about control tokens in the text, where there is one to say."""
-        return "" if self.tokenized is None else self.tokenized.note
 
     def tell(self, note: str) -> None:
         """Put one sentence on the page."""
@@ -237,3 +209,52 @@ class Job:
     def _steps(self) -> Iterator[None]:
         """The work; yields after each piece.  A `finally` tidies up when the job is stopped."""
         raise NotImplementedError
+
+
+class TextJob(Job):
+    """A job in which a model reads a text, or talks, as a spec says.
+
+    Raises ValueError for a policy that would read a file.
+    """
+
+    def __init__(self, spec: Spec, models: Models) -> None:
+        for written in spec.policies:
+            # Whatever way the policy came here.
+            address.policy(written)
+        super().__init__(models)
+        self.spec = spec
+        self.model: LanguageModel | None = None
+        """The model, once it is loaded."""
+        self.tokenized: texts.Tokenized | None = None
+        """How the text became tokens, once that is known."""
+
+    @property
+    def about(self) -> str:
+        """What the job does and with which text, in a few words."""
+        return f"{self.noun} of {self.spec.text}"
+
+    def _load(self) -> "LanguageModel":
+        """The model that the spec names."""
+        return self._models.get(self.spec, self._loading)
+
+    def _loading(self, progress: str) -> None:
+        if self.unwanted:
+            raise Unwanted
+        if progress != self.note:
+            self.tell(progress)
+
+    def _tokens(self, text: texts.Text, model: "LanguageModel") -> NDArray[np.int32]:
+        """Token ids of a text, read as the spec says, [tokens]."""
+        how = {"bos": self.spec.bos, "special": self.spec.special, "limit": self.spec.tokens}
+        self.tokenized = texts.tokenized(text, model.tokenizer, **how)
+        return self.tokenized.ids
+
+    @property
+    def begins(self) -> str:
+        """How the text begins, such as "with <bos>"; empty before that is known."""
+        return "" if self.tokenized is None else texts.with_bos(self.tokenized.begins)
+
+    @property
+    def text_note(self) -> str:
+        """A sentence about control tokens in the text, where there is one to say."""
+        return "" if self.tokenized is None else self.tokenized.note

@@ -12,14 +12,14 @@ from analysis.maps.atlas import Atlas
 from analysis.maps.capture import Stretch, capture, needed, needed_meanwhile, tokenized
 from analysis.runs.spec import Spec
 
-from .base import Job
+from .base import TextJob
 from .loading import Models
 
 if TYPE_CHECKING:
     from analysis.models.language_model import LanguageModel
 
 
-class CaptureJob(Job):
+class CaptureJob(TextJob):
     """Reads a text and keeps what maps need in `folder`; opens what an earlier capture left there."""
 
     noun = "capture"

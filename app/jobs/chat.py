@@ -18,7 +18,7 @@ from analysis.runs.run import Column
 from analysis.runs.spec import Spec
 from analysis.texts import Tokenized
 
-from .base import HISTORY, Job
+from .base import HISTORY, TextJob
 from .loading import Models
 
 MOST_LANES = 3
@@ -118,7 +118,7 @@ class TokenCosts:
             self.bytes.append(step.cache_bytes)
 
 
-class ChatJob(Job):
+class ChatJob(TextJob):
     """Conversations under several policies: they wait for prompts, and answer them.
 
     `status`: loading, waiting, answering, paused (a script stands still), failed.
@@ -226,6 +226,7 @@ class ChatJob(Job):
 
     @property
     def about(self) -> str:
+        """The conversation and its model, in a few words."""
         return f"{self.noun} with {self.spec.model}"
 
     @property
@@ -233,6 +234,7 @@ class ChatJob(Job):
         return any(lane.busy for lane in self.lanes)
 
     def take_snapshot(self) -> tuple[ChatLaneSnapshot, ...]:
+        """The state of each lane, [lanes]."""
         return tuple(snapshot_of(lane, costs) for lane, costs in zip(self.lanes, self.costs, strict=False))
 
     def _run(self) -> None:

@@ -8,7 +8,7 @@ from analysis.experiments.costs import Cost, CountedLane, window_costs
 from analysis.policies import Policy
 from analysis.runs.spec import Spec
 
-from .base import Job
+from .base import TextJob
 from .loading import Models
 
 TURN = 4
@@ -37,7 +37,7 @@ class CostsSnapshot:
     windows: tuple[Cost, ...] = ()
 
 
-class CostsJob(Job):
+class CostsJob(TextJob):
     """Measures what each policy of a spec costs, in turns, to the end of the text."""
 
     noun = "costs"
@@ -71,6 +71,7 @@ class CostsJob(Job):
         return self.snapshot.windows
 
     def take_snapshot(self) -> CostsSnapshot:
+        """What each lane has cost so far."""
         # A lane with recomputation would be the last by hours: it ends with the others.
         bounded = [lane for lane in self._lanes if lane.policy.name != "recompute"]
         share = sum(lane.lane.position for lane in bounded) / max(1, len(bounded) * self.spec.tokens)

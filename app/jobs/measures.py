@@ -6,11 +6,11 @@ from analysis import texts
 from analysis.experiments.measures import Measured, joined, measure, samples_of_text, separators_of
 from analysis.runs.spec import Spec
 
-from .base import Job
+from .base import TextJob
 from .loading import Models
 
 
-class MeasuresJob(Job):
+class MeasuresJob(TextJob):
     """Measures heads over samples of a text; what is measured is kept when the job is stopped."""
 
     noun = "measures"

@@ -13,7 +13,7 @@ from analysis.policies import Policy, parse
 from analysis.runs.run import Run, Track
 from analysis.runs.spec import Spec
 
-from .base import ENDED, HISTORY, Job
+from .base import ENDED, HISTORY, TextJob
 from .loading import Models
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class ReadingSnapshot:
     """Wall-clock time spent reading, pauses not counted."""
 
 
-class ReadingJob(Job):
+class ReadingJob(TextJob):
     """Reads a text under several policies while people watch."""
 
     noun = "reading"
@@ -136,6 +136,7 @@ class ReadingJob(Job):
         return self._maps.get(key, (0, None))[1]
 
     def take_snapshot(self) -> ReadingSnapshot:
+        """The tracks and lanes as they are now, which a page may read while lanes read on."""
         lanes = tuple(
             LaneSnapshot(lane.policy, lane.position, lane.done, lane.index in self.halted, lane.view.held)
             for lane in self.lanes

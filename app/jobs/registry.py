@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from analysis.runs.spec import Spec
 
-from .base import Job
+from .base import Job, TextJob
 from .loading import Models
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Registry:
     def models(self) -> set[str]:
         """Names of the models that jobs in memory were begun with."""
         with self._lock:
-            return {job.spec.model for job in self._jobs.values() if job.spec is not None}
+            return {job.spec.model for job in self._jobs.values() if isinstance(job, TextJob)}
 
     def free(self, job_id: str) -> None:
         """End a job and forget it."""

@@ -32,7 +32,7 @@ class TrainingJob(Job):
             raise ValueError(
                 f"choose 1 to {MOST_TRAININGS} kinds of attention to train side by side, not {len(recipes)}"
             )
-        super().__init__(None, models)
+        super().__init__(models)
         self.recipes = tuple(recipes)
         self.examples: tuple[NDArray[np.int64], ...] = ()
         """The sequence whose map the moments of a training hold, one for each training."""
@@ -56,6 +56,7 @@ class TrainingJob(Job):
         return done / sum(r.steps for r in self.recipes)
 
     def take_snapshot(self) -> tuple[tuple[Measurement, ...], ...]:
+        """The moments so far, a tuple for each training."""
         return tuple(map(tuple, self._moments))
 
     def _steps(self) -> Iterator[None]:

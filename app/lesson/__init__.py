@@ -28,7 +28,7 @@ class Chapter:
     words: Mapping[str, str]
     """What widgets and charts say, by what they are."""
 
-    def say(self, word: str, **values) -> str:
+    def say(self, word: str, **values: object) -> str:
         """A word, with its placeholders filled in."""
         return self.words[word].format(**values) if values else self.words[word]
 

@@ -79,10 +79,10 @@ def norms(measured: Measured) -> go.Figure:
     """Norms at the first token against those at the others, and the largest activation, by layer."""
     mean = measured.norms.mean(0)
     layers = np.arange(mean.shape[1])
-    looks = {"key": ("#E69F00", "dash"), "value": ("#009E73", "solid"), "hidden": ("#0072B2", "dot")}
+    styles = {"key": ("#E69F00", "dash"), "value": ("#009E73", "solid"), "hidden": ("#0072B2", "dot")}
     figure = go.Figure()
     for kind, of in zip(NORMS, mean, strict=True):
-        colour, dash = looks[kind]
+        colour, dash = styles[kind]
         line = {"color": colour, "dash": dash}
         figure.add_scatter(x=layers, y=of[:, 0] / of[:, 1], name=f"{kind} of the first token", line=line)
     figure.add_scatter(

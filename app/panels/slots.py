@@ -23,6 +23,7 @@ class Page:
 
     @property
     def open(self) -> bool:
+        """Whether the page is still open in a browser."""
         return Runtime.exists() and Runtime.instance().is_active_session(self.id)
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 from PIL import Image
@@ -17,6 +18,7 @@ from analysis.figures.sheet import KINDS, WIDTHS, Layout, missing, rendered
 from analysis.runs.folder import save
 from analysis.texts import with_bos
 from app.controls import brand, heading, setting_control
+from app.frames.atlas import called
 from app.jobs.capture import CaptureJob
 from app.jobs.reading import ReadingJob
 from app.jobs.registry import REGISTRY
@@ -37,14 +39,14 @@ PREVIEW = 760
 def offered(needs: str) -> dict[str, str]:
     """What there is to draw from, by the name that a person sees: folders, and what lies in memory."""
     state, found = st.session_state, {}
-    run = REGISTRY.get(state.get("read_run"))
-    if needs == "run" and isinstance(run, ReadingJob) and any(len(t.nll) for t in run.run.tracks):
-        found["The run of the Read page"] = run.id
-    for capture in state.get("captures", []):
-        kept = REGISTRY.get(capture)
-        if needs == "stretch" and isinstance(kept, CaptureJob) and kept.atlas is not None:
-            slots.renew_lease(kept)
-            found[f"The stretch of the Heads page: {kept.label}"] = kept.id
+    read = REGISTRY.find(state.get("read_run"), ReadingJob)
+    if needs == "run" and read is not None and any(len(t.nll) for t in read.run.tracks):
+        found["The run of the Read page"] = read.id
+    captures = [REGISTRY.find(capture, CaptureJob) for capture in state.get("captures", [])]
+    kept = [run for run in captures if run is not None and run.atlas is not None]
+    for run, name in zip(kept, called(kept), strict=True) if needs == "stretch" else ():
+        slots.renew_lease(run)
+        found[f"The stretch of the Heads page: {name}"] = run.id
     return {**found, FOLDER: ""}
 
 
@@ -151,7 +153,9 @@ def sidebar() -> tuple[Figure | None, Layout | None, str, str, str]:
             return None, None, file, chosen, folder
 
 
-def preview(figure: Figure, data, layout: Layout, file: str, made: bytes, about) -> None:
+def preview(
+    figure: Figure, data: dict[str, Any], layout: Layout, file: str, made: bytes, about: dict[str, Any]
+) -> None:
     """The file itself where a browser shows it, and else its twin."""
     grey = st.toggle("As a black-and-white printer has it", key="figure-grey")
     if file == "svg" and not grey:
@@ -166,6 +170,7 @@ def preview(figure: Figure, data, layout: Layout, file: str, made: bytes, about)
 
 
 def draw() -> None:
+    """The figure with what is set, its file, and where it comes from."""
     figure, layout, file, chosen, folder = sidebar()
     project()
     heading("figures")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import streamlit as st
+from torch import Tensor
 
 from analysis.maps.attention_row import Passage, attend, merge, split
 from app.lesson import Chapter
@@ -21,6 +22,7 @@ def shown_at_first(passage: Passage) -> tuple[int, int]:
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
+    """The table of pieces, and what they join to."""
     ids = stage.written(page, MOST, "chunks", stage.bos())
     if ids is None:
         return
@@ -59,7 +61,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     )
 
 
-def _digits(out) -> str:
+def _digits(out: Tensor) -> str:
     return "   ".join(f"{x:.9f}" for x in out[:3].tolist()) + " …"
 
 

@@ -36,6 +36,7 @@ def start() -> None:
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
+    """The curves of costs, and the table of exponents."""
     run = stage.playing(CostsJob)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         shown = st.segmented_control(
@@ -68,7 +69,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         alt = chapter.say("alt-memory" if shown == "memory" else "alt", values=values)
         chart.mount(figure, key=f"cost-{shown}", alt=alt, height=290, projected=42)
     if run.windows:
-        table.append(_passes(chapter.say("in-window"), *_columns(run.windows)))
+        table.append(_passes(chapter.say("in-window"), _columns(run.windows)))
     names = ("method", "read", "theory", "attention", "whole", "fixed", "share")
     st.table({chapter.say(n): [row[i] for row in table] for i, n in enumerate(names)})
     if len(run.windows) == len(SIZES):
@@ -119,8 +120,10 @@ def _found(title: str, theory: str, of: Columns) -> tuple[str, ...]:
     return title, f"{int(tokens[-1]):,}", theory, _said(alone.exponent), _said(whole.exponent), fixed, share
 
 
-def _passes(title: str, tokens: np.ndarray, seconds: np.ndarray, attention: np.ndarray, _) -> tuple[str, ...]:
-    """The row of windows that are encoded afresh: attention as in wide ones, the whole as in narrow ones."""
+def _passes(title: str, of: Columns) -> tuple[str, ...]:
+    """The row of windows that are encoded from nothing: attention as in wide ones, the whole as in narrow ones."""
+    tokens, seconds, attention, _ = of
+    tokens, seconds, attention, _ = of
     wide, narrow = tokens >= tokens[-1] / 4, (tokens > tokens[0]) & (tokens <= NARROW)
     share = f"{attention[tokens <= NARROW][-1] / seconds[tokens <= NARROW][-1]:.0%}"
     alone, whole = exponent(tokens[wide], attention[wide]), exponent(tokens[narrow], seconds[narrow])
@@ -132,9 +135,10 @@ def _said(power: float) -> str:
 
 
 def lanes(run: CostsJob, chapter: Chapter, page: Chapter, *, memory: bool) -> go.Figure:
+    """Seconds in attention, or MB of the cache, against tokens, for each lane."""
     figure = go.Figure()
-    looks = colours([lane.policy for lane in run.lanes])
-    for lane, (colour, dash) in zip(run.lanes, looks, strict=True):
+    styles = colours([lane.policy for lane in run.lanes])
+    for lane, (colour, dash) in zip(run.lanes, styles, strict=True):
         tokens, _, attention, cached = counted(lane.policy.name, lane.costs)
         y = cached / 1e6 if memory else attention
         figure.add_scatter(
@@ -153,6 +157,7 @@ def lanes(run: CostsJob, chapter: Chapter, page: Chapter, *, memory: bool) -> go
 
 
 def passes(costs: list[Cost], chapter: Chapter) -> go.Figure:
+    """Seconds of one forward pass against the size of its window."""
     tokens, seconds, attention, _ = _columns(costs)
     figure = go.Figure()
     for name, y, colour, dash, power in (

@@ -12,7 +12,7 @@ from app.lesson import Chapter
 from app.presets import FOUR
 
 from . import stage
-from .reading import curves, looks, numbers, rolling
+from .reading import curves, numbers, rolling, styles
 
 TOKENS = 4096
 WITHOUT = "window:window=128"
@@ -25,6 +25,7 @@ def start() -> None:
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
+    """Rolling perplexity of each lane, and the button that takes the sinks away."""
     run = stage.playing(ReadingJob)
     policies = (
         [t.policies[-1][1] if t.policies else p for t, p in zip(run.snapshot.tracks, FOUR, strict=True)]
@@ -57,8 +58,8 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         items.append((title, number, chapter.say("keeps", tokens=kept)))
     numbers(items)
     alt = chapter.say("alt", values="; ".join(f"{name}: {number}" for name, number, _ in items))
-    figure = curves(lines, looks(FOUR), page.say("tokens"), chapter.say("rolling"), 60)
-    for track, (colour, _) in zip(run.snapshot.tracks, looks(FOUR), strict=True):
+    figure = curves(lines, styles(FOUR), page.say("tokens"), chapter.say("rolling"), 60)
+    for track, (colour, _) in zip(run.snapshot.tracks, styles(FOUR), strict=True):
         for at, _ in track.policies[1:]:
             figure.add_vline(x=at, line={"color": colour, "width": 1, "dash": "dot"})
     figure.add_vline(x=128, line={"color": "#767676", "width": 1, "dash": "dot"})

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -53,6 +54,7 @@ def asked(state: dict) -> tuple[Recipe, ...] | None:
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
+    """The settings, the curves and the maps of the trainings."""
     state = st.session_state.lesson
     state.setdefault("kinds", list(START))
     state.setdefault("recipe", {})
@@ -114,10 +116,10 @@ def settings(chapter: Chapter) -> None:
     recipe, turn = state["recipe"], state.setdefault("recipe-turn", 0)
     now = {f.name: f for f in Recipe.settings()}
 
-    def value(name: str):
+    def value(name: str) -> Any:
         return recipe.get(name, now[name].default)
 
-    def number(name: str, step: float, **more) -> None:
+    def number(name: str, step: float, **more: str) -> None:
         rule, kind = now[name].metadata, now[name].type
         if recipe["task"] == "plays" and name in FOR_PLAYS:
             st.number_input(

@@ -10,7 +10,7 @@ from app.jobs.reading import ReadingJob
 from app.lesson import Chapter
 
 from . import stage
-from .reading import curves, looks, numbers, rolling
+from .reading import curves, numbers, rolling, styles
 
 TOKENS = 4096
 SINKS = (0, 1, 2, 4, 8)
@@ -26,10 +26,12 @@ def start() -> None:
 
 
 def policies(size: int) -> tuple[str, ...]:
+    """A policy for each number of sinks, all with caches of one size."""
     return tuple(f"streaming:sinks={s},window={size - s}" for s in SINKS)
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
+    """Perplexity of each lane, times that of the one with four sinks."""
     run = stage.playing(ReadingJob)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         size = st.segmented_control(chapter.say("cache"), SIZES, default=SIZES[0], required=True, key="enough-size")
@@ -44,7 +46,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     found = [(name, f"{v[-1]:.2f} ×" if len(v) else "–", "") for name, _, v in lines]
     numbers(found)
     alt = chapter.say("alt", values="; ".join(f"{name}: {value}" for name, value, _ in found))
-    figure = curves(lines, looks(run.spec.policies), page.say("tokens"), chapter.say("relative"), 3)
+    figure = curves(lines, styles(run.spec.policies), page.say("tokens"), chapter.say("relative"), 3)
     chart.mount(figure, key="enough-chart", alt=alt, height=370, projected=71)
 
 

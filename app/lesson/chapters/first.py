@@ -18,6 +18,7 @@ BEGINNINGS = ("own", "word", "bos", "newline")
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
+    """The sentence, its beginnings, and the sink mass of every head."""
     # What comes first is chosen here, BOS among it: so the sentence has none of its own.
     ids = stage.written(page, MOST, "first", "off")
     if ids is None:
@@ -75,6 +76,7 @@ def _runs(numbers: list[int]) -> str:
 
 
 def grid(mass: np.ndarray, page: Chapter, chapter: Chapter) -> go.Figure:
+    """Sink mass of every head: layers across, heads up."""
     figure = go.Figure(
         go.Heatmap(
             z=mass.T,

@@ -35,6 +35,7 @@ def measured() -> float:
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
+    """Sizes of caches of well-known models, and what the embedded one really takes."""
     left, right = st.columns([2, 1], vertical_alignment="bottom")
     tokens = left.select_slider(
         chapter.say("tokens"), LENGTHS, 16_384, format_func=lambda n: f"{n:,}", key="heads-length"
@@ -77,6 +78,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
 
 
 def bars(rows: list[tuple[str, str, int, float]], tokens: int, chapter: Chapter) -> go.Figure:
+    """Gigabytes of the cache of each model, for so many tokens."""
     sizes = [each * tokens / 1e9 for *_, each in rows]
     figure = go.Figure(
         go.Bar(

@@ -29,6 +29,7 @@ COLOURS = {"none": "#767676", "values": "#009E73", "weights": "#D55E00", "start"
 
 @st.cache_resource(show_spinner=False)
 def measured(bos: str) -> Measured:
+    """Norms and activations of the embedded model over samples of Hamlet."""
     begin = texts.opening(stage.model().tokenizer, bos)
     samples = samples_of(stage.hamlet(4096, "off"), SAMPLES, LENGTH, begin)
     return joined(list(measure(stage.model(), samples, first=1)))
@@ -36,7 +37,7 @@ def measured(bos: str) -> Measured:
 
 @st.cache_resource(show_spinner=False)
 def perplexity(taken: str, bos: str) -> float:
-    """Of a stretch of Hamlet, with the first token bent in every head."""
+    """Of a stretch of Hamlet, with what attention finds at the first token changed in every head."""
     before, then = (parse(p) for p in TAKEN[taken])
     (lane,) = open_lanes(stage.model(), stage.hamlet(END, bos), [before], sink_tokens=1)
     while lane.position < BEGIN:
@@ -49,6 +50,7 @@ def perplexity(taken: str, bos: str) -> float:
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
+    """Norms at the first token, and perplexity with the sink taken away."""
     sizes = measured(stage.bos())
     value = _ratio(sizes, "value")
     chart.mount(
@@ -80,6 +82,7 @@ def _ratio(sizes: Measured, kind: str) -> np.ndarray:
 
 
 def norms(sizes: Measured, chapter: Chapter, page: Chapter) -> go.Figure:
+    """Norms at the first token against those of the others, by layer."""
     figure = go.Figure()
     lines = {
         "value": (_ratio(sizes, "value"), "#009E73", "solid"),
@@ -103,6 +106,7 @@ def norms(sizes: Measured, chapter: Chapter, page: Chapter) -> go.Figure:
 
 
 def bars(found: dict[str, float], chapter: Chapter) -> go.Figure:
+    """Perplexity with each thing taken away."""
     figure = go.Figure(
         go.Bar(
             y=[chapter.say(n) for n in found],

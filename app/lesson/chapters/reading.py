@@ -25,12 +25,13 @@ def rolling(run: ReadingJob, lane: int, reference: int | None = None) -> tuple[N
     return ends[kept], np.exp(mean[kept])
 
 
-def looks(policies: Sequence[str]) -> list[tuple[str, str]]:
+def styles(policies: Sequence[str]) -> list[tuple[str, str]]:
+    """The colour and the dash of each lane."""
     return colours([parse(p) for p in policies])
 
 
 def curves(
-    lines: Sequence[tuple[str, NDArray, NDArray]], looks: Sequence[tuple[str, str]], x: str, y: str, least: float
+    lines: Sequence[tuple[str, NDArray, NDArray]], styles: Sequence[tuple[str, str]], x: str, y: str, least: float
 ) -> go.Figure:
     """Lines with their names at their ends; `least`: the axis goes at least so high."""
     figure = go.Figure()
@@ -38,7 +39,7 @@ def curves(
     lows = [np.quantile(v, 0.002) for _, _, v in lines if len(v)] or [least / 4]
     high, low = max(least, max(tops) * 1.15), min(lows) * 0.85
     longest = max([float(t[-1]) for _, t, _ in lines if len(t)], default=256.0)
-    for (name, tokens, values), (colour, dash) in zip(lines, looks, strict=True):
+    for (name, tokens, values), (colour, dash) in zip(lines, styles, strict=True):
         figure.add_scatter(
             x=tokens, y=values, name=name, mode="lines", line={"color": colour, "dash": dash, "width": 2},
             hovertemplate="%{y:.3~g}",

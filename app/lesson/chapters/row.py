@@ -19,6 +19,7 @@ FULL = 0.75
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
+    """Sliders for logits, and the weights that come of them."""
     state = st.session_state.lesson
     ids = stage.written(page, MOST, "row", stage.bos())
     if ids is None:
@@ -96,6 +97,7 @@ def weigh(logits: np.ndarray, kind: str) -> tuple[np.ndarray, float]:
 
 
 def bars(words: list[str], weights: np.ndarray, nowhere: float, chapter: Chapter) -> go.Figure:
+    """The weight of each token as bars; `nowhere`: the share that no token gets."""
     names, heights = [markup(word) for word in words], [*weights]
     colours = [TRAINED["softmax"][0], *["#0072B2"] * (len(words) - 1)]
     if nowhere:

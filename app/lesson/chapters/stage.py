@@ -59,9 +59,9 @@ def bos() -> str:
     return st.session_state.lesson.get("bos", "auto")
 
 
-def spec(policies: tuple[str, ...], tokens: int, **more) -> Spec:
+def spec(policies: tuple[str, ...], tokens: int, chunk: int = SPEC.chunk) -> Spec:
     """What the embedded model reads in a chapter."""
-    return replace(SPEC, policies=policies, tokens=tokens, bos=bos(), **more)
+    return replace(SPEC, policies=policies, tokens=tokens, bos=bos(), chunk=chunk)
 
 
 @st.cache_resource(max_entries=6, show_spinner=False)
