@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import psutil
 
+from .history import BEHIND, begin
 from .report import head, line
 from .sizes import size
 
@@ -106,8 +107,6 @@ def frames() -> None:
     """What a frame costs the server, on a run that has read thirty thousand tokens."""
     from app.frames.reading import ReadingSender, View
     from app.jobs.registry import REGISTRY
-
-    from .history import begin
 
     run = begin()
     run.request("paused")

@@ -21,7 +21,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-SECONDS = 480
+SECONDS = 600
 """After which a story has failed."""
 PATIENCE = 90_000
 """Milliseconds that something may take on a slow machine; all of it comes much sooner."""
