@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -97,7 +97,12 @@ def reproduce(
         return
     experiment, place = EXPERIMENTS.find(name), out_folder or Path("runs") / name
     texts.read(text)
-    how = {"dtype": options.dtype_of(dtype, device), "device": device, "bos": options.bos_of(bos), "special": special}
+    how: dict[str, Any] = {
+        "dtype": options.dtype_of(dtype, device),
+        "device": device,
+        "bos": options.bos_of(bos),
+        "special": special,
+    }
     cells = experiment.cells(Spec(model, text, ("dense",), tokens, **how), cache)
     left = grid.unfinished(cells, place)
 

@@ -19,7 +19,7 @@ def figures() -> None:
 
     table = Table("Figure", "Made of", "Settings", "What it shows")
     for name, kind in FIGURES.items():
-        table.add_row(name, kind.needs, _settings(kind.settings()), " ".join(kind.__doc__.split()))
+        table.add_row(name, kind.needs, _settings(kind.settings()), " ".join((kind.__doc__ or "").split()))
     out.print(table)
 
 
@@ -35,7 +35,7 @@ def policies() -> None:
     """The eviction policies, with their settings."""
     table = Table("Policy", "Settings", "What it does")
     for name, policy in POLICIES.items():
-        table.add_row(name, _settings(policy.settings()), " ".join(policy.__doc__.split()))
+        table.add_row(name, _settings(policy.settings()), " ".join((policy.__doc__ or "").split()))
     interventions = _settings(Policy.interventions())
     table.add_row("any of them", interventions, "What if: attention is changed, to see what sinks are for.")
     out.print(table)

@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import sys
+from typing import Any
 
 import typer
 
@@ -30,8 +31,8 @@ COMMANDS = {
     "texts": listings.bundled,
 }
 """In the order in which they are listed."""
-UsageError = typer.BadParameter.__base__
-ClickException = UsageError.__base__
+UsageError: Any = typer.BadParameter.__base__
+ClickException: Any = UsageError.__base__
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 for name, command in COMMANDS.items():

@@ -1,7 +1,7 @@
 """Commands that read a text: `stream` under several policies, and `capture` for maps."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -122,7 +122,12 @@ def capture(
     out_folder: Annotated[Path | None, typer.Option("--out", help="folder (default: a new one in runs/)")] = None,
 ) -> None:
     """Read a text and keep what every head asked with and answered to, for maps and figures."""
-    how = {"dtype": options.dtype_of(dtype, device), "device": device, "bos": options.bos_of(bos), "special": special}
+    how: dict[str, Any] = {
+        "dtype": options.dtype_of(dtype, device),
+        "device": device,
+        "bos": options.bos_of(bos),
+        "special": special,
+    }
     spec, source = Spec(model, text, (str(parse(policy)),), tokens, **how), texts.read(text)
     switches = []
     for asked in switch or []:
@@ -141,7 +146,7 @@ def capture(
     place = out_folder or new_folder(f"{Path(source.name).stem}-stretch")
     with Bars(out) as bar:
         task = bar.add_task("Tokens", total=len(ids) - 1)
-        more = {"switches": sorted(switches), "text_sha256": source.sha256, "read": read}
+        more: dict[str, Any] = {"switches": sorted(switches), "text_sha256": source.sha256, "read": read}
         for count in maps.capture(network, ids, spec, place, **more):
             bar.update(task, completed=count)
     say(f"The stretch lies in {place}")

@@ -68,7 +68,7 @@ class Bars(Progress):
         self._lines.__enter__()
         return self
 
-    def __exit__(self, *raised: Any) -> None:
+    def __exit__(self, *raised: Any) -> None:  # ty: ignore[incompatible-method-override]
         self._lines.__exit__()
         super().__exit__(*raised)
 

@@ -133,7 +133,7 @@ def _write_sink_rates(cell: Cell, place: Path) -> None:
     alpha = joined(list(measure(model, read.ids))).heads["alpha"]
     place.mkdir()
     np.savez_compressed(place / "alpha.npz", alpha=alpha)
-    about = {"spec": asdict(spec), "samples": cell.samples, "text_sha256": source.sha256}
+    about: dict[str, Any] = {"spec": asdict(spec), "samples": cell.samples, "text_sha256": source.sha256}
     about |= {"begins": read.begins, "as_text": list(read.as_text)}
     about |= {"weights_sha256": model.sha256, "status": "finished"}
     (place / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -161,7 +161,7 @@ def _sizes(cache: int) -> list[Row]:
 
 
 def _budgets(cache: int) -> list[Row]:
-    made = [("Dense", "dense", ())]
+    made: list[Row] = [("Dense", "dense", ())]
     made += [(f"Sinks + window, {b}", f"streaming:sinks=4,window={b - 4}", ()) for b in BUDGETS]
     ranked = [p for p in POLICIES.values() if issubclass(p, Ranked) and p.name != "late"]
     for policy in ranked:

@@ -54,7 +54,8 @@ def strongest(mass: NDArray, layer: int, head: int) -> tuple[int, int]:
     if not np.isfinite(open_to).any():
         # There is no such head, which whoever draws it says.
         return max(layer, 0), max(head, 0)
-    return tuple(int(n) for n in np.unravel_index(open_to.argmax(), mass.shape))
+    best, which = np.unravel_index(open_to.argmax(), mass.shape)
+    return int(best), int(which)
 
 
 def evenly(written: str, count: int, most: int) -> str:
