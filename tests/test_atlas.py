@@ -14,9 +14,10 @@ from analysis.engine.check import adapt
 from analysis.engine.stream import open_lanes
 from analysis.experiments.measures import measure
 from analysis.maps.atlas import Atlas
-from analysis.maps.capture import Stretch, capture, needed, tokenized
+from analysis.maps.capture import capture, needed, tokenized
 from analysis.maps.recent import head_map
 from analysis.maps.region import Region
+from analysis.maps.stretch import Stretch
 from analysis.policies import Dense, Streaming, Window, parse
 from analysis.runs.spec import Spec
 from analysis.texts import Text

@@ -257,7 +257,7 @@ def test_a_stretch_is_captured_by_a_command(run, model, text, tmp_path):
         str(tmp_path / "s"),
     )
     assert code == 0 and "The stretch lies in" in said
-    from analysis.maps.capture import Stretch
+    from analysis.maps.stretch import Stretch
 
     stretch = Stretch(tmp_path / "s")
     assert stretch.tokens == 100 and stretch.segments[-1].policy == "window:window=20"

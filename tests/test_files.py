@@ -22,7 +22,8 @@ from analysis.figures.report import report
 from analysis.lab.folder import TrainingWriter, read
 from analysis.lab.recipe import Recipe
 from analysis.lab.training import Training
-from analysis.maps.capture import Stretch, capture
+from analysis.maps.capture import capture
+from analysis.maps.stretch import Stretch
 from analysis.runs.folder import Folder, save
 from analysis.runs.reader import about_of, load
 from analysis.runs.run import Run

@@ -14,9 +14,10 @@ from analysis.families.frequencies import Rule
 from analysis.families.positions import Rotary
 from analysis.families.rotary import Adapted
 from analysis.maps.atlas import Atlas
-from analysis.maps.capture import Stretch, capture
+from analysis.maps.capture import capture
 from analysis.maps.recent import head_map, head_row
 from analysis.maps.region import Region
+from analysis.maps.stretch import Stretch
 from analysis.models.loading import load
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
 from analysis.runs.spec import Spec

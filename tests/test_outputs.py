@@ -15,7 +15,7 @@ from analysis.engine.check import adapt
 from analysis.engine.stream import open_lanes
 from analysis.experiments.measures import MEASURES, joined, measure
 from analysis.families import ADAPTERS, FAMILIES, rotary
-from analysis.maps.capture import Stretch
+from analysis.maps.stretch import Stretch
 from analysis.policies import Dense, Streaming
 
 from .families import tiny, words

@@ -42,7 +42,7 @@ def open_input(folder: Path, needs: str) -> FigureInput:
         # A recipe says all of a model that was trained by it.
         return FigureInput(folder, trainings, {"spec": {"model": [str(t.recipe) for t in trainings]}})
     from ..maps.atlas import Atlas
-    from ..maps.capture import Stretch
+    from ..maps.stretch import Stretch
     from ..models.loading import load
 
     stretch = Stretch(folder)

@@ -1,4 +1,4 @@
-"""Maps of a captured stretch at any scale, computed where somebody looks: no matrix of the whole exists anywhere.
+"""Maps of a captured stretch at any scale, computed when they are drawn: no matrix of the whole exists anywhere.
 
 A cell is the largest or the mean weight of scale × scale pairs of tokens.  Of every block of queries only those columns
 are multiplied that some of them reach, so a band costs what a band has.  All is float32, whatever the model computes
@@ -7,11 +7,13 @@ in, and weights and what they sum up to come from the same scores, so a row sums
 
 import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,27 +24,32 @@ from ..families.rotary import Adapted
 from ..models.language_model import LanguageModel
 from ..policies import parse
 from ..runs.spec import Spec
-from .capture import Segment, Stretch, capture
+from .capture import capture
 from .region import Region
+from .stretch import Segment, Stretch
 
 ROWS = 512
 """Queries that are multiplied at a time, about."""
 FIRST = 4
 """First tokens that are shown one by one at any scale: a sink in one of thousands of columns would vanish."""
+Scores = Float[Tensor, "queries keys"]
 POOLS = ("max", "mean")
 KINDS = ("weights", "logits")
 
 
 class Atlas:
-    """Draws the maps of one stretch, with the model that it was captured from; for as many threads as look."""
+    """Draws the maps of one stretch, with the model that it was captured from; any number of threads may draw.
+
+    Raises ValueError where the model has other weights.
+    """
 
     def __init__(self, stretch: Stretch, model: LanguageModel | Adapted) -> None:
         self.stretch = stretch
         self.tokenizer = model.tokenizer if isinstance(model, LanguageModel) else None
-        self._turned: tuple[tuple, Tensor] | None = None
+        self._rotated: tuple[tuple, Tensor] | None = None
         """The keys that were rotated last, and which they are: replaced as one, and read only once by whoever draws."""
         self._totals: dict[tuple[int, int], Tensor] = {}
-        """Log-sum-exp of the scores of each query of a head, [tokens]; NaN where nobody has looked yet."""
+        """Log-sum-exp of the scores of each query of a head, [tokens]; NaN where nobody has asked yet."""
         self._lock = threading.Lock()
         self.model = model.adapted if isinstance(model, LanguageModel) else model
         if isinstance(model, LanguageModel) and model.sha256 != stretch.about["weights_sha256"]:
@@ -61,24 +68,18 @@ class Atlas:
             if chosen not in options:
                 raise ValueError(f"{what} must be {' or '.join(options)}, not {chosen!r}")
         self._check(layer, head, region)
-        (r0, r1), scale = region.rows, region.scale
-        most = torch.full(region.shape, float("-inf"))
-        total, count = torch.zeros(region.shape), torch.zeros(region.shape)
-        step = max(1, ROWS // scale) * scale
+        (r0, r1), c0 = region.rows, region.columns[0]
+        cells = _Cells(region, pool, kind)
+        step = max(1, ROWS // region.scale) * region.scale
         with torch.inference_mode():
             totals = self._totals_of(layer, head, r0, r1) if kind == "weights" else None
             for begin in range(r0, r1, step):
                 end = min(begin + step, r1)
-                cells = slice((begin - r0) // scale, -(-(end - r0) // scale))
                 for first, scores in self._scores(layer, head, begin, end, region):
                     if totals is not None:
                         scores -= totals[begin - r0 : end - r0, None]
-                    column = (first - region.columns[0]) // scale
-                    self._pool(scores, scale, pool, cells, column, most, total, count, exponent=kind == "weights")
-        if pool == "mean":
-            return torch.where(count > 0, total / count, torch.nan).numpy()
-        whole = most.exp() if kind == "weights" else most
-        return torch.where(most == float("-inf"), torch.nan, whole).numpy()
+                    cells.add(scores, begin - r0, first - c0)
+        return cells.pooled()
 
     def first(
         self, layer: int, head: int, rows: tuple[int, int], scale: int, *, pool: str = "max", kind: str = "weights"
@@ -115,7 +116,7 @@ class Atlas:
             if not 0 <= begin < end <= s.tokens:
                 raise ValueError(f"tokens {begin} to {end} do not lie in this stretch of {s.tokens}")
 
-    def _totals_of(self, layer: int, head: int, begin: int, end: int) -> Tensor:
+    def _totals_of(self, layer: int, head: int, begin: int, end: int) -> Float[Tensor, " queries"]:
         """Log-sum-exp of all that queries begin … end − 1 reached, an extra logit included, [queries]."""
         with self._lock:
             known = self._totals.setdefault((layer, head), torch.full((self.stretch.tokens,), torch.nan))
@@ -126,7 +127,7 @@ class Atlas:
                 known[rows] = self._totals_of_block(layer, head, rows.start, rows.stop)
         return known[begin:end]
 
-    def _totals_of_block(self, layer: int, head: int, begin: int, end: int) -> Tensor:
+    def _totals_of_block(self, layer: int, head: int, begin: int, end: int) -> Float[Tensor, " queries"]:
         region = Region((begin, end), (0, self.stretch.tokens))
         parts = [_logsumexp(scores) for _, scores in self._scores(layer, head, begin, end, region)]
         extra, learned = torch.full((end - begin,), float("-inf")), self.model.settings[layer].get("s_aux")
@@ -139,97 +140,121 @@ class Atlas:
                 extra[rows] = sinks[head]
         return torch.logsumexp(torch.stack([*parts, extra]), 0)
 
-    @staticmethod
-    def _pool(scores, scale, pool, cells, column, most, total, count, *, exponent) -> None:
-        """Put scores [queries, keys] into the cells that they belong to."""
-        scores = padded(scores, 0, -len(scores) % scale)
-        # Rows first, which lie apart in memory: what is left to pool along them is small.
-        rows = scores.view(-1, scale, scores.shape[1])
-        if pool == "max":
-            largest = padded(rows.amax(1).T, 0, -scores.shape[1] % scale).T
-            largest = largest.reshape(len(largest), -1, scale).amax(-1)
-            where = cells, slice(column, column + largest.shape[1])
-            most[where] = torch.maximum(most[where], largest)
-            return
-        seen = rows > float("-inf")
-        values = rows.exp() if exponent else rows.masked_fill(~seen, 0)
-        for whole, part in ((total, values.sum(1)), (count, seen.sum(1).to(count.dtype))):
-            part = torch.nn.functional.pad(part, (0, -part.shape[1] % scale))
-            part = part.view(len(part), -1, scale).sum(-1)
-            whole[cells, column : column + part.shape[1]] += part
+    def _scores(self, layer: int, head: int, begin: int, end: int, region: Region) -> Iterator[tuple[int, Scores]]:
+        """Scores of queries begin … end − 1 to the keys of the region that any of them reaches, part by part.
 
-    def _scores(self, layer: int, head: int, begin: int, end: int, region: Region):
-        """Scores of queries begin … end − 1 to the keys of the region that any of them reaches, piece by piece.
-
-        Yields the first column and scores [queries, keys], −inf for pairs that do not meet; pieces begin at a cell.
+        Yields the first column and scores [queries, keys], −inf where a query does not reach a key; parts begin at a
+        cell.
         """
         for segment in self.stretch.segments:
             start, stop = max(begin, segment.start), min(end, segment.stop)
             if start >= stop:
                 continue
-            for first, scores in self._segment(layer, head, segment, start, stop, region):
+            for first, scores in self._scores_of_segment(layer, head, segment, start, stop, region):
                 yield first, padded(scores, start - begin, end - stop)
 
-    def _segment(self, layer: int, head: int, segment: Segment, start: int, stop: int, region: Region):
+    def _scores_of_segment(
+        self, layer: int, head: int, segment: Segment, start: int, stop: int, region: Region
+    ) -> Iterator[tuple[int, Scores]]:
+        """The same for queries start … stop − 1 of one segment: first of the window, then of the sinks."""
         model, stretch, (c0, c1), scale = self.model, self.stretch, region.columns, region.scale
         attention, settings = model.attentions[layer], model.settings[layer]
-        reach = segment.reach.narrowed(settings.get("sliding_window"))
+        band = segment.reach.narrowed(settings.get("sliding_window"))
         group = head // (model.heads // model.kv_heads)
         query = torch.from_numpy(np.array(stretch.queries[layer, head, start:stop]))
         scaling = settings.get("scaling") or query.shape[-1] ** -0.5
         t = torch.arange(start, stop)
 
-        def turned(x: Tensor, places: Tensor) -> Tensor:
-            angles = model.angles(attention, places.to(model.device), segment.length, torch.float32)
+        def rotated(x: Tensor, positions: Tensor) -> Tensor:
+            angles = model.angles(attention, positions.to(model.device), segment.length, torch.float32)
             angles = None if angles is None else tuple(a.cpu() for a in angles)
             return model.rotate(attention, x[None, None], angles)[0, 0]
 
         def keys(a: int, b: int) -> Tensor:
             return torch.from_numpy(np.array(stretch.keys[layer, group, a:b]))
 
-        def finished(scores: Tensor, first: int, masked: list[slice], met: Band) -> Tensor:
+        def finished(scores: Tensor, first: int, partly: list[slice], seen: Band) -> Tensor:
+            """Capped, and without what is not reached; only columns `partly` may hold such."""
             cap = settings.get("softcap")
             scores = scores if cap is None else cap * torch.tanh(scores / cap)
-            for where in masked:
-                places = torch.arange(first + where.start, first + where.stop)
-                unseen = ~met.sees(t, places, settings.get("sliding_window"))
-                scores[:, where].masked_fill_(unseen, float("-inf"))
+            for columns in partly:
+                positions = torch.arange(first + columns.start, first + columns.stop)
+                unseen = ~seen.sees(t, positions, settings.get("sliding_window"))
+                scores[:, columns].masked_fill_(unseen, float("-inf"))
             return scores
 
-        low = int(reach.low(t[:1]))
-        run0, run1 = max(c0, c0 + (low - c0) // scale * scale), min(c1, stop)
-        if run0 < run1:
-            origin = min(low, run0)
-            # Without a window all blocks of queries meet the same keys, up to their own: those are turned once.
-            end = run1 if reach.window is not None else min(c1, segment.stop)
-            kept = (layer, group, run0, end, origin, segment.length)
-            held = self._turned
-            if held is None or held[0] != kept:
-                held = kept, turned(keys(run0, end), reach.in_window(torch.arange(run0, end), origin))
+        low = int(band.low(t[:1]))
+        k0, k1 = max(c0, c0 + (low - c0) // scale * scale), min(c1, stop)
+        if k0 < k1:
+            origin = min(low, k0)
+            # Without a window all blocks of queries reach the same keys, up to their own: those are rotated once.
+            end = k1 if band.window is not None else min(c1, segment.stop)
+            which = (layer, group, k0, end, origin, segment.length)
+            held = self._rotated
+            if held is None or held[0] != which:
+                held = which, rotated(keys(k0, end), band.in_window(torch.arange(k0, end), origin))
                 # A few are soon rotated again, and would take the place of many.
-                self._turned = held if end - run0 > FIRST else self._turned
-            k = held[1][: run1 - run0]
-            scores = turned(query * scaling, reach.in_window(t, origin)) @ k.T
-            # Only at its two edges does a band hold pairs that do not meet.
-            high = int(reach.low(t[-1:]))
-            edges = [slice(0, max(0, min(run1, high + 1) - run0)), slice(max(0, start - run0), run1 - run0)]
-            run = replace(segment.reach, sinks=0)
-            yield run0, finished(scores, run0, [e for e in edges if e.start < e.stop], run)
-        sinks = min(reach.sinks, c1, stop)
+                self._rotated = held if end - k0 > FIRST else self._rotated
+            k = held[1][: k1 - k0]
+            scores = rotated(query * scaling, band.in_window(t, origin)) @ k.T
+            # Only at its two edges does a band hold keys that not all of these queries reach.
+            high = int(band.low(t[-1:]))
+            edges = [slice(0, max(0, min(k1, high + 1) - k0)), slice(max(0, start - k0), k1 - k0)]
+            window = replace(segment.reach, sinks=0)
+            yield k0, finished(scores, k0, [e for e in edges if e.start < e.stop], window)
+        sinks = min(band.sinks, c1, stop)
         if c0 < sinks:
-            at = reach.at_sinks(torch.device("cpu"))[c0:sinks]
-            scores = turned(query * scaling, reach.slot(t)) @ turned(keys(c0, sinks), at).T
+            at = band.at_sinks(torch.device("cpu"))[c0:sinks]
+            scores = rotated(query * scaling, band.slot(t)) @ rotated(keys(c0, sinks), at).T
             yield c0, finished(scores, c0, [slice(0, sinks - c0)], segment.reach)
 
 
-def _logsumexp(scores: Tensor) -> Tensor:
-    """The same as torch's along rows, in the room that the scores take: they are many, and are gone afterwards."""
+class _Cells:
+    """Pools scores [queries, keys] into the cells of a region: their largest, or the mean of what was reached."""
+
+    def __init__(self, region: Region, pool: str, kind: str) -> None:
+        self._scale, self._max, self._weights = region.scale, pool == "max", kind == "weights"
+        self._most = torch.full(region.shape, float("-inf"))
+        self._total, self._count = torch.zeros(region.shape), torch.zeros(region.shape)
+
+    def add(self, scores: Tensor, row: int, column: int) -> None:
+        """Scores whose first pair is `row` queries and `column` keys inside the region: whole cells from there on.
+
+        Of weights they are logarithms.
+        """
+        scale = self._scale
+        scores = padded(scores, 0, -len(scores) % scale)
+        # Rows first, which lie apart in memory: what is left to pool along them is small.
+        rows = scores.view(-1, scale, scores.shape[1])
+        ends = row // scale + len(rows), -(-(column + scores.shape[1]) // scale)
+        where = slice(row // scale, ends[0]), slice(column // scale, ends[1])
+        if self._max:
+            largest = padded(rows.amax(1).T, 0, -scores.shape[1] % scale).T
+            largest = largest.reshape(len(largest), -1, scale).amax(-1)
+            self._most[where] = torch.maximum(self._most[where], largest)
+            return
+        reached = rows > float("-inf")
+        values = rows.exp() if self._weights else rows.masked_fill(~reached, 0)
+        for whole, part in ((self._total, values.sum(1)), (self._count, reached.sum(1).to(self._count.dtype))):
+            part = torch.nn.functional.pad(part, (0, -part.shape[1] % scale))
+            whole[where] += part.view(len(part), -1, scale).sum(-1)
+
+    def pooled(self) -> NDArray[np.float32]:
+        """The map [cells, cells]; NaN where nothing was reached."""
+        if not self._max:
+            return torch.where(self._count > 0, self._total / self._count, torch.nan).numpy()
+        whole = self._most.exp() if self._weights else self._most
+        return torch.where(self._most == float("-inf"), torch.nan, whole).numpy()
+
+
+def _logsumexp(scores: Scores) -> Float[Tensor, " queries"]:
+    """The same as torch's along rows, computed in place: scores are many, and are overwritten."""
     most = scores.amax(-1).clamp_(min=torch.finfo(scores.dtype).min)
     return most + scores.sub_(most[:, None]).exp_().sum(-1).log_()
 
 
-def padded(scores: Tensor, before: int, after: int) -> Tensor:
-    """Scores with rows of −inf before and behind them."""
+def padded(scores: Scores, before: int, after: int) -> Scores:
+    """Scores with so many rows of −inf before and after them."""
     if not before and not after:
         return scores
     return torch.nn.functional.pad(scores, (0, 0, before, after), value=float("-inf"))

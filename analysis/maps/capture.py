@@ -1,134 +1,43 @@
-"""A captured stretch of text: what every head asked with and answered to, on disk, for maps that no memory would hold.
-
-Queries and keys before rotation are all that a map needs (atlas.py), so a stretch grows with its length and never with
-its square.  Beside them stand a few numbers of every token that would be lost otherwise: norms of keys, values and
-hidden states, and the largest activations.
-"""
+"""Reads a text once and keeps it as a stretch (stretch.py), for maps that no memory would hold."""
 
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from .. import files, metrics, texts
-from ..engine.attention.band import Band
 from ..engine.attention.banded import BandedPass
 from ..engine.stream import CHUNK, open_lanes
+from ..families.rotary import Adapted
 from ..models.language_model import LanguageModel
 from ..policies import Policy, parse
 from ..runs.spec import Spec
 from ..runs.status import RUNNING, here, status_of
 from ..texts import Text, Tokenized
+from .stretch import Segment, Stretch
 
 LONGEST = 65_536
 """Tokens that a stretch may have."""
-POSITIONS = ("text", "cache", "none", "naive")
-"""How distances to sinks may be counted."""
 UNDER_WAY = ".capturing"
 """Says which process captures into a folder."""
 SIZES = "sizes.npy.part"
+"""Sizes of all hidden states, until their medians are known."""
 FILES = ("queries.npy", "keys.npy", "norms.npy", "token_ids.npy", "massive.npy", "mass.npy", "median.npy", SIZES)
 TOP = 3
 """Largest activations that are kept of each layer."""
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Queries start … stop − 1 of a stretch, which all reach by one rule."""
-
-    start: int
-    stop: int
-    policy: str
-    reach: Band
-    length: int = 1
-    """Of the context for which rotations were chosen (frequencies.py)."""
-
-    def __post_init__(self) -> None:
-        parse(self.policy)
-        if not 0 <= self.start < self.stop:
-            raise ValueError(f"a segment from token {self.start} to {self.stop} has no tokens")
-        reach = self.reach
-        if min(reach.sinks, reach.first, 0 if reach.window is None else reach.window) < 0:
-            raise ValueError(f"a reach has no numbers below 0, and this is {reach}")
-        if reach.positions not in POSITIONS:
-            raise ValueError(f"positions are one of {', '.join(POSITIONS)}, not {reach.positions!r}")
-        if self.length < 1:
-            raise ValueError(f"a context has at least 1 token, not {self.length}")
-
-
-@dataclass
-class _About:
-    """What stretch.json must say."""
-
-    spec: Spec
-    segments: list[Segment]
-    weights_sha256: str
-    text_sha256: str = ""
-    begins: str | None = None
-    as_text: tuple[str, ...] = ()
-
-
-class Stretch:
-    """A captured stretch: text positions 0 … tokens − 1, read by one lane.
-
-    `queries` [layers, heads, tokens, dim] and `keys` [layers, kv_heads, tokens, dim] before rotation; `mass` [layers,
-    heads]: mean attention to the first four tokens; `norms` [kinds, layers, tokens] of NORMS, means over heads;
-    `massive` [layers, TOP, 3]: size, token and channel of the largest activations, `median` [layers]: of |h| over all
-    tokens and channels of what comes out of a layer.  All float32, the large ones mapped from disk.
-    """
-
-    NORMS = ("key", "value", "hidden")
-
-    def __init__(self, path: Path) -> None:
-        """Raises ValueError where there is no stretch, or a file of it is damaged or of another."""
-        self.path = Path(path)
-        file = self.path / "stretch.json"
-        if not os.path.exists(file):
-            raise ValueError(f"{path} holds no captured stretch: it has no readable stretch.json")
-        about = files.record(file, _About, "that of a captured stretch")
-        self.about = files.record(file, dict[str, Any], "that of a captured stretch")
-        self.spec, self.segments = about.spec, about.segments
-        if sum(s.stop - s.start for s in self.segments) < 1:
-            raise ValueError(f"{file} is not that of a captured stretch: it has no tokens")
-        count = self.segments[-1].stop
-        if [s.start for s in self.segments] != [0, *(s.stop for s in self.segments[:-1])]:
-            raise ValueError(f"{file} is not that of a captured stretch: its segments do not follow each other")
-        self.token_ids = self._array("token_ids", "iu", count + 1)
-        self.queries = self._array("queries", "f", None, None, count, None)
-        layers, heads, _, dim = self.queries.shape
-        self.keys = self._array("keys", "f", layers, None, count, dim)
-        if not self.keys.shape[1] or heads % self.keys.shape[1]:
-            raise ValueError(f"{path} has {heads} query heads and {self.keys.shape[1]} KV heads: a file is damaged")
-        self.norms = self._array("norms", "f", len(self.NORMS), layers, count)
-        self.massive = self._array("massive", "f", layers, None, 3)
-        self.median, self.mass = self._array("median", "f", layers), self._array("mass", "f", layers, heads)
-
-    def _array(self, name: str, numbers: str, *shape: int | None) -> NDArray:
-        mapped = name in ("queries", "keys", "norms")
-        return files.array(self.path / f"{name}.npy", files.Kind(numbers, shape), mapped=mapped)
-
-    @property
-    def tokens(self) -> int:
-        return self.queries.shape[2]
-
-    @property
-    def layers(self) -> int:
-        return self.queries.shape[0]
-
-    @property
-    def heads(self) -> int:
-        return self.queries.shape[1]
-
-
-def tokenized(text: Text, tokenizer, spec: Spec) -> Tokenized:
+def tokenized(text: Text, tokenizer: PreTrainedTokenizerBase | None, spec: Spec) -> Tokenized:
     """A text as a stretch of `spec.tokens` tokens reads it (of all that it has, where those are fewer).
 
     There is one token more, which is only predicted; where the text has no more, its last one stands in for it.
@@ -139,7 +48,7 @@ def tokenized(text: Text, tokenizer, spec: Spec) -> Tokenized:
 
 
 def needed(layers: int, heads: int, kv_heads: int, dim: int, tokens: int) -> int:
-    """Bytes on disk of a stretch."""
+    """Bytes on disk of a stretch of so many tokens."""
     return 4 * layers * tokens * ((heads + kv_heads) * dim + len(Stretch.NORMS))
 
 
@@ -162,7 +71,7 @@ def capture(
     """Read a text under the first policy of `spec` and keep it in a folder; yields how many tokens have been read.
 
     `switches`: from which position on the lane reads under which other policy; sinks that it lacks are pinned again.
-    `read`: how the text became these tokens, to be told of it.
+    `read`: how the text became these tokens, to be written down.
     When it has ended, `Stretch(path)` opens it.  Raises ValueError where the policy does not keep by place, where the
     text is longer than LONGEST, where pinned sinks would not be the keys that were captured, where the folder holds
     something already, or where the disk has no room; a capture that does not end leaves nothing.
@@ -196,13 +105,13 @@ def capture(
     try:
         files.write(path / UNDER_WAY, json.dumps({"status": RUNNING, "process": here()}))
         recorder = _Recorder(adapted, count, width, path)
-        lane.context.watch = recorder.take
-        todo = [(min(at, count), policy) for at, policy in switches]
+        lane.context.watch = recorder.add
+        pending = [(min(at, count), policy) for at, policy in switches]
         while not lane.done:
-            while todo and lane.position >= todo[0][0]:
-                lane.switch(todo.pop(0)[1], pin=True)
+            while pending and lane.position >= pending[0][0]:
+                lane.switch(pending.pop(0)[1], pin=True)
             recorder.policy = str(lane.policy)
-            lane.read(chunk, upto=todo[0][0] if todo else None)
+            lane.read(chunk, upto=pending[0][0] if pending else None)
             yield lane.position - 1
         recorder.finish(np.asarray(tokens, np.int32))
         about = {
@@ -249,14 +158,14 @@ def _reads_otherwise(before: Policy, policy: Policy) -> bool:
     """Whether sinks that are pinned again have other keys than those that were read under an earlier policy."""
     if before.capacity is None or policy.sinks <= before.sinks:
         return False
-    bent = [tuple(getattr(p, f.name) for f in Policy.interventions()) for p in (before, policy)]
-    return before.capacity < policy.sinks - 1 or bent[0] != bent[1]
+    modified = any(getattr(before, f.name) != getattr(policy, f.name) for f in Policy.interventions())
+    return before.capacity < policy.sinks - 1 or modified
 
 
 class _Recorder:
-    """Takes in one pass after the other."""
+    """Writes one pass after the other into the arrays of a stretch."""
 
-    def __init__(self, model, tokens: int, width: int, path: Path) -> None:
+    def __init__(self, model: Adapted, tokens: int, width: int, path: Path) -> None:
         self.model, self.tokens, self.path, self.policy = model, tokens, path, ""
         layers, heads, dim = model.layers, model.heads, model.head_dim
         shapes = {
@@ -271,36 +180,37 @@ class _Recorder:
         self._mass = np.zeros((layers, heads))
         self._massive = np.zeros((layers, TOP, 3), np.float32)
 
-    def take(self, reading: BandedPass) -> None:
-        begin, count = reading.start, reading.queries[0].shape[2]
-        end, reach = begin + count, reading.band
+    def add(self, done: BandedPass) -> None:
+        """Take in what a pass read."""
+        begin, band = done.start, done.band
+        end = begin + done.queries[0].shape[2]
         last = self.segments[-1] if self.segments else None
-        alike = (self.policy, reach.sinks, reading.length)
-        one = last is not None and (last.policy, last.reach.sinks, last.length) == alike
-        if one:
+        rule = (self.policy, band.sinks, done.length)
+        if last is not None and (last.policy, last.reach.sinks, last.length) == rule:
             # `first` moves with a window, but says the same as where the segment began.
             self.segments[-1] = replace(last, stop=end)
         else:
-            self.segments.append(Segment(begin, end, self.policy, reach, reading.length))
+            self.segments.append(Segment(begin, end, self.policy, band, done.length))
         for layer in range(self.model.layers):
-            self._mass[layer] += reading.mass[layer].sum(-1).cpu().numpy()
-            for name, of in (("queries", reading.queries), ("keys", reading.keys)):
+            self._mass[layer] += done.mass[layer].sum(-1).cpu().numpy()
+            for name, of in (("queries", done.queries), ("keys", done.keys)):
                 self.arrays[name][layer, :, begin:end] = of[layer][0].float().cpu().numpy()
             own = self.model.head_dim - self.model.positions.added
-            sizes = [x[layer][0, ..., :own].float().norm(dim=-1).mean(0) for x in (reading.keys, reading.values)]
-            hidden = reading.outputs[layer][0].float()
+            sizes = [x[layer][0, ..., :own].float().norm(dim=-1).mean(0) for x in (done.keys, done.values)]
+            hidden = done.outputs[layer][0].float()
             for i, size in enumerate((*sizes, hidden.norm(dim=-1))):
                 self.arrays["norms"][i, layer, begin:end] = size.cpu().numpy()
-            self._largest(layer, hidden.abs(), begin)
+            self._note_largest(layer, hidden.abs(), begin)
             self._sizes[layer, begin:end] = hidden.abs().cpu().numpy()
 
-    def _largest(self, layer: int, size: Tensor, begin: int) -> None:
+    def _note_largest(self, layer: int, size: Float[Tensor, "tokens dim"], begin: int) -> None:
         values, at = size.flatten().topk(min(TOP, size.numel()))
         found = torch.stack((values, (at // size.shape[1] + begin).float(), (at % size.shape[1]).float()), 1)
         both = np.concatenate((self._massive[layer], found.cpu().numpy()))
         self._massive[layer] = both[np.argsort(-both[:, 0], kind="stable")][:TOP]
 
     def finish(self, tokens: NDArray[np.int32]) -> None:
+        """Close the large arrays, and write the small ones."""
         for array in self.arrays.values():
             array.flush()
         self.arrays = {}

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.maps.atlas import Atlas
-from analysis.maps.capture import Stretch
 from analysis.maps.region import Region
+from analysis.maps.stretch import Stretch
 from analysis.policies import parse
 
 from ..jobs.capture import CaptureJob

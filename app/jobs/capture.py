@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from analysis import texts
 from analysis.maps.atlas import Atlas
-from analysis.maps.capture import Stretch, capture, needed, needed_meanwhile, tokenized
+from analysis.maps.capture import capture, needed, needed_meanwhile, tokenized
+from analysis.maps.stretch import Stretch
 from analysis.runs.spec import Spec
 
 from .base import TextJob

@@ -14,7 +14,8 @@ import torch
 
 from analysis import texts
 from analysis.maps.atlas import Atlas
-from analysis.maps.capture import Stretch, capture
+from analysis.maps.capture import capture
+from analysis.maps.stretch import Stretch
 from analysis.models.loading import load
 from analysis.runs.spec import Spec
 from app.frames.atlas import OVERVIEW, whole

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.lab.folder import read
-from analysis.maps.capture import Stretch
+from analysis.maps.stretch import Stretch
 from analysis.runs.reader import about_of, load
 from analysis.runs.status import status_of
 

@@ -25,8 +25,8 @@ from analysis.figures.inputs import open_input
 from analysis.lab.folder import read
 from analysis.lab.recipe import Recipe
 from analysis.maps.atlas import Atlas
-from analysis.maps.capture import Stretch
 from analysis.maps.region import Region
+from analysis.maps.stretch import Stretch
 from analysis.models import loading as models
 from analysis.policies import POLICIES, parse
 from analysis.runs.reader import load
