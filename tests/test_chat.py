@@ -8,19 +8,11 @@ import pytest
 import torch
 
 from analysis.chat import conversation as chat
-from analysis.chat.conversation import (
-    ASSISTANT,
-    TEMPLATE,
-    USER,
-    Chooser,
-    Conversation,
-    Partner,
-    join,
-    read_script,
-    script_from_bytes,
-    scripts,
-    template_of,
-)
+from analysis.chat.conversation import Conversation, join
+from analysis.chat.partner import ASSISTANT, TEMPLATE, USER, Partner
+from analysis.chat.sampling import PENALISED, Chooser
+from analysis.chat.scripts import read_script, script_from_bytes, scripts
+from analysis.chat.template import template_of
 from analysis.models.loading import load
 from analysis.policies import Dense, Recompute, Streaming, Window
 from analysis.runs.spec import Sampling
@@ -54,7 +46,7 @@ class Watched(Chooser):
         self.margins = {}
 
     def __call__(self, tokens, logits):
-        before = tokens[None, -chat.PENALISED :].cpu()
+        before = tokens[None, -PENALISED:].cpu()
         scores = self._processors(before, logits[None])[0] if self._processors else logits
         if self.sampling.temperature == 0:
             best, second = scores.topk(2).values.tolist()

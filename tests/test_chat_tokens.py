@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from analysis import texts
-from analysis.chat.conversation import TEMPLATE, USER, Conversation, Partner, template_of
+from analysis.chat.conversation import Conversation
+from analysis.chat.partner import TEMPLATE, USER, Partner
+from analysis.chat.template import template_of
 from analysis.policies import Dense, Streaming
 from analysis.runs.spec import Sampling
 from analysis.texts.control import control_tokens

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from analysis import files
-from analysis.chat.conversation import script_from_bytes
+from analysis.chat.scripts import script_from_bytes
 from analysis.experiments.ablation import Effect, EffectsFile
 from analysis.figures import parse
 from analysis.figures.export import export

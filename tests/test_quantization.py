@@ -87,7 +87,7 @@ def test_processor_that_cuts_sums_of_bytes_off_is_found_out(monkeypatch):
 
 
 def test_tie_goes_to_the_smaller_id():
-    from analysis.chat.conversation import Chooser
+    from analysis.chat.sampling import Chooser
     from analysis.runs.spec import Sampling
 
     logits = torch.zeros(50_000)

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from analysis.chat import template as rendering
-from analysis.chat.template import TemplateFailed, rendered
+from analysis.chat import rendering
+from analysis.chat.rendering import TemplateFailed, rendered
 
 ASKED = ((("hello",), True), (("hello", "hi", "more"), False))
 LIMITED = "more time or memory"

@@ -1,116 +1,74 @@
-"""A chat template rendered in a process of its own, with little time and little memory.
+"""A chat template taken apart: the text that it writes around what is said."""
 
-A template is a program that comes with a model's folder.  Transformers keeps it from files and from Python, but not
-from a loop without end or a text without end, and no thread can be stopped in the middle of `10 ** 10 ** 10`.  This
-file is also the program that the other process runs: it imports nothing of Sinkscope.
-"""
+import re
+from dataclasses import dataclass
 
-import contextlib
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
+from transformers import PreTrainedTokenizerBase
 
-SECONDS = 5
-"""Of a processor, for all texts of a template together; one of a model takes a hundredth."""
-PATIENCE = 60
-"""Seconds of a clock, also on a machine that has much else to do."""
-MEMORY = 2**29
-"""Bytes beside what the program itself takes."""
-LONGEST = 2**20
-"""Characters of a template, and of what it writes."""
+from .rendering import TemplateFailed, rendered
+
+THOUGHT = re.compile(r"[<\[](\w*:?think\w*|thought)[>\]](?:.*?[<\[]/\1[>\]])?\s*", re.IGNORECASE | re.DOTALL)
+"""A block in which a model thinks, or the mark that opens one."""
+
+_PLAIN = "what you write is continued as plain text"
+_KEPT = "here they stay in the text and in the cache, as they were said"
 
 
-class TemplateFailed(Exception):
-    """A template that cannot be rendered; says why in a few words."""
+@dataclass(frozen=True)
+class Template:
+    """The text of a chat template around what is said: head, prompt, `open`, answer, `close`, prompt, `open` …
 
-
-@lru_cache(maxsize=64)
-def rendered(template: str, special: tuple[tuple[str, str], ...], asked: tuple[tuple[tuple[str, ...], bool], ...]):
-    """What a template writes, for each of some conversations.
-
-    `special`: the tokenizer's special tokens by name, as a template knows them; `asked`: what was said in turns, and
-    whether an answer is to follow.  Raises TemplateFailed where it fails, or needs more than a template may take.
+    `note`: a sentence for the person where there is no such template; then text is just continued.  `caution`: one
+    where the template would write what was said before in another way, and here it stays.
     """
-    if len(template) > LONGEST:
-        raise TemplateFailed("it is too long")
-    task = json.dumps({"template": template, "special": dict(special), "asked": asked, "seconds": SECONDS})
-    try:
-        # Nothing of this process: no folder of modules, and one thread for a library that would begin many.
-        done = subprocess.run(
-            [sys.executable, "-P", str(Path(__file__).resolve())],
-            input=task.encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=PATIENCE,
-            env=_environment(),
-            check=False,
-        )
-    except subprocess.TimeoutExpired as e:
-        raise TemplateFailed("it does not come to an end") from e
-    except OSError as e:
-        raise TemplateFailed(f"no process could be started for it, {e.strerror}") from e
-    with contextlib.suppress(ValueError, KeyError, TypeError):
-        answer = json.loads(done.stdout)
-        if "failed" in answer:
-            raise TemplateFailed(answer["failed"])
-        return tuple(answer["texts"])
-    raise TemplateFailed("it takes more time or memory than a template may")
+
+    head: str
+    open: str
+    close: str
+    note: str = ""
+    caution: str = ""
+    writes_bos: bool = False
+    """Whether the head begins with BOS because it is BOS, and not because that token begins each of its turns."""
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
+    """The tokenizer's own template, taken apart.  Plain continuation, with a note, where it cannot be.
 
-
-def _limit(seconds: int) -> None:
-    """Bound what is left of this process: so many seconds of a processor, and its memory.
-
-    Where a system knows no such bounds, its time alone is bounded.
+    Many templates for models that think take the thoughts out of earlier answers, or open one before an answer and not
+    in what was said before.  What was said stays here as it was said, so only what the template puts between one answer
+    and the next is asked of it, and that is the same.
     """
-    with contextlib.suppress(ImportError):
-        import resource
+    if not tokenizer.chat_template:
+        return Template("", "", "\n", f"This model has no chat template: {_PLAIN}.")
 
-        spent = resource.getrusage(resource.RUSAGE_SELF)
-        seconds += int(spent.ru_utime + spent.ru_stime)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        with contextlib.suppress(ValueError, OSError, FileNotFoundError):
-            pages = int(Path("/proc/self/statm").read_text().split()[0])
-            room = pages * resource.getpagesize() + MEMORY
-            resource.setrlimit(resource.RLIMIT_AS, (room, room))
-
-
-def _texts(template: str, special: dict[str, str], asked: Sequence, seconds: int) -> list[str]:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    _limit(seconds)
-    texts = []
-    for said, answer in asked:
-        turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(said)]
-        more = {"add_generation_prompt": answer, **special}
-        texts.append(render_jinja_template([turns], chat_template=template, **more)[0][0])
-        if sum(map(len, texts)) > LONGEST:
-            raise MemoryError
-    return texts
-
-
-def main() -> None:
-    out = sys.stdout
-    # What a library prints is no answer.
-    sys.stdout = sys.stderr
+    p, a, q, b, r = "qPromptOne", "qAnswerOne", "qPromptTwo", "qAnswerTwo", "qPromptThree"
+    thought = f"<think>\nqThought\n</think>\n\n{a}"
+    # A template is a program that somebody else wrote: it may fail in any way.
     try:
-        answer = {"texts": _texts(**json.load(sys.stdin))}
-    except (MemoryError, RecursionError):
-        answer = {"failed": "it takes more time or memory than a template may"}
-    except BaseException as e:
-        answer = {"failed": type(e).__name__}
-    json.dump(answer, out)
-
-
-if __name__ == "__main__":
-    main()
+        chosen = tokenizer.get_chat_template()
+        special = tuple((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+        asked = (((p,), True), ((p, a, q), True), ((p, a, q, b, r), True), ((p, a), False), ((p, thought, q), True))
+        begun, second, longer, answered, thinking = rendered(chosen, special, asked)
+        head, found, opened = begun.partition(p)
+        before, _, rest = second.partition(a)
+        # What stands between a prompt and an earlier answer: white space that it begins with is the model's to say.
+        earlier = before[len(head + p) :]
+        close = rest[: -len(q + opened)]
+        whole = head + p + earlier + a + close + q + opened
+        third = head + p + earlier + a + close + q + earlier + b + close + r + opened
+        last = answered.rstrip()
+        faithful = bool(found) and (second, longer) == (whole, third)
+        bare = THOUGHT.sub("", opened)
+        faithful = faithful and earlier.startswith(bare) and not THOUGHT.sub("", earlier[len(bare) :]).strip()
+        faithful = faithful and second.startswith((last, THOUGHT.sub("", last)))
+        if not faithful:
+            return Template("", "", "\n", f"This model's chat template changes what was said before: {_PLAIN}.")
+        kept = earlier.startswith(opened) and not earlier[len(opened) :].strip()
+        kept = kept and second.startswith(last) and thought in thinking
+        begin = tokenizer.bos_token
+        writes = bool(begin) and head.startswith(begin) and begin not in close + opened
+    except Exception as e:
+        why = str(e) if isinstance(e, TemplateFailed) else type(e).__name__
+        return Template("", "", "\n", f"This model's chat template cannot be used ({why}): {_PLAIN}.")
+    caution = f"This model's chat template changes thoughts of earlier answers, or takes them out: {_KEPT}."
+    return Template(head, opened, close, caution="" if kept else caution, writes_bos=writes)

@@ -57,7 +57,9 @@ def chat(
         special=special,
     )
     with waiting(out, "Loading the model") as status:
-        from ..chat.conversation import Conversation, Partner, read_script
+        from ..chat.conversation import Conversation
+        from ..chat.partner import Partner
+        from ..chat.scripts import read_script
         from ..models.loading import load
         from ..runs.folder import Folder
         from .terminal import converse, typed

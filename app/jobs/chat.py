@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.chat.conversation import CHUNK, Conversation, Partner, Switch
+from analysis.chat.conversation import CHUNK, Conversation, Switch
+from analysis.chat.partner import Partner
 from analysis.engine.step import Step
 from analysis.errors import log, told
 from analysis.maps.recent import HeadRow, head_row

@@ -6,7 +6,7 @@ from functools import partial
 
 import streamlit as st
 
-from analysis.chat.conversation import read_script, script_from_bytes, scripts
+from analysis.chat.scripts import read_script, script_from_bytes, scripts
 from analysis.errors import sentence
 from analysis.models.devices import pick_device
 from analysis.policies import parse

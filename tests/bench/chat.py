@@ -10,7 +10,9 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from analysis import texts
-from analysis.chat.conversation import ASSISTANT, Conversation, Partner, read_script
+from analysis.chat.conversation import Conversation
+from analysis.chat.partner import ASSISTANT, Partner
+from analysis.chat.scripts import read_script
 from analysis.engine.lane import Lane
 from analysis.engine.stream import open_lanes
 from analysis.policies import Dense, Policy, Streaming, Window

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from analysis import figures, texts
-from analysis.chat import conversation as chat
+from analysis.chat.scripts import script_from_bytes
 from analysis.engine.stream import open_lanes
 from analysis.figures.inputs import open_input
 from analysis.lab.folder import read
@@ -30,7 +30,7 @@ from analysis.maps.stretch import Stretch
 from analysis.models import loading as models
 from analysis.policies import POLICIES, parse
 from analysis.runs.reader import load
-from analysis.runs.spec import Spec
+from analysis.runs.spec import Sampling, Spec
 
 from .seeds import Named
 from .spoil import NASTY, spoiled, spoiled_json, spoiled_text
@@ -78,9 +78,7 @@ def rows(seeds: Path, seed: int, tries: int) -> Iterator[Row]:
     yield _row("policy strings", tries, lambda: _policy(chance))
     yield _row("figure strings", tries, lambda: _figure(chance))
     yield _row("recipe strings", tries, lambda: _recipe(chance))
-    whole = Spec(
-        "embedded", "hamlet", ("dense", "streaming:sinks=4,window=60"), 100, sampling=chat.Sampling()
-    ).to_json()
+    whole = Spec("embedded", "hamlet", ("dense", "streaming:sinks=4,window=60"), 100, sampling=Sampling()).to_json()
     yield _row("Spec JSON", tries, lambda: _spec(whole, chance))
     data = [p.read_bytes() for p in sorted(seeds.rglob("*")) if p.is_file() and p.stat().st_size < 2**20]
     for name in ("text.txt", "ids.npy", "script.txt", "script.jsonl"):
@@ -155,7 +153,7 @@ def _loose(file: Path, chance: random.Random, others: list[bytes]):
 
     def work() -> None:
         if name.startswith("script"):
-            assert all(p.strip() for p in chat.script_from_bytes(made, name)[0])
+            assert all(p.strip() for p in script_from_bytes(made, name)[0])
             return
         text = texts.from_bytes(made, name)
         assert (text.ids is None) != (text.content is None)

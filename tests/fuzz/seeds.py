@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from analysis.chat.conversation import SCRIPTS
+from analysis.chat.scripts import SCRIPTS
 from analysis.engine.check import adapt
 from analysis.engine.step import Step
 from analysis.lab.folder import write

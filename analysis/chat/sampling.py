@@ -1,0 +1,45 @@
+"""How the next token of an answer is chosen."""
+
+import torch
+from torch import Tensor
+from transformers.generation import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from ..runs.spec import Sampling
+
+PENALISED = 1024
+"""Newest tokens to which the repetition penalty looks back, so that a token's time does not grow."""
+
+
+class Chooser:
+    """Chooses the next token: transformers' own processors, and random numbers of our own seed."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self.sampling = sampling
+        self._processors = LogitsProcessorList()
+        if sampling.repetition_penalty != 1:
+            self._processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+        if sampling.temperature > 0:
+            self._processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            if sampling.top_k:
+                self._processors.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                self._processors.append(TopPLogitsWarper(sampling.top_p))
+        self._random = torch.Generator().manual_seed(sampling.seed)
+
+    def __call__(self, tokens: Tensor, logits: Tensor) -> int:
+        """The id of the next token: tokens [tokens] so far, logits [vocabulary]."""
+        if self._processors:
+            logits = self._processors(tokens[None, -PENALISED:].cpu(), logits[None])[0]
+        if self.sampling.temperature == 0:
+            return int(logits.argmax())
+        # One number a token, whatever the chunks were.
+        draw = torch.rand(1, generator=self._random, dtype=torch.float64)
+        probabilities, order = torch.softmax(logits.double(), -1).sort(descending=True, stable=True)
+        place = int(torch.searchsorted(probabilities.cumsum(-1), draw))
+        return int(order[min(place, int((probabilities > 0).sum()) - 1)])
