@@ -88,11 +88,11 @@ class _MeasuringPass:
     ) -> Tensor:
         call = Call.of(attention, query, key, value, **settings)
         samples, tokens = len(query), call.queries
-        places = torch.arange(tokens, device=query.device)
+        positions = torch.arange(tokens, device=query.device)
         angles = self.model.angles(attention, torch.arange(tokens, device=self.model.device), tokens)
         q, k = (self.model.rotate(attention, x, angles) for x in (query, key))
         k, v = k.repeat_interleave(call.groups, 1), value.repeat_interleave(call.groups, 1)
-        distance = places[:, None] - places[None]
+        distance = positions[:, None] - positions[None]
         unseen = distance < 0
         if call.sliding_window is not None:
             unseen = unseen | (distance >= call.sliding_window)

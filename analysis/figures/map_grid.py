@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
+from numpy.typing import NDArray
 
 from ..settings import setting
 from .base import Figure, Numbers, evenly
@@ -68,12 +70,11 @@ def map_grid(data: Numbers, *, ax: Axes | None = None, logits: bool = False) -> 
     step = side + gap
     whole = np.ones((len(maps) * step - gap, maps.shape[1] * step - gap, 4))
     meaning = None
-    every = np.concatenate([maps.ravel()])
     for (i, j), _ in np.ndenumerate(maps[..., 0, 0]):
         values = maps[i, j]
         rgba, own = coloured(values, logits=logits, linear=False)
         if logits:
-            own.set_clim(np.nanmin(every), np.nanmax(every))
+            own.set_clim(np.nanmin(maps), np.nanmax(maps))
             rgba, own = _on_one_scale(values, own), own
         whole[i * step : i * step + side, j * step : j * step + side] = rgba
         meaning = own
@@ -90,7 +91,7 @@ def map_grid(data: Numbers, *, ax: Axes | None = None, logits: bool = False) -> 
     return ax
 
 
-def _on_one_scale(values: np.ndarray, meaning) -> np.ndarray:
+def _on_one_scale(values: NDArray[np.float32], meaning: ScalarMappable) -> NDArray[np.floating]:
     rgba = meaning.to_rgba(np.nan_to_num(values, nan=meaning.get_clim()[0]))
     rgba[np.isnan(values)] = 1
     return rgba

@@ -77,10 +77,10 @@ def _broken(
 def _line(row: Sequence[tuple[int, str]], base: int, width: float, names: tuple[str, ...], size: float) -> Line:
     owners = [token for token, text in row for _ in text]
     runs, left = [], 0.0
-    for text, places, backwards in directed("".join(text for _, text in row), base):
+    for text, positions, backwards in directed("".join(text for _, text in row), base):
         edges, wide = _edges(text, names, size, backwards)
         parts = []
-        for token, group in groupby(zip(places, edges, strict=True), key=lambda p: owners[p[0]]):
+        for token, group in groupby(zip(positions, edges, strict=True), key=lambda p: owners[p[0]]):
             sides = [side for _, edge in group for side in edge]
             parts.append((token, left + min(sides), left + max(sides)))
         runs.append((text, left, wide, backwards, parts))
@@ -93,34 +93,34 @@ def _line(row: Sequence[tuple[int, str]], base: int, width: float, names: tuple[
 
 
 def directed(text: str, base: int) -> Iterator[tuple[str, list[int], bool]]:
-    """Runs of one direction, from left to right: text, place of each of its characters, whether it runs leftwards.
+    """Runs of one direction, from left to right: text, position of each character, whether it runs leftwards.
 
     By the Unicode bidirectional algorithm; `base` 1: the paragraph runs from right to left.
     """
     storage = bidi.get_empty_storage()
     storage |= {"base_level": base, "base_dir": "LR"[base]}
     bidi.get_embedding_levels(text, storage)
-    for place, character in enumerate(storage["chars"]):
-        character["place"] = place
+    for position, character in enumerate(storage["chars"]):
+        character["position"] = position
         # What Unicode has not yet given to anyone has no type, and stands as it is read.
         character["type"] = character["type"] or "L"
     bidi.explicit_embed_and_overrides(storage, False)
-    kept = [c["place"] for c in storage["chars"]]
+    kept = [c["position"] for c in storage["chars"]]
     bidi.resolve_weak_types(storage, False)
     _pair(storage["chars"], "LR"[base])
     bidi.resolve_neutral_types(storage, False)
     bidi.resolve_implicit_levels(storage, False)
-    level = {c["place"]: c["level"] for c in storage["chars"]}
+    level = {c["position"]: c["level"] for c in storage["chars"]}
     # What the algorithm leaves out, such as joiners, goes with what stands before it.
     levels, before = [], level[kept[0]] if kept else base
-    for place in range(len(text)):
-        before = level.get(place, before)
+    for position in range(len(text)):
+        before = level.get(position, before)
         levels.append(before)
     runs = [list(group) for _, group in groupby(range(len(text)), key=levels.__getitem__)]
-    # Rule L2: what has a level as high as each is turned round, from the highest to the lowest odd one.
-    for turned in range(max(levels, default=0), 0, -1):
+    # Rule L2: from the highest level down, whatever has at least this level is reversed.
+    for lowest in range(max(levels, default=0), 0, -1):
         order: list[list[int]] = []
-        for high, group in groupby(runs, key=lambda run: levels[run[0]] >= turned):
+        for high, group in groupby(runs, key=lambda run: levels[run[0]] >= lowest):
             order += [*group][:: -1 if high else 1]
         runs = order
     for run in runs:

@@ -5,7 +5,7 @@ after a trigger the next one copies the token before the trigger.  Only at trigg
 it must do nothing, and what it then does depends on whether its weights must sum to one.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -109,6 +109,6 @@ class Plays:
         return tokens
 
 
-def is_trigger(tokens):  # type: ignore[no-untyped-def]
-    """Which tokens, a number or an array or a tensor of them, are triggers: the same shape."""
+def is_trigger(tokens: Any) -> Any:
+    """Which tokens are triggers: bools of the same shape, for a number, an array or a tensor."""
     return (tokens >= 1) & (tokens <= TRIGGERS)
