@@ -153,7 +153,7 @@ def model_controls(key: str, now: Chosen) -> Chosen:
         "Weights",
         list(WEIGHTS),
         index=list(WEIGHTS).index(now.weights),
-        format_func=WEIGHTS.get,
+        format_func=WEIGHTS.__getitem__,
         key=f"{key}-weights",
         help="Packed weights answer two to four times as fast on a CPU, and are a little less exact",
     )
@@ -177,7 +177,7 @@ def reading_controls(key: str, bos: str, special: str) -> tuple[str, str]:
         "Begin with BOS",
         list(BEGINS),
         index=list(BEGINS).index(bos),
-        format_func=BEGINS.get,
+        format_func=BEGINS.__getitem__,
         key=f"{key}-bos",
         help="BOS is the token that begins a text: the sink of many models, such as Gemma, Llama and Mistral, which "
         "read badly without it. As usual: as the tokenizer does. A text never begins with it twice; token ids are read "
@@ -186,7 +186,7 @@ def reading_controls(key: str, bos: str, special: str) -> tuple[str, str]:
         "Special tokens",
         list(CONTROL),
         index=list(CONTROL).index(special),
-        format_func=CONTROL.get,
+        format_func=CONTROL.__getitem__,
         key=f"{key}-special",
         help="What names such as <|endoftext|> or <think> are that stand in a text, or that somebody types",
     )
@@ -275,8 +275,8 @@ def policy_controls(key: str, policy: Policy) -> Policy:
         key=f"{key}-policy",
     )
     chosen = POLICIES[name]
-    st.caption(" ".join(chosen.__doc__.split("\n\n")[0].split()))
-    values = {f.name: setting_control(f"{key}-{name}", f, policy, chosen) for f in chosen.settings()}
+    st.caption(" ".join((chosen.__doc__ or "").split("\n\n")[0].split()))
+    values: dict[str, Any] = {f.name: setting_control(f"{key}-{name}", f, policy, chosen) for f in chosen.settings()}
     with st.expander("What if", expanded=bool(policy.changes)):
         values |= {f.name: setting_control(key, f, policy, chosen) for f in chosen.interventions()}
     try:

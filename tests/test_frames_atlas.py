@@ -19,7 +19,8 @@ class Opened:
     """A captured stretch as the page has it."""
 
     def __init__(self, atlas, name):
-        self.atlas, self.id, self.spec, self.begins = atlas, name, atlas.stretch.spec, ""
+        self.atlas = self.opened = atlas
+        self.id, self.spec, self.begins = name, atlas.stretch.spec, ""
         self.pieces = [f"w{i}" for i in range(atlas.stretch.tokens + 1)]
 
 

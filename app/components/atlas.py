@@ -5,17 +5,9 @@ It holds no truth but where one looks: it says which region it needs next, and d
 
 from collections.abc import Callable
 
-import streamlit as st
+from .parts import declare, serve_plotly
 
-from .parts import script, serve_plotly, style
-
-_component = st.components.v2.component(
-    "atlas",
-    html='<div class="sk"></div>\n',
-    css=style("atlas"),
-    js=script("atlas", "world", "many", "rows", "main"),
-    isolate_styles=False,
-)
+_component = declare("atlas", "world", "many", "rows", "main")
 
 
 def mount(frame: bytes, *, key: str, on_region: Callable[[], None], on_pick: Callable[[], None]) -> None:

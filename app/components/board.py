@@ -6,17 +6,9 @@ nothing jumps.  It holds no truth: it shows what the frame says, and sends back 
 
 from collections.abc import Callable
 
-import streamlit as st
+from .parts import declare, serve_plotly
 
-from .parts import script, serve_plotly, style
-
-_component = st.components.v2.component(
-    "board",
-    html='<div class="sk"></div>\n',
-    css=style("board"),
-    js=script("board", "toolbar", "cards", "curves", "map", "strip", "main"),
-    isolate_styles=False,
-)
+_component = declare("board", "toolbar", "cards", "curves", "map", "strip", "main")
 
 
 def mount(

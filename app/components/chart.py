@@ -1,17 +1,10 @@
 """A chart that is drawn again in place: nothing flickers while a curve grows, on a light page or a dark one."""
 
 import plotly.graph_objects as go
-import streamlit as st
 
-from .parts import script, serve_plotly, style
+from .parts import declare, serve_plotly
 
-_component = st.components.v2.component(
-    "chart",
-    html='<div class="sk"></div>\n',
-    css=style("chart"),
-    js=script("chart", "main"),
-    isolate_styles=False,
-)
+_component = declare("chart", "main")
 
 
 def mount(figure: go.Figure, *, key: str, alt: str, height: int = 300, projected: int = 0) -> None:

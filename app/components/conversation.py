@@ -5,17 +5,9 @@ It holds no truth: it shows what the frame says (frames/chat.py), and sends back
 
 from collections.abc import Callable
 
-import streamlit as st
+from .parts import declare, serve_plotly
 
-from .parts import script, serve_plotly, style
-
-_component = st.components.v2.component(
-    "conversation",
-    html='<div class="sk"></div>\n',
-    css=style("conversation"),
-    js=script("conversation", "lanes", "composer", "meters", "main"),
-    isolate_styles=False,
-)
+_component = declare("conversation", "lanes", "composer", "meters", "main")
 
 
 def mount(

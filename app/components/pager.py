@@ -3,17 +3,9 @@ fast they come: Streamlit makes one of two presses of a button that come before 
 
 from collections.abc import Callable
 
-import streamlit as st
+from .parts import declare
 
-from .parts import script, style
-
-_component = st.components.v2.component(
-    "pager",
-    html='<div class="sk"></div>\n',
-    css=style("pager"),
-    js=script("pager", "main"),
-    isolate_styles=False,
-)
+_component = declare("pager", "main")
 
 
 def mount(at: int, count: int, words: tuple[str, str], *, seen: float, key: str, on_turn: Callable[[], None]) -> None:

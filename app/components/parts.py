@@ -1,10 +1,13 @@
 """What the components are made of: pieces of script and style, and the plotting script that they load."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import plotly
 import streamlit as st
+from streamlit.components import v2
 
 HERE = Path(__file__).parent
 STATIC = HERE.parent / "static"
@@ -15,6 +18,17 @@ def script(component: str, *parts: str) -> str:
     """The shared pieces and a component's own as one module: a component's script can import nothing of its own."""
     paths = [HERE / "shared" / f"{part}.js" for part in SHARED] + [HERE / component / f"{part}.js" for part in parts]
     return "\n".join(path.read_text(encoding="utf-8") for path in paths)
+
+
+def declare(component: str, *parts: str) -> Callable[..., Any]:
+    """A component whose script has these parts, in this order, and whose style stands beside them."""
+    return v2.component(
+        component,
+        html='<div class="sk"></div>\n',
+        css=style(component),
+        js=script(component, *parts),
+        isolate_styles=False,
+    )
 
 
 def style(component: str) -> str:

@@ -1,10 +1,10 @@
 """Says on every page when the server has gone: nothing else would move any more, and nobody would know why."""
 
-import streamlit as st
+from streamlit.components import v2
 
 from .parts import HERE
 
-_component = st.components.v2.component(
+_component = v2.component(
     "presence",
     html='<div class="sk-away" role="alert"></div>\n',
     css=(HERE / "presence" / "presence.css").read_text(encoding="utf-8"),

@@ -106,13 +106,13 @@ class AtlasSender:
     def frame(self, run: CaptureJob, other: CaptureJob | None, view: AtlasView) -> bytes:
         """What a person looks at; `other`: a stretch to compare with."""
         self._seq += 1
-        atlas, arrays = run.atlas, {}
-        total = atlas.stretch.tokens if other is None else min(atlas.stretch.tokens, other.atlas.stretch.tokens)
+        atlas, arrays = run.opened, {}
+        total = atlas.stretch.tokens if other is None else min(atlas.stretch.tokens, other.opened.stretch.tokens)
         region = view.region
         if region is None or max(region.rows[1], region.columns[1]) > total:
             region = whole(total, OVERVIEW)
         kind = view.kind if view.kind != "difference" or other is not None else "weights"
-        minus = other.atlas if kind == "difference" else None
+        minus = other.opened if kind == "difference" else None
         shown = {"map": self._drawn(self.tiles.get, atlas, minus, view, region, kind)}
         shown["first"] = self._drawn(self.tiles.first, atlas, minus, view, region, kind)
         headings = [parse(run.spec.policies[0]).label]
@@ -121,8 +121,8 @@ class AtlasSender:
         if minus is not None:
             headings = [" minus ".join(headings)]
         elif other is not None:
-            shown["other"] = self._drawn(self.tiles.get, other.atlas, None, view, region, kind)
-            shown["other_first"] = self._drawn(self.tiles.first, other.atlas, None, view, region, kind)
+            shown["other"] = self._drawn(self.tiles.get, other.opened, None, view, region, kind)
+            shown["other_first"] = self._drawn(self.tiles.first, other.opened, None, view, region, kind)
         low, high = self._range(atlas, other, view, kind, total, shown)
         arrays |= {name: levels(drawn, kind, low, high) for name, drawn in shown.items()}
         stretch = atlas.stretch
@@ -174,7 +174,7 @@ class AtlasSender:
             return 0.0, 1.0
         key = (atlas, other and other.id, kind, view.layer, view.head, view.pool)
         if key not in self._spans:
-            minus = other.atlas if kind == "difference" else None
+            minus = other.opened if kind == "difference" else None
             overview = self._drawn(self.tiles.get, atlas, minus, view, whole(total, OVERVIEW), kind)
             self._spans = {key: span(overview, kind)}
         found = [self._spans[key], *(span(drawn, kind) for drawn in shown.values())]
@@ -199,7 +199,7 @@ class AtlasSender:
             "to": Region((0, total), (column, column + 1), scale),
         }
         for name, region in ways.items():
-            arrays[name] = run.atlas.draw(view.layer, view.head, region).ravel()
+            arrays[name] = run.opened.draw(view.layer, view.head, region).ravel()
         names = (f"{run.pieces[t]!r} ({t:,})" for t in (row, column))
         return {"row": row, "column": column, **dict(zip(("row_text", "column_text"), names, strict=True))}
 
@@ -241,7 +241,7 @@ def called(runs: Sequence[CaptureJob]) -> list[str]:
     """A name for each stretch, no two alike: policy, text and tokens, and what else tells it from those that have the
     same."""
     found = [
-        f"{parse(run.spec.policies[0]).label}, {run.spec.text}, {run.atlas.stretch.tokens:,} tokens" for run in runs
+        f"{parse(run.spec.policies[0]).label}, {run.spec.text}, {run.opened.stretch.tokens:,} tokens" for run in runs
     ]
     particulars = (
         lambda run: run.spec.policies[0],

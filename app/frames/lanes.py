@@ -17,7 +17,7 @@ SCHEMA = [
     {
         "name": name,
         "title": policy.title,
-        "help": policy.__doc__.split("\n")[0].replace("`", ""),
+        "help": (policy.__doc__ or "").split("\n")[0].replace("`", ""),
         "settings": [
             {
                 "name": f.name,
@@ -57,10 +57,11 @@ def faces(
 
 def offers(policy: Policy) -> list[dict[str, Any]]:
     """Policies of another kind with as many cached tokens, for one press: words, policy, and whether to pin sinks."""
+    size = policy.capacity or 0
     if policy.name == Streaming.name:
-        return [{"words": "Drop the sinks", "policy": str(Window(policy.sinks + policy.window)), "pin": False}]
-    if policy.name == Window.name and policy.window > SINK_TOKENS:
-        back = Streaming(SINK_TOKENS, policy.window - SINK_TOKENS)
+        return [{"words": "Drop the sinks", "policy": str(Window(window=size)), "pin": False}]
+    if policy.name == Window.name and size > SINK_TOKENS:
+        back = Streaming(sinks=SINK_TOKENS, window=size - SINK_TOKENS)
         return [{"words": "Bring the sinks back", "policy": str(back), "pin": True}]
     return []
 

@@ -48,7 +48,7 @@ class ReadingSender:
 
     seq: int = 0
     _arrays: dict[str, NDArray] = field(default_factory=dict)
-    _seen: ReadingSnapshot | None = None
+    _seen: ReadingSnapshot = field(default_factory=lambda: ReadingSnapshot((), (), 0, 0.0))
     """What a frame is made of: the lanes themselves read on meanwhile."""
 
     def frame(self, run: ReadingJob, view: View) -> bytes:

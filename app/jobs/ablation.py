@@ -1,7 +1,7 @@
 """Ablation: what the sink of each head is worth, one head after the other."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 from analysis import texts
@@ -66,7 +66,7 @@ class AblationJob(TextJob):
         """What is known so far."""
         return self._found
 
-    def _steps(self) -> Iterator[None]:
+    def _steps(self) -> Generator[None, None, None]:
         model = self._load()
         if self.layer is not None and self.layer >= model.layers:
             raise ValueError(f"there is no layer {self.layer}: layers are 0 to {model.layers - 1}")

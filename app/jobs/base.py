@@ -7,7 +7,7 @@ own thread touches what it works with.  Never calls Streamlit.
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -38,6 +38,7 @@ class Tab(Protocol):
     @property
     def open(self) -> bool:
         """Whether this page can still renew a lease."""
+        ...
 
 
 class Unwanted(Exception):
@@ -206,7 +207,7 @@ class Job:
         # The note that was told last is still true.
         self._set("finished", self.note)
 
-    def _steps(self) -> Iterator[None]:
+    def _steps(self) -> Generator[None, None, object]:
         """The work; yields after each piece.  A `finally` tidies up when the job is stopped."""
         raise NotImplementedError
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +34,14 @@ class CaptureJob(TextJob):
         """The text of each token."""
         self._place: tempfile.TemporaryDirectory | None = None
 
-    def _steps(self) -> Iterator[None]:
+    @property
+    def opened(self) -> Atlas:
+        """The atlas of what was captured.  Raises ValueError before there is one."""
+        if self.atlas is None:
+            raise ValueError("nothing is captured yet: wait until the stretch is read")
+        return self.atlas
+
+    def _steps(self) -> Generator[None, None, None]:
         place = Path(self.folder) if self.folder else None
         if place and os.path.exists(place / "stretch.json"):
             stretch = Stretch(place)

@@ -1,6 +1,6 @@
 """Costs: seconds and bytes of lanes while they read, and then of windows of growing size."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 from analysis import texts
@@ -78,7 +78,7 @@ class CostsJob(TextJob):
         lanes = tuple(LaneCosts(lane.policy, tuple(lane.costs)) for lane in self._lanes)
         return CostsSnapshot(lanes, self._reading, share, tuple(self._windows))
 
-    def _steps(self) -> Iterator[None]:
+    def _steps(self) -> Generator[None, None, None]:
         model = self._load()
         ids = self._tokens(self.text, model)
         self._lanes = [CountedLane(model, ids, policy) for policy in self.spec.policies]

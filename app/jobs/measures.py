@@ -1,6 +1,6 @@
 """Measures: what every head does over many short texts, sample after sample."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from analysis import texts
 from analysis.experiments.measures import Measured, joined, measure, samples_of_text, separators_of
@@ -25,7 +25,7 @@ class MeasuresJob(TextJob):
         """How many samples are measured."""
         return 0 if self.measured is None else len(self.measured.median)
 
-    def _steps(self) -> Iterator[None]:
+    def _steps(self) -> Generator[None, None, None]:
         model = self._load()
         self.tokenized = samples_of_text(self.text, model.tokenizer, self.spec, self.samples)
         apart = separators_of(model.tokenizer, model.network.get_input_embeddings().num_embeddings)

@@ -1,6 +1,6 @@
 """Training: small transformers that are trained side by side."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class TrainingJob(Job):
         """The moments so far, a tuple for each training."""
         return tuple(map(tuple, self._moments))
 
-    def _steps(self) -> Iterator[None]:
+    def _steps(self) -> Generator[None, None, None]:
         trainings = [Training(recipe) for recipe in self.recipes]
         self.examples = tuple(t.example for t in trainings)
         going = {i: t.measurements(EVERY) for i, t in enumerate(trainings)}

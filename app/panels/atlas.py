@@ -69,9 +69,9 @@ def region_wanted() -> None:
     if run is None or run.atlas is None or not fresh("atlas-region", value):
         return
     total, scale = run.atlas.stretch.tokens, max(1, int(value["scale"]))
-    spans = [tuple(max(0, min(total, int(n))) for n in value[side]) for side in ("rows", "columns")]
-    if all(begin < end for begin, end in spans):
-        st.session_state.atlas_view.region = Region(*spans, scale)
+    rows, columns = ([max(0, min(total, int(n))) for n in value[side]] for side in ("rows", "columns"))
+    if rows[0] < rows[1] and columns[0] < columns[1]:
+        st.session_state.atlas_view.region = Region((rows[0], rows[1]), (columns[0], columns[1]), scale)
 
 
 def picked() -> None:
@@ -100,18 +100,18 @@ def controls(view: AtlasView, run: CaptureJob, others: dict[str, CaptureJob]) ->
         view.colour = _one_of("Colour", ("logarithmic", "linear"))
         many = {"none": "none", "heads": "heads of this layer", "layers": "layers of this head"}
         view.many = st.selectbox(
-            "Small maps", list(many), format_func=many.get, key=kept("atlas-many", "none"), width=190
+            "Small maps", list(many), format_func=many.__getitem__, key=kept("atlas-many", "none"), width=190
         )
         if not others:
             return None
         (_, *called_others) = called([run, *others.values()])
         names = {"": "nothing", **dict(zip(others, called_others, strict=True))}
         key = kept("atlas-other", "", names)
-        chosen = st.selectbox("Compare with", list(names), format_func=names.get, key=key, width=320)
+        chosen = st.selectbox("Compare with", list(names), format_func=names.__getitem__, key=key, width=320)
         if not chosen:
             return None
         how = st.segmented_control(
-            "As", list(COMPARED), format_func=COMPARED.get, key=kept("atlas-as", "beside"), required=True
+            "As", list(COMPARED), format_func=COMPARED.__getitem__, key=kept("atlas-as", "beside"), required=True
         )
         if how == "minus":
             view.kind = "difference"

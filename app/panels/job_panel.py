@@ -101,7 +101,7 @@ class JobPanel(Generic[Kind]):
         REGISTRY.free(self.id)
         self.put("")
 
-    def buttons(self, label: str, icon: str, start: Callable[[], object]) -> None:
+    def buttons(self, label: str, icon: str, start: Callable[[], None]) -> None:
         """Start and stop."""
         st.button(label, type="primary", icon=f":material/{icon}:", on_click=start, disabled=self.busy)
         st.button("Stop", icon=":material/stop:", on_click=self.stop, disabled=not self.busy)

@@ -32,7 +32,7 @@ def sidebar() -> None:
         "The sink of one head",
         list(KINDS),
         index=list(KINDS).index(asked["kind"]),
-        format_func=KINDS.get,
+        format_func=KINDS.__getitem__,
         key="heads-kind",
         help="An empty sink still takes its share of attention; where it is not seen, the others make up for it",
     )

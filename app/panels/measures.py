@@ -80,7 +80,7 @@ def draw() -> None:
         name = st.selectbox(
             "Measure",
             list(MEASURES),
-            format_func=MEASURES.get,
+            format_func=MEASURES.__getitem__,
             key=kept("measures-name", next(iter(MEASURES))),
             width=320,
         )

@@ -10,7 +10,7 @@ import streamlit as st
 from PIL import Image
 
 from analysis.errors import sentence
-from analysis.figures import FIGURES, AttentionStrip, Figure, HeadMap, Perplexity, SinkGrid, Strip, parse
+from analysis.figures import FIGURES, AttentionStrip, Figure, HeadMap, Numbers, Perplexity, SinkGrid, Strip, parse
 from analysis.figures.export import command, provenance
 from analysis.figures.inputs import FigureInput, open_input
 from analysis.figures.report import page
@@ -132,7 +132,7 @@ def sidebar() -> tuple[Figure | None, Layout | None, str, str, str]:
         brand("figures")
         name = st.selectbox("Figure", list(FIGURES), format_func=lambda n: FIGURES[n].title, key="figure-name")
         kind = FIGURES[name]
-        st.caption(" ".join(kind.__doc__.split("\n\n")[0].split()).replace("`", ""))
+        st.caption(" ".join((kind.__doc__ or "").split("\n\n")[0].split()).replace("`", ""))
         names = offered(kind.needs)
         shown = [label for label, found in names.items() if found and found == st.session_state.get("atlas_run")]
         first = list(names).index(shown[0]) if shown else 0
@@ -153,9 +153,7 @@ def sidebar() -> tuple[Figure | None, Layout | None, str, str, str]:
             return None, None, file, chosen, folder
 
 
-def preview(
-    figure: Figure, data: dict[str, Any], layout: Layout, file: str, made: bytes, about: dict[str, Any]
-) -> None:
+def preview(figure: Figure, data: Numbers, layout: Layout, file: str, made: bytes, about: dict[str, Any]) -> None:
     """The file itself where a browser shows it, and else its twin."""
     grey = st.toggle("As a black-and-white printer has it", key="figure-grey")
     if file == "svg" and not grey:
@@ -176,7 +174,7 @@ def draw() -> None:
     heading("figures")
     if st.session_state.figure_problem:
         st.error(plain(st.session_state.figure_problem))
-    if figure is None:
+    if figure is None or layout is None:
         return
     st.query_params.update({"figure": str(figure)} | ({"run": chosen} if chosen else {}))
     out = Path(f"{figure.name}.{file}")

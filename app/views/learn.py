@@ -67,8 +67,8 @@ def sidebar(chapters: dict[str, Chapter], page: Chapter) -> None:
     with st.sidebar:
         brand("learn", state["language"])
         st.segmented_control(
-            page.say("language"), list(LANGUAGES), format_func=LANGUAGES.get, default=state["language"], required=True,
-            key="lesson-language", on_change=speak,
+            page.say("language"), list(LANGUAGES), format_func=LANGUAGES.__getitem__, default=state["language"],
+            required=True, key="lesson-language", on_change=speak,
         )  # fmt: skip
         # A box of its own in each language: Streamlit knows a choice by the words that it shows.
         st.selectbox(

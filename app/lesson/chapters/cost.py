@@ -1,5 +1,6 @@
 """What four policies cost, measured against the length of the text, and the powers with which it grows."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -44,7 +45,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             key="cost-show",
         )  # fmt: skip
         stage.transport(page, run, start)
-    if not stage.watch(run) or not run.lanes:
+    if (run := stage.watch(run)) is None or not run.lanes:
         st.caption(page.say("loading"))
         return
     if run.live:
@@ -89,22 +90,23 @@ def draw(chapter: Chapter, page: Chapter) -> None:
 
 
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+NOTHING: Columns = (np.array([]), np.array([]), np.array([]), np.array([]))
 
 
-def _columns(costs: list[Cost]) -> Columns:
+def _columns(costs: Sequence[Cost]) -> Columns:
     """Tokens, seconds, seconds in attention, and bytes."""
     tokens, seconds, attention, cached = np.array([(c.tokens, c.seconds, c.attention, c.cache_bytes) for c in costs]).T
     return tokens, seconds, attention, cached
 
 
-def counted(name: str, costs: list[Cost]) -> Columns:
+def counted(name: str, costs: Sequence[Cost]) -> Columns:
     """What a lane has cost; where windows are recomputed, from the first one that is."""
     costs = list(costs)
     if name != "recompute":
-        return _columns(costs) if costs else (np.array([]),) * 4
+        return _columns(costs) if costs else NOTHING
     begun = [c for c in costs if c.tokens > WINDOW]
     if len(begun) < 2:
-        return (np.array([]),) * 4
+        return NOTHING
     tokens, seconds, attention, cached = _columns(begun)
     return tokens[1:] - tokens[0], seconds[1:] - seconds[0], attention[1:] - attention[0], cached[1:]
 
@@ -156,7 +158,7 @@ def lanes(run: CostsJob, chapter: Chapter, page: Chapter, *, memory: bool) -> go
     return figure
 
 
-def passes(costs: list[Cost], chapter: Chapter) -> go.Figure:
+def passes(costs: Sequence[Cost], chapter: Chapter) -> go.Figure:
     """Seconds of one forward pass against the size of its window."""
     tokens, seconds, attention, _ = _columns(costs)
     figure = go.Figure()

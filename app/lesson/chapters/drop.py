@@ -44,7 +44,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             disabled=run is None or not run.live,
             key="drop-switch",
         )
-    if not stage.watch(run):
+    if (run := stage.watch(run)) is None:
         return
     lines, items = [], []
     for lane, (begun, policy) in enumerate((parse(b), parse(p)) for b, p in zip(FOUR, policies, strict=True)):

@@ -71,7 +71,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         if run is not None and any(run.moments):
             with st.popover(chapter.say("export"), icon=":material/download:"):
                 exports(run, chapter)
-    if not stage.watch(run):
+    if (run := stage.watch(run)) is None:
         return
     # One that failed at once has none.
     begun = [of for of in zip(run.recipes, run.moments, strict=True) if of[1]]
@@ -119,15 +119,17 @@ def settings(chapter: Chapter) -> None:
     def value(name: str) -> Any:
         return recipe.get(name, now[name].default)
 
-    def number(name: str, step: float, **more: str) -> None:
+    def number(name: str, step: float, format: str | None = None) -> None:
         rule, kind = now[name].metadata, now[name].type
         if recipe["task"] == "plays" and name in FOR_PLAYS:
             st.number_input(
-                chapter.say(name), value=FOR_PLAYS[name], key=f"emergence-{name}-plays", disabled=True, **more
+                chapter.say(name), value=FOR_PLAYS[name], key=f"emergence-{name}-plays", disabled=True, format=format
             )
             return
         low, high, at = kind(rule["low"]), kind(rule["high"]), kind(value(name))
-        recipe[name] = st.number_input(chapter.say(name), low, high, at, step, key=f"emergence-{name}-{turn}", **more)
+        recipe[name] = st.number_input(
+            chapter.say(name), low, high, at, step, key=f"emergence-{name}-{turn}", format=format
+        )
 
     for name, choices in (("task", ("backcopy", "plays")), ("bos", ("yes", "no"))):
         recipe[name] = st.segmented_control(

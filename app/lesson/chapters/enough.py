@@ -39,7 +39,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             start()
             run = stage.playing(ReadingJob)
         stage.transport(page, run, start)
-    if not stage.watch(run):
+    if (run := stage.watch(run)) is None:
         return
     names = [chapter.say("sinks-n", n=s) if s > 1 else chapter.say(f"sinks-{s}") for s in SINKS]
     lines = [(name, *rolling(run, lane, REFERENCE)) for lane, name in enumerate(names)]

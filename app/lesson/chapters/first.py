@@ -32,7 +32,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         right.text_input(chapter.say("another"), "Yesterday", key="first-other", max_chars=stage.LONGEST).strip()
         or "Yesterday"
     )
-    masses = {name: stage.passage(_begun(name, state["sentence"], other, ids)).mass for name in BEGINNINGS}
+    masses = {name: stage.passage(_begun(name, state["sentence"], other, ids)).sink_mass for name in BEGINNINGS}
     mass = masses[begin]
     layers, heads = mass.shape
     chart.mount(

@@ -137,12 +137,12 @@ def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None
     )
 
 
-def watch(run: Job | None) -> bool:
-    """Renew the lease of a job, and say what is wrong; whether there is something to show."""
+def watch(run: Run | None) -> Run | None:
+    """Renew the lease of a job, and say what is wrong; the job, if there is one to show."""
     say_problem(PLACE.problem)
     if run is None:
-        return False
+        return None
     slots.renew_lease(run)
     if run.status == "failed":
         say_problem(run.note)
-    return True
+    return run
