@@ -14,7 +14,7 @@ from analysis.policies import POLICIES, Dense, Ranked, Streaming, Window, parse
 from .families import shared, words
 from .published import naive
 from .reading import read
-from .switching import beside, read_both, switch_both
+from .switching import beside, check_held, follow, read_both, switch_both
 
 RANKED = [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)]
 SMALL = {
@@ -281,15 +281,21 @@ def test_shares_say_how_many_heads_hold_a_token(tiny_llama):
 @pytest.mark.parametrize("name", ["tova", "knorm", "keydiff"])
 def test_a_policy_that_may_drop_the_newest_token_is_left_for_any_other(name, then, tiny_llama):
     tokens, first = words(120), parse(f"{name}:budget=12,interval=3" + (",skip=0" if name == "knorm" else ""))
+    lane = open_lanes(tiny_llama, tokens[:40], [first], history=64)[0]
+    reference = beside(lane)
+    read_both(lane, reference, 39)
     met = set()
     for count in range(40, 56):
-        lane = open_lanes(tiny_llama, tokens[: count + 20], [first])[0]
-        lane.read(count)
+        lane.context.extend(tokens[count : count + 1].astype(np.int32))
+        read_both(lane, reference, 1)
+        before, then_reference = lane.snapshot(), reference.copy()
         met.add(lane.first == lane.position - 1)
-        lane.switch(parse(then))
-        read = lane.position - 1
-        while not lane.done:
-            assert np.isfinite(lane.read(7).nll).all()
-        assert lane.position - 1 > read and np.isfinite(lane.next(lambda _: 5).nll).all()
-    # Now and then some head had let go of the newest token.
+        switch_both(lane, reference, parse(then))
+        check_held(lane, reference)
+        lane.context.extend(tokens[count + 1 : count + 20].astype(np.int32))
+        read_both(lane, reference, 19, chunk=7)
+        follow(lane, reference, lane.next(lambda _: 5))
+        lane.restore(before)
+        reference = then_reference
+    # Now and then some head had evicted the newest token.
     assert name == "tova" or True in met
