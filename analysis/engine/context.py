@@ -6,7 +6,7 @@ lane reads is lane.py's matter.
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from .layers.banded import BandedLayer
 from .tracing import one_token
 
 
+@runtime_checkable
 class OneToken(Reader, Protocol):
     """A pass of one token, at text position `token`."""
 

@@ -6,7 +6,7 @@ knows nothing of files or screens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,6 +25,7 @@ CHUNK = 512
 SINK_TOKENS = 4
 
 
+@runtime_checkable
 class Loaded(Protocol):
     """A model in memory with what belongs to it, such as models.LanguageModel."""
 

@@ -10,7 +10,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Sequence
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -55,7 +55,7 @@ class _OfAnyLength:
 
     rule = SAME
 
-    def of_length(self, length: int) -> Self:
+    def of_length(self, length: int) -> "Positions":
         return self
 
 

@@ -5,7 +5,6 @@ What is kept never depends on what the model computed, so hundreds of tokens go 
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Self
 
 import numpy as np
 import torch
@@ -143,7 +142,7 @@ class BandedStore(Store):
     def _record(self, chunk: QKChunk) -> None:
         self.chunks = recorded(self.chunks, chunk, self.context.history)
 
-    def copy(self) -> Self:
+    def copy(self) -> "BandedStore":
         """The same, free to go another way; takes no memory of its own."""
         twin = super().copy()
         twin._decoded = []

@@ -8,7 +8,7 @@ beside this one, one line in kv/__init__.py, and a policy that names it.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ PASSES = 32
 Chunk = QKChunk | RankedChunk
 
 
+@runtime_checkable
 class Layer(Protocol):
     """What one layer holds."""
 
@@ -169,7 +170,7 @@ class Store(ABC):
         """Put the queries and keys of decoded tokens where maps find them; a store that decodes as it reads has
         none."""
 
-    def copy(self) -> Self:
+    def copy(self) -> "Store":
         """The same, free to go another way; takes no memory of its own."""
         self.settle()
         twin = copy.copy(self)

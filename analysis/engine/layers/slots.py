@@ -1,7 +1,8 @@
 """A window of tokens that grows at its end and is evicted at its beginning, and what is said of the tokens held."""
 
 import weakref
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -77,6 +78,7 @@ class Slots:
         self._held = data, start, stop, first + tokens
 
 
+@runtime_checkable
 class Held(Protocol):
     """What some KV heads hold of a text."""
 
@@ -134,6 +136,6 @@ class Span(NamedTuple):
         held[self.first : self.read] += self.heads
 
 
-def prefix_of(held: "list[Held]") -> int:
+def prefix_of(held: Sequence[Held]) -> int:
     """First tokens whose keys are held, without a gap, by all of these heads; 0 for no heads."""
     return min((some.prefix for some in held), default=0)
