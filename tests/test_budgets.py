@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from analysis.engine.stream import open_lanes
 from analysis.policies import POLICIES, Ranked, parse
 
-from .families import tiny, words
+from .families import shared, words
 
 NAMES = [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)]
 
@@ -39,7 +39,7 @@ def odd_policies(draw):
 
 @pytest.fixture(scope="module")
 def models():
-    return {layers: tiny("llama", num_hidden_layers=layers) for layers in (1, 2, 3, 6)}
+    return {layers: shared("llama", num_hidden_layers=layers) for layers in (1, 2, 3, 6)}
 
 
 @given(policy=odd_policies(), layers=st.sampled_from([1, 2, 3, 6]), chunk=st.sampled_from([1, 3, 16, 80]))
@@ -89,7 +89,7 @@ def test_pyramids_have_the_mean_that_is_asked_for(layers, budget, steepness, int
 def test_the_pyramid_of_the_issue_keeps_its_budget(layers):
     policy = parse("pyramid:budget=24,sinks=2,recent=4")
     assert sum(policy.budget_of(i, layers) for i in range(layers)) == 24 * layers
-    lane = open_lanes(tiny("llama", num_hidden_layers=layers), words(60), [policy])[0]
+    lane = open_lanes(shared("llama", num_hidden_layers=layers), words(60), [policy])[0]
     most = 0
     while not lane.done:
         most = max(most, lane.read(16).cache_tokens.max(), sum(len(c) for c in lane.store.layers) / layers)
@@ -118,3 +118,15 @@ def test_scissorhands_drops_half_unless_told_otherwise(budget):
     policy = POLICIES["scissorhands"](budget=budget)
     assert policy.interval == max(1, min(budget // 2, budget - 10)) and parse(str(policy)) == policy
     assert POLICIES["scissorhands"](budget=budget, interval=1).interval == 1
+
+
+@pytest.mark.parametrize(("sinks", "recent", "interval"), [(8, 8, 4), (0, 8, 10), (10, 10, 1)])
+def test_scissorhands_never_drops_what_it_protects(sinks, recent, interval):
+    assert POLICIES["scissorhands"](budget=20, sinks=sinks, recent=recent).interval == interval
+
+
+@pytest.mark.parametrize("kernel", [2, 4, 6])
+def test_the_kernel_of_snapkv_has_a_middle(kernel):
+    assert POLICIES["snapkv"](kernel=kernel + 1).kernel == kernel + 1
+    with pytest.raises(ValueError, match=f"kernel must be an odd number, not {kernel}"):
+        POLICIES["snapkv"](kernel=kernel)

@@ -63,4 +63,7 @@ def page() -> None:
     st.set_page_config(layout="wide")
     if "run" not in st.query_params:
         st.query_params["run"] = begin().id
+    # What the frame (app/main.py) tells its pages.
+    st.session_state.arrived, st.session_state.offered = "page" not in st.session_state, False
+    st.session_state.page = ""
     st.navigation([st.Page(ROOT / "app/views/read.py", default=True)], position="hidden").run()
