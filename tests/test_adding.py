@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from transformers import MptConfig, MptForCausalLM
 
@@ -59,8 +60,108 @@ class Dots(Figure):
         ax.plot(data["nll"], ".")
         return ax
 '''
+STORE = '''"""A store that counts what is predicted twice."""
+
+from .banded import BandedStore
+
+
+class TwiceStore(BandedStore):
+    """Keeps what a banded one keeps, and tells twice the NLL."""
+
+    def read(self, begin, chunk, stop):
+        predicted = super().read(begin, chunk, stop)
+        return predicted._replace(nll=2 * predicted.nll)
+'''
+OF_STORE = '''"""A policy of a store of its own."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from .dense import Dense
+
+
+@dataclass(frozen=True)
+class Twice(Dense):
+    """Keeps everything."""
+
+    name: ClassVar[str] = "twice"
+    store: ClassVar[str] = "twice"
+'''
+PAGE = '''"""A page that greets."""
+
+import streamlit as st
+
+st.title("Good morning")
+'''
+JOB = '''"""A job that counts to three."""
+
+from .base import Job
+
+
+class CountingJob(Job):
+    """Counts."""
+
+    noun = "counting"
+    count = 0
+
+    def _steps(self):
+        self._set("running")
+        for self.count in (1, 2, 3):
+            yield
+'''
+CHAPTER = '''"""What is played with in a chapter that greets."""
+
+import streamlit as st
+
+from . import stage
+
+
+def draw(chapter, page):
+    st.write(chapter.say("hello"))
+
+
+PLAY = stage.Play(draw)
+'''
+CHAPTER_TEXT = """# A greeting
+
+A text.
+
+## Question
+
+Who greets?
+
+## Answer
+
+The chapter.
+
+## Words
+
+- hello: Good evening
+"""
+ON_SCREEN = """
+import time
+from streamlit.testing.v1 import AppTest
+from app.jobs.counting import CountingJob
+from app.jobs.registry import REGISTRY
+from app.lesson import lesson
+from app.lesson.chapters import PLAYS
+from app.pages import PAGES
+page = AppTest.from_file("app/" + PAGES["hello"].path, default_timeout=30).run()
+print(PAGES["hello"].title(), [title.value for title in page.title])
+job = REGISTRY.start(CountingJob)
+job.join()
+print(job.status, job.count, job.about)
+play = [
+    "from app.lesson import lesson",
+    "from app.lesson.chapters import PLAYS",
+    "PLAYS['greeting'].draw(lesson('en')['greeting'], lesson('en')['page'])",
+]
+chapter = AppTest.from_string("\\n".join(play), default_timeout=30).run()
+print(lesson("en")["greeting"].number, [text.value for text in chapter.markdown])
+"""
 COMMANDS = """
 import json, sys
+from pathlib import Path
 from analysis.cli import main as cli
 for line in sys.stdin:
     sys.argv = ["analysis", *json.loads(line)]
@@ -68,6 +169,7 @@ for line in sys.stdin:
         cli.main()
     except SystemExit as end:
         print(f"\\0{end.code or 0}\\0", flush=True)
+exec(Path("on_screen.py").read_text())
 """
 """Commands one after the other in one process, since most of the time of one goes into its imports."""
 
@@ -79,9 +181,14 @@ class House:
         self.root = root
         for name in ("analysis", "app"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-        (root / "assets").symlink_to(ROOT / "assets")
+        (root / "assets").mkdir()
+        for path in (ROOT / "assets").iterdir():
+            if path.name == "lesson":
+                shutil.copytree(path, root / "assets" / path.name)
+            else:
+                (root / "assets" / path.name).symlink_to(path)
 
-    def add(self, file: str, content: str, registry: str, above: str, *lines: str) -> None:
+    def add(self, file: str, content: str, registry: str = "", above: str = "", *lines: str) -> None:
         """A new file, and lines in a registry above the one that begins with some words: nothing else."""
         assert not (self.root / file).exists()
         (self.root / file).write_text(content, encoding="utf-8")
@@ -106,7 +213,7 @@ class House:
         return content
 
     def run(self, *commands: list) -> list[tuple[int, str]]:
-        """Exit status and output of each command."""
+        """Exit status and output of each command, and what was on screen after them."""
         done = subprocess.run(
             [sys.executable, "-c", COMMANDS],
             input="".join(json.dumps([str(part) for part in command]) + "\n" for command in commands),
@@ -118,7 +225,7 @@ class House:
         )
         parts = done.stdout.split("\0")
         assert len(parts) == 2 * len(commands) + 1, done.stdout
-        return [(int(code), said) for said, code in zip(parts[::2], parts[1::2], strict=False)]
+        return [*((int(code), said) for said, code in zip(parts[::2], parts[1::2], strict=False)), (0, parts[-1])]
 
 
 def mpt_network() -> MptForCausalLM:
@@ -127,12 +234,23 @@ def mpt_network() -> MptForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory, model, text) -> dict[str, tuple[int, str]]:
+def said(tmp_path_factory, model, text) -> dict:
     """What the commands said in a house to which one of everything has been added."""
     house = House(tmp_path_factory.mktemp("house"))
     policies, figures, families = (f"analysis/{name}/__init__.py" for name in ("policies", "figures", "families"))
     house.add("analysis/policies/even.py", POLICY, policies, "# isort: on", "from .even import Even")
     house.add("analysis/figures/dots.py", FIGURE, figures, "# isort: on", "from .dots import Dots")
+    stores, pages = "analysis/engine/kv/__init__.py", "app/pages.py"
+    house.add("analysis/engine/kv/twice.py", STORE, stores, "from .store ", "from .twice import TwiceStore")
+    house.insert(stores, '    "recomputed"', '    "twice": TwiceStore,')
+    house.add("analysis/policies/twice.py", OF_STORE, policies, "# isort: on", "from .twice import Twice")
+    house.add(
+        "app/views/hello.py", PAGE, pages, "    )\n}", '        Page("hello", "star", {"en": "Hello"}, {"en": "Hi"}),'
+    )
+    house.add("app/jobs/counting.py", JOB)
+    house.add("app/lesson/chapters/greeting.py", CHAPTER)
+    house.add("assets/lesson/en/10-greeting.md", CHAPTER_TEXT)
+    (house.root / "on_screen.py").write_text(ON_SCREEN)
     mpt = house.take("analysis/families/mpt.py", families, (", mpt", ""), (', "mpt": mpt.adapt', ""))
     tiny = house.root / "mpt"
     mpt_network().save_pretrained(tiny)
@@ -147,12 +265,13 @@ def said(tmp_path_factory, model, text) -> dict[str, tuple[int, str]]:
         "policies": ["policies"],
         "figures": ["figures"],
         "stream": [*stream, "--model", model, "--policy", "even:budget=16,recent=4", "--out", out],
+        "store": [*stream, "--model", model, *"--policy dense --policy twice --out".split(), house.root / "twice"],
         "figure": ["figure", "dots", "--run", out, "--out", house.root / "dots.csv"],
         "family": [*family, house.root / "yes"],
     }
-    said = dict(zip(commands, house.run(*commands.values()), strict=True))
+    said = dict(zip((*commands, "screen"), house.run(*commands.values()), strict=True))
     assert (house.root / "dots.csv").exists()
-    return said
+    return said | {"tokens": pq.read_table(house.root / "twice" / "tokens.parquet").to_pandas()}
 
 
 def test_a_policy_is_a_file_and_a_line(said):
@@ -167,6 +286,20 @@ def test_a_figure_is_a_file_and_a_line(said):
     assert code == 0 and "One dot for the NLL" in listed
     code, told = said["figure"]
     assert code == 0 and "Dots: " in told
+
+
+def test_a_store_is_a_file_and_its_registry_and_a_policy_of_it(said):
+    code, told = said["store"]
+    assert code == 0, told
+    dense, twice = (rows.nll.dropna().to_numpy() for _, rows in said["tokens"].groupby("lane"))
+    assert len(dense) == 79
+    np.testing.assert_allclose(twice, 2 * dense, rtol=1e-6)
+
+
+def test_a_page_is_a_file_and_a_line_a_job_a_file_and_a_chapter_its_text_and_what_is_played_with(said):
+    _, screen = said["screen"]
+    for line in ("Hello ['Good morning']", "finished 3 counting", "10 ['Good evening']"):
+        assert line in screen.splitlines(), screen
 
 
 def test_a_family_with_an_attention_of_its_own_is_a_file_and_its_registry(said, monkeypatch):
