@@ -4,6 +4,8 @@ One query at a time, a list of the text positions that it reaches, and the famil
 Slow, and only for tiny models.
 """
 
+import functools
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel
@@ -21,7 +23,15 @@ def kept(t: int, sinks: int, window: int) -> list[int]:
 
 
 def read(model: PreTrainedModel, tokens, sinks: int, window: int, positions: str) -> tuple[np.ndarray, np.ndarray]:
-    """NLL of tokens 1 … and attention to the first 4 tokens [layers, heads, queries] of a llama, token by token."""
+    """NLL of tokens 1 … and attention to the first 4 tokens [layers, heads, queries] of a llama, token by token.
+
+    Kept, since an engine is compared with it at several sizes of its chunks; so nobody may change the model.
+    """
+    return _read(model, tuple(map(int, tokens)), sinks, window, positions)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(model: PreTrainedModel, tokens, sinks: int, window: int, positions: str) -> tuple[np.ndarray, np.ndarray]:
     config = model.config
     heads, groups = config.num_attention_heads, config.num_attention_heads // config.num_key_value_heads
     dim = config.hidden_size // heads

@@ -8,12 +8,12 @@ from analysis.experiments.ablation import Effect, knock_out_each, knock_outs
 from analysis.metrics import excess
 from analysis.policies import Dense, Streaming
 
-from .families import our_nll, tiny, words
+from .families import our_nll, shared, words
 
 
 @pytest.mark.parametrize("kind", ["values", "weights"])
 def test_each_head_costs_what_it_costs_alone(kind):
-    model, tokens = tiny("llama"), np.resize(words(), 600)
+    model, tokens = shared("llama"), np.resize(words(), 600)
     effects = list(knock_out_each(model, tokens, Streaming(4, 60), kind))
     assert [(e.layer, e.head) for e in effects] == [(layer, head) for layer in range(4) for head in range(4)]
     plain = our_nll(model, tokens, 64, Streaming(4, 60))
@@ -26,7 +26,7 @@ def test_each_head_costs_what_it_costs_alone(kind):
 def test_whoever_watches_hears_of_every_part_and_gets_the_same(monkeypatch):
     """Passes are cut by the clock, and all at the same places."""
     monkeypatch.setattr(ablation, "PASS_SECONDS", 0.02)
-    model, tokens, heads = tiny("llama"), np.resize(words(), 600), [(0, 0), (2, 3)]
+    model, tokens, heads = shared("llama"), np.resize(words(), 600), [(0, 0), (2, 3)]
     told = list(knock_outs(model, tokens, Streaming(4, 60), "values", heads))
     shares = [t for t in told if not isinstance(t, Effect)]
     assert (
@@ -39,13 +39,13 @@ def test_whoever_watches_hears_of_every_part_and_gets_the_same(monkeypatch):
 
 
 def test_heads_that_are_asked_for_come_one_by_one():
-    told = knock_out_each(tiny("llama"), words(), Dense(), "values", [(3, 1), (0, 2)])
+    told = knock_out_each(shared("llama"), words(), Dense(), "values", [(3, 1), (0, 2)])
     first = next(told)
     assert (first.layer, first.head) == (3, 1) and np.isnan(first.error)
 
 
 def test_what_cannot_be_knocked_out_is_said():
     with pytest.raises(ValueError, match=r"there is no head 4\.0"):
-        list(knock_out_each(tiny("llama"), words(), Dense(), "values", [(4, 0)]))
+        list(knock_out_each(shared("llama"), words(), Dense(), "values", [(4, 0)]))
     with pytest.raises(ValueError, match="knockout must be one of"):
-        list(knock_out_each(tiny("llama"), words(), Dense(), "keys", [(0, 0)]))
+        list(knock_out_each(shared("llama"), words(), Dense(), "keys", [(0, 0)]))
