@@ -20,14 +20,17 @@ function makeRows(redraw) {
       const { data } = frame.arrays[plot.name], wide = Math.ceil(frame.total / data.length);
       const colour = theme.dark ? "#56b4e9" : "#0072b2";
       const most = Math.max(frame.constants.levels.floor, ...data.filter((v) => !Number.isNaN(v)));
+      const ends = [0, Math.round(frame.total / 2), frame.total];
       const axis = { gridcolor: theme.line, zerolinecolor: theme.line, fixedrange: true };
       plotly.react(plot.bars, [{
         type: "bar", x: Array.from(data, (_, k) => k * wide), y: data, offset: 0, width: wide,
         // A bar that is narrower than a pixel is seen by its line.
         marker: { color: colour, line: { color: colour, width: 1 } }, hovertemplate: "%{y:.2~g} at %{x:,d}<extra></extra>",
       }], {
-        width, height: plot.bars.clientHeight, margin: { l: 56, r: 8, t: 6, b: 20 }, showlegend: false, ...bare(theme, 11),
-        xaxis: { ...axis, showgrid: false, range: [0, frame.total], tickformat: ",d", nticks: 6 }, yaxis: { ...axis, range: [0, most], tickvals: [0, most], ticktext: ["0", most.toPrecision(2)] },
+        width, height: plot.bars.clientHeight, margin: { l: 56, r: 24, t: 8, b: 20 }, showlegend: false, ...bare(theme, 11),
+        // A label at the very end of a range is left out where rounding puts it beyond.
+        xaxis: { ...axis, showgrid: false, range: [0, 1.001 * frame.total], tickvals: ends, ticktext: ends.map(count) },
+        yaxis: { ...axis, range: [0, 1.02 * most], tickvals: [0, most], ticktext: ["0", most.toPrecision(2)] },
       }, PLOT_CONFIG);
       plot.bars.setAttribute("aria-label", `${texts[plot.name]}; the largest is ${most.toPrecision(2)}.`);
     }
