@@ -80,6 +80,7 @@ class Kind(NamedTuple):
     shape: tuple[int | None, ...]
 
     def check(self, dtype: np.dtype, shape: tuple[int, ...], where: str) -> None:
+        """Raises ValueError where an array is of another kind; `where`: what it is called in that sentence."""
         fits = len(shape) == len(self.shape) and all(b in (None, a) for a, b in zip(shape, self.shape, strict=True))
         if dtype.kind in self.numbers and dtype.names is None and fits:
             return

@@ -58,6 +58,7 @@ class Switch:
 
     @property
     def label(self) -> str:
+        """The policy and what became of the sinks, in a few words."""
         return ", ".join(filter(None, (self.policy.label, self.how)))
 
 
@@ -92,10 +93,12 @@ class Conversation:
 
     @property
     def tokens(self) -> NDArray[np.int32]:
+        """Token ids of all that was said, [tokens]."""
         return self.lane.context.tokens
 
     @property
     def policy(self) -> Policy:
+        """The policy that it reads under now."""
         return self.lane.policy
 
     @property

@@ -100,6 +100,7 @@ def _texts(template: str, special: dict[str, str], asked: Sequence, seconds: int
 
 
 def main() -> None:
+    """The program of the other process: a task on standard input, texts or a reason on standard output."""
     out = sys.stdout
     # What a library prints is no answer.
     sys.stdout = sys.stderr

@@ -14,7 +14,8 @@ class Attention(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, hidden_states: Tensor, residual: Tensor, **_):
+    def forward(self, hidden_states: Tensor, residual: Tensor, **_) -> tuple[Tensor, None]:
+        """The layer's output, from whoever is reading."""
         inner = self.inner
         query, key, value = inner._reshape(inner.query_key_value(hidden_states))
         out = carried(inner, query, key, value, slopes(inner, query), inner.inv_norm_factor, bias_scaled=False)
@@ -22,6 +23,7 @@ class Attention(nn.Module):
 
 
 def adapt(twin: PreTrainedModel) -> Alibi:
+    """Replace the attention of every layer, in place; its positions are ALiBi."""
     for layer in twin.transformer.h:
         layer.self_attention = Attention(layer.self_attention)
     return Alibi()

@@ -17,7 +17,10 @@ class Attention(nn.Module):
         super().__init__()
         self.inner, self.alibi = inner, alibi
 
-    def forward(self, hidden_states: Tensor, alibi: Tensor | None = None, position_embeddings=None, **_):
+    def forward(
+        self, hidden_states: Tensor, alibi: Tensor | None = None, position_embeddings=None, **_
+    ) -> tuple[Tensor, None]:
+        """The layer's output, from whoever is reading."""
         inner = self.inner
         fused = inner.query_key_value(hidden_states)
         if inner.new_decoder_architecture:
@@ -37,6 +40,7 @@ class Attention(nn.Module):
 
 
 def adapt(twin: PreTrainedModel) -> Alibi | None:
+    """Replace the attention of every layer, in place; its positions are ALiBi, or None where they are rotary."""
     alibi = twin.config.alibi
     for layer in twin.transformer.h:
         layer.self_attention = Attention(layer.self_attention, alibi)

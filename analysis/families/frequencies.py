@@ -141,6 +141,7 @@ class OfLength(nn.Module):
                 self._amplitudes[more] = self._inner(self.rotary, like, last, *more)[0][:, :1]
 
     def forward(self, like: Tensor, positions: Tensor, *more) -> Angles:
+        """Cosines and sines [1, tokens, dim] of integer positions [1, tokens], in the dtype of `like`."""
         with torch.no_grad():
             asked = torch.nn.functional.pad(positions, (1, 0))
             cos, sin = self._inner(self.rotary, like.float(), asked, *more)

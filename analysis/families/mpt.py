@@ -16,7 +16,8 @@ class Attention(nn.Module):
         super().__init__()
         self.inner, self.most = inner, most
 
-    def forward(self, hidden_states: Tensor, **_):
+    def forward(self, hidden_states: Tensor, **_) -> tuple[Tensor, None]:
+        """The layer's output, from whoever is reading."""
         inner = self.inner
         fused = inner.Wqkv(hidden_states)
         if inner.clip_qkv:
@@ -31,6 +32,10 @@ class Attention(nn.Module):
 
 
 def adapt(twin: PreTrainedModel) -> Alibi:
+    """Replace the attention of every layer, in place; its positions are ALiBi.
+
+    Raises ValueError where they are not.
+    """
     attention = twin.config.attn_config
     if not attention.alibi:
         raise ValueError("this MPT model was trained without ALiBi, which is not supported yet: choose another one")

@@ -1,6 +1,6 @@
 """How a place is put into queries and keys: rotated, as a linear bias of the distance, or not at all.
 
-All three are asked the same: `angles` of some places, made once for all layers of a kind, and `turn`, which puts them
+All three are asked the same: `angles` of some places, made once for all layers of a kind, and `rotate`, which puts them
 into vectors that came without.  Where a family's frequencies depend on the length of the context, `of_length` says how
 it rotates in one of that length (frequencies.py).  Nothing here knows what is kept or why.
 """
@@ -44,9 +44,9 @@ class Positions(Protocol):
         """What tells the angles of one layer from those of another: equal kinds have equal angles."""
 
     def angles(self, attention: nn.Module, places: Tensor, dtype: torch.dtype) -> Angles | None:
-        """What `turn` needs for integer places [tokens]: two tensors [1, tokens, *]; None: nothing is to be turned."""
+        """What `rotate` needs for integer positions [tokens]: two tensors [1, tokens, *]; None: nothing is rotated."""
 
-    def turn(self, attention: nn.Module, x: Tensor, angles: Angles) -> Tensor:
+    def rotate(self, attention: nn.Module, x: Tensor, angles: Angles) -> Tensor:
         """x [batch, heads, tokens, dim] put at those places; linear in x."""
 
 
@@ -107,7 +107,7 @@ class Rotary:
         like = torch.empty(0, device=home, dtype=dtype)
         return self.module(like, places[None].to(home), *self._layer_type(attention))
 
-    def turn(
+    def rotate(
         self, attention: nn.Module, x: Float[Tensor, "batch heads tokens dim"], angles: Angles
     ) -> Float[Tensor, "batch heads tokens dim"]:
         apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
@@ -122,7 +122,7 @@ class Alibi(_OfAnyLength):
 
     A query ends in (a, 0) where a = slope / scaling, and a key in (0, 1).  At place p they become (a, −a·p) and (p, 1),
     whose product is a·(p of the key − p of the query): so places are as movable as rotary ones.  Half precision has too
-    few digits for a place, so what is turned is float32 whatever came.
+    few digits for a place, so what is rotated is float32 whatever came.
     """
 
     name, fixed, added = "ALiBi", "", 2
@@ -134,7 +134,7 @@ class Alibi(_OfAnyLength):
         p = places.float()[None, :, None]
         return p, -p
 
-    def turn(
+    def rotate(
         self, attention: nn.Module, x: Float[Tensor, "batch heads tokens dim"], angles: Angles
     ) -> Float[Tensor, "batch heads tokens dim"]:
         x = x.float()
@@ -158,7 +158,7 @@ class Fixed(_OfAnyLength):
     def angles(self, attention: nn.Module, places: Tensor, dtype: torch.dtype) -> None:
         return None
 
-    def turn(self, attention: nn.Module, x: Tensor, angles: Angles) -> Tensor:
+    def rotate(self, attention: nn.Module, x: Tensor, angles: Angles) -> Tensor:
         return x
 
 

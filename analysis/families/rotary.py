@@ -1,9 +1,9 @@
 """Positions taken out of the model's hands.
 
-A cache that evicts must hold keys as they are *before* a place is put into them, since the place at which a key stands
-changes when others leave.  So an adapted network rotates nothing: its rotary module answers cos = 1 and sin = 0, and
-the attention function (attention.py) turns queries and keys itself, the family's own way (positions.py), to places that
-we choose.  Families with an attention of their own are adapted in families/.  Nothing here knows what is kept or why.
+A cache that evicts must hold keys *before* rotation, since a key's position changes when others leave.  So an adapted
+network rotates nothing: its rotary module answers cos = 1 and sin = 0, and whoever reads (engine/attention/) rotates
+queries and keys to positions of its choice, by the family's own rule (positions.py).  Families with an attention of
+their own have a file beside this one.  Nothing here knows what is kept or why.
 """
 
 import copy
@@ -33,7 +33,12 @@ _thread = threading.local()
 class Reader(Protocol):
     """Who is asked for the attention of every layer while it is reading."""
 
-    def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, **settings) -> Tensor: ...
+    def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, **settings) -> Tensor:
+        """One layer's attention, [batch, tokens, heads, dim].
+
+        Queries, keys and values come as [batch, heads, tokens, dim], none of them rotated.
+        """
+        ...
 
 
 class Unrotated(nn.Module):
@@ -45,6 +50,7 @@ class Unrotated(nn.Module):
         self.fill = (1.0, 0.0)
 
     def forward(self, x: Tensor, position_ids: Tensor, *args, **kwargs) -> Angles:
+        """Cosines of 1 and sines of 0, unless it is filled otherwise."""
         # At place 0: some scalings change, and stay changed, at a far place.
         cos, sin = self.rotary(x[:1, :1], torch.zeros_like(position_ids[:1, :1]), *args, **kwargs)
         return torch.full_like(cos, self.fill[0]), torch.full_like(sin, self.fill[1])
@@ -73,10 +79,12 @@ class Adapted:
 
     @property
     def device(self) -> torch.device:
+        """Where the network takes its tokens."""
         return self.network.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """What the network computes in."""
         return self.network.dtype
 
     def forward(
@@ -141,7 +149,7 @@ class Adapted:
         self, attention: nn.Module, x: Float[Tensor, "batch heads tokens dim"], angles: Angles | None
     ) -> Float[Tensor, "batch heads tokens dim"]:
         """x at the places that the angles are of, by the family's own rule."""
-        return x if angles is None else self.positions.turn(attention, x, angles)
+        return x if angles is None else self.positions.rotate(attention, x, angles)
 
 
 Adapter = Callable[[PreTrainedModel], Positions | None]

@@ -1,6 +1,6 @@
 """Where the files of a model come from: installed with Sinkscope, the Hugging Face hub, a folder, or a GGUF file.
 
-Finds, converts or downloads, and says in one sentence what is wrong.  What is in them is read by models.py.
+Finds, converts or downloads, and says in one sentence what is wrong.  What is in them is read by loading.py.
 """
 
 import contextlib
@@ -190,6 +190,7 @@ def check_adapter(names: list[str], whole: bool, called: str) -> None:
 
 
 def check_gguf(path: Path) -> None:
+    """Raises ValueError where a file cannot be opened, or is not a GGUF file."""
     try:
         with path.open("rb") as f:
             magic = f.read(4)

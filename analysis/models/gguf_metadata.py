@@ -109,6 +109,7 @@ class Header(NamedTuple):
     tensors: tuple[str, ...]
 
     def refuse(self, key: str, why: str = "") -> NoReturn:
+        """Raises ValueError with what the file says under a key, and why the model cannot be read with it."""
         value = self.keys.get(key)
         said = f"{self.architecture}.{key}" + ("" if value is None else f" = {str(value)[:60]}")
         raise ValueError(

@@ -44,6 +44,7 @@ class LanguageModel:
 
     @property
     def family(self) -> str:
+        """The name that transformers has for its family, such as llama."""
         return self.network.config.model_type
 
     @cached_property
@@ -58,6 +59,7 @@ class LanguageModel:
 
     @property
     def layers(self) -> int:
+        """Decoder layers."""
         return self.adapted.layers
 
     @property
@@ -67,6 +69,7 @@ class LanguageModel:
 
     @property
     def kv_heads(self) -> int:
+        """Key-value heads of a layer."""
         return self.adapted.kv_heads
 
     def has(self, layer: int, head: int) -> bool:
@@ -75,6 +78,7 @@ class LanguageModel:
 
     @property
     def head_dim(self) -> int:
+        """Dimensions of a head."""
         return self.adapted.head_dim
 
     @property
@@ -89,15 +93,18 @@ class LanguageModel:
 
     @property
     def vocabulary(self) -> int:
+        """Tokens that it knows."""
         embedding: Any = self.network.get_input_embeddings()
         return embedding.num_embeddings
 
     @property
     def dtype(self) -> str:
+        """What it computes in, such as float32."""
         return str(self.network.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> str:
+        """Where it is: cpu, cuda or mps."""
         return self.network.device.type
 
     @property

@@ -36,6 +36,7 @@ class Int8(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Products in bfloat16, in the dtype of `x`."""
         out = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]).bfloat16(), self.weight, self.scale)
         return _finish(out, x, self.bias)
 
@@ -59,6 +60,7 @@ class Int4(nn.Module):
         self.bias = linear.bias
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Products in bfloat16, in the dtype of `x`."""
         rows = x.reshape(-1, x.shape[-1]).bfloat16()
         return _finish(torch._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.scale), x, self.bias)
 
@@ -82,6 +84,7 @@ class Output(nn.Module):
         self.digits = sums_of_bytes_are_exact(levels)
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Logits in float32."""
         rows = x.reshape(-1, x.shape[-1]).float()
         out = (self._by_digits if self.digits and len(rows) < ROWS else self._by_blocks)(rows)
         out = out.view(*x.shape[:-1], -1)

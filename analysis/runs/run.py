@@ -27,9 +27,11 @@ class Column:
         return self._count
 
     def view(self) -> NDArray:
+        """What there is so far, [numbers]; later numbers do not change it."""
         return self._data[: self._count]
 
     def append(self, values: NDArray) -> None:
+        """Add numbers at the end."""
         stop = self._count + len(values)
         if stop > len(self._data):
             grown = np.empty(stop * 2, self._data.dtype)
@@ -80,6 +82,7 @@ class Track:
         return twin
 
     def append(self, step: "Step", seconds: float) -> None:
+        """Take in a step that ended `seconds` after the run began."""
         spent = spent_on(step)
         compute = self.compute.view()[-1] if len(self.compute) else 0.0
         if not self.policies or self.policies[-1][1] != str(step.policy):

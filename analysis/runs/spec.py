@@ -114,6 +114,7 @@ class Spec:
         return shlex.join(["python", "-m", "analysis", "chat" if chat else "stream", *words])
 
     def to_json(self) -> str:
+        """All settings as JSON, which `from_json` reads."""
         return json.dumps(asdict(self))
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import chain, takewhile
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from .options import BOS, checked
 from .sources import Text
 
 
-def opening(tokenizer, bos: str | bool = "auto", text: Text | None = None) -> list[int]:
+def opening(tokenizer: Any, bos: str | bool = "auto", text: Text | None = None) -> list[int]:
     """Token ids that are put before a text; none before token ids, unless BOS is on.
 
     Raises ValueError where BOS is on and this model has none.
@@ -39,13 +40,13 @@ def begun(first: Sequence[int], ids: Sequence[int] | NDArray) -> NDArray[np.int3
     return np.concatenate((np.asarray(first, np.int32), ids[have:]))
 
 
-def begins(tokenizer, ids: NDArray[np.int32]) -> str:
+def begins(tokenizer: Any, ids: NDArray[np.int32]) -> str:
     """The BOS that token ids really begin with, as it is written; empty where it is none."""
     first = bos_of(tokenizer, ids)
     return "".join(tokenizer.convert_ids_to_tokens(first)) if first else ""
 
 
-def bos_of(tokenizer, ids: NDArray[np.int32]) -> list[int]:
+def bos_of(tokenizer: Any, ids: NDArray[np.int32]) -> list[int]:
     """The BOS that token ids really begin with."""
     if tokenizer is None:
         return []
@@ -54,7 +55,7 @@ def bos_of(tokenizer, ids: NDArray[np.int32]) -> list[int]:
     return next((first for first in known if first and list(ids[: len(first)]) == first), [])
 
 
-def _habit(tokenizer) -> list[int]:
+def _habit(tokenizer: Any) -> list[int]:
     """What a tokenizer puts before a text by itself: it is asked, with a text that it has tokens for."""
     known = control.control_tokens(tokenizer)
     for probe in chain(("a", "0", ".", "\n"), (tokenizer.decode([i]) for i in range(64) if i not in known)):

@@ -21,13 +21,13 @@ class Coded(NamedTuple):
     offsets: list[tuple[int, int]]
 
 
-def control_tokens(tokenizer) -> dict[int, str]:
+def control_tokens(tokenizer: Any) -> dict[int, str]:
     """Control tokens by id: special ones, and added ones that can be seen.  None where there is no tokenizer."""
     added = getattr(tokenizer, "added_tokens_decoder", None) or {}
     return {i: t.content for i, t in added.items() if t.special or t.content.replace("▁", " ").strip()}
 
 
-def found(tokenizer, ids: list[int], content: str) -> tuple[str, ...]:
+def found(tokenizer: Any, ids: list[int], content: str) -> tuple[str, ...]:
     """Control tokens among `ids`, by name in the order of the text that they were made from, which is `content`."""
     known = control_tokens(tokenizer)
     names = dict.fromkeys(known[i] for i in dict.fromkeys(ids) if i in known)
@@ -36,14 +36,14 @@ def found(tokenizer, ids: list[int], content: str) -> tuple[str, ...]:
     return tuple(name for name in names if name != unknown or name in content)
 
 
-def as_text(tokenizer, content: str) -> list[int]:
+def as_text(tokenizer: Any, content: str) -> list[int]:
     """Token ids of a text in which no control token is one."""
     if not getattr(tokenizer, "is_fast", False):
         return tokenizer(content, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     return _twin(tokenizer, tuple(control_tokens(tokenizer).items())).encode([(False, content)]).ids
 
 
-def partly_as_text(tokenizer, parts: list[tuple[bool, str]]) -> Coded:
+def partly_as_text(tokenizer: Any, parts: list[tuple[bool, str]]) -> Coded:
     """Pieces of text, encoded as the one text that they are; control tokens are such where a piece says so.
 
     `parts`: whether a piece may hold control tokens, and the piece.  Offsets are those of the pieces put together.
@@ -59,7 +59,7 @@ class Twin:
     is the same, and nothing is set on a tokenizer that another thread may use.
     """
 
-    def __init__(self, tokenizer, control: dict[int, str]) -> None:
+    def __init__(self, tokenizer: Any, control: dict[int, str]) -> None:
         self._secret = "".join(chr(97 + byte % 26) for byte in secrets.token_bytes(24))
         self._marks = {name: self._mark(i) for i, name in control.items()}
         about = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -115,7 +115,7 @@ class Twin:
         return Coded(ids, _shifted(coded.offsets, cuts))
 
 
-def _added(tokenizer) -> list[tuple[str, int]]:
+def _added(tokenizer: Any) -> list[tuple[str, int]]:
     return [(token.content, i) for i, token in tokenizer.added_tokens_decoder.items()]
 
 
@@ -135,5 +135,5 @@ def _shifted(offsets: list[tuple[int, int]], cuts: list[tuple[int, int]]) -> lis
 
 
 @lru_cache(maxsize=2)
-def _twin(tokenizer, control: tuple[tuple[int, str], ...]) -> Twin:
+def _twin(tokenizer: Any, control: tuple[tuple[int, str], ...]) -> Twin:
     return Twin(tokenizer, dict(control))

@@ -2,12 +2,13 @@
 
 import codecs
 import re
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def token_texts(tokenizer, ids: NDArray[np.int32]) -> list[str]:
+def token_texts(tokenizer: Any, ids: NDArray[np.int32]) -> list[str]:
     """The text of each of these tokens, exactly: together they are the whole text.
 
     Where a character is spread over several tokens, the last of them has it and the ones before are empty; bytes that
@@ -29,7 +30,7 @@ def token_texts(tokenizer, ids: NDArray[np.int32]) -> list[str]:
     return shown
 
 
-def _bytes(tokenizer, ids: list[int]) -> list[bytes]:
+def _bytes(tokenizer: Any, ids: list[int]) -> list[bytes]:
     """The bytes of text that each token stands for, inside a text."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 

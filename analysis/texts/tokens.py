@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ def said_as_text(names: Sequence[str], where: str) -> str:
 
 def tokenize(
     text: Text,
-    tokenizer,
+    tokenizer: Any,
     *,
     bos: str | bool = "auto",
     special: str = "text",
@@ -56,7 +57,7 @@ def tokenize(
 
 def tokenized(
     text: Text,
-    tokenizer,
+    tokenizer: Any,
     *,
     bos: str | bool = "auto",
     special: str = "text",
