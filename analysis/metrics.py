@@ -4,6 +4,8 @@ NLL is in nats, one number for each predicted token (position 1 first).  Curves 
 a page can draw thirty thousand tokens ten times a second.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -72,7 +74,7 @@ def predicted_bytes(layers: int, kv_heads: int, head_dim: int, tokens: int, item
     return 2 * layers * kv_heads * head_dim * tokens * itemsize
 
 
-def alpha(attention: Array, k: int = 1) -> Array:
+def alpha(attention: Any, k: int = 1) -> Any:
     """α_k of each head: the mean attention that token k (counted from 1) gets from the queries that can see it.
 
     `attention` [..., queries, keys], an array or a tensor: of a whole text of T tokens (Gu et al. 2024, "When Attention

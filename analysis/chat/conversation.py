@@ -162,7 +162,8 @@ class Conversation:
         if self.policy.capacity is not None:
             return
         longest = self.partner.model.trained_length
-        if self.partner.adapted.positions is LEARNED and len(self.tokens) + more + self.sampling.max_new > longest:
+        needed = len(self.tokens) + more + self.sampling.max_new
+        if self.partner.adapted.positions is LEARNED and longest is not None and needed > longest:
             raise ValueError(
                 f"{self.policy.label}: this model has learned {longest:,} positions, and the conversation would need "
                 "more: begin a new one, or choose recompute"

@@ -21,7 +21,7 @@ class Partner:
     writes it), on or off; never twice.  `special`: whether control tokens that a person types are text or tokens.
     """
 
-    def __init__(self, model: LanguageModel, *, bos: str = "auto", special: str = "text") -> None:
+    def __init__(self, model: LanguageModel, *, bos: str | bool = "auto", special: str = "text") -> None:
         if model.tokenizer is None:
             raise ValueError(f"{model.name} has no tokenizer, and a conversation needs one: choose another model")
         self.model, self.tokenizer = model, model.tokenizer
@@ -43,7 +43,7 @@ class Partner:
         token that they follow; some tokenizers put a space before what nothing comes before.
         """
         if after is not None and (look := self.tokenizer.decode([after])):
-            ids, roles, names = self.encode([(TEMPLATE, look), *parts])
+            ids, roles, names = self.encode([(TEMPLATE, str(look)), *parts])
             if len(ids) and ids[0] == after:
                 return ids[1:], roles[1:], names
         typed = "".join(text for role, text in parts if role == USER)
@@ -83,7 +83,7 @@ class Partner:
     def close(self, last: int) -> str:
         """The template's text after an answer whose last token was `last`."""
         close = self.template.close
-        return close.removeprefix(self.tokenizer.decode([last])) if last in self.ends else close
+        return close.removeprefix(str(self.tokenizer.decode([last]))) if last in self.ends else close
 
 
 def _roles(parts: list[tuple[int, str]], offsets: list[tuple[int, int]]) -> NDArray[np.int8]:

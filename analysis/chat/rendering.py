@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 SECONDS = 5
 """Of a processor, for all texts of a template together; one of a model takes a hundredth."""
@@ -92,7 +93,7 @@ def _texts(template: str, special: dict[str, str], asked: Sequence, seconds: int
     texts = []
     for said, answer in asked:
         turns = [{"role": ("user", "assistant")[i % 2], "content": content} for i, content in enumerate(said)]
-        more = {"add_generation_prompt": answer, **special}
+        more: dict[str, Any] = {"add_generation_prompt": answer, **special}
         texts.append(render_jinja_template([turns], chat_template=template, **more)[0][0])
         if sum(map(len, texts)) > LONGEST:
             raise MemoryError

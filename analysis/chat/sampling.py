@@ -1,5 +1,7 @@
 """How the next token of an answer is chosen."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.generation import (
@@ -35,7 +37,9 @@ class Chooser:
     def __call__(self, tokens: Tensor, logits: Tensor) -> int:
         """The id of the next token: tokens [tokens] so far, logits [vocabulary]."""
         if self._processors:
-            logits = self._processors(tokens[None, -PENALISED:].cpu(), logits[None])[0]
+            # transformers asks for LongTensor, a type that no tensor has.
+            ids: Any = tokens[None, -PENALISED:].cpu()
+            logits = self._processors(ids, logits[None])[0]
         if self.sampling.temperature == 0:
             return int(logits.argmax())
         # One number a token, whatever the chunks were.

@@ -30,7 +30,7 @@ def script_from_bytes(data: bytes, name: str) -> tuple[list[str], str]:
     """The prompts of a script, and its digest: a line each, or JSONL whose `turns` are lists of prompts."""
     text = texts.from_bytes(data, name if not name.endswith(".npy") else f"{name}.txt")
     # Newlines alone end a line: U+2028 and its like are part of what is said.
-    lines = [(i, line.strip()) for i, line in enumerate(text.content.split("\n"), 1) if line.strip()]
+    lines = [(i, line.strip()) for i, line in enumerate((text.content or "").split("\n"), 1) if line.strip()]
     if not name.endswith((".jsonl", ".json")) and not lines[0][1].startswith("{"):
         return [line for _, line in lines], text.sha256
     prompts: list[str] = []

@@ -203,8 +203,8 @@ def _dask(address: str | None) -> Callable[[], object]:
 
 def _ray(address: str | None) -> Callable[[], object]:
     """Connect to a Ray cluster; returns how to leave it."""
-    import ray
-    from ray.util.joblib import register_ray
+    import ray  # ty: ignore[import-not-found]
+    from ray.util.joblib import register_ray  # ty: ignore[import-not-found]
 
     register_ray()
     ray.init(address=address, logging_level="error")

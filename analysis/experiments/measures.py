@@ -200,6 +200,7 @@ def samples_of_text(
     Raises ValueError as `samples_of` does.
     """
     read = texts.tokenized(text, tokenizer, bos="off", special=spec.special)
+    assert spec.tokens is not None, "a Spec of samples says how long they are"
     samples = samples_of(read.ids, count, spec.tokens, texts.opening(tokenizer, spec.bos, text))
     return texts.Tokenized(samples, texts.begins(tokenizer, samples[-1]), read.as_text)
 

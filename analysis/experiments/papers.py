@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import files, metrics
 from ..files import Kind
-from ..policies import POLICIES, Ranked, parse
+from ..policies import POLICIES, parse
 from ..runs.reader import about_of, load
 from ..runs.spec import Spec
 from ..settings import Registry
@@ -163,9 +163,9 @@ def _sizes(cache: int) -> list[Row]:
 def _budgets(cache: int) -> list[Row]:
     made: list[Row] = [("Dense", "dense", ())]
     made += [(f"Sinks + window, {b}", f"streaming:sinks=4,window={b - 4}", ()) for b in BUDGETS]
-    ranked = [p for p in POLICIES.values() if issubclass(p, Ranked) and p.name != "late"]
+    ranked = [p for p in POLICIES.values() if p.store == "ranked" and p.name != "late"]
     for policy in ranked:
-        recent = next(f.default for f in policy.settings() if f.name == "recent")
+        recent = int(vars(policy())["recent"])
         # Layers that keep everything would have no budget to be compared at.
         more = ",skip=0" if policy.name == "knorm" else ""
         for b in BUDGETS:

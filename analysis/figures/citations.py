@@ -43,7 +43,7 @@ OF_FIGURES = {
 
 def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str]) -> str:
     """What is seen, of which model on which text, under which policies; `spec`: as far as it is known."""
-    shown = " ".join(type(figure).__doc__.split("\n\n")[0].split()).replace("`", "").rstrip(".")
+    shown = " ".join((type(figure).__doc__ or "").split("\n\n")[0].split()).replace("`", "").rstrip(".")
     settings = ", ".join(f"{f.name} {getattr(figure, f.name)}" for f in figure.settings())
     told = [f"{figure.title}. {shown}" + (f" ({settings})." if settings else ".")]
     if isinstance(model := spec.get("model"), str):

@@ -11,6 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure as Sheet
 from matplotlib.font_manager import FontProperties
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
 from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
@@ -29,9 +30,16 @@ def axes(ax: Axes | None) -> Axes:
     return plt.gca()
 
 
+def sheet_of(ax: Axes) -> Sheet:
+    """The figure that axes stand in."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None, "axes stand in a figure"
+    return figure
+
+
 def colour_bar(ax: Axes, mappable: ScalarMappable, label: str) -> Colorbar:
     """A colour bar beside the axes, as thin as the others."""
-    return ax.figure.colorbar(mappable, ax=ax, label=label, fraction=0.045, pad=0.02, aspect=30)
+    return sheet_of(ax).colorbar(mappable, ax=ax, label=label, fraction=0.045, pad=0.02, aspect=30)
 
 
 def decades(axis: Axis) -> None:
@@ -91,7 +99,7 @@ def lay_out(figure: Sheet) -> None:
     for ax in figure.axes:
         for label, side in ((ax.xaxis.label, "width"), (ax.yaxis.label, "height")):
             room = getattr(ax.get_window_extent(), side) / figure.dpi * 72
-            size = label.get_fontsize()
+            size = float(label.get_fontsize())
             if any(text_width(line, size) > room for line in label.get_text().split("\n")):
                 label.set_text(wrapped(label.get_text().replace("\n", " "), room, size))
                 changed = True
@@ -106,12 +114,13 @@ def hanging(ax: Axes) -> list[Text]:
 
 def _run_layout(figure: Sheet) -> None:
     """Lay out until nothing leaves the page: with the length of an axis its ticks change, and so the room they need."""
-    if (engine := figure.get_layout_engine()) is None:
+    engine = figure.get_layout_engine()
+    if not isinstance(engine, ConstrainedLayoutEngine):
         return
     page, inside = figure.bbox, np.array([0.0, 0.0, 1.0, 1.0])
     for again in range(6):
         engine.execute(figure)
-        boxes = [ax.get_tightbbox().extents for ax in figure.axes]
+        boxes = [box.extents for ax in figure.axes if (box := ax.get_tightbbox()) is not None]
         low, high = np.min(boxes, 0)[:2], np.max(boxes, 0)[2:]
         # Lines of text hang from the top of their axes: marks on the first may stand above it.
         high[1] = max(high[1], *(t.get_window_extent().y1 for ax in figure.axes for t in hanging(ax)), 0)

@@ -73,7 +73,7 @@ def region_of(source: "Atlas", begin: int, tokens: int, cells: int) -> Region:
 def coloured(values: NDArray[np.float32], *, logits: bool, linear: bool) -> tuple[NDArray[np.floating], ScalarMappable]:
     """A map [cells, cells] as a picture [cells, cells, RGBA], and what its colours mean."""
     if logits:
-        norm = Normalize(np.nanmin(values), np.nanmax(values))
+        norm = Normalize(float(np.nanmin(values)), float(np.nanmax(values)))
     else:
         norm = Normalize(0, 1) if linear else LogNorm(1e-4, 1, clip=True)
     meaning = ScalarMappable(norm, colormaps["viridis"])

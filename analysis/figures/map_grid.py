@@ -69,15 +69,13 @@ def map_grid(data: Numbers, *, ax: Axes | None = None, logits: bool = False) -> 
     gap = max(2, side // 16)
     step = side + gap
     whole = np.ones((len(maps) * step - gap, maps.shape[1] * step - gap, 4))
-    meaning = None
+    _, meaning = coloured(maps[0, 0], logits=logits, linear=False)
+    if logits:
+        meaning.set_clim(np.nanmin(maps), np.nanmax(maps))
     for (i, j), _ in np.ndenumerate(maps[..., 0, 0]):
         values = maps[i, j]
-        rgba, own = coloured(values, logits=logits, linear=False)
-        if logits:
-            own.set_clim(np.nanmin(maps), np.nanmax(maps))
-            rgba, own = _on_one_scale(values, own), own
+        rgba = _on_one_scale(values, meaning) if logits else coloured(values, logits=False, linear=False)[0]
         whole[i * step : i * step + side, j * step : j * step + side] = rgba
-        meaning = own
     ax.imshow(whole, interpolation="nearest", aspect="equal")
     ax.set_xticks([j * step + side / 2 for j in range(maps.shape[1])], [f"{h}" for h in data["heads"]])
     ax.set_yticks([i * step + side / 2 for i in range(len(maps))], [f"{n}" for n in data["layers"]])

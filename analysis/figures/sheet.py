@@ -24,7 +24,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator
 
 from ..tables import as_csv
 from .base import Figure, Numbers
-from .drawing import hanging, lay_out
+from .drawing import hanging, lay_out, sheet_of
 from .fonts import absent, families, visible
 
 WIDTHS = {"neurips": 5.5, "iclr": 5.5, "icml": 3.25, "acl": 3.03, "ieee": 3.5, "slides": 13.333}
@@ -76,7 +76,7 @@ class Layout:
 
 
 @contextmanager
-def drawn(figure: Figure, data: Numbers, layout: Layout) -> Iterator[Sheet]:
+def drawn(figure: Figure, data: Numbers, layout: Layout) -> Generator[Sheet]:
     """The figure, drawn, with everything in its place; saved while this is open, it looks as it was measured.
 
     Whoever else draws waits.  Raises ValueError where the page is too small for it.
@@ -115,7 +115,8 @@ def _settings(layout: Layout, texts: Iterable[str]) -> Generator[None]:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         warnings.filterwarnings("error", "constrained_layout not applied")
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**STYLE, **sizes, "font.family": families(visible("".join(texts)))})
+        matplotlib.rcParams.update({**STYLE, **sizes})  # ty: ignore[no-matching-overload]
+        matplotlib.rcParams["font.family"] = families(visible("".join(texts)))
         yield
 
 
@@ -132,7 +133,8 @@ def _make_room(ax: Axes, layout: Layout) -> None:
     legend, bottom = ax.get_legend(), ax.get_window_extent().y0
     names = legend.get_window_extent().height if legend and layout.venue not in HIGHEST else 0.0
     below = max((bottom - t.get_window_extent().y0 for t in hanging(ax)), default=0.0)
-    _grow(ax.figure, (names + max(0.0, below)) / ax.figure.dpi, layout)
+    sheet = sheet_of(ax)
+    _grow(sheet, (names + max(0.0, below)) / sheet.dpi, layout)
 
 
 def _grow(sheet: Sheet, inches: float, layout: Layout) -> None:
@@ -149,7 +151,7 @@ def _grow(sheet: Sheet, inches: float, layout: Layout) -> None:
 
 def _thin(axis: Axis) -> None:
     """Leave out numbers at the ticks that would touch others; of two, that of a smaller step goes."""
-    upright = axis.axis_name == "y"
+    upright = axis.axis_name == "y"  # ty: ignore[missing-attribute]
     kept: list[tuple[float, float]] = []
     for minor in (False, True):
         ticks = axis.get_minor_ticks() if minor else axis.get_major_ticks()
@@ -193,7 +195,7 @@ def rendered(figure: Figure, data: Numbers, kind: str, layout: Layout, about: Ma
         return table(data).encode(errors="backslashreplace")
     if kind == "npz":
         out = io.BytesIO()
-        np.savez_compressed(out, **data)
+        np.savez_compressed(out, allow_pickle=False, **data)
         return out.getvalue()
     with drawn(figure, data, layout) as sheet:
         return saved(sheet, figure.title, kind, about)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..runs.run import Run
 from ..settings import setting
 from .base import Figure, Numbers
-from .drawing import axes, colour_bar, decades, lay_out
+from .drawing import axes, colour_bar, decades, lay_out, sheet_of
 from .fonts import MONO, families, visible
 from .head_map import EVICTED
 from .paragraph import lines
@@ -82,13 +82,15 @@ def strip(data: Numbers, *, ax: Axes | None = None) -> Axes:
     bar = colour_bar(ax, meaning, "NLL (nats)" if by_nll else "Attention weight")
     if not by_nll:
         decades(bar.ax.yaxis)
-    lay_out(ax.figure)
+    sheet = sheet_of(ax)
+    lay_out(sheet)
     size = FontProperties(size="small").get_size_in_points()
     texts = data["text"].tolist()
     names = tuple(families(visible("".join(texts)), MONO))
-    points = Affine2D().scale(1 / 72) + ax.figure.dpi_scale_trans + ScaledTranslation(0, 1, ax.transAxes)
+    below_top = ScaledTranslation(0, 1, ax.transAxes)  # ty: ignore[invalid-argument-type]
+    points = Affine2D().scale(1 / 72) + sheet.dpi_scale_trans + below_top
     boxes, colours = [], []
-    width = ax.get_window_extent().width / ax.figure.dpi * 72
+    width = ax.get_window_extent().width / sheet.dpi * 72
     for row, line in enumerate(lines(texts, width, names, size)):
         base = -(row * LEADING + 1) * size
         for run in line:

@@ -167,7 +167,7 @@ class Atlas:
 
         def rotated(x: Tensor, positions: Tensor) -> Tensor:
             angles = model.angles(attention, positions.to(model.device), segment.length, torch.float32)
-            angles = None if angles is None else tuple(a.cpu() for a in angles)
+            angles = None if angles is None else (angles[0].cpu(), angles[1].cpu())
             return model.rotate(attention, x[None, None], angles)[0, 0]
 
         def keys(a: int, b: int) -> Tensor:

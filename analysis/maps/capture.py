@@ -86,8 +86,8 @@ def capture(
     for i, policy in enumerate(policies[1:], 1):
         if any(_reads_otherwise(before, policy) for before in policies[:i]):
             raise ValueError(
-                f"{policy.label}: its first {policy.sinks} tokens would be read again in another way than they were "
-                "captured: begin with a longer window, and with the what-ifs that are to come"
+                f"{policy.label}: its first {policy.first_protected(LONGEST)} tokens would be read again in another "
+                "way than they were captured: begin with a longer window, and with the what-ifs that are to come"
             )
     count = len(tokens) - 1
     if count > LONGEST:
@@ -156,10 +156,11 @@ def _remove(path: Path) -> None:
 
 def _reads_otherwise(before: Policy, policy: Policy) -> bool:
     """Whether sinks that are pinned again have other keys than those that were read under an earlier policy."""
-    if before.capacity is None or policy.sinks <= before.sinks:
+    earlier, sinks = (p.first_protected(LONGEST) for p in (before, policy))
+    if before.capacity is None or sinks <= earlier:
         return False
     modified = any(getattr(before, f.name) != getattr(policy, f.name) for f in Policy.interventions())
-    return before.capacity < policy.sinks - 1 or modified
+    return before.capacity < sinks - 1 or modified
 
 
 class _Recorder:
@@ -191,6 +192,7 @@ class _Recorder:
             self.segments[-1] = replace(last, stop=end)
         else:
             self.segments.append(Segment(begin, end, self.policy, band, done.length))
+        assert done.outputs is not None, "a pass that is watched keeps what comes out of each layer"
         for layer in range(self.model.layers):
             self._mass[layer] += done.mass[layer].sum(-1).cpu().numpy()
             for name, of in (("queries", done.queries), ("keys", done.keys)):
