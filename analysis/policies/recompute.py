@@ -1,4 +1,4 @@
-"""Sliding window with recomputation: the newest tokens are encoded afresh for every token, or for every few."""
+"""Sliding window with recomputation: the newest tokens are encoded anew for every token, or for every few."""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -54,7 +54,7 @@ def blocks_of(x: Float[Tensor, "kv_heads slots dim"], plan: BlockPlan) -> Float[
 
 @dataclass(eq=False)
 class BandedPass:
-    """One forward pass: some tokens of one lane, or (`layers` None) a batch of windows that are encoded afresh.
+    """One forward pass: some tokens of one lane, or (`layers` None) a batch of windows that are encoded anew.
 
     After the pass `mass[layer]` holds the sink mass, [heads, queries]; with `capture`, `queries[layer]`, `keys[layer]`
     and `values[layer]` hold what the layer computed before rotation, [batch, heads, tokens, dim].
