@@ -27,7 +27,7 @@ POLICY = {
     "frame-ancestors": "'self'",
 }
 """From where a page may take what it needs: from here alone, whatever stands in a text."""
-TOLD = {
+HEADERS = {
     "Content-Security-Policy": "; ".join(f"{what} {where}" for what, where in POLICY.items()),
     "X-Frame-Options": "SAMEORIGIN",
     "X-Content-Type-Options": "nosniff",
@@ -43,27 +43,28 @@ class Guard:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request: with the app's answer and the headers, or with 421 under a foreign host name."""
         if scope["type"] != "http":
             # The socket is checked by Streamlit itself.
             await self.app(scope, receive, send)
             return
 
-        async def told(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in TOLD.items():
+                for name, value in HEADERS.items():
                     headers[name] = value
             await send(message)
 
         hosts = Headers(scope=scope).getlist("host")
         if len(hosts) == 1 and is_host_allowed(hosts[0]):
-            await self.app(scope, receive, told)
+            await self.app(scope, receive, send_with_headers)
             return
         refusal = PlainTextResponse(
             "This server does not answer to that name: add it to server.allowedHosts in streamlit_config.toml.",
             status_code=421,
         )
-        await refusal(scope, receive, told)
+        await refusal(scope, receive, send_with_headers)
 
 
 GUARDS = [Middleware(Guard)]
