@@ -70,7 +70,7 @@ class AblationJob(TextJob):
         model = self._load()
         if self.layer is not None and self.layer >= model.layers:
             raise ValueError(f"there is no layer {self.layer}: layers are 0 to {model.layers - 1}")
-        ids = self._tokens(self.text, model)
+        ids = self._tokenize(self.text, model).ids
         layers = range(model.layers) if self.layer is None else [self.layer]
         heads = [(layer, head) for layer in layers for head in range(model.heads)]
         self.model, self._found = model, AblationSnapshot(total=len(heads))

@@ -11,9 +11,6 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from analysis import texts
 from analysis.errors import log, told
 from analysis.runs.spec import Spec
@@ -244,11 +241,12 @@ class TextJob(Job):
         if progress != self.note:
             self.tell(progress)
 
-    def _tokens(self, text: texts.Text, model: "LanguageModel") -> NDArray[np.int32]:
-        """Token ids of a text, read as the spec says, [tokens]."""
-        how = {"bos": self.spec.bos, "special": self.spec.special, "limit": self.spec.tokens}
-        self.tokenized = texts.tokenized(text, model.tokenizer, **how)
-        return self.tokenized.ids
+    def _tokenize(self, text: texts.Text, model: "LanguageModel") -> texts.Tokenized:
+        """A text as tokens, read as the spec says."""
+        spec = self.spec
+        read = texts.tokenized(text, model.tokenizer, bos=spec.bos, special=spec.special, limit=spec.tokens)
+        self.tokenized = read
+        return read
 
     @property
     def begins(self) -> str:

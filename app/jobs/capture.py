@@ -81,9 +81,9 @@ class CaptureJob(TextJob):
             )
         self.total = len(ids) - 1
         self._set("running")
-        more = {"text_sha256": self.text.sha256, "read": self.tokenized, "chunk": self.spec.chunk}
+        how, sha256, chunk = self.tokenized, self.text.sha256, self.spec.chunk
         try:
-            for read in capture(model, ids, self.spec, place, **more):
+            for read in capture(model, ids, self.spec, place, text_sha256=sha256, read=how, chunk=chunk):
                 self.read = read
                 yield
             return Stretch(place)

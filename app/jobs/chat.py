@@ -133,6 +133,8 @@ class ChatJob(TextJob):
             raise ValueError(f"at most {MOST_LANES} lanes talk at a time, not {len(spec.policies)}: take some out")
         assert spec.sampling is not None
         super().__init__(spec, models)
+        self.sampling = spec.sampling
+        """How answers are chosen."""
         self.lanes: list[Conversation] = []
         self.snapshot = ()
         self.costs = [TokenCosts() for _ in spec.policies]
@@ -244,7 +246,7 @@ class ChatJob(TextJob):
         partner = Partner(model, bos=self.spec.bos, special=self.spec.special)
         self.tokenized = Tokenized(np.zeros(0, np.int32), partner.begins, ())
         lanes = [
-            Conversation(partner, parse(p), self.spec.sampling, index=i, history=HISTORY, kv_chunk=self.spec.kv_chunk)
+            Conversation(partner, parse(p), self.sampling, index=i, history=HISTORY, kv_chunk=self.spec.kv_chunk)
             for i, p in enumerate(self.spec.policies)
         ]
         for lane in lanes:

@@ -74,13 +74,15 @@ class CostsJob(TextJob):
         """What each lane has cost so far."""
         # A lane with recomputation would be the last by hours: it ends with the others.
         bounded = [lane for lane in self._lanes if lane.policy.name != "recompute"]
+        # A chapter says how many tokens are read.
+        assert self.spec.tokens is not None
         share = sum(lane.lane.position for lane in bounded) / max(1, len(bounded) * self.spec.tokens)
         lanes = tuple(LaneCosts(lane.policy, tuple(lane.costs)) for lane in self._lanes)
         return CostsSnapshot(lanes, self._reading, share, tuple(self._windows))
 
     def _steps(self) -> Generator[None, None, None]:
         model = self._load()
-        ids = self._tokens(self.text, model)
+        ids = self._tokenize(self.text, model).ids
         self._lanes = [CountedLane(model, ids, policy) for policy in self.spec.policies]
         self.model = model
         self._set("running")

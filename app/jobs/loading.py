@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -21,10 +22,10 @@ ASK_EVERY = 0.1
 class _Loading:
     """A model that is being loaded: its progress, and at last the model or an error."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, load: Callable[["_Loading"], None]) -> None:
         self.progress = "Loading the model"
         self.future: Future[LanguageModel] = Future()
-        self.thread: threading.Thread | None = None
+        self.thread = threading.Thread(target=load, args=(self,), name=f"load {name}", daemon=True)
 
     def tell(self, progress: str) -> None:
         self.progress = progress
@@ -56,10 +57,7 @@ class Models:
                 self._keep(key, model)
                 return model
             if (coming := self._coming.get(key)) is None:
-                coming = self._coming[key] = _Loading()
-                coming.thread = threading.Thread(
-                    target=self._load, args=(key, coming), name=f"load {spec.model}", daemon=True
-                )
+                coming = self._coming[key] = _Loading(spec.model, partial(self._load, key))
                 coming.thread.start()
         while not wait([coming.future], ASK_EVERY).done:
             progress(coming.progress)

@@ -28,7 +28,7 @@ class MeasuresJob(TextJob):
     def _steps(self) -> Generator[None, None, None]:
         model = self._load()
         self.tokenized = samples_of_text(self.text, model.tokenizer, self.spec, self.samples)
-        apart = separators_of(model.tokenizer, model.network.get_input_embeddings().num_embeddings)
+        apart = separators_of(model.tokenizer, model.vocabulary)
         self.model = model
         self._set("running")
         for part in measure(model, self.tokenized.ids, first=self.first, separators=apart):

@@ -157,10 +157,11 @@ class ReadingJob(TextJob):
         model = self._load()
         from analysis.engine.stream import open_lanes
 
-        ids = self._tokens(self.text, model)
+        read = self._tokenize(self.text, model)
+        ids = read.ids
         lanes = open_lanes(model, ids, [parse(p) for p in self.spec.policies], history=HISTORY)
         self.run.first_token = int(ids[0])
-        self.run.begins, self.run.as_text = self.tokenized.begins, self.tokenized.as_text
+        self.run.begins, self.run.as_text = read.begins, read.as_text
         self.pieces = texts.token_texts(model.tokenizer, ids)
         self.model, self.lanes = model, lanes
         cautions = [c for lane in lanes for c in lane.policy.cautions(len(ids), model.trained_length)]

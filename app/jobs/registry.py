@@ -70,7 +70,7 @@ class Registry:
         self._closed = threading.Event()
         self._sweeper: threading.Thread | None = None
 
-    def start(self, make: Callable[[Models], Job], instead: str = "") -> Job:
+    def start(self, make: Callable[[Models], Kind], instead: str = "") -> Kind:
         """Begin a job; the one whose id is `instead` is freed when the new one has begun.
 
         Raises Full where all slots are held, and none by a job that is abandoned.

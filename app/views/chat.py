@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import streamlit as st
 
 from analysis.chat.scripts import read_script, script_from_bytes, scripts
@@ -65,7 +66,7 @@ def open_page() -> None:
     if talk is not None:
         spec = talk.spec
         chosen = replace(chosen, lanes=list(spec.policies), model=Chosen.of(spec), script=talk.spec.text)
-        chosen.sampling, chosen.kv_chunk = spec.sampling, spec.kv_chunk
+        chosen.sampling, chosen.kv_chunk = talk.sampling, spec.kv_chunk
     elif "run" in asked:
         problems.append(LOST)
     try:
@@ -103,12 +104,11 @@ def to_address() -> None:
     readdress(ADDRESS, said)
 
 
-def begin(script: list[str] | None = None) -> ChatJob | None:
+def begin(script: list[str] | None = None) -> None:
     """A new conversation with what is set; the one that was on screen ends."""
-    if (talk := PLACE.begin(partial(_prepared, script), partial(begin, script))) is not None:
+    if PLACE.begin(partial(_prepared, script), partial(begin, script)) is not None:
         view = st.session_state.chat_view
         view.token, view.chosen = None, min(view.chosen, len(st.session_state.chat.lanes) - 1)
-    return talk
 
 
 def _prepared(script: list[str] | None) -> Maker[ChatJob]:
@@ -256,7 +256,11 @@ def sampling_controls(now: Sampling) -> Sampling:
 def said() -> None:
     """Words were sent."""
     press = st.session_state.conversation["say"]
-    if fresh("say", press) and (talk := PLACE.job or begin()) is not None:
+    if not fresh("say", press):
+        return
+    if PLACE.job is None:
+        begin()
+    if (talk := PLACE.job) is not None:
         PLACE.say("")
         talk.say(press["text"])
         st.session_state.chat_said = True
@@ -312,8 +316,8 @@ def strongest(talk: ChatJob, lane: int) -> tuple[int, int] | None:
     grids = talk.snapshot[lane].costs.grids if talk.snapshot else ()
     if not grids:
         return None
-    mean = sum(grids) / len(grids)
-    return tuple(int(n) for n in divmod(int(mean.argmax()), mean.shape[1]))
+    mean = np.mean(grids, axis=0)
+    return divmod(int(mean.argmax()), mean.shape[1])
 
 
 def changed() -> None:
