@@ -55,10 +55,12 @@ def _chapter(path: Path) -> Chapter:
         raise ValueError(f"{path.name} begins with no title and text")
     sections = dict(zip(parts[1::2], (p.strip() for p in parts[2::2]), strict=True))
     lines = [line for line in sections.get("Words", "").splitlines() if line.strip()]
-    pairs = [re.fullmatch(r"- ([a-z0-9-]+): (.+)", line) for line in lines]
-    if None in pairs:
-        raise ValueError(f"{path.name}: {lines[pairs.index(None)]!r} is no word; write - name: what it says")
-    words = {pair[1]: pair[2] for pair in pairs}
+    words = {}
+    for line in lines:
+        pair = re.fullmatch(r"- ([a-z0-9-]+): (.+)", line)
+        if pair is None:
+            raise ValueError(f"{path.name}: {line!r} is no word; write - name: what it says")
+        words[pair[1]] = pair[2]
     return Chapter(
         int(number), name, found[1], found[2], sections.get("Question", ""), sections.get("Answer", ""), words
     )

@@ -39,7 +39,7 @@ def go(name: str, again: bool = False) -> None:
     """Turn to a chapter; what plays there begins, and `again` where it does already."""
     state = st.session_state.lesson
     st.query_params["chapter"] = name
-    if state.get("chapter") == name and not again and (PLAYS[name].start is None or stage.playing() is not None):
+    if state.get("chapter") == name and not again and (PLAYS[name].start is None or stage.PLACE.job is not None):
         return
     state["chapter"] = name
     stage.PLACE.say("")

@@ -18,7 +18,8 @@ HALF = 0.5
 def shown_at_first(passage: Passage) -> tuple[int, int]:
     """Layer and head."""
     last = passage.sink_weights[..., -1]
-    return tuple(int(i) for i in np.unravel_index(np.abs(last - HALF).argmin(), last.shape))
+    layer, head = np.unravel_index(np.abs(last - HALF).argmin(), last.shape)
+    return int(layer), int(head)
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:

@@ -41,7 +41,7 @@ def recipes(state: dict) -> tuple[Recipe, ...]:
     """What the student has chosen.  Raises ValueError where it does not go together."""
     settings = dict(state["recipe"])
     if settings.get("task") == "plays":
-        settings = {**settings, **FOR_PLAYS}
+        settings.update(FOR_PLAYS)
     return tuple(Recipe(attention=kind, **settings) for kind in state["kinds"])
 
 
@@ -120,7 +120,7 @@ def settings(chapter: Chapter) -> None:
         return recipe.get(name, now[name].default)
 
     def number(name: str, step: float, format: str | None = None) -> None:
-        rule, kind = now[name].metadata, now[name].type
+        rule, kind = now[name].metadata, float if now[name].type is float else int
         if recipe["task"] == "plays" and name in FOR_PLAYS:
             st.number_input(
                 chapter.say(name), value=FOR_PLAYS[name], key=f"emergence-{name}-plays", disabled=True, format=format

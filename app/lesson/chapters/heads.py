@@ -57,7 +57,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         layers, heads, kv_heads, size = (int(m[k]) for k in ("layers", "heads", "kv_heads", "size"))
         kind = "MHA" if kv_heads == heads else "MQA" if kv_heads == 1 else "GQA"
         # Of 4 bits a number has half a byte: so bytes are counted of pairs.
-        rows.append((m["model"], kind, kv_heads, predicted_bytes(layers, kv_heads, size, 1, bits) / 8))
+        rows.append((str(m["model"]), kind, kv_heads, predicted_bytes(layers, kv_heads, size, 1, bits) / 8))
     values = "; ".join(f"{name} ({kind}): {each * tokens / 1e9:.2f} GB" for name, kind, _, each in rows)
     chart.mount(
         bars(rows, tokens, chapter),

@@ -103,7 +103,7 @@ def written(page: Chapter, most: int, key: str, bos: str) -> tuple[int, ...] | N
     return ids[:most]
 
 
-def playing(kind: type[Run] = Job) -> Run | None:
+def playing(kind: type[Run]) -> Run | None:
     """The job that plays, where it is of this kind: a chapter may be drawn once more after it was left."""
     return REGISTRY.find(PLACE.id, kind)
 
@@ -131,7 +131,7 @@ def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None
     st.button(
         page.say("resume" if paused else "pause"),
         icon=":material/play_arrow:" if paused else ":material/pause:",
-        on_click=lambda: run.request("running" if paused else "paused"),
+        on_click=None if run is None else partial(run.request, "running" if paused else "paused"),
         disabled=run is None or not run.live,
         key="lesson-pause",
     )
