@@ -112,7 +112,7 @@ class AtlasSender:
         if region is None or max(region.rows[1], region.columns[1]) > total:
             region = whole(total, OVERVIEW)
         kind = view.kind if view.kind != "difference" or other is not None else "weights"
-        minus = other.opened if kind == "difference" else None
+        minus = other.opened if other is not None and kind == "difference" else None
         shown = {"map": self._drawn(self.tiles.get, atlas, minus, view, region, kind)}
         shown["first"] = self._drawn(self.tiles.first, atlas, minus, view, region, kind)
         headings = [parse(run.spec.policies[0]).label]
@@ -174,7 +174,7 @@ class AtlasSender:
             return 0.0, 1.0
         key = (atlas, other and other.id, kind, view.layer, view.head, view.pool)
         if key not in self._spans:
-            minus = other.opened if kind == "difference" else None
+            minus = other.opened if other is not None and kind == "difference" else None
             overview = self._drawn(self.tiles.get, atlas, minus, view, whole(total, OVERVIEW), kind)
             self._spans = {key: span(overview, kind)}
         found = [self._spans[key], *(span(drawn, kind) for drawn in shown.values())]

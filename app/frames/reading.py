@@ -80,7 +80,7 @@ class ReadingSender:
 
     def empty(self, policies: list[Policy], view: View, pace: int, note: str) -> bytes:
         """A frame before anything was read: the lanes as they are set, and a note."""
-        unread = {"past": [], "read": 0, "kept": 0, "bytes": 0, "sinks_held": 0, "state": "ready"}
+        unread: dict[str, Any] = {"past": [], "read": 0, "kept": 0, "bytes": 0, "sinks_held": 0, "state": "ready"}
         unread |= dict.fromkeys(("relative", "excess", "error", "rolling", "rate"))
         lanes = [face | unread for face in faces(policies, colours(policies))]
         header = self._header(view, "ready", note, pace) | {
@@ -127,6 +127,8 @@ class ReadingSender:
         read = max(lane.position for lane in self._seen.lanes)
         minutes, seconds = divmod(int(self._seen.seconds), 60)
         clock = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+        # Lanes are opened with the model.
+        assert run.model is not None
         where = " · ".join([*about(run), memory_of(run.model.device)])
         return {"progress": f"{read:,} of {total:,} tokens · {where} · {clock}", "share": read / total, "total": total}
 

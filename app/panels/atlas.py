@@ -89,7 +89,10 @@ def picked() -> None:
 
 
 def _one_of(label: str, options: tuple[str, ...]) -> str:
-    return st.segmented_control(label, options, key=kept(f"atlas-{label}", options[0]), required=True)
+    chosen = st.segmented_control(label, options, key=kept(f"atlas-{label}", options[0]), required=True)
+    # The session gave it a value, and one is required.
+    assert chosen is not None
+    return chosen
 
 
 def controls(view: AtlasView, run: CaptureJob, others: dict[str, CaptureJob]) -> CaptureJob | None:
@@ -150,7 +153,7 @@ def draw() -> None:
         slots.renew_lease(other)
     other = controls(state.atlas_view, run, others)
     stretch, view = run.atlas.stretch, state.atlas_view
-    if other is not None and (other.atlas.stretch.layers, other.atlas.stretch.heads) != (stretch.layers, stretch.heads):
+    if other is not None and other.opened.stretch.mass.shape != stretch.mass.shape:
         st.warning("The other stretch has other layers and heads, so its maps cannot stand beside these.")
         other = None
     if state.atlas_shown != run.id:

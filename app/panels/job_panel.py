@@ -74,7 +74,7 @@ class JobPanel(Generic[Kind]):
         return (job := self.job) is not None and job.live
 
     def begin(
-        self, prepare: Callable[[], Maker[Kind]], again: Callable[[], object], *, keep: bool = False
+        self, prepare: Callable[[], Maker[Kind]], again: Callable[[], None], *, keep: bool = False
     ) -> Kind | None:
         """Begin a job; the one that stood here ends, unless it is to be kept.  None, and a problem, where it cannot be.
 

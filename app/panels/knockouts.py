@@ -92,6 +92,8 @@ def draw() -> None:
         st.caption(plain(run.text_note))
     progress(run)
     if run.effects:
+        # Heads are knocked out once the model is loaded.
+        assert run.model is not None
         left, right = st.columns([3, 2])
         with left:
             st.caption("Every head: red costs more without its sink, blue less")

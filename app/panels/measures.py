@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from analysis.experiments.measures import LONGEST, MASSIVE, MEASURES
+from analysis.experiments.measures import LONGEST, MASSIVE, MEASURES, Measured
 from analysis.runs.spec import Spec
 from app.controls import chosen_text, kept
 from app.jobs.measures import MeasuresJob
@@ -46,9 +46,8 @@ def _prepared() -> Maker[MeasuresJob]:
     return partial(MeasuresJob, spec, text, asked["samples"], asked["first"])
 
 
-def table(run: MeasuresJob) -> pd.DataFrame:
+def table(measured: Measured) -> pd.DataFrame:
     """A row for each head: means over samples."""
-    measured = run.measured
     _, layers, heads = measured.heads["alpha"].shape
     places = {"layer": np.repeat(np.arange(layers), heads), "head": np.tile(np.arange(heads), layers)}
     return pd.DataFrame(places | {name: x.mean(0).ravel() for name, x in measured.heads.items()})
@@ -89,7 +88,7 @@ def draw() -> None:
         )
         _, rate = run.measured.sink_rate(threshold)
         st.metric(f"Heads with α₁ > {threshold:.2f}", f"{rate:.1%}", help="The sink rate: of all heads of all samples")
-    values, found = run.measured.heads[name], table(run)
+    values, found = run.measured.heads[name], table(run.measured)
     left, right = st.columns(2)
     bare = {"displayModeBar": False}
     with left:

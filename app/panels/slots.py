@@ -10,7 +10,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from ..jobs.base import Job
 from ..jobs.loading import Models
-from ..jobs.registry import MOST_LIVE, REGISTRY, Full
+from ..jobs.registry import MOST_LIVE, REGISTRY, Full, Kind
 from ..lesson import lesson, translated
 from ..plain import plain
 
@@ -29,10 +29,13 @@ class Page:
 
 def renew_lease(job: Job) -> None:
     """Tell a job that somebody watches it from this page."""
-    job.renew_lease(Page(get_script_run_ctx().session_id))
+    context = get_script_run_ctx()
+    # Only the script of a page renews leases.
+    assert context is not None
+    job.renew_lease(Page(context.session_id))
 
 
-def start(make: Callable[[Models], Job], again: Callable[[], object], instead: str = "") -> Job:
+def start(make: Callable[[Models], Kind], again: Callable[[], None], instead: str = "") -> Kind:
     """Begin a job, in the slot of the one that it is `instead` of; `again`: what a person does to begin it.
 
     Raises ValueError where it cannot be, or all slots are held: then `offer` shows who holds them.
@@ -61,7 +64,7 @@ def offer(language: str = "en") -> None:
         st.fragment(_offer, run_every=2)(again, language)
 
 
-def _offer(again: Callable[[], object], language: str) -> None:
+def _offer(again: Callable[[], None], language: str) -> None:
     if st.session_state.wanted is None:
         # It has begun: the whole page shows it.
         st.rerun()
@@ -79,7 +82,7 @@ def _offer(again: Callable[[], object], language: str) -> None:
                 st.markdown(said)
 
 
-def _take_over(job_id: str, again: Callable[[], object]) -> None:
+def _take_over(job_id: str, again: Callable[[], None]) -> None:
     # Where somebody looks again by now, it begins in another slot or the offer comes once more.
     REGISTRY.take_over(job_id)
     again()

@@ -111,6 +111,8 @@ def source_of(figure: type[Figure], chosen: str, folder: str) -> FigureInput:
     if isinstance(run, ReadingJob):
         # On disk, so that the command under the figure finds it again.
         place = Path("runs") / f"page-{run.id}"
+        # A run is offered once it has read a token.
+        assert run.model is not None
         save(run.run, place, text_sha256=run.text.sha256, weights_sha256=run.model.sha256)
         return open_input(place, figure.needs)
     if not folder:

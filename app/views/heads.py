@@ -89,6 +89,8 @@ name = st.segmented_control(
     label_visibility="collapsed",
     required=True,
 )
+# The session gave it a value, and one is required.
+assert name is not None
 panel = PANELS[name]
 sidebar(name, panel)
 redraw(panel.draw, panel.busy, every=0.5)
