@@ -4,7 +4,7 @@ A new policy or setting needs no line here.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import Field
+from dataclasses import MISSING, Field
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,13 +106,14 @@ class Chosen(NamedTuple):
     @classmethod
     def of(cls, spec: Spec) -> "Chosen":
         """How the model of a spec is loaded, and how its text is read."""
-        return cls(spec.model, spec.dtype, spec.weights, spec.kv_heads, spec.bos, spec.special)
+        # Whether a text begins with BOS is a word in every Spec, though one is made of older runs' true and false too.
+        return cls(spec.model, spec.dtype, spec.weights, spec.kv_heads, str(spec.bos), spec.special)
 
     def linked(self) -> "Chosen":
         """The same, but for how text is read where the page's address says so.  Raises ValueError for what is none."""
         asked = st.query_params
-        how = {name: checked(name, asked[name], known) for name, known in READING.items() if name in asked}
-        return self._replace(**how)
+        bos, special = asked.get("bos", self.bos), asked.get("special", self.special)
+        return self._replace(bos=checked("bos", bos, BOS), special=checked("special", special, SPECIAL))
 
     def link(self) -> dict[str, str]:
         """How text is read, as an address says it: only what is not left as it is."""
@@ -290,6 +291,8 @@ def policy_controls(key: str, policy: Policy) -> Policy:
 def setting_control(key: str, f: Field, before: Settings | None, chosen: type[Settings]) -> float | str:
     """A widget for one setting of what is chosen, beginning as it stands in what was before, where that has it too."""
     rule, widget, label = f.metadata, f"{key}-{f.name}", f.name.capitalize()
+    # Every setting has a default.
+    assert f.default is not MISSING
     now = getattr(before, f.name) if getattr(before, "name", None) == chosen.name or rule["intervention"] else f.default
     if rule["choices"]:
         options = list(rule["choices"])
@@ -310,7 +313,8 @@ def file_control(key: str, label: str, now: str, help: str) -> str:
     if upload is None:
         return written
     try:
-        return rows_of(texts.from_bytes(upload.getvalue(), f"{upload.name}.txt").content)
+        # What is called .txt is read as text, never as token ids.
+        return rows_of(texts.from_bytes(upload.getvalue(), f"{upload.name}.txt").content or "")
     except ValueError as e:
         st.warning(plain(sentence(e)))
         return written
