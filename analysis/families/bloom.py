@@ -1,16 +1,18 @@
 """BLOOM (Scao et al. 2022): ALiBi, in an attention class of its own that adds the residual itself."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .bias import carried, slopes
-from .positions import Alibi
+from .positions import Alibi, AttentionModule
 
 
 class Attention(nn.Module):
     """BLOOM's projections around our attention."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: AttentionModule) -> None:
         super().__init__()
         self.inner = inner
 
@@ -24,6 +26,7 @@ class Attention(nn.Module):
 
 def adapt(twin: PreTrainedModel) -> Alibi:
     """Replace the attention of every layer, in place; its positions are ALiBi."""
-    for layer in twin.transformer.h:
+    transformer: Any = twin.transformer
+    for layer in transformer.h:
         layer.self_attention = Attention(layer.self_attention)
     return Alibi()

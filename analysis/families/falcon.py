@@ -1,19 +1,20 @@
 """Falcon (Almazrouei et al. 2023): rotary positions, or ALiBi in its small models, in an attention class of its own."""
 
 import sys
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .bias import carried, slopes
-from .positions import Alibi
+from .positions import Alibi, AttentionModule
 from .rotary import ask
 
 
 class Attention(nn.Module):
     """Falcon's projections around our attention.  Keys of a group are kept once, where Falcon repeats them."""
 
-    def __init__(self, inner: nn.Module, alibi: bool) -> None:
+    def __init__(self, inner: AttentionModule, alibi: bool) -> None:
         super().__init__()
         self.inner, self.alibi = inner, alibi
 
@@ -34,7 +35,7 @@ class Attention(nn.Module):
             out = carried(inner, query, key, value, slopes(inner, query), inner.inv_norm_factor)
         else:
             apply = sys.modules[type(inner).__module__].apply_rotary_pos_emb
-            query, key = apply(query, key, *position_embeddings)
+            query, key = apply(query, key, *(position_embeddings or ()))
             out = ask(inner, query, key, value, scaling=inner.inv_norm_factor)
         return inner.dense(out.flatten(2)), None
 
@@ -42,6 +43,7 @@ class Attention(nn.Module):
 def adapt(twin: PreTrainedModel) -> Alibi | None:
     """Replace the attention of every layer, in place; its positions are ALiBi, or None where they are rotary."""
     alibi = twin.config.alibi
-    for layer in twin.transformer.h:
+    transformer: Any = twin.transformer
+    for layer in transformer.h:
         layer.self_attention = Attention(layer.self_attention, alibi)
     return Alibi() if alibi else None

@@ -20,6 +20,7 @@ import copy
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +69,8 @@ def rule_of(module: nn.Module, layer_types: Sequence[str]) -> Rule:
         if kind == "longrope" and any(of_kind[f"short_{n}"] != of_kind[f"long_{n}"] for n in _of_both(of_kind)):
             steps.add(int(of_kind["original_max_position_embeddings"]))
         elif "dynamic" in kind:
-            growing = int(module.original_max_seq_len)
+            length: Any = module.original_max_seq_len
+            growing = int(length)
     return Rule(tuple(sorted(steps)), growing)
 
 

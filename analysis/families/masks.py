@@ -6,6 +6,7 @@ mask carry the rule that it was made of; and a rule can be asked about any query
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +31,14 @@ class Ruled(Tensor):
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         out = super().__torch_function__(func, types, args, kwargs or {})
         if func is Tensor.to and isinstance(out, Ruled):
-            out.rule = args[0].rule
+            out.rule = getattr(next(iter(args), None), "rule", None)
         return out
 
 
-def _masked(*, mask_function: Rule, **more) -> Tensor:
+def _masked(*, mask_function: Rule, **more: Any) -> Tensor:
     """What transformers calls for every mask of a network that is probed."""
-    mask = eager_mask(mask_function=mask_function, **more | {"allow_is_bidirectional_skip": False})
+    settings: dict[str, Any] = more | {"allow_is_bidirectional_skip": False}
+    mask = eager_mask(mask_function=mask_function, **settings)
     mask = mask.as_subclass(Ruled)
     mask.rule = mask_function
     return mask

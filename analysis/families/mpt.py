@@ -1,18 +1,19 @@
 """MPT (MosaicML 2023): ALiBi, in an attention class of its own."""
 
 import sys
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .bias import carried
-from .positions import Alibi
+from .positions import Alibi, AttentionModule
 
 
 class Attention(nn.Module):
     """MPT's projections around our attention."""
 
-    def __init__(self, inner: nn.Module, most: int) -> None:
+    def __init__(self, inner: AttentionModule, most: int) -> None:
         super().__init__()
         self.inner, self.most = inner, most
 
@@ -39,6 +40,7 @@ def adapt(twin: PreTrainedModel) -> Alibi:
     attention = twin.config.attn_config
     if not attention.alibi:
         raise ValueError("this MPT model was trained without ALiBi, which is not supported yet: choose another one")
-    for block in twin.transformer.blocks:
+    transformer: Any = twin.transformer
+    for block in transformer.blocks:
         block.attn = Attention(block.attn, attention.alibi_bias_max)
     return Alibi()

@@ -1,8 +1,8 @@
-"""How a place is put into queries and keys: rotated, as a linear bias of the distance, or not at all.
+"""How a position is put into queries and keys: rotated, as a linear bias of the distance, or not at all.
 
-All three are asked the same: `angles` of some places, made once for all layers of a kind, and `rotate`, which puts them
-into vectors that came without.  Where a family's frequencies depend on the length of the context, `of_length` says how
-it rotates in one of that length (frequencies.py).  Nothing here knows what is kept or why.
+All three are asked the same: `angles` of some positions, made once for all layers of a kind, and `rotate`, which puts
+them into vectors that came without.  Where a family's frequencies depend on the length of the context, `of_length` says
+how it rotates in one of that length (families/frequencies.py).  Nothing here knows what is kept or why.
 """
 
 import copy
@@ -10,10 +10,10 @@ import functools
 import inspect
 import sys
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,33 +21,37 @@ from .frequencies import Angles, OfLength, Rule, rule_of, unknown
 
 SAME = Rule()
 """The same frequencies at all lengths."""
+AttentionModule = Any
+"""A family's own attention module, with a `layer_idx`: torch says nothing of what its attributes are."""
 LENGTHS_KEPT = 8
 """Lengths of which a rotary module is remembered."""
 
 
 @runtime_checkable
 class Positions(Protocol):
-    """What a family does with places."""
+    """What a family does with positions."""
 
     name: str
     fixed: str
-    """Why a cached key cannot stand at another place than the one where it was read; empty where it can."""
+    """Why a cached key cannot stand at another position than the one where it was read; empty where it can."""
     added: int
-    """Dimensions at the end of every head that carry a place and are not the model's own."""
+    """Dimensions at the end of every head that carry a position and are not the model's own."""
     rule: Rule
     """At which lengths of the context other frequencies are taken."""
 
     def of_length(self, length: int) -> "Positions":
         """What the family does in a context of `length` tokens."""
 
-    def kind(self, attention: nn.Module) -> tuple:
+    def kind(self, attention: AttentionModule) -> tuple:
         """What tells the angles of one layer from those of another: equal kinds have equal angles."""
 
-    def angles(self, attention: nn.Module, places: Tensor, dtype: torch.dtype) -> Angles | None:
-        """What `rotate` needs for integer positions [tokens]: two tensors [1, tokens, *]; None: nothing is rotated."""
+    def angles(
+        self, attention: AttentionModule, positions: Int[Tensor, " tokens"], dtype: torch.dtype
+    ) -> Angles | None:
+        """What `rotate` needs for positions: two tensors [1, tokens, *]; None: nothing is rotated."""
 
-    def rotate(self, attention: nn.Module, x: Tensor, angles: Angles) -> Tensor:
-        """x [batch, heads, tokens, dim] put at those places; linear in x."""
+    def rotate(self, attention: AttentionModule, x: Tensor, angles: Angles) -> Tensor:
+        """x [batch, heads, tokens, dim] put at those positions; linear in x."""
 
 
 class _OfAnyLength:
@@ -55,7 +59,8 @@ class _OfAnyLength:
 
     rule = SAME
 
-    def of_length(self, length: int) -> "Positions":
+    def of_length(self, length: int) -> Any:
+        """The same at all lengths."""
         return self
 
 
@@ -88,28 +93,34 @@ class Rotary:
         self.module = of_regime(self.rule.regime(1)).module
 
     def of_length(self, length: int) -> "Rotary":
+        """The same family with the frequencies that it takes in a context of `length` tokens."""
         return self._of_regime(self.rule.regime(length)) if self.rule else self
 
-    def kind(self, attention: nn.Module) -> tuple:
+    def kind(self, attention: AttentionModule) -> tuple:
+        """Whether the layer rotates anything, and its type where the rotary module is told it."""
         return (self.rotated[attention.layer_idx] == 0, *self._layer_type(attention))
 
-    def _layer_type(self, attention: nn.Module) -> tuple[str, ...]:
+    def _layer_type(self, attention: AttentionModule) -> tuple[str, ...]:
         return (self._types[attention.layer_idx],) if self._types else ()
 
-    def angles(self, attention: nn.Module, places: Tensor, dtype: torch.dtype) -> Angles | None:
+    def angles(
+        self, attention: AttentionModule, positions: Int[Tensor, " tokens"], dtype: torch.dtype
+    ) -> Angles | None:
+        """Cosines and sines, by the family's own module; None where the layer rotates nothing."""
         if self.rotated[attention.layer_idx] == 0:
             return None
-        if not len(places):
-            # Some scalings look at the largest place.
-            nowhere = self.angles(attention, places.new_zeros(1), dtype)
-            return nowhere[0][:, :0], nowhere[1][:, :0]
+        if not len(positions):
+            # Some scalings look at the largest position.
+            one = self.angles(attention, positions.new_zeros(1), dtype)
+            return None if one is None else (one[0][:, :0], one[1][:, :0])
         home = next(self.module.buffers()).device
         like = torch.empty(0, device=home, dtype=dtype)
-        return self.module(like, places[None].to(home), *self._layer_type(attention))
+        return self.module(like, positions[None].to(home), *self._layer_type(attention))
 
     def rotate(
-        self, attention: nn.Module, x: Float[Tensor, "batch heads tokens dim"], angles: Angles
+        self, attention: AttentionModule, x: Float[Tensor, "batch heads tokens dim"], angles: Angles
     ) -> Float[Tensor, "batch heads tokens dim"]:
+        """x at these positions, by the family's own function, in the dimensions that it rotates."""
         apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
         dims = self.rotated[attention.layer_idx]
         if dims == x.shape[-1]:
@@ -120,23 +131,26 @@ class Rotary:
 class Alibi(_OfAnyLength):
     """A bias of −slope × distance (Press et al. 2022), carried by two more dimensions of every head.
 
-    A query ends in (a, 0) where a = slope / scaling, and a key in (0, 1).  At place p they become (a, −a·p) and (p, 1),
-    whose product is a·(p of the key − p of the query): so places are as movable as rotary ones.  Half precision has too
-    few digits for a place, so what is rotated is float32 whatever came.
+    A query ends in (a, 0) where a = slope / scaling, and a key in (0, 1).  At position p they become (a, −a·p) and
+    (p, 1), whose product is a·(p of the key − p of the query): so positions are as movable as rotary ones.  Half
+    precision has too few digits for a position, so what is rotated is float32 whatever came.
     """
 
     name, fixed, added = "ALiBi", "", 2
 
-    def kind(self, attention: nn.Module) -> tuple:
+    def kind(self, attention: AttentionModule) -> tuple:
+        """All layers are alike."""
         return ()
 
-    def angles(self, attention: nn.Module, places: Tensor, dtype: torch.dtype) -> Angles:
-        p = places.float()[None, :, None]
+    def angles(self, attention: AttentionModule, positions: Int[Tensor, " tokens"], dtype: torch.dtype) -> Angles:
+        """Positions, and positions turned negative, each [1, tokens, 1]."""
+        p = positions.float()[None, :, None]
         return p, -p
 
     def rotate(
-        self, attention: nn.Module, x: Float[Tensor, "batch heads tokens dim"], angles: Angles
+        self, attention: AttentionModule, x: Float[Tensor, "batch heads tokens dim"], angles: Angles
     ) -> Float[Tensor, "batch heads tokens dim"]:
+        """x at these positions, in float32: its last two dimensions change."""
         x = x.float()
         first, second = x[..., -2:-1], x[..., -1:]
         ahead, back = (a[:, None] for a in angles)
@@ -144,21 +158,24 @@ class Alibi(_OfAnyLength):
 
 
 class Fixed(_OfAnyLength):
-    """Places that the network puts in itself, in a way that cannot be taken out again: a cached key carries the place
-    where it was read."""
+    """Positions that the network puts in itself, in a way that cannot be taken out again: a cached key carries the
+    position where it was read."""
 
     added = 0
 
     def __init__(self, name: str, why: str, rule: Rule = SAME) -> None:
         self.name, self.fixed, self.rule = name, why, rule
 
-    def kind(self, attention: nn.Module) -> tuple:
+    def kind(self, attention: AttentionModule) -> tuple:
+        """All layers are alike."""
         return ()
 
-    def angles(self, attention: nn.Module, places: Tensor, dtype: torch.dtype) -> None:
-        return None
+    def angles(self, attention: AttentionModule, positions: Int[Tensor, " tokens"], dtype: torch.dtype) -> None:
+        """Nothing is rotated."""
+        return
 
-    def rotate(self, attention: nn.Module, x: Tensor, angles: Angles) -> Tensor:
+    def rotate(self, attention: AttentionModule, x: Tensor, angles: Angles) -> Tensor:
+        """x as it is."""
         return x
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from .masks import PROBED, Rule, rule_of, window_of
-from .positions import LEARNED, Angles, Positions, Rotary
+from .positions import LEARNED, Angles, AttentionModule, Positions, Rotary
 from .positions import bound as bound_positions
 
 IMPLEMENTATION = "sinkscope"
@@ -33,7 +33,7 @@ _thread = threading.local()
 class Reader(Protocol):
     """Who is asked for the attention of every layer while it is reading."""
 
-    def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, **settings) -> Tensor:
+    def attend(self, attention: AttentionModule, query: Tensor, key: Tensor, value: Tensor, **settings) -> Tensor:
         """One layer's attention, [batch, tokens, heads, dim].
 
         Queries, keys and values come as [batch, heads, tokens, dim], none of them rotated.
@@ -51,7 +51,7 @@ class Unrotated(nn.Module):
 
     def forward(self, x: Tensor, position_ids: Tensor, *args, **kwargs) -> Angles:
         """Cosines of 1 and sines of 0, unless it is filled otherwise."""
-        # At place 0: some scalings change, and stay changed, at a far place.
+        # At position 0: some scalings change, and stay changed, at a far position.
         cos, sin = self.rotary(x[:1, :1], torch.zeros_like(position_ids[:1, :1]), *args, **kwargs)
         return torch.full_like(cos, self.fill[0]), torch.full_like(sin, self.fill[1])
 
@@ -62,7 +62,7 @@ class Adapted:
 
     network: PreTrainedModel
     positions: Positions
-    attentions: dict[int, nn.Module] = field(default_factory=dict)
+    attentions: dict[int, AttentionModule] = field(default_factory=dict)
     settings: dict[int, dict[str, Any]] = field(default_factory=dict)
     """What each layer hands to its attention beside tensors: scaling, softcap, sliding_window, s_aux."""
     homes: dict[int, torch.device] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Adapted:
 
     def __post_init__(self) -> None:
         # BLOOM and MPT have no use for them.
-        self._takes_places = "position_ids" in inspect.signature(type(self.network).forward).parameters
+        self._takes_positions = "position_ids" in inspect.signature(type(self.network).forward).parameters
 
     @property
     def device(self) -> torch.device:
@@ -92,17 +92,17 @@ class Adapted:
     ) -> Tensor:
         """Logits [batch, last or all tokens, vocabulary] of ids [batch, tokens], every layer's attention the reader's.
 
-        `begin`: text position of the first token; it matters where the network puts places in itself.  `outputs`, where
-        given, takes the hidden state that comes out of every layer in this very pass, [batch, tokens, width].  Raises
-        ValueError where the network cannot put in places as far as that.
+        `begin`: text position of the first token; it matters where the network puts positions in itself.  `outputs`,
+        where given, takes the hidden state that comes out of every layer in this very pass, [batch, tokens, width].
+        Raises ValueError where the network cannot put in positions as far as that.
         """
         if self.longest is not None and begin + ids.shape[1] > self.longest:
             raise ValueError(
                 f"{self.network.config.model_type} {self.positions.fixed}, and can do so for {self.longest:,} tokens "
                 "only: read no more of them"
             )
-        places = begin + torch.arange(ids.shape[1], device=ids.device)[None].expand(len(ids), -1)
-        more = {"position_ids": places} if self._takes_places else {}
+        positions = begin + torch.arange(ids.shape[1], device=ids.device)[None].expand(len(ids), -1)
+        more: dict[str, Any] = {"position_ids": positions} if self._takes_positions else {}
         before = getattr(_thread, "reader", None), getattr(_thread, "outputs", None)
         _thread.reader, _thread.outputs = reader, outputs
         try:
@@ -112,13 +112,17 @@ class Adapted:
             _thread.reader, _thread.outputs = before
 
     def angles(
-        self, attention: nn.Module, places: Tensor, length: int = 1, dtype: torch.dtype | None = None
+        self,
+        attention: AttentionModule,
+        positions: Int[Tensor, " tokens"],
+        length: int = 1,
+        dtype: torch.dtype | None = None,
     ) -> Angles | None:
-        """What `rotate` needs for integer places [tokens] in this layer; None: nothing is rotated.
+        """What `rotate` needs for positions in this layer; None: nothing is rotated.
 
-        `length`: of the context (frequencies.py); `dtype`: the model's own, or another.
+        `length`: of the context (families/frequencies.py); `dtype`: the model's own, or another.
         """
-        angles = self.positions.of_length(length).angles(attention, places, dtype or self.dtype)
+        angles = self.positions.of_length(length).angles(attention, positions, dtype or self.dtype)
         home = self.homes[attention.layer_idx]
         return None if angles is None else (angles[0].to(home), angles[1].to(home))
 
@@ -138,7 +142,7 @@ class Adapted:
         """The longest context that is rotated as one of `length` tokens is; None where there is no longest."""
         return self.positions.rule.regime_end(length)
 
-    def kind(self, attention: nn.Module) -> tuple:
+    def kind(self, attention: AttentionModule) -> tuple:
         """What tells the angles of one layer from those of another: layers of a kind have equal ones, on one device."""
         layer = attention.layer_idx
         if layer not in self._kinds:
@@ -146,9 +150,9 @@ class Adapted:
         return self._kinds[layer]
 
     def rotate(
-        self, attention: nn.Module, x: Float[Tensor, "batch heads tokens dim"], angles: Angles | None
+        self, attention: AttentionModule, x: Float[Tensor, "batch heads tokens dim"], angles: Angles | None
     ) -> Float[Tensor, "batch heads tokens dim"]:
-        """x at the places that the angles are of, by the family's own rule."""
+        """x at the positions that the angles are of, by the family's own rule."""
         return x if angles is None else self.positions.rotate(attention, x, angles)
 
 
@@ -164,16 +168,16 @@ def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, 
     """
     twin, positions = twin_of(network, adapters)
     family = network.config.model_type
-    places = [n for n, m in twin.named_modules() if type(m).__name__.endswith("RotaryEmbedding")]
-    if len(places) > 1 and not bound:
-        raise ValueError(f"the family {family!r} is not supported yet: it has {len(places)} rotary modules, not one")
+    rotaries = [n for n, m in twin.named_modules() if type(m).__name__.endswith("RotaryEmbedding")]
+    if len(rotaries) > 1 and not bound:
+        raise ValueError(f"the family {family!r} is not supported yet: it has {len(rotaries)} rotary modules, not one")
     unrotated = None
     if bound:
-        positions = bound_positions([twin.get_submodule(name) for name in places], network)
-    elif positions is None and places:
-        module = twin.get_submodule(places[0])
+        positions = bound_positions([twin.get_submodule(name) for name in rotaries], network)
+    elif positions is None and rotaries:
+        module = twin.get_submodule(rotaries[0])
         unrotated, positions = Unrotated(module), Rotary(module, network)
-        twin.set_submodule(places[0], unrotated)
+        twin.set_submodule(rotaries[0], unrotated)
     adapted = Adapted(twin, positions or LEARNED, layers=network.config.num_hidden_layers)
     if family in (adapters or {}) or adapted.device.type == "meta":
         # An adapter makes no masks, and where there are no numbers none can be asked.
@@ -209,7 +213,8 @@ def _implement(twin: PreTrainedModel, implementation: str) -> None:
     """Let the layers of a twin call this attention function."""
     for module in twin.modules():
         if getattr(module, "config", None) is not None:
-            module.config._attn_implementation = implementation
+            config: Any = module.config
+            config._attn_implementation = implementation
 
 
 def decoder_layers(adapted: Adapted) -> dict[int, nn.Module]:
@@ -243,7 +248,7 @@ class _Told:
     def __init__(self, layer: int, forward: Callable) -> None:
         self.layer, self.forward = layer, forward
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         out = self.forward(*args, **kwargs)
         wanted = getattr(_thread, "outputs", None)
         if wanted is not None:
@@ -266,7 +271,7 @@ class _Probe:
     _windows: dict[int, tuple[Rule, int | None]] = field(default_factory=dict)
 
     def attend(
-        self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, *, mask: Any = None, **settings
+        self, attention: AttentionModule, query: Tensor, key: Tensor, value: Tensor, *, mask: Any = None, **settings
     ) -> Tensor:
         adapted, layer = self.adapted, attention.layer_idx
         if layer in adapted.attentions:
@@ -284,7 +289,7 @@ class _Probe:
         return alone(query, value)
 
     def _honoured(
-        self, attention: nn.Module, rule: Rule | None, told: int | None, device: torch.device
+        self, attention: AttentionModule, rule: Rule | None, told: int | None, device: torch.device
     ) -> dict[str, int | None]:
         """The window that the layer's mask has, where the layer says another."""
         if rule is None:
@@ -345,13 +350,18 @@ def _probe(adapted: Adapted, unrotated: Unrotated | None) -> None:
         )
 
 
-def ask(attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, **settings) -> Tensor:
+def ask(attention: AttentionModule, query: Tensor, key: Tensor, value: Tensor, **settings) -> Tensor:
     """The output of one layer's attention, [batch, tokens, heads, dim], from whoever is reading in this thread."""
     return _thread.reader.attend(attention, query, key, value, **settings)
 
 
 def _attention(
-    attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None = None, **settings
+    attention: AttentionModule,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **settings,
 ) -> tuple[Tensor, None]:
     """What transformers calls for every layer."""
     if "mask_window" in attention.__dict__:
@@ -361,7 +371,7 @@ def _attention(
 
 
 def _probed(
-    attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **settings
+    attention: AttentionModule, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **settings
 ) -> tuple[Tensor, None]:
     """What it calls while a network is probed."""
     return ask(attention, query, key, value, mask=attention_mask, **settings), None
