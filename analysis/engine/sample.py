@@ -56,7 +56,8 @@ def _shortened(network: PreTrainedModel) -> PreTrainedModel:
     small = copied(network, memo)
     if len(kept) < count:
         for name in names:
-            _shorten(small.get_submodule(name), kept)
+            layers: Any = small.get_submodule(name)
+            _shorten(layers, kept)
         for config in {id(c): c for m in small.modules() if (c := getattr(m, "config", None)) is not None}.values():
             _shorten_config(config, kept, count)
     return small
@@ -132,7 +133,8 @@ def _cut_vocabulary(small: PreTrainedModel) -> None:
         head.bias = _taken(head.bias, rows)
     for module in small.modules():
         if getattr(getattr(module, "config", None), "vocab_size", None) == count:
-            module.config.vocab_size = VOCABULARY
+            config: Any = module.config
+            config.vocab_size = VOCABULARY
 
 
 def _taken(weight: Tensor, rows: Tensor) -> nn.Parameter:

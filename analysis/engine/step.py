@@ -27,10 +27,11 @@ class Step:
     seconds: float
     sink_mass: NDArray[np.float32]
     roles: NDArray[np.int8] | None = None
-    """In a conversation, who said each token [tokens] (chat.py)."""
+    """In a conversation, who said each token [tokens] (chat/template.py)."""
     each: NDArray[np.float64] | None = None
     """Compute time of each token [tokens], where they were not read together."""
 
     @property
     def stop(self) -> int:
+        """The text position behind the last predicted token."""
         return self.start + len(self.token_ids)

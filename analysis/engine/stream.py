@@ -55,7 +55,8 @@ def open_lanes(
         raise ValueError("choose at least one policy to read the text with")
     loaded = not isinstance(model, Adapted | PreTrainedModel)
     adapted = model.adapted if loaded else model if isinstance(model, Adapted) else adapt(model)
-    vocabulary = adapted.network.get_input_embeddings().num_embeddings
+    embedding: Any = adapted.network.get_input_embeddings()
+    vocabulary = embedding.num_embeddings
     if tokens.min() < 0 or tokens.max() >= vocabulary:
         raise ValueError(
             f"token ids must be between 0 and {vocabulary - 1} for this model, and the text has ids from "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from ..families.positions import AttentionModule
 from ..families.rotary import Adapted
 
 CHECKS = 8
@@ -39,7 +40,7 @@ class _Recorder:
 
     layers: dict[int, tuple[nn.Module, dict[str, Any]]] = field(default_factory=dict)
 
-    def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, **settings) -> Tensor:
+    def attend(self, attention: AttentionModule, query: Tensor, key: Tensor, value: Tensor, **settings) -> Tensor:
         self.layers[attention.layer_idx] = attention, settings
         return torch.ops.sinkscope.attend(query, key, value, attention.layer_idx)
 
@@ -49,8 +50,9 @@ class _OneToken(nn.Module):
         super().__init__()
         self.network, self.model, self.recorder = model.network, model, recorder
 
-    def forward(self, ids: Tensor, place: Tensor) -> Tensor:
-        return self.model.forward(ids, self.recorder, begin=place, last=1)
+    def forward(self, ids: Tensor, position: Any) -> Tensor:
+        # A tensor here, so that the trace holds for all positions.
+        return self.model.forward(ids, self.recorder, begin=position, last=1)
 
 
 def _echo(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
@@ -63,18 +65,19 @@ def one_token(model: Adapted) -> Callable[[Tensor, Any], Tensor] | None:
         return None
     recorder = _Recorder()
     eager = _OneToken(model, recorder).eval()
-    vocabulary = model.network.get_input_embeddings().num_embeddings
+    embedding: Any = model.network.get_input_embeddings()
+    vocabulary = embedding.num_embeddings
     verbosity = transformers_logging.get_verbosity()
     tokens = torch.linspace(0, vocabulary - 1, CHECKS, device=model.device).long().view(-1, 1, 1)
     # Far into a text, where a family may do other things than at its beginning.
-    places = 10_000 * torch.arange(CHECKS, device=model.device)
+    positions = 10_000 * torch.arange(CHECKS, device=model.device)
     _thread.attend = _echo
     try:
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             transformers_logging.set_verbosity_error()
-            traced = torch.jit.freeze(torch.jit.trace(eager, (tokens[0], places[0]), check_trace=False).eval())
-            for ids, place in zip(tokens, places, strict=True):
+            traced = torch.jit.freeze(torch.jit.trace(eager, (tokens[0], positions[0]), check_trace=False).eval())
+            for ids, place in zip(tokens, positions, strict=True):
                 torch.testing.assert_close(traced(ids, place), eager(ids, place))
     except (AssertionError, RuntimeError):
         return None

@@ -56,5 +56,5 @@ class View:
             return None
         counts = np.zeros(self.read, np.float32)
         for some in self.held:
-            some.count(counts)
-        return counts / sum(some.heads for some in self.held)
+            some.add_to(counts)
+        return np.divide(counts, sum(some.heads for some in self.held), dtype=np.float32)

@@ -92,6 +92,10 @@ class Transformer(nn.Module):
     Embeddings begin with unit variance, so that positions are told apart from the first step on.
     """
 
+    tokens: nn.Embedding
+    positions: nn.Embedding
+    later: Tensor
+
     def __init__(
         self, kind: str, vocabulary: int, length: int, width: int, layers: int, heads: int, rng: torch.Generator
     ) -> None:

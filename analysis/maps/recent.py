@@ -6,7 +6,7 @@ still, which is replaced and never overwritten.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -142,7 +142,9 @@ def _rows(view: View, chunk: Chunk, layer: int, head: int) -> _Rows:
     query = chunk.queries[layer][head][None, None].float()
     scaling = settings.get("scaling") or query.shape[-1] ** -0.5
     kv_head = head // (model.heads // model.kv_heads)
-    parts, exact = chunk.key_parts(layer, kv_head, view.chunks, view.layers[layer])
+    # All chunks that a store keeps are of one kind.
+    chunks: Any = view.chunks
+    parts, exact = chunk.key_parts(layer, kv_head, chunks, view.layers[layer])
     scores = []
     for part in parts:
         at = part.query_rotated_at, part.key_rotated_at

@@ -9,6 +9,8 @@ This module knows nothing of tensors.
 from dataclasses import Field, dataclass, fields
 from typing import ClassVar
 
+from typing_extensions import override
+
 from ..settings import Settings, setting
 
 
@@ -146,13 +148,16 @@ class Banded(Policy):
     positions: ClassVar[str] = "text"
 
     @property
+    @override
     def capacity(self) -> int | None:
         return None if self.window is None else self.sinks + self.window
 
     @property
+    @override
     def moves_keys(self) -> bool:
         return self.window is not None
 
+    @override
     def first_protected(self, read: int) -> int:
         return min(self.sinks, read)
 
@@ -166,13 +171,16 @@ class Recomputed(Policy):
     stride: ClassVar[int]
 
     @property
+    @override
     def capacity(self) -> int:
         return self.window + self.stride - 1
 
     @property
+    @override
     def pass_tokens(self) -> int:
         return self.stride
 
     @property
+    @override
     def moves_keys(self) -> bool:
         return False

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from .base import Banded
 
 
@@ -14,5 +16,6 @@ class Dense(Banded):
     title: ClassVar[str] = "Dense"
 
     @property
+    @override
     def plain(self) -> str:
         return "Dense"

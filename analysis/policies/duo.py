@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import ClassVar
 
+from typing_extensions import override
+
 from .base import Banded, Policy, setting
 from .dense import Dense
 from .streaming import Streaming
@@ -60,7 +62,7 @@ class Duo(Policy):
     @cached_property
     def parts(self) -> tuple[Banded, Banded]:
         """What the heads that keep everything do, and what the others do."""
-        return Dense(), Streaming(self.sinks, self.window, self.positions)
+        return Dense(), Streaming(sinks=self.sinks, window=self.window, positions=self.positions)
 
     @property
     def measured(self) -> bool:
@@ -78,6 +80,7 @@ class Duo(Policy):
         return "" if self.measured or self.given else self.scores
 
     @property
+    @override
     def plain(self) -> str:
         chosen = ""
         if self.file:
@@ -89,8 +92,10 @@ class Duo(Policy):
         return f"Duo {self.full} % full, {self.sinks} + {self.window}{positions}{chosen}"
 
     @property
+    @override
     def capacity(self) -> int | None:
         return None if self.full else self.sinks + self.window
 
+    @override
     def first_protected(self, read: int) -> int:
         return min(self.sinks, read)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from .base import setting
 from .ranked import LayerState, Ranked
 
@@ -25,5 +27,7 @@ class H2O(Ranked):
     sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
     recent: int = setting(128, "Newest tokens that are protected whatever their score.", low=1)
 
+    @override
     def score(self, state: LayerState) -> "Tensor":
+        assert state.accumulated_attention is not None, "it was asked for"
         return state.accumulated_attention

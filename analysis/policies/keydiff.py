@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from .base import setting
 from .ranked import LayerState, Ranked
 
@@ -28,12 +30,16 @@ class KeyDiff(Ranked):
         "rotated", "Whether keys are compared where they stand, or before rotation.", choices=("rotated", "unrotated")
     )
 
+    @override
     def score(self, state: LayerState) -> "Tensor":
         from torch.nn.functional import cosine_similarity, normalize
 
-        keys = (state.rotated if self.keys == "rotated" else state.keys).float()
+        keys = state.rotated if self.keys == "rotated" else state.keys
+        assert keys is not None, "keys that are ranked have been rotated"
+        keys = keys.float()
         return -cosine_similarity(keys, normalize(keys, dim=-1).mean(1, keepdim=True), dim=-1)
 
     @property
+    @override
     def plain(self) -> str:
         return super().plain + ("" if self.keys == "rotated" else ", before rotation")

@@ -4,6 +4,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from .base import setting
 from .ranked import LayerState, Ranked
 
@@ -26,17 +28,21 @@ class KNorm(Ranked):
     recent: int = setting(0, "Newest tokens that are protected whatever their score.", low=0)
     skip: int = setting(2, "First layers that keep everything.", low=0)
 
+    @override
     def budget_of(self, layer: int, layers: int) -> int:
         return sys.maxsize if layer < self.skip else self.budget
 
+    @override
     def score(self, state: LayerState) -> "Tensor":
         return -state.keys.float().norm(dim=-1)
 
     @property
+    @override
     def plain(self) -> str:
         layers = "layer" if self.skip == 1 else f"{self.skip} layers"
         return super().plain + (f", first {layers} whole" if self.skip else "")
 
     @property
+    @override
     def capacity(self) -> int | None:
         return None if self.skip else self.budget

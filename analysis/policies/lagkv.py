@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from .base import setting
 from .ranked import LayerState, Ranked, tolerance
 
@@ -27,9 +29,11 @@ class LagKV(Ranked):
     sinks: int = setting(16, "First tokens that are protected whatever their score.", low=0, high=1024)
     recent: int = setting(64, "Newest tokens, protected whatever their score; a stretch (the paper's lag).", low=2)
 
+    @override
     def score(self, state: LayerState) -> "Tensor":
         import torch
 
+        assert state.rotated is not None, "keys that are ranked have been rotated"
         x, lag, slots = torch.cat((state.rotated, state.values)).float(), self.recent, state.keys.shape[1]
         # Counted from the newest, so that every stretch but the last has a whole one behind it.
         front = -slots % lag

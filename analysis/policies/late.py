@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from .base import setting
 from .ranked import LayerState, Ranked
 
@@ -36,12 +38,15 @@ class Late(Ranked):
                 "a smaller start or a larger budget"
             )
 
+    @override
     def protected(self, positions: "Tensor") -> "Tensor":
         return (positions >= self.start) & (positions < self.start + self.sinks)
 
+    @override
     def score(self, state: LayerState) -> "Tensor":
         return state.positions.double()
 
     @property
+    @override
     def plain(self) -> str:
         return f"{super().plain}, from {self.start}"

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from typing_extensions import override
 
 from .base import setting
 from .h2o import H2O
@@ -46,24 +48,28 @@ class Pyramid(Ranked):
             raise ValueError(f"{self.name}: kernel must be an odd number, not {self.kernel}")
 
     @property
+    @override
     def accumulates_attention(self) -> bool:
         return SCORERS[self.scorer].accumulates_attention
 
     @property
+    @override
     def exact(self) -> bool:
         return SCORERS[self.scorer].exact
 
     @property
+    @override
     def scale(self) -> float:
         return SCORERS[self.scorer].scale
 
     @property
+    @override
     def observation_window(self) -> int:
         return self._ranking.observation_window
 
     @cached_property
     def _ranking(self) -> Ranked:
-        more = {"kernel": self.kernel, "pooling": self.pooling} if self.scorer == "snapkv" else {}
+        more: dict[str, Any] = {"kernel": self.kernel, "pooling": self.pooling} if self.scorer == "snapkv" else {}
         return SCORERS[self.scorer](
             budget=self.budget,
             sinks=self.sinks,
@@ -74,9 +80,11 @@ class Pyramid(Ranked):
         )
 
     @property
+    @override
     def smallest(self) -> int:
         return self.budget - self._most(Fraction(1)) * self.interval
 
+    @override
     def budget_of(self, layer: int, layers: int) -> int:
         if layers == 1:
             return self.budget
@@ -87,9 +95,11 @@ class Pyramid(Ranked):
         free = max(0, self.budget - self.interval + 1 - self.sinks - self.recent)
         return int(share * free * (self.steepness - 1) / (self.steepness * self.interval))
 
+    @override
     def score(self, state: LayerState) -> "Tensor":
         return self._ranking.score(state)
 
     @property
+    @override
     def plain(self) -> str:
         return f"{super().plain}, {SCORERS[self.scorer].title.lower()}"

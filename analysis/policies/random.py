@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from .base import setting
 from .ranked import LayerState, Ranked
 
@@ -27,6 +29,7 @@ class Random(Ranked):
     )
     seed: int = setting(0, "Another seed is another sample.", low=0, high=2**31 - 1)
 
+    @override
     def score(self, state: LayerState) -> "Tensor":
         import torch
 

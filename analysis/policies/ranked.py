@@ -9,6 +9,8 @@ docs/policies.md compares each policy with its paper and with its authors' code.
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from .base import Policy, setting
 
 if TYPE_CHECKING:
@@ -93,9 +95,11 @@ class Ranked(Policy):
         return positions < self.sinks
 
     @property
+    @override
     def pass_tokens(self) -> int:
         return self.interval
 
+    @override
     def first_protected(self, read: int) -> int:
         import torch
 
@@ -109,6 +113,7 @@ class Ranked(Policy):
         return by_rank(scores, 0.0 if self.exact else tolerance(state.keys.dtype), self.scale)
 
     @property
+    @override
     def plain(self) -> str:
         own = {f.name: f.default for f in fields(self)}
         sinks = "" if self.sinks == own["sinks"] else f", {self.sinks or 'no'} sinks"
@@ -117,16 +122,20 @@ class Ranked(Policy):
         return f"{self.title} {self.budget}{sinks}{every}{positions}"
 
     @property
+    @override
     def capacity(self) -> int | None:
         return self.budget
 
     @property
+    @override
     def full_from(self) -> int | None:
         return self.smallest
 
+    @override
     def cautions(self, tokens: int | None, trained_length: int | None) -> list[str]:
         notes = super().cautions(tokens, trained_length)
-        if self.positions == "text" and None not in (tokens, trained_length) and tokens > trained_length:
+        beyond = tokens is not None and trained_length is not None and tokens > trained_length
+        if self.positions == "text" and beyond:
             notes.append(
                 f"{self.label}: places are counted in the text, and after {trained_length} tokens they are beyond what "
                 "the model was trained on: choose positions=cache to read on"

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from .base import Recomputed, setting
 
 
@@ -20,5 +22,6 @@ class Recompute(Recomputed):
     stride: int = setting(1, "Tokens predicted from one encoding.", low=1)
 
     @property
+    @override
     def plain(self) -> str:
         return f"Recompute {self.window} / {self.stride}"

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from .base import setting
 from .ranked import LayerState, Ranked, tolerance
 
@@ -35,10 +37,13 @@ class Scissorhands(Ranked):
         super().__post_init__()
 
     @property
+    @override
     def observation_window(self) -> int:
         return self.history
 
+    @override
     def score(self, state: LayerState) -> "Tensor":
+        assert state.recent_attention is not None, "it was asked for"
         # A query gives nothing to what it did not reach, so what it reached is counted from the other end.
         reached = (state.recent_attention > 0).sum(-1, keepdim=True)
         less = state.recent_attention.float() * reached < 1 - tolerance(state.keys.dtype)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from .base import setting
 from .ranked import LayerState, Ranked, pooled
 
@@ -34,10 +36,13 @@ class SnapKV(Ranked):
             raise ValueError(f"{self.name}: kernel must be an odd number, not {self.kernel}")
 
     @property
+    @override
     def observation_window(self) -> int:
         return self.recent
 
+    @override
     def score(self, state: LayerState) -> "Tensor":
+        assert state.recent_attention is not None, "it was asked for"
         given = state.recent_attention.float().mean(1)
         given[:, max(0, given.shape[1] - self.recent) :] = 0
         return pooled(given, self.kernel, self.pooling)

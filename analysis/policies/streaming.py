@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from .base import Banded, setting
 
 
@@ -25,6 +27,7 @@ class Streaming(Banded):
     )
 
     @property
+    @override
     def plain(self) -> str:
         words = {"cache": "", "text": ", text positions", "none": ", sinks without place", "naive": ", naive positions"}
         positions = words[self.positions]

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from typing_extensions import override
+
 from .base import setting
 from .ranked import LayerState, Ranked, agreed
 
@@ -28,13 +30,17 @@ class TOVA(Ranked):
     )
 
     @property
+    @override
     def observation_window(self) -> int:
         return 1
 
+    @override
     def score(self, state: LayerState) -> "Tensor":
+        assert state.recent_attention is not None, "it was asked for"
         given = state.recent_attention[:, -1].float()
         return agreed(given, state.positions) if self.agree == "layer" else given
 
     @property
+    @override
     def plain(self) -> str:
         return super().plain + ("" if self.agree == "layer" else ", head by head")

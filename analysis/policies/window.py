@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from .base import Banded, setting
 
 
@@ -16,5 +18,6 @@ class Window(Banded):
     window: int = setting(256, "Newest tokens kept.", low=1)
 
     @property
+    @override
     def plain(self) -> str:
         return f"Window {self.window}"

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ...families.positions import Angles
+from ...families.positions import Angles, AttentionModule
 from ...families.rotary import Adapted
 from ..interventions import Interventions
 from ..layers.banded import BandedLayer
@@ -82,7 +82,7 @@ class BandedPass:
 
     def attend(
         self,
-        attention: nn.Module,
+        attention: AttentionModule,
         query: Float[Tensor, "batch heads queries dim"],
         key: Float[Tensor, "batch kv_heads queries dim"],
         value: Float[Tensor, "batch kv_heads queries dim"],
@@ -216,7 +216,7 @@ class BandedPass:
         held.append(key[0], value[0])
         return held.sink_keys[None], held.sink_values[None], held.keys.view()[None], held.values.view()[None]
 
-    def _rotations(self, attention: nn.Module, query: Tensor, keys: Tensor) -> tuple[Angles | None, ...]:
+    def _rotations(self, attention: AttentionModule, query: Tensor, keys: Tensor) -> tuple[Angles | None, ...]:
         """Angles of queries towards the sinks, of queries towards the window, of the sinks, and of the window's
         keys."""
         kind = self.model.kind(attention)

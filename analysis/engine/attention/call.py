@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...families.positions import AttentionModule
 from ..interventions import Interventions
 
 Pieces = Sequence[tuple[Tensor, Tensor]]
@@ -36,7 +37,7 @@ class Call:
     @classmethod
     def of(
         cls,
-        attention: nn.Module,
+        attention: AttentionModule,
         query: Float[Tensor, "batch heads queries dim"],
         key: Float[Tensor, "batch kv_heads queries dim"],
         value: Float[Tensor, "batch kv_heads queries dim"],
@@ -49,7 +50,7 @@ class Call:
         **_,
     ) -> "Call":
         """The call of a transformers attention module, with the keywords that families pass to it."""
-        layer = int(attention.layer_idx)  # pyright: ignore[reportArgumentType]
+        layer = int(attention.layer_idx)
         if interventions is not None:
             s_aux = interventions.sink(s_aux, layer, query)
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...families.positions import Angles
+from ...families.positions import Angles, AttentionModule
 from ...families.rotary import Adapted
 from ...policies.ranked import Ranked
 from ..interventions import Interventions
@@ -45,7 +45,7 @@ class RankedPass:
 
     def attend(
         self,
-        attention: nn.Module,
+        attention: AttentionModule,
         query: Float[Tensor, "1 heads queries dim"],
         key: Float[Tensor, "1 kv_heads queries dim"],
         value: Float[Tensor, "1 kv_heads queries dim"],
@@ -59,6 +59,7 @@ class RankedPass:
         slots = len(held)
         q = self._rotate(attention, held, query * call.scaling, key)
         q = q[0].reshape(kv_heads, groups * queries, call.dim)
+        assert held.rotated is not None, "just rotated"
         scores = call.capped(q @ held.rotated.transpose(1, 2))
         if queries > 1:
             scores[..., slots - queries :] += self._shared(
@@ -94,7 +95,7 @@ class RankedPass:
 
     def _rotate(
         self,
-        attention: nn.Module,
+        attention: AttentionModule,
         held: RankedLayer,
         query: Float[Tensor, "1 heads queries dim"],
         key: Float[Tensor, "1 kv_heads queries dim"],

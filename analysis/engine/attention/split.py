@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...families.positions import AttentionModule
 from .banded import BandedPass
 
 
@@ -34,7 +35,7 @@ class SplitPass:
 
     def attend(
         self,
-        attention: nn.Module,
+        attention: AttentionModule,
         query: Float[Tensor, "1 heads queries dim"],
         key: Float[Tensor, "1 kv_heads queries dim"],
         value: Float[Tensor, "1 kv_heads queries dim"],

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from ...families.positions import AttentionModule
 from ...families.rotary import Adapted
 from ..interventions import Interventions
 from ..layers.banded import BandedLayer
@@ -27,7 +28,7 @@ TABLE = 64
 class Rotations:
     """The rotations of one kind of layer as matrices: x [rows, dim] @ at(position) is x rotated to that position."""
 
-    def __init__(self, model: Adapted, attention: nn.Module, dim: int, length: int = 1) -> None:
+    def __init__(self, model: Adapted, attention: AttentionModule, dim: int, length: int = 1) -> None:
         self._model, self._attention, self._dim, self._length = model, attention, dim, length
         self._tables: dict[int, Tensor] = {}
         nowhere = torch.zeros(1, dtype=torch.int64, device=model.device)
@@ -99,7 +100,7 @@ class TokenPass:
 
     def attend(
         self,
-        attention: nn.Module,
+        attention: AttentionModule,
         query: Float[Tensor, "1 heads 1 dim"],
         key: Float[Tensor, "1 kv_heads 1 dim"],
         value: Float[Tensor, "1 kv_heads 1 dim"],
@@ -144,7 +145,7 @@ class TokenPass:
         """Which columns are first tokens of the text, [columns], and whether this token is none of them."""
         return torch.arange(scores.shape[-1], device=scores.device) < sight.counted, self.token >= self.sink_tokens
 
-    def _see(self, attention: nn.Module, window: int, call: Call) -> Sight:
+    def _see(self, attention: AttentionModule, window: int, call: Call) -> Sight:
         """What layers of this kind see, where so many keys are held in the window, this token's included."""
         t, band, sliding_window = self.token, self.band, call.sliding_window
         inner = band.narrowed(sliding_window)
@@ -163,7 +164,7 @@ class TokenPass:
             query = torch.cat((key, rotations.at(band.slot_of(t))), -1)
         return Sight(sinks_from, seen, counted, observed, key, query * call.scaling)
 
-    def _rotated_sinks(self, attention: nn.Module, held: BandedLayer) -> Float[Tensor, "kv_heads sinks dim"]:
+    def _rotated_sinks(self, attention: AttentionModule, held: BandedLayer) -> Float[Tensor, "kv_heads sinks dim"]:
         if held.rotated_sinks is None:
             angles = self.model.angles(attention, self.band.at_sinks(self.model.device), self.length)
             held.rotated_sinks = self.model.rotate(attention, held.sink_keys[None], angles)[0]

@@ -40,7 +40,7 @@ class BandedStore(Store):
         self._rotations: dict[tuple, Rotations] = {}
         self._rotated_for = 1
         """The length of the context for which the keys that decoding holds rotated were rotated."""
-        self._decoded: list[TokenPass] = []
+        self._decoded: tuple[TokenPass, ...] = ()
 
     def read(self, position: int, chunk: int, stop: int) -> Predicted:
         """Several forward passes at most: one ends where the family takes other frequencies for a longer context."""
@@ -99,7 +99,7 @@ class BandedStore(Store):
             for layer in self.layers:
                 layer.keep_last(band.window)
         if context.history:
-            self._decoded.append(one)
+            self._decoded = (*self._decoded, one)
             if len(self._decoded) >= TOGETHER:
                 self.settle()
         return Passed(logits, stacked(one.mass, logits)[..., None], np.array([float(len(self.layers[0]))]))
@@ -131,22 +131,16 @@ class BandedStore(Store):
     @property
     def decoded(self) -> tuple[TokenPass, ...]:
         """Newest tokens whose queries and keys are not in `chunks` yet."""
-        return tuple(self._decoded)
+        return self._decoded
 
     def settle(self) -> None:
         """Put the queries and keys of decoded tokens where maps find them."""
         if self._decoded:
-            chunk, self._decoded = QKChunk.of(self._decoded), []
+            chunk, self._decoded = QKChunk.of(self._decoded), ()
             self._record(chunk)
 
     def _record(self, chunk: QKChunk) -> None:
         self.chunks = recorded(self.chunks, chunk, self.context.history)
-
-    def copy(self) -> "BandedStore":
-        """The same, free to go another way; takes no memory of its own."""
-        twin = super().copy()
-        twin._decoded = []
-        return twin
 
     def bands(self, read: int) -> list[BandedLayer]:
         """What is held, as it is."""

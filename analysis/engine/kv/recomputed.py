@@ -16,7 +16,8 @@ from .store import Passed, Predicted, Store, negative_log_likelihood, stacked
 class RecomputedStore(BandedStore):
     """The newest window as it was encoded, until the next encoding; inside a stride it grows as dense does."""
 
-    policy: Recomputed
+    # The store of another policy, which it asks for other things.
+    policy: Recomputed  # ty: ignore[incompatible-attribute-override]
 
     def __init__(self, context: SharedContext, policy: Policy) -> None:
         super().__init__(context, policy)
@@ -88,7 +89,7 @@ class RecomputedStore(BandedStore):
         )
         logits = model.forward(self.ids[None, start:end], one, last=1)
         if capture:
-            self._decoded = []
+            self._decoded = ()
             queries, keys = ([x[0] for x in kind] for kind in (one.queries, one.keys))
             self.chunks = [QKChunk(start, end, band, queries, keys, self.interventions, length)]
         return Passed(logits, stacked(one.mass, logits)[..., -1:], np.array([float(len(self.layers[0]))]))

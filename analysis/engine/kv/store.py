@@ -8,7 +8,7 @@ beside this one, one line in kv/__init__.py, and a policy that names it.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ PASSES = 32
 """Forward passes that make one chunk at most, so that a lane can be followed."""
 
 Chunk = QKChunk | RankedChunk
+Kind = TypeVar("Kind", bound="Store")
 
 
 @runtime_checkable
@@ -170,7 +171,7 @@ class Store(ABC):
         """Put the queries and keys of decoded tokens where maps find them; a store that decodes as it reads has
         none."""
 
-    def copy(self) -> "Store":
+    def copy(self: "Kind") -> "Kind":
         """The same, free to go another way; takes no memory of its own."""
         self.settle()
         twin = copy.copy(self)

@@ -57,7 +57,7 @@ class Scattered:
         """Nothing that all heads hold says what each of them holds."""
         return None
 
-    def count(self, held: NDArray[np.float32]) -> None:
+    def add_to(self, held: NDArray[np.float32]) -> None:
         """Add the heads that hold each token of the text, [read]."""
         held += np.bincount(self.positions.cpu().numpy().ravel(), minlength=len(held))
 
@@ -159,7 +159,8 @@ class RankedLayer:
         rest = int((self.positions >= count).sum(1).min())
         first = torch.arange(count, device=self.positions.device).expand(len(keys), -1)
         pairs = ((keys, self.keys), (values, self.values), (first, self.positions))
-        return RankedLayer(*(torch.cat((new, held[:, len(self) - rest :]), 1) for new, held in pairs))
+        whole = [torch.cat((new, held[:, len(self) - rest :]), 1) for new, held in pairs]
+        return RankedLayer(whole[0], whole[1], whole[2])
 
     def observe(self, weights: Float[Tensor, "kv_heads queries slots"], policy: Ranked) -> None:
         """Remember what the policy asks for of the attention that the newest queries gave."""

@@ -102,7 +102,7 @@ class Held(Protocol):
         """Prefix and suffix, where nothing else is held; None where each head holds tokens of its own."""
         ...
 
-    def count(self, held: NDArray[np.float32]) -> None:
+    def add_to(self, held: NDArray[np.float32]) -> None:
         """Add the heads that hold each token of the text, [read]."""
         ...
 
@@ -130,7 +130,7 @@ class Span(NamedTuple):
         """Prefix and suffix: nothing else is held."""
         return self.prefix, self.suffix
 
-    def count(self, held: NDArray[np.float32]) -> None:
+    def add_to(self, held: NDArray[np.float32]) -> None:
         """Add the heads that hold each token of the text, [read]."""
         held[: self.sinks] += self.heads
         held[self.first : self.read] += self.heads
