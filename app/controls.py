@@ -70,7 +70,7 @@ def kept(key: str, first: Any, options: Collection | None = None) -> str:
 
 
 def fresh(trigger: str, value: dict) -> bool:
-    """Whether a press comes for the first time: a press that falls into a rerun is now and then told twice."""
+    """Whether a press comes for the first time: a press that falls into a rerun now and then arrives twice."""
     seen = st.session_state.setdefault("presses", {})
     new = seen.get(trigger) != value.get("at")
     seen[trigger] = value.get("at")

@@ -16,10 +16,10 @@ from .address import number
 from .presets import reference_of
 
 PAINTS = ("nll", "attention")
-LOOKS = ("mode", "paint", "reference", "shown", "head")
-"""Names in the address of a page that reads."""
-CHAT_LOOKS = ("shown", "head", "token")
-"""Names in the address of a conversation."""
+PARAMETERS = ("mode", "paint", "reference", "shown", "head")
+"""What the address of a page that reads says of its view."""
+CHAT_PARAMETERS = ("shown", "head", "token")
+"""What the address of a conversation says of its view."""
 
 
 @dataclass

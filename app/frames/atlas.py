@@ -1,4 +1,4 @@
-"""What the atlas is sent: the piece of a map that somebody looks at, in one piece of bytes.  No Streamlit in here."""
+"""What the atlas is sent: the part of a map that is on screen, in one piece of bytes.  No Streamlit in here."""
 
 import time
 from collections import OrderedDict
@@ -19,7 +19,7 @@ from .codec import FLOOR, LEVELS, TOP, assemble, levels_of
 from .lanes import SINK_TOKENS
 
 MOST_BYTES = 64 * 2**20
-"""Of maps that are kept, so that a place where one has looked comes back at once."""
+"""Of maps that are kept, so that a part that was on screen comes back at once."""
 SMALL = 104
 """Cells on a side of a small map, at most."""
 BARS = 512
@@ -38,7 +38,7 @@ MANY = ("none", "heads", "layers")
 
 @dataclass
 class AtlasView:
-    """Where and how one person looks."""
+    """What one person sees of an atlas, and how it is drawn."""
 
     layer: int = 0
     head: int = 0
@@ -52,7 +52,7 @@ class AtlasView:
     cross: tuple[int, int] | None = None
 
     def open(self, stretch: Stretch) -> None:
-        """Begin with a stretch: with the head that one looks at, where a person chose it or its sink shows here too;
+        """Begin with a stretch: with the head on screen, where a person chose it or its sink shows here too;
         else with one whose sink does."""
         there = self.layer < stretch.layers and self.head < stretch.heads
         far = np.abs(stretch.mass - SHOWN)
@@ -62,7 +62,7 @@ class AtlasView:
 
 
 class Tiles:
-    """Maps that were drawn, up to a bound; those that were looked at longest ago go."""
+    """Maps that were drawn, up to a bound; those that were used longest ago go."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple, NDArray[np.float32]] = OrderedDict()
@@ -104,7 +104,7 @@ class AtlasSender:
     """Between which numbers colours run, of what is no weight."""
 
     def frame(self, run: CaptureJob, other: CaptureJob | None, view: AtlasView) -> bytes:
-        """What a person looks at; `other`: a stretch to compare with."""
+        """What is on screen; `other`: a stretch to compare with."""
         self._seq += 1
         atlas, arrays = run.opened, {}
         total = atlas.stretch.tokens if other is None else min(atlas.stretch.tokens, other.opened.stretch.tokens)
@@ -169,7 +169,7 @@ class AtlasSender:
         self, atlas: Atlas, other: CaptureJob | None, view: AtlasView, kind: str, total: int, shown: dict[str, NDArray]
     ) -> tuple[float, float]:
         """Between which numbers colours run: over the whole stretch, so that they stay when one moves, and further
-        where a closer look found more."""
+        where a part drawn larger has more."""
         if kind == "weights":
             return 0.0, 1.0
         key = (atlas, other and other.id, kind, view.layer, view.head, view.pool)
@@ -182,7 +182,7 @@ class AtlasSender:
         return self._spans[key]
 
     def _texts(self, run: CaptureJob, region: Region) -> dict[int, str]:
-        """How tokens view, where they are large enough to be read."""
+        """The texts of tokens, where these are large enough on screen to be read."""
         if region.scale > 1:
             return {}
         places = {*range(*region.rows), *range(*region.columns)}

@@ -76,11 +76,11 @@ class AblationJob(TextJob):
         self.model, self._found = model, AblationSnapshot(total=len(heads))
         self._set("running")
         began = time.monotonic()
-        for told in knock_outs(model, ids, parse(self.spec.policies[0]), self.kind, heads):
+        for result in knock_outs(model, ids, parse(self.spec.policies[0]), self.kind, heads):
             found, seconds = self._found, self._found.seconds + time.monotonic() - began
-            if isinstance(told, Effect):
-                self._found = replace(found, effects=(*found.effects, told), seconds=seconds)
+            if isinstance(result, Effect):
+                self._found = replace(found, effects=(*found.effects, result), seconds=seconds)
             else:
-                self._found = replace(found, passes=told, seconds=seconds)
+                self._found = replace(found, passes=result, seconds=seconds)
             yield
             began = time.monotonic()

@@ -201,7 +201,7 @@ class Job:
                 if self._requested != "running":
                     self._set("stopped", self.note)
                     return
-        # The note that was told last is still true.
+        # The last note is still true.
         self._set("finished", self.note)
 
     def _steps(self) -> Generator[None, None, object]:

@@ -179,7 +179,7 @@ class ChatJob(TextJob):
             self._wake.notify_all()
 
     def say(self, prompt: str) -> None:
-        """Give every lane a prompt.  A prompt that a lane cannot take is told in a sentence."""
+        """Give every lane a prompt.  Where a lane cannot take it, a sentence on the page says so."""
         self._enqueue(lambda: self._ask(prompt))
 
     def stop(self) -> None:

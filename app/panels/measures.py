@@ -99,12 +99,12 @@ def draw() -> None:
         st.plotly_chart(charts.depth(values, ""), key="measures-depth", config=bare, alt=f"{MEASURES[name]} by layer")
     massive = np.flatnonzero(run.measured.massive)
     size, times = MASSIVE
-    told = "no layer"
+    where = "no layer"
     if len(massive):
         places, times_seen = np.unique(run.measured.largest_at[:, massive].reshape(-1, 2), axis=0, return_counts=True)
         token, channel = places[times_seen.argmax()]
-        told = f"layers {massive.min()} to {massive.max()}, most often at token {token}, channel {channel}"
-    st.caption(f"Against the other tokens. Massive activations (above {size:g} and {times:,.0f} medians): {told}")
+        where = f"layers {massive.min()} to {massive.max()}, most often at token {token}, channel {channel}"
+    st.caption(f"Against the other tokens. Massive activations (above {size:g} and {times:,.0f} medians): {where}")
     st.plotly_chart(charts.norms(run.measured), key="measures-norms", config=bare, alt="Norms at the first token")
     st.caption("Every head; a press on a heading sorts")
     titles = {n: st.column_config.NumberColumn(title.split(",")[0], format="%.4f") for n, title in MEASURES.items()}

@@ -1,4 +1,4 @@
-"""The slots in which jobs live: where all are held a page says by whom, and offers those where nobody looks."""
+"""The slots in which jobs live: where all are held a page says by whom, and offers those that nobody watches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,6 +83,6 @@ def _offer(again: Callable[[], None], language: str) -> None:
 
 
 def _take_over(job_id: str, again: Callable[[], None]) -> None:
-    # Where somebody looks again by now, it begins in another slot or the offer comes once more.
+    # Where somebody watches again by now, it begins in another slot or the offer comes once more.
     REGISTRY.take_over(job_id)
     again()

@@ -22,11 +22,11 @@ from app.panels import slots
 from app.panels.job_panel import JobPanel, Maker
 from app.presets import CHATS
 from app.projection import project
-from app.view import CHAT_LOOKS, ChatView
+from app.view import CHAT_PARAMETERS, ChatView
 
 PLACE = JobPanel("chat", ChatJob)
 UPLOAD = "Upload a script …"
-ADDRESS = ("run", "lane", "model", *READING, *CHAT_LOOKS)
+ADDRESS = ("run", "lane", "model", *READING, *CHAT_PARAMETERS)
 """What the address of this page says."""
 LOST = "That conversation is no longer in memory: begin a new one."
 EVERY = 0.15

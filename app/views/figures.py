@@ -85,19 +85,19 @@ def arrive() -> None:
 def seen_elsewhere() -> dict[str, Figure]:
     """Figures of the heads, lanes and tokens that the other pages show, by name."""
     state, seen = st.session_state, []
-    view, look, run = state.get("view"), state.get("atlas_view"), REGISTRY.get(state.get("read_run"))
+    view, maps, run = state.get("view"), state.get("atlas_view"), REGISTRY.get(state.get("read_run"))
     head = {}
     if view is not None and isinstance(run, ReadingJob):
         seen += [Perplexity(view.mode, view.reference), SinkGrid(view.chosen), Strip(view.chosen)]
         head = dict(zip(("layer", "head"), view.head, strict=True)) if view.head else {}
     kept = REGISTRY.get(state.get("atlas_run"))
-    if look is not None and isinstance(kept, CaptureJob) and kept.atlas is not None:
-        head = {"layer": look.layer, "head": look.head}
-        begin, end = look.region.rows if look.region else (0, HeadMap.tokens)
-        shown = {"begin": begin, "tokens": max(2, end - begin), "pool": look.pool, "colour": look.colour}
-        cells = "logits" if look.kind == "logits" else "weights"
+    if maps is not None and isinstance(kept, CaptureJob) and kept.atlas is not None:
+        head = {"layer": maps.layer, "head": maps.head}
+        begin, end = maps.region.rows if maps.region else (0, HeadMap.tokens)
+        shown = {"begin": begin, "tokens": max(2, end - begin), "pool": maps.pool, "colour": maps.colour}
+        cells = "logits" if maps.kind == "logits" else "weights"
         seen.append(HeadMap(**head, **shown, cells=cells))
-        seen.append(AttentionStrip(**head, query=look.cross[0] if look.cross else -1))
+        seen.append(AttentionStrip(**head, query=maps.cross[0] if maps.cross else -1))
     elif head:
         seen += [HeadMap(**head), AttentionStrip(**head)]
     return {figure.name: figure for figure in seen}

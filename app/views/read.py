@@ -30,11 +30,11 @@ from app.panels import slots
 from app.panels.job_panel import JobPanel, Maker, redraw
 from app.presets import FOUR, PRESETS
 from app.projection import project
-from app.view import LOOKS, MODES, PAINTS, View
+from app.view import MODES, PAINTS, PARAMETERS, View
 
 PLACE = JobPanel("read", ReadingJob)
 CHUNK = 128
-ADDRESS = ("run", "lane", "text", "model", *READING, *LOOKS)
+ADDRESS = ("run", "lane", "text", "model", *READING, *PARAMETERS)
 """What the address of this page says."""
 LOST = "That run is no longer in memory: press Start to read again."
 

@@ -62,7 +62,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             key=f"row-logit-{state['row-turn']}-{i}",
         )
     with tools:
-        # A press may be told twice: so it says what the logits are to be, and not how much lower.
+        # A press may arrive twice: so it says what the logits are to be, and not how much lower.
         lower = [x - 5 for x in state["row-logits"]]
         st.button(chapter.say("lower"), on_click=_put, args=(lower,), key="row-lower")
         st.button(chapter.say("reset"), on_click=_put, args=(own.tolist(),), key="row-reset")
