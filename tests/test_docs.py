@@ -43,6 +43,17 @@ def test_few_entries_stand_directly_in_the_library():
     assert len(entries) <= 20
 
 
+def test_no_file_is_longer_than_a_few_screens():
+    long = [
+        f"{path.relative_to(ROOT)}: {count}"
+        for folder in ("analysis", "app", "tests")
+        for suffix in ("py", "js", "css")
+        for path in (ROOT / folder).rglob(f"*.{suffix}")
+        if "static" not in path.parts and (count := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    ]
+    assert not long
+
+
 def test_the_version_is_said_once():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

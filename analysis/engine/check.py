@@ -56,7 +56,7 @@ def own_logits(network: PreTrainedModel, ids: Tensor) -> Tensor:
 def differs(small: PreTrainedModel, adapters: dict[str, Adapter], *, bound: bool) -> str:
     """A sentence where the engine gives other numbers than the sample's own forward pass; empty where it does not."""
     family, adapted = small.config.model_type, rotary.adapt(small, None if bound else adapters, bound=bound)
-    # A longer text may be rotated with other frequencies as a whole than token by token (frequencies.py).
+    # A longer text may be rotated with other frequencies as a whole than token by token (families/frequencies.py).
     ids = tokens_of(small)[:, : adapted.regime_end(1)]
     for module in small.modules():
         as_at_first(module)

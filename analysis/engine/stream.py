@@ -1,8 +1,8 @@
 """The engine: lanes that read one text, each under its own policy, each with its own cache and at its own place.
 
 `stream` yields what the lanes learn, chunk by chunk.  A chunk goes through the model in one forward pass and every
-token of it gets exactly what it would have got alone (reach.py), so the size of a chunk changes no number.  This module
-knows nothing of files or screens.
+token of it gets exactly what it would have got alone (attention/band.py), so the size of a chunk changes no number.
+This module knows nothing of files or screens.
 """
 
 from collections.abc import Callable, Iterator, Sequence

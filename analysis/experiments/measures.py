@@ -208,7 +208,7 @@ def samples_of_text(
 def samples_of(tokens: NDArray[np.int32], count: int, length: int, begin: Sequence[int] = ()) -> NDArray[np.int32]:
     """`count` stretches of `length` tokens, [count, length], evenly over a text; they overlap where it is short.
 
-    Each is a text of its own, so each begins with `begin` (BOS, texts.py), which counts as its first tokens.  Raises
+    Each is a text of its own, so each begins with `begin` (texts/bos.py), which counts as its first tokens.  Raises
     ValueError where the text or the samples are too short.
     """
     if len(tokens) < length:

@@ -273,7 +273,7 @@ def map_of(
     """The attention map of one head for some words, as the figure `head_map` draws it.
 
     `text`: the words themselves; `policy`: dense, window or sinks + window as a person writes it; `bos`, `special`: how
-    words become tokens (texts.py).  Token 0 is BOS where they begin with it.
+    words become tokens (texts/).  Token 0 is BOS where they begin with it.
     """
     ids = texts.begun(texts.opening(model.tokenizer, bos), texts.encode(text, model.tokenizer, special=special)[0])
     spec = Spec(model.name, "words", (policy,), bos=bos, special=special)

@@ -33,7 +33,7 @@ class Segment:
     policy: str
     reach: Band
     length: int = 1
-    """Of the context for which rotations were chosen (frequencies.py)."""
+    """Of the context for which rotations were chosen (families/frequencies.py)."""
 
     def __post_init__(self) -> None:
         parse(self.policy)

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
 
 import gguf
-from torch import nn
 from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers.integrations.gguf import GgufHeader, load_gguf_state_dict, read_gguf_metadata
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
@@ -197,7 +196,7 @@ def complete(config: PretrainedConfig, header: Header) -> PretrainedConfig:
 def left_over(network: PreTrainedModel, header: Header) -> set[str]:
     """The tensors of a file that no weight of the network has taken, nor its configuration."""
 
-    def named(module: nn.Module, *children: tuple[str, SimpleNamespace]) -> SimpleNamespace:
+    def named(module: Any, *children: tuple[str, SimpleNamespace]) -> SimpleNamespace:
         # Without children's children: transformers would make the table of names anew for each of them.
         return SimpleNamespace(config=network.config, state_dict=module.state_dict, named_children=lambda: children)
 

@@ -1,4 +1,4 @@
-"""The live page with an hour behind it: a run of four lanes whose record begins with thirty thousand tokens.
+"""The reading page with an hour behind it: a run of four lanes whose record begins with thirty thousand tokens.
 
 For timing only, and no part of the product: the numbers are the ones that these lanes read first, repeated.  From there
 on the real model reads the real text.

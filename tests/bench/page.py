@@ -1,4 +1,4 @@
-"""The live page in a real browser: four lanes, the real model, and thirty thousand tokens behind them."""
+"""The reading page in a real browser: four lanes, the real model, and thirty thousand tokens behind them."""
 
 import os
 import shutil
@@ -25,9 +25,9 @@ FLAGS = (
 
 
 def main() -> None:
-    head("The live page, first start to first token")
+    head("The reading page, first start to first token")
     first_token()
-    head(f"The live page, four lanes and {BEHIND:,} tokens behind them")
+    head(f"The reading page, four lanes and {BEHIND:,} tokens behind them")
     frames()
     busy()
 
@@ -131,7 +131,7 @@ def frames() -> None:
 
 
 def staged(folder: Path) -> str:
-    """A script that opens the live page with its history, beside the files that the page is served."""
+    """A script that opens the reading page with its history, beside the files that the page is served."""
     (folder / "main.py").write_text("from tests.bench.history import page\n\npage()\n")
     shutil.copytree(ROOT / "app/static", folder / "static")
     return str(folder / "main.py")

@@ -55,8 +55,8 @@ class Band:
     def length_of(self, t: int) -> int:
         """The tokens from the first position that query t reaches to its own, as positions are counted here.
 
-        This is the length of the context for families whose frequencies depend on it (frequencies.py): a window has
-        the same in all modes, since only distances count.
+        This is the length of the context for families whose frequencies depend on it (families/frequencies.py): a
+        window has the same in all modes, since only distances count.
         """
         if self.sinks and self.positions != "none":
             return self.slot_of(t) + 1

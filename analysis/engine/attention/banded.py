@@ -70,7 +70,7 @@ class BandedPass:
     capture: bool = False
     interventions: Interventions | None = None
     length: int = 1
-    """Of the context for which rotations are chosen (frequencies.py): one for the whole pass."""
+    """Of the context for which rotations are chosen (families/frequencies.py): one for the whole pass."""
     outputs: dict[int, Tensor] | None = None
     """Where given, it takes the hidden state that comes out of each layer, [batch, tokens, width]."""
     mass: list[Tensor] = field(default_factory=list)
