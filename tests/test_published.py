@@ -22,14 +22,19 @@ PROMPT, KEPT = 48, 20
 
 
 class Prompt:
-    """A prompt as transformers reads it: attention [heads, queries, keys] and rotated keys, values of every layer."""
+    """A prompt as transformers reads it: attention [heads, queries, keys], keys and values of every layer."""
 
     def __init__(self, groups):
         self.model = shared("llama", num_key_value_heads=4 // groups)
         self.ids = np.random.default_rng(1).permutation(90)[: PROMPT + 1]
-        out = self.model(torch.as_tensor(self.ids[None, :PROMPT]), output_attentions=True, use_cache=True)
+        seen = {"output_attentions": True, "output_hidden_states": True, "use_cache": True}
+        out = self.model(torch.as_tensor(self.ids[None, :PROMPT]), **seen)
         self.attention = [a[0].double() for a in out.attentions]
         self.keys = [layer.keys[0].double() for layer in out.past_key_values.layers]
+        self.unrotated = []
+        for layer, hidden, keys in zip(self.model.model.layers, out.hidden_states, self.keys, strict=False):
+            flat = layer.self_attn.k_proj(layer.input_layernorm(hidden))[0]
+            self.unrotated.append(flat.unflatten(-1, (len(keys), -1)).transpose(0, 1).double())
         self.values = [layer.values[0].double() for layer in out.past_key_values.layers]
         self.groups, self.layers = groups, len(self.keys)
 
@@ -107,9 +112,11 @@ def test_knorm_keeps_short_keys_and_the_first_two_layers(prompt):
         assert kept == ([list(range(PROMPT))] * len(norms) if layer < 2 else best(-norms, KEPT))
 
 
-def test_keydiff_keeps_keys_that_point_elsewhere(prompt):
-    for layer, kept in enumerate(prompt.kept(f"keydiff:{once()}")):
-        keys = prompt.keys[layer]
+@pytest.mark.parametrize("compared", ["rotated", "unrotated"])
+def test_keydiff_keeps_keys_that_point_elsewhere(prompt, compared):
+    own = {"rotated": prompt.keys, "unrotated": prompt.unrotated}[compared]
+    for layer, kept in enumerate(prompt.kept(f"keydiff:keys={compared},{once()}")):
+        keys = own[layer]
         anchor = F.normalize(keys, dim=-1).mean(1, keepdim=True)
         assert kept == best(-F.cosine_similarity(keys, anchor, dim=-1), KEPT)
 
