@@ -64,7 +64,7 @@ def test_head_of_another_model_is_let_go_and_ends_no_run(run):
 
 
 @pytest.mark.parametrize(("mode", "start"), [("rolling", 699 - ROLL), ("cumulative", 0)])
-def test_other_modes(run, mode, start):
+def test_perplexity_drawn_is_that_of_the_chosen_mode(run, mode, start):
     _, arrays = decoded(ReadingSender().frame(run, View(mode=mode)))
     assert arrays["y0"][-1] == pytest.approx(metrics.perplexity(run.run.tracks[0].nll.view()[start:]), rel=1e-4)
 
@@ -98,7 +98,7 @@ def test_attention_received_is_attention_or_nothing(run, monkeypatch):
         assert np.isnan(wanted).all() == (shown is None)
 
 
-def testcoded_weights_are_exact_to_a_thousandth():
+def test_coded_weights_are_exact_to_a_thousandth():
     weights = np.logspace(-6, 0, 1000, dtype=np.float32)
     level = levels_of(weights).astype(np.float64)
     np.testing.assert_allclose(10 ** (-6 * (1 - (level - 1) / 65534)), weights, rtol=1e-3)
