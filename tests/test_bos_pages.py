@@ -20,7 +20,7 @@ from app.libraries import LIBRARIES
 
 from .test_bos import gemma, written
 from .test_frames import decoded
-from .test_jobs_reading import until
+from .waiting import until
 
 __all__ = ["gemma"]
 MAIN = str(Path(__file__).parents[1] / "app" / "main.py")

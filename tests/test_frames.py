@@ -16,7 +16,8 @@ from app.frames.lanes import SINK_TOKENS, offers
 from app.frames.reading import FIRST, PACES, ROLL, ReadingSender
 from app.view import MODES, PAINTS, View
 
-from .test_jobs_reading import POLICIES, begin, until
+from .test_jobs_reading import POLICIES, begin
+from .waiting import until
 
 COMPONENTS = Path(__file__).parents[1] / "app" / "components"
 

@@ -24,7 +24,8 @@ from app.jobs.registry import MOST_LIVE, Full
 
 from .fuzz import switches
 from .fuzz.jobs import Panic, kinds, model_with_words, settled, storm
-from .test_jobs_reading import begin, until
+from .test_jobs_reading import begin
+from .waiting import until
 
 KINDS = list(kinds("", Path()))
 

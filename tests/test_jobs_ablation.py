@@ -12,7 +12,8 @@ from analysis.runs.spec import Spec
 from app.jobs import base
 from app.jobs.ablation import AblationJob
 
-from .test_jobs_reading import text, until
+from .test_jobs_reading import text
+from .waiting import until
 
 
 def begin(registry, model, *, tokens=200, layer=None, kind="values"):

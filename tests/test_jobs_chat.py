@@ -13,7 +13,7 @@ from app.jobs.chat import ChatJob
 from app.jobs.registry import Registry
 
 from .test_frames import decoded
-from .test_jobs_reading import until
+from .waiting import until
 
 pytestmark = pytest.mark.real
 LANES = ("streaming:sinks=4,window=28", "window:window=32")

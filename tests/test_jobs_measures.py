@@ -10,7 +10,8 @@ from analysis.runs.spec import Spec
 from app.jobs.capture import CaptureJob
 from app.jobs.measures import MeasuresJob
 
-from .test_jobs_reading import text, until
+from .test_jobs_reading import text
+from .waiting import until
 
 
 def test_samples_are_measured_one_part_after_the_other(registry, model, tiny_llama):

@@ -14,21 +14,14 @@ from app.jobs import base
 from app.jobs import registry as jobs_registry
 from app.jobs.reading import ReadingJob
 
+from .waiting import until
+
 POLICIES = ("dense", "window:window=16", "streaming:sinks=4,window=12", "recompute:window=16,stride=4")
 
 
 def text(count: int) -> texts.Text:
     ids = np.random.default_rng(3).integers(0, 97, count).astype(np.int32)
     return texts.Text("random.npy", "random", None, ids, "")
-
-
-def until(run, condition, seconds: float = 300) -> None:
-    """Wait for something that comes for sure; how soon is the machine's, and no test's, to say."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"{run.status}: {run.note}"
-        run.renew_lease()
-        time.sleep(0.02)
 
 
 def begin(registry, model, count=200, policies=POLICIES, pace=0):

@@ -13,22 +13,15 @@ from analysis.runs.spec import Spec
 from app.jobs.costs import CostsJob
 from app.jobs.training import EVERY, TrainingJob
 
+from .waiting import until
+
 TINY = {"width": 16, "vocabulary": 24, "length": 24, "batch": 8, "steps": 100}
-
-
-def until(run, what, seconds=300):
-    """Look at a run until something is true of it."""
-    end = time.monotonic() + seconds
-    while not what(run):
-        run.renew_lease()
-        assert run.status != "failed" and time.monotonic() < end, (run.status, run.note)
-        time.sleep(0.01)
 
 
 def test_trainings_go_in_step_and_are_those_of_the_library(registry):
     recipes = [Recipe(kind, **TINY) for kind in ("softmax", "relu")]
     run = registry.start(partial(TrainingJob, recipes))
-    until(run, lambda r: r.status == "finished")
+    until(run, lambda: run.status == "finished")
     assert run.share == 1
     for recipe, moments in zip(recipes, run.moments, strict=True):
         wanted = list(Training(recipe).measurements(EVERY))
@@ -38,16 +31,16 @@ def test_trainings_go_in_step_and_are_those_of_the_library(registry):
 
 def test_a_training_pauses_goes_on_and_stops(registry):
     run = registry.start(partial(TrainingJob, [Recipe("softmax", **{**TINY, "steps": 100_000})]))
-    until(run, lambda r: len(r.moments[0]) > 2)
+    until(run, lambda: len(run.moments[0]) > 2)
     run.request("paused")
-    until(run, lambda r: r.status == "paused")
+    until(run, lambda: run.status == "paused")
     held = len(run.moments[0])
     time.sleep(0.3)
     assert len(run.moments[0]) == held
     run.request("running")
-    until(run, lambda r: len(r.moments[0]) > held)
+    until(run, lambda: len(run.moments[0]) > held)
     run.request("stopped")
-    until(run, lambda r: r.status == "stopped")
+    until(run, lambda: run.status == "stopped")
     assert len(run.moments[0]) > held
 
 
@@ -60,7 +53,7 @@ def test_too_many_trainings_are_refused(registry):
 def test_costs_are_counted_to_the_end_and_windows_after_them(registry, model, text):
     spec = Spec(model, text, ("dense", "window:window=16", "recompute:window=16,stride=1"), 500, device="cpu")
     run = registry.start(partial(CostsJob, spec, texts.read(text)))
-    until(run, lambda r: r.status == "finished")
+    until(run, lambda: run.status == "finished")
     dense, window, recompute = run.lanes
     assert dense.costs[-1].tokens == window.costs[-1].tokens == 500
     # What dense keeps grows, and a window does not.
@@ -75,11 +68,11 @@ def test_costs_are_counted_to_the_end_and_windows_after_them(registry, model, te
 def test_counting_pauses_and_goes_on(registry, model, text):
     spec = Spec(model, text, ("dense", "window:window=16"), 600, device="cpu")
     run = registry.start(partial(CostsJob, spec, texts.read(text)))
-    until(run, lambda r: r.lanes and r.lanes[0].costs)
+    until(run, lambda: run.lanes and run.lanes[0].costs)
     run.request("paused")
-    until(run, lambda r: r.status in ("paused", "finished"))
+    until(run, lambda: run.status in ("paused", "finished"))
     run.request("running")
-    until(run, lambda r: r.status == "finished")
+    until(run, lambda: run.status == "finished")
     assert run.lanes[0].costs[-1].tokens == 600
 
 

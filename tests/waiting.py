@@ -1,0 +1,19 @@
+"""Wait for a job that works behind the tests."""
+
+import time
+from collections.abc import Callable
+
+
+def until(run, condition: Callable[[], object], seconds: float = 300) -> None:
+    """Look at a job until something is true that comes for sure; how soon is the machine's, and no test's, to say.
+
+    A job that failed is waited for no longer.
+    """
+    end = time.monotonic() + seconds
+    while True:
+        failed = run.status == "failed"
+        if condition():
+            return
+        assert not failed and time.monotonic() < end, f"{run.status}: {run.note}"
+        run.renew_lease()
+        time.sleep(0.02)
