@@ -1,18 +1,20 @@
-"""Shapes are types: one run of every policy in a process in which each of them is checked at every call.
+"""Shapes are types: all that computes with tensors runs once in a process in which they are checked at every call.
 
 In a process of its own, since checking triples the time of the other tests.
 """
 
 import subprocess
 import sys
+from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 RUN = """
 import typing
 import beartype, numpy as np, torch
 from jaxtyping import install_import_hook
 from transformers import LlamaConfig, LlamaForCausalLM
-checked = "analysis.engine", "analysis.families", "analysis.policies", "analysis.maps.recent"
-install_import_hook(checked, "beartype.beartype")
+rooms = "engine", "families", "policies", "maps", "experiments", "lab", "models.quantization", "chat.sampling"
+install_import_hook([f"analysis.{room}" for room in rooms], "beartype.beartype")
 # Policies import what their types need only for those who check them.
 typing.TYPE_CHECKING = True
 import analysis.policies
@@ -43,6 +45,48 @@ for i, kind in enumerate(POLICIES.values()):
     lane.context.extend(tokens[:9].astype(np.int32))
     lane.read(9)
     assert lane.view.first <= lane.position and (lane.shares is None or len(lane.shares))
+
+import tempfile
+from pathlib import Path
+from analysis.chat.sampling import Chooser
+from analysis.experiments.measures import joined, measure
+from analysis.lab.recipe import ATTENTIONS, Recipe
+from analysis.lab.training import Training
+from analysis.maps.atlas import Atlas
+from analysis.maps.attention_row import Passage, attend, merge, split
+from analysis.maps.capture import capture
+from analysis.maps.region import Region
+from analysis.maps.stretch import Stretch
+from analysis.models import quantization
+from analysis.models.language_model import LanguageModel
+from analysis.runs.spec import Sampling, Spec
+from tests.families import tiny
+for name in "bloom", "falcon", "mpt", "gpt_oss", "gpt2", "gemma2":
+    (lane,) = open_lanes(tiny(name), tokens[:40], [parse("dense" if name == "gpt2" else "streaming:window=12")])
+    while not lane.done:
+        lane.read(17)
+loaded = LanguageModel("tiny", model, None, [])
+# Asked whether it is a loaded model it would trace itself, with tensors in the place of numbers.
+vars(loaded)["one_token"] = None
+joined(list(measure(loaded, tokens.reshape(4, 40).astype(np.int32), separators=np.arange(97) < 9)))
+for policy in "dense", "streaming:window=12":
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "stretch"
+        list(capture(loaded, tokens.astype(np.int32), Spec("tiny", "words", (policy,)), place, chunk=32))
+        atlas = Atlas(Stretch(place), loaded)
+        for pool in "max", "mean":
+            atlas.draw(1, 3, Region((0, 159), (0, 159), 4), pool=pool)
+row = Passage(loaded, tokens[:20].astype(np.int32)).row(1, 3)
+attend(row), merge(split(row, [4, 11]))
+for kind in ATTENTIONS:
+    training = Training(Recipe(kind, width=16, vocabulary=24, length=24, batch=4, steps=3))
+    training.advance(1)
+    training.measure()
+for kind in quantization.Int8, quantization.Int4, quantization.Output:
+    with torch.no_grad():
+        packed = kind(torch.nn.Linear(64, 32))
+        packed(torch.ones(2, 3, 64)), packed(torch.ones(2, 90, 64))
+Chooser(Sampling(temperature=1.0, top_k=5, repetition_penalty=1.2))(torch.arange(9), torch.randn(97))
 try:
     Slots(torch.zeros(2, 3))
 except Exception as e:
@@ -51,6 +95,6 @@ except Exception as e:
 
 
 def test_shapes_are_what_their_types_say():
-    done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", RUN], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("checked:")

@@ -253,7 +253,7 @@ def _logsumexp(scores: Scores) -> Float[Tensor, " queries"]:
     return most + scores.sub_(most[:, None]).exp_().sum(-1).log_()
 
 
-def padded(scores: Scores, before: int, after: int) -> Scores:
+def padded(scores: Scores, before: int, after: int) -> Float[Tensor, "rows keys"]:
     """Scores with so many rows of −inf before and after them."""
     if not before and not after:
         return scores
