@@ -10,7 +10,7 @@ import torch
 from analysis.chat import conversation as chat
 from analysis.chat.conversation import Conversation, join
 from analysis.chat.partner import ASSISTANT, TEMPLATE, USER, Partner
-from analysis.chat.sampling import PENALISED, Chooser
+from analysis.chat.sampling import Chooser
 from analysis.chat.scripts import read_script, script_from_bytes, scripts
 from analysis.chat.template import template_of
 from analysis.models.loading import load
@@ -46,15 +46,12 @@ class Watched(Chooser):
         self.margins = {}
 
     def __call__(self, tokens, logits):
-        before = tokens[None, -PENALISED:].cpu()
-        scores = self._processors(before, logits[None])[0] if self._processors else logits
+        scores = self.scores(tokens, logits)
         if self.sampling.temperature == 0:
             best, second = scores.topk(2).values.tolist()
             self.margins[len(tokens)] = best - second
         else:
-            state = self._random.get_state()
-            draw = torch.rand(1, generator=self._random, dtype=torch.float64)
-            self._random.set_state(state)
+            draw = torch.rand(1, generator=self.random.clone_state(), dtype=torch.float64)
             p = torch.softmax(scores.double(), -1).sort(descending=True).values
             steps = p.cumsum(-1)
             at = int(torch.searchsorted(steps, draw))
@@ -66,7 +63,7 @@ class Watched(Chooser):
 
 def watched(partner, policy, sampling, **more):
     talk = Conversation(partner, policy, sampling, **more)
-    talk._chooser = Watched(sampling)
+    talk.chooser = Watched(sampling)
     return talk
 
 
@@ -75,7 +72,7 @@ def same_until_a_tie(*talks, least, close=CLOSE):
     texts = [talk.tokens.tolist() for talk in talks]
     count = min(map(len, texts))
     for i in range(count):
-        if min(talk._chooser.margins.get(i, np.inf) for talk in talks) < close:
+        if min(talk.chooser.margins.get(i, np.inf) for talk in talks) < close:
             count = i
             break
         assert len({text[i] for text in texts}) == 1, i

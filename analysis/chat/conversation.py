@@ -84,7 +84,7 @@ class Conversation:
         self.turns: list[Turn] = []
         self.switches: list[Switch] = []
         self.roles = Column(np.int8)
-        self._chooser = Chooser(sampling)
+        self.chooser = Chooser(sampling)
         self._before: Snapshot | None = None
         self._before_switches = 0
         self._pin = True
@@ -202,7 +202,7 @@ class Conversation:
             turn.begin = len(self.tokens)
             self._before, self._before_switches = lane.snapshot(), len(self.switches)
         source = lane.context
-        step = lane.next(lambda logits: self._chooser(source.ids, logits), kv_chunk=self.kv_chunk)
+        step = lane.next(lambda logits: self.chooser(source.ids, logits), kv_chunk=self.kv_chunk)
         roles = np.array([ASSISTANT], np.int8)
         self.roles.append(roles)
         if int(step.token_ids[0]) in self.partner.ends:

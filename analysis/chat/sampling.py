@@ -32,18 +32,23 @@ class Chooser:
                 self._processors.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
                 self._processors.append(TopPLogitsWarper(sampling.top_p))
-        self._random = torch.Generator().manual_seed(sampling.seed)
+        self.random = torch.Generator().manual_seed(sampling.seed)
+        """Gives one number a token, so that answers are the same whatever the chunks were."""
+
+    def scores(self, tokens: Tensor, logits: Tensor) -> Tensor:
+        """Logits [vocabulary] with the penalty of repetition, the temperature and what cuts off the improbable."""
+        if not self._processors:
+            return logits
+        # transformers asks for LongTensor, a type that no tensor has.
+        ids: Any = tokens[None, -PENALISED:].cpu()
+        return self._processors(ids, logits[None])[0]
 
     def __call__(self, tokens: Tensor, logits: Tensor) -> int:
         """The id of the next token: tokens [tokens] so far, logits [vocabulary]."""
-        if self._processors:
-            # transformers asks for LongTensor, a type that no tensor has.
-            ids: Any = tokens[None, -PENALISED:].cpu()
-            logits = self._processors(ids, logits[None])[0]
+        logits = self.scores(tokens, logits)
         if self.sampling.temperature == 0:
             return int(logits.argmax())
-        # One number a token, whatever the chunks were.
-        draw = torch.rand(1, generator=self._random, dtype=torch.float64)
+        draw = torch.rand(1, generator=self.random, dtype=torch.float64)
         probabilities, order = torch.softmax(logits.double(), -1).sort(descending=True, stable=True)
         place = int(torch.searchsorted(probabilities.cumsum(-1), draw))
         return int(order[min(place, int((probabilities > 0).sum()) - 1)])
