@@ -170,9 +170,14 @@ class Storm(RuleBasedStateMachine):
     @precondition(lambda self: self.kept)
     @rule(data=st.data())
     def restore(self, data):
-        """Back to any moment whose text is still a beginning of this one."""
-        now, length = self.lane.context._room, len(self.lane.context._room)
-        fits = [k for k in self.kept if len(k[2]) <= length and (now[: len(k[2])] == k[2]).all()]
+        """To any moment whose text the context still has, also behind the end of the present one."""
+        context, now = self.lane.context, len(self.lane.context.tokens)
+        fits = []
+        for kept in self.kept:
+            context.truncate(len(kept[2]))
+            if np.array_equal(context.tokens, kept[2]):
+                fits.append(kept)
+        context.truncate(now)
         assume(fits)
         lane, reference, _ = fits[data.draw(st.integers(0, len(fits) - 1))]
         ties = self.reference.ties

@@ -200,10 +200,15 @@ def test_numbers_that_are_none_in_any_dtype_are_told_as_damaged_weights():
 
 def test_checking_leaves_no_trace_on_the_network():
     model = tiny("phimoe", sliding_window=12, num_local_experts=4)
-    before = [(id(m), len(m._forward_hooks), sorted(vars(m))) for m in model.modules()], model.config.to_json_string()
+
+    def state():
+        """What each module holds, and how many of it: of hooks too."""
+        modules = [{k: len(v) if isinstance(v, dict) else None for k, v in vars(m).items()} for m in model.modules()]
+        return list(map(id, model.modules())), modules, model.config.to_json_string()
+
+    before = state()
     adapt(model)
-    after = [(id(m), len(m._forward_hooks), sorted(vars(m))) for m in model.modules()], model.config.to_json_string()
-    assert before == after and model.config._attn_implementation == "eager"
+    assert before == state() and model.config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("name", ["mamba", "rwkv", "gemma3", "dots3_note_text"])

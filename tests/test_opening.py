@@ -52,7 +52,9 @@ def test_a_failure_is_a_sentence_and_another_try_may_succeed(small, monkeypatch)
     monkeypatch.setattr(libraries, "import_module", broken)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     small.begin()
-    small._thread.join()
+    for thread in threading.enumerate():
+        if thread.name == "libraries":
+            thread.join()
     assert small.problem.startswith("Loading colours failed (OSError: no such library): run make setup")
     monkeypatch.setattr(libraries, "import_module", lambda name: None)
     small.load()

@@ -52,7 +52,8 @@ def test_norms_of_keys_are_those_of_the_familys_own(tmp_path):
     handle = attention.query_key_value.register_forward_hook(lambda _module, _args, out: fused.append(out))
     network(torch.as_tensor(tokens)[None, :-1], use_cache=False)
     handle.remove()
-    _, key, value = attention._reshape(fused[0])
+    heads = network.config.n_head
+    _, key, value = fused[0].unflatten(-1, (heads, 3, -1)).transpose(1, 2).unbind(-2)
     wanted = [x[0].norm(dim=-1).mean(0).numpy() for x in (key, value)]
     adapted = adapt(network)
     (measured,) = measure(adapted, tokens[None, :-1])
@@ -111,7 +112,7 @@ def test_nothing_is_hooked_into_a_network(tmp_path):
     captured_by(adapted, words(40), Dense(), tmp_path / "s")
     assert [m.forward for m in adapted.network.modules()] == before
     for module in (*network.modules(), *adapted.network.modules()):
-        assert not module._forward_hooks and not module._forward_pre_hooks
+        assert not any(hooks for name, hooks in vars(module).items() if "hooks" in name)
     assert not any("forward" in vars(m) for m in network.modules())
 
 

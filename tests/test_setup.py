@@ -98,7 +98,7 @@ def settings() -> dict[str, object]:
 
 
 def test_every_setting_is_one_that_streamlit_has():
-    assert set(settings()) <= set(config._config_options_template)
+    assert set(settings()) <= set(config.get_config_options())
 
 
 def test_page_is_private_and_asks_for_nothing():
