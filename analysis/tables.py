@@ -1,15 +1,27 @@
 """Tables that leave the house: CSV, written by pandas, and Markdown.  What stands in a cell is chosen by the caller."""
 
+import csv
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 def as_csv(header: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:
     """Rows of cells as CSV, one line each, under a header; None: rows alone, to be appended to a file."""
+    whole = [*([] if header is None else [header]), *rows]
+    if not any("\r" in cell for row in whole for cell in row):
+        return _written(whole, csv.QUOTE_MINIMAL)
+    # Where lines end with a newline alone, a carriage return is not quoted, and readers take it for an end.
+    return "".join(
+        _written([row], csv.QUOTE_ALL if any("\r" in cell for cell in row) else csv.QUOTE_MINIMAL) for row in whole
+    )
+
+
+def _written(rows: Sequence[Sequence[str]], quoting: Any) -> str:
     # Slow to import, and seldom needed.
     import pandas as pd
 
-    table = pd.DataFrame(list(rows), columns=None if header is None else list(header), dtype=object)
-    return table.to_csv(index=False, header=header is not None, lineterminator="\n")
+    table = pd.DataFrame([list(row) for row in rows], dtype=object)
+    return table.to_csv(index=False, header=False, lineterminator="\n", quoting=quoting)
 
 
 def as_markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

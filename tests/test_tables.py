@@ -3,7 +3,7 @@
 import csv
 import io
 
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from analysis.tables import as_csv, as_markdown
@@ -14,12 +14,15 @@ TABLES = st.integers(1, 4).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(TABLES)
+@example([["a", "b"], ["\r", "c"], ["d", "e"]])
 def test_every_cell_comes_back_as_it_was(table):
     header, *rows = table
     assert list(csv.reader(io.StringIO(as_csv(header, rows), newline=""), strict=True)) == table
 
 
+@settings(deadline=None)
 @given(TABLES)
 def test_rows_that_are_appended_make_the_same_file(table):
     header, *rows = table
