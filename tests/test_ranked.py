@@ -226,7 +226,7 @@ def test_pinned_sinks_are_in_front_of_every_head(tiny_llama):
 
 
 def test_a_model_is_traced_once_for_all_its_runs(embedded, monkeypatch):
-    from analysis.models import loading as models
+    from analysis.models import language_model as models
 
     made = []
     monkeypatch.setattr(models, "one_token", lambda model: made.append(model) or (lambda ids, reader: None))
