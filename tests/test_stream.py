@@ -5,7 +5,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from analysis.engine.check import adapt
 from analysis.engine.stream import next_lane, open_lanes
+from analysis.families.positions import Rotary
 from analysis.metrics import perplexity, predicted_bytes
 from analysis.policies import POLICIES as registry
 from analysis.policies import Dense, Ranked, Recompute, Streaming, Window, parse
@@ -105,9 +107,11 @@ def test_recompute_equals_a_fresh_forward_pass(tiny_llama, tokens, window, strid
 
 @pytest.mark.parametrize("policy", ["dense", "streaming:sinks=4,window=16,positions=text", "window:window=20"])
 def test_shifting_all_positions_changes_nothing(tiny_llama, tokens, policy):
-    (plain,), (shifted,) = (open_lanes(tiny_llama, tokens, [parse(policy)]) for _ in range(2))
-    positions = shifted.context.model.positions
-    positions.module = _Shifted(positions.module)
+    # A twin of its own: the one that other tests share must stay as it is.
+    twin = adapt(tiny_llama)
+    assert isinstance(twin.positions, Rotary)
+    twin.positions.module = _Shifted(twin.positions.module)
+    (plain,), (shifted,) = (open_lanes(model, tokens, [parse(policy)]) for model in (tiny_llama, twin))
     while not plain.done:
         np.testing.assert_allclose(plain.read(50).nll, shifted.read(50).nll, atol=1e-4)
 
