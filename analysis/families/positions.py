@@ -143,7 +143,7 @@ class Alibi(_OfAnyLength):
         return ()
 
     def angles(self, attention: AttentionModule, positions: Int[Tensor, " tokens"], dtype: torch.dtype) -> Angles:
-        """Positions, and positions turned negative, each [1, tokens, 1]."""
+        """Positions, and negated positions, each [1, tokens, 1]."""
         p = positions.float()[None, :, None]
         return p, -p
 
