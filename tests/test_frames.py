@@ -10,8 +10,8 @@ import pytest
 
 from analysis import metrics
 from analysis.policies import parse
+from analysis.runs.codec import LEVELS, levels_of
 from app.frames.atlas import levels
-from app.frames.codec import LEVELS, levels_of
 from app.frames.lanes import SINK_TOKENS, offers
 from app.frames.reading import FIRST, PACES, ROLL, ReadingSender
 from app.view import MODES, PAINTS, View

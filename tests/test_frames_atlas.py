@@ -7,8 +7,8 @@ import pytest
 
 from analysis.maps.region import Region
 from analysis.policies import Dense, Streaming
+from analysis.runs.codec import levels_of
 from app.frames.atlas import MANY, AtlasSender, AtlasView, called, levels, span, whole
-from app.frames.codec import levels_of
 
 from .families import words
 from .test_atlas import captured

@@ -13,7 +13,7 @@ from analysis.maps.attention_row import Passage, attend
 from analysis.maps.recent import head_map, head_row
 from analysis.maps.region import Region
 from analysis.policies import parse
-from app.frames.codec import levels_of
+from analysis.runs.codec import levels_of
 
 from .families import tiny, words
 from .test_atlas import captured_by

@@ -13,9 +13,9 @@ from analysis.maps.atlas import Atlas
 from analysis.maps.region import Region
 from analysis.maps.stretch import Stretch
 from analysis.policies import parse
+from analysis.runs.codec import FLOOR, LEVELS, TOP, assemble, levels_of
 
 from ..jobs.capture import CaptureJob
-from .codec import FLOOR, LEVELS, TOP, assemble, levels_of
 from .lanes import SINK_TOKENS
 
 MOST_BYTES = 64 * 2**20

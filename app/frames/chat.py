@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from analysis.models.memory import memory_of
 from analysis.palette import colours
 from analysis.policies import Policy, parse
+from analysis.runs.codec import assemble
 from analysis.runs.run import ROLES
 
 from ..jobs.chat import RECENT, ChatJob, ChatLaneSnapshot, TokenCosts
 from ..view import ChatView
-from .codec import assemble
 from .lanes import SCHEMA, SINK_TOKENS, about, card, faces
 
 BUCKETS = 120

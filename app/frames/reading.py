@@ -14,11 +14,11 @@ from analysis import metrics
 from analysis.metrics import FIRST, ROLL
 from analysis.palette import colours, labels
 from analysis.policies import Policy, parse
+from analysis.runs.codec import LEVELS, assemble, levels_of
 from analysis.runs.run import Track
 
 from ..jobs.reading import ReadingJob, ReadingSnapshot
 from ..view import MODES, PAINTS, View
-from .codec import LEVELS, assemble, levels_of
 from .lanes import SCHEMA, SINK_TOKENS, about, card, faces
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
-// A frame: uint32 length of the header, the header as JSON, and arrays whose type, place and shape the header tells.
+// A frame, or a recording: uint32 length of the header, the header as JSON, and arrays whose type, place and shape the header tells.
 
-const KINDS = { f4: Float32Array, u2: Uint16Array };
+const KINDS = { f4: Float32Array, f8: Float64Array, u2: Uint16Array, u4: Uint32Array };
 
 function decode(bytes) {
   const length = new DataView(bytes.buffer, bytes.byteOffset, 4).getUint32(0, true);

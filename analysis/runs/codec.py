@@ -1,6 +1,6 @@
-"""The bytes of a frame: a JSON header, and behind it arrays whose type, place and shape the header tells.
+"""Bytes for a browser: a JSON header, and behind it arrays whose type, place and shape the header tells.
 
-A frame stands for itself: the browser draws the newest one and drops older ones.
+A frame of a live page is such bytes, and so is a whole recording (recording.py).
 """
 
 import json
@@ -19,14 +19,19 @@ LEVELS = {"floor": FLOOR, "top": TOP}
 """What a script needs to turn levels into weights again; the header of a frame with maps has it."""
 
 
+KINDS = {np.dtype(np.uint16): "u2", np.dtype(np.uint32): "u4", np.dtype(np.uint64): "f8"}
+"""What arrays of whole numbers are sent as, the largest as float64, exact below 2^53; all others become float32."""
+
+
 def assemble(header: Mapping[str, Any], arrays: Mapping[str, NDArray]) -> bytes:
-    """A frame: little-endian length of the header, the header, and these arrays as float32 or uint16."""
+    """Little-endian length of the header, the header, and these arrays as KINDS say."""
     table, parts, offset = {}, [], 0
     for name, array in arrays.items():
-        array = np.ascontiguousarray(array, np.uint16 if array.dtype == np.uint16 else np.float32)
+        kind = KINDS.get(array.dtype, "f4")
+        array = np.ascontiguousarray(array, kind)
         data = array.tobytes()
         data += b"\0" * (-len(data) % 4)
-        table[name] = ["u2" if array.dtype == np.uint16 else "f4", offset, list(array.shape)]
+        table[name] = [kind, offset, list(array.shape)]
         parts.append(data)
         offset += len(data)
     text = json.dumps({**header, "arrays": table}, separators=(",", ":"), allow_nan=False).encode()
