@@ -8,6 +8,7 @@ from rich.table import Table
 
 from .. import metrics
 from ..policies import parse
+from ..runs.facts import ModelFacts
 from ..runs.run import ROLES, Run
 from ..runs.spec import TYPED, Sampling, Spec
 from ..texts import with_bos
@@ -74,7 +75,7 @@ def chat(
             lane.trace()
     place = out_folder or new_folder("chat")
     run = Run(spec)
-    run.begins = partner.begins
+    run.model, run.begins = ModelFacts.of(network), partner.begins
     folder = Folder(place, run, text_sha256=digest, weights_sha256=network.sha256)
     options.say_changed(spec)
     say(f"The conversation begins {with_bos(partner.begins)}.")

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from .. import texts
 from ..policies import parse
+from ..runs.facts import ModelFacts
 from ..runs.run import Run
 from ..runs.spec import Spec
 from ..runs.summary import summarize
@@ -49,8 +50,9 @@ def stream(
         lanes = open_lanes(network, ids, policies)
     place = out_folder or new_folder(Path(source.name).stem)
     run = Run(spec, int(ids[0]))
-    run.begins, run.as_text = read.begins, read.as_text
+    run.model, run.begins, run.as_text = ModelFacts.of(network), read.begins, read.as_text
     folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=network.sha256, tokens=len(ids))
+    folder.pieces(-1, 0, texts.token_texts(network.tokenizer, ids))
     options.say_read(read)
     for lane, policy_ in enumerate(policies):
         for warning in policy_.cautions(len(ids), network.trained_length):

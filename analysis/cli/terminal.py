@@ -102,5 +102,6 @@ def _answer(lane: Conversation, prompt: str, folder: Folder, out: Console, chunk
         shown = max(shown, ready)
     if steps:
         folder.append(join(steps))
+    folder.pieces(lane.lane.index, turn.asked, lane.pieces()[turn.asked :])
     out.print(CUT.get(turn.why, ""))
     folder.event("answer", lane=lane.lane.index, position=turn.begin, stop=turn.stop, why=turn.why)

@@ -20,6 +20,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from .. import files, texts
 from ..policies import parse
+from ..runs.facts import ModelFacts
 from ..runs.folder import Folder
 from ..runs.reader import spec_of
 from ..runs.run import Run
@@ -117,7 +118,7 @@ def _write_run(cell: Cell, place: Path) -> None:
 
     read = texts.tokenized(source, model.tokenizer, bos=spec.bos, special=spec.special, limit=spec.tokens)
     ids, run = read.ids, Run(spec, int(read.ids[0]))
-    run.begins, run.as_text = read.begins, read.as_text
+    run.model, run.begins, run.as_text = ModelFacts.of(model), read.begins, read.as_text
     folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256, tokens=len(ids))
     for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk):
         folder.append(step)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,21 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..engine.check import adapt
 from ..engine.tracing import one_token
 from ..families.rotary import Adapted
+from .cache_cost import CacheCost
 from .dtypes import arithmetic
-
-
-class CacheCost(NamedTuple):
-    """What the cache takes when the query heads of a layer share so many KV heads."""
-
-    name: str
-    """MHA, GQA or MQA."""
-    kv_heads: int
-    token: int
-    """Bytes of one cached token."""
-    length: int
-    """Tokens of the longest text that the model was trained on."""
-    own: bool
-    """Whether the model is like this; otherwise the figures are predicted."""
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +23,7 @@ from .. import files
 from .reader import about_of
 from .run import Run, Track
 from .status import RUNNING, here
-from .tables import SINKS, schema_of, sink_rows, token_rows, write_tables
+from .tables import PIECES, SINKS, piece_row, schema_of, sink_rows, token_rows, write_pieces, write_tables
 
 if TYPE_CHECKING:
     from ..engine.step import Step
@@ -49,6 +49,7 @@ class Folder:
             files.reserve(path)
             self._write_about(RUNNING)
             self._files = [(path / name).open("wb") for name in GROWING]
+            self._pieces: pa.RecordBatchStreamWriter | None = None
             self._events = (path / "events.jsonl").open("a", encoding="utf-8")
             self._tokens, self._sinks = (
                 pa.ipc.new_stream(f, schema) for f, schema in zip(self._files, (schema_of(run), SINKS), strict=True)
@@ -89,12 +90,29 @@ class Folder:
         except OSError as e:
             raise files.unwritten(self.path, e) from e
 
+    def pieces(self, lane: int, start: int, pieces: Sequence[str]) -> None:
+        """Take in the texts of a lane's tokens from position `start` on, in the run and on disk; lane -1: of all lanes.
+
+        What comes later wins.  Raises ValueError where the disk does not take it.
+        """
+        self.run.take_pieces(lane, start, pieces)
+        with _undisturbed():
+            try:
+                if self._pieces is None:
+                    self._files.append(file := (self.path / "pieces.arrow").open("wb"))
+                    self._pieces = pa.ipc.new_stream(file, PIECES)
+                self._pieces.write_batch(piece_row(lane, start, pieces))
+                self._files[-1].flush()
+            except OSError as e:
+                raise files.unwritten(self.path, e) from e
+
     def finish(self, status: str) -> None:
         """Put the tables that grew into tokens.parquet and sinks.npz; status: finished, interrupted or failed.
 
         Raises ValueError where the disk has no room for these: the run is then kept as it grew, and has failed.
         """
-        for closing in (self._tokens, self._sinks, *self._files, self._events):
+        streams = [s for s in (self._tokens, self._sinks, self._pieces) if s is not None]
+        for closing in (*streams, *self._files, self._events):
             with suppress(OSError):
                 closing.close()
         files.release(self.path)
@@ -125,6 +143,7 @@ def save(run: Run, path: Path, *, text_sha256: str, weights_sha256: str) -> None
     else:
         files.new_folder(path)
     write_tables(run, path)
+    write_pieces(run, path)
     lines = "".join(json.dumps(event) + "\n" for event in list(run.events))
     files.write(path / "events.jsonl", lines)
     _write_about(path, {**_about(run, text_sha256, weights_sha256), "status": "saved"})
@@ -133,8 +152,10 @@ def save(run: Run, path: Path, *, text_sha256: str, weights_sha256: str) -> None
 def _about(run: Run, text_sha256: str, weights_sha256: str) -> dict[str, Any]:
     """What a run folder says of itself."""
     return {
+        "kind": run.kind,
         "spec": asdict(run.spec),
         "arithmetic": run.spec.arithmetic,
+        "model": asdict(run.model) if run.model else None,
         "begins": run.begins,
         "as_text": list(run.as_text),
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in ("torch", "transformers")}},

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from .. import files
 from ..files import Kind
 from ..policies import parse
+from .facts import ModelFacts
 from .run import ROLES, Run, Track
 from .spec import Spec
 from .status import status_of
-from .tables import ROLE, SINKS, TOKENS
+from .tables import PIECES, ROLE, SINKS, TOKENS
 
 
 @dataclass
@@ -40,6 +41,9 @@ class _About:
     weights_sha256: str | None = None
     process: dict[str, Any] | None = None
     samples: int = 0
+    kind: str = ""
+    """Empty in folders of older versions."""
+    model: ModelFacts | None = None
 
 
 @dataclass
@@ -77,7 +81,7 @@ def load(path: Path) -> Run:
     about = msgspec.convert(raw, _About)
     run = Run(about.spec)
     run.started, run.begins, run.as_text = about.started or run.started, about.begins, about.as_text
-    run.status = about.status
+    run.status, run.model = about.status, about.model
     # Where both kinds are there, the process was killed while it wrote the second.
     if not (path / "tokens.arrow").exists() and (path / "tokens.parquet").exists():
         table, sinks = _finished(path, len(run.tracks))
@@ -90,6 +94,7 @@ def load(path: Path) -> Run:
         _take_in(run, track, table.filter(pc.field("lane") == lane), sinks.get(lane, _NOTHING), path)
     if os.path.exists(path / "events.jsonl"):
         run.events = _events(path / "events.jsonl", len(run.tracks))
+    _take_in_pieces(run, path / "pieces.arrow")
     return run
 
 
@@ -127,6 +132,20 @@ def _take_in(run: Run, track: Track, rows: pa.Table, sinks: tuple, path: Path) -
     changes = np.flatnonzero(np.r_[True, column["policy"][2:] != column["policy"][1:-1]])
     track.policies = [(int(column["position"][1 + i]), str(column["policy"][1 + i])) for i in changes]
     track.spans, track.sink_mass = spans, mass
+
+
+def _take_in_pieces(run: Run, path: Path) -> None:
+    """Put the texts of tokens that a folder has into its run."""
+    table = _read_stream(path, PIECES)
+    if table.schema.remove_metadata() != PIECES:
+        raise ValueError(f"{path} is not the table of texts of a run: it has other columns")
+    for row in table.to_pylist():
+        if None in row.values() or None in row["pieces"] or not -1 <= row["lane"] < len(run.tracks) or row["start"] < 0:
+            raise ValueError(f"{path} does not fit run.json: it is damaged, or of another run")
+        try:
+            run.take_pieces(**row)
+        except ValueError as e:
+            raise ValueError(f"{path} is damaged: {e}") from e
 
 
 def _events(path: Path, lanes: int) -> list[dict[str, Any]]:

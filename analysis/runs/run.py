@@ -2,12 +2,14 @@
 
 import copy
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .facts import ModelFacts
 from .spec import Spec
 
 if TYPE_CHECKING:
@@ -111,6 +113,10 @@ class Run:
         """The BOS that the text really begins with, empty where it has none; None where nobody knows."""
         self.as_text: tuple[str, ...] = ()
         """Names of control tokens that stand in the text, and were read as text."""
+        self.model: ModelFacts | None = None
+        """What is known of the model; None before it is loaded, and in folders of older versions."""
+        self.pieces: list[list[str]] = [[] for _ in spec.policies]
+        """The text of each token, a list for each lane; empty in folders of older versions."""
         self.first_role = 0
         self.tracks = [Track() for _ in spec.policies]
         self.events: list[dict[str, Any]] = []
@@ -119,6 +125,21 @@ class Run:
         self.began = time.perf_counter()
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         """When the run began, whenever it is saved."""
+
+    @property
+    def kind(self) -> str:
+        """Whether this is a reading or a chat, as a run folder says it."""
+        return "reading" if self.spec.sampling is None else "chat"
+
+    def take_pieces(self, lane: int, start: int, pieces: Sequence[str]) -> None:
+        """Take in the texts of a lane's tokens from position `start` on; lane −1: of all lanes.
+
+        Raises ValueError where texts of earlier tokens are missing.
+        """
+        for known in self.pieces if lane < 0 else [self.pieces[lane]]:
+            if start > len(known):
+                raise ValueError(f"texts of tokens begin at {start:,}, and those before {len(known):,} are known")
+            known[start : start + len(pieces)] = pieces
 
     def append(self, step: "Step") -> None:
         """Take in a step that has just been made."""

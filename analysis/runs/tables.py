@@ -1,5 +1,6 @@
 """The tables of a run folder: their columns, and the rows that a lane's track makes in them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ SINKS = pa.schema(
     [("lane", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("sink_mass", pa.list_(pa.float32()))]
 )
 """Of a run that is still read: a row for each chunk."""
+PIECES = pa.schema([("lane", pa.int32()), ("start", pa.int64()), ("pieces", pa.list_(pa.string()))])
+"""Texts of tokens from a position on, of one lane or of all (-1); later rows win over earlier ones."""
 
 
 def schema_of(run: Run) -> pa.Schema:
@@ -68,6 +71,22 @@ def sink_rows(lane: int, track: Track) -> pa.RecordBatch:
     masses = pa.array([mass.ravel() for mass in track.sink_mass], SINKS.field("sink_mass").type)
     starts, stops = np.array(track.spans).T
     return pa.record_batch([np.full(len(starts), lane, np.int32), starts, stops, masses], schema=SINKS)
+
+
+def piece_row(lane: int, start: int, pieces: Sequence[str]) -> pa.RecordBatch:
+    """A row of texts of tokens; lane -1: of all lanes."""
+    return pa.record_batch([[lane], [start], [list(pieces)]], schema=PIECES)
+
+
+def write_pieces(run: Run, path: Path) -> None:
+    """The texts of a run's tokens, as pieces.arrow, where they are known.  Raises ValueError where the disk takes no
+    more."""
+    if not any(run.pieces):
+        return
+    alike = all(pieces == run.pieces[0] for pieces in run.pieces)
+    with files.written(path / "pieces.arrow") as f, pa.ipc.new_stream(f, PIECES) as stream:
+        for lane, pieces in [(-1, run.pieces[0])] if alike else enumerate(run.pieces):
+            stream.write_batch(piece_row(lane, 0, pieces))
 
 
 def write_tables(run: Run, path: Path) -> None:

@@ -33,7 +33,7 @@ class ChatSender:
 
     def frame(self, talk: ChatJob, view: ChatView, lesson: str = "") -> bytes:
         """The newest state of the conversations as a person chose to see them; `lesson`: what to see in them."""
-        if view.head and talk.model and not talk.model.has(*view.head):
+        if view.head and talk.facts and not talk.facts.has(*view.head):
             # It was chosen in another model.
             view.head = None
         key = (talk.id, talk.version, lesson, view.chosen, view.head, view.token)
@@ -74,8 +74,8 @@ class ChatSender:
                 "lanes": lanes,
                 "row": shown,
                 "script": {"left": len(talk.pending), "of": talk.scripted, "playing": talk.playing},
-                "about": " · ".join([*about(talk), memory_of(talk.model.device)]) if talk.model else "",
-                "card": card(talk.model),
+                "about": _about(talk),
+                "card": card(talk.facts),
             },
             arrays,
         )
@@ -172,6 +172,13 @@ class ChatSender:
             "sinks_held": shown.sinks,
             "read": shown.read,
         }
+
+
+def _about(talk: ChatJob) -> str:
+    """The model and what it takes just now, on one line."""
+    if talk.facts is None:
+        return ""
+    return " · ".join([*about(talk.spec, talk.facts, talk.begins), memory_of(talk.facts.device)])
 
 
 def _past(shown: ChatLaneSnapshot, begun: Policy) -> list[tuple[int, int, str]]:

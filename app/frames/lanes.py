@@ -1,15 +1,12 @@
 """What frames say of lanes and of their model: names and styles, how a lane can be switched, what a model costs."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from analysis.palette import briefs, labels
 from analysis.policies import POLICIES, Policy, Streaming, Window
-
-from ..jobs.base import TextJob
-
-if TYPE_CHECKING:
-    from analysis.models.language_model import LanguageModel
+from analysis.runs.facts import ModelFacts
+from analysis.runs.spec import Spec
 
 SINK_TOKENS = 4
 """First tokens whose attention the engine sums up as sink mass, and that one press gives back to a lane."""
@@ -66,18 +63,15 @@ def offers(policy: Policy) -> list[dict[str, Any]]:
     return []
 
 
-def about(run: TextJob) -> list[str]:
-    """The model of a job, and what was done to it, a few words each."""
-    if run.model is None:
-        return []
+def about(spec: Spec, model: ModelFacts, begins: str) -> list[str]:
+    """The model of a run, what was done to it, and how its text begins, a few words each."""
     changed = []
-    if run.spec.kv_heads is not None:
-        changed.append(f"KV heads averaged to {run.spec.kv_heads}, without training")
-    begins = [f"begins {run.begins}"] if run.begins else []
-    return [run.model.name, *changed, *begins, run.spec.arithmetic, run.model.device]
+    if spec.kv_heads is not None:
+        changed.append(f"KV heads averaged to {spec.kv_heads}, without training")
+    return [model.name, *changed, *([f"begins {begins}"] if begins else []), spec.arithmetic, model.device]
 
 
-def card(model: "LanguageModel | None") -> dict[str, Any]:
+def card(model: ModelFacts | None) -> dict[str, Any]:
     """What the page says of a model: facts, and what its cache costs with more and with fewer KV heads."""
     if model is None:
         return {}
@@ -90,6 +84,6 @@ def card(model: "LanguageModel | None") -> dict[str, Any]:
                 "bytes": s.token,
                 "costs": f"{s.token / 1e3:,.1f} kB a token, {s.token * s.length / 1e6:,.0f} MB for {s.length:,}",
             }
-            for s in model.cache_costs
+            for s in model.sharings
         ],
     }

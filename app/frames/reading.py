@@ -54,7 +54,7 @@ class ReadingSender:
     def frame(self, run: ReadingJob, view: View) -> bytes:
         """The newest state of a run as a person chose to see it."""
         self._arrays, self._seen = {}, run.snapshot
-        if view.head and run.model and not run.model.has(*view.head):
+        if view.head and run.facts and not run.facts.has(*view.head):
             # It was chosen in another model.
             view.head = None
         policies = [
@@ -68,10 +68,10 @@ class ReadingSender:
             "published": run.published,
             "run": run.id,
             **self._progress(run),
-            "trained_length": run.model.trained_length if run.model else None,
+            "trained_length": run.facts.trained_length if run.facts else None,
             "lanes": [face | self._lane(run, view, i) for i, face in enumerate(lanes)],
             "marks": self._marks(run, begun),
-            "card": card(run.model) if self._seen.lanes else {},
+            "card": card(run.facts) if self._seen.lanes else {},
         }
         self._curves(run, view)
         header.update(self._text(run, view))
@@ -128,8 +128,8 @@ class ReadingSender:
         minutes, seconds = divmod(int(self._seen.seconds), 60)
         clock = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
         # Lanes are opened with the model.
-        assert run.model is not None
-        where = " · ".join([*about(run), memory_of(run.model.device)])
+        assert run.facts is not None
+        where = " · ".join([*about(run.spec, run.facts, run.begins), memory_of(run.facts.device)])
         return {"progress": f"{read:,} of {total:,} tokens · {where} · {clock}", "share": read / total, "total": total}
 
     def _lane(self, run: ReadingJob, view: View, i: int) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class ReadingSender:
             if (at := policy.full_from) is not None and at < read and getattr(policy, "stride", None) is None:
                 full[at] = full.get(at, 0) + 1
         marks = [{"x": x, "text": "caches full" if n > 1 else "cache full", "kind": "full"} for x, n in full.items()]
-        trained = run.model.trained_length if run.model else None
+        trained = run.facts.trained_length if run.facts else None
         if trained and trained < read:
             marks.append({"x": trained, "text": "trained length", "kind": "trained"})
         # What was switched again before anything was read leaves no mark.
@@ -197,9 +197,9 @@ class ReadingSender:
             self._arrays[f"mx{i}"] = (places + 1).astype(np.float32)
             self._arrays[f"my{i}"] = (size[places] / 1e6).astype(np.float32)
         furthest = max(len(t.nll) for t in self._seen.tracks)
-        if run.model and furthest:
+        if run.facts and furthest:
             self._arrays["px"] = np.array([0, furthest], np.float32)
-            self._arrays["py"] = np.array([0, furthest * run.model.bytes_per_token / 1e6], np.float32)
+            self._arrays["py"] = np.array([0, furthest * run.facts.bytes_per_token / 1e6], np.float32)
 
     def _grid(self, track: Track) -> None:
         chunks, tokens = [], 0

@@ -73,7 +73,8 @@ class AblationJob(TextJob):
         ids = self._tokenize(self.text, model).ids
         layers = range(model.layers) if self.layer is None else [self.layer]
         heads = [(layer, head) for layer in layers for head in range(model.heads)]
-        self.model, self._found = model, AblationSnapshot(total=len(heads))
+        self._take_in(model)
+        self._found = AblationSnapshot(total=len(heads))
         self._set("running")
         began = time.monotonic()
         for result in knock_outs(model, ids, parse(self.spec.policies[0]), self.kind, heads):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from analysis import texts
 from analysis.errors import log, told
+from analysis.runs.facts import ModelFacts
 from analysis.runs.spec import Spec
 
 from .. import address
@@ -223,6 +224,8 @@ class TextJob(Job):
         self.spec = spec
         self.model: LanguageModel | None = None
         """The model, once it is loaded."""
+        self.facts: ModelFacts | None = None
+        """What pages say of the model, once it is loaded."""
         self.tokenized: texts.Tokenized | None = None
         """How the text became tokens, once that is known."""
 
@@ -234,6 +237,10 @@ class TextJob(Job):
     def _load(self) -> "LanguageModel":
         """The model that the spec names."""
         return self._models.get(self.spec, self._loading)
+
+    def _take_in(self, model: "LanguageModel") -> None:
+        """Work with this model, and let pages say what it is."""
+        self.model, self.facts = model, ModelFacts.of(model)
 
     def _loading(self, progress: str) -> None:
         if self.unwanted:

@@ -53,7 +53,8 @@ class CaptureJob(TextJob):
                 raise ValueError(f"{place} is not empty and holds no stretch: name a new folder")
             model = self._load()
             stretch = yield from self._capture(model)
-        self.model, self.pieces = model, texts.token_texts(model.tokenizer, stretch.token_ids)
+        self._take_in(model)
+        self.pieces = texts.token_texts(model.tokenizer, stretch.token_ids)
         self.read = self.total = stretch.tokens
         begins, as_text = texts.begins(model.tokenizer, stretch.token_ids), stretch.about.get("as_text", ())
         self.tokenized = texts.Tokenized(stretch.token_ids, begins, tuple(as_text))

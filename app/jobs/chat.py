@@ -211,7 +211,7 @@ class ChatJob(TextJob):
     def row(self, lane: int, layer: int, head: int, token: int) -> HeadRow | None:
         """What a token attended to.  None before the job's thread has computed it, and for a head that the model does
         not have."""
-        if self.model is None or not self.model.has(layer, head):
+        if self.facts is None or not self.facts.has(layer, head):
             return None
         wanted = (lane, layer, head, token)
         if self._row is not None and self._row[0] == wanted:
@@ -251,7 +251,8 @@ class ChatJob(TextJob):
         ]
         for lane in lanes:
             lane.trace()
-        self.model, self.lanes = model, lanes
+        self._take_in(model)
+        self.lanes = lanes
         packed = f"The weights are packed ({self.spec.arithmetic}): answers may differ from the model's own."
         changed = partner.template.note or partner.template.caution
         self.caution = " ".join(filter(None, [packed if model.packed != "model" else "", changed]))

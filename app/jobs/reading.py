@@ -126,7 +126,7 @@ class ReadingJob(TextJob):
         """The newest map of a head; asking lets more be drawn.  None before the first is drawn, and for a head that the
         model does not have, since a page may still name one of another model."""
         key = (lane, layer, head)
-        if self.model is None or not self.model.has(layer, head) or key in self._undrawable:
+        if self.facts is None or not self.facts.has(layer, head) or key in self._undrawable:
             return None
         asked_before = key in self._maps_requested
         self._maps_requested[key] = time.monotonic()
@@ -163,7 +163,8 @@ class ReadingJob(TextJob):
         self.run.first_token = int(ids[0])
         self.run.begins, self.run.as_text = read.begins, read.as_text
         self.pieces = texts.token_texts(model.tokenizer, ids)
-        self.model, self.lanes = model, lanes
+        self._take_in(model)
+        self.run.model, self.lanes = self.facts, lanes
         cautions = [c for lane in lanes for c in lane.policy.cautions(len(ids), model.trained_length)]
         said = ". ".join(cautions) + "." if cautions else ""
         self._set("running", " ".join(filter(None, (self.text_note, said))))

@@ -93,13 +93,13 @@ def draw() -> None:
     progress(run)
     if run.effects:
         # Heads are knocked out once the model is loaded.
-        assert run.model is not None
+        assert run.facts is not None
         left, right = st.columns([3, 2])
         with left:
             st.caption("Every head: red costs more without its sink, blue less")
             alt = "Layers by heads, coloured by what the text costs more without the sink of each"
             st.plotly_chart(
-                charts.effects(run.effects, run.model.layers, run.model.heads),
+                charts.effects(run.effects, run.facts.layers, run.facts.heads),
                 key="heads-grid",
                 config={"displayModeBar": False},
                 alt=alt,

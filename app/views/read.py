@@ -177,7 +177,7 @@ def switched(run: ReadingJob | None) -> dict[int, str]:
 def trained_length() -> int | None:
     """Tokens that the model was trained on at a time, once that is known."""
     run = PLACE.job
-    return run.model.trained_length if run is not None and run.model is not None else None
+    return run.facts.trained_length if run is not None and run.facts is not None else None
 
 
 def pressed() -> None:
@@ -238,11 +238,11 @@ def changed() -> None:
 def forget_unknown_head(run: ReadingJob | None) -> None:
     """Forget a head that the run's model does not have: it was chosen in another model, or by an address."""
     view = st.session_state.view
-    if run is None or run.status == "loading" or view.head is None or run.model is None or run.model.has(*view.head):
+    if run is None or run.status == "loading" or view.head is None or run.facts is None or run.facts.has(*view.head):
         return
     layer, head = view.head
     view.head = None
-    lost = f"{run.model.name} has no layer {layer}, head {head}: click a cell of the sink mass grid."
+    lost = f"{run.facts.name} has no layer {layer}, head {head}: click a cell of the sink mass grid."
     run.tell(f"{lost} {run.note}".strip())
 
 
