@@ -17,7 +17,7 @@ from .. import files
 from ..palette import colours
 from ..policies import parse
 from ..runs.run import Run
-from ..runs.summary import summarize
+from ..runs.summary import mean_sink_mass, summarize
 from ..texts import said_as_text, with_bos
 from .base import Numbers
 from .export import check_own, provenance
@@ -26,7 +26,6 @@ from .inputs import FigureInput, open_input
 from .memory import Memory
 from .perplexity import Perplexity
 from .sheet import Layout, rendered
-from .sink_grid import mean_sink_mass
 
 SHADES = 9
 """Colours of the text, from the most expected token to the least."""

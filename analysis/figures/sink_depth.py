@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..runs.run import Run
+from ..runs.summary import mean_sink_mass
 from .base import Figure, Numbers
 from .drawing import axes, legend
 from .line_styles import lanes_of
-from .sink_grid import mean_sink_mass
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 from matplotlib.axes import Axes
-from numpy.typing import NDArray
 
 from ..runs.run import Run
+from ..runs.summary import mean_sink_mass
 from ..settings import setting
 from .base import Figure, Numbers
 from .drawing import axes
@@ -31,16 +30,6 @@ class SinkGrid(Figure):
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
         """A grid of coloured cells, layers across and heads up."""
         return sink_grid(data, ax=ax)
-
-
-def mean_sink_mass(run: Run, lane: int) -> NDArray[np.floating]:
-    """Mean sink mass of a lane over its tokens, [layers, heads].  Raises ValueError as `SinkGrid.numbers` does."""
-    if lane >= len(run.tracks):
-        raise ValueError(f"the run has lanes 0 to {len(run.tracks) - 1}, and not {lane}: choose one of these")
-    track = run.tracks[lane]
-    if not track.spans:
-        raise ValueError("the run has read nothing yet, so there is nothing to draw")
-    return np.average(track.sink_mass, axis=0, weights=[stop - start for start, stop in track.spans])
 
 
 def sink_grid(data: Numbers, *, ax: Axes | None = None) -> Axes:

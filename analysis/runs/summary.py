@@ -3,6 +3,9 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .. import metrics
 from ..policies import Policy, parse
 from .run import Run
@@ -58,3 +61,16 @@ def summarize(run: Run, reference: int = 0) -> list[LaneSummary]:
             )
         )
     return summaries
+
+
+def mean_sink_mass(run: Run, lane: int) -> NDArray[np.floating]:
+    """Mean sink mass of a lane over its tokens, [layers, heads].
+
+    Raises ValueError where there is no such lane, or it has read nothing.
+    """
+    if lane >= len(run.tracks):
+        raise ValueError(f"the run has lanes 0 to {len(run.tracks) - 1}, and not {lane}: choose one of these")
+    track = run.tracks[lane]
+    if not track.spans:
+        raise ValueError("the run has read nothing yet, so there is nothing to draw")
+    return np.average(track.sink_mass, axis=0, weights=[stop - start for start, stop in track.spans])
