@@ -11,6 +11,7 @@ from pathlib import Path
 # Before the hub's client reads them.  The converted embedded model alone stays where it is: it takes long to make.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="sinkscope-tests-")
+os.environ["SINKSCOPE_RUNS"] = f"{os.environ['HF_HOME']}/runs"
 os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = os.environ["HF_HOME"]
 
 import numpy as np

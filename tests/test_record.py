@@ -95,7 +95,7 @@ def test_finished_run_has_the_columns_of_the_contract(tmp_path):
     assert about["status"] == "finished"
     assert set(about["versions"]) == {"python", "torch", "transformers"}
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        *("events.jsonl", "run.json", "sinks.npz", "tokens.parquet"),
+        *("events.jsonl", "run.json", "sinks.npz", "summary.json", "tokens.parquet"),
     ]
 
 

@@ -39,6 +39,7 @@ def chat(
     weights: options.Weights = "model",
     kv_heads: options.KVHeads = None,
     out_folder: options.RunFolder = None,
+    runs: options.Runs = None,
 ) -> None:
     """Talk without end, one lane for each policy.  Ctrl-C ends an answer, Ctrl-D the conversation."""
     dtype = options.dtype_of(dtype, device)
@@ -73,7 +74,7 @@ def chat(
         ]
         for lane in lanes:
             lane.trace()
-    place = out_folder or new_folder("chat")
+    place = new_folder(out_folder, "chat", runs)
     run = Run(spec)
     run.model, run.begins = ModelFacts.of(network), partner.begins
     folder = Folder(place, run, text_sha256=digest, weights_sha256=network.sha256)

@@ -1,6 +1,5 @@
 """What several commands say on the terminal, and where they put a run."""
 
-from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -24,6 +23,13 @@ def right(heading: str) -> Column:
     return Column(heading, justify="right")
 
 
-def new_folder(name: str) -> Path:
-    """Where a run goes when nobody says: a folder in runs/ that begins with the time."""
-    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+def new_folder(out_folder: Path | None, stem: str, runs: Path | None) -> Path:
+    """Where a run goes: the folder that was named, else a new one in the library, where old runs may have to go."""
+    if out_folder is not None:
+        return out_folder
+    from ..runs import library, trash
+
+    place = library.new_folder(stem, runs)
+    if freed := trash.free(runs, place.name):
+        note(freed)
+    return place

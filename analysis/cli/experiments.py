@@ -82,11 +82,13 @@ def reproduce(
     jobs: Annotated[int, typer.Option(help="processes on this machine, each with a GPU of its own if it has any")] = 1,
     backend: Annotated[str, typer.Option(help="local, or a cluster: dask or ray")] = "local",
     address: Annotated[str | None, typer.Option(help="where the cluster is, HOST:PORT")] = None,
-    out_folder: Annotated[Path | None, typer.Option("--out", help="folder (default: runs/NAME)")] = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="folder (default: NAME in the library)")] = None,
+    runs: options.Runs = None,
 ) -> None:
     """Do a paper's experiment again: a run folder for each cell, and a table.  Begun again, it goes on."""
     from ..experiments import grid
     from ..experiments.papers import EXPERIMENTS
+    from ..runs import library
     from ..tables import as_csv, as_markdown
 
     if name is None:
@@ -95,7 +97,7 @@ def reproduce(
             table.add_row(key, known.title, known.paper)
         out.print(table)
         return
-    experiment, place = EXPERIMENTS.find(name), out_folder or Path("runs") / name
+    experiment, place = EXPERIMENTS.find(name), out_folder or library.home(runs) / name
     texts.read(text)
     how: dict[str, Any] = {
         "dtype": options.dtype_of(dtype, device),

@@ -18,6 +18,7 @@ def emergence(
     every: Annotated[int, typer.Option(help="steps between two measurements")] = 20,
     device: options.Device = "cpu",
     out_folder: options.RunFolder = None,
+    runs: options.Runs = None,
 ) -> None:
     """Train very small transformers and see whether a sink grows.  Ctrl-C ends it, and keeps what was measured."""
     from ..lab.folder import TrainingWriter
@@ -28,7 +29,7 @@ def emergence(
     asked = [Recipe.parse(r) for r in recipes or [""]]
     if every < 1:
         raise ValueError(f"at least 1 step lies between two measurements, not {every}")
-    place = out_folder or new_folder("emergence")
+    place = new_folder(out_folder, "emergence", runs)
     if next(iter([*place.glob("run.json"), *place.glob("*/run.json")]), None):
         raise ValueError(f"{place} holds a run already: choose another folder for --out")
     if len(asked) > 1:

@@ -23,7 +23,8 @@ Bos = Annotated[
 Special = Annotated[str, typer.Option(help="names of control tokens in a text, such as <|endoftext|>: text or tokens")]
 Weights = Annotated[str, typer.Option(help="model (as it came), or packed on a CPU: int8, int4")]
 KVHeads = Annotated[int | None, typer.Option(help="average the KV heads down to so many, without training")]
-RunFolder = Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in runs/)")]
+RunFolder = Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in the library)")]
+Runs = Annotated[Path | None, typer.Option(help="the library of runs (default: $SINKSCOPE_RUNS, or the user's own)")]
 
 
 def dtype_of(dtype: str, device: str) -> str:

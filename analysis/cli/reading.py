@@ -32,6 +32,7 @@ def stream(
     weights: options.Weights = "model",
     kv_heads: options.KVHeads = None,
     out_folder: options.RunFolder = None,
+    runs: options.Runs = None,
 ) -> None:
     """Read a text with one lane for each policy, write a run folder, and print a table."""
     dtype, policies_ = options.dtype_of(dtype, device), tuple(str(parse(p)) for p in policy or FOUR)
@@ -48,7 +49,7 @@ def stream(
         read = texts.tokenized(source, network.tokenizer, bos=spec.bos, special=special, limit=tokens)
         ids, policies = read.ids, [parse(p) for p in spec.policies]
         lanes = open_lanes(network, ids, policies)
-    place = out_folder or new_folder(Path(source.name).stem)
+    place = new_folder(out_folder, Path(source.name).stem, runs)
     run = Run(spec, int(ids[0]))
     run.model, run.begins, run.as_text = ModelFacts.of(network), read.begins, read.as_text
     folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=network.sha256, tokens=len(ids))
@@ -121,7 +122,8 @@ def capture(
     device: options.Device = "auto",
     bos: options.Bos = None,
     special: options.Special = "text",
-    out_folder: Annotated[Path | None, typer.Option("--out", help="folder (default: a new one in runs/)")] = None,
+    out_folder: options.RunFolder = None,
+    runs: options.Runs = None,
 ) -> None:
     """Read a text and keep what every head asked with and answered to, for maps and figures."""
     how: dict[str, Any] = {
@@ -145,7 +147,7 @@ def capture(
     read = maps.tokenized(source, network.tokenizer, spec)
     options.say_read(read)
     ids = read.ids
-    place = out_folder or new_folder(f"{Path(source.name).stem}-stretch")
+    place = new_folder(out_folder, f"{Path(source.name).stem}-stretch", runs)
     with Bars(out) as bar:
         task = bar.add_task("Tokens", total=len(ids) - 1)
         more: dict[str, Any] = {"switches": sorted(switches), "text_sha256": source.sha256, "read": read}

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from .. import files
+from . import preview
 from .reader import about_of
 from .run import Run, Track
 from .status import RUNNING, here
@@ -126,6 +127,7 @@ class Folder:
             raise
         for name in GROWING:
             (self.path / name).unlink()
+        preview.keep(self.path, self.run)
 
     def _write_about(self, status: str) -> None:
         _write_about(self.path, {**self._about, "status": status})
@@ -147,6 +149,7 @@ def save(run: Run, path: Path, *, text_sha256: str, weights_sha256: str) -> None
     lines = "".join(json.dumps(event) + "\n" for event in list(run.events))
     files.write(path / "events.jsonl", lines)
     _write_about(path, {**_about(run, text_sha256, weights_sha256), "status": "saved"})
+    preview.keep(path, run)
 
 
 def _about(run: Run, text_sha256: str, weights_sha256: str) -> dict[str, Any]:

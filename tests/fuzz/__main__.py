@@ -45,6 +45,7 @@ def main() -> None:
     tries = [max(1, round(n * chosen.share)) for n in (PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN, THROWN, SWITCHED)]
     failures = 0
     with tempfile.TemporaryDirectory(prefix="sinkscope-fuzz-") as folder:
+        os.environ["SINKSCOPE_RUNS"] = str(Path(folder) / "library")
         seeds = everything(Path(folder))
         parsers.prepare(seeds)
         if chosen.only in (None, "parsers"):

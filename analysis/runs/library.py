@@ -1,0 +1,316 @@
+"""The library: the folder in which runs lie, what it holds, and what each of them is called.
+
+A folder counts as a run by the names of its files; what somebody put there besides is left alone.  What a run looks
+like at a glance is kept beside it (preview.py), so that a list need not read its numbers again.
+"""
+
+import os
+import platform
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+
+from .. import errors, files
+from ..settings import quoted
+from .preview import KEPT, Preview, preview
+from .reader import about_of
+from .spec import Spec
+from .status import RUNNING, status_of
+
+KINDS = {
+    "reading": "Reading",
+    "chat": "Conversation",
+    "capture": "Captured stretch",
+    "knockouts": "Knock-outs",
+    "measures": "Measures",
+    "training": "Training",
+    "costs": "Costs",
+    "grid": "Grid of runs",
+}
+"""Kinds of runs, as run.json says them, and their names; a grid is a folder of runs."""
+MARKS = {"run.json", "stretch.json", "tokens.parquet", "tokens.arrow", ".capturing"}
+"""A folder that has one of these is a run, whatever has become of it."""
+LABEL = "label.json"
+FILES = {
+    *("run.json", "events.jsonl", "tokens.parquet", "sinks.npz", "tokens.arrow", "sinks.arrow", "pieces.arrow"),
+    *("maps.arrow", LABEL, KEPT, "stretch.json", "queries.npy", "keys.npy", "norms.npy", "token_ids.npy"),
+    *("massive.npy", "mass.npy", "median.npy", "curves.csv", "maps.npz", "alpha.npz", "table.csv", "table.md"),
+}
+"""All that a run folder of any kind holds, but for its checkpoint and hidden files."""
+CHECKPOINT = "checkpoint"
+LONGEST = 200
+"""Characters of a title, or of the name of a folder."""
+UNTOUCHED = 86_400
+"""Seconds after which a run that another machine seems to write is taken for one that nobody writes."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a person said of a run."""
+
+    title: str = ""
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run of the library, as a list shows it."""
+
+    name: str
+    """Of its folder; unlike those of all others."""
+    path: Path
+    changed: float
+    """When it was written last, in seconds since 1970."""
+    size: int
+    """Bytes on disk."""
+    kind: str = ""
+    """One of KINDS; empty where the folder is damaged."""
+    problem: str = ""
+    """What is wrong with the folder, as a sentence."""
+    label: Label = Label()
+    status: str = ""
+    started: str = ""
+    """When it began, ISO 8601 in UTC."""
+    model: str = ""
+    text: str = ""
+    arithmetic: str = ""
+    policies: tuple[str, ...] = ()
+    preview: Preview | None = None
+    """Of a reading or a conversation."""
+
+    @property
+    def title(self) -> str:
+        """What the person called it, or else what it is of."""
+        if self.label.title or not self.kind:
+            return self.label.title or self.name
+        what = Path(self.text).stem
+        if self.kind == "reading":
+            return what or self.name
+        return f"{KINDS[self.kind]}: {what or self.name}"
+
+    @property
+    def live(self) -> bool:
+        """Whether somebody writes it at this moment."""
+        return self.status == RUNNING
+
+    def says(self, words: str) -> bool:
+        """Whether all of these words stand in what is known of it."""
+        known = (self.title, self.name, self.model, self.text, self.status, KINDS.get(self.kind, "damaged"))
+        said = " ".join((*known, self.arithmetic, *self.policies)).casefold()
+        return all(word in said for word in words.casefold().split())
+
+
+def home(path: Path | None = None) -> Path:
+    """Where runs lie: the folder that is named, else $SINKSCOPE_RUNS, else runs/ in the user's data folder."""
+    if named := path or os.environ.get("SINKSCOPE_RUNS"):
+        return Path(named).expanduser()
+    return platformdirs.user_data_path("sinkscope", appauthor=False) / "runs"
+
+
+def new_folder(stem: str, place: Path | None = None) -> Path:
+    """An empty folder for a new run of the library, named by the time and `stem`, and unlike all others.
+
+    Raises ValueError where it cannot be made.
+    """
+    return unique(home(place), f"{datetime.now():%Y%m%d-%H%M%S}-{slug(stem)}")
+
+
+def unique(place: Path, name: str) -> Path:
+    """A new, empty folder of this name, or one that begins with it.  Raises ValueError where none can be made."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 10_000):
+            made = place / (name if number == 1 else f"{name}-{number}")
+            # Whoever makes it has it, whatever others do at this moment.
+            with suppress(FileExistsError):
+                made.mkdir()
+                return made
+    except (OSError, ValueError) as e:
+        why = e.strerror if isinstance(e, OSError) else "it is no path"
+        raise ValueError(f"{place} cannot be written ({why}): name another folder by --runs or SINKSCOPE_RUNS") from e
+    raise ValueError(f"{place} has thousands of runs called {name}: delete some")
+
+
+def slug(text: str) -> str:
+    """A text as part of the name of a folder, on any system."""
+    letters = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", letters).strip("-")[:60] or "run"
+
+
+def one_line(text: object, most: int = LONGEST) -> str:
+    """A text of others as one line, without signs that steer what shows it."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[: 4 * most]).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def fits(name: str) -> bool:
+    """Whether a folder of the library may have this name: it is one part of a path, plain, and not hidden."""
+    return 0 < len(name) <= LONGEST and name.isprintable() and name[0] not in ".~" and not {*name} & {*'/\\:*?"<>|'}
+
+
+def find(name: str, place: Path | None = None) -> Path:
+    """The folder of a run of the library.  Raises ValueError where it has none of that name."""
+    path = home(place) / name
+    if not fits(name) or path.is_symlink() or not files_of(path):
+        raise ValueError(f"the library has no run {quoted(name)}: python -m analysis runs lists those that it has")
+    return path
+
+
+def entry(name: str, place: Path | None = None) -> Entry:
+    """A run of the library by its name.  Raises ValueError where it has none of that name."""
+    path = find(name, place)
+    return _entry(path, files_of(path))
+
+
+def entries(place: Path | None = None) -> list[Entry]:
+    """All runs of the library: those that are pinned first, then the newest.  One that is damaged says so."""
+    try:
+        with os.scandir(home(place)) as there:
+            folders = [Path(f.path) for f in there if fits(f.name) and f.is_dir(follow_symlinks=False)]
+    except (OSError, ValueError):
+        # Nobody has made it yet.
+        folders = []
+    found = [_entry(path, held) for path in folders if (held := files_of(path))]
+    return sorted(sorted(found, key=lambda e: (e.started, e.name), reverse=True), key=lambda e: not e.label.pinned)
+
+
+def rename(name: str, title: str, place: Path | None = None) -> None:
+    """Call a run so; an empty title: as it was called at first.  Raises ValueError where that cannot be written."""
+    _relabel(find(name, place), title=one_line(title))
+
+
+def pin(name: str, pinned: bool = True, place: Path | None = None) -> None:
+    """Keep a run from being freed by the size limit, or no longer.  Raises ValueError where it cannot be written."""
+    _relabel(find(name, place), pinned=pinned)
+
+
+def _relabel(path: Path, **changed: Any) -> None:
+    files.write(path / LABEL, msgspec.json.encode(replace(_label(path), **changed)).decode() + "\n")
+
+
+def _label(path: Path) -> Label:
+    try:
+        label = files.record(path / LABEL, Label, "a label")
+    except ValueError:
+        # What is wrong with it takes nothing from the run.
+        return Label()
+    return replace(label, title=one_line(label.title))
+
+
+def files_of(path: Path) -> dict[str, os.stat_result]:
+    """Files of a run folder and of the folders in it, by name; empty where it is no run."""
+    found: dict[str, os.stat_result] = {}
+    with suppress(OSError, ValueError):
+        found.update(_walk(path, ""))
+    return found if MARKS & found.keys() or any(name.endswith("/run.json") for name in found) else {}
+
+
+def strangers(path: Path) -> list[str]:
+    """Files in a run folder that no run has: somebody put them there."""
+    parts = [name.split("/") for name in files_of(path)]
+    return ["/".join(p) for p in parts if p[0] != CHECKPOINT and p[-1] not in FILES and not p[-1].startswith(".")]
+
+
+def _walk(path: Path, under: str) -> Iterator[tuple[str, os.stat_result]]:
+    with os.scandir(path) as there:
+        for f in there:
+            if f.is_dir(follow_symlinks=False) and not under and f.name not in MARKS:
+                yield from _walk(path / f.name, f"{f.name}/")
+            elif f.is_file(follow_symlinks=False) or f.name in MARKS:
+                with suppress(FileNotFoundError):
+                    yield under + f.name, f.stat(follow_symlinks=False)
+
+
+def _entry(path: Path, held: Mapping[str, os.stat_result]) -> Entry:
+    found = Entry(
+        path.name,
+        path,
+        # What the library itself wrote there is no news of the run.
+        max(about.st_mtime for name, about in held.items() if name not in (KEPT, LABEL)),
+        sum(about.st_size for about in held.values()),
+        label=_label(path),
+    )
+    found = replace(found, started=_iso(found.changed))
+    try:
+        return _recognised(found, held)
+    except Exception as e:
+        # Whatever other hands made of it, the rest of the list is shown.
+        return replace(found, problem=errors.sentence(errors.reason(e, path.name, "delete it")))
+
+
+def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
+    """What the folder says of itself.  Raises ValueError where it is damaged."""
+    path = found.path
+    if ".capturing" in held:
+        about = files.record(path / ".capturing", dict[str, Any], "that of a capture")
+        return replace(found, kind="capture", status=_status(found, about))
+    if "stretch.json" in held:
+        about = files.record(path / "stretch.json", dict[str, Any], "that of a stretch")
+        return replace(_of_spec(found, about), kind="capture", status="finished")
+    if "run.json" not in held and not MARKS & held.keys():
+        return _of_several(found, [path / name for name in sorted(held) if name.endswith("/run.json")])
+    about = files.record(path / "run.json", dict[str, Any], "that of a run") if "run.json" in held else {}
+    if isinstance(about.get("recipe"), dict):
+        what = one_line(about["recipe"].get("attention", ""))
+        return replace(found, kind="training", text=what, status=_status(found, about))
+    about = about_of(path)
+    usual = "chat" if about["spec"].get("sampling") else "reading"
+    kind = about.get("kind", usual)
+    if kind not in KINDS:
+        raise ValueError(f"{path} is a run of a kind that nobody here knows: {quoted(kind)}")
+    found = replace(_of_spec(found, about), kind=kind, status=_status(found, about))
+    return replace(found, preview=preview(path, held, live=found.live) if kind == usual else None)
+
+
+def _of_spec(found: Entry, about: Mapping[str, Any]) -> Entry:
+    """With what its Spec says.  Raises ValueError where it has none."""
+    spec = _spec(about)
+    return replace(
+        found,
+        started=_iso(about.get("started"), found.started),
+        model=one_line(spec.model),
+        text=one_line(spec.text),
+        arithmetic=spec.arithmetic,
+        policies=spec.policies,
+    )
+
+
+def _spec(about: Mapping[str, Any]) -> Spec:
+    return files.decoded(msgspec.json.encode(about.get("spec")), Spec, "it does not say what it was asked")
+
+
+def _of_several(found: Entry, runs: list[Path]) -> Entry:
+    """A folder of runs, or of trainings."""
+    abouts = [files.record(run, dict[str, Any], "that of a run") for run in runs]
+    live = RUNNING if any(_status(found, about) == RUNNING for about in abouts) else "finished"
+    if all(isinstance(about.get("recipe"), dict) for about in abouts):
+        what = ", ".join(dict.fromkeys(one_line(about["recipe"].get("attention", "")) for about in abouts))
+        return replace(found, kind="training", text=one_line(what), status=live)
+    policies = tuple(dict.fromkeys(policy for about in abouts for policy in _spec(about).policies))
+    return replace(_of_spec(found, abouts[0]), kind="grid", policies=policies, status=live)
+
+
+def _status(found: Entry, about: Mapping[str, Any]) -> str:
+    """The status that a folder really has."""
+    status = status_of(about)
+    untouched = datetime.now().timestamp() - found.changed > UNTOUCHED
+    here = isinstance(process := about.get("process"), Mapping) and process.get("host") == platform.node()
+    return "killed" if status == RUNNING and untouched and not here else one_line(status, 20)
+
+
+def _iso(moment: object, otherwise: str = "") -> str:
+    """A moment in UTC, to the second."""
+    with suppress(ValueError, OverflowError, OSError):
+        if isinstance(moment, str):
+            return datetime.fromisoformat(moment).astimezone(UTC).isoformat(timespec="seconds")
+        if isinstance(moment, float):
+            return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+    return otherwise

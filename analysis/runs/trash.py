@@ -1,0 +1,142 @@
+"""Runs that were deleted, which can be brought back for a day, and the limit of what the library may hold.
+
+A deleted run lies in .trash/WHEN/NAME of the library.  Where the library grows above its limit, what was deleted goes
+first, and then the oldest runs that nobody pinned and nobody writes.
+"""
+
+import math
+import os
+import re
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from ..settings import quoted
+from .library import Entry, entries, entry, find, fits, home, strangers, unique
+
+TRASH = ".trash"
+DAY = 86_400
+"""Seconds for which a deleted run can be brought back."""
+USUAL = 4.0
+"""Gigabytes that the library may hold, where $SINKSCOPE_RUNS_GB does not say."""
+
+
+def delete(name: str, place: Path | None = None) -> str:
+    """Delete a run; returns what `undo` brings it back by.
+
+    Raises ValueError where there is none of that name, somebody writes it, or it cannot be moved.
+    """
+    if entry(name, place).live:
+        raise ValueError(f"{name} is still being written: stop it first, then delete it")
+    return _throw(find(name, place))
+
+
+def _throw(path: Path) -> str:
+    try:
+        when = str(time.time_ns())
+        (path.parent / TRASH / when).mkdir(parents=True)
+        path.rename(path.parent / TRASH / when / path.name)
+    except OSError as e:
+        raise ValueError(f"{path} cannot be deleted ({e.strerror}): check who may write there") from e
+    return when
+
+
+def trashed(place: Path | None = None) -> list[tuple[str, str]]:
+    """What can be brought back: the word for `undo` and the name of each run, the newest first."""
+    return [(path.parent.name, path.name) for path in reversed(_trash(place))]
+
+
+def _trash(place: Path | None) -> list[Path]:
+    """Deleted runs, the oldest first."""
+    found = [p for p in (home(place) / TRASH).glob("*/*") if p.parent.name.isdecimal() and fits(p.name)]
+    return sorted(found, key=lambda p: int(p.parent.name))
+
+
+def undo(when: str, place: Path | None = None) -> str:
+    """Bring a deleted run back; returns its name, which is another where its own was given again.
+
+    Raises ValueError where it is gone for good.
+    """
+    for path in _trash(place):
+        if path.parent.name == when:
+            break
+    else:
+        raise ValueError(f"what was deleted as {quoted(when)} cannot be brought back: it is gone for good")
+    try:
+        # An empty folder gives way to a full one that takes its name.
+        back = path.rename(unique(home(place), path.name))
+        path.parent.rmdir()
+    except OSError as e:
+        raise ValueError(f"{path} cannot be brought back ({e.strerror}): check who may write there") from e
+    return back.name
+
+
+def limit() -> int:
+    """Bytes that the library may hold.  Raises ValueError where $SINKSCOPE_RUNS_GB is no number of gigabytes."""
+    said = os.environ.get("SINKSCOPE_RUNS_GB") or str(USUAL)
+    try:
+        size = float(said)
+    except ValueError:
+        size = math.nan
+    if not 0 < size < 1e6:
+        raise ValueError(f"SINKSCOPE_RUNS_GB must be a number of gigabytes such as {USUAL:g}, not {quoted(said)}")
+    return int(size * 1e9)
+
+
+def free(place: Path | None = None, keep: str = "") -> str:
+    """Remove what was deleted a day ago, and then as much as the limit asks; what it did, as a sentence, or nothing.
+
+    `keep`: a run that stays, since it was just asked for.  Raises ValueError where the limit is no number.
+    """
+    most, folder = limit(), home(place)
+    _sweep(folder)
+    runs = entries(place)
+    gone = {path: _size(path) for path in _trash(place)}
+    total = sum(e.size for e in runs) + sum(gone.values())
+    for path, size in gone.items():
+        if total > most or time.time_ns() - int(path.parent.name) > DAY * 1e9:
+            _remove(path.parent)
+            total -= size
+    freed: list[Entry] = []
+    for e in sorted(runs, key=lambda e: e.changed):
+        if total <= most:
+            break
+        if e.label.pinned or e.live or not e.kind or e.name == keep or strangers(e.path):
+            # What is damaged, or has a person's own files in it, only a person deletes.
+            continue
+        with suppress(ValueError):
+            # Moved first, so that nobody opens half of a run.
+            _remove(folder / TRASH / _throw(e.path))
+            total -= e.size
+            freed.append(e)
+    if not freed:
+        return ""
+    names = ", ".join(e.title for e in freed[:3]) + (" and others" if len(freed) > 3 else "")
+    return (
+        f"The library may hold {most / 1e9:g} GB, so {len(freed)} old {'run' if len(freed) == 1 else 'runs'} "
+        f"({names}; {sum(e.size for e in freed) / 1e9:,.2f} GB) had to go: pin those that are to stay, or set "
+        "SINKSCOPE_RUNS_GB"
+    )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a day ago was begun and never written: empty folders, and what an import left that was killed."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            with suppress(OSError):
+                if path.is_symlink() or not path.is_dir() or time.time() - path.stat().st_mtime < DAY:
+                    continue
+                if path.name.startswith(".import-"):
+                    _remove(path)
+                elif re.match(r"\d{8}-\d{6}-", path.name):
+                    # Only where it is empty.
+                    path.rmdir()
+
+
+def _size(path: Path) -> int:
+    return sum(p.stat(follow_symlinks=False).st_size for p in path.rglob("*"))
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
