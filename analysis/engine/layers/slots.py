@@ -47,6 +47,11 @@ class Slots:
         data, start, stop, first = self._held
         return data.narrow(1, start, stop - start), first
 
+    def window(self) -> "Window":
+        """The tokens held now, and whose they are."""
+        tensor, first = self.placed()
+        return Window(tensor, first, self)
+
     def append(self, new: Float[Tensor, "kv_heads tokens dim"]) -> None:
         """Put tokens at the end.  What `view` returned before stays as it was: held slots are never overwritten."""
         data, start, stop, first = self._held
@@ -76,6 +81,18 @@ class Slots:
         assert not len(self), "a window that holds tokens has no gap in it"
         data, start, stop, first = self._held
         self._held = data, start, stop, first + tokens
+
+
+class Window(NamedTuple):
+    """The tokens that some slots held at some moment, which nothing changes: [kv_heads, tokens, dim].
+
+    The same slots never hold another token at a position: what two windows of theirs have in common is equal.
+    """
+
+    tensor: Float[Tensor, "kv_heads tokens dim"]
+    first: int
+    """The text position of the first of them."""
+    source: Slots
 
 
 @runtime_checkable
