@@ -41,7 +41,7 @@ class Switching:
         self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
         """What queries gave since the last switch, oldest first: {place: mean weight of the group}."""
         self.read, self.gathers, self.fresh, self.full = 0, True, None, None
-        self.rows, self.gone, self.fronts, self.ties = {}, {}, {}, 0
+        self.rows, self.gone, self.firsts, self.ties = {}, {}, {}, 0
 
     def copy(self):
         twin = object.__new__(Switching)
@@ -242,12 +242,12 @@ class Switching:
         self.gathers = not missing or pin
         if (full is not None and full != self.full) or (isinstance(old, Ranked) and not isinstance(policy, Ranked)):
             self._keep_common()
-        front = self.front(wanted) if missing and pin else None
+        firsts = self.first_slots(wanted) if missing and pin else None
         if isinstance(policy, Ranked):
-            if front is not None:
-                self._put_in_front(front, wanted)
+            if firsts is not None:
+                self._pin(firsts, wanted)
         elif not isinstance(policy, Recomputed):
-            self._keep_band(front, wanted)
+            self._keep_band(firsts, wanted)
         if (old.first, early) != (policy.first, self.early()) and {old.first, policy.first} != {"own"}:
             self._put_first(min(self.read, max(early, self.early())))
 
@@ -264,13 +264,13 @@ class Switching:
                 held = self.slots[layer][head]
                 self.slots[layer][head] = [s for s in held if s.place < prefix or s.place >= self.read - suffix]
 
-    def _put_in_front(self, front, wanted):
+    def _pin(self, firsts, wanted):
         for layer, heads in enumerate(self.slots):
             rest = min(sum(s.place >= wanted for s in held) for held in heads)
             for head, held in enumerate(heads):
-                heads[head] = front[layer][head] + (held[-rest:] if rest else [])
+                heads[head] = firsts[layer][head] + (held[-rest:] if rest else [])
 
-    def _keep_band(self, front, wanted):
+    def _keep_band(self, firsts, wanted):
         policy = self.policy
         for layer in self.layers:
             for head in self.kv_heads:
@@ -279,36 +279,36 @@ class Switching:
                 first = held[:wanted] if places[:wanted] == list(range(wanted)) else None
                 begin = self.read - newest(places, self.read)
                 if policy.window is None or (self.full is not None and head in self.full[layer]):
-                    if first is None and front is not None:
-                        self.slots[layer][head] = front[layer][head] + [
+                    if first is None and firsts is not None:
+                        self.slots[layer][head] = firsts[layer][head] + [
                             s for s in held if s.place >= max(wanted, begin)
                         ]
                     continue
                 if first is None:
-                    first = [] if front is None else front[layer][head]
+                    first = [] if firsts is None else firsts[layer][head]
                 rest = [s for s in held if s.place >= max(begin, len(first))]
                 self.slots[layer][head] = first + rest[-policy.window :]
 
     def _put_first(self, count):
-        front = self.front(count)
+        firsts = self.first_slots(count)
         for layer in self.layers:
             for head in self.kv_heads:
                 held = self.slots[layer][head]
-                self.slots[layer][head] = [front[layer][head][s.place] if s.place < count else s for s in held]
+                self.slots[layer][head] = [firsts[layer][head][s.place] if s.place < count else s for s in held]
 
-    def front(self, count):
+    def first_slots(self, count):
         """Slots of the first tokens as a lane has them that keeps everything from the beginning, with the same
         what-ifs."""
         bent = {f.name: getattr(self.policy, f.name) for f in self.policy.interventions()}
         kind = *bent.values(), *self.ids()[:count].tolist()
-        if kind not in self.fronts:
+        if kind not in self.firsts:
             twin = Switching(self.model, self.context, Dense(**bent))
             # What stands first depends on how many tokens the policy takes for the first ones.
             twin.ids = self.ids
             for t in range(count):
                 twin._forward(t)
-            self.fronts[kind] = twin.slots
-        return self.fronts[kind]
+            self.firsts[kind] = twin.slots
+        return self.firsts[kind]
 
 
 def newest(held, read):

@@ -250,8 +250,8 @@ def test_pinned_sinks_are_held_by_both_kinds_of_heads(tiny_llama):
     read_both(lane, reference, 60)
     switch_both(lane, reference, Duo(50, 4, 16), pin=True)
     assert lane.sinks == 4
-    front = lane.context.prefix(4)
-    for cache, (keys, _) in zip(lane.store.layers, front, strict=True):
+    prefix = lane.context.prefix(4)
+    for cache, (keys, _) in zip(lane.store.layers, prefix, strict=True):
         for part, own in zip(cache.parts, cache.heads, strict=True):
             torch.testing.assert_close(part.sink_keys, keys[own])
     switch_both(lane, reference, Duo(50, 4, 16, first="own", knockout="values"))

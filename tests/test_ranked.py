@@ -220,8 +220,8 @@ def test_pinned_sinks_are_in_front_of_every_head(tiny_llama):
     assert lane.sinks == 4 and lane.missing_sinks(policy) == 0
     lane.read(30)
     assert lane.sinks == 4
-    front = lane.context.prefix(4)
-    for cache, (keys, _) in zip(lane.store.layers, front, strict=True):
+    prefix = lane.context.prefix(4)
+    for cache, (keys, _) in zip(lane.store.layers, prefix, strict=True):
         torch.testing.assert_close(cache.keys[:, :4], keys)
 
 

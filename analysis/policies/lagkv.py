@@ -36,8 +36,8 @@ class LagKV(Ranked):
         assert state.rotated is not None, "keys that are ranked have been rotated"
         x, lag, slots = torch.cat((state.rotated, state.values)).float(), self.recent, state.keys.shape[1]
         # Counted from the newest, so that every stretch but the last has a whole one behind it.
-        front = -slots % lag
-        pieces = torch.cat((x[:, :1].expand(-1, front, -1), x), 1).unflatten(1, (-1, lag))
+        padding = -slots % lag
+        pieces = torch.cat((x[:, :1].expand(-1, padding, -1), x), 1).unflatten(1, (-1, lag))
         later = pieces[:, 1:]
         low, high = later.amin(2, keepdim=True), later.amax(2, keepdim=True)
         # A range that is nothing but rounding would make a score of rounding.
@@ -49,7 +49,7 @@ class LagKV(Ranked):
         spread = ((scaled.square().mean(-1) - mean.square()).clamp(min=0) * n / (n - 1)).sqrt()
         # Sinks are part of no stretch.
         sinks = self.protected(state.positions).repeat(2, 1)[:, : slots - lag]
-        outside = torch.nn.functional.pad(sinks, (front, 0), value=True).unflatten(1, (-1, lag))
+        outside = torch.nn.functional.pad(sinks, (padding, 0), value=True).unflatten(1, (-1, lag))
         spread = spread.masked_fill(outside, float("-inf"))
-        worth = spread.softmax(-1).flatten(1)[:, front:].unflatten(0, (2, -1)).sum(0)
+        worth = spread.softmax(-1).flatten(1)[:, padding:].unflatten(0, (2, -1)).sum(0)
         return torch.nn.functional.pad(worth, (0, lag))

@@ -93,12 +93,12 @@ class ChatSender:
                 "start": 0,
                 "text": [],
                 "roles": "",
-                "front": [],
+                "first_tokens": [],
                 "sinks": 0,
                 "protected": 0,
                 "first": 0,
                 "shares": None,
-                "front_shares": None,
+                "first_shares": None,
                 "kept": 0,
                 "bytes": 0,
                 "ms": None,
@@ -156,7 +156,7 @@ class ChatSender:
             "start": shown.start,
             "text": shown.pieces,
             "roles": "".join(map(str, shown.roles.tolist())),
-            "front": shown.front,
+            "first_tokens": shown.first_tokens,
             "sinks": shown.sinks,
             "protected": shown.protected,
             "first": shown.first,
@@ -191,10 +191,10 @@ def _past(shown: ChatLaneSnapshot, begun: Policy) -> list[tuple[int, int, str]]:
 def _shares(shown: ChatLaneSnapshot) -> dict[str, list[float] | None]:
     """Which share of the heads holds each token on screen, and each of the first; None where all hold the same."""
     if shown.shares is None:
-        return {"shares": None, "front_shares": None}
+        return {"shares": None, "first_shares": None}
     # The newest token is said and not read yet: every head will take it in.
     shares = np.append(shown.shares, np.ones(max(0, shown.start + len(shown.pieces) - len(shown.shares))))
     return {
         "shares": shares[shown.start :].round(2).tolist(),
-        "front_shares": shares[: len(shown.front)].round(2).tolist(),
+        "first_shares": shares[: len(shown.first_tokens)].round(2).tolist(),
     }

@@ -27,7 +27,7 @@ RECENT = 16
 """Tokens of an answer over which the sink grid and the time per token are a mean."""
 TAIL = 1500
 """Newest tokens of a conversation on screen."""
-FRONT = 4
+FIRST_TOKENS = 4
 """First tokens, always on screen: where the sinks are."""
 
 
@@ -46,7 +46,7 @@ class ChatLaneSnapshot:
     start: int
     pieces: list[str]
     roles: NDArray[np.int8]
-    front: list[str]
+    first_tokens: list[str]
     sinks: int
     first: int
     shares: NDArray[np.float32] | None
@@ -72,7 +72,7 @@ def snapshot_of(lane: Conversation, costs: "TokenCosts") -> ChatLaneSnapshot:
         start=start,
         pieces=pieces[start:],
         roles=lane.roles.view()[start:],
-        front=pieces[:FRONT],
+        first_tokens=pieces[:FIRST_TOKENS],
         sinks=sinks,
         first=first,
         shares=lane.lane.shares,

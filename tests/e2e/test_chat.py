@@ -48,7 +48,7 @@ def test_a_conversation_under_two_policies(app, page):
     assert gone(page, 0) == gone(page, 1) == 0
     # And still only what a policy keeps for ever is marked as a sink.
     assert [page.locator(".sk-lane").nth(i).locator(".sk-flow .sk-sink").count() for i in (0, 1)] == [4, 0]
-    assert page.locator(".sk-front").first.inner_text().endswith("kept")
+    assert page.locator(".sk-first").first.inner_text().endswith("kept")
     say(page, "What is the opposite of hot?")
     wait_answered(page, 2)
     # The line has moved, what stands above it is dimmed; one lane still has its first tokens.
@@ -57,7 +57,7 @@ def test_a_conversation_under_two_policies(app, page):
     assert page.locator(".sk-line:visible").count() == 2
     assert page.locator(".sk-lane").first.locator(".sk-sink").count() == 4
     assert page.locator(".sk-lane").nth(1).locator(".sk-sink").count() == 0
-    assert page.locator(".sk-front").nth(1).inner_text().endswith("gone")
+    assert page.locator(".sk-first").nth(1).inner_text().endswith("gone")
     assert "cold" in lane_text(page, 0)
 
     # A token: what it looked back at is drawn on the transcript, and the sinks got most of it.
@@ -65,7 +65,7 @@ def test_a_conversation_under_two_policies(app, page):
     page.get_by_text("Shaded: what the outlined token gave").wait_for()
     shaded = page.locator(".sk-lane").first.locator(".sk-flow span[style*=background]")
     assert shaded.count() > 10
-    assert "% of the attention" in page.locator(".sk-front b").first.get_attribute("title")
+    assert "% of the attention" in page.locator(".sk-first b").first.get_attribute("title")
 
     # Switched in the middle of the conversation, with the sinks pinned again.
     page.get_by_role("button", name="switch ▾").nth(1).click()

@@ -119,7 +119,7 @@ class BlockPlan:
     """Keys that one block of queries meets."""
     counted: int
     """How many of the first columns (sinks, observed) count as sink mass."""
-    front_mask: Tensor | None
+    prefix_mask: Tensor | None
     masks: tuple[Columns, ...]
 
 
@@ -147,14 +147,14 @@ def plan(
     observed = max(0, min(sink_tokens, stop) - band.first)
     rest = band.first + observed
     positions = torch.arange(start, stop, device=device)
-    front = torch.cat((torch.arange(sinks, device=device), torch.arange(band.first, rest, device=device)))
-    # Every query reaches every front key from when the last of them has been read until the first is left behind.
+    prefix = torch.cat((torch.arange(sinks, device=device), torch.arange(band.first, rest, device=device)))
+    # No mask is needed where every query follows the last of these keys, and the last query still reaches the first.
     oldest = band.first if observed else sinks
     whole = start >= max(sinks, rest if observed else 0) - 1 and (
         inner.window is None or not observed or stop - 1 - inner.window <= oldest
     )
     whole = whole and (sliding_window is None or stop <= sliding_window or not sinks)
-    front_mask = None if whole else band.sees(positions, front, sliding_window)
+    prefix_mask = None if whole else band.sees(positions, prefix, sliding_window)
 
     banded = inner.window is not None and stop - 1 - rest > inner.window
     if banded:
@@ -179,8 +179,8 @@ def plan(
         width = len(keys)
         masks = (Columns(slice(0, width), _additive(inner.sees(positions, keys), dtype, groups)),)
 
-    if front_mask is not None:
-        padded = torch.nn.functional.pad(front_mask, (0, 0, 0, blocks * block - queries), value=True)
-        front_mask = _additive(padded.view(blocks, block, -1), dtype, groups)
+    if prefix_mask is not None:
+        padded = torch.nn.functional.pad(prefix_mask, (0, 0, 0, blocks * block - queries), value=True)
+        prefix_mask = _additive(padded.view(blocks, block, -1), dtype, groups)
     counted = min(sinks, sink_tokens) + observed
-    return BlockPlan(block, blocks, observed, past, pad, width, counted, front_mask, masks)
+    return BlockPlan(block, blocks, observed, past, pad, width, counted, prefix_mask, masks)

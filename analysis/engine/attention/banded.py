@@ -103,12 +103,12 @@ class BandedPass:
         rotate = self.model.rotate
         scaled = query * call.scaling
         q = fold(rotate(attention, scaled, at_window), call.kv_heads, steps.block, steps.blocks)
-        front, front_values = [], []
+        prefix, prefix_values = [], []
         if sink_keys.shape[2]:
             sinks = rotate(attention, sink_keys, sinks_at)
             to_sinks = fold(rotate(attention, scaled, at_sinks), call.kv_heads, steps.block, steps.blocks)
-            front.append(to_sinks @ sinks.transpose(-1, -2))
-            front_values.append(sink_values)
+            prefix.append(to_sinks @ sinks.transpose(-1, -2))
+            prefix_values.append(sink_values)
         observed, past = steps.observed, steps.observed + steps.past
         rotated_from = past if steps.past else 0
         recent = rotate(attention, keys[:, :, rotated_from:], _cut(window_at, rotated_from))
@@ -117,14 +117,14 @@ class BandedPass:
             first = recent[:, :, :observed]
             if steps.past:
                 first = rotate(attention, keys[:, :, :observed], _cut(window_at, 0, observed))
-            front.append(q @ first.transpose(-1, -2))
-            front_values.append(values[:, :, :observed])
+            prefix.append(q @ first.transpose(-1, -2))
+            prefix_values.append(values[:, :, :observed])
         recent = recent[:, :, past - rotated_from :]
         if self.layers is None:
             local, local_values = recent, values
         else:
             local, local_values = blocks_of(recent[0], steps), blocks_of(values[0, :, past:], steps)
-        scores = call.with_sinks(self._scores(q @ local.transpose(-1, -2), front, steps, call))
+        scores = call.with_sinks(self._scores(q @ local.transpose(-1, -2), prefix, steps, call))
         pieces = []
         if steps.past:
             for begin in range(observed, past, PAST):
@@ -136,24 +136,24 @@ class BandedPass:
         weights, total = call.intervene(
             scores, weights, total, lambda: (self._early(scores, steps), self._later(scores, steps)), pieces
         )
-        width = sum(f.shape[-1] for f in front)
+        width = sum(s.shape[-1] for s in prefix)
         out = weights[..., width : width + local.shape[-2]] @ local_values
-        for i, v in enumerate(front_values):
-            begin = 0 if i == 0 else front[0].shape[-1]
-            out += weights[..., begin : begin + front[i].shape[-1]] @ v
+        for i, v in enumerate(prefix_values):
+            begin = 0 if i == 0 else prefix[0].shape[-1]
+            out += weights[..., begin : begin + prefix[i].shape[-1]] @ v
         out = joined(out, pieces, total)
         return unfold(out, query.shape[0], steps.block, steps.blocks)[:, : call.queries]
 
-    def _scores(self, local: Tensor, front: list[Tensor], steps: BlockPlan, call: Call) -> Tensor:
+    def _scores(self, local: Tensor, prefix: list[Tensor], steps: BlockPlan, call: Call) -> Tensor:
         local = call.capped(local)
         for columns in steps.masks:
             local[..., columns.where] += columns.mask
-        if not front:
+        if not prefix:
             return local
-        scores = [call.capped(f) for f in front]
-        if steps.front_mask is not None:
-            widths = [f.shape[-1] for f in front]
-            scores = [s + m for s, m in zip(scores, steps.front_mask.split(widths, -1), strict=True)]
+        scores = [call.capped(s) for s in prefix]
+        if steps.prefix_mask is not None:
+            widths = [s.shape[-1] for s in prefix]
+            scores = [s + m for s, m in zip(scores, steps.prefix_mask.split(widths, -1), strict=True)]
         return torch.cat((*scores, local), -1)
 
     def _observe(self, weights: Tensor, steps: BlockPlan, call: Call) -> None:

@@ -6,14 +6,14 @@ function makeLane(i, send, frameNow) {
   const swatch = el("span", {}), name = el("span", {}), kept = el("span", {}), rate = el("span", {}), state = el("span", { class: "sk-state" });
   const { button: change, form } = makeSwitch(send, i, frameNow);
   const choose = el("button", { class: "sk-choose", type: "button", title: "Show this lane's sink mass", onclick: () => send("pick", { lane: i, at: Date.now() }) }, swatch, name);
-  const front = el("div", { class: "sk-front", title: "The first tokens of the text: lit while they are in the cache" });
+  const firstTokens = el("div", { class: "sk-first", title: "The first tokens of the text: lit while they are in the cache" });
   const line = el("div", { class: "sk-line", hidden: true }, el("span", {}, "↑ has left the cache"));
   const flow = el("div", { class: "sk-flow" });
   const body = el("div", { class: "sk-said", role: "log", "aria-live": "off", tabindex: 0, "aria-label": "What was said in this lane" }, flow, line);
   const invite = el("div", { class: "sk-invite" }, "Nothing was said yet. Write below, or play the script.");
   const node = el("section", { class: "sk-lane" },
     el("div", { class: "sk-row" }, choose, change), form,
-    el("div", { class: "sk-row" }, kept, rate), front, body, invite);
+    el("div", { class: "sk-row" }, kept, rate), firstTokens, body, invite);
   let spans = [], texts = [], begin = 0, run = "", epoch = -1, painted = "", cuts = "", marked = "";
 
   flow.addEventListener("click", (e) => {
@@ -77,7 +77,7 @@ function makeLane(i, send, frameNow) {
   // The share of the heads that hold the token at a place: all or none, unless each head chooses for itself.
   function share(lane, place) {
     if (!lane.shares) return place >= lane.first || place < lane.sinks ? 1 : 0;
-    return place < lane.front_shares.length ? lane.front_shares[place] : lane.shares[place - lane.start] ?? 0;
+    return place < lane.first_shares.length ? lane.first_shares[place] : lane.shares[place - lane.start] ?? 0;
   }
 
   // Where the lane was switched: a line of its own before the first token that it read so.
@@ -124,7 +124,7 @@ function makeLane(i, send, frameNow) {
       flag(span, "sk-asked", place === at);
     };
     spans.forEach((span, k) => paint(span, begin + k));
-    [...front.querySelectorAll("b")].forEach((chip, k) => paint(chip, k));
+    [...firstTokens.querySelectorAll("b")].forEach((chip, k) => paint(chip, k));
   }
 
   function show(frame, theme) {
@@ -147,7 +147,7 @@ function makeLane(i, send, frameNow) {
     flag(node, "sk-chosen", i === frame.chosen);
     choose.setAttribute("aria-pressed", i === frame.chosen);
     invite.hidden = lane.total > 0;
-    body.hidden = front.hidden = lane.total === 0;
+    body.hidden = firstTokens.hidden = lane.total === 0;
     const atEnd = body.scrollTop + body.clientHeight >= body.scrollHeight - 40;
     const written = `${frame.run}|${lane.start}|${lane.total}|${frame.epoch}|${JSON.stringify(lane.switches)}`;
     if (marked !== written) {
@@ -156,17 +156,17 @@ function makeLane(i, send, frameNow) {
       mark(lane);
       marked = written;
     }
-    const chips = lane.front.map((text) => text.replaceAll("\n", "↵"));
-    if (front.dataset.text !== JSON.stringify(chips)) {
-      front.dataset.text = JSON.stringify(chips);
-      front.replaceChildren("first tokens ", ...chips.map((text) => { const chip = el("b", {}); chip.textContent = text; return chip; }), state);
+    const chips = lane.first_tokens.map((text) => text.replaceAll("\n", "↵"));
+    if (firstTokens.dataset.text !== JSON.stringify(chips)) {
+      firstTokens.dataset.text = JSON.stringify(chips);
+      firstTokens.replaceChildren("first tokens ", ...chips.map((text) => { const chip = el("b", {}); chip.textContent = text; return chip; }), state);
     }
-    [...front.querySelectorAll("b")].forEach((chip, k) => {
+    [...firstTokens.querySelectorAll("b")].forEach((chip, k) => {
       flag(chip, "sk-gone", share(lane, k) === 0);
       flag(chip, "sk-pinned", k < lane.protected);
     });
-    const lost = lane.front.filter((_, k) => share(lane, k) === 0).length;
-    say(state, lane.total === 0 ? "" : lost === 0 ? "kept" : lost === lane.front.length ? "gone" : `${lost} gone`);
+    const lost = lane.first_tokens.filter((_, k) => share(lane, k) === 0).length;
+    say(state, lane.total === 0 ? "" : lost === 0 ? "kept" : lost === lane.first_tokens.length ? "gone" : `${lost} gone`);
     dim(lane);
     const seen = JSON.stringify(lane.cut);
     if (cuts !== seen + spans.length) {
