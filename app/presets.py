@@ -52,7 +52,7 @@ PRESETS = {
         "Attention or chance decides what stays",
         (
             "streaming:sinks=4,window=124",
-            # Plays are longer than what the model was trained on, so places are slots.
+            # Plays are longer than what the model was trained on, so positions are slots.
             "h2o:budget=128,recent=64,interval=16,positions=cache",
             "tova:budget=128,interval=16,positions=cache",
             "random:budget=128,sinks=4,recent=64,interval=16",

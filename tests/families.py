@@ -86,7 +86,7 @@ OWN: dict[str, tuple[dict, tuple[str, ...]]] = {
 
 
 def tiny(family: str, implementation: str = "eager", **more) -> PreTrainedModel:
-    """A random model of this family whose attention is uneven enough that a wrong place shows."""
+    """A random model of this family whose attention is uneven enough that a wrong position shows."""
     if family == "mpt":
         sizes = {"d_model": 32, "n_heads": 4, "n_layers": 4, "vocab_size": 97, "max_seq_len": 512, "expansion_ratio": 2}
     else:
@@ -128,7 +128,7 @@ def our_nll(model: PreTrainedModel, tokens: np.ndarray, chunk: int, policy=None)
 
 
 class Book:
-    """The rule as it is written: one query after the other, the keys that it is to meet, each at its own place."""
+    """The rule as it is written: one query after the other, the keys that it is to meet, each at its own position."""
 
     def __init__(self, model, sinks: int, window: int, count: int) -> None:
         self.model, self.reach = model, [kept(t, sinks, window) for t in range(count)]
@@ -137,17 +137,17 @@ class Book:
         model, groups = self.model, query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
         outs = []
-        for t, places in enumerate(self.reach):
-            slots = torch.arange(len(places))
-            k = model.rotate(attention, key[:, :, places], model.angles(attention, slots))
+        for t, positions in enumerate(self.reach):
+            slots = torch.arange(len(positions))
+            k = model.rotate(attention, key[:, :, positions], model.angles(attention, slots))
             q = model.rotate(attention, query[:, :, [t]], model.angles(attention, slots[-1:]))
             s = q @ k.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)
             s = s if softcap is None else softcap * torch.tanh(s / softcap)
             if sliding_window is not None:
-                s = s.masked_fill(torch.tensor(places) <= t - sliding_window, float("-inf"))
+                s = s.masked_fill(torch.tensor(positions) <= t - sliding_window, float("-inf"))
             if s_aux is not None:
                 s = torch.cat((s, s_aux.view(1, -1, 1, 1)), -1)
-            outs.append(torch.softmax(s, -1)[..., : len(places)] @ value[:, :, places])
+            outs.append(torch.softmax(s, -1)[..., : len(positions)] @ value[:, :, positions])
         return torch.cat(outs, 2).transpose(1, 2)
 
 

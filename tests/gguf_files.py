@@ -26,7 +26,7 @@ NAMES = {"gemma3_text": "gemma3", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3mo
 
 
 def tiny(family: str, **settings) -> PreTrainedModel:
-    """A random model whose attention is uneven enough that a wrong place, scale or window shows."""
+    """A random model whose attention is uneven enough that a wrong position, scale or window shows."""
     torch.manual_seed(0)
     config = CONFIG_MAPPING[family](**SIZES | settings)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval().requires_grad_(False)

@@ -31,25 +31,25 @@ class Tokens:
         everyone, got, expected = [], [], []
         for layer in range(model.layers) if lane.store.layers else ():
             for head in range(model.kv_heads):
-                places, keys, values = held(lane, layer, head)
-                assert places == sorted(set(places)), "no token stands twice, and all stand in the order of the text"
-                assert len(places) == len(keys) == len(values) and places[-1] == read - 1
+                positions, keys, values = held(lane, layer, head)
+                assert positions == sorted({*positions}), "no token stands twice; all stand in the order of the text"
+                assert len(positions) == len(keys) == len(values) and positions[-1] == read - 1
                 if layer == 0:
                     got.append(keys)
-                    expected.append(self.keys[[ids[p] for p in places], head])
-                everyone.append(places)
+                    expected.append(self.keys[[ids[p] for p in positions], head])
+                everyone.append(positions)
         if got:
             torch.testing.assert_close(torch.cat(got), torch.cat(expected), atol=1e-4, rtol=1e-4)
-        sets = [set(places) for places in everyone]
+        sets = [set(of) for of in everyone]
         shared = set.intersection(*sets) if sets else set()
         sinks, first = lane.sinks, lane.first
         assert shared >= set(range(sinks)) and sinks not in shared, f"{sinks} sinks are claimed"
         assert shared >= set(range(first, read)) and first - 1 not in shared, f"all from {first} on is claimed"
         if (shares := lane.shares) is not None:
-            counts = [np.mean([place in places for places in sets]) for place in range(read)]
+            counts = [np.mean([t in of for of in sets]) for t in range(read)]
             np.testing.assert_allclose(shares, counts, atol=1e-6)
         elif sets:
-            assert all(places == sets[0] for places in sets), "no shares are told where heads hold different tokens"
+            assert all(of == sets[0] for of in sets), "no shares are told where heads hold different tokens"
         slots = sum(map(len, everyone))
         assert lane.cache_bytes == slots * 2 * model.head_dim * keys.element_size() if sets else not lane.cache_bytes
         if lane.policy.store == "split" and sets:

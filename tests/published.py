@@ -1,4 +1,4 @@
-"""Policies that rank slots, once more, written from their papers: a full attention matrix and a list of kept places.
+"""Policies that rank slots, once more, written from their papers: a full attention matrix and a list of kept positions.
 
 One token after the other, one KV head after the other, no cache.  Slow, and only for tiny models.
 """
@@ -21,14 +21,14 @@ class Moment:
     """What there is when a KV head must drop something, after token `t` has been read.
 
     `A[h][t][j]`: attention of token t to token j, mean over the query heads of KV head h, 0 where j was not held;
-    `keys` and `values` [tokens, dim] of this head before rotation; `kept`: places, ascending; `turned` [kept, dim]: the
-    kept keys as the newest query met them; `held[h]`: what each KV head of the layer holds.
+    `keys` and `values` [tokens, dim] of this head before rotation; `kept`: positions, ascending; `rotated` [kept, dim]:
+    the kept keys as the newest query met them; `held[h]`: what each KV head of the layer holds.
     """
 
     A: np.ndarray
     keys: np.ndarray
     values: np.ndarray
-    turned: np.ndarray
+    rotated: np.ndarray
     kept: list
     t: int
     layer: int
@@ -70,7 +70,7 @@ def knorm(policy, m):
 
 def keydiff(policy, m):
     """Park et al. 2025, section 3: minus the cosine to the mean of the normalised keys."""
-    keys = m.turned if policy.keys == "rotated" else m.keys[m.kept]
+    keys = m.rotated if policy.keys == "rotated" else m.keys[m.kept]
     unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
     anchor = unit.mean(0)
     return list(-(unit @ anchor) / np.linalg.norm(anchor))
@@ -93,7 +93,7 @@ def lagkv(policy, m):
     ends = list(range(len(m.kept), first, -lag))
     for end, following in zip(ends[1:], ends, strict=False):
         begin = max(first, end - lag)
-        for x in (m.turned, m.values[m.kept]):
+        for x in (m.rotated, m.values[m.kept]):
             later = x[end:following]
             low, high = later.min(0), later.max(0)
             rounding = WITHIN * abs(later).max()
@@ -147,7 +147,7 @@ def survivors(policy, m):
 
 
 class Naive:
-    """Attends with all keys at hand; which of them count is a list of places for every KV head."""
+    """Attends with all keys at hand; which of them count is a list of positions for every KV head."""
 
     def __init__(self, model, policy, layers):
         self.model, self.policy, self.layers = model, policy, layers
@@ -166,15 +166,15 @@ class Naive:
             for h in range(kv_heads):
                 kept[h].append(t)
                 at = torch.arange(len(kept[h])) if policy.positions == "cache" else torch.tensor(kept[h])
-                turned = model.rotate(attention, key[:, h : h + 1, kept[h]], model.angles(attention, at))
+                rotated = model.rotate(attention, key[:, h : h + 1, kept[h]], model.angles(attention, at))
                 own = slice(h * groups, (h + 1) * groups)
                 asked = model.rotate(attention, query[:, own, t : t + 1], model.angles(attention, at[-1:]))
-                weights = torch.softmax(asked @ turned.transpose(-1, -2) * (scaling or dim**-0.5), -1)
+                weights = torch.softmax(asked @ rotated.transpose(-1, -2) * (scaling or dim**-0.5), -1)
                 out[t, own] = (weights @ value[:, h : h + 1, kept[h]])[0, :, 0]
                 A[h, t, kept[h]] = weights[0, :, 0].mean(0)
                 rows[own, t, kept[h]] = weights[0, :, 0]
                 mass[own, t] = weights[0, :, 0, [j < 4 for j in kept[h]]].sum(-1)
-                met.append(turned[0, 0].double().numpy())
+                met.append(rotated[0, 0].double().numpy())
             if len(kept[0]) > budget:
                 moments = [Moment(A, keys[h], values[h], met[h], kept[h], t, layer, h) for h in range(kv_heads)]
                 kept = [self._less(m, budget) for m in moments]

@@ -1,7 +1,7 @@
 """A lane that switches, as plainly as it can be said: what the engine must equal after any sequence of switches.
 
 Every KV head of every layer has a list of (text position, key before rotation, value); one token is read at a time; a
-query meets one key after the other, each pair at the places that the policy gives it; the softmax is whole.  Which
+query meets one key after the other, each pair at the positions that the policy gives it; the softmax is whole.  Which
 slots a ranked policy lets go is the policy's own word (`order`), from what was observed here.
 """
 
@@ -24,14 +24,14 @@ TIE = 1e-4
 
 
 class Slot(NamedTuple):
-    place: int
+    position: int
     key: torch.Tensor
     value: torch.Tensor
 
 
 class Switching:
     """One lane over a text that grows.  `context` (the lane's) names first tokens and full heads; nothing else of the
-    engine is used.  `gone` {(layer, token): places per KV head}: what the engine let go, which decides near ties."""
+    engine is used.  `gone` {(layer, token): positions per KV head}: what the engine let go, which decides near ties."""
 
     def __init__(self, model, context, policy):
         self.model, self.context, self.policy = model, context, policy
@@ -39,7 +39,7 @@ class Switching:
         self.groups = model.heads // model.kv_heads
         self.slots = [[[] for _ in self.kv_heads] for _ in self.layers]
         self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
-        """What queries gave since the last switch, oldest first: {place: mean weight of the group}."""
+        """What queries gave since the last switch, oldest first: {position: mean weight of the group}."""
         self.read, self.gathers, self.fresh, self.full = 0, True, None, None
         self.rows, self.gone, self.firsts, self.ties = {}, {}, {}, 0
 
@@ -56,12 +56,12 @@ class Switching:
     def early(self):
         return getattr(self.policy, "sinks", 0) or SINK_TOKENS
 
-    def places(self, layer, head):
-        return [s.place for s in self.slots[layer][head]]
+    def positions(self, layer, head):
+        return [s.position for s in self.slots[layer][head]]
 
     def holders(self):
         """Text positions that each KV head of each layer holds."""
-        return [self.places(layer, head) for layer in self.layers for head in self.kv_heads]
+        return [self.positions(layer, head) for layer in self.layers for head in self.kv_heads]
 
     def prefix(self):
         """First tokens that all heads hold."""
@@ -108,46 +108,46 @@ class Switching:
         for head in self.kv_heads:
             slots = self.slots[layer][head]
             slots.append(Slot(t, key[0, head, 0], value[0, head, 0]))
-            places = [s.place for s in slots]
+            positions = [s.position for s in slots]
             keys, values = (torch.stack([s[i] for s in slots]) for i in (1, 2))
-            at = [self._standing(layer, head, i, places) for i in range(len(places))]
+            at = [self._standing(layer, head, i, positions) for i in range(len(positions))]
             keys_at, query_at = zip(*at, strict=True)
-            early = torch.tensor([p < SINK_TOKENS for p in places])
+            early = torch.tensor([p < SINK_TOKENS for p in positions])
             # The query heads that share this KV head.
             own = list(range(head * self.groups, (head + 1) * self.groups))
             bent = torch.tensor([policy.heads == "all" or f"{layer}.{h}" in policy.heads.split() for h in own])[:, None]
             k = rotate(attention, keys[None, None], standing(keys_at))[0]
-            q = rotate(attention, query[:, own].expand(-1, -1, len(places), -1), standing(query_at))[0]
+            q = rotate(attention, query[:, own].expand(-1, -1, len(positions), -1), standing(query_at))[0]
             s = (q * k).sum(-1) * (dim**-0.5 if scaling is None else scaling)
             s = s if softcap is None else softcap * torch.tanh(s / softcap)
             if sliding_window is not None:
-                s = s.masked_fill(torch.tensor(places) <= t - sliding_window, float("-inf"))
+                s = s.masked_fill(torch.tensor(positions) <= t - sliding_window, float("-inf"))
             extra = [] if s_aux is None else [s_aux[own, None].float()]
             if policy.softmax != "ordinary":
                 logit = policy.logit if policy.softmax == "logit" else 0.0
                 extra.append(torch.full((len(own), 1), float("-inf")).masked_fill(bent, logit))
             weights = torch.softmax(torch.cat((s, *extra), -1), -1)
-            given = weights[:, : len(places)].tolist()
-            for h, row, others in zip(own, given, weights[:, len(places) :].sum(-1).tolist(), strict=True):
-                self.rows[t, layer, h] = dict(zip(places, row, strict=True)), others
-            weights = weights[:, : len(places)]
+            given = weights[:, : len(positions)].tolist()
+            for h, row, others in zip(own, given, weights[:, len(positions) :].sum(-1).tolist(), strict=True):
+                self.rows[t, layer, h] = dict(zip(positions, row, strict=True)), others
+            weights = weights[:, : len(positions)]
             mass[own] = (weights * early).sum(-1)
             if t >= SINK_TOKENS and policy.knockout == "values":
                 weights = weights.masked_fill(early & bent, 0)
             if t >= SINK_TOKENS and policy.knockout == "weights":
                 s = s.masked_fill(early & bent, float("-inf"))
-                weights = torch.softmax(torch.cat((s, *extra), -1), -1)[:, : len(places)]
+                weights = torch.softmax(torch.cat((s, *extra), -1), -1)[:, : len(positions)]
             out[own] = weights @ values
             if isinstance(policy, Ranked):
                 given = [sum(column) / len(own) for column in zip(*given, strict=True)]
-                self.seen[layer][head].append(dict(zip(places, given, strict=True)))
+                self.seen[layer][head].append(dict(zip(positions, given, strict=True)))
         self.mass.append(mass)
         self._evict(attention)
         return out[None, None]
 
-    def _standing(self, layer, head, i, places):
+    def _standing(self, layer, head, i, positions):
         """Where slot i and the query stand as seen from each other."""
-        policy, p, t, last = self.policy, places[i], self.t, len(places) - 1
+        policy, p, t, last = self.policy, positions[i], self.t, len(positions) - 1
         by_slot = i, last
         if isinstance(policy, Ranked):
             return by_slot if policy.positions == "cache" else (p, t)
@@ -173,7 +173,7 @@ class Switching:
                 continue
             sinks = policy.sinks if self.gathers else 0
             slots = self.slots[layer][head]
-            first, rest = [s for s in slots if s.place < sinks], [s for s in slots if s.place >= sinks]
+            first, rest = [s for s in slots if s.position < sinks], [s for s in slots if s.position >= sinks]
             self.slots[layer][head] = first + rest[-window:]
 
     def _let_go(self, attention):
@@ -186,11 +186,11 @@ class Switching:
         order, scores = policy.order(seen), policy.score(seen)
         told = self.gone.get((layer, self.t))
         for head in self.kv_heads:
-            mine = {held[head][i].place for i in order[head, :-count].tolist()}
+            mine = {held[head][i].position for i in order[head, :-count].tolist()}
             if told is not None and mine != told[head]:
                 self._near_tie(layer, head, mine ^ told[head], scores[head], seen)
                 mine = told[head]
-            self.slots[layer][head] = [s for s in held[head] if s.place not in mine]
+            self.slots[layer][head] = [s for s in held[head] if s.position not in mine]
 
     def _near_tie(self, layer, head, differing, scores, seen):
         """Raises AssertionError but where rounding may have decided."""
@@ -206,18 +206,18 @@ class Switching:
     def _as_seen(self, attention):
         policy, layer, slots = self.policy, attention.layer_idx, self.slots[attention.layer_idx]
         keys, values = (torch.stack([torch.stack([s[i] for s in held]) for held in slots]) for i in (1, 2))
-        places = torch.tensor([[s.place for s in held] for held in slots])
+        positions = torch.tensor([[s.position for s in held] for held in slots])
 
         def rows(count):
             def of(held, given):
-                return [given.get(s.place, 0.0) for s in held]
+                return [given.get(s.position, 0.0) for s in held]
 
             heads = zip(slots, self.seen[layer], strict=True)
             return torch.tensor([[of(held, given) for given in seen[-count:]] for held, seen in heads])
 
         more = {}
         if "rotated" in {f.name for f in fields(LayerState)}:
-            at = places if policy.positions == "text" else torch.arange(places.shape[1]).expand_as(places)
+            at = positions if policy.positions == "text" else torch.arange(positions.shape[1]).expand_as(positions)
             turned = [
                 self.model.rotate(attention, k[None, None], self.model.angles(attention, p))[0, 0]
                 for k, p in zip(keys, at, strict=True)
@@ -225,7 +225,7 @@ class Switching:
             more["rotated"] = torch.stack(turned)
         total = rows(len(self.seen[layer][0])).sum(1) if policy.accumulates_attention else None
         recent = rows(policy.observation_window) if policy.observation_window else None
-        return LayerState(keys, values, places, total, recent, layer=layer, **more)
+        return LayerState(keys, values, positions, total, recent, layer=layer, **more)
 
     # Switching
 
@@ -262,11 +262,11 @@ class Switching:
         for layer in self.layers:
             for head in self.kv_heads:
                 held = self.slots[layer][head]
-                self.slots[layer][head] = [s for s in held if s.place < prefix or s.place >= self.read - suffix]
+                self.slots[layer][head] = [s for s in held if s.position < prefix or s.position >= self.read - suffix]
 
     def _pin(self, firsts, wanted):
         for layer, heads in enumerate(self.slots):
-            rest = min(sum(s.place >= wanted for s in held) for held in heads)
+            rest = min(sum(s.position >= wanted for s in held) for held in heads)
             for head, held in enumerate(heads):
                 heads[head] = firsts[layer][head] + (held[-rest:] if rest else [])
 
@@ -275,18 +275,18 @@ class Switching:
         for layer in self.layers:
             for head in self.kv_heads:
                 held = self.slots[layer][head]
-                places = [s.place for s in held]
-                first = held[:wanted] if places[:wanted] == list(range(wanted)) else None
-                begin = self.read - newest(places, self.read)
+                positions = [s.position for s in held]
+                first = held[:wanted] if positions[:wanted] == list(range(wanted)) else None
+                begin = self.read - newest(positions, self.read)
                 if policy.window is None or (self.full is not None and head in self.full[layer]):
                     if first is None and firsts is not None:
                         self.slots[layer][head] = firsts[layer][head] + [
-                            s for s in held if s.place >= max(wanted, begin)
+                            s for s in held if s.position >= max(wanted, begin)
                         ]
                     continue
                 if first is None:
                     first = [] if firsts is None else firsts[layer][head]
-                rest = [s for s in held if s.place >= max(begin, len(first))]
+                rest = [s for s in held if s.position >= max(begin, len(first))]
                 self.slots[layer][head] = first + rest[-policy.window :]
 
     def _put_first(self, count):
@@ -294,7 +294,7 @@ class Switching:
         for layer in self.layers:
             for head in self.kv_heads:
                 held = self.slots[layer][head]
-                self.slots[layer][head] = [firsts[layer][head][s.place] if s.place < count else s for s in held]
+                self.slots[layer][head] = [firsts[layer][head][s.position] if s.position < count else s for s in held]
 
     def first_slots(self, count):
         """Slots of the first tokens as a lane has them that keeps everything from the beginning, with the same
@@ -337,7 +337,7 @@ def follow(lane, reference, step, atol=1e-4):
         mass.append(looked)
     np.testing.assert_allclose(step.nll, nll, atol=atol)
     np.testing.assert_allclose(step.sink_mass, torch.stack(mass, -1), atol=atol)
-    held = [len(places) for places in reference.holders()]
+    held = [len(positions) for positions in reference.holders()]
     assert step.cache_tokens[-1] == -(-sum(held) // len(held)), f"{step.cache_tokens[-1]} tokens are told, {held} held"
 
 
@@ -360,8 +360,8 @@ def check_held(lane, reference):
     for layer in reference.layers if lane.store.layers else ():
         for head in reference.kv_heads:
             slots = reference.slots[layer][head]
-            places, keys, values = invariants.held(lane, layer, head)
-            assert places == [s.place for s in slots]
+            positions, keys, values = invariants.held(lane, layer, head)
+            assert positions == [s.position for s in slots]
             assert len(keys) == len(values) == len(slots)
             if not slots:
                 # Heads that had no token in common are left with none.

@@ -320,7 +320,7 @@ def test_all_answer_the_same_until_the_first_eviction(exact):
     for talk in talks:
         talk.trace()
         answer(talk, "Tell me a long story about a ship.")
-        # A query meets the cached tokens and itself: the first that lacks one predicts the token two places on.
+        # A query meets the cached tokens and itself: the first that lacks one predicts the token two positions on.
         talk.lane.context.truncate(66)
     same_until_a_tie(*talks, least=60)
 

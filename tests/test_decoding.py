@@ -22,7 +22,7 @@ from .reading import read
 
 WITHIN = {"rtol": 2e-5, "atol": 3e-5}
 """NLLs that are computed in another order.  The relative part is for processors without vector instructions, where they
-are up to 1.6e-5 of their size apart; a wrong place or key is off by hundredths."""
+are up to 1.6e-5 of their size apart; a wrong position or key is off by hundredths."""
 
 POLICIES = [
     "dense",

@@ -1,4 +1,4 @@
-"""Heads of two kinds in one layer equal a reference that has all keys and a list of places for every head."""
+"""Heads of two kinds in one layer equal a reference that has all keys and a list of positions for every head."""
 
 import os
 import socket
@@ -36,19 +36,19 @@ class TwoKinds:
         for head in range(query.shape[1]):
             full, of = head // groups in self.full[layer], slice(head // groups, head // groups + 1)
             for t in range(query.shape[2]):
-                places = list(range(t + 1)) if full else self.narrow[t]
-                at = torch.tensor(places if full or self.policy.positions == "text" else range(len(places)))
-                k = model.rotate(attention, key[:, of, places], model.angles(attention, at))
+                positions = list(range(t + 1)) if full else self.narrow[t]
+                at = torch.tensor(positions if full or self.policy.positions == "text" else range(len(positions)))
+                k = model.rotate(attention, key[:, of, positions], model.angles(attention, at))
                 q = model.rotate(attention, query[:, head : head + 1, t : t + 1], model.angles(attention, at[-1:]))
                 s = (q @ k.transpose(-1, -2))[0, 0, 0] * (scaling or query.shape[-1] ** -0.5)
                 if s_aux is not None:
                     s = torch.cat((s, s_aux[head : head + 1]))
                 if self.policy.softmax == "off-by-one" and self._bent(layer, head):
                     s = torch.cat((s, torch.zeros(1)))
-                weights, v = torch.softmax(s, -1)[: len(places)], value[0, of, places][0].clone()
+                weights, v = torch.softmax(s, -1)[: len(positions)], value[0, of, positions][0].clone()
                 if self.policy.knockout == "values" and t >= 4 and self._bent(layer, head):
-                    v[[p < 4 for p in places]] = 0
-                rows[head, t, places] = weights
+                    v[[p < 4 for p in positions]] = 0
+                rows[head, t, positions] = weights
                 out[0, t, head] = weights @ v
         self.rows[layer] = rows
         return out

@@ -142,7 +142,7 @@ def head_map_of(name):
 
 @pytest.mark.parametrize("name", FIXED)
 @pytest.mark.parametrize("policy", [Window(8), Streaming(4, 8)])
-def test_keys_that_carry_their_place_are_not_moved_and_it_is_said_why(name, policy):
+def test_keys_that_carry_their_position_are_not_moved_and_it_is_said_why(name, policy):
     why = "adds learned positions" if name in LEARNED else "does more to its keys"
     with pytest.raises(ValueError, match=f"{name} {why}.*choose dense or recompute"):
         open_lanes(tiny(name), words(), [policy])
@@ -196,9 +196,9 @@ def test_a_family_that_cannot_be_read_is_named(name):
         adapt(model)
 
 
-def test_a_wrong_place_is_noticed(tiny_llama, monkeypatch):
+def test_a_wrong_position_is_noticed(tiny_llama, monkeypatch):
     right = Rotary.angles
-    monkeypatch.setattr(Rotary, "angles", lambda self, a, places, dtype: right(self, a, places // 2, dtype))
+    monkeypatch.setattr(Rotary, "angles", lambda self, a, positions, dtype: right(self, a, positions // 2, dtype))
     # Copies, since a network that has passed is not tried again.
     assert adapt(copy.deepcopy(tiny_llama)).positions is BOUND
 
@@ -209,8 +209,8 @@ def test_a_wrong_place_is_noticed(tiny_llama, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["bloom", "mpt", "falcon, ALiBi"])
-def test_alibi_counts_places_that_half_precision_cannot(name):
-    """A place of a thousand has more digits than bfloat16; weights in it say what the same weights say in float32."""
+def test_alibi_counts_positions_that_half_precision_cannot(name):
+    """A position of a thousand has more digits than bfloat16; its weights say what the same ones say in float32."""
     family, more = VARIANTS.get(name, (name, {}))
     half, tokens = tiny(family, **more).bfloat16(), np.resize(words(), 1500)
     whole = copy.deepcopy(half).float()
@@ -227,7 +227,7 @@ def decoded(model, tokens, policy, count):
     return [lane.next(lambda _, token=token: int(token)).nll[0] for token in tokens[-count:]]
 
 
-def test_a_family_that_bends_its_queries_by_their_place_in_the_text_is_read_far_into_it():
+def test_a_family_that_bends_its_queries_by_their_position_in_the_text_is_read_far_into_it():
     scaled = {"rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 2.0}
     model = tiny("ministral3", rope_parameters=scaled | {"original_max_position_embeddings": 16})
     tokens = words()

@@ -43,7 +43,7 @@ class Prompt:
         return x.unflatten(0, (-1, self.groups)).mean(1)
 
     def kept(self, written):
-        """What the engine keeps of it: for each layer, the places of each KV head."""
+        """What the engine keeps of it: for each layer, the positions of each KV head."""
         lane = open_lanes(self.model, self.ids, [parse(written)])[0]
         while not lane.done:
             lane.read(64)
@@ -55,7 +55,7 @@ def once(kept=KEPT):
 
 
 def best(scores, count, more=()):
-    """For each row, the places that score highest and those that stay anyway, in order."""
+    """For each row, the positions that score highest and those that stay anyway, in order."""
     return [sorted({*row.topk(count).indices.tolist(), *more}) for row in scores]
 
 

@@ -141,8 +141,8 @@ def test_random_lots_are_even():
 
 def test_random_keeps_an_even_sample_of_the_text(tiny_llama):
     lane = read(tiny_llama, np.resize(words(), 2000), POLICIES["random"](budget=200, sinks=0, recent=1)).lane
-    places = torch.stack([c.positions for c in lane.store.layers]).float()
-    assert 900 < places.mean() < 1100
+    positions = torch.stack([c.positions for c in lane.store.layers]).float()
+    assert 900 < positions.mean() < 1100
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_shares_say_how_many_heads_hold_a_token(tiny_llama):
     shares = lane.shares
     assert shares.shape == (79,) and (shares[-5:] == 1).all()
     np.testing.assert_allclose(shares.sum(), 16, rtol=1e-6)
-    held = [sum(place in head for c in lane.store.layers for head in c.positions.tolist()) / 6 for place in range(79)]
+    held = [sum(t in head for c in lane.store.layers for head in c.positions.tolist()) / 6 for t in range(79)]
     np.testing.assert_allclose(shares, held, rtol=1e-6)
     lane.switch(Window(12))
     assert lane.shares is None

@@ -134,7 +134,7 @@ def test_a_lane_that_holds_nothing_but_sinks_has_a_map(tiny_llama, read):
         np.testing.assert_allclose(head_row(lane, 1, 2, i).weights.sum(), 1, atol=1e-5)
 
 
-def test_sinks_without_a_place_get_one_when_they_are_kept(tiny_llama):
+def test_sinks_without_a_position_get_one_when_they_are_kept(tiny_llama):
     """Decoding remembers how sinks are rotated, and a switch makes it forget."""
     lane = open_lanes(tiny_llama, words(30), [Streaming(4, 8, "none")])[0]
     lane.read(40)

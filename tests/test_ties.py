@@ -110,8 +110,8 @@ def test_what_is_safe_has_a_rank_of_its_own():
 
 def test_heads_agree_on_tokens_and_not_on_slots():
     scores = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
-    places = torch.tensor([[0, 1, 4], [0, 2, 4]])
-    torch.testing.assert_close(agreed(scores, places), torch.tensor([[0.4, 0.15, 0.3], [0.4, 0.15, 0.3]]))
+    positions = torch.tensor([[0, 1, 4], [0, 2, 4]])
+    torch.testing.assert_close(agreed(scores, positions), torch.tensor([[0.4, 0.15, 0.3], [0.4, 0.15, 0.3]]))
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ class Bent:
         model, policy, groups = self.model, self.policy, query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
         outs = []
-        for t, places in enumerate(self.reach):
-            slots = torch.arange(len(places))
-            k = model.rotate(attention, key[:, :, places], model.angles(attention, slots))
+        for t, positions in enumerate(self.reach):
+            slots = torch.arange(len(positions))
+            k = model.rotate(attention, key[:, :, positions], model.angles(attention, slots))
             q = model.rotate(attention, query[:, :, [t]], model.angles(attention, slots[-1:]))
             e = (q @ k.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5))[0, :, 0].exp()
             below = e.sum(-1)
@@ -56,8 +56,8 @@ class Bent:
             ]
             if policy.softmax != "ordinary":
                 below[bent] += np.exp(policy.logit if policy.softmax == "logit" else 0)
-            weights, v = e / below[:, None], value[0, :, places].clone()
-            early = torch.tensor([p < 4 for p in places])
+            weights, v = e / below[:, None], value[0, :, positions].clone()
+            early = torch.tensor([p < 4 for p in positions])
             for head in np.flatnonzero(bent):
                 if early.all():
                     continue
@@ -199,7 +199,7 @@ def test_what_ifs_are_written_only_where_they_bend(text):
     assert ("softmax" in str(policy)) == ("softmax" in text) and ("knockout" in str(policy)) == ("knockout" in text)
 
 
-class Placed:
+class Positioned:
     """Sinks + window, where every query and key stands where a rule puts it."""
 
     def __init__(self, model, policy, count):
@@ -211,18 +211,19 @@ class Placed:
         key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
         most, outs = policy.sinks + policy.window, []
 
-        def at(x, places):
-            return model.rotate(attention, x, model.angles(attention, torch.tensor(places)))
+        def at(x, positions):
+            return model.rotate(attention, x, model.angles(attention, torch.tensor(positions)))
 
-        for t, places in enumerate(self.reach):
+        for t, positions in enumerate(self.reach):
             q = query[:, :, [t]]
             if policy.positions == "naive":
-                s = at(q, [min(t, most)]) @ at(key[:, :, places], [min(p, most) for p in places]).transpose(-1, -2)
+                counted = [min(p, most) for p in positions]
+                s = at(q, [min(t, most)]) @ at(key[:, :, positions], counted).transpose(-1, -2)
             else:
-                s = at(q, [t]) @ at(key[:, :, places], places).transpose(-1, -2)
-                first = [p for p in places if p < policy.sinks]
+                s = at(q, [t]) @ at(key[:, :, positions], positions).transpose(-1, -2)
+                first = [p for p in positions if p < policy.sinks]
                 s[..., : len(first)] = q @ key[:, :, first].transpose(-1, -2)
-            outs.append(torch.softmax(s * (scaling or query.shape[-1] ** -0.5), -1) @ value[:, :, places])
+            outs.append(torch.softmax(s * (scaling or query.shape[-1] ** -0.5), -1) @ value[:, :, positions])
         return torch.cat(outs, 2).transpose(1, 2)
 
 
@@ -230,10 +231,10 @@ class Placed:
     "policy", [Streaming(4, 12, "none"), Streaming(4, 12, "naive"), Streaming(0, 12, "naive")], ids=str
 )
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "mpt"])
-def test_places_put_otherwise_equal_the_rule(family, policy):
+def test_positions_counted_otherwise_equal_the_rule(family, policy):
     model, tokens = shared(family), words(60)
     adapted, ids = open_lanes(model, tokens, [policy])[0].context.model, torch.as_tensor(tokens)[None]
-    logits = adapted.forward(ids[:, :-1], Placed(adapted, policy, len(tokens) - 1))[0]
+    logits = adapted.forward(ids[:, :-1], Positioned(adapted, policy, len(tokens) - 1))[0]
     wanted = -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0].numpy()
     for chunk in (1, 16):
         np.testing.assert_allclose(our_nll(model, tokens, chunk, policy), wanted, atol=1e-4)
@@ -304,10 +305,10 @@ def test_first_tokens_are_exchanged_while_a_lane_reads(policy):
     for cache, (keys, values) in zip(lane.store.layers, others, strict=True):
         held = cache if policy.startswith("h2o") else RankedLayer.of(cache, 30)
         for head in range(len(keys)):
-            for slot, place in enumerate(held.positions[head].tolist()):
-                if place < 4:
-                    torch.testing.assert_close(held.keys[head, slot], keys[head, place])
-                    torch.testing.assert_close(held.values[head, slot], values[head, place])
+            for slot, position in enumerate(held.positions[head].tolist()):
+                if position < 4:
+                    torch.testing.assert_close(held.keys[head, slot], keys[head, position])
+                    torch.testing.assert_close(held.values[head, slot], values[head, position])
     assert any((o[0] - k[0]).abs().max() > 1e-3 for o, k in zip(own, others, strict=True))
     changed = lane.read(10).nll
     lane.switch(parse(policy))
@@ -359,7 +360,7 @@ def test_first_tokens_that_are_not_to_be_had_are_named(tiny_llama, embedded):
 
 
 def test_newlines_are_as_good_as_sinks_as_the_texts_own(embedded):
-    """StreamingLLM, Table 1: it is the place that matters and not the token."""
+    """StreamingLLM, Table 1: it is the position that matters and not the token."""
     tokens = tokenize(text("hamlet"), embedded.tokenizer, limit=700)
     own, newlines, without = (
         np.concatenate([s.nll for s in stream(embedded, tokens, [parse(p)])])[200:].mean()

@@ -81,11 +81,11 @@ def _apart(adapted: Adapted, tokens: np.ndarray, own: Tensor) -> float:
     for chunk in chunks:
         step = lane.read(chunk)
         apart.append((torch.as_tensor(step.nll) - expected[step.start - 1 : step.stop - 1]).abs().max())
-    for place in range(upto - 1, count - 1):
+    for position in range(upto - 1, count - 1):
 
-        def choose(logits: Tensor, place: int = place) -> int:
-            apart.append((logits - own[place]).abs().max())
-            return int(tokens[place + 1])
+        def choose(logits: Tensor, position: int = position) -> int:
+            apart.append((logits - own[position]).abs().max())
+            return int(tokens[position + 1])
 
         lane.next(choose)
     return float(torch.nan_to_num(torch.stack(apart) / spread, nan=torch.inf).max())

@@ -79,7 +79,7 @@ class SharedContext:
         family = model.network.config.model_type
         if policy.moves_keys:
             raise ValueError(
-                f"{policy.label}: {family} {why}, so a cached key carries the place where it was read and cannot be "
+                f"{policy.label}: {family} {why}, so a cached key carries the position where it was read and cannot be "
                 "moved when others leave: choose dense or recompute"
             )
         if (longest := model.longest) is None:

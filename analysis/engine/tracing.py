@@ -77,8 +77,8 @@ def one_token(model: Adapted) -> Callable[[Tensor, Any], Tensor] | None:
             warnings.simplefilter("ignore")
             transformers_logging.set_verbosity_error()
             traced = torch.jit.freeze(torch.jit.trace(eager, (tokens[0], positions[0]), check_trace=False).eval())
-            for ids, place in zip(tokens, positions, strict=True):
-                torch.testing.assert_close(traced(ids, place), eager(ids, place))
+            for ids, position in zip(tokens, positions, strict=True):
+                torch.testing.assert_close(traced(ids, position), eager(ids, position))
     except (AssertionError, RuntimeError):
         return None
     finally:

@@ -56,7 +56,7 @@ FAMILIES: dict[str, Family] = {
     "apertus": Family("rotary"),
     "bitnet": Family("rotary"),
     "arcee": Family("rotary"),
-    "ministral3": Family("rotary", "queries grow with the place in the text"),
+    "ministral3": Family("rotary", "queries grow with the position in the text"),
     "hunyuan_v1_dense": Family("rotary, not movable", "norms behind the rotation; dense and recompute only"),
     "falcon": Family("rotary", "or ALiBi; attention adapted"),
     "bloom": Family("ALiBi", "attention adapted"),

@@ -2,7 +2,7 @@
 
 A policy is a frozen dataclass.  Its fields are its settings (their metadata gives range and help text, from which the
 page makes its widgets), its docstring is its help text, and `str(policy)` is the way to write it on a command line.
-What a policy does to a cache is said by the two subclasses: `Banded` keeps by place, `Recomputed` keeps nothing.
+What a policy does to a cache is said by the two subclasses: `Banded` keeps by position, `Recomputed` keeps nothing.
 This module knows nothing of tensors.
 """
 

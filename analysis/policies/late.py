@@ -26,9 +26,9 @@ class Late(Ranked):
     sinks: int = setting(4, "Tokens kept for ever.", low=0, high=1024)
     recent: int = setting(1, "Newest tokens that are protected whatever their score.", low=1)
     positions: str = setting(
-        "cache", "Whether places are slots of the cache or places in the text.", choices=("cache", "text")
+        "cache", "Whether positions are slots of the cache or positions in the text.", choices=("cache", "text")
     )
-    start: int = setting(16, "Place in the text of the first token kept for ever.", low=0, high=4096)
+    start: int = setting(16, "Position in the text of the first token kept for ever.", low=0, high=4096)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,7 +25,7 @@ class Random(Ranked):
     exact: ClassVar[bool] = True
 
     positions: str = setting(
-        "cache", "Whether places are slots of the cache or places in the text.", choices=("cache", "text")
+        "cache", "Whether positions are slots of the cache or positions in the text.", choices=("cache", "text")
     )
     seed: int = setting(0, "Another seed is another sample.", low=0, high=2**31 - 1)
 
@@ -38,7 +38,7 @@ class Random(Ranked):
 
 
 def lot(positions: "Tensor", stream: "Tensor") -> "Tensor":
-    """Numbers between 0 and 1 that look random, the same for the same place and stream on every device.
+    """Numbers between 0 and 1 that look random, the same for the same position and stream on every device.
 
     Integer hashing after Steele et al. 2014, "Fast splittable pseudorandom number generators", in 64 bits.
     """

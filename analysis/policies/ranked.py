@@ -37,7 +37,7 @@ class LayerState:
     """Attention that the newest queries gave, oldest first; as many as the policy asks for (`observation_window`)."""
     layer: int
     rotated: "Float[Tensor, 'kv_heads slots dim'] | None" = None
-    """The keys where they stand: rotated to their places, as the newest query met them."""
+    """The keys where they stand: rotated to their positions, as the newest query met them."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Ranked(Policy):
     recent: int = setting(64, "Newest tokens that are protected whatever their score.", low=1)
     interval: int = setting(1, "Tokens between two evictions: 1 is exact and slow, 16 is much faster.", low=1)
     positions: str = setting(
-        "text", "Whether places are slots of the cache or places in the text.", choices=("cache", "text")
+        "text", "Whether positions are slots of the cache or positions in the text.", choices=("cache", "text")
     )
 
     def __post_init__(self) -> None:
@@ -137,8 +137,8 @@ class Ranked(Policy):
         beyond = tokens is not None and trained_length is not None and tokens > trained_length
         if self.positions == "text" and beyond:
             notes.append(
-                f"{self.label}: places are counted in the text, and after {trained_length} tokens they are beyond what "
-                "the model was trained on: choose positions=cache to read on"
+                f"{self.label}: positions are counted in the text, and after {trained_length} tokens they are beyond "
+                "what the model was trained on: choose positions=cache to read on"
             )
         return notes
 

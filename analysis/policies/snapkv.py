@@ -19,7 +19,7 @@ class SnapKV(Ranked):
     As in the authors' code only what stands before the observation window is pooled, with zeros beyond its ends, and no
     first token is protected.  The paper compresses a prompt once, when it has been read; here the newest `recent`
     tokens are the observation window at every eviction, and their attention counts as they gave it.  Neighbours are
-    slots, not places in the text.  The paper's heads have a key each; where query heads share one, their mean counts.
+    slots, not positions in the text.  The paper's heads have a key each; of query heads that share one the mean counts.
     """
 
     name: ClassVar[str] = "snapkv"

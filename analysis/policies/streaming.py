@@ -13,8 +13,8 @@ class Streaming(Banded):
     """Keeps the first `sinks` tokens and the last `window`.  Memory is constant and the model stays itself.
 
     With positions `cache` a token counts its distance to a sink in cache slots (Xiao et al. 2023); with `text`, in
-    tokens of the text; with `none`, sinks have no place at all.  `naive` is a bug of other tools, to see what it costs:
-    a token takes the length of the cache for its place, and cached keys keep the places that they were given once.
+    tokens of the text; with `none`, sinks have no position.  `naive` is a bug of other tools, to see what it costs: a
+    token takes the length of the cache for its position, and cached keys keep the positions that they were given once.
     """
 
     name: ClassVar[str] = "streaming"
@@ -29,6 +29,5 @@ class Streaming(Banded):
     @property
     @override
     def plain(self) -> str:
-        words = {"cache": "", "text": ", text positions", "none": ", sinks without place", "naive": ", naive positions"}
-        positions = words[self.positions]
-        return f"Sinks + window {self.sinks} + {self.window}{positions}"
+        counted = {"text": ", text positions", "none": ", sinks without position", "naive": ", naive positions"}
+        return f"Sinks + window {self.sinks} + {self.window}{counted.get(self.positions, '')}"

@@ -32,7 +32,7 @@ class Band:
         return low if self.window is None else torch.maximum(low, t - self.window)
 
     def slot(self, t: Tensor) -> Tensor:
-        """Where query t stands as seen from the sinks: its slot in the cache, or its place in the text."""
+        """Where query t stands as seen from the sinks: its slot in the cache, or its position in the text."""
         if self.positions == "text":
             return t
         if self.positions == "none":
@@ -63,8 +63,8 @@ class Band:
         return max(1, t - max(self.first, t - (t if self.window is None else self.window)) + 1)
 
     def counted(self, t: Tensor) -> Tensor:
-        """The length of the cache when token t was read, which `naive` takes for its place and never changes again; of
-        tokens that were read before a switch, the length that it would have had."""
+        """The length of the cache when token t was read, which `naive` takes for its position for ever; of tokens that
+        were read before a switch, the length that it would have had."""
         return t if self.window is None else t.clamp(max=self.sinks + self.window)
 
     def in_window(self, t: Tensor, origin: int) -> Tensor:
