@@ -43,7 +43,7 @@ def mendable(e: BaseException) -> bool:
     return bool(str(e).strip() and isinstance(e, ValueError | OSError)) or out_of_memory(e)
 
 
-def told(e: BaseException, name: str, again: str = "begin again") -> str:
+def error_message(e: BaseException, name: str, again: str = "begin again") -> str:
     """One sentence for the person; `name`: under which it stands in the log, and `again`: what to try first, where the
     mistake is ours."""
     return sentence(reason(e, name, again))

@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-MOST_JSON = 2**26
+MAX_JSON = 2**26
 """Bytes of a JSON file, or of a table of text, at most."""
-MOST_NUMBERS = 2**33
+MAX_NUMBERS = 2**33
 """Bytes of an array that is read into memory, at most."""
 RESERVE = 2**16
 """Bytes that are kept free for the last words of who writes."""
@@ -36,7 +36,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sinkscope"
 
 
-def contents(path: Path, most: int = MOST_JSON) -> bytes:
+def contents(path: Path, most: int = MAX_JSON) -> bytes:
     """All bytes of a regular file of at most `most`.  Raises ValueError where it is none."""
     try:
         found = os.stat(path)
@@ -92,7 +92,7 @@ class Kind(NamedTuple):
 def array(path: Path, kind: Kind, *, mapped: bool = False) -> NDArray:
     """A .npy file; `mapped`: left on disk.  Raises ValueError where it is none of this kind, or not whole."""
     if not mapped:
-        return _array(contents(path, MOST_NUMBERS), kind, str(path))
+        return _array(contents(path, MAX_NUMBERS), kind, str(path))
     with opened(path) as f:
         shape, fortran, dtype = _header(f, str(path))
         kind.check(dtype, shape, str(path))
@@ -147,7 +147,7 @@ def arrays(path: Path, kinds: dict[str, Kind], *, some: bool = False) -> dict[st
             with zipfile.ZipFile(f) as held:
                 there = {i.filename.removesuffix(".npy"): i for i in held.infolist()}
                 wanted = {name: there[name] for name in kinds if name in there}
-                if any(i.file_size > MOST_NUMBERS for i in wanted.values()):
+                if any(i.file_size > MAX_NUMBERS for i in wanted.values()):
                     raise ValueError("larger than any")
                 found = {name: held.read(i) for name, i in wanted.items()}
         except Exception as e:

@@ -4,7 +4,7 @@ import secrets
 
 import streamlit as st
 
-from analysis.errors import log, told
+from analysis.errors import error_message, log
 from app.plain import plain
 
 
@@ -15,6 +15,6 @@ def failed(e: Exception) -> bool:
         name = f"page {secrets.token_hex(3)}"
         log(e, name)
         st.session_state.failed = repr(e), name
-    st.error(plain(told(e, name, "reload the page")))
+    st.error(plain(error_message(e, name, "reload the page")))
     # Streamlit shows no more of it.
     return True

@@ -69,7 +69,7 @@ def kept(key: str, first: Any, options: Collection | None = None) -> str:
     return key
 
 
-def fresh(trigger: str, value: dict) -> bool:
+def is_new_press(trigger: str, value: dict) -> bool:
     """Whether a press comes for the first time: a press that falls into a rerun now and then arrives twice."""
     seen = st.session_state.setdefault("presses", {})
     new = seen.get(trigger) != value.get("at")

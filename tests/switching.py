@@ -40,7 +40,7 @@ class Switching:
         self.slots = [[[] for _ in self.kv_heads] for _ in self.layers]
         self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
         """What queries gave since the last switch, oldest first: {position: mean weight of the group}."""
-        self.read, self.gathers, self.fresh, self.full = 0, True, None, None
+        self.read, self.gathers, self.recomputed_from, self.full = 0, True, None, None
         self.rows, self.gone, self.firsts, self.ties = {}, {}, {}, 0
 
     def copy(self):
@@ -79,9 +79,9 @@ class Switching:
         if isinstance(policy, Recomputed):
             beyond = t - policy.window
             start = 0 if beyond < 0 else t + 1 - policy.window - beyond % policy.stride
-            if self.fresh != start:
+            if self.recomputed_from != start:
                 self.slots = [[[] for _ in self.kv_heads] for _ in self.layers]
-                self.rows, self.fresh = {}, start
+                self.rows, self.recomputed_from = {}, start
                 for earlier in range(start, t):
                     self._forward(earlier)
         elif isinstance(policy, Duo) and self.full is None:
@@ -231,7 +231,7 @@ class Switching:
 
     def switch(self, policy, *, pin=False):
         old, early, full = self.policy, self.early(), self.full
-        self.policy, self.fresh = policy, None
+        self.policy, self.recomputed_from = policy, None
         self.full = full_heads(self.context, policy) if isinstance(policy, Duo) else None
         self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
         self.gathers = True

@@ -125,4 +125,5 @@ def test_who_has_seen_enough_is_told_nothing():
 )
 def test_what_is_said_of_an_exception(thrown, says):
     assert errors.reason(thrown, "x").startswith(says)
-    assert errors.told(thrown, "x")[0] in (says[0], says[0].upper()) and errors.told(thrown, "x")[-1] in ".!?…"
+    message = errors.error_message(thrown, "x")
+    assert message[0] in (says[0], says[0].upper()) and message[-1] in ".!?…"

@@ -269,7 +269,7 @@ def test_knock_outs_are_kept_as_they_come(tmp_path):
 
 
 def test_a_training_is_kept_as_it_goes_and_when_the_disk_is_full(tmp_path, monkeypatch):
-    monkeypatch.setattr("analysis.lab.folder.MOST_LOST", 0)
+    monkeypatch.setattr("analysis.lab.folder.MAX_LOST", 0)
     monkeypatch.setattr("analysis.lab.folder.SHARE", 0)
     training = Training(Recipe(width=16, vocabulary=24, length=16, batch=4, steps=4))
     kept = TrainingWriter(tmp_path / "t", training, 1)

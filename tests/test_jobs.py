@@ -20,7 +20,7 @@ from app.jobs.base import Job
 from app.jobs.chat import ChatJob
 from app.jobs.loading import Models
 from app.jobs.reading import ReadingJob
-from app.jobs.registry import MOST_LIVE, Full
+from app.jobs.registry import MAX_LIVE, Full
 
 from .fuzz import switches
 from .fuzz.jobs import Panic, kinds, model_with_words, settled, storm
@@ -245,29 +245,29 @@ def test_a_wrong_name_evicts_nothing_and_a_model_in_use_is_found_again(model, tm
 
 
 def test_a_fifth_is_told_who_holds_the_four(registry, model, monkeypatch):
-    held = [begin(registry, model, pace=5) for _ in range(MOST_LIVE)]
+    held = [begin(registry, model, pace=5) for _ in range(MAX_LIVE)]
     tab = Tab()
     for run in held:
         run.renew_lease(tab)
     with pytest.raises(
         Full,
-        match=r"4 runs are live already: reading of random.npy \(somebody looks\).* close",
+        match=r"4 runs are live already: reading of random.npy \(watched\).* close",
     ):
         begin(registry, model)
     monkeypatch.setattr(base, "PAUSE_AFTER", 0.1)
     time.sleep(0.3)
     # Nobody looks, but their pages are open: they are asked for, and not taken.
-    with pytest.raises(Full, match=r"nobody has looked for 0 s\).*; take over one where nobody looks") as full:
+    with pytest.raises(Full, match=r"unwatched for 0 s\).*; take over one that nobody watches") as full:
         begin(registry, model)
     assert [h.id for h in full.value.holders] == [r.id for r in held] and all(h.unwatched for h in full.value.holders)
     assert registry.take_over(held[2].id)
     begin(registry, model, pace=5).renew_lease(tab)
-    assert registry.get(held[2].id) is None and len(registry.holders()) == MOST_LIVE
+    assert registry.get(held[2].id) is None and len(registry.holders()) == MAX_LIVE
     # A page that was closed will not come back for it.
     time.sleep(0.3)
     tab.open = False
     begin(registry, model, pace=5)
-    assert sum(registry.get(run.id) is None for run in held) == 2 and len(registry.holders()) == MOST_LIVE
+    assert sum(registry.get(run.id) is None for run in held) == 2 and len(registry.holders()) == MAX_LIVE
 
 
 def test_what_somebody_looks_at_is_not_taken_over(registry, model):

@@ -1,4 +1,4 @@
-"""Live runs: they read, pause when nobody looks, obey, and never die of what they are asked."""
+"""Live runs: they read, pause when nobody watches, obey, and never die of what they are asked."""
 
 import time
 from functools import partial

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from analysis.errors import sentence, told
+from analysis.errors import error_message, sentence
 from analysis.experiments.measures import samples_of
 from analysis.lab.recipe import Recipe
 from analysis.maps.attention_row import Passage
@@ -15,7 +15,7 @@ from app.jobs.registry import Full, Holder
 from app.jobs.training import TrainingJob
 from app.lesson import FOLDER, LANGUAGES, lesson, translated
 from app.lesson.chapters import PLAYS
-from app.lesson.chapters.first import _runs
+from app.lesson.chapters.first import ranges
 from app.lesson.chapters.heads import known
 from app.lesson.chapters.row import weigh
 
@@ -81,7 +81,7 @@ def test_head_that_the_chunks_begin_with_is_one_of_the_model(tiny_llama):
 
 
 def test_stretches_of_layers_are_told_shortly():
-    assert _runs([2, 3, 4, 8]) == "2–4, 8" and _runs([5]) == "5" and _runs([]) == ""
+    assert ranges([2, 3, 4, 8]) == "2–4, 8" and ranges([5]) == "5" and ranges([]) == ""
 
 
 def test_well_known_models_have_whole_sizes():
@@ -108,9 +108,12 @@ def problems(monkeypatch):
     yield raised(lambda: samples_of(np.arange(5), 1, 9)), "文本只有 5 个词元，而每个样本要 9 个"
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda _: None)
     yield raised(lambda: fetch.embedded(print)), "内置模型没有安装"
-    yield told(MemoryError(), "job x"), "内存不足"
-    yield told(TypeError("odd"), "job x"), "Sinkscope 内部出错（TypeError）：请重新开始；若再次出现，请把日志中 job x"
-    yield told(OSError(28, "No space left on device", "/tmp/x"), "job x"), "/tmp/x：磁盘已满"
+    yield error_message(MemoryError(), "job x"), "内存不足"
+    yield (
+        error_message(TypeError("odd"), "job x"),
+        "Sinkscope 内部出错（TypeError）：请重新开始；若再次出现，请把日志中 job x",
+    )
+    yield error_message(OSError(28, "No space left on device", "/tmp/x"), "job x"), "/tmp/x：磁盘已满"
 
 
 def test_what_goes_wrong_is_said_in_chinese_too(monkeypatch):

@@ -110,6 +110,6 @@ def test_page_is_private_and_asks_for_nothing():
 
 
 def test_upload_limit_is_the_one_of_texts():
-    from analysis.texts import MOST_BYTES
+    from analysis.texts import MAX_BYTES
 
-    assert settings()["server.maxUploadSize"] * 2**20 == MOST_BYTES
+    assert settings()["server.maxUploadSize"] * 2**20 == MAX_BYTES

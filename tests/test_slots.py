@@ -1,4 +1,4 @@
-"""The fifth run: the page says who holds the four slots, and one where nobody looks can be taken over."""
+"""The fifth run: the page says who holds the four slots, and one that nobody watches can be taken over."""
 
 import re
 from functools import partial
@@ -9,12 +9,12 @@ from streamlit.testing.v1 import AppTest
 from analysis.runs.spec import Spec
 from app.jobs import base
 from app.jobs.reading import ReadingJob
-from app.jobs.registry import MOST_LIVE, REGISTRY
+from app.jobs.registry import MAX_LIVE, REGISTRY
 
 from .test_jobs import Tab
 from .test_jobs_reading import begin, text
 
-WATCHED = r"reading of random.npy \(somebody looks\)"
+WATCHED = r"reading of random.npy \(watched\)"
 
 
 def script():
@@ -40,7 +40,7 @@ def script():
 @pytest.fixture
 def held(model):
     """Four runs whose pages are open."""
-    runs = [begin(REGISTRY, model, pace=5) for _ in range(MOST_LIVE)]
+    runs = [begin(REGISTRY, model, pace=5) for _ in range(MAX_LIVE)]
     for run in runs:
         run.renew_lease(Tab())
     yield runs
@@ -67,7 +67,7 @@ def test_who_holds_the_four_is_said_and_one_is_taken_over(held, model, monkeypat
         monkeypatch.setattr(run, "renewed", run.renewed - base.PAUSE_AFTER - 1)
     page.run()
     one, other = buttons(page, "Take over")
-    assert re.fullmatch(r"Take over: reading of .*\(nobody has looked for 1\d s\)", one.label)
+    assert re.fullmatch(r"Take over: reading of .*\(unwatched for 1\d s\)", one.label)
     other.click().run()
     mine = page.session_state.mine
     assert REGISTRY.get(held[1].id) is None and REGISTRY.get(mine).spec == spec

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from analysis import texts
-from analysis.texts import MOST_BYTES, from_bytes, read, token_texts, tokenize
+from analysis.texts import MAX_BYTES, from_bytes, read, token_texts, tokenize
 
 
 def refusal(data: bytes, name: str = "upload.txt") -> str:
@@ -101,7 +101,7 @@ def test_token_ids_need_no_tokenizer(tmp_path):
         ("naïve".encode("latin-1"), "byte 2 is 0xef"),
         (b"\xef\xbb\xbf" + "naïve".encode("latin-1"), "byte 5 is 0xef"),
         ("plain".encode("utf-16"), "UTF-16"),
-        (b"a" * (MOST_BYTES + 1), "8 MB"),
+        (b"a" * (MAX_BYTES + 1), "8 MB"),
     ],
 )
 def test_upload_that_is_no_text_gets_its_sentence(data, words):
@@ -109,7 +109,7 @@ def test_upload_that_is_no_text_gets_its_sentence(data, words):
 
 
 def test_largest_text_is_still_read():
-    assert len(from_bytes(b"a" * MOST_BYTES, "large.txt").content) == MOST_BYTES
+    assert len(from_bytes(b"a" * MAX_BYTES, "large.txt").content) == MAX_BYTES
 
 
 @pytest.mark.parametrize(

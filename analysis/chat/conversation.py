@@ -260,11 +260,11 @@ class Conversation:
         tokens = self.tokens
         if len(self._pieces) < len(tokens):
             begin = self._settled
-            fresh = texts.token_texts(self.partner.tokenizer, tokens[begin:])
-            self._pieces[begin:] = fresh
+            newest = texts.token_texts(self.partner.tokenizer, tokens[begin:])
+            self._pieces[begin:] = newest
             # Whole characters stand behind this place: it need not be looked at again.
-            whole = [i for i, piece in enumerate(fresh[:-8]) if piece and not piece.endswith("\ufffd")]
-            if len(fresh) > 64 and whole:
+            whole = [i for i, piece in enumerate(newest[:-8]) if piece and not piece.endswith("\ufffd")]
+            if len(newest) > 64 and whole:
                 self._settled = begin + whole[-1] + 1
         return self._pieces
 

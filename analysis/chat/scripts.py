@@ -23,7 +23,7 @@ def read_script(name: str) -> tuple[list[str], str]:
         raise ValueError(
             f"there is no script {quoted(name)}: give a file with one prompt a line, or one of: {', '.join(scripts())}"
         )
-    return script_from_bytes(files.contents(path, texts.MOST_BYTES), path.name)
+    return script_from_bytes(files.contents(path, texts.MAX_BYTES), path.name)
 
 
 def script_from_bytes(data: bytes, name: str) -> tuple[list[str], str]:

@@ -15,7 +15,7 @@ from .context import SharedContext
 
 MEASURED, SINKS = 512, 4
 """Tokens of the text over which heads are measured, and how many of the first of them are its sinks."""
-MOST_BYTES = 2**20
+MAX_BYTES = 2**20
 """The largest file that scores heads."""
 
 
@@ -61,7 +61,7 @@ def _given_scores(context: SharedContext, policy: Duo) -> NDArray[np.float64]:
 def _rows(policy: Duo) -> tuple[tuple[float, ...], ...]:
     """The rows of numbers in the file that a policy names: a regular one on this machine, and never a large one."""
     try:
-        return numbers(rows_of(files.contents(Path(policy.file), MOST_BYTES).decode("utf-8-sig")))
+        return numbers(rows_of(files.contents(Path(policy.file), MAX_BYTES).decode("utf-8-sig")))
     except ValueError as e:
         raise ValueError(
             f"{policy.name}: {quoted(policy.file)} cannot be read as numbers: give a text file on this machine with a "

@@ -94,7 +94,7 @@ def check_own(out: Path) -> None:
         return
     kind, own = out.suffix.lower(), False
     with suppress(ValueError, OSError):
-        data = files.contents(out, files.MOST_NUMBERS)
+        data = files.contents(out, files.MAX_NUMBERS)
         if kind in (".csv", ".npz"):
             own = _digest(out.with_suffix(out.suffix + ".json")) == hashlib.sha256(data).hexdigest()
         else:

@@ -23,7 +23,7 @@ from .recipe import Recipe
 if TYPE_CHECKING:
     from .training import Measurement, Training
 
-MOST_LOST, SHARE = 2.0, 20
+MAX_LOST, SHARE = 2.0, 20
 """Seconds of training that a kill may cost, and how many times as long as writing they are at least."""
 
 
@@ -89,7 +89,7 @@ class TrainingWriter:
             return
         self._write(RUNNING)
         now = time.monotonic()
-        self._next = now + max(MOST_LOST, SHARE * (now - began))
+        self._next = now + max(MAX_LOST, SHARE * (now - began))
 
     def _write(self, status: str) -> None:
         try:

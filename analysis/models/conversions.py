@@ -21,7 +21,7 @@ import msgspec
 from filelock import FileLock
 
 from .. import files
-from .progress import Tell, told
+from .progress import Tell, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,7 +94,7 @@ def kept(folder: Path, source: Path, called: str, convert: Callable[[], "Made"],
             logging.getLogger(__name__).warning("%s", again)
             progress(again)
         network, tokenizer = convert()
-        with told(f"Keeping {called}", progress):
+        with quiet(f"Keeping {called}", progress):
             place(folder, network, tokenizer, source)
         _make_room(folder)
 

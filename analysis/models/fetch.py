@@ -26,13 +26,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from .. import files
 from .conversions import kept
 from .gguf_once import read_once
-from .progress import Tell, bar_of, told
+from .progress import Tell, bar_of, quiet
 
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_NAME = "SmolLM2-135M"
 WORDS = (".json", ".txt", ".model", ".jinja")
 """Endings of what is read whole: configurations, vocabularies, templates."""
-MOST_WORDS = 2**27
+MAX_WORDS = 2**27
 """Bytes of such a file; the largest that are known have 35 million."""
 HUB_SECONDS = 5
 """How long the hub may take to say whether it has a model."""
@@ -48,7 +48,7 @@ def embedded(progress: Tell) -> tuple[Path, Path]:
     local: dict[str, Any] = {"local_files_only": True, "gguf_file": gguf.name}
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        with told("Unpacking the embedded model, once", progress), read_once():
+        with quiet("Unpacking the embedded model, once", progress), read_once():
             network: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **local)
             tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **local)
             return network, tokenizer
@@ -167,7 +167,7 @@ def check_regular(folder: Path, called: str) -> None:
             found = path.stat()
             if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
                 raise ValueError(f"{path.name} of {called} is not a regular file: fetch the model again")
-            if path.suffix in WORDS and found.st_size > MOST_WORDS:
+            if path.suffix in WORDS and found.st_size > MAX_WORDS:
                 raise ValueError(
                     f"{path.name} of {called} has {found.st_size / 1e6:,.0f} MB, more than any has: fetch it again"
                 )

@@ -34,7 +34,7 @@ from .gqa import pool
 from .kinds import EMBEDDED
 from .language_model import LanguageModel
 from .memory import fits_on_one, gpus, needed, numbers_in
-from .progress import Tell, told
+from .progress import Tell, quiet
 from .quantization import check, lay_out, pack
 
 
@@ -76,7 +76,7 @@ def load(
     own = path
     if name != EMBEDDED and path.is_file():
         path = _converted(path, called, progress, make_room)
-    with told(f"Loading {called}", progress), read_once() if path.is_file() else contextlib.nullcontext():
+    with quiet(f"Loading {called}", progress), read_once() if path.is_file() else contextlib.nullcontext():
         model = _from_disk(path, called, getattr(torch, dtype), target, weights, kv_heads, make_room)
     if path != own or name == EMBEDDED:
         # The file says more than its conversion: it is the same on every machine.
@@ -97,7 +97,7 @@ def _converted(path: Path, called: str, progress: Tell, make_room: Callable[[], 
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
         files.check_room(folder, 4 * numbers_in(path), f"the conversion of {called}")
-        with told(f"Converting {called}, once", progress), read_once():
+        with quiet(f"Converting {called}, once", progress), read_once():
             model = _from_disk(path, called, torch.float32, torch.device("cpu"), "model", None, make_room)
         return model.network, model.tokenizer
 

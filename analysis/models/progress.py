@@ -29,7 +29,7 @@ def bar_of(what: str, tell: Tell, unit: str = "it") -> type[tqdm]:
 
 
 @contextlib.contextmanager
-def told(what: str, tell: Tell) -> Generator[None]:
+def quiet(what: str, tell: Tell) -> Generator[None]:
     """No bars and no warnings of transformers while a model loads: `tell` says what there is to say.
 
     One model at a time; whoever comes second waits.

@@ -244,7 +244,7 @@ def _read_stream(path: Path, schema: pa.Schema) -> pa.Table:
     """All whole batches of a stream that may end anywhere; `schema` where not even its own is there."""
     if not os.path.exists(path):
         return schema.empty_table()
-    batches, data = [], files.contents(path, files.MOST_NUMBERS)
+    batches, data = [], files.contents(path, files.MAX_NUMBERS)
     # What is cut off is no error, and Arrow has many names for it.
     with suppress(StopIteration, pa.ArrowException, OSError, ValueError), pa.ipc.open_stream(data) as stream:
         schema = stream.schema

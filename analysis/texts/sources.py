@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import files
 from ..settings import quoted
 
-MOST_BYTES = 8 * 2**20
+MAX_BYTES = 8 * 2**20
 """The largest text that is read, in bytes, and the most token ids."""
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -98,7 +98,7 @@ def from_bytes(data: bytes, name: str) -> Text:
 
 def _most_bytes(name: str) -> int:
     """As many token ids as bytes of text, of up to 8 bytes each, behind a header."""
-    return 8 * MOST_BYTES + 4096 if name.endswith(".npy") else MOST_BYTES
+    return 8 * MAX_BYTES + 4096 if name.endswith(".npy") else MAX_BYTES
 
 
 def _decoded(data: bytes, name: str) -> str:

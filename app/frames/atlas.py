@@ -18,7 +18,7 @@ from analysis.runs.codec import FLOOR, LEVELS, TOP, assemble, levels_of
 from ..jobs.capture import CaptureJob
 from .lanes import SINK_TOKENS
 
-MOST_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 """Of maps that are kept, so that a part that was on screen comes back at once."""
 SMALL = 104
 """Cells on a side of a small map, at most."""
@@ -83,7 +83,7 @@ class Tiles:
         if key not in self._kept:
             self._kept[key] = draw()
             self._bytes += self._kept[key].nbytes
-            while self._bytes > MOST_BYTES and len(self._kept) > 1:
+            while self._bytes > MAX_BYTES and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
         self._kept.move_to_end(key)
         return self._kept[key]

@@ -230,13 +230,13 @@ class ReadingSender:
         if drawn is not None:
             last = drawn.first + len(drawn.weights)
             policy = self._seen.lanes[view.chosen].policy
-            fresh = getattr(policy, "stride", None) is not None
+            recomputed = getattr(policy, "stride", None) is not None
             shown["map"] = {
                 "layer": drawn.layer,
                 "head": drawn.head,
                 "first": drawn.first,
                 "note": ", ".join(
-                    filter(None, ["the newest window, encoded afresh" if fresh else "", _learned(drawn)])
+                    filter(None, ["the newest window, recomputed" if recomputed else "", _learned(drawn)])
                 ),
                 "tokens": run.pieces[drawn.first : last],
                 "sink_tokens": run.pieces[: drawn.sinks.shape[1]],

@@ -12,7 +12,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from analysis import texts
-from analysis.errors import log, told
+from analysis.errors import error_message, log
 from analysis.runs.facts import ModelFacts
 from analysis.runs.spec import Spec
 
@@ -165,7 +165,7 @@ class Job:
         except BaseException as e:
             # Of any kind: otherwise a page would wait for ever, and the slot would stay taken.
             log(e, f"job {self.id}")
-            self._end("failed", told(e, f"job {self.id}"))
+            self._end("failed", error_message(e, f"job {self.id}"))
 
     def _end(self, status: str, note: str) -> None:
         """End the job, even where its last state cannot be shown."""

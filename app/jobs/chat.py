@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from analysis.chat.conversation import CHUNK, Conversation, Switch
 from analysis.chat.partner import Partner
 from analysis.engine.step import Step
-from analysis.errors import log, told
+from analysis.errors import error_message, log
 from analysis.maps.recent import HeadRow, head_row
 from analysis.policies import Policy, parse
 from analysis.runs.run import Column
@@ -22,7 +22,7 @@ from analysis.texts import Tokenized
 from .base import HISTORY, TextJob
 from .loading import Models
 
-MOST_LANES = 3
+MAX_LANES = 3
 RECENT = 16
 """Tokens of an answer over which the sink grid and the time per token are a mean."""
 TAIL = 1500
@@ -129,8 +129,8 @@ class ChatJob(TextJob):
     snapshot: tuple[ChatLaneSnapshot, ...]
 
     def __init__(self, spec: Spec, models: Models, script: list[str] | None = None) -> None:
-        if len(spec.policies) > MOST_LANES:
-            raise ValueError(f"at most {MOST_LANES} lanes talk at a time, not {len(spec.policies)}: take some out")
+        if len(spec.policies) > MAX_LANES:
+            raise ValueError(f"at most {MAX_LANES} lanes talk at a time, not {len(spec.policies)}: take some out")
         assert spec.sampling is not None
         super().__init__(spec, models)
         self.sampling = spec.sampling
@@ -280,7 +280,7 @@ class ChatJob(TextJob):
 
     def _tell_of(self, e: Exception, lane: str = "") -> None:
         log(e, f"job {self.id}")
-        self.tell(f"{lane}{told(e, f'job {self.id}')}")
+        self.tell(f"{lane}{error_message(e, f'job {self.id}')}")
 
     def _next(self) -> Conversation | None:
         """Whose turn it is: of the lanes that answer, the one with the shortest answer so far."""

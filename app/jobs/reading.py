@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from analysis import texts
-from analysis.errors import log, out_of_memory, told
+from analysis.errors import error_message, log, out_of_memory
 from analysis.policies import Policy, parse
 from analysis.runs.run import Run, Track
 from analysis.runs.spec import Spec
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from analysis.engine.step import Step
     from analysis.maps.recent import HeadMap
 
-MOST_LANES = 6
+MAX_LANES = 6
 TURN_SECONDS = 0.25
 """Seconds that one turn of a lane should take: short enough for all lanes to move every second."""
 MAP_SIDE = 512
@@ -81,8 +81,8 @@ class ReadingJob(TextJob):
     snapshot: ReadingSnapshot
 
     def __init__(self, spec: Spec, text: texts.Text, models: Models) -> None:
-        if len(spec.policies) > MOST_LANES:
-            raise ValueError(f"at most {MOST_LANES} lanes read at a time, not {len(spec.policies)}: take some out")
+        if len(spec.policies) > MAX_LANES:
+            raise ValueError(f"at most {MAX_LANES} lanes read at a time, not {len(spec.policies)}: take some out")
         super().__init__(spec, models)
         self.text, self.run = text, Run(spec)
         self.lanes: list[Lane] = []
@@ -217,7 +217,7 @@ class ReadingJob(TextJob):
     def _why(self, lane: "Lane", e: Exception) -> str:
         """Why a lane cannot read on, and what to do."""
         if not out_of_memory(e):
-            return f" at token {lane.position:,}. {told(e, f'job {self.id}')}"
+            return f" at token {lane.position:,}. {error_message(e, f'job {self.id}')}"
         needed = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(e))
         asked = f" (it asked for {needed[1]} more)" if needed else ""
         lower = "a smaller window" if lane.policy.capacity is not None else "a policy with a window"
@@ -265,7 +265,7 @@ class ReadingJob(TextJob):
                 except Exception as e:
                     self._undrawable.add(key)
                     log(e, f"job {self.id}")
-                    self.tell(told(e, f"job {self.id}"))
+                    self.tell(error_message(e, f"job {self.id}"))
                 self._maps_made = time.monotonic()
                 self._publish()
 
@@ -297,7 +297,7 @@ class ReadingJob(TextJob):
             except Exception as e:
                 # This model's keys cannot be moved, or it has no such head: the lane reads on as before.
                 log(e, f"job {self.id}")
-                self.tell(told(e, f"job {self.id}"))
+                self.tell(error_message(e, f"job {self.id}"))
                 continue
             self.halted.pop(request.lane, None)
             how = ("sinks pinned again" if request.pin else "without sinks") if missing else ""

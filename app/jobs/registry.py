@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from analysis.models.language_model import LanguageModel
 
 Kind = TypeVar("Kind", bound=Job)
-MOST_LIVE = 4
+MAX_LIVE = 4
 """Jobs that may be live at a time."""
 FREE_AFTER = 600.0
 """Seconds without a renewed lease after which a job's memory is freed."""
@@ -43,7 +43,7 @@ class Holder:
     def __str__(self) -> str:
         seconds = self.seconds_unwatched
         since = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-        watched = f"nobody has looked for {since}" if self.unwatched else "somebody looks"
+        watched = f"unwatched for {since}" if self.unwatched else "watched"
         return f"{self.about} ({watched})"
 
 
@@ -53,7 +53,7 @@ class Full(ValueError):
     def __init__(self, holders: list[Holder]) -> None:
         self.holders = holders
         unwatched = any(h.unwatched for h in holders)
-        advice = "take over one where nobody looks" if unwatched else "stop one of them, or close its tab"
+        advice = "take over one that nobody watches" if unwatched else "stop one of them, or close its tab"
         held = ", ".join(map(str, holders))
         super().__init__(f"{len(holders)} runs are live already: {held}; {advice}, and press Start again")
 
@@ -77,7 +77,7 @@ class Registry:
         """
         with self._lock:
             self._sweep()
-            if len(holding := [j for j in self._holding() if j.id != instead]) >= MOST_LIVE:
+            if len(holding := [j for j in self._holding() if j.id != instead]) >= MAX_LIVE:
                 abandoned = [j for j in holding if j.abandoned]
                 if not abandoned:
                     raise Full([Holder.of(j) for j in holding])
@@ -86,7 +86,7 @@ class Registry:
             self._jobs[job.id] = job
             if instead in self._jobs:
                 self._free(self._jobs[instead])
-            elif len(holding) >= MOST_LIVE:
+            elif len(holding) >= MAX_LIVE:
                 self._free(max(abandoned, key=lambda j: j.seconds_unwatched))
             if self._sweeper is None:
                 self._sweeper = threading.Thread(target=self._sweep_often, name="sweeper", daemon=True)

@@ -5,7 +5,7 @@ from collections.abc import Generator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.errors import log, told
+from analysis.errors import error_message, log
 from analysis.lab.recipe import Recipe
 from analysis.lab.training import Measurement, Training
 
@@ -14,7 +14,7 @@ from .loading import Models
 
 EVERY = 20
 """Steps between two measurements."""
-MOST_TRAININGS = 3
+MAX_TRAININGS = 3
 """Trainings side by side, at most."""
 
 
@@ -28,9 +28,9 @@ class TrainingJob(Job):
     snapshot: tuple[tuple[Measurement, ...], ...]
 
     def __init__(self, recipes: Sequence[Recipe], models: Models) -> None:
-        if not 1 <= len(recipes) <= MOST_TRAININGS:
+        if not 1 <= len(recipes) <= MAX_TRAININGS:
             raise ValueError(
-                f"choose 1 to {MOST_TRAININGS} kinds of attention to train side by side, not {len(recipes)}"
+                f"choose 1 to {MAX_TRAININGS} kinds of attention to train side by side, not {len(recipes)}"
             )
         super().__init__(models)
         self.recipes = tuple(recipes)
@@ -74,7 +74,7 @@ class TrainingJob(Job):
                     failed.append(e)
                     if len(failed) == len(trainings):
                         raise
-                    self.note = f"{self.recipes[i].attention}: {told(e, name)}"
+                    self.note = f"{self.recipes[i].attention}: {error_message(e, name)}"
                     moment = None
                 if moment is None:
                     del going[i]

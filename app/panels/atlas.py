@@ -11,7 +11,7 @@ from analysis.maps.region import Region
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app.components import atlas
-from app.controls import LONGEST_NAME, chosen_text, fresh, kept
+from app.controls import LONGEST_NAME, chosen_text, is_new_press, kept
 from app.frames.atlas import AtlasView, called
 from app.jobs.capture import CaptureJob
 from app.jobs.registry import REGISTRY
@@ -66,7 +66,7 @@ def _prepared() -> Maker[CaptureJob]:
 def region_wanted() -> None:
     """A region is wanted."""
     value, run = st.session_state.atlas["region"], PLACE.job
-    if run is None or run.atlas is None or not fresh("atlas-region", value):
+    if run is None or run.atlas is None or not is_new_press("atlas-region", value):
         return
     total, scale = run.atlas.stretch.tokens, max(1, int(value["scale"]))
     rows, columns = ([max(0, min(total, int(n))) for n in value[side]] for side in ("rows", "columns"))
@@ -77,7 +77,7 @@ def region_wanted() -> None:
 def picked() -> None:
     """A head, or a token."""
     value, run, view = st.session_state.atlas["pick"], PLACE.job, st.session_state.atlas_view
-    if run is None or run.atlas is None or not fresh("atlas-pick", value):
+    if run is None or run.atlas is None or not is_new_press("atlas-pick", value):
         return
     stretch = run.atlas.stretch
     if "row" in value:

@@ -10,7 +10,7 @@ from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from ..jobs.base import Job
 from ..jobs.loading import Models
-from ..jobs.registry import MOST_LIVE, REGISTRY, Full, Kind
+from ..jobs.registry import MAX_LIVE, REGISTRY, Full, Kind
 from ..lesson import lesson, translated
 from ..plain import plain
 
@@ -46,7 +46,7 @@ def start(make: Callable[[Models], Kind], again: Callable[[], None], instead: st
         job = REGISTRY.start(make, instead)
     except Full:
         state.wanted = state.get("page"), again
-        raise ValueError(f"{MOST_LIVE} runs are live already: above stands what they are") from None
+        raise ValueError(f"{MAX_LIVE} runs are live already: above stands what they are") from None
     renew_lease(job)
     return job
 
@@ -70,8 +70,8 @@ def _offer(again: Callable[[], None], language: str) -> None:
         st.rerun()
     holders, say = REGISTRY.holders(), lesson(language)["page"].say
     with st.container(border=True):
-        st.markdown(say("slots-held", count=len(holders), most=MOST_LIVE))
-        if len(holders) < MOST_LIVE:
+        st.markdown(say("slots-held", count=len(holders), most=MAX_LIVE))
+        if len(holders) < MAX_LIVE:
             st.button(say("slots-free"), on_click=again, type="primary", key="slot-free")
         for holder in holders:
             said = plain(translated(str(holder), language))

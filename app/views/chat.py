@@ -14,9 +14,9 @@ from analysis.policies import parse
 from analysis.runs.spec import Sampling, Spec
 from app import address
 from app.components import conversation
-from app.controls import READING, Chosen, brand, fresh, heading, lane_controls, model_controls, readdress
+from app.controls import READING, Chosen, brand, heading, is_new_press, lane_controls, model_controls, readdress
 from app.frames.chat import ChatSender
-from app.jobs.chat import MOST_LANES, ChatJob
+from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots
 from app.panels.job_panel import JobPanel, Maker
@@ -75,7 +75,7 @@ def open_page() -> None:
         if talk is None and "model" in asked:
             chosen.model = chosen.model._replace(model=address.model(asked["model"], REGISTRY.models()))
         if talk is None and "lane" in asked:
-            chosen.lanes = address.lanes(asked.get_all("lane"), MOST_LANES, "talk")
+            chosen.lanes = address.lanes(asked.get_all("lane"), MAX_LANES, "talk")
     except ValueError as e:
         problems.append(address.wrong(e, "The first story is set instead."))
     view = ChatView()
@@ -184,7 +184,7 @@ def sidebar() -> None:
         if chosen.script == UPLOAD:
             st.file_uploader("One prompt a line, or JSONL with turns", key="chat_upload", max_upload_size=8)
         state.chat_switched = switched(PLACE.job)
-        lane_controls("chat-lane", chosen.lanes, MOST_LANES, None, state.chat_switched)
+        lane_controls("chat-lane", chosen.lanes, MAX_LANES, None, state.chat_switched)
         st.caption("Model")
         chosen.model = model_controls("chat-model", chosen.model)
         with st.expander("How answers are chosen"):
@@ -256,7 +256,7 @@ def sampling_controls(now: Sampling) -> Sampling:
 def said() -> None:
     """Words were sent."""
     press = st.session_state.conversation["say"]
-    if not fresh("say", press):
+    if not is_new_press("say", press):
         return
     if PLACE.job is None:
         begin()
@@ -269,7 +269,7 @@ def said() -> None:
 def pressed() -> None:
     """A button of the conversation was pressed."""
     press, talk = st.session_state.conversation["press"], PLACE.job
-    if not fresh("chat-press", press):
+    if not is_new_press("chat-press", press):
         return
     what = press["what"]
     try:
@@ -298,7 +298,7 @@ def pressed() -> None:
 def picked() -> None:
     """A choice of what to look at."""
     view, pick, talk = st.session_state.chat_view, st.session_state.conversation["pick"], PLACE.job
-    if not fresh("chat-pick", pick):
+    if not is_new_press("chat-pick", pick):
         return
     lanes = len(talk.spec.policies if talk else st.session_state.chat.lanes)
     if 0 <= pick.get("lane", -1) < lanes:
@@ -323,7 +323,7 @@ def strongest(talk: ChatJob, lane: int) -> tuple[int, int] | None:
 def changed() -> None:
     """A lane is to go on under another policy."""
     change, talk = st.session_state.conversation["change"], PLACE.job
-    if talk is None or not fresh("chat-change", change):
+    if talk is None or not is_new_press("chat-change", change):
         return
     try:
         policy = address.policy(change["policy"])

@@ -16,15 +16,15 @@ from app.controls import (
     Chosen,
     brand,
     chosen_text,
-    fresh,
     heading,
+    is_new_press,
     lane_controls,
     model_controls,
     readdress,
     text_controls,
 )
 from app.frames.reading import PACES, ReadingSender
-from app.jobs.reading import MOST_LANES, ReadingJob
+from app.jobs.reading import MAX_LANES, ReadingJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots
 from app.panels.job_panel import JobPanel, Maker, redraw
@@ -56,7 +56,7 @@ def open_page() -> None:
         problems.append(LOST)
     try:
         if run is None and "lane" in asked:
-            lanes = address.lanes(asked.get_all("lane"), MOST_LANES, "read")
+            lanes = address.lanes(asked.get_all("lane"), MAX_LANES, "read")
         if run is None and "text" in asked:
             text = address.text(asked["text"])
         if run is None and "model" in asked:
@@ -159,7 +159,7 @@ def sidebar() -> None:
         state.text = text_controls("live", state.text)
         run = PLACE.job
         state.switched = switched(run)
-        lane_controls("lane", state.lanes, MOST_LANES, trained_length(), state.switched)
+        lane_controls("lane", state.lanes, MAX_LANES, trained_length(), state.switched)
         if run is not None and [parse(p) for p in run.spec.policies] != [parse(p) for p in state.lanes]:
             st.caption("Press Restart to read with these lanes.")
         elif run is not None and Chosen.of(run.spec) != state.model:
@@ -183,7 +183,7 @@ def trained_length() -> int | None:
 def pressed() -> None:
     """A button of the board was pressed."""
     what, run = st.session_state.board["press"]["what"], PLACE.job
-    if not fresh("press", st.session_state.board["press"]):
+    if not is_new_press("press", st.session_state.board["press"]):
         return
     if what in ("start", "restart"):
         start()
@@ -194,7 +194,7 @@ def pressed() -> None:
 def picked() -> None:
     """A choice of what to look at."""
     view, pick, run = st.session_state.view, st.session_state.board["pick"], PLACE.job
-    if not fresh("pick", pick):
+    if not is_new_press("pick", pick):
         return
     lanes = len(run.spec.policies) if run else len(st.session_state.lanes)
     if "lane" in pick and 0 <= pick["lane"] < lanes:
@@ -217,7 +217,7 @@ def picked() -> None:
 def changed() -> None:
     """A lane is to read on under another policy."""
     change, run = st.session_state.board["change"], PLACE.job
-    if run is None or not fresh("change", change):
+    if run is None or not is_new_press("change", change):
         return
     try:
         policy = address.policy(change["policy"])

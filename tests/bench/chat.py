@@ -28,7 +28,7 @@ ROUNDS = size(60, 2)
 LONG = size((1_000, 10_000, 100_000), (100, 200))
 CACHED = size((4_096, 16_384, 32_768), (256,))
 SCORED = size(4_096, 64)
-MOST_NEW = size(48, 2)
+MAX_NEW = size(48, 2)
 SAID = size(2_000, 4)
 RETURN = size(9, 1)
 """Prompts after which the sinks come back."""
@@ -200,7 +200,7 @@ def script() -> None:
     model = load()
     partner, (prompts, _) = Partner(model), read_script("questions")
     for policy, sinks, window in ((Streaming(4, 60), 4, 60), (Window(64), 0, 64), (Dense(), 0, None)):
-        talk = Conversation(partner, policy, Sampling(max_new=MOST_NEW))
+        talk = Conversation(partner, policy, Sampling(max_new=MAX_NEW))
         talk.trace()
         for prompt in prompts[:PROMPTS]:
             talk.ask(prompt)
@@ -221,7 +221,7 @@ def breakdown() -> None:
     head("A babbling model whose sinks are pinned again")
     partner, (prompts, _) = Partner(load()), read_script("questions")
     for pin in (True, False):
-        talk = Conversation(partner, Window(64), Sampling(max_new=MOST_NEW))
+        talk = Conversation(partner, Window(64), Sampling(max_new=MAX_NEW))
         talk.trace()
         for i, prompt in enumerate(prompts[:PROMPTS]):
             if i == RETURN:

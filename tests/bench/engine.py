@@ -26,7 +26,7 @@ CACHES = size((256, 1024), (64,))
 SCORED = size(4_096, 128)
 ALONG = size((1_000, 8_000, 32_000), (64, 128))
 """Positions in the text between which nothing may grow."""
-MOST_TOKENS = ALONG[-1] + (2 * ROUNDS + 1) * CHUNK
+MAX_TOKENS = ALONG[-1] + (2 * ROUNDS + 1) * CHUNK
 """What the lane that stands last in the text reads up to."""
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     for dtype in ("float32", "bfloat16"):
         model = load(dtype=dtype)
         if tokens is None:
-            tokens = texts.tokenize(texts.read("hamlet"), model.tokenizer, limit=MOST_TOKENS)
+            tokens = texts.tokenize(texts.read("hamlet"), model.tokenizer, limit=MAX_TOKENS)
         for cache in CACHES:
             speed(model, tokens, cache, dtype, reference)
         if dtype == "float32":

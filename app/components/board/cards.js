@@ -8,7 +8,7 @@ function makeCards(send) {
   function makeCard(i) {
     const part = (name) => el("span", { class: `sk-${name}` });
     const parts = Object.fromEntries(["name", "big", "small", "rolling", "read", "kept", "rate"].map((n) => [n, part(n)]));
-    const swatch = el("span", { class: "sk-look" });
+    const swatch = el("span", { class: "sk-swatch" });
     const { button: change, form } = makeSwitch(send, i, () => frame);
     const compare = el("button", { class: "sk-link", type: "button", title: "Compare all lanes with this one", onclick: (e) => { e.stopPropagation(); send("pick", { reference: i, at: Date.now() }); } }, "compare with this");
     const choose = el("button", { class: "sk-choose", type: "button", title: "Show this lane's sink mass, map and text", onclick: () => send("pick", { lane: i, at: Date.now() }) }, swatch, parts.name);

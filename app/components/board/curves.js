@@ -2,7 +2,7 @@
 
 // ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly.
 const LEAST_BETWEEN = 380, LEAST_BETWEEN_MEMORY = 2000;
-const MARK_SIZE = 11, MARK_LINE = 14, MOST_ROWS = 5, LEFT = 46, BELOW = 34;
+const MARK_SIZE = 11, MARK_LINE = 14, MAX_ROWS = 5, LEFT = 46, BELOW = 34;
 
 function times(value) {
   const known = { 0.125: "⅛ ×", 0.25: "¼ ×", 0.5: "½ ×" };
@@ -45,7 +45,7 @@ function arranged(marks, x, width) {
     const free = (row) => !(rows[row] || []).some(([a, b]) => left < b && left + wide > a);
     let row = 0;
     while (!text.every((_, k) => free(row + k))) row++;
-    if (row + text.length > MOST_ROWS) return [];
+    if (row + text.length > MAX_ROWS) return [];
     text.forEach((_, k) => (rows[row + k] ??= []).push([left, left + wide]));
     return [{ mark, text, left, row }];
   });

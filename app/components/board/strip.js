@@ -57,9 +57,9 @@ function makeStrip(send, paints) {
         span.dataset.c = colour;
         span.style.backgroundColor = colour;
       }
-      const told = `${frame.paint}|${values[i]}|${frame.lanes[frame.chosen].past.length}`;
-      if (span.dataset.told !== told) {
-        span.dataset.told = told;
+      const shown = `${frame.paint}|${values[i]}|${frame.lanes[frame.chosen].past.length}`;
+      if (span.dataset.shown !== shown) {
+        span.dataset.shown = shown;
         const under = frame.lanes[frame.chosen].past.length ? `, ${nameAt(frame.lanes[frame.chosen], first + i)}` : "";
         const value = Number.isNaN(values[i]) ? "" : frame.paint === "nll" ? `${values[i].toFixed(2)} nats` : `attention ${values[i].toPrecision(2)}`;
         span.title = `${JSON.stringify(frame.tokens[i])} at ${count(first + i)}${value ? `: ${value}` : ""}${under}`;

@@ -8,12 +8,12 @@ function makeComposer(send) {
   const play = el("button", { type: "button", title: "Say the prompts of the script, one after the other", onclick: () => press(frame.script.playing ? "hold" : "play") });
   const skip = el("button", { type: "button", title: "End this answer and go on with the next prompt", onclick: () => press("skip") }, "Skip");
   const again = el("button", { type: "button", title: "Let every lane give its last answer again", onclick: () => press("again") }, "↺ Answer again");
-  const fresh = el("button", { type: "button", title: "Forget everything and begin anew with what is set", onclick: () => press("new") }, "New conversation");
+  const restart = el("button", { type: "button", title: "Forget everything and begin anew with what is set", onclick: () => press("new") }, "New conversation");
   const status = el("div", { class: "sk-progress", role: "status" });
   const note = el("div", { class: "sk-note", role: "status", "aria-live": "polite" });
   const node = el("div", { class: "sk-composer" },
     el("div", { class: "sk-write" }, field, go),
-    el("div", { class: "sk-toolbar" }, play, skip, again, fresh), status);
+    el("div", { class: "sk-toolbar" }, play, skip, again, restart), status);
 
   // What is half written survives a reload.
   field.value = sessionStorage.getItem("sk-draft") || "";
@@ -60,7 +60,7 @@ function makeComposer(send) {
     play.disabled = frame.status === "loading" || frame.status === "failed" || (busy() && !playing && !left);
     skip.hidden = !left && !playing;
     again.disabled = !["waiting", "paused"].includes(frame.status) || !frame.lanes.some((l) => l.total);
-    fresh.disabled = !frame.run;
+    restart.disabled = !frame.run;
     const states = { loading: "loading the model", answering: "answering", waiting: "waiting for you", paused: "the script stands still", failed: "ended", ready: "" };
     const script = of ? `script ${of - left} of ${of}` : "";
     say(status, [frame.about, states[frame.status], script].filter(Boolean).join(" · "));

@@ -44,7 +44,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     )
     layer, head = (int(i) for i in np.unravel_index(mass.argmax(), mass.shape))
     many = [i for i in range(layers) if (mass[i] > SINK).mean() > 0.5]
-    where = chapter.say("from-layers", list=_runs(many)) if many else chapter.say("no-layer")
+    where = chapter.say("from-layers", list=ranges(many)) if many else chapter.say("no-layer")
     st.markdown(chapter.say("strongest", layer=layer, head=head, weight=f"{mass.max():.2f}", layers=where))
     rows = {
         chapter.say("column-first"): [chapter.say(name) for name in BEGINNINGS],
@@ -64,7 +64,7 @@ def _begun(name: str, text: str, other: str, ids: tuple[int, ...]) -> tuple[int,
     return tuple([*before, *ids][:MOST])
 
 
-def _runs(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
     """Whole numbers in order, as stretches: 3–5, 8."""
     stretches: list[list[int]] = []
     for n in numbers:
