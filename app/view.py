@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Self
 
 from analysis.metrics import MODES
+from analysis.runs.screen import PAINTS
 from analysis.settings import quoted
 from analysis.texts import checked
 
 from .address import number
 from .presets import reference_of
 
-PAINTS = ("nll", "attention")
 PARAMETERS = ("mode", "paint", "reference", "shown", "head")
 """What the address of a page that reads says of its view."""
 CHAT_PARAMETERS = ("shown", "head", "token")

@@ -11,8 +11,9 @@ import pytest
 from analysis import metrics
 from analysis.policies import parse
 from analysis.runs.codec import LEVELS, levels_of
+from analysis.runs.screen import SINK_TOKENS
 from app.frames.atlas import levels
-from app.frames.lanes import SINK_TOKENS, offers
+from app.frames.lanes import offers
 from app.frames.reading import FIRST, PACES, ROLL, ReadingSender
 from app.view import MODES, PAINTS, View
 

@@ -136,7 +136,7 @@ def _take_in(run: Run, track: Track, rows: pa.Table, sinks: tuple, path: Path) -
 
 def _take_in_pieces(run: Run, path: Path) -> None:
     """Put the texts of tokens that a folder has into its run."""
-    table = _read_stream(path, PIECES)
+    table = read_stream(path, PIECES)
     if table.schema.remove_metadata() != PIECES:
         raise ValueError(f"{path} is not the table of texts of a run: it has other columns")
     for row in table.to_pylist():
@@ -212,9 +212,9 @@ def _checked(table: pa.Table, path: Path, lanes: int) -> pa.Table:
 
 def _growing(path: Path, heads: tuple[int, int] | None, lanes: int) -> tuple[pa.Table, Sinks]:
     """The tables of a folder that was not finished: tokens in order, and spans and sink masses of each lane."""
-    table = _checked(_read_stream(path / "tokens.arrow", TOKENS), path / "tokens.arrow", lanes)
+    table = _checked(read_stream(path / "tokens.arrow", TOKENS), path / "tokens.arrow", lanes)
     file = path / "sinks.arrow"
-    grown = _read_stream(file, SINKS)
+    grown = read_stream(file, SINKS)
     if grown.schema.remove_metadata() != SINKS:
         raise ValueError(f"{file} is not the table of sink masses of a run: it has other columns")
     sinks: Sinks = {}
@@ -240,7 +240,7 @@ def _ending_alike(table: pa.Table, sinks: Sinks) -> tuple[pa.Table, Sinks]:
     return table.filter(pa.array(table["position"].to_numpy() < ends[lanes])), cut
 
 
-def _read_stream(path: Path, schema: pa.Schema) -> pa.Table:
+def read_stream(path: Path, schema: pa.Schema) -> pa.Table:
     """All whole batches of a stream that may end anywhere; `schema` where not even its own is there."""
     if not os.path.exists(path):
         return schema.empty_table()

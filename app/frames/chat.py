@@ -13,10 +13,11 @@ from analysis.palette import colours
 from analysis.policies import Policy, parse
 from analysis.runs.codec import assemble
 from analysis.runs.run import ROLES
+from analysis.runs.screen import SINK_TOKENS, about, card
 
 from ..jobs.chat import RECENT, ChatJob, ChatLaneSnapshot, TokenCosts
 from ..view import ChatView
-from .lanes import SCHEMA, SINK_TOKENS, about, card, faces
+from .lanes import SCHEMA, faces
 
 BUCKETS = 120
 """Points of a curve of the instruments."""

@@ -1,15 +1,11 @@
-"""What frames say of lanes and of their model: names and styles, how a lane can be switched, what a model costs."""
+"""What frames say of lanes: names and styles, and how a lane can be switched."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from analysis.palette import briefs, labels
 from analysis.policies import POLICIES, Policy, Streaming, Window
-from analysis.runs.facts import ModelFacts
-from analysis.runs.spec import Spec
+from analysis.runs.screen import SINK_TOKENS, named
 
-SINK_TOKENS = 4
-"""First tokens whose attention the engine sums up as sink mass, and that one press gives back to a lane."""
 SCHEMA = [
     {
         "name": name,
@@ -33,23 +29,9 @@ SCHEMA = [
 def faces(
     policies: Sequence[Policy], styles: Sequence[tuple[str, str]], since: Sequence[int] = ()
 ) -> list[dict[str, Any]]:
-    """What each lane is called, how it is drawn, and which switches are one press away.
-
-    No two lanes have one name (palette.py).
-    """
-    return [
-        {
-            "label": label,
-            "brief": brief,
-            "policy": str(policy),
-            "color": color,
-            "dash": dash,
-            "offers": offers(policy),
-        }
-        for policy, label, brief, (color, dash) in zip(
-            policies, labels(policies, since), briefs(policies, since), styles, strict=True
-        )
-    ]
+    """What each lane is called, how it is drawn, and which switches are one press away."""
+    names = named(policies, styles, since)
+    return [name | {"offers": offers(policy)} for name, policy in zip(names, policies, strict=True)]
 
 
 def offers(policy: Policy) -> list[dict[str, Any]]:
@@ -61,29 +43,3 @@ def offers(policy: Policy) -> list[dict[str, Any]]:
         back = Streaming(sinks=SINK_TOKENS, window=size - SINK_TOKENS)
         return [{"words": "Bring the sinks back", "policy": str(back), "pin": True}]
     return []
-
-
-def about(spec: Spec, model: ModelFacts, begins: str) -> list[str]:
-    """The model of a run, what was done to it, and how its text begins, a few words each."""
-    changed = []
-    if spec.kv_heads is not None:
-        changed.append(f"KV heads averaged to {spec.kv_heads}, without training")
-    return [model.name, *changed, *([f"begins {begins}"] if begins else []), spec.arithmetic, model.device]
-
-
-def card(model: ModelFacts | None) -> dict[str, Any]:
-    """What the page says of a model: facts, and what its cache costs with more and with fewer KV heads."""
-    if model is None:
-        return {}
-    return {
-        "facts": model.card,
-        "sharings": [
-            {
-                "what": f"{s.name}, {s.kv_heads} KV head{'s' if s.kv_heads > 1 else ''}",
-                "own": s.own,
-                "bytes": s.token,
-                "costs": f"{s.token / 1e3:,.1f} kB a token, {s.token * s.length / 1e6:,.0f} MB for {s.length:,}",
-            }
-            for s in model.sharings
-        ],
-    }

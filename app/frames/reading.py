@@ -5,6 +5,7 @@ No Streamlit in here.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,33 +13,23 @@ from numpy.typing import NDArray
 
 from analysis import metrics
 from analysis.metrics import FIRST, ROLL
-from analysis.palette import colours, labels
+from analysis.palette import colours
 from analysis.policies import Policy, parse
-from analysis.runs.codec import LEVELS, assemble, levels_of
+from analysis.runs import screen
+from analysis.runs.codec import assemble, levels_of
 from analysis.runs.run import Track
+from analysis.runs.screen import GRID, MEMORY_POINTS, POINTS, STRIP
 
 from ..jobs.reading import ReadingJob, ReadingSnapshot
-from ..view import MODES, PAINTS, View
-from .lanes import SCHEMA, SINK_TOKENS, about, card, faces
+from ..view import View
+from .lanes import SCHEMA, faces
 
 if TYPE_CHECKING:
     from analysis.maps.recent import HeadMap
 
 PACES = {0: "as fast as it goes", 100: "100 tokens/s", 20: "20 tokens/s", 5: "5 tokens/s"}
 """Tokens a second that a person can choose, and the words for it."""
-POINTS = 360
-"""Points of a curve: about one a pixel."""
-STRIP = 360
-"""Newest tokens of the text on screen."""
-GRID = 256
-"""Newest tokens over which the sink grid is a mean."""
-CONSTANTS = {
-    "paces": list(PACES.items()),
-    "modes": MODES,
-    "paints": PAINTS,
-    "levels": LEVELS,
-    "sink_tokens": SINK_TOKENS,
-}
+CONSTANTS = screen.CONSTANTS | {"paces": list(PACES.items())}
 """What the script shares with Python."""
 
 
@@ -70,8 +61,8 @@ class ReadingSender:
             **self._progress(run),
             "trained_length": run.facts.trained_length if run.facts else None,
             "lanes": [face | self._lane(run, view, i) for i, face in enumerate(lanes)],
-            "marks": self._marks(run, begun),
-            "card": card(run.facts) if self._seen.lanes else {},
+            "marks": screen.marks(run.run, max(len(t.nll) for t in self._seen.tracks)),
+            "card": screen.card(run.facts) if self._seen.lanes else {},
         }
         self._curves(run, view)
         header.update(self._text(run, view))
@@ -129,14 +120,14 @@ class ReadingSender:
         clock = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
         # Lanes are opened with the model.
         assert run.facts is not None
-        where = " · ".join([*about(run.spec, run.facts, run.begins), memory_of(run.facts.device)])
+        where = " · ".join([*screen.about(run.spec, run.facts, run.begins), memory_of(run.facts.device)])
         return {"progress": f"{read:,} of {total:,} tokens · {where} · {clock}", "share": read / total, "total": total}
 
     def _lane(self, run: ReadingJob, view: View, i: int) -> dict[str, Any]:
         track, reference = self._seen.tracks[i], self._seen.tracks[view.reference]
         nll = track.nll.view()
         lane = {
-            "past": _past(track, run.spec.policies, i),
+            "past": _past(track, [parse(p) for p in run.spec.policies], i),
             "read": len(nll) + 1 if len(nll) else 0,
             "relative": None,
             "excess": None,
@@ -162,28 +153,12 @@ class ReadingSender:
         lane["rolling"] = _finite(np.exp(metrics.rolling_mean(sums, np.array([len(nll)]), ROLL)[0]))
         lane["kept"], lane["bytes"] = int(track.cache_tokens.view()[-1]), int(track.cache_bytes.view()[-1])
         # Over the last few chunks, since a policy may have been switched.
-        spans = track.spans[-6:]
+        if not (spans := track.spans[-6:]):
+            return lane
         compute = track.compute.view()
         before = compute[spans[0][0] - 2] if spans[0][0] > 1 else 0.0
         lane["rate"] = _finite((spans[-1][1] - spans[0][0]) / max(compute[spans[-1][1] - 2] - before, 1e-9))
         return lane
-
-    def _marks(self, run: ReadingJob, policies: list[Policy]) -> list[dict[str, Any]]:
-        read = max(len(t.nll) for t in self._seen.tracks)
-        full: dict[int, int] = {}
-        for policy in policies:
-            if (at := policy.full_from) is not None and at < read and getattr(policy, "stride", None) is None:
-                full[at] = full.get(at, 0) + 1
-        marks = [{"x": x, "text": "caches full" if n > 1 else "cache full", "kind": "full"} for x, n in full.items()]
-        trained = run.facts.trained_length if run.facts else None
-        if trained and trained < read:
-            marks.append({"x": trained, "text": "trained length", "kind": "trained"})
-        # What was switched again before anything was read leaves no mark.
-        switches = {(e["position"], e["lane"]): e for e in list(run.run.events) if e["what"] == "switch"}
-        for (position, lane), event in switches.items():
-            text = ", ".join(filter(None, (parse(event["policy"]).label, event["how"])))
-            marks.append({"x": position, "text": text, "kind": "switch", "lane": lane})
-        return marks
 
     def _curves(self, run: ReadingJob, view: View) -> None:
         reference = self._seen.tracks[view.reference]
@@ -193,7 +168,11 @@ class ReadingSender:
             self._arrays[f"x{i}"] = (ends[kept] if len(kept) else ends).astype(np.float32)
             self._arrays[f"y{i}"] = np.exp(y[kept]).astype(np.float32)
             size = track.cache_bytes.view()[: len(track.nll)]
-            places = np.unique(np.linspace(0, max(0, len(size) - 1), 120).astype(int)) if len(size) else np.arange(0)
+            places = (
+                np.unique(np.linspace(0, max(0, len(size) - 1), MEMORY_POINTS).astype(int))
+                if len(size)
+                else np.arange(0)
+            )
             self._arrays[f"mx{i}"] = (places + 1).astype(np.float32)
             self._arrays[f"my{i}"] = (size[places] / 1e6).astype(np.float32)
         furthest = max(len(t.nll) for t in self._seen.tracks)
@@ -251,13 +230,9 @@ class ReadingSender:
         return shown
 
 
-def _past(track: Track, begun: Sequence[str], lane: int) -> list[tuple[int, int, str]]:
+def _past(track: Track, begun: Sequence[Policy], lane: int) -> list[tuple[int, int, str]]:
     """What a lane was called before it was switched: the first token, the one behind the last, and a name."""
-    changes, policies = track.policies[:], [parse(p) for p in begun]
-    names = [parse(policy).label for _, policy in changes]
-    if names and names[0] == policies[lane].label:
-        names[0] = labels(policies)[lane]
-    return [(at, then, name) for (at, _), (then, _), name in zip(changes, changes[1:], names, strict=False)]
+    return [(at, then, name) for (at, name), (then, _) in pairwise(screen.changes(track, begun, lane))]
 
 
 def _learned(drawn: "HeadMap") -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from analysis import metrics
 from analysis.palette import colours
 from analysis.policies import parse
-from app.frames.reading import POINTS
+from analysis.runs.screen import POINTS
 from app.jobs.reading import ReadingJob
 from app.panels.charts import MARGIN
 

@@ -1,0 +1,154 @@
+"""A recording shows at every position what a live page showed there, and says what it does not have."""
+
+import base64
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.maps.recent import HeadMap
+from analysis.metrics import MODES
+from analysis.runs.folder import save
+from analysis.runs.maps import EACH, MOST, SIDE, MapsFile, RecordedMap, read_maps
+from analysis.runs.recording import recorded, recording
+from analysis.runs.run import Run
+from analysis.runs.spec import Spec
+from app.view import View
+
+from .recordings import FOUR, live_frame, made_up
+from .test_frames import decoded
+
+SHARED = Path(__file__).parents[1] / "app" / "components" / "shared"
+SCRIPT = "\n".join((SHARED / f"{part}.js").read_text(encoding="utf-8") for part in ("frame", "recording"))
+
+
+@pytest.fixture(scope="module")
+def script(chromium):
+    """The script that plays recordings, in a browser: opens one, and tells frames of it as numbers."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--headless", "--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.add_script_tag(content=f"{SCRIPT}\nwindow.openRecording = openRecording;")
+        yield page
+        browser.close()
+
+
+def frames(page, data: bytes, asked: list) -> list[tuple[dict, dict]]:
+    """Headers and arrays of the frames of a recording at positions, each with a view."""
+    told = page.evaluate(
+        """([data, asked]) => {
+          const recording = openRecording(Uint8Array.from(atob(data), (c) => c.charCodeAt(0)));
+          const number = (x) => (Number.isNaN(x) ? null : x);
+          return JSON.stringify(asked.map(([position, view]) => {
+            const { arrays, ...head } = recording.frameAt(position, view);
+            const numbers = ([k, { data, shape }]) => [k, [Array.from(data, number), shape]];
+            return [head, Object.fromEntries(Object.entries(arrays).map(numbers))];
+          }));
+        }""",
+        [base64.b64encode(data).decode(), asked],
+    )
+    return [
+        (head, {k: np.array(data, np.float64).reshape(shape) for k, (data, shape) in arrays.items()})
+        for head, arrays in json.loads(told)
+    ]
+
+
+SAME = ("mode", "paint", "reference", "chosen", "roll", "trained_length", "card", "marks", "map")
+TEXT = ("tokens", "tokens_start")
+NUMBERS = ("relative", "excess", "error", "rolling")
+
+
+def compare(head: dict, arrays: dict, live: bytes) -> None:
+    expected, numbers = decoded(live)
+    for name in SAME + TEXT:
+        assert head[name] == expected[name], name
+    for mine, theirs in zip(head["lanes"], expected["lanes"], strict=True):
+        for name in theirs.keys() - {*NUMBERS, "rate", "offers"}:
+            assert mine[name] == theirs[name], name
+        for name in NUMBERS:
+            assert mine[name] == (None if theirs[name] is None else pytest.approx(theirs[name], rel=1e-6, abs=1e-9))
+    assert arrays.keys() == numbers.keys()
+    for name, array in numbers.items():
+        assert arrays[name].shape == array.shape, name
+        # Sink masses are kept in steps of 1/65,534.
+        off = 1e-5 if name == "grid" else 0
+        np.testing.assert_allclose(arrays[name], array, rtol=3e-7, atol=off, err_msg=name)
+
+
+def test_a_recorded_frame_equals_the_live_one_at_every_position(script):
+    switches = {1: (600, "streaming:sinks=4,window=60"), 3: (1500, "window:window=128")}
+    run = made_up(3000, chunk=96, ends={2: 700}, switches=switches)
+    random, asked = np.random.default_rng(1), []
+    edges = [1, 2, 5, 33, 34, 97, 257, 289, 600, 601, 700, 701, 1500, 1501, 2999, 3000]
+    for position in (*edges, *random.integers(1, 3000, 24).tolist()):
+        mode, (reference, chosen) = str(random.choice(MODES)), random.integers(4, size=2).tolist()
+        view = View(mode, "nll", reference, chosen)
+        asked.append((position, {k: v for k, v in asdict(view).items() if k != "lanes"}))
+    data = recorded(run, "x", {})
+    for (position, view), (head, arrays) in zip(asked, frames(script, data, asked), strict=True):
+        compare(head, arrays, live_frame(run, position, View(**view)))
+
+
+def test_a_recorded_map_is_the_newest_that_was_kept_before_a_position(script, tmp_path):
+    run, random = made_up(1200), np.random.default_rng(2)
+    kept, drawn = MapsFile(tmp_path, 4, 1200), []
+    for read in (300, 600, 1200):
+        weights = np.where(np.tri(SIDE, dtype=bool), random.random((SIDE, SIDE)), np.nan).astype(np.float32)
+        map_ = HeadMap(1, 2, read - SIDE, weights, random.random((SIDE, 4)).astype(np.float32))
+        drawn.append((3, 1, 2, read, map_))
+        kept.add(RecordedMap.of(3, 1, 2, read, map_.first, map_.weights, map_.sinks))
+    maps = read_maps(tmp_path, 4)
+    view = {"mode": "rolling", "paint": "attention", "reference": 0, "chosen": 3, "head": [1, 2]}
+    asked = [(position, view) for position in (299, 300, 500, 599, 600, 1000, 1200)]
+    made = frames(script, recorded(run, "x", {}, maps), asked)
+    for (position, _), (head, arrays) in zip(asked, made, strict=True):
+        compare(head, arrays, live_frame(run, position, View(**{**view, "head": (1, 2)}), drawn))
+    assert "kept at token 300" in made[0][0]["invitation"]
+    ((other, _),) = frames(script, recorded(run, "x", {}, maps), [(1200, {**view, "head": [0, 3]})])
+    assert "--maps 0.3" in other["invitation"] and "layer 1, head 2" in other["invitation"]
+
+
+def test_a_recording_of_a_folder_is_that_of_the_run(script, tmp_path):
+    import gzip
+
+    run = made_up(700, FOUR[:2])
+    save(run, tmp_path / "run", text_sha256="", weights_sha256="")
+    view = {"mode": "relative", "paint": "nll", "reference": 0, "chosen": 1, "head": None}
+    ((head, arrays),) = frames(script, gzip.decompress(recording(tmp_path / "run")), [(500, view)])
+    compare(head, arrays, live_frame(run, 500, View(**view)))
+    assert head["run"] == "run"
+
+
+def test_a_run_that_read_nothing_has_no_recording():
+    with pytest.raises(ValueError, match="nothing to replay"):
+        recorded(Run(Spec("m", "t", ("dense",))), "x", {})
+
+
+def test_a_run_of_sixty_thousand_tokens_is_some_megabytes():
+    run = made_up(60_000, chunk=128, layers=30, heads=9)
+    assert len(recorded(run, "x", {})) < 8e6
+
+
+def test_a_run_keeps_some_dozens_of_maps_and_the_newest_of_each_head(tmp_path):
+    kept, weights = MapsFile(tmp_path, 2, 12_000), np.full((8, 8), 0.5, np.float32)
+    for read in range(100, 12_001, 100):
+        for head in range(8):
+            if kept.due(1, 0, head, read):
+                kept.add(RecordedMap.of(1, 0, head, read, read - 8, weights, weights[:, :4]))
+    maps = read_maps(tmp_path, 2)
+    assert MOST // 2 <= len(maps) <= MOST
+    for head in range(8):
+        of = [m.read for m in maps if m.head == head]
+        assert max(of) == 12_000 and len(of) <= EACH + 1
+
+
+def test_damaged_maps_are_refused_in_a_sentence(tmp_path):
+    weights = np.full((8, 8), 0.5, np.float32)
+    MapsFile(tmp_path, 2, 100).add(RecordedMap.of(1, 0, 0, 50, 42, weights, weights[:, :4]))
+    assert len(read_maps(tmp_path, 2)) == 1
+    with pytest.raises(ValueError, match="another run"):
+        read_maps(tmp_path, 1)
