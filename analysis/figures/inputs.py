@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import record
 from ..runs.reader import about_of
 from ..runs.reader import load as load_run
 
@@ -49,3 +50,20 @@ def open_input(folder: Path, needs: str) -> FigureInput:
     spec = stretch.spec
     model = load(spec.model, dtype=spec.dtype, device=spec.device, weights=spec.weights, kv_heads=spec.kv_heads)
     return FigureInput(folder, Atlas(stretch, model), stretch.about)
+
+
+def check_folder(folder: Path) -> None:
+    """Read all that a folder has of runs, trainings or a stretch.  Raises ValueError where one of them is damaged."""
+    if (folder / "stretch.json").exists():
+        from ..maps.stretch import Stretch
+
+        Stretch(folder)
+        return
+    whole = (folder / "run.json").exists()
+    for place in [folder] if whole else sorted(path.parent for path in folder.glob("*/run.json")):
+        if "recipe" in record(place / "run.json", dict[str, Any], "that of a run"):
+            from ..lab.folder import read
+
+            read(place)
+        elif (about := about_of(place)).get("kind") in (None, "", "reading", "chat") and not about.get("samples"):
+            load_run(place)

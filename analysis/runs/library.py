@@ -263,7 +263,7 @@ def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
         return replace(found, kind="training", text=what, status=_status(found, about))
     about = about_of(path)
     usual = "chat" if about["spec"].get("sampling") else "reading"
-    kind = about.get("kind", usual)
+    kind = about.get("kind") or usual
     if kind not in KINDS:
         raise ValueError(f"{path} is a run of a kind that nobody here knows: {quoted(kind)}")
     found = replace(_of_spec(found, about), kind=kind, status=_status(found, about))

@@ -29,6 +29,7 @@ from analysis.maps.region import Region
 from analysis.maps.stretch import Stretch
 from analysis.models import loading as models
 from analysis.policies import POLICIES, parse
+from analysis.runs import library
 from analysis.runs.reader import load
 from analysis.runs.spec import Sampling, Spec
 
@@ -194,7 +195,20 @@ def _folder(whole: Path, file: Path, place: Path, use: Callable, chance: random.
         target.write_bytes(made)
         differs = (i for i, (a, b) in enumerate(zip(made, data, strict=False)) if a != b)
         what = f"{len(made)} bytes for {len(data)}, other from {next(differs, 'the end')} on"
-    return lambda: use(place), what
+
+    def work() -> None:
+        # A list shows what it can of every folder, and refuses none.
+        all_are_listed(place.parent)
+        use(place)
+
+    return work, what
+
+
+def all_are_listed(place: Path) -> None:
+    """Folders are listed as runs, or with one sentence of what is wrong with them."""
+    for found in library.entries(place):
+        assert found.kind if not found.problem else len(found.problem) < 700 and found.problem.isprintable()
+        assert not FORBIDDEN.search(found.problem), found.problem
 
 
 def use_run(place: Path) -> None:

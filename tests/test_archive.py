@@ -1,0 +1,238 @@
+"""Laws of .zip files of runs: what is packed comes back, and nothing else ever lies anywhere."""
+
+import io
+import json
+import os
+import random
+import re
+import stat
+import struct
+import zipfile
+
+import pytest
+
+from analysis.figures.inputs import check_folder
+from analysis.runs import library
+from analysis.runs.archive import MOST_FILES, export, take_in
+from analysis.runs.reader import load
+from analysis.runs.status import here
+
+from .fuzz import seeds
+from .fuzz.parsers import FORBIDDEN, judged
+from .fuzz.spoil import spoiled, spoiled_json
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    place = tmp_path / "under" / "library"
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(place))
+    return place
+
+
+def everything(place) -> dict[str, bytes]:
+    return {str(p.relative_to(place)): p.read_bytes() for p in sorted(place.rglob("*")) if p.is_file()}
+
+
+def packed(name: str) -> bytes:
+    file = io.BytesIO()
+    export(name, file)
+    return file.getvalue()
+
+
+def zipped(entries: dict[str, bytes], how=zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how) as z:
+        for name, data in entries.items():
+            z.writestr(name, data)
+    return file.getvalue()
+
+
+@pytest.fixture
+def files(home):
+    """A finished run, by the names of its files."""
+    seeds.run(home / "a", end="finished")
+    return {name: data for name, data in everything(home / "a").items() if name != "summary.json"}
+
+
+@pytest.mark.parametrize("kind", ["run", "growing", "chat", "stretch", "trainings", "grid"])
+def test_what_is_packed_comes_back_as_it_was(home, kind):
+    if kind == "stretch":
+        seeds.stretch(home / "a", seeds.model(home.parent / "model"))
+    elif kind == "trainings":
+        seeds.trainings(home / "a")
+    elif kind == "grid":
+        seeds.run(home / "a" / "one", end="finished")
+        seeds.run(home / "a" / "two", end="finished")
+    else:
+        seeds.run(home / "a", end="" if kind == "growing" else "finished", chat=kind == "chat")
+    library.rename("a", "中文 & <b>")
+    name = take_in(io.BytesIO(packed("a")), check_folder)
+    assert name == "a-2"
+    mine, theirs = (
+        {k: v for k, v in everything(home / n).items() if k.split("/")[-1] not in ("summary.json", ".reserve")}
+        for n in ("a", "a-2")
+    )
+    if kind == "growing":
+        # Whoever writes the one does not write the other.
+        assert library.entry("a").status == "running" and library.entry("a-2").status == "interrupted"
+        mine, theirs = ({k: v for k, v in of.items() if k != "run.json"} for of in (mine, theirs))
+    assert mine == theirs
+    before, after = library.entry("a"), library.entry("a-2")
+    assert (before.kind, before.title, before.preview) == (after.kind, after.title, after.preview)
+    assert not [p for p in home.iterdir() if p.name.startswith(".import")]
+
+
+def test_checkpoints_own_files_and_what_is_remade_stay_behind(home, files):
+    (home / "a" / "checkpoint").mkdir()
+    (home / "a" / "checkpoint" / "state.safetensors").write_bytes(b"x")
+    (home / "a" / "notes.txt").write_text("mine")
+    os.symlink("/etc/passwd", home / "a" / "table.md")
+    with zipfile.ZipFile(io.BytesIO(packed("a"))) as z:
+        assert {n.removeprefix("a/") for n in z.namelist()} == files.keys()
+
+
+def test_export_to_a_file_is_whole_or_not_at_all(home, files, tmp_path):
+    export("a", tmp_path / "a.zip")
+    assert take_in(tmp_path / "a.zip", check_folder) == "a-2"
+    with pytest.raises(ValueError, match="cannot be written"):
+        export("a", tmp_path / "nowhere" / "a.zip")
+    with pytest.raises(ValueError, match="no run"):
+        export("../a", tmp_path / "b.zip")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zip", "under"]
+
+
+def test_files_without_a_folder_and_what_macs_put_beside_are_taken(home, files):
+    assert take_in(io.BytesIO(zipped(files)), check_folder).startswith("imported")
+    more = {f"x y/{name}": data for name, data in files.items()}
+    more |= {"__MACOSX/x y/._run.json": b"x", "x y/.DS_Store": b"x", "x y/summary.json": b"x"}
+    name = take_in(io.BytesIO(zipped(more)), check_folder)
+    assert name == "x-y" and not library.entry(name).problem
+    assert load(home / name).tracks[0].nll.view().tolist() == load(home / "a").tracks[0].nll.view().tolist()
+
+
+def link(name: str, target: bytes, mode: int = stat.S_IFLNK) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as z:
+        info = zipfile.ZipInfo(name)
+        info.create_system, info.external_attr = 3, (mode | 0o777) << 16
+        z.writestr(info, target)
+    return file.getvalue()
+
+
+def lying(data: bytes, name: bytes, size: int) -> bytes:
+    """The same, but for the size of a file in the list at the end."""
+    made, at = bytearray(data), data.index(b"PK\x01\x02")
+    while made[at + 46 : at + 46 + len(name)] != name:
+        at = data.index(b"PK\x01\x02", at + 4)
+    made[at + 24 : at + 28] = struct.pack("<I", size)
+    return bytes(made)
+
+
+def twice(entries: dict[str, bytes], name: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as z:
+        for n, data in entries.items():
+            z.writestr(n, data)
+        with pytest.warns(UserWarning, match="Duplicate"):
+            z.writestr(name, b"{}")
+    return file.getvalue()
+
+
+def hostile(files: dict[str, bytes]) -> dict[str, tuple[bytes, str]]:
+    """.zip files of many kinds of harm, and a part of what is said of each."""
+    whole = zipped(files)
+    other = {k: v for k, v in files.items() if k != "run.json"}
+    about = json.loads(files["run.json"])
+    return {
+        "absolute": (zipped({**files, "/tmp/evil": b"x"}), "outside"),
+        "up": (zipped({**files, "../evil": b"x"}), "outside"),
+        "up inside": (zipped({**files, "a/../../evil": b"x"}), "outside"),
+        "up with backslashes": (zipped({**files, "..\\evil": b"x"}), "outside"),
+        "drive": (zipped({**files, "C:evil": b"x"}), "outside"),
+        "share": (zipped({**files, "\\\\host\\evil": b"x"}), "outside"),
+        "backslash": (zipped({**files, "a\\evil": b"x"}), "has a name"),
+        "stream of a file": (zipped({**files, "run.json:evil": b"x"}), "has a name"),
+        "escape": (zipped({**files, "\x1b[2Jevil": b"x"}), "has a name"),
+        "right to left": (zipped({**files, "\u202egnp.exe": b"x"}), "has a name"),
+        "dots": (zipped({**files, "./evil": b"x"}), "has a name"),
+        "no name": (zipped({**files, "a//evil": b"x"}), "has a name"),
+        "zero": (zipped({**files, "evilXevil": b"x"}).replace(b"evilXevil", b"evil\0evil"), "has a name"),
+        "link": (link("run.json", b"/etc/passwd"), "is a link"),
+        "linked folder": (link("a", b"/etc"), "is a link"),
+        "device": (link("run.json", b"", stat.S_IFCHR), "is no file"),
+        "pipe": (link("run.json", b"", stat.S_IFIFO), "is no file"),
+        "other file": (zipped({**files, "evil.py": b"x"}), "no run has a file"),
+        "deep": (
+            zipped({f"a/b/{name}": data for name, data in files.items()} | {"a/b/c/run.json": b"x"}),
+            "no run has",
+        ),
+        "two runs": (zipped({f"{i}/x/{n}": d for n, d in files.items() for i in "12"}), "no run has a file"),
+        "twice": (twice(files, "run.json"), "twice"),
+        "many": (zipped({f"{i}/run.json": b"" for i in range(MOST_FILES + 1)}), "files"),
+        "far too many": (zipped({f"{i}/run.json": b"" for i in range(40_000)}), "more files than any run has"),
+        "bomb": (zipped({**files, "maps.npz": bytes(2**25)}), "times its size"),
+        "larger than the library": (lying(whole, b"run.json", 2**32 - 2), "holds 4.3 GB"),
+        "larger than it says": (lying(whole, b"tokens.parquet", 10), "damaged"),
+        "smaller than it says": (lying(whole, b"tokens.parquet", 10**6), "damaged"),
+        "other packing": (zipped(files, zipfile.ZIP_BZIP2), "pack it with deflate"),
+        "password": (whole.replace(b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\1\0"), "password"),
+        "cut": (whole[: len(whole) // 2], "damaged"),
+        "no zip": (b"x" * 1000, "damaged"),
+        "empty": (b"", "damaged"),
+        "nothing": (zipped({}), "holds no run"),
+        "only folders": (zipped({"a/": b"", "b/": b""}), "holds no run"),
+        "only hidden": (zipped({".run.json": b"{}"}), "holds no run"),
+        "no run.json": (zipped(other), "no readable run.json"),
+        "other run.json": (zipped({**other, "run.json": b"[]"}), "not that of a run"),
+        "other kind": (zipped({**other, "run.json": json.dumps({**about, "kind": "evil"}).encode()}), "kind"),
+        "damaged table": (zipped({**files, "tokens.parquet": b"PAR1"}), "not a table"),
+        "damaged texts": (zipped({**files, "events.jsonl": b"{}\n{}"}), "no event"),
+    }
+
+
+KINDS = list(hostile({"run.json": b"{}", "tokens.parquet": b"x"}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hostile_file_is_refused_in_one_sentence_and_leaves_nothing(home, files, kind, tmp_path):
+    data, said = hostile(files)[kind]
+    before = everything(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(said)) as refused:
+        take_in(io.BytesIO(data), check_folder)
+    sentence = str(refused.value)
+    assert "\n" not in sentence and len(sentence) < 500 and sentence.isprintable()
+    assert not FORBIDDEN.search(sentence) and ".import-" not in sentence
+    assert everything(tmp_path) == before
+    assert sorted(p.name for p in home.iterdir()) == ["a"]
+
+
+def test_spoiled_files_are_refused_or_read_whole(home, files, tmp_path):
+    chance, whole = random.Random(0), zipped(files)
+    others = list(files.values())
+    for _ in range(300):
+        if chance.random() < 0.5:
+            data = spoiled(whole, chance, others)
+        else:
+            name = chance.choice(list(files))
+            text = name.endswith(".json")
+            made = spoiled_json(files[name].decode(), chance).encode() if text else spoiled(files[name], chance, others)
+            data = zipped({**files, name: made})
+        found = judged(lambda data=data: load(home / take_in(io.BytesIO(data), check_folder)), repr(data[:80]))
+        assert isinstance(found, bool), found
+    assert not any(e.problem for e in library.entries())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["under"]
+    assert [p.name for p in home.iterdir() if p.name.startswith(".")] == []
+
+
+def test_imported_run_belongs_to_no_process(home, files):
+    about = json.loads(files["run.json"]) | {"status": "running", "process": here()}
+    name = take_in(io.BytesIO(zipped({**files, "run.json": json.dumps(about).encode()})), check_folder)
+    assert not library.entry(name).live and "process" not in json.loads((home / name / "run.json").read_text())
+
+
+def test_place_that_cannot_be_written_is_said(home, files, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="cannot be written"):
+        take_in(io.BytesIO(zipped(files)), check_folder, tmp_path / "file")
+    with pytest.raises(ValueError, match="cannot be read"):
+        take_in(tmp_path / "gone.zip", check_folder)
