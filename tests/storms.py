@@ -4,6 +4,7 @@ A few hundred steps are part of the tests.  For more: `python -m tests.storms --
 """
 
 import argparse
+import json
 import sys
 import tempfile
 import threading
@@ -27,9 +28,11 @@ from hypothesis.stateful import (
 from analysis.engine.check import adapt
 from analysis.engine.context import SharedContext
 from analysis.engine.lane import Lane
+from analysis.engine.layers.slots import Window
+from analysis.engine.state import State
 from analysis.engine.tracing import one_token
 from analysis.maps.recent import head_map, head_row
-from analysis.policies import POLICIES, Ranked, Recomputed
+from analysis.policies import POLICIES, Ranked, Recomputed, parse
 
 from .families import tiny
 from .invariants import Tokens
@@ -109,6 +112,12 @@ def policies(draw, name):
         assume(False)
 
 
+def written(state):
+    """A state as it comes back from a file."""
+    tensors = {name: (t.tensor if isinstance(t, Window) else t).clone() for name, t in state.tensors.items()}
+    return State(json.loads(json.dumps(state.values)), tensors)
+
+
 class Storm(RuleBasedStateMachine):
     """One lane, switched and read in every way that there is."""
 
@@ -184,6 +193,18 @@ class Storm(RuleBasedStateMachine):
         self.lane.restore(lane)
         self.reference = reference.copy()
         self.reference.ties = ties
+
+    @rule()
+    def go_on_elsewhere(self):
+        """From the state of the lane, as another process would, whose maps begin anew."""
+        lane, context = self.lane, self.lane.context
+        tokens = context.tokens.copy()
+        other = SharedContext(self.model, tokens, 4, HOLD, tokenizer=context.tokenizer, tracer=context.tracer)
+        self.lane = Lane(0, parse(str(lane.policy)), other)
+        self.lane.load_state(written(lane.state()))
+        assert (self.lane.position, self.lane.cache_bytes) == (lane.position, lane.cache_bytes)
+        self.reference.context, self.kept = other, []
+        counted["states"] += 1
 
     @rule(layer=st.integers(0, 1), head=st.integers(0, 3), tokens=st.integers(1, 40), elsewhere=st.booleans())
     def look(self, layer, head, tokens, elsewhere):

@@ -22,7 +22,11 @@ from .attention.band import Band
 from .attention.banded import BandedPass
 from .interventions import Interventions
 from .layers.banded import BandedLayer
+from .state import State
 from .tracing import one_token
+
+SCORES = "head scores"
+"""Under which scores of heads are kept, together with where they are from (head_scores.py)."""
 
 
 @runtime_checkable
@@ -133,6 +137,23 @@ class SharedContext:
         if self._traced is not None:
             return self._traced(ids, one)
         return self.model.forward(ids, one, begin=one.token, last=1)
+
+    def state(self) -> State:
+        """What lanes have made of the text that could not be made so again, since a text may have grown: which heads
+        are full ones; and whether single tokens go through a trace."""
+        scores = {str(key[1]): made for key, made in self._made.items() if isinstance(key, tuple) and key[0] == SCORES}
+        tensors = {str(i): torch.as_tensor(made) for i, made in enumerate(scores.values())}
+        return State({"scores": list(scores), "traced": self.traced}, tensors)
+
+    def load_state(self, state: State) -> None:
+        """Know what was known then.  Raises ValueError where that is of another model."""
+        model = self.model
+        for i, name in enumerate(state.value("scores", list)):
+            like = torch.empty(0)
+            scores = state.tensor(str(i), like, (model.layers, model.kv_heads), torch.float64)
+            self._made[SCORES, name] = scores.numpy()
+        if state.value("traced", bool):
+            self.trace()
 
     def starting(self, first: str, count: int) -> Int[Tensor, " tokens"]:
         """The token ids of the text, of which the first `count` are others: see `first` of a policy."""

@@ -11,7 +11,7 @@ from ..policies.duo import Duo, numbers, rows_of
 from ..settings import quoted
 from .attention.band import Band
 from .attention.banded import BandedPass
-from .context import SharedContext
+from .context import SCORES, SharedContext
 
 MEASURED, SINKS = 512, 4
 """Tokens of the text over which heads are measured, and how many of the first of them are its sinks."""
@@ -22,7 +22,7 @@ MAX_BYTES = 2**20
 def full_heads(context: SharedContext, policy: Duo) -> list[list[int]]:
     """KV heads of each layer that keep everything.  Raises ValueError where a file does not fit the model."""
     scores = context.once(
-        ("head scores", policy.scores),
+        (SCORES, policy.scores),
         lambda: measured_scores(context) if policy.measured else _given_scores(context, policy),
     )
     count = round(policy.full / 100 * scores.size)

@@ -5,6 +5,7 @@ tokens its policy may be switched.  How keys are kept and what a token attends t
 """
 
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from ..policies import Policy
 from .context import SharedContext
 from .kv import store_for
 from .kv.store import Store
+from .state import State
 from .step import Step
 from .view import View
 
@@ -156,6 +158,45 @@ class Lane:
     def settle(self) -> None:
         """Put the queries and keys of decoded tokens where maps find them."""
         self.store.settle()
+
+    def state(self) -> State:
+        """All that this lane holds just now, to go on from here in another process.  Takes no memory of its own.
+
+        Queries and keys that were kept for maps are left out.
+        """
+        parts = {"store": self.store.state(), "context": self.context.state()}
+        return State.of(parts, position=self.position, seconds=self.seconds, **self._identity(self.position))
+
+    def load_state(self, state: State) -> None:
+        """Go on from where a lane of the same policy, model and text stood: to the last bit where chunks are the same.
+
+        Raises ValueError where the state is of another policy, model or text; the lane is then as it was.
+        """
+        position, seconds = state.value("position", int), state.value("seconds", float)
+        if not 1 <= position <= len(self.context.tokens):
+            raise ValueError(
+                f"this state is of a lane at token {position:,}, and the text has {len(self.context.tokens):,} tokens: "
+                "it is of another text"
+            )
+        for name, here in self._identity(position).items():
+            if (there := state.value(name, type(here))) != here:
+                told = "" if name == "text" else f" ({there}, and here it is {here})"
+                raise ValueError(f"this state is of another {name}{told}: load it where the same is read the same way")
+        self.context.load_state(state.part("context"))
+        store = store_for(self.policy, self.context)
+        store.load_state(state.part("store"))
+        self.position, self.seconds, self.store = position, seconds, store
+        self._publish()
+
+    def _identity(self, position: int) -> dict[str, str | int]:
+        """What must be the same where a state is loaded."""
+        model = self.context.model
+        heads = f"{model.heads} heads and {model.kv_heads} KV heads of {model.head_dim} dimensions"
+        return {
+            "policy": str(self.policy),
+            "model": f"{model.network.config.model_type} in {model.dtype}, {model.layers} layers, {heads}",
+            "text": zlib.crc32(self.context.tokens[:position].astype("<i4").tobytes()),
+        }
 
     def snapshot(self) -> "Snapshot":
         """All that this lane holds just now, to go on from here another time.  Takes no memory of its own."""

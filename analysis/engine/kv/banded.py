@@ -18,6 +18,7 @@ from ..context import SharedContext
 from ..history import QKChunk
 from ..interventions import Interventions
 from ..layers.banded import BandedLayer
+from ..state import State
 from .store import PASSES, Passed, Predicted, Store, stacked
 
 TOGETHER = 32
@@ -141,6 +142,20 @@ class BandedStore(Store):
 
     def _record(self, chunk: QKChunk) -> None:
         self.chunks = recorded(self.chunks, chunk, self.context.history)
+
+    def empty(self) -> list[BandedLayer]:
+        """Layers that hold nothing yet."""
+        return empty_layers(self.context)
+
+    def state(self) -> State:
+        """What is held, and from where and for which length of context decoding has rotated it."""
+        held = super().state()
+        return State({**held.values, "origin": self.origin, "rotated_for": self._rotated_for}, held.tensors)
+
+    def load_state(self, state: State) -> None:
+        """Hold what a store of the same policy held.  Raises ValueError where that was of another model."""
+        super().load_state(state)
+        self.origin, self._rotated_for = state.value("origin", int), state.value("rotated_for", int)
 
     def bands(self, read: int) -> list[BandedLayer]:
         """What is held, as it is."""

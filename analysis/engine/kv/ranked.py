@@ -37,6 +37,10 @@ class RankedStore(Store):
             begin += count
         return Predicted.joined(parts)
 
+    def empty(self) -> list[RankedLayer]:
+        """Layers that hold nothing yet."""
+        return [RankedLayer.empty(self.context.model, layer) for layer in range(self.context.model.layers)]
+
     def room(self, begin: int) -> int:
         """Tokens from `begin` up to and with the one after which a slot is evicted, or other frequencies are taken."""
         model = self.context.model
@@ -58,7 +62,7 @@ class RankedStore(Store):
     def forward(self, begin: int, count: int) -> Passed:
         """Read the `count` tokens from text position `begin` on, no more than there is room for."""
         context, policy, model = self.context, self.policy, self.context.model
-        self.layers = self.layers or [RankedLayer.empty(model, layer) for layer in range(model.layers)]
+        self.layers = self.layers or self.empty()
         before = self._mean_held
         length = model.regime(self._length_of(begin))
         capture = context.history > 0

@@ -9,6 +9,7 @@ from ..attention.banded import BandedPass
 from ..context import SharedContext
 from ..history import QKChunk
 from ..layers.banded import BandedLayer
+from ..state import State
 from .banded import BandedStore, empty_layers
 from .store import Passed, Predicted, Store, negative_log_likelihood, stacked
 
@@ -93,6 +94,16 @@ class RecomputedStore(BandedStore):
             queries, keys = ([x[0] for x in kind] for kind in (one.queries, one.keys))
             self.chunks = [QKChunk(start, end, band, queries, keys, self.interventions, length)]
         return Passed(logits, stacked(one.mass, logits)[..., -1:], np.array([float(len(self.layers[0]))]))
+
+    def state(self) -> State:
+        """What is held, and for which length of context it was encoded."""
+        held = super().state()
+        return State({**held.values, "encoded_for": self._encoded_for or 0}, held.tensors)
+
+    def load_state(self, state: State) -> None:
+        """Hold what a store of the same policy held.  Raises ValueError where that was of another model."""
+        super().load_state(state)
+        self._encoded_for = state.value("encoded_for", int) or None
 
     def _record(self, chunk: QKChunk) -> None:
         self.chunks = [*self.chunks, chunk]

@@ -47,9 +47,12 @@ class SplitStore(Store):
         )
 
     def _begin(self) -> None:
-        if not self.layers:
-            full = full_heads(self.context, self.policy)
-            self.layers = [SplitLayer(*of) for of in zip(empty_layers(self.context), full, strict=True)]
+        self.layers = self.layers or self.empty()
+
+    def empty(self) -> list[SplitLayer]:
+        """Layers that hold nothing yet."""
+        full = full_heads(self.context, self.policy)
+        return [SplitLayer(*of) for of in zip(empty_layers(self.context), full, strict=True)]
 
     @property
     def _parts(self) -> list[list[BandedLayer]]:

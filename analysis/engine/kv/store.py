@@ -25,6 +25,7 @@ from ..layers.banded import BandedLayer
 from ..layers.ranked import RankedLayer
 from ..layers.slots import Held, prefix_of
 from ..layers.split import SplitLayer
+from ..state import State
 
 ROWS = 64
 """Rows of logits that become probabilities at a time: a whole chunk's would not stay in the processor's cache."""
@@ -73,6 +74,14 @@ class Layer(Protocol):
 
     def copy(self) -> "Layer":
         """The same tokens held, free to go another way."""
+        ...
+
+    def state(self) -> State:
+        """What is held, to go on from there in another process."""
+        ...
+
+    def loaded(self, state: State) -> "Layer":
+        """A layer like this one that holds what a state says.  Raises ValueError where that is of another model."""
         ...
 
 
@@ -177,6 +186,21 @@ class Store(ABC):
         twin = copy.copy(self)
         twin.layers = [layer.copy() for layer in self.layers]
         return twin
+
+    @abstractmethod
+    def empty(self) -> Sequence[Layer]:
+        """Layers that hold nothing yet."""
+
+    def state(self) -> State:
+        """What is held, to go on from there in another process; what was kept for maps is left out."""
+        return State.of({str(i): layer.state() for i, layer in enumerate(self.layers)}, layers=len(self.layers))
+
+    def load_state(self, state: State) -> None:
+        """Hold what a store of the same policy held.  Raises ValueError where that was of another model."""
+        layers = list(self.empty()) if state.value("layers", int) else []
+        if len(layers) != (count := state.value("layers", int)):
+            raise ValueError(f"this state has {count} layers, and the model {len(layers)}: it is of another model")
+        self.layers = [layer.loaded(state.part(str(i))) for i, layer in enumerate(layers)]
 
     @property
     def nbytes(self) -> int:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...families.rotary import Adapted
+from ..state import State
 from .slots import Slots, Span
 
 
@@ -31,6 +32,29 @@ class BandedLayer:
     def empty(cls, model: Adapted, layer: int, first: int = 0) -> "BandedLayer":
         """What a layer of a model holds before it has read anything; `first`: the text position of what comes."""
         return cls(torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.homes[layer]), first)
+
+    def state(self) -> State:
+        """What it holds, rotated keys too: a token that was decoded was rotated by a product of its own."""
+        tensors = {"sink_keys": self.sink_keys, "sink_values": self.sink_values}
+        windows = {"keys": self.keys.window(), "values": self.values.window()}
+        if len(self.rotated):
+            windows["rotated"] = self.rotated.window()
+        if self.rotated_sinks is not None:
+            tensors["rotated_sinks"] = self.rotated_sinks
+        return State({"first": self.first, "rotated_first": self.rotated.first}, {**tensors, **windows})
+
+    def loaded(self, state: State) -> "BandedLayer":
+        """A layer like this one that holds what a state says.  Raises ValueError where that is of another model."""
+        like, first = self.sink_keys, state.value("first", int)
+        kind = (like, (like.shape[0], None, like.shape[2]), like.dtype)
+        layer = BandedLayer(like[:, :0], first)
+        layer.pin(state.tensor("sink_keys", *kind), state.tensor("sink_values", *kind))
+        keys, values = state.tensor("keys", *kind), state.tensor("values", *kind)
+        layer.keys, layer.values = Slots.of(keys, first), Slots.of(values, first)
+        rotated = state.get("rotated", *kind[:2])
+        layer.rotated = Slots.of(keys[:, :0] if rotated is None else rotated, state.value("rotated_first", int))
+        layer.rotated_sinks = state.get("rotated_sinks", *kind[:2])
+        return layer
 
     def __len__(self) -> int:
         return self.sink_keys.shape[1] + len(self.keys)

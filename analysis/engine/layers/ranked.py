@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 from ...families.rotary import Adapted
 from ...policies.ranked import LayerState, Ranked
+from ..state import State
 from .banded import BandedLayer
+
+WORK = "accumulated_attention", "recent_attention", "rotated"
+"""What a layer knows of its slots besides keys, values and positions, where there is any."""
 
 
 class Evicted(NamedTuple):
@@ -84,6 +88,22 @@ class RankedLayer:
         """What a layer of a model holds before it has read anything."""
         like = torch.empty(model.kv_heads, 0, model.head_dim, dtype=model.dtype, device=model.homes[layer])
         return cls(like, like, like[..., 0].long())
+
+    def state(self) -> State:
+        """What it holds, and what was observed of it."""
+        named = {name: getattr(self, name) for name in ("keys", "values", "positions", *WORK)}
+        return State({"length": self.length}, {name: t for name, t in named.items() if t is not None})
+
+    def loaded(self, state: State) -> "RankedLayer":
+        """A layer like this one that holds what a state says.  Raises ValueError where that is of another model."""
+        like = self.keys
+        keys = state.tensor("keys", like, (like.shape[0], None, like.shape[2]), like.dtype)
+        values = state.tensor("values", like, tuple(keys.shape), like.dtype)
+        heads, slots, _ = keys.shape
+        positions = state.tensor("positions", like, (heads, slots), torch.int64)
+        shapes = (heads, slots), (heads, None, slots), tuple(keys.shape)
+        work = (state.get(name, like, shape) for name, shape in zip(WORK, shapes, strict=True))
+        return RankedLayer(keys, values, positions, *work, length=state.value("length", int))
 
     @classmethod
     def of(cls, layer: BandedLayer, read: int) -> "RankedLayer":

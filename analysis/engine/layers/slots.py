@@ -47,6 +47,13 @@ class Slots:
         data, start, stop, first = self._held
         return data.narrow(1, start, stop - start), first
 
+    @classmethod
+    def of(cls, tokens: Float[Tensor, "kv_heads tokens dim"], first: int) -> "Slots":
+        """A window of these tokens, the first of which stands at text position `first`."""
+        slots = cls(tokens, first)
+        slots.append(tokens)
+        return slots
+
     def window(self) -> "Window":
         """The tokens held now, and whose they are."""
         tensor, first = self.placed()

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..state import State
 from .banded import BandedLayer
 from .slots import Span
 
@@ -21,6 +22,18 @@ class SplitLayer:
         self.names = list(full), others
         self.heads = tuple(torch.tensor(own, dtype=torch.int64, device=layer.sink_keys.device) for own in self.names)
         self.parts = tuple(layer.of_heads(own) for own in self.heads)
+
+    def state(self) -> State:
+        """What its parts hold, and which heads they have."""
+        return State.of({str(i): part.state() for i, part in enumerate(self.parts)}, full=self.names[0])
+
+    def loaded(self, state: State) -> "SplitLayer":
+        """A layer like this one that holds what a state says.  Raises ValueError where that is of other heads."""
+        if (full := state.value("full", list)) != self.names[0]:
+            raise ValueError(f"KV heads {full} keep everything in this state, and here it is {self.names[0]}")
+        twin = copy.copy(self)
+        twin.parts = tuple(part.loaded(state.part(str(i))) for i, part in enumerate(self.parts))
+        return twin
 
     def held(self, read: int) -> list[Span]:
         """What its heads hold when `read` tokens have been read: nothing is said of a part that has none."""
