@@ -64,13 +64,21 @@ class Folder:
         Raises ValueError where the disk does not take it; the run then ends with the step before.
         """
         with _undisturbed():
-            try:
-                self._append(step)
-            except OSError as e:
-                raise files.unwritten(self.path, e) from e
+            seconds = time.perf_counter() - self.run.began
+            self.write(step, seconds)
+            self.run.append(step, seconds)
 
-    def _append(self, step: "Step") -> None:
-        seconds = time.perf_counter() - self.run.began
+    def write(self, step: "Step", seconds: float) -> None:
+        """Put a step on disk that the run takes in elsewhere, `seconds` after it began.
+
+        Raises ValueError where the disk does not take it.
+        """
+        try:
+            self._write(step, seconds)
+        except OSError as e:
+            raise files.unwritten(self.path, e) from e
+
+    def _write(self, step: "Step", seconds: float) -> None:
         chunk = Track()
         chunk.append(step, seconds)
         if "heads" not in self._about:
@@ -81,12 +89,15 @@ class Folder:
         self._sinks.write_batch(sink_rows(step.lane, chunk))
         for file in self._files:
             file.flush()
-        self.run.tracks[step.lane].append(step, seconds)
 
     def event(self, what: str, **more: Any) -> None:
         """Note an event, in the run and on disk.  Raises ValueError where the disk does not take it."""
+        self.write_event(self.run.event(what, **more))
+
+    def write_event(self, entry: dict[str, Any]) -> None:
+        """Put an event of the run on disk.  Raises ValueError where the disk does not take it."""
         try:
-            self._events.write(json.dumps(self.run.event(what, **more)) + "\n")
+            self._events.write(json.dumps(entry) + "\n")
             self._events.flush()
         except OSError as e:
             raise files.unwritten(self.path, e) from e
@@ -106,6 +117,19 @@ class Folder:
                 self._files[-1].flush()
             except OSError as e:
                 raise files.unwritten(self.path, e) from e
+
+    def know(self, *, weights_sha256: str) -> None:
+        """Write down the digest of the weights, which may take longer than the beginning of a run.
+
+        Raises ValueError where the disk does not take it.
+        """
+        self._about["weights_sha256"] = weights_sha256
+        self._write_about(RUNNING)
+
+    @property
+    def weights_sha256(self) -> str:
+        """The digest of the weights; empty before it is known."""
+        return str(self._about["weights_sha256"])
 
     def finish(self, status: str) -> None:
         """Put the tables that grew into tokens.parquet and sinks.npz; status: finished, interrupted or failed.

@@ -95,6 +95,11 @@ def load(path: Path) -> Run:
     if os.path.exists(path / "events.jsonl"):
         run.events = _events(path / "events.jsonl", len(run.tracks))
     _take_in_pieces(run, path / "pieces.arrow")
+    if run.kind == "chat":
+        for pieces, track in zip(run.pieces, run.tracks, strict=True):
+            if count := len(track.nll):
+                # Of an answer that was given again, and is shorter now.
+                del pieces[count + 1 :]
     return run
 
 
@@ -178,7 +183,7 @@ def _finished(path: Path, lanes: int) -> tuple[pa.Table, Sinks]:
         except Exception as e:
             # Whatever Arrow says of foreign bytes is of its insides.
             raise ValueError(f"{file} is not a table that can be read: it is cut short, or damaged") from e
-    table = _checked(table, file, lanes)
+    table = _in_order(_checked(table, file, lanes))
     spans, masses = Kind("iu", (None, 2)), Kind("f", (None, None, None))
     kinds = {f"{name}_{lane}": kind for lane in range(lanes) for name, kind in (("span", spans), ("mass", masses))}
     held = files.arrays(path / "sinks.npz", kinds, some=True)
@@ -196,7 +201,7 @@ def _finished(path: Path, lanes: int) -> tuple[pa.Table, Sinks]:
 
 
 def _checked(table: pa.Table, path: Path, lanes: int) -> pa.Table:
-    """A table of tokens in order, where it is one."""
+    """A table of tokens, where it is one."""
     schema = table.schema.remove_metadata()
     if schema not in (TOKENS, TOKENS.append(ROLE)):
         missing = [f.name for f in TOKENS if f not in list(schema)]
@@ -207,24 +212,38 @@ def _checked(table: pa.Table, path: Path, lanes: int) -> pa.Table:
             raise ValueError(f"{path} has rows without {name}: it is damaged")
     if len(table) and not set(table["lane"].unique().to_pylist()) <= set(range(lanes)):
         raise ValueError(f"{path} has lanes that its run.json does not name: the two are of different runs")
-    return _in_order(table)
+    return table
 
 
 def _growing(path: Path, heads: tuple[int, int] | None, lanes: int) -> tuple[pa.Table, Sinks]:
     """The tables of a folder that was not finished: tokens in order, and spans and sink masses of each lane."""
     table = _checked(read_stream(path / "tokens.arrow", TOKENS), path / "tokens.arrow", lanes)
+    table = _in_order(_newest(table, "position"))
     file = path / "sinks.arrow"
     grown = read_stream(file, SINKS)
     if grown.schema.remove_metadata() != SINKS:
         raise ValueError(f"{file} is not the table of sink masses of a run: it has other columns")
     sinks: Sinks = {}
-    for row in grown.to_pylist():
+    for row in _newest(grown, "start").to_pylist():
         if None in row.values() or heads is None or len(row["sink_mass"]) != heads[0] * heads[1]:
             raise ValueError(f"{file} does not fit run.json: it is damaged, or of another run")
         spans, mass = sinks.setdefault(row["lane"], ([], []))
         spans.append((row["start"], row["stop"]))
         mass.append(np.array(row["sink_mass"], np.float32).reshape(heads))
     return _ending_alike(table, sinks)
+
+
+def _newest(table: pa.Table, place: str) -> pa.Table:
+    """The rows that no later row of their lane takes the place of: an answer that is given again begins where the one
+    before it did."""
+    if table["lane"].null_count or table[place].null_count:
+        return table
+    lanes, at, kept = table["lane"].to_numpy(), table[place].to_numpy(), np.ones(len(table), bool)
+    for lane in np.unique(lanes):
+        rows = np.flatnonzero(lanes == lane)
+        later = np.minimum.accumulate(at[rows][::-1])[::-1]
+        kept[rows[:-1]] = at[rows][:-1] < later[1:]
+    return table if kept.all() else table.filter(pa.array(kept))
 
 
 def _ending_alike(table: pa.Table, sinks: Sinks) -> tuple[pa.Table, Sinks]:

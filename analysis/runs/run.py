@@ -83,6 +83,17 @@ class Track:
             setattr(twin, name, copy.copy(known))
         return twin
 
+    def truncate(self, position: int) -> None:
+        """Forget what was learned of tokens at `position` and behind it, where a chunk begins."""
+        count = position - 1
+        for column in (self.nll, self.cache_tokens, self.cache_bytes, self.seconds, self.compute, self.token_ids):
+            column.truncate(count)
+        self.roles.truncate(count)
+        self.sums.truncate(count + 1)
+        kept = sum(stop <= position for _, stop in self.spans)
+        del self.spans[kept:], self.sink_mass[kept:]
+        self.policies = [(at, policy) for at, policy in self.policies if at < position]
+
     def append(self, step: "Step", seconds: float) -> None:
         """Take in a step that ended `seconds` after the run began."""
         spent = spent_on(step)
@@ -141,9 +152,17 @@ class Run:
                 raise ValueError(f"texts of tokens begin at {start:,}, and those before {len(known):,} are known")
             known[start : start + len(pieces)] = pieces
 
-    def append(self, step: "Step") -> None:
-        """Take in a step that has just been made."""
-        self.tracks[step.lane].append(step, time.perf_counter() - self.began)
+    def append(self, step: "Step", seconds: float | None = None) -> float:
+        """Take in a step that has just been made; one that is made again takes the place of all from there on.
+
+        `seconds`: when that was, since the run began; None: now.  Returns it.
+        """
+        seconds = time.perf_counter() - self.began if seconds is None else seconds
+        track = self.tracks[step.lane]
+        if step.start <= len(track.nll):
+            track.truncate(step.start)
+        track.append(step, seconds)
+        return seconds
 
     def event(self, what: str, *, lane: int | None = None, position: int | None = None, **more: Any) -> dict[str, Any]:
         """Note that something happened: a switch, a pause, a warning."""

@@ -15,7 +15,8 @@ from analysis.runs.codec import assemble
 from analysis.runs.run import ROLES
 from analysis.runs.screen import SINK_TOKENS, about, card
 
-from ..jobs.chat import RECENT, ChatJob, ChatLaneSnapshot, TokenCosts
+from ..jobs.chat import ChatJob, ChatLaneSnapshot
+from ..jobs.token_costs import RECENT, TokenCosts
 from ..view import ChatView
 from .lanes import SCHEMA, faces
 
@@ -51,7 +52,7 @@ class ChatSender:
         # Once: it is replaced whenever something is said.
         lanes_shown = talk.snapshot
         if not lanes_shown:
-            return self._empty([parse(p) for p in talk.spec.policies], view, talk.note, talk.status, talk.id)
+            return self._empty([parse(p) for p in talk.spec.policies], view, talk.said, talk.status, talk.id)
         since = [s.switches[-1].position if s.switches else 0 for s in lanes_shown]
         named = faces([s.policy for s in lanes_shown], colours([parse(p) for p in talk.spec.policies]), since)
         lanes = [
@@ -67,7 +68,7 @@ class ChatSender:
                 shown = {"lane": view.token[0], "token": row.token, "layer": row.layer, "head": row.head}
                 arrays["row_places"], arrays["row_weights"] = row.positions, row.weights
         return assemble(
-            self._head(talk.id, talk.status, talk.note or lesson, view)
+            self._head(talk.id, talk.status, talk.said or lesson, view)
             | {
                 "published": talk.published,
                 "epoch": talk.epoch,

@@ -55,7 +55,7 @@ class ReadingSender:
         begun = [parse(p) for p in run.spec.policies]
         since = [t.policies[-1][0] if t.policies else 0 for t in self._seen.tracks]
         lanes = faces(policies, colours(begun), since)
-        header = self._header(view, run.status, run.note, run.pace) | {
+        header = self._header(view, run.status, run.said, run.pace) | {
             "published": run.published,
             "run": run.id,
             **self._progress(run),

@@ -73,7 +73,7 @@ class AblationJob(TextJob):
         ids = self._tokenize(self.text, model).ids
         layers = range(model.layers) if self.layer is None else [self.layer]
         heads = [(layer, head) for layer in layers for head in range(model.heads)]
-        self._take_in(model)
+        self._use(model)
         self._found = AblationSnapshot(total=len(heads))
         self._set("running")
         began = time.monotonic()

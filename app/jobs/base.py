@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import closing
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from analysis import texts
@@ -17,6 +18,7 @@ from analysis.runs.facts import ModelFacts
 from analysis.runs.spec import Spec
 
 from .. import address
+from .kept import Keeper
 from .loading import Models
 
 if TYPE_CHECKING:
@@ -26,8 +28,8 @@ PAUSE_AFTER = 10.0
 """Seconds without a renewed lease after which a job pauses."""
 HISTORY = 1024
 """Newest tokens whose queries and keys are kept for maps."""
-ENDED = ("finished", "stopped", "failed")
-"""Statuses of a job that is over."""
+ENDED = {"finished": "finished", "stopped": "interrupted", "failed": "failed"}
+"""Statuses of a job that is over, and what its folder says then."""
 
 
 class Tab(Protocol):
@@ -55,12 +57,15 @@ class Job:
     """What a job of this kind is called on a page that did not start it."""
 
     def __init__(self, models: Models) -> None:
-        self.id = secrets.token_urlsafe(6)
+        # Also the name of its folder in the library, where they stand in the order in which they began.
+        self.id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
         self.status, self.note = "loading", ""
         self.snapshot: Any = None
         self.version, self.published = 0, time.time()
         self.renewed = time.monotonic()
         """When the lease was last renewed."""
+        self.kept: Keeper[Any] = Keeper(self.id)
+        """What of the job lies in the library."""
         self._models, self._requested = models, "running"
         self._wake, self._changed = threading.Condition(), threading.Condition()
         self._tabs = set[Tab]()
@@ -151,7 +156,14 @@ class Job:
             self.published = time.time()
             self._changed.notify_all()
 
+    @property
+    def said(self) -> str:
+        """The note, and why the job is kept in memory only, where it is."""
+        return " ".join(filter(None, (self.note, self.kept.problem)))
+
     def _set(self, status: str, note: str = "") -> None:
+        if status in ENDED:
+            self.kept.finish(ENDED[status])
         self.status = status
         self.tell(note)
 
@@ -238,7 +250,7 @@ class TextJob(Job):
         """The model that the spec names."""
         return self._models.get(self.spec, self._loading)
 
-    def _take_in(self, model: "LanguageModel") -> None:
+    def _use(self, model: "LanguageModel") -> None:
         """Work with this model, and let pages say what it is."""
         self.model, self.facts = model, ModelFacts.of(model)
 

@@ -53,7 +53,7 @@ class CaptureJob(TextJob):
                 raise ValueError(f"{place} is not empty and holds no stretch: name a new folder")
             model = self._load()
             stretch = yield from self._capture(model)
-        self._take_in(model)
+        self._use(model)
         self.pieces = texts.token_texts(model.tokenizer, stretch.token_ids)
         self.read = self.total = stretch.tokens
         begins, as_text = texts.begins(model.tokenizer, stretch.token_ids), stretch.about.get("as_text", ())

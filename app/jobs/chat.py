@@ -1,8 +1,6 @@
 """Chat: every lane answers the same prompts, token by token in turns; a person or a script writes them."""
 
-import copy
 import queue
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,20 +9,18 @@ from numpy.typing import NDArray
 
 from analysis.chat.conversation import CHUNK, Conversation, Switch
 from analysis.chat.partner import Partner
-from analysis.engine.step import Step
 from analysis.errors import error_message, log
 from analysis.maps.recent import HeadRow, head_row
 from analysis.policies import Policy, parse
-from analysis.runs.run import Column
 from analysis.runs.spec import Spec
 from analysis.texts import Tokenized
 
 from .base import HISTORY, TextJob
 from .loading import Models
+from .token_costs import TokenCosts
+from .transcript import Transcript
 
 MAX_LANES = 3
-RECENT = 16
-"""Tokens of an answer over which the sink grid and the time per token are a mean."""
 TAIL = 1500
 """Newest tokens of a conversation on screen."""
 FIRST_TOKENS = 4
@@ -57,10 +53,10 @@ class ChatLaneSnapshot:
     switches: tuple[Switch, ...]
     busy: bool
     speaking: bool
-    costs: "TokenCosts"
+    costs: TokenCosts
 
 
-def snapshot_of(lane: Conversation, costs: "TokenCosts") -> ChatLaneSnapshot:
+def snapshot_of(lane: Conversation, costs: TokenCosts) -> ChatLaneSnapshot:
     """What there is to see of a lane just now."""
     pieces = lane.pieces()
     start = max(0, len(pieces) - TAIL)
@@ -87,38 +83,6 @@ def snapshot_of(lane: Conversation, costs: "TokenCosts") -> ChatLaneSnapshot:
     )
 
 
-class TokenCosts:
-    """What each token of a lane's answers cost: position, seconds, cache bytes, each [tokens]."""
-
-    def __init__(self) -> None:
-        self.positions, self.seconds, self.bytes = Column(np.int64), Column(np.float64), Column(np.int64)
-        self.grids: deque[NDArray[np.float32]] = deque(maxlen=RECENT)
-        self.cached_tokens, self.cached_bytes = 0, 0
-
-    def snapshot(self) -> "TokenCosts":
-        """A copy that nothing that comes later changes."""
-        twin = copy.copy(self)
-        for name, known in vars(self).items():
-            setattr(twin, name, copy.copy(known))
-        return twin
-
-    def truncate(self, tokens: int) -> None:
-        """Forget what comes after the first tokens."""
-        count = int(np.searchsorted(self.positions.view(), tokens))
-        for column in (self.positions, self.seconds, self.bytes):
-            column.truncate(count)
-
-    def append(self, step: Step) -> None:
-        """Take in one step of the lane."""
-        self.grids.append(step.sink_mass.mean(-1, dtype=np.float32))
-        self.cached_tokens, self.cached_bytes = int(step.cache_tokens[-1]), int(step.cache_bytes[-1])
-        # A prompt is read as a whole: its time per token says nothing about an answer's.
-        if len(step.nll) == 1:
-            self.positions.append(np.array([step.start]))
-            self.seconds.append(np.array([step.seconds]))
-            self.bytes.append(step.cache_bytes)
-
-
 class ChatJob(TextJob):
     """Conversations under several policies: they wait for prompts, and answer them.
 
@@ -128,11 +92,12 @@ class ChatJob(TextJob):
     noun = "conversation"
     snapshot: tuple[ChatLaneSnapshot, ...]
 
-    def __init__(self, spec: Spec, models: Models, script: list[str] | None = None) -> None:
+    def __init__(self, spec: Spec, models: Models, script: list[str] | None = None, script_sha256: str = "") -> None:
         if len(spec.policies) > MAX_LANES:
             raise ValueError(f"at most {MAX_LANES} lanes talk at a time, not {len(spec.policies)}: take some out")
         assert spec.sampling is not None
         super().__init__(spec, models)
+        self.kept = self.transcript = Transcript(self.id, spec)
         self.sampling = spec.sampling
         """How answers are chosen."""
         self.lanes: list[Conversation] = []
@@ -142,7 +107,7 @@ class ChatJob(TextJob):
         """What to know of this run as long as it lives."""
         self.pending: list[str] = list(script or [])
         """Prompts of the script that have not been said."""
-        self.scripted = len(self.pending)
+        self.scripted, self._script_sha256 = len(self.pending), script_sha256
         self.playing = bool(self.pending)
         self.epoch = 0
         """Grows when tokens of the conversation are taken back."""
@@ -251,11 +216,14 @@ class ChatJob(TextJob):
         ]
         for lane in lanes:
             lane.trace()
-        self._take_in(model)
+        self._use(model)
         self.lanes = lanes
+        self.transcript.open_for(partner, text_sha256=self._script_sha256)
         packed = f"The weights are packed ({self.spec.arithmetic}): answers may differ from the model's own."
         changed = partner.template.note or partner.template.caution
         self.caution = " ".join(filter(None, [packed if model.packed != "model" else "", changed]))
+        if changed:
+            self.transcript.note("warning", text=changed)
         self._set("waiting")
         while self._requested != "freed":
             while not self._requests.empty():
@@ -269,6 +237,9 @@ class ChatJob(TextJob):
                 continue
             if lane is not None:
                 self._step(lane)
+        for lane in self.lanes:
+            if lane.busy:
+                self.transcript.turn(lane)
 
     def _carry_out(self, request: Callable[[], None]) -> None:
         """Carry out a request; where it fails, all goes on as before."""
@@ -292,10 +263,12 @@ class ChatJob(TextJob):
         try:
             if (step := lane.step(min(self.spec.chunk, CHUNK))) is not None:
                 costs.append(step)
+                self.transcript.take_in(lane, step)
         except Exception as e:
             # Whatever failed, the other lanes go on.
             costs.truncate(lane.lane.position)
             self._tell_of(e, f"{lane.policy.label} says no more. ")
+            self.transcript.turn(lane)
         if not self._busy:
             self._set("waiting" if self.playing or not self.pending else "paused", self.note)
         elif lane.turns[-1].begin is not None or lane.unread:
@@ -326,17 +299,22 @@ class ChatJob(TextJob):
             return
         # The newest token had no row yet, and may have one soon.
         self._row = None
-        self._set("answering", self.lanes[0].turns[-1].note)
+        if note := self.lanes[0].turns[-1].note:
+            self.transcript.note("warning", text=note)
+        self._set("answering", note)
 
     def _stop(self) -> None:
         self.playing = False
-        for lane in self.lanes:
-            lane.stop()
+        self._end_answers()
         self._set("paused" if self.pending else "waiting")
 
-    def _skip(self) -> None:
-        for lane in self.lanes:
+    def _end_answers(self) -> None:
+        for lane in [lane for lane in self.lanes if lane.busy]:
             lane.stop()
+            self.transcript.turn(lane)
+
+    def _skip(self) -> None:
+        self._end_answers()
         self.playing = bool(self.pending)
         self._set("waiting")
 
@@ -357,6 +335,7 @@ class ChatJob(TextJob):
                 continue
             given += 1
             self.costs[lane.lane.index].truncate(len(lane.tokens))
+            self.transcript.note("again", lane=lane.lane.index, position=lane.turns[-1].begin)
         if not given:
             self.tell("There is no finished answer to give again.")
             return
@@ -367,7 +346,9 @@ class ChatJob(TextJob):
     def _switch(self, index: int, policy: Policy, pin: bool) -> None:
         lane = self.lanes[index]
         lane.switch(policy, pin=pin)
-        self.tell(f"{lane.switches[-1].label}, from the next token on.")
+        switch = lane.switches[-1]
+        self.transcript.note("switch", lane=index, position=switch.position, policy=str(policy), how=switch.how)
+        self.tell(f"{switch.label}, from the next token on.")
 
     def _draw_row(self) -> None:
         wanted = self._row_requested

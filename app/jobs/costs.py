@@ -84,7 +84,7 @@ class CostsJob(TextJob):
         model = self._load()
         ids = self._tokenize(self.text, model).ids
         self._lanes = [CountedLane(model, ids, policy) for policy in self.spec.policies]
-        self._take_in(model)
+        self._use(model)
         self._set("running")
         for reading in range(READINGS):
             self._reading = reading + 1

@@ -4,6 +4,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -92,6 +93,9 @@ class Models:
             self._keep(key, model)
             del self._coming[key]
         coming.future.set_result(model)
+        # Folders of runs say it; whoever waits for the model need not wait for this.
+        with suppress(OSError):
+            _ = model.sha256
 
     def _make_room(self) -> None:
         """Drop models before a new one is in memory; called once it is known that there is such a model."""

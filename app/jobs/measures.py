@@ -29,7 +29,7 @@ class MeasuresJob(TextJob):
         model = self._load()
         self.tokenized = samples_of_text(self.text, model.tokenizer, self.spec, self.samples)
         apart = separators_of(model.tokenizer, model.vocabulary)
-        self._take_in(model)
+        self._use(model)
         self._set("running")
         for part in measure(model, self.tokenized.ids, first=self.first, separators=apart):
             self.measured = part if self.measured is None else joined([self.measured, part])

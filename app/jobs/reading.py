@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis import texts
 from analysis.errors import error_message, log, out_of_memory
@@ -14,6 +14,7 @@ from analysis.runs.run import Run, Track
 from analysis.runs.spec import Spec
 
 from .base import ENDED, HISTORY, TextJob
+from .kept import RunKeeper
 from .loading import Models
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class ReadingJob(TextJob):
             raise ValueError(f"at most {MAX_LANES} lanes read at a time, not {len(spec.policies)}: take some out")
         super().__init__(spec, models)
         self.text, self.run = text, Run(spec)
+        self.kept = self.record = RunKeeper(self.id)
         self.lanes: list[Lane] = []
         self.pieces: list[str] = []
         """The text of each token."""
@@ -146,7 +148,7 @@ class ReadingJob(TextJob):
 
     def _set(self, status: str, note: str = "") -> None:
         if status != self.status:
-            self.run.event(status)
+            self._event(status)
         super()._set(status, note)
 
     def _run(self) -> None:
@@ -163,11 +165,21 @@ class ReadingJob(TextJob):
         self.run.first_token = int(ids[0])
         self.run.begins, self.run.as_text = read.begins, read.as_text
         self.pieces = texts.token_texts(model.tokenizer, ids)
-        self._take_in(model)
+        self.run.take_pieces(-1, 0, self.pieces)
+        self._use(model)
         self.run.model, self.lanes = self.facts, lanes
         cautions = [c for lane in lanes for c in lane.policy.cautions(len(ids), model.trained_length)]
+        self.record.begin(self.run, model, text_sha256=self.text.sha256, tokens=len(ids))
+        self.record.pieces(-1, 0, self.pieces)
+        for lane in lanes:
+            for caution in lane.policy.cautions(len(ids), model.trained_length):
+                self._event("warning", lane=lane.index, text=caution)
         said = ". ".join(cautions) + "." if cautions else ""
         self._set("running", " ".join(filter(None, (self.text_note, said))))
+
+    def _event(self, what: str, **more: Any) -> None:
+        """Note an event in the run, and on disk."""
+        self.record.event(self.run.event(what, **more))
 
     def _read(self) -> None:
         from analysis.engine.stream import next_lane
@@ -198,7 +210,7 @@ class ReadingJob(TextJob):
             if step is None:
                 continue
             self.reading_seconds += time.perf_counter() - began
-            self.run.append(step)
+            self.record.step(step, self.run.append(step))
             self._publish()
 
     def _try(self, lane: "Lane", upto: int | None) -> "Step | None":
@@ -210,6 +222,7 @@ class ReadingJob(TextJob):
             # Whatever failed, the other lanes read on.
             lane.restore(before)
             self.halted[lane.index] = e
+            self._event("failed", lane=lane.index, position=lane.position)
             log(e, f"job {self.id}")
             self.tell(f"{lane.policy.label} stands still{self._why(lane, e)} What was read is kept.")
             return None
@@ -301,7 +314,7 @@ class ReadingJob(TextJob):
                 continue
             self.halted.pop(request.lane, None)
             how = ("sinks pinned again" if request.pin else "without sinks") if missing else ""
-            self.run.event("switch", lane=request.lane, position=lane.position, policy=str(request.policy), how=how)
+            self._event("switch", lane=request.lane, position=lane.position, policy=str(request.policy), how=how)
             self.tell("")
             switched = lane
         return switched

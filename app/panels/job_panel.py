@@ -124,6 +124,8 @@ class JobPanel(Generic[Kind]):
             problem(job.note)
         elif job.status == "stopped" and stopped:
             st.info(stopped)
+        if job.kept.problem:
+            st.caption(plain(job.kept.problem))
 
 
 def redraw(draw: Callable[[], None], busy: Callable[[], bool], every: float) -> None:

@@ -104,14 +104,14 @@ def to_address() -> None:
     readdress(ADDRESS, said)
 
 
-def begin(script: list[str] | None = None) -> None:
-    """A new conversation with what is set; the one that was on screen ends."""
+def begin(script: tuple[list[str], str] | None = None) -> None:
+    """A new conversation with what is set, and a script (prompts and digest); the one that was on screen ends."""
     if PLACE.begin(partial(_prepared, script), partial(begin, script)) is not None:
         view = st.session_state.chat_view
         view.token, view.chosen = None, min(view.chosen, len(st.session_state.chat.lanes) - 1)
 
 
-def _prepared(script: list[str] | None) -> Maker[ChatJob]:
+def _prepared(script: tuple[list[str], str] | None) -> Maker[ChatJob]:
     chosen = st.session_state.chat
     spec = Spec(
         text=chosen.script,
@@ -120,7 +120,7 @@ def _prepared(script: list[str] | None) -> Maker[ChatJob]:
         kv_chunk=chosen.kv_chunk,
         **chosen.model.decided()._asdict(),
     )
-    return partial(ChatJob, spec, script=script)
+    return partial(ChatJob, spec, *(script or ()))
 
 
 def take(name: str) -> None:
@@ -134,7 +134,7 @@ def take(name: str) -> None:
     )
     state.chat_view = ChatView(head=state.chat_view.head)
     state.revision += 1
-    begin(read_script(story.script)[0])
+    begin(read_script(story.script))
 
 
 def lesson(policies: Sequence[str] = ()) -> str:
@@ -145,15 +145,15 @@ def lesson(policies: Sequence[str] = ()) -> str:
     return next((s.lesson for s in stories), "")
 
 
-def the_script() -> list[str]:
-    """The prompts of the chosen script.  Raises ValueError with what to do."""
+def the_script() -> tuple[list[str], str]:
+    """The prompts of the chosen script, and its digest.  Raises ValueError with what to do."""
     chosen = st.session_state.chat
     if chosen.script in scripts():
-        return read_script(chosen.script)[0]
+        return read_script(chosen.script)
     upload = st.session_state.get("chat_upload")
     if upload is None:
         raise ValueError("choose a script to upload first, or another one")
-    return script_from_bytes(upload.getvalue(), upload.name)[0]
+    return script_from_bytes(upload.getvalue(), upload.name)
 
 
 def sidebar() -> None:
@@ -276,11 +276,11 @@ def pressed() -> None:
         if what == "new":
             begin()
         elif what == "play" and (talk is None or not talk.pending):
-            prompts = the_script()
+            script = the_script()
             if talk is None:
-                begin(prompts)
+                begin(script)
             else:
-                talk.play(prompts)
+                talk.play(script[0])
         elif talk is not None:
             {
                 "stop": talk.stop,

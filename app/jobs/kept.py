@@ -1,0 +1,123 @@
+"""What a job keeps in the library: it is written as the job goes, and where the disk takes no more the job goes on.
+
+Only the job's own thread calls this.  Nothing in here ends a job.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from analysis import files
+from analysis.errors import log, mendable
+
+if TYPE_CHECKING:
+    # The job's thread imports what reads and writes runs: a page is on screen before.
+    from analysis.engine.step import Step
+    from analysis.models.language_model import LanguageModel
+    from analysis.runs.run import Run
+
+
+class Kept(Protocol):
+    """A folder that takes in what a job finds, and is finished once."""
+
+    path: Path
+
+    def finish(self, status: str) -> None:
+        """Write what is left to be written; status: finished, interrupted or failed."""
+        ...
+
+
+Folder = TypeVar("Folder", bound=Kept)
+
+
+class Keeper(Generic[Folder]):
+    """The folder of a job, until it is finished or the disk takes no more; `problem` then says so in a sentence."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.problem = name, ""
+        self.folder: Folder | None = None
+
+    def open(self, make: Callable[[Path], Folder]) -> None:
+        """Begin a folder in the library; `make` is given its path, which bears the id of the job."""
+        from analysis.runs import library
+
+        try:
+            self.folder = make(library.home() / self.name)
+        except Exception as e:
+            self._lose(e)
+
+    def write(self, what: Callable[[Folder], object]) -> None:
+        """Let the folder take in something, if there still is one."""
+        if self.folder is None:
+            return
+        try:
+            what(self.folder)
+        except Exception as e:
+            lost = self.folder
+            self._lose(e)
+            try:
+                # What was written stands there, and says that it is not all.
+                lost.finish("failed")
+            except Exception as more:
+                log(more, f"job {self.name}")
+
+    def finish(self, status: str) -> None:
+        """Finish the folder, if there still is one."""
+        self.write(lambda folder: folder.finish(status))
+        self.folder = None
+
+    def _lose(self, e: Exception) -> None:
+        self.folder = None
+        log(e, f"job {self.name}")
+        if isinstance(e, OSError):
+            e = files.unwritten(Path(self.name), e)
+        # What to do about it is said to who names a folder on a command line.
+        why = str(e).rpartition(": ")[0] if mendable(e) else ""
+        self.problem = f"Kept in memory only: {' '.join(why.split()) or 'it could not be written'}."
+
+
+class RunKeeper(Keeper[Any]):
+    """The folder of a run: of lanes that read, or that talk."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._model: LanguageModel | None = None
+
+    def begin(self, run: "Run", model: "LanguageModel", *, text_sha256: str, tokens: int = 0) -> None:
+        """Begin the folder of a run, which takes in itself what it learns; `tokens`: that each lane will read."""
+        from analysis.runs.folder import Folder
+
+        self._model = model
+        # The digest of large weights takes a while: it is written down when it is there.
+        self.open(lambda path: Folder(path, run, text_sha256=text_sha256, weights_sha256="", tokens=tokens))
+
+    def step(self, step: "Step", seconds: float) -> None:
+        """Write a step that the run has taken in `seconds` after it began."""
+        if self.folder is not None:
+            self._know(wait=False)
+            self.write(lambda folder: folder.write(step, seconds))
+
+    def event(self, entry: dict[str, Any]) -> None:
+        """Write an event of the run."""
+        self.write(lambda folder: folder.write_event(entry))
+
+    def pieces(self, lane: int, start: int, pieces: Sequence[str]) -> None:
+        """Write the texts of a lane's tokens from a position on; lane -1: of all lanes."""
+        self.write(lambda folder: folder.pieces(lane, start, pieces))
+
+    def finish(self, status: str) -> None:
+        """Finish the folder, if there still is one."""
+        self._know(wait=True)
+        super().finish(status)
+        self._model = None
+
+    def _know(self, *, wait: bool) -> None:
+        """Write down the digest of the weights, where it is there or worth waiting for."""
+        if self.folder is None or self._model is None or self.folder.weights_sha256:
+            return
+        if wait or "sha256" in vars(self._model):
+            # Of files that are no longer there the run is still worth keeping.
+            with suppress(OSError):
+                digest = self._model.sha256
+                self.write(lambda folder: folder.know(weights_sha256=digest))

@@ -1,0 +1,45 @@
+"""What each token of a conversation's answers cost, and the newest sink masses."""
+
+import copy
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.engine.step import Step
+from analysis.runs.run import Column
+
+RECENT = 16
+"""Tokens of an answer over which the sink grid and the time per token are a mean."""
+
+
+class TokenCosts:
+    """What each token of a lane's answers cost: position, seconds, cache bytes, each [tokens]."""
+
+    def __init__(self) -> None:
+        self.positions, self.seconds, self.bytes = Column(np.int64), Column(np.float64), Column(np.int64)
+        self.grids: deque[NDArray[np.float32]] = deque(maxlen=RECENT)
+        self.cached_tokens, self.cached_bytes = 0, 0
+
+    def snapshot(self) -> "TokenCosts":
+        """A copy that nothing that comes later changes."""
+        twin = copy.copy(self)
+        for name, known in vars(self).items():
+            setattr(twin, name, copy.copy(known))
+        return twin
+
+    def truncate(self, tokens: int) -> None:
+        """Forget what comes after the first tokens."""
+        count = int(np.searchsorted(self.positions.view(), tokens))
+        for column in (self.positions, self.seconds, self.bytes):
+            column.truncate(count)
+
+    def append(self, step: Step) -> None:
+        """Take in one step of the lane."""
+        self.grids.append(step.sink_mass.mean(-1, dtype=np.float32))
+        self.cached_tokens, self.cached_bytes = int(step.cache_tokens[-1]), int(step.cache_bytes[-1])
+        # A prompt is read as a whole: its time per token says nothing about an answer's.
+        if len(step.nll) == 1:
+            self.positions.append(np.array([step.start]))
+            self.seconds.append(np.array([step.seconds]))
+            self.bytes.append(step.cache_bytes)

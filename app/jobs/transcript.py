@@ -1,0 +1,70 @@
+"""What a conversation keeps in the library: every lane's tokens, how they look, and where answers ended.
+
+What was typed is not written but as tokens and their texts.
+"""
+
+from typing import Any
+
+from analysis.chat.conversation import Conversation, join
+from analysis.chat.partner import Partner
+from analysis.engine.step import Step
+from analysis.runs.facts import ModelFacts
+from analysis.runs.run import Run
+from analysis.runs.spec import Spec
+
+from .kept import RunKeeper
+
+TOGETHER = 32
+"""Tokens of an answer that are written at a time."""
+
+
+class Transcript(RunKeeper):
+    """The run folder of a conversation."""
+
+    def __init__(self, name: str, spec: Spec) -> None:
+        super().__init__(name)
+        self.run = Run(spec)
+        self._unwritten: list[list[Step]] = [[] for _ in spec.policies]
+        """Newest steps of each lane."""
+
+    def open_for(self, partner: Partner, *, text_sha256: str) -> None:
+        """Begin the folder; `text_sha256`: of the script, where there is one."""
+        self.run.model, self.run.begins = ModelFacts.of(partner.model), partner.begins
+        self.begin(self.run, partner.model, text_sha256=text_sha256)
+
+    def take_in(self, lane: Conversation, step: Step) -> None:
+        """Take in what a lane has read or said."""
+        self.write(lambda _: self._take_in(lane, step))
+
+    def _take_in(self, lane: Conversation, step: Step) -> None:
+        index = lane.lane.index
+        if self.run.first_token is None:
+            self.run.first_token, self.run.first_role = int(lane.tokens[0]), int(lane.roles.view()[0])
+        if step.start == lane.turns[-1].begin:
+            # Where the answer is given again, what was kept of it is cut off here.
+            self._write(index)
+        self._unwritten[index].append(step)
+        if len(self._unwritten[index]) >= TOGETHER:
+            self._write(index)
+        if not lane.busy:
+            self._turn(lane)
+
+    def turn(self, lane: Conversation) -> None:
+        """Write the newest turn of a lane, which has ended or goes no further here."""
+        self.write(lambda _: self._turn(lane))
+
+    def _turn(self, lane: Conversation) -> None:
+        index, turn = lane.lane.index, lane.turns[-1]
+        self._write(index)
+        self.pieces(index, turn.asked, lane.pieces()[turn.asked :])
+        self.note("answer", lane=index, position=turn.begin, stop=turn.stop, why=turn.why)
+
+    def note(self, what: str, **more: Any) -> None:
+        """Note an event, such as a switch."""
+        self.event(self.run.event(what, **more))
+
+    def _write(self, index: int) -> None:
+        if steps := self._unwritten[index]:
+            self._unwritten[index] = []
+            joined = join(steps)
+            self.step(joined, self.run.append(joined))
