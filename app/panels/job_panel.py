@@ -3,6 +3,7 @@
 All pages, panels and chapters that start a job use this one class.  Which job it is stands in the session of the tab.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -21,6 +22,8 @@ from . import slots
 Kind = TypeVar("Kind", bound=Job)
 Maker = Callable[[Models], Kind]
 """Makes a job that was not begun yet."""
+SENT = 0.05
+"""Seconds after which what a page drew has been sent to the browser: several times as long as Streamlit waits."""
 
 
 @dataclass(frozen=True)
@@ -141,3 +144,6 @@ def redraw(draw: Callable[[], None], busy: Callable[[], bool], every: float) -> 
             st.rerun()
 
     st.fragment(part, run_every=every if began else None)()
+    # Streamlit forgets what a run of the whole page drew of a part and has not sent, where the part is to run again.
+    # Then the browser takes the part off the page, with an open form and whatever is pressed meanwhile.
+    time.sleep(SENT)

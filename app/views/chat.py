@@ -19,7 +19,7 @@ from app.frames.chat import ChatSender
 from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots
-from app.panels.job_panel import JobPanel, Maker
+from app.panels.job_panel import JobPanel, Maker, redraw
 from app.presets import CHATS
 from app.projection import project
 from app.view import CHAT_PARAMETERS, ChatView
@@ -355,8 +355,8 @@ def draw() -> None:
             talk.wait(talk.version, 0.1)
         frame = state.chat_sender.frame(talk, view, lesson(talk.spec.policies))
     conversation.mount(frame, key="conversation", on_say=said, on_press=pressed, on_pick=picked, on_change=changed)
-    if state.chat_switched != switched(talk) or slots.news():
-        # The list of lanes says so, or all slots are held.
+    if state.chat_switched != switched(talk):
+        # The list of lanes says so.
         st.rerun()
 
 
@@ -364,5 +364,5 @@ open_page()
 sidebar()
 project()
 heading("chat")
-# One pace for ever: to change it the whole page would have to run again, and blink.
-st.fragment(draw, run_every=EVERY)()
+# One pace for ever, since somebody may talk in another tab.
+redraw(draw, lambda: True, every=EVERY)

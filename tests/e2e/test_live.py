@@ -119,6 +119,25 @@ def test_the_whole_story(app, page):
     assert page.strangers == []
 
 
+def test_no_press_is_lost_while_the_page_around_the_board_runs_again(app, page):
+    page.goto(app)
+    page.get_by_text("Recompute 128 / 16").first.wait_for()
+    press_main(page)
+    wait_read(page, 3, 160)
+    page.evaluate("() => { window.__cards = document.querySelector('.sk-cards'); }")
+    lane = page.locator(".sk-card").nth(3)
+    for name, then in (("Drop the sinks", "Window 128 (2)"), ("Bring the sinks back", "Sinks + window 4 + 124")) * 4:
+        lane.get_by_role("button", name="switch ▾").click()
+        lane.get_by_role("button", name=name, exact=True).click()
+        lane.get_by_role("button", name=then).wait_for()
+    now = page.get_by_test_id("stSidebar").get_by_text(re.compile(r"Sinks \+ window 4 \+ 124 from token \d+ on"))
+    now.wait_for()
+    # The board is what it was: a form that a person had opened in it would be open still.
+    assert page.evaluate("window.__cards.isConnected")
+    stop(page)
+    assert page.problems == []
+
+
 def test_zoom_survives_updates_and_modes_are_one_press_away(app, page):
     page.goto(f"{app}/?lane=window:window=32&lane=streaming:sinks=4,window=28")
     page.get_by_text("Window 32").first.wait_for()
