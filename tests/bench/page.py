@@ -176,7 +176,9 @@ def busy() -> None:
             "",
             digits=2,
         )
-        waits, marks = [], "document.querySelector('.sk-plot').layout.shapes.length"
+        # Marks of switches are whole lines; the others come and go with what is shown.
+        marks = "document.querySelector('.sk-plot').layout.shapes.filter((s) => s.line.dash === 'solid').length"
+        waits = []
         for name in ("Drop the sinks", "Bring the sinks back") * size(3, 1):
             lane = page.locator(".sk-card").nth(3)
             lane.get_by_role("button", name="switch ▾").click()
