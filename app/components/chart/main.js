@@ -1,7 +1,7 @@
 // One plotly figure that is drawn again in place: what a person zoomed stays, and nothing jumps.
 
 function makeChart(root, send, redraw) {
-  const node = el("div", { class: "sk-plot sk-chart", role: "img" });
+  const node = el("div", { class: "sk-plot sk-chart" });
   root.replaceChildren(node);
   let plotly = null, text = "", figure = null;
   loadPlotly().then((P) => { plotly = P; redraw(); }, () => say(node, NO_PLOTS));
@@ -20,6 +20,7 @@ function makeChart(root, send, redraw) {
     if (text !== given.figure) figure = JSON.parse(text = given.figure);
     node.style.setProperty("--height", `${given.height}px`);
     node.style.setProperty("--projected", `${given.projected}vh`);
+    node.setAttribute("role", "img");
     node.setAttribute("aria-label", given.alt);
     if (!plotly || !node.clientWidth) return;
     const layout = suited(figure.layout, theme);
