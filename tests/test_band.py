@@ -1,0 +1,137 @@
+"""Laws of a band: what a query reaches, from where it sees it, and how a chunk is cut, against lists of positions."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.engine.attention.band import Band, plan
+from analysis.engine.attention.banded import blocks_of, fold, unfold
+
+from . import naive
+
+POSITIONS = ("cache", "text", "none", "naive")
+BANDS = [
+    Band(sinks, sinks + gap, window, positions)
+    for sinks, gap, window, positions in itertools.product((0, 1, 4), (0, 3), (1, 5, None), POSITIONS)
+    # A place that is the length of the cache is of a window alone.
+    if positions != "naive" or window
+]
+
+
+def window_of(band, t):
+    """The tokens of the window that query t reaches, itself included."""
+    return list(range(max(band.first, 0 if band.window is None else t - band.window), t + 1))
+
+
+def reached(band, t):
+    """All that query t reaches, in the order of the text."""
+    return [*range(min(band.sinks, t + 1)), *window_of(band, t)]
+
+
+def queries(band):
+    return [t for t in range(25) if t < band.sinks or t >= band.first]
+
+
+@pytest.mark.parametrize("band", BANDS, ids=str)
+def test_a_query_reaches_the_sinks_and_its_window(band):
+    sees = band.sees(torch.tensor(queries(band)), torch.arange(25))
+    for t, row in zip(queries(band), sees, strict=True):
+        held = {*range(band.sinks), *range(band.first, 25)}
+        assert [k for k in range(25) if row[k] and k in held] == reached(band, t)
+
+
+@pytest.mark.parametrize("band", BANDS, ids=str)
+def test_places_are_counted_as_the_policy_says(band):
+    at_sinks = band.at_sinks(torch.device("cpu")).tolist()
+    for t in queries(band):
+        slot, keys = band.slot_of(t), reached(band, t)
+        assert slot == band.slot(torch.tensor(t))
+        counted = min(t, band.sinks + (band.window or 0))
+        for sink in range(min(band.sinks, t + 1)):
+            by_slot = keys.index(t) - keys.index(sink)
+            wanted = {"cache": by_slot, "text": t - sink, "none": 0, "naive": counted - sink}[band.positions]
+            assert slot - at_sinks[sink] == wanted
+        for origin in (0, 7):
+            query, key = (int(band.in_window(torch.tensor(x), origin)) for x in (t, max(t - 1, 0)))
+            naively = counted - min(max(t - 1, 0), band.sinks + (band.window or 0))
+            assert query - key == (naively if band.positions == "naive" else min(t, 1))
+            assert band.positions == "naive" or query == t - origin
+        length = {"cache": len(keys), "text": t + 1, "none": 0, "naive": counted + 1}[band.positions]
+        assert band.length_of(t) == (length if band.sinks and length else max(1, len(window_of(band, t))))
+
+
+@pytest.mark.parametrize(("sinks", "window"), [(0, 1), (0, 7), (3, 1), (4, 9), (30, 5)])
+def test_what_is_held_is_what_a_list_holds(sinks, window):
+    held = Band(sinks, sinks, window, "cache").held(np.arange(40))
+    assert held.tolist() == [len(naive.kept(t + 1, sinks, window)) - 1 for t in range(40)]
+    assert Band(sinks, sinks, None, "cache").held(np.arange(40)).tolist() == list(range(1, 41))
+
+
+@pytest.mark.parametrize("sliding_window", [None, 1, 5, 6, 30])
+@pytest.mark.parametrize("window", [1, 5, None])
+def test_a_layer_that_slides_by_itself_sees_no_more(sliding_window, window):
+    band, t = Band(3, 3, window, "cache"), torch.arange(20)
+    expected = band.sees(t, t, sliding_window)
+    for q, k in itertools.product(range(20), range(20)):
+        own = sliding_window is None or k > q - sliding_window
+        assert expected[q, k] == (k in reached(band, q) and own)
+    assert torch.equal(band.narrowed(sliding_window).sees(t, t[3:]), expected[:, 3:])
+
+
+def cases():
+    draw = random.Random(0)
+    for _ in range(160):
+        sinks, window = draw.choice((0, 2, 4, 6)), draw.choice((None, 1, 5, 70))
+        first = sinks + draw.choice((0, 0, 3))
+        held = draw.randint(0, 80 if window is None else window)
+        start = draw.randint(0, sinks) if first == sinks and draw.random() < 0.3 else first + held
+        # No more first tokens are sinks than have been read when the chunk ends.
+        count = max(draw.choice((1, 3, 64, 65, 140)), sinks - start)
+        settings = dict(sink_tokens=draw.choice((0, 4, 9)), sliding_window=draw.choice((None, None, 1, 4, 30)))
+        yield Band(sinks, first, window, "cache"), start, count, settings, draw.choice((1, 2))
+
+
+def test_a_plan_shows_every_query_what_it_reaches_and_nothing_else():
+    cut = 0
+    for band, start, count, settings, groups in cases():
+        made = plan(band, start, count, groups=groups, dtype=torch.float32, device=torch.device("cpu"), **settings)
+        stop, (before, after), sliding_window = start + count, made.pad, settings["sliding_window"]
+        rest = band.first + made.observed + made.past
+        front = [*range(band.sinks), *range(band.first, band.first + made.observed)]
+        keys = torch.arange(rest, stop)[None, :, None]
+        # Behind the ends stand keys that are nobody's.
+        keys = blocks_of(keys + 1, made)[:, 0, :, 0] - 1
+        assert keys.shape == (made.blocks, made.width) and (made.blocks - 1) * made.block < count + after + 1
+        rows = torch.zeros(made.blocks, 1, groups * made.block, made.width)
+        for columns in made.masks:
+            rows[..., columns.where] += columns.mask
+        at_front = torch.zeros(made.blocks, 1, groups * made.block, len(front))
+        if made.front_mask is not None:
+            at_front += made.front_mask
+        cut += made.blocks > 1
+        if made.blocks > 1:
+            assert made.width == made.block + band.narrowed(sliding_window).window and made.past == 0
+        for i, group in itertools.product(range(count), range(groups)):
+            t, (block, row) = start + i, divmod(i, made.block)
+            row += group * made.block
+            seen = [k for k, x in zip(front, at_front[block, 0, row].tolist(), strict=True) if x == 0]
+            seen += range(band.first + made.observed, rest)
+            seen += [k for k, x in zip(keys[block].tolist(), rows[block, 0, row].tolist(), strict=True) if x == 0]
+            own = 0 if sliding_window is None else t - sliding_window + 1
+            assert seen == [k for k in reached(band, t) if k >= own], (band, start, count, settings, t)
+        early = [k for k in front if k < settings["sink_tokens"]]
+        assert front[: made.counted] == early and not set(range(rest, stop)) & set(range(settings["sink_tokens"]))
+    assert cut > 20
+
+
+@pytest.mark.parametrize(("block", "blocks"), [(1, 5), (5, 1), (2, 3), (4, 2)])
+def test_unfolding_gives_back_what_was_folded(block, blocks):
+    x = torch.arange(2 * 6 * 5 * 3.0).view(2, 6, 5, 3)
+    rows = fold(x, 2, block, blocks)
+    assert rows.shape == (2 * blocks, 2, 3 * block, 3)
+    whole = unfold(rows, 2, block, blocks)
+    assert torch.equal(whole[:, :5].transpose(1, 2), x) and not whole[:, 5:].any()
+    assert torch.equal(unfold(rows[..., 0], 2, block, blocks), whole[..., 0])
