@@ -90,7 +90,7 @@ def cases():
         start = draw.randint(0, sinks) if first == sinks and draw.random() < 0.3 else first + held
         # No more first tokens are sinks than have been read when the chunk ends.
         count = max(draw.choice((1, 3, 64, 65, 140)), sinks - start)
-        settings = dict(sink_tokens=draw.choice((0, 4, 9)), sliding_window=draw.choice((None, None, 1, 4, 30)))
+        settings = {"sink_tokens": draw.choice((0, 4, 9)), "sliding_window": draw.choice((None, None, 1, 4, 30))}
         yield Band(sinks, first, window, "cache"), start, count, settings, draw.choice((1, 2))
 
 
@@ -98,7 +98,7 @@ def test_a_plan_shows_every_query_what_it_reaches_and_nothing_else():
     cut = 0
     for band, start, count, settings, groups in cases():
         made = plan(band, start, count, groups=groups, dtype=torch.float32, device=torch.device("cpu"), **settings)
-        stop, (before, after), sliding_window = start + count, made.pad, settings["sliding_window"]
+        stop, (_, after), sliding_window = start + count, made.pad, settings["sliding_window"]
         rest = band.first + made.observed + made.past
         front = [*range(band.sinks), *range(band.first, band.first + made.observed)]
         keys = torch.arange(rest, stop)[None, :, None]

@@ -149,9 +149,8 @@ def plan(
     positions = torch.arange(start, stop, device=device)
     prefix = torch.cat((torch.arange(sinks, device=device), torch.arange(band.first, rest, device=device)))
     # No mask is needed where every query follows the last of these keys, and the last query still reaches the first.
-    oldest = band.first if observed else sinks
     whole = start >= max(sinks, rest if observed else 0) - 1 and (
-        inner.window is None or not observed or stop - 1 - inner.window <= oldest
+        inner.window is None or not observed or stop - 1 - inner.window <= band.first
     )
     whole = whole and (sliding_window is None or stop <= sliding_window or not sinks)
     prefix_mask = None if whole else band.sees(positions, prefix, sliding_window)
