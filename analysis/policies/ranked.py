@@ -2,7 +2,7 @@
 
 Each KV head keeps the slots that its policy scores highest, so what is kept differs from head to head and from layer to
 layer.  A policy says one thing: the score of every slot, from what one layer knows of it.  Which slots are protected
-whatever their score, what a tie means, and how many go, is said here; the cache itself is ranking.py's.
+whatever their score, what a tie means, and how many go, is said here; the cache itself is the engine's.
 docs/policies.md compares each policy with its paper and with its authors' code.
 """
 

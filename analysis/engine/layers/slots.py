@@ -60,7 +60,8 @@ class Slots:
         return Window(tensor, first, self)
 
     def append(self, new: Float[Tensor, "kv_heads tokens dim"]) -> None:
-        """Put tokens at the end.  What `view` returned before stays as it was: held slots are never overwritten."""
+        """Put tokens at the end.  What `view` returned stays as it was while these slots keep their room: what is held
+        there is never overwritten."""
         data, start, stop, first = self._held
         live, count = stop - start, new.shape[1]
         if stop + count > data.shape[1] or self._others_stand_behind(stop):
