@@ -16,7 +16,7 @@ POSITIONS = ("cache", "text", "none", "naive")
 BANDS = [
     Band(sinks, sinks + gap, window, positions)
     for sinks, gap, window, positions in itertools.product((0, 1, 4), (0, 3), (1, 5, None), POSITIONS)
-    # A place that is the length of the cache is of a window alone.
+    # A position that is the length of the cache is of a window alone.
     if positions != "naive" or window
 ]
 
@@ -44,7 +44,7 @@ def test_a_query_reaches_the_sinks_and_its_window(band):
 
 
 @pytest.mark.parametrize("band", BANDS, ids=str)
-def test_places_are_counted_as_the_policy_says(band):
+def test_positions_are_counted_as_the_policy_says(band):
     at_sinks = band.at_sinks(torch.device("cpu")).tolist()
     for t in queries(band):
         slot, keys = band.slot_of(t), reached(band, t)
@@ -100,7 +100,7 @@ def test_a_plan_shows_every_query_what_it_reaches_and_nothing_else():
         made = plan(band, start, count, groups=groups, dtype=torch.float32, device=torch.device("cpu"), **settings)
         stop, (_, after), sliding_window = start + count, made.pad, settings["sliding_window"]
         rest = band.first + made.observed + made.past
-        front = [*range(band.sinks), *range(band.first, band.first + made.observed)]
+        prefix = [*range(band.sinks), *range(band.first, band.first + made.observed)]
         keys = torch.arange(rest, stop)[None, :, None]
         # Behind the ends stand keys that are nobody's.
         keys = blocks_of(keys + 1, made)[:, 0, :, 0] - 1
@@ -108,22 +108,22 @@ def test_a_plan_shows_every_query_what_it_reaches_and_nothing_else():
         rows = torch.zeros(made.blocks, 1, groups * made.block, made.width)
         for columns in made.masks:
             rows[..., columns.where] += columns.mask
-        at_front = torch.zeros(made.blocks, 1, groups * made.block, len(front))
-        if made.front_mask is not None:
-            at_front += made.front_mask
+        of_prefix = torch.zeros(made.blocks, 1, groups * made.block, len(prefix))
+        if made.prefix_mask is not None:
+            of_prefix += made.prefix_mask
         cut += made.blocks > 1
         if made.blocks > 1:
             assert made.width == made.block + band.narrowed(sliding_window).window and made.past == 0
         for i, group in itertools.product(range(count), range(groups)):
             t, (block, row) = start + i, divmod(i, made.block)
             row += group * made.block
-            seen = [k for k, x in zip(front, at_front[block, 0, row].tolist(), strict=True) if x == 0]
+            seen = [k for k, x in zip(prefix, of_prefix[block, 0, row].tolist(), strict=True) if x == 0]
             seen += range(band.first + made.observed, rest)
             seen += [k for k, x in zip(keys[block].tolist(), rows[block, 0, row].tolist(), strict=True) if x == 0]
             own = 0 if sliding_window is None else t - sliding_window + 1
             assert seen == [k for k in reached(band, t) if k >= own], (band, start, count, settings, t)
-        early = [k for k in front if k < settings["sink_tokens"]]
-        assert front[: made.counted] == early and not set(range(rest, stop)) & set(range(settings["sink_tokens"]))
+        early = [k for k in prefix if k < settings["sink_tokens"]]
+        assert prefix[: made.counted] == early and not set(range(rest, stop)) & set(range(settings["sink_tokens"]))
     assert cut > 20
 
 

@@ -1,4 +1,4 @@
-"""Laws of what one layer holds: what is in a slot is what was read at its place, whatever was evicted or copied."""
+"""Laws of what one layer holds: what is in a slot is what was read at its position, whatever was evicted or copied."""
 
 import copy
 import itertools
@@ -18,22 +18,22 @@ from analysis.policies import H2O, Late, SnapKV
 HEADS, DIM = 3, 2
 
 
-def keys_at(places):
-    """Keys that say whose they are: places [heads, slots] → [heads, slots, dim]."""
-    places = torch.as_tensor(places)
-    places = places.expand(HEADS, -1) if places.ndim == 1 else places
-    return torch.stack((places, 100.0 * torch.arange(len(places))[:, None].expand_as(places)), -1).float()
+def keys_at(positions):
+    """Keys that say whose they are: positions [heads, slots] → [heads, slots, dim]."""
+    positions = torch.as_tensor(positions)
+    positions = positions.expand(HEADS, -1) if positions.ndim == 1 else positions
+    return torch.stack((positions, 100.0 * torch.arange(len(positions))[:, None].expand_as(positions)), -1).float()
 
 
-def values_at(places):
-    return -1 - keys_at(places)
+def values_at(positions):
+    return -1 - keys_at(positions)
 
 
 def read(count, first=0):
     """A layer that has read `count` tokens and evicted none."""
     layer = BandedLayer(torch.empty(HEADS, 0, DIM), first)
-    places = torch.arange(first, first + count)
-    layer.append(keys_at(places), values_at(places))
+    positions = torch.arange(first, first + count)
+    layer.append(keys_at(positions), values_at(positions))
     return layer
 
 
@@ -44,12 +44,12 @@ def banded(sinks, window, count):
     return layer
 
 
-def places_of(layer):
+def positions_of(layer):
     """Where the slots of a band were read, if they hold what was read there."""
     keys, values = layer.everything()
-    places = layer.positions()
-    assert torch.equal(keys, keys_at(places)) and torch.equal(values, values_at(places))
-    return places.tolist()
+    positions = layer.positions()
+    assert torch.equal(keys, keys_at(positions)) and torch.equal(values, values_at(positions))
+    return positions.tolist()
 
 
 def test_copies_of_a_window_never_see_what_another_wrote():
@@ -86,15 +86,15 @@ def test_copies_of_a_window_never_see_what_another_wrote():
 
 
 def test_a_window_moves_now_and_then_and_has_half_its_size_to_spare():
-    slots, places, other = Slots(torch.empty(1, 0, 1)), set(), None
+    slots, rooms, other = Slots(torch.empty(1, 0, 1)), set(), None
     for i in range(400):
         slots.append(torch.full((1, 1, 1), float(i)))
         room = slots.view().untyped_storage().nbytes() // 4
         assert room <= 1.5 * i + 2
-        places.add(slots.view().data_ptr())
+        rooms.add(slots.view().data_ptr())
         # Who goes on alone, or with a copy that stands still, needs no other room.
         other = copy.copy(slots) if i == 100 else other
-    assert len(places) < 20
+    assert len(rooms) < 20
     for _ in range(400):
         slots.append(torch.zeros(1, 1, 1))
         slots.keep_last(10)
@@ -141,14 +141,13 @@ def test_what_is_said_of_scattered_slots_is_what_sets_say():
 
 def fitted(held, count, sinks, window, pin):
     """Places that a band keeps of those held."""
-    wanted, prefix = min(sinks, count), oldest(held, count)
+    wanted, whole = min(sinks, count), oldest(held, count) == count
     if window is None:
         return sorted({*held, *range(wanted if pin else 0)})
-    has = prefix >= wanted or pin
-    front = list(range(wanted)) if has else []
-    gap = newest(held, count) if prefix < count else count
-    rest = [p for p in range(count - gap, count) if p >= len(front)]
-    return [*front, *rest[max(0, len(rest) - window) :]]
+    prefix = list(range(wanted)) if pin or oldest(held, count) >= wanted else []
+    rest = range(0 if whole else count - newest(held, count), count)
+    rest = [p for p in rest if p >= len(prefix)]
+    return [*prefix, *rest[max(0, len(rest) - window) :]]
 
 
 @pytest.mark.parametrize("pin", [False, True])
@@ -156,16 +155,16 @@ def test_a_band_of_another_size_keeps_what_it_keeps_of_what_is_held(pin):
     bands = [(0, None), (0, 3), (2, 3), (4, 1), (6, 9)]
     for old, new, count in itertools.product(bands, bands, (1, 2, 3, 5, 8, 12, 30)):
         layer = banded(*old, count)
-        held = places_of(layer)
+        held = positions_of(layer)
         assert held == fitted(range(count), count, *old, False)
         twin = layer.copy()
         wanted = torch.arange(min(new[0], count))
         layer.rotated_sinks = torch.zeros(1)
         layer.fit(*new, (keys_at(wanted), values_at(wanted)) if pin else None)
-        assert places_of(layer) == fitted(set(held), count, *new, pin), (old, new, count)
+        assert positions_of(layer) == fitted(set(held), count, *new, pin), (old, new, count)
         assert layer.rotated_sinks is None and len(layer.rotated) == 0 and layer.read == count
-        assert places_of(twin) == held
-        assert layer.slots == HEADS * len(layer) == HEADS * len(places_of(layer))
+        assert positions_of(twin) == held
+        assert layer.slots == HEADS * len(layer) == HEADS * len(positions_of(layer))
         assert layer.nbytes == 2 * 4 * DIM * layer.slots
 
 
@@ -175,7 +174,7 @@ def test_a_rotated_window_begins_where_the_window_begins():
     for kept in (9, 8, 6, 2, 0):
         layer.keep_last(kept)
         held = list(range(8))[8 - min(kept, 8) :]
-        assert places_of(layer) == held and layer.first == 8 - min(kept, 8)
+        assert positions_of(layer) == held and layer.first == 8 - min(kept, 8)
         assert layer.rotated.view()[0, :, 0].tolist() == [p for p in held if p < 5]
         layer.rotated.keep_last(len([p for p in held if p < 5]))
 
@@ -186,11 +185,11 @@ def test_first_tokens_are_replaced_wherever_they_are_held(sinks, window, tokens,
     for layer in (banded(sinks, window, tokens), SplitLayer(banded(sinks, window, tokens), [1])):
         layer.replace_first(1000 + keys_at(torch.arange(count)), 2000 + values_at(torch.arange(count)))
         for head in range(HEADS):
-            places, keys, values = layer.of_head(head)
-            new = (places < count)[:, None]
-            assert torch.equal(keys, keys_at(places)[head] + 1000 * new)
-            assert torch.equal(values, values_at(places)[head] + 2000 * new)
-            assert places.tolist() == fitted(range(tokens), tokens, sinks, window, False)
+            positions, keys, values = layer.of_head(head)
+            new = (positions < count)[:, None]
+            assert torch.equal(keys, keys_at(positions)[head] + 1000 * new)
+            assert torch.equal(values, values_at(positions)[head] + 2000 * new)
+            assert positions.tolist() == fitted(range(tokens), tokens, sinks, window, False)
 
 
 @pytest.mark.parametrize("full", [[], [1], [0, 2], [2], [0, 1, 2]])
@@ -212,12 +211,18 @@ def test_heads_that_are_dealt_out_hold_what_they_held(full):
     assert [len(p) for p in split.parts] == [6, 6]
 
 
-def ranked(places):
+def ranked(positions):
     """A layer whose every tensor says whose slot it is."""
-    places = torch.as_tensor(places)
-    recent = torch.stack((places, places + 50), 1).float()
+    positions = torch.as_tensor(positions)
+    recent = torch.stack((positions, positions + 50), 1).float()
     return RankedLayer(
-        keys_at(places), values_at(places), places, places.float() / 64, recent, keys_at(places) + 7, length=3
+        keys_at(positions),
+        values_at(positions),
+        positions,
+        positions.float() / 64,
+        recent,
+        keys_at(positions) + 7,
+        length=3,
     )
 
 
@@ -241,7 +246,7 @@ def test_what_stays_in_a_slot_belongs_together(positions, interval):
     assert ranked(held).evict(policy, 0, 1, tell=False) is None
 
 
-def test_slots_are_given_out_put_in_front_and_replaced_by_their_places():
+def test_slots_are_given_out_put_before_the_others_and_replaced_by_their_positions():
     held = [[0, 2, 5, 6, 7], [1, 2, 3, 6, 7], [0, 1, 2, 6, 7]]
     layer = ranked(held)
     twin, bare = layer.copy(), layer.unobserved()
@@ -256,12 +261,12 @@ def test_slots_are_given_out_put_in_front_and_replaced_by_their_places():
     for x, y in zip(ranked([[0, 1, 4], [0, 1, 4], [0, 1, 4]]).ends(2, 1), (keys_at, values_at), strict=True):
         assert torch.equal(x, y(torch.tensor([0, 1, 4])))
     first = torch.arange(3)
-    front = layer.with_prefix(keys_at(first) + 1000, values_at(first) + 2000)
+    prefix = layer.with_prefix(keys_at(first) + 1000, values_at(first) + 2000)
     # All heads hold equally many, so as many of the newest as all have.
     wanted = [[0, 1, 2, *row[-4:]] for row in longer]
-    assert front.positions.tolist() == wanted and front.rotated is None
-    assert torch.equal(front.keys, keys_at(wanted) + 1000 * (torch.tensor(wanted) < 3)[..., None])
-    assert torch.equal(front.values, values_at(wanted) + 2000 * (torch.tensor(wanted) < 3)[..., None])
+    assert prefix.positions.tolist() == wanted and prefix.rotated is None
+    assert torch.equal(prefix.keys, keys_at(wanted) + 1000 * (torch.tensor(wanted) < 3)[..., None])
+    assert torch.equal(prefix.values, values_at(wanted) + 2000 * (torch.tensor(wanted) < 3)[..., None])
     layer.replace_first(keys_at(first) + 1000, values_at(first) + 2000)
     assert torch.equal(layer.keys, keys_at(longer) + 1000 * (torch.tensor(longer) < 3)[..., None])
     assert torch.equal(layer.values, values_at(longer) + 2000 * (torch.tensor(longer) < 3)[..., None])
