@@ -277,3 +277,50 @@ def test_run_of_another_machine_is_given_up_after_a_day(home):
     for path in (home / "a").iterdir():
         os.utime(path, (10**9, 10**9))
     assert library.entry("a").status == "killed"
+
+
+def test_commands_do_what_they_say(home, run, tmp_path):
+    assert run("runs")[1].startswith(f"There is no run in {home} yet")
+    seeds.run(home / "a", end="finished")
+    for words in (("runs",), ("runs", "list"), ("runs", "list", "HAMLET", "dense"), ("runs", "show", "a")):
+        code, said, _ = run(*words)
+        assert code == 0 and "hamlet" in said and "Reading" in said
+    assert "No run" in run("runs", "list", "macbeth")[1]
+    assert "a is called Drop [b]x" in run("runs", "rename", "a", "Drop [b]x")[1]
+    run("runs", "pin", "a")
+    assert "* Drop [b]x" in run("runs")[1]
+    run("runs", "unpin", "a")
+    assert "* Drop" not in run("runs")[1]
+    file = tmp_path / "a.zip"
+    assert run("runs", "export", "a", "--out", str(file))[0] == 0
+    assert run("runs", "export", "a", "--out", str(file))[0] == 2
+    assert "is a-2 now" in run("runs", "import", str(file))[1]
+    run("runs", "delete", "a", "a-2")
+    assert names() == []
+    assert "a-2 is back" in run("runs", "undo")[1] and "a is back" in run("runs", "undo", "a")[1]
+    assert sorted(names()) == ["a", "a-2"]
+    elsewhere = str(tmp_path / "elsewhere")
+    assert run("runs", "import", str(file), "--runs", elsewhere)[0] == 0
+    assert "a" in run("runs", "list", "--runs", elsewhere)[1] and len(names()) == 2
+
+
+@pytest.mark.parametrize(
+    "words", ["show x", "rename x y", "pin ../x", "delete /etc", "undo", "undo x", "export x", "import x"]
+)
+def test_commands_say_in_one_line_what_cannot_be(home, run, words):
+    code, _, said = run("runs", *words.split())
+    assert code == 2 and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_stream_puts_its_run_into_the_library(home, run, model, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("stream", "--model", model, "--text", text, "--tokens", "40", "--policy", "dense", "--device", "cpu")
+    assert run(*words)[0] == 0 and run(*words)[0] == 0
+    assert [e.status for e in library.entries()] == ["finished"] * 2
+    assert run(*words, "--runs", str(tmp_path / "other"))[0] == 0
+    assert len(library.entries()) == 2 and len(library.entries(tmp_path / "other")) == 1
+    monkeypatch.setenv("SINKSCOPE_RUNS_GB", "1e-9")
+    code, said, _ = run(*words)
+    assert code == 0 and "2 old runs (ids, ids" in " ".join(said.split())
+    assert len(library.entries()) == 1
+    assert not (tmp_path / "runs").exists()

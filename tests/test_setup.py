@@ -55,7 +55,7 @@ def test_importing_the_library_loads_nothing_heavy():
     assert not loaded_by("import analysis") & HEAVY
 
 
-@pytest.mark.parametrize("words", ["--help", "stream --help", "policies", "texts", "models", "figures"])
+@pytest.mark.parametrize("words", ["--help", "stream --help", "policies", "texts", "models", "figures", "runs"])
 def test_listing_commands_need_neither_torch_nor_transformers(words):
     command = f"import runpy, sys, contextlib, io\nsys.argv = ['analysis', *{words.split()}]\n"
     command += "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:\n"

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from .. import errors, files
-from . import chat, experiments, figures, lab, listings, reading
+from . import chat, experiments, figures, lab, listings, reading, runs
 
 HELP = "The command line: read a text, or talk, under several policies and write down what happened."
 COMMANDS = {
@@ -37,6 +37,7 @@ ClickException: Any = UsageError.__base__
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
 for name, command in COMMANDS.items():
     app.command(name)(command)
+app.add_typer(runs.app, name="runs")
 
 
 def _interrupt(*_) -> None:

@@ -1,5 +1,6 @@
 """Commands that read a text: `stream` under several policies, and `capture` for maps."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,7 +108,7 @@ def summary(run: Run) -> Table:
             lane.excess_text,
             f"{lane.cache_tokens:,}",
             f"{lane.cache_bytes / 1e6:,.1f} MB",
-            f"{lane.rate:,.1f}",
+            "–" if math.isnan(lane.rate) else f"{lane.rate:,.1f}",
         )
     return table
 

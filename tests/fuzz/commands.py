@@ -41,6 +41,7 @@ WHOLE = {
         "--out", "{new}",
     ],
     "emergence": ["steps=2,width=16,vocabulary=24,length=16,batch=2", "--every", "1", "--out", "{new}"],
+    "runs": ["export", "run", "--out", "{new}.zip", "--runs", "{runs}"],
     "figure": ["memory", "--run", "{run}", "--out", "{new}.csv", "--venue", "acl", "--points", "8", "--dpi", "60"],
     "report": ["--run", "{run}", "--out", "{new}.html", "--lane", "0", "--stretch", "{stretch}", "--head", "0.1"],
     "figures": [], "models": [], "policies": [], "texts": [],

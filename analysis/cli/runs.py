@@ -1,0 +1,163 @@
+"""`runs`: the commands over the library of runs.  None of them needs a model."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+from rich.text import Text
+
+from ..policies import parse
+from ..runs import archive, library, trash
+from . import options
+from .console import note, out, right, say
+
+app = typer.Typer(add_completion=False, help="The library of runs: list, show, name, pin, delete, pack and take in.")
+Name = Annotated[str, typer.Argument(help="as the list says it")]
+
+
+@app.callback(invoke_without_command=True)
+def default(context: typer.Context) -> None:
+    """The library of runs: list, show, name, pin, delete, pack and take in."""
+    if context.invoked_subcommand is None:
+        show_all()
+
+
+@app.command("list")
+def show_all(
+    words: Annotated[list[str] | None, typer.Argument(help="only runs of which all these are said")] = None,
+    runs: options.Runs = None,
+) -> None:
+    """The runs, those that are pinned first, then the newest."""
+    place, asked = library.home(runs), " ".join(words or [])
+    found = library.entries(runs)
+    shown = [e for e in found if e.says(asked)]
+    if not shown:
+        say(f"No run in {place} is of {asked}." if found else f"There is no run in {place} yet: stream makes one.")
+        return
+    # What a run goes by is never cut.
+    table = Table(
+        Column("Run", no_wrap=True), "What", right("Tokens"), right("Perplexity"), right("MB"), show_lines=True
+    )
+    for e in shown:
+        lanes = e.preview.lanes if e.preview else ()
+        known = (library.KINDS.get(e.kind, "Damaged"), e.problem or e.status, Path(e.model).name, _local(e.started))
+        table.add_row(
+            Text(f"{e.name}\n{'* ' * e.label.pinned}{e.title}"),
+            Text(", ".join(filter(None, known))),
+            f"{max(lane.tokens for lane in lanes):,}" if lanes else "",
+            "\n".join("–" if lane.perplexity is None else f"{lane.perplexity:,.1f}" for lane in lanes),
+            f"{e.size / 1e6:,.2f}",
+        )
+    count, size = len(found), sum(e.size for e in found) / 1e9
+    many = f"{count} run{'s' * (count != 1)}, {size:,.2f} of {trash.limit() / 1e9:g} GB"
+    table.caption = Text(f"{many} in {place}; * is pinned")
+    out.print(table)
+
+
+@app.command()
+def show(name: Name, runs: options.Runs = None) -> None:
+    """All that is known of a run."""
+    from ..runs.reader import load
+    from .reading import summary
+
+    e = library.entry(name, runs)
+    table = Table(show_header=False)
+    table.add_row("Title", Text(e.title + " (pinned)" * e.label.pinned))
+    table.add_row("Kind", library.KINDS.get(e.kind, "damaged"))
+    if e.problem:
+        table.add_row("Damaged", Text(e.problem))
+    told = {"Status": e.status, "Started": _local(e.started), "Model": e.model, "Numbers": e.arithmetic, "Text": e.text}
+    for what, value in {k: v for k, v in told.items() if v}.items():
+        table.add_row(what, Text(value))
+    for policy in e.policies:
+        table.add_row("Lane", Text(parse(policy).label))
+    table.add_row("Size", f"{e.size / 1e6:,.2f} MB")
+    table.add_row("Folder", Text(str(e.path), overflow="fold"))
+    out.print(table)
+    if e.preview is not None:
+        out.print(summary(load(e.path)))
+
+
+@app.command()
+def rename(
+    name: Name,
+    title: Annotated[str, typer.Argument(help="what it is called from now on; empty: as at first")],
+    runs: options.Runs = None,
+) -> None:
+    """Call a run something; the name of its folder stays."""
+    library.rename(name, title, runs)
+    say(f"{name} is called {library.entry(name, runs).title}")
+
+
+@app.command()
+def pin(name: Name, runs: options.Runs = None) -> None:
+    """Keep a run, whatever the size limit asks."""
+    library.pin(name, True, runs)
+    say(f"{name} is pinned")
+
+
+@app.command()
+def unpin(name: Name, runs: options.Runs = None) -> None:
+    """Let the size limit free a run again."""
+    library.pin(name, False, runs)
+    say(f"{name} is no longer pinned")
+
+
+@app.command()
+def delete(
+    names: Annotated[list[str], typer.Argument(help="as the list says them")], runs: options.Runs = None
+) -> None:
+    """Delete runs; undo brings them back for a day."""
+    for name in names:
+        trash.delete(name, runs)
+        say(f"{name} is deleted: runs undo {name} brings it back")
+
+
+@app.command()
+def undo(
+    name: Annotated[str | None, typer.Argument(help="which deleted run (default: the last one)")] = None,
+    runs: options.Runs = None,
+) -> None:
+    """Bring a deleted run back."""
+    deleted = [(when, known) for when, known in trash.trashed(runs) if name in (None, known)]
+    if not deleted:
+        raise ValueError(
+            f"no deleted run {name} is there any more" if name else "nothing was deleted that can be brought back"
+        )
+    say(f"{trash.undo(deleted[0][0], runs)} is back")
+
+
+@app.command()
+def export(
+    name: Name,
+    out_file: Annotated[Path | None, typer.Option("--out", help="a .zip file (default: NAME.zip)")] = None,
+    runs: options.Runs = None,
+) -> None:
+    """Pack a run as one .zip file, to be handed on."""
+    file = out_file or Path(f"{name}.zip")
+    library.find(name, runs)
+    if file.exists():
+        raise ValueError(f"{file} exists already: choose another file for --out")
+    archive.export(name, file, runs)
+    say(f"{name}: {file}, {file.stat().st_size / 1e6:,.1f} MB")
+
+
+@app.command("import")
+def take_in(
+    zip_files: Annotated[list[Path], typer.Argument(help=".zip files that export wrote")], runs: options.Runs = None
+) -> None:
+    """Take runs in from .zip files, which are checked first."""
+    from ..figures.inputs import check_folder
+
+    for file in zip_files:
+        name = archive.take_in(file, check_folder, runs)
+        say(f"{file} is {name} now")
+        if freed := trash.free(runs, name):
+            note(freed)
+
+
+def _local(moment: str) -> str:
+    """A moment as the clock here shows it."""
+    return f"{datetime.fromisoformat(moment).astimezone():%Y-%m-%d %H:%M}" if moment else ""
