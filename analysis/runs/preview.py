@@ -24,7 +24,7 @@ OF = ("run.json", "tokens.parquet", "tokens.arrow", "sinks.npz", "sinks.arrow", 
 """The files that it is made of."""
 POINTS = 48
 """Of each curve, about."""
-MOST_HEADS = 2**16
+MAX_HEADS = 2**16
 """Of all layers together."""
 
 
@@ -52,7 +52,7 @@ class Preview:
     """Mean sink mass of the first lane, a byte for each head, layer after layer; 255 is all attention."""
 
     def __post_init__(self) -> None:
-        if len(self.grid) != self.layers * self.heads or not 0 <= self.layers * self.heads <= MOST_HEADS:
+        if len(self.grid) != self.layers * self.heads or not 0 <= self.layers * self.heads <= MAX_HEADS:
             raise ValueError("a sink grid has a byte for each head")
 
 
