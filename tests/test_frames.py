@@ -15,6 +15,7 @@ from analysis.runs.screen import SINK_TOKENS
 from app.frames.atlas import levels
 from app.frames.lanes import offers
 from app.frames.reading import FIRST, PACES, ROLL, ReadingSender
+from app.jobs.registry import Registry
 from app.view import MODES, PAINTS, View
 
 from .test_jobs_reading import POLICIES, begin
@@ -35,11 +36,23 @@ def decoded(frame: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     return head, arrays
 
 
-@pytest.fixture
-def run(registry, model):
+def finished(registry, model):
     run = begin(registry, model, count=700)
     until(run, lambda: run.status == "finished")
     return run
+
+
+@pytest.fixture(scope="module")
+def run(model):
+    """One for all who only look.  Who changes it takes `own`."""
+    registry = Registry()
+    yield finished(registry, model)
+    registry.close()
+
+
+@pytest.fixture
+def own(registry, model):
+    return finished(registry, model)
 
 
 def test_curves_are_the_metrics(run):
@@ -113,22 +126,22 @@ def test_a_weight_that_rounding_made_larger_than_one_is_one():
     assert levels(weights, "weights", 0, 1).tolist() == levels_of(weights).tolist()
 
 
-def test_caches_that_fill_and_switches_are_marked(run):
-    run.run.event("switch", lane=1, position=300, policy="dense", how="")
-    head, _ = decoded(ReadingSender().frame(run, View()))
+def test_caches_that_fill_and_switches_are_marked(own):
+    own.run.event("switch", lane=1, position=300, policy="dense", how="")
+    head, _ = decoded(ReadingSender().frame(own, View()))
     assert {"x": 16, "text": "caches full", "kind": "full"} in head["marks"]
     assert {"x": 300, "text": "Dense", "kind": "switch", "lane": 1} in head["marks"]
     # Of two switches before anything was read the first has left nothing to see.
-    run.run.event("switch", lane=1, position=300, policy="window:window=8", how="")
-    marks = [m["text"] for m in decoded(ReadingSender().frame(run, View()))[0]["marks"] if m["kind"] == "switch"]
+    own.run.event("switch", lane=1, position=300, policy="window:window=8", how="")
+    marks = [m["text"] for m in decoded(ReadingSender().frame(own, View()))[0]["marks"] if m["kind"] == "switch"]
     assert marks == ["Window 8"]
 
 
-def test_the_past_of_a_switched_lane_keeps_its_name_and_no_two_lanes_share_one(run):
-    track = run.run.tracks[1]
+def test_the_past_of_a_switched_lane_keeps_its_name_and_no_two_lanes_share_one(own):
+    track = own.run.tracks[1]
     track.policies += [(300, "streaming:sinks=4,window=12"), (500, "dense")]
-    run.snapshot = run.take_snapshot()
-    lanes = decoded(ReadingSender().frame(run, View()))[0]["lanes"]
+    own.snapshot = own.take_snapshot()
+    lanes = decoded(ReadingSender().frame(own, View()))[0]["lanes"]
     assert [lane["label"] for lane in lanes] == ["Dense", "Dense (2)", "Sinks + window 4 + 12", "Recompute 16 / 4"]
     assert lanes[1]["past"] == [[1, 300, "Window 16"], [300, 500, "Sinks + window 4 + 12"]]
     assert [lanes[i]["past"] for i in (0, 2, 3)] == [[], [], []]
