@@ -22,6 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
+from analysis.engine import stream
 from analysis.engine.check import adapt
 from analysis.engine.stream import open_lanes
 from analysis.families import FAMILIES, unreadable
@@ -110,6 +111,11 @@ def shared(family: str, **more) -> PreTrainedModel:
     if asked not in _built:
         _built[asked] = tiny(family, **more)
     return _built[asked]
+
+
+def twin(network: PreTrainedModel) -> Adapted:
+    """The adapted twin of a network that tests share, made and checked once for all of them.  Nobody may change it."""
+    return stream.adapt(network)
 
 
 def own_nll(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:

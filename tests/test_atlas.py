@@ -23,7 +23,7 @@ from analysis.policies import Dense, Streaming, Window, parse
 from analysis.runs.spec import Spec
 from analysis.texts import Text
 
-from .families import tiny, words
+from .families import shared, tiny, twin, words
 
 
 class Named:
@@ -41,7 +41,7 @@ def captured_by(adapted, tokens, policy, path, chunk=16, **more):
 
 
 def captured(network, tokens, policy, path, chunk=16, **more):
-    adapted = adapt(network)
+    adapted = twin(network)
     stretch = captured_by(adapted, tokens, policy, path, chunk, **more)
     return Atlas(stretch, adapted), stretch
 
@@ -61,7 +61,7 @@ def eager(network, tokens):
 @pytest.mark.parametrize("chunk", [7, 64])
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "gemma2", "gpt_oss"])
 def test_full_zoom_equals_eager_attention(family, chunk, tmp_path):
-    network, tokens = tiny(family), words(70)
+    network, tokens = shared(family), words(70)
     weights, _ = eager(network, tokens)
     atlas, stretch = captured(network, tokens, Dense(), tmp_path / "s", chunk)
     assert stretch.tokens == 69 and (stretch.layers, stretch.heads) == weights.shape[:2]
@@ -136,10 +136,10 @@ def test_a_stretch_has_as_many_tokens_as_were_asked_for(asked, has, wanted, tiny
     text = Text("words", "words", None, ids[:has], "")
     spec = Spec("tiny", "words", ("dense",), asked)
     read = tokenized(text, None, spec)
-    stretch = captured_by(adapt(tiny_llama), read.ids, Dense(), tmp_path / "s")
+    stretch = captured_by(twin(tiny_llama), read.ids, Dense(), tmp_path / "s")
     assert stretch.tokens == wanted
     whole_of, _ = captured(tiny_llama, ids, Dense(), tmp_path / "all")
-    mine = Atlas(stretch, adapt(tiny_llama)).draw(1, 2, Region((0, wanted), (0, wanted)))
+    mine = Atlas(stretch, twin(tiny_llama)).draw(1, 2, Region((0, wanted), (0, wanted)))
     np.testing.assert_allclose(mine, whole_of.draw(1, 2, Region((0, wanted), (0, wanted))), atol=1e-5)
 
 
@@ -239,7 +239,7 @@ def test_the_median_of_activations_is_that_of_the_whole_stretch(dtype, tmp_path)
 
 
 def test_a_stretch_says_what_it_needs_and_what_it_cannot_be(tiny_llama, tmp_path):
-    tokens, model = words(60), Named(adapt(tiny_llama))
+    tokens, model = words(60), Named(twin(tiny_llama))
     _, stretch = captured(tiny_llama, tokens, Dense(), tmp_path / "s")
     size = sum(np.load(p).nbytes for p in (tmp_path / "s").glob("*.npy") if p.stem in ("queries", "keys", "norms"))
     assert size == needed(3, 4, 2, 8, 59)

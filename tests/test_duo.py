@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.engine.check import adapt
 from analysis.engine.head_scores import full_heads, measured_scores
 from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_map, head_row
@@ -16,7 +15,7 @@ from analysis.policies.duo import rows_of
 from analysis.texts import read as text
 from analysis.texts import tokenize
 
-from .families import our_nll, shared, words
+from .families import our_nll, shared, twin, words
 from .naive import kept
 from .switching import beside, check_held, read_both, switch_both
 
@@ -58,7 +57,7 @@ class TwoKinds:
 
 
 def reference(model, tokens, policy):
-    adapted = adapt(model)
+    adapted = twin(model)
     full = full_heads(open_lanes(adapted, tokens, [policy])[0].context, policy)
     book, ids = TwoKinds(adapted, policy, full, len(tokens) - 1), torch.as_tensor(tokens)[None]
     logits = adapted.forward(ids[:, :-1], book)[0]

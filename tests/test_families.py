@@ -124,7 +124,7 @@ def test_sink_mass_is_the_sum_of_the_familys_own_columns(eager):
 
 
 def test_a_learned_sink_has_its_own_column():
-    model, tokens = tiny("gpt_oss"), words()
+    model, tokens = shared("gpt_oss"), words()
     lane = open_lanes(model, tokens, [Dense()], history=64)[0]
     lane.read(64)
     for layer in range(4):
@@ -135,7 +135,7 @@ def test_a_learned_sink_has_its_own_column():
 
 
 def head_map_of(name):
-    lane = open_lanes(tiny(name), words(), [Dense()], history=64)[0]
+    lane = open_lanes(shared(name), words(), [Dense()], history=64)[0]
     lane.read(64)
     return head_map(lane, 0, 0)
 
@@ -145,8 +145,8 @@ def head_map_of(name):
 def test_keys_that_carry_their_position_are_not_moved_and_it_is_said_why(name, policy):
     why = "adds learned positions" if name in LEARNED else "does more to its keys"
     with pytest.raises(ValueError, match=f"{name} {why}.*choose dense or recompute"):
-        open_lanes(tiny(name), words(), [policy])
-    lane = open_lanes(tiny(name), words(), [Dense()])[0]
+        open_lanes(shared(name), words(), [policy])
+    lane = open_lanes(shared(name), words(), [Dense()])[0]
     lane.read(16)
     with pytest.raises(ValueError, match=why):
         lane.switch(policy)
@@ -155,7 +155,7 @@ def test_keys_that_carry_their_position_are_not_moved_and_it_is_said_why(name, p
 
 @pytest.mark.parametrize("name", FIXED)
 def test_recompute_works_where_keys_cannot_be_moved(name):
-    model, tokens = tiny(name), words()
+    model, tokens = shared(name), words()
     got = our_nll(model, tokens, 16, Recompute(10, 1))
     for i in (20, 40, 59):
         logits = model(torch.as_tensor(tokens[i - 10 : i])[None], use_cache=False).logits[0, -1]
@@ -166,10 +166,10 @@ def test_recompute_works_where_keys_cannot_be_moved(name):
 def test_learned_positions_end_where_they_end(name):
     tokens = np.resize(words(), 600)
     with pytest.raises(ValueError, match="has learned 512 positions"):
-        open_lanes(tiny(name), tokens, [Dense()])
+        open_lanes(shared(name), tokens, [Dense()])
     with pytest.raises(ValueError, match="has learned 512 positions"):
-        open_lanes(tiny(name), tokens, [Recompute(500, 20)])
-    assert np.isfinite(our_nll(tiny(name), tokens[:513], 256)).all()
+        open_lanes(shared(name), tokens, [Recompute(500, 20)])
+    assert np.isfinite(our_nll(shared(name), tokens[:513], 256)).all()
 
 
 @pytest.mark.parametrize("name", ["gptj", "mamba", "recurrent_gemma", "codegen"])
@@ -212,6 +212,7 @@ def test_a_wrong_position_is_noticed(tiny_llama, monkeypatch):
 def test_alibi_counts_positions_that_half_precision_cannot(name):
     """A position of a thousand has more digits than bfloat16; its weights say what the same ones say in float32."""
     family, more = VARIANTS.get(name, (name, {}))
+    more = more | {"n_layers" if name == "mpt" else "num_hidden_layers": 2}
     half, tokens = tiny(family, **more).bfloat16(), np.resize(words(), 1500)
     whole = copy.deepcopy(half).float()
     for policy in (Dense(), Streaming(4, 1000)):
@@ -241,7 +242,7 @@ def test_a_family_that_bends_its_queries_by_their_position_in_the_text_is_read_f
 def test_layers_may_lie_on_several_devices(name):
     """The later half of a network on a second device: meta takes tensors and gives none back, so whatever is left on
     the wrong one of the two fails."""
-    model, tokens = tiny(name), words()
+    model, tokens = shared(name), words()
     layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
     spread = copy.deepcopy(model)
     moved = next(m for m in spread.modules() if isinstance(m, torch.nn.ModuleList))[len(layers) // 2 :]

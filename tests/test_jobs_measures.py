@@ -10,18 +10,17 @@ from analysis.runs.spec import Spec
 from app.jobs.capture import CaptureJob
 from app.jobs.measures import MeasuresJob
 
+from .families import twin
 from .test_jobs_reading import text
 from .waiting import until
 
 
 def test_samples_are_measured_one_part_after_the_other(registry, model, tiny_llama):
-    from analysis.engine.check import adapt
-
     spec = Spec(model, "random.npy", ("dense",), 20)
     run = registry.start(partial(MeasuresJob, spec, text(400), 40, 2))
     until(run, lambda: run.status == "finished")
     assert run.done == run.samples == 40
-    wanted = joined(list(measure(adapt(tiny_llama), samples_of(text(400).ids, 40, 20), first=2)))
+    wanted = joined(list(measure(twin(tiny_llama), samples_of(text(400).ids, 40, 20), first=2)))
     np.testing.assert_allclose(run.measured.heads["sink_mass"], wanted.heads["sink_mass"], atol=1e-5)
 
 

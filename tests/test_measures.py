@@ -5,11 +5,10 @@ import pytest
 import torch
 
 from analysis import metrics
-from analysis.engine.check import adapt
 from analysis.experiments import measures
 from analysis.experiments.measures import MEASURES, joined, measure, samples_of, separators_of
 
-from .families import tiny
+from .families import shared, twin
 
 
 def eager(network, samples):
@@ -21,12 +20,12 @@ def eager(network, samples):
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "gpt_neox", "gpt2"])
 def test_measures_equal_those_of_whole_matrices(family, monkeypatch):
-    network = tiny(family)
+    network = shared(family)
     samples = np.random.default_rng(0).integers(0, 90, (5, 40))
     apart = np.arange(200) % 7 == 0
     W, hidden = eager(network, samples)
     monkeypatch.setattr(measures, "SAMPLES_PER_PASS", 2)
-    adapted = adapt(network)
+    adapted = twin(network)
     got = joined(list(measure(adapted, samples, first=3, separators=apart)))
     distance = np.arange(40)[:, None] - np.arange(40)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -52,7 +51,7 @@ def test_measures_equal_those_of_whole_matrices(family, monkeypatch):
 
 
 def test_one_sample_at_a_time_is_the_same(tiny_llama):
-    adapted, samples = adapt(tiny_llama), np.random.default_rng(0).integers(0, 90, (3, 24))
+    adapted, samples = twin(tiny_llama), np.random.default_rng(0).integers(0, 90, (3, 24))
     whole = joined(list(measure(adapted, samples)))
     for i, sample in enumerate(samples):
         (alone,) = measure(adapted, sample[None])
@@ -62,7 +61,7 @@ def test_one_sample_at_a_time_is_the_same(tiny_llama):
 
 def test_sink_rate_is_that_of_the_models_own_weights(tiny_llama):
     samples = np.random.default_rng(0).integers(0, 97, (8, 64))
-    got = joined(list(measure(adapt(tiny_llama), samples)))
+    got = joined(list(measure(twin(tiny_llama), samples)))
     W, _ = eager(tiny_llama, samples)
     alpha = metrics.alpha(W)
     np.testing.assert_allclose(got.heads["alpha"], alpha, atol=1e-5)
@@ -98,7 +97,7 @@ def test_separators_are_punctuation_and_newlines(embedded):
 
 
 def test_what_cannot_be_measured_is_said(tiny_llama):
-    adapted = adapt(tiny_llama)
+    adapted = twin(tiny_llama)
     with pytest.raises(ValueError, match="2 to 4,096 tokens, not 5,000"):
         next(measure(adapted, np.zeros((1, 5000), np.int32)))
     with pytest.raises(ValueError, match="at least 1 first token"):

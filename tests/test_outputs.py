@@ -18,7 +18,7 @@ from analysis.families import ADAPTERS, FAMILIES, rotary
 from analysis.maps.stretch import Stretch
 from analysis.policies import Dense, Streaming
 
-from .families import tiny, words
+from .families import shared, tiny, twin, words
 from .test_atlas import captured_by
 
 
@@ -35,9 +35,9 @@ def outputs_of(adapted, ids, reader=None):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_outputs_are_the_hidden_states_of_the_network(family):
     """Adapted attentions stand one level deeper, which must not make the attention's output out of the layer's."""
-    network, ids = tiny(family), torch.as_tensor(words())[None]
+    network, ids = shared(family), torch.as_tensor(words())[None]
     hidden = network(ids, use_cache=False, output_hidden_states=True).hidden_states
-    seen = outputs_of(adapt(network), ids)
+    seen = outputs_of(twin(network), ids)
     assert sorted(seen) == list(range(4))
     # What comes out of the last layer is normed before transformers tells it.
     for layer in range(3):
@@ -78,7 +78,7 @@ class Interrupted:
 
 @pytest.mark.parametrize("family", ["llama", "falcon", "gpt2"])
 def test_a_pass_sees_nothing_of_one_that_comes_in_between(family):
-    adapted = adapt(tiny(family))
+    adapted = twin(shared(family))
     mine, theirs = torch.as_tensor(words(24))[None], torch.as_tensor(words(60)[30:])[None]
     alone = [outputs_of(adapted, ids) for ids in (mine, theirs)]
     between = []
@@ -91,7 +91,7 @@ def test_a_pass_sees_nothing_of_one_that_comes_in_between(family):
 
 def test_nobody_is_told_who_has_not_asked():
     """Also not from inside a pass that has."""
-    adapted = adapt(tiny("llama"))
+    adapted = twin(shared("llama"))
     mine, theirs = torch.as_tensor(words(24))[None], torch.as_tensor(words(30))[None]
 
     class Nested(Interrupted):
@@ -117,7 +117,7 @@ def test_nothing_is_hooked_into_a_network(tmp_path):
 
 
 def test_measuring_capturing_and_reading_at_once_give_what_each_gives_alone(tiny_llama, tmp_path):
-    adapted, tokens = adapt(tiny_llama), words(150)
+    adapted, tokens = twin(tiny_llama), words(150)
     samples = np.stack([words(150)[i : i + 30] for i in range(0, 120, 10)])
 
     def measured(name):

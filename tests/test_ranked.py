@@ -279,9 +279,9 @@ def test_shares_say_how_many_heads_hold_a_token(tiny_llama):
     "then", ["dense", "window:window=9", "streaming:sinks=4,window=9", "duo:window=9", "h2o:recent=8"]
 )
 @pytest.mark.parametrize("name", ["tova", "knorm", "keydiff"])
-def test_a_policy_that_may_drop_the_newest_token_is_left_for_any_other(name, then, tiny_llama):
+def test_a_policy_that_may_drop_the_newest_token_is_left_for_any_other(name, then):
     tokens, first = words(120), parse(f"{name}:budget=12,interval=3" + (",skip=0" if name == "knorm" else ""))
-    lane = open_lanes(tiny_llama, tokens[:40], [first], history=64)[0]
+    lane = open_lanes(shared("llama", num_hidden_layers=2), tokens[:40], [first], history=64)[0]
     reference = beside(lane)
     read_both(lane, reference, 39)
     met = set()

@@ -19,6 +19,7 @@ install_import_hook([f"analysis.{room}" for room in rooms], "beartype.beartype")
 typing.TYPE_CHECKING = True
 import analysis.policies
 typing.TYPE_CHECKING = False
+from analysis.engine.check import adapt
 from analysis.engine.layers.slots import Slots
 from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_map, head_row
@@ -26,6 +27,7 @@ from analysis.policies import POLICIES, parse
 torch.manual_seed(0)
 model = LlamaForCausalLM(LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                                      num_attention_heads=4, num_key_value_heads=2)).eval()
+adapted = adapt(model)
 tokens = np.random.default_rng(0).integers(0, 97, 160)
 SIZES = {"window": 16, "budget": 16, "recent": 3, "stride": 4, "history": 9, "start": 5, "sinks": 2, "interval": 2}
 def small(kind, **more):
@@ -33,7 +35,7 @@ def small(kind, **more):
 THEN = "streaming:window=12", "h2o:budget=16,recent=5", "duo:window=8", "recompute:window=16", "dense"
 for i, kind in enumerate(POLICIES.values()):
     more = {"softmax": "off-by-one", "knockout": "weights"} if i % 2 else {}
-    (lane,) = open_lanes(model, tokens[:40], [small(kind, **more)], history=64)
+    (lane,) = open_lanes(adapted, tokens[:40], [small(kind, **more)], history=64)
     while not lane.done:
         lane.read(17)
     before = lane.snapshot()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from analysis.policies import POLICIES, Ranked, parse
 from analysis.policies.ranked import agreed, by_rank, tolerance
 
-from .families import tiny
+from .families import shared
 from .published import WITHIN, order
 from .reading import read
 
@@ -57,7 +57,7 @@ def test_repeated_tokens_go_by_age_whatever_the_chunk(name, more, interval, text
 @pytest.mark.parametrize("name", NAMES)
 def test_layers_that_know_no_places_have_ties_in_attention_too(name, interval):
     """In smollm3 some layers have no positions, so one query gives equal tokens the same."""
-    model, tokens, chosen = tiny("smollm3"), TEXTS["five at random"], policy(name, interval)
+    model, tokens, chosen = shared("smollm3"), TEXTS["five at random"], policy(name, interval)
     expected = read(model, tokens, chosen, 1)
     for chunk in (16, len(tokens)):
         np.testing.assert_allclose(read(model, tokens, chosen, chunk)[0], expected[0], atol=1e-4)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.engine.check import adapt
 from analysis.engine.context import SharedContext
 from analysis.engine.lane import Lane
 from analysis.engine.layers.ranked import RankedLayer
@@ -16,7 +15,7 @@ from analysis.policies import Dense, Recompute, Streaming, Window, parse
 from analysis.texts import read as text
 from analysis.texts import tokenize
 
-from .families import our_nll, shared, words
+from .families import our_nll, shared, twin, words
 from .naive import kept
 from .switching import beside, read_both, switch_both
 
@@ -267,7 +266,7 @@ HOLDERS = ["dense", "window:window=12", "recompute:window=12,stride=4", STREAMIN
 
 
 def opened(model, tokens, policy, history=0):
-    context = SharedContext(adapt(model), np.asarray(tokens, np.int32), 4, history, tokenizer=Tokenizer())
+    context = SharedContext(twin(model), np.asarray(tokens, np.int32), 4, history, tokenizer=Tokenizer())
     return Lane(0, parse(policy), context)
 
 
