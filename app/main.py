@@ -16,8 +16,9 @@ import streamlit as st
 if __name__ != "__main__":
     from app.border import failed
     from app.guard import GUARDS
+    from app.recordings import ROUTES
 
-    app = st.App(__file__, middleware=GUARDS, on_script_error=failed)
+    app = st.App(__file__, routes=ROUTES, middleware=GUARDS, on_script_error=failed)
 else:
     from app.components import presence
     from app.lesson import LANGUAGES, lesson

@@ -5,8 +5,8 @@ An address says only what differs from what the lanes mean to show.  No Streamli
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 from analysis.metrics import MODES
 from analysis.runs.screen import PAINTS
@@ -71,6 +71,19 @@ class View:
         self.lanes = lanes
         self.possible()
 
+    def look(self, pick: Mapping[str, Any], lanes: int) -> None:
+        """Take up what a browser says that a person looks at, as far as it can be, of so many lanes."""
+        for name in ("chosen", "reference"):
+            if isinstance(lane := pick.get(name), int) and 0 <= lane < lanes:
+                setattr(self, name, lane)
+        if "head" in pick:
+            self.head = (int(pick["head"][0]), int(pick["head"][1])) if pick["head"] else None
+        if pick.get("mode") in MODES:
+            self.mode = pick["mode"]
+        if pick.get("paint") in PAINTS:
+            self.paint = pick["paint"]
+        self.possible()
+
     def possible(self) -> Self:
         """The same, since one lane alone has none to be compared with, and a text is not coloured by no head."""
         if len(self.lanes) == 1 and self.mode == "relative":
@@ -78,6 +91,10 @@ class View:
         if self.head is None:
             self.paint = "nll"
         return self
+
+    def shown(self) -> dict[str, Any]:
+        """What a script needs to show the same."""
+        return {name: of for name, of in asdict(self).items() if name != "lanes"}
 
     def link(self) -> dict[str, str]:
         """What an address says of this."""

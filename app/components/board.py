@@ -5,10 +5,14 @@ nothing jumps.  It holds no truth: it shows what the frame says, and sends back 
 """
 
 from collections.abc import Callable
+from typing import Any
 
+from analysis.runs.player import BOARD
+
+from ..recordings import address_of
 from .parts import declare, serve_plotly
 
-_component = declare("board", "toolbar", "cards", "curves", "map", "strip", "main")
+_component = declare("board", *BOARD)
 
 
 def mount(
@@ -31,4 +35,37 @@ def mount(
         on_press_change=on_press,
         on_pick_change=on_pick,
         on_change_change=on_change,
+    )
+
+
+def replay(
+    name: str,
+    *,
+    view: dict[str, Any],
+    at: int | None,
+    actions: list[tuple[str, str, str]],
+    note: str,
+    play: bool = False,
+    key: str,
+    on_rest: Callable[[], None],
+    on_press: Callable[[], None],
+) -> None:
+    """Replay the run `name` of the library, from a view and a position on; it plays at once where `play` says so.
+
+    `actions`: buttons beside the player, what is pressed, its words and what they mean; `on_press`: one was pressed,
+    `session_state[key]["press"]`; `on_rest`: what is looked at has changed, `["rest"]`.
+    """
+    serve_plotly()
+    _component(
+        data={
+            "recording": {"url": address_of(name)},
+            "view": view,
+            "at": at,
+            "actions": actions,
+            "note": note,
+            "play": play,
+        },
+        key=key,
+        on_rest_change=on_rest,
+        on_press_change=on_press,
     )

@@ -9,32 +9,21 @@ import plotly
 import streamlit as st
 from streamlit.components import v2
 
+from analysis.runs.player import script, style
+
 HERE = Path(__file__).parent
 STATIC = HERE.parent / "static"
-SHARED = ("frame", "colour", "sample", "switch", "grid", "card", "plotly", "mount")
-
-
-def script(component: str, *parts: str) -> str:
-    """The shared pieces and a component's own as one module: a component's script can import nothing of its own."""
-    paths = [HERE / "shared" / f"{part}.js" for part in SHARED] + [HERE / component / f"{part}.js" for part in parts]
-    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
 
 
 def declare(component: str, *parts: str) -> Callable[..., Any]:
     """A component whose script has these parts, in this order, and whose style stands beside them."""
+    named = [part if "/" in part else f"{component}/{part}" for part in parts]
     return v2.component(
         component,
         html='<div class="sk"></div>\n',
-        css=style(component),
-        js=script(component, *parts),
+        css=style(*named),
+        js=script(*named),
         isolate_styles=False,
-    )
-
-
-def style(component: str) -> str:
-    """The shared style and a component's own."""
-    return "\n".join(
-        (HERE / place).read_text(encoding="utf-8") for place in ("shared/page.css", f"{component}/{component}.css")
     )
 
 

@@ -9,7 +9,7 @@ from analysis import texts
 from analysis.errors import sentence
 from analysis.policies import parse
 from analysis.runs.spec import Spec
-from app import address
+from app import address, recordings
 from app.components import board
 from app.controls import (
     READING,
@@ -30,11 +30,11 @@ from app.panels import slots
 from app.panels.job_panel import JobPanel, Maker, redraw
 from app.presets import FOUR, PRESETS
 from app.projection import project
-from app.view import MODES, PAINTS, PARAMETERS, View
+from app.view import PARAMETERS, View
 
 PLACE = JobPanel("read", ReadingJob)
 CHUNK = 128
-ADDRESS = ("run", "lane", "text", "model", *READING, *PARAMETERS)
+ADDRESS = ("run", "at", "lane", "text", "model", *READING, *PARAMETERS)
 """What the address of this page says."""
 LOST = "That run is no longer in memory: press Start to read again."
 
@@ -44,31 +44,35 @@ def open_page() -> None:
     state, asked = st.session_state, st.query_params
     if "lanes" in state:
         linked = state.get("arrived") and any(name in asked for name in ADDRESS)
-        if not linked or (PLACE.id and asked.get("run") == PLACE.id):
+        here = PLACE.id or (state.recording.name if state.recording else "")
+        if not linked or (here and asked.get("run") == here):
             # Here already, or back from another page: all is as it was left.
             return
     problems, story = [], PRESETS["four"]
     lanes, text, model = list(story.policies), "hamlet", Chosen(dtype=story.dtype)
     run = REGISTRY.find(asked.get("run"), ReadingJob)
-    if run is not None:
-        lanes, text, model = list(run.spec.policies), run.spec.text, Chosen.of(run.spec)
+    recording = recordings.find(asked.get("run"), "reading") if run is None else None
+    known = run or recording
+    if known is not None:
+        lanes, text, model = list(known.spec.policies), known.spec.text, Chosen.of(known.spec)
     elif "run" in asked:
         problems.append(LOST)
     try:
-        if run is None and "lane" in asked:
+        if known is None and "lane" in asked:
             lanes = address.lanes(asked.get_all("lane"), MAX_LANES, "read")
-        if run is None and "text" in asked:
+        if known is None and "text" in asked:
             text = address.text(asked["text"])
-        if run is None and "model" in asked:
+        if known is None and "model" in asked:
             model = model._replace(model=address.model(asked["model"], REGISTRY.models()))
-        if run is None:
+        if known is None:
             model = model.linked()
     except ValueError as e:
         problems.append(address.wrong(e, "The four policies are set instead."))
         lanes = list(story.policies)
-    view = View.of(lanes)
+    view, at = View.of(lanes), None
     try:
         view = View.of(lanes, asked)
+        at = address.number("at", asked["at"], 1, 2**31 - 1) if "at" in asked else None
     except ValueError as e:
         problems.append(address.wrong(e, "That is left out."))
     state.update(
@@ -78,6 +82,8 @@ def open_page() -> None:
         view=view,
         revision=state.get("revision", 0) + 1,
         sender=ReadingSender(),
+        recording=recording,
+        at=at,
         pace=run.pace if run is not None else 0,
     )
     PLACE.say(" ".join(problems))
@@ -88,11 +94,15 @@ def to_address() -> None:
     """Let the address say what is shown, so that a reload and a second tab show it too."""
     state, run = st.session_state, PLACE.job
     lanes, text, model = state.lanes, state.text, state.model
-    if run is not None:
-        lanes, text, model = run.spec.policies, run.spec.text, Chosen.of(run.spec)
+    if (known := run or state.recording) is not None:
+        lanes, text, model = known.spec.policies, known.spec.text, Chosen.of(known.spec)
     said: dict[str, str | list[str]] = {**model.link(), **state.view.link()}
     if run is not None:
         said["run"] = run.id
+    elif state.recording is not None:
+        said["run"] = state.recording.name
+        if state.at is not None:
+            said["at"] = str(state.at)
     if [parse(p) for p in lanes] != [parse(p) for p in FOUR]:
         said["lane"] = list(lanes)
     if text != "hamlet" and text in texts.plays():
@@ -125,6 +135,7 @@ def start() -> None:
     """Read from the beginning with what is set; the run that was on screen ends."""
     if (run := PLACE.begin(_prepared, start)) is not None:
         run.set_pace(st.session_state.pace)
+        st.session_state.recording = None
 
 
 def _prepared() -> Maker[ReadingJob]:
@@ -197,17 +208,7 @@ def picked() -> None:
     if not is_new_press("pick", pick):
         return
     lanes = len(run.spec.policies) if run else len(st.session_state.lanes)
-    if "lane" in pick and 0 <= pick["lane"] < lanes:
-        view.chosen = pick["lane"]
-    if "reference" in pick and 0 <= pick["reference"] < lanes:
-        view.reference = pick["reference"]
-    if "head" in pick:
-        view.head = tuple(pick["head"]) if pick["head"] else None
-    if pick.get("mode") in MODES:
-        view.mode = pick["mode"]
-    if pick.get("paint") in PAINTS:
-        view.paint = pick["paint"]
-    view.possible()
+    view.look(pick, lanes)
     if pick.get("pace") in PACES:
         st.session_state.pace = pick["pace"]
         if run is not None:
@@ -246,15 +247,49 @@ def forget_unknown_head(run: ReadingJob | None) -> None:
     run.tell(f"{lost} {run.note}".strip())
 
 
+def draw_recording(recording: recordings.Recording) -> None:
+    """A run that is kept, as its reading left it: the browser plays it by itself."""
+    state, key = st.session_state, f"replay-{recording.name}"
+
+    def rested() -> None:
+        rest = state[key]["rest"]
+        state.view.look(rest, len(recording.spec.policies))
+        state.at = rest["at"] if isinstance(rest.get("at"), int) else state.at
+
+    def asked() -> None:
+        if is_new_press("press", state[key]["press"]):
+            start()
+
+    board.replay(
+        recording.name,
+        view=state.view.shown(),
+        at=state.at,
+        actions=[("start", "Read it live", "Load the model, and read the text anew with what is set at the left")],
+        note=PLACE.problem,
+        key=key,
+        on_rest=rested,
+        on_press=asked,
+    )
+
+
 def draw() -> None:
     """One frame; again and again while there is something to see."""
     run, state = PLACE.job, st.session_state
     if run is None and PLACE.id:
+        # What the library kept of it is still there to be seen.
+        state.recording, state.at = recordings.find(PLACE.id, "reading"), None
         PLACE.put("")
-        PLACE.say(LOST)
+        PLACE.say("" if state.recording else LOST)
+    if state.recording is not None and recordings.find(state.recording.name, "reading") is None:
+        state.recording = None
+        PLACE.say("That run was deleted from the library: press Start to read again.")
     forget_unknown_head(run)
-    state.view.follow(state.lanes if run is None else run.spec.policies)
+    known = run or state.recording
+    state.view.follow(state.lanes if known is None else known.spec.policies)
     to_address()
+    if run is None and state.recording is not None:
+        draw_recording(state.recording)
+        return
     if run is not None:
         slots.renew_lease(run)
         # A frame is sent when there is something new, since every one costs the browser more than its drawing.

@@ -11,8 +11,8 @@ function makeCards(send) {
     const swatch = el("span", { class: "sk-swatch" });
     const { button: change, form } = makeSwitch(send, i, () => frame);
     const compare = el("button", { class: "sk-link", type: "button", title: "Compare all lanes with this one", onclick: (e) => { e.stopPropagation(); send("pick", { reference: i, at: Date.now() }); } }, "compare with this");
-    const choose = el("button", { class: "sk-choose", type: "button", title: "Show this lane's sink mass, map and text", onclick: () => send("pick", { lane: i, at: Date.now() }) }, swatch, parts.name);
-    const card = el("div", { class: "sk-card", onclick: (e) => { if (!e.target.closest("button,.sk-form")) send("pick", { lane: i, at: Date.now() }); } },
+    const choose = el("button", { class: "sk-choose", type: "button", title: "Show this lane's sink mass, map and text", onclick: () => send("pick", { chosen: i, at: Date.now() }) }, swatch, parts.name);
+    const card = el("div", { class: "sk-card", onclick: (e) => { if (!e.target.closest("button,.sk-form")) send("pick", { chosen: i, at: Date.now() }); } },
       el("div", { class: "sk-row" }, choose, change),
       el("div", { class: "sk-row sk-main" }, parts.big, parts.small),
       el("div", { class: "sk-row" }, parts.rolling, parts.read),
@@ -53,6 +53,7 @@ function makeCards(send) {
       c.compare.hidden = alone;
       say(c.compare, reference ? "others are compared with this" : "compare with this");
       c.compare.disabled = reference;
+      c.change.hidden = Boolean(frame.recorded);
       c.change.disabled = !["running", "paused"].includes(frame.status);
       flag(c.card, "sk-chosen", i === frame.chosen);
       c.choose.setAttribute("aria-pressed", i === frame.chosen);

@@ -1,7 +1,7 @@
 // Perplexity and memory against tokens read.  Plotly draws; zoom stays with the person who zoomed.
 
 // ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly.
-const LEAST_BETWEEN = 380, LEAST_BETWEEN_MEMORY = 2000;
+const LEAST_BETWEEN = 380, LEAST_BETWEEN_MEMORY = 2000, MEMORY_AFTER = 120;
 const MARK_SIZE = 11, MARK_LINE = 14, MAX_ROWS = 5, LEFT = 46, BELOW = 34;
 
 function times(value) {
@@ -19,10 +19,11 @@ function logTicks(low, high, relative) {
 }
 
 // The range that shows what most of the curves do; spikes may leave it at the top.
+// Of a recording: what its whole curves do.
 function rangeOf(frame) {
   const all = [];
   frame.lanes.forEach((_, i) => {
-    const y = frame.arrays[`y${i}`]?.data || [];
+    const y = (frame.whole || frame.arrays)[`y${i}`]?.data || [];
     for (let k = 0; k < y.length; k += 3) if (Number.isFinite(y[k]) && y[k] > 0) all.push(y[k]);
   });
   if (!all.length) return frame.mode === "relative" ? [0.5, 4] : [5, 100];
@@ -52,6 +53,8 @@ function arranged(marks, x, width) {
   return [placed, rows.length];
 }
 
+const last = (array) => array?.data.at(-1) ?? 0;
+
 function makeCurves(send, names) {
   const title = el("h2", { class: "sk-title" });
   const modes = names.map((mode) => {
@@ -65,7 +68,7 @@ function makeCurves(send, names) {
   const node = el("div", {},
     el("section", { class: "sk-panel" }, el("div", { class: "sk-head" }, title, el("div", { class: "sk-segments" }, ...modes.map(([, b]) => b))), plot, below),
     el("section", { class: "sk-panel" }, el("h2", { class: "sk-title" }, "KV-cache memory", el("span", { class: "sk-sub" }, " MB, measured; dotted: what dense would take, predicted")), memory));
-  let plotly = null, frame = null, theme = null, last = 0, lastMemory = 0, timer = 0, drawn = "", titled = "";
+  let plotly = null, frame = null, theme = null, latest = 0, lastMemory = 0, timer = 0, memoryTimer = 0, drawn = "", titled = "";
   let above = 0, heldFor = "", memoryDrawn = "";
   let zoom = null, zoomOf = "", listening = false; // the ranges that a person zoomed to, and the curve that they belong to
   loadPlotly().then((P) => { plotly = P; draw(); }, () => say(plot, NO_PLOTS));
@@ -118,12 +121,12 @@ function makeCurves(send, names) {
     clearTimeout(timer);
     timer = 0;
     if (!plotly || !frame || !plot.clientWidth) return;
-    last = performance.now();
+    latest = performance.now();
     const height = plot.clientHeight, width = plot.clientWidth, labels = roomFor(frame.lanes, width);
     if (zoomOf !== subject()) zoom = null;
     const [low, high] = zoom ? zoom.y.map((v) => 10 ** v) : rangeOf(frame);
     const relative = frame.mode === "relative";
-    const longest = Math.max(64, ...frame.lanes.map((_, i) => { const x = frame.arrays[`x${i}`]?.data; return x?.length ? x[x.length - 1] : 0; }));
+    const longest = Math.max(64, frame.recorded ? frame.total : 0, ...frame.lanes.map((_, i) => last(frame.arrays[`x${i}`])));
     const range = zoom ? zoom.x : [0, longest * 1.005];
     const x = (token) => LEFT + ((token - range[0]) / (range[1] - range[0])) * (width - LEFT - labels.right);
     const [marks, rows] = arranged(frame.marks.filter((m) => m.x >= range[0] && m.x <= range[1]), x, width);
@@ -150,7 +153,10 @@ function makeCurves(send, names) {
     plotly.react(plot, traces("x", "y", relative ? "×" : "perplexity"), layout, PLOT_CONFIG);
     if (!listening) listen();
 
-    if (last - lastMemory > LEAST_BETWEEN_MEMORY || frame.status !== "running" || memoryDrawn !== memoryState()) drawMemory(width, labels, range);
+    clearTimeout(memoryTimer);
+    // A jump is answered by what is looked at first.
+    if (frame.recorded) memoryTimer = setTimeout(() => drawMemory(width, labels, range), MEMORY_AFTER);
+    else if (latest - lastMemory > LEAST_BETWEEN_MEMORY || frame.status !== "running" || memoryDrawn !== memoryState()) drawMemory(width, labels, range);
     const facts = frame.lanes.map((l, i) => `${l.label}: ${i === frame.reference ? "the reference" : `${digits(l.relative)} times`}, rolling perplexity ${digits(l.rolling)}`);
     plot.setAttribute("aria-label", `Perplexity against tokens read. ${facts.join("; ")}.`);
     memory.setAttribute("aria-label", `Cache memory. ${frame.lanes.map((l) => `${l.label}: ${size(l.bytes)}`).join("; ")}.`);
@@ -168,8 +174,8 @@ function makeCurves(send, names) {
     const small = base(height, right, 8);
     small.width = width;
     small.xaxis.title = { text: "tokens read", standoff: 4, font: { size: LABEL_SIZE } };
-    const tops = frame.lanes.map((_, i) => { const y = frame.arrays[`my${i}`]?.data; return y?.length ? y[y.length - 1] : 0; });
-    const top = Math.max(1, ...tops);
+    const tops = frame.lanes.map((_, i) => last(frame.arrays[`my${i}`]));
+    const top = Math.max(1, ...tops, ...frame.lanes.map((_, i) => last(frame.whole?.[`my${i}`])));
     small.yaxis = { gridcolor: theme.line, zeroline: false, range: [0, top * 1.12], nticks: 4 };
     small.xaxis.range = range;
     const predicted = { type: "scatter", mode: "lines", x: frame.arrays.px?.data || [], y: frame.arrays.py?.data || [], line: { color: theme.muted, width: 1.5, dash: "dot" }, hovertemplate: "%{y:.0f} MB predicted<extra>Dense</extra>" };
@@ -213,10 +219,10 @@ function makeCurves(send, names) {
       titled = words.join();
       title.replaceChildren(words[0], el("span", { class: "sk-sub" }, words[1]));
     }
-    const choice = `${frame.run}|${frame.mode}|${frame.reference}|${theme.dark}|${plot.clientWidth}|${frame.marks.length}|${frame.lanes.map((l) => l.brief)}`;
+    const choice = `${frame.run}|${frame.mode}|${frame.reference}|${theme.dark}|${plot.clientWidth}|${frame.marks.length}|${frame.lanes.map((l) => l.brief)}|${frame.jumps}`;
     if (`${choice}|${frame.published}` === drawn) return;
     // What a person did is answered at once; what the lanes read can wait a little.
-    const wait = drawn.startsWith(`${choice}|`) ? LEAST_BETWEEN - (performance.now() - last) : 0;
+    const wait = drawn.startsWith(`${choice}|`) ? LEAST_BETWEEN - (performance.now() - latest) : 0;
     drawn = `${choice}|${frame.published}`;
     if (wait <= 0) draw();
     else timer ||= setTimeout(draw, wait);

@@ -1,13 +1,16 @@
 // The board: everything on the read page that moves.
 
+const boardParts = ({ cards, curves, grid, map, strip, card }) => [
+  cards.node,
+  el("div", { class: "sk-columns" },
+    el("div", { class: "sk-left" }, curves.node, strip.node),
+    el("div", { class: "sk-right" }, grid.node, map.node, card.node)),
+];
+
 function makeBoard(root, send, redraw, { constants }) {
   const toolbar = makeToolbar(send, constants.paces), cards = makeCards(send), curves = makeCurves(send, constants.modes);
   const grid = makeGrid(send), map = makeMap(), strip = makeStrip(send, constants.paints), card = makeCard();
-  root.replaceChildren(
-    toolbar.node, cards.node,
-    el("div", { class: "sk-columns" },
-      el("div", { class: "sk-left" }, curves.node, strip.node),
-      el("div", { class: "sk-right" }, grid.node, map.node, card.node)));
+  root.replaceChildren(toolbar.node, ...boardParts({ cards, curves, grid, map, strip, card }));
   listenWhileShown(root, (e) => {
     if (e.key !== "k" || e.ctrlKey || e.metaKey || e.altKey || e.target.closest?.("input,textarea,select,[contenteditable]")) return;
     e.preventDefault();
@@ -18,4 +21,6 @@ function makeBoard(root, send, redraw, { constants }) {
   };
 }
 
-export default (component) => mount(component, makeBoard);
+const makePage = (root, send, redraw, first) => (first.recording ? makeReplay : makeBoard)(root, send, redraw, first);
+
+export default (component) => mount(component, makePage);

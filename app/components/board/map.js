@@ -123,7 +123,7 @@ function makeMap() {
       title.replaceChildren(name, el("span", { class: "sk-sub" }, sub));
     }
     invite.hidden = Boolean(at);
-    say(invite, frame.head ? "The map appears when this lane has read something." : "Click a cell above: that head’s attention map is drawn here.");
+    say(invite, frame.invitation || (frame.head ? "The map appears when this lane has read something." : "Click a cell above: that head’s attention map is drawn here."));
     holder.hidden = legend.hidden = !at;
     if (at) draw();
   }

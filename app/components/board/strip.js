@@ -44,6 +44,8 @@ function makeStrip(send, paints) {
     // Tokens that left the stretch go at the front, new ones come at the end: what stays is not touched.
     const gone = Math.min(spans.length, frame.tokens_start - first);
     for (const span of spans.splice(0, gone)) span.remove();
+    // A recording may go back.
+    for (const span of spans.splice(frame.tokens.length)) span.remove();
     first = frame.tokens_start;
     for (let i = spans.length; i < frame.tokens.length; i++) {
       const span = el("span", {});

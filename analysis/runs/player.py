@@ -1,0 +1,30 @@
+"""The scripts and styles that draw runs in a browser: pieces of the app's components, put together as one module.
+
+The app declares its components from these, and a page that plays a recording without the app has the same ones.
+"""
+
+from pathlib import Path
+
+COMPONENTS = Path(__file__).parents[2] / "app" / "components"
+SHARED = ("frame", "colour", "sample", "switch", "grid", "card", "plotly", "mount")
+BOARD = (
+    *("shared/recording", "shared/player"),
+    *("board/toolbar", "board/cards", "board/curves", "board/map", "board/strip", "board/replay", "board/main"),
+)
+"""The board of the read page, in this order."""
+
+
+def script(*parts: str) -> str:
+    """The shared pieces and these as one module, in this order: a component's script can import nothing of its own."""
+    return "\n".join(_contents(f"{part}.js") for part in (*(f"shared/{name}" for name in SHARED), *parts))
+
+
+def style(*parts: str) -> str:
+    """The shared style, and those that stand beside these pieces."""
+    folders = dict.fromkeys(part.split("/")[0] for part in parts if not part.startswith("shared/"))
+    beside = [*(f"{part}.css" for part in parts), *(f"{folder}/{folder}.css" for folder in folders)]
+    return "\n".join(map(_contents, ["shared/page.css", *(name for name in beside if (COMPONENTS / name).exists())]))
+
+
+def _contents(name: str) -> str:
+    return (COMPONENTS / name).read_text(encoding="utf-8")

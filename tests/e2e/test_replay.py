@@ -1,0 +1,132 @@
+"""A recorded run in a real browser: it opens without a model, plays, pauses, steps, is dragged, and comes back."""
+
+import re
+from pathlib import Path
+
+import axe_playwright_python
+import pytest
+
+from analysis.runs import library
+from analysis.runs.folder import save
+
+from ..recordings import made_up
+from .conftest import cut_labels
+from .test_live import choose_head
+
+AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """A run of the library, of three thousand tokens, one lane of which was switched."""
+    switches = {3: (1500, "window:window=128")}
+    save(
+        made_up(3000, layers=30, heads=9, switches=switches),
+        library.home() / "replayed",
+        text_sha256="",
+        weights_sha256="",
+    )
+    return "replayed"
+
+
+def position(page) -> int:
+    return int(page.locator(".sk-scrub").input_value())
+
+
+def wait_painted(page, at: int) -> None:
+    page.wait_for_function("at => window.__sinkscope?.published === at", arg=at)
+
+
+def wait_address(page, name: str, value: str) -> None:
+    page.wait_for_function("([name, value]) => new URL(location).searchParams.get(name) === value", arg=[name, value])
+
+
+def violations(page) -> list[str]:
+    page.evaluate(AXE)
+    found = page.evaluate("axe.run(document.querySelector('.sk'), {resultTypes: ['violations']})")["violations"]
+    return [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found]
+
+
+def test_a_recorded_run_is_played_stepped_dragged_and_found_again(app, page, recorded):
+    page.goto(f"{app}/?run={recorded}")
+    slider = page.locator(".sk-scrub")
+    # It opens at its end.
+    wait_painted(page, 3000)
+    assert page.get_by_text("3,000 of 3,000 tokens").count() == 1
+    assert page.locator(".sk-card").count() == 4 and page.get_by_role("button", name="switch ▾").count() == 0
+    # Keys: from the beginning, a token, a chunk.
+    page.keyboard.press("Home")
+    wait_painted(page, 1)
+    page.keyboard.press("ArrowRight")
+    wait_painted(page, 2)
+    page.keyboard.press("Shift+ArrowRight")
+    wait_painted(page, 129)
+    page.keyboard.press("ArrowLeft")
+    wait_painted(page, 128)
+    page.keyboard.press("End")
+    wait_painted(page, 3000)
+    # Buttons do the same.
+    page.get_by_role("button", name="One chunk back").click()
+    assert position(page) < 3000
+    # The scrubber is dragged, and the address says where it rests.
+    box = slider.bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 8, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    middle = position(page)
+    assert 1400 < middle < 1600
+    wait_painted(page, middle)
+    wait_address(page, "at", str(middle))
+    # What is looked at changes at once, and stands in the address too.
+    page.get_by_role("button", name="cumulative").click()
+    page.wait_for_function("window.__sinkscope.mode === 'cumulative'")
+    page.locator(".sk-choose").first.click()
+    choose_head(page, 3, 2)
+    page.get_by_text("To keep it, read with --maps 3.2").wait_for()
+    for name, value in (("mode", "cumulative"), ("shown", "0"), ("head", "3.2")):
+        wait_address(page, name, value)
+    # A reload shows the same moment.
+    page.reload()
+    wait_painted(page, middle)
+    assert page.evaluate("window.__sinkscope.mode") == "cumulative"
+    page.get_by_text("To keep it, read with --maps 3.2").wait_for()
+    assert f"{middle:,} read" in page.locator(".sk-card").first.inner_text()
+    # It plays at a speed, and pauses.
+    page.get_by_label("Speed").select_option("500 tokens/s")
+    page.locator(".sk-title").first.click()
+    page.keyboard.press("Space")
+    page.wait_for_function("at => window.__sinkscope.published > at", arg=middle + 100)
+    page.keyboard.press("Space")
+    paused = position(page)
+    wait_address(page, "at", str(paused))
+    assert position(page) == paused and page.get_by_role("button", name="Play or pause").inner_text() == "▶ Play"
+    assert slider.get_attribute("aria-valuetext") == f"token {paused:,} of 3,000"
+    # The switch has its mark.
+    assert page.locator(".sk-tick-switch").count() == 1
+    assert not violations(page) and not cut_labels(page)
+    assert not page.problems and not page.strangers
+
+
+def test_a_recording_fits_a_narrow_page_and_plays_to_its_end(app, page, recorded):
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.emulate_media(reduced_motion="reduce", color_scheme="dark")
+    page.goto(f"{app}/?run={recorded}&at=2900")
+    wait_painted(page, 2900)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert not cut_labels(page) and not violations(page)
+    page.get_by_label("Speed").select_option("500 tokens/s")
+    page.get_by_role("button", name="Play or pause").click()
+    wait_painted(page, 3000)
+    page.get_by_text("▶ Play").wait_for()
+    # With little motion it moves seldom.
+    moves = page.evaluate("new Set(window.__sinkscopeFrames.map((f) => f.published).filter((at) => at > 2900)).size")
+    assert moves <= 2
+
+
+def test_a_run_that_is_not_there_is_said_and_the_page_can_start(app, page):
+    page.goto(f"{app}/?run=nobody&at=17")
+    page.get_by_text("no longer in memory").wait_for()
+    assert page.get_by_role("button", name=re.compile("Start")).count() >= 1
