@@ -160,7 +160,9 @@ def test_switch_between_two_tokens_equals_switch_between_two_chunks(tiny_llama, 
     np.testing.assert_allclose(got, np.concatenate(expected), **WITHIN)
 
 
-@pytest.mark.parametrize("policy", [Dense(), Window(20), Streaming(4, 16)])
+@pytest.mark.parametrize(
+    "policy", [Dense(), Window(20), Streaming(4, 16), parse("streaming:sinks=4,window=16,softmax=logit,logit=2.5")]
+)
 def test_map_of_decoded_tokens_equals_that_of_read_ones(tiny_llama, tokens, policy):
     chunked = read(tiny_llama, tokens, policy, history=64).lane
     lane = begun(tiny_llama, tokens[:30], policy, history=64)

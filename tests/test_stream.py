@@ -13,7 +13,7 @@ from analysis.policies import POLICIES as registry
 from analysis.policies import Dense, Ranked, Recompute, Streaming, Window, parse
 
 from . import naive
-from .families import own_nll
+from .families import own_nll, shared
 from .reading import read
 
 POLICIES = ["dense", "window:window=20", "streaming:sinks=4,window=16", "streaming:sinks=4,window=16,positions=text"]
@@ -93,16 +93,56 @@ def test_window_is_the_same_in_both_position_modes(tiny_llama, tokens):
     np.testing.assert_allclose(cache, read(tiny_llama, tokens, Window(20))[0], atol=1e-5)
 
 
-@pytest.mark.parametrize(("window", "stride"), [(16, 1), (16, 5), (300, 1)])
-def test_recompute_equals_a_fresh_forward_pass(tiny_llama, tokens, window, stride):
-    nll, _, kept, *_ = read(tiny_llama, tokens, Recompute(window, stride))
+@pytest.mark.parametrize(
+    ("family", "window", "stride"),
+    [("llama", 16, 1), ("llama", 16, 5), ("llama", 300, 1), ("mistral", 9, 1), ("mistral", 30, 9)],
+)
+def test_recompute_equals_a_fresh_forward_pass(tiny_llama, tokens, family, window, stride):
+    # Layers of the other see 20 tokens by themselves.
+    model, tokens = (tiny_llama, tokens) if family == "llama" else (shared(family), tokens[:80])
+    nll, _, kept, *_ = read(model, tokens, Recompute(window, stride))
     tiny_llama.set_attn_implementation("eager")
     for i in range(1, len(tokens)):
         start = 0 if i <= window else i - window - (i - window - 1) % stride
         with torch.no_grad():
-            logits = tiny_llama(torch.as_tensor(tokens[start:i])[None]).logits[0, -1]
+            logits = model(torch.as_tensor(tokens[start:i])[None]).logits[0, -1]
         assert abs(-torch.log_softmax(logits, -1)[tokens[i]].item() - nll[i - 1]) < 1e-4
         assert kept[i - 1] == i - start
+
+
+def test_a_text_grows_and_shrinks_as_a_list_does(tiny_llama, tokens):
+    context, text = open_lanes(tiny_llama, tokens[:3], [Dense()])[0].context, list(tokens[:3])
+    for count in (1, 5, 2000, 1, 3000, 1):
+        more = np.arange(len(text), len(text) + count) % 97
+        before = context.tokens, context.ids
+        context.extend(more.astype(np.int32))
+        assert [len(b) for b in before] == [len(text)] * 2 and before[0].tolist() == before[1].tolist() == text
+        text += more.tolist()
+        assert context.tokens.tolist() == context.ids.tolist() == text
+        context.truncate(len(text) - count // 3)
+        text = text[: len(text) - count // 3]
+        assert context.tokens.tolist() == context.ids.tolist() == text
+
+
+def test_first_tokens_are_encoded_once_for_as_many_as_were_asked_for(tiny_llama, tokens):
+    context = open_lanes(tiny_llama, tokens, [Dense()])[0].context
+    fresh = [open_lanes(tiny_llama, tokens, [Dense()])[0].context.prefix(n) for n in (2, 20, 6)]
+    for count, expected in zip((2, 20, 6), fresh, strict=True):
+        for (keys, values), (k, v) in zip(context.prefix(count), expected, strict=True):
+            assert keys.shape[1] == count
+            torch.testing.assert_close((keys, values), (k, v), atol=1e-5, rtol=1e-5)
+    assert context.prefix(6)[0][0].data_ptr() == context.prefix(20)[0][0].data_ptr()
+    assert context.prefix(10_000)[0][0].shape[1] == len(tokens)
+
+
+def test_learned_positions_are_read_to_the_last():
+    model, tokens = shared("gpt2"), np.arange(514) % 97
+    open_lanes(model, tokens[:513], [Dense(), Recompute(512), Recompute(500, 13)])
+    for policy, said in ((Recompute(513), "choose a smaller window"), (Recompute(500, 14), "needs 513")):
+        with pytest.raises(ValueError, match=said):
+            open_lanes(model, tokens, [policy])
+    with pytest.raises(ValueError, match="read at most 513, or choose recompute"):
+        open_lanes(model, tokens, [Dense()])
 
 
 @pytest.mark.parametrize("policy", ["dense", "streaming:sinks=4,window=16,positions=text", "window:window=20"])

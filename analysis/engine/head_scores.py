@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from .. import files
@@ -34,7 +33,7 @@ def measured_scores(context: SharedContext) -> NDArray[np.float64]:
     """The share of its attention that each KV head gives to the first tokens, [layers, kv_heads], over the beginning of
     the text."""
     model, ids = context.model, context.ids[None, :MEASURED]
-    one = BandedPass(model, 0, SINKS, Band(0, 0, None, "text"), None, torch.zeros(1, dtype=torch.int64))
+    one = BandedPass(model, 0, SINKS, Band(0, 0, None, "text"), None)
     one.length = model.regime(ids.shape[1])
     model.forward(ids, one, last=1)
     later = [mass[:, min(SINKS, mass.shape[1] - 1) :] for mass in one.mass]

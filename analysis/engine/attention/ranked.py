@@ -69,14 +69,14 @@ class RankedPass:
             unseen = held.positions[:, None] <= positions[:, None] - call.sliding_window
             scores = scores.masked_fill(unseen.repeat(1, groups, 1), float("-inf"))
         scores = call.with_sinks(scores)
-        observed, total = weigh(scores, [], scores.dtype)
+        observed, _ = weigh(scores, [], scores.dtype)
         early = held.positions < self.sink_tokens
 
         def first_tokens() -> tuple[Tensor, Tensor]:
             columns = nn.functional.pad(early, (0, scores.shape[-1] - slots))[:, None]
             return columns, (positions >= self.sink_tokens).repeat(groups)[:, None]
 
-        weights, _ = call.intervene(scores, observed, total, first_tokens)
+        weights, _ = call.intervene(scores, observed, None, first_tokens)
         out = weights[..., :slots].to(value.dtype) @ held.values
         observed = observed[..., :slots]
         mass = (observed @ early.to(observed.dtype)[..., None]).float()
