@@ -29,15 +29,15 @@ DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 def colours(policies: Sequence[Policy]) -> list[tuple[str, str]]:
     """Colour and dash of each lane, no two alike: a policy's own, or where those are taken another colour and dash."""
     taken: set[str] = set()
-    looks: list[tuple[str, str]] = []
+    styles: list[tuple[str, str]] = []
     for i, policy in enumerate(policies):
         own, dash = LOOKS.get(policy.name, (SPARE[0], "solid"))
         colour = next((c for c in (own, *SPARE) if c not in taken), own)
         again = sum(p.name == policy.name for p in policies[:i])
-        free = [d for d in (*((dash,) if not again else ()), *DASHES[again:], *DASHES) if (colour, d) not in looks]
+        free = [d for d in (*((dash,) if not again else ()), *DASHES[again:], *DASHES) if (colour, d) not in styles]
         taken.add(colour)
-        looks.append((colour, free[0]))
-    return looks
+        styles.append((colour, free[0]))
+    return styles
 
 
 def labels(policies: Sequence[Policy], since: Sequence[int] = ()) -> list[str]:

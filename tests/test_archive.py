@@ -13,7 +13,7 @@ import pytest
 
 from analysis.figures.inputs import check_folder
 from analysis.runs import library
-from analysis.runs.archive import MOST_FILES, export, take_in
+from analysis.runs.archive import MAX_FILES, export, take_in
 from analysis.runs.reader import load
 from analysis.runs.status import here
 
@@ -168,7 +168,7 @@ def hostile(files: dict[str, bytes]) -> dict[str, tuple[bytes, str]]:
         ),
         "two runs": (zipped({f"{i}/x/{n}": d for n, d in files.items() for i in "12"}), "no run has a file"),
         "twice": (twice(files, "run.json"), "twice"),
-        "many": (zipped({f"{i}/run.json": b"" for i in range(MOST_FILES + 1)}), "files"),
+        "many": (zipped({f"{i}/run.json": b"" for i in range(MAX_FILES + 1)}), "files"),
         "far too many": (zipped({f"{i}/run.json": b"" for i in range(40_000)}), "more files than any run has"),
         "bomb": (zipped({**files, "maps.npz": bytes(2**25)}), "times its size"),
         "larger than the library": (lying(whole, b"run.json", 2**32 - 2), "holds 4.3 GB"),

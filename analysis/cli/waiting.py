@@ -73,8 +73,8 @@ class Bars(Progress):
         super().__exit__(*raised)
 
     def _line(self) -> str:
-        told = []
+        parts = []
         for task in self.tasks:
             rate = f", {task.fields['rate']}" if task.fields.get("rate") else ""
-            told.append(f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}{rate}")
-        return ". ".join(told)
+            parts.append(f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}{rate}")
+        return ". ".join(parts)

@@ -45,16 +45,17 @@ def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str]) ->
     """What is seen, of which model on which text, under which policies; `spec`: as far as it is known."""
     shown = " ".join((type(figure).__doc__ or "").split("\n\n")[0].split()).replace("`", "").rstrip(".")
     settings = ", ".join(f"{f.name} {getattr(figure, f.name)}" for f in figure.settings())
-    told = [f"{figure.title}. {shown}" + (f" ({settings})." if settings else ".")]
+    parts = [f"{figure.title}. {shown}" + (f" ({settings})." if settings else ".")]
     if isinstance(model := spec.get("model"), str):
         model = "SmolLM2-135M-Instruct" if model == "embedded" else model
         how = f", {spec['dtype']}" if spec.get("dtype") else ""
         text = f" on {spec['text']}" if spec.get("text") else ""
         tokens = f" ({spec['tokens']:,} tokens{how})" if spec.get("tokens") else ""
-        told.append(f"{model}{text}{tokens}.")
+        parts.append(f"{model}{text}{tokens}.")
     if policies:
-        told.append(f"{'Policy' if len(policies) == 1 else 'Policies'}: {', '.join(parse(p).label for p in policies)}.")
-    return " ".join((*told, "Made with Sinkscope."))
+        named = ", ".join(parse(p).label for p in policies)
+        parts.append(f"{'Policy' if len(policies) == 1 else 'Policies'}: {named}.")
+    return " ".join((*parts, "Made with Sinkscope."))
 
 
 def bibtex(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str]) -> str:

@@ -24,9 +24,9 @@ from .preview import KEPT
 from .status import RUNNING
 from .trash import limit
 
-MOST_FILES = 2_000
+MAX_FILES = 2_000
 """In one .zip file."""
-MOST_NAMES = 2**21
+MAX_NAMES = 2**21
 """Bytes of the list of what is in it."""
 RATIO, SMALL = 200, 2**24
 """How many times smaller than its contents a .zip file of a run may be, where these are larger than SMALL bytes."""
@@ -110,8 +110,8 @@ class _InPieces:
         self._file = file
 
     def read(self, count: int = -1) -> bytes:
-        data = self._file.read(MOST_NAMES + 1 if count < 0 else min(count, MOST_NAMES + 1))
-        if len(data) > MOST_NAMES:
+        data = self._file.read(MAX_NAMES + 1 if count < 0 else min(count, MAX_NAMES + 1))
+        if len(data) > MAX_NAMES:
             raise ValueError(f"{WRONG}: it holds more files than any run has")
         return data
 
@@ -122,8 +122,8 @@ class _InPieces:
 def _looked_through(packed: zipfile.ZipFile) -> tuple[dict[Parts, zipfile.ZipInfo], str]:
     """The files that are to be unpacked, and the name of their folder.  Raises ValueError where they are no run's."""
     listed = packed.infolist()
-    if len(listed) > MOST_FILES:
-        raise ValueError(f"{WRONG}: it holds {len(listed):,} files, and a run has at most {MOST_FILES:,}")
+    if len(listed) > MAX_FILES:
+        raise ValueError(f"{WRONG}: it holds {len(listed):,} files, and a run has at most {MAX_FILES:,}")
     found: dict[Parts, zipfile.ZipInfo] = {}
     for info in listed:
         parts = _parts(info)
