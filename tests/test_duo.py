@@ -184,6 +184,8 @@ def test_heads_are_given_as_numbers(tiny_llama, tmp_path):
     assert full_heads(open_lanes(tiny_llama, words(), [policy])[0].context, policy) == [[1], [0], [1]]
     assert not policy.file and parse(str(policy)) == policy
     other = parse("duo:full=50,window=12,scores=0.9 0.1; 0.8 0.2; .3 0.7")
+    both = open_lanes(tiny_llama, words(), [policy, other])
+    assert [full_heads(lane.context, lane.policy) for lane in both] == [[[1], [0], [1]], [[0], [0], [1]]]
     assert policy.label != other.label and "0.1" not in policy.label
     # What a file holds can be said as numbers.
     text = "# learned\n0.1\t0.9\n\n0.8 2e-1\r\n.3 0.7\n"

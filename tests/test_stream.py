@@ -248,6 +248,20 @@ def test_bad_texts_get_a_sentence(tiny_llama, tokens, sentence):
         open_lanes(tiny_llama, tokens, [Dense()])
 
 
+def test_nothing_to_read_or_to_read_with_gets_a_sentence(tiny_llama, tokens):
+    with pytest.raises(ValueError, match="choose at least one policy"):
+        open_lanes(tiny_llama, tokens, [])
+    lane = open_lanes(tiny_llama, tokens[:20], [Dense()])[0]
+    assert lane.read(9, upto=6).stop == 6
+    for upto in (1, 6):
+        with pytest.raises(ValueError, match=f"lane 0 has read up to 6: there is nothing to read before {upto}"):
+            lane.read(9, upto=upto)
+    lane.read(99)
+    with pytest.raises(ValueError, match="nothing to read before 20"):
+        lane.read(1)
+    assert lane.position == 20
+
+
 def test_a_family_without_rotary_positions_gets_a_sentence():
     from transformers import GPT2Config, GPT2LMHeadModel
 
