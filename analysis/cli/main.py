@@ -13,12 +13,13 @@ from typing import Any
 import typer
 
 from .. import errors, files
-from . import chat, experiments, figures, lab, listings, reading, runs
+from . import chat, experiments, figures, lab, listings, reading, resume, runs
 
 HELP = "The command line: read a text, or talk, under several policies and write down what happened."
 COMMANDS = {
     "stream": reading.stream,
     "chat": chat.chat,
+    "resume": resume.resume,
     "knockout": experiments.knockout,
     "reproduce": experiments.reproduce,
     "capture": reading.capture,

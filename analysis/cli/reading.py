@@ -1,8 +1,9 @@
 """Commands that read a text: `stream` under several policies, and `capture` for maps."""
 
 import math
+import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -14,8 +15,14 @@ from ..runs.run import Run
 from ..runs.spec import Spec
 from ..runs.summary import summarize
 from . import options
+from .brake import Brake
 from .console import new_folder, note, out, right, say
 from .waiting import Bars, waiting
+
+if TYPE_CHECKING:
+    from ..engine.lane import Lane
+    from ..runs.checkpoint import Checkpoints
+    from ..runs.folder import Folder
 
 FOUR = ["dense", "window:window=256", "streaming:sinks=4,window=252"]
 
@@ -42,8 +49,9 @@ def stream(
     )
     source = texts.read(text)
     with waiting(out, "Loading the model") as status:
-        from ..engine.stream import next_lane, open_lanes
+        from ..engine.stream import open_lanes
         from ..models.loading import load
+        from ..runs.checkpoint import Checkpoints
         from ..runs.folder import Folder
 
         network = load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads, progress=status.update)
@@ -61,13 +69,25 @@ def stream(
             folder.event("warning", lane=lane, text=warning)
             note(warning)
     options.say_changed(spec)
-    status, failed = "finished", dict[int, Exception]()
+    read_on(lanes, folder, Checkpoints(place))
+
+
+def read_on(lanes: "list[Lane]", folder: "Folder", checkpoints: "Checkpoints") -> None:
+    """Let lanes read to the end of their text, finish the folder and print a table.  Ctrl-C, or a polite kill, ends it
+    after the chunk that is being read; a second one at once."""
+    from ..engine.stream import next_lane
+    from ..runs.checkpoint import Saver
+    from ..runs.resume import state_of
+
+    run, total = folder.run, len(lanes[0].context.tokens)
+    status, failed, warnings = "finished", dict[int, Exception](), list[str]()
+    saver = Saver(checkpoints, warnings.append)
     try:
-        with Bars(out, rates=True) as progress:
-            bars = [progress.add_task(p.label, total=len(ids), completed=1, rate="") for p in policies]
+        with Bars(out, rates=True) as progress, Brake() as brake:
+            bars = [progress.add_task(p.policy.label, total=total, completed=p.position, rate="") for p in lanes]
             while (lane := next_lane([lane for lane in lanes if lane.index not in failed])) is not None:
                 try:
-                    step = lane.read(chunk)
+                    step = lane.read(run.spec.chunk)
                 except Exception as e:
                     # Whatever it is, the other lanes have no part in it.
                     failed[lane.index] = e
@@ -75,18 +95,34 @@ def stream(
                     progress.update(bars[lane.index], rate="failed")
                     continue
                 folder.append(step)
+                saver.save(lambda: state_of(run, lanes, list(failed)))
                 rate = f"{(lane.position - 1) / lane.seconds:,.0f} tokens/s"
                 progress.update(bars[lane.index], completed=lane.position, rate=rate)
+                if brake.pressed:
+                    status = "interrupted"
+                    break
     except KeyboardInterrupt:
-        status = "interrupted"
+        # Half a chunk is read, which no checkpoint may hold.
+        status, lanes = "interrupted", []
     except Exception:
+        saver.close()
         folder.finish("failed")
         raise
     status = "failed" if failed and status == "finished" else status
+    for warning in warnings:
+        folder.event("warning", text=warning)
+        note(warning)
     folder.finish(status)
+    ended = status == "finished" and total != run.spec.tokens
+    if warning := saver.close(None if ended or not lanes else lambda: state_of(run, lanes, list(failed))):
+        note(warning)
+    if ended:
+        # Nothing is left to be read.
+        checkpoints.remove()
     out.print(summary(run))
-    say(f"{status.capitalize()}. The run lies in {place}")
+    say(f"{status.capitalize()}. The run lies in {folder.path}")
     if status == "interrupted":
+        say(f"To go on: python -m analysis resume {shlex.quote(str(folder.path))}")
         raise typer.Exit(130)
     for e in failed.values():
         raise e

@@ -6,7 +6,6 @@ Knows how answers come to a screen and into a run folder; what a conversation is
 import signal
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Self
 
 from rich.console import Console
 
@@ -14,29 +13,11 @@ from ..chat.conversation import Conversation, join
 from ..engine.step import Step
 from ..runs.folder import Folder
 from ..texts import said_as_text
+from .brake import Brake
 
 TOGETHER = 32
 """Tokens of an answer that are written down at a time."""
 CUT = {"limit": " …", "stopped": " (stopped)"}
-
-
-class Brake:
-    """While it is held, Ctrl-C and a polite kill only say that they came: a forward pass is never left half done."""
-
-    def __init__(self) -> None:
-        self.pressed: int | None = None
-
-    def __enter__(self) -> Self:
-        self.pressed = None
-        self._before = {s: signal.signal(s, self._press) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _press(self, number: int, _) -> None:
-        self.pressed = number
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 def typed(out: Console) -> Iterator[str]:

@@ -8,9 +8,11 @@ tensors are of is not known here.
 import contextlib
 import json
 import os
+import threading
+import time
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,6 +26,8 @@ from .. import files
 from ..engine.layers.slots import Slots, Window
 
 GENERATIONS = 2
+EVERY = 30.0
+"""Seconds from the end of one checkpoint to the next."""
 PIECES = 16
 """Pieces of a window from which on small ones are put together."""
 SPARE = 2**26
@@ -185,6 +189,51 @@ class Checkpoints:
         # Generations go before what they name.
         there = sorted(self.path.glob("*"), key=lambda p: p.suffix != ".json")
         _remove(path for path in there if path.name not in kept)
+
+
+class Saver:
+    """Writes checkpoints in a thread of its own, so that whoever reads is hardly held up."""
+
+    def __init__(self, checkpoints: Checkpoints, tell: Callable[[str], None]) -> None:
+        """`tell`: is called, in the thread that saves, with a sentence where one could not be written."""
+        self.checkpoints, self._tell = checkpoints, tell
+        self._thread: threading.Thread | None = None
+        self._wrong, self._last, self._took = "", time.monotonic(), 0.0
+
+    def save(self, make: Callable[[], tuple[Mapping[str, Any], Mapping[str, Tensor | Window]]]) -> None:
+        """Begin to write what `make` gives, if the last time is long enough ago: half a minute, and so long that
+        writing takes no more than a fiftieth of the time."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self._complain()
+        if time.monotonic() - self._last >= max(EVERY, 50 * self._took):
+            about, tensors = make()
+            self._thread = threading.Thread(target=self._write, args=(about, tensors), name="checkpoint")
+            self._thread.start()
+
+    def close(self, make: Callable[[], tuple[Mapping[str, Any], Mapping[str, Tensor | Window]]] | None = None) -> str:
+        """Wait for what is being written, and then write what `make` gives; a sentence where that could not be."""
+        if self._thread is not None:
+            self._thread.join()
+        if make is not None:
+            self._write(*make())
+        return self._wrong
+
+    def _complain(self) -> None:
+        if self._wrong:
+            self._tell(self._wrong)
+            self._wrong = ""
+
+    def _write(self, about: Mapping[str, Any], tensors: Mapping[str, Tensor | Window]) -> None:
+        began = time.monotonic()
+        try:
+            self.checkpoints.write(about, tensors)
+            self._wrong = ""
+        except Exception as e:
+            # Whatever it is, the run has no part in it.
+            self._wrong = f"no checkpoint could be written, and the run goes on without: {e}"
+        self._last = time.monotonic()
+        self._took = self._last - began
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -6,6 +6,7 @@ screens.
 """
 
 import json
+import os
 import platform
 import signal
 import threading
@@ -24,12 +25,13 @@ from . import preview
 from .reader import about_of
 from .run import Run, Track
 from .status import RUNNING, here
-from .tables import PIECES, SINKS, piece_row, schema_of, sink_rows, token_rows, write_pieces, write_tables
+from .tables import PIECES, SINKS, piece_row, piece_rows, schema_of, sink_rows, token_rows, write_pieces, write_tables
 
 if TYPE_CHECKING:
     from ..engine.step import Step
 
 GROWING = ("tokens.arrow", "sinks.arrow")
+FINISHED = ("tokens.parquet", "sinks.npz")
 BYTES = 64
 """On disk, of a token of a lane, about; once while it runs and once more at its end."""
 
@@ -57,6 +59,67 @@ class Folder:
             )
         except OSError as e:
             raise files.unwritten(path, e) from e
+
+    @classmethod
+    def reopened(cls, path: Path, run: Run) -> "Folder":
+        """The folder of a run that was loaded from it and goes on: `run.spec` may ask for more than it did.
+
+        Raises ValueError where the disk does not take it; what was learned is then there as it was.
+        """
+        folder = object.__new__(cls)
+        folder.path, folder.run = path, run
+        about = about_of(path)
+        folder._about = {**about, "spec": asdict(run.spec)}
+        folder._pieces, folder._files = None, []
+        try:
+            files.reserve(path)
+            for track in run.tracks:
+                if track.sink_mass:
+                    folder._about["heads"] = list(track.sink_mass[0].shape)
+            # Of a finished run, whose sink masses are not understood without the numbers of heads.
+            folder._write_about(about.get("status", ""))
+            with _undisturbed():
+                folder._grow_again()
+            files.write(path / "events.jsonl", "".join(json.dumps(event) + "\n" for event in run.events))
+            folder._events = (path / "events.jsonl").open("a", encoding="utf-8")
+            folder._about["process"] = here()
+            folder._write_about(RUNNING)
+        except OSError as e:
+            files.release(path)
+            raise files.unwritten(path, e) from e
+        for name in FINISHED:
+            (path / name).unlink(missing_ok=True)
+        return folder
+
+    def _grow_again(self) -> None:
+        """Put what was learned into tables that grow: whole, each under its name at once."""
+        tracks = [(lane, track) for lane, track in enumerate(self.run.tracks) if len(track.nll)]
+        rows = {
+            # Whoever finds tokens that grow looks for sink masses that do, so these come first.
+            "sinks.arrow": (SINKS, [sink_rows(lane, track) for lane, track in tracks]),
+            "tokens.arrow": (schema_of(self.run), [token_rows(self.run, lane, track) for lane, track in tracks]),
+        }
+        self._sinks, self._tokens = (self._rewritten(name, *of) for name, of in rows.items())
+        if any(self.run.pieces):
+            self._pieces = self._rewritten("pieces.arrow", PIECES, piece_rows(self.run))
+
+    def _rewritten(self, name: str, schema: pa.Schema, rows: list[pa.RecordBatch]) -> pa.RecordBatchStreamWriter:
+        """A table of these rows in place of the one of that name, which takes in more."""
+        draft = self.path / f".{name}.{os.getpid()}.part"
+        try:
+            file = draft.open("wb")
+            self._files.append(file)
+            stream = pa.ipc.new_stream(file, schema)
+            for row in rows:
+                stream.write_batch(row)
+            file.flush()
+            os.fsync(file.fileno())
+            # The open file goes on under its new name.
+            os.replace(draft, self.path / name)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+        return stream
 
     def append(self, step: "Step") -> None:
         """Take in a step, in the run and on disk; a signal that ends the program waits until it is in both.

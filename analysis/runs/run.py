@@ -137,6 +137,17 @@ class Run:
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         """When the run began, whenever it is saved."""
 
+    def go_on(self, compute: Sequence[float]) -> None:
+        """Count seconds from the last that is known, and the compute seconds of each lane from those that it has
+        had."""
+        known = [track.seconds.view()[-1] for track in self.tracks if len(track.seconds)]
+        self.began = time.perf_counter() - max([*known, *(event["seconds"] for event in self.events)], default=0.0)
+        for track, seconds in zip(self.tracks, compute, strict=True):
+            if count := len(track.nll):
+                # When the earlier tokens were known is not in the record.
+                track.compute.truncate(0)
+                track.compute.append(np.r_[np.full(count - 1, np.nan), seconds])
+
     @property
     def kind(self) -> str:
         """Whether this is a reading or a chat, as a run folder says it."""

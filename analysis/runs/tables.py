@@ -78,15 +78,24 @@ def piece_row(lane: int, start: int, pieces: Sequence[str]) -> pa.RecordBatch:
     return pa.record_batch([[lane], [start], [list(pieces)]], schema=PIECES)
 
 
+def piece_rows(run: Run) -> list[pa.RecordBatch]:
+    """Rows of the texts of all tokens of a run: one, where all lanes have the same."""
+    alike = all(pieces == run.pieces[0] for pieces in run.pieces)
+    return [piece_row(*row) for row in ([(-1, 0, run.pieces[0])] if alike else _each(run))]
+
+
+def _each(run: Run) -> list[tuple[int, int, list[str]]]:
+    return [(lane, 0, pieces) for lane, pieces in enumerate(run.pieces)]
+
+
 def write_pieces(run: Run, path: Path) -> None:
     """The texts of a run's tokens, as pieces.arrow, where they are known.  Raises ValueError where the disk takes no
     more."""
     if not any(run.pieces):
         return
-    alike = all(pieces == run.pieces[0] for pieces in run.pieces)
     with files.written(path / "pieces.arrow") as f, pa.ipc.new_stream(f, PIECES) as stream:
-        for lane, pieces in [(-1, run.pieces[0])] if alike else enumerate(run.pieces):
-            stream.write_batch(piece_row(lane, 0, pieces))
+        for row in piece_rows(run):
+            stream.write_batch(row)
 
 
 def write_tables(run: Run, path: Path) -> None:

@@ -1,0 +1,285 @@
+"""A run that goes on is the run that was never stopped, whenever and however it was stopped."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from analysis.cli import reading
+from analysis.models.loading import load as load_model
+from analysis.policies import POLICIES, Streaming, parse
+from analysis.runs import checkpoint, resume
+from analysis.runs.checkpoint import Checkpoints
+from analysis.runs.folder import Folder
+from analysis.runs.reader import about_of, load
+from analysis.texts import read as read_text
+
+LANES = ["dense", "streaming:sinks=4,window=28", "h2o:budget=24,recent=4", "recompute:window=20,stride=4"]
+LANES += ["duo:full=50,sinks=2,window=16"]
+
+
+def words(model, text, place, tokens=None, lanes=LANES):
+    more = ["--tokens", str(tokens)] if tokens else []
+    chosen = [word for lane in lanes for word in ("--policy", lane)]
+    return [
+        "stream",
+        "--model",
+        model,
+        "--text",
+        text,
+        "--chunk",
+        "32",
+        "--device",
+        "cpu",
+        *more,
+        *chosen,
+        "--out",
+        place,
+    ]
+
+
+@pytest.fixture
+def command(run):
+    """Runs a command that must end with a status, and gives what it said on both channels."""
+
+    def call(*arguments, code=0):
+        got, said, error = run(*map(str, arguments))
+        assert got == code, (said, error)
+        return said + error
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def whole(model, text, tmp_path_factory):
+    """The run that is never stopped, a lane of every kind."""
+    place = tmp_path_factory.mktemp("whole") / "run"
+    done = subprocess.run([sys.executable, "-m", "analysis", *map(str, words(model, text, place))], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return load(place)
+
+
+def same(run, other):
+    """Token by token."""
+    assert run.first_token == other.first_token
+    for a, b in zip(run.tracks, other.tracks, strict=True):
+        for name in ("token_ids", "cache_tokens", "cache_bytes", "roles"):
+            np.testing.assert_array_equal(getattr(a, name).view(), getattr(b, name).view(), err_msg=name)
+        np.testing.assert_allclose(a.nll.view(), b.nll.view(), atol=1e-4)
+        assert a.policies == b.policies
+        assert (np.diff(a.seconds.view()) > -1).all()
+
+
+def killed(place):
+    """Make a folder one whose process is no more."""
+    about = json.loads((place / "run.json").read_text())
+    about["process"] = {**about["process"], "began": 1.0}
+    (place / "run.json").write_text(json.dumps(about))
+
+
+def copies(monkeypatch, where, steps):
+    """Copy the folder of a run when it has taken in so many steps: what a kill leaves."""
+    real, count = Folder.append, [0]
+
+    def append(self, step):
+        real(self, step)
+        count[0] += 1
+        if count[0] in steps:
+            to = where / str(count[0])
+            shutil.copytree(self.path, to)
+            killed(to)
+
+    monkeypatch.setattr(Folder, "append", append)
+
+
+def test_a_run_of_fewer_tokens_goes_on_to_be_the_whole_run(model, text, whole, tmp_path, command):
+    place = tmp_path / "run"
+    command(*words(model, text, place, 130))
+    assert (place / "checkpoint").exists()
+    said = command("resume", place, "--tokens", 300)
+    assert "Nothing had to be read again" in said and "from a checkpoint at token 130" in said
+    assert load(place).spec.tokens == 300
+    command("resume", place, "--tokens", 600)
+    found = load(place)
+    same(found, replace_tokens(whole, found))
+    assert [e["what"] for e in found.events if e["what"] != "warning"] == ["resumed", "resumed"]
+    assert sorted(p.name for p in place.iterdir() if not p.name.startswith(".")) == [
+        *("checkpoint", "events.jsonl", "pieces.arrow", "run.json", "sinks.npz"),
+        *("summary.json", "tokens.parquet"),
+    ]
+
+
+def replace_tokens(whole, found):
+    assert replace(whole.spec, tokens=600) == found.spec
+    return whole
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_end_leaves_a_checkpoint_to_go_on_from(number, model, text, whole, tmp_path, command, monkeypatch):
+    place, real, count = tmp_path / "run", Folder.append, [0]
+
+    def append(self, step):
+        real(self, step)
+        count[0] += 1
+        if count[0] == 21:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Folder, "append", append)
+    said = command(*words(model, text, place), code=130)
+    assert f"analysis resume {place}" in said and about_of(place)["status"] == "interrupted"
+    assert len(Checkpoints(place).newest().about["lanes"]) == len(LANES)
+    said = command("resume", place)
+    assert "Nothing had to be read again" in said
+    same(load(place), whole)
+    assert not (place / "checkpoint").exists()
+
+
+def test_a_run_that_was_killed_goes_on_from_any_moment(model, text, whole, tmp_path, command, monkeypatch):
+    """With checkpoints at every chunk, at some, and none."""
+    monkeypatch.setattr(checkpoint, "EVERY", 0)
+    copies(monkeypatch, tmp_path, {1, 2, 9, 40, 77})
+    command(*words(model, text, tmp_path / "run"))
+    monkeypatch.undo()
+    for steps in (1, 2, 9, 40, 77):
+        if steps == 40:
+            shutil.rmtree(tmp_path / "40" / "checkpoint", ignore_errors=True)
+        if steps == 77:
+            # An older moment's.
+            shutil.rmtree(tmp_path / "77" / "checkpoint")
+            shutil.copytree(tmp_path / "run-9", tmp_path / "77" / "checkpoint")
+        if steps == 9 and (tmp_path / "9" / "checkpoint").exists():
+            shutil.copytree(tmp_path / "9" / "checkpoint", tmp_path / "run-9")
+        said = command("resume", tmp_path / str(steps))
+        assert "again" in said
+        same(load(tmp_path / str(steps)), whole)
+
+
+def test_a_line_of_events_cut_short_by_a_kill_goes(model, text, whole, tmp_path, command, monkeypatch):
+    copies(monkeypatch, tmp_path, {30})
+    command(*words(model, text, tmp_path / "run"))
+    place = tmp_path / "30"
+    with (place / "events.jsonl").open("a") as f:
+        f.write('{"what": "swi')
+    with (place / "tokens.arrow").open("ab") as f:
+        f.write(b"\xff\xff\xff\xff half a chunk")
+    command("resume", place)
+    same(load(place), whole)
+    assert [e["what"] for e in load(place).events if e["what"] != "warning"] == ["resumed"]
+
+
+def files_of(place):
+    return {p.relative_to(place): p.read_bytes() for p in sorted(place.rglob("*")) if p.is_file()}
+
+
+def test_a_record_that_says_something_else_is_left_as_it_was(model, text, tmp_path, command):
+    place = tmp_path / "run"
+    command(*words(model, text, place, 130))
+    table = pq.read_table(place / "tokens.parquet").to_pandas()
+    for column, value in (("nll", 9.5), ("token_id", 5)):
+        changed = table.copy()
+        changed.loc[77, column] = value
+        schema = pq.read_schema(place / "tokens.parquet")
+        pq.write_table(
+            __import__("pyarrow").Table.from_pandas(changed, schema, preserve_index=False), place / "tokens.parquet"
+        )
+        shutil.rmtree(place / "checkpoint", ignore_errors=True)
+        before = files_of(place)
+        said = command("resume", place, "--tokens", 300, code=2)
+        assert "token 77 of lane 0 (Dense)" in said and ("9.5" in said if column == "nll" else "is 5 in" in said)
+        assert files_of(place) == before
+
+
+def test_a_folder_that_is_written_is_refused(model, text, tmp_path, command):
+    place = tmp_path / "run"
+    command(*words(model, text, place, 40))
+    run = load(place)
+    folder = Folder.reopened(place, run)
+    assert "is being written by process" in command("resume", place, "--tokens", 60, code=2)
+    folder.finish("interrupted")
+
+
+def test_another_text_or_other_weights_are_refused_in_a_sentence(model, tiny_llama, tmp_path, command):
+    text, place = tmp_path / "ids.npy", tmp_path / "run"
+    ids = np.arange(300) * 7 % 97
+    np.save(text, ids)
+    mine = tmp_path / "model"
+    shutil.copytree(model, mine)
+    command(*words(str(mine), str(text), place, 60))
+    np.save(text, ids[::-1])
+    assert "text" in (said := command("resume", place, "--tokens", 90, code=2)) and "sha256" in said
+    np.save(text, ids)
+    weights = mine / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert "the model" in (said := command("resume", place, "--tokens", 90, code=2)) and "sha256" in said
+
+
+def test_what_has_nothing_left_to_read_is_refused_in_a_sentence(model, text, tmp_path, command):
+    command(*words(model, text, tmp_path / "some", 60))
+    assert "--tokens asks for more" in command("resume", tmp_path / "some", code=2)
+    assert "has read 60 tokens already" in command("resume", tmp_path / "some", "--tokens", 30, code=2)
+    command(*words(model, text, tmp_path / "all", lanes=["window:window=8"]))
+    assert "the text has no more" in command("resume", tmp_path / "all", code=2)
+    assert "holds no run" in command("resume", tmp_path, code=2)
+
+
+def test_switches_after_the_checkpoint_are_made_again(model, text, tmp_path, command, monkeypatch):
+    """With and without sinks that are pinned again, at any distance from the checkpoint."""
+    place = tmp_path / "run"
+    monkeypatch.setattr(reading, "read_on", lambda lanes, folder, checkpoints: None)
+    command(*words(model, text, place, lanes=["window:window=20", "dense"]))
+    run = load(place)
+    folder = Folder.reopened(place, run)
+    network = load_model(model, device="cpu")
+    lanes = resume.open_lanes(network, np.load(text).astype(np.int32), [parse(p) for p in run.spec.policies])
+    twins = resume.open_lanes(network, np.load(text).astype(np.int32), [parse(p) for p in run.spec.policies])
+    checkpoints = Checkpoints(place)
+
+    def go_on(upto):
+        for lane, twin in zip(lanes, twins, strict=True):
+            while lane.position < upto:
+                folder.append(lane.read(32, upto=upto))
+                twin.read(32, upto=upto)
+
+    def switch(index, policy, pin):
+        lane = lanes[index]
+        missing = lane.missing_sinks(policy)
+        lane.switch(policy, pin=pin)
+        twins[index].switch(policy, pin=pin)
+        how = ("sinks pinned again" if pin else "without sinks") if missing else ""
+        folder.event("switch", lane=index, position=lane.position, policy=str(policy), how=how)
+
+    go_on(100)
+    switch(1, POLICIES.find("h2o")(budget=24, recent=4), False)
+    checkpoints.write(*resume.state_of(run, lanes))
+    switch(0, Streaming(4, 12), True)
+    go_on(150)
+    switch(1, Streaming(4, 12), False)
+    go_on(180)
+    switch(0, parse("tova:budget=16,recent=4"), False)
+    folder.finish("interrupted")
+    going = resume.resumed(resume.stopped(place), network, read_text(text))
+    assert "from a checkpoint at token 100" in going.said[0]
+    assert [str(lane.policy) for lane in going.lanes] == [str(lane.policy) for lane in twins]
+    for lane, twin in zip(going.lanes, twins, strict=True):
+        while not lane.done:
+            np.testing.assert_allclose(lane.read(32).nll, twin.read(32).nll, atol=1e-5)
+    going.folder.finish("interrupted")
+
+
+def test_seconds_go_on_from_the_last(model, text, tmp_path, command):
+    place = tmp_path / "run"
+    command(*words(model, text, place, 100, lanes=["window:window=8"]))
+    before = load(place).tracks[0].seconds.view()
+    table = command("resume", place, "--tokens", 200)
+    after = load(place).tracks[0].seconds.view()
+    np.testing.assert_array_equal(after[: len(before)], before)
+    assert before[-1] < after[len(before)] < before[-1] + 60
+    assert "nan" not in table
