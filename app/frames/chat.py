@@ -33,13 +33,14 @@ class ChatSender:
     seq: int = 0
     _last: tuple[tuple, bytes] | None = None
 
-    def frame(self, talk: ChatJob, view: ChatView, lesson: str = "") -> bytes:
-        """The newest state of the conversations as a person chose to see them; `lesson`: what to see in them."""
+    def frame(self, talk: ChatJob, view: ChatView, lesson: str = "", steers: bool = True) -> bytes:
+        """The newest state of the conversations as a person chose to see them; `lesson`: what to see in them;
+        `steers`: whether this page may tell them what to do."""
         if view.head and talk.facts and not talk.facts.has(*view.head):
             # It was chosen in another model.
             view.head = None
-        key = (talk.id, talk.version, lesson, view.chosen, view.head, view.token)
-        return self._once(key, lambda: self._frame(talk, view, lesson))
+        key = (talk.id, talk.version, lesson, steers, view.chosen, view.head, view.token)
+        return self._once(key, lambda: self._frame(talk, view, lesson, steers))
 
     def _once(self, key: tuple, make: Callable[[], bytes]) -> bytes:
         """What was made last, where nothing has changed: the same bytes again cost the browser nothing."""
@@ -47,7 +48,7 @@ class ChatSender:
             self._last = key, make()
         return self._last[1]
 
-    def _frame(self, talk: ChatJob, view: ChatView, lesson: str) -> bytes:
+    def _frame(self, talk: ChatJob, view: ChatView, lesson: str, steers: bool) -> bytes:
         arrays: dict[str, NDArray] = {}
         # Once: it is replaced whenever something is said.
         lanes_shown = talk.snapshot
@@ -70,6 +71,7 @@ class ChatSender:
         return assemble(
             self._head(talk.id, talk.status, talk.said or lesson, view)
             | {
+                "steers": steers,
                 "published": talk.published,
                 "epoch": talk.epoch,
                 "caution": talk.caution,

@@ -42,8 +42,8 @@ class ReadingSender:
     _seen: ReadingSnapshot = field(default_factory=lambda: ReadingSnapshot((), (), 0, 0.0))
     """What a frame is made of: the lanes themselves read on meanwhile."""
 
-    def frame(self, run: ReadingJob, view: View) -> bytes:
-        """The newest state of a run as a person chose to see it."""
+    def frame(self, run: ReadingJob, view: View, steers: bool = True) -> bytes:
+        """The newest state of a run as a person chose to see it; `steers`: whether this page may tell it what to do."""
         self._arrays, self._seen = {}, run.snapshot
         if view.head and run.facts and not run.facts.has(*view.head):
             # It was chosen in another model.
@@ -58,6 +58,7 @@ class ReadingSender:
         header = self._header(view, run.status, run.said, run.pace) | {
             "published": run.published,
             "run": run.id,
+            "steers": steers,
             **self._progress(run),
             "trained_length": run.facts.trained_length if run.facts else None,
             "lanes": [face | self._lane(run, view, i) for i, face in enumerate(lanes)],

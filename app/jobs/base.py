@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from analysis import texts
-from analysis.errors import error_message, log
+from analysis.errors import LOG, error_message, log
 from analysis.runs.facts import ModelFacts
 from analysis.runs.spec import Spec
 
@@ -39,6 +40,20 @@ class Tab(Protocol):
     def open(self) -> bool:
         """Whether this page can still renew a lease."""
         ...
+
+
+@dataclass(frozen=True)
+class Steering:
+    """Who may tell a job what to do, as one page that watches sees it."""
+
+    mine: bool
+    """Whether this page may."""
+    owner: int
+    """The number of the page that steers; 0: none that is still open."""
+    viewer: int
+    """The number of this page: pages are numbered as they come."""
+    viewers: int
+    """Pages that are open."""
 
 
 class Unwanted(Exception):
@@ -68,7 +83,10 @@ class Job:
         """What of the job lies in the library."""
         self._models, self._requested = models, "running"
         self._wake, self._changed = threading.Condition(), threading.Condition()
-        self._tabs = set[Tab]()
+        self._tabs, self._arrived = dict[Tab, int](), 0
+        """Pages that watch, and their numbers."""
+        self._owner: Tab | None = None
+        self._watching = threading.Lock()
         self._thread = threading.Thread(target=self._work, name=f"job {self.id}", daemon=True)
 
     def begin(self) -> None:
@@ -108,13 +126,48 @@ class Job:
     @property
     def abandoned(self) -> bool:
         """Whether the lease has run out and every page that renewed it is closed."""
-        return self.unwatched and not any(tab.open for tab in list(self._tabs))
+        with self._watching:
+            return self.unwatched and not any(tab.open for tab in self._tabs)
 
     def renew_lease(self, tab: Tab | None = None) -> None:
         """Tell the job that somebody watches it, from this page."""
         self.renewed = time.monotonic()
         if tab is not None:
-            self._tabs.add(tab)
+            with self._watching:
+                self._number(tab)
+
+    def steering(self, tab: Tab) -> Steering:
+        """Who may tell the job what to do, as this page sees it."""
+        with self._watching:
+            number, owner = self._number(tab), self._owner
+            steered = owner is not None and owner.open
+            of_owner = self._tabs.get(owner, 0) if owner is not None and steered else 0
+            return Steering(not steered or owner == tab, of_owner, number, sum(t.open for t in self._tabs))
+
+    def steer(self, tab: Tab) -> bool:
+        """Whether this page may tell the job what to do: the one that began it, or took it over, and is open.
+
+        Where that one is gone, the first that asks takes its place.
+        """
+        with self._watching:
+            if self._owner is None or not self._owner.open:
+                self._owner = tab
+            return self._owner == tab
+
+    def take_over(self, tab: Tab) -> None:
+        """Let this page tell the job what to do, in place of the one that did."""
+        with self._watching:
+            self._owner = tab
+            number = self._number(tab)
+        LOG.info("job %s: page %d steers", self.id, number)
+
+    def _number(self, tab: Tab) -> int:
+        if tab not in self._tabs:
+            # Pages that were closed are not kept: thirty people may come and go.
+            self._tabs = {known: number for known, number in self._tabs.items() if known.open}
+            self._arrived += 1
+            self._tabs[tab] = self._arrived
+        return self._tabs[tab]
 
     def request(self, status: str) -> None:
         """Ask for `running`, `paused`, `stopped`, or `freed`, which ends the thread."""

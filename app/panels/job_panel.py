@@ -17,7 +17,7 @@ from ..jobs.base import Job
 from ..jobs.loading import Models
 from ..jobs.registry import REGISTRY
 from ..plain import plain
-from . import slots
+from . import slots, steering
 
 Kind = TypeVar("Kind", bound=Job)
 Maker = Callable[[Models], Kind]
@@ -84,7 +84,8 @@ class JobPanel(Generic[Kind]):
         `prepare`: reads what is set, and raises ValueError where it does not go together; `again`: what a person does
         to begin once more, for the offer of a slot.
         """
-        old = "" if keep else self.id
+        # A run that another page steers goes on without this one.
+        old = "" if keep or not self.steers else self.id
         try:
             job = slots.start(prepare(), again, old)
         except ValueError as e:
@@ -95,25 +96,40 @@ class JobPanel(Generic[Kind]):
         return job
 
     def stop(self) -> None:
-        """Ask the job to stop; what it has found is kept."""
-        if (job := self.job) is not None:
+        """Ask the job to stop, if this page steers it; what it has found is kept."""
+        if (job := self.steered) is not None:
             job.request("stopped")
 
+    @property
+    def steers(self) -> bool:
+        """Whether this page may tell the job that stands here what to do."""
+        return self.steered is not None
+
+    @property
+    def steered(self) -> Kind | None:
+        """The job that stands here, if this page may tell it what to do."""
+        job = self.job
+        return job if job is not None and job.steer(slots.this_page()) else None
+
     def end(self) -> None:
-        """Free the job: it is no longer needed."""
-        REGISTRY.free(self.id)
+        """Free the job, if this page steers it: it is no longer needed."""
+        if self.steers:
+            REGISTRY.free(self.id)
         self.put("")
 
     def buttons(self, label: str, icon: str, start: Callable[[], None]) -> None:
         """Start and stop."""
         st.button(label, type="primary", icon=f":material/{icon}:", on_click=start, disabled=self.busy)
-        st.button("Stop", icon=":material/stop:", on_click=self.stop, disabled=not self.busy)
+        job = self.job
+        mine = job is not None and job.steering(slots.this_page()).mine
+        st.button("Stop", icon=":material/stop:", on_click=self.stop, disabled=not (self.busy and mine))
 
     def watch(self) -> Kind | None:
         """Say what is wrong, and renew the lease of the job, if there is one."""
         problem(self.problem)
         if (job := self.job) is not None:
             slots.renew_lease(job)
+            steering.say(job)
         return job
 
     def progress(self, share: float, words: str, stopped: str = "") -> None:

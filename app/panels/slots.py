@@ -27,12 +27,16 @@ class Page:
         return Runtime.exists() and Runtime.instance().is_active_session(self.id)
 
 
+def this_page() -> Page:
+    """The page whose script runs this."""
+    context = get_script_run_ctx()
+    assert context is not None, "only the script of a page asks for it"
+    return Page(context.session_id)
+
+
 def renew_lease(job: Job) -> None:
     """Tell a job that somebody watches it from this page."""
-    context = get_script_run_ctx()
-    # Only the script of a page renews leases.
-    assert context is not None
-    job.renew_lease(Page(context.session_id))
+    job.renew_lease(this_page())
 
 
 def start(make: Callable[[Models], Kind], again: Callable[[], None], instead: str = "") -> Kind:
@@ -47,6 +51,7 @@ def start(make: Callable[[Models], Kind], again: Callable[[], None], instead: st
     except Full:
         state.wanted = state.get("page"), again
         raise ValueError(f"{MAX_LIVE} runs are live already: above stands what they are") from None
+    job.take_over(this_page())
     renew_lease(job)
     return job
 

@@ -18,7 +18,7 @@ from app.controls import READING, Chosen, brand, heading, is_new_press, lane_con
 from app.frames.chat import ChatSender
 from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
-from app.panels import slots
+from app.panels import slots, steering
 from app.panels.job_panel import JobPanel, Maker, redraw
 from app.presets import CHATS
 from app.projection import project
@@ -260,7 +260,7 @@ def said() -> None:
         return
     if PLACE.job is None:
         begin()
-    if (talk := PLACE.job) is not None:
+    if (talk := PLACE.steered) is not None:
         PLACE.say("")
         talk.say(press["text"])
         st.session_state.chat_said = True
@@ -272,6 +272,8 @@ def pressed() -> None:
     if not is_new_press("chat-press", press):
         return
     what = press["what"]
+    if talk is not None and what != "new" and not PLACE.steers:
+        return
     try:
         if what == "new":
             begin()
@@ -322,8 +324,8 @@ def strongest(talk: ChatJob, lane: int) -> tuple[int, int] | None:
 
 def changed() -> None:
     """A lane is to go on under another policy."""
-    change, talk = st.session_state.conversation["change"], PLACE.job
-    if talk is None or not is_new_press("chat-change", change):
+    change = st.session_state.conversation["change"]
+    if not is_new_press("chat-change", change) or (talk := PLACE.steered) is None:
         return
     try:
         policy = address.policy(change["policy"])
@@ -348,12 +350,13 @@ def draw() -> None:
         frame = state.chat_sender.empty([parse(p) for p in state.chat.lanes], view, note)
     else:
         slots.renew_lease(talk)
+        steering.say(talk)
         if state.pop("chat_said", False):
             # The first frame after somebody spoke has the first word of an answer in it.
             talk.await_first(FIRST)
         if view.token and view.head and talk.snapshot and talk.row(view.token[0], *view.head, view.token[1]) is None:
             talk.wait(talk.version, 0.1)
-        frame = state.chat_sender.frame(talk, view, lesson(talk.spec.policies))
+        frame = state.chat_sender.frame(talk, view, lesson(talk.spec.policies), steering.mine(talk))
     conversation.mount(frame, key="conversation", on_say=said, on_press=pressed, on_pick=picked, on_change=changed)
     if state.chat_switched != switched(talk):
         # The list of lanes says so.

@@ -26,7 +26,7 @@ from app.controls import (
 from app.frames.reading import PACES, ReadingSender
 from app.jobs.reading import MAX_LANES, ReadingJob
 from app.jobs.registry import REGISTRY
-from app.panels import slots
+from app.panels import slots, steering
 from app.panels.job_panel import JobPanel, Maker, redraw
 from app.presets import FOUR, PRESETS
 from app.projection import project
@@ -193,12 +193,12 @@ def trained_length() -> int | None:
 
 def pressed() -> None:
     """A button of the board was pressed."""
-    what, run = st.session_state.board["press"]["what"], PLACE.job
+    what = st.session_state.board["press"]["what"]
     if not is_new_press("press", st.session_state.board["press"]):
         return
     if what in ("start", "restart"):
         start()
-    elif run is not None:
+    elif (run := PLACE.steered) is not None:
         run.request({"pause": "paused", "resume": "running", "stop": "stopped"}[what])
 
 
@@ -211,14 +211,14 @@ def picked() -> None:
     view.look(pick, lanes)
     if pick.get("pace") in PACES:
         st.session_state.pace = pick["pace"]
-        if run is not None:
-            run.set_pace(pick["pace"])
+        if (steered := PLACE.steered) is not None:
+            steered.set_pace(pick["pace"])
 
 
 def changed() -> None:
     """A lane is to read on under another policy."""
-    change, run = st.session_state.board["change"], PLACE.job
-    if run is None or not is_new_press("change", change):
+    change = st.session_state.board["change"]
+    if not is_new_press("change", change) or (run := PLACE.steered) is None:
         return
     try:
         policy = address.policy(change["policy"])
@@ -292,15 +292,17 @@ def draw() -> None:
         return
     if run is not None:
         slots.renew_lease(run)
+        steering.say(run, PLACE.problem)
+        steers = steering.mine(run)
         # A frame is sent when there is something new, since every one costs the browser more than its drawing.
-        if run.version == state.get("seen") and state.view == state.get("seen_view"):
+        if (run.version, steers) == state.get("seen") and state.view == state.get("seen_view"):
             run.wait(run.version, 0.25)
         if not run.live and state.view.head and run.map(state.view.chosen, *state.view.head) is None:
             # The last frame of a run that has ended should have its map.
             run.wait(run.version, 2)
-        state.seen, state.seen_view = run.version, replace(state.view)
-        frame = state.sender.frame(run, state.view)
-        if PLACE.problem:
+        state.seen, state.seen_view = (run.version, steers), replace(state.view)
+        frame = state.sender.frame(run, state.view, steers)
+        if PLACE.problem and steers:
             run.tell(PLACE.problem)
             PLACE.say("")
     else:

@@ -54,7 +54,7 @@ function makeCards(send) {
       say(c.compare, reference ? "others are compared with this" : "compare with this");
       c.compare.disabled = reference;
       c.change.hidden = Boolean(frame.recorded);
-      c.change.disabled = !["running", "paused"].includes(frame.status);
+      c.change.disabled = frame.steers === false || !["running", "paused"].includes(frame.status);
       flag(c.card, "sk-chosen", i === frame.chosen);
       c.choose.setAttribute("aria-pressed", i === frame.chosen);
     });

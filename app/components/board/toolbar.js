@@ -20,7 +20,10 @@ function makeToolbar(send, paces) {
     const words = { running: "❚❚ Pause", loading: "… Loading", paused: "▶ Resume" };
     say(go, words[frame.status] || "▶ Start");
     const live = ["running", "paused", "loading"].includes(frame.status);
-    stop.disabled = !live;
+    // Where another page steers this run, this one watches.
+    const watches = live && frame.steers === false;
+    stop.disabled = !live || watches;
+    go.disabled = pace.disabled = watches;
     again.disabled = frame.status === "ready";
     if (document.activeElement !== pace) pace.value = frame.pace;
     done.style.transform = `scaleX(${frame.share})`;

@@ -59,7 +59,12 @@ function makeComposer(send) {
     say(play, playing ? "❚❚ Hold the script" : left ? "▶ Go on with the script" : "▶ Play the script");
     play.disabled = frame.status === "loading" || frame.status === "failed" || (busy() && !playing && !left);
     skip.hidden = !left && !playing;
-    again.disabled = !["waiting", "paused"].includes(frame.status) || !frame.lanes.some((l) => l.total);
+    // Where another page steers this conversation, this one watches.
+    const watches = frame.steers === false;
+    field.disabled = skip.disabled = watches;
+    go.disabled ||= watches;
+    play.disabled ||= watches;
+    again.disabled = watches || !["waiting", "paused"].includes(frame.status) || !frame.lanes.some((l) => l.total);
     restart.disabled = !frame.run;
     const states = { loading: "loading the model", answering: "answering", waiting: "waiting for you", paused: "the script stands still", failed: "ended", ready: "" };
     const script = of ? `script ${of - left} of ${of}` : "";

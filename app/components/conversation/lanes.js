@@ -143,7 +143,7 @@ function makeLane(i, send, frameNow) {
     if (node.getAttribute("aria-label") !== lane.label) node.setAttribute("aria-label", lane.label);
     say(kept, lane.total ? `${count(lane.kept)} of ${count(lane.total)} tokens kept · ${size(lane.bytes)}` : "");
     say(rate, lane.state.startsWith("reading") ? lane.state : lane.ms == null ? "" : `${digits(lane.ms)} ms/token`);
-    change.disabled = !lane.total;
+    change.disabled = frame.steers === false || !lane.total;
     flag(node, "sk-chosen", i === frame.chosen);
     choose.setAttribute("aria-pressed", i === frame.chosen);
     invite.hidden = lane.total > 0;

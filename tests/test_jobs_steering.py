@@ -1,0 +1,75 @@
+"""Many pages watch a job and one steers it: the one that began it, or took it over, as long as it is open."""
+
+from dataclasses import dataclass
+
+from app.frames.chat import ChatSender
+from app.frames.reading import ReadingSender
+from app.jobs.base import Steering
+from app.view import ChatView, View
+
+from .fuzz.jobs import kinds, model_with_words
+from .test_frames import decoded
+from .test_jobs_reading import begin
+from .waiting import until
+
+
+@dataclass
+class Tab:
+    """A page."""
+
+    name: str
+    open: bool = True
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+def test_who_began_a_job_steers_it_and_others_take_over(registry, model):
+    job, mine, other, third = begin(registry, model, pace=5), Tab("a"), Tab("b"), Tab("c")
+    job.take_over(mine)
+    assert job.steering(mine) == Steering(True, 1, 1, 1)
+    assert job.steering(other) == Steering(False, 1, 2, 2)
+    assert job.steer(mine) and not job.steer(other) and not job.steer(third)
+    job.take_over(other)
+    assert job.steer(other) and not job.steer(mine)
+    assert job.steering(mine) == Steering(False, 2, 1, 2)
+    job.take_over(mine)
+    assert job.steer(mine) and not job.steer(other)
+
+
+def test_where_the_owner_is_gone_the_first_that_asks_steers(registry, model):
+    job, mine, other, third = begin(registry, model, pace=5), Tab("a"), Tab("b"), Tab("c")
+    job.take_over(mine)
+    for tab in (other, third):
+        job.renew_lease(tab)
+    mine.open = False
+    assert job.steering(other) == Steering(True, 0, 2, 2) and job.steering(third).mine
+    assert job.steer(third) and not job.steer(other)
+    # Who comes back finds it steered by another.
+    mine.open = True
+    assert not job.steer(mine)
+
+
+def test_a_job_that_no_page_began_is_steered_by_the_first(registry, model):
+    job, one, two = begin(registry, model, pace=5), Tab("a"), Tab("b")
+    assert job.steering(two).mine and job.steer(one) and not job.steer(two)
+
+
+def test_pages_that_were_closed_are_forgotten(registry, model):
+    job = begin(registry, model, pace=5)
+    tabs = [Tab(f"{i}") for i in range(100)]
+    for tab in tabs:
+        job.renew_lease(tab)
+        tab.open = False
+    last = Tab("last")
+    assert job.steering(last) == Steering(True, 0, 101, 1)
+
+
+def test_frames_say_whether_the_page_steers(registry, tmp_path, tmp_path_factory):
+    words = model_with_words(tmp_path_factory.mktemp("words"))
+    talk, run = registry.start(kinds(words, tmp_path)["chat"]), registry.start(kinds(words, tmp_path)["reading"])
+    until(talk, lambda: talk.snapshot)
+    talker, reader = ChatSender(), ReadingSender()
+    for steers in (True, False):
+        assert decoded(talker.frame(talk, ChatView(), "", steers))[0]["steers"] is steers
+        assert decoded(reader.frame(run, View(), steers))[0]["steers"] is steers
