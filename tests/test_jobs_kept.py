@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 
 from analysis.chat.conversation import Conversation
+from analysis.experiments.ablation import effects_as_csv
+from analysis.lab.folder import read as trainings
 from analysis.policies import parse
 from analysis.runs import library
 from analysis.runs.folder import Folder
 from analysis.runs.reader import about_of, load
 from analysis.runs.run import Run
+from analysis.runs.spec import Spec
 from app.frames.reading import ReadingSender
+from app.jobs.ablation import AblationJob
+from app.jobs.capture import CaptureJob
 from app.jobs.chat import ChatJob
 from app.jobs.reading import ReadingJob
 from app.view import View
@@ -214,3 +219,77 @@ def test_events_of_a_job_are_lines_of_its_folder(registry, model, home):
     assert [json.loads(line) for line in lines] == job.run.events
     assert isinstance(job, ReadingJob) and text(200).sha256 == ""
     assert np.isfinite([e["seconds"] for e in job.run.events]).all()
+
+
+def test_knock_outs_measures_and_costs_lie_in_the_library(registry, words, home):
+    for name, kind, table in (
+        ("knock-outs", "knockouts", "effects.csv"),
+        ("measures", "measures", "measures.npz"),
+        ("costs", "costs", "costs.csv"),
+    ):
+        job = registry.start(kinds(words, home)[name])
+        until(job, lambda job=job: job.status == "finished")
+        found = library.entry(job.id)
+        assert (found.kind, found.status, found.problem) == (kind, "finished", "") and not job.kept.problem
+        assert about_of(home / job.id)["weights_sha256"] == job.model.sha256 and library.strangers(home / job.id) == []
+        assert (home / job.id / table).exists()
+        registry.free(job.id)
+        if name == "knock-outs":
+            assert (home / job.id / table).read_text() == effects_as_csv(job.effects)
+            assert about_of(home / job.id)["settings"] == {"kind": "values", "layer": 0}
+        elif name == "measures":
+            with np.load(home / job.id / table) as held:
+                np.testing.assert_array_equal(held["alpha"], job.measured.heads["alpha"])
+        else:
+            rows = (home / job.id / table).read_text().splitlines()
+            assert len(rows) == 1 + sum(len(lane.costs) for lane in job.lanes) + len(job.windows)
+
+
+def test_knock_outs_that_are_stopped_are_kept_as_far_as_they_came(registry, model, home):
+    spec = Spec(model, "random.npy", ("streaming:sinks=4,window=12",), 2000)
+    job = registry.start(partial(AblationJob, spec, text(2000), "values", None))
+    until(job, lambda: len(job.effects) >= 1)
+    job.request("stopped")
+    until(job, lambda: job.status == "stopped")
+    assert about_of(home / job.id)["status"] == "interrupted"
+    assert (home / job.id / "effects.csv").read_text() == effects_as_csv(job.effects)
+
+
+def test_a_capture_lies_in_the_library_and_is_opened_again(registry, words, home):
+    make = kinds(words, home)["capture"]
+    job = registry.start(partial(CaptureJob, *make.args[:2], ""))
+    until(job, lambda: job.status == "finished")
+    assert library.entry(job.id).kind == about_of(home / job.id)["kind"] == "capture"
+    assert not job.kept.problem and library.strangers(home / job.id) == []
+    again = registry.start(partial(CaptureJob, make.args[0], None, str(home / job.id)))
+    until(again, lambda: again.status == "finished")
+    np.testing.assert_array_equal(again.opened.stretch.mass, job.opened.stretch.mass)
+
+
+def test_a_capture_that_is_stopped_leaves_nothing(registry, model, home):
+    spec = Spec(model, "random.npy", ("dense",), 3000, chunk=16)
+    job = registry.start(partial(CaptureJob, spec, text(3001), ""))
+    until(job, lambda: job.read)
+    job.request("stopped")
+    until(job, lambda: job.status == "stopped")
+    job.join()
+    assert not (home / job.id).exists()
+
+
+def test_trainings_lie_in_the_library(registry, words, home):
+    job = registry.start(kinds(words, home)["training"])
+    until(job, lambda: job.status == "finished")
+    found = library.entry(job.id)
+    assert (found.kind, found.status, found.text) == ("training", "finished", "softmax, relu")
+    saved = trainings(home / job.id)
+    assert [s.recipe for s in saved] == list(job.recipes) and library.strangers(home / job.id) == []
+    assert [len(s.maps) for s in saved] == [len(moments) for moments in job.moments]
+
+
+@pytest.mark.parametrize("name", ["knock-outs", "measures", "costs", "capture", "training"])
+def test_a_library_that_cannot_be_written_ends_no_job(registry, words, home, name):
+    home.write_text("no folder")
+    make = kinds(words, home.parent)[name]
+    job = registry.start(partial(CaptureJob, *make.args[:2], "") if name == "capture" else make)
+    until(job, lambda: job.status == "finished")
+    assert job.kept.problem.startswith("Kept in memory only: ") and "cannot be written" in job.kept.problem

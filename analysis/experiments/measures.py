@@ -6,6 +6,7 @@ sample gets a number for each measure; means and spreads over samples are left t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from .. import metrics, texts
+from .. import files, metrics, texts
 from ..engine.attention.call import Call
 from ..families.rotary import Adapted
 from ..models.language_model import LanguageModel
@@ -180,6 +181,16 @@ def joined(parts: list[Measured]) -> Measured:
         {name: np.concatenate([p.heads[name] for p in parts]) for name in MEASURES},
         *(np.concatenate([getattr(p, name) for p in parts]) for name in ("norms", "largest", "median", "largest_at")),
     )
+
+
+def write(measured: Measured, path: Path) -> None:
+    """What was measured, as arrays of a .npz file under the names that they have here.
+
+    Raises ValueError where the disk does not take it.
+    """
+    arrays = {name: getattr(measured, name) for name in ("norms", "largest", "median", "largest_at")}
+    with files.written(path) as f:
+        np.savez_compressed(f, **arrays, **measured.heads)
 
 
 def separators_of(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> NDArray[np.bool_]:

@@ -47,7 +47,7 @@ class Folder:
         self.path, self.run = path, run
         files.check_room(path, 2 * BYTES * tokens * len(run.tracks), "this run")
         files.new_folder(path, "a run" if (path / "run.json").exists() else "something")
-        self._about = {**_about(run, text_sha256, weights_sha256), "process": here()}
+        self._about = {**described(run, text_sha256, weights_sha256), "process": here()}
         try:
             files.reserve(path)
             self._write_about(RUNNING)
@@ -217,7 +217,7 @@ class Folder:
         preview.keep(self.path, self.run)
 
     def _write_about(self, status: str) -> None:
-        _write_about(self.path, {**self._about, "status": status})
+        write_about(self.path, {**self._about, "status": status})
 
 
 def save(run: Run, path: Path, *, text_sha256: str, weights_sha256: str) -> None:
@@ -235,11 +235,11 @@ def save(run: Run, path: Path, *, text_sha256: str, weights_sha256: str) -> None
     write_pieces(run, path)
     lines = "".join(json.dumps(event) + "\n" for event in list(run.events))
     files.write(path / "events.jsonl", lines)
-    _write_about(path, {**_about(run, text_sha256, weights_sha256), "status": "saved"})
+    write_about(path, {**described(run, text_sha256, weights_sha256), "status": "saved"})
     preview.keep(path, run)
 
 
-def _about(run: Run, text_sha256: str, weights_sha256: str) -> dict[str, Any]:
+def described(run: Run, text_sha256: str, weights_sha256: str) -> dict[str, Any]:
     """What a run folder says of itself."""
     return {
         "kind": run.kind,
@@ -255,7 +255,8 @@ def _about(run: Run, text_sha256: str, weights_sha256: str) -> dict[str, Any]:
     }
 
 
-def _write_about(path: Path, about: dict[str, Any]) -> None:
+def write_about(path: Path, about: dict[str, Any]) -> None:
+    """Write what a run folder says of itself.  Raises ValueError where the disk does not take it."""
     files.write(path / "run.json", json.dumps(about, indent=2) + "\n")
 
 

@@ -43,6 +43,7 @@ FILES = {
     *("run.json", "events.jsonl", "tokens.parquet", "sinks.npz", "tokens.arrow", "sinks.arrow", "pieces.arrow"),
     *("maps.arrow", LABEL, KEPT, "stretch.json", "queries.npy", "keys.npy", "norms.npy", "token_ids.npy"),
     *("massive.npy", "mass.npy", "median.npy", "curves.csv", "maps.npz", "alpha.npz", "table.csv", "table.md"),
+    *("effects.csv", "measures.npz", "costs.csv"),
 }
 """All that a run folder of any kind holds, but for its checkpoint and hidden files."""
 CHECKPOINT = "checkpoint"

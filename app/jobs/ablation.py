@@ -4,12 +4,13 @@ import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 
-from analysis import texts
-from analysis.experiments.ablation import Effect, knock_outs
+from analysis import files, texts
+from analysis.experiments.ablation import Effect, effects_as_csv, knock_outs
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 
 from .base import TextJob
+from .kept import ResultKeeper
 from .loading import Models
 
 
@@ -33,6 +34,7 @@ class AblationJob(TextJob):
     def __init__(self, spec: Spec, text: texts.Text, kind: str, layer: int | None, models: Models) -> None:
         super().__init__(spec, models)
         self.text, self.kind, self.layer = text, kind, layer
+        self.kept = self._result = ResultKeeper(self.id)
         self.snapshot = self._found = AblationSnapshot()
 
     @property
@@ -70,17 +72,22 @@ class AblationJob(TextJob):
         model = self._load()
         if self.layer is not None and self.layer >= model.layers:
             raise ValueError(f"there is no layer {self.layer}: layers are 0 to {model.layers - 1}")
-        ids = self._tokenize(self.text, model).ids
+        read = self._tokenize(self.text, model)
+        ids = read.ids
         layers = range(model.layers) if self.layer is None else [self.layer]
         heads = [(layer, head) for layer in layers for head in range(model.heads)]
         self._use(model)
         self._found = AblationSnapshot(total=len(heads))
+        asked = {"kind": self.kind, "layer": self.layer}
+        self._result.begin_result("knockouts", self.spec, model, self.text, read, asked)
         self._set("running")
         began = time.monotonic()
         for result in knock_outs(model, ids, parse(self.spec.policies[0]), self.kind, heads):
             found, seconds = self._found, self._found.seconds + time.monotonic() - began
             if isinstance(result, Effect):
                 self._found = replace(found, effects=(*found.effects, result), seconds=seconds)
+                table = effects_as_csv(self._found.effects)
+                self._result.write(lambda folder, table=table: files.write(folder.path / "effects.csv", table))
             else:
                 self._found = replace(found, passes=result, seconds=seconds)
             yield

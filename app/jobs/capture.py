@@ -7,13 +7,14 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis import texts
+from analysis import files, texts
 from analysis.maps.atlas import Atlas
 from analysis.maps.capture import capture, needed, needed_meanwhile, tokenized
 from analysis.maps.stretch import Stretch
 from analysis.runs.spec import Spec
 
 from .base import TextJob
+from .kept import ResultKeeper
 from .loading import Models
 
 if TYPE_CHECKING:
@@ -21,13 +22,14 @@ if TYPE_CHECKING:
 
 
 class CaptureJob(TextJob):
-    """Reads a text and keeps what maps need in `folder`; opens what an earlier capture left there."""
+    """Reads a text and keeps what maps need, in `folder` or in the library; opens what an earlier capture left."""
 
     noun = "capture"
 
     def __init__(self, spec: Spec, text: texts.Text | None, folder: str, models: Models) -> None:
         super().__init__(spec, models)
         self.text, self.folder = text, folder
+        self.kept = self._result = ResultKeeper(self.id)
         self.read = self.total = 0
         self.atlas: Atlas | None = None
         self.pieces: list[str] = []
@@ -65,12 +67,7 @@ class CaptureJob(TextJob):
         assert self.text is not None
         self.tokenized = tokenized(self.text, model.tokenizer, self.spec)
         ids = self.tokenized.ids
-        if self.folder:
-            place = Path(self.folder)
-        else:
-            # Removed with this job.
-            self._place = tempfile.TemporaryDirectory(prefix="sinkscope-stretch-")
-            place = Path(self._place.name) / "stretch"
+        place = Path(self.folder) if self.folder else self._in_library()
         adapted = model.adapted
         size = needed(adapted.layers, adapted.heads, adapted.kv_heads, adapted.head_dim, len(ids) - 1)
         size += needed_meanwhile(adapted.layers, model.network.config.hidden_size, len(ids) - 1)
@@ -87,7 +84,23 @@ class CaptureJob(TextJob):
             for read in capture(model, ids, self.spec, place, text_sha256=sha256, read=how, chunk=chunk):
                 self.read = read
                 yield
-            return Stretch(place)
+            stretch = Stretch(place)
         except BaseException:
             shutil.rmtree(place, ignore_errors=True)
             raise
+        if not self.folder and self._place is None:
+            self._result.begin_result("capture", self.spec, model, self.text, how, place=place)
+        return stretch
+
+    def _in_library(self) -> Path:
+        """A new folder of the library; one that is removed with this job where that cannot be written."""
+        from analysis.runs import library
+
+        place = library.home() / self.id
+        try:
+            files.new_folder(place)
+        except ValueError as e:
+            self.kept.lose(e)
+            self._place = tempfile.TemporaryDirectory(prefix="sinkscope-stretch-")
+            place = Path(self._place.name) / "stretch"
+        return place

@@ -1,14 +1,16 @@
 """Costs: seconds and bytes of lanes while they read, and then of windows of growing size."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 
-from analysis import texts
+from analysis import files, texts
 from analysis.experiments.costs import Cost, CountedLane, window_costs
 from analysis.policies import Policy
 from analysis.runs.spec import Spec
+from analysis.tables import as_csv
 
 from .base import TextJob
+from .kept import ResultKeeper
 from .loading import Models
 
 TURN = 4
@@ -46,6 +48,7 @@ class CostsJob(TextJob):
     def __init__(self, spec: Spec, text: texts.Text, models: Models) -> None:
         super().__init__(spec, models)
         self.text = text
+        self.kept = self._result = ResultKeeper(self.id)
         self.snapshot = CostsSnapshot()
         self._lanes: list[CountedLane] = []
         self._reading, self._windows = 1, list[Cost]()
@@ -82,9 +85,11 @@ class CostsJob(TextJob):
 
     def _steps(self) -> Generator[None, None, None]:
         model = self._load()
-        ids = self._tokenize(self.text, model).ids
+        read = self._tokenize(self.text, model)
+        ids = read.ids
         self._lanes = [CountedLane(model, ids, policy) for policy in self.spec.policies]
         self._use(model)
+        self._result.begin_result("costs", self.spec, model, self.text, read)
         self._set("running")
         for reading in range(READINGS):
             self._reading = reading + 1
@@ -98,6 +103,15 @@ class CostsJob(TextJob):
                     if not turn.lane.done:
                         turn.read()
                     yield
+            self._write()
         for cost in window_costs(model, ids, [s for s in SIZES if s + 8 < len(ids)]):
             self._windows.append(cost)
+            self._write()
             yield
+
+    def _write(self) -> None:
+        """Let the library have what is known so far: lanes in this reading of the text, and windows."""
+        of = [(str(lane.policy), lane.costs) for lane in self._lanes] + [("a window, encoded afresh", self._windows)]
+        rows = [[name, *map(str, astuple(cost))] for name, costs in of for cost in costs]
+        table = as_csv(["policy", *(f.name for f in fields(Cost))], rows)
+        self._result.write(lambda folder: files.write(folder.path / "costs.csv", table))

@@ -8,20 +8,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from analysis import files
+from analysis import files, texts
 from analysis.errors import log, mendable
+from analysis.runs.run import Run
+from analysis.runs.spec import Spec
 
 if TYPE_CHECKING:
     # The job's thread imports what reads and writes runs: a page is on screen before.
     from analysis.engine.step import Step
     from analysis.models.language_model import LanguageModel
-    from analysis.runs.run import Run
+    from analysis.runs.folder import Folder as RunFolder
+    from analysis.runs.result import ResultFolder
 
 
 class Kept(Protocol):
     """A folder that takes in what a job finds, and is finished once."""
-
-    path: Path
 
     def finish(self, status: str) -> None:
         """Write what is left to be written; status: finished, interrupted or failed."""
@@ -45,7 +46,7 @@ class Keeper(Generic[Folder]):
         try:
             self.folder = make(library.home() / self.name)
         except Exception as e:
-            self._lose(e)
+            self.lose(e)
 
     def write(self, what: Callable[[Folder], object]) -> None:
         """Let the folder take in something, if there still is one."""
@@ -55,7 +56,7 @@ class Keeper(Generic[Folder]):
             what(self.folder)
         except Exception as e:
             lost = self.folder
-            self._lose(e)
+            self.lose(e)
             try:
                 # What was written stands there, and says that it is not all.
                 lost.finish("failed")
@@ -67,7 +68,8 @@ class Keeper(Generic[Folder]):
         self.write(lambda folder: folder.finish(status))
         self.folder = None
 
-    def _lose(self, e: Exception) -> None:
+    def lose(self, e: Exception) -> None:
+        """Go on without a folder, since it cannot be written."""
         self.folder = None
         log(e, f"job {self.name}")
         if isinstance(e, OSError):
@@ -77,26 +79,51 @@ class Keeper(Generic[Folder]):
         self.problem = f"Kept in memory only: {' '.join(why.split()) or 'it could not be written'}."
 
 
-class RunKeeper(Keeper[Any]):
-    """The folder of a run: of lanes that read, or that talk."""
+class ModelKeeper(Keeper[Any]):
+    """A folder that says with the weights of which model it was made.
+
+    The digest of large weights takes a while: it is written down when it is there.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._model: LanguageModel | None = None
 
-    def begin(self, run: "Run", model: "LanguageModel", *, text_sha256: str, tokens: int = 0) -> None:
+    def begin(self, model: "LanguageModel", make: "Callable[[Path], RunFolder | ResultFolder]") -> None:
+        """Begin a folder of what is done with a model."""
+        self._model = model
+        self.open(make)
+
+    def finish(self, status: str) -> None:
+        """Finish the folder, if there still is one."""
+        self.know(wait=True)
+        super().finish(status)
+        self._model = None
+
+    def know(self, *, wait: bool = False) -> None:
+        """Write down the digest of the weights, where it is there or worth waiting for."""
+        if self.folder is None or self._model is None or self.folder.weights_sha256:
+            return
+        if wait or "sha256" in vars(self._model):
+            # Of files that are no longer there the run is still worth keeping.
+            with suppress(OSError):
+                digest = self._model.sha256
+                self.write(lambda folder: folder.know(weights_sha256=digest))
+
+
+class RunKeeper(ModelKeeper):
+    """The folder of a run: of lanes that read, or that talk."""
+
+    def begin_run(self, run: "Run", model: "LanguageModel", *, text_sha256: str, tokens: int = 0) -> None:
         """Begin the folder of a run, which takes in itself what it learns; `tokens`: that each lane will read."""
         from analysis.runs.folder import Folder
 
-        self._model = model
-        # The digest of large weights takes a while: it is written down when it is there.
-        self.open(lambda path: Folder(path, run, text_sha256=text_sha256, weights_sha256="", tokens=tokens))
+        self.begin(model, lambda path: Folder(path, run, text_sha256=text_sha256, weights_sha256="", tokens=tokens))
 
     def step(self, step: "Step", seconds: float) -> None:
         """Write a step that the run has taken in `seconds` after it began."""
-        if self.folder is not None:
-            self._know(wait=False)
-            self.write(lambda folder: folder.write(step, seconds))
+        self.know()
+        self.write(lambda folder: folder.write(step, seconds))
 
     def event(self, entry: dict[str, Any]) -> None:
         """Write an event of the run."""
@@ -106,18 +133,25 @@ class RunKeeper(Keeper[Any]):
         """Write the texts of a lane's tokens from a position on; lane -1: of all lanes."""
         self.write(lambda folder: folder.pieces(lane, start, pieces))
 
-    def finish(self, status: str) -> None:
-        """Finish the folder, if there still is one."""
-        self._know(wait=True)
-        super().finish(status)
-        self._model = None
 
-    def _know(self, *, wait: bool) -> None:
-        """Write down the digest of the weights, where it is there or worth waiting for."""
-        if self.folder is None or self._model is None or self.folder.weights_sha256:
-            return
-        if wait or "sha256" in vars(self._model):
-            # Of files that are no longer there the run is still worth keeping.
-            with suppress(OSError):
-                digest = self._model.sha256
-                self.write(lambda folder: folder.know(weights_sha256=digest))
+class ResultKeeper(ModelKeeper):
+    """The folder of a result that is tables."""
+
+    def begin_result(
+        self,
+        kind: str,
+        spec: Spec,
+        model: "LanguageModel",
+        text: texts.Text,
+        read: texts.Tokenized,
+        settings: dict[str, Any] | None = None,
+        place: Path | None = None,
+    ) -> None:
+        """Begin the folder of a `kind` of result over a text, as it was read; `place`: one that is there already."""
+        from analysis.runs.facts import ModelFacts
+        from analysis.runs.result import ResultFolder
+
+        run = Run(spec)
+        run.model, run.begins, run.as_text = ModelFacts.of(model), read.begins, read.as_text
+        how: dict[str, Any] = {"text_sha256": text.sha256, "weights_sha256": "", "settings": settings}
+        self.begin(model, lambda path: ResultFolder(place or path, kind, run, new=place is None, **how))

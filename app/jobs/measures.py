@@ -3,10 +3,11 @@
 from collections.abc import Generator
 
 from analysis import texts
-from analysis.experiments.measures import Measured, joined, measure, samples_of_text, separators_of
+from analysis.experiments.measures import Measured, joined, measure, samples_of_text, separators_of, write
 from analysis.runs.spec import Spec
 
 from .base import TextJob
+from .kept import ResultKeeper
 from .loading import Models
 
 
@@ -18,6 +19,7 @@ class MeasuresJob(TextJob):
     def __init__(self, spec: Spec, text: texts.Text, samples: int, first: int, models: Models) -> None:
         super().__init__(spec, models)
         self.text, self.samples, self.first = text, samples, first
+        self.kept = self._result = ResultKeeper(self.id)
         self.measured: Measured | None = None
 
     @property
@@ -30,7 +32,11 @@ class MeasuresJob(TextJob):
         self.tokenized = samples_of_text(self.text, model.tokenizer, self.spec, self.samples)
         apart = separators_of(model.tokenizer, model.vocabulary)
         self._use(model)
+        asked = {"samples": self.samples, "first": self.first}
+        self._result.begin_result("measures", self.spec, model, self.text, self.tokenized, asked)
         self._set("running")
         for part in measure(model, self.tokenized.ids, first=self.first, separators=apart):
             self.measured = part if self.measured is None else joined([self.measured, part])
+            measured = self.measured
+            self._result.write(lambda folder, measured=measured: write(measured, folder.path / "measures.npz"))
             yield

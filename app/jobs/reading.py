@@ -169,7 +169,7 @@ class ReadingJob(TextJob):
         self._use(model)
         self.run.model, self.lanes = self.facts, lanes
         cautions = [c for lane in lanes for c in lane.policy.cautions(len(ids), model.trained_length)]
-        self.record.begin(self.run, model, text_sha256=self.text.sha256, tokens=len(ids))
+        self.record.begin_run(self.run, model, text_sha256=self.text.sha256, tokens=len(ids))
         self.record.pieces(-1, 0, self.pieces)
         for lane in lanes:
             for caution in lane.policy.cautions(len(ids), model.trained_length):

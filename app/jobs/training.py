@@ -1,21 +1,51 @@
 """Training: small transformers that are trained side by side."""
 
 from collections.abc import Generator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.errors import error_message, log
+from analysis.lab.folder import TrainingWriter
 from analysis.lab.recipe import Recipe
 from analysis.lab.training import Measurement, Training
 
 from .base import Job
+from .kept import Keeper
 from .loading import Models
 
 EVERY = 20
 """Steps between two measurements."""
 MAX_TRAININGS = 3
 """Trainings side by side, at most."""
+
+
+class _Folders:
+    """A folder with one for each training in it.  Raises ValueError where they cannot be written."""
+
+    def __init__(self, path: Path, trainings: Sequence[Training]) -> None:
+        names = [f"{i + 1}-{training.recipe.attention}" for i, training in enumerate(trainings)]
+        self._writers = {
+            i: TrainingWriter(path / name, training, EVERY)
+            for i, (name, training) in enumerate(zip(names, trainings, strict=True))
+        }
+
+    def add(self, index: int, moment: Measurement) -> None:
+        """Take in a moment of a training.  Raises ValueError where the disk does not take it."""
+        writer = self._writers[index]
+        writer.add(moment)
+        if writer.problem:
+            raise ValueError(writer.problem)
+
+    def end(self, index: int, status: str) -> None:
+        """Finish one training.  Raises ValueError where the disk does not take it."""
+        self._writers.pop(index).finish(status)
+
+    def finish(self, status: str) -> None:
+        """Finish those that are not.  Raises ValueError where the disk does not take one."""
+        for index in list(self._writers):
+            self.end(index, status)
 
 
 class TrainingJob(Job):
@@ -34,6 +64,7 @@ class TrainingJob(Job):
             )
         super().__init__(models)
         self.recipes = tuple(recipes)
+        self.kept = self._trainings = Keeper[_Folders](self.id)
         self.examples: tuple[NDArray[np.int64], ...] = ()
         """The sequence whose map the moments of a training hold, one for each training."""
         self._moments: list[list[Measurement]] = [[] for _ in recipes]
@@ -63,6 +94,7 @@ class TrainingJob(Job):
         trainings = [Training(recipe) for recipe in self.recipes]
         self.examples = tuple(t.example for t in trainings)
         going = {i: t.measurements(EVERY) for i, t in enumerate(trainings)}
+        self._trainings.open(lambda path: _Folders(path, trainings))
         self._set("running")
         failed = []
         while going:
@@ -76,8 +108,10 @@ class TrainingJob(Job):
                         raise
                     self.note = f"{self.recipes[i].attention}: {error_message(e, name)}"
                     moment = None
+                    self._trainings.write(lambda folder, i=i: folder.end(i, "failed"))
                 if moment is None:
                     del going[i]
                 else:
                     self._moments[i].append(moment)
+                    self._trainings.write(lambda folder, i=i, moment=moment: folder.add(i, moment))
             yield

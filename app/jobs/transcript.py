@@ -30,7 +30,7 @@ class Transcript(RunKeeper):
     def open_for(self, partner: Partner, *, text_sha256: str) -> None:
         """Begin the folder; `text_sha256`: of the script, where there is one."""
         self.run.model, self.run.begins = ModelFacts.of(partner.model), partner.begins
-        self.begin(self.run, partner.model, text_sha256=text_sha256)
+        self.begin_run(self.run, partner.model, text_sha256=text_sha256)
 
     def take_in(self, lane: Conversation, step: Step) -> None:
         """Take in what a lane has read or said."""

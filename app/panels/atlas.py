@@ -37,7 +37,7 @@ def sidebar() -> None:
         asked["folder"],
         key="atlas-folder",
         max_chars=LONGEST_NAME,
-        placeholder="as long as this page is open",
+        placeholder="in the library",
         help="A new folder keeps what is captured; one that holds a stretch already is opened again",
     ).strip()
 
