@@ -23,6 +23,28 @@ def test_the_lanes_of_a_story_have_their_policies_own_names(policies):
     assert len(set(brief)) == len(brief) and all(name for name in brief)
 
 
+@pytest.mark.parametrize(
+    ("policy", "label"),
+    [
+        ("dense:knockout=values", "Dense, sink values zero"),
+        ("window:window=9,softmax=off-by-one,heads=0.1 2.3", "Window 9, softmax off by one in 0.1 2.3"),
+        ("streaming:softmax=logit,logit=2.5,first=bos", "Sinks + window 4 + 252, extra logit 2.5, BOS first"),
+        ("streaming:positions=text,first=newlines", "Sinks + window 4 + 252, text positions, first tokens newlines"),
+        ("streaming:positions=none,first=macbeth", "Sinks + window 4 + 252, sinks without position, first of macbeth"),
+        ("streaming:positions=naive,knockout=weights", "Sinks + window 4 + 252, naive positions, sinks unseen"),
+        ("recompute:window=9,stride=4", "Recompute 9 / 4"),
+        ("duo:positions=cache,sinks=4", "Duo 50 % full, 4 + 256, cache positions"),
+        ("duo:scores=heads/of/a model.tsv", "Duo 50 % full, 64 + 256, by heads/of/a model.tsv"),
+        (f"duo:scores={'folder/' * 9}{'x' * 40}", f"Duo 50 % full, 64 + 256, by …/{'x' * 32}"),
+        ("late:sinks=2", "Late sinks 256, 2 sinks, from 16"),
+        ("random:interval=4,sinks=0", "Random 256, no sinks, every 4"),
+        ("random:positions=text", "Random 256, text positions"),
+    ],
+)
+def test_a_label_says_the_sizes_and_what_is_bent(policy, label):
+    assert parse(policy).label == label
+
+
 def test_a_lane_that_became_like_another_is_numbered():
     assert named("window:window=128", "dense", "window:window=128", "window:window=128")[0] == [
         "Window 128", "Dense", "Window 128 (2)", "Window 128 (3)",
