@@ -10,6 +10,7 @@ from analysis.engine.layers.ranked import RankedLayer
 from analysis.engine.stream import open_lanes, stream
 from analysis.maps.recent import head_map, head_row
 from analysis.policies import POLICIES, Dense, Ranked, Streaming, Window, parse
+from analysis.policies.ranked import LayerState
 
 from .families import shared, words
 from .published import naive
@@ -139,6 +140,24 @@ def test_random_lots_are_even():
     assert not torch.equal(drawn, lot(torch.arange(20_000), torch.tensor(6)))
 
 
+def splitmix(position, stream):
+    """The generator of Steele et al. 2014 in whole numbers of any size."""
+    x = (position * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    return ((x ^ (x >> 31)) >> 11) / 2**53
+
+
+def test_random_lots_are_those_of_the_generator():
+    positions = torch.tensor([[0, 1, 2, 77, 10**6], [0, 3, 4, 5, 2**31]])
+    for layer, seed in ((0, 0), (3, 0), (2, 7)):
+        state = LayerState(torch.empty(2, 5, 1), torch.empty(2, 5, 1), positions, None, None, layer)
+        lots = POLICIES["random"](seed=seed).score(state)
+        for head, row in enumerate(positions.tolist()):
+            stream = 1 + head + 1000 * layer + 1_000_003 * seed
+            assert lots[head].tolist() == [splitmix(p, stream) for p in row]
+
+
 def test_random_keeps_an_even_sample_of_the_text(tiny_llama):
     lane = read(tiny_llama, np.resize(words(), 2000), POLICIES["random"](budget=200, sinks=0, recent=1)).lane
     positions = torch.stack([c.positions for c in lane.store.layers]).float()
@@ -158,6 +177,13 @@ def test_random_keeps_an_even_sample_of_the_text(tiny_llama):
 def test_settings_that_leave_nothing_to_choose_are_refused(settings):
     with pytest.raises(ValueError, match=r"larger budget|odd number"):
         parse(settings)
+
+
+def test_late_sinks_are_read_before_the_first_token_leaves():
+    for settings in ("budget=30,sinks=4,start=26", "budget=30,sinks=4,start=24,interval=3"):
+        assert parse(f"late:{settings}").start + 4 <= 30
+        with pytest.raises(ValueError, match=r"tokens up to (29|31) must be read"):
+            parse(f"late:{settings}".replace("start=26", "start=27").replace("start=24", "start=25"))
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gpt_oss", "smollm3", "phi", "falcon", "mpt"])
