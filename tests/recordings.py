@@ -91,7 +91,7 @@ def live_frame(run: Run, position: int, view, maps=()) -> bytes:
         return max(found, key=lambda m: m[3])[4] if found else None
 
     job = SimpleNamespace(
-        id="x", status="running", note="", pace=0, spec=run.spec, facts=run.model, begins="", published=0.0, run=seen,
+        id="x", status="running", said="", pace=0, spec=run.spec, facts=run.model, begins="", published=0.0, run=seen,
         snapshot=ReadingSnapshot(tracks, lanes, len(run.pieces[0]), 0.0), pieces=run.pieces[0], map=newest,
     )  # fmt: skip
     return ReadingSender().frame(job, view)

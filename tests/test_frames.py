@@ -30,7 +30,7 @@ def decoded(frame: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     head = json.loads(frame[4 : 4 + length])
     arrays = {}
     for name, (kind, offset, shape) in head["arrays"].items():
-        dtype = {"f4": np.float32, "u2": np.uint16}[kind]
+        dtype = {"f4": np.float32, "f8": np.float64, "u2": np.uint16, "u4": np.uint32}[kind]
         data = np.frombuffer(frame, dtype, int(np.prod(shape)), 4 + length + offset)
         arrays[name] = data.reshape(shape)
     return head, arrays

@@ -1,5 +1,7 @@
 """A report stands alone; the notebook runs; and both say what was computed."""
 
+import base64
+import gzip
 import html
 import json
 import re
@@ -11,11 +13,16 @@ import pytest
 from analysis.engine.step import Step
 from analysis.figures.inputs import FigureInput, open_input
 from analysis.figures.report import page, report
+from analysis.figures.site import site
 from analysis.runs.folder import save
+from analysis.runs.maps import MOST, SIDE, MapsFile, RecordedMap
+from analysis.runs.player import BOARD, script
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 
+from .recordings import FOUR, made_up
 from .test_figures import places, poppler  # noqa: F401
+from .test_frames import decoded
 
 
 def long_run(model, count):
@@ -46,11 +53,20 @@ def test_a_report_of_thirty_thousand_tokens_stands_alone_and_is_small(model, tmp
     assert out.stat().st_size < 15e6
     # Nothing is loaded from anywhere: no source, no link.
     assert not re.search(r"<(script|img|link|iframe)[^>]+(src|href)=[\"']?(https?:)?//", text)
-    assert text.count('<span class="n') == 29_999 and text.count("plotly-graph-div") >= 6
+    assert text.count('<span class="n') == 29_999
+    # It replays: the whole recording stands in it, and the board that the app has.
+    assert packed(text)[1]["total"] == 30_000 and script(*BOARD, "board/alone") in text
     assert "python -m analysis stream" in text and "t" * 64 in text
     assert html.escape(run.spec.command()) in text and "read 30,000 tokens" in text
     nll = run.tracks[1].nll.view()
     assert f"{np.exp(nll.mean(dtype=np.float64)):.3f}" in text
+
+
+def packed(text: str) -> tuple[dict, dict]:
+    """What is looked at when a page opens, and the header of the recording in it."""
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+    recording = gzip.decompress(base64.b64decode(data.pop("recording")["packed"]))
+    return data, decoded(recording)[0]
 
 
 def test_what_was_typed_is_text_and_never_markup(model, tmp_path):
@@ -74,6 +90,42 @@ def test_a_report_has_the_maps_that_are_named(places, tmp_path, run):  # noqa: F
     ):
         code, _, said = run(*asked, *more)
         assert code == 2 and says in said
+
+
+def test_a_text_cannot_end_the_script_that_it_stands_in(tmp_path):
+    run = made_up(300)
+    run.take_pieces(-1, 0, ["</script><b>"] * 300)
+    text = page(FigureInput(tmp_path, run, {"status": "</script><i>"}))
+    assert text.count("</script>") == 3 and "<b>" not in text and "<i>" not in text.partition("<main>")[2]
+
+
+def test_a_report_of_thirty_thousand_tokens_of_four_lanes_with_maps_is_small(tmp_path):
+    run, random = made_up(30_000, layers=30, heads=9), np.random.default_rng(0)
+    maps = MapsFile(tmp_path, 4, 30_000)
+    for i in range(MOST):
+        weights = np.where(np.tri(SIDE, dtype=bool), random.random((SIDE, SIDE)) ** 8, np.nan).astype(np.float32)
+        maps.add(RecordedMap.of(i % 4, 1, i // 4, 30_000, 30_000 - SIDE, weights, weights[:, :4]))
+    assert len(page(FigureInput(tmp_path, run, {}))) < 15e6
+
+
+def test_a_site_has_a_page_for_each_recording_and_relative_links_only(tmp_path):
+    for name, policies in (("one", FOUR[:2]), ("two", FOUR[2:])):
+        save(made_up(400, policies), tmp_path / "gallery" / name, text_sha256="", weights_sha256="")
+    pages = site(tmp_path / "site", tmp_path / "gallery")
+    assert [p.name for p in pages] == ["one.html", "two.html"]
+    there = {p.name for p in (tmp_path / "site").iterdir()}
+    assert there == {"index.html", "one.html", "two.html", "plotly.min.js"}
+    for name in ("index.html", "one.html", "two.html"):
+        text = (tmp_path / "site" / name).read_text(encoding="utf-8")
+        links = re.findall(r'<(?:script|img|link|iframe|a)[^>]+(?:src|href)="([^"]*)"', text)
+        assert links and set(links) <= there
+    assert "Recompute 128 / 16" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_site_without_recordings_says_so(tmp_path):
+    with pytest.raises(ValueError, match="has no recordings"):
+        site(tmp_path / "site", tmp_path)
+    assert not (tmp_path / "site").exists()
 
 
 def test_an_empty_run_has_nothing_to_tell(model):

@@ -1,4 +1,4 @@
-"""Commands that put a run on paper: `figure` and `report`."""
+"""Commands that put a run on paper, or on a page that replays it: `figure`, `report` and `site`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -37,9 +37,20 @@ def report(
     stretch: Annotated[Path | None, typer.Option(help="folder of a captured stretch, for maps")] = None,
     head: Annotated[list[str] | None, typer.Option(help="layer.head of a map")] = None,
 ) -> None:
-    """Write one page that tells a run, and opens without network or Python."""
+    """Write one page that replays a run, and opens without network or Python."""
     from ..figures.report import report as write
 
     with waiting(out, "Writing"):
         write(run, out_file, lane=lane, stretch=stretch, heads=head or ())
     say(f"The report: {out_file}, {out_file.stat().st_size / 1e6:.1f} MB")
+
+
+def site(
+    out_folder: Annotated[Path, typer.Option("--out", help="a folder")] = Path("site"),
+) -> None:
+    """Write the recordings of the gallery as a static site, which any web server can serve."""
+    from ..figures.site import site as write
+
+    with waiting(out, "Writing"):
+        pages = write(out_folder)
+    say(f"{len(pages)} recordings and {out_folder / 'index.html'}")

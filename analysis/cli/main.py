@@ -26,6 +26,7 @@ COMMANDS = {
     "emergence": lab.emergence,
     "figure": figures.figure,
     "report": figures.report,
+    "site": figures.site,
     "figures": listings.figures,
     "models": listings.models,
     "policies": listings.policies,

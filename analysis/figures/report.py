@@ -1,9 +1,10 @@
-"""One page on a run: curves, sink masses, the text, chosen maps, settings and where it all comes from.
+"""One page on a run: it replays, in the board that the app has, beside its text, settings and where it all comes from.
 
 It opens without network or Python, for students and for what goes beside a paper.
 """
 
 import base64
+import gzip
 import html
 import json
 from collections.abc import Sequence
@@ -11,28 +12,31 @@ from pathlib import Path
 from string import Template
 
 import numpy as np
-import plotly.graph_objects as go
+import plotly
 
 from .. import files
-from ..palette import colours
 from ..policies import parse
+from ..runs.maps import read_maps
+from ..runs.player import BOARD, script, style
+from ..runs.recording import recorded
 from ..runs.run import Run
-from ..runs.summary import mean_sink_mass, summarize
-from ..texts import said_as_text, with_bos
-from .base import Numbers
+from ..runs.summary import summarize
+from ..texts import said_as_text, token_texts, with_bos
 from .export import check_own, provenance
 from .head_map import HeadMap
 from .inputs import FigureInput, open_input
-from .memory import Memory
-from .perplexity import Perplexity
 from .sheet import Layout, rendered
 
 SHADES = 9
 """Colours of the text, from the most expected token to the least."""
 DARKEST = 8.0
 """Nats of the last of them."""
-DASHES = {"solid": "solid", "dash": "dash", "dot": "dot", "dashdot": "dashdot"}
-
+PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+POLICY = (
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline' blob:; "
+    "style-src 'unsafe-inline'; img-src data: blob:\">\n"
+)
+"""A page that stands alone takes nothing from anywhere, whatever stands in its text."""
 TEMPLATE = Path(__file__).parents[2] / "assets" / "report.html"
 
 
@@ -58,27 +62,27 @@ def report(folder: Path, out: Path, *, lane: int = 0, stretch: Path | None = Non
     return out
 
 
-def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = ()) -> str:
-    """The report as HTML."""
+def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots: str = "") -> str:
+    """The report as HTML; `plots`: address of the plotting script, which otherwise stands in the page itself."""
     run: Run = source.data
     if lane >= len(run.tracks):
         raise ValueError(f"the run has lanes 0 to {len(run.tracks) - 1}, and not {lane}: choose one of these")
     if not any(len(t.nll) for t in run.tracks):
         raise ValueError("the run has read nothing yet, so there is nothing to tell")
-    spec, first = run.spec, True
-    parts = []
-    for heading, figure in _charts(run):
-        drawn = figure.to_html(full_html=False, include_plotlyjs=first, config={"displaylogo": False})
-        parts.append(f"<h2>{heading}</h2>{drawn}")
-        first = False
-    parts.append(_text(run, lane))
-    if maps:
-        parts.append("<h2>Attention maps</h2>" + "".join(maps))
+    spec, about = run.spec, {k: v for k, v in source.about.items() if k not in ("heads", "model")}
+    _name_tokens(run)
+    kept = read_maps(source.folder, len(run.tracks))
+    data = {
+        "recording": {"packed": _packed(recorded(run, source.folder.name, source.about, kept))},
+        "view": {"mode": "relative", "paint": "nll", "reference": 0, "chosen": lane, "head": None},
+        "whole": True,
+    }
     read = max(len(t.nll) for t in run.tracks) + 1
     switched = [e for e in run.events if e["what"] == "switch"]
     note = f"\n# Here it had read {read:,} tokens."
     note += "\n# Then, while it read: " + json.dumps(switched) if switched else ""
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        policy="" if plots else POLICY,
         title=html.escape(f"{spec.text}, read by {spec.model}"),
         subtitle=" · ".join(
             (
@@ -90,11 +94,41 @@ def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = ()) -> str
             )
         ),
         summary=_summary(run),
-        shades=" ".join(f".n{i} {{ background: {_shade(i)}; }}" for i in range(SHADES)),
-        parts="\n".join(parts),
+        style=style(*BOARD),
+        shades=" ".join(f".n{i} {{ --share: {i / (SHADES - 1):.0%}; }}" for i in range(SHADES)),
+        parts="\n".join((_text(run, lane), *(["<h2>Attention maps</h2>", *maps] if maps else []))),
         command=html.escape(spec.command() + note),
-        about=html.escape(json.dumps({k: v for k, v in source.about.items() if k != "heads"}, indent=2)),
+        about=html.escape(json.dumps(about, indent=2)),
+        plotly=f'<script src="{html.escape(plots)}"></script>' if plots else _plotly(),
+        # No text can end the script that it stands in.
+        data=json.dumps(data).replace("<", "\\u003c"),
+        script=script(*BOARD, "board/alone"),
     )
+
+
+def _packed(data: bytes) -> str:
+    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
+
+
+def _plotly() -> str:
+    """The plotting script, compressed, as an element of a page."""
+    return f'<script type="text/plain" id="plotly">{_packed(PLOTLY.read_bytes())}</script>'
+
+
+def _name_tokens(run: Run) -> None:
+    """Let a run of an older version know the texts of its tokens, where its model is still here."""
+    from ..models.loading import load
+
+    if all(len(pieces) > len(track.nll) for pieces, track in zip(run.pieces, run.tracks, strict=True)):
+        return
+    try:
+        tokenizer = load(run.spec.model).tokenizer
+    except ValueError:
+        # They are shown as numbers.
+        return
+    for lane, track in enumerate(run.tracks):
+        ids = np.concatenate(([run.first_token or 0], track.token_ids.view())).astype(np.int32)
+        run.take_pieces(lane, 0, token_texts(tokenizer, ids))
 
 
 def _summary(run: Run) -> str:
@@ -110,76 +144,24 @@ def _summary(run: Run) -> str:
     return "".join(f"<tr>{row}</tr>" for row in rows)
 
 
-def _charts(run: Run) -> list[tuple[str, go.Figure]]:
-    modes = {
-        "relative": "times that of the first lane, last 256 tokens",
-        "rolling": "last 256 tokens",
-        "cumulative": "from the start",
-    }
-    charts = []
-    for mode, words in modes.items():
-        data = Perplexity(mode=mode).numbers(run)
-        charts.append((f"Perplexity, {words}", _lines(run, data, "perplexity", log=True)))
-    charts.append(("Cache memory, MB", _lines(run, Memory().numbers(run), "megabytes")))
-    for lane, policy in enumerate(run.spec.policies):
-        if run.tracks[lane].spans:
-            mass = mean_sink_mass(run, lane)
-            heat = go.Heatmap(z=mass.T, zmin=0, zmax=1, colorscale="Viridis", xgap=1, ygap=1)
-            heat.hovertemplate = "layer %{x}, head %{y}<br>%{z:.3f}<extra></extra>"
-            figure = _laid_out(go.Figure(heat), "layer", "head", 300)
-            charts.append((f"Sink mass, {html.escape(parse(policy).label)}", figure))
-    return charts
-
-
-def _lines(run: Run, data: Numbers, name: str, *, log: bool = False) -> go.Figure:
-    figure, policies = go.Figure(), [parse(p) for p in run.spec.policies]
-    marks = data.get("mark", np.full(len(data["lane"]), ""))
-    for lane, (policy, (colour, dash)) in enumerate(zip(policies, colours(policies), strict=True)):
-        of = (data["lane"] == lane) & (marks == "")
-        line = {"color": colour, "dash": DASHES.get(dash, "dash"), "width": 1.6}
-        figure.add_scatter(
-            x=data["token"][of], y=data[name][of], name=html.escape(policy.label), line=line, mode="lines"
-        )
-        for i in np.flatnonzero((data["lane"] == lane) & (marks != "")):
-            words = "cache full" if marks[i] == "full" else parse(marks[i]).label
-            figure.add_vline(
-                x=int(data["token"][i]),
-                line={"color": colour, "dash": "dot", "width": 1},
-                annotation_text=html.escape(words),
-            )
-    figure = _laid_out(figure, "tokens read", "", 380)
-    figure.update_yaxes(type="log" if log else "linear", rangemode="normal" if log else "tozero")
-    return figure
-
-
-def _laid_out(figure: go.Figure, x: str, y: str, height: int) -> go.Figure:
-    figure.update_layout(height=height, margin={"l": 56, "r": 12, "t": 24, "b": 44}, template="simple_white")
-    figure.update_layout(legend={"orientation": "h", "y": 1.14})
-    figure.update_xaxes(title=x)
-    figure.update_yaxes(title=y)
-    return figure
-
-
 def _text(run: Run, lane: int) -> str:
     """The text of a lane, every token on the colour of what it cost."""
-    from ..models.loading import load
-    from ..texts import token_texts
-
     track = run.tracks[lane]
-    texts = token_texts(load(run.spec.model).tokenizer, track.token_ids.view())
-    steps = np.clip(track.nll.view() / DARKEST * SHADES, 0, SHADES - 1).astype(int)
-    spans = "".join(f'<b class="n{step}">{html.escape(text)}</b>' for text, step in zip(texts, steps, strict=True))
+    count = len(track.nll)
+    ids = track.token_ids.view()[:count]
+    # The first token is predicted by none.
+    known = run.pieces[lane][1 : count + 1]
+    steps = np.clip(track.nll.view()[:count] / DARKEST * SHADES, 0, SHADES - 1).astype(int)
+    spans = "".join(
+        f'<span class="n{step}">{html.escape(text)}</span>'
+        for text, step in zip(known or token_texts(None, ids), steps, strict=True)
+    )
     key = "".join(f'<i class="n{i}"></i>' for i in range(SHADES))
     return (
-        f"<h2>The text, as {html.escape(parse(run.spec.policies[lane]).label)} read it</h2>"
+        f"<h2>The whole text, as {html.escape(parse(run.spec.policies[lane]).label)} read it</h2>"
         f'<p class="muted key">{key} 0 to {DARKEST:g} nats and more: the darker, the less expected</p>'
-        f'<div class="text">{spans.replace("<b ", "<span ").replace("</b>", "</span>")}</div>'
+        f'<div class="text" tabindex="0" aria-label="The whole text">{spans}</div>'
     )
-
-
-def _shade(step: int) -> str:
-    share = step / (SHADES - 1)
-    return "#" + "".join(f"{round(255 + (end - 255) * share):02x}" for end in (230, 130, 40))
 
 
 def _head(name: str) -> tuple[int, int]:

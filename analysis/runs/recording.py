@@ -5,7 +5,7 @@ server, model or tokenizer is needed while somebody plays or scrubs.  The bytes 
 """
 
 import gzip
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def recording(path: Path) -> bytes:
     return gzip.compress(recorded(run, path.name, about_of(path), read_maps(path, len(run.tracks))), 6, mtime=0)
 
 
-def recorded(run: Run, name: str, about: dict[str, Any], maps: Sequence[RecordedMap] = ()) -> bytes:
+def recorded(run: Run, name: str, about: Mapping[str, Any], maps: Sequence[RecordedMap] = ()) -> bytes:
     """The recording of a run; `about`: what its folder says of itself.  Raises ValueError where it has read nothing."""
     if not any(len(track.nll) for track in run.tracks):
         raise ValueError("the run has read nothing yet, so there is nothing to replay")

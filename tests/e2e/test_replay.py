@@ -1,11 +1,17 @@
 """A recorded run in a real browser: it opens without a model, plays, pauses, steps, is dragged, and comes back."""
 
 import re
+import shutil
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import axe_playwright_python
 import pytest
 
+from analysis.figures.report import report
+from analysis.figures.site import site
 from analysis.runs import library
 from analysis.runs.folder import save
 
@@ -43,9 +49,9 @@ def wait_address(page, name: str, value: str) -> None:
     page.wait_for_function("([name, value]) => new URL(location).searchParams.get(name) === value", arg=[name, value])
 
 
-def violations(page) -> list[str]:
+def violations(page, where: str = "document.querySelector('.sk')") -> list[str]:
     page.evaluate(AXE)
-    found = page.evaluate("axe.run(document.querySelector('.sk'), {resultTypes: ['violations']})")["violations"]
+    found = page.evaluate(f"axe.run({where}, {{resultTypes: ['violations']}})")["violations"]
     return [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found]
 
 
@@ -130,3 +136,53 @@ def test_a_run_that_is_not_there_is_said_and_the_page_can_start(app, page):
     page.goto(f"{app}/?run=nobody&at=17")
     page.get_by_text("no longer in memory").wait_for()
     assert page.get_by_role("button", name=re.compile("Start")).count() >= 1
+
+
+@pytest.fixture
+def offline(page):
+    """A page that reaches nothing."""
+    page.context.set_offline(True)
+    page.context.route(re.compile("^(?!file|data|blob)"), lambda route: route.abort())
+    return page
+
+
+def test_a_static_page_replays_without_network(offline, recorded, tmp_path):
+    page, out = offline, tmp_path / "page.html"
+    report(library.find(recorded), out, lane=1)
+    page.goto(f"{out.as_uri()}#at=1234&mode=rolling")
+    wait_painted(page, 1234)
+    assert page.evaluate("window.__sinkscope.mode") == "rolling"
+    for mode in ("cumulative", "relative"):
+        page.get_by_role("button", name=mode).click()
+        page.wait_for_function("mode => window.__sinkscope.mode === mode", arg=mode)
+    page.keyboard.press("End")
+    wait_painted(page, 3000)
+    # All that a report showed: curves and memory, the sink mass of every lane, the whole text, and where it comes from.
+    assert page.locator(".sk-plot .scatterlayer .trace").count() >= 9
+    assert page.locator(".sk-whole canvas").count() == 4
+    assert page.locator(".text span").count() == 2999
+    page.wait_for_function("location.hash.includes('at=3000')")
+    page.reload()
+    wait_painted(page, 3000)
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        assert not violations(page, "document"), scheme
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    assert not page.problems
+
+
+def test_a_static_site_opens_from_a_folder_and_below_any_address(page, recorded, tmp_path):
+    shutil.copytree(library.find(recorded), tmp_path / "gallery" / "story")
+    site(tmp_path / "served" / "some" / "where", tmp_path / "gallery")
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=tmp_path / "served")) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        served = f"http://127.0.0.1:{server.server_port}/some/where/index.html"
+        for address in (served, (tmp_path / "served" / "some" / "where" / "index.html").as_uri()):
+            page.goto(address)
+            page.get_by_role("link", name="a play").click()
+            wait_painted(page, 3000)
+        server.shutdown()
+    assert not [problem for problem in page.problems if "favicon" not in problem and "404" not in problem]

@@ -5,7 +5,7 @@ function makeReplay(root, send, redraw, data) {
   root.replaceChildren(words);
   const note = el("div", { class: "sk-note sk-empty", role: "status", "aria-live": "polite" });
   const view = { ...data.view };
-  let recording = null, player = null, parts = [], frame = null, made = "", wholes = {}, jumps = 0;
+  let recording = null, player = null, parts = [], whole = [], frame = null, made = "", wholes = {}, jumps = 0;
 
   const settled = () => send("rest", { ...view, at: player.position, when: Date.now() });
   // What is pressed on a live page is sent to the server; here it is done at once.
@@ -21,7 +21,8 @@ function makeReplay(root, send, redraw, data) {
     view.reference = Math.min(view.reference, lanes - 1);
     if (view.head && !(view.head[0] < recording.layers && view.head[1] < recording.heads)) view.head = null;
     if (lanes === 1 && view.mode === modes[0]) view.mode = modes[1];
-    if (!view.head) view.paint = paints[0];
+    if (!modes.includes(view.mode)) view.mode = modes[0];
+    if (!view.head || !paints.includes(view.paint)) view.paint = paints[0];
   }
   function opened(bytes) {
     recording = openRecording(bytes);
@@ -33,6 +34,10 @@ function makeReplay(root, send, redraw, data) {
     const cards = makeCards(pick), curves = makeCurves(pick, modes), grid = makeGrid(pick), map = makeMap(), strip = makeStrip(pick, paints), card = makeCard();
     parts = [cards, curves, grid, map, strip, card];
     root.replaceChildren(player.node, note, ...boardParts({ cards, curves, grid, map, strip, card }));
+    if (data.whole) {
+      whole = recording.lanes.map((_, i) => makeGrid((what, value) => pick(what, { ...value, chosen: i })));
+      root.append(el("h2", { class: "sk-title" }, "Over all that was read"), el("div", { class: "sk-whole" }, ...whole.map((g) => g.node)));
+    }
     if (data.at) player.goTo(data.at);
     if (data.play && !stillPreferred()) { player.goTo(data.at || 1); player.toggle(true); }
     redraw();
@@ -57,5 +62,6 @@ function makeReplay(root, send, redraw, data) {
     }
     frame.jumps = jumps;
     for (const part of parts) part.show(frame, theme);
+    whole.forEach((grid, i) => grid.show({ ...frame, published: "all", chosen: i, head: i === view.chosen ? view.head : null, arrays: { grid: recording.wholeGrid(i) } }, theme));
   };
 }

@@ -76,9 +76,10 @@ function makePlayer(recording, { move, settled, press, stopsOf, actions }) {
     ArrowLeft: (e) => (e.shiftKey ? stepChunk(-1) : goTo(position - 1)), ArrowRight: (e) => (e.shiftKey ? stepChunk(1) : goTo(position + 1)),
   };
   // What has keys of its own keeps them.
-  const OWN = "input:not(.sk-scrub),textarea,select,button,a,summary,canvas,[contenteditable],.sk [tabindex],[role=tab]";
+  const OWN = "input:not(.sk-scrub),textarea,select,canvas,[contenteditable],.sk [tabindex],[role=tab]", PRESSED = "button,a,summary";
   listenWhileShown(node, (e) => {
-    if (e.ctrlKey || e.metaKey || e.altKey || e.defaultPrevented || !keys[e.key] || e.target.closest?.(OWN)) return;
+    if (e.ctrlKey || e.metaKey || e.altKey || e.defaultPrevented || !keys[e.key]) return;
+    if (e.target.closest?.(e.key === " " ? `${OWN},${PRESSED}` : OWN)) return;
     e.preventDefault();
     keys[e.key](e);
   });
