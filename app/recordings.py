@@ -62,6 +62,13 @@ class Recording:
 
     name: str
     spec: Spec
+    status: str
+    """How it ended; running, where somebody writes it at this moment."""
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it stopped before its end, so that it can go on."""
+        return self.status in ("interrupted", "failed", "killed")
 
 
 def find(name: str | None, kind: str) -> Recording | None:
@@ -73,4 +80,4 @@ def find(name: str | None, kind: str) -> Recording | None:
     except ValueError:
         return None
     usual = "reading" if spec.sampling is None else "chat"
-    return Recording(path.name, spec) if about.get("kind", usual) == kind else None
+    return Recording(path.name, spec, about.get("status", "")) if about.get("kind", usual) == kind else None

@@ -19,6 +19,7 @@ from analysis.runs.folder import Folder
 from analysis.runs.reader import about_of, load
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
+from app import recordings
 from app.frames.reading import ReadingSender
 from app.jobs.ablation import AblationJob
 from app.jobs.capture import CaptureJob
@@ -293,3 +294,60 @@ def test_a_library_that_cannot_be_written_ends_no_job(registry, words, home, nam
     job = registry.start(partial(CaptureJob, *make.args[:2], "") if name == "capture" else make)
     until(job, lambda: job.status == "finished")
     assert job.kept.problem.startswith("Kept in memory only: ") and "cannot be written" in job.kept.problem
+
+
+def resumed(registry, job, **more) -> ReadingJob:
+    """The job that goes on with the run of another, which has ended."""
+    return registry.start(partial(ReadingJob, job.spec, job.text, resumes=job.id, **more))
+
+
+@pytest.mark.parametrize("ended", ["stopped", "freed", "paused"])
+def test_a_reading_goes_on_where_it_stopped_and_equals_one_that_never_did(registry, model, home, ended):
+    whole = begin(registry, model, count=400)
+    until(whole, lambda: whole.status == "finished")
+    job = begin(registry, model, count=400, pace=60)
+    until(job, lambda: len(job.run.tracks[0].nll) > 40)
+    if ended == "paused":
+        job.request("paused")
+        until(job, lambda: job.status == "paused")
+    if ended == "stopped":
+        job.request("stopped")
+        until(job, lambda: job.status == "stopped")
+        assert (home / job.id / "checkpoint").exists()
+    else:
+        registry.free(job.id)
+        job.join()
+    assert recordings.find(job.id, "reading").goes_on
+    again = resumed(registry, job)
+    assert registry.get(job.id) is again and again.id == job.id
+    until(again, lambda: again.status == "finished")
+    assert any(event["what"] == "resumed" for event in again.run.events)
+    for mine, other in zip(again.run.tracks, whole.run.tracks, strict=True):
+        np.testing.assert_array_equal(mine.token_ids.view(), other.token_ids.view())
+        np.testing.assert_allclose(mine.nll.view(), other.nll.view(), atol=1e-4)
+    same(load(home / job.id), again.run)
+    assert about_of(home / job.id)["status"] == "finished" and not recordings.find(job.id, "reading").goes_on
+    assert not list((home / job.id).glob("checkpoint/*"))
+
+
+def test_a_run_that_goes_on_already_does_not_go_on_twice(registry, model, home):
+    job = begin(registry, model, count=3000, pace=50)
+    until(job, lambda: len(job.run.tracks[0].nll) > 10)
+    with pytest.raises(ValueError, match="goes on already"):
+        resumed(registry, job)
+    assert registry.get(job.id) is job and job.live
+
+
+def test_a_run_does_not_go_on_with_another_text(registry, model, home):
+    mine = replace(text(3000), sha256="one")
+    job = registry.start(partial(ReadingJob, Spec(model, "random.npy", ("dense",), chunk=32), mine))
+    job.set_pace(50)
+    until(job, lambda: len(job.run.tracks[0].nll) > 10)
+    registry.free(job.id)
+    job.join()
+    before = {p.name: p.read_bytes() for p in (home / job.id).iterdir() if p.is_file()}
+    other = replace(mine, sha256="another")
+    again = registry.start(partial(ReadingJob, job.spec, other, resumes=job.id))
+    until(again, lambda: not again.live or again.status == "failed")
+    assert again.status == "failed" and "is not the one that this run was read with" in again.note
+    assert before == {p.name: p.read_bytes() for p in (home / job.id).iterdir() if p.is_file()}

@@ -71,9 +71,9 @@ class Job:
     noun: ClassVar[str] = "a job"
     """What a job of this kind is called on a page that did not start it."""
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: Models, name: str = "") -> None:
         # Also the name of its folder in the library, where they stand in the order in which they began.
-        self.id = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
+        self.id = name or f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
         self.status, self.note = "loading", ""
         self.snapshot: Any = None
         self.version, self.published = 0, time.time()
@@ -278,14 +278,15 @@ class Job:
 class TextJob(Job):
     """A job in which a model reads a text, or talks, as a spec says.
 
-    Raises ValueError for a policy that would read a file.
+    `name`: of the run in the library that goes on; empty for a new one.  Raises ValueError for a policy that would read
+    a file.
     """
 
-    def __init__(self, spec: Spec, models: Models) -> None:
+    def __init__(self, spec: Spec, models: Models, name: str = "") -> None:
         for written in spec.policies:
             # Whatever way the policy came here.
             address.policy(written)
-        super().__init__(models)
+        super().__init__(models, name)
         self.spec = spec
         self.model: LanguageModel | None = None
         """The model, once it is loaded."""

@@ -5,11 +5,12 @@ Only the job's own thread calls this.  Nothing in here ends a job.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from analysis import files, texts
-from analysis.errors import log, mendable
+from analysis.errors import LOG, log, mendable
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     # The job's thread imports what reads and writes runs: a page is on screen before.
     from analysis.engine.step import Step
     from analysis.models.language_model import LanguageModel
+    from analysis.runs.checkpoint import Saver
     from analysis.runs.folder import Folder as RunFolder
     from analysis.runs.result import ResultFolder
+    from analysis.runs.resume import Made
 
 
 class Kept(Protocol):
@@ -112,13 +115,23 @@ class ModelKeeper(Keeper[Any]):
 
 
 class RunKeeper(ModelKeeper):
-    """The folder of a run: of lanes that read, or that talk."""
+    """The folder of a run: of lanes that read, or that talk; with checkpoints from which it can go on."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._saver: Saver | None = None
 
     def begin_run(self, run: "Run", model: "LanguageModel", *, text_sha256: str, tokens: int = 0) -> None:
         """Begin the folder of a run, which takes in itself what it learns; `tokens`: that each lane will read."""
         from analysis.runs.folder import Folder
 
         self.begin(model, lambda path: Folder(path, run, text_sha256=text_sha256, weights_sha256="", tokens=tokens))
+        self._begin_checkpoints()
+
+    def go_on(self, folder: "RunFolder", model: "LanguageModel") -> None:
+        """Take over the folder of a run that goes on."""
+        self._model, self.folder = model, folder
+        self._begin_checkpoints()
 
     def step(self, step: "Step", seconds: float) -> None:
         """Write a step that the run has taken in `seconds` after it began."""
@@ -132,6 +145,34 @@ class RunKeeper(ModelKeeper):
     def pieces(self, lane: int, start: int, pieces: Sequence[str]) -> None:
         """Write the texts of a lane's tokens from a position on; lane -1: of all lanes."""
         self.write(lambda folder: folder.pieces(lane, start, pieces))
+
+    def save(self, make: "Callable[[], Made]", *, now: bool = False) -> None:
+        """Write a checkpoint of what `make` gives where the last is old; `now`: at once, and wait until it is there."""
+        if self._saver is None or self.folder is None:
+            return
+        try:
+            if now:
+                self._saver.close(make)
+            else:
+                self._saver.save(make)
+        except Exception as e:
+            # What cannot be put into a checkpoint costs the run nothing but that.
+            log(e, f"job {self.name}")
+
+    def end_checkpoints(self, *, remove: bool) -> None:
+        """Wait for the one that is being written; `remove`: nothing is left that could go on."""
+        if self._saver is not None:
+            self._saver.close()
+            if remove:
+                self._saver.checkpoints.remove()
+            self._saver = None
+
+    def _begin_checkpoints(self) -> None:
+        from analysis.runs.checkpoint import Checkpoints, Saver
+
+        if self.folder is not None:
+            warn = partial(LOG.warning, "job %s: %s", self.name)
+            self._saver = Saver(Checkpoints(self.folder.path), warn)
 
 
 class ResultKeeper(ModelKeeper):

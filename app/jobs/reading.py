@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from analysis import texts
 from analysis.errors import error_message, log, out_of_memory
 from analysis.policies import Policy, parse
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from analysis.engine.layers.slots import Held
     from analysis.engine.step import Step
     from analysis.maps.recent import HeadMap
+    from analysis.models.language_model import LanguageModel
+    from analysis.runs.resume import Made
 
 MAX_LANES = 6
 TURN_SECONDS = 0.25
@@ -81,10 +85,12 @@ class ReadingJob(TextJob):
     noun = "reading"
     snapshot: ReadingSnapshot
 
-    def __init__(self, spec: Spec, text: texts.Text, models: Models) -> None:
+    def __init__(self, spec: Spec, text: texts.Text, models: Models, resumes: str = "") -> None:
+        """`resumes`: the name of a run in the library that goes on under its name; empty: a new one begins."""
         if len(spec.policies) > MAX_LANES:
             raise ValueError(f"at most {MAX_LANES} lanes read at a time, not {len(spec.policies)}: take some out")
-        super().__init__(spec, models)
+        super().__init__(spec, models, resumes)
+        self._resumes = resumes
         self.text, self.run = text, Run(spec)
         self.kept = self.record = RunKeeper(self.id)
         self.lanes: list[Lane] = []
@@ -149,33 +155,61 @@ class ReadingJob(TextJob):
     def _set(self, status: str, note: str = "") -> None:
         if status != self.status:
             self._event(status)
+            if self.lanes and status in ("paused", *ENDED):
+                self.record.save(self._checkpoint, now=True)
+        if status in ENDED:
+            self.record.end_checkpoints(remove=status == "finished" and all(lane.done for lane in self.lanes))
         super()._set(status, note)
 
     def _run(self) -> None:
-        self._open()
+        model = self._load()
+        self._use(model)
+        if self._resumes:
+            self._go_on(model)
+        else:
+            self._open(model)
         self._read()
 
-    def _open(self) -> None:
-        model = self._load()
+    def _open(self, model: "LanguageModel") -> None:
         from analysis.engine.stream import open_lanes
 
         read = self._tokenize(self.text, model)
         ids = read.ids
         lanes = open_lanes(model, ids, [parse(p) for p in self.spec.policies], history=HISTORY)
-        self.run.first_token = int(ids[0])
+        self.run.first_token, self.run.model = int(ids[0]), self.facts
         self.run.begins, self.run.as_text = read.begins, read.as_text
         self.pieces = texts.token_texts(model.tokenizer, ids)
         self.run.take_pieces(-1, 0, self.pieces)
-        self._use(model)
-        self.run.model, self.lanes = self.facts, lanes
-        cautions = [c for lane in lanes for c in lane.policy.cautions(len(ids), model.trained_length)]
         self.record.begin_run(self.run, model, text_sha256=self.text.sha256, tokens=len(ids))
         self.record.pieces(-1, 0, self.pieces)
+        self.lanes, said = lanes, []
         for lane in lanes:
             for caution in lane.policy.cautions(len(ids), model.trained_length):
                 self._event("warning", lane=lane.index, text=caution)
-        said = ". ".join(cautions) + "." if cautions else ""
-        self._set("running", " ".join(filter(None, (self.text_note, said))))
+                said.append(f"{caution}.")
+        self._set("running", " ".join(filter(None, (self.text_note, *said))))
+
+    def _go_on(self, model: "LanguageModel") -> None:
+        """Read on where a run of the library stopped."""
+        from analysis.runs import library, resume
+
+        asked = resume.stopped(library.find(self._resumes))
+
+        def progress(lane: int, position: int) -> None:
+            self._loading(f"Reading again up to where it stopped: lane {lane + 1} at token {position:,}")
+
+        going = resume.resumed(asked, model, self.text, history=HISTORY, progress=progress)
+        self.tokenized, self.run, self.pieces = going.read, going.run, going.run.pieces[0]
+        self.reading_seconds = max((track.seconds.view()[-1] for track in self.run.tracks if len(track.nll)), default=0)
+        self.record.go_on(going.folder, model)
+        self.lanes = going.lanes
+        self._set("running", " ".join(going.said))
+
+    def _checkpoint(self) -> "Made":
+        """What is needed to go on from here another time."""
+        from analysis.runs.resume import state_of
+
+        return state_of(self.run, self.lanes, list(self.halted))
 
     def _event(self, what: str, **more: Any) -> None:
         """Note an event in the run, and on disk."""
@@ -211,6 +245,7 @@ class ReadingJob(TextJob):
                 continue
             self.reading_seconds += time.perf_counter() - began
             self.record.step(step, self.run.append(step))
+            self.record.save(self._checkpoint)
             self._publish()
 
     def _try(self, lane: "Lane", upto: int | None) -> "Step | None":
@@ -292,6 +327,9 @@ class ReadingJob(TextJob):
             return min(self.spec.chunk, 32)
         compute = self.run.tracks[lane.index].compute.view()
         tokens, seconds = spans[-1][1] - spans[0][0], compute[-1] - compute[spans[0][0] - 1]
+        if np.isnan(seconds):
+            # Of what was read before this run went on, nobody knows how long it took.
+            return min(self.spec.chunk, 32)
         # A lane that evicts after every token is slow, and should still be seen to move.
         most = lane.policy.pass_tokens
         least = 32 if most is None else max(8, most)

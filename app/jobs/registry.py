@@ -82,12 +82,15 @@ class Registry:
                 if not abandoned:
                     raise Full([Holder.of(j) for j in holding])
             job = make(self._models)
+            if (same := self._jobs.get(job.id)) is not None and same.live:
+                raise ValueError("this run goes on already: reload the page to see it")
             job.begin()
-            self._jobs[job.id] = job
-            if instead in self._jobs:
-                self._free(self._jobs[instead])
-            elif len(holding) >= MAX_LIVE:
+            if instead not in self._jobs and len(holding) >= MAX_LIVE:
                 self._free(max(abandoned, key=lambda j: j.seconds_unwatched))
+            # It may go on with a run that has ended, under the same id.
+            for replaced in {instead, job.id} & self._jobs.keys():
+                self._free(self._jobs[replaced])
+            self._jobs[job.id] = job
             if self._sweeper is None:
                 self._sweeper = threading.Thread(target=self._sweep_often, name="sweeper", daemon=True)
                 self._sweeper.start()

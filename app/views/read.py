@@ -149,6 +149,19 @@ def _prepared() -> Maker[ReadingJob]:
     return partial(ReadingJob, spec, text)
 
 
+def resume() -> None:
+    """Read on where the recording on screen stopped."""
+    if (run := PLACE.begin(_prepared_again, resume)) is not None:
+        run.set_pace(st.session_state.pace)
+        st.session_state.recording = None
+
+
+def _prepared_again() -> Maker[ReadingJob]:
+    recording = st.session_state.recording
+    text = chosen_text("live", recording.spec.text)
+    return partial(ReadingJob, recording.spec, text, resumes=recording.name)
+
+
 def sidebar() -> None:
     """Stories, and the settings of the next run."""
     state = st.session_state
@@ -258,13 +271,16 @@ def draw_recording(recording: recordings.Recording) -> None:
 
     def asked() -> None:
         if is_new_press("press", state[key]["press"]):
-            start()
+            {"start": start, "resume": resume}[state[key]["press"]["what"]]()
 
+    actions = [("start", "Read it live", "Load the model, and read the text anew with what is set at the left")]
+    if recording.goes_on:
+        actions.insert(0, ("resume", "Resume", "Load the model, and read on where this run stopped"))
     board.replay(
         recording.name,
         view=state.view.shown(),
         at=state.at,
-        actions=[("start", "Read it live", "Load the model, and read the text anew with what is set at the left")],
+        actions=actions,
         note=PLACE.problem,
         key=key,
         on_rest=rested,
