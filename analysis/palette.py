@@ -40,6 +40,19 @@ def colours(policies: Sequence[Policy]) -> list[tuple[str, str]]:
     return styles
 
 
+def overlaid(runs: Sequence[Sequence[Policy]]) -> list[list[tuple[str, str]]]:
+    """Colour and dash of each lane of several runs in one picture, no two alike as long as there are dashes: colours
+    as each run has them by itself, and other dashes for the runs after the first."""
+    looks: list[list[tuple[str, str]]] = []
+    for policies in runs:
+        own: list[tuple[str, str]] = []
+        for colour, dash in colours(policies):
+            taken = [look for of in looks for look in of] + own
+            own.append((colour, next((d for d in (dash, *DASHES) if (colour, d) not in taken), dash)))
+        looks.append(own)
+    return looks
+
+
 def labels(policies: Sequence[Policy], since: Sequence[int] = ()) -> list[str]:
     """A name for each lane, no two alike: its policy's label; where others have the same one, with the settings that
     differ; and where nothing differs, with a number from the second on.  `since`: the token from which each lane has

@@ -67,6 +67,14 @@ PAGES = {
             "Figures for a paper",
         ),
         Page(
+            "runs",
+            "video_library",
+            {"en": "Runs", "zh": "运行记录"},
+            {"en": "What was found, kept", "zh": "留住所见"},
+            "The library of runs",
+            at_once=True,
+        ),
+        Page(
             "learn",
             "school",
             {"en": "Learn", "zh": "课程"},

@@ -70,6 +70,11 @@ def test_what_the_first_page_is_made_of_loads_neither_torch_nor_transformers():
     assert not {"torch", "transformers"} & loaded_by(f"import app.opening, {', '.join(own)}")
 
 
+def test_the_page_of_runs_loads_neither_torch_nor_transformers():
+    own = "app.panels.run_list, app.panels.run_comparison, app.panels.job_panel"
+    assert not {"torch", "transformers"} & loaded_by(f"import app.opening, {own}")
+
+
 def test_whole_library_runs_without_streamlit():
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in LIBRARY if p.stem != "__init__"]
     assert "streamlit" not in loaded_by(f"import {', '.join(modules)}")

@@ -159,8 +159,11 @@ def fits(name: str) -> bool:
 
 def find(name: str, place: Path | None = None) -> Path:
     """The folder of a run of the library.  Raises ValueError where it has none of that name."""
-    path = home(place) / name
-    if not fits(name) or path.is_symlink() or not files_of(path):
+    path, there = home(place) / name, []
+    with suppress(OSError):
+        # A name that may come from anybody is compared with those that there are, and reaches no file.
+        there = os.listdir(path.parent) if fits(name) else []
+    if name not in there or path.is_symlink() or not files_of(path):
         raise ValueError(f"the library has no run {quoted(name)}: python -m analysis runs lists those that it has")
     return path
 

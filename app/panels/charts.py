@@ -1,18 +1,25 @@
 """Charts that stand still between two steps: data → plotly figures.  No Streamlit in here."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from analysis.experiments.ablation import Effect
-from analysis.experiments.measures import NORMS, Measured
+from analysis.metrics import decimate
+from app.plain import markup
 
+if TYPE_CHECKING:
+    from analysis.experiments.ablation import Effect
+    from analysis.experiments.measures import Measured
+
+POINTS = 1500
+"""Of a curve, at most."""
 MARGIN = {"l": 48, "r": 8, "t": 8, "b": 44}
 
 
-def effects(found: Sequence[Effect], layers: int, heads: int) -> go.Figure:
+def effects(found: "Sequence[Effect]", layers: int, heads: int) -> go.Figure:
     """Layers × heads, coloured by what the text then costs more, in nats per token; blank where not known yet."""
     cost = np.full((heads, layers), np.nan)
     for e in list(found):
@@ -75,8 +82,11 @@ def depth(values: NDArray[np.floating], label: str) -> go.Figure:
     return figure
 
 
-def norms(measured: Measured) -> go.Figure:
+def norms(measured: "Measured") -> go.Figure:
     """Norms at the first token against those at the others, and the largest activation, by layer."""
+    # It brings torch, which a page that compares runs does without.
+    from analysis.experiments.measures import NORMS
+
     mean = measured.norms.mean(0)
     layers = np.arange(mean.shape[1])
     styles = {"key": ("#E69F00", "dash"), "value": ("#009E73", "solid"), "hidden": ("#0072B2", "dot")}
@@ -97,7 +107,7 @@ def norms(measured: Measured) -> go.Figure:
     return figure
 
 
-def ranking(largest: Sequence[Effect]) -> go.Figure:
+def ranking(largest: "Sequence[Effect]") -> go.Figure:
     """Bars of heads in the order in which they are given, with their standard errors."""
     figure = go.Figure(
         go.Bar(
@@ -112,4 +122,37 @@ def ranking(largest: Sequence[Effect]) -> go.Figure:
     figure.update_layout(height=max(160, 24 * len(largest) + 60), margin=MARGIN, dragmode=False)
     figure.update_xaxes(title="nats/token, ± standard error", zeroline=True)
     figure.update_yaxes(title="layer.head", type="category", autorange="reversed")
+    return figure
+
+
+def overlay(
+    curves: Sequence[tuple[str, str, str, NDArray[np.int64], NDArray[np.floating]]], relative: bool
+) -> go.Figure:
+    """Curves of lanes of several runs, as perplexities; `relative`: as times that of the reference."""
+    figure, what = go.Figure(), "times the reference" if relative else "perplexity"
+    for name, colour, dash, tokens, nll in curves:
+        at = decimate(nll, POINTS)
+        figure.add_scatter(
+            x=tokens[at],
+            # Beyond this nothing is to be seen.
+            y=np.exp(np.minimum(nll[at], 50)),
+            name=markup(name),
+            mode="lines",
+            line={"color": colour, "dash": dash, "width": 1.8},
+            hovertemplate=f"token %{{x:,}}: %{{y:.4g}} {what}",
+        )
+    figure.update_layout(margin=MARGIN, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, showlegend=True)
+    figure.update_xaxes(title="tokens read", tickformat="~s")
+    figure.update_yaxes(title="times the reference" if relative else "rolling perplexity", type="log")
+    return figure
+
+
+def difference(values: NDArray[np.floating]) -> go.Figure:
+    """Sink mass of each layer and head, less that of another run, [layers, heads]."""
+    figure = cells(values, "")
+    most = max(1e-3, float(np.abs(values).max()))
+    figure.update_traces(
+        colorscale="RdBu_r", zmin=-most, zmax=most, zmid=0,
+        hovertemplate="layer %{x}, head %{y}<br>%{z:+.3f}<extra></extra>",
+    )  # fmt: skip
     return figure

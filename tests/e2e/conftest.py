@@ -83,7 +83,7 @@ def browser(chromium):
 def asked_below(message) -> bool:
     """Whether this is Streamlit, which on a page with a path of its own asks for its server below that path first."""
     return bool(
-        re.search(r"/(chat|heads|figures|learn)/_stcore/(health|host-config)$", message.location.get("url", ""))
+        re.search(r"/(chat|heads|figures|runs|learn)/_stcore/(health|host-config)$", message.location.get("url", ""))
     )
 
 

@@ -35,7 +35,7 @@ from .parsers import Row, settings
 from .spoil import NASTY, spoiled_text
 
 MAIN = str(Path(__file__).parents[2] / "app" / "main.py")
-PAGES = ("read", "chat", "heads", "figures", "learn")
+PAGES = ("read", "chat", "heads", "figures", "runs", "learn")
 MARK = "zqmark"
 """Part of every name that an address must not pass on."""
 NAMES = (
@@ -49,6 +49,7 @@ PARAMETERS = {
     "chat": ("lane", "model", "bos", "special", "run", "shown", "head", "token"),
     "heads": ("run", "bos", "special", "model", "text", "layer", "head", "panel"),
     "figures": ("run", "figure", "folder", "source"),
+    "runs": ("compare", "search", "run", "projected"),
     "learn": ("chapter", "lang", "bos", "projected"),
 }
 RIGHT = {

@@ -8,7 +8,9 @@ import pytest
 from . import addresses
 
 
-@pytest.mark.parametrize("page", ["read", "chat", "heads", "figures", pytest.param("learn", marks=pytest.mark.real)])
+@pytest.mark.parametrize(
+    "page", ["read", "chat", "heads", "figures", "runs", pytest.param("learn", marks=pytest.mark.real)]
+)
 def test_any_address_opens_its_page(page):
     for seed in (1, secrets.randbelow(10**6)):
         (row,) = addresses.rows(seed, 4, (page,))

@@ -1,0 +1,144 @@
+"""Runs laid over one another: curves, a table, and sink grids side by side and as a difference."""
+
+import math
+from html import escape
+from pathlib import Path
+
+import streamlit as st
+
+from analysis.errors import sentence
+from analysis.palette import briefs, overlaid
+from analysis.policies import parse
+from analysis.runs.comparison import Comparison, compare, grid_difference
+from analysis.runs.library import Entry
+from analysis.runs.reader import load
+from analysis.runs.run import Run
+from analysis.runs.summary import mean_sink_mass
+from analysis.tables import as_csv
+from app.components import chart
+from app.controls import problem
+from app.plain import plain
+
+from . import charts
+from .run_list import MOST_COMPARED, OPENED_ON, titled
+
+HEADER = (
+    "Lane", "Model", "Tokens", "Perplexity", "Shared tokens", "Excess NLL", "± standard error", "Cached", "Cache, MB",
+)  # fmt: skip
+
+
+@st.cache_resource(max_entries=2 * MOST_COMPARED, show_spinner="Opening …")
+def _loaded(path: str, changed: float) -> Run:
+    # `changed` lets a run that has grown be read again.
+    return load(Path(path))
+
+
+def draw(found: list[Entry], names: list[str]) -> None:
+    """The comparison of the named runs, of all that there are."""
+    st.button("All runs", icon=":material/arrow_back:", on_click=leave, key="runs-back", type="tertiary")
+    known = {e.name: e for e in found if e.kind in OPENED_ON}
+    entries = [known[name] for name in dict.fromkeys(names) if name in known][:MOST_COMPARED]
+    try:
+        if len(entries) < 2:
+            raise ValueError("fewer than two of these runs are in the library: mark others in the list")
+        runs = [_loaded(str(e.path), e.changed) for e in entries]
+        titles = numbered([titled(e) for e in entries])
+        comparison = compare(runs, titles)
+    except ValueError as e:
+        problem(e)
+        return
+    if len(entries) < len(set(names)):
+        st.info("Some of the runs that the address names are not here, or are no readings: the others are compared.")
+    labels = lane_labels(comparison, titles)
+    draw_curves(comparison, labels)
+    draw_table(comparison, labels, entries)
+    draw_grids(comparison, titles)
+
+
+def leave() -> None:
+    """Back to the list."""
+    st.query_params.pop("compare", None)
+
+
+def numbered(titles: list[str]) -> list[str]:
+    """Titles, no two alike: those that come again have a number."""
+    return [f"{t} ({titles[: i + 1].count(t)})" if titles.count(t) > 1 else t for i, t in enumerate(titles)]
+
+
+def lane_labels(comparison: Comparison, titles: list[str]) -> list[str]:
+    """A name for each lane, with the title of its run."""
+    names = [briefs([parse(p) for p in run.spec.policies]) for run in comparison.runs]
+    return [f"{titles[lane.run]}: {names[lane.run][lane.lane]}" for lane in comparison.lanes]
+
+
+def draw_curves(comparison: Comparison, labels: list[str]) -> None:
+    """All lanes in one picture, and why it shows what it shows."""
+    looks = overlaid([[parse(p) for p in run.spec.policies] for run in comparison.runs])
+    curves = [
+        (label, *looks[lane.run][lane.lane], *comparison.curve(lane))
+        for label, lane in zip(labels, comparison.lanes, strict=True)
+    ]
+    st.markdown(plain(comparison.why))
+    ends = [f"{name} ends at {math.exp(min(nll[-1], 50)):.4g}" for name, _, _, _, nll in curves if len(nll)]
+    figure = charts.overlay(curves, comparison.mode == "relative")
+    alt = f"{comparison.mode} perplexity: {'; '.join(ends)}"
+    # The names of the lanes stand above the curves.
+    chart.mount(figure, key="runs-curves", height=330 + 16 * len(curves), projected=52, alt=alt)
+
+
+def rows(comparison: Comparison, labels: list[str], entries: list[Entry]) -> list[list[str]]:
+    """The numbers of each lane, under HEADER."""
+    made = []
+    for i, (label, lane) in enumerate(zip(labels, comparison.lanes, strict=True)):
+        of = lane.summary
+        # −0.0 is no number that a person expects.
+        excess = "–" if math.isnan(lane.excess) else f"{round(lane.excess, 4) + 0.0:+.4f}"
+        error = "–" if math.isnan(lane.error) else f"{lane.error:.4f}"
+        made.append([
+            label, Path(entries[lane.run].model).name, f"{of.tokens:,}", f"{of.perplexity:,.4f}" if of.tokens else "–",
+            f"{lane.shared:,}", excess if i else "reference", error if i else "", f"{of.cache_tokens:,}",
+            f"{of.cache_bytes / 1e6:,.1f}",
+        ])  # fmt: skip
+    return made
+
+
+def draw_table(comparison: Comparison, labels: list[str], entries: list[Entry]) -> None:
+    """Perplexity, excess NLL and cache of each lane."""
+    found = rows(comparison, labels, entries)
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in HEADER)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in found)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    st.html(f'<div class="sk-runs-table" tabindex="0" role="region" aria-label="Numbers of all lanes">{table}</div>')
+    st.caption(
+        "Excess NLL: nats/token above the first lane of the first run, over the tokens from the beginning that both "
+        "have read; its standard error is over blocks of 256 tokens."
+    )
+    st.download_button(
+        "As CSV", as_csv(HEADER, found), "comparison.csv", "text/csv", icon=":material/download:", on_click="ignore"
+    )
+
+
+def draw_grids(comparison: Comparison, titles: list[str]) -> None:
+    """Sink mass of each layer and head of one lane of each run, and what it differs by from the first."""
+    st.subheader("Sink mass of layers and heads", anchor=False)
+    chosen = []
+    for i, (run, title) in enumerate(zip(comparison.runs, titles, strict=True)):
+        names = briefs([parse(p) for p in run.spec.policies])
+        left, right = st.columns(2)
+        with left:
+            lane = st.selectbox(
+                plain(title), range(len(names)), format_func=names.__getitem__, key=f"runs-grid-{i}-{len(names)}"
+            )
+        chosen.append(lane)
+        try:
+            mass = mean_sink_mass(run, lane)
+            with left:
+                chart.mount(charts.cells(mass, ""), key=f"runs-mass-{i}", alt=f"Sink mass, mean {mass.mean():.3f}")
+            if i:
+                apart = grid_difference(run, lane, comparison.runs[0], chosen[0])
+                alt = f"Sink mass less that of the first run, {apart.min():+.3f} to {apart.max():+.3f}"
+                with right:
+                    st.caption(plain(f"Less that of {titles[0]}: red is more, blue is less"))
+                    chart.mount(charts.difference(apart), key=f"runs-apart-{i}", alt=alt)
+        except ValueError as e:
+            (right if i else left).info(plain(sentence(e)))

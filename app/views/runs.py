@@ -1,0 +1,34 @@
+"""Runs: the library of runs, what one does with them, and several of them laid over one another."""
+
+import streamlit as st
+
+from analysis.runs import library
+from app.controls import AROUND, brand, heading, problem
+from app.panels import run_comparison, run_list
+from app.panels.job_panel import redraw
+from app.projection import project
+
+
+def draw() -> None:
+    """The list, or the runs that the address compares; again and again while one of them is written."""
+    found = library.entries()
+    st.session_state.runs_live = any(e.live for e in found)
+    try:
+        if names := st.query_params.get_all("compare"):
+            run_comparison.draw(found, names)
+        else:
+            run_list.draw(found)
+    except ValueError as e:
+        problem(e)
+
+
+st.session_state.setdefault("revision", 0)
+if st.session_state.get("arrived"):
+    # What was done when one was here before is no news.
+    run_list.said(problem="", note="")
+with st.sidebar:
+    brand("runs")
+    st.html(AROUND.with_name("runs.css"))
+project()
+heading("runs")
+redraw(draw, lambda: st.session_state.get("runs_live", False), every=2)

@@ -1,0 +1,155 @@
+"""Laws of the runs page, without a browser: what it lists, does and says."""
+
+import io
+import zipfile
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from analysis.runs import library, trash
+from analysis.runs.archive import export
+from app.panels.run_list import AT_ONCE, words_of
+from app.panels.thumbnails import sink_grid, sparkline
+from app.plain import plain
+
+from .fuzz import seeds
+from .fuzz.addresses import MAIN, live, markdown
+
+NASTY = "![x](http://127.0.0.1:9/zq.png) <img src=x> $x$ :material/home: **b**"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    place = tmp_path / "library"
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(place))
+    return place
+
+
+def opened(**asked) -> AppTest:
+    at = AppTest.from_file(MAIN, default_timeout=60).switch_page("views/runs.py")
+    for name, values in asked.items():
+        at.query_params[name] = values
+    at.run()
+    assert not at.exception
+    return at
+
+
+def said(at: AppTest) -> str:
+    return "\n".join(e.value for kind in (at.markdown, at.error, at.info, at.success, at.caption) for e in kind)
+
+
+def listed(at: AppTest) -> list[str]:
+    return [h.proto.body for h in at.get("html") if "<h2>" in h.proto.body]
+
+
+def test_empty_library_says_how_one_gets_a_run(home):
+    at = opened()
+    assert "There is no run here yet" in said(at) and "python -m analysis stream" in said(at)
+    assert [link.proto.label for link in at.get("page_link")][:2] == [
+        "Read a text under several policies", "Talk to a model that forgets",
+    ]  # fmt: skip
+
+
+def test_runs_are_listed_named_pinned_deleted_and_brought_back(home):
+    seeds.run(home / "a", end="finished")
+    seeds.run(home / "b", end="interrupted", chat=True)
+    (home / "c").mkdir()
+    (home / "c" / "run.json").write_text("{")
+    at = opened()
+    assert len(listed(at)) == 3 and "2 runs" not in said(at) and "3 runs" in said(at)
+    assert any("sk-run-bad" in words for words in listed(at))
+    at.button("runs-pin-a").click().run()
+    assert library.entry("a").label.pinned and "📌" in listed(at)[0]
+    at.text_input("runs-title-a-0").set_value(NASTY).run()
+    assert library.entry("a").title == NASTY and not at.exception
+    at.button("runs-delete-a").click().run()
+    assert len(listed(at)) == 2 and "Deleted: " + plain(NASTY) in said(at)
+    assert not any(live(words) for words in markdown(at._tree) if "zq" in words and "Deleted" not in words)
+    at.button("runs-undo").click().run()
+    assert len(listed(at)) == 3 and library.entry("a").title == NASTY and "Deleted" not in said(at)
+
+
+def test_search_shows_what_has_all_words_and_the_address_says_them(home):
+    for name in ("a", "b"):
+        seeds.run(home / name, end="finished")
+    library.rename("b", "Sinks")
+    at = opened()
+    at.text_input("runs-search").set_value("sinks HAMLET").run()
+    assert len(listed(at)) == 1 and at.query_params["search"] == "sinks HAMLET"
+    assert len(listed(opened(search="sinks"))) == 1
+    assert "No run is of" in said(opened(search=NASTY))
+
+
+def test_long_lists_are_shown_piece_by_piece(home):
+    seeds.run(home / "a", end="finished")
+    for i in range(AT_ONCE + 3):
+        (home / f"r{i:02}").mkdir()
+        for file in (home / "a").iterdir():
+            (home / f"r{i:02}" / file.name).write_bytes(file.read_bytes())
+    at = opened()
+    assert len(listed(at)) == AT_ONCE
+    at.button("runs-more").click().run()
+    assert len(listed(at)) == AT_ONCE + 4
+
+
+def upload(at: AppTest, data: bytes) -> None:
+    at.file_uploader(f"runs-upload-{at.session_state['revision']}").set_value(
+        [("x.zip", data, "application/zip")]
+    ).run()
+    assert not at.exception
+
+
+def test_zip_file_is_taken_in_and_a_hostile_one_gets_one_sentence(home, tmp_path):
+    seeds.run(home / "a", end="finished")
+    file = io.BytesIO()
+    export("a", file)
+    trash.delete("a")
+    at = opened()
+    upload(at, file.getvalue())
+    assert [e.name for e in library.entries()] == ["a"] and "is in the library now" in said(at)
+    evil = io.BytesIO()
+    with zipfile.ZipFile(evil, "w") as z:
+        z.writestr("a/run.json", "{}")
+        z.writestr("../../evil", "x")
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    upload(at, evil.getvalue())
+    assert [e.value for e in at.error] == [
+        "This .zip file is not taken in: its file '../../evil' would lie outside of the library."
+    ]
+    assert sorted(str(p) for p in tmp_path.rglob("*")) == before
+    assert "is in the library now" not in said(at)
+
+
+def test_runs_are_compared_and_the_address_says_which(home):
+    seeds.run(home / "a", end="finished")
+    seeds.run(home / "b", end="finished", chat=True)
+    library.rename("a", NASTY)
+    at = opened()
+    assert at.button("runs-compare").disabled
+    at.checkbox("runs-mark-a").check().run()
+    assert at.button("runs-compare").disabled
+    at.checkbox("runs-mark-b").check().run()
+    at.button("runs-compare").click().run()
+    assert not at.exception and sorted(at.query_params["compare"]) == ["a", "b"]
+    assert "All lanes have read the same tokens" in said(at)
+    (table,) = [h.proto.body for h in at.get("html") if "<table>" in h.proto.body]
+    assert table.count("<tr>") == 5 and "reference" in table and "<img" not in table
+    assert len(at.selectbox) == 2
+    at.button("runs-back").click().run()
+    assert "compare" not in at.query_params and len(listed(at)) == 2
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "a"], ["a", "gone"], ["../a", "/etc"], [NASTY, "x" * 9999]])
+def test_comparison_of_what_is_not_there_gets_a_sentence(home, names):
+    seeds.run(home / "a", end="finished")
+    at = opened(compare=names)
+    assert "fewer than two of these runs" in said(at).lower()
+
+
+def test_words_of_a_run_are_text(home):
+    seeds.run(home / "a", end="finished", model='<b onclick="x">')
+    library.rename("a", "<script>x</script>")
+    entry = library.entry("a")
+    body = words_of(entry, entry.title)
+    assert "<script" not in body and "<b onclick" not in body and "&lt;script&gt;" in body
+    assert sparkline(entry.preview).startswith("<img") and sink_grid(entry.preview).startswith("<img")
