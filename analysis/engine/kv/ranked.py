@@ -1,7 +1,11 @@
 """A store whose slots are ranked by what the model computed: every KV head keeps those that its policy scores highest.
 
-As many tokens go through the model together as come before the next eviction.
+As many tokens go through the model together as come before the next eviction.  Rounding depends on how many these are,
+and near a tie it would decide what goes.  So tokens are read in groups, whose ends do not depend on the chunk: one that
+was begun in smaller passes is read again as a whole when its last token comes.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -9,10 +13,20 @@ from ...policies.ranked import Ranked
 from ..attention.ranked import RankedPass
 from ..history import RankedChunk
 from ..layers.ranked import RankedLayer, Scattered
+from ..state import State
 from .store import PASSES, Passed, Predicted, Store, stacked
 
 TRACED_FROM = 256
 """Tokens to be read one at a time from which it is worth tracing the model."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Tokens of the text that one pass reads, from `begin` to before `end`, and what was held before them."""
+
+    begin: int
+    end: int
+    layers: list[RankedLayer]
 
 
 class RankedStore(Store):
@@ -22,15 +36,18 @@ class RankedStore(Store):
     layers: list[RankedLayer]
     chunks: list[RankedChunk]
     chunk_kind = RankedChunk
+    group: Group | None = None
+    """The one of which only the first tokens have been read; it is replaced and never changed."""
 
     def read(self, position: int, chunk: int, stop: int) -> Predicted:
         """One forward pass after another, each up to the next eviction."""
         begin, parts = position - 1, []
         end = min(begin + min(chunk, PASSES * self.policy.interval), stop - 1)
         while begin < end:
-            count = min(end - begin, room := self.room(begin))
+            room = (self.group.end if self.group else self.group_end(begin)) - begin
+            count = min(end - begin, room)
             if parts and count < room and end < stop - 1:
-                # The chunk ends at an eviction, so that the next one has whole passes.
+                # The chunk ends with a group, so that the next one has whole passes.
                 break
             passed = self.forward(begin, count)
             parts.append(Predicted(self.loss(passed.logits[0], begin), passed.sink_mass, passed.held))
@@ -41,13 +58,32 @@ class RankedStore(Store):
         """Layers that hold nothing yet."""
         return [RankedLayer.empty(self.context.model, layer) for layer in range(self.context.model.layers)]
 
-    def room(self, begin: int) -> int:
-        """Tokens from `begin` up to and with the one after which a slot is evicted, or other frequencies are taken."""
+    def state(self) -> State:
+        """What is held, and what was before a group of which only the first tokens have been read."""
+        held, group = super().state(), self.group or Group(0, 0, [])
+        before = State.of(
+            {str(i): layer.state() for i, layer in enumerate(group.layers)}, begin=group.begin, end=group.end
+        )
+        named = State.of({"group": before})
+        return State({**held.values, **named.values}, {**held.tensors, **named.tensors})
+
+    def load_state(self, state: State) -> None:
+        """Hold what a store of the same policy held.  Raises ValueError where that was of another model."""
+        super().load_state(state)
+        before = state.part("group")
+        begin, end = before.value("begin", int), before.value("end", int)
+        layers = [layer.loaded(before.part(str(i))) for i, layer in enumerate(self.empty())] if end else []
+        self.group = Group(begin, end, layers) if end else None
+
+    def group_end(self, begin: int) -> int:
+        """Where the group ends that begins at `begin`: after the token after which a slot is evicted, or other
+        frequencies are taken; and it is no longer than a chunk."""
         model = self.context.model
         held = [len(layer) for layer in self.layers] or [0] * model.layers
         room = 1 + max(0, min(self.policy.budget_of(i, model.layers) - n for i, n in enumerate(held)))
         length = self._length_of(begin)
-        return min(room, (model.regime_end(length) or length + room) - length + 1)
+        room = min(room, (model.regime_end(length) or length + room) - length + 1)
+        return begin + min(room, PASSES * self.policy.interval)
 
     def _length_of(self, t: int) -> int:
         """The length of the context of token t, when all before it have been read (families/frequencies.py).
@@ -60,9 +96,17 @@ class RankedStore(Store):
         return 1 + max((len(layer) for layer in self.layers), default=0)
 
     def forward(self, begin: int, count: int) -> Passed:
-        """Read the `count` tokens from text position `begin` on, no more than there is room for."""
+        """Read the `count` tokens from text position `begin` on, no more than their group has."""
         context, policy, model = self.context, self.policy, self.context.model
         self.layers = self.layers or self.empty()
+        asked, group = count, self.group or Group(begin, self.group_end(begin), self.layers)
+        ends = begin + count == group.end
+        if ends and begin > group.begin:
+            begin, count = group.begin, group.end - group.begin
+            self.chunks = [c for c in self.chunks if c.start < begin]
+        if begin == group.begin:
+            self.layers = [layer.copy() for layer in group.layers]
+        self.group = None if ends else group
         before = self._mean_held
         length = model.regime(self._length_of(begin))
         capture = context.history > 0
@@ -80,7 +124,7 @@ class RankedStore(Store):
             self.chunks = [c for c in (*self.chunks, chunk) if c.stop > stop - context.history]
         held = before + np.arange(1.0, count + 1)
         held[-1] = self._mean_held
-        return Passed(logits, stacked(one.mass, logits), held)
+        return Passed(logits[:, -asked:], stacked(one.mass, logits)[..., -asked:], held[-asked:])
 
     @property
     def _mean_held(self) -> float:
