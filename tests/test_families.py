@@ -15,9 +15,11 @@ from analysis.engine.stream import open_lanes
 from analysis.families import ADAPTERS, FAMILIES, rotary
 from analysis.families.positions import BOUND, Rotary
 from analysis.maps.recent import head_map
+from analysis.models.language_model import LanguageModel
 from analysis.policies import Dense, Recompute, Streaming, Window
 
 from .families import MODELS, Book, our_nll, own_nll, shared, table, tiny, words
+from .reading import read
 
 MOVABLE = [name for name, family in FAMILIES.items() if family.positions in ("rotary", "ALiBi")]
 LEARNED = [name for name, family in FAMILIES.items() if family.positions == "learned"]
@@ -206,6 +208,15 @@ def test_a_wrong_position_is_noticed(tiny_llama, monkeypatch):
     monkeypatch.setattr(BandedPass, "attend", lambda self, *a, **settings: 1.1 * wrong(self, *a, **settings))
     with pytest.raises(ValueError, match="gives other numbers"):
         adapt(copy.deepcopy(tiny_llama))
+
+
+@pytest.mark.parametrize("name", ["bloom", "llama"])
+@pytest.mark.parametrize("policy", ["streaming:sinks=2,window=6", "h2o:budget=8,recent=4", "duo:sinks=2,window=6"])
+def test_bytes_are_those_of_the_models_own_dimensions(name, policy):
+    network = tiny(name)
+    lane, model = read(network, words()[:8], policy).lane, LanguageModel("tiny", network, None, [])
+    assert lane.cache_bytes == 7 * model.bytes_per_token
+    assert model.bytes_per_token == 2 * model.layers * model.kv_heads * 8 * 4
 
 
 @pytest.mark.parametrize("name", ["bloom", "mpt", "falcon, ALiBi"])

@@ -65,8 +65,8 @@ class LanguageModel:
 
     @property
     def head_dim(self) -> int:
-        """Dimensions of a head."""
-        return self.adapted.head_dim
+        """Dimensions of a head, without those that carry a position (families/positions.py)."""
+        return self.adapted.head_dim - self.adapted.positions.added
 
     @property
     def grouping(self) -> str:

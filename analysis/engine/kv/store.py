@@ -204,8 +204,9 @@ class Store(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values held."""
-        return sum(layer.nbytes for layer in self.layers)
+        """Bytes of all keys and values held, without the dimensions that carry a position and are not the model's."""
+        dim, added = self.context.model.head_dim, self.context.model.positions.added
+        return sum(layer.nbytes for layer in self.layers) * (dim - added) // dim
 
     @property
     def slots(self) -> int:
