@@ -4,19 +4,22 @@ What was generated stays as it was generated: between two answers only the templ
 are tokenised and read.  A conversation knows nothing of other lanes, of files or of screens.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
+import msgspec
 import numpy as np
 import psutil
+import torch
 from numpy.typing import NDArray
 
 from .. import texts
 from ..engine.context import SharedContext
 from ..engine.lane import Lane, Snapshot
+from ..engine.state import State
 from ..engine.step import Step
 from ..engine.stream import SINK_TOKENS
 from ..families.positions import LEARNED
-from ..policies import Policy
+from ..policies import Policy, parse
 from ..runs.run import Column
 from ..runs.spec import Sampling
 from .partner import ASSISTANT, TEMPLATE, USER, Partner
@@ -90,6 +93,8 @@ class Conversation:
         self._pin = True
         self._pieces: list[str] = []
         self._settled = 0
+        self._loaded = 0
+        """Turns that there were when this conversation went on from a state; 0 where it did not."""
 
     @property
     def tokens(self) -> NDArray[np.int32]:
@@ -232,8 +237,45 @@ class Conversation:
                 self.turns[-1].begin = len(self.tokens)
             self._end("stopped")
 
+    def state(self) -> State:
+        """All that was said and is held, to go on from here in another process, also in the middle of an answer.
+
+        What the cache held before the last answer is left out, so that answer cannot be given again.
+        """
+        said = {"tokens": self.tokens, "roles": self.roles.view()}
+        tensors = {name: torch.from_numpy(numbers.copy()) for name, numbers in said.items()}
+        tensors["random"] = self.chooser.random.get_state()
+        switches = [[s.position, str(s.policy), s.how] for s in self.switches]
+        own = State({"turns": [asdict(t) for t in self.turns], "switches": switches, "pin": self._pin}, tensors)
+        return State.of({"lane": self.lane.state(), "said": own})
+
+    def load_state(self, state: State) -> None:
+        """Go on from where a conversation stood, in this one, in which nothing was said yet.
+
+        Raises ValueError where the state is of another policy or model.
+        """
+        assert not self.turns, "a conversation goes on from its beginning only"
+        own, like = state.part("said"), torch.empty(0)
+        tokens = own.tensor("tokens", like, (None,), torch.int32).numpy()
+        roles = own.tensor("roles", like, tokens.shape, torch.int8).numpy()
+        self.lane.context.extend(tokens)
+        self.lane.load_state(state.part("lane"))
+        self.roles.append(roles)
+        self.chooser.random.set_state(own.tensor("random", like, (None,), torch.uint8))
+        self.turns = msgspec.convert(own.value("turns", list), list[Turn])
+        self.switches = [Switch(at, parse(policy), how) for at, policy, how in own.value("switches", list)]
+        self._pin, self._loaded = own.value("pin", bool), len(self.turns)
+        if self.busy:
+            # Where a step fails, it goes back to here.
+            self._before, self._before_switches = self.lane.snapshot(), len(self.switches)
+
     def again(self) -> None:
         """Forget the last answer and give another one, from what the cache held before it."""
+        if self._loaded and len(self.turns) == self._loaded and not self.busy:
+            raise ValueError(
+                "what the cache held before the last answer is not kept where a conversation was stopped and resumed: "
+                "say something first, and that answer can be given again"
+            )
         if self.busy or not self.turns or self._before is None or self.turns[-1].begin != self._before.tokens:
             raise ValueError("there is no finished answer to give again")
         turn, policy = self.turns[-1], self.policy

@@ -1,6 +1,7 @@
 """The command that talks: one conversation for each policy."""
 
-from typing import Annotated
+import shlex
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -15,6 +16,11 @@ from ..texts import with_bos
 from . import options
 from .console import new_folder, note, out, right, say
 from .waiting import waiting
+
+if TYPE_CHECKING:
+    from ..chat.conversation import Conversation
+    from ..runs.checkpoint import Checkpoints
+    from ..runs.folder import Folder
 
 TWO = ["streaming:sinks=4,window=60", "window:window=64"]
 """So small that the second of these breaks down within a few questions."""
@@ -63,8 +69,8 @@ def chat(
         from ..chat.partner import Partner
         from ..chat.scripts import read_script
         from ..models.loading import load
+        from ..runs.checkpoint import Checkpoints
         from ..runs.folder import Folder
-        from .terminal import converse, typed
 
         prompts, digest = read_script(script) if script else (None, "")
         network = load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads, progress=status.update)
@@ -83,19 +89,41 @@ def chat(
     if warning := partner.template.note or partner.template.caution:
         folder.event("warning", text=warning)
         note(warning)
-    status = "finished"
+    talk(lanes, prompts, folder, Checkpoints(place))
+
+
+def talk(lanes: "list[Conversation]", prompts: list[str] | None, folder: "Folder", checkpoints: "Checkpoints") -> None:
+    """Let lanes answer the prompts of a script, or what is typed; finish the folder and print a table."""
+    from ..chat.resume import state_of
+    from ..runs.checkpoint import Saver
+    from .terminal import converse, typed
+
+    run, status, warnings = folder.run, "finished", list[str]()
+    saver = Saver(checkpoints, warnings.append)
     try:
         asked = typed(out) if prompts is None else prompts
-        converse(lanes, asked, folder, out, chunk=chunk, scripted=prompts is not None)
+        converse(lanes, asked, folder, saver, out, chunk=run.spec.chunk, scripted=prompts is not None)
     except KeyboardInterrupt:
         status = "interrupted"
     except Exception:
+        saver.close()
         folder.finish("failed")
         raise
+    for warning in warnings:
+        folder.event("warning", text=warning)
+        note(warning)
     folder.finish(status)
+    ended = status == "finished" and prompts is not None
+    # One that was left in the middle of a token has gone back a step, and its answer has ended.
+    whole = not any(lane.turns and lane.turns[-1].why == "failed" for lane in lanes)
+    if warning := saver.close((lambda: state_of(run, lanes)) if whole and not ended else None):
+        note(warning)
+    if ended:
+        checkpoints.remove()
     out.print(spoken(run))
-    say(f"{status.capitalize()}. The run lies in {place}")
+    say(f"{status.capitalize()}. The run lies in {folder.path}")
     if status == "interrupted":
+        say(f"To go on: python -m analysis resume {shlex.quote(str(folder.path))}")
         raise typer.Exit(130)
 
 
@@ -110,6 +138,8 @@ def spoken(run: Run) -> Table:
             table.add_row(parse(policy).label, f"{len(said)}", "0", *["–"] * 4)
             continue
         spent = np.diff(track.compute.view(), prepend=0.0)[said]
+        # Of what was said before a conversation was resumed, times are not known.
+        spent = spent[np.isfinite(spent)]
         table.add_row(
             parse(policy).label,
             f"{len(said) + 1:,}",
@@ -117,6 +147,6 @@ def spoken(run: Run) -> Table:
             f"{metrics.perplexity(track.nll.view()[said]):.3f}",
             f"{track.cache_tokens.view()[-1]:,}",
             f"{track.cache_bytes.view()[-1] / 1e6:,.1f} MB",
-            f"{spent.sum() / said.sum() * 1e3:,.1f}",
+            f"{spent.mean() * 1e3:,.1f}" if len(spent) else "–",
         )
     return table

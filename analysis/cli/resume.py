@@ -1,15 +1,21 @@
 """The command that lets a run go on where it stopped."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import texts
+from ..policies import parse
+from ..runs.spec import TYPED
 from . import options
+from .chat import talk
 from .console import out, say
 from .reading import read_on
 from .waiting import Bars, waiting
+
+if TYPE_CHECKING:
+    from ..runs.resume import Stopped
 
 
 def resume(
@@ -21,8 +27,11 @@ def resume(
 
     asked = runs.stopped(folder, tokens)
     spec = asked.spec
-    source = texts.read(spec.text)
+    chat = asked.run.kind == "chat"
+    source = None if chat else texts.read(spec.text)
+    prompts, digest = _script(asked) if chat else (None, "")
     with waiting(out, "Loading the model") as status:
+        from ..chat import resume as chats
         from ..models.loading import load
 
         how: dict[str, Any] = {
@@ -35,10 +44,33 @@ def resume(
     options.say_changed(spec)
     with Bars(out) as bars:
         tasks = [
-            bars.add_task(f"Again: {policy}", total=len(track.nll) + 1)
+            bars.add_task(f"Again: {parse(policy).label}", total=len(track.nll) + 1)
             for policy, track in zip(spec.policies, asked.run.tracks, strict=True)
         ]
-        going = runs.resumed(asked, network, source, progress=lambda i, at: bars.update(tasks[i], completed=at))
+
+        def progress(lane: int, position: int) -> None:
+            bars.update(tasks[lane], completed=position)
+
+        if source is None:
+            going = chats.resumed(asked, network, text_sha256=digest, progress=progress)
+        else:
+            going = runs.resumed(asked, network, source, progress=progress)
     for sentence in going.said:
         say(sentence)
-    read_on(going.lanes, going.folder, going.checkpoints)
+    if isinstance(going, runs.Resumed):
+        read_on(going.lanes, going.folder, going.checkpoints)
+    else:
+        talk(going.lanes, prompts, going.folder, going.checkpoints)
+
+
+def _script(asked: "Stopped") -> tuple[list[str] | None, str]:
+    """The prompts of a conversation's script and their digest; none where it is typed.  Raises ValueError where all of
+    them were said."""
+    from ..chat.scripts import read_script
+
+    if asked.spec.text == TYPED:
+        return None, ""
+    prompts, digest = read_script(asked.spec.text)
+    if asked.run.status == "finished":
+        raise ValueError(f"all {len(prompts)} prompts of this script were said: begin a conversation of its own")
+    return prompts, digest

@@ -3,6 +3,7 @@
 Knows how answers come to a screen and into a run folder; what a conversation is stands in chat.py.
 """
 
+import itertools
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,8 +11,11 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 
 from ..chat.conversation import Conversation, join
+from ..chat.resume import state_of
 from ..engine.step import Step
+from ..runs.checkpoint import Saver
 from ..runs.folder import Folder
+from ..runs.resume import Made
 from ..texts import said_as_text
 from .brake import Brake
 
@@ -34,14 +38,34 @@ def typed(out: Console) -> Iterator[str]:
 
 
 def converse(
-    lanes: list[Conversation], prompts: Iterable[str], folder: Folder, out: Console, *, chunk: int, scripted: bool
+    lanes: list[Conversation],
+    prompts: Iterable[str],
+    folder: Folder,
+    saver: Saver,
+    out: Console,
+    *,
+    chunk: int,
+    scripted: bool,
 ) -> None:
-    """Say every prompt to every lane.
+    """Say every prompt to every lane; what some lanes have been told already, those that lag behind are told first.
 
     Raises KeyboardInterrupt where a script, or the process, is to end; an answer to what was typed just ends.
     """
     brake = Brake()
-    for prompt in prompts:
+
+    def answer(lane: Conversation, prompt: str) -> None:
+        with brake:
+            _answer(lane, prompt, lanes, folder, saver, out, chunk, brake, scripted)
+        if brake.pressed == signal.SIGTERM or (brake.pressed and scripted):
+            raise KeyboardInterrupt
+
+    for lane in [lane for lane in lanes if lane.busy]:
+        answer(lane, lane.turns[-1].prompt)
+    told = max(lanes, key=lambda lane: len(lane.turns)).turns
+    for lane in lanes:
+        for turn in told[len(lane.turns) :]:
+            answer(lane, turn.prompt)
+    for prompt in itertools.islice(prompts, len(told) if scripted else 0, None):
         if scripted:
             out.print(f"\n> {prompt}", style="bold", markup=False, soft_wrap=True)
         try:
@@ -56,33 +80,56 @@ def converse(
             folder.event("warning", text=note)
             out.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
         for lane in lanes:
-            with brake:
-                _answer(lane, prompt, folder, out, chunk, brake)
-            if brake.pressed == signal.SIGTERM or (brake.pressed and scripted):
-                raise KeyboardInterrupt
+            answer(lane, prompt)
 
 
-def _answer(lane: Conversation, prompt: str, folder: Folder, out: Console, chunk: int, brake: Brake) -> None:
-    lane.ask(prompt)
+def _answer(
+    lane: Conversation,
+    prompt: str,
+    lanes: list[Conversation],
+    folder: Folder,
+    saver: Saver,
+    out: Console,
+    chunk: int,
+    brake: Brake,
+    scripted: bool,
+) -> None:
     run, steps, shown = folder.run, list[Step](), 0
+    if not lane.busy:
+        folder.event("prompt", lane=lane.lane.index, position=len(lane.tokens), text=prompt)
+        lane.ask(prompt)
     if run.first_token is None:
         run.first_token, run.first_role = int(lane.tokens[0]), int(lane.roles.view()[0])
     out.print(f"{lane.policy.label}: ", style="cyan", end="")
     turn = lane.turns[-1]
-    while (step := lane.step(chunk)) is not None:
-        steps.append(step)
-        if len(steps) == TOGETHER:
+
+    def write() -> None:
+        if steps:
             folder.append(join(steps))
             steps.clear()
-        if brake.pressed:
+
+    def state() -> Made:
+        # A checkpoint is never ahead of the record.
+        write()
+        return state_of(run, lanes)
+
+    while not (brake.pressed and scripted) and (step := lane.step(chunk)) is not None:
+        steps.append(step)
+        if len(steps) == TOGETHER:
+            write()
+        saver.save(state)
+        if brake.pressed == signal.SIGTERM:
+            break
+        if brake.pressed and not scripted:
             lane.stop()
         said = lane.said(turn)
         # A character may still lack its last bytes.
         ready = len(said.rstrip("\ufffd")) if lane.busy else len(said)
         out.print(said[shown:ready], end="", markup=False, soft_wrap=True)
         shown = max(shown, ready)
-    if steps:
-        folder.append(join(steps))
+    write()
     folder.pieces(lane.lane.index, turn.asked, lane.pieces()[turn.asked :])
-    out.print(CUT.get(turn.why, ""))
-    folder.event("answer", lane=lane.lane.index, position=turn.begin, stop=turn.stop, why=turn.why)
+    out.print(CUT.get(turn.why or "stopped", ""))
+    if turn.why:
+        # Otherwise it goes on where the conversation does.
+        folder.event("answer", lane=lane.lane.index, position=turn.begin, stop=turn.stop, why=turn.why)

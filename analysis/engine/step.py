@@ -1,6 +1,7 @@
 """What one lane learned from one chunk of the text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,15 @@ class Step:
     """In a conversation, who said each token [tokens] (chat/template.py)."""
     each: NDArray[np.float64] | None = None
     """Compute time of each token [tokens], where they were not read together."""
+
+    def since(self, position: int) -> "Step":
+        """The same of its tokens from a text position on, which is one of them."""
+        cut = position - self.start
+        arrays = ("token_ids", "nll", "cache_tokens", "cache_bytes")
+        more: dict[str, Any] = {name: getattr(self, name)[cut:] for name in arrays}
+        more |= {name: held[cut:] for name in ("roles", "each") if (held := getattr(self, name)) is not None}
+        seconds = self.seconds * len(more["nll"]) / len(self.nll)
+        return replace(self, start=position, sink_mass=self.sink_mass[..., cut:], seconds=seconds, **more)
 
     @property
     def stop(self) -> int:

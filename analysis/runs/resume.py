@@ -122,6 +122,12 @@ class Comparison:
             "on it, compute something else, so the run does not go on, and its folder is as it was"
         )
 
+    def rest(self, step: Step) -> Step | None:
+        """Compare a step, and give what of it is not in the record; None where all of it is."""
+        self.take(step)
+        end = len(self.run.tracks[step.lane].nll) + 1
+        return None if step.stop <= end else step if step.start >= end else step.since(end)
+
     @property
     def sentence(self) -> str:
         """What was compared, and how far it was apart."""

@@ -1,0 +1,218 @@
+"""A conversation that goes on is the one that was never stopped: the same words, however it was stopped."""
+
+import io
+import json
+import shutil
+import signal
+import sys
+
+import numpy as np
+import pytest
+
+from analysis.chat import resume as chats
+from analysis.chat.conversation import Conversation
+from analysis.chat.partner import Partner
+from analysis.engine.state import State
+from analysis.models.loading import load as load_model
+from analysis.policies import parse
+from analysis.runs import checkpoint, resume
+from analysis.runs.checkpoint import Checkpoints
+from analysis.runs.folder import Folder
+from analysis.runs.reader import load
+from analysis.runs.spec import Sampling
+
+from . import tokenizers
+from .test_bos import tiny
+from .test_resume import command as command
+from .test_resume import killed, same
+
+SCRIPT = ["to be or not to be", "what is yours", "hello there my cat", "say the question"]
+LANES = ["streaming:sinks=4,window=12", "dense", "h2o:budget=20,recent=4"]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A folder with a tiny model that has a tokenizer."""
+    folder = tmp_path_factory.mktemp("words")
+    tiny().save_pretrained(folder)
+    tokenizers.gemma_like().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("script") / "prompts.txt"
+    path.write_text("\n".join(SCRIPT))
+    return str(path)
+
+
+def chat(words, place, script=None, *more):
+    lanes = [word for lane in LANES for word in ("--policy", lane)]
+    scripted = ["--script", script] if script else []
+    sampled = ["--max-new", "20", "--temperature", "1.5", "--seed", "3"]
+    return ["chat", "--model", words, "--device", "cpu", "--out", str(place), *scripted, *sampled, *lanes, *more]
+
+
+def stop_at(monkeypatch, count, number=signal.SIGTERM):
+    """Send a signal at the n-th token that is chosen."""
+    real, calls = Conversation.step, [0]
+
+    def step(self, chunk=256):
+        calls[0] += 1
+        if calls[0] == count:
+            signal.raise_signal(number)
+        return real(self, chunk)
+
+    monkeypatch.setattr(Conversation, "step", step)
+
+
+@pytest.fixture
+def whole(words, script, tmp_path, command):
+    command(*chat(words, tmp_path / "whole", script))
+    return load(tmp_path / "whole")
+
+
+def turns(run):
+    return [(e["lane"], e["position"], e["stop"], e["why"]) for e in run.events if e["what"] == "answer"]
+
+
+@pytest.mark.parametrize(("count", "number"), [(1, 15), (7, 2), (30, 15), (55, 2), (120, 15)])
+def test_a_script_goes_on_in_the_middle_of_an_answer(
+    count, number, words, script, whole, tmp_path, command, monkeypatch
+):
+    place = tmp_path / "run"
+    stop_at(monkeypatch, count, number)
+    said = command(*chat(words, place, script), code=130)
+    assert f"analysis resume {place}" in said
+    monkeypatch.undo()
+    assert "again" in command("resume", place)
+    found = load(place)
+    same(found, whole)
+    assert sorted(turns(found)) == sorted(turns(whole))
+    assert not (place / "checkpoint").exists()
+    assert "prompts of this script were said" in command("resume", place, code=2)
+
+
+@pytest.mark.parametrize("every", [0, 1e9])
+def test_a_script_that_was_killed_goes_on(every, words, script, whole, tmp_path, command, monkeypatch):
+    """With a checkpoint at every moment, and with none."""
+    monkeypatch.setattr(checkpoint, "EVERY", every)
+    real, calls, copied = Folder.append, [0], []
+
+    def append(self, step):
+        real(self, step)
+        calls[0] += 1
+        if calls[0] in (1, 2, 5, 9, 14):
+            copied.append(tmp_path / f"killed-{calls[0]}")
+            shutil.copytree(self.path, copied[-1])
+            killed(copied[-1])
+
+    monkeypatch.setattr(Folder, "append", append)
+    command(*chat(words, tmp_path / "run", script))
+    monkeypatch.undo()
+    assert len(copied) >= 4
+    for place in copied:
+        command("resume", place)
+        found = load(place)
+        same(found, whole)
+        assert sorted(set(turns(found))) == sorted(turns(whole))
+
+
+def test_what_was_typed_goes_on_where_it_was(words, script, whole, tmp_path, command, monkeypatch):
+    place = tmp_path / "run"
+    for i in range(0, len(SCRIPT), 2):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(SCRIPT[i : i + 2]) + "\n"))
+        command(*(["resume", place] if i else chat(words, place)))
+    same(load(place), whole)
+    assert (place / "checkpoint").exists()
+
+
+def test_an_answer_that_was_typed_for_and_cut_off_goes_on(words, whole, tmp_path, command, monkeypatch):
+    place = tmp_path / "run"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(SCRIPT[0] + "\n"))
+    stop_at(monkeypatch, 30)
+    command(*chat(words, place), code=130)
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(SCRIPT[1:]) + "\n"))
+    command("resume", place)
+    same(load(place), whole)
+
+
+def test_a_script_that_was_changed_is_refused(words, script, tmp_path, command, monkeypatch):
+    mine, place = tmp_path / "mine.txt", tmp_path / "run"
+    shutil.copy(script, mine)
+    stop_at(monkeypatch, 30)
+    command(*chat(words, place, str(mine)), code=130)
+    mine.write_text("something else\n" * 4)
+    assert "is not the one that this run was read with" in command("resume", place, code=2)
+
+
+def test_tokens_are_not_for_conversations(words, script, tmp_path, command):
+    command(*chat(words, tmp_path / "run", script))
+    assert "leave out --tokens" in command("resume", tmp_path / "run", "--tokens", 99, code=2)
+
+
+@pytest.mark.parametrize("policy", LANES)
+def test_a_conversation_loaded_from_its_state_gives_the_same_answers(policy, words, tmp_path):
+    """Whatever moment it is of, with the same random numbers, and after a switch."""
+    partner, sampling = Partner(load_model(words, device="cpu")), Sampling(max_new=12, temperature=1.5)
+    talk = Conversation(partner, parse(policy), sampling)
+    checkpoints = Checkpoints(tmp_path)
+    talk.ask(SCRIPT[0])
+    for moment in range(30):
+        if talk.step(3) is None:
+            if moment > 12:
+                talk.switch(parse("streaming:sinks=2,window=9"), pin=True)
+            talk.ask(SCRIPT[1])
+        state = talk.state()
+        checkpoints.write(state.values, state.tensors)
+        found = checkpoints.newest()
+        other = Conversation(partner, talk.policy, sampling)
+        other.load_state(State(found.about, found.tensors))
+        assert (other.turns, other.switches, other.busy) == (talk.turns, talk.switches, talk.busy)
+        if moment % 7 == 0:
+            twin = Conversation(partner, talk.policy, sampling)
+            twin.load_state(talk.state())
+            for one in (twin, other):
+                while one.step(3) is not None:
+                    pass
+                one.ask(SCRIPT[2])
+                while one.step(3) is not None:
+                    pass
+            np.testing.assert_array_equal(twin.tokens, other.tokens)
+    while talk.step(3) is not None:
+        other.step(3)
+    np.testing.assert_array_equal(talk.tokens, other.tokens)
+
+
+def test_after_going_on_the_last_answer_cannot_be_given_again_but_the_next_one_can(words):
+    partner, sampling = Partner(load_model(words, device="cpu")), Sampling(max_new=5)
+    talk, other = (Conversation(partner, parse("dense"), sampling) for _ in range(2))
+    talk.ask(SCRIPT[0])
+    while talk.step() is not None:
+        pass
+    other.load_state(talk.state())
+    with pytest.raises(ValueError, match=r"^what the cache held before the last answer is not kept[^\n]*$"):
+        other.again()
+    other.ask(SCRIPT[1])
+    while other.step() is not None:
+        pass
+    before = other.tokens.copy()
+    other.again()
+    while other.step() is not None:
+        pass
+    np.testing.assert_array_equal(other.tokens, before)
+
+
+def test_a_record_whose_tokens_no_prompt_explains_does_not_go_on(words, script, tmp_path, command, monkeypatch):
+    place = tmp_path / "run"
+    stop_at(monkeypatch, 60)
+    command(*chat(words, place, script), code=130)
+    monkeypatch.undo()
+    shutil.rmtree(place / "checkpoint")
+    lines = [json.loads(line) for line in (place / "events.jsonl").read_text().splitlines()]
+    (place / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines if e["what"] != "prompt"))
+    network = load_model(words, device="cpu")
+    asked = resume.stopped(place)
+    with pytest.raises(ValueError, match=r"^the record of lane 0 has tokens that its events do not explain[^\n]*$"):
+        chats.resumed(asked, network, text_sha256=asked.text_sha256)
