@@ -160,6 +160,26 @@ def test_what_nobody_looks_at_is_freed_though_nobody_asks(registry, model, monke
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_memory_of_every_kind_comes_back_though_nobody_asks(registry, words, tmp_path, monkeypatch, kind):
+    """Lanes and models too: no page, no thread and no table of the registry holds them on."""
+    monkeypatch.setattr(jobs_registry, "SWEEP_EVERY", 0.05)
+    made, real = list[weakref.ref](), Lane.__init__
+    monkeypatch.setattr(Lane, "__init__", lambda self, *a: (made.append(weakref.ref(self)), real(self, *a))[1])
+    job = registry.start(kinds(words, tmp_path)[kind])
+    until(job, lambda: settled(job))
+    if kind != "training":
+        made.append(weakref.ref(registry.model(job.spec, str)))
+    made.append(weakref.ref(job))
+    assert len(made) > (kind in ("reading", "chat", "knock-outs", "costs", "capture"))
+    monkeypatch.setattr(jobs_registry, "FREE_AFTER", 0.3)
+    del job
+    end = time.monotonic() + 60
+    while any(ref() is not None for ref in made) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert [ref() for ref in made] == [None] * len(made)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_pauses_unseen(registry, words, tmp_path, monkeypatch, kind):
     with monkeypatch.context() as patch:
         patch.setattr(base, "PAUSE_AFTER", 0.0)

@@ -231,6 +231,12 @@ class Job:
             # Of any kind: otherwise a page would wait for ever, and the slot would stay taken.
             log(e, f"job {self.id}")
             self._end("failed", error_message(e, f"job {self.id}"))
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Hold no longer what takes memory, once the thread has ended: the first job of a process is never collected,
+        since what was there when the libraries had come is frozen."""
 
     def _end(self, status: str, note: str) -> None:
         """End the job, even where its last state cannot be shown."""
@@ -299,6 +305,9 @@ class TextJob(Job):
     def about(self) -> str:
         """What the job does and with which text, in a few words."""
         return f"{self.noun} of {self.spec.text}"
+
+    def _let_go(self) -> None:
+        self.model = None
 
     def _load(self) -> "LanguageModel":
         """The model that the spec names."""

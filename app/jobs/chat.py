@@ -241,6 +241,10 @@ class ChatJob(TextJob):
             if lane.busy:
                 self.transcript.turn(lane)
 
+    def _let_go(self) -> None:
+        super()._let_go()
+        self.lanes = []
+
     def _carry_out(self, request: Callable[[], None]) -> None:
         """Carry out a request; where it fails, all goes on as before."""
         try:

@@ -109,6 +109,10 @@ class CostsJob(TextJob):
             self._write()
             yield
 
+    def _let_go(self) -> None:
+        super()._let_go()
+        self._lanes = []
+
     def _write(self) -> None:
         """Let the library have what is known so far: lanes in this reading of the text, and windows."""
         of = [(str(lane.policy), lane.costs) for lane in self._lanes] + [("a window, encoded afresh", self._windows)]

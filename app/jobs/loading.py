@@ -1,6 +1,7 @@
 """Models in memory, shared by jobs: each is loaded at most once, in a thread of its own."""
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -20,16 +21,23 @@ ASK_EVERY = 0.1
 """Seconds between two questions whether a model that loads is still wanted."""
 
 
+class _Progress:
+    """What is being waited for.  Libraries hold on to whoever they tell it, so that it must not hold a model."""
+
+    def __init__(self) -> None:
+        self.text = "Loading the model"
+
+    def tell(self, text: str) -> None:
+        self.text = text
+
+
 class _Loading:
     """A model that is being loaded: its progress, and at last the model or an error."""
 
     def __init__(self, name: str, load: Callable[["_Loading"], None]) -> None:
-        self.progress = "Loading the model"
+        self.progress = _Progress()
         self.future: Future[LanguageModel] = Future()
         self.thread = threading.Thread(target=load, args=(self,), name=f"load {name}", daemon=True)
-
-    def tell(self, progress: str) -> None:
-        self.progress = progress
 
 
 class Models:
@@ -40,6 +48,7 @@ class Models:
         self._kept: OrderedDict[tuple, LanguageModel] = OrderedDict()
         self._alive: WeakValueDictionary[tuple, LanguageModel] = WeakValueDictionary()
         self._coming: dict[tuple, _Loading] = {}
+        self._asked = time.monotonic()
 
     @property
     def kept(self) -> list["LanguageModel"]:
@@ -54,6 +63,7 @@ class Models:
         """
         key = (spec.model, spec.dtype, spec.device, spec.weights, spec.kv_heads)
         with self._lock:
+            self._asked = time.monotonic()
             if (model := self._alive.get(key)) is not None:
                 self._keep(key, model)
                 return model
@@ -61,8 +71,16 @@ class Models:
                 coming = self._coming[key] = _Loading(spec.model, partial(self._load, key))
                 coming.thread.start()
         while not wait([coming.future], ASK_EVERY).done:
-            progress(coming.progress)
+            progress(coming.progress.text)
         return coming.future.result()
+
+    def forget(self, unused: float) -> bool:
+        """Drop all models where none was asked for during so many seconds; whether there were any."""
+        with self._lock:
+            old = bool(self._kept) and time.monotonic() - self._asked > unused
+            if old:
+                self._kept.clear()
+            return old
 
     def close(self) -> None:
         """Wait for the models that are being loaded, at most 15 seconds each."""
@@ -72,7 +90,7 @@ class Models:
     def _load(self, key: tuple, coming: _Loading) -> None:
         name, dtype, device, weights, kv_heads = key
         try:
-            LIBRARIES.load(coming.tell)
+            LIBRARIES.load(coming.progress.tell)
             from analysis.models.loading import load
 
             model = load(
@@ -81,7 +99,7 @@ class Models:
                 device=device,
                 weights=weights,
                 kv_heads=kv_heads,
-                progress=coming.tell,
+                progress=coming.progress.tell,
                 make_room=self._make_room,
             )
         except BaseException as e:

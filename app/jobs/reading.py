@@ -211,6 +211,10 @@ class ReadingJob(TextJob):
 
         return state_of(self.run, self.lanes, list(self.halted))
 
+    def _let_go(self) -> None:
+        super()._let_go()
+        self.lanes = []
+
     def _event(self, what: str, **more: Any) -> None:
         """Note an event in the run, and on disk."""
         self.record.event(self.run.event(what, **more))

@@ -4,6 +4,7 @@ Never calls Streamlit.
 """
 
 import atexit
+import gc
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,6 +145,8 @@ class Registry:
             ending = list(self._ending)
         for job in ending:
             job.join()
+        if self._sweeper is not None:
+            self._sweeper.join(timeout=15)
         self._models.close()
 
     def _holding(self) -> list[Job]:
@@ -151,16 +154,25 @@ class Registry:
 
     def _sweep_often(self) -> None:
         """Sweep again and again, whether or not anybody asks for a job."""
+        freeing = False
         while not self._closed.wait(SWEEP_EVERY):
             with self._lock:
-                self._sweep()
+                freeing |= self._sweep()
+                # Whoever comes back after so long waits for the model once more.
+                freeing |= not self._jobs and self._models.forget(FREE_AFTER)
+                ended = not self._ending
+            if freeing and ended:
+                # What lanes and models hold comes back now, and not when Python next looks through all that is old.
+                gc.collect()
+                freeing = False
 
-    def _sweep(self) -> None:
-        """Free the jobs that nobody watches, and forget those that have ended."""
-        for job in list(self._jobs.values()):
-            if job.seconds_unwatched > FREE_AFTER:
-                self._free(job)
+    def _sweep(self) -> bool:
+        """Free the jobs that nobody watches, and forget those that have ended; whether any was freed."""
+        unwatched = [job for job in self._jobs.values() if job.seconds_unwatched > FREE_AFTER]
+        for job in unwatched:
+            self._free(job)
         self._ending = [j for j in self._ending if j.working]
+        return bool(unwatched)
 
     def _free(self, job: Job) -> None:
         job.request("freed")

@@ -15,7 +15,7 @@ from analysis.figures.export import command, provenance
 from analysis.figures.inputs import FigureInput, open_input
 from analysis.figures.report import page
 from analysis.figures.sheet import KINDS, WIDTHS, Layout, missing, rendered
-from analysis.runs.folder import save
+from analysis.runs import library
 from analysis.texts import with_bos
 from app.controls import brand, heading, setting_control
 from app.frames.atlas import called
@@ -109,12 +109,10 @@ def source_of(figure: type[Figure], chosen: str, folder: str) -> FigureInput:
     if isinstance(run, CaptureJob) and run.atlas is not None:
         return FigureInput(run.atlas.stretch.path, run.atlas, run.atlas.stretch.about)
     if isinstance(run, ReadingJob):
-        # On disk, so that the command under the figure finds it again.
-        place = Path("runs") / f"page-{run.id}"
-        # A run is offered once it has read a token.
-        assert run.model is not None
-        save(run.run, place, text_sha256=run.text.sha256, weights_sha256=run.model.sha256)
-        return open_input(place, figure.needs)
+        if run.kept.problem:
+            raise ValueError(f"{run.kept.problem} A figure is made of a run folder: make room, and read once more")
+        # Where the command under the figure finds it, too.
+        return open_input(library.home() / run.id, figure.needs)
     if not folder:
         raise ValueError(
             f"this figure is made of {NEEDS[figure.needs]}: name its folder, or make one on the "
