@@ -15,6 +15,9 @@ from analysis.figures.inputs import check_folder
 from analysis.runs import library
 from analysis.runs.archive import MAX_FILES, export, take_in
 from analysis.runs.reader import load
+from analysis.runs.result import ResultFolder
+from analysis.runs.run import Run
+from analysis.runs.spec import Spec
 from analysis.runs.status import here
 
 from .fuzz import seeds
@@ -54,7 +57,7 @@ def files(home):
     return {name: data for name, data in everything(home / "a").items() if name != "summary.json"}
 
 
-@pytest.mark.parametrize("kind", ["run", "growing", "chat", "stretch", "trainings", "grid"])
+@pytest.mark.parametrize("kind", ["run", "growing", "chat", "stretch", "trainings", "grid", "knockouts"])
 def test_what_is_packed_comes_back_as_it_was(home, kind):
     if kind == "stretch":
         seeds.stretch(home / "a", seeds.model(home.parent / "model"))
@@ -63,6 +66,11 @@ def test_what_is_packed_comes_back_as_it_was(home, kind):
     elif kind == "grid":
         seeds.run(home / "a" / "one", end="finished")
         seeds.run(home / "a" / "two", end="finished")
+    elif kind == "knockouts":
+        run = Run(Spec("embedded", "hamlet", ("dense",)))
+        folder = ResultFolder(home / "a", kind, run, text_sha256="t", weights_sha256="w")
+        (home / "a" / "effects.csv").write_text("layer,head\n0,1\n")
+        folder.finish("finished")
     else:
         seeds.run(home / "a", end="" if kind == "growing" else "finished", chat=kind == "chat")
     library.rename("a", "中文 & <b>")

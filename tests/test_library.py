@@ -223,6 +223,7 @@ def test_limit_frees_what_was_deleted_first_and_then_the_oldest_that_nobody_pinn
     monkeypatch.setenv("SINKSCOPE_RUNS_GB", str((sum(sizes.values()) - 10) / 1e9))
     assert "1 old run (hamlet; 0.00 GB) had to go" in trash.free()
     assert sorted(names()) == ["mine", "new", "pinned"] and trash.trashed() == []
+    assert "1 old run (hamlet; 0.00 GB) had to go" in trash.last_freed()
     monkeypatch.setenv("SINKSCOPE_RUNS_GB", "1e-9")
     trash.free(keep="new")
     assert sorted(names()) == ["mine", "new", "pinned"]
@@ -243,6 +244,7 @@ def test_deleted_run_is_gone_after_a_day_and_leftovers_too(home, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: now / 1e9)
     trash.free()
     assert trash.trashed() == [] and sorted(p.name for p in home.iterdir()) == [".trash", "own"]
+    assert trash.last_freed() == ""
 
 
 @pytest.mark.parametrize("said", ["x", "nan", "-1", "0", "inf"])

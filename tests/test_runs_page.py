@@ -59,7 +59,7 @@ def test_runs_are_listed_named_pinned_deleted_and_brought_back(home):
     assert len(listed(at)) == 3 and "2 runs" not in said(at) and "3 runs" in said(at)
     assert any("sk-run-bad" in words for words in listed(at))
     at.button("runs-pin-a").click().run()
-    assert library.entry("a").label.pinned and "📌" in listed(at)[0]
+    assert library.entry("a").label.pinned and "· pinned ·" in listed(at)[0]
     at.text_input("runs-title-a-0").set_value(NASTY).run()
     assert library.entry("a").title == NASTY and not at.exception
     at.button("runs-delete-a").click().run()
@@ -78,6 +78,21 @@ def test_search_shows_what_has_all_words_and_the_address_says_them(home):
     assert len(listed(at)) == 1 and at.query_params["search"] == "sinks HAMLET"
     assert len(listed(opened(search="sinks"))) == 1
     assert "No run is of" in said(opened(search=NASTY))
+
+
+def test_marks_stay_while_a_search_hides_them(home):
+    for name in ("a", "b"):
+        seeds.run(home / name, end="finished")
+        library.rename(name, f"title {name}")
+    at = opened()
+    at.checkbox("runs-mark-a").check().run()
+    at.text_input("runs-search").set_value("title b").run()
+    at.checkbox("runs-mark-b").check().run()
+    assert not at.button("runs-compare").disabled
+    at.text_input("runs-search").set_value("").run()
+    assert at.checkbox("runs-mark-a").value and at.checkbox("runs-mark-b").value
+    at.checkbox("runs-mark-a").uncheck().run()
+    assert at.button("runs-compare").disabled
 
 
 def test_long_lists_are_shown_piece_by_piece(home):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import record
+from .. import files
 from ..runs.reader import about_of
 from ..runs.reader import load as load_run
 
@@ -53,7 +53,7 @@ def open_input(folder: Path, needs: str) -> FigureInput:
 
 
 def check_folder(folder: Path) -> None:
-    """Read all that a folder has of runs, trainings or a stretch.  Raises ValueError where one of them is damaged."""
+    """Read all that a folder has of runs, results, trainings or a stretch.  Raises ValueError where it is damaged."""
     if (folder / "stretch.json").exists():
         from ..maps.stretch import Stretch
 
@@ -61,9 +61,11 @@ def check_folder(folder: Path) -> None:
         return
     whole = (folder / "run.json").exists()
     for place in [folder] if whole else sorted(path.parent for path in folder.glob("*/run.json")):
-        if "recipe" in record(place / "run.json", dict[str, Any], "that of a run"):
+        if "recipe" in files.record(place / "run.json", dict[str, Any], "that of a run"):
             from ..lab.folder import read
 
             read(place)
         elif (about := about_of(place)).get("kind") in (None, "", "reading", "chat") and not about.get("samples"):
             load_run(place)
+        for file in place.glob("*.npz"):
+            files.arrays(file, {}, some=True)

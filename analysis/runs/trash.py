@@ -12,10 +12,11 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from .. import files
 from ..settings import quoted
-from .library import Entry, entries, entry, find, fits, home, strangers, unique
+from .library import Entry, entries, entry, find, fits, home, one_line, strangers, unique
 
-TRASH = ".trash"
+TRASH, FREED = ".trash", ".freed"
 DAY = 86_400
 """Seconds for which a deleted run can be brought back."""
 USUAL = 4.0
@@ -113,11 +114,23 @@ def free(place: Path | None = None, keep: str = "") -> str:
     if not freed:
         return ""
     names = ", ".join(e.title for e in freed[:3]) + (" and others" if len(freed) > 3 else "")
-    return (
+    said = (
         f"The library may hold {most / 1e9:g} GB, so {len(freed)} old {'run' if len(freed) == 1 else 'runs'} "
         f"({names}; {sum(e.size for e in freed) / 1e9:,.2f} GB) had to go: pin those that are to stay, or set "
         "SINKSCOPE_RUNS_GB"
     )
+    with suppress(ValueError):
+        files.write(folder / FREED, said)
+    return said
+
+
+def last_freed(place: Path | None = None) -> str:
+    """What `free` said last, for a day: whoever looks at the library was not there when it was said."""
+    file = home(place) / FREED
+    with suppress(OSError, ValueError):
+        if time.time() - file.stat().st_mtime < DAY:
+            return one_line(files.contents(file, 2**12).decode(errors="replace"), 2**10)
+    return ""
 
 
 def _sweep(folder: Path) -> None:

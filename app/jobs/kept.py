@@ -44,12 +44,17 @@ class Keeper(Generic[Folder]):
 
     def open(self, make: Callable[[Path], Folder]) -> None:
         """Begin a folder in the library; `make` is given its path, which bears the id of the job."""
-        from analysis.runs import library
+        from analysis.runs import library, trash
 
         try:
             self.folder = make(library.home() / self.name)
         except Exception as e:
             self.lose(e)
+        try:
+            # The page of runs says what had to go.
+            trash.free(keep=self.name)
+        except Exception as e:
+            log(e, f"job {self.name}")
 
     def write(self, what: Callable[[Folder], object]) -> None:
         """Let the folder take in something, if there still is one."""

@@ -18,7 +18,7 @@ from analysis.palette import briefs
 from analysis.policies import parse
 from analysis.runs import archive, library, trash
 from analysis.runs.library import KINDS, LONGEST, Entry
-from app.controls import problem
+from app.controls import kept, problem
 from app.plain import plain
 
 from .thumbnails import sink_grid, sparkline
@@ -47,6 +47,8 @@ def draw(found: list[Entry]) -> None:
     problem(state.get("runs_problem", ""))
     if state.get("runs_note"):
         st.success(plain(state.runs_note))
+    if freed := trash.last_freed():
+        st.info(plain(sentence(freed)))
     if not found:
         empty()
         return
@@ -56,7 +58,7 @@ def draw(found: list[Entry]) -> None:
             placeholder="title, text, model, policy …", max_chars=LONGEST, width=320,
         )  # fmt: skip
         importer()
-        marked = [e.name for e in found if e.kind in OPENED_ON and state.get(f"runs-mark-{e.name}")]
+        marked = [e.name for e in found if e.kind in OPENED_ON and marked_now(e.name)]
         few = "Mark two or more runs to lay them over one another"
         many = f"At most {MOST_COMPARED} runs at a time"
         st.button(
@@ -78,6 +80,12 @@ def draw(found: list[Entry]) -> None:
     )
 
 
+def marked_now(name: str) -> bool:
+    """Whether a run is marked, on screen or where a search hides it."""
+    key, state = f"runs-mark-{name}", st.session_state
+    return bool(state.get(key, state.get("kept", {}).get(key)))
+
+
 def empty() -> None:
     """How one gets a run."""
     st.markdown("There is no run here yet. Every run is kept as it goes:")
@@ -92,7 +100,7 @@ def row(entry: Entry) -> None:
     key, title = entry.name, titled(entry)
     with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"runs-row-{library.slug(key)}"):
         if entry.kind in OPENED_ON:
-            st.checkbox(f"Compare {plain(title)}", key=f"runs-mark-{key}", label_visibility="collapsed")
+            st.checkbox(f"Compare {plain(title)}", key=kept(f"runs-mark-{key}", False), label_visibility="collapsed")
         st.html(words_of(entry, title), width="stretch")
         with st.container(horizontal=True, width="content", vertical_alignment="center"):
             if (page := OPENED_ON.get(entry.kind)) is not None:
@@ -136,16 +144,17 @@ def words_of(entry: Entry, title: str) -> str:
     """Pictures and facts of a run as HTML; whatever is written in it is text."""
     pictures = sparkline(entry.preview) + sink_grid(entry.preview) if entry.preview else ""
     facts = [
-        KINDS.get(entry.kind, "Damaged"),
+        # Without a title of its own it is called by what it is, and by its text.
+        KINDS.get(entry.kind, "Damaged") if entry.label.title or not entry.kind or entry.kind == "reading" else "",
+        "pinned" if entry.label.pinned else "",
         f"{datetime.fromisoformat(entry.started).astimezone():%Y-%m-%d %H:%M}" if entry.started else "",
         entry.status if entry.status != "finished" else "",
         Path(entry.model).name,
         entry.arithmetic if entry.arithmetic != "float32" else "",
-        # Without a title of its own it is called by its text.
         Path(entry.text).name if entry.label.title and entry.kind != "training" else "",
         written(entry.size),
     ]
-    lines = [f"<h2>{'📌 ' * entry.label.pinned}{escape(title)}</h2>"]
+    lines = [f"<h2>{escape(title)}</h2>"]
     lines += [f'<p class="sk-run-bad">{escape(entry.problem)}</p>'] if entry.problem else []
     lines.append(f"<p>{escape(' · '.join(filter(None, facts)))}</p>")
     lanes = entry.preview.lanes if entry.preview else ()

@@ -119,6 +119,15 @@ def test_runs_are_compared_at_any_width(library, page, width):
     assert not page.problems and not page.strangers
 
 
+def test_open_shows_the_run_again(library, page):
+    address, _ = library
+    page.goto(f"{address}/runs?search=first")
+    row(page, "first").get_by_role("link", name="Open").click()
+    page.wait_for_url("**/?*run=first*")
+    wait_until(page, "() => document.querySelectorAll('.sk-plot .main-svg').length >= 1")
+    assert not page.problems and not page.strangers
+
+
 def test_library_without_runs_says_how_one_gets_one(page, tmp_path):
     with started(SINKSCOPE_RUNS=str(tmp_path / "none")) as (address, _):
         page.goto(f"{address}/runs")
