@@ -8,8 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.maps.recent import HeadMap
+from analysis.engine.stream import open_lanes
+from analysis.maps.recent import HeadMap, head_map
 from analysis.metrics import MODES
+from analysis.models.loading import load
+from analysis.policies import parse
+from analysis.runs import library
+from analysis.runs.codec import levels_of
 from analysis.runs.folder import save
 from analysis.runs.maps import EACH, MOST, SIDE, MapsFile, RecordedMap, read_maps
 from analysis.runs.recording import recorded, recording
@@ -19,6 +24,8 @@ from app.view import View
 
 from .recordings import FOUR, live_frame, made_up
 from .test_frames import decoded
+from .test_jobs_reading import begin
+from .waiting import until
 
 SHARED = Path(__file__).parents[1] / "app" / "components" / "shared"
 SCRIPT = "\n".join((SHARED / f"{part}.js").read_text(encoding="utf-8") for part in ("frame", "recording"))
@@ -152,3 +159,33 @@ def test_damaged_maps_are_refused_in_a_sentence(tmp_path):
     assert len(read_maps(tmp_path, 2)) == 1
     with pytest.raises(ValueError, match="another run"):
         read_maps(tmp_path, 1)
+
+
+def test_maps_that_a_command_is_asked_for_are_those_of_the_lanes(run, model, text, tmp_path):
+    lanes = ["--policy", "dense", "--policy", "window:window=32"]
+    asked = ["stream", "--model", model, "--text", text, "--chunk", "64", *lanes]
+    code, *_ = run(*asked, "--maps", "1.2,0.3", "--out", str(tmp_path / "run"))
+    maps = read_maps(tmp_path / "run", 2)
+    assert code == 0 and {m.of_head for m in maps} == {(lane, *head) for lane in (0, 1) for head in ((1, 2), (0, 3))}
+    # The newest token is known, and asks when the next one is read.
+    assert max(m.read for m in maps) == 600 and {m.read - m.first - len(m.weights) for m in maps} <= {0, 1}
+    # Drawn anew from a lane that has read as much, the newest one is the same.
+    ids, policy = np.load(text), parse("window:window=32")
+    lane = open_lanes(load(model, device="cpu"), ids, [policy], history=SIDE)[0]
+    while not lane.done:
+        lane.read(64)
+    (kept,) = (m for m in maps if m.of_head == (1, 1, 2) and m.read == 600)
+    drawn = head_map(lane, 1, 2, SIDE)
+    np.testing.assert_array_equal(kept.weights, levels_of(drawn.weights))
+    np.testing.assert_array_equal(kept.received, drawn.received())
+    for wrong, says in (("9.9", "has no layer 9"), ("one", "layer.head")):
+        code, _, said = run(*asked, "--maps", wrong, "--out", str(tmp_path / "other"))
+        assert code == 2 and says in said and not (tmp_path / "other").exists()
+
+
+def test_a_head_that_is_open_while_a_page_reads_is_kept(registry, model):
+    job = begin(registry, model, count=700)
+    until(job, lambda: job.map(2, 1, 3) is not None or not job.live)
+    until(job, lambda: job.status == "finished")
+    maps = read_maps(library.home() / job.id, 4)
+    assert maps and {m.of_head for m in maps} == {(2, 1, 3)} and len({m.read for m in maps}) == len(maps)

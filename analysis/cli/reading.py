@@ -21,6 +21,7 @@ from .waiting import Bars, waiting
 
 if TYPE_CHECKING:
     from ..engine.lane import Lane
+    from ..maps.recorder import MapRecorder
     from ..runs.checkpoint import Checkpoints
     from ..runs.folder import Folder
 
@@ -39,6 +40,7 @@ def stream(
     special: options.Special = "text",
     weights: options.Weights = "model",
     kv_heads: options.KVHeads = None,
+    maps: Annotated[str, typer.Option(help="heads whose attention maps are kept for replays: layer.head,…")] = "",
     out_folder: options.RunFolder = None,
     runs: options.Runs = None,
 ) -> None:
@@ -50,6 +52,7 @@ def stream(
     source = texts.read(text)
     with waiting(out, "Loading the model") as status:
         from ..engine.stream import open_lanes
+        from ..maps.recorder import SIDE, MapRecorder, heads_of
         from ..models.loading import load
         from ..runs.checkpoint import Checkpoints
         from ..runs.folder import Folder
@@ -57,10 +60,12 @@ def stream(
         network = load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads, progress=status.update)
         read = texts.tokenized(source, network.tokenizer, bos=spec.bos, special=special, limit=tokens)
         ids, policies = read.ids, [parse(p) for p in spec.policies]
-        lanes = open_lanes(network, ids, policies)
+        facts = ModelFacts.of(network)
+        heads = heads_of(maps, facts) if maps else []
+        lanes = open_lanes(network, ids, policies, history=SIDE if heads else 0)
     place = new_folder(out_folder, Path(source.name).stem, runs)
     run = Run(spec, int(ids[0]))
-    run.model, run.begins, run.as_text = ModelFacts.of(network), read.begins, read.as_text
+    run.model, run.begins, run.as_text = facts, read.begins, read.as_text
     folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=network.sha256, tokens=len(ids))
     folder.pieces(-1, 0, texts.token_texts(network.tokenizer, ids))
     options.say_read(read)
@@ -69,10 +74,13 @@ def stream(
             folder.event("warning", lane=lane, text=warning)
             note(warning)
     options.say_changed(spec)
-    read_on(lanes, folder, Checkpoints(place))
+    recorder = MapRecorder(place, len(lanes), len(ids), heads) if heads else None
+    read_on(lanes, folder, Checkpoints(place), recorder)
 
 
-def read_on(lanes: "list[Lane]", folder: "Folder", checkpoints: "Checkpoints") -> None:
+def read_on(
+    lanes: "list[Lane]", folder: "Folder", checkpoints: "Checkpoints", recorder: "MapRecorder | None" = None
+) -> None:
     """Let lanes read to the end of their text, finish the folder and print a table.  Ctrl-C, or a polite kill, ends it
     after the chunk that is being read; a second one at once."""
     from ..engine.stream import next_lane
@@ -95,6 +103,8 @@ def read_on(lanes: "list[Lane]", folder: "Folder", checkpoints: "Checkpoints") -
                     progress.update(bars[lane.index], rate="failed")
                     continue
                 folder.append(step)
+                if recorder is not None:
+                    recorder.record(lane)
                 saver.save(lambda: state_of(run, lanes, list(failed)))
                 rate = f"{(lane.position - 1) / lane.seconds:,.0f} tokens/s"
                 progress.update(bars[lane.index], completed=lane.position, rate=rate)

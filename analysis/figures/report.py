@@ -15,6 +15,7 @@ import numpy as np
 import plotly
 
 from .. import files
+from ..maps.recorder import head_of
 from ..policies import parse
 from ..runs.maps import read_maps
 from ..runs.player import BOARD, script, style
@@ -52,7 +53,7 @@ def report(folder: Path, out: Path, *, lane: int = 0, stretch: Path | None = Non
         raise ValueError("maps are drawn from a captured stretch: name its folder with --stretch")
     if stretch is not None:
         atlas = open_input(stretch, "stretch")
-        maps = [_map(atlas, *_head(name)) for name in heads] or [_map(atlas)]
+        maps = [_map(atlas, *head_of(name)) for name in heads] or [_map(atlas)]
     made = page(source, lane=lane, maps=maps)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -162,13 +163,6 @@ def _text(run: Run, lane: int) -> str:
         f'<p class="muted key">{key} 0 to {DARKEST:g} nats and more: the darker, the less expected</p>'
         f'<div class="text" tabindex="0" aria-label="The whole text">{spans}</div>'
     )
-
-
-def _head(name: str) -> tuple[int, int]:
-    layer, dot, head = name.partition(".")
-    if not dot or not (layer + head).isdigit():
-        raise ValueError(f"a head is written layer.head, such as 1.3, and not {name!r}")
-    return int(layer), int(head)
 
 
 def _map(atlas: FigureInput, layer: int = -1, head: int = -1) -> str:

@@ -17,9 +17,11 @@ from analysis.runs.spec import Spec
 if TYPE_CHECKING:
     # The job's thread imports what reads and writes runs: a page is on screen before.
     from analysis.engine.step import Step
+    from analysis.maps.recent import HeadMap
     from analysis.models.language_model import LanguageModel
     from analysis.runs.checkpoint import Saver
     from analysis.runs.folder import Folder as RunFolder
+    from analysis.runs.maps import MapsFile
     from analysis.runs.result import ResultFolder
     from analysis.runs.resume import Made
 
@@ -125,6 +127,7 @@ class RunKeeper(ModelKeeper):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._saver: Saver | None = None
+        self._maps: MapsFile | None = None
 
     def begin_run(self, run: "Run", model: "LanguageModel", *, text_sha256: str, tokens: int = 0) -> None:
         """Begin the folder of a run, which takes in itself what it learns; `tokens`: that each lane will read."""
@@ -137,6 +140,19 @@ class RunKeeper(ModelKeeper):
         """Take over the folder of a run that goes on."""
         self._model, self.folder = model, folder
         self._begin_checkpoints()
+
+    def map(self, lane: int, read: int, total: int, drawn: "HeadMap") -> None:
+        """Keep a map of a head that somebody looks at, now and then: drawn after `read` of `total` tokens."""
+        self.write(lambda folder: self._keep_map(folder, lane, read, total, drawn))
+
+    def _keep_map(self, folder: "RunFolder", lane: int, read: int, total: int, drawn: "HeadMap") -> None:
+        from analysis.maps.recorder import recorded_map
+        from analysis.runs.maps import MapsFile
+
+        if self._maps is None:
+            self._maps = MapsFile(folder.path, len(folder.run.tracks), total)
+        if self._maps.due(lane, drawn.layer, drawn.head, read):
+            self._maps.add(recorded_map(lane, read, drawn))
 
     def step(self, step: "Step", seconds: float) -> None:
         """Write a step that the run has taken in `seconds` after it began."""

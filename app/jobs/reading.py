@@ -313,7 +313,10 @@ class ReadingJob(TextJob):
             read = self.lanes[lane].position
             if self._maps.get(key, (0, None))[0] != read:
                 try:
-                    self._maps[key] = read, head_map(self.lanes[lane], layer, head, MAP_SIDE)
+                    drawn = head_map(self.lanes[lane], layer, head, MAP_SIDE)
+                    self._maps[key] = read, drawn
+                    if drawn is not None:
+                        self.record.map(lane, read, len(self.lanes[lane].context.tokens), drawn)
                 except Exception as e:
                     self._undrawable.add(key)
                     log(e, f"job {self.id}")
