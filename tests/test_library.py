@@ -3,6 +3,7 @@
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -326,3 +327,14 @@ def test_stream_puts_its_run_into_the_library(home, run, model, text, tmp_path, 
     assert code == 0 and "2 old runs (ids, ids" in " ".join(said.split())
     assert len(library.entries()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_commands_know_runs_by_their_names(home, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seeds.run(home / "a", end="finished")
+    assert library.named(Path("a")) == home / "a"
+    assert run("figure", "memory", "--run", "a", "--out", "memory.csv")[0] == 0
+    (tmp_path / "a").mkdir()
+    assert library.named(Path("a")) == Path("a")
+    for unknown in (Path("../library/a"), Path("b"), Path("/etc"), Path("..")):
+        assert library.named(unknown) == unknown

@@ -11,7 +11,9 @@ from .waiting import waiting
 
 def figure(
     name: Annotated[str, typer.Argument(help="name:key=value,key=value; see figures")],
-    run: Annotated[Path, typer.Option(help="folder of a run, a captured stretch, a grid of runs, or of trainings")],
+    run: Annotated[
+        Path, typer.Option(help="folder of a run, a stretch, a grid or trainings, or its name in the library")
+    ],
     out_file: Annotated[Path, typer.Option("--out", help="a .pdf, .svg, .png, .csv or .npz file")],
     venue: Annotated[str, typer.Option(help="neurips, iclr, icml, acl, ieee or slides: how wide it is")] = "neurips",
     points: Annotated[float, typer.Option(help="size of the text")] = 8.0,
@@ -21,17 +23,18 @@ def figure(
     from .. import figures
     from ..figures.export import export
     from ..figures.sheet import Layout
+    from ..runs import library
 
     chosen, layout = figures.parse(name), Layout(venue, points, dpi)
     with waiting(out, "Drawing"):
-        about = export(chosen, run, out_file, layout)
+        about = export(chosen, library.named(run), out_file, layout)
     say(f"{chosen.title}: {out_file}")
     for words in filter(None, (about["missing"], f"\n{about['caption']}", f"\n{about['bibtex']}")):
         say(words)
 
 
 def report(
-    run: Annotated[Path, typer.Option(help="folder of a run")],
+    run: Annotated[Path, typer.Option(help="folder of a run, or its name in the library")],
     out_file: Annotated[Path, typer.Option("--out", help="an .html file")],
     lane: Annotated[int, typer.Option(help="whose text is shown")] = 0,
     stretch: Annotated[Path | None, typer.Option(help="folder of a captured stretch, for maps")] = None,
@@ -39,9 +42,10 @@ def report(
 ) -> None:
     """Write one page that replays a run, and opens without network or Python."""
     from ..figures.report import report as write
+    from ..runs import library
 
     with waiting(out, "Writing"):
-        write(run, out_file, lane=lane, stretch=stretch, heads=head or ())
+        write(library.named(run), out_file, lane=lane, stretch=stretch, heads=head or ())
     say(f"The report: {out_file}, {out_file.stat().st_size / 1e6:.1f} MB")
 
 

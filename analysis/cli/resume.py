@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
 
 def resume(
-    folder: Annotated[Path, typer.Argument(help="the folder of a run")],
+    folder: Annotated[Path, typer.Argument(help="the folder of a run, or its name in the library")],
     tokens: Annotated[int | None, typer.Option(help="read until there are so many tokens (default: as asked)")] = None,
 ) -> None:
     """Go on where a run stopped: interrupted, killed, or finished with fewer tokens than its text has."""
+    from ..runs import library
     from ..runs import resume as runs
 
+    folder = library.named(folder)
     asked = runs.stopped(folder, tokens)
     spec = asked.spec
     chat = asked.run.kind == "chat"

@@ -168,6 +168,14 @@ def find(name: str, place: Path | None = None) -> Path:
     return path
 
 
+def named(path: Path) -> Path:
+    """A folder by its path, or a run of the library by its name alone where there is no such path."""
+    if len(path.parts) == 1 and not os.path.lexists(path):
+        with suppress(ValueError):
+            return find(path.name)
+    return path
+
+
 def entry(name: str, place: Path | None = None) -> Entry:
     """A run of the library by its name.  Raises ValueError where it has none of that name."""
     path = find(name, place)
