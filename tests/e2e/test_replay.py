@@ -158,7 +158,7 @@ def test_a_static_page_replays_without_network(offline, recorded, tmp_path):
     page.keyboard.press("End")
     wait_painted(page, 3000)
     # All that a report showed: curves and memory, the sink mass of every lane, the whole text, and where it comes from.
-    assert page.locator(".sk-plot .scatterlayer .trace").count() >= 9
+    page.wait_for_function("document.querySelectorAll('.sk-plot .scatterlayer .trace').length >= 9")
     assert page.locator(".sk-whole canvas").count() == 4
     assert page.locator(".text span").count() == 2999
     page.wait_for_function("location.hash.includes('at=3000')")
