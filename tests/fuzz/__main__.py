@@ -13,12 +13,12 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from . import addresses, commands, figures, jobs, kills, parsers, switches
+from . import addresses, commands, figures, jobs, kills, parsers, resumes, switches
 from .seeds import everything
 
-PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN, THROWN, SWITCHED = 220, 2_200, 28, 80, 60, 300, 3_000
+PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN, THROWN, SWITCHED, RESUMED = 220, 2_200, 28, 80, 60, 300, 3_000, 20
 """Tries of each parser's row, of all commands together, of each command that is killed, of each page and figure.
-Exceptions in each kind of job, and switches of each that can be switched."""
+Exceptions in each kind of job, switches of each that can be switched, and runs that are ended and go on."""
 
 
 def table(title: str, rows: Iterable[parsers.Row]) -> int:
@@ -38,11 +38,12 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     asked.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="the same seed, the same tries")
     asked.add_argument("--share", type=float, default=1.0, help="of the tries")
-    rows = ("parsers", "commands", "kills", "addresses", "figures", "jobs")
+    rows = ("parsers", "commands", "kills", "addresses", "figures", "jobs", "resume")
     asked.add_argument("--only", choices=rows, help="only these")
     chosen = asked.parse_args()
     print(f"seed {chosen.seed}")
-    tries = [max(1, round(n * chosen.share)) for n in (PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN, THROWN, SWITCHED)]
+    all_tries = (PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN, THROWN, SWITCHED, RESUMED)
+    tries = [max(1, round(n * chosen.share)) for n in all_tries]
     failures = 0
     with tempfile.TemporaryDirectory(prefix="sinkscope-fuzz-") as folder:
         os.environ["SINKSCOPE_RUNS"] = str(Path(folder) / "library")
@@ -62,6 +63,8 @@ def main() -> None:
             model = jobs.model_with_words(Path(folder) / "words")
             failures += table("jobs", jobs.rows(model, chosen.seed, tries[5]))
             failures += table("switches while frames are made", switches.rows(model, chosen.seed, tries[6]))
+        if chosen.only in (None, "resume"):
+            failures += table("killed and resumed", resumes.rows(chosen.seed, tries[7]))
     sys.exit(failures > 0)
 
 

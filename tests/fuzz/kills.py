@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -56,14 +57,14 @@ def rows(seed: int, tries: int):
             for i in range(tries):
                 place = folder / f"{command}-{i}"
                 how, after = chance.choice(SIGNALS), chance.uniform(0, LONGEST)
-                code = _end([*words, "--out", str(place)], place, how, after)
+                code = end([*words, "--out", str(place)], place, how, after)
                 ended += code != 0
                 if wrong := CHECKS[command](place, code):
                     failures.append(f"{how.name} after {after:.2f} s, status {code}: {wrong}")
             yield Row(command, tries, ended, failures)
 
 
-def _main(words: list[str]) -> None:
+def run_command(words: list[str]) -> None:
     """A command, in a process of its own that has imported everything already."""
     from analysis.cli.main import main
 
@@ -76,9 +77,11 @@ def _main(words: list[str]) -> None:
     main()
 
 
-def _end(words: list[str], place: Path, how: signal.Signals, after: float) -> int:
-    """The status of a command that was ended some time after its folder was there."""
-    process = PROCESSES.Process(target=_main, args=(words,))
+def end(
+    words: list[str], place: Path, how: signal.Signals, after: float, target: Callable[[list[str]], None] = run_command
+) -> int:
+    """The status of a command that was ended some time after its folder was there; `target`: runs it."""
+    process = PROCESSES.Process(target=target, args=(words,))
     process.start()
     until = time.monotonic() + 120
     while not place.exists() and process.is_alive() and time.monotonic() < until:
