@@ -1,0 +1,40 @@
+"""The server is killed in the middle of a run and started again: the link opens the run, and it goes on."""
+
+from urllib.parse import urlsplit
+
+import pytest
+
+from analysis.runs.reader import about_of, load
+
+from .conftest import started
+from .test_live import press_main, wait_read
+
+pytestmark = pytest.mark.browser
+
+
+def test_a_run_is_there_after_a_kill_and_goes_on(page, tmp_path):
+    where = {"SINKSCOPE_RUNS": str(tmp_path / "runs")}
+    with started(**where) as (address, process):
+        page.goto(f"{address}/?lane=window:window=64&lane=streaming:sinks=4,window=60")
+        page.get_by_text("Window 64").first.wait_for()
+        press_main(page)
+        for lane in range(2):
+            wait_read(page, lane, 33)
+        page.wait_for_function("location.search.includes('run=')")
+        link = urlsplit(page.url)
+        process.kill()
+        process.wait()
+    (folder,) = (tmp_path / "runs").iterdir()
+    before = [track.nll.view().copy() for track in load(folder).tracks]
+    assert about_of(folder)["status"] == "killed" and min(map(len, before)) >= 32
+    with started(**where) as (address, _):
+        page.goto(f"{address}/?{link.query}")
+        page.get_by_role("button", name="read on where this run stopped").click()
+        page.get_by_role("button", name="■ Stop").wait_for()
+        wait_read(page, 0, len(before[0]) + 33)
+        page.get_by_role("button", name="■ Stop").click()
+        page.get_by_text("Stopped.").wait_for()
+        after = load(folder)
+        assert about_of(folder)["status"] == "interrupted" and folder.name in page.url
+        for was, track in zip(before, after.tracks, strict=True):
+            assert len(track.nll) > len(was) and abs(track.nll.view()[: len(was)] - was).max() <= 1e-4
