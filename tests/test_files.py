@@ -207,14 +207,14 @@ def test_capture_that_is_stopped_leaves_nothing(tiny_llama, tmp_path):
 
 def test_a_polite_request_to_end_is_an_interruption(run, tmp_path, monkeypatch):
     """Raised where it would come: while the command works."""
-    moments = Training.measurements
+    moments = Training.moments
 
     def ending(self, every):
         for moment in moments(self, every):
-            yield moment
             signal.raise_signal(signal.SIGTERM)
+            yield moment
 
-    monkeypatch.setattr(Training, "measurements", ending)
+    monkeypatch.setattr(Training, "moments", ending)
     before = signal.getsignal(signal.SIGTERM)
     try:
         code, *_ = run("emergence", "steps=9,width=16,length=16,batch=2", "--every", "1", "--out", str(tmp_path / "e"))

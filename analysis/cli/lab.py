@@ -1,14 +1,20 @@
 """The command that trains very small transformers."""
 
-from typing import Annotated
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from .. import files
 from . import options
-from .console import new_folder, out, right, say
+from .brake import Brake
+from .console import new_folder, note, out, right, say
 from .waiting import Bars
+
+if TYPE_CHECKING:
+    from ..lab.folder import TrainingWriter
 
 
 def emergence(
@@ -20,9 +26,9 @@ def emergence(
     out_folder: options.RunFolder = None,
     runs: options.Runs = None,
 ) -> None:
-    """Train very small transformers and see whether a sink grows.  Ctrl-C ends it, and keeps what was measured."""
+    """Train very small transformers and see whether a sink grows.  Ctrl-C ends it; `resume` goes on."""
     from ..lab.folder import TrainingWriter
-    from ..lab.recipe import ATTENTIONS, Recipe
+    from ..lab.recipe import Recipe
     from ..lab.training import Training
     from ..models.devices import pick_device
 
@@ -32,40 +38,74 @@ def emergence(
     place = new_folder(out_folder, "emergence", runs)
     if next(iter([*place.glob("run.json"), *place.glob("*/run.json")]), None):
         raise ValueError(f"{place} holds a run already: choose another folder for --out")
+    folders = [place]
     if len(asked) > 1:
         files.new_folder(place)
-    table = Table("Attention", *map(right, ("Steps", "Weight on token 0", "Its value's norm", "Copied", "All tokens")))
-    stopped, failed = False, list[Exception]()
+        folders = [place / f"{i}-{recipe.attention}" for i, recipe in enumerate(asked)]
+    chosen = pick_device(device)
+    # All of them at once, so that a folder says what it was asked for, whatever comes.
+    writers = [TrainingWriter(f, Training(r, chosen), every) for f, r in zip(folders, asked, strict=True)]
+    _train(writers, place)
+
+
+def go_on(place: Path, folders: list[Path]) -> None:
+    """Let the trainings in these folders of one go on where they stopped."""
+    from ..lab.resume import resumed, stopped
+
+    going = []
     with Bars(out) as bar:
-        for i, recipe in enumerate(asked):
-            training = Training(recipe, pick_device(device))
-            folder = place if len(asked) == 1 else place / f"{i}-{recipe.attention}"
-            measured, task = [], bar.add_task(ATTENTIONS[recipe.attention], total=recipe.steps)
-            kept = TrainingWriter(folder, training, every)
+        for folder, about in stopped(folders):
+            task = bar.add_task(f"Again: {about.recipe.attention}", total=about.recipe.steps)
+            going.append(resumed(folder, about, lambda step, task=task: bar.update(task, completed=step)))
+    for training in going:
+        for sentence in training.said:
+            say(f"{training.about.recipe.attention}: {sentence}")
+    _train([training.open() for training in going], place)
+
+
+def _train(writers: "list[TrainingWriter]", place: Path) -> None:
+    """Train to the end, one after another, and print a table.  Ctrl-C, or a polite kill, ends it after the step that is
+    being made; a second one at once."""
+    from ..lab.recipe import ATTENTIONS
+
+    table = Table("Attention", *map(right, ("Steps", "Weight on token 0", "Its value's norm", "Copied", "All tokens")))
+    stopped, whole, failed = False, True, list[Exception]()
+    with Bars(out) as bar, Brake() as brake:
+        for writer in writers:
+            training, status = writer.training, "interrupted"
+            name = ATTENTIONS[training.recipe.attention]
+            task = bar.add_task(name, total=training.recipe.steps, completed=training.step)
             try:
-                for now in training.measurements(every):
-                    measured.append(now)
-                    kept.add(now)
-                    bar.update(task, completed=now.step)
+                for now in () if brake.pressed else training.moments(writer.every):
+                    if now is not None:
+                        writer.add(now)
+                    writer.save()
+                    bar.update(task, completed=training.step)
+                    if brake.pressed:
+                        break
+                status = "finished" if training.done else "interrupted"
             except KeyboardInterrupt:
-                stopped = True
+                whole = False
             except Exception as e:
                 # Whatever it is, the other trainings have no part in it.
                 failed.append(e)
-            kept.finish("finished" if training.done else "interrupted" if stopped else "failed")
-            if measured:
-                first, last = measured[0], measured[-1]
+                status = "failed"
+            stopped |= status == "interrupted"
+            writer.finish(status, whole=whole)
+            for warning in writer.warnings:
+                note(warning)
+            if writer.measurements:
+                first, last = writer.measurements[0], writer.measurements[-1]
                 table.add_row(
-                    ATTENTIONS[recipe.attention], f"{last.step:,}", f"{first.sink:.2f} → {last.sink:.2f}",
+                    name, f"{last.step:,}", f"{first.sink:.2f} → {last.sink:.2f}",
                     f"{first.value:.2f} → {last.value:.2f}", f"{last.copied:.3f}", f"{last.loss:.3f}",
                 )  # fmt: skip
-            if stopped:
-                break
     out.print(table)
     out.print("Losses in nats a token; norms as times those of the other values.")
     ended = "Interrupted" if stopped else "Failed" if failed else "Finished"
     say(f"{ended}. It lies in {place}")
     if stopped:
+        say(f"To go on: python -m analysis resume {shlex.quote(str(place))}")
         raise typer.Exit(130)
     for e in failed:
         raise e

@@ -8,7 +8,7 @@ import typer
 from .. import texts
 from ..policies import parse
 from ..runs.spec import TYPED
-from . import options
+from . import lab, options
 from .chat import talk
 from .console import out, say
 from .reading import read_on
@@ -23,10 +23,16 @@ def resume(
     tokens: Annotated[int | None, typer.Option(help="read until there are so many tokens (default: as asked)")] = None,
 ) -> None:
     """Go on where a run stopped: interrupted, killed, or finished with fewer tokens than its text has."""
+    from ..lab.folder import folders_of
     from ..runs import library
     from ..runs import resume as runs
 
     folder = library.named(folder)
+    if trainings := folders_of(folder):
+        if tokens is not None:
+            raise ValueError("a training goes on to the end of its recipe: leave out --tokens")
+        lab.go_on(folder, trainings)
+        return
     asked = runs.stopped(folder, tokens)
     spec = asked.spec
     chat = asked.run.kind == "chat"

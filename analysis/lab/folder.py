@@ -1,4 +1,7 @@
-"""The folder of a training: written as the training goes, and read again without torch."""
+"""The folder of a training: written as the training goes, and read again without torch.
+
+How a training goes on from its folder is resume.py's matter.
+"""
 
 import csv
 import json
@@ -6,21 +9,23 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import files
 from ..files import Kind
-from ..runs.status import RUNNING, here
+from ..runs.status import RUNNING, here, status_of
 from ..tables import as_csv
 from .recipe import Recipe
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .training import Measurement, Training
 
 MAX_LOST, SHARE = 2.0, 20
@@ -40,6 +45,11 @@ def write(place: Path, recipe: Recipe, measurements: "Sequence[Measurement]", ex
 
     What it wrote there before is replaced file by file.  Raises ValueError where the disk does not take it.
     """
+    _write_numbers(place, measurements, example)
+    write_about(place, About(recipe, status))
+
+
+def _write_numbers(place: Path, measurements: "Sequence[Measurement]", example: NDArray) -> None:
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -53,60 +63,125 @@ def write(place: Path, recipe: Recipe, measurements: "Sequence[Measurement]", ex
             tokens=example,
         )
     files.write(place / "curves.csv", curves_as_csv(measurements))
-    _write_about(place, recipe, status)
 
 
-def _write_about(place: Path, recipe: Recipe, status: str) -> None:
-    about = {"recipe": asdict(recipe), "status": status, "torch": version("torch")}
-    about |= {"process": here()} if status == RUNNING else {}
-    files.write(place / "run.json", json.dumps(about, indent=2) + "\n")
+@dataclass(frozen=True)
+class About:
+    """What run.json says of a training."""
+
+    recipe: Recipe
+    status: str = ""
+    every: int = 20
+    """Steps between two measurements."""
+    device: str = "cpu"
+    process: dict[str, Any] | None = None
+    """Who writes it, while somebody does."""
+
+
+def write_about(place: Path, about: About) -> None:
+    """Write run.json.  Raises ValueError where the disk does not take it."""
+    said = {"kind": "training", **asdict(about), "torch": version("torch")}
+    if about.process is None:
+        del said["process"]
+    files.write(place / "run.json", json.dumps(said, indent=2) + "\n")
+
+
+def about_of(place: Path) -> About:
+    """What a folder says of its training, with the status that it really has.  Raises ValueError where it is none."""
+    about = files.record(place / "run.json", About, "that of a training")
+    return replace(about, status=status_of(asdict(about)))
+
+
+def folders_of(place: Path) -> list[Path]:
+    """The folder of a training, or those of several that lie in it; none where there are none, or other runs too."""
+    there = [place / "run.json"] if os.path.exists(place / "run.json") else sorted(place.glob("*/run.json"))
+    abouts = [files.record(file, dict[str, Any], "that of a run") for file in there]
+    return [file.parent for file in there] if all("recipe" in about for about in abouts) else []
 
 
 class TrainingWriter:
-    """Writes a training into a new folder as it goes, so often that it takes a small share of the time.
+    """Writes a training into a folder as it goes, so often that it takes a small share of the time.
 
-    Raises ValueError where the folder holds something, or the disk has no room for all of it.  Where the disk fills up
-    meanwhile, what was written stays, and `problem` says so; the training may go on, and is written when there is room.
+    `measurements`: what the folder holds already, of a training that goes on; None: it is a new one.  Raises ValueError
+    where a new one holds something, or the disk has no room for all of it.  Where the disk fills up meanwhile, what was
+    written stays, and `problem` says so; the training may go on, and is written when there is room.
     """
 
-    def __init__(self, place: Path, training: "Training", every: int) -> None:
-        self.place, self.problem = place, ""
-        self._training, self._next = training, 0.0
-        self._measurements: list[Measurement] = []
+    def __init__(
+        self, place: Path, training: "Training", every: int, measurements: "Sequence[Measurement] | None" = None
+    ) -> None:
+        # Here, since all that torch is needed for is to train.
+        from ..runs.checkpoint import Checkpoints, Saver
+
+        self.place, self.training, self.problem = place, training, ""
+        self.warnings: list[str] = []
+        """Sentences on checkpoints that could not be written."""
+        self._next, self.measurements = 0.0, list(measurements or [])
+        self._about = About(training.recipe, RUNNING, every, str(training.device), here())
+        self._saver = Saver(Checkpoints(place), self.warnings.append)
         recipe = training.recipe
         # As large as they can be; and once more, since they are written beside.
         files.check_room(place, 2 * (recipe.steps // every + 2) * 2 * recipe.length**2, "this training")
-        files.new_folder(place)
+        if measurements is None:
+            files.new_folder(place)
         try:
             files.reserve(place)
         except OSError as e:
             raise files.unwritten(place, e) from e
+        write_about(place, self._about)
+
+    @property
+    def every(self) -> int:
+        """Steps between two measurements."""
+        return self._about.every
 
     def add(self, measurement: "Measurement") -> None:
-        """Take in what the model is like now."""
-        self._measurements.append(measurement)
+        """Take in what the model is like now, unless the folder has that step already."""
+        if self.measurements and measurement.step <= self.measurements[-1].step:
+            return
+        self.measurements.append(measurement)
         if (began := time.monotonic()) < self._next:
             return
-        self._write(RUNNING)
+        self._write(self._about)
         now = time.monotonic()
         self._next = now + max(MAX_LOST, SHARE * (now - began))
 
-    def _write(self, status: str) -> None:
+    def save(self) -> None:
+        """Write a checkpoint beside the training, if the last one is long enough ago; the record first, since a
+        checkpoint of a moment that it has not is of no use."""
+        self._saver.save(self._checkpoint)
+
+    def _checkpoint(self) -> "tuple[dict[str, Any], dict[str, Tensor]]":
+        if self.measurements:
+            self._write(self._about)
+        return self.training.state()
+
+    def _write(self, about: About) -> None:
         try:
-            write(self.place, self._training.recipe, self._measurements, self._training.example, status)
+            _write_numbers(self.place, self.measurements, self.training.example)
+            write_about(self.place, about)
             self.problem = ""
         except ValueError as e:
             self.problem = str(e)
 
-    def finish(self, status: str) -> None:
-        """Write all of it.  Raises ValueError where the disk does not take it: then it is as it was written last."""
+    def finish(self, status: str, *, whole: bool = True) -> None:
+        """Write all of it; of what was interrupted a checkpoint, too, unless it was in the midst of a step (not
+        `whole`).  Raises ValueError where the disk does not take it: then it is as it was written last."""
         files.release(self.place)
-        if not self._measurements:
-            return
-        self._write(status)
+        about = replace(self._about, status=status, process=None)
+        if self.measurements:
+            self._write(about)
+        else:
+            write_about(self.place, about)
+        again = status == "interrupted" and whole and self.measurements and not self.problem
+        if warning := self._saver.close(self.training.state if again else None):
+            self.warnings.append(warning)
+        if status == "finished" and not self.problem:
+            # Nothing is left to be done.
+            self._saver.checkpoints.remove()
         if self.problem:
             with suppress(ValueError):
-                _write_about(self.place, self._training.recipe, "failed")
+                write_about(self.place, replace(about, status="failed"))
             raise ValueError(self.problem)
 
 
@@ -127,26 +202,25 @@ class SavedTraining:
         return np.array([self.curves[f"{what} {layer}.{head}"][i] for i, (layer, head) in enumerate(self.heads)])
 
 
-@dataclass
-class _About:
-    """What run.json must say."""
-
-    recipe: Recipe
-    status: str = ""
-
-
 def read(place: Path) -> list[SavedTraining]:
-    """The trainings in a folder, or in the folders in it.  Raises ValueError where there are none."""
+    """The trainings in a folder, or in the folders in it, but for those of which nothing was measured yet.
+
+    Raises ValueError where there are none.
+    """
     place = Path(place)
     whole = os.path.exists(place / "run.json")
     folders = [place] if whole else sorted(p.parent for p in place.glob("*/run.json"))
     if not folders:
         raise ValueError(f"{place} holds no training: python -m analysis emergence --out {place} makes one")
-    return [_read(folder) for folder in folders]
+    abouts = [(folder, about_of(folder)) for folder in folders]
+    # What was ended before its first measurement, or has still to begin, is no less sound for it.
+    begun = [(f, a) for f, a in abouts if a.status == "finished" or os.path.exists(f / "curves.csv")]
+    if not begun:
+        raise ValueError(f"{place} holds a training that has measured nothing yet: python -m analysis resume {place}")
+    return [_read(folder, about) for folder, about in begun]
 
 
-def _read(place: Path) -> SavedTraining:
-    about = files.record(place / "run.json", _About, "that of a training")
+def _read(place: Path, about: About) -> SavedTraining:
     recipe, file = about.recipe, place / "curves.csv"
     heads = [f"{layer}.{head}" for layer, head in np.ndindex(recipe.layers, recipe.heads)]
     wanted = ["step", "loss", "copied", *(f"{what} {h}" for what in ("weight", "norm") for h in heads)]
@@ -163,7 +237,7 @@ def _read(place: Path) -> SavedTraining:
     # Maps are written first: of a training that was killed, or is under way, there may be one more.
     count = min(len(numbers), *map(len, held.values()))
     steps = numbers[:, 0]
-    if about.status != RUNNING and count != max(len(numbers), *map(len, held.values())):
+    if about.status not in (RUNNING, "killed") and count != max(len(numbers), *map(len, held.values())):
         raise ValueError(
             f"{place} has not as many maps as rows in curves.csv: a file is damaged, or of another training"
         )

@@ -3,9 +3,11 @@
 Knows nothing of pretrained models, nor of files (folder.py).
 """
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,15 +59,17 @@ class Training:
     """One model that is being trained, by a recipe."""
 
     def __init__(self, recipe: Recipe, device: str | torch.device = "cpu") -> None:
-        self.recipe, self.step, self._device = recipe, 0, torch.device(device)
+        self.recipe, self.step, self.device = recipe, 0, torch.device(device)
         self.task: Task = {"backcopy": Backcopy, "plays": Plays}[recipe.task](recipe)
         r, generator = recipe, torch.Generator().manual_seed(recipe.seed)
         model = Transformer(r.attention, r.vocabulary, r.length, r.width, r.layers, r.heads, generator)
-        self.model = model.to(self._device)
+        self.model = model.to(self.device)
         self._optimizer = torch.optim.AdamW(self.model.parameters(), r.rate, weight_decay=r.decay, fused=True)
         self._rng = np.random.default_rng(r.seed + 1)
         self._waiting: list[NDArray[np.int64]] = []
-        self._held_out = torch.from_numpy(self.task.held_out()).to(self._device)
+        self._before = self._rng.bit_generator.state
+        """The generator as it was before the batches that wait were drawn."""
+        self._held_out = torch.from_numpy(self.task.held_out()).to(self.device)
 
     @property
     def done(self) -> bool:
@@ -91,10 +95,45 @@ class Training:
 
     def measurements(self, every: int) -> Iterator[Measurement]:
         """What the model is like now, and after each `every` steps to the end.  Raises ValueError as `measure` does."""
-        yield self.measure()
-        while not self.done:
-            self.advance(every)
+        return (moment for moment in self.moments(every) if moment is not None)
+
+    def moments(self, every: int) -> Iterator[Measurement | None]:
+        """Train on to the end, a step at a time: what the model is like at first, after each `every` steps and at the
+        end; after other steps None.  Raises ValueError as `measure` does."""
+        if self.step == 0:
             yield self.measure()
+        while not self.done:
+            self.advance(1)
+            yield self.measure() if self.step % every == 0 or self.done else None
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All that it takes to train on in another process: plain values, and copies of tensors by name, on the CPU."""
+        tensors = {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        for index, held in self._optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": t for name, t in held.items()}
+        rng = self._before if self._waiting else self._rng.bit_generator.state
+        # As text, since not everything that reads JSON knows whole numbers of 128 bits.
+        about = {"step": self.step, "waiting": len(self._waiting), "rng": json.dumps(rng)}
+        return about, {name: t.detach().to("cpu", copy=True) for name, t in tensors.items()}
+
+    def load_state(self, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Become the training whose state this is, of the same recipe.
+
+        Raises ValueError, KeyError, TypeError or RuntimeError where it is of another; this one is then of no use.
+        """
+        self.model.load_state_dict({n.partition(".")[2]: t for n, t in tensors.items() if n.startswith("model.")})
+        held: dict[int, dict[str, Tensor]] = {}
+        for name, t in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, of = name.split(".")
+                held.setdefault(int(index), {})[of] = t
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": held, "param_groups": groups})
+        self.step, waiting = int(about["step"]), int(about["waiting"])
+        self._rng.bit_generator.state = json.loads(about["rng"])
+        if waiting:
+            self._draw()
+            del self._waiting[waiting:]
 
     @torch.no_grad()
     def measure(self) -> Measurement:
@@ -131,6 +170,9 @@ class Training:
 
     def _batch(self) -> Int[Tensor, "batch tokens"]:
         if not self._waiting:
-            drawn = self.task.draw(self.recipe.batch * TOGETHER, self._rng)
-            self._waiting = np.split(drawn, TOGETHER)
-        return torch.from_numpy(self._waiting.pop()).to(self._device)
+            self._draw()
+        return torch.from_numpy(self._waiting.pop()).to(self.device)
+
+    def _draw(self) -> None:
+        self._before = self._rng.bit_generator.state
+        self._waiting = np.split(self.task.draw(self.recipe.batch * TOGETHER, self._rng), TOGETHER)

@@ -35,6 +35,7 @@ class _Folders:
         """Take in a moment of a training.  Raises ValueError where the disk does not take it."""
         writer = self._writers[index]
         writer.add(moment)
+        writer.save()
         if writer.problem:
             raise ValueError(writer.problem)
 

@@ -131,13 +131,15 @@ def _capture(place: Path, code: int) -> str:
 def _emergence(place: Path, code: int) -> str:
     if not (place / "run.json").exists():
         return "" if code < 0 else "no run.json"
-    try:
-        (trained,) = read(place)
-    except Exception as e:
-        return f"{type(e).__name__}: {e}"
     status = status_of(json.loads((place / "run.json").read_text()))
     if status != {-9: "killed", 130: "interrupted", 0: "finished"}.get(code):
         return f"its status is {status}"
+    try:
+        (trained,) = read(place)
+    except Exception as e:
+        # It may have been ended before it measured anything.
+        early = code and not (place / "curves.csv").exists() and "has measured nothing yet" in str(e)
+        return "" if early else f"{type(e).__name__}: {e}"
     steps = trained.curves["step"]
     return "" if np.array_equal(steps, np.arange(len(steps)) * 5) else "moments are missing"
 

@@ -1,5 +1,5 @@
-"""Ends `stream` and `chat` at random moments, lets them go on until they are done, and compares with who was never
-ended: token by token, within what rounding does.
+"""Ends `stream`, `chat` and `emergence` at random moments, lets them go on until they are done, and compares with who
+was never ended: token by token, within what rounding does, and trainings digit by digit.
 """
 
 import random
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.lab.folder import about_of, read
 from analysis.runs.reader import load
 
 from .jobs import model_with_words
@@ -31,10 +32,12 @@ def commands(folder: Path) -> dict[str, list[str]]:
     chosen = [word for lane in lanes for word in ("--policy", lane)]
     read = ["stream", "--model", str(folder / "model"), "--text", str(folder / "ids.npy"), "--chunk", "32"]
     talk = ["chat", "--model", str(folder / "words"), "--script", str(folder / "script.txt"), "--max-new", "24"]
+    trained = [f"steps=300,width=32,length=64,batch=8,attention={kind}" for kind in ("softmax", "relu")]
     sampled = ["--temperature", "1.5", "--seed", "5"]
     return {
         "stream": [*read, "--device", "cpu", *chosen],
         "chat": [*talk, "--device", "cpu", *chosen],
+        "emergence": ["emergence", *trained, "--every", "5"],
         "chat, sampled": [*talk, *sampled, "--device", "cpu", *chosen[:4]],
     }
 
@@ -66,7 +69,7 @@ def rows(seed: int, tries: int):
                 place, told = folder / f"{kind}-{i}", []
                 for time_ in range(chance.randint(1, TIMES)):
                     how, after = chance.choice(SIGNALS), chance.uniform(0, LONGEST)
-                    begun = (place / "run.json").exists()
+                    begun = any(place.glob("**/run.json"))
                     if time_ and not begun:
                         break
                     asked = ["resume", str(place)] if begun else [*words, "--out", str(place)]
@@ -93,6 +96,8 @@ def _go(words: list[str]) -> int:
 
 def _wrong(place: Path, whole: Path, code: int) -> str:
     """What is wrong with a folder after it was let go on to its end; empty where it is the whole run."""
+    if trained := sorted(file.parent.name for file in place.glob("*/run.json")):
+        return _wrong_trainings(place, whole, trained)
     if not (place / "run.json").exists():
         return "" if code else "no run.json"
     try:
@@ -110,4 +115,16 @@ def _wrong(place: Path, whole: Path, code: int) -> str:
             return f"lane {lane} is off by {apart:.2g} nats"
         if a.policies != b.policies or not np.array_equal(a.cache_tokens.view(), b.cache_tokens.view()):
             return f"lane {lane} has held other tokens"
+    return ""
+
+
+def _wrong_trainings(place: Path, whole: Path, names: list[str]) -> str:
+    """The same of trainings."""
+    if any(about_of(place / name).status != "finished" for name in names) and (code := _go(["resume", str(place)])):
+        return f"going on to the end, status {code}"
+    for name in names:
+        if (place / name / "curves.csv").read_bytes() != (whole / name / "curves.csv").read_bytes():
+            return f"{name} has other curves"
+        if not np.array_equal(read(place / name)[0].maps, read(whole / name)[0].maps):
+            return f"{name} has other maps"
     return ""
