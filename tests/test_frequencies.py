@@ -113,6 +113,16 @@ def test_every_token_gets_the_choice_of_its_own_context(variant, policy, sinks, 
         np.testing.assert_allclose(our_nll(model, tokens, chunk, policy), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("positions", ["cache", "text"])
+def test_slots_that_are_ranked_by_when_they_came_equal_sinks_and_window(variant, positions):
+    """Which is held to the family's own rule above: past the length at which frequencies change, and with evictions."""
+    model, tokens = model_of(variant), words(TOKENS)
+    expected = our_nll(model, tokens, 512, Streaming(4, 30, positions))
+    for chunk in (7, 512):
+        ranked = our_nll(model, tokens, chunk, parse(f"late:budget=34,sinks=4,start=0,positions={positions}"))
+        np.testing.assert_allclose(ranked, expected, atol=1e-4)
+
+
 def test_with_one_layer_dense_equals_the_familys_own_pass_over_every_prefix(variant):
     """Keys of the first layer depend on no frequencies, so nothing that was read earlier can differ."""
     model, tokens = model_of(variant, num_hidden_layers=1), words(TOKENS)
