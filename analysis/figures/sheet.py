@@ -33,6 +33,8 @@ HIGHEST = {"slides": 7.5}
 PAGE = 9.0
 """Inches that a figure may be high: on a slide, and on any other page."""
 KINDS = ("pdf", "svg", "png", "csv", "npz")
+FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell begins with that a spreadsheet takes for a formula."""
 STYLE = {
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
@@ -238,4 +240,7 @@ def table(data: Numbers) -> str:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, str):
+        # Tokens of a foreign text may look like formulas, which spreadsheets compute: an apostrophe says text to them.
+        return f"'{value}" if value.startswith(FORMULAS) else value
     return "" if isinstance(value, float) and np.isnan(value) else str(value)
