@@ -5,11 +5,107 @@ bundled, or in memory already.  What is wrong is a ValueError, and becomes one s
 instead (`wrong`).  No Streamlit in here.
 """
 
-from collections.abc import Collection, Sequence
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from analysis import texts
 from analysis.policies import Policy, parse
 from analysis.settings import quoted
+
+HASH = re.compile(r"sha256:[0-9a-f]{16}")
+"""How an address names a text that was pasted or uploaded: by the first digits of its SHA-256."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One thing that an address says: `read` turns what is written into its value, or raises ValueError; `write` is the
+    way back."""
+
+    read: Callable[[str], Any]
+    write: Callable[[Any], str] = str
+
+
+Parameters = Mapping[str, Parameter]
+
+
+def values(of: Parameters, asked: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """What an address asks of these parameters, and what is wrong with the others, each as a sentence's part."""
+    found, problems = {}, []
+    for name, parameter in of.items():
+        if name in asked:
+            try:
+                found[name] = parameter.read(asked[name])
+            except ValueError as e:
+                problems.append(str(e))
+    return found, problems
+
+
+def said(of: Parameters, now: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, str]:
+    """What an address says of the values now: only those that are not as usual."""
+    return {name: of[name].write(now[name]) for name in of if now.get(name) is not None and now[name] != usual[name]}
+
+
+def one_of(name: str, choices: Collection[Any]) -> Parameter:
+    """One of several choices, written as text."""
+    written = {str(choice): choice for choice in choices}
+    return Parameter(lambda asked: written[texts.checked(name, asked, written)])
+
+
+def some_of(name: str, choices: Collection[Any]) -> Parameter:
+    """Any of several choices, in their order, with commas between them; none of them is an empty text."""
+
+    def read(asked: str) -> list[Any]:
+        parts = [texts.checked(name, part, map(str, choices)) for part in asked.split(",") if part]
+        return [choice for choice in choices if str(choice) in parts]
+
+    return Parameter(read, lambda chosen: ",".join(map(str, chosen)))
+
+
+def whole(name: str, low: int, high: int) -> Parameter:
+    """A whole number in digits."""
+    return Parameter(lambda asked: number(name, asked, low, high))
+
+
+def real(name: str, low: float, high: float) -> Parameter:
+    """A number with or without a point."""
+
+    def read(asked: str) -> float:
+        try:
+            # Longer than any float is written, and Python reads letters of other scripts as digits.
+            found = float(asked) if asked.isascii() and len(asked) <= 32 and "_" not in asked else math.nan
+        except ValueError:
+            found = math.nan
+        if not low <= found <= high:
+            raise ValueError(f"{name} must be a number from {low:g} to {high:g}, not {quoted(asked)}")
+        return found
+
+    return Parameter(read, repr)
+
+
+def several(name: str, parts: int, high: int, example: str) -> Parameter:
+    """So many whole numbers up to `high` with points between them, as a tuple."""
+
+    def read(asked: str) -> tuple[int, ...]:
+        found = asked.split(".") if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})*", asked) else []
+        if len(found) != parts or any(int(n) > high for n in found):
+            raise ValueError(f"{name} must be written {example}, not {quoted(asked)}")
+        return tuple(map(int, found))
+
+    return Parameter(read, lambda numbers: ".".join(map(str, numbers)))
+
+
+def line(name: str, longest: int) -> Parameter:
+    """One line that a person typed."""
+
+    def read(asked: str) -> str:
+        if len(asked) > longest or not asked.isprintable():
+            raise ValueError(f"{name} must be one line of at most {longest:,} characters")
+        return asked
+
+    return Parameter(read)
 
 
 def policy(written: str) -> Policy:
@@ -39,6 +135,18 @@ def text(name: str) -> str:
     return name
 
 
+def given_text(name: str) -> str:
+    """The same, or the hash of a text that was pasted or uploaded."""
+    return name if HASH.fullmatch(name) else text(name)
+
+
+def named_text(name: str, sha256: str = "") -> str:
+    """How an address names a text that is bundled, or has this SHA-256; empty where it cannot."""
+    if name in texts.plays() or HASH.fullmatch(name):
+        return name
+    return f"sha256:{sha256[:16]}" if sha256 else ""
+
+
 def model(name: str, known: Collection[str]) -> str:
     """The name of a model that is in use here already, or comes with Sinkscope."""
     if name != "embedded" and name not in known:
@@ -49,6 +157,11 @@ def model(name: str, known: Collection[str]) -> str:
     return name
 
 
+def known_model(known: Collection[str]) -> Parameter:
+    """A model that is in use here already, or comes with Sinkscope."""
+    return Parameter(lambda name: model(name, known))
+
+
 def number(name: str, written: str, low: int, high: int) -> int:
     """A whole number in digits."""
     if not (written.isascii() and written.isdecimal() and len(written) <= 12 and low <= int(written) <= high):
@@ -56,6 +169,8 @@ def number(name: str, written: str, low: int, high: int) -> int:
     return int(written)
 
 
-def wrong(e: Exception, instead: str = "") -> str:
-    """What to say on the page."""
-    return f"The address of this page asks for something that cannot be: {e}.{' ' * bool(instead)}{instead}"
+def wrong(problems: Sequence[str], instead: str = "That is left out.") -> str:
+    """What to say on the page of what its address asks wrongly, if anything."""
+    if not problems:
+        return ""
+    return f"The address of this page asks for something that cannot be: {'; '.join(problems)}. {instead}"

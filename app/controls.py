@@ -19,7 +19,7 @@ from analysis.policies import POLICIES, Policy, parse
 from analysis.policies.duo import rows_of
 from analysis.runs.spec import Spec
 from analysis.settings import Settings, quoted
-from analysis.texts import BOS, SPECIAL, checked
+from analysis.texts import BOS, SPECIAL
 from app import address
 from app.libraries import LIBRARIES
 from app.pages import PAGES
@@ -29,11 +29,13 @@ BEGINS = {"auto": "as usual", "on": "on", "off": "off"}
 CONTROL = {"text": "as text", "tokens": "as tokens"}
 WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
 NUMBERS = ["auto", "float32", "bfloat16", "float16"]
+LINKED = "The text of the link"
 UPLOAD, PASTE = "Upload a text …", "Paste a text …"
 AROUND = Path(__file__).parent / "components" / "shared" / "around.css"
 """The style of the page around what it draws."""
 LONGEST_NAME = 4096
 """Characters of a path or of the name of a model: more than any file system takes."""
+MOST_KV_HEADS = 1024
 NEW_LANE = "streaming:sinks=4,window=60,positions=cache"
 
 
@@ -67,6 +69,17 @@ def kept(key: str, first: Any, options: Collection | None = None) -> str:
     if key not in state or state[key] != value:
         state[key] = value
     return key
+
+
+def choice(key: str, first: Any) -> Any:
+    """What a widget that keeps its choice has chosen."""
+    return st.session_state.get(key, st.session_state.get("kept", {}).get(key, first))
+
+
+def choose(key: str, value: Any) -> None:
+    """Let a widget that keeps its choice, and was not drawn yet, have this one."""
+    st.session_state.pop(key, None)
+    st.session_state.setdefault("kept", {})[key] = value
 
 
 def is_new_press(trigger: str, value: dict) -> bool:
@@ -109,29 +122,29 @@ class Chosen(NamedTuple):
         # Whether a text begins with BOS is a word in every Spec, though one is made of older runs' true and false too.
         return cls(spec.model, spec.dtype, spec.weights, spec.kv_heads, str(spec.bos), spec.special)
 
-    def linked(self) -> "Chosen":
-        """The same, but for how text is read where the page's address says so.  Raises ValueError for what is none."""
-        asked = st.query_params
-        bos, special = asked.get("bos", self.bos), asked.get("special", self.special)
-        return self._replace(bos=checked("bos", bos, BOS), special=checked("special", special, SPECIAL))
+    def linked(self, asked: Mapping[str, str], known: Collection[str] = ()) -> tuple["Chosen", list[str]]:
+        """The same, but for what an address asks, and what is wrong with that; `known`: models that are in use here."""
+        found, problems = address.values({**MODEL, "model": address.known_model(known)}, asked)
+        return self._replace(**found), problems
 
     def link(self) -> dict[str, str]:
-        """How text is read, as an address says it: only what is not left as it is."""
-        return {name: value for name in READING if (value := getattr(self, name)) != self._field_defaults[name]}
-
-    def to_address(self) -> None:
-        """Let the page's address say how text is read."""
-        for name in READING:
-            st.query_params.pop(name, None)
-        st.query_params.update(self.link())
+        """The same as an address says it: only what is not left as it is."""
+        return address.said(MODEL, self._asdict(), self._field_defaults)
 
     def decided(self) -> "Chosen":
         """The same, with the dtype that `auto` stands for on this machine: what a Spec says."""
         return self._replace(dtype=decision(self.dtype).dtype)
 
 
-READING = {"bos": BOS, "special": SPECIAL}
-"""Settings of how text is read that stand in addresses, and their values."""
+MODEL: address.Parameters = {
+    "model": address.known_model(()),
+    "dtype": address.one_of("dtype", NUMBERS),
+    "weights": address.one_of("weights", WEIGHTS),
+    "kv_heads": address.whole("kv_heads", 1, MOST_KV_HEADS),
+    "bos": address.one_of("bos", BOS),
+    "special": address.one_of("special", SPECIAL),
+}
+"""What addresses say of a model and how it is loaded."""
 
 
 def model_controls(key: str, now: Chosen) -> Chosen:
@@ -161,7 +174,7 @@ def model_controls(key: str, now: Chosen) -> Chosen:
     kv_heads = st.number_input(
         "KV heads",
         1,
-        1024,
+        MOST_KV_HEADS,
         now.kv_heads,
         placeholder="as is",
         key=f"{key}-kv-heads",
@@ -202,12 +215,15 @@ def text_controls(key: str, now: str) -> str:
         "Text",
         names,
         index=names.index(now),
-        format_func=lambda n: texts.title(n) if n in texts.plays() else n,
+        format_func=lambda n: texts.title(n) if n in texts.plays() else LINKED if address.HASH.fullmatch(n) else n,
         key=f"{key}-{st.session_state.revision}-text",
     )
-    if name == UPLOAD:
+    linked = address.HASH.fullmatch(name)
+    if linked:
+        st.caption(f"This link is of a text that was pasted or uploaded ({name} …): paste or upload it again.")
+    if name == UPLOAD or linked:
         st.file_uploader("A text file (UTF-8) or token ids (.npy)", key=f"{key}-upload", max_upload_size=8)
-    elif name == PASTE:
+    if name == PASTE or linked:
         st.text_area("Text", key=f"{key}-paste", height=160, placeholder="Paste at least a few sentences")
     return name
 
@@ -215,14 +231,25 @@ def text_controls(key: str, now: str) -> str:
 def chosen_text(key: str, name: str) -> texts.Text:
     """The text that was chosen by `text_controls`.  Raises ValueError with what to do."""
     state = st.session_state
+    upload, pasted = state.get(f"{key}-upload"), state.get(f"{key}-paste", "")
+    if address.HASH.fullmatch(name):
+        if upload is None and not pasted:
+            raise ValueError("this link is of a text that was pasted or uploaded: paste or upload it again")
+        text = chosen_text(key, PASTE if upload is None else UPLOAD)
+        if address.named_text("", text.sha256) != name:
+            raise ValueError(
+                f"{text.name} is not the text of this link, whose SHA-256 begins with {name.removeprefix('sha256:')}: "
+                "give that one, or choose another text"
+            )
+        return text
     if name == UPLOAD:
-        if (upload := state.get(f"{key}-upload")) is None:
+        if upload is None:
             raise ValueError("choose a file to upload first, or another text")
         # An address that names a bundled text means that one.
         bundled = upload.name in texts.plays()
         return texts.from_bytes(upload.getvalue(), f"{upload.name} (uploaded)" if bundled else upload.name)
     if name == PASTE:
-        return texts.from_bytes(state.get(f"{key}-paste", "").encode(), "the pasted text")
+        return texts.from_bytes(pasted.encode(), "the pasted text")
     if name not in texts.plays():
         # A name that came with a run, which may be of an upload: it is no path to be read.
         raise ValueError(f"the text {quoted(name)} is no longer here: upload it again, or choose a bundled one")

@@ -20,6 +20,8 @@ if __name__ != "__main__":
 
     app = st.App(__file__, routes=ROUTES, middleware=GUARDS, on_script_error=failed)
 else:
+    from streamlit.runtime.scriptrunner import get_script_run_ctx
+
     from app.components import presence
     from app.lesson import LANGUAGES, lesson
     from app.opening import opened
@@ -39,9 +41,12 @@ else:
         position="top",
     )
     page = PAGES[chosen.url_path or next(iter(PAGES))]
-    # A page reads its address when a person comes to it: later the address says what the page shows.
-    st.session_state.arrived = st.session_state.get("page") != page.name
-    if st.session_state.arrived:
+    # A page reads its address when a person comes to it, by back and forward too: later the address says what the page
+    # shows.  Whoever goes back finds what the address says, and whoever comes by the navigation what was left there.
+    context = get_script_run_ctx()
+    st.session_state.returned = context is not None and context.is_history_navigation
+    st.session_state.arrived = st.session_state.returned or st.session_state.get("page") != page.name
+    if st.session_state.get("page") != page.name:
         st.session_state.came_from = st.session_state.get("page")
     st.session_state.page = page.name
     say = lesson(language)["page"].say

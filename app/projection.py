@@ -1,15 +1,20 @@
-"""A page as a projector shows it: large type, and nothing beside what is looked at.  One key, on every page."""
+"""A page as a projector shows it: large type, and nothing beside what is looked at.  One key, on every page; the button
+that copies the page's address stands beside it."""
 
 from pathlib import Path
 
 import streamlit as st
+
+from app.components import link
 
 STYLE = Path(__file__).parent / "components" / "shared" / "projected.css"
 NAME = "projected"
 """Of the parameter in addresses."""
 
 
-def project(begin: str = "Project", end: str = "Leave projection") -> None:
+def project(
+    begin: str = "Project", end: str = "Leave projection", copy: str = "Copy link", copied: str = "Copied"
+) -> None:
     """The button, and the style where it is on.  A page that is opened in the same tab stays projected."""
     state = st.session_state
     if state.arrived and state.get(NAME):
@@ -17,7 +22,8 @@ def project(begin: str = "Project", end: str = "Leave projection") -> None:
     on = state[NAME] = st.query_params.get(NAME) == "1"
     if on:
         st.html(STYLE)
-    with st.container(key="project", width="content"):
+    with st.container(key="project", width="content", horizontal=True, vertical_alignment="center"):
+        link.mount(copy, copied)
         st.button(
             end if on else begin, on_click=_turn, args=(not on,), shortcut="P", type="tertiary",
             icon=":material/present_to_all:", key="project-button",

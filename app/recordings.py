@@ -58,12 +58,13 @@ ROUTES = [Route(f"/{PATH}/{{name}}", answer)]
 
 @dataclass(frozen=True)
 class Recording:
-    """A run of the library that a page shows: its name there, and what it was asked."""
+    """A run of the library that a page shows: its name there, what it was asked, and the SHA-256 of its text."""
 
     name: str
     spec: Spec
     status: str
     """How it ended; running, where somebody writes it at this moment."""
+    text_sha256: str = ""
 
     @property
     def goes_on(self) -> bool:
@@ -80,4 +81,5 @@ def find(name: str | None, kind: str) -> Recording | None:
     except ValueError:
         return None
     usual = "reading" if spec.sampling is None else "chat"
-    return Recording(path.name, spec, about.get("status", "")) if about.get("kind", usual) == kind else None
+    sha256 = str(about.get("text_sha256") or "")
+    return Recording(path.name, spec, about.get("status", ""), sha256) if about.get("kind", usual) == kind else None

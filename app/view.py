@@ -3,19 +3,19 @@
 An address says only what differs from what the lanes mean to show.  No Streamlit in here.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from analysis.metrics import MODES
 from analysis.runs.screen import PAINTS
-from analysis.settings import quoted
 from analysis.texts import checked
 
-from .address import number
+from .address import number, several
 from .presets import reference_of
 
+HEAD = several("head", 2, 9999, "layer.head, such as 20.3")
+"""How addresses name a head."""
 PARAMETERS = ("mode", "paint", "reference", "shown", "head")
 """What the address of a page that reads says of its view."""
 CHAT_PARAMETERS = ("shown", "head", "token")
@@ -48,6 +48,12 @@ class View:
             tuple(lanes),
         )
         return view.possible()
+
+    @classmethod
+    def linked(cls, lanes: Sequence[str], asked: Mapping[str, str]) -> tuple[Self, list[str]]:
+        """What an address asks of these lanes, and what is wrong with the rest of it."""
+        right, problems = _possible(lambda one: cls.of(lanes, one), PARAMETERS, asked)
+        return cls.of(lanes, right), problems
 
     def follow(self, lanes: Sequence[str]) -> None:
         """Let this be of other lanes: each of its lanes goes where it went, or gives way to what the lanes mean."""
@@ -123,6 +129,12 @@ class ChatView:
             view.token = view.chosen, number("token", asked["token"], 0, 2**31 - 1)
         return view
 
+    @classmethod
+    def linked(cls, lanes: Sequence[str], asked: Mapping[str, str]) -> tuple[Self, list[str]]:
+        """What an address asks of these lanes, and what is wrong with the rest of it."""
+        right, problems = _possible(lambda one: cls.of(lanes, one), CHAT_PARAMETERS, asked)
+        return cls.of(lanes, right), problems
+
     def link(self) -> dict[str, str]:
         """What an address says of this."""
         said = {"shown": str(self.chosen)} if self.chosen else {}
@@ -131,16 +143,29 @@ class ChatView:
         return said | _said(self.head)
 
 
+def _possible(
+    view: Callable[[dict[str, str]], object], names: Sequence[str], asked: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """What of an address a view can be made of, and what is wrong with the rest."""
+    right, problems = {}, []
+    for name in names:
+        try:
+            if name in asked:
+                view({name: asked[name]})
+                right[name] = asked[name]
+        except ValueError as e:
+            problems.append(str(e))
+    return right, problems
+
+
 def _said(head: tuple[int, int] | None) -> dict[str, str]:
-    return {} if head is None else {"head": f"{head[0]}.{head[1]}"}
+    return {} if head is None else {"head": HEAD.write(head)}
 
 
 def _head(asked: Mapping[str, str]) -> tuple[int, int] | None:
     if "head" not in asked:
         return None
-    if not (found := re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", asked["head"])):
-        raise ValueError(f"head must be written layer.head, such as 20.3, not {quoted(asked['head'])}")
-    return int(found[1]), int(found[2])
+    return HEAD.read(asked["head"])
 
 
 def _lane(name: str, asked: Mapping[str, str], lanes: Sequence[str], usual: int) -> int:

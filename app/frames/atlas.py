@@ -49,12 +49,18 @@ class AtlasView:
     colour: str = "logarithmic"
     many: str = "none"
     region: Region | None = None
+    place: tuple[int, int, int] | None = None
+    """The part that is looked at: its first row and column, and how many tokens; none where all is."""
     cross: tuple[int, int] | None = None
 
     def open(self, stretch: Stretch) -> None:
         """Begin with a stretch: with the head on screen, where a person chose it or its sink shows here too;
         else with one whose sink does."""
         there = self.layer < stretch.layers and self.head < stretch.heads
+        if self.cross and max(self.cross) >= stretch.tokens:
+            self.cross = None
+        if self.place and max(self.place) > stretch.tokens:
+            self.place = None
         far = np.abs(stretch.mass - SHOWN)
         if not there or not (self.picked or far[self.layer, self.head] < SHOWS):
             self.picked = False
@@ -140,6 +146,7 @@ class AtlasSender:
             "low": low,
             "high": high,
             "region": {"rows": region.rows, "columns": region.columns, "scale": region.scale},
+            "place": view.place,
             "title": f"Layer {view.layer}, head {view.head}",
             "headings": headings,
             "texts": self._texts(run, region),

@@ -3,6 +3,7 @@
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -10,21 +11,27 @@ from analysis.maps.capture import LONGEST
 from analysis.maps.region import Region
 from analysis.policies import parse
 from analysis.runs.spec import Spec
+from app import address
 from app.components import atlas
-from app.controls import LONGEST_NAME, chosen_text, is_new_press, kept
-from app.frames.atlas import AtlasView, called
+from app.controls import LONGEST_NAME, choice, choose, chosen_text, is_new_press, kept
+from app.frames.atlas import MANY, AtlasView, called
 from app.jobs.capture import CaptureJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots
 from app.panels.job_panel import JobPanel, Maker
 from app.plain import plain
+from app.view import HEAD
 
-from .heads import HeadsPanel, to_address
+from .heads import HeadsPanel
 
 PLACE = JobPanel("atlas", CaptureJob, "heads")
 
+USUAL = {"cells": "weights", "pool": "max", "colour": "logarithmic", "many": "none", "as": "beside"}
+SHOWN = {"cells": "Cells", "pool": "Zoomed out", "colour": "Colour", "many": "many", "as": "as"}
+"""What of the address widgets choose, and the end of their keys."""
 CHUNK = 128
 """Tokens that are read at a time: fewer than is fastest, since a press on Stop is heard between two chunks."""
+CELLS, POOLS, COLOURS = ("weights", "logits"), ("max", "mean"), ("logarithmic", "linear")
 COMPARED = {"beside": "side by side", "minus": "difference"}
 
 
@@ -35,7 +42,7 @@ def sidebar() -> None:
     asked["folder"] = st.text_input(
         "Folder",
         asked["folder"],
-        key="atlas-folder",
+        key=f"atlas-folder-{st.session_state.revision}",
         max_chars=LONGEST_NAME,
         placeholder="in the library",
         help="A new folder keeps what is captured; one that holds a stretch already is opened again",
@@ -46,8 +53,9 @@ def start() -> None:
     """Capture what is set; what was on screen stays, to be compared with."""
     state = st.session_state
     if (run := PLACE.begin(_prepared, start, keep=True)) is not None:
-        to_address(run)
-        state.atlas_view.region = state.atlas_view.cross = None
+        if state.captures:
+            # What the first one shows an address may have named.
+            state.atlas_view.region = state.atlas_view.place = state.atlas_view.cross = None
         state.captures = [*(c for c in state.captures if REGISTRY.find(c, CaptureJob) is not None), run.id]
 
 
@@ -72,6 +80,8 @@ def region_wanted() -> None:
     rows, columns = ([max(0, min(total, int(n))) for n in value[side]] for side in ("rows", "columns"))
     if rows[0] < rows[1] and columns[0] < columns[1]:
         st.session_state.atlas_view.region = Region((rows[0], rows[1]), (columns[0], columns[1]), scale)
+    place = value.get("place")
+    st.session_state.atlas_view.place = tuple(max(0, min(total, int(n))) for n in place) if place else None
 
 
 def picked() -> None:
@@ -98,9 +108,9 @@ def _one_of(label: str, options: tuple[str, ...]) -> str:
 def controls(view: AtlasView, run: CaptureJob, others: dict[str, CaptureJob]) -> CaptureJob | None:
     """How maps are drawn; what they are compared with."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        view.kind = _one_of("Cells", ("weights", "logits"))
-        view.pool = _one_of("Zoomed out", ("max", "mean"))
-        view.colour = _one_of("Colour", ("logarithmic", "linear"))
+        view.kind = _one_of("Cells", CELLS)
+        view.pool = _one_of("Zoomed out", POOLS)
+        view.colour = _one_of("Colour", COLOURS)
         many = {"none": "none", "heads": "heads of this layer", "layers": "layers of this head"}
         view.many = st.selectbox(
             "Small maps", list(many), format_func=many.__getitem__, key=kept("atlas-many", "none"), width=190
@@ -169,4 +179,48 @@ def busy() -> bool:
     return PLACE.busy or (run is not None and run.atlas is not None and not st.session_state.atlas_sender.complete)
 
 
-PANEL = HeadsPanel("Maps", 2048, LONGEST, sidebar, draw, busy)
+def now() -> dict[str, Any]:
+    """What is on screen, as the address says it."""
+    view, other = st.session_state.atlas_view, choice("atlas-other", "")
+    shown = {name: choice(f"atlas-{key}", USUAL[name]) for name, key in SHOWN.items()}
+    seen = {"head": (view.layer, view.head) if view.picked else None, "place": view.place, "token": view.cross}
+    return {**shown, **seen, "other": other or None}
+
+
+def take(found: dict[str, Any]) -> None:
+    """Set what an address asks."""
+    for name, key in SHOWN.items():
+        choose(f"atlas-{key}", found.get(name, USUAL[name]))
+    choose("atlas-other", found.get("other", ""))
+    view = AtlasView(place=found.get("place"), cross=found.get("token"))
+    if "head" in found:
+        view.layer, view.head, view.picked = *found["head"], True
+    st.session_state.update(atlas_view=view, atlas_shown="")
+    other = REGISTRY.find(found.get("other"), CaptureJob)
+    if other is not None and other.id not in st.session_state.captures:
+        st.session_state.captures.append(other.id)
+
+
+PANEL = HeadsPanel(
+    "Maps",
+    PLACE,
+    2048,
+    LONGEST,
+    sidebar,
+    draw,
+    busy,
+    parameters={
+        "cells": address.one_of("cells", CELLS),
+        "pool": address.one_of("pool", POOLS),
+        "colour": address.one_of("colour", COLOURS),
+        "many": address.one_of("many", MANY),
+        "as": address.one_of("as", COMPARED),
+        "head": HEAD,
+        "place": address.several("place", 3, LONGEST, "row.column.tokens, such as 512.0.64"),
+        "token": address.several("token", 2, LONGEST, "row.column, such as 300.0"),
+        "other": address.line("other", 64),
+    },
+    usual=USUAL,
+    now=now,
+    take=take,
+)

@@ -1,11 +1,11 @@
 """What the panels of the heads page have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import streamlit as st
-
-from ..jobs.base import Job
+from ..address import Parameters
+from .job_panel import JobPanel
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,8 @@ class HeadsPanel:
     """One panel of the heads page."""
 
     title: str
+    place: JobPanel
+    """Where its job stands."""
     tokens: int
     """Tokens that are read unless a person asks for more or fewer."""
     most_tokens: int
@@ -23,11 +25,13 @@ class HeadsPanel:
     """Draws the panel."""
     busy: Callable[[], bool]
     """Whether there will be something new without a press."""
+    parameters: Parameters
+    """What the page's address says of it."""
+    usual: Mapping[str, Any]
+    """The same as it is before anybody chose, by name; what is not here is none."""
+    now: Callable[[], dict[str, Any]]
+    """The same as it is now."""
+    take: Callable[[dict[str, Any]], None]
+    """Sets what an address asks, and all else as usual."""
     takes_policy: bool = True
     """Whether the text is read under a policy that a person chooses."""
-
-
-def to_address(job: Job) -> None:
-    """Let the page's address name a job, and how it reads its text."""
-    st.query_params["run"] = job.id
-    st.session_state.heads["model"].to_address()

@@ -1,13 +1,14 @@
 """What the sink of each head is worth, knocked out one after the other: a panel of the heads page."""
 
 from functools import partial
+from typing import Any
 
 import streamlit as st
 
-from analysis import texts
 from analysis.experiments.ablation import effects_as_csv
 from analysis.policies import parse
 from analysis.runs.spec import Spec
+from app import address
 from app.controls import Chosen, chosen_text
 from app.jobs.ablation import AblationJob
 from app.pages import PAGES
@@ -15,11 +16,12 @@ from app.panels import charts
 from app.panels.job_panel import JobPanel, Maker
 from app.plain import plain
 
-from .heads import HeadsPanel, to_address
+from .heads import HeadsPanel
 
 PLACE = JobPanel("knockouts", AblationJob, "heads")
 
 KINDS = {"values": "is seen, and is empty", "weights": "is not seen"}
+LAST_LAYER = 1024
 SHOWN = 15
 """Heads in the ranking beside the grid."""
 
@@ -33,19 +35,23 @@ def sidebar() -> None:
         list(KINDS),
         index=list(KINDS).index(asked["kind"]),
         format_func=KINDS.__getitem__,
-        key="heads-kind",
+        key=f"heads-kind-{st.session_state.revision}",
         help="An empty sink still takes its share of attention; where it is not seen, the others make up for it",
     )
     layer = st.number_input(
-        "Layer", -1, 1024, -1 if asked["layer"] is None else asked["layer"], key="heads-layer", help="−1: all"
+        "Layer",
+        -1,
+        LAST_LAYER,
+        -1 if asked["layer"] is None else asked["layer"],
+        key=f"heads-layer-{st.session_state.revision}",
+        help="−1: all",
     )
     asked["layer"] = None if layer < 0 else layer
 
 
 def start() -> None:
     """Begin with what is set; what was on screen ends."""
-    if (run := PLACE.begin(_prepared, start)) is not None:
-        to_address(run)
+    PLACE.begin(_prepared, start)
 
 
 def _prepared() -> Maker[AblationJob]:
@@ -112,9 +118,9 @@ def draw() -> None:
             )
         worst, policy = run.ranked[0], run.spec.policies[0]
         bent = f"{policy}{',' if ':' in policy else ':'}knockout={run.kind},heads={worst.layer}.{worst.head}"
-        address = {"lane": [policy, bent], "model": run.spec.model, **Chosen.of(run.spec).link()}
-        if run.spec.text in texts.plays():
-            address["text"] = run.spec.text
+        link = {"lane": [policy, bent], **Chosen.of(run.spec).link()}
+        if named := address.named_text(run.spec.text, run.text.sha256):
+            link["text"] = named
         with st.container(horizontal=True, vertical_alignment="center"):
             st.download_button(
                 "All heads as CSV",
@@ -128,8 +134,31 @@ def draw() -> None:
                 PAGES["read"].path,
                 label=f"Read on without the sink of {worst.layer}.{worst.head}",
                 icon=f":material/{PAGES['read'].icon}:",
-                query_params=address,
+                query_params=link,
             )
 
 
-PANEL = HeadsPanel("What is each head's sink worth?", 512, 65_536, sidebar, draw, lambda: PLACE.busy)
+def now() -> dict[str, Any]:
+    """What is taken away, as the address says it."""
+    asked = st.session_state.heads
+    return {"kind": asked["kind"], "layer": asked["layer"]}
+
+
+def take(found: dict[str, Any]) -> None:
+    """Set what an address asks."""
+    st.session_state.heads |= {"kind": "values", "layer": None} | found
+
+
+PANEL = HeadsPanel(
+    "What is each head's sink worth?",
+    PLACE,
+    512,
+    65_536,
+    sidebar,
+    draw,
+    lambda: PLACE.busy,
+    parameters={"kind": address.one_of("kind", KINDS), "layer": address.whole("layer", 0, LAST_LAYER)},
+    usual={"kind": "values"},
+    now=now,
+    take=take,
+)

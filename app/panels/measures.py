@@ -1,6 +1,7 @@
 """What every head does, measured over many short texts: a panel of the heads page."""
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,15 +9,20 @@ import streamlit as st
 
 from analysis.experiments.measures import LONGEST, MASSIVE, MEASURES, Measured
 from analysis.runs.spec import Spec
-from app.controls import chosen_text, kept
+from app import address
+from app.controls import choice, choose, chosen_text, kept
 from app.jobs.measures import MeasuresJob
 from app.panels import charts
 from app.panels.job_panel import JobPanel, Maker
 from app.plain import plain
 
-from .heads import HeadsPanel, to_address
+from .heads import HeadsPanel
 
 PLACE = JobPanel("measures", MeasuresJob, "heads")
+MOST_SAMPLES, MOST_FIRST = 1000, 64
+USUAL = {"samples": 64, "first": 4, "measure": next(iter(MEASURES)), "threshold": 0.3}
+SHOWN = {"measure": "name", "threshold": "threshold"}
+"""What of this is shown, and the end of its widget's key."""
 
 
 def sidebar() -> None:
@@ -25,17 +31,26 @@ def sidebar() -> None:
     st.caption("What is measured")
     left, right = st.columns(2)
     asked["samples"] = left.number_input(
-        "Samples", 1, 1000, asked["samples"], key="measures-samples", help="Stretches of the text, each read alone"
+        "Samples",
+        1,
+        MOST_SAMPLES,
+        asked["samples"],
+        key=f"measures-samples-{st.session_state.revision}",
+        help="Stretches of the text, each read alone",
     )
     asked["first"] = right.number_input(
-        "First tokens", 1, 64, asked["first"], key="measures-first", help="How many count for the sink mass"
+        "First tokens",
+        1,
+        MOST_FIRST,
+        asked["first"],
+        key=f"measures-first-{st.session_state.revision}",
+        help="How many count for the sink mass",
     )
 
 
 def start() -> None:
     """Begin with what is set; what was on screen ends."""
-    if (run := PLACE.begin(_prepared, start)) is not None:
-        to_address(run)
+    PLACE.begin(_prepared, start)
 
 
 def _prepared() -> Maker[MeasuresJob]:
@@ -80,11 +95,11 @@ def draw() -> None:
             "Measure",
             list(MEASURES),
             format_func=MEASURES.__getitem__,
-            key=kept("measures-name", next(iter(MEASURES))),
+            key=kept("measures-name", USUAL["measure"]),
             width=320,
         )
         threshold = st.slider(
-            "ε of the sink rate", 0.05, 0.95, step=0.05, key=kept("measures-threshold", 0.3), width=240
+            "ε of the sink rate", 0.05, 0.95, step=0.05, key=kept("measures-threshold", USUAL["threshold"]), width=240
         )
         _, rate = run.measured.sink_rate(threshold)
         st.metric(f"Heads with α₁ > {threshold:.2f}", f"{rate:.1%}", help="The sink rate: of all heads of all samples")
@@ -115,4 +130,37 @@ def draw() -> None:
     )  # fmt: skip
 
 
-PANEL = HeadsPanel("Measures", 64, LONGEST, sidebar, draw, lambda: PLACE.busy, takes_policy=False)
+def now() -> dict[str, Any]:
+    """What is measured, and what is shown of it, as the address says it."""
+    asked = st.session_state.heads
+    shown = {name: choice(f"measures-{key}", USUAL[name]) for name, key in SHOWN.items()}
+    return {"samples": asked["samples"], "first": asked["first"], **shown}
+
+
+def take(found: dict[str, Any]) -> None:
+    """Set what an address asks."""
+    found = {**USUAL, **found}
+    st.session_state.heads |= {"samples": found["samples"], "first": found["first"]}
+    for name, key in SHOWN.items():
+        choose(f"measures-{key}", found[name])
+
+
+PANEL = HeadsPanel(
+    "Measures",
+    PLACE,
+    64,
+    LONGEST,
+    sidebar,
+    draw,
+    lambda: PLACE.busy,
+    parameters={
+        "samples": address.whole("samples", 1, MOST_SAMPLES),
+        "first": address.whole("first", 1, MOST_FIRST),
+        "measure": address.one_of("measure", MEASURES),
+        "threshold": address.real("threshold", 0.05, 0.95),
+    },
+    usual=USUAL,
+    now=now,
+    take=take,
+    takes_policy=False,
+)

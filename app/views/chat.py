@@ -1,8 +1,10 @@
 """Chat: say something, and every lane answers under its own policy, without end."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -14,19 +16,20 @@ from analysis.policies import parse
 from analysis.runs.spec import Sampling, Spec
 from app import address
 from app.components import conversation
-from app.controls import READING, Chosen, brand, heading, is_new_press, lane_controls, model_controls, readdress
+from app.controls import MODEL, Chosen, brand, heading, is_new_press, lane_controls, model_controls, readdress
 from app.frames.chat import ChatSender
 from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
 from app.panels.job_panel import JobPanel, Maker, redraw
+from app.parameters import CHAT
 from app.presets import CHATS
 from app.projection import project
 from app.view import CHAT_PARAMETERS, ChatView
 
 PLACE = JobPanel("chat", ChatJob)
 UPLOAD = "Upload a script …"
-ADDRESS = ("run", "lane", "model", *READING, *CHAT_PARAMETERS)
+ADDRESS = ("run", "lane", *MODEL, *CHAT, *CHAT_PARAMETERS)
 """What the address of this page says."""
 LOST = "That conversation is no longer in memory: begin a new one."
 EVERY = 0.15
@@ -56,8 +59,8 @@ def open_page() -> None:
     state, asked = st.session_state, st.query_params
     state.setdefault("revision", 0)
     if "chat" in state:
-        linked = state.get("arrived") and any(name in asked for name in ADDRESS)
-        if not linked or (PLACE.id and asked.get("run") == PLACE.id):
+        linked = state.returned or (state.arrived and any(name in asked for name in ADDRESS))
+        if not linked or (PLACE.id and asked.get("run") == PLACE.id and not state.returned):
             # Here already, or back from another page: all is as it was left.
             return
     problems, story = [], CHATS["breakdown"]
@@ -69,20 +72,23 @@ def open_page() -> None:
         chosen.sampling, chosen.kv_chunk = talk.sampling, spec.kv_chunk
     elif "run" in asked:
         problems.append(LOST)
-    try:
-        if talk is None:
-            chosen.model = chosen.model.linked()
-        if talk is None and "model" in asked:
-            chosen.model = chosen.model._replace(model=address.model(asked["model"], REGISTRY.models()))
-        if talk is None and "lane" in asked:
-            chosen.lanes = address.lanes(asked.get_all("lane"), MAX_LANES, "talk")
-    except ValueError as e:
-        problems.append(address.wrong(e, "The first story is set instead."))
-    view = ChatView()
-    try:
-        view = ChatView.of(chosen.lanes, asked)
-    except ValueError as e:
-        problems.append(address.wrong(e, "That is left out."))
+    left_out: list[str] = []
+    if talk is None:
+        chosen.model, left_out = chosen.model.linked(asked, REGISTRY.models())
+        found, wrong = address.values(CHAT, asked)
+        left_out += wrong
+        chosen.script, chosen.kv_chunk = found.pop("script", chosen.script), found.pop("kv_chunk", None)
+        chosen.sampling = replace(chosen.sampling, **found)
+        if address.HASH.fullmatch(chosen.script):
+            problems.append(f"This link is of a script that was uploaded ({chosen.script} …): upload it again.")
+            chosen.script = UPLOAD
+        try:
+            if "lane" in asked:
+                chosen.lanes = address.lanes(asked.get_all("lane"), MAX_LANES, "talk")
+        except ValueError as e:
+            problems.append(address.wrong([str(e)], "The first story is set instead."))
+    view, unseen = ChatView.linked(chosen.lanes, asked)
+    problems += filter(None, [address.wrong([*left_out, *unseen])])
     PLACE.say(" ".join(problems))
     PLACE.put(talk.id if talk is not None else "")
     state.update(chat=chosen, chat_view=view, chat_sender=ChatSender(), revision=state.revision + 1)
@@ -94,14 +100,24 @@ def to_address() -> None:
     lanes, model = state.chat.lanes, state.chat.model
     if talk is not None:
         lanes, model = talk.spec.policies, Chosen.of(talk.spec)
-    said: dict[str, str | list[str]] = {**model.link(), **state.chat_view.link()}
+    said: dict[str, str | list[str]] = {**state.chat_view.link()}
+    said |= address.said(MODEL, model._asdict(), quick()._asdict())
+    said |= address.said(CHAT, values_of(state.chat), values_of(Settings([], CHATS["breakdown"].script)))
     if talk is not None:
-        said["run"] = talk.id
+        # How it is loaded as usual is not the same on all machines.
+        said |= {"run": talk.id, "weights": model.weights}
     if [parse(p) for p in lanes] != [parse(p) for p in CHATS["breakdown"].policies]:
         said["lane"] = list(lanes)
-    if model.model != "embedded":
-        said["model"] = model.model
     readdress(ADDRESS, said)
+
+
+def values_of(chosen: Settings) -> dict[str, Any]:
+    """The script and how answers are chosen, by the names that addresses have for them."""
+    sampling, upload = asdict(chosen.sampling), st.session_state.get("chat_upload")
+    script = chosen.script if chosen.script in scripts() else None
+    if chosen.script == UPLOAD and upload is not None:
+        script = address.named_text("", hashlib.sha256(upload.getvalue()).hexdigest())
+    return {**sampling, "top_k": sampling["top_k"] or None, "script": script, "kv_chunk": chosen.kv_chunk}
 
 
 def begin(script: tuple[list[str], str] | None = None) -> None:

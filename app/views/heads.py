@@ -1,14 +1,16 @@
 """Heads: maps of a captured stretch of text, measures of every head, and what the sink of each head is worth."""
 
+from functools import partial
+
 import streamlit as st
 
 from analysis.policies import parse
-from analysis.runs.spec import Spec
 from app import address
-from app.controls import Chosen, brand, heading, model_controls, policy_controls, text_controls
-from app.frames.atlas import AtlasSender, AtlasView
+from app.controls import MODEL, Chosen, brand, heading, model_controls, policy_controls, readdress, text_controls
+from app.frames.atlas import AtlasSender
 from app.jobs.ablation import AblationJob
 from app.jobs.capture import CaptureJob
+from app.jobs.measures import MeasuresJob
 from app.jobs.registry import REGISTRY
 from app.panels import atlas, knockouts, measures
 from app.panels.heads import HeadsPanel
@@ -19,68 +21,116 @@ from app.projection import project
 PANELS = {"maps": atlas.PANEL, "measures": measures.PANEL, "knockouts": knockouts.PANEL}
 
 
+PLACES = {
+    "panel": address.one_of("panel", PANELS),
+    "text": address.Parameter(address.given_text),
+    "policy": address.Parameter(lambda asked: str(address.policy(asked))),
+}
+"""What the address says of all panels, beside the model."""
+ADDRESS = ("run", "tokens", *PLACES, *MODEL, *{name for panel in PANELS.values() for name in panel.parameters})
+"""What the address of this page says."""
+USUAL = {"panel": "maps", "text": "hamlet", "policy": "dense"}
+LOST = "What that address names is no longer in memory: begin again."
+
+
 def open_page() -> None:
     """What a tab begins with: what its address names, or a stretch of Hamlet."""
-    state = st.session_state
-    state.setdefault("revision", 0)
+    state, asked = st.session_state, st.query_params
     if "heads" in state:
-        return
-    named = st.query_params.get("run")
-    run = REGISTRY.get(named)
-    if not isinstance(run, AblationJob | CaptureJob):
-        # None, or of another page.
-        run = None
-    spec = run.spec if run else Spec("embedded", "hamlet", ("dense",), PANELS["maps"].tokens)
-    ablation = run if isinstance(run, AblationJob) else None
-    state.heads = {
-        "model": Chosen.of(spec),
-        "text": spec.text,
-        "policy": spec.policies[0],
-        "tokens": {name: panel.tokens for name, panel in PANELS.items()}
-        | ({"knockouts" if ablation else "maps": spec.tokens} if run and spec.tokens else {}),
-        "kind": ablation.kind if ablation else "values",
-        "layer": ablation.layer if ablation else None,
-        "samples": 64,
-        "first": 4,
+        linked = state.returned or (state.arrived and any(name in asked for name in ADDRESS))
+        if not linked:
+            # Here already, or back from another page: all is as it was left.
+            return
+    found, left_out = address.values(PLACES, asked)
+    found = USUAL | found
+    run = REGISTRY.get(asked.get("run"))
+    name = next((n for n, panel in PANELS.items() if isinstance(run, panel.place.kind)), found["panel"])
+    panel = PANELS[name]
+    more, wrong = address.values({**panel.parameters, "tokens": tokens_of(panel)}, asked)
+    chosen, unloaded = Chosen().linked(asked, REGISTRY.models())
+    problems = [address.wrong([*left_out, *wrong, *unloaded])]
+    tokens = state["heads"]["tokens"] if "heads" in state else {n: p.tokens for n, p in PANELS.items()}
+    tokens[name] = more.pop("tokens", panel.tokens)
+    if isinstance(run, AblationJob | CaptureJob | MeasuresJob):
+        chosen, found["text"], found["policy"] = Chosen.of(run.spec), run.spec.text, run.spec.policies[0]
+        tokens[name] = run.spec.tokens or tokens[name]
+    elif asked.get("run"):
+        problems.append(LOST)
+    if isinstance(run, AblationJob):
+        more |= {"kind": run.kind} | ({} if run.layer is None else {"layer": run.layer})
+    first = "heads" not in state
+    state.heads = state.get("heads", {}) | {
+        "model": chosen,
+        "text": found["text"],
+        "policy": found["policy"],
+        "tokens": tokens,
         "folder": run.folder if isinstance(run, CaptureJob) else "",
     }
-    state.update(heads_problem="", atlas_view=AtlasView(), atlas_sender=AtlasSender(), captures=[], atlas_shown="")
-    if ablation:
-        state.update(knockouts_run=named, heads_panel="knockouts")
-    elif isinstance(run, CaptureJob):
-        state.update(atlas_run=named, captures=[named])
-    elif named:
-        del st.query_params["run"]
-        state.heads_problem = "What that address names is no longer in memory: begin again."
-    if run is None:
-        try:
-            state.heads["model"] = state.heads["model"].linked()
-        except ValueError as e:
-            state.heads_problem = address.wrong(e)
+    state.revision = state.get("revision", 0) + 1
+    state.heads_panel = name
+    state.setdefault("atlas_sender", AtlasSender())
+    state.setdefault("captures", [])
+    for n, other in PANELS.items():
+        if first or n == name:
+            # What was set and found on the others stays there.
+            other.take(more if n == name else {})
+    panel.place.say(" ".join(filter(None, problems)))
+    panel.place.put(run.id if run is not None and isinstance(run, panel.place.kind) else "")
+    if isinstance(run, CaptureJob) and run.id not in state.captures:
+        state.captures.append(run.id)
+
+
+def tokens_of(panel: HeadsPanel) -> address.Parameter:
+    """How many tokens a panel may read."""
+    return address.whole("tokens", 32, panel.most_tokens)
+
+
+def to_address(name: str, panel: HeadsPanel) -> None:
+    """Let the address say what is shown, so that a reload and a second tab show it too."""
+    asked, run = st.session_state.heads, panel.place.job
+    now = {"panel": name, "text": asked["text"], "policy": asked["policy"], "tokens": asked["tokens"][name]}
+    chosen, sha256 = asked["model"], ""
+    if isinstance(run, AblationJob | CaptureJob | MeasuresJob):
+        now |= {"text": run.spec.text, "policy": run.spec.policies[0], "tokens": run.spec.tokens}
+        chosen, sha256 = Chosen.of(run.spec), run.text.sha256 if run.text else ""
+    now["text"] = address.named_text(now["text"], sha256) or USUAL["text"]
+    if not panel.takes_policy:
+        now["policy"] = USUAL["policy"]
+    of = {**PLACES, "tokens": tokens_of(panel), **panel.parameters}
+    usual = {"tokens": panel.tokens, **USUAL, **dict.fromkeys(panel.parameters), **panel.usual}
+    said = chosen.link() | address.said(of, now | panel.now(), usual)
+    readdress(ADDRESS, said | ({"run": run.id} if run is not None else {}))
 
 
 def sidebar(name: str, panel: HeadsPanel) -> None:
     """What is read, under which policy, and the widgets of the panel."""
-    asked = st.session_state.heads
+    state, asked = st.session_state, st.session_state.heads
     with st.sidebar:
         brand("heads")
         st.caption("Model and text")
         asked["model"] = model_controls("heads", asked["model"])
         asked["text"] = text_controls("heads", asked["text"])
         tokens = asked["tokens"]
-        tokens[name] = st.number_input("Tokens", 32, panel.most_tokens, tokens[name], 64, key=f"heads-tokens-{name}")
+        tokens[name] = st.number_input(
+            "Tokens", 32, panel.most_tokens, tokens[name], 64, key=f"heads-tokens-{name}-{state.revision}"
+        )
         if panel.takes_policy:
             st.caption("What is kept")
             policy = parse(asked["policy"])
             with st.popover(f":material/edit: {plain(policy.label)}", width="stretch"):
-                asked["policy"] = str(policy_controls("heads", policy))
+                asked["policy"] = str(policy_controls(f"heads-{state.revision}", policy))
         panel.sidebar()
+
+
+def draw(name: str) -> None:
+    """A panel, and what the address says of it."""
+    PANELS[name].draw()
+    to_address(name, PANELS[name])
 
 
 open_page()
 project()
 heading("heads")
-st.session_state.setdefault("heads_panel", "maps")
 name = st.segmented_control(
     "Panel",
     list(PANELS),
@@ -93,4 +143,4 @@ name = st.segmented_control(
 assert name is not None
 panel = PANELS[name]
 sidebar(name, panel)
-redraw(panel.draw, panel.busy, every=0.5)
+redraw(partial(draw, name), panel.busy, every=0.5)

@@ -117,7 +117,7 @@ chapters = lesson(state["language"])
 page, name = chapters["page"], state["chapter"]
 chapter = chapters[name]
 sidebar(chapters, page)
-project(page.say("project"), page.say("unproject"))
+project(*(page.say(word) for word in ("project", "unproject", "copy-link", "copied")))
 if state["note"]:
     st.info(state["note"])
 text, play = st.columns([5, 8], gap="large")

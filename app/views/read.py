@@ -12,7 +12,7 @@ from analysis.runs.spec import Spec
 from app import address, recordings
 from app.components import board
 from app.controls import (
-    READING,
+    MODEL,
     Chosen,
     brand,
     chosen_text,
@@ -28,13 +28,14 @@ from app.jobs.reading import MAX_LANES, ReadingJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
 from app.panels.job_panel import JobPanel, Maker, redraw
+from app.parameters import READ
 from app.presets import FOUR, PRESETS
 from app.projection import project
 from app.view import PARAMETERS, View
 
 PLACE = JobPanel("read", ReadingJob)
 CHUNK = 128
-ADDRESS = ("run", "at", "lane", "text", "model", *READING, *PARAMETERS)
+ADDRESS = ("run", "lane", *READ, *MODEL, *PARAMETERS)
 """What the address of this page says."""
 LOST = "That run is no longer in memory: press Start to read again."
 
@@ -43,9 +44,9 @@ def open_page() -> None:
     """What a tab begins with: the run or the settings that its address names, or the first story."""
     state, asked = st.session_state, st.query_params
     if "lanes" in state:
-        linked = state.get("arrived") and any(name in asked for name in ADDRESS)
+        linked = state.returned or (state.arrived and any(name in asked for name in ADDRESS))
         here = PLACE.id or (state.recording.name if state.recording else "")
-        if not linked or (here and asked.get("run") == here):
+        if not linked or (here and asked.get("run") == here and not state.returned):
             # Here already, or back from another page: all is as it was left.
             return
     problems, story = [], PRESETS["four"]
@@ -57,24 +58,17 @@ def open_page() -> None:
         lanes, text, model = list(known.spec.policies), known.spec.text, Chosen.of(known.spec)
     elif "run" in asked:
         problems.append(LOST)
-    try:
-        if known is None and "lane" in asked:
-            lanes = address.lanes(asked.get_all("lane"), MAX_LANES, "read")
-        if known is None and "text" in asked:
-            text = address.text(asked["text"])
-        if known is None and "model" in asked:
-            model = model._replace(model=address.model(asked["model"], REGISTRY.models()))
-        if known is None:
-            model = model.linked()
-    except ValueError as e:
-        problems.append(address.wrong(e, "The four policies are set instead."))
-        lanes = list(story.policies)
-    view, at = View.of(lanes), None
-    try:
-        view = View.of(lanes, asked)
-        at = address.number("at", asked["at"], 1, 2**31 - 1) if "at" in asked else None
-    except ValueError as e:
-        problems.append(address.wrong(e, "That is left out."))
+    found, left_out = address.values(READ, asked)
+    if known is None:
+        model, unloaded = model.linked(asked, REGISTRY.models())
+        text = found.get("text", text)
+        left_out += unloaded
+        try:
+            lanes = address.lanes(asked.get_all("lane"), MAX_LANES, "read") if "lane" in asked else lanes
+        except ValueError as e:
+            problems.append(address.wrong([str(e)], "The four policies are set instead."))
+    view, unseen = View.linked(lanes, asked)
+    problems += filter(None, [address.wrong([*left_out, *unseen])])
     state.update(
         lanes=lanes,
         text=text,
@@ -83,7 +77,7 @@ def open_page() -> None:
         revision=state.get("revision", 0) + 1,
         sender=ReadingSender(),
         recording=recording,
-        at=at,
+        at=found.get("at"),
         pace=run.pace if run is not None else 0,
     )
     PLACE.say(" ".join(problems))
@@ -94,6 +88,7 @@ def to_address() -> None:
     """Let the address say what is shown, so that a reload and a second tab show it too."""
     state, run = st.session_state, PLACE.job
     lanes, text, model = state.lanes, state.text, state.model
+    sha256 = run.text.sha256 if run is not None else state.recording.text_sha256 if state.recording else ""
     if (known := run or state.recording) is not None:
         lanes, text, model = known.spec.policies, known.spec.text, Chosen.of(known.spec)
     said: dict[str, str | list[str]] = {**model.link(), **state.view.link()}
@@ -105,10 +100,8 @@ def to_address() -> None:
             said["at"] = str(state.at)
     if [parse(p) for p in lanes] != [parse(p) for p in FOUR]:
         said["lane"] = list(lanes)
-    if text != "hamlet" and text in texts.plays():
-        said["text"] = text
-    if model.model != "embedded":
-        said["model"] = model.model
+    if (named := address.named_text(text, sha256)) and named != "hamlet":
+        said["text"] = named
     readdress(ADDRESS, said)
 
 

@@ -2,15 +2,21 @@
 
 function makeAtlas(root, send, redraw) {
   const shared = { x: 0, y: 0, z: null, linear: false };
-  let frame = null, waiting = 0, last = "";
+  let frame = null, waiting = 0, resting = 0, last = "", told = null;
+  const tell = (rested) => {
+    const region = worlds[0].wanted(), now = JSON.stringify([region, frame?.head, frame?.kind, frame?.pool, frame?.run]);
+    const place = worlds[0].place();
+    if (now === last && !(rested && `${place}` !== `${told}`)) return;
+    last = now;
+    told = place;
+    send("region", { ...region, place, at: Date.now() });
+  };
+  // What is drawn next is asked for at once; the address says where one rests.
   const ask = () => {
     clearTimeout(waiting);
-    waiting = setTimeout(() => {
-      const region = worlds[0].wanted(), now = JSON.stringify([region, frame?.head, frame?.kind, frame?.pool, frame?.run]);
-      if (now === last) return;
-      last = now;
-      send("region", { ...region, at: Date.now() });
-    }, 15);
+    clearTimeout(resting);
+    waiting = setTimeout(tell, 15);
+    resting = setTimeout(tell, 400, true);
   };
   const both = { asked: ask, moved: () => worlds.forEach((w) => w.draw()), chosen: (at) => send("pick", { ...at, at: Date.now() }) };
   const worlds = [makeWorld(shared, both), makeWorld(shared, both)];

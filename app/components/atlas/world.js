@@ -108,8 +108,10 @@ function makeWorld(shared, { asked, chosen, moved }) {
     if (!width || !frame) return;
     const before = side;
     side = Math.max(160, Math.min(width - edge.left - edge.right, 640));
-    if (shared.z == null) Object.assign(shared, { x: 0, y: 0, z: fitted() });
-    else if (before !== side) shared.z = Math.max(fitted(), shared.z * (side / before));
+    if (shared.z == null) {
+      const [y, x, span] = frame.place || [0, 0, total()];
+      Object.assign(shared, { x, y, z: side / Math.max(1, span) });
+    } else if (before !== side) shared.z = Math.max(fitted(), shared.z * (side / before));
     const height = side + edge.top + edge.bottom;
     fit(canvas, width, height);
     const ctx = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
@@ -343,5 +345,10 @@ function makeWorld(shared, { asked, chosen, moved }) {
     title.replaceChildren(frame.title, el("span", { class: "sk-sub" }, ` ${heading}`));
     draw();
   }
-  return { node, show, draw, wanted, zoom: (f) => zoomed(f, side / 2, side / 2), whole: () => { Object.assign(shared, { x: 0, y: 0, z: fitted() }); settle(); } };
+  // What part is looked at, in whole tokens; none where all is.
+  function place() {
+    const span = Math.round(side / shared.z);
+    return span < total() ? [Math.round(shared.y), Math.round(shared.x), span] : null;
+  }
+  return { node, show, draw, wanted, place, zoom: (f) => zoomed(f, side / 2, side / 2), whole: () => { Object.assign(shared, { x: 0, y: 0, z: fitted() }); settle(); } };
 }

@@ -1,0 +1,139 @@
+"""A link shows what was seen where it was copied, and back and forward go through what was opened."""
+
+import re
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from .test_heads import set_number, tile
+from .test_live import choose_head, press_main, stop, wait_read
+
+pytestmark = pytest.mark.browser
+
+LANES = "lane=streaming:sinks=4,window=60&lane=window:window=64"
+
+
+def asked(page) -> dict[str, list[str]]:
+    """What the address of a page says."""
+    return parse_qs(urlsplit(page.url).query)
+
+
+def wait_asked(page, name: str, value: str | None) -> None:
+    """Return once the address of a page says so; None: once it does not name that."""
+    page.wait_for_function("([n, v]) => new URLSearchParams(location.search).get(n) === v", arg=[name, value])
+
+
+@pytest.fixture
+def elsewhere(browser):
+    """Somebody else's browser."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    yield context.new_page()
+    context.close()
+
+
+def test_back_and_forward_go_through_runs_pages_and_chapters(app, page):
+    page.goto(f"{app}/?{LANES}")
+    page.get_by_text("Window 64").first.wait_for()
+    before = page.evaluate("history.length")
+    press_main(page)
+    wait_read(page, 0, 1)
+    stop(page)
+    choose_head(page, 20, 3)
+    wait_asked(page, "head", "20.3")
+    page.get_by_role("button", name="cumulative").click()
+    wait_asked(page, "mode", "cumulative")
+    first = asked(page)["run"][0]
+    # A run is an entry; what is looked at in it is none.
+    assert page.evaluate("history.length") == before + 1
+    page.get_by_role("link", name="Learn", exact=True).click()
+    page.get_by_text("Sum of the weights").wait_for()
+    page.get_by_role("button", name=re.compile("^2 · ")).click()
+    wait_asked(page, "chapter", "first")
+    page.get_by_role("button", name=re.compile("^3 · ")).click()
+    wait_asked(page, "chapter", "nothing")
+    page.go_back()
+    wait_asked(page, "chapter", "first")
+    page.get_by_role("heading", name=re.compile("^2 · ")).wait_for()
+    page.go_back()
+    page.get_by_role("heading", name=re.compile("^1 · ")).wait_for()
+    page.go_back()
+    page.get_by_text("Layer 20, head 3 attention map").wait_for()
+    assert asked(page)["run"] == [first]
+    page.wait_for_function("window.__sinkscope?.mode === 'cumulative'")
+    page.go_back()
+    wait_asked(page, "run", None)
+    page.locator(".sk-go", has_text="Start").wait_for()
+    page.get_by_text("Window 64").first.wait_for()
+    page.go_forward()
+    page.get_by_text("Layer 20, head 3 attention map").wait_for()
+    page.go_forward()
+    page.get_by_role("heading", name=re.compile("^1 · ")).wait_for()
+    assert not page.problems and not page.strangers
+
+
+def test_a_link_to_the_heads_page_shows_the_same_map(app, page, elsewhere):
+    page.goto(f"{app}/heads?tokens=300&pool=mean&colour=linear&head=3.2&text=macbeth&place=100.50.64")
+    page.get_by_role("button", name="Capture").click()
+    page.wait_for_function("window.__sinkscope_atlas?.tile >= 1")
+    # What a link says holds for the first stretch.
+    assert tile(page)["head"] == [3, 2]
+    page.get_by_text("300 tokens of macbeth").wait_for()
+    page.get_by_text("logits", exact=True).click()
+    wait_asked(page, "cells", "logits")
+    world = page.locator(".sk-world").first
+    assert "queries 100 to 164, keys from 50" in world.get_attribute("aria-label")
+    world.press("ArrowRight")
+    page.wait_for_function("!location.search.includes('100.50.64')")
+    link, label = page.url, world.get_attribute("aria-label")
+    elsewhere.goto(link)
+    there = elsewhere.locator(".sk-world").first
+    there.wait_for()
+    assert there.get_attribute("aria-label") == label
+    assert elsewhere.url == link
+    # Measures and knock-outs are panels of their own.
+    page.get_by_text("Measures", exact=True).click()
+    set_number(page, "Samples", 4)
+    wait_asked(page, "samples", "4")
+    elsewhere.goto(page.url)
+    elsewhere.get_by_role("spinbutton", name="Samples").wait_for()
+    assert elsewhere.get_by_role("spinbutton", name="Samples").input_value() == "4"
+    page.go_back()
+    page.get_by_text("300 tokens of macbeth").wait_for()
+    assert not page.problems and not page.strangers
+
+
+def test_a_link_to_the_chat_page_sets_it_up_in_the_same_way(app, page):
+    link = f"{app}/chat?dtype=bfloat16&kv_heads=3&script=memory&seed=7&temperature=0.5&max_new=12&kv_chunk=64&shown=1"
+    page.goto(link)
+    page.get_by_text("Nothing was said yet").first.wait_for()
+    assert page.get_by_role("spinbutton", name="KV heads").input_value() == "3"
+    page.get_by_text("How answers are chosen").click()
+    assert page.get_by_role("spinbutton", name="Seed").get_attribute("value") == "7"
+    assert sorted(page.url.split("?")[1].split("&")) == sorted(link.split("?")[1].split("&"))
+    page.goto(f"{app}/chat?seed=x&script=sha256:0123456789abcdef&model=nobody/nothing")
+    page.get_by_text("upload it again").first.wait_for()
+    page.get_by_text("an address fetches none").first.wait_for()
+    assert not page.problems and not page.strangers
+
+
+@pytest.mark.parametrize("where", ["", "chat", "heads", "figures", "learn?chapter=heads"])
+def test_every_page_copies_its_link_by_key(app, page, where):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"{app}/{where}")
+    button = page.get_by_role("button", name="Copy link")
+    button.focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("status").get_by_text("Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+    assert not page.problems and not page.strangers
+
+
+def test_a_link_is_copied_where_a_browser_keeps_the_clipboard_from_pages(app, page):
+    page.add_init_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.goto(f"{app}/?{LANES}&mode=rolling")
+    page.get_by_role("button", name="Copy link").click()
+    page.get_by_role("status").get_by_text("Copied").wait_for()
+    field = page.get_by_role("textbox", name="Model")
+    field.fill("")
+    field.press("Control+v")
+    assert field.input_value() == page.url

@@ -1,0 +1,114 @@
+"""What an address says is what was set, for every parameter of every page, and what it cannot ask is one sentence."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis import texts
+from analysis.experiments.measures import MEASURES
+from analysis.runs.spec import Sampling
+from app import address
+from app.controls import MODEL, NUMBERS, WEIGHTS, Chosen
+from app.panels import atlas, knockouts, measures
+from app.parameters import CHAT, READ, SAMPLING
+
+PANELS = {"maps": atlas.PANEL, "measures": measures.PANEL, "knockouts": knockouts.PANEL}
+ALL = {"read": READ, "chat": CHAT, "model": MODEL} | {name: panel.parameters for name, panel in PANELS.items()}
+EACH = [(page, name) for page, of in ALL.items() for name in of]
+HASHES = st.from_regex(r"\Asha256:[0-9a-f]{16}\Z")
+TEXTS = st.sampled_from(list(texts.plays())) | HASHES
+
+
+def places(parts: int, most: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.tuples(*[st.integers(0, most)] * parts)
+
+
+VALUES = {
+    "text": TEXTS,
+    "at": st.integers(1, 2**31 - 1),
+    "script": st.sampled_from(["questions", "memory"]) | HASHES,
+    "kv_chunk": st.integers(1, 65536),
+    "max_new": st.integers(1, 4096),
+    "temperature": st.floats(0, 2),
+    "top_k": st.integers(1, 1000),
+    "top_p": st.floats(0.05, 1),
+    "repetition_penalty": st.floats(1, 2),
+    "seed": st.integers(0, 2**31),
+    "model": st.just("embedded"),
+    "dtype": st.sampled_from(NUMBERS),
+    "weights": st.sampled_from(list(WEIGHTS)),
+    "kv_heads": st.integers(1, 1024),
+    "bos": st.sampled_from(list(texts.BOS)),
+    "special": st.sampled_from(list(texts.SPECIAL)),
+    "cells": st.sampled_from(atlas.CELLS),
+    "pool": st.sampled_from(atlas.POOLS),
+    "colour": st.sampled_from(atlas.COLOURS),
+    "many": st.sampled_from(atlas.MANY),
+    "as": st.sampled_from(list(atlas.COMPARED)),
+    "head": places(2, 9999),
+    "place": places(3, 65_536),
+    "token": places(2, 65_536),
+    "other": st.from_regex(r"\A[0-9a-f-]{1,24}\Z"),
+    "samples": st.integers(1, 1000),
+    "first": st.integers(1, 64),
+    "measure": st.sampled_from(list(MEASURES)),
+    "threshold": st.floats(0.05, 0.95),
+    "kind": st.sampled_from(list(knockouts.KINDS)),
+    "layer": st.integers(0, 1024),
+}
+"""Every parameter, and what it may be."""
+
+
+@pytest.mark.parametrize("page", ALL)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_an_address_says_all_that_was_set_and_nothing_is_read_out_of_it_but_that(page, data):
+    now = {name: data.draw(st.none() | VALUES[name], label=name) for name in ALL[page]}
+    said = address.said(ALL[page], now, dict.fromkeys(now))
+    assert address.values(ALL[page], said) == ({n: v for n, v in now.items() if v is not None}, [])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.fixed_dictionaries({name: VALUES[name] for name in MODEL if name != "kv_heads"}), st.none() | VALUES["kv_heads"]
+)
+def test_an_address_says_how_a_model_is_loaded(values, kv_heads):
+    chosen = Chosen(**values, kv_heads=kv_heads)
+    assert Chosen().linked(chosen.link()) == (chosen, [])
+    assert Chosen().link() == {}
+
+
+@pytest.mark.parametrize(("page", "name"), EACH)
+@settings(max_examples=25, deadline=None)
+@given(
+    written=st.text(max_size=60)
+    | st.sampled_from(["", "\0", "NaN", "-1", "1e9", "9" * 4000, "²", "../x", "<b>", "1.2.3.4"])
+)
+def test_what_cannot_be_asked_is_one_short_sentence_and_left_out(page, name, written):
+    found, problems = address.values(ALL[page], {name: written})
+    assert len(found) + len(problems) == 1
+    assert all(0 < len(problem) < 400 and "\n" not in problem for problem in problems)
+    assert bool(address.wrong(problems)) == bool(problems)
+
+
+def test_all_settings_of_how_answers_are_sampled_have_their_parameter():
+    assert set(SAMPLING) == set(Sampling.__dataclass_fields__)
+    assert set(MODEL) == set(Chosen._fields)
+
+
+def test_a_model_that_is_not_in_use_is_left_out_and_all_else_of_a_link_stays():
+    chosen, problems = Chosen().linked({"model": "nobody/nothing", "dtype": "bfloat16", "weights": "int5"})
+    assert chosen == Chosen(dtype="bfloat16") and len(problems) == 2
+    assert "an address fetches none" in problems[0]
+    assert Chosen().linked({"model": "nobody/nothing"}, {"nobody/nothing"})[0].model == "nobody/nothing"
+
+
+def test_a_text_of_ones_own_travels_as_its_hash():
+    text = texts.from_bytes(b"Words of my own.", "mine.txt")
+    named = address.named_text(text.name, text.sha256)
+    assert named == f"sha256:{text.sha256[:16]}" == address.given_text(named)
+    assert address.named_text(named) == named and address.named_text("hamlet", text.sha256) == "hamlet"
+    assert address.named_text("mine.txt") == ""
+    for hostile in ("sha256:", "sha256:../../etc", "SHA256:0123456789abcdef", "mine.txt", "sha256:0123456789abcdef0"):
+        with pytest.raises(ValueError, match="there is no bundled text"):
+            address.given_text(hostile)
