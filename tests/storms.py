@@ -101,8 +101,8 @@ def policies(draw, name):
             more[f.name] = draw(st.sampled_from(("measured", scores(name, 1), scores(name, 2))))
     if draw(st.integers(0, 3)) == 0:
         heads = draw(st.sampled_from(("all", "0.1 1.2", "1.0")))
-        bent = draw(st.sampled_from(({"softmax": "off-by-one"}, {"softmax": "logit", "logit": 2.5}, {})))
-        more |= {"heads": heads, **bent, "knockout": draw(st.sampled_from(("none", "values", "weights")))}
+        changed = draw(st.sampled_from(({"softmax": "off-by-one"}, {"softmax": "logit", "logit": 2.5}, {})))
+        more |= {"heads": heads, **changed, "knockout": draw(st.sampled_from(("none", "values", "weights")))}
     if draw(st.integers(0, 4)) == 0:
         more["first"] = draw(st.sampled_from(("newlines", "bos", "macbeth")))
     try:

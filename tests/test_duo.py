@@ -103,12 +103,12 @@ def test_any_family_can_be_split(family):
         assert np.abs(our_nll(model, tokens, 16, Duo(50, 4, 12)) - our_nll(model, tokens, 16, Dense())).max() > 1e-4
 
 
-@pytest.mark.parametrize("bent", [{"softmax": "off-by-one"}, {"knockout": "values"}])
+@pytest.mark.parametrize("changed", [{"softmax": "off-by-one"}, {"knockout": "values"}])
 @pytest.mark.parametrize("heads", ["all", "0.1 1.2 2.3 2.0"])
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
-def test_split_heads_bend_too(family, heads, bent):
+def test_split_heads_bend_too(family, heads, changed):
     model = shared(family, **({"sliding_window": 512} if family == "gpt_oss" else {}))
-    policy = Duo(50, 4, 12, heads=heads, **bent)
+    policy = Duo(50, 4, 12, heads=heads, **changed)
     wanted, _ = reference(model, words(50), policy)
     np.testing.assert_allclose(our_nll(model, words(50), 16, policy), wanted, atol=1e-4)
 

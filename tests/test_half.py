@@ -144,11 +144,13 @@ def both():
     return small, copy.deepcopy(small).float()
 
 
-@pytest.mark.parametrize("bent", ["knockout=weights", "knockout=values,softmax=off-by-one", "softmax=logit,logit=2.5"])
+@pytest.mark.parametrize(
+    "changed", ["knockout=weights", "knockout=values,softmax=off-by-one", "softmax=logit,logit=2.5"]
+)
 @pytest.mark.parametrize("lane", LANES)
-def test_attention_is_bent_in_half_precision_as_in_float32(both, lane, bent):
+def test_attention_is_changed_in_half_precision_as_in_float32(both, lane, changed):
     """Read and decoded; measured: 0.016 apart at most."""
-    policy, tokens, (small, full) = parse(f"{lane}{',' if ':' in lane else ':'}{bent}"), words(60), both
+    policy, tokens, (small, full) = parse(f"{lane}{',' if ':' in lane else ':'}{changed}"), words(60), both
     expected = read(full, tokens, policy)[0]
     np.testing.assert_allclose(read(small, tokens, policy)[0], expected, atol=0.05)
     np.testing.assert_allclose(decode(begun(small, tokens[:30], policy), tokens[30:])[0], expected[29:], atol=0.05)

@@ -100,9 +100,9 @@ def test_what_all_heads_hold_stays_when_all_are_full(tiny_llama):
     checked(lane, reference)
 
 
-@pytest.mark.parametrize("bent", [{"softmax": "off-by-one"}, {"softmax": "logit", "logit": 2.5, "heads": "0.1"}])
-def test_pinned_sinks_are_as_the_new_policy_reads_them(tiny_llama, bent):
-    policy = Streaming(6, 12, **bent)
+@pytest.mark.parametrize("changed", [{"softmax": "off-by-one"}, {"softmax": "logit", "logit": 2.5, "heads": "0.1"}])
+def test_pinned_sinks_are_as_the_new_policy_reads_them(tiny_llama, changed):
+    policy = Streaming(6, 12, **changed)
     kept, _ = begun(tiny_llama, policy, 50)
     lane, reference = begun(tiny_llama, Window(16), 50)
     switch_both(lane, reference, policy, pin=True)

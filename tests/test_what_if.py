@@ -1,4 +1,4 @@
-"""What-ifs equal attention that is bent on whole matrices, whatever the policy and however the text is read."""
+"""What-ifs equal attention that is changed on whole matrices, whatever the policy and however the text is read."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from .families import our_nll, shared, twin, words
 from .naive import kept
 from .switching import beside, read_both, switch_both
 
-BENT = [
+CHANGES = [
     {"softmax": "off-by-one"},
     {"softmax": "logit", "logit": 2.5},
     {"softmax": "logit", "logit": 2.5, "heads": "0.1 2.3"},
@@ -30,7 +30,7 @@ BENT = [
 ]
 
 
-class Bent:
+class Changed:
     """One query after the other over the keys that it is to meet, with the change written out."""
 
     def __init__(self, model, policy, count):
@@ -49,15 +49,15 @@ class Bent:
             below = e.sum(-1)
             if s_aux is not None:
                 below = below + s_aux.exp()
-            bent = [
+            changed = [
                 policy.heads == "all" or f"{attention.layer_idx}.{head}" in policy.heads.split()
                 for head in range(len(below))
             ]
             if policy.softmax != "ordinary":
-                below[bent] += np.exp(policy.logit if policy.softmax == "logit" else 0)
+                below[changed] += np.exp(policy.logit if policy.softmax == "logit" else 0)
             weights, v = e / below[:, None], value[0, :, positions].clone()
             early = torch.tensor([p < 4 for p in positions])
-            for head in np.flatnonzero(bent):
+            for head in np.flatnonzero(changed):
                 if early.all():
                     continue
                 if policy.knockout == "values":
@@ -72,17 +72,17 @@ class Bent:
 
 def expected(model, tokens, policy):
     adapted, ids = open_lanes(model, tokens, [policy])[0].context.model, torch.as_tensor(tokens)[None]
-    logits = adapted.forward(ids[:, :-1], Bent(adapted, policy, len(tokens) - 1))[0]
+    logits = adapted.forward(ids[:, :-1], Changed(adapted, policy, len(tokens) - 1))[0]
     return -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0].numpy()
 
 
-@pytest.mark.parametrize("bent", BENT, ids=str)
+@pytest.mark.parametrize("changed", CHANGES, ids=str)
 @pytest.mark.parametrize("policy", [(Dense, ()), (Window, (12,)), (Streaming, (4, 12))], ids=lambda p: p[0].name)
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
-def test_bent_attention_equals_whole_matrices(family, policy, bent):
+def test_changed_attention_equals_whole_matrices(family, policy, changed):
     # gpt_oss's own windows are longer than this text.
     model = shared(family, **({"sliding_window": 512} if family == "gpt_oss" else {}))
-    tokens, straight, policy = words(50), policy[0](*policy[1]), policy[0](*policy[1], **bent)
+    tokens, straight, policy = words(50), policy[0](*policy[1]), policy[0](*policy[1], **changed)
     wanted = expected(model, tokens, policy)
     assert np.abs(wanted - our_nll(model, tokens, 16, straight)).max() > 1e-3
     for chunk in (1, 16):
@@ -98,21 +98,21 @@ def test_bent_attention_equals_whole_matrices(family, policy, bent):
         lane.restore(before)
 
 
-@pytest.mark.parametrize("bent", BENT, ids=str)
-def test_ranked_lanes_bend_too(bent):
+@pytest.mark.parametrize("changed", CHANGES, ids=str)
+def test_ranked_lanes_bend_too(changed):
     """All is safe that sinks + window keep, so it must be the same."""
     model, tokens = shared("llama"), words(60)
-    settings = ",".join(f"{k}={v}" for k, v in bent.items())
+    settings = ",".join(f"{k}={v}" for k, v in changed.items())
     ranked = our_nll(model, tokens, 16, parse(f"knorm:budget=17,sinks=4,recent=13,skip=0,positions=cache,{settings}"))
-    np.testing.assert_allclose(ranked, our_nll(model, tokens, 16, Streaming(4, 13, **bent)), atol=1e-4)
+    np.testing.assert_allclose(ranked, our_nll(model, tokens, 16, Streaming(4, 13, **changed)), atol=1e-4)
 
 
-@pytest.mark.parametrize("bent", BENT, ids=str)
-def test_recompute_bends_the_texts_first_tokens_only(bent):
+@pytest.mark.parametrize("changed", CHANGES, ids=str)
+def test_recompute_bends_the_texts_first_tokens_only(changed):
     model, tokens = shared("llama"), words(60)
-    got, plain = (our_nll(model, tokens, 16, Recompute(20, 1, **more)) for more in (bent, {}))
-    np.testing.assert_allclose(got[:15], our_nll(model, tokens, 16, Dense(**bent))[:15], atol=1e-5)
-    if "knockout" in bent and "softmax" not in bent:
+    got, plain = (our_nll(model, tokens, 16, Recompute(20, 1, **more)) for more in (changed, {}))
+    np.testing.assert_allclose(got[:15], our_nll(model, tokens, 16, Dense(**changed))[:15], atol=1e-5)
+    if "knockout" in changed and "softmax" not in changed:
         # Windows that begin behind the first tokens have none of them.
         np.testing.assert_allclose(got[25:], plain[25:], atol=1e-5)
     else:
@@ -147,8 +147,8 @@ def test_maps_have_the_extra_sink_as_their_own_column(family, policy):
 def test_long_past_of_a_dense_lane_bends(tiny_llama):
     """Beyond what is read in one piece; a chunk of everything is the reference."""
     tokens = np.resize(words(), 2300)
-    for bent in BENT[:4]:
-        policy = Dense(**bent)
+    for changed in CHANGES[:4]:
+        policy = Dense(**changed)
         whole = our_nll(tiny_llama, tokens, 2300, policy)
         np.testing.assert_allclose(our_nll(tiny_llama, tokens, 128, policy), whole, atol=1e-4)
 
