@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from analysis.experiments.presets import reference_of
 from analysis.metrics import MODES
 from analysis.runs.screen import PAINTS
 from analysis.texts import checked
 
 from .address import number, several
-from .presets import reference_of
 
 HEAD = several("head", 2, 9999, "layer.head, such as 20.3")
 """How addresses name a head."""

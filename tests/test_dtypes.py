@@ -7,13 +7,13 @@ import pytest
 import torch
 from streamlit.testing.v1 import AppTest
 
+from analysis.experiments.presets import PRESETS
 from analysis.models import dtypes
 from analysis.models.dtypes import Rates, decide, faster, measured, remembered
 from analysis.models.loading import load
 from analysis.runs.reader import load as load_run
 from analysis.runs.spec import Spec
 from app.controls import Chosen
-from app.presets import PRESETS
 
 FAST, SLOW = Rates(100.0, 310.0), Rates(75.0, 15.0)
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analysis.experiments.presets import CHATS, PRESETS
 from analysis.palette import briefs, labels
 from analysis.policies import POLICIES, Window, parse
-from app.presets import CHATS, PRESETS
 
 STORIES = [story.policies for story in (*PRESETS.values(), *CHATS.values())]
 

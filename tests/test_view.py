@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.presets import CHATS, PRESETS, reference_of
+from analysis.experiments.presets import CHATS, PRESETS, reference_of
 from app.view import MODES, PAINTS, ChatView, View
 
 LANES = ["dense", "window:window=128", "streaming:sinks=4,window=124", "random:budget=128,interval=16"]

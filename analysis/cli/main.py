@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from .. import errors, files
-from . import chat, experiments, figures, lab, listings, reading, resume, runs
+from . import chat, experiments, figures, gallery, lab, listings, reading, resume, runs
 
 HELP = "The command line: read a text, or talk, under several policies and write down what happened."
 COMMANDS = {
@@ -24,6 +24,7 @@ COMMANDS = {
     "reproduce": experiments.reproduce,
     "capture": reading.capture,
     "emergence": lab.emergence,
+    "gallery": gallery.gallery,
     "figure": figures.figure,
     "report": figures.report,
     "site": figures.site,

@@ -39,6 +39,8 @@ KINDS = {
 MARKS = {"run.json", "stretch.json", "tokens.parquet", "tokens.arrow", ".capturing"}
 """A folder that has one of these is a run, whatever has become of it."""
 LABEL = "label.json"
+GALLERY = Path(__file__).parents[2] / "assets" / "gallery"
+"""The library of recorded stories that comes with the project."""
 FILES = {
     *("run.json", "events.jsonl", "tokens.parquet", "sinks.npz", "tokens.arrow", "sinks.arrow", "pieces.arrow"),
     *("maps.arrow", LABEL, KEPT, "stretch.json", "queries.npy", "keys.npy", "norms.npy", "token_ids.npy"),

@@ -11,6 +11,7 @@ import streamlit as st
 
 from analysis.chat.scripts import read_script, script_from_bytes, scripts
 from analysis.errors import sentence
+from analysis.experiments.presets import CHATS
 from analysis.models.devices import pick_device
 from analysis.policies import parse
 from analysis.runs.spec import Sampling, Spec
@@ -23,7 +24,6 @@ from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
 from app.panels.job_panel import JobPanel, Maker, redraw
 from app.parameters import CHAT
-from app.presets import CHATS
 from app.projection import project
 from app.view import CHAT_PARAMETERS, ChatView
 

@@ -7,6 +7,7 @@ import streamlit as st
 
 from analysis import texts
 from analysis.errors import sentence
+from analysis.experiments.presets import FOUR, PRESETS
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app import address, recordings
@@ -29,7 +30,6 @@ from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
 from app.panels.job_panel import JobPanel, Maker, redraw
 from app.parameters import READ
-from app.presets import FOUR, PRESETS
 from app.projection import project
 from app.view import PARAMETERS, View
 

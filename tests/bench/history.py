@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from analysis import texts
+from analysis.experiments.presets import FOUR
 from analysis.runs.spec import Spec
 from app.jobs.reading import ReadingJob
 from app.jobs.registry import REGISTRY
-from app.presets import FOUR
 
 from .sizes import size
 

@@ -5,11 +5,11 @@ from functools import partial
 import streamlit as st
 
 from analysis import texts
+from analysis.experiments.presets import FOUR
 from analysis.policies import Streaming, parse
 from app.components import chart
 from app.jobs.reading import ReadingJob
 from app.lesson import Chapter
-from app.presets import FOUR
 
 from . import stage
 from .reading import curves, numbers, rolling, styles

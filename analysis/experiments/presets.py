@@ -1,9 +1,19 @@
-"""The stories that one press tells, each a set of lanes over a text."""
+"""The stories that one press tells, each a set of lanes over a text, and what of each the gallery has recorded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.policies import Streaming, parse
+from ..policies import Streaming, parse
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A lane reads on under another policy from a text position on; `pin`: with its sinks brought back."""
+
+    position: int
+    lane: int
+    policy: str
+    pin: bool = False
 
 
 @dataclass(frozen=True)
@@ -15,20 +25,33 @@ class Preset:
     policies: tuple[str, ...]
     reference: int
     dtype: str = "float32"
+    recorded: int = 0
+    """Tokens that the gallery's recording of it has; 0: there is none."""
+    switches: tuple[Switch, ...] = ()
+    """What happens to its lanes in the recording."""
 
 
 FOUR = ("dense", "window:window=128", "recompute:window=128,stride=16", "streaming:sinks=4,window=124")
 
 PRESETS = {
-    "four": Preset("The four policies", "Which one can read for ever?", FOUR, 3),
+    "four": Preset("The four policies", "Which one can read for ever?", FOUR, 3, recorded=3000),
     "drop": Preset(
-        "Drop the sinks", "Evict four tokens, lose the model", ("streaming:sinks=4,window=124", "window:window=128"), 0
+        "Drop the sinks",
+        "Evict four tokens, lose the model",
+        ("streaming:sinks=4,window=124", "window:window=128"),
+        0,
+        recorded=3000,
+        switches=(
+            Switch(1000, 1, "streaming:sinks=4,window=124", pin=True),
+            Switch(2000, 1, "window:window=128"),
+        ),
     ),
     "enough": Preset(
         "How many are enough?",
         "0, 1, 2, 4, 8 sinks in a cache of 128",
         tuple(f"streaming:sinks={s},window={128 - s}" for s in (0, 1, 2, 4, 8)),
         3,
+        recorded=2000,
     ),
     "newlines": Preset(
         "Newlines will do",
@@ -59,6 +82,7 @@ PRESETS = {
             "random:budget=128,sinks=0,recent=64,interval=16",
         ),
         0,
+        recorded=1500,
     ),
     "what": Preset(
         "What are sinks for?",
@@ -70,6 +94,7 @@ PRESETS = {
             "window:window=128,softmax=off-by-one",
         ),
         0,
+        recorded=1500,
     ),
     # What is fastest here: so dense is past its 8,192 tokens while a class still looks.
     "past": Preset(
@@ -78,6 +103,8 @@ PRESETS = {
         ("dense", "streaming:sinks=4,window=252"),
         1,
         "auto",
+        # A little past the 8,192 tokens of the embedded model.
+        recorded=9500,
     ),
 }
 

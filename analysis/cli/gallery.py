@@ -1,0 +1,97 @@
+"""The command that records the gallery: stories that come with the project, each a folder of a real run."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from .. import files, texts
+from ..experiments.presets import CHATS, PRESETS, Preset
+from ..policies import parse
+from ..runs.facts import ModelFacts
+from ..runs.library import GALLERY, LABEL, Label
+from ..runs.run import Run
+from ..runs.spec import Spec
+from ..settings import quoted
+from .chat import chat
+from .console import out, say
+from .lab import emergence
+from .waiting import Bars
+
+CHAT, TRAINING = "breakdown", "emergence"
+TITLES = {name: story.title for name, story in PRESETS.items() if story.recorded} | {
+    CHAT: CHATS[CHAT].title,
+    TRAINING: "A sink that grows",
+}
+"""The stories of the gallery, and what they are called."""
+CHUNK = 128
+
+
+def gallery(
+    names: Annotated[list[str] | None, typer.Argument(help="stories; without one, all of them")] = None,
+    out_folder: Annotated[Path, typer.Option("--out", help="folder of the gallery")] = GALLERY,
+) -> None:
+    """Record stories of the gallery anew, from real runs; each takes the place of the one before when it is whole."""
+    if unknown := [name for name in names or () if name not in TITLES]:
+        raise ValueError(f"the gallery has no story {quoted(unknown[0])}: choose from {', '.join(TITLES)}")
+    for name in names or TITLES:
+        out_folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out_folder, prefix=".") as draft:
+            place = Path(draft) / name
+            record(name, place)
+            files.write(place / LABEL, msgspec.json.encode(Label(TITLES[name])).decode() + "\n")
+            shutil.rmtree(out_folder / name, ignore_errors=True)
+            place.rename(out_folder / name)
+        held = sum(f.stat().st_size for f in (out_folder / name).rglob("*") if f.is_file())
+        say(f"{TITLES[name]}: {out_folder / name}, {held / 1e6:.2f} MB")
+
+
+def record(name: str, place: Path) -> None:
+    """Put a real run of a story into a new folder."""
+    if name == TRAINING:
+        emergence(["", "attention=relu"], out_folder=place, device="cpu")
+    elif name == CHAT:
+        story = CHATS[name]
+        how: dict[str, Any] = {"script": story.script, "max_new": story.max_new, "device": "cpu"}
+        chat(policy=list(story.policies), out_folder=place, **how)
+    else:
+        read(PRESETS[name], place)
+
+
+def spec_of(story: Preset) -> Spec:
+    """What the lanes of a story are asked for the gallery: numbers that any machine repeats."""
+    return Spec("embedded", "hamlet", story.policies, story.recorded, CHUNK, device="cpu")
+
+
+def read(story: Preset, place: Path) -> None:
+    """Read what a story has recorded, lane by lane at the same position, with its switches, into a new run folder."""
+    from ..engine.stream import next_lane, open_lanes
+    from ..models.loading import load
+    from ..runs.folder import Folder
+
+    spec, source = spec_of(story), texts.read("hamlet")
+    model = load(spec.model, dtype=spec.dtype, device=spec.device)
+    found = texts.tokenized(source, model.tokenizer, bos=spec.bos, special=spec.special, limit=spec.tokens)
+    lanes = open_lanes(model, found.ids, [parse(p) for p in spec.policies])
+    run, total = Run(spec, int(found.ids[0])), len(found.ids)
+    run.model, run.begins, run.as_text = ModelFacts.of(model), found.begins, found.as_text
+    folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256, tokens=total)
+    folder.pieces(-1, 0, texts.token_texts(model.tokenizer, found.ids))
+    waiting = sorted(story.switches, key=lambda s: s.position)
+    with Bars(out) as bar:
+        task = bar.add_task(story.title, total=total * len(lanes), completed=len(lanes))
+        while (lane := next_lane(lanes, waiting[0].position if waiting else total)) is not None or waiting:
+            if lane is None:
+                switch = waiting.pop(0)
+                lane, policy = lanes[switch.lane], parse(switch.policy)
+                missing = lane.missing_sinks(policy)
+                lane.switch(policy, pin=switch.pin)
+                how = ("sinks pinned again" if switch.pin else "without sinks") if missing else ""
+                folder.event("switch", lane=switch.lane, position=lane.position, policy=str(policy), how=how)
+                continue
+            folder.append(lane.read(spec.chunk, waiting[0].position if waiting else None))
+            bar.update(task, completed=sum(lane.position for lane in lanes))
+    folder.finish("finished")
