@@ -45,14 +45,15 @@ def replay(
     at: int | None,
     actions: list[tuple[str, str, str]],
     note: str,
-    play: bool = False,
+    pace: int = 0,
     key: str,
     on_rest: Callable[[], None],
     on_press: Callable[[], None],
 ) -> None:
-    """Replay the run `name` of the library, from a view and a position on; it plays at once where `play` says so.
+    """Replay the recording `name`, from a view and a position on; with a pace in tokens a second it plays at once.
 
-    `actions`: buttons beside the player, what is pressed, its words and what they mean; `on_press`: one was pressed,
+    `actions`: buttons beside the player, what is pressed, its words and what they mean, of which the first stands out
+    where it plays at once; `on_press`: one was pressed,
     `session_state[key]["press"]`; `on_rest`: what is looked at has changed, `["rest"]`.
     """
     serve_plotly()
@@ -63,7 +64,7 @@ def replay(
             "at": at,
             "actions": actions,
             "note": note,
-            "play": play,
+            "pace": pace,
         },
         key=key,
         on_rest_change=on_rest,

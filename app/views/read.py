@@ -37,11 +37,13 @@ PLACE = JobPanel("read", ReadingJob)
 CHUNK = 128
 ADDRESS = ("run", "lane", *READ, *MODEL, *PARAMETERS)
 """What the address of this page says."""
+STORY_PACE = 100
+"""Tokens a second at which a story of the gallery plays by itself."""
 LOST = "That run is no longer in memory: press Start to read again."
 
 
 def open_page() -> None:
-    """What a tab begins with: the run or the settings that its address names, or the first story."""
+    """What a tab begins with: the run or the settings that its address names, or a recording of the first story."""
     state, asked = st.session_state, st.query_params
     if "lanes" in state:
         linked = state.returned or (state.arrived and any(name in asked for name in ADDRESS))
@@ -51,8 +53,9 @@ def open_page() -> None:
             return
     problems, story = [], PRESETS["four"]
     lanes, text, model = list(story.policies), "hamlet", Chosen(dtype=story.dtype)
-    run = REGISTRY.find(asked.get("run"), ReadingJob)
-    recording = recordings.find(asked.get("run"), "reading") if run is None else None
+    name = asked.get("run") if any(said in asked for said in ADDRESS) else f"{recordings.STORY}four"
+    run = REGISTRY.find(name, ReadingJob)
+    recording = recordings.find(name, "reading") if run is None else None
     known = run or recording
     if known is not None:
         lanes, text, model = list(known.spec.policies), known.spec.text, Chosen.of(known.spec)
@@ -106,15 +109,25 @@ def to_address() -> None:
 
 
 def take(name: str) -> None:
-    """Tell a story: set everything as it has it, and begin."""
-    story = PRESETS[name]
-    st.session_state.update(
+    """Tell a story: set everything as it has it, and play what the gallery recorded of it with this model and text;
+    where there is none, begin to read."""
+    story, state = PRESETS[name], st.session_state
+    state.update(
         lanes=list(story.policies),
-        model=st.session_state.model._replace(dtype=story.dtype),
-        view=replace(View.of(story.policies), head=st.session_state.view.head),
-        revision=st.session_state.revision + 1,
-        story=name,
+        model=state.model._replace(dtype=story.dtype),
+        view=replace(View.of(story.policies), head=state.view.head),
+        revision=state.revision + 1,
+        told=state.get("told", 0) + 1,
+        recording=recordings.find(f"{recordings.STORY}{name}", "reading"),
+        at=None,
     )
+    if state.recording is not None:
+        spec = state.recording.spec
+        if spec.text == state.text and Chosen.of(spec) == state.model._replace(dtype=spec.dtype):
+            PLACE.end()
+            PLACE.say("")
+            return
+    state.recording = None
     start()
 
 
@@ -255,7 +268,8 @@ def forget_unknown_head(run: ReadingJob | None) -> None:
 
 def draw_recording(recording: recordings.Recording) -> None:
     """A run that is kept, as its reading left it: the browser plays it by itself."""
-    state, key = st.session_state, f"replay-{recording.name}"
+    state, key = st.session_state, f"replay-{recording.name}-{st.session_state.get('told', 0)}"
+    live = "Run it live" if recording.story else "Read it live"
 
     def rested() -> None:
         rest = state[key]["rest"]
@@ -266,7 +280,7 @@ def draw_recording(recording: recordings.Recording) -> None:
         if is_new_press("press", state[key]["press"]):
             {"start": start, "resume": resume}[state[key]["press"]["what"]]()
 
-    actions = [("start", "Read it live", "Load the model, and read the text anew with what is set at the left")]
+    actions = [("start", live, "Load the model, and read the text anew with what is set at the left")]
     if recording.goes_on:
         actions.insert(0, ("resume", "Resume", "Load the model, and read on where this run stopped"))
     board.replay(
@@ -275,6 +289,7 @@ def draw_recording(recording: recordings.Recording) -> None:
         at=state.at,
         actions=actions,
         note=PLACE.problem,
+        pace=STORY_PACE if recording.story and state.at is None else 0,
         key=key,
         on_rest=rested,
         on_press=asked,

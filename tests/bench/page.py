@@ -26,6 +26,7 @@ FLAGS = (
 
 def main() -> None:
     head("The reading page, first start to first token")
+    first_story()
     first_token()
     head(f"The reading page, four lanes and {BEHIND:,} tokens behind them")
     frames()
@@ -35,7 +36,7 @@ def main() -> None:
 class App:
     """The app in a process of its own, on a port of its own."""
 
-    def __init__(self, script: str = "app/main.py") -> None:
+    def __init__(self, script: str = "app/main.py", **variables: str) -> None:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
@@ -46,7 +47,7 @@ class App:
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
         )
         self.address = f"http://127.0.0.1:{port}"
         while True:
@@ -78,6 +79,22 @@ def wait_read(page, tokens: int, timeout: float = 120_000) -> None:
         arg=tokens,
         timeout=timeout,
     )
+
+
+def first_story() -> None:
+    """How soon a fresh start, with nothing in the cache folder, plays the first story of the gallery."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p, TemporaryDirectory() as cache, App(SINKSCOPE_CACHE=cache) as app:
+        page = browser_page(p)
+        page.goto(app.address)
+        page.wait_for_function("() => window.__sinkscope?.published > 1")
+        after = page.evaluate(
+            "() => window.__sinkscopeFrames[0].painted - performance.timeOrigin / 1000"
+            " - performance.getEntriesByName('first-paint')[0].startTime / 1000"
+        )
+        line("from first paint to the first story's first frame", after, "≤ 2", unit="s", good=after <= 2)
+        page.context.browser.close()
 
 
 def first_token() -> None:

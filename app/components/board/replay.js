@@ -29,7 +29,7 @@ function makeReplay(root, send, redraw, data) {
     const { modes, paints } = recording.constants;
     player = makePlayer(recording, {
       move: (_, jumped) => { jumps += jumped; redraw(); }, settled, press: (what) => send("press", { what, at: Date.now() }),
-      stopsOf: () => recording.stops(view.chosen), actions: data.actions || [],
+      stopsOf: () => recording.stops(view.chosen), actions: data.actions || [], pace: data.pace,
     });
     const cards = makeCards(pick), curves = makeCurves(pick, modes), grid = makeGrid(pick), map = makeMap(), strip = makeStrip(pick, paints), card = makeCard();
     parts = [cards, curves, grid, map, strip, card];
@@ -38,8 +38,8 @@ function makeReplay(root, send, redraw, data) {
       whole = recording.lanes.map((_, i) => makeGrid((what, value) => pick(what, { ...value, chosen: i })));
       root.append(el("h2", { class: "sk-title" }, "Over all that was read"), el("div", { class: "sk-whole" }, ...whole.map((g) => g.node)));
     }
-    if (data.at) player.goTo(data.at);
-    if (data.play && !stillPreferred()) { player.goTo(data.at || 1); player.toggle(true); }
+    if (data.at || data.pace) player.goTo(data.at || 1);
+    if (data.pace && !stillPreferred()) player.toggle(true);
     redraw();
   }
   recordingBytes(data.recording).then(opened).catch((e) => {

@@ -10,17 +10,19 @@ function clockText(seconds) {
 }
 
 // `move(position)` is called for every move; `settled()` when it rests; `stopsOf()` tells where the chunks of the lane
-// that is looked at end; `actions` are buttons beside it: what is pressed, and its words.
-function makePlayer(recording, { move, settled, press, stopsOf, actions }) {
+// that is looked at end; `actions` are buttons beside it: what is pressed, and its words; with a `pace` it is a story that
+// plays by itself, and the first of these is what a person is meant to press.
+function makePlayer(recording, { move, settled, press, stopsOf, actions, pace = 0 }) {
   const { total, constants } = recording;
   let position = total, playing = false, from = null, request = 0, resting = 0;
   const button = (words, title, onclick, more = {}) => el("button", { type: "button", title, "aria-label": title, onclick, ...more }, words);
-  const go = button("▶ Play", "Play or pause (space)", () => toggle(), { class: "sk-go" });
+  const go = button("▶ Play", "Play or pause (space)", () => toggle(), { class: pace ? "" : "sk-go" });
   const steps = [
     button("«", "One chunk back (shift + ←)", () => stepChunk(-1)), button("‹", "One token back (←)", () => goTo(position - 1)),
     button("›", "One token on (→)", () => goTo(position + 1)), button("»", "One chunk on (shift + →)", () => stepChunk(1)),
   ];
   const speed = el("select", { "aria-label": "Speed", onchange: () => { from = null; } }, ...constants.speeds.map(([value, words]) => el("option", { value }, words)));
+  speed.value = pace;
   const slider = el("input", { type: "range", class: "sk-scrub", min: 1, max: total, step: 1, "aria-label": "Position in the text, in tokens", oninput: () => goTo(Number(slider.value)) });
   const share = (at) => `calc(8px + (100% - 16px) * ${(at - 1) / Math.max(1, total - 1)})`;
   const ticks = recording.marks.map((mark) => {
@@ -32,7 +34,7 @@ function makePlayer(recording, { move, settled, press, stopsOf, actions }) {
   const when = recording.started ? new Date(recording.started) : null;
   if (when && !Number.isNaN(when.getTime())) about.append(` · recorded ${when.toISOString().slice(0, 10)}`);
   const node = el("div", { class: "sk-player" },
-    el("div", { class: "sk-toolbar" }, go, el("span", { class: "sk-steps" }, ...steps), speed, where, ...actions.map(([what, words, title]) => button(words, title || words, () => press(what)))),
+    el("div", { class: "sk-toolbar" }, go, el("span", { class: "sk-steps" }, ...steps), speed, where, ...actions.map(([what, words, title], i) => button(words, title || words, () => press(what), { "aria-label": words, class: pace && !i ? "sk-go" : "" }))),
     el("div", { class: "sk-scrubber" }, slider, el("div", { class: "sk-ticks", "aria-hidden": "true" }, ...ticks)), about);
 
   function goTo(wanted) {

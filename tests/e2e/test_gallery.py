@@ -1,0 +1,58 @@
+"""The first page of a fresh start plays a recorded story, and one press turns it into the same thing live."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from analysis.experiments.presets import PRESETS
+
+from .conftest import started
+from .test_live import stop, wait_read
+from .test_replay import position, violations, wait_address, wait_painted
+
+pytestmark = pytest.mark.browser
+
+TOTAL = PRESETS["four"].recorded
+
+
+def test_a_fresh_start_plays_a_story_that_one_press_makes_live(page, tmp_path):
+    cache, runs = tmp_path / "cache", tmp_path / "runs"
+    with started(SINKSCOPE_CACHE=str(cache), SINKSCOPE_RUNS=str(runs)) as (address, _):
+        page.goto(address)
+        # It plays by itself, before a model is unpacked or anything is read.
+        page.wait_for_function("window.__sinkscope?.published > 20")
+        assert not any(Path(cache).rglob("*.safetensors")) and not runs.exists()
+        assert page.locator(".sk-card").count() == 4 and page.get_by_text(f"of {TOTAL:,} tokens").count() == 1
+        assert violations(page) == []
+        page.get_by_role("button", name="Pause").click()
+        assert 20 < position(page) < TOTAL
+        wait_address(page, "run", "gallery:four")
+        page.get_by_role("button", name="Run it live").click()
+        for lane in range(4):
+            wait_read(page, lane, 33)
+        page.wait_for_function("!location.search.includes('gallery')")
+        # Another story is played at once in place of what is live, and made live in the same way.
+        page.get_by_role("button", name="How many are enough?").click()
+        wait_address(page, "run", "gallery:enough")
+        page.locator(".sk-card").nth(4).wait_for()
+        page.wait_for_function("window.__sinkscope.published > 20")
+        assert position(page) < PRESETS["enough"].recorded
+        page.get_by_role("button", name="Run it live").click()
+        wait_read(page, 4, 33)
+        stop(page)
+        assert page.problems == [] and page.strangers == []
+
+
+def test_a_story_stands_still_where_motion_is_not_wanted_and_comes_back_by_its_address(app, page):
+    page.emulate_media(reduced_motion="reduce")
+    page.goto(app)
+    wait_painted(page, 1)
+    page.wait_for_timeout(1500)
+    assert position(page) == 1
+    page.keyboard.press("End")
+    wait_painted(page, TOTAL)
+    page.wait_for_function("new URL(location).searchParams.get('at') !== null")
+    page.goto(re.sub(r"at=\d+", "at=700", page.url))
+    wait_painted(page, 700)
+    assert page.problems == []
