@@ -44,26 +44,29 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             disabled=run is None or not run.live,
             key="drop-switch",
         )
-    if (run := stage.watch(run)) is None:
+    tracks, kept = stage.tracks(stage.watch(run), "four", FOUR)
+    if not tracks:
         return
     lines, items = [], []
     for lane, (begun, policy) in enumerate((parse(b), parse(p)) for b, p in zip(FOUR, policies, strict=True)):
-        tokens, values = rolling(run, lane)
+        tokens, values = rolling(tracks, lane)
         name = stage.policy_name(page, policy)
         title = name if policy == begun else f"→ {name}"
         lines.append((title, tokens, values))
-        track = run.snapshot.tracks[lane]
-        kept = f"{int(track.cache_tokens.view()[-1]):,}" if len(track.nll) else "–"
+        track = tracks[lane]
+        cached = f"{int(track.cache_tokens.view()[-1]):,}" if len(track.nll) else "–"
         number = f"{values[-1]:.1f}" if len(values) else "–"
-        items.append((title, number, chapter.say("keeps", tokens=kept)))
+        items.append((title, number, chapter.say("keeps", tokens=cached)))
     numbers(items)
     alt = chapter.say("alt", values="; ".join(f"{name}: {number}" for name, number, _ in items))
     figure = curves(lines, styles(FOUR), page.say("tokens"), chapter.say("rolling"), 60)
-    for track, (colour, _) in zip(run.snapshot.tracks, styles(FOUR), strict=True):
+    for track, (colour, _) in zip(tracks, styles(FOUR), strict=True):
         for at, _ in track.policies[1:]:
             figure.add_vline(x=at, line={"color": colour, "width": 1, "dash": "dot"})
     figure.add_vline(x=128, line={"color": "#767676", "width": 1, "dash": "dot"})
     chart.mount(figure, key="drop-chart", alt=alt, height=370, projected=71)
+    if kept:
+        st.caption(page.say("recorded"))
 
 
 def switch(drop: bool) -> None:

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ from plotly.subplots import make_subplots
 
 from analysis.figures import parse
 from analysis.figures.export import export
-from analysis.lab.folder import curves_as_csv, write
+from analysis.lab.folder import SavedTraining, curves_as_csv, read, write
 from analysis.lab.recipe import ATTENTIONS, Recipe
 from analysis.lab.training import Measurement
 from analysis.palette import TRAINED
+from analysis.runs.library import GALLERY
 from app.components import chart
 from app.jobs.training import TrainingJob
 from app.lesson import Chapter, translated
@@ -71,13 +72,17 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         if run is not None and any(run.moments):
             with st.popover(chapter.say("export"), icon=":material/download:"):
                 exports(run, chapter)
-    if (run := stage.watch(run)) is None:
-        return
+    run = stage.watch(run)
     # One that failed at once has none.
-    begun = [of for of in zip(run.recipes, run.moments, strict=True) if of[1]]
-    if not begun:
+    begun = [of for of in zip(run.recipes, run.moments, strict=True) if of[1]] if run else []
+    kept, grows = recorded(), bool(begun) and all(len(of) > 1 for _, of in begun)
+    if kept and asked(state) == tuple(kept) and (run is None or run.live) and not grows:
+        draw_curves(list(kept), list(kept.values()), None, chapter)
+        st.caption(page.say("recorded"))
         return
-    trained, moments = zip(*begun, strict=True)
+    if run is None or not begun:
+        return
+    trained, moments = map(list, zip(*begun, strict=True))
     if run.note and run.status != "failed":
         kind, _, why = run.note.partition(": ")
         st.warning(plain(f"{chapter.words.get(kind, kind)}: {translated(why, state['language'])}"))
@@ -90,10 +95,6 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     said = {"finished": chapter.say("finished"), "stopped": chapter.say("stopped")}.get(run.status, "")
     left, right = st.columns(2, gap="medium", vertical_alignment="bottom")
     left.progress(run.share, f"{chapter.say('of-steps', done=f'{newest:,}', total=f'{run.recipes[0].steps:,}')} {said}")
-    labels = [chapter.say(r.attention) for r in trained]
-    values = "; ".join(
-        f"{label}: {chapter.say('weight')} {m[-1].sink:.2f}" for label, m in zip(labels, moments, strict=True)
-    )
     at = None
     if len(steps) > 1:
         at = right.select_slider(
@@ -101,6 +102,42 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             format_func=lambda s: chapter.say("newest") if s is None else f"{s:,}", key=f"emergence-at-{run.id}",
         )  # fmt: skip
     state["at"] = at
+    draw_curves(trained, moments, at, chapter)
+
+
+@cache
+def recorded() -> dict[Recipe, list[Measurement]]:
+    """The trainings of the gallery: what was measured of each; empty where they cannot be read."""
+    try:
+        return {saved.recipe: measured(saved) for saved in read(GALLERY / "emergence")}
+    except ValueError:
+        return {}
+
+
+def measured(saved: SavedTraining) -> list[Measurement]:
+    """What was measured of a training that lies in a folder."""
+    shape, of, found = (saved.recipe.layers, saved.recipe.heads), saved.curves, list[Measurement]()
+    for i, (layer, head) in enumerate(saved.heads):
+        weight, norm = (
+            np.array([of[f"{what} {of_layer}.{of_head}"][i] for of_layer, of_head in np.ndindex(shape)], np.float32)
+            for what in ("weight", "norm")
+        )
+        step, loss, copied = (float(of[name][i]) for name in ("step", "loss", "copied"))
+        which = int(layer), int(head)
+        found.append(
+            Measurement(int(step), loss, copied, weight.reshape(shape), norm.reshape(shape), which, saved.maps[i])
+        )
+    return found
+
+
+def draw_curves(
+    trained: Sequence[Recipe], moments: Sequence[Sequence[Measurement]], at: int | None, chapter: Chapter
+) -> None:
+    """The curves of trainings, and the maps at a step, or the newest."""
+    labels = [chapter.say(r.attention) for r in trained]
+    values = "; ".join(
+        f"{label}: {chapter.say('weight')} {m[-1].sink:.2f}" for label, m in zip(labels, moments, strict=True)
+    )
     seen = [_at(m, at) for m in moments]
     chart.mount(grown(trained, moments, labels, at, chapter), key="emergence-curves", height=280, projected=38,
                 alt=chapter.say("alt", values=values))  # fmt: skip

@@ -15,12 +15,14 @@ from .reading import curves, numbers, rolling, styles
 TOKENS = 4096
 SINKS = (0, 1, 2, 4, 8)
 SIZES = (64, 128, 256)
+SIZE = 128
+"""The one that the gallery has recorded."""
 REFERENCE = 3
 
 
 def start() -> None:
     """Read with caches of the chosen size, from the beginning."""
-    size = st.session_state.get("enough-size", SIZES[0])
+    size = st.session_state.get("enough-size", SIZE)
     spec = stage.spec(policies(size), TOKENS, chunk=64)
     stage.begin(lambda: partial(ReadingJob, spec, texts.read(spec.text)))
 
@@ -34,20 +36,23 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     """Perplexity of each lane, times that of the one with four sinks."""
     run = stage.playing(ReadingJob)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        size = st.segmented_control(chapter.say("cache"), SIZES, default=SIZES[0], required=True, key="enough-size")
+        size = st.segmented_control(chapter.say("cache"), SIZES, default=SIZE, required=True, key="enough-size")
         if run is not None and run.spec.policies != policies(size):
             start()
             run = stage.playing(ReadingJob)
         stage.transport(page, run, start)
-    if (run := stage.watch(run)) is None:
+    found, kept = stage.tracks(stage.watch(run), "enough", policies(size))
+    if not found:
         return
     names = [chapter.say("sinks-n", n=s) if s > 1 else chapter.say(f"sinks-{s}") for s in SINKS]
-    lines = [(name, *rolling(run, lane, REFERENCE)) for lane, name in enumerate(names)]
-    found = [(name, f"{v[-1]:.2f} ×" if len(v) else "–", "") for name, _, v in lines]
-    numbers(found)
-    alt = chapter.say("alt", values="; ".join(f"{name}: {value}" for name, value, _ in found))
-    figure = curves(lines, styles(run.spec.policies), page.say("tokens"), chapter.say("relative"), 3)
+    lines = [(name, *rolling(found, lane, REFERENCE)) for lane, name in enumerate(names)]
+    items = [(name, f"{v[-1]:.2f} ×" if len(v) else "–", "") for name, _, v in lines]
+    numbers(items)
+    alt = chapter.say("alt", values="; ".join(f"{name}: {value}" for name, value, _ in items))
+    figure = curves(lines, styles(policies(size)), page.say("tokens"), chapter.say("relative"), 3)
     chart.mount(figure, key="enough-chart", alt=alt, height=370, projected=71)
+    if kept:
+        st.caption(page.say("recorded"))
 
 
 PLAY = stage.Play(draw, start)

@@ -1,4 +1,4 @@
-"""Lanes of a live run as chapters draw them: one chart, and a number for each lane."""
+"""Lanes of a run as chapters draw them: one chart, and a number for each lane."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from analysis import metrics
 from analysis.palette import colours
 from analysis.policies import parse
+from analysis.runs.run import Track
 from analysis.runs.screen import POINTS
-from app.jobs.reading import ReadingJob
 from app.panels.charts import MARGIN
 
 
-def rolling(run: ReadingJob, lane: int, reference: int | None = None) -> tuple[NDArray, NDArray]:
+def rolling(tracks: Sequence[Track], lane: int, reference: int | None = None) -> tuple[NDArray, NDArray]:
     """Tokens read and rolling perplexity of a lane, or its ratio to another lane's over the same tokens."""
-    tracks = run.snapshot.tracks
     against = None if reference is None else tracks[reference].sums.view()
     mode = "rolling" if against is None else "relative"
     ends, mean = metrics.curve(tracks[lane].sums.view(), mode, reference=against)

@@ -1,8 +1,8 @@
 """What chapters share: the embedded model that they ask, and the one job that plays in front of the student."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar
 
 import numpy as np
@@ -13,9 +13,14 @@ from analysis.errors import sentence
 from analysis.maps.attention_row import Passage
 from analysis.models.language_model import LanguageModel
 from analysis.policies import Policy
+from analysis.runs.library import GALLERY
+from analysis.runs.reader import load
+from analysis.runs.run import Run as RecordedRun
+from analysis.runs.run import Track
 from analysis.runs.spec import Spec
 from app.controls import problem
 from app.jobs.base import Job
+from app.jobs.reading import ReadingJob
 from app.jobs.registry import REGISTRY
 from app.lesson import Chapter, translated
 from app.panels import slots
@@ -122,6 +127,27 @@ def say_problem(e: Exception | str) -> None:
 def policy_name(page: Chapter, policy: Policy) -> str:
     """What a policy is called in the language of the lesson."""
     return page.say(f"policy-{policy.name}")
+
+
+@cache
+def recorded(story: str) -> RecordedRun | None:
+    """A run of the gallery; None where it cannot be read."""
+    try:
+        return load(GALLERY / story)
+    except ValueError:
+        return None
+
+
+def tracks(run: ReadingJob | None, story: str, policies: Sequence[str]) -> tuple[Sequence[Track], bool]:
+    """What there is to draw of lanes: what they have read, or what the gallery has of the same ones until all of them
+    have read something; and whether it is that."""
+    live = () if run is None else run.snapshot.tracks
+    if live and all(len(track.nll) for track in live):
+        return live, False
+    kept = recorded(story)
+    if bos() == "auto" and kept is not None and kept.spec.policies == tuple(policies):
+        return kept.tracks, True
+    return live, False
 
 
 def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None:
