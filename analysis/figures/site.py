@@ -10,11 +10,10 @@ from string import Template
 
 from .. import files
 from ..policies import parse
-from ..runs.library import Entry, entries
+from ..runs.library import GALLERY, Entry, entries
 from .inputs import open_input
 from .report import PLOTLY, page
 
-GALLERY = Path(__file__).parents[2] / "assets" / "gallery"
 TEMPLATE = Path(__file__).parents[2] / "assets" / "site.html"
 SCRIPT = "plotly.min.js"
 """The plotting script, once for all pages."""
