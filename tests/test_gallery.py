@@ -1,0 +1,131 @@
+"""The gallery: eight stories of real runs, which open without a model and which anybody can repeat."""
+
+import gzip
+import json
+import shutil
+import struct
+
+import numpy as np
+import pytest
+
+from analysis.cli.gallery import CHAT, TITLES, TRAINING, spec_of
+from analysis.engine.stream import open_lanes
+from analysis.experiments.presets import CHATS, PRESETS
+from analysis.lab import folder
+from analysis.lab.recipe import Recipe
+from analysis.lab.training import Training
+from analysis.policies import parse
+from analysis.runs.library import GALLERY, entry
+from analysis.runs.reader import load
+from analysis.runs.recording import recording
+from analysis.runs.run import Run
+from app import recordings
+
+MOST = 12_000_000
+"""Bytes of all stories together."""
+READINGS = [name for name in TITLES if name in PRESETS]
+FIRST = 200
+"""Tokens that are read again."""
+
+
+def stories() -> list:
+    """Folders of the gallery; one with a hidden name is being written."""
+    return [path for path in GALLERY.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def test_eight_stories_ship_and_are_small():
+    assert len(TITLES) == 8 and {path.name for path in stories()} == set(TITLES)
+    assert sum(f.stat().st_size for path in stories() for f in path.rglob("*") if f.is_file()) <= MOST
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_a_story_says_what_it_is_and_names_no_machine(name, tmp_path):
+    # A library keeps what it finds beside the run.
+    shutil.copytree(GALLERY / name, tmp_path / name)
+    found = entry(name, tmp_path)
+    assert (found.title, found.status, found.problem) == (TITLES[name], "finished", "")
+    for about in (GALLERY / name).rglob("run.json"):
+        assert "process" not in json.loads(about.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_a_reading_is_what_its_story_asks_to_the_end(name):
+    run, story = load(GALLERY / name), PRESETS[name]
+    assert run.spec == spec_of(story) and run.status == "finished"
+    assert all(len(track.nll) == story.recorded - 1 for track in run.tracks)
+    assert all(np.isfinite(track.nll.view()).all() for track in run.tracks)
+    switched = [(e["position"], e["lane"], parse(e["policy"])) for e in run.events if e["what"] == "switch"]
+    assert switched == [(s.position, s.lane, parse(s.policy)) for s in story.switches]
+    for lane in {s.lane for s in story.switches}:
+        wanted = [parse(s.policy) for s in story.switches if s.lane == lane]
+        assert [parse(policy) for _, policy in run.tracks[lane].policies[1:]] == wanted
+
+
+def test_the_story_of_long_texts_goes_past_what_the_model_was_trained_on():
+    run = load(GALLERY / "past")
+    assert run.model is not None and run.model.trained_length is not None
+    assert all(len(track.nll) > run.model.trained_length for track in run.tracks)
+
+
+def test_the_conversation_is_its_script_to_the_end():
+    run, story = load(GALLERY / CHAT), CHATS[CHAT]
+    assert run.kind == "chat" and run.spec.policies == tuple(str(parse(p)) for p in story.policies)
+    assert (run.spec.text, run.spec.sampling.max_new) == (story.script, story.max_new)
+    answers = [e["lane"] for e in run.events if e["what"] == "answer"]
+    assert sorted(answers) == sorted(list(range(len(story.policies))) * 11)
+
+
+def test_a_sink_has_grown_under_softmax_and_not_under_relu():
+    softmax, relu = folder.read(GALLERY / TRAINING)
+    assert (softmax.recipe, relu.recipe) == (Recipe(), Recipe(attention="relu"))
+    assert softmax.curves["step"][-1] == relu.curves["step"][-1] == Recipe().steps
+    assert softmax.of_head("weight")[-1] > 0.5 > relu.of_head("weight")[-1]
+
+
+@pytest.mark.parametrize("name", [*READINGS, CHAT])
+def test_a_story_opens_without_its_model(name):
+    data = gzip.decompress(recording(GALLERY / name))
+    header = json.loads(data[4 : 4 + struct.unpack("<I", data[:4])[0]])
+    run = load(GALLERY / name)
+    assert header["total"] == max(len(track.nll) for track in run.tracks) + 1
+    assert all(len(pieces) > len(track.nll) for pieces, track in zip(run.pieces, run.tracks, strict=True))
+
+
+def test_a_story_is_found_by_a_name_that_no_run_of_the_library_can_have(tmp_path, monkeypatch):
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path))
+    found = recordings.find(f"{recordings.STORY}four", "reading")
+    assert found is not None and found.story and found.spec == spec_of(PRESETS["four"])
+    assert recordings.find("four", "reading") is None
+    assert recordings.find(f"{recordings.STORY}../gallery/four", "reading") is None
+    assert recordings.find(f"{recordings.STORY}nothing", "reading") is None
+
+
+def read_again(model, run: Run, lane: int) -> np.ndarray:
+    """The NLL of the first tokens of a recorded lane, as the engine has it now."""
+    ids = np.concatenate(([run.first_token], run.tracks[lane].token_ids.view()[: FIRST - 1]))
+    (again,) = open_lanes(model, ids, [parse(run.spec.policies[lane])])
+    found = []
+    while not again.done:
+        found.append(again.read(run.spec.chunk).nll)
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("name", [*READINGS, CHAT])
+def test_a_story_has_the_numbers_of_a_real_run(embedded, name):
+    run = load(GALLERY / name)
+    for lane, track in enumerate(run.tracks):
+        assert np.abs(read_again(embedded, run, lane) - track.nll.view()[: FIRST - 1]).max() < 1e-3
+
+
+def test_the_training_has_the_numbers_of_a_real_one(embedded):
+    for saved in folder.read(GALLERY / TRAINING):
+        every = int(saved.curves["step"][1])
+        for i, now in zip(range(2), Training(saved.recipe).measurements(every), strict=False):
+            assert now.loss == pytest.approx(saved.curves["loss"][i], abs=1e-3)
+            assert now.sink == pytest.approx(saved.of_head("weight")[i], abs=1e-3)
+
+
+def test_a_story_that_there_is_not_is_refused_before_anything_is_read(run, tmp_path):
+    code, _, error = run("gallery", "nothing", "--out", str(tmp_path / "gallery"))
+    assert code == 2 and "the gallery has no story 'nothing': choose from" in error
+    assert not (tmp_path / "gallery").exists()
