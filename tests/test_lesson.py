@@ -1,12 +1,14 @@
 """The lesson's texts have one structure in both languages, and what is drawn of them is what was computed."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from analysis.errors import error_message, sentence
 from analysis.experiments.measures import samples_of
+from analysis.experiments.presets import FOUR
 from analysis.lab.recipe import Recipe
 from analysis.maps.attention_row import Passage
 from analysis.models import fetch
@@ -78,6 +80,35 @@ def test_head_that_the_chunks_begin_with_is_one_of_the_model(tiny_llama):
     given = passage.sink_weights[..., -1]
     assert given.shape == (3, 4) and abs(given[layer, head] - HALF) == np.abs(given - HALF).min()
     assert len(passage.row(layer, head).logits) == 9
+
+
+def test_lanes_are_those_of_the_gallery_until_all_of_them_have_read_something(monkeypatch):
+    from app.lesson.chapters import stage
+    from app.lesson.chapters.enough import SIZE, policies
+
+    def run(*read: int) -> SimpleNamespace:
+        return SimpleNamespace(snapshot=SimpleNamespace(tracks=[SimpleNamespace(nll=range(n)) for n in read]))
+
+    monkeypatch.setattr(stage, "bos", lambda: "auto")
+    for story, asked in (("four", FOUR), ("enough", policies(SIZE))):
+        for begun in (None, run(), run(9, 0)):
+            tracks, kept = stage.tracks(begun, story, asked)
+            assert kept and tracks is stage.recorded(story).tracks and len(tracks) == len(asked)
+        assert stage.tracks(going := run(9, 1), story, asked) == (going.snapshot.tracks, False)
+        # Of other lanes, or of a text that begins in another way, nothing is recorded.
+        assert stage.tracks(None, story, asked[1:]) == ((), False)
+    monkeypatch.setattr(stage, "bos", lambda: "on")
+    assert stage.tracks(None, "four", FOUR) == ((), False)
+
+
+def test_trainings_of_the_gallery_are_what_the_last_chapter_begins_with():
+    from app.lesson.chapters.emergence import START, recorded
+
+    assert tuple(recorded()) == tuple(Recipe(attention=kind) for kind in START)
+    for recipe, moments in recorded().items():
+        assert moments[0].step == 0 and moments[-1].step == recipe.steps
+        assert all(m.map.shape == (recipe.length, recipe.length) for m in moments)
+        np.testing.assert_allclose(moments[-1].map[:, 0].mean(), moments[-1].sink, atol=0.2)
 
 
 def test_stretches_of_layers_are_told_shortly():

@@ -56,3 +56,15 @@ def test_a_story_stands_still_where_motion_is_not_wanted_and_comes_back_by_its_a
     page.goto(re.sub(r"at=\d+", "at=700", page.url))
     wait_painted(page, 700)
     assert page.problems == []
+
+
+def test_chapters_show_what_was_recorded_until_what_is_live_has_come(page, tmp_path):
+    with started(SINKSCOPE_CACHE=str(tmp_path / "cache"), SINKSCOPE_RUNS=str(tmp_path / "runs")) as (address, _):
+        for chapter in ("drop", "enough", "emergence"):
+            page.goto(f"{address}/learn?chapter={chapter}")
+            said = page.get_by_text("Recorded before, with these settings")
+            said.wait_for()
+            assert page.locator("[role=img][aria-label]").count() >= 1
+            said.wait_for(state="hidden")
+            assert page.locator("[role=img][aria-label]").count() >= 1
+        assert page.problems == [] and page.strangers == []
