@@ -106,6 +106,8 @@ def first_token() -> None:
         page.wait_for_selector(".sk-toolbar .sk-go")
         pressed = time.time()
         page.click(".sk-toolbar .sk-go")
+        # What had been read before is the recorded story.
+        page.wait_for_selector(".sk-player", state="detached")
         wait_read(page, 2)
         now = time.time()
         line(

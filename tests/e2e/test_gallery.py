@@ -29,9 +29,10 @@ def test_a_fresh_start_plays_a_story_that_one_press_makes_live(page, tmp_path):
         assert 20 < position(page) < TOTAL
         wait_address(page, "run", "gallery:four")
         page.get_by_role("button", name="Run it live").click()
+        page.locator(".sk-player").wait_for(state="detached")
+        page.wait_for_function("!location.search.includes('gallery')")
         for lane in range(4):
             wait_read(page, lane, 33)
-        page.wait_for_function("!location.search.includes('gallery')")
         # Another story is played at once in place of what is live, and made live in the same way.
         page.get_by_role("button", name="How many are enough?").click()
         wait_address(page, "run", "gallery:enough")
@@ -39,6 +40,7 @@ def test_a_fresh_start_plays_a_story_that_one_press_makes_live(page, tmp_path):
         page.wait_for_function("window.__sinkscope.published > 20")
         assert position(page) < PRESETS["enough"].recorded
         page.get_by_role("button", name="Run it live").click()
+        page.locator(".sk-player").wait_for(state="detached")
         wait_read(page, 4, 33)
         stop(page)
         assert page.problems == [] and page.strangers == []

@@ -24,6 +24,8 @@ def wait_read(page, lane: int, tokens: int) -> None:
 
 def press_main(page) -> None:
     page.click(".sk-toolbar .sk-go")
+    # A story gives way to what is live, or says why it cannot.
+    page.wait_for_function("!document.querySelector('.sk-player') || document.querySelector('.sk-note:not(.sk-empty)')")
 
 
 def choose_head(page, layer: int, head: int) -> None:
