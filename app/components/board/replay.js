@@ -42,6 +42,8 @@ function makeReplay(root, send, redraw, data) {
     if (data.pace && !stillPreferred()) player.toggle(true);
     redraw();
   }
+  // Beside the recording, not after it.
+  loadPlotly().catch(() => {});
   recordingBytes(data.recording).then(opened).catch((e) => {
     say(words, e.message || "The recording could not be opened: reload the page.");
     flag(words, "sk-bad", true);
