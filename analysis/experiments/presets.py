@@ -103,8 +103,8 @@ PRESETS = {
         ("dense", "streaming:sinks=4,window=252"),
         1,
         "auto",
-        # A little past the 8,192 tokens of the embedded model.
-        recorded=9500,
+        # Dense breaks two to three thousand tokens past the 8,192 that the embedded model was trained on.
+        recorded=13000,
     ),
 }
 
