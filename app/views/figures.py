@@ -213,7 +213,8 @@ def draw() -> None:
             st.code(about["bibtex"], language="bibtex")
     if about["text"] and about["begins"] is not None:
         st.caption(plain(f"Of {about['model']} on {about['text']}, which begins {with_bos(about['begins'])}."))
-    passing = source.folder.is_relative_to(tempfile.gettempdir())
+    kept = source.folder.is_relative_to(library.home())
+    passing = not kept and source.folder.is_relative_to(tempfile.gettempdir())
     until = " (as long as the Heads page keeps its stretch: name a folder there)" if passing else ""
     st.caption(f"The same file from a command line{until}:")
     st.code(command(figure, source.folder, out, layout), language="bash", wrap_lines=True)
