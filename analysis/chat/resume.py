@@ -31,6 +31,8 @@ class ResumedChat:
     checkpoints: Checkpoints
     said: list[str]
     """What there is to say of how it went, in sentences."""
+    about: dict[str, Any]
+    """What the checkpoint says from which it goes on; empty where there was none."""
 
 
 def state_of(run: Run, lanes: Sequence[Conversation]) -> Made:
@@ -62,10 +64,11 @@ def resumed(
         made.trace()
         return made
 
-    checkpoints, said, since = Checkpoints(asked.path), list[str](), 0
+    _forget_answers(run)
+    checkpoints, said, since, about = Checkpoints(asked.path), list[str](), 0, dict[str, Any]()
     for checkpoint in checkpoints.generations() if asked.weights_sha256 else ():
         try:
-            lanes, since = _loaded(checkpoint, run, lane), checkpoint.about["events"]
+            lanes, since, about = _loaded(checkpoint, run, lane), checkpoint.about["events"], checkpoint.about
             said.append(f"It goes on from a checkpoint at {', '.join(f'{len(c.tokens):,}' for c in lanes)} tokens.")
             break
         except (ValueError, KeyError, TypeError) as e:
@@ -97,7 +100,17 @@ def resumed(
             if turn.why and (key := (one.lane.index, turn.begin, turn.stop)) not in noted:
                 # Its last token was recorded, and the process was killed before this.
                 folder.event("answer", lane=key[0], position=turn.begin, stop=turn.stop, why=turn.why)
-    return ResumedChat(run, folder, lanes, checkpoints, said)
+    return ResumedChat(run, folder, lanes, checkpoints, said, about)
+
+
+def _forget_answers(run: Run) -> None:
+    """Forget answers that were to be given again, where the record does not have the new ones yet."""
+    for event in [e for e in run.events if e["what"] == "again"]:
+        track, begin = run.tracks[event["lane"]], event["position"]
+        # When it happened is rounded in the record.
+        if len(track.nll) >= begin and track.seconds.view()[begin - 1] < event["seconds"] - 0.001:
+            track.truncate(begin)
+            del run.pieces[event["lane"]][begin:]
 
 
 def _loaded(checkpoint: Checkpoint, run: Run, lane: Callable[[int, str], Conversation]) -> list[Conversation]:

@@ -76,7 +76,7 @@ def _script(asked: "Stopped") -> tuple[list[str] | None, str]:
     them were said."""
     from ..chat.scripts import read_script
 
-    if asked.spec.text == TYPED:
+    if asked.spec.text == TYPED or not asked.text_sha256:
         return None, ""
     prompts, digest = read_script(asked.spec.text)
     if asked.run.status == "finished":

@@ -15,7 +15,8 @@ from analysis.runs.codec import assemble
 from analysis.runs.run import ROLES
 from analysis.runs.screen import SINK_TOKENS, about, card
 
-from ..jobs.chat import ChatJob, ChatLaneSnapshot
+from ..jobs.chat import ChatJob
+from ..jobs.chat_lane import ChatLaneSnapshot
 from ..jobs.token_costs import RECENT, TokenCosts
 from ..view import ChatView
 from .lanes import SCHEMA, faces

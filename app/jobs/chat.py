@@ -2,85 +2,32 @@
 
 import queue
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from analysis.chat.conversation import CHUNK, Conversation, Switch
+from analysis.chat import resume as resuming
+from analysis.chat.conversation import CHUNK, Conversation
 from analysis.chat.partner import Partner
-from analysis.errors import error_message, log
+from analysis.errors import error_message, log, sentence
 from analysis.maps.recent import HeadRow, head_row
 from analysis.policies import Policy, parse
+from analysis.runs import library
+from analysis.runs.resume import stopped
 from analysis.runs.spec import Spec
 from analysis.texts import Tokenized
 
-from .base import HISTORY, TextJob
+from .base import ENDED, HISTORY, TextJob
+from .chat_lane import ChatLaneSnapshot, snapshot_of
 from .loading import Models
 from .token_costs import TokenCosts
 from .transcript import Transcript
 
+if TYPE_CHECKING:
+    from analysis.models.language_model import LanguageModel
+    from analysis.runs.resume import Made
+
 MAX_LANES = 3
-TAIL = 1500
-"""Newest tokens of a conversation on screen."""
-FIRST_TOKENS = 4
-"""First tokens, always on screen: where the sinks are."""
-
-
-@dataclass(frozen=True)
-class ChatLaneSnapshot:
-    """What there is to see of a lane: its newest tokens from `start` on, its first ones, and which of them are cached.
-
-    Cached are the first `sinks` tokens and all from `first` on; `shares`: the share of heads that cache each token of
-    the conversation, where not all cache the same ones; `protected`: how many first tokens are never evicted;
-    `cut`: where answers were cut, and why; `switches`: where the lane was switched, and to what.
-    `busy`: whether a prompt is read or an answer given; `speaking`: whether the answer has a first token.
-    """
-
-    lane: int
-    policy: Policy
-    start: int
-    pieces: list[str]
-    roles: NDArray[np.int8]
-    first_tokens: list[str]
-    sinks: int
-    first: int
-    shares: NDArray[np.float32] | None
-    read: int
-    state: str
-    cut: list[tuple[int, str]]
-    protected: int
-    switches: tuple[Switch, ...]
-    busy: bool
-    speaking: bool
-    costs: TokenCosts
-
-
-def snapshot_of(lane: Conversation, costs: TokenCosts) -> ChatLaneSnapshot:
-    """What there is to see of a lane just now."""
-    pieces = lane.pieces()
-    start = max(0, len(pieces) - TAIL)
-    sinks, first = lane.kept
-    waiting = f"reading, {lane.unread:,} tokens to go" if lane.unread > 64 else "answering"
-    return ChatLaneSnapshot(
-        lane=lane.lane.index,
-        policy=lane.policy,
-        start=start,
-        pieces=pieces[start:],
-        roles=lane.roles.view()[start:],
-        first_tokens=pieces[:FIRST_TOKENS],
-        sinks=sinks,
-        first=first,
-        shares=lane.lane.shares,
-        read=lane.lane.position,
-        state=waiting if lane.busy else "",
-        cut=[(t.stop, t.why) for t in lane.turns[-64:] if t.why in ("limit", "stopped") and t.stop],
-        protected=lane.lane.protected,
-        switches=tuple(lane.switches),
-        busy=lane.busy,
-        speaking=lane.busy and lane.turns[-1].begin is not None and len(pieces) > lane.turns[-1].begin,
-        costs=costs.snapshot(),
-    )
 
 
 class ChatJob(TextJob):
@@ -92,11 +39,15 @@ class ChatJob(TextJob):
     noun = "conversation"
     snapshot: tuple[ChatLaneSnapshot, ...]
 
-    def __init__(self, spec: Spec, models: Models, script: list[str] | None = None, script_sha256: str = "") -> None:
+    def __init__(
+        self, spec: Spec, models: Models, script: list[str] | None = None, script_sha256: str = "", resumes: str = ""
+    ) -> None:
+        """`resumes`: the name of a conversation in the library that goes on under its name; empty: a new one begins."""
         if len(spec.policies) > MAX_LANES:
             raise ValueError(f"at most {MAX_LANES} lanes talk at a time, not {len(spec.policies)}: take some out")
         assert spec.sampling is not None
-        super().__init__(spec, models)
+        super().__init__(spec, models, resumes)
+        self._resumes = resumes
         self.kept = self.transcript = Transcript(self.id, spec)
         self.sampling = spec.sampling
         """How answers are chosen."""
@@ -205,9 +156,30 @@ class ChatJob(TextJob):
         """The state of each lane, [lanes]."""
         return tuple(snapshot_of(lane, costs) for lane, costs in zip(self.lanes, self.costs, strict=False))
 
+    def _set(self, status: str, note: str = "") -> None:
+        # Where a script goes on, its next prompt comes at once.
+        if status in ("paused", *ENDED) or (status == "waiting" and not (self.playing and self.pending)):
+            self._save()
+        if status in ENDED:
+            self.transcript.end_checkpoints(remove=False)
+        super()._set(status, note)
+
     def _run(self) -> None:
         model = self._load()
         self.tell("Preparing the model")
+        said = self._reopen(model) if self._resumes else self._open(model)
+        template = self.lanes[0].partner.template
+        packed = f"The weights are packed ({self.spec.arithmetic}): answers may differ from the model's own."
+        changed = template.note or template.caution
+        self.caution = " ".join(filter(None, [packed if model.packed != "model" else "", changed]))
+        if changed and not self._resumes:
+            self.transcript.note("warning", text=changed)
+        self._use(model)
+        still = "paused" if self.pending and not self.playing else "waiting"
+        self._set("answering" if self._busy else still, said)
+        self._talk()
+
+    def _open(self, model: "LanguageModel") -> str:
         partner = Partner(model, bos=self.spec.bos, special=self.spec.special)
         self.tokenized = Tokenized(np.zeros(0, np.int32), partner.begins, ())
         lanes = [
@@ -216,15 +188,42 @@ class ChatJob(TextJob):
         ]
         for lane in lanes:
             lane.trace()
-        self._use(model)
         self.lanes = lanes
         self.transcript.open_for(partner, text_sha256=self._script_sha256)
-        packed = f"The weights are packed ({self.spec.arithmetic}): answers may differ from the model's own."
-        changed = partner.template.note or partner.template.caution
-        self.caution = " ".join(filter(None, [packed if model.packed != "model" else "", changed]))
-        if changed:
-            self.transcript.note("warning", text=changed)
-        self._set("waiting")
+        return ""
+
+    def _reopen(self, model: "LanguageModel") -> str:
+        """Go on with a conversation of the library where it stopped; returns what there is to say of it."""
+        asked = stopped(library.find(self._resumes))
+
+        def progress(lane: int, position: int) -> None:
+            self._loading(f"Saying again what was said: lane {lane + 1} at token {position:,}")
+
+        # What is left of its script lies in the checkpoint.
+        digest = asked.text_sha256 or ""
+        going = resuming.resumed(asked, model, text_sha256=digest, history=HISTORY, progress=progress)
+        self.tokenized = Tokenized(np.zeros(0, np.int32), going.lanes[0].partner.begins, ())
+        self.costs = [TokenCosts.of(track) for track in going.run.tracks]
+        self.pending, self.scripted = list(going.about.get("pending", ())), going.about.get("scripted", 0)
+        self.transcript.go_on_with(going.run, going.folder, model)
+        self.lanes = going.lanes
+        return " ".join(going.said)
+
+    def _save(self) -> None:
+        """Write a checkpoint now, unless a lane was left in the middle of a token: the one before is then the newest
+        from which its record follows."""
+        spoken = [lane.turns[-1] for lane in self.lanes if lane.turns]
+        if spoken and not any(turn.why == "failed" for turn in spoken):
+            self.transcript.save(self._checkpoint, now=True)
+
+    def _checkpoint(self) -> "Made":
+        """What is needed to go on from here another time."""
+        # A checkpoint is never ahead of the record.
+        self.transcript.flush()
+        about, tensors = resuming.state_of(self.transcript.run, self.lanes)
+        return {**about, "pending": self.pending, "scripted": self.scripted}, tensors
+
+    def _talk(self) -> None:
         while self._requested != "freed":
             while not self._requests.empty():
                 self._carry_out(self._requests.get())
@@ -239,6 +238,7 @@ class ChatJob(TextJob):
                 self._step(lane)
         for lane in self.lanes:
             if lane.busy:
+                # The answer has no end yet: it goes on where the conversation does.
                 self.transcript.turn(lane)
 
     def _let_go(self) -> None:
@@ -268,6 +268,7 @@ class ChatJob(TextJob):
             if (step := lane.step(min(self.spec.chunk, CHUNK))) is not None:
                 costs.append(step)
                 self.transcript.take_in(lane, step)
+                self.transcript.save(self._checkpoint)
         except Exception as e:
             # Whatever failed, the other lanes go on.
             costs.truncate(lane.lane.position)
@@ -305,6 +306,8 @@ class ChatJob(TextJob):
         self._row = None
         if note := self.lanes[0].turns[-1].note:
             self.transcript.note("warning", text=note)
+        # What was typed is in no event: it is said again from here only.
+        self._save()
         self._set("answering", note)
 
     def _stop(self) -> None:
@@ -331,18 +334,20 @@ class ChatJob(TextJob):
         self._publish()
 
     def _again(self) -> None:
-        given = 0
+        given, why = 0, ""
         for lane in self.lanes:
             try:
                 lane.again()
-            except ValueError:
+            except ValueError as e:
+                why = sentence(e)
                 continue
             given += 1
             self.costs[lane.lane.index].truncate(len(lane.tokens))
             self.transcript.note("again", lane=lane.lane.index, position=lane.turns[-1].begin)
         if not given:
-            self.tell("There is no finished answer to give again.")
+            self.tell(why)
             return
+        self._save()
         self.epoch += 1
         self._row = None
         self._set("answering")

@@ -46,12 +46,18 @@ class Keeper(Generic[Folder]):
 
     def open(self, make: Callable[[Path], Folder]) -> None:
         """Begin a folder in the library; `make` is given its path, which bears the id of the job."""
-        from analysis.runs import library, trash
+        from analysis.runs import library
 
         try:
             self.folder = make(library.home() / self.name)
         except Exception as e:
             self.lose(e)
+        self.keep_within_size()
+
+    def keep_within_size(self) -> None:
+        """Let the oldest runs of the library go where it is larger than it may be."""
+        from analysis.runs import trash
+
         try:
             # The page of runs says what had to go.
             trash.free(keep=self.name)
@@ -140,6 +146,7 @@ class RunKeeper(ModelKeeper):
         """Take over the folder of a run that goes on."""
         self._model, self.folder = model, folder
         self._begin_checkpoints()
+        self.keep_within_size()
 
     def map(self, lane: int, read: int, total: int, drawn: "HeadMap") -> None:
         """Keep a map of a head that somebody looks at, now and then: drawn after `read` of `total` tokens."""

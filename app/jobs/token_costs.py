@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.engine.step import Step
-from analysis.runs.run import Column
+from analysis.runs.run import ROLES, Column, Track
 
 RECENT = 16
 """Tokens of an answer over which the sink grid and the time per token are a mean."""
@@ -20,6 +20,21 @@ class TokenCosts:
         self.positions, self.seconds, self.bytes = Column(np.int64), Column(np.float64), Column(np.int64)
         self.grids: deque[NDArray[np.float32]] = deque(maxlen=RECENT)
         self.cached_tokens, self.cached_bytes = 0, 0
+
+    @classmethod
+    def of(cls, track: Track) -> "TokenCosts":
+        """What is known of a lane's answers from its record: the first token of each chunk has no time of its own."""
+        costs, count = cls(), len(track.nll)
+        if not count:
+            return costs
+        costs.grids.extend(track.sink_mass[-RECENT:])
+        costs.cached_tokens, costs.cached_bytes = int(track.cache_tokens.view()[-1]), int(track.cache_bytes.view()[-1])
+        timed = track.roles.view()[:count] == ROLES.index("assistant")
+        timed[[start - 1 for start, _ in track.spans]] = False
+        costs.positions.append(np.flatnonzero(timed) + 1)
+        costs.seconds.append(np.diff(track.seconds.view()[:count], prepend=0)[timed])
+        costs.bytes.append(track.cache_bytes.view()[:count][timed])
+        return costs
 
     def snapshot(self) -> "TokenCosts":
         """A copy that nothing that comes later changes."""

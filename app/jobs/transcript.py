@@ -1,9 +1,9 @@
 """What a conversation keeps in the library: every lane's tokens, how they look, and where answers ended.
 
-What was typed is not written but as tokens and their texts.
+What was typed is not written but as tokens and their texts, and into the checkpoint from which it goes on.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from analysis.chat.conversation import Conversation, join
 from analysis.chat.partner import Partner
@@ -13,6 +13,10 @@ from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 
 from .kept import RunKeeper
+
+if TYPE_CHECKING:
+    from analysis.models.language_model import LanguageModel
+    from analysis.runs.folder import Folder
 
 TOGETHER = 32
 """Tokens of an answer that are written at a time."""
@@ -31,6 +35,11 @@ class Transcript(RunKeeper):
         """Begin the folder; `text_sha256`: of the script, where there is one."""
         self.run.model, self.run.begins = ModelFacts.of(partner.model), partner.begins
         self.begin_run(self.run, partner.model, text_sha256=text_sha256)
+
+    def go_on_with(self, run: Run, folder: "Folder", model: "LanguageModel") -> None:
+        """Take over a conversation that goes on, and its folder."""
+        self.run = run
+        self.go_on(folder, model)
 
     def take_in(self, lane: Conversation, step: Step) -> None:
         """Take in what a lane has read or said."""
@@ -57,7 +66,13 @@ class Transcript(RunKeeper):
         index, turn = lane.lane.index, lane.turns[-1]
         self._write(index)
         self.pieces(index, turn.asked, lane.pieces()[turn.asked :])
-        self.note("answer", lane=index, position=turn.begin, stop=turn.stop, why=turn.why)
+        if turn.why:
+            self.note("answer", lane=index, position=turn.begin, stop=turn.stop, why=turn.why)
+
+    def flush(self) -> None:
+        """Write all that was taken in."""
+        for index in range(len(self._unwritten)):
+            self.write(lambda _, index=index: self._write(index))
 
     def note(self, what: str, **more: Any) -> None:
         """Note an event, such as a switch."""

@@ -1,0 +1,72 @@
+"""What there is to see of one lane of a conversation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.chat.conversation import Conversation, Switch
+from analysis.policies import Policy
+
+from .token_costs import TokenCosts
+
+TAIL = 1500
+"""Newest tokens of a conversation on screen."""
+FIRST_TOKENS = 4
+"""First tokens, always on screen: where the sinks are."""
+
+
+@dataclass(frozen=True)
+class ChatLaneSnapshot:
+    """What there is to see of a lane: its newest tokens from `start` on, its first ones, and which of them are cached.
+
+    Cached are the first `sinks` tokens and all from `first` on; `shares`: the share of heads that cache each token of
+    the conversation, where not all cache the same ones; `protected`: how many first tokens are never evicted;
+    `cut`: where answers were cut, and why; `switches`: where the lane was switched, and to what.
+    `busy`: whether a prompt is read or an answer given; `speaking`: whether the answer has a first token.
+    """
+
+    lane: int
+    policy: Policy
+    start: int
+    pieces: list[str]
+    roles: NDArray[np.int8]
+    first_tokens: list[str]
+    sinks: int
+    first: int
+    shares: NDArray[np.float32] | None
+    read: int
+    state: str
+    cut: list[tuple[int, str]]
+    protected: int
+    switches: tuple[Switch, ...]
+    busy: bool
+    speaking: bool
+    costs: TokenCosts
+
+
+def snapshot_of(lane: Conversation, costs: TokenCosts) -> ChatLaneSnapshot:
+    """What there is to see of a lane just now."""
+    pieces = lane.pieces()
+    start = max(0, len(pieces) - TAIL)
+    sinks, first = lane.kept
+    waiting = f"reading, {lane.unread:,} tokens to go" if lane.unread > 64 else "answering"
+    return ChatLaneSnapshot(
+        lane=lane.lane.index,
+        policy=lane.policy,
+        start=start,
+        pieces=pieces[start:],
+        roles=lane.roles.view()[start:],
+        first_tokens=pieces[:FIRST_TOKENS],
+        sinks=sinks,
+        first=first,
+        shares=lane.lane.shares,
+        read=lane.lane.position,
+        state=waiting if lane.busy else "",
+        cut=[(t.stop, t.why) for t in lane.turns[-64:] if t.why in ("limit", "stopped") and t.stop],
+        protected=lane.lane.protected,
+        switches=tuple(lane.switches),
+        busy=lane.busy,
+        speaking=lane.busy and lane.turns[-1].begin is not None and len(pieces) > lane.turns[-1].begin,
+        costs=costs.snapshot(),
+    )

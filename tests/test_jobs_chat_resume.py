@@ -1,0 +1,201 @@
+"""A page's conversation that goes on is the one that was never stopped: the same tokens, however it was stopped."""
+
+import shutil
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+
+from analysis.chat import resume as chats
+from analysis.models.loading import load as load_model
+from analysis.policies import parse
+from analysis.runs import library, resume
+from analysis.runs.reader import about_of, load
+from app.frames.chat import ChatSender, ChatView
+from app.jobs.chat import ChatJob
+
+from .fuzz.jobs import kinds, model_with_words
+from .test_frames import decoded
+from .test_jobs_kept import alike, settle
+from .test_jobs_kept import home as home
+from .test_resume import killed
+from .waiting import until
+
+SCRIPT = ["to be or not to be", "that is", "the question to be"]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A tiny model that has a tokenizer."""
+    return model_with_words(tmp_path_factory.mktemp("words"))
+
+
+@pytest.fixture
+def begin(registry, words, home):
+    """Begins a conversation of two lanes whose answers are sampled."""
+    spec = kinds(words, home)["chat"].args[0]
+    lanes = ("dense", "streaming:sinks=4,window=12", "h2o:budget=20,recent=4")
+    spec = replace(spec, policies=lanes, sampling=replace(spec.sampling, max_new=80, temperature=1.5, seed=3))
+    return lambda script=None, resumes="": registry.start(partial(ChatJob, spec, script=script, resumes=resumes))
+
+
+def told(job) -> list[list[int]]:
+    """The tokens of each lane."""
+    return [lane.tokens.tolist() for lane in job.lanes]
+
+
+@pytest.fixture
+def whole(begin, registry):
+    """What is said where nobody stops it."""
+    job = begin(SCRIPT)
+    settle(job, 3)
+    said = told(job)
+    registry.free(job.id)
+    return said
+
+
+def answering(job, turns, tokens) -> None:
+    """Wait until some lane is so far in an answer."""
+
+    def far() -> bool:
+        lanes = [lane for lane in job.lanes if len(lane.turns) == turns and lane.turns[-1].begin]
+        return any(len(lane.tokens) > lane.turns[-1].begin + tokens for lane in lanes)
+
+    until(job, far)
+
+
+def ready(job) -> None:
+    """Wait until the answer that was cut off has ended."""
+    until(job, lambda: job.lanes and job.idle and job.status in ("waiting", "paused"))
+
+
+@pytest.mark.parametrize(("turns", "tokens"), [(1, 0), (1, 40), (2, 20)])
+def test_a_script_that_was_freed_in_an_answer_says_the_same(begin, registry, whole, home, turns, tokens):
+    job = begin(SCRIPT)
+    answering(job, turns, tokens)
+    registry.free(job.id)
+    job.join()
+    assert about_of(home / job.id)["status"] == "interrupted" and (home / job.id / "checkpoint").exists()
+    again = begin(resumes=job.id)
+    until(again, lambda: again.lanes and again.idle and again.status == "paused")
+    assert again.id == job.id and again.pending == SCRIPT[turns:] and again.scripted == len(SCRIPT)
+    again.hold(True)
+    settle(again, 3)
+    assert told(again) == whole
+    kept, lanes = load(home / job.id), again.lanes
+    for lane, track, pieces in zip(lanes, kept.tracks, kept.pieces, strict=True):
+        assert track.token_ids.view().tolist() == lane.tokens[1:].tolist() and pieces == lane.pieces()
+    frame, arrays = decoded(ChatSender().frame(again, ChatView()))
+    assert [lane["total"] for lane in frame["lanes"]] == [len(tokens) for tokens in whole]
+    assert np.isfinite(arrays["ms0"]).all() and len(arrays["ms0"])
+    registry.free(again.id)
+    again.join()
+    alike(load(home / again.id), again.transcript.run)
+
+
+def test_what_was_killed_at_any_moment_says_the_same(begin, registry, whole, home, monkeypatch):
+    """Also between two checkpoints: every copy is of a moment at which something had just been written."""
+    from app.jobs.kept import RunKeeper
+
+    real, copies = RunKeeper.step, []
+
+    def step(self, *about):
+        real(self, *about)
+        copies.append(shutil.copytree(home / self.name, home / f"killed-{len(copies)}"))
+
+    monkeypatch.setattr(RunKeeper, "step", step)
+    job = begin(SCRIPT)
+    settle(job, 3)
+    registry.free(job.id)
+    monkeypatch.undo()
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(home))
+    assert len(copies) > 9
+    for place in copies[1::5]:
+        killed(place)
+        again = begin(resumes=place.name)
+        ready(again)
+        if again.pending:
+            again.hold(True)
+        settle(again, 3)
+        assert told(again) == whole
+        registry.free(again.id)
+        again.join()
+
+
+@pytest.mark.parametrize("moment", ["asked again", "answered again", "switched", "stopped"])
+def test_what_was_typed_goes_on_after_whatever_was_pressed(begin, registry, home, moment, monkeypatch):
+    from app.jobs.kept import RunKeeper
+
+    real, copies = RunKeeper.save, []
+
+    def save(self, make, *, now=False):
+        real(self, make, now=now)
+        if now:
+            # In the job's own thread, which writes nothing meanwhile.
+            shutil.rmtree(home / "killed", ignore_errors=True)
+            copies.append(shutil.copytree(home / self.name, home / "killed"))
+
+    monkeypatch.setattr(RunKeeper, "save", save)
+    job = begin()
+    job.say("a secret question")
+    settle(job, 1)
+    count, turns = len(copies), 1
+    if moment in ("asked again", "answered again"):
+        job.again()
+        until(job, lambda: job.epoch == 1)
+        if moment == "asked again":
+            until(job, lambda: len(copies) > count)
+            monkeypatch.undo()
+            monkeypatch.setenv("SINKSCOPE_RUNS", str(home))
+    elif moment == "switched":
+        job.switch(1, parse("streaming:sinks=2,window=6"), True)
+    else:
+        job.say("to be")
+        answering(job, 2, 1)
+        job.stop()
+        turns = 2
+    until(job, lambda: job.requests_done)
+    settle(job, turns)
+    monkeypatch.undo()
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(home))
+    if moment == "switched":
+        shutil.rmtree(home / "killed")
+        shutil.copytree(home / job.id, home / "killed")
+    job.say("and on")
+    settle(job, turns + 1)
+    whole = told(job)
+    registry.free(job.id)
+    killed(home / "killed")
+    again = begin(resumes="killed")
+    ready(again)
+    again.say("and on")
+    settle(again, turns + 1)
+    assert told(again) == whole
+    assert library.entry("killed").problem == ""
+
+
+def test_a_conversation_of_the_page_goes_on_at_a_command_line_too(begin, registry, words, whole, home):
+    job = begin(SCRIPT)
+    answering(job, 2, 10)
+    registry.free(job.id)
+    job.join()
+    going = chats.resumed(resume.stopped(home / job.id), load_model(words, device="cpu"), text_sha256="")
+    for lane, said in zip(going.lanes, whole, strict=True):
+        while lane.step() is not None:
+            pass
+        assert lane.tokens.tolist() == said[: len(lane.tokens)]
+    going.folder.finish("interrupted")
+
+
+def test_another_answer_is_not_given_where_the_cache_before_it_is_not_there(begin, registry):
+    job = begin()
+    job.say("to be")
+    settle(job, 1)
+    registry.free(job.id)
+    job.join()
+    again = begin(resumes=job.id)
+    settle(again, 1)
+    again.again()
+    until(again, lambda: "say something first" in again.note)
+    assert told(again) and again.epoch == 0
