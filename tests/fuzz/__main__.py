@@ -13,12 +13,23 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from . import addresses, commands, figures, jobs, kills, parsers, resumes, switches
+from . import addresses, commands, figures, jobs, kills, pages, parsers, resumes, switches
 from .seeds import everything
 
-PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN, THROWN, SWITCHED, RESUMED = 220, 2_200, 28, 80, 60, 300, 3_000, 20
+PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN, THROWN, SWITCHED, RESUMED, SERVED = (
+    220,
+    2_200,
+    28,
+    80,
+    60,
+    300,
+    3_000,
+    20,
+    20,
+)
 """Tries of each parser's row, of all commands together, of each command that is killed, of each page and figure.
-Exceptions in each kind of job, switches of each that can be switched, and runs that are ended and go on."""
+Exceptions in each kind of job, switches of each that can be switched, runs that are ended and go on, and servers that
+are ended."""
 
 
 def table(title: str, rows: Iterable[parsers.Row]) -> int:
@@ -38,11 +49,11 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     asked.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="the same seed, the same tries")
     asked.add_argument("--share", type=float, default=1.0, help="of the tries")
-    rows = ("parsers", "commands", "kills", "addresses", "figures", "jobs", "resume")
+    rows = ("parsers", "commands", "kills", "addresses", "figures", "jobs", "resume", "pages")
     asked.add_argument("--only", choices=rows, help="only these")
     chosen = asked.parse_args()
     print(f"seed {chosen.seed}")
-    all_tries = (PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN, THROWN, SWITCHED, RESUMED)
+    all_tries = (PARSED, COMMANDS, KILLS, ADDRESSES, DRAWN, THROWN, SWITCHED, RESUMED, SERVED)
     tries = [max(1, round(n * chosen.share)) for n in all_tries]
     failures = 0
     with tempfile.TemporaryDirectory(prefix="sinkscope-fuzz-") as folder:
@@ -65,6 +76,8 @@ def main() -> None:
             failures += table("switches while frames are made", switches.rows(model, chosen.seed, tries[6]))
         if chosen.only in (None, "resume"):
             failures += table("killed and resumed", resumes.rows(chosen.seed, tries[7]))
+        if chosen.only in (None, "pages"):
+            failures += table("servers killed, runs resumed", pages.rows(chosen.seed, tries[8]))
     sys.exit(failures > 0)
 
 

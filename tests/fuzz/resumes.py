@@ -61,7 +61,7 @@ def rows(seed: int, tries: int):
         (folder / "script.txt").write_text("\n".join(PROMPTS))
         for kind, words in commands(folder).items():
             whole = folder / kind
-            if code := _go([*words, "--out", str(whole)]):
+            if code := go([*words, "--out", str(whole)]):
                 yield Row(kind, 0, 0, [f"status {code} of the run that is not ended"])
                 continue
             failures, ended = [], 0
@@ -79,12 +79,12 @@ def rows(seed: int, tries: int):
                     told.append(f"{how.name} after {after:.2f} s, status {code}")
                     if code == 0:
                         break
-                if wrong := _wrong(place, whole, code):
-                    failures.append(f"{'; '.join(told)}: {wrong}")
+                if found := wrong(place, whole, code):
+                    failures.append(f"{'; '.join(told)}: {found}")
             yield Row(kind, tries, ended, failures)
 
 
-def _go(words: list[str]) -> int:
+def go(words: list[str]) -> int:
     process = PROCESSES.Process(target=often, args=(words,))
     process.start()
     process.join(240)
@@ -94,14 +94,14 @@ def _go(words: list[str]) -> int:
     return process.exitcode or 0
 
 
-def _wrong(place: Path, whole: Path, code: int) -> str:
+def wrong(place: Path, whole: Path, code: int) -> str:
     """What is wrong with a folder after it was let go on to its end; empty where it is the whole run."""
     if trained := sorted(file.parent.name for file in place.glob("*/run.json")):
         return _wrong_trainings(place, whole, trained)
     if not (place / "run.json").exists():
         return "" if code else "no run.json"
     try:
-        if load(place).status != "finished" and (code := _go(["resume", str(place)])):
+        if load(place).status != "finished" and (code := go(["resume", str(place)])):
             return f"going on to the end, status {code}"
         found, expected = load(place), load(whole)
     except Exception as e:
@@ -120,7 +120,7 @@ def _wrong(place: Path, whole: Path, code: int) -> str:
 
 def _wrong_trainings(place: Path, whole: Path, names: list[str]) -> str:
     """The same of trainings."""
-    if any(about_of(place / name).status != "finished" for name in names) and (code := _go(["resume", str(place)])):
+    if any(about_of(place / name).status != "finished" for name in names) and (code := go(["resume", str(place)])):
         return f"going on to the end, status {code}"
     for name in names:
         if (place / name / "curves.csv").read_bytes() != (whole / name / "curves.csv").read_bytes():

@@ -1,0 +1,72 @@
+"""Somebody who has a page open, without a browser: speaks Streamlit's protocol, and asks again as a page does."""
+
+import threading
+import time
+from contextlib import suppress
+
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+
+class Viewer:
+    """A page that stays open until it is closed, or its server ends; `received` counts bytes, `messages` messages."""
+
+    def __init__(self, address: str, query: str = "", opening: float = 60) -> None:
+        """`address`: of the app; `query`: what stands behind the question mark.  Raises OSError where none answers."""
+        self.query, self.received, self.messages = query, 0, 0
+        where = address.replace("http", "ws", 1) + "/_stcore/stream"
+        self._socket: ClientConnection = connect(
+            where, subprotocols=["streamlit"], origin=address, max_size=None, open_timeout=opening
+        )
+        self._again = dict[str, tuple[float, float]]()
+        """When each part of the page is due again, and its pace in seconds."""
+        self._thread = threading.Thread(target=self._watch, name="viewer", daemon=True)
+        self._ask()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Close the page."""
+        self._socket.close()
+        self._thread.join()
+
+    def __enter__(self) -> "Viewer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, fragment: str = "") -> None:
+        asked = BackMsg()
+        asked.rerun_script.query_string = self.query
+        if fragment:
+            asked.rerun_script.fragment_id = fragment
+            asked.rerun_script.is_auto_rerun = True
+        self._socket.send(asked.SerializeToString())
+
+    def _watch(self) -> None:
+        with suppress(ConnectionClosed, OSError):
+            while True:
+                due = min((at for at, _ in self._again.values()), default=time.monotonic() + 1)
+                with suppress(TimeoutError):
+                    self._take(self._socket.recv(timeout=max(0, due - time.monotonic())))
+                for fragment, (at, pace) in list(self._again.items()):
+                    if at <= time.monotonic():
+                        self._again[fragment] = time.monotonic() + pace, pace
+                        self._ask(fragment)
+
+    def _take(self, data: str | bytes) -> None:
+        assert isinstance(data, bytes)
+        self.received += len(data)
+        self.messages += 1
+        message = ForwardMsg.FromString(data)
+        kind = message.WhichOneof("type")
+        if kind == "auto_rerun":
+            again = message.auto_rerun
+            self._again.setdefault(again.fragment_id, (time.monotonic() + again.interval, again.interval))
+        elif kind == "stop_auto_rerun":
+            for fragment in message.stop_auto_rerun.fragment_ids:
+                self._again.pop(fragment, None)
+        elif kind == "page_info_changed":
+            self.query = message.page_info_changed.query_string
