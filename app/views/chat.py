@@ -15,7 +15,7 @@ from analysis.experiments.presets import CHATS
 from analysis.models.devices import pick_device
 from analysis.policies import parse
 from analysis.runs.spec import Sampling, Spec
-from app import address
+from app import address, recordings
 from app.components import conversation
 from app.controls import MODEL, Chosen, brand, heading, is_new_press, lane_controls, model_controls, readdress
 from app.frames.chat import ChatSender
@@ -23,6 +23,7 @@ from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
 from app.panels.job_panel import JobPanel, Maker, redraw
+from app.panels.sampling import sampling_controls
 from app.parameters import CHAT
 from app.projection import project
 from app.view import CHAT_PARAMETERS, ChatView
@@ -32,6 +33,7 @@ UPLOAD = "Upload a script …"
 ADDRESS = ("run", "lane", *MODEL, *CHAT, *CHAT_PARAMETERS)
 """What the address of this page says."""
 LOST = "That conversation is no longer in memory: begin a new one."
+KEPT = "That conversation is no longer in memory, and is kept in the library: let it go on, or begin a new one."
 EVERY = 0.15
 """Seconds between two frames."""
 FIRST = 0.4
@@ -66,14 +68,15 @@ def open_page() -> None:
     problems, story = [], CHATS["breakdown"]
     chosen = Settings(list(story.policies), story.script)
     talk = REGISTRY.find(asked.get("run"), ChatJob)
-    if talk is not None:
-        spec = talk.spec
-        chosen = replace(chosen, lanes=list(spec.policies), model=Chosen.of(spec), script=talk.spec.text)
-        chosen.sampling, chosen.kv_chunk = talk.sampling, spec.kv_chunk
-    elif "run" in asked:
-        problems.append(LOST)
+    state.chat_kept = None if talk is not None else recordings.find(asked.get("run"), "chat")
+    if (known := talk or state.chat_kept) is not None:
+        spec = known.spec
+        chosen = replace(chosen, lanes=list(spec.policies), model=Chosen.of(spec), script=spec.text)
+        chosen.sampling, chosen.kv_chunk = spec.sampling or chosen.sampling, spec.kv_chunk
+    if talk is None and "run" in asked:
+        problems.append(lost())
     left_out: list[str] = []
-    if talk is None:
+    if known is None:
         chosen.model, left_out = chosen.model.linked(asked, REGISTRY.models())
         found, wrong = address.values(CHAT, asked)
         left_out += wrong
@@ -106,6 +109,8 @@ def to_address() -> None:
     if talk is not None:
         # How it is loaded as usual is not the same on all machines.
         said |= {"run": talk.id, "weights": model.weights}
+    elif state.chat_kept is not None:
+        said |= {"run": state.chat_kept.name}
     if [parse(p) for p in lanes] != [parse(p) for p in CHATS["breakdown"].policies]:
         said["lane"] = list(lanes)
     readdress(ADDRESS, said)
@@ -137,6 +142,19 @@ def _prepared(script: tuple[list[str], str] | None) -> Maker[ChatJob]:
         **chosen.model.decided()._asdict(),
     )
     return partial(ChatJob, spec, *(script or ()))
+
+
+def lost() -> str:
+    """What to say of a conversation that is no longer in memory."""
+    kept = st.session_state.chat_kept
+    return KEPT if kept is not None and kept.goes_on else LOST
+
+
+def resume() -> None:
+    """Let the conversation that the library keeps go on."""
+    kept = st.session_state.chat_kept
+    if PLACE.begin(lambda: partial(ChatJob, kept.spec, resumes=kept.name), resume) is not None:
+        st.session_state.chat_kept = None
 
 
 def take(name: str) -> None:
@@ -235,40 +253,6 @@ def differs(spec: Spec, chosen: Settings) -> bool:
     return not same or (Chosen.of(spec), spec.sampling, spec.kv_chunk) != mine
 
 
-def sampling_controls(now: Sampling) -> Sampling:
-    """Widgets for how answers are sampled, as they stand now; returns what the person chose."""
-    key = f"-{st.session_state.revision}"
-    temperature = st.slider(
-        "Temperature", 0.0, 2.0, float(now.temperature), 0.1, key="temperature" + key, help="0: the most probable token"
-    )
-    return Sampling(
-        max_new=st.number_input("Tokens an answer, at most", 1, 4096, now.max_new, key="max_new" + key),
-        temperature=temperature,
-        top_k=st.number_input(
-            "Top k",
-            1,
-            1000,
-            now.top_k or None,
-            placeholder="all",
-            key="top_k" + key,
-            disabled=not temperature,
-            help="Only so many of the most probable tokens; empty: all",
-        )
-        or 0,
-        top_p=st.slider("Top p", 0.05, 1.0, float(now.top_p), 0.05, key="top_p" + key, disabled=not temperature),
-        repetition_penalty=st.slider(
-            "Repetition penalty",
-            1.0,
-            2.0,
-            float(now.repetition_penalty),
-            0.05,
-            key="penalty" + key,
-            help="Over the last 1,024 tokens; 1: none",
-        ),
-        seed=st.number_input("Seed", 0, 2**31, now.seed, key="seed" + key, disabled=not temperature),
-    )
-
-
 def said() -> None:
     """Words were sent."""
     press = st.session_state.conversation["say"]
@@ -357,11 +341,14 @@ def draw() -> None:
     talk, state = PLACE.job, st.session_state
     view = state.chat_view
     if talk is None and PLACE.id:
+        state.chat_kept = recordings.find(PLACE.id, "chat")
         PLACE.put("")
-        PLACE.say(LOST)
+        PLACE.say(lost())
     view.chosen = min(view.chosen, len(state.chat.lanes if talk is None else talk.spec.policies) - 1)
     to_address()
     if talk is None:
+        if state.chat_kept is not None and state.chat_kept.goes_on:
+            st.button("Resume", icon=":material/play_arrow:", on_click=resume, help="Load the model, and talk on")
         note = PLACE.problem or lesson()
         frame = state.chat_sender.empty([parse(p) for p in state.chat.lanes], view, note)
     else:

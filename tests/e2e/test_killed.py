@@ -1,4 +1,5 @@
-"""The server is killed in the middle of a run and started again: the link opens the run, and it goes on."""
+"""The server is killed in the middle of a run and started again: the link opens the run, and it goes on; so does a
+conversation."""
 
 from urllib.parse import urlsplit
 
@@ -7,6 +8,7 @@ import pytest
 from analysis.runs.reader import about_of, load
 
 from .conftest import started
+from .test_chat import FIELD, lane_text, say, wait_answered
 from .test_live import press_main, wait_read
 
 pytestmark = pytest.mark.browser
@@ -38,3 +40,27 @@ def test_a_run_is_there_after_a_kill_and_goes_on(page, tmp_path):
         assert about_of(folder)["status"] == "interrupted" and folder.name in page.url
         for was, track in zip(before, after.tracks, strict=True):
             assert len(track.nll) > len(was) and abs(track.nll.view()[: len(was)] - was).max() <= 1e-4
+
+
+def test_a_conversation_is_there_after_a_kill_and_goes_on(page, tmp_path):
+    where = {"SINKSCOPE_RUNS": str(tmp_path / "runs")}
+    with started(**where) as (address, process):
+        page.goto(f"{address}/chat")
+        page.get_by_label(FIELD).wait_for()
+        say(page, "What is the capital of France?")
+        wait_answered(page, 1)
+        page.wait_for_function("location.search.includes('run=')")
+        link = urlsplit(page.url)
+        process.kill()
+        process.wait()
+    with started(**where) as (address, _):
+        page.goto(f"{address}/chat?{link.query}")
+        page.get_by_text("is kept in the library").wait_for()
+        page.get_by_role("button", name="Resume").click()
+        wait_answered(page, 1)
+        assert "Paris" in lane_text(page, 0)
+        say(page, "What is the opposite of hot?")
+        wait_answered(page, 2)
+        assert link.query.partition("run=")[2][:15] in page.url
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert [e["what"] for e in load(folder).events].count("answer") == 4
