@@ -1,6 +1,6 @@
 """`make bench`: print every figure beside its mark.  Timings are medians of alternating runs: a slow minute hits all.
 
-`python -m tests.bench engine`, or ranked, chat, page, maps, emergence, learn, replay, or lives, prints one part.
+`python -m tests.bench engine`, or ranked, chat, page, maps, emergence, learn, replay, lives or viewers prints one part.
 With `--toy` a part runs once at sizes that say nothing, and judges nothing: it shows that the part still runs.
 """
 
@@ -11,7 +11,7 @@ from importlib import import_module
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-PARTS = ("engine", "ranked", "chat", "page", "maps", "emergence", "learn", "replay", "lives")
+PARTS = ("engine", "ranked", "chat", "page", "maps", "emergence", "learn", "replay", "lives", "viewers")
 
 
 def main() -> None:

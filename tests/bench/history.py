@@ -65,5 +65,5 @@ def page() -> None:
         st.query_params["run"] = begin().id
     # What the frame (app/main.py) tells its pages.
     st.session_state.arrived, st.session_state.offered = "page" not in st.session_state, False
-    st.session_state.page = ""
+    st.session_state.page, st.session_state.returned = "", False
     st.navigation([st.Page(ROOT / "app/views/read.py", default=True)], position="hidden").run()

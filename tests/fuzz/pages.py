@@ -41,7 +41,7 @@ def page(folder: str) -> None:
     import streamlit as st
 
     st.session_state.arrived, st.session_state.offered = "page" not in st.session_state, False
-    st.session_state.page = ""
+    st.session_state.page, st.session_state.returned = "", False
     if "run" not in st.query_params:
         st.query_params["run"] = begin(Path(folder))
     st.navigation([st.Page(ROOT / "app/views/read.py", default=True)], position="hidden").run()

@@ -1,0 +1,76 @@
+"""Many people watch one run: what a frame then takes until it is painted, and what each of them costs the server.
+
+One browser is measured, alone and again while others watch too, who speak the protocol of pages without a browser: so
+many browsers would share this machine's processor with the server, and say more about that than about the server.
+"""
+
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+import numpy as np
+import psutil
+
+from tests.viewer import Viewer
+
+from .page import App, browser_page, staged, wait_read
+from .report import head, line, said
+from .sizes import size
+
+VIEWERS = size(20, 3)
+SECONDS = size(20, 2)
+ROUNDS = size(2, 1)
+"""One and all, in turns, since other programs come and go."""
+
+
+def main() -> None:
+    """Let one watch, then all, then one again."""
+    head(f"{VIEWERS} pages watch one reading")
+    said("load of the machine before", " ".join(f"{load:.1f}" for load in os.getloadavg()))
+    with TemporaryDirectory() as folder:
+        os.environ["SINKSCOPE_RUNS"] = f"{folder}/runs"
+        watch(staged(Path(folder)))
+    said("load of the machine after", " ".join(f"{load:.1f}" for load in os.getloadavg()))
+
+
+def watch(script: str) -> None:
+    """Measure frames of one browser, with and without others, and what others add to the server's memory."""
+    from playwright.sync_api import sync_playwright
+
+    alone, together, memory = list[float](), list[float](), list[float]()
+    with sync_playwright() as p, App(script) as app:
+        page = browser_page(p)
+        page.goto(app.address)
+        wait_read(page, 2)
+        page.wait_for_function("() => location.search.includes('run=')")
+        query, server = urlsplit(page.url).query, psutil.Process(app.process.pid)
+        page.wait_for_timeout(1e3 * size(5, 1))
+        for _ in range(ROUNDS):
+            alone += frames(page)
+            before = server.memory_info().rss
+            with ExitStack() as others:
+                watching = [others.enter_context(Viewer(app.address, query)) for _ in range(VIEWERS - 1)]
+                until = time.monotonic() + 120
+                while any(v.messages < 100 for v in watching) and time.monotonic() < until:
+                    page.wait_for_timeout(200)
+                least = min(viewer.messages for viewer in watching)
+                together += frames(page)
+                memory.append((server.memory_info().rss - before) / len(watching) / 1e6)
+                assert min(viewer.messages for viewer in watching) > least, "a page that watches is not served"
+            page.wait_for_timeout(1e3 * size(3, 1))
+        page.context.browser.close()
+    one, all_ = (float(np.quantile(seen, 0.95)) for seen in (alone, together))
+    line("event → painted, p95, one page", 1e3 * one, "", unit="ms", digits=0)
+    line(f"event → painted, p95, {VIEWERS} pages", 1e3 * all_, "", unit="ms", digits=0)
+    line("    the second, times the first", all_ / one, "≤ 1.5", good=all_ <= 1.5 * one, digits=2)
+    line("server memory, each page", max(memory), "≤ 3", unit="MB", good=max(memory) <= 3, digits=2)
+
+
+def frames(page) -> list[float]:
+    """Seconds from event to painted, of the frames of some time."""
+    page.evaluate("window.__sinkscopeFrames.length = 0")
+    page.wait_for_timeout(1e3 * SECONDS)
+    return page.evaluate("window.__sinkscopeFrames.map((f) => f.painted - f.published)")
