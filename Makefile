@@ -31,7 +31,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist worksteal -m "not real"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist worksteal -m real
 	$(BIN)/python -m pytest tests/e2e
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench --toy engine ranked page replay emergence
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench --toy
 
 lint: setup
 	$(BIN)/ruff check .

@@ -61,7 +61,10 @@ def main() -> None:
         fitted.wait_for(timeout=400_000)
         for row in page.locator("tbody tr").all():
             title, tokens, theory, alone, whole, fixed, share = row.locator("td").all_inner_texts()
-            power = float(alone.replace("–", "nan"))
+            if alone == "–":
+                said(f"{title}, {theory}", "not fitted yet")
+                continue
+            power = float(alone)
             good = abs(power - WANTED[title]) <= 0.15
             line(f"{title}, {theory}: attention", power, f"{WANTED[title]} ± 0.15", good=good, digits=2)
             said("", f"whole {whole}, {tokens} tokens, fixed {fixed}, attention takes {share}")

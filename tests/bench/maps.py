@@ -24,7 +24,7 @@ from .page import FLAGS, App
 from .report import head, line, said
 from .sizes import size
 
-LENGTHS = size((1024, 4096, 16_384), (96,))
+LENGTHS = size((1024, 4096, 16_384), (600,))
 MOST = 22 * 2**30
 """Bytes that a process with whole matrices may take of a machine with 24 GiB."""
 
@@ -137,7 +137,8 @@ def browser(place: Path) -> None:
         acts += [{"wheel": 240, "x": 250, "y": 300} for _ in range(4)]
         acts += [{"key": key, "x": 0, "y": 0} for key in ("ArrowUp", "ArrowLeft", "ArrowDown", "ArrowRight") * 2]
         took = []
-        for act in acts:
+        # Zoomed in, so that there is something to pan over.
+        for act in acts[: size(None, 8)]:
             if (one := page.evaluate(STEP, act)) is not None:
                 took.append(one)
             page.wait_for_timeout(150)
