@@ -11,7 +11,9 @@ from .address import HASH, Parameter, Parameters, given_text, real, whole
 MOST_TOKENS = 2**31 - 1
 """In a text, or a place in one."""
 TEXT = Parameter(given_text)
-READ: Parameters = {"text": TEXT, "at": whole("at", 1, MOST_TOKENS)}
+AT: Parameters = {"at": whole("at", 1, MOST_TOKENS)}
+"""The moment of a recording."""
+READ: Parameters = {"text": TEXT, **AT}
 """The page that reads: its text, and the moment of a recording."""
 
 

@@ -135,6 +135,14 @@ class ChatView:
         right, problems = _possible(lambda one: cls.of(lanes, one), CHAT_PARAMETERS, asked)
         return cls.of(lanes, right), problems
 
+    def look(self, pick: Mapping[str, Any], lanes: int) -> None:
+        """Take up what a browser says that a person looks at in a recording, as far as it can be, of so many lanes."""
+        if isinstance(lane := pick.get("chosen"), int) and 0 <= lane < lanes:
+            self.chosen = lane
+        self.head = (int(pick["head"][0]), int(pick["head"][1])) if pick.get("head") else None
+        token = pick.get("token")
+        self.token = (int(token[0]), int(token[1])) if token and 0 <= token[0] < lanes else None
+
     def link(self) -> dict[str, str]:
         """What an address says of this."""
         said = {"shown": str(self.chosen)} if self.chosen else {}

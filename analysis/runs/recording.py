@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..palette import colours
-from ..policies import parse
+from ..policies import Policy, parse
 from ..texts import token_texts, with_bos
 from . import screen
 from .codec import assemble
@@ -40,8 +40,14 @@ def recording(path: Path) -> bytes:
     Raises ValueError where there is none, it has read nothing, or a file of it is damaged.
     """
     path = Path(path)
-    run = load(path)
-    return gzip.compress(recorded(run, path.name, about_of(path), read_maps(path, len(run.tracks))), 6, mtime=0)
+    run, about = load(path), about_of(path)
+    if run.kind == "chat":
+        from .recorded_chat import recorded_chat
+
+        data = recorded_chat(run, path.name, about)
+    else:
+        data = recorded(run, path.name, about, read_maps(path, len(run.tracks)))
+    return gzip.compress(data, 6, mtime=0)
 
 
 def recorded(run: Run, name: str, about: Mapping[str, Any], maps: Sequence[RecordedMap] = ()) -> bytes:
@@ -52,10 +58,10 @@ def recorded(run: Run, name: str, about: Mapping[str, Any], maps: Sequence[Recor
     read = max(len(track.nll) for track in run.tracks) + 1
     begun = [parse(p) for p in run.spec.policies]
     texts, alike = _pieces(run)
-    vocabulary, arrays_of_texts = _indexed(texts)
+    vocabulary, arrays_of_texts = indexed(texts)
     arrays |= arrays_of_texts
     for lane, track in enumerate(run.tracks):
-        arrays |= {f"{of}{lane}": array for of, array in _track(track).items()}
+        arrays |= {f"{of}{lane}": array for of, array in measured(track).items()}
     arrays["clock"] = _clock(run, read)
     for i, drawn in enumerate(maps):
         arrays |= {f"map{i}": drawn.weights, f"map_sinks{i}": drawn.sinks, f"received{i}": drawn.received}
@@ -96,36 +102,52 @@ def recorded(run: Run, name: str, about: Mapping[str, Any], maps: Sequence[Recor
 def _faces(run: Run) -> list[tuple[int, list[dict[str, Any]]]]:
     """The names of all lanes, from which token on they have them."""
     begun = [parse(p) for p in run.spec.policies]
+    return names_at(begun, [[(at, at, parse(policy)) for at, policy in track.policies] for track in run.tracks])
+
+
+def names_at(
+    begun: Sequence[Policy], changes: Sequence[Sequence[tuple[int, int, Policy]]]
+) -> list[tuple[int, list[dict[str, Any]]]]:
+    """The names of all lanes, and from which position on they have them.
+
+    `changes` of each lane: at which position, from which token of the lane on, and to what policy.
+    """
     styles, found = colours(begun), list[tuple[int, list[dict[str, Any]]]]()
-    for at in sorted({0, *(start for track in run.tracks for start, _ in track.policies)}):
-        now = [[p for p in track.policies if p[0] <= at][-1:] for track in run.tracks]
-        policies = [parse(n[0][1]) if n else p for n, p in zip(now, begun, strict=True)]
+    for at in sorted({0, *(change[0] for of in changes for change in of)}):
+        now = [[(token, policy) for place, token, policy in of if place <= at][-1:] for of in changes]
+        policies = [n[0][1] if n else p for n, p in zip(now, begun, strict=True)]
         names = screen.named(policies, styles, [n[0][0] if n else 0 for n in now])
         if not found or found[-1][1] != names:
             found.append((at, names))
     return found
 
 
-def _pieces(run: Run) -> tuple[list[list[str]], bool]:
-    """The texts of the tokens of each lane, or once where all lanes have read the same ones, and whether they have."""
+def piece_lists(run: Run) -> list[list[str]]:
+    """The texts of the tokens of each lane; numbers where they are not kept."""
     found = []
     for track, known in zip(run.tracks, run.pieces, strict=True):
         ids = np.concatenate(([run.first_token or 0], track.token_ids.view())).astype(np.int32)
         # In a folder of an older version tokens are shown as numbers, as those of a model without a tokenizer.
         found.append(known if len(known) >= len(ids) else [*known, *token_texts(None, ids[len(known) :])])
+    return found
+
+
+def _pieces(run: Run) -> tuple[list[list[str]], bool]:
+    """The texts of the tokens of each lane, or once where all lanes have read the same ones, and whether they have."""
+    found = piece_lists(run)
     longest = max(found, key=len)
     alike = run.spec.sampling is None and all(pieces == longest[: len(pieces)] for pieces in found)
     return ([longest] if alike else found), alike
 
 
-def _indexed(texts: list[list[str]]) -> tuple[list[str], dict[str, NDArray]]:
+def indexed(texts: list[list[str]]) -> tuple[list[str], dict[str, NDArray]]:
     """The different texts of tokens, and for each list of them which these are, as `pieces0`, `pieces1` …"""
     index: dict[str, int] = {}
     places = [np.array([index.setdefault(p, len(index)) for p in pieces], np.uint32) for pieces in texts]
     return list(index), {f"pieces{i}": array for i, array in enumerate(places)}
 
 
-def _track(track: Track) -> dict[str, NDArray]:
+def measured(track: Track) -> dict[str, NDArray]:
     """The numbers of a lane: NLL, what was cached, and the sink mass of each chunk."""
     count = len(track.nll)
     whole = [k for k, (_, stop) in enumerate(track.spans) if stop <= count + 1]
@@ -134,11 +156,11 @@ def _track(track: Track) -> dict[str, NDArray]:
     levels = np.where(np.isnan(mass), WHOLE + 1, np.round(np.clip(mass, 0, 1) * WHOLE)).astype(np.uint16)
     found = {"nll": track.nll.view()[:count], "spans": spans, "mass": levels}
     for name, column in (("tokens", track.cache_tokens), ("bytes", track.cache_bytes)):
-        found |= {f"{name}_{of}": array for of, array in _segments(column.view()[:count]).items()}
+        found |= {f"{name}_{of}": array for of, array in straight(column.view()[:count]).items()}
     return found
 
 
-def _segments(values: NDArray[np.integer]) -> dict[str, NDArray]:
+def straight(values: NDArray[np.integer]) -> dict[str, NDArray]:
     """Whole numbers as straight pieces, exactly: where each begins, its first value, and the second one."""
     if not len(values):
         return {of: np.zeros(0, kind) for of, kind in (("at", np.uint32), ("from", np.uint64), ("next", np.uint64))}

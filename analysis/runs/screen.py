@@ -8,7 +8,7 @@ from ..palette import briefs, labels
 from ..policies import Policy, parse
 from .codec import LEVELS
 from .facts import ModelFacts
-from .run import Run, Track
+from .run import ROLES, Run, Track
 from .spec import Spec
 
 PAINTS = ("nll", "attention")
@@ -37,6 +37,16 @@ CONSTANTS: dict[str, Any] = {
     "grid": GRID,
 }
 """What the scripts of pages share with Python."""
+TAIL = 1500
+"""Newest tokens of a conversation on screen."""
+FIRST_TOKENS = 4
+"""First tokens of a conversation, always on screen: where the sinks are."""
+RECENT = 16
+"""Tokens of an answer over which the sink grid and the time per token are a mean."""
+BUCKETS = 120
+"""Points of a curve of what a conversation costs."""
+CHAT_CONSTANTS: dict[str, Any] = {"roles": ROLES, "sink_tokens": SINK_TOKENS}
+"""What the scripts of conversations share with Python."""
 
 
 def named(

@@ -12,19 +12,13 @@ from analysis.models.memory import memory_of
 from analysis.palette import colours
 from analysis.policies import Policy, parse
 from analysis.runs.codec import assemble
-from analysis.runs.run import ROLES
-from analysis.runs.screen import SINK_TOKENS, about, card
+from analysis.runs.screen import BUCKETS, CHAT_CONSTANTS, RECENT, about, card
 
 from ..jobs.chat import ChatJob
 from ..jobs.chat_lane import ChatLaneSnapshot
-from ..jobs.token_costs import RECENT, TokenCosts
+from ..jobs.token_costs import TokenCosts
 from ..view import ChatView
 from .lanes import SCHEMA, faces
-
-BUCKETS = 120
-"""Points of a curve of the instruments."""
-CONSTANTS = {"roles": ROLES, "sink_tokens": SINK_TOKENS}
-"""What the script shares with Python."""
 
 
 @dataclass
@@ -141,7 +135,7 @@ class ChatSender:
             "head": view.head,
             "token": view.token,
             "schema": SCHEMA,
-            "constants": CONSTANTS,
+            "constants": CHAT_CONSTANTS,
         }
 
     def _lane(

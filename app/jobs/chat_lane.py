@@ -7,13 +7,9 @@ from numpy.typing import NDArray
 
 from analysis.chat.conversation import Conversation, Switch
 from analysis.policies import Policy
+from analysis.runs.screen import FIRST_TOKENS, TAIL
 
 from .token_costs import TokenCosts
-
-TAIL = 1500
-"""Newest tokens of a conversation on screen."""
-FIRST_TOKENS = 4
-"""First tokens, always on screen: where the sinks are."""
 
 
 @dataclass(frozen=True)

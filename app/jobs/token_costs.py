@@ -8,9 +8,7 @@ from numpy.typing import NDArray
 
 from analysis.engine.step import Step
 from analysis.runs.run import ROLES, Column, Track
-
-RECENT = 16
-"""Tokens of an answer over which the sink grid and the time per token are a mean."""
+from analysis.runs.screen import RECENT
 
 
 class TokenCosts:

@@ -23,14 +23,15 @@ from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
 from app.panels.job_panel import JobPanel, Maker, redraw
+from app.panels.recorded_chat import draw_recorded_chat
 from app.panels.sampling import sampling_controls
-from app.parameters import CHAT
+from app.parameters import AT, CHAT
 from app.projection import project
 from app.view import CHAT_PARAMETERS, ChatView
 
 PLACE = JobPanel("chat", ChatJob)
 UPLOAD = "Upload a script …"
-ADDRESS = ("run", "lane", *MODEL, *CHAT, *CHAT_PARAMETERS)
+ADDRESS = ("run", *AT, "lane", *MODEL, *CHAT, *CHAT_PARAMETERS)
 """What the address of this page says."""
 LOST = "That conversation is no longer in memory: begin a new one."
 KEPT = "That conversation is no longer in memory, and is kept in the library: let it go on, or begin a new one."
@@ -62,22 +63,25 @@ def open_page() -> None:
     state.setdefault("revision", 0)
     if "chat" in state:
         linked = state.returned or (state.arrived and any(name in asked for name in ADDRESS))
-        if not linked or (PLACE.id and asked.get("run") == PLACE.id and not state.returned):
+        here = PLACE.id or (state.chat_kept.name if state.chat_kept else "")
+        if not linked or (here and asked.get("run") == here and not state.returned):
             # Here already, or back from another page: all is as it was left.
             return
     problems, story = [], CHATS["breakdown"]
     chosen = Settings(list(story.policies), story.script)
     talk = REGISTRY.find(asked.get("run"), ChatJob)
-    state.chat_kept = None if talk is not None else recordings.find(asked.get("run"), "chat")
-    if (known := talk or state.chat_kept) is not None:
+    recording = recordings.find(asked.get("run"), "chat") if talk is None else None
+    known = talk or recording
+    if known is not None:
         spec = known.spec
         chosen = replace(chosen, lanes=list(spec.policies), model=Chosen.of(spec), script=spec.text)
         chosen.sampling, chosen.kv_chunk = spec.sampling or chosen.sampling, spec.kv_chunk
-    if talk is None and "run" in asked:
-        problems.append(lost())
-    left_out: list[str] = []
+    elif "run" in asked:
+        problems.append(LOST)
+    moment, left_out = address.values(AT, asked)
     if known is None:
-        chosen.model, left_out = chosen.model.linked(asked, REGISTRY.models())
+        chosen.model, unloaded = chosen.model.linked(asked, REGISTRY.models())
+        left_out += unloaded
         found, wrong = address.values(CHAT, asked)
         left_out += wrong
         chosen.script, chosen.kv_chunk = found.pop("script", chosen.script), found.pop("kv_chunk", None)
@@ -95,22 +99,23 @@ def open_page() -> None:
     PLACE.say(" ".join(problems))
     PLACE.put(talk.id if talk is not None else "")
     state.update(chat=chosen, chat_view=view, chat_sender=ChatSender(), revision=state.revision + 1)
+    state.update(chat_kept=recording, chat_at=moment.get("at"))
 
 
 def to_address() -> None:
     """Let the address say what is shown, so that a reload and a second tab show it too."""
     state, talk = st.session_state, PLACE.job
     lanes, model = state.chat.lanes, state.chat.model
-    if talk is not None:
-        lanes, model = talk.spec.policies, Chosen.of(talk.spec)
+    if (known := talk or state.chat_kept) is not None:
+        lanes, model = known.spec.policies, Chosen.of(known.spec)
     said: dict[str, str | list[str]] = {**state.chat_view.link()}
     said |= address.said(MODEL, model._asdict(), quick()._asdict())
     said |= address.said(CHAT, values_of(state.chat), values_of(Settings([], CHATS["breakdown"].script)))
-    if talk is not None:
+    if known is not None:
         # How it is loaded as usual is not the same on all machines.
-        said |= {"run": talk.id, "weights": model.weights}
-    elif state.chat_kept is not None:
-        said |= {"run": state.chat_kept.name}
+        said |= {"run": known.name if isinstance(known, recordings.Recording) else known.id, "weights": model.weights}
+    if talk is None and state.chat_kept is not None and state.chat_at is not None:
+        said["at"] = str(state.chat_at)
     if [parse(p) for p in lanes] != [parse(p) for p in CHATS["breakdown"].policies]:
         said["lane"] = list(lanes)
     readdress(ADDRESS, said)
@@ -128,7 +133,7 @@ def values_of(chosen: Settings) -> dict[str, Any]:
 def begin(script: tuple[list[str], str] | None = None) -> None:
     """A new conversation with what is set, and a script (prompts and digest); the one that was on screen ends."""
     if PLACE.begin(partial(_prepared, script), partial(begin, script)) is not None:
-        view = st.session_state.chat_view
+        view, st.session_state.chat_kept = st.session_state.chat_view, None
         view.token, view.chosen = None, min(view.chosen, len(st.session_state.chat.lanes) - 1)
 
 
@@ -144,16 +149,10 @@ def _prepared(script: tuple[list[str], str] | None) -> Maker[ChatJob]:
     return partial(ChatJob, spec, *(script or ()))
 
 
-def lost() -> str:
-    """What to say of a conversation that is no longer in memory."""
-    kept = st.session_state.chat_kept
-    return KEPT if kept is not None and kept.goes_on else LOST
-
-
 def resume() -> None:
-    """Let the conversation that the library keeps go on."""
-    kept = st.session_state.chat_kept
-    if PLACE.begin(lambda: partial(ChatJob, kept.spec, resumes=kept.name), resume) is not None:
+    """Go on where the recording on screen stopped."""
+    recording = st.session_state.chat_kept
+    if PLACE.begin(lambda: partial(ChatJob, recording.spec, resumes=recording.name), resume) is not None:
         st.session_state.chat_kept = None
 
 
@@ -341,14 +340,22 @@ def draw() -> None:
     talk, state = PLACE.job, st.session_state
     view = state.chat_view
     if talk is None and PLACE.id:
-        state.chat_kept = recordings.find(PLACE.id, "chat")
+        # What the library kept of it is still there to be seen.
+        state.chat_kept, state.chat_at = recordings.find(PLACE.id, "chat"), None
         PLACE.put("")
-        PLACE.say(lost())
-    view.chosen = min(view.chosen, len(state.chat.lanes if talk is None else talk.spec.policies) - 1)
+        PLACE.say("" if state.chat_kept else LOST)
+    if state.chat_kept is not None and recordings.find(state.chat_kept.name, "chat") is None:
+        state.chat_kept = None
+        PLACE.say("That conversation was deleted from the library: begin a new one.")
+    known = talk or state.chat_kept
+    view.chosen = min(view.chosen, len(state.chat.lanes if known is None else known.spec.policies) - 1)
     to_address()
+    if talk is None and state.chat_kept is not None:
+        kept = state.chat_kept
+        note = PLACE.problem or (KEPT if kept.goes_on and not kept.story else lesson(kept.spec.policies))
+        draw_recorded_chat(kept, note, begin, resume)
+        return
     if talk is None:
-        if state.chat_kept is not None and state.chat_kept.goes_on:
-            st.button("Resume", icon=":material/play_arrow:", on_click=resume, help="Load the model, and talk on")
         note = PLACE.problem or lesson()
         frame = state.chat_sender.empty([parse(p) for p in state.chat.lanes], view, note)
     else:

@@ -1,7 +1,5 @@
 // The text as it streams.  Every token is data: it is set as text, whatever it looks like.
 
-const TOP_NLL = 8;
-
 function makeStrip(send, paints) {
   const sub = el("span", { class: "sk-sub" });
   const choice = (paint, text) => el("button", { type: "button", onclick: () => send("pick", { paint, at: Date.now() }) }, text);
@@ -14,7 +12,7 @@ function makeStrip(send, paints) {
 
   function background(value, frame, theme) {
     if (Number.isNaN(value)) return "";
-    if (frame.paint === "nll") return `rgba(213,94,0,${(Math.min(1, Math.max(0, value) / TOP_NLL) * (theme.dark ? 0.75 : 0.6)).toFixed(2)})`;
+    if (frame.paint === "nll") return surpriseColour(value, theme);
     return `rgba(0,114,178,${(shadeOf(value) * 0.75).toFixed(2)})`;
   }
 

@@ -111,16 +111,19 @@ function makeLane(i, send, frameNow) {
   function shade(frame, theme) {
     const row = frame.row?.lane === i ? frame.row : null;
     const at = frame.token?.[0] === i ? frame.token[1] : -1;
-    const key = `${row ? `${row.token}|${row.layer}|${row.head}` : ""}|${at}|${begin}|${spans.length}|${theme.dark}`;
+    // Of a recording, what every token cost is known.
+    const nll = frame.arrays[`nll${i}`]?.data, coloured = nll && frame.paint;
+    const key = `${row ? `${row.token}|${row.layer}|${row.head}` : ""}|${at}|${begin}|${spans.length}|${theme.dark}|${coloured}`;
     if (key === painted) return;
     painted = key;
     const weights = new Map();
     if (row) frame.arrays.row_places.data.forEach((place, k) => weights.set(place, frame.arrays.row_weights.data[k]));
     const paint = (span, place) => {
       const weight = weights.get(place);
-      const colour = weight === undefined ? "" : `rgba(0,114,178,${(shadeOf(weight) * 0.8).toFixed(2)})`;
+      const cost = nll?.[place - begin];
+      const colour = weight !== undefined ? `rgba(0,114,178,${(shadeOf(weight) * 0.8).toFixed(2)})` : coloured && cost >= 0 ? surpriseColour(cost, theme) : "";
       if (span.style.backgroundColor !== colour) span.style.backgroundColor = colour;
-      span.title = `${JSON.stringify(span.textContent)} at ${count(place)}${weight === undefined ? "" : `: ${(100 * weight).toPrecision(2)} % of the attention`}`;
+      span.title = `${JSON.stringify(span.textContent)} at ${count(place)}${weight === undefined ? "" : `: ${(100 * weight).toPrecision(2)} % of the attention`}${cost >= 0 ? `: NLL ${digits(cost)}` : ""}`;
       flag(span, "sk-asked", place === at);
     };
     spans.forEach((span, k) => paint(span, begin + k));
@@ -144,6 +147,7 @@ function makeLane(i, send, frameNow) {
     say(kept, lane.total ? `${count(lane.kept)} of ${count(lane.total)} tokens kept · ${size(lane.bytes)}` : "");
     say(rate, lane.state.startsWith("reading") ? lane.state : lane.ms == null ? "" : `${digits(lane.ms)} ms/token`);
     change.disabled = frame.steers === false || !lane.total;
+    change.hidden = Boolean(frame.recorded);
     flag(node, "sk-chosen", i === frame.chosen);
     choose.setAttribute("aria-pressed", i === frame.chosen);
     invite.hidden = lane.total > 0;
@@ -166,7 +170,7 @@ function makeLane(i, send, frameNow) {
       flag(chip, "sk-pinned", k < lane.protected);
     });
     const lost = lane.first_tokens.filter((_, k) => share(lane, k) === 0).length;
-    say(state, lane.total === 0 ? "" : lost === 0 ? "kept" : lost === lane.first_tokens.length ? "gone" : `${lost} gone`);
+    say(state, lane.total === 0 ? "" : lane.unknown ? "each head keeps its own; not recorded" : lost === 0 ? "kept" : lost === lane.first_tokens.length ? "gone" : `${lost} gone`);
     dim(lane);
     const seen = JSON.stringify(lane.cut);
     if (cuts !== seen + spans.length) {

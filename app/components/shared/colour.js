@@ -85,3 +85,7 @@ function bar(ctx, x, y, width, height, labels, theme) {
   ctx.textBaseline = "middle";
   for (const [share, text] of labels) ctx.fillText(text, x + width + 4, y + height * (1 - share));
 }
+
+// Of a token's NLL: what is this surprising, or more, is darkest.
+const TOP_NLL = 8;
+const surpriseColour = (nll, theme) => `rgba(213,94,0,${(Math.min(1, Math.max(0, nll) / TOP_NLL) * (theme.dark ? 0.75 : 0.6)).toFixed(2)})`;

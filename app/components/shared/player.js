@@ -10,16 +10,16 @@ function clockText(seconds) {
 }
 
 // `move(position)` is called for every move; `settled()` when it rests; `stopsOf()` tells where the chunks of the lane
-// that is looked at end; `actions` are buttons beside it: what is pressed, and its words; with a `pace` it is a story that
-// plays by itself, and the first of these is what a person is meant to press.
-function makePlayer(recording, { move, settled, press, stopsOf, actions, pace = 0 }) {
+// that is looked at end, each of them called `part`; `actions` are buttons beside it: what is pressed, and its words; with a
+// `pace` it is a story that plays by itself, and the first of these is what a person is meant to press.
+function makePlayer(recording, { move, settled, press, stopsOf, part = "chunk", actions, pace = 0 }) {
   const { total, constants } = recording;
   let position = total, playing = false, from = null, request = 0, resting = 0;
   const button = (words, title, onclick, more = {}) => el("button", { type: "button", title, "aria-label": title, onclick, ...more }, words);
   const go = button("▶ Play", "Play or pause (space)", () => toggle(), { class: pace ? "" : "sk-go" });
   const steps = [
-    button("«", "One chunk back (shift + ←)", () => stepChunk(-1)), button("‹", "One token back (←)", () => goTo(position - 1)),
-    button("›", "One token on (→)", () => goTo(position + 1)), button("»", "One chunk on (shift + →)", () => stepChunk(1)),
+    button("«", `One ${part} back (shift + ←)`, () => stepChunk(-1)), button("‹", "One token back (←)", () => goTo(position - 1)),
+    button("›", "One token on (→)", () => goTo(position + 1)), button("»", `One ${part} on (shift + →)`, () => stepChunk(1)),
   ];
   const speed = el("select", { "aria-label": "Speed", onchange: () => { from = null; } }, ...constants.speeds.map(([value, words]) => el("option", { value }, words)));
   speed.value = pace;

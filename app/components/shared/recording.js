@@ -40,6 +40,31 @@ function decimate(y, points) {
   return [...new Set(kept)];
 }
 
+// Whole numbers that were sent as straight pieces: the one at an index.
+function straight(arrays, name, lane) {
+  const [at, from, next] = ["at", "from", "next"].map((of) => arrays[`${name}_${of}${lane}`].data);
+  return (k) => {
+    const s = countUpTo(at, k) - 1;
+    return Number(from[s]) + (Number(next[s]) - Number(from[s])) * (k - at[s]);
+  };
+}
+
+// Mean sink mass of whole chunks that were read, from the newest back over so many tokens; null before the first.
+function meanMass({ spans, mass }, read, tokens, unknown) {
+  const [, layers, heads] = mass.shape, cells = layers * heads, sum = new Float64Array(cells);
+  let chunk = 0, seen = 0;
+  while (chunk * 2 < spans.length && spans[2 * chunk + 1] <= read + 1) chunk++;
+  while (chunk-- > 0 && seen < tokens) {
+    const weight = spans[2 * chunk + 1] - spans[2 * chunk];
+    for (let c = 0; c < cells; c++) {
+      const level = mass.data[chunk * cells + c];
+      sum[c] += weight * (level > unknown ? NaN : level / unknown);
+    }
+    seen += weight;
+  }
+  return seen ? flat(Float32Array.from(sum, (v) => v / seen), layers, heads) : null;
+}
+
 const finite = (value) => (Number.isFinite(value) ? value : null);
 const flat = (data, ...shape) => ({ data, shape: shape.length ? shape : [data.length] });
 
@@ -50,13 +75,7 @@ function openRecording(bytes) {
   const lanes = told.lanes.map((lane, i) => {
     const nll = arrays[`nll${i}`].data, sums = new Float64Array(nll.length + 1);
     for (let k = 0; k < nll.length; k++) sums[k + 1] = sums[k] + nll[k];
-    const [tokens, sizes] = ["tokens", "bytes"].map((name) => {
-      const [at, from, next] = ["at", "from", "next"].map((of) => arrays[`${name}_${of}${i}`].data);
-      return (k) => {
-        const s = countUpTo(at, k) - 1;
-        return Number(from[s]) + (Number(next[s]) - Number(from[s])) * (k - at[s]);
-      };
-    });
+    const [tokens, sizes] = ["tokens", "bytes"].map((name) => straight(arrays, name, i));
     const pieces = arrays[told.alike ? "pieces0" : `pieces${i}`].data;
     return { ...lane, nll, sums, tokens, sizes, pieces, spans: arrays[`spans${i}`].data, mass: arrays[`mass${i}`] };
   });
@@ -100,21 +119,7 @@ function openRecording(bytes) {
     return [Float32Array.from(places, (k) => k + 1), Float32Array.from(places, (k) => sizes(k) / 1e6)];
   }
 
-  // Mean sink mass of whole chunks that were read, from the newest back over so many tokens; null before the first.
-  function grid({ spans, mass }, read, tokens) {
-    const [, layers, heads] = mass.shape, cells = layers * heads, sum = new Float64Array(cells);
-    let chunk = 0, seen = 0;
-    while (chunk * 2 < spans.length && spans[2 * chunk + 1] <= read + 1) chunk++;
-    while (chunk-- > 0 && seen < tokens) {
-      const weight = spans[2 * chunk + 1] - spans[2 * chunk];
-      for (let c = 0; c < cells; c++) {
-        const level = mass.data[chunk * cells + c];
-        sum[c] += weight * (level > constants.whole ? NaN : level / constants.whole);
-      }
-      seen += weight;
-    }
-    return seen ? flat(Float32Array.from(sum, (v) => v / seen), layers, heads) : null;
-  }
+  const grid = (lane, read, tokens) => meanMass(lane, read, tokens, constants.whole);
 
   const mapOf = (lane, head, position) => {
     let found = null;

@@ -1,0 +1,79 @@
+// A recorded conversation (analysis/runs/recorded_chat.py): the frame of any position, the same as frames/chat.py makes it
+// of a live one.
+
+// A quantile of numbers, between two of them where it falls there.
+function quantile(numbers, share) {
+  const sorted = Float64Array.from(numbers).sort(), at = (sorted.length - 1) * share, low = Math.floor(at);
+  return sorted[low] + (sorted[Math.min(low + 1, sorted.length - 1)] - sorted[low]) * (at - low);
+}
+
+function openTalk(bytes) {
+  const told = decode(bytes);
+  const { constants, arrays, total, vocabulary } = told, clock = arrays.clock.data;
+  const lanes = told.lanes.map((lane, i) => {
+    const [place, tokens, sizes, sinks, first, kept] = ["place", "tokens", "bytes", "sinks", "first", "protected"].map((name) => straight(arrays, name, i));
+    const data = (name) => arrays[`${name}${i}`].data;
+    return {
+      ...lane, place, tokens, sizes, sinks, first, kept, nll: data("nll"), pieces: data("pieces"), roles: data("roles"), spans: data("spans"),
+      mass: arrays[`mass${i}`], at: data("cost_at"), seconds: data("cost_seconds"), bytes: data("cost_bytes"),
+    };
+  });
+  const text = (lane, start, stop) => Array.from(lane.pieces.subarray(start, stop), (k) => vocabulary[k]);
+  const head = (lane) => lane.mass.shape.slice(1);
+  const [layers, heads] = head(lanes.find((lane) => lane.spans.length));
+
+  // What its answers cost so far, in buckets, and the milliseconds per token just now.
+  function costs(lane, said, i, made) {
+    const many = countUpTo(lane.at, said - 1), parts = Math.min(constants.buckets, Math.floor(many / 8));
+    const cuts = [...new Set(Array.from({ length: parts + 1 }, (_, k) => (parts ? Math.floor(k === parts ? many : k * (many / parts)) : 0)))];
+    const ends = cuts.slice(1), spans = ends.map((end, k) => lane.seconds.subarray(cuts[k], end));
+    made[`x${i}`] = flat(Float32Array.from(ends, (end) => lane.at[end - 1]));
+    made[`ms${i}`] = flat(Float32Array.from(spans, (span) => 1e3 * quantile(span, 0.25)));
+    made[`mb${i}`] = flat(Float32Array.from(ends, (end) => lane.bytes[end - 1] / 1e6));
+    return many >= constants.recent ? 1e3 * quantile(lane.seconds.subarray(many - constants.recent, many), 0.25) : null;
+  }
+
+  // What the page shows at a position: every lane has what it had said when so much of the turn had come.
+  function frameAt(position, view) {
+    const faces = told.faces[countUpTo(told.faces.map(([from]) => from), position) - 1][1], made = {};
+    const shown = lanes.map((lane, i) => {
+      const said = lane.place(position), read = Math.max(0, said - 1), start = Math.max(0, said - constants.tail);
+      const switches = lane.switches.filter(([at]) => at < said), names = [lane.begun, ...switches.map(([, , name]) => name)];
+      const known = (of) => (read ? of(read - 1) : 0), sinks = known(lane.sinks);
+      const ms = costs(lane, said, i, made);
+      const nll = Float32Array.from({ length: said - start }, (_, k) => (start + k ? lane.nll[start + k - 1] : NaN));
+      made[`nll${i}`] = flat(nll);
+      return {
+        ...faces[i], offers: [], total: said, start, text: text(lane, start, said), roles: lane.roles.subarray(start, said).join(""),
+        first_tokens: text(lane, 0, Math.min(said, constants.first_tokens)), sinks, protected: known(lane.kept), first: known(lane.first),
+        shares: null, first_shares: null, kept: known(lane.tokens), bytes: known(lane.sizes), ms,
+        state: lane.turns.some(([stop]) => stop === said) ? "" : "answering",
+        cut: lane.turns.filter(([stop, why]) => stop <= said && (why === "limit" || why === "stopped")),
+        past: switches.map(([at], k) => [k ? switches[k - 1][0] : 0, at, names[k]]), switches: switches.map(([at, label]) => [at, label]),
+        sinks_held: sinks, read: said, unknown: lane.unknown.some(([from, until]) => from < said && said <= until),
+      };
+    });
+    const grid = meanMass(lanes[view.chosen], Math.max(0, lanes[view.chosen].place(position) - 1), constants.recent, constants.whole);
+    if (grid) made.grid = grid;
+    return {
+      seq: position, run: told.run, status: "recorded", note: "", published: position, recorded: true, epoch: 0, ...view, constants, schema: [],
+      lanes: shown, row: null, about: told.about, card: told.card, caution: told.caution, hint: hintOf(view), arrays: made,
+    };
+  }
+
+  function hintOf({ token, head: of }) {
+    const kept = "What a token looked back at is not kept: talk live to see it.";
+    if (!token) return of ? kept : "Click a token: how well the model had expected it, in this lane.";
+    const lane = lanes[token[0]], nll = lane.nll[token[1] - 1];
+    if (nll == null) return "The first token is given: nothing came before it.";
+    return `${JSON.stringify(vocabulary[lane.pieces[token[1]]])} at ${count(token[1])}: NLL ${digits(nll)}, a probability of ${(100 * Math.exp(-nll)).toPrecision(2)} %. ${kept}`;
+  }
+
+  return {
+    ...told, frameAt, layers, heads,
+    tokensOf: (lane) => lanes[lane].pieces.length,
+    // Seconds of reading and answering until a position, and the position that was reached after so many.
+    secondsAt: (position) => clock[Math.max(0, Math.min(total, position) - 1)],
+    positionAt: (seconds) => countUpTo(clock, seconds),
+  };
+}

@@ -1,0 +1,68 @@
+"""A recorded conversation in a real browser: played, scrubbed and found again, with no model in memory."""
+
+import pytest
+
+from analysis.chat.partner import Partner
+from analysis.runs.reader import load
+from analysis.runs.recorded_chat import recorded_chat
+
+from .. import tokenizers
+from ..test_bos import model_of
+from ..test_frames import decoded
+from ..test_recorded_chat import PROMPTS, Told
+from .conftest import cut_labels
+from .test_replay import position, wait_address, wait_painted
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def talked():
+    """A conversation of the library under two policies, one of which was switched: its name, and its positions."""
+    partner = Partner(model_of(tokenizers.gemma_like()))
+    told = Told(partner, ("streaming:sinks=4,window=12", "window:window=16"), "talked", most=20)
+    told.ask(PROMPTS[0])
+    told.ask(PROMPTS[1])
+    told.switch(1, "streaming:sinks=4,window=12", pin=True)
+    told.ask(PROMPTS[2])
+    return "talked", decoded(recorded_chat(load(told.finish()), "x", {}))[0]["total"]
+
+
+def gone(page, lane: int) -> int:
+    return page.locator(".sk-lane").nth(lane).locator(".sk-flow .sk-gone").count()
+
+
+def test_a_recorded_conversation_is_played_scrubbed_and_found_again(app, page, talked):
+    name, total = talked
+    page.goto(f"{app}/chat?run={name}")
+    wait_painted(page, total)
+    assert page.locator(".sk-lane").count() == 2 and page.get_by_label("Say something to every lane").count() == 0
+    assert page.locator(".sk-line:visible").count() == 2 and page.locator(".sk-switched").count() == 1
+    assert page.locator(".sk-tick-switch").count() == 1
+    at_end = gone(page, 0)
+    assert at_end > 0
+    # Turn by turn back, and before the switch.
+    page.keyboard.press("Shift+ArrowLeft")
+    page.wait_for_function("total => window.__sinkscope.published < total", arg=total)
+    second = position(page)
+    wait_painted(page, second)
+    assert gone(page, 0) < at_end and page.locator(".sk-switched").count() == 0
+    assert page.locator(".sk-user").count() == 4
+    wait_address(page, "at", str(second))
+    # A token says how well it was expected; colour says it of all.
+    page.locator(".sk-flow").first.locator(".sk-assistant span").first.click()
+    page.get_by_text("a probability of").wait_for()
+    page.get_by_role("button", name="Colour every token").or_(page.get_by_role("button", name="Surprise")).click()
+    page.wait_for_function("document.querySelectorAll('.sk-flow span[style*=rgba]').length > 20")
+    # A reload shows the same moment.
+    page.reload()
+    wait_painted(page, second)
+    page.get_by_text("a probability of").wait_for()
+    # It plays on to its end.
+    page.get_by_label("Speed").select_option("100 tokens/s")
+    page.get_by_role("button", name="Play or pause").click()
+    wait_painted(page, total)
+    assert gone(page, 0) == at_end
+    page.get_by_text("▶ Play").wait_for()
+    assert page.get_by_role("button", name="Talk live").count() == 1
+    assert not cut_labels(page) and not page.problems and not page.strangers

@@ -1,0 +1,262 @@
+"""A recorded conversation shows at every position what the live page showed there, and says what it does not have."""
+
+import base64
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from analysis.chat.conversation import Conversation
+from analysis.chat.partner import Partner
+from analysis.policies import parse
+from analysis.runs import library
+from analysis.runs.reader import load
+from analysis.runs.recorded_chat import recorded_chat
+from analysis.runs.recording import recording
+from analysis.runs.run import Run
+from analysis.runs.screen import RECENT
+from analysis.runs.spec import Sampling, Spec
+from app.frames.chat import ChatSender
+from app.jobs.chat_lane import snapshot_of
+from app.jobs.token_costs import TokenCosts
+from app.jobs.transcript import Transcript
+from app.view import ChatView
+
+from . import tokenizers
+from .test_bos import model_of
+from .test_frames import decoded
+
+COMPONENTS = Path(__file__).parents[1] / "app" / "components"
+PARTS = ("shared/frame", "shared/recording", "conversation/recorded")
+SCRIPT = "\n".join((COMPONENTS / f"{part}.js").read_text(encoding="utf-8") for part in PARTS)
+PROMPTS = ["to be or not to be", "what is yours", "hello there my cat", "say the question"]
+ALIKE = ("streaming:sinks=4,window=12", "window:window=16", "dense", "recompute:window=16,stride=4")
+
+
+@pytest.fixture(scope="module")
+def script(chromium):
+    """The script that plays conversations, in a browser."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--headless", "--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        page.add_script_tag(content=f"{SCRIPT}\nwindow.openTalk = openTalk;")
+        yield page
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def partner():
+    return Partner(model_of(tokenizers.gemma_like()))
+
+
+class Told:
+    """A conversation that is kept as the page keeps it, and what the live page would have shown after every token."""
+
+    def __init__(self, partner, policies, name, most=40):
+        sampling = Sampling(max_new=most, temperature=1.5, seed=3)
+        self.spec = Spec("tiny", "typed", policies, sampling=sampling)
+        self.transcript = Transcript(name, self.spec)
+        self.transcript.open_for(partner, text_sha256="")
+        self.lanes = [Conversation(partner, parse(p), sampling, index=i) for i, p in enumerate(policies)]
+        self.costs = [TokenCosts() for _ in policies]
+        self.seen, self.spent, self.facts = {}, {}, self.transcript.run.model
+
+    def ask(self, prompt, stop_at=None):
+        """Let all lanes answer; `stop_at`: after so many tokens of the answer they are stopped."""
+        for lane in self.lanes:
+            lane.ask(prompt)
+        self.answer(stop_at)
+
+    def answer(self, stop_at=None):
+        for lane in self.lanes:
+            while (step := lane.step()) is not None:
+                self.costs[lane.lane.index].append(step)
+                self.transcript.take_in(lane, step)
+                self.spent[lane.lane.index, step.start] = step.seconds
+                if not lane.unread:
+                    if lane.turns[-1].begin is not None and stop_at == len(lane.tokens) - lane.turns[-1].begin:
+                        lane.stop()
+                        self.transcript.turn(lane)
+                    self.see(lane)
+
+    def see(self, lane):
+        self.seen[lane.lane.index, len(lane.tokens)] = snapshot_of(lane, self.costs[lane.lane.index].snapshot())
+
+    def again(self):
+        for lane in self.lanes:
+            lane.again()
+            index, at = lane.lane.index, len(lane.tokens)
+            self.costs[index].truncate(at)
+            self.seen = {key: of for key, of in self.seen.items() if key[0] != index or key[1] <= at}
+            self.transcript.note("again", lane=index, position=lane.turns[-1].begin)
+        self.answer()
+
+    def switch(self, index, policy, pin=False):
+        lane = self.lanes[index]
+        lane.switch(parse(policy), pin=pin)
+        switch = lane.switches[-1]
+        self.transcript.note("switch", lane=index, position=switch.position, policy=policy, how=switch.how)
+
+    def finish(self):
+        self.transcript.finish("finished")
+        return library.home() / self.transcript.name
+
+    def live_frame(self, totals, view, run):
+        """What the page showed when the lanes had so many tokens; None where it never was so."""
+        shown = []
+        for lane, total in enumerate(totals):
+            if (snapshot := self.seen.get((lane, total))) is None:
+                return None
+            costs, track = snapshot.costs, run.tracks[lane]
+            whole = TokenCosts()
+            whole.cached_tokens, whole.cached_bytes = costs.cached_tokens, costs.cached_bytes
+            begins = {start for start, _ in track.spans}
+            known = [int(p) for p in costs.positions.view() if p not in begins and track.roles.view()[p - 1] == 2]
+            whole.positions.append(np.array(known, np.int64))
+            whole.seconds.append(np.array([self.spent[lane, p] for p in known]))
+            whole.bytes.append(track.cache_bytes.view()[np.array(known, int) - 1])
+            # A token that lacked its last bytes has them in a recording.
+            pieces = self.lanes[lane].pieces()
+            text, first = pieces[snapshot.start : total], pieces[: len(snapshot.first_tokens)]
+            shown.append(replace(snapshot, costs=whole, pieces=text, first_tokens=first))
+        talk = SimpleNamespace(
+            id="x", version=0, snapshot=tuple(shown), spec=self.spec, said="", status="answering", published=0.0,
+            epoch=0, caution="", pending=[], scripted=0, playing=False, facts=self.facts, begins="",
+            row=lambda *_: None,
+        )  # fmt: skip
+        return decoded(ChatSender().frame(talk, view))
+
+
+def frames(page, data, asked):
+    """Headers and arrays of a recording at positions, each with a view; and the header of the recording."""
+    told = page.evaluate(
+        """([data, asked]) => {
+          const talk = openTalk(Uint8Array.from(atob(data), (c) => c.charCodeAt(0)));
+          const number = (x) => (Number.isNaN(x) ? null : x);
+          const made = asked.map(([position, view]) => {
+            const { arrays, ...head } = talk.frameAt(position, view);
+            const numbers = ([k, { data, shape }]) => [k, [Array.from(data, number), shape]];
+            return [head, Object.fromEntries(Object.entries(arrays).map(numbers))];
+          });
+          const seconds = Array.from({ length: talk.total }, (_, k) => talk.secondsAt(k + 1));
+          return JSON.stringify([made, { total: talk.total, stops: talk.stops, marks: talk.marks, seconds }]);
+        }""",
+        [base64.b64encode(data).decode(), asked],
+    )
+    made, told = json.loads(told)
+    turned = [
+        (head, {k: np.array(data, np.float64).reshape(shape) for k, (data, shape) in arrays.items()})
+        for head, arrays in made
+    ]
+    return turned, told
+
+
+def compare_all(page, told, path, chosen=0):
+    """Compare every frame of a recording with that of the live page, where there was one; returns how many there were,
+    and what the recording says of itself."""
+    run, data = load(path), gzip.decompress(recording(path))
+    total = decoded(data)[0]["total"]
+    view = {"chosen": chosen, "head": None, "token": None}
+    made, says = frames(page, data, [(at, view) for at in range(1, total + 1)])
+    compared = 0
+    for head, arrays in made:
+        live = told.live_frame([lane["total"] for lane in head["lanes"]], ChatView(chosen), run)
+        if live is None:
+            continue
+        compared += 1
+        expected, numbers = live
+        assert head["card"] == expected["card"] and head["chosen"] == expected["chosen"]
+        for mine, theirs in zip(head["lanes"], expected["lanes"], strict=True):
+            for name in theirs.keys() - {"ms", "offers"}:
+                assert mine[name] == theirs[name], (name, mine["total"], mine["label"])
+            assert mine["ms"] == (None if theirs["ms"] is None else pytest.approx(theirs["ms"], rel=1e-5))
+        for name, array in numbers.items():
+            np.testing.assert_allclose(arrays[name], array, rtol=1e-5, err_msg=name)
+        track, count = run.tracks[chosen], head["lanes"][chosen]["total"] - 1
+        spans, mass, seen = [span for span in track.spans if span[1] <= count + 1], 0.0, 0
+        for (start, stop), of in zip(reversed(spans), track.sink_mass[: len(spans)][::-1], strict=True):
+            if seen < RECENT:
+                mass, seen = mass + of * (stop - start), seen + stop - start
+        assert ("grid" in arrays) == bool(seen)
+        if seen:
+            np.testing.assert_allclose(arrays["grid"], mass / seen, atol=1e-5)
+        start = head["lanes"][chosen]["start"]
+        np.testing.assert_allclose(
+            arrays[f"nll{chosen}"][1 - min(start, 1) :], track.nll.view()[max(0, start - 1) : count], rtol=1e-6
+        )
+    return compared, says
+
+
+def test_a_recorded_conversation_shows_what_the_live_page_showed(script, partner):
+    told = Told(partner, ALIKE, "alike")
+    for prompt in PROMPTS:
+        told.ask(prompt)
+    compared, says = compare_all(script, told, told.finish(), 1)
+    # All positions but those within a prompt, which live is there at once.
+    assert compared >= 40 * len(PROMPTS) and len(says["stops"]) == len(PROMPTS) and says["stops"][-1] == says["total"]
+    assert says["seconds"] == sorted(says["seconds"]) and says["seconds"][-1] > 0
+
+
+def test_switches_stops_and_answers_given_again_are_recorded(script, partner):
+    told = Told(partner, ALIKE[:3], "switched")
+    told.ask(PROMPTS[0])
+    told.switch(0, "window:window=16")
+    told.switch(1, "streaming:sinks=4,window=12", pin=True)
+    told.switch(2, "streaming:sinks=4,window=12")
+    told.ask(PROMPTS[1], stop_at=7)
+    told.again()
+    told.switch(1, "dense")
+    told.switch(0, "streaming:sinks=2,window=12")
+    told.ask(PROMPTS[2], stop_at=9)
+    told.switch(1, "window:window=10")
+    told.ask(PROMPTS[3])
+    compared, says = compare_all(script, told, told.finish())
+    assert compared > 40 and {mark["lane"] for mark in says["marks"]} == {0, 1, 2}
+
+
+def test_what_ranked_heads_keep_is_not_dimmed_but_said_to_be_unknown(script, partner):
+    told = Told(partner, ("h2o:budget=12,recent=4", "window:window=16"), "ranked", most=12)
+    told.ask(PROMPTS[0])
+    told.switch(0, "window:window=8")
+    told.ask(PROMPTS[1])
+    path = told.finish()
+    run = load(path)
+    view = {"chosen": 0, "head": None, "token": [0, 3]}
+    data = recorded_chat(run, "x", {})
+    total = decoded(data)[0]["total"]
+    ((early, _), (late, _)), _ = frames(script, data, [(30, view), (total, view)])
+    assert early["lanes"][0]["unknown"] and early["lanes"][0]["first"] == 0 and not early["lanes"][1]["unknown"]
+    assert not late["lanes"][0]["unknown"] and late["lanes"][0]["first"] == told.lanes[0].lane.first
+    assert "NLL" in late["hint"] and "not kept" in late["hint"]
+
+
+def test_a_folder_without_ends_of_answers_takes_them_from_the_roles(script, partner):
+    told = Told(partner, ALIKE[:2], "older", most=12)
+    for prompt in PROMPTS[:3]:
+        told.ask(prompt)
+    run = load(told.finish())
+    ends = decoded(recorded_chat(run, "x", {}))[0]["lanes"]
+    run.events = []
+    older = decoded(recorded_chat(run, "x", {}))[0]["lanes"]
+    assert [[stop for stop, _ in lane["turns"]] for lane in older] == [[t[0] for t in lane["turns"]] for lane in ends]
+
+
+def test_events_that_cannot_be_are_left_out(partner):
+    told = Told(partner, ALIKE[:2], "odd", most=6)
+    told.ask(PROMPTS[0])
+    run = load(told.finish())
+    for stop in ("x", -3, 10**9, None, [1]):
+        run.event("answer", lane=0, position=3, stop=stop, why={})
+    run.event("switch", lane=1, position=10**9, policy="dense", how=7)
+    assert decoded(recorded_chat(run, "x", {}))[0]["total"] > 0
+
+
+def test_a_conversation_in_which_nothing_was_said_has_no_recording():
+    with pytest.raises(ValueError, match="nothing to replay"):
+        recorded_chat(Run(Spec("m", "t", ("dense",), sampling=Sampling())), "x", {})
