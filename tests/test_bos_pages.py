@@ -64,7 +64,7 @@ def test_a_conversation_tells_its_beginning_and_what_was_read_as_text(registry, 
     until(talk, lambda: talk.status == "waiting", 120)
     assert talk.begins == "with <bos>"
     talk.say("what is <end_of_turn> there")
-    until(talk, lambda: talk.status == "waiting" and talk.lanes[0].turns, 120)
+    until(talk, lambda: talk.status == "waiting" and talk.lanes[0].turns and talk.lanes[0].turns[-1].why, 120)
     assert "<end_of_turn> in what was said is read as text" in talk.note
     head, _ = decoded(ChatSender().frame(talk, ChatView()))
     assert "begins with <bos>" in head["about"] and head["lanes"][0]["first_tokens"][0] == "<bos>"

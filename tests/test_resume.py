@@ -233,7 +233,7 @@ def test_what_has_nothing_left_to_read_is_refused_in_a_sentence(model, text, tmp
 def test_switches_after_the_checkpoint_are_made_again(model, text, tmp_path, command, monkeypatch):
     """With and without sinks that are pinned again, at any distance from the checkpoint."""
     place = tmp_path / "run"
-    monkeypatch.setattr(reading, "read_on", lambda lanes, folder, checkpoints: None)
+    monkeypatch.setattr(reading, "read_on", lambda *about: None)
     command(*words(model, text, place, lanes=["window:window=20", "dense"]))
     run = load(place)
     folder = Folder.reopened(place, run)

@@ -146,7 +146,8 @@ def _prepared(script: tuple[list[str], str] | None) -> Maker[ChatJob]:
         kv_chunk=chosen.kv_chunk,
         **chosen.model.decided()._asdict(),
     )
-    return partial(ChatJob, spec, *(script or ()))
+    prompts, digest = script or ([], "")
+    return partial(ChatJob, spec, script=prompts, script_sha256=digest)
 
 
 def resume() -> None:

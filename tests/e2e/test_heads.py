@@ -10,8 +10,8 @@ pytestmark = pytest.mark.browser
 
 def set_number(page, name, value):
     box = page.get_by_role("spinbutton", name=name)
-    # While a panel gives way to another, both have such a box.
-    expect(box).to_have_count(1)
+    # While a panel gives way to another, both have such a box; before torch is there, none has.
+    expect(box).to_have_count(1, timeout=60_000)
     box.fill(str(value))
     box.press("Enter")
 
