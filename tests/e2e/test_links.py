@@ -109,7 +109,7 @@ def test_a_link_to_the_chat_page_sets_it_up_in_the_same_way(app, page):
     assert page.get_by_role("spinbutton", name="KV heads").input_value() == "3"
     page.get_by_text("How answers are chosen").click()
     assert page.get_by_role("spinbutton", name="Seed").get_attribute("value") == "7"
-    assert sorted(page.url.split("?")[1].split("&")) == sorted(link.split("?")[1].split("&"))
+    page.wait_for_url(lambda url: sorted(url.split("?")[1].split("&")) == sorted(link.split("?")[1].split("&")))
     page.goto(f"{app}/chat?seed=x&script=sha256:0123456789abcdef&model=nobody/nothing")
     page.get_by_text("upload it again").first.wait_for()
     page.get_by_text("an address fetches none").first.wait_for()

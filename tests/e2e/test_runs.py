@@ -133,4 +133,4 @@ def test_library_without_runs_says_how_one_gets_one(page, tmp_path):
         page.goto(f"{address}/runs")
         page.get_by_text("There is no run here yet").wait_for()
         page.get_by_role("link", name="Read a text under several policies").click()
-        page.get_by_role("button", name="Start").first.wait_for()
+        page.get_by_role("button", name="Run it live").wait_for()
