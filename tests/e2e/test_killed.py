@@ -31,7 +31,7 @@ def test_a_run_is_there_after_a_kill_and_goes_on(page, tmp_path):
     assert about_of(folder)["status"] == "killed" and min(map(len, before)) >= 32
     with started(**where) as (address, _):
         page.goto(f"{address}/?{link.query}")
-        page.get_by_role("button", name="read on where this run stopped").click()
+        page.get_by_role("button", name="Resume").click()
         page.get_by_role("button", name="■ Stop").wait_for()
         wait_read(page, 0, len(before[0]) + 33)
         page.get_by_role("button", name="■ Stop").click()
