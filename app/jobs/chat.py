@@ -40,7 +40,7 @@ class ChatJob(TextJob):
     snapshot: tuple[ChatLaneSnapshot, ...]
 
     def __init__(
-        self, spec: Spec, models: Models, script: list[str] | None = None, script_sha256: str = "", resumes: str = ""
+        self, spec: Spec, models: Models, *, script: list[str] | None = None, script_sha256: str = "", resumes: str = ""
     ) -> None:
         """`resumes`: the name of a conversation in the library that goes on under its name; empty: a new one begins."""
         if len(spec.policies) > MAX_LANES:

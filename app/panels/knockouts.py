@@ -117,8 +117,8 @@ def draw() -> None:
                 charts.ranking(run.ranked[:SHOWN]), key="heads-ranking", config={"displayModeBar": False}, alt=alt
             )
         worst, policy = run.ranked[0], run.spec.policies[0]
-        bent = f"{policy}{',' if ':' in policy else ':'}knockout={run.kind},heads={worst.layer}.{worst.head}"
-        link = {"lane": [policy, bent], **Chosen.of(run.spec).link()}
+        without_worst = f"{policy}{',' if ':' in policy else ':'}knockout={run.kind},heads={worst.layer}.{worst.head}"
+        link = {"lane": [policy, without_worst], **Chosen.of(run.spec).link()}
         if named := address.named_text(run.spec.text, run.text.sha256):
             link["text"] = named
         with st.container(horizontal=True, vertical_alignment="center"):
