@@ -4,6 +4,8 @@ import gzip
 import json
 import shutil
 import struct
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,12 @@ MOST = 12_000_000
 READINGS = [name for name in TITLES if name in PRESETS]
 FIRST = 200
 """Tokens that are read again."""
+
+
+def header_of(run: Path) -> dict[str, Any]:
+    """What the recording of a run says of it before its arrays."""
+    data = gzip.decompress(recording(run))
+    return json.loads(data[4 : 4 + struct.unpack("<I", data[:4])[0]])
 
 
 def stories() -> list:
@@ -82,12 +90,17 @@ def test_a_sink_has_grown_under_softmax_and_not_under_relu():
     assert softmax.of_head("weight")[-1] > 0.5 > relu.of_head("weight")[-1]
 
 
-@pytest.mark.parametrize("name", [*READINGS, CHAT])
-def test_a_story_opens_without_its_model(name):
-    data = gzip.decompress(recording(GALLERY / name))
-    header = json.loads(data[4 : 4 + struct.unpack("<I", data[:4])[0]])
+@pytest.mark.parametrize("name", READINGS)
+def test_a_reading_opens_without_its_model(name):
     run = load(GALLERY / name)
-    assert header["total"] == max(len(track.nll) for track in run.tracks) + 1
+    assert header_of(GALLERY / name)["total"] == max(len(track.nll) for track in run.tracks) + 1
+    assert all(len(pieces) > len(track.nll) for pieces, track in zip(run.pieces, run.tracks, strict=True))
+
+
+def test_a_conversation_opens_without_its_model_and_its_turns_last_as_long_as_the_longest():
+    run = load(GALLERY / CHAT)
+    ends = [[0, *(e["stop"] for e in run.events if (e["what"], e["lane"]) == ("answer", lane))] for lane in (0, 1)]
+    assert header_of(GALLERY / CHAT)["total"] == np.diff(ends).max(axis=0).sum()
     assert all(len(pieces) > len(track.nll) for pieces, track in zip(run.pieces, run.tracks, strict=True))
 
 
