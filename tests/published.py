@@ -122,7 +122,7 @@ def late(policy, m):
 WORTH = {f.__name__: f for f in (h2o, tova, snapkv, knorm, keydiff, scissorhands, lagkv, pyramid, random, late)}
 
 
-def order(worth, safe, within, scale=0.0):
+def order(worth, protected, within, scale=0.0):
     """Slots, first the one that goes first: by worth, and where that is equal but for rounding, the older first."""
     rising = sorted(range(len(worth)), key=lambda i: worth[i])
     ranks, rank = {}, 0
@@ -131,19 +131,19 @@ def order(worth, safe, within, scale=0.0):
             size = max(abs(worth[i]), abs(worth[before]), scale)
             rank += worth[i] - worth[before] > within * size
         ranks[i] = rank
-    return sorted(range(len(worth)), key=lambda i: (i in safe, ranks[i], i))
+    return sorted(range(len(worth)), key=lambda i: (i in protected, ranks[i], i))
 
 
 def survivors(policy, m):
     """What a KV head keeps when it holds more than its budget."""
     worth, first = WORTH[policy.name](policy, m), getattr(policy, "start", 0)
     newest = len(m.kept) - policy.recent
-    safe = {i for i, j in enumerate(m.kept) if first <= j < first + policy.sinks or i >= newest}
-    # Safe slots must not stand between two that are nearly equal.
-    free = [i for i in range(len(m.kept)) if i not in safe]
+    protected = {i for i, j in enumerate(m.kept) if first <= j < first + policy.sinks or i >= newest}
+    # Protected slots must not stand between two that are nearly equal.
+    free = [i for i in range(len(m.kept)) if i not in protected]
     scale = 1.0 if "keydiff" in (policy.name, getattr(policy, "scorer", "")) else 0.0
     going = order([worth[i] for i in free], set(), 0.0 if policy.name in EXACT else WITHIN, scale)
-    return going, free, safe
+    return going, free, protected
 
 
 class Naive:
@@ -186,8 +186,8 @@ class Naive:
 
     def _less(self, m, budget):
         going, free, _ = survivors(self.policy, m)
-        gone = {free[i] for i in going[: len(m.kept) - (budget - self.policy.interval + 1)]}
-        return [j for i, j in enumerate(m.kept) if i not in gone]
+        evicted = {free[i] for i in going[: len(m.kept) - (budget - self.policy.interval + 1)]}
+        return [j for i, j in enumerate(m.kept) if i not in evicted]
 
 
 def naive(model, tokens, policy):

@@ -31,7 +31,7 @@ class Slot(NamedTuple):
 
 class Switching:
     """One lane over a text that grows.  `context` (the lane's) names first tokens and full heads; nothing else of the
-    engine is used.  `gone` {(layer, token): positions per KV head}: what the engine let go, which decides near ties."""
+    engine is used.  `evicted` {(layer, token): positions per KV head}: what the engine evicted, which decides ties."""
 
     def __init__(self, model, context, policy):
         self.model, self.context, self.policy = model, context, policy
@@ -41,7 +41,7 @@ class Switching:
         self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
         """What queries gave since the last switch, oldest first: {position: mean weight of the group}."""
         self.read, self.gathers, self.recomputed_from, self.full = 0, True, None, None
-        self.rows, self.gone, self.firsts, self.ties = {}, {}, {}, 0
+        self.rows, self.evicted, self.firsts, self.ties = {}, {}, {}, 0
 
     def copy(self):
         twin = object.__new__(Switching)
@@ -115,7 +115,8 @@ class Switching:
             early = torch.tensor([p < SINK_TOKENS for p in positions])
             # The query heads that share this KV head.
             own = list(range(head * self.groups, (head + 1) * self.groups))
-            bent = torch.tensor([policy.heads == "all" or f"{layer}.{h}" in policy.heads.split() for h in own])[:, None]
+            named = policy.heads.split()
+            chosen = torch.tensor([[policy.heads == "all" or f"{layer}.{h}" in named] for h in own])
             k = rotate(attention, keys[None, None], standing(keys_at))[0]
             q = rotate(attention, query[:, own].expand(-1, -1, len(positions), -1), standing(query_at))[0]
             s = (q * k).sum(-1) * (dim**-0.5 if scaling is None else scaling)
@@ -125,7 +126,7 @@ class Switching:
             extra = [] if s_aux is None else [s_aux[own, None].float()]
             if policy.softmax != "ordinary":
                 logit = policy.logit if policy.softmax == "logit" else 0.0
-                extra.append(torch.full((len(own), 1), float("-inf")).masked_fill(bent, logit))
+                extra.append(torch.full((len(own), 1), float("-inf")).masked_fill(chosen, logit))
             weights = torch.softmax(torch.cat((s, *extra), -1), -1)
             given = weights[:, : len(positions)].tolist()
             for h, row, others in zip(own, given, weights[:, len(positions) :].sum(-1).tolist(), strict=True):
@@ -133,9 +134,9 @@ class Switching:
             weights = weights[:, : len(positions)]
             mass[own] = (weights * early).sum(-1)
             if t >= SINK_TOKENS and policy.knockout == "values":
-                weights = weights.masked_fill(early & bent, 0)
+                weights = weights.masked_fill(early & chosen, 0)
             if t >= SINK_TOKENS and policy.knockout == "weights":
-                s = s.masked_fill(early & bent, float("-inf"))
+                s = s.masked_fill(early & chosen, float("-inf"))
                 weights = torch.softmax(torch.cat((s, *extra), -1), -1)[:, : len(positions)]
             out[own] = weights @ values
             if isinstance(policy, Ranked):
@@ -184,12 +185,12 @@ class Switching:
         seen = self._as_seen(attention)
         count = budget - policy.interval + 1
         order, scores = policy.order(seen), policy.score(seen)
-        told = self.gone.get((layer, self.t))
+        evicted = self.evicted.get((layer, self.t))
         for head in self.kv_heads:
             mine = {held[head][i].position for i in order[head, :-count].tolist()}
-            if told is not None and mine != told[head]:
-                self._near_tie(layer, head, mine ^ told[head], scores[head], seen)
-                mine = told[head]
+            if evicted is not None and mine != evicted[head]:
+                self._near_tie(layer, head, mine ^ evicted[head], scores[head], seen)
+                mine = evicted[head]
             self.slots[layer][head] = [s for s in held[head] if s.position not in mine]
 
     def _near_tie(self, layer, head, differing, scores, seen):
@@ -218,11 +219,11 @@ class Switching:
         more = {}
         if "rotated" in {f.name for f in fields(LayerState)}:
             at = positions if policy.positions == "text" else torch.arange(positions.shape[1]).expand_as(positions)
-            turned = [
+            rotated = [
                 self.model.rotate(attention, k[None, None], self.model.angles(attention, p))[0, 0]
                 for k, p in zip(keys, at, strict=True)
             ]
-            more["rotated"] = torch.stack(turned)
+            more["rotated"] = torch.stack(rotated)
         total = rows(len(self.seen[layer][0])).sum(1) if policy.accumulates_attention else None
         recent = rows(policy.observation_window) if policy.observation_window else None
         return LayerState(keys, values, positions, total, recent, layer=layer, **more)
@@ -298,11 +299,11 @@ class Switching:
 
     def first_slots(self, count):
         """Slots of the first tokens as a lane has them that keeps everything from the beginning, with the same
-        what-ifs."""
-        bent = {f.name: getattr(self.policy, f.name) for f in self.policy.interventions()}
-        kind = *bent.values(), *self.ids()[:count].tolist()
+        interventions."""
+        interventions = {f.name: getattr(self.policy, f.name) for f in self.policy.interventions()}
+        kind = *interventions.values(), *self.ids()[:count].tolist()
         if kind not in self.firsts:
-            twin = Switching(self.model, self.context, Dense(**bent))
+            twin = Switching(self.model, self.context, Dense(**interventions))
             # What stands first depends on how many tokens the policy takes for the first ones.
             twin.ids = self.ids
             for t in range(count):
@@ -323,12 +324,12 @@ def beside(lane):
 
 def follow(lane, reference, step, atol=1e-4):
     """Let the reference read what a lane has just read.  Raises AssertionError where it got other numbers."""
-    reference.gone = {}
+    reference.evicted = {}
     for piece in lane.view.chunks:
         if isinstance(piece, RankedChunk) and piece.stop >= step.start:
             for layer, left in enumerate(piece.evicted):
                 if left is not None:
-                    reference.gone[layer, piece.stop - 1] = [set(p) for p in left.positions.tolist()]
+                    reference.evicted[layer, piece.stop - 1] = [set(p) for p in left.positions.tolist()]
     nll, mass = [], []
     assert step.start == reference.read + 1
     for token in step.token_ids:
@@ -338,7 +339,7 @@ def follow(lane, reference, step, atol=1e-4):
     np.testing.assert_allclose(step.nll, nll, atol=atol)
     np.testing.assert_allclose(step.sink_mass, torch.stack(mass, -1), atol=atol)
     held = [len(positions) for positions in reference.holders()]
-    assert step.cache_tokens[-1] == -(-sum(held) // len(held)), f"{step.cache_tokens[-1]} tokens are told, {held} held"
+    assert step.cache_tokens[-1] == -(-sum(held) // len(held)), f"{step.cache_tokens[-1]} tokens are said, {held} held"
 
 
 def read_both(lane, reference, tokens, chunk=16):

@@ -27,20 +27,20 @@ def test_whoever_watches_hears_of_every_part_and_gets_the_same(monkeypatch):
     """Passes are cut by the clock, and all at the same places."""
     monkeypatch.setattr(ablation, "PASS_SECONDS", 0.02)
     model, tokens, heads = shared("llama"), np.resize(words(), 600), [(0, 0), (2, 3)]
-    told = list(knock_outs(model, tokens, Streaming(4, 60), "values", heads))
-    shares = [t for t in told if not isinstance(t, Effect)]
+    results = list(knock_outs(model, tokens, Streaming(4, 60), "values", heads))
+    shares = [t for t in results if not isinstance(t, Effect)]
     assert (
         shares == sorted(shares) and shares[-1] == 3 and all(sum(n < s <= n + 1 for s in shares) > 2 for n in range(3))
     )
     wanted = list(knock_out_each(model, tokens, Streaming(4, 60), "values", heads))
-    np.testing.assert_allclose([t for t in told if isinstance(t, Effect)], wanted, rtol=1e-3, atol=1e-6)
-    ends = [i for i, t in enumerate(told) if isinstance(t, Effect)]
-    assert len(ends) == 2 and told[ends[0] - 1] == 2 and told[ends[1] - 1] == 3
+    np.testing.assert_allclose([t for t in results if isinstance(t, Effect)], wanted, rtol=1e-3, atol=1e-6)
+    ends = [i for i, t in enumerate(results) if isinstance(t, Effect)]
+    assert len(ends) == 2 and results[ends[0] - 1] == 2 and results[ends[1] - 1] == 3
 
 
 def test_heads_that_are_asked_for_come_one_by_one():
-    told = knock_out_each(shared("llama"), words(), Dense(), "values", [(3, 1), (0, 2)])
-    first = next(told)
+    results = knock_out_each(shared("llama"), words(), Dense(), "values", [(3, 1), (0, 2)])
+    first = next(results)
     assert (first.layer, first.head) == (3, 1) and np.isnan(first.error)
 
 

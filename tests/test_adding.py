@@ -277,20 +277,20 @@ def said(tmp_path_factory, model, text) -> dict:
 def test_a_policy_is_a_file_and_a_line(said):
     code, listed = said["policies"]
     assert code == 0 and "at even positions of the text" in listed
-    code, told = said["stream"]
-    assert code == 0 and "Even positions" in told
+    code, printed = said["stream"]
+    assert code == 0 and "Even positions" in printed
 
 
 def test_a_figure_is_a_file_and_a_line(said):
     code, listed = said["figures"]
     assert code == 0 and "One dot for the NLL" in listed
-    code, told = said["figure"]
-    assert code == 0 and "Dots: " in told
+    code, printed = said["figure"]
+    assert code == 0 and "Dots: " in printed
 
 
 def test_a_store_is_a_file_and_its_registry_and_a_policy_of_it(said):
-    code, told = said["store"]
-    assert code == 0, told
+    code, printed = said["store"]
+    assert code == 0, printed
     dense, twice = (rows.nll.dropna().to_numpy() for _, rows in said["tokens"].groupby("lane"))
     assert len(dense) == 79
     np.testing.assert_allclose(twice, 2 * dense, rtol=1e-6)
@@ -303,8 +303,8 @@ def test_a_page_is_a_file_and_a_line_a_job_a_file_and_a_chapter_its_text_and_wha
 
 
 def test_a_family_with_an_attention_of_its_own_is_a_file_and_its_registry(said, monkeypatch):
-    code, told = said["family"]
-    assert code == 0, told
+    code, printed = said["family"]
+    assert code == 0, printed
     # Without them it is refused.
     monkeypatch.delitem(ADAPTERS, "mpt")
     with pytest.raises(ValueError, match="mpt"):

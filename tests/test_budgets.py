@@ -70,17 +70,17 @@ def test_no_policy_ever_holds_more_than_its_budget(models, policy, layers, chunk
     budget=st.integers(2, 4096),
     steepness=st.integers(1, 64),
     interval=st.integers(1, 64),
-    safe=st.integers(1, 300),
+    protected=st.integers(1, 300),
 )
 @settings(max_examples=300, deadline=None)
-def test_pyramids_have_the_mean_that_is_asked_for(layers, budget, steepness, interval, safe):
-    assume(safe + interval - 1 <= budget)
+def test_pyramids_have_the_mean_that_is_asked_for(layers, budget, steepness, interval, protected):
+    assume(protected + interval - 1 <= budget)
     policy = POLICIES["pyramid"](
-        budget=budget, sinks=safe // 3, recent=safe - safe // 3, interval=interval, steepness=steepness
+        budget=budget, sinks=protected // 3, recent=protected - protected // 3, interval=interval, steepness=steepness
     )
     budgets = [policy.budget_of(layer, layers) for layer in range(layers)]
     assert sum(budgets) == budget * layers and budgets == sorted(budgets, reverse=True)
-    assert min(budgets) >= policy.smallest >= safe + interval - 1
+    assert min(budgets) >= policy.smallest >= protected + interval - 1
     assert layers == 1 or min(budgets) == policy.smallest
     assert len({b % interval for b in budgets}) == 1
 

@@ -20,11 +20,11 @@ FAST, SLOW = Rates(100.0, 310.0), Rates(75.0, 15.0)
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine whose rates are told and not timed: a list of them, of which each measurement takes the next."""
-    told, kinds = [], []
+    """A machine whose rates are given and not timed: a list of them, of which each measurement takes the next."""
+    rates, kinds = [], []
     monkeypatch.setenv("SINKSCOPE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(dtypes, "measured", lambda kind: kinds.append(kind) or told.pop(0))
-    return told, kinds, tmp_path / "cache"
+    monkeypatch.setattr(dtypes, "measured", lambda kind: kinds.append(kind) or rates.pop(0))
+    return rates, kinds, tmp_path / "cache"
 
 
 @pytest.mark.parametrize(
@@ -47,16 +47,16 @@ def test_what_is_named_is_not_decided(machine):
 
 
 def test_a_machine_is_measured_once(machine):
-    told, kinds, cache = machine
-    told.extend((SLOW, FAST))
+    rates, kinds, cache = machine
+    rates.extend((SLOW, FAST))
     for _ in range(3):
         assert decide("auto", "cpu").dtype == "float32"
     assert kinds == ["cpu"] and [p.suffix for p in cache.iterdir()] == [".json"]
 
 
 def test_another_torch_or_number_of_threads_is_measured_anew(machine, monkeypatch):
-    told, kinds, _ = machine
-    told.extend((SLOW, FAST, SLOW, FAST))
+    rates, kinds, _ = machine
+    rates.extend((SLOW, FAST, SLOW, FAST))
     assert remembered("cpu") == SLOW
     with monkeypatch.context() as other:
         other.setattr(torch, "get_num_threads", lambda: 777)
@@ -84,8 +84,8 @@ def test_another_torch_or_number_of_threads_is_measured_anew(machine, monkeypatc
     ],
 )
 def test_a_damaged_file_is_measured_again(machine, damaged):
-    told, kinds, cache = machine
-    told.extend((SLOW, FAST))
+    rates, kinds, cache = machine
+    rates.extend((SLOW, FAST))
     remembered("cpu")
     (file,) = cache.iterdir()
     file.write_text(damaged(file.read_text()), encoding="latin-1")
@@ -95,8 +95,8 @@ def test_a_damaged_file_is_measured_again(machine, damaged):
 
 
 def test_a_folder_that_takes_nothing_is_no_hindrance(machine):
-    told, kinds, cache = machine
-    told.extend((SLOW, SLOW))
+    rates, kinds, cache = machine
+    rates.extend((SLOW, SLOW))
     cache.write_text("a file where the folder should be")
     assert remembered("cpu") == remembered("cpu") == SLOW
     assert len(kinds) == 2

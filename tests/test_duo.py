@@ -157,10 +157,10 @@ def test_full_heads_are_those_that_look_most_at_the_sinks(embedded):
 def test_heads_that_wait_on_the_sink_are_worth_more_than_the_others(embedded, tmp_path):
     tokens = tokenize(text("hamlet"), embedded.tokenizer, limit=700)
     rated = measured_scores(open_lanes(embedded, tokens, [Duo()])[0].context)
-    np.savetxt(tmp_path / "turned", -rated)
+    np.savetxt(tmp_path / "reversed", -rated)
     most, least = (
         np.concatenate([s.nll for s in finished(embedded, tokens, Duo(30, 4, 60, scores=scores), 512)[1]]).mean()
-        for scores in ("measured", str(tmp_path / "turned"))
+        for scores in ("measured", str(tmp_path / "reversed"))
     )
     assert most < least - 0.05
 

@@ -126,8 +126,8 @@ def test_every_file_opens_with_its_size_its_words_and_its_provenance(name, place
     assert size == pytest.approx([width, height], abs=0.02) and "python -m analysis figure" in info
     fonts = poppler("pdffonts", str(tmp_path / "a.pdf")).splitlines()[2:]
     assert fonts and all("TrueType" in f and re.search(r"\byes\s+(yes|no)\s+(yes|no)", f) for f in fonts)
-    told = poppler("pdftotext", str(tmp_path / "a.pdf"), "-")
-    assert any(word in told for word in words)
+    text = poppler("pdftotext", str(tmp_path / "a.pdf"), "-")
+    assert any(word in text for word in words)
     svg = ElementTree.parse(tmp_path / "a.svg").getroot()
     texts = ["".join(node.itertext()) for node in svg.iter("{http://www.w3.org/2000/svg}text")]
     assert any(word in text for word in words for text in texts)

@@ -40,7 +40,7 @@ def begin(registry, words, home):
     return lambda script=None, resumes="": registry.start(partial(ChatJob, spec, script=script, resumes=resumes))
 
 
-def told(job) -> list[list[int]]:
+def spoken(job) -> list[list[int]]:
     """The tokens of each lane."""
     return [lane.tokens.tolist() for lane in job.lanes]
 
@@ -50,7 +50,7 @@ def whole(begin, registry):
     """What is said where nobody stops it."""
     job = begin(SCRIPT)
     settle(job, 3)
-    said = told(job)
+    said = spoken(job)
     registry.free(job.id)
     return said
 
@@ -82,7 +82,7 @@ def test_a_script_that_was_freed_in_an_answer_says_the_same(begin, registry, who
     assert again.id == job.id and again.pending == SCRIPT[turns:] and again.scripted == len(SCRIPT)
     again.hold(True)
     settle(again, 3)
-    assert told(again) == whole
+    assert spoken(again) == whole
     kept, lanes = load(home / job.id), again.lanes
     for lane, track, pieces in zip(lanes, kept.tracks, kept.pieces, strict=True):
         assert track.token_ids.view().tolist() == lane.tokens[1:].tolist() and pieces == lane.pieces()
@@ -118,7 +118,7 @@ def test_what_was_killed_at_any_moment_says_the_same(begin, registry, whole, hom
         if again.pending:
             again.hold(True)
         settle(again, 3)
-        assert told(again) == whole
+        assert spoken(again) == whole
         registry.free(again.id)
         again.join()
 
@@ -164,14 +164,14 @@ def test_what_was_typed_goes_on_after_whatever_was_pressed(begin, registry, home
         shutil.copytree(home / job.id, home / "killed")
     job.say("and on")
     settle(job, turns + 1)
-    whole = told(job)
+    whole = spoken(job)
     registry.free(job.id)
     killed(home / "killed")
     again = begin(resumes="killed")
     ready(again)
     again.say("and on")
     settle(again, turns + 1)
-    assert told(again) == whole
+    assert spoken(again) == whole
     assert library.entry("killed").problem == ""
 
 
@@ -198,4 +198,4 @@ def test_another_answer_is_not_given_where_the_cache_before_it_is_not_there(begi
     settle(again, 1)
     again.again()
     until(again, lambda: "say something first" in again.note)
-    assert told(again) and again.epoch == 0
+    assert spoken(again) and again.epoch == 0

@@ -67,8 +67,8 @@ def test_copies_of_a_window_never_see_what_another_wrote():
             elif what < evicting:
                 keep = draw.randint(0, len(numbers) + 2)
                 slots.keep_last(keep)
-                gone = max(0, len(numbers) - keep)
-                held[i] = first + gone, numbers[gone:]
+                evicted = max(0, len(numbers) - keep)
+                held[i] = first + evicted, numbers[evicted:]
             elif what < 0.5 and not numbers:
                 slots.skip(3)
                 held[i] = first + 3, []
@@ -236,7 +236,7 @@ def test_what_stays_in_a_slot_belongs_together(positions, interval):
     layer = ranked(held[:, :8])
     assert layer.evict(policy, 0, 1, tell=True) is None and layer.slots == 8 * HEADS
     layer = ranked(held)
-    gone = layer.evict(policy, 0, 1, tell=True)
+    evicted = layer.evict(policy, 0, 1, tell=True)
     kept = [sorted([2, *[p for p in row if p != 2][-(8 - interval) :]]) for row in held.tolist()]
     assert layer.positions.tolist() == kept
     assert torch.equal(layer.keys, keys_at(kept)) and torch.equal(layer.values, values_at(kept))
@@ -244,7 +244,7 @@ def test_what_stays_in_a_slot_belongs_together(positions, interval):
     assert torch.equal(layer.recent_attention, torch.stack((torch.tensor(kept), torch.tensor(kept) + 50), 1).float())
     assert (layer.rotated is None) if positions == "cache" else torch.equal(layer.rotated, keys_at(kept) + 7)
     left = [sorted({*row} - {*stay}) for row, stay in zip(held.tolist(), kept, strict=True)]
-    assert gone.positions.sort().values.tolist() == left and torch.equal(gone.keys, keys_at(gone.positions))
+    assert evicted.positions.sort().values.tolist() == left and torch.equal(evicted.keys, keys_at(evicted.positions))
     assert ranked(held).evict(policy, 0, 1, tell=False) is None
 
 

@@ -105,7 +105,7 @@ def test_what_goes_is_freed(tiny_llama):
 
 
 def test_a_window_and_its_sinks_are_what_recency_ranks(tiny_llama):
-    """Where every slot is safe but one, ranking is sinks + window."""
+    """Where every slot is protected but one, ranking is sinks + window."""
     tokens = words(90)
     ranked = POLICIES["knorm"](budget=17, sinks=4, recent=13, skip=0, positions="cache")
     np.testing.assert_allclose(
@@ -126,7 +126,7 @@ def test_pyramid_gives_its_mean_and_no_more():
         policy = POLICIES["pyramid"](budget=256, interval=interval)
         budgets = [policy.budget_of(layer, 30) for layer in range(30)]
         assert np.mean(budgets) == 256 and budgets == sorted(budgets, reverse=True)
-        # Of what is not safe the top has a twentieth of the mean.
+        # Of what is not protected the top has a twentieth of the mean.
         top = policy.recent + interval - 1 + (256 - policy.recent - interval + 1) / 20
         assert {b % interval for b in budgets} == {256 % interval} and 0 <= budgets[-1] - top < interval
 
@@ -189,7 +189,7 @@ def test_late_sinks_are_read_before_the_first_token_leaves():
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gpt_oss", "smollm3", "phi", "falcon", "mpt"])
 @pytest.mark.parametrize("positions", ["cache", "text"])
 def test_any_family_can_be_ranked(name, positions):
-    """Everything is safe, so it must be sinks + window, with all that a family adds to attention."""
+    """Everything is protected, so it must be sinks + window, with all that a family adds to attention."""
     model, tokens = shared(name), words()
     ranked = POLICIES["h2o"](budget=17, sinks=4, recent=13, positions=positions)
     same = Streaming(4, 13, positions)

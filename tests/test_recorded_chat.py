@@ -55,7 +55,7 @@ def partner():
     return Partner(model_of(tokenizers.gemma_like()))
 
 
-class Told:
+class Talk:
     """A conversation that is kept as the page keeps it, and what the live page would have shown after every token."""
 
     def __init__(self, partner, policies, name, most=40):
@@ -135,7 +135,7 @@ class Told:
 
 def frames(page, data, asked):
     """Headers and arrays of a recording at positions, each with a view; and the header of the recording."""
-    told = page.evaluate(
+    answer = page.evaluate(
         """([data, asked]) => {
           const talk = openTalk(Uint8Array.from(atob(data), (c) => c.charCodeAt(0)));
           const number = (x) => (Number.isNaN(x) ? null : x);
@@ -149,15 +149,15 @@ def frames(page, data, asked):
         }""",
         [base64.b64encode(data).decode(), asked],
     )
-    made, told = json.loads(told)
-    turned = [
+    made, says = json.loads(answer)
+    shown = [
         (head, {k: np.array(data, np.float64).reshape(shape) for k, (data, shape) in arrays.items()})
         for head, arrays in made
     ]
-    return turned, told
+    return shown, says
 
 
-def compare_all(page, told, path, chosen=0):
+def compare_all(page, talk, path, chosen=0):
     """Compare every frame of a recording with that of the live page, where there was one; returns how many there were,
     and what the recording says of itself."""
     run, data = load(path), gzip.decompress(recording(path))
@@ -166,7 +166,7 @@ def compare_all(page, told, path, chosen=0):
     made, says = frames(page, data, [(at, view) for at in range(1, total + 1)])
     compared = 0
     for head, arrays in made:
-        live = told.live_frame([lane["total"] for lane in head["lanes"]], ChatView(chosen), run)
+        live = talk.live_frame([lane["total"] for lane in head["lanes"]], ChatView(chosen), run)
         if live is None:
             continue
         compared += 1
@@ -194,53 +194,53 @@ def compare_all(page, told, path, chosen=0):
 
 
 def test_a_recorded_conversation_shows_what_the_live_page_showed(script, partner):
-    told = Told(partner, ALIKE, "alike")
+    talk = Talk(partner, ALIKE, "alike")
     for prompt in PROMPTS:
-        told.ask(prompt)
-    compared, says = compare_all(script, told, told.finish(), 1)
+        talk.ask(prompt)
+    compared, says = compare_all(script, talk, talk.finish(), 1)
     # All positions but those within a prompt, which live is there at once.
     assert compared >= 40 * len(PROMPTS) and len(says["stops"]) == len(PROMPTS) and says["stops"][-1] == says["total"]
     assert says["seconds"] == sorted(says["seconds"]) and says["seconds"][-1] > 0
 
 
 def test_switches_stops_and_answers_given_again_are_recorded(script, partner):
-    told = Told(partner, ALIKE[:3], "switched")
-    told.ask(PROMPTS[0])
-    told.switch(0, "window:window=16")
-    told.switch(1, "streaming:sinks=4,window=12", pin=True)
-    told.switch(2, "streaming:sinks=4,window=12")
-    told.ask(PROMPTS[1], stop_at=7)
-    told.again()
-    told.switch(1, "dense")
-    told.switch(0, "streaming:sinks=2,window=12")
-    told.ask(PROMPTS[2], stop_at=9)
-    told.switch(1, "window:window=10")
-    told.ask(PROMPTS[3])
-    compared, says = compare_all(script, told, told.finish())
+    talk = Talk(partner, ALIKE[:3], "switched")
+    talk.ask(PROMPTS[0])
+    talk.switch(0, "window:window=16")
+    talk.switch(1, "streaming:sinks=4,window=12", pin=True)
+    talk.switch(2, "streaming:sinks=4,window=12")
+    talk.ask(PROMPTS[1], stop_at=7)
+    talk.again()
+    talk.switch(1, "dense")
+    talk.switch(0, "streaming:sinks=2,window=12")
+    talk.ask(PROMPTS[2], stop_at=9)
+    talk.switch(1, "window:window=10")
+    talk.ask(PROMPTS[3])
+    compared, says = compare_all(script, talk, talk.finish())
     assert compared > 40 and {mark["lane"] for mark in says["marks"]} == {0, 1, 2}
 
 
 def test_what_ranked_heads_keep_is_not_dimmed_but_said_to_be_unknown(script, partner):
-    told = Told(partner, ("h2o:budget=12,recent=4", "window:window=16"), "ranked", most=12)
-    told.ask(PROMPTS[0])
-    told.switch(0, "window:window=8")
-    told.ask(PROMPTS[1])
-    path = told.finish()
+    talk = Talk(partner, ("h2o:budget=12,recent=4", "window:window=16"), "ranked", most=12)
+    talk.ask(PROMPTS[0])
+    talk.switch(0, "window:window=8")
+    talk.ask(PROMPTS[1])
+    path = talk.finish()
     run = load(path)
     view = {"chosen": 0, "head": None, "token": [0, 3]}
     data = recorded_chat(run, "x", {})
     total = decoded(data)[0]["total"]
     ((early, _), (late, _)), _ = frames(script, data, [(30, view), (total, view)])
     assert early["lanes"][0]["unknown"] and early["lanes"][0]["first"] == 0 and not early["lanes"][1]["unknown"]
-    assert not late["lanes"][0]["unknown"] and late["lanes"][0]["first"] == told.lanes[0].lane.first
+    assert not late["lanes"][0]["unknown"] and late["lanes"][0]["first"] == talk.lanes[0].lane.first
     assert "NLL" in late["hint"] and "not kept" in late["hint"]
 
 
 def test_a_folder_without_ends_of_answers_takes_them_from_the_roles(script, partner):
-    told = Told(partner, ALIKE[:2], "older", most=12)
+    talk = Talk(partner, ALIKE[:2], "older", most=12)
     for prompt in PROMPTS[:3]:
-        told.ask(prompt)
-    run = load(told.finish())
+        talk.ask(prompt)
+    run = load(talk.finish())
     ends = decoded(recorded_chat(run, "x", {}))[0]["lanes"]
     run.events = []
     older = decoded(recorded_chat(run, "x", {}))[0]["lanes"]
@@ -248,9 +248,9 @@ def test_a_folder_without_ends_of_answers_takes_them_from_the_roles(script, part
 
 
 def test_events_that_cannot_be_are_left_out(partner):
-    told = Told(partner, ALIKE[:2], "odd", most=6)
-    told.ask(PROMPTS[0])
-    run = load(told.finish())
+    talk = Talk(partner, ALIKE[:2], "odd", most=6)
+    talk.ask(PROMPTS[0])
+    run = load(talk.finish())
     for stop in ("x", -3, 10**9, None, [1]):
         run.event("answer", lane=0, position=3, stop=stop, why={})
     run.event("switch", lane=1, position=10**9, policy="dense", how=7)

@@ -46,7 +46,7 @@ def script(chromium):
 
 def frames(page, data: bytes, asked: list) -> list[tuple[dict, dict]]:
     """Headers and arrays of the frames of a recording at positions, each with a view."""
-    told = page.evaluate(
+    answer = page.evaluate(
         """([data, asked]) => {
           const recording = openRecording(Uint8Array.from(atob(data), (c) => c.charCodeAt(0)));
           const number = (x) => (Number.isNaN(x) ? null : x);
@@ -60,7 +60,7 @@ def frames(page, data: bytes, asked: list) -> list[tuple[dict, dict]]:
     )
     return [
         (head, {k: np.array(data, np.float64).reshape(shape) for k, (data, shape) in arrays.items()})
-        for head, arrays in json.loads(told)
+        for head, arrays in json.loads(answer)
     ]
 
 

@@ -68,9 +68,10 @@ def show(name: Name, runs: options.Runs = None) -> None:
     table.add_row("Kind", library.KINDS.get(e.kind, "damaged"))
     if e.problem:
         table.add_row("Damaged", Text(e.problem))
-    told = {"Status": e.status, "Started": _local(e.started), "Model": e.model, "Numbers": e.arithmetic, "Text": e.text}
-    for what, value in {k: v for k, v in told.items() if v}.items():
-        table.add_row(what, Text(value))
+    known = {"Status": e.status, "Started": _local(e.started), "Model": e.model, "Numbers": e.arithmetic}
+    for what, value in (known | {"Text": e.text}).items():
+        if value:
+            table.add_row(what, Text(value))
     for policy in e.policies:
         table.add_row("Lane", Text(parse(policy).label))
     table.add_row("Size", f"{e.size / 1e6:,.2f} MB")

@@ -180,8 +180,8 @@ class Lane:
             )
         for name, here in self._identity(position).items():
             if (there := state.value(name, type(here))) != here:
-                told = "" if name == "text" else f" ({there}, and here it is {here})"
-                raise ValueError(f"this state is of another {name}{told}: load it where the same is read the same way")
+                both = "" if name == "text" else f" ({there}, and here it is {here})"
+                raise ValueError(f"this state is of another {name}{both}: load it where the same is read the same way")
         self.context.load_state(state.part("context"))
         store = store_for(self.policy, self.context)
         store.load_state(state.part("store"))

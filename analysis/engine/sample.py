@@ -69,8 +69,8 @@ def _kept(lists: list[nn.ModuleList], config: Any) -> list[int]:
     first: dict[tuple, int] = {}
     for i in range(count):
         making = tuple(_making(layers[i]) for layers in lists)
-        told = tuple(str(v[i]) for v in vars(config).values() if isinstance(v, list | tuple) and len(v) == count)
-        first.setdefault((making, told), i)
+        per_layer = tuple(str(v[i]) for v in vars(config).values() if isinstance(v, list | tuple) and len(v) == count)
+        first.setdefault((making, per_layer), i)
     kept = sorted(first.values())[:MOST]
     return sorted({*kept, *range(min(LEAST, count))}) if len(kept) < LEAST else kept
 

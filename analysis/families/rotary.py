@@ -289,7 +289,7 @@ class _Probe:
         return alone(query, value)
 
     def _honoured(
-        self, attention: AttentionModule, rule: Rule | None, told: int | None, device: torch.device
+        self, attention: AttentionModule, rule: Rule | None, sliding_window: int | None, device: torch.device
     ) -> dict[str, int | None]:
         """The window that the layer's mask has, where the layer says another."""
         if rule is None:
@@ -302,7 +302,7 @@ class _Probe:
                 self._say(str(e))
                 return {}
         window = self._windows[id(rule)][1]
-        if window == told:
+        if window == sliding_window:
             return {}
         # Found by `_attention`: a window that lives in the mask alone.
         attention.mask_window = window

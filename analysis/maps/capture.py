@@ -87,7 +87,7 @@ def capture(
         if any(_reads_otherwise(before, policy) for before in policies[:i]):
             raise ValueError(
                 f"{policy.label}: its first {policy.first_protected(LONGEST)} tokens would be read again in another "
-                "way than they were captured: begin with a longer window, and with the what-ifs that are to come"
+                "way than they were captured: begin with a longer window, and with the interventions that are to come"
             )
     count = len(tokens) - 1
     if count > LONGEST:

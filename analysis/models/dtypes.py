@@ -118,12 +118,12 @@ def _about(kind: str) -> list[str]:
     """What the rates depend on."""
     import torch
 
-    told = ["", ""]
+    names = ["", ""]
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         # A virtual machine may hide instructions of a processor whose name it shows.
-        told = [next((line for line in lines if line.startswith(start)), "") for start in ("model name", "flags")]
-    processor = [platform.machine(), platform.processor(), *told, torch.backends.cpu.get_cpu_capability()]
+        names = [next((line for line in lines if line.startswith(start)), "") for start in ("model name", "flags")]
+    processor = [platform.machine(), platform.processor(), *names, torch.backends.cpu.get_cpu_capability()]
     return [
         kind,
         torch.__version__,

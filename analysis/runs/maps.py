@@ -94,7 +94,7 @@ class RecordedMap:
         policies = [p for at, p in run.tracks[self.lane].policies if at < self.read] or [run.spec.policies[self.lane]]
         fresh = getattr(parse(policies[-1]), "stride", None) is not None
         sink = "" if self.learned is None else f"{self.learned:.0%} to the extra sink"
-        return ", ".join(filter(None, ("the newest window, encoded afresh" if fresh else "", sink)))
+        return ", ".join(filter(None, ("the newest window, recomputed" if fresh else "", sink)))
 
 
 class MapsFile:

@@ -111,8 +111,8 @@ class Comparison:
             self._differs(step, int(i), f"is {ids[i]} in the record, and {step.token_ids[i]} when it is read again")
         apart = np.abs(nll.astype(np.float64) - step.nll[:count])
         for i in np.flatnonzero(~(apart <= CLOSE))[:1]:
-            told = f"has an NLL of {nll[i]:.6f} in the record, and of {step.nll[i]:.6f} when it is read again"
-            self._differs(step, int(i), told)
+            how = f"has an NLL of {nll[i]:.6f} in the record, and of {step.nll[i]:.6f} when it is read again"
+            self._differs(step, int(i), how)
         self.tokens += count
         self.largest = max(self.largest, float(apart.max()))
 

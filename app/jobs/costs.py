@@ -115,7 +115,7 @@ class CostsJob(TextJob):
 
     def _write(self) -> None:
         """Let the library have what is known so far: lanes in this reading of the text, and windows."""
-        of = [(str(lane.policy), lane.costs) for lane in self._lanes] + [("a window, encoded afresh", self._windows)]
+        of = [(str(lane.policy), lane.costs) for lane in self._lanes] + [("a window, recomputed", self._windows)]
         rows = [[name, *map(str, astuple(cost))] for name, costs in of for cost in costs]
         table = as_csv(["policy", *(f.name for f in fields(Cost))], rows)
         self._result.write(lambda folder: files.write(folder.path / "costs.csv", table))

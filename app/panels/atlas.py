@@ -24,7 +24,7 @@ from app.view import HEAD
 
 from .heads import HeadsPanel
 
-PLACE = JobPanel("atlas", CaptureJob, "heads")
+JOB_PANEL = JobPanel("atlas", CaptureJob, "heads")
 
 USUAL = {"cells": "weights", "pool": "max", "colour": "logarithmic", "many": "none", "as": "beside"}
 SHOWN = {"cells": "Cells", "pool": "Zoomed out", "colour": "Colour", "many": "many", "as": "as"}
@@ -52,7 +52,7 @@ def sidebar() -> None:
 def start() -> None:
     """Capture what is set; what was on screen stays, to be compared with."""
     state = st.session_state
-    if (run := PLACE.begin(_prepared, start, keep=True)) is not None:
+    if (run := JOB_PANEL.begin(_prepared, start, keep=True)) is not None:
         if state.captures:
             # What the first one shows an address may have named.
             state.atlas_view.region = state.atlas_view.place = state.atlas_view.cross = None
@@ -73,7 +73,7 @@ def _prepared() -> Maker[CaptureJob]:
 
 def region_wanted() -> None:
     """A region is wanted."""
-    value, run = st.session_state.atlas["region"], PLACE.job
+    value, run = st.session_state.atlas["region"], JOB_PANEL.job
     if run is None or run.atlas is None or not is_new_press("atlas-region", value):
         return
     total, scale = run.atlas.stretch.tokens, max(1, int(value["scale"]))
@@ -86,7 +86,7 @@ def region_wanted() -> None:
 
 def picked() -> None:
     """A head, or a token."""
-    value, run, view = st.session_state.atlas["pick"], PLACE.job, st.session_state.atlas_view
+    value, run, view = st.session_state.atlas["pick"], JOB_PANEL.job, st.session_state.atlas_view
     if run is None or run.atlas is None or not is_new_press("atlas-pick", value):
         return
     stretch = run.atlas.stretch
@@ -133,16 +133,16 @@ def controls(view: AtlasView, run: CaptureJob, others: dict[str, CaptureJob]) ->
 
 def draw() -> None:
     """The panel; again and again while a text is captured or small maps are missing."""
-    run, state = PLACE.job, st.session_state
+    run, state = JOB_PANEL.job, st.session_state
     with st.container(horizontal=True, vertical_alignment="center"):
         folder = state.heads["folder"]
         again = folder and os.path.exists(Path(folder) / "stretch.json")
-        PLACE.buttons("Open again" if again else "Capture", "center_focus_strong", start)
+        JOB_PANEL.buttons("Open again" if again else "Capture", "center_focus_strong", start)
         if run is not None and run.atlas is not None:
             stretch = run.atlas.stretch
             tokens = f"{stretch.tokens:,} tokens of {run.spec.text} {run.begins}"
             st.caption(plain(" · ".join(filter(None, (parse(run.spec.policies[0]).label, tokens, run.text_note)))))
-    run = PLACE.watch()
+    run = JOB_PANEL.watch()
     if run is None:
         st.markdown(
             "A stretch of text is read once, and what every head asked with and answered to is kept. Then any map of "
@@ -150,7 +150,7 @@ def draw() -> None:
         )
         return
     if run.atlas is None:
-        PLACE.progress(
+        JOB_PANEL.progress(
             run.read / run.total if run.total else 0.0,
             f"{run.read:,} of {run.total:,} tokens read" if run.total else "Loading the model",
             "Stopped. Nothing was kept; press Capture to begin again.",
@@ -175,8 +175,8 @@ def draw() -> None:
 
 def busy() -> bool:
     """Whether there will be something new without a press."""
-    run = PLACE.job
-    return PLACE.busy or (run is not None and run.atlas is not None and not st.session_state.atlas_sender.complete)
+    run = JOB_PANEL.job
+    return JOB_PANEL.busy or (run is not None and run.atlas is not None and not st.session_state.atlas_sender.complete)
 
 
 def now() -> dict[str, Any]:
@@ -203,7 +203,7 @@ def take(found: dict[str, Any]) -> None:
 
 PANEL = HeadsPanel(
     "Maps",
-    PLACE,
+    JOB_PANEL,
     2048,
     LONGEST,
     sidebar,

@@ -13,7 +13,7 @@ class HeadsPanel:
     """One panel of the heads page."""
 
     title: str
-    place: JobPanel
+    job_panel: JobPanel
     """Where its job stands."""
     tokens: int
     """Tokens that are read unless a person asks for more or fewer."""

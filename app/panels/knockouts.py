@@ -18,7 +18,7 @@ from app.plain import plain
 
 from .heads import HeadsPanel
 
-PLACE = JobPanel("knockouts", AblationJob, "heads")
+JOB_PANEL = JobPanel("knockouts", AblationJob, "heads")
 
 KINDS = {"values": "is seen, and is empty", "weights": "is not seen"}
 LAST_LAYER = 1024
@@ -51,11 +51,11 @@ def sidebar() -> None:
 
 def start() -> None:
     """Begin with what is set; what was on screen ends."""
-    PLACE.begin(_prepared, start)
+    JOB_PANEL.begin(_prepared, start)
 
 
 def _prepared() -> Maker[AblationJob]:
-    asked, old = st.session_state.heads, PLACE.job
+    asked, old = st.session_state.heads, JOB_PANEL.job
     text = old.text if old is not None and asked["text"] == old.spec.text else chosen_text("heads", asked["text"])
     tokens = asked["tokens"]["knockouts"]
     spec = Spec(text=text.name, policies=(asked["policy"],), tokens=tokens, **asked["model"].decided()._asdict())
@@ -74,20 +74,20 @@ def progress(run: AblationJob) -> None:
         now = run.snapshot.passes
         first = f": {now * tokens:,.0f} of {tokens:,} tokens read with all sinks" if now < 1 else ""
         words = f"{done} of {total} heads{first}{soon}"
-    PLACE.progress(run.share, words, f"Stopped after {done} of {total} heads. What was found is kept.")
+    JOB_PANEL.progress(run.share, words, f"Stopped after {done} of {total} heads. What was found is kept.")
 
 
 def draw() -> None:
     """The panel; again and again while heads are knocked out."""
-    run = PLACE.job
+    run = JOB_PANEL.job
     with st.container(horizontal=True, vertical_alignment="center"):
-        PLACE.buttons("Start" if run is None else "Start again", "play_arrow", start)
+        JOB_PANEL.buttons("Start" if run is None else "Start again", "play_arrow", start)
         if run is not None:
             read = run.spec.tokens if run.tokenized is None else len(run.tokenized.ids)
             tokens = f"{read:,} tokens of {run.text.title} {run.begins}"
             how = {"values": "emptied", "weights": "hidden"}[run.kind]
             st.caption(plain(f"{parse(run.spec.policies[0]).label} · {tokens} · sink {how} in one head at a time"))
-    run = PLACE.watch()
+    run = JOB_PANEL.watch()
     if run is None:
         st.markdown(
             "One head after the other loses its sink, and the text is read again: what it then costs more, in nats a "
@@ -151,12 +151,12 @@ def take(found: dict[str, Any]) -> None:
 
 PANEL = HeadsPanel(
     "What is each head's sink worth?",
-    PLACE,
+    JOB_PANEL,
     512,
     65_536,
     sidebar,
     draw,
-    lambda: PLACE.busy,
+    lambda: JOB_PANEL.busy,
     parameters={"kind": address.one_of("kind", KINDS), "layer": address.whole("layer", 0, LAST_LAYER)},
     usual={"kind": "values"},
     now=now,

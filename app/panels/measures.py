@@ -18,7 +18,7 @@ from app.plain import plain
 
 from .heads import HeadsPanel
 
-PLACE = JobPanel("measures", MeasuresJob, "heads")
+JOB_PANEL = JobPanel("measures", MeasuresJob, "heads")
 MOST_SAMPLES, MOST_FIRST = 1000, 64
 USUAL = {"samples": 64, "first": 4, "measure": next(iter(MEASURES)), "threshold": 0.3}
 SHOWN = {"measure": "name", "threshold": "threshold"}
@@ -50,7 +50,7 @@ def sidebar() -> None:
 
 def start() -> None:
     """Begin with what is set; what was on screen ends."""
-    PLACE.begin(_prepared, start)
+    JOB_PANEL.begin(_prepared, start)
 
 
 def _prepared() -> Maker[MeasuresJob]:
@@ -70,14 +70,14 @@ def table(measured: Measured) -> pd.DataFrame:
 
 def draw() -> None:
     """The panel; again and again while samples are measured."""
-    run = PLACE.job
+    run = JOB_PANEL.job
     with st.container(horizontal=True, vertical_alignment="center"):
-        PLACE.buttons("Measure" if run is None else "Measure again", "straighten", start)
+        JOB_PANEL.buttons("Measure" if run is None else "Measure again", "straighten", start)
         if run is not None:
             tokens = f"{run.spec.tokens:,} tokens of {run.text.title}"
             begins = f", each {run.begins}" if run.begins else ""
             st.caption(plain(f"{run.done} of {run.samples} samples of {tokens}{begins}, dense"))
-    run = PLACE.watch()
+    run = JOB_PANEL.watch()
     if run is None:
         st.markdown(
             "Short samples of the text are read, each alone and from its own beginning, and every head is measured: "
@@ -87,7 +87,7 @@ def draw() -> None:
         return
     if run.text_note:
         st.caption(plain(run.text_note))
-    PLACE.progress(run.done / run.samples, f"{run.done} of {run.samples} samples")
+    JOB_PANEL.progress(run.done / run.samples, f"{run.done} of {run.samples} samples")
     if run.measured is None:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -147,12 +147,12 @@ def take(found: dict[str, Any]) -> None:
 
 PANEL = HeadsPanel(
     "Measures",
-    PLACE,
+    JOB_PANEL,
     64,
     LONGEST,
     sidebar,
     draw,
-    lambda: PLACE.busy,
+    lambda: JOB_PANEL.busy,
     parameters={
         "samples": address.whole("samples", 1, MOST_SAMPLES),
         "first": address.whole("first", 1, MOST_FIRST),

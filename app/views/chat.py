@@ -29,7 +29,7 @@ from app.parameters import AT, CHAT
 from app.projection import project
 from app.view import CHAT_PARAMETERS, ChatView
 
-PLACE = JobPanel("chat", ChatJob)
+JOB_PANEL = JobPanel("chat", ChatJob)
 UPLOAD = "Upload a script …"
 ADDRESS = ("run", *AT, "lane", *MODEL, *CHAT, *CHAT_PARAMETERS)
 """What the address of this page says."""
@@ -63,7 +63,7 @@ def open_page() -> None:
     state.setdefault("revision", 0)
     if "chat" in state:
         linked = state.returned or (state.arrived and any(name in asked for name in ADDRESS))
-        here = PLACE.id or (state.chat_kept.name if state.chat_kept else "")
+        here = JOB_PANEL.id or (state.chat_kept.name if state.chat_kept else "")
         if not linked or (here and asked.get("run") == here and not state.returned):
             # Here already, or back from another page: all is as it was left.
             return
@@ -96,15 +96,15 @@ def open_page() -> None:
             problems.append(address.wrong([str(e)], "The first story is set instead."))
     view, unseen = ChatView.linked(chosen.lanes, asked)
     problems += filter(None, [address.wrong([*left_out, *unseen])])
-    PLACE.say(" ".join(problems))
-    PLACE.put(talk.id if talk is not None else "")
+    JOB_PANEL.say(" ".join(problems))
+    JOB_PANEL.put(talk.id if talk is not None else "")
     state.update(chat=chosen, chat_view=view, chat_sender=ChatSender(), revision=state.revision + 1)
     state.update(chat_kept=recording, chat_at=moment.get("at"))
 
 
 def to_address() -> None:
     """Let the address say what is shown, so that a reload and a second tab show it too."""
-    state, talk = st.session_state, PLACE.job
+    state, talk = st.session_state, JOB_PANEL.job
     lanes, model = state.chat.lanes, state.chat.model
     if (known := talk or state.chat_kept) is not None:
         lanes, model = known.spec.policies, Chosen.of(known.spec)
@@ -132,7 +132,7 @@ def values_of(chosen: Settings) -> dict[str, Any]:
 
 def begin(script: tuple[list[str], str] | None = None) -> None:
     """A new conversation with what is set, and a script (prompts and digest); the one that was on screen ends."""
-    if PLACE.begin(partial(_prepared, script), partial(begin, script)) is not None:
+    if JOB_PANEL.begin(partial(_prepared, script), partial(begin, script)) is not None:
         view, st.session_state.chat_kept = st.session_state.chat_view, None
         view.token, view.chosen = None, min(view.chosen, len(st.session_state.chat.lanes) - 1)
 
@@ -153,7 +153,7 @@ def _prepared(script: tuple[list[str], str] | None) -> Maker[ChatJob]:
 def resume() -> None:
     """Go on where the recording on screen stopped."""
     recording = st.session_state.chat_kept
-    if PLACE.begin(lambda: partial(ChatJob, recording.spec, resumes=recording.name), resume) is not None:
+    if JOB_PANEL.begin(lambda: partial(ChatJob, recording.spec, resumes=recording.name), resume) is not None:
         st.session_state.chat_kept = None
 
 
@@ -217,7 +217,7 @@ def sidebar() -> None:
         )
         if chosen.script == UPLOAD:
             st.file_uploader("One prompt a line, or JSONL with turns", key="chat_upload", max_upload_size=8)
-        state.chat_switched = switched(PLACE.job)
+        state.chat_switched = switched(JOB_PANEL.job)
         lane_controls("chat-lane", chosen.lanes, MAX_LANES, None, state.chat_switched)
         st.caption("Model")
         chosen.model = model_controls("chat-model", chosen.model)
@@ -233,7 +233,7 @@ def sidebar() -> None:
                 key=f"kv-chunk-{state.revision}",
                 help="Flash-decoding: pieces have their own sums, joined at the end.  Changes no number; empty: whole",
             )
-        talk = PLACE.job
+        talk = JOB_PANEL.job
         if talk is not None and differs(talk.spec, chosen):
             st.caption("Press New conversation to talk with these settings.")
 
@@ -258,21 +258,21 @@ def said() -> None:
     press = st.session_state.conversation["say"]
     if not is_new_press("say", press):
         return
-    if PLACE.job is None:
+    if JOB_PANEL.job is None:
         begin()
-    if (talk := PLACE.steered) is not None:
-        PLACE.say("")
+    if (talk := JOB_PANEL.steered) is not None:
+        JOB_PANEL.say("")
         talk.say(press["text"])
         st.session_state.chat_said = True
 
 
 def pressed() -> None:
     """A button of the conversation was pressed."""
-    press, talk = st.session_state.conversation["press"], PLACE.job
+    press, talk = st.session_state.conversation["press"], JOB_PANEL.job
     if not is_new_press("chat-press", press):
         return
     what = press["what"]
-    if talk is not None and what != "new" and not PLACE.steers:
+    if talk is not None and what != "new" and not JOB_PANEL.steers:
         return
     try:
         if what == "new":
@@ -292,14 +292,14 @@ def pressed() -> None:
                 "hold": partial(talk.hold, False),
             }[what]()
     except ValueError as e:
-        PLACE.say(e)
+        JOB_PANEL.say(e)
         if talk is not None:
-            talk.tell(PLACE.problem)
+            talk.tell(JOB_PANEL.problem)
 
 
 def picked() -> None:
     """A choice of what to look at."""
-    view, pick, talk = st.session_state.chat_view, st.session_state.conversation["pick"], PLACE.job
+    view, pick, talk = st.session_state.chat_view, st.session_state.conversation["pick"], JOB_PANEL.job
     if not is_new_press("chat-pick", pick):
         return
     lanes = len(talk.spec.policies if talk else st.session_state.chat.lanes)
@@ -325,7 +325,7 @@ def strongest(talk: ChatJob, lane: int) -> tuple[int, int] | None:
 def changed() -> None:
     """A lane is to go on under another policy."""
     change = st.session_state.conversation["change"]
-    if not is_new_press("chat-change", change) or (talk := PLACE.steered) is None:
+    if not is_new_press("chat-change", change) or (talk := JOB_PANEL.steered) is None:
         return
     try:
         policy = address.policy(change["policy"])
@@ -338,26 +338,26 @@ def changed() -> None:
 
 def draw() -> None:
     """One frame; again and again, so that whoever talks in another tab is seen here too."""
-    talk, state = PLACE.job, st.session_state
+    talk, state = JOB_PANEL.job, st.session_state
     view = state.chat_view
-    if talk is None and PLACE.id:
+    if talk is None and JOB_PANEL.id:
         # What the library kept of it is still there to be seen.
-        state.chat_kept, state.chat_at = recordings.find(PLACE.id, "chat"), None
-        PLACE.put("")
-        PLACE.say("" if state.chat_kept else LOST)
+        state.chat_kept, state.chat_at = recordings.find(JOB_PANEL.id, "chat"), None
+        JOB_PANEL.put("")
+        JOB_PANEL.say("" if state.chat_kept else LOST)
     if state.chat_kept is not None and recordings.find(state.chat_kept.name, "chat") is None:
         state.chat_kept = None
-        PLACE.say("That conversation was deleted from the library: begin a new one.")
+        JOB_PANEL.say("That conversation was deleted from the library: begin a new one.")
     known = talk or state.chat_kept
     view.chosen = min(view.chosen, len(state.chat.lanes if known is None else known.spec.policies) - 1)
     to_address()
     if talk is None and state.chat_kept is not None:
         kept = state.chat_kept
-        note = PLACE.problem or (KEPT if kept.goes_on and not kept.story else lesson(kept.spec.policies))
+        note = JOB_PANEL.problem or (KEPT if kept.goes_on and not kept.story else lesson(kept.spec.policies))
         draw_recorded_chat(kept, note, begin, resume)
         return
     if talk is None:
-        note = PLACE.problem or lesson()
+        note = JOB_PANEL.problem or lesson()
         frame = state.chat_sender.empty([parse(p) for p in state.chat.lanes], view, note)
     else:
         slots.renew_lease(talk)

@@ -21,13 +21,13 @@ from app.projection import project
 PANELS = {"maps": atlas.PANEL, "measures": measures.PANEL, "knockouts": knockouts.PANEL}
 
 
-PLACES = {
+PARAMETERS = {
     "panel": address.one_of("panel", PANELS),
     "text": address.Parameter(address.given_text),
     "policy": address.Parameter(lambda asked: str(address.policy(asked))),
 }
 """What the address says of all panels, beside the model."""
-ADDRESS = ("run", "tokens", *PLACES, *MODEL, *{name for panel in PANELS.values() for name in panel.parameters})
+ADDRESS = ("run", "tokens", *PARAMETERS, *MODEL, *{name for panel in PANELS.values() for name in panel.parameters})
 """What the address of this page says."""
 USUAL = {"panel": "maps", "text": "hamlet", "policy": "dense"}
 LOST = "What that address names is no longer in memory: begin again."
@@ -41,10 +41,10 @@ def open_page() -> None:
         if not linked:
             # Here already, or back from another page: all is as it was left.
             return
-    found, left_out = address.values(PLACES, asked)
+    found, left_out = address.values(PARAMETERS, asked)
     found = USUAL | found
     run = REGISTRY.get(asked.get("run"))
-    name = next((n for n, panel in PANELS.items() if isinstance(run, panel.place.kind)), found["panel"])
+    name = next((n for n, panel in PANELS.items() if isinstance(run, panel.job_panel.kind)), found["panel"])
     panel = PANELS[name]
     more, wrong = address.values({**panel.parameters, "tokens": tokens_of(panel)}, asked)
     chosen, unloaded = Chosen().linked(asked, REGISTRY.models())
@@ -74,8 +74,8 @@ def open_page() -> None:
         if first or n == name:
             # What was set and found on the others stays there.
             other.take(more if n == name else {})
-    panel.place.say(" ".join(filter(None, problems)))
-    panel.place.put(run.id if run is not None and isinstance(run, panel.place.kind) else "")
+    panel.job_panel.say(" ".join(filter(None, problems)))
+    panel.job_panel.put(run.id if run is not None and isinstance(run, panel.job_panel.kind) else "")
     if isinstance(run, CaptureJob) and run.id not in state.captures:
         state.captures.append(run.id)
 
@@ -87,7 +87,7 @@ def tokens_of(panel: HeadsPanel) -> address.Parameter:
 
 def to_address(name: str, panel: HeadsPanel) -> None:
     """Let the address say what is shown, so that a reload and a second tab show it too."""
-    asked, run = st.session_state.heads, panel.place.job
+    asked, run = st.session_state.heads, panel.job_panel.job
     now = {"panel": name, "text": asked["text"], "policy": asked["policy"], "tokens": asked["tokens"][name]}
     chosen, sha256 = asked["model"], ""
     if isinstance(run, AblationJob | CaptureJob | MeasuresJob):
@@ -96,7 +96,7 @@ def to_address(name: str, panel: HeadsPanel) -> None:
     now["text"] = address.named_text(now["text"], sha256) or USUAL["text"]
     if not panel.takes_policy:
         now["policy"] = USUAL["policy"]
-    of = {**PLACES, "tokens": tokens_of(panel), **panel.parameters}
+    of = {**PARAMETERS, "tokens": tokens_of(panel), **panel.parameters}
     usual = {"tokens": panel.tokens, **USUAL, **dict.fromkeys(panel.parameters), **panel.usual}
     said = chosen.link() | address.said(of, now | panel.now(), usual)
     readdress(ADDRESS, said | ({"run": run.id} if run is not None else {}))

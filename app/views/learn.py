@@ -39,11 +39,11 @@ def go(name: str, again: bool = False) -> None:
     """Turn to a chapter; what plays there begins, and `again` where it does already."""
     state = st.session_state.lesson
     st.query_params["chapter"] = name
-    if state.get("chapter") == name and not again and (PLAYS[name].start is None or stage.PLACE.job is not None):
+    if state.get("chapter") == name and not again and (PLAYS[name].start is None or stage.JOB_PANEL.job is not None):
         return
     state["chapter"] = name
-    stage.PLACE.say("")
-    stage.PLACE.end()
+    stage.JOB_PANEL.say("")
+    stage.JOB_PANEL.end()
     if (start := PLAYS[name].start) is not None:
         start()
 
@@ -130,4 +130,4 @@ with text:
         st.markdown(chapter.answer)
     steps(page)
 with play, st.spinner(page.say("loading")):
-    redraw(partial(body, name, chapter, page), lambda: stage.PLACE.busy, PLAYS[name].every)
+    redraw(partial(body, name, chapter, page), lambda: stage.JOB_PANEL.busy, PLAYS[name].every)

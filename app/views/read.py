@@ -33,7 +33,7 @@ from app.parameters import READ
 from app.projection import project
 from app.view import PARAMETERS, View
 
-PLACE = JobPanel("read", ReadingJob)
+JOB_PANEL = JobPanel("read", ReadingJob)
 CHUNK = 128
 ADDRESS = ("run", "lane", *READ, *MODEL, *PARAMETERS)
 """What the address of this page says."""
@@ -47,7 +47,7 @@ def open_page() -> None:
     state, asked = st.session_state, st.query_params
     if "lanes" in state:
         linked = state.returned or (state.arrived and any(name in asked for name in ADDRESS))
-        here = PLACE.id or (state.recording.name if state.recording else "")
+        here = JOB_PANEL.id or (state.recording.name if state.recording else "")
         if not linked or (here and asked.get("run") == here and not state.returned):
             # Here already, or back from another page: all is as it was left.
             return
@@ -83,13 +83,13 @@ def open_page() -> None:
         at=found.get("at"),
         pace=run.pace if run is not None else 0,
     )
-    PLACE.say(" ".join(problems))
-    PLACE.put(run.id if run is not None else "")
+    JOB_PANEL.say(" ".join(problems))
+    JOB_PANEL.put(run.id if run is not None else "")
 
 
 def to_address() -> None:
     """Let the address say what is shown, so that a reload and a second tab show it too."""
-    state, run = st.session_state, PLACE.job
+    state, run = st.session_state, JOB_PANEL.job
     lanes, text, model = state.lanes, state.text, state.model
     sha256 = run.text.sha256 if run is not None else state.recording.text_sha256 if state.recording else ""
     if (known := run or state.recording) is not None:
@@ -124,8 +124,8 @@ def take(name: str) -> None:
     if state.recording is not None:
         spec = state.recording.spec
         if spec.text == state.text and Chosen.of(spec) == state.model._replace(dtype=spec.dtype):
-            PLACE.end()
-            PLACE.say("")
+            JOB_PANEL.end()
+            JOB_PANEL.say("")
             return
     state.recording = None
     start()
@@ -133,13 +133,13 @@ def take(name: str) -> None:
 
 def the_text() -> texts.Text:
     """The text that is chosen; raises ValueError with what to do."""
-    run, name = PLACE.job, st.session_state.text
+    run, name = JOB_PANEL.job, st.session_state.text
     return run.text if run is not None and name == run.spec.text else chosen_text("live", name)
 
 
 def start() -> None:
     """Read from the beginning with what is set; the run that was on screen ends."""
-    if (run := PLACE.begin(_prepared, start)) is not None:
+    if (run := JOB_PANEL.begin(_prepared, start)) is not None:
         run.set_pace(st.session_state.pace)
         st.session_state.recording = None
 
@@ -157,7 +157,7 @@ def _prepared() -> Maker[ReadingJob]:
 
 def resume() -> None:
     """Read on where the recording on screen stopped."""
-    if (run := PLACE.begin(_prepared_again, resume)) is not None:
+    if (run := JOB_PANEL.begin(_prepared_again, resume)) is not None:
         run.set_pace(st.session_state.pace)
         st.session_state.recording = None
 
@@ -187,7 +187,7 @@ def sidebar() -> None:
         st.caption("Model and text")
         state.model = model_controls("live", state.model)
         state.text = text_controls("live", state.text)
-        run = PLACE.job
+        run = JOB_PANEL.job
         state.switched = switched(run)
         lane_controls("lane", state.lanes, MAX_LANES, trained_length(), state.switched)
         if run is not None and [parse(p) for p in run.spec.policies] != [parse(p) for p in state.lanes]:
@@ -206,7 +206,7 @@ def switched(run: ReadingJob | None) -> dict[int, str]:
 
 def trained_length() -> int | None:
     """Tokens that the model was trained on at a time, once that is known."""
-    run = PLACE.job
+    run = JOB_PANEL.job
     return run.facts.trained_length if run is not None and run.facts is not None else None
 
 
@@ -217,27 +217,27 @@ def pressed() -> None:
         return
     if what in ("start", "restart"):
         start()
-    elif (run := PLACE.steered) is not None:
+    elif (run := JOB_PANEL.steered) is not None:
         run.request({"pause": "paused", "resume": "running", "stop": "stopped"}[what])
 
 
 def picked() -> None:
     """A choice of what to look at."""
-    view, pick, run = st.session_state.view, st.session_state.board["pick"], PLACE.job
+    view, pick, run = st.session_state.view, st.session_state.board["pick"], JOB_PANEL.job
     if not is_new_press("pick", pick):
         return
     lanes = len(run.spec.policies) if run else len(st.session_state.lanes)
     view.look(pick, lanes)
     if pick.get("pace") in PACES:
         st.session_state.pace = pick["pace"]
-        if (steered := PLACE.steered) is not None:
+        if (steered := JOB_PANEL.steered) is not None:
             steered.set_pace(pick["pace"])
 
 
 def changed() -> None:
     """A lane is to read on under another policy."""
     change = st.session_state.board["change"]
-    if not is_new_press("change", change) or (run := PLACE.steered) is None:
+    if not is_new_press("change", change) or (run := JOB_PANEL.steered) is None:
         return
     try:
         policy = address.policy(change["policy"])
@@ -288,7 +288,7 @@ def draw_recording(recording: recordings.Recording) -> None:
         view=state.view.shown(),
         at=state.at,
         actions=actions,
-        note=PLACE.problem,
+        note=JOB_PANEL.problem,
         pace=STORY_PACE if recording.story and state.at is None else 0,
         key=key,
         on_rest=rested,
@@ -298,15 +298,15 @@ def draw_recording(recording: recordings.Recording) -> None:
 
 def draw() -> None:
     """One frame; again and again while there is something to see."""
-    run, state = PLACE.job, st.session_state
-    if run is None and PLACE.id:
+    run, state = JOB_PANEL.job, st.session_state
+    if run is None and JOB_PANEL.id:
         # What the library kept of it is still there to be seen.
-        state.recording, state.at = recordings.find(PLACE.id, "reading"), None
-        PLACE.put("")
-        PLACE.say("" if state.recording else LOST)
+        state.recording, state.at = recordings.find(JOB_PANEL.id, "reading"), None
+        JOB_PANEL.put("")
+        JOB_PANEL.say("" if state.recording else LOST)
     if state.recording is not None and recordings.find(state.recording.name, "reading") is None:
         state.recording = None
-        PLACE.say("That run was deleted from the library: press Start to read again.")
+        JOB_PANEL.say("That run was deleted from the library: press Start to read again.")
     forget_unknown_head(run)
     known = run or state.recording
     state.view.follow(state.lanes if known is None else known.spec.policies)
@@ -316,7 +316,7 @@ def draw() -> None:
         return
     if run is not None:
         slots.renew_lease(run)
-        steering.say(run, PLACE.problem)
+        steering.say(run, JOB_PANEL.problem)
         steers = steering.mine(run)
         # A frame is sent when there is something new, since every one costs the browser more than its drawing.
         if (run.version, steers) == state.get("seen") and state.view == state.get("seen_view"):
@@ -326,11 +326,11 @@ def draw() -> None:
             run.wait(run.version, 2)
         state.seen, state.seen_view = (run.version, steers), replace(state.view)
         frame = state.sender.frame(run, state.view, steers)
-        if PLACE.problem and steers:
-            run.tell(PLACE.problem)
-            PLACE.say("")
+        if JOB_PANEL.problem and steers:
+            run.tell(JOB_PANEL.problem)
+            JOB_PANEL.say("")
     else:
-        frame = state.sender.empty([parse(p) for p in state.lanes], state.view, state.pace, PLACE.problem)
+        frame = state.sender.empty([parse(p) for p in state.lanes], state.view, state.pace, JOB_PANEL.problem)
     board.mount(frame, key="board", on_press=pressed, on_pick=picked, on_change=changed)
     if state.switched != switched(run):
         # The list of lanes says so.
@@ -341,4 +341,4 @@ open_page()
 sidebar()
 project()
 heading("read")
-redraw(draw, lambda: PLACE.busy, every=0.1)
+redraw(draw, lambda: JOB_PANEL.busy, every=0.1)

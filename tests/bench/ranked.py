@@ -73,14 +73,14 @@ def quality(model, tokens) -> None:
         nll = read(model, tokens, policy)
         line(policy.label, float(np.exp(nll.mean())), "", digits=2)
         if isinstance(policy, Ranked) and not isinstance(policy, Random):
-            # Chance with the same tokens safe, so that only the choice differs.
-            safe = {"budget": BUDGET, "sinks": policy.sinks, "recent": max(1, policy.recent)}
-            safe |= {"interval": policy.interval, "positions": policy.positions}
-            apart = (nll - read(model, tokens, Random(**safe)))[BUDGET:]
+            # Chance with the same tokens protected, so that only the choice differs.
+            protected = {"budget": BUDGET, "sinks": policy.sinks, "recent": max(1, policy.recent)}
+            protected |= {"interval": policy.interval, "positions": policy.positions}
+            apart = (nll - read(model, tokens, Random(**protected)))[BUDGET:]
             blocks = apart[: len(apart) // BLOCK * BLOCK].reshape(-1, BLOCK).mean(1)
             error = blocks.std(ddof=1) / np.sqrt(len(blocks))
             line(
-                f"  against random, {policy.sinks} sinks and {policy.recent} newest safe",
+                f"  against random, {policy.sinks} sinks and {policy.recent} newest protected",
                 apart.mean(),
                 f"± {error:.3f}",
             )

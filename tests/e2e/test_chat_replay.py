@@ -11,7 +11,7 @@ from analysis.runs.recorded_chat import recorded_chat
 from .. import tokenizers
 from ..test_bos import model_of
 from ..test_frames import decoded
-from ..test_recorded_chat import PROMPTS, Told
+from ..test_recorded_chat import PROMPTS, Talk
 from .conftest import cut_labels
 from .test_replay import position, wait_address, wait_painted
 
@@ -22,12 +22,12 @@ pytestmark = pytest.mark.browser
 def talked():
     """A conversation of the library under two policies, one of which was switched: its name, and its positions."""
     partner = Partner(model_of(tokenizers.gemma_like()))
-    told = Told(partner, ("streaming:sinks=4,window=12", "window:window=16"), "talked", most=20)
-    told.ask(PROMPTS[0])
-    told.ask(PROMPTS[1])
-    told.switch(1, "streaming:sinks=4,window=12", pin=True)
-    told.ask(PROMPTS[2])
-    return "talked", decoded(recorded_chat(load(told.finish()), "x", {}))[0]["total"]
+    talk = Talk(partner, ("streaming:sinks=4,window=12", "window:window=16"), "talked", most=20)
+    talk.ask(PROMPTS[0])
+    talk.ask(PROMPTS[1])
+    talk.switch(1, "streaming:sinks=4,window=12", pin=True)
+    talk.ask(PROMPTS[2])
+    return "talked", decoded(recorded_chat(load(talk.finish()), "x", {}))[0]["total"]
 
 
 def gone(page, lane: int) -> int:

@@ -24,7 +24,7 @@ PATIENCE = 120
 
 @pytest.fixture(scope="module")
 def cells(model, tmp_path_factory):
-    """A few cells that take some seconds each: every window is encoded afresh for every token."""
+    """A few cells that take some seconds each: every window is recomputed for every token."""
     text = tmp_path_factory.mktemp("text") / "ids.npy"
     np.save(text, np.random.default_rng(0).integers(0, 97, 1200))
     policies = [f"recompute:window={window},stride=1" for window in (200, 210, 220, 230)]

@@ -41,7 +41,7 @@ class Play:
 
 SPEC = Spec("embedded", "hamlet", ("dense",), 4096)
 Run = TypeVar("Run", bound=Job)
-PLACE = JobPanel("lesson", Job)
+JOB_PANEL = JobPanel("lesson", Job)
 """The one job that plays in front of the student."""
 LONGEST = 1000
 """Characters of a sentence of the student's own."""
@@ -110,12 +110,12 @@ def written(page: Chapter, most: int, key: str, bos: str) -> tuple[int, ...] | N
 
 def playing(kind: type[Run]) -> Run | None:
     """The job that plays, where it is of this kind: a chapter may be drawn once more after it was left."""
-    return REGISTRY.find(PLACE.id, kind)
+    return REGISTRY.find(JOB_PANEL.id, kind)
 
 
 def begin(prepare: Callable[[], Maker[Job]]) -> None:
     """Play a new job; the one before ends.  `prepare` raises ValueError where settings do not go together."""
-    PLACE.begin(prepare, partial(begin, prepare))
+    JOB_PANEL.begin(prepare, partial(begin, prepare))
 
 
 def say_problem(e: Exception | str) -> None:
@@ -165,7 +165,7 @@ def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None
 
 def watch(run: Run | None) -> Run | None:
     """Renew the lease of a job, and say what is wrong; the job, if there is one to show."""
-    say_problem(PLACE.problem)
+    say_problem(JOB_PANEL.problem)
     if run is None:
         return None
     slots.renew_lease(run)

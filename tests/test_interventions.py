@@ -100,7 +100,7 @@ def test_changed_attention_equals_whole_matrices(family, policy, changed):
 
 @pytest.mark.parametrize("changed", CHANGES, ids=str)
 def test_ranked_lanes_bend_too(changed):
-    """All is safe that sinks + window keep, so it must be the same."""
+    """All is protected that sinks + window keep, so it must be the same."""
     model, tokens = shared("llama"), words(60)
     settings = ",".join(f"{k}={v}" for k, v in changed.items())
     ranked = our_nll(model, tokens, 16, parse(f"knorm:budget=17,sinks=4,recent=13,skip=0,positions=cache,{settings}"))
@@ -192,7 +192,7 @@ def test_heads_that_do_not_exist_are_named(tiny_llama):
 
 
 @pytest.mark.parametrize("text", ["streaming:knockout=values,heads=3.1 4.2", "h2o:softmax=logit,logit=-1.5", "dense"])
-def test_what_ifs_are_written_only_where_they_bend(text):
+def test_interventions_are_written_only_where_they_intervene(text):
     policy = parse(text)
     assert parse(str(policy)) == policy
     assert ("softmax" in str(policy)) == ("softmax" in text) and ("knockout" in str(policy)) == ("knockout" in text)
