@@ -143,6 +143,10 @@ class ChatView:
         token = pick.get("token")
         self.token = (int(token[0]), int(token[1])) if token and 0 <= token[0] < lanes else None
 
+    def shown(self) -> dict[str, Any]:
+        """What a script needs to show the same."""
+        return asdict(self)
+
     def link(self) -> dict[str, str]:
         """What an address says of this."""
         said = {"shown": str(self.chosen)} if self.chosen else {}

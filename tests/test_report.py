@@ -16,7 +16,7 @@ from analysis.figures.report import page, report
 from analysis.figures.site import site
 from analysis.runs.folder import save
 from analysis.runs.maps import MOST, SIDE, MapsFile, RecordedMap
-from analysis.runs.player import BOARD, script
+from analysis.runs.player import ALONE, BOARD, script
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 
@@ -55,7 +55,7 @@ def test_a_report_of_thirty_thousand_tokens_stands_alone_and_is_small(model, tmp
     assert not re.search(r"<(script|img|link|iframe)[^>]+(src|href)=[\"']?(https?:)?//", text)
     assert text.count('<span class="n') == 29_999
     # It replays: the whole recording stands in it, and the board that the app has.
-    assert packed(text)[1]["total"] == 30_000 and script(*BOARD, "board/alone") in text
+    assert packed(text)[1]["total"] == 30_000 and script(*BOARD, ALONE) in text
     assert "python -m analysis stream" in text and "t" * 64 in text
     assert html.escape(run.spec.command()) in text and "read 30,000 tokens" in text
     nll = run.tracks[1].nll.view()

@@ -18,7 +18,7 @@ from .. import files
 from ..maps.recorder import head_of
 from ..policies import parse
 from ..runs.maps import read_maps
-from ..runs.player import BOARD, script, style
+from ..runs.player import ALONE, BOARD, script, style
 from ..runs.recording import recorded
 from ..runs.run import Run
 from ..runs.summary import summarize
@@ -103,7 +103,7 @@ def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots:
         plotly=f'<script src="{html.escape(plots)}"></script>' if plots else _plotly(),
         # No text can end the script that it stands in.
         data=json.dumps(data).replace("<", "\\u003c"),
-        script=script(*BOARD, "board/alone"),
+        script=script(*BOARD, ALONE),
     )
 
 

@@ -7,11 +7,19 @@ from pathlib import Path
 
 COMPONENTS = Path(__file__).parents[2] / "app" / "components"
 SHARED = ("frame", "colour", "sample", "switch", "grid", "card", "plotly", "mount")
+REPLAY = ("shared/recording", "shared/player", "shared/replay")
 BOARD = (
-    *("shared/recording", "shared/player"),
+    *REPLAY,
     *("board/toolbar", "board/cards", "board/curves", "board/map", "board/strip", "board/replay", "board/main"),
 )
 """The board of the read page, in this order."""
+CONVERSATION = (
+    *REPLAY,
+    *(f"conversation/{name}" for name in ("lanes", "composer", "meters", "recorded", "replay", "main")),
+)
+"""The lanes of the chat page, in this order."""
+ALONE = "shared/alone"
+"""What opens either of them on a page without a server."""
 
 
 def script(*parts: str) -> str:

@@ -1,20 +1,16 @@
 """The chat page's component: lanes of one conversation, the field to write in, and the instruments beside them.
 
-It holds no truth: it shows what the frame says (frames/chat.py), and sends back what the person said and pressed.  A
-recorded conversation it fetches and plays by itself, in the same lanes.
+It holds no truth: it shows what the frame says (frames/chat.py), and sends back what the person said and pressed.
 """
 
 from collections.abc import Callable
-from typing import Any
 
-from ..recordings import address_of
+from analysis.runs.player import CONVERSATION
+
 from .parts import declare, serve_plotly
 
-_component = declare(
-    "conversation",
-    *("shared/recording", "shared/player"),
-    *("lanes", "composer", "meters", "recorded", "replay", "main"),
-)
+COMPONENT = declare("conversation", *CONVERSATION)
+"""Drawn from a frame, or from a recording (replay.py)."""
 
 
 def mount(
@@ -33,36 +29,11 @@ def mount(
     policy, in `["change"]`.
     """
     serve_plotly()
-    _component(
+    COMPONENT(
         data=frame,
         key=key,
         on_say_change=on_say,
         on_press_change=on_press,
         on_pick_change=on_pick,
         on_change_change=on_change,
-    )
-
-
-def replay(
-    name: str,
-    *,
-    view: dict[str, Any],
-    at: int | None,
-    actions: list[tuple[str, str, str]],
-    note: str,
-    key: str,
-    on_rest: Callable[[], None],
-    on_press: Callable[[], None],
-) -> None:
-    """Replay the conversation `name` of the library, from a view and a position on.
-
-    `actions`: buttons beside the player, what is pressed, its words and what they mean; `on_press`: one was pressed,
-    `session_state[key]["press"]`; `on_rest`: what is looked at has changed, `["rest"]`.
-    """
-    serve_plotly()
-    _component(
-        data={"recording": {"url": address_of(name)}, "view": view, "at": at, "actions": actions, "note": note},
-        key=key,
-        on_rest_change=on_rest,
-        on_press_change=on_press,
     )

@@ -23,7 +23,7 @@ from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
 from app.panels.job_panel import JobPanel, Maker, redraw
-from app.panels.recorded_chat import draw_recorded_chat
+from app.panels.replay import draw_replay
 from app.panels.sampling import sampling_controls
 from app.parameters import AT, CHAT
 from app.projection import project
@@ -354,7 +354,15 @@ def draw() -> None:
     if talk is None and state.chat_kept is not None:
         kept = state.chat_kept
         note = JOB_PANEL.problem or (KEPT if kept.goes_on and not kept.story else lesson(kept.spec.policies))
-        draw_recorded_chat(kept, note, begin, resume)
+        draw_replay(
+            conversation.COMPONENT,
+            kept,
+            view,
+            at="chat_at",
+            live=("Talk live", "Load the model, and begin a conversation with what is set at the left", begin),
+            resume=("Resume", "Load the model, and go on where this conversation stopped", resume),
+            note=note,
+        )
         return
     if talk is None:
         note = JOB_PANEL.problem or lesson()

@@ -29,6 +29,7 @@ from app.jobs.reading import MAX_LANES, ReadingJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
 from app.panels.job_panel import JobPanel, Maker, redraw
+from app.panels.replay import draw_replay
 from app.parameters import READ
 from app.projection import project
 from app.view import PARAMETERS, View
@@ -267,32 +268,18 @@ def forget_unknown_head(run: ReadingJob | None) -> None:
 
 
 def draw_recording(recording: recordings.Recording) -> None:
-    """A run that is kept, as its reading left it: the browser plays it by itself."""
-    state, key = st.session_state, f"replay-{recording.name}-{st.session_state.get('told', 0)}"
-    live = "Run it live" if recording.story else "Read it live"
-
-    def rested() -> None:
-        rest = state[key]["rest"]
-        state.view.look(rest, len(recording.spec.policies))
-        state.at = rest["at"] if isinstance(rest.get("at"), int) else state.at
-
-    def asked() -> None:
-        if is_new_press("press", state[key]["press"]):
-            {"start": start, "resume": resume}[state[key]["press"]["what"]]()
-
-    actions = [("start", live, "Load the model, and read the text anew with what is set at the left")]
-    if recording.goes_on:
-        actions.insert(0, ("resume", "Resume", "Load the model, and read on where this run stopped"))
-    board.replay(
-        recording.name,
-        view=state.view.shown(),
-        at=state.at,
-        actions=actions,
+    """A run that is kept, as its reading left it."""
+    state, words = st.session_state, "Run it live" if recording.story else "Read it live"
+    draw_replay(
+        board.COMPONENT,
+        recording,
+        state.view,
+        at="at",
+        live=(words, "Load the model, and read the text anew with what is set at the left", start),
+        resume=("Resume", "Load the model, and read on where this run stopped", resume),
         note=JOB_PANEL.problem,
         pace=STORY_PACE if recording.story and state.at is None else 0,
-        key=key,
-        on_rest=rested,
-        on_press=asked,
+        told=state.get("told", 0),
     )
 
 

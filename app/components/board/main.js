@@ -21,6 +21,6 @@ function makeBoard(root, send, redraw, { constants }) {
   };
 }
 
-const makePage = (root, send, redraw, first) => (first.recording ? makeReplay : makeBoard)(root, send, redraw, first);
+const makePage = (root, send, redraw, first) => (first.recording ? makeRecordedBoard : makeBoard)(root, send, redraw, first);
 
 export default (component) => mount(component, makePage);

@@ -1,21 +1,7 @@
-// The board of a recording: what is looked at and which position is chosen here, and no server is asked.
+// The board of a recording.
 
-function makeReplay(root, send, redraw, data) {
-  const words = el("div", { class: "sk-note", role: "status" }, "Opening the recording …");
-  root.replaceChildren(words);
-  const note = el("div", { class: "sk-note sk-empty", role: "status", "aria-live": "polite" });
-  const view = { ...data.view };
-  let recording = null, player = null, parts = [], whole = [], frame = null, made = "", wholes = {}, jumps = 0;
-
-  const settled = () => send("rest", { ...view, at: player.position, when: Date.now() });
-  // What is pressed on a live page is sent to the server; here it is done at once.
-  function pick(what, value) {
-    if (what !== "pick") return;
-    for (const name of Object.keys(view)) if (name in value) view[name] = value[name];
-    redraw();
-    settled();
-  }
-  function possible() {
+function makeRecordedBoard(root, send, redraw, data) {
+  function possible(recording, view) {
     const lanes = recording.lanes.length, { modes, paints } = recording.constants;
     view.chosen = Math.min(view.chosen, lanes - 1);
     view.reference = Math.min(view.reference, lanes - 1);
@@ -24,46 +10,22 @@ function makeReplay(root, send, redraw, data) {
     if (!modes.includes(view.mode)) view.mode = modes[0];
     if (!view.head || !paints.includes(view.paint)) view.paint = paints[0];
   }
-  function opened(bytes) {
-    recording = openRecording(bytes);
-    const { modes, paints } = recording.constants;
-    player = makePlayer(recording, {
-      move: (_, jumped) => { jumps += jumped; redraw(); }, settled, press: (what) => send("press", { what, at: Date.now() }),
-      stopsOf: () => recording.stops(view.chosen), actions: data.actions || [], pace: data.pace,
-    });
-    const cards = makeCards(pick), curves = makeCurves(pick, modes), grid = makeGrid(pick), map = makeMap(), strip = makeStrip(pick, paints), card = makeCard();
-    parts = [cards, curves, grid, map, strip, card];
-    root.replaceChildren(player.node, note, ...boardParts({ cards, curves, grid, map, strip, card }));
-    if (data.whole) {
-      whole = recording.lanes.map((_, i) => makeGrid((what, value) => pick(what, { ...value, chosen: i })));
-      root.append(el("h2", { class: "sk-title" }, "Over all that was read"), el("div", { class: "sk-whole" }, ...whole.map((g) => g.node)));
-    }
-    if (data.at || data.pace) player.goTo(data.at || 1);
-    if (data.pace && !stillPreferred()) player.toggle(true);
-    redraw();
+  function look(view, value) {
+    for (const name of Object.keys(view)) if (name in value) view[name] = value[name];
   }
-  // Beside the recording, not after it.
-  loadPlotly().catch(() => {});
-  recordingBytes(data.recording).then(opened).catch((e) => {
-    say(words, e.message || "The recording could not be opened: reload the page.");
-    flag(words, "sk-bad", true);
-  });
-
-  return (now, theme) => {
-    if (!recording) return;
-    say(note, now.note || "");
-    flag(note, "sk-empty", !now.note);
-    possible();
-    const key = `${player.position}|${JSON.stringify(view)}`;
-    if (key !== made) {
-      made = key;
+  function fill(recording, view, player, note, pick) {
+    const { modes, paints } = recording.constants, wholes = {};
+    const cards = makeCards(pick), curves = makeCurves(pick, modes), grid = makeGrid(pick), map = makeMap(), strip = makeStrip(pick, paints), card = makeCard();
+    root.replaceChildren(player.node, note, ...boardParts({ cards, curves, grid, map, strip, card }));
+    const whole = data.whole ? recording.lanes.map((_, i) => makeGrid((what, value) => pick(what, { ...value, chosen: i }))) : [];
+    if (whole.length) root.append(el("h2", { class: "sk-title" }, "Over all that was read"), el("div", { class: "sk-whole" }, ...whole.map((g) => g.node)));
+    return (frame, theme) => {
       // The whole curves say how much room the plots need, so that nothing jumps while it plays.
-      wholes[`${view.mode}|${view.reference}`] ??= recording.frameAt(recording.total, view).arrays;
-      frame = recording.frameAt(player.position, view);
-      frame.whole = wholes[`${view.mode}|${view.reference}`];
-    }
-    frame.jumps = jumps;
-    for (const part of parts) part.show(frame, theme);
-    whole.forEach((grid, i) => grid.show({ ...frame, published: "all", chosen: i, head: i === view.chosen ? view.head : null, arrays: { grid: recording.wholeGrid(i) } }, theme));
-  };
+      frame.whole ??= wholes[`${view.mode}|${view.reference}`] ??= recording.frameAt(recording.total, view).arrays;
+      for (const part of [cards, curves, grid, map, strip, card]) part.show(frame, theme);
+      whole.forEach((of, i) => of.show({ ...frame, published: "all", chosen: i, head: i === view.chosen ? view.head : null, arrays: { grid: recording.wholeGrid(i) } }, theme));
+    };
+  }
+  const stops = (recording, view) => recording.stops(view.chosen);
+  return makeReplay(root, send, redraw, data, { noun: "recording", open: openRecording, part: "chunk", stops, look, possible, fill });
 }

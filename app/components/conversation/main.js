@@ -29,6 +29,6 @@ function makeConversation(root, send) {
   };
 }
 
-const makePage = (root, send, redraw, first) => (first.recording ? makeRecorded(root, send, redraw, first) : makeConversation(root, send));
+const makePage = (root, send, redraw, first) => (first.recording ? makeRecordedTalk(root, send, redraw, first) : makeConversation(root, send));
 
 export default (component) => mount(component, makePage);
