@@ -154,6 +154,40 @@ def test_runs_are_compared_and_the_address_says_which(home):
     assert "compare" not in at.query_params and len(listed(at)) == 2
 
 
+def test_address_says_the_curves_and_the_lanes_whose_grids_are_shown(home):
+    for name in ("a", "b"):
+        seeds.run(home / name, end="finished")
+    at = opened(compare=["a", "b"])
+    assert {"mode", "lanes"}.isdisjoint(at.query_params)
+    at.button_group("runs-mode-relative").set_value("cumulative").run()
+    at.selectbox("runs-grid-1-2").select_index(1).run()
+    assert not at.exception and "shown relative" not in said(at)
+    asked = {name: at.query_params[name] for name in ("mode", "lanes")}
+    assert asked == {"mode": "cumulative", "lanes": "0.1"}
+    there = opened(compare=["a", "b"], mode="cumulative", lanes="0.1")
+    assert there.button_group("runs-mode-relative").value == "cumulative"
+    assert [s.index for s in there.selectbox] == [0, 1]
+    there.button("runs-back").click().run()
+    assert {"compare", "mode", "lanes"}.isdisjoint(there.query_params)
+
+
+@pytest.mark.parametrize(
+    ("asked", "wrong"),
+    [
+        ({"mode": "fast"}, "mode must be one of relative, rolling, cumulative, not 'fast'"),
+        ({"lanes": "0.9"}, "lanes must be written 0.0, a lane of each run, not '0.9'"),
+        ({"lanes": NASTY}, "lanes must be written"),
+    ],
+)
+def test_what_of_a_comparison_cannot_be_is_one_sentence_and_the_rest_is_shown(home, asked, wrong):
+    for name in ("a", "b"):
+        seeds.run(home / name, end="finished")
+    at = opened(compare=["a", "b"], **asked)
+    assert wrong in said(at).replace("\\", "") and "That is left out." in said(at)
+    assert "All lanes have read the same tokens" in said(at) and len(at.selectbox) == 2
+    assert {"mode", "lanes"}.isdisjoint(at.query_params)
+
+
 @pytest.mark.parametrize("names", [["a"], ["a", "a"], ["a", "gone"], ["../a", "/etc"], [NASTY, "x" * 9999]])
 def test_comparison_of_what_is_not_there_gets_a_sentence(home, names):
     seeds.run(home / "a", end="finished")

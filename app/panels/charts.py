@@ -125,10 +125,9 @@ def ranking(largest: "Sequence[Effect]") -> go.Figure:
     return figure
 
 
-def overlay(
-    curves: Sequence[tuple[str, str, str, NDArray[np.int64], NDArray[np.floating]]], relative: bool
-) -> go.Figure:
-    """Curves of lanes of several runs, as perplexities; `relative`: as times that of the reference."""
+def overlay(curves: Sequence[tuple[str, str, str, NDArray[np.int64], NDArray[np.floating]]], mode: str) -> go.Figure:
+    """Curves of lanes of several runs, as perplexities; those that are relative as times that of the reference."""
+    relative = mode == "relative"
     figure, what = go.Figure(), "times the reference" if relative else "perplexity"
     for name, colour, dash, tokens, nll in curves:
         at = decimate(nll, POINTS)
@@ -143,7 +142,7 @@ def overlay(
         )
     figure.update_layout(margin=MARGIN, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, showlegend=True)
     figure.update_xaxes(title="tokens read", tickformat="~s")
-    figure.update_yaxes(title="times the reference" if relative else "rolling perplexity", type="log")
+    figure.update_yaxes(title="times the reference" if relative else f"{mode} perplexity", type="log")
     return figure
 
 

@@ -1,12 +1,14 @@
 """Runs laid over one another: curves, a table, and sink grids side by side and as a difference."""
 
 import math
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 import streamlit as st
 
 from analysis.errors import sentence
+from analysis.metrics import MODES
 from analysis.palette import briefs, overlaid
 from analysis.policies import parse
 from analysis.runs.comparison import Comparison, compare, grid_difference
@@ -15,12 +17,13 @@ from analysis.runs.reader import load
 from analysis.runs.run import Run
 from analysis.runs.summary import mean_sink_mass
 from analysis.tables import as_csv
+from app import address
 from app.components import chart
-from app.controls import problem
+from app.controls import choice, choose, kept, problem, readdress
 from app.plain import plain
 
 from . import charts
-from .run_list import MOST_COMPARED, OPENED_ON, titled
+from .run_list import COMPARED, MOST_COMPARED, said, titled
 
 HEADER = (
     "Lane", "Model", "Tokens", "Perplexity", "Shared tokens", "Excess NLL", "± standard error", "Cached", "Cache, MB",
@@ -33,10 +36,68 @@ def _loaded(path: str, changed: float) -> Run:
     return load(Path(path))
 
 
+ADDRESS = ("mode", "lanes")
+"""What the address says of a comparison, beside its runs: the curves, and the lane of each run whose grid is shown."""
+
+
+def arrive() -> None:
+    """Let the comparison begin with what the address says; what of that can be, its runs say."""
+    state, asked = st.session_state, st.query_params
+    state.runs_asked = {name: asked[name] for name in ADDRESS if name in asked}
+
+
+def parameters(comparison: Comparison) -> address.Parameters:
+    """What an address may say of these runs."""
+    counts = [len(run.tracks) for run in comparison.runs]
+    lanes = address.several("lanes", len(counts), max(counts) - 1, f"{'.'.join('0' * len(counts))}, a lane of each run")
+
+    def read(asked: str) -> tuple[int, ...]:
+        chosen = lanes.read(asked)
+        if any(lane >= count for lane, count in zip(chosen, counts, strict=True)):
+            raise ValueError(f"lanes {asked} are not all there: the runs have {', '.join(map(str, counts))}, from 0 on")
+        return chosen
+
+    return {"mode": address.one_of("mode", modes(comparison)), "lanes": address.Parameter(read, lanes.write)}
+
+
+def modes(comparison: Comparison) -> tuple[str, ...]:
+    """Curves that these runs can be shown by."""
+    return tuple(mode for mode in MODES if mode != "relative" or comparison.mode == mode)
+
+
+def take(comparison: Comparison) -> None:
+    """Set what the address asked when one came here, once."""
+    if (asked := st.session_state.pop("runs_asked", None)) is None:
+        return
+    found, problems = address.values(parameters(comparison), asked)
+    choose(mode_key(comparison), found.get("mode", comparison.mode))
+    for i, run in enumerate(comparison.runs):
+        choose(grid_key(i, len(run.tracks)), found["lanes"][i] if "lanes" in found else 0)
+    said(problem=address.wrong(problems))
+
+
+def to_address(comparison: Comparison) -> None:
+    """Let the address say what is shown of these runs."""
+    lanes = tuple(choice(grid_key(i, len(run.tracks)), 0) for i, run in enumerate(comparison.runs))
+    now = {"mode": choice(mode_key(comparison), comparison.mode), "lanes": lanes}
+    usual = {"mode": comparison.mode, "lanes": (0,) * len(lanes)}
+    readdress(ADDRESS, address.said(parameters(comparison), now, usual))
+
+
+def mode_key(comparison: Comparison) -> str:
+    """Of the widget for curves: other runs can be shown by others."""
+    return f"runs-mode-{comparison.mode}"
+
+
+def grid_key(index: int, lanes: int) -> str:
+    """Of the widget for the lane of a run whose grid is shown."""
+    return f"runs-grid-{index}-{lanes}"
+
+
 def draw(found: list[Entry], names: list[str]) -> None:
     """The comparison of the named runs, of all that there are."""
     st.button("All runs", icon=":material/arrow_back:", on_click=leave, key="runs-back", type="tertiary")
-    known = {e.name: e for e in found if e.kind in OPENED_ON}
+    known = {e.name: e for e in found if e.kind in COMPARED}
     entries = [known[name] for name in dict.fromkeys(names) if name in known][:MOST_COMPARED]
     try:
         if len(entries) < 2:
@@ -49,15 +110,19 @@ def draw(found: list[Entry], names: list[str]) -> None:
         return
     if len(entries) < len(set(names)):
         st.info("Some of the runs that the address names are not here, or are no readings: the others are compared.")
+    take(comparison)
+    problem(st.session_state.get("runs_problem", ""))
     labels = lane_labels(comparison, titles)
     draw_curves(comparison, labels)
     draw_table(comparison, labels, entries)
     draw_grids(comparison, titles)
+    to_address(comparison)
 
 
 def leave() -> None:
     """Back to the list."""
-    st.query_params.pop("compare", None)
+    said(problem="", note="")
+    readdress(("compare", *ADDRESS), {})
 
 
 def numbered(titles: list[str]) -> list[str]:
@@ -73,14 +138,23 @@ def lane_labels(comparison: Comparison, titles: list[str]) -> list[str]:
 
 def draw_curves(comparison: Comparison, labels: list[str]) -> None:
     """All lanes in one picture, and why it shows what it shows."""
+    options = modes(comparison)
+    mode = st.segmented_control(
+        "Perplexity", options, format_func=str.capitalize, required=True,
+        key=kept(mode_key(comparison), comparison.mode, options),
+    )  # fmt: skip
+    # The session gave it a value, and one is required.
+    assert mode is not None
+    why, comparison = comparison.why if mode == comparison.mode else "", replace(comparison, mode=mode)
     looks = overlaid([[parse(p) for p in run.spec.policies] for run in comparison.runs])
     curves = [
         (label, *looks[lane.run][lane.lane], *comparison.curve(lane))
         for label, lane in zip(labels, comparison.lanes, strict=True)
     ]
-    st.markdown(plain(comparison.why))
+    if why:
+        st.markdown(plain(why))
     ends = [f"{name} ends at {math.exp(min(nll[-1], 50)):.4g}" for name, _, _, _, nll in curves if len(nll)]
-    figure = charts.overlay(curves, comparison.mode == "relative")
+    figure = charts.overlay(curves, mode)
     alt = f"{comparison.mode} perplexity: {'; '.join(ends)}"
     # The names of the lanes stand above the curves.
     chart.mount(figure, key="runs-curves", height=330 + 16 * len(curves), projected=52, alt=alt)
@@ -127,8 +201,9 @@ def draw_grids(comparison: Comparison, titles: list[str]) -> None:
         left, right = st.columns(2)
         with left:
             lane = st.selectbox(
-                plain(title), range(len(names)), format_func=names.__getitem__, key=f"runs-grid-{i}-{len(names)}"
-            )
+                plain(title), range(len(names)), format_func=names.__getitem__,
+                key=kept(grid_key(i, len(names)), 0, range(len(names))),
+            )  # fmt: skip
         chosen.append(lane)
         try:
             mass = mean_sink_mass(run, lane)

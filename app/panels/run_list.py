@@ -28,6 +28,8 @@ AT_ONCE = 20
 MOST_UPLOADED = 64
 """Megabytes of a .zip file that a page takes in or gives out; commands know no such limit."""
 MOST_COMPARED = 6
+COMPARED = ("reading", "chat")
+"""Kinds of runs that are laid over one another."""
 OPENED_ON = {"reading": "read", "chat": "chat"}
 """The pages that show a run of a kind."""
 WHERE = Path(__file__).parents[1] / "views"
@@ -58,7 +60,7 @@ def draw(found: list[Entry]) -> None:
             placeholder="title, text, model, policy …", max_chars=LONGEST, width=320,
         )  # fmt: skip
         importer()
-        marked = [e.name for e in found if e.kind in OPENED_ON and marked_now(e.name)]
+        marked = [e.name for e in found if e.kind in COMPARED and marked_now(e.name)]
         few = "Mark two or more runs to lay them over one another"
         many = f"At most {MOST_COMPARED} runs at a time"
         st.button(
@@ -99,7 +101,7 @@ def row(entry: Entry) -> None:
     """One run."""
     key, title = entry.name, titled(entry)
     with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"runs-row-{library.slug(key)}"):
-        if entry.kind in OPENED_ON:
+        if entry.kind in COMPARED:
             st.checkbox(f"Compare {plain(title)}", key=kept(f"runs-mark-{key}", False), label_visibility="collapsed")
         st.html(words_of(entry, title), width="stretch")
         with st.container(horizontal=True, width="content", vertical_alignment="center"):

@@ -5,13 +5,13 @@ const PATIENCE = 400;
 
 // Back and forward go through what is seen, and not through every turn of a knob: Streamlit makes an entry in the
 // browser's history of every change of the address, so all changes but these take the place of the entry before.
-const ENTRIES = ["run", "panel", "figure", "chapter"];
+const ENTRIES = ["run", "panel", "figure", "chapter", "compare"];
 let arriving = false;
 
 function entriesOf(search) {
   const asked = new URLSearchParams(search);
   // A figure is written with its settings.
-  return ENTRIES.map((name) => (asked.get(name) || "").replace(name === "figure" ? /:.*/ : "", ""));
+  return ENTRIES.map((name) => asked.getAll(name).join().replace(name === "figure" ? /:.*/ : "", ""));
 }
 
 function keepHistory() {
