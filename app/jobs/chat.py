@@ -58,7 +58,7 @@ class ChatJob(TextJob):
         """What to know of this run as long as it lives."""
         self.pending: list[str] = list(script or [])
         """Prompts of the script that have not been said."""
-        self.scripted, self._script_sha256 = len(self.pending), script_sha256
+        self.scripted, self.text_sha256 = len(self.pending), script_sha256
         self.playing = bool(self.pending)
         self.epoch = 0
         """Grows when tokens of the conversation are taken back."""
@@ -189,7 +189,7 @@ class ChatJob(TextJob):
         for lane in lanes:
             lane.trace()
         self.lanes = lanes
-        self.transcript.open_for(partner, text_sha256=self._script_sha256)
+        self.transcript.open_for(partner, text_sha256=self.text_sha256)
         return ""
 
     def _reopen(self, model: "LanguageModel") -> str:
@@ -200,8 +200,8 @@ class ChatJob(TextJob):
             self._loading(f"Saying again what was said: lane {lane + 1} at token {position:,}")
 
         # What is left of its script lies in the checkpoint.
-        digest = asked.text_sha256 or ""
-        going = resuming.resumed(asked, model, text_sha256=digest, history=HISTORY, progress=progress)
+        self.text_sha256 = asked.text_sha256 or ""
+        going = resuming.resumed(asked, model, text_sha256=self.text_sha256, history=HISTORY, progress=progress)
         self.tokenized = Tokenized(np.zeros(0, np.int32), going.lanes[0].partner.begins, ())
         self.costs = [TokenCosts.of(track) for track in going.run.tracks]
         self.pending, self.scripted = list(going.about.get("pending", ())), going.about.get("scripted", 0)

@@ -30,7 +30,7 @@ from app.projection import project
 from app.view import CHAT_PARAMETERS, ChatView
 
 JOB_PANEL = JobPanel("chat", ChatJob)
-UPLOAD = "Upload a script …"
+UPLOAD, LINKED = "Upload a script …", "The script of the link"
 ADDRESS = ("run", *AT, "lane", *MODEL, *CHAT, *CHAT_PARAMETERS)
 """What the address of this page says."""
 LOST = "That conversation is no longer in memory: begin a new one."
@@ -74,7 +74,8 @@ def open_page() -> None:
     known = talk or recording
     if known is not None:
         spec = known.spec
-        chosen = replace(chosen, lanes=list(spec.policies), model=Chosen.of(spec), script=spec.text)
+        script = spec.text if spec.text in scripts() else address.named_text("", known.text_sha256) or chosen.script
+        chosen = replace(chosen, lanes=list(spec.policies), model=Chosen.of(spec), script=script)
         chosen.sampling, chosen.kv_chunk = spec.sampling or chosen.sampling, spec.kv_chunk
     elif "run" in asked:
         problems.append(LOST)
@@ -86,9 +87,6 @@ def open_page() -> None:
         left_out += wrong
         chosen.script, chosen.kv_chunk = found.pop("script", chosen.script), found.pop("kv_chunk", None)
         chosen.sampling = replace(chosen.sampling, **found)
-        if address.HASH.fullmatch(chosen.script):
-            problems.append(f"This link is of a script that was uploaded ({chosen.script} …): upload it again.")
-            chosen.script = UPLOAD
         try:
             if "lane" in asked:
                 chosen.lanes = address.lanes(asked.get_all("lane"), MAX_LANES, "talk")
@@ -124,7 +122,7 @@ def to_address() -> None:
 def values_of(chosen: Settings) -> dict[str, Any]:
     """The script and how answers are chosen, by the names that addresses have for them."""
     sampling, upload = asdict(chosen.sampling), st.session_state.get("chat_upload")
-    script = chosen.script if chosen.script in scripts() else None
+    script = None if chosen.script == UPLOAD else chosen.script
     if chosen.script == UPLOAD and upload is not None:
         script = address.named_text("", hashlib.sha256(upload.getvalue()).hexdigest())
     return {**sampling, "top_k": sampling["top_k"] or None, "script": script, "kv_chunk": chosen.kv_chunk}
@@ -139,8 +137,9 @@ def begin(script: tuple[list[str], str] | None = None) -> None:
 
 def _prepared(script: tuple[list[str], str] | None) -> Maker[ChatJob]:
     chosen = st.session_state.chat
+    upload = st.session_state.get("chat_upload")
     spec = Spec(
-        text=chosen.script,
+        text=chosen.script if chosen.script in scripts() else upload.name if upload else "typed",
         policies=tuple(chosen.lanes),
         sampling=chosen.sampling,
         kv_chunk=chosen.kv_chunk,
@@ -184,10 +183,18 @@ def the_script() -> tuple[list[str], str]:
     chosen = st.session_state.chat
     if chosen.script in scripts():
         return read_script(chosen.script)
-    upload = st.session_state.get("chat_upload")
+    upload, linked = st.session_state.get("chat_upload"), address.HASH.fullmatch(chosen.script)
+    if upload is None and linked:
+        raise ValueError("this link is of a script that was uploaded: upload it again, or choose another one")
     if upload is None:
         raise ValueError("choose a script to upload first, or another one")
-    return script_from_bytes(upload.getvalue(), upload.name)
+    script = script_from_bytes(upload.getvalue(), upload.name)
+    if linked and address.named_text("", script[1]) != chosen.script:
+        raise ValueError(
+            f"{upload.name} is not the script of this link, whose SHA-256 begins with "
+            f"{chosen.script.removeprefix('sha256:')}: upload that one, or choose another"
+        )
+    return script
 
 
 def sidebar() -> None:
@@ -207,15 +214,20 @@ def sidebar() -> None:
                 type="primary" if on and chosen.script == story.script else "secondary",
             )
         names = [*scripts(), UPLOAD]
+        if address.HASH.fullmatch(chosen.script):
+            names.insert(0, chosen.script)
         chosen.script = st.selectbox(
             "Script",
             names,
             index=names.index(chosen.script) if chosen.script in names else 0,
-            format_func=lambda n: n if n == UPLOAD else n.capitalize(),
+            format_func=lambda n: n if n == UPLOAD else n.capitalize() if n in scripts() else LINKED,
             key=f"chat-script-{state.revision}",
             help="Played by the button beside the field where you write",
         )
-        if chosen.script == UPLOAD:
+        linked = address.HASH.fullmatch(chosen.script)
+        if linked:
+            st.caption(f"This link is of a script that was uploaded ({chosen.script} …): upload it again.")
+        if chosen.script == UPLOAD or linked:
             st.file_uploader("One prompt a line, or JSONL with turns", key="chat_upload", max_upload_size=8)
         state.chat_switched = switched(JOB_PANEL.job)
         lane_controls("chat-lane", chosen.lanes, MAX_LANES, None, state.chat_switched)
