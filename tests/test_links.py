@@ -6,14 +6,19 @@ from hypothesis import strategies as st
 
 from analysis import texts
 from analysis.experiments.measures import MEASURES
+from analysis.figures import FIGURES
+from analysis.figures.sheet import KINDS, WIDTHS
 from analysis.runs.spec import Sampling
 from app import address
 from app.controls import MODEL, NUMBERS, WEIGHTS, Chosen
-from app.panels import atlas, knockouts, measures
+from app.panels import atlas, figure_layout, figure_source, knockouts, measures
 from app.parameters import CHAT, READ, SAMPLING
 
 PANELS = {"maps": atlas.PANEL, "measures": measures.PANEL, "knockouts": knockouts.PANEL}
-ALL = {"read": READ, "chat": CHAT, "model": MODEL} | {name: panel.parameters for name, panel in PANELS.items()}
+FIGURE = {**figure_source.PARAMETERS, **figure_layout.PARAMETERS}
+ALL = {"read": READ, "chat": CHAT, "model": MODEL, "figures": FIGURE} | {
+    name: panel.parameters for name, panel in PANELS.items()
+}
 EACH = [(page, name) for page, of in ALL.items() for name in of]
 HASHES = st.from_regex(r"\Asha256:[0-9a-f]{16}\Z")
 TEXTS = st.sampled_from(list(texts.plays())) | HASHES
@@ -23,8 +28,31 @@ def places(parts: int, most: int) -> st.SearchStrategy[tuple[int, ...]]:
     return st.tuples(*[st.integers(0, most)] * parts)
 
 
+def settings_of(name: str) -> st.SearchStrategy:
+    """A figure with any settings."""
+    rules = {f.name: (f.metadata, f.type, f.default) for f in FIGURES[name].settings()}
+    values = {
+        setting: st.sampled_from(rule["choices"])
+        if rule["choices"]
+        else st.just(default)
+        if rule["pattern"]
+        else st.floats(rule["low"], rule["high"])
+        if kind is float
+        else st.integers(rule["low"], rule["high"])
+        for setting, (rule, kind, default) in rules.items()
+    }
+    return st.builds(FIGURES[name], **values)
+
+
 VALUES = {
     "text": TEXTS,
+    "figure": st.sampled_from(list(FIGURES)).flatmap(settings_of),
+    "folder": st.just(figure_source.ELSEWHERE),
+    "venue": st.sampled_from(list(WIDTHS)),
+    "points": st.floats(4, 40),
+    "dpi": st.integers(50, 1200),
+    "file": st.sampled_from(KINDS),
+    "grey": st.integers(0, 1),
     "at": st.integers(1, 2**31 - 1),
     "script": st.sampled_from(["questions", "memory"]) | HASHES,
     "kv_chunk": st.integers(1, 65536),

@@ -10,76 +10,66 @@ import streamlit as st
 from PIL import Image
 
 from analysis.errors import sentence
-from analysis.figures import FIGURES, AttentionStrip, Figure, HeadMap, Numbers, Perplexity, SinkGrid, Strip, parse
+from analysis.figures import FIGURES, AttentionStrip, Figure, HeadMap, Numbers, Perplexity, SinkGrid, Strip
 from analysis.figures.export import command, provenance
-from analysis.figures.inputs import FigureInput, open_input
 from analysis.figures.report import page
-from analysis.figures.sheet import KINDS, WIDTHS, Layout, missing, rendered
+from analysis.figures.sheet import WIDTHS, Layout, missing, rendered
 from analysis.runs import library
 from analysis.texts import with_bos
-from app.controls import brand, heading, setting_control
-from app.frames.atlas import called
+from app import address
+from app.controls import brand, choose, heading, kept, readdress, setting_control
 from app.jobs.capture import CaptureJob
 from app.jobs.reading import ReadingJob
 from app.jobs.registry import REGISTRY
-from app.pages import PAGES
-from app.panels import slots
+from app.panels import figure_layout, figure_source
 from app.plain import plain
 from app.projection import project
 
-NEEDS = {"run": "a run", "stretch": "a captured stretch", "grid": "a grid of runs", "trainings": "trainings"}
-MADE_ON = {"stretch": "heads", "trainings": "learn"}
-"""The pages on which they are made; all others on the first one."""
+PARAMETERS: address.Parameters = {**figure_source.PARAMETERS, **figure_layout.PARAMETERS}
+ADDRESS = ("run", *PARAMETERS)
+"""What the address of this page says."""
 TYPES = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png", "csv": "text/csv"}
-FOLDER = "A folder …"
 PREVIEW = 760
 """Pixels across."""
-
-
-def offered(needs: str) -> dict[str, str]:
-    """What there is to draw from, by the name that a person sees: folders, and what lies in memory."""
-    state, found = st.session_state, {}
-    read = REGISTRY.find(state.get("read_run"), ReadingJob)
-    if needs == "run" and read is not None and any(len(t.nll) for t in read.run.tracks):
-        found["The run of the Read page"] = read.id
-    captures = [REGISTRY.find(capture, CaptureJob) for capture in state.get("captures", [])]
-    kept = [run for run in captures if run is not None and run.atlas is not None]
-    for run, name in zip(kept, called(kept), strict=True) if needs == "stretch" else ():
-        slots.renew_lease(run)
-        found[f"The stretch of the Heads page: {name}"] = run.id
-    return {**found, FOLDER: ""}
 
 
 def arrive() -> None:
     """Let figures begin with what the page shows that one comes from, or with what the address says."""
     state, asked = st.session_state, st.query_params
-    state.setdefault("figure_begin", {})
-    state.setdefault("figure_problem", "")
+    for name, empty in (("figure_begin", {}), ("figure_seen", {}), ("figure_problem", ""), ("figure_folder", False)):
+        state.setdefault(name, empty)
     if not state.get("arrived"):
         return
-    seen = seen_elsewhere()
-    first = {"read": "perplexity", "heads": "head-map"}.get(state.get("came_from"))
-    try:
-        named = parse(asked["figure"]) if "figure" in asked else None
-        state.figure_problem = ""
-    except ValueError as e:
-        named, state.figure_problem = None, f"The address of this page asks for what cannot be: {sentence(e)}"
-    if named is not None:
-        seen, first = {**seen, named.name: named}, named.name
-        run = REGISTRY.get(asked.get("run"))
-        if isinstance(run, ReadingJob):
-            state.setdefault("read_run", run.id)
-        elif isinstance(run, CaptureJob):
-            state.captures = list(dict.fromkeys([*state.get("captures", []), run.id]))
-            state.setdefault("atlas_run", run.id)
     # Only what has been seen since begins anew; all else stays as it was set here.
-    changed = {name for name, figure in seen.items() if state.figure_begin.get(name) != figure}
-    state.figure_begin |= seen
-    for key in [key for key in state if any(key.startswith(f"figure-{name}-") for name in changed)]:
+    seen = seen_elsewhere()
+    anew = {name: figure for name, figure in seen.items() if state.figure_seen.get(name) != figure}
+    first = {"read": "perplexity", "heads": "head-map"}.get(state.get("came_from"))
+    first = first if first in seen else None
+    if first is not None:
+        choose(source_key(FIGURES[first].needs), None)
+    if any(name in asked for name in ADDRESS):
+        found, problems = address.values(PARAMETERS, asked)
+        figure_layout.take(found)
+        if "figure" in found:
+            first = found["figure"].name
+            anew[first] = found["figure"]
+        linked = asked.get("run", "")
+        needs = figure_source.need_of(linked)
+        if "figure" not in found and needs:
+            first = figure_source.first_figure(needs)
+        gone = "" if needs or not linked else "What this address wants a figure of is not here: choose something else."
+        state.figure_problem = f"{address.wrong(problems)} {gone}".strip()
+        if REGISTRY.find(linked, CaptureJob) is not None:
+            state.captures = list(dict.fromkeys([*state.get("captures", []), linked]))
+        state.update(figure_linked=linked if needs else "", figure_folder="folder" in found, figure_take=True)
+    elif not state.returned:
+        state.figure_problem = ""
+    state.figure_begin |= anew
+    state.figure_seen |= seen
+    for key in [key for key in state if any(str(key).startswith(f"figure-{name}-") for name in anew)]:
         del state[key]
-    if first in seen:
-        state["figure-name"] = first
-        state.pop(f"figure-source-{FIGURES[first].needs}", None)
+    if first is not None:
+        choose("figure-name", first)
 
 
 def seen_elsewhere() -> dict[str, Figure]:
@@ -103,59 +93,46 @@ def seen_elsewhere() -> dict[str, Figure]:
     return {figure.name: figure for figure in seen}
 
 
-def source_of(figure: type[Figure], chosen: str, folder: str) -> FigureInput:
-    """What the figure is made of.  Raises ValueError with what to do."""
-    run = REGISTRY.get(chosen)
-    if isinstance(run, CaptureJob) and run.atlas is not None:
-        return FigureInput(run.atlas.stretch.path, run.atlas, run.atlas.stretch.about)
-    if isinstance(run, ReadingJob):
-        if run.kept.problem:
-            raise ValueError(f"{run.kept.problem} A figure is made of a run folder: make room, and read once more")
-        # Where the command under the figure finds it, too.
-        return open_input(library.home() / run.id, figure.needs)
-    if not folder:
-        raise ValueError(
-            f"this figure is made of {NEEDS[figure.needs]}: name its folder, or make one on the "
-            f"{PAGES[MADE_ON.get(figure.needs, 'read')].title()} page"
-        )
-    return _opened(folder, figure.needs)
+def source_key(needs: str) -> str:
+    """Of the widget for what figures are made of that need this."""
+    return f"figure-source-{needs}"
 
 
-@st.cache_resource(max_entries=2, show_spinner="Opening …")
-def _opened(folder: str, needs: str) -> FigureInput:
-    return open_input(Path(folder), needs)
-
-
-def sidebar() -> tuple[Figure | None, Layout | None, str, str, str]:
+def sidebar() -> tuple[Figure | None, Layout, str, str, str]:
     """The figure, its layout, its kind of file, and what it is made of."""
+    state = st.session_state
     with st.sidebar:
         brand("figures")
-        name = st.selectbox("Figure", list(FIGURES), format_func=lambda n: FIGURES[n].title, key="figure-name")
+        name = st.selectbox(
+            "Figure", list(FIGURES), format_func=lambda n: FIGURES[n].title,
+            key=kept("figure-name", next(iter(FIGURES)), FIGURES),
+        )  # fmt: skip
         kind = FIGURES[name]
         st.caption(" ".join((kind.__doc__ or "").split("\n\n")[0].split()).replace("`", ""))
-        names = offered(kind.needs)
-        shown = [label for label, found in names.items() if found and found == st.session_state.get("atlas_run")]
-        first = list(names).index(shown[0]) if shown else 0
-        chosen = names[st.selectbox("Made of", list(names), first, key=f"figure-source-{kind.needs}")]
-        folder = "" if chosen else st.text_input("Folder", key=f"figure-folder-{kind.needs}").strip()
-        begin = st.session_state.figure_begin.get(name)
+        names = figure_source.offered(kind.needs)
+        labels = {found: label for label, found in names.items()}
+        if state.get("figure_take"):
+            # Once: then a person may choose another.
+            state.figure_take = False
+            linked = "" if state.figure_folder else state.figure_linked
+            choose(source_key(kind.needs), labels.get(linked) if linked or state.figure_folder else None)
+        usual = labels.get(state.get("atlas_run") or "none", next(iter(names)))
+        key = kept(source_key(kind.needs), usual, names)
+        chosen = names[st.selectbox("Made of", list(names), key=key)]
+        folder = "" if chosen else st.text_input("Folder", key=kept(f"figure-folder-{kind.needs}", "")).strip()
+        begin = state.figure_begin.get(name)
         values = {f.name: setting_control(f"figure-{name}", f, begin, kind) for f in kind.settings()}
-        st.caption("The page that it stands on")
-        left, right = st.columns(2)
-        venue = left.selectbox("Venue", list(WIDTHS), key="figure-venue", help="How wide it is")
-        points = right.number_input("Points", 4.0, 40.0, 8.0, 0.5, key="figure-points", help="Size of the text")
-        file = left.selectbox("File", KINDS, key="figure-kind")
-        dpi = right.number_input("Dots per inch", 50, 1200, 300, 50, key="figure-dpi")
+        layout, file = figure_layout.controls()
         try:
-            return kind(**values), Layout(venue, points, dpi), file, chosen, folder
+            return kind(**values), layout, file, chosen, folder
         except ValueError as e:
             st.warning(plain(sentence(e)))
-            return None, None, file, chosen, folder
+            return None, layout, file, chosen, folder
 
 
 def preview(figure: Figure, data: Numbers, layout: Layout, file: str, made: bytes, about: dict[str, Any]) -> None:
     """The file itself where a browser shows it, and else its twin."""
-    grey = st.toggle("As a black-and-white printer has it", key="figure-grey")
+    grey = figure_layout.grey()
     if file == "svg" and not grey:
         st.image(made.decode(), width=PREVIEW)
         return
@@ -174,12 +151,15 @@ def draw() -> None:
     heading("figures")
     if st.session_state.figure_problem:
         st.error(plain(st.session_state.figure_problem))
-    if figure is None or layout is None:
+    if figure is None:
         return
-    st.query_params.update({"figure": str(figure)} | ({"run": chosen} if chosen else {}))
+    st.session_state.figure_begin[figure.name] = figure
+    said = address.said(PARAMETERS, {"figure": figure, **figure_layout.now()}, {"figure": None, **figure_layout.USUAL})
+    waits = {"folder": figure_source.ELSEWHERE} if st.session_state.figure_folder and not chosen and not folder else {}
+    readdress(ADDRESS, said | figure_source.said(chosen, folder) | waits)
     out = Path(f"{figure.name}.{file}")
     try:
-        source = source_of(type(figure), chosen, folder)
+        source = figure_source.source_of(type(figure), chosen, folder, st.session_state.figure_folder)
         with st.spinner("Drawing …"):
             figure = figure.resolved(source.data)
             data = figure.numbers(source.data)
@@ -213,8 +193,8 @@ def draw() -> None:
             st.code(about["bibtex"], language="bibtex")
     if about["text"] and about["begins"] is not None:
         st.caption(plain(f"Of {about['model']} on {about['text']}, which begins {with_bos(about['begins'])}."))
-    kept = source.folder.is_relative_to(library.home())
-    passing = not kept and source.folder.is_relative_to(tempfile.gettempdir())
+    in_library = source.folder.is_relative_to(library.home())
+    passing = not in_library and source.folder.is_relative_to(tempfile.gettempdir())
     until = " (as long as the Heads page keeps its stretch: name a folder there)" if passing else ""
     st.caption(f"The same file from a command line{until}:")
     st.code(command(figure, source.folder, out, layout), language="bash", wrap_lines=True)

@@ -1,0 +1,53 @@
+"""The page that a figure stands on, and its file: widgets of the figures page, and what its address says of them."""
+
+from typing import Any
+
+import streamlit as st
+
+from analysis.figures.sheet import KINDS, WIDTHS, Layout
+from app import address
+from app.controls import choice, choose, kept
+
+USUAL = {"venue": "neurips", "points": 8.0, "dpi": 300, "file": "pdf", "grey": 0}
+PARAMETERS: address.Parameters = {
+    "venue": address.one_of("venue", WIDTHS),
+    "points": address.real("points", 4, 40),
+    "dpi": address.whole("dpi", 50, 1200),
+    "file": address.one_of("file", KINDS),
+    "grey": address.whole("grey", 0, 1),
+}
+"""What addresses say of a layout and a file; `grey`: whether it is shown as a black-and-white printer has it."""
+
+
+def controls() -> tuple[Layout, str]:
+    """Widgets for the layout and the kind of file; returns what the person chose."""
+    st.caption("The page that it stands on")
+    left, right = st.columns(2)
+    venue = left.selectbox("Venue", list(WIDTHS), key=kept(_key("venue"), USUAL["venue"]), help="How wide it is")
+    points = right.number_input(
+        "Points", 4.0, 40.0, step=0.5, key=kept(_key("points"), USUAL["points"]), help="Size of the text"
+    )
+    file = left.selectbox("File", KINDS, key=kept(_key("file"), USUAL["file"]))
+    dpi = right.number_input("Dots per inch", 50, 1200, step=50, key=kept(_key("dpi"), USUAL["dpi"]))
+    return Layout(venue, points, dpi), file
+
+
+def grey() -> bool:
+    """A switch; whether the figure is shown without colours."""
+    return st.toggle("As a black-and-white printer has it", key=kept(_key("grey"), False))
+
+
+def now() -> dict[str, Any]:
+    """What is chosen, as the address says it."""
+    return {name: choice(_key(name), usual) for name, usual in USUAL.items()} | {"grey": int(choice(_key("grey"), 0))}
+
+
+def take(found: dict[str, Any]) -> None:
+    """Set what an address asks, and all else as usual."""
+    for name, value in {**USUAL, **found}.items():
+        if name in USUAL:
+            choose(_key(name), bool(value) if name == "grey" else value)
+
+
+def _key(name: str) -> str:
+    return f"figure-{name}"
