@@ -14,9 +14,11 @@ from analysis.engine.step import Step
 from analysis.figures.inputs import FigureInput, open_input
 from analysis.figures.report import page, report
 from analysis.figures.site import site
+from analysis.figures.thumbnails import sink_grid, sparkline
 from analysis.runs.folder import save
+from analysis.runs.library import GALLERY, entries
 from analysis.runs.maps import MOST, SIDE, MapsFile, RecordedMap
-from analysis.runs.player import ALONE, BOARD, script
+from analysis.runs.player import ALONE, BOARD, CONVERSATION, script
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 
@@ -60,6 +62,15 @@ def test_a_report_of_thirty_thousand_tokens_stands_alone_and_is_small(model, tmp
     assert html.escape(run.spec.command()) in text and "read 30,000 tokens" in text
     nll = run.tracks[1].nll.view()
     assert f"{np.exp(nll.mean(dtype=np.float64)):.3f}" in text
+
+
+def test_a_report_of_a_conversation_replays_in_the_lanes_of_the_chat_page(tmp_path):
+    text = report(GALLERY / "breakdown", tmp_path / "report.html").read_text(encoding="utf-8")
+    view, told = packed(text)
+    assert script(*CONVERSATION, ALONE) in text and told["kind"] == "chat" and len(told["lanes"]) == 2
+    assert view["view"].keys() == {"chosen", "head", "token", "paint"}
+    assert "python -m analysis chat" in text and "a conversation with SmolLM2-135M" in text
+    assert not re.search(r"<(script|img|link|iframe)[^>]+(src|href)=[\"']?(https?:)?//", text) and len(text) < 15e6
 
 
 def packed(text: str) -> tuple[dict, dict]:
@@ -118,8 +129,14 @@ def test_a_site_has_a_page_for_each_recording_and_relative_links_only(tmp_path):
     for name in ("index.html", "one.html", "two.html"):
         text = (tmp_path / "site" / name).read_text(encoding="utf-8")
         links = re.findall(r'<(?:script|img|link|iframe|a)[^>]+(?:src|href)="([^"]*)"', text)
-        assert links and set(links) <= there
-    assert "Recompute 128 / 16" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+        # A picture that stands in the page itself is no link.
+        assert links and {link for link in links if not link.startswith("data:image/")} <= there
+    index = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert "Recompute 128 / 16" in index
+    # The pictures that the page of runs has stand in it, with words for who does not see them.
+    for entry in entries(tmp_path / "gallery"):
+        assert entry.preview and sparkline(entry.preview) in index and sink_grid(entry.preview) in index
+    assert len(re.findall(r'<img [^>]*src="data:image/[^>]* alt="[^"]+"', index)) == 4
 
 
 def test_a_site_without_recordings_says_so(tmp_path):

@@ -6,10 +6,10 @@ import zipfile
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from analysis.figures.thumbnails import sink_grid, sparkline
 from analysis.runs import library, trash
 from analysis.runs.archive import export
 from app.panels.run_list import AT_ONCE, words_of
-from app.panels.thumbnails import sink_grid, sparkline
 from app.plain import plain
 
 from .fuzz import seeds

@@ -1,4 +1,4 @@
-"""One page on a run: it replays, in the board that the app has, beside its text, settings and where it all comes from.
+"""One page on a run: it replays, in the component that the app has for it, beside its text, settings and origin.
 
 It opens without network or Python, for students and for what goes beside a paper.
 """
@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import numpy as np
 import plotly
@@ -17,9 +18,8 @@ import plotly
 from .. import files
 from ..maps.recorder import head_of
 from ..policies import parse
-from ..runs.maps import read_maps
-from ..runs.player import ALONE, BOARD, script, style
-from ..runs.recording import recorded
+from ..runs.player import ALONE, BOARD, CONVERSATION, script, style
+from ..runs.recording import recorded_in
 from ..runs.run import Run
 from ..runs.summary import summarize
 from ..texts import said_as_text, token_texts, with_bos
@@ -72,19 +72,22 @@ def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots:
         raise ValueError("the run has read nothing yet, so there is nothing to tell")
     spec, about = run.spec, {k: v for k, v in source.about.items() if k not in ("heads", "model")}
     _name_tokens(run)
-    kept = read_maps(source.folder, len(run.tracks))
-    data = {
-        "recording": {"packed": _packed(recorded(run, source.folder.name, source.about, kept))},
-        "view": {"mode": "relative", "paint": "nll", "reference": 0, "chosen": lane, "head": None},
-        "whole": True,
-    }
+    chat, model = run.kind == "chat", run.model.name if run.model else spec.model
+    if chat:
+        component, name = CONVERSATION, f"{spec.text}, a conversation with {model}"
+        view: dict[str, Any] = {"chosen": lane, "head": None, "token": None, "paint": False}
+    else:
+        component, name = BOARD, f"{spec.text}, read by {model}"
+        view = {"mode": "relative", "paint": "nll", "reference": 0, "chosen": lane, "head": None}
+    packed = _packed(recorded_in(source.folder, run, source.about))
+    data = {"recording": {"packed": packed}, "view": view, "whole": not chat}
     read = max(len(t.nll) for t in run.tracks) + 1
     switched = [e for e in run.events if e["what"] == "switch"]
     note = f"\n# Here it had read {read:,} tokens."
     note += "\n# Then, while it read: " + json.dumps(switched) if switched else ""
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         policy="" if plots else POLICY,
-        title=html.escape(f"{spec.text}, read by {spec.model}"),
+        title=html.escape(name),
         subtitle=" · ".join(
             (
                 f"{read:,} tokens{'' if run.begins is None else html.escape(f' {with_bos(run.begins)}')}",
@@ -95,7 +98,7 @@ def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots:
             )
         ),
         summary=_summary(run),
-        style=style(*BOARD),
+        style=style(*component),
         shades=" ".join(f".n{i} {{ --share: {i / (SHADES - 1):.0%}; }}" for i in range(SHADES)),
         parts="\n".join((_text(run, lane), *(["<h2>Attention maps</h2>", *maps] if maps else []))),
         command=html.escape(spec.command() + note),
@@ -103,7 +106,7 @@ def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots:
         plotly=f'<script src="{html.escape(plots)}"></script>' if plots else _plotly(),
         # No text can end the script that it stands in.
         data=json.dumps(data).replace("<", "\\u003c"),
-        script=script(*BOARD, ALONE),
+        script=script(*component, ALONE),
     )
 
 

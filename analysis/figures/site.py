@@ -13,6 +13,7 @@ from ..policies import parse
 from ..runs.library import GALLERY, Entry, entries
 from .inputs import open_input
 from .report import PLOTLY, page
+from .thumbnails import sink_grid, sparkline
 
 TEMPLATE = Path(__file__).parents[2] / "assets" / "site.html"
 SCRIPT = "plotly.min.js"
@@ -43,11 +44,13 @@ def site(out: Path, gallery: Path = GALLERY) -> list[Path]:
 
 
 def _story(recording: Entry) -> str:
-    """A recording in the index: its name, what was read under which policies, and where its page lies."""
+    """A recording in the index: its pictures, its name, what was read under which policies, and where its page lies."""
     policies = ", ".join(parse(p).label for p in recording.policies)
-    read = max((lane.tokens for lane in recording.preview.lanes), default=0) if recording.preview else 0
+    preview = recording.preview
+    read = max((lane.tokens for lane in preview.lanes), default=0) if preview else 0
+    pictures = f"{sparkline(preview)}{sink_grid(preview)}" if preview else ""
     facts = " · ".join((recording.text, recording.model, f"{read:,} tokens", recording.arithmetic))
     return (
-        f'<li><a href="{html.escape(recording.name)}.html">{html.escape(recording.title)}</a>'
-        f"<span>{html.escape(policies)}</span><span>{html.escape(facts)}</span></li>"
+        f'<li><div class="pictures">{pictures}</div><div><h2><a href="{html.escape(recording.name)}.html">'
+        f"{html.escape(recording.title)}</a></h2><p>{html.escape(policies)}</p><p>{html.escape(facts)}</p></div></li>"
     )

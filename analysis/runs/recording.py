@@ -40,14 +40,19 @@ def recording(path: Path) -> bytes:
     Raises ValueError where there is none, it has read nothing, or a file of it is damaged.
     """
     path = Path(path)
-    run, about = load(path), about_of(path)
+    return gzip.compress(recorded_in(path, load(path), about_of(path)), 6, mtime=0)
+
+
+def recorded_in(folder: Path, run: Run, about: Mapping[str, Any]) -> bytes:
+    """The recording of the run in a folder, a reading or a conversation, as a script reads it.
+
+    Raises ValueError where it has read nothing, or a file of it is damaged.
+    """
     if run.kind == "chat":
         from .recorded_chat import recorded_chat
 
-        data = recorded_chat(run, path.name, about)
-    else:
-        data = recorded(run, path.name, about, read_maps(path, len(run.tracks)))
-    return gzip.compress(data, 6, mtime=0)
+        return recorded_chat(run, folder.name, about)
+    return recorded(run, folder.name, about, read_maps(folder, len(run.tracks)))
 
 
 def recorded(run: Run, name: str, about: Mapping[str, Any], maps: Sequence[RecordedMap] = ()) -> bytes:

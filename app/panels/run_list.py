@@ -14,14 +14,13 @@ import streamlit as st
 from analysis import texts
 from analysis.errors import reason, sentence
 from analysis.figures.inputs import check_folder
+from analysis.figures.thumbnails import sink_grid, sparkline
 from analysis.palette import briefs
 from analysis.policies import parse
 from analysis.runs import archive, library, trash
 from analysis.runs.library import KINDS, LONGEST, Entry
 from app.controls import kept, problem
 from app.plain import plain
-
-from .thumbnails import sink_grid, sparkline
 
 AT_ONCE = 20
 """Runs that are listed before somebody asks for more."""

@@ -5,6 +5,8 @@ import re
 import pytest
 
 from analysis.chat.partner import Partner
+from analysis.figures.report import report
+from analysis.runs import library
 from analysis.runs.reader import load
 from analysis.runs.recorded_chat import recorded_chat
 
@@ -13,7 +15,7 @@ from ..test_bos import model_of
 from ..test_frames import decoded
 from ..test_recorded_chat import PROMPTS, Talk
 from .conftest import cut_labels
-from .test_replay import position, wait_address, wait_painted
+from .test_replay import offline, position, violations, wait_address, wait_painted  # noqa: F401
 
 pytestmark = pytest.mark.browser
 
@@ -68,3 +70,40 @@ def test_a_recorded_conversation_is_played_scrubbed_and_found_again(app, page, t
     page.get_by_text("▶ Play").wait_for()
     assert page.get_by_role("button", name="Talk live").count() == 1
     assert not cut_labels(page) and not page.problems and not page.strangers
+
+
+def test_a_static_page_of_a_conversation_replays_its_lanes_without_network(offline, talked, tmp_path):  # noqa: F811
+    (name, total), page, out = talked, offline, tmp_path / "page.html"
+    report(library.find(name), out, lane=1)
+    assert out.stat().st_size < 15e6
+    page.goto(f"{out.as_uri()}#at={total}&token=0.9")
+    wait_painted(page, total)
+    assert page.locator(".sk-lane").count() == 2 and page.locator(".sk-line:visible").count() == 2
+    assert page.locator(".sk-lane:visible .sk-invite:visible").count() == 0
+    page.get_by_text("a probability of").wait_for()
+    at_end = gone(page, 0)
+    # The keyboard goes a turn back, and less has left the cache there; the address says where it rests.
+    page.keyboard.press("Shift+ArrowLeft")
+    page.wait_for_function("total => window.__sinkscope.published < total", arg=total)
+    second = position(page)
+    wait_painted(page, second)
+    assert 0 < gone(page, 0) < at_end
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        assert not violations(page, "document"), scheme
+    page.get_by_role("button", name="Surprise").click()
+    page.wait_for_function("document.querySelectorAll('.sk-flow span[style*=rgba]').length > 20")
+    page.wait_for_function(
+        "at => location.hash.includes(`at=${at}`) && location.hash.includes('paint=true')", arg=second
+    )
+    page.reload()
+    wait_painted(page, second)
+    page.wait_for_function("document.querySelectorAll('.sk-flow span[style*=rgba]').length > 20")
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    # It plays on to its end.
+    page.get_by_label("Speed").select_option("100 tokens/s")
+    page.get_by_role("button", name="Play or pause").click()
+    wait_painted(page, total)
+    assert gone(page, 0) == at_end and not cut_labels(page) and not page.problems

@@ -1,4 +1,4 @@
-"""Small pictures of a run for HTML: its curves as SVG, and its sink grid as PNG.  No Streamlit in here.
+"""Small pictures of a run for HTML: its curves as SVG, and its sink grid as PNG.
 
 Numbers alone go into them, never a text of the run.
 """
@@ -10,9 +10,9 @@ import math
 import numpy as np
 from PIL import Image
 
-from analysis.palette import colours
-from analysis.policies import parse
-from analysis.runs.preview import Preview
+from ..palette import colours
+from ..policies import parse
+from ..runs.preview import Preview
 
 WIDTH, HEIGHT, EDGE = 120, 44, 3
 STROKES = {
