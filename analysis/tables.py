@@ -16,6 +16,20 @@ def as_csv(header: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:
     )
 
 
+def from_csv(data: bytes, header: Sequence[str], where: str) -> list[list[str]]:
+    """Rows of a CSV table under this header; `where`: what it is called in a sentence.
+
+    Raises ValueError where it is damaged, or has other columns.
+    """
+    try:
+        names, *rows = csv.reader(data.decode().splitlines(), strict=True)
+    except (csv.Error, ValueError) as e:
+        raise ValueError(f"{where} is no table: it is damaged") from e
+    if names != list(header) or any(len(row) != len(names) for row in rows):
+        raise ValueError(f"{where} has other columns than {', '.join(header)}: it is damaged, or of something else")
+    return rows
+
+
 def _written(rows: Sequence[Sequence[str]], quoting: Any) -> str:
     # Slow to import, and seldom needed.
     import pandas as pd

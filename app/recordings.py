@@ -1,21 +1,26 @@
 """Recordings: runs of the library and stories of the gallery that pages show, and their bytes, which the server makes
-once for all who ask.
+once for all who ask; and results, which are tables and need no player.
 
 A page tells the browser where a recording lies, and the browser fetches it by itself.  No Streamlit in here.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from analysis import files, texts
 from analysis.errors import sentence
 from analysis.runs import library
+from analysis.runs.facts import ModelFacts
 from analysis.runs.reader import about_of, spec_of
 from analysis.runs.recording import recording
 from analysis.runs.spec import Spec
@@ -98,3 +103,64 @@ def find(name: str | None, kind: str) -> Recording | None:
     usual = "reading" if spec.sampling is None else "chat"
     sha256 = str(about.get("text_sha256") or "")
     return Recording(name or "", spec, about.get("status", ""), sha256) if about.get("kind", usual) == kind else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the library keeps of work that is no run: `about` is what its folder says of itself."""
+
+    path: Path
+    kind: str
+    spec: Spec
+    about: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """Its name in an address."""
+        return self.path.name
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What it was asked besides its Spec."""
+        return self.about.get("settings") or {}
+
+    @property
+    def text_sha256(self) -> str:
+        """Of the text."""
+        return str(self.about.get("text_sha256") or "")
+
+    @property
+    def facts(self) -> ModelFacts | None:
+        """What is known of the model."""
+        return msgspec.convert(self.about.get("model"), ModelFacts | None)
+
+    @property
+    def title(self) -> str:
+        """What its text is called."""
+        return texts.title(self.spec.text) if self.spec.text in texts.plays() else Path(self.spec.text).name
+
+    @property
+    def begins(self) -> str:
+        """How the text begins, such as "with <bos>"; empty where nobody knows."""
+        return texts.with_bos(str(begins)) if (begins := self.about.get("begins")) is not None else ""
+
+    @property
+    def text_note(self) -> str:
+        """A sentence about control tokens in the text, where there is one to say."""
+        return texts.said_as_text(tuple(self.about.get("as_text") or ()), "in the text")
+
+
+def result(name: str | None, *kinds: str) -> Result | None:
+    """What the library has of this name, of one of these kinds; None where there is none, or it is damaged."""
+    try:
+        found = library.entry(name or "")
+        if found.problem or found.kind not in kinds:
+            return None
+        if found.kind == "capture" and not (found.path / "run.json").exists():
+            # One that a command made.
+            about = files.record(found.path / "stretch.json", dict[str, Any], "that of a captured stretch")
+        else:
+            about = about_of(found.path)
+        return Result(found.path, found.kind, msgspec.convert(about["spec"], Spec), about)
+    except (ValueError, KeyError):
+        return None

@@ -18,7 +18,7 @@ from .. import files, metrics
 from ..engine.stream import CHUNK, Loaded, open_lanes
 from ..families.rotary import Adapted
 from ..policies import Policy
-from ..tables import as_csv
+from ..tables import as_csv, from_csv
 
 PASS_SECONDS = 0.25
 """What a pass should take where somebody waits: they see that it goes on, and can stop it."""
@@ -40,6 +40,18 @@ class Effect(NamedTuple):
 def effects_as_csv(effects: Iterable[Effect]) -> str:
     """A row for each effect, in the order in which they come."""
     return as_csv(HEADER, (list(map(str, effect)) for effect in effects))
+
+
+def read_effects(path: Path) -> list[Effect]:
+    """The effects in a CSV file, in its order.  Raises ValueError where it is damaged."""
+    rows = from_csv(files.contents(path), HEADER, str(path))
+    try:
+        found = [Effect(int(row[0]), int(row[1]), float(row[2]), float(row[3])) for row in rows]
+    except ValueError as e:
+        raise ValueError(f"{path} has a cell that is no number: it is damaged") from e
+    if any(min(effect.layer, effect.head) < 0 for effect in found):
+        raise ValueError(f"{path} has a layer or a head below 0: it is damaged")
+    return found
 
 
 class EffectsFile:

@@ -193,6 +193,24 @@ def write(measured: Measured, path: Path) -> None:
         np.savez_compressed(f, **arrays, **measured.heads)
 
 
+def read(path: Path) -> Measured:
+    """What `write` wrote.  Raises ValueError where it is damaged, or of something else."""
+    heads = files.arrays(path, dict.fromkeys(MEASURES, files.Kind("f", (None, None, None))))
+    samples, layers, _ = heads["alpha"].shape
+    if not heads["alpha"].size or any(x.shape != heads["alpha"].shape for x in heads.values()):
+        raise ValueError(f"{path} has measures of different samples, layers or heads: it is damaged")
+    more = files.arrays(
+        path,
+        {
+            "norms": files.Kind("f", (samples, len(NORMS), layers, 2)),
+            "largest": files.Kind("f", (samples, layers, None)),
+            "median": files.Kind("f", (samples, layers)),
+            "largest_at": files.Kind("iu", (samples, layers, 2)),
+        },
+    )
+    return Measured(heads, **more)
+
+
 def separators_of(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> NDArray[np.bool_]:
     """Which tokens are punctuation between words or sentences, or a newline, [vocabulary]; none without a tokenizer."""
     if tokenizer is None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from analysis import files, texts
 from analysis.experiments.ablation import Effect, effects_as_csv, knock_outs
@@ -36,6 +37,16 @@ class AblationJob(TextJob):
         self.text, self.kind, self.layer = text, kind, layer
         self.kept = self._result = ResultKeeper(self.id)
         self.snapshot = self._found = AblationSnapshot()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked besides the spec, as run.json and addresses say it."""
+        return {"kind": self.kind, "layer": self.layer}
+
+    @property
+    def text_sha256(self) -> str:
+        """Of the text."""
+        return self.text.sha256
 
     @property
     def effects(self) -> tuple[Effect, ...]:
@@ -78,8 +89,7 @@ class AblationJob(TextJob):
         heads = [(layer, head) for layer in layers for head in range(model.heads)]
         self._use(model)
         self._found = AblationSnapshot(total=len(heads))
-        asked = {"kind": self.kind, "layer": self.layer}
-        self._result.begin_result("knockouts", self.spec, model, self.text, read, asked)
+        self._result.begin_result("knockouts", self.spec, model, self.text, read, self.settings)
         self._set("running")
         began = time.monotonic()
         for result in knock_outs(model, ids, parse(self.spec.policies[0]), self.kind, heads):

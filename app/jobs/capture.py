@@ -5,12 +5,13 @@ import shutil
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from analysis import files, texts
 from analysis.maps.atlas import Atlas
 from analysis.maps.capture import capture, needed, needed_meanwhile, tokenized
 from analysis.maps.stretch import Stretch
+from analysis.runs import library
 from analysis.runs.spec import Spec
 
 from .base import TextJob
@@ -22,12 +23,17 @@ if TYPE_CHECKING:
 
 
 class CaptureJob(TextJob):
-    """Reads a text and keeps what maps need, in `folder` or in the library; opens what an earlier capture left."""
+    """Reads a text and keeps what maps need, in `folder` or in the library; opens what an earlier capture left.
+
+    `text`: None, where `folder` holds a stretch.
+    """
 
     noun = "capture"
 
     def __init__(self, spec: Spec, text: texts.Text | None, folder: str, models: Models) -> None:
-        super().__init__(spec, models)
+        # One of the library is found again by its own name.
+        kept = folder and text is None and Path(folder).parent == library.home()
+        super().__init__(spec, models, Path(folder).name if kept else "")
         self.text, self.folder = text, folder
         self.kept = self._result = ResultKeeper(self.id)
         self.read = self.total = 0
@@ -35,6 +41,18 @@ class CaptureJob(TextJob):
         self.pieces: list[str] = []
         """The text of each token."""
         self._place: tempfile.TemporaryDirectory | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked besides the spec: nothing."""
+        return {}
+
+    @property
+    def text_sha256(self) -> str:
+        """Of the text; empty where it is not known, or not yet."""
+        if self.text is not None:
+            return self.text.sha256
+        return str(self.atlas.stretch.about.get("text_sha256") or "") if self.atlas is not None else ""
 
     @property
     def opened(self) -> Atlas:
@@ -94,8 +112,6 @@ class CaptureJob(TextJob):
 
     def _in_library(self) -> Path:
         """A new folder of the library; one that is removed with this job where that cannot be written."""
-        from analysis.runs import library
-
         place = library.home() / self.id
         try:
             files.new_folder(place)

@@ -2,12 +2,13 @@
 
 from collections.abc import Generator
 from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 
 from analysis import files, texts
 from analysis.experiments.costs import Cost, CountedLane, window_costs
-from analysis.policies import Policy
+from analysis.policies import Policy, parse
 from analysis.runs.spec import Spec
-from analysis.tables import as_csv
+from analysis.tables import as_csv, from_csv
 
 from .base import TextJob
 from .kept import ResultKeeper
@@ -19,6 +20,9 @@ READINGS = 2
 """Times that the text is read; the first warms up."""
 SIZES = [64, 128, 256, 512, 1024]
 """Tokens of the windows that are encoded from nothing."""
+WINDOWS = "a window, encoded afresh"
+"""What the table calls them, which has a policy for all else."""
+HEADER = ("policy", *(f.name for f in fields(Cost)))
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,20 @@ class CostsSnapshot:
     reading: int = 1
     share: float = 0.0
     windows: tuple[Cost, ...] = ()
+
+
+def recorded(folder: Path) -> CostsSnapshot:
+    """What a folder of the library has of costs.  Raises ValueError where it is damaged."""
+    file, found = folder / "costs.csv", dict[str, list[Cost]]()
+    try:
+        for name, *cells in from_csv(files.contents(file), HEADER, str(file)):
+            cost = Cost(int(cells[0]), float(cells[1]), float(cells[2]), int(cells[3]))
+            found.setdefault(name, []).append(cost)
+        windows = tuple(found.pop(WINDOWS, ()))
+        lanes = tuple(LaneCosts(parse(name), tuple(costs)) for name, costs in found.items())
+    except ValueError as e:
+        raise ValueError(f"the costs in {folder.name} cannot be read: {e}") from e
+    return CostsSnapshot(lanes, READINGS, 1.0, windows)
 
 
 class CostsJob(TextJob):

@@ -1,6 +1,7 @@
 """Measures: what every head does over many short texts, sample after sample."""
 
 from collections.abc import Generator
+from typing import Any
 
 from analysis import texts
 from analysis.experiments.measures import Measured, joined, measure, samples_of_text, separators_of, write
@@ -23,6 +24,16 @@ class MeasuresJob(TextJob):
         self.measured: Measured | None = None
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked besides the spec, as run.json and addresses say it."""
+        return {"samples": self.samples, "first": self.first}
+
+    @property
+    def text_sha256(self) -> str:
+        """Of the text."""
+        return self.text.sha256
+
+    @property
     def done(self) -> int:
         """How many samples are measured."""
         return 0 if self.measured is None else len(self.measured.median)
@@ -32,8 +43,7 @@ class MeasuresJob(TextJob):
         self.tokenized = samples_of_text(self.text, model.tokenizer, self.spec, self.samples)
         apart = separators_of(model.tokenizer, model.vocabulary)
         self._use(model)
-        asked = {"samples": self.samples, "first": self.first}
-        self._result.begin_result("measures", self.spec, model, self.text, self.tokenized, asked)
+        self._result.begin_result("measures", self.spec, model, self.text, self.tokenized, self.settings)
         self._set("running")
         for part in measure(model, self.tokenized.ids, first=self.first, separators=apart):
             self.measured = part if self.measured is None else joined([self.measured, part])

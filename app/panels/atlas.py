@@ -9,9 +9,11 @@ import streamlit as st
 
 from analysis.maps.capture import LONGEST
 from analysis.maps.region import Region
+from analysis.maps.stretch import Stretch
 from analysis.policies import parse
 from analysis.runs.spec import Spec
-from app import address
+from analysis.settings import quoted
+from app import address, recordings
 from app.components import atlas
 from app.controls import LONGEST_NAME, choice, choose, chosen_text, is_new_press, kept
 from app.frames.atlas import MANY, AtlasView, called
@@ -24,7 +26,7 @@ from app.view import HEAD
 
 from .heads import HeadsPanel
 
-JOB_PANEL = JobPanel("atlas", CaptureJob, "heads")
+JOB_PANEL = JobPanel("atlas", CaptureJob, "heads", "capture")
 
 USUAL = {"cells": "weights", "pool": "max", "colour": "logarithmic", "many": "none", "as": "beside"}
 SHOWN = {"cells": "Cells", "pool": "Zoomed out", "colour": "Colour", "many": "many", "as": "as"}
@@ -59,8 +61,24 @@ def start() -> None:
         state.captures = [*(c for c in state.captures if REGISTRY.find(c, CaptureJob) is not None), run.id]
 
 
+def open_kept(kept: recordings.Result) -> str:
+    """Open a stretch of the library, unless its model would have to be fetched; returns what there is to say."""
+    st.session_state.heads["folder"] = str(kept.path)
+    try:
+        address.model(kept.spec.model, REGISTRY.models())
+    except ValueError:
+        return f"This stretch is kept in the library: press Open again to load its model, {quoted(kept.spec.model)}."
+    if (run := JOB_PANEL.begin(_prepared, start, keep=True)) is not None:
+        st.session_state.captures.append(run.id)
+    return JOB_PANEL.problem
+
+
 def _prepared() -> Maker[CaptureJob]:
     asked = st.session_state.heads
+    if holds_stretch(asked["folder"]):
+        # What it is of, it says itself.
+        stretch = Stretch(Path(asked["folder"]))
+        return partial(CaptureJob, stretch.spec, None, asked["folder"])
     policy = parse(asked["policy"])
     if not policy.capturable:
         raise ValueError(f"{policy.label}: maps are captured under dense, window or sinks + window: choose one")
@@ -69,6 +87,11 @@ def _prepared() -> Maker[CaptureJob]:
     model = asked["model"].decided()._asdict()
     spec = Spec(text=text.name, policies=(str(policy),), tokens=tokens, chunk=CHUNK, **model)
     return partial(CaptureJob, spec, text, asked["folder"])
+
+
+def holds_stretch(folder: str) -> bool:
+    """Whether a folder that a person named holds a captured stretch."""
+    return bool(folder) and os.path.exists(Path(folder) / "stretch.json")
 
 
 def region_wanted() -> None:
@@ -135,8 +158,7 @@ def draw() -> None:
     """The panel; again and again while a text is captured or small maps are missing."""
     run, state = JOB_PANEL.job, st.session_state
     with st.container(horizontal=True, vertical_alignment="center"):
-        folder = state.heads["folder"]
-        again = folder and os.path.exists(Path(folder) / "stretch.json")
+        again = holds_stretch(state.heads["folder"])
         JOB_PANEL.buttons("Open again" if again else "Capture", "center_focus_strong", start)
         if run is not None and run.atlas is not None:
             stretch = run.atlas.stretch

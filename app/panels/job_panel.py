@@ -12,6 +12,7 @@ import streamlit as st
 
 from analysis.errors import sentence
 
+from .. import recordings
 from ..controls import problem
 from ..jobs.base import Job
 from ..jobs.loading import Models
@@ -31,12 +32,13 @@ class JobPanel(Generic[Kind]):
     """The place of one job on a page.
 
     `name`: of the place, unlike all others; `kind`: what a job must be to stand there; `page`: whose problems it says,
-    where several places of one page share them.
+    where several places of one page share them; `keeps`: of what kind its results are in the library.
     """
 
     name: str
     kind: type[Kind]
     page: str = ""
+    keeps: str = ""
 
     @property
     def run_key(self) -> str:
@@ -57,6 +59,11 @@ class JobPanel(Generic[Kind]):
     def id(self) -> str:
         """The id of the job that was put here, whether or not it is still in memory; empty before one was."""
         return st.session_state.get(self.run_key, "")
+
+    @property
+    def kept(self) -> recordings.Result | None:
+        """What the library keeps of the job that was put here, or of an earlier one of that name."""
+        return recordings.result(self.id, self.keeps) if self.id else None
 
     @property
     def problem(self) -> str:

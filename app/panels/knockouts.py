@@ -1,14 +1,15 @@
 """What the sink of each head is worth, knocked out one after the other: a panel of the heads page."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import streamlit as st
 
-from analysis.experiments.ablation import effects_as_csv
+from analysis.experiments.ablation import Effect, effects_as_csv, read_effects
 from analysis.policies import parse
 from analysis.runs.spec import Spec
-from app import address
+from app import address, recordings
 from app.controls import Chosen, chosen_text
 from app.jobs.ablation import AblationJob
 from app.pages import PAGES
@@ -18,12 +19,53 @@ from app.plain import plain
 
 from .heads import HeadsPanel
 
-JOB_PANEL = JobPanel("knockouts", AblationJob, "heads")
+JOB_PANEL = JobPanel("knockouts", AblationJob, "heads", "knockouts")
 
 KINDS = {"values": "is seen, and is empty", "weights": "is not seen"}
 LAST_LAYER = 1024
 SHOWN = 15
 """Heads in the ranking beside the grid."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of knock-outs, from a job or from the library."""
+
+    spec: Spec
+    kind: str
+    text: str
+    """What the text is called, how much of it was read, and how it begins."""
+    text_sha256: str
+    text_note: str
+    shape: tuple[int, int]
+    """Layers, and heads of a layer."""
+    effects: tuple[Effect, ...]
+
+    @property
+    def ranked(self) -> list[Effect]:
+        """The effects, largest first."""
+        return sorted(self.effects, key=lambda e: -e.excess)
+
+    @classmethod
+    def of_job(cls, run: AblationJob) -> Self:
+        """What a job has found so far."""
+        read = run.spec.tokens if run.tokenized is None else len(run.tokenized.ids)
+        text = f"{read:,} tokens of {run.text.title} {run.begins}"
+        shape = (run.facts.layers, run.facts.heads) if run.facts is not None else (0, 0)
+        return cls(run.spec, run.kind, text, run.text.sha256, run.text_note, shape, run.effects)
+
+    @classmethod
+    def of_result(cls, kept: recordings.Result) -> Self:
+        """What the library keeps.  Raises ValueError where it is damaged."""
+        kind, facts = kept.settings.get("kind"), kept.facts
+        if kind not in KINDS or facts is None:
+            raise ValueError(f"{kept.id} does not say what was knocked out of which model: it is damaged")
+        effects = tuple(read_effects(kept.path / "effects.csv")) if (kept.path / "effects.csv").exists() else ()
+        if not all(facts.has(e.layer, e.head) for e in effects):
+            raise ValueError(f"{kept.id} has effects of heads that its model does not have: it is damaged")
+        tokens = f"{kept.spec.tokens:,} tokens of " if kept.spec.tokens else ""
+        text, shape = f"{tokens}{kept.title} {kept.begins}", (facts.layers, facts.heads)
+        return cls(kept.spec, kind, text, kept.text_sha256, kept.text_note, shape, effects)
 
 
 def sidebar() -> None:
@@ -79,63 +121,64 @@ def progress(run: AblationJob) -> None:
 
 def draw() -> None:
     """The panel; again and again while heads are knocked out."""
-    run = JOB_PANEL.job
+    run, found = JOB_PANEL.job, None
+    try:
+        kept = None if run is not None else JOB_PANEL.kept
+        found = Found.of_job(run) if run is not None else Found.of_result(kept) if kept is not None else None
+    except ValueError as e:
+        JOB_PANEL.say(e)
     with st.container(horizontal=True, vertical_alignment="center"):
-        JOB_PANEL.buttons("Start" if run is None else "Start again", "play_arrow", start)
-        if run is not None:
-            read = run.spec.tokens if run.tokenized is None else len(run.tokenized.ids)
-            tokens = f"{read:,} tokens of {run.text.title} {run.begins}"
-            how = {"values": "emptied", "weights": "hidden"}[run.kind]
-            st.caption(plain(f"{parse(run.spec.policies[0]).label} · {tokens} · sink {how} in one head at a time"))
-    run = JOB_PANEL.watch()
-    if run is None:
+        JOB_PANEL.buttons("Start" if found is None else "Start again", "play_arrow", start)
+        if found is not None:
+            how = {"values": "emptied", "weights": "hidden"}[found.kind]
+            st.caption(
+                plain(f"{parse(found.spec.policies[0]).label} · {found.text} · sink {how} in one head at a time")
+            )
+    JOB_PANEL.watch()
+    if found is None:
         st.markdown(
             "One head after the other loses its sink, and the text is read again: what it then costs more, in nats a "
             "token, is what the sink was worth to that head. Most heads hardly miss it; a few need it badly."
         )
         return
-    if run.text_note:
-        st.caption(plain(run.text_note))
-    progress(run)
-    if run.effects:
-        # Heads are knocked out once the model is loaded.
-        assert run.facts is not None
-        left, right = st.columns([3, 2])
-        with left:
-            st.caption("Every head: red costs more without its sink, blue less")
-            alt = "Layers by heads, coloured by what the text costs more without the sink of each"
-            st.plotly_chart(
-                charts.effects(run.effects, run.facts.layers, run.facts.heads),
-                key="heads-grid",
-                config={"displayModeBar": False},
-                alt=alt,
-            )
-        with right:
-            st.caption(f"The {min(SHOWN, len(run.effects))} that miss it most")
-            alt = "; ".join(f"{e.layer}.{e.head}: {e.excess:+.4f}" for e in run.ranked[:SHOWN])
-            st.plotly_chart(
-                charts.ranking(run.ranked[:SHOWN]), key="heads-ranking", config={"displayModeBar": False}, alt=alt
-            )
-        worst, policy = run.ranked[0], run.spec.policies[0]
-        without_worst = f"{policy}{',' if ':' in policy else ':'}knockout={run.kind},heads={worst.layer}.{worst.head}"
-        link = {"lane": [policy, without_worst], **Chosen.of(run.spec).link()}
-        if named := address.named_text(run.spec.text, run.text.sha256):
-            link["text"] = named
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.download_button(
-                "All heads as CSV",
-                effects_as_csv(run.ranked),
-                "heads.csv",
-                "text/csv",
-                icon=":material/download:",
-                on_click="ignore",
-            )
-            st.page_link(
-                PAGES["read"].path,
-                label=f"Read on without the sink of {worst.layer}.{worst.head}",
-                icon=f":material/{PAGES['read'].icon}:",
-                query_params=link,
-            )
+    if found.text_note:
+        st.caption(plain(found.text_note))
+    if run is not None:
+        progress(run)
+    if found.effects:
+        draw_effects(found)
+
+
+def draw_effects(found: Found) -> None:
+    """What each head's sink is worth, as a grid and as a ranking, and where one goes on from there."""
+    ranked = found.ranked
+    left, right = st.columns([3, 2])
+    with left:
+        st.caption("Every head: red costs more without its sink, blue less")
+        alt = "Layers by heads, coloured by what the text costs more without the sink of each"
+        grid = charts.effects(found.effects, *found.shape)
+        st.plotly_chart(grid, key="heads-grid", config={"displayModeBar": False}, alt=alt)
+    with right:
+        st.caption(f"The {min(SHOWN, len(ranked))} that miss it most")
+        alt = "; ".join(f"{e.layer}.{e.head}: {e.excess:+.4f}" for e in ranked[:SHOWN])
+        bars = charts.ranking(ranked[:SHOWN])
+        st.plotly_chart(bars, key="heads-ranking", config={"displayModeBar": False}, alt=alt)
+    worst, policy = ranked[0], found.spec.policies[0]
+    without_worst = f"{policy}{',' if ':' in policy else ':'}knockout={found.kind},heads={worst.layer}.{worst.head}"
+    link = {"lane": [policy, without_worst], **Chosen.of(found.spec).link()}
+    if named := address.named_text(found.spec.text, found.text_sha256):
+        link["text"] = named
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.download_button(
+            "All heads as CSV", effects_as_csv(ranked), "heads.csv", "text/csv", icon=":material/download:",
+            on_click="ignore",
+        )  # fmt: skip
+        st.page_link(
+            PAGES["read"].path,
+            label=f"Read on without the sink of {worst.layer}.{worst.head}",
+            icon=f":material/{PAGES['read'].icon}:",
+            query_params=link,
+        )
 
 
 def now() -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """What every head does, measured over many short texts: a panel of the heads page."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import streamlit as st
 
-from analysis.experiments.measures import LONGEST, MASSIVE, MEASURES, Measured
+from analysis.experiments.measures import LONGEST, MASSIVE, MEASURES, Measured, read
 from analysis.runs.spec import Spec
-from app import address
+from app import address, recordings
 from app.controls import choice, choose, chosen_text, kept
 from app.jobs.measures import MeasuresJob
 from app.panels import charts
@@ -18,11 +19,41 @@ from app.plain import plain
 
 from .heads import HeadsPanel
 
-JOB_PANEL = JobPanel("measures", MeasuresJob, "heads")
+JOB_PANEL = JobPanel("measures", MeasuresJob, "heads", "measures")
 MOST_SAMPLES, MOST_FIRST = 1000, 64
 USUAL = {"samples": 64, "first": 4, "measure": next(iter(MEASURES)), "threshold": 0.3}
 SHOWN = {"measure": "name", "threshold": "threshold"}
 """What of this is shown, and the end of its widget's key."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of measures, from a job or from the library."""
+
+    about: str
+    """What was measured, in a few words."""
+    text_note: str
+    measured: Measured | None
+
+    @classmethod
+    def of_job(cls, run: MeasuresJob) -> Self:
+        """What a job has found so far."""
+        return cls(_about(run.done, run.samples, run.spec, run.text.title, run.begins), run.text_note, run.measured)
+
+    @classmethod
+    def of_result(cls, kept: recordings.Result) -> Self:
+        """What the library keeps.  Raises ValueError where it is damaged."""
+        file = kept.path / "measures.npz"
+        measured = read(file) if file.exists() else None
+        done = 0 if measured is None else len(measured.median)
+        samples = kept.settings.get("samples")
+        wanted = samples if isinstance(samples, int) else done
+        return cls(_about(done, wanted, kept.spec, kept.title, kept.begins), kept.text_note, measured)
+
+
+def _about(done: int, samples: int, spec: Spec, title: str, begins: str) -> str:
+    each = f", each {begins}" if begins else ""
+    return f"{done} of {samples} samples of {spec.tokens or 0:,} tokens of {title}{each}, dense"
 
 
 def sidebar() -> None:
@@ -70,26 +101,34 @@ def table(measured: Measured) -> pd.DataFrame:
 
 def draw() -> None:
     """The panel; again and again while samples are measured."""
-    run = JOB_PANEL.job
+    run, found = JOB_PANEL.job, None
+    try:
+        kept = None if run is not None else JOB_PANEL.kept
+        found = Found.of_job(run) if run is not None else Found.of_result(kept) if kept is not None else None
+    except ValueError as e:
+        JOB_PANEL.say(e)
     with st.container(horizontal=True, vertical_alignment="center"):
-        JOB_PANEL.buttons("Measure" if run is None else "Measure again", "straighten", start)
-        if run is not None:
-            tokens = f"{run.spec.tokens:,} tokens of {run.text.title}"
-            begins = f", each {run.begins}" if run.begins else ""
-            st.caption(plain(f"{run.done} of {run.samples} samples of {tokens}{begins}, dense"))
-    run = JOB_PANEL.watch()
-    if run is None:
+        JOB_PANEL.buttons("Measure" if found is None else "Measure again", "straighten", start)
+        if found is not None:
+            st.caption(plain(found.about))
+    JOB_PANEL.watch()
+    if found is None:
         st.markdown(
             "Short samples of the text are read, each alone and from its own beginning, and every head is measured: "
             "how much it gives to the first tokens, how far and how evenly it looks, and what it does with itself and "
             "with punctuation."
         )
         return
-    if run.text_note:
-        st.caption(plain(run.text_note))
-    JOB_PANEL.progress(run.done / run.samples, f"{run.done} of {run.samples} samples")
-    if run.measured is None:
-        return
+    if found.text_note:
+        st.caption(plain(found.text_note))
+    if run is not None:
+        JOB_PANEL.progress(run.done / run.samples, f"{run.done} of {run.samples} samples")
+    if found.measured is not None:
+        draw_measured(found.measured)
+
+
+def draw_measured(measured: Measured) -> None:
+    """What was measured of every head, by layer, and against the other tokens."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = st.selectbox(
             "Measure",
@@ -101,9 +140,9 @@ def draw() -> None:
         threshold = st.slider(
             "ε of the sink rate", 0.05, 0.95, step=0.05, key=kept("measures-threshold", USUAL["threshold"]), width=240
         )
-        _, rate = run.measured.sink_rate(threshold)
+        _, rate = measured.sink_rate(threshold)
         st.metric(f"Heads with α₁ > {threshold:.2f}", f"{rate:.1%}", help="The sink rate: of all heads of all samples")
-    values, found = run.measured.heads[name], table(run.measured)
+    values, rows = measured.heads[name], table(measured)
     left, right = st.columns(2)
     bare = {"displayModeBar": False}
     with left:
@@ -112,20 +151,20 @@ def draw() -> None:
     with right:
         st.caption("Mean over heads by layer, ± standard deviation between samples")
         st.plotly_chart(charts.depth(values, ""), key="measures-depth", config=bare, alt=f"{MEASURES[name]} by layer")
-    massive = np.flatnonzero(run.measured.massive)
+    massive = np.flatnonzero(measured.massive)
     size, times = MASSIVE
     where = "no layer"
     if len(massive):
-        places, times_seen = np.unique(run.measured.largest_at[:, massive].reshape(-1, 2), axis=0, return_counts=True)
+        places, times_seen = np.unique(measured.largest_at[:, massive].reshape(-1, 2), axis=0, return_counts=True)
         token, channel = places[times_seen.argmax()]
         where = f"layers {massive.min()} to {massive.max()}, most often at token {token}, channel {channel}"
     st.caption(f"Against the other tokens. Massive activations (above {size:g} and {times:,.0f} medians): {where}")
-    st.plotly_chart(charts.norms(run.measured), key="measures-norms", config=bare, alt="Norms at the first token")
+    st.plotly_chart(charts.norms(measured), key="measures-norms", config=bare, alt="Norms at the first token")
     st.caption("Every head; a press on a heading sorts")
     titles = {n: st.column_config.NumberColumn(title.split(",")[0], format="%.4f") for n, title in MEASURES.items()}
-    st.dataframe(found, hide_index=True, height=320, column_config=titles)
+    st.dataframe(rows, hide_index=True, height=320, column_config=titles)
     st.download_button(
-        "All heads as CSV", found.to_csv(index=False), "measures.csv", "text/csv", icon=":material/download:",
+        "All heads as CSV", rows.to_csv(index=False), "measures.csv", "text/csv", icon=":material/download:",
         on_click="ignore",
     )  # fmt: skip
 

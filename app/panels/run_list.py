@@ -5,6 +5,7 @@ that the library itself has listed.
 """
 
 import io
+from collections.abc import Mapping
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -29,8 +30,13 @@ MOST_UPLOADED = 64
 MOST_COMPARED = 6
 COMPARED = ("reading", "chat")
 """Kinds of runs that are laid over one another."""
-OPENED_ON = {"reading": "read", "chat": "chat"}
-"""The pages that show a run of a kind."""
+OPENED_ON: Mapping[str, tuple[str, Mapping[str, str]]] = {
+    "reading": ("read", {}),
+    "chat": ("chat", {}),
+    **dict.fromkeys(("capture", "knockouts", "measures"), ("heads", {})),
+    "grid": ("figures", {}),
+}
+"""The pages that show a run of a kind, and what their addresses say of it beside its name."""
 WHERE = Path(__file__).parents[1] / "views"
 
 
@@ -104,10 +110,10 @@ def row(entry: Entry) -> None:
             st.checkbox(f"Compare {plain(title)}", key=kept(f"runs-mark-{key}", False), label_visibility="collapsed")
         st.html(words_of(entry, title), width="stretch")
         with st.container(horizontal=True, width="content", vertical_alignment="center"):
-            if (page := OPENED_ON.get(entry.kind)) is not None:
-                st.page_link(
-                    WHERE / f"{page}.py", label="Open", icon=":material/play_circle:", query_params={"run": entry.name}
-                )
+            if entry.kind in OPENED_ON:
+                page, more = OPENED_ON[entry.kind]
+                link = {**more, "run": entry.name}
+                st.page_link(WHERE / f"{page}.py", label="Open", icon=":material/play_circle:", query_params=link)
             pinned = entry.label.pinned
             st.button(
                 "Unpin" if pinned else "Pin", icon=":material/keep_off:" if pinned else ":material/keep:",

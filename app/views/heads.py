@@ -5,7 +5,7 @@ from functools import partial
 import streamlit as st
 
 from analysis.policies import parse
-from app import address
+from app import address, recordings
 from app.controls import MODEL, Chosen, brand, heading, model_controls, policy_controls, readdress, text_controls
 from app.frames.atlas import AtlasSender
 from app.jobs.ablation import AblationJob
@@ -30,7 +30,7 @@ PARAMETERS = {
 ADDRESS = ("run", "tokens", *PARAMETERS, *MODEL, *{name for panel in PANELS.values() for name in panel.parameters})
 """What the address of this page says."""
 USUAL = {"panel": "maps", "text": "hamlet", "policy": "dense"}
-LOST = "What that address names is no longer in memory: begin again."
+LOST = "What that address names is no longer in memory, and not in the library: begin again."
 
 
 def open_page() -> None:
@@ -43,28 +43,28 @@ def open_page() -> None:
             return
     found, left_out = address.values(PARAMETERS, asked)
     found = USUAL | found
-    run = REGISTRY.get(asked.get("run"))
-    name = next((n for n, panel in PANELS.items() if isinstance(run, panel.job_panel.kind)), found["panel"])
+    known = known_as(asked.get("run"))
+    name = next((n for n, panel in PANELS.items() if is_of(known, panel)), found["panel"])
     panel = PANELS[name]
     more, wrong = address.values({**panel.parameters, "tokens": tokens_of(panel)}, asked)
     chosen, unloaded = Chosen().linked(asked, REGISTRY.models())
-    problems = [address.wrong([*left_out, *wrong, *unloaded])]
     tokens = state["heads"]["tokens"] if "heads" in state else {n: p.tokens for n, p in PANELS.items()}
     tokens[name] = more.pop("tokens", panel.tokens)
-    if isinstance(run, AblationJob | CaptureJob | MeasuresJob):
-        chosen, found["text"], found["policy"] = Chosen.of(run.spec), run.spec.text, run.spec.policies[0]
-        tokens[name] = run.spec.tokens or tokens[name]
-    elif asked.get("run"):
-        problems.append(LOST)
-    if isinstance(run, AblationJob):
-        more |= {"kind": run.kind} | ({} if run.layer is None else {"layer": run.layer})
+    gone = LOST if known is None and asked.get("run") else ""
+    if known is not None:
+        chosen, found["text"], unloaded = Chosen.of(known.spec), known.spec.text, []
+        found["policy"] = known.spec.policies[0]
+        tokens[name] = max(32, min(known.spec.tokens or tokens[name], panel.most_tokens))
+        settings = {n: str(value) for n, value in known.settings.items() if value is not None}
+        more |= address.values(panel.parameters, settings)[0]
+    problems = [address.wrong([*left_out, *wrong, *unloaded]), gone]
     first = "heads" not in state
     state.heads = state.get("heads", {}) | {
         "model": chosen,
         "text": found["text"],
         "policy": found["policy"],
         "tokens": tokens,
-        "folder": run.folder if isinstance(run, CaptureJob) else "",
+        "folder": known.folder if isinstance(known, CaptureJob) else "",
     }
     state.revision = state.get("revision", 0) + 1
     state.heads_panel = name
@@ -74,10 +74,37 @@ def open_page() -> None:
         if first or n == name:
             # What was set and found on the others stays there.
             other.take(more if n == name else {})
-    panel.job_panel.say(" ".join(filter(None, problems)))
-    panel.job_panel.put(run.id if run is not None and isinstance(run, panel.job_panel.kind) else "")
-    if isinstance(run, CaptureJob) and run.id not in state.captures:
-        state.captures.append(run.id)
+    panel.job_panel.put(known.id if known is not None else "")
+    if isinstance(known, recordings.Result) and known.kind == "capture":
+        problems.append(atlas.open_kept(known))
+    panel.job_panel.say(" ".join(filter(None, problems)) or panel.job_panel.problem)
+    if isinstance(known, CaptureJob) and known.id not in state.captures:
+        state.captures.append(known.id)
+
+
+Known = AblationJob | CaptureJob | MeasuresJob | recordings.Result
+
+
+def known_as(name: str | None) -> Known | None:
+    """What an address names: a job that is in memory, or what the library keeps of one; None where it has neither."""
+    job = REGISTRY.get(name)
+    if isinstance(job, AblationJob | CaptureJob | MeasuresJob):
+        return job
+    kept = recordings.result(name, *(panel.job_panel.keeps for panel in PANELS.values()))
+    try:
+        if kept is not None:
+            # It may be from other hands, and no page reads a file that a policy names.
+            address.policy(kept.spec.policies[0])
+    except ValueError:
+        return None
+    return kept
+
+
+def is_of(known: Known | None, panel: HeadsPanel) -> bool:
+    """Whether a panel shows it."""
+    if isinstance(known, recordings.Result):
+        return known.kind == panel.job_panel.keeps
+    return isinstance(known, panel.job_panel.kind)
 
 
 def tokens_of(panel: HeadsPanel) -> address.Parameter:
@@ -87,19 +114,19 @@ def tokens_of(panel: HeadsPanel) -> address.Parameter:
 
 def to_address(name: str, panel: HeadsPanel) -> None:
     """Let the address say what is shown, so that a reload and a second tab show it too."""
-    asked, run = st.session_state.heads, panel.job_panel.job
+    asked, known = st.session_state.heads, panel.job_panel.job or panel.job_panel.kept
     now = {"panel": name, "text": asked["text"], "policy": asked["policy"], "tokens": asked["tokens"][name]}
     chosen, sha256 = asked["model"], ""
-    if isinstance(run, AblationJob | CaptureJob | MeasuresJob):
-        now |= {"text": run.spec.text, "policy": run.spec.policies[0], "tokens": run.spec.tokens}
-        chosen, sha256 = Chosen.of(run.spec), run.text.sha256 if run.text else ""
+    if isinstance(known, Known):
+        now |= {"text": known.spec.text, "policy": known.spec.policies[0], "tokens": known.spec.tokens}
+        chosen, sha256 = Chosen.of(known.spec), known.text_sha256
     now["text"] = address.named_text(now["text"], sha256) or USUAL["text"]
     if not panel.takes_policy:
         now["policy"] = USUAL["policy"]
     of = {**PARAMETERS, "tokens": tokens_of(panel), **panel.parameters}
     usual = {"tokens": panel.tokens, **USUAL, **dict.fromkeys(panel.parameters), **panel.usual}
     said = chosen.link() | address.said(of, now | panel.now(), usual)
-    readdress(ADDRESS, said | ({"run": run.id} if run is not None else {}))
+    readdress(ADDRESS, said | ({"run": known.id} if known is not None else {}))
 
 
 def sidebar(name: str, panel: HeadsPanel) -> None:

@@ -1,0 +1,142 @@
+"""What lies in the library is seen again on the page that shows its kind: without its model, where it is tables."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from analysis.experiments.ablation import Effect, effects_as_csv, read_effects
+from analysis.experiments.measures import MEASURES, Measured, read, write
+from analysis.runs.facts import ModelFacts
+from analysis.runs.result import ResultFolder
+from analysis.runs.run import Run
+from analysis.runs.spec import Spec
+from app.libraries import LIBRARIES
+
+from .fuzz import seeds
+from .fuzz.addresses import MAIN
+
+EFFECTS = [Effect(1, head, 0.25 * head, float("nan") if head else 0.125) for head in range(3)]
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    LIBRARIES.load()
+    place = tmp_path / "library"
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(place))
+    return place
+
+
+def opened(page: str, **asked: str) -> AppTest:
+    at = AppTest.from_file(MAIN, default_timeout=120)
+    at.switch_page(f"views/{page}.py")
+    for name, value in asked.items():
+        at.query_params[name] = value
+    at.run()
+    assert not at.exception
+    return at
+
+
+def asked_of(at: AppTest) -> dict[str, str]:
+    """What the address says now."""
+    found = {name: at.query_params[name] for name in at.query_params}
+    return {name: value if isinstance(value, str) else value[-1] for name, value in found.items()}
+
+
+def said(at: AppTest) -> str:
+    return "\n".join(e.value for kind in (at.markdown, at.error, at.info, at.warning, at.caption) for e in kind)
+
+
+def result(place: Path, kind: str, policy: str, settings: dict) -> ResultFolder:
+    """A folder as a job leaves it, but for its table."""
+    run = Run(Spec("embedded", "macbeth", (policy,), 96, dtype="bfloat16"))
+    run.model = ModelFacts("embedded", 2048, 10, 2, 3, 3, "cpu", {}, ())
+    return ResultFolder(place, kind, run, text_sha256="ab" * 32, weights_sha256="", settings=settings)
+
+
+def knock_outs(place: Path) -> None:
+    folder = result(place, "knockouts", "streaming:sinks=4,window=60", {"kind": "weights", "layer": 1})
+    (place / "effects.csv").write_text(effects_as_csv(EFFECTS))
+    folder.finish("interrupted")
+
+
+def made_up() -> Measured:
+    random = np.random.default_rng(0).random
+    heads = {name: random((5, 2, 3), np.float32) for name in MEASURES}
+    sizes = random((5, 3, 2, 2), np.float32), random((5, 2, 3), np.float32), random((5, 2), np.float32)
+    return Measured(heads, *sizes, np.zeros((5, 2, 2), np.int64))
+
+
+def measures(place: Path) -> None:
+    folder = result(place, "measures", "dense", {"samples": 5, "first": 2})
+    write(made_up(), place / "measures.npz")
+    folder.finish("finished")
+
+
+def test_tables_are_read_as_they_were_written(tmp_path):
+    (tmp_path / "effects.csv").write_text(effects_as_csv(EFFECTS))
+    np.testing.assert_array_equal(np.array(read_effects(tmp_path / "effects.csv")), np.array(EFFECTS))
+    measured = made_up()
+    write(measured, tmp_path / "measures.npz")
+    again = read(tmp_path / "measures.npz")
+    assert list(again.heads) == list(MEASURES)
+    for name, numbers in measured.heads.items():
+        np.testing.assert_array_equal(again.heads[name], numbers)
+    for name in ("norms", "largest", "median", "largest_at"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(measured, name))
+
+
+def test_knock_outs_are_seen_again_without_their_model(home):
+    knock_outs(home / "ko")
+    at = opened("heads", run="ko")
+    assert "Sinks + window 4 + 60 · 96 tokens of Macbeth" in said(at) and "The 3 that miss it most" in said(at)
+    assert len(at.get("plotly_chart")) == 2 and "1.2: +0.5000" in at.get("plotly_chart")[1].proto.alt
+    now = {"panel": "knockouts", "run": "ko", "text": "macbeth", "tokens": "96", "kind": "weights", "layer": "1"}
+    assert asked_of(at) == now | {"policy": "streaming:sinks=4,window=60", "dtype": "bfloat16"}
+    assert at.sidebar.radio[0].value == "weights"
+
+
+def test_measures_are_seen_again_without_their_model(home):
+    measures(home / "me")
+    at = opened("heads", run="me", measure="entropy", threshold="0.55")
+    assert "5 of 5 samples of 96 tokens of Macbeth" in said(at) and "Entropy of attention, nats" in said(at)
+    _, rate = made_up().sink_rate(0.55)
+    assert at.metric[0].value == f"{rate:.1%}" and len(at.get("plotly_chart")) == 3
+    assert {"run": "me", "samples": "5", "first": "2", "measure": "entropy", "threshold": "0.55"}.items() <= asked_of(
+        at
+    ).items()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "wrong"),
+    [
+        ("effects.csv", "layer,head\n0,1\n", "has other columns than layer, head"),
+        ("effects.csv", "layer,head,excess_nats_per_token,standard_error\n0,x,1,1\n", "a cell that is no number"),
+        ("effects.csv", "layer,head,excess_nats_per_token,standard_error\n7,0,1,1\n", "heads that its model does not"),
+        ("measures.npz", "x", "it is cut short, or damaged"),
+    ],
+)
+def test_a_table_that_is_damaged_is_one_sentence_on_the_page(home, file, content, wrong):
+    (knock_outs if file == "effects.csv" else measures)(home / "it")
+    (home / "it" / file).write_text(content)
+    at = opened("heads", run="it")
+    assert len(at.error) == 1 and wrong in at.error[0].value.replace("\\", "")
+
+
+def test_a_stretch_is_opened_by_its_link_or_by_one_press_where_its_model_would_be_fetched(home, tmp_path):
+    seeds.model(tmp_path / "model")
+    seeds.stretch(home / "st", tmp_path / "model")
+    at = opened("heads", run="st", cells="logits", pool="mean", head="1.1")
+    assert "kept in the library: press Open again to load its model" in said(at)
+    assert at.sidebar.text_input("atlas-folder-1").value == str(home / "st")
+    assert [b.label for b in at.button if b.label.startswith("Open")] == ["Open again"]
+    now = asked_of(at)
+    assert now["run"] == "st" and (now["cells"], now["pool"], now["head"]) == ("logits", "mean", "1.1")
+    # No name of an address is fetched, and nobody's model is loaded before that press.
+    assert not at.session_state["captures"]
+
+
+def test_what_is_neither_in_memory_nor_in_the_library_is_said(home):
+    at = opened("heads", run="gone", panel="measures", samples="7")
+    assert "not in the library" in at.error[0].value and asked_of(at) == {"panel": "measures", "samples": "7"}
