@@ -54,16 +54,6 @@ def one_of(name: str, choices: Collection[Any]) -> Parameter:
     return Parameter(lambda asked: written[texts.checked(name, asked, written)])
 
 
-def some_of(name: str, choices: Collection[Any]) -> Parameter:
-    """Any of several choices, in their order, with commas between them; none of them is an empty text."""
-
-    def read(asked: str) -> list[Any]:
-        parts = [texts.checked(name, part, map(str, choices)) for part in asked.split(",") if part]
-        return [choice for choice in choices if str(choice) in parts]
-
-    return Parameter(read, lambda chosen: ",".join(map(str, chosen)))
-
-
 def whole(name: str, low: int, high: int) -> Parameter:
     """A whole number in digits."""
     return Parameter(lambda asked: number(name, asked, low, high))

@@ -8,6 +8,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from analysis import texts
+from analysis.engine.stream import open_lanes
+from analysis.policies import Dense
 from analysis.texts import MAX_BYTES, from_bytes, read, token_texts, tokenize
 
 
@@ -146,9 +148,10 @@ def test_array_that_holds_something_else_to_unpickle_is_never_run(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-def test_token_unknown_to_the_model_is_refused():
-    with pytest.raises(ValueError, match="holds token 97 and the model knows tokens 0 to 96"):
-        tokenize(from_bytes(npy([1, 97]), "ids.npy"), None, vocabulary=97)
+def test_token_unknown_to_the_model_is_refused(tiny_llama):
+    ids = tokenize(from_bytes(npy([1, 97]), "ids.npy"), None)
+    with pytest.raises(ValueError, match="between 0 and 96 for this model, and the text has ids from 1 to 97"):
+        open_lanes(tiny_llama, ids, [Dense()])
 
 
 @pytest.mark.parametrize(("data", "name"), [(b"a", "a.txt"), (npy([7]), "ids.npy")])

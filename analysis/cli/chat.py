@@ -1,6 +1,5 @@
 """The command that talks: one conversation for each policy."""
 
-import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -15,6 +14,7 @@ from ..runs.spec import TYPED, Sampling, Spec
 from ..texts import with_bos
 from . import options
 from .console import new_folder, note, out, right, say
+from .ending import end_run
 from .waiting import waiting
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def chat(
         from ..runs.folder import Folder
 
         prompts, digest = read_script(script) if script else (None, "")
-        network = load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads, progress=status.update)
+        network = load(**spec.loading, progress=status.update)
         partner = Partner(network, bos=spec.bos, special=special)
         lanes = [
             Conversation(partner, parse(p), sampling, index=i, kv_chunk=kv_chunk) for i, p in enumerate(spec.policies)
@@ -109,22 +109,11 @@ def talk(lanes: "list[Conversation]", prompts: list[str] | None, folder: "Folder
         saver.close()
         folder.finish("failed")
         raise
-    for warning in warnings:
-        folder.event("warning", text=warning)
-        note(warning)
-    folder.finish(status)
     ended = status == "finished" and prompts is not None
     # One that was left in the middle of a token has gone back a step, and its answer has ended.
     whole = not any(lane.turns and lane.turns[-1].why == "failed" for lane in lanes)
-    if warning := saver.close((lambda: state_of(run, lanes)) if whole and not ended else None):
-        note(warning)
-    if ended:
-        checkpoints.remove()
-    out.print(spoken(run))
-    say(f"{status.capitalize()}. The run lies in {folder.path}")
-    if status == "interrupted":
-        say(f"To go on: python -m analysis resume {shlex.quote(str(folder.path))}")
-        raise typer.Exit(130)
+    left = (lambda: state_of(run, lanes)) if whole and not ended else None
+    end_run(folder, saver, status, warnings, left, over=ended, table=spoken)
 
 
 def spoken(run: Run) -> Table:

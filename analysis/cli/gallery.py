@@ -73,8 +73,8 @@ def read(story: Preset, place: Path) -> None:
     from ..runs.folder import Folder
 
     spec, source = spec_of(story), texts.read("hamlet")
-    model = load(spec.model, dtype=spec.dtype, device=spec.device)
-    found = texts.tokenized(source, model.tokenizer, bos=spec.bos, special=spec.special, limit=spec.tokens)
+    model = load(**spec.loading)
+    found = spec.tokenized(source, model.tokenizer)
     lanes = open_lanes(model, found.ids, [parse(p) for p in spec.policies])
     run, total = Run(spec, int(found.ids[0])), len(found.ids)
     run.model, run.begins, run.as_text = ModelFacts.of(model), found.begins, found.as_text

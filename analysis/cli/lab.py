@@ -9,8 +9,8 @@ from rich.table import Table
 
 from .. import files
 from . import options
-from .brake import Brake
 from .console import new_folder, note, out, right, say
+from .ending import Brake
 from .waiting import Bars
 
 if TYPE_CHECKING:

@@ -1,7 +1,6 @@
 """Commands that read a text: `stream` under several policies, and `capture` for maps."""
 
 import math
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +14,8 @@ from ..runs.run import Run
 from ..runs.spec import Spec
 from ..runs.summary import summarize
 from . import options
-from .brake import Brake
 from .console import new_folder, note, out, right, say
+from .ending import Brake, end_run
 from .waiting import Bars, waiting
 
 if TYPE_CHECKING:
@@ -57,8 +56,8 @@ def stream(
         from ..runs.checkpoint import Checkpoints
         from ..runs.folder import Folder
 
-        network = load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads, progress=status.update)
-        read = texts.tokenized(source, network.tokenizer, bos=spec.bos, special=special, limit=tokens)
+        network = load(**spec.loading, progress=status.update)
+        read = spec.tokenized(source, network.tokenizer)
         ids, policies = read.ids, [parse(p) for p in spec.policies]
         facts = ModelFacts.of(network)
         heads = heads_of(maps, facts) if maps else []
@@ -119,21 +118,9 @@ def read_on(
         folder.finish("failed")
         raise
     status = "failed" if failed and status == "finished" else status
-    for warning in warnings:
-        folder.event("warning", text=warning)
-        note(warning)
-    folder.finish(status)
     ended = status == "finished" and total != run.spec.tokens
-    if warning := saver.close(None if ended or not lanes else lambda: state_of(run, lanes, list(failed))):
-        note(warning)
-    if ended:
-        # Nothing is left to be read.
-        checkpoints.remove()
-    out.print(summary(run))
-    say(f"{status.capitalize()}. The run lies in {folder.path}")
-    if status == "interrupted":
-        say(f"To go on: python -m analysis resume {shlex.quote(str(folder.path))}")
-        raise typer.Exit(130)
+    left = (lambda: state_of(run, lanes, list(failed))) if lanes and not ended else None
+    end_run(folder, saver, status, warnings, left, over=ended, table=summary)
     for e in failed.values():
         raise e
 
@@ -190,7 +177,7 @@ def capture(
         from ..maps import capture as maps
         from ..models.loading import load
 
-        network = load(model, dtype=spec.dtype, device=device, progress=status.update)
+        network = load(**spec.loading, progress=status.update)
     read = maps.tokenized(source, network.tokenizer, spec)
     options.say_read(read)
     ids = read.ids

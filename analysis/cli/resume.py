@@ -1,7 +1,7 @@
 """The command that lets a run go on where it stopped."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -42,13 +42,7 @@ def resume(
         from ..chat import resume as chats
         from ..models.loading import load
 
-        how: dict[str, Any] = {
-            "dtype": spec.dtype,
-            "device": spec.device,
-            "weights": spec.weights,
-            "kv_heads": spec.kv_heads,
-        }
-        network = load(spec.model, **how, progress=status.update)
+        network = load(**spec.loading, progress=status.update)
     options.say_changed(spec)
     with Bars(out) as bars:
         tasks = [

@@ -17,7 +17,7 @@ from ..runs.checkpoint import Saver
 from ..runs.folder import Folder
 from ..runs.resume import Made
 from ..texts import said_as_text
-from .brake import Brake
+from .ending import Brake
 
 TOGETHER = 32
 """Tokens of an answer that are written down at a time."""

@@ -116,7 +116,7 @@ def _write_run(cell: Cell, place: Path) -> None:
     spec, source, model = cell.spec, texts.read(cell.spec.text), _model(cell.spec)
     from ..engine.stream import stream
 
-    read = texts.tokenized(source, model.tokenizer, bos=spec.bos, special=spec.special, limit=spec.tokens)
+    read = spec.tokenized(source, model.tokenizer)
     ids, run = read.ids, Run(spec, int(read.ids[0]))
     run.model, run.begins, run.as_text = ModelFacts.of(model), read.begins, read.as_text
     folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256, tokens=len(ids))
@@ -141,15 +141,15 @@ def _write_sink_rates(cell: Cell, place: Path) -> None:
 
 
 def _model(spec: Spec) -> "LanguageModel":
-    return _loaded(spec.model, spec.dtype, spec.device, spec.weights, spec.kv_heads)
+    return _loaded(tuple(spec.loading.items()))
 
 
 @lru_cache(maxsize=1)
-def _loaded(model: str, dtype: str, device: str, weights: str, kv_heads: int | None) -> "LanguageModel":
+def _loaded(how: tuple[tuple[str, Any], ...]) -> "LanguageModel":
     """A worker loads a model once for all its cells."""
     from ..models.loading import load
 
-    return load(model, dtype=dtype, device=device, weights=weights, kv_heads=kv_heads)
+    return load(**dict(how))
 
 
 def _move_into_place(place: Path, made: dict[str, bytes]) -> None:

@@ -47,9 +47,7 @@ def open_input(folder: Path, needs: str) -> FigureInput:
     from ..models.loading import load
 
     stretch = Stretch(folder)
-    spec = stretch.spec
-    model = load(spec.model, dtype=spec.dtype, device=spec.device, weights=spec.weights, kv_heads=spec.kv_heads)
-    return FigureInput(folder, Atlas(stretch, model), stretch.about)
+    return FigureInput(folder, Atlas(stretch, load(**stretch.spec.loading)), stretch.about)
 
 
 def check_folder(folder: Path) -> None:

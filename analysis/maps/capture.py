@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .. import files, metrics, texts
+from .. import files, metrics
 from ..engine.attention.banded import BandedPass
 from ..engine.stream import CHUNK, open_lanes
 from ..families.rotary import Adapted
@@ -43,7 +43,7 @@ def tokenized(text: Text, tokenizer: PreTrainedTokenizerBase | None, spec: Spec)
     There is one token more, which is only predicted; where the text has no more, its last one stands in for it.
     """
     limit = None if spec.tokens is None else spec.tokens + 1
-    read = texts.tokenized(text, tokenizer, bos=spec.bos, special=spec.special, limit=limit)
+    read = replace(spec, tokens=limit).tokenized(text, tokenizer)
     return read if len(read.ids) == limit else replace(read, ids=np.append(read.ids, read.ids[-1:]))
 
 

@@ -175,7 +175,7 @@ def resumed(
     """
     asked.check(source.sha256, network.sha256)
     run, spec = asked.run, asked.spec
-    read = texts.tokenized(source, network.tokenizer, bos=spec.bos, special=spec.special, limit=spec.tokens)
+    read = spec.tokenized(source, network.tokenizer)
     if all(len(track.nll) + 1 >= len(read.ids) for track in run.tracks):
         more = (
             "the text has no more" if spec.tokens is None or len(read.ids) < spec.tokens else "--tokens asks for more"

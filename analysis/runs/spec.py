@@ -1,4 +1,4 @@
-"""What a run was asked: everything that decides its numbers.  Knows nothing of models or of what was learned."""
+"""What a run was asked: everything that decides its numbers.  Knows nothing of what was learned."""
 
 import json
 import shlex
@@ -9,7 +9,7 @@ from .. import files
 from ..models.devices import DEVICES
 from ..models.dtypes import DTYPES, WEIGHTS, arithmetic
 from ..policies import parse
-from ..texts import BOS, SPECIAL, checked
+from ..texts import BOS, SPECIAL, Text, Tokenized, checked, tokenized
 
 TYPED = "what was typed"
 """The text of a conversation that has no script."""
@@ -94,6 +94,16 @@ class Spec:
     def arithmetic(self) -> str:
         """What numbers are computed in, in a few words."""
         return arithmetic(self.weights, self.dtype)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How the model is loaded: keywords of `analysis.models.loading.load`."""
+        names = ("dtype", "device", "weights", "kv_heads")
+        return {"name": self.model} | {name: getattr(self, name) for name in names}
+
+    def tokenized(self, text: Text, tokenizer: Any) -> Tokenized:
+        """A text as the model reads it.  Raises ValueError with what to do."""
+        return tokenized(text, tokenizer, bos=self.bos, special=self.special, limit=self.tokens)
 
     def command(self) -> str:
         """The command line that this Spec is of, quoted for a shell; one that was typed asks for the words again."""

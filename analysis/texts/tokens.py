@@ -43,33 +43,20 @@ def said_as_text(names: Sequence[str], where: str) -> str:
 
 
 def tokenize(
-    text: Text,
-    tokenizer: Any,
-    *,
-    bos: str | bool = "auto",
-    special: str = "text",
-    limit: int | None = None,
-    vocabulary: int | None = None,
+    text: Text, tokenizer: Any, *, bos: str | bool = "auto", special: str = "text", limit: int | None = None
 ) -> NDArray[np.int32]:
     """Token ids [tokens] of a text, at most `limit`, BOS included: the `ids` of `tokenized`."""
-    return tokenized(text, tokenizer, bos=bos, special=special, limit=limit, vocabulary=vocabulary).ids
+    return tokenized(text, tokenizer, bos=bos, special=special, limit=limit).ids
 
 
 def tokenized(
-    text: Text,
-    tokenizer: Any,
-    *,
-    bos: str | bool = "auto",
-    special: str = "text",
-    limit: int | None = None,
-    vocabulary: int | None = None,
+    text: Text, tokenizer: Any, *, bos: str | bool = "auto", special: str = "text", limit: int | None = None
 ) -> Tokenized:
     """A text as a model reads it.
 
     `bos`: auto (what the tokenizer puts first by itself), on or off; a text never begins with it twice, and token ids
     are taken as they are unless it is on.  `special`: whether names of control tokens in a text are text or tokens.
-    `limit`: read at most so many tokens, BOS included.  `vocabulary`: how many tokens the model knows; ids beyond it
-    are refused.  Raises ValueError with what to do.
+    `limit`: read at most so many tokens, BOS included.  Raises ValueError with what to do.
     """
     if limit is not None and limit < 2:
         raise ValueError(f"at least 2 tokens must be read to predict one from another, not {limit}")
@@ -82,11 +69,6 @@ def tokenized(
     if len(ids) < 2:
         raise ValueError(
             f"{text.name} has only {len(ids)} token, and 2 are needed to predict one from another: choose a longer text"
-        )
-    if vocabulary is not None and ids.max() >= vocabulary:
-        raise ValueError(
-            f"{text.name} holds token {ids.max()} and the model knows tokens 0 to {vocabulary - 1}: it was made for "
-            "another model, choose that one"
         )
     return Tokenized(ids, begins(tokenizer, ids), as_text)
 

@@ -325,9 +325,7 @@ class TextJob(Job):
 
     def _tokenize(self, text: texts.Text, model: "LanguageModel") -> texts.Tokenized:
         """A text as tokens, read as the spec says."""
-        spec = self.spec
-        read = texts.tokenized(text, model.tokenizer, bos=spec.bos, special=spec.special, limit=spec.tokens)
-        self.tokenized = read
+        self.tokenized = read = self.spec.tokenized(text, model.tokenizer)
         return read
 
     @property

@@ -61,7 +61,7 @@ class Models:
 
         Raises ValueError with what to do, and whatever else loading raised.
         """
-        key = (spec.model, spec.dtype, spec.device, spec.weights, spec.kv_heads)
+        key = tuple(spec.loading.items())
         with self._lock:
             self._asked = time.monotonic()
             if (model := self._alive.get(key)) is not None:
@@ -88,20 +88,11 @@ class Models:
             coming.thread.join(timeout=15)
 
     def _load(self, key: tuple, coming: _Loading) -> None:
-        name, dtype, device, weights, kv_heads = key
         try:
             LIBRARIES.load(coming.progress.tell)
             from analysis.models.loading import load
 
-            model = load(
-                name,
-                dtype=dtype,
-                device=device,
-                weights=weights,
-                kv_heads=kv_heads,
-                progress=coming.progress.tell,
-                make_room=self._make_room,
-            )
+            model = load(**dict(key), progress=coming.progress.tell, make_room=self._make_room)
         except BaseException as e:
             with self._lock:
                 del self._coming[key]

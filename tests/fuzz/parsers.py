@@ -246,7 +246,7 @@ def use_model(place: Path) -> None:
     if model.tokenizer is None:
         return
     text = texts.from_bytes(b"To be, or not to be", "x")
-    ids = texts.tokenize(text, model.tokenizer, vocabulary=model.vocabulary)
+    ids = texts.tokenize(text, model.tokenizer)
     open_lanes(model, np.asarray(ids), [parse("window:window=4")])[0].read(8)
 
 

@@ -1,0 +1,66 @@
+"""How a command that writes a run ends: by itself, or when it is asked to, after what it is doing just now."""
+
+import shlex
+import signal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Self
+
+import typer
+from rich.table import Table
+
+from ..runs.run import Run
+from .console import note, out, say
+
+if TYPE_CHECKING:
+    from ..runs.checkpoint import Saver
+    from ..runs.folder import Folder
+    from ..runs.resume import Made
+
+
+class Brake:
+    """While it is held, Ctrl-C and a polite kill only say that they came, so that a forward pass is not left half done;
+    a second one ends it all the same."""
+
+    def __init__(self) -> None:
+        self.pressed: int | None = None
+
+    def __enter__(self) -> Self:
+        self.pressed = None
+        self._before = {s: signal.signal(s, self._press) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _press(self, number: int, _) -> None:
+        if self.pressed is not None:
+            raise KeyboardInterrupt
+        self.pressed = number
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def end_run(
+    folder: "Folder",
+    saver: "Saver",
+    status: str,
+    warnings: Sequence[str],
+    left: "Callable[[], Made] | None",
+    *,
+    over: bool,
+    table: Callable[[Run], Table],
+) -> None:
+    """Finish a run folder and print a table of the run.  `left`: what a run goes on from, where it can; `over`: whether
+    nothing is left of it, so that its checkpoints go.  Raises typer.Exit where it was interrupted."""
+    for warning in warnings:
+        folder.event("warning", text=warning)
+        note(warning)
+    folder.finish(status)
+    if warning := saver.close(left):
+        note(warning)
+    if over:
+        saver.checkpoints.remove()
+    out.print(table(folder.run))
+    say(f"{status.capitalize()}. The run lies in {folder.path}")
+    if status == "interrupted":
+        say(f"To go on: python -m analysis resume {shlex.quote(str(folder.path))}")
+        raise typer.Exit(130)
