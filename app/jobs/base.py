@@ -23,6 +23,7 @@ from .kept import Keeper
 from .loading import Models
 
 if TYPE_CHECKING:
+    from analysis.figures.inputs import FigureInput
     from analysis.models.language_model import LanguageModel
 
 PAUSE_AFTER = 10.0
@@ -70,6 +71,8 @@ class Job:
 
     noun: ClassVar[str] = "a job"
     """What a job of this kind is called on a page that did not start it."""
+    figures_need: ClassVar[str] = ""
+    """What it has for figures, as they say what they need: a run, or a stretch; empty: nothing."""
 
     def __init__(self, models: Models, name: str = "") -> None:
         # Also the name of its folder in the library, where they stand in the order in which they began.
@@ -88,6 +91,10 @@ class Job:
         self._owner: Tab | None = None
         self._watching = threading.Lock()
         self._thread = threading.Thread(target=self._work, name=f"job {self.id}", daemon=True)
+
+    def figure_input(self) -> "FigureInput":
+        """What figures are made of it with.  Raises ValueError where there is nothing yet, or it cannot be kept."""
+        raise ValueError(f"no figures are made of {self.noun}: choose a run or a stretch")
 
     def begin(self) -> None:
         """Start the thread."""
@@ -266,15 +273,16 @@ class Job:
 
     def _run(self) -> None:
         """Work step by step; obey requests between two steps."""
+        status = "finished"
         with closing(self._steps()) as steps:
             for _ in steps:
                 self._publish()
                 self._pause()
                 if self._requested != "running":
-                    self._set("stopped", self.note)
-                    return
-        # The last note is still true.
-        self._set("finished", self.note)
+                    status = "stopped"
+                    break
+        # What the work leaves behind is tidied up by now; the last note is still true.
+        self._set(status, self.note)
 
     def _steps(self) -> Generator[None, None, object]:
         """The work; yields after each piece.  A `finally` tidies up when the job is stopped."""
@@ -300,6 +308,11 @@ class TextJob(Job):
         """What pages say of the model, once it is loaded."""
         self.tokenized: texts.Tokenized | None = None
         """How the text became tokens, once that is known."""
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What a page asked of the job beside its spec, by the names of the page's settings."""
+        return {}
 
     @property
     def about(self) -> str:
