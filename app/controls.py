@@ -90,6 +90,14 @@ def is_new_press(trigger: str, value: dict) -> bool:
     return new
 
 
+def is_linked(names: Collection[str], here: str = "") -> bool:
+    """Whether somebody came to this page for what its address says: by these parameters, and not for the run that is
+    `here` already."""
+    state, asked = st.session_state, st.query_params
+    came = state.arrived and any(name in asked for name in names) and not (here and asked.get("run") == here)
+    return state.returned or came
+
+
 def readdress(names: Collection[str], values: Mapping[str, str | list[str]]) -> None:
     """Let the page's address say these values of the named parameters, and of others what it says."""
     said = {name: st.query_params.get_all(name) for name in st.query_params}

@@ -80,3 +80,4 @@ class Libraries:
 
 
 LIBRARIES = Libraries()
+"""Of this process: what is imported is there for all of its pages and jobs."""

@@ -310,11 +310,6 @@ class TextJob(Job):
         """How the text became tokens, once that is known."""
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """What a page asked of the job beside its spec, by the names of the page's settings."""
-        return {}
-
-    @property
     def about(self) -> str:
         """What the job does and with which text, in a few words."""
         return f"{self.noun} of {self.spec.text}"

@@ -19,6 +19,7 @@ from .kept import ResultKeeper
 from .loading import Models
 
 if TYPE_CHECKING:
+    from analysis.figures.inputs import FigureInput
     from analysis.models.language_model import LanguageModel
 
 
@@ -29,6 +30,7 @@ class CaptureJob(TextJob):
     """
 
     noun = "capture"
+    figures_need = "stretch"
 
     def __init__(self, spec: Spec, text: texts.Text | None, folder: str, models: Models) -> None:
         # One of the library is found again by its own name.
@@ -60,6 +62,13 @@ class CaptureJob(TextJob):
         if self.atlas is None:
             raise ValueError("nothing is captured yet: wait until the stretch is read")
         return self.atlas
+
+    def figure_input(self) -> "FigureInput":
+        """The atlas, and where its stretch lies."""
+        from analysis.figures.inputs import FigureInput
+
+        stretch = self.opened.stretch
+        return FigureInput(stretch.path, self.opened, stretch.about)
 
     def _steps(self) -> Generator[None, None, None]:
         place = Path(self.folder) if self.folder else None

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from analysis.engine.lane import Lane
     from analysis.engine.layers.slots import Held
     from analysis.engine.step import Step
+    from analysis.figures.inputs import FigureInput
     from analysis.maps.recent import HeadMap
     from analysis.models.language_model import LanguageModel
     from analysis.runs.resume import Made
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 MAX_LANES = 6
 TURN_SECONDS = 0.25
 """Seconds that one turn of a lane should take: short enough for all lanes to move every second."""
+LEAST, LEAST_SLOW = 32, 8
+"""Tokens of a turn, at least: fewer cost hardly less, but where the policy lets fewer through the model in one pass."""
 MAP_SIDE = 512
 """Tokens on a side of the maps on screen."""
 MAP_EVERY = 0.5
@@ -83,6 +86,7 @@ class ReadingJob(TextJob):
     """Reads a text under several policies while people watch."""
 
     noun = "reading"
+    figures_need = "run"
     snapshot: ReadingSnapshot
 
     def __init__(self, spec: Spec, text: texts.Text, models: Models, resumes: str = "") -> None:
@@ -142,6 +146,15 @@ class ReadingJob(TextJob):
             with self._wake:
                 self._wake.notify_all()
         return self._maps.get(key, (0, None))[1]
+
+    def figure_input(self) -> "FigureInput":
+        """The run as it lies in the library, where the command under a figure finds it, too."""
+        from analysis.figures.inputs import open_input
+        from analysis.runs import library
+
+        if self.kept.problem:
+            raise ValueError(f"{self.kept.problem} A figure is made of a run folder: make room, and read once more")
+        return open_input(library.home() / self.id, self.figures_need)
 
     def take_snapshot(self) -> ReadingSnapshot:
         """The tracks and lanes as they are now, which a page may read while lanes read on."""
@@ -329,19 +342,15 @@ class ReadingJob(TextJob):
 
     def _chunk(self, lane: "Lane") -> int:
         """Tokens for the lane's next turn: as many as take about `TURN_SECONDS`, since long chunks waste less."""
-        spans = self.run.tracks[lane.index].spans[-4:]
-        if len(spans) < 4 or lane.seconds == 0:
-            return min(self.spec.chunk, 32)
-        compute = self.run.tracks[lane.index].compute.view()
-        tokens, seconds = spans[-1][1] - spans[0][0], compute[-1] - compute[spans[0][0] - 1]
-        if np.isnan(seconds):
+        # A lane whose passes are shorter than a turn is slow, and should still be seen to move.
+        least = min(LEAST, max(LEAST_SLOW, lane.policy.pass_tokens or LEAST))
+        wanted, spans = 0, self.run.tracks[lane.index].spans[-4:]
+        if len(spans) == 4:
+            compute = self.run.tracks[lane.index].compute.view()
+            tokens, seconds = spans[-1][1] - spans[0][0], compute[-1] - compute[spans[0][0] - 1]
             # Of what was read before this run went on, nobody knows how long it took.
-            return min(self.spec.chunk, 32)
-        # A lane that evicts after every token is slow, and should still be seen to move.
-        most = lane.policy.pass_tokens
-        least = 32 if most is None else max(8, most)
-        wanted = int(TURN_SECONDS * tokens / max(seconds, 1e-6)) // least * least
-        return max(least, min(self.spec.chunk, wanted))
+            wanted = 0 if np.isnan(seconds) else int(TURN_SECONDS * tokens / max(seconds, 1e-6))
+        return min(self.spec.chunk, max(least, wanted // least * least))
 
     def _switch_lanes(self) -> "Lane | None":
         """Carry out the requested switches; returns the lane that was switched last."""

@@ -39,8 +39,8 @@ PARAMETERS: address.Parameters = {
 def need_of(name: str) -> str:
     """What the run or stretch of this name is that lies in memory or in the library; empty where there is none."""
     job = REGISTRY.get(name)
-    if isinstance(job, ReadingJob | CaptureJob):
-        return "run" if isinstance(job, ReadingJob) else "stretch"
+    if job is not None and job.figures_need:
+        return job.figures_need
     with suppress(ValueError):
         return HOLDS.get(library.entry(name).kind, "")
     return ""
@@ -75,13 +75,8 @@ def source_of(figure: type[Figure], chosen: str, folder: str, linked_folder: boo
     Raises ValueError with what to do.
     """
     run = REGISTRY.get(chosen)
-    if isinstance(run, CaptureJob) and run.atlas is not None:
-        return FigureInput(run.atlas.stretch.path, run.atlas, run.atlas.stretch.about)
-    if isinstance(run, ReadingJob):
-        if run.kept.problem:
-            raise ValueError(f"{run.kept.problem} A figure is made of a run folder: make room, and read once more")
-        # Where the command under the figure finds it, too.
-        return open_input(library.home() / run.id, figure.needs)
+    if run is not None and run.figures_need == figure.needs:
+        return run.figure_input()
     if chosen:
         return _of_library(library.entry(chosen), figure.needs)
     if not folder and linked_folder:

@@ -17,7 +17,17 @@ from analysis.policies import parse
 from analysis.runs.spec import Sampling, Spec
 from app import address, recordings
 from app.components import conversation
-from app.controls import MODEL, Chosen, brand, heading, is_new_press, lane_controls, model_controls, readdress
+from app.controls import (
+    MODEL,
+    Chosen,
+    brand,
+    heading,
+    is_linked,
+    is_new_press,
+    lane_controls,
+    model_controls,
+    readdress,
+)
 from app.frames.chat import ChatSender
 from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
@@ -61,12 +71,9 @@ def open_page() -> None:
     """What a tab begins with: the conversation or the lanes that its address names, or the first story."""
     state, asked = st.session_state, st.query_params
     state.setdefault("revision", 0)
-    if "chat" in state:
-        linked = state.returned or (state.arrived and any(name in asked for name in ADDRESS))
-        here = JOB_PANEL.id or (state.chat_kept.name if state.chat_kept else "")
-        if not linked or (here and asked.get("run") == here and not state.returned):
-            # Here already, or back from another page: all is as it was left.
-            return
+    if "chat" in state and not is_linked(ADDRESS, JOB_PANEL.id or (state.chat_kept.name if state.chat_kept else "")):
+        # Here already, or back from another page: all is as it was left.
+        return
     problems, story = [], CHATS["breakdown"]
     chosen = Settings(list(story.policies), story.script)
     talk = REGISTRY.find(asked.get("run"), ChatJob)

@@ -75,13 +75,13 @@ def arrive() -> None:
 def seen_elsewhere() -> dict[str, Figure]:
     """Figures of the heads, lanes and tokens that the other pages show, by name."""
     state, seen = st.session_state, []
-    view, maps, run = state.get("view"), state.get("atlas_view"), REGISTRY.get(state.get("read_run"))
+    view, maps, run = state.get("view"), state.get("atlas_view"), REGISTRY.find(state.get("read_run"), ReadingJob)
     head = {}
-    if view is not None and isinstance(run, ReadingJob):
+    if view is not None and run is not None:
         seen += [Perplexity(view.mode, view.reference), SinkGrid(view.chosen), Strip(view.chosen)]
         head = dict(zip(("layer", "head"), view.head, strict=True)) if view.head else {}
-    kept = REGISTRY.get(state.get("atlas_run"))
-    if maps is not None and isinstance(kept, CaptureJob) and kept.atlas is not None:
+    kept = REGISTRY.find(state.get("atlas_run"), CaptureJob)
+    if maps is not None and kept is not None and kept.atlas is not None:
         head = {"layer": maps.layer, "head": maps.head}
         begin, end = maps.region.rows if maps.region else (0, HeadMap.tokens)
         shown = {"begin": begin, "tokens": max(2, end - begin), "pool": maps.pool, "colour": maps.colour}

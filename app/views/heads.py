@@ -6,7 +6,17 @@ import streamlit as st
 
 from analysis.policies import parse
 from app import address, recordings
-from app.controls import MODEL, Chosen, brand, heading, model_controls, policy_controls, readdress, text_controls
+from app.controls import (
+    MODEL,
+    Chosen,
+    brand,
+    heading,
+    is_linked,
+    model_controls,
+    policy_controls,
+    readdress,
+    text_controls,
+)
 from app.frames.atlas import AtlasSender
 from app.jobs.ablation import AblationJob
 from app.jobs.capture import CaptureJob
@@ -36,11 +46,9 @@ LOST = "What that address names is no longer in memory, and not in the library: 
 def open_page() -> None:
     """What a tab begins with: what its address names, or a stretch of Hamlet."""
     state, asked = st.session_state, st.query_params
-    if "heads" in state:
-        linked = state.returned or (state.arrived and any(name in asked for name in ADDRESS))
-        if not linked:
-            # Here already, or back from another page: all is as it was left.
-            return
+    if "heads" in state and not is_linked(ADDRESS):
+        # Here already, or back from another page: all is as it was left.
+        return
     found, left_out = address.values(PARAMETERS, asked)
     found = USUAL | found
     known = known_as(asked.get("run"))
@@ -117,7 +125,7 @@ def to_address(name: str, panel: HeadsPanel) -> None:
     asked, known = st.session_state.heads, panel.job_panel.job or panel.job_panel.kept
     now = {"panel": name, "text": asked["text"], "policy": asked["policy"], "tokens": asked["tokens"][name]}
     chosen, sha256 = asked["model"], ""
-    if isinstance(known, Known):
+    if known is not None:
         now |= {"text": known.spec.text, "policy": known.spec.policies[0], "tokens": known.spec.tokens}
         chosen, sha256 = Chosen.of(known.spec), known.text_sha256
     now["text"] = address.named_text(now["text"], sha256) or USUAL["text"]

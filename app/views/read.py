@@ -18,6 +18,7 @@ from app.controls import (
     brand,
     chosen_text,
     heading,
+    is_linked,
     is_new_press,
     lane_controls,
     model_controls,
@@ -46,12 +47,9 @@ LOST = "That run is no longer in memory: press Start to read again."
 def open_page() -> None:
     """What a tab begins with: the run or the settings that its address names, or a recording of the first story."""
     state, asked = st.session_state, st.query_params
-    if "lanes" in state:
-        linked = state.returned or (state.arrived and any(name in asked for name in ADDRESS))
-        here = JOB_PANEL.id or (state.recording.name if state.recording else "")
-        if not linked or (here and asked.get("run") == here and not state.returned):
-            # Here already, or back from another page: all is as it was left.
-            return
+    if "lanes" in state and not is_linked(ADDRESS, JOB_PANEL.id or (state.recording.name if state.recording else "")):
+        # Here already, or back from another page: all is as it was left.
+        return
     problems, story = [], PRESETS["four"]
     lanes, text, model = list(story.policies), "hamlet", Chosen(dtype=story.dtype)
     name = asked.get("run") if any(said in asked for said in ADDRESS) else f"{recordings.STORY}four"
