@@ -4,7 +4,9 @@ import re
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from playwright.sync_api import expect
 
+from .conftest import PATIENCE
 from .test_heads import set_number, tile
 from .test_live import choose_head, press_main, stop, wait_read
 
@@ -95,8 +97,7 @@ def test_a_link_to_the_heads_page_shows_the_same_map(app, page, elsewhere):
     set_number(page, "Samples", 4)
     wait_asked(page, "samples", "4")
     elsewhere.goto(page.url)
-    elsewhere.get_by_role("spinbutton", name="Samples").wait_for()
-    assert elsewhere.get_by_role("spinbutton", name="Samples").input_value() == "4"
+    expect(elsewhere.get_by_role("spinbutton", name="Samples")).to_have_value("4", timeout=PATIENCE)
     page.go_back()
     page.get_by_text("300 tokens of macbeth").wait_for()
     assert not page.problems and not page.strangers
@@ -106,7 +107,7 @@ def test_a_link_to_the_chat_page_sets_it_up_in_the_same_way(app, page):
     link = f"{app}/chat?dtype=bfloat16&kv_heads=3&script=memory&seed=7&temperature=0.5&max_new=12&kv_chunk=64&shown=1"
     page.goto(link)
     page.get_by_text("Nothing was said yet").first.wait_for()
-    assert page.get_by_role("spinbutton", name="KV heads").input_value() == "3"
+    expect(page.get_by_role("spinbutton", name="KV heads")).to_have_value("3", timeout=PATIENCE)
     page.get_by_text("How answers are chosen").click()
     assert page.get_by_role("spinbutton", name="Seed").get_attribute("value") == "7"
     page.wait_for_url(lambda url: sorted(url.split("?")[1].split("&")) == sorted(link.split("?")[1].split("&")))
@@ -136,4 +137,4 @@ def test_a_link_is_copied_where_a_browser_keeps_the_clipboard_from_pages(app, pa
     field = page.get_by_role("textbox", name="Model")
     field.fill("")
     field.press("Control+v")
-    assert field.input_value() == page.url
+    expect(field).to_have_value(page.url, timeout=PATIENCE)

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from playwright.sync_api import expect
 
 from .conftest import PATIENCE, cut_labels
 
@@ -223,7 +224,8 @@ def test_an_unknown_model_gets_a_sentence(app, page):
     # An address fetches nothing: whoever reads here writes the name.
     page.locator(".sk-note", has_text="an address fetches none").wait_for()
     field = page.get_by_role("textbox", name="Model")
-    assert field.input_value() == "embedded"
+    # A box that was just drawn is empty for a moment, and loses what is written into it then.
+    expect(field).to_have_value("embedded", timeout=PATIENCE)
     field.fill("nobody/nothing")
     field.press("Enter")
     press_main(page)
