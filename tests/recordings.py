@@ -93,5 +93,6 @@ def live_frame(run: Run, position: int, view, maps=()) -> bytes:
     job = SimpleNamespace(
         id="x", status="running", said="", pace=0, spec=run.spec, facts=run.model, begins="", published=0.0, run=seen,
         snapshot=ReadingSnapshot(tracks, lanes, len(run.pieces[0]), 0.0), pieces=run.pieces[0], map=newest,
+        version=position, once=lambda key, make: make(),
     )  # fmt: skip
     return ReadingSender().frame(job, view)

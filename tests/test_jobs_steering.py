@@ -73,3 +73,17 @@ def test_frames_say_whether_the_page_steers(registry, tmp_path, tmp_path_factory
     for steers in (True, False):
         assert decoded(talker.frame(talk, ChatView(), "", steers))[0]["steers"] is steers
         assert decoded(reader.frame(run, View(), steers))[0]["steers"] is steers
+
+
+def test_pages_that_look_at_the_same_share_a_frame(registry, model):
+    run = begin(registry, model, count=200)
+    until(run, lambda: run.status == "finished")
+    one, other = ReadingSender(), ReadingSender()
+    shared = one.frame(run, View())
+    assert other.frame(run, View()) is shared
+    for unlike in (View(mode="rolling"), View(chosen=1)):
+        assert other.frame(run, unlike) != shared
+    assert other.frame(run, View(), steers=False) != shared
+    # What has changed since is told to all.
+    run.tell("Something else.")
+    assert decoded(one.frame(run, View()))[0]["note"] == "Something else."

@@ -23,9 +23,8 @@ from .lanes import SCHEMA, faces
 
 @dataclass
 class ChatSender:
-    """Makes the frames of one tab."""
+    """Makes the frames of one tab, or takes them from a tab that looks at the same."""
 
-    seq: int = 0
     _last: tuple[tuple, bytes] | None = None
 
     def frame(self, talk: ChatJob, view: ChatView, lesson: str = "", steers: bool = True) -> bytes:
@@ -34,8 +33,8 @@ class ChatSender:
         if view.head and talk.facts and not talk.facts.has(*view.head):
             # It was chosen in another model.
             view.head = None
-        key = (talk.id, talk.version, lesson, steers, view.chosen, view.head, view.token)
-        return self._once(key, lambda: self._frame(talk, view, lesson, steers))
+        key = (talk.status, talk.said, lesson, steers, view.chosen, view.head, view.token)
+        return talk.once(key, lambda: self._frame(talk, view, lesson, steers))
 
     def _once(self, key: tuple, make: Callable[[], bytes]) -> bytes:
         """What was made last, where nothing has changed: the same bytes again cost the browser nothing."""
@@ -66,6 +65,7 @@ class ChatSender:
         return assemble(
             self._head(talk.id, talk.status, talk.said or lesson, view)
             | {
+                "seq": talk.version,
                 "steers": steers,
                 "published": talk.published,
                 "epoch": talk.epoch,
@@ -113,6 +113,7 @@ class ChatSender:
         head = self._head(run, status, note, view)
         script = {"left": 0, "of": 0, "playing": False}
         more = {
+            "seq": 0,
             "published": 0,
             "epoch": 0,
             "caution": "",
@@ -125,9 +126,7 @@ class ChatSender:
         return assemble(head | more, {})
 
     def _head(self, run: str, status: str, note: str, view: ChatView) -> dict[str, Any]:
-        self.seq += 1
         return {
-            "seq": self.seq,
             "run": run,
             "status": status,
             "note": note,

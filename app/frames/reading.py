@@ -1,10 +1,10 @@
 """What the read page is sent ten times a second: the state of a run.  Curves are thinned so that spikes survive.
 
-No Streamlit in here.
+Pages that look at the same thing are sent the same bytes.  No Streamlit in here.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -35,19 +35,26 @@ CONSTANTS = screen.CONSTANTS | {"paces": list(PACES.items())}
 
 @dataclass
 class ReadingSender:
-    """Makes the frames of one tab."""
+    """Makes the frames of one tab, or takes them from a tab that looks at the same."""
 
-    seq: int = 0
     _arrays: dict[str, NDArray] = field(default_factory=dict)
     _seen: ReadingSnapshot = field(default_factory=lambda: ReadingSnapshot((), (), 0, 0.0))
     """What a frame is made of: the lanes themselves read on meanwhile."""
 
     def frame(self, run: ReadingJob, view: View, steers: bool = True) -> bytes:
         """The newest state of a run as a person chose to see it; `steers`: whether this page may tell it what to do."""
-        self._arrays, self._seen = {}, run.snapshot
         if view.head and run.facts and not run.facts.has(*view.head):
             # It was chosen in another model.
             view.head = None
+        # Asked for by every page: a map that nobody asks for is not drawn any more.
+        drawn = run.map(view.chosen, *view.head) if view.head and run.snapshot.lanes else None
+        of_map = (drawn.first, len(drawn.weights)) if drawn is not None else None
+        state = run.status, run.said, run.pace, len(run.run.events)
+        key = (steers, *astuple(view), of_map, state)
+        return run.once(key, lambda: self._frame(run, view, steers, drawn))
+
+    def _frame(self, run: ReadingJob, view: View, steers: bool, drawn: "HeadMap | None") -> bytes:
+        self._arrays, self._seen = {}, run.snapshot
         policies = [
             parse(t.policies[-1][1]) if t.policies else parse(p)
             for t, p in zip(self._seen.tracks, run.spec.policies, strict=True)
@@ -56,6 +63,7 @@ class ReadingSender:
         since = [t.policies[-1][0] if t.policies else 0 for t in self._seen.tracks]
         lanes = faces(policies, colours(begun), since)
         header = self._header(view, run.status, run.said, run.pace) | {
+            "seq": run.version,
             "published": run.published,
             "run": run.id,
             "steers": steers,
@@ -66,7 +74,7 @@ class ReadingSender:
             "card": screen.card(run.facts) if self._seen.lanes else {},
         }
         self._curves(run, view)
-        header.update(self._text(run, view))
+        header.update(self._text(run, view, drawn))
         self._grid(self._seen.tracks[view.chosen])
         return assemble(header, self._arrays)
 
@@ -76,6 +84,7 @@ class ReadingSender:
         unread |= dict.fromkeys(("relative", "excess", "error", "rolling", "rate"))
         lanes = [face | unread for face in faces(policies, colours(policies))]
         header = self._header(view, "ready", note, pace) | {
+            "seq": 0,
             "published": 0,
             "run": "",
             "reference": min(view.reference, len(lanes) - 1),
@@ -94,9 +103,7 @@ class ReadingSender:
         return assemble(header, {})
 
     def _header(self, view: View, status: str, note: str, pace: int) -> dict[str, Any]:
-        self.seq += 1
         return {
-            "seq": self.seq,
             "status": status,
             "note": note,
             "pace": pace,
@@ -193,7 +200,7 @@ class ReadingSender:
         if chunks:
             self._arrays["grid"] = np.average([m for _, m in chunks], axis=0, weights=[n for n, _ in chunks])
 
-    def _text(self, run: ReadingJob, view: View) -> dict[str, Any]:
+    def _text(self, run: ReadingJob, view: View, drawn: "HeadMap | None") -> dict[str, Any]:
         track = self._seen.tracks[view.chosen]
         nll = track.nll.view()
         stop = len(nll) + 1
@@ -206,7 +213,6 @@ class ReadingSender:
             "tokens": run.pieces[start:stop] if len(nll) else [],
             "map": None,
         }
-        drawn = run.map(view.chosen, *view.head) if view.head and self._seen.lanes else None
         if drawn is not None:
             last = drawn.first + len(drawn.weights)
             policy = self._seen.lanes[view.chosen].policy

@@ -7,11 +7,11 @@ own thread touches what it works with.  Never calls Streamlit.
 import secrets
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Hashable
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from analysis import texts
 from analysis.errors import LOG, error_message, log
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from analysis.figures.inputs import FigureInput
     from analysis.models.language_model import LanguageModel
 
+Made = TypeVar("Made")
 PAUSE_AFTER = 10.0
 """Seconds without a renewed lease after which a job pauses."""
 HISTORY = 1024
@@ -89,7 +90,9 @@ class Job:
         self._tabs, self._arrived = dict[Tab, int](), 0
         """Pages that watch, and their numbers."""
         self._owner: Tab | None = None
-        self._watching = threading.Lock()
+        self._watching, self._sharing = threading.Lock(), threading.Lock()
+        self._shared: tuple[int, dict[Hashable, Any]] = 0, {}
+        """What pages have made of a version."""
         self._thread = threading.Thread(target=self._work, name=f"job {self.id}", daemon=True)
 
     def figure_input(self) -> "FigureInput":
@@ -200,6 +203,16 @@ class Job:
         """Wait for a version other than `version`, at most so many seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self.version != version, seconds)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` makes of the present version, once for all pages that give the same key: what it depends on."""
+        with self._sharing:
+            if self._shared[0] != self.version:
+                self._shared = self.version, {}
+            made = self._shared[1]
+            if key not in made:
+                made[key] = make()
+            return made[key]
 
     def take_snapshot(self) -> Any:
         """The present state in a form that never changes.  Called in the job's own thread."""
