@@ -58,5 +58,5 @@ gallery: setup
 	$(BIN)/python -m analysis gallery
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache app/static
+	rm -rf .venv .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

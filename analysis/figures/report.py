@@ -13,7 +13,6 @@ from string import Template
 from typing import Any
 
 import numpy as np
-import plotly
 
 from .. import files
 from ..maps.recorder import head_of
@@ -32,7 +31,8 @@ SHADES = 9
 """Colours of the text, from the most expected token to the least."""
 DARKEST = 8.0
 """Nats of the last of them."""
-PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+PLOTLY = Path(__file__).parents[2] / "app" / "static" / "plotly.min.js"
+"""The plotting script: plotly.js with the kinds of plots that the components draw, a quarter of the whole."""
 POLICY = (
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline' blob:; "
     "style-src 'unsafe-inline'; img-src data: blob:\">\n"

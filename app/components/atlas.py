@@ -5,7 +5,7 @@ It holds no truth but where one looks: it says which region it needs next, and d
 
 from collections.abc import Callable
 
-from .parts import declare, serve_plotly
+from .parts import declare
 
 _component = declare("atlas", "world", "many", "rows", "main")
 
@@ -15,5 +15,4 @@ def mount(frame: bytes, *, key: str, on_region: Callable[[], None], on_pick: Cal
 
     `on_region`: a region is wanted, in `session_state[key]["region"]`; `on_pick`: a head, or a token, in `["pick"]`.
     """
-    serve_plotly()
     _component(data=frame, key=key, on_region_change=on_region, on_pick_change=on_pick)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from analysis.runs.player import BOARD
 
-from .parts import declare, serve_plotly
+from .parts import declare
 
 COMPONENT = declare("board", *BOARD)
 """Drawn from a frame, or from a recording (replay.py)."""
@@ -27,7 +27,6 @@ def mount(
     `on_press`: start, pause, resume, stop or restart was pressed, `session_state[key]["press"]` says which; `on_pick`:
     a choice of what to look at, in `["pick"]`; `on_change`: a lane is to switch its policy, in `["change"]`.
     """
-    serve_plotly()
     COMPONENT(
         data=frame,
         key=key,

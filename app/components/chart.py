@@ -2,7 +2,7 @@
 
 import plotly.graph_objects as go
 
-from .parts import declare, serve_plotly
+from .parts import declare
 
 _component = declare("chart", "main")
 
@@ -10,5 +10,4 @@ _component = declare("chart", "main")
 def mount(figure: go.Figure, *, key: str, alt: str, height: int = 300, projected: int = 0) -> None:
     """Draw a figure; `alt`: what it shows, in words and numbers; `height` in pixels; `projected`: on a projector, in
     hundredths of the screen's height."""
-    serve_plotly()
     _component(data={"figure": figure.to_json(), "alt": alt, "height": height, "projected": projected}, key=key)

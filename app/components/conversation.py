@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from analysis.runs.player import CONVERSATION
 
-from .parts import declare, serve_plotly
+from .parts import declare
 
 COMPONENT = declare("conversation", *CONVERSATION)
 """Drawn from a frame, or from a recording (replay.py)."""
@@ -28,7 +28,6 @@ def mount(
     in `["press"]`; `on_pick`: a lane, head or token to look at, in `["pick"]`; `on_change`: a lane is to switch its
     policy, in `["change"]`.
     """
-    serve_plotly()
     COMPONENT(
         data=frame,
         key=key,

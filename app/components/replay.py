@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ..recordings import address_of
-from .parts import serve_plotly
 
 
 def mount(
@@ -26,7 +25,6 @@ def mount(
     where it plays at once; `on_press`: one was pressed, `session_state[key]["press"]`; `on_rest`: what is looked at has
     changed, `["rest"]`.  Raises ValueError where there is no such recording.
     """
-    serve_plotly()
     asked = {"view": view, "at": at, "actions": actions, "note": note, "pace": pace}
     component(
         data={"recording": {"url": address_of(name)}, **asked},

@@ -13,8 +13,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import psutil
 
-from app.components.parts import serve_plotly
-
 from .history import BEHIND, begin
 from .report import head, line
 from .sizes import size
@@ -155,7 +153,6 @@ def frames() -> None:
 def staged(folder: Path) -> str:
     """A script that opens the reading page with its history, beside the files that the page is served."""
     (folder / "main.py").write_text("from tests.bench.history import page\n\npage()\n")
-    serve_plotly()
     shutil.copytree(ROOT / "app/static", folder / "static")
     return str(folder / "main.py")
 
