@@ -14,11 +14,13 @@ if ROOT not in sys.path:
 import streamlit as st
 
 if __name__ != "__main__":
+    from app import prepared
     from app.border import failed
     from app.guard import GUARDS
     from app.recordings import ROUTES
 
     app = st.App(__file__, routes=ROUTES, middleware=GUARDS, on_script_error=failed)
+    prepared.begin()
 else:
     from streamlit.runtime.scriptrunner import get_script_run_ctx
 

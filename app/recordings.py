@@ -28,6 +28,8 @@ from analysis.runs.spec import Spec
 PATH = "recordings"
 STORY = "gallery:"
 """What the name of a story of the gallery begins with; no run of the library can have such a name."""
+FIRST = f"{STORY}four"
+"""The story that a fresh start opens with."""
 
 
 def address_of(name: str) -> str:
@@ -54,6 +56,13 @@ def answer(request: Request) -> Response:
         return PlainTextResponse(sentence(e), status_code=404)
     headers = {"Content-Encoding": "gzip", "Cache-Control": "private, max-age=86400"}
     return Response(data, media_type="application/octet-stream", headers=headers)
+
+
+def prepare(name: str) -> None:
+    """Make the bytes of a recording before a browser asks for them, if there is one."""
+    with suppress(ValueError):
+        path = _folder(name)
+        _made(path, _changed(path))
 
 
 @lru_cache(maxsize=4)

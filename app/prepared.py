@@ -1,0 +1,23 @@
+"""What the first page of a fresh start needs, made in a thread while a browser still loads the frame around it.
+
+It would otherwise be made when the page asks for it, one after the other.  No Streamlit in here.
+"""
+
+import threading
+from importlib import import_module
+
+from . import recordings
+
+PARTS = ("pandas", "PIL.Image")
+"""What Streamlit imports when it draws its first page."""
+
+
+def begin() -> None:
+    """Make it, in a thread of its own."""
+    threading.Thread(target=_prepare, name="first page", daemon=True).start()
+
+
+def _prepare() -> None:
+    recordings.prepare(recordings.FIRST)
+    for name in PARTS:
+        import_module(name)
