@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from app.frames.chat import ChatSender
 from app.frames.reading import ReadingSender
 from app.jobs.base import Steering
+from app.panels.job_panel import paced
 from app.view import ChatView, View
 
 from .fuzz.jobs import kinds, model_with_words
@@ -63,6 +64,19 @@ def test_pages_that_were_closed_are_forgotten(registry, model):
         tab.open = False
     last = Tab("last")
     assert job.steering(last) == Steering(True, 0, 101, 1)
+
+
+def test_one_server_draws_for_many_pages_no_more_often_than_it_can(registry, model):
+    job, tabs = begin(registry, model, pace=5), [Tab(f"{i}") for i in range(40)]
+    assert paced(None, 0.1) == paced(job, 0.1) == 0.1
+    for viewers, tab in enumerate(tabs, 1):
+        job.renew_lease(tab)
+        assert job.viewers == viewers and viewers / paced(job, 0.1) <= 100
+    # Pages that are paced more slowly stay so, and those that are closed take nothing.
+    assert paced(job, 2) == 2
+    for tab in tabs[1:]:
+        tab.open = False
+    assert paced(job, 0.1) == 0.1
 
 
 def test_frames_say_whether_the_page_steers(registry, tmp_path, tmp_path_factory):

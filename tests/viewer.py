@@ -64,7 +64,11 @@ class Viewer:
         kind = message.WhichOneof("type")
         if kind == "auto_rerun":
             again = message.auto_rerun
-            self._again.setdefault(again.fragment_id, (time.monotonic() + again.interval, again.interval))
+            if self._again.get(again.fragment_id, (0, 0))[1] != again.interval:
+                self._again[again.fragment_id] = time.monotonic() + again.interval, again.interval
+        elif kind == "new_session" and not message.metadata.run.fragment_ids:
+            # The whole page runs, and says anew what is drawn again.
+            self._again.clear()
         elif kind == "stop_auto_rerun":
             for fragment in message.stop_auto_rerun.fragment_ids:
                 self._again.pop(fragment, None)

@@ -152,7 +152,16 @@ class Job:
             number, owner = self._number(tab), self._owner
             steered = owner is not None and owner.open
             of_owner = self._tabs.get(owner, 0) if owner is not None and steered else 0
-            return Steering(not steered or owner == tab, of_owner, number, sum(t.open for t in self._tabs))
+            return Steering(not steered or owner == tab, of_owner, number, self._watchers())
+
+    @property
+    def viewers(self) -> int:
+        """Pages that watch the job and are open."""
+        with self._watching:
+            return self._watchers()
+
+    def _watchers(self) -> int:
+        return sum(tab.open for tab in self._tabs)
 
     def steer(self, tab: Tab) -> bool:
         """Whether this page may tell the job what to do: the one that began it, or took it over, and is open.

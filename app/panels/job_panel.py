@@ -23,6 +23,9 @@ from . import slots, steering
 Kind = TypeVar("Kind", bound=Job)
 Maker = Callable[[Models], Kind]
 """Makes a job that was not begun yet."""
+EACH, STEP = 0.015, 5
+"""Seconds of the server from one drawing to the next that are left to each page that watches a job, counted in steps of
+so many pages, since the whole page runs again where its pace changes."""
 SENT = 0.05
 """Seconds after which what a page drew has been sent to the browser: several times as long as Streamlit waits."""
 
@@ -82,6 +85,11 @@ class JobPanel(Generic[Kind]):
     def busy(self) -> bool:
         """Whether there will be something new without a press."""
         return (job := self.job) is not None and job.live
+
+    def pace(self, every: float) -> float | None:
+        """Seconds from one drawing of the page to the next: `every`, or more where many watch the job that stands here.
+        None where there will be nothing new without a press."""
+        return paced(self.job, every) if self.busy else None
 
     def begin(
         self, prepare: Callable[[], Maker[Kind]], again: Callable[[], None], *, keep: bool = False
@@ -154,19 +162,24 @@ class JobPanel(Generic[Kind]):
             st.caption(plain(job.kept.problem))
 
 
-def redraw(draw: Callable[[], None], busy: Callable[[], bool], every: float) -> None:
-    """Draw a part of the page, and again after so many seconds while it is busy.
+def paced(job: Job | None, every: float) -> float:
+    """Seconds from one drawing of a page to the next: `every`, or more where many pages watch the job that it shows."""
+    return every if job is None else max(every, EACH * (job.viewers // STEP * STEP))
 
-    Where that begins or ends, or a slot is offered, the whole page runs again and sets the pace anew.
+
+def redraw(draw: Callable[[], None], pace: Callable[[], float | None]) -> None:
+    """Draw a part of the page, and again after as many seconds as `pace` says; None: not until the page runs again.
+
+    Where that changes, or a slot is offered, the whole page runs again and sets the pace anew.
     """
-    began = busy()
+    began = pace()
 
     def part() -> None:
         draw()
-        if busy() != began or slots.news():
+        if pace() != began or slots.news():
             st.rerun()
 
-    st.fragment(part, run_every=every if began else None)()
+    st.fragment(part, run_every=began)()
     # Streamlit forgets what a run of the whole page drew of a part and has not sent, where the part is to run again.
     # Then the browser takes the part off the page, with an open form and whatever is pressed meanwhile.
     time.sleep(SENT)

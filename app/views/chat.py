@@ -32,7 +32,7 @@ from app.frames.chat import ChatSender
 from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
-from app.panels.job_panel import JobPanel, Maker, redraw
+from app.panels.job_panel import JobPanel, Maker, paced, redraw
 from app.panels.replay import draw_replay
 from app.panels.sampling import sampling_controls
 from app.parameters import AT, CHAT
@@ -406,4 +406,4 @@ sidebar()
 project()
 heading("chat")
 # One pace for ever, since somebody may talk in another tab.
-redraw(draw, lambda: True, every=EVERY)
+redraw(draw, lambda: paced(JOB_PANEL.job, EVERY))

@@ -178,4 +178,4 @@ name = st.segmented_control(
 assert name is not None
 panel = PANELS[name]
 sidebar(name, panel)
-redraw(partial(draw, name), panel.busy, every=0.5)
+redraw(partial(draw, name), lambda: 0.5 if panel.busy() else None)

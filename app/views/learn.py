@@ -130,4 +130,4 @@ with text:
         st.markdown(chapter.answer)
     steps(page)
 with play, st.spinner(page.say("loading")):
-    redraw(partial(body, name, chapter, page), lambda: stage.JOB_PANEL.busy, PLAYS[name].every)
+    redraw(partial(body, name, chapter, page), lambda: stage.JOB_PANEL.pace(PLAYS[name].every))

@@ -50,9 +50,9 @@ def open_page() -> None:
     if "lanes" in state and not is_linked(ADDRESS, JOB_PANEL.id or (state.recording.name if state.recording else "")):
         # Here already, or back from another page: all is as it was left.
         return
-    problems, story = [], PRESETS["four"]
+    problems, story = [], PRESETS[recordings.FIRST.removeprefix(recordings.STORY)]
     lanes, text, model = list(story.policies), "hamlet", Chosen(dtype=story.dtype)
-    name = asked.get("run") if any(said in asked for said in ADDRESS) else f"{recordings.STORY}four"
+    name = asked.get("run") if any(said in asked for said in ADDRESS) else recordings.FIRST
     run = REGISTRY.find(name, ReadingJob)
     recording = recordings.find(name, "reading") if run is None else None
     known = run or recording
@@ -326,4 +326,4 @@ open_page()
 sidebar()
 project()
 heading("read")
-redraw(draw, lambda: JOB_PANEL.busy, every=0.1)
+redraw(draw, lambda: JOB_PANEL.pace(0.1))

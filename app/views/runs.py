@@ -32,4 +32,4 @@ with st.sidebar:
     st.html(AROUND.with_name("runs.css"))
 project()
 heading("runs")
-redraw(draw, lambda: st.session_state.get("runs_live", False), every=2)
+redraw(draw, lambda: 2 if st.session_state.get("runs_live") else None)
