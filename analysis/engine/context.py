@@ -57,6 +57,8 @@ class SharedContext:
     """The model's own, for policies that put other tokens first."""
     tracer: Callable[[], Callable[[Tensor, Any], Tensor] | None] | None = None
     """Gives the trace that a model keeps for all its runs; without one, each run makes its own."""
+    top: bool = False
+    """Whether a text that is read is also told the most probable token at each position."""
     _prefixes: dict[tuple, list[tuple[Tensor, Tensor]]] = field(default_factory=dict, init=False)
     """Keys and values of first tokens, by which they are, how many are not the text's own, and interventions."""
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False)

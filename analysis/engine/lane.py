@@ -7,7 +7,7 @@ tokens its policy may be switched.  How keys are kept and what a token attends t
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -94,9 +94,10 @@ class Lane:
             )
         began = time.perf_counter()
         self.settle()
-        nll, mass, held = self.store.read(self.position, chunk, stop)
+        nll, mass, held, top = self.store.read(self.position, chunk, stop)
         # One transfer each per chunk; everything before this line may still be under way on a GPU.
-        return self._step(began, nll.cpu().numpy(), mass.cpu().numpy(), held)
+        step = self._step(began, nll.cpu().numpy(), mass.cpu().numpy(), held)
+        return step if top is None else replace(step, top=top.cpu().numpy().astype(np.int32))
 
     def next(self, choose: Callable[[Float[Tensor, " vocabulary"]], int], *, kv_chunk: int | None = None) -> Step:
         """Read the newest token alone, and let the text go on with the one that is chosen.

@@ -31,13 +31,15 @@ class Step:
     """In a conversation, who said each token [tokens] (chat/template.py)."""
     each: NDArray[np.float64] | None = None
     """Compute time of each token [tokens], where they were not read together."""
+    top: NDArray[np.int32] | None = None
+    """The most probable token at each position [tokens], where that was asked for (SharedContext.top)."""
 
     def since(self, position: int) -> "Step":
         """The same of its tokens from a text position on, which is one of them."""
         cut = position - self.start
         arrays = ("token_ids", "nll", "cache_tokens", "cache_bytes")
         more: dict[str, Any] = {name: getattr(self, name)[cut:] for name in arrays}
-        more |= {name: held[cut:] for name in ("roles", "each") if (held := getattr(self, name)) is not None}
+        more |= {name: held[cut:] for name in ("roles", "each", "top") if (held := getattr(self, name)) is not None}
         seconds = self.seconds * len(more["nll"]) / len(self.nll)
         return replace(self, start=position, sink_mass=self.sink_mass[..., cut:], seconds=seconds, **more)
 

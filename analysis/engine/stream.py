@@ -41,11 +41,13 @@ def open_lanes(
     *,
     sink_tokens: int = SINK_TOKENS,
     history: int = 0,
+    top: bool = False,
 ) -> list[Lane]:
     """Lanes at the beginning of a text.
 
     `model`: a LanguageModel, or any causal transformers model that can be adapted; `tokens`: token ids, [tokens];
-    `history`: of how many of the newest tokens queries and keys are kept, for maps.  Raises ValueError where the text
+    `history`: of how many of the newest tokens queries and keys are kept, for maps; `top`: steps also tell the most
+    probable tokens.  Raises ValueError where the text
     is too short, a token is not in the vocabulary, or the family cannot be read.
     """
     tokens = np.asarray(tokens, dtype=np.int32).reshape(-1)
@@ -63,6 +65,7 @@ def open_lanes(
             f"{tokens.min()} to {tokens.max()}: use the ids of the model's own tokenizer"
         )
     context = SharedContext(adapted, tokens, sink_tokens, history)
+    context.top = top
     if loaded:
         context.tokenizer, context.tracer = model.tokenizer, lambda: model.one_token
     return [Lane(i, policy, context) for i, policy in enumerate(policies)]

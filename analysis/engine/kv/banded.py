@@ -223,7 +223,7 @@ def read_in_passes(
             # A context grows by one token at most.
             upto = begin + last - length + 1
         passed = forward(begin, upto)
-        parts.append(Predicted(store.loss(passed.logits[0], begin), passed.sink_mass, passed.held))
+        parts.append(store.predicted(passed, begin))
         begin = upto
     return Predicted.joined(parts)
 

@@ -50,7 +50,7 @@ class RankedStore(Store):
                 # The chunk ends with a group, so that the next one has whole passes.
                 break
             passed = self.forward(begin, count)
-            parts.append(Predicted(self.loss(passed.logits[0], begin), passed.sink_mass, passed.held))
+            parts.append(self.predicted(passed, begin))
             begin += count
         return Predicted.joined(parts)
 

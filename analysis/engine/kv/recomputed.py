@@ -11,7 +11,7 @@ from ..history import QKChunk
 from ..layers.banded import BandedLayer
 from ..state import State
 from .banded import BandedStore, empty_layers
-from .store import Passed, Predicted, Store, negative_log_likelihood, stacked
+from .store import Passed, Predicted, Store, stacked
 
 
 class RecomputedStore(BandedStore):
@@ -48,9 +48,6 @@ class RecomputedStore(BandedStore):
         length = model.regime(length)
         one = BandedPass(model, starts[0], context.sink_tokens, band, None, begins, True, self.interventions, length)
         logits = model.forward(ids, one, last=last)
-        predicted = last * len(starts)
-        targets = context.ids[p : p + predicted].to(logits.device)
-        nll = negative_log_likelihood(logits.flatten(0, 1), targets)
         mass = stacked(one.mass, logits).unflatten(-1, (len(starts), tokens))[..., -last:].flatten(-2)
         self._encoded_for = length
         # The newest window stays: it is what this lane holds, until it reads on or another policy takes over.
@@ -60,7 +57,8 @@ class RecomputedStore(BandedStore):
         if context.history:
             queries, keys = [q[-1].clone() for q in one.queries], [k[-1].clone() for k in one.keys]
             self.chunks = [QKChunk(starts[-1], starts[-1] + tokens, band, queries, keys, self.interventions, length)]
-        return Predicted(nll, mass, np.tile(np.arange(tokens - last + 1.0, tokens + 1), len(starts)))
+        held = np.tile(np.arange(tokens - last + 1.0, tokens + 1), len(starts))
+        return self.predicted(Passed(logits, mass, held), p - 1)
 
     def _length(self, position: int) -> int:
         """The length of the text that is encoded for the token at `position` (families/frequencies.py); all of a stride

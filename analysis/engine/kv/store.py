@@ -103,12 +103,15 @@ class Predicted(NamedTuple):
     sink_mass: Float[Tensor, "layers heads tokens"]
     held: NDArray[np.float64]
     """Tokens that a KV head held on average when each was predicted, [tokens]."""
+    top: Int[Tensor, " tokens"] | None = None
+    """The most probable tokens, where they are asked for."""
 
     @classmethod
     def joined(cls, parts: "Sequence[Predicted]") -> "Predicted":
         """Parts that follow one another, as one."""
-        nll, mass, held = zip(*parts, strict=True)
-        return cls(torch.cat(nll), torch.cat(mass, -1), np.concatenate(held))
+        nll, mass, held, top = zip(*parts, strict=True)
+        told = [tokens for tokens in top if tokens is not None]
+        return cls(torch.cat(nll), torch.cat(mass, -1), np.concatenate(held), torch.cat(told) if told else None)
 
 
 class Store(ABC):
@@ -251,10 +254,12 @@ class Store(ABC):
         """Keys and values of the first tokens as this store reads them, per layer [kv_heads, tokens, dim]."""
         return self.context.prefix(tokens, self.policy.first, self.early, self.interventions)
 
-    def loss(self, logits: Float[Tensor, "tokens vocabulary"], begin: int) -> Float[Tensor, " tokens"]:
-        """NLL of the tokens that follow those from text position `begin` on."""
-        targets = self.context.ids[begin + 1 : begin + 1 + len(logits)]
-        return negative_log_likelihood(logits, targets.to(logits.device))
+    def predicted(self, passed: Passed, begin: int) -> Predicted:
+        """What a pass tells of the tokens that follow those from text position `begin` on."""
+        logits = passed.logits.flatten(0, 1)
+        targets = self.context.ids[begin + 1 : begin + 1 + len(logits)].to(logits.device)
+        top = most_probable(logits) if self.context.top else None
+        return Predicted(negative_log_likelihood(logits, targets), passed.sink_mass, passed.held, top)
 
 
 def stacked(of_layers: list[Tensor], like: Tensor) -> Float[Tensor, "layers *rest"]:
@@ -271,3 +276,8 @@ def negative_log_likelihood(
         rows = rows.float()
         parts.append(torch.logsumexp(rows, -1) - rows.gather(-1, wanted[:, None])[:, 0])
     return torch.cat(parts)
+
+
+def most_probable(logits: Float[Tensor, "tokens vocabulary"]) -> Int[Tensor, " tokens"]:
+    """The token with the largest logit at each position, which a greedy decoder takes."""
+    return torch.cat([rows.argmax(-1) for rows in logits.split(ROWS)])
