@@ -19,7 +19,7 @@ def figures() -> None:
 
     table = Table("Figure", "Made of", "Settings", "What it shows")
     for name, kind in FIGURES.items():
-        table.add_row(name, kind.needs, _settings(kind.settings()), " ".join((kind.__doc__ or "").split()))
+        table.add_row(name, kind.needs, settings_text(kind.settings()), " ".join((kind.__doc__ or "").split()))
     out.print(table)
 
 
@@ -35,13 +35,14 @@ def policies() -> None:
     """The eviction policies, with their settings."""
     table = Table("Policy", "Settings", "What it does")
     for name, policy in POLICIES.items():
-        table.add_row(name, _settings(policy.settings()), " ".join((policy.__doc__ or "").split()))
-    interventions = _settings(Policy.interventions())
+        table.add_row(name, settings_text(policy.settings()), " ".join((policy.__doc__ or "").split()))
+    interventions = settings_text(Policy.interventions())
     table.add_row("any of them", interventions, "What if: attention is changed, to see what sinks are for.")
     out.print(table)
 
 
-def _settings(settings: list[Field]) -> str:
+def settings_text(settings: list[Field]) -> str:
+    """Settings as a table lists them, one a line; their defaults, what they mean, and what they may be."""
     return "\n".join(f"{f.name}={f.default}  {f.metadata['help']}{_reach(f.metadata)}" for f in settings) or "none"
 
 

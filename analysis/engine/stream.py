@@ -47,8 +47,8 @@ def open_lanes(
 
     `model`: a LanguageModel, or any causal transformers model that can be adapted; `tokens`: token ids, [tokens];
     `history`: of how many of the newest tokens queries and keys are kept, for maps; `top`: steps also tell the most
-    probable tokens.  Raises ValueError where the text
-    is too short, a token is not in the vocabulary, or the family cannot be read.
+    probable tokens.  Raises ValueError where the text is too short, a token is not in the vocabulary, or the family
+    cannot be read.
     """
     tokens = np.asarray(tokens, dtype=np.int32).reshape(-1)
     if len(tokens) < 2:

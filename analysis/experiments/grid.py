@@ -4,29 +4,22 @@ A cell is computed in a temporary folder wherever a worker is, and comes back as
 whole cells only, nobody needs a disk in common, and whoever runs the same grid again goes on where it stopped.
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import joblib
-import numpy as np
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from .. import files, texts
-from ..policies import parse
-from ..runs.facts import ModelFacts
-from ..runs.folder import Folder
+from .. import files
 from ..runs.reader import spec_of
-from ..runs.run import Run
 from ..runs.spec import Spec
 from . import gpus
-from .papers import Cell
 
 if TYPE_CHECKING:
     from ..models.language_model import LanguageModel
@@ -38,7 +31,29 @@ PATIENCE = 10
 """Seconds in which a scheduler must answer."""
 
 
-def unfinished(cells: Iterable[Cell], out: Path) -> list[Cell]:
+@runtime_checkable
+class Cell(Protocol):
+    """What a worker computes: a folder of its own."""
+
+    @property
+    def spec(self) -> Spec:
+        """Of its model, and all else that must be the same where it is found finished."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        ...
+
+    def write(self, place: Path, model: "LanguageModel") -> None:
+        """Compute it into a new folder, with a run.json that has its Spec."""
+        ...
+
+
+C = TypeVar("C", bound=Cell)
+
+
+def unfinished(cells: Iterable[C], out: Path) -> list[C]:
     """Cells that are not finished in this folder.
 
     Raises ValueError where it holds something else than cells, or another run of the same name.
@@ -59,8 +74,8 @@ def unfinished(cells: Iterable[Cell], out: Path) -> list[Cell]:
 
 
 def run(
-    cells: Iterable[Cell], out: Path, *, jobs: int = 1, backend: str = "local", address: str | None = None
-) -> Iterator[Cell]:
+    cells: Iterable[C], out: Path, *, jobs: int = 1, backend: str = "local", address: str | None = None
+) -> Iterator[C]:
     """Run what is left of the cells and put each into its folder; yields each when it is there.
 
     `jobs`: processes on this machine, each with a GPU of its own where there are any.  Raises ValueError where a
@@ -107,37 +122,8 @@ def compute(cell: Cell, share: bool = False) -> tuple[str, dict[str, bytes]]:
         gpus.take_one()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "cell"
-        (_write_sink_rates if cell.samples else _write_run)(cell, place)
+        cell.write(place, _model(cell.spec))
         return cell.name, {p.name: p.read_bytes() for p in place.iterdir()}
-
-
-def _write_run(cell: Cell, place: Path) -> None:
-    """Read the text to its end, into a run folder."""
-    spec, source, model = cell.spec, texts.read(cell.spec.text), _model(cell.spec)
-    from ..engine.stream import stream
-
-    read = spec.tokenized(source, model.tokenizer)
-    ids, run = read.ids, Run(spec, int(read.ids[0]))
-    run.model, run.begins, run.as_text = ModelFacts.of(model), read.begins, read.as_text
-    folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256, tokens=len(ids))
-    for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk):
-        folder.append(step)
-    folder.finish("finished")
-
-
-def _write_sink_rates(cell: Cell, place: Path) -> None:
-    """Read many short texts, and write down what each head of each gave to its first token."""
-    spec, source, model = cell.spec, texts.read(cell.spec.text), _model(cell.spec)
-    from .measures import joined, measure, samples_of_text
-
-    read = samples_of_text(source, model.tokenizer, spec, cell.samples)
-    alpha = joined(list(measure(model, read.ids))).heads["alpha"]
-    place.mkdir()
-    np.savez_compressed(place / "alpha.npz", alpha=alpha)
-    about: dict[str, Any] = {"spec": asdict(spec), "samples": cell.samples, "text_sha256": source.sha256}
-    about |= {"begins": read.begins, "as_text": list(read.as_text)}
-    about |= {"weights_sha256": model.sha256, "status": "finished"}
-    (place / "run.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def _model(spec: Spec) -> "LanguageModel":

@@ -1,24 +1,32 @@
 """Experiments of the papers, as grids of cells that any model can be put through, and the tables they end in.
 
 The papers' numbers are theirs, of their models and texts; they stand beside ours to compare the shape and not the
-digits.  This module knows nothing of models: what a cell says is read from its run folder.
+digits.  What a cell says is read from its run folder.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import files, metrics
+from .. import files, metrics, texts
 from ..files import Kind
 from ..policies import POLICIES, parse
+from ..runs.facts import ModelFacts
+from ..runs.folder import Folder
 from ..runs.reader import about_of, load
+from ..runs.run import Run
 from ..runs.spec import Spec
 from ..settings import Registry
 from ..texts import with_bos
+
+if TYPE_CHECKING:
+    from ..models.language_model import LanguageModel
 
 RATE_TOKENS, RATE_SAMPLES, RATE_THRESHOLD = 64, 100, 0.3
 """T, the number of texts, and ε of the sink rate (Gu et al. 2024)."""
@@ -48,6 +56,38 @@ class Cell:
             # No file system takes a name of any length.
             written = f"{written[:100]}-{hashlib.sha256(policy.encode()).hexdigest()[:12]}"
         return written + (f"-{self.samples}-samples" if self.samples else "")
+
+    def write(self, place: Path, model: "LanguageModel") -> None:
+        """Read the text into a run folder; of many short texts, what each head gave to their first tokens.
+
+        Raises ValueError where the text cannot be read.
+        """
+        (self._write_sink_rates if self.samples else self._write_run)(place, model)
+
+    def _write_run(self, place: Path, model: "LanguageModel") -> None:
+        from ..engine.stream import stream
+
+        spec, source = self.spec, texts.read(self.spec.text)
+        read = spec.tokenized(source, model.tokenizer)
+        ids, run = read.ids, Run(spec, int(read.ids[0]))
+        run.model, run.begins, run.as_text = ModelFacts.of(model), read.begins, read.as_text
+        folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256, tokens=len(ids))
+        for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk):
+            folder.append(step)
+        folder.finish("finished")
+
+    def _write_sink_rates(self, place: Path, model: "LanguageModel") -> None:
+        from .measures import joined, measure, samples_of_text
+
+        spec, source = self.spec, texts.read(self.spec.text)
+        read = samples_of_text(source, model.tokenizer, spec, self.samples)
+        alpha = joined(list(measure(model, read.ids))).heads["alpha"]
+        place.mkdir()
+        np.savez_compressed(place / "alpha.npz", alpha=alpha)
+        about: dict[str, Any] = {"spec": asdict(spec), "samples": self.samples, "text_sha256": source.sha256}
+        about |= {"begins": read.begins, "as_text": list(read.as_text)}
+        about |= {"weights_sha256": model.sha256, "status": "finished"}
+        files.write(place / "run.json", json.dumps(about, indent=2) + "\n")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,222 @@
+"""A map of recall as a grid of cells, one for each policy and text, and the table that they make.
+
+Cells are named by all that decides their text, so they are kept, and found again, by their settings (grid.py).
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ... import files
+from ...palette import labels
+from ...policies import parse as parse_policy
+from ...runs.spec import Spec
+from . import TASKS
+from .base import Place, Task
+from .encoding import Tokens
+
+if TYPE_CHECKING:
+    from ...models.language_model import LanguageModel
+
+KIND = "recall"
+"""What run.json of a cell says it is."""
+TABLE = "recall.parquet"
+LONGEST, MOST_REPEATS = 2**20, 10_000
+
+
+class Row(msgspec.Struct, frozen=True):
+    """The answer to one question, as `recall.parquet` has it."""
+
+    task: str
+    """With those settings that are not as they are unless said."""
+    policy: str
+    length: int
+    """Tokens that the text was to have; of a file of one's own those that it has."""
+    depth: float | None
+    """Where the fact stands, in % of its room, or of the tokens before the question; None where nothing says it."""
+    repeat: int
+    seed: int
+    hit: bool
+    nll: float
+    """Mean of the answer's tokens, in nats."""
+    answer: str
+    said: str
+    distance: int | None
+    """Tokens from the end of the fact to the answer."""
+    wrong: int | None
+    """The first wrong token of what was said; None where it is right."""
+    kept: float | None
+    """Share of the fact's tokens that the KV heads still held when the answer had been read."""
+
+
+SCHEMA = pa.schema(
+    [
+        ("task", pa.string()), ("policy", pa.string()), ("length", pa.int32()), ("depth", pa.float64()),
+        ("repeat", pa.int32()), ("seed", pa.int64()), ("hit", pa.bool_()), ("nll", pa.float64()),
+        ("answer", pa.string()), ("said", pa.string()), ("distance", pa.int32()), ("wrong", pa.int32()),
+        ("kept", pa.float64()),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RecallCell:
+    """One policy reading one text of a task."""
+
+    spec: Spec
+    task: str
+    place: Place
+    seed: int
+    asking: str = "aware"
+    decode: bool = False
+    source: str = ""
+    """Digest of what the text is made of, where that is a file."""
+
+    @property
+    def name(self) -> str:
+        """The name of its folder: of all that decides its text and how it is asked."""
+        policy, how = self.spec.policies[0], (self.task, self.asking, self.decode, self.source)
+        digest = hashlib.sha256(json.dumps((policy, *self.place, self.seed, *how)).encode()).hexdigest()[:12]
+        depth = "" if self.place.depth is None else f"-{self.place.depth:g}"
+        written = f"{self.task}-{policy}-{self.place.length}{depth}-{self.place.repeat}"
+        return f"{re.sub(r'[^-A-Za-z0-9_.+=]+', '-', written)[:100]}-{digest}"
+
+    def write(self, place: Path, model: "LanguageModel") -> None:
+        """Ask, and write down what was answered.  Raises ValueError where the text cannot be made, or not be read."""
+        from .scoring import answers
+
+        spec, task = self.spec, TASKS.parse(self.task)
+        sample = task.sample(self.place, self.seed, tokens := Tokens(model.tokenizer, str(spec.bos), spec.special))
+        text, policy = tokens.encode(sample), parse_policy(spec.policies[0])
+        found = answers(
+            model, text, policy, stays=sample.stays, asking=self.asking, decode=self.decode, chunk=spec.chunk
+        )
+        rows = []
+        for asked, exchange, answer in zip(text.asked, sample.exchanges, found, strict=True):
+            depth = self.place.depth
+            if depth is None and asked.needle is not None:
+                depth = 100 * asked.needle[0] / asked.question
+            row = Row(
+                task=self.task, policy=spec.policies[0], length=self.place.length or len(text.ids), depth=depth,
+                repeat=self.place.repeat, seed=self.seed, hit=answer.hit, nll=answer.nll,
+                answer=exchange.answer.strip(), said=str(tokens.tokenizer.decode(list(answer.said))).strip(),
+                distance=answer.distance, wrong=answer.wrong, kept=answer.kept,
+            )  # fmt: skip
+            rows.append(row)
+        place.mkdir()
+        about: dict[str, Any] = {"spec": asdict(spec), "kind": KIND, "status": "finished"}
+        about |= {"weights_sha256": model.sha256, "asking": self.asking, "decode": self.decode}
+        about |= {"rows": msgspec.to_builtins(rows)}
+        files.write(place / "run.json", json.dumps(about, indent=2) + "\n")
+
+
+def cells(
+    task: Task,
+    base: Spec,
+    policies: Sequence[str],
+    lengths: Sequence[int],
+    depths: Sequence[float],
+    repeats: int,
+    seed: int,
+    *,
+    asking: str = "aware",
+    decode: bool = False,
+) -> list[RecallCell]:
+    """Cells for all policies and texts: one policy after the other, in the order in which they are named.
+
+    `base` says which model reads.  Raises ValueError where there is nothing to do.
+    """
+    if not 1 <= repeats <= MOST_REPEATS:
+        raise ValueError(f"1 to {MOST_REPEATS:,} texts are read for each length and depth, not {repeats}")
+    if wrong := [d for d in depths if not 0 <= d <= 100]:
+        raise ValueError(f"a depth is from 0 to 100 % of the text, not {wrong[0]:g}")
+    if wrong := [n for n in lengths if not 2 <= n <= LONGEST]:
+        raise ValueError(f"a text has 2 to {LONGEST:,} tokens, not {wrong[0]}")
+    named = list(dict.fromkeys(str(parse_policy(p)) for p in policies))
+    places = list(dict.fromkeys(task.places(lengths, depths, repeats)))
+    if not named or not places:
+        raise ValueError("name at least one policy and one length, and one depth where the task asks for it")
+    return [
+        RecallCell(
+            replace(base, text=task.short, policies=(policy,)), task.short, place, seed, asking, decode, task.source
+        )
+        for policy in named
+        for place in places
+    ]
+
+
+class _About(msgspec.Struct):
+    """What run.json of a cell must say."""
+
+    rows: list[Row]
+
+
+def rows_of(cells: Iterable[RecallCell], out: Path) -> list[Row]:
+    """What was answered in those cells that are finished.  Raises ValueError where a file is damaged."""
+    found = []
+    for cell in cells:
+        file = out / cell.name / "run.json"
+        if file.exists():
+            found += files.record(file, _About, "that of a cell of recall").rows
+    return found
+
+
+def write_table(rows: Sequence[Row], out: Path) -> None:
+    """Write `recall.parquet` into a folder.  Raises ValueError where the disk does not take it."""
+    with files.written(out / TABLE) as f:
+        pq.write_table(pa.Table.from_pylist(msgspec.to_builtins(rows), SCHEMA), f)
+
+
+def read_table(folder: Path) -> list[Row]:
+    """The rows of a folder's `recall.parquet`.  Raises ValueError where there is none, or it is of something else."""
+    with files.opened(folder / TABLE) as f:
+        try:
+            return msgspec.convert(pq.read_table(f).to_pylist(), list[Row])
+        except (pa.ArrowException, msgspec.ValidationError, OSError) as e:
+            raise ValueError(f"{folder / TABLE} is not a table of recall: it is damaged, or of something else") from e
+
+
+def wilson(hits: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a rate (Wilson 1927), which says something of 0 of 5, too."""
+    rate, spread = hits / asked, z * z / asked
+    middle = (rate + spread / 2) / (1 + spread)
+    half = z * math.sqrt(rate * (1 - rate) / asked + spread / (4 * asked)) / (1 + spread)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def summary(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table: policies and lengths down; recalled at each depth, in all with a 95 % interval, and
+    the answers' NLL across."""
+    depths = sorted({row.depth for row in rows if row.depth is not None})
+    shown = depths if 1 < len(depths) <= 7 else []
+    header = ["Policy", "Length", *(f"{depth:g} %" for depth in shown), "Recalled", "95 % interval", "NLL", "Fact kept"]
+    policies = list(dict.fromkeys(row.policy for row in rows))
+    names = dict(zip(policies, labels([parse_policy(p) for p in policies]), strict=True))
+    lines = []
+    for policy, length in dict.fromkeys((row.policy, row.length) for row in rows):
+        of = [row for row in rows if (row.policy, row.length) == (policy, length)]
+        lines.append([names[policy], f"{length:,}", *_line(of, shown)])
+    return header, lines
+
+
+def _line(of: Sequence[Row], depths: Sequence[float]) -> list[str]:
+    hits, asked = sum(row.hit for row in of), len(of)
+    low, high = wilson(hits, asked)
+    each = [[row.hit for row in of if row.depth == depth] for depth in depths]
+    kept = [row.kept for row in of if row.kept is not None]
+    return [
+        *(f"{sum(at)}/{len(at)}" if at else "–" for at in each),
+        f"{hits}/{asked}",
+        f"{low:.0%} to {high:.0%}".replace("%", " %"),
+        f"{sum(row.nll for row in of) / asked:.3f}",
+        f"{sum(kept) / len(kept):.0%}".replace("%", " %") if kept else "–",
+    ]
