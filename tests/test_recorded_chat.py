@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from analysis.chat.conversation import Conversation
 from analysis.chat.partner import Partner
+from analysis.maps.recent import head_row
 from analysis.policies import parse
 from analysis.runs import library
 from analysis.runs.reader import load
@@ -19,6 +21,7 @@ from analysis.runs.recorded_chat import recorded_chat
 from analysis.runs.recording import recording
 from analysis.runs.run import Run
 from analysis.runs.screen import RECENT
+from analysis.runs.shares import ALL, MOST, SharesFile, read_shares, spacing
 from analysis.runs.spec import Sampling, Spec
 from app.frames.chat import ChatSender
 from app.jobs.chat_lane import snapshot_of
@@ -63,7 +66,7 @@ class Talk:
         self.spec = Spec("tiny", "typed", policies, sampling=sampling)
         self.transcript = Transcript(name, self.spec)
         self.transcript.open_for(partner, text_sha256="")
-        self.lanes = [Conversation(partner, parse(p), sampling, index=i) for i, p in enumerate(policies)]
+        self.lanes = [Conversation(partner, parse(p), sampling, index=i, history=256) for i, p in enumerate(policies)]
         self.costs = [TokenCosts() for _ in policies]
         self.seen, self.spent, self.facts = {}, {}, self.transcript.run.model
 
@@ -94,7 +97,7 @@ class Talk:
             index, at = lane.lane.index, len(lane.tokens)
             self.costs[index].truncate(at)
             self.seen = {key: of for key, of in self.seen.items() if key[0] != index or key[1] <= at}
-            self.transcript.note("again", lane=index, position=lane.turns[-1].begin)
+            self.transcript.again(index, lane.turns[-1].begin)
         self.answer()
 
     def switch(self, index, policy, pin=False):
@@ -218,6 +221,81 @@ def test_switches_stops_and_answers_given_again_are_recorded(script, partner):
     talk.ask(PROMPTS[3])
     compared, says = compare_all(script, talk, talk.finish())
     assert compared > 40 and {mark["lane"] for mark in says["marks"]} == {0, 1, 2}
+
+
+RANKED = ("h2o:budget=12,recent=4", "tova:budget=12", "duo:full=50,sinks=2,window=8")
+
+
+def test_where_each_head_keeps_its_own_a_recording_dims_as_the_live_page_did(script, partner):
+    talk = Talk(partner, RANKED, "shared", most=24)
+    talk.ask(PROMPTS[0])
+    talk.switch(0, "window:window=8")
+    talk.switch(1, "h2o:budget=10,recent=4")
+    talk.ask(PROMPTS[1], stop_at=9)
+    talk.again()
+    talk.switch(0, "tova:budget=12")
+    talk.ask(PROMPTS[2])
+    path = talk.finish()
+    assert any(0 < level < ALL for one in read_shares(path, 3) for level in one.levels)
+    compared, _ = compare_all(script, talk, path)
+    assert compared > 50
+
+
+def test_moments_of_shares_lie_evenly_and_are_bounded(tmp_path):
+    file, rng = SharesFile(tmp_path, 2), np.random.default_rng(0)
+    for read in range(1, 5 * MOST):
+        shares = rng.integers(0, 3, read).astype(np.float32) / 2
+        view = SimpleNamespace(read=read)
+        file.take_in(SimpleNamespace(index=1, view=view, shares=shares, sinks=0, first=read, protected=0))
+    file.write()
+    kept = read_shares(tmp_path, 2)
+    assert MOST // 2 <= len(kept) <= MOST
+    assert {b.read - a.read for a, b in itertools.pairwise(kept)} == {spacing(read)}
+    # What is said anew takes the place of what was said before.
+    file.take_in(SimpleNamespace(index=1, view=SimpleNamespace(read=256), shares=None))
+    file.write()
+    assert max(one.read for one in read_shares(tmp_path, 2)) < 256
+    with pytest.raises(ValueError, match="another run"):
+        read_shares(tmp_path, 1)
+
+
+def test_what_a_clicked_token_looked_back_at_is_shown_again(script, partner):
+    talk = Talk(partner, ALIKE[:2], "clicked", most=12)
+    talk.ask(PROMPTS[0])
+    row = head_row(talk.lanes[1].lane, 1, 0, 9)
+    talk.transcript.row(1, row)
+    # Of an answer that is given again nothing is left.
+    begin = talk.lanes[1].turns[-1].begin
+    talk.transcript.row(1, head_row(talk.lanes[1].lane, 0, 0, begin))
+    talk.again()
+    data = gzip.decompress(recording(talk.finish()))
+    total = decoded(data)[0]["total"]
+    asked = [({"head": [1, 0], "token": [1, 9]}, total), ({"head": None, "token": [1, 9]}, total)]
+    asked += [({"head": [1, 0], "token": [1, 9]}, 5), ({"head": [0, 1], "token": [1, 9]}, total)]
+    asked += [({"head": [0, 0], "token": [1, begin]}, total), ({"head": None, "token": None}, total)]
+    made, _ = frames(script, data, [(at, {"chosen": 1, **view}) for view, at in asked])
+    for head, arrays in made[:2]:
+        assert head["row"] == {"lane": 1, "token": 9, "layer": 1, "head": 0} and "Shaded" in head["hint"]
+        np.testing.assert_array_equal(arrays["row_places"], row.positions)
+        np.testing.assert_allclose(arrays["row_weights"], row.weights, rtol=1e-6)
+    for head, arrays in made[2:]:
+        assert head["row"] is None and "row_places" not in arrays
+    assert "not kept" in made[3][0]["hint"] and "Kept of this lane: the tokens at 9." in made[3][0]["hint"]
+    assert "tokens at 9" in made[5][0]["hint"]
+
+
+def test_damaged_rows_and_shares_are_refused_in_a_sentence(partner):
+    talk = Talk(partner, RANKED[:1], "spoiled", most=6)
+    talk.ask(PROMPTS[0])
+    talk.transcript.row(0, head_row(talk.lanes[0].lane, 0, 0, 4))
+    path = talk.finish()
+    for name, others in (("rows.arrow", "shares.arrow"), ("shares.arrow", "rows.arrow")):
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes((path / others).read_bytes())
+        with pytest.raises(ValueError, match="is not the table of"):
+            recording(path)
+        (path / name).write_bytes(whole)
+    assert recording(path)
 
 
 def test_what_ranked_heads_keep_is_not_dimmed_but_said_to_be_unknown(script, partner):

@@ -16,6 +16,7 @@ from ..engine.step import Step
 from ..runs.checkpoint import Saver
 from ..runs.folder import Folder
 from ..runs.resume import Made
+from ..runs.shares import SharesFile
 from ..texts import said_as_text
 from .ending import Brake
 
@@ -51,11 +52,11 @@ def converse(
 
     Raises KeyboardInterrupt where a script, or the process, is to end; an answer to what was typed just ends.
     """
-    brake = Brake()
+    brake, shares = Brake(), SharesFile(folder.path, len(lanes))
 
     def answer(lane: Conversation, prompt: str) -> None:
         with brake:
-            _answer(lane, prompt, lanes, folder, saver, out, chunk, brake, scripted)
+            _answer(lane, prompt, lanes, folder, shares, saver, out, chunk, brake, scripted)
         if brake.pressed == signal.SIGTERM or (brake.pressed and scripted):
             raise KeyboardInterrupt
 
@@ -88,6 +89,7 @@ def _answer(
     prompt: str,
     lanes: list[Conversation],
     folder: Folder,
+    shares: SharesFile,
     saver: Saver,
     out: Console,
     chunk: int,
@@ -115,6 +117,7 @@ def _answer(
 
     while not (brake.pressed and scripted) and (step := lane.step(chunk)) is not None:
         steps.append(step)
+        shares.take_in(lane.lane)
         if len(steps) == TOGETHER:
             write()
         saver.save(state)
@@ -128,6 +131,7 @@ def _answer(
         out.print(said[shown:ready], end="", markup=False, soft_wrap=True)
         shown = max(shown, ready)
     write()
+    shares.write()
     folder.pieces(lane.lane.index, turn.asked, lane.pieces()[turn.asked :])
     out.print(CUT.get(turn.why or "stopped", ""))
     if turn.why:

@@ -43,7 +43,8 @@ GALLERY = Path(__file__).parents[2] / "assets" / "gallery"
 """The library of recorded stories that comes with the project."""
 FILES = {
     *("run.json", "events.jsonl", "tokens.parquet", "sinks.npz", "tokens.arrow", "sinks.arrow", "pieces.arrow"),
-    *("maps.arrow", LABEL, KEPT, "stretch.json", "queries.npy", "keys.npy", "norms.npy", "token_ids.npy"),
+    *("maps.arrow", "shares.arrow", "rows.arrow", LABEL, KEPT),
+    *("stretch.json", "queries.npy", "keys.npy", "norms.npy", "token_ids.npy"),
     *("massive.npy", "mass.npy", "median.npy", "curves.csv", "maps.npz", "alpha.npz", "table.csv", "table.md"),
     *("effects.csv", "measures.npz", "costs.csv"),
 }

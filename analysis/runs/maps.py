@@ -15,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from .. import files
 from ..policies import parse
 from .codec import levels_of
 from .reader import read_stream
 from .run import Run
+from .tables import write_stream
 
 FILE = "maps.arrow"
 MOST = 48
@@ -114,9 +114,7 @@ class MapsFile:
         self._maps.append(drawn)
         if len(self._maps) > MOST:
             self._maps = thinned(self._maps)
-        table = pa.Table.from_batches([_row(m) for m in self._maps], MAPS)
-        with files.written(self.path) as f, pa.ipc.new_stream(f, MAPS, options=_packed()) as stream:
-            stream.write_table(table)
+        write_stream(self.path, pa.Table.from_batches([_row(m) for m in self._maps], MAPS))
 
 
 def thinned(maps: Sequence[RecordedMap]) -> list[RecordedMap]:
@@ -125,10 +123,6 @@ def thinned(maps: Sequence[RecordedMap]) -> list[RecordedMap]:
     of_most = [i for i, m in enumerate(maps) if m.of_head == most]
     out = set(of_most[count % 2 : -1 : 2] or of_most[:1])
     return [m for i, m in enumerate(maps) if i not in out]
-
-
-def _packed() -> pa.ipc.IpcWriteOptions:
-    return pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 def _row(drawn: RecordedMap) -> pa.RecordBatch:

@@ -19,7 +19,9 @@ from ..texts import with_bos
 from . import screen
 from .codec import assemble
 from .recording import SPEEDS, WHOLE, indexed, measured, names_at, piece_lists, straight
+from .rows import RecordedRow
 from .run import ROLES, Run, Track
+from .shares import ALL, Shares, as_arrays
 
 SAID = ROLES.index("assistant")
 ALIKE = ("banded", "recomputed")
@@ -39,8 +41,15 @@ class _Switch:
         return ", ".join(filter(None, (self.policy.label, self.how)))
 
 
-def recorded_chat(run: Run, name: str, about: Mapping[str, Any]) -> bytes:
-    """The recording of a conversation; `about`: what its folder says of itself.
+def recorded_chat(
+    run: Run,
+    name: str,
+    about: Mapping[str, Any],
+    shares: Sequence[Shares] = (),
+    rows: Sequence[RecordedRow] = (),
+) -> bytes:
+    """The recording of a conversation; `about`: what its folder says of itself; `shares`, `rows`: what it keeps of what
+    heads held, and of what tokens looked back at.
 
     Raises ValueError where nothing was said in it.
     """
@@ -55,11 +64,14 @@ def recorded_chat(run: Run, name: str, about: Mapping[str, Any]) -> bytes:
     vocabulary, arrays = indexed(piece_lists(run))
     for i, track in enumerate(run.tracks):
         held = _held(track, begun[i], switches[i])
-        of_lane = {**measured(track), **_costs(track, spent[i]), "roles": _roles(run, track).astype(np.uint16)}
+        of_lane = {**measured(track), **_costs(track, spent[i]), **as_arrays(shares, i)}
+        of_lane["roles"] = _roles(run, track).astype(np.uint16)
         for of, values in {"place": places[i], **held}.items():
             of_lane |= {f"{of}_{part}": array for part, array in straight(values).items()}
         arrays |= {f"{of}{i}": array for of, array in of_lane.items()}
     arrays["clock"] = _clock(places, spent)
+    for k, row in enumerate(rows):
+        arrays |= {f"row_places{k}": row.positions, f"row_weights{k}": row.weights}
     changed = [[(_when(places[i], s.position), s.position, s.policy) for s in of] for i, of in enumerate(switches)]
     facts = run.model
     words = (
@@ -82,6 +94,7 @@ def recorded_chat(run: Run, name: str, about: Mapping[str, Any]) -> bytes:
             "buckets": screen.BUCKETS,
             "speeds": list(SPEEDS.items()),
             "whole": WHOLE,
+            "all": ALL,
         },
         "total": len(places[0]) - 1,
         "lanes": [
@@ -105,6 +118,7 @@ def recorded_chat(run: Run, name: str, about: Mapping[str, Any]) -> bytes:
         "caution": " ".join(dict.fromkeys(str(e.get("text", "")) for e in run.events if e["what"] == "warning")),
         "card": screen.card(facts),
         "vocabulary": vocabulary,
+        "rows": [{"lane": row.lane, "layer": row.layer, "head": row.head, "token": row.token} for row in rows],
     }
     return assemble(header, arrays)
 

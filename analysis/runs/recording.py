@@ -48,11 +48,14 @@ def recorded_in(folder: Path, run: Run, about: Mapping[str, Any]) -> bytes:
 
     Raises ValueError where it has read nothing, or a file of it is damaged.
     """
+    lanes = len(run.tracks)
     if run.kind == "chat":
         from .recorded_chat import recorded_chat
+        from .rows import read_rows
+        from .shares import read_shares
 
-        return recorded_chat(run, folder.name, about)
-    return recorded(run, folder.name, about, read_maps(folder, len(run.tracks)))
+        return recorded_chat(run, folder.name, about, read_shares(folder, lanes), read_rows(folder, lanes))
+    return recorded(run, folder.name, about, read_maps(folder, lanes))
 
 
 def recorded(run: Run, name: str, about: Mapping[str, Any], maps: Sequence[RecordedMap] = ()) -> bytes:

@@ -115,3 +115,13 @@ def write_tables(run: Run, path: Path) -> None:
         np.savez_compressed(f, **arrays)
     with files.written(path / "tokens.parquet") as f:
         pq.write_table(pa.Table.from_batches(batches, schema_of(run)), f, write_page_checksum=True)
+
+
+def write_stream(path: Path, table: pa.Table) -> None:
+    """Write a table, compressed, in place of the one that stands there.
+
+    Raises ValueError where the disk does not take it.
+    """
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with files.written(path) as f, pa.ipc.new_stream(f, table.schema, options=options) as stream:
+        stream.write_table(table)

@@ -343,7 +343,7 @@ class ChatJob(TextJob):
                 continue
             given += 1
             self.costs[lane.lane.index].truncate(len(lane.tokens))
-            self.transcript.note("again", lane=lane.lane.index, position=lane.turns[-1].begin)
+            self.transcript.again(lane.lane.index, len(lane.tokens))
         if not given:
             self.tell(why)
             return
@@ -379,4 +379,5 @@ class ChatJob(TextJob):
                 else f"What that token attended to is no longer held: only the last {HISTORY:,} tokens' queries are."
             )
         else:
+            self.transcript.row(lane, row)
             self._publish()

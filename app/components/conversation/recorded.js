@@ -15,12 +15,31 @@ function openTalk(bytes) {
     const data = (name) => arrays[`${name}${i}`].data;
     return {
       ...lane, place, tokens, sizes, sinks, first, kept, nll: data("nll"), pieces: data("pieces"), roles: data("roles"), spans: data("spans"),
-      mass: arrays[`mass${i}`], at: data("cost_at"), seconds: data("cost_seconds"), bytes: data("cost_bytes"),
+      mass: arrays[`mass${i}`], at: data("cost_at"), seconds: data("cost_seconds"), bytes: data("cost_bytes"), shares: sharesOf(data),
     };
   });
+  // What heads held of their own: the moments that were kept, and where the levels of each begin.
+  function sharesOf(data) {
+    const [read, sinks, first, kept, levels] = ["read", "sinks", "first", "protected", "levels"].map((name) => data(`share_${name}`)), begins = [0];
+    for (const count of read) begins.push(begins[begins.length - 1] + count);
+    return { read, sinks, first, kept, levels: (k) => levels.subarray(begins[k], begins[k + 1]) };
+  }
   const text = (lane, start, stop) => Array.from(lane.pieces.subarray(start, stop), (k) => vocabulary[k]);
   const head = (lane) => lane.mass.shape.slice(1);
   const [layers, heads] = head(lanes.find((lane) => lane.spans.length));
+
+  // Which share of the heads holds each token, where each keeps its own: as it was kept at this moment, or before it
+  // under the same policy; what came since is held by all.
+  function heldBy({ shares, unknown }, said, start) {
+    const read = said - 1, k = countUpTo(shares.read, read) - 1, own = unknown.find(([from, until]) => from < said && said <= until);
+    if (k < 0 || (shares.read[k] !== read && !(own && shares.read[k] >= own[0]))) return { unknown: Boolean(own) };
+    const levels = shares.levels(k), share = (place) => (levels[place] ?? constants.all) / constants.all;
+    const of = (from, until) => Array.from({ length: until - from }, (_, j) => share(from + j));
+    return {
+      unknown: false, sinks: shares.sinks[k], sinks_held: shares.sinks[k], first: shares.first[k], protected: shares.kept[k],
+      shares: of(start, said), first_shares: of(0, Math.min(said, constants.first_tokens)),
+    };
+  }
 
   // What its answers cost so far, in buckets, and the milliseconds per token just now.
   function costs(lane, said, i, made) {
@@ -50,23 +69,34 @@ function openTalk(bytes) {
         state: lane.turns.some(([stop]) => stop === said) ? "" : "answering",
         cut: lane.turns.filter(([stop, why]) => stop <= said && (why === "limit" || why === "stopped")),
         past: switches.map(([at], k) => [k ? switches[k - 1][0] : 0, at, names[k]]), switches: switches.map(([at, label]) => [at, label]),
-        sinks_held: sinks, read: said, unknown: lane.unknown.some(([from, until]) => from < said && said <= until),
+        sinks_held: sinks, read: said, ...heldBy(lane, said, start),
       };
     });
     const grid = meanMass(lanes[view.chosen], Math.max(0, lanes[view.chosen].place(position) - 1), constants.recent, constants.whole);
     if (grid) made.grid = grid;
+    const k = rowAt(view), row = k >= 0 && told.rows[k].token < shown[told.rows[k].lane].total ? told.rows[k] : null;
+    if (row) Object.assign(made, { row_places: arrays[`row_places${k}`], row_weights: arrays[`row_weights${k}`] });
     return {
       seq: position, run: told.run, status: "recorded", note: "", published: position, recorded: true, epoch: 0, ...view, constants, schema: [],
-      lanes: shown, row: null, about: told.about, card: told.card, caution: told.caution, hint: hintOf(view), arrays: made,
+      lanes: shown, row, about: told.about, card: told.card, caution: told.caution, hint: hintOf(view, row), arrays: made,
     };
   }
 
-  function hintOf({ token, head: of }) {
-    const kept = "What a token looked back at is not kept: talk live to see it.";
-    if (!token) return of ? kept : "Click a token: how well the model had expected it, in this lane.";
+  // The row that was kept of the token that is looked at: of the head that is chosen, or of any where none is.
+  function rowAt({ token, head: of }) {
+    if (!token) return -1;
+    const fits = (row) => row.lane === token[0] && row.token === token[1] && (!of || (row.layer === of[0] && row.head === of[1]));
+    return told.rows.findLastIndex(fits);
+  }
+
+  function hintOf({ token, chosen }, row) {
+    const kept = [...new Set(told.rows.filter((of) => of.lane === chosen).map((of) => of.token))].sort((a, b) => a - b);
+    const others = kept.length ? ` Kept of this lane: the tokens at ${kept.map(count).join(", ")}.` : "";
+    if (!token) return `Click a token: how well the model had expected it, in this lane.${kept.length ? ` What it looked back at is kept of the tokens at ${kept.map(count).join(", ")}.` : ""}`;
     const lane = lanes[token[0]], nll = lane.nll[token[1] - 1];
-    if (nll == null) return "The first token is given: nothing came before it.";
-    return `${JSON.stringify(vocabulary[lane.pieces[token[1]]])} at ${count(token[1])}: NLL ${digits(nll)}, a probability of ${(100 * Math.exp(-nll)).toPrecision(2)} %. ${kept}`;
+    const cost = nll == null ? "The first token is given: nothing came before it." : `${JSON.stringify(vocabulary[lane.pieces[token[1]]])} at ${count(token[1])}: NLL ${digits(nll)}, a probability of ${(100 * Math.exp(-nll)).toPrecision(2)} %.`;
+    if (row) return `${cost} Shaded: what it gave to each, layer ${row.layer}, head ${row.head}; stronger is more, on a logarithmic scale.`;
+    return `${cost} What it looked back at is not kept: click a token of a live conversation, and it is kept for that one.${others}`;
   }
 
   return {
