@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from analysis import texts
+from analysis.engine.stream import open_lanes
+from analysis.experiments.presets import Switch
+from analysis.models.loading import load
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app.jobs import base
@@ -24,8 +27,9 @@ def text(count: int) -> texts.Text:
     return texts.Text("random.npy", "random", None, ids, "")
 
 
-def begin(registry, model, count=200, policies=POLICIES, pace=0):
-    run = registry.start(partial(ReadingJob, Spec(model, "random.npy", policies, chunk=32), text(count)))
+def begin(registry, model, count=200, policies=POLICIES, pace=0, switches=()):
+    spec = Spec(model, "random.npy", policies, chunk=32)
+    run = registry.start(partial(ReadingJob, spec, text(count), switches=switches))
     run.set_pace(pace)
     return run
 
@@ -97,6 +101,39 @@ def test_a_switch_is_carried_out_and_marked(registry, model):
     assert run.lanes[1].sinks == 4
 
 
+PINNED, DROPPED = "streaming:sinks=4,window=12,positions=cache", "window:window=16"
+
+
+@pytest.mark.parametrize("pace", [0, 200])
+def test_a_live_story_switches_its_lanes_where_the_story_says(registry, model, pace):
+    story = (Switch(50, 1, PINNED, pin=True), Switch(117, 1, DROPPED), Switch(64, 2, "dense"))
+    run = begin(registry, model, pace=pace, switches=story)
+    until(run, lambda: run.status == "finished" or "as the story has it" in run.note)
+    until(run, lambda: run.status == "finished")
+    told = {(e["position"], e["lane"], e["policy"]) for e in run.run.events if e["what"] == "switch"}
+    assert told == {(s.position, s.lane, s.policy) for s in story}
+    assert run.run.tracks[1].policies == [(1, DROPPED), (50, PINNED), (117, DROPPED)]
+    # What it reads is what a lane reads that is switched by hand at these positions.
+    (lane,) = open_lanes(load(model, device="cpu"), text(200).ids, [parse(DROPPED)])
+    nll = []
+    for upto, policy, pin in ((50, PINNED, True), (117, DROPPED, False), (200, None, False)):
+        while lane.position < upto:
+            nll.append(lane.read(32, upto).nll)
+        if policy:
+            lane.switch(parse(policy), pin=pin)
+    np.testing.assert_allclose(run.run.tracks[1].nll.view(), np.concatenate(nll), atol=1e-4)
+
+
+def test_a_lane_that_somebody_switches_leaves_the_story(registry, model):
+    story = (Switch(150, 1, PINNED, pin=True), Switch(150, 2, DROPPED))
+    run = begin(registry, model, pace=100, switches=story)
+    until(run, lambda: len(run.run.tracks[1].nll) > 5)
+    run.switch(1, parse("dense"), pin=False)
+    until(run, lambda: run.status == "finished")
+    switched = [(e["lane"], e["policy"]) for e in run.run.events if e["what"] == "switch"]
+    assert switched == [(1, "dense"), (2, DROPPED)]
+
+
 def test_a_switch_that_this_model_cannot_make_is_one_sentence(registry, model):
     run = begin(registry, model, count=4000, pace=100)
     until(run, lambda: len(run.run.tracks[1].nll) > 10)
@@ -138,7 +175,7 @@ def test_out_of_memory_halts_one_lane_and_loses_nothing(registry, model):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     dense.read = short
-    until(run, lambda: 0 in run.halted)
+    until(run, lambda: 0 in run.halted and run.note)
     assert "Dense stands still, out of memory (it asked for 2.00 GiB more)" in run.note
     at = dense.position
     assert {len(cache) for cache in dense.store.layers} == {at - 1}

@@ -379,5 +379,5 @@ class ChatJob(TextJob):
                 else f"What that token attended to is no longer held: only the last {HISTORY:,} tokens' queries are."
             )
         else:
-            self.transcript.row(lane, row)
             self._publish()
+            self.transcript.row(lane, row)

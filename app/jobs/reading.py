@@ -11,6 +11,7 @@ import numpy as np
 
 from analysis import texts
 from analysis.errors import error_message, log, out_of_memory
+from analysis.experiments.presets import Switch
 from analysis.policies import Policy, parse
 from analysis.runs.run import Run, Track
 from analysis.runs.spec import Spec
@@ -89,8 +90,11 @@ class ReadingJob(TextJob):
     figures_need = "run"
     snapshot: ReadingSnapshot
 
-    def __init__(self, spec: Spec, text: texts.Text, models: Models, resumes: str = "") -> None:
-        """`resumes`: the name of a run in the library that goes on under its name; empty: a new one begins."""
+    def __init__(
+        self, spec: Spec, text: texts.Text, models: Models, resumes: str = "", switches: Sequence[Switch] = ()
+    ) -> None:
+        """`resumes`: the name of a run in the library that goes on under its name; empty: a new one begins; `switches`:
+        what a story has happen to its lanes, unless somebody switches the same lane before."""
         if len(spec.policies) > MAX_LANES:
             raise ValueError(f"at most {MAX_LANES} lanes read at a time, not {len(spec.policies)}: take some out")
         super().__init__(spec, models, resumes)
@@ -105,6 +109,7 @@ class ReadingJob(TextJob):
         self.reading_seconds = 0.0
         """Wall-clock time spent reading, pauses not counted."""
         self._requests = queue.SimpleQueue[SwitchRequest]()
+        self._planned = list(switches)
         self._maps_requested: dict[tuple[int, int, int], float] = {}
         self._maps: dict[tuple[int, int, int], tuple[int, HeadMap | None]] = {}
         self._maps_made = 0.0
@@ -257,7 +262,7 @@ class ReadingJob(TextJob):
                     self._wake.wait(0.5 / pace if pace else 0.5)
                 continue
             began = time.perf_counter()
-            step = self._try(turn, upto)
+            step = self._try(turn, self._limit(turn, upto))
             if step is None:
                 continue
             self.reading_seconds += time.perf_counter() - began
@@ -352,23 +357,39 @@ class ReadingJob(TextJob):
             wanted = 0 if np.isnan(seconds) else int(TURN_SECONDS * tokens / max(seconds, 1e-6))
         return min(self.spec.chunk, max(least, wanted // least * least))
 
+    def _limit(self, lane: "Lane", upto: int | None) -> int | None:
+        """The position that a lane may read up to: as its pace lets it, and where it is to be switched."""
+        places = [s.position for s in self._planned if s.lane == lane.index and s.position > lane.position]
+        return min([*places, *([] if upto is None else [upto])], default=None)
+
     def _switch_lanes(self) -> "Lane | None":
-        """Carry out the requested switches; returns the lane that was switched last."""
+        """Carry out the switches that are requested, or planned for where a lane is; returns the last such lane."""
         switched = None
         while not self._requests.empty():
             request = self._requests.get()
-            lane = self.lanes[request.lane]
-            try:
-                missing = lane.missing_sinks(request.policy)
-                lane.switch(request.policy, pin=request.pin)
-            except Exception as e:
-                # This model's keys cannot be moved, or it has no such head: the lane reads on as before.
-                log(e, f"job {self.id}")
-                self.tell(error_message(e, f"job {self.id}"))
-                continue
-            self.halted.pop(request.lane, None)
-            how = ("sinks pinned again" if request.pin else "without sinks") if missing else ""
-            self._event("switch", lane=request.lane, position=lane.position, policy=str(request.policy), how=how)
-            self.tell("")
-            switched = lane
+            # Whoever switches a lane goes on with it.
+            self._planned = [s for s in self._planned if s.lane != request.lane]
+            switched = self._switch(request, "") or switched
+        for due in [s for s in self._planned if self.lanes[s.lane].position >= s.position]:
+            self._planned.remove(due)
+            policy = parse(due.policy)
+            note = f"{policy.label} from token {due.position:,} on, as the story has it."
+            switched = self._switch(SwitchRequest(due.lane, policy, due.pin), note) or switched
         return switched
+
+    def _switch(self, request: SwitchRequest, note: str) -> "Lane | None":
+        """Carry out a switch, and say `note`; None, and a sentence that says why, where it cannot be."""
+        lane = self.lanes[request.lane]
+        try:
+            missing = lane.missing_sinks(request.policy)
+            lane.switch(request.policy, pin=request.pin)
+        except Exception as e:
+            # This model's keys cannot be moved, or it has no such head: the lane reads on as before.
+            log(e, f"job {self.id}")
+            self.tell(error_message(e, f"job {self.id}"))
+            return None
+        self.halted.pop(request.lane, None)
+        how = ("sinks pinned again" if request.pin else "without sinks") if missing else ""
+        self._event("switch", lane=request.lane, position=lane.position, policy=str(request.policy), how=how)
+        self.tell(note)
+        return lane

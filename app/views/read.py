@@ -80,6 +80,7 @@ def open_page() -> None:
         sender=ReadingSender(),
         recording=recording,
         at=found.get("at"),
+        story=recording.name.removeprefix(recordings.STORY) if recording is not None and recording.story else "",
         pace=run.pace if run is not None else 0,
     )
     JOB_PANEL.say(" ".join(problems))
@@ -116,6 +117,7 @@ def take(name: str) -> None:
         model=state.model._replace(dtype=story.dtype),
         view=replace(View.of(story.policies), head=state.view.head),
         revision=state.revision + 1,
+        story=name,
         told=state.get("told", 0) + 1,
         recording=recordings.find(f"{recordings.STORY}{name}", "reading"),
         at=None,
@@ -151,7 +153,10 @@ def _prepared() -> Maker[ReadingJob]:
         chunk=CHUNK,
         **state.model.decided()._asdict(),
     )
-    return partial(ReadingJob, spec, text)
+    story = PRESETS.get(state.story)
+    # What happens in a story happens to its lanes only.
+    as_told = story is not None and list(map(parse, story.policies)) == list(map(parse, state.lanes))
+    return partial(ReadingJob, spec, text, switches=story.switches if story and as_told else ())
 
 
 def resume() -> None:
