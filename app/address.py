@@ -5,8 +5,10 @@ bundled, or in memory already.  What is wrong is a ValueError, and becomes one s
 instead (`wrong`).  No Streamlit in here.
 """
 
+import hashlib
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,9 @@ from analysis.settings import quoted
 
 HASH = re.compile(r"sha256:[0-9a-f]{16}")
 """How an address names a text that was pasted or uploaded: by the first digits of its SHA-256."""
+
+FITS = 300
+"""Characters of what somebody typed that an address takes: links are shortened where they are passed on."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,16 @@ def one_of(name: str, choices: Collection[Any]) -> Parameter:
     """One of several choices, written as text."""
     written = {str(choice): choice for choice in choices}
     return Parameter(lambda asked: written[texts.checked(name, asked, written)])
+
+
+def some_of(name: str, choices: Collection[Any]) -> Parameter:
+    """Any of several choices, in their order, with commas between them; none of them is an empty text."""
+
+    def read(asked: str) -> list[Any]:
+        parts = [texts.checked(name, part, [*map(str, choices)]) for part in asked.split(",") if part]
+        return [choice for choice in choices if str(choice) in parts]
+
+    return Parameter(read, lambda chosen: ",".join(map(str, chosen)))
 
 
 def whole(name: str, low: int, high: int) -> Parameter:
@@ -96,6 +111,38 @@ def line(name: str, longest: int) -> Parameter:
         return asked
 
     return Parameter(read)
+
+
+def typed(name: str, longest: int) -> Parameter:
+    """A line of a person's own, of at most so many characters; a long one travels as its hash."""
+
+    def read(asked: str) -> str:
+        if len(asked) > longest or any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in asked):
+            raise ValueError(f"{name} must be one line of at most {longest:,} characters")
+        return asked
+
+    return Parameter(read, lambda line: line if len(line) <= FITS and not HASH.fullmatch(line) else hashed(line))
+
+
+def hashed(words: str) -> str:
+    """How an address names what somebody typed, where it does not fit."""
+    return named_text("", hashlib.sha256(words.encode()).hexdigest())
+
+
+def reals(name: str, most: int, low: float, high: float) -> Parameter:
+    """At most so many numbers with commas between them, to four decimals."""
+    one = real(name, low, high)
+
+    def read(asked: str) -> tuple[float, ...]:
+        parts = asked.split(",", most)
+        if len(parts) > most:
+            raise ValueError(f"{name} are at most {most} numbers with commas between them")
+        return tuple(map(one.read, parts))
+
+    def write(numbers: tuple[float, ...]) -> str:
+        return ",".join(f"{round(n, 4) + 0.0:.4f}".rstrip("0").rstrip(".") for n in numbers)
+
+    return Parameter(read, write)
 
 
 def policy(written: str) -> Policy:

@@ -1,5 +1,7 @@
 """What an address says is what was set, for every parameter of every page, and what it cannot ask is one sentence."""
 
+from hashlib import sha256
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,12 +13,14 @@ from analysis.figures.sheet import KINDS, WIDTHS
 from analysis.runs.spec import Sampling
 from app import address
 from app.controls import MODEL, NUMBERS, WEIGHTS, Chosen
+from app.lesson.chapters import PLAYS, cost, emergence, enough, first, heads, nothing, row
 from app.panels import atlas, figure_layout, figure_source, knockouts, measures
 from app.parameters import CHAT, READ, SAMPLING
 
 PANELS = {"maps": atlas.PANEL, "measures": measures.PANEL, "knockouts": knockouts.PANEL}
 FIGURE = {**figure_source.PARAMETERS, **figure_layout.PARAMETERS}
-ALL = {"read": READ, "chat": CHAT, "model": MODEL, "figures": FIGURE} | {
+CHAPTERS = {f"chapter {name}": play.parameters for name, play in PLAYS.items() if play.parameters}
+ALL = {"read": READ, "chat": CHAT, "model": MODEL, "figures": FIGURE, **CHAPTERS} | {
     name: panel.parameters for name, panel in PANELS.items()
 }
 EACH = [(page, name) for page, of in ALL.items() for name in of]
@@ -44,6 +48,41 @@ def settings_of(name: str) -> st.SearchStrategy:
     return st.builds(FIGURES[name], **values)
 
 
+LINES = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), max_size=address.FITS).filter(
+    lambda line: not address.HASH.fullmatch(line)
+)
+RECIPES = st.fixed_dictionaries(
+    {},
+    optional={
+        "task": st.just("plays"),
+        "bos": st.just("no"),
+        "layers": st.integers(2, 8),
+        "heads": st.sampled_from([2, 4, 8]),
+        "rate": st.floats(1e-5, 0.004),
+        "decay": st.floats(0.02, 1),
+        "steps": st.integers(1, 799),
+        "seed": st.integers(1, 2**31 - 1),
+    },
+)
+OF_CHAPTERS = {
+    "sentence": LINES,
+    "kind": st.sampled_from(row.KINDS),
+    "logits": st.lists(st.integers(-(10**7), 10**7).map(lambda n: n / 10**4), min_size=1, max_size=row.MOST).map(tuple),
+    "begin": st.sampled_from(first.BEGINNINGS),
+    "other": LINES.filter(lambda line: len(line) <= first.LONGEST),
+    "take": st.sampled_from(list(nothing.TAKEN)),
+    "size": st.sampled_from(enough.SIZES),
+    "show": st.sampled_from(cost.SHOWN),
+    "cuts": st.lists(st.integers(1, 23), unique=True).map(sorted),
+    "tokens": st.sampled_from(heads.LENGTHS),
+    "bits": st.sampled_from(heads.BITS),
+    "kinds": st.lists(st.sampled_from(list(emergence.ATTENTIONS)), unique=True).map(
+        lambda kinds: [kind for kind in emergence.ATTENTIONS if kind in kinds]
+    ),
+    "recipe": RECIPES,
+    "step": st.integers(0, 100_000),
+}
+"""The same of the chapters of the lesson."""
 VALUES = {
     "text": TEXTS,
     "figure": st.sampled_from(list(FIGURES)).flatmap(settings_of),
@@ -91,7 +130,8 @@ VALUES = {
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_an_address_says_all_that_was_set_and_nothing_is_read_out_of_it_but_that(page, data):
-    now = {name: data.draw(st.none() | VALUES[name], label=name) for name in ALL[page]}
+    values = VALUES | OF_CHAPTERS if page in CHAPTERS else VALUES
+    now = {name: data.draw(st.none() | values[name], label=name) for name in ALL[page]}
     said = address.said(ALL[page], now, dict.fromkeys(now))
     assert address.values(ALL[page], said) == ({n: v for n, v in now.items() if v is not None}, [])
 
@@ -140,3 +180,31 @@ def test_a_text_of_ones_own_travels_as_its_hash():
     for hostile in ("sha256:", "sha256:../../etc", "SHA256:0123456789abcdef", "mine.txt", "sha256:0123456789abcdef0"):
         with pytest.raises(ValueError, match="there is no bundled text"):
             address.given_text(hostile)
+
+
+def test_what_is_too_long_for_an_address_travels_as_its_hash():
+    parameter = address.typed("sentence", 1000)
+    for line in ("x" * (address.FITS + 1), "sha256:0123456789abcdef"):
+        assert (
+            parameter.write(line) == address.hashed(line) == address.named_text("", sha256(line.encode()).hexdigest())
+        )
+    assert parameter.write("x" * address.FITS) == "x" * address.FITS
+    for wrong in ("two\nlines", "x" * 1001, "\0"):
+        with pytest.raises(ValueError, match="sentence must be one line of at most 1,000 characters"):
+            parameter.read(wrong)
+
+
+@pytest.mark.parametrize(
+    ("written", "wrong"),
+    [
+        ("width=32", "width is not chosen in this chapter"),
+        ("vocabulary=64", "vocabulary is given twice"),
+        ("heads=3", "cannot be shared by 3 heads"),
+        ("steps=many", "steps must be a whole number"),
+        ("steps", "has no setting 'steps'"),
+        ("attention=relu", "attention is not chosen in this chapter"),
+    ],
+)
+def test_a_recipe_that_cannot_be_chosen_in_the_lesson_is_refused(written, wrong):
+    with pytest.raises(ValueError, match=wrong):
+        emergence.read_recipe(written)

@@ -8,11 +8,16 @@ from streamlit.testing.v1 import AppTest
 
 from analysis.experiments.ablation import Effect, effects_as_csv, read_effects
 from analysis.experiments.measures import MEASURES, Measured, read, write
+from analysis.runs import library
 from analysis.runs.facts import ModelFacts
 from analysis.runs.result import ResultFolder
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
+from analysis.tables import as_csv
+from app.jobs.costs import HEADER, WINDOWS, recorded
+from app.jobs.registry import REGISTRY
 from app.libraries import LIBRARIES
+from app.panels.run_list import OPENED_ON
 
 from .fuzz import seeds
 from .fuzz.addresses import MAIN
@@ -140,3 +145,102 @@ def test_a_stretch_is_opened_by_its_link_or_by_one_press_where_its_model_would_b
 def test_what_is_neither_in_memory_nor_in_the_library_is_said(home):
     at = opened("heads", run="gone", panel="measures", samples="7")
     assert "not in the library" in at.error[0].value and asked_of(at) == {"panel": "measures", "samples": "7"}
+
+
+def test_trainings_are_seen_again_with_what_they_were_trained_on(home):
+    seeds.trainings(home / "grown")
+    at = opened("learn", chapter="emergence", run="grown")
+    assert asked_of(at) == {"chapter": "emergence", "run": "grown", "recipe": "steps=2"}
+    # Their width is not chosen in the lesson, so that others would be trained.
+    assert "to train with these settings" in said(at)
+    assert at.select_slider[0].options == ["0", "1", "2", "the newest"]
+    at.select_slider[0].set_value(1).run()
+    assert not at.exception and asked_of(at)["step"] == "1"
+    there = opened("learn", **asked_of(at))
+    assert there.select_slider[0].value == 1 and not there.session_state["lesson_run"]
+
+
+def costs(place: Path, policy: str = "dense") -> None:
+    folder = result(place, "costs", "dense", {})
+    numbers = [(128 * n, n / 10, n / 20, n * 1000) for n in range(1, 6)]
+    rows = [[name, *map(str, of)] for name in (policy, WINDOWS) for of in numbers]
+    (place / "costs.csv").write_text(as_csv(HEADER, rows))
+    folder.finish("finished")
+
+
+def test_costs_are_seen_again(home):
+    costs(home / "co")
+    found = recorded(home / "co")
+    assert [(str(lane.policy), len(lane.costs)) for lane in found.lanes] == [("dense", 5)] and len(found.windows) == 5
+    at = opened("learn", chapter="cost", run="co", show="memory")
+    assert asked_of(at) == {"chapter": "cost", "run": "co", "show": "memory"}
+    assert at.table[0].value.iloc[0, 1] == "640" and not at.error and not at.session_state["lesson_run"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "wrong"),
+    [
+        (lambda place: costs(place, "h2o"), "which this chapter does not compare"),
+        (lambda place: (costs(place), (place / "costs.csv").write_text("x")), "has other columns than policy"),
+    ],
+)
+def test_costs_that_are_of_others_or_damaged_are_one_sentence(home, spoil, wrong):
+    spoil(home / "co")
+    at = opened("learn", chapter="cost", run="co")
+    assert len(at.error) == 1 and wrong in at.error[0].value.replace("\\", "")
+
+
+def test_a_result_that_is_not_there_is_said_and_the_chapter_begins(home):
+    knock_outs(home / "ko")
+    for name in ("gone", "ko", "../x"):
+        at = opened("learn", chapter="emergence", run=name)
+        assert "is not in the library, or of another chapter" in said(at) and "run" not in asked_of(at)
+        REGISTRY.free(at.session_state["lesson_run"])
+
+
+def test_figures_are_made_of_runs_that_an_address_names(home):
+    seeds.run(home / "run", end="finished")
+    seeds.trainings(home / "grown")
+    at = opened("figures", run="grown")
+    assert at.selectbox("figure-name").value == "emergence" and "Download emergence.pdf" in buttons(at)
+    at = opened("figures", figure="strip:lane=1,begin=5,tokens=20", run="run", venue="acl", points="6.5", file="svg")
+    assert "Download strip.svg" in buttons(at) and at.selectbox("figure-source-run").value.startswith("In the library")
+    now = {"figure": "strip:lane=1,begin=5,tokens=20", "run": "run", "venue": "acl", "points": "6.5", "file": "svg"}
+    assert asked_of(at) == now
+    at.selectbox("figure-name").set_value("perplexity").run()
+    at.number_input("figure-perplexity-roll").set_value(7).run()
+    assert asked_of(at) == now | {"figure": "perplexity:mode=relative,reference=0,roll=7"}
+    # What was set of a figure is there again when one comes back to it.
+    at.selectbox("figure-name").set_value("strip").run()
+    assert asked_of(at) == now
+
+
+def buttons(at: AppTest) -> list[str]:
+    return [button.proto.label for button in at.get("download_button")]
+
+
+def test_a_figure_of_a_folder_or_a_stretch_whose_model_is_not_in_use_says_what_to_do(home, tmp_path):
+    seeds.model(tmp_path / "model")
+    seeds.stretch(home / "st", tmp_path / "model")
+    at = opened("figures", figure="head-map", run="st")
+    assert "is not in use here, and an address fetches none: open the stretch on the Heads page" in said(at)
+    at = opened("figures", figure="perplexity", folder="elsewhere", dpi="x")
+    assert "write its path under Folder" in said(at) and "dpi must be a whole number" in said(at)
+    assert asked_of(at)["folder"] == "elsewhere"
+    seeds.run(tmp_path / "mine", end="finished")
+    at.text_input("figure-folder-run").set_value(str(tmp_path / "mine")).run()
+    assert "Download perplexity.pdf" in buttons(at) and asked_of(at)["folder"] == "elsewhere"
+    seeds.run(home / "own", end="finished")
+    at.text_input("figure-folder-run").set_value(str(home / "own")).run()
+    assert asked_of(at)["run"] == "own" and "folder" not in asked_of(at)
+
+
+def test_every_kind_of_the_library_is_opened_where_it_is_seen(home):
+    assert set(OPENED_ON) == set(library.KINDS)
+    seeds.run(home / "run", end="finished")
+    seeds.trainings(home / "grown")
+    knock_outs(home / "ko")
+    costs(home / "co")
+    at = opened("runs")
+    links = {link.proto.query_string for link in at.get("page_link") if link.proto.label == "Open"}
+    assert links == {"run=run", "chapter=emergence&run=grown", "run=ko", "chapter=cost&run=co"}

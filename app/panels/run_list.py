@@ -34,6 +34,8 @@ OPENED_ON: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "reading": ("read", {}),
     "chat": ("chat", {}),
     **dict.fromkeys(("capture", "knockouts", "measures"), ("heads", {})),
+    "training": ("learn", {"chapter": "emergence"}),
+    "costs": ("learn", {"chapter": "cost"}),
     "grid": ("figures", {}),
 }
 """The pages that show a run of a kind, and what their addresses say of it beside its name."""

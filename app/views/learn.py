@@ -4,22 +4,26 @@ from functools import partial
 
 import streamlit as st
 
+from analysis.errors import sentence
 from analysis.texts import BOS
+from app import address
 from app.components import pager
-from app.controls import brand
-from app.lesson import LANGUAGES, Chapter, lesson
-from app.lesson.chapters import PLAYS, emergence, stage
+from app.controls import brand, readdress
+from app.lesson import LANGUAGES, Chapter, lesson, translated
+from app.lesson.chapters import PLAYS, stage
 from app.panels.job_panel import redraw
 from app.projection import project
 
 KNOWN = {"lang": list(LANGUAGES), "bos": list(BOS), "projected": ["0", "1"]}
 """What an address may say, beside its chapter."""
+CHOICES = tuple(dict.fromkeys(name for play in PLAYS.values() for name in play.choices))
+"""What an address may say of one chapter or another."""
 NUMBERED = {f"{i}": name for i, name in enumerate(PLAYS, 1)}
 
 
 def open_page() -> None:
     """What a tab begins with: the chapter and language that its address names."""
-    st.session_state.setdefault("lesson", {"sentence": stage.SENTENCE, "kinds": list(emergence.START), "recipe": {}})
+    st.session_state.setdefault("lesson", {})
     state, asked = st.session_state.lesson, st.query_params
     wrong = [name for name, known in KNOWN.items() if asked.get(name, known[0]) not in known]
     if "lang" not in wrong:
@@ -31,8 +35,39 @@ def open_page() -> None:
     say = lesson(state.setdefault("language", "en"))["page"].say
     notes = [say("gone")] if name not in PLAYS else []
     notes += [say("no-such", name=w, values=", ".join(KNOWN[w])) for w in wrong]
-    state["note"] = " ".join(notes)
-    go(name if name in PLAYS else "row")
+    name = name if name in PLAYS else "row"
+    if st.session_state.arrived:
+        state["wrong"] = ""
+        if st.session_state.returned or any(said in asked for said in ("chapter", "run", *CHOICES)):
+            take(name)
+    state["note"] = " ".join([*notes, *filter(None, [state["wrong"]])])
+    go(name)
+
+
+def take(name: str) -> None:
+    """Set a chapter as the address says; what is wrong with that is said above it."""
+    state, asked, play = st.session_state.lesson, st.query_params, PLAYS[name]
+    found, problems = address.values(play.parameters, asked)
+    play.take(found)
+    state["run"] = asked.get("run", "") if play.keeps else ""
+    wrong = [translated(address.wrong(problems), state["language"])]
+    folder = stage.kept_folder(play.keeps) if state["run"] else None
+    if folder is None and asked.get("run"):
+        state["run"] = ""
+        wrong.append(lesson(state["language"])["page"].say("no-run"))
+    elif folder is not None:
+        try:
+            play.open_kept(folder)
+        except ValueError as e:
+            state["run"] = ""
+            wrong.append(translated(sentence(e), state["language"]))
+    state["wrong"] = " ".join(filter(None, wrong))
+
+
+def to_address(name: str) -> None:
+    """Let the address say what is chosen in a chapter, beside its name."""
+    run = st.session_state.lesson.get("run", "")
+    readdress(("run", *CHOICES), PLAYS[name].link() | ({"run": run} if run and PLAYS[name].keeps else {}))
 
 
 def go(name: str, again: bool = False) -> None:
@@ -44,7 +79,7 @@ def go(name: str, again: bool = False) -> None:
     state["chapter"] = name
     stage.JOB_PANEL.say("")
     stage.JOB_PANEL.end()
-    if (start := PLAYS[name].start) is not None:
+    if (start := PLAYS[name].start) is not None and not (state.get("run") and stage.kept_folder(PLAYS[name].keeps)):
         start()
 
 
@@ -109,6 +144,7 @@ def body(name: str, chapter: Chapter, page: Chapter) -> None:
         PLAYS[name].draw(chapter, page)
     except ValueError as e:
         stage.say_problem(e)
+    to_address(name)
 
 
 open_page()

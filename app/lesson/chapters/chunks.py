@@ -5,8 +5,11 @@ import streamlit as st
 from torch import Tensor
 
 from analysis.maps.attention_row import Passage, attend, merge, split
+from app import address
+from app.controls import choice, choose
 from app.lesson import Chapter
 from app.plain import plain
+from app.view import HEAD
 
 from . import stage
 
@@ -24,23 +27,25 @@ def shown_at_first(passage: Passage) -> tuple[int, int]:
 
 def draw(chapter: Chapter, page: Chapter) -> None:
     """The table of pieces, and what they join to."""
-    ids = stage.written(page, MOST, "chunks", stage.bos())
+    ids = stage.written(page, MOST, stage.bos())
     if ids is None:
         return
     words = stage.token_texts(ids)
-    left, right = st.columns(2)
     passage = stage.passage(ids)
-    (layers, heads), (layer, head) = passage.sink_mass.shape, shown_at_first(passage)
-    layer = left.number_input(page.say("layer"), 0, layers - 1, layer, key=f"chunks-layer-{ids}")
-    head = right.number_input(page.say("head"), 0, heads - 1, head, key=f"chunks-head-{ids}")
+    stage.forget_of("chunks", ids, "chunks-head", "chunks-cuts")
+    shape = passage.sink_mass.shape
+    layer, head = stage.head_controls(page, "chunks", ids, shape, shown_at_first(passage), st.columns(2))
+    thirds = (len(ids) // 3, 2 * len(ids) // 3) if len(ids) > 4 else (1,)
+    asked = choice("chunks-cuts", None)
     cuts = st.pills(
         chapter.say("cuts"),
         list(range(1, len(ids))),
-        default=[len(ids) // 3, 2 * len(ids) // 3] if len(ids) > 4 else [1],
+        default=[cut for cut in (thirds if asked is None else asked) if cut < len(ids)],
         format_func=lambda i: plain(words[i]),
         selection_mode="multi",
-        key=f"chunks-cuts-{ids}",
+        key=f"chunks-cuts-{stage.turn()}-{ids}",
     )
+    choose("chunks-cuts", None if sorted(cuts) == sorted(thirds) else tuple(sorted(cuts)))
     row = passage.row(layer, head)
     found = split(row, cuts)
     shares = [(p.lse - row.logits.logsumexp(-1)).exp().item() for p in found]
@@ -66,4 +71,11 @@ def _digits(out: Tensor) -> str:
     return "   ".join(f"{x:.9f}" for x in out[:3].tolist()) + " …"
 
 
-PLAY = stage.Play(draw)
+PLAY = stage.Play(
+    draw,
+    choices={
+        "sentence": stage.OWN,
+        "head": stage.Choice(HEAD, "chunks-head"),
+        "cuts": stage.Choice(address.some_of("cuts", range(1, MOST)), "chunks-cuts"),
+    },
+)

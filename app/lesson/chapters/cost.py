@@ -10,13 +10,15 @@ import streamlit as st
 from analysis import texts
 from analysis.experiments.costs import Cost, exponent, growth
 from analysis.palette import colours
+from app import address
 from app.components import chart
-from app.jobs.costs import READINGS, SIZES, CostsJob
+from app.jobs.costs import READINGS, SIZES, CostsJob, CostsSnapshot, recorded
 from app.lesson import Chapter
 from app.panels.charts import MARGIN
 
 from . import stage
 
+SHOWN = ("time", "memory", "window")
 WINDOW = 64
 POLICIES = (
     "dense",
@@ -40,15 +42,14 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     """The curves of costs, and the table of exponents."""
     run = stage.playing(CostsJob)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        shown = st.segmented_control(
-            chapter.say("show"), ["time", "memory", "window"], format_func=chapter.say, default="time", required=True,
-            key="cost-show",
-        )  # fmt: skip
+        shown = stage.one_of(chapter.say("show"), SHOWN, "cost-show", SHOWN[0], chapter.say)
         stage.transport(page, run, start)
-    if (run := stage.watch(run)) is None or not run.lanes:
+    live = stage.watch(run)
+    run = live.snapshot if live is not None else kept_costs()
+    if run is None or not run.lanes:
         st.caption(page.say("loading"))
         return
-    if run.live:
+    if live is not None and live.live:
         windows = chapter.say("windows", done=len(run.windows), total=len(SIZES))
         lanes_read = chapter.say("progress", reading=run.reading, readings=READINGS)
         st.progress(min(1.0, run.share), windows if run.windows or run.share >= 1 else lanes_read)
@@ -87,6 +88,16 @@ def draw(chapter: Chapter, page: Chapter) -> None:
                 alone=alone,
             )
         )
+
+
+def kept_costs() -> CostsSnapshot | None:
+    """What the library keeps of costs, where the address names it.  Raises ValueError where they are of others."""
+    if (folder := stage.kept_folder("costs")) is None:
+        return None
+    found = recorded(folder)
+    if others := [lane.policy.label for lane in found.lanes if lane.policy.name not in THEORY]:
+        raise ValueError(f"these costs are of {others[0]}, which this chapter does not compare")
+    return found
 
 
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -136,7 +147,7 @@ def _said(power: float) -> str:
     return "–" if np.isnan(power) else f"{power:.2f}"
 
 
-def lanes(run: CostsJob, chapter: Chapter, page: Chapter, *, memory: bool) -> go.Figure:
+def lanes(run: CostsSnapshot, chapter: Chapter, page: Chapter, *, memory: bool) -> go.Figure:
     """Seconds in attention, or MB of the cache, against tokens, for each lane."""
     figure = go.Figure()
     styles = colours([lane.policy for lane in run.lanes])
@@ -186,4 +197,10 @@ def _logarithmic(figure: go.Figure, x: str, y: str) -> None:
 
 
 # Drawing would be measured as a cost.
-PLAY = stage.Play(draw, start, every=2.0)
+PLAY = stage.Play(
+    draw,
+    start,
+    every=2.0,
+    choices={"show": stage.Choice(address.one_of("show", SHOWN), "cost-show", SHOWN[0])},
+    keeps="costs",
+)

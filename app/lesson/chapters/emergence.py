@@ -1,7 +1,7 @@
 """The emergence lab: small transformers that are trained side by side in front of the student."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from analysis.lab.recipe import ATTENTIONS, Recipe
 from analysis.lab.training import Measurement
 from analysis.palette import TRAINED
 from analysis.runs.library import GALLERY
+from app import address
 from app.components import chart
+from app.controls import choice, choose, kept
 from app.jobs.training import TrainingJob
 from app.lesson import Chapter, translated
 from app.plain import plain
@@ -29,27 +31,53 @@ START = ("softmax", "relu")
 PANELS = ("weight", "value", "copied", "loss")
 FOR_PLAYS = {"vocabulary": 512, "width": 224, "layers": 7, "heads": 7, "steps": 1000, "batch": 16, "rate": 0.001}
 """About three million parameters; these are not to be chosen, since others would take longer than a class."""
+CHOSEN = ("task", "bos", "layers", "heads", "rate", "decay", "steps", "seed")
+"""What a student chooses of a recipe, beside what turns logits into weights."""
+RECIPE, STEP = "emergence-recipe", "emergence-step"
+"""Where these choices are kept, and the step that is looked at."""
 FILES = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png"}
 
 
 def start() -> None:
     """Train what is chosen, from the beginning."""
-    state = st.session_state.lesson
-    stage.begin(lambda: partial(TrainingJob, recipes(state)))
+    stage.begin(lambda: partial(TrainingJob, recipes()))
 
 
-def recipes(state: dict) -> tuple[Recipe, ...]:
+def recipes() -> tuple[Recipe, ...]:
     """What the student has chosen.  Raises ValueError where it does not go together."""
-    settings = dict(state["recipe"])
-    if settings.get("task") == "plays":
-        settings.update(FOR_PLAYS)
-    return tuple(Recipe(attention=kind, **settings) for kind in state["kinds"])
+    chosen = choice("emergence-kinds", list(START))
+    return tuple(recipe_of(choice(RECIPE, {}), kind) for kind in ATTENTIONS if kind in chosen)
 
 
-def asked(state: dict) -> tuple[Recipe, ...] | None:
-    """The same; None where it does not go together."""
+def recipe_of(settings: Mapping[str, Any], kind: str = "softmax") -> Recipe:
+    """A recipe with these settings.  Raises ValueError where they do not go together."""
+    of_plays = FOR_PLAYS if settings.get("task") == "plays" else {}
+    chosen: dict[str, Any] = {**settings, **of_plays}
+    return Recipe(attention=kind, **chosen)
+
+
+def read_recipe(written: str) -> dict[str, Any]:
+    """What an address says that trainings have in common.  Raises ValueError where it cannot be chosen here."""
+    # Which vocabulary there is depends on the task, and is not to be chosen.
+    recipe = Recipe.parse(f"{written},vocabulary={FOR_PLAYS['vocabulary']}")
+    names = [part.partition("=")[0].strip() for part in written.split(",") if part.strip()]
+    if strange := [name for name in names if name not in CHOSEN]:
+        raise ValueError(f"recipe: {strange[0]} is not chosen in this chapter, which has {', '.join(CHOSEN)}")
+    settings = {name: getattr(recipe, name) for name in names}
+    recipe_of(settings)
+    return settings
+
+
+def write_recipe(settings: Mapping[str, Any]) -> str:
+    """The same as an address says it: what is not as usual."""
+    usual = {f.name: f.default for f in Recipe.settings()}
+    return ",".join(f"{name}={settings[name]}" for name in CHOSEN if settings.get(name, usual[name]) != usual[name])
+
+
+def asked() -> tuple[Recipe, ...] | None:
+    """The same as `recipes`; None where it does not go together."""
     try:
-        return recipes(state)
+        return recipes()
     except ValueError:
         return None
 
@@ -57,15 +85,12 @@ def asked(state: dict) -> tuple[Recipe, ...] | None:
 def draw(chapter: Chapter, page: Chapter) -> None:
     """The settings, the curves and the maps of the trainings."""
     state = st.session_state.lesson
-    state.setdefault("kinds", list(START))
-    state.setdefault("recipe", {})
     run = stage.playing(TrainingJob)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        chosen = st.pills(
-            chapter.say("kinds"), list(ATTENTIONS), default=state["kinds"], format_func=chapter.say,
-            selection_mode="multi", key="emergence-kinds",
+        st.pills(
+            chapter.say("kinds"), list(ATTENTIONS), format_func=chapter.say, selection_mode="multi",
+            key=kept("emergence-kinds", list(START)),
         )  # fmt: skip
-        state["kinds"] = [k for k in ATTENTIONS if k in chosen]
         with st.popover(chapter.say("settings"), icon=":material/tune:"):
             settings(chapter)
         stage.transport(page, run, start)
@@ -75,9 +100,12 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     run = stage.watch(run)
     # One that failed at once has none.
     begun = [of for of in zip(run.recipes, run.moments, strict=True) if of[1]] if run else []
-    kept, grows = recorded(), bool(begun) and all(len(of) > 1 for _, of in begun)
-    if kept and asked(state) == tuple(kept) and (run is None or run.live) and not grows:
-        draw_curves(list(kept), list(kept.values()), None, chapter)
+    if run is None and (folder := stage.kept_folder("training")) is not None:
+        draw_kept(read(folder), chapter)
+        return
+    before, grows = recorded(), bool(begun) and all(len(of) > 1 for _, of in begun)
+    if before and asked() == tuple(before) and (run is None or run.live) and not grows:
+        draw_curves(list(before), list(before.values()), None, chapter)
         st.caption(page.say("recorded"))
         return
     if run is None or not begun:
@@ -86,7 +114,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     if run.note and run.status != "failed":
         kind, _, why = run.note.partition(": ")
         st.warning(plain(f"{chapter.words.get(kind, kind)}: {translated(why, state['language'])}"))
-    if asked(state) != run.recipes:
+    if asked() != run.recipes:
         st.info(chapter.say("changed"))
     if run.recipes[0].task == "plays":
         st.warning(chapter.say("plays-warning"))
@@ -95,14 +123,47 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     said = {"finished": chapter.say("finished"), "stopped": chapter.say("stopped")}.get(run.status, "")
     left, right = st.columns(2, gap="medium", vertical_alignment="bottom")
     left.progress(run.share, f"{chapter.say('of-steps', done=f'{newest:,}', total=f'{run.recipes[0].steps:,}')} {said}")
-    at = None
-    if len(steps) > 1:
-        at = right.select_slider(
-            chapter.say("at"), [*steps, None], value=state.get("at") if state.get("at") in steps else None,
-            format_func=lambda s: chapter.say("newest") if s is None else f"{s:,}", key=f"emergence-at-{run.id}",
-        )  # fmt: skip
-    state["at"] = at
+    with right:
+        at = step_control(steps, run.id, chapter)
     draw_curves(trained, moments, at, chapter)
+
+
+def step_control(steps: Sequence[int], name: str, chapter: Chapter) -> int | None:
+    """A widget for the step that is looked at; None: the newest.  What an address asks is waited for."""
+    key, wanted = f"emergence-at-{name}-{stage.turn()}", choice(STEP, None)
+    if len(steps) < 2:
+        return None
+    if wanted in steps and st.session_state.get(key) is None:
+        st.session_state[key] = wanted
+    at = st.select_slider(
+        chapter.say("at"), [*steps, None], value=None, key=key,
+        format_func=lambda s: chapter.say("newest") if s is None else f"{s:,}",
+    )  # fmt: skip
+    if wanted is None or wanted <= steps[-1]:
+        choose(STEP, at)
+    return at
+
+
+def draw_kept(saved: Sequence[SavedTraining], chapter: Chapter) -> None:
+    """Trainings of the library: their curves and maps, at any step."""
+    found = {training.recipe: measured(training) for training in saved}
+    if asked() != tuple(found):
+        st.info(chapter.say("changed"))
+    steps = [m.step for m in next(iter(found.values())) if m.step <= min(of[-1].step for of in found.values())]
+    at = step_control(steps, "kept", chapter)
+    draw_curves(list(found), list(found.values()), at, chapter)
+
+
+def choose_kept(folder: Path) -> None:
+    """Choose what trainings of the library were made with, as far as it is chosen here.  Raises ValueError where they
+    are damaged."""
+    made = [training.recipe for training in read(folder)]
+    choose("emergence-kinds", [kind for kind in ATTENTIONS if kind in {recipe.attention for recipe in made}])
+    usual = {f.name: f.default for f in Recipe.settings()}
+    settings = {name: getattr(made[0], name) for name in CHOSEN if getattr(made[0], name) != usual[name]}
+    if made[0].task == "plays":
+        settings = {name: value for name, value in settings.items() if name not in FOR_PLAYS}
+    choose(RECIPE, settings)
 
 
 @cache
@@ -150,7 +211,7 @@ def draw_curves(
 def settings(chapter: Chapter) -> None:
     """Widgets for what all have in common; they count from the next start on."""
     state = st.session_state.lesson
-    recipe, turn = state["recipe"], state.setdefault("recipe-turn", 0)
+    recipe, turn = dict(choice(RECIPE, {})), (state.setdefault("recipe-turn", 0), stage.turn())
     now = {f.name: f for f in Recipe.settings()}
 
     def value(name: str) -> Any:
@@ -185,8 +246,11 @@ def settings(chapter: Chapter) -> None:
         number("decay", 0.01, format="%.3f")
         number("seed", 1)
 
+    # An address says what is not as usual.
+    choose(RECIPE, {name: chosen for name, chosen in recipe.items() if chosen != now[name].default})
+
     def undo() -> None:
-        state["recipe"] = {}
+        choose(RECIPE, {})
         state["recipe-turn"] += 1
 
     st.button(chapter.say("undo"), icon=":material/undo:", on_click=undo, key="emergence-undo")
@@ -271,4 +335,14 @@ def maps(moments: Sequence[Measurement], labels: Sequence[str], chapter: Chapter
     return figure
 
 
-PLAY = stage.Play(draw, start)
+PLAY = stage.Play(
+    draw,
+    start,
+    choices={
+        "kinds": stage.Choice(address.some_of("kinds", ATTENTIONS), "emergence-kinds", list(START)),
+        "recipe": stage.Choice(address.Parameter(read_recipe, write_recipe), RECIPE, {}),
+        "step": stage.Choice(address.whole("step", 0, 100_000), STEP),
+    },
+    keeps="training",
+    open_kept=choose_kept,
+)

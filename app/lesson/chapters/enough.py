@@ -5,7 +5,9 @@ from functools import partial
 import streamlit as st
 
 from analysis import texts
+from app import address
 from app.components import chart
+from app.controls import choice
 from app.jobs.reading import ReadingJob
 from app.lesson import Chapter
 
@@ -22,7 +24,7 @@ REFERENCE = 3
 
 def start() -> None:
     """Read with caches of the chosen size, from the beginning."""
-    size = st.session_state.get("enough-size", SIZE)
+    size = choice("enough-size", SIZE)
     spec = stage.spec(policies(size), TOKENS, chunk=64)
     stage.begin(lambda: partial(ReadingJob, spec, texts.read(spec.text)))
 
@@ -36,12 +38,12 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     """Perplexity of each lane, times that of the one with four sinks."""
     run = stage.playing(ReadingJob)
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        size = st.segmented_control(chapter.say("cache"), SIZES, default=SIZE, required=True, key="enough-size")
+        size = stage.one_of(chapter.say("cache"), SIZES, "enough-size", SIZE)
         if run is not None and run.spec.policies != policies(size):
             start()
             run = stage.playing(ReadingJob)
         stage.transport(page, run, start)
-    found, kept = stage.tracks(stage.watch(run), "enough", policies(size))
+    found, is_recorded = stage.tracks(stage.watch(run), "enough", policies(size))
     if not found:
         return
     names = [chapter.say("sinks-n", n=s) if s > 1 else chapter.say(f"sinks-{s}") for s in SINKS]
@@ -51,8 +53,8 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     alt = chapter.say("alt", values="; ".join(f"{name}: {value}" for name, value, _ in items))
     figure = curves(lines, styles(policies(size)), page.say("tokens"), chapter.say("relative"), 3)
     chart.mount(figure, key="enough-chart", alt=alt, height=370, projected=71)
-    if kept:
+    if is_recorded:
         st.caption(page.say("recorded"))
 
 
-PLAY = stage.Play(draw, start)
+PLAY = stage.Play(draw, start, choices={"size": stage.Choice(address.one_of("size", SIZES), "enough-size", SIZE)})

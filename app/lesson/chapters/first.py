@@ -5,7 +5,9 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from analysis import texts
+from app import address
 from app.components import chart
+from app.controls import kept
 from app.lesson import Chapter
 from app.panels.charts import MARGIN
 
@@ -15,24 +17,22 @@ MOST = 64
 SINK = 0.3
 """Weight from which a head counts as a sink head (Gu et al. 2024)."""
 BEGINNINGS = ("own", "word", "bos", "newline")
+OTHER = "Yesterday"
+LONGEST = 100
+"""Characters of the word that a student puts first."""
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
     """The sentence, its beginnings, and the sink mass of every head."""
     # What comes first is chosen here, BOS among it: so the sentence has none of its own.
-    ids = stage.written(page, MOST, "first", "off")
+    ids = stage.written(page, MOST, "off")
     if ids is None:
         return
-    state = st.session_state.lesson
     left, right = st.columns([2, 1], vertical_alignment="bottom")
-    begin = left.segmented_control(
-        chapter.say("begin"), BEGINNINGS, format_func=chapter.say, default="own", required=True, key="first-begin"
-    )
-    other = (
-        right.text_input(chapter.say("another"), "Yesterday", key="first-other", max_chars=stage.LONGEST).strip()
-        or "Yesterday"
-    )
-    masses = {name: stage.passage(_begun(name, state["sentence"], other, ids)).sink_mass for name in BEGINNINGS}
+    begin = stage.one_of(chapter.say("begin"), BEGINNINGS, "first-begin", BEGINNINGS[0], chapter.say, left)
+    other = right.text_input(chapter.say("another"), key=kept("first-other", OTHER), max_chars=LONGEST).strip() or OTHER
+    own = stage.sentence_kept()
+    masses = {name: stage.passage(_begun(name, own, other, ids)).sink_mass for name in BEGINNINGS}
     mass = masses[begin]
     layers, heads = mass.shape
     chart.mount(
@@ -95,4 +95,11 @@ def grid(mass: np.ndarray, page: Chapter, chapter: Chapter) -> go.Figure:
     return figure
 
 
-PLAY = stage.Play(draw)
+PLAY = stage.Play(
+    draw,
+    choices={
+        "sentence": stage.OWN,
+        "begin": stage.Choice(address.one_of("begin", BEGINNINGS), "first-begin", BEGINNINGS[0]),
+        "other": stage.Choice(address.typed("other", LONGEST), "first-other", OTHER),
+    },
+)

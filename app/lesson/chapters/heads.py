@@ -8,13 +8,17 @@ import streamlit as st
 from analysis.engine.stream import open_lanes
 from analysis.metrics import predicted_bytes
 from analysis.policies import parse
+from app import address
 from app.components import chart
+from app.controls import kept
 from app.lesson import FOLDER, Chapter
 from app.panels.charts import MARGIN
 
 from . import stage
 
 LENGTHS = [2**k for k in range(10, 21)]
+LENGTH = 16_384
+"""The one that is shown at first."""
 BITS = (32, 16, 8, 4)
 COLOURS = {"MHA": "#D55E00", "GQA": "#0072B2", "MQA": "#009E73"}
 
@@ -38,9 +42,9 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     """Sizes of caches of well-known models, and what the embedded one really takes."""
     left, right = st.columns([2, 1], vertical_alignment="bottom")
     tokens = left.select_slider(
-        chapter.say("tokens"), LENGTHS, 16_384, format_func=lambda n: f"{n:,}", key="heads-length"
+        chapter.say("tokens"), LENGTHS, format_func=lambda n: f"{n:,}", key=kept("heads-length", LENGTH, LENGTHS)
     )
-    bits = right.segmented_control(chapter.say("numbers"), BITS, default=16, required=True, key="heads-bits")
+    bits = stage.one_of(chapter.say("numbers"), BITS, "heads-bits", 16, place=right)
     own = stage.model()
     models = [
         {
@@ -99,4 +103,10 @@ def bars(rows: list[tuple[str, str, int, float]], tokens: int, chapter: Chapter)
     return figure
 
 
-PLAY = stage.Play(draw)
+PLAY = stage.Play(
+    draw,
+    choices={
+        "tokens": stage.Choice(address.one_of("tokens", LENGTHS), "heads-length", LENGTH),
+        "bits": stage.Choice(address.one_of("bits", BITS), "heads-bits", 16),
+    },
+)

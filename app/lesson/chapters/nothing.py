@@ -8,6 +8,7 @@ from analysis import metrics, texts
 from analysis.engine.stream import open_lanes
 from analysis.experiments.measures import NORMS, Measured, joined, measure, samples_of
 from analysis.policies import parse
+from app import address
 from app.components import chart
 from app.lesson import Chapter
 from app.panels.charts import MARGIN
@@ -60,9 +61,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         height=270,
         projected=42,
     )
-    taken = st.segmented_control(
-        chapter.say("take"), list(TAKEN), format_func=chapter.say, default="none", required=True, key="nothing-take"
-    )
+    taken = stage.one_of(chapter.say("take"), list(TAKEN), "nothing-take", "none", chapter.say)
     pressed = st.session_state.lesson.setdefault("nothing-pressed", ["none"])
     if taken not in pressed:
         pressed.append(taken)
@@ -125,4 +124,4 @@ def bars(found: dict[str, float], chapter: Chapter) -> go.Figure:
     return figure
 
 
-PLAY = stage.Play(draw)
+PLAY = stage.Play(draw, choices={"take": stage.Choice(address.one_of("take", TAKEN), "nothing-take", "none")})

@@ -5,13 +5,17 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from analysis.palette import TRAINED
+from app import address
 from app.components import chart
+from app.controls import choice, choose
 from app.lesson import Chapter
 from app.panels.charts import MARGIN
 from app.plain import markup, plain
+from app.view import HEAD
 
 from . import stage
 
+KINDS = ("softmax", "off-by-one")
 MOST = 10
 """Tokens of the sentence: as many sliders as one can look over."""
 FULL = 0.75
@@ -21,71 +25,65 @@ FULL = 0.75
 def draw(chapter: Chapter, page: Chapter) -> None:
     """Sliders for logits, and the weights that come of them."""
     state = st.session_state.lesson
-    ids = stage.written(page, MOST, "row", stage.bos())
+    ids = stage.written(page, MOST, stage.bos())
     if ids is None:
         return
     passage = stage.passage(ids)
-    if state.get("row-ids") != ids:
-        last = passage.sink_weights[..., -1]
-        layer, head = np.unravel_index(np.abs(last - FULL).argmin(), last.shape)
-        state.update({"row-ids": ids, "row-head": (int(layer), int(head)), "row-logits": None})
-    layers, heads = passage.sink_mass.shape
+    stage.forget_of("row", ids, "row-head", "row-logits")
+    last = passage.sink_weights[..., -1]
+    layer, head = (int(i) for i in np.unravel_index(np.abs(last - FULL).argmin(), last.shape))
     tools = st.container(horizontal=True, vertical_alignment="bottom")
     with tools:
-        layer = st.number_input(
-            page.say("layer"), 0, layers - 1, state["row-head"][0], key=f"row-layer-{ids}", width=110
-        )
-        head = st.number_input(page.say("head"), 0, heads - 1, state["row-head"][1], key=f"row-head-{ids}", width=110)
-        kind = st.segmented_control(
-            chapter.say("kind"),
-            ["softmax", "off-by-one"],
-            format_func=chapter.say,
-            default="softmax",
-            required=True,
-            key="row-kind",
-        )
-    own = passage.row(layer, head).logits.numpy()
-    if state["row-logits"] is None or state["row-head"] != (layer, head):
-        state.update({"row-logits": own.tolist(), "row-head": (layer, head), "row-turn": state.get("row-turn", 0) + 1})
+        shape = passage.sink_mass.shape
+        shown = stage.head_controls(page, "row", ids, shape, (layer, head), (st, st))
+        kind = stage.one_of(chapter.say("kind"), KINDS, "row-kind", KINDS[0], chapter.say)
+    own = passage.row(*shown).logits.numpy()
+    logits = choice("row-logits", None) if state.get("row-head-of") in (None, shown) else None
+    state["row-head-of"] = shown
+    if logits is not None and len(logits) != len(ids):
+        stage.say_problem(f"This row has {len(ids)} logits, and the address of this page has {len(logits)}.")
+        logits = None
+    moved = list(own.tolist() if logits is None else logits)
     room = st.container()
     words = stage.token_texts(ids)
-    low, high = min(-20.0, *state["row-logits"], *own), max(20.0, *state["row-logits"], *own)
+    low, high = min(-20.0, *moved, *own), max(20.0, *moved, *own)
     columns = [*st.columns(5), *(st.columns(5) if len(ids) > 5 else [])]
     for i, (word, column) in enumerate(zip(words, columns, strict=False)):
-        state["row-logits"][i] = column.slider(
+        moved[i] = column.slider(
             f"{plain(word.strip(chr(0x200B)))} · {chapter.say('logit')}",
             float(np.floor(low)),
             float(np.ceil(high)),
-            float(state["row-logits"][i]),
+            float(moved[i]),
             0.1,
             format="%.1f",
-            key=f"row-logit-{state['row-turn']}-{i}",
+            key=f"row-logit-{stage.turn()}-{state.get('row-turn', 0)}-{shown}-{ids}-{i}",
         )
+    choose("row-logits", tuple(moved) if np.abs(np.array(moved) - own).max() > 1e-4 else None)
     with tools:
         # A press may arrive twice: so it says what the logits are to be, and not how much lower.
-        lower = [x - 5 for x in state["row-logits"]]
-        st.button(chapter.say("lower"), on_click=_put, args=(lower,), key="row-lower")
-        st.button(chapter.say("reset"), on_click=_put, args=(own.tolist(),), key="row-reset")
-    weights, nowhere = weigh(np.array(state["row-logits"]), kind)
+        st.button(chapter.say("lower"), on_click=_put, args=(tuple(x - 5 for x in moved),), key="row-lower")
+        st.button(chapter.say("reset"), on_click=_put, args=(None,), key="row-reset")
+    weights, nowhere = weigh(np.array(moved), kind)
     with room:
         left, middle, right = st.columns(3)
         left.metric(chapter.say("sum"), f"{weights.sum():.3f}")
         middle.metric(chapter.say("on-first"), f"{weights[0]:.3f}")
         if kind == "off-by-one":
             right.metric(chapter.say("nowhere"), f"{nowhere:.3f}")
-        shown = ", ".join(f"{word} {w:.2f}" for word, w in zip(words, weights, strict=True))
+        given = ", ".join(f"{word} {w:.2f}" for word, w in zip(words, weights, strict=True))
         chart.mount(
             bars(words, weights, nowhere, chapter),
             key="row-chart",
-            alt=chapter.say("alt", weights=shown),
+            alt=chapter.say("alt", weights=given),
             height=270,
             projected=45,
         )
 
 
-def _put(logits: list[float]) -> None:
+def _put(logits: tuple[float, ...] | None) -> None:
     state = st.session_state.lesson
-    state.update({"row-logits": logits, "row-turn": state["row-turn"] + 1})
+    choose("row-logits", logits)
+    state["row-turn"] = state.get("row-turn", 0) + 1
 
 
 def weigh(logits: np.ndarray, kind: str) -> tuple[np.ndarray, float]:
@@ -123,4 +121,12 @@ def bars(words: list[str], weights: np.ndarray, nowhere: float, chapter: Chapter
     return figure
 
 
-PLAY = stage.Play(draw)
+PLAY = stage.Play(
+    draw,
+    choices={
+        "sentence": stage.OWN,
+        "head": stage.Choice(HEAD, "row-head"),
+        "kind": stage.Choice(address.one_of("kind", KINDS), "row-kind", KINDS[0]),
+        "logits": stage.Choice(address.reals("logits", MOST, -1000, 1000), "row-logits"),
+    },
+)
