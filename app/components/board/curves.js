@@ -1,7 +1,7 @@
 // Perplexity and memory against tokens read.  Plotly draws; zoom stays with the person who zoomed.
 
 // ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly.
-const LEAST_BETWEEN = 380, LEAST_BETWEEN_MEMORY = 2000, MEMORY_AFTER = 120;
+const LEAST_BETWEEN = 380, LEAST_BETWEEN_MEMORY = 2000, MEMORY_AFTER = 250;
 const MARK_SIZE = 11, MARK_LINE = 14, MAX_ROWS = 5, LEFT = 46, BELOW = 34;
 
 function times(value) {
@@ -99,7 +99,7 @@ function makeCurves(send, names) {
     return frame.lanes.map((lane, i) => {
       const at = frame.arrays[x + i]?.data || [];
       return {
-        type: "scatter", mode: "lines", x: at, y: frame.arrays[y + i]?.data || [], customdata: Array.from(at, (t) => plain(nameAt(lane, t))),
+        type: "scatter", mode: "lines", x: at, y: frame.arrays[y + i]?.data || [], customdata: lane.past.length ? Array.from(at, (t) => plain(nameAt(lane, t))) : new Array(at.length).fill(plain(lane.label)),
         line: { color: laneColour(lane.color, theme), width: 2, dash: lane.dash, simplify: true },
         hovertemplate: `%{y:.3~g} ${unit} at %{x:,d}<extra>%{customdata}</extra>`, connectgaps: false,
       };

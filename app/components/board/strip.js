@@ -8,7 +8,18 @@ function makeStrip(send, paints) {
   const text = el("div", { class: "sk-text", tabindex: 0, "aria-label": "The text as it is read" });
   const node = el("section", { class: "sk-panel" },
     el("div", { class: "sk-head" }, el("h2", { class: "sk-title" }, "Text", sub), el("div", { class: "sk-segments" }, ...Object.values(buttons))), text);
-  let drawn = "", first = 0, spans = [], held = "";
+  let drawn = "", first = 0, spans = [], held = "", shown = null;
+
+  // What a token is, for who points at it.
+  text.addEventListener("mouseover", ({ target }) => {
+    const i = spans.indexOf(target);
+    if (i < 0) return;
+    const lane = shown.lanes[shown.chosen], value = shown.arrays.token_values?.data[i] ?? NaN;
+    const under = lane.past.length ? `, ${nameAt(lane, first + i)}` : "";
+    const said = Number.isNaN(value) ? "" : shown.paint === "nll" ? `${value.toFixed(2)} nats` : `attention ${value.toPrecision(2)}`;
+    target.title = `${JSON.stringify(shown.tokens[i])} at ${count(first + i)}${said ? `: ${said}` : ""}${under}`;
+  });
+  const write = (span, token) => say(span, token.replaceAll("\n", " ↵ "));
 
   function background(value, frame, theme) {
     if (Number.isNaN(value)) return "";
@@ -30,40 +41,30 @@ function makeStrip(send, paints) {
     const key = `${frame.run}|${frame.chosen}|${frame.tokens_start}|${frame.tokens.length}|${frame.paint}|${frame.head}|${map}|${theme.dark}`;
     if (key === drawn) return;
     drawn = key;
+    shown = frame;
     const atEnd = text.scrollTop + text.clientHeight >= text.scrollHeight - 30;
     const values = frame.arrays.token_values?.data || [];
     const same = `${frame.run}|${frame.chosen}`;
-    if (held !== same || frame.tokens_start < first) {
-      text.replaceChildren();
-      spans = [];
-      first = frame.tokens_start;
-      held = same;
-    }
     // Tokens that left the stretch go at the front, new ones come at the end: what stays is not touched.
-    const gone = Math.min(spans.length, frame.tokens_start - first);
-    for (const span of spans.splice(0, gone)) span.remove();
+    const gone = held === same ? frame.tokens_start - first : -1;
+    const jumped = gone < 0 || gone >= spans.length;
+    if (!jumped) for (const span of spans.splice(0, gone)) span.remove();
     // A recording may go back.
     for (const span of spans.splice(frame.tokens.length)) span.remove();
+    if (jumped) spans.forEach((span, i) => write(span, frame.tokens[i]));
     first = frame.tokens_start;
+    held = same;
     for (let i = spans.length; i < frame.tokens.length; i++) {
       const span = el("span", {});
-      span.textContent = frame.tokens[i].replaceAll("\n", " ↵ ");
+      write(span, frame.tokens[i]);
       spans.push(span);
       text.append(span);
     }
     spans.forEach((span, i) => {
       const colour = background(values[i], frame, theme);
-      if (span.dataset.c !== colour) {
-        span.dataset.c = colour;
-        span.style.backgroundColor = colour;
-      }
-      const shown = `${frame.paint}|${values[i]}|${frame.lanes[frame.chosen].past.length}`;
-      if (span.dataset.shown !== shown) {
-        span.dataset.shown = shown;
-        const under = frame.lanes[frame.chosen].past.length ? `, ${nameAt(frame.lanes[frame.chosen], first + i)}` : "";
-        const value = Number.isNaN(values[i]) ? "" : frame.paint === "nll" ? `${values[i].toFixed(2)} nats` : `attention ${values[i].toPrecision(2)}`;
-        span.title = `${JSON.stringify(frame.tokens[i])} at ${count(first + i)}${value ? `: ${value}` : ""}${under}`;
-      }
+      if (span.colour === colour) return;
+      span.colour = colour;
+      span.style.backgroundColor = colour;
     });
     if (atEnd) text.scrollTop = text.scrollHeight;
   }

@@ -41,8 +41,11 @@ function flag(node, name, on) {
   if (node.classList.contains(name) !== on) node.classList.toggle(name, on);
 }
 
+// Made once: a format of its own for every number would take longer than all else on the page.
+const WHOLE_NUMBERS = new Intl.NumberFormat("en-US");
+
 function count(n) {
-  return Math.round(n).toLocaleString("en-US");
+  return WHOLE_NUMBERS.format(Math.round(n));
 }
 
 function digits(n) {
