@@ -40,7 +40,7 @@ function makeCards(send) {
       }
       const alone = frame.lanes.length === 1, reference = i === frame.reference;
       say(c.name, lane.label);
-      say(c.big, alone ? digits(lane.rolling) : reference ? "1.00 ×" : lane.relative == null ? "–" : `${digits(lane.relative)} ×`);
+      say(c.big, alone ? digits(lane.rolling) : reference && lane.read ? "1.00 ×" : lane.relative == null ? "–" : `${digits(lane.relative)} ×`);
       const error = lane.error == null ? "" : ` ± ${lane.error.toFixed(3)}`;
       say(c.small, alone ? `perplexity, last ${frame.roll} tokens` : reference ? "the reference" : lane.excess == null ? `last ${frame.roll} tokens`
         : `all: ${lane.excess < 0 ? "−" : "+"}${Math.abs(lane.excess).toFixed(3)}${error} nats/token`);
