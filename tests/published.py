@@ -4,6 +4,7 @@ One token after the other, one KV head after the other, no cache.  Slow, and onl
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -161,14 +162,16 @@ class Naive:
         rows = np.full((heads, tokens, tokens), np.nan)
         A, kept = np.zeros((kv_heads, tokens, tokens)), [[] for _ in range(kv_heads)]
         keys, values = key[0].double().numpy(), value[0].double().numpy()
+        # Most heads stand at the same positions: what rotates keys there is made once.
+        angles = cache(lambda *at: model.angles(attention, torch.tensor(at)))
         for t in range(tokens):
             met = []
             for h in range(kv_heads):
                 kept[h].append(t)
-                at = torch.arange(len(kept[h])) if policy.positions == "cache" else torch.tensor(kept[h])
-                rotated = model.rotate(attention, key[:, h : h + 1, kept[h]], model.angles(attention, at))
+                at = range(len(kept[h])) if policy.positions == "cache" else kept[h]
+                rotated = model.rotate(attention, key[:, h : h + 1, kept[h]], angles(*at))
                 own = slice(h * groups, (h + 1) * groups)
-                asked = model.rotate(attention, query[:, own, t : t + 1], model.angles(attention, at[-1:]))
+                asked = model.rotate(attention, query[:, own, t : t + 1], angles(at[-1]))
                 weights = torch.softmax(asked @ rotated.transpose(-1, -2) * (scaling or dim**-0.5), -1)
                 out[t, own] = (weights @ value[:, h : h + 1, kept[h]])[0, :, 0]
                 A[h, t, kept[h]] = weights[0, :, 0].mean(0)
