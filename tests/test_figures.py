@@ -9,20 +9,24 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure as Sheet
 from PIL import Image
 
 from analysis.experiments import grid
 from analysis.experiments.papers import EXPERIMENTS
+from analysis.experiments.recall import cells
 from analysis.figures import FIGURES, parse
 from analysis.figures.export import export, provenance
 from analysis.figures.inputs import open_input
+from analysis.figures.needle_map import GREY
 from analysis.figures.sheet import KINDS, WIDTHS, Layout, drawn, rendered
 from analysis.lab.folder import write
 from analysis.lab.recipe import Recipe
@@ -75,7 +79,22 @@ def places(model, text, tmp_path_factory):
         write(
             root / "trainings" / str(i), training.recipe, [*moments, training.measure()], training.example, "finished"
         )
-    return {kind: root / kind for kind in ("run", "stretch", "grid", "trainings")}
+    recalled(root / "recall", model)
+    return {kind: root / kind for kind in ("run", "stretch", "grid", "trainings", "recall")}
+
+
+def recalled(place, model):
+    """A map of recall as cells write it: dense gives two answers of three, a window none."""
+    rows = []
+    for policy in ("dense", "window:window=32"):
+        for length, depth in ((256, 5.0), (256, 95.0), (512, 5.0)):
+            hit, far = policy == "dense" and length == 256, int(length * (1 - depth / 100))
+            more = {"distance": far, "wrong": None if hit else 0, "kept": float(hit), "nll": 0.1 if hit else 2.5}
+            rows.append(cells.Row("passkey", policy, length, depth, 0, 0, hit, answer="1", said="1", **more))
+    (place / "cell").mkdir(parents=True)
+    about = {"spec": asdict(Spec(model, "passkey", ("dense",), device="cpu")), "kind": "recall", "status": "finished"}
+    (place / "cell" / "run.json").write_text(json.dumps(about))
+    cells.write_table(rows, place)
 
 
 def parse_policy(text):
@@ -276,3 +295,33 @@ def test_the_list_of_figures_is_shown_without_a_model():
     code = f"import atexit, sys; sys.argv = ['analysis', 'figures']; atexit.register(lambda: {heavy}); {listing}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "attention-strip" in done.stdout and done.stderr.strip() == ""
+
+
+def test_a_needle_map_has_dense_first_and_greys_what_dense_cannot_do(places):
+    figure = parse("needle-map")
+    data = figure.numbers(open_input(places["recall"], "recall").data)
+    assert data["policy"].tolist() == ["dense"] * 3 + ["window:window=32"] * 3
+    assert data["recalled"].tolist() == [1, 1, 0, 0, 0, 0] and data["texts"].tolist() == [1] * 6
+    given = Sheet().subplots()
+    shown = figure.draw(data, ax=given).images[0].get_array()
+    # Two depths down; two lengths of dense, a gap, two of the window across.
+    grey = np.array(to_rgba(GREY))
+    assert shown.shape == (2, 5, 4)
+    assert [tuple(at) for at in np.argwhere((shown == grey).all(-1))] == [(0, 4)]
+    words = [text.get_text() for text in given.texts]
+    assert words == ["Dense", "Window 32"]
+
+
+def test_a_recall_curve_counts_answers_at_like_distances(places):
+    data = parse("recall-curve:points=2").numbers(open_input(places["recall"], "recall").data)
+    assert data["policy"].tolist() == ["dense"] * 2 + ["window:window=32"] * 2
+    assert data["answers"].tolist() == [2, 1, 2, 1] and data["recalled"].tolist() == [1, 0, 0, 0]
+    assert data["distance"].tolist() == [(243 + 12) / 2, 486, (243 + 12) / 2, 486]
+    assert (data["low"] <= data["recalled"]).all() and (data["recalled"] <= data["high"]).all()
+
+
+def test_texts_that_say_no_answer_make_no_figure_of_recall():
+    row = cells.Row("arc", "dense", 256, None, 0, 0, True, 0.1, "a", "a", None, None, None)
+    for name in ("needle-map", "recall-curve"):
+        with pytest.raises(ValueError, match="choose another task"):
+            parse(name).numbers([row])

@@ -188,7 +188,7 @@ def test_the_command_writes_a_table_and_goes_on(run, place, tmp_path, monkeypatc
     # Texts are the same under every policy.
     by_policy = [of.drop(columns=["policy", "hit", "nll", "said", "wrong", "kept"]) for _, of in rows.groupby("policy")]
     assert by_policy[0].reset_index(drop=True).equals(by_policy[1].reset_index(drop=True))
-    assert "Window 64" in said and "0 % to" in said and "0/4" in said
+    assert "Window 64" in said and "0 to 49 %" in said and "0/4" in said
     counted, write = [], cells.RecallCell.write
     monkeypatch.setattr(cells.RecallCell, "write", lambda cell, *a: counted.append(cell) or write(cell, *a))
     code, *_ = run(*asked_of(place, tmp_path, "--repeats", "3", "--seed", "5"))

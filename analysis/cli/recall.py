@@ -76,8 +76,10 @@ def recall(
         status = "interrupted"
     if rows := cells.rows_of(asked, place):
         cells.write_table(rows, place)
-        header, lines = cells.summary(rows)
+        # A narrow terminal has no room for many columns.
+        header, lines = cells.summary(rows, most_depths=7 if out.width >= 110 else 0)
         table = Table(*header[:1], *(right(h) for h in header[1:]), title=task.title)
+        table.caption = "NLL: nats per token of the answer. Kept: share of the fact in the cache when it was given"
         for line in lines:
             table.add_row(*line)
         out.print(table)

@@ -17,6 +17,8 @@ from .strip import Strip, strip
 from .attention_strip import AttentionStrip
 from .emergence import Emergence, emergence
 from .emergence_map import EmergenceMap
+from .needle_map import NeedleMap
+from .recall_curve import RecallCurve
 # isort: on
 
 FIGURES = Registry.of_classes("figure", Figure, globals())

@@ -1,8 +1,8 @@
 """What a figure is: settings, the numbers that are drawn, and the function that draws them.
 
-`numbers` takes them from a run, a captured stretch or a grid; the drawing function takes them first, draws on the axes
-that it is given, returns those, and saves nothing (export.py does).  So what is exported as CSV is exactly what was
-drawn.
+`numbers` takes them from a run, a captured stretch, a grid or a map of recall; the drawing function takes them first,
+draws on the axes that it is given, returns those, and saves nothing (export.py does).  So what is exported as CSV is
+exactly what was drawn.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ class Figure(Settings):
     """A figure for a paper."""
 
     needs: ClassVar[str]
-    """What its numbers come from: run, stretch, grid or trainings."""
+    """What its numbers come from: run, stretch, grid, trainings or recall."""
     height: ClassVar[float] = 0.62
     """As a share of the width; names of lines, and lines of text, that need more room are given it."""
 

@@ -1,4 +1,4 @@
-"""What figures are made of: a run, a captured stretch, a grid of runs or trainings, as they lie in a folder."""
+"""What figures are made of: a run, a captured stretch, a grid of runs, trainings or recall, as they lie in a folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..experiments.recall.cells import Row, read_table
 from ..runs.reader import about_of
 from ..runs.reader import load as load_run
 
@@ -16,7 +17,7 @@ class FigureInput:
 
     folder: Path
     data: Any
-    """By what a figure needs: a Run, an Atlas, the folder of a grid, or a list of SavedTraining."""
+    """By what a figure needs: a Run, an Atlas, the folder of a grid, a list of SavedTraining or of rows of recall."""
     about: Mapping[str, Any]
 
     def policies(self) -> list[str]:
@@ -24,6 +25,8 @@ class FigureInput:
         if isinstance(self.data, Path):
             specs = [about_of(path.parent).get("spec", {}) for path in sorted(self.data.glob("*/run.json"))]
             return list(dict.fromkeys(policy for spec in specs for policy in spec.get("policies", ())))
+        if isinstance(self.data, list):
+            return list(dict.fromkeys(row.policy for row in self.data if isinstance(row, Row)))
         switched = [e["policy"] for e in getattr(self.data, "events", ()) if e["what"] == "switch"]
         return list(dict.fromkeys([*self.about.get("spec", {}).get("policies", ()), *switched]))
 
@@ -31,9 +34,10 @@ class FigureInput:
 def open_input(folder: Path, needs: str) -> FigureInput:
     """What a figure `needs`, from a folder.  Raises ValueError where there is none of the kind."""
     folder = Path(folder)
-    if needs == "grid":
+    if needs in ("grid", "recall"):
         first = next(iter(sorted(folder.glob("*/run.json"))), None)
-        return FigureInput(folder, folder, about_of(first.parent) if first else {})
+        data = folder if needs == "grid" else read_table(folder)
+        return FigureInput(folder, data, about_of(first.parent) if first else {})
     if needs == "run":
         return FigureInput(folder, load_run(folder), about_of(folder))
     if needs == "trainings":

@@ -20,7 +20,10 @@ from app.panels import slots
 
 from .run_list import titled
 
-NEEDS = {"run": "a run", "stretch": "a captured stretch", "grid": "a grid of runs", "trainings": "trainings"}
+NEEDS = {
+    "run": "a run", "stretch": "a captured stretch", "grid": "a grid of runs", "trainings": "trainings",
+    "recall": "a table of recall",
+}  # fmt: skip
 MADE_ON = {"stretch": "heads", "trainings": "learn"}
 """The pages on which they are made; all others on the first one."""
 HOLDS = {"reading": "run", "chat": "run", "capture": "stretch", "grid": "grid", "training": "trainings"}
@@ -83,6 +86,10 @@ def source_of(figure: type[Figure], chosen: str, folder: str, linked_folder: boo
         raise ValueError(
             "this link is of a figure that is made of a folder outside of the library, and an address names no folder: "
             "write its path under Folder"
+        )
+    if not folder and figure.needs == "recall":
+        raise ValueError(
+            f"this figure is made of {NEEDS['recall']}: name its folder (python -m analysis recall passkey makes one)"
         )
     if not folder:
         raise ValueError(

@@ -64,7 +64,8 @@ def line(chance: random.Random) -> list[str]:
     if name == "figure" and chance.random() < 0.7:
         kind = chance.choice(list(figures.FIGURES.values()))
         words[1] = str(kind()) if chance.random() < 0.5 else kind.name
-        words[3] = {"run": "{run}", "stretch": "{stretch}", "grid": "{runs}", "trainings": "{trainings}"}[kind.needs]
+        places = {"run": "{run}", "stretch": "{stretch}", "trainings": "{trainings}"}
+        words[3] = places.get(kind.needs, "{runs}")
         words[5] = "{new}." + chance.choice(("pdf", "svg", "png", "csv", "npz"))
     if name in ("stream", "capture") and chance.random() < 0.4:
         words[words.index("--policy") + 1] = str(chance.choice(list(POLICIES.values()))())

@@ -193,12 +193,12 @@ def wilson(hits: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def summary(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def summary(rows: Sequence[Row], *, most_depths: int = 7) -> tuple[list[str], list[list[str]]]:
     """Header and rows of a table: policies and lengths down; recalled at each depth, in all with a 95 % interval, and
-    the answers' NLL across."""
+    the answers' NLL across.  `most_depths`: of more than these none is shown."""
     depths = sorted({row.depth for row in rows if row.depth is not None})
-    shown = depths if 1 < len(depths) <= 7 else []
-    header = ["Policy", "Length", *(f"{depth:g} %" for depth in shown), "Recalled", "95 % interval", "NLL", "Fact kept"]
+    shown = depths if 1 < len(depths) <= most_depths else []
+    header = ["Policy", "Length", *(f"{depth:g} %" for depth in shown), "Recalled", "95 % interval", "NLL", "Kept"]
     policies = list(dict.fromkeys(row.policy for row in rows))
     names = dict(zip(policies, labels([parse_policy(p) for p in policies]), strict=True))
     lines = []
@@ -216,7 +216,7 @@ def _line(of: Sequence[Row], depths: Sequence[float]) -> list[str]:
     return [
         *(f"{sum(at)}/{len(at)}" if at else "–" for at in each),
         f"{hits}/{asked}",
-        f"{low:.0%} to {high:.0%}".replace("%", " %"),
+        f"{100 * low:.0f} to {100 * high:.0f} %",
         f"{sum(row.nll for row in of) / asked:.3f}",
         f"{sum(kept) / len(kept):.0%}".replace("%", " %") if kept else "–",
     ]
