@@ -4,6 +4,7 @@ The app as a person starts it, in a headless browser.  Most pages replay the gal
 heads and of a token compute what they show, which takes minutes.
 """
 
+import re
 import shutil
 import sys
 import tempfile
@@ -63,6 +64,11 @@ def looked_back(page: Page) -> None:
     page.get_by_text("looked back at").first.wait_for()
 
 
+def trained(page: Page) -> None:
+    """So far that a sink has grown."""
+    page.get_by_text(re.compile(r"[4-8]\d\d of 800 steps")).wait_for()
+
+
 def there(selector: str) -> Show:
     return lambda page: page.locator(selector).first.wait_for()
 
@@ -81,7 +87,7 @@ PICTURES: dict[str, tuple[str, Show]] = {
     "measures-light": ("/heads?panel=measures&tokens=256", computed("Measure", ".js-plotly-plot")),
     "knockouts-light": ("/heads?panel=knockouts&tokens=128&layer=20", computed("Start", ".js-plotly-plot")),
     "figures-light": ("/figures?figure=perplexity&run=four", there("[data-testid=stImage] img")),
-    "learn-light": ("/learn?chapter=emergence", there("[role=img][aria-label*='0.0']")),
+    "learn-light": ("/learn?chapter=emergence", trained),
     "learn-row-light": ("/learn?chapter=row", there("[data-testid=stMetricValue]:has-text('1.000')")),
     "learn-drop-dark": ("/learn?chapter=drop", there("[data-testid=stMetricValue]:has-text('.')")),
 }
