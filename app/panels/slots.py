@@ -24,7 +24,7 @@ class Page:
     @property
     def open(self) -> bool:
         """Whether the page is still open in a browser."""
-        return Runtime.exists() and Runtime.instance().is_active_session(self.id)
+        return Runtime.exists() and bool(Runtime.instance().is_active_session(self.id))
 
 
 def this_page() -> Page:

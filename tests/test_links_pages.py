@@ -1,0 +1,107 @@
+"""A link sets a page up as that was from which it was copied: every widget, and what the address says, on each page."""
+
+from collections.abc import Mapping
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from app.jobs.registry import REGISTRY
+from app.libraries import LIBRARIES
+
+from .fuzz import seeds
+from .fuzz.addresses import MAIN
+
+LANES = ["streaming:sinks=4,window=60,positions=cache", "window:window=64"]
+MODEL = {"dtype": "bfloat16", "weights": "int8", "kv_heads": "3", "bos": "on", "special": "tokens"}
+SET: dict[str, tuple[str, Mapping[str, str | list[str]]]] = {
+    "read": ("read", {"lane": LANES, "text": "macbeth", "mode": "rolling", "head": "20.3", **MODEL}),
+    "chat": ("chat", {"lane": LANES[1:], "script": "memory", "seed": "7", "temperature": "0.5", **MODEL}),
+    "maps": ("heads", {"text": "macbeth", "tokens": "300", "cells": "logits", "pool": "mean", "head": "3.2", **MODEL}),
+    "measures": ("heads", {"panel": "measures", "samples": "7", "first": "2", "threshold": "0.55", **MODEL}),
+    "knockouts": ("heads", {"panel": "knockouts", "kind": "weights", "layer": "3", "policy": LANES[0], **MODEL}),
+    "figures": ("figures", {"figure": "strip:lane=1,begin=5,tokens=30", "run": "kept", "venue": "acl", "dpi": "150",
+                            "points": "6.5", "file": "svg", "grey": "1"}),
+    "compare": ("runs", {"compare": ["kept", "other"], "mode": "cumulative", "lanes": "1.0"}),
+    "search": ("runs", {"search": "dense"}),
+}  # fmt: skip
+CHAPTERS: dict[str, Mapping[str, str]] = {
+    "row": {"sentence": "Words of my own here", "head": "20.3", "kind": "off-by-one", "logits": "1,2.5,-3,0,4"},
+    "first": {"sentence": "Words of my own here", "begin": "word", "other": "Bonjour"},
+    "nothing": {"take": "values"},
+    "enough": {"size": "64"},
+    "cost": {"show": "memory"},
+    "chunks": {"sentence": "Words of my own here", "head": "3.1", "cuts": "2,3"},
+    "heads": {"tokens": "65536", "bits": "4"},
+    "emergence": {"kinds": "relu,sigmoid", "recipe": "layers=2,steps=50,seed=3", "step": "40"},
+}
+KINDS = ("selectbox", "number_input", "text_input", "slider", "select_slider", "radio", "toggle", "button_group")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    LIBRARIES.load()
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path))
+    for name in ("kept", "other"):
+        seeds.run(tmp_path / name, end="finished")
+
+
+def opened(page: str, asked: Mapping[str, str | list[str]]) -> AppTest:
+    at = AppTest.from_file(MAIN, default_timeout=300)
+    if page != "read":
+        at.switch_page(f"views/{page}.py")
+    for name, value in asked.items():
+        at.query_params[name] = value
+    at.run()
+    assert not at.exception
+    if "lesson_run" in at.session_state:
+        REGISTRY.free(at.session_state["lesson_run"])
+    return at
+
+
+def said(at: AppTest) -> dict[str, list[str]]:
+    return {name: v if isinstance(v := at.query_params[name], list) else [v] for name in at.query_params}
+
+
+def widgets(at: AppTest) -> list[tuple[str, object]]:
+    return [(widget.label, widget.value) for kind in KINDS for widget in at.get(kind)]
+
+
+def is_the_same_elsewhere(page: str, asked: Mapping[str, str | list[str]]) -> None:
+    here = opened(page, asked)
+    wanted = {name: value if isinstance(value, list) else [value] for name, value in asked.items()}
+    assert said(here) == wanted
+    assert not here.error
+    there = opened(page, said(here))
+    assert said(there) == said(here) and widgets(there) == widgets(here)
+    # It is not as it is without the link.
+    assert widgets(there) != widgets(opened(page, {}))
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("name", SET)
+def test_a_link_sets_a_page_up_in_the_same_way(name):
+    is_the_same_elsewhere(*SET[name])
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_a_link_sets_a_chapter_up_in_the_same_way(name):
+    is_the_same_elsewhere("learn", {"chapter": name, **CHAPTERS[name]})
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("home")
+def test_a_sentence_that_did_not_fit_is_asked_for_and_known_again():
+    long = "It was the best of times, it was the worst of times, " * 8
+    at = opened("learn", {"chapter": "row"})
+    at.text_input("lesson-sentence").set_value(long).run()
+    (named,) = said(at)["sentence"]
+    assert named.startswith("sha256:") and not at.info
+    there = opened("learn", said(at))
+    assert there.text_input("lesson-sentence").value == "" and "write it again" in there.info[0].value
+    assert said(there)["sentence"] == [named]
+    there.text_input("lesson-sentence").set_value("Other words").run()
+    assert "not the sentence of the link" in there.info[0].value and said(there)["sentence"] == ["Other words"]
+    there.text_input("lesson-sentence").set_value(long).run()
+    assert not there.info and said(there)["sentence"] == [named] and widgets(there) == widgets(at)
