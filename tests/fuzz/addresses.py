@@ -46,17 +46,20 @@ NAMES = (
 )  # fmt: skip
 PARAMETERS = {
     "read": ("lane", "model", "text", "bos", "special", "run", "mode", "paint", "reference", "shown", "head"),
-    "chat": ("lane", "model", "bos", "special", "run", "shown", "head", "token"),
+    "chat": ("lane", "model", "bos", "special", "run", "shown", "head", "token", "script"),
     "heads": ("run", "bos", "special", "model", "text", "layer", "head", "panel"),
-    "figures": ("run", "figure", "folder", "source"),
-    "runs": ("compare", "search", "run", "projected"),
-    "learn": ("chapter", "lang", "bos", "projected"),
+    "figures": ("run", "figure", "folder", "venue", "points", "file", "dpi", "grey"),
+    "runs": ("compare", "search", "run", "projected", "mode", "lanes"),
+    "learn": ("chapter", "lang", "bos", "projected", "run", "sentence", "head", "logits", "cuts", "recipe", "step"),
 }
 RIGHT = {
     "text": ("hamlet", "macbeth"), "bos": ("auto", "on", "off"), "special": ("text", "tokens"), "model": ("embedded",),
     "mode": ("relative", "rolling", "cumulative"), "paint": ("nll", "attention"), "reference": ("0", "1"),
     "shown": ("0", "1"), "head": ("0.0", "20.3"), "token": ("7",), "chapter": ("1", "9", "row", "first", "chunks"),
-    "lang": ("en", "zh"), "projected": ("1",), "panel": ("maps",), "figure": ("perplexity",),
+    "lang": ("en", "zh"), "projected": ("1",), "sentence": ("Other words of my own",), "logits": ("1,2,3",),
+    "cuts": ("2,4",), "recipe": ("steps=20,seed=1",), "step": ("20",), "script": ("memory", "sha256:0123456789abcdef"),
+    "venue": ("acl",), "points": ("7.5",), "file": ("svg",), "dpi": ("150",), "grey": ("1",), "lanes": ("0.1",),
+    "panel": ("maps",), "figure": ("perplexity",),
 }  # fmt: skip
 SHOWN = ("markdown", "alert", "button", "popover", "expandable", "heading", "metric", "progress", "page_link")
 TOUCHING = ("open", "os", "socket", "shutil", "subprocess", "urllib", "glob", "tempfile", "http", "pathlib")
