@@ -1,6 +1,7 @@
 """A link shows what was seen where it was copied, and back and forward go through what was opened."""
 
 import re
+from hashlib import sha256
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -138,3 +139,38 @@ def test_a_link_is_copied_where_a_browser_keeps_the_clipboard_from_pages(app, pa
     field.fill("")
     field.press("Control+v")
     expect(field).to_have_value(page.url, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_window_copies_its_link_too(app, page, scheme):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.goto(f"{app}/runs?search=dense")
+    button = page.get_by_role("button", name="Copy link")
+    button.wait_for()
+    box = button.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 400 and box["height"] >= 24
+    for other in page.locator("[data-testid=stHeader] button, .st-key-project-button button").all():
+        if other.is_visible():
+            its = other.bounding_box()
+            assert its["x"] + its["width"] <= box["x"] + 1 or its["x"] >= box["x"] + box["width"] - 1
+    button.click()
+    page.get_by_role("status").get_by_text("Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == page.url
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert not page.problems and not page.strangers
+
+
+def test_a_script_of_a_link_is_asked_for_and_no_other_is_taken(app, page, tmp_path):
+    right = b"What is the capital of France?\nAnd of Italy?\n"
+    (tmp_path / "wrong.txt").write_text("Who are you?\n")
+    named = f"sha256:{sha256(right).hexdigest()[:16]}"
+    page.goto(f"{app}/chat?script={named}&max_new=4&lane=window:window=64")
+    page.get_by_text("upload it again").first.wait_for()
+    wait_asked(page, "script", named)
+    page.locator("input[type=file]").set_input_files(tmp_path / "wrong.txt")
+    page.get_by_text("wrong.txt").first.wait_for()
+    page.get_by_role("button", name="Play the script").click()
+    page.get_by_text("is not the script of this link").first.wait_for()
+    assert not page.problems and not page.strangers
