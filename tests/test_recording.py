@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from analysis.models.loading import load
 from analysis.policies import parse
 from analysis.runs import library
 from analysis.runs.codec import levels_of
-from analysis.runs.folder import save
+from analysis.runs.folder import Folder, save
 from analysis.runs.maps import EACH, MOST, SIDE, MapsFile, RecordedMap, read_maps
 from analysis.runs.recording import recorded, recording
 from analysis.runs.run import Run
@@ -25,6 +26,7 @@ from app.view import View
 from .recordings import FOUR, live_frame, made_up
 from .test_frames import decoded
 from .test_jobs_reading import begin
+from .test_resume import killed
 from .waiting import until
 
 SHARED = Path(__file__).parents[1] / "app" / "components" / "shared"
@@ -181,6 +183,37 @@ def test_maps_that_a_command_is_asked_for_are_those_of_the_lanes(run, model, tex
     for wrong, says in (("9.9", "has no layer 9"), ("one", "layer.head")):
         code, _, said = run(*asked, "--maps", wrong, "--out", str(tmp_path / "other"))
         assert code == 2 and says in said and not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("stopped", ["finished early", "killed"])
+def test_a_run_that_goes_on_goes_on_recording_maps(run, model, text, tmp_path, monkeypatch, stopped):
+    """Of the same heads at the same places; a killed one may not have recorded any yet."""
+    lanes, place = ["--policy", "dense", "--policy", "window:window=32"], tmp_path / "run"
+    asked = ["stream", "--model", model, "--text", text, "--chunk", "64", *lanes, "--maps", "1.2,0.3"]
+    assert run(*asked, "--out", str(tmp_path / "whole"))[0] == 0
+    if stopped == "killed":
+        real = Folder.append
+
+        def append(self, step):
+            real(self, step)
+            if not place.exists():
+                shutil.copytree(self.path, place)
+                killed(place)
+
+        monkeypatch.setattr(Folder, "append", append)
+        assert run(*asked, "--out", str(tmp_path / "other"))[0] == 0
+        monkeypatch.undo()
+        assert not read_maps(place, 2)
+    else:
+        assert run(*asked, "--tokens", "257", "--out", str(place))[0] == 0
+    more = [] if stopped == "killed" else ["--tokens", "600"]
+    code, _, said = run("resume", str(place), *more)
+    assert code == 0, said
+    found, whole = ({(*m.of_head, m.read): m for m in read_maps(p, 2)} for p in (place, tmp_path / "whole"))
+    late = {key for key in whole if key[-1] > 257 + SIDE}
+    assert late and late <= found.keys()
+    for key in late:
+        np.testing.assert_array_equal(found[key].weights, whole[key].weights)
 
 
 def test_a_head_that_is_open_while_a_page_reads_is_kept(registry, model):

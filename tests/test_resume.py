@@ -274,6 +274,35 @@ def test_switches_after_the_checkpoint_are_made_again(model, text, tmp_path, com
     going.folder.finish("interrupted")
 
 
+def test_a_lane_that_had_failed_begins_again_with_all_its_switches(model, text, tmp_path, command):
+    place = tmp_path / "run"
+    command(*words(model, text, place, 60, lanes=["window:window=20", "dense"]))
+    run, network = load(place), load_model(model, device="cpu")
+    run.go_on([0.0, 0.0])
+    folder = Folder.reopened(place, run)
+    lanes, twins = (
+        resume.open_lanes(network, np.load(text).astype(np.int32), [parse(p) for p in run.spec.policies])
+        for _ in range(2)
+    )
+    for lane, twin in zip(lanes, twins, strict=True):
+        while lane.position < 60:
+            lane.read(32, upto=60)
+            twin.read(32, upto=60)
+    for of in (lanes, twins):
+        of[0].switch(Streaming(4, 12), pin=True)
+    folder.event("switch", lane=0, position=60, policy="streaming:sinks=4,window=12", how="sinks pinned again")
+    for lane, twin in zip(lanes, twins, strict=True):
+        folder.append(lane.read(32, upto=90))
+        twin.read(32, upto=90)
+    Checkpoints(place).write(*resume.state_of(run, lanes, [0]))
+    folder.finish("failed")
+    going = resume.resumed(resume.stopped(place, 120), network, read_text(text))
+    assert str(going.lanes[0].policy) == str(twins[0].policy)
+    for lane, twin in zip(going.lanes, twins, strict=True):
+        np.testing.assert_allclose(lane.read(30, upto=120).nll, twin.read(30, upto=120).nll, atol=1e-5)
+    going.folder.finish("interrupted")
+
+
 def test_seconds_go_on_from_the_last(model, text, tmp_path, command):
     place = tmp_path / "run"
     command(*words(model, text, place, 100, lanes=["window:window=8"]))

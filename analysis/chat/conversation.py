@@ -102,6 +102,21 @@ class Conversation:
         return self.lane.context.tokens
 
     @property
+    def index(self) -> int:
+        """Which of the lanes that are told the same it is."""
+        return self.lane.index
+
+    @property
+    def position(self) -> int:
+        """The next token to be predicted."""
+        return self.lane.position
+
+    @property
+    def seconds(self) -> float:
+        """Compute seconds so far."""
+        return self.lane.seconds
+
+    @property
     def policy(self) -> Policy:
         """The policy that it reads under now."""
         return self.lane.policy

@@ -4,45 +4,29 @@ From the newest checkpoint on, what was said is said again, prompt by prompt as 
 must be the one of the record (runs/resume.py).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine.state import State
 from ..engine.step import Step
 from ..models.language_model import LanguageModel
 from ..policies import parse
-from ..runs.checkpoint import Checkpoint, Checkpoints
-from ..runs.folder import Folder
-from ..runs.resume import Comparison, Made, Stopped
+from ..runs.resume import Comparison, Resumed, Standing, StoppedRun
 from ..runs.run import Run
 from .conversation import Conversation
 from .partner import Partner
 
 
 @dataclass
-class ResumedChat:
-    """A conversation that goes on: its lanes stand where the record of each ends, or a few tokens further."""
+class ResumedChat(Resumed[Conversation]):
+    """A conversation that goes on."""
 
-    run: Run
-    folder: Folder
-    """Opened again, to take in what they say."""
-    lanes: list[Conversation]
-    checkpoints: Checkpoints
-    said: list[str]
-    """What there is to say of how it went, in sentences."""
     about: dict[str, Any]
     """What the checkpoint says from which it goes on; empty where there was none."""
 
 
-def state_of(run: Run, lanes: Sequence[Conversation]) -> Made:
-    """What a checkpoint of conversations holds."""
-    joined = State.of({str(lane.lane.index): lane.state() for lane in lanes})
-    return {"kind": "chat", "events": len(run.events), "lanes": joined.values}, dict(joined.tensors)
-
-
 def resumed(
-    asked: Stopped,
+    asked: StoppedRun,
     network: LanguageModel,
     *,
     text_sha256: str,
@@ -65,42 +49,29 @@ def resumed(
         return made
 
     _forget_answers(run)
-    checkpoints, said, since, about = Checkpoints(asked.path), list[str](), 0, dict[str, Any]()
-    for checkpoint in checkpoints.generations() if asked.weights_sha256 else ():
-        try:
-            lanes, since, about = _loaded(checkpoint, run, lane), checkpoint.about["events"], checkpoint.about
-            said.append(f"It goes on from a checkpoint at {', '.join(f'{len(c.tokens):,}' for c in lanes)} tokens.")
-            break
-        except (ValueError, KeyError, TypeError) as e:
-            said.append(f"A checkpoint does not fit the record, and is left out: {e}")
-    else:
-        lanes = [lane(i, policy) for i, policy in enumerate(spec.policies)]
-        said.append("There is no checkpoint to go on from: all is said again from the beginning.")
+    standing = Standing.of(asked, lane, Conversation.load_state)
     comparison, more = Comparison(run), list[Step]()
-    for one in lanes:
+    for one, since in zip(standing.lanes, standing.since, strict=True):
         for step in _again(one, run, since):
             if (rest := comparison.rest(step)) is not None:
                 more.append(rest)
-            progress(one.lane.index, one.lane.position)
-    said.append(comparison.sentence)
-    if run.first_token is None and len(lanes[0].tokens):
-        run.first_token, run.first_role = int(lanes[0].tokens[0]), int(lanes[0].roles.view()[0])
-    run.go_on([one.lane.seconds for one in lanes])
-    folder = Folder.reopened(asked.path, run)
-    for one in lanes:
+            progress(one.index, one.position)
+    first = standing.lanes[0]
+    if run.first_token is None and len(first.tokens):
+        run.first_token, run.first_role = int(first.tokens[0]), int(first.roles.view()[0])
+    folder = standing.open(asked.path, run, comparison)
+    for one in standing.lanes:
         if len(one.tokens):
-            folder.pieces(one.lane.index, 0, one.pieces())
-    positions = [one.lane.position for one in lanes]
-    folder.event("resumed", positions=positions, compared=comparison.tokens, largest=comparison.largest)
+            folder.pieces(one.index, 0, one.pieces())
     for step in more:
         folder.append(step)
     noted = {(e["lane"], e["position"], e.get("stop")) for e in run.events if e["what"] == "answer"}
-    for one in lanes:
+    for one in standing.lanes:
         for turn in one.turns:
-            if turn.why and (key := (one.lane.index, turn.begin, turn.stop)) not in noted:
+            if turn.why and (key := (one.index, turn.begin, turn.stop)) not in noted:
                 # Its last token was recorded, and the process was killed before this.
                 folder.event("answer", lane=key[0], position=turn.begin, stop=turn.stop, why=turn.why)
-    return ResumedChat(run, folder, lanes, checkpoints, said, about)
+    return ResumedChat(run, folder, standing.lanes, standing.checkpoints, standing.said, standing.about)
 
 
 def _forget_answers(run: Run) -> None:
@@ -113,37 +84,22 @@ def _forget_answers(run: Run) -> None:
             del run.pieces[event["lane"]][begin:]
 
 
-def _loaded(checkpoint: Checkpoint, run: Run, lane: Callable[[int, str], Conversation]) -> list[Conversation]:
-    """Conversations as a checkpoint has them.  Raises ValueError where it does not belong to the record."""
-    if checkpoint.about["kind"] != "chat" or checkpoint.about["events"] > len(run.events):
-        raise ValueError("it is of a moment that the record has not")
-    whole, found = State(checkpoint.about["lanes"], checkpoint.tensors), []
-    for index, track in enumerate(run.tracks):
-        state = whole.part(str(index))
-        own = state.part("lane")
-        if own.value("position", int) > len(track.nll) + 1:
-            raise ValueError("it is of a moment that the record has not")
-        found.append(lane(index, own.value("policy", str)))
-        found[-1].load_state(state)
-    return found
-
-
 def _again(lane: Conversation, run: Run, since: int) -> Iterator[Step]:
     """What happened to a lane `since` some event, once more, up to the end of its record."""
-    end = len(run.tracks[lane.lane.index].nll) + 1
-    for event in [e for e in run.events[since:] if e["lane"] == lane.lane.index]:
+    end = len(run.tracks[lane.index].nll) + 1
+    for event in [e for e in run.events[since:] if e["lane"] == lane.index]:
         if event["what"] == "prompt":
             lane.ask(event["text"])
         elif event["what"] == "switch" and "policy" in event:
-            yield from _until(lane, run, lambda e=event: lane.lane.position >= e["position"])
+            yield from _until(lane, run, lambda e=event: lane.position >= e["position"])
             lane.switch(parse(event["policy"]), pin="pinned" in event.get("how", ""))
         elif event["what"] == "answer":
             yield from _until(lane, run, lambda e=event: _over(lane, e))
             lane.stop()
-    yield from _until(lane, run, lambda: lane.lane.position >= end)
-    if lane.lane.position < end:
+    yield from _until(lane, run, lambda: lane.position >= end)
+    if lane.position < end:
         raise ValueError(
-            f"the record of lane {lane.lane.index} has tokens that its events do not explain: it is damaged, or of an "
+            f"the record of lane {lane.index} has tokens that its events do not explain: it is damaged, or of an "
             "older version, and does not go on"
         )
 

@@ -94,8 +94,8 @@ def chat(
 
 def talk(lanes: "list[Conversation]", prompts: list[str] | None, folder: "Folder", checkpoints: "Checkpoints") -> None:
     """Let lanes answer the prompts of a script, or what is typed; finish the folder and print a table."""
-    from ..chat.resume import state_of
     from ..runs.checkpoint import Saver
+    from ..runs.resume import state_of
     from .terminal import converse, typed
 
     run, status, warnings = folder.run, "finished", list[str]()

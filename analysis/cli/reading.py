@@ -60,12 +60,13 @@ def stream(
         read = spec.tokenized(source, network.tokenizer)
         ids, policies = read.ids, [parse(p) for p in spec.policies]
         facts = ModelFacts.of(network)
-        heads = heads_of(maps, facts) if maps else []
+        heads = heads_of(maps.split(","), facts) if maps else []
         lanes = open_lanes(network, ids, policies, history=SIDE if heads else 0)
     place = new_folder(out_folder, Path(source.name).stem, runs)
     run = Run(spec, int(ids[0]))
     run.model, run.begins, run.as_text = facts, read.begins, read.as_text
-    folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=network.sha256, tokens=len(ids))
+    of = {"text_sha256": source.sha256, "weights_sha256": network.sha256}
+    folder = Folder(place, run, **of, tokens=len(ids), maps=[f"{layer}.{head}" for layer, head in heads])
     folder.pieces(-1, 0, texts.token_texts(network.tokenizer, ids))
     options.say_read(read)
     for lane, policy_ in enumerate(policies):

@@ -7,6 +7,7 @@ import typer
 
 from .. import texts
 from ..policies import parse
+from ..runs.facts import ModelFacts
 from ..runs.spec import TYPED
 from . import lab, options
 from .chat import talk
@@ -15,7 +16,7 @@ from .reading import read_on
 from .waiting import Bars, waiting
 
 if TYPE_CHECKING:
-    from ..runs.resume import Stopped
+    from ..runs.resume import StoppedRun
 
 
 def resume(
@@ -40,10 +41,12 @@ def resume(
     prompts, digest = _script(asked) if chat else (None, "")
     with waiting(out, "Loading the model") as status:
         from ..chat import resume as chats
+        from ..maps.recorder import SIDE, MapRecorder, heads_of
         from ..models.loading import load
 
         network = load(**spec.loading, progress=status.update)
     options.say_changed(spec)
+    heads = heads_of(asked.maps, ModelFacts.of(network))
     with Bars(out) as bars:
         tasks = [
             bars.add_task(f"Again: {parse(policy).label}", total=len(track.nll) + 1)
@@ -56,16 +59,17 @@ def resume(
         if source is None:
             going = chats.resumed(asked, network, text_sha256=digest, progress=progress)
         else:
-            going = runs.resumed(asked, network, source, progress=progress)
+            going = runs.resumed(asked, network, source, history=SIDE if heads else 0, progress=progress)
     for sentence in going.said:
         say(sentence)
-    if isinstance(going, runs.Resumed):
-        read_on(going.lanes, going.folder, going.checkpoints)
+    if isinstance(going, runs.ResumedReading):
+        recorder = MapRecorder(folder, len(going.lanes), len(going.read.ids), heads) if heads else None
+        read_on(going.lanes, going.folder, going.checkpoints, recorder)
     else:
         talk(going.lanes, prompts, going.folder, going.checkpoints)
 
 
-def _script(asked: "Stopped") -> tuple[list[str] | None, str]:
+def _script(asked: "StoppedRun") -> tuple[list[str] | None, str]:
     """The prompts of a conversation's script and their digest; none where it is typed.  Raises ValueError where all of
     them were said."""
     from ..chat.scripts import read_script

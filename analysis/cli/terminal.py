@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator
 from rich.console import Console
 
 from ..chat.conversation import Conversation, join
-from ..chat.resume import state_of
 from ..engine.step import Step
 from ..runs.checkpoint import Saver
 from ..runs.folder import Folder
-from ..runs.resume import Made
+from ..runs.resume import Made, state_of
 from ..runs.shares import SharesFile
 from ..texts import said_as_text
 from .ending import Brake

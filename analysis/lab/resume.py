@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..runs.checkpoint import Checkpoints
-from ..runs.status import RUNNING
+from ..runs.stopped import refuse_written
 from .folder import About, SavedTraining, TrainingWriter, about_of, read
 from .training import Measurement, Training
 
@@ -42,12 +42,7 @@ def stopped(places: list[Path]) -> list[tuple[Path, About]]:
     """
     found = [(place, about_of(place)) for place in places]
     for place, about in found:
-        if about.status == RUNNING:
-            process = about.process or {}
-            raise ValueError(
-                f"{place} is being written by process {process.get('pid')} on {process.get('host')}: end it first, or "
-                "wait until it has finished"
-            )
+        refuse_written(place, about.status, about.process)
     left = [(place, about) for place, about in found if about.status != "finished"]
     if not left:
         steps = max(about.recipe.steps for _, about in found)

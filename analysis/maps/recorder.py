@@ -1,7 +1,7 @@
 """Keeps attention maps of some heads in a run folder while lanes read, so that a recording shows them later."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..engine.lane import Lane
@@ -17,9 +17,9 @@ def head_of(name: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def heads_of(names: str, model: ModelFacts) -> list[tuple[int, int]]:
-    """Heads of a model, written layer.head,layer.head.  Raises ValueError where it has no such head."""
-    heads = list(dict.fromkeys(map(head_of, names.split(","))))
+def heads_of(names: Iterable[str], model: ModelFacts) -> list[tuple[int, int]]:
+    """Heads of a model, each written layer.head.  Raises ValueError where it has no such head."""
+    heads = list(dict.fromkeys(map(head_of, names)))
     for layer, head in heads:
         if not model.has(layer, head):
             raise ValueError(

@@ -39,15 +39,25 @@ BYTES = 64
 class Folder:
     """The run folder: takes in every step and event as they come, and is finished once.
 
-    `tokens`: as many as each lane will read, where that is known.  Raises ValueError where the folder holds something
-    already, cannot be written, or has no room for the run.
+    `tokens`: as many as each lane will read, where that is known; `maps`: heads, written layer.head, whose maps are
+    recorded beside it.  Raises ValueError where the folder holds something already, cannot be written, or has no room
+    for the run.
     """
 
-    def __init__(self, path: Path, run: Run, *, text_sha256: str, weights_sha256: str, tokens: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        run: Run,
+        *,
+        text_sha256: str,
+        weights_sha256: str,
+        tokens: int = 0,
+        maps: Sequence[str] = (),
+    ) -> None:
         self.path, self.run = path, run
         files.check_room(path, 2 * BYTES * tokens * len(run.tracks), "this run")
         files.new_folder(path, "a run" if (path / "run.json").exists() else "something")
-        self._about = {**described(run, text_sha256, weights_sha256), "process": here()}
+        self._about = {**described(run, text_sha256, weights_sha256), "maps": list(maps), "process": here()}
         try:
             files.reserve(path)
             self._write_about(RUNNING)

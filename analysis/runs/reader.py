@@ -41,6 +41,7 @@ class _About:
     weights_sha256: str | None = None
     process: dict[str, Any] | None = None
     samples: int = 0
+    maps: tuple[str, ...] = ()
     kind: str = ""
     """Empty in folders of older versions."""
     model: ModelFacts | None = None

@@ -5,9 +5,9 @@ in the folder is touched.  How a conversation goes on is chat/resume.py's matter
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -25,8 +25,7 @@ from .checkpoint import Checkpoint, Checkpoints
 from .folder import Folder
 from .reader import about_of, load
 from .run import Run
-from .spec import Spec
-from .status import RUNNING
+from .stopped import Stopped, refuse_written
 
 CLOSE = 1e-4
 """Nats by which the NLL of a token may differ from the record when it is read again."""
@@ -35,34 +34,15 @@ Made = tuple[dict[str, Any], dict[str, Tensor | Window]]
 
 
 @dataclass(frozen=True)
-class Stopped:
-    """A run in a folder that can go on, and what it is asked for now."""
+class StoppedRun(Stopped):
+    """A run of lanes that can go on."""
 
-    path: Path
     run: Run
-    spec: Spec
-    text_sha256: str | None
-    weights_sha256: str | None
-
-    def check(self, text_sha256: str, weights_sha256: str) -> None:
-        """Raises ValueError where the text or the weights are not those of the run."""
-        for what, then, now in (
-            (f"the text {self.spec.text}", self.text_sha256, text_sha256),
-            (f"the model {self.spec.model}", self.weights_sha256, weights_sha256),
-        ):
-            # Of weights whose digest was not yet known nothing is believed that is not read again.
-            if then and then != now:
-                raise ValueError(
-                    f"{what} is not the one that this run was read with (sha256 {_short(then)} then, {_short(now)} "
-                    "now): it goes on with the same only"
-                )
+    maps: tuple[str, ...]
+    """Heads, written layer.head, whose maps were to be recorded."""
 
 
-def _short(digest: str | None) -> str:
-    return (digest or "unknown")[:12]
-
-
-def stopped(path: Path, tokens: int | None = None) -> Stopped:
+def stopped(path: Path, tokens: int | None = None) -> StoppedRun:
     """The run in a folder, which goes on until `tokens` tokens are read; None: until what it was asked for.
 
     Raises ValueError where there is none, or it cannot go on.
@@ -71,12 +51,7 @@ def stopped(path: Path, tokens: int | None = None) -> Stopped:
     about = about_of(path)
     if about.get("kind") not in (None, "reading", "chat"):
         raise ValueError(f"{path} holds {about['kind']}, which does not go on: begin anew")
-    if about.get("status") == RUNNING:
-        process = about.get("process") or {}
-        raise ValueError(
-            f"{path} is being written by process {process.get('pid')} on {process.get('host')}: end it first, or wait "
-            "until it has finished"
-        )
+    refuse_written(path, about.get("status", ""), about.get("process"))
     run = load(path)
     if run.kind == "chat":
         if tokens is not None:
@@ -87,7 +62,8 @@ def stopped(path: Path, tokens: int | None = None) -> Stopped:
         if tokens is not None and tokens < read:
             raise ValueError(f"this run has read {read:,} tokens already: ask for more than {tokens:,}")
         spec = run.spec if tokens is None else replace(run.spec, tokens=tokens)
-    return Stopped(path, run, spec, about.get("text_sha256"), about.get("weights_sha256"))
+    maps = tuple(about.get("maps") or ())
+    return StoppedRun(path, spec, about.get("text_sha256"), about.get("weights_sha256"), run, maps)
 
 
 @dataclass
@@ -138,35 +114,130 @@ class Comparison:
         )
 
 
+class Going(Protocol):
+    """A lane that goes on: one that reads a text, or one that talks."""
+
+    @property
+    def index(self) -> int:
+        """Which of the run's lanes it is."""
+        ...
+
+    @property
+    def position(self) -> int:
+        """The next token to be predicted."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Compute seconds so far."""
+        ...
+
+    def state(self) -> State:
+        """All that it holds just now."""
+        ...
+
+
+OneLane = TypeVar("OneLane", bound=Going)
+
+
+def state_of(run: Run, lanes: Sequence[Going], without: Sequence[int] = ()) -> Made:
+    """What a checkpoint of the lanes of a run holds; `without`: lanes that failed and may be half done."""
+    joined = State.of({str(lane.index): lane.state() for lane in lanes if lane.index not in without})
+    return {"kind": run.kind, "events": len(run.events), "lanes": joined.values}, dict(joined.tensors)
+
+
 @dataclass
-class Resumed:
-    """A run that goes on: its lanes stand where the record of each ends."""
+class Standing(Generic[OneLane]):
+    """Lanes as the newest checkpoint has them that fits the record, or at their beginning."""
+
+    lanes: list[OneLane]
+    since: list[int]
+    """For each lane, how many events of the run lie behind it."""
+    checkpoints: Checkpoints
+    about: dict[str, Any]
+    """What the checkpoint says; empty where there is none."""
+    said: list[str]
+    """What there is to say of it, in sentences."""
+
+    @classmethod
+    def of(
+        cls, asked: StoppedRun, make: Callable[[int, str], OneLane], load: Callable[[OneLane, State], None]
+    ) -> "Standing[OneLane]":
+        """`make`: a lane of a number under a policy, at its beginning; `load`: puts it where a checkpoint has it."""
+        run, checkpoints, said = asked.run, Checkpoints(asked.path), list[str]()
+        for checkpoint in checkpoints.generations() if asked.weights_sha256 else ():
+            try:
+                lanes, since = _loaded(checkpoint, run, make, load)
+                said.append(f"It goes on from a checkpoint at {_positions([lane.position for lane in lanes])}.")
+                return cls(lanes, since, checkpoints, checkpoint.about, said)
+            except (ValueError, KeyError, TypeError) as e:
+                said.append(f"A checkpoint does not fit the record, and is left out: {e}")
+        said.append("There is no checkpoint to go on from: it begins anew, and must come to what the record says.")
+        lanes = [make(i, policy) for i, policy in enumerate(run.spec.policies)]
+        return cls(lanes, [0] * len(lanes), checkpoints, {}, said)
+
+    def open(self, path: Path, run: Run, comparison: Comparison) -> Folder:
+        """The folder of a run whose lanes stand where its record ends, opened again."""
+        self.said.append(comparison.sentence)
+        run.go_on([lane.seconds for lane in self.lanes])
+        folder = Folder.reopened(path, run)
+        positions = [lane.position for lane in self.lanes]
+        folder.event("resumed", positions=positions, compared=comparison.tokens, largest=comparison.largest)
+        return folder
+
+
+def _loaded(
+    checkpoint: Checkpoint, run: Run, make: Callable[[int, str], OneLane], load: Callable[[OneLane, State], None]
+) -> tuple[list[OneLane], list[int]]:
+    """Lanes as a checkpoint has them, and how many events lie behind each.  Raises ValueError where it does not belong
+    to the record."""
+    if checkpoint.about["kind"] != run.kind or checkpoint.about["events"] > len(run.events):
+        raise ValueError("it is of a moment that the record has not")
+    whole, lanes, since = State(checkpoint.about["lanes"], checkpoint.tensors), [], []
+    for index, (policy, track) in enumerate(zip(run.spec.policies, run.tracks, strict=True)):
+        if str(index) not in whole.values:
+            # One that had failed begins again.
+            lanes.append(make(index, policy))
+            since.append(0)
+            continue
+        state = whole.part(str(index))
+        own = state if run.kind == "reading" else state.part("lane")
+        if own.value("position", int) > len(track.nll) + 1:
+            raise ValueError("it is of a moment that the record has not")
+        lanes.append(make(index, own.value("policy", str)))
+        load(lanes[-1], state)
+        since.append(checkpoint.about["events"])
+    return lanes, since
+
+
+@dataclass
+class Resumed(Generic[OneLane]):
+    """A run that goes on: its lanes stand where the record of each ends, those that talk a few tokens further."""
 
     run: Run
     folder: Folder
     """Opened again, to take in what they learn."""
-    lanes: list[Lane]
+    lanes: list[OneLane]
     checkpoints: Checkpoints
-    read: texts.Tokenized
-    said: list[str] = field(default_factory=list)
+    said: list[str]
     """What there is to say of how it went, in sentences."""
 
 
-def state_of(run: Run, lanes: Sequence[Lane], without: Sequence[int] = ()) -> Made:
-    """What a checkpoint of lanes that read a text holds; `without`: lanes that failed and may be half done."""
-    states = {str(lane.index): lane.state() for lane in lanes if lane.index not in without}
-    joined = State.of(states)
-    return {"kind": "reading", "events": len(run.events), "lanes": joined.values}, dict(joined.tensors)
+@dataclass
+class ResumedReading(Resumed[Lane]):
+    """A reading that goes on."""
+
+    read: texts.Tokenized
 
 
 def resumed(
-    asked: Stopped,
+    asked: StoppedRun,
     network: LanguageModel,
     source: Text,
     *,
     history: int = 0,
     progress: Callable[[int, int], None] = lambda lane, position: None,
-) -> Resumed:
+) -> ResumedReading:
     """Let a reading go on with the model and the text that its Spec names.
 
     `progress` is told, while tokens are read again, which lane is at which position.  Raises ValueError where text or
@@ -181,54 +252,23 @@ def resumed(
             "the text has no more" if spec.tokens is None or len(read.ids) < spec.tokens else "--tokens asks for more"
         )
         raise ValueError(f"this run has read all {len(read.ids):,} tokens that it was asked for: {more}")
-    checkpoints, said = Checkpoints(asked.path), list[str]()
-    lanes, events = open_lanes(network, read.ids, [parse(p) for p in spec.policies], history=history), 0
-    for checkpoint in checkpoints.generations() if asked.weights_sha256 else ():
-        try:
-            lanes, events = _loaded(checkpoint, run, lanes), checkpoint.about["events"]
-            said.append(f"It goes on from a checkpoint at {_positions([lane.position for lane in lanes])}.")
-            break
-        except (ValueError, KeyError, TypeError) as e:
-            said.append(f"A checkpoint does not fit the record, and is left out: {e}")
-    else:
-        said.append("There is no checkpoint to go on from: it is read again from the beginning.")
+    context = open_lanes(network, read.ids, [parse(p) for p in spec.policies], history=history)[0].context
+    standing = Standing.of(asked, lambda i, policy: Lane(i, parse(policy), context), Lane.load_state)
     comparison = Comparison(run)
-    for lane in lanes:
-        for step in _again(lane, run, events):
+    for lane, since in zip(standing.lanes, standing.since, strict=True):
+        for step in _again(lane, run, since):
             comparison.take(step)
             progress(lane.index, lane.position)
-    said.append(comparison.sentence)
     run.spec = spec
-    run.go_on([lane.seconds for lane in lanes])
-    folder = Folder.reopened(asked.path, run)
+    folder = standing.open(asked.path, run, comparison)
     if len(read.ids) > len(run.pieces[0]):
         folder.pieces(-1, 0, texts.token_texts(network.tokenizer, read.ids))
-    positions = [lane.position for lane in lanes]
-    folder.event("resumed", positions=positions, compared=comparison.tokens, largest=comparison.largest)
-    return Resumed(run, folder, lanes, checkpoints, read, said)
+    return ResumedReading(run, folder, standing.lanes, standing.checkpoints, standing.said, read)
 
 
 def _positions(positions: Sequence[int]) -> str:
     alike = len(set(positions)) == 1
     return f"token {positions[0]:,}" if alike else f"tokens {', '.join(f'{p:,}' for p in positions)}"
-
-
-def _loaded(checkpoint: Checkpoint, run: Run, lanes: Sequence[Lane]) -> list[Lane]:
-    """Lanes as a checkpoint has them.  Raises ValueError where it does not belong to the record."""
-    if checkpoint.about["kind"] != "reading" or checkpoint.about["events"] > len(run.events):
-        raise ValueError("it is of a moment that the record has not")
-    whole, found = State(checkpoint.about["lanes"], checkpoint.tensors), []
-    for lane, track in zip(lanes, run.tracks, strict=True):
-        if str(lane.index) not in whole.values:
-            # One that had failed begins again.
-            found.append(lane)
-            continue
-        state = whole.part(str(lane.index))
-        if state.value("position", int) > len(track.nll) + 1:
-            raise ValueError("it is of a moment that the record has not")
-        found.append(Lane(lane.index, parse(state.value("policy", str)), lane.context))
-        found[-1].load_state(state)
-    return found
 
 
 def _again(lane: Lane, run: Run, since: int) -> Iterator[Step]:

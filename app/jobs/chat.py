@@ -13,7 +13,7 @@ from analysis.errors import error_message, log, sentence
 from analysis.maps.recent import HeadRow, head_row
 from analysis.policies import Policy, parse
 from analysis.runs import library
-from analysis.runs.resume import stopped
+from analysis.runs.resume import state_of, stopped
 from analysis.runs.spec import Spec
 from analysis.texts import Tokenized
 
@@ -220,7 +220,7 @@ class ChatJob(TextJob):
         """What is needed to go on from here another time."""
         # A checkpoint is never ahead of the record.
         self.transcript.flush()
-        about, tensors = resuming.state_of(self.transcript.run, self.lanes)
+        about, tensors = state_of(self.transcript.run, self.lanes)
         return {**about, "pending": self.pending, "scripted": self.scripted}, tensors
 
     def _talk(self) -> None:
