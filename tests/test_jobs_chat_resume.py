@@ -6,12 +6,14 @@ from functools import partial
 
 import numpy as np
 import pytest
+from starlette.requests import Request
 
 from analysis.chat import resume as chats
 from analysis.models.loading import load as load_model
 from analysis.policies import parse
 from analysis.runs import library, resume
 from analysis.runs.reader import about_of, load
+from app import recordings
 from app.frames.chat import ChatSender, ChatView
 from app.jobs.chat import ChatJob
 
@@ -199,3 +201,22 @@ def test_another_answer_is_not_given_where_the_cache_before_it_is_not_there(begi
     again.again()
     until(again, lambda: "say something first" in again.note)
     assert spoken(again) and again.epoch == 0
+
+
+def test_a_conversation_that_was_ended_before_anything_was_said_begins_with_the_same_settings(begin, registry, home):
+    job = begin()
+    until(job, lambda: job.status == "waiting")
+    place = shutil.copytree(home / job.id, home / "killed")
+    killed(place)
+    job.say("to be")
+    settle(job, 1)
+    said = told(job)
+    registry.free(job.id)
+    answer = recordings.answer(Request({"type": "http", "path_params": {"name": "killed"}, "headers": []}))
+    assert answer.status_code == 404 and "Nothing was said in this conversation yet" in answer.body.decode()
+    assert recordings.find("killed", "chat").goes_on
+    again = begin(resumes="killed")
+    until(again, lambda: again.status == "waiting")
+    again.say("to be")
+    settle(again, 1)
+    assert told(again) == said and again.spec == job.spec

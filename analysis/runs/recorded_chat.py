@@ -54,7 +54,10 @@ def recorded_chat(
     Raises ValueError where nothing was said in it.
     """
     if not any(len(track.nll) for track in run.tracks):
-        raise ValueError("nothing was said in this conversation yet, so there is nothing to replay")
+        raise ValueError(
+            "nothing was said in this conversation yet, so there is nothing to replay: "
+            "where it was ended so early, resume it, and it begins with the same settings"
+        )
     begun = [parse(p) for p in run.spec.policies]
     styles, lanes = colours(begun), range(len(begun))
     turns = [_turns(run, lane) for lane in lanes]

@@ -61,7 +61,10 @@ def recorded_in(folder: Path, run: Run, about: Mapping[str, Any]) -> bytes:
 def recorded(run: Run, name: str, about: Mapping[str, Any], maps: Sequence[RecordedMap] = ()) -> bytes:
     """The recording of a run; `about`: what its folder says of itself.  Raises ValueError where it has read nothing."""
     if not any(len(track.nll) for track in run.tracks):
-        raise ValueError("the run has read nothing yet, so there is nothing to replay")
+        raise ValueError(
+            "the run has read nothing yet, so there is nothing to replay: "
+            "where it was ended so early, resume it, and it begins with the same settings"
+        )
     arrays: dict[str, NDArray] = {}
     read = max(len(track.nll) for track in run.tracks) + 1
     begun = [parse(p) for p in run.spec.policies]

@@ -5,8 +5,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from analysis.runs.folder import Folder
 from analysis.runs.reader import about_of, load
+from analysis.runs.run import Run
+from analysis.runs.spec import TYPED, Sampling, Spec
 
+from ..test_resume import killed
 from .conftest import started
 from .test_chat import FIELD, lane_text, say, wait_answered
 from .test_live import press_main, wait_read
@@ -64,3 +68,18 @@ def test_a_conversation_is_there_after_a_kill_and_goes_on(page, tmp_path):
         assert link.query.partition("run=")[2][:15] in page.url
     (folder,) = (tmp_path / "runs").iterdir()
     assert [e["what"] for e in load(folder).events].count("answer") == 4
+
+
+def test_a_conversation_that_was_killed_before_a_word_begins_again_with_its_settings(page, tmp_path):
+    spec = Spec("embedded", TYPED, ("window:window=48",), weights="int4", sampling=Sampling(max_new=12))
+    Folder(tmp_path / "runs" / "early", Run(spec), text_sha256="", weights_sha256="").event("warning", text="early")
+    killed(tmp_path / "runs" / "early")
+    with started(SINKSCOPE_RUNS=str(tmp_path / "runs")) as (address, _):
+        page.goto(f"{address}/chat?run=early")
+        page.get_by_text("Nothing was said in this conversation yet").wait_for()
+        page.get_by_role("button", name="Resume").click()
+        page.get_by_label(FIELD).wait_for()
+        say(page, "What is the capital of France?")
+        wait_answered(page, 1)
+        assert page.locator(".sk-lane").count() == 1 and "run=early" in page.url
+    assert load(tmp_path / "runs" / "early").spec.sampling == spec.sampling

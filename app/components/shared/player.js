@@ -9,6 +9,18 @@ function clockText(seconds) {
   return minutes ? `${minutes} min ${whole % 60} s` : `${whole} s`;
 }
 
+// Buttons beside a recording: what is pressed, its words, and what they mean; with a `pace` the first stands out.
+function actionButtons(actions, press, pace = 0) {
+  return actions.map(([what, words, title], i) => el("button", { type: "button", title: title || words, "aria-label": words, onclick: () => press(what), class: pace && !i ? "sk-go" : "" }, words));
+}
+
+// What stands in the place of a recording that cannot be opened: why, and what a person may do all the same.
+function showUnopened(root, words, why, actions = [], press) {
+  say(words, why);
+  flag(words, "sk-bad", true);
+  if (actions.length) root.append(el("div", { class: "sk-toolbar" }, ...actionButtons(actions, press)));
+}
+
 // `move(position)` is called for every move; `settled()` when it rests; `stopsOf()` tells where the chunks of the lane
 // that is looked at end, each of them called `part`; `actions` are buttons beside it: what is pressed, and its words; with a
 // `pace` it is a story that plays by itself, and the first of these is what a person is meant to press.
@@ -34,7 +46,7 @@ function makePlayer(recording, { move, settled, press, stopsOf, part = "chunk", 
   const when = recording.started ? new Date(recording.started) : null;
   if (when && !Number.isNaN(when.getTime())) about.append(` · recorded ${when.toISOString().slice(0, 10)}`);
   const node = el("div", { class: "sk-player" },
-    el("div", { class: "sk-toolbar" }, go, el("span", { class: "sk-steps" }, ...steps), speed, where, ...actions.map(([what, words, title], i) => button(words, title || words, () => press(what), { "aria-label": words, class: pace && !i ? "sk-go" : "" }))),
+    el("div", { class: "sk-toolbar" }, go, el("span", { class: "sk-steps" }, ...steps), speed, where, ...actionButtons(actions, press, pace)),
     el("div", { class: "sk-scrubber" }, slider, el("div", { class: "sk-ticks", "aria-hidden": "true" }, ...ticks)), about);
 
   function goTo(wanted) {

@@ -10,6 +10,7 @@ function makeReplay(root, send, redraw, data, { noun, open, part, stops, look, p
   const view = { ...data.view };
   let recording = null, player = null, draw = null, frame = null, made = "", jumps = 0;
 
+  const press = (what) => send("press", { what, at: Date.now() });
   const settled = () => send("rest", { ...view, at: player.position, when: Date.now() });
   // What is pressed on a live page is sent to the server; here it is done at once.
   function pick(what, value) {
@@ -21,7 +22,7 @@ function makeReplay(root, send, redraw, data, { noun, open, part, stops, look, p
   function opened(bytes) {
     recording = open(bytes);
     player = makePlayer(recording, {
-      move: (_, jumped) => { jumps += jumped; redraw(); }, settled, press: (what) => send("press", { what, at: Date.now() }),
+      move: (_, jumped) => { jumps += jumped; redraw(); }, settled, press,
       stopsOf: () => stops(recording, view), part, actions: data.actions || [], pace: data.pace,
     });
     draw = fill(recording, view, player, note, pick);
@@ -32,8 +33,7 @@ function makeReplay(root, send, redraw, data, { noun, open, part, stops, look, p
   // Beside the recording, not after it.
   loadPlotly().catch(() => {});
   recordingBytes(data.recording).then(opened).catch((e) => {
-    say(words, e.message || `The ${noun} could not be opened: reload the page.`);
-    flag(words, "sk-bad", true);
+    showUnopened(root, words, e.message || `The ${noun} could not be opened: reload the page.`, data.actions, press);
   });
 
   return (now, theme) => {
