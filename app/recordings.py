@@ -24,6 +24,7 @@ from analysis.runs.facts import ModelFacts
 from analysis.runs.reader import about_of, spec_of
 from analysis.runs.recording import recording
 from analysis.runs.spec import Spec
+from analysis.runs.status import STOPPED
 
 PATH = "recordings"
 STORY = "gallery:"
@@ -93,7 +94,7 @@ class Recording:
     @property
     def goes_on(self) -> bool:
         """Whether it stopped before its end, so that it can go on."""
-        return self.status in ("interrupted", "failed", "killed")
+        return self.status in STOPPED
 
     @property
     def story(self) -> bool:
@@ -132,6 +133,11 @@ class Result:
     def settings(self) -> Mapping[str, Any]:
         """What it was asked besides its Spec."""
         return self.about.get("settings") or {}
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it stopped before its end, so that what is missing can be computed."""
+        return self.about.get("status") in STOPPED
 
     @property
     def text_sha256(self) -> str:

@@ -15,6 +15,7 @@ from analysis.experiments.ablation import effects_as_csv
 from analysis.lab.folder import read as trainings
 from analysis.policies import parse
 from analysis.runs import library
+from analysis.runs.checkpoint import Checkpoints
 from analysis.runs.folder import Folder
 from analysis.runs.reader import about_of, load
 from analysis.runs.run import Run
@@ -353,3 +354,45 @@ def test_a_run_does_not_go_on_with_another_text(registry, model, home):
     until(again, lambda: not again.live or again.status == "failed")
     assert again.status == "failed" and "is not the one that this run was read with" in again.note
     assert before == {p.name: p.read_bytes() for p in (home / job.id).iterdir() if p.is_file()}
+
+
+def test_a_disk_without_room_for_a_checkpoint_ends_no_reading_and_the_page_says_so(registry, model, home, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "write", full)
+    whole = begin(registry, model, count=400)
+    until(whole, lambda: whole.status == "finished")
+    job = begin(registry, model, count=400, pace=60)
+    until(job, lambda: len(job.run.tracks[0].nll) > 40)
+    job.request("paused")
+    until(job, lambda: job.status == "paused")
+    wrong = "No checkpoint could be written, and the run goes on without"
+    assert (
+        job.kept.problem.startswith(wrong) and decoded(ReadingSender().frame(job, View()))[0]["note"].count(wrong) == 1
+    )
+    monkeypatch.undo()
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(home))
+    monkeypatch.setattr(Checkpoints, "write", full)
+    registry.free(job.id)
+    job.join()
+    alike(load(home / job.id), job.run)
+    monkeypatch.undo()
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(home))
+    again = resumed(registry, job)
+    until(again, lambda: again.status == "finished")
+    assert not again.kept.problem and not whole.kept.problem
+    for mine, other in zip(again.run.tracks, whole.run.tracks, strict=True):
+        np.testing.assert_array_equal(mine.token_ids.view(), other.token_ids.view())
+        np.testing.assert_allclose(mine.nll.view(), other.nll.view(), atol=1e-4)
+
+
+def test_a_disk_without_room_for_a_checkpoint_ends_no_conversation_and_the_page_says_so(
+    registry, words, home, monkeypatch
+):
+    monkeypatch.setattr(Checkpoints, "write", full)
+    job = registry.start(kinds(words, home)["chat"])
+    settle(job, 2)
+    assert job.kept.problem.startswith("No checkpoint could be written") and job.kept.problem in job.said
+    monkeypatch.undo()
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(home))
+    job.say("to be")
+    settle(job, 3)
+    assert not job.kept.problem and (home / job.id / "checkpoint").exists()

@@ -1,5 +1,6 @@
 """A disk that takes no more, and a folder that cannot be written, end in a sentence, and what was there stays."""
 
+import io
 import resource
 import signal
 import subprocess
@@ -8,21 +9,28 @@ import sys
 import numpy as np
 import pytest
 
+from analysis.runs.checkpoint import Checkpoints
 from analysis.runs.reader import load
 
 from .test_resume import command as command
-from .test_resume import same, words
+from .test_resume import same
+from .test_resume import words as stream
+from .test_resume_chat import SCRIPT, chat
+from .test_resume_chat import words as words
+
+OFTEN = "from analysis.runs import checkpoint; checkpoint.EVERY = 0; from analysis.cli.main import main; main()"
+"""Writes a checkpoint whenever the one before is there."""
 
 
-def limited(most, *arguments):
+def limited(most, *arguments, often=False, typed=""):
     """A command whose files may have so many bytes each: what is said where a disk takes no more is said there too."""
 
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
-    asked = [sys.executable, "-m", "analysis", *map(str, arguments)]
-    done = subprocess.run(asked, capture_output=True, text=True, preexec_fn=limit, check=False)
+    asked = [sys.executable, *(("-c", OFTEN) if often else ("-m", "analysis")), *map(str, arguments)]
+    done = subprocess.run(asked, capture_output=True, text=True, input=typed, preexec_fn=limit, check=False)
     assert "Traceback" not in done.stderr
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
@@ -30,13 +38,13 @@ def limited(most, *arguments):
 @pytest.fixture
 def place(model, text, tmp_path, command):
     """A run that could go on."""
-    command(*words(model, text, tmp_path / "run", 500, lanes=["dense", "window:window=8", "window:window=9"]))
+    command(*stream(model, text, tmp_path / "run", 500, lanes=["dense", "window:window=8", "window:window=9"]))
     return tmp_path / "run"
 
 
 def test_a_run_without_room_for_its_checkpoint_is_read_to_its_end_and_says_so(model, text, place, tmp_path, command):
     lanes = ["dense", "window:window=8", "window:window=9"]
-    code, said = limited(160_000, *words(model, text, tmp_path / "full", 500, lanes=lanes))
+    code, said = limited(160_000, *stream(model, text, tmp_path / "full", 500, lanes=lanes))
     assert code == 0 and "no checkpoint could be written, and the run goes on without" in said, said
     assert "(File too large)" in said
     same(load(tmp_path / "full"), load(place))
@@ -65,3 +73,43 @@ def test_a_checkpoint_folder_that_cannot_be_written_ends_no_run(place, command):
     said = command("resume", place, "--tokens", 550)
     assert "no checkpoint could be written, and the run goes on without" in " ".join(said.split())
     assert len(load(place).tracks[0].nll) == 549
+
+
+def test_a_conversation_that_the_disk_takes_no_more_of_says_what_is_kept(words, tmp_path, command, monkeypatch):
+    asked = chat(words, tmp_path / "full", None, "--max-new", "60")
+    code, said = limited(66_000, *asked, typed="\n".join(SCRIPT))
+    assert code == 2 and "cannot be written (File too large): make room" in said, said
+    assert "What was learned until then is kept" in said and f"resume {tmp_path / 'full'}" in said
+    kept = load(tmp_path / "full")
+    assert kept.status == "failed" and any(len(track.nll) for track in kept.tracks)
+    before = [track.token_ids.view().copy() for track in kept.tracks]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    command("resume", tmp_path / "full")
+    for ids, track in zip(before, load(tmp_path / "full").tracks, strict=True):
+        np.testing.assert_array_equal(track.token_ids.view()[: len(ids)], ids)
+
+
+def test_a_conversation_without_room_for_its_checkpoint_is_kept_and_says_so(words, tmp_path, command, monkeypatch):
+    def full(self, *_):
+        raise ValueError(f"{self.path} cannot be written (No space left on device): make room")
+
+    monkeypatch.setattr(Checkpoints, "write", full)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(SCRIPT)))
+    said = command(*chat(words, tmp_path / "full"))
+    assert "no checkpoint could be written, and the run goes on without" in said and "(No space left on device)" in said
+    kept = load(tmp_path / "full")
+    assert kept.status == "finished" and [e["what"] for e in kept.events].count("answer") == 3 * len(SCRIPT)
+
+
+def test_a_training_without_room_for_its_checkpoint_is_kept_and_says_so(tmp_path, command, monkeypatch):
+    recipe = "steps=12,width=64,length=16,batch=4,vocabulary=64"
+    code, said = limited(150_000, "emergence", recipe, "--every", "4", "--out", tmp_path / "full", often=True)
+    assert code == 0 and "no checkpoint could be written, and the run goes on without" in said, said
+    command("emergence", recipe, "--every", "4", "--out", tmp_path / "whole")
+    assert (tmp_path / "full" / "curves.csv").read_bytes() == (tmp_path / "whole" / "curves.csv").read_bytes()
+
+
+def test_a_training_whose_folder_cannot_be_written_says_so_and_what_was_there_stays(tmp_path, command):
+    (tmp_path / "full").write_text("mine")
+    assert "cannot be written" in command("emergence", "steps=4", "--out", tmp_path / "full", code=2)
+    assert (tmp_path / "full").read_text() == "mine"

@@ -14,7 +14,7 @@ from ..runs.spec import TYPED, Sampling, Spec
 from ..texts import with_bos
 from . import options
 from .console import new_folder, note, out, right, say
-from .ending import end_run
+from .ending import end_run, fail_run
 from .waiting import waiting
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def talk(lanes: "list[Conversation]", prompts: list[str] | None, folder: "Folder
         status = "interrupted"
     except Exception:
         saver.close()
-        folder.finish("failed")
+        fail_run(folder)
         raise
     ended = status == "finished" and prompts is not None
     # One that was left in the middle of a token has gone back a step, and its answer has ended.

@@ -3,6 +3,7 @@
 import shlex
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 import typer
@@ -64,3 +65,11 @@ def end_run(
     if status == "interrupted":
         say(f"To go on: python -m analysis resume {shlex.quote(str(folder.path))}")
         raise typer.Exit(130)
+
+
+def fail_run(folder: "Folder") -> None:
+    """Finish the folder of a run that something ended, and say what is kept of it."""
+    with suppress(ValueError):
+        # Where the disk has no room for its last words, it is kept as it grew.
+        folder.finish("failed")
+    say(f"What was learned until then is kept. To go on: python -m analysis resume {shlex.quote(str(folder.path))}")

@@ -35,17 +35,14 @@ def knockout(
         raise ValueError(f"{out_file} exists already: choose another file for --out")
     dtype = options.dtype_of(dtype, device)
     with waiting(out, "Loading the model") as status:
-        from ..experiments.ablation import EffectsFile, knock_out_each
+        from ..experiments.ablation import EffectsFile, heads_of, knock_out_each
         from ..models.loading import load
 
         network = load(model, dtype=dtype, device=device, progress=status.update)
-    if layer is not None and not 0 <= layer < network.layers:
-        raise ValueError(f"there is no layer {layer}: layers are 0 to {network.layers - 1}")
+    heads = heads_of(network, layer)
     read = texts.tokenized(source, network.tokenizer, bos=options.bos_of(bos), special=special, limit=tokens)
     options.say_read(read)
     ids = read.ids
-    layers = range(network.layers) if layer is None else [layer]
-    heads = [(of, head) for of in layers for head in range(network.heads)]
     effects, kept = [], None if out_file is None else EffectsFile(out_file)
     try:
         with Bars(out) as bar:

@@ -1,6 +1,7 @@
 """Commands that read a text: `stream` under several policies, and `capture` for maps."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,18 +9,19 @@ import typer
 from rich.table import Table
 
 from .. import texts
-from ..policies import parse
+from ..policies import Policy, parse
 from ..runs.facts import ModelFacts
 from ..runs.run import Run
 from ..runs.spec import Spec
 from ..runs.summary import summarize
 from . import options
 from .console import new_folder, note, out, right, say
-from .ending import Brake, end_run
+from .ending import Brake, end_run, fail_run
 from .waiting import Bars, waiting
 
 if TYPE_CHECKING:
     from ..engine.lane import Lane
+    from ..maps.capture import CutOff
     from ..maps.recorder import MapRecorder
     from ..runs.checkpoint import Checkpoints
     from ..runs.folder import Folder
@@ -116,7 +118,7 @@ def read_on(
         status, lanes = "interrupted", []
     except Exception:
         saver.close()
-        folder.finish("failed")
+        fail_run(folder)
         raise
     status = "failed" if failed and status == "finished" else status
     ended = status == "finished" and total != run.spec.tokens
@@ -174,6 +176,22 @@ def capture(
         if not equals or not at.isdigit():
             raise ValueError(f"--switch is written POSITION=policy, such as 1000=window:window=256, and not {asked!r}")
         switches.append((int(at), parse(then)))
+    _capture(spec, source, sorted(switches), lambda: new_folder(out_folder, f"{Path(source.name).stem}-stretch", runs))
+
+
+def capture_again(place: Path, asked: "CutOff") -> None:
+    """Begin a capture again that was killed.  Raises ValueError where its text is another by now."""
+    source = texts.read(asked.spec.text)
+    if asked.text_sha256 and source.sha256 != asked.text_sha256:
+        raise ValueError(f"the text {asked.spec.text} is not the one that was to be captured: begin a new capture")
+    say("A stretch is of no use before all of it is read, so the capture that was cut off begins again.")
+    _capture(asked.spec, source, [(at, parse(then)) for at, then in asked.switches], lambda: place, asked.chunk)
+
+
+def _capture(
+    spec: Spec, source: texts.Text, switches: list[tuple[int, Policy]], folder: Callable[[], Path], chunk: int = 512
+) -> None:
+    """Capture a stretch into the folder that `folder` names, once the model is there."""
     with waiting(out, "Loading the model") as status:
         from ..maps import capture as maps
         from ..models.loading import load
@@ -181,11 +199,10 @@ def capture(
         network = load(**spec.loading, progress=status.update)
     read = maps.tokenized(source, network.tokenizer, spec)
     options.say_read(read)
-    ids = read.ids
-    place = new_folder(out_folder, f"{Path(source.name).stem}-stretch", runs)
+    place = folder()
     with Bars(out) as bar:
-        task = bar.add_task("Tokens", total=len(ids) - 1)
-        more: dict[str, Any] = {"switches": sorted(switches), "text_sha256": source.sha256, "read": read}
-        for count in maps.capture(network, ids, spec, place, **more):
+        task = bar.add_task("Tokens", total=len(read.ids) - 1)
+        more: dict[str, Any] = {"switches": switches, "text_sha256": source.sha256, "read": read, "chunk": chunk}
+        for count in maps.capture(network, read.ids, spec, place, **more):
             bar.update(task, completed=count)
     say(f"The stretch lies in {place}")

@@ -9,10 +9,10 @@ from .. import texts
 from ..policies import parse
 from ..runs.facts import ModelFacts
 from ..runs.spec import TYPED
-from . import lab, options
+from . import lab, options, results
 from .chat import talk
 from .console import out, say
-from .reading import read_on
+from .reading import capture_again, read_on
 from .waiting import Bars, waiting
 
 if TYPE_CHECKING:
@@ -23,16 +23,29 @@ def resume(
     folder: Annotated[Path, typer.Argument(help="the folder of a run, or its name in the library")],
     tokens: Annotated[int | None, typer.Option(help="read until there are so many tokens (default: as asked)")] = None,
 ) -> None:
-    """Go on where a run stopped: interrupted, killed, or finished with fewer tokens than its text has."""
+    """Go on where a run stopped: interrupted, killed, or finished with fewer tokens than its text has.
+
+    Of knock-outs, measures and costs it computes what is missing; a capture that was cut off it begins again.
+    """
     from ..lab.folder import folders_of
+    from ..maps.capture import cut_off
     from ..runs import library
     from ..runs import resume as runs
+    from ..runs.reader import about_of
+    from ..runs.result import KINDS
 
     folder = library.named(folder)
-    if trainings := folders_of(folder):
-        if tokens is not None:
-            raise ValueError("a training goes on to the end of its recipe: leave out --tokens")
+    trainings, captured = folders_of(folder), cut_off(folder)
+    if tokens is not None and (trainings or captured or about_of(folder).get("kind") in KINDS):
+        raise ValueError("this goes on to the end of what it was asked for: leave out --tokens")
+    if trainings:
         lab.go_on(folder, trainings)
+        return
+    if captured is not None:
+        capture_again(folder, captured)
+        return
+    if about_of(folder).get("kind") in KINDS:
+        results.go_on(folder)
         return
     asked = runs.stopped(folder, tokens)
     spec = asked.spec

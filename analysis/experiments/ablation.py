@@ -4,20 +4,25 @@ One pass over the text for every head, so it takes a while; what is known is yie
 enough stops asking.
 """
 
+import os
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from .. import files, metrics
 from ..engine.stream import CHUNK, Loaded, open_lanes
 from ..families.rotary import Adapted
+from ..models.language_model import LanguageModel
 from ..policies import Policy
+from ..runs.checkpoint import Checkpoints
+from ..runs.result import Keep
 from ..tables import as_csv, from_csv
 
 PASS_SECONDS = 0.25
@@ -25,6 +30,7 @@ PASS_SECONDS = 0.25
 MIN_CHUNK, MIN_CHUNK_ONE_BY_ONE = 32, 4
 """Tokens of such a pass, at least: fewer cost hardly less, but where a policy reads one by one."""
 Model = Loaded | PreTrainedModel | Adapted
+EFFECTS = "effects.csv"
 HEADER = ("layer", "head", "excess_nats_per_token", "standard_error")
 
 
@@ -40,6 +46,13 @@ class Effect(NamedTuple):
 def effects_as_csv(effects: Iterable[Effect]) -> str:
     """A row for each effect, in the order in which they come."""
     return as_csv(HEADER, (list(map(str, effect)) for effect in effects))
+
+
+class Unmodified(NamedTuple):
+    """What the text costs where nothing is knocked out: NLL [tokens − 1], and up to where each pass over it went."""
+
+    nll: NDArray[np.float32]
+    cuts: list[int]
 
 
 def read_effects(path: Path) -> list[Effect]:
@@ -91,23 +104,25 @@ def knock_outs(
     heads: Iterable[tuple[int, int]] | None = None,
     *,
     chunk: int | None = None,
+    unmodified: Unmodified | None = None,
 ) -> Iterator[Effect | float]:
     """The effect of each head (all of them, or those given as layer and head), as soon as it is known.  Before it come
     floats, how many times the text has been read by now: 3.5 is half of the fourth.  The first pass knocks nothing out.
 
     `kind`: values or weights (engine/interventions.py); `chunk`: tokens that are read at a time, None for as many as
-    take about PASS_SECONDS.  The text is cut at the same places whenever it is read, so that rounding is the same.  The
-    standard error is over blocks of 256 tokens, NaN for a text of less than two.  Raises ValueError as `open_lanes`
-    does.
+    take about PASS_SECONDS; `unmodified`: what the first pass came to earlier, which is then left out.  The text is cut
+    at the same places whenever it is read, so that rounding is the same.  The standard error is over blocks of 256
+    tokens, NaN for a text of less than two.  Raises ValueError as `open_lanes` does.
     """
-    unmodified, cuts = yield from _read_unmodified(model, tokens, replace(policy, knockout="none"), chunk)
+    if unmodified is None:
+        unmodified = yield from read_unmodified(model, tokens, policy, chunk)
     adapted = open_lanes(model, tokens, [policy])[0].context.model
     if heads is None:
         heads = ((layer, head) for layer in range(adapted.layers) for head in range(adapted.heads))
     for done, (layer, head) in enumerate(heads, 1):
         without = replace(policy, knockout=kind, heads=f"{layer}.{head}")
-        knocked_out = yield from _read_again(adapted, tokens, without, cuts, done)
-        yield Effect(layer, head, *metrics.excess(knocked_out, unmodified))
+        knocked_out = yield from _read_again(adapted, tokens, without, unmodified.cuts, done)
+        yield Effect(layer, head, *metrics.excess(knocked_out, unmodified.nll))
 
 
 def knock_out_each(
@@ -123,10 +138,59 @@ def knock_out_each(
     return (e for e in knock_outs(model, tokens, policy, kind, heads, chunk=chunk) if isinstance(e, Effect))
 
 
-def _read_unmodified(
-    model: Model, tokens: NDArray[np.int32], policy: Policy, chunk: int | None
-) -> Generator[float, None, tuple[NDArray[np.float32], list[int]]]:
-    """NLL of the text, and up to where each pass went."""
+def heads_of(model: LanguageModel, layer: int | None) -> list[tuple[int, int]]:
+    """All query heads of a model, or of one layer: layer and head.  Raises ValueError where there is no such layer."""
+    if layer is not None and not 0 <= layer < model.layers:
+        raise ValueError(f"there is no layer {layer}: layers are 0 to {model.layers - 1}")
+    layers = range(model.layers) if layer is None else [layer]
+    return [(of, head) for of in layers for head in range(model.heads)]
+
+
+def kept_knock_outs(
+    keep: Keep,
+    model: Model,
+    tokens: NDArray[np.int32],
+    policy: Policy,
+    kind: str,
+    heads: Sequence[tuple[int, int]],
+    known: Path | None = None,
+) -> Iterator[Effect | float]:
+    """What `knock_outs` yields, put into a folder as it comes: first all that lies in the folder `known`, then what is
+    missing there.  Raises ValueError where that is damaged, too."""
+    unmodified, found = (None, []) if known is None else _known(known, len(tokens))
+    effects = [effect for effect in found if (effect.layer, effect.head) in set(heads)]
+    yield from effects
+    left = [head for head in heads if head not in {(e.layer, e.head) for e in effects}]
+    begun = len(effects)
+    if unmodified is None:
+        unmodified = yield from read_unmodified(model, tokens, policy)
+        about, tensors = {"cuts": unmodified.cuts}, {"nll": torch.from_numpy(unmodified.nll)}
+        keep(lambda folder: folder.checkpoints.write(about, tensors))
+    for result in knock_outs(model, tokens, policy, kind, left, unmodified=unmodified):
+        if isinstance(result, Effect):
+            effects.append(result)
+            keep(lambda folder: files.write(folder.path / EFFECTS, effects_as_csv(effects)))
+            yield result
+        else:
+            yield begun + result
+
+
+def _known(place: Path, tokens: int) -> tuple[Unmodified | None, list[Effect]]:
+    """What a folder has of knock-outs that stopped: nothing where it lacks what effects are compared with."""
+    if (checkpoint := Checkpoints(place).newest()) is None:
+        return None, []
+    nll, cuts = checkpoint.tensors.get("nll"), checkpoint.about.get("cuts")
+    if nll is None or not isinstance(cuts, list) or len(nll) != tokens - 1 or cuts[-1:] != [tokens]:
+        raise ValueError(f"the checkpoint of {place} is not of this text: delete its folder checkpoint, and begin anew")
+    effects = read_effects(place / EFFECTS) if os.path.exists(place / EFFECTS) else []
+    return Unmodified(nll.numpy(), cuts), effects
+
+
+def read_unmodified(
+    model: Model, tokens: NDArray[np.int32], policy: Policy, chunk: int | None = None
+) -> Generator[float, None, Unmodified]:
+    """Read the text with nothing knocked out, and tell what share of it is read by now; `chunk` as for `knock_outs`."""
+    policy = replace(policy, knockout="none")
     least = MIN_CHUNK if policy.pass_tokens is None else MIN_CHUNK_ONE_BY_ONE
     size = chunk or least
     lane, parts, cuts = open_lanes(model, tokens, [policy])[0], [], []
@@ -138,7 +202,7 @@ def _read_unmodified(
             fitting = len(parts[-1]) * PASS_SECONDS / (time.perf_counter() - began)
             size = int(min(CHUNK, 4 * size, max(least, fitting)))
         yield lane.position / len(tokens)
-    return np.concatenate(parts), cuts
+    return Unmodified(np.concatenate(parts), cuts)
 
 
 def _read_again(

@@ -6,7 +6,8 @@ model spends time elsewhere too, the same for every token, so that part is measu
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import files
 from ..engine.lane import Lane
 from ..engine.stream import open_lanes
 from ..families.rotary import Adapted
 from ..models.language_model import LanguageModel
 from ..policies import Policy, parse
+from ..runs.checkpoint import Checkpoints
+from ..runs.result import Keep, ResultFolder
+from ..tables import as_csv
 
 CHUNK = 256
 """Tokens that are read at a time."""
+TURN = 4
+"""Chunks that a lane reads in one turn: the first of them finds the processor's caches cold."""
+READINGS = 2
+"""Times that the text is read; the first warms up."""
+SIZES = (64, 128, 256, 512, 1024)
+"""Tokens of the windows that are encoded from nothing."""
+FILE = "costs.csv"
+WINDOWS = "a window, encoded afresh"
+"""What the table calls them, which has a policy for all else."""
 RUNS = 3
 """Windows that are encoded for one size: the fastest counts."""
 POWERS = np.arange(0.3, 2.5, 0.01)
@@ -75,6 +89,9 @@ class Cost:
     """What the cache takes now."""
 
 
+HEADER = ("policy", *(f.name for f in fields(Cost)))
+
+
 class CountedLane:
     """A lane whose costs are counted chunk by chunk.  It may read its text more than once.
 
@@ -87,7 +104,6 @@ class CountedLane:
         self.seconds = 0.0
         """Of all readings."""
         self._took: list[tuple[int, float, float, int]] = []
-        """Tokens, seconds, seconds in attention of each chunk, and bytes after it."""
         self.restart()
 
     def restart(self) -> None:
@@ -111,6 +127,15 @@ class CountedLane:
         self._next += 1
 
     @property
+    def took(self) -> list[tuple[int, float, float, int]]:
+        """Tokens, seconds, seconds in attention of each chunk in its fastest reading, and bytes after it."""
+        return list(self._took)
+
+    def take_in(self, took: list[tuple[int, float, float, int]]) -> None:
+        """What an earlier lane of the same policy and text took."""
+        self._took, self.seconds = took, sum(seconds for _, seconds, *_ in took)
+
+    @property
     def costs(self) -> list[Cost]:
         """What had been spent after each chunk, from the beginning."""
         took = list(self._took)
@@ -128,6 +153,74 @@ def window_costs(model: LanguageModel, tokens: NDArray[np.int32], sizes: Sequenc
         costs = lane.costs
         took = np.diff([[c.seconds, c.attention] for c in costs], axis=0)
         yield Cost(size, *took.min(0).tolist(), costs[-1].cache_bytes)
+
+
+class KeptCosts:
+    """What lanes cost that read a text twice, in turns, and then windows of growing size; put into a folder.
+
+    `known`: a folder with what is known already; of a reading that was cut off, nothing counts.  Raises ValueError as
+    `open_lanes` does, and where what is known is damaged.
+    """
+
+    def __init__(
+        self, model: LanguageModel, tokens: NDArray[np.int32], policies: Sequence[str], known: Path | None = None
+    ) -> None:
+        self._model, self._tokens = model, tokens
+        self.lanes = [CountedLane(model, tokens, policy) for policy in policies]
+        self.windows: list[Cost] = []
+        self.readings = 0
+        """Whole readings of the text."""
+        if known is not None and (checkpoint := Checkpoints(known).newest()) is not None:
+            try:
+                self._load(**checkpoint.about)
+            except (TypeError, ValueError) as e:
+                raise ValueError(f"the checkpoint of {known} is not of these lanes: delete it, and begin anew") from e
+
+    def _load(self, readings: int, took: list[list], windows: list[list]) -> None:
+        for lane, chunks in zip(self.lanes, took, strict=True):
+            lane.take_in([(int(t), float(s), float(a), int(b)) for t, s, a, b in chunks])
+        self.readings, self.windows = int(readings), [Cost(*window) for window in windows]
+
+    @property
+    def share(self) -> float:
+        """The share of this reading that is done, 0 to 1."""
+        if self.readings >= READINGS:
+            return 1.0
+        bounded = self._bounded
+        return sum(lane.lane.position for lane in bounded) / max(1, len(bounded) * len(self._tokens))
+
+    @property
+    def _bounded(self) -> list[CountedLane]:
+        # A lane with recomputation would be the last by hours: it ends with the others.
+        return [lane for lane in self.lanes if lane.policy.name != "recompute"]
+
+    def steps(self, keep: Keep) -> Iterator[None]:
+        """Count what is missing, piece by piece."""
+        for reading in range(self.readings, READINGS):
+            if reading:
+                for lane in self.lanes:
+                    lane.restart()
+            while not all(lane.lane.done for lane in self._bounded):
+                turn = min((lane for lane in self.lanes if not lane.lane.done), key=lambda lane: lane.seconds)
+                for _ in range(TURN):
+                    if not turn.lane.done:
+                        turn.read()
+                    yield
+            self.readings = reading + 1
+            keep(self._write)
+        counted = {window.tokens for window in self.windows}
+        sizes = [s for s in SIZES if s + 8 < len(self._tokens) and s not in counted]
+        for cost in window_costs(self._model, self._tokens, sizes):
+            self.windows.append(cost)
+            keep(self._write)
+            yield
+
+    def _write(self, folder: ResultFolder) -> None:
+        of = [(str(lane.policy), lane.costs) for lane in self.lanes] + [(WINDOWS, self.windows)]
+        rows = [[name, *map(str, astuple(cost))] for name, costs in of for cost in costs]
+        files.write(folder.path / FILE, as_csv(HEADER, rows))
+        took, windows = [lane.took for lane in self.lanes], [astuple(window) for window in self.windows]
+        folder.checkpoints.write({"readings": self.readings, "took": took, "windows": windows}, {})
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ A text here is a sample of T tokens that begins at its own beginning, read under
 sample gets a number for each measure; means and spreads over samples are left to the caller.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from .. import files, metrics, texts
 from ..engine.attention.call import Call
 from ..families.rotary import Adapted
 from ..models.language_model import LanguageModel
+from ..runs.result import Keep
 from ..runs.spec import Spec
 
 SAMPLES_PER_PASS = 16
@@ -35,6 +37,7 @@ MEASURES = {
     "top": "Attention to the most attended token",
 }
 """Of each head; means over the queries of a text."""
+FILE = "measures.npz"
 NORMS = ("key", "value", "hidden")
 MASSIVE = (100.0, 1000.0)
 """An activation is massive above the first, and above so many medians of its layer (Sun et al. 2024)."""
@@ -181,6 +184,30 @@ def joined(parts: list[Measured]) -> Measured:
         {name: np.concatenate([p.heads[name] for p in parts]) for name in MEASURES},
         *(np.concatenate([getattr(p, name) for p in parts]) for name in ("norms", "largest", "median", "largest_at")),
     )
+
+
+def kept_measures(
+    keep: Keep,
+    model: LanguageModel,
+    samples: NDArray[np.int32],
+    *,
+    first: int = 4,
+    separators: NDArray[np.bool_] | None = None,
+    known: Path | None = None,
+) -> Iterator[Measured]:
+    """All that was measured so far, put into a folder as `measure` yields it: first what lies in the folder `known`,
+    then what is missing there.  Raises ValueError where that is damaged, too."""
+    measured, done = None, 0
+    if known is not None and os.path.exists(known / FILE):
+        measured = read(known / FILE)
+        if measured.heads["alpha"].shape[1:] != (model.layers, model.heads):
+            raise ValueError(f"{known / FILE} is of a model with other layers or heads: begin anew")
+        done = len(measured.median)
+        yield measured
+    for part in measure(model, samples[done:], first=first, separators=separators):
+        measured = part if measured is None else joined([measured, part])
+        keep(lambda folder, measured=measured: write(measured, folder.path / FILE))
+        yield measured
 
 
 def write(measured: Measured, path: Path) -> None:

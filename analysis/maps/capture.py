@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..models.language_model import LanguageModel
 from ..policies import Policy, parse
 from ..runs.spec import Spec
 from ..runs.status import RUNNING, here, status_of
+from ..runs.stopped import refuse_written
 from ..texts import Text, Tokenized
 from .stretch import Segment, Stretch
 
@@ -35,6 +36,29 @@ SIZES = "sizes.npy.part"
 FILES = ("queries.npy", "keys.npy", "norms.npy", "token_ids.npy", "massive.npy", "mass.npy", "median.npy", SIZES)
 TOP = 3
 """Largest activations that are kept of each layer."""
+
+
+@dataclass(frozen=True)
+class CutOff:
+    """What a capture was asked for that did not end."""
+
+    spec: Spec
+    text_sha256: str = ""
+    switches: tuple[tuple[int, str], ...] = ()
+    """From which position on which other policy."""
+    chunk: int = CHUNK
+
+
+def cut_off(path: Path) -> CutOff | None:
+    """What was asked for of the capture that was killed in this folder; None where there is none.
+
+    Raises ValueError where somebody captures into it, or it does not say what was asked for.
+    """
+    if not os.path.exists(file := path / UNDER_WAY):
+        return None
+    about = files.record(file, dict[str, Any], "that of a capture")
+    refuse_written(path, status_of(about), about.get("process"))
+    return files.record(file, CutOff, "what a capture was asked for")
 
 
 def tokenized(text: Text, tokenizer: PreTrainedTokenizerBase | None, spec: Spec) -> Tokenized:
@@ -103,7 +127,8 @@ def capture(
     files.new_folder(path)
     ended = False
     try:
-        files.write(path / UNDER_WAY, json.dumps({"status": RUNNING, "process": here()}))
+        asked = CutOff(spec, text_sha256, tuple((at, str(policy)) for at, policy in switches), chunk)
+        files.write(path / UNDER_WAY, json.dumps({"status": RUNNING, "process": here(), **asdict(asked)}))
         recorder = _Recorder(adapted, count, width, path)
         lane.context.watch = recorder.add
         pending = [(min(at, count), policy) for at, policy in switches]

@@ -23,7 +23,7 @@ from ..settings import quoted
 from .preview import KEPT, Preview, preview
 from .reader import about_of
 from .spec import Spec
-from .status import RUNNING, status_of
+from .status import RUNNING, STOPPED, status_of
 
 KINDS = {
     "reading": "Reading",
@@ -104,6 +104,11 @@ class Entry:
     def live(self) -> bool:
         """Whether somebody writes it at this moment."""
         return self.status == RUNNING
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it stopped before its end, so that it can go on."""
+        return self.status in STOPPED and not self.problem
 
     def says(self, words: str) -> bool:
         """Whether all of these words stand in what is known of it."""
@@ -266,7 +271,8 @@ def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
     path = found.path
     if ".capturing" in held:
         about = files.record(path / ".capturing", dict[str, Any], "that of a capture")
-        return replace(found, kind="capture", status=_status(found, about))
+        asked = _of_spec(found, about) if "spec" in about else found
+        return replace(asked, kind="capture", status=_status(found, about))
     if "stretch.json" in held:
         about = files.record(path / "stretch.json", dict[str, Any], "that of a stretch")
         return replace(_of_spec(found, about), kind="capture", status="finished")

@@ -4,13 +4,47 @@ It says in run.json what was asked and how it ended, as the folder of a run does
 them knows.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import files
+from .checkpoint import Checkpoints
 from .folder import described, write_about
+from .reader import about_of, spec_of
 from .run import Run
 from .status import RUNNING, here
+from .stopped import Stopped, refuse_written
+
+KINDS = ("knockouts", "measures", "costs")
+"""Kinds of results of which parts are known before all is."""
+
+
+@dataclass(frozen=True)
+class StoppedResult(Stopped):
+    """A result of which something is missing."""
+
+    kind: str
+    settings: dict[str, Any]
+    """What was asked besides the Spec."""
+
+    @property
+    def known(self) -> Path | None:
+        """Where what is known of it lies; None where nothing is, since nobody knows of which weights it is."""
+        return self.path if self.weights_sha256 else None
+
+
+def stopped(path: Path) -> StoppedResult:
+    """The result in a folder, which can be completed.  Raises ValueError where there is none, or nothing is missing."""
+    about = about_of(path)
+    if (kind := about.get("kind")) not in KINDS:
+        raise ValueError(f"{path} holds no {', '.join(KINDS[:-1])} or {KINDS[-1]} that could be completed")
+    refuse_written(path, about.get("status", ""), about.get("process"))
+    if about.get("status") == "finished":
+        raise ValueError(f"{path} is whole, and nothing of it is missing: begin a new run")
+    digests = about.get("text_sha256"), about.get("weights_sha256")
+    return StoppedResult(path, spec_of(path), *digests, kind, about.get("settings") or {})
 
 
 class ResultFolder:
@@ -31,15 +65,31 @@ class ResultFolder:
         settings: dict[str, Any] | None = None,
         new: bool = True,
     ) -> None:
-        self.path = path
-        self._about = described(run, text_sha256, weights_sha256) | {"kind": kind, "settings": settings or {}}
+        about = described(run, text_sha256, weights_sha256) | {"kind": kind, "settings": settings or {}}
         if new:
             files.new_folder(path)
+        self._open(path, about)
+
+    @classmethod
+    def reopened(cls, path: Path) -> "ResultFolder":
+        """The folder of a result that stopped, to be completed.  Raises ValueError where the disk does not take it."""
+        folder = object.__new__(cls)
+        folder._open(path, about_of(path))
+        return folder
+
+    def _open(self, path: Path, about: dict[str, Any]) -> None:
+        self.path, self._about, self.checkpoints = path, about, Checkpoints(path)
         try:
             files.reserve(path)
         except OSError as e:
             raise files.unwritten(path, e) from e
-        write_about(path, {**self._about, "process": here(), "status": RUNNING})
+        self._write(RUNNING)
+
+    def _write(self, status: str) -> None:
+        about = self._about | {"status": status, "process": here()}
+        if status != RUNNING:
+            del about["process"]
+        write_about(self.path, about)
 
     @property
     def weights_sha256(self) -> str:
@@ -47,8 +97,12 @@ class ResultFolder:
         return str(self._about["weights_sha256"])
 
     def know(self, *, weights_sha256: str) -> None:
-        """Take in the digest of the weights, to be written at the end."""
+        """Write down the digest of the weights: what comes without it is not believed when the work goes on.
+
+        Raises ValueError where the disk does not take it.
+        """
         self._about["weights_sha256"] = weights_sha256
+        self._write(RUNNING)
 
     def finish(self, status: str) -> None:
         """Say how the work ended: finished, interrupted or failed.
@@ -56,4 +110,11 @@ class ResultFolder:
         Raises ValueError where the disk does not take it.
         """
         files.release(self.path)
-        write_about(self.path, {**self._about, "status": status})
+        self._write(status)
+        if status == "finished":
+            # Nothing is missing.
+            self.checkpoints.remove()
+
+
+Keep = Callable[[Callable[[ResultFolder], object]], object]
+"""Lets a folder take in something, where there still is one."""

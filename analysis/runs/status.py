@@ -8,6 +8,8 @@ from typing import Any
 import psutil
 
 RUNNING = "running"
+STOPPED = ("interrupted", "failed", "killed")
+"""What a folder says of work that can go on."""
 
 
 def here() -> dict[str, Any]:

@@ -1,18 +1,18 @@
 """Ablation: what the sink of each head is worth, one head after the other."""
 
+import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from analysis import files, texts
-from analysis.experiments.ablation import Effect, effects_as_csv, knock_outs
+from analysis import texts
+from analysis.experiments.ablation import Effect, heads_of, kept_knock_outs
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 
-from .base import TextJob
-from .kept import ResultKeeper
 from .loading import Models
+from .result import ResultJob
 
 
 @dataclass(frozen=True)
@@ -24,29 +24,27 @@ class AblationSnapshot:
     seconds: float = 0.0
     passes: float = 0.0
     """Passes over the text, with the share of the present one; the first pass knocks nothing out."""
+    begun: int = 0
+    """How many of these were made before this job."""
 
 
-class AblationJob(TextJob):
+class AblationJob(ResultJob):
     """Knocks out the sink of one head after the other, and keeps what the text then costs more."""
 
-    noun = "knock-outs"
+    noun, keeps = "knock-outs", "knockouts"
     snapshot: AblationSnapshot
 
-    def __init__(self, spec: Spec, text: texts.Text, kind: str, layer: int | None, models: Models) -> None:
-        super().__init__(spec, models)
-        self.text, self.kind, self.layer = text, kind, layer
-        self.kept = self._result = ResultKeeper(self.id)
+    def __init__(
+        self, spec: Spec, text: texts.Text, kind: str, layer: int | None, models: Models, resumes: str = ""
+    ) -> None:
+        super().__init__(spec, text, models, resumes)
+        self.kind, self.layer = kind, layer
         self.snapshot = self._found = AblationSnapshot()
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was asked besides the spec, as run.json and addresses say it."""
+        """What is taken away, and of which layer."""
         return {"kind": self.kind, "layer": self.layer}
-
-    @property
-    def text_sha256(self) -> str:
-        """Of the text."""
-        return self.text.sha256
 
     @property
     def effects(self) -> tuple[Effect, ...]:
@@ -72,8 +70,8 @@ class AblationJob(TextJob):
     @property
     def seconds_left(self) -> float | None:
         """An estimate of the seconds that remain; None before a tenth of a pass is done."""
-        found = self.snapshot
-        return (found.total + 1 - found.passes) * found.seconds / found.passes if found.passes > 0.1 else None
+        found, made = self.snapshot, self.snapshot.passes - self.snapshot.begun
+        return (found.total + 1 - found.passes) * found.seconds / made if made > 0.1 else None
 
     def take_snapshot(self) -> AblationSnapshot:
         """What is known so far."""
@@ -81,24 +79,20 @@ class AblationJob(TextJob):
 
     def _steps(self) -> Generator[None, None, None]:
         model = self._load()
-        if self.layer is not None and self.layer >= model.layers:
-            raise ValueError(f"there is no layer {self.layer}: layers are 0 to {model.layers - 1}")
+        heads = heads_of(model, self.layer)
         read = self._tokenize(self.text, model)
         ids = read.ids
-        layers = range(model.layers) if self.layer is None else [self.layer]
-        heads = [(layer, head) for layer in layers for head in range(model.heads)]
-        self._use(model)
         self._found = AblationSnapshot(total=len(heads))
-        self._result.begin_result("knockouts", self.spec, model, self.text, read, self.settings)
+        known = self._open(model, read)
         self._set("running")
         began = time.monotonic()
-        for result in knock_outs(model, ids, parse(self.spec.policies[0]), self.kind, heads):
+        policy, begun = parse(self.spec.policies[0]), None
+        for result in kept_knock_outs(self._result.write, model, ids, policy, self.kind, heads, known):
             found, seconds = self._found, self._found.seconds + time.monotonic() - began
             if isinstance(result, Effect):
                 self._found = replace(found, effects=(*found.effects, result), seconds=seconds)
-                table = effects_as_csv(self._found.effects)
-                self._result.write(lambda folder, table=table: files.write(folder.path / "effects.csv", table))
             else:
-                self._found = replace(found, passes=result, seconds=seconds)
+                begun = math.ceil(result) - 1 if begun is None else begun
+                self._found = replace(found, passes=result, begun=begun, seconds=seconds)
             yield
             began = time.monotonic()

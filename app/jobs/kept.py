@@ -5,7 +5,6 @@ Only the job's own thread calls this.  Nothing in here ends a job.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -124,7 +123,7 @@ class ModelKeeper(Keeper[Any]):
             # Of files that are no longer there the run is still worth keeping.
             with suppress(OSError):
                 digest = self._model.sha256
-                self.write(lambda folder: folder.know(weights_sha256=digest))
+                super().write(lambda folder: folder.know(weights_sha256=digest))
 
 
 class RunKeeper(ModelKeeper):
@@ -133,6 +132,8 @@ class RunKeeper(ModelKeeper):
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._saver: Saver | None = None
+        self._unsaved = ""
+        """The sentence that stands on the page because a checkpoint could not be written."""
         self._maps: MapsFile | None = None
 
     def begin_run(self, run: "Run", model: "LanguageModel", *, text_sha256: str, tokens: int = 0) -> None:
@@ -180,7 +181,7 @@ class RunKeeper(ModelKeeper):
             return
         try:
             if now:
-                self._saver.close(make)
+                self._warn(self._saver.close(make))
             else:
                 self._saver.save(make)
         except Exception as e:
@@ -190,8 +191,9 @@ class RunKeeper(ModelKeeper):
     def end_checkpoints(self, *, remove: bool) -> None:
         """Wait for the one that is being written; `remove`: nothing is left that could go on."""
         if self._saver is not None:
-            self._saver.close()
+            self._warn(self._saver.close())
             if remove:
+                self._warn("")
                 self._saver.checkpoints.remove()
             self._saver = None
 
@@ -199,8 +201,18 @@ class RunKeeper(ModelKeeper):
         from analysis.runs.checkpoint import Checkpoints, Saver
 
         if self.folder is not None:
-            warn = partial(LOG.warning, "job %s: %s", self.name)
-            self._saver = Saver(Checkpoints(self.folder.path), warn)
+            self._saver = Saver(Checkpoints(self.folder.path), self._warn)
+
+    def _warn(self, wrong: str) -> None:
+        """Say that no checkpoint could be written, or no longer say so: the record goes on."""
+        if wrong:
+            LOG.warning("job %s: %s", self.name, wrong)
+            # What to do about it is said to who names a folder on a command line.
+            why = wrong.rpartition(": ")[0] or wrong
+            wrong = f"{why[0].upper()}{why[1:]}."
+        if self.problem == self._unsaved:
+            self.problem = wrong
+        self._unsaved = wrong
 
 
 class ResultKeeper(ModelKeeper):
@@ -224,3 +236,25 @@ class ResultKeeper(ModelKeeper):
         run.model, run.begins, run.as_text = ModelFacts.of(model), read.begins, read.as_text
         how: dict[str, Any] = {"text_sha256": text.sha256, "weights_sha256": "", "settings": settings}
         self.begin(model, lambda path: ResultFolder(place or path, kind, run, new=place is None, **how))
+
+    def go_on(
+        self, kind: str, spec: Spec, model: "LanguageModel", text: texts.Text, settings: dict[str, Any]
+    ) -> Path | None:
+        """Open the folder of a result that stopped; where what is known of it lies, if anything is.
+
+        Raises ValueError where it is whole, somebody writes it, or it was asked for something else.
+        """
+        from analysis.runs import library, result
+
+        asked = result.stopped(library.find(self.name))
+        if (asked.kind, asked.spec, asked.settings) != (kind, spec, settings):
+            raise ValueError("the run in the library was asked for something else: begin a new one")
+        asked.check(text.sha256, model.sha256)
+        self.begin(model, result.ResultFolder.reopened)
+        return asked.known
+
+    def write(self, what: Callable[[Any], object]) -> None:
+        """Let the folder take in something, if there still is one; first of all, the digest of the weights: without it
+        nothing of a result is believed when it is completed."""
+        self.know(wait=True)
+        super().write(what)

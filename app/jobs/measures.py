@@ -4,34 +4,29 @@ from collections.abc import Generator
 from typing import Any
 
 from analysis import texts
-from analysis.experiments.measures import Measured, joined, measure, samples_of_text, separators_of, write
+from analysis.experiments.measures import Measured, kept_measures, samples_of_text, separators_of
 from analysis.runs.spec import Spec
 
-from .base import TextJob
-from .kept import ResultKeeper
 from .loading import Models
+from .result import ResultJob
 
 
-class MeasuresJob(TextJob):
+class MeasuresJob(ResultJob):
     """Measures heads over samples of a text; what is measured is kept when the job is stopped."""
 
-    noun = "measures"
+    noun = keeps = "measures"
 
-    def __init__(self, spec: Spec, text: texts.Text, samples: int, first: int, models: Models) -> None:
-        super().__init__(spec, models)
-        self.text, self.samples, self.first = text, samples, first
-        self.kept = self._result = ResultKeeper(self.id)
+    def __init__(
+        self, spec: Spec, text: texts.Text, samples: int, first: int, models: Models, resumes: str = ""
+    ) -> None:
+        super().__init__(spec, text, models, resumes)
+        self.samples, self.first = samples, first
         self.measured: Measured | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What was asked besides the spec, as run.json and addresses say it."""
+        """How many samples are read, and how many first tokens count."""
         return {"samples": self.samples, "first": self.first}
-
-    @property
-    def text_sha256(self) -> str:
-        """Of the text."""
-        return self.text.sha256
 
     @property
     def done(self) -> int:
@@ -42,11 +37,9 @@ class MeasuresJob(TextJob):
         model = self._load()
         self.tokenized = samples_of_text(self.text, model.tokenizer, self.spec, self.samples)
         apart = separators_of(model.tokenizer, model.vocabulary)
-        self._use(model)
-        self._result.begin_result("measures", self.spec, model, self.text, self.tokenized, self.settings)
+        known = self._open(model, self.tokenized)
         self._set("running")
-        for part in measure(model, self.tokenized.ids, first=self.first, separators=apart):
-            self.measured = part if self.measured is None else joined([self.measured, part])
-            measured = self.measured
-            self._result.write(lambda folder, measured=measured: write(measured, folder.path / "measures.npz"))
+        how: dict[str, Any] = {"first": self.first, "separators": apart, "known": known}
+        for measured in kept_measures(self._result.write, model, self.tokenized.ids, **how):
+            self.measured = measured
             yield

@@ -4,7 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from analysis import texts
+
 from ..address import Parameters
+from ..controls import chosen_text
+from ..recordings import Result
 from .job_panel import JobPanel
 
 
@@ -35,3 +39,12 @@ class HeadsPanel:
     """Sets what an address asks, and all else as usual."""
     takes_policy: bool = True
     """Whether the text is read under a policy that a person chooses."""
+
+
+def text_of(kept: Result, place: JobPanel) -> texts.Text:
+    """The text of a result that is completed: that of the job that stands there still, or one that is read anew.
+
+    Raises ValueError where it is no longer here.
+    """
+    text = getattr(place.job, "text", None)
+    return chosen_text("heads", kept.spec.text) if text is None else text

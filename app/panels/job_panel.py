@@ -132,9 +132,19 @@ class JobPanel(Generic[Kind]):
             REGISTRY.free(self.id)
         self.put("")
 
-    def buttons(self, label: str, icon: str, start: Callable[[], None]) -> None:
-        """Start and stop."""
+    @property
+    def stopped(self) -> recordings.Result | None:
+        """The same, where nobody computes what is missing of it."""
+        kept = None if self.busy else self.kept
+        return kept if kept is not None and kept.goes_on else None
+
+    def buttons(
+        self, label: str, icon: str, start: Callable[[], None], resume: Callable[[], None] | None = None
+    ) -> None:
+        """Start, stop, and resume, where something stopped here that can be completed."""
         st.button(label, type="primary", icon=f":material/{icon}:", on_click=start, disabled=self.busy)
+        if resume is not None and self.stopped is not None:
+            st.button("Resume", icon=":material/resume:", on_click=resume, help="Compute only what is missing")
         job = self.job
         mine = job is not None and job.steering(slots.this_page()).mine
         st.button("Stop", icon=":material/stop:", on_click=self.stop, disabled=not (self.busy and mine))

@@ -17,7 +17,7 @@ from app.panels import charts
 from app.panels.job_panel import JobPanel, Maker
 from app.plain import plain
 
-from .heads import HeadsPanel
+from .heads import HeadsPanel, text_of
 
 JOB_PANEL = JobPanel("knockouts", AblationJob, "heads", "knockouts")
 
@@ -104,6 +104,18 @@ def _prepared() -> Maker[AblationJob]:
     return partial(AblationJob, spec, text, asked["kind"], asked["layer"])
 
 
+def resume() -> None:
+    """Compute what is missing of what stopped here."""
+    JOB_PANEL.begin(_prepared_again, resume)
+
+
+def _prepared_again() -> Maker[AblationJob]:
+    if (kept := JOB_PANEL.stopped) is None:
+        raise ValueError("that run is no longer in the library, or goes on: start again")
+    text, asked = text_of(kept, JOB_PANEL), kept.settings
+    return partial(AblationJob, kept.spec, text, asked.get("kind"), asked.get("layer"), resumes=kept.id)
+
+
 def progress(run: AblationJob) -> None:
     """How far the job is, or why it ended."""
     done, total, left = len(run.effects), run.total, run.seconds_left
@@ -128,7 +140,7 @@ def draw() -> None:
     except ValueError as e:
         JOB_PANEL.say(e)
     with st.container(horizontal=True, vertical_alignment="center"):
-        JOB_PANEL.buttons("Start" if found is None else "Start again", "play_arrow", start)
+        JOB_PANEL.buttons("Start" if found is None else "Start again", "play_arrow", start, resume)
         if found is not None:
             how = {"values": "emptied", "weights": "hidden"}[found.kind]
             st.caption(

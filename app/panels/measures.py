@@ -17,7 +17,7 @@ from app.panels import charts
 from app.panels.job_panel import JobPanel, Maker
 from app.plain import plain
 
-from .heads import HeadsPanel
+from .heads import HeadsPanel, text_of
 
 JOB_PANEL = JobPanel("measures", MeasuresJob, "heads", "measures")
 MOST_SAMPLES, MOST_FIRST = 1000, 64
@@ -92,6 +92,18 @@ def _prepared() -> Maker[MeasuresJob]:
     return partial(MeasuresJob, spec, text, asked["samples"], asked["first"])
 
 
+def resume() -> None:
+    """Compute what is missing of what stopped here."""
+    JOB_PANEL.begin(_prepared_again, resume)
+
+
+def _prepared_again() -> Maker[MeasuresJob]:
+    if (kept := JOB_PANEL.stopped) is None:
+        raise ValueError("that run is no longer in the library, or goes on: start again")
+    text, asked = text_of(kept, JOB_PANEL), kept.settings
+    return partial(MeasuresJob, kept.spec, text, asked.get("samples"), asked.get("first"), resumes=kept.id)
+
+
 def table(measured: Measured) -> pd.DataFrame:
     """A row for each head: means over samples."""
     _, layers, heads = measured.heads["alpha"].shape
@@ -108,7 +120,7 @@ def draw() -> None:
     except ValueError as e:
         JOB_PANEL.say(e)
     with st.container(horizontal=True, vertical_alignment="center"):
-        JOB_PANEL.buttons("Measure" if found is None else "Measure again", "straighten", start)
+        JOB_PANEL.buttons("Measure" if found is None else "Measure again", "straighten", start, resume)
         if found is not None:
             st.caption(plain(found.about))
     JOB_PANEL.watch()

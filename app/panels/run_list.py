@@ -145,6 +145,9 @@ def menu(entry: Entry) -> None:
         "Delete", icon=":material/delete:", key=f"runs-delete-{key}", on_click=delete, args=(key, titled(entry)),
         disabled=entry.live, help="It is still being written: stop it first" if entry.live else None,
     )  # fmt: skip
+    if entry.goes_on:
+        st.caption("To go on by a command")
+        st.code(f"python -m analysis resume {key}", language="bash", wrap_lines=True)
     st.caption("Its folder, for commands and figures")
     st.code(str(entry.path), language=None, wrap_lines=True)
 

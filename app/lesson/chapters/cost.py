@@ -8,11 +8,11 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from analysis import texts
-from analysis.experiments.costs import Cost, exponent, growth
+from analysis.experiments.costs import READINGS, SIZES, Cost, exponent, growth
 from analysis.palette import colours
 from app import address
 from app.components import chart
-from app.jobs.costs import READINGS, SIZES, CostsJob, CostsSnapshot, recorded
+from app.jobs.costs import CostsJob, CostsSnapshot, recorded
 from app.lesson import Chapter
 from app.panels.charts import MARGIN
 

@@ -1,0 +1,48 @@
+"""What `resume` does with results: it computes what is missing of knock-outs, measures and costs."""
+
+import shlex
+from pathlib import Path
+
+import typer
+
+from .. import texts
+from . import options
+from .console import out, say
+from .ending import Brake
+from .waiting import Bars, waiting
+
+
+def go_on(path: Path) -> None:
+    """Complete the result in a folder.  Ctrl-C, or a polite kill, ends it after the part that is being computed."""
+    from ..runs.result import ResultFolder, stopped
+
+    asked = stopped(path)
+    spec, source = asked.spec, texts.read(asked.spec.text)
+    with waiting(out, "Loading the model") as status:
+        from ..experiments.resume import completed
+        from ..models.loading import load
+
+        network = load(**spec.loading, progress=status.update)
+    asked.check(source.sha256, network.sha256)
+    options.say_changed(spec)
+    folder, ended = ResultFolder.reopened(path), "finished"
+    if not folder.weights_sha256:
+        folder.know(weights_sha256=network.sha256)
+    try:
+        with Bars(out) as bar, Brake() as brake:
+            task = bar.add_task(asked.kind.capitalize(), total=1.0)
+            for share in completed(lambda what: what(folder), asked, network, source):
+                bar.update(task, completed=share)
+                if brake.pressed:
+                    ended = "interrupted"
+                    break
+    except KeyboardInterrupt:
+        ended = "interrupted"
+    except Exception:
+        folder.finish("failed")
+        raise
+    folder.finish(ended)
+    say(f"{ended.capitalize()}. The result lies in {path}")
+    if ended == "interrupted":
+        say(f"To go on: python -m analysis resume {shlex.quote(str(path))}")
+        raise typer.Exit(130)

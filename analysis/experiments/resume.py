@@ -1,0 +1,52 @@
+"""Results that go on where they stopped: of knock-outs, measures and costs only what is missing is computed."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..models.language_model import LanguageModel
+from ..policies import parse
+from ..runs.result import Keep, StoppedResult
+from ..texts.sources import Text
+from .ablation import Effect, heads_of, kept_knock_outs
+from .costs import READINGS, SIZES, KeptCosts
+from .measures import kept_measures, samples_of_text, separators_of
+
+
+def completed(keep: Keep, asked: StoppedResult, network: LanguageModel, source: Text) -> Iterator[float]:
+    """The share of a result that there is, again and again while the rest of it is put into its folder.
+
+    Raises ValueError where text or weights are others, or what is known is damaged.
+    """
+    asked.check(source.sha256, network.sha256)
+    yield from {"knockouts": _knock_outs, "measures": _measures, "costs": _costs}[asked.kind](
+        keep, asked, network, source
+    )
+
+
+def _ids(asked: StoppedResult, network: LanguageModel, source: Text) -> NDArray[np.int32]:
+    return asked.spec.tokenized(source, network.tokenizer).ids
+
+
+def _knock_outs(keep: Keep, asked: StoppedResult, network: LanguageModel, source: Text) -> Iterator[float]:
+    heads, policy = heads_of(network, asked.settings["layer"]), parse(asked.spec.policies[0])
+    ids, done = _ids(asked, network, source), 0
+    for found in kept_knock_outs(keep, network, ids, policy, asked.settings["kind"], heads, asked.known):
+        done += isinstance(found, Effect)
+        yield done / len(heads)
+
+
+def _measures(keep: Keep, asked: StoppedResult, network: LanguageModel, source: Text) -> Iterator[float]:
+    samples = samples_of_text(source, network.tokenizer, asked.spec, asked.settings["samples"]).ids
+    apart = separators_of(network.tokenizer, network.vocabulary)
+    how = {"first": asked.settings["first"], "separators": apart, "known": asked.known}
+    for measured in kept_measures(keep, network, samples, **how):
+        yield len(measured.median) / len(samples)
+
+
+def _costs(keep: Keep, asked: StoppedResult, network: LanguageModel, source: Text) -> Iterator[float]:
+    costs = KeptCosts(network, _ids(asked, network, source), asked.spec.policies, asked.known)
+    for _ in costs.steps(keep):
+        whole = costs.readings + (costs.share if costs.readings < READINGS else 0)
+        yield (whole + len(costs.windows) / len(SIZES)) / (READINGS + 1)

@@ -1,0 +1,81 @@
+"""Laws of results that stopped, on their pages: they are found again and completed from there."""
+
+import shutil
+from functools import partial
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from analysis import texts
+from analysis.runs.reader import about_of
+from analysis.runs.spec import Spec
+from app.jobs.ablation import AblationJob
+from app.jobs.measures import MeasuresJob
+from app.jobs.registry import REGISTRY
+
+from .fuzz.addresses import MAIN
+from .test_jobs_kept import home as home
+from .test_resume import killed
+from .waiting import until
+
+
+@pytest.fixture(params=["knockouts", "measures"])
+def half(request, registry, model, text, home):
+    """The name of a result of which the first part is there."""
+    source = texts.read(text)
+    spec = Spec(model, text, ("window:window=12",), 300, device="cpu")
+    job = registry.start(
+        partial(AblationJob, spec, source, "weights", 1)
+        if request.param == "knockouts"
+        else partial(MeasuresJob, Spec(model, text, ("dense",), 20, device="cpu"), source, 40, 2)
+    )
+    until(job, lambda: job.effects if request.param == "knockouts" else job.done)
+    place = shutil.copytree(home / job.id, home / "half")
+    registry.free(job.id)
+    job.join()
+    killed(place)
+    return place.name
+
+
+def opened(**asked) -> AppTest:
+    at = AppTest.from_file(MAIN, default_timeout=60).switch_page("views/heads.py")
+    at.query_params.update(asked)
+    at.run()
+    assert not at.exception
+    return at
+
+
+def labels(at: AppTest) -> list[str]:
+    return [button.label for button in at.button]
+
+
+def test_a_result_that_was_killed_is_found_by_its_address_and_completed(half, home, text, monkeypatch):
+    monkeypatch.setattr("app.panels.heads.chosen_text", lambda key, name: texts.read(name))
+    kind = about_of(home / half)["kind"]
+    at = opened(run=half)
+    assert "Resume" in labels(at)
+    assert at.segmented_control(key="heads_panel").value == kind
+    asked = at.session_state.heads
+    assert asked["kind"] == "weights" and asked["layer"] == 1 if kind == "knockouts" else asked["samples"] == 40
+    assert at.query_params["run"] in (half, [half])
+    next(b for b in at.button if b.label == "Resume").click().run()
+    assert not at.exception
+    job = REGISTRY.get(half)
+    assert job is not None, [e.value for e in at.error]
+    until(job, lambda: job.status == "finished")
+    at.run()
+    assert "Resume" not in labels(at) and about_of(home / half)["status"] == "finished"
+    REGISTRY.free(half)
+
+
+def test_a_text_that_is_no_longer_here_is_asked_for_in_a_sentence(half, home):
+    at = opened(run=half)
+    next(b for b in at.button if b.label == "Resume").click().run()
+    assert not at.exception and any("is no longer here" in e.value for e in at.error) and REGISTRY.get(half) is None
+
+
+def test_the_list_of_runs_leads_to_what_can_be_completed(half):
+    at = AppTest.from_file(MAIN, default_timeout=60).switch_page("views/runs.py").run()
+    assert not at.exception
+    assert "Open" in [link.proto.label for link in at.get("page_link")]
+    assert any(f"python -m analysis resume {half}" in code.value for code in at.code)

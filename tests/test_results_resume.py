@@ -1,0 +1,243 @@
+"""Results that are completed equal those that never stopped, and what was known of them is not computed again."""
+
+import json
+import shutil
+from functools import partial
+
+import numpy as np
+import pytest
+
+from analysis import texts
+from analysis.experiments import ablation, costs, measures
+from analysis.maps import capture
+from analysis.maps.stretch import Stretch
+from analysis.models.loading import load
+from analysis.policies import parse
+from analysis.runs.reader import about_of
+from analysis.runs.result import stopped
+from analysis.runs.spec import Spec
+from app import recordings
+from app.jobs.ablation import AblationJob
+from app.jobs.costs import CostsJob
+from app.jobs.kept import ResultKeeper
+from app.jobs.measures import MeasuresJob
+
+from .test_jobs_kept import home as home
+from .test_resume import command as command
+from .test_resume import killed
+from .waiting import until
+
+
+@pytest.fixture
+def begin(registry, model, text):
+    """Begins a job of a kind, or one that completes what another stopped at."""
+    source = texts.read(text)
+    window = Spec(model, text, ("streaming:sinks=4,window=12",), 300, device="cpu")
+    makers = {
+        "knockouts": partial(AblationJob, window, source, "values", 1),
+        "measures": partial(MeasuresJob, Spec(model, text, ("dense",), 20, device="cpu"), source, 40, 2),
+        "costs": partial(CostsJob, Spec(model, text, ("dense", "window:window=16"), 300, device="cpu"), source),
+    }
+    return lambda kind, resumes="": registry.start(partial(makers[kind], resumes=resumes))
+
+
+def finished(job):
+    until(job, lambda: job.status == "finished")
+    return job
+
+
+def read(place) -> np.ndarray:
+    return np.loadtxt(place / "effects.csv", delimiter=",", skiprows=1, ndmin=2)
+
+
+def moments(monkeypatch, home):
+    """Copies of the folder of a job, each as a kill leaves it that comes when something was just written."""
+    real, copies = ResultKeeper.write, []
+
+    def write(self, what):
+        real(self, what)
+        if self.folder is not None and about_of(home / self.name)["status"] == "running":
+            copies.append(shutil.copytree(home / self.name, home / f"killed-{len(copies)}"))
+            killed(copies[-1])
+
+    monkeypatch.setattr(ResultKeeper, "write", write)
+    return copies
+
+
+def same(kind, place, whole):
+    """Whether a folder has what the other has; what takes time was measured anew."""
+    if kind == "knockouts":
+        np.testing.assert_allclose(read(place), read(whole), atol=1e-5)
+    elif kind == "measures":
+        with np.load(place / "measures.npz") as a, np.load(whole / "measures.npz") as b:
+            assert a.files == b.files
+            for name in a.files:
+                np.testing.assert_array_equal(a[name], b[name])
+    else:
+        a, b = ([line.split(",") for line in (p / "costs.csv").read_text().splitlines()] for p in (place, whole))
+        assert [(r[0], r[1], r[-1]) for r in a] == [(r[0], r[1], r[-1]) for r in b]
+    assert about_of(place)["status"] == "finished" and not list(place.glob("checkpoint/*"))
+
+
+@pytest.mark.parametrize("kind", ["knockouts", "measures", "costs"])
+def test_a_result_that_was_killed_is_completed_by_a_job_and_by_a_command(
+    begin, registry, home, kind, monkeypatch, command
+):
+    copies = moments(monkeypatch, home)
+    whole = finished(begin(kind))
+    monkeypatch.undo()
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(home))
+    assert len(copies) >= 3
+    for i, place in enumerate(copies):
+        if i % 2:
+            job = finished(begin(kind, resumes=place.name))
+            assert job.id == place.name
+            registry.free(job.id)
+            job.join()
+        else:
+            assert "Finished. The result lies in" in command("resume", place)
+        same(kind, place, home / whole.id)
+
+
+def test_heads_that_are_known_are_not_knocked_out_again(begin, registry, home, monkeypatch):
+    job = begin("knockouts")
+    until(job, lambda: len(job.effects) >= 2)
+    registry.free(job.id)
+    job.join()
+    known, asked = read(home / job.id), []
+    real = ablation.knock_outs
+
+    def knock_outs(*about, unmodified=None):
+        asked.append((about[-1], unmodified))
+        return real(*about, unmodified=unmodified)
+
+    monkeypatch.setattr(ablation, "knock_outs", knock_outs)
+    assert about_of(home / job.id)["status"] == "interrupted" and recordings.result(job.id, "knockouts").goes_on
+    again = finished(begin("knockouts", resumes=job.id))
+    ((heads, unmodified),) = asked
+    assert len(known) >= 2 and heads == [(1, head) for head in range(len(known), 4)] and unmodified is not None
+    np.testing.assert_array_equal(read(home / job.id)[: len(known)], known)
+    assert [e.head for e in again.effects] == [0, 1, 2, 3] and again.share == 1
+
+
+def test_samples_that_are_known_are_not_measured_again(begin, home, monkeypatch):
+    copies = moments(monkeypatch, home)
+    finished(begin("measures"))
+    monkeypatch.undo()
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(home))
+    asked, real = [], measures.measure
+    monkeypatch.setattr(
+        measures, "measure", lambda model, samples, **how: asked.append(len(samples)) or real(model, samples, **how)
+    )
+    for place in copies:
+        with np.load(place / "measures.npz") as held:
+            known = len(held["median"])
+        finished(begin("measures", resumes=place.name))
+        assert asked.pop() == 40 - known
+
+
+def test_windows_and_whole_readings_that_are_known_are_not_timed_again(begin, home, monkeypatch):
+    copies = moments(monkeypatch, home)
+    finished(begin("costs"))
+    monkeypatch.undo()
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(home))
+    chunks, real = [], costs.CountedLane.read
+    monkeypatch.setattr(costs.CountedLane, "read", lambda self, *size: chunks.append(1) or real(self, *size))
+    # A reading of two lanes is of two chunks each, and a window is read at once and then three times more.
+    assert len(copies) == 5
+    for place, left in zip(copies, (4 + 3 * 4, 3 * 4, 2 * 4, 4, 0), strict=True):
+        chunks.clear()
+        before = (place / "costs.csv").read_text().splitlines()
+        job = finished(begin("costs", resumes=place.name))
+        assert len(chunks) == left
+        if left < 16:
+            assert (place / "costs.csv").read_text().splitlines()[: len(before)] == before
+        assert [w.tokens for w in job.windows] == [64, 128, 256] and job.share == 1
+
+
+def test_what_is_whole_or_of_other_settings_is_refused_in_a_sentence(begin, registry, model, text, home, command):
+    job = begin("measures")
+    finished(job)
+    registry.free(job.id)
+    assert "nothing of it is missing" in command("resume", home / job.id, code=2)
+    assert "leave out --tokens" in command("resume", home / job.id, "--tokens", 30, code=2)
+    again = begin("measures", resumes=job.id)
+    until(again, lambda: again.status == "failed" or not again.live)
+    assert "nothing of it is missing" in again.note
+    half = begin("knockouts")
+    until(half, lambda: len(half.effects) >= 1)
+    registry.free(half.id)
+    half.join()
+    before = {p.name: p.read_bytes() for p in (home / half.id).iterdir() if p.is_file()}
+    other = registry.start(partial(AblationJob, half.spec, half.text, "weights", 1, resumes=half.id))
+    until(other, lambda: not other.live or other.status == "failed")
+    assert "was asked for something else" in other.note
+    assert before == {p.name: p.read_bytes() for p in (home / half.id).iterdir() if p.is_file()}
+
+
+def test_of_other_weights_a_result_is_refused_and_of_unknown_ones_it_begins_anew(begin, registry, home, command):
+    job = begin("knockouts")
+    until(job, lambda: len(job.effects) >= 1)
+    registry.free(job.id)
+    job.join()
+    about = json.loads((home / job.id / "run.json").read_text())
+    (home / job.id / "run.json").write_text(json.dumps(about | {"weights_sha256": "0" * 64}))
+    assert "is not the one that this run was read with" in command("resume", home / job.id, code=2)
+    (home / job.id / "run.json").write_text(json.dumps(about | {"weights_sha256": ""}))
+    assert stopped(home / job.id).known is None
+    command("resume", home / job.id)
+    assert about_of(home / job.id)["weights_sha256"] == about["weights_sha256"] and len(read(home / job.id)) == 4
+
+
+@pytest.mark.parametrize("damage", ["effects.csv", "checkpoint"])
+def test_a_damaged_result_is_refused_in_a_sentence(begin, registry, home, command, damage):
+    job = begin("knockouts")
+    until(job, lambda: len(job.effects) >= 1)
+    registry.free(job.id)
+    job.join()
+    if damage == "effects.csv":
+        (home / job.id / damage).write_text("layer,head\n1,x\n")
+        assert "is damaged" in command("resume", home / job.id, code=2)
+        return
+    for file in (home / job.id / "checkpoint").glob("*.safetensors"):
+        file.write_bytes(b"x")
+    # Without what they are compared with, effects mean nothing: all heads are knocked out.
+    command("resume", home / job.id)
+    assert len(read(home / job.id)) == 4
+
+
+def test_a_capture_that_was_killed_begins_again_in_its_folder(model, text, tmp_path, command, monkeypatch):
+    asked = [
+        "capture",
+        "--model",
+        model,
+        "--text",
+        text,
+        "--tokens",
+        "500",
+        "--policy",
+        "window:window=64",
+        "--device",
+        "cpu",
+    ]
+    asked += ["--switch", "200=window:window=32"]
+    place, whole = tmp_path / "stretch", tmp_path / "whole"
+    network, source = load(model, device="cpu"), texts.read(text)
+    command(*asked, "--out", whole)
+    spec = Stretch(whole).spec
+    read = capture.tokenized(source, network.tokenizer, spec)
+    going = capture.capture(
+        network, read.ids, spec, place, switches=[(200, parse("window:window=32"))], text_sha256=source.sha256
+    )
+    next(going)
+    shutil.copytree(place, tmp_path / "killed")
+    assert "is being written by process" in command("resume", place, code=2)
+    going.close()
+    assert not place.exists()
+    about = json.loads((tmp_path / "killed" / ".capturing").read_text())
+    about["process"]["began"] = 1.0
+    (tmp_path / "killed" / ".capturing").write_text(json.dumps(about))
+    assert "of no use before all of it is read" in command("resume", tmp_path / "killed")
+    found, expected = Stretch(tmp_path / "killed"), Stretch(whole)
+    assert found.segments == expected.segments and len(found.segments) == 2
+    np.testing.assert_array_equal(found.queries, expected.queries)
