@@ -172,6 +172,15 @@ class ChatSender:
         }
 
 
+def strongest_head(talk: ChatJob, lane: int) -> tuple[int, int] | None:
+    """The head with the largest sink mass just now: what to look at when none was chosen."""
+    grids = talk.snapshot[lane].costs.grids if talk.snapshot else ()
+    if not grids:
+        return None
+    mean = np.mean(grids, axis=0)
+    return divmod(int(mean.argmax()), mean.shape[1])
+
+
 def _about(talk: ChatJob) -> str:
     """The model and what it takes just now, on one line."""
     if talk.facts is None:

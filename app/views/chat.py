@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from analysis.chat.scripts import read_script, script_from_bytes, scripts
@@ -28,7 +27,7 @@ from app.controls import (
     model_controls,
     readdress,
 )
-from app.frames.chat import ChatSender
+from app.frames.chat import ChatSender, strongest_head
 from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
@@ -328,17 +327,8 @@ def picked() -> None:
         view.head = tuple(pick["head"]) if pick["head"] else None
     if "token" in pick:
         view.token = (view.chosen, pick["token"]) if pick["token"] is not None else None
-        if view.token and view.head is None and talk is not None and (best := strongest(talk, view.chosen)):
+        if view.token and view.head is None and talk is not None and (best := strongest_head(talk, view.chosen)):
             view.head = best
-
-
-def strongest(talk: ChatJob, lane: int) -> tuple[int, int] | None:
-    """The head with the largest sink mass just now: what to look at when none was chosen."""
-    grids = talk.snapshot[lane].costs.grids if talk.snapshot else ()
-    if not grids:
-        return None
-    mean = np.mean(grids, axis=0)
-    return divmod(int(mean.argmax()), mean.shape[1])
 
 
 def changed() -> None:
