@@ -9,7 +9,8 @@ import torch
 from analysis.engine.check import adapt
 from analysis.engine.stream import open_lanes
 from analysis.maps.atlas import Atlas
-from analysis.maps.attention_row import Passage, attend
+from analysis.maps.attention_row import attend
+from analysis.maps.passage import Passage
 from analysis.maps.recent import head_map, head_row
 from analysis.maps.region import Region
 from analysis.policies import parse
@@ -124,8 +125,10 @@ def test_a_row_in_full_is_consistent_with_its_weights(dtype):
         angles = twin.angles(attention, torch.arange(20))
         q, k = twin.rotate(attention, q, angles), twin.rotate(attention, k, angles)
         logits = (q[0, 0, -1] @ k[0, 0].T) * q.shape[-1] ** -0.5
-        torch.testing.assert_close(row.logits, logits, atol=1e-4, rtol=1e-5)
-        torch.testing.assert_close(attend(row), torch.softmax(logits, -1) @ row.values, atol=1e-4, rtol=1e-4)
+        found, values = torch.from_numpy(row.logits), torch.from_numpy(row.values)
+        torch.testing.assert_close(found, logits, atol=1e-4, rtol=1e-5)
+        out = torch.from_numpy(attend(row))
+        torch.testing.assert_close(out, torch.softmax(logits, -1) @ values, atol=1e-4, rtol=1e-4)
 
 
 LANES = [

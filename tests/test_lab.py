@@ -9,9 +9,10 @@ import torch
 
 from analysis.lab import training as training_module
 from analysis.lab.folder import read
+from analysis.lab.measurement import Measurement
 from analysis.lab.recipe import ATTENTIONS, Recipe
 from analysis.lab.tasks import TRIGGERS, Backcopy, Plays, is_trigger
-from analysis.lab.training import Measurement, Training
+from analysis.lab.training import Training
 from analysis.lab.transformer import Activations, Attention, Transformer
 
 TINY = {"width": 16, "vocabulary": 24, "length": 24, "batch": 8, "steps": 12}

@@ -55,8 +55,9 @@ from analysis.experiments.measures import joined, measure
 from analysis.lab.recipe import ATTENTIONS, Recipe
 from analysis.lab.training import Training
 from analysis.maps.atlas import Atlas
-from analysis.maps.attention_row import Passage, attend, merge, split
+from analysis.maps.attention_row import attend, merge, split
 from analysis.maps.capture import capture
+from analysis.maps.passage import Passage
 from analysis.maps.region import Region
 from analysis.maps.stretch import Stretch
 from analysis.models import quantization

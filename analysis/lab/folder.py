@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,18 +22,19 @@ from .. import files
 from ..files import Kind
 from ..runs.status import RUNNING, here, status_of
 from ..tables import as_csv
+from .measurement import Measurement
 from .recipe import Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .training import Measurement, Training
+    from .training import Training
 
 MAX_LOST, SHARE = 2.0, 20
 """Seconds of training that a kill may cost, and how many times as long as writing they are at least."""
 
 
-def curves_as_csv(measurements: "Sequence[Measurement]") -> str:
+def curves_as_csv(measurements: Sequence[Measurement]) -> str:
     """CSV, a row for each: losses in nats, every head's weight on the first token and norm of its value."""
     heads = [f"{layer}.{head}" for layer, head in np.ndindex(measurements[0].weight.shape)]
     columns = ["step", "loss", "copied", *(f"weight {h}" for h in heads), *(f"norm {h}" for h in heads)]
@@ -40,7 +42,7 @@ def curves_as_csv(measurements: "Sequence[Measurement]") -> str:
     return as_csv(columns, [[f"{x:.6g}" for x in row] for row in rows])
 
 
-def write(place: Path, recipe: Recipe, measurements: "Sequence[Measurement]", example: NDArray, status: str) -> None:
+def write(place: Path, recipe: Recipe, measurements: Sequence[Measurement], example: NDArray, status: str) -> None:
     """Put a training into a folder: `run.json`, `curves.csv`, and `maps.npz` with maps [measurements, queries, keys].
 
     What it wrote there before is replaced file by file.  Raises ValueError where the disk does not take it.
@@ -49,7 +51,7 @@ def write(place: Path, recipe: Recipe, measurements: "Sequence[Measurement]", ex
     write_about(place, About(recipe, status))
 
 
-def _write_numbers(place: Path, measurements: "Sequence[Measurement]", example: NDArray) -> None:
+def _write_numbers(place: Path, measurements: Sequence[Measurement], example: NDArray) -> None:
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -76,6 +78,8 @@ class About:
     device: str = "cpu"
     process: dict[str, Any] | None = None
     """Who writes it, while somebody does."""
+    started: str = ""
+    """When it began (ISO 8601)."""
 
 
 def write_about(place: Path, about: About) -> None:
@@ -108,7 +112,7 @@ class TrainingWriter:
     """
 
     def __init__(
-        self, place: Path, training: "Training", every: int, measurements: "Sequence[Measurement] | None" = None
+        self, place: Path, training: "Training", every: int, measurements: Sequence[Measurement] | None = None
     ) -> None:
         # Here, since all that torch is needed for is to train.
         from ..runs.checkpoint import Checkpoints, Saver
@@ -117,7 +121,8 @@ class TrainingWriter:
         self.warnings: list[str] = []
         """Sentences on checkpoints that could not be written."""
         self._next, self.measurements = 0.0, list(measurements or [])
-        self._about = About(training.recipe, RUNNING, every, str(training.device), here())
+        started = datetime.now(UTC).isoformat(timespec="seconds") if measurements is None else about_of(place).started
+        self._about = About(training.recipe, RUNNING, every, str(training.device), here(), started)
         self._saver = Saver(Checkpoints(place), self.warnings.append)
         recipe = training.recipe
         # As large as they can be; and once more, since they are written beside.
@@ -189,13 +194,18 @@ class TrainingWriter:
 class SavedTraining:
     """What a folder holds of a training."""
 
-    recipe: Recipe
+    about: About
     curves: Mapping[str, NDArray[np.float64]]
     """Columns of `curves.csv`, [measurements]."""
     maps: NDArray[np.float16]
     """[measurements, queries, keys]."""
     heads: NDArray[np.int64]
     """Layer and head of each map, [measurements, 2]."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was trained, and how."""
+        return self.about.recipe
 
     def of_head(self, what: str) -> NDArray[np.float64]:
         """Weight on the first token, or norm of its value (`weight`, `norm`), of each map's head, [measurements]."""
@@ -249,4 +259,4 @@ def _read(place: Path, about: About) -> SavedTraining:
         raise ValueError(f"{place} has maps of heads that its recipe does not have: it is damaged")
     columns = dict(zip(names, numbers[:count].T, strict=True))
     maps, heads = held["maps"][:count].astype(np.float16), held["heads"][:count].astype(np.int64)
-    return SavedTraining(recipe, columns, maps, heads)
+    return SavedTraining(about, columns, maps, heads)

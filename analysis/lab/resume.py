@@ -13,7 +13,8 @@ import numpy as np
 from ..runs.checkpoint import Checkpoints
 from ..runs.stopped import refuse_written
 from .folder import About, SavedTraining, TrainingWriter, about_of, read
-from .training import Measurement, Training
+from .measurement import Measurement
+from .training import Training
 
 CLOSE = 1e-5
 """By how much of itself a measured number may differ from the record: the last digit of curves.csv."""

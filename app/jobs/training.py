@@ -2,18 +2,23 @@
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from analysis.errors import error_message, log
 from analysis.lab.folder import TrainingWriter
+from analysis.lab.measurement import Measurement
 from analysis.lab.recipe import Recipe
-from analysis.lab.training import Measurement, Training
 
 from .base import Job
 from .kept import Keeper
 from .loading import Models
+
+if TYPE_CHECKING:
+    # The job's thread imports what needs torch: the lesson is on screen before torch is loaded.
+    from analysis.lab.training import Training
 
 EVERY = 20
 """Steps between two measurements."""
@@ -24,7 +29,7 @@ MAX_TRAININGS = 3
 class _Folders:
     """A folder with one for each training in it.  Raises ValueError where they cannot be written."""
 
-    def __init__(self, path: Path, trainings: Sequence[Training]) -> None:
+    def __init__(self, path: Path, trainings: "Sequence[Training]") -> None:
         names = [f"{i + 1}-{training.recipe.attention}" for i, training in enumerate(trainings)]
         self._writers = {
             i: TrainingWriter(path / name, training, EVERY)
@@ -92,6 +97,8 @@ class TrainingJob(Job):
         return tuple(map(tuple, self._moments))
 
     def _steps(self) -> Generator[None, None, None]:
+        from analysis.lab.training import Training
+
         trainings = [Training(recipe) for recipe in self.recipes]
         self.examples = tuple(t.example for t in trainings)
         going = {i: t.measurements(EVERY) for i, t in enumerate(trainings)}
