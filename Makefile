@@ -56,6 +56,7 @@ site: setup
 
 gallery: setup
 	$(BIN)/python -m analysis gallery
+	$(BIN)/python -m app.lesson
 
 screenshots: setup
 	$(BIN)/python -m tests.screenshots

@@ -79,6 +79,7 @@ PAGES = {
             "school",
             {"en": "Learn", "zh": "课程"},
             {"en": "Why softmax needs a sink", "zh": "softmax 为什么需要汇点"},
+            at_once=True,
         ),
     )
 }

@@ -111,16 +111,25 @@ class CountingJob(Job):
 '''
 CHAPTER = '''"""What is played with in a chapter that greets."""
 
+import numpy as np
 import streamlit as st
+
+from app.lesson.answers import Question
 
 from . import stage
 
 
+def ask(model, whom):
+    return {"words": np.array([model.name, whom])}
+
+
 def draw(chapter, page):
-    st.write(chapter.say("hello"))
+    ((answer,), about) = stage.answers(page, Question(ask, ("all",)))
+    st.write(chapter.say("hello") + " " + " ".join(answer["words"]))
+    stage.source(page, about)
 
 
-PLAY = stage.Play(draw)
+PLAY = stage.Play(draw, recorded=(Question(ask, ("all",)),))
 '''
 CHAPTER_TEXT = """# A greeting
 
@@ -144,6 +153,7 @@ from streamlit.testing.v1 import AppTest
 from app.jobs.counting import CountingJob
 from app.jobs.registry import REGISTRY
 from app.lesson import lesson
+from app.lesson.answers import RECORDED, record
 from app.lesson.chapters import PLAYS
 from app.pages import PAGES
 page = AppTest.from_file("app/" + PAGES["hello"].path, default_timeout=30).run()
@@ -151,13 +161,19 @@ print(PAGES["hello"].title(), [title.value for title in page.title])
 job = REGISTRY.start(CountingJob)
 job.join()
 print(job.status, job.count, job.about)
+class Model:
+    name = "tiny"
+record(PLAYS["greeting"].recorded, Model(), "float32", "2026-01-02", RECORDED)
 play = [
+    "import streamlit as st",
     "from app.lesson import lesson",
     "from app.lesson.chapters import PLAYS",
+    "st.session_state.lesson = {}",
     "PLAYS['greeting'].draw(lesson('en')['greeting'], lesson('en')['page'])",
 ]
 chapter = AppTest.from_string("\\n".join(play), default_timeout=30).run()
 print(lesson("en")["greeting"].number, [text.value for text in chapter.markdown])
+print([text.value for text in chapter.caption])
 """
 COMMANDS = """
 import json, sys
@@ -298,7 +314,8 @@ def test_a_store_is_a_file_and_its_registry_and_a_policy_of_it(said):
 
 def test_a_page_is_a_file_and_a_line_a_job_a_file_and_a_chapter_its_text_and_what_is_played_with(said):
     _, screen = said["screen"]
-    for line in ("Hello ['Good morning']", "finished 3 counting", "10 ['Good evening']"):
+    kept = "['Recorded, not live: tiny, float32, whom=all, 2026-01-02.']"
+    for line in ("Hello ['Good morning']", "finished 3 counting", "10 ['Good evening tiny all']", kept):
         assert line in screen.splitlines(), screen
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from analysis import texts
-from analysis.experiments.costs import CountedLane, exponent, growth, window_costs
+from analysis.experiments.costs import CountedLane, window_costs
+from analysis.experiments.growth import exponent, growth
 from analysis.models.loading import load
 
 

@@ -10,7 +10,7 @@ from analysis.errors import error_message, sentence
 from analysis.experiments.measures import samples_of
 from analysis.experiments.presets import FOUR
 from analysis.lab.recipe import Recipe
-from analysis.maps.attention_row import Passage
+from analysis.maps.passage import Passage
 from analysis.models import fetch
 from analysis.models.language_model import LanguageModel
 from app.jobs.registry import Full, Holder
@@ -22,6 +22,7 @@ from app.lesson.chapters.heads import known
 from app.lesson.chapters.row import weigh
 
 PLACEHOLDER = re.compile(r"\{[a-z]+\}")
+DAY = re.compile(r"20\d\d-\d\d-\d\d")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -73,11 +74,12 @@ def test_weights_are_those_of_softmax_and_its_neighbour():
 
 
 def test_head_that_the_chunks_begin_with_is_one_of_the_model(tiny_llama):
-    from app.lesson.chapters.chunks import HALF, shown_at_first
+    from app.lesson.chapters.chunks import HALF
+    from app.lesson.chapters.sentence import head_near
 
     passage = Passage(LanguageModel("tiny", tiny_llama, None, []), np.arange(9))
-    layer, head = shown_at_first(passage)
     given = passage.sink_weights[..., -1]
+    layer, head = head_near(given, HALF)
     assert given.shape == (3, 4) and abs(given[layer, head] - HALF) == np.abs(given - HALF).min()
     assert len(passage.row(layer, head).logits) == 9
 
@@ -86,26 +88,34 @@ def test_lanes_are_those_of_the_gallery_until_all_of_them_have_read_something(mo
     from app.lesson.chapters import stage
     from app.lesson.chapters.enough import SIZE, policies
 
-    def run(*read: int) -> SimpleNamespace:
-        return SimpleNamespace(snapshot=SimpleNamespace(tracks=[SimpleNamespace(nll=range(n)) for n in read]))
+    def run(*read: int, asked=(), done: bool = True) -> SimpleNamespace:
+        tracks = [SimpleNamespace(nll=range(n), policies=[(0, "begun"), *asked]) for n in read]
+        return SimpleNamespace(snapshot=SimpleNamespace(tracks=tracks), requests_done=done)
 
     monkeypatch.setattr(stage, "bos", lambda: "auto")
     for story, asked in (("four", FOUR), ("enough", policies(SIZE))):
         for begun in (None, run(), run(9, 0)):
-            tracks, kept = stage.tracks(begun, story, asked)
-            assert kept and tracks is stage.recorded(story).tracks and len(tracks) == len(asked)
-        assert stage.tracks(going := run(9, 1), story, asked) == (going.snapshot.tracks, False)
+            tracks, about = stage.tracks(begun, story, asked)
+            assert tracks is stage.story(story).tracks and len(tracks) == len(asked)
+            assert (about.model, about.dtype) == ("SmolLM2-135M", "float32") and DAY.fullmatch(about.date)
+            assert about.what == f"text=hamlet, tokens={len(tracks[0].nll) + 1}, chunk=128, bos=auto"
+        assert stage.tracks(going := run(9, 1), story, asked) == (going.snapshot.tracks, None)
         # Of other lanes, or of a text that begins in another way, nothing is recorded.
-        assert stage.tracks(None, story, asked[1:]) == ((), False)
+        assert stage.tracks(None, story, asked[1:]) == ((), None)
+        # Nor of a lane that somebody has switched, or is about to.
+        for switched in (run(9, 0, asked=[(5, "window")]), run(0, 0, done=False)):
+            assert stage.tracks(switched, story, asked) == (switched.snapshot.tracks, None)
     monkeypatch.setattr(stage, "bos", lambda: "on")
-    assert stage.tracks(None, "four", FOUR) == ((), False)
+    assert stage.tracks(None, "four", FOUR) == ((), None)
 
 
 def test_trainings_of_the_gallery_are_what_the_last_chapter_begins_with():
     from app.lesson.chapters.emergence import START, recorded
 
     assert tuple(recorded()) == tuple(Recipe(attention=kind) for kind in START)
-    for recipe, moments in recorded().items():
+    for recipe, (moments, about) in recorded().items():
+        assert about.what == f"task={recipe.task}, steps={recipe.steps}, seed={recipe.seed}"
+        assert (about.model, about.dtype) == ("layers=1, heads=1, width=64", "float32")
         assert moments[0].step == 0 and moments[-1].step == recipe.steps
         assert all(m.map.shape == (recipe.length, recipe.length) for m in moments)
         np.testing.assert_allclose(moments[-1].map[:, 0].mean(), moments[-1].sink, atol=0.2)

@@ -1,12 +1,13 @@
-"""What reading costs: seconds and bytes of a lane as its text grows, in all and in attention alone, and how they grow.
+"""What reading costs: seconds and bytes of a lane as its text grows, in all and in attention alone.
 
 The exponents of Xiao et al. 2023 (dense T², window TL, recomputation TL², sinks + window TL) speak of attention.  A
-model spends time elsewhere too, the same for every token, so that part is measured apart.
+model spends time elsewhere too, the same for every token, so that part is measured apart.  How costs grow is the
+matter of growth.py.
 """
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,14 @@ from ..policies import Policy, parse
 from ..runs.checkpoint import Checkpoints
 from ..runs.result import Keep, ResultFolder
 from ..tables import as_csv
+from .growth import FILE, HEADER, READINGS, SIZES, WINDOWS, Cost
 
 CHUNK = 256
 """Tokens that are read at a time."""
 TURN = 4
 """Chunks that a lane reads in one turn: the first of them finds the processor's caches cold."""
-READINGS = 2
-"""Times that the text is read; the first warms up."""
-SIZES = (64, 128, 256, 512, 1024)
-"""Tokens of the windows that are encoded from nothing."""
-FILE = "costs.csv"
-WINDOWS = "a window, encoded afresh"
-"""What the table calls them, which has a policy for all else."""
 RUNS = 3
 """Windows that are encoded for one size: the fastest counts."""
-POWERS = np.arange(0.3, 2.5, 0.01)
-"""Powers of a token's cost that are tried."""
-
-Array = NDArray[np.number]
 
 
 class TimedModel:
@@ -75,21 +66,6 @@ class _TimedPass:
         out = self.reader.attend(*tensors, **settings)
         self.model.attention += self.model.now() - began
         return out
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a lane has cost when it had read so many tokens."""
-
-    tokens: int
-    seconds: float
-    attention: float
-    """Seconds of these in attention: scores, softmax, weighted values, and what the cache needs."""
-    cache_bytes: int
-    """What the cache takes now."""
-
-
-HEADER = ("policy", *(f.name for f in fields(Cost)))
 
 
 class CountedLane:
@@ -221,55 +197,3 @@ class KeptCosts:
         files.write(folder.path / FILE, as_csv(HEADER, rows))
         took, windows = [lane.took for lane in self.lanes], [astuple(window) for window in self.windows]
         folder.checkpoints.write({"readings": self.readings, "took": took, "windows": windows}, {})
-
-
-@dataclass(frozen=True)
-class Growth:
-    """How the cost of a text grows with its length T."""
-
-    exponent: float
-    """Of the whole text's cost; NaN before there is enough to see."""
-    fixed: float
-    """Seconds of a token that do not depend on T, fitted beside the power; 0 where a token's cost hardly grows."""
-
-
-def growth(tokens: Array, total: Array) -> Growth:
-    """The power with which a total cost grows, from totals [steps] after so many tokens [steps].
-
-    It is one more than that of a single token's cost, and NaN before there are five steps.  Where a token has come to
-    cost more than twice what it did at the beginning, a fixed cost is fitted beside the power: launching, rotating and
-    reading the newest tokens take their time however short the text is, and would hide a power that shows only in long
-    ones.
-    """
-    tokens, total = np.asarray(tokens, np.float64), np.asarray(total, np.float64)
-    if len(tokens) < 5:
-        return Growth(float("nan"), 0.0)
-    each, middle = np.diff(total) / np.diff(tokens), (tokens[1:] + tokens[:-1]) / 2
-    if np.median(each[middle >= middle[-1] * 3 / 4]) < 2 * np.median(each[middle <= max(middle[-1] / 16, middle[1])]):
-        late = middle >= middle[-1] / 4
-        return Growth(1 + exponent(middle[late], each[late]), 0.0)
-    fits = [_fit(middle, each, power) for power in POWERS]
-    best = min(range(len(fits)), key=lambda i: fits[i][1])
-    return Growth(1 + float(POWERS[best]), fits[best][0])
-
-
-def _fit(size: Array, cost: Array, power: float) -> tuple[float, float]:
-    """The fixed part of cost = fixed + slope · size^power, and what is left over, relative to the cost."""
-    columns = np.stack((np.ones_like(size), (size / size[-1]) ** power), 1) / cost[:, None]
-    found = np.linalg.lstsq(columns, np.ones_like(cost), rcond=None)[0]
-    if found[0] < 0:
-        found = np.array([0.0, np.linalg.lstsq(columns[:, 1:], np.ones_like(cost), rcond=None)[0][0]])
-    # The sum of sizes and not of squares: one slow moment does not move it far.
-    return float(found[0]), float(np.abs(columns @ found - 1).sum())
-
-
-def exponent(size: Array, cost: Array) -> float:
-    """The power with which a cost grows: the median slope between any two points on two logarithmic axes (Theil 1950).
-
-    One slow moment, as any shared machine has, does not move it.  NaN before there are three points.
-    """
-    if len(size) < 3:
-        return float("nan")
-    x, y = np.log(np.asarray(size, np.float64)), np.log(np.asarray(cost, np.float64))
-    a, b = np.triu_indices(len(x), 1)
-    return float(np.median((y[b] - y[a]) / (x[b] - x[a])))

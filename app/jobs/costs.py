@@ -1,38 +1,24 @@
 """Costs: seconds and bytes of lanes while they read, and then of windows of growing size."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from analysis import files, texts
-from analysis.experiments.costs import FILE, HEADER, READINGS, WINDOWS, Cost, KeptCosts
-from analysis.policies import Policy, parse
+from analysis.experiments.growth import FILE, HEADER, READINGS, WINDOWS, Cost, Costs, LaneCosts
+from analysis.policies import parse
 from analysis.runs.spec import Spec
 from analysis.tables import from_csv
 
 from .loading import Models
 from .result import ResultJob
 
-
-@dataclass(frozen=True)
-class LaneCosts:
-    """What a lane cost up to each chunk."""
-
-    policy: Policy
-    costs: tuple[Cost, ...]
+if TYPE_CHECKING:
+    # The job's thread imports what needs torch: the lesson is on screen before torch is loaded.
+    from analysis.experiments.costs import KeptCosts
 
 
-@dataclass(frozen=True)
-class CostsSnapshot:
-    """What is known so far: costs of lanes, which reading this is, which share of it is done, and costs of windows."""
-
-    lanes: tuple[LaneCosts, ...] = ()
-    reading: int = 1
-    share: float = 0.0
-    windows: tuple[Cost, ...] = ()
-
-
-def recorded(folder: Path) -> CostsSnapshot:
+def recorded(folder: Path) -> Costs:
     """What a folder of the library has of costs.  Raises ValueError where it is damaged."""
     file, found = folder / FILE, dict[str, list[Cost]]()
     try:
@@ -43,18 +29,18 @@ def recorded(folder: Path) -> CostsSnapshot:
         lanes = tuple(LaneCosts(parse(name), tuple(costs)) for name, costs in found.items())
     except ValueError as e:
         raise ValueError(f"the costs in {folder.name} cannot be read: {e}") from e
-    return CostsSnapshot(lanes, READINGS, 1.0, windows)
+    return Costs(lanes, READINGS, 1.0, windows)
 
 
 class CostsJob(ResultJob):
     """Measures what each policy of a spec costs, in turns, to the end of the text."""
 
     noun = keeps = "costs"
-    snapshot: CostsSnapshot
+    snapshot: Costs
 
     def __init__(self, spec: Spec, text: texts.Text, models: Models, resumes: str = "") -> None:
         super().__init__(spec, text, models, resumes)
-        self.snapshot = CostsSnapshot()
+        self.snapshot = Costs()
         self._costs: KeptCosts | None = None
 
     @property
@@ -77,14 +63,16 @@ class CostsJob(ResultJob):
         """Costs of windows that are encoded from nothing."""
         return self.snapshot.windows
 
-    def take_snapshot(self) -> CostsSnapshot:
+    def take_snapshot(self) -> Costs:
         """What each lane has cost so far."""
         if (costs := self._costs) is None:
             return self.snapshot
         lanes = tuple(LaneCosts(lane.policy, tuple(lane.costs)) for lane in costs.lanes)
-        return CostsSnapshot(lanes, min(costs.readings + 1, READINGS), costs.share, tuple(costs.windows))
+        return Costs(lanes, min(costs.readings + 1, READINGS), costs.share, tuple(costs.windows))
 
     def _steps(self) -> Generator[None, None, None]:
+        from analysis.experiments.costs import KeptCosts
+
         model = self._load()
         read = self._tokenize(self.text, model)
         known = self._open(model, read)

@@ -11,6 +11,7 @@ from app.components import pager
 from app.controls import brand, readdress
 from app.lesson import LANGUAGES, Chapter, lesson, translated
 from app.lesson.chapters import PLAYS, stage
+from app.libraries import LIBRARIES
 from app.panels.job_panel import redraw
 from app.projection import project
 
@@ -79,7 +80,9 @@ def go(name: str, again: bool = False) -> None:
     state["chapter"] = name
     stage.JOB_PANEL.say("")
     stage.JOB_PANEL.end()
-    if (start := PLAYS[name].start) is not None and not (state.get("run") and stage.kept_folder(PLAYS[name].keeps)):
+    kept = bool(state.get("run")) and stage.kept_folder(PLAYS[name].keeps) is not None
+    # What computes begins once the page has been drawn.
+    if (start := PLAYS[name].start) is not None and LIBRARIES.ready and not kept:
         start()
 
 
@@ -145,6 +148,7 @@ def body(name: str, chapter: Chapter, page: Chapter) -> None:
     except ValueError as e:
         stage.say_problem(e)
     to_address(name)
+    stage.follow()
 
 
 open_page()
@@ -165,5 +169,5 @@ with text:
     with st.expander(page.say("answer"), key=f"answer-{name}"):
         st.markdown(chapter.answer)
     steps(page)
-with play, st.spinner(page.say("loading")):
+with play:
     redraw(partial(body, name, chapter, page), lambda: stage.JOB_PANEL.pace(PLAYS[name].every))

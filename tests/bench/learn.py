@@ -1,4 +1,5 @@
-"""The lesson in a real browser: how soon chapters show something, a sink that grows, the exponents of costs."""
+"""The lesson in a real browser: how soon chapters show what was recorded and what is live, a sink that grows, the
+exponents of costs."""
 
 import re
 import time
@@ -21,6 +22,10 @@ RESULTS = {
     "emergence": "[role=img][aria-label*='0.0']",
 }
 WANTED = {"Dense": 2, "Window": 1, "Recompute": 1, "Sinks + window": 1, "Recompute, in the window": 2}
+LIVE, RECORDED = (lesson("en")["page"].words[word].partition(" {")[0] for word in ("live", "recorded"))
+"""What the line below a result begins with."""
+SLOW = {"cost": "when it has read enough for exponents"}
+"""Chapters whose live result takes longer than a page should, and when it is there."""
 GROWN = size(0.3, 0.0)
 """Weight on the first token that counts as a sink."""
 
@@ -28,7 +33,7 @@ GROWN = size(0.3, 0.0)
 def main() -> None:
     from playwright.sync_api import sync_playwright
 
-    head("The lesson, from the arrow key to a chapter's first result (the model is loaded)")
+    head("The lesson, from the arrow key to a chapter's first result and to its live one (the model is loaded)")
     with App() as app, sync_playwright() as p:
         page = browser_page(p)
         page.goto(f"{app.address}/learn")
@@ -39,11 +44,20 @@ def main() -> None:
             began = time.perf_counter()
             page.get_by_role("heading", name=f"{chapter.number} · {chapter.title}", exact=True).wait_for()
             page.locator(result).first.wait_for()
-            took = time.perf_counter() - began
+            first, kept = time.perf_counter() - began, page.get_by_text(RECORDED).is_visible()
+            how = "recorded" if kept else "live already"
+            line(f"{chapter.title}, {how}", first, "≤ 3", unit="s", good=first <= 3, digits=1)
+            if name in SLOW and TOY:
+                continue
+            page.get_by_text(LIVE).wait_for(timeout=400_000)
+            page.locator(result).first.wait_for()
+            live = time.perf_counter() - began
             if name == "row":
-                said("(the first one waits for the model)", f"{took:.1f} s")
+                said("    live (the first one waits for libraries and model)", f"{live:.1f} s")
+            elif name in SLOW:
+                said(f"    live, {SLOW[name]}", f"{live:.1f} s")
             else:
-                line(chapter.title, took, "≤ 3", unit="s", good=took <= 3, digits=1)
+                line("    live", live, "≤ 3", unit="s", good=live <= 3, digits=1)
             page.wait_for_timeout(size(1000, 0))
         began = time.perf_counter()
         page.get_by_role("button", name="Start again").click()

@@ -1,22 +1,29 @@
 """What four policies cost, measured against the length of the text, and the powers with which it grows."""
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
 from analysis import texts
-from analysis.experiments.costs import READINGS, SIZES, Cost, exponent, growth
+from analysis.experiments.growth import READINGS, SIZES, Cost, Costs, LaneCosts, exponent, growth
 from analysis.palette import colours
+from analysis.policies import parse
 from app import address
 from app.components import chart
-from app.jobs.costs import CostsJob, CostsSnapshot, recorded
-from app.lesson import Chapter
+from app.jobs.costs import CostsJob, recorded
+from app.lesson import Chapter, answers
+from app.lesson.answers import Answer, Question
 from app.panels.charts import MARGIN
 
 from . import stage
+
+if TYPE_CHECKING:
+    from analysis.models.language_model import LanguageModel
 
 SHOWN = ("time", "memory", "window")
 WINDOW = 64
@@ -38,21 +45,55 @@ def start() -> None:
     stage.begin(lambda: partial(CostsJob, spec, texts.read(spec.text)))
 
 
+def ask(model: "LanguageModel", text: str, tokens: int, bos: str) -> Answer:
+    """Costs of all policies to the end of a text's first tokens: `lanes` [chunks of all lanes, 5], which lane it is and
+    the fields of a Cost, and `windows` [sizes, 4], such fields."""
+    from analysis.experiments.costs import KeptCosts
+
+    ids = texts.tokenize(texts.read(text), model.tokenizer, bos=bos, limit=tokens)
+    found = KeptCosts(model, ids, POLICIES)
+    for _ in found.steps(lambda write: None):
+        pass
+    lanes = [(i, *astuple(cost)) for i, lane in enumerate(found.lanes) for cost in lane.costs]
+    return {"lanes": np.array(lanes), "windows": np.array([astuple(cost) for cost in found.windows])}
+
+
+def costs_of(answer: Answer) -> Costs:
+    """What was counted, from such an answer."""
+    costs = [[_cost(row) for i, *row in answer["lanes"] if i == lane] for lane in range(len(POLICIES))]
+    lanes = [LaneCosts(parse(policy), tuple(of)) for policy, of in zip(POLICIES, costs, strict=True)]
+    return Costs(tuple(lanes), READINGS, 1.0, tuple(map(_cost, answer["windows"])))
+
+
+def _cost(row: Sequence[float]) -> Cost:
+    tokens, seconds, attention, cached = row
+    return Cost(int(tokens), float(seconds), float(attention), int(cached))
+
+
+KEPT = Question(ask, (stage.SPEC.text, TOKENS, "auto"))
+
+
 def draw(chapter: Chapter, page: Chapter) -> None:
     """The curves of costs, and the table of exponents."""
-    run = stage.playing(CostsJob)
+    job = stage.playing(CostsJob)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         shown = stage.one_of(chapter.say("show"), SHOWN, "cost-show", SHOWN[0], chapter.say)
-        stage.transport(page, run, start)
-    live = stage.watch(run)
-    run = live.snapshot if live is not None else kept_costs()
-    if run is None or not run.lanes:
-        st.caption(page.say("loading"))
-        return
-    if live is not None and live.live:
+        stage.transport(page, job, start)
+    job = stage.watch(job)
+    of_library = kept_costs() if job is None else None
+    run = Costs() if job is None else job.snapshot
+    if of_library is None and (job is None or job.live):
         windows = chapter.say("windows", done=len(run.windows), total=len(SIZES))
         lanes_read = chapter.say("progress", reading=run.reading, readings=READINGS)
-        st.progress(min(1.0, run.share), windows if run.windows or run.share >= 1 else lanes_read)
+        begun = windows if run.windows or run.share >= 1 else lanes_read
+        st.progress(min(1.0, run.share), begun if run.lanes else page.say("loading"))
+    before, about = answers.recorded(KEPT) if stage.bos() == "auto" else None, None
+    if of_library is not None:
+        run = of_library
+    elif before is not None and not (run.lanes and all(map(fitted, run.lanes))):
+        run, about = costs_of(before.answer), before.about
+    if not run.lanes:
+        return
     table = [
         _found(stage.policy_name(page, lane.policy), THEORY[lane.policy.name][0], counted(lane.policy.name, lane.costs))
         for lane in run.lanes
@@ -88,9 +129,11 @@ def draw(chapter: Chapter, page: Chapter) -> None:
                 alone=alone,
             )
         )
+    if of_library is None:
+        stage.source(page, about)
 
 
-def kept_costs() -> CostsSnapshot | None:
+def kept_costs() -> Costs | None:
     """What the library keeps of costs, where the address names it.  Raises ValueError where they are of others."""
     if (folder := stage.kept_folder("costs")) is None:
         return None
@@ -122,6 +165,12 @@ def counted(name: str, costs: Sequence[Cost]) -> Columns:
     return tokens[1:] - tokens[0], seconds[1:] - seconds[0], attention[1:] - attention[0], cached[1:]
 
 
+def fitted(lane: LaneCosts) -> bool:
+    """Whether a lane has read enough to see how its costs grow."""
+    tokens, _, attention, _ = counted(lane.policy.name, lane.costs)
+    return not np.isnan(growth(tokens, attention).exponent)
+
+
 def _found(title: str, theory: str, of: Columns) -> tuple[str, ...]:
     """A row of the table: what it is, tokens, theory, exponents of attention and of all, fixed cost, share."""
     tokens, seconds, attention, _ = of
@@ -147,7 +196,7 @@ def _said(power: float) -> str:
     return "–" if np.isnan(power) else f"{power:.2f}"
 
 
-def lanes(run: CostsSnapshot, chapter: Chapter, page: Chapter, *, memory: bool) -> go.Figure:
+def lanes(run: Costs, chapter: Chapter, page: Chapter, *, memory: bool) -> go.Figure:
     """Seconds in attention, or MB of the cache, against tokens, for each lane."""
     figure = go.Figure()
     styles = colours([lane.policy for lane in run.lanes])
@@ -200,6 +249,7 @@ def _logarithmic(figure: go.Figure, x: str, y: str) -> None:
 PLAY = stage.Play(
     draw,
     start,
+    recorded=(KEPT,),
     every=2.0,
     choices={"show": stage.Choice(address.one_of("show", SHOWN), "cost-show", SHOWN[0])},
     keeps="costs",

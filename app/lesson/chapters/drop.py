@@ -44,8 +44,9 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             disabled=run is None or not run.live,
             key="drop-switch",
         )
-    tracks, kept = stage.tracks(stage.watch(run), "four", FOUR)
+    tracks, about = stage.tracks(stage.watch(run), "four", FOUR)
     if not tracks:
+        st.caption(page.say("loading"))
         return
     lines, items = [], []
     for lane, (begun, policy) in enumerate((parse(b), parse(p)) for b, p in zip(FOUR, policies, strict=True)):
@@ -65,8 +66,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             figure.add_vline(x=at, line={"color": colour, "width": 1, "dash": "dot"})
     figure.add_vline(x=128, line={"color": "#767676", "width": 1, "dash": "dot"})
     chart.mount(figure, key="drop-chart", alt=alt, height=370, projected=71)
-    if kept:
-        st.caption(page.say("recorded"))
+    stage.source(page, about)
 
 
 def switch(drop: bool) -> None:

@@ -14,8 +14,8 @@ from plotly.subplots import make_subplots
 from analysis.figures import parse
 from analysis.figures.export import export
 from analysis.lab.folder import SavedTraining, curves_as_csv, read, write
+from analysis.lab.measurement import Measurement
 from analysis.lab.recipe import ATTENTIONS, Recipe
-from analysis.lab.training import Measurement
 from analysis.palette import TRAINED
 from analysis.runs.library import GALLERY
 from app import address
@@ -23,6 +23,7 @@ from app.components import chart
 from app.controls import choice, choose, kept
 from app.jobs.training import TrainingJob
 from app.lesson import Chapter, translated
+from app.lesson.answers import About
 from app.plain import plain
 
 from . import stage
@@ -104,28 +105,31 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         draw_kept(read(folder), chapter)
         return
     before, grows = recorded(), bool(begun) and all(len(of) > 1 for _, of in begun)
-    if before and asked() == tuple(before) and (run is None or run.live) and not grows:
-        draw_curves(list(before), list(before.values()), None, chapter)
-        st.caption(page.say("recorded"))
+    still = bool(before) and asked() == tuple(before) and (run is None or run.live) and not grows
+    if still:
+        trained, moments, about = list(before), [of for of, _ in before.values()], next(iter(before.values()))[1]
+    elif run is None or not begun:
         return
-    if run is None or not begun:
-        return
-    trained, moments = map(list, zip(*begun, strict=True))
-    if run.note and run.status != "failed":
+    else:
+        trained, moments = map(list, zip(*begun, strict=True))
+        about = None
+    if run is not None and run.note and run.status != "failed":
         kind, _, why = run.note.partition(": ")
         st.warning(plain(f"{chapter.words.get(kind, kind)}: {translated(why, state['language'])}"))
-    if asked() != run.recipes:
+    if run is not None and asked() != run.recipes:
         st.info(chapter.say("changed"))
-    if run.recipes[0].task == "plays":
+    if trained[0].task == "plays":
         st.warning(chapter.say("plays-warning"))
-    newest = max(m[-1].step for m in moments)
-    steps = [m.step for m in moments[0] if m.step <= min(m[-1].step for m in moments)]
-    said = {"finished": chapter.say("finished"), "stopped": chapter.say("stopped")}.get(run.status, "")
+    newest = max((of[-1].step for _, of in begun), default=0)
+    steps = [m.step for m in moments[0] if m.step <= min(of[-1].step for of in moments)]
+    said = {"finished": chapter.say("finished"), "stopped": chapter.say("stopped")}.get(run.status, "") if run else ""
     left, right = st.columns(2, gap="medium", vertical_alignment="bottom")
-    left.progress(run.share, f"{chapter.say('of-steps', done=f'{newest:,}', total=f'{run.recipes[0].steps:,}')} {said}")
+    done = chapter.say("of-steps", done=f"{newest:,}", total=f"{trained[0].steps:,}")
+    left.progress(run.share if run else 0.0, f"{done} {said}")
     with right:
-        at = step_control(steps, run.id, chapter)
+        at = step_control(steps, run.id if run and not still else "recorded", chapter)
     draw_curves(trained, moments, at, chapter)
+    stage.source(page, about)
 
 
 def step_control(steps: Sequence[int], name: str, chapter: Chapter) -> int | None:
@@ -167,12 +171,20 @@ def choose_kept(folder: Path) -> None:
 
 
 @cache
-def recorded() -> dict[Recipe, list[Measurement]]:
-    """The trainings of the gallery: what was measured of each; empty where they cannot be read."""
+def recorded() -> dict[Recipe, tuple[list[Measurement], About]]:
+    """The trainings of the gallery: what was measured of each, and what it is of; empty where they cannot be read."""
     try:
-        return {saved.recipe: measured(saved) for saved in read(GALLERY / "emergence")}
+        return {saved.recipe: (measured(saved), about(saved)) for saved in read(GALLERY / "emergence")}
     except ValueError:
         return {}
+
+
+def about(saved: SavedTraining) -> About:
+    """What a training that lies in a folder is of."""
+    recipe = saved.recipe
+    shape = f"layers={recipe.layers}, heads={recipe.heads}, width={recipe.width}"
+    what = f"task={recipe.task}, steps={recipe.steps}, seed={recipe.seed}"
+    return About(shape, "float32", what, saved.about.started[:10])
 
 
 def measured(saved: SavedTraining) -> list[Measurement]:

@@ -43,8 +43,9 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             start()
             run = stage.playing(ReadingJob)
         stage.transport(page, run, start)
-    found, is_recorded = stage.tracks(stage.watch(run), "enough", policies(size))
+    found, about = stage.tracks(stage.watch(run), "enough", policies(size))
     if not found:
+        st.caption(page.say("loading"))
         return
     names = [chapter.say("sinks-n", n=s) if s > 1 else chapter.say(f"sinks-{s}") for s in SINKS]
     lines = [(name, *rolling(found, lane, REFERENCE)) for lane, name in enumerate(names)]
@@ -53,8 +54,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     alt = chapter.say("alt", values="; ".join(f"{name}: {value}" for name, value, _ in items))
     figure = curves(lines, styles(policies(size)), page.say("tokens"), chapter.say("relative"), 3)
     chart.mount(figure, key="enough-chart", alt=alt, height=370, projected=71)
-    if is_recorded:
-        st.caption(page.say("recorded"))
+    stage.source(page, about)
 
 
 PLAY = stage.Play(draw, start, choices={"size": stage.Choice(address.one_of("size", SIZES), "enough-size", SIZE)})

@@ -1,5 +1,7 @@
 """How much every head gives to the first token of the student's own sentence, and of others."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
@@ -9,9 +11,14 @@ from app import address
 from app.components import chart
 from app.controls import kept
 from app.lesson import Chapter
+from app.lesson.answers import Answer, Question
 from app.panels.charts import MARGIN
 
 from . import stage
+from .sentence import long_enough, read, tokens
+
+if TYPE_CHECKING:
+    from analysis.models.language_model import LanguageModel
 
 MOST = 64
 SINK = 0.3
@@ -22,17 +29,36 @@ LONGEST = 100
 """Characters of the word that a student puts first."""
 
 
+def ask(model: "LanguageModel", sentence: str, other: str) -> Answer:
+    """`masses` [beginnings, layers, heads]: the sink mass of the sentence with each beginning."""
+    # What comes first is chosen here, BOS among it: so the sentence has none of its own.
+    ids = tokens(model, sentence)
+    count = {"count": np.array(len(ids))}
+    if len(ids) < 2:
+        return count
+    _, _, rest = sentence.partition(" ")
+    begun = {
+        "own": ids,
+        "word": tokens(model, f"{other} {rest}" if rest else other),
+        "bos": [*texts.opening(model.tokenizer, "on"), *ids],
+        "newline": [*tokens(model, "\n")[:1], *ids],
+    }
+    return count | {"masses": np.stack([read(model, begun[name][:MOST]).sink_mass for name in BEGINNINGS])}
+
+
 def draw(chapter: Chapter, page: Chapter) -> None:
     """The sentence, its beginnings, and the sink mass of every head."""
-    # What comes first is chosen here, BOS among it: so the sentence has none of its own.
-    ids = stage.written(page, MOST, "off")
-    if ids is None:
-        return
+    own, below = stage.written(page), st.container()
     left, right = st.columns([2, 1], vertical_alignment="bottom")
     begin = stage.one_of(chapter.say("begin"), BEGINNINGS, "first-begin", BEGINNINGS[0], chapter.say, left)
     other = right.text_input(chapter.say("another"), key=kept("first-other", OTHER), max_chars=LONGEST).strip() or OTHER
-    own = stage.sentence_kept()
-    masses = {name: stage.passage(_begun(name, own, other, ids)).sink_mass for name in BEGINNINGS}
+    with below:
+        if (found := stage.answers(page, Question(ask, (own, other)))) is None:
+            return
+        (answer,), about = found
+        if not long_enough(page, answer, MOST):
+            return
+    masses = dict(zip(BEGINNINGS, answer["masses"], strict=True))
     mass = masses[begin]
     layers, heads = mass.shape
     chart.mount(
@@ -52,16 +78,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         chapter.say("column-mean"): [f"{m.mean():.2f}" for m in masses.values()],
     }
     st.table(rows)
-
-
-def _begun(name: str, text: str, other: str, ids: tuple[int, ...]) -> tuple[int, ...]:
-    """The sentence with another beginning, as tokens."""
-    tokenizer = stage.model().tokenizer
-    if name == "word":
-        _, _, rest = text.strip().partition(" ")
-        return stage.ids_of(f"{other} {rest}" if rest else other, MOST)
-    before = {"own": [], "bos": texts.opening(tokenizer, "on"), "newline": list(stage.ids_of("\n", 1))}[name]
-    return tuple([*before, *ids][:MOST])
+    stage.source(page, about)
 
 
 def ranges(numbers: list[int]) -> str:
@@ -97,6 +114,7 @@ def grid(mass: np.ndarray, page: Chapter, chapter: Chapter) -> go.Figure:
 
 PLAY = stage.Play(
     draw,
+    recorded=(Question(ask, (stage.SENTENCE, OTHER)),),
     choices={
         "sentence": stage.OWN,
         "begin": stage.Choice(address.one_of("begin", BEGINNINGS), "first-begin", BEGINNINGS[0]),

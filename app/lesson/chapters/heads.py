@@ -1,20 +1,27 @@
 """What a cached token costs in well-known models."""
 
 import csv
+from functools import cache
+from typing import TYPE_CHECKING
 
+import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
-from analysis.engine.stream import open_lanes
+from analysis import texts
 from analysis.metrics import predicted_bytes
 from analysis.policies import parse
 from app import address
 from app.components import chart
 from app.controls import kept
 from app.lesson import FOLDER, Chapter
+from app.lesson.answers import Answer, Question
 from app.panels.charts import MARGIN
 
 from . import stage
+
+if TYPE_CHECKING:
+    from analysis.models.language_model import LanguageModel
 
 LENGTHS = [2**k for k in range(10, 21)]
 LENGTH = 16_384
@@ -23,19 +30,25 @@ BITS = (32, 16, 8, 4)
 COLOURS = {"MHA": "#D55E00", "GQA": "#0072B2", "MQA": "#009E73"}
 
 
-@st.cache_data(show_spinner=False)
+@cache
 def known() -> list[dict[str, str]]:
     """Models and their sizes, as their published configurations have them."""
     with (FOLDER / "models.csv").open(encoding="utf-8", newline="") as f:
         return list(csv.DictReader(f))
 
 
-@st.cache_resource(show_spinner=False)
-def measured() -> float:
-    """Bytes that one token takes in a real cache of the embedded model."""
-    lane = open_lanes(stage.model(), stage.hamlet(65, "off"), [parse("dense")])[0]
+def ask(model: "LanguageModel", text: str) -> Answer:
+    """The model's `layers`, `heads`, `kv_heads`, the `size` of a head and the bytes of a `number`, and the bytes that a
+    token of a text takes in a real cache, `measured`."""
+    from analysis.engine.stream import open_lanes
+
+    lane = open_lanes(model, texts.tokenize(texts.read(text), model.tokenizer, bos="off", limit=65), [parse("dense")])[
+        0
+    ]
     lane.read(64)
-    return lane.cache_bytes / 64
+    sizes = {"layers": model.layers, "heads": model.heads, "kv_heads": model.kv_heads, "size": model.head_dim}
+    found = {**sizes, "number": model.network.dtype.itemsize, "measured": lane.cache_bytes / 64}
+    return {name: np.array(value) for name, value in found.items()}
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
@@ -45,17 +58,11 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         chapter.say("tokens"), LENGTHS, format_func=lambda n: f"{n:,}", key=kept("heads-length", LENGTH, LENGTHS)
     )
     bits = stage.one_of(chapter.say("numbers"), BITS, "heads-bits", 16, place=right)
-    own = stage.model()
-    models = [
-        {
-            "model": "SmolLM2-135M",
-            "layers": own.layers,
-            "heads": own.heads,
-            "kv_heads": own.kv_heads,
-            "size": own.head_dim,
-        },
-        *known(),
-    ]
+    found = stage.answers(page, Question(ask, (stage.SPEC.text,)))
+    if found is None:
+        return
+    (own,), about = found
+    models = [{"model": "SmolLM2-135M", **own}, *known()]
     rows = []
     for m in models:
         layers, heads, kv_heads, size = (int(m[k]) for k in ("layers", "heads", "kv_heads", "size"))
@@ -70,8 +77,8 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         projected=38,
         alt=chapter.say("alt", tokens=f"{tokens:,}", values=values),
     )
-    predicted = predicted_bytes(own.layers, own.kv_heads, own.head_dim, 1, own.network.dtype.itemsize)
-    st.caption(chapter.say("measured", predicted=f"{predicted:,} B", measured=f"{measured():,.0f} B"))
+    predicted = predicted_bytes(*(int(own[k]) for k in ("layers", "kv_heads", "size")), 1, int(own["number"]))
+    st.caption(chapter.say("measured", predicted=f"{predicted:,} B", measured=f"{own['measured']:,.0f} B"))
     st.table(
         {
             chapter.say("model"): [name for name, *_ in rows],
@@ -79,6 +86,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             chapter.say("per-token"): [f"{each / 1000:,.1f} kB" for *_, each in rows],
         }
     )
+    stage.source(page, about)
 
 
 def bars(rows: list[tuple[str, str, int, float]], tokens: int, chapter: Chapter) -> go.Figure:
@@ -105,6 +113,7 @@ def bars(rows: list[tuple[str, str, int, float]], tokens: int, chapter: Chapter)
 
 PLAY = stage.Play(
     draw,
+    recorded=(Question(ask, ("hamlet",)),),
     choices={
         "tokens": stage.Choice(address.one_of("tokens", LENGTHS), "heads-length", LENGTH),
         "bits": stage.Choice(address.one_of("bits", BITS), "heads-bits", 16),

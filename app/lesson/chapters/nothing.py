@@ -1,19 +1,24 @@
 """What the sink's value is worth, and what its weight is."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
+from numpy.typing import NDArray
 
 from analysis import metrics, texts
-from analysis.engine.stream import open_lanes
-from analysis.experiments.measures import NORMS, Measured, joined, measure, samples_of
 from analysis.policies import parse
 from app import address
 from app.components import chart
 from app.lesson import Chapter
+from app.lesson.answers import Answer, Question
 from app.panels.charts import MARGIN
 
 from . import stage
+
+if TYPE_CHECKING:
+    from analysis.models.language_model import LanguageModel
 
 BEGIN, END = 128, 384
 """Tokens that are read with the sink taken away: few, since the first result should come at once."""
@@ -28,70 +33,81 @@ TAKEN = {
 COLOURS = {"none": "#767676", "values": "#009E73", "weights": "#D55E00", "start": "#E69F00"}
 
 
-@st.cache_resource(show_spinner=False)
-def measured(bos: str) -> Measured:
-    """Norms and activations of the embedded model over samples of Hamlet."""
-    begin = texts.opening(stage.model().tokenizer, bos)
-    samples = samples_of(stage.hamlet(4096, "off"), SAMPLES, LENGTH, begin)
-    return joined(list(measure(stage.model(), samples, first=1)))
+def sizes(model: "LanguageModel", text: str, bos: str) -> Answer:
+    """What stands at the first token over samples of a text, times the others', [layers]: norms of its `value` and its
+    `key`, and its largest `activation`, times the median."""
+    from analysis.experiments.measures import NORMS, joined, measure, samples_of
+
+    begin = texts.opening(model.tokenizer, bos)
+    samples = samples_of(_tokens(model, text, 4096, "off"), SAMPLES, LENGTH, begin)
+    found = joined(list(measure(model, samples, first=1)))
+    norms = {kind: found.norms[:, NORMS.index(kind)].mean(0) for kind in ("value", "key")}
+    activation = (found.largest[..., 0] / found.median).mean(0)
+    return {kind: of[:, 0] / of[:, 1] for kind, of in norms.items()} | {"activation": activation}
 
 
-@st.cache_resource(show_spinner=False)
-def perplexity(taken: str, bos: str) -> float:
-    """Of a stretch of Hamlet, with what attention finds at the first token changed in every head."""
+def perplexity(model: "LanguageModel", text: str, bos: str, taken: str) -> Answer:
+    """Of a stretch of a text, with what attention finds at the first token changed in every head."""
+    from analysis.engine.stream import open_lanes
+
     before, then = (parse(p) for p in TAKEN[taken])
-    (lane,) = open_lanes(stage.model(), stage.hamlet(END, bos), [before], sink_tokens=1)
+    (lane,) = open_lanes(model, _tokens(model, text, END, bos), [before], sink_tokens=1)
     while lane.position < BEGIN:
         lane.read(BEGIN - lane.position)
     lane.switch(then)
     nll = []
     while not lane.done:
         nll.append(lane.read(END).nll)
-    return metrics.perplexity(np.concatenate(nll))
+    return {"perplexity": np.array(metrics.perplexity(np.concatenate(nll)))}
+
+
+def _tokens(model: "LanguageModel", text: str, tokens: int, bos: str) -> NDArray[np.int32]:
+    """The first tokens of a text, [tokens]."""
+    return texts.tokenize(texts.read(text), model.tokenizer, bos=bos, limit=tokens)
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:
     """Norms at the first token, and perplexity with the sink taken away."""
-    sizes = measured(stage.bos())
-    value = _ratio(sizes, "value")
-    chart.mount(
-        norms(sizes, chapter, page),
-        key="nothing-norms",
-        alt=chapter.say("alt-norms", values=", ".join(f"{v:.2f}" for v in value)),
-        height=270,
-        projected=42,
-    )
+    room, state = st.container(), st.session_state
     taken = stage.one_of(chapter.say("take"), list(TAKEN), "nothing-take", "none", chapter.say)
-    pressed = st.session_state.lesson.setdefault("nothing-pressed", ["none"])
+    pressed = state.lesson.setdefault("nothing-pressed", ["none"])
     if taken not in pressed:
         pressed.append(taken)
-    with st.spinner(page.say("reading")):
-        found = {name: perplexity(name, stage.bos()) for name in TAKEN if name in pressed}
-    values = ", ".join(f"{chapter.say(n)}: {p:.1f}" for n, p in found.items())
+    asked = (stage.SPEC.text, stage.bos())
+    names = [name for name in TAKEN if name in pressed]
+    found = stage.answers(page, Question(sizes, asked), *(Question(perplexity, (*asked, name)) for name in names))
+    if found is None:
+        return
+    (measured, *perplexities), about = found
+    with room:
+        chart.mount(
+            norms(measured, chapter, page),
+            key="nothing-norms",
+            alt=chapter.say("alt-norms", values=", ".join(f"{v:.2f}" for v in measured["value"])),
+            height=270,
+            projected=42,
+        )
+    of = {name: float(answer["perplexity"]) for name, answer in zip(names, perplexities, strict=True)}
+    values = ", ".join(f"{chapter.say(n)}: {p:.1f}" for n, p in of.items())
     st.caption(chapter.say("perplexity", begin=BEGIN, end=END))
     chart.mount(
-        bars(found, chapter), key="nothing-bars", alt=chapter.say("alt-bars", values=values), height=190, projected=28
+        bars(of, chapter), key="nothing-bars", alt=chapter.say("alt-bars", values=values), height=190, projected=28
     )
+    stage.source(page, about)
 
 
-def _ratio(sizes: Measured, kind: str) -> np.ndarray:
-    """Norm at the first token, times the mean of the others', by layer."""
-    of = sizes.norms[:, NORMS.index(kind)].mean(0)
-    return of[:, 0] / of[:, 1]
-
-
-def norms(sizes: Measured, chapter: Chapter, page: Chapter) -> go.Figure:
+def norms(measured: Answer, chapter: Chapter, page: Chapter) -> go.Figure:
     """Norms at the first token against those of the others, by layer."""
     figure = go.Figure()
     lines = {
-        "value": (_ratio(sizes, "value"), "#009E73", "solid"),
-        "key": (_ratio(sizes, "key"), "#E69F00", "dash"),
-        "activation": ((sizes.largest[..., 0] / sizes.median).mean(0), "#D55E00", "dashdot"),
+        "value": ("#009E73", "solid"),
+        "key": ("#E69F00", "dash"),
+        "activation": ("#D55E00", "dashdot"),
     }
-    for name, (y, colour, dash) in lines.items():
+    for name, (colour, dash) in lines.items():
         figure.add_scatter(
-            x=np.arange(len(y)),
-            y=y,
+            x=np.arange(len(measured[name])),
+            y=measured[name],
             name=chapter.say(name),
             mode="lines",
             line={"color": colour, "dash": dash},
@@ -124,4 +140,9 @@ def bars(found: dict[str, float], chapter: Chapter) -> go.Figure:
     return figure
 
 
-PLAY = stage.Play(draw, choices={"take": stage.Choice(address.one_of("take", TAKEN), "nothing-take", "none")})
+ASKED = ("hamlet", "auto")
+PLAY = stage.Play(
+    draw,
+    recorded=(Question(sizes, ASKED), *(Question(perplexity, (*ASKED, taken)) for taken in TAKEN)),
+    choices={"take": stage.Choice(address.one_of("take", TAKEN), "nothing-take", "none")},
+)

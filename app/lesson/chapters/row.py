@@ -1,5 +1,7 @@
 """One row of one head, whose logits a student moves."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
@@ -9,11 +11,16 @@ from app import address
 from app.components import chart
 from app.controls import choice, choose
 from app.lesson import Chapter
+from app.lesson.answers import Answer, Question
 from app.panels.charts import MARGIN
 from app.plain import markup, plain
 from app.view import HEAD
 
 from . import stage
+from .sentence import head_near, long_enough, rows
+
+if TYPE_CHECKING:
+    from analysis.models.language_model import LanguageModel
 
 KINDS = ("softmax", "off-by-one")
 MOST = 10
@@ -22,32 +29,36 @@ FULL = 0.75
 """The head that is shown at first gives the first token about so much: enough to see, and not all."""
 
 
+def ask(model: "LanguageModel", sentence: str, bos: str) -> Answer:
+    """Logits of the last token in every head."""
+    return rows(model, sentence, bos, MOST)[0]
+
+
 def draw(chapter: Chapter, page: Chapter) -> None:
     """Sliders for logits, and the weights that come of them."""
     state = st.session_state.lesson
-    ids = stage.written(page, MOST, stage.bos())
-    if ids is None:
+    question = Question(ask, (stage.written(page), stage.bos()))
+    if (found := stage.answers(page, question)) is None:
         return
-    passage = stage.passage(ids)
-    stage.forget_of("row", ids, "row-head", "row-logits")
-    last = passage.sink_weights[..., -1]
-    layer, head = (int(i) for i in np.unravel_index(np.abs(last - FULL).argmin(), last.shape))
+    (answer,), about = found
+    if not long_enough(page, answer, MOST):
+        return
+    stage.forget_of("row", question, "row-head", "row-logits")
+    words, shape = answer["words"].tolist(), answer["sinks"].shape
     tools = st.container(horizontal=True, vertical_alignment="bottom")
     with tools:
-        shape = passage.sink_mass.shape
-        shown = stage.head_controls(page, "row", ids, shape, (layer, head), (st, st))
+        shown = stage.head_controls(page, "row", question, shape, head_near(answer["sinks"], FULL), (st, st))
         kind = stage.one_of(chapter.say("kind"), KINDS, "row-kind", KINDS[0], chapter.say)
-    own = passage.row(*shown).logits.numpy()
+    own = answer["logits"][shown]
     logits = choice("row-logits", None) if state.get("row-head-of") in (None, shown) else None
     state["row-head-of"] = shown
-    if logits is not None and len(logits) != len(ids):
-        stage.say_problem(f"This row has {len(ids)} logits, and the address of this page has {len(logits)}.")
+    if logits is not None and len(logits) != len(words):
+        stage.say_problem(f"This row has {len(words)} logits, and the address of this page has {len(logits)}.")
         logits = None
     moved = list(own.tolist() if logits is None else logits)
     room = st.container()
-    words = stage.token_texts(ids)
     low, high = min(-20.0, *moved, *own), max(20.0, *moved, *own)
-    columns = [*st.columns(5), *(st.columns(5) if len(ids) > 5 else [])]
+    columns = [*st.columns(5), *(st.columns(5) if len(words) > 5 else [])]
     for i, (word, column) in enumerate(zip(words, columns, strict=False)):
         moved[i] = column.slider(
             f"{plain(word.strip(chr(0x200B)))} · {chapter.say('logit')}",
@@ -56,13 +67,14 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             float(moved[i]),
             0.1,
             format="%.1f",
-            key=f"row-logit-{stage.turn()}-{state.get('row-turn', 0)}-{shown}-{ids}-{i}",
+            key=f"row-logit-{stage.turn()}-{state.get('row-turn', 0)}-{shown}-{question}-{i}",
         )
     choose("row-logits", tuple(moved) if np.abs(np.array(moved) - own).max() > 1e-4 else None)
     with tools:
         # A press may arrive twice: so it says what the logits are to be, and not how much lower.
         st.button(chapter.say("lower"), on_click=_put, args=(tuple(x - 5 for x in moved),), key="row-lower")
         st.button(chapter.say("reset"), on_click=_put, args=(None,), key="row-reset")
+    stage.source(page, about)
     weights, nowhere = weigh(np.array(moved), kind)
     with room:
         left, middle, right = st.columns(3)
@@ -123,6 +135,7 @@ def bars(words: list[str], weights: np.ndarray, nowhere: float, chapter: Chapter
 
 PLAY = stage.Play(
     draw,
+    recorded=(Question(ask, (stage.SENTENCE, "auto")),),
     choices={
         "sentence": stage.OWN,
         "head": stage.Choice(HEAD, "row-head"),

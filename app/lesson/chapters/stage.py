@@ -1,19 +1,17 @@
-"""What chapters share: the embedded model that they ask, and the one job that plays in front of the student."""
+"""What chapters share: the embedded model that they ask, and the one job that plays in front of the student; of both,
+what was recorded before."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import streamlit as st
 
-from analysis import texts
 from analysis.errors import sentence
-from analysis.maps.attention_row import Passage
-from analysis.models.language_model import LanguageModel
 from analysis.policies import Policy
 from analysis.runs import library
 from analysis.runs.library import GALLERY
@@ -27,6 +25,8 @@ from app.jobs.base import Job
 from app.jobs.reading import ReadingJob
 from app.jobs.registry import REGISTRY
 from app.lesson import Chapter, translated
+from app.lesson.answers import About, Answer, Answers, Question, recorded
+from app.libraries import LIBRARIES
 from app.panels import slots
 from app.panels.job_panel import JobPanel, Maker
 
@@ -49,6 +49,8 @@ class Play:
     """Draws it, given the words of the chapter and those of the page."""
     start: Callable[[], None] | None = None
     """Begins a job when the chapter is opened."""
+    recorded: tuple[Question, ...] = ()
+    """What is asked when the chapter is opened: `make gallery` records the answers."""
     every: float = 0.5
     """Seconds between two drawings while a job works."""
     choices: Mapping[str, Choice] = field(default_factory=dict)
@@ -92,20 +94,13 @@ JOB_PANEL = JobPanel("lesson", Job)
 """The one job that plays in front of the student."""
 LONGEST = 1000
 """Characters of a sentence of the student's own."""
+ANSWERS = Answers(lambda: REGISTRY.model(SPEC, lambda _: None))
+"""Of the embedded model."""
+PATIENCE, ASK_EVERY = 1.0, 0.3
+"""Seconds that a page waits for answers before it says so, and between two questions whether they have come."""
 SENTENCE = "The cat sat on the mat because it was tired"
 WRITTEN = "lesson-sentence"
 """Of the widget for the student's own sentence, which is one in all chapters."""
-
-
-def model() -> LanguageModel:
-    """The embedded model.  Raises ValueError with what to do."""
-    return REGISTRY.model(SPEC, lambda _: None)
-
-
-@st.cache_resource(max_entries=16, show_spinner=False)
-def passage(ids: tuple[int, ...]) -> Passage:
-    """A short text, read whole."""
-    return Passage(model(), np.array(ids, np.int32))
 
 
 def bos() -> str:
@@ -116,31 +111,6 @@ def bos() -> str:
 def spec(policies: tuple[str, ...], tokens: int, chunk: int = SPEC.chunk) -> Spec:
     """What the embedded model reads in a chapter."""
     return replace(SPEC, policies=policies, tokens=tokens, bos=bos(), chunk=chunk)
-
-
-@st.cache_resource(max_entries=6, show_spinner=False)
-def hamlet(tokens: int, bos: str) -> np.ndarray:
-    """The first tokens of Hamlet, [tokens]."""
-    return texts.tokenize(texts.read(SPEC.text), model().tokenizer, bos=bos, limit=tokens)
-
-
-def ids_of(text: str, most: int | None, bos: str = "off") -> tuple[int, ...]:
-    """Token ids of a sentence, at most so many."""
-    tokenizer = model().tokenizer
-    ids = texts.begun(texts.opening(tokenizer, bos), texts.encode(text, tokenizer)[0])
-    return tuple(ids[:most].tolist())
-
-
-def token_texts(ids: tuple[int, ...]) -> list[str]:
-    """The texts of tokens, each a different string, and a newline as its mark."""
-    found: list[str] = []
-    for piece in texts.token_texts(model().tokenizer, np.array(ids, np.int32)):
-        shown = piece.strip(" ").replace("\n", "⏎") or "␣"
-        # Zero-width spaces tell two equal words apart on an axis, and nowhere else.
-        while shown in found:
-            shown += "\u200b"
-        found.append(shown)
-    return found
 
 
 OWN = Choice(address.typed("sentence", LONGEST), WRITTEN, SENTENCE)
@@ -157,23 +127,12 @@ def turn() -> int:
     return st.session_state.lesson.get("linked", 0)
 
 
-def sentence_kept() -> str:
-    """The student's own sentence."""
-    return choice(WRITTEN, SENTENCE)
-
-
-def written(page: Chapter, most: int, bos: str) -> tuple[int, ...] | None:
-    """The student's own sentence as tokens; None, with a word of advice, where it is too short."""
+def written(page: Chapter) -> str:
+    """The student's own sentence, as it is written."""
     own = st.text_input(page.say("sentence"), key=kept(WRITTEN, SENTENCE), max_chars=LONGEST)
     if (wanted := st.session_state.lesson.get("awaited")) and address.hashed(own) != wanted:
         st.info(page.say("other-sentence" if own.strip() else "linked-sentence", hash=wanted))
-    ids = ids_of(own.strip(), None, bos)
-    if len(ids) < 2:
-        if not awaited():
-            st.info(page.say("short"))
-        return None
-    st.caption(page.say("cut" if len(ids) > most else "kept", most=most, count=len(ids)))
-    return ids[:most]
+    return own.strip()
 
 
 def one_of(
@@ -191,17 +150,17 @@ def one_of(
     return chosen
 
 
-def forget_of(key: str, ids: tuple[int, ...], *names: str) -> None:
+def forget_of(key: str, asked: Question, *names: str) -> None:
     """Forget what was chosen of another sentence than this one."""
     state = st.session_state.lesson
-    if state.get(f"{key}-of") not in (None, ids):
+    if state.get(f"{key}-of") not in (None, asked):
         for name in names:
             choose(name, None)
-    state[f"{key}-of"] = ids
+    state[f"{key}-of"] = asked
 
 
 def head_controls(
-    page: Chapter, key: str, ids: tuple[int, ...], shape: tuple[int, int], usual: tuple[int, int], places: Sequence[Any]
+    page: Chapter, key: str, asked: Question, shape: tuple[int, int], usual: tuple[int, int], places: Sequence[Any]
 ) -> tuple[int, int]:
     """Widgets for a layer and a head in these places, which begin with the `usual` one of a sentence, or with what an
     address asked; returns what the student chose."""
@@ -211,7 +170,7 @@ def head_controls(
         say_problem(f"There is no head {chosen[0]}.{chosen[1]}: {most}.")
         chosen = usual
     layer, head = (
-        place.number_input(page.say(name), 0, most - 1, begin, key=f"{key}-{name}-{turn()}-{ids}", width=110)
+        place.number_input(page.say(name), 0, most - 1, begin, key=f"{key}-{name}-{turn()}-{asked}", width=110)
         for place, name, most, begin in zip(places, ("layer", "head"), shape, chosen, strict=True)
     )
     choose(f"{key}-head", None if (layer, head) == usual else (layer, head))
@@ -248,25 +207,68 @@ def policy_name(page: Chapter, policy: Policy) -> str:
     return page.say(f"policy-{policy.name}")
 
 
+def answers(page: Chapter, *questions: Question) -> tuple[Sequence[Answer], About | None] | None:
+    """What there is to draw of these questions: live answers, or recorded ones, and of what, until those have come.
+
+    None, and a word of what is waited for, where there is neither.  Raises ValueError where one failed.
+    """
+    going = [ANSWERS.ask(question) for question in questions] if LIBRARIES.ready else []
+    st.session_state.lesson["going"] = going
+    before = [recorded(question) for question in questions]
+    if not all(before) or any(future.done() for future in going):
+        # What stands there stays a moment, since most answers come at once.
+        wait(going, PATIENCE)
+    if going and all(future.done() for future in going):
+        return [ANSWERS.take(question) for question in questions], None
+    found = [of for of in before if of is not None]
+    if len(found) == len(questions):
+        # They were all recorded together.
+        return [of.answer for of in found], found[0].about
+    st.caption(page.say("reading" if going else "loading"))
+    return None
+
+
+def follow() -> None:
+    """Draw the page again when what it waits for has come: the libraries, or answers."""
+    going = st.session_state.lesson.pop("going", [])
+    if not LIBRARIES.ready or not all(future.done() for future in going):
+        st.fragment(_follow, run_every=ASK_EVERY)(going)
+
+
+def _follow(going: Sequence[Future[Answer]]) -> None:
+    if LIBRARIES.problem:
+        say_problem(LIBRARIES.problem)
+    elif LIBRARIES.ready and all(future.done() for future in going):
+        st.rerun()
+
+
+def source(page: Chapter, about: About | None) -> None:
+    """Say in one line of what a recorded result is, or that it is live."""
+    st.caption(page.say("live") if about is None else page.say("recorded", what=about))
+
+
 @cache
-def recorded(story: str) -> RecordedRun | None:
+def story(name: str) -> RecordedRun | None:
     """A run of the gallery; None where it cannot be read."""
     try:
-        return load(GALLERY / story)
+        return load(GALLERY / name)
     except ValueError:
         return None
 
 
-def tracks(run: ReadingJob | None, story: str, policies: Sequence[str]) -> tuple[Sequence[Track], bool]:
-    """What there is to draw of lanes: what they have read, or what the gallery has of the same ones until all of them
-    have read something; and whether it is that."""
+def tracks(run: ReadingJob | None, name: str, policies: Sequence[str]) -> tuple[Sequence[Track], About | None]:
+    """What there is to draw of lanes: what they have read, or until all of them have read something what a story of the
+    gallery has of the same ones, and of what."""
     live = () if run is None else run.snapshot.tracks
     if live and all(len(track.nll) for track in live):
-        return live, False
-    kept = recorded(story)
-    if bos() == "auto" and kept is not None and kept.spec.policies == tuple(policies):
-        return kept.tracks, True
-    return live, False
+        return live, None
+    before = story(name)
+    switched = run is not None and (not run.requests_done or any(len(track.policies) > 1 for track in live))
+    if bos() == "auto" and before is not None and before.spec.policies == tuple(policies) and not switched:
+        spec, model = before.spec, "" if before.model is None else before.model.name
+        what = f"text={spec.text}, tokens={spec.tokens}, chunk={spec.chunk}, bos={spec.bos}"
+        return before.tracks, About(model, spec.dtype, what, before.started[:10])
+    return live, None
 
 
 def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None:
