@@ -7,6 +7,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import expect
 
+from analysis.runs import library
+from tests.fuzz import seeds
+
 from .conftest import PATIENCE
 from .test_heads import set_number, tile
 from .test_live import choose_head, press_main, stop, wait_read
@@ -139,6 +142,21 @@ def test_a_link_is_copied_where_a_browser_keeps_the_clipboard_from_pages(app, pa
     field.fill("")
     field.press("Control+v")
     expect(field).to_have_value(page.url, timeout=PATIENCE)
+
+
+def test_back_leads_from_the_list_to_a_comparison_as_it_was(app, page):
+    for name in ("linked-a", "linked-b"):
+        seeds.run(library.home() / name, end="finished")
+    page.goto(f"{app}/runs?compare=linked-a&compare=linked-b")
+    page.get_by_text("All lanes have read the same tokens").wait_for()
+    page.get_by_text("Cumulative", exact=True).click()
+    wait_asked(page, "mode", "cumulative")
+    page.get_by_role("button", name="All runs").click()
+    page.locator(".st-key-runs-row-linked-a").wait_for()
+    page.go_back()
+    page.get_by_role("region", name="Numbers of all lanes").wait_for()
+    wait_asked(page, "mode", "cumulative")
+    assert not page.problems and not page.strangers
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
