@@ -39,12 +39,21 @@ def numbers(name: str, seed: int = 0) -> dict[str, np.ndarray]:
     looks = cut(TEXT, seed)
     marks = [(n, 60 + n, "full") for n in lanes[1:]] + [(1, 5000 * n, POLICIES[n]) for n in range(2, len(POLICIES))]
     marked = [np.array(column) for column in zip(*marks, strict=True)]
+    cell_lane, length, depth = (g.ravel() for g in np.meshgrid(lanes, [256, 4096, 65536], [5.0, 50, 95], indexing="ij"))
     lines = {"lane": lane, "policy": np.array(POLICIES)[lane], "token": token}
     known = {
         "head-map": {"map": square, "begin": np.array(60_000), "scale": np.array(128)},
         "emergence-map": {"map": square, "begin": np.array(0), "scale": np.array(1)},
         "map-grid": {"maps": np.array([[square] * 6] * 5), "layers": np.arange(5) * 9, "heads": np.arange(6) * 17},
         "mean-logits": {"maps": square[None, None].repeat(6, 1), "layers": np.array(["mean"]), "heads": np.arange(6)},
+        "needle-map": {
+            "policy": np.array(POLICIES)[cell_lane], "length": length, "depth": depth,
+            "recalled": rng.integers(0, 3, len(depth)) / 2, "nll": rng.uniform(0, 20, len(depth)),
+        },
+        "recall-curve": {
+            "policy": np.array(POLICIES)[lane], "distance": token, "recalled": (shares := rng.random(len(lane))),
+            "low": shares / 2, "high": (1 + shares) / 2,
+        },
         "sink-grid": {"mass": rng.random((48, 32))},
         "memory": {**lines, "megabytes": 10.0 ** rng.uniform(0, 5, len(lane))},
         "perplexity": {

@@ -210,7 +210,7 @@ def test_a_conversation_that_was_ended_before_anything_was_said_begins_with_the_
     killed(place)
     job.say("to be")
     settle(job, 1)
-    said = told(job)
+    said = spoken(job)
     registry.free(job.id)
     answer = recordings.answer(Request({"type": "http", "path_params": {"name": "killed"}, "headers": []}))
     assert answer.status_code == 404 and "Nothing was said in this conversation yet" in answer.body.decode()
@@ -219,4 +219,4 @@ def test_a_conversation_that_was_ended_before_anything_was_said_begins_with_the_
     until(again, lambda: again.status == "waiting")
     again.say("to be")
     settle(again, 1)
-    assert told(again) == said and again.spec == job.spec
+    assert spoken(again) == said and again.spec == job.spec
