@@ -38,7 +38,9 @@ def test_a_run_reads_to_the_end_and_still_draws_maps(registry, model):
     run = begin(registry, model)
     until(run, lambda: run.status == "finished")
     assert [len(t.nll) for t in run.run.tracks] == [199] * 4
-    until(run, lambda: run.map(2, 1, 3) is not None)
+    assert run.map(2, 1, 3) is None and not run.awaits_map(2, 1, 2)
+    # A page draws on until then.
+    until(run, lambda: not run.awaits_map(2, 1, 3))
     assert run.map(2, 1, 3).weights.shape == (199, 199)
 
 

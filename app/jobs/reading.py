@@ -152,6 +152,11 @@ class ReadingJob(TextJob):
                 self._wake.notify_all()
         return self._maps.get(key, (0, None))[1]
 
+    def awaits_map(self, lane: int, layer: int, head: int) -> bool:
+        """Whether the map of a head was asked for, and is still to be drawn for the first time."""
+        key = (lane, layer, head)
+        return self.working and key in self._maps_requested and key not in self._maps
+
     def figure_input(self) -> "FigureInput":
         """The run as it lies in the library, where the command under a figure finds it, too."""
         from analysis.figures.inputs import open_input

@@ -311,9 +311,6 @@ def draw() -> None:
         # A frame is sent when there is something new, since every one costs the browser more than its drawing.
         if (run.version, steers) == state.get("seen") and state.view == state.get("seen_view"):
             run.wait(run.version, 0.25)
-        if not run.live and state.view.head and run.map(state.view.chosen, *state.view.head) is None:
-            # The last frame of a run that has ended should have its map.
-            run.wait(run.version, 2)
         state.seen, state.seen_view = (run.version, steers), replace(state.view)
         frame = state.sender.frame(run, state.view, steers)
         if JOB_PANEL.problem and steers:
@@ -327,8 +324,15 @@ def draw() -> None:
         st.rerun()
 
 
+def pace() -> float | None:
+    """Seconds from one frame to the next; a run that stands still is drawn again until the chosen head has its map."""
+    run, view = JOB_PANEL.job, st.session_state.view
+    awaited = run is not None and view.head is not None and run.awaits_map(view.chosen, *view.head)
+    return JOB_PANEL.pace(0.1) or (0.25 if awaited else None)
+
+
 open_page()
 sidebar()
 project()
 heading("read")
-redraw(draw, lambda: JOB_PANEL.pace(0.1))
+redraw(draw, pace)
