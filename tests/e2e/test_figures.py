@@ -45,7 +45,7 @@ def test_a_run_of_the_page_becomes_a_figure_and_a_report(app, page):
     page.get_by_text("As a black-and-white printer has it").click()
     page.locator("[data-testid='stImage'] img").wait_for()
     report = download(page, "Report of this run").decode()
-    assert "read by embedded" in report and "plotly" in report
+    assert "read by SmolLM2-135M" in report and "plotly" in report
     # The command finds what the page has kept.
     command = page.locator("[data-testid='stCode']").last.inner_text()
     (place,) = (run for run in library.home().glob("*/run.json") if str(run.parent) in command)
