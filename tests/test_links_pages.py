@@ -1,11 +1,13 @@
 """A link sets a page up as that was from which it was copied: every widget, and what the address says, on each page."""
 
+import time
 from collections.abc import Mapping
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from app.jobs.registry import REGISTRY
+from app.lesson import lesson
 from app.libraries import LIBRARIES
 
 from .fuzz import seeds
@@ -34,6 +36,7 @@ CHAPTERS: dict[str, Mapping[str, str]] = {
     "heads": {"tokens": "65536", "bits": "4"},
     "emergence": {"kinds": "relu,sigmoid", "recipe": "layers=2,steps=50,seed=3", "step": "40"},
 }
+WAITED = {lesson("en")["page"].say(name) for name in ("loading", "reading")}
 KINDS = ("selectbox", "number_input", "text_input", "slider", "select_slider", "radio", "toggle", "button_group")
 
 
@@ -52,6 +55,10 @@ def opened(page: str, asked: Mapping[str, str | list[str]]) -> AppTest:
     for name, value in asked.items():
         at.query_params[name] = value
     at.run()
+    until = time.monotonic() + 120
+    # Some widgets of the lesson are made of an answer.
+    while WAITED & {caption.value for caption in at.caption} and time.monotonic() < until:
+        at.run()
     assert not at.exception
     if "lesson_run" in at.session_state:
         REGISTRY.free(at.session_state["lesson_run"])
