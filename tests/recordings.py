@@ -88,7 +88,7 @@ def live_frame(run: Run, position: int, view, maps=()) -> bytes:
 
     def newest(lane: int, layer: int, head: int):
         found = [m for m in maps if m[:3] == (lane, layer, head) and m[3] <= counts[lane] + 1]
-        return max(found, key=lambda m: m[3])[4] if found else None
+        return (max(found, key=lambda m: m[3])[4] if found else None), False
 
     job = SimpleNamespace(
         id="x", status="running", said="", pace=0, spec=run.spec, facts=run.model, begins="", published=0.0, run=seen,

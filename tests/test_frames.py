@@ -72,7 +72,7 @@ def test_curves_are_the_metrics(run):
 
 
 def test_head_of_another_model_is_let_go_and_ends_no_run(run):
-    assert run.map(0, 29, 8) is None and run.map(0, 2, -1) is None
+    assert run.map(0, 29, 8) == run.map(0, 2, -1) == (None, False)
     view = View(head=(29, 8))
     head, _ = decoded(ReadingSender().frame(run, view))
     assert view.head is None and head["status"] == "finished" and run.working
@@ -86,9 +86,9 @@ def test_perplexity_drawn_is_that_of_the_chosen_mode(run, mode, start):
 
 def test_grid_map_and_text_are_of_the_chosen_lane(run):
     view = View(chosen=2, head=(1, 3), paint="attention")
-    until(run, lambda: run.map(2, 1, 3) is not None)
+    until(run, lambda: run.map(2, 1, 3)[0] is not None)
     head, arrays = decoded(ReadingSender().frame(run, view))
-    drawn = run.map(2, 1, 3)
+    drawn, _ = run.map(2, 1, 3)
     assert arrays["grid"].shape == (3, 4)
     assert head["map"]["first"] == drawn.first
     assert head["tokens"] == run.pieces[head["tokens_start"] : 700]
@@ -100,10 +100,10 @@ def test_attention_received_is_attention_or_nothing(run, monkeypatch):
     """Also before its map is there, as after a visit to another page, and where the map is older or newer than the text
     on screen."""
     view = View(chosen=2, head=(1, 3), paint="attention")
-    until(run, lambda: run.map(2, 1, 3) is not None)
-    drawn = run.map(2, 1, 3)
+    until(run, lambda: run.map(2, 1, 3)[0] is not None)
+    drawn, _ = run.map(2, 1, 3)
     for shown in (None, drawn, replace(drawn, first=drawn.first - 40), replace(drawn, first=drawn.first + 40)):
-        monkeypatch.setattr(run, "map", lambda *_, shown=shown: shown)
+        monkeypatch.setattr(run, "map", lambda *_, shown=shown: (shown, False))
         head, arrays = decoded(ReadingSender().frame(run, view))
         wanted = np.full(len(head["tokens"]), np.nan, np.float32)
         for i, at in enumerate(range(head["tokens_start"], head["tokens_start"] + len(wanted))):

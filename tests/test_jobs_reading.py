@@ -13,9 +13,11 @@ from analysis.experiments.presets import Switch
 from analysis.models.loading import load
 from analysis.policies import parse
 from analysis.runs.spec import Spec
+from app.frames.reading import ReadingSender
 from app.jobs import base
 from app.jobs import registry as jobs_registry
 from app.jobs.reading import ReadingJob
+from app.view import View
 
 from .waiting import until
 
@@ -38,10 +40,14 @@ def test_a_run_reads_to_the_end_and_still_draws_maps(registry, model):
     run = begin(registry, model)
     until(run, lambda: run.status == "finished")
     assert [len(t.nll) for t in run.run.tracks] == [199] * 4
-    assert run.map(2, 1, 3) is None and not run.awaits_map(2, 1, 2)
-    # A page draws on until then.
-    until(run, lambda: not run.awaits_map(2, 1, 3))
-    assert run.map(2, 1, 3).weights.shape == (199, 199)
+    sender, view = ReadingSender(), View(chosen=2, head=(1, 3))
+    sender.frame(run, view)
+    until(run, lambda: run.map(2, 1, 3)[0] is not None)
+    # Drawn meanwhile, and not on screen: a page draws on until it is.
+    assert sender.awaits_map
+    sender.frame(run, view)
+    assert not sender.awaits_map
+    assert run.map(2, 1, 3)[0].weights.shape == (199, 199)
 
 
 def test_a_fifth_live_run_gets_a_sentence(registry, model):

@@ -40,6 +40,8 @@ class ReadingSender:
     _arrays: dict[str, NDArray] = field(default_factory=dict)
     _seen: ReadingSnapshot = field(default_factory=lambda: ReadingSnapshot((), (), 0, 0.0))
     """What a frame is made of: the lanes themselves read on meanwhile."""
+    awaits_map: bool = False
+    """Whether the newest frame lacks the map of the chosen head, which is still to be drawn."""
 
     def frame(self, run: ReadingJob, view: View, steers: bool = True) -> bytes:
         """The newest state of a run as a person chose to see it; `steers`: whether this page may tell it what to do."""
@@ -47,7 +49,7 @@ class ReadingSender:
             # It was chosen in another model.
             view.head = None
         # Asked for by every page: a map that nobody asks for is not drawn any more.
-        drawn = run.map(view.chosen, *view.head) if view.head and run.snapshot.lanes else None
+        drawn, self.awaits_map = run.map(view.chosen, *view.head) if view.head and run.snapshot.lanes else (None, False)
         of_map = (drawn.first, len(drawn.weights)) if drawn is not None else None
         state = run.status, run.said, run.pace, len(run.run.events)
         key = (steers, *astuple(view), of_map, state)
@@ -80,6 +82,7 @@ class ReadingSender:
 
     def empty(self, policies: list[Policy], view: View, pace: int, note: str) -> bytes:
         """A frame before anything was read: the lanes as they are set, and a note."""
+        self.awaits_map = False
         unread: dict[str, Any] = {"past": [], "read": 0, "kept": 0, "bytes": 0, "sinks_held": 0, "state": "ready"}
         unread |= dict.fromkeys(("relative", "excess", "error", "rolling", "rate"))
         lanes = [face | unread for face in faces(policies, colours(policies))]

@@ -326,9 +326,7 @@ def draw() -> None:
 
 def pace() -> float | None:
     """Seconds from one frame to the next; a run that stands still is drawn again until the chosen head has its map."""
-    run, view = JOB_PANEL.job, st.session_state.view
-    awaited = run is not None and view.head is not None and run.awaits_map(view.chosen, *view.head)
-    return JOB_PANEL.pace(0.1) or (0.25 if awaited else None)
+    return JOB_PANEL.pace(0.1) or (0.25 if st.session_state.sender.awaits_map else None)
 
 
 open_page()
