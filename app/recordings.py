@@ -24,7 +24,9 @@ from analysis.runs.facts import ModelFacts
 from analysis.runs.reader import about_of, spec_of
 from analysis.runs.recording import recording
 from analysis.runs.spec import Spec
-from analysis.runs.status import STOPPED
+from analysis.runs.status import CAPTURING, STOPPED
+
+from . import address
 
 PATH = "recordings"
 STORY = "gallery:"
@@ -172,10 +174,15 @@ def result(name: str | None, *kinds: str) -> Result | None:
         if found.problem or found.kind not in kinds:
             return None
         if found.kind == "capture" and not (found.path / "run.json").exists():
-            # One that a command made.
-            about = files.record(found.path / "stretch.json", dict[str, Any], "that of a captured stretch")
+            # One that a command made, or that has not ended.
+            ended = (found.path / "stretch.json").exists()
+            about = files.record(found.path / ("stretch.json" if ended else CAPTURING), dict[str, Any], "of a stretch")
         else:
             about = about_of(found.path)
-        return Result(found.path, found.kind, msgspec.convert(about["spec"], Spec), about)
+        spec = msgspec.convert(about["spec"], Spec)
+        for written in spec.policies:
+            # It may be from other hands, and no page reads a file that a policy names.
+            address.policy(written)
+        return Result(found.path, found.kind, spec, about)
     except (ValueError, KeyError):
         return None

@@ -1,5 +1,7 @@
 """What lies in the library is seen again on the page that shows its kind: without its model, where it is tables."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +10,13 @@ from streamlit.testing.v1 import AppTest
 
 from analysis.experiments.ablation import Effect, effects_as_csv, read_effects
 from analysis.experiments.measures import MEASURES, Measured, read, write
+from analysis.maps.capture import CutOff
 from analysis.runs import library
 from analysis.runs.facts import ModelFacts
 from analysis.runs.result import ResultFolder
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
+from analysis.runs.status import CAPTURING, here
 from analysis.tables import as_csv
 from app.jobs.costs import HEADER, WINDOWS, recorded
 from app.jobs.registry import REGISTRY
@@ -140,6 +144,21 @@ def test_a_stretch_is_opened_by_its_link_or_by_one_press_where_its_model_would_b
     assert now["run"] == "st" and (now["cells"], now["pool"], now["head"]) == ("logits", "mean", "1.1")
     # No name of an address is fetched, and nobody's model is loaded before that press.
     assert not at.session_state["captures"]
+
+
+@pytest.mark.parametrize(
+    ("process", "wrong"), [({"pid": -1}, "was killed before its end: press Capture"), (here(), "is being written by")]
+)
+def test_of_a_capture_that_has_not_ended_is_said_why_and_what_it_was_asked(home, process, wrong):
+    (home / "st").mkdir(parents=True)
+    spec = Spec("embedded", "macbeth", ("window:window=64",), 96)
+    about = {"status": "running", "process": {**here(), **process}, **asdict(CutOff(spec))}
+    (home / "st" / CAPTURING).write_text(json.dumps(about))
+    at = opened("heads", run="st")
+    assert len(at.error) == 1 and wrong in at.error[0].value.replace("\\", "")
+    now = {"run": "st", "text": "macbeth", "tokens": "96", "policy": "window:window=64"}
+    assert now.items() <= asked_of(at).items() and "Capture" in [b.label for b in at.button]
+    assert at.sidebar.text_input("atlas-folder-1").value == ""
 
 
 def test_what_is_neither_in_memory_nor_in_the_library_is_said(home):

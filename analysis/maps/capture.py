@@ -22,15 +22,13 @@ from ..families.rotary import Adapted
 from ..models.language_model import LanguageModel
 from ..policies import Policy, parse
 from ..runs.spec import Spec
-from ..runs.status import RUNNING, here, status_of
+from ..runs.status import CAPTURING, RUNNING, here, status_of
 from ..runs.stopped import refuse_written
 from ..texts import Text, Tokenized
 from .stretch import Segment, Stretch
 
 LONGEST = 65_536
 """Tokens that a stretch may have."""
-UNDER_WAY = ".capturing"
-"""Says which process captures into a folder."""
 SIZES = "sizes.npy.part"
 """Sizes of all hidden states, until their medians are known."""
 FILES = ("queries.npy", "keys.npy", "norms.npy", "token_ids.npy", "massive.npy", "mass.npy", "median.npy", SIZES)
@@ -54,7 +52,7 @@ def cut_off(path: Path) -> CutOff | None:
 
     Raises ValueError where somebody captures into it, or it does not say what was asked for.
     """
-    if not os.path.exists(file := path / UNDER_WAY):
+    if not os.path.exists(file := path / CAPTURING):
         return None
     about = files.record(file, dict[str, Any], "that of a capture")
     refuse_written(path, status_of(about), about.get("process"))
@@ -128,7 +126,7 @@ def capture(
     ended = False
     try:
         asked = CutOff(spec, text_sha256, tuple((at, str(policy)) for at, policy in switches), chunk)
-        files.write(path / UNDER_WAY, json.dumps({"status": RUNNING, "process": here(), **asdict(asked)}))
+        files.write(path / CAPTURING, json.dumps({"status": RUNNING, "process": here(), **asdict(asked)}))
         recorder = _Recorder(adapted, count, width, path)
         lane.context.watch = recorder.add
         pending = [(min(at, count), policy) for at, policy in switches]
@@ -148,7 +146,7 @@ def capture(
             "segments": [asdict(s) for s in recorder.segments],
         }
         files.write(path / "stretch.json", json.dumps(about, indent=2) + "\n")
-        (path / UNDER_WAY).unlink()
+        (path / CAPTURING).unlink()
         ended = True
     except OSError as e:
         raise files.unwritten(path, e) from e
@@ -160,10 +158,10 @@ def capture(
 
 def _clear(path: Path) -> None:
     """Remove what a capture left that was killed."""
-    if not os.path.exists(path / UNDER_WAY):
+    if not os.path.exists(path / CAPTURING):
         return
     try:
-        about = files.record(path / UNDER_WAY, dict[str, Any], "")
+        about = files.record(path / CAPTURING, dict[str, Any], "")
     except ValueError:
         about = {}
     if status_of(about) == RUNNING:
@@ -172,7 +170,7 @@ def _clear(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    for name in (*FILES, UNDER_WAY):
+    for name in (*FILES, CAPTURING):
         with suppress(OSError):
             (path / name).unlink()
     with suppress(OSError):

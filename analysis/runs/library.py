@@ -23,7 +23,7 @@ from ..settings import quoted
 from .preview import KEPT, Preview, preview
 from .reader import about_of
 from .spec import Spec
-from .status import RUNNING, STOPPED, status_of
+from .status import CAPTURING, RUNNING, STOPPED, status_of
 
 KINDS = {
     "reading": "Reading",
@@ -36,7 +36,7 @@ KINDS = {
     "grid": "Grid of runs",
 }
 """Kinds of runs, as run.json says them, and their names; a grid is a folder of runs."""
-MARKS = {"run.json", "stretch.json", "tokens.parquet", "tokens.arrow", ".capturing"}
+MARKS = {"run.json", "stretch.json", "tokens.parquet", "tokens.arrow", CAPTURING}
 """A folder that has one of these is a run, whatever has become of it."""
 LABEL = "label.json"
 GALLERY = Path(__file__).parents[2] / "assets" / "gallery"
@@ -269,8 +269,8 @@ def _entry(path: Path, held: Mapping[str, os.stat_result]) -> Entry:
 def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
     """What the folder says of itself.  Raises ValueError where it is damaged."""
     path = found.path
-    if ".capturing" in held:
-        about = files.record(path / ".capturing", dict[str, Any], "that of a capture")
+    if CAPTURING in held:
+        about = files.record(path / CAPTURING, dict[str, Any], "that of a capture")
         asked = _of_spec(found, about) if "spec" in about else found
         return replace(asked, kind="capture", status=_status(found, about))
     if "stretch.json" in held:

@@ -8,6 +8,8 @@ from typing import Any
 import psutil
 
 RUNNING = "running"
+CAPTURING = ".capturing"
+"""The file that says who captures a stretch into a folder, and what was asked for, until that has ended."""
 STOPPED = ("interrupted", "failed", "killed")
 """What a folder says of work that can go on."""
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import streamlit as st
 
-from analysis.maps.capture import LONGEST
+from analysis.errors import sentence
+from analysis.maps.capture import LONGEST, cut_off
 from analysis.maps.region import Region
 from analysis.maps.stretch import Stretch
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from analysis.settings import quoted
-from app import address, recordings
+from app import address
 from app.components import atlas
 from app.controls import LONGEST_NAME, choice, choose, chosen_text, is_new_press, kept
 from app.frames.atlas import MANY, AtlasView, called
@@ -61,15 +62,28 @@ def start() -> None:
         state.captures = [*(c for c in state.captures if REGISTRY.find(c, CaptureJob) is not None), run.id]
 
 
-def open_kept(kept: recordings.Result) -> str:
-    """Open a stretch of the library, unless its model would have to be fetched; returns what there is to say."""
-    st.session_state.heads["folder"] = str(kept.path)
+def opened() -> str:
+    """Show the capture that was put here, or open that of the library, unless its model would have to be fetched;
+    returns what there is to say."""
+    state, kept = st.session_state, JOB_PANEL.kept
+    if (run := JOB_PANEL.job) is not None:
+        state.heads["folder"] = run.folder
+        state.captures = list(dict.fromkeys([*state.captures, run.id]))
+        return ""
+    if kept is None:
+        return ""
+    try:
+        if cut_off(kept.path) is not None:
+            return "This capture was killed before its end: press Capture to begin it again."
+    except ValueError as e:
+        return sentence(e)
+    state.heads["folder"] = str(kept.path)
     try:
         address.model(kept.spec.model, REGISTRY.models())
     except ValueError:
         return f"This stretch is kept in the library: press Open again to load its model, {quoted(kept.spec.model)}."
     if (run := JOB_PANEL.begin(_prepared, start, keep=True)) is not None:
-        st.session_state.captures.append(run.id)
+        state.captures.append(run.id)
     return JOB_PANEL.problem
 
 
@@ -245,4 +259,5 @@ PANEL = HeadsPanel(
     usual=USUAL,
     now=now,
     take=take,
+    opened=opened,
 )

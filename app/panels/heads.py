@@ -37,6 +37,8 @@ class HeadsPanel:
     """The same as it is now."""
     take: Callable[[dict[str, Any]], None]
     """Sets what an address asks, and all else as usual."""
+    opened: Callable[[], str] = str
+    """Readies what an address put here, and returns what there is to say of it."""
     takes_policy: bool = True
     """Whether the text is read under a policy that a person chooses."""
 

@@ -68,6 +68,11 @@ class JobPanel(Generic[Kind]):
         """What the library keeps of the job that was put here, or of an earlier one of that name."""
         return recordings.result(self.id, self.keeps) if self.id else None
 
+    def find(self, name: str | None) -> Kind | recordings.Result | None:
+        """What a name is of: a job in memory that can stand here, or what the library keeps of one; None where neither
+        has it."""
+        return REGISTRY.find(name, self.kind) or recordings.result(name, self.keeps)
+
     @property
     def problem(self) -> str:
         """What keeps a job from beginning, as a sentence; empty where nothing does."""

@@ -5,7 +5,7 @@ from functools import partial
 import streamlit as st
 
 from analysis.policies import parse
-from app import address, recordings
+from app import address
 from app.controls import (
     MODEL,
     Chosen,
@@ -18,9 +18,6 @@ from app.controls import (
     text_controls,
 )
 from app.frames.atlas import AtlasSender
-from app.jobs.ablation import AblationJob
-from app.jobs.capture import CaptureJob
-from app.jobs.measures import MeasuresJob
 from app.jobs.registry import REGISTRY
 from app.panels import atlas, knockouts, measures
 from app.panels.heads import HeadsPanel
@@ -51,9 +48,9 @@ def open_page() -> None:
         return
     found, left_out = address.values(PARAMETERS, asked)
     found = USUAL | found
-    known = known_as(asked.get("run"))
-    name = next((n for n, panel in PANELS.items() if is_of(known, panel)), found["panel"])
-    panel = PANELS[name]
+    shown = {n: known for n, p in PANELS.items() if (known := p.job_panel.find(asked.get("run"))) is not None}
+    name = next(iter(shown), found["panel"])
+    panel, known = PANELS[name], shown.get(name)
     more, wrong = address.values({**panel.parameters, "tokens": tokens_of(panel)}, asked)
     chosen, unloaded = Chosen().linked(asked, REGISTRY.models())
     tokens = state["heads"]["tokens"] if "heads" in state else {n: p.tokens for n, p in PANELS.items()}
@@ -72,7 +69,7 @@ def open_page() -> None:
         "text": found["text"],
         "policy": found["policy"],
         "tokens": tokens,
-        "folder": known.folder if isinstance(known, CaptureJob) else "",
+        "folder": "",
     }
     state.revision = state.get("revision", 0) + 1
     state.heads_panel = name
@@ -83,36 +80,8 @@ def open_page() -> None:
             # What was set and found on the others stays there.
             other.take(more if n == name else {})
     panel.job_panel.put(known.id if known is not None else "")
-    if isinstance(known, recordings.Result) and known.kind == "capture":
-        problems.append(atlas.open_kept(known))
+    problems.append(panel.opened())
     panel.job_panel.say(" ".join(filter(None, problems)) or panel.job_panel.problem)
-    if isinstance(known, CaptureJob) and known.id not in state.captures:
-        state.captures.append(known.id)
-
-
-Known = AblationJob | CaptureJob | MeasuresJob | recordings.Result
-
-
-def known_as(name: str | None) -> Known | None:
-    """What an address names: a job that is in memory, or what the library keeps of one; None where it has neither."""
-    job = REGISTRY.get(name)
-    if isinstance(job, AblationJob | CaptureJob | MeasuresJob):
-        return job
-    kept = recordings.result(name, *(panel.job_panel.keeps for panel in PANELS.values()))
-    try:
-        if kept is not None:
-            # It may be from other hands, and no page reads a file that a policy names.
-            address.policy(kept.spec.policies[0])
-    except ValueError:
-        return None
-    return kept
-
-
-def is_of(known: Known | None, panel: HeadsPanel) -> bool:
-    """Whether a panel shows it."""
-    if isinstance(known, recordings.Result):
-        return known.kind == panel.job_panel.keeps
-    return isinstance(known, panel.job_panel.kind)
 
 
 def tokens_of(panel: HeadsPanel) -> address.Parameter:
