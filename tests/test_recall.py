@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from analysis.engine.stream import open_lanes
 from analysis.experiments.recall import cells, parse
 from analysis.experiments.recall.encoding import Asked, Encoded, Tokens
-from analysis.experiments.recall.scoring import answers, roomier
+from analysis.experiments.recall.scoring import answers
 from analysis.models.loading import load
 from analysis.policies import parse as policy
 
@@ -152,7 +152,7 @@ def held(lane) -> list[set[int]]:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_roomier_policy_has_room_for_so_many_more_in_every_layer(name):
-    narrow, wide = policy(name), roomier(policy(name), 20)
+    narrow, wide = policy(name), policy(name).with_room(20)
     for layer in range(5) if narrow.store == "ranked" else ():
         assert wide.budget_of(layer, 5) >= narrow.budget_of(layer, 5) + 20
     if name.startswith(("window", "streaming", "duo")):

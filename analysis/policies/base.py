@@ -6,8 +6,8 @@ What a policy does to a cache is said by the two subclasses: `Banded` keeps by p
 This module knows nothing of tensors.
 """
 
-from dataclasses import Field, dataclass, fields
-from typing import ClassVar
+from dataclasses import Field, dataclass, fields, replace
+from typing import ClassVar, Self
 
 from typing_extensions import override
 
@@ -117,6 +117,10 @@ class Policy(Settings):
         """How many of the first tokens stay whatever comes, when `read` tokens have been read."""
         return 0
 
+    def with_room(self, tokens: int) -> Self:
+        """The same policy with room for so many more tokens before it evicts; itself where it has no such size."""
+        return self
+
     @property
     def file(self) -> str:
         """The path of a file that it reads; empty where it reads none."""
@@ -160,6 +164,10 @@ class Banded(Policy):
     @override
     def first_protected(self, read: int) -> int:
         return min(self.sinks, read)
+
+    @override
+    def with_room(self, tokens: int) -> Self:
+        return self if self.window is None else replace(self, window=self.window + tokens)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from typing_extensions import override
 
@@ -99,3 +99,7 @@ class Duo(Policy):
     @override
     def first_protected(self, read: int) -> int:
         return min(self.sinks, read)
+
+    @override
+    def with_room(self, tokens: int) -> Self:
+        return replace(self, window=self.window + tokens)

@@ -1,9 +1,9 @@
 """PyramidKV: lower layers, which spread their attention, get larger budgets (Cai et al. 2024, arXiv:2406.02069)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from typing_extensions import override
 
@@ -94,6 +94,11 @@ class Pyramid(Ranked):
         """Intervals by which a budget is below the mean, at a depth from −1 (bottom) to 1 (top)."""
         free = max(0, self.budget - self.interval + 1 - self.sinks - self.recent)
         return int(share * free * (self.steepness - 1) / (self.steepness * self.interval))
+
+    @override
+    def with_room(self, tokens: int) -> Self:
+        # The top layer gets least of what is added.
+        return replace(self, budget=self.budget + self.steepness * (tokens + self.interval))
 
     @override
     def score(self, state: LayerState) -> "Tensor":

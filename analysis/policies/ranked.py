@@ -6,8 +6,8 @@ whatever their score, what a tie means, and how many go, is said here; the cache
 docs/policies.md compares each policy with its paper and with its authors' code.
 """
 
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from typing_extensions import override
 
@@ -105,6 +105,10 @@ class Ranked(Policy):
 
         # Not all policies protect the first ones.
         return int(self.protected(torch.arange(min(self.sinks, read))[None]).long().cumprod(1).sum())
+
+    @override
+    def with_room(self, tokens: int) -> Self:
+        return replace(self, budget=self.budget + tokens + self.interval)
 
     def order(self, state: LayerState) -> "Int[Tensor, 'kv_heads slots']":
         """The slots from the one that goes first to the one that stays longest; of equal scores the older goes."""

@@ -6,9 +6,8 @@ tokens are told beside the NLL.  Of a wrong answer the tokens from the first wro
 if it were put right before each.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...engine.lane import Lane
 from ...engine.stream import CHUNK, Loaded, open_lanes
-from ...policies import Policy, Ranked
+from ...policies import Policy
 from .encoding import Encoded
 
 ASKING = {
@@ -78,7 +77,7 @@ def answers(
             reader.read(before)
             moment = reader.lane.snapshot()
             if asking == "blind":
-                reader.lane.switch(roomier(policy, len(question) + len(right)))
+                reader.lane.switch(policy.with_room(len(question) + len(right)))
         unread = question if apart else np.concatenate((before, question))
         said = None
         if decode:
@@ -144,16 +143,3 @@ class _Reader:
 def _skipped(aside: list[tuple[int, int]], position: int) -> int:
     """How many tokens before a position of a text were asked aside, and are not in what a lane has read."""
     return sum(stop - question for question, stop in aside if stop <= position)
-
-
-def roomier(policy: Policy, tokens: int) -> Policy:
-    """The same policy with room for so many more tokens before it evicts.
-
-    Recomputation has no cache that could be given room: it encodes the newest tokens again, whatever they are.
-    """
-    if isinstance(policy, Ranked):
-        # A pyramid gives its top layer least of what is added.
-        share = math.ceil(getattr(policy, "steepness", 1))
-        return replace(policy, budget=policy.budget + share * (tokens + policy.interval))
-    window = getattr(policy, "window", None)
-    return policy if window is None or policy.store == "recomputed" else replace(policy, window=window + tokens)
