@@ -64,9 +64,17 @@ def excess(nll: Array, reference: Array, block: int = BLOCK) -> tuple[float, flo
     if not shared:
         return float("nan"), float("nan")
     difference = np.asarray(nll[:shared], np.float64) - np.asarray(reference[:shared], np.float64)
-    means = difference[: shared // block * block].reshape(-1, block).mean(1)
-    error = float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("nan")
-    return float(difference.mean()), error
+    return float(difference.mean()), standard_error(block_means(difference, block))
+
+
+def block_means(values: Array, block: int = BLOCK) -> Array:
+    """Means of the whole blocks of a number for each token, float64 [blocks]."""
+    return np.asarray(values[: len(values) // block * block], np.float64).reshape(-1, block).mean(1)
+
+
+def standard_error(means: Array) -> float:
+    """Of the mean of independent values; NaN for fewer than two."""
+    return float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("nan")
 
 
 def predicted_bytes(layers: int, kv_heads: int, head_dim: int, tokens: int, itemsize: int) -> int:

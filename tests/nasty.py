@@ -54,6 +54,10 @@ def numbers(name: str, seed: int = 0) -> dict[str, np.ndarray]:
             "policy": np.array(POLICIES)[lane], "distance": token, "recalled": (shares := rng.random(len(lane))),
             "low": shares / 2, "high": (1 + shares) / 2,
         },
+        "pareto": {
+            "policy": np.array(POLICIES), "title": np.array(POLICIES), "cost": 2.0**lanes, "value": 1.0 + lanes,
+            "front": lanes < 3,
+        },
         "sink-grid": {"mass": rng.random((48, 32))},
         "memory": {**lines, "megabytes": 10.0 ** rng.uniform(0, 5, len(lane))},
         "perplexity": {

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -34,6 +35,8 @@ from analysis.lab.training import Training
 from analysis.maps.capture import capture
 from analysis.models.loading import load
 from analysis.runs.spec import Spec
+
+from .verdicts import VERDICT
 
 SMALL = {
     "head-map": "layer=1,head=2,tokens=64",
@@ -80,7 +83,9 @@ def places(model, text, tmp_path_factory):
             root / "trainings" / str(i), training.recipe, [*moments, training.measure()], training.example, "finished"
         )
     recalled(root / "recall", model)
-    return {kind: root / kind for kind in ("run", "stretch", "grid", "trainings", "recall")}
+    shutil.copytree(root / "recall", root / "verdict")
+    (root / "verdict" / "verdict.json").write_bytes(msgspec.json.encode(VERDICT))
+    return {kind: root / kind for kind in ("run", "stretch", "grid", "trainings", "recall", "verdict")}
 
 
 def recalled(place, model):
@@ -325,3 +330,15 @@ def test_texts_that_say_no_answer_make_no_figure_of_recall():
     for name in ("needle-map", "recall-curve"):
         with pytest.raises(ValueError, match="choose another task"):
             parse(name).numbers([row])
+
+
+def test_the_pareto_front_has_what_nothing_beats_at_its_cost(places):
+    data = parse("pareto").numbers(open_input(places["verdict"], "verdict").data)
+    assert data["title"].tolist() == ["Dense", "Window", "Window", "Sinks + window", "Sinks + window"]
+    np.testing.assert_allclose(data["value"], np.exp([0, 3, 2, 0.5, 0.01]))
+    assert data["front"].tolist() == [True, False, False, True, True]
+    told = parse("pareto:measure=passkey,cost=tokens").numbers(VERDICT)
+    assert told["value"].tolist() == [1, 0, 0.5, 0, 0.5] and np.isnan(told["cost"][0])
+    assert told["cost"].tolist()[1:] == [64, 128, 64, 128]
+    with pytest.raises(ValueError, match="needle was not measured: choose one of perplexity, passkey"):
+        parse("pareto:measure=needle").numbers(VERDICT)

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from .. import errors, files
-from . import chat, experiments, figures, gallery, lab, listings, reading, recall, resume, runs
+from . import chat, compare, experiments, figures, gallery, lab, listings, reading, recall, resume, runs
 
 HELP = "The command line: read a text, or talk, under several policies and write down what happened."
 COMMANDS = {
@@ -23,6 +23,7 @@ COMMANDS = {
     "knockout": experiments.knockout,
     "reproduce": experiments.reproduce,
     "recall": recall.recall,
+    "compare": compare.compare,
     "capture": reading.capture,
     "emergence": lab.emergence,
     "gallery": gallery.gallery,

@@ -1,7 +1,7 @@
 """Options that several commands have, and what they stand for."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ..runs.spec import Spec
     from ..texts import Tokenized
 
+N = TypeVar("N", int, float)
 Model = Annotated[str, typer.Option(help="embedded, a hub id, a folder, or a GGUF file")]
 Text = Annotated[str, typer.Option(help="a bundled text, a text file, or a .npy file of token ids")]
 Policy = Annotated[str, typer.Option(help="name:key=value,key=value")]
@@ -58,3 +59,14 @@ def say_changed(spec: "Spec") -> None:
         note(f"{spec.arithmetic}: numbers differ a little from the model's own")
     if spec.kv_heads is not None:
         note(f"KV heads are averaged down to {spec.kv_heads}, without the training that it would need")
+
+
+def numbers(written: str, kind: type[N], option: str) -> tuple[N, ...]:
+    """Numbers with commas between them.  Raises ValueError where one is none."""
+    found = []
+    for part in filter(None, (p.strip() for p in written.split(","))):
+        try:
+            found.append(kind(part))
+        except ValueError:
+            raise ValueError(f"{option} is written as numbers with commas, such as 5,50, and not {part!r}") from None
+    return tuple(found)

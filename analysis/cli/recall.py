@@ -1,7 +1,7 @@
 """The command that asks what a policy forgets: `recall`."""
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -13,7 +13,6 @@ from .console import out, right, say
 from .listings import settings_text
 from .waiting import Bars
 
-N = TypeVar("N", int, float)
 USUAL = ["dense", "window:window=256", "streaming:sinks=4,window=252"]
 
 
@@ -60,10 +59,8 @@ def recall(
         model, task.short, tuple(policies), None, chunk, options.dtype_of(dtype, device), device, options.bos_of(bos),
         weights, kv_heads, special=special,
     )  # fmt: skip
-    asked = cells.cells(
-        task, spec, policies, _numbers(lengths, int, "--lengths"), _numbers(depths, float, "--depths"), repeats, seed,
-        asking=question, decode=decode,
-    )  # fmt: skip
+    where = options.numbers(lengths, int, "--lengths"), options.numbers(depths, float, "--depths")
+    asked = cells.cells(task, spec, policies, *where, repeats, seed, asking=question, decode=decode)
     place = out_folder or library.home(runs) / f"recall-{task.name}"
     left, status = grid.unfinished(asked, place), "finished"
     options.say_changed(spec)
@@ -87,14 +84,3 @@ def recall(
     say(f"{status.capitalize()}{again}. Cells and {cells.TABLE} lie in {place}")
     if status == "interrupted":
         raise typer.Exit(130)
-
-
-def _numbers(written: str, kind: type[N], option: str) -> list[N]:
-    """Numbers with commas between them.  Raises ValueError where one is none."""
-    found = []
-    for part in filter(None, (p.strip() for p in written.split(","))):
-        try:
-            found.append(kind(part))
-        except ValueError:
-            raise ValueError(f"{option} is written as numbers with commas, such as 5,50, and not {part!r}") from None
-    return found

@@ -62,19 +62,10 @@ class Cell:
 
         Raises ValueError where the text cannot be read.
         """
-        (self._write_sink_rates if self.samples else self._write_run)(place, model)
-
-    def _write_run(self, place: Path, model: "LanguageModel") -> None:
-        from ..engine.stream import stream
-
-        spec, source = self.spec, texts.read(self.spec.text)
-        read = spec.tokenized(source, model.tokenizer)
-        ids, run = read.ids, Run(spec, int(read.ids[0]))
-        run.model, run.begins, run.as_text = ModelFacts.of(model), read.begins, read.as_text
-        folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256, tokens=len(ids))
-        for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk):
-            folder.append(step)
-        folder.finish("finished")
+        if self.samples:
+            self._write_sink_rates(place, model)
+        else:
+            write_run(place, self.spec, model)
 
     def _write_sink_rates(self, place: Path, model: "LanguageModel") -> None:
         from .measures import joined, measure, samples_of_text
@@ -88,6 +79,21 @@ class Cell:
         about |= {"begins": read.begins, "as_text": list(read.as_text)}
         about |= {"weights_sha256": model.sha256, "status": "finished"}
         files.write(place / "run.json", json.dumps(about, indent=2) + "\n")
+
+
+def write_run(place: Path, spec: Spec, model: "LanguageModel") -> Run:
+    """Read a text to its end into a new run folder.  Raises ValueError where the text cannot be read."""
+    from ..engine.stream import stream
+
+    source = texts.read(spec.text)
+    read = spec.tokenized(source, model.tokenizer)
+    ids, run = read.ids, Run(spec, int(read.ids[0]))
+    run.model, run.begins, run.as_text = ModelFacts.of(model), read.begins, read.as_text
+    folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256, tokens=len(ids))
+    for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk):
+        folder.append(step)
+    folder.finish("finished")
+    return run
 
 
 @dataclass(frozen=True)
@@ -201,17 +207,12 @@ def _sizes(cache: int) -> list[Row]:
 
 
 def _budgets(cache: int) -> list[Row]:
-    made: list[Row] = [("Dense", "dense", ())]
-    made += [(f"Sinks + window, {b}", f"streaming:sinks=4,window={b - 4}", ()) for b in BUDGETS]
-    ranked = [p for p in POLICIES.values() if p.store == "ranked" and p.name != "late"]
-    for policy in ranked:
-        recent = int(vars(policy())["recent"])
-        # Layers that keep everything would have no budget to be compared at.
-        more = ",skip=0" if policy.name == "knorm" else ""
-        for b in BUDGETS:
-            settings = f"budget={b},recent={min(recent, b // 4)},interval={INTERVAL}{more}"
-            made.append((f"{policy.title}, {b}", f"{policy.name}:{settings}", ()))
-    return made
+    ranked = [p.name for p in POLICIES.values() if p.store == "ranked" and p.name != "late"]
+    # Layers that keep everything would have no budget to be compared at.
+    named = [f"{name}:interval={INTERVAL}" + (",skip=0" if name == "knorm" else "") for name in ranked]
+    policies = [parse(p) for p in ("streaming", *named)]
+    rows = [(f"{p.title}, {b}", str(p.at_budget(b)), ()) for p in policies for b in BUDGETS]
+    return [("Dense", "dense", ()), *rows]
 
 
 STREAMING = "Xiao et al. 2023, Efficient Streaming Language Models with Attention Sinks"

@@ -19,6 +19,7 @@ from .emergence import Emergence, emergence
 from .emergence_map import EmergenceMap
 from .needle_map import NeedleMap
 from .recall_curve import RecallCurve
+from .pareto import Pareto
 # isort: on
 
 FIGURES = Registry.of_classes("figure", Figure, globals())

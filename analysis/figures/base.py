@@ -26,7 +26,7 @@ class Figure(Settings):
     """A figure for a paper."""
 
     needs: ClassVar[str]
-    """What its numbers come from: run, stretch, grid, trainings or recall."""
+    """What its numbers come from: run, stretch, grid, trainings, recall or verdict."""
     height: ClassVar[float] = 0.62
     """As a share of the width; names of lines, and lines of text, that need more room are given it."""
 

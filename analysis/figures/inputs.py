@@ -1,4 +1,4 @@
-"""What figures are made of: a run, a captured stretch, a grid of runs, trainings or recall, as they lie in a folder."""
+"""What figures are made of, as it lies in a folder: a run, a captured stretch, a grid, trainings, recall, a verdict."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import files
 from ..experiments.recall.cells import Row, read_table
+from ..experiments.verdict import Verdict, read_verdict
 from ..runs.reader import about_of
 from ..runs.reader import load as load_run
 
@@ -17,7 +18,8 @@ class FigureInput:
 
     folder: Path
     data: Any
-    """By what a figure needs: a Run, an Atlas, the folder of a grid, a list of SavedTraining or of rows of recall."""
+    """By what a figure needs: a Run, an Atlas, the folder of a grid, a list of SavedTraining or of rows of recall, a
+    Verdict."""
     about: Mapping[str, Any]
 
     def policies(self) -> list[str]:
@@ -25,6 +27,8 @@ class FigureInput:
         if isinstance(self.data, Path):
             specs = [about_of(path.parent).get("spec", {}) for path in sorted(self.data.glob("*/run.json"))]
             return list(dict.fromkeys(policy for spec in specs for policy in spec.get("policies", ())))
+        if isinstance(self.data, Verdict):
+            return [entry.policy for entry in self.data.entries]
         if isinstance(self.data, list):
             return list(dict.fromkeys(row.policy for row in self.data if isinstance(row, Row)))
         switched = [e["policy"] for e in getattr(self.data, "events", ()) if e["what"] == "switch"]
@@ -34,9 +38,9 @@ class FigureInput:
 def open_input(folder: Path, needs: str) -> FigureInput:
     """What a figure `needs`, from a folder.  Raises ValueError where there is none of the kind."""
     folder = Path(folder)
-    if needs in ("grid", "recall"):
+    if needs in ("grid", "recall", "verdict"):
         first = next(iter(sorted(folder.glob("*/run.json"))), None)
-        data = folder if needs == "grid" else read_table(folder)
+        data = folder if needs == "grid" else read_table(folder) if needs == "recall" else read_verdict(folder)
         return FigureInput(folder, data, about_of(first.parent) if first else {})
     if needs == "run":
         return FigureInput(folder, load_run(folder), about_of(folder))

@@ -103,6 +103,18 @@ class Policy(Settings):
         """The most tokens that can be read before the first one leaves; None where none ever does."""
         return self.capacity
 
+    def at_budget(self, tokens: int) -> Self:
+        """The same policy with a cache of so many tokens, at most.
+
+        Raises ValueError where its cache grows with the text, or has no room for what it protects.
+        """
+        raise ValueError(f"{self.label} keeps more the more it reads, so it has no budget: compare without it")
+
+    def _with_window(self, window: int, tokens: int) -> Self:
+        if window < 1:
+            raise ValueError(f"{self.label}: {tokens} tokens leave no room for a window: choose a larger budget")
+        return replace(self, window=window)
+
     @property
     def pass_tokens(self) -> int | None:
         """The most tokens that go through the model in one pass when the cache is full; None for any number."""
@@ -156,6 +168,10 @@ class Banded(Policy):
     def capacity(self) -> int | None:
         return None if self.window is None else self.sinks + self.window
 
+    @override
+    def at_budget(self, tokens: int) -> Self:
+        return super().at_budget(tokens) if self.window is None else self._with_window(tokens - self.sinks, tokens)
+
     @property
     @override
     def moves_keys(self) -> bool:
@@ -182,6 +198,10 @@ class Recomputed(Policy):
     @override
     def capacity(self) -> int:
         return self.window + self.stride - 1
+
+    @override
+    def at_budget(self, tokens: int) -> Self:
+        return self._with_window(tokens - self.stride + 1, tokens)
 
     @property
     @override

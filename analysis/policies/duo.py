@@ -97,6 +97,10 @@ class Duo(Policy):
         return None if self.full else self.sinks + self.window
 
     @override
+    def at_budget(self, tokens: int) -> Self:
+        return super().at_budget(tokens) if self.full else self._with_window(tokens - self.sinks, tokens)
+
+    @override
     def first_protected(self, read: int) -> int:
         return min(self.sinks, read)
 

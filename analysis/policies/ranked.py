@@ -136,6 +136,15 @@ class Ranked(Policy):
         return self.smallest
 
     @override
+    def at_budget(self, tokens: int) -> Self:
+        # A small cache that protects many of the newest tokens would be a window.
+        return (
+            super().at_budget(tokens)
+            if self.capacity is None
+            else replace(self, budget=tokens, recent=min(self.recent, tokens // 4))
+        )
+
+    @override
     def cautions(self, tokens: int | None, trained_length: int | None) -> list[str]:
         notes = super().cautions(tokens, trained_length)
         beyond = tokens is not None and trained_length is not None and tokens > trained_length

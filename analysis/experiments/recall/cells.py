@@ -5,7 +5,6 @@ Cells are named by all that decides their text, so they are kept, and found agai
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -185,12 +184,12 @@ def read_table(folder: Path) -> list[Row]:
             raise ValueError(f"{folder / TABLE} is not a table of recall: it is damaged, or of something else") from e
 
 
-def wilson(hits: int, asked: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(hits: int, asked: int) -> tuple[float, float]:
     """The 95 % interval of a rate (Wilson 1927), which says something of 0 of 5, too."""
-    rate, spread = hits / asked, z * z / asked
-    middle = (rate + spread / 2) / (1 + spread)
-    half = z * math.sqrt(rate * (1 - rate) / asked + spread / (4 * asked)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, asked).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def summary(rows: Sequence[Row], *, most_depths: int = 7) -> tuple[list[str], list[list[str]]]:

@@ -1,0 +1,268 @@
+"""What was found in the cells of a comparison: a line for each policy and budget, and tests of pairs.
+
+All policies read the same tokens and are asked the same questions, so they are compared pair by pair: means of blocks
+of tokens by Student's t test, answers by McNemar's exact test (1947); p values of one budget and task are adjusted for
+how many pairs there are (Benjamini & Hochberg 1995).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import combinations, groupby
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from ... import files, metrics
+from ...policies import parse
+from ...runs.reader import load
+from ..recall.cells import Row, rows_of, wilson
+from .plan import DENSE, SECONDS, Plan, ReadingCell
+
+FILE = "verdict.json"
+LEVEL = 0.05
+"""p values below this are told as a difference."""
+
+
+class Recall(msgspec.Struct, frozen=True):
+    """What a policy recalled of a task, of those facts that dense recalls."""
+
+    asked: int
+    hits: int
+    low: float
+    high: float
+    """The 95 % interval of its rate (Wilson 1927)."""
+    older: int
+    """Facts that were older, in tokens, than the cache is large."""
+    older_hits: int
+    farthest: int | None
+    """Tokens back to the oldest fact that it recalled; None where it recalled none that stands anywhere."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A policy at a budget.  Numbers that were not measured are None."""
+
+    policy: str
+    budget: int | None
+    """Tokens; None: dense, which has none."""
+    tokens: int
+    """Predicted, of all texts together."""
+    perplexity: float | None
+    excess: float | None
+    """Mean NLL above that of dense, nats/token, and its standard error over blocks."""
+    error: float | None
+    milliseconds: float | None
+    """Compute time of a token of the texts."""
+    megabytes: float | None
+    """Of keys and values, at most."""
+    recall: dict[str, Recall]
+    """By task."""
+
+    @property
+    def title(self) -> str:
+        """The policy without its sizes."""
+        return parse(self.policy).title
+
+    @property
+    def relative(self) -> float | None:
+        """Perplexity over that of dense."""
+        return None if self.excess is None else math.exp(self.excess)
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """Two policies at one budget, by one task."""
+
+    budget: int
+    task: str
+    one: str
+    other: str
+    difference: float
+    """Of mean NLL in nats/token, or of the share recalled: the first less the second."""
+    p: float | None
+    """That a difference so large or larger comes by chance, adjusted for the number of pairs; None: too little was
+    read."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """All entries, dense first, and all pairs."""
+
+    model: str
+    texts: list[str]
+    """That were read; none where none was."""
+    entries: list[Entry]
+    pairs: list[Pair]
+
+    def alike(self, entry: Entry, task: str = "perplexity") -> bool:
+        """Whether an entry is the best of its budget by a task, or no significant distance from it."""
+        of = [e for e in self.entries if e.budget == entry.budget and quality(e, task) is not None]
+        if entry.budget is None or entry not in of:
+            return False
+        best = max(of, key=lambda e: quality(e, task) or 0.0)
+        found = [
+            p for p in self.pairs
+            if (p.budget, p.task) == (entry.budget, task) and {p.one, p.other} == {best.policy, entry.policy}
+        ]  # fmt: skip
+        return entry == best or any(p.p is None or p.p >= LEVEL for p in found)
+
+
+def quality(entry: Entry, task: str) -> float | None:
+    """How good an entry is by a task: more is better.  None where it was not measured."""
+    if task == "perplexity":
+        return None if entry.excess is None else -entry.excess
+    found = entry.recall.get(task)
+    return None if found is None or not found.asked else found.hits / found.asked
+
+
+class _Found:
+    """What is finished of a plan, by policy."""
+
+    def __init__(self, plan: Plan, place: Path) -> None:
+        self.plan, self.place = plan, place
+        self.rows = {
+            (task, policy): {_key(row): row for row in rows_of(plan.recall(task, policy), place)}
+            for task in plan.recalled
+            for policy in plan.members
+        }
+        self.readings = {policy: list(self._readings(plan.readings(policy))) for policy in plan.members}
+
+    def _readings(self, cells: Iterable[ReadingCell]) -> Iterable["_Reading"]:
+        for cell in cells:
+            if (self.place / cell.name / SECONDS).exists():
+                yield _Reading(self.place / cell.name, cell.spec.text)
+
+    def recalled_by_dense(self, task: str, policy: str) -> list[Row]:
+        """The answers of a policy to those questions that dense answers right."""
+        dense = self.rows[task, DENSE]
+        return [row for key, row in self.rows[task, policy].items() if key in dense and dense[key].hit]
+
+
+def _key(row: Row) -> tuple[int, float | None, int, int | None]:
+    """What tells a question from others of its task."""
+    return row.length, row.depth, row.repeat, row.distance
+
+
+class _Reading:
+    """A finished reading: NLL of dense and of the policy, and what the policy took."""
+
+    def __init__(self, folder: Path, text: str) -> None:
+        run = load(folder)
+        self.model = "" if run.model is None else run.model.name
+        self.text = text
+        self.dense, self.nll = (run.tracks[lane].nll.view().astype(np.float64) for lane in (0, -1))
+        self.seconds = files.record(folder / SECONDS, list[float], "that of a reading")[-1]
+        self.bytes = int(run.tracks[-1].cache_bytes.view()[: len(self.nll)].max())
+
+    @property
+    def blocks(self) -> NDArray[np.floating]:
+        """Means of the difference of NLL over blocks."""
+        return metrics.block_means(self.nll - self.dense)
+
+
+def verdict(plan: Plan, place: Path) -> Verdict:
+    """What the finished cells of a plan say.  Raises ValueError where one is damaged."""
+    found = _Found(plan, place)
+    readings = [reading for of in found.readings.values() for reading in of]
+    return Verdict(
+        readings[0].model if readings else plan.base.model,
+        list(dict.fromkeys(reading.text for reading in readings)),
+        [_entry(found, policy, budget) for policy, budget in plan.members.items()],
+        [*_pairs(found)],
+    )
+
+
+def read_verdict(folder: Path) -> Verdict:
+    """The verdict that lies in a folder.  Raises ValueError where there is none, or it is damaged."""
+    return files.record(folder / FILE, Verdict, "that of a comparison of policies")
+
+
+def _entry(found: _Found, policy: str, budget: int | None) -> Entry:
+    readings = found.readings[policy]
+    recall = {
+        task: _recall(rows, budget)
+        for task in found.plan.recalled
+        if (rows := found.recalled_by_dense(task, policy))
+    }  # fmt: skip
+    if not readings:
+        return Entry(policy, budget, 0, None, None, None, None, None, recall)
+    nll, dense = (np.concatenate([getattr(r, lane) for r in readings]) for lane in ("nll", "dense"))
+    error = metrics.standard_error(np.concatenate([r.blocks for r in readings]))
+    return Entry(
+        policy,
+        budget,
+        len(nll),
+        metrics.perplexity(nll),
+        float((nll - dense).mean()),
+        None if math.isnan(error) else error,
+        1000 * sum(r.seconds for r in readings) / len(nll),
+        max(r.bytes for r in readings) / 1e6,
+        recall,
+    )
+
+
+def _recall(rows: Sequence[Row], budget: int | None) -> Recall:
+    hits, placed = sum(row.hit for row in rows), [row for row in rows if row.distance is not None]
+    older = [row for row in placed if budget is not None and (row.distance or 0) > budget]
+    return Recall(
+        len(rows),
+        hits,
+        *wilson(hits, len(rows)),
+        len(older),
+        sum(row.hit for row in older),
+        max((row.distance or 0 for row in placed if row.hit), default=None),
+    )
+
+
+def _pairs(found: _Found) -> Iterable[Pair]:
+    members = [(policy, budget) for policy, budget in found.plan.members.items() if budget is not None]
+    for budget, of in groupby(sorted(members, key=lambda m: m[1]), key=lambda m: m[1]):
+        policies = [policy for policy, _ in of]
+        tasks = [*(["perplexity"] if found.plan.reads else []), *found.plan.recalled]
+        for task in tasks:
+            test = _paired_texts if task == "perplexity" else _paired_answers
+            tested = [(a, b, *test(found, task, a, b)) for a, b in combinations(policies, 2)]
+            adjusted = _adjusted([p for *_, p in tested])
+            for (a, b, difference, _), p in zip(tested, adjusted, strict=True):
+                if not math.isnan(difference):
+                    yield Pair(budget, task, a, b, difference, None if math.isnan(p) else p)
+
+
+def _adjusted(p: Sequence[float]) -> Sequence[float]:
+    """p values of one family of tests; NaN where there was nothing to test."""
+    from scipy.stats import false_discovery_control
+
+    values = np.array(p, np.float64)
+    known = ~np.isnan(values)
+    if known.any():
+        values[known] = false_discovery_control(values[known])
+    return values.tolist()
+
+
+def _paired_texts(found: _Found, task: str, one: str, other: str) -> tuple[float, float]:
+    """Difference of mean NLL over the texts that both have read, and its p value."""
+    from scipy.stats import ttest_1samp
+
+    texts = {r.text: r for r in found.readings[other]}
+    both = [(r, texts[r.text]) for r in found.readings[one] if r.text in texts]
+    if not both:
+        return math.nan, math.nan
+    difference = np.concatenate([a.nll - b.nll for a, b in both])
+    blocks = np.concatenate([metrics.block_means(a.nll - b.nll) for a, b in both])
+    if len(blocks) < 2:
+        return float(difference.mean()), math.nan
+    # Policies that have evicted nothing are one.
+    p = 1.0 if np.ptp(blocks) == 0 == blocks[0] else float(ttest_1samp(blocks, 0.0).pvalue)
+    return float(difference.mean()), p
+
+
+def _paired_answers(found: _Found, task: str, one: str, other: str) -> tuple[float, float]:
+    """Difference of the shares recalled, of what both were asked and dense recalls, and its p value."""
+    from scipy.stats import binomtest
+
+    a, b = ({_key(row): row.hit for row in found.recalled_by_dense(task, policy)} for policy in (one, other))
+    both = [(hit, b[key]) for key, hit in a.items() if key in b]
+    if not both:
+        return math.nan, math.nan
+    gained, lost = sum(x and not y for x, y in both), sum(y and not x for x, y in both)
+    p = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return (gained - lost) / len(both), p

@@ -1,0 +1,129 @@
+"""What is compared, as cells of a grid: each policy at each budget reads each text, and each text of each task.
+
+A reading has two lanes, dense and the policy, so that both are compared token by token; a cell of recall is the same as
+that of the command `recall`.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ... import files
+from ...policies import parse as parse_policy
+from ...runs.spec import Spec
+from ..papers import write_run
+from ..recall import TASKS
+from ..recall.cells import RecallCell
+from ..recall.cells import cells as recall_cells
+
+if TYPE_CHECKING:
+    from ...models.language_model import LanguageModel
+
+READING = ("perplexity",)
+"""What is measured by reading a text; all other tasks are those of recall."""
+SECONDS = "seconds.json"
+"""File with the compute seconds of each lane of a reading."""
+DENSE = "dense"
+
+
+def listed(written: Sequence[str]) -> list[str]:
+    """Names with settings as a person lists them: `window,streaming:sinks=4,positions=text` are two.
+
+    A part that has an equals sign and no colon goes on with the settings of the one before.
+    """
+    found: list[str] = []
+    for part in (part.strip() for text in written for part in text.split(",")):
+        if found and "=" in part and ":" not in part.partition("=")[0]:
+            found[-1] += f",{part}"
+        elif part:
+            found.append(part)
+    return found
+
+
+@dataclass(frozen=True)
+class ReadingCell:
+    """One text, read dense and under one policy, or dense alone."""
+
+    spec: Spec
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        text, policy = self.spec.text, self.spec.policies[-1]
+        digest = hashlib.sha256(json.dumps((text, policy)).encode()).hexdigest()[:12]
+        return f"{re.sub(r'[^-A-Za-z0-9_.+=]+', '-', f'{Path(text).name}-{policy}')[:100]}-{digest}"
+
+    def write(self, place: Path, model: "LanguageModel") -> None:
+        """Read into a run folder.  Raises ValueError where the text cannot be read."""
+        run = write_run(place, self.spec, model)
+        spent = [float(track.compute.view()[-1]) for track in run.tracks]
+        files.write(place / SECONDS, json.dumps(spent) + "\n")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared: policies as a person names them, each at each budget, and dense.
+
+    `base` says which model reads, and how; texts are read up to its `tokens`.  `tasks`: of READING, or tasks of recall
+    with their settings; `lengths`, `depths`, `repeats`, `seed` and `asking` are those of recall.
+    """
+
+    base: Spec
+    policies: tuple[str, ...]
+    budgets: tuple[int, ...]
+    tasks: tuple[str, ...]
+    texts: tuple[str, ...]
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    repeats: int = 1
+    seed: int = 0
+    asking: str = "aware"
+
+    def __post_init__(self) -> None:
+        if not self.policies or not self.budgets or not self.tasks or not self.texts:
+            raise ValueError("name at least one policy, one budget, one task and one text")
+        self.members, self.recalled  # noqa: B018  (what cannot be compared is refused at once)
+
+    @cached_property
+    def members(self) -> dict[str, int | None]:
+        """All policies that are compared, and the budget of each; None: dense, which has none."""
+        named = [parse_policy(p) for p in self.policies]
+        found: dict[str, int | None] = {DENSE: None}
+        for policy in (p for p in named if str(p) != DENSE):
+            found |= {str(policy.at_budget(budget)): budget for budget in sorted(set(self.budgets))}
+        return found
+
+    @property
+    def reads(self) -> bool:
+        """Whether texts are read."""
+        return any(task in READING for task in self.tasks)
+
+    @cached_property
+    def recalled(self) -> list[str]:
+        """The tasks of recall, as they are written in tables."""
+        return list(dict.fromkeys(TASKS.parse(task).short for task in self.tasks if task not in READING))
+
+    def readings(self, policy: str) -> list[ReadingCell]:
+        """The cells in which a policy reads texts."""
+        lanes = (DENSE,) if policy == DENSE else (DENSE, policy)
+        texts = dict.fromkeys(self.texts) if self.reads else ()
+        return [ReadingCell(replace(self.base, text=text, policies=lanes)) for text in texts]
+
+    def recall(self, task: str, policy: str) -> list[RecallCell]:
+        """The cells in which a policy is asked for what a task hid."""
+        places = self.lengths, self.depths, self.repeats, self.seed
+        return recall_cells(TASKS.parse(task), replace(self.base, tokens=None), [policy], *places, asking=self.asking)
+
+    @cached_property
+    def cells(self) -> list[ReadingCell | RecallCell]:
+        """All cells, dense first: what it fails says nothing of a policy."""
+        return [
+            cell
+            for policy in self.members
+            for cell in (*self.readings(policy), *(c for task in self.recalled for c in self.recall(task, policy)))
+        ]

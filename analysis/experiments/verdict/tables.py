@@ -1,0 +1,152 @@
+"""A verdict as a person reads it: one sentence, and tables."""
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from ...palette import labels
+from ...policies import parse
+from ...tables import as_csv, as_markdown
+from .entries import FILE, LEVEL, Entry, Recall, Verdict
+
+WITHIN = 0.02
+"""How far above dense's a perplexity may be."""
+CAPTION = (
+    f"≈: the best of its budget, or not told from it by a paired test (p ≥ {LEVEL:g}). "
+    "Of recall: facts that dense recalls. ms/token: compute time of reading, on this machine"
+)
+
+
+def written(found: Verdict) -> dict[str, str]:
+    """All files that keep a verdict, by name: for programs, for spreadsheets, and for people."""
+    header, rows = table(found)
+    pairs = [
+        [str(p.budget), p.task, p.one, p.other, f"{p.difference:.6f}", "" if p.p is None else f"{p.p:.6g}"]
+        for p in found.pairs
+    ]
+    words = ["# Policies at budgets", sentence(found), as_markdown(header, rows), f"{CAPTION}."]
+    return {
+        FILE: msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n",
+        "table.csv": as_csv(header, rows),
+        "pairs.csv": as_csv(["Budget", "Task", "Policy", "Other policy", "Difference", "p"], pairs),
+        "table.md": "\n\n".join(w.strip() for w in words) + "\n",
+    }
+
+
+def sentence(found: Verdict) -> str:
+    """Which cache is the smallest that is as good as dense, and what it forgets.
+
+    Of policies with the same budget the better is named; where nothing was read, that which recalls most.
+    """
+    rivals = [e for e in found.entries if e.budget is not None]
+    read = [e for e in rivals if e.relative is not None]
+    if read:
+        on, close = _listed(found.texts), [e for e in read if _above(e) <= WITHIN]
+        if close:
+            chosen = min(close, key=lambda e: (e.budget or 0, e.excess or 0.0))
+            said = f"The smallest cache within {100 * WITHIN:g} % of dense on {on} is {_named(found, chosen)}"
+        else:
+            chosen, most = min(read, key=lambda e: e.excess or 0.0), max(e.budget or 0 for e in read)
+            said = f"No cache of up to {most:,} tokens comes within {100 * WITHIN:g} % of dense on {on}: nearest is "
+            said += _named(found, chosen)
+        said += f" ({_percent(chosen)})"
+    else:
+        asked = [(e, r) for e in rivals for r in e.recall.values() if r.asked]
+        if not asked:
+            return "Dense recalls nothing that these tasks ask for, so nothing can be said of what a policy forgets."
+        chosen, best = max(asked, key=lambda found: (found[1].hits / found[1].asked, -(found[0].budget or 0)))
+        said = f"Most is recalled by {_named(found, chosen)}: {best.hits} of {best.asked}"
+    forgotten = [f"{_forgets(r)} ({task}: {_of(r)})" for task, r in chosen.recall.items() if r.older]
+    if not forgotten:
+        return f"{said}."
+    return f"{said}; at {chosen.budget:,} tokens {_and(forgotten, 'it ')}."
+
+
+def _forgets(recall: Recall) -> str:
+    """What a cache does with facts that are older than it is large."""
+    if not recall.older_hits:
+        oldest = "its cache is large" if recall.farthest is None else f"{recall.farthest:,} tokens"
+        return f"forgets everything older than {oldest}"
+    if recall.older_hits == recall.older:
+        return "forgets nothing of what was asked that is older than its cache is large"
+    return "forgets some of what is older than its cache is large"
+
+
+def _of(recall: Recall) -> str:
+    return f"{recall.older_hits} of {recall.older} recalled"
+
+
+def _and(parts: Sequence[str], before: str) -> str:
+    return " and ".join(before + part if i == 0 else part for i, part in enumerate(parts))
+
+
+def _named(found: Verdict, entry: Entry) -> str:
+    return f"{names(found)[found.entries.index(entry)]} at {entry.budget:,} tokens"
+
+
+def names(found: Verdict) -> list[str]:
+    """Of each entry, in their order: the policy without its sizes, where its budget tells it from all others."""
+    whole = labels([parse(e.policy) for e in found.entries])
+    titles = [(e.title, e.budget) for e in found.entries]
+    plain = {title for title, _ in titles if all(titles.count((title, e.budget)) < 2 for e in found.entries)}
+    return [e.title if e.title in plain else label for e, label in zip(found.entries, whole, strict=True)]
+
+
+def _above(entry: Entry) -> float:
+    return (entry.relative or 1.0) - 1.0
+
+
+def _percent(entry: Entry) -> str:
+    """How far the perplexity is from dense's, with its standard error."""
+    error = "" if entry.error is None else f" ± {100 * entry.error * (entry.relative or 1.0):.1f}"
+    return f"perplexity {100 * _above(entry):+.1f}{error} %".replace("-", "−")
+
+
+def _listed(texts: Sequence[str]) -> str:
+    return ", ".join(texts[:-1]) + (" and " if texts[1:] else "") + texts[-1]
+
+
+def table(found: Verdict, *, narrow: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: a line for each policy and budget; ≈ marks what no test tells from the best of its budget.
+
+    `narrow`: without what other columns say, too.
+    """
+    tasks = list(dict.fromkeys(task for e in found.entries for task in e.recall))
+    read = READ if any(e.tokens for e in found.entries) else {}
+    left_out = ("Perplexity", "Excess NLL") if narrow else ()
+    header = ["Policy", "Budget", *(name for name in read if name not in left_out), *tasks]
+    rows = []
+    for name, e in zip(names(found), found.entries, strict=True):
+        numbers = [say(found, e) if e.tokens else "–" for title, say in read.items() if title not in left_out]
+        budget = "–" if e.budget is None else f"{e.budget:,}"
+        rows.append([name, budget, *numbers, *(_recalled(found, e, task) for task in tasks)])
+    return header, rows
+
+
+def _excess(found: Verdict, entry: Entry) -> str:
+    if entry.budget is None:
+        return "reference"
+    return f"{entry.excess:+.4f}" + ("" if entry.error is None else f" ± {entry.error:.4f}")
+
+
+def _relative(found: Verdict, entry: Entry) -> str:
+    return "1" if entry.budget is None else f"{entry.relative:.4f}{_mark(found, entry, 'perplexity')}"
+
+
+def _recalled(found: Verdict, entry: Entry, task: str) -> str:
+    recall = entry.recall.get(task)
+    return "–" if recall is None else f"{recall.hits}/{recall.asked}{_mark(found, entry, task)}"
+
+
+def _mark(found: Verdict, entry: Entry, task: str) -> str:
+    return " ≈" if found.alike(entry, task) else ""
+
+
+READ: dict[str, Callable[[Verdict, Entry], str]] = {
+    "Perplexity": lambda _, e: f"{e.perplexity:.3f}",
+    "÷ dense": _relative,
+    "Excess NLL": _excess,
+    "ms/token": lambda _, e: f"{e.milliseconds:.2f}",
+    "MB": lambda _, e: f"{e.megabytes:.2f}",
+}
+"""Columns of what was read, and what stands in them."""

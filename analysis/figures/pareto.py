@@ -1,0 +1,104 @@
+"""Which caches are worth what they take: quality against cost."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from ..policies import parse
+from ..settings import setting
+from .base import Figure, Numbers
+from .drawing import axes, legend
+from .line_styles import line_styles
+
+if TYPE_CHECKING:
+    from ..experiments.verdict import Entry, Verdict
+
+COSTS = {"tokens": "Cached tokens", "megabytes": "Cache, MB", "milliseconds": "ms/token"}
+"""What a cache costs, and the words on the axis."""
+
+
+@dataclass(frozen=True)
+class Pareto(Figure):
+    """Policies at budgets: perplexity over dense's, or the share recalled, against what the cache takes, one line for
+    each policy.  A ring marks the Pareto front: nothing that takes less is as good."""
+
+    name: ClassVar[str] = "pareto"
+    title: ClassVar[str] = "Quality against cost"
+    needs: ClassVar[str] = "verdict"
+
+    measure: str = setting(
+        "perplexity", "What is good: perplexity, or the name of a task of recall.", pattern=r"[\w.\-]{1,80}"
+    )
+    cost: str = setting("megabytes", "What a cache takes.", choices=tuple(COSTS))
+
+    def numbers(self, source: "Verdict") -> Numbers:
+        """Columns `policy`, `title`, `cost`, `value` and `front`; a row for each entry, dense with NaN for tokens.
+
+        Raises ValueError where that was not measured.
+        """
+        entries = [(e, value) for e in source.entries if (value := self._value(e)) is not None]
+        if not entries:
+            known = ["perplexity", *dict.fromkeys(task.partition(":")[0] for e in source.entries for task in e.recall)]
+            raise ValueError(f"{self.measure} was not measured: choose one of {', '.join(known)}")
+        costs = [self._cost(e) for e, _ in entries]
+        if self.cost != "tokens" and all(np.isnan(costs)):
+            raise ValueError("what a cache takes was not measured, since no text was read: choose cost=tokens")
+        loss = [value if self.measure == "perplexity" else -value for _, value in entries]
+        points = list(zip(costs, loss, strict=True))
+        front = [not any(p != q and p[0] <= q[0] and p[1] <= q[1] for p in points) for q in points]
+        return {
+            "policy": np.array([e.policy for e, _ in entries]),
+            "title": np.array([e.title for e, _ in entries]),
+            "cost": np.array(costs),
+            "value": np.array([value for _, value in entries]),
+            "front": np.array(front),
+        }
+
+    def _value(self, entry: "Entry") -> float | None:
+        if self.measure == "perplexity":
+            return entry.relative
+        of = next((r for task, r in entry.recall.items() if task.partition(":")[0] == self.measure), None)
+        return None if of is None else of.hits / of.asked
+
+    def _cost(self, entry: "Entry") -> float:
+        found = {"tokens": entry.budget, "megabytes": entry.megabytes, "milliseconds": entry.milliseconds}[self.cost]
+        return float("nan") if found is None else float(found)
+
+    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+        """A line for each policy, over its budgets."""
+        ratio = self.measure == "perplexity"
+        value = "Perplexity ÷ dense" if ratio else f"Recalled, {self.measure}"
+        return pareto(data, cost=COSTS[self.cost], value=value, ratio=ratio, ax=ax)
+
+
+def pareto(data: Numbers, *, cost: str, value: str, ratio: bool, ax: Axes | None = None) -> Axes:
+    """Draw columns `policy`, `title`, `cost`, `value`, `front`: a line for each title, and a level for dense.
+
+    `cost` and `value`: the words on the axes; `ratio`: whether values are ratios, which a logarithmic axis shows.
+    """
+    ax = axes(ax)
+    titles = list(dict.fromkeys(data["title"]))
+    firsts = [parse(data["policy"][data["title"] == title][0]) for title in titles]
+    for title, first, style in zip(titles, firsts, line_styles(firsts), strict=True):
+        of = np.flatnonzero(data["title"] == title)
+        if first.name == "dense":
+            ax.axhline(data["value"][of][0], color=style["color"], linestyle=style["linestyle"], lw=0.8, label=title)
+            continue
+        of = of[np.argsort(data["cost"][of])]
+        # Every budget is a run of its own, so every one has a marker.
+        style |= {"markevery": None, "marker": style["marker"] or "."}
+        ax.plot(data["cost"][of], data["value"][of], **style, label=title)
+    front = data["front"].astype(bool) & ~np.isnan(data["cost"])
+    ax.plot(data["cost"][front], data["value"][front], "o", ms=6, mfc="none", mec="0.4", mew=0.7, label="Pareto front")
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.3g}")
+    if ratio:
+        ax.set_yscale("log", base=2)
+        ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.3g}")
+    else:
+        ax.set_ylim(-0.03, 1.03)
+    ax.set(xlabel=cost, ylabel=value)
+    legend(ax)
+    return ax

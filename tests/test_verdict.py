@@ -1,0 +1,209 @@
+"""A verdict says of each policy and budget what its cells say, and tells policies apart by tests of pairs."""
+
+import json
+import math
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from analysis import texts
+from analysis.engine.stream import stream
+from analysis.experiments.recall.cells import Row
+from analysis.experiments.verdict import Plan, entries, listed, read_verdict, sentence, table, verdict
+from analysis.models.loading import load
+from analysis.policies import POLICIES
+from analysis.policies import parse as policy
+from analysis.runs.spec import Spec
+
+from .test_recall import place
+from .verdicts import VERDICT, entry
+
+__all__ = ["place"]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("budget", [64, 128, 300])
+def test_a_policy_at_a_budget_holds_so_much_and_is_otherwise_the_same(name, budget):
+    own = POLICIES[name](interval=2, knockout="values") if POLICIES[name].store == "ranked" else POLICIES[name]()
+    if own.capacity is None:
+        with pytest.raises(ValueError, match="it has no budget: compare without it"):
+            own.at_budget(budget)
+        return
+    made = own.at_budget(budget)
+    assert made.capacity == budget and type(made) is type(own)
+    sizes = {"window", "budget", "recent"}
+    assert {k: v for k, v in vars(made).items() if k not in sizes} == {
+        k: v for k, v in vars(own).items() if k not in sizes
+    }
+
+
+def test_the_halves_of_heavy_hitters_stay_halves():
+    assert [policy("h2o").at_budget(b).recent for b in (64, 128, 512)] == [32, 64, 256]
+    assert [policy("snapkv").at_budget(b).recent for b in (64, 128, 512)] == [16, 32, 32]
+
+
+def test_a_budget_that_protected_tokens_fill_is_refused():
+    for name in ("streaming:sinks=64", "recompute:stride=64", "duo:full=0"):
+        with pytest.raises(ValueError, match="choose a larger budget"):
+            policy(name).at_budget(60)
+
+
+def test_settings_belong_to_the_name_before_them():
+    assert listed(["window,streaming:sinks=4,positions=text, h2o:interval=4", "random"]) == [
+        "window", "streaming:sinks=4,positions=text", "h2o:interval=4", "random",
+    ]  # fmt: skip
+    assert listed(["perplexity,streameval:back=40,passkey"]) == ["perplexity", "streameval:back=40", "passkey"]
+    assert listed(["", " , "]) == []
+
+
+@pytest.fixture(scope="module")
+def compared(model, text, tmp_path_factory):
+    """A finished comparison of the tiny model on random tokens, by the command's own way."""
+    from analysis.experiments import grid
+
+    spec = Spec(model, text, ("dense",), 600, device="cpu")
+    plan = Plan(spec, ("window", "streaming:sinks=2", "dense"), (64, 32), ("perplexity",), (text,), (), ())
+    out = tmp_path_factory.mktemp("compared")
+    list(grid.run(plan.cells, out))
+    return plan, out
+
+
+def test_each_entry_says_what_its_policy_does_on_the_same_tokens(compared, model, text):
+    plan, out = compared
+    found = verdict(plan, out)
+    network, ids = load(model, device="cpu"), texts.tokenize(texts.read(text), None, limit=600)
+    read = {e.policy: e for e in found.entries}
+    assert list(read) == [
+        "dense", "window:window=32", "window:window=64",
+        "streaming:sinks=2,window=30,positions=cache", "streaming:sinks=2,window=62,positions=cache",
+    ]  # fmt: skip
+    nll = {p: np.concatenate([s.nll for s in stream(network, ids, [policy(p)])]).astype(float) for p in read}
+    for p, e in read.items():
+        assert e.tokens == 599 and e.perplexity == pytest.approx(np.exp(nll[p].mean()), rel=1e-6)
+        assert e.excess == pytest.approx((nll[p] - nll["dense"]).mean(), abs=1e-6)
+        blocks = (nll[p] - nll["dense"])[:512].reshape(2, 256).mean(1)
+        assert e.error == pytest.approx(blocks.std(ddof=1) / math.sqrt(2), abs=1e-6)
+        assert e.megabytes == pytest.approx((e.budget or 600) * network.bytes_per_token / 1e6, rel=0.01)
+        assert e.milliseconds is not None and e.milliseconds > 0
+    (pair,) = [p for p in found.pairs if p.budget == 64]
+    difference = nll[pair.one] - nll[pair.other]
+    blocks = difference[:512].reshape(2, 256).mean(1)
+    # Student's t with one degree of freedom is Cauchy's distribution.
+    t = blocks.mean() / (blocks.std(ddof=1) / math.sqrt(2))
+    assert pair.difference == pytest.approx(difference.mean(), abs=1e-6)
+    assert pair.p == pytest.approx(1 - 2 * math.atan(abs(t)) / math.pi, abs=1e-4)
+
+
+def test_what_is_not_finished_is_left_out_and_what_is_there_is_kept(compared, tmp_path):
+    plan, out = compared
+    assert verdict(plan, tmp_path).entries[0].perplexity is None and not verdict(plan, tmp_path).pairs
+    again = replace(plan, policies=(*plan.policies, "random:interval=8"))
+    assert [e.tokens for e in verdict(again, out).entries] == [599] * 5 + [0] * 2
+    header, rows = table(verdict(again, out))
+    assert rows[-1][header.index("Perplexity")] == "–"
+
+
+def answers(hits: dict[str, list[bool]]) -> dict[tuple[str, str], list[Row]]:
+    """Rows of a task, one for each answer; facts are 10, 110, 210 … tokens back."""
+    return {
+        ("passkey", p): [
+            Row("passkey", p, 512, 5.0, i, 0, hit, 1.0, "1", "1", 100 * i + 10, None if hit else 0, None)
+            for i, hit in enumerate(of)
+        ]
+        for p, of in hits.items()
+    }
+
+
+def recalled(monkeypatch, tmp_path, hits):
+    """A verdict of policies of 64 tokens that answered so."""
+    rows = answers(hits)
+    monkeypatch.setattr(entries, "rows_of", lambda cells, _: rows.get((cells[0].task, cells[0].spec.policies[0]), []))
+    spec = Spec("tiny", "passkey", ("dense",))
+    plan = Plan(spec, ("window", "random:recent=16"), (64,), ("passkey",), ("hamlet",), (512,), (5.0,))
+    assert [*plan.members] == ["dense", "window:window=64", *[p for p in hits if p.startswith("random")]]
+    return verdict(plan, tmp_path)
+
+
+def test_recall_is_of_what_dense_recalls_and_pairs_are_mcnemars(monkeypatch, tmp_path):
+    chance = str(policy("random:recent=16").at_budget(64))
+    found = recalled(
+        monkeypatch,
+        tmp_path,
+        {
+            "dense": [True] * 9 + [False],
+            "window:window=64": [True] + [False] * 9,
+            chance: [True] * 7 + [False, False, True],
+        },
+    )
+    dense, window, random = (e.recall["passkey"] for e in found.entries)
+    assert (dense.asked, dense.hits, dense.older) == (9, 9, 0)
+    assert (window.asked, window.hits, window.older, window.older_hits, window.farthest) == (9, 1, 8, 0, 10)
+    assert (random.hits, random.older_hits, random.farthest) == (7, 6, 610)
+    # Six that one answers and the other does not, and none the other way: two tails of a fair coin.
+    (pair,) = found.pairs
+    assert pair.difference == pytest.approx(-6 / 9) and pair.p == pytest.approx(2 / 2**6)
+    assert found.alike(found.entries[2], "passkey") and not found.alike(found.entries[1], "passkey")
+    said = sentence(found)
+    assert said.startswith("Most is recalled by Random at 64 tokens: 7 of 9") and "6 of 8 recalled" in said
+
+
+def test_the_sentence_names_the_smallest_cache_that_is_close_and_what_it_forgets():
+    assert sentence(VERDICT) == (
+        "The smallest cache within 2 % of dense on hamlet and macbeth is Sinks + window at 128 tokens (perplexity "
+        "+1.0 ± 0.1 %); at 128 tokens it forgets everything older than 40 tokens (passkey: 0 of 1 recalled)."
+    )
+    far = [e if e.budget is None else msgspec.structs.replace(e, excess=1.0 + e.budget) for e in VERDICT.entries]
+    said = sentence(msgspec.structs.replace(VERDICT, entries=far))
+    assert said.startswith("No cache of up to 128 tokens comes within 2 % of dense on hamlet and macbeth: nearest is ")
+    whole = msgspec.structs.replace(VERDICT, entries=[VERDICT.entries[0], entry("random", 64, 0.0, 2, (2, 2))])
+    assert sentence(whole).endswith("it forgets nothing of what was asked that is older than its cache is large "
+                                    "(passkey: 2 of 2 recalled).")  # fmt: skip
+
+
+def test_what_no_test_tells_from_the_best_of_its_budget_is_marked():
+    header, rows = table(VERDICT)
+    at = header.index("÷ dense")
+    assert [row[at].endswith("≈") for row in rows] == [False, False, True, True, True]
+    assert [row[:2] for row in rows] == [
+        ["Dense", "–"], ["Window", "64"], ["Window", "128"], ["Sinks + window", "64"], ["Sinks + window", "128"],
+    ]  # fmt: skip
+    narrow, _ = table(VERDICT, narrow=True)
+    assert set(header) - set(narrow) == {"Perplexity", "Excess NLL"}
+
+
+def test_the_command_writes_its_files_and_goes_on(run, place, tmp_path):
+    asked = ["compare", "--model", place, "--device", "cpu", "--policies", "window,streaming", "--budgets", "64"]
+    asked += ["--tokens", "300", "--lengths", "300", "--depths", "5,95", "--repeats", "1", "--out", str(tmp_path)]
+    code, said, wrong = run(*asked, "--tasks", "perplexity")
+    assert code == 0, wrong
+    assert "Finished." in said and "÷ dense" in said
+    first = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/run.json")}
+    assert len(first) == 3
+    code, said, wrong = run(*asked, "--tasks", "perplexity,passkey")
+    assert code == 0, wrong
+    assert first.items() <= {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/run.json")}.items()
+    found = read_verdict(tmp_path)
+    assert found.entries[0].policy == "dense" and found.texts == ["hamlet"]
+    assert "Window" in (tmp_path / "table.md").read_text() and sentence(found) in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "pairs.csv").read_text().startswith("Budget,Task,Policy,Other policy,Difference,p\n")
+    assert json.loads((tmp_path / "verdict.json").read_text())["pairs"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (["--policies", "duo"], "it has no budget"),
+        (["--policies", "nothing"], "there is no policy"),
+        (["--policies", ""], "name at least one policy"),
+        (["--budgets", "some"], "--budgets is written as numbers with commas"),
+        (["--budgets", "0"], "choose a larger budget"),
+        (["--tasks", "smell"], "there is no task"),
+        (["--text", "nowhere"], "there is no text 'nowhere'"),
+        (["--lengths", "1"], "a text has 2 to"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_status_2(run, place, tmp_path, wrong, says):
+    code, _, said = run("compare", "--model", place, "--device", "cpu", *wrong, "--out", str(tmp_path / "o"))
+    assert code == 2 and says in said and said.startswith("error: ") and said.count("\n") == 1
