@@ -22,7 +22,7 @@ from .test_frames import decoded
 from .test_jobs_kept import alike, settle
 from .test_jobs_kept import home as home
 from .test_resume import killed
-from .waiting import until
+from .waiting import copied, until
 
 SCRIPT = ["to be or not to be", "that is", "the question to be"]
 
@@ -206,7 +206,7 @@ def test_another_answer_is_not_given_where_the_cache_before_it_is_not_there(begi
 def test_a_conversation_that_was_ended_before_anything_was_said_begins_with_the_same_settings(begin, registry, home):
     job = begin()
     until(job, lambda: job.status == "waiting")
-    place = shutil.copytree(home / job.id, home / "killed")
+    place = copied(home / job.id, home / "killed")
     killed(place)
     job.say("to be")
     settle(job, 1)

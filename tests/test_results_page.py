@@ -1,6 +1,5 @@
 """Laws of results that stopped, on their pages: they are found again and completed from there."""
 
-import shutil
 from functools import partial
 
 import pytest
@@ -16,7 +15,7 @@ from app.jobs.registry import REGISTRY
 from .fuzz.addresses import MAIN
 from .test_jobs_kept import home as home
 from .test_resume import killed
-from .waiting import until
+from .waiting import copied, until
 
 
 @pytest.fixture(params=["knockouts", "measures"])
@@ -30,7 +29,7 @@ def half(request, registry, model, text, home):
         else partial(MeasuresJob, Spec(model, text, ("dense",), 20, device="cpu"), source, 40, 2)
     )
     until(job, lambda: job.effects if request.param == "knockouts" else job.done)
-    place = shutil.copytree(home / job.id, home / "half")
+    place = copied(home / job.id, home / "half")
     registry.free(job.id)
     job.join()
     killed(place)

@@ -1,7 +1,9 @@
-"""Wait for a job that works behind the tests."""
+"""Wait for a job that works behind the tests, and see what a kill would leave of it."""
 
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 def until(run, condition: Callable[[], object], seconds: float = 300) -> None:
@@ -17,3 +19,8 @@ def until(run, condition: Callable[[], object], seconds: float = 300) -> None:
         assert not failed and time.monotonic() < end, f"{run.status}: {run.note}"
         run.renew_lease()
         time.sleep(0.02)
+
+
+def copied(live: Path, to: Path) -> Path:
+    """A copy of a folder into which a job writes meanwhile, but for drafts, which come and go."""
+    return shutil.copytree(live, to, ignore=shutil.ignore_patterns(".*"))
