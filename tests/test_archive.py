@@ -8,6 +8,7 @@ import re
 import stat
 import struct
 import zipfile
+from collections.abc import Callable
 
 import pytest
 
@@ -146,55 +147,58 @@ def twice(entries: dict[str, bytes], name: str) -> bytes:
     return file.getvalue()
 
 
-def hostile(files: dict[str, bytes]) -> dict[str, tuple[bytes, str]]:
-    """.zip files of many kinds of harm, and a part of what is said of each."""
+def hostile(files: dict[str, bytes]) -> dict[str, tuple[Callable[[], bytes], str]]:
+    """.zip files of many kinds of harm, each made when it is asked for, and a part of what is said of each."""
     whole = zipped(files)
     other = {k: v for k, v in files.items() if k != "run.json"}
     about = json.loads(files["run.json"])
     return {
-        "absolute": (zipped({**files, "/tmp/evil": b"x"}), "outside"),
-        "up": (zipped({**files, "../evil": b"x"}), "outside"),
-        "up inside": (zipped({**files, "a/../../evil": b"x"}), "outside"),
-        "up with backslashes": (zipped({**files, "..\\evil": b"x"}), "outside"),
-        "drive": (zipped({**files, "C:evil": b"x"}), "outside"),
-        "share": (zipped({**files, "\\\\host\\evil": b"x"}), "outside"),
-        "backslash": (zipped({**files, "a\\evil": b"x"}), "has a name"),
-        "stream of a file": (zipped({**files, "run.json:evil": b"x"}), "has a name"),
-        "escape": (zipped({**files, "\x1b[2Jevil": b"x"}), "has a name"),
-        "right to left": (zipped({**files, "\u202egnp.exe": b"x"}), "has a name"),
-        "dots": (zipped({**files, "./evil": b"x"}), "has a name"),
-        "no name": (zipped({**files, "a//evil": b"x"}), "has a name"),
-        "zero": (zipped({**files, "evilXevil": b"x"}).replace(b"evilXevil", b"evil\0evil"), "has a name"),
-        "link": (link("run.json", b"/etc/passwd"), "is a link"),
-        "linked folder": (link("a", b"/etc"), "is a link"),
-        "device": (link("run.json", b"", stat.S_IFCHR), "is no file"),
-        "pipe": (link("run.json", b"", stat.S_IFIFO), "is no file"),
-        "other file": (zipped({**files, "evil.py": b"x"}), "no run has a file"),
+        "absolute": (lambda: zipped({**files, "/tmp/evil": b"x"}), "outside"),
+        "up": (lambda: zipped({**files, "../evil": b"x"}), "outside"),
+        "up inside": (lambda: zipped({**files, "a/../../evil": b"x"}), "outside"),
+        "up with backslashes": (lambda: zipped({**files, "..\\evil": b"x"}), "outside"),
+        "drive": (lambda: zipped({**files, "C:evil": b"x"}), "outside"),
+        "share": (lambda: zipped({**files, "\\\\host\\evil": b"x"}), "outside"),
+        "backslash": (lambda: zipped({**files, "a\\evil": b"x"}), "has a name"),
+        "stream of a file": (lambda: zipped({**files, "run.json:evil": b"x"}), "has a name"),
+        "escape": (lambda: zipped({**files, "\x1b[2Jevil": b"x"}), "has a name"),
+        "right to left": (lambda: zipped({**files, "\u202egnp.exe": b"x"}), "has a name"),
+        "dots": (lambda: zipped({**files, "./evil": b"x"}), "has a name"),
+        "no name": (lambda: zipped({**files, "a//evil": b"x"}), "has a name"),
+        "zero": (lambda: zipped({**files, "evilXevil": b"x"}).replace(b"evilXevil", b"evil\0evil"), "has a name"),
+        "link": (lambda: link("run.json", b"/etc/passwd"), "is a link"),
+        "linked folder": (lambda: link("a", b"/etc"), "is a link"),
+        "device": (lambda: link("run.json", b"", stat.S_IFCHR), "is no file"),
+        "pipe": (lambda: link("run.json", b"", stat.S_IFIFO), "is no file"),
+        "other file": (lambda: zipped({**files, "evil.py": b"x"}), "no run has a file"),
         "deep": (
-            zipped({f"a/b/{name}": data for name, data in files.items()} | {"a/b/c/run.json": b"x"}),
+            lambda: zipped({f"a/b/{name}": data for name, data in files.items()} | {"a/b/c/run.json": b"x"}),
             "no run has",
         ),
-        "two runs": (zipped({f"{i}/x/{n}": d for n, d in files.items() for i in "12"}), "no run has a file"),
-        "twice": (twice(files, "run.json"), "twice"),
-        "many": (zipped({f"{i}/run.json": b"" for i in range(MAX_FILES + 1)}), "files"),
-        "far too many": (zipped({f"{i}/run.json": b"" for i in range(40_000)}), "more files than any run has"),
-        "bomb": (zipped({**files, "maps.npz": bytes(2**25)}), "times its size"),
-        "larger than the library": (lying(whole, b"run.json", 2**32 - 2), "holds 4.3 GB"),
-        "larger than it says": (lying(whole, b"tokens.parquet", 10), "damaged"),
-        "smaller than it says": (lying(whole, b"tokens.parquet", 10**6), "damaged"),
-        "other packing": (zipped(files, zipfile.ZIP_BZIP2), "pack it with deflate"),
-        "password": (whole.replace(b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\1\0"), "password"),
-        "cut": (whole[: len(whole) // 2], "damaged"),
-        "no zip": (b"x" * 1000, "damaged"),
-        "empty": (b"", "damaged"),
-        "nothing": (zipped({}), "holds no run"),
-        "only folders": (zipped({"a/": b"", "b/": b""}), "holds no run"),
-        "only hidden": (zipped({".run.json": b"{}"}), "holds no run"),
-        "no run.json": (zipped(other), "no readable run.json"),
-        "other run.json": (zipped({**other, "run.json": b"[]"}), "not that of a run"),
-        "other kind": (zipped({**other, "run.json": json.dumps({**about, "kind": "evil"}).encode()}), "kind"),
-        "damaged table": (zipped({**files, "tokens.parquet": b"PAR1"}), "not a table"),
-        "damaged texts": (zipped({**files, "events.jsonl": b"{}\n{}"}), "no event"),
+        "two runs": (lambda: zipped({f"{i}/x/{n}": d for n, d in files.items() for i in "12"}), "no run has a file"),
+        "twice": (lambda: twice(files, "run.json"), "twice"),
+        "many": (lambda: zipped({f"{i}/run.json": b"" for i in range(MAX_FILES + 1)}), "files"),
+        "far too many": (lambda: zipped({f"{i}/run.json": b"" for i in range(40_000)}), "more files than any run has"),
+        "bomb": (lambda: zipped({**files, "maps.npz": bytes(2**25)}), "times its size"),
+        "larger than the library": (lambda: lying(whole, b"run.json", 2**32 - 2), "holds 4.3 GB"),
+        "larger than it says": (lambda: lying(whole, b"tokens.parquet", 10), "damaged"),
+        "smaller than it says": (lambda: lying(whole, b"tokens.parquet", 10**6), "damaged"),
+        "other packing": (lambda: zipped(files, zipfile.ZIP_BZIP2), "pack it with deflate"),
+        "password": (
+            lambda: whole.replace(b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\1\0"),
+            "password",
+        ),
+        "cut": (lambda: whole[: len(whole) // 2], "damaged"),
+        "no zip": (lambda: b"x" * 1000, "damaged"),
+        "empty": (lambda: b"", "damaged"),
+        "nothing": (lambda: zipped({}), "holds no run"),
+        "only folders": (lambda: zipped({"a/": b"", "b/": b""}), "holds no run"),
+        "only hidden": (lambda: zipped({".run.json": b"{}"}), "holds no run"),
+        "no run.json": (lambda: zipped(other), "no readable run.json"),
+        "other run.json": (lambda: zipped({**other, "run.json": b"[]"}), "not that of a run"),
+        "other kind": (lambda: zipped({**other, "run.json": json.dumps({**about, "kind": "evil"}).encode()}), "kind"),
+        "damaged table": (lambda: zipped({**files, "tokens.parquet": b"PAR1"}), "not a table"),
+        "damaged texts": (lambda: zipped({**files, "events.jsonl": b"{}\n{}"}), "no event"),
     }
 
 
@@ -203,7 +207,8 @@ KINDS = list(hostile({"run.json": b"{}", "tokens.parquet": b"x"}))
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_hostile_file_is_refused_in_one_sentence_and_leaves_nothing(home, files, kind, tmp_path):
-    data, said = hostile(files)[kind]
+    make, said = hostile(files)[kind]
+    data = make()
     before = everything(tmp_path)
     with pytest.raises(ValueError, match=re.escape(said)) as refused:
         take_in(io.BytesIO(data), check_folder)
