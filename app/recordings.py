@@ -87,7 +87,7 @@ ROUTES = [Route(f"/{PATH}/{{name}}", answer)]
 class Recording:
     """A run that a page shows: its name in an address, what it was asked, and the SHA-256 of its text."""
 
-    name: str
+    id: str
     spec: Spec
     status: str
     """How it ended; running, where somebody writes it at this moment."""
@@ -101,7 +101,7 @@ class Recording:
     @property
     def story(self) -> bool:
         """Whether it comes with the project."""
-        return self.name.startswith(STORY)
+        return self.id.startswith(STORY)
 
 
 def find(name: str | None, kind: str) -> Recording | None:

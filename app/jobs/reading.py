@@ -99,7 +99,7 @@ class ReadingJob(TextJob):
             raise ValueError(f"at most {MAX_LANES} lanes read at a time, not {len(spec.policies)}: take some out")
         super().__init__(spec, models, resumes)
         self._resumes = resumes
-        self.text, self.run = text, Run(spec)
+        self.text, self.text_sha256, self.run = text, text.sha256, Run(spec)
         self.kept = self.record = RunKeeper(self.id)
         self.lanes: list[Lane] = []
         self.pieces: list[str] = []
@@ -200,7 +200,7 @@ class ReadingJob(TextJob):
         self.run.begins, self.run.as_text = read.begins, read.as_text
         self.pieces = texts.token_texts(model.tokenizer, ids)
         self.run.take_pieces(-1, 0, self.pieces)
-        self.record.begin_run(self.run, model, text_sha256=self.text.sha256, tokens=len(ids))
+        self.record.begin_run(self.run, model, text_sha256=self.text_sha256, tokens=len(ids))
         self.record.pieces(-1, 0, self.pieces)
         self.lanes, said = lanes, []
         for lane in lanes:

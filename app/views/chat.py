@@ -9,19 +9,17 @@ from typing import Any
 import streamlit as st
 
 from analysis.chat.scripts import read_script, script_from_bytes, scripts
-from analysis.errors import sentence
 from analysis.experiments.presets import CHATS
 from analysis.models.devices import pick_device
 from analysis.policies import parse
 from analysis.runs.spec import Sampling, Spec
-from app import address, recordings
+from app import address
 from app.components import conversation
 from app.controls import (
     MODEL,
     Chosen,
     brand,
     heading,
-    is_linked,
     is_new_press,
     lane_controls,
     model_controls,
@@ -31,18 +29,19 @@ from app.frames.chat import ChatSender, strongest_head
 from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
-from app.panels.job_panel import JobPanel, Maker, paced, redraw
-from app.panels.replay import draw_replay
+from app.panels.job_panel import Maker, paced, redraw
+from app.panels.run_panel import RunPanel, same_lanes, story_buttons
 from app.panels.sampling import sampling_controls
 from app.parameters import AT, CHAT
 from app.projection import project
 from app.view import CHAT_PARAMETERS, ChatView
 
-JOB_PANEL = JobPanel("chat", ChatJob)
+LOST = "That conversation is no longer in memory: begin a new one."
+DELETED = "That conversation was deleted from the library: begin a new one."
+JOB_PANEL = RunPanel("chat", ChatJob, keeps="chat", lost=LOST, deleted=DELETED)
 UPLOAD, LINKED = "Upload a script …", "The script of the link"
 ADDRESS = ("run", *AT, "lane", *MODEL, *CHAT, *CHAT_PARAMETERS)
 """What the address of this page says."""
-LOST = "That conversation is no longer in memory: begin a new one."
 KEPT = "That conversation is no longer in memory, and is kept in the library: let it go on, or begin a new one."
 EVERY = 0.15
 """Seconds between two frames."""
@@ -70,14 +69,13 @@ def open_page() -> None:
     """What a tab begins with: the conversation or the lanes that its address names, or the first story."""
     state, asked = st.session_state, st.query_params
     state.setdefault("revision", 0)
-    if "chat" in state and not is_linked(ADDRESS, JOB_PANEL.id or (state.chat_kept.name if state.chat_kept else "")):
+    if "chat" in state and not JOB_PANEL.is_linked(ADDRESS):
         # Here already, or back from another page: all is as it was left.
         return
     problems, story = [], CHATS["breakdown"]
     chosen = Settings(list(story.policies), story.script)
-    talk = REGISTRY.find(asked.get("run"), ChatJob)
-    recording = recordings.find(asked.get("run"), "chat") if talk is None else None
-    known = talk or recording
+    moment, left_out = address.values(AT, asked)
+    known = JOB_PANEL.open(asked.get("run"), moment.get("at"))
     if known is not None:
         spec = known.spec
         script = spec.text if spec.text in scripts() else address.named_text("", known.text_sha256) or chosen.script
@@ -85,7 +83,6 @@ def open_page() -> None:
         chosen.sampling, chosen.kv_chunk = spec.sampling or chosen.sampling, spec.kv_chunk
     elif "run" in asked:
         problems.append(LOST)
-    moment, left_out = address.values(AT, asked)
     if known is None:
         chosen.model, unloaded = chosen.model.linked(asked, REGISTRY.models())
         left_out += unloaded
@@ -101,26 +98,22 @@ def open_page() -> None:
     view, unseen = ChatView.linked(chosen.lanes, asked)
     problems += filter(None, [address.wrong([*left_out, *unseen])])
     JOB_PANEL.say(" ".join(problems))
-    JOB_PANEL.put(talk.id if talk is not None else "")
     state.update(chat=chosen, chat_view=view, chat_sender=ChatSender(), revision=state.revision + 1)
-    state.update(chat_kept=recording, chat_at=moment.get("at"))
 
 
 def to_address() -> None:
     """Let the address say what is shown, so that a reload and a second tab show it too."""
-    state, talk = st.session_state, JOB_PANEL.job
+    state = st.session_state
     lanes, model = state.chat.lanes, state.chat.model
-    if (known := talk or state.chat_kept) is not None:
+    if (known := JOB_PANEL.known) is not None:
         lanes, model = known.spec.policies, Chosen.of(known.spec)
     said: dict[str, str | list[str]] = {**state.chat_view.link()}
     said |= address.said(MODEL, model._asdict(), quick()._asdict())
     said |= address.said(CHAT, values_of(state.chat), values_of(Settings([], CHATS["breakdown"].script)))
     if known is not None:
         # How it is loaded as usual is not the same on all machines.
-        said |= {"run": known.name if isinstance(known, recordings.Recording) else known.id, "weights": model.weights}
-    if talk is None and state.chat_kept is not None and state.chat_at is not None:
-        said["at"] = str(state.chat_at)
-    if [parse(p) for p in lanes] != [parse(p) for p in CHATS["breakdown"].policies]:
+        said |= {**JOB_PANEL.link(), "weights": model.weights}
+    if not same_lanes(lanes, CHATS["breakdown"].policies):
         said["lane"] = list(lanes)
     readdress(ADDRESS, said)
 
@@ -137,7 +130,7 @@ def values_of(chosen: Settings) -> dict[str, Any]:
 def begin(script: tuple[list[str], str] | None = None) -> None:
     """A new conversation with what is set, and a script (prompts and digest); the one that was on screen ends."""
     if JOB_PANEL.begin(partial(_prepared, script), partial(begin, script)) is not None:
-        view, st.session_state.chat_kept = st.session_state.chat_view, None
+        view = st.session_state.chat_view
         view.token, view.chosen = None, min(view.chosen, len(st.session_state.chat.lanes) - 1)
 
 
@@ -157,9 +150,8 @@ def _prepared(script: tuple[list[str], str] | None) -> Maker[ChatJob]:
 
 def resume() -> None:
     """Go on where the recording on screen stopped."""
-    recording = st.session_state.chat_kept
-    if JOB_PANEL.begin(lambda: partial(ChatJob, recording.spec, resumes=recording.name), resume) is not None:
-        st.session_state.chat_kept = None
+    if (recording := JOB_PANEL.recording) is not None:
+        JOB_PANEL.begin(lambda: partial(ChatJob, recording.spec, resumes=recording.id), resume)
 
 
 def take(name: str) -> None:
@@ -179,8 +171,8 @@ def take(name: str) -> None:
 def lesson(policies: Sequence[str] = ()) -> str:
     """What to see in these lanes, or in those that are set, where a story tells of them."""
     chosen = st.session_state.chat
-    lanes = [parse(p) for p in policies or chosen.lanes]
-    stories = (s for s in CHATS.values() if [parse(p) for p in s.policies] == lanes and s.script == chosen.script)
+    lanes = policies or chosen.lanes
+    stories = (s for s in CHATS.values() if same_lanes(s.policies, lanes) and s.script == chosen.script)
     return next((s.lesson for s in stories), "")
 
 
@@ -208,17 +200,12 @@ def sidebar() -> None:
     state, chosen = st.session_state, st.session_state.chat
     with st.sidebar:
         brand("chat")
-        st.caption("Start from")
-        for name, story in CHATS.items():
-            on = [str(parse(p)) for p in story.policies] == [str(parse(p)) for p in chosen.lanes]
-            st.button(
-                f"**{story.title}**  \n{story.point}",
-                key=f"chat-story-{name}",
-                on_click=take,
-                args=(name,),
-                width="stretch",
-                type="primary" if on and chosen.script == story.script else "secondary",
-            )
+        story_buttons(
+            "chat",
+            CHATS,
+            take,
+            lambda story: same_lanes(story.policies, chosen.lanes) and chosen.script == story.script,
+        )
         names = [*scripts(), UPLOAD]
         if address.HASH.fullmatch(chosen.script):
             names.insert(0, chosen.script)
@@ -266,9 +253,8 @@ def switched(talk: ChatJob | None) -> dict[int, str]:
 
 def differs(spec: Spec, chosen: Settings) -> bool:
     """Whether a conversation has other settings than those that are chosen."""
-    same = [parse(p) for p in spec.policies] == [parse(p) for p in chosen.lanes]
     mine = (chosen.model.decided(), chosen.sampling, chosen.kv_chunk)
-    return not same or (Chosen.of(spec), spec.sampling, spec.kv_chunk) != mine
+    return not same_lanes(spec.policies, chosen.lanes) or (Chosen.of(spec), spec.sampling, spec.kv_chunk) != mine
 
 
 def said() -> None:
@@ -333,41 +319,22 @@ def picked() -> None:
 
 def changed() -> None:
     """A lane is to go on under another policy."""
-    change = st.session_state.conversation["change"]
-    if not is_new_press("chat-change", change) or (talk := JOB_PANEL.steered) is None:
-        return
-    try:
-        policy = address.policy(change["policy"])
-    except ValueError as e:
-        talk.tell(sentence(e))
-        return
-    st.session_state.chat_view.chosen = change["lane"]
-    talk.switch(change["lane"], policy, bool(change.get("pin")))
+    JOB_PANEL.switch(st.session_state.conversation["change"], st.session_state.chat_view)
 
 
 def draw() -> None:
     """One frame; again and again, so that whoever talks in another tab is seen here too."""
     talk, state = JOB_PANEL.job, st.session_state
     view = state.chat_view
-    if talk is None and JOB_PANEL.id:
-        # What the library kept of it is still there to be seen.
-        state.chat_kept, state.chat_at = recordings.find(JOB_PANEL.id, "chat"), None
-        JOB_PANEL.put("")
-        JOB_PANEL.say("" if state.chat_kept else LOST)
-    if state.chat_kept is not None and recordings.find(state.chat_kept.name, "chat") is None:
-        state.chat_kept = None
-        JOB_PANEL.say("That conversation was deleted from the library: begin a new one.")
-    known = talk or state.chat_kept
+    JOB_PANEL.settle()
+    known = JOB_PANEL.known
     view.chosen = min(view.chosen, len(state.chat.lanes if known is None else known.spec.policies) - 1)
     to_address()
-    if talk is None and state.chat_kept is not None:
-        kept = state.chat_kept
+    if talk is None and (kept := JOB_PANEL.recording) is not None:
         note = JOB_PANEL.problem or (KEPT if kept.goes_on and not kept.story else lesson(kept.spec.policies))
-        draw_replay(
+        JOB_PANEL.replay(
             conversation.COMPONENT,
-            kept,
             view,
-            at="chat_at",
             live=("Talk live", "Load the model, and begin a conversation with what is set at the left", begin),
             resume=("Resume", "Load the model, and go on where this conversation stopped", resume),
             note=note,

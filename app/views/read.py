@@ -6,7 +6,6 @@ from functools import partial
 import streamlit as st
 
 from analysis import texts
-from analysis.errors import sentence
 from analysis.experiments.presets import FOUR, PRESETS
 from analysis.policies import parse
 from analysis.runs.spec import Spec
@@ -18,7 +17,6 @@ from app.controls import (
     brand,
     chosen_text,
     heading,
-    is_linked,
     is_new_press,
     lane_controls,
     model_controls,
@@ -29,38 +27,37 @@ from app.frames.reading import PACES, ReadingSender
 from app.jobs.reading import MAX_LANES, ReadingJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
-from app.panels.job_panel import JobPanel, Maker, redraw
-from app.panels.replay import draw_replay
+from app.panels.job_panel import Maker, redraw
+from app.panels.run_panel import RunPanel, same_lanes, story_buttons
 from app.parameters import READ
 from app.projection import project
 from app.view import PARAMETERS, View
 
-JOB_PANEL = JobPanel("read", ReadingJob)
+LOST = "That run is no longer in memory: press Start to read again."
+DELETED = "That run was deleted from the library: press Start to read again."
+JOB_PANEL = RunPanel("read", ReadingJob, keeps="reading", lost=LOST, deleted=DELETED)
 CHUNK = 128
 ADDRESS = ("run", "lane", *READ, *MODEL, *PARAMETERS)
 """What the address of this page says."""
 STORY_PACE = 100
 """Tokens a second at which a story of the gallery plays by itself."""
-LOST = "That run is no longer in memory: press Start to read again."
 
 
 def open_page() -> None:
     """What a tab begins with: the run or the settings that its address names, or a recording of the first story."""
     state, asked = st.session_state, st.query_params
-    if "lanes" in state and not is_linked(ADDRESS, JOB_PANEL.id or (state.recording.name if state.recording else "")):
+    if "lanes" in state and not JOB_PANEL.is_linked(ADDRESS):
         # Here already, or back from another page: all is as it was left.
         return
     problems, story = [], PRESETS[recordings.FIRST.removeprefix(recordings.STORY)]
     lanes, text, model = list(story.policies), "hamlet", Chosen(dtype=story.dtype)
     name = asked.get("run") if any(said in asked for said in ADDRESS) else recordings.FIRST
-    run = REGISTRY.find(name, ReadingJob)
-    recording = recordings.find(name, "reading") if run is None else None
-    known = run or recording
+    found, left_out = address.values(READ, asked)
+    known = JOB_PANEL.open(name, found.get("at"))
     if known is not None:
         lanes, text, model = list(known.spec.policies), known.spec.text, Chosen.of(known.spec)
     elif "run" in asked:
         problems.append(LOST)
-    found, left_out = address.values(READ, asked)
     if known is None:
         model, unloaded = model.linked(asked, REGISTRY.models())
         text = found.get("text", text)
@@ -78,30 +75,20 @@ def open_page() -> None:
         view=view,
         revision=state.get("revision", 0) + 1,
         sender=ReadingSender(),
-        recording=recording,
-        at=found.get("at"),
-        story=recording.name.removeprefix(recordings.STORY) if recording is not None and recording.story else "",
-        pace=run.pace if run is not None else 0,
+        story=played.id.removeprefix(recordings.STORY) if (played := JOB_PANEL.recording) and played.story else "",
+        pace=run.pace if (run := JOB_PANEL.job) is not None else 0,
     )
     JOB_PANEL.say(" ".join(problems))
-    JOB_PANEL.put(run.id if run is not None else "")
 
 
 def to_address() -> None:
     """Let the address say what is shown, so that a reload and a second tab show it too."""
-    state, run = st.session_state, JOB_PANEL.job
-    lanes, text, model = state.lanes, state.text, state.model
-    sha256 = run.text.sha256 if run is not None else state.recording.text_sha256 if state.recording else ""
-    if (known := run or state.recording) is not None:
-        lanes, text, model = known.spec.policies, known.spec.text, Chosen.of(known.spec)
-    said: dict[str, str | list[str]] = {**model.link(), **state.view.link()}
-    if run is not None:
-        said["run"] = run.id
-    elif state.recording is not None:
-        said["run"] = state.recording.name
-        if state.at is not None:
-            said["at"] = str(state.at)
-    if [parse(p) for p in lanes] != [parse(p) for p in FOUR]:
+    state = st.session_state
+    lanes, text, model, sha256 = state.lanes, state.text, state.model, ""
+    if (known := JOB_PANEL.known) is not None:
+        lanes, text, model, sha256 = known.spec.policies, known.spec.text, Chosen.of(known.spec), known.text_sha256
+    said: dict[str, str | list[str]] = {**model.link(), **state.view.link(), **JOB_PANEL.link()}
+    if not same_lanes(lanes, FOUR):
         said["lane"] = list(lanes)
     if (named := address.named_text(text, sha256)) and named != "hamlet":
         said["text"] = named
@@ -119,16 +106,15 @@ def take(name: str) -> None:
         revision=state.revision + 1,
         story=name,
         told=state.get("told", 0) + 1,
-        recording=recordings.find(f"{recordings.STORY}{name}", "reading"),
-        at=None,
     )
-    if state.recording is not None:
-        spec = state.recording.spec
+    JOB_PANEL.play(recordings.find(f"{recordings.STORY}{name}", "reading"))
+    if JOB_PANEL.recording is not None:
+        spec = JOB_PANEL.recording.spec
         if spec.text == state.text and Chosen.of(spec) == state.model._replace(dtype=spec.dtype):
             JOB_PANEL.end()
             JOB_PANEL.say("")
             return
-    state.recording = None
+    JOB_PANEL.play(None)
     start()
 
 
@@ -142,7 +128,6 @@ def start() -> None:
     """Read from the beginning with what is set; the run that was on screen ends."""
     if (run := JOB_PANEL.begin(_prepared, start)) is not None:
         run.set_pace(st.session_state.pace)
-        st.session_state.recording = None
 
 
 def _prepared() -> Maker[ReadingJob]:
@@ -155,7 +140,7 @@ def _prepared() -> Maker[ReadingJob]:
     )
     story = PRESETS.get(state.story)
     # What happens in a story happens to its lanes only.
-    as_told = story is not None and list(map(parse, story.policies)) == list(map(parse, state.lanes))
+    as_told = story is not None and same_lanes(story.policies, state.lanes)
     return partial(ReadingJob, spec, text, switches=story.switches if story and as_told else ())
 
 
@@ -163,13 +148,13 @@ def resume() -> None:
     """Read on where the recording on screen stopped."""
     if (run := JOB_PANEL.begin(_prepared_again, resume)) is not None:
         run.set_pace(st.session_state.pace)
-        st.session_state.recording = None
 
 
 def _prepared_again() -> Maker[ReadingJob]:
-    recording = st.session_state.recording
+    recording = JOB_PANEL.recording
+    assert recording is not None, "only a recording is resumed"
     text = chosen_text("live", recording.spec.text)
-    return partial(ReadingJob, recording.spec, text, resumes=recording.name)
+    return partial(ReadingJob, recording.spec, text, resumes=recording.id)
 
 
 def sidebar() -> None:
@@ -177,24 +162,14 @@ def sidebar() -> None:
     state = st.session_state
     with st.sidebar:
         brand("read")
-        st.caption("Start from")
-        for name, story in PRESETS.items():
-            chosen = [str(parse(p)) for p in story.policies] == [str(parse(p)) for p in state.lanes]
-            st.button(
-                f"**{story.title}**  \n{story.point}",
-                key=f"story-{name}",
-                on_click=take,
-                args=(name,),
-                width="stretch",
-                type="primary" if chosen else "secondary",
-            )
+        story_buttons("read", PRESETS, take, lambda story: same_lanes(story.policies, state.lanes))
         st.caption("Model and text")
         state.model = model_controls("live", state.model)
         state.text = text_controls("live", state.text)
         run = JOB_PANEL.job
         state.switched = switched(run)
         lane_controls("lane", state.lanes, MAX_LANES, trained_length(), state.switched)
-        if run is not None and [parse(p) for p in run.spec.policies] != [parse(p) for p in state.lanes]:
+        if run is not None and not same_lanes(run.spec.policies, state.lanes):
             st.caption("Press Restart to read with these lanes.")
         elif run is not None and Chosen.of(run.spec) != state.model:
             st.caption("Press Restart to read so.")
@@ -240,20 +215,13 @@ def picked() -> None:
 
 def changed() -> None:
     """A lane is to read on under another policy."""
-    change = st.session_state.board["change"]
-    if not is_new_press("change", change) or (run := JOB_PANEL.steered) is None:
+    view, run = st.session_state.view, JOB_PANEL.job
+    policy = JOB_PANEL.switch(st.session_state.board["change"], view)
+    if policy is None or run is None:
         return
-    try:
-        policy = address.policy(change["policy"])
-    except ValueError as e:
-        run.tell(sentence(e))
-        return
-    view, lane = st.session_state.view, change["lane"]
-    view.chosen = lane
-    run.switch(lane, policy, bool(change.get("pin")))
     if notes := policy.cautions(None, trained_length()):
         run.tell(notes[0] + ".")
-    if view.reference == lane and view.mode == "relative":
+    if view.reference == view.chosen and view.mode == "relative":
         # A curve cannot be seen to move against itself.
         view.mode = "rolling"
         run.tell("Rolling perplexity is shown now, since the lane that all are compared with was switched.")
@@ -273,15 +241,13 @@ def forget_unknown_head(run: ReadingJob | None) -> None:
 def draw_recording(recording: recordings.Recording) -> None:
     """A run that is kept, as its reading left it."""
     state, words = st.session_state, "Run it live" if recording.story else "Read it live"
-    draw_replay(
+    JOB_PANEL.replay(
         board.COMPONENT,
-        recording,
         state.view,
-        at="at",
         live=(words, "Load the model, and read the text anew with what is set at the left", start),
         resume=("Resume", "Load the model, and read on where this run stopped", resume),
         note=JOB_PANEL.problem,
-        pace=STORY_PACE if recording.story and state.at is None else 0,
+        pace=STORY_PACE if recording.story and JOB_PANEL.at is None else 0,
         told=state.get("told", 0),
     )
 
@@ -289,20 +255,13 @@ def draw_recording(recording: recordings.Recording) -> None:
 def draw() -> None:
     """One frame; again and again while there is something to see."""
     run, state = JOB_PANEL.job, st.session_state
-    if run is None and JOB_PANEL.id:
-        # What the library kept of it is still there to be seen.
-        state.recording, state.at = recordings.find(JOB_PANEL.id, "reading"), None
-        JOB_PANEL.put("")
-        JOB_PANEL.say("" if state.recording else LOST)
-    if state.recording is not None and recordings.find(state.recording.name, "reading") is None:
-        state.recording = None
-        JOB_PANEL.say("That run was deleted from the library: press Start to read again.")
+    JOB_PANEL.settle()
     forget_unknown_head(run)
-    known = run or state.recording
+    known = JOB_PANEL.known
     state.view.follow(state.lanes if known is None else known.spec.policies)
     to_address()
-    if run is None and state.recording is not None:
-        draw_recording(state.recording)
+    if run is None and JOB_PANEL.recording is not None:
+        draw_recording(JOB_PANEL.recording)
         return
     if run is not None:
         slots.renew_lease(run)
