@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Self, TypeVar
 
-from analysis import texts
+import streamlit as st
 
 from ..address import Parameters
 from ..controls import chosen_text
+from ..plain import plain
 from ..recordings import Result
-from .job_panel import JobPanel
+from .job_panel import JobPanel, Maker
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,59 @@ class HeadsPanel:
     """Whether the text is read under a policy that a person chooses."""
 
 
-def text_of(kept: Result, place: JobPanel) -> texts.Text:
-    """The text of a result that is completed: that of the job that stands there still, or one that is read anew.
+@dataclass(frozen=True)
+class Found:
+    """What is known of a result, from a job or from the library."""
 
-    Raises ValueError where it is no longer here.
-    """
-    text = getattr(place.job, "text", None)
-    return chosen_text("heads", kept.spec.text) if text is None else text
+    about: str
+    """What was done, in a few words."""
+    text_note: str
+    """A sentence about control tokens in the text, where there is one to say."""
+
+    @classmethod
+    def of_job(cls, run: Any) -> Self:
+        """What a job has found so far."""
+        raise NotImplementedError
+
+    @classmethod
+    def of_result(cls, kept: Result) -> Self:
+        """What the library keeps.  Raises ValueError where it is damaged."""
+        raise NotImplementedError
+
+
+Known = TypeVar("Known", bound=Found)
+
+
+def draw_head(
+    place: JobPanel, kind: type[Known], words: str, icon: str, start: Callable[[], None], resume: Callable[[], None]
+) -> Known | None:
+    """The buttons of a panel, and what is known of its result in words; None where nothing is."""
+    found = None
+    try:
+        if (run := place.job) is not None:
+            found = kind.of_job(run)
+        elif (kept := place.kept) is not None:
+            found = kind.of_result(kept)
+    except ValueError as e:
+        place.say(e)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        place.buttons(words if found is None else f"{words} again", icon, start, resume)
+        if found is not None:
+            st.caption(plain(found.about))
+    place.watch()
+    if found is not None and found.text_note:
+        st.caption(plain(found.text_note))
+    return found
+
+
+def resume(place: JobPanel, *settings: str) -> None:
+    """Compute what is missing of what stopped in a place; `settings`: what its job takes after spec and text."""
+
+    def prepared() -> Maker:
+        if (kept := place.stopped) is None:
+            raise ValueError("that run is no longer in the library, or goes on: start again")
+        # Of the job that stands there still, or read anew.
+        text = getattr(place.job, "text", None) or chosen_text("heads", kept.spec.text)
+        return partial(place.kind, kept.spec, text, *map(kept.settings.get, settings), resumes=kept.id)
+
+    place.begin(prepared, partial(resume, place, *settings))

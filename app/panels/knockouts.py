@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Self
 
 import streamlit as st
+from typing_extensions import override
 
 from analysis.experiments.ablation import Effect, effects_as_csv, read_effects
 from analysis.policies import parse
@@ -15,9 +16,8 @@ from app.jobs.ablation import AblationJob
 from app.pages import PAGES
 from app.panels import charts
 from app.panels.job_panel import JobPanel, Maker
-from app.plain import plain
 
-from .heads import HeadsPanel, text_of
+from .heads import Found, HeadsPanel, draw_head, resume
 
 JOB_PANEL = JobPanel("knockouts", AblationJob, "heads", "knockouts")
 
@@ -28,15 +28,12 @@ SHOWN = 15
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is known of knock-outs, from a job or from the library."""
+class FoundEffects(Found):
+    """What is known of knock-outs."""
 
     spec: Spec
     kind: str
-    text: str
-    """What the text is called, how much of it was read, and how it begins."""
     text_sha256: str
-    text_note: str
     shape: tuple[int, int]
     """Layers, and heads of a layer."""
     effects: tuple[Effect, ...]
@@ -47,16 +44,17 @@ class Found:
         return sorted(self.effects, key=lambda e: -e.excess)
 
     @classmethod
+    @override
     def of_job(cls, run: AblationJob) -> Self:
-        """What a job has found so far."""
         read = run.spec.tokens if run.tokenized is None else len(run.tokenized.ids)
         text = f"{read:,} tokens of {run.text.title} {run.begins}"
         shape = (run.facts.layers, run.facts.heads) if run.facts is not None else (0, 0)
-        return cls(run.spec, run.kind, text, run.text.sha256, run.text_note, shape, run.effects)
+        about = _about(run.spec, text, run.kind)
+        return cls(about, run.text_note, run.spec, run.kind, run.text.sha256, shape, run.effects)
 
     @classmethod
+    @override
     def of_result(cls, kept: recordings.Result) -> Self:
-        """What the library keeps.  Raises ValueError where it is damaged."""
         kind, facts = kept.settings.get("kind"), kept.facts
         if kind not in KINDS or facts is None:
             raise ValueError(f"{kept.id} does not say what was knocked out of which model: it is damaged")
@@ -65,7 +63,13 @@ class Found:
             raise ValueError(f"{kept.id} has effects of heads that its model does not have: it is damaged")
         tokens = f"{kept.spec.tokens:,} tokens of " if kept.spec.tokens else ""
         text, shape = f"{tokens}{kept.title} {kept.begins}", (facts.layers, facts.heads)
-        return cls(kept.spec, kind, text, kept.text_sha256, kept.text_note, shape, effects)
+        about = _about(kept.spec, text, kind)
+        return cls(about, kept.text_note, kept.spec, kind, kept.text_sha256, shape, effects)
+
+
+def _about(spec: Spec, text: str, kind: str) -> str:
+    how = {"values": "emptied", "weights": "hidden"}[kind]
+    return f"{parse(spec.policies[0]).label} · {text} · sink {how} in one head at a time"
 
 
 def sidebar() -> None:
@@ -104,18 +108,6 @@ def _prepared() -> Maker[AblationJob]:
     return partial(AblationJob, spec, text, asked["kind"], asked["layer"])
 
 
-def resume() -> None:
-    """Compute what is missing of what stopped here."""
-    JOB_PANEL.begin(_prepared_again, resume)
-
-
-def _prepared_again() -> Maker[AblationJob]:
-    if (kept := JOB_PANEL.stopped) is None:
-        raise ValueError("that run is no longer in the library, or goes on: start again")
-    text, asked = text_of(kept, JOB_PANEL), kept.settings
-    return partial(AblationJob, kept.spec, text, asked.get("kind"), asked.get("layer"), resumes=kept.id)
-
-
 def progress(run: AblationJob) -> None:
     """How far the job is, or why it ended."""
     done, total, left = len(run.effects), run.total, run.seconds_left
@@ -133,35 +125,21 @@ def progress(run: AblationJob) -> None:
 
 def draw() -> None:
     """The panel; again and again while heads are knocked out."""
-    run, found = JOB_PANEL.job, None
-    try:
-        kept = None if run is not None else JOB_PANEL.kept
-        found = Found.of_job(run) if run is not None else Found.of_result(kept) if kept is not None else None
-    except ValueError as e:
-        JOB_PANEL.say(e)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        JOB_PANEL.buttons("Start" if found is None else "Start again", "play_arrow", start, resume)
-        if found is not None:
-            how = {"values": "emptied", "weights": "hidden"}[found.kind]
-            st.caption(
-                plain(f"{parse(found.spec.policies[0]).label} · {found.text} · sink {how} in one head at a time")
-            )
-    JOB_PANEL.watch()
+    again = partial(resume, JOB_PANEL, "kind", "layer")
+    found = draw_head(JOB_PANEL, FoundEffects, "Start", "play_arrow", start, again)
     if found is None:
         st.markdown(
             "One head after the other loses its sink, and the text is read again: what it then costs more, in nats a "
             "token, is what the sink was worth to that head. Most heads hardly miss it; a few need it badly."
         )
         return
-    if found.text_note:
-        st.caption(plain(found.text_note))
-    if run is not None:
+    if (run := JOB_PANEL.job) is not None:
         progress(run)
     if found.effects:
         draw_effects(found)
 
 
-def draw_effects(found: Found) -> None:
+def draw_effects(found: FoundEffects) -> None:
     """What each head's sink is worth, as a grid and as a ranking, and where one goes on from there."""
     ranked = found.ranked
     left, right = st.columns([3, 2])

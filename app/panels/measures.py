@@ -7,6 +7,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import streamlit as st
+from typing_extensions import override
 
 from analysis.experiments.measures import LONGEST, MASSIVE, MEASURES, Measured, read
 from analysis.runs.spec import Spec
@@ -15,9 +16,8 @@ from app.controls import choice, choose, chosen_text, kept
 from app.jobs.measures import MeasuresJob
 from app.panels import charts
 from app.panels.job_panel import JobPanel, Maker
-from app.plain import plain
 
-from .heads import HeadsPanel, text_of
+from .heads import Found, HeadsPanel, draw_head, resume
 
 JOB_PANEL = JobPanel("measures", MeasuresJob, "heads", "measures")
 MOST_SAMPLES, MOST_FIRST = 1000, 64
@@ -27,22 +27,19 @@ SHOWN = {"measure": "name", "threshold": "threshold"}
 
 
 @dataclass(frozen=True)
-class Found:
-    """What is known of measures, from a job or from the library."""
+class FoundMeasures(Found):
+    """What is known of measures."""
 
-    about: str
-    """What was measured, in a few words."""
-    text_note: str
     measured: Measured | None
 
     @classmethod
+    @override
     def of_job(cls, run: MeasuresJob) -> Self:
-        """What a job has found so far."""
         return cls(_about(run.done, run.samples, run.spec, run.text.title, run.begins), run.text_note, run.measured)
 
     @classmethod
+    @override
     def of_result(cls, kept: recordings.Result) -> Self:
-        """What the library keeps.  Raises ValueError where it is damaged."""
         file = kept.path / "measures.npz"
         measured = read(file) if file.exists() else None
         done = 0 if measured is None else len(measured.median)
@@ -92,18 +89,6 @@ def _prepared() -> Maker[MeasuresJob]:
     return partial(MeasuresJob, spec, text, asked["samples"], asked["first"])
 
 
-def resume() -> None:
-    """Compute what is missing of what stopped here."""
-    JOB_PANEL.begin(_prepared_again, resume)
-
-
-def _prepared_again() -> Maker[MeasuresJob]:
-    if (kept := JOB_PANEL.stopped) is None:
-        raise ValueError("that run is no longer in the library, or goes on: start again")
-    text, asked = text_of(kept, JOB_PANEL), kept.settings
-    return partial(MeasuresJob, kept.spec, text, asked.get("samples"), asked.get("first"), resumes=kept.id)
-
-
 def table(measured: Measured) -> pd.DataFrame:
     """A row for each head: means over samples."""
     _, layers, heads = measured.heads["alpha"].shape
@@ -113,17 +98,8 @@ def table(measured: Measured) -> pd.DataFrame:
 
 def draw() -> None:
     """The panel; again and again while samples are measured."""
-    run, found = JOB_PANEL.job, None
-    try:
-        kept = None if run is not None else JOB_PANEL.kept
-        found = Found.of_job(run) if run is not None else Found.of_result(kept) if kept is not None else None
-    except ValueError as e:
-        JOB_PANEL.say(e)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        JOB_PANEL.buttons("Measure" if found is None else "Measure again", "straighten", start, resume)
-        if found is not None:
-            st.caption(plain(found.about))
-    JOB_PANEL.watch()
+    again = partial(resume, JOB_PANEL, "samples", "first")
+    found = draw_head(JOB_PANEL, FoundMeasures, "Measure", "straighten", start, again)
     if found is None:
         st.markdown(
             "Short samples of the text are read, each alone and from its own beginning, and every head is measured: "
@@ -131,9 +107,7 @@ def draw() -> None:
             "with punctuation."
         )
         return
-    if found.text_note:
-        st.caption(plain(found.text_note))
-    if run is not None:
+    if (run := JOB_PANEL.job) is not None:
         JOB_PANEL.progress(run.done / run.samples, f"{run.done} of {run.samples} samples")
     if found.measured is not None:
         draw_measured(found.measured)
