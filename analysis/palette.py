@@ -16,6 +16,7 @@ LOOKS = {
     "keydiff": ("#CC79A7", "dash"),
     "scissorhands": ("#E69F00", "dash"),
     "lagkv": ("#0072B2", "dash"),
+    "expected-attention": ("#56B4E9", "dot"),
     "pyramid": ("#D55E00", "dash"),
     "duo": ("#000000", "dash"),
     "random": ("#767676", "dot"),
@@ -27,16 +28,18 @@ DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 
 
 def colours(policies: Sequence[Policy]) -> list[tuple[str, str]]:
-    """Colour and dash of each lane, no two alike: a policy's own, or where those are taken another colour and dash."""
+    """Colour and dash of each lane, no two alike as long as there are dashes: a policy's own, or where those are taken
+    another colour and dash."""
     taken: set[str] = set()
     styles: list[tuple[str, str]] = []
     for i, policy in enumerate(policies):
         own, dash = LOOKS.get(policy.name, (SPARE[0], "solid"))
         colour = next((c for c in (own, *SPARE) if c not in taken), own)
         again = sum(p.name == policy.name for p in policies[:i])
-        free = [d for d in (*((dash,) if not again else ()), *DASHES[again:], *DASHES) if (colour, d) not in styles]
+        dashes = (*((dash,) if not again else ()), *DASHES[again:], *DASHES)
+        free = ((c, d) for c in (colour, *SPARE) for d in dashes if (c, d) not in styles)
         taken.add(colour)
-        styles.append((colour, free[0]))
+        styles.append(next(free, (colour, dash)))
     return styles
 
 

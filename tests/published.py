@@ -3,6 +3,7 @@
 One token after the other, one KV head after the other, no cache.  Slow, and only for tiny models.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -23,13 +24,16 @@ class Moment:
 
     `A[h][t][j]`: attention of token t to token j, mean over the query heads of KV head h, 0 where j was not held;
     `keys` and `values` [tokens, dim] of this head before rotation; `kept`: positions, ascending; `rotated` [kept, dim]:
-    the kept keys as the newest query met them; `held[h]`: what each KV head of the layer holds.
+    the kept keys as the newest query met them; `queries` [groups, tokens, dim] of this head, before rotation,
+    times the scaling; `rotations(positions)` [positions, dim, dim]: x @ each rotates x to that position.
     """
 
     A: np.ndarray
     keys: np.ndarray
     values: np.ndarray
     rotated: np.ndarray
+    queries: np.ndarray
+    rotations: Callable
     kept: list
     t: int
     layer: int
@@ -104,6 +108,19 @@ def lagkv(policy, m):
     return list(scores)
 
 
+def expected_attention(policy, m):
+    """Devoto et al. 2025, section 3: queries are normal, so the mean of exp(q · k) is exp(μ · k + k · Σ k / 2)."""
+    begin = len(m.kept) if policy.positions == "cache" else m.t + 1
+    rotation = m.rotations(range(begin, begin + policy.future)).mean(0)
+    free = [i for i, j in enumerate(m.kept) if j >= policy.sinks]
+    weights = np.zeros(len(m.kept))
+    for queries in m.queries[:, policy.sinks : m.t + 1]:
+        mean, covariance = queries.mean(0) @ rotation, rotation.T @ np.cov(queries.T, bias=True) @ rotation
+        logits = [mean @ k + k @ covariance @ k / 2 for k in m.rotated[free]]
+        weights[free] += np.exp(logits - max(logits)) / np.exp(logits - max(logits)).sum() / len(m.queries)
+    return list(weights * np.linalg.norm(m.values[m.kept], axis=1))
+
+
 def random(policy, m):
     mask = 2**64 - 1
     scores = []
@@ -120,7 +137,8 @@ def late(policy, m):
     return m.kept
 
 
-WORTH = {f.__name__: f for f in (h2o, tova, snapkv, knorm, keydiff, scissorhands, lagkv, pyramid, random, late)}
+RULES = (h2o, tova, snapkv, knorm, keydiff, scissorhands, lagkv, expected_attention, pyramid, random, late)
+WORTH = {f.__name__.replace("_", "-"): f for f in RULES}
 
 
 def order(worth, protected, within, scale=0.0):
@@ -164,6 +182,15 @@ class Naive:
         keys, values = key[0].double().numpy(), value[0].double().numpy()
         # Most heads stand at the same positions: what rotates keys there is made once.
         angles = cache(lambda *at: model.angles(attention, torch.tensor(at)))
+        asked = (query[0].double() * (scaling or dim**-0.5)).unflatten(0, (kv_heads, groups)).numpy()
+
+        @cache
+        def rotation(at):
+            return model.rotate(attention, torch.eye(dim)[None, None], angles(*[at] * dim))[0, 0].double().numpy()
+
+        def rotations(positions):
+            return np.stack([rotation(at) for at in positions])
+
         for t in range(tokens):
             met = []
             for h in range(kv_heads):
@@ -171,15 +198,18 @@ class Naive:
                 at = range(len(kept[h])) if policy.positions == "cache" else kept[h]
                 rotated = model.rotate(attention, key[:, h : h + 1, kept[h]], angles(*at))
                 own = slice(h * groups, (h + 1) * groups)
-                asked = model.rotate(attention, query[:, own, t : t + 1], angles(at[-1]))
-                weights = torch.softmax(asked @ rotated.transpose(-1, -2) * (scaling or dim**-0.5), -1)
+                rotated_query = model.rotate(attention, query[:, own, t : t + 1], angles(at[-1]))
+                weights = torch.softmax(rotated_query @ rotated.transpose(-1, -2) * (scaling or dim**-0.5), -1)
                 out[t, own] = (weights @ value[:, h : h + 1, kept[h]])[0, :, 0]
                 A[h, t, kept[h]] = weights[0, :, 0].mean(0)
                 rows[own, t, kept[h]] = weights[0, :, 0]
                 mass[own, t] = weights[0, :, 0, [j < 4 for j in kept[h]]].sum(-1)
                 met.append(rotated[0, 0].double().numpy())
             if len(kept[0]) > budget:
-                moments = [Moment(A, keys[h], values[h], met[h], kept[h], t, layer, h) for h in range(kv_heads)]
+                moments = [
+                    Moment(A, keys[h], values[h], met[h], asked[h], rotations, kept[h], t, layer, h)
+                    for h in range(kv_heads)
+                ]
                 kept = [self._less(m, budget) for m in moments]
         for h in range(kv_heads):
             self.kept[layer, h] = kept[h]

@@ -14,7 +14,7 @@ import torch
 from analysis.engine.head_scores import full_heads
 from analysis.engine.history import RankedChunk
 from analysis.policies import Dense, Duo, Ranked, Recomputed, Streaming
-from analysis.policies.ranked import LayerState
+from analysis.policies.ranked import FutureQueries, LayerState
 
 from . import invariants
 
@@ -40,6 +40,8 @@ class Switching:
         self.slots = [[[] for _ in self.kv_heads] for _ in self.layers]
         self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
         """What queries gave since the last switch, oldest first: {position: mean weight of the group}."""
+        self.asked = [[] for _ in self.layers]
+        """These queries before rotation, scaled: of each layer (position, [heads, dim])."""
         self.read, self.gathers, self.recomputed_from, self.full = 0, True, None, None
         self.rows, self.evicted, self.firsts, self.ties = {}, {}, {}, 0
 
@@ -47,6 +49,7 @@ class Switching:
         twin = object.__new__(Switching)
         twin.__dict__.update(self.__dict__)
         twin.slots, twin.seen = ([[list(of) for of in layer] for layer in x] for x in (self.slots, self.seen))
+        twin.asked = [list(layer) for layer in self.asked]
         twin.rows = dict(self.rows)
         return twin
 
@@ -99,6 +102,7 @@ class Switching:
         layer, t, policy, rotate = attention.layer_idx, self.t, self.policy, self.model.rotate
         heads, dim = query.shape[1], query.shape[-1]
         out, mass, angles = torch.zeros(heads, value.shape[-1]), torch.zeros(heads), {}
+        self.asked[layer].append((t, query[0, :, 0].float() * (dim**-0.5 if scaling is None else scaling)))
 
         def standing(at):
             if at not in angles:
@@ -224,9 +228,24 @@ class Switching:
                 for k, p in zip(keys, at, strict=True)
             ]
             more["rotated"] = torch.stack(rotated)
+        if policy.future_positions:
+            more["future_queries"] = self._future_queries(attention, more["rotated"])
         total = rows(len(self.seen[layer][0])).sum(1) if policy.accumulates_attention else None
         recent = rows(policy.observation_window) if policy.observation_window else None
         return LayerState(keys, values, positions, total, recent, layer=layer, **more)
+
+    def _future_queries(self, attention, rotated):
+        """What was asked since the last switch but at the sinks, and keys that the next positions meet."""
+        policy, asked = self.policy, self.asked[attention.layer_idx]
+        begin = rotated.shape[1] if policy.positions == "cache" else self.t + 1
+        basis, rotations = torch.eye(rotated.shape[-1]), []
+        for at in range(begin, begin + policy.future_positions):
+            angles = self.model.angles(attention, torch.full((len(basis),), at))
+            rotations.append(basis if angles is None else self.model.rotate(attention, basis[None, None], angles)[0, 0])
+        queries = torch.stack([q for t, q in asked if t >= policy.sinks], 1)
+        covariance = torch.stack([torch.cov(q.T.double(), correction=0).float() for q in queries])
+        keys = rotated @ torch.stack(rotations).double().mean(0).float().T
+        return FutureQueries(queries.mean(1), covariance, keys)
 
     # Switching
 
@@ -235,6 +254,7 @@ class Switching:
         self.policy, self.recomputed_from = policy, None
         self.full = full_heads(self.context, policy) if isinstance(policy, Duo) else None
         self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
+        self.asked = [[] for _ in self.layers]
         self.gathers = True
         if not self.read:
             return

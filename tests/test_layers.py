@@ -10,6 +10,7 @@ import torch
 
 from analysis.engine.kv.store import Predicted, negative_log_likelihood
 from analysis.engine.layers.banded import BandedLayer
+from analysis.engine.layers.queries import QueryMoments
 from analysis.engine.layers.ranked import RankedLayer, Scattered
 from analysis.engine.layers.slots import Slots, Span, prefix_of
 from analysis.engine.layers.split import SplitLayer
@@ -290,6 +291,20 @@ def test_attention_is_remembered_as_a_list_remembers_it():
             else:
                 torch.testing.assert_close(layer.accumulated_attention[0], rows.sum(0))
                 assert layer.recent_attention is None
+
+
+@pytest.mark.parametrize("far", [0.0, 1e3])
+def test_moments_of_queries_are_those_of_all_of_them(far):
+    draw, parts, whole = torch.Generator().manual_seed(0), [], None
+    for queries in (1, 3, 1, 70, 2):
+        parts.append(far + torch.randn(2, queries, 4, generator=draw))
+        newer = QueryMoments.of(parts[-1])
+        whole = newer if whole is None else whole.joined(newer)
+    every = torch.cat(parts, 1).double()
+    assert whole.count == 77
+    torch.testing.assert_close(whole.mean.double(), every.mean(1))
+    for got, head in zip(whole.covariance.double(), every, strict=True):
+        torch.testing.assert_close(got, torch.cov(head.T, correction=0), atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 200])

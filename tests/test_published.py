@@ -31,10 +31,12 @@ class Prompt:
         out = self.model(torch.as_tensor(self.ids[None, :PROMPT]), **seen)
         self.attention = [a[0].double() for a in out.attentions]
         self.keys = [layer.keys[0].double() for layer in out.past_key_values.layers]
-        self.unrotated = []
+        self.unrotated, self.queries = [], []
         for layer, hidden, keys in zip(self.model.model.layers, out.hidden_states, self.keys, strict=False):
-            flat = layer.self_attn.k_proj(layer.input_layernorm(hidden))[0]
-            self.unrotated.append(flat.unflatten(-1, (len(keys), -1)).transpose(0, 1).double())
+            given = layer.input_layernorm(hidden)
+            for into, projection in ((self.unrotated, layer.self_attn.k_proj), (self.queries, layer.self_attn.q_proj)):
+                heads = projection(given)[0].unflatten(-1, (-1, keys.shape[-1]))
+                into.append(heads.transpose(0, 1).double())
         self.values = [layer.values[0].double() for layer in out.past_key_values.layers]
         self.groups, self.layers = groups, len(self.keys)
 
@@ -133,6 +135,32 @@ def test_lagkv_measures_a_stretch_by_the_next(prompt):
         assert kept == [[*range(sinks), *row, *range(sinks + lag, PROMPT)] for row in wanted]
 
 
+def test_expected_attention_is_the_mean_over_queries_that_are_drawn(prompt):
+    """The closed form against the definition: many queries from the same normal distribution, each asked."""
+    sinks, future = 4, 64
+    rotary = prompt.model.model.rotary_emb
+    cos, sin = (x[0].double() for x in rotary(torch.zeros(1), torch.arange(PROMPT, PROMPT + future)[None]))
+    for layer, kept in enumerate(prompt.kept(f"expected-attention:future={future},{once()}")):
+        queries, keys = prompt.queries[layer][:, sinks:], prompt.keys[layer][:, sinks:]
+        dim, total = keys.shape[-1], []
+        half = torch.zeros(dim, dim, dtype=torch.float64)
+        half[dim // 2 :, : dim // 2], half[: dim // 2, dim // 2 :] = torch.eye(dim // 2), -torch.eye(dim // 2)
+        rotation = (torch.diag_embed(cos) + sin[..., None] * half).mean(0)
+        draw = torch.Generator().manual_seed(layer)
+        for head, asked in enumerate(queries):
+            root = torch.linalg.cholesky(torch.cov(asked.T, correction=0) + 1e-12 * torch.eye(dim))
+            half_drawn = torch.randn(100_000, dim, generator=draw, dtype=torch.float64) @ root.T
+            drawn = asked.mean(0) + torch.cat((half_drawn, -half_drawn))
+            scores = drawn @ rotation.T @ keys[head // prompt.groups].T * dim**-0.5
+            expected = scores.exp().mean(0)
+            total.append(expected / expected.sum())
+        worth = prompt.of_groups(torch.stack(total)) * prompt.values[layer][:, sinks:].norm(dim=-1)
+        for row, got in zip(worth, kept, strict=True):
+            assert got[:sinks] == list(range(sinks)) and len(got) == KEPT
+            chosen = row[[j - sinks for j in got[sinks:]]].sort().values
+            torch.testing.assert_close(chosen, row.topk(KEPT - sinks).values.sort().values, rtol=5e-3, atol=0.0)
+
+
 def test_scissorhands_drops_what_got_less_than_an_even_share(prompt):
     history, recent = 30, 10
     for layer, kept in enumerate(prompt.kept(f"scissorhands:recent={recent},history={history},{once()}")):
@@ -156,6 +184,7 @@ PAPERS = {
     "keydiff": {"sinks": 0, "recent": 0, "keys": "rotated", "positions": "text"},
     "scissorhands": {"sinks": 0, "recent": 10, "history": 400, "interval": 128, "budget": 256, "positions": "text"},
     "lagkv": {"sinks": 16, "positions": "text"},
+    "expected-attention": {"sinks": 4, "recent": 0, "future": 512, "positions": "text"},
     "pyramid": {"sinks": 0, "recent": 8, "steepness": 20, "kernel": 7, "pooling": "max", "scorer": "snapkv"},
     "duo": {"sinks": 64, "window": 256, "full": 50, "positions": "text"},
 }
@@ -191,7 +220,7 @@ def test_what_was_written_before_is_still_understood(written):
 def test_the_docs_name_every_policy_and_settings_that_exist():
     text = (Path(__file__).parents[1] / "docs" / "policies.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*?) \|", text, flags=re.M)
-    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    named = {name for row in rows for name in re.findall(r"`([\w-]+)`", row)}
     assert named == set(POLICIES) - {"dense"}
     written = re.findall(r"`(\w+:[\w=,]+)`", text)
     assert written and all(parse(policy) for policy in written)

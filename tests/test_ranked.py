@@ -26,6 +26,7 @@ SMALL = {
     "keydiff": "budget=16",
     "scissorhands": "budget=16,sinks=1,recent=3,history=9",
     "lagkv": "budget=16,sinks=1,recent=4",
+    "expected-attention": "budget=16,sinks=2,future=20",
     "pyramid": "budget=16,sinks=1,recent=2,steepness=2",
     "random": "budget=16,sinks=0,recent=2,seed=7",
     "late": "budget=16,sinks=3,start=6",

@@ -23,6 +23,8 @@ WORKS = {
                      "{LLM} {KV} Cache Compression at Test Time", "2305.17118", "Liu, Zichang and others"),
     "lagkv": ("liang2025lagkv", "{LagKV}: Lag-Relative Information of the {KV} Cache Tells Which Tokens Are Important",
               "2504.04704", "Liang, Manlai and others"),
+    "expected-attention": ("devoto2025expectedattention", "Expected Attention: {KV} Cache Compression by Estimating "
+                           "Attention from Future Queries Distribution", "2510.00636", "Devoto, Alessio and others"),
     "pyramid": ("cai2024pyramidkv", "{PyramidKV}: Dynamic {KV} Cache Compression based on Pyramidal Information "
                 "Funneling", "2406.02069", "Cai, Zefan and others"),
     "duo": ("xiao2024duoattention", "{DuoAttention}: Efficient Long-Context {LLM} Inference with Retrieval and "

@@ -16,6 +16,7 @@ from .knorm import KNorm
 from .keydiff import KeyDiff
 from .scissorhands import Scissorhands
 from .lagkv import LagKV
+from .expected_attention import ExpectedAttention
 from .pyramid import Pyramid
 from .duo import Duo
 from .random import Random

@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class FutureQueries:
+    """The queries that one layer expects, as normally distributed as those that it has read."""
+
+    mean: "Float[Tensor, 'heads dim']"
+    """Before rotation, times the scaling of scores; float32."""
+    covariance: "Float[Tensor, 'heads dim dim']"
+    keys: "Float[Tensor, 'kv_heads slots dim']"
+    """The keys as those queries will meet them: rotated to where they stand and on by the mean of the queries' own
+    rotations, so that their product with a query before rotation is a score."""
+
+
 @dataclass(eq=False)
 class LayerState:
     """What one layer knows of its slots at the moment when some must go.  Slots stand in the order of the text.
@@ -38,6 +50,8 @@ class LayerState:
     layer: int
     rotated: "Float[Tensor, 'kv_heads slots dim'] | None" = None
     """The keys where they stand: rotated to their positions, as the newest query met them."""
+    future_queries: "FutureQueries | None" = None
+    """None unless the policy asks for them (`future_positions`)."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,11 @@ class Ranked(Policy):
     @property
     def observation_window(self) -> int:
         """Of how many of the newest queries the score needs the attention that they gave."""
+        return 0
+
+    @property
+    def future_positions(self) -> int:
+        """At how many of the next positions the score needs the queries that are expected; 0: it needs none."""
         return 0
 
     @property

@@ -6,6 +6,7 @@ what that layer has seen (policies/ranked.py).  Nothing is copied to the host in
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,8 @@ class RankedPass:
         positions = self._shared(("positions", key.device), lambda: self._positions(queries).to(key.device))
         held.append(key[0], value[0], positions)
         slots = len(held)
-        q = self._rotate(attention, held, query * call.scaling, key)
+        scaled = query * call.scaling
+        q = self._rotate(attention, held, scaled, key)
         q = q[0].reshape(kv_heads, groups * queries, call.dim)
         assert held.rotated is not None, "just rotated"
         scores = call.capped(q @ held.rotated.transpose(1, 2))
@@ -84,7 +86,12 @@ class RankedPass:
         if self.policy.accumulates_attention or self.policy.observation_window:
             held.observe(observed.view(kv_heads, groups, queries, slots).mean(1), self.policy)
         own = call.dim - self.model.positions.added
-        evicted = held.evict(self.policy, call.layer, self.model.layers, tell=self.capture, dims=own)
+        rotation = None
+        if self.policy.future_positions:
+            # The first tokens' queries are like no others.
+            held.observe_queries(scaled[0, :, max(0, self.policy.sinks - self.token) :])
+            rotation = partial(self._future_rotation, attention, slots, queries)
+        evicted = held.evict(self.policy, call.layer, self.model.layers, tell=self.capture, dims=own, rotation=rotation)
         if self.capture:
             self.queries.append(query[0])
             self.evicted.append(evicted)
@@ -131,6 +138,23 @@ class RankedPass:
         )
         held.rotated = torch.cat((held.rotated, model.rotate(attention, key, here)[0]), 1)
         return model.rotate(attention, query, here)
+
+    def _future_rotation(self, attention: AttentionModule, slots: int, queries: int) -> Float[Tensor, "dim dim"]:
+        """What rotates a query, x @ this, on average over the positions that follow."""
+        model, begin = self.model, slots if self.policy.positions == "cache" else self.token + queries
+        device = model.homes[attention.layer_idx]
+
+        def make() -> Tensor:
+            at = torch.arange(begin, begin + self.policy.future_positions, device=model.device)
+            angles = model.angles(attention, at, self.length, torch.float32)
+            basis = torch.eye(model.head_dim, device=device)
+            if angles is None:
+                return basis
+            # A rotation is linear in what its angles are given by.
+            cos, sin = (a.mean(1, keepdim=True).expand(-1, len(basis), -1) for a in angles)
+            return model.rotate(attention, basis[None, None], (cos, sin))[0, 0]
+
+        return self._shared(("future", model.kind(attention), begin, device), make)
 
     def _shared(self, kind: tuple, make: Callable[[], Any]) -> Any:
         """What the layers have in common is made once."""

@@ -3,6 +3,7 @@
 All heads of a layer hold equally many, so nothing is copied to the host in here: how many there are is known.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...families.rotary import Adapted
-from ...policies.ranked import LayerState, Ranked
+from ...policies.ranked import FutureQueries, LayerState, Ranked
 from ..state import State
 from .banded import BandedLayer
+from .queries import QueryMoments
 
 WORK = "accumulated_attention", "recent_attention", "rotated"
 """What a layer knows of its slots besides keys, values and positions, where there is any."""
@@ -82,6 +84,8 @@ class RankedLayer:
     """The keys once more, rotated to where they stand; None where they stand otherwise since an eviction."""
     length: int = 1
     """Of the context for which they were rotated (families/frequencies.py)."""
+    queries: QueryMoments | None = None
+    """Of the queries that were read, where the policy asks for those that are expected."""
 
     @classmethod
     def empty(cls, model: Adapted, layer: int) -> "RankedLayer":
@@ -92,7 +96,9 @@ class RankedLayer:
     def state(self) -> State:
         """What it holds, and what was observed of it."""
         named = {name: getattr(self, name) for name in ("keys", "values", "positions", *WORK)}
-        return State({"length": self.length}, {name: t for name, t in named.items() if t is not None})
+        moments = {} if self.queries is None else {"queries": self.queries.state()}
+        parts = State.of(moments, length=self.length)
+        return State(parts.values, {**parts.tensors, **{name: t for name, t in named.items() if t is not None}})
 
     def loaded(self, state: State) -> "RankedLayer":
         """A layer like this one that holds what a state says.  Raises ValueError where that is of another model."""
@@ -103,7 +109,8 @@ class RankedLayer:
         positions = state.tensor("positions", like, (heads, slots), torch.int64)
         shapes = (heads, slots), (heads, None, slots), tuple(keys.shape)
         work = (state.get(name, like, shape) for name, shape in zip(WORK, shapes, strict=True))
-        return RankedLayer(keys, values, positions, *work, length=state.value("length", int))
+        queries = QueryMoments.loaded(state.part("queries"), like) if "queries" in state.values else None
+        return RankedLayer(keys, values, positions, *work, length=state.value("length", int), queries=queries)
 
     @classmethod
     def of(cls, layer: BandedLayer, read: int) -> "RankedLayer":
@@ -197,10 +204,32 @@ class RankedLayer:
                 recent = torch.cat((older, recent), 1)
             self.recent_attention = recent[:, -window:]
 
-    def evict(self, policy: Ranked, layer: int, layers: int, *, tell: bool, dims: int | None = None) -> Evicted | None:
+    def observe_queries(self, queries: Float[Tensor, "heads queries dim"]) -> None:
+        """Remember what becomes of mean and spread of the queries with these, the newest."""
+        if queries.shape[1]:
+            newer = QueryMoments.of(queries)
+            self.queries = newer if self.queries is None else self.queries.joined(newer)
+
+    def future_queries(self, rotation: Float[Tensor, "dim dim"]) -> FutureQueries:
+        """The queries that are expected; x @ `rotation` rotates them to where they will stand."""
+        assert self.queries is not None, "queries have been observed"
+        assert self.rotated is not None, "keys that are ranked have been rotated"
+        return FutureQueries(self.queries.mean, self.queries.covariance, self.rotated.float() @ rotation.T)
+
+    def evict(
+        self,
+        policy: Ranked,
+        layer: int,
+        layers: int,
+        *,
+        tell: bool,
+        dims: int | None = None,
+        rotation: Callable[[], Float[Tensor, "dim dim"]] | None = None,
+    ) -> Evicted | None:
         """Evict what the policy ranks lowest, if there is more than its budget; `tell`: and return it.
 
-        `dims`: the first dimensions of a head, which are the model's own; None: all.
+        `dims`: the first dimensions of a head, which are the model's own; None: all.  `rotation`: rotates queries to
+        where they are expected, for a policy that asks for those.
         """
         budget = policy.budget_of(layer, layers)
         if len(self) <= budget:
@@ -208,7 +237,8 @@ class RankedLayer:
         rotated = None if self.rotated is None else self.rotated[..., :dims]
         keys, values = self.keys[..., :dims], self.values[..., :dims]
         observed = self.accumulated_attention, self.recent_attention
-        order = policy.order(LayerState(keys, values, self.positions, *observed, layer, rotated))
+        expected = None if rotation is None else self.future_queries(rotation())
+        order = policy.order(LayerState(keys, values, self.positions, *observed, layer, rotated, expected))
         count = budget - policy.interval + 1
         leaves, kept = order[:, :-count], order[:, -count:].sort().values
         evicted = Evicted(_picked(self.keys, leaves), _picked(self.positions, leaves)) if tell else None
