@@ -179,16 +179,17 @@ def test_trainings_are_seen_again_with_what_they_were_trained_on(home):
     assert there.select_slider[0].value == 1 and not there.session_state["lesson_run"]
 
 
-def costs(place: Path, policy: str = "dense") -> None:
+def costs(place: Path, policy: str = "dense", windows: str = WINDOWS) -> None:
     folder = result(place, "costs", "dense", {})
     numbers = [(128 * n, n / 10, n / 20, n * 1000) for n in range(1, 6)]
-    rows = [[name, *map(str, of)] for name in (policy, WINDOWS) for of in numbers]
+    rows = [[name, *map(str, of)] for name in (policy, windows) for of in numbers]
     (place / "costs.csv").write_text(as_csv(HEADER, rows))
     folder.finish("finished")
 
 
-def test_costs_are_seen_again(home):
-    costs(home / "co")
+@pytest.mark.parametrize("windows", [WINDOWS, "a window, encoded afresh"])
+def test_costs_are_seen_again_whatever_their_table_calls_windows(home, windows):
+    costs(home / "co", windows=windows)
     found = recorded(home / "co")
     assert [(str(lane.policy), len(lane.costs)) for lane in found.lanes] == [("dense", 5)] and len(found.windows) == 5
     at = opened("learn", chapter="cost", run="co", show="memory")

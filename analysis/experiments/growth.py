@@ -10,10 +10,12 @@ from ..policies import Policy
 READINGS = 2
 """Times that the text is read; the first warms up."""
 SIZES = (64, 128, 256, 512, 1024)
-"""Tokens of the windows that are encoded from nothing."""
+"""Tokens of the windows that are recomputed."""
 FILE = "costs.csv"
-WINDOWS = "a window, encoded afresh"
+WINDOWS = "a window, recomputed"
 """What the table calls them, which has a policy for all else."""
+FORMERLY = "a window, encoded afresh"
+"""What tables of earlier versions call them."""
 POWERS = np.arange(0.3, 2.5, 0.01)
 """Powers of a token's cost that are tried."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis import files, texts
-from analysis.experiments.growth import FILE, HEADER, READINGS, WINDOWS, Cost, Costs, LaneCosts
+from analysis.experiments.growth import FILE, FORMERLY, HEADER, READINGS, WINDOWS, Cost, Costs, LaneCosts
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from analysis.tables import from_csv
@@ -24,7 +24,7 @@ def recorded(folder: Path) -> Costs:
     try:
         for name, *cells in from_csv(files.contents(file), HEADER, str(file)):
             cost = Cost(int(cells[0]), float(cells[1]), float(cells[2]), int(cells[3]))
-            found.setdefault(name, []).append(cost)
+            found.setdefault(WINDOWS if name == FORMERLY else name, []).append(cost)
         windows = tuple(found.pop(WINDOWS, ()))
         lanes = tuple(LaneCosts(parse(name), tuple(costs)) for name, costs in found.items())
     except ValueError as e:
