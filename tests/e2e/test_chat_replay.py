@@ -93,6 +93,13 @@ def test_a_static_page_of_a_conversation_replays_its_lanes_without_network(offli
         assert not violations(page, "document"), scheme
     page.get_by_role("button", name="Surprise").click()
     page.wait_for_function("document.querySelectorAll('.sk-flow span[style*=rgba]').length > 20")
+    # Whatever its colour, and whether or not it has left the cache, all of it can be read.
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        page.wait_for_function(
+            "dark => document.querySelector('.sk').classList.contains('sk-dark') === dark", arg=scheme == "dark"
+        )
+        assert not violations(page, "document"), scheme
     page.wait_for_function(
         "at => location.hash.includes(`at=${at}`) && location.hash.includes('paint=true')", arg=second
     )

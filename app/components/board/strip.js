@@ -24,7 +24,7 @@ function makeStrip(send, paints) {
   function background(value, frame, theme) {
     if (Number.isNaN(value)) return "";
     if (frame.paint === "nll") return surpriseColour(value, theme);
-    return `rgba(0,114,178,${(shadeOf(value) * 0.75).toFixed(2)})`;
+    return attentionColour(value, theme);
   }
 
   function show(frame, theme) {

@@ -93,8 +93,9 @@ function makeLane(i, send, frameNow) {
     spans.forEach((span, k) => {
       const held = share(lane, begin + k);
       flag(span, "sk-gone", held === 0);
-      const opacity = held > 0 && held < 1 ? `${0.45 + 0.55 * held}` : "";
-      if (span.style.opacity !== opacity) span.style.opacity = opacity;
+      flag(span, "sk-less", held < 1);
+      const kept = held > 0 && held < 1 ? `${held}` : "";
+      if (span.style.getPropertyValue("--held") !== kept) span.style.setProperty("--held", kept);
       flag(span, "sk-sink", begin + k < lane.protected);
     });
     const edge = spans[lane.first - begin];
@@ -121,8 +122,8 @@ function makeLane(i, send, frameNow) {
     const paint = (span, place) => {
       const weight = weights.get(place);
       const cost = nll?.[place - begin];
-      const colour = weight !== undefined ? `rgba(0,114,178,${(shadeOf(weight) * 0.8).toFixed(2)})` : coloured && cost >= 0 ? surpriseColour(cost, theme) : "";
-      if (span.style.backgroundColor !== colour) span.style.backgroundColor = colour;
+      const colour = weight !== undefined ? attentionColour(weight, theme) : coloured && cost >= 0 ? surpriseColour(cost, theme) : "";
+      if (span.style.getPropertyValue("--paint") !== colour) span.style.setProperty("--paint", colour);
       span.title = `${JSON.stringify(span.textContent)} at ${count(place)}${weight === undefined ? "" : `: ${(100 * weight).toPrecision(2)} % of the attention`}${cost >= 0 ? `: NLL ${digits(cost)}` : ""}`;
       flag(span, "sk-asked", place === at);
     };

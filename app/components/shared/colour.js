@@ -88,4 +88,7 @@ function bar(ctx, x, y, width, height, labels, theme) {
 
 // Of a token's NLL: what is this surprising, or more, is darkest.
 const TOP_NLL = 8;
-const surpriseColour = (nll, theme) => `rgba(213,94,0,${(Math.min(1, Math.max(0, nll) / TOP_NLL) * (theme.dark ? 0.75 : 0.6)).toFixed(2)})`;
+// Behind text: the darkest still lets it be read (4.5 : 1).
+const behind = (rgb, share, theme) => `rgba(${rgb},${(share * (theme.dark ? 0.75 : 0.6)).toFixed(2)})`;
+const surpriseColour = (nll, theme) => behind("213,94,0", Math.min(1, Math.max(0, nll) / TOP_NLL), theme);
+const attentionColour = (weight, theme) => behind("0,114,178", shadeOf(weight), theme);
