@@ -176,7 +176,7 @@ function makeCurves(send, names) {
     small.xaxis.title = { text: "tokens read", standoff: 4, font: { size: LABEL_SIZE } };
     const tops = frame.lanes.map((_, i) => last(frame.arrays[`my${i}`]));
     const top = Math.max(1, ...tops, ...frame.lanes.map((_, i) => last(frame.whole?.[`my${i}`])));
-    small.yaxis = { gridcolor: theme.line, zeroline: false, range: [0, top * 1.12], nticks: 4 };
+    small.yaxis = { gridcolor: theme.line, zeroline: false, range: [0, top * 1.12], nticks: 4, ticklabelshift: ABOVE_ORIGIN };
     small.xaxis.range = range;
     const predicted = { type: "scatter", mode: "lines", x: frame.arrays.px?.data || [], y: frame.arrays.py?.data || [], line: { color: theme.muted, width: 1.5, dash: "dot" }, hovertemplate: "%{y:.0f} MB predicted<extra>Dense</extra>" };
     small.annotations = ends(tops, top, height - 8 - BELOW, room, most);

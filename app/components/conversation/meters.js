@@ -23,7 +23,7 @@ function makeMeters() {
     })), {
       height, width: place.clientWidth, margin: { l: 40, r: right, t: 6, b: 24 }, showlegend: false, hovermode: "closest", ...bare(theme),
       xaxis: { gridcolor: theme.line, zeroline: false, range: [0, longest * 1.01], tickformat: "~s", fixedrange: true },
-      yaxis: { gridcolor: theme.line, zeroline: false, range: [0, top], nticks: 4, fixedrange: true },
+      yaxis: { gridcolor: theme.line, zeroline: false, range: [0, top], nticks: 4, ticklabelshift: ABOVE_ORIGIN, fixedrange: true },
       annotations: ends.map((c, k) => endLabel(`${c.lane.brief}, ${digits(c.y[c.y.length - 1])}`, places[k], laneColour(c.lane.color, theme), room)),
     }, PLOT_CONFIG);
     place.setAttribute("aria-label", curves.map((c) => `${c.lane.label}: ${digits(c.y[c.y.length - 1])} ${unit}`).join("; "));
