@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from analysis.runs import library
 from tests.fuzz import seeds
 
-from .conftest import PATIENCE
+from .conftest import PATIENCE, started, wait_until
 from .test_heads import set_number, tile
 from .test_live import choose_head, press_main, stop, wait_read
 
@@ -142,6 +142,48 @@ def test_a_link_is_copied_where_a_browser_keeps_the_clipboard_from_pages(app, pa
     field.fill("")
     field.press("Control+v")
     expect(field).to_have_value(page.url, timeout=PATIENCE)
+
+
+SET_UP = {
+    "": "lane=window:window=64&text=macbeth&mode=cumulative&weights=int8&special=tokens",
+    "chat": "lane=window:window=64&script=memory&seed=7&temperature=0.5&weights=model&dtype=bfloat16",
+    "heads": "panel=knockouts&kind=weights&layer=3&tokens=96&text=macbeth",
+    "figures": "figure=strip:lane=1,begin=5,tokens=30&venue=acl&points=6.5&file=svg&dpi=150&grey=1",
+    "runs": "search=dense",
+    "learn": "chapter=row&sentence=Words+of+my+own+here&head=20.3&kind=off-by-one&logits=1,2.5,-3,0,4",
+}
+"""A page set up in a way of its own, for each page."""
+FIELDS = """() => [...document.querySelectorAll("input")].filter((input) => input.type !== "file")
+  .map((input) => [input.ariaLabel, input.type === "checkbox" ? input.checked : input.value]).sort().join("; ")"""
+
+
+def settled(page, query: str) -> str:
+    """Its fields, once a page says what it was asked, and its fields change no more."""
+    wanted = sorted(f"{name},{value}" for name, of in parse_qs(query).items() for value in of)
+    said = "[...new URLSearchParams(location.search)].map(String).sort().join('; ')"
+    wait_until(page, f"(wanted) => {said} === wanted", "; ".join(wanted))
+    before = ""
+    while (now := page.evaluate(FIELDS)) != before or not now:
+        before = now
+        page.wait_for_timeout(1500)
+    return now
+
+
+def test_links_of_every_page_open_the_same_on_another_server_and_back_and_forward(app, page, tmp_path):
+    with started(SINKSCOPE_RUNS=str(tmp_path / "runs")) as (other, _):
+        fields = {}
+        for where, query in SET_UP.items():
+            page.goto(f"{app}/{where}?{query}")
+            fields[where] = settled(page, query)
+        for where, query in list(SET_UP.items())[-2::-1]:
+            page.go_back()
+            assert settled(page, query) == fields[where], where
+        page.go_forward()
+        assert settled(page, SET_UP["chat"]) == fields["chat"]
+        for where, query in SET_UP.items():
+            page.goto(f"{other}/{where}?{query}")
+            assert settled(page, query) == fields[where], where
+    assert not page.problems and not page.strangers
 
 
 def test_back_leads_from_the_list_to_a_comparison_as_it_was(app, page):
