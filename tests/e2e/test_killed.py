@@ -37,7 +37,8 @@ def test_a_run_is_there_after_a_kill_and_goes_on(page, tmp_path):
         page.goto(f"{address}/?{link.query}")
         page.get_by_role("button", name="Resume").click()
         page.get_by_role("button", name="■ Stop").wait_for()
-        wait_read(page, 0, len(before[0]) + 33)
+        for lane, was in enumerate(before):
+            wait_read(page, lane, len(was) + 33)
         page.get_by_role("button", name="■ Stop").click()
         page.get_by_text("Stopped.").wait_for()
         after = load(folder)
