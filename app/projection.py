@@ -17,7 +17,7 @@ def project(
 ) -> None:
     """The button, and the style where it is on.  A page that is opened in the same tab stays projected."""
     state = st.session_state
-    if state.arrived and state.get(NAME):
+    if state.arrived and state.get(NAME) and st.query_params.get(NAME) != "1":
         st.query_params[NAME] = "1"
     on = state[NAME] = st.query_params.get(NAME) == "1"
     if on:

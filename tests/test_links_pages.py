@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 
 import pytest
+from streamlit.runtime.scriptrunner_utils.script_run_context import ScriptRunContext
 from streamlit.testing.v1 import AppTest
 
 from app.jobs.registry import REGISTRY
@@ -73,13 +74,32 @@ def widgets(at: AppTest) -> list[tuple[str, object]]:
     return [(widget.label, widget.value) for kind in KINDS for widget in at.get(kind)]
 
 
+class Heard:
+    """What a page sends to the browser, in place of the method that does so."""
+
+    def __init__(self) -> None:
+        self.send, self.addresses = ScriptRunContext.enqueue, list[str]()
+
+    def __get__(self, context, _):
+        return lambda message: self.hear(context, message)
+
+    def hear(self, context, message) -> None:
+        if message.WhichOneof("type") == "page_info_changed":
+            self.addresses.append(message.page_info_changed.query_string)
+        self.send(context, message)
+
+
 def is_the_same_elsewhere(page: str, asked: Mapping[str, str | list[str]]) -> None:
     here = opened(page, asked)
     wanted = {name: value if isinstance(value, list) else [value] for name, value in asked.items()}
     assert said(here) == wanted
     assert not here.error
-    there = opened(page, said(here))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptRunContext, "enqueue", heard := Heard())
+        there = opened(page, said(here))
     assert said(there) == said(here) and widgets(there) == widgets(here)
+    # What the address says already is not said again: it might come when a person has gone back to another page.
+    assert not heard.addresses
     # It is not as it is without the link.
     assert widgets(there) != widgets(opened(page, {}))
 

@@ -74,7 +74,9 @@ def to_address(name: str) -> None:
 def go(name: str, again: bool = False) -> None:
     """Turn to a chapter; what plays there begins, and `again` where it does already."""
     state = st.session_state.lesson
-    st.query_params["chapter"] = name
+    # An address that is said anew may come after a person has gone back, and would be taken for that of the other page.
+    if st.query_params.get("chapter") != name:
+        st.query_params["chapter"] = name
     if state.get("chapter") == name and not again and (PLAYS[name].start is None or stage.JOB_PANEL.job is not None):
         return
     state["chapter"] = name
