@@ -129,6 +129,18 @@ def hashed(words: str) -> str:
     return named_text("", hashlib.sha256(words.encode()).hexdigest())
 
 
+def wholes(name: str, most: int, low: int, high: int) -> Parameter:
+    """At most so many whole numbers with commas between them, none of them twice."""
+
+    def read(asked: str) -> tuple[int, ...]:
+        parts = asked.split(",", most)
+        if len(parts) > most:
+            raise ValueError(f"{name} are at most {most} whole numbers with commas between them")
+        return tuple(dict.fromkeys(number(name, part.strip(), low, high) for part in parts))
+
+    return Parameter(read, lambda numbers: ",".join(map(str, numbers)))
+
+
 def reals(name: str, most: int, low: float, high: float) -> Parameter:
     """At most so many numbers with commas between them, to four decimals."""
     one = real(name, low, high)

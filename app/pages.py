@@ -60,6 +60,13 @@ PAGES = {
             "Look into every head",
         ),
         Page(
+            "recall",
+            "target",
+            {"en": "Recall", "zh": "回忆"},
+            {"en": "Ask what a policy forgot"},
+            "What each policy recalls",
+        ),
+        Page(
             "figures",
             "image",
             {"en": "Figures", "zh": "图表"},

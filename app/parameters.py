@@ -4,9 +4,12 @@ No Streamlit in here.
 """
 
 from analysis.chat.scripts import scripts
+from analysis.experiments.recall import Task
+from analysis.experiments.recall import parse as parse_task
+from analysis.experiments.recall.base import ASKING
 from analysis.settings import quoted
 
-from .address import HASH, Parameter, Parameters, given_text, real, whole
+from .address import HASH, Parameter, Parameters, given_text, one_of, real, reals, text, whole, wholes
 
 MOST_TOKENS = 2**31 - 1
 """In a text, or a place in one."""
@@ -33,3 +36,30 @@ SAMPLING: Parameters = {
 }
 """How answers are sampled."""
 CHAT: Parameters = {"script": Parameter(_script), "kv_chunk": whole("kv_chunk", 1, 65536), **SAMPLING}
+
+LONGEST_RECALL, MOST_PLACES, MOST_REPEATS, MOST_SEED = 65_536, 24, 100, 2**31
+"""Of a map on a page: tokens of a text, lengths or depths, texts for each, and the seed that decides them."""
+MEASURED = {"recalled": "How often it is recalled", "nll": "NLL of the answer"}
+"""What the cells of a map show."""
+
+
+def task(written: str) -> Task:
+    """A task that an address or a press on a page names.  Raises ValueError where it is none, or reads a file."""
+    found = parse_task(written)
+    if getattr(found, "file", ""):
+        raise ValueError("pages read no files by name: upload the questions beside the task")
+    if (haystack := getattr(found, "haystack", "filler")) != "filler":
+        text(haystack)
+    return found
+
+
+RECALL: Parameters = {
+    "task": Parameter(lambda written: task(written).short),
+    "lengths": wholes("lengths", MOST_PLACES, 2, LONGEST_RECALL),
+    "depths": reals("depths", MOST_PLACES, 0, 100),
+    "repeats": whole("repeats", 1, MOST_REPEATS),
+    "seed": whole("seed", 0, MOST_SEED),
+    "question": one_of("question", ASKING),
+    "measured": one_of("measured", MEASURED),
+}
+"""The page that asks what a policy forgets: its texts, how they are asked, and what its map shows."""

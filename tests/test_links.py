@@ -15,12 +15,12 @@ from app import address
 from app.controls import MODEL, NUMBERS, WEIGHTS, Chosen
 from app.lesson.chapters import PLAYS, cost, emergence, enough, first, heads, nothing, row
 from app.panels import atlas, figure_layout, figure_source, knockouts, measures
-from app.parameters import CHAT, READ, SAMPLING
+from app.parameters import CHAT, MEASURED, READ, RECALL, SAMPLING
 
 PANELS = {"maps": atlas.PANEL, "measures": measures.PANEL, "knockouts": knockouts.PANEL}
 FIGURE = {**figure_source.PARAMETERS, **figure_layout.PARAMETERS}
 CHAPTERS = {f"chapter {name}": play.parameters for name, play in PLAYS.items() if play.parameters}
-ALL = {"read": READ, "chat": CHAT, "model": MODEL, "figures": FIGURE, **CHAPTERS} | {
+ALL = {"read": READ, "chat": CHAT, "model": MODEL, "figures": FIGURE, "recall": RECALL, **CHAPTERS} | {
     name: panel.parameters for name, panel in PANELS.items()
 }
 EACH = [(page, name) for page, of in ALL.items() for name in of]
@@ -122,6 +122,12 @@ VALUES = {
     "threshold": st.floats(0.05, 0.95),
     "kind": st.sampled_from(list(knockouts.KINDS)),
     "layer": st.integers(0, 1024),
+    "task": st.sampled_from(["passkey", "needle:haystack=macbeth", "streameval:back=40,digits=3", "arc", "jsonl"]),
+    "lengths": st.lists(st.integers(2, 65_536), min_size=1, max_size=24, unique=True).map(tuple),
+    "depths": st.lists(st.integers(0, 1000).map(lambda n: n / 10), min_size=1, max_size=24).map(tuple),
+    "repeats": st.integers(1, 100),
+    "question": st.sampled_from(["aware", "blind"]),
+    "measured": st.sampled_from(list(MEASURED)),
 }
 """Every parameter, and what it may be."""
 

@@ -43,6 +43,7 @@ def recall(
     on."""
     from ..experiments import grid
     from ..experiments.recall import TASKS, cells
+    from ..experiments.recall.asked import Asked
     from ..runs import library
 
     if name is None:
@@ -59,19 +60,24 @@ def recall(
         model, task.short, tuple(policies), None, chunk, options.dtype_of(dtype, device), device, options.bos_of(bos),
         weights, kv_heads, special=special,
     )  # fmt: skip
-    where = options.numbers(lengths, int, "--lengths"), options.numbers(depths, float, "--depths")
-    asked = cells.cells(task, spec, policies, *where, repeats, seed, asking=question, decode=decode)
+    at = tuple(options.numbers(lengths, int, "--lengths")), tuple(options.numbers(depths, float, "--depths"))
+    asked = Asked(task.short, *at, repeats, seed, question, decode)
+    wanted = asked.cells(spec)
     place = out_folder or library.home(runs) / f"recall-{task.name}"
-    left, status = grid.unfinished(asked, place), "finished"
+    left, status = grid.unfinished(wanted, place), "finished"
     options.say_changed(spec)
+    folder = asked.folder(spec, place)
     try:
         with Bars(out) as bar:
-            doing = bar.add_task("Cells", total=len(asked), completed=len(asked) - len(left))
-            for _ in grid.run(asked, place, jobs=jobs, backend=backend, address=address):
+            doing = bar.add_task("Cells", total=len(wanted), completed=len(wanted) - len(left))
+            for _ in grid.run(wanted, place, jobs=jobs, backend=backend, address=address):
                 bar.advance(doing)
     except KeyboardInterrupt:
         status = "interrupted"
-    if rows := cells.rows_of(asked, place):
+    except BaseException:
+        folder.finish("failed")
+        raise
+    if rows := cells.rows_of(wanted, place):
         cells.write_table(rows, place)
         # A narrow terminal has no room for many columns.
         header, lines = cells.summary(rows, most_depths=7 if out.width >= 110 else 0)
@@ -80,6 +86,7 @@ def recall(
         for line in lines:
             table.add_row(*line)
         out.print(table)
+    folder.finish(status)
     again = ": the same command goes on" if status == "interrupted" else ""
     say(f"{status.capitalize()}{again}. Cells and {cells.TABLE} lie in {place}")
     if status == "interrupted":

@@ -1,11 +1,10 @@
-"""What `resume` does with results: it computes what is missing of knock-outs, measures and costs."""
+"""What `resume` does with results: it computes what is missing of knock-outs, measures, costs and recall."""
 
 import shlex
 from pathlib import Path
 
 import typer
 
-from .. import texts
 from . import options
 from .console import out, say
 from .ending import Brake
@@ -17,9 +16,12 @@ def go_on(path: Path) -> None:
     from ..runs.result import ResultFolder, stopped
 
     asked = stopped(path)
-    spec, source = asked.spec, texts.read(asked.spec.text)
+    spec = asked.spec
     with waiting(out, "Loading the model") as status:
-        from ..experiments.resume import completed
+        from ..experiments.resume import completed, source_of
+
+        source = source_of(asked)
+
         from ..models.loading import load
 
         network = load(**spec.loading, progress=status.update)

@@ -6,7 +6,7 @@ whole cells only, nobody needs a disk in common, and whoever runs the same grid 
 
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -17,7 +17,7 @@ import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from .. import files
-from ..runs.reader import spec_of
+from ..runs.reader import about_of, spec_of
 from ..runs.spec import Spec
 from . import gpus
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 TRIES = 3
 """How often a cell whose worker died is begun again."""
 BACKENDS = ("local", "dask", "ray")
+OF_CELLS = ("recall",)
+"""Kinds of results that are folders of cells."""
 PATIENCE = 10
 """Seconds in which a scheduler must answer."""
 
@@ -59,7 +61,7 @@ def unfinished(cells: Iterable[C], out: Path) -> list[C]:
     Raises ValueError where it holds something else than cells, or another run of the same name.
     """
     left = []
-    if os.path.exists(out) and not any(out.glob("*/run.json")):
+    if os.path.exists(out) and not any(out.glob("*/run.json")) and not _says(out):
         files.new_folder(out)
     for cell in cells:
         if not os.path.exists(out / cell.name / "run.json"):
@@ -71,6 +73,11 @@ def unfinished(cells: Iterable[C], out: Path) -> list[C]:
             )
             raise ValueError(f"{out / cell.name} holds a run {what}: choose another --out")
     return left
+
+
+def _says(out: Path) -> bool:
+    """Whether a folder says in a run.json of its own of what its cells are to be."""
+    return os.path.exists(out / "run.json") and about_of(out).get("kind") in OF_CELLS
 
 
 def run(
@@ -90,7 +97,7 @@ def run(
                 share = backend == "local" and jobs > 1
                 work = [joblib.delayed(compute)(cell, share) for cell in left.values()]
                 for name, made in _results(work, one_by_one=backend != "ray"):
-                    _move_into_place(out / name, made)
+                    put(out / name, made)
                     yield left.pop(name)
             return
         except Exception as e:
@@ -138,8 +145,8 @@ def _loaded(how: tuple[tuple[str, Any], ...]) -> "LanguageModel":
     return load(**dict(how))
 
 
-def _move_into_place(place: Path, made: dict[str, bytes]) -> None:
-    """All files of a cell at once, or none."""
+def put(place: Path, made: Mapping[str, bytes]) -> None:
+    """Write all files of a cell at once, or none.  Raises ValueError where the disk does not take them."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as draft:

@@ -1,4 +1,4 @@
-"""Results that go on where they stopped: of knock-outs, measures and costs only what is missing is computed."""
+"""Results that go on where they stopped: of knock-outs, measures, costs and recall only what is missing is computed."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from ..models.language_model import LanguageModel
 from ..policies import parse
 from ..runs.result import Keep, StoppedResult
-from ..texts.sources import Text
+from ..texts.sources import Text, read
 from .ablation import Effect, heads_of, kept_knock_outs
 from .costs import READINGS, SIZES, KeptCosts
 from .measures import kept_measures, samples_of_text, separators_of
+from .recall.asked import Asked, kept_answers
 
 
 def completed(keep: Keep, asked: StoppedResult, network: LanguageModel, source: Text) -> Iterator[float]:
@@ -20,9 +21,13 @@ def completed(keep: Keep, asked: StoppedResult, network: LanguageModel, source: 
     Raises ValueError where text or weights are others, or what is known is damaged.
     """
     asked.check(source.sha256, network.sha256)
-    yield from {"knockouts": _knock_outs, "measures": _measures, "costs": _costs}[asked.kind](
-        keep, asked, network, source
-    )
+    of_kind = {"knockouts": _knock_outs, "measures": _measures, "costs": _costs, "recall": _recall}[asked.kind]
+    yield from of_kind(keep, asked, network, source)
+
+
+def source_of(asked: StoppedResult) -> Text:
+    """The text of a result.  Raises ValueError where it is no longer there."""
+    return Asked.of(asked.settings).text if asked.kind == "recall" else read(asked.spec.text)
 
 
 def _ids(asked: StoppedResult, network: LanguageModel, source: Text) -> NDArray[np.int32]:
@@ -50,3 +55,10 @@ def _costs(keep: Keep, asked: StoppedResult, network: LanguageModel, source: Tex
     for _ in costs.steps(keep):
         whole = costs.readings + (costs.share if costs.readings < READINGS else 0)
         yield (whole + len(costs.windows) / len(SIZES)) / (READINGS + 1)
+
+
+def _recall(keep: Keep, asked: StoppedResult, network: LanguageModel, source: Text) -> Iterator[float]:
+    cells, whole = Asked.of(asked.settings).cells(asked.spec), 0
+    for answered in kept_answers(keep, network, cells, asked.path):
+        whole += answered.whole
+        yield whole / len(cells)

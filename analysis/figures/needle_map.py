@@ -44,23 +44,18 @@ class NeedleMap(Figure):
 
         Raises ValueError where the task has no depths.
         """
-        cells: dict[tuple[str, int, float], list[Row]] = {}
-        for row in source:
-            if row.depth is not None and row.distance is not None:
-                cells.setdefault((row.policy, row.length, round(row.depth, 1)), []).append(row)
-        if not cells:
+        from ..experiments.recall.maps import spots
+
+        found = spots(source)
+        if not found:
             raise ValueError("nothing in these texts says the answers, so they have no depth: choose another task")
-        # Dense first, and all else in the order in which it was asked for.
-        order = sorted(dict.fromkeys(key[0] for key in cells), key=lambda policy: policy != "dense")
-        keys = sorted(cells, key=lambda key: (order.index(key[0]), *key[1:]))
-        policy, length, depth = zip(*keys, strict=True)
         return {
-            "policy": np.array(policy),
-            "length": np.array(length),
-            "depth": np.array(depth),
-            "texts": np.array([len(cells[key]) for key in keys]),
-            "recalled": np.array([np.mean([row.hit for row in cells[key]]) for key in keys]),
-            "nll": np.array([np.mean([row.nll for row in cells[key]]) for key in keys]),
+            "policy": np.array([spot.policy for spot in found]),
+            "length": np.array([spot.length for spot in found]),
+            "depth": np.array([spot.depth for spot in found]),
+            "texts": np.array([len(spot.rows) for spot in found]),
+            "recalled": np.array([spot.recalled for spot in found]),
+            "nll": np.array([spot.nll for spot in found]),
         }
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
@@ -70,6 +65,8 @@ class NeedleMap(Figure):
 
 def needle_map(data: Numbers, *, ax: Axes | None = None, cells: str = "recalled") -> Axes:
     """Draw columns `policy`, `length`, `depth`, `recalled`, `nll`: a block of cells for each policy, side by side."""
+    from ..experiments.recall.maps import FAILS
+
     ax = axes(ax)
     policies, lengths, depths = list(dict.fromkeys(data["policy"])), np.unique(data["length"]), np.unique(data["depth"])
     scheme, what = COLOURS[cells]
@@ -82,7 +79,7 @@ def needle_map(data: Numbers, *, ax: Axes | None = None, cells: str = "recalled"
     down = np.searchsorted(depths, data["depth"])
     whole[down, across] = meaning.to_rgba(data[cells])
     dense = "dense" in policies
-    failing = {(d, n) for p, d, n, share in _rows(data) if p == "dense" and share < 0.5}
+    failing = {(d, n) for p, d, n, share in _rows(data) if p == "dense" and share < FAILS}
     for row, (policy, depth, length, _) in enumerate(_rows(data)):
         if policy != "dense" and (depth, length) in failing:
             whole[down[row], across[row]] = to_rgba(GREY)

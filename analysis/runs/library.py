@@ -33,6 +33,7 @@ KINDS = {
     "measures": "Measures",
     "training": "Training",
     "costs": "Costs",
+    "recall": "Recall",
     "grid": "Grid of runs",
 }
 """Kinds of runs, as run.json says them, and their names; a grid is a folder of runs."""
@@ -46,7 +47,7 @@ FILES = {
     *("maps.arrow", "shares.arrow", "rows.arrow", LABEL, KEPT),
     *("stretch.json", "queries.npy", "keys.npy", "norms.npy", "token_ids.npy"),
     *("massive.npy", "mass.npy", "median.npy", "curves.csv", "maps.npz", "alpha.npz", "table.csv", "table.md"),
-    *("effects.csv", "measures.npz", "costs.csv"),
+    *("effects.csv", "measures.npz", "costs.csv", "recall.parquet", "questions.jsonl"),
 }
 """All that a run folder of any kind holds, but for its checkpoint and hidden files."""
 CHECKPOINT = "checkpoint"

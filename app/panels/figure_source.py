@@ -24,11 +24,13 @@ NEEDS = {
     "run": "a run", "stretch": "a captured stretch", "grid": "a grid of runs", "trainings": "trainings",
     "recall": "a table of recall", "verdict": "a verdict",
 }  # fmt: skip
-MADE_ON = {"stretch": "heads", "trainings": "learn"}
+MADE_ON = {"stretch": "heads", "trainings": "learn", "recall": "recall"}
 """The pages on which they are made; all others on the first one."""
-BY_COMMAND = {"recall": "recall passkey", "verdict": "compare"}
+BY_COMMAND = {"verdict": "compare"}
 """The commands that make what no page makes."""
-HOLDS = {"reading": "run", "chat": "run", "capture": "stretch", "grid": "grid", "training": "trainings"}
+HOLDS = {
+    "reading": "run", "chat": "run", "capture": "stretch", "grid": "grid", "training": "trainings", "recall": "recall",
+}  # fmt: skip
 """Which of them a run of the library is, by its kind."""
 FOLDER = "A folder …"
 ELSEWHERE = "elsewhere"

@@ -36,6 +36,7 @@ OPENED_ON: Mapping[str, tuple[str, Mapping[str, str]]] = {
     **dict.fromkeys(("capture", "knockouts", "measures"), ("heads", {})),
     "training": ("learn", {"chapter": "emergence"}),
     "costs": ("learn", {"chapter": "cost"}),
+    "recall": ("recall", {}),
     "grid": ("figures", {}),
 }
 """The pages that show a run of a kind, and what their addresses say of it beside its name."""

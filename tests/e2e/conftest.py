@@ -82,9 +82,8 @@ def browser(chromium):
 
 def asked_below(message) -> bool:
     """Whether this is Streamlit, which on a page with a path of its own asks for its server below that path first."""
-    return bool(
-        re.search(r"/(chat|heads|figures|runs|learn)/_stcore/(health|host-config)$", message.location.get("url", ""))
-    )
+    pages = "chat|heads|recall|figures|runs|learn"
+    return bool(re.search(rf"/({pages})/_stcore/(health|host-config)$", message.location.get("url", "")))
 
 
 def wait_until(page, expression: str, arg=None, timeout: float = PATIENCE) -> None:

@@ -18,15 +18,17 @@ from markdown_it import MarkdownIt
 from streamlit.testing.v1 import AppTest
 
 from analysis import texts
+from analysis.experiments.recall.asked import Asked
 from analysis.lab.recipe import Recipe
 from analysis.policies import POLICIES
 from analysis.runs.spec import Sampling, Spec
-from app import address
+from app import address, parameters
 from app.jobs.ablation import AblationJob
 from app.jobs.capture import CaptureJob
 from app.jobs.chat import ChatJob
 from app.jobs.measures import MeasuresJob
 from app.jobs.reading import ReadingJob
+from app.jobs.recall import RecallJob
 from app.jobs.registry import REGISTRY
 from app.jobs.training import TrainingJob
 from app.libraries import LIBRARIES
@@ -35,7 +37,7 @@ from .parsers import Row, settings
 from .spoil import NASTY, spoiled_text
 
 MAIN = str(Path(__file__).parents[2] / "app" / "main.py")
-PAGES = ("read", "chat", "heads", "figures", "runs", "learn")
+PAGES = ("read", "chat", "heads", "recall", "figures", "runs", "learn")
 MARK = "zqmark"
 """Part of every name that an address must not pass on."""
 NAMES = (
@@ -48,6 +50,7 @@ PARAMETERS = {
     "read": ("lane", "model", "text", "bos", "special", "run", "mode", "paint", "reference", "shown", "head"),
     "chat": ("lane", "model", "bos", "special", "run", "shown", "head", "token", "script"),
     "heads": ("run", "bos", "special", "model", "text", "layer", "head", "panel"),
+    "recall": ("run", "lane", "model", "bos", "task", "lengths", "depths", "repeats", "question", "measured", "cell"),
     "figures": ("run", "figure", "folder", "venue", "points", "file", "dpi", "grey"),
     "runs": ("compare", "search", "run", "projected", "mode", "lanes"),
     "learn": ("chapter", "lang", "bos", "projected", "run", "sentence", "head", "logits", "cuts", "recipe", "step"),
@@ -59,7 +62,9 @@ RIGHT = {
     "lang": ("en", "zh"), "projected": ("1",), "sentence": ("Other words of my own",), "logits": ("1,2,3",),
     "cuts": ("2,4",), "recipe": ("steps=20,seed=1",), "step": ("20",), "script": ("memory", "sha256:0123456789abcdef"),
     "venue": ("acl",), "points": ("7.5",), "file": ("svg",), "dpi": ("150",), "grey": ("1",), "lanes": ("0.1",),
-    "panel": ("maps",), "figure": ("perplexity",),
+    "panel": ("maps",), "figure": ("perplexity",), "task": ("needle:haystack=hamlet", "copy:items=3", "jsonl"),
+    "lengths": ("64,128",), "depths": ("2.5,50",), "repeats": ("2",), "question": ("blind",), "measured": ("nll",),
+    "cell": ("0,64,50",),
 }  # fmt: skip
 SHOWN = ("markdown", "alert", "button", "popover", "expandable", "heading", "metric", "progress", "page_link")
 TOUCHING = ("open", "os", "socket", "shutil", "subprocess", "urllib", "glob", "tempfile", "http", "pathlib")
@@ -146,6 +151,7 @@ def some_runs() -> Iterator[list[str]]:
     kinds = (
         partial(ReadingJob, spec, text), partial(ChatJob, spec), partial(AblationJob, spec, text, "values", None),
         partial(CaptureJob, spec, text, ""), partial(MeasuresJob, spec, text, 4, 4),
+        partial(RecallJob, spec, Asked("passkey", (128,), (50.0,), 1, 0)),
         partial(TrainingJob, [Recipe("softmax", width=16, vocabulary=24, length=16, batch=4, steps=2)]),
     )  # fmt: skip
     ids = []
@@ -193,6 +199,10 @@ def judged(at: AppTest, page: str) -> str | bool:
         said, lanes, chosen = [state["chat_problem"]], state["chat"].lanes, state["chat"].model
     elif page == "heads":
         said, lanes, chosen = [state["heads_problem"]], [state["heads"]["policy"]], state["heads"]["model"]
+    elif page == "recall":
+        said, lanes, chosen = [state["recall_problem"]], state["recall"]["lanes"], state["recall"]["model"]
+        if (task := parameters.task(state["recall"]["task"])).source:
+            return f"would ask from the file {task}"
     elif page == "learn":
         said, lanes, chosen = [state["lesson"]["note"], state["lesson_problem"]], [], None
     else:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis import texts
+from analysis.experiments.recall.asked import Asked
 from analysis.lab.recipe import Recipe
 from analysis.runs.spec import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
@@ -29,6 +30,7 @@ from app.jobs.chat import ChatJob
 from app.jobs.costs import CostsJob
 from app.jobs.measures import MeasuresJob
 from app.jobs.reading import ReadingJob
+from app.jobs.recall import RecallJob
 from app.jobs.registry import Registry
 from app.jobs.training import TrainingJob
 from app.view import View
@@ -93,6 +95,7 @@ def kinds(model: str, folder: Path) -> dict[str, Callable[..., Job]]:
         "measures": partial(MeasuresJob, short, text, 3, 2),
         "knock-outs": partial(AblationJob, one, text, "values", 0),
         "costs": partial(CostsJob, spec, text),
+        "recall": partial(RecallJob, spec, Asked("passkey", (600,), (5.0, 95.0), 1, 0)),
         "training": partial(TrainingJob, [Recipe("softmax", **TINY), Recipe("relu", **TINY)]),
     }
 

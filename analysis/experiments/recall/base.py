@@ -11,6 +11,12 @@ from typing import ClassVar, NamedTuple
 from ...settings import Settings
 from .encoding import Tokens
 
+ASKING = {
+    "aware": "the question is read like all that comes before it, and takes part in what is evicted",
+    "blind": "nothing is evicted from the question on: what was kept, was kept without knowing it",
+}
+"""How a question may be asked."""
+
 
 class Place(NamedTuple):
     """Which text of a task: its tokens, the depth of the fact in % of the room (None: the task says), the repeat."""

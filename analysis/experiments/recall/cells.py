@@ -6,7 +6,7 @@ Cells are named by all that decides their text, so they are kept, and found agai
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 KIND = "recall"
 """What run.json of a cell says it is."""
 TABLE = "recall.parquet"
-LONGEST, MOST_REPEATS = 2**20, 10_000
+LONGEST, MOST_REPEATS, MOST_CELLS = 2**20, 10_000, 1_000_000
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -89,33 +89,46 @@ class RecallCell:
         written = f"{self.task}-{policy}-{self.place.length}{depth}-{self.place.repeat}"
         return f"{re.sub(r'[^-A-Za-z0-9_.+=]+', '-', written)[:100]}-{digest}"
 
-    def write(self, place: Path, model: "LanguageModel") -> None:
-        """Ask, and write down what was answered.  Raises ValueError where the text cannot be made, or not be read."""
+    @property
+    def size(self) -> int:
+        """Tokens of its text, about; 1 where the text says that itself."""
+        return max(1, self.place.length)
+
+    def rows(self, model: "LanguageModel", told: Callable[[int], object] = lambda tokens: None) -> Iterator[Row]:
+        """Ask, and say of each question how it was answered.  `told`: see scoring.answers.
+
+        Raises ValueError where the text cannot be made, or not be read.
+        """
         from .scoring import answers
 
         spec, task = self.spec, TASKS.parse(self.task)
         sample = task.sample(self.place, self.seed, tokens := Tokens(model.tokenizer, str(spec.bos), spec.special))
         text, policy = tokens.encode(sample), parse_policy(spec.policies[0])
         found = answers(
-            model, text, policy, stays=sample.stays, asking=self.asking, decode=self.decode, chunk=spec.chunk
+            model, text, policy, stays=sample.stays, asking=self.asking, decode=self.decode, chunk=spec.chunk, told=told
         )
-        rows = []
         for asked, exchange, answer in zip(text.asked, sample.exchanges, found, strict=True):
             depth = self.place.depth
             if depth is None and asked.needle is not None:
                 depth = 100 * asked.needle[0] / asked.question
-            row = Row(
+            yield Row(
                 task=self.task, policy=spec.policies[0], length=self.place.length or len(text.ids), depth=depth,
                 repeat=self.place.repeat, seed=self.seed, hit=answer.hit, nll=answer.nll,
                 answer=exchange.answer.strip(), said=str(tokens.tokenizer.decode(list(answer.said))).strip(),
                 distance=answer.distance, wrong=answer.wrong, kept=answer.kept,
             )  # fmt: skip
-            rows.append(row)
+
+    def about(self, rows: Sequence[Row], model: "LanguageModel") -> str:
+        """What run.json of its folder says."""
+        said: dict[str, Any] = {"spec": asdict(self.spec), "kind": KIND, "status": "finished"}
+        said |= {"weights_sha256": model.sha256, "asking": self.asking, "decode": self.decode}
+        return json.dumps(said | {"rows": msgspec.to_builtins(rows)}, indent=2) + "\n"
+
+    def write(self, place: Path, model: "LanguageModel") -> None:
+        """Ask, and write down what was answered.  Raises ValueError where the text cannot be made, or not be read."""
+        about = self.about(list(self.rows(model)), model)
         place.mkdir()
-        about: dict[str, Any] = {"spec": asdict(spec), "kind": KIND, "status": "finished"}
-        about |= {"weights_sha256": model.sha256, "asking": self.asking, "decode": self.decode}
-        about |= {"rows": msgspec.to_builtins(rows)}
-        files.write(place / "run.json", json.dumps(about, indent=2) + "\n")
+        files.write(place / "run.json", about)
 
 
 def cells(
@@ -130,7 +143,8 @@ def cells(
     asking: str = "aware",
     decode: bool = False,
 ) -> list[RecallCell]:
-    """Cells for all policies and texts: one policy after the other, in the order in which they are named.
+    """Cells for all policies and texts: one policy after the other, dense first, then in the order in which they are
+    named.
 
     `base` says which model reads.  Raises ValueError where there is nothing to do.
     """
@@ -140,7 +154,10 @@ def cells(
         raise ValueError(f"a depth is from 0 to 100 % of the text, not {wrong[0]:g}")
     if wrong := [n for n in lengths if not 2 <= n <= LONGEST]:
         raise ValueError(f"a text has 2 to {LONGEST:,} tokens, not {wrong[0]}")
-    named = list(dict.fromkeys(str(parse_policy(p)) for p in policies))
+    # Where dense fails, what others do says nothing of them.
+    named = sorted(dict.fromkeys(str(parse_policy(p)) for p in policies), key=lambda policy: policy != "dense")
+    if (many := len(named) * len(lengths) * max(1, len(depths)) * repeats) > MOST_CELLS:
+        raise ValueError(f"these are {many:,} cells, more than the {MOST_CELLS:,} of a map: choose fewer of something")
     places = list(dict.fromkeys(task.places(lengths, depths, repeats)))
     if not named or not places:
         raise ValueError("name at least one policy and one length, and one depth where the task asks for it")

@@ -15,6 +15,9 @@ from ...settings import quoted, setting
 from .base import Exchange, Place, Sample, Task
 from .encoding import Tokens
 
+QUESTIONS = "questions.jsonl"
+"""A file that was uploaded: it lies in the folder of its cells."""
+
 
 class Line(msgspec.Struct, forbid_unknown_fields=True):
     """What a line of the file must say."""
@@ -35,6 +38,7 @@ class Own(Task):
 
     name: ClassVar[str] = "jsonl"
     title: ClassVar[str] = "A file of one's own"
+    placed: ClassVar[bool] = False
 
     file: str = setting("", "The path of the file.", pattern=r".{0,4096}", file=True)
 
@@ -63,7 +67,9 @@ def _behind(before: str, gap: str, text: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _read(path: str, data: bytes) -> list[Line]:
+def lines_in(data: bytes, path: str) -> list[Line]:
+    """The lines of a file with these contents.  Raises ValueError with the number of the line where something is
+    wrong."""
     found = []
     for number, line in enumerate(files.lines(data), 1):
         if not line.strip():
@@ -82,4 +88,4 @@ def lines_of(file: str) -> list[Line]:
         raise ValueError("say which file: jsonl:file=PATH")
     if "\0" in file:
         raise ValueError(f"there is no file {quoted(file)}")
-    return _read(file, files.contents(Path(file)))
+    return lines_in(files.contents(Path(file)), file)

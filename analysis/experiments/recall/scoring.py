@@ -6,7 +6,7 @@ tokens are told beside the NLL.  Of a wrong answer the tokens from the first wro
 if it were put right before each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,12 +16,8 @@ from numpy.typing import NDArray
 from ...engine.lane import Lane
 from ...engine.stream import CHUNK, Loaded, open_lanes
 from ...policies import Policy
+from .base import ASKING
 from .encoding import Encoded
-
-ASKING = {
-    "aware": "the question is read like all that comes before it, and takes part in what is evicted",
-    "blind": "nothing is evicted from the question on: what was kept, was kept without knowing it",
-}
 
 
 @dataclass(frozen=True)
@@ -60,15 +56,17 @@ def answers(
     asking: str = "aware",
     decode: bool = False,
     chunk: int = CHUNK,
+    told: Callable[[int], object] = lambda tokens: None,
 ) -> Iterator[Answer]:
     """The answer to each question of a text, in their order, by one lane that reads it under a policy.
 
     `stays`: whether questions and answers stay in what is read on; `asking`: see ASKING; `decode`: say what is really
-    generated, token by token and greedily.  Raises ValueError where the model cannot be read under the policy.
+    generated, token by token and greedily; `told`: hears of every chunk how many tokens it had, and may raise to end
+    the reading.  Raises ValueError where the model cannot be read under the policy.
     """
     if asking not in ASKING:
         raise ValueError(f"a question is asked {' or '.join(ASKING)}, not {asking!r}")
-    reader, begin, aside = _Reader(model, policy, chunk), 0, list[tuple[int, int]]()
+    reader, begin, aside = _Reader(model, policy, chunk, told), 0, list[tuple[int, int]]()
     for asked in text.asked:
         borders = (begin, asked.question, asked.answer, asked.stop)
         before, question, right = (text.ids[a:b] for a, b in pairwise(borders))
@@ -102,8 +100,8 @@ def answers(
 class _Reader:
     """A lane whose text comes in pieces, each of which is read when it comes."""
 
-    def __init__(self, model: Loaded, policy: Policy, chunk: int) -> None:
-        self._model, self._policy, self._chunk = model, policy, chunk
+    def __init__(self, model: Loaded, policy: Policy, chunk: int, told: Callable[[int], object]) -> None:
+        self._model, self._policy, self._chunk, self._told = model, policy, chunk, told
         self._lane: Lane | None = None
 
     @property
@@ -123,6 +121,7 @@ class _Reader:
             assert step.top is not None, "they were asked for"
             nll.append(step.nll)
             tops.append(step.top)
+            self._told(len(step.nll))
         return np.concatenate(nll), np.concatenate(tops)
 
     def generate(self, count: int) -> tuple[int, ...]:

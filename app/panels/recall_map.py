@@ -1,0 +1,137 @@
+"""What was recalled, on the recall page: a map for each policy or a curve, a table, and what one takes away."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import msgspec
+import streamlit as st
+
+from analysis.experiments.recall.asked import Asked
+from analysis.experiments.recall.cells import TABLE, RecallCell, Row, read_table, rows_of, summary
+from analysis.figures import RecallCurve
+from analysis.runs.spec import Spec
+from analysis.tables import as_csv
+from app import recordings
+from app.components import chart
+from app.components import recall as component
+from app.controls import choice, kept
+from app.frames.recall import frame
+from app.jobs.recall import RecallJob
+from app.pages import PAGES
+from app.panels import charts
+from app.parameters import MEASURED
+
+CELL = tuple[int, int, float]
+"""A cell that is looked at: the lane, dense first, length and depth."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a map, from a job or from the library."""
+
+    id: str
+    spec: Spec
+    asked: Asked
+    rows: tuple[Row, ...]
+    done: int
+    total: int
+    now: RecallCell | None = None
+    table: bool = False
+    """Whether figures can be made of it."""
+
+    @classmethod
+    def of_job(cls, run: RecallJob) -> Self:
+        """What a job has found so far."""
+        found = run.snapshot
+        told = found.done > 0 and not run.kept.problem
+        return cls(run.id, run.spec, run.asked, found.rows, found.done, found.total, found.now, told)
+
+    @classmethod
+    def of_result(cls, result: recordings.Result) -> Self:
+        """What the library keeps.  Raises ValueError where it is damaged."""
+        asked, table = Asked.of(result.settings), (result.path / TABLE).exists()
+        try:
+            asked.check_file(result.path)
+            cells = asked.cells(result.spec)
+            rows = rows_of(cells, result.path)
+            done, total = sum((result.path / cell.name).exists() for cell in cells), len(cells)
+        except ValueError:
+            if not table:
+                raise
+            # Its own questions lie elsewhere by now, as where it was taken in from other hands.
+            rows = read_table(result.path)
+            done = total = len(list(result.path.glob("*/run.json")))
+        return cls(result.id, result.spec, asked, tuple(rows), done, total, table=table)
+
+    @property
+    def placed(self) -> bool:
+        """Whether there is a map: facts stand at chosen depths."""
+        return self.asked.of_task.placed
+
+
+def draw(found: Found, chosen: CELL | None, on_pick: Callable[[], None]) -> None:
+    """All of it."""
+    if found.placed:
+        draw_map(found, chosen, on_pick)
+    elif any(row.distance is not None for row in found.rows):
+        draw_curve(found)
+    if found.rows:
+        draw_table(found.rows)
+    take_away(found)
+
+
+def draw_map(found: Found, chosen: CELL | None, on_pick: Callable[[], None]) -> None:
+    """The maps, side by side."""
+    st.segmented_control(
+        "Cells", list(MEASURED), format_func=MEASURED.__getitem__, key=kept("recall-measured", "recalled"),
+        required=True, label_visibility="collapsed",
+    )  # fmt: skip
+    at = found.now
+    now = None if at is None else (at.spec.policies[0], at.place.length, at.place.depth)
+    measured = choice("recall-measured", "recalled")
+    data = frame(found.rows, found.asked, found.spec.policies, measured, chosen, now)
+    component.mount(data, key="recall-map", on_pick=on_pick)
+
+
+def draw_curve(found: Found) -> None:
+    """How often the answer was given, over the distance to what says it."""
+    numbers = RecallCurve().numbers(found.rows)
+    ends = [f"{p}: {share:.0%}" for p, share in zip(numbers["policy"], numbers["recalled"], strict=True)]
+    alt = f"Share of the answers given over the tokens from the fact to the answer; {'; '.join(ends)}"
+    chart.mount(charts.recall(numbers), key="recall-curve", alt=alt, height=340, projected=60)
+
+
+def draw_table(rows: Sequence[Row]) -> None:
+    """How much each policy recalls in all, at each length."""
+    header, lines = summary(rows)
+    st.dataframe([dict(zip(header, line, strict=True)) for line in lines], hide_index=True)
+    st.caption(
+        "Recalled: answers whose every token is the most probable one, with the 95 % interval of their rate (Wilson). "
+        "NLL: nats per token of the answer. Kept: share of the fact that is still in the cache when it is given."
+    )
+
+
+def take_away(found: Found) -> None:
+    """The table as a file, a figure, and the command that computes the same."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if found.rows:
+            st.download_button(
+                "All answers as CSV", lambda: as_table(found.rows), "recall.csv", "text/csv",
+                icon=":material/download:", on_click="ignore",
+            )  # fmt: skip
+        if found.table:
+            figure: dict[str, Any] = {"figure": "needle-map" if found.placed else "recall-curve", "run": found.id}
+            st.page_link(
+                PAGES["figures"].path, label="Make a figure of it", icon=f":material/{PAGES['figures'].icon}:",
+                query_params=figure,
+            )  # fmt: skip
+    with st.expander("The same from a command line"):
+        st.code(found.asked.command(found.spec), language="bash", wrap_lines=True)
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    """All answers as CSV, with the columns of `recall.parquet`."""
+    names = Row.__struct_fields__
+    cells = [msgspec.structs.asdict(row) for row in rows]
+    return as_csv(names, [["" if of[name] is None else str(of[name]) for name in names] for of in cells])

@@ -1,0 +1,168 @@
+"""What is asked on the recall page: its widgets, what an address says of it, and the job that they begin."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from analysis.errors import sentence
+from analysis.experiments.recall import TASKS
+from analysis.experiments.recall.asked import Asked
+from analysis.experiments.recall.base import ASKING
+from analysis.experiments.recall.own import lines_in
+from analysis.runs.spec import Spec
+from app import address, parameters
+from app.controls import Chosen, brand, lane_controls, model_controls, setting_control
+from app.jobs.recall import RecallJob
+from app.panels.job_panel import Maker
+from app.parameters import RECALL
+from app.plain import plain
+
+USUAL: Mapping[str, Any] = {
+    "task": "passkey",
+    "lengths": (128, 256, 384, 512, 768, 1024),
+    "depths": (5.0, 25.0, 50.0, 75.0, 95.0),
+    "repeats": 1,
+    "seed": 0,
+    "question": "aware",
+}
+"""What is asked unless a person asks for something else."""
+LANES = ("dense", "window:window=256", "streaming:sinks=4,window=252,positions=cache")
+MAX_LANES = 6
+CHUNK = 128
+"""Tokens that are read at a time: fewer than is fastest, since a press on Stop is heard between two chunks."""
+MOST_CELLS = 4000
+OWN = "jsonl"
+
+
+def settings_of(asked: Asked) -> dict[str, Any]:
+    """What is asked, by the names that addresses have for it."""
+    task = OWN if asked.task.startswith(f"{OWN}:") else asked.task
+    said = {name: getattr(asked, name) for name in ("lengths", "depths", "repeats", "seed")}
+    return {"task": task, **said, "question": asked.asking}
+
+
+def asked_now() -> Asked:
+    """What the widgets ask."""
+    now = st.session_state.recall
+    return Asked(now["task"], now["lengths"], now["depths"], now["repeats"], now["seed"], now["question"])
+
+
+def spec_now(asked: Asked) -> Spec:
+    """By which model, and under which policies."""
+    now = st.session_state.recall
+    return Spec(text=asked.task, policies=tuple(now["lanes"]), chunk=CHUNK, **now["model"].decided()._asdict())
+
+
+def prepared(like: str = "") -> Maker[RecallJob]:
+    """A job for what is set; `like`: the result whose cells are taken over.  Raises ValueError where it cannot be."""
+    asked, questions = asked_now(), b""
+    if asked.task == OWN:
+        upload = st.session_state.get("recall-upload")
+        if upload is None:
+            raise ValueError("upload a file with your questions first, or choose another task")
+        questions, count = upload.getvalue(), len(lines_in(upload.getvalue(), upload.name))
+        asked = replace(asked, lengths=(), depths=(), repeats=1)
+    else:
+        count = len(list(asked.of_task.places(asked.lengths, asked.depths, asked.repeats)))
+    spec = spec_now(asked)
+    if (cells := count * len(spec.policies)) > MOST_CELLS:
+        raise ValueError(
+            f"these are {cells:,} cells, and a page asks for {MOST_CELLS:,} at most: choose fewer lengths, depths, "
+            "texts or lanes, or use the command line"
+        )
+    return partial(RecallJob, spec, asked, questions=questions, like=like)
+
+
+def sidebar(trained_length: int | None) -> None:
+    """The widgets."""
+    state, now = st.session_state, st.session_state.recall
+    with st.sidebar:
+        brand("recall")
+        st.caption("What is asked")
+        now["task"] = task_controls(now["task"])
+        task = TASKS.parse(now["task"])
+        if task.name != OWN:
+            numbers("Lengths, in tokens", "lengths", "Tokens of the texts, with commas between them")
+        if task.placed:
+            numbers("Depths, in %", "depths", "Where in the text the fact stands, with commas between them")
+        left, right = st.columns(2)
+        if task.name != OWN:
+            now["repeats"] = left.number_input(
+                "Texts for each", 1, parameters.MOST_REPEATS, now["repeats"], key=f"recall-repeats-{state.revision}",
+                help="Texts of each length and depth, with other facts in them",
+            )  # fmt: skip
+            now["seed"] = right.number_input(
+                "Seed", 0, parameters.MOST_SEED, now["seed"], key=f"recall-seed-{state.revision}",
+                help="Decides all texts: the same seed gives the same ones everywhere",
+            )  # fmt: skip
+        names = {"aware": "read on", "blind": "unseen"}
+        now["question"] = st.radio(
+            "The question is", list(ASKING), index=list(ASKING).index(now["question"]), format_func=names.__getitem__,
+            key=f"recall-question-{state.revision}", horizontal=True,
+            help="; ".join(f"{names[name]}: {what}" for name, what in ASKING.items()),
+        )  # fmt: skip
+        lane_controls("recall-lane", now["lanes"], MAX_LANES, trained_length)
+        st.caption("Model")
+        now["model"] = model_controls("recall", now["model"])
+
+
+def task_controls(written: str) -> str:
+    """Widgets for a task and its settings, as they stand now; returns what the person chose."""
+    state, before = st.session_state, TASKS.parse(written)
+    key = f"recall-{state.revision}-task"
+    name = st.selectbox(
+        "Task", list(TASKS), index=list(TASKS).index(before.name), format_func=lambda n: TASKS[n].title, key=key
+    )
+    kind = TASKS[name]
+    st.caption(plain(" ".join((kind.__doc__ or "").split("\n\n")[0].split())))
+    if name == OWN:
+        st.file_uploader(
+            "Questions (.jsonl)", type=["jsonl", "json", "txt"], key="recall-upload", max_upload_size=8,
+            help="A JSON object in each line, with context, question and answer",
+        )  # fmt: skip
+        return OWN
+    values: dict[str, Any] = {f.name: setting_control(f"{key}-{name}", f, before, kind) for f in kind.settings()}
+    try:
+        return parameters.task(str(kind(**values))).short
+    except ValueError as e:
+        # What was set before stays until it can be.
+        st.warning(plain(sentence(e)))
+        return written if before.name == name else name
+
+
+def numbers(label: str, name: str, help: str) -> None:
+    """A widget for several numbers; what was set before stays until what is written can be read."""
+    now, parameter = st.session_state.recall, RECALL[name]
+    written = st.text_input(
+        label, value=parameter.write(now[name]).replace(",", ", "), key=f"recall-{name}-{st.session_state.revision}",
+        help=help, max_chars=400,
+    )  # fmt: skip
+    try:
+        now[name] = parameter.read(written.replace(" ", ""))
+    except ValueError as e:
+        st.warning(plain(sentence(e)))
+
+
+def linked(asked: Mapping[str, str], lanes: list[str], known: set[str]) -> tuple[dict[str, Any], list[str]]:
+    """What an address asks, and what is wrong with the rest of it; `lanes`: those that it names."""
+    found, problems = address.values({name: RECALL[name] for name in USUAL}, asked)
+    model, unloaded = Chosen().linked(asked, known)
+    now = {**USUAL, **found, "model": model, "lanes": list(LANES)}
+    try:
+        if lanes:
+            now["lanes"] = address.lanes(lanes, MAX_LANES, "read")
+    except ValueError as e:
+        problems.append(str(e))
+    return now, [*problems, *unloaded]
+
+
+def link(now: Mapping[str, Any]) -> dict[str, str | list[str]]:
+    """What an address says of what is asked: only what is not as usual."""
+    said: dict[str, str | list[str]] = {**now["model"].link()}
+    said |= address.said({name: RECALL[name] for name in USUAL}, now, USUAL)
+    if list(now["lanes"]) != list(LANES):
+        said["lane"] = list(now["lanes"])
+    return said
