@@ -3,13 +3,17 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from analysis.experiments.ablation import Effect, effects_as_csv, read_effects
+from analysis.experiments.grid import put
 from analysis.experiments.measures import MEASURES, Measured, read, write
+from analysis.experiments.recall.asked import Asked
+from analysis.experiments.recall.cells import Row, write_table
 from analysis.maps.capture import CutOff
 from analysis.runs import library
 from analysis.runs.facts import ModelFacts
@@ -159,6 +163,44 @@ def test_of_a_capture_that_has_not_ended_is_said_why_and_what_it_was_asked(home,
     now = {"run": "st", "text": "macbeth", "tokens": "96", "policy": "window:window=64"}
     assert now.items() <= asked_of(at).items() and "Capture" in [b.label for b in at.button]
     assert at.sidebar.text_input("atlas-folder-1").value == ""
+
+
+def recalled(place: Path, status: str = "finished") -> None:
+    """Of two texts a window gives back the one in which the number stands at the end; dense both."""
+    asked = Asked("passkey", (64, 128), (95.0,), 1, 7)
+    spec = Spec("embedded", "passkey", ("dense", "window:window=32"))
+    folder, rows = asked.folder(spec, place), []
+    for cell in asked.cells(spec)[: None if status == "finished" else 3]:
+        at, policy = cell.place, cell.spec.policies[0]
+        hit = policy == "dense" or at.length == 64
+        rows.append(Row("passkey", policy, at.length, at.depth, 0, 7, hit, 0.5, "12345", "<b>", 9, None, 0.25))
+        put(place / cell.name, {"run.json": cell.about(rows[-1:], SimpleNamespace(sha256="w")).encode()})
+    write_table(rows, place)
+    folder.finish(status)
+
+
+def test_a_map_of_recall_is_seen_again_without_its_model(home):
+    recalled(home / "re")
+    at = opened("recall", run="re", measured="nll", cell="1,128,95")
+    lanes = ["dense", "window:window=32"]
+    now = {"run": "re", "lengths": "64,128", "depths": "95", "seed": "7", "measured": "nll", "cell": "1,128,95"}
+    said_now = {name: at.query_params[name] for name in at.query_params}
+    assert said_now.pop("lane") == lanes and {n: v if isinstance(v, str) else v[0] for n, v in said_now.items()} == now
+    assert at.dataframe[0].value["Recalled"].tolist() == ["1/1"] * 3 + ["0/1"] and not at.error
+    assert "--lengths=64,128" in at.code[0].value and buttons(at) == ["All answers as CSV"]
+    (figure,) = (link.proto.query_string for link in at.get("page_link") if "figure" in link.proto.label)
+    assert figure == "figure=needle-map&run=re"
+    assert "Download needle-map.pdf" in buttons(opened("figures", figure="needle-map", run="re"))
+
+
+def test_a_map_of_recall_that_stopped_offers_to_go_on_and_one_that_is_damaged_is_one_sentence(home):
+    recalled(home / "re", "interrupted")
+    at = opened("recall", run="re")
+    assert "Resume" in [button.label for button in at.button] and len(at.dataframe[0].value) == 3
+    for cell in (home / "re").glob("*/run.json"):
+        cell.write_text("{}")
+    at = opened("recall", run="re")
+    assert len(at.error) == 1 and "not that of a cell of recall" in at.error[0].value and not at.dataframe
 
 
 def test_what_is_neither_in_memory_nor_in_the_library_is_said(home):

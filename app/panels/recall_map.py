@@ -53,16 +53,16 @@ class Found:
         asked, table = Asked.of(result.settings), (result.path / TABLE).exists()
         try:
             asked.check_file(result.path)
-            cells = asked.cells(result.spec)
-            rows = rows_of(cells, result.path)
-            done, total = sum((result.path / cell.name).exists() for cell in cells), len(cells)
         except ValueError:
             if not table:
                 raise
             # Its own questions lie elsewhere by now, as where it was taken in from other hands.
-            rows = read_table(result.path)
-            done = total = len(list(result.path.glob("*/run.json")))
-        return cls(result.id, result.spec, asked, tuple(rows), done, total, table=table)
+            rows, done = read_table(result.path), len(list(result.path.glob("*/run.json")))
+            return cls(result.id, result.spec, asked, tuple(rows), done, done, table=table)
+        cells = asked.cells(result.spec)
+        done = sum((result.path / cell.name).exists() for cell in cells)
+        rows = rows_of(cells, result.path)
+        return cls(result.id, result.spec, asked, tuple(rows), done, len(cells), table=table)
 
     @property
     def placed(self) -> bool:

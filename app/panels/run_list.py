@@ -78,7 +78,7 @@ def draw(found: list[Entry]) -> None:
         )  # fmt: skip
     shown = [e for e in found if e.says(words)]
     if not shown:
-        st.info(f"No run is of {plain(words)}: search for something else.")
+        st.info(plain(f"No run is of {words}: search for something else."))
     most = state.setdefault("runs_most", AT_ONCE)
     for entry in shown[:most]:
         row(entry)
