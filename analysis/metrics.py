@@ -63,8 +63,19 @@ def excess(nll: Array, reference: Array, block: int = BLOCK) -> tuple[float, flo
     shared = min(len(nll), len(reference))
     if not shared:
         return float("nan"), float("nan")
-    difference = np.asarray(nll[:shared], np.float64) - np.asarray(reference[:shared], np.float64)
-    return float(difference.mean()), standard_error(block_means(difference, block))
+    return mean(np.asarray(nll[:shared], np.float64) - np.asarray(reference[:shared], np.float64), block)
+
+
+def mean(values: Array, block: int = BLOCK) -> tuple[float, float]:
+    """Mean of numbers of tokens, and its standard error over blocks; numbers that are NaN are left out.
+
+    The error is NaN while there are fewer than two whole blocks; both are NaN where there is no number.
+    """
+    values = np.asarray(values, np.float64)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    return float(values.mean()), standard_error(block_means(values, block))
 
 
 def block_means(values: Array, block: int = BLOCK) -> Array:

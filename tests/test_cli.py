@@ -209,7 +209,8 @@ def test_command_of_a_spec_is_read_as_that_spec(run, monkeypatch, spec):
 
 
 def test_command_of_a_spec_names_all_that_it_has():
-    spec = Spec("embedded", "hamlet", ("dense",), tokens=5, kv_heads=1, bos="on", special="tokens")
+    more = {"bos": "on", "special": "tokens", "fidelity": True}
+    spec = Spec("embedded", "hamlet", ("dense", "window"), tokens=5, kv_heads=1, **more)
     chat = Spec("embedded", "questions", ("dense",), sampling=Sampling(), kv_chunk=3)
     flags = {word.partition("=")[0] for one in (spec, chat) for word in shlex.split(one.command())}
     names = {f.name for f in fields(Spec)} - {"policies", "sampling"} | {f.name for f in fields(Sampling)} | {"policy"}

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.engine.kv.store import Predicted, negative_log_likelihood
+from analysis.engine.kv.store import Predicted
 from analysis.engine.layers.banded import BandedLayer
 from analysis.engine.layers.queries import QueryMoments
 from analysis.engine.layers.ranked import RankedLayer, Scattered
 from analysis.engine.layers.slots import Slots, Span, prefix_of
 from analysis.engine.layers.split import SplitLayer
+from analysis.engine.logits import Logits
 from analysis.policies import H2O, Late, SnapKV
 
 HEADS, DIM = 3, 2
@@ -313,7 +314,7 @@ def test_nll_is_the_cross_entropy_in_float32(rows, dtype):
     draw = torch.Generator().manual_seed(rows)
     logits = torch.randn(rows, 50, generator=draw).to(dtype)
     targets = torch.randint(0, 50, (rows,), generator=draw)
-    got = negative_log_likelihood(logits, targets)
+    got = Logits.of(logits).nll(targets)
     assert got.dtype == torch.float32
     expected = torch.nn.functional.cross_entropy(logits.double(), targets, reduction="none")
     torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)

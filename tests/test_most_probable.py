@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.engine.kv.store import Predicted, most_probable
+from analysis.engine.kv.store import Predicted
+from analysis.engine.logits import Logits
 from analysis.engine.stream import open_lanes
 from analysis.policies import Dense, parse
 
@@ -67,7 +68,7 @@ def test_a_step_cut_in_two_keeps_the_tokens_of_its_rest(tiny_llama, tokens):
 @pytest.mark.parametrize("rows", [1, 64, 65])
 def test_of_any_number_of_rows_each_has_its_largest(rows):
     logits = torch.randn(rows, 50, generator=torch.Generator().manual_seed(rows))
-    assert most_probable(logits).tolist() == [max(range(50), key=row.__getitem__) for row in logits.tolist()]
+    assert Logits.of(logits).top.tolist() == [max(range(50), key=row.__getitem__) for row in logits.tolist()]
 
 
 def test_parts_are_joined_with_their_tokens():

@@ -41,15 +41,15 @@ def stream(
     special: options.Special = "text",
     weights: options.Weights = "model",
     kv_heads: options.KVHeads = None,
+    fidelity: Annotated[bool, typer.Option("--fidelity", help="measure lanes against the first: KL, top-1")] = False,
     maps: Annotated[str, typer.Option(help="heads whose attention maps are kept for replays: layer.head,…")] = "",
     out_folder: options.RunFolder = None,
     runs: options.Runs = None,
 ) -> None:
     """Read a text with one lane for each policy, write a run folder, and print a table."""
     dtype, policies_ = options.dtype_of(dtype, device), tuple(str(parse(p)) for p in policy or FOUR)
-    spec = Spec(
-        model, text, policies_, tokens, chunk, dtype, device, options.bos_of(bos), weights, kv_heads, special=special
-    )
+    more: dict[str, Any] = {"special": special, "fidelity": fidelity}
+    spec = Spec(model, text, policies_, tokens, chunk, dtype, device, options.bos_of(bos), weights, kv_heads, **more)
     source = texts.read(text)
     with waiting(out, "Loading the model") as status:
         from ..engine.stream import open_lanes
@@ -63,7 +63,7 @@ def stream(
         ids, policies = read.ids, [parse(p) for p in spec.policies]
         facts = ModelFacts.of(network)
         heads = heads_of(maps.split(","), facts) if maps else []
-        lanes = open_lanes(network, ids, policies, history=SIDE if heads else 0)
+        lanes = open_lanes(network, ids, policies, history=SIDE if heads else 0, fidelity=fidelity)
     place = new_folder(out_folder, Path(source.name).stem, runs)
     run = Run(spec, int(ids[0]))
     run.model, run.begins, run.as_text = facts, read.begins, read.as_text
@@ -129,19 +129,24 @@ def read_on(
 
 
 def summary(run: Run) -> Table:
-    """Per lane: perplexity, excess NLL in nats/token against the first lane, cache tokens and bytes, and speed."""
-    table = Table("Lane", *(right(h) for h in ("Tokens", "Perplexity", "Excess NLL", "Kept", "Cache", "Tokens/s")))
+    """Per lane: perplexity, excess NLL in nats/token against the first lane, cache tokens and bytes, and speed; where
+    it was measured, KL divergence and top-1 agreement, too."""
+    measured = ("KL", "Top-1") if run.spec.fidelity else ()
+    header = ("Tokens", "Perplexity", "Excess NLL", *measured, "Kept", "Cache", "Tokens/s")
+    table = Table("Lane", *(right(h) for h in header))
     table.title = f"Computed in {run.spec.arithmetic}"
-    table.caption = "Excess NLL: nats/token against the first lane, ± standard error over blocks of 256 tokens"
+    of = "Excess NLL and KL divergence" if measured else "Excess NLL"
+    table.caption = f"{of}: nats/token against the first lane, ± standard error over blocks of 256 tokens"
     for lane in summarize(run):
         if not lane.tokens:
-            table.add_row(lane.policy.label, "0", *["–"] * 5)
+            table.add_row(lane.policy.label, "0", *["–"] * (len(header) - 1))
             continue
         table.add_row(
             lane.policy.label,
             f"{lane.tokens:,}",
             f"{lane.perplexity:.4f}",
             lane.excess_text,
+            *((lane.kl_text, lane.agree_text) if measured else ()),
             f"{lane.cache_tokens:,}",
             f"{lane.cache_bytes / 1e6:,.1f} MB",
             "–" if math.isnan(lane.rate) else f"{lane.rate:,.1f}",

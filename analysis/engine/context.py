@@ -20,6 +20,7 @@ from ..families.rotary import Adapted, Reader
 from ..policies import Policy
 from .attention.band import Band
 from .attention.banded import BandedPass
+from .fidelity import Fidelity
 from .interventions import Interventions
 from .layers.banded import BandedLayer
 from .state import State
@@ -59,6 +60,8 @@ class SharedContext:
     """Gives the trace that a model keeps for all its runs; without one, each run makes its own."""
     top: bool = False
     """Whether a text that is read is also told the most probable token at each position."""
+    fidelity: Fidelity | None = None
+    """Measures the lanes against one of them, where that is asked for."""
     _prefixes: dict[tuple, list[tuple[Tensor, Tensor]]] = field(default_factory=dict, init=False)
     """Keys and values of first tokens, by which they are, how many are not the text's own, and interventions."""
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False)

@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,10 +95,17 @@ class Lane:
             )
         began = time.perf_counter()
         self.settle()
-        nll, mass, held, top = self.store.read(self.position, chunk, stop)
+        fidelity, more = self.context.fidelity, dict[str, Any]()
+        if fidelity is not None:
+            stop = fidelity.begin(self, stop)
+        nll, mass, held, top, logits = self.store.read(self.position, chunk, stop)
+        if fidelity is not None:
+            more = fidelity.measure(self, logits)._asdict()
+        if top is not None:
+            more["top"] = top.cpu().numpy().astype(np.int32)
         # One transfer each per chunk; everything before this line may still be under way on a GPU.
         step = self._step(began, nll.cpu().numpy(), mass.cpu().numpy(), held)
-        return step if top is None else replace(step, top=top.cpu().numpy().astype(np.int32))
+        return replace(step, **more)
 
     def next(self, choose: Callable[[Float[Tensor, " vocabulary"]], int], *, kv_chunk: int | None = None) -> Step:
         """Read the newest token alone, and let the text go on with the one that is chosen.
@@ -163,10 +171,14 @@ class Lane:
     def state(self) -> State:
         """All that this lane holds just now, to go on from here in another process.  Takes no memory of its own.
 
-        Queries and keys that were kept for maps are left out.
+        Queries and keys that were kept for maps are left out.  Of a lane that others are measured against, it is what
+        that held when its newest chunk began: they may stand inside it.
         """
-        parts = {"store": self.store.state(), "context": self.context.state()}
-        return State.of(parts, position=self.position, seconds=self.seconds, **self._identity(self.position))
+        fidelity = self.context.fidelity
+        earlier = None if fidelity is None else fidelity.went_on_from(self)
+        store, position = (self.store, self.position) if earlier is None else (earlier.store, earlier.position)
+        parts = {"store": store.state(), "context": self.context.state()}
+        return State.of(parts, position=position, seconds=self.seconds, **self._identity(store.policy, position))
 
     def load_state(self, state: State) -> None:
         """Go on from where a lane of the same policy, model and text stood: to the last bit where chunks are the same.
@@ -179,7 +191,7 @@ class Lane:
                 f"this state is of a lane at token {position:,}, and the text has {len(self.context.tokens):,} tokens: "
                 "it is of another text"
             )
-        for name, here in self._identity(position).items():
+        for name, here in self._identity(self.policy, position).items():
             if (there := state.value(name, type(here))) != here:
                 both = "" if name == "text" else f" ({there}, and here it is {here})"
                 raise ValueError(f"this state is of another {name}{both}: load it where the same is read the same way")
@@ -189,12 +201,12 @@ class Lane:
         self.position, self.seconds, self.store = position, seconds, store
         self._publish()
 
-    def _identity(self, position: int) -> dict[str, str | int]:
+    def _identity(self, policy: Policy, position: int) -> dict[str, str | int]:
         """What must be the same where a state is loaded."""
         model = self.context.model
         heads = f"{model.heads} heads and {model.kv_heads} KV heads of {model.head_dim} dimensions"
         return {
-            "policy": str(self.policy),
+            "policy": str(policy),
             "model": f"{model.network.config.model_type} in {model.dtype}, {model.layers} layers, {heads}",
             "text": zlib.crc32(self.context.tokens[:position].astype("<i4").tobytes()),
         }

@@ -33,13 +33,19 @@ class Step:
     """Compute time of each token [tokens], where they were not read together."""
     top: NDArray[np.int32] | None = None
     """The most probable token at each position [tokens], where that was asked for (SharedContext.top)."""
+    kl: NDArray[np.float32] | None = None
+    """Where lanes are measured against one of them, KL(reference ‖ lane) of each token in nats [tokens]; NaN where the
+    reference has not read it beside the lane."""
+    agree: NDArray[np.float32] | None = None
+    """With it, whether the reference has the same most probable token [tokens]: 1 or 0, or NaN."""
 
     def since(self, position: int) -> "Step":
         """The same of its tokens from a text position on, which is one of them."""
         cut = position - self.start
         arrays = ("token_ids", "nll", "cache_tokens", "cache_bytes")
         more: dict[str, Any] = {name: getattr(self, name)[cut:] for name in arrays}
-        more |= {name: held[cut:] for name in ("roles", "each", "top") if (held := getattr(self, name)) is not None}
+        some = ("roles", "each", "top", "kl", "agree")
+        more |= {name: held[cut:] for name in some if (held := getattr(self, name)) is not None}
         seconds = self.seconds * len(more["nll"]) / len(self.nll)
         return replace(self, start=position, sink_mass=self.sink_mass[..., cut:], seconds=seconds, **more)
 

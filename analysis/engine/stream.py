@@ -17,6 +17,7 @@ from ..families.rotary import Adapted
 from ..policies import Policy
 from .check import adapt
 from .context import SharedContext
+from .fidelity import Fidelity
 from .lane import Lane
 from .step import Step
 
@@ -42,13 +43,14 @@ def open_lanes(
     sink_tokens: int = SINK_TOKENS,
     history: int = 0,
     top: bool = False,
+    fidelity: bool = False,
 ) -> list[Lane]:
     """Lanes at the beginning of a text.
 
     `model`: a LanguageModel, or any causal transformers model that can be adapted; `tokens`: token ids, [tokens];
     `history`: of how many of the newest tokens queries and keys are kept, for maps; `top`: steps also tell the most
-    probable tokens.  Raises ValueError where the text is too short, a token is not in the vocabulary, or the family
-    cannot be read.
+    probable tokens; `fidelity`: and how far each lane is from the first one (fidelity.py).  Raises ValueError where the
+    text is too short, a token is not in the vocabulary, or the family cannot be read.
     """
     tokens = np.asarray(tokens, dtype=np.int32).reshape(-1)
     if len(tokens) < 2:
@@ -65,7 +67,7 @@ def open_lanes(
             f"{tokens.min()} to {tokens.max()}: use the ids of the model's own tokenizer"
         )
     context = SharedContext(adapted, tokens, sink_tokens, history)
-    context.top = top
+    context.top, context.fidelity = top, Fidelity() if fidelity else None
     if loaded:
         context.tokenizer, context.tracer = model.tokenizer, lambda: model.one_token
     return [Lane(i, policy, context) for i, policy in enumerate(policies)]
@@ -74,10 +76,12 @@ def open_lanes(
 def next_lane(lanes: Sequence[Lane], upto: int | None = None) -> Lane | None:
     """Whose turn it is, None when all are done: of the lanes that may read on, the one that has had the least time.
 
-    Where all may read only up to a position, it is the lane that is furthest behind: so they stay together.
+    Where all may read only up to a position, or are measured against the first of them, it is the lane that is furthest
+    behind: so they stay together.
     """
     waiting = [lane for lane in lanes if not lane.done and (upto is None or lane.position < upto)]
-    return min(waiting, key=lambda lane: lane.seconds if upto is None else lane.position, default=None)
+    together = upto is not None or any(lane.context.fidelity for lane in waiting)
+    return min(waiting, key=lambda lane: lane.position if together else lane.seconds, default=None)
 
 
 def stream(
@@ -88,10 +92,12 @@ def stream(
     chunk: int = CHUNK,
     sink_tokens: int = SINK_TOKENS,
     history: int = 0,
+    fidelity: bool = False,
 ) -> Iterator[Step]:
-    """Steps of lanes that read the text by equal shares of time, until every lane has read it to its end."""
+    """Steps of lanes that read the text until every lane has read it to its end: by equal shares of time, or with
+    `fidelity` chunk after chunk together."""
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1 token, not {chunk}")
-    lanes = open_lanes(model, tokens, policies, sink_tokens=sink_tokens, history=history)
+    lanes = open_lanes(model, tokens, policies, sink_tokens=sink_tokens, history=history, fidelity=fidelity)
     while (lane := next_lane(lanes)) is not None:
         yield lane.read(chunk)

@@ -24,7 +24,7 @@ from .facts import ModelFacts
 from .run import ROLES, Run, Track
 from .spec import Spec
 from .status import status_of
-from .tables import PIECES, ROLE, SINKS, TOKENS
+from .tables import FIDELITY, PIECES, ROLE, SINKS, TOKENS
 
 
 @dataclass
@@ -134,6 +134,11 @@ def _take_in(run: Run, track: Track, rows: pa.Table, sinks: tuple, path: Path) -
         roles = np.array([ROLES.index(r) for r in column["role"]], np.int8)
         run.first_role = int(roles[0])
         track.roles.append(roles[1:])
+    measured = [field.name for field in FIDELITY if field.name in column]
+    if bool(measured) != run.spec.fidelity:
+        raise ValueError(f"{path} has not the columns that its run.json names: the two are of different runs")
+    for name in measured:
+        getattr(track, name).append(rows[name].cast(pa.float32()).to_numpy()[1:])
     track.sums.append(np.cumsum(column["nll"][1:], dtype=np.float64))
     changes = np.flatnonzero(np.r_[True, column["policy"][2:] != column["policy"][1:-1]])
     track.policies = [(int(column["position"][1 + i]), str(column["policy"][1 + i])) for i in changes]
@@ -204,7 +209,7 @@ def _finished(path: Path, lanes: int) -> tuple[pa.Table, Sinks]:
 def _checked(table: pa.Table, path: Path, lanes: int) -> pa.Table:
     """A table of tokens, where it is one."""
     schema = table.schema.remove_metadata()
-    if schema not in (TOKENS, TOKENS.append(ROLE)):
+    if schema not in (TOKENS, TOKENS.append(ROLE), pa.schema([*TOKENS, *FIDELITY])):
         missing = [f.name for f in TOKENS if f not in list(schema)]
         which = f"it has no column {missing[0]} of its kind" if missing else "it has other columns"
         raise ValueError(f"{path} is not the table of a run: {which}")

@@ -30,6 +30,9 @@ from .stopped import Stopped, refuse_written
 CLOSE = 1e-4
 """Nats by which the NLL of a token may differ from the record when it is read again."""
 
+_WHOLE = 2**40
+"""Tokens of a chunk that is as long as may be."""
+
 Made = tuple[dict[str, Any], dict[str, Tensor | Window]]
 
 
@@ -252,7 +255,8 @@ def resumed(
             "the text has no more" if spec.tokens is None or len(read.ids) < spec.tokens else "--tokens asks for more"
         )
         raise ValueError(f"this run has read all {len(read.ids):,} tokens that it was asked for: {more}")
-    context = open_lanes(network, read.ids, [parse(p) for p in spec.policies], history=history)[0].context
+    policies = [parse(p) for p in spec.policies]
+    context = open_lanes(network, read.ids, policies, history=history, fidelity=spec.fidelity)[0].context
     standing = Standing.of(asked, lambda i, policy: Lane(i, parse(policy), context), Lane.load_state)
     comparison = Comparison(run)
     for lane, since in zip(standing.lanes, standing.since, strict=True):
@@ -273,14 +277,27 @@ def _positions(positions: Sequence[int]) -> str:
 
 def _again(lane: Lane, run: Run, since: int) -> Iterator[Step]:
     """What the record has of a lane behind its position, read again, with the switches that came `since` some event."""
-    end = len(run.tracks[lane.index].nll) + 1
-    switches = [e for e in run.events[since:] if e["what"] == "switch" and e["lane"] == lane.index and "policy" in e]
+    end, position = len(run.tracks[lane.index].nll) + 1, lane.position
+    switches = [
+        event
+        for i, event in enumerate(run.events)
+        # What others are measured against begins again before the chunk in which they may stand.
+        if (i >= since or (event.get("position") or 0) > position)
+        and event["what"] == "switch"
+        and event["lane"] == lane.index
+        and "policy" in event
+    ]
     for event in switches:
-        yield from _read(lane, min(event["position"], end), run.spec.chunk)
+        yield from _read(lane, run, min(event["position"], end))
         lane.switch(parse(event["policy"]), pin="pinned" in event.get("how", ""))
-    yield from _read(lane, end, run.spec.chunk)
+    yield from _read(lane, run, end)
 
 
-def _read(lane: Lane, upto: int, chunk: int) -> Iterator[Step]:
+def _read(lane: Lane, run: Run, upto: int) -> Iterator[Step]:
+    """Read on.  Where lanes are measured against one of them, a lane reads its last chunk as it was: so that its logits
+    are there for those that stand inside it."""
+    spans = run.tracks[lane.index].spans
+    last = spans[-1][0] if run.spec.fidelity and spans else upto
     while lane.position < upto:
-        yield lane.read(chunk, upto=upto)
+        whole = lane.position >= last
+        yield lane.read(_WHOLE if whole else run.spec.chunk, upto=upto if whole else min(upto, last))

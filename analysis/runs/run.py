@@ -70,6 +70,11 @@ class Track:
         self.token_ids = Column(np.int32)
         self.roles = Column(np.int8)
         """In a conversation, who said each token (ROLES)."""
+        self.kl = Column(np.float32)
+        """Where lanes are measured against the first one, KL(first ‖ this one) of each token in nats; NaN where the two
+        did not read it together."""
+        self.agree = Column(np.float32)
+        """With it, whether both have the same most probable token: 1 or 0, or NaN."""
         self.spans: list[tuple[int, int]] = []
         self.sink_mass: list[NDArray[np.float32]] = []
         """Mean sink mass of each chunk, [layers, heads], beside its span."""
@@ -88,7 +93,8 @@ class Track:
         count = position - 1
         for column in (self.nll, self.cache_tokens, self.cache_bytes, self.seconds, self.compute, self.token_ids):
             column.truncate(count)
-        self.roles.truncate(count)
+        for column in (self.roles, self.kl, self.agree):
+            column.truncate(count)
         self.sums.truncate(count + 1)
         kept = sum(stop <= position for _, stop in self.spans)
         del self.spans[kept:], self.sink_mass[kept:]
@@ -101,8 +107,9 @@ class Track:
         if not self.policies or self.policies[-1][1] != str(step.policy):
             self.policies.append((step.start, str(step.policy)))
         self.token_ids.append(step.token_ids)
-        if step.roles is not None:
-            self.roles.append(step.roles)
+        for name in ("roles", "kl", "agree"):
+            if (known := getattr(step, name)) is not None:
+                getattr(self, name).append(known)
         self.cache_tokens.append(step.cache_tokens)
         self.cache_bytes.append(step.cache_bytes)
         self.seconds.append(seconds - step.seconds + spent)

@@ -69,6 +69,8 @@ class Spec:
     """In a conversation: cached tokens that an answer reads at a time; changes no number."""
     special: str = "text"
     """What names of control tokens in a text, or in what somebody types, are: text or tokens."""
+    fidelity: bool = False
+    """Whether each lane of a reading is measured against the first one: KL divergence and top-1 agreement."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "policies", tuple(self.policies))
@@ -87,6 +89,8 @@ class Spec:
         for name, among in (("dtype", DTYPES), ("weights", WEIGHTS), ("device", DEVICES)):
             if (value := getattr(self, name)) not in among:
                 raise ValueError(f"{name} must be {', '.join(among[:-1])} or {among[-1]}, not {value!r}")
+        if self.fidelity and (self.sampling is not None or len(self.policies) < 2):
+            raise ValueError("fidelity measures lanes that read a text against the first: give at least two policies")
         if self.kv_chunk is not None and self.kv_chunk < 1:
             raise ValueError(f"kv_chunk must be at least 1 token, not {self.kv_chunk}")
 
@@ -121,6 +125,7 @@ class Spec:
         words += [f"--policy={policy}" for policy in self.policies]
         words += {"auto": [], "on": ["--bos"], "off": ["--no-bos"]}[str(self.bos)]
         words += [f"--special={self.special}"] if self.special != "text" else []
+        words += ["--fidelity"] if self.fidelity else []
         return shlex.join(["python", "-m", "analysis", "chat" if chat else "stream", *words])
 
     def to_json(self) -> str:

@@ -30,6 +30,14 @@ class LaneSummary:
     cache_bytes: int
     rate: float
     """Tokens predicted in a second of the lane's own compute time; NaN for a run that was read from a folder."""
+    kl: float
+    """Mean KL divergence from the first lane, nats/token, over the tokens of which it was measured; NaN where it was
+    not."""
+    kl_error: float
+    """Its standard error over blocks; NaN where there are fewer than two."""
+    agree: float
+    """Of these tokens, the share of those where both lanes have the same most probable token; NaN where there are
+    none."""
 
     @property
     def excess_text(self) -> str:
@@ -37,6 +45,18 @@ class LaneSummary:
         if self.is_reference:
             return "reference"
         return f"{self.excess:+.4f}" + ("" if math.isnan(self.error) else f" ± {self.error:.4f}")
+
+    @property
+    def kl_text(self) -> str:
+        """The KL divergence and its error as a table shows them."""
+        if math.isnan(self.kl):
+            return "–"
+        return f"{self.kl:.4f}" + ("" if math.isnan(self.kl_error) else f" ± {self.kl_error:.4f}")
+
+    @property
+    def agree_text(self) -> str:
+        """The share of tokens with the same most probable one, as a table shows it."""
+        return "–" if math.isnan(self.agree) else f"{self.agree:.2%}"
 
 
 def summarize(run: Run, reference: int = 0) -> list[LaneSummary]:
@@ -47,6 +67,7 @@ def summarize(run: Run, reference: int = 0) -> list[LaneSummary]:
         nll = track.nll.view()
         count = len(nll)
         mean, error = metrics.excess(nll, against)
+        kl, kl_error = metrics.mean(track.kl.view())
         summaries.append(
             LaneSummary(
                 policy=parse(policy),
@@ -58,6 +79,9 @@ def summarize(run: Run, reference: int = 0) -> list[LaneSummary]:
                 cache_tokens=int(track.cache_tokens.view()[count - 1]) if count else 0,
                 cache_bytes=int(track.cache_bytes.view()[count - 1]) if count else 0,
                 rate=count / max(float(track.compute.view()[count - 1]), 1e-9) if len(track.compute) else math.nan,
+                kl=kl,
+                kl_error=kl_error,
+                agree=metrics.mean(track.agree.view())[0],
             )
         )
     return summaries

@@ -24,6 +24,8 @@ TOKENS = pa.schema(
 )
 ROLE = pa.field("role", pa.string())
 """One more column, in a conversation."""
+FIDELITY = (pa.field("kl", pa.float32()), pa.field("agree", pa.bool_()))
+"""More columns of lanes that are measured against the first one; null where that was not possible."""
 SINKS = pa.schema(
     [("lane", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("sink_mass", pa.list_(pa.float32()))]
 )
@@ -34,7 +36,8 @@ PIECES = pa.schema([("lane", pa.int32()), ("start", pa.int64()), ("pieces", pa.l
 
 def schema_of(run: Run) -> pa.Schema:
     """The columns of a run's tokens."""
-    return TOKENS if run.spec.sampling is None else TOKENS.append(ROLE)
+    more = [ROLE] * (run.spec.sampling is not None) + [*FIDELITY] * run.spec.fidelity
+    return pa.schema([*TOKENS, *more])
 
 
 def token_rows(run: Run, lane: int, track: Track, start: int = 1) -> pa.RecordBatch:
@@ -63,7 +66,16 @@ def token_rows(run: Run, lane: int, track: Track, start: int = 1) -> pa.RecordBa
     ]
     if run.spec.sampling is not None:
         columns.append(pa.array([ROLES[role] for role in column("roles", run.first_role)]))
+    if run.spec.fidelity:
+        for field in FIDELITY:
+            known = column(field.name, 0)
+            columns.append(pa.array(known.astype(field.type.to_pandas_dtype()), mask=_unknown(known, first)))
     return pa.record_batch(columns, schema=schema_of(run))
+
+
+def _unknown(values: np.ndarray, first: int) -> np.ndarray:
+    """Which of them are no numbers, or of tokens that are not predicted."""
+    return np.isnan(values) | (np.arange(len(values)) < first)
 
 
 def sink_rows(lane: int, track: Track) -> pa.RecordBatch:

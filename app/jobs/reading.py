@@ -195,7 +195,8 @@ class ReadingJob(TextJob):
 
         read = self._tokenize(self.text, model)
         ids = read.ids
-        lanes = open_lanes(model, ids, [parse(p) for p in self.spec.policies], history=HISTORY)
+        policies = [parse(p) for p in self.spec.policies]
+        lanes = open_lanes(model, ids, policies, history=HISTORY, fidelity=self.spec.fidelity)
         self.run.first_token, self.run.model = int(ids[0]), self.facts
         self.run.begins, self.run.as_text = read.begins, read.as_text
         self.pieces = texts.token_texts(model.tokenizer, ids)
@@ -256,9 +257,11 @@ class ReadingJob(TextJob):
             upto = None
             if pace:
                 upto = from_position + 1 + int(pace * (time.monotonic() - from_time))
-            # A lane that was just switched goes first: its curve should answer at once.
+            # A lane that was just switched goes first: its curve should answer at once.  Lanes that are measured
+            # against one of them wait for it.
             able = [lane for lane in self.lanes if lane.index not in self.halted]
-            turn = switched if switched and not switched.done else next_lane(able, upto)
+            first = switched if not self.spec.fidelity and switched and not switched.done else None
+            turn = first or next_lane(able, upto)
             if turn is None or (upto is not None and turn.position >= upto):
                 with self._wake:
                     self._wake.wait(0.5 / pace if pace else 0.5)

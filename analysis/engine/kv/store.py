@@ -25,10 +25,9 @@ from ..layers.banded import BandedLayer
 from ..layers.ranked import RankedLayer
 from ..layers.slots import Held, prefix_of
 from ..layers.split import SplitLayer
+from ..logits import Logits
 from ..state import State
 
-ROWS = 64
-"""Rows of logits that become probabilities at a time: a whole chunk's would not stay in the processor's cache."""
 PASSES = 32
 """Forward passes that make one chunk at most, so that a lane can be followed."""
 
@@ -105,13 +104,16 @@ class Predicted(NamedTuple):
     """Tokens that a KV head held on average when each was predicted, [tokens]."""
     top: Int[Tensor, " tokens"] | None = None
     """The most probable tokens, where they are asked for."""
+    logits: tuple[Logits, ...] = ()
+    """Those of each pass, where lanes are measured against one of them."""
 
     @classmethod
     def joined(cls, parts: "Sequence[Predicted]") -> "Predicted":
         """Parts that follow one another, as one."""
-        nll, mass, held, top = zip(*parts, strict=True)
+        nll, mass, held, top, logits = zip(*parts, strict=True)
         told = [tokens for tokens in top if tokens is not None]
-        return cls(torch.cat(nll), torch.cat(mass, -1), np.concatenate(held), torch.cat(told) if told else None)
+        whole = torch.cat(nll), torch.cat(mass, -1), np.concatenate(held), torch.cat(told) if told else None
+        return cls(*whole, sum(logits, ()))
 
 
 class Store(ABC):
@@ -256,28 +258,12 @@ class Store(ABC):
 
     def predicted(self, passed: Passed, begin: int) -> Predicted:
         """What a pass tells of the tokens that follow those from text position `begin` on."""
-        logits = passed.logits.flatten(0, 1)
-        targets = self.context.ids[begin + 1 : begin + 1 + len(logits)].to(logits.device)
-        top = most_probable(logits) if self.context.top else None
-        return Predicted(negative_log_likelihood(logits, targets), passed.sink_mass, passed.held, top)
+        rows, context = passed.logits.flatten(0, 1), self.context
+        logits, targets = Logits.of(rows), context.ids[begin + 1 : begin + 1 + len(rows)].to(rows.device)
+        top, kept = logits.top if context.top else None, () if context.fidelity is None else (logits,)
+        return Predicted(logits.nll(targets), passed.sink_mass, passed.held, top, kept)
 
 
 def stacked(of_layers: list[Tensor], like: Tensor) -> Float[Tensor, "layers *rest"]:
     """What every layer told, on the device of another tensor."""
     return torch.stack([t.to(like.device, non_blocking=True) for t in of_layers])
-
-
-def negative_log_likelihood(
-    logits: Float[Tensor, "tokens vocabulary"], targets: Int[Tensor, " tokens"]
-) -> Float[Tensor, " tokens"]:
-    """−ln p of each target in nats, float32."""
-    parts = []
-    for rows, wanted in zip(logits.split(ROWS), targets.split(ROWS), strict=True):
-        rows = rows.float()
-        parts.append(torch.logsumexp(rows, -1) - rows.gather(-1, wanted[:, None])[:, 0])
-    return torch.cat(parts)
-
-
-def most_probable(logits: Float[Tensor, "tokens vocabulary"]) -> Int[Tensor, " tokens"]:
-    """The token with the largest logit at each position, which a greedy decoder takes."""
-    return torch.cat([rows.argmax(-1) for rows in logits.split(ROWS)])
