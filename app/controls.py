@@ -21,6 +21,7 @@ from analysis.runs.spec import Spec
 from analysis.settings import Settings, quoted
 from analysis.texts import BOS, SPECIAL
 from app import address
+from app.jobs.registry import REGISTRY
 from app.libraries import LIBRARIES
 from app.pages import PAGES
 from app.plain import plain
@@ -227,6 +228,9 @@ def text_controls(key: str, now: str) -> str:
         key=f"{key}-{st.session_state.revision}-text",
     )
     linked = address.HASH.fullmatch(name)
+    if linked and (known := REGISTRY.text(name.removeprefix("sha256:"))) is not None:
+        st.caption(plain(known.title))
+        return name
     if linked:
         st.caption(f"This link is of a text that was pasted or uploaded ({name} …): paste or upload it again.")
     if name == UPLOAD or linked:
@@ -242,6 +246,8 @@ def chosen_text(key: str, name: str) -> texts.Text:
     upload, pasted = state.get(f"{key}-upload"), state.get(f"{key}-paste", "")
     if address.HASH.fullmatch(name):
         if upload is None and not pasted:
+            if (known := REGISTRY.text(name.removeprefix("sha256:"))) is not None:
+                return known
             raise ValueError("this link is of a text that was pasted or uploaded: paste or upload it again")
         text = chosen_text(key, PASTE if upload is None else UPLOAD)
         if address.named_text("", text.sha256) != name:

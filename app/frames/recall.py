@@ -7,7 +7,7 @@ marked so.  No Streamlit in here.
 from collections.abc import Sequence
 from typing import Any
 
-from plotly.colors import sample_colorscale
+from plotly.colors import sample_colorscale, unlabel_rgb
 
 from analysis.experiments.recall.asked import Asked
 from analysis.experiments.recall.cells import Row
@@ -17,8 +17,8 @@ from analysis.policies import parse
 
 SCALE = "Cividis"
 """Even to all eyes; the brighter the better, as in the figure."""
-DARK = 0.5
-"""Share of the scale below which its colours are dark."""
+DARK = 0.179
+"""Luminance below which white is easier to read on a colour than black (WCAG 2)."""
 TOLD = 3
 """Answers that a cell tells at most."""
 
@@ -81,12 +81,19 @@ def look(spot: Spot, measured: str, top: float) -> dict[str, str]:
     """Text, colour and colour of the text of a cell."""
     share = spot.recalled if measured == "recalled" else 1 - spot.nll / top
     share = min(1.0, max(0.0, share))
-    hits = sum(row.hit for row in spot.rows)
+    hits, colour = sum(row.hit for row in spot.rows), sample_colorscale(SCALE, [share])[0]
     return {
         "text": f"{hits}/{len(spot.rows)}" if measured == "recalled" else f"{spot.nll:.1f}",
-        "colour": sample_colorscale(SCALE, [share])[0],
-        "ink": "#ffffff" if share < DARK else "#1a1c1f",
+        "colour": colour,
+        "ink": "#ffffff" if luminance(colour) < DARK else "#000000",
     }
+
+
+def luminance(colour: str) -> float:
+    """Of a colour as plotly writes it, rgb(r, g, b): relative luminance, 0 to 1 (WCAG 2)."""
+    parts = [value / 255 for value in unlabel_rgb(colour)]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def told(spot: Spot, failed: bool) -> list[str]:

@@ -17,6 +17,7 @@ from .loading import Models
 
 if TYPE_CHECKING:
     from analysis.models.language_model import LanguageModel
+    from analysis.texts import Text
 
 Kind = TypeVar("Kind", bound=Job)
 MAX_LIVE = 4
@@ -105,6 +106,12 @@ class Registry:
         """Names of the models that jobs in memory were begun with."""
         with self._lock:
             return {job.spec.model for job in self._jobs.values() if isinstance(job, TextJob)}
+
+    def text(self, sha256: str) -> "Text | None":
+        """The text of a job in memory whose SHA-256 begins so; None where there is none."""
+        with self._lock:
+            found = (getattr(job, "text", None) for job in self._jobs.values())
+            return next((text for text in found if text is not None and text.sha256.startswith(sha256)), None)
 
     def free(self, job_id: str) -> None:
         """End a job and forget it."""

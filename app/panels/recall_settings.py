@@ -14,7 +14,7 @@ from analysis.experiments.recall.base import ASKING
 from analysis.experiments.recall.own import lines_in
 from analysis.runs.spec import Spec
 from app import address, parameters
-from app.controls import Chosen, brand, lane_controls, model_controls, setting_control
+from app.controls import AROUND, Chosen, brand, lane_controls, model_controls, setting_control
 from app.jobs.recall import RecallJob
 from app.panels.job_panel import Maker
 from app.parameters import RECALL
@@ -81,6 +81,7 @@ def sidebar(trained_length: int | None) -> None:
     state, now = st.session_state, st.session_state.recall
     with st.sidebar:
         brand("recall")
+        st.html(AROUND.with_name("recall.css"))
         st.caption("What is asked")
         now["task"] = task_controls(now["task"])
         task = TASKS.parse(now["task"])

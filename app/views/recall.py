@@ -10,7 +10,7 @@ from app.controls import MODEL, Chosen, choice, choose, heading, is_linked, is_n
 from app.frames.recall import ordered
 from app.jobs.recall import RecallJob
 from app.jobs.registry import REGISTRY
-from app.panels import recall_map, recall_settings
+from app.panels import recall_map, recall_settings, whereabouts
 from app.panels.job_panel import JobPanel, Maker, redraw
 from app.panels.recall_map import CELL, Found
 from app.panels.recall_settings import USUAL
@@ -109,7 +109,10 @@ def picked() -> None:
     lane, row, column = (int(pick[name]) for name in ("lane", "row", "column"))
     if lane in range(len(found.spec.policies)) and row in range(len(depths)) and column in range(len(lengths)):
         cell: CELL = lane, lengths[column], depths[row]
-        st.session_state.recall_cell = None if st.session_state.recall_cell == cell else cell
+        look = None if st.session_state.recall_cell == cell else cell
+        st.session_state.recall_cell = look
+        if look is not None and (of := whereabouts.cell_of(found, look)) is not None and not JOB_PANEL.busy:
+            whereabouts.start(of)
 
 
 def found_now() -> Found | None:
@@ -152,6 +155,7 @@ def draw() -> None:
         if run is not None:
             progress(run)
         recall_map.draw(found, st.session_state.recall_cell, picked)
+        whereabouts.draw(found, st.session_state.recall_cell)
     to_address()
 
 
@@ -168,4 +172,4 @@ open_page()
 recall_settings.sidebar(None)
 project()
 heading("recall")
-redraw(draw, lambda: JOB_PANEL.pace(0.5))
+redraw(draw, lambda: JOB_PANEL.pace(0.5) or whereabouts.JOB_PANEL.pace(0.5))

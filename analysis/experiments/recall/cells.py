@@ -90,6 +90,11 @@ class RecallCell:
         return f"{re.sub(r'[^-A-Za-z0-9_.+=]+', '-', written)[:100]}-{digest}"
 
     @property
+    def of_task(self) -> Task:
+        """The task, with its settings.  Raises ValueError where there is none such."""
+        return TASKS.parse(self.task)
+
+    @property
     def size(self) -> int:
         """Tokens of its text, about; 1 where the text says that itself."""
         return max(1, self.place.length)
@@ -101,8 +106,10 @@ class RecallCell:
         """
         from .scoring import answers
 
-        spec, task = self.spec, TASKS.parse(self.task)
-        sample = task.sample(self.place, self.seed, tokens := Tokens(model.tokenizer, str(spec.bos), spec.special))
+        spec = self.spec
+        sample = self.of_task.sample(
+            self.place, self.seed, tokens := Tokens(model.tokenizer, str(spec.bos), spec.special)
+        )
         text, policy = tokens.encode(sample), parse_policy(spec.policies[0])
         found = answers(
             model, text, policy, stays=sample.stays, asking=self.asking, decode=self.decode, chunk=spec.chunk, told=told
