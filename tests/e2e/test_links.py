@@ -162,11 +162,12 @@ def settled(page, query: str) -> str:
     wanted = sorted(f"{name},{value}" for name, of in parse_qs(query).items() for value in of)
     said = "[...new URLSearchParams(location.search)].map(String).sort().join('; ')"
     wait_until(page, f"(wanted) => {said} === wanted", "; ".join(wanted))
-    before = ""
-    while (now := page.evaluate(FIELDS)) != before or not now:
-        before = now
+    seen = [""]
+    while not seen[-1] or seen[-1] != seen[-2]:
+        assert len(seen) < 60, f"its fields do not come to rest: {seen[-2:]}"
         page.wait_for_timeout(1500)
-    return now
+        seen.append(page.evaluate(FIELDS))
+    return seen[-1]
 
 
 def test_links_of_every_page_open_the_same_on_another_server_and_back_and_forward(app, page, tmp_path):
