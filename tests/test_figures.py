@@ -340,5 +340,6 @@ def test_the_pareto_front_has_what_nothing_beats_at_its_cost(places):
     told = parse("pareto:measure=passkey,cost=tokens").numbers(VERDICT)
     assert told["value"].tolist() == [1, 0, 0.5, 0, 0.5] and np.isnan(told["cost"][0])
     assert told["cost"].tolist()[1:] == [64, 128, 64, 128]
-    with pytest.raises(ValueError, match="needle was not measured: choose one of perplexity, passkey"):
+    assert parse("pareto:measure=kl").numbers(VERDICT)["value"].tolist() == [0, 1.5, 1, 0.25, 0.005]
+    with pytest.raises(ValueError, match="needle was not measured: choose one of perplexity, kl, passkey"):
         parse("pareto:measure=needle").numbers(VERDICT)

@@ -7,7 +7,9 @@ from analysis.experiments.verdict.entries import Recall
 def entry(policy: str, budget: int | None, excess: float, hits: int, older: tuple[int, int] = (0, 0)) -> Entry:
     """Of an entry that read 1,000 tokens, and was asked for two facts, of which some were older than its cache."""
     recall = {"passkey": Recall(2, hits, 0.1, 0.9, *older, 40 if hits else None)}
-    return Entry(policy, budget, 1000, 10.0, excess, 0.001, 2.0, 8.0 if budget is None else budget / 32, recall)
+    megabytes = 8.0 if budget is None else budget / 32
+    kl = excess / 2, 0.001
+    return Entry(policy, budget, 1000, 10.0, excess, 0.001, *kl, 0.5, 2.0, megabytes, recall)
 
 
 VERDICT = Verdict(

@@ -90,7 +90,7 @@ def write_run(place: Path, spec: Spec, model: "LanguageModel") -> Run:
     ids, run = read.ids, Run(spec, int(read.ids[0]))
     run.model, run.begins, run.as_text = ModelFacts.of(model), read.begins, read.as_text
     folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256, tokens=len(ids))
-    for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk):
+    for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk, fidelity=spec.fidelity):
         folder.append(step)
     folder.finish("finished")
     return run

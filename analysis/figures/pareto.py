@@ -29,7 +29,7 @@ class Pareto(Figure):
     needs: ClassVar[str] = "verdict"
 
     measure: str = setting(
-        "perplexity", "What is good: perplexity, or the name of a task of recall.", pattern=r"[\w.\-]{1,80}"
+        "perplexity", "What is good: perplexity, kl, or the name of a task of recall.", pattern=r"[\w.\-]{1,80}"
     )
     cost: str = setting("megabytes", "What a cache takes.", choices=tuple(COSTS))
 
@@ -40,12 +40,16 @@ class Pareto(Figure):
         """
         entries = [(e, value) for e in source.entries if (value := self._value(e)) is not None]
         if not entries:
-            known = ["perplexity", *dict.fromkeys(task.partition(":")[0] for e in source.entries for task in e.recall)]
+            known = [
+                "perplexity",
+                "kl",
+                *dict.fromkeys(task.partition(":")[0] for e in source.entries for task in e.recall),
+            ]
             raise ValueError(f"{self.measure} was not measured: choose one of {', '.join(known)}")
         costs = [self._cost(e) for e, _ in entries]
         if self.cost != "tokens" and all(np.isnan(costs)):
             raise ValueError("what a cache takes was not measured, since no text was read: choose cost=tokens")
-        loss = [value if self.measure == "perplexity" else -value for _, value in entries]
+        loss = [value if self.measure in ("perplexity", "kl") else -value for _, value in entries]
         points = list(zip(costs, loss, strict=True))
         front = [not any(p != q and p[0] <= q[0] and p[1] <= q[1] for p in points) for q in points]
         return {
@@ -57,8 +61,8 @@ class Pareto(Figure):
         }
 
     def _value(self, entry: "Entry") -> float | None:
-        if self.measure == "perplexity":
-            return entry.relative
+        if self.measure in ("perplexity", "kl"):
+            return entry.relative if self.measure == "perplexity" else entry.kl
         of = next((r for task, r in entry.recall.items() if task.partition(":")[0] == self.measure), None)
         return None if of is None else of.hits / of.asked
 
@@ -68,15 +72,16 @@ class Pareto(Figure):
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
         """A line for each policy, over its budgets."""
-        ratio = self.measure == "perplexity"
-        value = "Perplexity ÷ dense" if ratio else f"Recalled, {self.measure}"
-        return pareto(data, cost=COSTS[self.cost], value=value, ratio=ratio, ax=ax)
+        said = {"perplexity": "Perplexity ÷ dense", "kl": "KL divergence from dense, nats/token"}
+        value = said.get(self.measure, f"Recalled, {self.measure}")
+        return pareto(data, cost=COSTS[self.cost], value=value, share=self.measure not in said, ax=ax)
 
 
-def pareto(data: Numbers, *, cost: str, value: str, ratio: bool, ax: Axes | None = None) -> Axes:
+def pareto(data: Numbers, *, cost: str, value: str, share: bool, ax: Axes | None = None) -> Axes:
     """Draw columns `policy`, `title`, `cost`, `value`, `front`: a line for each title, and a level for dense.
 
-    `cost` and `value`: the words on the axes; `ratio`: whether values are ratios, which a logarithmic axis shows.
+    `cost` and `value`: the words on the axes; `share`: whether values are shares, from 0 to 1; others are drawn by
+    their logarithms.
     """
     ax = axes(ax)
     titles = list(dict.fromkeys(data["title"]))
@@ -84,21 +89,24 @@ def pareto(data: Numbers, *, cost: str, value: str, ratio: bool, ax: Axes | None
     for title, first, style in zip(titles, firsts, line_styles(firsts), strict=True):
         of = np.flatnonzero(data["title"] == title)
         if first.name == "dense":
+            # Its KL divergence from itself is 0, which no logarithm has.
+            if not data["value"][of][0]:
+                continue
             ax.axhline(data["value"][of][0], color=style["color"], linestyle=style["linestyle"], lw=0.8, label=title)
             continue
         of = of[np.argsort(data["cost"][of])]
         # Every budget is a run of its own, so every one has a marker.
         style |= {"markevery": None, "marker": style["marker"] or "."}
         ax.plot(data["cost"][of], data["value"][of], **style, label=title)
-    front = data["front"].astype(bool) & ~np.isnan(data["cost"])
+    front = data["front"].astype(bool) & ~np.isnan(data["cost"]) & (share | (data["value"] > 0))
     ax.plot(data["cost"][front], data["value"][front], "o", ms=6, mfc="none", mec="0.4", mew=0.7, label="Pareto front")
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.3g}")
-    if ratio:
+    if share:
+        ax.set_ylim(-0.03, 1.03)
+    else:
         ax.set_yscale("log", base=2)
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.3g}")
-    else:
-        ax.set_ylim(-0.03, 1.03)
     ax.set(xlabel=cost, ylabel=value)
     legend(ax)
     return ax

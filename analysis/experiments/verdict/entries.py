@@ -18,7 +18,7 @@ from ... import files, metrics
 from ...policies import parse
 from ...runs.reader import load
 from ..recall.cells import Row, rows_of, wilson
-from .plan import DENSE, SECONDS, Plan, ReadingCell
+from .plan import DENSE, READING, SECONDS, Plan, ReadingCell
 
 FILE = "verdict.json"
 LEVEL = 0.05
@@ -52,6 +52,11 @@ class Entry(msgspec.Struct, frozen=True):
     excess: float | None
     """Mean NLL above that of dense, nats/token, and its standard error over blocks."""
     error: float | None
+    kl: float | None
+    """Mean KL(dense ‖ policy), nats/token, and its standard error over blocks."""
+    kl_error: float | None
+    agreement: float | None
+    """Share of tokens before which both have the same most probable one."""
     milliseconds: float | None
     """Compute time of a token of the texts."""
     megabytes: float | None
@@ -108,8 +113,9 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def quality(entry: Entry, task: str) -> float | None:
     """How good an entry is by a task: more is better.  None where it was not measured."""
-    if task == "perplexity":
-        return None if entry.excess is None else -entry.excess
+    if task in READING:
+        loss = entry.excess if task == "perplexity" else entry.kl
+        return None if loss is None else -loss
     found = entry.recall.get(task)
     return None if found is None or not found.asked else found.hits / found.asked
 
@@ -150,13 +156,16 @@ class _Reading:
         self.model = "" if run.model is None else run.model.name
         self.text = text
         self.dense, self.nll = (run.tracks[lane].nll.view().astype(np.float64) for lane in (0, -1))
+        # Dense alone is what it would be measured against.
+        alone = len(run.tracks) == 1
+        self.kl = np.zeros(len(self.nll)) if alone else run.tracks[-1].kl.view().astype(np.float64)
+        self.agree = np.ones(len(self.nll)) if alone else run.tracks[-1].agree.view().astype(np.float64)
         self.seconds = files.record(folder / SECONDS, list[float], "that of a reading")[-1]
         self.bytes = int(run.tracks[-1].cache_bytes.view()[: len(self.nll)].max())
 
-    @property
-    def blocks(self) -> NDArray[np.floating]:
-        """Means of the difference of NLL over blocks."""
-        return metrics.block_means(self.nll - self.dense)
+    def of(self, task: str) -> NDArray[np.float64]:
+        """What a task measures of each token: less is better; empty where it was not measured."""
+        return self.nll - self.dense if task == "perplexity" else self.kl
 
 
 def verdict(plan: Plan, place: Path) -> Verdict:
@@ -184,20 +193,34 @@ def _entry(found: _Found, policy: str, budget: int | None) -> Entry:
         if (rows := found.recalled_by_dense(task, policy))
     }  # fmt: skip
     if not readings:
-        return Entry(policy, budget, 0, None, None, None, None, None, recall)
-    nll, dense = (np.concatenate([getattr(r, lane) for r in readings]) for lane in ("nll", "dense"))
-    error = metrics.standard_error(np.concatenate([r.blocks for r in readings]))
+        return Entry(policy, budget, 0, None, None, None, None, None, None, None, None, recall)
+    nll = np.concatenate([r.nll for r in readings])
+    excess, error = _mean(readings, "perplexity")
+    kl, kl_error = _mean(readings, "kl")
+    agree = np.concatenate([r.agree for r in readings])
     return Entry(
         policy,
         budget,
         len(nll),
         metrics.perplexity(nll),
-        float((nll - dense).mean()),
-        None if math.isnan(error) else error,
+        excess,
+        error,
+        kl,
+        kl_error,
+        float(agree.mean()) if len(agree) == len(nll) else None,
         1000 * sum(r.seconds for r in readings) / len(nll),
         max(r.bytes for r in readings) / 1e6,
         recall,
     )
+
+
+def _mean(readings: Sequence[_Reading], task: str) -> tuple[float | None, float | None]:
+    """Over all tokens of all texts, and its standard error over blocks."""
+    each = [r.of(task) for r in readings]
+    if any(len(values) != len(r.nll) for values, r in zip(each, readings, strict=True)):
+        return None, None
+    error = metrics.standard_error(np.concatenate([metrics.block_means(values) for values in each]))
+    return float(np.concatenate(each).mean()), None if math.isnan(error) else error
 
 
 def _recall(rows: Sequence[Row], budget: int | None) -> Recall:
@@ -217,9 +240,8 @@ def _pairs(found: _Found) -> Iterable[Pair]:
     members = [(policy, budget) for policy, budget in found.plan.members.items() if budget is not None]
     for budget, of in groupby(sorted(members, key=lambda m: m[1]), key=lambda m: m[1]):
         policies = [policy for policy, _ in of]
-        tasks = [*(["perplexity"] if found.plan.reads else []), *found.plan.recalled]
-        for task in tasks:
-            test = _paired_texts if task == "perplexity" else _paired_answers
+        for task in (*READING, *found.plan.recalled):
+            test = _paired_texts if task in READING else _paired_answers
             tested = [(a, b, *test(found, task, a, b)) for a, b in combinations(policies, 2)]
             adjusted = _adjusted([p for *_, p in tested])
             for (a, b, difference, _), p in zip(tested, adjusted, strict=True):
@@ -239,15 +261,15 @@ def _adjusted(p: Sequence[float]) -> Sequence[float]:
 
 
 def _paired_texts(found: _Found, task: str, one: str, other: str) -> tuple[float, float]:
-    """Difference of mean NLL over the texts that both have read, and its p value."""
+    """Difference of what a task measures over the texts that both have read, and its p value."""
     from scipy.stats import ttest_1samp
 
     texts = {r.text: r for r in found.readings[other]}
-    both = [(r, texts[r.text]) for r in found.readings[one] if r.text in texts]
-    if not both:
+    both = [(r.of(task), texts[r.text].of(task)) for r in found.readings[one] if r.text in texts]
+    if not both or any(len(a) != len(b) or not len(a) for a, b in both):
         return math.nan, math.nan
-    difference = np.concatenate([a.nll - b.nll for a, b in both])
-    blocks = np.concatenate([metrics.block_means(a.nll - b.nll) for a, b in both])
+    difference = np.concatenate([a - b for a, b in both])
+    blocks = np.concatenate([metrics.block_means(a - b) for a, b in both])
     if len(blocks) < 2:
         return float(difference.mean()), math.nan
     # Policies that have evicted nothing are one.

@@ -24,8 +24,8 @@ from ..recall.cells import cells as recall_cells
 if TYPE_CHECKING:
     from ...models.language_model import LanguageModel
 
-READING = ("perplexity",)
-"""What is measured by reading a text; all other tasks are those of recall."""
+READING = ("perplexity", "kl")
+"""What is measured by reading a text, of which `kl` tells top-1 agreement, too; all other tasks are those of recall."""
 SECONDS = "seconds.json"
 """File with the compute seconds of each lane of a reading."""
 DENSE = "dense"
@@ -55,7 +55,7 @@ class ReadingCell:
     def name(self) -> str:
         """The name of its folder."""
         text, policy = self.spec.text, self.spec.policies[-1]
-        digest = hashlib.sha256(json.dumps((text, policy)).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps((text, policy, self.spec.fidelity)).encode()).hexdigest()[:12]
         return f"{re.sub(r'[^-A-Za-z0-9_.+=]+', '-', f'{Path(text).name}-{policy}')[:100]}-{digest}"
 
     def write(self, place: Path, model: "LanguageModel") -> None:
@@ -112,7 +112,8 @@ class Plan:
         """The cells in which a policy reads texts."""
         lanes = (DENSE,) if policy == DENSE else (DENSE, policy)
         texts = dict.fromkeys(self.texts) if self.reads else ()
-        return [ReadingCell(replace(self.base, text=text, policies=lanes)) for text in texts]
+        fidelity = "kl" in self.tasks and len(lanes) > 1
+        return [ReadingCell(replace(self.base, text=text, policies=lanes, fidelity=fidelity)) for text in texts]
 
     def recall(self, task: str, policy: str) -> list[RecallCell]:
         """The cells in which a policy is asked for what a task hid."""

@@ -112,12 +112,13 @@ def table(found: Verdict, *, narrow: bool = False) -> tuple[list[str], list[list
     `narrow`: without what other columns say, too.
     """
     tasks = list(dict.fromkeys(task for e in found.entries for task in e.recall))
-    read = READ if any(e.tokens for e in found.entries) else {}
-    left_out = ("Perplexity", "Excess NLL") if narrow else ()
-    header = ["Policy", "Budget", *(name for name in read if name not in left_out), *tasks]
-    rows = []
+    left_out = {"Perplexity", "Excess NLL"} if narrow else set()
+    if all(e.budget is None or e.kl is None for e in found.entries):
+        left_out |= {"KL", "Top-1"}
+    read = {title: say for title, say in READ.items() if any(e.tokens for e in found.entries) and title not in left_out}
+    header, rows = ["Policy", "Budget", *read, *tasks], []
     for name, e in zip(names(found), found.entries, strict=True):
-        numbers = [say(found, e) if e.tokens else "–" for title, say in read.items() if title not in left_out]
+        numbers = [say(found, e) if e.tokens else "–" for say in read.values()]
         budget = "–" if e.budget is None else f"{e.budget:,}"
         rows.append([name, budget, *numbers, *(_recalled(found, e, task) for task in tasks)])
     return header, rows
@@ -133,6 +134,13 @@ def _relative(found: Verdict, entry: Entry) -> str:
     return "1" if entry.budget is None else f"{entry.relative:.4f}{_mark(found, entry, 'perplexity')}"
 
 
+def _kl(found: Verdict, entry: Entry) -> str:
+    if entry.kl is None or entry.budget is None:
+        return "–" if entry.kl is None else "0"
+    error = "" if entry.kl_error is None else f" ± {entry.kl_error:.4f}"
+    return f"{entry.kl:.4f}{error}{_mark(found, entry, 'kl')}"
+
+
 def _recalled(found: Verdict, entry: Entry, task: str) -> str:
     recall = entry.recall.get(task)
     return "–" if recall is None else f"{recall.hits}/{recall.asked}{_mark(found, entry, task)}"
@@ -146,6 +154,8 @@ READ: dict[str, Callable[[Verdict, Entry], str]] = {
     "Perplexity": lambda _, e: f"{e.perplexity:.3f}",
     "÷ dense": _relative,
     "Excess NLL": _excess,
+    "KL": _kl,
+    "Top-1": lambda _, e: "–" if e.agreement is None else f"{100 * e.agreement:.1f} %",
     "ms/token": lambda _, e: f"{e.milliseconds:.2f}",
     "MB": lambda _, e: f"{e.megabytes:.2f}",
 }
