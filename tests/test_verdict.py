@@ -96,13 +96,37 @@ def test_each_entry_says_what_its_policy_does_on_the_same_tokens(compared, model
     assert pair.p == pytest.approx(1 - 2 * math.atan(abs(t)) / math.pi, abs=1e-4)
 
 
+def test_kl_and_agreement_are_those_of_a_run_beside_dense(model, text, tmp_path):
+    from analysis.experiments import grid
+
+    names = ("window", "random:interval=8")
+    plan = Plan(Spec(model, text, ("dense",), 600, device="cpu"), names, (64,), ("kl",), (text,), (), ())
+    list(grid.run(plan.cells, tmp_path))
+    found, network = verdict(plan, tmp_path), load(model, device="cpu")
+    ids = texts.tokenize(texts.read(text), None, limit=600)
+    dense = found.entries[0]
+    assert (dense.kl, dense.agreement, dense.excess) == (0, 1, 0)
+    for e in found.entries[1:]:
+        steps = [s for s in stream(network, ids, [policy("dense"), policy(e.policy)], fidelity=True) if s.lane == 1]
+        kl, agree = (np.concatenate([getattr(s, name) for s in steps]).astype(float) for name in ("kl", "agree"))
+        assert e.kl == pytest.approx(kl.mean(), abs=1e-6) and e.agreement == pytest.approx(agree.mean(), abs=1e-9)
+        assert e.kl_error == pytest.approx(np.ptp(kl[:512].reshape(2, 256).mean(1)) / 2, abs=1e-6)
+        assert e.kl is not None and e.kl > 0
+    assert [p.task for p in found.pairs] == ["perplexity", "kl"]
+    header, rows = table(found)
+    assert rows[0][header.index("KL")] == "0" and "±" in rows[1][header.index("KL")]
+    assert rows[0][header.index("Top-1")] == "100.0 %"
+    # Without it they are other cells.
+    assert not verdict(replace(plan, tasks=("perplexity",)), tmp_path).entries[1].tokens
+
+
 def test_what_is_not_finished_is_left_out_and_what_is_there_is_kept(compared, tmp_path):
     plan, out = compared
     assert verdict(plan, tmp_path).entries[0].perplexity is None and not verdict(plan, tmp_path).pairs
     again = replace(plan, policies=(*plan.policies, "random:interval=8"))
     assert [e.tokens for e in verdict(again, out).entries] == [599] * 5 + [0] * 2
     header, rows = table(verdict(again, out))
-    assert rows[-1][header.index("Perplexity")] == "–"
+    assert rows[-1][header.index("Perplexity")] == "–" and "KL" not in header
 
 
 def answers(hits: dict[str, list[bool]]) -> dict[tuple[str, str], list[Row]]:
