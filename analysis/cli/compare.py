@@ -14,16 +14,14 @@ from .console import out, right, say
 from .waiting import Bars
 
 USUAL = "window,streaming,h2o:interval=16,snapkv:interval=16"
-TASKS = "perplexity,passkey"
+TASKS = "perplexity,kl,passkey"
 Listed = list[str] | None
 
 
 def compare(
     policies: Annotated[Listed, typer.Option(help="policies with their settings, with commas, but for sizes")] = None,
     budgets: Annotated[str, typer.Option(help="tokens that a cache holds, at most, with commas")] = "64,128,256,512",
-    tasks: Annotated[
-        str, typer.Option(help="perplexity, and tasks of `recall` with their settings")
-    ] = "perplexity,passkey",
+    tasks: Annotated[str, typer.Option(help="perplexity, kl, and tasks of `recall`")] = "perplexity,passkey",
     model: options.Model = "embedded",
     text: Annotated[Listed, typer.Option(help="what is read for perplexity; once more for more texts")] = None,
     tokens: Annotated[int, typer.Option(help="read so many tokens of each text")] = 2048,
