@@ -171,6 +171,9 @@ def settled(page, query: str) -> str:
 
 
 def test_links_of_every_page_open_the_same_on_another_server_and_back_and_forward(app, page, tmp_path):
+    # A library without runs has nothing to search in.
+    for home in (library.home(), tmp_path / "runs"):
+        seeds.run(home / "searched", end="finished")
     with started(SINKSCOPE_RUNS=str(tmp_path / "runs")) as (other, _):
         fields = {}
         for where, query in SET_UP.items():
