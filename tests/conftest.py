@@ -29,8 +29,8 @@ def _each_network_is_checked_and_traced_once():
     from analysis.engine import stream
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "adapt", functools.lru_cache(64)(stream.adapt))
-        patch.setattr(source, "one_token", functools.lru_cache(64)(source.one_token))
+        patch.setattr(stream, "adapt", functools.lru_cache(512)(stream.adapt))
+        patch.setattr(source, "one_token", functools.lru_cache(512)(source.one_token))
         yield
 
 

@@ -76,7 +76,8 @@ def finished(model, tokens, policy, chunk=16, history=0):
 @pytest.mark.parametrize("positions", ["cache", "text"])
 @pytest.mark.parametrize("full", [25, 50, 75])
 def test_duo_equals_its_reference_without_a_cache(full, positions, groups):
-    model, tokens = shared("llama", num_key_value_heads=4 // groups), words(48)
+    # As many layers as there must be for a quarter of the KV heads to be one.
+    model, tokens = shared("llama", num_key_value_heads=4 // groups, num_hidden_layers=max(2, groups)), words(48)
     policy = Duo(full, 3, 9, positions)
     wanted, book = reference(model, tokens, policy)
     for chunk in (1, 16):

@@ -47,7 +47,7 @@ def distinct(count):
 @pytest.mark.parametrize("interval", [1, 4])
 @pytest.mark.parametrize("name", RANKED)
 def test_policy_equals_its_reference_without_a_cache(name, interval, positions, groups):
-    model, tokens = shared("llama", num_key_value_heads=4 // groups), distinct(48)
+    model, tokens = shared("llama", num_key_value_heads=4 // groups, num_hidden_layers=2), distinct(48)
     policy = small(name, interval=interval, positions=positions)
     expected, book = naive(model, tokens, policy)
     nll, mass, held, _, lane = read(model, tokens, policy)
