@@ -27,10 +27,15 @@ def _each_network_is_checked_and_traced_once():
     """The check of a network is test_families' matter, and of its trace test_decoding's: elsewhere one is enough."""
     from analysis.engine import context as source
     from analysis.engine import stream
+    from analysis.models import language_model
 
+    # As many as all tests have, so that whoever comes back finds it.
+    adapt, one_token = functools.lru_cache(512)(stream.adapt), functools.lru_cache(512)(source.one_token)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "adapt", functools.lru_cache(512)(stream.adapt))
-        patch.setattr(source, "one_token", functools.lru_cache(512)(source.one_token))
+        for module in (stream, language_model):
+            patch.setattr(module, "adapt", adapt)
+        for module in (source, language_model):
+            patch.setattr(module, "one_token", one_token)
         yield
 
 
@@ -60,6 +65,14 @@ def embedded():
     from analysis.models.loading import load
 
     return load("embedded", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def embedded_packed():
+    """The same with weights of four bits."""
+    from analysis.models.loading import load
+
+    return load("embedded", device="cpu", weights="int4")
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +142,7 @@ def registry():
 def pytest_collection_modifyitems(items):
     """Tests on the embedded model are told apart from those of units, which have tiny ones and are quick."""
     for item in items:
-        if "embedded" in getattr(item, "fixturenames", ()):
+        if {"embedded", "embedded_packed"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("real")
 
 

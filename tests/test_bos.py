@@ -1,6 +1,7 @@
 """Laws of what begins a text: BOS as the tokenizer puts it, asked for or not, never twice; and names of control tokens
 that stand in a text are text."""
 
+import functools
 import io
 import json
 
@@ -359,5 +360,11 @@ def test_embedded_model_puts_no_bos_by_itself(embedded):
     assert read.begins == "" and read.as_text == ()
 
 
+@functools.cache
+def network() -> LlamaForCausalLM:
+    """One for all tokenizers, so that it is checked and traced once.  Nobody may change it."""
+    return tiny()
+
+
 def model_of(tokenizer) -> LanguageModel:
-    return LanguageModel("tiny", tiny(), tokenizer, [])
+    return LanguageModel("tiny", network(), tokenizer, [])

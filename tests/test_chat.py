@@ -13,7 +13,6 @@ from analysis.chat.partner import ASSISTANT, TEMPLATE, USER, Partner
 from analysis.chat.sampling import Chooser
 from analysis.chat.scripts import read_script, script_from_bytes, scripts
 from analysis.chat.template import template_of
-from analysis.models.loading import load
 from analysis.policies import Dense, Recompute, Streaming, Window
 from analysis.runs.spec import Sampling
 
@@ -21,9 +20,9 @@ from .naive import OneByOne
 
 
 @pytest.fixture(scope="module")
-def partner():
+def partner(embedded_packed):
     """The embedded model with packed weights: what is tested with it is true of any model, and comes sooner."""
-    return Partner(load("embedded", device="cpu", weights="int4"))
+    return Partner(embedded_packed)
 
 
 @pytest.fixture(scope="module")

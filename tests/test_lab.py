@@ -11,7 +11,7 @@ from analysis.lab import training as training_module
 from analysis.lab.folder import read
 from analysis.lab.measurement import Measurement
 from analysis.lab.recipe import ATTENTIONS, Recipe
-from analysis.lab.tasks import TRIGGERS, Backcopy, Plays, is_trigger
+from analysis.lab.tasks import TRIGGERS, Backcopy, is_trigger
 from analysis.lab.training import Training
 from analysis.lab.transformer import Activations, Attention, Transformer
 
@@ -77,11 +77,12 @@ def test_what_follows_another_token_is_drawn_from_its_row():
 
 
 def test_the_plays_are_read_in_stretches():
-    task = Plays(recipe(task="plays", vocabulary=300))
+    training = Training(recipe(task="plays", vocabulary=300))
+    task = training.task
     drawn = task.draw(8, np.random.default_rng(0))
     assert drawn.shape == (8, 25) and (drawn[:, 0] == 0).all() and drawn[:, 1:].min() > 0 and drawn.max() < 300
     assert not task.copies(torch.from_numpy(drawn)).any()
-    moments = list(Training(recipe(task="plays", vocabulary=300)).measurements(6))
+    moments = list(training.measurements(6))
     assert np.isnan(moments[-1].copied) and moments[-1].loss < moments[0].loss
 
 
