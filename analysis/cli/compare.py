@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from .. import files
 from ..runs.spec import Spec
-from . import options
-from .console import out, right, say
-from .waiting import Bars
+from . import grids, options
+from .console import out
 
 USUAL = "window,streaming,h2o:interval=16,snapkv:interval=16"
 TASKS = "perplexity,kl,passkey"
@@ -30,16 +28,16 @@ def compare(
     repeats: Annotated[int, typer.Option(help="texts for each length and depth")] = 2,
     seed: Annotated[int, typer.Option(help="decides all texts of recall", min=0)] = 0,
     question: Annotated[str, typer.Option(help="aware: read on; blind: nothing is evicted from it on")] = "aware",
-    chunk: Annotated[int, typer.Option(help="tokens that go through the model at once; changes no number")] = 512,
+    chunk: options.Chunk = 512,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
     bos: options.Bos = None,
     special: options.Special = "text",
     weights: options.Weights = "model",
     kv_heads: options.KVHeads = None,
-    jobs: Annotated[int, typer.Option(help="processes on this machine, each with a GPU of its own if it has any")] = 1,
-    backend: Annotated[str, typer.Option(help="local, or a cluster: dask or ray")] = "local",
-    address: Annotated[str | None, typer.Option(help="where the cluster is, HOST:PORT")] = None,
+    jobs: grids.Jobs = 1,
+    backend: grids.Backend = "local",
+    address: grids.Address = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="default: compare in the library")] = None,
     runs: options.Runs = None,
 ) -> None:
@@ -70,26 +68,13 @@ def compare(
         asking=question,
     )
     place = out_folder or library.home(runs) / "compare"
-    left, status = grid.unfinished(plan.cells, place), "finished"
+    left = grid.unfinished(plan.cells, place)
     options.say_changed(replace(spec, policies=tuple(plan.members)))
-    try:
-        with Bars(out) as bar:
-            doing = bar.add_task("Cells", total=len(plan.cells), completed=len(plan.cells) - len(left))
-            for _ in grid.run(plan.cells, place, jobs=jobs, backend=backend, address=address):
-                bar.advance(doing)
-    except KeyboardInterrupt:
-        status = "interrupted"
+    status = grids.do(plan.cells, len(left), place, jobs=jobs, backend=backend, address=address)
     found = verdict(plan, place)
     for name, written in tables.written(found).items():
         files.write(place / name, written)
     header, rows = tables.table(found, narrow=out.width < 110)
-    table = Table(*header[:1], *(right(h) for h in header[1:]), title=f"Policies at budgets, {found.model}")
-    for row in rows:
-        table.add_row(*row)
-    table.caption = tables.CAPTION
-    out.print(table)
+    grids.show(f"Policies at budgets, {found.model}", header, rows, tables.CAPTION)
     out.print(tables.sentence(found), soft_wrap=True)
-    again = ": the same command goes on" if status == "interrupted" else ""
-    say(f"{status.capitalize()}{again}. Cells and tables lie in {place}")
-    if status == "interrupted":
-        raise typer.Exit(130)
+    grids.end(status, f"Cells and tables lie in {place}")

@@ -11,7 +11,7 @@ from .. import files, texts
 from ..policies import parse
 from ..runs.spec import Spec
 from ..texts import with_bos
-from . import options
+from . import grids, options
 from .console import out, right, say
 from .waiting import Bars, waiting
 
@@ -76,9 +76,9 @@ def reproduce(
     device: options.Device = "auto",
     bos: options.Bos = None,
     special: options.Special = "text",
-    jobs: Annotated[int, typer.Option(help="processes on this machine, each with a GPU of its own if it has any")] = 1,
-    backend: Annotated[str, typer.Option(help="local, or a cluster: dask or ray")] = "local",
-    address: Annotated[str | None, typer.Option(help="where the cluster is, HOST:PORT")] = None,
+    jobs: grids.Jobs = 1,
+    backend: grids.Backend = "local",
+    address: grids.Address = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="folder (default: NAME in the library)")] = None,
     runs: options.Runs = None,
 ) -> None:
@@ -112,24 +112,13 @@ def reproduce(
         files.write(place / "table.md", "\n\n".join(w.strip() for w in words) + "\n")
         return header, rows
 
-    status = "finished"
-    try:
-        with Bars(out) as bar:
-            task = bar.add_task("Cells", total=len(cells), completed=len(cells) - len(left))
-            for cell in grid.run(cells, place, jobs=jobs, backend=backend, address=address):
-                bar.advance(task)
-                bar.console.print(f"{cell.label}: done", highlight=False)
-                write()
-    except KeyboardInterrupt:
-        status = "interrupted"
+    def done(cell: Any) -> None:
+        out.print(f"{cell.label}: done", highlight=False)
+        write()
+
+    status = grids.do(cells, len(left), place, done, jobs=jobs, backend=backend, address=address)
     header, rows = write() if any(place.glob("*/run.json")) else (["Policy"], [])
-    table = Table(*header[:1], *(right(h) for h in header[1:]), title=f"{experiment.title}. {experiment.paper}")
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
+    grids.show(f"{experiment.title}. {experiment.paper}", header, rows)
     for note in experiment.notes:
         out.print(note, soft_wrap=True)
-    again = ": the same command goes on" if status == "interrupted" else ""
-    say(f"{status.capitalize()}{again}. Runs and tables lie in {place}")
-    if status == "interrupted":
-        raise typer.Exit(130)
+    grids.end(status, f"Runs and tables lie in {place}")

@@ -16,6 +16,7 @@ Model = Annotated[str, typer.Option(help="embedded, a hub id, a folder, or a GGU
 Text = Annotated[str, typer.Option(help="a bundled text, a text file, or a .npy file of token ids")]
 Policy = Annotated[str, typer.Option(help="name:key=value,key=value")]
 Policies = Annotated[list[str] | None, typer.Option(help="one lane each: name:key=value,key=value")]
+Chunk = Annotated[int, typer.Option(help="tokens that go through the model at once; changes no number")]
 Dtype = Annotated[str, typer.Option(help="auto (the fastest here), float32, bfloat16 or float16")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps")]
 Bos = Annotated[
@@ -26,6 +27,9 @@ Weights = Annotated[str, typer.Option(help="model (as it came), or packed on a C
 KVHeads = Annotated[int | None, typer.Option(help="average the KV heads down to so many, without training")]
 RunFolder = Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in the library)")]
 Runs = Annotated[Path | None, typer.Option(help="the library of runs (default: $SINKSCOPE_RUNS, or the user's own)")]
+
+USUAL = ("dense", "window:window=256", "streaming:sinks=4,window=252")
+"""Policies of which one reads where nobody names any."""
 
 
 def dtype_of(dtype: str, device: str) -> str:

@@ -26,15 +26,13 @@ if TYPE_CHECKING:
     from ..runs.checkpoint import Checkpoints
     from ..runs.folder import Folder
 
-FOUR = ["dense", "window:window=256", "streaming:sinks=4,window=252"]
-
 
 def stream(
     model: options.Model = "embedded",
     text: options.Text = "hamlet",
     tokens: Annotated[int | None, typer.Option(help="read at most so many tokens")] = None,
     policy: options.Policies = None,
-    chunk: Annotated[int, typer.Option(help="tokens that go through the model at once; changes no number")] = 512,
+    chunk: options.Chunk = 512,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
     bos: options.Bos = None,
@@ -47,7 +45,7 @@ def stream(
     runs: options.Runs = None,
 ) -> None:
     """Read a text with one lane for each policy, write a run folder, and print a table."""
-    dtype, policies_ = options.dtype_of(dtype, device), tuple(str(parse(p)) for p in policy or FOUR)
+    dtype, policies_ = options.dtype_of(dtype, device), tuple(str(parse(p)) for p in policy or options.USUAL)
     more: dict[str, Any] = {"special": special, "fidelity": fidelity}
     spec = Spec(model, text, policies_, tokens, chunk, dtype, device, options.bos_of(bos), weights, kv_heads, **more)
     source = texts.read(text)

@@ -8,12 +8,9 @@ from rich.table import Table
 
 from ..policies import parse
 from ..runs.spec import Spec
-from . import options
-from .console import out, right, say
+from . import grids, options
+from .console import out
 from .listings import settings_text
-from .waiting import Bars
-
-USUAL = ["dense", "window:window=256", "streaming:sinks=4,window=252"]
 
 
 def recall(
@@ -26,16 +23,16 @@ def recall(
     seed: Annotated[int, typer.Option(help="decides all texts", min=0)] = 0,
     question: Annotated[str, typer.Option(help="aware: read on; blind: nothing is evicted from it on")] = "aware",
     decode: Annotated[bool, typer.Option("--decode", help="generate the answers, token by token")] = False,
-    chunk: Annotated[int, typer.Option(help="tokens that go through the model at once; changes no number")] = 512,
+    chunk: options.Chunk = 512,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",
     bos: options.Bos = None,
     special: options.Special = "text",
     weights: options.Weights = "model",
     kv_heads: options.KVHeads = None,
-    jobs: Annotated[int, typer.Option(help="processes on this machine, each with a GPU of its own if it has any")] = 1,
-    backend: Annotated[str, typer.Option(help="local, or a cluster: dask or ray")] = "local",
-    address: Annotated[str | None, typer.Option(help="where the cluster is, HOST:PORT")] = None,
+    jobs: grids.Jobs = 1,
+    backend: grids.Backend = "local",
+    address: grids.Address = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="default: recall-TASK in the library")] = None,
     runs: options.Runs = None,
 ) -> None:
@@ -55,7 +52,7 @@ def recall(
         out.print(table)
         return
     task = TASKS.parse(name)
-    policies = [str(parse(p)) for p in policy or USUAL]
+    policies = [str(parse(p)) for p in policy or options.USUAL]
     spec = Spec(
         model, task.short, tuple(policies), None, chunk, options.dtype_of(dtype, device), device, options.bos_of(bos),
         weights, kv_heads, special=special,
@@ -64,16 +61,11 @@ def recall(
     asked = Asked(task.short, *at, repeats, seed, question, decode)
     wanted = asked.cells(spec)
     place = out_folder or library.home(runs) / f"recall-{task.name}"
-    left, status = grid.unfinished(wanted, place), "finished"
+    left = grid.unfinished(wanted, place)
     options.say_changed(spec)
     folder = asked.folder(spec, place)
     try:
-        with Bars(out) as bar:
-            doing = bar.add_task("Cells", total=len(wanted), completed=len(wanted) - len(left))
-            for _ in grid.run(wanted, place, jobs=jobs, backend=backend, address=address):
-                bar.advance(doing)
-    except KeyboardInterrupt:
-        status = "interrupted"
+        status = grids.do(wanted, len(left), place, jobs=jobs, backend=backend, address=address)
     except BaseException:
         folder.finish("failed")
         raise
@@ -81,13 +73,7 @@ def recall(
         cells.write_table(rows, place)
         # A narrow terminal has no room for many columns.
         header, lines = cells.summary(rows, most_depths=7 if out.width >= 110 else 0)
-        table = Table(*header[:1], *(right(h) for h in header[1:]), title=task.title)
-        table.caption = "NLL: nats per token of the answer. Kept: share of the fact in the cache when it was given"
-        for line in lines:
-            table.add_row(*line)
-        out.print(table)
+        caption = "NLL: nats per token of the answer. Kept: share of the fact in the cache when it was given"
+        grids.show(task.title, header, lines, caption)
     folder.finish(status)
-    again = ": the same command goes on" if status == "interrupted" else ""
-    say(f"{status.capitalize()}{again}. Cells and {cells.TABLE} lie in {place}")
-    if status == "interrupted":
-        raise typer.Exit(130)
+    grids.end(status, f"Cells and {cells.TABLE} lie in {place}")

@@ -1,0 +1,54 @@
+"""Cells of a grid, done in front of a person: who does them, how far they are, and how they ended."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from .console import out, right, say
+from .waiting import Bars
+
+if TYPE_CHECKING:
+    from ..experiments.grid import Cell
+
+Jobs = Annotated[int, typer.Option(help="processes on this machine, each with a GPU of its own if it has any")]
+Backend = Annotated[str, typer.Option(help="local, or a cluster: dask or ray")]
+Address = Annotated[str | None, typer.Option(help="where the cluster is, HOST:PORT")]
+
+
+def do(
+    cells: "Sequence[Cell]", left: int, place: Path, done: Callable[[Any], None] = lambda _: None, **how: Any
+) -> str:
+    """Do those cells that a folder lacks, `left` of them; `how`: jobs, backend and address; `done` hears of each.
+
+    Returns how that ended: finished, or interrupted by Ctrl-C.
+    """
+    from ..experiments import grid
+
+    try:
+        with Bars(out) as bar:
+            task = bar.add_task("Cells", total=len(cells), completed=len(cells) - left)
+            for cell in grid.run(cells, place, **how):
+                bar.advance(task)
+                done(cell)
+    except KeyboardInterrupt:
+        return "interrupted"
+    return "finished"
+
+
+def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> None:
+    """Print a table whose first column has names, and the others numbers."""
+    table = Table(*header[:1], *(right(h) for h in header[1:]), title=title, caption=caption)
+    for row in rows:
+        table.add_row(*row)
+    out.print(table)
+
+
+def end(status: str, where: str) -> None:
+    """Say how it ended, and what lies where.  Raises typer.Exit where it was interrupted."""
+    again = ": the same command goes on" if status == "interrupted" else ""
+    say(f"{status.capitalize()}{again}. {where}")
+    if status == "interrupted":
+        raise typer.Exit(130)
