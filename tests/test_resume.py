@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -56,13 +54,31 @@ def command(run):
     return call
 
 
+STEPS = 1, 2, 9, 30, 40, 77
+"""Steps after which there is a copy of the run's folder, as a kill leaves it."""
+
+
 @pytest.fixture(scope="module")
-def whole(model, text, tmp_path_factory):
-    """The run that is never stopped, a lane of every kind."""
-    place = tmp_path_factory.mktemp("whole") / "run"
-    done = subprocess.run([sys.executable, "-m", "analysis", *map(str, words(model, text, place))], capture_output=True)
-    assert done.returncode == 0, done.stderr
-    return load(place)
+def once(tmp_path_factory):
+    """Where the run that is never stopped lies once it has been read, and its copies."""
+    return tmp_path_factory.mktemp("once")
+
+
+@pytest.fixture
+def copied(model, text, once, command):
+    """Copies of the run that is never stopped, a lane of every kind, with checkpoints at every chunk."""
+    if not (once / "whole").exists():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint, "EVERY", 0)
+            copies(patch, once, STEPS)
+            command(*words(model, text, once / "whole"))
+    return once
+
+
+@pytest.fixture
+def whole(copied):
+    """The run that is never stopped."""
+    return load(copied / "whole")
 
 
 def same(run, other):
@@ -140,13 +156,10 @@ def test_a_polite_end_leaves_a_checkpoint_to_go_on_from(number, model, text, who
     assert not (place / "checkpoint").exists()
 
 
-def test_a_run_that_was_killed_goes_on_from_any_moment(model, text, whole, tmp_path, command, monkeypatch):
+def test_a_run_that_was_killed_goes_on_from_any_moment(whole, copied, tmp_path, command):
     """With checkpoints at every chunk, at some, and none."""
-    monkeypatch.setattr(checkpoint, "EVERY", 0)
-    copies(monkeypatch, tmp_path, {1, 2, 9, 40, 77})
-    command(*words(model, text, tmp_path / "run"))
-    monkeypatch.undo()
     for steps in (1, 2, 9, 40, 77):
+        shutil.copytree(copied / str(steps), tmp_path / str(steps))
         if steps == 40:
             shutil.rmtree(tmp_path / "40" / "checkpoint", ignore_errors=True)
         if steps == 77:
@@ -160,10 +173,9 @@ def test_a_run_that_was_killed_goes_on_from_any_moment(model, text, whole, tmp_p
         same(load(tmp_path / str(steps)), whole)
 
 
-def test_a_line_of_events_cut_short_by_a_kill_goes(model, text, whole, tmp_path, command, monkeypatch):
-    copies(monkeypatch, tmp_path, {30})
-    command(*words(model, text, tmp_path / "run"))
+def test_a_line_of_events_cut_short_by_a_kill_goes(whole, copied, tmp_path, command):
     place = tmp_path / "30"
+    shutil.copytree(copied / "30", place)
     with (place / "events.jsonl").open("a") as f:
         f.write('{"what": "swi')
     with (place / "tokens.arrow").open("ab") as f:

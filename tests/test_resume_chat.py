@@ -66,10 +66,18 @@ def stop_at(monkeypatch, count, number=signal.SIGTERM):
     monkeypatch.setattr(Conversation, "step", step)
 
 
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """Where `whole` lies once it has been said."""
+    return tmp_path_factory.mktemp("once") / "whole"
+
+
 @pytest.fixture
-def whole(words, script, tmp_path, command):
-    command(*chat(words, tmp_path / "whole", script))
-    return load(tmp_path / "whole")
+def whole(words, script, once, command):
+    """The conversation that is never stopped, which is always the same."""
+    if not once.exists():
+        command(*chat(words, once, script))
+    return load(once)
 
 
 def turns(run):
