@@ -16,6 +16,7 @@ LOOKS = {
     "keydiff": ("#CC79A7", "dash"),
     "scissorhands": ("#E69F00", "dash"),
     "lagkv": ("#0072B2", "dash"),
+    "adakv": ("#CC79A7", "dot"),
     "expected-attention": ("#56B4E9", "dot"),
     "pyramid": ("#D55E00", "dash"),
     "duo": ("#000000", "dash"),

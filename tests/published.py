@@ -3,6 +3,7 @@
 One token after the other, one KV head after the other, no cache.  Slow, and only for tiny models.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -137,7 +138,12 @@ def late(policy, m):
     return m.kept
 
 
-RULES = (h2o, tova, snapkv, knorm, keydiff, scissorhands, lagkv, expected_attention, pyramid, random, late)
+def adakv(policy, m):
+    """Feng et al. 2024, Algorithm 2: SnapKV's scores; how many of them stay in this head is said by `shared_out`."""
+    return snapkv(policy, m)
+
+
+RULES = (h2o, tova, snapkv, adakv, knorm, keydiff, scissorhands, lagkv, expected_attention, pyramid, random, late)
 WORTH = {f.__name__.replace("_", "-"): f for f in RULES}
 
 
@@ -163,6 +169,25 @@ def survivors(policy, m):
     scale = 1.0 if "keydiff" in (policy.name, getattr(policy, "scorer", "")) else 0.0
     going = order([worth[i] for i in free], set(), 0.0 if policy.name in EXACT else WITHIN, scale)
     return going, free, protected
+
+
+def shared_out(policy, moments, budget):
+    """What each KV head of a layer keeps of one budget for all of them (Feng et al. 2024, Algorithms 1 and 2)."""
+    going = [survivors(policy, m) for m in moments]
+    best = []
+    for m, (rising, free, _) in zip(moments, going, strict=True):
+        worth = WORTH[policy.name](policy, m)
+        best += [(worth[free[i]], m.kept[free[i]], m.head) for i in rising]
+    best.sort(reverse=True)
+    even = budget - policy.interval + 1 - policy.recent - policy.sinks
+    wins = Counter(head for _, _, head in best[: even * len(moments)])
+    given = {m.head: round(wins[m.head] * (1 - policy.floor / 100) + even * policy.floor // 100) for m in moments}
+    inside = [slot for slot in best if sum(b[2] == slot[2] for b in best[: best.index(slot)]) < given[slot[2]]]
+    stays = {(m.head, m.kept[i]) for m, (_, _, protected) in zip(moments, going, strict=True) for i in protected}
+    for _, position, head in inside + [slot for slot in best if slot not in inside]:
+        if len(stays) < (budget - policy.interval + 1) * len(moments):
+            stays.add((head, position))
+    return [[j for j in m.kept if (m.head, j) in stays] for m in moments]
 
 
 class Naive:
@@ -205,12 +230,13 @@ class Naive:
                 rows[own, t, kept[h]] = weights[0, :, 0]
                 mass[own, t] = weights[0, :, 0, [j < 4 for j in kept[h]]].sum(-1)
                 met.append(rotated[0, 0].double().numpy())
-            if len(kept[0]) > budget:
+            if sum(map(len, kept)) > budget * kv_heads:
                 moments = [
                     Moment(A, keys[h], values[h], met[h], asked[h], rotations, kept[h], t, layer, h)
                     for h in range(kv_heads)
                 ]
-                kept = [self._less(m, budget) for m in moments]
+                shared = policy.store == "ragged"
+                kept = shared_out(policy, moments, budget) if shared else [self._less(m, budget) for m in moments]
         for h in range(kv_heads):
             self.kept[layer, h] = kept[h]
         self.mass.append(mass)

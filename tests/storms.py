@@ -80,14 +80,15 @@ def scores(name, other):
 @st.composite
 def policies(draw, name):
     """Any policy, with caches small enough that a text of a hundred tokens is long."""
-    kind = POLICIES[draw(st.sampled_from([*POLICIES, "window", "streaming", "streaming", "recompute", "duo", "duo"]))]
+    often = "window", "streaming", "streaming", "recompute", "duo", "duo", "adakv", "adakv"
+    kind = POLICIES[draw(st.sampled_from([*POLICIES, *often]))]
     more = {}
     ranges = {"window": (1, 14), "stride": (1, 4), "budget": (4, 16), "recent": (1, 6), "interval": (1, 4)}
     if issubclass(kind, Recomputed):
         # Every token is as many tokens to the reference.
         ranges["window"] = 1, 7
     ranges |= {"history": (1, 9), "start": (0, 6), "steepness": (1, 3), "seed": (0, 3), "skip": (0, 2)}
-    ranges["future"] = 1, 20
+    ranges |= {"future": (1, 20), "floor": (0, 100)}
     for f in kind.settings():
         if f.name in ranges:
             more[f.name] = draw(st.integers(*ranges[f.name]))
@@ -96,6 +97,8 @@ def policies(draw, name):
             more[f.name] = draw(st.integers(0, 6) | st.just(30))
         elif f.metadata["choices"]:
             more[f.name] = draw(st.sampled_from(f.metadata["choices"]))
+        elif f.name == "kernel":
+            more[f.name] = draw(st.sampled_from((1, 3, 5)))
         elif f.name == "full":
             more[f.name] = draw(st.sampled_from((0, 25, 50, 75, 100)))
         elif f.name == "scores":

@@ -2,10 +2,9 @@
 
 Every KV head of every layer has a list of (text position, key before rotation, value); one token is read at a time; a
 query meets one key after the other, each pair at the positions that the policy gives it; the softmax is whole.  Which
-slots a ranked policy lets go is the policy's own word (`order`), from what was observed here.
+slots a ranked policy lets go is said in letting_go.py.
 """
 
-from dataclasses import fields
 from typing import NamedTuple
 
 import numpy as np
@@ -14,13 +13,11 @@ import torch
 from analysis.engine.head_scores import full_heads
 from analysis.engine.history import RankedChunk
 from analysis.policies import Dense, Duo, Ranked, Recomputed, Streaming
-from analysis.policies.ranked import FutureQueries, LayerState
 
 from . import invariants
+from .letting_go import let_go
 
 SINK_TOKENS = 4
-TIE = 1e-4
-"""Share of the range of scores within which rounding may decide which slot goes."""
 
 
 class Slot(NamedTuple):
@@ -170,7 +167,7 @@ class Switching:
     def _evict(self, attention):
         policy, layer = self.policy, attention.layer_idx
         if isinstance(policy, Ranked):
-            self._let_go(attention)
+            let_go(self, attention)
             return
         for head in self.kv_heads:
             window = None if isinstance(policy, Recomputed) else policy.window
@@ -180,72 +177,6 @@ class Switching:
             slots = self.slots[layer][head]
             first, rest = [s for s in slots if s.position < sinks], [s for s in slots if s.position >= sinks]
             self.slots[layer][head] = first + rest[-window:]
-
-    def _let_go(self, attention):
-        policy, layer = self.policy, attention.layer_idx
-        budget, held = policy.budget_of(layer, len(self.layers)), self.slots[layer]
-        if len(held[0]) <= budget:
-            return
-        seen = self._as_seen(attention)
-        count = budget - policy.interval + 1
-        order, scores = policy.order(seen), policy.score(seen)
-        evicted = self.evicted.get((layer, self.t))
-        for head in self.kv_heads:
-            mine = {held[head][i].position for i in order[head, :-count].tolist()}
-            if evicted is not None and mine != evicted[head]:
-                self._near_tie(layer, head, mine ^ evicted[head], scores[head], seen)
-                mine = evicted[head]
-            self.slots[layer][head] = [s for s in held[head] if s.position not in mine]
-
-    def _near_tie(self, layer, head, differing, scores, seen):
-        """Raises AssertionError but where rounding may have decided."""
-        at = [i for i, p in enumerate(seen.positions[head].tolist()) if p in differing]
-        spread, apart = float(scores.max() - scores.min()), float(scores[at].max() - scores[at].min())
-        if self.policy.name == "scissorhands":
-            # Its scores are counts: of queries whose weight may be an even share but for rounding.
-            reached = (seen.recent_attention[head] > 0).sum(-1, keepdim=True)
-            spread = float((((seen.recent_attention[head] * reached - 1).abs() < TIE).sum(0)[at] * 1.0).max()) / TIE
-        assert apart <= TIE * spread, f"layer {layer}, KV head {head}: slots {differing} were to stay or go, by {apart}"
-        self.ties += 1
-
-    def _as_seen(self, attention):
-        policy, layer, slots = self.policy, attention.layer_idx, self.slots[attention.layer_idx]
-        keys, values = (torch.stack([torch.stack([s[i] for s in held]) for held in slots]) for i in (1, 2))
-        positions = torch.tensor([[s.position for s in held] for held in slots])
-
-        def rows(count):
-            def of(held, given):
-                return [given.get(s.position, 0.0) for s in held]
-
-            heads = zip(slots, self.seen[layer], strict=True)
-            return torch.tensor([[of(held, given) for given in seen[-count:]] for held, seen in heads])
-
-        more = {}
-        if "rotated" in {f.name for f in fields(LayerState)}:
-            at = positions if policy.positions == "text" else torch.arange(positions.shape[1]).expand_as(positions)
-            rotated = [
-                self.model.rotate(attention, k[None, None], self.model.angles(attention, p))[0, 0]
-                for k, p in zip(keys, at, strict=True)
-            ]
-            more["rotated"] = torch.stack(rotated)
-        if policy.future_positions:
-            more["future_queries"] = self._future_queries(attention, more["rotated"])
-        total = rows(len(self.seen[layer][0])).sum(1) if policy.accumulates_attention else None
-        recent = rows(policy.observation_window) if policy.observation_window else None
-        return LayerState(keys, values, positions, total, recent, layer=layer, **more)
-
-    def _future_queries(self, attention, rotated):
-        """What was asked since the last switch but at the sinks, and keys that the next positions meet."""
-        policy, asked = self.policy, self.asked[attention.layer_idx]
-        begin = rotated.shape[1] if policy.positions == "cache" else self.t + 1
-        basis, rotations = torch.eye(rotated.shape[-1]), []
-        for at in range(begin, begin + policy.future_positions):
-            angles = self.model.angles(attention, torch.full((len(basis),), at))
-            rotations.append(basis if angles is None else self.model.rotate(attention, basis[None, None], angles)[0, 0])
-        queries = torch.stack([q for t, q in asked if t >= policy.sinks], 1)
-        covariance = torch.stack([torch.cov(q.T.double(), correction=0).float() for q in queries])
-        keys = rotated @ torch.stack(rotations).double().mean(0).float().T
-        return FutureQueries(queries.mean(1), covariance, keys)
 
     # Switching
 
@@ -265,6 +196,8 @@ class Switching:
             self._keep_common()
         firsts = self.first_slots(wanted) if missing and pin else None
         if isinstance(policy, Ranked):
+            if old.store == "ragged" and policy.store != "ragged":
+                self._shorten()
             if firsts is not None:
                 self._pin(firsts, wanted)
         elif not isinstance(policy, Recomputed):
@@ -285,11 +218,19 @@ class Switching:
                 held = self.slots[layer][head]
                 self.slots[layer][head] = [s for s in held if s.position < prefix or s.position >= self.read - suffix]
 
+    def _shorten(self):
+        """As many slots in each head of a layer as the shortest has: the first that all hold, and the newest."""
+        for heads in self.slots:
+            count = min(map(len, heads))
+            prefix = min(next((i for i, s in enumerate(h) if s.position != i), len(h)) for h in heads)
+            heads[:] = [held[:prefix] + held[len(held) - count + prefix :] for held in heads]
+
     def _pin(self, firsts, wanted):
         for layer, heads in enumerate(self.slots):
-            rest = min(sum(s.position >= wanted for s in held) for held in heads)
-            for head, held in enumerate(heads):
-                heads[head] = firsts[layer][head] + (held[-rest:] if rest else [])
+            rests = [[s for s in held if s.position >= wanted] for held in heads]
+            if self.policy.store != "ragged":
+                rests = [rest[len(rest) - min(map(len, rests)) :] for rest in rests]
+            heads[:] = [first + rest for first, rest in zip(firsts[layer], rests, strict=True)]
 
     def _keep_band(self, firsts, wanted):
         policy = self.policy
@@ -349,7 +290,8 @@ def follow(lane, reference, step, atol=1e-4):
         if isinstance(piece, RankedChunk) and piece.stop >= step.start:
             for layer, left in enumerate(piece.evicted):
                 if left is not None:
-                    reference.evicted[layer, piece.stop - 1] = [set(p) for p in left.positions.tolist()]
+                    heads = (left.of_head(head) for head in reference.kv_heads)
+                    reference.evicted[layer, piece.stop - 1] = [set(positions.tolist()) for positions, _ in heads]
     nll, mass = [], []
     assert step.start == reference.read + 1
     for token in step.token_ids:

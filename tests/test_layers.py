@@ -11,6 +11,7 @@ import torch
 from analysis.engine.kv.store import Predicted
 from analysis.engine.layers.banded import BandedLayer
 from analysis.engine.layers.queries import QueryMoments
+from analysis.engine.layers.ragged import RaggedLayer
 from analysis.engine.layers.ranked import RankedLayer, Scattered
 from analysis.engine.layers.slots import Slots, Span, prefix_of
 from analysis.engine.layers.split import SplitLayer
@@ -275,6 +276,57 @@ def test_slots_are_given_out_put_before_the_others_and_replaced_by_their_positio
     assert torch.equal(layer.keys, keys_at(longer) + 1000 * (torch.tensor(longer) < 3)[..., None])
     assert torch.equal(layer.values, values_at(longer) + 2000 * (torch.tensor(longer) < 3)[..., None])
     assert layer.rotated is None and torch.equal(twin.keys, keys_at(held))
+
+
+def ragged(held):
+    """A layer of heads that hold differently many slots, each of which says whose it is."""
+    slots = sorted((position, head) for head, of in enumerate(held) for position in of)
+    of = torch.tensor([head for _, head in slots])
+    at = torch.tensor([[position for position, _ in slots]])
+    key = torch.stack((at, 100 * of[None]), -1).float()
+    return RaggedLayer(key, -1 - key, at, own=of == torch.arange(HEADS)[:, None])
+
+
+def rows_of(layer):
+    """What its heads hold, if each holds what was read there."""
+    found = []
+    for head in range(HEADS):
+        positions, keys, values = layer.of_head(head)
+        assert torch.equal(keys, keys_at(positions)[head]) and torch.equal(values, values_at(positions)[head])
+        found.append(positions.tolist())
+    return found
+
+
+def test_heads_that_hold_differently_many_hold_what_lists_hold():
+    draw = random.Random(0)
+    for _ in range(100):
+        count = draw.randint(3, 12)
+        held = [sorted(draw.sample(range(count), draw.randint(1, count))) for _ in range(HEADS)]
+        layer, first = ragged(held), draw.randint(1, 3)
+        twin = layer.copy()
+        (span,) = layer.held(count)
+        assert rows_of(layer) == held and layer.slots == sum(map(len, held)) and span.heads == layer.kv_heads == HEADS
+        assert len(layer) == -(-layer.slots // HEADS) and layer.nbytes == 2 * 4 * DIM * layer.slots
+        prefix, suffix = min(oldest(h, count) for h in held), min(newest(h, count) for h in held)
+        assert (span.prefix, span.suffix, span.alike) == (prefix, suffix, None)
+        shares = np.zeros(count, np.float32)
+        span.add_to(shares)
+        assert shares.tolist() == [sum(i in h for h in held) for i in range(count)]
+        at = torch.tensor([*range(prefix), *range(count - suffix, count)])
+        for got, expected in zip(layer.ends(prefix, suffix), (keys_at(at), values_at(at)), strict=True):
+            assert torch.equal(got, expected)
+        shortest = min(map(len, held))
+        rows = layer.rows()
+        assert rows_of(rows) == [h[:prefix] + h[len(h) - shortest + prefix :] for h in held]
+        assert rows_of(RaggedLayer.of_rows(rows)) == rows_of(rows)
+        early = torch.arange(first)
+        whole = layer.with_prefix(keys_at(early), values_at(early))
+        assert rows_of(whole) == [sorted({*range(first), *h}) for h in held]
+        layer.append(
+            keys_at(torch.arange(count, count + 2)), values_at(torch.arange(count, count + 2)), count + torch.arange(2)
+        )
+        assert rows_of(layer) == [[*h, count, count + 1] for h in held]
+        assert rows_of(twin) == held
 
 
 def test_attention_is_remembered_as_a_list_remembers_it():

@@ -49,7 +49,8 @@ class Prompt:
         lane = open_lanes(self.model, self.ids, [parse(written)])[0]
         while not lane.done:
             lane.read(64)
-        return [cache.positions.tolist() for cache in lane.store.layers]
+        heads = range(lane.context.model.kv_heads)
+        return [[layer.of_head(head)[0].tolist() for head in heads] for layer in lane.store.layers]
 
 
 def once(kept=KEPT):
@@ -93,6 +94,32 @@ def test_snapkv_keeps_what_the_observation_window_votes_for(prompt, pooling):
             # Neighbours of a maximum have equal scores, of which topk takes any.
             chosen = row[[j for j in got if j < PROMPT - window]].sort().values
             torch.testing.assert_close(chosen, row.topk(KEPT - window).values.sort().values, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("floor", [0, 20, 50, 100])
+def test_adakv_gives_heads_as_many_slots_as_they_have_of_the_best(prompt, floor):
+    window, kernel, even = 8, 5, KEPT - 8
+    settings = f"recent={window},kernel={kernel},pooling=mean,floor={floor},{once()}"
+    for layer, kept in enumerate(prompt.kept(f"adakv:{settings}")):
+        votes = prompt.of_groups(prompt.attention[layer][:, -window:, :-window].sum(1))
+        scores = F.avg_pool1d(votes[None], kernel, stride=1, padding=kernel // 2)[0]
+        heads, before = scores.shape
+        wins = torch.bincount(scores.flatten().topk(even * heads).indices // before, minlength=heads)
+        given = torch.round(wins * (1 - floor / 100) + even * floor // 100).long()
+        chosen = torch.zeros_like(scores, dtype=torch.bool)
+        for head, count in enumerate(given.tolist()):
+            chosen[head, scores[head].topk(count).indices] = True
+        # Rounding leaves some of the budget, or takes more: the best of all heads get it, and the worst pay for it.
+        final = (scores + chosen * 2 * scores.max()).flatten().topk(even * heads).indices
+        wanted = [[j.item() % before for j in final if j // before == head] for head in range(heads)]
+        assert kept == [sorted([*row, *range(before, PROMPT)]) for row in wanted]
+        # With all of it shared out by the scores the test has something to see.
+        assert floor or heads == 1 or len({len(row) for row in kept}) > 1
+
+
+def test_a_budget_that_is_shared_out_evenly_is_that_of_snapkv(prompt):
+    settings = f"recent=8,kernel=7,pooling=max,{once()}"
+    assert prompt.kept(f"adakv:floor=100,{settings}") == prompt.kept(f"snapkv:{settings}")
 
 
 def test_pyramid_shares_out_what_is_not_the_window(prompt):
@@ -180,6 +207,7 @@ PAPERS = {
     "h2o": {"sinks": 0, "recent": 128, "budget": 256, "positions": "text", "interval": 1},
     "tova": {"sinks": 0, "recent": 0, "agree": "layer", "positions": "text", "interval": 1},
     "snapkv": {"sinks": 0, "recent": 32, "kernel": 5, "pooling": "mean", "positions": "text"},
+    "adakv": {"sinks": 0, "recent": 32, "kernel": 7, "pooling": "max", "floor": 20, "positions": "text"},
     "knorm": {"sinks": 0, "recent": 0, "skip": 2, "positions": "text"},
     "keydiff": {"sinks": 0, "recent": 0, "keys": "rotated", "positions": "text"},
     "scissorhands": {"sinks": 0, "recent": 10, "history": 400, "interval": 128, "budget": 256, "positions": "text"},

@@ -22,6 +22,7 @@ SMALL = {
     "h2o": "budget=16,recent=5",
     "tova": "budget=16",
     "snapkv": "budget=16,sinks=2,recent=4",
+    "adakv": "budget=16,recent=4,kernel=3,floor=30",
     "knorm": "budget=16,sinks=1,recent=3,skip=1",
     "keydiff": "budget=16",
     "scissorhands": "budget=16,sinks=1,recent=3,history=9",
@@ -54,7 +55,7 @@ def test_policy_equals_its_reference_without_a_cache(name, interval, positions, 
     np.testing.assert_allclose(nll, expected, atol=1e-4)
     np.testing.assert_allclose(mass, book.mass, atol=1e-5)
     for (layer, head), kept in book.kept.items():
-        assert lane.store.layers[layer].positions[head].tolist() == kept
+        assert lane.store.layers[layer].of_head(head)[0].tolist() == kept
     assert policy.name == "knorm" or held.max() <= policy.budget
 
 
@@ -79,9 +80,10 @@ def test_budget_for_the_whole_text_equals_dense(name, tiny_llama):
 
 @pytest.mark.parametrize("interval", [1, 4])
 @pytest.mark.parametrize("positions", ["cache", "text"])
-def test_maps_show_what_each_head_gave_to_its_own_slots(interval, positions, tiny_llama):
+@pytest.mark.parametrize("name", ["h2o", "adakv"])
+def test_maps_show_what_each_head_gave_to_its_own_slots(name, interval, positions, tiny_llama):
     tokens = distinct(70)
-    policy = small("h2o", interval=interval, positions=positions)
+    policy = small(name, interval=interval, positions=positions)
     lane = open_lanes(tiny_llama, tokens, [policy], history=30)[0]
     while not lane.done:
         lane.read(7)
@@ -102,6 +104,20 @@ def test_what_goes_is_freed(tiny_llama):
     lane = read(tiny_llama, words(300), small("h2o")).lane
     for cache in lane.store.layers:
         assert cache.keys.shape == (2, 16, 8) and cache.keys.untyped_storage().nbytes() == cache.keys.nbytes
+    assert lane.cache_bytes == 2 * 3 * 2 * 16 * 8 * 4
+
+
+def test_heads_that_hold_differently_many_slots_take_no_memory_for_what_others_hold(tiny_llama):
+    lane, lengths = open_lanes(tiny_llama, words(300), [small("adakv")])[0], set()
+    while not lane.done:
+        lane.read(16)
+        for layer in lane.store.layers:
+            counts = layer.own.sum(1).tolist()
+            assert (layer.own.sum(0) == 1).all() and sum(counts) == layer.slots <= 2 * 16
+            lengths.add(tuple(counts))
+            for held in (layer.keys, layer.values):
+                assert held.shape == (1, layer.slots, 8) and held.untyped_storage().nbytes() == held.nbytes
+    assert any(a != b for a, b in lengths), "heads never held differently many"
     assert lane.cache_bytes == 2 * 3 * 2 * 16 * 8 * 4
 
 
@@ -189,17 +205,18 @@ def test_late_sinks_are_read_before_the_first_token_leaves():
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gpt_oss", "smollm3", "phi", "falcon", "mpt"])
 @pytest.mark.parametrize("positions", ["cache", "text"])
-def test_any_family_can_be_ranked(name, positions):
+@pytest.mark.parametrize("policy", ["h2o", "expected-attention", "adakv"])
+def test_any_family_can_be_ranked(policy, name, positions):
     """Everything is protected, so it must be sinks + window, with all that a family adds to attention."""
     model, tokens = shared(name), words()
-    ranked = POLICIES["h2o"](budget=17, sinks=4, recent=13, positions=positions)
+    ranked = POLICIES[policy](budget=17, sinks=4, recent=13, positions=positions)
     same = Streaming(4, 13, positions)
     np.testing.assert_allclose(read(model, tokens, ranked)[0], read(model, tokens, same)[0], atol=1e-4)
 
 
 def test_answers_equal_reading(tiny_llama):
     tokens = words(70)
-    for policy in (small("h2o"), small("snapkv", interval=4, positions="text")):
+    for policy in (small("h2o"), small("snapkv", interval=4, positions="text"), small("adakv")):
         expected = read(tiny_llama, tokens, policy)[0]
         lane = open_lanes(tiny_llama, tokens[:30], [policy])[0]
         lane.context.trace()
@@ -213,14 +230,16 @@ def test_answers_equal_reading(tiny_llama):
 
 
 @pytest.mark.parametrize("first", ["dense", "streaming:sinks=4,window=20", "recompute:window=24,stride=4"])
-@pytest.mark.parametrize("then", ["h2o:budget=16,recent=5", "knorm:budget=16,sinks=4,recent=3,skip=0"])
+@pytest.mark.parametrize(
+    "then", ["h2o:budget=16,recent=5", "knorm:budget=16,sinks=4,recent=3,skip=0", "adakv:budget=16,recent=5"]
+)
 def test_a_lane_switches_to_ranking_and_back(first, then, tiny_llama):
     lane = open_lanes(tiny_llama, words(200), [parse(first)], history=64)[0]
     reference = beside(lane)
     read_both(lane, reference, 40)
     switch_both(lane, reference, parse(then))
     read_both(lane, reference, 1)
-    assert {len(c) for c in lane.store.layers} == {16} and lane.policy.store == "ranked"
+    assert {len(c) for c in lane.store.layers} == {16} and isinstance(lane.policy, Ranked)
     read_both(lane, reference, 16)
     switch_both(lane, reference, Window(30))
     assert 1 <= len(lane.store.layers[0]) <= 16
@@ -303,9 +322,9 @@ def test_shares_say_how_many_heads_hold_a_token(tiny_llama):
 
 
 @pytest.mark.parametrize(
-    "then", ["dense", "window:window=9", "streaming:sinks=4,window=9", "duo:window=9", "h2o:recent=8"]
+    "then", ["dense", "window:window=9", "streaming:sinks=4,window=9", "duo:window=9", "h2o:recent=8", "adakv"]
 )
-@pytest.mark.parametrize("name", ["tova", "knorm", "keydiff"])
+@pytest.mark.parametrize("name", ["tova", "knorm", "keydiff", "expected-attention"])
 def test_a_policy_that_may_drop_the_newest_token_is_left_for_any_other(name, then):
     tokens, first = words(120), parse(f"{name}:budget=12,interval=3" + (",skip=0" if name == "knorm" else ""))
     lane = open_lanes(shared("llama", num_hidden_layers=2), tokens[:40], [first], history=64)[0]

@@ -27,7 +27,8 @@ TEXTS = {
 
 
 def kept(lane):
-    return [c.positions.tolist() for c in lane.store.layers]
+    heads = range(lane.context.model.kv_heads)
+    return [[layer.of_head(head)[0].tolist() for head in heads] for layer in lane.store.layers]
 
 
 def bits(lane):
@@ -44,6 +45,7 @@ CASES = [(name, "") for name in NAMES] + [
     ("keydiff", "keys=unrotated"),
     ("tova", "agree=head"),
     ("snapkv", "pooling=max"),
+    ("adakv", "pooling=mean"),
 ]
 
 
@@ -97,7 +99,7 @@ def test_layers_that_know_no_places_have_ties_in_attention_too(name, interval):
         np.testing.assert_allclose(read(model, tokens, chosen, chunk)[0], expected[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["knorm", "keydiff", "scissorhands", "h2o", "lagkv"])
+@pytest.mark.parametrize("name", ["knorm", "keydiff", "scissorhands", "h2o", "lagkv", "adakv"])
 def test_threads_change_nothing(name, tiny_llama):
     chosen, before, got = policy(name, 1), torch.get_num_threads(), []
     try:

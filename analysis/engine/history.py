@@ -124,9 +124,9 @@ class RankedChunk:
 
     def key_parts(self, layer: int, kv_head: int, chunks: Sequence["RankedChunk"], held: Any) -> KeyParts:
         """The slots of one KV head as they were: those still held, and those evicted after this chunk."""
-        later = [chunk.evicted[layer] for chunk in chunks if chunk.stop >= self.stop]
-        keys = torch.cat([held.keys[kv_head], *(e.keys[kv_head] for e in later if e is not None)])
-        positions = torch.cat([held.positions[kv_head], *(e.positions[kv_head] for e in later if e is not None)])
+        later = (chunk.evicted[layer] for chunk in chunks if chunk.stop >= self.stop)
+        met = zip(held.of_head(kv_head), *(e.of_head(kv_head) for e in later if e is not None), strict=True)
+        positions, keys = (torch.cat(parts) for parts in met)
         order = positions.argsort()
         order = order[positions[order] < self.stop]
         keys, positions = keys[order], positions[order]
@@ -136,3 +136,7 @@ class RankedChunk:
         at, queries_at = (slots, slots[len(slots) - len(t) :]) if by_slot else (positions, t)
         part = KeyPart(keys, positions, at, queries_at, positions <= t[:, None])
         return [part], torch.ones_like(t, dtype=torch.bool)
+
+
+class RaggedChunk(RankedChunk):
+    """The same where KV heads hold differently many slots: no slots of a layer without such heads are among them."""

@@ -207,7 +207,7 @@ def _sizes(cache: int) -> list[Row]:
 
 
 def _budgets(cache: int) -> list[Row]:
-    ranked = [p.name for p in POLICIES.values() if p.store == "ranked" and p.name != "late"]
+    ranked = [p.name for p in POLICIES.values() if p.store in ("ranked", "ragged") and p.name != "late"]
     # Layers that keep everything would have no budget to be compared at.
     named = [f"{name}:interval={INTERVAL}" + (",skip=0" if name == "knorm" else "") for name in ranked]
     policies = [parse(p) for p in ("streaming", *named)]

@@ -21,6 +21,8 @@ WORKS = {
                 "Inference in Resource-Constrained Environments", "2504.15364", "Park, Junyoung and others"),
     "scissorhands": ("liu2023scissorhands", "Scissorhands: Exploiting the Persistence of Importance Hypothesis for "
                      "{LLM} {KV} Cache Compression at Test Time", "2305.17118", "Liu, Zichang and others"),
+    "adakv": ("feng2024adakv", "{Ada-KV}: Optimizing {KV} Cache Eviction by Adaptive Budget Allocation for Efficient "
+              "{LLM} Inference", "2407.11550", "Feng, Yuan and others"),
     "lagkv": ("liang2025lagkv", "{LagKV}: Lag-Relative Information of the {KV} Cache Tells Which Tokens Are Important",
               "2504.04704", "Liang, Manlai and others"),
     "expected-attention": ("devoto2025expectedattention", "Expected Attention: {KV} Cache Compression by Estimating "

@@ -12,6 +12,7 @@ from .recompute import Recompute
 from .h2o import H2O
 from .tova import TOVA
 from .snapkv import SnapKV
+from .adakv import AdaKV
 from .knorm import KNorm
 from .keydiff import KeyDiff
 from .scissorhands import Scissorhands

@@ -35,6 +35,7 @@ class FutureQueries:
 class LayerState:
     """What one layer knows of its slots at the moment when some must go.  Slots stand in the order of the text.
 
+    Where KV heads hold differently many, the slots of all of them stand in one row, and `own` says whose they are.
     Attention is the mean over the query heads that share a KV head, as it was given when the query was read.
     """
 
@@ -52,6 +53,8 @@ class LayerState:
     """The keys where they stand: rotated to their positions, as the newest query met them."""
     future_queries: "FutureQueries | None" = None
     """None unless the policy asks for them (`future_positions`)."""
+    own: "Bool[Tensor, 'kv_heads slots'] | None" = None
+    """Which slots of the one row are those of each KV head; None where each has a row of its own."""
 
 
 @dataclass(frozen=True)
@@ -189,22 +192,30 @@ def tolerance(dtype: "torch.dtype") -> float:
 def by_rank(
     scores: "Float[Tensor, 'kv_heads slots']", within: float, scale: float = 0.0
 ) -> "Int[Tensor, 'kv_heads slots']":
-    """Slots by rising score; neighbours in that order that differ by no more than a share `within` have one rank, and
-    slots of one rank stand in the order of the text.
+    """Slots by rising score, and those whose scores are one when they are `levelled` in the order of the text."""
+    return levelled(scores, within, scale).argsort(stable=True)
+
+
+def levelled(
+    scores: "Float[Tensor, 'kv_heads slots']", within: float, scale: float = 0.0
+) -> "Float[Tensor, 'kv_heads slots']":
+    """Scores of which neighbours, when they rise, that differ by no more than a share `within` are one: the lowest of
+    them.
 
     `scale`: differences are measured by this where the scores are smaller.
     """
     if not within:
-        return scores.argsort(stable=True)
+        return scores
     import torch
 
     rising, slots = scores.sort(stable=True)
     near = rising.abs().clamp_(scale, torch.finfo(rising.dtype).max).mul_(within)
-    # Infinity has its own rank: nothing is near it.
+    # Infinity is one by itself: nothing is near it.
     apart = rising[:, 1:] - rising[:, :-1] > torch.maximum(near[:, 1:], near[:, :-1])
-    # Rank and slot in one number, whose order is that of both.
-    slots[:, 1:] += apart.cumsum(1).mul_(scores.shape[1])
-    return slots.sort().values.remainder_(scores.shape[1])
+    rising[:, 1:] = rising[:, 1:].masked_fill(~apart, float("-inf")).cummax(1).values
+    # Before the first that is apart stands the lowest of all.
+    rising = torch.maximum(rising, rising[:, :1])
+    return torch.empty_like(rising).scatter_(1, slots, rising)
 
 
 def agreed(

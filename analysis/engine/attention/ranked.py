@@ -57,16 +57,13 @@ class RankedPass:
         held, queries, groups, kv_heads = self.layers[call.layer], call.queries, call.groups, call.kv_heads
         positions = self._shared(("positions", key.device), lambda: self._positions(queries).to(key.device))
         held.append(key[0], value[0], positions)
-        slots = len(held)
+        slots = held.keys.shape[1]
         scaled = query * call.scaling
-        q = self._rotate(attention, held, scaled, key)
+        q = self._rotate(attention, scaled, key)
         q = q[0].reshape(kv_heads, groups * queries, call.dim)
         assert held.rotated is not None, "just rotated"
         scores = call.capped(q @ held.rotated.transpose(1, 2))
-        if queries > 1:
-            scores[..., slots - queries :] += self._shared(
-                ("ahead", key.device), lambda: _ahead(queries, key.device).repeat(groups, 1)
-            )
+        scores = self._hide(scores, call)
         if call.sliding_window is not None and self.token + queries > call.sliding_window:
             unseen = held.positions[:, None] <= positions[:, None] - call.sliding_window
             scores = scores.masked_fill(unseen.repeat(1, groups, 1), float("-inf"))
@@ -97,19 +94,26 @@ class RankedPass:
             self.evicted.append(evicted)
         return out.reshape(1, call.heads, queries, call.dim).transpose(1, 2)
 
+    def _hide(self, scores: Float[Tensor, "kv_heads rows slots"], call: Call) -> Float[Tensor, "kv_heads rows slots"]:
+        """Scores with minus infinity, in place, for what comes after a query."""
+        if (queries := call.queries) > 1:
+            scores[..., scores.shape[-1] - queries :] += self._shared(
+                ("ahead", scores.device), lambda: ahead(queries, scores.device).repeat(call.groups, 1)
+            )
+        return scores
+
     def _positions(self, queries: int) -> Int[Tensor, " queries"]:
         return torch.arange(self.token, self.token + queries, device=self.model.device)
 
     def _rotate(
         self,
         attention: AttentionModule,
-        held: RankedLayer,
         query: Float[Tensor, "1 heads queries dim"],
         key: Float[Tensor, "1 kv_heads queries dim"],
     ) -> Float[Tensor, "1 heads queries dim"]:
         """The query where it stands; the keys held are rotated to where they stand, as far as they are not."""
-        model, slots, queries = self.model, len(held), key.shape[2]
-        kind, by_slot = model.kind(attention), self.policy.positions == "cache"
+        model, held, queries = self.model, self.layers[attention.layer_idx], key.shape[2]
+        kind, by_slot, slots = model.kind(attention), self.policy.positions == "cache", len(held)
 
         def angles(begin: int) -> Angles | None:
             return self._shared(
@@ -163,6 +167,6 @@ class RankedPass:
         return self._made[kind]
 
 
-def _ahead(queries: int, device: torch.device) -> Float[Tensor, "queries queries"]:
+def ahead(queries: int, device: torch.device) -> Float[Tensor, "queries queries"]:
     """What is added to the scores of tokens of one pass: a query does not see what comes after it."""
     return torch.full((queries, queries), float("-inf"), device=device).triu(1)

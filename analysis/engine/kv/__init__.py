@@ -3,6 +3,7 @@
 from ...policies import Policy
 from ..context import SharedContext
 from .banded import BandedStore
+from .ragged import RaggedStore
 from .ranked import RankedStore
 from .recomputed import RecomputedStore
 from .split import SplitStore
@@ -11,6 +12,7 @@ from .store import Store
 STORES: dict[str, type[Store]] = {
     "banded": BandedStore,
     "ranked": RankedStore,
+    "ragged": RaggedStore,
     "split": SplitStore,
     "recomputed": RecomputedStore,
 }

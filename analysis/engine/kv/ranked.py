@@ -5,7 +5,9 @@ and near a tie it would decide what goes.  So tokens are read in groups, whose e
 was begun in smaller passes is read again as a whole when its last token comes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,6 +38,8 @@ class RankedStore(Store):
     layers: list[RankedLayer]
     chunks: list[RankedChunk]
     chunk_kind = RankedChunk
+    layer_kind: ClassVar[type[RankedLayer]] = RankedLayer
+    pass_kind: ClassVar[type[RankedPass]] = RankedPass
     group: Group | None = None
     """The one of which only the first tokens have been read; it is replaced and never changed."""
 
@@ -56,7 +60,7 @@ class RankedStore(Store):
 
     def empty(self) -> list[RankedLayer]:
         """Layers that hold nothing yet."""
-        return [RankedLayer.empty(self.context.model, layer) for layer in range(self.context.model.layers)]
+        return [self.layer_kind.empty(self.context.model, layer) for layer in range(self.context.model.layers)]
 
     def state(self) -> State:
         """What is held, and what was before a group of which only the first tokens have been read."""
@@ -88,8 +92,8 @@ class RankedStore(Store):
     def _length_of(self, t: int) -> int:
         """The length of the context of token t, when all before it have been read (families/frequencies.py).
 
-        Layers that hold differently many have one all the same, since a pass has: that of those that hold most.  With
-        text positions a head may hold any token, so it is the length of the text.
+        Layers that hold differently many have one all the same, since a pass has: that of those that hold most, on
+        average over their heads.  With text positions a head may hold any token, so it is the length of the text.
         """
         if self.policy.positions == "text":
             return t + 1
@@ -110,7 +114,9 @@ class RankedStore(Store):
         before = self._mean_held
         length = model.regime(self._length_of(begin))
         capture = context.history > 0
-        one = RankedPass(model, begin, context.sink_tokens, policy, self.layers, capture, self.interventions, length)
+        one = self.pass_kind(
+            model, begin, context.sink_tokens, policy, self.layers, capture, self.interventions, length
+        )
         ids = self.ids[None, begin : begin + count]
         if count == 1:
             if policy.interval == 1 and len(context.tokens) - begin > TRACED_FROM:
@@ -120,7 +126,7 @@ class RankedStore(Store):
             logits = model.forward(ids, one, begin=begin)
         if capture:
             stop = begin + count
-            chunk = RankedChunk(begin, stop, policy, one.queries, one.evicted, self.interventions, length)
+            chunk = self.chunk_kind(begin, stop, policy, one.queries, one.evicted, self.interventions, length)
             self.chunks = [c for c in (*self.chunks, chunk) if c.stop > stop - context.history]
         held = before + np.arange(1.0, count + 1)
         held[-1] = self._mean_held
@@ -137,7 +143,7 @@ class RankedStore(Store):
 
     def shown(self, read: int) -> list[Scattered]:
         """The slots of each layer, where maps may be drawn."""
-        return [Scattered(s.positions, read, s.keys) for s in self.layers] if self.context.history else []
+        return [layer.shown(read) for layer in self.layers] if self.context.history else []
 
     def take_over(self, other: Store, read: int, *, pin: bool) -> None:
         """Hold what another store holds; maps do not reach back to where slots were kept in another way."""
@@ -150,6 +156,10 @@ class RankedStore(Store):
         return [layer.unobserved() for layer in self.layers]
 
     def _keep(self, other: Store, read: int, prefix) -> None:
-        self.layers = other.ranked(read)
+        self.layers = list(self._taken(other, read))
         if prefix is not None:
             self.layers = [layer.with_prefix(*first) for layer, first in zip(self.layers, prefix, strict=True)]
+
+    def _taken(self, other: Store, read: int) -> Sequence[RankedLayer]:
+        """What another store holds, in layers of this one's kind."""
+        return other.ranked(read)

@@ -22,6 +22,7 @@ from ..context import SharedContext
 from ..history import QKChunk, RankedChunk
 from ..interventions import Interventions
 from ..layers.banded import BandedLayer
+from ..layers.ragged import RaggedLayer
 from ..layers.ranked import RankedLayer
 from ..layers.slots import Held, prefix_of
 from ..layers.split import SplitLayer
@@ -247,6 +248,10 @@ class Store(ABC):
     def ranked(self, read: int) -> list[RankedLayer]:
         """What is held, in slots of which nothing has been observed yet."""
         return [RankedLayer.of(band, read) for band in self.bands(read)]
+
+    def ragged(self, read: int) -> list[RaggedLayer]:
+        """The same in layers whose heads may hold differently many."""
+        return [RaggedLayer.of_rows(layer) for layer in self.ranked(read)]
 
     def split(self, read: int, full: list[list[int]]) -> list[SplitLayer]:
         """What is held, dealt out to the KV heads of each layer that keep everything and to the others."""

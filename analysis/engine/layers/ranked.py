@@ -5,7 +5,7 @@ All heads of a layer hold equally many, so nothing is copied to the host in here
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Self
 
 import numpy as np
 import torch
@@ -23,11 +23,16 @@ WORK = "accumulated_attention", "recent_attention", "rotated"
 """What a layer knows of its slots besides keys, values and positions, where there is any."""
 
 
-class Evicted(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Evicted:
     """Slots that a layer evicted: keys before rotation, and their text positions."""
 
     keys: Float[Tensor, "kv_heads evicted dim"]
     positions: Int[Tensor, "kv_heads evicted"]
+
+    def of_head(self, kv_head: int) -> tuple[Int[Tensor, " evicted"], Float[Tensor, "evicted dim"]]:
+        """Text positions and keys of what one KV head evicted."""
+        return self.positions[kv_head], self.keys[kv_head]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,11 @@ class Scattered:
     keys: Float[Tensor, "kv_heads slots dim"] | None = None
     """Before rotation, where somebody may want to draw a map."""
 
+    def of_head(self, kv_head: int) -> tuple[Int[Tensor, " slots"], Float[Tensor, "slots dim"]]:
+        """Text positions and keys of what one KV head holds, where keys are told."""
+        assert self.keys is not None, "somebody may want to draw a map"
+        return self.positions[kv_head], self.keys[kv_head]
+
     @property
     def heads(self) -> int:
         """How many KV heads these are."""
@@ -50,13 +60,13 @@ class Scattered:
     @property
     def prefix(self) -> int:
         """How many of the text's first tokens every head holds without a gap."""
-        return _agreeing(self.positions.cpu(), torch.arange(self.positions.shape[1]))
+        return agreeing(self.positions.cpu(), torch.arange(self.positions.shape[1]))
 
     @property
     def suffix(self) -> int:
         """How many of the newest tokens every head holds without a gap."""
         expected = torch.arange(self.read - 1, self.read - 1 - self.positions.shape[1], -1)
-        return _agreeing(self.positions.cpu().flip(1), expected)
+        return agreeing(self.positions.cpu().flip(1), expected)
 
     @property
     def alike(self) -> None:
@@ -123,9 +133,14 @@ class RankedLayer:
         return self.keys.shape[1]
 
     @property
+    def kv_heads(self) -> int:
+        """KV heads of the model."""
+        return len(self.keys)
+
+    @property
     def slots(self) -> int:
         """Tokens held, once for each KV head."""
-        return len(self) * len(self.keys)
+        return self.keys.shape[0] * self.keys.shape[1]
 
     @property
     def nbytes(self) -> int:
@@ -135,6 +150,10 @@ class RankedLayer:
     def held(self, read: int) -> list[Scattered]:
         """What its heads hold when `read` tokens have been read."""
         return [Scattered(self.positions, read)]
+
+    def shown(self, read: int) -> Scattered:
+        """The same, with keys from which maps are drawn."""
+        return Scattered(self.positions, read, self.keys)
 
     def of_head(
         self, kv_head: int
@@ -150,13 +169,13 @@ class RankedLayer:
         keys = torch.cat((self.keys[:, :first], self.keys[:, begin:]), 1)
         return keys, torch.cat((self.values[:, :first], self.values[:, begin:]), 1)
 
-    def copy(self) -> "RankedLayer":
+    def copy(self) -> Self:
         """The same slots, free to go another way."""
         return replace(self)
 
-    def unobserved(self) -> "RankedLayer":
+    def unobserved(self) -> Self:
         """The same slots, of which no attention has been observed yet."""
-        return RankedLayer(self.keys, self.values, self.positions)
+        return replace(self, **dict.fromkeys((*WORK, "queries")))
 
     def append(
         self,
@@ -234,22 +253,37 @@ class RankedLayer:
         budget = policy.budget_of(layer, layers)
         if len(self) <= budget:
             return None
+        expected = None if rotation is None else self.future_queries(rotation())
+        order = policy.order(self._seen(layer, dims, expected))
+        # Several heads may share a row.
+        count = (budget - policy.interval + 1) * (self.kv_heads // len(self.keys))
+        leaves, kept = order[:, :-count], order[:, -count:].sort().values
+        evicted = self._evicted(leaves) if tell else None
+        self._keep(kept)
+        if policy.positions == "cache":
+            self.rotated = None
+        return evicted
+
+    def _seen(self, layer: int, dims: int | None, expected: FutureQueries | None) -> LayerState:
+        """What a policy knows of these slots."""
         rotated = None if self.rotated is None else self.rotated[..., :dims]
         keys, values = self.keys[..., :dims], self.values[..., :dims]
         observed = self.accumulated_attention, self.recent_attention
-        expected = None if rotation is None else self.future_queries(rotation())
-        order = policy.order(LayerState(keys, values, self.positions, *observed, layer, rotated, expected))
-        count = budget - policy.interval + 1
-        leaves, kept = order[:, :-count], order[:, -count:].sort().values
-        evicted = Evicted(_picked(self.keys, leaves), _picked(self.positions, leaves)) if tell else None
+        return LayerState(keys, values, self.positions, *observed, layer, rotated, expected)
+
+    def _evicted(self, leaves: Int[Tensor, "kv_heads evicted"]) -> Evicted:
+        """What leaves with these slots."""
+        return Evicted(_picked(self.keys, leaves), _picked(self.positions, leaves))
+
+    def _keep(self, kept: Int[Tensor, "kv_heads slots"]) -> None:
+        """Hold these slots alone."""
         self.keys, self.values, self.positions = (_picked(x, kept) for x in (self.keys, self.values, self.positions))
         if self.accumulated_attention is not None:
             self.accumulated_attention = _picked(self.accumulated_attention, kept)
         if (recent := self.recent_attention) is not None:
             self.recent_attention = recent.gather(2, kept[:, None].expand(-1, recent.shape[1], -1))
-        stays = self.rotated is not None and policy.positions == "text"
-        self.rotated = _picked(self.rotated, kept) if stays else None
-        return evicted
+        if self.rotated is not None:
+            self.rotated = _picked(self.rotated, kept)
 
 
 def _picked(x: Tensor, kept: Int[Tensor, "kv_heads count"]) -> Tensor:
@@ -257,6 +291,6 @@ def _picked(x: Tensor, kept: Int[Tensor, "kv_heads count"]) -> Tensor:
     return x.gather(1, kept if x.ndim == 2 else kept[..., None].expand(-1, -1, x.shape[2]))
 
 
-def _agreeing(positions: Int[Tensor, "kv_heads slots"], expected: Int[Tensor, " slots"]) -> int:
+def agreeing(positions: Int[Tensor, "kv_heads slots"], expected: Int[Tensor, " slots"]) -> int:
     """How many slots from the first on are as expected in all heads."""
     return int((positions == expected).cummin(1).values.sum(1).min())
