@@ -101,10 +101,10 @@ def told(spot: Spot, failed: bool) -> list[str]:
     kept = [row.kept for row in spot.rows if row.kept is not None]
     hits = sum(row.hit for row in spot.rows)
     lines = [f"{hits} of {len(spot.rows)} recalled, {spot.nll:.2f} nats per token"]
-    lines += [f"{sum(kept) / len(kept):.0%} of the fact still in the cache"] if kept else []
+    lines += [f"{100 * sum(kept) / len(kept):.0f} % of the fact still in the cache"] if kept else []
     lines += ["dense fails here, too: this says nothing of the policy"] if failed else []
     for row in spot.rows[:TOLD]:
-        said = "recalled" if row.hit else f"said {row.said or 'nothing'}"
+        said = "recalled" if row.hit else f"said {' '.join(row.said.split()) or 'nothing'}"
         lines.append(f"key {row.answer}: {said}, {row.nll:.2f} nats")
     if len(spot.rows) > TOLD:
         lines.append(f"and {len(spot.rows) - TOLD} more")

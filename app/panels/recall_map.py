@@ -70,10 +70,11 @@ class Found:
         return self.asked.of_task.placed
 
 
-def draw(found: Found, chosen: CELL | None, on_pick: Callable[[], None]) -> None:
-    """All of it."""
+def draw(found: Found, chosen: CELL | None, on_pick: Callable[[], None], below: Callable[[], None]) -> None:
+    """All of it; `below`: draws what stands under the map."""
     if found.placed:
         draw_map(found, chosen, on_pick)
+        below()
     elif any(row.distance is not None for row in found.rows):
         draw_curve(found)
     if found.rows:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import partial
 from html import escape
 
-import pandas as pd
 import streamlit as st
 
 from analysis.experiments.recall.cells import RecallCell, Row
@@ -57,7 +56,7 @@ def draw(found: Found, chosen: CELL | None) -> None:
     policy, place = cell.spec.policies[0], cell.place
     rows = [r for r in found.rows if (r.policy, r.length, r.depth) == (policy, place.length, place.depth)]
     label = parse(policy).label
-    st.subheader(plain(f"{label}, {place.length:,} tokens, depth {place.depth:g} %"), anchor=False)
+    st.markdown(f"#### Where did it go? {plain(f'{label}, {place.length:,} tokens, depth {place.depth:g} %')}")
     draw_answers(rows)
     job = JOB_PANEL.watch()
     if job is None or job.cell != cell:
@@ -79,7 +78,7 @@ def draw_answers(rows: Sequence[Row]) -> None:
                 "Said": row.said,
                 "Recalled": "yes" if row.hit else "no",
                 "NLL": f"{row.nll:.3f}",
-                "Kept": "–" if row.kept is None else f"{row.kept:.0%}",
+                "Kept": "–" if row.kept is None else f"{100 * row.kept:.0f} %",
             }
             for row in rows
         ]
@@ -92,23 +91,19 @@ def draw_found(found: Whereabouts) -> None:
     st.html(excerpt(found, look))
     st.markdown(plain(sentence(found)))
     names = labels([parse(of.policy) for of in found.looks])
-    dense, rows = found.looks[0], []
-    for layer, head in dict.fromkeys((*dense.ranked(SHOWN), *look.ranked(SHOWN // 2))):
-        row: dict[str, str] = {"Head": f"{layer}.{head}"}
-        for name, of in zip(names, found.looks, strict=True):
-            row[f"{name}: on the fact"] = f"{of.mass[layer, head]:.3f}"
-        row["can still reach of it"] = f"{look.reached[layer, head]:.0%}"
-        rows.append(row)
-    left, right = st.columns([3, 2])
-    with left:
-        st.caption("Attention on the fact from the question, in every head")
-        of_policy = charts.cells(look.mass, "")
-        st.plotly_chart(of_policy, key="whereabouts-grid", config={"displayModeBar": False}, alt=sentence(found))
-    with right:
-        st.caption(
-            "Heads that look most at it, layer.head: attention on its tokens from the last token of the question"
-        )
-        st.dataframe(pd.DataFrame(rows), hide_index=True, height=300)
+    for place, name, of in zip(st.columns(len(names)), names, found.looks, strict=True):
+        with place:
+            st.caption(plain(f"{name}: attention on the fact from the question's last token, in every head"))
+            alt = f"{name}: at most {of.mass.max():.2f}, {of.holding} of {of.mass.size} heads can reach all of the fact"
+            grid = charts.cells(of.mass, "").update_traces(zmax=1)
+            bare = {"displayModeBar": False}
+            st.plotly_chart(grid, key=f"whereabouts-{of.policy}", config=bare, alt=alt)
+    st.caption("Heads, layer.head, that look most at it, and how much of it each can still reach")
+    rows = []
+    for layer, head in dict.fromkeys((*found.looks[0].ranked(SHOWN), *look.ranked(SHOWN // 2))):
+        masses = {name: f"{of.mass[layer, head]:.3f}" for name, of in zip(names, found.looks, strict=True)}
+        rows.append({"Head": f"{layer}.{head}", **masses, "Reached": f"{100 * look.reached[layer, head]:.0f} %"})
+    st.dataframe(rows, hide_index=True)
 
 
 def sentence(found: Whereabouts) -> str:
@@ -116,7 +111,7 @@ def sentence(found: Whereabouts) -> str:
     dense, look = found.looks[0], found.looks[-1]
     layer, head = dense.ranked(1)[0]
     tokens, heads = found.needle[1] - found.needle[0], look.mass.size
-    said = f"Under dense, head {layer}.{head} gives {dense.mass[layer, head]:.0%} of its attention to the fact"
+    said = f"Under dense, head {layer}.{head} gives {100 * dense.mass[layer, head]:.0f} % of its attention to the fact"
     if look is dense:
         return f"{said}, whose {tokens} tokens every head can reach."
     if look.holding == heads:
@@ -125,11 +120,11 @@ def sentence(found: Whereabouts) -> str:
         where = f"{look.holding} of {heads} heads can still reach all of its {tokens} tokens"
     elif look.reached.any():
         most = look.reached.max()
-        where = f"no head can still reach all of its {tokens} tokens, and none more than {most:.0%} of them"
+        where = f"no head can still reach all of its {tokens} tokens, and none more than {100 * most:.0f} % of them"
     else:
         where = f"all of its {tokens} tokens are evicted in every head: nothing is left to look at"
     name = parse(look.policy).label
-    return f"{said}. Under {name}, {where}; {layer}.{head} gives it {look.mass[layer, head]:.1%}."
+    return f"{said}. Under {name}, {where}; {layer}.{head} gives it {100 * look.mass[layer, head]:.1f} %."
 
 
 def excerpt(found: Whereabouts, look: Look) -> str:

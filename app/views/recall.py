@@ -154,8 +154,8 @@ def draw() -> None:
     else:
         if run is not None:
             progress(run)
-        recall_map.draw(found, st.session_state.recall_cell, picked)
-        whereabouts.draw(found, st.session_state.recall_cell)
+        cell = st.session_state.recall_cell
+        recall_map.draw(found, cell, picked, partial(whereabouts.draw, found, cell))
     to_address()
 
 
