@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -64,6 +65,16 @@ def looked_back(page: Page) -> None:
     page.get_by_text("looked back at").first.wait_for()
 
 
+def recalled(page: Page) -> None:
+    """A whole map, and a cell of it in which a policy has lost the fact."""
+    page.get_by_role("button", name="Start", exact=True).click()
+    page.locator(".sk-recall-grid button.sk-done").first.wait_for()
+    page.locator("[data-testid=stProgress]").wait_for(state="detached")
+    page.locator(".sk-recall-map").nth(2).get_by_role("button", name="512 tokens, depth 50 %").click()
+    page.locator(".sk-excerpt").wait_for()
+    page.locator(".js-plotly-plot").nth(1).wait_for()
+
+
 def trained(page: Page) -> None:
     """So far that a sink has grown."""
     page.get_by_text(re.compile(r"[4-8]\d\d of 800 steps")).wait_for()
@@ -73,6 +84,10 @@ def there(selector: str) -> Show:
     return lambda page: page.locator(selector).first.wait_for()
 
 
+FORGETFUL = "&".join(
+    f"lane={quote(policy)}"
+    for policy in ("dense", "window:window=128", "streaming:sinks=4,window=124", "h2o:budget=128,recent=64,interval=16")
+)
 PICTURES: dict[str, tuple[str, Show]] = {
     "read-light": ("/?run=gallery:four&at=3000", replayed),
     "read-dark": ("/?run=gallery:four&at=3000", replayed),
@@ -86,6 +101,7 @@ PICTURES: dict[str, tuple[str, Show]] = {
     "heads-dark": ("/heads?tokens=1024", captured),
     "measures-light": ("/heads?panel=measures&tokens=256", computed("Measure", ".js-plotly-plot")),
     "knockouts-light": ("/heads?panel=knockouts&tokens=128&layer=20", computed("Start", ".js-plotly-plot")),
+    "recall-light": (f"/recall?lengths=96,128,192,256,384,512&{FORGETFUL}", recalled),
     "figures-light": ("/figures?figure=perplexity&run=four", there("[data-testid=stImage] img")),
     "learn-light": ("/learn?chapter=emergence", trained),
     "learn-row-light": ("/learn?chapter=row", there("[data-testid=stMetricValue]:has-text('1.000')")),
