@@ -69,8 +69,9 @@ def recalled(page: Page) -> None:
     """A whole map, and a cell of it in which a policy has lost the fact."""
     page.get_by_role("button", name="Start", exact=True).click()
     page.locator(".sk-recall-grid button.sk-done").first.wait_for()
-    page.locator("[data-testid=stProgress]").wait_for(state="detached")
-    page.locator(".sk-recall-map").nth(2).get_by_role("button", name="512 tokens, depth 50 %").click()
+    # A map takes longer than all other pictures.
+    page.locator("[data-testid=stProgress]").wait_for(state="detached", timeout=3 * PATIENCE)
+    page.locator(".sk-recall-map").nth(2).get_by_role("button", name="384 tokens, depth 50 %").click()
     page.locator(".sk-excerpt").wait_for()
     page.locator(".js-plotly-plot").nth(1).wait_for()
 
@@ -101,7 +102,7 @@ PICTURES: dict[str, tuple[str, Show]] = {
     "heads-dark": ("/heads?tokens=1024", captured),
     "measures-light": ("/heads?panel=measures&tokens=256", computed("Measure", ".js-plotly-plot")),
     "knockouts-light": ("/heads?panel=knockouts&tokens=128&layer=20", computed("Start", ".js-plotly-plot")),
-    "recall-light": (f"/recall?lengths=96,128,192,256,384,512&{FORGETFUL}", recalled),
+    "recall-light": (f"/recall?lengths=128,192,256,384&depths=5,25,50,75,95&{FORGETFUL}", recalled),
     "figures-light": ("/figures?figure=perplexity&run=four", there("[data-testid=stImage] img")),
     "learn-light": ("/learn?chapter=emergence", trained),
     "learn-row-light": ("/learn?chapter=row", there("[data-testid=stMetricValue]:has-text('1.000')")),

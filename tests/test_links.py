@@ -13,7 +13,7 @@ from analysis.figures.sheet import KINDS, WIDTHS
 from analysis.runs.spec import Sampling
 from app import address
 from app.controls import MODEL, NUMBERS, WEIGHTS, Chosen
-from app.lesson.chapters import PLAYS, cost, emergence, enough, first, heads, nothing, row
+from app.lesson.chapters import PLAYS, cost, emergence, enough, first, heads, nothing, recall, row
 from app.panels import atlas, figure_layout, figure_source, knockouts, measures
 from app.parameters import CHAT, MEASURED, READ, RECALL, SAMPLING
 
@@ -73,6 +73,7 @@ OF_CHAPTERS = {
     "take": st.sampled_from(list(nothing.TAKEN)),
     "size": st.sampled_from(enough.SIZES),
     "show": st.sampled_from(cost.SHOWN),
+    "cache": st.sampled_from(recall.SIZES),
     "cuts": st.lists(st.integers(1, 23), unique=True).map(sorted),
     "tokens": st.sampled_from(heads.LENGTHS),
     "bits": st.sampled_from(heads.BITS),

@@ -39,6 +39,7 @@ CHAPTERS: dict[str, Mapping[str, str]] = {
     "chunks": {"sentence": "Words of my own here", "head": "3.1", "cuts": "2,3"},
     "heads": {"tokens": "65536", "bits": "4"},
     "emergence": {"kinds": "relu,sigmoid", "recipe": "layers=2,steps=50,seed=3", "step": "40"},
+    "recall": {"cache": "64"},
 }
 WAITED = {lesson("en")["page"].say(name) for name in ("loading", "reading")}
 KINDS = ("selectbox", "number_input", "text_input", "slider", "select_slider", "radio", "toggle", "button_group")

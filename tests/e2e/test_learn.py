@@ -22,6 +22,7 @@ RESULTS = {
     "chunks": "td:has-text('e-0')",
     "heads": "[role=img][aria-label*='8.59 GB']",
     "emergence": "[role=img][aria-label*='0.0']",
+    "recall": "[role=img][aria-label*='12 of 12'], [role=img][aria-label*='12 / 12']",
 }
 """What a chapter has computed when it is opened."""
 
