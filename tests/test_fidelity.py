@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.engine.fidelity import Fidelity
+from analysis.engine.fidelity import Fidelity, Outputs
 from analysis.engine.logits import Logits
 from analysis.engine.stream import next_lane, open_lanes, stream
 from analysis.policies import POLICIES as REGISTRY
@@ -164,7 +164,7 @@ class Keeping(Fidelity):
         self.rows = []
 
     def measure(self, lane, parts):
-        self.rows += [part.rows.clone() for part in parts]
+        self.rows += [part.logits.rows.clone() for part in parts]
         return super().measure(lane, parts)
 
 
@@ -174,7 +174,7 @@ def test_no_more_than_one_chunk_of_logits_is_kept(tiny_llama, tokens):
     alive = []
 
     def measure(lane, parts, real=lanes[0].context.fidelity.measure):
-        alive.extend(weakref.ref(part.rows) for part in parts)
+        alive.extend(weakref.ref(part.logits.rows) for part in parts)
         assert sum(rows().shape[0] for rows in alive if rows() is not None) <= 2 * 16
         return real(lane, parts)
 
@@ -195,3 +195,96 @@ def test_a_step_cut_in_two_keeps_what_was_measured_of_its_rest(tiny_llama, token
     step = lanes[1].read(32)
     assert step.since(20).kl.tolist() == step.kl[19:].tolist()
     assert step.since(20).agree.tolist() == step.agree[19:].tolist()
+
+
+def attention_of(model, network, read, last=0):
+    """Outputs of the attention of each layer while something is read, by hooks where they are projected: [layers] of
+    [tokens, heads, dim]; `last`: of each pass only so many."""
+    found = [[] for _ in network.model.layers]
+    hooks = [
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given, of=of: of.append(given[0][0, -last:].clone()))
+        for layer, of in zip(network.model.layers, found, strict=True)
+    ]
+    try:
+        read()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    heads = model.config.num_attention_heads
+    return [torch.cat(of).unflatten(-1, (heads, -1)).double() for of in found]
+
+
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if "recompute" not in policy])
+def test_output_errors_equal_a_naive_computation_with_hooks(tiny_llama, tokens, policy):
+    lanes = open_lanes(tiny_llama, tokens, [Dense(), parse(policy)], fidelity=True)
+    steps = []
+    while (lane := next_lane(lanes)) is not None:
+        step = lane.read(40)
+        steps += [step] if lane.index else []
+    tiny_llama.set_attn_implementation("eager")
+    with torch.no_grad():
+        dense = attention_of(tiny_llama, tiny_llama, lambda: tiny_llama(torch.as_tensor(tokens)[None]))
+    alone = open_lanes(tiny_llama, tokens, [parse(policy)])[0]
+    alone.store.empty()
+    alone.context.truncate(1)
+
+    def read():
+        for token in tokens[1:]:
+            alone.next(lambda logits, token=token: int(token))
+
+    # Tokens before an eviction may be read again together.
+    own = attention_of(tiny_llama, alone.context.model.network, read, 1)
+    for step in steps:
+        cut = slice(step.start - 1, step.stop - 1)
+        expected = [
+            ((o[cut] - d[cut]).norm(dim=(0, 2)) / d[cut].norm(dim=(0, 2))) for o, d in zip(own, dense, strict=True)
+        ]
+        np.testing.assert_allclose(step.output_error, torch.stack(expected).numpy(), atol=1e-5)
+    assert steps[-1].output_error.max() > 0.1
+
+
+@pytest.mark.parametrize(("window", "stride"), [(12, 5), (8, 1)])
+def test_output_errors_of_windows_encoded_anew_equal_fresh_passes(tiny_llama, tokens, window, stride):
+    lanes = open_lanes(
+        tiny_llama, tokens, [Dense(), parse(f"recompute:window={window},stride={stride}")], fidelity=True
+    )
+    steps = []
+    while (lane := next_lane(lanes)) is not None:
+        step = lane.read(40)
+        steps += [step] if lane.index else []
+    tiny_llama.set_attn_implementation("eager")
+
+    def outputs(ids):
+        with torch.no_grad():
+            return attention_of(tiny_llama, tiny_llama, lambda: tiny_llama(torch.as_tensor(ids)[None]))
+
+    dense, own = outputs(tokens), [[] for _ in tiny_llama.model.layers]
+    for i in range(1, len(tokens)):
+        start = 0 if i <= window else i - window - (i - window - 1) % stride
+        for layer, of in zip(own, outputs(tokens[start:i]), strict=True):
+            layer.append(of[-1])
+    for step in steps:
+        cut = slice(step.start - 1, step.stop - 1)
+        pairs = [(torch.stack(o)[cut], d[cut]) for o, d in zip(own, dense, strict=True)]
+        expected = torch.stack([(o - d).norm(dim=(0, 2)) / d.norm(dim=(0, 2)) for o, d in pairs])
+        np.testing.assert_allclose(step.output_error, expected.numpy(), atol=1e-5)
+
+
+def test_a_lane_that_evicts_nothing_has_no_output_error(tiny_llama, tokens):
+    for step in stream(tiny_llama, tokens, [Dense(), Dense(), Window(500)], chunk=40, fidelity=True):
+        assert step.output_error.shape == (3, 4)
+        assert step.output_error.max() < 1e-5 and (step.lane == 2 or not step.output_error.any())
+
+
+def test_a_head_that_gives_nothing_has_no_relative_error(tiny_llama, tokens):
+    """And where the reference has read nothing beside the lane, no head has one."""
+    lanes = open_lanes(tiny_llama, tokens, [Dense(), Window(20)], fidelity=True)
+    assert np.isnan(lanes[1].read(20).output_error).all()
+    zero, some = torch.zeros(3, 2, 4), torch.ones(3, 2, 4)
+    zero[:, 1] = 2
+    fidelity, rows = lanes[0].context.fidelity, Logits.of(torch.zeros(3, 97))
+    fidelity.begin(lanes[0], 4)
+    fidelity.measure(lanes[0], [Outputs(rows, [zero] * 3)])
+    lane = open_lanes(tiny_llama, tokens, [Dense(), Window(20)])[1]
+    error = fidelity.measure(lane, [Outputs(rows, [some] * 3)]).output_error
+    assert np.isnan(error[:, 0]).all() and (error[:, 1] == 0.5).all()

@@ -126,6 +126,10 @@ class SharedContext:
         self.tokens, self.ids = self._room[:tokens], self._ids[:tokens]
         self._prefixes = {}
 
+    def attended(self) -> list[Tensor] | None:
+        """Where a pass puts the outputs of its attention; None where nobody wants them."""
+        return None if self.fidelity is None else []
+
     @property
     def traced(self) -> bool:
         """Whether single tokens go through a trace of the model."""

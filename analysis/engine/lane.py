@@ -98,9 +98,9 @@ class Lane:
         fidelity, more = self.context.fidelity, dict[str, Any]()
         if fidelity is not None:
             stop = fidelity.begin(self, stop)
-        nll, mass, held, top, logits = self.store.read(self.position, chunk, stop)
+        nll, mass, held, top, outputs = self.store.read(self.position, chunk, stop)
         if fidelity is not None:
-            more = fidelity.measure(self, logits)._asdict()
+            more = fidelity.measure(self, outputs)._asdict()
         if top is not None:
             more["top"] = top.cpu().numpy().astype(np.int32)
         # One transfer each per chunk; everything before this line may still be under way on a GPU.

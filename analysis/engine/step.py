@@ -38,6 +38,9 @@ class Step:
     reference has not read it beside the lane."""
     agree: NDArray[np.float32] | None = None
     """With it, whether the reference has the same most probable token [tokens]: 1 or 0, or NaN."""
+    output_error: NDArray[np.float32] | None = None
+    """With it, how far the output of each head's attention is from the reference's over these tokens [layers, heads];
+    NaN where that has not read them beside the lane (fidelity.py)."""
 
     def since(self, position: int) -> "Step":
         """The same of its tokens from a text position on, which is one of them."""

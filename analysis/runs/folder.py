@@ -25,7 +25,17 @@ from . import preview
 from .reader import about_of
 from .run import Run, Track
 from .status import RUNNING, here
-from .tables import PIECES, SINKS, piece_row, piece_rows, schema_of, sink_rows, token_rows, write_pieces, write_tables
+from .tables import (
+    PIECES,
+    piece_row,
+    piece_rows,
+    schema_of,
+    sink_rows,
+    sink_schema_of,
+    token_rows,
+    write_pieces,
+    write_tables,
+)
 
 if TYPE_CHECKING:
     from ..engine.step import Step
@@ -64,9 +74,8 @@ class Folder:
             self._files = [(path / name).open("wb") for name in GROWING]
             self._pieces: pa.RecordBatchStreamWriter | None = None
             self._events = (path / "events.jsonl").open("a", encoding="utf-8")
-            self._tokens, self._sinks = (
-                pa.ipc.new_stream(f, schema) for f, schema in zip(self._files, (schema_of(run), SINKS), strict=True)
-            )
+            schemas = schema_of(run), sink_schema_of(run)
+            self._tokens, self._sinks = map(pa.ipc.new_stream, self._files, schemas)
         except OSError as e:
             raise files.unwritten(path, e) from e
 
@@ -106,7 +115,7 @@ class Folder:
         tracks = [(lane, track) for lane, track in enumerate(self.run.tracks) if len(track.nll)]
         rows = {
             # Whoever finds tokens that grow looks for sink masses that do, so these come first.
-            "sinks.arrow": (SINKS, [sink_rows(lane, track) for lane, track in tracks]),
+            "sinks.arrow": (sink_schema_of(self.run), [sink_rows(self.run, lane, track) for lane, track in tracks]),
             "tokens.arrow": (schema_of(self.run), [token_rows(self.run, lane, track) for lane, track in tracks]),
         }
         self._sinks, self._tokens = (self._rewritten(name, *of) for name, of in rows.items())
@@ -159,7 +168,7 @@ class Folder:
             self._about["heads"] = list(step.sink_mass.shape[:2])
             self._write_about(RUNNING)
         self._tokens.write_batch(token_rows(self.run, step.lane, chunk, step.start))
-        self._sinks.write_batch(sink_rows(step.lane, chunk))
+        self._sinks.write_batch(sink_rows(self.run, step.lane, chunk))
         for file in self._files:
             file.flush()
 

@@ -6,7 +6,7 @@ them against each other.
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .facts import ModelFacts
 from .run import ROLES, Run, Track
 from .spec import Spec
 from .status import status_of
-from .tables import FIDELITY, PIECES, ROLE, SINKS, TOKENS
+from .tables import FIDELITY, OUTPUT_ERROR, PIECES, ROLE, SINKS, TOKENS
 
 
 @dataclass
@@ -92,7 +92,7 @@ def load(path: Path) -> Run:
     else:
         table, sinks = _growing(path, about.heads, len(run.tracks))
     for lane, track in enumerate(run.tracks):
-        _take_in(run, track, table.filter(pc.field("lane") == lane), sinks.get(lane, _NOTHING), path)
+        _take_in(run, track, table.filter(pc.field("lane") == lane), sinks.get(lane, _Chunks()), path)
     if os.path.exists(path / "events.jsonl"):
         run.events = _events(path / "events.jsonl", len(run.tracks))
     _take_in_pieces(run, path / "pieces.arrow")
@@ -104,14 +104,24 @@ def load(path: Path) -> Run:
     return run
 
 
-Sinks = dict[int, tuple[list[tuple[int, int]], list[NDArray[np.float32]]]]
-"""Spans and sink masses [layers, heads] of each lane."""
-_NOTHING = [], []
+@dataclass
+class _Chunks:
+    """What is known of each chunk of a lane."""
+
+    spans: list[tuple[int, int]] = field(default_factory=list)
+    sink_mass: list[NDArray[np.float32]] = field(default_factory=list)
+    """[layers, heads]."""
+    output_error: list[NDArray[np.float32]] = field(default_factory=list)
+    """[layers, heads]; none where it was not measured."""
 
 
-def _take_in(run: Run, track: Track, rows: pa.Table, sinks: tuple, path: Path) -> None:
+Sinks = dict[int, _Chunks]
+"""Of each lane."""
+
+
+def _take_in(run: Run, track: Track, rows: pa.Table, chunks: _Chunks, path: Path) -> None:
     """Put what a folder has of a lane into its track, where it fits together."""
-    spans, mass = sinks
+    spans = chunks.spans
     if not len(rows):
         return
     column = {name: rows[name].to_numpy() for name in rows.column_names}
@@ -135,14 +145,14 @@ def _take_in(run: Run, track: Track, rows: pa.Table, sinks: tuple, path: Path) -
         run.first_role = int(roles[0])
         track.roles.append(roles[1:])
     measured = [field.name for field in FIDELITY if field.name in column]
-    if bool(measured) != run.spec.fidelity:
+    if {bool(measured), bool(chunks.output_error)} != {run.spec.fidelity}:
         raise ValueError(f"{path} has not the columns that its run.json names: the two are of different runs")
     for name in measured:
         getattr(track, name).append(rows[name].cast(pa.float32()).to_numpy()[1:])
     track.sums.append(np.cumsum(column["nll"][1:], dtype=np.float64))
     changes = np.flatnonzero(np.r_[True, column["policy"][2:] != column["policy"][1:-1]])
     track.policies = [(int(column["position"][1 + i]), str(column["policy"][1 + i])) for i in changes]
-    track.spans, track.sink_mass = spans, mass
+    track.spans, track.sink_mass, track.output_error = spans, chunks.sink_mass, chunks.output_error
 
 
 def _take_in_pieces(run: Run, path: Path) -> None:
@@ -191,17 +201,20 @@ def _finished(path: Path, lanes: int) -> tuple[pa.Table, Sinks]:
             raise ValueError(f"{file} is not a table that can be read: it is cut short, or damaged") from e
     table = _in_order(_checked(table, file, lanes))
     spans, masses = Kind("iu", (None, 2)), Kind("f", (None, None, None))
-    kinds = {f"{name}_{lane}": kind for lane in range(lanes) for name, kind in (("span", spans), ("mass", masses))}
+    of_lane = {"span": spans, "mass": masses, "output_error": masses}
+    kinds = {f"{name}_{lane}": kind for lane in range(lanes) for name, kind in of_lane.items()}
     held = files.arrays(path / "sinks.npz", kinds, some=True)
     sinks: Sinks = {}
     for lane in range(lanes):
-        span, mass = (held.get(f"{name}_{lane}") for name in ("span", "mass"))
+        span, mass, error = (held.get(f"{name}_{lane}") for name in of_lane)
         if span is None and mass is None:
             continue
-        if span is None or mass is None or len(span) != len(mass):
+        fits = error is None or mass is None or error.shape == mass.shape
+        if span is None or mass is None or len(span) != len(mass) or not fits:
             raise ValueError(f"{path / 'sinks.npz'} has not as many sink masses as chunks: it is damaged")
-        sinks[lane] = [(int(a), int(b)) for a, b in span], list(mass.astype(np.float32))
-    if len({mass[0].shape for _, mass in sinks.values() if mass}) > 1:
+        errors = [] if error is None else list(error.astype(np.float32))
+        sinks[lane] = _Chunks([(int(a), int(b)) for a, b in span], list(mass.astype(np.float32)), errors)
+    if len({chunks.sink_mass[0].shape for chunks in sinks.values() if chunks.sink_mass}) > 1:
         raise ValueError(f"{path / 'sinks.npz'} has lanes with other layers and heads: it is damaged")
     return table, sinks
 
@@ -227,15 +240,18 @@ def _growing(path: Path, heads: tuple[int, int] | None, lanes: int) -> tuple[pa.
     table = _in_order(_newest(table, "position"))
     file = path / "sinks.arrow"
     grown = read_stream(file, SINKS)
-    if grown.schema.remove_metadata() != SINKS:
+    if grown.schema.remove_metadata() not in (SINKS, SINKS.append(OUTPUT_ERROR)):
         raise ValueError(f"{file} is not the table of sink masses of a run: it has other columns")
     sinks: Sinks = {}
     for row in _newest(grown, "start").to_pylist():
-        if None in row.values() or heads is None or len(row["sink_mass"]) != heads[0] * heads[1]:
+        of_heads = {name: row[name] for name in grown.schema.names[3:]}
+        count = heads and heads[0] * heads[1]
+        if None in row.values() or any(len(of) != count for of in of_heads.values()):
             raise ValueError(f"{file} does not fit run.json: it is damaged, or of another run")
-        spans, mass = sinks.setdefault(row["lane"], ([], []))
-        spans.append((row["start"], row["stop"]))
-        mass.append(np.array(row["sink_mass"], np.float32).reshape(heads))
+        chunks = sinks.setdefault(row["lane"], _Chunks())
+        chunks.spans.append((row["start"], row["stop"]))
+        for name, of in of_heads.items():
+            getattr(chunks, name).append(np.array(of, np.float32).reshape(heads))
     return _ending_alike(table, sinks)
 
 
@@ -257,11 +273,12 @@ def _ending_alike(table: pa.Table, sinks: Sinks) -> tuple[pa.Table, Sinks]:
     lanes = table["lane"].to_numpy()
     ends = np.bincount(lanes, minlength=1)
     cut: Sinks = {}
-    for lane, (spans, mass) in sinks.items():
-        kept = [i for i, (_, stop) in enumerate(spans) if lane < len(ends) and stop <= ends[lane]]
+    for lane, chunks in sinks.items():
+        kept = [i for i, (_, stop) in enumerate(chunks.spans) if lane < len(ends) and stop <= ends[lane]]
         if kept:
-            cut[lane] = [spans[i] for i in kept], [mass[i] for i in kept]
-    ends = np.array([cut[lane][0][-1][1] if lane in cut else 0 for lane in range(len(ends))])
+            errors = [chunks.output_error[i] for i in kept] if chunks.output_error else []
+            cut[lane] = _Chunks([chunks.spans[i] for i in kept], [chunks.sink_mass[i] for i in kept], errors)
+    ends = np.array([cut[lane].spans[-1][1] if lane in cut else 0 for lane in range(len(ends))])
     return table.filter(pa.array(table["position"].to_numpy() < ends[lanes])), cut
 
 

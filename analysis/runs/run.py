@@ -78,6 +78,9 @@ class Track:
         self.spans: list[tuple[int, int]] = []
         self.sink_mass: list[NDArray[np.float32]] = []
         """Mean sink mass of each chunk, [layers, heads], beside its span."""
+        self.output_error: list[NDArray[np.float32]] = []
+        """Where lanes are measured against the first one, the relative error of each head's attention output over each
+        chunk, [layers, heads] (engine/fidelity.py); NaN where the two did not read it together."""
         self.policies: list[tuple[int, str]] = []
         """From which position on the lane read under which policy."""
 
@@ -97,7 +100,7 @@ class Track:
             column.truncate(count)
         self.sums.truncate(count + 1)
         kept = sum(stop <= position for _, stop in self.spans)
-        del self.spans[kept:], self.sink_mass[kept:]
+        del self.spans[kept:], self.sink_mass[kept:], self.output_error[kept:]
         self.policies = [(at, policy) for at, policy in self.policies if at < position]
 
     def append(self, step: "Step", seconds: float) -> None:
@@ -117,6 +120,8 @@ class Track:
         self.sums.append(self.sums.view()[-1] + np.cumsum(step.nll, dtype=np.float64))
         # Last, since readers take the length of these for the length of all.
         self.sink_mass.append(step.sink_mass.mean(-1, dtype=np.float32))
+        if step.output_error is not None:
+            self.output_error.append(step.output_error)
         self.spans.append((step.start, step.stop))
         self.nll.append(step.nll)
 

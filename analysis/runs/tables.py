@@ -30,6 +30,8 @@ SINKS = pa.schema(
     [("lane", pa.int32()), ("start", pa.int64()), ("stop", pa.int64()), ("sink_mass", pa.list_(pa.float32()))]
 )
 """Of a run that is still read: a row for each chunk."""
+OUTPUT_ERROR = pa.field("output_error", pa.list_(pa.float32()))
+"""One more column, of lanes that are measured against the first one."""
 PIECES = pa.schema([("lane", pa.int32()), ("start", pa.int64()), ("pieces", pa.list_(pa.string()))])
 """Texts of tokens from a position on, of one lane or of all (-1); later rows win over earlier ones."""
 
@@ -38,6 +40,11 @@ def schema_of(run: Run) -> pa.Schema:
     """The columns of a run's tokens."""
     more = [ROLE] * (run.spec.sampling is not None) + [*FIDELITY] * run.spec.fidelity
     return pa.schema([*TOKENS, *more])
+
+
+def sink_schema_of(run: Run) -> pa.Schema:
+    """The columns of what is known of each chunk of a run."""
+    return SINKS.append(OUTPUT_ERROR) if run.spec.fidelity else SINKS
 
 
 def token_rows(run: Run, lane: int, track: Track, start: int = 1) -> pa.RecordBatch:
@@ -78,11 +85,13 @@ def _unknown(values: np.ndarray, first: int) -> np.ndarray:
     return np.isnan(values) | (np.arange(len(values)) < first)
 
 
-def sink_rows(lane: int, track: Track) -> pa.RecordBatch:
-    """Rows of the chunks of a track: their spans, and the mean sink mass of every head, layer after layer."""
-    masses = pa.array([mass.ravel() for mass in track.sink_mass], SINKS.field("sink_mass").type)
-    starts, stops = np.array(track.spans).T
-    return pa.record_batch([np.full(len(starts), lane, np.int32), starts, stops, masses], schema=SINKS)
+def sink_rows(run: Run, lane: int, track: Track) -> pa.RecordBatch:
+    """Rows of the chunks of a track: their spans, and what is known of every head, layer after layer."""
+    schema, (starts, stops) = sink_schema_of(run), np.array(track.spans).T
+    of_heads = [
+        pa.array([of.ravel() for of in getattr(track, name)], schema.field(name).type) for name in schema.names[3:]
+    ]
+    return pa.record_batch([np.full(len(starts), lane, np.int32), starts, stops, *of_heads], schema=schema)
 
 
 def piece_row(lane: int, start: int, pieces: Sequence[str]) -> pa.RecordBatch:
@@ -123,6 +132,8 @@ def write_tables(run: Run, path: Path) -> None:
         batches.append(token_rows(run, lane, track))
         spans = [span for span in track.spans if span[1] <= count + 1]
         arrays[f"mass_{lane}"], arrays[f"span_{lane}"] = np.stack(track.sink_mass[: len(spans)]), np.array(spans)
+        if run.spec.fidelity:
+            arrays[f"output_error_{lane}"] = np.stack(track.output_error[: len(spans)])
     with files.written(path / "sinks.npz") as f:
         np.savez_compressed(f, **arrays)
     with files.written(path / "tokens.parquet") as f:

@@ -73,6 +73,8 @@ class BandedPass:
     """Of the context for which rotations are chosen (families/frequencies.py): one for the whole pass."""
     outputs: dict[int, Tensor] | None = None
     """Where given, it takes the hidden state that comes out of each layer, [batch, tokens, width]."""
+    attended: list[Tensor] | None = None
+    """Where given, it takes the output of each layer's attention, [batch, queries, heads, dim]."""
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
@@ -141,8 +143,10 @@ class BandedPass:
         for i, v in enumerate(prefix_values):
             begin = 0 if i == 0 else prefix[0].shape[-1]
             out += weights[..., begin : begin + prefix[i].shape[-1]] @ v
-        out = joined(out, pieces, total)
-        return unfold(out, query.shape[0], steps.block, steps.blocks)[:, : call.queries]
+        out = unfold(joined(out, pieces, total), query.shape[0], steps.block, steps.blocks)[:, : call.queries]
+        if self.attended is not None:
+            self.attended.append(out)
+        return out
 
     def _scores(self, local: Tensor, prefix: list[Tensor], steps: BlockPlan, call: Call) -> Tensor:
         local = call.capped(local)

@@ -39,6 +39,8 @@ class RankedPass:
     interventions: Interventions | None = None
     length: int = 1
     """Of the context for which rotations are chosen (families/frequencies.py): one for the whole pass."""
+    attended: list[Tensor] | None = None
+    """Where given, it takes the output of each layer's attention, [1, queries, heads, dim]."""
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     evicted: list[Evicted | None] = field(default_factory=list)
@@ -92,7 +94,10 @@ class RankedPass:
         if self.capture:
             self.queries.append(query[0])
             self.evicted.append(evicted)
-        return out.reshape(1, call.heads, queries, call.dim).transpose(1, 2)
+        out = out.reshape(1, call.heads, queries, call.dim).transpose(1, 2)
+        if self.attended is not None:
+            self.attended.append(out)
+        return out
 
     def _hide(self, scores: Float[Tensor, "kv_heads rows slots"], call: Call) -> Float[Tensor, "kv_heads rows slots"]:
         """Scores with minus infinity, in place, for what comes after a query."""

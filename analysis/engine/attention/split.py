@@ -29,6 +29,8 @@ class SplitPass:
     """Of each layer: the KV heads of each part."""
     parts: tuple[BandedPass, BandedPass]
     capture: bool = False
+    attended: list[Tensor] | None = None
+    """Where given, it takes the output of each layer's attention, [1, queries, heads, dim]."""
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
@@ -59,6 +61,8 @@ class SplitPass:
             )
             mass[asking] = part.mass[-1]
         self.mass.append(mass)
+        if self.attended is not None:
+            self.attended.append(out)
         if self.capture:
             self.queries.append(query)
             self.keys.append(key)

@@ -57,6 +57,7 @@ class BandedStore(Store):
         self.layers = self.layers or empty_layers(context)
         length = context.model.regime(self.length_of(begin, begin))
         one = banded_pass(context, self.policy, self.layers, begin, end, self.interventions, length)
+        one.attended = context.attended()
         logits = context.model.forward(self.ids[None, begin:end], one, begin=begin, last=last, outputs=one.outputs)
         evict(one)
         if context.history:
@@ -65,7 +66,7 @@ class BandedStore(Store):
             self._record(QKChunk(begin, end, one.band, queries, keys, self.interventions, length, sinks))
         if context.watch is not None:
             context.watch(one)
-        return Passed(logits, stacked(one.mass, logits), one.band.held(np.arange(begin, end)))
+        return Passed(logits, stacked(one.mass, logits), one.band.held(np.arange(begin, end)), one.attended)
 
     def decode(self, position: int, kv_chunk: int | None) -> Passed:
         """A pass of its own kind, over keys that stay rotated, once the sinks have been gathered."""

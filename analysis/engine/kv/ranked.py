@@ -117,6 +117,7 @@ class RankedStore(Store):
         one = self.pass_kind(
             model, begin, context.sink_tokens, policy, self.layers, capture, self.interventions, length
         )
+        one.attended = context.attended()
         ids = self.ids[None, begin : begin + count]
         if count == 1:
             if policy.interval == 1 and len(context.tokens) - begin > TRACED_FROM:
@@ -130,7 +131,8 @@ class RankedStore(Store):
             self.chunks = [c for c in (*self.chunks, chunk) if c.stop > stop - context.history]
         held = before + np.arange(1.0, count + 1)
         held[-1] = self._mean_held
-        return Passed(logits[:, -asked:], stacked(one.mass, logits)[..., -asked:], held[-asked:])
+        attended = None if one.attended is None else [of[:, -asked:] for of in one.attended]
+        return Passed(logits[:, -asked:], stacked(one.mass, logits)[..., -asked:], held[-asked:], attended)
 
     @property
     def _mean_held(self) -> float:

@@ -47,6 +47,7 @@ class RecomputedStore(BandedStore):
         band = Band(0, starts[-1], None, "text")
         length = model.regime(length)
         one = BandedPass(model, starts[0], context.sink_tokens, band, None, begins, True, self.interventions, length)
+        one.attended = context.attended()
         logits = model.forward(ids, one, last=last)
         mass = stacked(one.mass, logits).unflatten(-1, (len(starts), tokens))[..., -last:].flatten(-2)
         self._encoded_for = length
@@ -58,7 +59,8 @@ class RecomputedStore(BandedStore):
             queries, keys = [q[-1].clone() for q in one.queries], [k[-1].clone() for k in one.keys]
             self.chunks = [QKChunk(starts[-1], starts[-1] + tokens, band, queries, keys, self.interventions, length)]
         held = np.tile(np.arange(tokens - last + 1.0, tokens + 1), len(starts))
-        return self.predicted(Passed(logits, mass, held), p - 1)
+        attended = None if one.attended is None else [of[:, -last:] for of in one.attended]
+        return self.predicted(Passed(logits, mass, held, attended), p - 1)
 
     def _length(self, position: int) -> int:
         """The length of the text that is encoded for the token at `position` (families/frequencies.py); all of a stride

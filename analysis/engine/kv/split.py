@@ -71,6 +71,7 @@ class SplitStore(Store):
             )
         )
         one = SplitPass(begin, [layer.heads for layer in self.layers], (whole, narrow), context.history > 0)
+        one.attended = context.attended()
         ids = self.ids[None, begin:end]
         if last and end - begin == 1:
             logits = context.decode(ids, one)
@@ -90,7 +91,7 @@ class SplitStore(Store):
         heads = [sum(len(layer.names[i]) for layer in self.layers) for i in (0, 1)]
         t = np.arange(begin, end)
         held = (heads[0] * whole.band.held(t) + heads[1] * narrow.band.held(t)) / sum(heads)
-        return Passed(logits, stacked(one.mass, logits), held)
+        return Passed(logits, stacked(one.mass, logits), held, one.attended)
 
     @cached_property
     def _interventions_of_parts(self) -> list[Interventions | None]:

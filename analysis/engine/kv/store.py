@@ -19,6 +19,7 @@ from torch import Tensor
 from ...policies import Policy
 from ..attention.token import TokenPass
 from ..context import SharedContext
+from ..fidelity import Outputs
 from ..history import QKChunk, RankedChunk
 from ..interventions import Interventions
 from ..layers.banded import BandedLayer
@@ -93,6 +94,8 @@ class Passed(NamedTuple):
     """Attention of each query head to the first tokens of the text."""
     held: NDArray[np.float64]
     """Tokens that a KV head then held on average, [tokens]."""
+    attended: Sequence[Float[Tensor, "batch tokens heads dim"]] | None = None
+    """Outputs of the attention of each layer, where lanes are measured against one of them."""
 
 
 class Predicted(NamedTuple):
@@ -105,16 +108,16 @@ class Predicted(NamedTuple):
     """Tokens that a KV head held on average when each was predicted, [tokens]."""
     top: Int[Tensor, " tokens"] | None = None
     """The most probable tokens, where they are asked for."""
-    logits: tuple[Logits, ...] = ()
-    """Those of each pass, where lanes are measured against one of them."""
+    outputs: tuple[Outputs, ...] = ()
+    """Of each pass, where lanes are measured against one of them."""
 
     @classmethod
     def joined(cls, parts: "Sequence[Predicted]") -> "Predicted":
         """Parts that follow one another, as one."""
-        nll, mass, held, top, logits = zip(*parts, strict=True)
+        nll, mass, held, top, outputs = zip(*parts, strict=True)
         told = [tokens for tokens in top if tokens is not None]
         whole = torch.cat(nll), torch.cat(mass, -1), np.concatenate(held), torch.cat(told) if told else None
-        return cls(*whole, sum(logits, ()))
+        return cls(*whole, sum(outputs, ()))
 
 
 class Store(ABC):
@@ -265,8 +268,10 @@ class Store(ABC):
         """What a pass tells of the tokens that follow those from text position `begin` on."""
         rows, context = passed.logits.flatten(0, 1), self.context
         logits, targets = Logits.of(rows), context.ids[begin + 1 : begin + 1 + len(rows)].to(rows.device)
-        top, kept = logits.top if context.top else None, () if context.fidelity is None else (logits,)
-        return Predicted(logits.nll(targets), passed.sink_mass, passed.held, top, kept)
+        told = Predicted(logits.nll(targets), passed.sink_mass, passed.held, logits.top if context.top else None)
+        if context.fidelity is None:
+            return told
+        return told._replace(outputs=(Outputs(logits, [of.flatten(0, 1) for of in passed.attended or ()]),))
 
 
 def stacked(of_layers: list[Tensor], like: Tensor) -> Float[Tensor, "layers *rest"]:
