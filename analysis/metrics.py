@@ -19,6 +19,9 @@ FIRST = 32
 """Tokens before a curve begins: means over fewer say nothing."""
 MODES = ("relative", "rolling", "cumulative")
 """Curves of a lane: over the last tokens against another lane, over the last tokens alone, and from the start."""
+FIDELITY = ("KL", "top-1")
+"""Curves of a lane that was measured against the first one, over the last tokens: KL divergence in nats, and in per
+cent how often both have the same most probable token."""
 
 
 def perplexity(nll: Array) -> float:
@@ -53,6 +56,21 @@ def curve(
         sums = sums[:shared] - reference[:shared]
     ends = np.arange(first, len(sums))
     return ends, sums[ends] / ends if mode == "cumulative" else rolling_mean(sums, ends, roll)
+
+
+def curve_of_known(
+    values: Array, *, roll: int = ROLL, first: int = FIRST
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Numbers of tokens [points], from `first` on, and the mean of the numbers of the last tokens at each of them.
+
+    Those that are NaN are left out; the mean is NaN where there is no other.
+    """
+    known = ~np.isnan(values)
+    sums, counts = prefix(np.where(known, values, 0)), prefix(known)
+    ends = np.arange(first, len(sums))
+    begins = np.maximum(ends - roll, 0)
+    with np.errstate(invalid="ignore"):
+        return ends, (sums[ends] - sums[begins]) / (counts[ends] - counts[begins])
 
 
 def excess(nll: Array, reference: Array, block: int = BLOCK) -> tuple[float, float]:

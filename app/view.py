@@ -8,15 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from analysis.experiments.presets import reference_of
-from analysis.metrics import MODES
-from analysis.runs.screen import PAINTS
+from analysis.runs.screen import COMPARED, GRIDS, MODES, PAINTS
 from analysis.texts import checked
 
 from .address import number, several
 
 HEAD = several("head", 2, 9999, "layer.head, such as 20.3")
 """How addresses name a head."""
-PARAMETERS = ("mode", "paint", "reference", "shown", "head")
+PARAMETERS = ("mode", "paint", "grid", "reference", "shown", "head")
 """What the address of a page that reads says of its view."""
 CHAT_PARAMETERS = ("shown", "head", "token")
 """What the address of a conversation says of its view."""
@@ -25,7 +24,8 @@ CHAT_PARAMETERS = ("shown", "head", "token")
 @dataclass
 class View:
     """What is on screen of a run: the curve, what colours the text, the lane that all are compared with, the lane whose
-    sink mass, map and text are shown, and a head (layer, head); `lanes`: those that these numbers are of."""
+    heads, map and text are shown, and a head (layer, head); `lanes`: those that these numbers are of; `grid`: what is
+    shown of every head."""
 
     mode: str = "relative"
     paint: str = "nll"
@@ -33,6 +33,7 @@ class View:
     chosen: int = 0
     head: tuple[int, int] | None = None
     lanes: tuple[str, ...] = ()
+    grid: str = "sink mass"
 
     @classmethod
     def of(cls, lanes: Sequence[str], asked: Mapping[str, str] | None = None) -> Self:
@@ -46,6 +47,7 @@ class View:
             _lane("shown", asked, lanes, reference),
             _head(asked),
             tuple(lanes),
+            checked("grid", asked.get("grid", "sink mass"), GRIDS),
         )
         return view.possible()
 
@@ -84,15 +86,14 @@ class View:
                 setattr(self, name, lane)
         if "head" in pick:
             self.head = (int(pick["head"][0]), int(pick["head"][1])) if pick["head"] else None
-        if pick.get("mode") in MODES:
-            self.mode = pick["mode"]
-        if pick.get("paint") in PAINTS:
-            self.paint = pick["paint"]
+        for name, choices in (("mode", MODES), ("paint", PAINTS), ("grid", GRIDS)):
+            if pick.get(name) in choices:
+                setattr(self, name, pick[name])
         self.possible()
 
     def possible(self) -> Self:
         """The same, since one lane alone has none to be compared with, and a text is not coloured by no head."""
-        if len(self.lanes) == 1 and self.mode == "relative":
+        if len(self.lanes) == 1 and self.mode in COMPARED:
             self.mode = "rolling"
         if self.head is None:
             self.paint = "nll"
@@ -105,7 +106,8 @@ class View:
     def link(self) -> dict[str, str]:
         """What an address says of this."""
         meant = View.of(self.lanes)
-        said = {name: getattr(self, name) for name in ("mode", "paint") if getattr(self, name) != getattr(meant, name)}
+        names = "mode", "paint", "grid"
+        said = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(meant, name)}
         if self.reference != meant.reference:
             said["reference"] = str(self.reference)
         if self.chosen != self.reference:

@@ -32,9 +32,12 @@ def made_up(
     ends: dict[int, int] | None = None,
     switches: dict[int, tuple[int, str]] | None = None,
     seed: int = 0,
+    fidelity: bool = False,
 ) -> Run:
-    """A run of so many tokens; `ends`: lanes that stop earlier; `switches`: of a lane, where and to what."""
-    run, random = Run(Spec("tiny", "a play", policies, chunk=chunk), 1), np.random.default_rng(seed)
+    """A run of so many tokens; `ends`: lanes that stop earlier; `switches`: of a lane, where and to what; `fidelity`:
+    lanes are measured against the first one, but for some chunks."""
+    spec = Spec("tiny", "a play", policies, chunk=chunk, fidelity=fidelity)
+    run, random = Run(spec, 1), np.random.default_rng(seed)
     run.model, run.status = facts(layers, heads), "finished"
     run.take_pieces(-1, 0, [WORDS[i] for i in random.integers(0, len(WORDS), count)])
     for lane, written in enumerate(policies):
@@ -49,21 +52,31 @@ def made_up(
             held = np.minimum(np.arange(at, at + n), policy.capacity or count).astype(np.int32)
             numbers = random.integers(0, 97, n).astype(np.int32), random.gamma(2, 1.5, n).astype(np.float32)
             mass = random.random((layers, heads, n), np.float32)
-            step = Step(lane, policy, at, *numbers, held, held.astype(np.int64) * 1536, 0.1, mass)
+            more = measured(random, n, layers, heads) if fidelity else {}
+            step = Step(lane, policy, at, *numbers, held, held.astype(np.int64) * 1536, 0.1, mass, **more)
             run.tracks[lane].append(step, 0.2 * at / chunk + 0.01 * lane)
             at += n
     return run
 
 
+def measured(random: np.random.Generator, count: int, layers: int, heads: int) -> dict[str, np.ndarray]:
+    """How far a chunk of a lane is from the first lane; one in five was not measured."""
+    known = 1.0 if random.random() < 0.8 else np.nan
+    kl, error = random.gamma(1, 0.3, count), random.gamma(1, 0.5, (layers, heads))
+    agree = random.integers(0, 2, count)
+    return {"kl": known * kl, "agree": known * agree, "output_error": (known * error).astype(np.float32)}
+
+
 def truncated(track: Track, count: int) -> Track:
     """What a track was when so many tokens were predicted."""
     twin = Track()
-    for name in ("nll", "cache_tokens", "cache_bytes", "seconds", "token_ids"):
+    for name in ("nll", "cache_tokens", "cache_bytes", "seconds", "token_ids", "kl", "agree"):
         getattr(twin, name).append(getattr(track, name).view()[:count])
     twin.compute.append(twin.seconds.view())
     twin.sums.append(np.cumsum(twin.nll.view(), dtype=np.float64))
     whole = [k for k, (_, stop) in enumerate(track.spans) if stop <= count + 1]
     twin.spans, twin.sink_mass = [track.spans[k] for k in whole], [track.sink_mass[k] for k in whole]
+    twin.output_error = [track.output_error[k] for k in whole] if track.output_error else []
     twin.policies = [p for p in track.policies if p[0] <= count]
     return twin
 

@@ -18,6 +18,7 @@ from app.frames.reading import FIRST, PACES, ROLL, ReadingSender
 from app.jobs.registry import Registry
 from app.view import MODES, PAINTS, View
 
+from .recordings import live_frame, made_up
 from .test_jobs_reading import POLICIES, begin
 from .waiting import until
 
@@ -82,6 +83,24 @@ def test_head_of_another_model_is_let_go_and_ends_no_run(run):
 def test_perplexity_drawn_is_that_of_the_chosen_mode(run, mode, start):
     _, arrays = decoded(ReadingSender().frame(run, View(mode=mode)))
     assert arrays["y0"][-1] == pytest.approx(metrics.perplexity(run.run.tracks[0].nll.view()[start:]), rel=1e-4)
+
+
+def test_what_was_not_measured_is_not_drawn(run):
+    for mode in ("KL", "top-1"):
+        head, arrays = decoded(ReadingSender().frame(run, View(mode=mode, grid="output error")))
+        assert not head["measured"] and "grid" not in arrays and not len(arrays["y0"])
+
+
+def test_fidelity_drawn_is_that_of_the_track():
+    run = made_up(700, fidelity=True)
+    for mode, name, unit in (("KL", "kl", 1), ("top-1", "agree", 100)):
+        head, arrays = decoded(live_frame(run, 700, View(mode=mode, chosen=1, grid="output error")))
+        assert head["measured"] and head["grid"] == "output error"
+        known = getattr(run.tracks[1], name).view()[-ROLL:]
+        assert arrays["y1"][-1] == pytest.approx(unit * np.nanmean(known), rel=1e-5)
+        track = run.tracks[1]
+        expected = np.average(track.output_error[-3:], axis=0, weights=[b - a for a, b in track.spans[-3:]])
+        np.testing.assert_allclose(arrays["grid"], expected, rtol=1e-6)
 
 
 def test_grid_map_and_text_are_of_the_chosen_lane(run):

@@ -47,6 +47,17 @@ def test_curves_are_means_from_the_first_tokens_on(nll):
         metrics.curve(sums, "relative")
 
 
+def test_curves_of_what_is_not_known_of_every_token_are_means_of_the_rest():
+    values = np.random.default_rng(3).gamma(2, 1.5, 500)
+    values[[0, 3, *range(100, 330), 499]] = np.nan
+    ends, means = metrics.curve_of_known(values, roll=100, first=10)
+    last = [values[max(0, end - 100) : end] for end in ends]
+    expected = [np.nan if np.isnan(some).all() else np.nanmean(some) for some in last]
+    np.testing.assert_allclose(means, expected, rtol=1e-9)
+    assert np.array_equal(ends, np.arange(10, 501)) and np.isnan(means).sum() == 131
+    assert not any(map(len, metrics.curve_of_known(values[:9], first=10)))
+
+
 def test_excess_is_the_mean_difference_and_its_error_that_of_block_means(nll):
     reference = np.random.default_rng(2).gamma(2, 1.5, 900).astype(np.float32)
     difference = nll[:900].astype(np.float64) - reference

@@ -11,7 +11,6 @@ import pytest
 
 from analysis.engine.stream import open_lanes
 from analysis.maps.recent import HeadMap, head_map
-from analysis.metrics import MODES
 from analysis.models.loading import load
 from analysis.policies import parse
 from analysis.runs import library
@@ -20,6 +19,7 @@ from analysis.runs.folder import Folder, save
 from analysis.runs.maps import EACH, MOST, SIDE, MapsFile, RecordedMap, read_maps
 from analysis.runs.recording import recorded, recording
 from analysis.runs.run import Run
+from analysis.runs.screen import GRIDS, MODES
 from analysis.runs.spec import Spec
 from app.view import View
 
@@ -66,7 +66,7 @@ def frames(page, data: bytes, asked: list) -> list[tuple[dict, dict]]:
     ]
 
 
-SAME = ("mode", "paint", "reference", "chosen", "roll", "trained_length", "card", "marks", "map")
+SAME = ("mode", "paint", "grid", "measured", "reference", "chosen", "roll", "trained_length", "card", "marks", "map")
 TEXT = ("tokens", "tokens_start")
 NUMBERS = ("relative", "excess", "error", "rolling")
 
@@ -90,12 +90,12 @@ def compare(head: dict, arrays: dict, live: bytes) -> None:
 
 def test_a_recorded_frame_equals_the_live_one_at_every_position(script):
     switches = {1: (600, "streaming:sinks=4,window=60"), 3: (1500, "window:window=128")}
-    run = made_up(3000, chunk=96, ends={2: 700}, switches=switches)
+    run = made_up(3000, chunk=96, ends={2: 700}, switches=switches, fidelity=True)
     random, asked = np.random.default_rng(1), []
     edges = [1, 2, 5, 33, 34, 97, 257, 289, 600, 601, 700, 701, 1500, 1501, 2999, 3000]
     for position in (*edges, *random.integers(1, 3000, 24).tolist()):
         mode, (reference, chosen) = str(random.choice(MODES)), random.integers(4, size=2).tolist()
-        view = View(mode, "nll", reference, chosen)
+        view = View(mode, "nll", reference, chosen, grid=str(random.choice(GRIDS)))
         asked.append((position, {k: v for k, v in asdict(view).items() if k != "lanes"}))
     data = recorded(run, "x", {})
     for (position, view), (head, arrays) in zip(asked, frames(script, data, asked), strict=True):
@@ -111,7 +111,7 @@ def test_a_recorded_map_is_the_newest_that_was_kept_before_a_position(script, tm
         drawn.append((3, 1, 2, read, map_))
         kept.add(RecordedMap.of(3, 1, 2, read, map_.first, map_.weights, map_.sinks))
     maps = read_maps(tmp_path, 4)
-    view = {"mode": "rolling", "paint": "attention", "reference": 0, "chosen": 3, "head": [1, 2]}
+    view = {"mode": "rolling", "paint": "attention", "grid": "sink mass", "reference": 0, "chosen": 3, "head": [1, 2]}
     asked = [(position, view) for position in (299, 300, 500, 599, 600, 1000, 1200)]
     made = frames(script, recorded(run, "x", {}, maps), asked)
     for (position, _), (head, arrays) in zip(asked, made, strict=True):
@@ -126,7 +126,7 @@ def test_a_recording_of_a_folder_is_that_of_the_run(script, tmp_path):
 
     run = made_up(700, FOUR[:2])
     save(run, tmp_path / "run", text_sha256="", weights_sha256="")
-    view = {"mode": "relative", "paint": "nll", "reference": 0, "chosen": 1, "head": None}
+    view = {"mode": "relative", "paint": "nll", "grid": "sink mass", "reference": 0, "chosen": 1, "head": None}
     ((head, arrays),) = frames(script, gzip.decompress(recording(tmp_path / "run")), [(500, view)])
     compare(head, arrays, live_frame(run, 500, View(**view)))
     assert head["run"] == "run"

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.experiments.presets import CHATS, PRESETS, reference_of
-from app.view import MODES, PAINTS, ChatView, View
+from app.view import GRIDS, MODES, PAINTS, ChatView, View
 
 LANES = ["dense", "window:window=128", "streaming:sinks=4,window=124", "random:budget=128,interval=16"]
 MANY = st.lists(st.sampled_from(LANES), min_size=1, max_size=6)
@@ -40,12 +40,14 @@ def test_an_address_says_a_view_and_nothing_that_lanes_mean_anyway(lanes, data):
     one = st.integers(0, len(lanes) - 1)
     head = data.draw(st.none() | st.tuples(st.integers(0, 99), st.integers(0, 31)))
     paint, mode = data.draw(st.sampled_from(PAINTS)), data.draw(st.sampled_from(MODES))
-    view = View(mode, paint, data.draw(one), data.draw(one), head, tuple(lanes)).possible()
+    grid = data.draw(st.sampled_from(GRIDS))
+    view = View(mode, paint, data.draw(one), data.draw(one), head, tuple(lanes), grid).possible()
     assert View.of(lanes, view.link()) == view
     assert View.of(lanes).link() == {}
 
 
 def test_one_lane_alone_opens_on_rolling_since_it_has_none_to_be_compared_with():
+    assert View.of(["dense"], {"mode": "KL"}).mode == View.of(["dense"], {"mode": "top-1"}).mode == "rolling"
     assert View.of(["dense"]).mode == View.of(["dense"], {"mode": "relative"}).mode == "rolling"
     assert View.of(["dense"], {"mode": "cumulative"}).mode == "cumulative"
     assert View.of(LANES).mode == "relative"
@@ -54,7 +56,8 @@ def test_one_lane_alone_opens_on_rolling_since_it_has_none_to_be_compared_with()
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"mode": "<b>"}, "mode must be one of relative, rolling, cumulative, not '<b>'"),
+        ({"mode": "<b>"}, "mode must be one of relative, rolling, cumulative, KL, top-1, not '<b>'"),
+        ({"grid": "red"}, "grid must be one of sink mass, output error, not 'red'"),
         ({"paint": "red"}, "paint must be one of"),
         ({"reference": "4"}, "reference must be a whole number from 0 to 3, not '4'"),
         ({"reference": "²"}, "reference must be a whole number"),
@@ -69,7 +72,7 @@ def test_what_cannot_be_seen_is_one_sentence(asked, said):
     with pytest.raises(ValueError, match=said[:30]) as e:
         View.of(LANES, asked)
     assert said in str(e.value) and len(str(e.value)) < 160
-    if {"mode", "paint", "reference"}.isdisjoint(asked):
+    if {"mode", "paint", "grid", "reference"}.isdisjoint(asked):
         with pytest.raises(ValueError, match=said[:30]):
             ChatView.of(LANES, asked)
 

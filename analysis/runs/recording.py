@@ -91,6 +91,7 @@ def recorded(run: Run, name: str, about: Mapping[str, Any], maps: Sequence[Recor
         "about": " · ".join(words),
         "constants": screen.CONSTANTS | {"speeds": list(SPEEDS.items()), "whole": WHOLE},
         "total": read,
+        "measured": run.spec.fidelity,
         "lanes": [
             {"color": color, "dash": dash, "changes": screen.changes(track, begun, lane)}
             for lane, ((color, dash), track) in enumerate(zip(colours(begun), run.tracks, strict=True))
@@ -159,13 +160,17 @@ def indexed(texts: list[list[str]]) -> tuple[list[str], dict[str, NDArray]]:
 
 
 def measured(track: Track) -> dict[str, NDArray]:
-    """The numbers of a lane: NLL, what was cached, and the sink mass of each chunk."""
+    """The numbers of a lane: NLL, what was cached, and the sink mass of each chunk; and how far it is from the first
+    lane, where this was measured."""
     count = len(track.nll)
     whole = [k for k, (_, stop) in enumerate(track.spans) if stop <= count + 1]
     spans = np.array([track.spans[k] for k in whole], np.uint32).reshape(-1, 2)
     mass = np.stack([track.sink_mass[k] for k in whole]) if whole else np.zeros((0, 0, 0), np.float32)
     levels = np.where(np.isnan(mass), WHOLE + 1, np.round(np.clip(mass, 0, 1) * WHOLE)).astype(np.uint16)
     found = {"nll": track.nll.view()[:count], "spans": spans, "mass": levels}
+    if len(track.kl):
+        found |= {name: getattr(track, name).view()[:count] for name in ("kl", "agree")}
+        found["error"] = np.stack([track.output_error[k] for k in whole]) if whole else np.zeros((0, 0, 0), np.float32)
     for name, column in (("tokens", track.cache_tokens), ("bytes", track.cache_bytes)):
         found |= {f"{name}_{of}": array for of, array in straight(column.view()[:count]).items()}
     return found

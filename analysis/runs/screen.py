@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..metrics import BLOCK, FIRST, MODES, ROLL
+from .. import metrics
+from ..metrics import BLOCK, FIDELITY, FIRST, ROLL
 from ..palette import briefs, labels
 from ..policies import Policy, parse
 from .codec import LEVELS
@@ -11,8 +12,15 @@ from .facts import ModelFacts
 from .run import ROLES, Run, Track
 from .spec import Spec
 
+MODES = (*metrics.MODES, *FIDELITY)
+"""Curves of a reading."""
+COMPARED = ("relative", *FIDELITY)
+"""Those that need another lane."""
 PAINTS = ("nll", "attention")
 """What the text is coloured by."""
+GRIDS = ("sink mass", "output error")
+"""What is shown of every head: the attention that it gives to the first tokens, or how far its output is from that of
+the first lane, where this was measured."""
 POINTS = 360
 """Points of a curve: about one a pixel."""
 MEMORY_POINTS = 120
@@ -25,7 +33,10 @@ SINK_TOKENS = 4
 """First tokens whose attention the engine sums up as sink mass, and that one press gives back to a lane."""
 CONSTANTS: dict[str, Any] = {
     "modes": MODES,
+    "compared": COMPARED,
+    "fidelity": FIDELITY,
     "paints": PAINTS,
+    "grids": GRIDS,
     "levels": LEVELS,
     "sink_tokens": SINK_TOKENS,
     "roll": ROLL,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import metrics
-from analysis.metrics import FIRST, ROLL
+from analysis.metrics import FIDELITY, FIRST, ROLL
 from analysis.palette import colours
 from analysis.policies import Policy, parse
 from analysis.runs import screen
@@ -71,17 +71,19 @@ class ReadingSender:
             "steers": steers,
             **self._progress(run),
             "trained_length": run.facts.trained_length if run.facts else None,
+            "measured": run.spec.fidelity,
             "lanes": [face | self._lane(run, view, i) for i, face in enumerate(lanes)],
             "marks": screen.marks(run.run, max(len(t.nll) for t in self._seen.tracks)),
             "card": screen.card(run.facts) if self._seen.lanes else {},
         }
         self._curves(run, view)
         header.update(self._text(run, view, drawn))
-        self._grid(self._seen.tracks[view.chosen])
+        self._grid(self._seen.tracks[view.chosen], view)
         return assemble(header, self._arrays)
 
-    def empty(self, policies: list[Policy], view: View, pace: int, note: str) -> bytes:
-        """A frame before anything was read: the lanes as they are set, and a note."""
+    def empty(self, policies: list[Policy], view: View, pace: int, note: str, fidelity: bool = False) -> bytes:
+        """A frame before anything was read: the lanes as they are set, whether they are to be measured against the
+        first one, and a note."""
         self.awaits_map = False
         unread: dict[str, Any] = {"past": [], "read": 0, "kept": 0, "bytes": 0, "sinks_held": 0, "state": "ready"}
         unread |= dict.fromkeys(("relative", "excess", "error", "rolling", "rate"))
@@ -96,6 +98,7 @@ class ReadingSender:
             "share": 0.0,
             "total": 0,
             "trained_length": None,
+            "measured": fidelity,
             "lanes": lanes,
             "marks": [],
             "card": {},
@@ -112,6 +115,7 @@ class ReadingSender:
             "pace": pace,
             "mode": view.mode,
             "paint": view.paint,
+            "grid": view.grid,
             "reference": view.reference,
             "chosen": view.chosen,
             "head": view.head,
@@ -174,10 +178,14 @@ class ReadingSender:
     def _curves(self, run: ReadingJob, view: View) -> None:
         reference = self._seen.tracks[view.reference]
         for i, track in enumerate(self._seen.tracks):
-            ends, y = metrics.curve(track.sums.view(), view.mode, reference=reference.sums.view())
+            if view.mode in FIDELITY:
+                known = (track.kl if view.mode == "KL" else track.agree).view()
+                ends, y = metrics.curve_of_known(known if view.mode == "KL" else 100 * known)
+            else:
+                ends, y = metrics.curve(track.sums.view(), view.mode, reference=reference.sums.view())
             kept = metrics.decimate(y, POINTS)
             self._arrays[f"x{i}"] = (ends[kept] if len(kept) else ends).astype(np.float32)
-            self._arrays[f"y{i}"] = np.exp(y[kept]).astype(np.float32)
+            self._arrays[f"y{i}"] = (y if view.mode in FIDELITY else np.exp(y))[kept].astype(np.float32)
             size = track.cache_bytes.view()[: len(track.nll)]
             places = (
                 np.unique(np.linspace(0, max(0, len(size) - 1), MEMORY_POINTS).astype(int))
@@ -191,12 +199,10 @@ class ReadingSender:
             self._arrays["px"] = np.array([0, furthest], np.float32)
             self._arrays["py"] = np.array([0, furthest * run.facts.bytes_per_token / 1e6], np.float32)
 
-    def _grid(self, track: Track) -> None:
-        chunks, tokens = [], 0
-        for (start, stop), mass in zip(
-            reversed(track.spans[:]), reversed(track.sink_mass[: len(track.spans)]), strict=False
-        ):
-            chunks.append((stop - start, mass))
+    def _grid(self, track: Track, view: View) -> None:
+        chunks, tokens, of = [], 0, track.sink_mass if view.grid == "sink mass" else track.output_error
+        for (start, stop), heads in zip(reversed(track.spans[:]), reversed(of[: len(track.spans)]), strict=False):
+            chunks.append((stop - start, heads))
             tokens += stop - start
             if tokens >= GRID:
                 break

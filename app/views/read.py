@@ -50,17 +50,18 @@ def open_page() -> None:
         # Here already, or back from another page: all is as it was left.
         return
     problems, story = [], PRESETS[recordings.FIRST.removeprefix(recordings.STORY)]
-    lanes, text, model = list(story.policies), "hamlet", Chosen(dtype=story.dtype)
+    lanes, text, model, fidelity = list(story.policies), "hamlet", Chosen(dtype=story.dtype), False
     name = asked.get("run") if any(said in asked for said in ADDRESS) else recordings.FIRST
     found, left_out = address.values(READ, asked)
     known = JOB_PANEL.open(name, found.get("at"))
     if known is not None:
         lanes, text, model = list(known.spec.policies), known.spec.text, Chosen.of(known.spec)
+        fidelity = known.spec.fidelity
     elif "run" in asked:
         problems.append(LOST)
     if known is None:
         model, unloaded = model.linked(asked, REGISTRY.models())
-        text = found.get("text", text)
+        text, fidelity = found.get("text", text), "fidelity" in found
         left_out += unloaded
         try:
             lanes = address.lanes(asked.get_all("lane"), MAX_LANES, "read") if "lane" in asked else lanes
@@ -72,6 +73,7 @@ def open_page() -> None:
         lanes=lanes,
         text=text,
         model=model,
+        fidelity=fidelity,
         view=view,
         revision=state.get("revision", 0) + 1,
         sender=ReadingSender(),
@@ -84,12 +86,15 @@ def open_page() -> None:
 def to_address() -> None:
     """Let the address say what is shown, so that a reload and a second tab show it too."""
     state = st.session_state
-    lanes, text, model, sha256 = state.lanes, state.text, state.model, ""
+    lanes, text, model, sha256, fidelity = state.lanes, state.text, state.model, "", measures()
     if (known := JOB_PANEL.known) is not None:
         lanes, text, model, sha256 = known.spec.policies, known.spec.text, Chosen.of(known.spec), known.text_sha256
+        fidelity = known.spec.fidelity
     said: dict[str, str | list[str]] = {**model.link(), **state.view.link(), **JOB_PANEL.link()}
     if not same_lanes(lanes, FOUR):
         said["lane"] = list(lanes)
+    if fidelity:
+        said["fidelity"] = "on"
     if (named := address.named_text(text, sha256)) and named != "hamlet":
         said["text"] = named
     readdress(ADDRESS, said)
@@ -118,6 +123,11 @@ def take(name: str) -> None:
     start()
 
 
+def measures() -> bool:
+    """Whether lanes are to be measured against the first one; one alone has none."""
+    return st.session_state.fidelity and len(st.session_state.lanes) > 1
+
+
 def the_text() -> texts.Text:
     """The text that is chosen; raises ValueError with what to do."""
     run, name = JOB_PANEL.job, st.session_state.text
@@ -136,6 +146,7 @@ def _prepared() -> Maker[ReadingJob]:
         text=state.text if text.name == state.text else text.name,
         policies=tuple(state.lanes),
         chunk=CHUNK,
+        fidelity=measures(),
         **state.model.decided()._asdict(),
     )
     story = PRESETS.get(state.story)
@@ -166,12 +177,19 @@ def sidebar() -> None:
         st.caption("Model and text")
         state.model = model_controls("live", state.model)
         state.text = text_controls("live", state.text)
+        state.fidelity = st.checkbox(
+            "Measure fidelity",
+            value=state.fidelity,
+            key=f"fidelity-{state.revision}",
+            help="Measures each lane against the first one: KL divergence, how often both have the same most probable "
+            "token, and how far the output of each head is off. Lanes then read every chunk together",
+        )
         run = JOB_PANEL.job
         state.switched = switched(run)
         lane_controls("lane", state.lanes, MAX_LANES, trained_length(), state.switched)
         if run is not None and not same_lanes(run.spec.policies, state.lanes):
             st.caption("Press Restart to read with these lanes.")
-        elif run is not None and Chosen.of(run.spec) != state.model:
+        elif run is not None and (Chosen.of(run.spec) != state.model or run.spec.fidelity != measures()):
             st.caption("Press Restart to read so.")
 
 
@@ -276,7 +294,8 @@ def draw() -> None:
             run.tell(JOB_PANEL.problem)
             JOB_PANEL.say("")
     else:
-        frame = state.sender.empty([parse(p) for p in state.lanes], state.view, state.pace, JOB_PANEL.problem)
+        lanes = [parse(p) for p in state.lanes]
+        frame = state.sender.empty(lanes, state.view, state.pace, JOB_PANEL.problem, measures())
     board.mount(frame, key="board", on_press=pressed, on_pick=picked, on_change=changed)
     if state.switched != switched(run):
         # The list of lanes says so.

@@ -26,10 +26,12 @@ function rangeOf(frame) {
     const y = (frame.whole || frame.arrays)[`y${i}`]?.data || [];
     for (let k = 0; k < y.length; k += 3) if (Number.isFinite(y[k]) && y[k] > 0) all.push(y[k]);
   });
-  if (!all.length) return frame.mode === "relative" ? [0.5, 4] : [5, 100];
+  if (!all.length) return { relative: [0.5, 4], KL: [0, 1], "top-1": [0, 102] }[frame.mode] || [5, 100];
   all.sort((a, b) => a - b);
   const at = (share) => all[Math.floor(share * (all.length - 1))];
   const [low, middle, high] = [at(0.002), at(0.5), at(0.998)];
+  if (frame.mode === "KL") return [0, Math.max(0.05, high * 1.15)];
+  if (frame.mode === "top-1") return [Math.max(0, low - 8), 102];
   if (frame.mode === "relative") return [Math.min(0.7, low * 0.9), Math.max(2.2, Math.min(high * 1.2, 30))];
   return [low * 0.8, Math.max(Math.min(high * 1.2, middle * 40), low * 3)];
 }
@@ -53,6 +55,8 @@ function arranged(marks, x, width) {
   return [placed, rows.length];
 }
 
+const LOG = { type: "log", of: Math.log10, back: (v) => 10 ** v }, LINEAR = { type: "linear", of: Number, back: Number };
+
 const last = (array) => array?.data.at(-1) ?? 0;
 
 function makeCurves(send, names) {
@@ -64,12 +68,13 @@ function makeCurves(send, names) {
   const plot = el("div", { class: "sk-plot", role: "img" });
   const memory = el("div", { class: "sk-plot sk-memory", role: "img" });
   const whole = el("button", { type: "button", class: "sk-link", onclick: () => unzoom() }, "double-click: whole curve");
-  const below = el("div", { class: "sk-below" }, el("span", {}, "lower is better"), el("span", {}, "drag to zoom, ", whole));
+  const better = el("span", {}, "lower is better"), missing = el("div", { class: "sk-invite", hidden: true });
+  const below = el("div", { class: "sk-below" }, better, el("span", {}, "drag to zoom, ", whole));
   const node = el("div", {},
-    el("section", { class: "sk-panel" }, el("div", { class: "sk-head" }, title, el("div", { class: "sk-segments" }, ...modes.map(([, b]) => b))), plot, below),
+    el("section", { class: "sk-panel" }, el("div", { class: "sk-head" }, title, el("div", { class: "sk-segments" }, ...modes.map(([, b]) => b))), missing, plot, below),
     el("section", { class: "sk-panel" }, el("h2", { class: "sk-title" }, "KV-cache memory", el("span", { class: "sk-sub" }, " MB, measured; dotted: what dense would take, predicted")), memory));
   let plotly = null, frame = null, theme = null, latest = 0, lastMemory = 0, timer = 0, memoryTimer = 0, drawn = "", titled = "";
-  let above = 0, heldFor = "", memoryDrawn = "";
+  let scale = LOG, above = 0, heldFor = "", memoryDrawn = "";
   let zoom = null, zoomOf = "", listening = false; // the ranges that a person zoomed to, and the curve that they belong to
   loadPlotly().then((P) => { plotly = P; draw(); }, () => say(plot, NO_PLOTS));
 
@@ -110,8 +115,8 @@ function makeCurves(send, names) {
     const ends = frame.lanes.flatMap((lane, i) => {
       const y = frame.arrays[`y${i}`]?.data;
       if (!y?.length) return [];
-      const clipped = Math.max(low, Math.min(high, y[y.length - 1]));
-      return [{ lane, share: Math.log(clipped / low) / Math.log(high / low) }];
+      const clipped = scale.of(Math.max(low, Math.min(high, y[y.length - 1])));
+      return Number.isFinite(clipped) ? [{ lane, share: (clipped - scale.of(low)) / (scale.of(high) - scale.of(low)) }] : [];
     });
     const places = apart(ends.map((e) => e.share), (most * LABEL_LINE) / height);
     return ends.map((e, k) => endLabel(e.lane.brief, places[k], laneColour(e.lane.color, theme), room));
@@ -124,7 +129,8 @@ function makeCurves(send, names) {
     latest = performance.now();
     const height = plot.clientHeight, width = plot.clientWidth, labels = roomFor(frame.lanes, width);
     if (zoomOf !== subject()) zoom = null;
-    const [low, high] = zoom ? zoom.y.map((v) => 10 ** v) : rangeOf(frame);
+    scale = frame.constants.fidelity.includes(frame.mode) ? LINEAR : LOG;
+    const [low, high] = zoom ? zoom.y.map(scale.back) : rangeOf(frame);
     const relative = frame.mode === "relative";
     const longest = Math.max(64, frame.recorded ? frame.total : 0, ...frame.lanes.map((_, i) => last(frame.arrays[`x${i}`])));
     const range = zoom ? zoom.x : [0, longest * 1.005];
@@ -137,7 +143,7 @@ function makeCurves(send, names) {
     const top = 8 + above * MARK_LINE;
     const layout = base(height, labels.right, top);
     layout.width = width;
-    layout.yaxis = { type: "log", range: [Math.log10(low), Math.log10(high)], gridcolor: theme.line, zeroline: false, ...logTicks(low, high, relative) };
+    layout.yaxis = { type: scale.type, range: [low, high].map(scale.of), gridcolor: theme.line, zeroline: false, ...(scale === LOG ? logTicks(low, high, relative) : { nticks: 6, ticklabelshift: ABOVE_ORIGIN }) };
     layout.xaxis.range = range;
     const tint = (mark) => (mark.kind === "switch" ? laneColour(frame.lanes[mark.lane].color, theme) : theme.muted);
     layout.shapes = frame.marks.map((m) => ({
@@ -150,7 +156,7 @@ function makeCurves(send, names) {
     }));
     if (relative) layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, layer: "below", line: { color: theme.muted, width: 1 } });
     layout.annotations.push(...endLabels(height - top - BELOW, low, high, labels));
-    plotly.react(plot, traces("x", "y", relative ? "×" : "perplexity"), layout, PLOT_CONFIG);
+    plotly.react(plot, traces("x", "y", { relative: "×", KL: "nats", "top-1": "%" }[frame.mode] || "perplexity"), layout, PLOT_CONFIG);
     if (!listening) listen();
 
     clearTimeout(memoryTimer);
@@ -158,7 +164,8 @@ function makeCurves(send, names) {
     if (frame.recorded) memoryTimer = setTimeout(() => drawMemory(width, labels, range), MEMORY_AFTER);
     else if (latest - lastMemory > LEAST_BETWEEN_MEMORY || frame.status !== "running" || memoryDrawn !== memoryState()) drawMemory(width, labels, range);
     const facts = frame.lanes.map((l, i) => `${l.label}: ${i === frame.reference ? "the reference" : `${digits(l.relative)} times`}, rolling perplexity ${digits(l.rolling)}`);
-    plot.setAttribute("aria-label", `Perplexity against tokens read. ${facts.join("; ")}.`);
+    const measured = frame.lanes.map((l, i) => `${l.label}: ${digits(frame.arrays[`y${i}`]?.data.at(-1) ?? NaN)}`);
+    plot.setAttribute("aria-label", scale === LOG ? `Perplexity against tokens read. ${facts.join("; ")}.` : `${titled}. ${measured.join("; ")}.`);
     memory.setAttribute("aria-label", `Cache memory. ${frame.lanes.map((l) => `${l.label}: ${size(l.bytes)}`).join("; ")}.`);
     painted(frame, { mode: frame.mode });
   }
@@ -204,17 +211,22 @@ function makeCurves(send, names) {
     theme = nextTheme;
     const alone = frame.lanes.length === 1;
     for (const [mode, button] of modes) {
-      button.disabled = alone && mode === "relative";
+      button.disabled = alone && frame.constants.compared.includes(mode);
       button.title = button.disabled ? "One lane alone has none to be compared with" : "";
       flag(button, "sk-on", frame.mode === mode);
       button.setAttribute("aria-pressed", frame.mode === mode);
     }
-    const reference = frame.lanes[frame.reference].label;
+    const reference = frame.lanes[frame.reference].label, first = frame.lanes[0].label;
     const words = {
       relative: [`Perplexity, times that of ${reference}`, ` same tokens, last ${frame.roll}, log scale`],
       rolling: ["Rolling perplexity", ` last ${frame.roll} tokens, log scale`],
       cumulative: ["Cumulative perplexity", " all tokens so far, log scale"],
+      KL: [`KL divergence from ${first}`, ` nats per token, last ${frame.roll} tokens`],
+      "top-1": [`Same most probable token as ${first}`, ` % of the last ${frame.roll} tokens`],
     }[frame.mode];
+    say(better, frame.mode === "top-1" ? "higher is better" : "lower is better");
+    missing.hidden = frame.measured || !frame.constants.fidelity.includes(frame.mode);
+    say(missing, notMeasured(frame));
     if (titled !== words.join()) {
       titled = words.join();
       title.replaceChildren(words[0], el("span", { class: "sk-sub" }, words[1]));

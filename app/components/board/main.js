@@ -9,7 +9,7 @@ const boardParts = ({ cards, curves, grid, map, strip, card }) => [
 
 function makeBoard(root, send, redraw, { constants }) {
   const toolbar = makeToolbar(send, constants.paces), cards = makeCards(send), curves = makeCurves(send, constants.modes);
-  const grid = makeGrid(send), map = makeMap(), strip = makeStrip(send, constants.paints), card = makeCard();
+  const grid = makeGrid(send, constants.grids), map = makeMap(), strip = makeStrip(send, constants.paints), card = makeCard();
   root.replaceChildren(toolbar.node, ...boardParts({ cards, curves, grid, map, strip, card }));
   listenWhileShown(root, (e) => {
     if (e.key !== "k" || e.ctrlKey || e.metaKey || e.altKey || e.target.closest?.("input,textarea,select,[contenteditable]")) return;

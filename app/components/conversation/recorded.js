@@ -72,7 +72,8 @@ function openTalk(bytes) {
         sinks_held: sinks, read: said, ...heldBy(lane, said, start),
       };
     });
-    const grid = meanMass(lanes[view.chosen], Math.max(0, lanes[view.chosen].place(position) - 1), constants.recent, constants.whole);
+    const { spans, mass, place } = lanes[view.chosen];
+    const grid = meanOf(spans, mass, Math.max(0, place(position) - 1), constants.recent, massOf(constants));
     if (grid) made.grid = grid;
     const k = rowAt(view), row = k >= 0 && told.rows[k].token < shown[told.rows[k].lane].total ? told.rows[k] : null;
     if (row) Object.assign(made, { row_places: arrays[`row_places${k}`], row_weights: arrays[`row_weights${k}`] });

@@ -1,8 +1,13 @@
-// Sink mass of every head: layers across, heads up.  A cell is chosen by click; arrow keys move to one, Enter chooses it.
+// Sink mass of every head, or the error of its output: layers across, heads up.  A cell is chosen by click; arrow keys move to one, Enter chooses it.
 
-function makeGrid(send) {
-  const sub = el("span", { class: "sk-sub" });
-  const title = el("h2", { class: "sk-title" }, "Sink mass", sub);
+// How to get what a run did not measure.
+const notMeasured = ({ recorded, status }) => recorded ? "This run did not measure it: read it live with Measure fidelity, or with stream --fidelity."
+  : `Not measured: tick Measure fidelity at the left, with two lanes or more, and press ${status === "ready" ? "Start" : "Restart"}.`;
+
+function makeGrid(send, choices = []) {
+  const sub = el("span", { class: "sk-sub" }), name = el("span", {});
+  const buttons = choices.map((grid) => [grid, el("button", { type: "button", onclick: () => send("pick", { grid, at: Date.now() }) }, grid)]);
+  const title = el("div", { class: "sk-head" }, el("h2", { class: "sk-title" }, name, sub), ...(buttons.length ? [el("div", { class: "sk-segments" }, ...buttons.map(([, b]) => b))] : []));
   const canvas = el("canvas", { class: "sk-grid", tabindex: 0, role: "img" });
   const tip = el("div", { class: "sk-tip", role: "status", hidden: true });
   const node = el("section", { class: "sk-panel" }, title, el("div", { class: "sk-holder" }, canvas, tip));
@@ -27,7 +32,8 @@ function makeGrid(send) {
     tip.hidden = !at;
     if (!at) return;
     const [, heads] = frame.arrays.grid.shape;
-    say(tip, `layer ${at[0]}, head ${at[1]}: ${frame.arrays.grid.data[at[0] * heads + at[1]].toFixed(2)}`);
+    const value = frame.arrays.grid.data[at[0] * heads + at[1]];
+    say(tip, `layer ${at[0]}, head ${at[1]}: ${Number.isNaN(value) ? "not known" : value.toFixed(2)}`);
     tip.style.left = `${Math.min(x + 12, canvas.clientWidth - 150)}px`;
     tip.style.top = `${y + 14}px`;
   }
@@ -58,10 +64,18 @@ function makeGrid(send) {
   function show(next, nextTheme) {
     frame = next;
     theme = nextTheme;
-    say(sub, ` attention to the first ${frame.constants.sink_tokens} tokens, ${frame.lanes[frame.chosen].label}`);
+    const label = frame.lanes[frame.chosen].label;
+    say(name, errors() ? "Output error" : "Sink mass");
+    say(sub, !errors() ? ` attention to the first ${frame.constants.sink_tokens} tokens, ${label}`
+      : frame.measured ? ` of each head’s attention: ‖o − o′‖ / ‖o′‖, where o′ is that of ${frame.lanes[0].label}; ${label}` : ` ${notMeasured(frame)}`);
+    for (const [grid, button] of buttons) {
+      flag(button, "sk-on", frame.grid === grid);
+      button.setAttribute("aria-pressed", frame.grid === grid);
+    }
     draw();
   }
 
+  const errors = () => frame.grid === "output error";
   const shape = () => frame.arrays.grid?.shape || [30, 9];
   function box([layer, head]) {
     const [layers, heads] = shape();
@@ -75,7 +89,7 @@ function makeGrid(send) {
     const width = canvas.clientWidth, height = Math.max(120, Math.min(230, heads * 22 + edge.top + edge.bottom));
     if (!width) return;
     const resized = fit(canvas, width, height);
-    const key = `${frame.published}|${frame.chosen}|${frame.head}|${here}|${theme.dark}|${frame.run}`;
+    const key = `${frame.published}|${frame.grid}|${frame.chosen}|${frame.head}|${here}|${theme.dark}|${frame.run}`;
     if (!resized && key === drawn) return;
     drawn = key;
     const ctx = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
@@ -122,8 +136,8 @@ function makeGrid(send) {
     if (grid) {
       let best = 0;
       for (let i = 1; i < grid.data.length; i++) if (grid.data[i] > grid.data[best]) best = i;
-      canvas.setAttribute("aria-label", `Sink mass of ${layers} layers of ${heads} heads; the largest is ${grid.data[best].toFixed(2)}, layer ${Math.floor(best / heads)}, head ${best % heads}. Arrow keys move, Enter chooses a head.`);
-    } else canvas.setAttribute("aria-label", "Sink mass of every head, layers across and heads up: nothing was read yet.");
+      canvas.setAttribute("aria-label", `${errors() ? "Output error" : "Sink mass"} of ${layers} layers of ${heads} heads; the largest is ${grid.data[best].toFixed(2)}, layer ${Math.floor(best / heads)}, head ${best % heads}. Arrow keys move, Enter chooses a head.`);
+    } else canvas.setAttribute("aria-label", `${errors() ? "Output error" : "Sink mass"} of every head, layers across and heads up: ${errors() && !frame.measured ? notMeasured(frame) : "nothing was read yet."}`);
   }
   return { node, show };
 }

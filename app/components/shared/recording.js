@@ -49,20 +49,32 @@ function straight(arrays, name, lane) {
   };
 }
 
-// Mean sink mass of whole chunks that were read, from the newest back over so many tokens; null before the first.
-function meanMass({ spans, mass }, read, tokens, unknown) {
-  const [, layers, heads] = mass.shape, cells = layers * heads, sum = new Float64Array(cells);
+// Mean of what is known of heads in whole chunks that were read, from the newest back over so many tokens; null before the
+// first.  `value`: of what was sent.
+function meanOf(spans, sent, read, tokens, value) {
+  const [, layers, heads] = sent.shape, cells = layers * heads, sum = new Float64Array(cells);
   let chunk = 0, seen = 0;
   while (chunk * 2 < spans.length && spans[2 * chunk + 1] <= read + 1) chunk++;
   while (chunk-- > 0 && seen < tokens) {
     const weight = spans[2 * chunk + 1] - spans[2 * chunk];
-    for (let c = 0; c < cells; c++) {
-      const level = mass.data[chunk * cells + c];
-      sum[c] += weight * (level > unknown ? NaN : level / unknown);
-    }
+    for (let c = 0; c < cells; c++) sum[c] += weight * value(sent.data[chunk * cells + c]);
     seen += weight;
   }
   return seen ? flat(Float32Array.from(sum, (v) => v / seen), layers, heads) : null;
+}
+
+// The sink mass that a level stands for.
+const massOf = ({ whole }) => (level) => (level > whole ? NaN : level / whole);
+
+// Sums of the first 0, 1, 2 … values that are known, times `unit`, and how many these are.
+function knownSums(values, unit) {
+  const sums = new Float64Array(values.length + 1), counts = new Float64Array(values.length + 1);
+  values.forEach((v, k) => {
+    const known = !Number.isNaN(v);
+    sums[k + 1] = sums[k] + (known ? unit * v : 0);
+    counts[k + 1] = counts[k] + known;
+  });
+  return { sums, counts };
 }
 
 const finite = (value) => (Number.isFinite(value) ? value : null);
@@ -77,7 +89,8 @@ function openRecording(bytes) {
     for (let k = 0; k < nll.length; k++) sums[k + 1] = sums[k] + nll[k];
     const [tokens, sizes] = ["tokens", "bytes"].map((name) => straight(arrays, name, i));
     const pieces = arrays[told.alike ? "pieces0" : `pieces${i}`].data;
-    return { ...lane, nll, sums, tokens, sizes, pieces, spans: arrays[`spans${i}`].data, mass: arrays[`mass${i}`] };
+    const known = Object.fromEntries(constants.fidelity.map((mode) => [mode, knownSums(arrays[`${mode === "KL" ? "kl" : "agree"}${i}`]?.data ?? [], mode === "KL" ? 1 : 100)]));
+    return { ...lane, nll, sums, known, error: arrays[`error${i}`], tokens, sizes, pieces, spans: arrays[`spans${i}`].data, mass: arrays[`mass${i}`] };
   });
   const text = (lane, start, stop) => Array.from(lane.pieces.subarray(start, stop), (k) => vocabulary[k]);
   const clock = arrays.clock.data;
@@ -99,6 +112,7 @@ function openRecording(bytes) {
   }
 
   function curve(i, counts, { mode, reference }) {
+    if (constants.fidelity.includes(mode)) return curveOfKnown(lanes[i].known[mode], counts[i]);
     const lane = lanes[i], other = mode === "relative" ? lanes[reference] : null;
     const many = (other ? Math.min(counts[i], counts[reference]) : counts[i]) - first + 1;
     const y = new Float64Array(Math.max(0, many));
@@ -113,13 +127,25 @@ function openRecording(bytes) {
     return [Float32Array.from(kept, (k) => k + first), Float32Array.from(kept, (k) => Math.exp(y[k]))];
   }
 
+  // analysis/metrics.py, curve_of_known.
+  function curveOfKnown({ sums, counts }, read) {
+    const y = new Float64Array(Math.max(0, Math.min(read, sums.length - 1) - first + 1));
+    for (let k = 0; k < y.length; k++) {
+      const end = k + first, begin = Math.max(end - roll, 0);
+      y[k] = (sums[end] - sums[begin]) / (counts[end] - counts[begin]);
+    }
+    const kept = decimate(y, constants.points);
+    return [Float32Array.from(kept, (k) => k + first), Float32Array.from(kept, (k) => y[k])];
+  }
+
   function memory({ sizes }, many) {
     const points = constants.memory_points, step = (many - 1) / (points - 1), places = new Set();
     for (let k = 0; k < points && many; k++) places.add(k === points - 1 ? many - 1 : Math.trunc(k * step));
     return [Float32Array.from(places, (k) => k + 1), Float32Array.from(places, (k) => sizes(k) / 1e6)];
   }
 
-  const grid = (lane, read, tokens) => meanMass(lane, read, tokens, constants.whole);
+  const grid = (lane, read, tokens, of) =>
+    of !== "output error" ? meanOf(lane.spans, lane.mass, read, tokens, massOf(constants)) : lane.error ? meanOf(lane.spans, lane.error, read, tokens, Number) : null;
 
   const mapOf = (lane, head, position) => {
     let found = null;
@@ -168,7 +194,7 @@ function openRecording(bytes) {
       made.py = flat(Float32Array.of(0, furthest * told.bytes_per_token / 1e6));
     }
     const chosen = lanes[view.chosen], read = counts[view.chosen], stop = read + 1, start = read ? Math.max(0, stop - constants.strip) : 0;
-    const mean = grid(chosen, read, constants.grid);
+    const mean = grid(chosen, read, constants.grid, view.grid);
     if (mean) made.grid = mean;
     const values = new Float32Array(stop - start).fill(NaN);
     if (view.paint === "nll") values.set(chosen.nll.subarray(Math.max(0, start - 1), stop - 1), Math.max(0, 1 - start));
@@ -187,7 +213,7 @@ function openRecording(bytes) {
     made.token_values = flat(values);
     return {
       seq: position, run: told.run, status: "recorded", note: "", published: position, recorded: true, pace: 0, ...view, roll, constants, schema: [],
-      progress: "", share: position / total, total, trained_length: told.trained_length, lanes: shown, card: told.card,
+      progress: "", share: position / total, total, measured: told.measured, trained_length: told.trained_length, lanes: shown, card: told.card,
       marks: told.marks.filter((m) => (m.kind === "switch" ? m.x <= furthest + 1 : m.x < furthest)),
       tokens: read ? text(chosen, start, stop) : [], tokens_start: start, map, invitation: view.head && !map ? invitation(view.chosen, view.head) : "",
       arrays: made,
@@ -202,7 +228,7 @@ function openRecording(bytes) {
     positionAt: (seconds) => countUpTo(clock, seconds),
     // Where the chunks of a lane end: positions that one step goes to.
     stops: (lane) => Array.from({ length: lanes[lane].spans.length / 2 }, (_, k) => lanes[lane].spans[2 * k + 1]),
-    // Sink mass of a lane, a mean over all that it read.
-    wholeGrid: (lane) => grid(lanes[lane], total, Infinity),
+    // What is known of the heads of a lane, a mean over all that it read.
+    wholeGrid: (lane, of) => grid(lanes[lane], total, Infinity, of),
   };
 }
