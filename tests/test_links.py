@@ -94,6 +94,7 @@ VALUES = {
     "file": st.sampled_from(KINDS),
     "grey": st.integers(0, 1),
     "at": st.integers(1, 2**31 - 1),
+    "fidelity": st.just("on"),
     "script": st.sampled_from(["questions", "memory"]) | HASHES,
     "kv_chunk": st.integers(1, 65536),
     "max_new": st.integers(1, 4096),

@@ -1,8 +1,8 @@
 """`make bench`: print every figure beside its mark.  Timings are medians of alternating runs: a slow minute hits all.
 
-`python -m tests.bench engine` prints one part, and so do ranked, chat, page, maps, emergence, learn, replay, lives,
-viewers and keeping.  With `--toy` a part runs once at sizes that say nothing, and judges nothing: it shows that the
-part still runs.
+`python -m tests.bench engine` prints one part, and so do ranked, fidelity, chat, page, maps, emergence, learn, replay,
+lives, viewers and keeping.  With `--toy` a part runs once at sizes that say nothing, and judges nothing: it shows that
+the part still runs.
 """
 
 import argparse
@@ -12,7 +12,20 @@ from importlib import import_module
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-PARTS = ("engine", "ranked", "chat", "page", "maps", "emergence", "learn", "replay", "lives", "viewers", "keeping")
+PARTS = (
+    "engine",
+    "ranked",
+    "fidelity",
+    "chat",
+    "page",
+    "maps",
+    "emergence",
+    "learn",
+    "replay",
+    "lives",
+    "viewers",
+    "keeping",
+)
 
 
 def main() -> None:

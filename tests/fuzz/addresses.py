@@ -47,7 +47,7 @@ NAMES = (
     f"- ![x](http://127.0.0.1:9/{MARK})", f"{MARK}\n\n    x\n\n![x](http://127.0.0.1:9/{MARK})", f"www.{MARK}.com",
 )  # fmt: skip
 PARAMETERS = {
-    "read": ("lane", "model", "text", "bos", "special", "run", "mode", "paint", "reference", "shown", "head"),
+    "read": (*"lane model text bos special run mode paint grid fidelity reference shown head".split(),),
     "chat": ("lane", "model", "bos", "special", "run", "shown", "head", "token", "script"),
     "heads": ("run", "bos", "special", "model", "text", "layer", "head", "panel"),
     "recall": ("run", "lane", "model", "bos", "task", "lengths", "depths", "repeats", "question", "measured", "cell"),
@@ -64,7 +64,7 @@ RIGHT = {
     "venue": ("acl",), "points": ("7.5",), "file": ("svg",), "dpi": ("150",), "grey": ("1",), "lanes": ("0.1",),
     "panel": ("maps",), "figure": ("perplexity",), "task": ("needle:haystack=hamlet", "copy:items=3", "jsonl"),
     "lengths": ("64,128",), "depths": ("2.5,50",), "repeats": ("2",), "question": ("blind",), "measured": ("nll",),
-    "cell": ("0,64,50",),
+    "cell": ("0,64,50",), "fidelity": ("on",), "grid": ("output error",),
 }  # fmt: skip
 SHOWN = ("markdown", "alert", "button", "popover", "expandable", "heading", "metric", "progress", "page_link")
 TOUCHING = ("open", "os", "socket", "shutil", "subprocess", "urllib", "glob", "tempfile", "http", "pathlib")
