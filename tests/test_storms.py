@@ -1,6 +1,7 @@
 """A lane that switches is what its reference is: in what it holds, in what it computes, in what its maps show."""
 
 import threading
+from itertools import product
 
 import numpy as np
 import pytest
@@ -37,19 +38,22 @@ def test_random_switches_equal_the_reference():
     run_state_machine_as_test(Storm, settings=settled(12, 30, derandomize=True))
 
 
-@pytest.mark.parametrize("pinned", [True, False])
 @pytest.mark.parametrize("after", [0, 1, 5, 30])
-@pytest.mark.parametrize("then", ["streaming:sinks=4,window=12", "dense", "window:window=9", "h2o:budget=16,recent=5"])
-def test_a_band_after_duo_with_pinned_sinks(tiny_llama, then, after, pinned):
-    lane, reference = begun(tiny_llama, Window(16), 60)
-    switch_both(lane, reference, Duo(50, 4, 28), pin=True)
+def test_a_band_after_duo_with_pinned_sinks(tiny_llama, after):
+    lane, begin = begun(tiny_llama, Window(16), 60)
+    switch_both(lane, begin, Duo(50, 4, 28), pin=True)
     assert lane.sinks == 4
-    checked(lane, reference)
-    read_both(lane, reference, after)
-    switch_both(lane, reference, parse(then), pin=pinned)
-    checked(lane, reference)
-    read_both(lane, reference, 20)
-    checked(lane, reference)
+    checked(lane, begin)
+    read_both(lane, begin, after)
+    before = lane.snapshot()
+    policies = "streaming:sinks=4,window=12", "dense", "window:window=9", "h2o:budget=16,recent=5"
+    for then, pinned in product(map(parse, policies), (True, False)):
+        reference = begin.copy()
+        switch_both(lane, reference, then, pin=pinned)
+        checked(lane, reference)
+        read_both(lane, reference, 20)
+        checked(lane, reference)
+        lane.restore(before)
 
 
 def test_pinned_sinks_are_lost_to_the_text_after_a_while(tiny_llama):

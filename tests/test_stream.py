@@ -66,7 +66,7 @@ def test_streaming_equals_the_rule_token_by_token(tiny_llama, tokens, sinks, win
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_chunk_size_changes_nothing(tiny_llama, tokens, policy):
-    one, *others = (read(tiny_llama, tokens, policy, chunk) for chunk in (1, 2, 33, 64, 130, 500))
+    one, *others = (read(tiny_llama, tokens[:140], policy, chunk) for chunk in (1, 2, 33, 64, 130, 500))
     for other in others:
         np.testing.assert_allclose(other[0], one[0], atol=1e-4)
         np.testing.assert_allclose(other[1], one[1], atol=1e-5)
