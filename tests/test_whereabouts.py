@@ -17,6 +17,7 @@ from app.jobs.whereabouts import WhereaboutsJob
 from app.panels.whereabouts import excerpt, sentence
 
 from .test_jobs_recall import speaking  # noqa: F401
+from .test_recall import POLICIES
 from .waiting import until
 
 WINDOW = "window:window=64"
@@ -64,11 +65,13 @@ def test_what_has_left_the_window_gets_nothing_and_what_is_in_it_is_reached(netw
     assert near.looks[1].holding == near.looks[0].holding
 
 
-def test_where_heads_choose_for_themselves_each_reaches_what_it_kept(network):
-    found = looked(network, "h2o:budget=64,recent=32")
-    look = found.looks[1]
-    assert 0 < look.shares.mean() < 1 and set(np.unique(look.shares[-20:])) == {1}
-    assert ((look.mass > 0) <= (look.reached > 0)).all()
+@pytest.mark.parametrize("policy", [p for p in POLICIES if p != "dense"] + ["adakv:budget=40,recent=8"])
+def test_under_every_policy_a_head_gives_to_what_it_reaches_and_to_nothing_else(network, policy):
+    look = looked(network, policy).looks[-1]
+    assert look.policy != "dense" and 0 < look.shares.mean() < 1 and (look.shares[-8:] == 1).all()
+    assert ((look.mass > 0) == (look.reached > 0)).all() and look.mass.max() <= 1 + 1e-5
+    # Few tokens are cached of four hundred.
+    assert look.shares.sum() < 120 or "duo" in policy
 
 
 def test_what_is_kept_without_knowing_the_question_is_still_there_at_its_end(network):
