@@ -90,7 +90,7 @@ def maps(answer: Answer, titles: list[str], chapter: Chapter) -> go.Figure:
             z=recalled.astype(int),
             x=[f"{n}" for n in LENGTHS],
             y=[f"{d:g}" for d in DEPTHS],
-            text=[[f"{'✓' if recalled[at] else '✗'} {nll[at]:.2f}" for at in line] for line in places],
+            text=[[f"{'✓' if recalled[at] else '✗'}<br>{nll[at]:.1f}" for at in line] for line in places],
             texttemplate="%{text}",
             hoverinfo="skip",
             colorscale="Cividis",
