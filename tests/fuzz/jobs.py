@@ -33,6 +33,7 @@ from app.jobs.reading import ReadingJob
 from app.jobs.recall import RecallJob
 from app.jobs.registry import Registry
 from app.jobs.training import TrainingJob
+from app.jobs.whereabouts import WhereaboutsJob
 from app.view import View
 
 from .parsers import Row
@@ -87,6 +88,7 @@ def kinds(model: str, folder: Path) -> dict[str, Callable[..., Job]]:
     spec = Spec(model, "words.txt", ("dense", "window:window=16"), 60, chunk=16, device="cpu")
     one = Spec(model, "words.txt", ("streaming:sinks=4,window=12",), 60, chunk=16, device="cpu")
     short = Spec(model, "words.txt", ("dense",), 20, device="cpu")
+    asked = Asked("passkey", (600,), (5.0, 95.0), 1, 0)
     said = Spec(model, "typed", spec.policies, device="cpu", sampling=Sampling(max_new=3))
     return {
         "reading": partial(ReadingJob, spec, text),
@@ -95,7 +97,8 @@ def kinds(model: str, folder: Path) -> dict[str, Callable[..., Job]]:
         "measures": partial(MeasuresJob, short, text, 3, 2),
         "knock-outs": partial(AblationJob, one, text, "values", 0),
         "costs": partial(CostsJob, spec, text),
-        "recall": partial(RecallJob, spec, Asked("passkey", (600,), (5.0, 95.0), 1, 0)),
+        "recall": partial(RecallJob, spec, asked),
+        "whereabouts": partial(WhereaboutsJob, asked.cells(one)[0]),
         "training": partial(TrainingJob, [Recipe("softmax", **TINY), Recipe("relu", **TINY)]),
     }
 
