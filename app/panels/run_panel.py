@@ -3,7 +3,7 @@ and *Chat* have in common."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import streamlit as st
 from typing_extensions import override
@@ -14,14 +14,17 @@ from analysis.policies import Policy, parse
 from app import address, recordings
 from app.components import replay
 from app.controls import is_linked, is_new_press
-from app.jobs.chat import ChatJob
-from app.jobs.reading import ReadingJob
 from app.jobs.registry import REGISTRY
 from app.view import ChatView, View
 
 from .job_panel import JobPanel, Maker
 
-Run = TypeVar("Run", bound=ReadingJob | ChatJob)
+if TYPE_CHECKING:
+    # Read is on screen before torch is loaded, which conversations need.
+    from app.jobs.chat import ChatJob
+    from app.jobs.reading import ReadingJob
+
+Run = TypeVar("Run", bound="ReadingJob | ChatJob")
 Action = tuple[str, str, Callable[[], None]]
 """A button beside the player: its words, what they mean, and what happens."""
 
