@@ -24,8 +24,8 @@ const bare = (theme, size = 12) => ({
 });
 const PLOT_CONFIG = { displayModeBar: false, responsive: false, doubleClick: false, scrollZoom: false };
 
-// Pixels by which the numbers beside a plot stand higher, where the 0 of both axes would touch at the origin.
-const ABOVE_ORIGIN = 5;
+// Pixels by which the numbers beside a plot stand lower: higher, where the 0 of both axes would touch at the origin.
+const ABOVE_ORIGIN = -5;
 
 // Plotly takes text for markup; so does nothing that comes from here.
 const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
