@@ -67,6 +67,13 @@ PAGES = {
             "What each policy recalls",
         ),
         Page(
+            "verdict",
+            "balance",
+            {"en": "Verdict", "zh": "结论"},
+            {"en": "Choose the smallest cache that will do"},
+            "Which cache to choose",
+        ),
+        Page(
             "figures",
             "image",
             {"en": "Figures", "zh": "图表"},

@@ -3,13 +3,18 @@
 No Streamlit in here.
 """
 
+from typing import TYPE_CHECKING
+
 from analysis.chat.scripts import scripts
 from analysis.experiments.recall import Task
 from analysis.experiments.recall import parse as parse_task
 from analysis.experiments.recall.base import ASKING
 from analysis.settings import quoted
 
-from .address import HASH, Parameter, Parameters, given_text, one_of, real, reals, text, whole, wholes
+from .address import HASH, Parameter, Parameters, given_text, one_of, policy, real, reals, text, whole, wholes
+
+if TYPE_CHECKING:
+    from analysis.experiments.verdict import Plan
 
 MOST_TOKENS = 2**31 - 1
 """In a text, or a place in one."""
@@ -51,6 +56,16 @@ def task(written: str) -> Task:
     if (haystack := getattr(found, "haystack", "filler")) != "filler":
         text(haystack)
     return found
+
+
+def check_plan(plan: "Plan") -> None:
+    """Raises ValueError where a comparison would read a file by name: it may come from anybody."""
+    for written in plan.policies:
+        policy(written)
+    for name in plan.texts:
+        text(name)
+    for name in plan.recalled:
+        task(name)
 
 
 RECALL: Parameters = {

@@ -14,15 +14,22 @@ from analysis.runs.spec import Sampling
 from app import address
 from app.controls import MODEL, NUMBERS, WEIGHTS, Chosen
 from app.lesson.chapters import PLAYS, cost, emergence, enough, first, heads, nothing, recall, row
-from app.panels import atlas, figure_layout, figure_source, knockouts, measures
+from app.panels import atlas, figure_layout, figure_source, knockouts, measures, verdict_results, verdict_settings
 from app.parameters import CHAT, MEASURED, READ, RECALL, SAMPLING
 
 PANELS = {"maps": atlas.PANEL, "measures": measures.PANEL, "knockouts": knockouts.PANEL}
 FIGURE = {**figure_source.PARAMETERS, **figure_layout.PARAMETERS}
+VERDICT = {**verdict_settings.PLAN, **verdict_results.PICTURE}
 CHAPTERS = {f"chapter {name}": play.parameters for name, play in PLAYS.items() if play.parameters}
-ALL = {"read": READ, "chat": CHAT, "model": MODEL, "figures": FIGURE, "recall": RECALL, **CHAPTERS} | {
-    name: panel.parameters for name, panel in PANELS.items()
-}
+ALL = {
+    "read": READ,
+    "chat": CHAT,
+    "model": MODEL,
+    "figures": FIGURE,
+    "recall": RECALL,
+    "verdict": VERDICT,
+    **CHAPTERS,
+} | {name: panel.parameters for name, panel in PANELS.items()}
 EACH = [(page, name) for page, of in ALL.items() for name in of]
 HASHES = st.from_regex(r"\Asha256:[0-9a-f]{16}\Z")
 TEXTS = st.sampled_from(list(texts.plays())) | HASHES
@@ -130,6 +137,17 @@ VALUES = {
     "repeats": st.integers(1, 100),
     "question": st.sampled_from(["aware", "blind"]),
     "measured": st.sampled_from(list(MEASURED)),
+    "budgets": st.lists(st.integers(2, 65_536), min_size=1, max_size=12, unique=True).map(tuple),
+    "kl": st.integers(0, 1),
+    "tasks": st.lists(
+        st.sampled_from(["passkey", "needle:haystack=macbeth", "streameval:back=40,digits=3", "arc"]), unique=True
+    ).map(tuple),
+    "texts": st.lists(st.sampled_from(list(texts.plays())), unique=True).map(
+        lambda names: [name for name in texts.plays() if name in names]
+    ),
+    "tokens": st.integers(2, 65_536),
+    "quality": st.sampled_from(list(verdict_results.QUALITIES)),
+    "cost": st.sampled_from(list(verdict_results.COSTS)),
 }
 """Every parameter, and what it may be."""
 

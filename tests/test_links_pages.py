@@ -25,6 +25,10 @@ SET: dict[str, tuple[str, Mapping[str, str | list[str]]]] = {
     "recall": ("recall", {"task": "needle:haystack=macbeth", "lengths": "100,200", "depths": "2.5,50", "repeats": "3",
                           "seed": "7", "question": "blind", "lane": LANES, **MODEL}),
     "stream": ("recall", {"task": "streameval:back=40,digits=3", "lengths": "900"}),
+    "verdict": ("verdict", {"budgets": "32,96", "kl": "0", "tasks": "needle:haystack=macbeth,arc",
+                            "texts": "hamlet,macbeth", "tokens": "700", "lengths": "100,200", "depths": "2.5,50",
+                            "repeats": "3", "seed": "7", "question": "blind", "lane": LANES, "quality": "kl",
+                            "cost": "milliseconds", **MODEL}),
     "figures": ("figures", {"figure": "strip:lane=1,begin=5,tokens=30", "run": "kept", "venue": "acl", "dpi": "150",
                             "points": "6.5", "file": "svg", "grey": "1"}),
     "compare": ("runs", {"compare": ["kept", "other"], "mode": "cumulative", "lanes": "1.0"}),
@@ -42,7 +46,10 @@ CHAPTERS: dict[str, Mapping[str, str]] = {
     "recall": {"cache": "64"},
 }
 WAITED = {lesson("en")["page"].say(name) for name in ("loading", "reading")}
-KINDS = ("selectbox", "number_input", "text_input", "slider", "select_slider", "radio", "toggle", "button_group")
+KINDS = (
+    *("selectbox", "number_input", "text_input", "slider", "select_slider", "radio", "toggle", "button_group"),
+    "multiselect",
+)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The command that says which cache to choose: `compare`."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -46,6 +45,7 @@ def compare(
     from .. import texts as known_texts
     from ..experiments import grid
     from ..experiments.verdict import Plan, listed, tables, verdict
+    from ..experiments.verdict.kept import folder_of
     from ..runs import library
 
     read = listed(text or ["hamlet"])
@@ -69,11 +69,17 @@ def compare(
     )
     place = out_folder or library.home(runs) / "compare"
     left = grid.unfinished(plan.cells, place)
-    options.say_changed(replace(spec, policies=tuple(plan.members)))
-    status = grids.do(plan.cells, len(left), place, jobs=jobs, backend=backend, address=address)
+    options.say_changed(plan.spec)
+    folder = folder_of(plan, place)
+    try:
+        status = grids.do(plan.cells, len(left), place, jobs=jobs, backend=backend, address=address)
+    except BaseException:
+        folder.finish("failed")
+        raise
     found = verdict(plan, place)
     for name, written in tables.written(found).items():
         files.write(place / name, written)
+    folder.finish(status)
     header, rows = tables.table(found, narrow=out.width < 110)
     grids.show(f"Policies at budgets, {found.model}", header, rows, tables.CAPTION)
     out.print(tables.sentence(found), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What `resume` does with results: it computes what is missing of knock-outs, measures, costs and recall."""
+"""What `resume` does with results: it computes what is missing of knock-outs, measures, costs, recall and verdicts."""
 
 import shlex
 from pathlib import Path

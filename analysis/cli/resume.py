@@ -25,7 +25,8 @@ def resume(
 ) -> None:
     """Go on where a run stopped: interrupted, killed, or finished with fewer tokens than its text has.
 
-    Of knock-outs, measures, costs and recall it computes what is missing; a capture that was cut off it begins again.
+    Of knock-outs, measures, costs, recall and verdicts it computes what is missing; a capture that was cut off begins
+    again.
     """
     from ..lab.folder import folders_of
     from ..maps.capture import cut_off

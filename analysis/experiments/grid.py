@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TRIES = 3
 """How often a cell whose worker died is begun again."""
 BACKENDS = ("local", "dask", "ray")
-OF_CELLS = ("recall",)
+OF_CELLS = ("recall", "verdict")
 """Kinds of results that are folders of cells."""
 PATIENCE = 10
 """Seconds in which a scheduler must answer."""
@@ -96,8 +96,8 @@ def run(
             with _workers(backend, jobs, address):
                 share = backend == "local" and jobs > 1
                 work = [joblib.delayed(compute)(cell, share) for cell in left.values()]
-                for name, made in _results(work, one_by_one=backend != "ray"):
-                    put(out / name, made)
+                for name, cell in _results(work, one_by_one=backend != "ray"):
+                    put(out / name, cell)
                     yield left.pop(name)
             return
         except Exception as e:
@@ -127,10 +127,14 @@ def compute(cell: Cell, share: bool = False) -> tuple[str, dict[str, bytes]]:
     """
     if share:
         gpus.take_one()
+    return cell.name, made(lambda place: cell.write(place, _model(cell.spec)))
+
+
+def made(write: Callable[[Path], object]) -> dict[str, bytes]:
+    """The files of a new folder that `write` makes somewhere else than where they are to lie."""
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "cell"
-        cell.write(place, _model(cell.spec))
-        return cell.name, {p.name: p.read_bytes() for p in place.iterdir()}
+        write(place := Path(folder) / "cell")
+        return {p.name: p.read_bytes() for p in place.iterdir()}
 
 
 def _model(spec: Spec) -> "LanguageModel":
@@ -157,6 +161,19 @@ def put(place: Path, made: Mapping[str, bytes]) -> None:
             whole.rename(place)
     except OSError as e:
         raise files.unwritten(place, e) from e
+
+
+def take_over(asked: Iterable[Cell], source: Path, sha256: str, place: Path) -> None:
+    """Copy those cells of another folder that are the same, and were computed with the weights of this digest.
+
+    Raises ValueError where the disk does not take them, or one is damaged.
+    """
+    for cell in asked:
+        there = source / cell.name
+        if not (there / "run.json").exists() or (place / cell.name).exists():
+            continue
+        if about_of(there).get("weights_sha256") == sha256 and spec_of(there) == cell.spec:
+            put(place / cell.name, {file.name: files.contents(file) for file in there.iterdir()})
 
 
 @contextmanager

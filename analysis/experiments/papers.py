@@ -81,8 +81,14 @@ class Cell:
         files.write(place / "run.json", json.dumps(about, indent=2) + "\n")
 
 
-def write_run(place: Path, spec: Spec, model: "LanguageModel") -> Run:
-    """Read a text to its end into a new run folder.  Raises ValueError where the text cannot be read."""
+def write_run(
+    place: Path, spec: Spec, model: "LanguageModel", told: Callable[[int], object] = lambda tokens: None
+) -> Run:
+    """Read a text to its end into a new run folder.  `told`: hears of every chunk of a lane how many tokens it had, and
+    may raise to end the reading.
+
+    Raises ValueError where the text cannot be read.
+    """
     from ..engine.stream import stream
 
     source = texts.read(spec.text)
@@ -92,6 +98,7 @@ def write_run(place: Path, spec: Spec, model: "LanguageModel") -> Run:
     folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256, tokens=len(ids))
     for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk, fidelity=spec.fidelity):
         folder.append(step)
+        told(len(step.nll))
     folder.finish("finished")
     return run
 

@@ -1,4 +1,4 @@
-"""Results that go on where they stopped: of knock-outs, measures, costs and recall only what is missing is computed."""
+"""Results that go on where they stopped: only what is missing of them is computed."""
 
 from collections.abc import Iterator
 
@@ -13,6 +13,8 @@ from .ablation import Effect, heads_of, kept_knock_outs
 from .costs import READINGS, SIZES, KeptCosts
 from .measures import kept_measures, samples_of_text, separators_of
 from .recall.asked import Asked, kept_answers
+from .verdict import Plan
+from .verdict.kept import kept_cells
 
 
 def completed(keep: Keep, asked: StoppedResult, network: LanguageModel, source: Text) -> Iterator[float]:
@@ -21,12 +23,16 @@ def completed(keep: Keep, asked: StoppedResult, network: LanguageModel, source: 
     Raises ValueError where text or weights are others, or what is known is damaged.
     """
     asked.check(source.sha256, network.sha256)
-    of_kind = {"knockouts": _knock_outs, "measures": _measures, "costs": _costs, "recall": _recall}[asked.kind]
-    yield from of_kind(keep, asked, network, source)
+    of_kind = {
+        "knockouts": _knock_outs, "measures": _measures, "costs": _costs, "recall": _recall, "verdict": _verdict,
+    }  # fmt: skip
+    yield from of_kind[asked.kind](keep, asked, network, source)
 
 
 def source_of(asked: StoppedResult) -> Text:
     """The text of a result.  Raises ValueError where it is no longer there."""
+    if asked.kind == "verdict":
+        return Plan.of(asked.spec, asked.settings).text
     return Asked.of(asked.settings).text if asked.kind == "recall" else read(asked.spec.text)
 
 
@@ -62,3 +68,9 @@ def _recall(keep: Keep, asked: StoppedResult, network: LanguageModel, source: Te
     for answered in kept_answers(keep, network, cells, asked.path):
         whole += answered.whole
         yield whole / len(cells)
+
+
+def _verdict(keep: Keep, asked: StoppedResult, network: LanguageModel, source: Text) -> Iterator[float]:
+    plan = Plan.of(asked.spec, asked.settings)
+    for done, _ in enumerate(kept_cells(keep, network, plan, asked.path), 1):
+        yield done / len(plan.cells)

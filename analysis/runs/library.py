@@ -34,6 +34,7 @@ KINDS = {
     "training": "Training",
     "costs": "Costs",
     "recall": "Recall",
+    "verdict": "Verdict",
     "grid": "Grid of runs",
 }
 """Kinds of runs, as run.json says them, and their names; a grid is a folder of runs."""
@@ -48,6 +49,7 @@ FILES = {
     *("stretch.json", "queries.npy", "keys.npy", "norms.npy", "token_ids.npy"),
     *("massive.npy", "mass.npy", "median.npy", "curves.csv", "maps.npz", "alpha.npz", "table.csv", "table.md"),
     *("effects.csv", "measures.npz", "costs.csv", "recall.parquet", "questions.jsonl"),
+    *("verdict.json", "pairs.csv", "seconds.json"),
 }
 """All that a run folder of any kind holds, but for its checkpoint and hidden files."""
 CHECKPOINT = "checkpoint"

@@ -17,7 +17,7 @@ from .run import Run
 from .status import RUNNING, here
 from .stopped import Stopped, refuse_written
 
-KINDS = ("knockouts", "measures", "costs", "recall")
+KINDS = ("knockouts", "measures", "costs", "recall", "verdict")
 """Kinds of results of which parts are known before all is."""
 
 

@@ -2,14 +2,14 @@
 
 import hashlib
 import time
-from collections import Counter, defaultdict
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from analysis import files
-from analysis.experiments.recall.asked import Answered, Asked, kept_answers, take_over
+from analysis.experiments.grid import take_over
+from analysis.experiments.recall.asked import Answered, Asked, kept_answers
 from analysis.experiments.recall.cells import RecallCell, Row
 from analysis.experiments.recall.own import QUESTIONS
 from analysis.runs import library
@@ -18,6 +18,7 @@ from analysis.texts import Text
 
 from .base import Unwanted
 from .loading import Models
+from .paces import Paces
 from .result import ResultJob
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class RecallJob(ResultJob):
             asked = replace(asked, task=f"jsonl:file={library.home().absolute() / self.id / QUESTIONS}")
         self.asked, self.spec = asked, replace(spec, text=asked.task)
         self._questions, self._like = questions, like
-        self._paces: _Paces | None = None
+        self._paces: Paces | None = None
         self._told = 0.0
         self.snapshot = self._found = RecallSnapshot()
 
@@ -97,7 +98,7 @@ class RecallJob(ResultJob):
         place = None if self._result.folder is None else self._result.folder.path
         if place is not None and self._like:
             take_over(cells, library.home() / self._like, model.sha256, place)
-        self._paces, self._found = _Paces(cells), RecallSnapshot(total=len(cells))
+        self._paces, self._found = Paces(cells), RecallSnapshot(total=len(cells))
         self._set("running")
         rows: dict[str, Sequence[Row]] = {}
         for answered in kept_answers(self._result.write, model, cells, place, self._hear):
@@ -133,46 +134,3 @@ class RecallJob(ResultJob):
     def _let_go(self) -> None:
         super()._let_go()
         self._paces = None
-
-
-class _Paces:
-    """How far the cells are, and how fast each policy reads: some take many times as long as others."""
-
-    def __init__(self, cells: list[RecallCell]) -> None:
-        self._left, self._total = Counter[str](), 0
-        """Tokens that are still to be read under each policy, and in all at first."""
-        for cell in cells:
-            self._left[cell.spec.policies[0]] += cell.size
-            self._total += cell.size
-        self._seconds, self._read, self._of_cell = defaultdict[str, float](float), Counter[str](), 0
-        self._began = time.monotonic()
-
-    def read(self, cell: RecallCell, tokens: int) -> None:
-        """So many tokens of a cell were read since the last were."""
-        policy, now = cell.spec.policies[0], time.monotonic()
-        # A text may have more tokens than anybody knew.
-        tokens = min(tokens, cell.size - self._of_cell)
-        self._left[policy] -= tokens
-        self._read[policy] += tokens
-        self._of_cell += tokens
-        self._seconds[policy] += now - self._began
-        self._began = now
-
-    def end(self, cell: RecallCell) -> None:
-        """A cell is whole, or was known."""
-        self._left[cell.spec.policies[0]] -= cell.size - self._of_cell
-        self._of_cell = 0
-
-    def rest(self) -> None:
-        """What went by was not spent reading."""
-        self._began = time.monotonic()
-
-    @property
-    def said(self) -> dict[str, float | None]:
-        """What a snapshot says of it."""
-        read, left = sum(self._read.values()), self._total and sum(self._left.values()) / self._total
-        if not read:
-            return {"share": 1 - left, "seconds_left": None}
-        usual = sum(self._seconds.values()) / read
-        pace = {p: self._seconds[p] / self._read[p] if self._read[p] else usual for p in self._left}
-        return {"share": 1 - left, "seconds_left": sum(self._left[p] * pace[p] for p in self._left)}

@@ -171,6 +171,46 @@ def recall(numbers: "Numbers") -> go.Figure:
     return figure
 
 
+def pareto(numbers: "Numbers", cost: str, quality: str, *, share: bool) -> go.Figure:
+    """Policies at budgets, a line for each policy and a level for dense: columns that the figure Pareto gives.
+
+    `cost` and `quality`: the words on the axes; `share`: whether values are shares, from 0 to 1; others are drawn by
+    their logarithms.
+    """
+    figure, titles = go.Figure(), list(dict.fromkeys(numbers["title"].tolist()))
+    policies = [parse(numbers["policy"][numbers["title"] == title][0]) for title in titles]
+    known = ~np.isnan(numbers["cost"])
+    for title, policy, (colour, dash) in zip(titles, policies, colours(policies), strict=True):
+        of = np.flatnonzero((numbers["title"] == title) & (known | (policy.name == "dense")))
+        if policy.name == "dense":
+            level = float(numbers["value"][of[0]])
+            # Its KL divergence from itself is 0, which no logarithm has.
+            if level and known.any():
+                ends = [numbers["cost"][known].min(), numbers["cost"][known].max()]
+                line = {"color": colour, "dash": "dot", "width": 1.2}
+                figure.add_scatter(x=ends, y=[level] * 2, name=markup(title), mode="lines", line=line, hoverinfo="name")
+            continue
+        of = of[np.argsort(numbers["cost"][of])]
+        figure.add_scatter(
+            x=numbers["cost"][of],
+            y=numbers["value"][of],
+            name=markup(title),
+            mode="lines+markers",
+            line={"color": colour, "dash": dash, "width": 1.8},
+            hovertemplate="%{x:,.4g}: %{y:.0%}" if share else "%{x:,.4g}: %{y:.4g}",
+        )
+    front = numbers["front"].astype(bool) & known & (share | (numbers["value"] > 0))
+    ring = {"symbol": "circle-open", "size": 13, "color": "#767676", "line": {"width": 1.5}}
+    x, y = numbers["cost"][front], numbers["value"][front]
+    figure.add_scatter(x=x, y=y, name="Pareto front", mode="markers", marker=ring, hoverinfo="skip")
+    figure.update_layout(margin=MARGIN, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, showlegend=True)
+    figure.update_xaxes(title=cost, type="log", dtick="D2")
+    figure.update_yaxes(title=quality, type="log", dtick="D2")
+    if share:
+        figure.update_yaxes(type="linear", dtick=None, range=[-0.03, 1.03], tickformat=".0%")
+    return figure
+
+
 def difference(values: NDArray[np.floating]) -> go.Figure:
     """Sink mass of each layer and head, less that of another run, [layers, heads]."""
     figure = cells(values, "")

@@ -24,12 +24,11 @@ NEEDS = {
     "run": "a run", "stretch": "a captured stretch", "grid": "a grid of runs", "trainings": "trainings",
     "recall": "a table of recall", "verdict": "a verdict",
 }  # fmt: skip
-MADE_ON = {"stretch": "heads", "trainings": "learn", "recall": "recall"}
+MADE_ON = {"stretch": "heads", "trainings": "learn", "recall": "recall", "verdict": "verdict"}
 """The pages on which they are made; all others on the first one."""
-BY_COMMAND = {"verdict": "compare"}
-"""The commands that make what no page makes."""
 HOLDS = {
     "reading": "run", "chat": "run", "capture": "stretch", "grid": "grid", "training": "trainings", "recall": "recall",
+    "verdict": "verdict",
 }  # fmt: skip
 """Which of them a run of the library is, by its kind."""
 FOLDER = "A folder …"
@@ -90,11 +89,6 @@ def source_of(figure: type[Figure], chosen: str, folder: str, linked_folder: boo
         raise ValueError(
             "this link is of a figure that is made of a folder outside of the library, and an address names no folder: "
             "write its path under Folder"
-        )
-    if not folder and figure.needs in BY_COMMAND:
-        raise ValueError(
-            f"this figure is made of {NEEDS[figure.needs]}: name its folder (python -m analysis "
-            f"{BY_COMMAND[figure.needs]} makes one)"
         )
     if not folder:
         raise ValueError(

@@ -14,7 +14,7 @@ from analysis.experiments.recall.base import ASKING
 from analysis.experiments.recall.own import lines_in
 from analysis.runs.spec import Spec
 from app import address, parameters
-from app.controls import AROUND, Chosen, brand, lane_controls, model_controls, setting_control
+from app.controls import AROUND, Chosen, brand, lane_controls, model_controls, numbers_control, setting_control
 from app.jobs.recall import RecallJob
 from app.panels.job_panel import Maker
 from app.parameters import RECALL
@@ -136,15 +136,8 @@ def task_controls(written: str) -> str:
 
 def numbers(label: str, name: str, help: str) -> None:
     """A widget for several numbers; what was set before stays until what is written can be read."""
-    now, parameter = st.session_state.recall, RECALL[name]
-    written = st.text_input(
-        label, value=parameter.write(now[name]).replace(",", ", "), key=f"recall-{name}-{st.session_state.revision}",
-        help=help, max_chars=400,
-    )  # fmt: skip
-    try:
-        now[name] = parameter.read(written.replace(" ", ""))
-    except ValueError as e:
-        st.warning(plain(sentence(e)))
+    now = st.session_state.recall
+    now[name] = numbers_control(f"recall-{name}", label, now[name], RECALL[name], help)
 
 
 def linked(asked: Mapping[str, str], lanes: list[str], known: set[str]) -> tuple[dict[str, Any], list[str]]:

@@ -37,6 +37,7 @@ OPENED_ON: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "training": ("learn", {"chapter": "emergence"}),
     "costs": ("learn", {"chapter": "cost"}),
     "recall": ("recall", {}),
+    "verdict": ("verdict", {}),
     "grid": ("figures", {}),
 }
 """The pages that show a run of a kind, and what their addresses say of it beside its name."""

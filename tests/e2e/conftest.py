@@ -82,7 +82,7 @@ def browser(chromium):
 
 def asked_below(message) -> bool:
     """Whether this is Streamlit, which on a page with a path of its own asks for its server below that path first."""
-    pages = "chat|heads|recall|figures|runs|learn"
+    pages = "chat|heads|recall|verdict|figures|runs|learn"
     return bool(re.search(rf"/({pages})/_stcore/(health|host-config)$", message.location.get("url", "")))
 
 

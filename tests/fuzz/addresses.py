@@ -19,6 +19,7 @@ from streamlit.testing.v1 import AppTest
 
 from analysis import texts
 from analysis.experiments.recall.asked import Asked
+from analysis.experiments.verdict import Plan
 from analysis.lab.recipe import Recipe
 from analysis.policies import POLICIES
 from analysis.runs.spec import Sampling, Spec
@@ -31,13 +32,14 @@ from app.jobs.reading import ReadingJob
 from app.jobs.recall import RecallJob
 from app.jobs.registry import REGISTRY
 from app.jobs.training import TrainingJob
+from app.jobs.verdict import VerdictJob
 from app.libraries import LIBRARIES
 
 from .parsers import Row, settings
 from .spoil import NASTY, spoiled_text
 
 MAIN = str(Path(__file__).parents[2] / "app" / "main.py")
-PAGES = ("read", "chat", "heads", "recall", "figures", "runs", "learn")
+PAGES = ("read", "chat", "heads", "recall", "verdict", "figures", "runs", "learn")
 MARK = "zqmark"
 """Part of every name that an address must not pass on."""
 NAMES = (
@@ -51,6 +53,7 @@ PARAMETERS = {
     "chat": ("lane", "model", "bos", "special", "run", "shown", "head", "token", "script"),
     "heads": ("run", "bos", "special", "model", "text", "layer", "head", "panel"),
     "recall": ("run", "lane", "model", "bos", "task", "lengths", "depths", "repeats", "question", "measured", "cell"),
+    "verdict": ("run", "lane", "model", "budgets", "kl", "tasks", "texts", "tokens", "lengths", "quality", "cost"),
     "figures": ("run", "figure", "folder", "venue", "points", "file", "dpi", "grey"),
     "runs": ("compare", "search", "run", "projected", "mode", "lanes"),
     "learn": ("chapter", "lang", "bos", "projected", "run", "sentence", "head", "logits", "cuts", "recipe", "step"),
@@ -64,7 +67,9 @@ RIGHT = {
     "venue": ("acl",), "points": ("7.5",), "file": ("svg",), "dpi": ("150",), "grey": ("1",), "lanes": ("0.1",),
     "panel": ("maps",), "figure": ("perplexity",), "task": ("needle:haystack=hamlet", "copy:items=3", "jsonl"),
     "lengths": ("64,128",), "depths": ("2.5,50",), "repeats": ("2",), "question": ("blind",), "measured": ("nll",),
-    "cell": ("0,64,50",), "fidelity": ("on",), "grid": ("output error",),
+    "cell": ("0,64,50",), "fidelity": ("on",), "grid": ("output error",), "budgets": ("32,64", "16"), "kl": ("0", "1"),
+    "texts": ("hamlet,macbeth",), "tokens": ("300",), "tasks": ("passkey,needle:haystack=hamlet", "arc", "jsonl"),
+    "quality": ("kl", "passkey"), "cost": ("megabytes",),
 }  # fmt: skip
 SHOWN = ("markdown", "alert", "button", "popover", "expandable", "heading", "metric", "progress", "page_link")
 TOUCHING = ("open", "os", "socket", "shutil", "subprocess", "urllib", "glob", "tempfile", "http", "pathlib")
@@ -152,6 +157,7 @@ def some_runs() -> Iterator[list[str]]:
         partial(ReadingJob, spec, text), partial(ChatJob, spec), partial(AblationJob, spec, text, "values", None),
         partial(CaptureJob, spec, text, ""), partial(MeasuresJob, spec, text, 4, 4),
         partial(RecallJob, spec, Asked("passkey", (128,), (50.0,), 1, 0)),
+        partial(VerdictJob, Plan(spec, ("window",), (32,), ("perplexity",), ("hamlet",), (), ())),
         partial(TrainingJob, [Recipe("softmax", width=16, vocabulary=24, length=16, batch=4, steps=2)]),
     )  # fmt: skip
     ids = []
@@ -203,6 +209,13 @@ def judged(at: AppTest, page: str) -> str | bool:
         said, lanes, chosen = [state["recall_problem"]], state["recall"]["lanes"], state["recall"]["model"]
         if (task := parameters.task(state["recall"]["task"])).source:
             return f"would ask from the file {task}"
+    elif page == "verdict":
+        now = state["verdict"]
+        said, lanes, chosen = [state["verdict_problem"]], now["lanes"], now["model"]
+        if wrong := [n for n in now["tasks"] if parameters.task(n).source] + [
+            n for n in now["texts"] if n not in texts.plays()
+        ]:
+            return f"would read the file {wrong[0]}"
     elif page == "learn":
         said, lanes, chosen = [state["lesson"]["note"], state["lesson_problem"]], [], None
     else:

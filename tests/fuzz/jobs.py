@@ -19,6 +19,7 @@ import numpy as np
 
 from analysis import texts
 from analysis.experiments.recall.asked import Asked
+from analysis.experiments.verdict import Plan
 from analysis.lab.recipe import Recipe
 from analysis.runs.spec import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
@@ -33,6 +34,7 @@ from app.jobs.reading import ReadingJob
 from app.jobs.recall import RecallJob
 from app.jobs.registry import Registry
 from app.jobs.training import TrainingJob
+from app.jobs.verdict import VerdictJob
 from app.jobs.whereabouts import WhereaboutsJob
 from app.view import View
 
@@ -99,6 +101,7 @@ def kinds(model: str, folder: Path) -> dict[str, Callable[..., Job]]:
         "costs": partial(CostsJob, spec, text),
         "recall": partial(RecallJob, spec, asked),
         "whereabouts": partial(WhereaboutsJob, asked.cells(one)[0]),
+        "verdict": partial(VerdictJob, Plan(short, ("window",), (16,), ("kl",), ("hamlet",), (), ())),
         "training": partial(TrainingJob, [Recipe("softmax", **TINY), Recipe("relu", **TINY)]),
     }
 

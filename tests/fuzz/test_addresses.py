@@ -9,7 +9,8 @@ from . import addresses
 
 
 @pytest.mark.parametrize(
-    "page", ["read", "chat", "heads", "recall", "figures", "runs", pytest.param("learn", marks=pytest.mark.real)]
+    "page",
+    ["read", "chat", "heads", "recall", "verdict", "figures", "runs", pytest.param("learn", marks=pytest.mark.real)],
 )
 def test_any_address_opens_its_page(page):
     for seed in (1, secrets.randbelow(10**6)):

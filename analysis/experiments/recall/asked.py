@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import msgspec
 import numpy as np
 
-from ... import files
-from ...runs.reader import about_of, spec_of
 from ...runs.result import Keep, ResultFolder
 from ...runs.run import Run
 from ...runs.spec import Spec
@@ -158,17 +156,3 @@ def _put(name: str, about: str, folder: ResultFolder) -> None:
 
 def _tabulate(rows: list[Row], folder: ResultFolder) -> None:
     write_table(rows, folder.path)
-
-
-def take_over(asked: list[RecallCell], source: Path, sha256: str, place: Path) -> None:
-    """Copy those cells of another folder that are the same, and were read with the same weights.
-
-    Raises ValueError where the disk does not take them, or one is damaged.
-    """
-    for cell in asked:
-        file = source / cell.name / "run.json"
-        if not file.exists() or (place / cell.name).exists():
-            continue
-        about = about_of(file.parent)
-        if about.get("weights_sha256") == sha256 and spec_of(file.parent) == cell.spec:
-            put(place / cell.name, {"run.json": files.contents(file)})

@@ -131,9 +131,12 @@ class RecallCell:
         said |= {"weights_sha256": model.sha256, "asking": self.asking, "decode": self.decode}
         return json.dumps(said | {"rows": msgspec.to_builtins(rows)}, indent=2) + "\n"
 
-    def write(self, place: Path, model: "LanguageModel") -> None:
-        """Ask, and write down what was answered.  Raises ValueError where the text cannot be made, or not be read."""
-        about = self.about(list(self.rows(model)), model)
+    def write(self, place: Path, model: "LanguageModel", told: Callable[[int], object] = lambda tokens: None) -> None:
+        """Ask, and write down what was answered.  `told`: see scoring.answers.
+
+        Raises ValueError where the text cannot be made, or not be read.
+        """
+        about = self.about(list(self.rows(model, told)), model)
         place.mkdir()
         files.write(place / "run.json", about)
 

@@ -7,15 +7,20 @@ that of the command `recall`.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
+
+import msgspec
 
 from ... import files
 from ...policies import parse as parse_policy
 from ...runs.spec import Spec
+from ...texts import Text
+from ...texts import read as read_text
 from ..papers import write_run
 from ..recall import TASKS
 from ..recall.cells import RecallCell
@@ -28,6 +33,8 @@ READING = ("perplexity", "kl")
 """What is measured by reading a text, of which `kl` tells top-1 agreement, too; all other tasks are those of recall."""
 SECONDS = "seconds.json"
 """File with the compute seconds of each lane of a reading."""
+KIND = "verdict"
+"""What run.json of the folder of a comparison says it is."""
 DENSE = "dense"
 
 
@@ -58,11 +65,30 @@ class ReadingCell:
         digest = hashlib.sha256(json.dumps((text, policy, self.spec.fidelity)).encode()).hexdigest()[:12]
         return f"{re.sub(r'[^-A-Za-z0-9_.+=]+', '-', f'{Path(text).name}-{policy}')[:100]}-{digest}"
 
-    def write(self, place: Path, model: "LanguageModel") -> None:
-        """Read into a run folder.  Raises ValueError where the text cannot be read."""
-        run = write_run(place, self.spec, model)
+    @property
+    def size(self) -> int:
+        """Tokens that all of its lanes read, about; of a text that is read to its end 1 for each."""
+        return len(self.spec.policies) * (self.spec.tokens or 1)
+
+    def write(self, place: Path, model: "LanguageModel", told: Callable[[int], object] = lambda tokens: None) -> None:
+        """Read into a run folder.  `told`: see write_run.  Raises ValueError where the text cannot be read."""
+        run = write_run(place, self.spec, model, told)
         spent = [float(track.compute.view()[-1]) for track in run.tracks]
         files.write(place / SECONDS, json.dumps(spent) + "\n")
+
+
+class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a folder says of a plan, but for its Spec."""
+
+    policies: tuple[str, ...]
+    budgets: tuple[int, ...]
+    tasks: tuple[str, ...]
+    texts: tuple[str, ...]
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    repeats: int
+    seed: int
+    asking: str
 
 
 @dataclass(frozen=True)
@@ -88,6 +114,37 @@ class Plan:
         if not self.policies or not self.budgets or not self.tasks or not self.texts:
             raise ValueError("name at least one policy, one budget, one task and one text")
         self.members, self.recalled  # noqa: B018  (what cannot be compared is refused at once)
+
+    @classmethod
+    def of(cls, spec: Spec, settings: Mapping[str, Any]) -> Self:
+        """The same from what a folder says.  Raises ValueError where it says something else."""
+        try:
+            said = msgspec.convert(settings, _Settings)
+        except msgspec.ValidationError as e:
+            raise ValueError(f"it does not say what is compared: {e}") from e
+        plan = cls(replace(spec, policies=(DENSE,)), **msgspec.structs.asdict(said))
+        if plan.spec != spec:
+            raise ValueError("it does not say what is compared: its policies are not those of its Spec")
+        return plan
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a folder says of it besides its Spec."""
+        names = _Settings.__struct_fields__
+        return msgspec.json.decode(msgspec.json.encode({name: getattr(self, name) for name in names}))
+
+    @property
+    def spec(self) -> Spec:
+        """By which model, and under which policies, as a folder says it."""
+        return replace(self.base, text=self.texts[0], policies=tuple(self.members))
+
+    @property
+    def text(self) -> Text:
+        """All that is read, as runs know texts.  Raises ValueError where one of them is not there."""
+        named = ", ".join(dict.fromkeys(self.texts))
+        digests = [read_text(name).sha256 for name in dict.fromkeys(self.texts)] if self.reads else []
+        one = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+        return Text(named, named, None, None, one if digests else "")
 
     @cached_property
     def members(self) -> dict[str, int | None]:
@@ -128,3 +185,23 @@ class Plan:
             for policy in self.members
             for cell in (*self.readings(policy), *(c for task in self.recalled for c in self.recall(task, policy)))
         ]
+
+    def command(self) -> str:
+        """The command line that computes the same, quoted for a shell."""
+        base = self.base
+        named = {
+            "budgets": ",".join(map(str, self.budgets)),
+            "tasks": ",".join(self.tasks),
+            "tokens": base.tokens,
+            "lengths": ",".join(map(str, self.lengths)),
+            "depths": ",".join(f"{depth:g}" for depth in self.depths),
+            "repeats": self.repeats,
+            "seed": self.seed,
+            "question": self.asking,
+            **{name: getattr(base, name) for name in ("model", "chunk", "dtype", "device", "weights", "kv_heads")},
+        }
+        words = [f"--policies={policy}" for policy in self.policies] + [f"--text={text}" for text in self.texts]
+        words += [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
+        words += {"auto": [], "on": ["--bos"], "off": ["--no-bos"]}[str(base.bos)]
+        words += [f"--special={base.special}"] if base.special != "text" else []
+        return shlex.join(["python", "-m", "analysis", "compare", *words])

@@ -1,0 +1,126 @@
+"""What a comparison has found, on the verdict page: a sentence, a picture, a table, and what one takes away."""
+
+from dataclasses import dataclass
+from html import escape
+from typing import Self
+
+import streamlit as st
+
+from analysis.errors import sentence
+from analysis.experiments.recall import TASKS
+from analysis.experiments.verdict import Plan, Verdict, read_verdict, tables
+from analysis.experiments.verdict.entries import FILE
+from analysis.experiments.verdict.plan import READING
+from analysis.figures.pareto import COSTS, Pareto
+from app import address, parameters, recordings
+from app.components import chart
+from app.controls import AROUND, kept
+from app.jobs.verdict import VerdictJob
+from app.pages import PAGES
+from app.panels import charts
+from app.plain import plain
+
+QUALITIES = {"perplexity": "Perplexity ÷ dense", "kl": "KL divergence from dense, nats/token"} | {
+    name: f"Recalled: {task.title}" for name, task in TASKS.items()
+}
+"""What may be drawn against what a cache takes."""
+PICTURE: address.Parameters = {
+    "quality": address.one_of("quality", QUALITIES),
+    "cost": address.one_of("cost", COSTS),
+}
+"""What addresses say of the picture."""
+FIRST = {"quality": "perplexity", "cost": "tokens"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a comparison, from a job or from the library."""
+
+    id: str
+    plan: Plan
+    verdict: Verdict | None
+    """None before anything is whole."""
+    done: int
+    total: int
+    table: bool = False
+    """Whether figures can be made of it."""
+
+    @classmethod
+    def of_job(cls, run: VerdictJob) -> Self:
+        """What a job has found so far."""
+        now = run.snapshot
+        return cls(run.id, run.plan, now.found, now.done, now.total, now.found is not None and not run.kept.problem)
+
+    @classmethod
+    def of_result(cls, result: recordings.Result) -> Self:
+        """What the library keeps.  Raises ValueError where it is damaged."""
+        plan, table = Plan.of(result.spec, result.settings), (result.path / FILE).exists()
+        found = read_verdict(result.path) if table else None
+        try:
+            parameters.check_plan(plan)
+            cells = plan.cells
+            done, total = sum((result.path / cell.name).exists() for cell in cells), len(cells)
+        except ValueError:
+            # A command read files of its own.
+            done = total = len(list(result.path.glob("*/run.json")))
+        return cls(result.id, plan, found, done, total, table)
+
+
+def draw(found: Found) -> None:
+    """All of it."""
+    verdict = found.verdict
+    if verdict is not None and any(e.tokens or e.recall for e in verdict.entries[1:]):
+        sofar = "" if found.done == found.total else "So far: "
+        st.html(AROUND.with_name("verdict.css"))
+        st.html(f'<p class="sk-sentence">{escape(sofar + tables.sentence(verdict))}</p>')
+        draw_picture(verdict)
+    if verdict is not None:
+        header, rows = tables.table(verdict)
+        st.dataframe([dict(zip(header, row, strict=True)) for row in rows], hide_index=True)
+        st.caption(f"{tables.CAPTION}.")
+    take_away(found)
+
+
+def draw_picture(verdict: Verdict) -> None:
+    """What caches are worth against what they take; widgets choose which of both."""
+    tasks = dict.fromkeys(task.partition(":")[0] for e in verdict.entries[1:] for task in e.recall)
+    read = [READING[0]] * any(e.relative is not None for e in verdict.entries[1:])
+    read += [READING[1]] * any(e.kl is not None for e in verdict.entries[1:])
+    measured = [*read, *tasks]
+    with st.container(horizontal=True):
+        quality = st.selectbox(
+            "How good", measured, format_func=QUALITIES.__getitem__, width=320,
+            key=kept("verdict-quality", measured[0], measured),
+        )  # fmt: skip
+        cost = st.selectbox(
+            "What it takes", list(COSTS), format_func=COSTS.__getitem__, width=220,
+            key=kept("verdict-cost", FIRST["cost"]),
+        )  # fmt: skip
+    try:
+        numbers = Pareto(quality, cost).numbers(verdict)
+    except ValueError as e:
+        st.caption(plain(sentence(e)))
+        return
+    figure = charts.pareto(numbers, COSTS[cost], QUALITIES[quality], share=quality in tasks)
+    columns = zip(numbers["title"], numbers["cost"], numbers["value"], strict=True)
+    points = [f"{title} at {at:,.4g}: {value:.4g}" for title, at, value in columns]
+    alt = f"{QUALITIES[quality]} over {COSTS[cost].lower()}; {'; '.join(points)}"
+    chart.mount(figure, key="verdict-pareto", alt=alt, height=380, projected=60)
+
+
+def take_away(found: Found) -> None:
+    """The tables as files, a figure, and the command that computes the same."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        for name, label in {"table.csv": "Table as CSV", "pairs.csv": "Pairs as CSV"}.items():
+            if (verdict := found.verdict) is not None:
+                st.download_button(
+                    label, lambda verdict=verdict, name=name: tables.written(verdict)[name], name, "text/csv",
+                    icon=":material/download:", on_click="ignore",
+                )  # fmt: skip
+        if found.table:
+            st.page_link(
+                PAGES["figures"].path, label="Make a figure of it", icon=f":material/{PAGES['figures'].icon}:",
+                query_params={"figure": "pareto", "run": found.id},
+            )  # fmt: skip
+    with st.expander("The same from a command line"):
+        st.code(found.plan.command(), language="bash", wrap_lines=True)
