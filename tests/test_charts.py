@@ -3,7 +3,10 @@
 import numpy as np
 
 from analysis.experiments.ablation import Effect
+from analysis.figures import parse
 from app.panels import charts
+
+from .verdicts import VERDICT
 
 
 def test_effects_are_where_their_heads_are():
@@ -25,3 +28,17 @@ def test_depth_has_the_spread_of_samples():
     np.testing.assert_allclose(mean, values.mean((0, 2)))
     np.testing.assert_allclose(high - low, 2 * values.mean(2).std(0, ddof=1))
     assert np.array(charts.cells(values.mean(0), "x").data[0].z).shape == (4, 3)
+
+
+def test_a_pareto_picture_has_a_line_for_each_policy_over_its_budgets():
+    figure = charts.pareto(parse("pareto:cost=tokens").numbers(VERDICT), "Cached tokens", "Perplexity", share=False)
+    dense, window, sinks, front = figure.data
+    assert [trace.name for trace in figure.data] == ["Dense", "Window", "Sinks + window", "Pareto front"]
+    assert list(dense.x) == [64, 128] and set(dense.y) == {1.0} and list(window.x) == list(sinks.x) == [64, 128]
+    np.testing.assert_allclose(window.y, np.exp([3, 2]))
+    assert list(front.x) == [64, 128] and list(front.y) == list(sinks.y) and figure.layout.yaxis.type == "log"
+    # Dense's divergence from itself is 0, which no logarithm has; of shares 0 is drawn.
+    kl = charts.pareto(parse("pareto:measure=kl,cost=tokens").numbers(VERDICT), "", "", share=False)
+    assert [trace.name for trace in kl.data] == ["Window", "Sinks + window", "Pareto front"]
+    told = charts.pareto(parse("pareto:measure=passkey,cost=tokens").numbers(VERDICT), "", "", share=True)
+    assert list(told.data[1].y) == [0, 0.5] and told.layout.yaxis.type == "linear"

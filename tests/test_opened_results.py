@@ -14,6 +14,8 @@ from analysis.experiments.grid import put
 from analysis.experiments.measures import MEASURES, Measured, read, write
 from analysis.experiments.recall.asked import Asked
 from analysis.experiments.recall.cells import Row, write_table
+from analysis.experiments.verdict import Plan, tables
+from analysis.experiments.verdict.kept import folder_of
 from analysis.maps.capture import CutOff
 from analysis.runs import library
 from analysis.runs.facts import ModelFacts
@@ -29,6 +31,7 @@ from app.panels.run_list import OPENED_ON
 
 from .fuzz import seeds
 from .fuzz.addresses import MAIN
+from .verdicts import VERDICT
 
 EFFECTS = [Effect(1, head, 0.25 * head, float("nan") if head else 0.125) for head in range(3)]
 
@@ -201,6 +204,47 @@ def test_a_map_of_recall_that_stopped_offers_to_go_on_and_one_that_is_damaged_is
         cell.write_text("{}")
     at = opened("recall", run="re")
     assert len(at.error) == 1 and "not that of a cell of recall" in at.error[0].value and not at.dataframe
+
+
+def compared(place: Path, status: str = "finished") -> None:
+    """A verdict whose numbers are round, as a job leaves it, but for its cells."""
+    spec = Spec("embedded", "hamlet", ("dense",), 1000)
+    asked = "perplexity", "kl", "passkey"
+    plan = Plan(spec, ("window", "streaming"), (64, 128), asked, ("hamlet", "macbeth"), (256,), (2.5,), seed=7)
+    folder = folder_of(plan, place)
+    for name, written in tables.written(VERDICT).items():
+        (place / name).write_text(written)
+    folder.finish(status)
+
+
+def test_a_verdict_is_seen_again_without_its_model(home):
+    compared(home / "ve")
+    at = opened("verdict", run="ve", quality="passkey", cost="megabytes")
+    (told,) = [e.proto.body for e in at.main.get("html") if "sk-sentence" in e.proto.body]
+    assert "The smallest cache within 2 % of dense on hamlet and macbeth is Sinks + window at 128 tokens" in told
+    now = {"run": "ve", "budgets": "64,128", "texts": "hamlet,macbeth", "tokens": "1000", "lengths": "256"}
+    now |= {"depths": "2.5", "seed": "7", "quality": "passkey", "cost": "megabytes"}
+    assert at.query_params["lane"] == ["window:window=256", "streaming:sinks=4,window=252,positions=cache"]
+    assert asked_of(at) == now | {"lane": at.query_params["lane"][-1]} and not at.error
+    assert at.dataframe[0].value["Policy"].tolist()[::2] == ["Dense", "Window", "Sinks + window"]
+    assert "Sinks + window at 4: 0.5" in at.get("bidi_component")[-1].proto.json
+    assert buttons(at) == ["Table as CSV", "Pairs as CSV"] and "--budgets=64,128" in at.code[0].value
+    (figure,) = (link.proto.query_string for link in at.get("page_link") if "figure" in link.proto.label)
+    assert figure == "figure=pareto&run=ve"
+    assert "Download pareto.pdf" in buttons(opened("figures", figure="pareto", run="ve"))
+
+
+def test_a_verdict_that_stopped_offers_to_go_on_and_one_that_is_damaged_is_one_sentence(home):
+    compared(home / "ve", "interrupted")
+    at = opened("verdict", run="ve")
+    assert "Resume" in [button.label for button in at.button] and len(at.dataframe[0].value) == 5
+    (home / "ve" / "verdict.json").write_text("{}")
+    at = opened("verdict", run="ve")
+    assert len(at.error) == 1 and "not that of a comparison" in at.error[0].value and not at.dataframe
+    about = json.loads((home / "ve" / "run.json").read_text())
+    (home / "ve" / "run.json").write_text(json.dumps(about | {"settings": {"budgets": [64]}}))
+    at = opened("verdict", run="ve")
+    assert len(at.error) == 1 and "does not say what is compared" in at.error[0].value and "run" not in asked_of(at)
 
 
 def test_what_is_neither_in_memory_nor_in_the_library_is_said(home):

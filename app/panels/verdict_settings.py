@@ -34,11 +34,15 @@ def _tasks(written: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task.short for task in found))
 
 
+def _texts(written: str) -> list[str]:
+    return list(dict.fromkeys(address.text(name) for name in written.split(",") if name))
+
+
 PLAN: address.Parameters = {
     "budgets": address.wholes("budgets", MOST_BUDGETS, 2, LONGEST_RECALL),
     "kl": address.whole("kl", 0, 1),
     "tasks": address.Parameter(_tasks, ",".join),
-    "texts": address.some_of("texts", texts.plays()),
+    "texts": address.Parameter(_texts, ",".join),
     "tokens": address.whole("tokens", 2, LONGEST_RECALL),
     **{name: RECALL[name] for name in ("lengths", "depths", "repeats", "seed", "question")},
 }
@@ -64,7 +68,7 @@ def settings_of(plan: Plan) -> dict[str, Any]:
         "budgets": tuple(plan.budgets),
         "kl": int("kl" in plan.tasks),
         "tasks": tuple(task for task in plan.recalled if TASKS.parse(task).name in ASKED),
-        "texts": [name for name in texts.plays() if name in plan.texts],
+        "texts": [name for name in dict.fromkeys(plan.texts) if name in texts.plays()],
         "tokens": plan.base.tokens or USUAL["tokens"],
         **{name: getattr(plan, name) for name in ("lengths", "depths", "repeats", "seed")},
         "question": plan.asking,
@@ -113,14 +117,14 @@ def sidebar(trained_length: int | None) -> None:
         st.caption("How much each lane keeps is decided by the budgets. Dense is always there.")
         numbers("Budgets, in tokens", "budgets", "Tokens that a cache holds, at most, with commas between them")
         st.caption("What is read")
-        _texts(now)
+        _read_controls(now)
         st.caption("What is asked")
-        _recall(now)
+        _recall_controls(now)
         st.caption("Model")
         now["model"] = model_controls("verdict", now["model"])
 
 
-def _texts(now: dict[str, Any]) -> None:
+def _read_controls(now: dict[str, Any]) -> None:
     revision = st.session_state.revision
     now["texts"] = st.multiselect(
         "Texts", texts.plays(), now["texts"], format_func=texts.title, key=f"verdict-texts-{revision}",
@@ -136,7 +140,7 @@ def _texts(now: dict[str, Any]) -> None:
     now["kl"] = int(kl)
 
 
-def _recall(now: dict[str, Any]) -> None:
+def _recall_controls(now: dict[str, Any]) -> None:
     revision = st.session_state.revision
     tasks = st.multiselect(
         "Tasks", [*dict.fromkeys([*ASKED, *now["tasks"]])], now["tasks"], key=f"verdict-tasks-{revision}",

@@ -1,0 +1,36 @@
+"""The verdict page in a real browser: a small comparison is stopped, goes on, and is found again by its address."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from .conftest import wait_until
+
+pytestmark = pytest.mark.browser
+SMALL = "budgets=32&tokens=256&kl=0&lengths=128&depths=5,95&lane=window:window=64&lane=streaming:sinks=4,window=60"
+
+
+def test_a_comparison_stops_goes_on_and_ends_in_a_sentence(app, page):
+    page.goto(f"{app}/verdict?{SMALL}")
+    page.get_by_role("button", name="Start", exact=True).click()
+    # Dense and the question are known before the first policy is.
+    expect(page.get_by_text(re.compile(r"[1-8] of 9 cells"))).to_be_visible(timeout=90_000)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_text(re.compile(r"Stopped after \d of 9 cells. They are kept."))).to_be_visible()
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_role("button", name="Resume").wait_for(state="detached")
+    expect(page.locator(".sk-sentence")).to_contain_text(
+        re.compile(r"^(The smallest cache|No cache of up to 32 tokens).*of dense on hamlet"), timeout=90_000
+    )
+    wait_until(page, "!!document.querySelector('.sk-chart .main-svg')")
+    told = page.locator(".sk-sentence").inner_text()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Table as CSV").click()
+    lines = download.value.path().read_text().splitlines()
+    assert lines[0].startswith("Policy,Budget,Perplexity") and len(lines) == 4
+    assert re.search(r"run=[0-9a-f-]+", page.url)
+    page.reload()
+    expect(page.locator(".sk-sentence")).to_have_text(told)
+    page.get_by_role("link", name="Make a figure of it").click()
+    page.get_by_role("button", name="Download pareto.pdf").wait_for()
