@@ -204,10 +204,13 @@ def pareto(numbers: "Numbers", cost: str, quality: str, *, share: bool) -> go.Fi
     x, y = numbers["cost"][front], numbers["value"][front]
     figure.add_scatter(x=x, y=y, name="Pareto front", mode="markers", marker=ring, hoverinfo="skip")
     figure.update_layout(margin=MARGIN, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, showlegend=True)
-    figure.update_xaxes(title=cost, type="log", dtick="D2")
-    figure.update_yaxes(title=quality, type="log", dtick="D2")
+    # Budgets are doubled more often than they are made ten times as large.
+    doubled = [2.0**n for n in range(-10, 31)]
+    ticks = {"tickvals": doubled, "ticktext": [f"{n:,.4g}" for n in doubled]}
+    figure.update_xaxes(title=cost, type="log", **ticks)
+    figure.update_yaxes(title=quality, type="log")
     if share:
-        figure.update_yaxes(type="linear", dtick=None, range=[-0.03, 1.03], tickformat=".0%")
+        figure.update_yaxes(type="linear", range=[-0.03, 1.03], tickformat=".0%")
     return figure
 
 

@@ -72,7 +72,8 @@ def draw(found: Found) -> None:
     if verdict is not None and any(e.tokens or e.recall for e in verdict.entries[1:]):
         sofar = "" if found.done == found.total else "So far: "
         st.html(AROUND.with_name("verdict.css"))
-        st.html(f'<p class="sk-sentence">{escape(sofar + tables.sentence(verdict))}</p>')
+        told = escape(sofar + tables.sentence(verdict)).replace(" %", "&nbsp;%")
+        st.html(f'<p class="sk-sentence">{told}</p>')
         draw_picture(verdict)
     if verdict is not None:
         header, rows = tables.table(verdict)
