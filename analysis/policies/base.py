@@ -7,7 +7,7 @@ This module knows nothing of tensors.
 """
 
 from dataclasses import Field, dataclass, fields, replace
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from typing_extensions import override
 
@@ -103,14 +103,14 @@ class Policy(Settings):
         """The most tokens that can be read before the first one leaves; None where none ever does."""
         return self.capacity
 
-    def at_budget(self, tokens: int) -> Self:
+    def at_budget(self, tokens: int) -> "Policy":
         """The same policy with a cache of so many tokens, at most.
 
         Raises ValueError where its cache grows with the text, or has no room for what it protects.
         """
         raise ValueError(f"{self.label} keeps more the more it reads, so it has no budget: compare without it")
 
-    def _with_window(self, window: int, tokens: int) -> Self:
+    def _with_window(self, window: int, tokens: int) -> "Policy":
         if window < 1:
             raise ValueError(f"{self.label}: {tokens} tokens leave no room for a window: choose a larger budget")
         return replace(self, window=window)
@@ -129,7 +129,7 @@ class Policy(Settings):
         """How many of the first tokens stay whatever comes, when `read` tokens have been read."""
         return 0
 
-    def with_room(self, tokens: int) -> Self:
+    def with_room(self, tokens: int) -> "Policy":
         """The same policy with room for so many more tokens before it evicts; itself where it has no such size."""
         return self
 
@@ -169,7 +169,7 @@ class Banded(Policy):
         return None if self.window is None else self.sinks + self.window
 
     @override
-    def at_budget(self, tokens: int) -> Self:
+    def at_budget(self, tokens: int) -> "Policy":
         return super().at_budget(tokens) if self.window is None else self._with_window(tokens - self.sinks, tokens)
 
     @property
@@ -182,7 +182,7 @@ class Banded(Policy):
         return min(self.sinks, read)
 
     @override
-    def with_room(self, tokens: int) -> Self:
+    def with_room(self, tokens: int) -> "Policy":
         return self if self.window is None else replace(self, window=self.window + tokens)
 
 
@@ -200,7 +200,7 @@ class Recomputed(Policy):
         return self.window + self.stride - 1
 
     @override
-    def at_budget(self, tokens: int) -> Self:
+    def at_budget(self, tokens: int) -> "Policy":
         return self._with_window(tokens - self.stride + 1, tokens)
 
     @property

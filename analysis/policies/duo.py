@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from typing_extensions import override
 
@@ -97,7 +97,7 @@ class Duo(Policy):
         return None if self.full else self.sinks + self.window
 
     @override
-    def at_budget(self, tokens: int) -> Self:
+    def at_budget(self, tokens: int) -> "Policy":
         return super().at_budget(tokens) if self.full else self._with_window(tokens - self.sinks, tokens)
 
     @override
@@ -105,5 +105,5 @@ class Duo(Policy):
         return min(self.sinks, read)
 
     @override
-    def with_room(self, tokens: int) -> Self:
+    def with_room(self, tokens: int) -> "Duo":
         return replace(self, window=self.window + tokens)

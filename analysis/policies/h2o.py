@@ -1,7 +1,7 @@
 """H2O, the heavy-hitter oracle: what got the most attention stays (Zhang et al. 2023, arXiv:2306.14048)."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
@@ -28,7 +28,7 @@ class H2O(Ranked):
     recent: int = setting(128, "Newest tokens that are protected whatever their score.", low=1)
 
     @override
-    def at_budget(self, tokens: int) -> Self:
+    def at_budget(self, tokens: int) -> "Ranked":
         # The two parts stay as large to each other as they are.
         return replace(self, budget=tokens, recent=max(1, self.recent * tokens // self.budget))
 

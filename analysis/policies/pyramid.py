@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -96,7 +96,7 @@ class Pyramid(Ranked):
         return int(share * free * (self.steepness - 1) / (self.steepness * self.interval))
 
     @override
-    def with_room(self, tokens: int) -> Self:
+    def with_room(self, tokens: int) -> "Ranked":
         # The top layer gets least of what is added.
         return replace(self, budget=self.budget + self.steepness * (tokens + self.interval))
 

@@ -7,7 +7,7 @@ docs/policies.md compares each policy with its paper and with its authors' code.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
@@ -53,7 +53,7 @@ class LayerState:
     """The keys where they stand: rotated to their positions, as the newest query met them."""
     future_queries: "FutureQueries | None" = None
     """None unless the policy asks for them (`future_positions`)."""
-    own: "Bool[Tensor, 'kv_heads slots'] | None" = None
+    own: "Bool[Tensor, 'owners slots'] | None" = None
     """Which slots of the one row are those of each KV head; None where each has a row of its own."""
 
 
@@ -129,7 +129,7 @@ class Ranked(Policy):
         return int(self.protected(torch.arange(min(self.sinks, read))[None]).long().cumprod(1).sum())
 
     @override
-    def with_room(self, tokens: int) -> Self:
+    def with_room(self, tokens: int) -> "Ranked":
         return replace(self, budget=self.budget + tokens + self.interval)
 
     def order(self, state: LayerState) -> "Int[Tensor, 'kv_heads slots']":
@@ -158,7 +158,7 @@ class Ranked(Policy):
         return self.smallest
 
     @override
-    def at_budget(self, tokens: int) -> Self:
+    def at_budget(self, tokens: int) -> "Policy":
         # A small cache that protects many of the newest tokens would be a window.
         return (
             super().at_budget(tokens)

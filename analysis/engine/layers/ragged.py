@@ -20,7 +20,7 @@ from .ranked import Evicted, RankedLayer, Scattered, agreeing
 class RaggedEvicted(Evicted):
     """Slots in one row that a layer evicted."""
 
-    own: Bool[Tensor, "kv_heads evicted"] = field(kw_only=True)
+    own: Bool[Tensor, "owners evicted"] = field(kw_only=True)
     """Whose they were."""
 
     def of_head(self, kv_head: int) -> tuple[Int[Tensor, " evicted"], Float[Tensor, "evicted dim"]]:
@@ -32,7 +32,7 @@ class RaggedEvicted(Evicted):
 class Ragged(Scattered):
     """What the heads of a layer hold whose slots stand in one row."""
 
-    own: Bool[Tensor, "kv_heads slots"] = field(kw_only=True)
+    own: Bool[Tensor, "owners slots"] = field(kw_only=True)
     """Whose they are."""
 
     def of_head(self, kv_head: int) -> tuple[Int[Tensor, " slots"], Float[Tensor, "slots dim"]]:
@@ -68,7 +68,7 @@ class RaggedLayer(RankedLayer):
     Tensors have one row, [1, slots, …].  They are replaced and never written into, so that a copy of it costs nothing.
     """
 
-    own: Bool[Tensor, "kv_heads slots"] = field(kw_only=True)
+    own: Bool[Tensor, "owners slots"] = field(kw_only=True)
     """Which slots are those of each KV head: every slot is one head's."""
 
     @classmethod

@@ -5,7 +5,7 @@ All heads of a layer hold equally many, so nothing is copied to the host in here
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ..state import State
 from .banded import BandedLayer
 from .queries import QueryMoments
 
+Kind = TypeVar("Kind", bound="RankedLayer")
 WORK = "accumulated_attention", "recent_attention", "rotated"
 """What a layer knows of its slots besides keys, values and positions, where there is any."""
 
@@ -169,11 +170,11 @@ class RankedLayer:
         keys = torch.cat((self.keys[:, :first], self.keys[:, begin:]), 1)
         return keys, torch.cat((self.values[:, :first], self.values[:, begin:]), 1)
 
-    def copy(self) -> Self:
+    def copy(self: Kind) -> Kind:
         """The same slots, free to go another way."""
         return replace(self)
 
-    def unobserved(self) -> Self:
+    def unobserved(self: Kind) -> Kind:
         """The same slots, of which no attention has been observed yet."""
         return replace(self, **dict.fromkeys((*WORK, "queries")))
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -42,7 +42,7 @@ class Asked:
     decode: bool = False
 
     @classmethod
-    def of(cls, settings: Any) -> Self:
+    def of(cls, settings: Any) -> "Asked":
         """The same from what a folder says.  Raises ValueError where it says something else."""
         try:
             return msgspec.convert(settings, cls)
