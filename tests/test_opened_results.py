@@ -189,7 +189,8 @@ def test_a_map_of_recall_is_seen_again_without_its_model(home):
     now = {"run": "re", "lengths": "64,128", "depths": "95", "seed": "7", "measured": "nll", "cell": "1,128,95"}
     said_now = {name: at.query_params[name] for name in at.query_params}
     assert said_now.pop("lane") == lanes and {n: v if isinstance(v, str) else v[0] for n, v in said_now.items()} == now
-    assert at.dataframe[0].value["Recalled"].tolist() == ["1/1"] * 3 + ["0/1"] and not at.error
+    # The table of the cell that is looked at stands above that of the map.
+    assert at.dataframe[-1].value["Recalled"].tolist() == ["1/1"] * 3 + ["0/1"] and not at.error
     assert "--lengths=64,128" in at.code[0].value and buttons(at) == ["All answers as CSV"]
     (figure,) = (link.proto.query_string for link in at.get("page_link") if "figure" in link.proto.label)
     assert figure == "figure=needle-map&run=re"
