@@ -63,7 +63,7 @@ def test_a_conversation_under_two_policies(app, page):
     # A token: what it looked back at is drawn on the transcript, and the sinks got most of it.
     page.locator(".sk-lane").first.locator(".sk-assistant").last.locator("span").first.click()
     page.get_by_text("Shaded: what the outlined token gave").wait_for()
-    shaded = page.locator(".sk-lane").first.locator(".sk-flow span[style*=background]")
+    shaded = page.locator(".sk-lane").first.locator(".sk-flow span[style*=--paint]")
     assert shaded.count() > 10
     assert "% of the attention" in page.locator(".sk-first b").first.get_attribute("title")
 
