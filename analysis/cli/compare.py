@@ -18,7 +18,7 @@ Listed = list[str] | None
 def compare(
     policies: Annotated[Listed, typer.Option(help="policies with their settings, with commas, but for sizes")] = None,
     budgets: Annotated[str, typer.Option(help="tokens that a cache holds, at most, with commas")] = "64,128,256,512",
-    tasks: Annotated[str, typer.Option(help="perplexity, kl, and tasks of `recall`")] = "perplexity,passkey",
+    tasks: Annotated[str, typer.Option(help="perplexity, kl, and tasks of `recall`")] = TASKS,
     model: options.Model = "embedded",
     text: Annotated[Listed, typer.Option(help="what is read for perplexity; once more for more texts")] = None,
     tokens: Annotated[int, typer.Option(help="read so many tokens of each text")] = 2048,
