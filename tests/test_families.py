@@ -275,12 +275,12 @@ def test_layers_may_lie_on_several_devices(name):
     assert {d.type for d in adapted.homes.values()} == {"cpu", "meta"}
     for lane in open_lanes(adapted, tokens, policies, history=32):
         for _ in range(3):
-            logits, mass, _ = lane.store.forward(lane.position - 1, lane.position + 15, 1)
+            logits, mass, *_ = lane.store.forward(lane.position - 1, lane.position + 15, 1)
             lane.position += 16
             assert logits.is_meta and mass.shape == (4, 4, 16)
             assert [c.keys.view().device for c in lane.store.layers] == list(adapted.homes.values())
         lane.context.truncate(lane.position)
-        logits, mass, _ = lane.store.decode(lane.position, None)
+        logits, mass, *_ = lane.store.decode(lane.position, None)
         assert logits.is_meta and mass.shape == (4, 4, 1)
 
 

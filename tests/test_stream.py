@@ -234,7 +234,7 @@ def test_engine_runs_on_the_meta_device(tokens, tmp_path):
         lane = open_lanes(model, tokens, [parse(policy)], history=64)[0]
         for _ in range(4):
             # The reading itself, short of the one transfer to the host that ends it.
-            nll, mass, held, _ = lane.store.read(lane.position, 30, len(tokens))
+            nll, mass, held, *_ = lane.store.read(lane.position, 30, len(tokens))
             assert nll.is_meta and mass.is_meta and nll.shape == held.shape == mass.shape[-1:]
             lane.position += len(nll)
 

@@ -207,12 +207,12 @@ def judged(at: AppTest, page: str) -> str | bool:
         said, lanes, chosen = [state["heads_problem"]], [state["heads"]["policy"]], state["heads"]["model"]
     elif page == "recall":
         said, lanes, chosen = [state["recall_problem"]], state["recall"]["lanes"], state["recall"]["model"]
-        if (task := parameters.task(state["recall"]["task"])).source:
-            return f"would ask from the file {task}"
+        if file := getattr(parameters.task(state["recall"]["task"]), "file", ""):
+            return f"would ask from the file {file}"
     elif page == "verdict":
         now = state["verdict"]
         said, lanes, chosen = [state["verdict_problem"]], now["lanes"], now["model"]
-        if wrong := [n for n in now["tasks"] if parameters.task(n).source] + [
+        if wrong := [n for n in now["tasks"] if getattr(parameters.task(n), "file", "")] + [
             n for n in now["texts"] if n not in texts.plays()
         ]:
             return f"would read the file {wrong[0]}"
