@@ -66,15 +66,19 @@ def opened(page: str, asked: Mapping[str, str | list[str]]) -> AppTest:
         at.switch_page(f"views/{page}.py")
     for name, value in asked.items():
         at.query_params[name] = value
-    at.run()
-    until = time.monotonic() + 120
-    # Some widgets of the lesson are made of an answer.
-    while WAITED & {caption.value for caption in at.caption} and time.monotonic() < until:
-        at.run()
-    assert not at.exception
+    settle(at)
     if "lesson_run" in at.session_state:
         REGISTRY.free(at.session_state["lesson_run"])
     return at
+
+
+def settle(at: AppTest) -> None:
+    """Run a page until it waits for nothing: some widgets of the lesson are made of an answer."""
+    at.run()
+    until = time.monotonic() + 120
+    while WAITED & {caption.value for caption in at.caption} and time.monotonic() < until:
+        at.run()
+    assert not at.exception
 
 
 def said(at: AppTest) -> dict[str, list[str]]:
@@ -133,7 +137,8 @@ def test_a_link_sets_a_chapter_up_in_the_same_way(name):
 def test_a_sentence_that_did_not_fit_is_asked_for_and_known_again():
     long = "It was the best of times, it was the worst of times, " * 8
     at = opened("learn", {"chapter": "row"})
-    at.text_input("lesson-sentence").set_value(long).run()
+    at.text_input("lesson-sentence").set_value(long)
+    settle(at)
     (named,) = said(at)["sentence"]
     assert named.startswith("sha256:") and not at.info
     there = opened("learn", said(at))
@@ -141,5 +146,6 @@ def test_a_sentence_that_did_not_fit_is_asked_for_and_known_again():
     assert said(there)["sentence"] == [named]
     there.text_input("lesson-sentence").set_value("Other words").run()
     assert "not the sentence of the link" in there.info[0].value and said(there)["sentence"] == ["Other words"]
-    there.text_input("lesson-sentence").set_value(long).run()
+    there.text_input("lesson-sentence").set_value(long)
+    settle(there)
     assert not there.info and said(there)["sentence"] == [named] and widgets(there) == widgets(at)

@@ -60,12 +60,12 @@ def test_every_chapter_is_opened_by_an_arrow_key(app, page, language):
             assert widths[0] <= widths[1] <= 400, (name, scheme)
             page.locator(RESULTS[name]).first.scroll_into_view_if_needed()
             page.set_viewport_size({"width": 1440, "height": 900})
-        if name != "emergence":
+        if name != [*RESULTS][-1]:
             page.keyboard.press("ArrowRight")
     assert page.get_by_role("button", name=lesson(language)["page"].say("next")).is_disabled()
     page.keyboard.press("ArrowLeft")
-    opened(page, language, "heads")
-    assert "chapter=heads" in page.url
+    opened(page, language, "emergence")
+    assert "chapter=emergence" in page.url
     assert not page.problems and not page.strangers
 
 
