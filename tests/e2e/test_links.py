@@ -149,7 +149,6 @@ SET_UP = {
     "chat": "lane=window:window=64&script=memory&seed=7&temperature=0.5&weights=model&dtype=bfloat16",
     "heads": "panel=knockouts&kind=weights&layer=3&tokens=96&text=macbeth",
     "figures": "figure=strip:lane=1,begin=5,tokens=30&venue=acl&points=6.5&file=svg&dpi=150&grey=1",
-    "runs": "search=dense",
     "learn": "chapter=row&sentence=Words+of+my+own+here&head=20.3&kind=off-by-one&logits=1,2.5,-3,0,4",
 }
 """A page set up in a way of its own, for each page."""
@@ -171,9 +170,6 @@ def settled(page, query: str) -> str:
 
 
 def test_links_of_every_page_open_the_same_on_another_server_and_back_and_forward(app, page, tmp_path):
-    # A library without runs has nothing to search in.
-    for home in (library.home(), tmp_path / "runs"):
-        seeds.run(home / "searched", end="finished")
     with started(SINKSCOPE_RUNS=str(tmp_path / "runs")) as (other, _):
         fields = {}
         for where, query in SET_UP.items():

@@ -7,6 +7,8 @@ const PATIENCE = 400;
 // browser's history of every change of the address, so all changes but these take the place of the entry before.
 const ENTRIES = ["run", "panel", "figure", "chapter", "compare"];
 let arriving = false;
+// The newest change of the address on one page: what it was before, and whether that is an entry of its own.
+let before = null;
 
 function entriesOf(search) {
   const asked = new URLSearchParams(search);
@@ -22,9 +24,21 @@ function keepHistory() {
     const now = entriesOf(location.search), then = entriesOf(next.search);
     // A run that is no longer there is not gone back to, and what a page says of itself on arrival is no second entry.
     const entry = then.some((value, i) => value !== now[i] && (value || ENTRIES[i] !== "run"));
-    if (samePage && (arriving || !entry)) history.replaceState(state, title, url);
+    if (samePage) {
+      const pushed = entry && !arriving;
+      before = { href: location.href, pushed };
+      if (pushed) push.call(history, state, title, url);
+      else history.replaceState(state, title, url);
+      return;
+    }
+    // What a page says of itself on arrival may come before its path does, and then stands behind the path of the page
+    // that was left, whose address comes back.
+    const early = before && next.search && next.search === location.search;
+    if (early && !before.pushed) history.replaceState(null, "", before.href);
+    if (early && before.pushed) history.replaceState(state, title, url);
     else push.call(history, state, title, url);
-    if (!samePage) arriving = true;
+    before = null;
+    arriving = true;
   };
   history.pushState.kept = true;
 }
