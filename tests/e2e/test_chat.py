@@ -64,7 +64,8 @@ def test_a_conversation_under_two_policies(app, page):
     page.locator(".sk-lane").first.locator(".sk-assistant").last.locator("span").first.click()
     page.get_by_text("Shaded: what the outlined token gave").wait_for()
     shaded = page.locator(".sk-lane").first.locator(".sk-flow span[style*=--paint]")
-    assert shaded.count() > 10
+    # The words are there before the weights are.
+    shaded.nth(10).wait_for(state="attached")
     assert "% of the attention" in page.locator(".sk-first b").first.get_attribute("title")
 
     # Switched in the middle of the conversation, with the sinks pinned again.
