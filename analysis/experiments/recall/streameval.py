@@ -13,7 +13,8 @@ BEFORE = "Below is a record of lines I want you to remember.\n"
 
 @dataclass(frozen=True)
 class StreamEval(Task):
-    """Every few lines the value of a line that was read a while ago is asked for, and the stream goes on.
+    """Every few lines the value of a line that was read a while ago is asked for, and the stream goes on.  The embedded
+    model hardly manages it even dense: fewer digits and fewer lines back make it easier.
 
     After section 4.3 of Xiao et al. 2023 (arXiv:2309.17453), whose data and script were never released.  The paper
     shows the form of a line and of a question, asks every 10 lines about 20 lines back, and scores the exact answer.
