@@ -111,7 +111,7 @@ def test_what_was_killed_at_any_moment_says_the_same(begin, registry, whole, hom
 
     def step(self, *about):
         real(self, *about)
-        copies.append(shutil.copytree(home / self.name, home / f"killed-{len(copies)}"))
+        copies.append(copied(home / self.name, home / f"killed-{len(copies)}"))
 
     monkeypatch.setattr(RunKeeper, "step", step)
     job = begin(SCRIPT)
@@ -143,7 +143,7 @@ def test_what_was_typed_goes_on_after_whatever_was_pressed(begin, registry, home
         if now:
             # In the job's own thread, which writes nothing meanwhile.
             shutil.rmtree(home / "killed", ignore_errors=True)
-            copies.append(shutil.copytree(home / self.name, home / "killed"))
+            copies.append(copied(home / self.name, home / "killed"))
 
     monkeypatch.setattr(RunKeeper, "save", save)
     job = begin()
@@ -170,7 +170,7 @@ def test_what_was_typed_goes_on_after_whatever_was_pressed(begin, registry, home
     monkeypatch.setenv("SINKSCOPE_RUNS", str(home))
     if moment == "switched":
         shutil.rmtree(home / "killed")
-        shutil.copytree(home / job.id, home / "killed")
+        copied(home / job.id, home / "killed")
     job.say("and on")
     settle(job, turns + 1)
     whole = spoken(job)

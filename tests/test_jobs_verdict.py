@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -23,7 +22,7 @@ from app.panels.verdict_results import Found
 
 from .test_jobs_recall import home, speaking
 from .test_resume import killed
-from .waiting import until
+from .waiting import copied, until
 
 __all__ = ["home", "speaking"]
 FILES = {"verdict.json", "table.csv", "pairs.csv", "table.md"}
@@ -129,7 +128,7 @@ def test_what_was_killed_is_completed_by_a_job_and_by_the_command(registry, spea
     def write(self, what):
         real(self, what)
         if self.folder is not None and json.loads((self.folder.path / "run.json").read_text())["status"] == "running":
-            copies.append(shutil.copytree(self.folder.path, home / f"killed-{len(copies)}"))
+            copies.append(copied(self.folder.path, home / f"killed-{len(copies)}"))
             killed(copies[-1])
 
     asked = plan_of(speaking, budgets=(32,), tasks=("kl",))

@@ -14,6 +14,8 @@ from analysis.lab.recipe import ATTENTIONS, Recipe
 from analysis.lab.training import Training
 from analysis.runs.checkpoint import Saver
 
+from . import waiting
+
 TINY = {"width": 16, "vocabulary": 24, "length": 16, "batch": 4, "steps": 50}
 SETTINGS = ",".join(f"{k}={v}" for k, v in TINY.items())
 
@@ -54,7 +56,7 @@ def copies(monkeypatch, root, where, steps):
         real(self)
         count[0] += 1
         if count[0] in steps:
-            shutil.copytree(root, to := where / str(count[0]))
+            waiting.copied(root, to := where / str(count[0]))
             for about in [*to.glob("run.json"), *to.glob("*/run.json")]:
                 killed(about.parent)
 

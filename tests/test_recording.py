@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from .recordings import FOUR, live_frame, made_up
 from .test_frames import decoded
 from .test_jobs_reading import begin
 from .test_resume import killed
-from .waiting import until
+from .waiting import copied, until
 
 SHARED = Path(__file__).parents[1] / "app" / "components" / "shared"
 SCRIPT = "\n".join((SHARED / f"{part}.js").read_text(encoding="utf-8") for part in ("frame", "recording"))
@@ -197,7 +196,7 @@ def test_a_run_that_goes_on_goes_on_recording_maps(run, model, text, tmp_path, m
         def append(self, step):
             real(self, step)
             if not place.exists():
-                shutil.copytree(self.path, place)
+                copied(self.path, place)
                 killed(place)
 
         monkeypatch.setattr(Folder, "append", append)

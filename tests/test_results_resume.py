@@ -25,7 +25,7 @@ from app.jobs.measures import MeasuresJob
 from .test_jobs_kept import home as home
 from .test_resume import command as command
 from .test_resume import killed
-from .waiting import until
+from .waiting import copied, until
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def moments(monkeypatch, home):
     def write(self, what):
         real(self, what)
         if self.folder is not None and about_of(home / self.name)["status"] == "running":
-            copies.append(shutil.copytree(home / self.name, home / f"killed-{len(copies)}"))
+            copies.append(copied(home / self.name, home / f"killed-{len(copies)}"))
             killed(copies[-1])
 
     monkeypatch.setattr(ResultKeeper, "write", write)

@@ -18,6 +18,8 @@ from analysis.runs.folder import Folder
 from analysis.runs.reader import about_of, load
 from analysis.texts import read as read_text
 
+from . import waiting
+
 LANES = ["dense", "streaming:sinks=4,window=28", "h2o:budget=24,recent=4", "recompute:window=20,stride=4"]
 LANES += ["duo:full=50,sinks=2,window=16"]
 
@@ -108,7 +110,7 @@ def copies(monkeypatch, where, steps):
         count[0] += 1
         if count[0] in steps:
             to = where / str(count[0])
-            shutil.copytree(self.path, to)
+            waiting.copied(self.path, to)
             killed(to)
 
     monkeypatch.setattr(Folder, "append", append)

@@ -21,7 +21,7 @@ from analysis.runs.folder import Folder
 from analysis.runs.reader import load
 from analysis.runs.spec import Sampling
 
-from . import tokenizers
+from . import tokenizers, waiting
 from .test_bos import tiny
 from .test_resume import command as command
 from .test_resume import killed, same
@@ -112,7 +112,7 @@ def test_a_script_that_was_killed_goes_on(every, words, script, whole, tmp_path,
         calls[0] += 1
         if calls[0] in (1, 2, 5, 9, 14):
             copied.append(tmp_path / f"killed-{calls[0]}")
-            shutil.copytree(self.path, copied[-1])
+            waiting.copied(self.path, copied[-1])
             killed(copied[-1])
 
     monkeypatch.setattr(Folder, "append", append)

@@ -22,5 +22,9 @@ def until(run, condition: Callable[[], object], seconds: float = 300) -> None:
 
 
 def copied(live: Path, to: Path) -> Path:
-    """A copy of a folder into which a job writes meanwhile, but for drafts, which come and go."""
-    return shutil.copytree(live, to, ignore=shutil.ignore_patterns(".*"))
+    """A copy of a folder as a kill leaves it; it may be written into meanwhile, so files of the list can be gone."""
+    while True:
+        try:
+            return shutil.copytree(live, to)
+        except shutil.Error:
+            shutil.rmtree(to)
