@@ -33,15 +33,16 @@ def setting(
     pattern: str = "",
     file: bool = False,
     intervention: bool = False,
+    rare: bool = False,
 ):
     """A dataclass field for one setting: its default, its help text, and the values that it may take.
 
-    `file`: it may be a file's path.  `intervention`: it changes attention rather than saying what is kept, and is
-    written only where it changes something.
+    `file`: it may be a file's path.  `intervention`: it changes attention rather than saying what is kept.  `rare`: it
+    is written only where it is not the default, as interventions are, and has a name wherever it is given.
     """
     rule = {"help": help, "low": low, "high": high, "choices": choices, "pattern": pattern, "file": file}
-    rule["intervention"] = intervention
-    return field(default=default, metadata=rule, kw_only=intervention)
+    rule |= {"intervention": intervention, "rare": rare or intervention}
+    return field(default=default, metadata=rule, kw_only=rare or intervention)
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ class Settings:
 
     @property
     def _shown(self) -> list[Field]:
-        """What is written."""
-        return self.settings()
+        """What is written, interventions last."""
+        inside = sorted(fields(self), key=lambda f: f.metadata["intervention"])
+        return [f for f in inside if not f.metadata["rare"] or getattr(self, f.name) != f.default]
 
 
 def _shown(number: float) -> str:

@@ -5,6 +5,7 @@ Slow, and only for tiny models.
 """
 
 import functools
+import itertools
 
 import numpy as np
 import torch
@@ -12,31 +13,41 @@ from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 
-def kept(t: int, sinks: int, window: int) -> list[int]:
-    """Text positions that query t attends to: s + r cached tokens and itself, evicted after the forward pass."""
+def kept(t: int, sinks: int, window: int, step: int = 1) -> list[int]:
+    """Text positions that query t attends to: s + r cached tokens and itself, evicted after the forward pass, `step`
+    tokens together."""
     cached: list[int] = []
     for token in range(t):
         cached.append(token)
         if len(cached) > sinks + window:
-            cached = cached[:sinks] + cached[-window:]
+            cached = cached[:sinks] + cached[sinks + step :]
     return [*cached, t]
 
 
-def read(model: PreTrainedModel, tokens, sinks: int, window: int, positions: str) -> tuple[np.ndarray, np.ndarray]:
+def edge(t: int, sinks: int, window: int, step: int) -> int:
+    """The oldest token of the window that query t reaches: `step` tokens leave together, counted from the sinks on."""
+    return next(first for first in itertools.count(sinks, step) if t - first <= window)
+
+
+def read(
+    model: PreTrainedModel, tokens, sinks: int, window: int, positions: str, step: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """NLL of tokens 1 … and attention to the first 4 tokens [layers, heads, queries] of a llama, token by token.
 
     Kept, since an engine is compared with it at several sizes of its chunks; so nobody may change the model.
     """
-    return _read(model, tuple(map(int, tokens)), sinks, window, positions)
+    return _read(model, tuple(map(int, tokens)), sinks, window, positions, step)
 
 
 @functools.lru_cache(maxsize=64)
-def _read(model: PreTrainedModel, tokens, sinks: int, window: int, positions: str) -> tuple[np.ndarray, np.ndarray]:
+def _read(
+    model: PreTrainedModel, tokens, sinks: int, window: int, positions: str, step: int
+) -> tuple[np.ndarray, np.ndarray]:
     config = model.config
     heads, groups = config.num_attention_heads, config.num_attention_heads // config.num_key_value_heads
     dim = config.hidden_size // heads
     count = len(tokens) - 1
-    reach = [kept(t, sinks, window) for t in range(count)]
+    reach = [kept(t, sinks, window, step) for t in range(count)]
     mass = np.zeros((config.num_hidden_layers, heads, count), np.float32)
     with torch.no_grad():
         hidden = model.model.embed_tokens(torch.as_tensor(np.asarray(tokens[:count], np.int64)))

@@ -12,10 +12,11 @@ import torch
 
 from analysis.engine.head_scores import full_heads
 from analysis.engine.history import RankedChunk
-from analysis.policies import Dense, Duo, Ranked, Recomputed, Streaming
+from analysis.policies import Banded, Dense, Duo, Ranked, Recomputed
 
 from . import invariants
 from .letting_go import let_go
+from .naive import edge
 
 SINK_TOKENS = 4
 
@@ -155,14 +156,19 @@ class Switching:
             return by_slot if policy.positions == "cache" else (p, t)
         if isinstance(policy, Duo):
             return (p, t) if head in self.full[layer] or policy.positions == "text" else by_slot
-        if not isinstance(policy, Streaming) or policy.positions == "text":
+        if not isinstance(policy, Banded) or policy.positions == "text":
             return p, t
         sinks = policy.sinks if self.gathers else 0
         if policy.positions == "none":
             return (0, 0) if p < sinks else (p, t)
-        return (
-            by_slot if policy.positions == "cache" else (min(p, sinks + policy.window), min(t, sinks + policy.window))
-        )
+        return by_slot if policy.positions == "cache" else (self._counted(p, sinks), self._counted(t, sinks))
+
+    def _counted(self, t, sinks):
+        """The length of the cache when token t was read, had the policy held from the first token on."""
+        return min(t, sinks + t - self._edge(t))
+
+    def _edge(self, t):
+        return edge(t, self.policy.sinks, self.policy.window, getattr(self.policy, "step", 1))
 
     def _evict(self, attention):
         policy, layer = self.policy, attention.layer_idx
@@ -176,7 +182,7 @@ class Switching:
             sinks = policy.sinks if self.gathers else 0
             slots = self.slots[layer][head]
             first, rest = [s for s in slots if s.position < sinks], [s for s in slots if s.position >= sinks]
-            self.slots[layer][head] = first + rest[-window:]
+            self.slots[layer][head] = first + [s for s in rest if s.position >= self._edge(self.t + 1)]
 
     # Switching
 
@@ -249,7 +255,7 @@ class Switching:
                 if first is None:
                     first = [] if firsts is None else firsts[layer][head]
                 rest = [s for s in held if s.position >= max(begin, len(first))]
-                self.slots[layer][head] = first + rest[-policy.window :]
+                self.slots[layer][head] = first + [s for s in rest if s.position >= self._edge(self.read)]
 
     def _put_first(self, count):
         firsts = self.first_slots(count)

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,21 +15,27 @@ from . import naive
 
 POSITIONS = ("cache", "text", "none", "naive")
 BANDS = [
-    Band(sinks, sinks + gap, window, positions)
-    for sinks, gap, window, positions in itertools.product((0, 1, 4), (0, 3), (1, 5, None), POSITIONS)
+    Band(sinks, sinks + gap, window, positions, step, sinks)
+    for sinks, gap, window, positions, step in itertools.product((0, 1, 4), (0, 3), (1, 5, None), POSITIONS, (1, 3))
     # A position that is the length of the cache is of a window alone.
-    if positions != "naive" or window
+    if (positions != "naive" or window) and step <= (window or 1)
 ]
 
 
 def window_of(band, t):
     """The tokens of the window that query t reaches, itself included."""
-    return list(range(max(band.first, 0 if band.window is None else t - band.window), t + 1))
+    low = 0 if band.window is None else naive.edge(t, band.steps_from, band.window, band.step)
+    return list(range(max(band.first, low), t + 1))
 
 
 def reached(band, t):
     """All that query t reaches, in the order of the text."""
     return [*range(min(band.sinks, t + 1)), *window_of(band, t)]
+
+
+def count(band, t):
+    """The length of the cache when token t was read."""
+    return min(t, band.sinks + (t - naive.edge(t, band.steps_from, band.window, band.step) if band.window else 0))
 
 
 def queries(band):
@@ -49,31 +56,37 @@ def test_positions_are_counted_as_the_policy_says(band):
     for t in queries(band):
         slot, keys = band.slot_of(t), reached(band, t)
         assert slot == band.slot(torch.tensor(t))
-        counted = min(t, band.sinks + (band.window or 0))
+        counted = count(band, t)
         for sink in range(min(band.sinks, t + 1)):
             by_slot = keys.index(t) - keys.index(sink)
             wanted = {"cache": by_slot, "text": t - sink, "none": 0, "naive": counted - sink}[band.positions]
             assert slot - at_sinks[sink] == wanted
         for origin in (0, 7):
             query, key = (int(band.in_window(torch.tensor(x), origin)) for x in (t, max(t - 1, 0)))
-            naively = counted - min(max(t - 1, 0), band.sinks + (band.window or 0))
+            naively = counted - count(band, max(t - 1, 0))
             assert query - key == (naively if band.positions == "naive" else min(t, 1))
             assert band.positions == "naive" or query == t - origin
         length = {"cache": len(keys), "text": t + 1, "none": 0, "naive": counted + 1}[band.positions]
         assert band.length_of(t) == (length if band.sinks and length else max(1, len(window_of(band, t))))
 
 
+@pytest.mark.parametrize("step", [1, 2, 5])
 @pytest.mark.parametrize(("sinks", "window"), [(0, 1), (0, 7), (3, 1), (4, 9), (30, 5)])
-def test_what_is_held_is_what_a_list_holds(sinks, window):
-    held = Band(sinks, sinks, window, "cache").held(np.arange(40))
-    assert held.tolist() == [len(naive.kept(t + 1, sinks, window)) - 1 for t in range(40)]
+def test_what_is_held_is_what_a_list_holds(sinks, window, step):
+    step = min(step, window)
+    band = Band(sinks, sinks, window, "cache", step, sinks)
+    lists = [naive.kept(t, sinks, window, step) for t in range(41)]
+    assert band.held(np.arange(40)).tolist() == [len(of) - 1 for of in lists[1:]]
+    assert [band.keeps(end) for end in range(41)] == [sum(k >= sinks for k in of[:-1]) for of in lists]
+    for t, of in enumerate(lists[:40]):
+        assert torch.arange(40)[band.sees(torch.tensor([t]), torch.arange(40))[0]].tolist() == of
     assert Band(sinks, sinks, None, "cache").held(np.arange(40)).tolist() == list(range(1, 41))
 
 
 @pytest.mark.parametrize("sliding_window", [None, 1, 5, 6, 30])
-@pytest.mark.parametrize("window", [1, 5, None])
-def test_a_layer_that_slides_by_itself_sees_no_more(sliding_window, window):
-    band, t = Band(3, 3, window, "cache"), torch.arange(20)
+@pytest.mark.parametrize(("window", "step"), [(1, 1), (5, 1), (5, 4), (None, 1)])
+def test_a_layer_that_slides_by_itself_sees_no_more(sliding_window, window, step):
+    band, t = Band(3, 3, window, "cache", step, 3), torch.arange(20)
     expected = band.sees(t, t, sliding_window)
     for q, k in itertools.product(range(20), range(20)):
         own = sliding_window is None or k > q - sliding_window
@@ -91,7 +104,12 @@ def cases():
         # No more first tokens are sinks than have been read when the chunk ends.
         count = max(draw.choice((1, 3, 64, 65, 140)), sinks - start)
         settings = {"sink_tokens": draw.choice((0, 4, 9)), "sliding_window": draw.choice((None, None, 1, 4, 30))}
-        yield Band(sinks, first, window, "cache"), start, count, settings, draw.choice((1, 2))
+        step = draw.randint(1, window) if window and draw.random() < 0.5 else 1
+        band = Band(sinks, first, window, "cache", step, sinks)
+        if start > band.first:
+            # Before the chunk, too, no more was kept than its first token reaches.
+            band = replace(band, first=max(first, start - band.keeps(start)))
+        yield band, start, count, settings, draw.choice((1, 2))
 
 
 def test_a_plan_shows_every_query_what_it_reaches_and_nothing_else():
@@ -113,7 +131,7 @@ def test_a_plan_shows_every_query_what_it_reaches_and_nothing_else():
             of_prefix += made.prefix_mask
         cut += made.blocks > 1
         if made.blocks > 1:
-            assert made.width == made.block + band.narrowed(sliding_window).window and made.past == 0
+            assert made.width == made.block + band.narrowed(sliding_window).reach and made.past == 0
         for i, group in itertools.product(range(count), range(groups)):
             t, (block, row) = start + i, divmod(i, made.block)
             row += group * made.block

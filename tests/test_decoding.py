@@ -29,6 +29,8 @@ POLICIES = [
     "window:window=20",
     "streaming:sinks=4,window=16",
     "streaming:sinks=40,window=16",
+    "shift:window=16,keep=2",
+    "streaming:sinks=4,window=16,block=5",
     "streaming:sinks=2,window=16,positions=text",
     "recompute:window=12,stride=1",
     "recompute:window=12,stride=5",

@@ -18,7 +18,8 @@ from .reading import read
 
 POLICIES = ["dense", "window:window=20", "streaming:sinks=4,window=16", "streaming:sinks=4,window=16,positions=text"]
 POLICIES += ["streaming:sinks=1,window=16", "streaming:sinks=9,window=3", "window:window=2"]
-POLICIES += ["recompute:window=16,stride=1", "recompute:window=16,stride=5"]
+POLICIES += ["recompute:window=16,stride=1", "recompute:window=16,stride=5", "shift:window=15,keep=2"]
+POLICIES += ["streaming:sinks=3,window=16,positions=naive,block=6", "window:window=70,block=32"]
 
 
 def small(policy):
@@ -62,6 +63,33 @@ def test_streaming_equals_the_rule_token_by_token(tiny_llama, tokens, sinks, win
     expected, expected_mass = naive.read(tiny_llama, tokens[:90], sinks, window, positions)
     np.testing.assert_allclose(nll, expected, atol=1e-4)
     np.testing.assert_allclose(mass, expected_mass, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+@pytest.mark.parametrize(
+    ("policy", "sinks", "window", "step"),
+    [
+        ("shift:window=12,keep=4", 4, 12, 6),
+        ("shift:window=9,keep=1", 1, 9, 4),
+        ("shift:window=12,keep=0", 0, 12, 6),
+        ("streaming:sinks=4,window=12,block=4", 4, 12, 4),
+        ("streaming:sinks=2,window=11,positions=text,block=5", 2, 11, 5),
+        ("window:window=16,block=16", 0, 16, 16),
+    ],
+)
+def test_tokens_that_leave_together_leave_as_the_rule_says(tiny_llama, tokens, policy, sinks, window, step, chunk):
+    positions = "text" if "text" in policy else "cache"
+    nll, mass, kept, *_ = read(tiny_llama, tokens[:90], policy, chunk)
+    expected, expected_mass = naive.read(tiny_llama, tokens[:90], sinks, window, positions, step)
+    np.testing.assert_allclose(nll, expected, atol=1e-4)
+    np.testing.assert_allclose(mass, expected_mass, atol=1e-5)
+    assert kept.tolist() == [len(naive.kept(t, sinks, window, step)) - 1 for t in range(1, 90)]
+
+
+@pytest.mark.parametrize("plain", ["window:window=20", "streaming:sinks=4,window=16,positions=naive"])
+def test_blocks_of_one_token_are_no_blocks(tiny_llama, tokens, plain):
+    assert parse(f"{plain},block=1") == parse(plain) and str(parse(f"{plain},block=1")) == plain
+    assert not np.array_equal(*(read(tiny_llama, tokens, f"{plain}{more}")[0] for more in ("", ",block=2")))
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -8,6 +8,7 @@ from .ranked import Ranked
 from .dense import Dense
 from .window import Window
 from .streaming import Streaming
+from .shift import Shift
 from .recompute import Recompute
 from .h2o import H2O
 from .tova import TOVA

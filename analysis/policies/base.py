@@ -56,11 +56,6 @@ class Policy(Settings):
         return [f for f in fields(cls) if f.metadata["intervention"]]
 
     @property
-    def _shown(self) -> list[Field]:
-        # Interventions that change nothing are left out.
-        return self.settings() + [f for f in self.interventions() if getattr(self, f.name) != f.default]
-
-    @property
     def label(self) -> str:
         """The policy, its sizes and its interventions as a person says them, in sentence case."""
         return ", ".join((self.plain, *self.changes))
@@ -155,13 +150,34 @@ class Policy(Settings):
 
 @dataclass(frozen=True)
 class Banded(Policy):
-    """Keeps the first `sinks` tokens and the last `window`: what is kept never depends on what is read."""
+    """Keeps the first `sinks` tokens and the last `window`: what is kept never depends on what is read.
+
+    When the window would be longer than `window`, `step` tokens leave it together.
+    """
 
     store: ClassVar[str] = "banded"
     capturable: ClassVar[bool] = True
     sinks: ClassVar[int] = 0
     window: ClassVar[int | None] = None
     positions: ClassVar[str] = "text"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window is not None and self.step > self.window:
+            raise ValueError(
+                f"{self.name}: {self.step} tokens cannot leave a window of {self.window} together: choose a smaller "
+                "block or a larger window"
+            )
+
+    @property
+    def step(self) -> int:
+        """How many tokens leave together."""
+        return 1
+
+    @property
+    def _blocks(self) -> str:
+        """The blocks in words, where tokens leave together."""
+        return "" if self.step == 1 else f", blocks of {self.step}"
 
     @property
     @override

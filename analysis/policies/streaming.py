@@ -25,9 +25,15 @@ class Streaming(Banded):
     positions: str = setting(
         "cache", "How distances to the sinks are counted.", choices=("cache", "text", "none", "naive")
     )
+    block: int = setting(1, "Tokens that leave together, as where memory is handed out in blocks.", low=1, rare=True)
+
+    @property
+    @override
+    def step(self) -> int:
+        return self.block
 
     @property
     @override
     def plain(self) -> str:
         counted = {"text": ", text positions", "none": ", sinks without position", "naive": ", naive positions"}
-        return f"Sinks + window {self.sinks} + {self.window}{counted.get(self.positions, '')}"
+        return f"Sinks + window {self.sinks} + {self.window}{counted.get(self.positions, '')}{self._blocks}"

@@ -16,8 +16,14 @@ class Window(Banded):
     title: ClassVar[str] = "Window"
 
     window: int = setting(256, "Newest tokens kept.", low=1)
+    block: int = setting(1, "Tokens that leave together, as where memory is handed out in blocks.", low=1, rare=True)
+
+    @property
+    @override
+    def step(self) -> int:
+        return self.block
 
     @property
     @override
     def plain(self) -> str:
-        return f"Window {self.window}"
+        return f"Window {self.window}{self._blocks}"

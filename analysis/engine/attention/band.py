@@ -5,7 +5,8 @@ depends on what the model computed, many queries can go through the model togeth
 have got alone.  This module is arithmetic on positions: it sees no keys, and its tensors are masks and positions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +26,38 @@ class Band:
     first: int
     window: int | None
     positions: str
+    step: int = 1
+    """Tokens of the window that are evicted together, when it would be longer than `window`."""
+    steps_from: int = 0
+    """The text position from which these steps are counted."""
+    sliding: int | None = None
+    """The most earlier tokens that the layer sees by its own family."""
 
     def low(self, t: Tensor) -> Tensor:
         """The oldest token of the window that query t reaches."""
         low = torch.full_like(t, self.first)
-        return low if self.window is None else torch.maximum(low, t - self.window)
+        for oldest in self._oldest(t):
+            low = torch.maximum(low, oldest)
+        return low
+
+    def low_of(self, t: int) -> int:
+        """`low` of one query, without a tensor."""
+        return max([self.first, *self._oldest(t)])
+
+    @property
+    def reach(self) -> int | None:
+        """The most tokens before its own that a query reaches in the window; None for any number."""
+        return min((most for most in (self.window, self.sliding) if most is not None), default=None)
+
+    def _oldest(self, t: Any) -> list[Any]:
+        """The oldest tokens that window and layer let query t reach; t is a number, or a tensor of them."""
+        stepped = [] if self.window is None else [self._stepped(t, self.window)]
+        return stepped if self.sliding is None else [*stepped, t - self.sliding]
+
+    def _stepped(self, t: Any, window: int) -> Any:
+        """The oldest token that query t reaches of a window that has always been evicted in steps; t is a number, or a
+        tensor or array of them."""
+        return self.steps_from - (self.steps_from + window - t) // self.step * self.step
 
     def slot(self, t: Tensor) -> Tensor:
         """Where query t stands as seen from the sinks: its slot in the cache, or its position in the text."""
@@ -48,9 +76,8 @@ class Band:
         if self.positions == "text" or t < self.sinks:
             return t
         if self.positions == "naive" and self.window is not None:
-            return min(t, self.sinks + self.window)
-        low = self.first if self.window is None else max(self.first, t - self.window)
-        return self.sinks + t - low
+            return min(t, self.sinks + t - self._stepped(t, self.window))
+        return self.sinks + t - self.low_of(t)
 
     def length_of(self, t: int) -> int:
         """The tokens from the first position that query t reaches to its own, as positions are counted here.
@@ -60,12 +87,12 @@ class Band:
         """
         if self.sinks and self.positions != "none":
             return self.slot_of(t) + 1
-        return max(1, t - max(self.first, t - (t if self.window is None else self.window)) + 1)
+        return max(1, t - self.low_of(t) + 1)
 
     def counted(self, t: Tensor) -> Tensor:
         """The length of the cache when token t was read, which `naive` takes for its position for ever; of tokens that
         were read before a switch, the length that it would have had."""
-        return t if self.window is None else t.clamp(max=self.sinks + self.window)
+        return t if self.window is None else torch.minimum(t, self.sinks + t - self._stepped(t, self.window))
 
     def in_window(self, t: Tensor, origin: int) -> Tensor:
         """Where token t of the window stands as seen from the window, counted from an origin."""
@@ -80,11 +107,16 @@ class Band:
         """The reach inside a layer that by its own family sees `sliding_window` tokens, itself included."""
         if sliding_window is None or (self.window is not None and self.window < sliding_window):
             return self
-        return Band(self.sinks, self.first, sliding_window - 1, self.positions)
+        return replace(self, sliding=sliding_window - 1)
 
     def held(self, t: NDArray[np.integer]) -> NDArray[np.float64]:
         """How many tokens are held when each query t has been read, after eviction."""
-        return np.minimum(t + 1.0, self.sinks) + np.clip(t + 1.0 - self.first, 0, self.window)
+        low = self.first if self.window is None else np.maximum(self.first, self._stepped(t + 1, self.window))
+        return np.minimum(t + 1.0, self.sinks) + np.clip(t + 1.0 - low, 0, None)
+
+    def keeps(self, end: int) -> int:
+        """How many tokens of the window stay when those before `end` have been read."""
+        return max(0, end - self.low_of(end))
 
     def sees(self, queries: Tensor, keys: Tensor, sliding_window: int | None = None) -> Tensor:
         """Whether each query [.., q] reaches each key [.., k], by their positions in the text: bool [.., q, k]."""
@@ -149,22 +181,25 @@ def plan(
     positions = torch.arange(start, stop, device=device)
     prefix = torch.cat((torch.arange(sinks, device=device), torch.arange(band.first, rest, device=device)))
     # No mask is needed where every query follows the last of these keys, and the last query still reaches the first.
-    whole = start >= max(sinks, rest if observed else 0) - 1 and (
-        inner.window is None or not observed or stop - 1 - inner.window <= band.first
-    )
+    whole = start >= max(sinks, rest if observed else 0) - 1 and (not observed or inner.low_of(stop - 1) <= band.first)
     whole = whole and (sliding_window is None or stop <= sliding_window or not sinks)
     prefix_mask = None if whole else band.sees(positions, prefix, sliding_window)
 
-    banded = inner.window is not None and stop - 1 - rest > inner.window
-    if banded:
-        window = inner.window
+    if inner.low_of(stop - 1) > rest:
+        window = inner.reach
+        assert window is not None, "without one, every query reaches all keys"
         block = min(BLOCK, queries)
         blocks = -(-queries // block)
         pad = (rest - (start - window), blocks * block - queries)
         width = window + block
         row, column = torch.arange(block, device=device)[:, None], torch.arange(width, device=device)[None]
         visible = (column >= row) & (column <= row + window)
-        if pad[0] <= 0:
+        if inner.step > 1:
+            first = start + torch.arange(blocks, device=device)[:, None] * block
+            keys = first - window + column
+            seen = inner.sees(first + row.T, keys) & (keys >= rest)[:, None]
+            masks = (Columns(slice(0, width), _additive(seen, dtype, groups)),)
+        elif pad[0] <= 0:
             edges = (slice(0, block), slice(window, width))
             masks = tuple(Columns(edge, _additive(visible[:, edge], dtype, groups)) for edge in edges)
         else:

@@ -149,7 +149,7 @@ class TokenPass:
         """What layers of this kind see, where so many keys are held in the window, this token's included."""
         t, band, sliding_window = self.token, self.band, call.sliding_window
         inner = band.narrowed(sliding_window)
-        seen = window if inner.window is None else min(window, inner.window + 1)
+        seen = min(window, t + 1 - inner.low_of(t))
         sinks_from = 0 if sliding_window is None else min(max(0, t - sliding_window + 1), band.sinks)
         observed = max(0, min(self.sink_tokens, t + 1) - (t + 1 - seen))
         counted = max(0, min(band.sinks, self.sink_tokens) - sinks_from) + observed

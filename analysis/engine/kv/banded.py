@@ -59,7 +59,7 @@ class BandedStore(Store):
         one = banded_pass(context, self.policy, self.layers, begin, end, self.interventions, length)
         one.attended = context.attended()
         logits = context.model.forward(self.ids[None, begin:end], one, begin=begin, last=last, outputs=one.outputs)
-        evict(one)
+        evict(self.layers, one.band, end)
         if context.history:
             queries, keys = ([x[0] for x in kind] for kind in (one.queries, one.keys))
             sinks = [[layer.sink_keys for layer in self.layers]]
@@ -74,7 +74,7 @@ class BandedStore(Store):
         sinks, window = (self.layers[0].sink_keys.shape[1], len(self.layers[0].keys)) if self.layers else (0, 0)
         if not window and sinks == t and (not sinks or sinks < policy.sinks):
             return self.forward(t, position, 1)
-        band = Band(sinks, t - window, policy.window, policy.positions)
+        band = _reach(policy, sinks, t - window)
         return self._token(t, band, self.context.model.regime(band.length_of(t)), kv_chunk)
 
     def _token(self, t: int, band: Band, length: int, kv_chunk: int | None) -> Passed:
@@ -97,9 +97,7 @@ class BandedStore(Store):
             length,
         )
         logits = context.decode(self.ids[None, t : t + 1], one)
-        if band.window is not None:
-            for layer in self.layers:
-                layer.keep_last(band.window)
+        evict(self.layers, band, t + 1)
         if context.history:
             self._decoded = (*self._decoded, one)
             if len(self._decoded) >= TOGETHER:
@@ -166,6 +164,7 @@ class BandedStore(Store):
         self.layers = other.bands(read)
         for number, layer in enumerate(self.layers):
             layer.fit(self.policy.sinks, self.policy.window, None if prefix is None else prefix[number])
+        evict(self.layers, band_of(self.policy, self.layers, read, read + 1), read)
         self.origin = self.layers[0].first
 
 
@@ -180,7 +179,12 @@ def band_of(policy: Banded, layers: list[BandedLayer], begin: int, end: int) -> 
     # While all that was read are sinks, the next tokens may be some too.
     sinks = max(held, min(policy.sinks, end)) if held == begin and window == 0 else held
     first = layers[0].first if layers else 0
-    return Band(sinks, max(first, sinks), policy.window, policy.positions)
+    return _reach(policy, sinks, max(first, sinks))
+
+
+def _reach(policy: Banded, sinks: int, first: int) -> Band:
+    """What a policy keeps of a text of which the first `sinks` tokens are held, and all from `first` on."""
+    return Band(sinks, first, policy.window, policy.positions, policy.step, policy.sinks)
 
 
 def banded_pass(
@@ -200,11 +204,10 @@ def banded_pass(
     return one
 
 
-def evict(one: BandedPass) -> None:
-    """Evict what no later token reaches, when a pass has ended."""
-    if one.band.window is not None:
-        for layer in one.layers or ():
-            layer.keep_last(one.band.window)
+def evict(layers: list[BandedLayer], band: Band, end: int) -> None:
+    """Evict what no token from `end` on reaches, when all before it have been read."""
+    for layer in layers:
+        layer.keep_last(band.keeps(end))
 
 
 def read_in_passes(
@@ -234,7 +237,7 @@ def recorded(chunks: list[QKChunk], chunk: QKChunk, history: int) -> list[QKChun
 
     Nothing of them is changed in place, since maps may be drawn from the others in another thread.
     """
-    window, oldest = chunk.band.window or 0, chunk.stop - history
+    window, oldest = chunk.band.reach or 0, chunk.stop - history
     return [
         replace(c, queries=[]) if c.queries and c.stop <= oldest else c
         for c in (*chunks, chunk)

@@ -77,8 +77,8 @@ class SplitStore(Store):
             logits = context.decode(ids, one)
         else:
             logits = context.model.forward(ids, one, begin=begin, last=last, outputs=narrow.outputs)
-        for part in (whole, narrow):
-            evict(part)
+        for part, layers in zip((whole, narrow), self._parts, strict=True):
+            evict(layers, part.band, end)
         if context.history:
             queries, keys = ([x[0] for x in kind] for kind in (one.queries, one.keys))
             sinks = [[layer.sink_keys for layer in part] for part in self._parts]

@@ -1,0 +1,41 @@
+"""Context shift: when the context is full, an engine drops the older half of it at once (llama.cpp)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from typing_extensions import override
+
+from .base import Banded, setting
+
+
+@dataclass(frozen=True)
+class Shift(Banded):
+    """Keeps the first `keep` tokens.  When more than `window` others are held, the older half of the window leaves at
+    once, and what stays moves down.
+
+    This is what llama.cpp does where a context of keep + window tokens is full (`--keep`, and its context shift).  With
+    keep 0 the first tokens leave too, and the text turns to garbage.  A token meets `window` of the others at most, as
+    under all policies here: llama.cpp counts the token itself among them, and so drops its half one token earlier.
+    """
+
+    name: ClassVar[str] = "shift"
+    title: ClassVar[str] = "Context shift"
+    positions: ClassVar[str] = "cache"
+
+    window: int = setting(252, "Tokens held beside the first ones when the older half of them leaves.", low=2)
+    keep: int = setting(4, "First tokens kept for ever.", low=0, high=1024)
+
+    @property
+    @override
+    def sinks(self) -> int:
+        return self.keep
+
+    @property
+    @override
+    def step(self) -> int:
+        return self.window // 2
+
+    @property
+    @override
+    def plain(self) -> str:
+        return f"Context shift {self.keep} + {self.window}"
