@@ -9,6 +9,7 @@ LOOKS = {
     "window": ("#D55E00", "solid"),
     "recompute": ("#0072B2", "solid"),
     "streaming": ("#009E73", "solid"),
+    "shift": ("#009E73", "dot"),
     "h2o": ("#E69F00", "solid"),
     "tova": ("#56B4E9", "solid"),
     "snapkv": ("#CC79A7", "solid"),

@@ -96,6 +96,23 @@ PRESETS = {
         0,
         recorded=1500,
     ),
+    "shift": Preset(
+        "An engine shifts its context",
+        "llama.cpp drops half at once, with and without --keep",
+        ("streaming:sinks=4,window=124", "shift:window=124,keep=4", "shift:window=128,keep=0"),
+        0,
+    ),
+    "blocks": Preset(
+        "Memory in blocks",
+        "Engines free whole blocks, and some of them protect the sinks",
+        (
+            "streaming:sinks=4,window=124",
+            "streaming:sinks=4,window=124,block=16",
+            "streaming:sinks=4,window=124,block=64",
+            "window:window=128,block=16",
+        ),
+        0,
+    ),
     # What is fastest here: so dense is past its 8,192 tokens while a class still looks.
     "past": Preset(
         "Past the training length",

@@ -13,9 +13,9 @@ class Shift(Banded):
     """Keeps the first `keep` tokens.  When more than `window` others are held, the older half of the window leaves at
     once, and what stays moves down.
 
-    This is what llama.cpp does where a context of keep + window tokens is full (`--keep`, and its context shift).  With
+    This is what llama.cpp does when a context of keep + window tokens is full (`--keep`, and its context shift).  With
     keep 0 the first tokens leave too, and the text turns to garbage.  A token meets `window` of the others at most, as
-    under all policies here: llama.cpp counts the token itself among them, and so drops its half one token earlier.
+    under all policies here: llama.cpp counts the token itself among them, and so drops its half a token or two earlier.
     """
 
     name: ClassVar[str] = "shift"
