@@ -21,7 +21,7 @@ class Late(Ranked):
 
     name: ClassVar[str] = "late"
     title: ClassVar[str] = "Late sinks"
-    exact: ClassVar[bool] = True
+    reproducible: ClassVar[bool] = True
 
     sinks: int = setting(4, "Tokens kept for ever.", low=0, high=1024)
     recent: int = setting(1, "Newest tokens that are protected whatever their score.", low=1)

@@ -54,8 +54,8 @@ class Pyramid(Ranked):
 
     @property
     @override
-    def exact(self) -> bool:
-        return SCORERS[self.scorer].exact
+    def reproducible(self) -> bool:
+        return SCORERS[self.scorer].reproducible
 
     @property
     @override

@@ -22,7 +22,7 @@ class Random(Ranked):
 
     name: ClassVar[str] = "random"
     title: ClassVar[str] = "Random"
-    exact: ClassVar[bool] = True
+    reproducible: ClassVar[bool] = True
 
     positions: str = setting(
         "cache", "Whether positions are slots of the cache or positions in the text.", choices=("cache", "text")

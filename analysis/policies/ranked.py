@@ -67,7 +67,7 @@ class Ranked(Policy):
     store: ClassVar[str] = "ranked"
     accumulates_attention: ClassVar[bool] = False
     """Whether the score needs the attention that each slot got so far."""
-    exact: ClassVar[bool] = False
+    reproducible: ClassVar[bool] = False
     """Whether scores come out the same however many tokens were read at once, so that only identical ones are equal."""
     scale: ClassVar[float] = 0.0
     """The least size that a difference of scores is measured by; 0: the scores' own."""
@@ -136,7 +136,7 @@ class Ranked(Policy):
         """The slots from the one that goes first to the one that stays longest; of equal scores the older goes."""
         scores = self.score(state).masked_fill(self.protected(state.positions), float("inf"))
         scores[:, max(0, scores.shape[1] - self.recent) :] = float("inf")
-        return by_rank(scores, 0.0 if self.exact else tolerance(state.keys.dtype), self.scale)
+        return by_rank(scores, 0.0 if self.reproducible else tolerance(state.keys.dtype), self.scale)
 
     @property
     @override

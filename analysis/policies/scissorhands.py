@@ -23,7 +23,7 @@ class Scissorhands(Ranked):
 
     name: ClassVar[str] = "scissorhands"
     title: ClassVar[str] = "Persistence"
-    exact: ClassVar[bool] = True
+    reproducible: ClassVar[bool] = True
 
     sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
     recent: int = setting(10, "Newest tokens that are protected whatever their score.", low=1)
