@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from .fused import fusing
 from .masks import PROBED, Rule, rule_of, window_of
 from .positions import LEARNED, Angles, AttentionModule, Positions, Rotary
 from .positions import bound as bound_positions
@@ -184,7 +185,8 @@ def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, 
         _probe(adapted, unrotated)
     else:
         _implement(twin, PROBED)
-        _probe(adapted, unrotated)
+        with fusing(twin):
+            _probe(adapted, unrotated)
         _implement(twin, IMPLEMENTATION)
     for layer, block in decoder_layers(adapted).items():
         block.forward = _Told(layer, block.forward)
