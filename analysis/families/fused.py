@@ -7,8 +7,9 @@ twice, and a network that shares them goes on as before.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def fusing(network: nn.Module) -> Iterator[None]:
+def fusing(network: nn.Module) -> Generator[None]:
     """Fuse the layers of a network that a forward pass in this context hands the same input."""
     calls: list[tuple[nn.Linear, Tensor]] = []
 
@@ -52,10 +53,11 @@ def _fuse(group: list[nn.Linear]) -> None:
     bias = None if group[0].bias is None else torch.cat([module.bias.detach() for module in group])
     fused = _Fused(weight, bias, [module.out_features for module in group])
     for number, module in enumerate(group):
-        module.forward = _Part(fused, number)
+        forward: Any = _Part(fused, number)
+        module.forward = forward
 
 
-def _joined(weights: list[nn.Parameter]) -> Float[Tensor, "outputs inputs"]:
+def _joined(weights: list[Tensor]) -> Float[Tensor, "outputs inputs"]:
     """The weights as one matrix, of which each then is a part."""
     first, rows = weights[0], sum(len(w) for w in weights)
     begin, (down, across) = first.data_ptr(), first.stride()
