@@ -111,22 +111,24 @@ class Spec:
 
     def command(self) -> str:
         """The command line that this Spec is of, quoted for a shell; one that was typed asks for the words again."""
-        chat = self.sampling is not None
-        named = {"model": self.model, "script" if chat else "text": self.text}
-        if chat and self.text == TYPED:
-            del named["script"]
-        if chat:
-            named |= {f.name: getattr(self.sampling, f.name) for f in fields(Sampling)} | {"kv_chunk": self.kv_chunk}
-        else:
-            named["tokens"] = self.tokens
-        named |= {name: getattr(self, name) for name in ("chunk", "dtype", "device", "weights", "kv_heads")}
+        policies = [f"--policy={policy}" for policy in self.policies]
+        if (sampling := self.sampling) is not None:
+            script = None if self.text == TYPED else self.text
+            return self.command_line("chat", *policies, script=script, **asdict(sampling), kv_chunk=self.kv_chunk)
+        measured = ["--fidelity"] * self.fidelity
+        return self.command_line("stream", *policies, *measured, text=self.text, tokens=self.tokens)
+
+    def command_line(self, *words: str, **options: Any) -> str:
+        """A command that computes with this model as it is read here, quoted for a shell: words, and options by name.
+
+        Several numbers have commas between them; what is None is left out.
+        """
+        options |= {name: getattr(self, name) for name in ("model", "chunk", "dtype", "device", "weights", "kv_heads")}
         # As one word each, since a value may begin with a dash.
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
-        words += [f"--policy={policy}" for policy in self.policies]
-        words += {"auto": [], "on": ["--bos"], "off": ["--no-bos"]}[str(self.bos)]
-        words += [f"--special={self.special}"] if self.special != "text" else []
-        words += ["--fidelity"] if self.fidelity else []
-        return shlex.join(["python", "-m", "analysis", "chat" if chat else "stream", *words])
+        said = [f"--{name.replace('_', '-')}={_said(value)}" for name, value in options.items() if value is not None]
+        said += {"auto": [], "on": ["--bos"], "off": ["--no-bos"]}[str(self.bos)]
+        said += [f"--special={self.special}"] if self.special != "text" else []
+        return shlex.join(["python", "-m", "analysis", *words, *said])
 
     def to_json(self) -> str:
         """All settings as JSON, which `from_json` reads."""
@@ -141,3 +143,9 @@ class Spec:
             # A setting that is not known here could change the numbers.
             raise ValueError(f"{wrong}: nobody here knows its {min(unknown)!r}")
         return spec
+
+
+def _said(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return str(value)
+    return ",".join(f"{one:g}" if isinstance(one, float) else str(one) for one in value)

@@ -4,7 +4,6 @@ The folder is that of a result (runs/result.py) with one folder for each cell in
 """
 
 import os
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -95,20 +94,9 @@ class Asked:
 
     def command(self, spec: Spec) -> str:
         """The command line that computes the same, quoted for a shell."""
-        named = {
-            "lengths": ",".join(map(str, self.lengths)),
-            "depths": ",".join(f"{depth:g}" for depth in self.depths),
-            "repeats": self.repeats,
-            "seed": self.seed,
-            "question": self.asking,
-            **{name: getattr(spec, name) for name in ("model", "chunk", "dtype", "device", "weights", "kv_heads")},
-        }
-        words = [f"--policy={policy}" for policy in spec.policies]
-        words += [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
-        words += {"auto": [], "on": ["--bos"], "off": ["--no-bos"]}[str(spec.bos)]
-        words += [f"--special={spec.special}"] if spec.special != "text" else []
-        words += ["--decode"] if self.decode else []
-        return shlex.join(["python", "-m", "analysis", "recall", self.task, *words])
+        words = [f"--policy={policy}" for policy in spec.policies] + ["--decode"] * self.decode
+        numbers = {name: getattr(self, name) for name in ("lengths", "depths", "repeats", "seed")}
+        return spec.command_line("recall", self.task, *words, **numbers, question=self.asking)
 
 
 class Answered(NamedTuple):

@@ -7,7 +7,6 @@ that of the command `recall`.
 import hashlib
 import json
 import re
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -188,20 +187,7 @@ class Plan:
 
     def command(self) -> str:
         """The command line that computes the same, quoted for a shell."""
-        base = self.base
-        named = {
-            "budgets": ",".join(map(str, self.budgets)),
-            "tasks": ",".join(self.tasks),
-            "tokens": base.tokens,
-            "lengths": ",".join(map(str, self.lengths)),
-            "depths": ",".join(f"{depth:g}" for depth in self.depths),
-            "repeats": self.repeats,
-            "seed": self.seed,
-            "question": self.asking,
-            **{name: getattr(base, name) for name in ("model", "chunk", "dtype", "device", "weights", "kv_heads")},
-        }
         words = [f"--policies={policy}" for policy in self.policies] + [f"--text={text}" for text in self.texts]
-        words += [f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None]
-        words += {"auto": [], "on": ["--bos"], "off": ["--no-bos"]}[str(base.bos)]
-        words += [f"--special={base.special}"] if base.special != "text" else []
-        return shlex.join(["python", "-m", "analysis", "compare", *words])
+        names = ("budgets", "tasks", "lengths", "depths", "repeats", "seed")
+        numbers = {name: getattr(self, name) for name in names}
+        return self.base.command_line("compare", *words, tokens=self.base.tokens, **numbers, question=self.asking)
