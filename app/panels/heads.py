@@ -71,20 +71,8 @@ Known = TypeVar("Known", bound=Found)
 def draw_head(
     place: JobPanel, kind: type[Known], words: str, icon: str, start: Callable[[], None], resume: Callable[[], None]
 ) -> Known | None:
-    """The buttons of a panel, and what is known of its result in words; None where nothing is."""
-    found = None
-    try:
-        if (run := place.job) is not None:
-            found = kind.of_job(run)
-        elif (kept := place.kept) is not None:
-            found = kind.of_result(kept)
-    except ValueError as e:
-        place.say(e)
-    with st.container(horizontal=True, vertical_alignment="center"):
-        place.buttons(words if found is None else f"{words} again", icon, start, resume)
-        if found is not None:
-            st.caption(plain(found.about))
-    place.watch()
+    """The head of a panel, with what there is to say of its text; returns what is known of its result."""
+    found = place.head(kind, words, icon, start, resume)
     if found is not None and found.text_note:
         st.caption(plain(found.text_note))
     return found
@@ -93,11 +81,9 @@ def draw_head(
 def resume(place: JobPanel, *settings: str) -> None:
     """Compute what is missing of what stopped in a place; `settings`: what its job takes after spec and text."""
 
-    def prepared() -> Maker:
-        if (kept := place.stopped) is None:
-            raise ValueError("that run is no longer in the library, or goes on: start again")
+    def again(kept: Result) -> Maker:
         # Of the job that stands there still, or read anew.
         text = getattr(place.job, "text", None) or chosen_text("heads", kept.spec.text)
         return partial(place.kind, kept.spec, text, *map(kept.settings.get, settings), resumes=kept.id)
 
-    place.begin(prepared, partial(resume, place, *settings))
+    place.resume(again)

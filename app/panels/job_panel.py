@@ -6,7 +6,8 @@ All pages, panels and chapters that start a job use this one class.  Which job i
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import streamlit as st
 
@@ -15,11 +16,35 @@ from analysis.errors import sentence
 from .. import recordings
 from ..controls import problem
 from ..jobs.base import Job
+from ..jobs.cells import CellsSnapshot
 from ..jobs.loading import Models
 from ..jobs.registry import REGISTRY
 from ..plain import plain
 from . import slots, steering
 
+LOST = "What that address names is no longer in memory, and not in the library: begin again."
+
+
+class Found(Protocol):
+    """What is known of a result."""
+
+    @property
+    def about(self) -> str:
+        """What was done, in a few words."""
+        ...
+
+    @classmethod
+    def of_job(cls, run: Any, /) -> Self:
+        """What a job has found so far."""
+        ...
+
+    @classmethod
+    def of_result(cls, kept: recordings.Result, /) -> Self:
+        """What the library keeps.  Raises ValueError where it is damaged."""
+        ...
+
+
+Known = TypeVar("Known", bound=Found)
 Kind = TypeVar("Kind", bound=Job)
 Maker = Callable[[Models], Kind]
 """Makes a job that was not begun yet."""
@@ -143,6 +168,39 @@ class JobPanel(Generic[Kind]):
         kept = None if self.busy else self.kept
         return kept if kept is not None and kept.goes_on else None
 
+    def resume(self, make: Callable[[recordings.Result], Maker[Kind]]) -> None:
+        """Compute what is missing of what stopped here; `make`: the job for that, and raises ValueError where it cannot
+        be."""
+
+        def prepared() -> Maker[Kind]:
+            if (kept := self.stopped) is None:
+                raise ValueError("that run is no longer in the library, or goes on: start again")
+            return make(kept)
+
+        self.begin(prepared, partial(self.resume, make))
+
+    def found(self, kind: type[Known]) -> Known | None:
+        """What is known of the result that stands here.  None where there is none, or it is damaged: that is said."""
+        try:
+            if (job := self.job) is not None:
+                return kind.of_job(job)
+            return kind.of_result(kept) if (kept := self.kept) is not None else None
+        except ValueError as e:
+            self.say(e)
+            return None
+
+    def head(
+        self, kind: type[Known], label: str, icon: str, start: Callable[[], None], resume: Callable[[], None]
+    ) -> Known | None:
+        """The buttons, what is known of the result in a few words, and what is wrong; returns that as `found` does."""
+        found = self.found(kind)
+        with st.container(horizontal=True, vertical_alignment="center"):
+            self.buttons(label if found is None else f"{label} again", icon, start, resume)
+            if found is not None:
+                st.caption(plain(found.about))
+        self.watch()
+        return found
+
     def buttons(
         self, label: str, icon: str, start: Callable[[], None], resume: Callable[[], None] | None = None
     ) -> None:
@@ -162,6 +220,13 @@ class JobPanel(Generic[Kind]):
             steering.say(job)
         return job
 
+    def progress_of_cells(self, found: CellsSnapshot) -> None:
+        """How far a job is that computes cells, or why it ended."""
+        loading = self.job is not None and self.job.status == "loading"
+        cells = f"{found.done} of {found.total} cells"
+        words = "Loading the model" if loading else cells + time_left(found.seconds_left)
+        self.progress(found.share, words, f"Stopped after {cells}. They are kept.")
+
     def progress(self, share: float, words: str, stopped: str = "") -> None:
         """How far the job is, or why it ended; `stopped`: what to say where somebody stopped it."""
         job = self.job
@@ -175,6 +240,13 @@ class JobPanel(Generic[Kind]):
             st.info(stopped)
         if job.kept.problem:
             st.caption(plain(job.kept.problem))
+
+
+def time_left(seconds: float | None) -> str:
+    """An estimate as words that follow others; none where it is not known."""
+    if not seconds:
+        return ""
+    return f", about {seconds:.0f} s left" if seconds < 90 else f", about {seconds / 60:.0f} min left"
 
 
 def paced(job: Job | None, every: float) -> float:

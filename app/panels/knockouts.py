@@ -15,7 +15,7 @@ from app.controls import Chosen, chosen_text
 from app.jobs.ablation import AblationJob
 from app.pages import PAGES
 from app.panels import charts
-from app.panels.job_panel import JobPanel, Maker
+from app.panels.job_panel import JobPanel, Maker, time_left
 
 from .heads import Found, HeadsPanel, draw_head, resume
 
@@ -110,16 +110,13 @@ def _prepared() -> Maker[AblationJob]:
 
 def progress(run: AblationJob) -> None:
     """How far the job is, or why it ended."""
-    done, total, left = len(run.effects), run.total, run.seconds_left
+    done, total = len(run.effects), run.total
     words = "Loading the model"
     if run.status != "loading":
-        soon = (
-            "" if left is None else f", about {left:.0f} s left" if left < 90 else f", about {left / 60:.0f} min left"
-        )
         tokens = 0 if run.tokenized is None else len(run.tokenized.ids)
         now = run.snapshot.passes
         first = f": {now * tokens:,.0f} of {tokens:,} tokens read with all sinks" if now < 1 else ""
-        words = f"{done} of {total} heads{first}{soon}"
+        words = f"{done} of {total} heads{first}{time_left(run.seconds_left)}"
     JOB_PANEL.progress(run.share, words, f"Stopped after {done} of {total} heads. What was found is kept.")
 
 

@@ -16,7 +16,7 @@ from app import recordings
 from app.components import chart
 from app.components import recall as component
 from app.controls import choice, kept
-from app.frames.recall import frame
+from app.frames.recall import frame, ordered
 from app.jobs.recall import RecallJob
 from app.pages import PAGES
 from app.panels import charts
@@ -63,6 +63,15 @@ class Found:
         done = sum((result.path / cell.name).exists() for cell in cells)
         rows = rows_of(cells, result.path)
         return cls(result.id, result.spec, asked, tuple(rows), done, len(cells), table=table)
+
+    @property
+    def about(self) -> str:
+        """What is asked, in a few words."""
+        asked, policies = self.asked, len(ordered(self.spec.policies))
+        how = {"aware": "", "blind": "the question unseen"}[asked.asking]
+        texts = f"{asked.repeats} for each cell" if asked.repeats > 1 else ""
+        lanes = f"{policies} lane{'s' * (policies != 1)}"
+        return " · ".join(filter(None, (asked.of_task.title, lanes, texts, f"seed {asked.seed}", how)))
 
     @property
     def placed(self) -> bool:

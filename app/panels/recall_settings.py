@@ -13,9 +13,10 @@ from analysis.experiments.recall.asked import Asked
 from analysis.experiments.recall.base import ASKING
 from analysis.experiments.recall.own import lines_in
 from analysis.runs.spec import Spec
-from app import address, parameters
-from app.controls import AROUND, Chosen, brand, lane_controls, model_controls, numbers_control, setting_control
+from app import parameters
+from app.controls import AROUND, brand, lane_controls, model_controls, numbers_control, setting_control
 from app.jobs.recall import RecallJob
+from app.panels.asked import AskedOfLanes
 from app.panels.job_panel import Maker
 from app.parameters import RECALL
 from app.plain import plain
@@ -34,6 +35,8 @@ MAX_LANES = 6
 CHUNK = 128
 """Tokens that are read at a time: fewer than is fastest, since a press on Stop is heard between two chunks."""
 MOST_CELLS = 4000
+LINKED = AskedOfLanes({name: RECALL[name] for name in USUAL}, USUAL, LANES, MAX_LANES, "read")
+"""What the address says of what is asked."""
 OWN = "jsonl"
 
 
@@ -138,25 +141,3 @@ def numbers(label: str, name: str, help: str) -> None:
     """A widget for several numbers; what was set before stays until what is written can be read."""
     now = st.session_state.recall
     now[name] = numbers_control(f"recall-{name}", label, now[name], RECALL[name], help)
-
-
-def linked(asked: Mapping[str, str], lanes: list[str], known: set[str]) -> tuple[dict[str, Any], list[str]]:
-    """What an address asks, and what is wrong with the rest of it; `lanes`: those that it names."""
-    found, problems = address.values({name: RECALL[name] for name in USUAL}, asked)
-    model, unloaded = Chosen().linked(asked, known)
-    now = {**USUAL, **found, "model": model, "lanes": list(LANES)}
-    try:
-        if lanes:
-            now["lanes"] = address.lanes(lanes, MAX_LANES, "read")
-    except ValueError as e:
-        problems.append(str(e))
-    return now, [*problems, *unloaded]
-
-
-def link(now: Mapping[str, Any]) -> dict[str, str | list[str]]:
-    """What an address says of what is asked: only what is not as usual."""
-    said: dict[str, str | list[str]] = {**now["model"].link()}
-    said |= address.said({name: RECALL[name] for name in USUAL}, now, USUAL)
-    if list(now["lanes"]) != list(LANES):
-        said["lane"] = list(now["lanes"])
-    return said

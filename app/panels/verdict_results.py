@@ -65,6 +65,14 @@ class Found:
             done = total = len(list(result.path.glob("*/run.json")))
         return cls(result.id, plan, found, done, total, table)
 
+    @property
+    def about(self) -> str:
+        """What is compared, in a few words."""
+        plan, asked = self.plan, self.plan.recalled
+        texts = plan.texts if plan.reads else ()
+        counts = {"lane": plan.policies, "budget": plan.budgets, "text": texts, "task": asked}
+        return " · ".join(f"{len(of)} {word}{'s' * (len(of) != 1)}" for word, of in counts.items() if of)
+
 
 def draw(found: Found) -> None:
     """All of it."""

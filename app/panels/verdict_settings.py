@@ -16,6 +16,7 @@ from analysis.runs.spec import Spec
 from app import address, parameters
 from app.controls import Chosen, brand, lane_controls, model_controls, numbers_control
 from app.jobs.verdict import VerdictJob
+from app.panels.asked import AskedOfLanes
 from app.panels.job_panel import Maker
 from app.parameters import LONGEST_RECALL, RECALL
 
@@ -60,6 +61,7 @@ USUAL: Mapping[str, Any] = {
     "question": "aware",
 }
 """What is compared unless a person asks for something else: two cores take some two minutes for it."""
+LINKED = AskedOfLanes(PLAN, USUAL, LANES, MOST_LANES, "are compared")
 
 
 def settings_of(plan: Plan) -> dict[str, Any]:
@@ -171,24 +173,3 @@ def numbers(label: str, name: str, help: str) -> None:
     """A widget for several numbers; what was set before stays until what is written can be read."""
     now = st.session_state.verdict
     now[name] = numbers_control(f"verdict-{name}", label, now[name], PLAN[name], help)
-
-
-def linked(asked: Mapping[str, str], lanes: list[str], known: set[str]) -> tuple[dict[str, Any], list[str]]:
-    """What an address asks, and what is wrong with the rest of it; `lanes`: those that it names."""
-    found, problems = address.values(PLAN, asked)
-    model, unloaded = Chosen().linked(asked, known)
-    now = {**USUAL, **found, "model": model, "lanes": list(LANES)}
-    try:
-        if lanes:
-            now["lanes"] = address.lanes(lanes, MOST_LANES, "are compared")
-    except ValueError as e:
-        problems.append(str(e))
-    return now, [*problems, *unloaded]
-
-
-def link(now: Mapping[str, Any]) -> dict[str, str | list[str]]:
-    """What an address says of what is compared: only what is not as usual."""
-    said: dict[str, str | list[str]] = {**now["model"].link(), **address.said(PLAN, now, USUAL)}
-    if list(now["lanes"]) != list(LANES):
-        said["lane"] = list(now["lanes"])
-    return said

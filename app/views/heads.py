@@ -21,7 +21,7 @@ from app.frames.atlas import AtlasSender
 from app.jobs.registry import REGISTRY
 from app.panels import atlas, knockouts, measures
 from app.panels.heads import HeadsPanel
-from app.panels.job_panel import redraw
+from app.panels.job_panel import LOST, redraw
 from app.plain import plain
 from app.projection import project
 
@@ -37,7 +37,6 @@ PARAMETERS = {
 ADDRESS = ("run", "tokens", *PARAMETERS, *MODEL, *{name for panel in PANELS.values() for name in panel.parameters})
 """What the address of this page says."""
 USUAL = {"panel": "maps", "text": "hamlet", "policy": "dense"}
-LOST = "What that address names is no longer in memory, and not in the library: begin again."
 
 
 def open_page() -> None:

@@ -7,18 +7,15 @@ import streamlit as st
 from analysis.experiments.verdict import Plan
 from app import address, parameters, recordings
 from app.controls import MODEL, choice, choose, heading, is_linked, readdress
-from app.jobs.registry import REGISTRY
 from app.jobs.verdict import VerdictJob
 from app.panels import verdict_results, verdict_settings
-from app.panels.job_panel import JobPanel, Maker, redraw
+from app.panels.job_panel import LOST, JobPanel, Maker, redraw
 from app.panels.verdict_results import FIRST, PICTURE, Found
-from app.plain import plain
 from app.projection import project
 
 JOB_PANEL = JobPanel("verdict", VerdictJob, keeps="verdict")
 ADDRESS = ("run", "lane", *verdict_settings.PLAN, *MODEL, *PICTURE)
 """What the address of this page says."""
-LOST = "What that address names is no longer in memory, and not in the library: begin again."
 
 
 def open_page() -> None:
@@ -28,7 +25,7 @@ def open_page() -> None:
     if "verdict" in state and not is_linked(ADDRESS, JOB_PANEL.id):
         # Here already, or back from another page: all is as it was left.
         return
-    now, problems = verdict_settings.linked(asked, asked.get_all("lane"), REGISTRY.models())
+    now, problems = verdict_settings.LINKED.linked()
     known = JOB_PANEL.find(asked.get("run"))
     if known is not None:
         try:
@@ -55,7 +52,7 @@ def to_address() -> None:
     if known is not None:
         now = verdict_settings.settings_of(plan_of(known))
     shown = {name: choice(f"verdict-{name}", first) for name, first in FIRST.items()}
-    said = verdict_settings.link(now) | address.said(PICTURE, shown, FIRST)
+    said = verdict_settings.LINKED.link(now) | address.said(PICTURE, shown, FIRST)
     readdress(ADDRESS, said | ({"run": known.id} if known is not None else {}))
 
 
@@ -66,46 +63,18 @@ def start() -> None:
 
 def resume() -> None:
     """Compute what is missing of what stopped here."""
-    JOB_PANEL.begin(_prepared_again, resume)
+    JOB_PANEL.resume(_prepared_again)
 
 
-def _prepared_again() -> Maker[VerdictJob]:
-    if (kept := JOB_PANEL.stopped) is None:
-        raise ValueError("that run is no longer in the library, or goes on: start again")
+def _prepared_again(kept: recordings.Result) -> Maker[VerdictJob]:
     plan = plan_of(kept)
     parameters.check_plan(plan)
     return partial(VerdictJob, plan, resumes=kept.id)
 
 
-def found_now() -> Found | None:
-    """What is on screen.  None where there is nothing, or it is damaged: then the page says so."""
-    job = JOB_PANEL.job
-    try:
-        kept = None if job is not None else JOB_PANEL.kept
-        return Found.of_job(job) if job is not None else Found.of_result(kept) if kept is not None else None
-    except ValueError as e:
-        JOB_PANEL.say(e)
-        return None
-
-
-def progress(run: VerdictJob) -> None:
-    """How far the job is, or why it ended."""
-    found, words = run.snapshot, "Loading the model"
-    if run.status != "loading":
-        left = found.seconds_left or 0
-        soon = f", about {left:.0f} s left" if left < 90 else f", about {left / 60:.0f} min left"
-        words = f"{found.done} of {found.total} cells{soon if left else ''}"
-    JOB_PANEL.progress(found.share, words, f"Stopped after {found.done} of {found.total} cells. They are kept.")
-
-
 def draw() -> None:
     """What was found; again and again while cells come."""
-    found = found_now()
-    with st.container(horizontal=True, vertical_alignment="center"):
-        JOB_PANEL.buttons("Start" if found is None else "Start again", "play_arrow", start, resume)
-        if found is not None:
-            st.caption(plain(about(found)))
-    run = JOB_PANEL.watch()
+    found = JOB_PANEL.head(Found, "Start", "play_arrow", start, resume)
     if found is None:
         st.markdown(
             "Which cache is good enough? Here policies read the same texts and answer the same questions at several "
@@ -114,17 +83,10 @@ def draw() -> None:
             "sentence names the smallest cache within 2 % of dense, and what it forgets."
         )
     else:
-        if run is not None:
-            progress(run)
+        if (run := JOB_PANEL.job) is not None:
+            JOB_PANEL.progress_of_cells(run.snapshot)
         verdict_results.draw(found)
     to_address()
-
-
-def about(found: Found) -> str:
-    """What is compared, in a few words."""
-    plan, asked = found.plan, found.plan.recalled
-    counts = {"lane": plan.policies, "budget": plan.budgets, "text": plan.texts if plan.reads else (), "task": asked}
-    return " · ".join(f"{len(of)} {word}{'s' * (len(of) != 1)}" for word, of in counts.items() if of)
 
 
 open_page()
