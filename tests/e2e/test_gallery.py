@@ -78,6 +78,8 @@ def test_chapters_show_what_was_recorded_until_what_is_live_has_come(page, tmp_p
             if chapter == "row":
                 # Once the model is there, what is live may come before anybody has seen what was recorded.
                 assert about.inner_text().startswith("Recorded, not live: SmolLM2-135M, float32")
+            # While the page is first laid out, elements take the room of those above them that have not come yet.
+            page.wait_for_function("!document.querySelector('[data-testid=stSkeleton]')")
             before = result.bounding_box()
             page.get_by_text("Live: computed on this machine").wait_for()
             # Nothing has moved.
