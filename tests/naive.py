@@ -25,8 +25,9 @@ def kept(t: int, sinks: int, window: int, step: int = 1) -> list[int]:
 
 
 def edge(t: int, sinks: int, window: int, step: int) -> int:
-    """The oldest token of the window that query t reaches: `step` tokens leave together, counted from the sinks on."""
-    return next(first for first in itertools.count(sinks, step) if t - first <= window)
+    """The oldest token of the window that query t reaches: `step` tokens leave together, and one of these groups begins
+    behind the sinks, whether those are held or not."""
+    return next(first for first in itertools.count(sinks % step, step) if t - first <= window)
 
 
 def read(
