@@ -60,6 +60,14 @@ def test_a_file_is_converted_once_and_is_the_same_model(file, cache, monkeypatch
         assert {k: mine.get(k) for k in its.keys() - UNLIKE} == {k: its[k] for k in its.keys() - UNLIKE}
 
 
+def test_a_model_whose_weights_are_tied_is_converted_too(cache, tmp_path):
+    """Its output layer is a wide matrix, which lies otherwise in memory than in a file."""
+    network = tiny("llama", tie_word_embeddings=True)
+    model, heard = loaded(write(network, tmp_path / "tied.gguf"))
+    assert "Converting tied, once" in heard and folder(cache).name.startswith("tied.gguf-")
+    assert torch.equal(model.network.get_output_embeddings().weight, network.get_input_embeddings().weight)
+
+
 def flip(path: Path) -> None:
     with path.open("r+b") as f:
         f.seek(path.stat().st_size // 2)

@@ -78,6 +78,7 @@ def load(
         path = _converted(path, called, progress, make_room)
     with quiet(f"Loading {called}", progress), read_once() if path.is_file() else contextlib.nullcontext():
         model = _from_disk(path, called, getattr(torch, dtype), target, weights, kv_heads, make_room)
+        lay_out(model.network)
     if path != own or name == EMBEDDED:
         # The file says more than its conversion: it is the same on every machine.
         model.weights = [installed if name == EMBEDDED else own]
@@ -171,7 +172,6 @@ def _from_disk(
         pool(network, kv_heads)
     if packed != "model":
         pack(network, packed)
-    lay_out(network)
     return LanguageModel(called, network, tokenizer, weights, packed)
 
 
