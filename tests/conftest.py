@@ -139,8 +139,12 @@ def registry():
     registry.close()
 
 
-def pytest_collection_modifyitems(items):
-    """Tests on the embedded model are told apart from those of units, which have tiny ones and are quick."""
+def pytest_collection_modifyitems(config, items):
+    """Tests on the embedded model are told apart from those of units, which have tiny ones and are quick; those on the
+    optional one are left out unless they are asked for: skipped, they would look as if they had been done."""
+    optional = [item for item in items if "gemma" not in config.option.markexpr and item.get_closest_marker("gemma")]
+    items[:] = [item for item in items if item not in optional]
+    config.hook.pytest_deselected(items=optional)
     for item in items:
         if {"embedded", "embedded_packed"} & set(getattr(item, "fixturenames", ())):
             item.add_marker("real")

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import Field
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.table import Table
 
 from .. import texts
+from ..models import gemma
 from ..models.kinds import KINDS
 from ..policies import POLICIES, Policy
 from ..settings import MOST
-from .console import out
+from .console import out, say
 
 
 def figures() -> None:
@@ -29,6 +31,24 @@ def models() -> None:
     for name, what in KINDS.items():
         table.add_row(name, what)
     out.print(table)
+
+
+def terms(
+    accept: Annotated[
+        bool, typer.Option("--accept", envvar="ACCEPT_GEMMA_TERMS", help="accept them without being asked")
+    ] = False,
+) -> None:
+    """The terms of the optional model, which make gemma installs after you have accepted them."""
+    say(gemma.TERMS.read_text(encoding="utf-8"))
+    try:
+        accepted = accept or typer.confirm(f"Do you accept these terms of {gemma.CALLED}?")
+    except typer.Abort:
+        accepted = False
+    if not accepted:
+        raise ValueError(
+            "the terms were not accepted, so nothing is installed: answer y, or where nobody is asked, run "
+            "make gemma ACCEPT_GEMMA_TERMS=yes"
+        )
 
 
 def policies() -> None:

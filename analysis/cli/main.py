@@ -32,6 +32,7 @@ COMMANDS = {
     "site": figures.site,
     "figures": listings.figures,
     "models": listings.models,
+    "terms": listings.terms,
     "policies": listings.policies,
     "texts": listings.bundled,
 }

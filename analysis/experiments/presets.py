@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..models import gemma
 from ..policies import Streaming, parse
 
 
@@ -29,6 +30,8 @@ class Preset:
     """Tokens that the gallery's recording of it has; 0: there is none."""
     switches: tuple[Switch, ...] = ()
     """What happens to its lanes in the recording."""
+    model: str = ""
+    """The model that it is about; empty: whichever is chosen."""
 
 
 FOUR = ("dense", "window:window=128", "recompute:window=128,stride=16", "streaming:sinks=4,window=124")
@@ -112,6 +115,13 @@ PRESETS = {
             "window:window=128,block=16",
         ),
         0,
+    ),
+    "mqa": Preset(
+        "Multi-query attention",
+        "Four query heads, one KV head, and BOS for a sink",
+        ("dense", "window:window=128", "streaming:sinks=1,window=127", "streaming:sinks=4,window=124"),
+        3,
+        model=gemma.NAME,
     ),
     # What is fastest here: so dense is past its 8,192 tokens while a class still looks.
     "past": Preset(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..models import gemma
 from ..policies import parse
 from .base import Figure
 
@@ -37,6 +38,7 @@ WORKS = {
                 "Sun, Mingjie and Chen, Xinlei and Kolter, J. Zico and Liu, Zhuang"),
     "embedded": ("allal2025smollm2", "{SmolLM2}: When Smol Goes Big -- Data-Centric Training of a Small Language Model",
                  "2502.02737", "Ben Allal, Loubna and others"),
+    gemma.NAME: ("gemmateam2025gemma3", "Gemma 3 Technical Report", "2503.19786", "{Gemma Team}"),
 }  # fmt: skip
 """Key, title, number at arXiv and authors, by the policy, figure or model that comes from it."""
 OF_FIGURES = {
@@ -51,7 +53,7 @@ def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str]) ->
     settings = ", ".join(f"{f.name} {getattr(figure, f.name)}" for f in figure.settings())
     parts = [f"{figure.title}. {shown}" + (f" ({settings})." if settings else ".")]
     if isinstance(model := spec.get("model"), str):
-        model = "SmolLM2-135M-Instruct" if model == "embedded" else model
+        model = {"embedded": "SmolLM2-135M-Instruct", gemma.NAME: gemma.CALLED}.get(model, model)
         how = f", {spec['dtype']}" if spec.get("dtype") else ""
         text = f" on {spec['text']}" if spec.get("text") else ""
         tokens = f" ({spec['tokens']:,} tokens{how})" if spec.get("tokens") else ""
@@ -65,8 +67,8 @@ def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str]) ->
 def bibtex(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str]) -> str:
     """Entries of the papers that the policies, the figure and the model come from; empty where there are none."""
     names = [parse(p).name for p in policies] + list(OF_FIGURES.get(figure.name, ()))
-    if spec.get("model") == "embedded":
-        names.append("embedded")
+    if (model := spec.get("model")) in ("embedded", gemma.NAME):
+        names.append(model)
     return "\n\n".join(_entry(*WORKS[name]) for name in dict.fromkeys(names) if name in WORKS)
 
 

@@ -24,7 +24,7 @@ from transformers import (
 
 from .. import files
 from ..families import unreadable
-from . import conversions, gguf_metadata
+from . import conversions, gemma, gguf_metadata
 from .checkpoint import check_loaded, check_quantization, check_rope
 from .devices import pick_device
 from .dtypes import AUTO, DTYPES, decide
@@ -64,6 +64,8 @@ def load(
     place = Path(os.path.expanduser(name))
     if name == EMBEDDED:
         (path, installed), called = embedded(progress), EMBEDDED_NAME
+    elif name == gemma.NAME:
+        path, called = _gemma(progress), gemma.CALLED
     elif os.path.exists(place):
         path, called = place, place.resolve().stem if place.suffix.lower() == ".gguf" else place.resolve().name
     elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith((".gguf", "/")):
@@ -86,6 +88,15 @@ def load(
         # Refused now, in the family's name, rather than when the first token is read.
         assert model.adapted
     return model
+
+
+def _gemma(progress: Tell) -> Path:
+    """The GGUF file of the optional model, joined where it does not lie whole in the cache."""
+    parts = gemma.parts()
+    path = files.cache_folder() / gemma.FILE
+    if not path.is_file() or conversions.damage(conversions.folder_of(path.parent, path), path):
+        gemma.join(parts, path, progress)
+    return path
 
 
 def _converted(path: Path, called: str, progress: Tell, make_room: Callable[[], None]) -> Path:

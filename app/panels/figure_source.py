@@ -8,6 +8,7 @@ import streamlit as st
 from analysis.figures import FIGURES, Figure, parse
 from analysis.figures.inputs import FigureInput, open_input
 from analysis.maps.stretch import Stretch
+from analysis.models.kinds import installed
 from analysis.runs import library
 from analysis.settings import quoted
 from app import address
@@ -99,7 +100,7 @@ def source_of(figure: type[Figure], chosen: str, folder: str, linked_folder: boo
 
 
 def _of_library(found: library.Entry, needs: str) -> FigureInput:
-    if needs == "stretch" and (model := Stretch(found.path).spec.model) not in {"embedded", *REGISTRY.models()}:
+    if needs == "stretch" and (model := Stretch(found.path).spec.model) not in installed() | REGISTRY.models():
         raise ValueError(
             f"this stretch is of the model {quoted(model)}, which is not in use here, and an address fetches none: "
             f"open the stretch on the {PAGES['heads'].title()} page first"

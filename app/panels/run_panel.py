@@ -161,15 +161,19 @@ def story_buttons(
     stories: Mapping[str, Preset] | Mapping[str, ChatPreset],
     begin: Callable[[str], None],
     chosen: Callable[[Any], bool],
+    missing: Callable[[Any], str] = lambda story: "",
 ) -> None:
-    """A button for each story of a page, the one that is chosen in another colour."""
+    """A button for each story of a page, the one that is chosen in another colour; `missing`: the sentence that says
+    what to do first where a story cannot be told here."""
     st.caption("Start from")
     for name, story in stories.items():
+        wanting = missing(story)
         st.button(
-            f"**{story.title}**  \n{story.point}",
+            f"**{story.title}**  \n{wanting or story.point}",
             key=f"{page}-story-{name}",
             on_click=begin,
             args=(name,),
             width="stretch",
             type="primary" if chosen(story) else "secondary",
+            disabled=bool(wanting),
         )

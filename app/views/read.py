@@ -6,7 +6,9 @@ from functools import partial
 import streamlit as st
 
 from analysis import texts
-from analysis.experiments.presets import FOUR, PRESETS
+from analysis.experiments.presets import FOUR, PRESETS, Preset
+from analysis.models import gemma
+from analysis.models.kinds import installed
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app import address, recordings
@@ -103,10 +105,14 @@ def to_address() -> None:
 def take(name: str) -> None:
     """Tell a story: set everything as it has it, and play what the gallery recorded of it with this model and text;
     where there is none, begin to read."""
-    story, state = PRESETS[name], st.session_state
+    story, before, state = PRESETS[name], PRESETS.get(st.session_state.story), st.session_state
+    model = story.model or state.model.model
+    if before is not None and before.model == model != story.model:
+        # It came with the story before, and goes with it.
+        model = Chosen().model
     state.update(
         lanes=list(story.policies),
-        model=state.model._replace(dtype=story.dtype),
+        model=state.model._replace(model=model, dtype=story.dtype),
         view=replace(View.of(story.policies), head=state.view.head),
         revision=state.revision + 1,
         story=name,
@@ -121,6 +127,17 @@ def take(name: str) -> None:
             return
     JOB_PANEL.play(None)
     start()
+
+
+def told(story: Preset) -> bool:
+    """Whether what is set is what a story tells."""
+    state = st.session_state
+    return same_lanes(story.policies, state.lanes) and story.model in ("", state.model.model)
+
+
+def missing(story: Preset) -> str:
+    """What to do first where the model of a story is not here."""
+    return gemma.MISSING if story.model and story.model not in installed() else ""
 
 
 def measures() -> bool:
@@ -173,7 +190,7 @@ def sidebar() -> None:
     state = st.session_state
     with st.sidebar:
         brand("read")
-        story_buttons("read", PRESETS, take, lambda story: same_lanes(story.policies, state.lanes))
+        story_buttons("read", PRESETS, take, told, missing)
         st.caption("Model and text")
         state.model = model_controls("live", state.model)
         state.text = text_controls("live", state.text)
