@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from analysis.engine.head_scores import full_heads
+from analysis.policies import Banded
 
 
 def held(lane, layer, kv_head):
@@ -50,8 +51,13 @@ class Tokens:
             np.testing.assert_allclose(shares, counts, atol=1e-6)
         elif sets:
             assert all(of == sets[0] for of in sets), "no shares are told where heads hold different tokens"
-        slots = sum(map(len, everyone))
-        assert lane.cache_bytes == slots * 2 * model.head_dim * keys.element_size() if sets else not lane.cache_bytes
+        alone = 2 * model.head_dim * keys.element_size() if sets else 0
+        assert lane.store.nbytes == sum(map(len, everyone)) * alone
+        # Memory is handed out in blocks; sinks of a band have their own.
+        firsts = [min(lane.policy.sinks, len(of)) if isinstance(lane.policy, Banded) else 0 for of in everyone]
+        parts = [n for of, first in zip(everyone, firsts, strict=True) for n in (first, len(of) - first)]
+        block = lane.policy.block
+        assert lane.cache_bytes == sum(-(-n // block) * block for n in parts) * alone
         if lane.policy.store == "split" and sets:
             assert [layer.names[0] for layer in lane.store.layers] == full_heads(lane.context, lane.policy)
         return everyone

@@ -20,12 +20,15 @@ def let_go(lane, attention):
     budget, held = policy.budget_of(layer, len(lane.layers)), lane.slots[layer]
     if sum(map(len, held)) <= budget * len(held):
         return
-    rows = [[(head, slot) for slot in slots] for head, slots in enumerate(held)]
+    rows, left = [[(head, slot) for slot in slots] for head, slots in enumerate(held)], len(held[0])
     if policy.store == "ragged":
         rows = [sorted(chain.from_iterable(rows), key=lambda of: (of[1].position, of[0]))]
     seen = as_seen(lane, attention, rows)
-    count = (budget - policy.interval + 1) * len(held) // len(rows)
-    order, scores = policy.order(seen), policy.score(seen)
+    while policy.store == "ranked" and left > budget - policy.interval + 1:
+        # Whole blocks leave.
+        left -= policy.block
+    count = left if policy.store == "ranked" else (budget - policy.interval + 1) * len(held)
+    order, scores = policy.order(seen), of_blocks(policy.score(seen), policy.block)
     evicted = lane.evicted.get((layer, lane.t))
     for row, ranks, worth in zip(rows, order.tolist(), scores, strict=True):
         leaves = {(row[i][0], row[i][1].position) for i in ranks[:-count]}
@@ -36,6 +39,11 @@ def let_go(lane, attention):
                 leaves = theirs
         for head in {head for head, _ in row}:
             held[head] = [s for s in held[head] if (head, s.position) not in leaves]
+
+
+def of_blocks(scores, block):
+    """What each slot's block is worth."""
+    return torch.cat([of.mean(1, keepdim=True).expand_as(of) for of in scores.split(block, 1)], 1)
 
 
 def near_tie(lane, layer, row, differing, scores, seen):

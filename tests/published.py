@@ -171,6 +171,21 @@ def survivors(policy, m):
     return going, free, protected
 
 
+def in_blocks(policy, m, budget):
+    """What a KV head keeps where slots leave in blocks, counted from its first."""
+    worth, first, block = WORTH[policy.name](policy, m), getattr(policy, "start", 0), policy.block
+    newest = m.kept[len(m.kept) - policy.recent :]
+    slots = [range(i, i + block) for i in range(0, len(m.kept) - block + 1, block)]
+    free = [b for b in slots if not any(first <= m.kept[i] < first + policy.sinks or m.kept[i] in newest for i in b)]
+    means = [float(np.mean([worth[i] for i in b])) for b in free]
+    scale = 1.0 if "keydiff" in (policy.name, getattr(policy, "scorer", "")) else 0.0
+    left = set(range(len(m.kept)))
+    for b in order(means, set(), 0.0 if policy.name in EXACT else WITHIN, scale):
+        if len(left) > budget - policy.interval + 1:
+            left -= set(free[b])
+    return [j for i, j in enumerate(m.kept) if i in left]
+
+
 def shared_out(policy, moments, budget):
     """What each KV head of a layer keeps of one budget for all of them (Feng et al. 2024, Algorithms 1 and 2)."""
     going = [survivors(policy, m) for m in moments]
@@ -244,6 +259,8 @@ class Naive:
         return out[None]
 
     def _less(self, m, budget):
+        if self.policy.block > 1:
+            return in_blocks(self.policy, m, budget)
         going, free, _ = survivors(self.policy, m)
         evicted = {free[i] for i in going[: len(m.kept) - (budget - self.policy.interval + 1)]}
         return [j for i, j in enumerate(m.kept) if i not in evicted]

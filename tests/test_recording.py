@@ -88,7 +88,7 @@ def compare(head: dict, arrays: dict, live: bytes) -> None:
 
 
 def test_a_recorded_frame_equals_the_live_one_at_every_position(script):
-    switches = {1: (600, "streaming:sinks=4,window=60"), 3: (1500, "window:window=128")}
+    switches = {1: (600, "streaming:sinks=4,window=60"), 3: (1500, "window:window=128,block=16")}
     run = made_up(3000, chunk=96, ends={2: 700}, switches=switches, fidelity=True)
     random, asked = np.random.default_rng(1), []
     edges = [1, 2, 5, 33, 34, 97, 257, 289, 600, 601, 700, 701, 1500, 1501, 2999, 3000]

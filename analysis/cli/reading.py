@@ -145,7 +145,7 @@ def summary(run: Run) -> Table:
             f"{lane.perplexity:.4f}",
             lane.excess_text,
             *((lane.kl_text, lane.agree_text) if measured else ()),
-            f"{lane.cache_tokens:,}",
+            lane.cached_text,
             f"{lane.cache_bytes / 1e6:,.1f} MB",
             "–" if math.isnan(lane.rate) else f"{lane.rate:,.1f}",
         )

@@ -74,8 +74,8 @@ class Lane:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of all keys and values held."""
-        return self.store.nbytes
+        """Bytes of all keys and values held, and of the slots that stand empty in blocks that are not full."""
+        return self.store.nbytes * self.store.allocated // max(1, self.store.slots)
 
     def missing_sinks(self, policy: Policy) -> int:
         """How many of the first tokens the policy would keep, but this lane no longer holds."""
@@ -98,13 +98,13 @@ class Lane:
         fidelity, more = self.context.fidelity, dict[str, Any]()
         if fidelity is not None:
             stop = fidelity.begin(self, stop)
-        nll, mass, held, top, outputs = self.store.read(self.position, chunk, stop)
+        nll, mass, held, top, outputs, allocated = self.store.read(self.position, chunk, stop)
         if fidelity is not None:
             more = fidelity.measure(self, outputs)._asdict()
         if top is not None:
             more["top"] = top.cpu().numpy().astype(np.int32)
         # One transfer each per chunk; everything before this line may still be under way on a GPU.
-        step = self._step(began, nll.cpu().numpy(), mass.cpu().numpy(), held)
+        step = self._step(began, nll.cpu().numpy(), mass.cpu().numpy(), held, allocated)
         return replace(step, **more)
 
     def next(self, choose: Callable[[Float[Tensor, " vocabulary"]], int], *, kv_chunk: int | None = None) -> Step:
@@ -125,10 +125,15 @@ class Lane:
         nll = (torch.logsumexp(logits, -1) - logits[token]).numpy()
         mass = passed.sink_mass.cpu().numpy()
         self.context.extend(np.array([token], np.int32))
-        return self._step(began, nll[None], mass, passed.held)
+        return self._step(began, nll[None], mass, passed.held, self.store.allocated_in(passed))
 
     def _step(
-        self, began: float, nll: NDArray[np.float32], sink_mass: NDArray[np.float32], held: NDArray[np.float64]
+        self,
+        began: float,
+        nll: NDArray[np.float32],
+        sink_mass: NDArray[np.float32],
+        held: NDArray[np.float64],
+        allocated: NDArray[np.float64] | None,
     ) -> Step:
         """What was learned of the next tokens, which have then been read."""
         seconds, start, model = time.perf_counter() - began, self.position, self.context.model
@@ -136,7 +141,7 @@ class Lane:
         self.position += len(nll)
         self._publish()
         # Of all KV heads of all layers, which may hold differently many.
-        bytes_per_token = self.cache_bytes * model.layers * model.kv_heads // max(1, self.store.slots)
+        bytes_per_token = self.store.nbytes * model.layers * model.kv_heads // max(1, self.store.slots)
         return Step(
             lane=self.index,
             policy=self.policy,
@@ -144,7 +149,7 @@ class Lane:
             token_ids=self.context.tokens[start : self.position].copy(),
             nll=nll,
             cache_tokens=np.ceil(held).astype(np.int32),
-            cache_bytes=np.rint(held * bytes_per_token).astype(np.int64),
+            cache_bytes=np.rint((held if allocated is None else allocated) * bytes_per_token).astype(np.int64),
             seconds=seconds,
             sink_mass=sink_mass,
         )

@@ -14,8 +14,8 @@ class Step:
     """What one lane learned from one chunk.  All arrays are about the predicted tokens, at positions start … stop − 1.
 
     `nll` [tokens] in nats; `cache_tokens` and `cache_bytes` [tokens]: what was held when the token was predicted, after
-    eviction; `sink_mass` [layers, heads, tokens]: the attention that the predicting query gave to the first tokens of
-    the text; `seconds`: compute time of the chunk.
+    eviction, in bytes with the empty slots of blocks that are not full; `sink_mass` [layers, heads, tokens]: the
+    attention that the predicting query gave to the first tokens of the text; `seconds`: compute time of the chunk.
     """
 
     lane: int

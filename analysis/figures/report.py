@@ -142,7 +142,7 @@ def _summary(run: Run) -> str:
         if lane.tokens:
             cells = (
                 html.escape(lane.policy.label), f"{lane.tokens:,}", f"{lane.perplexity:.3f}", lane.excess_text,
-                f"{lane.cache_tokens:,}", f"{lane.cache_bytes / 1e6:,.1f} MB",
+                lane.cached_text, f"{lane.cache_bytes / 1e6:,.1f} MB",
             )  # fmt: skip
             rows.append("".join(f"<td>{cell}</td>" for cell in cells))
     return "".join(f"<tr>{row}</tr>" for row in rows)

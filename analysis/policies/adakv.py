@@ -23,12 +23,14 @@ class AdaKV(SnapKV):
     the number of its own; `floor` percent of a head's budget are shared out evenly, whatever it scores, and the rest by
     these numbers.  The newest `recent` tokens are protected in every head.  So far the authors' code, which compresses
     a prompt once.  Here this happens at every eviction, and then a head may hold less than it is given: what is left
-    over goes to the best scores of the others, so that a layer always keeps what it may.
+    over goes to the best scores of the others, so that a layer always keeps what it may.  Slots of heads that share a
+    budget are weighed one by one, so they do not leave in blocks.
     """
 
     name: ClassVar[str] = "adakv"
     title: ClassVar[str] = "Adaptive budgets"
     store: ClassVar[str] = "ragged"
+    block: ClassVar[int] = 1
 
     kernel: int = setting(7, "Slots that a score is pooled over; an odd number.", low=1, high=63)
     pooling: str = setting("max", "What is taken of them: their mean, or their maximum.", choices=("mean", "max"))

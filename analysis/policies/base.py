@@ -22,6 +22,8 @@ class Policy(Settings):
     """Name of the KV store that keeps it (engine/kv/)."""
     capturable: ClassVar[bool] = False
     """Whether a token's position alone says what it reaches in every head, so that a captured stretch can be drawn."""
+    block: ClassVar[int] = 1
+    """How many tokens leave together, as where memory is handed out in blocks."""
 
     knockout: str = setting(
         "none",
@@ -92,6 +94,15 @@ class Policy(Settings):
     def capacity(self) -> int | None:
         """The most tokens that the cache ever holds; None where it grows with the text."""
         raise NotImplementedError
+
+    def allocated(self, held: int) -> int:
+        """How many slots an engine hands out where a KV head holds so many tokens: whole blocks."""
+        return -(-held // self.block) * self.block
+
+    @property
+    def _blocks(self) -> str:
+        """The blocks in words, where there are any."""
+        return "" if self.block == 1 else f", blocks of {self.block}"
 
     @property
     def full_from(self) -> int | None:
@@ -171,18 +182,19 @@ class Banded(Policy):
 
     @property
     def step(self) -> int:
-        """How many tokens leave together."""
-        return 1
-
-    @property
-    def _blocks(self) -> str:
-        """The blocks in words, where tokens leave together."""
-        return "" if self.step == 1 else f", blocks of {self.step}"
+        """How many tokens leave the window together."""
+        return self.block
 
     @property
     @override
     def capacity(self) -> int | None:
         return None if self.window is None else self.sinks + self.window
+
+    @override
+    def allocated(self, held: int) -> int:
+        # Sinks, which never leave, have blocks of their own.
+        first = min(self.sinks, held)
+        return super().allocated(first) + super().allocated(held - first)
 
     @override
     def at_budget(self, tokens: int) -> "Policy":

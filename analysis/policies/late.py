@@ -38,6 +38,13 @@ class Late(Ranked):
                 "a smaller start or a larger budget"
             )
 
+    @property
+    @override
+    def protected_slots(self) -> int:
+        # They may begin inside a block.
+        aligned, anywhere = self.sinks, self.sinks + self.block - 1
+        return super().protected_slots + (self.allocated(anywhere) - self.allocated(aligned) if self.sinks else 0)
+
     @override
     def protected(self, positions: "Tensor") -> "Tensor":
         return (positions >= self.start) & (positions < self.start + self.sinks)

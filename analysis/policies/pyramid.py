@@ -26,8 +26,9 @@ class Pyramid(Ranked):
     """Gives each layer a budget that falls evenly with depth; `budget` is their mean.  The `scorer` ranks the slots.
 
     As in the paper the scores are SnapKV's, every layer keeps the newest tokens, and of the rest of the budget the
-    topmost layer gets 1/`steepness` of the mean (its β).  Differences between layers are whole intervals, rounded
-    towards the mean, so that all layers evict after the same token and their budgets' mean is `budget` and no more.
+    topmost layer gets 1/`steepness` of the mean (its β).  Differences between layers are whole intervals (and blocks),
+    rounded towards the mean, so that all layers evict after the same token and their budgets' mean is `budget` and no
+    more.
     """
 
     name: ClassVar[str] = "pyramid"
@@ -82,23 +83,23 @@ class Pyramid(Ranked):
     @property
     @override
     def smallest(self) -> int:
-        return self.budget - self._most(Fraction(1)) * self.interval
+        return self.budget - self._most(Fraction(1))
 
     @override
     def budget_of(self, layer: int, layers: int) -> int:
         if layers == 1:
             return self.budget
-        return self.budget - self._most(Fraction(2 * layer - layers + 1, layers - 1)) * self.interval
+        return self.budget - self._most(Fraction(2 * layer - layers + 1, layers - 1))
 
     def _most(self, share: Fraction) -> int:
-        """Intervals by which a budget is below the mean, at a depth from −1 (bottom) to 1 (top)."""
-        free = max(0, self.budget - self.interval + 1 - self.sinks - self.recent)
-        return int(share * free * (self.steepness - 1) / (self.steepness * self.interval))
+        """Slots by which a budget is below the mean, at a depth from −1 (bottom) to 1 (top)."""
+        free = max(0, self.budget - self.interval + 1 - self.protected_slots)
+        return int(share * free * (self.steepness - 1) / (self.steepness * self.pass_tokens)) * self.pass_tokens
 
     @override
     def with_room(self, tokens: int) -> "Ranked":
         # The top layer gets least of what is added.
-        return replace(self, budget=self.budget + self.steepness * (tokens + self.interval))
+        return replace(self, budget=self.budget + self.steepness * (tokens + self.pass_tokens))
 
     @override
     def score(self, state: LayerState) -> "Tensor":

@@ -79,14 +79,19 @@ class Ranked(Policy):
     positions: str = setting(
         "text", "Whether positions are slots of the cache or positions in the text.", choices=("cache", "text")
     )
+    block: int = setting(
+        1, "Slots that leave together: so many successive ones, counted from a head's first.", low=1, rare=True
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        protected, least = self.sinks + self.recent, self.smallest - self.interval + 1
-        if max(1, protected) > least:
+        least = self.smallest - self.interval + 1
+        if self.protected_slots > least:
+            blocks = "" if self.block == 1 else f", in blocks of {self.block} up to {self.protected_slots} slots"
+            smaller = "a smaller interval" if self.block == 1 else "a smaller interval or block"
             raise ValueError(
-                f"{self.name}: sinks + recent are {protected} tokens, and after an eviction {max(0, least)} are kept: "
-                "choose a larger budget, or fewer of them, or a smaller interval"
+                f"{self.name}: sinks + recent are {self.sinks + self.recent} tokens{blocks}, and after an eviction "
+                f"{max(0, least)} are kept: choose a larger budget, or fewer of them, or {smaller}"
             )
 
     @property
@@ -98,6 +103,12 @@ class Ranked(Policy):
     def future_positions(self) -> int:
         """At how many of the next positions the score needs the queries that are expected; 0: it needs none."""
         return 0
+
+    @property
+    def protected_slots(self) -> int:
+        """How many slots must have room after an eviction: those that may share a block with protected ones, the newest
+        where they do not fill a block yet, and one block at least."""
+        return max(self.block, self.allocated(self.sinks) + self.recent + self.block - 1)
 
     @property
     def smallest(self) -> int:
@@ -116,10 +127,14 @@ class Ranked(Policy):
         """Which slots stay whatever their score, beside the newest."""
         return positions < self.sinks
 
+    def left(self, held: int, budget: int) -> int:
+        """How many of so many slots stay when some must go, in whole blocks."""
+        return held - self.allocated(held - (budget - self.interval + 1))
+
     @property
     @override
     def pass_tokens(self) -> int:
-        return self.interval
+        return self.allocated(self.interval)
 
     @override
     def first_protected(self, read: int) -> int:
@@ -133,10 +148,22 @@ class Ranked(Policy):
         return replace(self, budget=self.budget + tokens + self.interval)
 
     def order(self, state: LayerState) -> "Int[Tensor, 'kv_heads slots']":
-        """The slots from the one that goes first to the one that stays longest; of equal scores the older goes."""
+        """The slots from the one that goes first to the one that stays longest; of equal scores the older goes.
+
+        Of a block they go one after the other, and it is worth the mean of its slots.
+        """
         scores = self.score(state).masked_fill(self.protected(state.positions), float("inf"))
         scores[:, max(0, scores.shape[1] - self.recent) :] = float("inf")
-        return by_rank(scores, 0.0 if self.reproducible else tolerance(state.keys.dtype), self.scale)
+        within = 0.0 if self.reproducible else tolerance(state.keys.dtype)
+        if self.block == 1:
+            return by_rank(scores, within, self.scale)
+        import torch
+
+        slots = torch.arange(scores.shape[1], device=scores.device)
+        whole = len(slots) // self.block * self.block
+        blocks = by_rank(scores[:, :whole].unflatten(1, (-1, self.block)).mean(2), within, self.scale)
+        of_blocks = slots[:whole].view(-1, self.block)[blocks].flatten(1)
+        return torch.cat((of_blocks, slots[whole:].expand(len(blocks), -1)), 1)
 
     @property
     @override
@@ -145,7 +172,7 @@ class Ranked(Policy):
         sinks = "" if self.sinks == own["sinks"] else f", {self.sinks or 'no'} sinks"
         every = "" if self.interval == 1 else f", every {self.interval}"
         positions = "" if self.positions == own["positions"] else f", {self.positions} positions"
-        return f"{self.title} {self.budget}{sinks}{every}{positions}"
+        return f"{self.title} {self.budget}{sinks}{every}{positions}{self._blocks}"
 
     @property
     @override

@@ -31,8 +31,9 @@ class Scissorhands(Ranked):
     history: int = setting(400, "Newest queries that are asked.", low=1, high=1024)
 
     def __post_init__(self) -> None:
-        if self.interval == 0 and all(isinstance(x, int) for x in (self.budget, self.sinks, self.recent)):
-            half = min(self.budget // 2, self.budget - self.sinks - self.recent)
+        sizes = self.budget, self.sinks, self.recent, self.block
+        if self.interval == 0 and all(isinstance(x, int) for x in sizes) and self.block > 0:
+            half = min(self.budget // 2, self.budget - self.protected_slots)
             object.__setattr__(self, "interval", max(1, half))
         super().__post_init__()
 

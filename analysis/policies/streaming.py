@@ -29,11 +29,6 @@ class Streaming(Banded):
 
     @property
     @override
-    def step(self) -> int:
-        return self.block
-
-    @property
-    @override
     def plain(self) -> str:
         counted = {"text": ", text positions", "none": ", sinks without position", "naive": ", naive positions"}
         return f"Sinks + window {self.sinks} + {self.window}{counted.get(self.positions, '')}{self._blocks}"

@@ -20,10 +20,5 @@ class Window(Banded):
 
     @property
     @override
-    def step(self) -> int:
-        return self.block
-
-    @property
-    @override
     def plain(self) -> str:
         return f"Window {self.window}{self._blocks}"

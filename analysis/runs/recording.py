@@ -160,8 +160,8 @@ def indexed(texts: list[list[str]]) -> tuple[list[str], dict[str, NDArray]]:
 
 
 def measured(track: Track) -> dict[str, NDArray]:
-    """The numbers of a lane: NLL, what was cached, and the sink mass of each chunk; and how far it is from the first
-    lane, where this was measured."""
+    """The numbers of a lane: NLL, what was cached, and the sink mass of each chunk; how far it is from the first lane,
+    where this was measured; and the slots that the cache takes where these are handed out in blocks."""
     count = len(track.nll)
     whole = [k for k, (_, stop) in enumerate(track.spans) if stop <= count + 1]
     spans = np.array([track.spans[k] for k in whole], np.uint32).reshape(-1, 2)
@@ -171,8 +171,11 @@ def measured(track: Track) -> dict[str, NDArray]:
     if len(track.kl):
         found |= {name: getattr(track, name).view()[:count] for name in ("kl", "agree")}
         found["error"] = np.stack([track.output_error[k] for k in whole]) if whole else np.zeros((0, 0, 0), np.float32)
-    for name, column in (("tokens", track.cache_tokens), ("bytes", track.cache_bytes)):
-        found |= {f"{name}_{of}": array for of, array in straight(column.view()[:count]).items()}
+    whole_numbers = {"tokens": track.cache_tokens.view()[:count], "bytes": track.cache_bytes.view()[:count]}
+    if (slots := track.allocated()).any():
+        whole_numbers["slots"] = slots
+    for name, numbers in whole_numbers.items():
+        found |= {f"{name}_{of}": array for of, array in straight(numbers).items()}
     return found
 
 

@@ -4,11 +4,13 @@ import copy
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..policies import parse
 from .facts import ModelFacts
 from .spec import Spec
 
@@ -83,6 +85,18 @@ class Track:
         chunk, [layers, heads] (engine/fidelity.py); NaN where the two did not read it together."""
         self.policies: list[tuple[int, str]] = []
         """From which position on the lane read under which policy."""
+
+    def allocated(self, begin: int = 0) -> NDArray[np.int64]:
+        """Slots that an engine hands out for what is cached, for the tokens from an index on, [tokens]; 0 where it does
+        not hand them out in blocks."""
+        tokens = self.cache_tokens.view()[: len(self.nll)]
+        slots = np.zeros(len(tokens), np.int64)
+        for (start, written), (stop, _) in pairwise([*self.policies, (len(tokens) + 1, "")]):
+            policy, own = parse(written), slice(max(begin, start - 1), stop - 1)
+            if policy.block > 1:
+                sizes, which = np.unique(tokens[own], return_inverse=True)
+                slots[own] = np.array([policy.allocated(int(held)) for held in sizes], np.int64)[which]
+        return slots[begin:]
 
     def snapshot(self) -> "Track":
         """What is known now, which nothing that comes later changes."""

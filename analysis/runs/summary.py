@@ -27,6 +27,8 @@ class LaneSummary:
     is_reference: bool
     cache_tokens: int
     """Cached now."""
+    cache_slots: int
+    """Slots that an engine hands out for them; 0 where it does not hand them out in blocks."""
     cache_bytes: int
     rate: float
     """Tokens predicted in a second of the lane's own compute time; NaN for a run that was read from a folder."""
@@ -45,6 +47,12 @@ class LaneSummary:
         if self.is_reference:
             return "reference"
         return f"{self.excess:+.4f}" + ("" if math.isnan(self.error) else f" ± {self.error:.4f}")
+
+    @property
+    def cached_text(self) -> str:
+        """How many tokens are cached as a table shows it; in blocks with their slots, and the share that is empty."""
+        tokens, slots = f"{self.cache_tokens:,}", self.cache_slots
+        return f"{tokens} in {slots:,} slots, {1 - self.cache_tokens / slots:.0%} empty" if slots else tokens
 
     @property
     def kl_text(self) -> str:
@@ -77,6 +85,7 @@ def summarize(run: Run, reference: int = 0) -> list[LaneSummary]:
                 error=error,
                 is_reference=lane == reference,
                 cache_tokens=int(track.cache_tokens.view()[count - 1]) if count else 0,
+                cache_slots=int(track.allocated(count - 1)[0]) if count else 0,
                 cache_bytes=int(track.cache_bytes.view()[count - 1]) if count else 0,
                 rate=count / max(float(track.compute.view()[count - 1]), 1e-9) if len(track.compute) else math.nan,
                 kl=kl,

@@ -85,7 +85,8 @@ class ReadingSender:
         """A frame before anything was read: the lanes as they are set, whether they are to be measured against the
         first one, and a note."""
         self.awaits_map = False
-        unread: dict[str, Any] = {"past": [], "read": 0, "kept": 0, "bytes": 0, "sinks_held": 0, "state": "ready"}
+        unread: dict[str, Any] = {"past": [], "state": "ready"}
+        unread |= dict.fromkeys(("read", "kept", "slots", "bytes", "sinks_held"), 0)
         unread |= dict.fromkeys(("relative", "excess", "error", "rolling", "rate"))
         lanes = [face | unread for face in faces(policies, colours(policies))]
         header = self._header(view, "ready", note, pace) | {
@@ -149,6 +150,7 @@ class ReadingSender:
             "error": None,
             "rolling": None,
             "kept": 0,
+            "slots": 0,
             "bytes": 0,
             "rate": None,
             "sinks_held": self._seen.lanes[i].sinks if self._seen.lanes else 0,
@@ -167,6 +169,7 @@ class ReadingSender:
             lane.update(relative=_finite(np.exp(now)), excess=_finite(mean), error=_finite(error))
         lane["rolling"] = _finite(np.exp(metrics.rolling_mean(sums, np.array([len(nll)]), ROLL)[0]))
         lane["kept"], lane["bytes"] = int(track.cache_tokens.view()[-1]), int(track.cache_bytes.view()[-1])
+        lane["slots"] = int(track.allocated(len(nll) - 1)[0])
         # Over the last few chunks, since a policy may have been switched.
         if not (spans := track.spans[-6:]):
             return lane

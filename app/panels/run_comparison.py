@@ -170,7 +170,7 @@ def rows(comparison: Comparison, labels: list[str], entries: list[Entry]) -> lis
         error = "–" if math.isnan(lane.error) else f"{lane.error:.4f}"
         made.append([
             label, Path(entries[lane.run].model).name, f"{of.tokens:,}", f"{of.perplexity:,.4f}" if of.tokens else "–",
-            f"{lane.shared:,}", excess if i else "reference", error if i else "", f"{of.cache_tokens:,}",
+            f"{lane.shared:,}", excess if i else "reference", error if i else "", of.cached_text,
             f"{of.cache_bytes / 1e6:,.1f}",
         ])  # fmt: skip
     return made

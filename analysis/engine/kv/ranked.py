@@ -46,7 +46,7 @@ class RankedStore(Store):
     def read(self, position: int, chunk: int, stop: int) -> Predicted:
         """One forward pass after another, each up to the next eviction."""
         begin, parts = position - 1, []
-        end = min(begin + min(chunk, PASSES * self.policy.interval), stop - 1)
+        end = min(begin + min(chunk, PASSES * self.policy.pass_tokens), stop - 1)
         while begin < end:
             room = (self.group.end if self.group else self.group_end(begin)) - begin
             count = min(end - begin, room)
@@ -87,7 +87,7 @@ class RankedStore(Store):
         room = 1 + max(0, min(self.policy.budget_of(i, model.layers) - n for i, n in enumerate(held)))
         length = self._length_of(begin)
         room = min(room, (model.regime_end(length) or length + room) - length + 1)
-        return begin + min(room, PASSES * self.policy.interval)
+        return begin + min(room, PASSES * self.policy.pass_tokens)
 
     def _length_of(self, t: int) -> int:
         """The length of the context of token t, when all before it have been read (families/frequencies.py).
@@ -111,7 +111,7 @@ class RankedStore(Store):
         if begin == group.begin:
             self.layers = [layer.copy() for layer in group.layers]
         self.group = None if ends else group
-        before = self._mean_held
+        before, sizes = self._mean_held, [len(layer) for layer in self.layers]
         length = model.regime(self._length_of(begin))
         capture = context.history > 0
         one = self.pass_kind(
@@ -120,7 +120,7 @@ class RankedStore(Store):
         one.attended = context.attended()
         ids = self.ids[None, begin : begin + count]
         if count == 1:
-            if policy.interval == 1 and len(context.tokens) - begin > TRACED_FROM:
+            if policy.pass_tokens == 1 and len(context.tokens) - begin > TRACED_FROM:
                 context.trace()
             logits = context.decode(ids, one)
         else:
@@ -132,7 +132,13 @@ class RankedStore(Store):
         held = before + np.arange(1.0, count + 1)
         held[-1] = self._mean_held
         attended = None if one.attended is None else [of[:, -asked:] for of in one.attended]
-        return Passed(logits[:, -asked:], stacked(one.mass, logits)[..., -asked:], held[-asked:], attended)
+        passed = Passed(logits[:, -asked:], stacked(one.mass, logits)[..., -asked:], held[-asked:], attended)
+        if policy.block == 1:
+            return passed
+        # Layers may hold differently many.
+        then = [[n + i for n in sizes] for i in range(1, count)] + [[len(layer) for layer in self.layers]]
+        allocated = np.array([[policy.allocated(n) for n in of] for of in then[-asked:]])
+        return passed._replace(allocated=allocated.mean(1))
 
     @property
     def _mean_held(self) -> float:

@@ -96,6 +96,8 @@ class Passed(NamedTuple):
     """Tokens that a KV head then held on average, [tokens]."""
     attended: Sequence[Float[Tensor, "batch tokens heads dim"]] | None = None
     """Outputs of the attention of each layer, where lanes are measured against one of them."""
+    allocated: NDArray[np.float64] | None = None
+    """Slots that an engine hands out for the tokens held on average, [tokens]; None: what the policy says of `held`."""
 
 
 class Predicted(NamedTuple):
@@ -110,14 +112,16 @@ class Predicted(NamedTuple):
     """The most probable tokens, where they are asked for."""
     outputs: tuple[Outputs, ...] = ()
     """Of each pass, where lanes are measured against one of them."""
+    allocated: NDArray[np.float64] | None = None
+    """Slots that an engine hands out for the tokens held on average, [tokens]; None: as many."""
 
     @classmethod
     def joined(cls, parts: "Sequence[Predicted]") -> "Predicted":
         """Parts that follow one another, as one."""
-        nll, mass, held, top, outputs = zip(*parts, strict=True)
-        told = [tokens for tokens in top if tokens is not None]
+        nll, mass, held, top, outputs, allocated = zip(*parts, strict=True)
+        told, handed_out = ([of for of in each if of is not None] for each in (top, allocated))
         whole = torch.cat(nll), torch.cat(mass, -1), np.concatenate(held), torch.cat(told) if told else None
-        return cls(*whole, sum(outputs, ()))
+        return cls(*whole, sum(outputs, ()), np.concatenate(handed_out) if handed_out else None)
 
 
 class Store(ABC):
@@ -223,6 +227,20 @@ class Store(ABC):
         return sum(layer.slots for layer in self.layers)
 
     @property
+    def allocated(self) -> int:
+        """Slots that an engine hands out for them."""
+        if self.policy.block == 1:
+            return self.slots
+        held = [(len(layer), layer.slots) for layer in self.layers]
+        return sum(self.policy.allocated(tokens) * (slots // tokens) for tokens, slots in held if tokens)
+
+    def allocated_in(self, passed: Passed) -> NDArray[np.float64] | None:
+        """Slots that an engine hands out for the tokens held on average in a pass, [tokens]; None: as many."""
+        if passed.allocated is not None or self.policy.block == 1:
+            return passed.allocated
+        return np.array([self.policy.allocated(int(tokens)) for tokens in passed.held], np.float64)
+
+    @property
     def ids(self) -> Int[Tensor, " tokens"]:
         """The token ids that are read: the text's, but for those that the policy puts first."""
         return self.context.starting(self.policy.first, self.early)
@@ -269,6 +287,7 @@ class Store(ABC):
         rows, context = passed.logits.flatten(0, 1), self.context
         logits, targets = Logits.of(rows), context.ids[begin + 1 : begin + 1 + len(rows)].to(rows.device)
         told = Predicted(logits.nll(targets), passed.sink_mass, passed.held, logits.top if context.top else None)
+        told = told._replace(allocated=self.allocated_in(passed))
         if context.fidelity is None:
             return told
         return told._replace(outputs=(Outputs(logits, [of.flatten(0, 1) for of in passed.attended or ()]),))

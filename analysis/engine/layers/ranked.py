@@ -257,7 +257,7 @@ class RankedLayer:
         expected = None if rotation is None else self.future_queries(rotation())
         order = policy.order(self._seen(layer, dims, expected))
         # Several heads may share a row.
-        count = (budget - policy.interval + 1) * (self.kv_heads // len(self.keys))
+        count = policy.left(len(self), budget) * (self.kv_heads // len(self.keys))
         leaves, kept = order[:, :-count], order[:, -count:].sort().values
         evicted = self._evicted(leaves) if tell else None
         self._keep(kept)

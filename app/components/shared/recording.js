@@ -88,9 +88,10 @@ function openRecording(bytes) {
     const nll = arrays[`nll${i}`].data, sums = new Float64Array(nll.length + 1);
     for (let k = 0; k < nll.length; k++) sums[k + 1] = sums[k] + nll[k];
     const [tokens, sizes] = ["tokens", "bytes"].map((name) => straight(arrays, name, i));
+    const slots = arrays[`slots_at${i}`] ? straight(arrays, "slots", i) : () => 0;
     const pieces = arrays[told.alike ? "pieces0" : `pieces${i}`].data;
     const known = Object.fromEntries(constants.fidelity.map((mode) => [mode, knownSums(arrays[`${mode === "KL" ? "kl" : "agree"}${i}`]?.data ?? [], mode === "KL" ? 1 : 100)]));
-    return { ...lane, nll, sums, known, error: arrays[`error${i}`], tokens, sizes, pieces, spans: arrays[`spans${i}`].data, mass: arrays[`mass${i}`] };
+    return { ...lane, nll, sums, known, error: arrays[`error${i}`], tokens, slots, sizes, pieces, spans: arrays[`spans${i}`].data, mass: arrays[`mass${i}`] };
   });
   const text = (lane, start, stop) => Array.from(lane.pieces.subarray(start, stop), (k) => vocabulary[k]);
   const clock = arrays.clock.data;
@@ -173,7 +174,7 @@ function openRecording(bytes) {
       const read = counts[i], shared = Math.min(read, counts[view.reference]);
       const face = {
         ...told.faces[at][1][i], offers: [], past: [], read: read ? read + 1 : 0, relative: null, excess: null, error: null, rolling: null,
-        kept: 0, bytes: 0, rate: null, sinks_held: 0, state: told.status === "finished" && read + 1 === total ? "end of text" : "reading",
+        kept: 0, slots: 0, bytes: 0, rate: null, sinks_held: 0, state: told.status === "finished" && read + 1 === total ? "end of text" : "reading",
       };
       for (let k = 0; k + 1 < lane.changes.length && lane.changes[k + 1][0] <= read; k++) face.past.push([lane.changes[k][0], lane.changes[k + 1][0], lane.changes[k][1]]);
       if (read && shared >= first && i !== view.reference) {
@@ -183,6 +184,7 @@ function openRecording(bytes) {
       if (read) {
         face.rolling = finite(Math.exp(rolling(lane, read, roll)));
         face.kept = lane.tokens(read - 1);
+        face.slots = lane.slots(read - 1);
         face.bytes = lane.sizes(read - 1);
       }
       const [x, y] = curve(i, counts, view), [mx, my] = memory(lane, read);
