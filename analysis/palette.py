@@ -16,6 +16,7 @@ LOOKS = {
     "knorm": ("#56B4E9", "dash"),
     "keydiff": ("#CC79A7", "dash"),
     "scissorhands": ("#E69F00", "dash"),
+    "cam": ("#E69F00", "dot"),
     "lagkv": ("#0072B2", "dash"),
     "adakv": ("#CC79A7", "dot"),
     "expected-attention": ("#56B4E9", "dot"),

@@ -10,6 +10,8 @@ import torch
 
 from analysis.policies.ranked import FutureQueries, LayerState
 
+from .published import lot, merging
+
 TIE = 1e-4
 """Share of the range of scores within which rounding may decide which slot goes."""
 
@@ -37,8 +39,22 @@ def let_go(lane, attention):
             if leaves != theirs:
                 near_tie(lane, layer, row, leaves ^ theirs, worth, seen)
                 leaves = theirs
+        if policy.name == "cam":
+            merge(policy, layer, row, leaves, seen, held)
         for head in {head for head, _ in row}:
             held[head] = [s for s in held[head] if (head, s.position) not in leaves]
+
+
+def merge(policy, layer, row, leaves, seen, held):
+    """Let the slots of a head have what the policy merges into them of those that leave."""
+    head, slots = row[0][0], [slot for _, slot in row]
+    values = [slot.value for slot in slots]
+    draws = [lot(slot.position, layer, head, policy.seed) for slot in slots]
+    going = [i for i, slot in enumerate(slots) if (head, slot.position) in leaves]
+    for i, following in merging(policy, seen.accumulated_attention[head].tolist(), draws, going):
+        for k in following:
+            values[k] = values[k] + values[i] / policy.merge
+    held[head] = [slot._replace(value=value) for slot, value in zip(slots, values, strict=True)]
 
 
 def of_blocks(scores, block):

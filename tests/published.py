@@ -14,7 +14,7 @@ import torch
 from analysis.engine.stream import open_lanes
 from analysis.policies import Dense
 
-EXACT = {"random", "late", "scissorhands"}
+EXACT = {"random", "late", "scissorhands", "cam"}
 WITHIN = 128 * 2.0**-23
 """The share by which two scores of a float32 model may differ and still be equal."""
 
@@ -122,20 +122,38 @@ def expected_attention(policy, m):
     return list(weights * np.linalg.norm(m.values[m.kept], axis=1))
 
 
+def lot(j, layer, head, seed):
+    """What the token at position j draws."""
+    mask, stream = 2**64 - 1, 1 + head + 1000 * layer + 1_000_003 * seed
+    x = (j * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return ((x ^ (x >> 31)) >> 11) * 2.0**-53
+
+
 def random(policy, m):
-    mask = 2**64 - 1
-    scores = []
-    for j in m.kept:
-        stream = 1 + m.head + 1000 * m.layer + 1_000_003 * policy.seed
-        x = (j * 0x9E3779B97F4A7C15 + stream * 0xBF58476D1CE4E5B9) & mask
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-        scores.append(((x ^ (x >> 31)) >> 11) * 2.0**-53)
-    return scores
+    return [lot(j, m.layer, m.head, policy.seed) for j in m.kept]
 
 
 def late(policy, m):
     return m.kept
+
+
+def cam(policy, m):
+    return m.kept
+
+
+def merging(policy, worth, draws, leaves):
+    """Zhang et al. 2024: which slots of a row get a share of the value of one that leaves, the oldest first.
+
+    `worth`: the attention that each got so far; `draws`: what chance says of each; `leaves`: indices.  Yields (who
+    leaves, who gets a `merge`-th of its value).
+    """
+    for i in sorted(leaves):
+        following = range(i + 1, min(i + 1 + policy.merge, len(worth)))
+        mean = sum(worth[k] for k in following) / max(1, len(following))
+        if mean * draws[i] < worth[i]:
+            yield i, following
 
 
 def adakv(policy, m):
@@ -143,7 +161,7 @@ def adakv(policy, m):
     return snapkv(policy, m)
 
 
-RULES = (h2o, tova, snapkv, adakv, knorm, keydiff, scissorhands, lagkv, expected_attention, pyramid, random, late)
+RULES = (h2o, tova, snapkv, adakv, knorm, keydiff, scissorhands, lagkv, expected_attention, pyramid, random, late, cam)
 WORTH = {f.__name__.replace("_", "-"): f for f in RULES}
 
 
@@ -219,6 +237,8 @@ class Naive:
         out, mass = torch.zeros(tokens, heads, dim), np.zeros((heads, tokens))
         rows = np.full((heads, tokens, tokens), np.nan)
         A, kept = np.zeros((kv_heads, tokens, tokens)), [[] for _ in range(kv_heads)]
+        # Of a policy that merges, values change.
+        value = value.clone()
         keys, values = key[0].double().numpy(), value[0].double().numpy()
         # Most heads stand at the same positions: what rotates keys there is made once.
         angles = cache(lambda *at: model.angles(attention, torch.tensor(at)))
@@ -252,11 +272,20 @@ class Naive:
                 ]
                 shared = policy.store == "ragged"
                 kept = shared_out(policy, moments, budget) if shared else [self._less(m, budget) for m in moments]
+                for m in moments if policy.name == "cam" else ():
+                    self._merge(m, kept[m.head], value[0, m.head])
         for h in range(kv_heads):
             self.kept[layer, h] = kept[h]
         self.mass.append(mass)
         self.rows.append(rows)
         return out[None]
+
+    def _merge(self, m, kept, value):
+        worth, draws = h2o(self.policy, m), random(self.policy, m)
+        leaves = [i for i, j in enumerate(m.kept) if j not in kept]
+        for i, following in merging(self.policy, worth, draws, leaves):
+            for k in following:
+                value[m.kept[k]] += value[m.kept[i]] / self.policy.merge
 
     def _less(self, m, budget):
         if self.policy.block > 1:

@@ -88,7 +88,7 @@ def policies(draw, name):
         # Every token is as many tokens to the reference.
         ranges["window"] = 1, 7
     ranges |= {"history": (1, 9), "start": (0, 6), "steepness": (1, 3), "seed": (0, 3), "skip": (0, 2)}
-    ranges |= {"future": (1, 20), "floor": (0, 100), "block": (1, 5)}
+    ranges |= {"future": (1, 20), "floor": (0, 100), "block": (1, 5), "merge": (1, 6)}
     for f in kind.settings():
         if f.name in ranges:
             more[f.name] = draw(st.integers(*ranges[f.name]))

@@ -17,6 +17,7 @@ from analysis.policies import POLICIES, parse
 from analysis.policies.ranked import tolerance
 
 from .families import shared
+from .published import lot
 
 PROMPT, KEPT = 48, 20
 
@@ -202,6 +203,27 @@ def test_scissorhands_drops_what_got_less_than_an_even_share(prompt):
             assert got == sorted({*order[-(KEPT - recent) :], *range(PROMPT - recent, PROMPT)})
 
 
+def test_cam_adds_what_leaves_to_the_next_values(prompt):
+    """As the authors' code does it at every step of a stream: `x[start : start + m] += x[start - 1] * mask / m`."""
+    sinks, merge, seed, merged = 4, 6, 3, 0
+    lane = open_lanes(prompt.model, prompt.ids, [parse(f"cam:sinks={sinks},merge={merge},seed={seed},{once()}")])[0]
+    while not lane.done:
+        lane.read(64)
+    for layer, held in enumerate(lane.store.layers):
+        for head, got in enumerate(prompt.of_groups(prompt.attention[layer].sum(1))):
+            x, first = prompt.values[layer][head].clone(), sinks + 1
+            while len(x) > KEPT:
+                draw = lot(PROMPT - len(x) + sinks, layer, head, seed)
+                mask = draw < (got[sinks] / got[first : first + merge].mean()).clamp(0, 1)
+                x[first : first + merge] += x[sinks] * mask / merge
+                x, got = (torch.cat((of[:sinks], of[first:])) for of in (x, got))
+                merged += int(mask)
+            positions, _, values = held.of_head(head)
+            assert positions.tolist() == [*range(sinks), *range(PROMPT - KEPT + sinks, PROMPT)]
+            torch.testing.assert_close(values.double(), x, atol=1e-4, rtol=1e-4)
+    assert merged > 10
+
+
 PAPERS = {
     "streaming": {"sinks": 4, "positions": "cache"},
     "h2o": {"sinks": 0, "recent": 128, "budget": 256, "positions": "text", "interval": 1},
@@ -213,6 +235,7 @@ PAPERS = {
     "scissorhands": {"sinks": 0, "recent": 10, "history": 400, "interval": 128, "budget": 256, "positions": "text"},
     "lagkv": {"sinks": 16, "positions": "text"},
     "expected-attention": {"sinks": 4, "recent": 0, "future": 512, "positions": "text"},
+    "cam": {"sinks": 4, "merge": 16, "positions": "cache", "interval": 1},
     "pyramid": {"sinks": 0, "recent": 8, "steepness": 20, "kernel": 7, "pooling": "max", "scorer": "snapkv"},
     "duo": {"sinks": 64, "window": 256, "full": 50, "positions": "text"},
 }

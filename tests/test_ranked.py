@@ -31,6 +31,7 @@ SMALL = {
     "pyramid": "budget=16,sinks=1,recent=2,steepness=2",
     "random": "budget=16,sinks=0,recent=2,seed=7",
     "late": "budget=16,sinks=3,start=6",
+    "cam": "budget=16,sinks=2,merge=3,seed=1",
 }
 
 

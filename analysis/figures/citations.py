@@ -24,6 +24,8 @@ WORKS = {
                      "{LLM} {KV} Cache Compression at Test Time", "2305.17118", "Liu, Zichang and others"),
     "adakv": ("feng2024adakv", "{Ada-KV}: Optimizing {KV} Cache Eviction by Adaptive Budget Allocation for Efficient "
               "{LLM} Inference", "2407.11550", "Feng, Yuan and others"),
+    "cam": ("zhang2024cam", "{CaM}: Cache Merging for Memory-efficient {LLM}s Inference",
+            "Proceedings of Machine Learning Research 235, 2024", "Zhang, Yuxin and others"),
     "lagkv": ("liang2025lagkv", "{LagKV}: Lag-Relative Information of the {KV} Cache Tells Which Tokens Are Important",
               "2504.04704", "Liang, Manlai and others"),
     "expected-attention": ("devoto2025expectedattention", "Expected Attention: {KV} Cache Compression by Estimating "
@@ -40,7 +42,7 @@ WORKS = {
                  "2502.02737", "Ben Allal, Loubna and others"),
     gemma.NAME: ("gemmateam2025gemma3", "Gemma 3 Technical Report", "2503.19786", "{Gemma Team}"),
 }  # fmt: skip
-"""Key, title, number at arXiv and authors, by the policy, figure or model that comes from it."""
+"""Key, title, number at arXiv (or where it was published) and authors, by the policy, figure or model that cites it."""
 OF_FIGURES = {
     "massive": ("massive",), "mean-logits": ("streaming",), "emergence": ("sinks",), "emergence-map": ("sinks",),
     "sink-grid": ("sinks",), "sink-depth": ("sinks",), "head-map": ("sinks",), "map-grid": ("sinks",),
@@ -72,8 +74,8 @@ def bibtex(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str]) -> 
     return "\n\n".join(_entry(*WORKS[name]) for name in dict.fromkeys(names) if name in WORKS)
 
 
-def _entry(key: str, title: str, number: str, authors: str) -> str:
-    return (
-        f"@misc{{{key},\n  title = {{{title}}},\n  author = {{{authors}}},\n  year = {{20{number[:2]}}},\n"
-        f"  eprint = {{{number}}},\n  archivePrefix = {{arXiv}}\n}}"
-    )
+def _entry(key: str, title: str, where: str, authors: str) -> str:
+    year, found = f"20{where[:2]}", f"  eprint = {{{where}}},\n  archivePrefix = {{arXiv}}"
+    if not where[0].isdigit():
+        year, found = where[-4:], f"  howpublished = {{{where}}}"
+    return f"@misc{{{key},\n  title = {{{title}}},\n  author = {{{authors}}},\n  year = {{{year}}},\n{found}\n}}"

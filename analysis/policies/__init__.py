@@ -17,6 +17,7 @@ from .adakv import AdaKV
 from .knorm import KNorm
 from .keydiff import KeyDiff
 from .scissorhands import Scissorhands
+from .cam import CaM
 from .lagkv import LagKV
 from .expected_attention import ExpectedAttention
 from .pyramid import Pyramid

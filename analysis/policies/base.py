@@ -22,7 +22,8 @@ class Policy(Settings):
     """Name of the KV store that keeps it (engine/kv/)."""
     capturable: ClassVar[bool] = False
     """Whether a token's position alone says what it reaches in every head, so that a captured stretch can be drawn."""
-    block: ClassVar[int] = 1
+    # No ClassVar: where it is a setting, that would stand before all others.
+    block = 1
     """How many tokens leave together, as where memory is handed out in blocks."""
 
     knockout: str = setting(

@@ -9,6 +9,7 @@ from .base import setting
 from .ranked import LayerState, Ranked
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
 
@@ -31,10 +32,15 @@ class Random(Ranked):
 
     @override
     def score(self, state: LayerState) -> "Tensor":
-        import torch
+        return lots(state, self.seed)
 
-        heads = torch.arange(len(state.positions), device=state.positions.device)[:, None]
-        return lot(state.positions, 1 + heads + 1000 * state.layer + 1_000_003 * self.seed)
+
+def lots(state: LayerState, seed: int) -> "Float[Tensor, 'kv_heads slots']":
+    """A number between 0 and 1 for each slot, which looks random, and is the same whenever it is asked for."""
+    import torch
+
+    heads = torch.arange(len(state.positions), device=state.positions.device)[:, None]
+    return lot(state.positions, 1 + heads + 1000 * state.layer + 1_000_003 * seed)
 
 
 def lot(positions: "Tensor", stream: "Tensor") -> "Tensor":

@@ -123,6 +123,15 @@ class Ranked(Policy):
         """How much each slot is worth keeping."""
         raise NotImplementedError
 
+    def merged(
+        self,
+        values: "Float[Tensor, 'kv_heads slots dim']",
+        state: LayerState,
+        leaves: "Int[Tensor, 'kv_heads evicted']",
+    ) -> "Float[Tensor, 'kv_heads slots dim']":
+        """What the values of all slots become when some leave; most policies drop what leaves, and change none."""
+        return values
+
     def protected(self, positions: "Int[Tensor, 'kv_heads slots']") -> "Bool[Tensor, 'kv_heads slots']":
         """Which slots stay whatever their score, beside the newest."""
         return positions < self.sinks

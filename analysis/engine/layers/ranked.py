@@ -255,11 +255,13 @@ class RankedLayer:
         if len(self) <= budget:
             return None
         expected = None if rotation is None else self.future_queries(rotation())
-        order = policy.order(self._seen(layer, dims, expected))
+        seen = self._seen(layer, dims, expected)
+        order = policy.order(seen)
         # Several heads may share a row.
         count = policy.left(len(self), budget) * (self.kv_heads // len(self.keys))
         leaves, kept = order[:, :-count], order[:, -count:].sort().values
         evicted = self._evicted(leaves) if tell else None
+        self.values = policy.merged(self.values, seen, leaves)
         self._keep(kept)
         if policy.positions == "cache":
             self.rotated = None
