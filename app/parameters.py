@@ -21,8 +21,14 @@ MOST_TOKENS = 2**31 - 1
 TEXT = Parameter(given_text)
 AT: Parameters = {"at": whole("at", 1, MOST_TOKENS)}
 """The moment of a recording."""
-READ: Parameters = {"text": TEXT, "fidelity": one_of("fidelity", ("on",)), **AT}
-"""The page that reads: its text, whether lanes are measured against the first one, and the moment of a recording."""
+READ: Parameters = {
+    "text": TEXT,
+    "fidelity": one_of("fidelity", ("on",)),
+    "pause": whole("pause", 1, MOST_TOKENS),
+    **AT,
+}
+"""The page that reads: its text, whether lanes are measured against the first one, the token before which they pause,
+and the moment of a recording."""
 
 
 def _script(name: str) -> str:

@@ -8,14 +8,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from analysis.experiments.presets import reference_of
-from analysis.runs.screen import COMPARED, GRIDS, MODES, PAINTS
+from analysis.runs.screen import COMPARED, GRIDS, MODES, PAINTS, STRIP
 from analysis.texts import checked
 
 from .address import number, several
+from .parameters import MOST_TOKENS
 
 HEAD = several("head", 2, 9999, "layer.head, such as 20.3")
 """How addresses name a head."""
-PARAMETERS = ("mode", "paint", "grid", "reference", "shown", "head")
+MARK = several("mark", 2, MOST_TOKENS, "first.end in tokens, such as 120.135")
+"""How addresses name a stretch of tokens that is marked: its first token, and the one behind its last."""
+PARAMETERS = ("mode", "paint", "grid", "reference", "shown", "head", "mark")
 """What the address of a page that reads says of its view."""
 CHAT_PARAMETERS = ("shown", "head", "token")
 """What the address of a conversation says of its view."""
@@ -25,7 +28,7 @@ CHAT_PARAMETERS = ("shown", "head", "token")
 class View:
     """What is on screen of a run: the curve, what colours the text, the lane that all are compared with, the lane whose
     heads, map and text are shown, and a head (layer, head); `lanes`: those that these numbers are of; `grid`: what is
-    shown of every head."""
+    shown of every head; `mark`: first token and end of a stretch of the text that is marked."""
 
     mode: str = "relative"
     paint: str = "nll"
@@ -34,6 +37,7 @@ class View:
     head: tuple[int, int] | None = None
     lanes: tuple[str, ...] = ()
     grid: str = "sink mass"
+    mark: tuple[int, int] | None = None
 
     @classmethod
     def of(cls, lanes: Sequence[str], asked: Mapping[str, str] | None = None) -> Self:
@@ -48,6 +52,7 @@ class View:
             _head(asked),
             tuple(lanes),
             checked("grid", asked.get("grid", "sink mass"), GRIDS),
+            _mark(asked),
         )
         return view.possible()
 
@@ -112,6 +117,8 @@ class View:
             said["reference"] = str(self.reference)
         if self.chosen != self.reference:
             said["shown"] = str(self.chosen)
+        if self.mark is not None:
+            said["mark"] = MARK.write(self.mark)
         return said | _said(self.head)
 
 
@@ -180,6 +187,15 @@ def _head(asked: Mapping[str, str]) -> tuple[int, int] | None:
     if "head" not in asked:
         return None
     return HEAD.read(asked["head"])
+
+
+def _mark(asked: Mapping[str, str]) -> tuple[int, int] | None:
+    if "mark" not in asked:
+        return None
+    first, end = MARK.read(asked["mark"])
+    if not first < end <= first + STRIP:
+        raise ValueError(f"mark must be 1 to {STRIP} tokens long, not {end - first:,}")
+    return first, end
 
 
 def _lane(name: str, asked: Mapping[str, str], lanes: Sequence[str], usual: int) -> int:

@@ -11,7 +11,7 @@ from analysis.runs.facts import ModelFacts
 from analysis.runs.run import Run, Track
 from analysis.runs.spec import Spec
 from app.frames.reading import ReadingSender
-from app.jobs.reading import ReadingSnapshot
+from app.jobs.reading_lane import ReadingSnapshot
 
 FOUR = ("dense", "window:window=128", "recompute:window=128,stride=16", "streaming:sinks=4,window=124")
 WORDS = [" the", " king", ",", "\n", " <b>", " é", " of", "", "&"]

@@ -115,6 +115,14 @@ def test_grid_map_and_text_are_of_the_chosen_lane(run):
     np.testing.assert_array_equal(arrays["map"], levels_of(drawn.weights))
 
 
+def test_marked_tokens_are_on_screen_as_far_as_they_are_read_wherever_the_text_is():
+    run = made_up(700)
+    for read, mark, shown in ((700, (4, 9), 5), (700, (600, 640), 40), (620, (600, 640), 20), (500, (600, 640), 0)):
+        head, _ = decoded(live_frame(run, read, View(mark=mark)))
+        assert head["mark"] == list(mark)
+        assert head["marked"] == run.pieces[0][mark[0] : mark[1]][:shown]
+
+
 def test_attention_received_is_attention_or_nothing(run, monkeypatch):
     """Also before its map is there, as after a visit to another page, and where the map is older or newer than the text
     on screen."""

@@ -29,9 +29,9 @@ def text(count: int) -> texts.Text:
     return texts.Text("random.npy", "random", None, ids, "")
 
 
-def begin(registry, model, count=200, policies=POLICIES, pace=0, switches=()):
+def begin(registry, model, count=200, policies=POLICIES, pace=0, switches=(), pause=0):
     spec = Spec(model, "random.npy", policies, chunk=32)
-    run = registry.start(partial(ReadingJob, spec, text(count), switches=switches))
+    run = registry.start(partial(ReadingJob, spec, text(count), switches=switches, pause=pause))
     run.set_pace(pace)
     return run
 
@@ -86,6 +86,28 @@ def test_pause_resume_stop(registry, model):
     run.request("stopped")
     until(run, lambda: run.status == "stopped")
     assert not run.live
+
+
+@pytest.mark.parametrize("pace", [0, 400])
+def test_all_lanes_stand_once_where_they_were_asked_to_and_read_on(registry, model, pace):
+    run = begin(registry, model, pace=pace, pause=101)
+    until(run, lambda: run.status == "paused")
+    assert [lane.position for lane in run.snapshot.lanes] == [101] * 4
+    assert run.note == "Paused before token 101, as the link has it. Press Resume to go on."
+    run.request("running")
+    until(run, lambda: run.status == "finished")
+    assert [e["what"] for e in run.run.events if e["what"] in ("paused", "running")] == ["running", "paused", "running"]
+    (lane,) = open_lanes(load(model, device="cpu"), text(200).ids, [parse(POLICIES[2])])
+    nll = []
+    while not lane.done:
+        nll.append(lane.read(32).nll)
+    np.testing.assert_allclose(run.run.tracks[2].nll.view(), np.concatenate(nll), atol=1e-4)
+
+
+def test_a_text_that_ends_before_the_pause_is_read_to_its_end(registry, model):
+    run = begin(registry, model, count=60, pause=101)
+    until(run, lambda: run.status == "finished")
+    assert not [e for e in run.run.events if e["what"] == "paused"]
 
 
 def test_pace_bounds_every_lane(registry, model):

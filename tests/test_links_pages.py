@@ -17,7 +17,8 @@ from .fuzz.addresses import MAIN
 LANES = ["streaming:sinks=4,window=60,positions=cache", "window:window=64"]
 MODEL = {"dtype": "bfloat16", "weights": "int8", "kv_heads": "3", "bos": "on", "special": "tokens"}
 SET: dict[str, tuple[str, Mapping[str, str | list[str]]]] = {
-    "read": ("read", {"lane": LANES, "text": "macbeth", "mode": "rolling", "head": "20.3", "fidelity": "on", **MODEL}),
+    "read": ("read", {"lane": LANES, "text": "macbeth", "mode": "rolling", "head": "20.3", "fidelity": "on",
+                      "mark": "120.135", "pause": "480", **MODEL}),
     "chat": ("chat", {"lane": LANES[1:], "script": "memory", "seed": "7", "temperature": "0.5", **MODEL}),
     "maps": ("heads", {"text": "macbeth", "tokens": "300", "cells": "logits", "pool": "mean", "head": "3.2", **MODEL}),
     "measures": ("heads", {"panel": "measures", "samples": "7", "first": "2", "threshold": "0.55", **MODEL}),

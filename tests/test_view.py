@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.experiments.presets import CHATS, PRESETS, reference_of
+from analysis.runs.screen import STRIP
 from app.view import GRIDS, MODES, PAINTS, ChatView, View
 
 LANES = ["dense", "window:window=128", "streaming:sinks=4,window=124", "random:budget=128,interval=16"]
@@ -41,7 +42,9 @@ def test_an_address_says_a_view_and_nothing_that_lanes_mean_anyway(lanes, data):
     head = data.draw(st.none() | st.tuples(st.integers(0, 99), st.integers(0, 31)))
     paint, mode = data.draw(st.sampled_from(PAINTS)), data.draw(st.sampled_from(MODES))
     grid = data.draw(st.sampled_from(GRIDS))
-    view = View(mode, paint, data.draw(one), data.draw(one), head, tuple(lanes), grid).possible()
+    first, many = data.draw(st.integers(0, 9999)), data.draw(st.integers(0, STRIP))
+    mark = (first, first + many) if many else None
+    view = View(mode, paint, data.draw(one), data.draw(one), head, tuple(lanes), grid, mark).possible()
     assert View.of(lanes, view.link()) == view
     assert View.of(lanes).link() == {}
 
@@ -66,13 +69,17 @@ def test_one_lane_alone_opens_on_rolling_since_it_has_none_to_be_compared_with()
         ({"head": "20"}, "head must be written layer.head, such as 20.3, not '20'"),
         ({"head": "20.3.1"}, "head must be written"),
         ({"head": "99999999999.1"}, "head must be written"),
+        ({"mark": "120"}, "mark must be written first.end in tokens, such as 120.135, not '120'"),
+        ({"mark": "135.135"}, "mark must be 1 to 360 tokens long, not 0"),
+        ({"mark": "9.5"}, "mark must be 1 to 360 tokens long, not -4"),
+        ({"mark": "0.2147483647"}, "mark must be 1 to 360 tokens long"),
     ],
 )
 def test_what_cannot_be_seen_is_one_sentence(asked, said):
     with pytest.raises(ValueError, match=said[:30]) as e:
         View.of(LANES, asked)
     assert said in str(e.value) and len(str(e.value)) < 160
-    if {"mode", "paint", "grid", "reference"}.isdisjoint(asked):
+    if {"mode", "paint", "grid", "reference", "mark"}.isdisjoint(asked):
         with pytest.raises(ValueError, match=said[:30]):
             ChatView.of(LANES, asked)
 

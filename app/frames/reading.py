@@ -20,7 +20,8 @@ from analysis.runs.codec import assemble, levels_of
 from analysis.runs.run import Track
 from analysis.runs.screen import GRID, MEMORY_POINTS, POINTS, STRIP
 
-from ..jobs.reading import ReadingJob, ReadingSnapshot
+from ..jobs.reading import ReadingJob
+from ..jobs.reading_lane import ReadingSnapshot
 from ..view import View
 from .lanes import SCHEMA, faces
 
@@ -105,6 +106,7 @@ class ReadingSender:
             "card": {},
             "tokens": [],
             "tokens_start": 0,
+            "marked": [],
             "map": None,
         }
         return assemble(header, {})
@@ -120,6 +122,7 @@ class ReadingSender:
             "reference": view.reference,
             "chosen": view.chosen,
             "head": view.head,
+            "mark": view.mark,
             "roll": ROLL,
             "schema": SCHEMA,
             "constants": CONSTANTS,
@@ -223,6 +226,7 @@ class ReadingSender:
         shown: dict[str, Any] = {
             "tokens_start": start,
             "tokens": run.pieces[start:stop] if len(nll) else [],
+            "marked": run.pieces[view.mark[0] : min(view.mark[1], stop)] if view.mark and len(nll) else [],
             "map": None,
         }
         if drawn is not None:

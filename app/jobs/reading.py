@@ -4,7 +4,6 @@ import queue
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,17 +12,17 @@ from analysis import texts
 from analysis.errors import error_message, log, out_of_memory
 from analysis.experiments.presets import Switch
 from analysis.policies import Policy, parse
-from analysis.runs.run import Run, Track
+from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 
 from .base import ENDED, HISTORY, TextJob
 from .kept import RunKeeper
 from .loading import Models
+from .reading_lane import LaneSnapshot, ReadingSnapshot, SwitchRequest
 
 if TYPE_CHECKING:
     # The job's thread imports what needs torch: a page is on screen before torch is loaded.
     from analysis.engine.lane import Lane
-    from analysis.engine.layers.slots import Held
     from analysis.engine.step import Step
     from analysis.figures.inputs import FigureInput
     from analysis.maps.recent import HeadMap
@@ -41,48 +40,6 @@ MAP_EVERY = 0.5
 """Seconds between two drawings of maps while the run reads."""
 
 
-@dataclass(frozen=True)
-class SwitchRequest:
-    """Lane `lane` is to read on under `policy`; `pin`: with the first tokens back in its cache."""
-
-    lane: int
-    policy: Policy
-    pin: bool
-
-
-@dataclass(frozen=True, eq=False)
-class LaneSnapshot:
-    """What there is to see of a lane after its last whole chunk."""
-
-    policy: Policy
-    position: int
-    """The next token to be predicted."""
-    done: bool
-    halted: bool
-    """Whether it stands still because it could not read on."""
-    spans: "Sequence[Held]"
-    """Which tokens are cached, by groups of heads."""
-
-    @property
-    def sinks(self) -> int:
-        """First tokens whose keys all heads cache, without a gap."""
-        from analysis.engine.layers.slots import prefix_of
-
-        return prefix_of(self.spans)
-
-
-@dataclass(frozen=True, eq=False)
-class ReadingSnapshot:
-    """What there is to see of a run: the tracks of its lanes and, once it reads, the lanes, each [lanes]."""
-
-    tracks: tuple[Track, ...]
-    lanes: tuple[LaneSnapshot, ...]
-    total: int
-    """Tokens of the text."""
-    seconds: float
-    """Wall-clock time spent reading, pauses not counted."""
-
-
 class ReadingJob(TextJob):
     """Reads a text under several policies while people watch."""
 
@@ -91,10 +48,12 @@ class ReadingJob(TextJob):
     snapshot: ReadingSnapshot
 
     def __init__(
-        self, spec: Spec, text: texts.Text, models: Models, resumes: str = "", switches: Sequence[Switch] = ()
-    ) -> None:
+        self, spec: Spec, text: texts.Text, models: Models, resumes: str = "", switches: Sequence[Switch] = (),
+        pause: int = 0,
+    ) -> None:  # fmt: skip
         """`resumes`: the name of a run in the library that goes on under its name; empty: a new one begins; `switches`:
-        what a story has happen to its lanes, unless somebody switches the same lane before."""
+        what a story has happen to its lanes, unless somebody switches the same lane before; `pause`: the token before
+        which all lanes stand still once, 0: none."""
         if len(spec.policies) > MAX_LANES:
             raise ValueError(f"at most {MAX_LANES} lanes read at a time, not {len(spec.policies)}: take some out")
         super().__init__(spec, models, resumes)
@@ -110,6 +69,7 @@ class ReadingJob(TextJob):
         """Wall-clock time spent reading, pauses not counted."""
         self._requests = queue.SimpleQueue[SwitchRequest]()
         self._planned = list(switches)
+        self._pause_at = pause
         self._maps_requested: dict[tuple[int, int, int], float] = {}
         self._maps: dict[tuple[int, int, int], tuple[int, HeadMap | None]] = {}
         self._maps_made = 0.0
@@ -186,6 +146,8 @@ class ReadingJob(TextJob):
         self._use(model)
         if self._resumes:
             self._go_on(model)
+            if all(lane.position >= self._pause_at for lane in self.lanes):
+                self._pause_at = 0
         else:
             self._open(model)
         self._read()
@@ -254,12 +216,16 @@ class ReadingJob(TextJob):
                 with self._wake:
                     self._wake.wait(0.5)
                 continue
-            upto = None
-            if pace:
-                upto = from_position + 1 + int(pace * (time.monotonic() - from_time))
             # A lane that was just switched goes first: its curve should answer at once.  Lanes that are measured
             # against one of them wait for it.
             able = [lane for lane in self.lanes if lane.index not in self.halted]
+            if self._pause_at and all(lane.done or lane.position >= self._pause_at for lane in able):
+                self._stand()
+                continue
+            upto = self._pause_at or None
+            if pace:
+                due = from_position + 1 + int(pace * (time.monotonic() - from_time))
+                upto = min(due, upto or due)
             first = switched if not self.spec.fidelity and switched and not switched.done else None
             turn = first or next_lane(able, upto)
             if turn is None or (upto is not None and turn.position >= upto):
@@ -274,6 +240,11 @@ class ReadingJob(TextJob):
             self.record.step(step, self.run.append(step))
             self.record.save(self._checkpoint)
             self._publish()
+
+    def _stand(self) -> None:
+        """Pause where the job was asked to, which happens once."""
+        at, self._pause_at, self._requested = self._pause_at, 0, "paused"
+        self._set("paused", f"Paused before token {at:,}, as the link has it. Press Resume to go on.")
 
     def _try(self, lane: "Lane", upto: int | None) -> "Step | None":
         """The lane's next step; None where it failed: then the lane is as before, and stands still."""

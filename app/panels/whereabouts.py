@@ -19,7 +19,9 @@ from app.pages import PAGES
 from app.panels import charts
 from app.panels.job_panel import JobPanel, Maker
 from app.panels.recall_map import CELL, Found
+from app.parameters import READ
 from app.plain import plain
+from app.view import HEAD, MARK
 
 JOB_PANEL = JobPanel("whereabouts", WhereaboutsJob)
 SHOWN = 8
@@ -146,11 +148,14 @@ def excerpt(found: Whereabouts, look: Look) -> str:
 
 
 def take_away(job: WhereaboutsJob, label: str) -> None:
-    """The text, and the board that reads it."""
-    assert job.text is not None, "it is made before anything is found"
+    """The text, and the board that reads it: up to the answer, with the fact marked, and with the head that dense
+    looks at it with."""
+    assert job.text is not None and job.found is not None, "the text is made before anything is found"
     lanes = list(dict.fromkeys(("dense", job.spec.policies[0])))
     link: dict[str, str | list[str]] = {"lane": lanes, **Chosen.of(job.spec).link()}
     link["text"] = address.named_text("", job.text.sha256)
+    link |= {"mark": MARK.write(job.found.needle), "pause": READ["pause"].write(job.found.asked.answer)}
+    link["head"] = HEAD.write(job.found.looks[0].ranked(1)[0])
     with st.container(horizontal=True, vertical_alignment="center"):
         st.page_link(
             PAGES["read"].path, label=plain(f"Read this text under dense and {label}" if len(lanes) > 1 else "Read it"),

@@ -76,6 +76,7 @@ def open_page() -> None:
         text=text,
         model=model,
         fidelity=fidelity,
+        pause=found.get("pause", 0),
         view=view,
         revision=state.get("revision", 0) + 1,
         sender=ReadingSender(),
@@ -97,6 +98,8 @@ def to_address() -> None:
         said["lane"] = list(lanes)
     if fidelity:
         said["fidelity"] = "on"
+    if state.pause:
+        said["pause"] = str(state.pause)
     if (named := address.named_text(text, sha256)) and named != "hamlet":
         said["text"] = named
     readdress(ADDRESS, said)
@@ -116,6 +119,7 @@ def take(name: str) -> None:
         view=replace(View.of(story.policies), head=state.view.head),
         revision=state.revision + 1,
         story=name,
+        pause=0,
         told=state.get("told", 0) + 1,
     )
     JOB_PANEL.play(recordings.find(f"{recordings.STORY}{name}", "reading"))
@@ -169,7 +173,8 @@ def _prepared() -> Maker[ReadingJob]:
     story = PRESETS.get(state.story)
     # What happens in a story happens to its lanes only.
     as_told = story is not None and same_lanes(story.policies, state.lanes)
-    return partial(ReadingJob, spec, text, switches=story.switches if story and as_told else ())
+    switches = story.switches if story and as_told else ()
+    return partial(ReadingJob, spec, text, switches=switches, pause=state.pause)
 
 
 def resume() -> None:
@@ -182,7 +187,7 @@ def _prepared_again() -> Maker[ReadingJob]:
     recording = JOB_PANEL.recording
     assert recording is not None, "only a recording is resumed"
     text = chosen_text("live", recording.spec.text)
-    return partial(ReadingJob, recording.spec, text, resumes=recording.id)
+    return partial(ReadingJob, recording.spec, text, resumes=recording.id, pause=st.session_state.pause)
 
 
 def sidebar() -> None:
@@ -193,7 +198,13 @@ def sidebar() -> None:
         story_buttons("read", PRESETS, take, told, missing)
         st.caption("Model and text")
         state.model = model_controls("live", state.model)
-        state.text = text_controls("live", state.text)
+        text = text_controls("live", state.text)
+        if text != state.text:
+            # Both were of the tokens of another text.
+            state.pause, state.view.mark = 0, None
+        state.text = text
+        if state.pause:
+            st.caption(f"Reading pauses before token {state.pause:,}, as the link has it.")
         state.fidelity = st.checkbox(
             "Measure fidelity",
             value=state.fidelity,

@@ -6,8 +6,10 @@ function makeStrip(send, paints) {
   const words = { nll: "surprise", attention: "attention received" };
   const buttons = Object.fromEntries(paints.map((paint) => [paint, choice(paint, words[paint])]));
   const text = el("div", { class: "sk-text", tabindex: 0, "aria-label": "The text as it is read" });
+  // Marked tokens may have left the stretch, or be out of sight in it.
+  const marked = el("div", { class: "sk-marked sk-empty" });
   const node = el("section", { class: "sk-panel" },
-    el("div", { class: "sk-head" }, el("h2", { class: "sk-title" }, "Text", sub), el("div", { class: "sk-segments" }, ...Object.values(buttons))), text);
+    el("div", { class: "sk-head" }, el("h2", { class: "sk-title" }, "Text", sub), el("div", { class: "sk-segments" }, ...Object.values(buttons))), marked, text);
   let drawn = "", first = 0, spans = [], held = "", shown = null;
 
   // What a token is, for who points at it.
@@ -19,7 +21,7 @@ function makeStrip(send, paints) {
     const said = Number.isNaN(value) ? "" : shown.paint === "nll" ? `${value.toFixed(2)} nats` : `attention ${value.toPrecision(2)}`;
     target.title = `${JSON.stringify(shown.tokens[i])} at ${count(first + i)}${said ? `: ${said}` : ""}${under}`;
   });
-  const write = (span, token) => say(span, token.replaceAll("\n", " ↵ "));
+  const plain = (token) => token.replaceAll("\n", " ↵ "), write = (span, token) => say(span, plain(token));
 
   function background(value, frame, theme) {
     if (Number.isNaN(value)) return "";
@@ -38,7 +40,7 @@ function makeStrip(send, paints) {
     say(sub, frame.paint === "nll" ? ` ${lane.label}; darker is more surprising` : ` ${lane.label}; darker got more attention from layer ${frame.head?.[0]}, head ${frame.head?.[1]}`);
     // A head's map comes after the text that it is of.
     const map = frame.paint === "attention" && frame.map ? `${frame.map.layer}.${frame.map.head} ${frame.map.first} ${frame.map.tokens.length}` : "";
-    const key = `${frame.run}|${frame.chosen}|${frame.tokens_start}|${frame.tokens.length}|${frame.paint}|${frame.head}|${map}|${theme.dark}`;
+    const key = `${frame.run}|${frame.chosen}|${frame.tokens_start}|${frame.tokens.length}|${frame.paint}|${frame.head}|${map}|${frame.mark}|${theme.dark}`;
     if (key === drawn) return;
     drawn = key;
     shown = frame;
@@ -60,7 +62,11 @@ function makeStrip(send, paints) {
       spans.push(span);
       text.append(span);
     }
+    const [from, to] = frame.mark || [0, 0];
+    say(marked, frame.marked?.length ? `Marked, from token ${count(from)} on: ${frame.marked.map(plain).join("")}` : "");
+    flag(marked, "sk-empty", !marked.textContent);
     spans.forEach((span, i) => {
+      flag(span, "sk-needle", from <= first + i && first + i < to);
       const colour = background(values[i], frame, theme);
       if (span.colour === colour) return;
       span.colour = colour;

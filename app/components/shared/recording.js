@@ -217,7 +217,7 @@ function openRecording(bytes) {
       seq: position, run: told.run, status: "recorded", note: "", published: position, recorded: true, pace: 0, ...view, roll, constants, schema: [],
       progress: "", share: position / total, total, measured: told.measured, trained_length: told.trained_length, lanes: shown, card: told.card,
       marks: told.marks.filter((m) => (m.kind === "switch" ? m.x <= furthest + 1 : m.x < furthest)),
-      tokens: read ? text(chosen, start, stop) : [], tokens_start: start, map, invitation: view.head && !map ? invitation(view.chosen, view.head) : "",
+      tokens: read ? text(chosen, start, stop) : [], tokens_start: start, marked: view.mark && read ? text(chosen, view.mark[0], Math.min(view.mark[1], stop)) : [], map, invitation: view.head && !map ? invitation(view.chosen, view.head) : "",
       arrays: made,
     };
   }
