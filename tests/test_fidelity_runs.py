@@ -8,6 +8,8 @@ import pytest
 
 from analysis import metrics
 from analysis.engine.stream import next_lane, open_lanes
+from analysis.figures import parse as parse_figure
+from analysis.figures.sheet import Layout, drawn
 from analysis.models.loading import load as load_model
 from analysis.policies import parse
 from analysis.runs import checkpoint, resume
@@ -106,6 +108,31 @@ def test_a_folder_whose_files_disagree_is_refused_in_a_sentence(model, text, tmp
     shutil.copy(tmp_path / "without" / "tokens.parquet", tmp_path / "with" / "tokens.parquet")
     with pytest.raises(ValueError, match="of different runs"):
         load(tmp_path / "with")
+
+
+@pytest.mark.parametrize(("mode", "column", "unit"), [("KL", "kl", 1), ("top-1", "agree", 100)])
+def test_the_figure_draws_means_of_what_was_measured(whole, mode, column, unit, tmp_path):
+    figure = parse_figure(f"perplexity:mode={mode},roll=40")
+    data = figure.numbers(whole)
+    name = {"KL": "kl", "top-1": "agreement"}[mode]
+    assert set(data) == {"lane", "policy", "token", "mark", name}
+    for lane, track in enumerate(whole.tracks):
+        known, of = getattr(track, column).view(), (data["lane"] == lane) & (data["mark"] == "")
+        assert of.sum() == len(known) - 31
+        for token, value in zip(data["token"][of], data[name][of], strict=True):
+            assert value == pytest.approx(unit * known[max(0, token - 40) : token].mean(dtype=np.float64), abs=1e-6)
+    with drawn(figure, data, Layout("acl", 8, 72)) as sheet:
+        (ax,) = sheet.axes
+        assert ax.get_yscale() == "linear"
+        assert ax.get_ylabel().startswith({"KL": "KL from ", "top-1": "Top-1 as "}[mode])
+        for lane, line in enumerate(ax.lines[: len(whole.tracks)]):
+            np.testing.assert_array_equal(line.get_ydata(), data[name][(data["lane"] == lane) & (data["mark"] == "")])
+
+
+def test_a_figure_of_what_was_not_measured_is_refused(model, text, tmp_path, run):
+    assert run(*map(str, words(model, text, tmp_path / "run", 60)))[0] == 0
+    with pytest.raises(ValueError, match="were not measured against the first one: read with --fidelity"):
+        parse_figure("perplexity:mode=KL").numbers(load(tmp_path / "run"))
 
 
 def test_means_leave_out_what_was_not_measured():

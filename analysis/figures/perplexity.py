@@ -1,4 +1,4 @@
-"""Perplexity curves of the lanes of a run."""
+"""Curves of the lanes of a run: perplexity, or how far each lane predicts from the first one."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,10 +6,11 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
 from .. import metrics
 from ..policies import parse
-from ..runs.run import Run
+from ..runs.run import Run, Track
 from ..settings import setting
 from .base import POINTS, Figure, Numbers
 from .drawing import axes, legend
@@ -20,30 +21,42 @@ FULL, SWITCH = (0, (1, 1)), (0, (4, 1))
 """Dashes of the upright lines where a cache is full or a lane switches."""
 NAMED = 4
 """Switches that are told one by one, at most."""
+COLUMNS = {"KL": "kl", "top-1": "agreement"}
+"""Columns of what is no perplexity, by mode."""
 
 
 @dataclass(frozen=True)
 class Perplexity(Figure):
     """Perplexity over the tokens read: of the last `roll` tokens against that of a reference lane (relative) or alone
-    (rolling), or from the start (cumulative).  Switches and the moment when a cache is full are marked."""
+    (rolling), or from the start (cumulative); or, where lanes were measured against the first one, the KL divergence
+    from it, or the share of tokens before which both have the same most probable one (top-1).  Switches and the moment
+    when a cache is full are marked."""
 
     name: ClassVar[str] = "perplexity"
     title: ClassVar[str] = "Perplexity curves"
     needs: ClassVar[str] = "run"
 
-    mode: str = setting("relative", "What is drawn.", choices=metrics.MODES)
-    reference: int = setting(0, "The lane that others are compared with.", low=0)
+    mode: str = setting("relative", "What is drawn.", choices=(*metrics.MODES, *metrics.FIDELITY))
+    reference: int = setting(0, "The lane that relative perplexities are of.", low=0)
     roll: int = setting(metrics.ROLL, "Tokens of a rolling mean.", low=1, high=65_536)
 
     def numbers(self, source: Run) -> Numbers:
-        """Columns `lane`, `policy`, `token`, `perplexity` and `mark`: where that is not empty, the policy that the lane
-        switched to, or `full`.  Raises ValueError where there is no such lane, or too little is read."""
+        """Columns `lane`, `policy`, `token`, `perplexity` (or `kl` in nats per token, or `agreement` in %) and `mark`:
+        where that is not empty, the policy that the lane switched to, or `full`.
+
+        Raises ValueError where there is no such lane, too little is read, or what is drawn was not measured.
+        """
         if self.reference >= len(source.tracks):
             raise ValueError(f"the run has lanes 0 to {len(source.tracks) - 1}, and not {self.reference}")
-        reference, rows = source.tracks[self.reference].sums.view(), []
+        if self.mode in COLUMNS and not source.spec.fidelity:
+            raise ValueError(
+                "the lanes of this run were not measured against the first one: read with --fidelity (on the page: "
+                "Measure fidelity), or draw another mode"
+            )
+        rows = []
         for lane, track in enumerate(source.tracks):
-            token, nll = metrics.curve(track.sums.view(), self.mode, reference=reference, roll=self.roll)
-            rows += [(lane, int(token[i]), float(np.exp(nll[i])), "") for i in metrics.decimate(nll, POINTS)]
+            token, y = self._curve(track, source.tracks[self.reference])
+            rows += [(lane, int(token[i]), float(y[i]), "") for i in metrics.decimate(y, POINTS)]
         switches = [
             tuple(e.get(name) for name in ("lane", "position", "policy"))
             for e in source.events
@@ -60,27 +73,49 @@ class Perplexity(Figure):
             )
         lane, token, value, mark = (np.array(column) for column in zip(*rows, *marks, strict=True))
         policy = np.array(source.spec.policies)[lane]
-        return {"lane": lane, "policy": policy, "token": token, "perplexity": value, "mark": mark}
+        return {
+            "lane": lane,
+            "policy": policy,
+            "token": token,
+            COLUMNS.get(self.mode, "perplexity"): value,
+            "mark": mark,
+        }
+
+    def _curve(self, track: Track, reference: Track) -> tuple[NDArray, NDArray]:
+        """Numbers of tokens [points], and what is drawn at each of them."""
+        if self.mode in COLUMNS:
+            known = track.kl.view() if self.mode == "KL" else 100 * track.agree.view()
+            return metrics.curve_of_known(known, roll=self.roll)
+        token, nll = metrics.curve(track.sums.view(), self.mode, reference=reference.sums.view(), roll=self.roll)
+        return token, np.exp(nll)
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
         """A line for each lane, over the tokens read, with upright lines at the marks."""
         ax = perplexity(data, ax=ax)
-        if self.mode == "relative":
-            ax.set(ylabel=f"Perplexity, times that of {visible(lanes_of(data)[self.reference][0])}")
-        else:
-            ax.set(
-                ylabel={"rolling": f"Perplexity, last {self.roll} tokens"}.get(self.mode, "Perplexity from the start")
-            )
+        # Lanes are measured against the first one.
+        other = 0 if self.mode in COLUMNS else self.reference
+        than = visible(lanes_of(data).get(other, ("",))[0])
+        ax.set(
+            ylabel={
+                "relative": f"Perplexity, times that of {than}",
+                "rolling": f"Perplexity, last {self.roll} tokens",
+                "cumulative": "Perplexity from the start",
+                "KL": f"KL from {than}, nats/token, last {self.roll}",
+                "top-1": f"Top-1 as {than}, %, last {self.roll} tokens",
+            }[self.mode]
+        )
         return ax
 
 
 def perplexity(data: Numbers, *, ax: Axes | None = None) -> Axes:
-    """Draw columns `lane`, `policy`, `token`, `perplexity`; rows with a `mark` say when a lane switched or was full."""
+    """Draw columns `lane`, `policy`, `token`, and `perplexity`, `kl` or `agreement`; rows with a `mark` say when a lane
+    switched or was full."""
     ax = axes(ax)
+    (column,) = data.keys() & {"perplexity", *COLUMNS.values()}
     curve, full, switches = data["mark"] == "", [], []
     for lane, (name, style) in lanes_of(data).items():
         of = data["lane"] == lane
-        ax.plot(data["token"][of & curve], data["perplexity"][of & curve], **style, label=name)
+        ax.plot(data["token"][of & curve], data[column][of & curve], **style, label=name)
         for at, mark in zip(data["token"][of & ~curve].tolist(), data["mark"][of & ~curve].tolist(), strict=True):
             if mark == "full":
                 full.append((at, style["color"]))
@@ -92,14 +127,15 @@ def perplexity(data: Numbers, *, ax: Axes | None = None) -> Axes:
     for n, (at, colour, words) in enumerate(sorted(switches)):
         words = words if n < NAMED else f"and {len(switches) - NAMED} more switches" if n == NAMED else ""
         ax.axvline(at, color=colour, lw=0.9, ls=SWITCH, label=words)
-    ax.set_yscale("log")
+    if column == "perplexity":
+        ax.set_yscale("log")
+        ax.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:.1e}"[0] in "235" else "")
     ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     low, high = ax.get_ylim()
-    if high < 4 * low:
+    if column == "perplexity" and high < 4 * low:
         # Too little of a decade for its own ticks.
         ax.yaxis.set_major_locator(MaxNLocator(5))
         ax.yaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:.1e}"[0] in "235" else "")
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set(xlabel="Tokens read", ylabel="Perplexity")
     legend(ax)
