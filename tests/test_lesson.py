@@ -115,7 +115,7 @@ def test_trainings_of_the_gallery_are_what_the_last_chapter_begins_with():
     assert tuple(recorded()) == tuple(Recipe(attention=kind) for kind in START)
     for recipe, (moments, about) in recorded().items():
         assert about.what == f"task={recipe.task}, steps={recipe.steps}, seed={recipe.seed}"
-        assert (about.model, about.dtype) == ("layers=1, heads=1, width=64", "float32")
+        assert (about.model, about.dtype) == ("layers=1, heads=1, width=64", "float32") and DAY.fullmatch(about.date)
         assert moments[0].step == 0 and moments[-1].step == recipe.steps
         assert all(m.map.shape == (recipe.length, recipe.length) for m in moments)
         np.testing.assert_allclose(moments[-1].map[:, 0].mean(), moments[-1].sink, atol=0.2)
