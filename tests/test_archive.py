@@ -9,9 +9,12 @@ import stat
 import struct
 import zipfile
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
+from analysis.experiments.recall.asked import Asked
+from analysis.experiments.recall.cells import Row, read_table, rows_of, write_table
 from analysis.figures.inputs import check_folder
 from analysis.runs import library
 from analysis.runs.archive import MAX_FILES, export, take_in
@@ -20,6 +23,7 @@ from analysis.runs.result import ResultFolder
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 from analysis.runs.status import here
+from app.panels.recall_settings import MOST_CELLS
 
 from .fuzz import seeds
 from .fuzz.parsers import FORBIDDEN, judged
@@ -89,6 +93,35 @@ def test_what_is_packed_comes_back_as_it_was(home, kind):
     before, after = library.entry("a"), library.entry("a-2")
     assert (before.kind, before.title, before.preview) == (after.kind, after.title, after.preview)
     assert not [p for p in home.iterdir() if p.name.startswith(".import")]
+
+
+def test_a_map_of_as_many_cells_as_a_page_asks_for_comes_back_whole(home):
+    asked = Asked("passkey", tuple(range(100, 120)), tuple(map(float, range(25))), 4, 0)
+    spec = Spec("embedded", asked.task, ("dense", "streaming:sinks=4,window=252,positions=cache"))
+    cells, model = asked.cells(spec), SimpleNamespace(sha256="w" * 64)
+    assert len(cells) == MOST_CELLS
+    # The longest name that a run may have.
+    name = "r" * 200
+    folder, rows = asked.folder(spec, home / name), []
+    for cell in cells:
+        row = Row(
+            cell.task, cell.spec.policies[0], *cell.place, 0, True, 0.1, "12345", "12345", 99, None, 1.0
+        )  # fmt: skip
+        (home / name / cell.name).mkdir()
+        (home / name / cell.name / "run.json").write_text(cell.about([row], model))
+        rows.append(row)
+    write_table(rows, home / name)
+    folder.finish("finished")
+    taken = take_in(io.BytesIO(packed(name)), check_folder)
+    assert rows_of(cells, home / taken) == read_table(home / taken) == rows
+
+
+def test_what_no_library_would_take_in_is_not_packed(home):
+    for i in range(MAX_FILES + 1):
+        (home / "a" / f"{i}").mkdir(parents=True)
+        (home / "a" / f"{i}" / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match=f"a has {MAX_FILES + 1:,} files, and a .zip file of a run at most"):
+        packed("a")
 
 
 def test_checkpoints_own_files_and_what_is_remade_stay_behind(home, files):

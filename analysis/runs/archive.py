@@ -24,8 +24,8 @@ from .preview import KEPT
 from .status import RUNNING
 from .trash import limit
 
-MAX_FILES = 2_000
-"""In one .zip file."""
+MAX_FILES = 5_000
+"""In one .zip file: a map of recall has a file for each of its cells, of which a page asks for 4,000."""
 MAX_NAMES = 2**21
 """Bytes of the list of what is in it."""
 RATIO, SMALL = 200, 2**24
@@ -41,7 +41,8 @@ Parts = tuple[str, ...]
 def export(name: str, file: Path | IO[bytes], place: Path | None = None) -> None:
     """Write a run of the library as a .zip file with one folder in it.
 
-    Raises ValueError where there is none of that name, or the file cannot be written.
+    Raises ValueError where there is none of that name, it has more files than are taken in, or the file cannot be
+    written.
     """
     path = find(name, place)
     with ExitStack() as stack:
@@ -49,11 +50,18 @@ def export(name: str, file: Path | IO[bytes], place: Path | None = None) -> None
 
 
 def _pack(path: Path, file: IO[bytes]) -> None:
+    held = {}
+    for found in sorted(path.rglob("*")):
+        parts = found.relative_to(path).parts
+        if _of_a_run(parts) and not _left_out(parts) and found.is_file() and not found.is_symlink():
+            held[found] = "/".join((path.name, *parts))
+    if len(held) > MAX_FILES:
+        raise ValueError(
+            f"{path.name} has {len(held):,} files, and a .zip file of a run at most {MAX_FILES:,}: hand on its folder"
+        )
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as packed:
-        for found in sorted(path.rglob("*")):
-            parts = found.relative_to(path).parts
-            if _of_a_run(parts) and not _left_out(parts) and found.is_file() and not found.is_symlink():
-                packed.write(found, "/".join((path.name, *parts)))
+        for found, written in held.items():
+            packed.write(found, written)
 
 
 def _of_a_run(parts: Parts) -> bool:
