@@ -223,6 +223,15 @@ def test_a_model_on_its_way_stands_in_nobodys_way(registry, model, tmp_path, req
     until(waits, lambda: waits.status == "failed")
 
 
+def test_only_a_model_that_was_loaded_is_in_use(registry, model, tmp_path):
+    wrong = begin(registry, str(tmp_path / "nowhere"))
+    until(wrong, lambda: wrong.status == "failed")
+    assert registry.get(wrong.id) is wrong and registry.models() == set()
+    right = begin(registry, model)
+    until(right, lambda: right.status == "finished")
+    assert registry.models() == {model}
+
+
 def test_stop_and_free_need_not_wait_for_a_model(registry, model, gate):
     one, two = begin(registry, model), begin(registry, model)
     until(one, lambda: one.note == "Loading slowly")

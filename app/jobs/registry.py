@@ -103,9 +103,9 @@ class Registry:
         return self._models.get(spec, progress)
 
     def models(self) -> set[str]:
-        """Names of the models that jobs in memory were begun with."""
+        """Names of the models that jobs in memory use: they were loaded."""
         with self._lock:
-            return {job.spec.model for job in self._jobs.values() if isinstance(job, TextJob)}
+            return {job.spec.model for job in self._jobs.values() if isinstance(job, TextJob) and job.facts is not None}
 
     def text(self, sha256: str) -> "Text | None":
         """The text of a job in memory whose SHA-256 begins so; None where there is none."""
