@@ -1,6 +1,7 @@
 """Grids of runs: every cell is a run folder, the table says what the folders hold, and no cell is run twice."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_what_is_finished_is_not_run_again(base, tmp_path, monkeypatch):
     going.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(first)
     done, compute = [], grid.compute
-    monkeypatch.setattr(grid, "compute", lambda cell, share=False: done.append(cell.name) or compute(cell, share))
+    monkeypatch.setattr(grid, "compute", lambda cell, *how: done.append(cell.name) or compute(cell, *how))
     assert len(list(grid.run(cells, tmp_path))) == 3
     assert done == [c.name for c in cells if c.name not in first]
     assert not list(grid.run(cells, tmp_path))
@@ -55,6 +56,40 @@ def test_a_folder_of_another_grid_is_refused(base, tmp_path):
     other = EXPERIMENTS["sinks"].cells(Spec(base.model, base.text, ("dense",), 80, device="cpu"), 16)
     with pytest.raises(ValueError, match="another model, text or length: choose another --out"):
         list(grid.run(other, tmp_path))
+
+
+def of_other_weights(place) -> None:
+    """Let a cell say that other weights computed it."""
+    about = json.loads((place / "run.json").read_text()) | {"weights_sha256": "0" * 64}
+    (place / "run.json").write_text(json.dumps(about))
+
+
+def test_cells_of_other_weights_are_not_gone_on_with(base, tmp_path):
+    cells = EXPERIMENTS["sinks"].cells(base, 16)
+    list(grid.run(cells[:2], tmp_path))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and "tokens" in file.name}
+    # Whether all that is there is of others, or some of it.
+    for cell, how in ((cells[0], "rest"), (cells[1], "has now")):
+        of_other_weights(tmp_path / cell.name)
+        with pytest.raises(ValueError, match=f"with other weights \\(SHA-256 .*{how}.*: choose another --out"):
+            list(grid.run(cells, tmp_path))
+    after = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file() and "tokens" in file.name}
+    assert after == before
+
+
+def test_a_worker_with_other_weights_adds_nothing(base, tmp_path, monkeypatch):
+    cells, compute = EXPERIMENTS["sinks"].cells(base, 16), grid.compute
+
+    def elsewhere(cell, *how):
+        name, made = compute(cell, *how)
+        if cell is cells[2]:
+            made["run.json"] = json.dumps(json.loads(made["run.json"]) | {"weights_sha256": "0" * 64}).encode()
+        return name, made
+
+    monkeypatch.setattr(grid, "compute", elsewhere)
+    with pytest.raises(ValueError, match=f"{cells[2].name} was computed with other weights"):
+        list(grid.run(cells, tmp_path))
+    assert {p.name for p in tmp_path.iterdir()} == {cell.name for cell in cells[:2]}
 
 
 def test_a_cell_that_cannot_be_run_says_why(base, tmp_path):

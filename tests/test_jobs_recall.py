@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -66,6 +67,21 @@ def test_answers_are_those_of_the_command_dense_first(registry, speaking, tmp_pa
     list(grid.run(wanted, tmp_path / "alone"))
     assert list(found.rows) == cells.rows_of(wanted, tmp_path / "alone")
     assert list(found.rows) == cells.read_table(library.home() / job.id) == job.figure_input().data
+
+
+def test_a_map_does_not_go_on_with_cells_of_other_weights(registry, speaking, home):
+    long = replace(ASKED, lengths=(300, 400, 500, 600), repeats=8)
+    job = begun(registry, speaking, long)
+    until(job, lambda: job.snapshot.done >= 1)
+    job.request("stopped")
+    until(job, lambda: not job.live)
+    of, *_, last = long.cells(spec_of(speaking, asked=long))
+    about = home / job.id / of.name / "run.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"weights_sha256": "0" * 64}))
+    again = begun(registry, speaking, long, resumes=job.id)
+    until(again, lambda: not again.live)
+    assert again.status == "failed" and f"{of.name} was computed with other weights" in again.note
+    assert not (home / job.id / last.name).exists()
 
 
 def test_the_library_lists_it_and_opens_it_as_the_page_left_it(registry, speaking):

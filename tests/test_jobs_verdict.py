@@ -85,6 +85,19 @@ def test_its_numbers_are_those_of_the_command_dense_first(registry, speaking, tm
     assert all(e.kl is not None and e.recall is not None and e.milliseconds for e in found.found.entries)
 
 
+def test_a_comparison_does_not_go_on_with_cells_of_other_weights(registry, speaking, written):
+    asked = plan_of(speaking)
+    job = begun(registry, asked)
+    until(job, lambda: job.snapshot is not None and job.snapshot.done >= 2)
+    stopped(job)
+    kept = library.home() / job.id / asked.cells[0].name / "run.json"
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"weights_sha256": "0" * 64}))
+    written.clear()
+    again = begun(registry, asked, resumes=job.id)
+    until(again, lambda: not again.live)
+    assert again.status == "failed" and "was computed with other weights" in again.note and not written
+
+
 def test_the_library_lists_it_and_opens_it_as_the_page_left_it(registry, speaking):
     job = finished(registry, begun(registry, plan_of(speaking)))
     entry = library.entry(job.id)

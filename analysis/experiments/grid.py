@@ -4,6 +4,7 @@ A cell is computed in a temporary folder wherever a worker is, and comes back as
 whole cells only, nobody needs a disk in common, and whoever runs the same grid again goes on where it stopped.
 """
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -55,10 +56,11 @@ class Cell(Protocol):
 C = TypeVar("C", bound=Cell)
 
 
-def unfinished(cells: Iterable[C], out: Path) -> list[C]:
+def unfinished(cells: Iterable[C], out: Path, sha256: str = "") -> list[C]:
     """Cells that are not finished in this folder.
 
-    Raises ValueError where it holds something else than cells, or another run of the same name.
+    `sha256`: the digest of the model's weights, where that is known.  Raises ValueError where the folder holds
+    something else than cells, another run of the same name, or cells that other weights computed.
     """
     left = []
     if os.path.exists(out) and not any(out.glob("*/run.json")) and not _says(out):
@@ -72,7 +74,23 @@ def unfinished(cells: Iterable[C], out: Path) -> list[C]:
                 "that read its text in another way (--bos, --special)" if alike else "of another model, text or length"
             )
             raise ValueError(f"{out / cell.name} holds a run {what}: choose another --out")
+        else:
+            sha256 = same_weights(out / cell.name, about_of(out / cell.name), sha256)
     return left
+
+
+def same_weights(place: Path, about: Mapping[str, Any], sha256: str) -> str:
+    """The digest of the weights that computed a cell, as its run.json says it; `sha256` where it says none.
+
+    Raises ValueError where that is another than `sha256`, unless this is empty.
+    """
+    found = about.get("weights_sha256") or sha256
+    if sha256 and found != sha256:
+        raise ValueError(
+            f"{place} was computed with other weights (SHA-256 {found[:12]} …) than the rest, or than the model of "
+            f"this name has now ({sha256[:12]} …): choose another --out, or begin anew"
+        )
+    return found
 
 
 def _says(out: Path) -> bool:
@@ -90,13 +108,19 @@ def run(
     """
     if jobs < 1:
         raise ValueError(f"at least 1 process must run the cells, not {jobs}")
-    left = {cell.name: cell for cell in unfinished(cells, out)}
+    cells = list(cells)
+    left, weights = {cell.name: cell for cell in unfinished(cells, out)}, ""
+    for cell in cells:
+        if cell.name not in left:
+            weights = same_weights(out / cell.name, about_of(out / cell.name), weights)
     for attempt in range(1, TRIES + 1):
         try:
             with _workers(backend, jobs, address):
                 share = backend == "local" and jobs > 1
-                work = [joblib.delayed(compute)(cell, share) for cell in left.values()]
+                work = [joblib.delayed(compute)(cell, share, weights) for cell in left.values()]
                 for name, cell in _results(work, one_by_one=backend != "ray"):
+                    # Workers on several machines may have several models of one name.
+                    weights = same_weights(out / name, json.loads(cell["run.json"]), weights)
                     put(out / name, cell)
                     yield left.pop(name)
             return
@@ -120,14 +144,18 @@ def _results(work: Sequence[Any], *, one_by_one: bool) -> Iterator[tuple[str, di
         yield from joblib.Parallel(batch_size=1)(work[begin : begin + count])
 
 
-def compute(cell: Cell, share: bool = False) -> tuple[str, dict[str, bytes]]:
-    """A cell's name, and the files of its run folder.  `share`: leave the other GPUs to other workers.
+def compute(cell: Cell, share: bool = False, sha256: str = "") -> tuple[str, dict[str, bytes]]:
+    """A cell's name, and the files of its run folder.  `share`: leave the other GPUs to other workers; `sha256`: the
+    digest of the weights that computed the cells that are there; empty: there are none.
 
-    Raises ValueError where the model or the text cannot be read.
+    Raises ValueError where the model or the text cannot be read, or the weights are others.
     """
     if share:
         gpus.take_one()
-    return cell.name, made(lambda place: cell.write(place, _model(cell.spec)))
+    model = _model(cell.spec)
+    if sha256:
+        same_weights(Path(cell.name), {"weights_sha256": sha256}, model.sha256)
+    return cell.name, made(lambda place: cell.write(place, model))
 
 
 def made(write: Callable[[Path], object]) -> dict[str, bytes]:

@@ -118,9 +118,9 @@ def kept_answers(
     put into a folder by `keep` when it is whole, and the table after it.
 
     `told`: hears how many tokens of a cell were read just now, and may raise to end the work.  Raises ValueError where
-    `known` has cells of another model under the same name, or is damaged.
+    `known` has cells of another model or other weights under the same name, or is damaged.
     """
-    left = asked if known is None else unfinished(asked, known)
+    left = asked if known is None else unfinished(asked, known, model.sha256)
     missing, rows = {cell.name for cell in left}, list[Row]()
     for cell in asked:
         if known is not None and cell.name not in missing:

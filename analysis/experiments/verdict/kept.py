@@ -49,10 +49,10 @@ def kept_cells(
     folder by `keep`, and now and then, and at the end, the tables are.
 
     `told`: hears how many tokens of a cell were read just now, and may raise to end the work; `say`: hears what the
-    cells say, whenever the tables are written.  Raises ValueError where `known` has cells of another model under the
-    same name, or is damaged.
+    cells say, whenever the tables are written.  Raises ValueError where `known` has cells of another model or
+    other weights under the same name, or is damaged.
     """
-    left = plan.cells if known is None else unfinished(plan.cells, known)
+    left = plan.cells if known is None else unfinished(plan.cells, known, model.sha256)
     missing, after = {cell.name for cell in left}, 0.0
     there = [cell for cell in plan.cells if cell.name not in missing]
     with tempfile.TemporaryDirectory() as folder:
