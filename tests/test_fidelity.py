@@ -20,6 +20,7 @@ POLICIES = [
     "recompute:window=12,stride=5",
     "recompute:window=8,stride=1",
     "duo:full=50,sinks=2,window=10",
+    "shift:window=16,keep=2",
     "h2o:budget=24,recent=8",
     "snapkv:budget=24,recent=8,interval=4",
 ]

@@ -79,6 +79,7 @@ def test_a_lane_loaded_from_its_state_goes_on_to_the_last_bit(data, name):
 
 SMALL = {"dense": "dense", "window": "window:window=9", "streaming": "streaming:sinks=4,window=9"}
 SMALL |= {"recompute": "recompute:window=9,stride=3", "duo": "duo:full=50,sinks=2,window=9"}
+SMALL |= {"shift": "shift:window=9,keep=2"}
 
 
 @pytest.mark.parametrize("name", list(POLICIES))

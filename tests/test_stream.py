@@ -201,7 +201,9 @@ def test_cache_bytes_equal_predicted_bytes(tiny_llama, tokens, policy):
         step = lane.read(40)
         # Where heads hold differently many, cache tokens are their mean, rounded up.
         held = lane.cache_bytes / predicted_bytes(3, 2, 8, 1, 4)
-        assert lane.cache_bytes == step.cache_bytes[-1] and step.cache_tokens[-1] == np.ceil(held)
+        # Blocks that are not full take their room, too.
+        allocated = policy.allocated(int(step.cache_tokens[-1]))
+        assert lane.cache_bytes == step.cache_bytes[-1] and allocated == np.ceil(held)
         assert held.is_integer() or policy.name == "duo"
         assert policy.capacity is None or step.cache_tokens.max() <= policy.capacity
 
