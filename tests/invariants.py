@@ -26,8 +26,9 @@ class Tokens:
             self.keys = key[:, :, 0]
         return query.transpose(1, 2).to(value.dtype)
 
-    def check(self, lane):
-        """Raises AssertionError where a claim of the lane is not so."""
+    def check(self, lane, rounded=frozenset()):
+        """Raises AssertionError where a claim of the lane is not so; `rounded`: tokens whose keys were quantized, and
+        tell no longer whose they are."""
         ids, read, model = lane.ids.tolist(), lane.position - 1, self.model
         everyone, got, expected = [], [], []
         for layer in range(model.layers) if lane.store.layers else ():
@@ -36,8 +37,9 @@ class Tokens:
                 assert positions == sorted({*positions}), "no token stands twice; all stand in the order of the text"
                 assert len(positions) == len(keys) == len(values) and positions[-1] == read - 1
                 if layer == 0:
-                    got.append(keys)
-                    expected.append(self.keys[[ids[p] for p in positions], head])
+                    own = [i for i, p in enumerate(positions) if p not in rounded]
+                    got.append(keys[own])
+                    expected.append(self.keys[[ids[positions[i]] for i in own], head])
                 everyone.append(positions)
         if got:
             torch.testing.assert_close(torch.cat(got), torch.cat(expected), atol=1e-4, rtol=1e-4)
@@ -52,6 +54,9 @@ class Tokens:
         elif sets:
             assert all(of == sets[0] for of in sets), "no shares are told where heads hold different tokens"
         alone = 2 * model.head_dim * keys.element_size() if sets else 0
+        if lane.policy.cache != "own" and sets:
+            assert lane.store.nbytes == sum(stored_bytes(lane, of, keys) for of in everyone)
+            return everyone
         assert lane.store.nbytes == sum(map(len, everyone)) * alone
         # Memory is handed out in blocks; sinks of a band have their own.
         firsts = [min(lane.policy.sinks, len(of)) if isinstance(lane.policy, Banded) else 0 for of in everyone]
@@ -61,3 +66,19 @@ class Tokens:
         if lane.policy.store == "split" and sets:
             assert [layer.names[0] for layer in lane.store.layers] == full_heads(lane.context, lane.policy)
         return everyone
+
+
+def stored_bytes(lane, positions, like):
+    """Bytes of what a KV head holds at these text positions when its cache is quantized: those of codes, of scales and
+    zero points, and of the tokens that stay as they are."""
+    policy, dim, bits = lane.policy, like.shape[1], int(lane.policy.cache.removeprefix("int"))
+    groups = max(0, (lane.position - 1 - policy.exact - policy.residual + policy.group) // policy.group)
+    end, sinks = policy.exact + groups * policy.group, lane.store.layers[0].sink_keys.shape[1]
+    scale = 3 if bits == 8 else 2
+    total = 0
+    for part in (positions[:sinks], positions[sinks:]):
+        stored = [p for p in part if policy.exact <= p < end]
+        total += (len(part) - len(stored)) * 2 * dim * like.element_size()
+        total += len(stored) * (2 * dim * bits // 8 + scale * (dim // 64 if dim % 64 == 0 else 1))
+        total += len({(p - policy.exact) // policy.group for p in stored}) * dim * scale
+    return total

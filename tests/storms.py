@@ -36,7 +36,7 @@ from analysis.policies import POLICIES, Ranked, Recomputed, parse
 
 from .families import tiny
 from .invariants import Tokens
-from .switching import beside, check_held, follow
+from .switching import beside, check_held, follow, stored
 
 HOLD, LONGEST = 64, 140
 """Tokens whose queries are held for maps; tokens of a text, beyond which nothing more is read."""
@@ -107,6 +107,10 @@ def policies(draw, name):
         heads = draw(st.sampled_from(("all", "0.1 1.2", "1.0")))
         changed = draw(st.sampled_from(({"softmax": "off-by-one"}, {"softmax": "logit", "logit": 2.5}, {})))
         more |= {"heads": heads, **changed, "knockout": draw(st.sampled_from(("none", "values", "weights")))}
+    if kind.quantizable and draw(st.integers(0, 2)) == 0:
+        group = draw(st.integers(1, 4))
+        more |= {"cache": draw(st.sampled_from(("int8", "int4", "int2"))), "exact": draw(st.integers(0, 7))}
+        more |= {"group": group, "residual": group + draw(st.integers(0, 3))}
     if draw(st.integers(0, 4)) == 0:
         more["first"] = draw(st.sampled_from(("newlines", "bos", "macbeth")))
     try:
@@ -172,7 +176,7 @@ class Storm(RuleBasedStateMachine):
     def _switch(self, data, pin):
         policy = data.draw(policies(self.name))
         self.lane.switch(policy, pin=pin)
-        self.reference.switch(policy, pin=pin)
+        self.reference.switch(policy, pin=pin, stored=stored(self.lane))
         if pin:
             assert self.lane.missing_sinks(policy) == 0
 
@@ -259,7 +263,7 @@ class Storm(RuleBasedStateMachine):
         if not hasattr(self, "lane"):
             return
         counted["steps"] += 1
-        everyone = self.tokens.check(self.lane)
+        everyone = self.tokens.check(self.lane, self.reference.rounded)
         check_held(self.lane, self.reference)
         assert everyone == (self.reference.holders() if self.lane.store.layers else [])
 

@@ -2,7 +2,7 @@
 
 Every KV head of every layer has a list of (text position, key before rotation, value); one token is read at a time; a
 query meets one key after the other, each pair at the positions that the policy gives it; the softmax is whole.  Which
-slots a ranked policy lets go is said in letting_go.py.
+slots a ranked policy lets go is said in letting_go.py, and what quantization makes of a slot in rounding.py.
 """
 
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from analysis.policies import Banded, Dense, Duo, Ranked, Recomputed
 from . import invariants
 from .letting_go import let_go
 from .naive import edge
+from .rounding import due, rounded
 
 SINK_TOKENS = 4
 
@@ -42,6 +43,9 @@ class Switching:
         """These queries before rotation, scaled: of each layer (position, [heads, dim])."""
         self.read, self.gathers, self.recomputed_from, self.full = 0, True, None, None
         self.rows, self.evicted, self.firsts, self.ties = {}, {}, {}, 0
+        self.rounded, self.stored = frozenset(), {}
+        """Tokens whose keys and values have been quantized once; {(layer, head): {position: key and value}}: what the
+        engine holds, which decides where to round to near a tie."""
 
     def copy(self):
         twin = object.__new__(Switching)
@@ -146,7 +150,20 @@ class Switching:
                 self.seen[layer][head].append(dict(zip(positions, given, strict=True)))
         self.mass.append(mass)
         self._evict(attention)
+        for begin in due(self.policy, t, t + 1):
+            self._quantize(layer, begin)
         return out[None, None]
+
+    def _quantize(self, layer, begin):
+        """Let the heads of a layer hold what is left of a group's tokens when it is stored in few bits."""
+        for head in self.kv_heads:
+            held, theirs = self.slots[layer][head], self.stored.get((layer, head), {})
+            group = [s for s in held if begin <= s.position < begin + self.policy.group]
+            new, ties = rounded(group, int(self.policy.cache.removeprefix("int")), theirs)
+            self.ties += ties
+            new = {s.position: s for s in new}
+            self.slots[layer][head] = [new.get(s.position, s) for s in held]
+            self.rounded |= {*new}
 
     def _standing(self, layer, head, i, positions):
         """Where slot i and the query stand as seen from each other."""
@@ -186,8 +203,9 @@ class Switching:
 
     # Switching
 
-    def switch(self, policy, *, pin=False):
+    def switch(self, policy, *, pin=False, stored=()):
         old, early, full = self.policy, self.early(), self.full
+        self.stored = dict(stored)
         self.policy, self.recomputed_from = policy, None
         self.full = full_heads(self.context, policy) if isinstance(policy, Duo) else None
         self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
@@ -210,6 +228,16 @@ class Switching:
             self._keep_band(firsts, wanted)
         if (old.first, early) != (policy.first, self.early()) and {old.first, policy.first} != {"own"}:
             self._put_first(min(self.read, max(early, self.early())))
+        frames = [(p.cache, p.exact, p.group, p.residual, p.first) for p in (old, policy)]
+        goes_on = frames[0] == frames[1] and self._sinks(old) == self._sinks(policy) and firsts is None
+        if policy.cache != "own" and not goes_on:
+            for begin in due(policy, 0, self.read):
+                for layer in self.layers:
+                    self._quantize(layer, begin)
+
+    @staticmethod
+    def _sinks(policy):
+        return getattr(policy, "sinks", 0)
 
     def wanted(self):
         """First tokens that the policy keeps whatever comes."""
@@ -268,6 +296,8 @@ class Switching:
         """Slots of the first tokens as a lane has them that keeps everything from the beginning, with the same
         interventions."""
         interventions = {f.name: getattr(self.policy, f.name) for f in self.policy.interventions()}
+        # They are read as the model computes, and stored afterwards.
+        interventions["cache"] = "own"
         kind = *interventions.values(), *self.ids()[:count].tolist()
         if kind not in self.firsts:
             twin = Switching(self.model, self.context, Dense(**interventions))
@@ -292,6 +322,8 @@ def beside(lane):
 def follow(lane, reference, step, atol=1e-4):
     """Let the reference read what a lane has just read.  Raises AssertionError where it got other numbers."""
     reference.evicted = {}
+    read = step.start + len(step.token_ids) - 1
+    reference.stored = stored(lane) if due(lane.policy, reference.read, read) else {}
     for piece in lane.view.chunks:
         if isinstance(piece, RankedChunk) and piece.stop >= step.start:
             for layer, left in enumerate(piece.evicted):
@@ -319,7 +351,16 @@ def read_both(lane, reference, tokens, chunk=16):
 
 def switch_both(lane, reference, policy, pin=False):
     lane.switch(policy, pin=pin)
-    reference.switch(policy, pin=pin)
+    reference.switch(policy, pin=pin, stored=stored(lane))
+
+
+def stored(lane):
+    """What a lane holds whose cache is quantized, by layer, KV head and text position."""
+    layers, heads = range(len(lane.store.layers)), range(lane.context.model.kv_heads)
+    if lane.policy.cache == "own":
+        return {}
+    held = {(layer, head): invariants.held(lane, layer, head) for layer in layers for head in heads}
+    return {at: {p: (k, v) for p, k, v in zip(*of, strict=True)} for at, of in held.items()}
 
 
 def check_held(lane, reference):

@@ -246,7 +246,7 @@ def test_a_stretch_says_what_it_needs_and_what_it_cannot_be(tiny_llama, tmp_path
     spec = Spec("tiny", "words", ("dense",))
     with pytest.raises(ValueError, match="holds a stretch already"):
         list(capture(model, tokens, spec, tmp_path / "s"))
-    for policy in ("h2o:budget=16,recent=5", "recompute:window=12", "dense:first=newlines"):
+    for policy in ("h2o:budget=16,recent=5", "recompute:window=12", "dense:first=newlines", "dense:cache=int4"):
         with pytest.raises(ValueError, match="captured under dense, window"):
             list(capture(model, tokens, Spec("tiny", "words", (policy,)), tmp_path / "t"))
     with pytest.raises(ValueError, match="at most 65,536 tokens"):

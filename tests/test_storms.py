@@ -29,7 +29,7 @@ def begun(model, policy, tokens=0, chunk=16):
 
 
 def checked(lane, reference):
-    Tokens(lane.context.model).check(lane)
+    Tokens(lane.context.model).check(lane, reference.rounded)
     check_held(lane, reference)
 
 

@@ -57,7 +57,9 @@ def policies() -> None:
     for name, policy in POLICIES.items():
         table.add_row(name, settings_text(policy.settings()), " ".join((policy.__doc__ or "").split()))
     interventions = settings_text(Policy.interventions())
-    table.add_row("any of them", interventions, "What if: attention is changed, to see what sinks are for.")
+    table.add_row(
+        "any of them", interventions, "What if: attention or what is stored is changed, to see what sinks are for."
+    )
     out.print(table)
 
 

@@ -83,6 +83,12 @@ class SharedContext:
                     f"{policy.label}: there is no head {layer}.{head}: layers are 0 to {model.layers - 1}, heads 0 to "
                     f"{model.heads - 1}"
                 )
+        if policy.cache != "own" and (model.positions.added or model.head_dim % 4):
+            raise ValueError(
+                f"{policy.label}: the heads of {model.network.config.model_type} "
+                + ("carry positions" if model.positions.added else f"have {model.head_dim} dimensions")
+                + ", which cannot be quantized: choose cache=own"
+            )
         if not (why := model.positions.fixed):
             return
         family = model.network.config.model_type

@@ -1,7 +1,7 @@
 """Queries and keys of the newest tokens, kept for maps, and which keys each of these queries met."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from ..policies.ranked import Ranked
 from .attention.band import Band
 from .attention.token import TokenPass
 from .interventions import Interventions
+from .layers.quantized import Met
 from .layers.ranked import Evicted
 
 
@@ -25,6 +26,10 @@ class KeyPart(NamedTuple):
     query_rotated_at: Int[Tensor, " queries"]
     """Positions at which keys and queries are rotated: only their differences count."""
     reached: Bool[Tensor, "queries keys"]
+    quantized: Float[Tensor, "keys dim"] | None = None
+    """The same keys where some are quantized."""
+    met: Bool[Tensor, "queries keys"] | None = None
+    """Which queries met which of them so."""
 
 
 KeyParts = tuple[list[KeyPart], Bool[Tensor, " queries"]]
@@ -50,6 +55,8 @@ class QKChunk:
     """KV heads of each layer that keep everything, whatever the band of the others."""
     whole: Band | None = None
     """What those reach."""
+    quantized: Met | None = None
+    """What these queries met of keys that are quantized."""
 
     @classmethod
     def of(cls, decoded: Sequence[TokenPass]) -> "QKChunk":
@@ -58,12 +65,16 @@ class QKChunk:
         queries = [torch.cat([d.queries[layer] for d in decoded], 1) for layer in layers]
         keys = [torch.cat([d.keys[layer] for d in decoded], 1) for layer in layers]
         sinks = [[held.sink_keys for held in first.layers]]
-        return cls(first.token, last.token + 1, first.band, queries, keys, first.interventions, first.length, sinks)
+        made = cls(first.token, last.token + 1, first.band, queries, keys, first.interventions, first.length, sinks)
+        return replace(made, quantized=first.quantized)
 
     def key_parts(self, layer: int, kv_head: int, chunks: Sequence["QKChunk"], held: Any) -> KeyParts:
         """The sinks, and the window.  `chunks`: all that are kept; `held`: what the layer holds now."""
         band = self.band_of(layer, kv_head)
-        low, window = self._window(layer, kv_head, chunks, held)
+        if self.quantized is None:
+            (low, window), then = self._window(layer, kv_head, chunks, held), None
+        else:
+            low, window, then = self._window_quantized(layer, kv_head, self.quantized)
         t = torch.arange(self.start, self.stop, device=window.device)
         parts = []
         if band.sinks:
@@ -71,7 +82,8 @@ class QKChunk:
             keys = self._sinks_of(layer, kv_head)
             parts.append(KeyPart(keys, at, band.at_sinks(window.device), band.slot(t), band.sees(t, at)))
         at = torch.arange(low, self.stop, device=window.device)
-        parts.append(KeyPart(window, at, band.in_window(at, low), band.in_window(t, low), band.sees(t, at)))
+        part = KeyPart(window, at, band.in_window(at, low), band.in_window(t, low), band.sees(t, at), then)
+        parts.append(part if self.quantized is None else part._replace(met=self.quantized.q.met(t, at)))
         return parts, band.low(t) >= min(low, self.stop)
 
     def band_of(self, layer: int, kv_head: int) -> Band:
@@ -106,6 +118,21 @@ class QKChunk:
         joined = torch.cat(keys)
         start = max(low, int(band.low(torch.tensor(self.start))))
         return start, joined[start - low :]
+
+    def _window_quantized(
+        self, layer: int, kv_head: int, met: Met
+    ) -> tuple[int, Float[Tensor, "tokens dim"], Float[Tensor, "tokens dim"] | None]:
+        """The same, and these keys once more where some were quantized between two of the queries."""
+        before, low = met.before[layer].placed()
+        # Where nothing was held, sinks may be among the chunk's own.
+        low = low if before.shape[1] else self.start
+        window = torch.cat((before[kv_head], self.keys[layer][kv_head]))
+        newly, then = met.newly[layer] if met.newly else None, None
+        if newly is not None:
+            begin = newly.begin - low
+            then = torch.cat((window[:begin], newly.keys[kv_head], window[begin + newly.keys.shape[1] :]))
+        start = max(low, self.band.low_of(self.start))
+        return start, window[start - low :], None if then is None else then[start - low :]
 
 
 @dataclass(frozen=True, eq=False)

@@ -123,6 +123,16 @@ PRESETS = {
         3,
         model=gemma.NAME,
     ),
+    "quantized": Preset(
+        "Why quantizers spare the sink",
+        "A cache of four bits, with the first four tokens exact and without",
+        (
+            "streaming:sinks=4,window=252",
+            "streaming:sinks=4,window=252,cache=int4,exact=4",
+            "streaming:sinks=4,window=252,cache=int4",
+        ),
+        0,
+    ),
     # What is fastest here: so dense is past its 8,192 tokens while a class still looks.
     "past": Preset(
         "Past the training length",

@@ -102,8 +102,8 @@ def capture(
     for policy in policies:
         if not policy.capturable or policy.first != "own":
             raise ValueError(
-                f"{policy.label}: a stretch is captured under dense, window or sinks + window, and with the text's own "
-                "first tokens: choose one of these"
+                f"{policy.label}: a stretch is captured under dense, window or sinks + window, with the text's own "
+                "first tokens and a cache that is not quantized: choose one of these"
             )
     for i, policy in enumerate(policies[1:], 1):
         if any(_reads_otherwise(before, policy) for before in policies[:i]):

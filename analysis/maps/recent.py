@@ -151,7 +151,11 @@ def _rows(view: View, chunk: Chunk, layer: int, head: int) -> _Rows:
         of_query, of_key = (model.angles(attention, x, chunk.length, torch.float32) for x in at)
         q = model.rotate(attention, query, of_query)
         k = model.rotate(attention, part.keys[None, None].float(), of_key)
-        scores.append((q @ k.transpose(-1, -2))[0, 0] * scaling)
+        score = (q @ k.transpose(-1, -2))[0, 0] * scaling
+        if part.quantized is not None and part.met is not None:
+            k = model.rotate(attention, part.quantized[None, None].float(), of_key)
+            score = torch.where(part.met, (q @ k.transpose(-1, -2))[0, 0] * scaling, score)
+        scores.append(score)
     logits, positions, reached = (
         torch.cat(x, -1) for x in (scores, [p.positions for p in parts], [p.reached for p in parts])
     )

@@ -20,8 +20,8 @@ class Policy(Settings):
 
     store: ClassVar[str]
     """Name of the KV store that keeps it (engine/kv/)."""
-    capturable: ClassVar[bool] = False
-    """Whether a token's position alone says what it reaches in every head, so that a captured stretch can be drawn."""
+    quantizable: ClassVar[bool] = False
+    """Whether its store can keep older tokens in few bits (`cache`)."""
     # No ClassVar: where it is a setting, that would stand before all others.
     block = 1
     """How many tokens leave together, as where memory is handed out in blocks."""
@@ -52,11 +52,46 @@ class Policy(Settings):
         intervention=True,
     )
     logit: float = setting(0.0, "The extra logit, where softmax is logit.", low=-20, high=20, intervention=True)
+    cache: str = setting(
+        "own",
+        "In how many bits older keys and values are stored: own is the precision that the model computes in.",
+        choices=("own", "int8", "int4", "int2"),
+        intervention=True,
+    )
+    exact: int = setting(
+        0, "First tokens of the text that stay as they are where the cache has few bits.", high=1024, intervention=True
+    )
+    group: int = setting(
+        32, "Tokens whose keys share a scale, and are quantized together.", low=1, high=1024, intervention=True
+    )
+    residual: int = setting(
+        32, "Newest tokens of which the oldest group is quantized.", low=1, high=1024, intervention=True
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cache == "own":
+            return
+        if not self.quantizable:
+            raise ValueError(
+                f"{self.name}: its cache cannot be quantized: choose cache=own, or dense, window, shift or streaming"
+            )
+        if self.residual < self.group:
+            raise ValueError(
+                f"{self.name}: the newest {self.residual} tokens hold no group of {self.group}: choose a smaller group "
+                "or a larger residual"
+            )
 
     @classmethod
     def interventions(cls) -> list[Field]:
         """The settings that change attention; the same for all policies."""
         return [f for f in fields(cls) if f.metadata["intervention"]]
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a token's position alone says what it reaches in every head, so that a captured stretch can be
+        drawn."""
+        return False
 
     @property
     def label(self) -> str:
@@ -70,7 +105,7 @@ class Policy(Settings):
 
     @property
     def changes(self) -> list[str]:
-        """What its interventions do, a few words each."""
+        """What its interventions do and how its cache is stored, a few words each."""
         words = []
         if self.knockout != "none":
             words.append({"values": "sink values zero", "weights": "sinks unseen"}[self.knockout])
@@ -82,6 +117,11 @@ class Policy(Settings):
             words.append(
                 {"newlines": "first tokens newlines", "bos": "BOS first"}.get(self.first, f"first of {self.first}")
             )
+        if self.cache != "own":
+            words.append(f"{self.cache} cache")
+            words += [f"first {self.exact} exact"] if self.exact else []
+            words += [f"groups of {self.group}"] if self.group != 32 else []
+            words += [f"residual {self.residual}"] if self.residual != 32 else []
         return words
 
     @property
@@ -168,7 +208,7 @@ class Banded(Policy):
     """
 
     store: ClassVar[str] = "banded"
-    capturable: ClassVar[bool] = True
+    quantizable: ClassVar[bool] = True
     sinks: ClassVar[int] = 0
     window: ClassVar[int | None] = None
     positions: ClassVar[str] = "text"
@@ -180,6 +220,17 @@ class Banded(Policy):
                 f"{self.name}: {self.step} tokens cannot leave a window of {self.window} together: choose a smaller "
                 "block or a larger window"
             )
+        if self.cache != "own" and self.window is not None and self.window - self.step + 1 < self.residual:
+            raise ValueError(
+                f"{self.name}: the newest {self.residual} tokens are to be read before some are quantized, and the "
+                f"window may hold {self.window - self.step + 1}: choose a larger window or a smaller residual"
+            )
+
+    @property
+    @override
+    def capturable(self) -> bool:
+        # What a query met depends on when it asked.
+        return self.cache == "own"
 
     @property
     def step(self) -> int:

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..layers.quantized import Quantization
+
 BLOCK = 64
 """Queries that share one piece of the band.  Smaller ones waste fewer products, larger ones multiply faster."""
 
@@ -139,6 +141,9 @@ class BlockPlan:
 
     Keys stand in order: sinks, `observed` tokens of the window whose attention is to be told apart, `past` tokens that
     every query reaches, and the rest, which is read in `blocks` of `block` queries and `block + window` keys.
+
+    Where keys are quantized, the `changing` columns of these are there twice, as they came and, behind all others, as
+    they are quantized: a query meets one of the two.  Before them, keys are quantized for all queries of a block.
     """
 
     block: int
@@ -153,6 +158,7 @@ class BlockPlan:
     """How many of the first columns (sinks, observed) count as sink mass."""
     prefix_mask: Tensor | None
     masks: tuple[Columns, ...]
+    changing: slice | None = None
 
 
 def _additive(visible: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
@@ -172,8 +178,12 @@ def plan(
     groups: int,
     dtype: torch.dtype,
     device: torch.device,
+    quantization: Quantization | None = None,
 ) -> BlockPlan:
-    """The plan for the queries start … start + queries − 1 of a lane, whose keys have been appended to its cache."""
+    """The plan for the queries start … start + queries − 1 of a lane, whose keys have been appended to its cache.
+
+    No key of the sinks or of those observed may be quantized between two of these queries.
+    """
     sinks, stop = band.sinks, start + queries
     inner = band.narrowed(sliding_window)
     observed = max(0, min(sink_tokens, stop) - band.first)
@@ -185,6 +195,7 @@ def plan(
     whole = whole and (sliding_window is None or stop <= sliding_window or not sinks)
     prefix_mask = None if whole else band.sees(positions, prefix, sliding_window)
 
+    changing = None
     if inner.low_of(stop - 1) > rest:
         window = inner.reach
         assert window is not None, "without one, every query reaches all keys"
@@ -194,9 +205,15 @@ def plan(
         width = window + block
         row, column = torch.arange(block, device=device)[:, None], torch.arange(width, device=device)[None]
         visible = (column >= row) & (column <= row + window)
-        if inner.step > 1:
-            first = start + torch.arange(blocks, device=device)[:, None] * block
-            keys = first - window + column
+        first = start + torch.arange(blocks, device=device)[:, None] * block
+        keys = first - window + column
+        if quantization is not None:
+            begin = max(0, window - quantization.residual + 1)
+            end = max(begin, window + block - 1 - quantization.residual + quantization.group)
+            changing = slice(begin, min(end, width))
+            seen = inner.sees(first + row.T, keys) & (keys >= rest)[:, None]
+            masks = _twice(seen, quantization.met(first + row.T, keys), changing, dtype, groups)
+        elif inner.step > 1:
             seen = inner.sees(first + row.T, keys) & (keys >= rest)[:, None]
             masks = (Columns(slice(0, width), _additive(seen, dtype, groups)),)
         elif pad[0] <= 0:
@@ -208,13 +225,32 @@ def plan(
         past = 0
     else:
         block, blocks, pad = queries, 1, (0, 0)
-        past = max(0, start - rest)
+        past = max(0, start - rest - (0 if quantization is None else quantization.residual))
         keys = torch.arange(rest + past, stop, device=device)
-        width = len(keys)
-        masks = (Columns(slice(0, width), _additive(inner.sees(positions, keys), dtype, groups)),)
+        width, seen = len(keys), inner.sees(positions, keys)
+        masks = (Columns(slice(0, width), _additive(seen, dtype, groups)),)
+        if quantization is not None:
+            begin, end = (min(max(0, quantization.end(t) - rest - past), width) for t in (start, stop - 1))
+            changing = slice(begin, end)
+            masks = _twice(seen, quantization.met(positions, keys), changing, dtype, groups)
 
     if prefix_mask is not None:
         padded = torch.nn.functional.pad(prefix_mask, (0, 0, 0, blocks * block - queries), value=True)
         prefix_mask = _additive(padded.view(blocks, block, -1), dtype, groups)
     counted = min(sinks, sink_tokens) + observed
-    return BlockPlan(block, blocks, observed, past, pad, width, counted, prefix_mask, masks)
+    return BlockPlan(block, blocks, observed, past, pad, width, counted, prefix_mask, masks, changing)
+
+
+def _twice(
+    seen: Tensor, quantized: Tensor, changing: slice, dtype: torch.dtype, groups: int
+) -> tuple[Columns, Columns]:
+    """The masks of all columns and, behind them, of the changing ones once more: a query that meets a key quantized
+    does not see it as it came, and the other way round."""
+    width, both = seen.shape[-1], seen & quantized
+    as_it_came = seen.clone()
+    as_it_came[..., changing.start :] &= ~quantized[..., changing.start :]
+    again = slice(width, width + changing.stop - changing.start)
+    return (
+        Columns(slice(0, width), _additive(as_it_came, dtype, groups)),
+        Columns(again, _additive(both[..., changing], dtype, groups)),
+    )

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ...families.positions import Angles, AttentionModule
 from ...families.rotary import Adapted
 from ..interventions import Interventions
-from ..layers.banded import BandedLayer
+from ..layers.banded import BandedLayer, QuantizedLayer
+from ..layers.quantized import Newly, Quantization
 from .band import Band, BlockPlan, Columns, plan
 from .call import Call, joined, partial, weigh
 
@@ -39,9 +40,21 @@ def unfold(x: Float[Tensor, "pieces kv_heads rows *dim"], batch: int, block: int
     return x.movedim(4, 2).reshape(batch, blocks * block, -1, *rest)
 
 
-def blocks_of(x: Float[Tensor, "kv_heads slots dim"], plan: BlockPlan) -> Float[Tensor, "blocks kv_heads width dim"]:
+def blocks_of(
+    x: Float[Tensor, "kv_heads slots dim"],
+    plan: BlockPlan,
+    quantized: Float[Tensor, "kv_heads slots dim"] | None = None,
+) -> Float[Tensor, "blocks kv_heads columns dim"]:
     """The overlapping stretches of keys that the blocks of queries meet, copied once: products of overlapping views are
-    slower by more than the copy takes."""
+    slower by more than the copy takes.  `quantized`: the same keys where some are, see BlockPlan."""
+    came = _stretches(x, plan)
+    if quantized is None or plan.changing is None:
+        return came.contiguous()
+    then, begin = _stretches(quantized, plan), plan.changing.start
+    return torch.cat((then[:, :, :begin], came[:, :, begin:], then[:, :, plan.changing]), 2)
+
+
+def _stretches(x: Float[Tensor, "kv_heads slots dim"], plan: BlockPlan) -> Float[Tensor, "blocks kv_heads width dim"]:
     before, after = plan.pad
     if before < 0:
         x, before = x[:, -before:], 0
@@ -49,7 +62,7 @@ def blocks_of(x: Float[Tensor, "kv_heads slots dim"], plan: BlockPlan) -> Float[
         x = nn.functional.pad(x, (0, 0, before, after))
     heads, slots, dim = x.stride()
     shape = plan.blocks, x.shape[0], plan.width, x.shape[2]
-    return x.as_strided(shape, (plan.block * slots, heads, slots, dim), x.storage_offset()).contiguous()
+    return x.as_strided(shape, (plan.block * slots, heads, slots, dim), x.storage_offset())
 
 
 @dataclass(eq=False)
@@ -71,6 +84,8 @@ class BandedPass:
     interventions: Interventions | None = None
     length: int = 1
     """Of the context for which rotations are chosen (families/frequencies.py): one for the whole pass."""
+    quantization: Quantization | None = None
+    """How older tokens are stored, where layers store them in few bits."""
     outputs: dict[int, Tensor] | None = None
     """Where given, it takes the hidden state that comes out of each layer, [batch, tokens, width]."""
     attended: list[Tensor] | None = None
@@ -79,6 +94,8 @@ class BandedPass:
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+    newly: list[Newly | None] = field(default_factory=list)
+    """What each layer has quantized between two of these tokens."""
     _plans: dict[tuple, BlockPlan] = field(default_factory=dict)
     _angles: dict[tuple, tuple[Angles | None, ...]] = field(default_factory=dict)
 
@@ -101,6 +118,7 @@ class BandedPass:
         if steps is None:
             steps = self._plans[kind] = self._plan(call)
         sink_keys, sink_values, keys, values = self.extend(call.layer, key, value)
+        newly = self._pack(call)
         at_sinks, at_window, sinks_at, window_at = self._rotations(attention, query, keys)
         rotate = self.model.rotate
         scaled = query * call.scaling
@@ -125,7 +143,20 @@ class BandedPass:
         if self.layers is None:
             local, local_values = recent, values
         else:
-            local, local_values = blocks_of(recent[0], steps), blocks_of(values[0, :, past:], steps)
+            stored = None, None
+            if newly is not None:
+                begin = newly.begin - self.band.first
+                piece = rotate(attention, newly.keys[None], _cut(window_at, begin, begin + newly.keys.shape[1]))
+                stored = (
+                    _with(recent[0], begin - past, piece[0]),
+                    _with(values[0, :, past:], begin - past, newly.values),
+                )
+            elif steps.changing is not None:
+                stored = recent[0], values[0, :, past:]
+            local, local_values = (
+                blocks_of(x, steps, x_stored)
+                for x, x_stored in zip((recent[0], values[0, :, past:]), stored, strict=True)
+            )
         scores = call.with_sinks(self._scores(q @ local.transpose(-1, -2), prefix, steps, call))
         pieces = []
         if steps.past:
@@ -198,6 +229,7 @@ class BandedPass:
             groups=call.groups,
             dtype=call.query.dtype,
             device=device,
+            quantization=self.quantization,
         )
         if not alone:
             return made
@@ -207,6 +239,16 @@ class BandedPass:
             mask = made.masks[0].mask.masked_fill(outside.repeat(call.groups, 1), float("-inf"))
             made = replace(made, masks=(Columns(slice(0, tokens), mask),))
         return replace(made, counted=min(self.sink_tokens, tokens) if self.start < self.sink_tokens else 0)
+
+    def _pack(self, call: Call) -> Newly | None:
+        """Let the layer quantize what it is to have quantized before the last of these tokens is read."""
+        if self.quantization is None or self.layers is None:
+            return None
+        layer = self.layers[call.layer]
+        assert isinstance(layer, QuantizedLayer), "it is to quantize"
+        newly = layer.pack(self.quantization.end(self.start + call.queries - 1))
+        self.newly.append(newly)
+        return newly
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sink keys and values, run keys and values, each [batch, kv_heads, slots, dim], these tokens included."""
@@ -245,3 +287,8 @@ class BandedPass:
 
 def _cut(angles: Angles | None, begin: int, end: int | None = None) -> Angles | None:
     return None if angles is None else (angles[0][:, begin:end], angles[1][:, begin:end])
+
+
+def _with(x: Float[Tensor, "kv_heads slots dim"], begin: int, new: Float[Tensor, "kv_heads tokens dim"]) -> Tensor:
+    """The same slots, those from `begin` on replaced by as many others."""
+    return torch.cat((x[:, :begin], new.to(x.dtype), x[:, begin + new.shape[1] :]), 1)

@@ -18,6 +18,7 @@ from ...families.positions import AttentionModule
 from ...families.rotary import Adapted
 from ..interventions import Interventions
 from ..layers.banded import BandedLayer
+from ..layers.quantized import Met
 from .band import Band
 from .call import Call, joined, partial, weigh
 
@@ -93,6 +94,8 @@ class TokenPass:
     interventions: Interventions | None = None
     length: int = 1
     """Of the context for which rotations are chosen; those in `rotations` and in the layers were made for it."""
+    quantized: Met | None = None
+    """What the token met of keys that are quantized, where maps are drawn."""
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
@@ -118,7 +121,7 @@ class TokenPass:
             sight = self._sights[kind] = self._see(attention, len(held.keys) + 1, call)
         rotated = key[0] if sight.key is None else key[0].to(sight.key.dtype) @ sight.key
         held.append(key[0], value[0], rotated)
-        window, values = held.rotated.view(), held.values.view()
+        window, values = held.rotated.view(), held.met_values()
         if sight.window < window.shape[1]:
             window, values = window[:, -sight.window :], values[:, -sight.window :]
         q = query.reshape(heads, dim)

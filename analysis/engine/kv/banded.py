@@ -3,8 +3,10 @@
 What is kept never depends on what the model computed, so hundreds of tokens go through the model in one pass.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,8 @@ from ..attention.token import Rotations, TokenPass
 from ..context import SharedContext
 from ..history import QKChunk
 from ..interventions import Interventions
-from ..layers.banded import BandedLayer
+from ..layers.banded import BandedLayer, QuantizedLayer
+from ..layers.quantized import Met, Quantization
 from ..state import State
 from .store import PASSES, Passed, Predicted, Store, stacked
 
@@ -36,6 +39,7 @@ class BandedStore(Store):
 
     def __init__(self, context: SharedContext, policy: Policy) -> None:
         super().__init__(context, policy)
+        self.quantization = Quantization.of(policy)
         self.origin = 0
         """Text position from which decoding counts positions in the window."""
         self._rotations: dict[tuple, Rotations] = {}
@@ -44,8 +48,16 @@ class BandedStore(Store):
         self._decoded: tuple[TokenPass, ...] = ()
 
     def read(self, position: int, chunk: int, stop: int) -> Predicted:
-        """Several forward passes at most: one ends where the family takes other frequencies for a longer context."""
-        return read_in_passes(self, position - 1, min(position - 1 + chunk, stop - 1), self.length_of, self.forward)
+        """Several forward passes at most: one ends where the family takes other frequencies for a longer context, or
+        where first tokens are quantized."""
+        return read_in_passes(
+            self, position - 1, min(position - 1 + chunk, stop - 1), self.length_of, self.forward, self._pass_end
+        )
+
+    def _pass_end(self, begin: int) -> int | None:
+        """Before which token a pass from `begin` on ends, since first tokens are quantized then; None: before none."""
+        q, firsts = self.quantization, max(self.policy.sinks, self.context.sink_tokens)
+        return None if q is None or q.end(begin) >= firsts else q.moment(begin)
 
     def length_of(self, t: int, begin: int) -> int:
         """The length of the context of token t, when those before `begin` have been read (families/frequencies.py)."""
@@ -54,19 +66,38 @@ class BandedStore(Store):
     def forward(self, begin: int, end: int, last: int = 0) -> Passed:
         """Read tokens begin … end − 1; logits of the `last` of them, 0: of all."""
         context = self.context
-        self.layers = self.layers or empty_layers(context)
+        self.layers = self.layers or self.empty()
+        met = self._met()
         length = context.model.regime(self.length_of(begin, begin))
         one = banded_pass(context, self.policy, self.layers, begin, end, self.interventions, length)
-        one.attended = context.attended()
+        one.attended, one.quantization = context.attended(), self.quantization
         logits = context.model.forward(self.ids[None, begin:end], one, begin=begin, last=last, outputs=one.outputs)
         evict(self.layers, one.band, end)
         if context.history:
             queries, keys = ([x[0] for x in kind] for kind in (one.queries, one.keys))
             sinks = [[layer.sink_keys for layer in self.layers]]
-            self._record(QKChunk(begin, end, one.band, queries, keys, self.interventions, length, sinks))
+            met = None if met is None else met._replace(newly=one.newly)
+            chunk = QKChunk(begin, end, one.band, queries, keys, self.interventions, length, sinks, quantized=met)
+            self._record(chunk)
+        self._pack(end)
         if context.watch is not None:
             context.watch(one)
         return Passed(logits, stacked(one.mass, logits), one.band.held(np.arange(begin, end)), one.attended)
+
+    def _met(self) -> Met | None:
+        """The keys that a pass will meet quantized, where maps are drawn."""
+        if self.quantization is None or not self.context.history:
+            return None
+        return Met(self.quantization, [copy.copy(layer.keys) for layer in self._quantized], ())
+
+    @property
+    def _quantized(self) -> list[QuantizedLayer]:
+        return [layer for layer in self.layers if isinstance(layer, QuantizedLayer)]
+
+    def _pack(self, read: int) -> None:
+        """Quantize what is to be quantized when `read` tokens have been read."""
+        for layer in self._quantized:
+            layer.pack(layer.q.end(read))
 
     def decode(self, position: int, kv_chunk: int | None) -> Passed:
         """A pass of its own kind, over keys that stay rotated, once the sinks have been gathered."""
@@ -83,6 +114,8 @@ class BandedStore(Store):
         if self._decoded and self._decoded[0].length != length:
             self.settle()
         self._rotate(band, length)
+        # The first of those that will be put together; none of them is quantized before they are.
+        met = self._decoded[0].quantized if self._decoded else self._met()
         one = TokenPass(
             context.model,
             t,
@@ -95,13 +128,18 @@ class BandedStore(Store):
             context.history > 0,
             self.interventions,
             length,
+            met,
         )
         logits = context.decode(self.ids[None, t : t + 1], one)
         evict(self.layers, band, t + 1)
+        q = self.quantization
+        packing = q is not None and q.end(t + 1) > q.end(t)
         if context.history:
             self._decoded = (*self._decoded, one)
-            if len(self._decoded) >= TOGETHER:
+            if packing or len(self._decoded) >= TOGETHER:
                 self.settle()
+        if packing:
+            self._pack(t + 1)
         return Passed(logits, stacked(one.mass, logits)[..., None], np.array([float(len(self.layers[0]))]))
 
     def _rotate(self, band: Band, length: int) -> None:
@@ -144,7 +182,8 @@ class BandedStore(Store):
 
     def empty(self) -> list[BandedLayer]:
         """Layers that hold nothing yet."""
-        return empty_layers(self.context)
+        layers, q = empty_layers(self.context), self.quantization
+        return layers if q is None else [QuantizedLayer.of(layer, q) for layer in layers]
 
     def state(self) -> State:
         """What is held, and from where and for which length of context decoding has rotated it."""
@@ -157,10 +196,32 @@ class BandedStore(Store):
         self.origin, self._rotated_for = state.value("origin", int), state.value("rotated_for", int)
 
     def bands(self, read: int) -> list[BandedLayer]:
-        """What is held, as it is."""
-        return [layer.copy() for layer in self.layers]
+        """What is held, in numbers as the model computes them."""
+        return [layer.plain() if isinstance(layer, QuantizedLayer) else layer.copy() for layer in self.layers]
+
+    def take_over(self, other: Store, read: int, *, pin: bool) -> None:
+        """Hold what another store holds; what is to be quantized by now is quantized, and what was quantized in another
+        way is so anew."""
+        super().take_over(other, read, pin=pin)
+        if (q := self.quantization) is not None:
+            self.layers = [x if isinstance(x, QuantizedLayer) else QuantizedLayer.of(x, q) for x in self.layers]
+            self._pack(read)
+
+    def _goes_on(self, other: Store, prefix: Any) -> bool:
+        """Whether what another store has quantized stays as it is."""
+        if not isinstance(other, BandedStore) or other.quantization is None or prefix is not None:
+            return False
+        before, after = other.policy, self.policy
+        return other.quantization == self.quantization and (before.sinks, before.first) == (after.sinks, after.first)
 
     def _keep(self, other: Store, read: int, prefix) -> None:
+        if self._goes_on(other, prefix):
+            self.layers = [layer.copy() for layer in other.layers]
+            for layer in self.layers:
+                layer.forget_rotations()
+            evict(self.layers, band_of(self.policy, self.layers, read, read + 1), read)
+            self.origin = self.layers[0].first
+            return
         self.layers = other.bands(read)
         for number, layer in enumerate(self.layers):
             layer.fit(self.policy.sinks, self.policy.window, None if prefix is None else prefix[number])
@@ -216,9 +277,10 @@ def read_in_passes(
     end: int,
     length_of: Callable[[int, int], int],
     forward: Callable[[int, int], Passed],
+    pass_end: Callable[[int], int | None] = lambda begin: None,
 ) -> Predicted:
     """Read tokens begin … end − 1, in as many passes as have one choice of frequencies each, but no more than
-    PASSES."""
+    PASSES; `pass_end`: before which token a pass from another one on must end."""
     model, parts = store.context.model, []
     while begin < end and len(parts) < PASSES:
         length, upto = length_of(begin, begin), end
@@ -226,6 +288,8 @@ def read_in_passes(
         if last is not None and length_of(end - 1, begin) > last:
             # A context grows by one token at most.
             upto = begin + last - length + 1
+        if (most := pass_end(begin)) is not None:
+            upto = min(upto, most)
         passed = forward(begin, upto)
         parts.append(store.predicted(passed, begin))
         begin = upto

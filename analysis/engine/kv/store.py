@@ -158,7 +158,9 @@ class Store(ABC):
         Where first tokens that the policy protects are not held, `pin` brings them back.  The other store stays as it
         is.
         """
-        self.chunks = other.chunks if other.chunk_kind is self.chunk_kind else []
+        # Where keys were quantized and no longer are, those that queries meet are not those that chunks kept.
+        alike = other.policy.cache == "own" or self.policy.cache != "own"
+        self.chunks = other.chunks if alike and other.chunk_kind is self.chunk_kind else []
         if not other.layers:
             return
         protected = self.policy.first_protected(read)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...families.rotary import Adapted
 from ..state import State
+from .quantized import Newly, Quantization, QuantizedSlots, pack_together
 from .slots import Slots, Span
 
 
@@ -101,6 +102,10 @@ class BandedLayer:
         """Text positions, keys and values that one KV head holds, in the order of the text."""
         keys, values = self.everything()
         return self.positions(), keys[kv_head], values[kv_head]
+
+    def met_values(self) -> Float[Tensor, "kv_heads slots dim"]:
+        """The values of the window as a token meets them that is decoded alone."""
+        return self.values.view()
 
     def append(
         self,
@@ -218,4 +223,143 @@ class BandedLayer:
         """The same tokens held, free to go another way.  No tensor is copied: `Slots` says why that is right."""
         twin = copy.copy(self)
         twin.keys, twin.values, twin.rotated = copy.copy(self.keys), copy.copy(self.values), copy.copy(self.rotated)
+        return twin
+
+
+class QuantizedLayer(BandedLayer):
+    """The same, with older tokens in few bits (quantized.py): `sinks` are keys and values of the sinks as they are
+    stored, and `sink_keys` and `sink_values` what they are in numbers.
+
+    A token that is decoded alone meets values, too, that were unpacked before: `unpacked` is work space as `rotated`
+    is, and begins and ends where the window does, or is empty.
+    """
+
+    # A window of tokens, too, of which some are packed.
+    keys: QuantizedSlots
+    values: QuantizedSlots
+
+    def __init__(self, like: Float[Tensor, "kv_heads tokens dim"], q: Quantization, first: int = 0) -> None:
+        super().__init__(like, first)
+        self.q, self.unpacked = q, Slots(like, first)
+        self.keys, self.values = self._slots(like[:, :0], like[:, :0], first)
+        self.sinks = self._slots(like[:, :0], like[:, :0], 0)
+
+    @property
+    def span(self) -> Span:
+        """What its heads hold."""
+        return Span(len(self.sink_keys), self.sink_keys.shape[1], self.first, self.read)
+
+    def _slots(self, keys: Tensor, values: Tensor, first: int) -> tuple[QuantizedSlots, QuantizedSlots]:
+        return (
+            QuantizedSlots.of(keys, self.q, first, by_channel=True),
+            QuantizedSlots.of(values, self.q, first, by_channel=False),
+        )
+
+    @classmethod
+    def of(cls, layer: BandedLayer, q: Quantization) -> "QuantizedLayer":
+        """What a layer holds, of which nothing is packed yet."""
+        twin = cls(layer.sink_keys[:, :0], q, layer.first)
+        twin.pin(layer.sink_keys, layer.sink_values)
+        twin.append(layer.keys.view(), layer.values.view())
+        return twin
+
+    def plain(self) -> BandedLayer:
+        """What it holds, in numbers as the model computes them: what rounding has taken from them stays lost."""
+        layer = BandedLayer(self.sink_keys[:, :0], self.first)
+        layer.pin(self.sink_keys, self.sink_values)
+        layer.append(self.keys.view(), self.values.view())
+        return layer
+
+    @torch.inference_mode()
+    def pack(self, end: int) -> Newly | None:
+        """Pack all tokens before text position `end` that are to be; tells those of the window as they are then."""
+        waiting = self.sinks[0].waiting(end)[1].shape[1]
+        newly = pack_together((self.sinks, (self.keys, self.values)), end)
+        if waiting:
+            self._unpack_sinks()
+        if newly is not None:
+            self.rotated.keep_last(0)
+            self.unpacked.keep_last(0)
+        return newly
+
+    def _unpack_sinks(self) -> None:
+        (self.sink_keys, self.sink_values), self.rotated_sinks = (x.view() for x in self.sinks), None
+
+    def pin(self, keys: Float[Tensor, "kv_heads sinks dim"], values: Float[Tensor, "kv_heads sinks dim"]) -> None:
+        """Hold these as the sinks, in place of any that were held; none is packed yet."""
+        self.sinks = self._slots(keys, values, 0)
+        self._unpack_sinks()
+
+    def append_sinks(
+        self, keys: Float[Tensor, "kv_heads tokens dim"], values: Float[Tensor, "kv_heads tokens dim"]
+    ) -> None:
+        """Hold the next tokens of the text as further sinks; the window, still empty, begins behind them."""
+        for window in (self.keys, self.values, self.rotated, self.unpacked):
+            window.skip(keys.shape[1])
+        for sinks, new in zip(self.sinks, (keys, values), strict=True):
+            sinks.append(new)
+        self._unpack_sinks()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values as they are stored, with scales and zero points; what is unpacked is work space
+        and not counted."""
+        return sum(slots.nbytes for slots in (*self.sinks, self.keys, self.values))
+
+    def met_values(self) -> Float[Tensor, "kv_heads slots dim"]:
+        """The values of the window as a token meets them that is decoded alone."""
+        if len(self.unpacked) != len(self.values):
+            self.unpacked = Slots.of(self.values.view(), self.first)
+        return self.unpacked.view()
+
+    def append(
+        self,
+        keys: Float[Tensor, "kv_heads tokens dim"],
+        values: Float[Tensor, "kv_heads tokens dim"],
+        rotated: Float[Tensor, "kv_heads tokens dim"] | None = None,
+    ) -> None:
+        """Hold the next tokens of the text too."""
+        if rotated is None or len(self.unpacked) != len(self.values):
+            self.unpacked.keep_last(0)
+        else:
+            self.unpacked.append(values)
+        super().append(keys, values, rotated)
+
+    def keep_last(self, tokens: int) -> None:
+        """Evict all of the window but its last tokens."""
+        super().keep_last(tokens)
+        self.unpacked.keep_last(tokens)
+
+    def state(self) -> State:
+        """What it holds, rotated keys too."""
+        parts = dict(zip(("sink_keys", "sink_values"), self.sinks, strict=True))
+        states = [slots.state(name) for name, slots in {**parts, "keys": self.keys, "values": self.values}.items()]
+        values, tensors = {"rotated_first": self.rotated.first}, {}
+        for state in states:
+            values |= state.values
+            tensors |= state.tensors
+        if len(self.rotated):
+            tensors["rotated"] = self.rotated.window()
+        if self.rotated_sinks is not None:
+            tensors["rotated_sinks"] = self.rotated_sinks
+        return State(values, tensors)
+
+    def loaded(self, state: State) -> "QuantizedLayer":
+        """A layer like this one that holds what a state says.  Raises ValueError where that is of another model."""
+        like = self.sink_keys[:, :0]
+        layer = QuantizedLayer(like, self.q)
+        layer.keys, layer.values = self.keys.loaded("keys", state), self.values.loaded("values", state)
+        layer.sinks = self.sinks[0].loaded("sink_keys", state), self.sinks[1].loaded("sink_values", state)
+        layer._unpack_sinks()
+        shape = (len(like), None, like.shape[2])
+        rotated = state.get("rotated", like, shape)
+        layer.rotated = Slots.of(like if rotated is None else rotated, state.value("rotated_first", int))
+        layer.rotated_sinks = state.get("rotated_sinks", like, shape)
+        return layer
+
+    def copy(self) -> "QuantizedLayer":
+        """The same tokens held, free to go another way."""
+        twin = copy.copy(self)
+        twin.keys, twin.values, twin.rotated = copy.copy(self.keys), copy.copy(self.values), copy.copy(self.rotated)
+        twin.unpacked, twin.sinks = copy.copy(self.unpacked), (copy.copy(self.sinks[0]), copy.copy(self.sinks[1]))
         return twin
