@@ -73,7 +73,7 @@ def curve_of_known(
         return ends, (sums[ends] - sums[begins]) / (counts[ends] - counts[begins])
 
 
-def excess(nll: Array, reference: Array, block: int = BLOCK) -> tuple[float, float]:
+def excess(nll: Array, reference: Array) -> tuple[float, float]:
     """Mean difference of NLL in nats/token over the tokens that both have read, and its standard error over blocks.
 
     The error is NaN while there are fewer than two whole blocks; both are NaN where nothing is shared.
@@ -81,7 +81,7 @@ def excess(nll: Array, reference: Array, block: int = BLOCK) -> tuple[float, flo
     shared = min(len(nll), len(reference))
     if not shared:
         return float("nan"), float("nan")
-    return mean(np.asarray(nll[:shared], np.float64) - np.asarray(reference[:shared], np.float64), block)
+    return mean(np.asarray(nll[:shared], np.float64) - np.asarray(reference[:shared], np.float64))
 
 
 def mean(values: Array, block: int = BLOCK) -> tuple[float, float]:
@@ -161,6 +161,7 @@ def median_size(values: NDArray[np.float32], step: int = 2**20) -> np.float32:
     uppers = np.cumsum(sum(np.bincount(p >> 16, minlength=2**15) for p in parts))
 
     def of_rank(rank: int) -> np.float32:
+        """The number at this place where all are sorted, counted from 0."""
         upper = int(np.searchsorted(uppers, rank, side="right"))
         before = uppers[upper - 1] if upper else 0
         lowers = np.cumsum(sum(np.bincount(p[p >> 16 == upper] & 0xFFFF, minlength=2**16) for p in parts))

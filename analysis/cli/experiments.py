@@ -106,6 +106,7 @@ def reproduce(
     left = grid.unfinished(cells, place)
 
     def write() -> tuple[list[str], list[list[str]]]:
+        """Write the table of what is done, and return its header and rows."""
         header, rows = experiment.table(cells, place)
         words = [f"# {experiment.title}", experiment.paper, as_markdown(header, rows), *experiment.notes]
         files.write(place / "table.csv", as_csv(header, rows))
@@ -113,6 +114,7 @@ def reproduce(
         return header, rows
 
     def done(cell: Any) -> None:
+        """Say that a cell is whole, and let the table have it."""
         out.print(f"{cell.label}: done", highlight=False)
         write()
 

@@ -68,6 +68,7 @@ def resume(
         ]
 
         def progress(lane: int, position: int) -> None:
+            """Show how far a lane has read again."""
             bars.update(tasks[lane], completed=position)
 
         if source is None:

@@ -131,11 +131,9 @@ def knock_out_each(
     policy: Policy,
     kind: str,
     heads: Iterable[tuple[int, int]] | None = None,
-    *,
-    chunk: int = CHUNK,
 ) -> Iterator[Effect]:
     """The effects alone, as `knock_outs` yields them."""
-    return (e for e in knock_outs(model, tokens, policy, kind, heads, chunk=chunk) if isinstance(e, Effect))
+    return (e for e in knock_outs(model, tokens, policy, kind, heads) if isinstance(e, Effect))
 
 
 def heads_of(model: LanguageModel, layer: int | None) -> list[tuple[int, int]]:

@@ -67,10 +67,10 @@ class LaneSummary:
         return "–" if math.isnan(self.agree) else f"{self.agree:.2%}"
 
 
-def summarize(run: Run, reference: int = 0) -> list[LaneSummary]:
-    """Of each lane of a run; `reference`: the lane that the others are compared with."""
+def summarize(run: Run) -> list[LaneSummary]:
+    """Of each lane of a run; the first is the one that the others are compared with."""
     summaries = []
-    against = run.tracks[reference].nll.view()
+    against = run.tracks[0].nll.view()
     for lane, (policy, track) in enumerate(zip(run.spec.policies, run.tracks, strict=True)):
         nll = track.nll.view()
         count = len(nll)
@@ -83,7 +83,7 @@ def summarize(run: Run, reference: int = 0) -> list[LaneSummary]:
                 perplexity=metrics.perplexity(nll),
                 excess=mean,
                 error=error,
-                is_reference=lane == reference,
+                is_reference=lane == 0,
                 cache_tokens=int(track.cache_tokens.view()[count - 1]) if count else 0,
                 cache_slots=int(track.allocated(count - 1)[0]) if count else 0,
                 cache_bytes=int(track.cache_bytes.view()[count - 1]) if count else 0,

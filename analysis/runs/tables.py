@@ -55,6 +55,7 @@ def token_rows(run: Run, lane: int, track: Track, start: int = 1) -> pa.RecordBa
     count, first = len(track.nll), int(start == 1)
 
     def column(name: str, of_first: int) -> np.ndarray:
+        """Numbers of a track [tokens], with one for the first token, of which it has none."""
         return np.concatenate((np.full(first, of_first), getattr(track, name).view()[:count]))
 
     policies = np.empty(first + count, object)

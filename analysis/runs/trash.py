@@ -124,9 +124,9 @@ def free(place: Path | None = None, keep: str = "") -> str:
     return said
 
 
-def last_freed(place: Path | None = None) -> str:
+def last_freed() -> str:
     """What `free` said last, for a day: whoever looks at the library was not there when it was said."""
-    file = home(place) / FREED
+    file = home() / FREED
     with suppress(OSError, ValueError):
         if time.time() - file.stat().st_mtime < DAY:
             return one_line(files.contents(file, 2**12).decode(errors="replace"), 2**10)

@@ -106,6 +106,7 @@ class _Reader:
 
     @property
     def lane(self) -> Lane:
+        """The lane that reads, once something was read."""
         assert self._lane is not None, "something has been read"
         return self._lane
 

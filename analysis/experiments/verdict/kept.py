@@ -60,6 +60,7 @@ def kept_cells(
         place, tabled = Path(folder), 0
 
         def tabulate() -> None:
+            """Write the tables of what is done, and tell it."""
             say(found := verdict(plan, place))
             keep(partial(_write, tables.written(found)))
 
