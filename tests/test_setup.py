@@ -55,11 +55,13 @@ def test_importing_the_library_loads_nothing_heavy():
     assert not loaded_by("import analysis") & HEAVY
 
 
-@pytest.mark.parametrize("words", ["--help", "stream --help", "policies", "texts", "models", "figures", "runs"])
-def test_listing_commands_need_neither_torch_nor_transformers(words):
-    command = f"import runpy, sys, contextlib, io\nsys.argv = ['analysis', *{words.split()}]\n"
-    command += "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:\n"
-    command += "    runpy.run_module('analysis', run_name='__main__')\nassert said.getvalue()"
+def test_listing_commands_need_neither_torch_nor_transformers():
+    """One process lists all: what none of them loads is not there at its end."""
+    command = "import runpy, sys, contextlib, io\n"
+    for words in ("--help", "stream --help", "policies", "texts", "models", "figures", "runs"):
+        command += f"sys.argv = ['analysis', *{words.split()}]\n"
+        command += "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:\n"
+        command += f"    runpy.run_module('analysis', run_name='__main__')\nassert said.getvalue(), {words!r}\n"
     assert not {"torch", "transformers"} & loaded_by(command)
 
 
