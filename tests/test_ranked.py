@@ -49,7 +49,7 @@ def distinct(count):
 @pytest.mark.parametrize("interval", [1, 4])
 @pytest.mark.parametrize("name", RANKED)
 def test_policy_equals_its_reference_without_a_cache(name, interval, positions, groups):
-    model, tokens = shared("llama", num_key_value_heads=4 // groups, num_hidden_layers=2), distinct(48)
+    model, tokens = shared("llama", num_key_value_heads=4 // groups, num_hidden_layers=2), distinct(38)
     policy = small(name, interval=interval, positions=positions)
     expected, book = naive(model, tokens, policy)
     nll, mass, held, _, lane = read(model, tokens, policy)
@@ -63,7 +63,7 @@ def test_policy_equals_its_reference_without_a_cache(name, interval, positions, 
 @pytest.mark.parametrize("interval", [1, 4])
 @pytest.mark.parametrize("name", RANKED)
 def test_chunk_size_changes_nothing(name, interval, tiny_llama):
-    policy, tokens = small(name, interval=interval), distinct(80)
+    policy, tokens = small(name, interval=interval), distinct(50)
     expected = read(tiny_llama, tokens, policy, 1)
     for chunk in (3, 64):
         got = read(tiny_llama, tokens, policy, chunk)
