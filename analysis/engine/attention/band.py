@@ -148,6 +148,8 @@ class BlockPlan:
 
     block: int
     blocks: int
+    prefix: int
+    """Sinks and observed tokens, which stand before all others."""
     observed: int
     past: int
     pad: tuple[int, int]
@@ -238,7 +240,7 @@ def plan(
         padded = torch.nn.functional.pad(prefix_mask, (0, 0, 0, blocks * block - queries), value=True)
         prefix_mask = _additive(padded.view(blocks, block, -1), dtype, groups)
     counted = min(sinks, sink_tokens) + observed
-    return BlockPlan(block, blocks, observed, past, pad, width, counted, prefix_mask, masks, changing)
+    return BlockPlan(block, blocks, sinks + observed, observed, past, pad, width, counted, prefix_mask, masks, changing)
 
 
 def _twice(

@@ -5,6 +5,7 @@ It appends the keys to the lane's layer, rotates at positions that the policy ch
 one softmax.  Sink mass falls out of it for every head and query.  Nothing is copied to the host in here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -44,14 +45,17 @@ def blocks_of(
     x: Float[Tensor, "kv_heads slots dim"],
     plan: BlockPlan,
     quantized: Float[Tensor, "kv_heads slots dim"] | None = None,
+    before: Sequence[Float[Tensor, "1 kv_heads some dim"]] = (),
 ) -> Float[Tensor, "blocks kv_heads columns dim"]:
     """The overlapping stretches of keys that the blocks of queries meet, copied once: products of overlapping views are
-    slower by more than the copy takes.  `quantized`: the same keys where some are, see BlockPlan."""
+    slower by more than the copy takes.  `quantized`: the same keys where some are, see BlockPlan.  `before`: keys that
+    all blocks meet in front of their own."""
     came = _stretches(x, plan)
-    if quantized is None or plan.changing is None:
-        return came.contiguous()
-    then, begin = _stretches(quantized, plan), plan.changing.start
-    return torch.cat((then[:, :, :begin], came[:, :, begin:], then[:, :, plan.changing]), 2)
+    own = (came,)
+    if quantized is not None and plan.changing is not None:
+        then, begin = _stretches(quantized, plan), plan.changing.start
+        own = then[:, :, :begin], came[:, :, begin:], then[:, :, plan.changing]
+    return torch.cat((*(keys.expand(plan.blocks, -1, -1, -1) for keys in before), *own), 2)
 
 
 def _stretches(x: Float[Tensor, "kv_heads slots dim"], plan: BlockPlan) -> Float[Tensor, "blocks kv_heads width dim"]:
@@ -123,12 +127,12 @@ class BandedPass:
         rotate = self.model.rotate
         scaled = query * call.scaling
         q = fold(rotate(attention, scaled, at_window), call.kv_heads, steps.block, steps.blocks)
-        prefix, prefix_values = [], []
+        prefix, prefix_values, to_sinks = [], [], None
         if sink_keys.shape[2]:
-            sinks = rotate(attention, sink_keys, sinks_at)
-            to_sinks = fold(rotate(attention, scaled, at_sinks), call.kv_heads, steps.block, steps.blocks)
-            prefix.append(to_sinks @ sinks.transpose(-1, -2))
+            prefix.append(rotate(attention, sink_keys, sinks_at))
             prefix_values.append(sink_values)
+            at_their_distance = fold(rotate(attention, scaled, at_sinks), call.kv_heads, steps.block, steps.blocks)
+            to_sinks = at_their_distance @ prefix[0].transpose(-1, -2)
         observed, past = steps.observed, steps.observed + steps.past
         rotated_from = past if steps.past else 0
         recent = rotate(attention, keys[:, :, rotated_from:], _cut(window_at, rotated_from))
@@ -137,7 +141,7 @@ class BandedPass:
             first = recent[:, :, :observed]
             if steps.past:
                 first = rotate(attention, keys[:, :, :observed], _cut(window_at, 0, observed))
-            prefix.append(q @ first.transpose(-1, -2))
+            prefix.append(first)
             prefix_values.append(values[:, :, :observed])
         recent = recent[:, :, past - rotated_from :]
         if self.layers is None:
@@ -154,10 +158,12 @@ class BandedPass:
             elif steps.changing is not None:
                 stored = recent[0], values[0, :, past:]
             local, local_values = (
-                blocks_of(x, steps, x_stored)
-                for x, x_stored in zip((recent[0], values[0, :, past:]), stored, strict=True)
+                blocks_of(x, steps, x_stored, front)
+                for x, x_stored, front in zip(
+                    (recent[0], values[0, :, past:]), stored, (prefix, prefix_values), strict=True
+                )
             )
-        scores = call.with_sinks(self._scores(q @ local.transpose(-1, -2), prefix, steps, call))
+        scores = call.with_sinks(self._scores(q @ local.transpose(-1, -2), to_sinks, steps, call))
         pieces = []
         if steps.past:
             for begin in range(observed, past, PAST):
@@ -169,27 +175,23 @@ class BandedPass:
         weights, total = call.intervene(
             scores, weights, total, lambda: (self._early(scores, steps), self._later(scores, steps)), pieces
         )
-        width = sum(s.shape[-1] for s in prefix)
-        out = weights[..., width : width + local.shape[-2]] @ local_values
-        for i, v in enumerate(prefix_values):
-            begin = 0 if i == 0 else prefix[0].shape[-1]
-            out += weights[..., begin : begin + prefix[i].shape[-1]] @ v
+        out = weights[..., : local.shape[-2]] @ local_values
         out = unfold(joined(out, pieces, total), query.shape[0], steps.block, steps.blocks)[:, : call.queries]
         if self.attended is not None:
             self.attended.append(out)
         return out
 
-    def _scores(self, local: Tensor, prefix: list[Tensor], steps: BlockPlan, call: Call) -> Tensor:
-        local = call.capped(local)
-        for columns in steps.masks:
-            local[..., columns.where] += columns.mask
-        if not prefix:
-            return local
-        scores = [call.capped(s) for s in prefix]
+    def _scores(self, scores: Tensor, to_sinks: Tensor | None, steps: BlockPlan, call: Call) -> Tensor:
+        """The scores of all columns; the sinks' are those that queries give at their distance from these."""
+        if to_sinks is not None:
+            # So few that their product is made twice: putting two tensors of scores together would cost more.
+            scores[..., : to_sinks.shape[-1]] = to_sinks
+        scores = call.capped(scores)
         if steps.prefix_mask is not None:
-            widths = [s.shape[-1] for s in prefix]
-            scores = [s + m for s, m in zip(scores, steps.prefix_mask.split(widths, -1), strict=True)]
-        return torch.cat((*scores, local), -1)
+            scores[..., : steps.prefix] += steps.prefix_mask
+        for columns in steps.masks:
+            scores[..., steps.prefix :][..., columns.where] += columns.mask
+        return scores
 
     def _observe(self, weights: Tensor, steps: BlockPlan, call: Call) -> None:
         counted = weights[..., : steps.counted]
