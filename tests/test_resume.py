@@ -24,7 +24,7 @@ LANES = ["dense", "streaming:sinks=4,window=28", "h2o:budget=24,recent=4", "reco
 LANES += ["duo:full=50,sinks=2,window=16"]
 
 
-def words(model, text, place, tokens=None, lanes=LANES):
+def words(model, text, place, tokens=None, lanes=LANES, chunk=32):
     more = ["--tokens", str(tokens)] if tokens else []
     chosen = [word for lane in lanes for word in ("--policy", lane)]
     return [
@@ -34,7 +34,7 @@ def words(model, text, place, tokens=None, lanes=LANES):
         "--text",
         text,
         "--chunk",
-        "16",
+        str(chunk),
         "--device",
         "cpu",
         *more,
@@ -42,6 +42,11 @@ def words(model, text, place, tokens=None, lanes=LANES):
         "--out",
         place,
     ]
+
+
+def short(*about, **more):
+    """The words for half the text, in as many chunks."""
+    return words(*about, chunk=16, **more)
 
 
 @pytest.fixture
@@ -81,7 +86,7 @@ def copied(model, text, once, command):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checkpoint, "EVERY", 0)
             copies(patch, once, STEPS)
-            command(*words(model, text, once / "whole"))
+            command(*short(model, text, once / "whole"))
     return once
 
 
@@ -126,7 +131,7 @@ def copies(monkeypatch, where, steps):
 
 def test_a_run_of_fewer_tokens_goes_on_to_be_the_whole_run(model, text, whole, tmp_path, command):
     place = tmp_path / "run"
-    command(*words(model, text, place, 65))
+    command(*short(model, text, place, 65))
     assert (place / "checkpoint").exists()
     said = command("resume", place, "--tokens", 150)
     assert "Nothing had to be read again" in said and "from a checkpoint at token 65" in said
@@ -157,7 +162,7 @@ def test_a_polite_end_leaves_a_checkpoint_to_go_on_from(number, model, text, who
             signal.raise_signal(number)
 
     monkeypatch.setattr(Folder, "append", append)
-    said = command(*words(model, text, place), code=130)
+    said = command(*short(model, text, place), code=130)
     assert f"analysis resume {place}" in said and about_of(place)["status"] == "interrupted"
     assert len(Checkpoints(place).newest().about["lanes"]) == len(LANES)
     said = command("resume", place)
@@ -201,7 +206,7 @@ def files_of(place):
 
 def test_a_record_that_says_something_else_is_left_as_it_was(model, text, tmp_path, command):
     place = tmp_path / "run"
-    command(*words(model, text, place, 130))
+    command(*short(model, text, place, 130))
     table = pq.read_table(place / "tokens.parquet").to_pandas()
     for column, value in (("nll", 9.5), ("token_id", 5)):
         changed = table.copy()
@@ -219,7 +224,7 @@ def test_a_record_that_says_something_else_is_left_as_it_was(model, text, tmp_pa
 
 def test_a_folder_that_is_written_is_refused(model, text, tmp_path, command):
     place = tmp_path / "run"
-    command(*words(model, text, place, 40))
+    command(*short(model, text, place, 40))
     run = load(place)
     folder = Folder.reopened(place, run)
     assert "is being written by process" in command("resume", place, "--tokens", 60, code=2)
@@ -232,7 +237,7 @@ def test_another_text_or_other_weights_are_refused_in_a_sentence(model, tiny_lla
     np.save(text, ids)
     mine = tmp_path / "model"
     shutil.copytree(model, mine)
-    command(*words(str(mine), str(text), place, 60))
+    command(*short(str(mine), str(text), place, 60))
     np.save(text, ids[::-1])
     assert "text" in (said := command("resume", place, "--tokens", 90, code=2)) and "sha256" in said
     np.save(text, ids)
@@ -244,10 +249,10 @@ def test_another_text_or_other_weights_are_refused_in_a_sentence(model, tiny_lla
 
 
 def test_what_has_nothing_left_to_read_is_refused_in_a_sentence(model, text, tmp_path, command):
-    command(*words(model, text, tmp_path / "some", 60))
+    command(*short(model, text, tmp_path / "some", 60))
     assert "--tokens asks for more" in command("resume", tmp_path / "some", code=2)
     assert "has read 60 tokens already" in command("resume", tmp_path / "some", "--tokens", 30, code=2)
-    command(*words(model, text, tmp_path / "all", lanes=["window:window=8"]))
+    command(*short(model, text, tmp_path / "all", lanes=["window:window=8"]))
     assert "the text has no more" in command("resume", tmp_path / "all", code=2)
     assert "holds no run" in command("resume", tmp_path, code=2)
 
@@ -256,7 +261,7 @@ def test_switches_after_the_checkpoint_are_made_again(model, text, tmp_path, com
     """With and without sinks that are pinned again, at any distance from the checkpoint."""
     place = tmp_path / "run"
     monkeypatch.setattr(reading, "read_on", lambda *about: None)
-    command(*words(model, text, place, lanes=["window:window=20", "dense"]))
+    command(*short(model, text, place, lanes=["window:window=20", "dense"]))
     run = load(place)
     folder = Folder.reopened(place, run)
     network = load_model(model, device="cpu")
@@ -298,7 +303,7 @@ def test_switches_after_the_checkpoint_are_made_again(model, text, tmp_path, com
 
 def test_a_lane_that_had_failed_begins_again_with_all_its_switches(model, text, tmp_path, command):
     place = tmp_path / "run"
-    command(*words(model, text, place, 60, lanes=["window:window=20", "dense"]))
+    command(*short(model, text, place, 60, lanes=["window:window=20", "dense"]))
     run, network = load(place), load_model(model, device="cpu")
     run.go_on([0.0, 0.0])
     folder = Folder.reopened(place, run)
@@ -327,7 +332,7 @@ def test_a_lane_that_had_failed_begins_again_with_all_its_switches(model, text, 
 
 def test_seconds_go_on_from_the_last(model, text, tmp_path, command):
     place = tmp_path / "run"
-    command(*words(model, text, place, 100, lanes=["window:window=8"]))
+    command(*short(model, text, place, 100, lanes=["window:window=8"]))
     before = load(place).tracks[0].seconds.view()
     table = command("resume", place, "--tokens", 200)
     after = load(place).tracks[0].seconds.view()
