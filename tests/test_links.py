@@ -15,7 +15,7 @@ from app import address
 from app.controls import MODEL, NUMBERS, WEIGHTS, Chosen
 from app.lesson.chapters import PLAYS, cost, emergence, enough, first, heads, nothing, recall, row
 from app.panels import atlas, figure_layout, figure_source, knockouts, measures, verdict_results, verdict_settings
-from app.parameters import CHAT, MEASURED, READ, RECALL, SAMPLING
+from app.parameters import CHAT, MEASURED, MOST_TOKENS, READ, RECALL, SAMPLING
 
 PANELS = {"maps": atlas.PANEL, "measures": measures.PANEL, "knockouts": knockouts.PANEL}
 FIGURE = {**figure_source.PARAMETERS, **figure_layout.PARAMETERS}
@@ -102,6 +102,7 @@ VALUES = {
     "grey": st.integers(0, 1),
     "at": st.integers(1, 2**31 - 1),
     "fidelity": st.just("on"),
+    "pause": st.integers(1, MOST_TOKENS),
     "script": st.sampled_from(["questions", "memory"]) | HASHES,
     "kv_chunk": st.integers(1, 65536),
     "max_new": st.integers(1, 4096),

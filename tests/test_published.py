@@ -275,7 +275,7 @@ def test_the_docs_name_every_policy_and_settings_that_exist():
     assert named == set(POLICIES) - {"dense"}
     written = re.findall(r"`(\w+:[\w=,]+)`", text)
     assert written and all(parse(policy) for policy in written)
-    known = {f.name for policy in POLICIES.values() for f in policy.settings()}
+    known = {f.name for policy in POLICIES.values() for f in (*policy.settings(), *policy.interventions())}
     assert {key for some in re.findall(r"`((?:\w+=\w*,?)+)`", text) for key in re.findall(r"(\w+)=", some)} <= known
 
 
