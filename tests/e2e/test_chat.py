@@ -140,7 +140,7 @@ def test_fluent_is_not_remembering(app, page):
     page.get_by_role("button", name="Fluent is not remembering").click()
     wait_answered(page, 5)
     answers = [page.locator(".sk-lane").nth(i).locator(".sk-assistant").last.inner_text() for i in range(2)]
-    assert "Max" in answers[0] and "Max" not in answers[1] and "dog" in answers[1]
+    assert "Oscar" in answers[0] and "Oscar" not in answers[1] and "dog" in answers[1]
     assert page.get_by_text("No policy here extends what a model can recall").count() == 1
 
 
