@@ -177,6 +177,7 @@ def busy() -> None:
         page.evaluate("window.__sinkscopeFrames.length = 0")
         before, began, cpu = tasks(), time.time(), sum(server.cpu_times()[:2])
         page.wait_for_timeout(size(20_000, 1_000))
+        page.wait_for_function("() => window.__sinkscopeFrames.length")
         share = (tasks() - before) / (time.time() - began)
         seen = page.evaluate("window.__sinkscopeFrames.map((f) => f.painted - f.published)")
         line("event → painted, p50", 1e3 * np.quantile(seen, 0.5), "", unit="ms", digits=0)
