@@ -65,6 +65,7 @@ def some_of(name: str, choices: Collection[Any]) -> Parameter:
     """Any of several choices, in their order, with commas between them; none of them is an empty text."""
 
     def read(asked: str) -> list[Any]:
+        """Those choices that are named, in their order."""
         parts = [texts.checked(name, part, [*map(str, choices)]) for part in asked.split(",") if part]
         return [choice for choice in choices if str(choice) in parts]
 
@@ -80,6 +81,7 @@ def real(name: str, low: float, high: float) -> Parameter:
     """A number with or without a point."""
 
     def read(asked: str) -> float:
+        """A number in the range."""
         try:
             # Longer than any float is written, and Python reads letters of other scripts as digits.
             found = float(asked) if asked.isascii() and len(asked) <= 32 and "_" not in asked else math.nan
@@ -96,6 +98,7 @@ def several(name: str, parts: int, high: int, example: str) -> Parameter:
     """So many whole numbers up to `high` with points between them, as a tuple."""
 
     def read(asked: str) -> tuple[int, ...]:
+        """Whole numbers in the range."""
         found = asked.split(".") if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})*", asked) else []
         if len(found) != parts or any(int(n) > high for n in found):
             raise ValueError(f"{name} must be written {example}, not {quoted(asked)}")
@@ -108,6 +111,7 @@ def line(name: str, longest: int) -> Parameter:
     """One line that a person typed."""
 
     def read(asked: str) -> str:
+        """The line, as it was typed."""
         if len(asked) > longest or not asked.isprintable():
             raise ValueError(f"{name} must be one line of at most {longest:,} characters")
         return asked
@@ -119,6 +123,7 @@ def typed(name: str, longest: int) -> Parameter:
     """A line of a person's own, of at most so many characters; a long one travels as its hash."""
 
     def read(asked: str) -> str:
+        """The line, as it was typed."""
         if len(asked) > longest or any(unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in asked):
             raise ValueError(f"{name} must be one line of at most {longest:,} characters")
         return asked
@@ -135,6 +140,7 @@ def wholes(name: str, most: int, low: int, high: int) -> Parameter:
     """At most so many whole numbers with commas between them, none of them twice."""
 
     def read(asked: str) -> tuple[int, ...]:
+        """Whole numbers in the range."""
         parts = asked.split(",", most)
         if len(parts) > most:
             raise ValueError(f"{name} are at most {most} whole numbers with commas between them")
@@ -148,12 +154,14 @@ def reals(name: str, most: int, low: float, high: float) -> Parameter:
     one = real(name, low, high)
 
     def read(asked: str) -> tuple[float, ...]:
+        """Numbers in the range."""
         parts = asked.split(",", most)
         if len(parts) > most:
             raise ValueError(f"{name} are at most {most} numbers with commas between them")
         return tuple(map(one.read, parts))
 
     def write(numbers: tuple[float, ...]) -> str:
+        """To four decimals, without zeros at the end."""
         return ",".join(f"{round(n, 4) + 0.0:.4f}".rstrip("0").rstrip(".") for n in numbers)
 
     return Parameter(read, write)

@@ -22,6 +22,7 @@ def fusing(network: nn.Module) -> Generator[None]:
     calls: list[tuple[nn.Linear, Tensor]] = []
 
     def look(module: nn.Linear, given: tuple) -> None:
+        """Remember what a layer is handed."""
         calls.append((module, given[0]))
 
     # Those of which something else has changed the forward pass, such as its device, are left alone.

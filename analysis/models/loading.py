@@ -108,6 +108,7 @@ def _converted(path: Path, called: str, progress: Tell, make_room: Callable[[], 
     folder = conversions.folder_of(files.cache_folder(), path)
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+        """The model of the file, in float32."""
         files.check_room(folder, 4 * numbers_in(path), f"the conversion of {called}")
         with quiet(f"Converting {called}, once", progress), read_once():
             model = _from_disk(path, called, torch.float32, torch.device("cpu"), "model", None, make_room)

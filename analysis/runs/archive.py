@@ -118,6 +118,7 @@ class _InPieces:
         self._file = file
 
     def read(self, count: int = -1) -> bytes:
+        """The next bytes.  Raises ValueError where there are more than a list of files has."""
         data = self._file.read(MAX_NAMES + 1 if count < 0 else min(count, MAX_NAMES + 1))
         if len(data) > MAX_NAMES:
             raise ValueError(f"{WRONG}: it holds more files than any run has")

@@ -13,6 +13,7 @@ import torch
 
 from ...families.positions import Angles
 from ...policies import Banded, Policy
+from ...settings import MOST
 from ..attention.band import Band
 from ..attention.banded import BandedPass
 from ..attention.token import Rotations, TokenPass
@@ -209,22 +210,20 @@ class BandedStore(Store):
 
     def _goes_on(self, other: Store, prefix: Any) -> bool:
         """Whether what another store has quantized stays as it is."""
-        if not isinstance(other, BandedStore) or other.quantization is None or prefix is not None:
+        if self.quantization is None or other.quantization != self.quantization or prefix is not None:
             return False
-        before, after = other.policy, self.policy
-        return other.quantization == self.quantization and (before.sinks, before.first) == (after.sinks, after.first)
+        now, before = ((of.first_protected(MOST), of.first) for of in (self.policy, other.policy))
+        return now == before
 
     def _keep(self, other: Store, read: int, prefix) -> None:
         if self._goes_on(other, prefix):
             self.layers = [layer.copy() for layer in other.layers]
             for layer in self.layers:
                 layer.forget_rotations()
-            evict(self.layers, band_of(self.policy, self.layers, read, read + 1), read)
-            self.origin = self.layers[0].first
-            return
-        self.layers = other.bands(read)
-        for number, layer in enumerate(self.layers):
-            layer.fit(self.policy.sinks, self.policy.window, None if prefix is None else prefix[number])
+        else:
+            self.layers = other.bands(read)
+            for number, layer in enumerate(self.layers):
+                layer.fit(self.policy.sinks, self.policy.window, None if prefix is None else prefix[number])
         evict(self.layers, band_of(self.policy, self.layers, read, read + 1), read)
         self.origin = self.layers[0].first
 

@@ -23,6 +23,7 @@ from ..fidelity import Outputs
 from ..history import QKChunk, RankedChunk
 from ..interventions import Interventions
 from ..layers.banded import BandedLayer
+from ..layers.quantized import Quantization
 from ..layers.ragged import RaggedLayer
 from ..layers.ranked import RankedLayer
 from ..layers.slots import Held, prefix_of
@@ -129,6 +130,8 @@ class Store(ABC):
 
     chunk_kind: ClassVar[type] = QKChunk
     """What maps are drawn from; a store keeps those of the store before it where they are of its own kind."""
+    quantization: Quantization | None = None
+    """Which tokens are stored in few bits; None: none are."""
 
     def __init__(self, context: SharedContext, policy: Policy) -> None:
         """An empty store.  Raises ValueError where the policy cannot be followed with this model."""
