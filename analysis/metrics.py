@@ -26,7 +26,13 @@ cent how often both have the same most probable token."""
 
 def perplexity(nll: Array) -> float:
     """exp of the mean NLL; NaN for no tokens."""
-    return float(np.exp(np.mean(nll, dtype=np.float64))) if len(nll) else float("nan")
+    return float(perplexities(np.mean(nll, dtype=np.float64))) if len(nll) else float("nan")
+
+
+def perplexities(mean: Any) -> Array:
+    """exp of mean NLLs, or of their differences, in nats, in their shape; infinite above 709, where float64 ends."""
+    with np.errstate(over="ignore"):
+        return np.exp(np.asarray(mean, np.float64))
 
 
 def prefix(nll: Array) -> Array:

@@ -9,15 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from analysis.engine.step import Step
+from analysis.figures.perplexity import Perplexity
 from analysis.policies import Dense, Window
 from analysis.runs.folder import Folder
 from analysis.runs.reader import load
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
+from analysis.runs.summary import summarize
 
 SPEC = Spec("embedded", "hamlet", ("dense", "window:window=8"), tokens=100, chunk=16)
 
@@ -268,6 +271,35 @@ def test_process_killed_while_it_finished_leaves_a_readable_run(tmp_path):
     for name in ("tokens.parquet", "sinks.npz"):
         (tmp_path / "run" / name).write_bytes(b"half of")
         same(load(tmp_path / "run"), folder.run)
+
+
+@pytest.mark.parametrize("damage", [np.nan, np.inf, 3e38, -3.0])
+def test_nll_that_no_model_gives_is_told_as_damage(tmp_path, damage):
+    write(tmp_path / "run").finish("finished")
+    rewrite_nll(tmp_path / "run" / "tokens.parquet", 20, damage)
+    with pytest.raises(ValueError, match="whose NLL no model gives"):
+        load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("mode", ["relative", "rolling", "cumulative"])
+def test_perplexity_beyond_the_largest_number_is_infinite_everywhere(tmp_path, mode):
+    write(tmp_path / "run").finish("finished")
+    rewrite_nll(tmp_path / "run" / "tokens.parquet", 40, 1e5)
+    run = load(tmp_path / "run")
+    assert summarize(run)[0].perplexity == np.inf
+    figure = Perplexity(mode=mode, reference=1)
+    numbers = figure.numbers(run)
+    assert np.isinf(numbers["perplexity"]).any()
+    figure.draw(numbers)
+
+
+def rewrite_nll(file: Path, row: int, value: float) -> None:
+    """Put another NLL into a row of a table of tokens."""
+    table = pq.read_table(file)
+    frame = table.to_pandas()
+    frame.loc[row, "nll"] = value
+    column = pa.array(frame["nll"], pa.float32(), mask=table["nll"].is_null().to_numpy(), from_pandas=False)
+    pq.write_table(table.set_column(table.column_names.index("nll"), table.schema.field("nll"), column), file)
 
 
 def test_folder_that_holds_a_run_is_not_overwritten(tmp_path):

@@ -87,7 +87,7 @@ class Perplexity(Figure):
             known = track.kl.view() if self.mode == "KL" else 100 * track.agree.view()
             return metrics.curve_of_known(known, roll=self.roll)
         token, nll = metrics.curve(track.sums.view(), self.mode, reference=reference.sums.view(), roll=self.roll)
-        return token, np.exp(nll)
+        return token, metrics.perplexities(nll)
 
     def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
         """A line for each lane, over the tokens read, with upright lines at the marks."""

@@ -128,6 +128,9 @@ def _take_in(run: Run, track: Track, rows: pa.Table, chunks: _Chunks, path: Path
     count = len(rows)
     if not np.array_equal(column["position"], np.arange(count)) or rows["nll"][1:].null_count:
         raise ValueError(f"{path} lacks tokens of a lane, or has some twice: it is damaged")
+    # Rounding may leave a token that is certain a little below 0, and sums of much larger ones would lose the rest.
+    if not ((column["nll"][1:] > -0.01) & (column["nll"][1:] < 1e6)).all():
+        raise ValueError(f"{path} has tokens whose NLL no model gives: it is damaged")
     if [span[0] for span in spans] != [1, *(span[1] for span in spans[:-1])] or (spans or [(0, 1)])[-1][1] != count:
         raise ValueError(f"the sink masses of {path} are not those of its tokens: a file is damaged, or of another run")
     for policy in set(column["policy"].tolist()):

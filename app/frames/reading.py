@@ -169,8 +169,8 @@ class ReadingSender:
             begin = max(0, shared - ROLL)
             now = ((sums[shared] - sums[begin]) - (other[shared] - other[begin])) / (shared - begin)
             mean, error = metrics.excess(nll, reference.nll.view())
-            lane.update(relative=_finite(np.exp(now)), excess=_finite(mean), error=_finite(error))
-        lane["rolling"] = _finite(np.exp(metrics.rolling_mean(sums, np.array([len(nll)]), ROLL)[0]))
+            lane.update(relative=_finite(metrics.perplexities(now)), excess=_finite(mean), error=_finite(error))
+        lane["rolling"] = _finite(metrics.perplexities(metrics.rolling_mean(sums, np.array([len(nll)]), ROLL)[0]))
         lane["kept"], lane["bytes"] = int(track.cache_tokens.view()[-1]), int(track.cache_bytes.view()[-1])
         lane["slots"] = int(track.allocated(len(nll) - 1)[0])
         # Over the last few chunks, since a policy may have been switched.
@@ -191,7 +191,9 @@ class ReadingSender:
                 ends, y = metrics.curve(track.sums.view(), view.mode, reference=reference.sums.view())
             kept = metrics.decimate(y, POINTS)
             self._arrays[f"x{i}"] = (ends[kept] if len(kept) else ends).astype(np.float32)
-            self._arrays[f"y{i}"] = (y if view.mode in FIDELITY else np.exp(y))[kept].astype(np.float32)
+            # float32 ends at 88 nats.
+            y = y[kept] if view.mode in FIDELITY else metrics.perplexities(np.minimum(y[kept], 88))
+            self._arrays[f"y{i}"] = y.astype(np.float32)
             size = track.cache_bytes.view()[: len(track.nll)]
             places = (
                 np.unique(np.linspace(0, max(0, len(size) - 1), MEMORY_POINTS).astype(int))
