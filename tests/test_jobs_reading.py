@@ -9,10 +9,10 @@ import torch
 
 from analysis import texts
 from analysis.engine.stream import open_lanes
-from analysis.experiments.presets import Switch
 from analysis.models.loading import load
 from analysis.policies import parse
 from analysis.runs.spec import Spec
+from analysis.runs.switches import Switch
 from app.frames.reading import ReadingSender
 from app.jobs import base
 from app.jobs import registry as jobs_registry

@@ -71,6 +71,7 @@ def read(story: Preset, place: Path) -> None:
     from ..engine.stream import next_lane, open_lanes
     from ..models.loading import load
     from ..runs.folder import Folder
+    from ..runs.switches import carry_out
 
     spec, source = spec_of(story), texts.read("hamlet")
     model = load(**spec.loading)
@@ -86,11 +87,7 @@ def read(story: Preset, place: Path) -> None:
         while (lane := next_lane(lanes, waiting[0].position if waiting else total)) is not None or waiting:
             if lane is None:
                 switch = waiting.pop(0)
-                lane, policy = lanes[switch.lane], parse(switch.policy)
-                missing = lane.missing_sinks(policy)
-                lane.switch(policy, pin=switch.pin)
-                how = ("sinks pinned again" if switch.pin else "without sinks") if missing else ""
-                folder.event("switch", lane=switch.lane, position=lane.position, policy=str(policy), how=how)
+                folder.event("switch", **carry_out(lanes[switch.lane], parse(switch.policy), pin=switch.pin))
                 continue
             folder.append(lane.read(spec.chunk, waiting[0].position if waiting else None))
             bar.update(task, completed=sum(lane.position for lane in lanes))

@@ -1,7 +1,7 @@
 """Commands that read a text: `stream` under several policies, and `capture` for maps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from ..runs.facts import ModelFacts
 from ..runs.run import Run
 from ..runs.spec import Spec
 from ..runs.summary import summarize
+from ..runs.switches import Plan, Switch, carry_out
 from . import options
 from .console import new_folder, note, out, right, say
 from .ending import Brake, end_run, fail_run
@@ -65,7 +66,7 @@ def stream(
     place = new_folder(out_folder, Path(source.name).stem, runs)
     run = Run(spec, int(ids[0]))
     run.model, run.begins, run.as_text = facts, read.begins, read.as_text
-    of = {"text_sha256": source.sha256, "weights_sha256": network.sha256}
+    of: dict[str, Any] = {"text_sha256": source.sha256, "weights_sha256": network.sha256}
     folder = Folder(place, run, **of, tokens=len(ids), maps=[f"{layer}.{head}" for layer, head in heads])
     folder.pieces(-1, 0, texts.token_texts(network.tokenizer, ids))
     options.say_read(read)
@@ -79,23 +80,29 @@ def stream(
 
 
 def read_on(
-    lanes: "list[Lane]", folder: "Folder", checkpoints: "Checkpoints", recorder: "MapRecorder | None" = None
+    lanes: "list[Lane]",
+    folder: "Folder",
+    checkpoints: "Checkpoints",
+    recorder: "MapRecorder | None" = None,
+    switches: Sequence[Switch] = (),
 ) -> None:
-    """Let lanes read to the end of their text, finish the folder and print a table.  Ctrl-C, or a polite kill, ends it
-    after the chunk that is being read; a second one at once."""
+    """Let lanes read to the end of their text, switched where that is planned, finish the folder and print a table.
+    Ctrl-C, or a polite kill, ends it after the chunk that is being read; a second one at once."""
     from ..engine.stream import next_lane
     from ..runs.checkpoint import Saver
     from ..runs.resume import state_of
 
     run, total = folder.run, len(lanes[0].context.tokens)
     status, failed, warnings = "finished", dict[int, Exception](), list[str]()
-    saver = Saver(checkpoints, warnings.append)
+    saver, plan = Saver(checkpoints, warnings.append), Plan(switches)
     try:
         with Bars(out, rates=True) as progress, Brake() as brake:
             bars = [progress.add_task(p.policy.label, total=total, completed=p.position, rate="") for p in lanes]
             while (lane := next_lane([lane for lane in lanes if lane.index not in failed])) is not None:
                 try:
-                    step = lane.read(run.spec.chunk)
+                    for due in plan.due(lane):
+                        _switch(lane, due, folder, warnings)
+                    step = lane.read(run.spec.chunk, plan.limit(lane))
                 except Exception as e:
                     # Whatever it is, the other lanes have no part in it.
                     failed[lane.index] = e
@@ -124,6 +131,16 @@ def read_on(
     end_run(folder, saver, status, warnings, left, over=ended, table=summary)
     for e in failed.values():
         raise e
+
+
+def _switch(lane: "Lane", due: Switch, folder: "Folder", warnings: list[str]) -> None:
+    try:
+        event = carry_out(lane, parse(due.policy), pin=due.pin)
+    except ValueError as e:
+        # It reads on as before, as it does on a page.
+        warnings.append(str(e))
+    else:
+        folder.event("switch", **event, planned=True)
 
 
 def summary(run: Run) -> Table:

@@ -79,7 +79,7 @@ def resume(
         say(sentence)
     if isinstance(going, runs.ResumedReading):
         recorder = MapRecorder(folder, len(going.lanes), len(going.read.ids), heads) if heads else None
-        read_on(going.lanes, going.folder, going.checkpoints, recorder)
+        read_on(going.lanes, going.folder, going.checkpoints, recorder, going.switches)
     else:
         talk(going.lanes, prompts, going.folder, going.checkpoints)
 

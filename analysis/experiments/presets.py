@@ -5,16 +5,7 @@ from dataclasses import dataclass
 
 from ..models import gemma
 from ..policies import Streaming, parse
-
-
-@dataclass(frozen=True)
-class Switch:
-    """A lane reads on under another policy from a text position on; `pin`: with its sinks brought back."""
-
-    position: int
-    lane: int
-    policy: str
-    pin: bool = False
+from ..runs.switches import Switch
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from . import preview
 from .reader import about_of
 from .run import Run, Track
 from .status import RUNNING, here
+from .switches import Switch
 from .tables import (
     PIECES,
     piece_row,
@@ -50,8 +51,8 @@ class Folder:
     """The run folder: takes in every step and event as they come, and is finished once.
 
     `tokens`: as many as each lane will read, where that is known; `maps`: heads, written layer.head, whose maps are
-    recorded beside it.  Raises ValueError where the folder holds something already, cannot be written, or has no room
-    for the run.
+    recorded beside it; `switches`: what is to happen to its lanes.  Raises ValueError where the folder holds something
+    already, cannot be written, or has no room for the run.
     """
 
     def __init__(
@@ -63,11 +64,13 @@ class Folder:
         weights_sha256: str,
         tokens: int = 0,
         maps: Sequence[str] = (),
+        switches: Sequence[Switch] = (),
     ) -> None:
         self.path, self.run = path, run
         files.check_room(path, 2 * BYTES * tokens * len(run.tracks), "this run")
         files.new_folder(path, "a run" if (path / "run.json").exists() else "something")
-        self._about = {**described(run, text_sha256, weights_sha256), "maps": list(maps), "process": here()}
+        asked = {"maps": list(maps), "switches": [asdict(switch) for switch in switches]}
+        self._about = {**described(run, text_sha256, weights_sha256), **asked, "process": here()}
         try:
             files.reserve(path)
             self._write_about(RUNNING)

@@ -24,6 +24,7 @@ from .facts import ModelFacts
 from .run import ROLES, Run, Track
 from .spec import Spec
 from .status import status_of
+from .switches import Switch
 from .tables import FIDELITY, OUTPUT_ERROR, PIECES, ROLE, SINKS, TOKENS
 
 
@@ -42,9 +43,15 @@ class _About:
     process: dict[str, Any] | None = None
     samples: int = 0
     maps: tuple[str, ...] = ()
+    switches: tuple[Switch, ...] = ()
     kind: str = ""
     """Empty in folders of older versions."""
     model: ModelFacts | None = None
+
+    def __post_init__(self) -> None:
+        for switch in self.switches:
+            if not 0 <= switch.lane < len(self.spec.policies):
+                raise ValueError(f"it would switch lane {switch.lane}, which there is not")
 
 
 @dataclass

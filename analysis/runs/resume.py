@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+import msgspec
 import numpy as np
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from .folder import Folder
 from .reader import about_of, load
 from .run import Run
 from .stopped import Stopped, refuse_written
+from .switches import Switch, to_come
 
 CLOSE = 1e-4
 """Nats by which the NLL of a token may differ from the record when it is read again."""
@@ -43,6 +45,8 @@ class StoppedRun(Stopped):
     run: Run
     maps: tuple[str, ...]
     """Heads, written layer.head, whose maps were to be recorded."""
+    switches: tuple[Switch, ...] = ()
+    """What was to happen to its lanes; none in folders of older versions."""
 
 
 def stopped(path: Path, tokens: int | None = None) -> StoppedRun:
@@ -66,7 +70,8 @@ def stopped(path: Path, tokens: int | None = None) -> StoppedRun:
             raise ValueError(f"this run has read {read:,} tokens already: ask for more than {tokens:,}")
         spec = run.spec if tokens is None else replace(run.spec, tokens=tokens)
     maps = tuple(about.get("maps") or ())
-    return StoppedRun(path, spec, about.get("text_sha256"), about.get("weights_sha256"), run, maps)
+    switches = msgspec.convert(about.get("switches") or (), tuple[Switch, ...])
+    return StoppedRun(path, spec, about.get("text_sha256"), about.get("weights_sha256"), run, maps, switches)
 
 
 @dataclass
@@ -231,6 +236,8 @@ class ResumedReading(Resumed[Lane]):
     """A reading that goes on."""
 
     read: texts.Tokenized
+    switches: list[Switch]
+    """Those that are still to come."""
 
 
 def resumed(
@@ -264,10 +271,11 @@ def resumed(
             comparison.take(step)
             progress(lane.index, lane.position)
     run.spec = spec
+    switches = to_come(asked.switches, run.events, [lane.position for lane in standing.lanes])
     folder = standing.open(asked.path, run, comparison)
     if len(read.ids) > len(run.pieces[0]):
         folder.pieces(-1, 0, texts.token_texts(network.tokenizer, read.ids))
-    return ResumedReading(run, folder, standing.lanes, standing.checkpoints, standing.said, read)
+    return ResumedReading(run, folder, standing.lanes, standing.checkpoints, standing.said, read, switches)
 
 
 def _positions(positions: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ from analysis import files, texts
 from analysis.errors import LOG, log, mendable
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
+from analysis.runs.switches import Switch
 
 if TYPE_CHECKING:
     # The job's thread imports what reads and writes runs: a page is on screen before.
@@ -136,11 +137,21 @@ class RunKeeper(ModelKeeper):
         """The sentence that stands on the page because a checkpoint could not be written."""
         self._maps: MapsFile | None = None
 
-    def begin_run(self, run: "Run", model: "LanguageModel", *, text_sha256: str, tokens: int = 0) -> None:
-        """Begin the folder of a run, which takes in itself what it learns; `tokens`: that each lane will read."""
+    def begin_run(
+        self,
+        run: "Run",
+        model: "LanguageModel",
+        *,
+        text_sha256: str,
+        tokens: int = 0,
+        switches: Sequence[Switch] = (),
+    ) -> None:
+        """Begin the folder of a run, which takes in itself what it learns; `tokens`: that each lane will read;
+        `switches`: what is to happen to its lanes."""
         from analysis.runs.folder import Folder
 
-        self.begin(model, lambda path: Folder(path, run, text_sha256=text_sha256, weights_sha256="", tokens=tokens))
+        of: dict[str, Any] = {"text_sha256": text_sha256, "weights_sha256": "", "tokens": tokens, "switches": switches}
+        self.begin(model, lambda path: Folder(path, run, **of))
         self._begin_checkpoints()
 
     def go_on(self, folder: "RunFolder", model: "LanguageModel") -> None:

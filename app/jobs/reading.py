@@ -10,10 +10,10 @@ import numpy as np
 
 from analysis import texts
 from analysis.errors import error_message, log, out_of_memory
-from analysis.experiments.presets import Switch
 from analysis.policies import Policy, parse
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
+from analysis.runs.switches import Plan, Switch, carry_out
 
 from .base import ENDED, HISTORY, TextJob
 from .kept import RunKeeper
@@ -68,7 +68,7 @@ class ReadingJob(TextJob):
         self.reading_seconds = 0.0
         """Wall-clock time spent reading, pauses not counted."""
         self._requests = queue.SimpleQueue[SwitchRequest]()
-        self._planned = list(switches)
+        self._planned = Plan(switches)
         self._pause_at = pause
         self._maps_requested: dict[tuple[int, int, int], float] = {}
         self._maps: dict[tuple[int, int, int], tuple[int, HeadMap | None]] = {}
@@ -163,7 +163,8 @@ class ReadingJob(TextJob):
         self.run.begins, self.run.as_text = read.begins, read.as_text
         self.pieces = texts.token_texts(model.tokenizer, ids)
         self.run.take_pieces(-1, 0, self.pieces)
-        self.record.begin_run(self.run, model, text_sha256=self.text_sha256, tokens=len(ids))
+        planned = self._planned.left
+        self.record.begin_run(self.run, model, text_sha256=self.text_sha256, tokens=len(ids), switches=planned)
         self.record.pieces(-1, 0, self.pieces)
         self.lanes, said = lanes, []
         for lane in lanes:
@@ -185,7 +186,7 @@ class ReadingJob(TextJob):
         self.tokenized, self.run, self.pieces = going.read, going.run, going.run.pieces[0]
         self.reading_seconds = max((track.seconds.view()[-1] for track in self.run.tracks if len(track.nll)), default=0)
         self.record.go_on(going.folder, model)
-        self.lanes = going.lanes
+        self.lanes, self._planned = going.lanes, Plan(going.switches)
         self._set("running", " ".join(going.said))
 
     def _checkpoint(self) -> "Made":
@@ -233,7 +234,7 @@ class ReadingJob(TextJob):
                     self._wake.wait(0.5 / pace if pace else 0.5)
                 continue
             began = time.perf_counter()
-            step = self._try(turn, self._limit(turn, upto))
+            step = self._try(turn, self._planned.limit(turn, upto))
             if step is None:
                 continue
             self.reading_seconds += time.perf_counter() - began
@@ -333,39 +334,32 @@ class ReadingJob(TextJob):
             wanted = 0 if np.isnan(seconds) else int(TURN_SECONDS * tokens / max(seconds, 1e-6))
         return min(self.spec.chunk, max(least, wanted // least * least))
 
-    def _limit(self, lane: "Lane", upto: int | None) -> int | None:
-        """The position that a lane may read up to: as its pace lets it, and where it is to be switched."""
-        places = [s.position for s in self._planned if s.lane == lane.index and s.position > lane.position]
-        return min([*places, *([] if upto is None else [upto])], default=None)
-
     def _switch_lanes(self) -> "Lane | None":
         """Carry out the switches that are requested, or planned for where a lane is; returns the last such lane."""
         switched = None
         while not self._requests.empty():
-            request = self._requests.get()
-            # Whoever switches a lane goes on with it.
-            self._planned = [s for s in self._planned if s.lane != request.lane]
-            switched = self._switch(request, "") or switched
-        for due in [s for s in self._planned if self.lanes[s.lane].position >= s.position]:
-            self._planned.remove(due)
+            if (lane := self._switch(self._requests.get(), "")) is not None:
+                # Whoever switches a lane goes on with it.
+                self._planned.forget(lane.index)
+                switched = lane
+        for due in [due for lane in self.lanes for due in self._planned.due(lane)]:
             policy = parse(due.policy)
             note = f"{policy.label} from token {due.position:,} on, as the story has it."
-            switched = self._switch(SwitchRequest(due.lane, policy, due.pin), note) or switched
+            switched = self._switch(SwitchRequest(due.lane, policy, due.pin), note, planned=True) or switched
         return switched
 
-    def _switch(self, request: SwitchRequest, note: str) -> "Lane | None":
-        """Carry out a switch, and say `note`; None, and a sentence that says why, where it cannot be."""
+    def _switch(self, request: SwitchRequest, note: str, **more: Any) -> "Lane | None":
+        """Carry out a switch, and say `note`, and `more` in its event; None, and a sentence that says why, where it
+        cannot be."""
         lane = self.lanes[request.lane]
         try:
-            missing = lane.missing_sinks(request.policy)
-            lane.switch(request.policy, pin=request.pin)
+            event = carry_out(lane, request.policy, pin=request.pin)
         except Exception as e:
             # This model's keys cannot be moved, or it has no such head: the lane reads on as before.
             log(e, f"job {self.id}")
             self.tell(error_message(e, f"job {self.id}"))
             return None
         self.halted.pop(request.lane, None)
-        how = ("sinks pinned again" if request.pin else "without sinks") if missing else ""
-        self._event("switch", lane=request.lane, position=lane.position, policy=str(request.policy), how=how)
+        self._event("switch", **event, **more)
         self.tell(note)
         return lane
