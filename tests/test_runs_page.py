@@ -91,8 +91,12 @@ def test_marks_stay_while_a_search_hides_them(home):
     assert not at.button("runs-compare").disabled
     at.text_input("runs-search").set_value("").run()
     assert at.checkbox("runs-mark-a").value and at.checkbox("runs-mark-b").value
+    assert sorted(at.query_params["marked"]) == ["a", "b"]
     at.checkbox("runs-mark-a").uncheck().run()
     assert at.button("runs-compare").disabled
+    there = opened(marked=["b", "gone", NASTY])
+    assert there.checkbox("runs-mark-b").value and not there.checkbox("runs-mark-a").value
+    assert there.query_params["marked"] == "b"
 
 
 def test_long_lists_are_shown_piece_by_piece(home):
@@ -149,6 +153,7 @@ def test_runs_are_compared_and_the_address_says_which(home):
     assert "All lanes have read the same tokens" in said(at)
     (table,) = [h.proto.body for h in at.get("html") if "<table>" in h.proto.body]
     assert table.count("<tr>") == 5 and "reference" in table and "<img" not in table
+    assert table.count("<td>embedded, float32</td>") == 4
     assert len(at.selectbox) == 2
     at.button("runs-back").click().run()
     assert "compare" not in at.query_params and len(listed(at)) == 2
@@ -186,6 +191,37 @@ def test_what_of_a_comparison_cannot_be_is_one_sentence_and_the_rest_is_shown(ho
     assert wrong in said(at).replace("\\", "") and "That is left out." in said(at)
     assert "All lanes have read the same tokens" in said(at) and len(at.selectbox) == 2
     assert {"mode", "lanes"}.isdisjoint(at.query_params)
+
+
+def test_a_comparison_says_which_run_is_not_here_and_is_the_same_once_it_has_come(home):
+    for name in ("a", "b", "c"):
+        seeds.run(home / name, end="finished")
+    file = io.BytesIO()
+    export("b", file)
+    trash.delete("b")
+    asked = {"mode": "cumulative", "lanes": "0.1.1"}
+    at = opened(compare=["a", "b", "c"], **asked)
+    assert "The library here has no 'b': export it where the link comes from" in said(at)
+    assert at.button_group("runs-mode-relative").value == "cumulative"
+    assert [s.index for s in at.selectbox] == [0, 1]
+    # What is looked at here takes nothing from the run that is not.
+    at.selectbox("runs-grid-0-2").select_index(1).run()
+    assert {name: at.query_params[name] for name in asked} == asked | {"lanes": "1.1.1"}
+    upload(at, file.getvalue())
+    assert "is in the library now" in said(at) and "has no" not in said(at)
+    assert at.button_group("runs-mode-relative").value == "cumulative"
+    assert [s.index for s in at.selectbox] == [1, 1, 1] and at.query_params["compare"] == ["a", "b", "c"]
+
+
+def test_of_a_comparison_whose_runs_are_not_here_the_address_stays_for_when_they_come(home):
+    seeds.run(home / "a", end="finished")
+    asked = {"mode": "cumulative", "lanes": "1.0"}
+    at = opened(compare=["b", "a"], **asked)
+    assert "which has no 'b': export it" in said(at) and len(at.selectbox) == 1
+    gone = opened(compare=["b", "c"], **asked)
+    assert "which has no 'b' and no 'c': export them" in said(gone) and not gone.selectbox
+    for page in (at, gone):
+        assert {name: page.query_params[name] for name in asked} == asked
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "a"], ["a", "gone"], ["../a", "/etc"], [NASTY, "x" * 9999]])

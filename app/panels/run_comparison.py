@@ -1,7 +1,8 @@
 """Runs laid over one another: curves, a table, and sink grids side by side and as a difference."""
 
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from analysis.runs.library import Entry
 from analysis.runs.reader import load
 from analysis.runs.run import Run
 from analysis.runs.summary import mean_sink_mass
+from analysis.settings import quoted
 from analysis.tables import as_csv
 from app import address
 from app.components import chart
@@ -23,7 +25,7 @@ from app.controls import choice, choose, kept, problem, readdress
 from app.plain import plain
 
 from . import charts
-from .run_list import COMPARED, MOST_COMPARED, said, titled
+from .run_list import COMPARED, MOST_COMPARED, importer, news, said, titled
 
 HEADER = (
     "Lane", "Model", "Tokens", "Perplexity", "Shared tokens", "Excess NLL", "± standard error", "Cached", "Cache, MB",
@@ -38,17 +40,56 @@ def _loaded(path: str, changed: float) -> Run:
 
 ADDRESS = ("mode", "lanes")
 """What the address says of a comparison, beside its runs: the curves, and the lane of each run whose grid is shown."""
+MOST_LANES = 1000
+"""Of a run that an address names and that is not here."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """The runs that an address names, in its order, and those of them that are here to be compared."""
+
+    names: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    absent: tuple[str, ...]
+    """Those that the library does not have."""
+
+    @classmethod
+    def of(cls, names: Sequence[str], found: Sequence[Entry]) -> "Named":
+        """`found`: all runs that there are."""
+        names = tuple(dict.fromkeys(names))[:MOST_COMPARED]
+        known = {e.name: e for e in found}
+        here = tuple(known[name] for name in names if name in known and known[name].kind in COMPARED)
+        return cls(names, here, tuple(name for name in names if name not in known))
+
+    @property
+    def here(self) -> tuple[str, ...]:
+        """The names of those that are compared."""
+        return tuple(e.name for e in self.entries)
+
+    @property
+    def wanting(self) -> str:
+        """What is to be done about those that are not compared, as a sentence; empty where all are."""
+        few = "fewer than two of these runs are in the library" if len(self.entries) < 2 else ""
+        if self.absent:
+            it = "it" if len(self.absent) == 1 else "them"
+            lack = f"has no {' and no '.join(map(quoted, self.absent))}"
+            lack = f"{few}, which {lack}" if few else f"the library here {lack}"
+            return f"{lack}: export {it} where the link comes from (More, Export as .zip), and import {it} here"
+        if few:
+            return f"{few}: mark others in the list"
+        left = len(self.names) - len(self.entries)
+        return f"{left} of the runs that the address names are no readings: the others are compared" if left else ""
 
 
 def arrive() -> None:
     """Let the comparison begin with what the address says; what of that can be, its runs say."""
-    state, asked = st.session_state, st.query_params
-    state.runs_asked = {name: asked[name] for name in ADDRESS if name in asked}
+    st.session_state.runs_taken = None
 
 
-def parameters(comparison: Comparison) -> address.Parameters:
+def parameters(named: Named, comparison: Comparison) -> address.Parameters:
     """What an address may say of these runs."""
-    counts = [len(run.tracks) for run in comparison.runs]
+    of = dict(zip(named.here, comparison.runs, strict=True))
+    counts = [len(of[name].tracks) if name in of else MOST_LANES for name in named.names]
     lanes = address.several("lanes", len(counts), max(counts) - 1, f"{'.'.join('0' * len(counts))}, a lane of each run")
 
     def read(asked: str) -> tuple[int, ...]:
@@ -65,23 +106,29 @@ def modes(comparison: Comparison) -> tuple[str, ...]:
     return tuple(mode for mode in MODES if mode != "relative" or comparison.mode == mode)
 
 
-def take(comparison: Comparison) -> None:
-    """Set what the address asked when one came here, once."""
-    if (asked := st.session_state.pop("runs_asked", None)) is None:
+def take(named: Named, comparison: Comparison) -> None:
+    """Set what the address asks, once when one came here, and again when another of its runs has come."""
+    state = st.session_state
+    if state.runs_taken == named.here:
         return
-    found, problems = address.values(parameters(comparison), asked)
+    state.runs_taken = named.here
+    found, problems = address.values(parameters(named, comparison), st.query_params)
+    lanes = dict(zip(named.names, found.get("lanes", (0,) * len(named.names)), strict=True))
     choose(mode_key(comparison), found.get("mode", comparison.mode))
-    for i, run in enumerate(comparison.runs):
-        choose(grid_key(i, len(run.tracks)), found["lanes"][i] if "lanes" in found else 0)
+    for i, (name, run) in enumerate(zip(named.here, comparison.runs, strict=True)):
+        choose(grid_key(i, len(run.tracks)), lanes[name])
+    state.runs_lanes = lanes
     said(problem=address.wrong(problems))
 
 
-def to_address(comparison: Comparison) -> None:
-    """Let the address say what is shown of these runs."""
-    lanes = tuple(choice(grid_key(i, len(run.tracks)), 0) for i, run in enumerate(comparison.runs))
+def to_address(named: Named, comparison: Comparison) -> None:
+    """Let the address say what is shown of these runs, and what it said of those that are not here."""
+    chosen = [choice(grid_key(i, len(run.tracks)), 0) for i, run in enumerate(comparison.runs)]
+    of = {**st.session_state.runs_lanes, **dict(zip(named.here, chosen, strict=True))}
+    lanes = tuple(of[name] for name in named.names)
     now = {"mode": choice(mode_key(comparison), comparison.mode), "lanes": lanes}
     usual = {"mode": comparison.mode, "lanes": (0,) * len(lanes)}
-    readdress(ADDRESS, address.said(parameters(comparison), now, usual))
+    readdress(ADDRESS, address.said(parameters(named, comparison), now, usual))
 
 
 def mode_key(comparison: Comparison) -> str:
@@ -97,26 +144,28 @@ def grid_key(index: int, lanes: int) -> str:
 def draw(found: list[Entry], names: list[str]) -> None:
     """The comparison of the named runs, of all that there are."""
     st.button("All runs", icon=":material/arrow_back:", on_click=leave, key="runs-back", type="tertiary")
-    known = {e.name: e for e in found if e.kind in COMPARED}
-    entries = [known[name] for name in dict.fromkeys(names) if name in known][:MOST_COMPARED]
+    named = Named.of(names, found)
+    if named.wanting:
+        st.info(plain(sentence(named.wanting)))
+    if named.absent:
+        importer()
+    if not named.entries:
+        news()
+        return
     try:
-        if len(entries) < 2:
-            raise ValueError("fewer than two of these runs are in the library: mark others in the list")
-        runs = [_loaded(str(e.path), e.changed) for e in entries]
-        titles = numbered([titled(e) for e in entries])
+        runs = [_loaded(str(e.path), e.changed) for e in named.entries]
+        titles = numbered([titled(e) for e in named.entries])
         comparison = compare(runs, titles)
     except ValueError as e:
         problem(e)
         return
-    if len(entries) < len(set(names)):
-        st.info("Some of the runs that the address names are not here, or are no readings: the others are compared.")
-    take(comparison)
-    problem(st.session_state.get("runs_problem", ""))
+    take(named, comparison)
+    news()
     labels = lane_labels(comparison, titles)
     draw_curves(comparison, labels)
-    draw_table(comparison, labels, entries)
+    draw_table(comparison, labels, named.entries)
     draw_grids(comparison, titles)
-    to_address(comparison)
+    to_address(named, comparison)
 
 
 def leave() -> None:
@@ -160,23 +209,23 @@ def draw_curves(comparison: Comparison, labels: list[str]) -> None:
     chart.mount(figure, key="runs-curves", height=330 + 16 * len(curves), projected=52, alt=alt)
 
 
-def rows(comparison: Comparison, labels: list[str], entries: list[Entry]) -> list[list[str]]:
+def rows(comparison: Comparison, labels: list[str], entries: Sequence[Entry]) -> list[list[str]]:
     """The numbers of each lane, under HEADER."""
     made = []
     for i, (label, lane) in enumerate(zip(labels, comparison.lanes, strict=True)):
-        of = lane.summary
+        of, entry = lane.summary, entries[lane.run]
         # −0.0 is no number that a person expects.
         excess = "–" if math.isnan(lane.excess) else f"{round(lane.excess, 4) + 0.0:+.4f}"
         error = "–" if math.isnan(lane.error) else f"{lane.error:.4f}"
         made.append([
-            label, Path(entries[lane.run].model).name, f"{of.tokens:,}", f"{of.perplexity:,.4f}" if of.tokens else "–",
-            f"{lane.shared:,}", excess if i else "reference", error if i else "", of.cached_text,
-            f"{of.cache_bytes / 1e6:,.1f}",
+            label, f"{Path(entry.model).name}, {entry.arithmetic}", f"{of.tokens:,}",
+            f"{of.perplexity:,.4f}" if of.tokens else "–", f"{lane.shared:,}",
+            excess if i else "reference", error if i else "", of.cached_text, f"{of.cache_bytes / 1e6:,.1f}",
         ])  # fmt: skip
     return made
 
 
-def draw_table(comparison: Comparison, labels: list[str], entries: list[Entry]) -> None:
+def draw_table(comparison: Comparison, labels: list[str], entries: Sequence[Entry]) -> None:
     """Perplexity, excess NLL and cache of each lane."""
     found = rows(comparison, labels, entries)
     head = "".join(f'<th scope="col">{escape(h)}</th>' for h in HEADER)

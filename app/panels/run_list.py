@@ -20,7 +20,7 @@ from analysis.palette import briefs
 from analysis.policies import parse
 from analysis.runs import archive, library, trash
 from analysis.runs.library import KINDS, LONGEST, Entry
-from app.controls import kept, problem
+from app.controls import choose, kept, problem, readdress
 from app.plain import plain
 
 AT_ONCE = 20
@@ -51,13 +51,26 @@ def titled(entry: Entry) -> str:
     return entry.title
 
 
+def arrive() -> None:
+    """Let the list begin with what the address says."""
+    choose("runs-search", st.query_params.get("search", ""))
+    for name in st.query_params.get_all("marked")[:AT_ONCE]:
+        choose(f"runs-mark-{name}", True)
+
+
+def news() -> None:
+    """What went wrong last, or was done."""
+    state = st.session_state
+    problem(state.get("runs_problem", ""))
+    if state.get("runs_note"):
+        st.success(plain(state.runs_note))
+
+
 def draw(found: list[Entry]) -> None:
     """The list; `found`: all runs there are."""
     state = st.session_state
     deleted()
-    problem(state.get("runs_problem", ""))
-    if state.get("runs_note"):
-        st.success(plain(state.runs_note))
+    news()
     if freed := trash.last_freed():
         st.info(plain(sentence(freed)))
     if not found:
@@ -65,11 +78,12 @@ def draw(found: list[Entry]) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
         words = st.text_input(
-            "Search", value=st.query_params.get("search", ""), key="runs-search", on_change=searched,
-            placeholder="title, text, model, policy …", max_chars=LONGEST, width=320,
+            "Search", key=kept("runs-search", ""), on_change=searched, placeholder="title, text, model, policy …",
+            max_chars=LONGEST, width=320,
         )  # fmt: skip
         importer()
         marked = [e.name for e in found if e.kind in COMPARED and marked_now(e.name)]
+        readdress(("marked",), {"marked": marked} if marked else {})
         few = "Mark two or more runs to lay them over one another"
         many = f"At most {MOST_COMPARED} runs at a time"
         st.button(
@@ -79,7 +93,7 @@ def draw(found: list[Entry]) -> None:
         )  # fmt: skip
     shown = [e for e in found if e.says(words)]
     if not shown:
-        st.info(plain(f"No run is of {words}: search for something else."))
+        st.info(plain(f"No run is of {words}: search for something else, or import one that is."))
     most = state.setdefault("runs_most", AT_ONCE)
     for entry in shown[:most]:
         row(entry)
@@ -287,4 +301,4 @@ def more() -> None:
 
 def comparing(names: list[str]) -> None:
     """Lay these runs over one another; the address says which."""
-    st.query_params["compare"] = names
+    readdress(("marked", "compare"), {"compare": names})

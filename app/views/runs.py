@@ -26,6 +26,7 @@ st.session_state.setdefault("revision", 0)
 if st.session_state.get("arrived"):
     # What was done when one was here before is no news.
     run_list.said(problem="", note="")
+    run_list.arrive()
     run_comparison.arrive()
 with st.sidebar:
     brand("runs")

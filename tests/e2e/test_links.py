@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import expect
 
-from analysis.runs import library
+from analysis.runs import archive, library
 from tests.fuzz import seeds
 
 from .conftest import PATIENCE, started, wait_until
@@ -184,6 +184,40 @@ def test_links_of_every_page_open_the_same_on_another_server_and_back_and_forwar
         for where, query in SET_UP.items():
             page.goto(f"{other}/{where}?{query}")
             settled(page, query, fields[where])
+    assert not page.problems and not page.strangers
+
+
+def test_a_link_to_runs_opens_the_same_elsewhere_once_the_runs_are_there(app, page, tmp_path):
+    names = ["handed-a", "handed-b"]
+    for name in names:
+        seeds.run(library.home() / name, end="finished")
+        archive.export(name, tmp_path / f"{name}.zip")
+    link = f"runs?{'&'.join(f'compare={name}' for name in names)}&mode=cumulative&lanes=0.1"
+    chosen = "() => [...document.querySelectorAll('[data-testid=stSelectbox]')].map((e) => e.innerText).join('; ')"
+    page.goto(f"{app}/{link}")
+    numbers = page.get_by_role("region", name="Numbers of all lanes")
+    numbers.wait_for()
+    wait_asked(page, "lanes", "0.1")
+    table, lanes = numbers.inner_text(), page.evaluate(chosen)
+    with started(SINKSCOPE_RUNS=str(tmp_path / "runs")) as (other, _):
+        page.goto(f"{other}/{link}")
+        page.get_by_text("which has no 'handed-a' and no 'handed-b'").wait_for()
+        for name in names:
+            if not page.locator("input[type=file]").count():
+                page.get_by_role("button", name="Import").click()
+            page.locator("input[type=file]").set_input_files(tmp_path / f"{name}.zip")
+            page.get_by_text("is in the library now").wait_for()
+            page.get_by_text(f"no '{name}'").wait_for(state="detached")
+        numbers.wait_for()
+        assert (numbers.inner_text(), page.evaluate(chosen)) == (table, lanes)
+        assert page.url == f"{other}/{link}"
+        page.reload()
+        numbers.wait_for()
+        assert (numbers.inner_text(), page.evaluate(chosen)) == (table, lanes)
+        page.goto(f"{other}/runs?search=handed-b")
+        page.locator(".st-key-runs-row-handed-b").wait_for()
+        assert page.locator(".sk-run h2").count() == 1
+        expect(page.get_by_role("textbox", name="Search")).to_have_value("handed-b", timeout=PATIENCE)
     assert not page.problems and not page.strangers
 
 
