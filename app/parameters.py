@@ -6,6 +6,7 @@ No Streamlit in here.
 from typing import TYPE_CHECKING
 
 from analysis.chat.scripts import scripts
+from analysis.experiments.presets import PRESETS
 from analysis.experiments.recall import Task
 from analysis.experiments.recall import parse as parse_task
 from analysis.experiments.recall.base import ASKING
@@ -24,11 +25,12 @@ AT: Parameters = {"at": whole("at", 1, MOST_TOKENS)}
 READ: Parameters = {
     "text": TEXT,
     "fidelity": one_of("fidelity", ("on",)),
+    "story": one_of("story", [name for name, story in PRESETS.items() if story.switches]),
     "pause": whole("pause", 1, MOST_TOKENS),
     **AT,
 }
-"""The page that reads: its text, whether lanes are measured against the first one, the token before which they pause,
-and the moment of a recording."""
+"""The page that reads: its text, whether lanes are measured against the first one, the story whose switches happen to
+them, the token before which they pause, and the moment of a recording."""
 
 
 def _script(name: str) -> str:

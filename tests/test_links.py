@@ -1,6 +1,8 @@
 """What an address says is what was set, for every parameter of every page, and what it cannot ask is one sentence."""
 
+import re
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from analysis import texts
 from analysis.experiments.measures import MEASURES
+from analysis.experiments.presets import PRESETS
 from analysis.figures import FIGURES
 from analysis.figures.sheet import KINDS, WIDTHS
 from analysis.runs.spec import Sampling
@@ -93,6 +96,7 @@ OF_CHAPTERS = {
 """The same of the chapters of the lesson."""
 VALUES = {
     "text": TEXTS,
+    "story": st.sampled_from([name for name, story in PRESETS.items() if story.switches]),
     "figure": st.sampled_from(list(FIGURES)).flatmap(settings_of),
     "folder": st.just(figure_source.ELSEWHERE),
     "venue": st.sampled_from(list(WIDTHS)),
@@ -233,3 +237,9 @@ def test_what_is_too_long_for_an_address_travels_as_its_hash():
 def test_a_recipe_that_cannot_be_chosen_in_the_lesson_is_refused(written, wrong):
     with pytest.raises(ValueError, match=wrong):
         emergence.read_recipe(written)
+
+
+def test_the_documents_name_every_parameter():
+    written = (Path(__file__).parents[1] / "docs" / "pages.md").read_text(encoding="utf-8")
+    names = {name for of in ALL.values() for name in of}
+    assert not [name for name in sorted(names) if not re.search(rf"`{name}[`=]", written)]

@@ -7,6 +7,8 @@ import pytest
 from streamlit.runtime.scriptrunner_utils.script_run_context import ScriptRunContext
 from streamlit.testing.v1 import AppTest
 
+from analysis.experiments.presets import PRESETS
+from analysis.policies import parse
 from app.jobs.registry import REGISTRY
 from app.lesson import lesson
 from app.libraries import LIBRARIES
@@ -19,6 +21,7 @@ MODEL = {"dtype": "bfloat16", "weights": "int8", "kv_heads": "3", "bos": "on", "
 SET: dict[str, tuple[str, Mapping[str, str | list[str]]]] = {
     "read": ("read", {"lane": LANES, "text": "macbeth", "mode": "rolling", "head": "20.3", "fidelity": "on",
                       "mark": "120.135", "pause": "480", **MODEL}),
+    "told": ("read", {"lane": [str(parse(p)) for p in PRESETS["drop"].policies], "story": "drop", "text": "macbeth"}),
     "chat": ("chat", {"lane": LANES[1:], "script": "memory", "seed": "7", "temperature": "0.5", **MODEL}),
     "maps": ("heads", {"text": "macbeth", "tokens": "300", "cells": "logits", "pool": "mean", "head": "3.2", **MODEL}),
     "measures": ("heads", {"panel": "measures", "samples": "7", "first": "2", "threshold": "0.55", **MODEL}),
@@ -33,7 +36,7 @@ SET: dict[str, tuple[str, Mapping[str, str | list[str]]]] = {
     "figures": ("figures", {"figure": "strip:lane=1,begin=5,tokens=30", "run": "kept", "venue": "acl", "dpi": "150",
                             "points": "6.5", "file": "svg", "grey": "1"}),
     "compare": ("runs", {"compare": ["kept", "other"], "mode": "cumulative", "lanes": "1.0"}),
-    "search": ("runs", {"search": "dense"}),
+    "search": ("runs", {"search": "dense", "marked": ["kept"]}),
 }  # fmt: skip
 CHAPTERS: dict[str, Mapping[str, str]] = {
     "row": {"sentence": "Words of my own here", "head": "20.3", "kind": "off-by-one", "logits": "1,2.5,-3,0,4"},

@@ -22,7 +22,10 @@ from ..jobs.registry import REGISTRY
 from ..plain import plain
 from . import slots, steering
 
-LOST = "What that address names is no longer in memory, and not in the library: begin again."
+LOST = (
+    "What that address names is no longer in memory, and not in the library: begin again, or import its .zip on the "
+    "page Runs."
+)
 
 
 class Found(Protocol):

@@ -36,7 +36,10 @@ from app.parameters import AT, CHAT
 from app.projection import project
 from app.view import CHAT_PARAMETERS, ChatView
 
-LOST = "That conversation is no longer in memory: begin a new one."
+LOST = (
+    "That conversation is no longer in memory, and not in the library here: begin a new one, or import its .zip on the "
+    "page Runs."
+)
 DELETED = "That conversation was deleted from the library: begin a new one."
 JOB_PANEL = RunPanel("chat", ChatJob, keeps="chat", lost=LOST, deleted=DELETED)
 UPLOAD, LINKED = "Upload a script …", "The script of the link"

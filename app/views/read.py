@@ -11,6 +11,7 @@ from analysis.models import gemma
 from analysis.models.kinds import installed
 from analysis.policies import parse
 from analysis.runs.spec import Spec
+from analysis.runs.switches import Switch
 from app import address, recordings
 from app.components import board
 from app.controls import (
@@ -35,7 +36,10 @@ from app.parameters import READ
 from app.projection import project
 from app.view import PARAMETERS, View
 
-LOST = "That run is no longer in memory: press Start to read again."
+LOST = (
+    "That run is no longer in memory, and not in the library here: press Start to read again, or import its .zip on "
+    "the page Runs."
+)
 DELETED = "That run was deleted from the library: press Start to read again."
 JOB_PANEL = RunPanel("read", ReadingJob, keeps="reading", lost=LOST, deleted=DELETED)
 CHUNK = 128
@@ -69,6 +73,8 @@ def open_page() -> None:
             lanes = address.lanes(asked.get_all("lane"), MAX_LANES, "read") if "lane" in asked else lanes
         except ValueError as e:
             problems.append(address.wrong([str(e)], "The four policies are set instead."))
+    played = JOB_PANEL.recording
+    of_story = played.id.removeprefix(recordings.STORY) if played is not None and played.story else ""
     view, unseen = View.linked(lanes, asked)
     problems += filter(None, [address.wrong([*left_out, *unseen])])
     state.update(
@@ -80,7 +86,7 @@ def open_page() -> None:
         view=view,
         revision=state.get("revision", 0) + 1,
         sender=ReadingSender(),
-        story=played.id.removeprefix(recordings.STORY) if (played := JOB_PANEL.recording) and played.story else "",
+        story=of_story or found.get("story", ""),
         pace=run.pace if (run := JOB_PANEL.job) is not None else 0,
     )
     JOB_PANEL.say(" ".join(problems))
@@ -100,6 +106,8 @@ def to_address() -> None:
         said["fidelity"] = "on"
     if state.pause:
         said["pause"] = str(state.pause)
+    if (JOB_PANEL.recording is None or not JOB_PANEL.recording.story) and switches_of_story():
+        said["story"] = state.story
     if (named := address.named_text(text, sha256)) and named != "hamlet":
         said["text"] = named
     readdress(ADDRESS, said)
@@ -144,6 +152,12 @@ def missing(story: Preset) -> str:
     return gemma.MISSING if story.model and story.model not in installed() else ""
 
 
+def switches_of_story() -> tuple[Switch, ...]:
+    """What happens in the story that was chosen, as long as its lanes are set: it happens to them only."""
+    story = PRESETS.get(st.session_state.story)
+    return story.switches if story is not None and same_lanes(story.policies, st.session_state.lanes) else ()
+
+
 def measures() -> bool:
     """Whether lanes are to be measured against the first one; one alone has none."""
     return st.session_state.fidelity and len(st.session_state.lanes) > 1
@@ -170,11 +184,7 @@ def _prepared() -> Maker[ReadingJob]:
         fidelity=measures(),
         **state.model.decided()._asdict(),
     )
-    story = PRESETS.get(state.story)
-    # What happens in a story happens to its lanes only.
-    as_told = story is not None and same_lanes(story.policies, state.lanes)
-    switches = story.switches if story and as_told else ()
-    return partial(ReadingJob, spec, text, switches=switches, pause=state.pause)
+    return partial(ReadingJob, spec, text, switches=switches_of_story(), pause=state.pause)
 
 
 def resume() -> None:
