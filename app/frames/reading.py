@@ -169,8 +169,9 @@ class ReadingSender:
             begin = max(0, shared - ROLL)
             now = ((sums[shared] - sums[begin]) - (other[shared] - other[begin])) / (shared - begin)
             mean, error = metrics.excess(nll, reference.nll.view())
-            lane.update(relative=_finite(metrics.perplexities(now)), excess=_finite(mean), error=_finite(error))
-        lane["rolling"] = _finite(metrics.perplexities(metrics.rolling_mean(sums, np.array([len(nll)]), ROLL)[0]))
+            lane.update(relative=_finite(float(metrics.perplexities(now))), excess=_finite(mean), error=_finite(error))
+        rolling = metrics.rolling_mean(sums, np.array([len(nll)]), ROLL)[0]
+        lane["rolling"] = _finite(float(metrics.perplexities(rolling)))
         lane["kept"], lane["bytes"] = int(track.cache_tokens.view()[-1]), int(track.cache_bytes.view()[-1])
         lane["slots"] = int(track.allocated(len(nll) - 1)[0])
         # Over the last few chunks, since a policy may have been switched.
