@@ -78,8 +78,7 @@ class BandedLayer:
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values held; `rotated` is work space and not counted."""
-        tensors = self.sink_keys, self.sink_values, self.keys.view(), self.values.view()
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return self.sink_keys.nbytes + self.sink_values.nbytes + self.keys.nbytes + self.values.nbytes
 
     @property
     def span(self) -> Span:
@@ -274,12 +273,18 @@ class QuantizedLayer(BandedLayer):
     def pack(self, end: int) -> Newly | None:
         """Pack all tokens before text position `end` that are to be; tells those of the window as they are then."""
         waiting = self.sinks[0].waiting(end)[1].shape[1]
+        whole = len(self.unpacked) == len(self.values)
         newly = pack_together((self.sinks, (self.keys, self.values)), end)
         if waiting:
             self._unpack_sinks()
         if newly is not None:
-            self.rotated.keep_last(0)
-            self.unpacked.keep_last(0)
+            # What is left of the work space is rotated and unpacked when it is next needed.
+            begin = max(0, newly.begin - self.first)
+            self.rotated = Slots.of(self.rotated.view()[:, :begin], self.rotated.first)
+            if whole:
+                behind = self.unpacked.view()[:, begin + newly.values.shape[1] :]
+                parts = (self.unpacked.view()[:, :begin], newly.values, behind)
+                self.unpacked = Slots.of(torch.cat(parts, 1), self.first)
         return newly
 
     def _unpack_sinks(self) -> None:

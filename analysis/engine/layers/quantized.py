@@ -184,7 +184,7 @@ class QuantizedSlots:
         """The tokens held, as a query meets them: what is packed is unpacked into new memory."""
         if not len(self.codes):
             return self.tail.view() if not len(self.head) else torch.cat((self.head.view(), self.tail.view()), 1)
-        return torch.cat((self.head.view(), self._unpacked(self.codes.first), self.tail.view()), 1)
+        return torch.cat((self.head.view(), self._unpacked(), self.tail.view()), 1)
 
     def placed(self) -> tuple[Float[Tensor, "kv_heads slots dim"], int]:
         """The tokens held, and the text position of the first of them."""
@@ -196,12 +196,16 @@ class QuantizedSlots:
 
     def keep_last(self, tokens: int) -> None:
         """Evict all but the last tokens.  A scale goes with the last of its tokens."""
-        for stretch in reversed(self._stretches):
-            stretch.keep_last(max(0, tokens))
-            tokens -= len(stretch)
-        rows = self._rows(self.codes)
-        self.scales.keep_last(rows)
-        self.zeros.keep_last(rows)
+        leaving, stored = len(self) - max(0, tokens), len(self.codes)
+        for stretch in self._stretches:
+            if leaving > 0:
+                held = len(stretch)
+                stretch.keep_last(max(0, held - leaving))
+                leaving -= held
+        if len(self.codes) < stored:
+            rows = self._rows(self.codes)
+            self.scales.keep_last(rows)
+            self.zeros.keep_last(rows)
 
     def skip(self, tokens: int) -> None:
         """Let a window that holds nothing begin so many tokens later."""
@@ -212,8 +216,7 @@ class QuantizedSlots:
     @property
     def nbytes(self) -> int:
         """Bytes of what is held: codes, scales, zero points, and the tokens that are as they came."""
-        held = (self.head, self.codes, self.scales, self.zeros, self.tail)
-        return sum(t.numel() * t.element_size() for t in (slots.view() for slots in held))
+        return sum(slots.nbytes for slots in (self.head, self.codes, self.scales, self.zeros, self.tail))
 
     def waiting(self, end: int) -> tuple[int, Float[Tensor, "kv_heads tokens dim"]]:
         """Tokens before text position `end` that are to be packed and are not, and the position of the first."""
@@ -251,17 +254,14 @@ class QuantizedSlots:
         self.scales.append(scales.scales)
         self.zeros.append(scales.zeros)
         self.tail.keep_last(tail.shape[1] - (begin - first) - x.shape[1])
-        return self._unpacked(begin)
+        return _numbers(codes, each, zero, tail.dtype)
 
-    def _unpacked(self, begin: int) -> Float[Tensor, "kv_heads tokens dim"]:
-        """What is packed from a text position on, in numbers."""
+    def _unpacked(self) -> Float[Tensor, "kv_heads tokens dim"]:
+        """What is packed, in numbers."""
         codes, first = self.codes.placed()
-        skipped = self._group(begin) - self._group(first) if self.by_channel else begin - first
-        count = codes.shape[1] - (begin - first)
-        rows = (step(self.scales.view()[:, skipped:]), self.zeros.view()[:, skipped:])
-        each, zero = (self._spread(t, begin, count) for t in rows)
-        numbers = unpacked(codes[:, begin - first :], self.q.bits)
-        return ((numbers + zero.float()) * each).to(self.tail.view().dtype)
+        rows = step(self.scales.view()), self.zeros.view()
+        each, zero = (self._spread(t, first, codes.shape[1]) for t in rows)
+        return _numbers(unpacked(codes, self.q.bits), each, zero, self.tail.view().dtype)
 
     def _spread(self, rows: Tensor, begin: int, count: int) -> Tensor:
         """What groups have, for each of `count` tokens from text position `begin` on and each channel."""
@@ -298,6 +298,11 @@ class QuantizedSlots:
 
     def _named(self) -> dict[str, Slots]:
         return {part: getattr(self, part) for part in ("head", "codes", "scales", "zeros", "tail")}
+
+
+def _numbers(codes: Tensor, each: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
+    """What codes stand for, with the step and the zero point of each."""
+    return ((codes + zero.float()) * each).to(dtype)
 
 
 def pack_together(parts: Sequence[tuple[QuantizedSlots, QuantizedSlots]], end: int) -> Newly | None:

@@ -21,6 +21,7 @@ class Slots:
         # Room, the part of it that is held, and the text position at which that begins: one tuple, replaced at once,
         # since another thread may read it.
         self._held = like.new_empty(like.shape[0], 0, like.shape[2]), 0, 0, first
+        self._token_bytes = like.shape[0] * like.shape[2] * like.element_size()
         self._sharing = weakref.WeakSet((self,))
 
     def __len__(self) -> int:
@@ -29,7 +30,7 @@ class Slots:
 
     def __copy__(self) -> "Slots":
         twin = object.__new__(type(self))
-        twin._held, twin._sharing = self._held, self._sharing
+        twin._held, twin._sharing, twin._token_bytes = self._held, self._sharing, self._token_bytes
         self._sharing.add(twin)
         return twin
 
@@ -37,6 +38,11 @@ class Slots:
     def first(self) -> int:
         """The text position of the oldest token held, or where none is, of the next one."""
         return self._held[3]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tokens held."""
+        return len(self) * self._token_bytes
 
     def view(self) -> Float[Tensor, "kv_heads slots dim"]:
         """The tokens held, without a copy."""
