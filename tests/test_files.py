@@ -68,6 +68,23 @@ def test_what_a_folder_says_of_itself_is_checked(whole, tmp_path, name, data):
 
 @pytest.mark.parametrize(
     "wrong",
+    [{"sinks": 2**31}, {"sinks": 90}, {"first": 90}, {"step": 0}, {"window": 2**40}, {"sliding": -1}],
+    ids=str,
+)
+def test_reach_that_no_text_of_its_length_has_is_one_sentence(whole, tmp_path, wrong):
+    # 2^31 sinks would be 16 GB of positions.
+    shutil.copytree(whole / "stretch", tmp_path / "stretch")
+    file = tmp_path / "stretch" / "stretch.json"
+    about = json.loads(file.read_text())
+    about["segments"][0]["reach"] |= wrong
+    file.write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="a reach") as caught:
+        Stretch(tmp_path / "stretch")
+    one_line(caught)
+
+
+@pytest.mark.parametrize(
+    "wrong",
     [
         {"policies": 3}, {"policies": [3]}, {"policies": "dense"}, {"tokens": "5"}, {"tokens": 2.5}, {"chunk": None},
         {"model": 1}, {"text": []}, {"sampling": 3}, {"sampling": {"seed": "x"}}, {"bos": 2}, {"special": None},

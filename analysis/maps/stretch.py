@@ -40,8 +40,11 @@ class Segment:
         if not 0 <= self.start < self.stop:
             raise ValueError(f"a segment from token {self.start} to {self.stop} has no tokens")
         band = self.reach
-        if min(band.sinks, band.first, 0 if band.window is None else band.window) < 0:
-            raise ValueError(f"a reach has no numbers below 0, and this is {band}")
+        numbers = (band.sinks, band.first, band.window or 0, band.step - 1, band.steps_from, band.sliding or 0)
+        if min(numbers) < 0 or max(numbers) >= 2**31:
+            raise ValueError(f"a reach has no numbers below 0 or above {2**31}, and steps, and this is {band}")
+        if max(band.sinks, band.first) > self.stop:
+            raise ValueError(f"a reach up to token {self.stop} has no sinks or window behind it, and this is {band}")
         if band.positions not in POSITIONS:
             raise ValueError(f"positions are one of {', '.join(POSITIONS)}, not {band.positions!r}")
         if self.length < 1:
