@@ -201,6 +201,12 @@ def test_one_press_takes_the_sinks_away_and_brings_them_back():
     assert (drop["policy"], drop["pin"]) == ("window:window=16", False)
     assert (back["policy"], back["pin"]) == ("streaming:sinks=4,window=12,positions=cache", True)
     assert not offers(parse("window:window=4")) and not offers(parse("dense"))
+    # What else was changed about a lane stays; where that cannot be, nothing is offered.
+    (drop,) = offers(parse("streaming:sinks=4,window=60,block=8,cache=int4,exact=4"))
+    (back,) = offers(parse(drop["policy"]))
+    assert parse(drop["policy"]) == parse("window:window=64,block=8,cache=int4,exact=4")
+    assert parse(back["policy"]) == parse("streaming:sinks=4,window=60,block=8,cache=int4,exact=4")
+    assert not offers(parse("window:window=34,cache=int4"))
 
 
 def test_the_grid_shows_the_first_tokens_that_the_engine_sums_up():

@@ -1,6 +1,7 @@
 """What frames say of lanes: names and styles, and how a lane can be switched."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from analysis.policies import POLICIES, Policy, Streaming, Window
@@ -35,11 +36,16 @@ def faces(
 
 
 def offers(policy: Policy) -> list[dict[str, Any]]:
-    """Policies of another kind with as many cached tokens, for one press: words, policy, and whether to pin sinks."""
+    """Policies of another kind with as many cached tokens, for one press: words, policy, and whether to pin sinks.
+
+    What else was changed about the lane stays; what that does not let be is not offered.
+    """
     size = policy.capacity or 0
-    if policy.name == Streaming.name:
-        return [{"words": "Drop the sinks", "policy": str(Window(window=size)), "pin": False}]
-    if policy.name == Window.name and size > SINK_TOKENS:
-        back = Streaming(sinks=SINK_TOKENS, window=size - SINK_TOKENS)
-        return [{"words": "Bring the sinks back", "policy": str(back), "pin": True}]
+    same = {name: getattr(policy, name) for name in ("block", *(f.name for f in policy.interventions()))}
+    with suppress(ValueError):
+        if policy.name == Streaming.name:
+            return [{"words": "Drop the sinks", "policy": str(Window(window=size, **same)), "pin": False}]
+        if policy.name == Window.name and size > SINK_TOKENS:
+            back = Streaming(sinks=SINK_TOKENS, window=size - SINK_TOKENS, **same)
+            return [{"words": "Bring the sinks back", "policy": str(back), "pin": True}]
     return []
