@@ -137,6 +137,30 @@ def sink_rate(alpha: Array, threshold: float = 0.3) -> tuple[Array, float]:
     return above.mean((0, 2)), float(above.mean())
 
 
+def channel_ranges(keys: Array, first: NDArray[np.bool_]) -> Array:
+    """The least and the greatest number of each channel at the first tokens and at all others, [2, 2, ..., dim]; NaN
+    where there is no such token.
+
+    `keys` [..., tokens, dim]; `first` [tokens]: which of them are the first ones.  Where those have other ranges, a
+    scale that they share with others is too wide for these (Hooper et al. 2024, "KVQuant"; Liu et al. 2024,
+    "IntactKV").
+    """
+    nothing = np.full((*keys.shape[:-2], 1, keys.shape[-1]), np.nan, np.float32)
+    parts = [keys[..., of, :] if of.any() else nothing for of in (first, ~first)]
+    return np.stack([np.stack((part.min(-2), part.max(-2))) for part in parts])
+
+
+def widened(ranges: Array) -> Array:
+    """How many times as wide the range of each channel is with the first tokens as without, [..., dim].
+
+    `ranges` [2, 2, ..., dim] as `channel_ranges` returns them; 1 where the first tokens do not reach beyond all others,
+    NaN where either are none.
+    """
+    (first_low, first_high), (low, high) = ranges
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (np.maximum(first_high, high) - np.minimum(first_low, low)) / (high - low)
+
+
 def decimate(y: Array, points: int) -> NDArray[np.int64]:
     """Indices of at most `points` values that keep the extremes of every bucket, so that spikes survive.
 

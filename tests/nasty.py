@@ -76,6 +76,11 @@ def numbers(name: str, seed: int = 0) -> dict[str, np.ndarray]:
             "layer": np.repeat(layers, 3), "rank": np.tile([1, 2, 3], 30), "size": 10.0 ** rng.uniform(0, 6, 90),
             "median": rng.uniform(1e-3, 1, 90),
         },
+        "key-ranges": {
+            "layer": np.repeat(layers[:6], 64), "channel": np.tile(np.arange(64), 6),
+            "first_least": -(10.0 ** rng.uniform(0, 4, 384)), "first_greatest": 10.0 ** rng.uniform(0, 4, 384),
+            "least": rng.uniform(-9, 0, 384), "greatest": rng.uniform(0, 9, 384),
+        },
         "strip": {"text": np.array([t.replace("\0", "\\x00") for t in looks]), "nll": rng.uniform(0, 9, len(looks))},
         "attention-strip": {
             "text": np.array(looks),

@@ -13,6 +13,7 @@ from .perplexity import Perplexity, perplexity
 from .budget import Budget, budget
 from .memory import Memory, memory
 from .massive import Massive, massive
+from .key_ranges import KeyRanges, key_ranges
 from .strip import Strip, strip
 from .attention_strip import AttentionStrip
 from .emergence import Emergence, emergence

@@ -38,6 +38,10 @@ WORKS = {
               "Gu, Xiangming and others"),
     "massive": ("sun2024massive", "Massive Activations in Large Language Models", "2402.17762",
                 "Sun, Mingjie and Chen, Xinlei and Kolter, J. Zico and Liu, Zhuang"),
+    "kvquant": ("hooper2024kvquant", "{KVQuant}: Towards 10 Million Context Length {LLM} Inference with {KV} Cache "
+                "Quantization", "2401.18079", "Hooper, Coleman and others"),
+    "intactkv": ("liu2024intactkv", "{IntactKV}: Improving Large Language Model Quantization by Keeping Pivot Tokens "
+                 "Intact", "2403.01241", "Liu, Ruikang and others"),
     "embedded": ("allal2025smollm2", "{SmolLM2}: When Smol Goes Big -- Data-Centric Training of a Small Language Model",
                  "2502.02737", "Ben Allal, Loubna and others"),
     gemma.NAME: ("gemmateam2025gemma3", "Gemma 3 Technical Report", "2503.19786", "{Gemma Team}"),
@@ -46,6 +50,7 @@ WORKS = {
 OF_FIGURES = {
     "massive": ("massive",), "mean-logits": ("streaming",), "emergence": ("sinks",), "emergence-map": ("sinks",),
     "sink-grid": ("sinks",), "sink-depth": ("sinks",), "head-map": ("sinks",), "map-grid": ("sinks",),
+    "key-ranges": ("kvquant", "intactkv"),
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .. import metrics
 from ..engine.kv.store import Chunk
 from ..engine.lane import Lane
 from ..engine.view import View
@@ -27,7 +28,8 @@ class HeadMap:
     key: it comes later in the text, or it had been evicted.  A query whose keys are no longer held has NaN throughout.
     `learned` [queries]: what each gave to a sink without a token, which the family learned or an intervention added,
     None where there is none; with it and all keys that it reached, a row sums to 1.  Weights are those before a
-    knock-out.
+    knock-out.  `ranges` [2, 2, dim]: of each channel of the keys that the newest queries met, before rotation, at the
+    first tokens and at all others (metrics.channel_ranges).
     """
 
     layer: int
@@ -36,6 +38,7 @@ class HeadMap:
     weights: NDArray[np.float32]
     sinks: NDArray[np.float32]
     learned: NDArray[np.float32] | None = None
+    ranges: NDArray[np.float32] | None = None
 
     def received(self) -> NDArray[np.float32]:
         """Mean attention that each of the tokens received from the queries that reached it, [keys]; NaN for none."""
@@ -100,6 +103,7 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
     by_family = "s_aux" in lane.context.model.settings[layer]
     has_sink_logit = by_family or any(_added_logit(c, layer, head) is not None for c in chunks)
     learned = np.full(stop - first, np.nan, np.float32) if has_sink_logit else None
+    ranges = None
     with torch.inference_mode():
         for chunk in chunks:
             if chunk.stop <= first:
@@ -112,7 +116,8 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
             recent, early = positions >= first, positions < shown
             weights[into, positions[recent] - first] = newest[:, recent]
             sinks[into, positions[early]] = newest[:, early]
-    return HeadMap(layer, head, first, weights, sinks, learned)
+            ranges = metrics.channel_ranges(rows.keys, early)
+    return HeadMap(layer, head, first, weights, sinks, learned, ranges)
 
 
 def _check(lane: Lane, layer: int, head: int) -> None:
@@ -133,6 +138,8 @@ class _Rows(NamedTuple):
     learned: NDArray[np.float32] | None
     """Weights of a sink without a token, [queries]."""
     logits: Float[Tensor, "queries keys"]
+    keys: NDArray[np.float32]
+    """Before rotation, [keys, dim], without channels that positions have of their own."""
 
 
 def _rows(view: View, chunk: Chunk, layer: int, head: int) -> _Rows:
@@ -172,7 +179,8 @@ def _rows(view: View, chunk: Chunk, layer: int, head: int) -> _Rows:
     learned = None if sink is None else weights[:, -1].cpu().numpy()
     weights = weights[:, : len(positions)].masked_fill(~reached, float("nan"))
     weights[~exact] = float("nan")
-    return _Rows(positions.cpu().numpy(), weights.cpu().numpy(), learned, logits)
+    keys = torch.cat([p.keys for p in parts])[:, : model.head_dim - model.positions.added]
+    return _Rows(positions.cpu().numpy(), weights.cpu().numpy(), learned, logits, keys.float().cpu().numpy())
 
 
 def _added_logit(chunk: Chunk, layer: int, head: int) -> float | None:

@@ -10,7 +10,8 @@ SHARED = ("frame", "colour", "sample", "switch", "grid", "card", "plotly", "moun
 REPLAY = ("shared/recording", "shared/player", "shared/replay")
 BOARD = (
     *REPLAY,
-    *("board/toolbar", "board/cards", "board/curves", "board/map", "board/strip", "board/replay", "board/main"),
+    *("board/toolbar", "board/cards", "board/curves", "board/map", "board/ranges", "board/strip", "board/replay"),
+    "board/main",
 )
 """The board of the read page, in this order."""
 CONVERSATION = (
