@@ -15,7 +15,7 @@ from analysis.engine.check import adapt
 from analysis.engine.stream import open_lanes
 from analysis.experiments.measures import measure
 from analysis.maps.atlas import Atlas
-from analysis.maps.capture import capture, needed, tokenized
+from analysis.maps.capture import LARGE, capture, needed, tokenized
 from analysis.maps.recent import head_map
 from analysis.maps.region import Region
 from analysis.maps.stretch import Stretch
@@ -91,6 +91,33 @@ def test_full_zoom_equals_the_maps_of_the_live_page(policy, tiny_llama, tmp_path
         np.testing.assert_allclose(drawn, both, atol=1e-5)
         rows = np.nansum(drawn, 1)
         np.testing.assert_allclose(rows, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "kv_heads", "chunk"),
+    [
+        ("dense:cache=int2,exact=3,group=4,residual=6", 4, 11),
+        ("window:window=12,cache=int4,group=4,residual=6", 2, 89),
+        ("streaming:sinks=4,window=12,cache=int4,exact=4,group=4,residual=6", 1, 30),
+        ("streaming:sinks=6,window=13,positions=text,cache=int2,exact=1,group=4,residual=6", 2, 11),
+        ("streaming:sinks=4,window=12,block=3,cache=int4,group=3,residual=5", 4, 30),
+        ("shift:window=16,keep=2,cache=int2,group=4,residual=6", 1, 89),
+    ],
+)
+def test_full_zoom_of_a_quantized_cache_equals_the_maps_of_the_live_page(policy, kv_heads, chunk, tmp_path):
+    network, tokens = shared("llama", num_key_value_heads=kv_heads), words(90)
+    atlas, stretch = captured(network, tokens, parse(policy), tmp_path / "s", chunk)
+    lane = open_lanes(network, tokens, [parse(policy)], history=128)[0]
+    while not lane.done:
+        lane.read(chunk)
+    for layer, head in ((0, 1), (3, 3)):
+        live = head_map(lane, layer, head, 128)
+        both = live.weights.copy()
+        both[:, : live.sinks.shape[1]] = live.sinks
+        np.testing.assert_allclose(whole(atlas, layer, head), both, atol=2e-5)
+        np.testing.assert_allclose(atlas.draw(layer, head, Region((30, 47), (3, 40))), both[30:47, 3:40], atol=2e-5)
+    size = sum(np.load(path, mmap_mode="r").nbytes for path in map(stretch.path.joinpath, LARGE))
+    assert size == needed(4, 4, kv_heads, 8, 89, quantized=True)
 
 
 @pytest.mark.parametrize("scale", [2, 5, 16])
@@ -246,7 +273,12 @@ def test_a_stretch_says_what_it_needs_and_what_it_cannot_be(tiny_llama, tmp_path
     spec = Spec("tiny", "words", ("dense",))
     with pytest.raises(ValueError, match="holds a stretch already"):
         list(capture(model, tokens, spec, tmp_path / "s"))
-    for policy in ("h2o:budget=16,recent=5", "recompute:window=12", "dense:first=newlines", "dense:cache=int4"):
+    few_bits, switch = Spec("tiny", "words", ("dense:cache=int4",)), [(20, Window(12))]
+    with pytest.raises(ValueError, match="a switch may give it more: capture it without switches"):
+        list(capture(model, tokens, few_bits, tmp_path / "t", switches=switch))
+    with pytest.raises(ValueError, match="a switch may give it more: capture it without switches"):
+        list(capture(model, tokens, spec, tmp_path / "t", switches=[(20, parse("dense:cache=int4"))]))
+    for policy in ("h2o:budget=16,recent=5", "recompute:window=12", "dense:first=newlines"):
         with pytest.raises(ValueError, match="captured under dense, window"):
             list(capture(model, tokens, Spec("tiny", "words", (policy,)), tmp_path / "t"))
     with pytest.raises(ValueError, match="at most 65,536 tokens"):

@@ -276,4 +276,4 @@ def test_the_contract_parses_and_says_what_it_is():
     policy = parse("streaming:sinks=4,window=252,cache=int4,exact=4")
     assert str(policy) == "streaming:sinks=4,window=252,positions=cache,cache=int4,exact=4"
     assert policy.label == "Sinks + window 4 + 252, int4 cache, first 4 exact"
-    assert policy.capacity == 256 and not policy.capturable and parse("dense").capturable
+    assert policy.capacity == 256 and policy.capturable and parse("dense").capturable

@@ -170,8 +170,15 @@ class Atlas:
             angles = None if angles is None else (angles[0].cpu(), angles[1].cpu())
             return model.rotate(attention, x[None, None], angles)[0, 0]
 
-        def keys(a: int, b: int) -> Tensor:
-            return torch.from_numpy(np.array(stretch.keys[layer, group, a:b]))
+        def keys(a: int, b: int, kept: NDArray = stretch.keys) -> Tensor:
+            return torch.from_numpy(np.array(kept[layer, group, a:b]))
+
+        def met(scores: Tensor, queries: Tensor, a: int, b: int, at: Tensor) -> Tensor:
+            """Scores to keys a … b − 1, which stand at some positions: to those that are quantized by then, as such."""
+            if stretch.quantization is None or stretch.quantized is None:
+                return scores
+            then = rotated(keys(a, b, stretch.quantized), at)
+            return torch.where(stretch.quantization.met(t, torch.arange(a, b)), queries @ then.T, scores)
 
         def finished(scores: Tensor, first: int, partly: list[slice], seen: Band) -> Tensor:
             """Capped, and without what is not reached; only columns `partly` may hold such."""
@@ -195,8 +202,8 @@ class Atlas:
                 held = which, rotated(keys(k0, end), band.in_window(torch.arange(k0, end), origin))
                 # A few are soon rotated again, and would take the place of many.
                 self._rotated = held if end - k0 > FIRST else self._rotated
-            k = held[1][: k1 - k0]
-            scores = rotated(query * scaling, band.in_window(t, origin)) @ k.T
+            k, queries = held[1][: k1 - k0], rotated(query * scaling, band.in_window(t, origin))
+            scores = met(queries @ k.T, queries, k0, k1, band.in_window(torch.arange(k0, k1), origin))
             # Only at its two edges does a band hold keys that not all of these queries reach.
             high = int(band.low(t[-1:]))
             edges = [slice(0, max(0, min(k1, high + 1) - k0)), slice(max(0, start - k0), k1 - k0)]
@@ -205,7 +212,8 @@ class Atlas:
         sinks = min(band.sinks, c1, stop)
         if c0 < sinks:
             at = band.at_sinks(torch.device("cpu"))[c0:sinks]
-            scores = rotated(query * scaling, band.slot(t)) @ rotated(keys(c0, sinks), at).T
+            queries = rotated(query * scaling, band.slot(t))
+            scores = met(queries @ rotated(keys(c0, sinks), at).T, queries, c0, sinks, at)
             yield c0, finished(scores, c0, [slice(0, sinks - c0)], segment.reach)
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import files, metrics
 from ..engine.attention.banded import BandedPass
+from ..engine.layers.quantized import Quantization
 from ..engine.stream import CHUNK, open_lanes
 from ..families.rotary import Adapted
 from ..models.language_model import LanguageModel
@@ -31,7 +32,8 @@ LONGEST = 65_536
 """Tokens that a stretch may have."""
 SIZES = "sizes.npy.part"
 """Sizes of all hidden states, until their medians are known."""
-FILES = ("queries.npy", "keys.npy", "norms.npy", "token_ids.npy", "massive.npy", "mass.npy", "median.npy", SIZES)
+LARGE = ("queries.npy", "keys.npy", "quantized.npy", "norms.npy")
+FILES = (*LARGE, "token_ids.npy", "massive.npy", "mass.npy", "median.npy", SIZES)
 TOP = 3
 """Largest activations that are kept of each layer."""
 
@@ -69,9 +71,9 @@ def tokenized(text: Text, tokenizer: PreTrainedTokenizerBase | None, spec: Spec)
     return read if len(read.ids) == limit else replace(read, ids=np.append(read.ids, read.ids[-1:]))
 
 
-def needed(layers: int, heads: int, kv_heads: int, dim: int, tokens: int) -> int:
-    """Bytes on disk of a stretch of so many tokens."""
-    return 4 * layers * tokens * ((heads + kv_heads) * dim + len(Stretch.NORMS))
+def needed(layers: int, heads: int, kv_heads: int, dim: int, tokens: int, *, quantized: bool = False) -> int:
+    """Bytes on disk of a stretch of so many tokens; `quantized`: of a lane whose cache has few bits."""
+    return 4 * layers * tokens * ((heads + (1 + quantized) * kv_heads) * dim + len(Stretch.NORMS))
 
 
 def needed_meanwhile(layers: int, width: int, tokens: int) -> int:
@@ -95,15 +97,21 @@ def capture(
     `switches`: from which position on the lane reads under which other policy; sinks that it lacks are pinned again.
     `read`: how the text became these tokens, to be written down.
     When it has ended, `Stretch(path)` opens it.  Raises ValueError where the policy does not keep by place, where the
-    text is longer than LONGEST, where pinned sinks would not be the keys that were captured, where the folder holds
-    something already, or where the disk has no room; a capture that does not end leaves nothing.
+    text is longer than LONGEST, where pinned sinks would not be the keys that were captured or a quantized cache would
+    not stay what it is, where the folder holds something already, or where the disk has no room; a capture that does
+    not end leaves nothing.
     """
     policies = [parse(spec.policies[0]), *(policy for _, policy in switches)]
     for policy in policies:
         if not policy.capturable or policy.first != "own":
             raise ValueError(
-                f"{policy.label}: a stretch is captured under dense, window or sinks + window, with the text's own "
-                "first tokens and a cache that is not quantized: choose one of these"
+                f"{policy.label}: a stretch is captured under dense, window, shift or sinks + window, with the text's "
+                "own first tokens: choose one of these"
+            )
+        if switches and policy.cache != "own":
+            raise ValueError(
+                f"{policy.label}: a key has two forms in a stretch, as it came and as it was first quantized, and a "
+                "switch may give it more: capture it without switches"
             )
     for i, policy in enumerate(policies[1:], 1):
         if any(_reads_otherwise(before, policy) for before in policies[:i]):
@@ -119,7 +127,8 @@ def capture(
     lane = open_lanes(model.adapted, tokens, policies[:1])[0]
     adapted = model.adapted
     width = adapted.network.config.get_text_config(decoder=True).hidden_size
-    size = needed(adapted.layers, adapted.heads, adapted.kv_heads, adapted.head_dim, count)
+    quantized = policies[0].cache != "own"
+    size = needed(adapted.layers, adapted.heads, adapted.kv_heads, adapted.head_dim, count, quantized=quantized)
     files.check_room(path, size + needed_meanwhile(adapted.layers, width, count), "this stretch")
     _clear(path)
     files.new_folder(path)
@@ -127,7 +136,7 @@ def capture(
     try:
         asked = CutOff(spec, text_sha256, tuple((at, str(policy)) for at, policy in switches), chunk)
         files.write(path / CAPTURING, json.dumps({"status": RUNNING, "process": here(), **asdict(asked)}))
-        recorder = _Recorder(adapted, count, width, path)
+        recorder = _Recorder(adapted, count, width, path, Quantization.of(policies[0]))
         lane.context.watch = recorder.add
         pending = [(min(at, count), policy) for at, policy in switches]
         while not lane.done:
@@ -189,14 +198,17 @@ def _reads_otherwise(before: Policy, policy: Policy) -> bool:
 class _Recorder:
     """Writes one pass after the other into the arrays of a stretch."""
 
-    def __init__(self, model: Adapted, tokens: int, width: int, path: Path) -> None:
+    def __init__(self, model: Adapted, tokens: int, width: int, path: Path, quantization: Quantization | None) -> None:
         self.model, self.tokens, self.path, self.policy = model, tokens, path, ""
+        self.quantization = quantization
         layers, heads, dim = model.layers, model.heads, model.head_dim
         shapes = {
             "queries": (layers, heads, tokens, dim),
             "keys": (layers, model.kv_heads, tokens, dim),
             "norms": (len(Stretch.NORMS), layers, tokens),
         }
+        if quantization is not None:
+            shapes["quantized"] = shapes["keys"]
         self.arrays = {name: files.mapped(path / f"{name}.npy", shape) for name, shape in shapes.items()}
         self._sizes = files.mapped(path / SIZES, (layers, tokens, width))
         """|h| [layers, tokens, width] on disk: no part of a stretch says what the median of all of it is."""
@@ -220,6 +232,8 @@ class _Recorder:
             self._mass[layer] += done.mass[layer].sum(-1).cpu().numpy()
             for name, of in (("queries", done.queries), ("keys", done.keys)):
                 self.arrays[name][layer, :, begin:end] = of[layer][0].float().cpu().numpy()
+            if self.quantization is not None:
+                self._note_quantized(layer, done, end, self.quantization)
             own = self.model.head_dim - self.model.positions.added
             sizes = [x[layer][0, ..., :own].float().norm(dim=-1).mean(0) for x in (done.keys, done.values)]
             hidden = done.outputs[layer][0].float()
@@ -227,6 +241,19 @@ class _Recorder:
                 self.arrays["norms"][i, layer, begin:end] = size.cpu().numpy()
             self._note_largest(layer, hidden.abs(), begin)
             self._sizes[layer, begin:end] = hidden.abs().cpu().numpy()
+
+    def _note_quantized(self, layer: int, done: BandedPass, end: int, q: Quantization) -> None:
+        """Take in the keys that were quantized since the pass before this one, when `end` tokens have been read."""
+        assert done.layers is not None, "a lane reads with what it holds"
+        held, newly = done.layers[layer], done.newly[layer]
+        window, first = held.keys.placed()
+        # Of those that were quantized during the pass some may have left since.
+        stretches = [(0, held.sink_keys), (first, window), *([] if newly is None else [(newly.begin, newly.keys)])]
+        for first, keys in stretches:
+            begin, until = max(first, q.end(done.start)), min(first + keys.shape[1], q.end(end))
+            if begin < until:
+                new = keys[:, begin - first : until - first]
+                self.arrays["quantized"][layer, :, begin:until] = new.float().cpu().numpy()
 
     def _note_largest(self, layer: int, size: Float[Tensor, "tokens dim"], begin: int) -> None:
         values, at = size.flatten().topk(min(TOP, size.numel()))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .. import files
 from ..engine.attention.band import Band
+from ..engine.layers.quantized import Quantization
 from ..policies import parse
 from ..runs.spec import Spec
 
@@ -66,10 +67,11 @@ class _About:
 class Stretch:
     """A captured stretch: text positions 0 … tokens − 1, read by one lane.
 
-    `queries` [layers, heads, tokens, dim] and `keys` [layers, kv_heads, tokens, dim] before rotation; `mass` [layers,
-    heads]: mean attention to the first four tokens; `norms` [kinds, layers, tokens] of NORMS, means over heads;
-    `massive` [layers, TOP, 3]: size, token and channel of the largest activations, `median` [layers]: of |h| over all
-    tokens and channels of what comes out of a layer.  All float32, the large ones mapped from disk.
+    `queries` [layers, heads, tokens, dim] and `keys` [layers, kv_heads, tokens, dim] before rotation; `quantized`,
+    where the cache has few bits: the same keys as they are met once they are quantized, which `quantization` says;
+    `mass` [layers, heads]: mean attention to the first four tokens; `norms` [kinds, layers, tokens] of NORMS, means
+    over heads; `massive` [layers, TOP, 3]: size, token and channel of the largest activations, `median` [layers]: of
+    |h| over all tokens and channels of what comes out of a layer.  All float32, the large ones mapped from disk.
     """
 
     NORMS = ("key", "value", "hidden")
@@ -92,6 +94,8 @@ class Stretch:
         self.queries = self._array("queries", "f", None, None, count, None)
         layers, heads, _, dim = self.queries.shape
         self.keys = self._array("keys", "f", layers, None, count, dim)
+        self.quantization = Quantization.of(parse(self.segments[0].policy))
+        self.quantized = None if self.quantization is None else self._array("quantized", "f", *self.keys.shape)
         if not self.keys.shape[1] or heads % self.keys.shape[1]:
             raise ValueError(f"{path} has {heads} query heads and {self.keys.shape[1]} KV heads: a file is damaged")
         self.norms = self._array("norms", "f", len(self.NORMS), layers, count)
@@ -99,7 +103,7 @@ class Stretch:
         self.median, self.mass = self._array("median", "f", layers), self._array("mass", "f", layers, heads)
 
     def _array(self, name: str, numbers: str, *shape: int | None) -> NDArray:
-        mapped = name in ("queries", "keys", "norms")
+        mapped = name in ("queries", "keys", "quantized", "norms")
         return files.array(self.path / f"{name}.npy", files.Kind(numbers, shape), mapped=mapped)
 
     @property

@@ -229,8 +229,7 @@ class Banded(Policy):
     @property
     @override
     def capturable(self) -> bool:
-        # What a query met depends on when it asked.
-        return self.cache == "own"
+        return True
 
     @property
     def step(self) -> int:

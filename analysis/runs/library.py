@@ -46,7 +46,7 @@ GALLERY = Path(__file__).parents[2] / "assets" / "gallery"
 FILES = {
     *("run.json", "events.jsonl", "tokens.parquet", "sinks.npz", "tokens.arrow", "sinks.arrow", "pieces.arrow"),
     *("maps.arrow", "shares.arrow", "rows.arrow", LABEL, KEPT),
-    *("stretch.json", "queries.npy", "keys.npy", "norms.npy", "token_ids.npy"),
+    *("stretch.json", "queries.npy", "keys.npy", "quantized.npy", "norms.npy", "token_ids.npy"),
     *("massive.npy", "mass.npy", "median.npy", "curves.csv", "maps.npz", "alpha.npz", "table.csv", "table.md"),
     *("effects.csv", "measures.npz", "costs.csv", "recall.parquet", "questions.jsonl"),
     *("verdict.json", "pairs.csv", "seconds.json"),

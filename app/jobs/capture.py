@@ -11,6 +11,7 @@ from analysis import files, texts
 from analysis.maps.atlas import Atlas
 from analysis.maps.capture import capture, needed, needed_meanwhile, tokenized
 from analysis.maps.stretch import Stretch
+from analysis.policies import parse
 from analysis.runs import library
 from analysis.runs.spec import Spec
 
@@ -96,7 +97,9 @@ class CaptureJob(TextJob):
         ids = self.tokenized.ids
         place = Path(self.folder) if self.folder else self._in_library()
         adapted = model.adapted
-        size = needed(adapted.layers, adapted.heads, adapted.kv_heads, adapted.head_dim, len(ids) - 1)
+        quantized = parse(self.spec.policies[0]).cache != "own"
+        shape = adapted.layers, adapted.heads, adapted.kv_heads, adapted.head_dim
+        size = needed(*shape, len(ids) - 1, quantized=quantized)
         size += needed_meanwhile(adapted.layers, model.network.config.hidden_size, len(ids) - 1)
         there = place if place.exists() else next(p for p in place.absolute().parents if p.exists())
         if size > 0.9 * (free := shutil.disk_usage(there).free):

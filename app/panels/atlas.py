@@ -95,7 +95,7 @@ def _prepared() -> Maker[CaptureJob]:
         return partial(CaptureJob, stretch.spec, None, asked["folder"])
     policy = parse(asked["policy"])
     if not policy.capturable:
-        raise ValueError(f"{policy.label}: maps are captured under dense, window or sinks + window, not quantized")
+        raise ValueError(f"{policy.label}: maps are captured under dense, window, shift or sinks + window")
     text = chosen_text("heads", asked["text"])
     tokens = asked["tokens"]["maps"]
     model = asked["model"].decided()._asdict()
