@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from analysis.engine import check
 from analysis.engine.attention import band as reach
 from analysis.engine.check import adapt
+from analysis.engine.kv.banded import BandedStore
 from analysis.engine.sample import WINDOW, sample
 from analysis.engine.stream import open_lanes
 from analysis.families import FAMILIES, unreadable
@@ -94,6 +95,25 @@ def test_a_position_that_is_wrong_by_one_in_far_tokens_is_found_in_every_dtype(d
     right = Rotary.angles
     monkeypatch.setattr(Rotary, "angles", lambda self, a, p, dtype: right(self, a, p + (p > 30), dtype))
     assert adapt(tiny("llama").to(dtype)).positions is BOUND
+
+
+@pytest.mark.parametrize(("nth", "by"), [(1, 1.1), (2, 1.1), (3, 1.1), (4, 1.1), (4, float("nan"))])
+def test_a_fault_in_any_one_pass_is_found(nth, by, monkeypatch):
+    """Two chunks, a token that is read alone, and one that is decoded."""
+    passes = []
+
+    def patch(name, right):
+        def wrong(self, *given):
+            passes.append(given)
+            passed = right(self, *given)
+            return passed._replace(logits=passed.logits * (by if len(passes) == nth else 1))
+
+        monkeypatch.setattr(BandedStore, name, wrong)
+
+    patch("forward", BandedStore.forward)
+    patch("decode", BandedStore.decode)
+    # Keys that stay where they were read are tried next, in passes that are right.
+    assert adapt(tiny("llama")).positions is BOUND and len(passes) == 8
 
 
 @pytest.mark.parametrize("window", [4096, 20])

@@ -144,6 +144,18 @@ def test_maps_show_what_each_head_reached(tiny_llama):
         )
 
 
+@pytest.mark.parametrize(("count", "first", "last"), [(600, 4, 512), (200, 4, 200), (5, 4, 5), (4, 3, 4), (2, 1, 2)])
+def test_heads_are_rated_by_what_later_queries_give_to_the_first_four_tokens(tiny_llama, count, first, last):
+    """Over the first 512 tokens at most; where nothing comes later, by the newest query."""
+    tokens = np.resize(words(90), count)
+    rated = measured_scores(open_lanes(tiny_llama, tokens, [Duo()])[0].context)
+    tiny_llama.set_attn_implementation("eager")
+    with torch.no_grad():
+        out = tiny_llama(torch.as_tensor(tokens)[None], output_attentions=True)
+    given = [a[0, :, first:last, :4].sum(-1).mean(-1).view(2, 2).mean(-1) for a in out.attentions]
+    np.testing.assert_allclose(rated, torch.stack(given), atol=1e-5)
+
+
 def test_full_heads_are_those_that_look_most_at_the_sinks(embedded):
     tokens = tokenize(text("hamlet"), embedded.tokenizer, limit=700)
     lane, _ = finished(embedded, tokens, Duo(30, 4, 60), 512)

@@ -208,6 +208,18 @@ def test_a_snapshot_from_before_the_change_goes_on_as_if_nothing_had_come_after(
         np.testing.assert_allclose(got, expected[27:], atol=1e-4)
 
 
+def test_first_tokens_that_are_encoded_again_are_those_that_were_read(variant):
+    """Also where they go on past the length at which frequencies change."""
+    lane = open_lanes(model_of(variant), words(TOKENS), [Dense()])[0]
+    while not lane.done:
+        lane.read(7)
+    for count in (ORIGINAL, ORIGINAL + 1, TOKENS - 1):
+        context = open_lanes(model_of(variant), words(TOKENS), [Dense()])[0].context
+        for layer, (keys, values) in zip(lane.store.layers, context.prefix(count), strict=True):
+            torch.testing.assert_close(keys, layer.keys.view()[:, :count], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(values, layer.values.view()[:, :count], atol=1e-4, rtol=1e-4)
+
+
 MAPPED = [each for each in EACH if not each[1].startswith("recompute")]
 
 

@@ -326,6 +326,13 @@ def test_heads_that_hold_differently_many_hold_what_lists_hold():
             keys_at(torch.arange(count, count + 2)), values_at(torch.arange(count, count + 2)), count + torch.arange(2)
         )
         assert rows_of(layer) == [[*h, count, count + 1] for h in held]
+        layer.rotated = layer.keys
+        layer.replace_first(1000 + keys_at(early), 2000 + values_at(early))
+        for head in range(HEADS):
+            positions, keys, values = layer.of_head(head)
+            new = (positions < first)[:, None]
+            assert torch.equal(keys, keys_at(positions)[head] + 1000 * new) and layer.rotated is None
+            assert torch.equal(values, values_at(positions)[head] + 2000 * new)
         assert rows_of(twin) == held
 
 

@@ -155,7 +155,10 @@ def test_a_state_of_a_longer_text_is_refused_in_a_sentence(tiny_llama):
         other.load_state(lane.state())
 
 
-@pytest.mark.parametrize("policy", ["dense", "h2o:budget=16,recent=4", "duo:full=50,sinks=2,window=9"])
+@pytest.mark.parametrize(
+    "policy",
+    ["dense", "h2o:budget=16,recent=4", "adakv:budget=16,recent=4", "expected-attention:budget=16", SMALL["duo"]],
+)
 def test_a_state_with_tensors_of_another_shape_is_refused_in_a_sentence(policy, tiny_llama):
     lane = open_lanes(tiny_llama, np.arange(60) % 97, [parse(policy)])[0]
     lane.read(30)
@@ -165,10 +168,39 @@ def test_a_state_with_tensors_of_another_shape_is_refused_in_a_sentence(policy, 
             tensors = {**state.tensors, name: wrong} if wrong is not None else dict(state.tensors)
             if wrong is None:
                 del tensors[name]
-            if wrong is None and name.split("/")[-1] in ("rotated", "rotated_sinks", "accumulated_attention"):
+            # What is observed or rotated later: after a switch there is nothing of it either.
+            optional = "rotated", "rotated_sinks", "accumulated_attention", "recent_attention"
+            if wrong is None and name.split("/")[-1] in optional:
                 continue
             with pytest.raises(ValueError, match=r"^[^\n]+$"):
                 beside(lane).load_state(State(state.values, tensors))
+
+
+def test_a_quantized_state_without_some_of_its_scales_is_refused_in_a_sentence(tiny_llama):
+    policy = parse("streaming:sinks=4,window=24,cache=int4,group=4,residual=6")
+    lane = open_lanes(tiny_llama, np.arange(60) % 97, [policy])[0]
+    lane.read(40)
+    state = written(lane.state())
+    scales = [name for name, t in state.tensors.items() if name.endswith(("_scales", "_zeros")) and t.shape[1]]
+    # Of keys and values, in the window and of the sinks, in three layers.
+    assert len(scales) == 2 * 2 * 2 * 3
+    for name in scales:
+        tensors = {**state.tensors, name: state.tensors[name][:, 1:]}
+        with pytest.raises(ValueError, match="of this state has not the scales that it needs: it is damaged"):
+            beside(lane).load_state(State(state.values, tensors))
+
+
+def test_a_state_of_other_layers_or_other_full_heads_is_refused_in_a_sentence(tiny_llama):
+    lane = open_lanes(tiny_llama, np.arange(60) % 97, [Duo(50, 2, 9, scores="1 0; 1 0; 0 1")])[0]
+    lane.read(30)
+    state = written(lane.state())
+    store = state.values["store"]
+    for changed, said in (
+        ({"layers": 2}, "this state has 2 layers, and the model 3"),
+        ({"2": {**store["2"], "full": [0]}}, r"KV heads \[0\] keep everything in this state, and here it is \[1\]"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            beside(lane).load_state(replace(state, values={**state.values, "store": {**store, **changed}}))
 
 
 def test_a_state_without_its_values_is_refused_in_a_sentence(tiny_llama):
