@@ -287,11 +287,11 @@ def test_commands_do_what_they_say(home, run, tmp_path):
     seeds.run(home / "a", end="finished")
     for words in (("runs",), ("runs", "list"), ("runs", "list", "HAMLET", "dense"), ("runs", "show", "a")):
         code, said, _ = run(*words)
-        assert code == 0 and "hamlet" in said and "Reading" in said
+        assert code == 0 and "hamlet" in said and "Reading" in said and "Dense" in said and "Window" in said
     assert "No run" in run("runs", "list", "macbeth")[1]
     assert "a is called Drop [b]x" in run("runs", "rename", "a", "Drop [b]x")[1]
     run("runs", "pin", "a")
-    assert "* Drop [b]x" in run("runs")[1]
+    assert "* Drop [b]x" in (said := run("runs")[1]) and "hamlet" in said
     run("runs", "unpin", "a")
     assert "* Drop" not in run("runs")[1]
     file = tmp_path / "a.zip"

@@ -8,6 +8,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
+from ..palette import briefs
 from ..policies import parse
 from ..runs import archive, library, trash
 from . import options
@@ -38,15 +39,20 @@ def show_all(
         return
     # What a run goes by is never cut.
     table = Table(
-        Column("Run", no_wrap=True), "What", right("Tokens"), right("Perplexity"), right("MB"), show_lines=True
+        Column("Run", no_wrap=True), "What", right("Tokens"), "Lanes", right("Perplexity"), right("MB"), show_lines=True
     )
     for e in shown:
         lanes = e.preview.lanes if e.preview else ()
-        known = (library.KINDS.get(e.kind, "Damaged"), e.problem or e.status, Path(e.model).name, _local(e.started))
+        # A title takes the place of the text's name.
+        of = Path(e.text).name if e.label.title and e.kind != "training" else ""
+        numbers = e.arithmetic if e.arithmetic != "float32" else ""
+        known = (library.KINDS.get(e.kind, "Damaged"), e.problem or e.status, Path(e.model).name, numbers, of)
         table.add_row(
             Text(f"{e.name}\n{'* ' * e.label.pinned}{e.title}"),
-            Text(", ".join(filter(None, known))),
+            Text(", ".join(filter(None, (*known, _local(e.started))))),
             f"{max(lane.tokens for lane in lanes):,}" if lanes else "",
+            # Each beside its perplexity.
+            Text("\n".join(briefs([parse(policy) for policy in e.policies])), no_wrap=True, overflow="ellipsis"),
             "\n".join("–" if lane.perplexity is None else f"{lane.perplexity:,.1f}" for lane in lanes),
             f"{e.size / 1e6:,.2f}",
         )
