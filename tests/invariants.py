@@ -4,13 +4,35 @@ import numpy as np
 import torch
 
 from analysis.engine.head_scores import full_heads
-from analysis.policies import Banded
+from analysis.policies import Banded, Ranked
 
 
 def held(lane, layer, kv_head):
     """Text positions that a lane claims for a KV head, and the keys and values there: [slots], [slots, dim] twice."""
     positions, keys, values = lane.store.layers[layer].of_head(kv_head)
     return positions.tolist(), keys, values
+
+
+def stored(lane):
+    """What a lane holds whose cache is quantized, by layer, KV head and text position."""
+    layers, heads = range(len(lane.store.layers)), range(lane.context.model.kv_heads)
+    if lane.policy.cache == "own":
+        return {}
+    slots = {(layer, head): held(lane, layer, head) for layer in layers for head in heads}
+    return {at: {p: (k, v) for p, k, v in zip(*of, strict=True)} for at, of in slots.items()}
+
+
+def ahead(lane, stop):
+    """What a lane will hold after each token before `stop`, where slots that are stored in few bits may leave or change
+    before a chunk ends; as it holds them when it reads them one at a time."""
+    if lane.policy.cache == "own" or not isinstance(lane.policy, Ranked):
+        return {}
+    before, on_the_way = lane.snapshot(), {}
+    while lane.position < stop:
+        lane.read(1, upto=lane.position + 1)
+        on_the_way[lane.position - 1] = stored(lane)
+    lane.restore(before)
+    return on_the_way
 
 
 class Tokens:
@@ -73,7 +95,9 @@ def stored_bytes(lane, positions, like):
     zero points, and of the tokens that stay as they are."""
     policy, dim, bits = lane.policy, like.shape[1], int(lane.policy.cache.removeprefix("int"))
     groups = max(0, (lane.position - 1 - policy.exact - policy.residual + policy.group) // policy.group)
-    end, sinks = policy.exact + groups * policy.group, lane.store.layers[0].sink_keys.shape[1]
+    end = policy.exact + groups * policy.group
+    # Sinks of a band are stored apart, with scales of their own.
+    sinks = lane.store.layers[0].sink_keys.shape[1] if isinstance(policy, Banded) else 0
     scale = 3 if bits == 8 else 2
     total = 0
     for part in (positions[:sinks], positions[sinks:]):

@@ -11,6 +11,7 @@ import torch
 from analysis.policies.ranked import FutureQueries, LayerState
 
 from .published import lot, merging
+from .rounding import by_token, due, nearest
 
 TIE = 1e-4
 """Share of the range of scores within which rounding may decide which slot goes."""
@@ -40,21 +41,31 @@ def let_go(lane, attention):
                 near_tie(lane, layer, row, leaves ^ theirs, worth, seen)
                 leaves = theirs
         if policy.name == "cam":
-            merge(policy, layer, row, leaves, seen, held)
+            merge(lane, layer, row, leaves, seen)
         for head in {head for head, _ in row}:
             held[head] = [s for s in held[head] if (head, s.position) not in leaves]
 
 
-def merge(policy, layer, row, leaves, seen, held):
-    """Let the slots of a head have what the policy merges into them of those that leave."""
-    head, slots = row[0][0], [slot for _, slot in row]
-    values = [slot.value for slot in slots]
+def merge(lane, layer, row, leaves, seen):
+    """Let the slots of a head have what the policy merges into them of those that leave; where they are stored in few
+    bits, they are so again."""
+    policy, head, slots = lane.policy, row[0][0], [slot for _, slot in row]
+    values, more = [slot.value for slot in slots], set()
     draws = [lot(slot.position, layer, head, policy.seed) for slot in slots]
     going = [i for i, slot in enumerate(slots) if (head, slot.position) in leaves]
     for i, following in merging(policy, seen.accumulated_attention[head].tolist(), draws, going):
+        more |= {*following}
         for k in following:
             values[k] = values[k] + values[i] / policy.merge
-    held[head] = [slot._replace(value=value) for slot, value in zip(slots, values, strict=True)]
+    merged = [slot._replace(value=value) for slot, value in zip(slots, values, strict=True)]
+    begins, theirs = due(policy, 0, lane.t), lane.stored.get((layer, head), {})
+    for i in more - {*going}:
+        position = slots[i].position
+        if any(begin <= position < begin + policy.group for begin in begins):
+            bits, known = int(policy.cache.removeprefix("int")), theirs.get(position, (None, None))
+            (value,), ties = nearest([merged[i].value], by_token, bits, [known[1]])
+            merged[i], lane.ties = merged[i]._replace(value=value), lane.ties + ties
+    lane.slots[layer][head] = merged
 
 
 def of_blocks(scores, block):

@@ -25,19 +25,26 @@ def rounded(slots, bits, theirs=()):
     """Slots of one group, quantized, and how often a tie was decided as in `theirs` {position: (key, value)}."""
     if not slots:
         return [], 0
-    keys, values = (torch.stack([s[i] for s in slots]) for i in (1, 2))
-    new, ties = [], 0
-    for i, (x, new_x) in enumerate(((keys, by_channel(keys, bits)), (values, by_token(values, bits)))):
-        at = [p for p, s in enumerate(slots) if s.position in theirs]
-        for p in at:
-            other = theirs[slots[p].position][i]
-            differ = (other - new_x[0][p]).abs() > NOISE * (1 + new_x[0][p].abs()) + 1e-3 * new_x[1][p]
-            for c in differ.nonzero().flatten().tolist():
-                near_tie(float(x[p, c]), float(other[c]), float(new_x[1][p, c]))
-                ties += 1
-            new_x[0][p] = torch.where(differ, other, new_x[0][p])
-        new.append(new_x[0])
-    return [s._replace(key=k, value=v) for s, k, v in zip(slots, *new, strict=True)], ties
+    known = [dict(theirs).get(s.position, (None, None)) for s in slots]
+    keys, ties = nearest([s.key for s in slots], by_channel, bits, [key for key, _ in known])
+    values, more = nearest([s.value for s in slots], by_token, bits, [value for _, value in known])
+    return [s._replace(key=k, value=v) for s, k, v in zip(slots, keys, values, strict=True)], ties + more
+
+
+def nearest(tokens, rule, bits, theirs):
+    """Numbers of some tokens on the steps of a rule, and how often a tie was decided as in `theirs`, None where those
+    are not known."""
+    x, ties = torch.stack(tokens), 0
+    new, least = rule(x, bits)
+    for p, other in enumerate(theirs):
+        if other is None:
+            continue
+        differ = (other - new[p]).abs() > NOISE * (1 + new[p].abs()) + 1e-3 * least[p]
+        for c in differ.nonzero().flatten().tolist():
+            near_tie(float(x[p, c]), float(other[c]), float(least[p, c]))
+            ties += 1
+        new[p] = torch.where(differ, other, new[p])
+    return new, ties
 
 
 def by_channel(keys, bits):

@@ -35,8 +35,8 @@ from analysis.maps.recent import head_map, head_row
 from analysis.policies import POLICIES, Ranked, Recomputed, parse
 
 from .families import tiny
-from .invariants import Tokens
-from .switching import beside, check_held, follow, stored
+from .invariants import Tokens, ahead, stored
+from .switching import beside, check_held, follow
 
 HOLD, LONGEST = 64, 140
 """Tokens whose queries are held for maps; tokens of a text, beyond which nothing more is read."""
@@ -153,8 +153,9 @@ class Storm(RuleBasedStateMachine):
         lane = self.lane
         lane.context.extend(self._words(count))
         stop = len(lane.context.tokens) if whole else lane.position + max(1, count // 2)
+        on_the_way = ahead(lane, stop)
         while lane.position < stop:
-            self._compare(lane.read(chunk, upto=stop))
+            self._compare(lane.read(chunk, upto=stop), on_the_way)
 
     @precondition(lambda self: self._fits(4) and self.lane.position == len(self.lane.context.tokens))
     @rule(count=st.integers(1, 4), kv_chunk=st.sampled_from((None, None, 1, 3, 7)), traced=st.booleans())
@@ -252,8 +253,8 @@ class Storm(RuleBasedStateMachine):
             assert not rest or max(rest) == 0, "a key that was met is missing"
         return True
 
-    def _compare(self, step):
-        follow(self.lane, self.reference, step)
+    def _compare(self, step, on_the_way=None):
+        follow(self.lane, self.reference, step, on_the_way=on_the_way)
         if not isinstance(self.lane.policy, Recomputed):
             assert head_map(self.lane, 0, 0, 1) is not None
         counted["tokens"] += len(step.nll)
@@ -273,6 +274,7 @@ class Storm(RuleBasedStateMachine):
             counted["storms"] += 1
             for kind in (Ranked, Recomputed):
                 counted[f"ended {kind.__name__.lower()}"] += isinstance(self.lane.policy, kind)
+            counted["ended quantized"] += self.lane.policy.cache != "own"
 
 
 def settled(examples, steps, **more):

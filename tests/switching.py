@@ -15,6 +15,7 @@ from analysis.engine.history import RankedChunk
 from analysis.policies import Banded, Dense, Duo, Ranked, Recomputed
 
 from . import invariants
+from .invariants import ahead, stored
 from .letting_go import let_go
 from .naive import edge
 from .rounding import due, rounded
@@ -228,8 +229,8 @@ class Switching:
             self._keep_band(firsts, wanted)
         if (old.first, early) != (policy.first, self.early()) and {old.first, policy.first} != {"own"}:
             self._put_first(min(self.read, max(early, self.early())))
-        frames = [(p.cache, p.exact, p.group, p.residual, p.first) for p in (old, policy)]
-        goes_on = frames[0] == frames[1] and self._sinks(old) == self._sinks(policy) and firsts is None
+        frames = [(p.store, p.cache, p.exact, p.group, p.residual, p.first, self._sinks(p)) for p in (old, policy)]
+        goes_on = frames[0] == frames[1] and firsts is None
         if policy.cache != "own" and not goes_on:
             for begin in due(policy, 0, self.read):
                 for layer in self.layers:
@@ -237,7 +238,7 @@ class Switching:
 
     @staticmethod
     def _sinks(policy):
-        return getattr(policy, "sinks", 0)
+        return 0 if getattr(policy, "start", 0) else getattr(policy, "sinks", 0)
 
     def wanted(self):
         """First tokens that the policy keeps whatever comes."""
@@ -319,11 +320,16 @@ def beside(lane):
     return Switching(lane.context.model, lane.context, lane.policy)
 
 
-def follow(lane, reference, step, atol=1e-4):
-    """Let the reference read what a lane has just read.  Raises AssertionError where it got other numbers."""
+def follow(lane, reference, step, atol=1e-4, on_the_way=None):
+    """Let the reference read what a lane has just read.  Raises AssertionError where it got other numbers.
+
+    `on_the_way`: what the lane held after each of these tokens (`ahead`), where its end does not tell.
+    """
     reference.evicted = {}
-    read = step.start + len(step.token_ids) - 1
-    reference.stored = stored(lane) if due(lane.policy, reference.read, read) else {}
+    if not on_the_way:
+        changing = isinstance(lane.policy, Ranked) or due(lane.policy, reference.read, lane.position - 1)
+        now = stored(lane) if changing else {}
+        on_the_way = dict.fromkeys(range(step.start, lane.position), now)
     for piece in lane.view.chunks:
         if isinstance(piece, RankedChunk) and piece.stop >= step.start:
             for layer, left in enumerate(piece.evicted):
@@ -333,6 +339,7 @@ def follow(lane, reference, step, atol=1e-4):
     nll, mass = [], []
     assert step.start == reference.read + 1
     for token in step.token_ids:
+        reference.stored = on_the_way[reference.read + 1]
         logits, looked = reference.step()
         nll.append(float(torch.logsumexp(logits, -1) - logits[int(token)]))
         mass.append(looked)
@@ -345,22 +352,14 @@ def follow(lane, reference, step, atol=1e-4):
 def read_both(lane, reference, tokens, chunk=16):
     """Let a lane and its reference read so many tokens more, and compare them."""
     stop = lane.position + tokens
+    on_the_way = ahead(lane, stop)
     while lane.position < stop:
-        follow(lane, reference, lane.read(chunk, upto=stop))
+        follow(lane, reference, lane.read(chunk, upto=stop), on_the_way=on_the_way)
 
 
 def switch_both(lane, reference, policy, pin=False):
     lane.switch(policy, pin=pin)
     reference.switch(policy, pin=pin, stored=stored(lane))
-
-
-def stored(lane):
-    """What a lane holds whose cache is quantized, by layer, KV head and text position."""
-    layers, heads = range(len(lane.store.layers)), range(lane.context.model.kv_heads)
-    if lane.policy.cache == "own":
-        return {}
-    held = {(layer, head): invariants.held(lane, layer, head) for layer in layers for head in heads}
-    return {at: {p: (k, v) for p, k, v in zip(*of, strict=True)} for at, of in held.items()}
 
 
 def check_held(lane, reference):

@@ -12,6 +12,7 @@ from ..policies.ranked import Ranked
 from .attention.band import Band
 from .attention.token import TokenPass
 from .interventions import Interventions
+from .layers.packed import AsItCame
 from .layers.quantized import Met
 from .layers.ranked import Evicted
 
@@ -148,15 +149,23 @@ class RankedChunk:
     interventions: Interventions | None = None
     length: int = 1
     """Of the context for which its rotations were chosen (families/frequencies.py)."""
+    came: Sequence[AsItCame | None] = ()
+    """What each layer quantized behind these tokens, as they met it."""
 
     def key_parts(self, layer: int, kv_head: int, chunks: Sequence["RankedChunk"], held: Any) -> KeyParts:
-        """The slots of one KV head as they were: those still held, and those evicted after this chunk."""
-        later = (chunk.evicted[layer] for chunk in chunks if chunk.stop >= self.stop)
-        met = zip(held.of_head(kv_head), *(e.of_head(kv_head) for e in later if e is not None), strict=True)
-        positions, keys = (torch.cat(parts) for parts in met)
-        order = positions.argsort()
-        order = order[positions[order] < self.stop]
-        keys, positions = keys[order], positions[order]
+        """The slots of one KV head as they were: those still held, and those evicted after this chunk; of those that
+        were quantized after it, the keys as they came."""
+        later = [chunk for chunk in chunks if chunk.stop >= self.stop]
+        came = [of.came[layer] for of in later if of.came]
+        left = [of.evicted[layer] for of in later]
+        met = [held.of_head(kv_head), *(some.of_head(kv_head) for some in (*left, *came) if some is not None)]
+        positions, keys = (torch.cat(parts) for parts in zip(*met, strict=True))
+        # Of a token that is there twice, what came counts: it stands last.
+        positions, token = positions.unique(return_inverse=True)
+        last = torch.zeros_like(positions).scatter_reduce_(
+            0, token, torch.arange(len(token), device=token.device), "amax"
+        )
+        keys, positions = (x[positions < self.stop] for x in (keys[last], positions))
         t = torch.arange(self.start, self.stop, device=positions.device)
         slots = torch.arange(len(positions), device=positions.device)
         by_slot = self.policy.positions == "cache"

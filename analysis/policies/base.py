@@ -73,9 +73,7 @@ class Policy(Settings):
         if self.cache == "own":
             return
         if not self.quantizable:
-            raise ValueError(
-                f"{self.name}: its cache cannot be quantized: choose cache=own, or dense, window, shift or streaming"
-            )
+            raise ValueError(f"{self.name}: its cache cannot be quantized: choose cache=own, or another policy")
         if self.residual < self.group:
             raise ValueError(
                 f"{self.name}: the newest {self.residual} tokens hold no group of {self.group}: choose a smaller group "

@@ -40,7 +40,7 @@ class LayerState:
     """
 
     keys: "Float[Tensor, 'kv_heads slots dim']"
-    """Before rotation."""
+    """Before rotation.  These and all others are as the cache holds them: where they are quantized, what that left."""
     values: "Float[Tensor, 'kv_heads slots dim']"
     positions: "Int[Tensor, 'kv_heads slots']"
     """Where in the text each slot was read."""
@@ -65,6 +65,7 @@ class Ranked(Policy):
     """
 
     store: ClassVar[str] = "ranked"
+    quantizable: ClassVar[bool] = True
     accumulates_attention: ClassVar[bool] = False
     """Whether the score needs the attention that each slot got so far."""
     reproducible: ClassVar[bool] = False
@@ -129,7 +130,10 @@ class Ranked(Policy):
         state: LayerState,
         leaves: "Int[Tensor, 'kv_heads evicted']",
     ) -> "Float[Tensor, 'kv_heads slots dim']":
-        """What the values of all slots become when some leave; most policies drop what leaves, and change none."""
+        """What the values of all slots become when some leave; most policies drop what leaves, and change none.
+
+        Where values are quantized, those that change are quantized anew.
+        """
         return values
 
     def protected(self, positions: "Int[Tensor, 'kv_heads slots']") -> "Bool[Tensor, 'kv_heads slots']":

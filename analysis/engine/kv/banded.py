@@ -6,14 +6,12 @@ What is kept never depends on what the model computed, so hundreds of tokens go 
 import copy
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
 from ...families.positions import Angles
 from ...policies import Banded, Policy
-from ...settings import MOST
 from ..attention.band import Band
 from ..attention.banded import BandedPass
 from ..attention.token import Rotations, TokenPass
@@ -21,7 +19,7 @@ from ..context import SharedContext
 from ..history import QKChunk
 from ..interventions import Interventions
 from ..layers.banded import BandedLayer, QuantizedLayer
-from ..layers.quantized import Met, Quantization
+from ..layers.quantized import Met
 from ..state import State
 from .store import PASSES, Passed, Predicted, Store, stacked
 
@@ -40,7 +38,6 @@ class BandedStore(Store):
 
     def __init__(self, context: SharedContext, policy: Policy) -> None:
         super().__init__(context, policy)
-        self.quantization = Quantization.of(policy)
         self.origin = 0
         """Text position from which decoding counts positions in the window."""
         self._rotations: dict[tuple, Rotations] = {}
@@ -207,13 +204,6 @@ class BandedStore(Store):
         if (q := self.quantization) is not None:
             self.layers = [x if isinstance(x, QuantizedLayer) else QuantizedLayer.of(x, q) for x in self.layers]
             self._pack(read)
-
-    def _goes_on(self, other: Store, prefix: Any) -> bool:
-        """Whether what another store has quantized stays as it is."""
-        if self.quantization is None or other.quantization != self.quantization or prefix is not None:
-            return False
-        now, before = ((of.first_protected(MOST), of.first) for of in (self.policy, other.policy))
-        return now == before
 
     def _keep(self, other: Store, read: int, prefix) -> None:
         if self._goes_on(other, prefix):

@@ -14,6 +14,7 @@ import numpy as np
 from ...policies.ranked import Ranked
 from ..attention.ranked import RankedPass
 from ..history import RankedChunk
+from ..layers.packed import AsItCame
 from ..layers.ranked import RankedLayer, Scattered
 from ..state import State
 from .store import PASSES, Passed, Predicted, Store, stacked
@@ -56,11 +57,13 @@ class RankedStore(Store):
             passed = self.forward(begin, count)
             parts.append(self.predicted(passed, begin))
             begin += count
+        self._compact()
         return Predicted.joined(parts)
 
     def empty(self) -> list[RankedLayer]:
         """Layers that hold nothing yet."""
-        return [self.layer_kind.empty(self.context.model, layer) for layer in range(self.context.model.layers)]
+        model, kind = self.context.model, self.layer_kind
+        return [kind.empty(model, layer).as_it_came(self.quantization) for layer in range(model.layers)]
 
     def state(self) -> State:
         """What is held, and what was before a group of which only the first tokens have been read."""
@@ -80,13 +83,15 @@ class RankedStore(Store):
         self.group = Group(begin, end, layers) if end else None
 
     def group_end(self, begin: int) -> int:
-        """Where the group ends that begins at `begin`: after the token after which a slot is evicted, or other
-        frequencies are taken; and it is no longer than a chunk."""
+        """Where the group ends that begins at `begin`: after the token after which a slot is evicted, slots are
+        quantized, or other frequencies are taken; and it is no longer than a chunk."""
         model = self.context.model
         held = [len(layer) for layer in self.layers] or [0] * model.layers
         room = 1 + max(0, min(self.policy.budget_of(i, model.layers) - n for i, n in enumerate(held)))
         length = self._length_of(begin)
         room = min(room, (model.regime_end(length) or length + room) - length + 1)
+        if (q := self.quantization) is not None:
+            room = min(room, q.moment(begin) - begin)
         return begin + min(room, PASSES * self.policy.pass_tokens)
 
     def _length_of(self, t: int) -> int:
@@ -125,9 +130,11 @@ class RankedStore(Store):
             logits = context.decode(ids, one)
         else:
             logits = model.forward(ids, one, begin=begin)
+        stop = begin + count
+        q = self.quantization
+        came = self._pack(stop) if ends and q is not None and q.end(stop) > q.end(stop - 1) else []
         if capture:
-            stop = begin + count
-            chunk = self.chunk_kind(begin, stop, policy, one.queries, one.evicted, self.interventions, length)
+            chunk = self.chunk_kind(begin, stop, policy, one.queries, one.evicted, self.interventions, length, came)
             self.chunks = [c for c in (*self.chunks, chunk) if c.stop > stop - context.history]
         held = before + np.arange(1.0, count + 1)
         held[-1] = self._mean_held
@@ -145,19 +152,34 @@ class RankedStore(Store):
         """Tokens that a KV head holds on average."""
         return self.slots / (self.context.model.layers * self.context.model.kv_heads)
 
+    def _pack(self, read: int) -> list[AsItCame | None]:
+        """Quantize what is to be quantized when `read` tokens have been read, and say what that was in each layer."""
+        return [] if (q := self.quantization) is None else [layer.pack(q.end(read)) for layer in self.layers]
+
+    def _compact(self) -> None:
+        for layer in self.layers:
+            layer.compact()
+
     def decode(self, position: int, kv_chunk: int | None) -> Passed:
         """The newest token, by the way in which texts are read."""
-        return self.forward(position - 1, 1)
+        passed = self.forward(position - 1, 1)
+        self._compact()
+        return passed
 
     def shown(self, read: int) -> list[Scattered]:
         """The slots of each layer, where maps may be drawn."""
         return [layer.shown(read) for layer in self.layers] if self.context.history else []
 
     def take_over(self, other: Store, read: int, *, pin: bool) -> None:
-        """Hold what another store holds; maps do not reach back to where slots were kept in another way."""
+        """Hold what another store holds; maps do not reach back to where slots were kept or stored in another way.
+
+        What is to be quantized by now is quantized, and what was quantized in another way is so anew.
+        """
         super().take_over(other, read, pin=pin)
-        if pin:
+        quantized = self.quantization is not None or other.quantization is not None
+        if pin or (quantized and not self._goes_on(other, None)):
             self.chunks = []
+        self._pack(read)
 
     def ranked(self, read: int) -> list[RankedLayer]:
         """What every head holds, of which nothing has been observed yet."""
@@ -167,6 +189,8 @@ class RankedStore(Store):
         self.layers = list(self._taken(other, read))
         if prefix is not None:
             self.layers = [layer.with_prefix(*first) for layer, first in zip(self.layers, prefix, strict=True)]
+        if not self._goes_on(other, prefix):
+            self.layers = [layer.as_it_came(self.quantization) for layer in self.layers]
 
     def _taken(self, other: Store, read: int) -> Sequence[RankedLayer]:
         """What another store holds, in layers of this one's kind."""

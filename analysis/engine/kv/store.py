@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...policies import Policy
+from ...settings import MOST
 from ..attention.token import TokenPass
 from ..context import SharedContext
 from ..fidelity import Outputs
@@ -130,13 +131,11 @@ class Store(ABC):
 
     chunk_kind: ClassVar[type] = QKChunk
     """What maps are drawn from; a store keeps those of the store before it where they are of its own kind."""
-    quantization: Quantization | None = None
-    """Which tokens are stored in few bits; None: none are."""
 
     def __init__(self, context: SharedContext, policy: Policy) -> None:
         """An empty store.  Raises ValueError where the policy cannot be followed with this model."""
         self.context, self.policy = context, policy
-        self.interventions = Interventions.of(policy)
+        self.interventions, self.quantization = Interventions.of(policy), Quantization.of(policy)
         self.layers: list[Any] = []
         """What each layer holds; empty before anything was read."""
         self.chunks: list[Any] = []
@@ -176,6 +175,14 @@ class Store(ABC):
             replaced = self._first(min(read, max(self.early, other.early)))
             for layer, (keys, values) in zip(self.layers, replaced, strict=True):
                 layer.replace_first(keys, values)
+
+    def _goes_on(self, other: "Store", prefix: list[tuple[Tensor, Tensor]] | None) -> bool:
+        """Whether what another store has quantized stays as it is: one of this kind, with the same settings and first
+        tokens."""
+        if self.quantization is None or other.quantization != self.quantization or prefix is not None:
+            return False
+        now, before = ((of.store, of.first_protected(MOST), of.first) for of in (self.policy, other.policy))
+        return now == before
 
     def held(self, read: int) -> list[Held]:
         """Which tokens are held when `read` have been read, by groups of heads that hold the same."""

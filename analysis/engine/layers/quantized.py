@@ -9,6 +9,7 @@ codes are packed into bytes, a scale is a power of 2^(1/8) in one byte, and a ze
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -105,8 +106,35 @@ class Scales(NamedTuple):
 
 
 def step(scales: UInt8[Tensor, "*groups"]) -> Float[Tensor, "*groups"]:
-    """What one step of these scales is."""
-    return ((scales.float() - MIDDLE) / EIGHTHS).exp2()
+    """What one step of these scales is: the same bits wherever in a tensor a scale stands."""
+    return _steps(scales.device)[scales.int()]
+
+
+@cache
+def _steps(device: torch.device) -> Float[Tensor, " codes"]:
+    return ((torch.arange(256, dtype=torch.float64, device="cpu") - MIDDLE) / EIGHTHS).exp2().float().to(device)
+
+
+def coded(
+    x: Float[Tensor, "*rows dim"], each: Float[Tensor, "*rows dim"], zeros: Int[Tensor, "*rows dim"], q: Quantization
+) -> UInt8[Tensor, "*rows dim"]:
+    """The codes of numbers; `each`, `zeros`: how wide a step is for each of them, and its zero point."""
+    return (x / each).round_().sub_(zeros).clamp_(0, q.most).to(torch.uint8)
+
+
+def decoded(
+    codes: UInt8[Tensor, "*rows dim"],
+    each: Float[Tensor, "*rows dim"],
+    zeros: Int[Tensor, "*rows dim"],
+    dtype: torch.dtype,
+) -> Float[Tensor, "*rows dim"]:
+    """The numbers that codes stand for; `each`, `zeros`: as `coded` has them."""
+    return ((codes + zeros.float()) * each).to(dtype)
+
+
+def channels_of(dim: int) -> int:
+    """How many channels of a token's values share a scale, in heads of so many dimensions."""
+    return CHANNELS if dim % CHANNELS == 0 else dim
 
 
 class Newly(NamedTuple):
@@ -140,7 +168,7 @@ class QuantizedSlots:
         self, like: Float[Tensor, "kv_heads tokens dim"], q: Quantization, first: int = 0, *, by_channel: bool
     ) -> None:
         self.q, self.by_channel, self.dim = q, by_channel, like.shape[2]
-        self.channels = CHANNELS if self.dim % CHANNELS == 0 else self.dim
+        self.channels = channels_of(self.dim)
         self.head, self.tail = Slots(like, first), Slots(like, first)
         self._begin(first)
 
@@ -248,20 +276,20 @@ class QuantizedSlots:
             if begin > first:
                 self.head = Slots.of(tail[:, : begin - first], first)
             self._begin(begin)
-        each, zero = (self._spread(t, begin, x.shape[1]) for t in (step(scales.scales), scales.zeros))
-        codes = (x / each).round_().sub_(zero).clamp_(0, self.q.most).to(torch.uint8)
+        each, zeros = (self._spread(t, begin, x.shape[1]) for t in (step(scales.scales), scales.zeros))
+        codes = coded(x, each, zeros, self.q)
         self.codes.append(packed(codes, self.q.bits))
         self.scales.append(scales.scales)
         self.zeros.append(scales.zeros)
         self.tail.keep_last(tail.shape[1] - (begin - first) - x.shape[1])
-        return _numbers(codes, each, zero, tail.dtype)
+        return decoded(codes, each, zeros, tail.dtype)
 
     def _unpacked(self) -> Float[Tensor, "kv_heads tokens dim"]:
         """What is packed, in numbers."""
         codes, first = self.codes.placed()
         rows = step(self.scales.view()), self.zeros.view()
-        each, zero = (self._spread(t, first, codes.shape[1]) for t in rows)
-        return _numbers(unpacked(codes, self.q.bits), each, zero, self.tail.view().dtype)
+        each, zeros = (self._spread(t, first, codes.shape[1]) for t in rows)
+        return decoded(unpacked(codes, self.q.bits), each, zeros, self.tail.view().dtype)
 
     def _spread(self, rows: Tensor, begin: int, count: int) -> Tensor:
         """What groups have, for each of `count` tokens from text position `begin` on and each channel."""
@@ -298,11 +326,6 @@ class QuantizedSlots:
 
     def _named(self) -> dict[str, Slots]:
         return {part: getattr(self, part) for part in ("head", "codes", "scales", "zeros", "tail")}
-
-
-def _numbers(codes: Tensor, each: Tensor, zero: Tensor, dtype: torch.dtype) -> Tensor:
-    """What codes stand for, with the step and the zero point of each."""
-    return ((codes + zero.float()) * each).to(dtype)
 
 
 def pack_together(parts: Sequence[tuple[QuantizedSlots, QuantizedSlots]], end: int) -> Newly | None:

@@ -147,9 +147,7 @@ class RaggedLayer(RankedLayer):
     ) -> None:
         """Hold the next tokens of the text too, in all heads."""
         heads, tokens = keys.shape[:2]
-        pairs = (self.keys, keys), (self.values, values)
-        self.keys, self.values = (torch.cat((old, in_one_row(new)), 1) for old, new in pairs)
-        self.positions = torch.cat((self.positions, positions.repeat_interleave(heads)[None]), 1)
+        self._hold(in_one_row(keys), in_one_row(values), positions.repeat_interleave(heads)[None])
         new = torch.eye(heads, dtype=torch.bool, device=self.own.device).repeat(1, tokens)
         self.own = torch.cat((self.own, new), 1)
 
@@ -158,7 +156,7 @@ class RaggedLayer(RankedLayer):
     ) -> None:
         """Hold these keys and values of the text's first tokens, where those are held."""
         early = (self.positions < keys.shape[1])[..., None]
-        of, at = self.own.int().argmax(0), self.positions[0].clamp(max=keys.shape[1] - 1)
+        of, at = self._heads()[0], self.positions[0].clamp(max=keys.shape[1] - 1)
         self.keys = torch.where(early, keys[of, at], self.keys)
         self.values = torch.where(early, values[of, at], self.values)
         self.rotated = None
@@ -182,6 +180,9 @@ class RaggedLayer(RankedLayer):
     def slots_of_heads(self) -> Int[Tensor, " slots"]:
         """Which of its head's slots each is."""
         return ((self.own.cumsum(1) - 1) * self.own).sum(0)
+
+    def _heads(self) -> Int[Tensor, "1 slots"]:
+        return self.own.int().argmax(0)[None]
 
     def _seen(self, layer: int, dims: int | None, expected: FutureQueries | None) -> LayerState:
         return replace(super()._seen(layer, dims, expected), own=self.own)

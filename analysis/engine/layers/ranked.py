@@ -17,6 +17,8 @@ from ...families.rotary import Adapted
 from ...policies.ranked import FutureQueries, LayerState, Ranked
 from ..state import State
 from .banded import BandedLayer
+from .packed import AsItCame, PackedSlots
+from .quantized import Quantization
 from .queries import QueryMoments
 
 Kind = TypeVar("Kind", bound="RankedLayer")
@@ -81,7 +83,11 @@ class Scattered:
 
 @dataclass(eq=False)
 class RankedLayer:
-    """The slots of one layer.  Tensors are replaced and never written into, so that a copy of it costs nothing."""
+    """The slots of one layer.  Tensors are replaced and never written into, so that a copy of it costs nothing.
+
+    Where slots are stored in few bits (`packed`), their keys and values here are what the codes stand for: scores look
+    at these, and a value into which something is merged is quantized anew.
+    """
 
     keys: Float[Tensor, "kv_heads slots dim"]
     """Before rotation."""
@@ -97,6 +103,8 @@ class RankedLayer:
     """Of the context for which they were rotated (families/frequencies.py)."""
     queries: QueryMoments | None = None
     """Of the queries that were read, where the policy asks for those that are expected."""
+    packed: PackedSlots | None = None
+    """Which slots are stored in few bits, and how; None where none ever is."""
 
     @classmethod
     def empty(cls, model: Adapted, layer: int) -> "RankedLayer":
@@ -105,23 +113,33 @@ class RankedLayer:
         return cls(like, like, like[..., 0].long())
 
     def state(self) -> State:
-        """What it holds, and what was observed of it."""
+        """What it holds, as it is stored, and what was observed of it."""
         named = {name: getattr(self, name) for name in ("keys", "values", "positions", *WORK)}
-        moments = {} if self.queries is None else {"queries": self.queries.state()}
-        parts = State.of(moments, length=self.length)
+        more = {} if self.queries is None else {"queries": self.queries.state()}
+        if self.packed is not None:
+            packed = self.packed.compact()
+            more["packed"] = packed.state()
+            named |= {name: named[name][packed.at < 0] for name in ("keys", "values")}
+        parts = State.of(more, length=self.length)
         return State(parts.values, {**parts.tensors, **{name: t for name, t in named.items() if t is not None}})
 
     def loaded(self, state: State) -> "RankedLayer":
         """A layer like this one that holds what a state says.  Raises ValueError where that is of another model."""
-        like = self.keys
-        keys = state.tensor("keys", like, (like.shape[0], None, like.shape[2]), like.dtype)
-        values = state.tensor("values", like, tuple(keys.shape), like.dtype)
+        like, packed = self.keys, self.packed
+        if packed is None:
+            keys = state.tensor("keys", like, (like.shape[0], None, like.shape[2]), like.dtype)
+            values = state.tensor("values", like, tuple(keys.shape), like.dtype)
+        else:
+            packed = packed.loaded(state.part("packed"), like)
+            shape = int((packed.at < 0).sum()), like.shape[2]
+            keys, values = packed.beside(*(state.tensor(name, like, shape, like.dtype) for name in ("keys", "values")))
         heads, slots, _ = keys.shape
         positions = state.tensor("positions", like, (heads, slots), torch.int64)
         shapes = (heads, slots), (heads, None, slots), tuple(keys.shape)
         work = (state.get(name, like, shape) for name, shape in zip(WORK, shapes, strict=True))
         queries = QueryMoments.loaded(state.part("queries"), like) if "queries" in state.values else None
-        return RankedLayer(keys, values, positions, *work, length=state.value("length", int), queries=queries)
+        length = state.value("length", int)
+        return RankedLayer(keys, values, positions, *work, length=length, queries=queries, packed=packed)
 
     @classmethod
     def of(cls, layer: BandedLayer, read: int) -> "RankedLayer":
@@ -145,8 +163,10 @@ class RankedLayer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all keys and values held; what was observed of them is work space and not counted."""
-        return sum(t.numel() * t.element_size() for t in (self.keys, self.values))
+        """Bytes of all keys and values as they are stored; what codes stand for in numbers, and what was observed, is
+        work space and not counted."""
+        packed, count = (0, 0) if self.packed is None else (self.packed.nbytes, len(self.packed))
+        return packed + (self.slots - count) * sum(x.shape[2] * x.element_size() for x in (self.keys, self.values))
 
     def held(self, read: int) -> list[Scattered]:
         """What its heads hold when `read` tokens have been read."""
@@ -178,6 +198,38 @@ class RankedLayer:
         """The same slots, of which no attention has been observed yet."""
         return replace(self, **dict.fromkeys((*WORK, "queries")))
 
+    def as_it_came(self: Kind, q: Quantization | None) -> Kind:
+        """The same slots in numbers, none of which is stored in few bits yet; `q`: which will be."""
+        return replace(self, packed=None if q is None else PackedSlots.none(self.keys, q))
+
+    @torch.inference_mode()
+    def pack(self, end: int) -> AsItCame | None:
+        """Quantize what is held before text position `end` and is to be, and say what that was; None for nothing."""
+        assert self.packed is not None, "it is to quantize"
+        # Without numbers nobody knows which slots these are.
+        if self.positions.is_meta:
+            return None
+        q = self.packed.q
+        waiting = (self.positions >= q.exact) & (self.positions < end) & (self.packed.at < 0)
+        rows, columns = waiting.nonzero(as_tuple=True)
+        if not len(rows):
+            return None
+        came = AsItCame(*(x[rows, columns] for x in (self._heads(), self.positions, self.keys)))
+        groups = came.heads * 2**32 + (came.positions - q.exact) // q.group
+        self.packed = self.packed.compact().with_more(rows, columns, groups, came.keys, self.values[rows, columns])
+        self.keys, self.values = self.packed.beside(*(x[self.packed.at < 0] for x in (self.keys, self.values)))
+        self.rotated = None
+        return came
+
+    def compact(self) -> None:
+        """Let codes and scales go of which no slot is left."""
+        if self.packed is not None and len(self.packed):
+            self.packed = self.packed.compact()
+
+    def _heads(self) -> Int[Tensor, "rows slots"]:
+        """Whose the slots are."""
+        return torch.arange(len(self.keys), device=self.keys.device)[:, None].expand(self.positions.shape)
+
     def append(
         self,
         keys: Float[Tensor, "kv_heads tokens dim"],
@@ -185,8 +237,18 @@ class RankedLayer:
         positions: Int[Tensor, " tokens"],
     ) -> None:
         """Hold the next tokens of the text too."""
+        self._hold(keys, values, positions.expand(len(keys), -1))
+
+    def _hold(
+        self,
+        keys: Float[Tensor, "rows new dim"],
+        values: Float[Tensor, "rows new dim"],
+        positions: Int[Tensor, "rows new"],
+    ) -> None:
         self.keys, self.values = torch.cat((self.keys, keys), 1), torch.cat((self.values, values), 1)
-        self.positions = torch.cat((self.positions, positions.expand(len(keys), -1)), 1)
+        self.positions = torch.cat((self.positions, positions), 1)
+        if self.packed is not None:
+            self.packed = self.packed.followed_by(keys.shape[1])
 
     def replace_first(
         self, keys: Float[Tensor, "kv_heads first dim"], values: Float[Tensor, "kv_heads first dim"]
@@ -261,7 +323,7 @@ class RankedLayer:
         count = policy.left(len(self), budget) * (self.kv_heads // len(self.keys))
         leaves, kept = order[:, :-count], order[:, -count:].sort().values
         evicted = self._evicted(leaves) if tell else None
-        self.values = policy.merged(self.values, seen, leaves)
+        self._merge(policy.merged(self.values, seen, leaves))
         self._keep(kept)
         if policy.positions == "cache":
             self.rotated = None
@@ -278,8 +340,19 @@ class RankedLayer:
         """What leaves with these slots."""
         return Evicted(_picked(self.keys, leaves), _picked(self.positions, leaves))
 
+    def _merge(self, values: Float[Tensor, "kv_heads slots dim"]) -> None:
+        """Hold these values in place of those that are held; those that are stored in few bits are quantized anew."""
+        if self.packed is not None and values is not self.values and len(self.packed):
+            changed = (values != self.values).any(2) & (self.packed.at >= 0)
+            where = changed.nonzero(as_tuple=True)
+            self.packed, new = self.packed.with_values(self.packed.at[where], values[where])
+            values = values.index_put(where, new)
+        self.values = values
+
     def _keep(self, kept: Int[Tensor, "kv_heads slots"]) -> None:
         """Hold these slots alone."""
+        if self.packed is not None:
+            self.packed = self.packed.of_slots(kept)
         self.keys, self.values, self.positions = (_picked(x, kept) for x in (self.keys, self.values, self.positions))
         if self.accumulated_attention is not None:
             self.accumulated_attention = _picked(self.accumulated_attention, kept)

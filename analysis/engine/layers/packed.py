@@ -1,0 +1,194 @@
+"""Ranked slots in few bits: of a group of the text's tokens, what each KV head still holds when the group is quantized.
+
+Which groups there are and when each of them is quantized is said by the number of tokens read alone, as for a window
+(quantized.py): so chunks of any size store the same.  Keys of a group that one head holds then share a scale for each
+channel, and values have one for each token.  What leaves takes its codes along.  What stays keeps them, and the scales
+of its group, which are never made anew: nothing is rounded twice.  They are held, and counted, until the last of these
+tokens has left the head, so a group of which little is left weighs more for each token.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from ..state import State
+from .quantized import Quantization, Scales, channels_of, coded, decoded, packed, step, unpacked
+
+
+@dataclass(frozen=True, eq=False)
+class AsItCame:
+    """Slots of one layer before they were quantized: whose they are, their text positions, and keys before rotation."""
+
+    heads: Int[Tensor, " slots"]
+    positions: Int[Tensor, " slots"]
+    keys: Float[Tensor, "slots dim"]
+
+    def of_head(self, kv_head: int) -> tuple[Int[Tensor, " some"], Float[Tensor, "some dim"]]:
+        """Text positions and keys of one KV head."""
+        own = self.heads == kv_head
+        return self.positions[own], self.keys[own]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedSlots:
+    """Those slots of a layer that are stored in few bits, of all its KV heads.  Tensors are never written into.
+
+    Codes of slots that have left stay until `compact`.
+    """
+
+    q: Quantization
+    at: Int[Tensor, "rows slots"]
+    """Which of the codes each slot of the layer has; −1 where it is as it came."""
+    groups: Int[Tensor, " packed"]
+    """Which of the key scales each of the codes has."""
+    key_codes: UInt8[Tensor, "packed bytes"]
+    value_codes: UInt8[Tensor, "packed bytes"]
+    value_scales: UInt8[Tensor, "packed parts"]
+    value_zeros: Int[Tensor, "packed parts"]
+    """Of up to 64 channels of one slot."""
+    key_scales: UInt8[Tensor, "groups dim"]
+    key_zeros: Int[Tensor, "groups dim"]
+    """Of each channel of a group in one head."""
+
+    @classmethod
+    def none(cls, like: Float[Tensor, "rows slots dim"], q: Quantization) -> "PackedSlots":
+        """None of the slots of a layer whose keys are `like` these."""
+        at = torch.full(like.shape[:2], -1, device=like.device)
+        nobody = like.flatten(0, 1)[:0]
+        return cls._of(q, at, at.flatten()[:0], nobody, nobody)
+
+    @classmethod
+    def _of(
+        cls,
+        q: Quantization,
+        at: Int[Tensor, "rows slots"],
+        groups: Int[Tensor, " packed"],
+        keys: Float[Tensor, "packed dim"],
+        values: Float[Tensor, "packed dim"],
+    ) -> "PackedSlots":
+        """These keys and values, packed; `groups`: which of them share key scales, counted from 0."""
+        count = int(groups.max()) + 1 if len(groups) else 0
+        low, high = (
+            keys.new_full((count, keys.shape[1]), edge).scatter_reduce_(0, groups[:, None].expand_as(keys), keys, by)
+            for edge, by in ((float("inf"), "amin"), (float("-inf"), "amax"))
+        )
+        scales = Scales.of(low, high, q)
+        codes = packed(coded(keys, step(scales.scales)[groups], scales.zeros[groups], q), q.bits)
+        value_codes, value_scales = _of_values(values, q)
+        return cls(q, at, groups, codes, value_codes, *value_scales, *scales)
+
+    def __len__(self) -> int:
+        """How many slots there are codes of."""
+        return len(self.groups)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points; whose they are is known from where slots stand in the text."""
+        return sum(t.numel() * t.element_size() for t in (getattr(self, name) for name in STORED))
+
+    def beside(
+        self, keys: Float[Tensor, "came dim"], values: Float[Tensor, "came dim"]
+    ) -> tuple[Float[Tensor, "rows slots dim"], Float[Tensor, "rows slots dim"]]:
+        """Keys and values of all slots: those that the codes stand for, and these where slots are as they came."""
+        stored, whole = self.at >= 0, []
+        for came, numbers in zip((keys, values), self.numbers(keys.dtype), strict=True):
+            x = came.new_empty(*stored.shape, came.shape[1])
+            x[~stored], x[stored] = came, numbers[self.at[stored]]
+            whole.append(x)
+        return whole[0], whole[1]
+
+    def numbers(self, dtype: torch.dtype) -> tuple[Float[Tensor, "packed dim"], Float[Tensor, "packed dim"]]:
+        """Keys and values that the codes stand for."""
+        codes, each = unpacked(self.key_codes, self.q.bits), step(self.key_scales)[self.groups]
+        keys = decoded(codes, each, self.key_zeros[self.groups], dtype)
+        return keys, _values(self.value_codes, Scales(self.value_scales, self.value_zeros), self.q, dtype)
+
+    def with_more(
+        self,
+        rows: Int[Tensor, " new"],
+        columns: Int[Tensor, " new"],
+        groups: Int[Tensor, " new"],
+        keys: Float[Tensor, "new dim"],
+        values: Float[Tensor, "new dim"],
+    ) -> "PackedSlots":
+        """These and more slots, of which none is packed yet; `groups`: a number for each group of each head, of which
+        none is here yet."""
+        count, (_, shared) = len(self), groups.unique(return_inverse=True)
+        at = self.at.index_put((rows, columns), torch.arange(count, count + len(rows), device=rows.device))
+        more = PackedSlots._of(self.q, at, shared, keys, values)
+        more = replace(more, groups=more.groups + len(self.key_scales))
+        both = {name: torch.cat((getattr(self, name), getattr(more, name))) for name in ("groups", *STORED)}
+        return replace(more, **both)
+
+    def with_values(
+        self, codes: Int[Tensor, " changed"], values: Float[Tensor, "changed dim"]
+    ) -> tuple["PackedSlots", Float[Tensor, "changed dim"]]:
+        """The same with other values in some slots, each quantized anew, and what these become; `codes`: which are
+        theirs."""
+        new, scales = _of_values(values, self.q)
+        pairs = {"value_codes": new, "value_scales": scales.scales, "value_zeros": scales.zeros}
+        other = replace(self, **{name: getattr(self, name).index_copy(0, codes, t) for name, t in pairs.items()})
+        return other, _values(new, scales, self.q, values.dtype)
+
+    def followed_by(self, slots: int) -> "PackedSlots":
+        """The same in a layer that holds so many slots more, as they came."""
+        return replace(self, at=nn.functional.pad(self.at, (0, slots), value=-1))
+
+    def of_slots(self, kept: Int[Tensor, "rows kept"]) -> "PackedSlots":
+        """The same in a layer that holds these slots alone; codes of the others stay until `compact`."""
+        return replace(self, at=self.at.gather(1, kept))
+
+    def compact(self) -> "PackedSlots":
+        """The same without the codes of slots that have left, and without the scales that no slot has any more."""
+        stays = self.at >= 0
+        codes = self.at[stays]
+        if len(codes) == len(self):
+            return self
+        groups, shared = self.groups[codes].unique(return_inverse=True)
+        at = self.at.masked_scatter(stays, torch.arange(len(codes), device=codes.device))
+        kept = {name: getattr(self, name)[codes if name in OF_SLOTS else groups] for name in STORED}
+        return replace(self, at=at, groups=shared, **kept)
+
+    def state(self) -> State:
+        """What is held."""
+        return State({}, {name: getattr(self, name) for name in ("at", "groups", *STORED)})
+
+    def loaded(self, state: State, like: Float[Tensor, "kv_heads slots dim"]) -> "PackedSlots":
+        """Slots like these that hold what a state says, where keys are `like` these.  Raises ValueError where that is
+        of another model, or damaged."""
+        at = state.tensor("at", like, (len(self.at), None), torch.int64)
+        groups = state.tensor("groups", like, (None,), torch.int64)
+        parts = {name: getattr(self, name) for name in STORED}
+        parts = {name: state.tensor(name, like, (None, t.shape[1]), t.dtype) for name, t in parts.items()}
+        whole = all(len(parts[name]) == len(groups) for name in OF_SLOTS)
+        fits = sorted(at[at >= 0].tolist()) == list(range(len(groups)))
+        shared = sorted({*groups.tolist()}) == list(range(len(parts["key_scales"]))) and len(parts["key_zeros"])
+        if not whole or not fits or (len(groups) and not shared):
+            raise ValueError("codes of this state have not the scales that they need: it is damaged")
+        return replace(self, at=at, groups=groups, **parts)
+
+
+OF_SLOTS = "key_codes", "value_codes", "value_scales", "value_zeros"
+STORED = *OF_SLOTS, "key_scales", "key_zeros"
+"""What is stored of slots, and of groups."""
+
+
+def _of_values(values: Float[Tensor, "slots dim"], q: Quantization) -> tuple[UInt8[Tensor, "slots bytes"], Scales]:
+    """Codes and scales of values, each token's on its own."""
+    channels = channels_of(values.shape[1])
+    parts = values.unflatten(1, (-1, channels))
+    scales = Scales.of(parts.amin(2), parts.amax(2), q)
+    each, zeros = (t.repeat_interleave(channels, 1) for t in (step(scales.scales), scales.zeros))
+    return packed(coded(values, each, zeros, q), q.bits), scales
+
+
+def _values(
+    codes: UInt8[Tensor, "slots bytes"], scales: Scales, q: Quantization, dtype: torch.dtype
+) -> Float[Tensor, "slots dim"]:
+    """What the codes of values stand for."""
+    numbers = unpacked(codes, q.bits)
+    channels = numbers.shape[1] // scales.scales.shape[1]
+    each, zeros = (t.repeat_interleave(channels, 1) for t in (step(scales.scales), scales.zeros))
+    return decoded(numbers, each, zeros, dtype)

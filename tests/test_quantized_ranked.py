@@ -1,0 +1,237 @@
+"""Quantized caches whose slots are ranked: what is stored, what it takes, and that a lane reads it as the plain rule
+says."""
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.engine.check import adapt
+from analysis.engine.context import SharedContext
+from analysis.engine.lane import Lane
+from analysis.engine.layers.packed import STORED
+from analysis.engine.layers.quantized import Quantization
+from analysis.engine.layers.ranked import RankedLayer
+from analysis.engine.stream import open_lanes
+from analysis.maps.recent import head_row
+from analysis.policies import POLICIES, Ranked, parse
+from analysis.policies.ranked import LayerState
+
+from .families import shared, tiny, words
+from .invariants import Tokens
+from .reading import read
+from .rounding import by_token, nearest
+from .storms import written
+from .switching import beside, check_held, follow, read_both, switch_both
+
+HOLD = 64
+SMALL = "group=4,residual=6"
+QUANTIZED = {
+    "h2o": "budget=16,recent=5,cache=int4,exact=2",
+    "tova": "budget=16,cache=int4",
+    "snapkv": "budget=16,sinks=2,recent=4,interval=4,cache=int4,exact=2",
+    "adakv": "budget=16,recent=4,kernel=3,floor=30,positions=cache,cache=int4,exact=1",
+    "knorm": "budget=16,sinks=1,recent=3,skip=1,cache=int8,exact=1",
+    "keydiff": "budget=16,positions=cache,cache=int4",
+    "scissorhands": "budget=16,sinks=1,recent=3,history=9,cache=int2",
+    "lagkv": "budget=16,sinks=1,recent=4,cache=int4,exact=9",
+    "expected-attention": "budget=16,sinks=2,future=20,cache=int4,exact=2",
+    "pyramid": "budget=16,sinks=1,recent=2,steepness=2,cache=int4",
+    "random": "budget=16,sinks=0,recent=2,seed=7,block=3,cache=int8",
+    "late": "budget=16,sinks=3,start=6,interval=3,cache=int4,exact=4",
+    "cam": "budget=16,sinks=2,merge=3,seed=1,cache=int4,exact=1",
+}
+
+
+def small(name, **more):
+    return parse(f"{name}:{QUANTIZED[name]},{SMALL}" + "".join(f",{k}={v}" for k, v in more.items()))
+
+
+def test_all_ranked_policies_are_here():
+    assert {*QUANTIZED} == {name for name, policy in POLICIES.items() if issubclass(policy, Ranked)}
+
+
+@pytest.mark.parametrize(("name", "chunk"), [(name, 1 + 12 * (i % 2)) for i, name in enumerate(QUANTIZED)])
+def test_any_policy_reads_what_the_plain_rule_reads(name, chunk):
+    """With one, two and four query heads for each KV head."""
+    kv_heads = (4, 2, 1)[list(QUANTIZED).index(name) % 3]
+    model = shared("llama", num_key_value_heads=kv_heads, num_hidden_layers=2)
+    lane = open_lanes(model, words(64), [small(name)], history=HOLD)[0]
+    reference = beside(lane)
+    read_both(lane, reference, 63, chunk)
+    check_held(lane, reference)
+    if lane.policy.recent:
+        Tokens(lane.context.model).check(lane, reference.rounded)
+    assert reference.ties < 20 and reference.rounded
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
+def test_families_read_what_the_plain_rule_reads(family):
+    model = tiny(family, num_hidden_layers=2, num_key_value_heads=2, sliding_window=9)
+    lane = open_lanes(model, words(50), [small("h2o", interval=3)], history=HOLD)[0]
+    read_both(lane, beside(lane), 49, chunk=20)
+
+
+def kept(lane):
+    """All that the layers of a lane store."""
+    for layer in lane.store.layers:
+        yield from (layer.positions, layer.keys, layer.values, layer.packed.at)
+        yield from (getattr(layer.packed, name) for name in STORED)
+
+
+@pytest.mark.parametrize("name", ["h2o", "snapkv", "adakv", "random", "late", "cam"])
+def test_chunk_size_changes_nothing(name):
+    model, tokens = shared("llama", num_hidden_layers=2), words(50)
+    one = read(model, tokens, small(name), 1)
+    for chunk in (7, 64):
+        other = read(model, tokens, small(name), chunk)
+        np.testing.assert_allclose(other.nll, one.nll, atol=1e-5)
+        for a, b in zip(kept(other.lane), kept(one.lane), strict=True):
+            # Tokens that are not read as a whole yet may differ in the last digit.
+            assert torch.allclose(a, b, atol=1e-6) if a.is_floating_point() else torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["cam", "adakv"])
+def test_decoding_reads_what_the_plain_rule_reads(name):
+    tokens = words(50)
+    lane = open_lanes(shared("llama", num_hidden_layers=2), tokens[:20], [small(name)], history=HOLD)[0]
+    reference = beside(lane)
+    read_both(lane, reference, 19)
+    for token in tokens[20:]:
+        follow(lane, reference, lane.next(lambda _, token=token: int(token)))
+    check_held(lane, reference)
+
+
+@pytest.mark.parametrize("name", ["h2o", "adakv"])
+def test_maps_show_the_keys_as_the_queries_met_them(name):
+    lane = open_lanes(shared("llama", num_hidden_layers=2), words(60), [small(name, interval=2)], history=40)[0]
+    reference = beside(lane)
+    read_both(lane, reference, 59, chunk=9)
+    for t in range(20, 59):
+        row, (expected, _) = head_row(lane, 1, 2, t), reference.rows[t, 1, 2]
+        assert row.positions.tolist() == sorted(expected)
+        np.testing.assert_allclose(row.weights, [expected[p] for p in row.positions], atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "pin"), [("h2o", False), ("adakv", True)])
+def test_a_switch_stores_what_the_rule_says(name, pin):
+    """To it and from it, from bands, from what is stored in another way, and with more room for a while."""
+    lane = open_lanes(shared("llama", num_hidden_layers=2), words(300), [parse("window:window=20")], history=HOLD)[0]
+    reference, streaming = beside(lane), parse(f"streaming:sinks=2,window=14,cache=int4,exact=2,{SMALL}")
+    read_both(lane, reference, 30)
+    policy = small(name, sinks=2)
+    on = policy, policy.with_room(9), policy, streaming, policy, parse("tova:budget=12"), small("cam"), small("knorm")
+    for other in (*on, policy, parse("dense")):
+        switch_both(lane, reference, other, pin)
+        check_held(lane, reference)
+        Tokens(lane.context.model).check(lane, reference.rounded)
+        read_both(lane, reference, 9, chunk=5)
+    check_held(lane, reference)
+
+
+def test_more_room_takes_nothing_from_what_is_stored():
+    lane = read(shared("llama", num_hidden_layers=2), words(60), small("h2o")).lane
+    before = list(kept(lane))
+    for other in (small("h2o").with_room(20), small("h2o")):
+        lane.switch(other)
+        assert all(torch.equal(a, b) for a, b in zip(kept(lane), before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["h2o", "adakv", "cam"])
+def test_a_lane_goes_on_from_what_is_stored_alone(name):
+    """Inside a group of tokens that are read together, too."""
+    model, tokens, policy = adapt(shared("llama", num_hidden_layers=2)), words(70), small(name, interval=3)
+    lane = Lane(0, policy, SharedContext(model, tokens, 4, 0))
+    for upto in (31, 32, 40):
+        lane.read(40, upto=upto)
+        state = lane.state()
+        assert all("keys" not in key or len(t) < 16 * 4 for key, t in state.tensors.items())
+        other = Lane(0, policy, SharedContext(model, tokens, 4, 0))
+        other.load_state(written(state))
+        assert other.cache_bytes == lane.cache_bytes
+        assert all(torch.equal(a, b) for a, b in zip(kept(other), kept(lane), strict=True))
+        twin = lane.snapshot()
+        np.testing.assert_array_equal(other.read(30).nll, lane.read(30).nll)
+        assert all(torch.equal(a, b) for a, b in zip(kept(other), kept(lane), strict=True))
+        lane.restore(twin)
+
+
+def test_what_is_damaged_is_not_loaded():
+    model, tokens = adapt(shared("llama", num_hidden_layers=2)), words(70)
+    lane = Lane(0, small("h2o"), SharedContext(model, tokens, 4, 0))
+    lane.read(40, upto=40)
+    state = written(lane.state())
+    state.tensors["store/0/packed/key_scales"] = state.tensors["store/0/packed/key_scales"][1:]
+    with pytest.raises(ValueError, match="have not the scales that they need: it is damaged"):
+        Lane(0, small("h2o"), SharedContext(model, tokens, 4, 0)).load_state(state)
+
+
+def layer_of(tokens, q, dtype, heads=2, dim=128):
+    """A layer that holds so many tokens, and will quantize them."""
+    torch.manual_seed(0)
+    keys, values = torch.randn(2, heads, tokens, dim).to(dtype)
+    return RankedLayer(keys, values, torch.arange(tokens).expand(heads, -1)).as_it_came(q)
+
+
+def test_bytes_are_those_of_codes_and_of_scales_that_some_slot_still_has():
+    layer = layer_of(14, Quantization(4, 2, 4, 4), torch.float16)
+    came = layer.pack(10)
+    # Two heads with two groups of four tokens, and six tokens as they came; a scale and a zero point are two bytes.
+    token, scales = 2 * 128 * 4 // 8 + 2 * 2, 2 * 128
+    assert layer.nbytes == 2 * (8 * token + 2 * scales + 6 * 2 * 128 * 2) and len(came.positions) == 16
+    codes = layer.keys
+    for budget, packed, groups in ((9, 5, 2), (7, 3, 1), (5, 1, 1), (4, 0, 0)):
+        layer.evict(parse(f"late:budget={budget},sinks=0,start=0"), 0, 1, tell=False)
+        layer.compact()
+        assert layer.nbytes == 2 * (packed * token + groups * scales + 4 * 2 * 128 * 2)
+        assert torch.equal(layer.keys, codes[:, -budget:]), "what stays is never rounded again"
+
+
+def test_a_cache_of_four_bits_is_little_more_than_a_third():
+    """Where a group leaves as a whole, and 16 to 32 of 256 tokens are as they came."""
+    model = tiny("llama", num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=64).half()
+    late = "late:budget=256,start=0,interval=16"
+    lanes = open_lanes(model, words(400), [parse(f"{late}{cache}") for cache in ("", ",cache=int4,exact=4")])
+    for lane in lanes:
+        while not lane.done:
+            lane.read(200)
+    assert lanes[1].cache_bytes <= 0.37 * lanes[0].cache_bytes
+
+
+def test_what_is_merged_into_a_stored_value_is_quantized_anew():
+    layer, policy = layer_of(30, Quantization(4, 2, 4, 4), torch.float32), parse("cam:budget=20,sinks=2,merge=4")
+    layer.pack(26)
+    layer.accumulated_attention = torch.linspace(2, 1, 30).expand(2, -1)
+    before, state = layer.values, LayerState(*layer.ends(30, 0), layer.positions, layer.accumulated_attention, None, 0)
+    leaves = policy.order(state)[:, :10]
+    merged = policy.merged(before, state, leaves)
+    size = layer.nbytes
+    layer.evict(policy, 0, 1, tell=False)
+    layer.compact()
+    changed, ties = 0, 0
+    for head in range(2):
+        for value, position in zip(layer.values[head], layer.positions[head].tolist(), strict=True):
+            expected = merged[head, position]
+            if not torch.equal(expected, before[head, position]) and 2 <= position < 26:
+                (expected,), more = nearest([expected], by_token, 4, [value])
+                changed, ties = changed + 1, ties + more
+            torch.testing.assert_close(value, expected)
+    assert changed == 2 * 4 and ties < 5 and layer.nbytes < size
+    stored = layer.packed.at >= 0
+    assert torch.equal(layer.values[stored], layer.packed.numbers(torch.float32)[1][layer.packed.at[stored]])
+
+
+def test_first_tokens_that_are_exact_read_as_without():
+    model, tokens = shared("llama", num_hidden_layers=2), words(60)
+    plain = read(model, tokens, "h2o:budget=16,recent=5").nll
+    exact = read(model, tokens, f"h2o:budget=16,recent=5,cache=int2,exact=200,{SMALL}").nll
+    np.testing.assert_allclose(exact, plain, atol=1e-5)
+    assert np.abs(read(model, tokens, f"h2o:budget=16,recent=5,cache=int2,{SMALL}").nll - plain).max() > 0.01
+
+
+def test_ranking_runs_on_the_meta_device(tiny_llama):
+    model = adapt(type(tiny_llama)(tiny_llama.config).eval().to("meta"))
+    for name in ("h2o", "adakv", "cam"):
+        lane = open_lanes(model, words(60), [small(name)])[0]
+        for begin, count in ((0, 5), (5, 1), (6, 2), (8, 2)):
+            logits, mass, *_ = lane.store.forward(begin, count)
+            assert logits.is_meta and mass.is_meta and mass.shape == (3, 4, count)
