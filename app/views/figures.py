@@ -26,6 +26,10 @@ from app.plain import plain
 from app.projection import project
 
 PARAMETERS: address.Parameters = {**figure_source.PARAMETERS, **figure_layout.PARAMETERS}
+GONE = (
+    "What this address wants a figure of is not here: import its .zip on the page Runs and open the link again, or "
+    "choose something else."
+)
 ADDRESS = ("run", *PARAMETERS)
 """What the address of this page says."""
 TYPES = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png", "csv": "text/csv"}
@@ -57,7 +61,7 @@ def arrive() -> None:
         needs = figure_source.need_of(linked)
         if "figure" not in found and needs:
             first = figure_source.first_figure(needs)
-        gone = "" if needs or not linked else "What this address wants a figure of is not here: choose something else."
+        gone = "" if needs or not linked else GONE
         state.figure_problem = f"{address.wrong(problems)} {gone}".strip()
         if REGISTRY.find(linked, CaptureJob) is not None:
             state.captures = list(dict.fromkeys([*state.get("captures", []), linked]))
