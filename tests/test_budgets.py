@@ -103,6 +103,12 @@ def test_cautions_know_when_something_first_leaves():
         ("knorm:budget=64", 60, True),
         ("h2o:budget=64,recent=8", 65, False),
         ("duo:full=50", 100, False),
+        ("window:window=60", 60, True),
+        ("window:window=60", 61, False),
+        ("streaming:sinks=4,window=56", 60, True),
+        ("streaming:sinks=4,window=56", 61, False),
+        ("recompute:window=50,stride=11", 60, True),
+        ("recompute:window=50,stride=11", 61, False),
     ):
         assert any("equals dense" in note for note in parse(written).cautions(tokens, None)) is equals
 
@@ -111,6 +117,11 @@ def test_places_beyond_the_trained_length_are_warned_of():
     assert any("positions=cache" in n for n in parse("tova:budget=64").cautions(9000, 8192))
     for written in ("tova:budget=64,positions=cache", "random:budget=256"):
         assert not any("positions=cache" in n for n in parse(written).cautions(9000, 8192))
+    assert not any("positions=cache" in n for n in parse("tova:budget=64").cautions(8192, 8192))
+    for policy in ("window", "streaming", "recompute"):
+        for window, warned in ((8192, False), (8193, True)):
+            notes = parse(f"{policy}:window={window}").cautions(None, 8192)
+            assert any("longer than the 8192 tokens" in n for n in notes) is warned
 
 
 @pytest.mark.parametrize("budget", [12, 16, 64, 256, 999])

@@ -270,6 +270,8 @@ def test_policies_whose_stores_cannot_pack_say_so():
 def test_heads_that_carry_positions_are_not_quantized():
     with pytest.raises(ValueError, match="carry positions, which cannot be quantized: choose cache=own"):
         open_lanes(tiny("bloom"), words(20), [Dense(cache="int4")])
+    with pytest.raises(ValueError, match="have 6 dimensions, which cannot be quantized: choose cache=own"):
+        open_lanes(tiny("llama", head_dim=6), words(20), [Dense(cache="int4")])
 
 
 def test_the_contract_parses_and_says_what_it_is():

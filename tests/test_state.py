@@ -80,6 +80,8 @@ def test_a_lane_loaded_from_its_state_goes_on_to_the_last_bit(data, name):
 SMALL = {"dense": "dense", "window": "window:window=9", "streaming": "streaming:sinks=4,window=9"}
 SMALL |= {"recompute": "recompute:window=9,stride=3", "duo": "duo:full=50,sinks=2,window=9"}
 SMALL |= {"shift": "shift:window=9,keep=2"}
+OBSERVED = "rotated", "rotated_sinks", "accumulated_attention", "recent_attention"
+"""What is observed or rotated as a lane reads: after a switch there is nothing of it either."""
 
 
 @pytest.mark.parametrize("name", list(POLICIES))
@@ -168,12 +170,23 @@ def test_a_state_with_tensors_of_another_shape_is_refused_in_a_sentence(policy, 
             tensors = {**state.tensors, name: wrong} if wrong is not None else dict(state.tensors)
             if wrong is None:
                 del tensors[name]
-            # What is observed or rotated later: after a switch there is nothing of it either.
-            optional = "rotated", "rotated_sinks", "accumulated_attention", "recent_attention"
-            if wrong is None and name.split("/")[-1] in optional:
+            if wrong is None and name.split("/")[-1] in OBSERVED:
                 continue
             with pytest.raises(ValueError, match=r"^[^\n]+$"):
                 beside(lane).load_state(State(state.values, tensors))
+
+
+@pytest.mark.parametrize("policy", ["dense", "adakv:budget=16,recent=4", "dense:cache=int4,group=4,residual=6"])
+def test_a_state_with_numbers_of_another_kind_is_refused_in_a_sentence(policy, tiny_llama):
+    lane = open_lanes(tiny_llama, np.arange(60) % 97, [parse(policy)])[0]
+    lane.read(30)
+    state = written(lane.state())
+    kept = [name for name in state.tensors if name.split("/")[-1] not in OBSERVED]
+    assert len(kept) >= 4 * 3
+    for name in kept:
+        tensors = {**state.tensors, name: state.tensors[name].to(torch.complex64)}
+        with pytest.raises(ValueError, match=r"is torch.complex64 .+ and not torch\.[a-z]+\d* .+: it is of another"):
+            beside(lane).load_state(State(state.values, tensors))
 
 
 def test_a_quantized_state_without_some_of_its_scales_is_refused_in_a_sentence(tiny_llama):
