@@ -267,6 +267,15 @@ def test_policies_whose_stores_cannot_pack_say_so():
                 kind(cache="int4")
 
 
+def test_what_may_be_quantized_takes_less_memory(small):
+    for name, kind in POLICIES.items():
+        if kind.quantizable:
+            own, few = (
+                read(small, words(60), f"{name}{more}").lane.cache_bytes for more in ("", f":cache=int4,{SMALL}")
+            )
+            assert few < own / 2, name
+
+
 def test_heads_that_carry_positions_are_not_quantized():
     with pytest.raises(ValueError, match="carry positions, which cannot be quantized: choose cache=own"):
         open_lanes(tiny("bloom"), words(20), [Dense(cache="int4")])
