@@ -188,6 +188,16 @@ def test_a_run_that_was_killed_goes_on_from_any_moment(whole, copied, tmp_path, 
         same(load(tmp_path / str(steps)), whole)
 
 
+def test_a_run_that_was_killed_before_its_first_chunk_is_the_whole_run(whole, copied, tmp_path, command):
+    place = tmp_path / "0"
+    shutil.copytree(copied / "1", place, ignore=shutil.ignore_patterns("checkpoint"))
+    for name in ("tokens.arrow", "sinks.arrow"):
+        (place / name).write_bytes(b"")
+    assert load(place).first_token is None
+    command("resume", place)
+    same(load(place), whole)
+
+
 def test_a_line_of_events_cut_short_by_a_kill_goes(whole, copied, tmp_path, command):
     place = tmp_path / "30"
     shutil.copytree(copied / "30", place)

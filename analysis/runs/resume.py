@@ -270,7 +270,8 @@ def resumed(
         for step in _again(lane, run, since):
             comparison.take(step)
             progress(lane.index, lane.position)
-    run.spec = spec
+    # A record that was cut off before its first chunk does not say it.
+    run.spec, run.first_token = spec, int(read.ids[0])
     switches = to_come(asked.switches, run.events, [lane.position for lane in standing.lanes])
     folder = standing.open(asked.path, run, comparison)
     if len(read.ids) > len(run.pieces[0]):

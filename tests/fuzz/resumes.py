@@ -108,6 +108,8 @@ def wrong(place: Path, whole: Path, code: int) -> str:
         return f"{type(e).__name__}: {e}"
     if found.status != "finished":
         return f"its status is {found.status}"
+    if found.first_token != expected.first_token:
+        return f"it begins with token {found.first_token}"
     for lane, (a, b) in enumerate(zip(found.tracks, expected.tracks, strict=True)):
         if not np.array_equal(a.token_ids.view(), b.token_ids.view()):
             return f"lane {lane} has other tokens, {len(a.nll)} of {len(b.nll)}"
