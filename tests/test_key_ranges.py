@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure as Sheet
+from streamlit.testing.v1 import AppTest
 
 from analysis import metrics
 from analysis.engine.stream import open_lanes
+from analysis.experiments.presets import PRESETS
 from analysis.figures import parse
 from analysis.maps.atlas import Atlas
 from analysis.maps.recent import head_map
@@ -16,6 +18,7 @@ from app.frames.reading import ReadingSender
 from app.view import View
 
 from .families import shared, twin, words
+from .fuzz.addresses import MAIN
 from .test_atlas import captured_by
 from .test_frames import decoded
 from .test_jobs_reading import begin
@@ -157,6 +160,19 @@ def test_ranges_are_sent_where_a_lane_has_a_cache_of_few_bits(registry, model):
             times = metrics.widened(drawn)
             assert head["map"]["beyond"] == (times > 1).sum() > 0
             assert head["map"]["widened"] == pytest.approx(times.max())
+
+
+def test_the_story_of_few_bits_brings_a_head_and_takes_it_away(monkeypatch):
+    monkeypatch.setattr("app.panels.run_panel.RunPanel.begin", lambda *_, **__: None)
+    at = AppTest.from_file(MAIN, default_timeout=300).run()
+    told, head = [], PRESETS["quantized"].head
+    for story in ("quantized", "shift", "quantized"):
+        at.sidebar.button(key=f"read-story-{story}").click().run()
+        told.append(at.session_state["view"].head)
+    # What a person has chosen stays.
+    at.session_state["view"].head = (1, 2)
+    at.sidebar.button(key="read-story-blocks").click().run()
+    assert [*told, at.session_state["view"].head] == [head, None, head, (1, 2)] and not at.exception
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ class Preset:
     """What happens to its lanes in the recording."""
     model: str = ""
     """The model that it is about; empty: whichever is chosen."""
+    head: tuple[int, int] | None = None
+    """Layer and head of the embedded model that are looked into, where a person has chosen none."""
 
 
 FOUR = ("dense", "window:window=128", "recompute:window=128,stride=16", "streaming:sinks=4,window=124")
@@ -123,6 +125,8 @@ PRESETS = {
             "streaming:sinks=4,window=252,cache=int4",
         ),
         0,
+        # Keys of the first tokens reach far beyond all others here.
+        head=(12, 3),
     ),
     # What is fastest here: so dense is past its 8,192 tokens while a class still looks.
     "past": Preset(

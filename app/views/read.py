@@ -8,7 +8,7 @@ import streamlit as st
 from analysis import texts
 from analysis.experiments.presets import FOUR, PRESETS, Preset
 from analysis.models import gemma
-from analysis.models.kinds import installed
+from analysis.models.kinds import EMBEDDED, installed
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from analysis.runs.switches import Switch
@@ -119,12 +119,16 @@ def take(name: str) -> None:
     story, before, state = PRESETS[name], PRESETS.get(st.session_state.story), st.session_state
     model = story.model or state.model.model
     if before is not None and before.model == model != story.model:
-        # It came with the story before, and goes with it.
+        # It came with the story before, and goes with it; so does a head.
         model = Chosen().model
+    head = state.view.head
+    if before is not None and head == before.head:
+        head = None
+    head = head or (story.head if model == EMBEDDED else None)
     state.update(
         lanes=list(story.policies),
         model=state.model._replace(model=model, dtype=story.dtype),
-        view=replace(View.of(story.policies), head=state.view.head),
+        view=replace(View.of(story.policies), head=head),
         revision=state.revision + 1,
         story=name,
         pause=0,

@@ -87,7 +87,7 @@ function makeRanges() {
     say(sub, ` layer ${layer}, KV head ${kv_head}, before rotation, ${frame.lanes[frame.chosen].label}`);
     say(firsts, `first ${frame.constants.sink_tokens} tokens`);
     say(said, widened == null ? "The first tokens have left this cache." : beyond
-      ? `In ${beyond} of ${dim} channels the first tokens reach beyond all others: who shares a scale with them has one up to ${digits(widened)} times as wide.`
+      ? `In ${beyond} of ${dim} channels the first tokens reach beyond all others: a scale that is shared with them is up to ${digits(widened)} times as coarse.`
       : "In no channel do the first tokens reach beyond all others.");
     draw();
   }
