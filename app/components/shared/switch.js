@@ -10,6 +10,9 @@ function makeSwitch(send, i, frameNow) {
     if (!open) return;
     fill();
     form.hidden = false;
+    // Where it would stick out at the left it begins where its card does.
+    flag(form, "sk-rightwards", false);
+    flag(form, "sk-rightwards", form.getBoundingClientRect().left < form.closest(".sk").getBoundingClientRect().left);
     form.querySelector("button,select,input").focus();
   }
 
