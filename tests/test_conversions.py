@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AddedToken, AutoTokenizer
 
 from analysis.models import conversions, fetch
 from analysis.models.loading import load
@@ -110,6 +110,26 @@ def test_a_damaged_tokenizer_is_seen(tmp_path):
     assert conversions.damage(tmp_path / "cache" / "m") == ""
     flip(tmp_path / "cache" / "m" / "tokenizer.json")
     assert conversions.damage(tmp_path / "cache" / "m") == "tokenizer.json has changed"
+
+
+def test_a_tokenizer_that_is_kept_is_what_it_was(tmp_path):
+    """Its configuration names its special tokens, so that its file is parsed once: those that it was given later are
+    in the file, too."""
+    network = seeds.model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model", padding_side="left")
+    tokenizer.add_tokens(["<one>", AddedToken("<two>", special=True)])
+    tokenizer.add_special_tokens({"bos_token": "<begin>"})
+    conversions.place(tmp_path / "m", network, tokenizer)
+    again = AutoTokenizer.from_pretrained(tmp_path / "m")
+    for words in ("a", "", " to be<one>or <two> not<begin>", "<begin>é\n\n"):
+        ids = tokenizer(words)["input_ids"]
+        assert again(words)["input_ids"] == ids and again.decode(ids) == tokenizer.decode(ids)
+        assert again.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids, skip_special_tokens=True)
+    for name in ("special_tokens_map", "all_special_ids", "padding_side", "model_max_length", "chat_template"):
+        assert getattr(again, name) == getattr(tokenizer, name)
+    assert len(again) == len(tokenizer) and again.get_vocab() == tokenizer.get_vocab()
+    spelled = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items()}
+    assert {i: str(t) for i, t in again.added_tokens_decoder.items()} == spelled
 
 
 def test_files_that_were_only_touched_are_whole(file, cache):

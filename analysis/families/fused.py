@@ -69,10 +69,9 @@ def _joined(weights: list[Tensor]) -> Float[Tensor, "outputs inputs"]:
     else:
         # They have been joined before, for another twin of the same network.
         return first.detach().as_strided((rows, first.shape[1]), (down, across))
-    whole = torch.cat([w.detach() for w in weights])
-    if all(w.stride(0) == 1 for w in weights):
-        # As they lay: with their outputs side by side.
-        whole = whole.T.contiguous().T
+    # As they lay, which may be with their outputs side by side.
+    beside = all(w.stride(0) == 1 for w in weights)
+    whole = torch.cat([w.detach().T for w in weights], 1).T if beside else torch.cat([w.detach() for w in weights])
     for w, part in zip(weights, whole.split([len(w) for w in weights]), strict=True):
         w.data = part
     return whole

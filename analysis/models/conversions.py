@@ -6,6 +6,7 @@ process converts a model at a time, and removes what killed ones left.
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -15,7 +16,7 @@ from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from filelock import FileLock
@@ -147,6 +148,7 @@ def place(
         network.save_pretrained(draft)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
+            _read_once(draft / "tokenizer_config.json", tokenizer)
         made = {p.name: _File.of(p) for p in sorted(draft.iterdir())}
         manifest = _Manifest(_made_with(), None if source is None else _File.of(source), made)
         files.write(draft / MANIFEST, msgspec.json.encode(asdict(manifest)).decode())
@@ -155,6 +157,20 @@ def place(
                 return
             folder.rename(aside / "damaged")
         draft.rename(folder)
+
+
+def _read_once(config: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Let the configuration of a saved tokenizer say what transformers would parse all of tokenizer.json once more for,
+    which takes seconds where it is large: it then is that file, whatever class has made it."""
+    if not tokenizer.is_fast or not config.is_file():
+        return
+    special = {i: t for i, t in tokenizer.added_tokens_decoder.items() if i in tokenizer.all_special_ids}
+    said = files.record(config, dict[str, Any], "that of a tokenizer") | {
+        "tokenizer_class": "TokenizersBackend",
+        "padding_side": tokenizer.padding_side,
+        "added_tokens_decoder": {i: t.__getstate__() for i, t in special.items()},
+    }
+    files.write(config, json.dumps(said, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager

@@ -109,8 +109,8 @@ def _converted(path: Path, called: str, progress: Tell, make_room: Callable[[], 
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
         """The model of the file, in float32."""
-        files.check_room(folder, 4 * numbers_in(path), f"the conversion of {called}")
         with quiet(f"Converting {called}, once", progress), read_once():
+            files.check_room(folder, 4 * numbers_in(path), f"the conversion of {called}")
             model = _from_disk(path, called, torch.float32, torch.device("cpu"), "model", None, make_room)
         return model.network, model.tokenizer
 

@@ -22,8 +22,8 @@ from ..layers.quantized import Met
 from .band import Band
 from .call import Call, joined, partial, weigh
 
-TABLE = 64
-"""Positions whose rotations are made at a time."""
+TABLE = 4096
+"""Rows of the rotations that are made at a time, `dim` for each position."""
 
 
 class Rotations:
@@ -32,13 +32,14 @@ class Rotations:
     def __init__(self, model: Adapted, attention: AttentionModule, dim: int, length: int = 1) -> None:
         self._model, self._attention, self._dim, self._length = model, attention, dim, length
         self._tables: dict[int, Tensor] = {}
+        self._positions = max(1, TABLE // dim)
         nowhere = torch.zeros(1, dtype=torch.int64, device=model.device)
         self.idle = model.angles(attention, nowhere) is None
         """Whether there is nothing to rotate in these layers."""
 
     def at(self, position: int) -> Float[Tensor, "dim dim"]:
         """The rotation to one position."""
-        block, row = divmod(position, TABLE)
+        block, row = divmod(position, self._positions)
         if block not in self._tables:
             # One for the window, which moves on, and one for the sinks, which stands still when the cache is full.
             while len(self._tables) > 2:
@@ -49,11 +50,12 @@ class Rotations:
     def _table(self, block: int) -> Float[Tensor, "positions dim dim"]:
         model, dim = self._model, self._dim
         basis = torch.eye(dim, dtype=model.dtype, device=model.homes[self._attention.layer_idx])
-        positions = torch.arange(block * TABLE, (block + 1) * TABLE, device=model.device)
+        count = self._positions
+        positions = torch.arange(block * count, (block + 1) * count, device=model.device)
         # A rotation is linear, so what the family's own function does to a basis says what it does to anything.
         angles = model.angles(self._attention, positions.repeat_interleave(dim), self._length)
-        rotated = model.rotate(self._attention, basis.repeat(TABLE, 1)[None, None], angles)
-        return rotated[0, 0].view(TABLE, dim, dim)
+        rotated = model.rotate(self._attention, basis.repeat(count, 1)[None, None], angles)
+        return rotated[0, 0].view(count, dim, dim)
 
 
 @dataclass(frozen=True)
