@@ -6,6 +6,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from analysis.models.gguf_once import Reader, read_once
+from analysis.models.memory import numbers_in
 
 from .gguf_files import tiny, write
 
@@ -35,6 +36,7 @@ def test_a_load_parses_the_file_once_and_gives_the_same_weights(file, monkeypatc
         AutoConfig.from_pretrained(file.parent, **local)
         once = AutoModelForCausalLM.from_pretrained(file.parent, **local).state_dict()
         gguf.GGUFReader(parsed[0])
+        assert numbers_in(file) == sum(weight.numel() for weight in plain.values())
     assert len(parsed) == 1
     assert plain.keys() == once.keys() and all(bool((plain[name] == once[name]).all()) for name in plain)
 

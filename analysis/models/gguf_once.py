@@ -5,6 +5,7 @@ tokenizer, and makes its table of names once for every module.  Both are most of
 """
 
 import functools
+import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -32,8 +33,9 @@ def read_once() -> Generator[None]:
     """Inside, a GGUF file is parsed once, and the table of names of a family made once."""
     with _LOCK:
         own = gguf.GGUFReader, gguf.get_tensor_name_map
-        # Functions in the place of a class and of a function, for whoever calls them.
-        gguf.GGUFReader = functools.lru_cache(maxsize=1)(Reader)  # ty: ignore[invalid-assignment]
+        # Functions in the place of a class and of a function, for whoever calls them: with a path, or its name.
+        reader = functools.lru_cache(maxsize=1)(Reader)
+        gguf.GGUFReader = lambda path: reader(os.fspath(path))  # ty: ignore[invalid-assignment]
         gguf.get_tensor_name_map = functools.cache(own[1])  # ty: ignore[invalid-assignment]
         try:
             yield
