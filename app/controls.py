@@ -13,7 +13,7 @@ import streamlit as st
 
 from analysis import texts
 from analysis.errors import sentence
-from analysis.models import gemma
+from analysis.models import gemma, tiny
 from analysis.models.dtypes import AUTO, Decision, decide
 from analysis.palette import labels
 from analysis.policies import POLICIES, Policy, parse
@@ -161,7 +161,7 @@ def model_controls(key: str, now: Chosen) -> Chosen:
     """Widgets for a model and how it is loaded, as they stand now; returns what the person chose."""
     key = f"{key}-{st.session_state.revision}"
     optional = f"{gemma.NAME}, " if gemma.installed() else ""
-    help = f"embedded, {optional}a hub id, a folder, or a GGUF file"
+    help = f"embedded, {tiny.NAME}, {optional}a hub id, a folder, or a GGUF file"
     model = st.text_input("Model", value=now.model, key=f"{key}-model", help=help, max_chars=LONGEST_NAME)
     model = model.strip() or "embedded"
     if optional:

@@ -115,6 +115,19 @@ def test_grid_map_and_text_are_of_the_chosen_lane(run):
     np.testing.assert_array_equal(arrays["map"], levels_of(drawn.weights))
 
 
+def test_a_sink_without_a_token_has_a_column_where_there_is_one(run, monkeypatch):
+    view = View(chosen=2, head=(1, 3))
+    until(run, lambda: run.map(2, 1, 3)[0] is not None)
+    drawn, _ = run.map(2, 1, 3)
+    assert "map_extra" not in decoded(ReadingSender().frame(run, view))[1]
+    given = np.linspace(0.2, 0.4, len(drawn.weights), dtype=np.float32)
+    # Of other tokens, since a frame that was made is sent again.
+    monkeypatch.setattr(run, "map", lambda *_: (replace(drawn, first=drawn.first - 7, learned=given), False))
+    head, arrays = decoded(ReadingSender().frame(run, view))
+    np.testing.assert_array_equal(arrays["map_extra"], levels_of(given)[:, None])
+    assert head["map"]["note"] == "30% to the extra sink"
+
+
 def test_marked_tokens_are_on_screen_as_far_as_they_are_read_wherever_the_text_is():
     run = made_up(700)
     for read, mark, shown in ((700, (4, 9), 5), (700, (600, 640), 40), (620, (600, 640), 20), (500, (600, 640), 0)):

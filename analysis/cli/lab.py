@@ -48,6 +48,26 @@ def emergence(
     _train(writers, place)
 
 
+def tiny(
+    out_folder: Annotated[Path, typer.Option("--out", help="a new folder, which --model then takes")],
+    steps: Annotated[int | None, typer.Option(help="steps of training (default: as it comes with Sinkscope)")] = None,
+) -> None:
+    """Train the tiny model with learned sinks (tiny-gpt-oss) anew, on the bundled plays but Hamlet."""
+    from ..lab import own_sink
+
+    if steps is not None and steps < 1:
+        raise ValueError(f"at least 1 step is made, not {steps}")
+    files.new_folder(out_folder)
+    count = steps or own_sink.STEPS
+    model, texts = own_sink.network(), own_sink.written()
+    with Bars(out) as bar:
+        task = bar.add_task("Training", total=count)
+        for _ in own_sink.train(model, texts.ids, count):
+            bar.advance(task)
+    own_sink.save(model, texts.tokenizer, out_folder)
+    say(f"Finished. It lies in {out_folder}")
+
+
 def go_on(place: Path, folders: list[Path]) -> None:
     """Let the trainings in these folders of one go on where they stopped."""
     from ..lab.resume import resumed, stopped

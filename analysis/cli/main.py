@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": compare.compare,
     "capture": reading.capture,
     "emergence": lab.emergence,
+    "tiny": lab.tiny,
     "gallery": gallery.gallery,
     "figure": figures.figure,
     "report": figures.report,

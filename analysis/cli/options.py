@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from ..texts import Tokenized
 
 N = TypeVar("N", int, float)
-Model = Annotated[str, typer.Option(help="embedded, gemma-270m (make gemma), a hub id, a folder, or a GGUF file")]
+Model = Annotated[
+    str, typer.Option(help="embedded, tiny-gpt-oss, gemma-270m (make gemma), a hub id, a folder, or a GGUF file")
+]
 Text = Annotated[str, typer.Option(help="a bundled text, a text file, or a .npy file of token ids")]
 Policy = Annotated[str, typer.Option(help="name:key=value,key=value")]
 Policies = Annotated[list[str] | None, typer.Option(help="one lane each: name:key=value,key=value")]

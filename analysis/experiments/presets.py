@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..models import gemma
+from ..models import gemma, tiny
 from ..policies import Streaming, parse
 from ..runs.switches import Switch
 
@@ -115,6 +115,13 @@ PRESETS = {
         ("dense", "window:window=128", "streaming:sinks=1,window=127", "streaming:sinks=4,window=124"),
         3,
         model=gemma.NAME,
+    ),
+    "own": Preset(
+        "A sink of its own",
+        "A model that has learned a way out needs no first tokens",
+        ("streaming:sinks=4,window=60", "window:window=64"),
+        0,
+        model=tiny.NAME,
     ),
     "quantized": Preset(
         "Why quantizers spare the sink",

@@ -1,12 +1,13 @@
 """What may be written for a model, and what it means.  No torch in here."""
 
-from . import gemma
+from . import gemma, tiny
 
 EMBEDDED = "embedded"
 """The model that is installed with Sinkscope."""
 KINDS = {
     EMBEDDED: "SmolLM2-135M-Instruct, 30 layers of 9 heads, installed with Sinkscope; needs no network",
     gemma.NAME: f"{gemma.CALLED}, optional: make gemma installs it. {gemma.PARTICULAR}; needs no network then",
+    tiny.NAME: "a tiny model with learned sinks, trained on the bundled plays; comes with Sinkscope",
     "ORG/NAME": "a model of the Hugging Face hub, downloaded once",
     "FOLDER": "a folder with config.json, *.safetensors and a tokenizer",
     "FILE.gguf": "a GGUF file of a llama-like family",
@@ -15,4 +16,4 @@ KINDS = {
 
 def installed() -> set[str]:
     """The names of models that are on this machine without anybody having fetched them."""
-    return {EMBEDDED, gemma.NAME} if gemma.installed() else {EMBEDDED}
+    return {EMBEDDED, tiny.NAME, *((gemma.NAME,) if gemma.installed() else ())}

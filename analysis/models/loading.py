@@ -24,7 +24,7 @@ from transformers import (
 
 from .. import files
 from ..families import unreadable
-from . import conversions, gemma, gguf_metadata
+from . import conversions, gemma, gguf_metadata, tiny
 from .checkpoint import check_loaded, check_quantization, check_rope
 from .devices import pick_device
 from .dtypes import AUTO, DTYPES, decide
@@ -66,6 +66,8 @@ def load(
         (path, installed), called = embedded(progress), EMBEDDED_NAME
     elif name == gemma.NAME:
         path, called = _gemma(progress), gemma.CALLED
+    elif name == tiny.NAME:
+        path, called = tiny.FOLDER, tiny.CALLED
     elif os.path.exists(place):
         path, called = place, place.resolve().stem if place.suffix.lower() == ".gguf" else place.resolve().name
     elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith((".gguf", "/")):

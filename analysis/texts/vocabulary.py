@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from .sources import plays, read
 
@@ -19,12 +19,18 @@ def plays_in(vocabulary: int) -> NDArray[np.int16]:
     Token 0 begins a text, and does not occur.  Takes some seconds the first time.  Raises ValueError where the plays
     are not installed.
     """
-    written = [read(name).content for name in plays()]
+    written = [read(name).content or "" for name in plays()]
     if not written:
         raise ValueError("the bundled plays are not installed: run make setup, or choose the task backcopy")
-    learned = Tokenizer(models.BPE())
-    learned.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learned.train_from_iterator(
+    return np.concatenate([np.array(e.ids, np.int16) for e in learned(written, vocabulary).encode_batch(written)])
+
+
+def learned(written: list[str], vocabulary: int) -> Tokenizer:
+    """Byte-pair encoding of so many tokens, learned from texts.  Token 0 begins a text, and does not occur."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
         written,
         trainers.BpeTrainer(
             vocab_size=vocabulary,
@@ -33,4 +39,4 @@ def plays_in(vocabulary: int) -> NDArray[np.int16]:
             show_progress=False,
         ),
     )
-    return np.concatenate([np.array(e.ids, np.int16) for e in learned.encode_batch(written)])
+    return tokenizer

@@ -247,6 +247,8 @@ class ReadingSender:
                 "sink_tokens": run.pieces[: drawn.sinks.shape[1]],
             }
             self._arrays["map"], self._arrays["map_sinks"] = levels_of(drawn.weights), levels_of(drawn.sinks)
+            if drawn.learned is not None:
+                self._arrays["map_extra"] = levels_of(drawn.learned[:, None])
             if drawn.ranges is not None and any(lane.policy.cache != "own" for lane in self._seen.lanes):
                 assert run.facts is not None
                 times = metrics.widened(drawn.ranges)

@@ -1,5 +1,5 @@
 // The attention map of the chosen head: the newest tokens against each other, and the first tokens magnified at the left,
-// since a sink is one column of one pixel and would vanish.
+// since a sink is one column of one pixel and would vanish.  A sink without a token has a column to the left of these.
 
 function makeMap() {
   const title = el("h2", { class: "sk-title" });
@@ -38,28 +38,28 @@ function makeMap() {
     const side = Math.max(120, Math.min(width - edge.left - edge.right, 420));
     const height = side + edge.top + edge.bottom;
     const resized = fit(canvas, width, height);
-    const key = `${frame.run}|${frame.chosen}|${at.layer}|${at.head}|${at.first}|${at.tokens.length}|${theme.dark}`;
+    const key = `${frame.run}|${frame.chosen}|${at.layer}|${at.head}|${at.first}|${at.tokens.length}|${Boolean(frame.arrays.map_extra)}|${theme.dark}`;
     if (!resized && key === drawn) return;
     drawn = key;
     const rows = frame.arrays.map.shape[0], shown = frame.arrays.map_sinks.shape[1];
-    const strip = Math.round(side * 0.1), gap = 8, wide = side - strip - gap;
-    box = { edge, side, strip, gap, wide, rows, shown };
+    const extra = frame.arrays.map_extra ? Math.round(side * 0.04) : 0, begin = extra && extra + 4;
+    const strip = Math.round(side * 0.1), gap = 8, wide = side - begin - strip - gap;
+    box = { edge, side, extra, begin, strip, gap, wide, rows, shown };
     const ctx = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
     ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
     ctx.clearRect(0, 0, width, height);
     ctx.imageSmoothingEnabled = false;
-    const first = paint("map_sinks", (r, c) => c <= at.first + r);
-    picture.width = first.width;
-    picture.height = first.height;
-    picture.getContext("2d").putImageData(first, 0, 0);
-    ctx.drawImage(picture, edge.left, edge.top, strip, side);
-    const recent = paint("map", (r, c) => c <= r);
-    picture.width = recent.width;
-    picture.height = recent.height;
-    picture.getContext("2d").putImageData(recent, 0, 0);
+    const put = (image, x, across) => {
+      picture.width = image.width;
+      picture.height = image.height;
+      picture.getContext("2d").putImageData(image, 0, 0);
+      ctx.drawImage(picture, edge.left + x, edge.top, across, side);
+    };
+    if (extra) put(paint("map_extra", () => true), 0, extra);
+    put(paint("map_sinks", (r, c) => c <= at.first + r), begin, strip);
     // Where a pixel stands for several tokens, smoothing keeps thin lines from flickering.
     ctx.imageSmoothingEnabled = rows > wide;
-    ctx.drawImage(picture, edge.left + strip + gap, edge.top, wide, side);
+    put(paint("map", (r, c) => c <= r), begin + strip + gap, wide);
 
     ctx.font = "11px system-ui, sans-serif";
     ctx.fillStyle = theme.muted;
@@ -74,10 +74,10 @@ function makeMap() {
     ctx.textAlign = "center";
     ctx.textBaseline = "top";
     for (const t of ticks.filter((t, i) => i % 2 === 0 && inside(t, 0.08))) {
-      ctx.fillText(count(t), edge.left + strip + gap + ((t - at.first + 0.5) / rows) * wide, edge.top + side + 4);
+      ctx.fillText(count(t), edge.left + begin + strip + gap + ((t - at.first + 0.5) / rows) * wide, edge.top + side + 4);
     }
-    ctx.fillText(`0–${shown - 1}`, edge.left + strip / 2, edge.top + side + 4);
-    ctx.fillText("attended token (left: the first ones, magnified)", edge.left + side / 2, edge.top + side + 20);
+    ctx.fillText(`0–${shown - 1}`, edge.left + begin + strip / 2, edge.top + side + 4);
+    ctx.fillText(`attended token (left: ${extra ? "the extra sink, and " : ""}the first ones, magnified)`, edge.left + side / 2, edge.top + side + 20);
     ctx.save();
     ctx.translate(7, edge.top + side / 2);
     ctx.rotate(-Math.PI / 2);
@@ -93,18 +93,22 @@ function makeMap() {
     const row = Math.floor(((e.offsetY - box.edge.top) / box.side) * box.rows);
     const x = e.offsetX - box.edge.left;
     let column = -1, name = "map", key = "";
-    if (x >= 0 && x < box.strip) {
-      column = Math.floor((x / box.strip) * box.shown);
+    if (x >= 0 && x < box.extra) {
+      column = 0;
+      name = "map_extra";
+      key = "the extra sink";
+    } else if (x >= box.begin && x < box.begin + box.strip) {
+      column = Math.floor(((x - box.begin) / box.strip) * box.shown);
       name = "map_sinks";
       key = `${JSON.stringify(at.sink_tokens[column])} (${column})`;
-    } else if (x >= box.strip + box.gap && x < box.side) {
-      column = Math.floor(((x - box.strip - box.gap) / box.wide) * box.rows);
+    } else if (x >= box.begin + box.strip + box.gap && x < box.side) {
+      column = Math.floor(((x - box.begin - box.strip - box.gap) / box.wide) * box.rows);
       key = `${JSON.stringify(at.tokens[column])} (${at.first + column})`;
     }
     tip.hidden = row < 0 || row >= box.rows || column < 0;
     if (tip.hidden) return;
     const level = frame.arrays[name].data[row * frame.arrays[name].shape[1] + column];
-    const later = name === "map" ? column > row : column > at.first + row;
+    const later = name === "map" ? column > row : name === "map_sinks" && column > at.first + row;
     const weight = level ? weightOf(frame.constants.levels, level).toPrecision(2) : later ? "comes later" : "evicted";
     say(tip, `${JSON.stringify(at.tokens[row])} (${at.first + row}) → ${key}: ${weight}`);
     tip.style.left = `${Math.max(0, Math.min(e.offsetX + 12, canvas.clientWidth - 260))}px`;
