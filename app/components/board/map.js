@@ -77,7 +77,7 @@ function makeMap() {
       ctx.fillText(count(t), edge.left + begin + strip + gap + ((t - at.first + 0.5) / rows) * wide, edge.top + side + 4);
     }
     ctx.fillText(`0–${shown - 1}`, edge.left + begin + strip / 2, edge.top + side + 4);
-    ctx.fillText(`attended token (left: ${extra ? "the extra sink, and " : ""}the first ones, magnified)`, edge.left + side / 2, edge.top + side + 20);
+    ctx.fillText(extra ? "attended token (left: extra sink, first ones magnified)" : "attended token (left: the first ones, magnified)", edge.left + side / 2, edge.top + side + 20);
     ctx.save();
     ctx.translate(7, edge.top + side / 2);
     ctx.rotate(-Math.PI / 2);
