@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from analysis.engine.head_scores import full_heads
-from analysis.policies import Banded, Ranked
+from analysis.policies import Banded, Duo, Ranked
 
 
 def held(lane, layer, kv_head):
@@ -77,7 +77,7 @@ class Tokens:
             assert all(of == sets[0] for of in sets), "no shares are told where heads hold different tokens"
         alone = 2 * model.head_dim * keys.element_size() if sets else 0
         if lane.policy.cache != "own" and sets:
-            assert lane.store.nbytes == sum(stored_bytes(lane, of, keys) for of in everyone)
+            assert lane.store.nbytes == sum(stored_bytes(lane, i, of, keys) for i, of in enumerate(everyone))
             return everyone
         assert lane.store.nbytes == sum(map(len, everyone)) * alone
         # Memory is handed out in blocks; sinks of a band have their own.
@@ -90,14 +90,19 @@ class Tokens:
         return everyone
 
 
-def stored_bytes(lane, positions, like):
-    """Bytes of what a KV head holds at these text positions when its cache is quantized: those of codes, of scales and
-    zero points, and of the tokens that stay as they are."""
+def stored_bytes(lane, head, positions, like):
+    """Bytes of what a KV head, counted through all layers, holds at these text positions when its cache is quantized:
+    those of codes, of scales and zero points, and of the tokens that stay as they are."""
     policy, dim, bits = lane.policy, like.shape[1], int(lane.policy.cache.removeprefix("int"))
+    kv_heads = lane.context.model.kv_heads
     groups = max(0, (lane.position - 1 - policy.exact - policy.residual + policy.group) // policy.group)
     end = policy.exact + groups * policy.group
     # Sinks of a band are stored apart, with scales of their own.
-    sinks = lane.store.layers[0].sink_keys.shape[1] if isinstance(policy, Banded) else 0
+    sinks, layer = 0, lane.store.layers[head // kv_heads]
+    if isinstance(policy, Banded):
+        sinks = layer.sink_keys.shape[1]
+    elif isinstance(policy, Duo):
+        sinks = layer.parts[head % kv_heads not in layer.names[0]].sink_keys.shape[1]
     scale = 3 if bits == 8 else 2
     total = 0
     for part in (positions[:sinks], positions[sinks:]):

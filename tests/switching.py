@@ -230,7 +230,7 @@ class Switching:
         if (old.first, early) != (policy.first, self.early()) and {old.first, policy.first} != {"own"}:
             self._put_first(min(self.read, max(early, self.early())))
         frames = [(p.store, p.cache, p.exact, p.group, p.residual, p.first, self._sinks(p)) for p in (old, policy)]
-        goes_on = frames[0] == frames[1] and firsts is None
+        goes_on = frames[0] == frames[1] and firsts is None and full == self.full
         if policy.cache != "own" and not goes_on:
             for begin in due(policy, 0, self.read):
                 for layer in self.layers:

@@ -32,6 +32,8 @@ QUANTIZED = [
     f"streaming:sinks=4,window=16,block=5,cache=int4,{SMALL}",
     "streaming:sinks=2,window=16,cache=int4,group=1,residual=1",
     "streaming:sinks=4,window=24,cache=int4,exact=30,group=16,residual=16",
+    f"duo:sinks=4,window=12,cache=int4,exact=2,{SMALL}",
+    f"duo:sinks=9,window=16,positions=cache,cache=int2,{SMALL}",
 ]
 
 
@@ -176,6 +178,19 @@ def test_a_switch_stores_what_the_rule_says(small, old, new):
         check_held(lane, reference)
 
 
+@pytest.mark.parametrize("pin", [False, True])
+def test_heads_of_two_kinds_are_switched_to_and_from(small, pin):
+    lane = open_lanes(small, words(300), [parse("window:window=9")], history=HOLD)[0]
+    reference, duo = beside(lane), parse(QUANTIZED[-2])
+    read_both(lane, reference, 30)
+    for policy in (duo, duo.with_room(5), parse(QUANTIZED[4]), duo, parse(QUANTIZED[-1]), parse("dense")):
+        switch_both(lane, reference, policy, pin)
+        check_held(lane, reference)
+        Tokens(lane.context.model).check(lane, reference.rounded)
+        read_both(lane, reference, 15, chunk=9)
+    check_held(lane, reference)
+
+
 def test_more_room_takes_nothing_from_what_is_stored(small):
     """Who asks in a lane that has more room for a while switches to and fro."""
     policy = parse(QUANTIZED[4])
@@ -252,6 +267,7 @@ def test_the_sink_spoils_the_scales_of_its_group():
         ("dense:cache=int4,group=64", "hold no group of 64"),
         ("streaming:window=20,cache=int4", "choose a larger window or a smaller residual"),
         ("shift:window=60,cache=int4", "may hold 31"),
+        ("duo:window=20,cache=int4", "window may hold 20"),
     ],
 )
 def test_what_cannot_be_quantized_is_refused_in_a_sentence(policy, sentence):

@@ -124,15 +124,15 @@ class QKChunk:
         self, layer: int, kv_head: int, met: Met
     ) -> tuple[int, Float[Tensor, "tokens dim"], Float[Tensor, "tokens dim"] | None]:
         """The same, and these keys once more where some were quantized between two of the queries."""
-        before, low = met.before[layer].placed()
+        before, low = met.before[layer].window_of(kv_head)
         # Where nothing was held, sinks may be among the chunk's own.
-        low = low if before.shape[1] else self.start
-        window = torch.cat((before[kv_head], self.keys[layer][kv_head]))
+        low = low if len(before) else self.start
+        window = torch.cat((before, self.keys[layer][kv_head]))
         newly, then = met.newly[layer] if met.newly else None, None
-        if newly is not None:
-            begin = newly.begin - low
-            then = torch.cat((window[:begin], newly.keys[kv_head], window[begin + newly.keys.shape[1] :]))
-        start = max(low, self.band.low_of(self.start))
+        if newly is not None and (of_head := newly.of_head(kv_head)) is not None:
+            first, keys = of_head
+            then = torch.cat((window[: first - low], keys, window[first - low + len(keys) :]))
+        start = max(low, self.band_of(layer, kv_head).low_of(self.start))
         return start, window[start - low :], None if then is None else then[start - low :]
 
 

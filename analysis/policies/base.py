@@ -80,6 +80,14 @@ class Policy(Settings):
                 "or a larger residual"
             )
 
+    def _check_residual(self, least: int) -> None:
+        """Raises ValueError where a window that may hold so few tokens has no room for those that stay as they are."""
+        if self.cache != "own" and least < self.residual:
+            raise ValueError(
+                f"{self.name}: the newest {self.residual} tokens are to be read before some are quantized, and the "
+                f"window may hold {least}: choose a larger window or a smaller residual"
+            )
+
     @classmethod
     def interventions(cls) -> list[Field]:
         """The settings that change attention; the same for all policies."""
@@ -218,11 +226,8 @@ class Banded(Policy):
                 f"{self.name}: {self.step} tokens cannot leave a window of {self.window} together: choose a smaller "
                 "block or a larger window"
             )
-        if self.cache != "own" and self.window is not None and self.window - self.step + 1 < self.residual:
-            raise ValueError(
-                f"{self.name}: the newest {self.residual} tokens are to be read before some are quantized, and the "
-                f"window may hold {self.window - self.step + 1}: choose a larger window or a smaller residual"
-            )
+        if self.window is not None:
+            self._check_residual(self.window - self.step + 1)
 
     @property
     @override

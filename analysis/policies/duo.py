@@ -45,6 +45,7 @@ class Duo(Policy):
     name: ClassVar[str] = "duo"
     title: ClassVar[str] = "Duo"
     store: ClassVar[str] = "split"
+    quantizable: ClassVar[bool] = True
 
     full: int = setting(50, "Percent of the KV heads that keep everything.", low=0, high=100)
     sinks: int = setting(64, "First tokens that the other heads keep for ever.", low=0, high=1024)
@@ -58,6 +59,10 @@ class Duo(Policy):
         pattern=r"[^,\x00-\x1f]+",
         file=True,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_residual(self.window)
 
     @cached_property
     def parts(self) -> tuple[Banded, Banded]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ...families.positions import Angles, AttentionModule
 from ...families.rotary import Adapted
 from ..interventions import Interventions
-from ..layers.banded import BandedLayer, QuantizedLayer
+from ..layers.banded import BandedLayer
 from ..layers.quantized import Newly, Quantization
 from .band import Band, BlockPlan, Columns, plan
 from .call import Call, joined, partial, weigh
@@ -246,9 +246,7 @@ class BandedPass:
         """Let the layer quantize what it is to have quantized before the last of these tokens is read."""
         if self.quantization is None or self.layers is None:
             return None
-        layer = self.layers[call.layer]
-        assert isinstance(layer, QuantizedLayer), "it is to quantize"
-        newly = layer.pack(self.quantization.end(self.start + call.queries - 1))
+        newly = self.layers[call.layer].pack(self.quantization.end(self.start + call.queries - 1))
         self.newly.append(newly)
         return newly
 

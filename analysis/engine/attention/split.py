@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...families.positions import AttentionModule
+from ..layers.quantized import Newly
 from .banded import BandedPass
 
 
@@ -34,6 +35,8 @@ class SplitPass:
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
+    newly: list[list[Newly | None]] = field(default_factory=list)
+    """What each part of each layer has quantized between two of these tokens."""
 
     def attend(
         self,
@@ -49,7 +52,8 @@ class SplitPass:
         layer, (_, heads, queries, _) = attention.layer_idx, query.shape
         out = value.new_empty(1, queries, heads, value.shape[-1])
         mass = torch.empty(heads, queries, device=query.device)
-        for part, own in zip(self.parts, self.heads[layer], strict=True):
+        self.newly.append([None] * len(self.parts))
+        for number, (part, own) in enumerate(zip(self.parts, self.heads[layer], strict=True)):
             if not len(own):
                 # It still counts how much there would be.
                 part.extend(layer, key[:, own], value[:, own])
@@ -60,6 +64,8 @@ class SplitPass:
                 attention, query[:, asking], key[:, own], value[:, own], s_aux=sinks, **settings
             )
             mass[asking] = part.mass[-1]
+            if part.newly:
+                self.newly[-1][number] = part.newly[-1]
         self.mass.append(mass)
         if self.attended is not None:
             self.attended.append(out)

@@ -3,7 +3,6 @@
 What is kept never depends on what the model computed, so hundreds of tokens go through the model in one pass.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,13 +11,14 @@ import torch
 
 from ...families.positions import Angles
 from ...policies import Banded, Policy
+from ...settings import MOST
 from ..attention.band import Band
 from ..attention.banded import BandedPass
 from ..attention.token import Rotations, TokenPass
 from ..context import SharedContext
 from ..history import QKChunk
 from ..interventions import Interventions
-from ..layers.banded import BandedLayer, QuantizedLayer
+from ..layers.banded import BandedLayer
 from ..layers.quantized import Met
 from ..state import State
 from .store import PASSES, Passed, Predicted, Store, stacked
@@ -48,14 +48,7 @@ class BandedStore(Store):
     def read(self, position: int, chunk: int, stop: int) -> Predicted:
         """Several forward passes at most: one ends where the family takes other frequencies for a longer context, or
         where first tokens are quantized."""
-        return read_in_passes(
-            self, position - 1, min(position - 1 + chunk, stop - 1), self.length_of, self.forward, self._pass_end
-        )
-
-    def _pass_end(self, begin: int) -> int | None:
-        """Before which token a pass from `begin` on ends, since first tokens are quantized then; None: before none."""
-        q, firsts = self.quantization, max(self.policy.sinks, self.context.sink_tokens)
-        return None if q is None or q.end(begin) >= firsts else q.moment(begin)
+        return read_in_passes(self, position - 1, min(position - 1 + chunk, stop - 1), self.length_of, self.forward)
 
     def length_of(self, t: int, begin: int) -> int:
         """The length of the context of token t, when those before `begin` have been read (families/frequencies.py)."""
@@ -83,19 +76,10 @@ class BandedStore(Store):
         return Passed(logits, stacked(one.mass, logits), one.band.held(np.arange(begin, end)), one.attended)
 
     def _met(self) -> Met | None:
-        """The keys that a pass will meet quantized, where maps are drawn."""
-        if self.quantization is None or not self.context.history:
-            return None
-        return Met(self.quantization, [copy.copy(layer.keys) for layer in self._quantized], ())
-
-    @property
-    def _quantized(self) -> list[QuantizedLayer]:
-        return [layer for layer in self.layers if isinstance(layer, QuantizedLayer)]
+        return met_by(self)
 
     def _pack(self, read: int) -> None:
-        """Quantize what is to be quantized when `read` tokens have been read."""
-        for layer in self._quantized:
-            layer.pack(layer.q.end(read))
+        pack_in(self, read)
 
     def decode(self, position: int, kv_chunk: int | None) -> Passed:
         """A pass of its own kind, over keys that stay rotated, once the sinks have been gathered."""
@@ -181,7 +165,7 @@ class BandedStore(Store):
     def empty(self) -> list[BandedLayer]:
         """Layers that hold nothing yet."""
         layers, q = empty_layers(self.context), self.quantization
-        return layers if q is None else [QuantizedLayer.of(layer, q) for layer in layers]
+        return layers if q is None else [layer.quantized(q) for layer in layers]
 
     def state(self) -> State:
         """What is held, and from where and for which length of context decoding has rotated it."""
@@ -195,14 +179,14 @@ class BandedStore(Store):
 
     def bands(self, read: int) -> list[BandedLayer]:
         """What is held, in numbers as the model computes them."""
-        return [layer.plain() if isinstance(layer, QuantizedLayer) else layer.copy() for layer in self.layers]
+        return [layer.plain() for layer in self.layers]
 
     def take_over(self, other: Store, read: int, *, pin: bool) -> None:
         """Hold what another store holds; what is to be quantized by now is quantized, and what was quantized in another
         way is so anew."""
         super().take_over(other, read, pin=pin)
         if (q := self.quantization) is not None:
-            self.layers = [x if isinstance(x, QuantizedLayer) else QuantizedLayer.of(x, q) for x in self.layers]
+            self.layers = [layer.quantized(q) for layer in self.layers]
             self._pack(read)
 
     def _keep(self, other: Store, read: int, prefix) -> None:
@@ -260,25 +244,39 @@ def evict(layers: list[BandedLayer], band: Band, end: int) -> None:
         layer.keep_last(band.keeps(end))
 
 
+def met_by(store: Store) -> Met | None:
+    """The keys that a pass will meet quantized, where maps are drawn."""
+    if store.quantization is None or not store.context.history:
+        return None
+    return Met(store.quantization, [layer.copy() for layer in store.layers], ())
+
+
+def pack_in(store: Store, read: int) -> None:
+    """Quantize what is to be quantized when a store has read `read` tokens."""
+    if (q := store.quantization) is not None:
+        for layer in store.layers:
+            layer.pack(q.end(read))
+
+
 def read_in_passes(
     store: Store,
     begin: int,
     end: int,
     length_of: Callable[[int, int], int],
     forward: Callable[[int, int], Passed],
-    pass_end: Callable[[int], int | None] = lambda begin: None,
 ) -> Predicted:
     """Read tokens begin … end − 1, in as many passes as have one choice of frequencies each, but no more than
-    PASSES; `pass_end`: before which token a pass from another one on must end."""
-    model, parts = store.context.model, []
+    PASSES; one ends, too, where first tokens are quantized."""
+    model, q, parts = store.context.model, store.quantization, []
+    firsts = max(store.policy.first_protected(MOST), store.context.sink_tokens)
     while begin < end and len(parts) < PASSES:
         length, upto = length_of(begin, begin), end
         last = model.regime_end(length)
         if last is not None and length_of(end - 1, begin) > last:
             # A context grows by one token at most.
             upto = begin + last - length + 1
-        if (most := pass_end(begin)) is not None:
-            upto = min(upto, most)
+        if q is not None and q.end(begin) < firsts:
+            upto = min(upto, q.moment(begin))
         passed = forward(begin, upto)
         parts.append(store.predicted(passed, begin))
         begin = upto

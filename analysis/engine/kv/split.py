@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
+from torch import Tensor
 
 from ...policies import Policy
 from ...policies.duo import Duo
@@ -13,8 +14,9 @@ from ..head_scores import full_heads
 from ..history import QKChunk
 from ..interventions import Interventions
 from ..layers.banded import BandedLayer
+from ..layers.quantized import SplitNewly
 from ..layers.split import SplitLayer
-from .banded import band_of, banded_pass, empty_layers, evict, read_in_passes, recorded
+from .banded import band_of, banded_pass, empty_layers, evict, met_by, pack_in, read_in_passes, recorded
 from .store import Passed, Predicted, Store, stacked
 
 
@@ -32,7 +34,8 @@ class SplitStore(Store):
             full_heads(context, self.policy)
 
     def read(self, position: int, chunk: int, stop: int) -> Predicted:
-        """Several forward passes at most: one ends where the family takes other frequencies for a longer context."""
+        """Several forward passes at most: one ends where the family takes other frequencies for a longer context, or
+        where first tokens are quantized."""
         return read_in_passes(self, position - 1, min(position - 1 + chunk, stop - 1), self._length_of, self.forward)
 
     def _length_of(self, t: int, begin: int) -> int:
@@ -51,8 +54,9 @@ class SplitStore(Store):
 
     def empty(self) -> list[SplitLayer]:
         """Layers that hold nothing yet."""
-        full = full_heads(self.context, self.policy)
-        return [SplitLayer(*of) for of in zip(empty_layers(self.context), full, strict=True)]
+        full, q = full_heads(self.context, self.policy), self.quantization
+        layers = [SplitLayer(*of) for of in zip(empty_layers(self.context), full, strict=True)]
+        return layers if q is None else [layer.quantized(q) for layer in layers]
 
     @property
     def _parts(self) -> list[list[BandedLayer]]:
@@ -70,7 +74,9 @@ class SplitStore(Store):
                 self.policy.parts, self._parts, self._interventions_of_parts, strict=True
             )
         )
+        whole.quantization = narrow.quantization = self.quantization
         one = SplitPass(begin, [layer.heads for layer in self.layers], (whole, narrow), context.history > 0)
+        before = met_by(self)
         one.attended = context.attended()
         ids = self.ids[None, begin:end]
         if last and end - begin == 1:
@@ -84,7 +90,11 @@ class SplitStore(Store):
             sinks = [[layer.sink_keys for layer in part] for part in self._parts]
             full = [layer.names[0] for layer in self.layers]
             chunk = QKChunk(begin, end, narrow.band, queries, keys, self.interventions, length, sinks, full, whole.band)
+            if before is not None:
+                newly = [SplitNewly(*of) for of in zip(one.newly, (x.names for x in self.layers), strict=True)]
+                chunk = replace(chunk, quantized=before._replace(newly=newly))
             self.chunks = recorded(self.chunks, chunk, context.history)
+        pack_in(self, end)
         if context.watch is not None:
             context.watch(narrow)
         # Whole numbers until the end: a mean that is a little too large would be a token more.
@@ -114,6 +124,14 @@ class SplitStore(Store):
         if len(self.context.tokens):
             full_heads(self.context, self.policy)
         super().take_over(other, read, pin=pin)
+        if (q := self.quantization) is not None:
+            self.layers = [layer.quantized(q) for layer in self.layers]
+            pack_in(self, read)
+
+    def _goes_on(self, other: Store, prefix: list[tuple[Tensor, Tensor]] | None) -> bool:
+        """The same, where the same heads keep everything."""
+        alike = super()._goes_on(other, prefix)
+        return alike and [x.names[0] for x in other.layers] == full_heads(self.context, self.policy)
 
     def split(self, read: int, full: list[list[int]]) -> list[SplitLayer]:
         """What is held as it is, where the same heads keep everything."""
@@ -123,6 +141,11 @@ class SplitStore(Store):
 
     def _keep(self, other: Store, read: int, prefix) -> None:
         self.layers = other.split(read, full_heads(self.context, self.policy))
+        if self._goes_on(other, prefix):
+            for policy, layers in zip(self.policy.parts, self._parts, strict=True):
+                evict(layers, band_of(policy, layers, read, read + 1), read)
+            return
+        self.layers = [layer.plain() for layer in self.layers]
         for number, layer in enumerate(self.layers):
             for part, kept, own in zip(layer.parts, self.policy.parts, layer.heads, strict=True):
                 first = None if prefix is None else (prefix[number][0][own], prefix[number][1][own])

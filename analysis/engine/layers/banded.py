@@ -218,6 +218,19 @@ class BandedLayer:
         begin = keys.shape[1] - last
         return torch.cat((keys[:, :first], keys[:, begin:]), 1), torch.cat((values[:, :first], values[:, begin:]), 1)
 
+    def plain(self) -> "BandedLayer":
+        """What it holds, in numbers as the model computes them."""
+        return self.copy()
+
+    def quantized(self, q: Quantization) -> "QuantizedLayer":
+        """The same tokens in a layer that stores older ones in few bits."""
+        return QuantizedLayer.of(self, q)
+
+    def pack(self, end: int) -> Newly | None:
+        """Store tokens before text position `end` in few bits, where that is done, and tell what those of the window
+        are then."""
+        return None
+
     def copy(self) -> "BandedLayer":
         """The same tokens held, free to go another way.  No tensor is copied: `Slots` says why that is right."""
         twin = copy.copy(self)
@@ -261,6 +274,10 @@ class QuantizedLayer(BandedLayer):
         twin.pin(layer.sink_keys, layer.sink_values)
         twin.append(layer.keys.view(), layer.values.view())
         return twin
+
+    def quantized(self, q: Quantization) -> "QuantizedLayer":
+        """Itself."""
+        return self
 
     def plain(self) -> BandedLayer:
         """What it holds, in numbers as the model computes them: what rounding has taken from them stays lost."""

@@ -145,14 +145,31 @@ class Newly(NamedTuple):
     keys: Float[Tensor, "kv_heads tokens dim"]
     values: Float[Tensor, "kv_heads tokens dim"]
 
+    def of_head(self, kv_head: int) -> tuple[int, Float[Tensor, "tokens dim"]]:
+        """The text position of the first, and the keys of one KV head."""
+        return self.begin, self.keys[kv_head]
+
+
+class SplitNewly(NamedTuple):
+    """The same where the heads of a layer stand in parts."""
+
+    parts: Sequence[Newly | None]
+    names: Sequence[Sequence[int]]
+    """The KV heads of each part."""
+
+    def of_head(self, kv_head: int) -> tuple[int, Float[Tensor, "tokens dim"]] | None:
+        """The text position of the first, and the keys of one KV head; None where its part has quantized none."""
+        newly, own = next(of for of in zip(self.parts, self.names, strict=True) if kv_head in of[1])
+        return None if newly is None else newly.of_head(own.index(kv_head))
+
 
 class Met(NamedTuple):
     """What the queries of a pass met of keys that are quantized, for maps."""
 
     q: Quantization
-    before: "Sequence[QuantizedSlots]"
-    """Keys of each layer's window when the pass began; nobody writes into them."""
-    newly: Sequence[Newly | None]
+    before: Sequence[Any]
+    """What each layer held when the pass began; nobody writes into it."""
+    newly: Sequence[Newly | SplitNewly | None]
     """What each layer has quantized between two of these tokens; none for any layer where the pass has one."""
 
 

@@ -1,7 +1,7 @@
 """What one layer keeps whose heads are of two kinds: some keep everything, the others a band."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..state import State
 from .banded import BandedLayer
+from .quantized import Quantization
 from .slots import Span
 
 
@@ -31,9 +32,25 @@ class SplitLayer:
         """A layer like this one that holds what a state says.  Raises ValueError where that is of other heads."""
         if (full := state.value("full", list)) != self.names[0]:
             raise ValueError(f"KV heads {full} keep everything in this state, and here it is {self.names[0]}")
+        return self._with(part.loaded(state.part(str(i))) for i, part in enumerate(self.parts))
+
+    def plain(self) -> "SplitLayer":
+        """What it holds, in numbers as the model computes them."""
+        return self._with(part.plain() for part in self.parts)
+
+    def quantized(self, q: Quantization) -> "SplitLayer":
+        """The same tokens in parts that store older ones in few bits."""
+        return self._with(part.quantized(q) for part in self.parts)
+
+    def _with(self, parts: Iterable[BandedLayer]) -> "SplitLayer":
         twin = copy.copy(self)
-        twin.parts = tuple(part.loaded(state.part(str(i))) for i, part in enumerate(self.parts))
+        twin.parts = tuple(parts)
         return twin
+
+    def pack(self, end: int) -> None:
+        """Store tokens before text position `end` in few bits."""
+        for part in self.parts:
+            part.pack(end)
 
     def held(self, read: int) -> list[Span]:
         """What its heads hold when `read` tokens have been read: nothing is said of a part that has none."""
@@ -82,6 +99,4 @@ class SplitLayer:
 
     def copy(self) -> "SplitLayer":
         """The same tokens held, free to go another way."""
-        twin = copy.copy(self)
-        twin.parts = tuple(part.copy() for part in self.parts)
-        return twin
+        return self._with(part.copy() for part in self.parts)
