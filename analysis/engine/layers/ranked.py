@@ -1,6 +1,7 @@
 """The slots that one layer keeps where they are ranked: every KV head has its own, in the order of the text.
 
-All heads of a layer hold equally many, so nothing is copied to the host in here: how many there are is known.
+All heads of a layer hold equally many, so nothing is copied to the host in here: how many there are is known.  Only how
+many of them are stored in few bits is asked, when some are quantized, changed, or found to have left.
 """
 
 from collections.abc import Callable
