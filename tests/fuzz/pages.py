@@ -1,8 +1,9 @@
-"""Ends the page's process at random moments while a reading goes on in it; its run goes on at a command line.
+"""Ends the page's process at random moments while a story is read in it; its run goes on at a command line.
 
 What the job had taken in is written down beside it, so that what the folder lacks is counted.
 """
 
+import json
 import os
 import random
 import signal
@@ -19,17 +20,29 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis import texts
+from analysis.models.loading import load as load_model
+from analysis.runs.folder import Folder
 from analysis.runs.reader import about_of, load
+from analysis.runs.run import Run
+from analysis.runs.spec import Spec
+from analysis.runs.switches import Switch
 from tests.viewer import Viewer
 
 from .kills import SIGNALS
 from .parsers import Row
-from .resumes import EVERY, LONGEST, commands, go, wrong
+from .resumes import EVERY, LONGEST, go, wrong
 from .seeds import model as tiny_model
 
 ROOT = Path(__file__).parents[2]
 TOKENS = 4_000
 LANES = ("dense", "streaming:sinks=4,window=28", "h2o:budget=24,recent=4", "duo:full=50,sinks=2,window=16")
+STORY = (
+    Switch(800, 1, "window:window=32"),
+    Switch(1_500, 0, "streaming:sinks=4,window=28,positions=text"),
+    Switch(2_400, 1, "streaming:sinks=4,window=28", pin=True),
+)
+"""What happens to the lanes, before the kill or after it."""
 TAKEN = "taken.txt"
 """Lane and end of every chunk that the job has taken in."""
 STARTING = 120
@@ -49,17 +62,30 @@ def page(folder: str) -> None:
 
 def begin(folder: Path) -> str:
     """Begin a reading as a page does; returns its id."""
-    from analysis import texts
     from analysis.runs import checkpoint
-    from analysis.runs.spec import Spec
     from app.jobs.reading import ReadingJob
     from app.jobs.registry import REGISTRY
 
     checkpoint.EVERY = EVERY
-    text = str(folder / "ids.npy")
-    spec = Spec(str(folder / "model"), text, LANES, chunk=32, device="cpu")
-    job = REGISTRY.start(partial(_noted, spec=spec, text=texts.read(text), make=ReadingJob, folder=folder))
+    spec, make = spec_of(folder), partial(ReadingJob, switches=STORY)
+    job = REGISTRY.start(partial(_noted, spec=spec, text=texts.read(spec.text), make=make, folder=folder))
     return job.id
+
+
+def spec_of(folder: Path) -> Spec:
+    """What is read."""
+    return Spec(str(folder / "model"), str(folder / "ids.npy"), LANES, chunk=32, device="cpu")
+
+
+def unstopped(folder: Path) -> int:
+    """Read the story in one go, into the folder `whole`; the status of that command."""
+    spec, place = spec_of(folder), folder / "whole"
+    text, model = texts.read(spec.text), load_model(**spec.loading)
+    Folder(place, Run(spec), text_sha256=text.sha256, weights_sha256=model.sha256, switches=STORY)
+    about = json.loads((place / "run.json").read_text())
+    # As if it had been killed before its first chunk.
+    (place / "run.json").write_text(json.dumps({**about, "process": {**about["process"], "began": 1.0}}))
+    return go(["resume", str(place)])
 
 
 def _noted(models, spec, text, make, folder: Path):
@@ -84,8 +110,7 @@ def rows(seed: int, tries: int) -> Generator[Row]:
         tiny_model(folder / "model")
         np.save(folder / "ids.npy", np.random.default_rng(seed).integers(3, 250, TOKENS))
         (folder / "main.py").write_text(f"from tests.fuzz.pages import page\n\npage({name!r})\n")
-        words = commands(folder)["stream"]
-        if code := go([*words, "--out", str(folder / "whole")]):
+        if code := unstopped(folder):
             yield Row("page", 0, 0, [f"status {code} of the run that is not ended"])
             return
         failures, ended = [], 0
