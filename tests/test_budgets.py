@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from analysis.engine.layers.ragged import RaggedLayer
 from analysis.engine.stream import open_lanes
 from analysis.policies import POLICIES, Ranked, parse
 
 from .families import shared, words
+from .published import Moment, shared_out
 
 NAMES = [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)]
 
@@ -94,6 +97,30 @@ def test_the_pyramid_of_the_issue_keeps_its_budget(layers):
     while not lane.done:
         most = max(most, lane.read(16).cache_tokens.max(), sum(len(c) for c in lane.store.layers) / layers)
     assert most == 24
+
+
+@pytest.mark.parametrize("floor", [0, 30, 70, 100])
+def test_heads_share_one_budget_as_the_plain_algorithm_says(floor):
+    """Whatever they hold, and however uneven what they gave."""
+    draw, heads, tokens = np.random.default_rng(floor), 3, 30
+    for trial in range(24):
+        pooling, sinks, interval = ("max", "mean")[trial % 2], trial % 3, 1 + trial % 4
+        policy = parse(
+            f"adakv:budget=12,recent=3,kernel=3,floor={floor},pooling={pooling},sinks={sinks},interval={interval}"
+        )
+        kept = [sorted(draw.choice(tokens, n, replace=False).tolist()) for n in draw.permutation((8, 13, 21))]
+        gave = np.zeros((heads, tokens, tokens), np.float32)
+        gave[:, -3:] = draw.random((heads, 3, tokens)) * draw.permutation((1, 0.6, 0.3))[:, None, None]
+        moments = [Moment(gave, *[None] * 5, held, tokens - 1, 0, head) for head, held in enumerate(kept)]
+        at, of = np.array(sorted((p, head) for head, held in enumerate(kept) for p in held)).T
+        layer = RaggedLayer(
+            *[torch.zeros(1, len(at), 1)] * 2,
+            torch.tensor(at)[None],
+            recent_attention=torch.tensor(gave[of, -3:, at]).T[None],
+            own=torch.tensor(of == np.arange(heads)[:, None]),
+        )
+        layer.evict(policy, 0, 1, tell=False)
+        assert [layer.of_head(head)[0].tolist() for head in range(heads)] == shared_out(policy, moments, 12)
 
 
 def test_cautions_know_when_something_first_leaves():
