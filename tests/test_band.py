@@ -3,6 +3,7 @@
 import itertools
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from analysis.engine.attention.band import Band, plan
 from analysis.engine.attention.banded import blocks_of, fold, unfold
+from analysis.engine.attention.call import Call
 
 from . import naive
 
@@ -153,3 +155,9 @@ def test_unfolding_gives_back_what_was_folded(block, blocks):
     whole = unfold(rows, 2, block, blocks)
     assert torch.equal(whole[:, :5].transpose(1, 2), x) and not whole[:, 5:].any()
     assert torch.equal(unfold(rows[..., 0], 2, block, blocks), whole[..., 0])
+
+
+def test_a_layer_that_says_no_scaling_has_that_of_its_dimensions():
+    x = torch.zeros(1, 2, 3, 16)
+    assert Call.of(SimpleNamespace(layer_idx=0), x, x, x).scaling == 0.25
+    assert Call.of(SimpleNamespace(layer_idx=0), x, x, x, scaling=0.5).scaling == 0.5

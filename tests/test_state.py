@@ -102,6 +102,23 @@ def test_a_state_in_a_checkpoint_goes_on_like_the_lane(name, tiny_llama, tmp_pat
     goes_on_alike(lane, other, [("next", 5)])
 
 
+@pytest.mark.parametrize("more", ["", ",cache=int4,group=4,residual=6"])
+@pytest.mark.parametrize("policy", ["window:window=24", "streaming:sinks=4,window=24"])
+def test_keys_that_were_rotated_for_decoded_tokens_go_along(policy, more, tiny_llama):
+    lane = open_lanes(tiny_llama, np.arange(41) * 11 % 97, [parse(policy + more)])[0]
+    lane.read(40)
+    for _ in range(3):
+        lane.next(lambda logits: int(logits.argmax()))
+    state = lane.state()
+    rotated = {name.split("/")[-1] for name in state.tensors} & {"rotated", "rotated_sinks"}
+    assert rotated == {"rotated", *(["rotated_sinks"] if "sinks" in policy else [])}
+    other = beside(lane)
+    other.load_state(written(state))
+    for layer, twin in zip(lane.store.layers, other.store.layers, strict=True):
+        assert torch.equal(layer.rotated.view(), twin.rotated.view()) and layer.rotated.first == twin.rotated.first
+    goes_on_alike(lane, other, [("next", 9), ("read", 9), ("next", 2)])
+
+
 def test_heads_measured_on_the_beginning_of_a_text_stay_when_it_has_grown(tiny_llama):
     lane = open_lanes(tiny_llama, np.arange(12) % 97, [Duo(50, 2, 4)])[0]
     lane.read(5)
