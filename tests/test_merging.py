@@ -14,7 +14,7 @@ from .reading import read
 from .switching import beside, check_held, read_both, switch_both
 
 
-@pytest.mark.parametrize("leaving", [1, 3, 64, 65, 150])
+@pytest.mark.parametrize("leaving", [1, 3, 64, 65, 150, 194])
 def test_many_that_leave_together_leave_one_after_the_other(leaving):
     policy, slots, draw = parse("cam:sinks=5,merge=7,seed=2"), 200, torch.Generator().manual_seed(leaving)
     values = torch.randn(2, slots, 3, generator=draw)
