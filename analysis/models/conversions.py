@@ -162,7 +162,7 @@ def place(
 def _read_once(config: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
     """Let the configuration of a saved tokenizer say what transformers would parse all of tokenizer.json once more for,
     which takes seconds where it is large: it then is that file, whatever class has made it."""
-    if not tokenizer.is_fast or not config.is_file():
+    if not config.is_file() or not tokenizer.is_fast:
         return
     special = {i: t for i, t in tokenizer.added_tokens_decoder.items() if i in tokenizer.all_special_ids}
     said = files.record(config, dict[str, Any], "that of a tokenizer") | {
