@@ -3,12 +3,12 @@
 import io
 import resource
 import signal
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from analysis.runs import checkpoint
 from analysis.runs.checkpoint import Checkpoints
 from analysis.runs.reader import load
 
@@ -18,21 +18,24 @@ from .test_resume import words as stream
 from .test_resume_chat import SCRIPT, chat
 from .test_resume_chat import words as words
 
-OFTEN = "from analysis.runs import checkpoint; checkpoint.EVERY = 0; from analysis.cli.main import main; main()"
-"""Writes a checkpoint whenever the one before is there."""
 
-
-def limited(most, *arguments, often=False, typed=""):
+@pytest.fixture
+def limited(run, monkeypatch):
     """A command whose files may have so many bytes each: what is said where a disk takes no more is said there too."""
 
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    def command(most, *arguments, typed=""):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        ignored, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+        try:
+            code, said, error = run(*map(str, arguments))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            signal.signal(signal.SIGXFSZ, ignored)
+        assert "Traceback" not in error
+        return code, " ".join((said + error).split())
 
-    asked = [sys.executable, *(("-c", OFTEN) if often else ("-m", "analysis")), *map(str, arguments)]
-    done = subprocess.run(asked, capture_output=True, text=True, input=typed, preexec_fn=limit, check=False)
-    assert "Traceback" not in done.stderr
-    return done.returncode, " ".join((done.stdout + done.stderr).split())
+    return command
 
 
 @pytest.fixture
@@ -42,7 +45,9 @@ def place(model, text, tmp_path, command):
     return tmp_path / "run"
 
 
-def test_a_run_without_room_for_its_checkpoint_is_read_to_its_end_and_says_so(model, text, place, tmp_path, command):
+def test_a_run_without_room_for_its_checkpoint_is_read_to_its_end_and_says_so(
+    model, text, place, tmp_path, command, limited
+):
     lanes = ["dense", "window:window=8", "window:window=9"]
     code, said = limited(160_000, *stream(model, text, tmp_path / "full", 500, lanes=lanes))
     assert code == 0 and "no checkpoint could be written, and the run goes on without" in said, said
@@ -52,7 +57,7 @@ def test_a_run_without_room_for_its_checkpoint_is_read_to_its_end_and_says_so(mo
 
 
 @pytest.mark.parametrize("most", [66_000])
-def test_a_run_that_cannot_go_on_for_want_of_room_stays_as_it_was(most, place, command):
+def test_a_run_that_cannot_go_on_for_want_of_room_stays_as_it_was(most, place, command, limited):
     before = load(place)
     code, said = limited(most, "resume", place, "--tokens", 600)
     assert code == 2 and "cannot be written (File too large): make room" in said, said
@@ -75,7 +80,9 @@ def test_a_checkpoint_folder_that_cannot_be_written_ends_no_run(place, command):
     assert len(load(place).tracks[0].nll) == 549
 
 
-def test_a_conversation_that_the_disk_takes_no_more_of_says_what_is_kept(words, tmp_path, command, monkeypatch):
+def test_a_conversation_that_the_disk_takes_no_more_of_says_what_is_kept(
+    words, tmp_path, command, limited, monkeypatch
+):
     asked = chat(words, tmp_path / "full", None, "--max-new", "60")
     code, said = limited(66_000, *asked, typed="\n".join(SCRIPT))
     assert code == 2 and "cannot be written (File too large): make room" in said, said
@@ -101,9 +108,11 @@ def test_a_conversation_without_room_for_its_checkpoint_is_kept_and_says_so(word
     assert kept.status == "finished" and [e["what"] for e in kept.events].count("answer") == 3 * len(SCRIPT)
 
 
-def test_a_training_without_room_for_its_checkpoint_is_kept_and_says_so(tmp_path, command, monkeypatch):
+def test_a_training_without_room_for_its_checkpoint_is_kept_and_says_so(tmp_path, command, limited, monkeypatch):
     recipe = "steps=12,width=64,length=16,batch=4,vocabulary=64"
-    code, said = limited(150_000, "emergence", recipe, "--every", "4", "--out", tmp_path / "full", often=True)
+    # A checkpoint whenever the one before is there.
+    monkeypatch.setattr(checkpoint, "EVERY", 0)
+    code, said = limited(150_000, "emergence", recipe, "--every", "4", "--out", tmp_path / "full")
     assert code == 0 and "no checkpoint could be written, and the run goes on without" in said, said
     command("emergence", recipe, "--every", "4", "--out", tmp_path / "whole")
     assert (tmp_path / "full" / "curves.csv").read_bytes() == (tmp_path / "whole" / "curves.csv").read_bytes()
