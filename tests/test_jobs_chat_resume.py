@@ -38,7 +38,7 @@ def begin(registry, words, home):
     """Begins a conversation of two lanes whose answers are sampled."""
     spec = kinds(words, home)["chat"].args[0]
     lanes = ("dense", "streaming:sinks=4,window=12", "h2o:budget=20,recent=4")
-    spec = replace(spec, policies=lanes, sampling=replace(spec.sampling, max_new=40, temperature=1.5, seed=3))
+    spec = replace(spec, policies=lanes, sampling=replace(spec.sampling, max_new=24, temperature=1.5, seed=3))
     return lambda script=None, resumes="": registry.start(partial(ChatJob, spec, script=script, resumes=resumes))
 
 
@@ -79,7 +79,7 @@ def ready(job) -> None:
     until(job, lambda: job.lanes and job.idle and job.status in ("waiting", "paused"))
 
 
-@pytest.mark.parametrize(("turns", "tokens"), [(1, 0), (1, 20), (2, 10)])
+@pytest.mark.parametrize(("turns", "tokens"), [(1, 0), (1, 12), (2, 6)])
 def test_a_script_that_was_freed_in_an_answer_says_the_same(begin, registry, whole, home, turns, tokens):
     job = begin(SCRIPT)
     answering(job, turns, tokens)
