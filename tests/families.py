@@ -30,7 +30,7 @@ from analysis.families.rotary import Adapted
 from analysis.policies import Dense, Streaming, Window
 
 from . import causal
-from .naive import kept
+from .naive import kept, standing
 
 MODELS = Path(__file__).parents[1] / "docs" / "models.md"
 DOCS = Path(__file__).parents[1] / "docs" / "families.md"
@@ -86,6 +86,10 @@ OWN: dict[str, tuple[dict, tuple[str, ...]]] = {
 }
 
 
+PATTERNS = {"gemma2", "gemma3_text", "gpt_oss", "olmo3", "smollm3", "cohere2", "exaone4"}
+"""Families whose layers are of several kinds, in turns of up to four."""
+
+
 def tiny(family: str, implementation: str = "eager", **more) -> PreTrainedModel:
     """A random model of this family whose attention is uneven enough that a wrong position shows."""
     if family == "mpt":
@@ -111,6 +115,13 @@ def shared(family: str, **more) -> PreTrainedModel:
     if asked not in _built:
         _built[asked] = tiny(family, **more)
     return _built[asked]
+
+
+def few_layers(family: str, **more) -> PreTrainedModel:
+    """The shared model with no more layers than the family has kinds of, and two at the least."""
+    if family not in PATTERNS:
+        more = {"n_layers" if family == "mpt" else "num_hidden_layers": 2} | more
+    return shared(family, **more)
 
 
 def twin(network: PreTrainedModel) -> Adapted:
@@ -142,11 +153,11 @@ class Book:
     def attend(self, attention, query, key, value, *, scaling=None, softcap=None, sliding_window=None, s_aux=None, **_):
         model, groups = self.model, query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
-        outs = []
+        outs, at = [], standing(model, attention, len(self.reach))
         for t, positions in enumerate(self.reach):
             slots = torch.arange(len(positions))
-            k = model.rotate(attention, key[:, :, positions], model.angles(attention, slots))
-            q = model.rotate(attention, query[:, :, [t]], model.angles(attention, slots[-1:]))
+            k = model.rotate(attention, key[:, :, positions], at(slots))
+            q = model.rotate(attention, query[:, :, [t]], at(slots[-1:]))
             s = q @ k.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)
             s = s if softcap is None else softcap * torch.tanh(s / softcap)
             if sliding_window is not None:

@@ -6,11 +6,15 @@ Slow, and only for tiny models.
 
 import functools
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from analysis.families.positions import Angles, AttentionModule
+from analysis.families.rotary import Adapted
 
 
 def kept(t: int, sinks: int, window: int, step: int = 1) -> list[int]:
@@ -28,6 +32,12 @@ def edge(t: int, sinks: int, window: int, step: int) -> int:
     """The oldest token of the window that query t reaches: `step` tokens leave together, and one of these groups begins
     behind the sinks, whether those are held or not."""
     return next(first for first in itertools.count(sinks % step, step) if t - first <= window)
+
+
+def standing(model: Adapted, attention: AttentionModule, count: int) -> Callable[..., Angles | None]:
+    """What `rotate` needs for any of the positions 0 … count − 1 in a layer, which are asked for once."""
+    angles = model.angles(attention, torch.arange(count))
+    return lambda positions: None if angles is None else (angles[0][:, positions], angles[1][:, positions])
 
 
 def read(

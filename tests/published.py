@@ -14,6 +14,8 @@ import torch
 from analysis.engine.stream import open_lanes
 from analysis.policies import Dense
 
+from .naive import standing
+
 EXACT = {"random", "late", "scissorhands", "cam"}
 WITHIN = 128 * 2.0**-23
 """The share by which two scores of a float32 model may differ and still be equal."""
@@ -240,13 +242,12 @@ class Naive:
         # Of a policy that merges, values change.
         value = value.clone()
         keys, values = key[0].double().numpy(), value[0].double().numpy()
-        # Most heads stand at the same positions: what rotates keys there is made once.
-        angles = cache(lambda *at: model.angles(attention, torch.tensor(at)))
+        angles = standing(model, attention, tokens + policy.future_positions)
         asked = (query[0].double() * (scaling or dim**-0.5)).unflatten(0, (kv_heads, groups)).numpy()
 
         @cache
         def rotation(at):
-            return model.rotate(attention, torch.eye(dim)[None, None], angles(*[at] * dim))[0, 0].double().numpy()
+            return model.rotate(attention, torch.eye(dim)[None, None], angles([at] * dim))[0, 0].double().numpy()
 
         def rotations(positions):
             return np.stack([rotation(at) for at in positions])
@@ -255,10 +256,10 @@ class Naive:
             met = []
             for h in range(kv_heads):
                 kept[h].append(t)
-                at = range(len(kept[h])) if policy.positions == "cache" else kept[h]
-                rotated = model.rotate(attention, key[:, h : h + 1, kept[h]], angles(*at))
+                at = list(range(len(kept[h]))) if policy.positions == "cache" else kept[h]
+                rotated = model.rotate(attention, key[:, h : h + 1, kept[h]], angles(at))
                 own = slice(h * groups, (h + 1) * groups)
-                rotated_query = model.rotate(attention, query[:, own, t : t + 1], angles(at[-1]))
+                rotated_query = model.rotate(attention, query[:, own, t : t + 1], angles(at[-1:]))
                 weights = torch.softmax(rotated_query @ rotated.transpose(-1, -2) * (scaling or dim**-0.5), -1)
                 out[t, own] = (weights @ value[:, h : h + 1, kept[h]])[0, :, 0]
                 A[h, t, kept[h]] = weights[0, :, 0].mean(0)

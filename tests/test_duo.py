@@ -15,8 +15,8 @@ from analysis.policies.duo import rows_of
 from analysis.texts import read as text
 from analysis.texts import tokenize
 
-from .families import our_nll, shared, twin, words
-from .naive import kept
+from .families import few_layers, our_nll, shared, twin, words
+from .naive import kept, standing
 from .switching import beside, check_held, read_both, switch_both
 
 
@@ -32,13 +32,14 @@ class TwoKinds:
         model, groups, layer = self.model, query.shape[1] // key.shape[1], attention.layer_idx
         out = torch.zeros(1, query.shape[2], query.shape[1], value.shape[-1])
         rows = np.full((query.shape[1], query.shape[2], query.shape[2]), np.nan)
+        angles = standing(model, attention, query.shape[2])
         for head in range(query.shape[1]):
             full, of = head // groups in self.full[layer], slice(head // groups, head // groups + 1)
             for t in range(query.shape[2]):
                 positions = list(range(t + 1)) if full else self.narrow[t]
-                at = torch.tensor(positions if full or self.policy.positions == "text" else range(len(positions)))
-                k = model.rotate(attention, key[:, of, positions], model.angles(attention, at))
-                q = model.rotate(attention, query[:, head : head + 1, t : t + 1], model.angles(attention, at[-1:]))
+                at = positions if full or self.policy.positions == "text" else list(range(len(positions)))
+                k = model.rotate(attention, key[:, of, positions], angles(at))
+                q = model.rotate(attention, query[:, head : head + 1, t : t + 1], angles(at[-1:]))
                 s = (q @ k.transpose(-1, -2))[0, 0, 0] * (scaling or query.shape[-1] ** -0.5)
                 if s_aux is not None:
                     s = torch.cat((s, s_aux[head : head + 1]))

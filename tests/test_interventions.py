@@ -16,8 +16,8 @@ from analysis.policies import Dense, Recompute, Streaming, Window, parse
 from analysis.texts import read as text
 from analysis.texts import tokenize
 
-from .families import our_nll, shared, twin, words
-from .naive import kept
+from .families import few_layers, our_nll, shared, twin, words
+from .naive import kept, standing
 from .switching import beside, read_both, switch_both
 
 CHANGES = [
@@ -41,11 +41,11 @@ class Changed:
     def attend(self, attention, query, key, value, *, scaling=None, s_aux=None, **_):
         model, policy, groups = self.model, self.policy, query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
-        outs = []
+        outs, at = [], standing(model, attention, len(self.reach))
         for t, positions in enumerate(self.reach):
             slots = torch.arange(len(positions))
-            k = model.rotate(attention, key[:, :, positions], model.angles(attention, slots))
-            q = model.rotate(attention, query[:, :, [t]], model.angles(attention, slots[-1:]))
+            k = model.rotate(attention, key[:, :, positions], at(slots))
+            q = model.rotate(attention, query[:, :, [t]], at(slots[-1:]))
             e = (q @ k.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5))[0, :, 0].exp()
             below = e.sum(-1)
             if s_aux is not None:
@@ -216,10 +216,10 @@ class Positioned:
     def attend(self, attention, query, key, value, *, scaling=None, **_):
         model, policy, groups = self.model, self.policy, query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
-        most, outs = policy.sinks + policy.window, []
+        most, outs, angles = policy.sinks + policy.window, [], standing(model, attention, len(self.reach))
 
         def at(x, positions):
-            return model.rotate(attention, x, model.angles(attention, torch.tensor(positions)))
+            return model.rotate(attention, x, angles(positions))
 
         for t, positions in enumerate(self.reach):
             q = query[:, :, [t]]
