@@ -31,6 +31,15 @@ CHANGES = [
 ]
 
 
+BENT = (Dense, ()), (Window, (12,)), (Streaming, (4, 12))
+CASES = [
+    (("llama", "gpt_oss")[(i + j) % 2], policy, changed)
+    for i, policy in enumerate(BENT)
+    for j, changed in enumerate(CHANGES)
+]
+"""Every policy with every change, and both families with each of these."""
+
+
 class Changed:
     """One query after the other over the keys that it is to meet, with the change written out."""
 
@@ -83,9 +92,7 @@ def unchanged(family, policy, **more):
     return our_nll(shared(family, **more), words(50), 16, policy)
 
 
-@pytest.mark.parametrize("changed", CHANGES, ids=str)
-@pytest.mark.parametrize("policy", [(Dense, ()), (Window, (12,)), (Streaming, (4, 12))], ids=lambda p: p[0].name)
-@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+@pytest.mark.parametrize(("family", "policy", "changed"), CASES, ids=str)
 def test_changed_attention_equals_whole_matrices(family, policy, changed):
     # gpt_oss's own windows are longer than this text.
     more = {"num_hidden_layers": 2} | ({"sliding_window": 512} if family == "gpt_oss" else {})
@@ -109,7 +116,7 @@ def test_changed_attention_equals_whole_matrices(family, policy, changed):
 @pytest.mark.parametrize("changed", CHANGES, ids=str)
 def test_ranked_lanes_bend_too(changed):
     """All is protected that sinks + window keep, so it must be the same."""
-    model, tokens = shared("llama"), words(60)
+    model, tokens = few_layers("llama"), words(48)
     settings = ",".join(f"{k}={v}" for k, v in changed.items())
     ranked = our_nll(model, tokens, 16, parse(f"knorm:budget=17,sinks=4,recent=13,skip=0,positions=cache,{settings}"))
     np.testing.assert_allclose(ranked, our_nll(model, tokens, 16, Streaming(4, 13, **changed)), atol=1e-4)
@@ -117,7 +124,7 @@ def test_ranked_lanes_bend_too(changed):
 
 @pytest.mark.parametrize("changed", CHANGES, ids=str)
 def test_recompute_bends_the_texts_first_tokens_only(changed):
-    model, tokens = shared("llama"), words(60)
+    model, tokens = few_layers("llama"), words(48)
     got, plain = (our_nll(model, tokens, 16, Recompute(20, 1, **more)) for more in (changed, {}))
     np.testing.assert_allclose(got[:15], our_nll(model, tokens, 16, Dense(**changed))[:15], atol=1e-5)
     if "knockout" in changed and "softmax" not in changed:
@@ -239,7 +246,7 @@ class Positioned:
 )
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "mpt"])
 def test_positions_counted_otherwise_equal_the_rule(family, policy):
-    model, tokens = shared(family), words(60)
+    model, tokens = few_layers(family), words(48)
     adapted, ids = open_lanes(model, tokens, [policy])[0].context.model, torch.as_tensor(tokens)[None]
     logits = adapted.forward(ids[:, :-1], Positioned(adapted, policy, len(tokens) - 1))[0]
     wanted = -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0].numpy()
