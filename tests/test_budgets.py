@@ -48,7 +48,7 @@ def models():
 @given(policy=odd_policies(), layers=st.sampled_from([1, 2, 3, 6]), chunk=st.sampled_from([1, 3, 16, 80]))
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_policy_ever_holds_more_than_its_budget(models, policy, layers, chunk):
-    tokens = words(64)
+    tokens = words(48)
     lane = open_lanes(models[layers], tokens, [policy])[0]
     bounded = range(getattr(policy, "skip", 0), layers)
     heads = lane.context.model.kv_heads
@@ -88,7 +88,7 @@ def test_pyramids_have_the_mean_that_is_asked_for(layers, budget, steepness, int
     assert len({b % interval for b in budgets}) == 1
 
 
-@pytest.mark.parametrize("layers", [1, 2, 7, 8, 30, 32])
+@pytest.mark.parametrize("layers", [1, 2, 7, 8, 30])
 def test_the_pyramid_of_the_issue_keeps_its_budget(layers):
     policy = parse("pyramid:budget=24,sinks=2,recent=4")
     assert sum(policy.budget_of(i, layers) for i in range(layers)) == 24 * layers
