@@ -147,3 +147,9 @@ def test_sinks_and_window_have_blocks_of_their_own():
     assert [Streaming(4, 60, block=16).allocated(n) for n in (0, 1, 4, 5, 20, 21, 64)] == [0, 16, 16, 32, 32, 48, 80]
     assert [Window(60, block=16).allocated(n) for n in (0, 1, 16, 17, 60)] == [0, 16, 16, 32, 64]
     assert [parse("shift").allocated(n) for n in (0, 1, 17)] == [0, 1, 17]
+
+
+def test_late_sinks_that_begin_inside_a_block_need_room_for_both():
+    assert parse("late:budget=12,sinks=2,start=3,block=4").protected_slots == 12
+    with pytest.raises(ValueError, match="choose a larger budget"):
+        parse("late:budget=11,sinks=2,start=3,block=4")

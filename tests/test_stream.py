@@ -138,6 +138,15 @@ def test_recompute_equals_a_fresh_forward_pass(tiny_llama, tokens, family, windo
         assert kept[i - 1] == i - start
 
 
+def test_recompute_goes_on_inside_a_stride(tiny_llama, tokens):
+    lane, nll = open_lanes(tiny_llama, tokens[:60], [Recompute(16, 5)])[0], []
+    for upto in (3, 17, 19, 20, 22, 26, 27, 35, 60):
+        while lane.position < upto:
+            nll.append(lane.read(64, upto=upto).nll)
+    expected = read(tiny_llama, tokens[:60], Recompute(16, 5))
+    np.testing.assert_allclose(np.concatenate(nll), expected.nll, atol=1e-5)
+
+
 def test_a_text_grows_and_shrinks_as_a_list_does(tiny_llama, tokens):
     context, text = open_lanes(tiny_llama, tokens[:3], [Dense()])[0].context, list(tokens[:3])
     for count in (1, 5, 2000, 1, 3000, 1):
