@@ -197,6 +197,14 @@ def test_what_no_test_tells_from_the_best_of_its_budget_is_marked():
     assert set(header) - set(narrow) == {"Perplexity", "Excess NLL"}
 
 
+def test_a_policy_is_named_with_what_was_changed_about_it():
+    plain, changed = "streaming:sinks=4,window=60", "streaming:sinks=4,window=60,cache=int4,exact=4"
+    found = msgspec.structs.replace(VERDICT, entries=[entry(p, 64, 0.5, 0) for p in (plain, changed)])
+    assert [row[0] for row in table(found)[1]] == ["Sinks + window", "Sinks + window, int4 cache, first 4 exact"]
+    alone = msgspec.structs.replace(found, entries=found.entries[1:])
+    assert [row[0] for row in table(alone)[1]] == ["Sinks + window, int4 cache, first 4 exact"]
+
+
 def test_the_command_writes_its_files_and_goes_on(run, place, tmp_path):
     asked = ["compare", "--model", place, "--device", "cpu", "--policies", "window,streaming", "--budgets", "64"]
     asked += ["--tokens", "300", "--lengths", "300", "--depths", "5,95", "--repeats", "1", "--out", str(tmp_path)]

@@ -66,8 +66,9 @@ class Entry(msgspec.Struct, frozen=True):
 
     @property
     def title(self) -> str:
-        """The policy without its sizes."""
-        return parse(self.policy).title
+        """The policy without its sizes, and what was changed about it."""
+        policy = parse(self.policy)
+        return ", ".join((policy.title, *policy.changes))
 
     @property
     def relative(self) -> float | None:
