@@ -65,16 +65,12 @@ def test_listing_commands_need_neither_torch_nor_transformers():
     assert not {"torch", "transformers"} & loaded_by(command)
 
 
-def test_what_the_first_page_is_made_of_loads_neither_torch_nor_transformers():
+def test_what_the_first_page_and_that_of_runs_are_made_of_loads_neither_torch_nor_transformers():
     views = ast.parse((ROOT / "app" / "views" / "read.py").read_text(encoding="utf-8")).body
     own = [n.module for n in ast.walk(ast.Module(views, [])) if isinstance(n, ast.ImportFrom)]
     assert {"app.jobs.reading", "app.frames.reading", "app.jobs.registry"} <= set(own)
+    own += ["app.panels.run_list", "app.panels.run_comparison", "app.panels.job_panel"]
     assert not {"torch", "transformers"} & loaded_by(f"import app.opening, {', '.join(own)}")
-
-
-def test_the_page_of_runs_loads_neither_torch_nor_transformers():
-    own = "app.panels.run_list, app.panels.run_comparison, app.panels.job_panel"
-    assert not {"torch", "transformers"} & loaded_by(f"import app.opening, {own}")
 
 
 def test_whole_library_runs_without_streamlit():
