@@ -18,12 +18,14 @@ from analysis.maps.recent import head_map
 from analysis.models.language_model import LanguageModel
 from analysis.policies import Dense, Recompute, Streaming, Window
 
-from .families import MODELS, Book, our_nll, own_nll, shared, table, tiny, words
+from .families import MODELS, Book, few_layers, our_nll, own_nll, shared, table, tiny, words
 from .reading import read
 
 MOVABLE = [name for name, family in FAMILIES.items() if family.positions in ("rotary", "ALiBi")]
 LEARNED = [name for name, family in FAMILIES.items() if family.positions == "learned"]
 FIXED = [name for name in FAMILIES if name not in MOVABLE]
+FEW = 40
+"""Tokens of a text that is longer than every window here, and no longer."""
 VARIANTS = {
     "llama, YaRN": (
         "llama",
@@ -67,15 +69,10 @@ VARIANTS = {
 }
 
 
-PATTERNS = {"gemma2", "gemma3_text", "gpt_oss", "olmo3", "smollm3", "cohere2", "exaone4"}
-"""Families whose layers are of several kinds, in turns of up to four."""
-
-
 def small(asked: str):
-    """A family's name, and its model with no more layers than it has kinds of, and two at the least."""
+    """A family's name, and its model."""
     name, more = VARIANTS.get(asked, (asked, {}))
-    layers = {} if name in PATTERNS else {"n_layers" if name == "mpt" else "num_hidden_layers": 2}
-    return name, shared(name, **layers, **more)
+    return name, few_layers(name, **more)
 
 
 @pytest.fixture(params=[*FAMILIES, *VARIANTS])
@@ -97,14 +94,14 @@ def eager(request):
 
 def test_dense_equals_the_familys_own_numbers(family):
     _, model = family
-    tokens = words()
+    tokens = words(FEW)
     own = own_nll(model, tokens)
     for chunk in (1, 16):
         np.testing.assert_allclose(our_nll(model, tokens, chunk), own, atol=1e-5)
 
 
 def test_streaming_equals_the_rule_as_it_is_written(movable):
-    tokens = words()
+    tokens = words(FEW)
     adapted, ids = open_lanes(movable, tokens, [Dense()])[0].context.model, torch.as_tensor(tokens)[None]
     for policy in (Streaming(4, 12), Window(12)):
         logits = adapted.forward(ids[:, :-1], Book(adapted, policy.sinks, policy.window, len(tokens) - 1))[0]
@@ -114,7 +111,7 @@ def test_streaming_equals_the_rule_as_it_is_written(movable):
 
 def test_decoding_equals_reading(family):
     name, model = family
-    tokens = words()
+    tokens = words(FEW)
     policy = Dense() if name in FIXED else Streaming(4, 12)
     expected = our_nll(model, tokens, 16, policy)
     lane = open_lanes(model, tokens[:20], [policy])[0]
@@ -232,9 +229,9 @@ def test_alibi_counts_positions_that_half_precision_cannot(name):
     """A position of a thousand has more digits than bfloat16; its weights say what the same ones say in float32."""
     family, more = VARIANTS.get(name, (name, {}))
     more = more | {"n_layers" if name == "mpt" else "num_hidden_layers": 2}
-    half, tokens = tiny(family, **more).bfloat16(), np.resize(words(), 1500)
+    half, tokens = tiny(family, **more).bfloat16(), np.resize(words(), 1200)
     whole = copy.deepcopy(half).float()
-    for policy in (Dense(), Streaming(4, 1000)):
+    for policy in (Dense(), Streaming(4, 900)):
         expected = our_nll(whole, tokens, 256, policy)[-400:]
         for got in (our_nll(half, tokens, 256, policy)[-400:], decoded(half, tokens, policy, 100)):
             same = expected[-len(got) :]
