@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from analysis.engine.head_scores import full_heads
-from analysis.engine.history import RankedChunk
+from analysis.engine.history import QKChunk, RankedChunk
+from analysis.engine.layers.quantized import SplitNewly
 from analysis.policies import Banded, Dense, Duo, Ranked, Recomputed
 
 from . import invariants
@@ -328,7 +329,7 @@ def follow(lane, reference, step, atol=1e-4, on_the_way=None):
     reference.evicted = {}
     if not on_the_way:
         changing = isinstance(lane.policy, Ranked) or due(lane.policy, reference.read, lane.position - 1)
-        now = stored(lane) if changing else {}
+        now = _met(lane, step.start, stored(lane)) if changing else {}
         on_the_way = dict.fromkeys(range(step.start, lane.position), now)
     for piece in lane.view.chunks:
         if isinstance(piece, RankedChunk) and piece.stop >= step.start:
@@ -347,6 +348,20 @@ def follow(lane, reference, step, atol=1e-4, on_the_way=None):
     np.testing.assert_allclose(step.sink_mass, torch.stack(mass, -1), atol=atol)
     held = [len(positions) for positions in reference.holders()]
     assert step.cache_tokens[-1] == -(-sum(held) // len(held)), f"{step.cache_tokens[-1]} tokens are said, {held} held"
+
+
+def _met(lane, start, held):
+    """What a lane holds in few bits, and what it held so of a chunk of a band but no longer does."""
+    for piece in lane.view.chunks:
+        met = getattr(piece, "quantized", None) if isinstance(piece, QKChunk) and piece.stop >= start else None
+        for layer, newly in enumerate(() if met is None else met.newly):
+            parts = newly.parts if isinstance(newly, SplitNewly) else [newly]
+            names = newly.names if isinstance(newly, SplitNewly) else [range(lane.context.model.kv_heads)]
+            for part, heads in zip(parts, names, strict=True):
+                for i, head in enumerate(() if part is None else heads):
+                    pairs = zip(part.keys[i], part.values[i], strict=True)
+                    held[layer, head] = dict(enumerate(pairs, part.begin)) | held[layer, head]
+    return held
 
 
 def read_both(lane, reference, tokens, chunk=16):
