@@ -233,6 +233,17 @@ def test_bytes_are_those_of_packed_tensors(small):
 PARTS = ("head", "codes", "scales", "zeros", "tail")
 
 
+@pytest.mark.parametrize("policy", QUANTIZED)
+def test_bytes_of_every_token_are_those_that_were_held_then(small, policy):
+    """Token by token, what is held is counted in its tensors."""
+    lane = open_lanes(small, words(70), [parse(policy)])[0]
+    held = []
+    while not lane.done:
+        lane.read(1)
+        held.append(lane.cache_bytes)
+    np.testing.assert_allclose(read(small, words(70), parse(policy), 40).cache_bytes, held, atol=1)
+
+
 @pytest.mark.parametrize("policy", [QUANTIZED[1], QUANTIZED[4], QUANTIZED[5], QUANTIZED[6]])
 def test_a_snapshot_goes_on_as_if_nothing_had_been_read(small, policy):
     lane = open_lanes(small, words(200), [parse(policy)], history=HOLD)[0]

@@ -82,9 +82,11 @@ def kept(lane):
 def test_chunk_size_changes_nothing(name):
     model, tokens = shared("llama", num_hidden_layers=2), words(50)
     one = read(model, tokens, small(name), 1)
+    assert one.cache_bytes[-1] == one.lane.cache_bytes
     for chunk in (7, 64):
         other = read(model, tokens, small(name), chunk)
         np.testing.assert_allclose(other.nll, one.nll, atol=1e-5)
+        np.testing.assert_array_equal(other.cache_bytes, one.cache_bytes)
         for a, b in zip(kept(other.lane), kept(one.lane), strict=True):
             # Tokens that are not read as a whole yet may differ in the last digit.
             assert torch.allclose(a, b, atol=1e-6) if a.is_floating_point() else torch.equal(a, b)

@@ -98,13 +98,13 @@ class Lane:
         fidelity, more = self.context.fidelity, dict[str, Any]()
         if fidelity is not None:
             stop = fidelity.begin(self, stop)
-        nll, mass, held, top, outputs, allocated = self.store.read(self.position, chunk, stop)
+        nll, mass, held, top, outputs, allocated, taken = self.store.read(self.position, chunk, stop)
         if fidelity is not None:
             more = fidelity.measure(self, outputs)._asdict()
         if top is not None:
             more["top"] = top.cpu().numpy().astype(np.int32)
         # One transfer each per chunk; everything before this line may still be under way on a GPU.
-        step = self._step(began, nll.cpu().numpy(), mass.cpu().numpy(), held, allocated)
+        step = self._step(began, nll.cpu().numpy(), mass.cpu().numpy(), held, allocated, taken)
         return replace(step, **more)
 
     def next(self, choose: Callable[[Float[Tensor, " vocabulary"]], int], *, kv_chunk: int | None = None) -> Step:
@@ -134,6 +134,7 @@ class Lane:
         sink_mass: NDArray[np.float32],
         held: NDArray[np.float64],
         allocated: NDArray[np.float64] | None,
+        taken: NDArray[np.integer] | None = None,
     ) -> Step:
         """What was learned of the next tokens, which have then been read."""
         seconds, start, model = time.perf_counter() - began, self.position, self.context.model
@@ -141,7 +142,8 @@ class Lane:
         self.position += len(nll)
         self._publish()
         # Of all KV heads of all layers, which may hold differently many.
-        bytes_per_token = self.store.nbytes * model.layers * model.kv_heads // max(1, self.store.slots)
+        each = self.store.nbytes * model.layers * model.kv_heads // max(1, self.store.slots)
+        each = each if taken is None else taken / held
         return Step(
             lane=self.index,
             policy=self.policy,
@@ -149,7 +151,7 @@ class Lane:
             token_ids=self.context.tokens[start : self.position].copy(),
             nll=nll,
             cache_tokens=np.ceil(held).astype(np.int32),
-            cache_bytes=np.rint((held if allocated is None else allocated) * bytes_per_token).astype(np.int64),
+            cache_bytes=np.rint((held if allocated is None else allocated) * each).astype(np.int64),
             seconds=seconds,
             sink_mass=sink_mass,
         )

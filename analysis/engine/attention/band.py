@@ -113,8 +113,13 @@ class Band:
 
     def held(self, t: NDArray[np.integer]) -> NDArray[np.float64]:
         """How many tokens are held when each query t has been read, after eviction."""
+        sinks, low = self.ends(t)
+        return 1.0 * sinks + (t + 1 - low)
+
+    def ends(self, t: NDArray[np.integer]) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+        """How many sinks are held when each query t has been read, after eviction, and where the window begins."""
         low = self.first if self.window is None else np.maximum(self.first, self._stepped(t + 1, self.window))
-        return np.minimum(t + 1.0, self.sinks) + np.clip(t + 1.0 - low, 0, None)
+        return np.minimum(t + 1, self.sinks), np.minimum(low, t + 1)
 
     def keeps(self, end: int) -> int:
         """How many tokens of the window stay when those before `end` have been read."""

@@ -3,11 +3,13 @@
 What is kept never depends on what the model computed, so hundreds of tokens go through the model in one pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...families.positions import Angles
 from ...policies import Banded, Policy
@@ -73,7 +75,9 @@ class BandedStore(Store):
         self._pack(end)
         if context.watch is not None:
             context.watch(one)
-        return Passed(logits, stacked(one.mass, logits), one.band.held(np.arange(begin, end)), one.attended)
+        t, heads = np.arange(begin, end), context.model.kv_heads * context.model.layers
+        taken = bytes_in(self, [(heads, one.band)], t)
+        return Passed(logits, stacked(one.mass, logits), one.band.held(t), one.attended, nbytes=taken)
 
     def _met(self) -> Met | None:
         return met_by(self)
@@ -256,6 +260,17 @@ def pack_in(store: Store, read: int) -> None:
     if (q := store.quantization) is not None:
         for layer in store.layers:
             layer.pack(q.end(read))
+
+
+def bytes_in(store: Store, parts: Sequence[tuple[int, Band]], t: NDArray[np.integer]) -> NDArray[np.integer] | None:
+    """Bytes held when each token at text positions `t` has been read, by so many heads of all layers that keep a band
+    each; None where the store quantizes nothing."""
+    if (q := store.quantization) is None:
+        return None
+    model = store.context.model
+    size = partial(q.nbytes, t + 1, dim=model.head_dim, itemsize=model.dtype.itemsize)
+    taken = np.sum([heads * size(*band.ends(t)) for heads, band in parts], axis=0)
+    return taken * (model.head_dim - model.positions.added) // model.head_dim
 
 
 def read_in_passes(

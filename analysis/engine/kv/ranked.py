@@ -57,7 +57,6 @@ class RankedStore(Store):
             passed = self.forward(begin, count)
             parts.append(self.predicted(passed, begin))
             begin += count
-        self._compact()
         return Predicted.joined(parts)
 
     def empty(self) -> list[RankedLayer]:
@@ -116,7 +115,7 @@ class RankedStore(Store):
         if begin == group.begin:
             self.layers = [layer.copy() for layer in group.layers]
         self.group = None if ends else group
-        before, sizes = self._mean_held, [len(layer) for layer in self.layers]
+        before, bytes_before, sizes = self._mean_held, self.nbytes, [len(layer) for layer in self.layers]
         length = model.regime(self._length_of(begin))
         capture = context.history > 0
         one = self.pass_kind(
@@ -133,13 +132,23 @@ class RankedStore(Store):
         stop = begin + count
         q = self.quantization
         came = self._pack(stop) if ends and q is not None and q.end(stop) > q.end(stop - 1) else []
+        if ends:
+            for layer in self.layers:
+                layer.compact()
         if capture:
             chunk = self.chunk_kind(begin, stop, policy, one.queries, one.evicted, self.interventions, length, came)
             self.chunks = [c for c in (*self.chunks, chunk) if c.stop > stop - context.history]
         held = before + np.arange(1.0, count + 1)
         held[-1] = self._mean_held
         attended = None if one.attended is None else [of[:, -asked:] for of in one.attended]
-        passed = Passed(logits[:, -asked:], stacked(one.mass, logits)[..., -asked:], held[-asked:], attended)
+        taken = None
+        if q is not None:
+            token = 2 * (model.head_dim - model.positions.added) * model.dtype.itemsize * model.layers * model.kv_heads
+            taken = bytes_before + token * np.arange(1, count + 1)
+            taken[-1] = self.nbytes
+            taken = taken[-asked:]
+        mass = stacked(one.mass, logits)[..., -asked:]
+        passed = Passed(logits[:, -asked:], mass, held[-asked:], attended, nbytes=taken)
         if policy.block == 1:
             return passed
         # Layers may hold differently many.
@@ -156,15 +165,9 @@ class RankedStore(Store):
         """Quantize what is to be quantized when `read` tokens have been read, and say what that was in each layer."""
         return [] if (q := self.quantization) is None else [layer.pack(q.end(read)) for layer in self.layers]
 
-    def _compact(self) -> None:
-        for layer in self.layers:
-            layer.compact()
-
     def decode(self, position: int, kv_chunk: int | None) -> Passed:
         """The newest token, by the way in which texts are read."""
-        passed = self.forward(position - 1, 1)
-        self._compact()
-        return passed
+        return self.forward(position - 1, 1)
 
     def shown(self, read: int) -> list[Scattered]:
         """The slots of each layer, where maps may be drawn."""

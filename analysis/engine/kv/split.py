@@ -16,7 +16,7 @@ from ..interventions import Interventions
 from ..layers.banded import BandedLayer
 from ..layers.quantized import SplitNewly
 from ..layers.split import SplitLayer
-from .banded import band_of, banded_pass, empty_layers, evict, met_by, pack_in, read_in_passes, recorded
+from .banded import band_of, banded_pass, bytes_in, empty_layers, evict, met_by, pack_in, read_in_passes, recorded
 from .store import Passed, Predicted, Store, stacked
 
 
@@ -101,7 +101,8 @@ class SplitStore(Store):
         heads = [sum(len(layer.names[i]) for layer in self.layers) for i in (0, 1)]
         t = np.arange(begin, end)
         held = (heads[0] * whole.band.held(t) + heads[1] * narrow.band.held(t)) / sum(heads)
-        return Passed(logits, stacked(one.mass, logits), held, one.attended)
+        taken = bytes_in(self, [(heads[0], whole.band), (heads[1], narrow.band)], t)
+        return Passed(logits, stacked(one.mass, logits), held, one.attended, nbytes=taken)
 
     @cached_property
     def _interventions_of_parts(self) -> list[Interventions | None]:

@@ -100,6 +100,8 @@ class Passed(NamedTuple):
     """Outputs of the attention of each layer, where lanes are measured against one of them."""
     allocated: NDArray[np.float64] | None = None
     """Slots that an engine hands out for the tokens held on average, [tokens]; None: what the policy says of `held`."""
+    nbytes: NDArray[np.integer] | None = None
+    """Bytes of all keys and values then held, [tokens]; None: as many for each token held."""
 
 
 class Predicted(NamedTuple):
@@ -116,14 +118,17 @@ class Predicted(NamedTuple):
     """Of each pass, where lanes are measured against one of them."""
     allocated: NDArray[np.float64] | None = None
     """Slots that an engine hands out for the tokens held on average, [tokens]; None: as many."""
+    nbytes: NDArray[np.integer] | None = None
+    """Bytes of all keys and values held, [tokens]; None: as many for each token held."""
 
     @classmethod
     def joined(cls, parts: "Sequence[Predicted]") -> "Predicted":
         """Parts that follow one another, as one."""
-        nll, mass, held, top, outputs, allocated = zip(*parts, strict=True)
-        told, handed_out = ([of for of in each if of is not None] for each in (top, allocated))
+        nll, mass, held, top, outputs, *counts = zip(*parts, strict=True)
+        told = [of for of in top if of is not None]
         whole = torch.cat(nll), torch.cat(mass, -1), np.concatenate(held), torch.cat(told) if told else None
-        return cls(*whole, sum(outputs, ()), np.concatenate(handed_out) if handed_out else None)
+        counted = ([of for of in each if of is not None] for each in counts)
+        return cls(*whole, sum(outputs, ()), *(np.concatenate(of) if of else None for of in counted))
 
 
 class Store(ABC):
@@ -299,7 +304,7 @@ class Store(ABC):
         rows, context = passed.logits.flatten(0, 1), self.context
         logits, targets = Logits.of(rows), context.ids[begin + 1 : begin + 1 + len(rows)].to(rows.device)
         told = Predicted(logits.nll(targets), passed.sink_mass, passed.held, logits.top if context.top else None)
-        told = told._replace(allocated=self.allocated_in(passed))
+        told = told._replace(allocated=self.allocated_in(passed), nbytes=passed.nbytes)
         if context.fidelity is None:
             return told
         return told._replace(outputs=(Outputs(logits, [of.flatten(0, 1) for of in passed.attended or ()]),))

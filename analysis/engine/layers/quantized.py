@@ -13,8 +13,10 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...policies import Policy
@@ -51,11 +53,29 @@ class Quantization:
 
     def end(self, read: int) -> int:
         """The text position before which tokens are quantized, from `exact` on, when `read` have been read."""
-        return self.exact + max(0, (read - self.exact - self.residual + self.group) // self.group) * self.group
+        return int(self._end(np.array(read)))
+
+    def _end(self, read: NDArray[np.integer]) -> NDArray[np.integer]:
+        groups = (read - self.exact - self.residual + self.group) // self.group
+        return self.exact + np.maximum(groups, 0) * self.group
 
     def moment(self, read: int) -> int:
         """How many tokens have been read when the next group is quantized, where `read` have been."""
         return self.end(read) + self.residual
+
+    def nbytes(
+        self, read: NDArray[np.integer], sinks: NDArray[np.integer], low: NDArray[np.integer], dim: int, itemsize: int
+    ) -> NDArray[np.integer]:
+        """Bytes that keys and values of a KV head take when so many tokens have been read, of which it holds the first
+        `sinks` and those from text position `low` on, [moments]; `itemsize`: bytes of a number as it came."""
+        number, total = 1 + self.zeros.itemsize, np.zeros_like(read)
+        for begin, stop in ((np.zeros_like(read), sinks), (low, read)):
+            first, end = np.maximum(begin, self.exact), np.minimum(stop, self._end(read))
+            stored = np.maximum(end - first, 0)
+            groups = (end - 1 - self.exact) // self.group - (first - self.exact) // self.group + 1
+            total += (stop - begin - stored) * 2 * dim * itemsize + np.where(stored > 0, groups, 0) * dim * number
+            total += stored * (2 * dim * self.bits // 8 + dim // channels_of(dim) * number)
+        return total
 
     def met(self, queries: Int[Tensor, "*batch q"], keys: Int[Tensor, "*batch k"]) -> Bool[Tensor, "*batch q k"]:
         """Whether each query meets each key quantized, by their positions in the text."""
