@@ -13,6 +13,7 @@ from app.lesson import LANGUAGES, Chapter, lesson, translated
 from app.lesson.chapters import PLAYS, stage
 from app.libraries import LIBRARIES
 from app.panels.job_panel import redraw
+from app.plain import plain
 from app.projection import project
 
 KNOWN = {"lang": list(LANGUAGES), "bos": list(BOS), "projected": ["0", "1"]}
@@ -51,7 +52,7 @@ def take(name: str) -> None:
     found, problems = address.values(play.parameters, asked)
     play.take(found)
     state["run"] = asked.get("run", "") if play.keeps else ""
-    wrong = [translated(address.wrong(problems), state["language"])]
+    wrong = [plain(translated(address.wrong(problems), state["language"]))]
     folder = stage.kept_folder(play.keeps) if state["run"] else None
     if folder is None and asked.get("run"):
         state["run"] = ""
@@ -61,7 +62,7 @@ def take(name: str) -> None:
             play.open_kept(folder)
         except ValueError as e:
             state["run"] = ""
-            wrong.append(translated(sentence(e), state["language"]))
+            wrong.append(plain(translated(sentence(e), state["language"])))
     state["wrong"] = " ".join(filter(None, wrong))
 
 

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -100,20 +100,21 @@ class Watch:
             self.on = False
 
 
-_WATCHES: list[Watch] = []
+@cache
+def the_watch() -> Watch:
+    """The only one, since what looks at events of Python stays until the process ends."""
+    return Watch()
 
 
 def rows(seed: int, tries: int, pages: tuple[str, ...] = PAGES) -> Generator[Row]:
     """Opens each page so often."""
     LIBRARIES.load()
-    if not _WATCHES:
-        _WATCHES.append(Watch())
     for page in pages:
         chance, refused, failures = random.Random(f"{seed} {page}"), 0, []
         with some_runs() as runs:
             for _ in range(tries):
                 asked = query(page, chance, runs)
-                found = opened(page, asked, _WATCHES[0])
+                found = opened(page, asked, the_watch())
                 refused += found is True
                 if isinstance(found, str):
                     failures.append(f"{page}?{asked!r:.400}: {found}")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from app.libraries import LIBRARIES
+
 from . import addresses
 
 
@@ -16,6 +18,13 @@ def test_any_address_opens_its_page(page):
     for seed in (1, secrets.randbelow(10**6)):
         (row,) = addresses.rows(seed, 4, (page,))
         assert row.tries == 4 and not row.failures, f"seed {seed}: {row.failures}"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", addresses.NAMES[1:3], ids=["picture", "link"])
+def test_what_a_lesson_is_asked_wrongly_is_told_as_text(name):
+    LIBRARIES.load()
+    assert addresses.opened("learn", {"logits": [name]}, addresses.the_watch()) is True
 
 
 def test_the_fuzzer_sees_what_it_looks_for():
