@@ -136,20 +136,26 @@ def test_a_link_sets_a_chapter_up_in_the_same_way(name):
     is_the_same_elsewhere("learn", {"chapter": name, **CHAPTERS[name]})
 
 
+def own_sentence(at):
+    """The box of the student's own sentence, of which every chapter has its own."""
+    (box,) = (box for box in at.text_input if box.key.startswith("lesson-sentence"))
+    return box
+
+
 @pytest.mark.real
 @pytest.mark.usefixtures("home")
 def test_a_sentence_that_did_not_fit_is_asked_for_and_known_again():
     long = "It was the best of times, it was the worst of times, " * 8
     at = opened("learn", {"chapter": "row"})
-    at.text_input("lesson-sentence").set_value(long)
+    own_sentence(at).set_value(long)
     settle(at)
     (named,) = said(at)["sentence"]
     assert named.startswith("sha256:") and not at.info
     there = opened("learn", said(at))
-    assert there.text_input("lesson-sentence").value == "" and "write it again" in there.info[0].value
+    assert own_sentence(there).value == "" and "write it again" in there.info[0].value
     assert said(there)["sentence"] == [named]
-    there.text_input("lesson-sentence").set_value("Other words").run()
+    own_sentence(there).set_value("Other words").run()
     assert "not the sentence of the link" in there.info[0].value and said(there)["sentence"] == ["Other words"]
-    there.text_input("lesson-sentence").set_value(long)
+    own_sentence(there).set_value(long)
     settle(there)
     assert not there.info and said(there)["sentence"] == [named] and widgets(there) == widgets(at)

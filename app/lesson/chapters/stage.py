@@ -100,7 +100,7 @@ PATIENCE, ASK_EVERY = 1.0, 0.3
 """Seconds that a page waits for answers before it says so, and between two questions whether they have come."""
 SENTENCE = "The cat sat on the mat because it was tired"
 WRITTEN = "lesson-sentence"
-"""Of the widget for the student's own sentence, which is one in all chapters."""
+"""What is kept of the student's own sentence, which is one in all chapters."""
 
 
 def bos() -> str:
@@ -129,7 +129,14 @@ def turn() -> int:
 
 def written(page: Chapter) -> str:
     """The student's own sentence, as it is written."""
-    own = st.text_input(page.say("sentence"), key=kept(WRITTEN, SENTENCE), max_chars=LONGEST)
+    state, chapter = st.session_state, (st.session_state.lesson["chapter"], turn())
+    # A box of its own in each chapter, which gets its text until a run has drawn it whole: where a run was cut short, a
+    # browser may know nothing of what stands in a box, and would say that it is empty.
+    key = f"{WRITTEN}-{chapter[0]}-{chapter[1]}"
+    if key not in state or state.lesson.get("drawn") != chapter:
+        state[key] = choice(WRITTEN, SENTENCE)
+    own = st.text_input(page.say("sentence"), key=key, max_chars=LONGEST)
+    choose(WRITTEN, own)
     if (wanted := st.session_state.lesson.get("awaited")) and address.hashed(own) != wanted:
         st.info(page.say("other-sentence" if own.strip() else "linked-sentence", hash=wanted))
     return own.strip()
