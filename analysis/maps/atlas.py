@@ -166,11 +166,13 @@ class Atlas:
         t = torch.arange(start, stop)
 
         def rotated(x: Tensor, positions: Tensor) -> Tensor:
+            """Queries or keys of this head where they stand."""
             angles = model.angles(attention, positions.to(model.device), segment.length, torch.float32)
             angles = None if angles is None else (angles[0].cpu(), angles[1].cpu())
             return model.rotate(attention, x[None, None], angles)[0, 0]
 
         def keys(a: int, b: int, kept: NDArray = stretch.keys) -> Tensor:
+            """Keys a … b − 1 of this head's group, before rotation."""
             return torch.from_numpy(np.array(kept[layer, group, a:b]))
 
         def met(scores: Tensor, queries: Tensor, a: int, b: int, at: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ class Plan:
 
     def limit(self, lane: "Lane", upto: int | None = None) -> int | None:
         """The position that a lane may read up to, where it may read up to another one already."""
-        places = [s.position for s in self.left if s.lane == lane.index]
-        return min([*places, *([] if upto is None else [upto])], default=None)
+        positions = [s.position for s in self.left if s.lane == lane.index]
+        return min([*positions, *([] if upto is None else [upto])], default=None)
 
     def forget(self, lane: int) -> None:
         """Take out all of a lane: somebody has switched it, and goes on with it."""

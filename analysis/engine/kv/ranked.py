@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...policies.ranked import Ranked
 from ..attention.ranked import RankedPass
@@ -115,7 +116,9 @@ class RankedStore(Store):
         if begin == group.begin:
             self.layers = [layer.copy() for layer in group.layers]
         self.group = None if ends else group
-        before, bytes_before, sizes = self._mean_held, self.nbytes, [len(layer) for layer in self.layers]
+        before, sizes = self._mean_held, [len(layer) for layer in self.layers]
+        q = self.quantization
+        taken = None if q is None else self._bytes_of(np.arange(1, count + 1))
         length = model.regime(self._length_of(begin))
         capture = context.history > 0
         one = self.pass_kind(
@@ -130,9 +133,8 @@ class RankedStore(Store):
         else:
             logits = model.forward(ids, one, begin=begin)
         stop = begin + count
-        q = self.quantization
         came = self._pack(stop) if ends and q is not None and q.end(stop) > q.end(stop - 1) else []
-        if ends:
+        if ends and q is not None:
             for layer in self.layers:
                 layer.compact()
         if capture:
@@ -141,10 +143,7 @@ class RankedStore(Store):
         held = before + np.arange(1.0, count + 1)
         held[-1] = self._mean_held
         attended = None if one.attended is None else [of[:, -asked:] for of in one.attended]
-        taken = None
-        if q is not None:
-            token = 2 * (model.head_dim - model.positions.added) * model.dtype.itemsize * model.layers * model.kv_heads
-            taken = bytes_before + token * np.arange(1, count + 1)
+        if taken is not None:
             taken[-1] = self.nbytes
             taken = taken[-asked:]
         mass = stacked(one.mass, logits)[..., -asked:]
@@ -160,6 +159,12 @@ class RankedStore(Store):
     def _mean_held(self) -> float:
         """Tokens that a KV head holds on average."""
         return self.slots / (self.context.model.layers * self.context.model.kv_heads)
+
+    def _bytes_of(self, more: NDArray[np.integer]) -> NDArray[np.integer]:
+        """Bytes of what is held and of so many tokens more, as they come, [moments]."""
+        model = self.context.model
+        token = 2 * (model.head_dim - model.positions.added) * model.dtype.itemsize
+        return self.nbytes + token * model.layers * model.kv_heads * more
 
     def _pack(self, read: int) -> list[AsItCame | None]:
         """Quantize what is to be quantized when `read` tokens have been read, and say what that was in each layer."""
