@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import streamlit as st
 
@@ -58,30 +58,34 @@ def problem(e: Exception | str) -> None:
         st.error(plain(sentence(e) if isinstance(e, Exception) else said))
 
 
-def kept(key: str, first: Any, options: Collection | None = None) -> str:
-    """The key of a widget that keeps its choice while it is not on screen, which Streamlit forgets; `first` before any
-    was made, and where it is no longer one of the options."""
+class Kept(TypedDict):
+    """What a widget is given that keeps its choice."""
+
+    key: str
+    persist_state: Literal["session"]
+
+
+def kept(key: str, first: Any, options: Collection | None = None) -> Kept:
+    """Lets a widget keep its choice while it is not on screen; `first` before any was made, and where it is no longer
+    one of the options.
+
+    A browser is told the choice until it has said so itself: what a run draws that is cut short may never reach it, and
+    then it would say that nothing is chosen.
+    """
     state = st.session_state
-    choices = state.setdefault("kept", {})
-    if key in state:
-        choices[key] = state[key]
-    value = choices.get(key, first)
-    if options is not None and value not in options:
-        value = first
-    if key not in state or state[key] != value:
-        state[key] = value
-    return key
+    if key not in state or (options is not None and state[key] not in options):
+        state[key] = first
+    return {"key": key, "persist_state": "session"}
 
 
 def choice(key: str, first: Any) -> Any:
     """What a widget that keeps its choice has chosen."""
-    return st.session_state.get(key, st.session_state.get("kept", {}).get(key, first))
+    return st.session_state.get(key, first)
 
 
 def choose(key: str, value: Any) -> None:
     """Let a widget that keeps its choice, and was not drawn yet, have this one."""
-    st.session_state.pop(key, None)
-    st.session_state.setdefault("kept", {})[key] = value
+    st.session_state[key] = value
 
 
 def is_new_press(trigger: str, value: dict) -> bool:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 
 import pytest
+from streamlit.proto.WidgetStates_pb2 import WidgetStates
 from streamlit.runtime.scriptrunner_utils.script_run_context import ScriptRunContext
 from streamlit.testing.v1 import AppTest
 
@@ -89,8 +90,24 @@ def said(at: AppTest) -> dict[str, list[str]]:
     return {name: v if isinstance(v := at.query_params[name], list) else [v] for name in at.query_params}
 
 
+def every_widget(at: AppTest) -> list:
+    return [widget for kind in KINDS for widget in at.get(kind)]
+
+
 def widgets(at: AppTest) -> list[tuple[str, object]]:
-    return [(widget.label, widget.value) for kind in KINDS for widget in at.get(kind)]
+    return [(widget.label, widget.value) for widget in every_widget(at)]
+
+
+def drawn_first(proto) -> object:
+    """What a browser shows that knows nothing of a widget but this."""
+    chosen, options = proto.default, [getattr(option, "content", option) for option in getattr(proto, "options", ())]
+    if proto.set_value:
+        names = {field.name for field, _ in proto.ListFields()}
+        (name,) = names & {"raw_value", "raw_values", "value"} or {"value"}
+        chosen = getattr(proto, name)
+    several = not isinstance(chosen, (str, int, float))
+    shown = [options[of] if options and not isinstance(of, str) else of for of in (chosen if several else [chosen])]
+    return proto.id, shown
 
 
 class Heard:
@@ -119,6 +136,10 @@ def is_the_same_elsewhere(page: str, asked: Mapping[str, str | list[str]]) -> No
     assert said(there) == said(here) and widgets(there) == widgets(here)
     # What the address says already is not said again: it might come when a person has gone back to another page.
     assert not heard.addresses
+    # Where a browser got nothing of all this, and so says nothing of it, it is told all of it again.
+    told = [drawn_first(widget.proto) for widget in every_widget(there)]
+    there._run(WidgetStates())
+    assert [drawn_first(widget.proto) for widget in every_widget(there)] == told
     # It is not as it is without the link.
     assert widgets(there) != widgets(opened(page, {}))
 
@@ -136,26 +157,20 @@ def test_a_link_sets_a_chapter_up_in_the_same_way(name):
     is_the_same_elsewhere("learn", {"chapter": name, **CHAPTERS[name]})
 
 
-def own_sentence(at):
-    """The box of the student's own sentence, of which every chapter has its own."""
-    (box,) = (box for box in at.text_input if box.key.startswith("lesson-sentence"))
-    return box
-
-
 @pytest.mark.real
 @pytest.mark.usefixtures("home")
 def test_a_sentence_that_did_not_fit_is_asked_for_and_known_again():
     long = "It was the best of times, it was the worst of times, " * 8
     at = opened("learn", {"chapter": "row"})
-    own_sentence(at).set_value(long)
+    at.text_input("lesson-sentence").set_value(long)
     settle(at)
     (named,) = said(at)["sentence"]
     assert named.startswith("sha256:") and not at.info
     there = opened("learn", said(at))
-    assert own_sentence(there).value == "" and "write it again" in there.info[0].value
+    assert there.text_input("lesson-sentence").value == "" and "write it again" in there.info[0].value
     assert said(there)["sentence"] == [named]
-    own_sentence(there).set_value("Other words").run()
+    there.text_input("lesson-sentence").set_value("Other words").run()
     assert "not the sentence of the link" in there.info[0].value and said(there)["sentence"] == ["Other words"]
-    own_sentence(there).set_value(long)
+    there.text_input("lesson-sentence").set_value(long)
     settle(there)
     assert not there.info and said(there)["sentence"] == [named] and widgets(there) == widgets(at)

@@ -136,7 +136,7 @@ def picked() -> None:
 
 
 def _one_of(label: str, options: tuple[str, ...]) -> str:
-    chosen = st.segmented_control(label, options, key=kept(f"atlas-{label}", options[0]), required=True)
+    chosen = st.segmented_control(label, options, **kept(f"atlas-{label}", options[0]), required=True)
     # The session gave it a value, and one is required.
     assert chosen is not None
     return chosen
@@ -150,18 +150,19 @@ def controls(view: AtlasView, run: CaptureJob, others: dict[str, CaptureJob]) ->
         view.colour = _one_of("Colour", COLOURS)
         many = {"none": "none", "heads": "heads of this layer", "layers": "layers of this head"}
         view.many = st.selectbox(
-            "Small maps", list(many), format_func=many.__getitem__, key=kept("atlas-many", "none"), width=190
+            "Small maps", list(many), format_func=many.__getitem__, **kept("atlas-many", "none"), width=190
         )
         if not others:
             return None
         (_, *called_others) = called([run, *others.values()])
         names = {"": "nothing", **dict(zip(others, called_others, strict=True))}
-        key = kept("atlas-other", "", names)
-        chosen = st.selectbox("Compare with", list(names), format_func=names.__getitem__, key=key, width=320)
+        chosen = st.selectbox(
+            "Compare with", list(names), format_func=names.__getitem__, **kept("atlas-other", "", names), width=320
+        )
         if not chosen:
             return None
         how = st.segmented_control(
-            "As", list(COMPARED), format_func=COMPARED.__getitem__, key=kept("atlas-as", "beside"), required=True
+            "As", list(COMPARED), format_func=COMPARED.__getitem__, **kept("atlas-as", "beside"), required=True
         )
         if how == "minus":
             view.kind = "difference"

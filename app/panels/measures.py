@@ -120,11 +120,11 @@ def draw_measured(measured: Measured) -> None:
             "Measure",
             list(MEASURES),
             format_func=MEASURES.__getitem__,
-            key=kept("measures-name", USUAL["measure"]),
+            **kept("measures-name", USUAL["measure"]),
             width=320,
         )
         threshold = st.slider(
-            "ε of the sink rate", 0.05, 0.95, step=0.05, key=kept("measures-threshold", USUAL["threshold"]), width=240
+            "ε of the sink rate", 0.05, 0.95, step=0.05, **kept("measures-threshold", USUAL["threshold"]), width=240
         )
         _, rate = measured.sink_rate(threshold)
         st.metric(f"Heads with α₁ > {threshold:.2f}", f"{rate:.1%}", help="The sink rate: of all heads of all samples")

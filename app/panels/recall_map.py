@@ -94,7 +94,7 @@ def draw(found: Found, chosen: CELL | None, on_pick: Callable[[], None], below: 
 def draw_map(found: Found, chosen: CELL | None, on_pick: Callable[[], None]) -> None:
     """The maps, side by side."""
     st.segmented_control(
-        "Cells", list(MEASURED), format_func=MEASURED.__getitem__, key=kept("recall-measured", "recalled"),
+        "Cells", list(MEASURED), format_func=MEASURED.__getitem__, **kept("recall-measured", "recalled"),
         required=True, label_visibility="collapsed",
     )  # fmt: skip
     at = found.now

@@ -190,7 +190,7 @@ def draw_curves(comparison: Comparison, labels: list[str]) -> None:
     options = modes(comparison)
     mode = st.segmented_control(
         "Perplexity", options, format_func=str.capitalize, required=True,
-        key=kept(mode_key(comparison), comparison.mode, options),
+        **kept(mode_key(comparison), comparison.mode, options),
     )  # fmt: skip
     # The session gave it a value, and one is required.
     assert mode is not None
@@ -251,7 +251,7 @@ def draw_grids(comparison: Comparison, titles: list[str]) -> None:
         with left:
             lane = st.selectbox(
                 plain(title), range(len(names)), format_func=names.__getitem__,
-                key=kept(grid_key(i, len(names)), 0, range(len(names))),
+                **kept(grid_key(i, len(names)), 0, range(len(names))),
             )  # fmt: skip
         chosen.append(lane)
         try:

@@ -20,7 +20,7 @@ from analysis.palette import briefs
 from analysis.policies import parse
 from analysis.runs import archive, library, trash
 from analysis.runs.library import KINDS, LONGEST, Entry
-from app.controls import choose, kept, problem, readdress
+from app.controls import choice, choose, kept, problem, readdress
 from app.plain import plain
 
 AT_ONCE = 20
@@ -78,7 +78,7 @@ def draw(found: list[Entry]) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
         words = st.text_input(
-            "Search", key=kept("runs-search", ""), on_change=searched, placeholder="title, text, model, policy …",
+            "Search", **kept("runs-search", ""), on_change=searched, placeholder="title, text, model, policy …",
             max_chars=LONGEST, width=320,
         )  # fmt: skip
         importer()
@@ -107,8 +107,7 @@ def draw(found: list[Entry]) -> None:
 
 def marked_now(name: str) -> bool:
     """Whether a run is marked, on screen or where a search hides it."""
-    key, state = f"runs-mark-{name}", st.session_state
-    return bool(state.get(key, state.get("kept", {}).get(key)))
+    return choice(f"runs-mark-{name}", False)
 
 
 def empty() -> None:
@@ -125,7 +124,7 @@ def row(entry: Entry) -> None:
     key, title = entry.name, titled(entry)
     with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"runs-row-{library.slug(key)}"):
         if entry.kind in COMPARED:
-            st.checkbox(f"Compare {plain(title)}", key=kept(f"runs-mark-{key}", False), label_visibility="collapsed")
+            st.checkbox(f"Compare {plain(title)}", **kept(f"runs-mark-{key}", False), label_visibility="collapsed")
         st.html(words_of(entry, title), width="stretch")
         with st.container(horizontal=True, width="content", vertical_alignment="center"):
             if entry.kind in OPENED_ON:

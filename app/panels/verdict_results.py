@@ -99,11 +99,11 @@ def draw_picture(verdict: Verdict) -> None:
     with st.container(horizontal=True):
         quality = st.selectbox(
             "How good", measured, format_func=QUALITIES.__getitem__, width=320,
-            key=kept("verdict-quality", measured[0], measured),
+            **kept("verdict-quality", measured[0], measured),
         )  # fmt: skip
         cost = st.selectbox(
             "What it takes", list(COSTS), format_func=COSTS.__getitem__, width=220,
-            key=kept("verdict-cost", FIRST["cost"]),
+            **kept("verdict-cost", FIRST["cost"]),
         )  # fmt: skip
     try:
         numbers = Pareto(quality, cost).numbers(verdict)

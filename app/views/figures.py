@@ -109,7 +109,7 @@ def sidebar() -> tuple[Figure | None, Layout, str, str, str]:
         brand("figures")
         name = st.selectbox(
             "Figure", list(FIGURES), format_func=lambda n: FIGURES[n].title,
-            key=kept("figure-name", next(iter(FIGURES)), FIGURES),
+            **kept("figure-name", next(iter(FIGURES)), FIGURES),
         )  # fmt: skip
         kind = FIGURES[name]
         st.caption(" ".join((kind.__doc__ or "").split("\n\n")[0].split()).replace("`", ""))
@@ -121,9 +121,8 @@ def sidebar() -> tuple[Figure | None, Layout, str, str, str]:
             linked = "" if state.figure_folder else state.figure_linked
             choose(source_key(kind.needs), labels.get(linked) if linked or state.figure_folder else None)
         usual = labels.get(state.get("atlas_run") or "none", next(iter(names)))
-        key = kept(source_key(kind.needs), usual, names)
-        chosen = names[st.selectbox("Made of", list(names), key=key)]
-        folder = "" if chosen else st.text_input("Folder", key=kept(f"figure-folder-{kind.needs}", "")).strip()
+        chosen = names[st.selectbox("Made of", list(names), **kept(source_key(kind.needs), usual, names))]
+        folder = "" if chosen else st.text_input("Folder", **kept(f"figure-folder-{kind.needs}", "")).strip()
         begin = state.figure_begin.get(name)
         values = {f.name: setting_control(f"figure-{name}", f, begin, kind) for f in kind.settings()}
         layout, file = figure_layout.controls()

@@ -12,6 +12,7 @@ from app.controls import (
     brand,
     heading,
     is_linked,
+    kept,
     model_controls,
     policy_controls,
     readdress,
@@ -138,7 +139,7 @@ name = st.segmented_control(
     "Panel",
     list(PANELS),
     format_func=lambda n: PANELS[n].title,
-    key="heads_panel",
+    **kept("heads_panel", "maps"),
     label_visibility="collapsed",
     required=True,
 )

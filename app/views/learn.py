@@ -39,7 +39,7 @@ def open_page() -> None:
     notes += [say("no-such", name=w, values=", ".join(KNOWN[w])) for w in wrong]
     name = name if name in PLAYS else "row"
     if st.session_state.arrived:
-        state["wrong"], state["drawn"] = "", None
+        state["wrong"] = ""
         if st.session_state.returned or any(said in asked for said in ("chapter", "run", *CHOICES)):
             take(name)
     state["note"] = " ".join([*notes, *filter(None, [state["wrong"]])])
@@ -174,4 +174,3 @@ with text:
     steps(page)
 with play:
     redraw(partial(body, name, chapter, page), lambda: stage.JOB_PANEL.pace(PLAYS[name].every))
-state["drawn"] = (name, stage.turn())

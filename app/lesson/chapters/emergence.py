@@ -90,7 +90,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.pills(
             chapter.say("kinds"), list(ATTENTIONS), format_func=chapter.say, selection_mode="multi",
-            key=kept("emergence-kinds", list(START)),
+            **kept("emergence-kinds", list(START)),
         )  # fmt: skip
         with st.popover(chapter.say("settings"), icon=":material/tune:"):
             settings(chapter)
@@ -140,7 +140,7 @@ def step_control(steps: Sequence[int], name: str, chapter: Chapter) -> int | Non
     if wanted in steps and st.session_state.get(key) is None:
         st.session_state[key] = wanted
     at = st.select_slider(
-        chapter.say("at"), [*steps, None], value=None, key=key,
+        chapter.say("at"), [*steps, None], value=None, **kept(key, None),
         format_func=lambda s: chapter.say("newest") if s is None else f"{s:,}",
     )  # fmt: skip
     if wanted is None or wanted <= steps[-1]:

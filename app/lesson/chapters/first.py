@@ -51,7 +51,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     own, below = stage.written(page), st.container()
     left, right = st.columns([2, 1], vertical_alignment="bottom")
     begin = stage.one_of(chapter.say("begin"), BEGINNINGS, "first-begin", BEGINNINGS[0], chapter.say, left)
-    other = right.text_input(chapter.say("another"), key=kept("first-other", OTHER), max_chars=LONGEST).strip() or OTHER
+    other = right.text_input(chapter.say("another"), **kept("first-other", OTHER), max_chars=LONGEST).strip() or OTHER
     with below:
         if (found := stage.answers(page, Question(ask, (own, other)))) is None:
             return

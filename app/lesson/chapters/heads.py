@@ -55,7 +55,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     """Sizes of caches of well-known models, and what the embedded one really takes."""
     left, right = st.columns([2, 1], vertical_alignment="bottom")
     tokens = left.select_slider(
-        chapter.say("tokens"), LENGTHS, format_func=lambda n: f"{n:,}", key=kept("heads-length", LENGTH, LENGTHS)
+        chapter.say("tokens"), LENGTHS, format_func=lambda n: f"{n:,}", **kept("heads-length", LENGTH, LENGTHS)
     )
     bits = stage.one_of(chapter.say("numbers"), BITS, "heads-bits", 16, place=right)
     found = stage.answers(page, Question(ask, (stage.SPEC.text,)))

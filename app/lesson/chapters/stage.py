@@ -129,14 +129,7 @@ def turn() -> int:
 
 def written(page: Chapter) -> str:
     """The student's own sentence, as it is written."""
-    state, chapter = st.session_state, (st.session_state.lesson["chapter"], turn())
-    # A box of its own in each chapter, which gets its text until a run has drawn it whole: where a run was cut short, a
-    # browser may know nothing of what stands in a box, and would say that it is empty.
-    key = f"{WRITTEN}-{chapter[0]}-{chapter[1]}"
-    if key not in state or state.lesson.get("drawn") != chapter:
-        state[key] = choice(WRITTEN, SENTENCE)
-    own = st.text_input(page.say("sentence"), key=key, max_chars=LONGEST)
-    choose(WRITTEN, own)
+    own = st.text_input(page.say("sentence"), **kept(WRITTEN, SENTENCE), max_chars=LONGEST)
     if (wanted := st.session_state.lesson.get("awaited")) and address.hashed(own) != wanted:
         st.info(page.say("other-sentence" if own.strip() else "linked-sentence", hash=wanted))
     return own.strip()
@@ -151,7 +144,7 @@ def one_of(
     place: Any = st,
 ) -> Option:
     """A widget for one of several, that keeps the choice under its key; returns what the student chose."""
-    chosen = place.segmented_control(label, options, format_func=say, required=True, key=kept(key, usual, options))
+    chosen = place.segmented_control(label, options, format_func=say, required=True, **kept(key, usual, options))
     # The session gave it a value, and one is required.
     assert chosen is not None
     return chosen
