@@ -284,20 +284,8 @@ def lane_controls(
     """Widgets for a list of policies as a person writes them; the list is changed in place.  `switched`: what to say of
     lanes that go on under another policy."""
     state = st.session_state
-
-    def changed() -> None:
-        state.revision += 1
-
-    def add() -> None:
-        lanes.append(NEW_LANE)
-        changed()
-
-    def remove(index: int) -> None:
-        lanes.pop(index)
-        changed()
-
     st.caption("Lanes")
-    policies = [parse(p) for p in lanes]
+    policies, before, gone = [parse(p) for p in lanes], list(lanes), None
     for i, (policy, label) in enumerate(zip(policies, labels(policies), strict=True)):
         with st.popover(f":material/edit: {plain(label)}", width="stretch"):
             chosen = policy_controls(f"{key}-{state.revision}-{i}", policy)
@@ -305,13 +293,17 @@ def lane_controls(
                 st.caption(plain(note))
             if str(chosen) != str(policy):
                 lanes[i] = str(chosen)
-                st.rerun()
-            st.button(
-                "Remove", key=f"{key}-remove-{state.revision}-{i}", on_click=remove, args=(i,), disabled=len(lanes) == 1
-            )
+            if st.button("Remove", key=f"{key}-remove-{state.revision}-{i}", disabled=len(lanes) == 1):
+                gone = i
         if switched and i in switched:
             st.caption(f":material/swap_horiz: {plain(switched[i])}")
-    st.button("Add a lane", key=f"{key}-add", on_click=add, width="stretch", disabled=len(lanes) >= most)
+    if st.button("Add a lane", key=f"{key}-add", width="stretch", disabled=len(lanes) >= most):
+        lanes.append(NEW_LANE)
+    if gone is not None:
+        lanes.pop(gone)
+    state.revision += len(lanes) != len(before)
+    if lanes != before:
+        st.rerun()
 
 
 def policy_controls(key: str, policy: Policy) -> Policy:

@@ -208,9 +208,12 @@ class JobPanel(Generic[Kind]):
         self, label: str, icon: str, start: Callable[[], None], resume: Callable[[], None] | None = None
     ) -> None:
         """Start, stop, and resume, where something stopped here that can be completed."""
-        st.button(label, type="primary", icon=f":material/{icon}:", on_click=start, disabled=self.busy)
+        carry_out()
+        begin = partial(press, start)
+        st.button(label, type="primary", icon=f":material/{icon}:", on_click=begin, disabled=self.busy)
         if resume is not None and self.stopped is not None:
-            st.button("Resume", icon=":material/resume:", on_click=resume, help="Compute only what is missing")
+            go_on = partial(press, resume)
+            st.button("Resume", icon=":material/resume:", on_click=go_on, help="Compute only what is missing")
         job = self.job
         mine = job is not None and job.steering(slots.this_page()).mine
         st.button("Stop", icon=":material/stop:", on_click=self.stop, disabled=not (self.busy and mine))
@@ -243,6 +246,21 @@ class JobPanel(Generic[Kind]):
             st.info(stopped)
         if job.kept.problem:
             st.caption(plain(job.kept.problem))
+
+
+def press(action: Callable[[], None]) -> None:
+    """Have something done that a person pressed, once the page has read what is set: where somebody writes and presses
+    at once, Streamlit calls back for the press before the page has read what was written."""
+    st.session_state.setdefault("pressed", []).append(action)
+
+
+def carry_out() -> None:
+    """Do what was pressed, where what it needs has been read, and draw the page anew: all that was drawn before knows
+    nothing of it."""
+    if actions := st.session_state.pop("pressed", ()):
+        for action in actions:
+            action()
+        st.rerun()
 
 
 def time_left(seconds: float | None) -> str:

@@ -82,13 +82,14 @@ def draw(found: list[Entry]) -> None:
             max_chars=LONGEST, width=320,
         )  # fmt: skip
         importer()
-        marked = [e.name for e in found if e.kind in COMPARED and marked_now(e.name)]
+        offered = [e.name for e in found if e.kind in COMPARED]
+        marked = list(filter(marked_now, offered))
         readdress(("marked",), {"marked": marked} if marked else {})
         few = "Mark two or more runs to lay them over one another"
         many = f"At most {MOST_COMPARED} runs at a time"
         st.button(
             f"Compare {len(marked)}" if marked else "Compare", icon=":material/stacked_line_chart:", type="primary",
-            disabled=not 2 <= len(marked) <= MOST_COMPARED, key="runs-compare", on_click=comparing, args=(marked,),
+            disabled=not 2 <= len(marked) <= MOST_COMPARED, key="runs-compare", on_click=comparing, args=(offered,),
             help=many if len(marked) > MOST_COMPARED else few,
         )  # fmt: skip
     shown = [e for e in found if e.says(words)]
@@ -299,5 +300,5 @@ def more() -> None:
 
 
 def comparing(names: list[str]) -> None:
-    """Lay these runs over one another; the address says which."""
-    readdress(("marked", "compare"), {"compare": names})
+    """Lay over one another what is marked of these runs; the address says which."""
+    readdress(("marked", "compare"), {"compare": list(filter(marked_now, names))})

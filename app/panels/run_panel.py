@@ -17,7 +17,7 @@ from app.controls import is_linked, is_new_press
 from app.jobs.registry import REGISTRY
 from app.view import ChatView, View
 
-from .job_panel import JobPanel, Maker
+from .job_panel import JobPanel, Maker, press
 
 if TYPE_CHECKING:
     # Read is on screen before torch is loaded, which conversations need.
@@ -133,8 +133,8 @@ class RunPanel(JobPanel[Run]):
             self.play(recording, rest["at"] if isinstance(rest.get("at"), int) else self.at)
 
         def asked() -> None:
-            if is_new_press(f"{self.name}-replay", press := state[key]["press"]) and press["what"] in offered:
-                offered[press["what"]][-1]()
+            if is_new_press(f"{self.name}-replay", pushed := state[key]["press"]) and pushed["what"] in offered:
+                press(offered[pushed["what"]][-1])
 
         replay.mount(
             component,

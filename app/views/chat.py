@@ -29,7 +29,7 @@ from app.frames.chat import ChatSender, strongest_head
 from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
-from app.panels.job_panel import Maker, paced, redraw
+from app.panels.job_panel import Maker, carry_out, paced, press, redraw
 from app.panels.run_panel import RunPanel, same_lanes, story_buttons
 from app.panels.sampling import sampling_controls
 from app.parameters import AT, CHAT
@@ -262,23 +262,31 @@ def differs(spec: Spec, chosen: Settings) -> bool:
 
 def said() -> None:
     """Words were sent."""
-    press = st.session_state.conversation["say"]
-    if not is_new_press("say", press):
-        return
+    sent = st.session_state.conversation["say"]
+    if is_new_press("say", sent):
+        press(partial(say, sent["text"]))
+
+
+def say(text: str) -> None:
+    """Say this in the conversation; a new one begins where there is none."""
     if JOB_PANEL.job is None:
         begin()
     if (talk := JOB_PANEL.steered) is not None:
         JOB_PANEL.say("")
-        talk.say(press["text"])
+        talk.say(text)
         st.session_state.chat_said = True
 
 
 def pressed() -> None:
     """A button of the conversation was pressed."""
-    press, talk = st.session_state.conversation["press"], JOB_PANEL.job
-    if not is_new_press("chat-press", press):
-        return
-    what = press["what"]
+    pushed = st.session_state.conversation["press"]
+    if is_new_press("chat-press", pushed):
+        press(partial(steer, pushed["what"]))
+
+
+def steer(what: str) -> None:
+    """Do what a button of the conversation stands for."""
+    talk = JOB_PANEL.job
     if talk is not None and what != "new" and not JOB_PANEL.steers:
         return
     try:
@@ -327,6 +335,7 @@ def changed() -> None:
 
 def draw() -> None:
     """One frame; again and again, so that whoever talks in another tab is seen here too."""
+    carry_out()
     talk, state = JOB_PANEL.job, st.session_state
     view = state.chat_view
     JOB_PANEL.settle()

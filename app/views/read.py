@@ -30,7 +30,7 @@ from app.frames.reading import PACES, ReadingSender
 from app.jobs.reading import MAX_LANES, ReadingJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
-from app.panels.job_panel import Maker, redraw
+from app.panels.job_panel import Maker, carry_out, press, redraw
 from app.panels.run_panel import RunPanel, same_lanes, story_buttons
 from app.parameters import READ
 from app.projection import project
@@ -255,7 +255,7 @@ def pressed() -> None:
     if not is_new_press("press", st.session_state.board["press"]):
         return
     if what in ("start", "restart"):
-        start()
+        press(start)
     elif (run := JOB_PANEL.steered) is not None:
         run.request({"pause": "paused", "resume": "running", "stop": "stopped"}[what])
 
@@ -314,6 +314,7 @@ def draw_recording(recording: recordings.Recording) -> None:
 
 def draw() -> None:
     """One frame; again and again while there is something to see."""
+    carry_out()
     run, state = JOB_PANEL.job, st.session_state
     JOB_PANEL.settle()
     forget_unknown_head(run)

@@ -28,7 +28,7 @@ from app.lesson import Chapter, translated
 from app.lesson.answers import About, Answer, Answers, Question, recorded
 from app.libraries import LIBRARIES
 from app.panels import slots
-from app.panels.job_panel import JobPanel, Maker
+from app.panels.job_panel import JobPanel, Maker, carry_out, press
 
 
 @dataclass(frozen=True)
@@ -273,8 +273,9 @@ def tracks(run: ReadingJob | None, name: str, policies: Sequence[str]) -> tuple[
 
 def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None:
     """Buttons that start again, pause, and resume."""
+    carry_out()
     paused = run is not None and run.status == "paused"
-    st.button(page.say("start"), icon=":material/replay:", on_click=again, key="lesson-again")
+    st.button(page.say("start"), icon=":material/replay:", on_click=partial(press, again), key="lesson-again")
     st.button(
         page.say("resume" if paused else "pause"),
         icon=":material/play_arrow:" if paused else ":material/pause:",

@@ -1,0 +1,110 @@
+"""What is written and pressed at once: Streamlit tells both in one run, and calls back for the press before the page has
+read what was written.  What begins is what stands on screen."""
+
+import json
+
+import pytest
+from streamlit.proto.WidgetStates_pb2 import WidgetState
+from streamlit.testing.v1 import AppTest
+
+from app.libraries import LIBRARIES
+from app.panels import slots
+
+from .fuzz import seeds
+from .test_links_pages import opened
+
+BUTTONS = {
+    "recall": ("recall", {}, "Seed", "Start"),
+    "verdict": ("verdict", {}, "Seed", "Start"),
+    "maps": ("heads", {}, "Tokens", "Capture"),
+    "measures": ("heads", {"panel": "measures"}, "Tokens", "Measure"),
+    "knockouts": ("heads", {"panel": "knockouts"}, "Tokens", "Start"),
+    "emergence": ("learn", {"chapter": "emergence"}, "Steps", "Start again"),
+}
+"""A page, its address, a number that is written there, and the button that is pressed."""
+COMPONENTS = {
+    "read": ("read", {}, "KV heads", {"press": {"what": "start", "at": 1}}),
+    "said": ("chat", {}, "Read the cache in pieces of", {"say": {"text": "Hello", "at": 1}}),
+    "played": ("chat", {}, "Read the cache in pieces of", {"press": {"what": "play", "at": 1}}),
+    "anew": ("chat", {}, "Read the cache in pieces of", {"press": {"what": "new", "at": 1}}),
+}
+"""The same where a component has the button: what it tells."""
+WRITTEN = 347
+
+
+@pytest.fixture
+def begun(tmp_path, monkeypatch) -> list:
+    """What pages were about to begin: that is not made."""
+    LIBRARIES.load()
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path))
+    made = []
+
+    def start(make, again, instead=""):
+        made.append(make.args)
+        raise ValueError("this is only noted")
+
+    monkeypatch.setattr(slots, "start", start)
+    return made
+
+
+def write(at: AppTest, label: str) -> None:
+    (box,) = (box for box in at.number_input if box.label == label)
+    assert box.value != WRITTEN
+    box.set_value(WRITTEN)
+
+
+def is_begun_with_what_was_written(at: AppTest, begun: list) -> None:
+    assert not at.exception
+    assert f"={WRITTEN}," in repr(begun[-1])
+    # A press counts once; a chapter begins whenever nothing plays.
+    count = len(begun)
+    at.run()
+    assert len(begun) == count or begun[-1] == begun[-2]
+
+
+@pytest.mark.parametrize("name", BUTTONS)
+def test_a_button_begins_with_what_was_just_written(begun, name):
+    page, address, label, pressed = BUTTONS[name]
+    at = opened(page, address)
+    begun.clear()
+    write(at, label)
+    next(button for button in at.button if button.label == pressed).click()
+    at.run()
+    is_begun_with_what_was_written(at, begun)
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_component_begins_with_what_was_just_written(begun, name):
+    page, address, label, told = COMPONENTS[name]
+    # Without a recording, which has buttons of its own.
+    at = opened(page, {**address, "lane": "window:window=64"})
+    write(at, label)
+    states = at._tree.get_widget_states()
+    events = json.dumps([{"event": event, "value": value} for event, value in told.items()])
+    component = next(
+        e.proto.id for e in at.get("bidi_component") if e.proto.component_name.endswith(("board", "conversation"))
+    )
+    states.widgets.append(WidgetState(id=f"$$STREAMLIT_INTERNAL_KEY_{component}__events", json_trigger_value=events))
+    at._run(states)
+    is_begun_with_what_was_written(at, begun)
+
+
+@pytest.mark.usefixtures("begun")
+@pytest.mark.parametrize(("button", "left"), [("Add a lane", 3), ("Remove", 1)])
+def test_a_lane_keeps_what_was_just_written_where_another_comes_or_goes(button, left):
+    at = opened("read", {"lane": ["window:window=64", "streaming:sinks=4,window=60"]})
+    write(at, "Sinks")
+    next(b for b in at.button if b.label == button).click()
+    at.run()
+    lanes = at.session_state["lanes"]
+    assert not at.exception and len(lanes) == left and f"={WRITTEN}" in ",".join(lanes)
+
+
+def test_runs_are_compared_with_the_one_that_was_just_marked(tmp_path, monkeypatch):
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path))
+    for name in "abc":
+        seeds.run(tmp_path / name, end="finished")
+    at = opened("runs", {"marked": ["a", "b"]})
+    at.checkbox("runs-mark-c").check()
+    at.button("runs-compare").click().run()
+    assert sorted(at.query_params["compare"]) == ["a", "b", "c"]
