@@ -1,5 +1,5 @@
-"""What is written and pressed at once: Streamlit tells both in one run, and calls back for the press before the page has
-read what was written.  What begins is what stands on screen."""
+"""What is written and pressed at once: Streamlit tells both in one run, and calls back for the press before the page
+has read what was written.  What begins is what stands on screen."""
 
 import json
 
