@@ -114,6 +114,22 @@ def test_a_lane_that_somebody_switched_has_left_the_story_for_good(registry, mod
     assert [told[:3] for told in switched(again.run)] == [(0, 160, "dense"), (1, 40, "dense")]
 
 
+@pytest.mark.parametrize("where", ["switched", "planned"])
+def test_no_page_reads_a_file_that_a_run_from_other_hands_was_switched_to(registry, model, ids, home, tmp_path, where):
+    job = begin(registry, model, ids, pause=100)
+    until(job, lambda: job.status == "paused")
+    ended(registry, job)
+    (secret := tmp_path / "scores.tsv").write_text("0.5\t0.5\n" * 2)
+    name = "events.jsonl" if where == "switched" else "run.json"
+    told = (home / job.id / name).read_text()
+    old, new = (json.dumps(policy) for policy in (PINNED if where == "switched" else "dense", f"duo:scores={secret}"))
+    (home / job.id / name).write_text(told.replace(f'"policy": {old}', f'"policy": {new}'))
+    assert str(secret) in (home / job.id / name).read_text()
+    again = registry.start(partial(ReadingJob, job.spec, job.text, resumes=job.id))
+    until(again, lambda: again.status == "failed")
+    assert "would read the file" in again.note and "pages read no files by name" in again.note
+
+
 def test_what_is_to_come_is_what_has_not_happened():
     def event(switch: Switch, **more) -> dict:
         return {"what": "switch", "lane": switch.lane, "position": switch.position, **more}

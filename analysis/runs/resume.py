@@ -48,6 +48,12 @@ class StoppedRun(Stopped):
     switches: tuple[Switch, ...] = ()
     """What was to happen to its lanes; none in folders of older versions."""
 
+    @property
+    def policies(self) -> list[str]:
+        """All that its lanes read under, as they are written: at first, after switches, and after those to come."""
+        switched = [str(event.get("policy", "")) for event in self.run.events if event["what"] == "switch"]
+        return [*self.spec.policies, *filter(None, switched), *(switch.policy for switch in self.switches)]
+
 
 def stopped(path: Path, tokens: int | None = None) -> StoppedRun:
     """The run in a folder, which goes on until `tokens` tokens are read; None: until what it was asked for.

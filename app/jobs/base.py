@@ -25,6 +25,7 @@ from .loading import Models
 if TYPE_CHECKING:
     from analysis.figures.inputs import FigureInput
     from analysis.models.language_model import LanguageModel
+    from analysis.runs.resume import StoppedRun
 
 Made = TypeVar("Made")
 PAUSE_AFTER = 10.0
@@ -330,6 +331,16 @@ class TextJob(Job):
         """What pages say of the model, once it is loaded."""
         self.tokenized: texts.Tokenized | None = None
         """How the text became tokens, once that is known."""
+
+    def _stopped(self, name: str) -> "StoppedRun":
+        """The run in the library that this goes on.  Raises ValueError where there is none, or it cannot go on here: it
+        may be from other hands, and a lane of it may have been switched to a policy that reads a file."""
+        from analysis.runs import library, resume
+
+        asked = resume.stopped(library.find(name))
+        for written in asked.policies:
+            address.policy(written)
+        return asked
 
     @property
     def about(self) -> str:

@@ -12,8 +12,7 @@ from analysis.chat.partner import Partner
 from analysis.errors import error_message, log, sentence
 from analysis.maps.recent import HeadRow, head_row
 from analysis.policies import Policy, parse
-from analysis.runs import library
-from analysis.runs.resume import state_of, stopped
+from analysis.runs.resume import state_of
 from analysis.runs.spec import Spec
 from analysis.texts import Tokenized
 
@@ -194,7 +193,7 @@ class ChatJob(TextJob):
 
     def _reopen(self, model: "LanguageModel") -> str:
         """Go on with a conversation of the library where it stopped; returns what there is to say of it."""
-        asked = stopped(library.find(self._resumes))
+        asked = self._stopped(self._resumes)
 
         def progress(lane: int, position: int) -> None:
             self._loading(f"Saying again what was said: lane {lane + 1} at token {position:,}")

@@ -175,9 +175,9 @@ class ReadingJob(TextJob):
 
     def _go_on(self, model: "LanguageModel") -> None:
         """Read on where a run of the library stopped."""
-        from analysis.runs import library, resume
+        from analysis.runs import resume
 
-        asked = resume.stopped(library.find(self._resumes))
+        asked = self._stopped(self._resumes)
 
         def progress(lane: int, position: int) -> None:
             self._loading(f"Reading again up to where it stopped: lane {lane + 1} at token {position:,}")
