@@ -171,6 +171,41 @@ def test_a_polite_end_leaves_a_checkpoint_to_go_on_from(number, model, text, who
     assert not (place / "checkpoint").exists()
 
 
+@pytest.mark.parametrize("moment", ["_write_about", "pieces"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_end_before_the_first_chunk_is_no_kill(
+    number, moment, model, text, whole, tmp_path, command, monkeypatch
+):
+    place, real = tmp_path / "run", getattr(Folder, moment)
+
+    def now(self, *of):
+        real(self, *of)
+        monkeypatch.undo()
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(Folder, moment, now)
+    said = command(*short(model, text, place), code=130)
+    assert f"analysis resume {place}" in said
+    about = about_of(place)
+    assert about["status"] == "interrupted" and "process" not in about and not (place / ".reserve").exists()
+    command("resume", place)
+    same(load(place), whole)
+
+
+def test_a_run_that_fails_before_its_first_chunk_says_so(model, text, whole, tmp_path, command, monkeypatch):
+    place = tmp_path / "run"
+
+    def full(self, *of):
+        raise ValueError("the disk is full: make room")
+
+    monkeypatch.setattr(Folder, "pieces", full)
+    said = command(*short(model, text, place), code=2)
+    assert f"analysis resume {place}" in said and about_of(place)["status"] == "failed"
+    monkeypatch.undo()
+    command("resume", place)
+    same(load(place), whole)
+
+
 def test_a_run_that_was_killed_goes_on_from_any_moment(whole, copied, tmp_path, command):
     """With checkpoints at every chunk, at some, and none."""
     for steps in (1, 2, 9, 40, 77):

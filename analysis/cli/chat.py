@@ -14,7 +14,7 @@ from ..runs.spec import TYPED, Sampling, Spec
 from ..texts import with_bos
 from . import options
 from .console import new_folder, note, out, right, say
-from .ending import end_run, fail_run
+from .ending import end_run, opened
 from .waiting import waiting
 
 if TYPE_CHECKING:
@@ -83,13 +83,13 @@ def chat(
     place = new_folder(out_folder, "chat", runs)
     run = Run(spec)
     run.model, run.begins = ModelFacts.of(network), partner.begins
-    folder = Folder(place, run, text_sha256=digest, weights_sha256=network.sha256)
-    options.say_changed(spec)
-    say(f"The conversation begins {with_bos(partner.begins)}.")
-    if warning := partner.template.note or partner.template.caution:
-        folder.event("warning", text=warning)
-        note(warning)
-    talk(lanes, prompts, folder, Checkpoints(place))
+    with opened(lambda: Folder(place, run, text_sha256=digest, weights_sha256=network.sha256)) as folder:
+        options.say_changed(spec)
+        say(f"The conversation begins {with_bos(partner.begins)}.")
+        if warning := partner.template.note or partner.template.caution:
+            folder.event("warning", text=warning)
+            note(warning)
+        talk(lanes, prompts, folder, Checkpoints(place))
 
 
 def talk(lanes: "list[Conversation]", prompts: list[str] | None, folder: "Folder", checkpoints: "Checkpoints") -> None:
@@ -107,7 +107,6 @@ def talk(lanes: "list[Conversation]", prompts: list[str] | None, folder: "Folder
         status = "interrupted"
     except Exception:
         saver.close()
-        fail_run(folder)
         raise
     ended = status == "finished" and prompts is not None
     # One that was left in the middle of a token has gone back a step, and its answer has ended.

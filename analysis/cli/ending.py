@@ -2,8 +2,8 @@
 
 import shlex
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
 import typer
@@ -67,9 +67,28 @@ def end_run(
         raise typer.Exit(130)
 
 
-def fail_run(folder: "Folder") -> None:
-    """Finish the folder of a run that something ended, and say what is kept of it."""
+@contextmanager
+def opened(make: "Callable[[], Folder]") -> "Generator[Folder]":
+    """The folder of a run that a command makes and writes, which has an end whatever ends the command, and says what is
+    kept.  Raises typer.Exit where it was interrupted before anything was read."""
+    with Brake() as brake:
+        folder = make()
+    try:
+        if brake.pressed is not None:
+            raise KeyboardInterrupt
+        yield folder
+    except KeyboardInterrupt:
+        _leave(folder, "interrupted")
+        raise typer.Exit(130) from None
+    except Exception:
+        _leave(folder, "failed")
+        raise
+
+
+def _leave(folder: "Folder", status: str) -> None:
+    if not folder.open:
+        return
     with suppress(ValueError):
         # Where the disk has no room for its last words, it is kept as it grew.
-        folder.finish("failed")
+        folder.finish(status)
     say(f"What was learned until then is kept. To go on: python -m analysis resume {shlex.quote(str(folder.path))}")

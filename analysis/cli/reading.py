@@ -17,7 +17,7 @@ from ..runs.summary import summarize
 from ..runs.switches import Plan, Switch, carry_out
 from . import options
 from .console import new_folder, note, out, right, say
-from .ending import Brake, end_run, fail_run
+from .ending import Brake, end_run, opened
 from .waiting import Bars, waiting
 
 if TYPE_CHECKING:
@@ -67,16 +67,17 @@ def stream(
     run = Run(spec, int(ids[0]))
     run.model, run.begins, run.as_text = facts, read.begins, read.as_text
     of: dict[str, Any] = {"text_sha256": source.sha256, "weights_sha256": network.sha256}
-    folder = Folder(place, run, **of, tokens=len(ids), maps=[f"{layer}.{head}" for layer, head in heads])
-    folder.pieces(-1, 0, texts.token_texts(network.tokenizer, ids))
-    options.say_read(read)
-    for lane, policy_ in enumerate(policies):
-        for warning in policy_.cautions(len(ids), network.trained_length):
-            folder.event("warning", lane=lane, text=warning)
-            note(warning)
-    options.say_changed(spec)
-    recorder = MapRecorder(place, len(lanes), len(ids), heads) if heads else None
-    read_on(lanes, folder, Checkpoints(place), recorder)
+    of |= {"tokens": len(ids), "maps": [f"{layer}.{head}" for layer, head in heads]}
+    with opened(lambda: Folder(place, run, **of)) as folder:
+        folder.pieces(-1, 0, texts.token_texts(network.tokenizer, ids))
+        options.say_read(read)
+        for lane, policy_ in enumerate(policies):
+            for warning in policy_.cautions(len(ids), network.trained_length):
+                folder.event("warning", lane=lane, text=warning)
+                note(warning)
+        options.say_changed(spec)
+        recorder = MapRecorder(place, len(lanes), len(ids), heads) if heads else None
+        read_on(lanes, folder, Checkpoints(place), recorder)
 
 
 def read_on(
@@ -123,7 +124,6 @@ def read_on(
         status, lanes = "interrupted", []
     except Exception:
         saver.close()
-        fail_run(folder)
         raise
     status = "failed" if failed and status == "finished" else status
     ended = status == "finished" and total != run.spec.tokens

@@ -12,6 +12,7 @@ from ..runs.spec import TYPED
 from . import lab, options, results
 from .chat import talk
 from .console import out, say
+from .ending import opened
 from .reading import capture_again, read_on
 from .waiting import Bars, waiting
 
@@ -75,13 +76,14 @@ def resume(
             going = chats.resumed(asked, network, text_sha256=digest, progress=progress)
         else:
             going = runs.resumed(asked, network, source, history=SIDE if heads else 0, progress=progress)
-    for sentence in going.said:
-        say(sentence)
-    if isinstance(going, runs.ResumedReading):
-        recorder = MapRecorder(folder, len(going.lanes), len(going.read.ids), heads) if heads else None
-        read_on(going.lanes, going.folder, going.checkpoints, recorder, going.switches)
-    else:
-        talk(going.lanes, prompts, going.folder, going.checkpoints)
+    with opened(lambda: going.folder) as reopened:
+        for sentence in going.said:
+            say(sentence)
+        if isinstance(going, runs.ResumedReading):
+            recorder = MapRecorder(folder, len(going.lanes), len(going.read.ids), heads) if heads else None
+            read_on(going.lanes, reopened, going.checkpoints, recorder, going.switches)
+        else:
+            talk(going.lanes, prompts, reopened, going.checkpoints)
 
 
 def _script(asked: "StoppedRun") -> tuple[list[str] | None, str]:

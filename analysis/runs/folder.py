@@ -216,6 +216,11 @@ class Folder:
         """The digest of the weights; empty before it is known."""
         return str(self._about["weights_sha256"])
 
+    @property
+    def open(self) -> bool:
+        """Whether it takes in more: it was not finished yet."""
+        return "process" in self._about
+
     def finish(self, status: str) -> None:
         """Put the tables that grew into tokens.parquet and sinks.npz; status: finished, interrupted or failed.
 
