@@ -190,6 +190,7 @@ def test_a_polite_end_before_the_first_chunk_is_no_kill(
     assert about["status"] == "interrupted" and "process" not in about and not (place / ".reserve").exists()
     command("resume", place)
     same(load(place), whole)
+    assert load(place).pieces == whole.pieces and whole.pieces[0]
 
 
 def test_a_run_that_fails_before_its_first_chunk_says_so(model, text, whole, tmp_path, command, monkeypatch):
