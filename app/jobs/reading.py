@@ -133,6 +133,10 @@ class ReadingJob(TextJob):
         return ReadingSnapshot(tuple(t.snapshot() for t in self.run.tracks), lanes, total, self.reading_seconds)
 
     def _set(self, status: str, note: str = "") -> None:
+        """Change the status, note that in the run, and keep a checkpoint wherever the reading stands still.
+
+        One that is read to its end needs none: its checkpoints are removed.
+        """
         if status != self.status:
             self._event(status)
             if self.lanes and status in ("paused", *ENDED):
@@ -142,6 +146,7 @@ class ReadingJob(TextJob):
         super()._set(status, note)
 
     def _run(self) -> None:
+        """Load the model, open the lanes or restore those of a run that stopped, and read."""
         model = self._load()
         self._use(model)
         if self._resumes:
@@ -153,6 +158,7 @@ class ReadingJob(TextJob):
         self._read()
 
     def _open(self, model: "LanguageModel") -> None:
+        """Turn the text into tokens, open a lane for each policy, and begin the run folder."""
         from analysis.engine.stream import open_lanes
 
         read = self._tokenize(self.text, model)
@@ -180,6 +186,7 @@ class ReadingJob(TextJob):
         asked = self._stopped(self._resumes)
 
         def progress(lane: int, position: int) -> None:
+            """Say how far a lane is that reads again what no checkpoint holds."""
             self._loading(f"Reading again up to where it stopped: lane {lane + 1} at token {position:,}")
 
         going = resume.resumed(asked, model, self.text, history=HISTORY, progress=progress)
@@ -204,6 +211,11 @@ class ReadingJob(TextJob):
         self.record.event(self.run.event(what, **more))
 
     def _read(self) -> None:
+        """Read chunk by chunk until the job is freed.
+
+        Between two chunks: switch lanes, draw the maps that were requested, and pause where somebody asked for that.
+        At a pace, in tokens per second, wait until the next token is due.
+        """
         from analysis.engine.stream import next_lane
 
         pace, from_position, from_time = self.pace, 1, time.monotonic()

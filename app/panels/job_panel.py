@@ -176,6 +176,7 @@ class JobPanel(Generic[Kind]):
         be."""
 
         def prepared() -> Maker[Kind]:
+            """The job that completes the run, made when it begins: the run may have gone by then."""
             if (kept := self.stopped) is None:
                 raise ValueError("that run is no longer in the library, or goes on: start again")
             return make(kept)
@@ -283,6 +284,7 @@ def redraw(draw: Callable[[], None], pace: Callable[[], float | None]) -> None:
     began = pace()
 
     def part() -> None:
+        """Draw this part alone, or have the whole page run again where it must."""
         draw()
         if pace() != began or slots.news():
             st.rerun()

@@ -34,7 +34,7 @@ HEADER = (
 
 @st.cache_resource(max_entries=2 * MOST_COMPARED, show_spinner="Opening …")
 def _loaded(path: str, changed: float) -> Run:
-    # `changed` lets a run that has grown be read again.
+    """The run of a folder; `changed`, when it was written last, lets one that has grown be read again."""
     return load(Path(path))
 
 
@@ -93,6 +93,7 @@ def parameters(named: Named, comparison: Comparison) -> address.Parameters:
     lanes = address.several("lanes", len(counts), max(counts) - 1, f"{'.'.join('0' * len(counts))}, a lane of each run")
 
     def read(asked: str) -> tuple[int, ...]:
+        """One lane of each run, in the order of the runs.  Raises ValueError for a lane that its run does not have."""
         chosen = lanes.read(asked)
         if any(lane >= count for lane, count in zip(chosen, counts, strict=True)):
             raise ValueError(f"lanes {asked} are not all there: the runs have {', '.join(map(str, counts))}, from 0 on")

@@ -265,6 +265,7 @@ def delete(name: str, title: str) -> None:
     """Delete a run, and offer to bring it back."""
 
     def work() -> None:
+        """Delete it, and keep what the button Undo needs; what goes wrong is said by `act`."""
         st.session_state.runs_deleted = trash.delete(name), title
 
     act(work)
