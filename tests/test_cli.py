@@ -8,8 +8,10 @@ from dataclasses import fields, replace
 
 import pyarrow.parquet as pq
 import pytest
+from rich.table import Table
 
 from analysis.cli import main as cli
+from analysis.cli.console import out, print_table, right
 from analysis.metrics import excess, perplexity
 from analysis.policies import parse
 from analysis.runs.reader import load
@@ -225,3 +227,22 @@ def test_lists_say_what_there_is(run, command, says):
     code, said, _ = run(command)
     assert code == 0
     assert says in said
+
+
+def test_no_word_and_no_number_of_a_table_is_cut_on_a_narrow_terminal(monkeypatch, capsys):
+    table = Table(
+        "Lane", *map(right, ("Tokens", "Perplexity", "Excess NLL", "KL", "Top-1", "Kept", "Cache", "Tokens/s"))
+    )
+    rows = [
+        ["Dense", "12,300", "23.0512", "reference", "0.0000", "100.00%", "12,299", "10.3 MB", "980.1"],
+        ["Sinks + window 4 + 60", "12,300", "19.9212", "-0.14 ± 0.01", "0.34 ± 0.02", "77.26%", "64", "0.3 MB", "1.1"],
+    ]
+    for row in rows:
+        table.add_row(*row)
+    for width in (140, 100, 80):
+        monkeypatch.setattr(out, "width", width)
+        print_table(table)
+        said = capsys.readouterr().out
+        assert max(map(len, said.splitlines())) <= width
+        words = re.split(r"[\s│┃]+", said)
+        assert {word for row in rows for cell in row for word in cell.split()} <= set(words)

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Column
+from rich.table import Column, Table
 
 out = Console(highlight=False)
 
@@ -21,6 +22,24 @@ def say(sentence: str) -> None:
 def right(heading: str) -> Column:
     """A column of numbers."""
     return Column(heading, justify="right")
+
+
+def print_table(table: Table) -> None:
+    """Print a table in which no word and no number is cut, unless a cell says so itself: on a narrow terminal cells
+    have more lines, and the table loses its frame."""
+    whole, least = 1, 1
+    for column in table.columns:
+        plain = [cell for cell in (column.header, *column.cells) if isinstance(cell, str)]
+        column.min_width = max((len(word) for cell in plain for word in cell.split()), default=0)
+        # Each column has a space at both sides, and a line of the frame.
+        whole += 3 + max(map(len, plain), default=0)
+        least += 3 + column.min_width
+    if whole > out.width:
+        for column in table.columns:
+            column.width = column.min_width if column.justify == "right" else None
+    if least > out.width:
+        table.box, table.show_edge, table.pad_edge, table.collapse_padding = SIMPLE_HEAD, False, False, True
+    out.print(table, crop=False)
 
 
 def new_folder(out_folder: Path | None, stem: str, runs: Path | None) -> Path:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from ..runs.run import Run
-from .console import note, out, say
+from .console import note, print_table, say
 
 if TYPE_CHECKING:
     from ..runs.checkpoint import Saver
@@ -60,7 +60,7 @@ def end_run(
         note(warning)
     if over:
         saver.checkpoints.remove()
-    out.print(table(folder.run))
+    print_table(table(folder.run))
     say(f"{status.capitalize()}. The run lies in {folder.path}")
     if status == "interrupted":
         say(f"To go on: python -m analysis resume {shlex.quote(str(folder.path))}")

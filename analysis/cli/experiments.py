@@ -12,7 +12,7 @@ from ..policies import parse
 from ..runs.spec import Spec
 from ..texts import with_bos
 from . import grids, options
-from .console import out, right, say
+from .console import out, print_table, right, say
 from .waiting import Bars, waiting
 
 
@@ -60,7 +60,7 @@ def knockout(
         table.add_row(f"{e.layer}.{e.head}", f"{e.excess:+.4f}", "–" if math.isnan(e.error) else f"{e.error:.4f}")
     how = f"{chosen.label}, {len(ids):,} tokens {with_bos(read.begins)}"
     table.caption = f"nats/token with the sink's {kind} knocked out in one head, {how}"
-    out.print(table)
+    print_table(table)
     if kept is not None:
         kept.finish()
         say(f"All {len(effects)} heads: {out_file}")
@@ -92,7 +92,7 @@ def reproduce(
         table = Table("Experiment", "What it is", "Paper")
         for key, known in EXPERIMENTS.items():
             table.add_row(key, known.title, known.paper)
-        out.print(table)
+        print_table(table)
         return
     experiment, place = EXPERIMENTS.find(name), out_folder or library.home(runs) / name
     texts.read(text)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from .console import out, right, say
+from .console import out, print_table, right, say
 from .waiting import Bars
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], capti
     table = Table(*header[:1], *(right(h) for h in header[1:]), title=title, caption=caption)
     for row in rows:
         table.add_row(*row)
-    out.print(table)
+    print_table(table)
 
 
 def end(status: str, where: str) -> None:

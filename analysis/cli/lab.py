@@ -9,7 +9,7 @@ from rich.table import Table
 
 from .. import files
 from . import options
-from .console import new_folder, note, out, right, say
+from .console import new_folder, note, out, print_table, right, say
 from .ending import Brake
 from .waiting import Bars
 
@@ -120,7 +120,7 @@ def _train(writers: "list[TrainingWriter]", place: Path) -> None:
                     name, f"{last.step:,}", f"{first.sink:.2f} → {last.sink:.2f}",
                     f"{first.value:.2f} → {last.value:.2f}", f"{last.copied:.3f}", f"{last.loss:.3f}",
                 )  # fmt: skip
-    out.print(table)
+    print_table(table)
     out.print("Losses in nats a token; norms as times those of the other values.")
     ended = "Interrupted" if stopped else "Failed" if failed else "Finished"
     say(f"{ended}. It lies in {place}")

@@ -12,7 +12,7 @@ from ..models import gemma
 from ..models.kinds import KINDS
 from ..policies import POLICIES, Policy
 from ..settings import MOST
-from .console import out, say
+from .console import print_table, say
 
 
 def figures() -> None:
@@ -22,7 +22,7 @@ def figures() -> None:
     table = Table("Figure", "Made of", "Settings", "What it shows")
     for name, kind in FIGURES.items():
         table.add_row(name, kind.needs, settings_text(kind.settings()), " ".join((kind.__doc__ or "").split()))
-    out.print(table)
+    print_table(table)
 
 
 def models() -> None:
@@ -30,7 +30,7 @@ def models() -> None:
     table = Table("Model", "What it is")
     for name, what in KINDS.items():
         table.add_row(name, what)
-    out.print(table)
+    print_table(table)
 
 
 def terms(
@@ -60,7 +60,7 @@ def policies() -> None:
     table.add_row(
         "any of them", interventions, "What if: attention or what is stored is changed, to see what sinks are for."
     )
-    out.print(table)
+    print_table(table)
 
 
 def settings_text(settings: list[Field]) -> str:
@@ -82,4 +82,4 @@ def bundled() -> None:
     table = Table("Text", "Title", "Size")
     for name, path in texts.plays().items():
         table.add_row(name, texts.title(name), f"{path.stat().st_size / 1000:.0f} kB")
-    out.print(table)
+    print_table(table)

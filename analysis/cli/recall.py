@@ -9,7 +9,7 @@ from rich.table import Table
 from ..policies import parse
 from ..runs.spec import Spec
 from . import grids, options
-from .console import out
+from .console import out, print_table
 from .listings import settings_text
 
 
@@ -49,7 +49,7 @@ def recall(
             table.add_row(
                 key, settings_text(known.settings()), " ".join((known.__doc__ or "").split("\n\n")[0].split())
             )
-        out.print(table)
+        print_table(table)
         return
     task = TASKS.parse(name)
     policies = [str(parse(p)) for p in policy or options.USUAL]

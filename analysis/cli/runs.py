@@ -12,7 +12,7 @@ from ..palette import briefs
 from ..policies import parse
 from ..runs import archive, library, trash
 from . import options
-from .console import note, out, right, say
+from .console import note, print_table, right, say
 
 app = typer.Typer(add_completion=False, help="The library of runs: list, show, name, pin, delete, pack and take in.")
 Name = Annotated[str, typer.Argument(help="as the list says it")]
@@ -59,7 +59,7 @@ def show_all(
     count, size = len(found), sum(e.size for e in found) / 1e9
     many = f"{count} run{'s' * (count != 1)}, {size:,.2f} of {trash.limit() / 1e9:g} GB"
     table.caption = Text(f"{many} in {place}; * is pinned")
-    out.print(table)
+    print_table(table)
 
 
 @app.command()
@@ -82,9 +82,9 @@ def show(name: Name, runs: options.Runs = None) -> None:
         table.add_row("Lane", Text(parse(policy).label))
     table.add_row("Size", f"{e.size / 1e6:,.2f} MB")
     table.add_row("Folder", Text(str(e.path), overflow="fold"))
-    out.print(table)
+    print_table(table)
     if e.preview is not None:
-        out.print(summary(load(e.path)))
+        print_table(summary(load(e.path)))
 
 
 @app.command()
