@@ -53,6 +53,8 @@ def test_bundled_plays_are_read_by_name():
     assert hamlet.title == "Hamlet"
     assert hamlet.content.startswith("# Hamlet\n")
     assert all(texts.title(name) for name in texts.plays())
+    # Its first line is that of its first act.
+    assert texts.title("measure-for-measure") == texts.play("measure-for-measure").title == "Measure for Measure"
 
 
 def test_tokens_of_hamlet_are_the_official_ones(tokenizer, oracle):

@@ -41,9 +41,12 @@ def plays() -> dict[str, Path]:
 
 
 def title(name: str) -> str:
-    """The title of a bundled play, as it stands in its first line."""
+    """The title of a bundled play, as it stands in its first line; made of its name where none stands there."""
     with plays()[name].open(encoding="utf-8") as f:
-        return f.readline().strip().lstrip("# ")
+        mark, _, words = f.readline().strip().partition(" ")
+    if mark == "#":
+        return words
+    return " ".join(word.capitalize() if len(word) > 3 else word for word in name.split("-"))
 
 
 def play(name: str) -> Text:
