@@ -1,8 +1,12 @@
 """What the server answers to, and what it tells browsers: Streamlit checks names for its socket alone.
 
 A page of somebody else's may send a browser here under a name of its own (DNS rebinding), put this page into a frame,
-or hope that a picture in some text is fetched.  Host names are those of `server.allowedHosts`.
+or hope that a picture in some text is fetched.  Host names are those of `server.allowedHosts`; which sites may show the
+pages in a frame is said by $SINKSCOPE_FRAMED_BY, and none may where it is not set.
 """
+
+import os
+import re
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
@@ -24,19 +28,34 @@ POLICY = {
     "object-src": "'none'",
     "base-uri": "'self'",
     "form-action": "'self'",
-    "frame-ancestors": "'self'",
 }
 """From where a page may take what it needs: from here alone, whatever stands in a text."""
 HEADERS = {
-    "Content-Security-Policy": "; ".join(f"{what} {where}" for what, where in POLICY.items()),
-    "X-Frame-Options": "SAMEORIGIN",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+FRAMED_BY = "SINKSCOPE_FRAMED_BY"
+SITE = re.compile(r"https://[a-z0-9.-]+(:\d+)?")
 
 PRELOAD = "<app/static/plotly.min.js>; rel=preload; as=fetch; crossorigin"
 """What a browser fetches beside the first script of a page, and not when a plot asks for it."""
+
+
+def headers_of(sites: str) -> dict[str, str]:
+    """The headers of every answer where these sites, with spaces between them, may show the pages in a frame.
+
+    Raises ValueError where one is not written as https://NAME.
+    """
+    for site in sites.split():
+        if not SITE.fullmatch(site):
+            raise ValueError(f"{FRAMED_BY} has {site!r}: write sites as https://NAME, with spaces between them")
+    policy = POLICY | {"frame-ancestors": " ".join(("'self'", *sites.split()))}
+    # X-Frame-Options, which old browsers have, can name no other site.
+    framed = {} if sites.split() else {"X-Frame-Options": "SAMEORIGIN"}
+    return (
+        HEADERS | framed | {"Content-Security-Policy": "; ".join(f"{what} {where}" for what, where in policy.items())}
+    )
 
 
 class Guard:
@@ -44,6 +63,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self.headers = headers_of(os.environ.get(FRAMED_BY, ""))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request: with the app's answer and the headers, or with 421 under a foreign host name."""
@@ -55,7 +75,7 @@ class Guard:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
+                for name, value in self.headers.items():
                     headers[name] = value
                 if headers.get("content-type", "").startswith("text/html"):
                     headers.append("Link", PRELOAD)

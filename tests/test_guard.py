@@ -46,6 +46,17 @@ def test_every_path_has_its_host_checked_and_its_headers_told(client, path):
         assert "the page" not in refused.text
 
 
+def test_other_sites_show_the_pages_in_a_frame_only_where_they_are_named():
+    named = guard.headers_of("https://one.example https://two.example:8443")
+    ancestors = "frame-ancestors 'self' https://one.example https://two.example:8443"
+    assert named["Content-Security-Policy"].endswith(ancestors)
+    # It can name no other site, and a browser that has it refuses all.
+    assert "X-Frame-Options" not in named
+    for wrong in ("*", "https://*", "http://one.example", "https://one.example;", "https://one.example/x", "'none'"):
+        with pytest.raises(ValueError, match="write sites as https://NAME"):
+            guard.headers_of(f"https://two.example {wrong}")
+
+
 def test_the_server_finds_what_it_serves_with():
     """`streamlit run app/main.py` takes the guards only where it finds them in that file."""
     main = Path(guard.__file__).parent / "main.py"
