@@ -27,12 +27,17 @@ PATIENCE = 90_000
 """Milliseconds that something may take on a slow machine; all of it comes much sooner."""
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 @contextmanager
 def started(**variables: str) -> Generator[tuple[str, subprocess.Popen]]:
     """The app as a person starts it, with these variables in its environment: its address, and its process."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.headless=true"]
     command.append(f"--server.port={port}")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
