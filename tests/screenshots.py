@@ -1,7 +1,7 @@
 """Takes the pictures of the documents anew: `make screenshots`, or `python -m tests.screenshots NAME …` for some.
 
 The app as a person starts it, in a headless browser.  Most pages replay the gallery and need no model; those of
-heads and of a token compute what they show, which takes minutes.
+heads, of a token, of recall and of the verdict compute what they show, which takes minutes.
 """
 
 import re
@@ -30,7 +30,9 @@ until = partial(wait_until, timeout=PATIENCE)
 def settled(page: Page) -> None:
     """Let fonts, pictures and what moves come to rest, with the pointer out of the way."""
     page.mouse.move(5, 895)
-    until(page, "[...document.querySelectorAll('.sk-plot')].every((plot) => plot.querySelector('.main-svg'))")
+    # A plot that is hidden draws nothing.
+    drawn = "!plot.clientHeight || plot.querySelector('.main-svg')"
+    until(page, f"[...document.querySelectorAll('.sk-plot')].every((plot) => {drawn})")
     page.wait_for_timeout(2500)
 
 
@@ -76,6 +78,15 @@ def recalled(page: Page) -> None:
     page.locator(".js-plotly-plot").nth(1).wait_for()
 
 
+def weighed(page: Page) -> None:
+    """A whole comparison: its sentence, its picture and its table."""
+    page.get_by_role("button", name="Start", exact=True).click()
+    # The picture stands there once the first policy is known.
+    page.locator(".sk-chart .main-svg").first.wait_for(timeout=3 * PATIENCE)
+    page.locator("[data-testid=stProgress]").wait_for(state="detached", timeout=3 * PATIENCE)
+    page.locator(".sk-sentence").wait_for()
+
+
 def trained(page: Page) -> None:
     """So far that a sink has grown."""
     page.get_by_text(re.compile(r"[4-8]\d\d of 800 steps")).wait_for()
@@ -103,6 +114,7 @@ PICTURES: dict[str, tuple[str, Show]] = {
     "measures-light": ("/heads?panel=measures&tokens=256", computed("Measure", ".js-plotly-plot")),
     "knockouts-light": ("/heads?panel=knockouts&tokens=128&layer=20", computed("Start", ".js-plotly-plot")),
     "recall-light": (f"/recall?lengths=128,192,256,384&depths=5,25,50,75,95&{FORGETFUL}", recalled),
+    "verdict-light": ("/verdict", weighed),
     "figures-light": ("/figures?figure=perplexity&run=four", there("[data-testid=stImage] img")),
     "learn-light": ("/learn?chapter=emergence", trained),
     "learn-row-light": ("/learn?chapter=row", there("[data-testid=stMetricValue]:has-text('1.000')")),
