@@ -4,13 +4,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from ..settings import setting
 from .base import Figure, Numbers, strongest
 from .strip import strip, token_texts
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from ..maps.atlas import Atlas
 
 
@@ -46,6 +47,6 @@ class AttentionStrip(Figure):
         row = source.row(chosen.layer, chosen.head, chosen.query)[begin:end]
         return {"token": np.arange(begin, end), "text": texts, "attention": row}
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """Lines of text, darker where the token gave more."""
         return strip(data, ax=ax)

@@ -7,13 +7,15 @@ exactly what was drawn.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from ..settings import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Numbers = Mapping[str, NDArray]
 """Named arrays; those of one dimension are the columns of a table, and lines with gaps have NaN in them."""
@@ -38,7 +40,7 @@ class Figure(Settings):
         """What is drawn of a FigureInput's data.  Raises ValueError where it does not have that."""
         raise NotImplementedError
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """Draw the numbers on these axes, or on the current ones, and return the axes."""
         raise NotImplementedError
 

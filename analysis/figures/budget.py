@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from .. import metrics
 from ..policies import parse
-from ..runs.reader import load
 from .base import Figure, Numbers
 from .drawing import axes, legend
 from .line_styles import line_styles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Budget(Figure):
 
     def numbers(self, source: Path) -> Numbers:
         """Columns `policy`, `cached` and `perplexity`: a row for each run.  Raises ValueError where there is none."""
+        from ..runs.reader import load
+
         found = []
         for about in sorted(Path(source).glob("*/run.json")):
             run = load(about.parent)
@@ -38,12 +41,12 @@ class Budget(Figure):
         policy, held, value = zip(*sorted(found, key=lambda f: (parse(f[0]).name, f[1])), strict=True)
         return {"policy": np.array(policy), "cached": np.array(held), "perplexity": np.array(value)}
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """A line for each policy, over its sizes of the cache."""
         return budget(data, ax=ax)
 
 
-def budget(data: Numbers, *, ax: Axes | None = None) -> Axes:
+def budget(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     """Draw columns `policy`, `cached`, `perplexity`: lines of policies with the same name, a level for dense."""
     ax = axes(ax)
     policies = [parse(p) for p in data["policy"]]

@@ -2,26 +2,25 @@
 
 import math
 from bisect import bisect_right
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import rcParams
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.cm import ScalarMappable
-from matplotlib.colorbar import Colorbar
-from matplotlib.figure import Figure as Sheet
-from matplotlib.font_manager import FontProperties
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.legend import Legend
-from matplotlib.text import Text
-from matplotlib.ticker import NullFormatter
 
 from .fonts import families, shaped, visible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colorbar import Colorbar
+    from matplotlib.figure import Figure as Sheet
+    from matplotlib.legend import Legend
+    from matplotlib.text import Text
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def axes(ax: Axes | None) -> Axes:
+def axes(ax: "Axes | None") -> "Axes":
     """These axes, or those of the current figure."""
     if ax is not None:
         return ax
@@ -30,26 +29,31 @@ def axes(ax: Axes | None) -> Axes:
     return plt.gca()
 
 
-def sheet_of(ax: Axes) -> Sheet:
+def sheet_of(ax: "Axes") -> "Sheet":
     """The figure that axes stand in."""
     figure = ax.get_figure(root=True)
     assert figure is not None, "axes stand in a figure"
     return figure
 
 
-def colour_bar(ax: Axes, mappable: ScalarMappable, label: str) -> Colorbar:
+def colour_bar(ax: "Axes", mappable: "ScalarMappable", label: str) -> "Colorbar":
     """A colour bar beside the axes, as thin as the others."""
     return sheet_of(ax).colorbar(mappable, ax=ax, label=label, fraction=0.045, pad=0.02, aspect=30)
 
 
-def decades(axis: Axis) -> None:
+def decades(axis: "Axis") -> None:
     """Powers of ten at the ticks of a logarithmic axis, as text: 10⁻³."""
+    from matplotlib.ticker import NullFormatter
+
     axis.set_major_formatter(lambda x, _: f"10{f'{round(math.log10(x))}'.translate(SUPERSCRIPT)}" if x > 0 else "")
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend(ax: Axes) -> Legend:
+def legend(ax: "Axes") -> "Legend":
     """A legend above the axes, where it covers no line, in as many columns as there is room for."""
+    from matplotlib import rcParams
+    from matplotlib.font_manager import FontProperties
+
     handles, labels = ax.get_legend_handles_labels()
     size = FontProperties(size=rcParams["legend.fontsize"]).get_size_in_points()
     # The line itself, the gap behind it and the one before the next column, in sizes of the text.
@@ -92,7 +96,7 @@ def _cut(line: str, room: float, size: float) -> str:
     return f"{line[:fits].rstrip()}…"
 
 
-def lay_out(figure: Sheet) -> None:
+def lay_out(figure: "Sheet") -> None:
     """Lay a figure out, with labels in as many lines as their axes are too short for."""
     _run_layout(figure)
     changed = False
@@ -107,13 +111,15 @@ def lay_out(figure: Sheet) -> None:
         _run_layout(figure)
 
 
-def hanging(ax: Axes) -> list[Text]:
+def hanging(ax: "Axes") -> "list[Text]":
     """Lines of text that hang from the top of the axes and may reach below them: they have no part in the layout."""
     return [text for text in ax.texts if not text.get_in_layout()]
 
 
-def _run_layout(figure: Sheet) -> None:
+def _run_layout(figure: "Sheet") -> None:
     """Lay out until nothing leaves the page: with the length of an axis its ticks change, and so the room they need."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     engine = figure.get_layout_engine()
     if not isinstance(engine, ConstrainedLayoutEngine):
         return

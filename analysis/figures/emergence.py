@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from ..lab.recipe import ATTENTIONS
 from ..palette import TRAINED
@@ -15,6 +14,8 @@ from .drawing import axes, legend
 from .line_styles import DASHES, line_style
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from ..lab.folder import SavedTraining
 
 CURVES = {
@@ -52,12 +53,12 @@ class Emergence(Figure):
             self.curve: np.concatenate(values),
         }
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """A line for each training, over its steps."""
         return emergence(data, ax=ax)
 
 
-def emergence(data: Numbers, *, ax: Axes | None = None) -> Axes:
+def emergence(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     """Draw columns `training`, `attention`, `step`, and one of weight, value, copied and loss."""
     ax = axes(ax)
     curve = next(name for name in CURVES if name in data)

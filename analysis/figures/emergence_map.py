@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from ..settings import setting
 from .base import Figure, Numbers
 from .head_map import head_map
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from ..lab.folder import SavedTraining
 
 
@@ -38,6 +39,6 @@ class EmergenceMap(Figure):
         drawn[np.triu_indices(len(drawn), 1)] = np.nan
         return {"map": drawn, "begin": np.array(0), "scale": np.array(1)}
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """The map, with linear colours."""
         return head_map(data, ax=ax, linear=True)

@@ -9,11 +9,13 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from functools import cache, lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import font_manager
-from matplotlib.ft2font import FT2Font, LoadFlags
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.ft2font import FT2Font
 
 SANS, MONO = ("DejaVu Sans",), ("DejaVu Sans Mono", "DejaVu Sans")
 """They come with matplotlib, so they are on every machine."""
@@ -81,7 +83,7 @@ def _open_to(text: str, first: tuple[str, ...]) -> frozenset[str]:
 
 @cache
 def _first(first: tuple[str, ...], code: int) -> bool:
-    return any(_font(font_manager.findfont(name)).get_char_index(code) for name in first)
+    return any(_font(_path(name)).get_char_index(code) for name in first)
 
 
 @lru_cache(256)
@@ -107,23 +109,31 @@ def installed_fonts() -> dict[str, NDArray[np.uint32]]:
 
     matplotlib draws outlines alone, so fonts of coloured signs are none.
     """
-    upright = [
-        f for f in font_manager.fontManager.ttflist if f.style == "normal" and f.weight in (400, "normal", "regular")
-    ]
+    from matplotlib.font_manager import fontManager
+
+    upright = [f for f in fontManager.ttflist if f.style == "normal" and f.weight in (400, "normal", "regular")]
     found = {}
     for entry in upright:
         if entry.name in found or "Color" in entry.name or entry.name.startswith("."):
             continue
         try:
-            found[entry.name] = np.array(sorted(_font(font_manager.findfont(entry.name)).get_charmap()), np.uint32)
+            found[entry.name] = np.array(sorted(_font(_path(entry.name)).get_charmap()), np.uint32)
         except (OSError, RuntimeError, ValueError):
             # It has been uninstalled, or cannot be read: then it has nothing.
             continue
     return found
 
 
-def _font(path: str) -> FT2Font:
-    return font_manager.get_font(path)
+def _font(path: str | tuple[str, ...]) -> "FT2Font":
+    from matplotlib.font_manager import get_font
+
+    return get_font(path)
+
+
+def _path(name: str) -> str:
+    from matplotlib.font_manager import findfont
+
+    return findfont(name)
 
 
 @lru_cache(8192)
@@ -132,7 +142,9 @@ def shaped(text: str, names: tuple[str, ...], size: float) -> tuple[tuple[tuple[
 
     In points, in fonts of these names and this size.  A cluster is what is shaped together: most often a character.
     """
-    font = font_manager.get_font(_paths(names))
+    from matplotlib.ft2font import LoadFlags
+
+    font = _font(_paths(names))
     font.set_size(size, 72)
     items = font._layout(text, LoadFlags.NO_HINTING)
     if not items:
@@ -145,4 +157,4 @@ def shaped(text: str, names: tuple[str, ...], size: float) -> tuple[tuple[tuple[
 
 @cache
 def _paths(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(font_manager.findfont(name) for name in names)
+    return tuple(_path(name) for name in names)

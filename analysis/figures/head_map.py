@@ -4,16 +4,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize, to_rgba
 from numpy.typing import NDArray
 
 from ..maps.region import Region
 from ..settings import setting
 from .base import Figure, Numbers, strongest
 from .drawing import axes, colour_bar, decades
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
 
 if TYPE_CHECKING:
     from ..maps.atlas import Atlas
@@ -51,7 +51,7 @@ class HeadMap(Figure):
         drawn = source.draw(chosen.layer, chosen.head, region, pool=self.pool, kind=self.cells)
         return {"map": drawn, "begin": np.array(region.rows[0]), "scale": np.array(region.scale)}
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """One map, queries down and keys across."""
         return head_map(data, ax=ax, logits=self.cells == "logits", linear=self.colour == "linear")
 
@@ -70,8 +70,14 @@ def region_of(source: "Atlas", begin: int, tokens: int, cells: int) -> Region:
     return Region((begin, end), (begin, end), scale)
 
 
-def coloured(values: NDArray[np.float32], *, logits: bool, linear: bool) -> tuple[NDArray[np.floating], ScalarMappable]:
+def coloured(
+    values: NDArray[np.float32], *, logits: bool, linear: bool
+) -> "tuple[NDArray[np.floating], ScalarMappable]":
     """A map [cells, cells] as a picture [cells, cells, RGBA], and what its colours mean."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm, Normalize, to_rgba
+
     if logits:
         norm = Normalize(float(np.nanmin(values)), float(np.nanmax(values)))
     else:
@@ -84,7 +90,7 @@ def coloured(values: NDArray[np.float32], *, logits: bool, linear: bool) -> tupl
     return rgba, meaning
 
 
-def head_map(data: Numbers, *, ax: Axes | None = None, logits: bool = False, linear: bool = False) -> Axes:
+def head_map(data: Numbers, *, ax: "Axes | None" = None, logits: bool = False, linear: bool = False) -> "Axes":
     """Draw `map` [cells, cells], whose cells are `scale` tokens from `begin` on; NaN: evicted, or later in the text."""
     ax = axes(ax)
     values, begin, scale = data["map"], int(data["begin"]), int(data["scale"])
@@ -93,6 +99,6 @@ def head_map(data: Numbers, *, ax: Axes | None = None, logits: bool = False, lin
     ax.imshow(rgba, extent=(begin, end, end, begin), interpolation="nearest", aspect="equal")
     ax.set(xlabel="Attended token", ylabel="Query token")
     bar = colour_bar(ax, meaning, "Logit" if logits else "Attention weight")
-    if isinstance(meaning.norm, LogNorm):
+    if not (logits or linear):
         decades(bar.ax.yaxis)
     return ax

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from .. import metrics
 from ..settings import setting
@@ -16,6 +15,8 @@ from .base import Figure, Numbers, evenly
 from .drawing import axes, legend
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from ..maps.atlas import Atlas
 
 FIRST, OTHERS = "#D55E00", "#9BC4E2"
@@ -65,12 +66,12 @@ class KeyRanges(Figure):
         ends = {name: end.ravel() for name, end in zip(ENDS, ranges.reshape(4, -1), strict=True)}
         return {"layer": np.repeat(layers, dim), "channel": np.tile(np.arange(dim), len(layers)), **ends}
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """A band over the channels and a line for the first tokens in each, layer beside layer."""
         return key_ranges(data, ax=ax, first=self.first)
 
 
-def key_ranges(data: Numbers, *, ax: Axes | None = None, first: int = 4) -> Axes:
+def key_ranges(data: Numbers, *, ax: "Axes | None" = None, first: int = 4) -> "Axes":
     """Draw columns `layer`, `channel` and ENDS; `first`: how many first tokens stand apart."""
     ax = axes(ax)
     layers, which = np.unique(data["layer"], return_inverse=True)

@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
 from numpy.typing import NDArray
 
 from ..settings import setting
 from .base import Figure, Numbers, evenly
 from .drawing import axes, colour_bar, decades
 from .head_map import coloured, region_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
 
 if TYPE_CHECKING:
     from ..maps.atlas import Atlas
@@ -57,12 +58,12 @@ class MapGrid(Figure):
         maps = [[source.draw(layer, head, region, kind=self.cells) for head in heads] for layer in layers]
         return {"maps": np.array(maps), "layers": np.array(layers), "heads": np.array(heads)}
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """All maps in one picture, layers down and heads across."""
         return map_grid(data, ax=ax, logits=self.cells == "logits")
 
 
-def map_grid(data: Numbers, *, ax: Axes | None = None, logits: bool = False) -> Axes:
+def map_grid(data: Numbers, *, ax: "Axes | None" = None, logits: bool = False) -> "Axes":
     """Draw `maps` [layers, heads, cells, cells] as one picture, with `layers` and `heads` at its sides."""
     ax = axes(ax)
     maps, side = data["maps"], data["maps"].shape[-1]
@@ -84,12 +85,12 @@ def map_grid(data: Numbers, *, ax: Axes | None = None, logits: bool = False) -> 
     for spine in ax.spines.values():
         spine.set_visible(False)
     bar = colour_bar(ax, meaning, "Logit" if logits else "Attention weight")
-    if isinstance(meaning.norm, LogNorm):
+    if not logits:
         decades(bar.ax.yaxis)
     return ax
 
 
-def _on_one_scale(values: NDArray[np.float32], meaning: ScalarMappable) -> NDArray[np.floating]:
+def _on_one_scale(values: NDArray[np.float32], meaning: "ScalarMappable") -> NDArray[np.floating]:
     rgba = meaning.to_rgba(np.nan_to_num(values, nan=meaning.get_clim()[0]))
     rgba[np.isnan(values)] = 1
     return rgba

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from .base import Figure, Numbers
 from .drawing import axes, decades, legend
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from ..maps.atlas import Atlas
 
 SHOWN = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"))
@@ -36,12 +37,12 @@ class Massive(Figure):
             "median": np.repeat(source.stretch.median, top),
         }
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """A line for each rank and one for the median, over the layers."""
         return massive(data, ax=ax)
 
 
-def massive(data: Numbers, *, ax: Axes | None = None) -> Axes:
+def massive(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     """Draw columns `layer`, `rank`, `size`, `median`."""
     ax = axes(ax)
     for rank, (colour, marker) in zip(sorted(set(data["rank"].tolist())), SHOWN, strict=False):

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from ..maps.region import Region
 from ..settings import setting
@@ -13,6 +12,8 @@ from .base import Figure, Numbers, evenly
 from .map_grid import map_grid
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from ..maps.atlas import Atlas
 
 
@@ -46,7 +47,7 @@ class MeanLogits(Figure):
         maps = [np.mean([source.draw(layer, head, region, kind="logits") for head in heads], 0) for layer in layers]
         return {"maps": np.array(maps)[None], "layers": np.array(["mean of heads"]), "heads": np.array(layers)}
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """All maps in one row."""
         ax = map_grid(data, ax=ax, logits=True)
         ax.set(xlabel="Layer", ylabel="")

@@ -1,16 +1,18 @@
 """What the caches of the lanes of a run take."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from .. import metrics
 from ..runs.run import Run
 from .base import POINTS, Figure, Numbers
 from .drawing import axes, legend
 from .line_styles import lanes_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,12 @@ class Memory(Figure):
         lane, token, size = (np.array(x) for x in zip(*rows, strict=True))
         return {"lane": lane, "policy": np.array(source.spec.policies)[lane], "token": token, "megabytes": size}
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """A line for each lane, over the tokens read."""
         return memory(data, ax=ax)
 
 
-def memory(data: Numbers, *, ax: Axes | None = None) -> Axes:
+def memory(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     """Draw columns `lane`, `policy`, `token`, `megabytes`."""
     ax = axes(ax)
     for lane, (name, style) in lanes_of(data).items():

@@ -5,12 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from matplotlib import colormaps, rcParams
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, to_rgba
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Patch
 
 from ..palette import labels
 from ..policies import parse
@@ -19,6 +13,8 @@ from .base import Figure, Numbers
 from .drawing import axes, colour_bar, wrapped
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from ..experiments.recall.cells import Row
 
 GREY, NOTHING = "#C4C6CA", "white"
@@ -58,13 +54,19 @@ class NeedleMap(Figure):
             "nll": np.array([spot.nll for spot in found]),
         }
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """All maps side by side, depth down and lengths across."""
         return needle_map(data, ax=ax, cells=self.cells)
 
 
-def needle_map(data: Numbers, *, ax: Axes | None = None, cells: str = "recalled") -> Axes:
+def needle_map(data: Numbers, *, ax: "Axes | None" = None, cells: str = "recalled") -> "Axes":
     """Draw columns `policy`, `length`, `depth`, `recalled`, `nll`: a block of cells for each policy, side by side."""
+    from matplotlib import colormaps, rcParams
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize, to_rgba
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.patches import Patch
+
     from ..experiments.recall.maps import FAILS
 
     ax = axes(ax)

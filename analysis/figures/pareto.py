@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from ..policies import parse
 from ..settings import setting
@@ -13,6 +12,8 @@ from .drawing import axes, legend
 from .line_styles import line_styles
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from ..experiments.verdict import Entry, Verdict
 
 COSTS = {"tokens": "Cached tokens", "megabytes": "Cache, MB", "milliseconds": "ms/token"}
@@ -70,14 +71,14 @@ class Pareto(Figure):
         found = {"tokens": entry.budget, "megabytes": entry.megabytes, "milliseconds": entry.milliseconds}[self.cost]
         return float("nan") if found is None else float(found)
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """A line for each policy, over its budgets."""
         said = {"perplexity": "Perplexity ÷ dense", "kl": "KL divergence from dense, nats/token"}
         value = said.get(self.measure, f"Recalled, {self.measure}")
         return pareto(data, cost=COSTS[self.cost], value=value, share=self.measure not in said, ax=ax)
 
 
-def pareto(data: Numbers, *, cost: str, value: str, share: bool, ax: Axes | None = None) -> Axes:
+def pareto(data: Numbers, *, cost: str, value: str, share: bool, ax: "Axes | None" = None) -> "Axes":
     """Draw columns `policy`, `title`, `cost`, `value`, `front`: a line for each title, and a level for dense.
 
     `cost` and `value`: the words on the axes; `share`: whether values are shares, from 0 to 1; others are drawn by

@@ -1,11 +1,9 @@
 """Curves of the lanes of a run: perplexity, or how far each lane predicts from the first one."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from .. import metrics
@@ -16,6 +14,9 @@ from .base import POINTS, Figure, Numbers
 from .drawing import axes, legend
 from .fonts import visible
 from .line_styles import lanes_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 FULL, SWITCH = (0, (1, 1)), (0, (4, 1))
 """Dashes of the upright lines where a cache is full or a lane switches."""
@@ -89,7 +90,7 @@ class Perplexity(Figure):
         token, nll = metrics.curve(track.sums.view(), self.mode, reference=reference.sums.view(), roll=self.roll)
         return token, metrics.perplexities(nll)
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """A line for each lane, over the tokens read, with upright lines at the marks."""
         ax = perplexity(data, ax=ax)
         # Lanes are measured against the first one.
@@ -107,9 +108,11 @@ class Perplexity(Figure):
         return ax
 
 
-def perplexity(data: Numbers, *, ax: Axes | None = None) -> Axes:
+def perplexity(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     """Draw columns `lane`, `policy`, `token`, and `perplexity`, `kl` or `agreement`; rows with a `mark` say when a lane
     switched or was full."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
     ax = axes(ax)
     (column,) = data.keys() & {"perplexity", *COLUMNS.values()}
     curve, full, switches = data["mark"] == "", [], []

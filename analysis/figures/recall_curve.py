@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from ..palette import labels
 from ..policies import parse
@@ -15,6 +14,8 @@ from .drawing import axes, legend
 from .line_styles import line_styles
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from ..experiments.recall.cells import Row
 
 
@@ -51,12 +52,12 @@ class RecallCurve(Figure):
         names = ("policy", "distance", "answers", "recalled", "low", "high")
         return {name: np.array(column) for name, column in zip(names, zip(*points, strict=True), strict=True)}
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """A line with a band for each policy, over the distance."""
         return recall_curve(data, ax=ax)
 
 
-def recall_curve(data: Numbers, *, ax: Axes | None = None) -> Axes:
+def recall_curve(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     """Draw columns `policy`, `distance`, `recalled`, `low`, `high`: one line with a band for each policy."""
     ax = axes(ax)
     names = list(dict.fromkeys(data["policy"]))

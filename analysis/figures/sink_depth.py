@@ -1,16 +1,18 @@
 """Sink mass over depth."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from ..runs.run import Run
 from ..runs.summary import mean_sink_mass
 from .base import Figure, Numbers
 from .drawing import axes, legend
 from .line_styles import lanes_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,12 @@ class SinkDepth(Figure):
             "mass": np.concatenate([m.ravel() for m in masses]),
         }
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """A line with a band for each lane, over the layers."""
         return sink_depth(data, ax=ax)
 
 
-def sink_depth(data: Numbers, *, ax: Axes | None = None) -> Axes:
+def sink_depth(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     """Draw columns `lane`, `policy`, `layer`, `head`, `mass`: one line for each lane."""
     ax = axes(ax)
     for lane, (name, style) in lanes_of(data).items():

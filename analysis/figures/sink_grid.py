@@ -1,15 +1,16 @@
 """Sink mass of every layer and head."""
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, ClassVar
 
 from ..runs.run import Run
 from ..runs.summary import mean_sink_mass
 from ..settings import setting
 from .base import Figure, Numbers
 from .drawing import axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,12 @@ class SinkGrid(Figure):
         """`mass` [layers, heads].  Raises ValueError where there is no such lane, or it has read nothing."""
         return {"mass": mean_sink_mass(source, self.lane)}
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """A grid of coloured cells, layers across and heads up."""
         return sink_grid(data, ax=ax)
 
 
-def sink_grid(data: Numbers, *, ax: Axes | None = None) -> Axes:
+def sink_grid(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     """Draw `mass` [layers, heads]: layers across, heads up."""
     # It brings pandas, which a list of figures does without.
     import seaborn as sns

@@ -1,16 +1,9 @@
 """Text coloured by how surprising each token was."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import PolyCollection
-from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
-from matplotlib.font_manager import FontProperties
-from matplotlib.transforms import Affine2D, ScaledTranslation
 from numpy.typing import NDArray
 
 from ..runs.run import Run
@@ -21,10 +14,13 @@ from .fonts import MONO, families, visible
 from .head_map import EVICTED
 from .paragraph import lines
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 DARKEST = 8.0
 """Nats per token that have the darkest colour."""
-PAPER = LinearSegmentedColormap.from_list("paper", colormaps["Oranges"](np.linspace(0, 0.68, 256)))
-"""Colours on which black text is read."""
+LIGHT = 0.68
+"""How far the colours of tokens go towards the darkest orange: black text is read on all of them."""
 LEADING, HIGH, DEEP = 1.55, 1.08, 0.37
 """Of a line: from one to the next, and above and below its base, in sizes of the text."""
 
@@ -56,7 +52,7 @@ class Strip(Figure):
         texts = token_texts(load(source.spec.model).tokenizer, ids)
         return {"token": np.arange(begin, end), "text": texts, "nll": track.nll.view()[begin - 1 : end - 1]}
 
-    def draw(self, data: Numbers, *, ax: Axes | None = None) -> Axes:
+    def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """Lines of text, darker where a token was less expected."""
         return strip(data, ax=ax)
 
@@ -68,16 +64,24 @@ def token_texts(tokenizer: Any, ids: NDArray[np.int32]) -> NDArray[np.str_]:
     return np.array([text.replace("\0", "\\x00") for text in texts.token_texts(tokenizer, ids)])
 
 
-def strip(data: Numbers, *, ax: Axes | None = None) -> Axes:
+def strip(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     """Draw columns `text` and `nll`, or `attention` (NaN: evicted), as lines of text from the top of the axes on.
 
     Lines are as long as the axes are wide; how many there are depends on the text, so they may reach below the axes.
     """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.collections import PolyCollection
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.transforms import Affine2D, ScaledTranslation
+
     ax = axes(ax)
     by_nll = "nll" in data
     values = data["nll"] if by_nll else data["attention"]
     norm = Normalize(0, DARKEST, clip=True) if by_nll else LogNorm(1e-4, 1, clip=True)
-    meaning = ScalarMappable(norm, PAPER)
+    paper = LinearSegmentedColormap.from_list("paper", colormaps["Oranges"](np.linspace(0, LIGHT, 256)))
+    meaning = ScalarMappable(norm, paper)
     ax.axis("off")
     bar = colour_bar(ax, meaning, "NLL (nats)" if by_nll else "Attention weight")
     if not by_nll:
