@@ -20,8 +20,8 @@ from starlette.routing import Route
 from analysis import files, texts
 from analysis.errors import sentence
 from analysis.runs import library
+from analysis.runs.about import about_of, spec_of
 from analysis.runs.facts import ModelFacts
-from analysis.runs.reader import about_of, spec_of
 from analysis.runs.recording import recording
 from analysis.runs.spec import Spec
 from analysis.runs.status import CAPTURING, STOPPED

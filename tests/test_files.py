@@ -25,8 +25,9 @@ from analysis.lab.recipe import Recipe
 from analysis.lab.training import Training
 from analysis.maps.capture import capture
 from analysis.maps.stretch import Stretch
+from analysis.runs.about import about_of
 from analysis.runs.folder import Folder, save
-from analysis.runs.reader import about_of, load
+from analysis.runs.reader import load
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 from analysis.runs.status import here, status_of

@@ -12,7 +12,8 @@ from analysis.chat import resume as chats
 from analysis.models.loading import load as load_model
 from analysis.policies import parse
 from analysis.runs import library, resume
-from analysis.runs.reader import about_of, load
+from analysis.runs.about import about_of
+from analysis.runs.reader import load
 from app import recordings
 from app.frames.chat import ChatSender, ChatView
 from app.jobs.chat import ChatJob

@@ -15,9 +15,10 @@ from analysis.experiments.ablation import effects_as_csv
 from analysis.lab.folder import read as trainings
 from analysis.policies import parse
 from analysis.runs import library
+from analysis.runs.about import about_of
 from analysis.runs.checkpoint import Checkpoints
 from analysis.runs.folder import Folder
-from analysis.runs.reader import about_of, load
+from analysis.runs.reader import load
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 from app import recordings

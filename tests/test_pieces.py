@@ -8,9 +8,10 @@ import pytest
 
 from analysis.models.cache_cost import CacheCost
 from analysis.models.language_model import LanguageModel
+from analysis.runs.about import about_of
 from analysis.runs.facts import ModelFacts
 from analysis.runs.folder import Folder, save
-from analysis.runs.reader import about_of, load
+from analysis.runs.reader import load
 from analysis.runs.run import Run
 from analysis.runs.spec import Sampling
 from analysis.runs.tables import PIECES, SINKS, piece_row

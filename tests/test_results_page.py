@@ -6,7 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from analysis import texts
-from analysis.runs.reader import about_of
+from analysis.runs.about import about_of
 from analysis.runs.spec import Spec
 from app.jobs.ablation import AblationJob
 from app.jobs.measures import MeasuresJob

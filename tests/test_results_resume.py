@@ -13,7 +13,7 @@ from analysis.maps import capture
 from analysis.maps.stretch import Stretch
 from analysis.models.loading import load
 from analysis.policies import parse
-from analysis.runs.reader import about_of
+from analysis.runs.about import about_of
 from analysis.runs.result import stopped
 from analysis.runs.spec import Spec
 from app import recordings

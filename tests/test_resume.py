@@ -13,9 +13,10 @@ from analysis.cli import reading
 from analysis.models.loading import load as load_model
 from analysis.policies import POLICIES, Streaming, parse
 from analysis.runs import checkpoint, resume
+from analysis.runs.about import about_of
 from analysis.runs.checkpoint import Checkpoints
 from analysis.runs.folder import Folder
-from analysis.runs.reader import about_of, load
+from analysis.runs.reader import load
 from analysis.texts import read as read_text
 
 from . import waiting

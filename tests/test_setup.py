@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from streamlit import config
 
+from analysis.runs.folder import save
+
+from .recordings import made_up
+
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "pyarrow", "matplotlib", "plotly", "streamlit"}
 LIBRARY = sorted((ROOT / "analysis").rglob("*.py"))
@@ -55,14 +59,30 @@ def test_importing_the_library_loads_nothing_heavy():
     assert not loaded_by("import analysis") & HEAVY
 
 
-def test_listing_commands_need_neither_torch_nor_transformers():
-    """One process lists all: what none of them loads is not there at its end."""
-    command = "import runpy, sys, contextlib, io\n"
-    for words in ("--help", "stream --help", "policies", "texts", "models", "figures", "runs"):
-        command += f"sys.argv = ['analysis', *{words.split()}]\n"
-        command += "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:\n"
-        command += f"    runpy.run_module('analysis', run_name='__main__')\nassert said.getvalue(), {words!r}\n"
-    assert not {"torch", "transformers"} & loaded_by(command)
+LISTINGS = ("", "--help", "stream --help", "policies", "texts", "models", "figures", "runs --help", "runs list")
+
+
+def saying(words: str) -> str:
+    """Statements that carry out a command, which has to say something."""
+    return f"""
+import contextlib, io, runpy, sys
+sys.argv = ['analysis', *{words.split()}]
+said = io.StringIO()
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    runpy.run_module('analysis', run_name='__main__')
+assert said.getvalue(), {words!r}
+"""
+
+
+def test_listing_commands_load_nothing_heavy(tmp_path, monkeypatch):
+    """One process says all: what none of them loads is not there at its end."""
+    save(made_up(20), tmp_path / "run", text_sha256="", weights_sha256="")
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path))
+    assert not loaded_by("".join(saying(words) for words in LISTINGS)) & (HEAVY | {"pandas"})
+
+
+def test_listing_the_policies_loads_not_even_numpy():
+    assert not loaded_by(saying("policies")) & (HEAVY | {"pandas", "numpy"})
 
 
 def test_what_the_first_page_and_that_of_runs_are_made_of_loads_neither_torch_nor_transformers():

@@ -10,7 +10,8 @@ import pytest
 from analysis import texts
 from analysis.policies import parse
 from analysis.runs import resume
-from analysis.runs.reader import about_of, load
+from analysis.runs.about import about_of
+from analysis.runs.reader import load
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 from analysis.runs.switches import Switch, to_come

@@ -7,9 +7,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .. import texts
-from ..models import gemma
-from ..models.kinds import KINDS
 from ..policies import POLICIES, Policy
 from ..settings import MOST
 from .console import print_table, say
@@ -27,6 +24,8 @@ def figures() -> None:
 
 def models() -> None:
     """What may be written for --model."""
+    from ..models.kinds import KINDS
+
     table = Table("Model", "What it is")
     for name, what in KINDS.items():
         table.add_row(name, what)
@@ -39,6 +38,8 @@ def terms(
     ] = False,
 ) -> None:
     """The terms of the optional model, which make gemma installs after you have accepted them."""
+    from ..models import gemma
+
     say(gemma.TERMS.read_text(encoding="utf-8"))
     try:
         accepted = accept or typer.confirm(f"Do you accept these terms of {gemma.CALLED}?")
@@ -79,6 +80,8 @@ def _reach(rule: Mapping[str, Any]) -> str:
 
 def bundled() -> None:
     """The bundled texts."""
+    from .. import texts
+
     table = Table("Text", "Title", "Size")
     for name, path in texts.plays().items():
         table.add_row(name, texts.title(name), f"{path.stat().st_size / 1000:.0f} kB")

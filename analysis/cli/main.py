@@ -1,50 +1,80 @@
 """The commands, and the border of the command line.
 
-Whatever ends a command is one line on standard error: exit status 2 for what the person can mend, 1 for our own
-mistakes.  Torch and transformers are imported only by the commands that need them.
+A command's module is imported when somebody asks for that command, and torch, transformers, pyarrow and matplotlib only
+by what needs them while it runs: so lists and help are there at once.  Whatever ends a command is one line on standard
+error: exit status 2 for what the person can mend, 1 for our own mistakes.
 """
 
 import os
 import secrets
 import signal
 import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 
-from .. import errors, files
-from . import chat, compare, experiments, figures, gallery, lab, listings, reading, recall, resume, runs
+from .. import errors
 
 HELP = "The command line: read a text, or talk, under several policies and write down what happened."
 COMMANDS = {
-    "stream": reading.stream,
-    "chat": chat.chat,
-    "resume": resume.resume,
-    "knockout": experiments.knockout,
-    "reproduce": experiments.reproduce,
-    "recall": recall.recall,
-    "compare": compare.compare,
-    "capture": reading.capture,
-    "emergence": lab.emergence,
-    "tiny": lab.tiny,
-    "gallery": gallery.gallery,
-    "figure": figures.figure,
-    "report": figures.report,
-    "site": figures.site,
-    "figures": listings.figures,
-    "models": listings.models,
-    "terms": listings.terms,
-    "policies": listings.policies,
-    "texts": listings.bundled,
+    "stream": "reading.stream",
+    "chat": "chat.chat",
+    "resume": "resume.resume",
+    "knockout": "experiments.knockout",
+    "reproduce": "experiments.reproduce",
+    "recall": "recall.recall",
+    "compare": "compare.compare",
+    "capture": "reading.capture",
+    "emergence": "lab.emergence",
+    "tiny": "lab.tiny",
+    "gallery": "gallery.gallery",
+    "figure": "figures.figure",
+    "report": "figures.report",
+    "site": "figures.site",
+    "figures": "listings.figures",
+    "models": "listings.models",
+    "terms": "listings.terms",
+    "policies": "listings.policies",
+    "texts": "listings.bundled",
+    "runs": "runs.app",
 }
-"""In the order in which they are listed."""
+"""Module and function, or group of commands; in the order in which they are listed."""
 UsageError: Any = typer.BadParameter.__base__
 ClickException: Any = UsageError.__base__
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=HELP)
-for name, command in COMMANDS.items():
-    app.command(name)(command)
-app.add_typer(runs.app, name="runs")
+
+@cache
+def command(name: str) -> Any:
+    """The command, or group of commands, of this name, from its module.  Raises KeyError where there is none."""
+    module, function = COMMANDS[name].split(".")
+    found = getattr(import_module(f".{module}", __package__), function)
+    if isinstance(found, typer.Typer):
+        return get_command(found)
+    alone = typer.Typer(add_completion=False)
+    alone.command(name)(found)
+    return get_command(alone)
+
+
+class Commands(Mapping[str, Any]):
+    """The commands by name, each of them imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        return command(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(COMMANDS)
+
+    def __len__(self) -> int:
+        return len(COMMANDS)
+
+
+listed: Any = Commands()
+app = TyperGroup(name="analysis", commands=listed, help=HELP, no_args_is_help=True)
 
 
 def _interrupt(*_) -> None:
@@ -73,7 +103,6 @@ def main() -> None:
         code = 128 + signal.SIGPIPE
     except BaseException as e:
         if not errors.mendable(e):
-            # Here, since typer puts a hook of its own in its place.
             sys.excepthook = failed
             raise
         code = print("error: " + errors.reason(e, ""), file=sys.stderr) or 2
@@ -83,6 +112,8 @@ def main() -> None:
 def failed(_, e: BaseException, __) -> None:
     """Say in one line that a mistake of ours has ended a command, and put it into the log; the status is then 1."""
     name = f"error {secrets.token_hex(3)}"
+    from .. import files
+
     try:
         errors.log_to(file := files.cache_folder() / "errors.log")
         errors.log(e, name)

@@ -33,7 +33,7 @@ def resume(
     from ..maps.capture import cut_off
     from ..runs import library
     from ..runs import resume as runs
-    from ..runs.reader import about_of
+    from ..runs.about import about_of
     from ..runs.result import KINDS
 
     folder = library.named(folder)

@@ -14,7 +14,8 @@ from ..runs import archive, library, trash
 from . import options
 from .console import note, print_table, right, say
 
-app = typer.Typer(add_completion=False, help="The library of runs: list, show, name, pin, delete, pack and take in.")
+HELP = "The library of runs: list, show, name, pin, delete, pack and take in."
+app = typer.Typer(name="runs", add_completion=False, help=HELP)
 Name = Annotated[str, typer.Argument(help="as the list says it")]
 
 

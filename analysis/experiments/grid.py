@@ -18,7 +18,7 @@ import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from .. import files
-from ..runs.reader import about_of, spec_of
+from ..runs.about import about_of, spec_of
 from ..runs.spec import Spec
 from . import gpus
 

@@ -17,9 +17,10 @@ import numpy as np
 from .. import files, metrics, texts
 from ..files import Kind
 from ..policies import POLICIES, parse
+from ..runs.about import about_of
 from ..runs.facts import ModelFacts
 from ..runs.folder import Folder
-from ..runs.reader import about_of, load
+from ..runs.reader import load
 from ..runs.run import Run
 from ..runs.spec import Spec
 from ..settings import Registry

@@ -8,7 +8,7 @@ from typing import Any
 from .. import files
 from ..experiments.recall.cells import Row, read_table
 from ..experiments.verdict import Verdict, read_verdict
-from ..runs.reader import about_of
+from ..runs.about import about_of
 from ..runs.reader import load as load_run
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from .. import files
 from . import preview
-from .reader import about_of
+from .about import about_of
 from .run import Run, Track
 from .status import RUNNING, here
 from .switches import Switch

@@ -20,8 +20,8 @@ import platformdirs
 
 from .. import errors, files
 from ..settings import quoted
+from .about import about_of
 from .preview import KEPT, Preview, preview
-from .reader import about_of
 from .spec import Spec
 from .status import CAPTURING, RUNNING, STOPPED, status_of
 

@@ -15,7 +15,6 @@ import msgspec
 import numpy as np
 
 from .. import files, metrics
-from .reader import load
 from .run import Run
 from .summary import mean_sink_mass, summarize
 
@@ -74,6 +73,8 @@ def preview(path: Path, held: Mapping[str, os.stat_result], *, live: bool) -> Pr
             kept = files.record(path / KEPT, _Kept, "a preview")
             if kept.of == of:
                 return kept.preview
+    from .reader import load
+
     made = preview_of(load(path))
     if not live:
         _keep(path, _Kept(of, made))

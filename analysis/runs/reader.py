@@ -20,38 +20,9 @@ from numpy.typing import NDArray
 from .. import files
 from ..files import Kind
 from ..policies import parse
-from .facts import ModelFacts
+from .about import About, about_of
 from .run import ROLES, Run, Track
-from .spec import Spec
-from .status import status_of
-from .switches import Switch
 from .tables import FIDELITY, OUTPUT_ERROR, PIECES, ROLE, SINKS, TOKENS
-
-
-@dataclass
-class _About:
-    """What run.json must say."""
-
-    spec: Spec
-    status: str = ""
-    heads: tuple[int, int] | None = None
-    begins: str | None = None
-    as_text: tuple[str, ...] = ()
-    started: str | None = None
-    text_sha256: str | None = None
-    weights_sha256: str | None = None
-    process: dict[str, Any] | None = None
-    samples: int = 0
-    maps: tuple[str, ...] = ()
-    switches: tuple[Switch, ...] = ()
-    kind: str = ""
-    """Empty in folders of older versions."""
-    model: ModelFacts | None = None
-
-    def __post_init__(self) -> None:
-        for switch in self.switches:
-            if not 0 <= switch.lane < len(self.spec.policies):
-                raise ValueError(f"it would switch lane {switch.lane}, which there is not")
 
 
 @dataclass
@@ -63,22 +34,6 @@ class _Event:
     policy: str | None = None
 
 
-def about_of(path: Path) -> dict[str, Any]:
-    """What a run folder says of itself, with the status that it really has.  Raises ValueError where it is none."""
-    path = Path(path)
-    file = path / "run.json"
-    if not os.path.exists(file):
-        raise ValueError(f"{path} holds no run: it has no readable run.json")
-    files.record(file, _About, "that of a run")
-    about = files.record(file, dict[str, Any], "that of a run")
-    return {**about, "status": status_of(about)} if "status" in about else about
-
-
-def spec_of(path: Path) -> Spec:
-    """The Spec of a run folder.  Raises ValueError where it is none."""
-    return msgspec.convert(about_of(path), _About).spec
-
-
 def load(path: Path) -> Run:
     """The run in a folder, finished or cut off at any moment.
 
@@ -86,7 +41,7 @@ def load(path: Path) -> Run:
     """
     path = Path(path)
     raw = about_of(path)
-    about = msgspec.convert(raw, _About)
+    about = msgspec.convert(raw, About)
     run = Run(about.spec)
     run.started, run.begins, run.as_text = about.started or run.started, about.begins, about.as_text
     run.status, run.model = about.status, about.model

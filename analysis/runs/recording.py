@@ -16,9 +16,10 @@ from ..palette import colours
 from ..policies import Policy, parse
 from ..texts import token_texts, with_bos
 from . import screen
+from .about import about_of
 from .codec import assemble
 from .maps import RecordedMap, read_maps
-from .reader import about_of, load
+from .reader import load
 from .run import Run, Track
 
 SPEEDS = {

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from .about import about_of, spec_of
 from .checkpoint import Checkpoints
 from .folder import described, write_about
-from .reader import about_of, spec_of
 from .run import Run
 from .status import RUNNING, here
 from .stopped import Stopped, refuse_written

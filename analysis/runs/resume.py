@@ -22,9 +22,10 @@ from ..engine.stream import open_lanes
 from ..models.language_model import LanguageModel
 from ..policies import parse
 from ..texts.sources import Text
+from .about import about_of
 from .checkpoint import Checkpoint, Checkpoints
 from .folder import Folder
-from .reader import about_of, load
+from .reader import load
 from .run import Run
 from .stopped import Stopped, refuse_written
 from .switches import Switch, to_come

@@ -11,8 +11,6 @@ import secrets
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from tokenizers import Tokenizer
-
 
 class Coded(NamedTuple):
     """Token ids, and the first and last character (exclusive) of each in what was encoded."""
@@ -67,6 +65,8 @@ class Twin:
         for token in about["added_tokens"]:
             token["content"] = self._renamed(token["content"])
         self._rename(about["model"])
+        from tokenizers import Tokenizer
+
         self._tokenizer = Tokenizer.from_str(json.dumps(about))
         # Added tokens are numbered anew: where that differs, the old number is put back.
         pairs = ((self._tokenizer.token_to_id(self._renamed(name)), i) for name, i in _added(tokenizer))

@@ -5,8 +5,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from analysis.runs.about import about_of
 from analysis.runs.folder import Folder
-from analysis.runs.reader import about_of, load
+from analysis.runs.reader import load
 from analysis.runs.run import Run
 from analysis.runs.spec import TYPED, Sampling, Spec
 

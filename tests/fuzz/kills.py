@@ -19,7 +19,8 @@ import numpy as np
 
 from analysis.lab.folder import read
 from analysis.maps.stretch import Stretch
-from analysis.runs.reader import about_of, load
+from analysis.runs.about import about_of
+from analysis.runs.reader import load
 from analysis.runs.status import status_of
 
 from .parsers import Row

@@ -22,8 +22,9 @@ import numpy as np
 
 from analysis import texts
 from analysis.models.loading import load as load_model
+from analysis.runs.about import about_of
 from analysis.runs.folder import Folder
-from analysis.runs.reader import about_of, load
+from analysis.runs.reader import load
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 from analysis.runs.switches import Switch

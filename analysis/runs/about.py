@@ -1,0 +1,59 @@
+"""What a run folder says of itself in run.json: what was asked, how far it came, and of which model and text.
+
+Its numbers are read elsewhere (reader.py): whoever lists runs needs none of them.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .. import files
+from .facts import ModelFacts
+from .spec import Spec
+from .status import status_of
+from .switches import Switch
+
+
+@dataclass
+class About:
+    """What run.json must say."""
+
+    spec: Spec
+    status: str = ""
+    heads: tuple[int, int] | None = None
+    begins: str | None = None
+    as_text: tuple[str, ...] = ()
+    started: str | None = None
+    text_sha256: str | None = None
+    weights_sha256: str | None = None
+    process: dict[str, Any] | None = None
+    samples: int = 0
+    maps: tuple[str, ...] = ()
+    switches: tuple[Switch, ...] = ()
+    kind: str = ""
+    """Empty in folders of older versions."""
+    model: ModelFacts | None = None
+
+    def __post_init__(self) -> None:
+        for switch in self.switches:
+            if not 0 <= switch.lane < len(self.spec.policies):
+                raise ValueError(f"it would switch lane {switch.lane}, which there is not")
+
+
+def about_of(path: Path) -> dict[str, Any]:
+    """What a run folder says of itself, with the status that it really has.  Raises ValueError where it is none."""
+    path = Path(path)
+    file = path / "run.json"
+    if not os.path.exists(file):
+        raise ValueError(f"{path} holds no run: it has no readable run.json")
+    files.record(file, About, "that of a run")
+    about = files.record(file, dict[str, Any], "that of a run")
+    return {**about, "status": status_of(about)} if "status" in about else about
+
+
+def spec_of(path: Path) -> Spec:
+    """The Spec of a run folder.  Raises ValueError where it is none."""
+    return msgspec.convert(about_of(path), About).spec
