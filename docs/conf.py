@@ -41,7 +41,6 @@ html_theme_options = {
 
 # Links to headings are those that GitHub makes, so that the pages can be read there too.
 myst_heading_anchors = 4
-myst_enable_extensions = ["deflist"]
 # Docstrings write code between single backticks.
 default_role = "code"
 autodoc_member_order = "bysource"
