@@ -67,6 +67,18 @@ def _once_for_equal_networks(adapt: Callable) -> Callable:
     return once
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _packages_are_searched_for_components_once():
+    """AppTest has Streamlit read the metadata of every installed package for each run of a page."""
+    from streamlit.components.v2 import manifest_scanner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            manifest_scanner, "scan_component_manifests", functools.cache(manifest_scanner.scan_component_manifests)
+        )
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_llama() -> LlamaForCausalLM:
     """A random llama whose attention is uneven enough that evicting a token shows."""
