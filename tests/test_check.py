@@ -71,6 +71,12 @@ def test_a_right_family_passes_in_every_dtype(name, dtype):
     assert adapt(tiny(name).to(dtype)).dtype == dtype
 
 
+def test_a_network_that_says_the_same_of_every_word_passes():
+    model = tiny("llama")
+    model.lm_head.weight.zero_()
+    assert not adapt(model).positions.fixed
+
+
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_a_packed_network_passes(weights):
     model = tiny("llama", hidden_size=64, intermediate_size=128, head_dim=16)
@@ -203,6 +209,25 @@ def test_a_token_shift_anywhere_is_found(dtype):
     model = tiny("llama").to(dtype)
     model.model.layers[1].post_attention_layernorm = Shift(model.model.layers[1].post_attention_layernorm)
     with pytest.raises(ValueError, match=r"post_attention_layernorm.*Shift.*way of its own"):
+        adapt(model)
+
+
+class Leak(Shift):
+    """A layer's own norm, and a share of the text's first token."""
+
+    share = 1e-7
+
+    def forward(self, x):
+        out = self.norm(x)
+        return out + self.share * out[:, :1]
+
+
+def test_what_is_lost_in_rounding_is_no_way_of_its_own():
+    model = tiny("llama")
+    model.model.layers[1].post_attention_layernorm = Leak(model.model.layers[1].post_attention_layernorm)
+    assert not adapt(model).positions.fixed
+    model.model.layers[1].post_attention_layernorm.share = 1e-3
+    with pytest.raises(ValueError, match=r"post_attention_layernorm \(Leak\) lets tokens learn of one another"):
         adapt(model)
 
 
