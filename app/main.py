@@ -6,10 +6,11 @@ Streamlit's server imports this file for what it serves with, and runs it for ev
 import sys
 from pathlib import Path
 
-# Streamlit puts this folder on the path; what it imports lies one above.
-ROOT = str(Path(__file__).resolve().parent.parent)
-if ROOT not in sys.path:
-    sys.path.insert(0, ROOT)
+# In a checkout Streamlit puts this folder on the path, and what it imports lies one above.  An installed package is
+# found without, and may have no second name there.
+ROOT = Path(__file__).resolve().parent.parent
+if not (ROOT / "__init__.py").exists() and str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 
 import streamlit as st
 
@@ -24,13 +25,14 @@ if __name__ != "__main__":
 else:
     from streamlit.runtime.scriptrunner import get_script_run_ctx
 
+    from analysis import resource
     from app.components import presence
     from app.lesson import LANGUAGES, lesson
     from app.opening import opened
     from app.pages import PAGES
 
     st.set_page_config(
-        page_title="Sinkscope", page_icon=f"{ROOT}/assets/logo.png", layout="wide", initial_sidebar_state="auto"
+        page_title="Sinkscope", page_icon=resource("assets/logo.png"), layout="wide", initial_sidebar_state="auto"
     )
     # Only the lesson is told in several languages; the frame around it follows.
     asked = st.query_params.get("lang") or st.session_state.get("lesson", {}).get("language")

@@ -1,13 +1,12 @@
 """A page as a projector shows it: large type, and nothing beside what is looked at.  One key, on every page; the button
 that copies the page's address stands beside it."""
 
-from pathlib import Path
-
 import streamlit as st
 
+from analysis import resource
 from app.components import link
 
-STYLE = Path(__file__).parent / "components" / "shared" / "projected.css"
+STYLE = resource("app/components/shared/projected.css")
 NAME = "projected"
 """Of the parameter in addresses."""
 

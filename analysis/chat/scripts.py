@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .. import files, texts
+from .. import files, resource, texts
 from ..settings import quoted
 
-SCRIPTS = Path(__file__).parents[2] / "assets" / "scripts"
+SCRIPTS = resource("assets/scripts")
 
 
 def scripts() -> dict[str, Path]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Self
 import typer
 from rich.table import Table
 
+from .. import COMMAND
 from ..runs.run import Run
 from .console import note, print_table, say
 
@@ -63,7 +64,7 @@ def end_run(
     print_table(table(folder.run))
     say(f"{status.capitalize()}. The run lies in {folder.path}")
     if status == "interrupted":
-        say(f"To go on: python -m analysis resume {shlex.quote(str(folder.path))}")
+        say(f"To go on: {COMMAND} resume {shlex.quote(str(folder.path))}")
         raise typer.Exit(130)
 
 
@@ -91,4 +92,4 @@ def _leave(folder: "Folder", status: str) -> None:
     with suppress(ValueError):
         # Where the disk has no room for its last words, it is kept as it grew.
         folder.finish(status)
-    say(f"What was learned until then is kept. To go on: python -m analysis resume {shlex.quote(str(folder.path))}")
+    say(f"What was learned until then is kept. To go on: {COMMAND} resume {shlex.quote(str(folder.path))}")

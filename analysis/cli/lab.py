@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from .. import files
+from .. import COMMAND, files
 from . import options
 from .console import new_folder, note, out, print_table, right, say
 from .ending import Brake
@@ -125,7 +125,7 @@ def _train(writers: "list[TrainingWriter]", place: Path) -> None:
     ended = "Interrupted" if stopped else "Failed" if failed else "Finished"
     say(f"{ended}. It lies in {place}")
     if stopped:
-        say(f"To go on: python -m analysis resume {shlex.quote(str(place))}")
+        say(f"To go on: {COMMAND} resume {shlex.quote(str(place))}")
         raise typer.Exit(130)
     for e in failed:
         raise e

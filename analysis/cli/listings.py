@@ -37,7 +37,7 @@ def terms(
         bool, typer.Option("--accept", envvar="ACCEPT_GEMMA_TERMS", help="accept them without being asked")
     ] = False,
 ) -> None:
-    """The terms of the optional model, which make gemma installs after you have accepted them."""
+    """The terms of the optional model, which you accept before it is installed."""
     from ..models import gemma
 
     say(gemma.TERMS.read_text(encoding="utf-8"))
@@ -47,8 +47,8 @@ def terms(
         accepted = False
     if not accepted:
         raise ValueError(
-            "the terms were not accepted, so nothing is installed: answer y, or where nobody is asked, run "
-            "make gemma ACCEPT_GEMMA_TERMS=yes"
+            "the terms were not accepted, so nothing is installed: answer y, or where nobody is asked, set "
+            "ACCEPT_GEMMA_TERMS=yes"
         )
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from .. import GEMMA
 from .console import note, say
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 N = TypeVar("N", int, float)
 Model = Annotated[
-    str, typer.Option(help="embedded, tiny-gpt-oss, gemma-270m (make gemma), a hub id, a folder, or a GGUF file")
+    str, typer.Option(help=f"embedded, tiny-gpt-oss, gemma-270m ({GEMMA}), a hub id, a folder, or a GGUF file")
 ]
 Text = Annotated[str, typer.Option(help="a bundled text, a text file, or a .npy file of token ids")]
 Policy = Annotated[str, typer.Option(help="name:key=value,key=value")]

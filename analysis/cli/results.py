@@ -5,6 +5,7 @@ from pathlib import Path
 
 import typer
 
+from .. import COMMAND
 from . import options
 from .console import out, say
 from .ending import Brake
@@ -46,5 +47,5 @@ def go_on(path: Path) -> None:
     folder.finish(ended)
     say(f"{ended.capitalize()}. The result lies in {path}")
     if ended == "interrupted":
-        say(f"To go on: python -m analysis resume {shlex.quote(str(path))}")
+        say(f"To go on: {COMMAND} resume {shlex.quote(str(path))}")
         raise typer.Exit(130)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
-from .. import files
+from .. import CLUSTER, files
 from ..runs.about import about_of, spec_of
 from ..runs.spec import Spec
 from . import gpus
@@ -221,7 +221,7 @@ def _workers(backend: str, jobs: int, address: str | None) -> Generator[None]:
         connect = {"dask": _dask, "ray": _ray}[backend]
         leave = connect(address)
     except ImportError as e:
-        raise ValueError(f"{backend} is not installed: pip install -r requirements-cluster.txt") from e
+        raise ValueError(f"{backend} is not installed: {CLUSTER}") from e
     except (OSError, ConnectionError) as e:
         raise ValueError(f"no {backend} cluster answers at {address}: check --address, and that it runs") from e
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from .. import metrics
+from .. import COMMAND, metrics
 from ..policies import parse
 from .base import Figure, Numbers
 from .drawing import axes, legend
@@ -37,7 +37,7 @@ class Budget(Figure):
             held = int(track.cache_tokens.view().max())
             found.append((run.spec.policies[0], held, metrics.perplexity(track.nll.view())))
         if not found:
-            raise ValueError(f"{source} holds no runs: python -m analysis reproduce budgets --out {source} makes them")
+            raise ValueError(f"{source} holds no runs: {COMMAND} reproduce budgets --out {source} makes them")
         policy, held, value = zip(*sorted(found, key=lambda f: (parse(f[0]).name, f[1])), strict=True)
         return {"policy": np.array(policy), "cached": np.array(held), "perplexity": np.array(value)}
 

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .. import files
+from .. import COMMAND, files
 from ..runs.run import Run
 from .base import Figure
 from .citations import bibtex, caption
@@ -23,7 +23,7 @@ from .sheet import KINDS, Layout, missing, rendered
 
 def command(figure: Figure, folder: Path, out: Path, layout: Layout) -> str:
     """The command line that makes this file."""
-    words = ["python", "-m", "analysis", "figure", str(figure), "--run", str(folder), "--out", str(out)]
+    words = [*COMMAND.split(), "figure", str(figure), "--run", str(folder), "--out", str(out)]
     words += ["--venue", layout.venue, "--points", f"{layout.points:g}", "--dpi", str(layout.dpi)]
     return shlex.join(words)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import files
+from .. import files, resource
 from ..maps.recorder import head_of
 from ..policies import parse
 from ..runs.player import ALONE, BOARD, CONVERSATION, script, style
@@ -31,14 +31,14 @@ SHADES = 9
 """Colours of the text, from the most expected token to the least."""
 DARKEST = 8.0
 """Nats of the last of them."""
-PLOTLY = Path(__file__).parents[2] / "app" / "static" / "plotly.min.js"
+PLOTLY = resource("app/static/plotly.min.js")
 """The plotting script: plotly.js with the kinds of plots that the components draw, a quarter of the whole."""
 POLICY = (
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline' blob:; "
     "style-src 'unsafe-inline'; img-src data: blob:\">\n"
 )
 """A page that stands alone takes nothing from anywhere, whatever stands in its text."""
-TEMPLATE = Path(__file__).parents[2] / "assets" / "report.html"
+TEMPLATE = resource("assets/report.html")
 
 
 def report(folder: Path, out: Path, *, lane: int = 0, stretch: Path | None = None, heads: Sequence[str] = ()) -> Path:

@@ -8,14 +8,14 @@ import shutil
 from pathlib import Path
 from string import Template
 
-from .. import files
+from .. import files, resource
 from ..policies import parse
 from ..runs.library import GALLERY, Entry, entries
 from .inputs import open_input
 from .report import PLOTLY, page
 from .thumbnails import sink_grid, sparkline
 
-TEMPLATE = Path(__file__).parents[2] / "assets" / "site.html"
+TEMPLATE = resource("assets/site.html")
 SCRIPT = "plotly.min.js"
 """The plotting script, once for all pages."""
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import files
+from .. import COMMAND, files
 from ..files import Kind
 from ..runs.status import RUNNING, here, status_of
 from ..tables import as_csv
@@ -221,12 +221,12 @@ def read(place: Path) -> list[SavedTraining]:
     whole = os.path.exists(place / "run.json")
     folders = [place] if whole else sorted(p.parent for p in place.glob("*/run.json"))
     if not folders:
-        raise ValueError(f"{place} holds no training: python -m analysis emergence --out {place} makes one")
+        raise ValueError(f"{place} holds no training: {COMMAND} emergence --out {place} makes one")
     abouts = [(folder, about_of(folder)) for folder in folders]
     # What was ended before its first measurement, or has still to begin, is no less sound for it.
     begun = [(f, a) for f, a in abouts if a.status == "finished" or os.path.exists(f / "curves.csv")]
     if not begun:
-        raise ValueError(f"{place} holds a training that has measured nothing yet: python -m analysis resume {place}")
+        raise ValueError(f"{place} holds a training that has measured nothing yet: {COMMAND} resume {place}")
     return [_read(folder, about) for folder, about in begun]
 
 

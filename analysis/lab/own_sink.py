@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
 
-from .. import files
+from .. import SETUP, files
 from ..texts.sources import plays, read
 from ..texts.vocabulary import learned
 
@@ -40,7 +40,7 @@ def written() -> Written:
     """The plays that it is trained on.  Raises ValueError where they are not installed."""
     texts = [read(name).content or "" for name in plays() if name != HELD_OUT]
     if not texts:
-        raise ValueError("the bundled plays are not installed: run make setup")
+        raise ValueError(f"the bundled plays are not installed: run {SETUP}")
     tokenizer = learned(texts, VOCABULARY)
     return Written(tokenizer, np.concatenate([np.array(e.ids, np.int64) for e in tokenizer.encode_batch(texts)]))
 

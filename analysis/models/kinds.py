@@ -1,12 +1,13 @@
 """What may be written for a model, and what it means.  No torch in here."""
 
+from .. import GEMMA
 from . import gemma, tiny
 
 EMBEDDED = "embedded"
 """The model that is installed with Sinkscope."""
 KINDS = {
     EMBEDDED: "SmolLM2-135M-Instruct, 30 layers of 9 heads, installed with Sinkscope; needs no network",
-    gemma.NAME: f"{gemma.CALLED}, optional: make gemma installs it. {gemma.PARTICULAR}; needs no network then",
+    gemma.NAME: f"{gemma.CALLED}, optional: {GEMMA} installs it. {gemma.PARTICULAR}; needs no network then",
     tiny.NAME: "a tiny model with learned sinks, trained on the bundled plays; comes with Sinkscope",
     "ORG/NAME": "a model of the Hugging Face hub, downloaded once",
     "FOLDER": "a folder with config.json, *.safetensors and a tokenizer",

@@ -1,7 +1,7 @@
 """A tiny model with learned sinks, which comes with Sinkscope: lab/own_sink.py has trained it."""
 
-from pathlib import Path
+from .. import resource
 
 NAME = "tiny-gpt-oss"
 CALLED = "Tiny gpt-oss"
-FOLDER = Path(__file__).parents[2] / "assets" / NAME
+FOLDER = resource(f"assets/{NAME}")

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import platformdirs
 
-from .. import errors, files
+from .. import COMMAND, errors, files, resource
 from ..settings import quoted
 from .about import about_of
 from .preview import KEPT, Preview, preview
@@ -41,7 +41,7 @@ KINDS = {
 MARKS = {"run.json", "stretch.json", "tokens.parquet", "tokens.arrow", CAPTURING}
 """A folder that has one of these is a run, whatever has become of it."""
 LABEL = "label.json"
-GALLERY = Path(__file__).parents[2] / "assets" / "gallery"
+GALLERY = resource("assets/gallery")
 """The library of recorded stories that comes with the project."""
 FILES = {
     *("run.json", "events.jsonl", "tokens.parquet", "sinks.npz", "tokens.arrow", "sinks.arrow", "pieces.arrow"),
@@ -175,7 +175,7 @@ def find(name: str, place: Path | None = None) -> Path:
         # A name that may come from anybody is compared with those that there are, and reaches no file.
         there = os.listdir(path.parent) if fits(name) else []
     if name not in there or path.is_symlink() or not files_of(path):
-        raise ValueError(f"the library has no run {quoted(name)}: python -m analysis runs lists those that it has")
+        raise ValueError(f"the library has no run {quoted(name)}: {COMMAND} runs lists those that it has")
     return path
 
 

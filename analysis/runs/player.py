@@ -3,9 +3,9 @@
 The app declares its components from these, and a page that plays a recording without the app has the same ones.
 """
 
-from pathlib import Path
+from .. import resource
 
-COMPONENTS = Path(__file__).parents[2] / "app" / "components"
+COMPONENTS = resource("app/components")
 SHARED = ("frame", "colour", "sample", "switch", "grid", "card", "plotly", "mount")
 REPLAY = ("shared/recording", "shared/player", "shared/replay")
 BOARD = (

@@ -5,7 +5,7 @@ import shlex
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from .. import files
+from .. import COMMAND, files
 from ..models.devices import DEVICES
 from ..models.dtypes import DTYPES, WEIGHTS, arithmetic
 from ..policies import parse
@@ -128,7 +128,7 @@ class Spec:
         said = [f"--{name.replace('_', '-')}={_said(value)}" for name, value in options.items() if value is not None]
         said += {"auto": [], "on": ["--bos"], "off": ["--no-bos"]}[str(self.bos)]
         said += [f"--special={self.special}"] if self.special != "text" else []
-        return shlex.join(["python", "-m", "analysis", *words, *said])
+        return shlex.join([*COMMAND.split(), *words, *said])
 
     def to_json(self) -> str:
         """All settings as JSON, which `from_json` reads."""

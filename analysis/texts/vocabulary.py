@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from .. import SETUP
 from .sources import plays, read
 
 SMALLEST = 257
@@ -21,7 +22,7 @@ def plays_in(vocabulary: int) -> NDArray[np.int16]:
     """
     written = [read(name).content or "" for name in plays()]
     if not written:
-        raise ValueError("the bundled plays are not installed: run make setup, or choose the task backcopy")
+        raise ValueError(f"the bundled plays are not installed: run {SETUP}, or choose the task backcopy")
     return np.concatenate([np.array(e.ids, np.int16) for e in learned(written, vocabulary).encode_batch(written)])
 
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parents[2] / "assets" / "lesson"
+from analysis import resource
+
+FOLDER = resource("assets/lesson")
 LANGUAGES = {"en": "English", "zh": "中文"}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from analysis import texts
+from analysis import COMMAND, resource, texts
 from analysis.errors import reason, sentence
 from analysis.figures.inputs import check_folder
 from analysis.figures.thumbnails import sink_grid, sparkline
@@ -41,7 +41,7 @@ OPENED_ON: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "grid": ("figures", {}),
 }
 """The pages that show a run of a kind, and what their addresses say of it beside its name."""
-WHERE = Path(__file__).parents[1] / "views"
+WHERE = resource("app/views")
 
 
 def titled(entry: Entry) -> str:
@@ -116,7 +116,7 @@ def empty() -> None:
     st.markdown("There is no run here yet. Every run is kept as it goes:")
     st.page_link(WHERE / "read.py", label="Read a text under several policies", icon=":material/menu_book:")
     st.page_link(WHERE / "chat.py", label="Talk to a model that forgets", icon=":material/forum:")
-    st.markdown("From a command line, `python -m analysis stream` makes one, and here is one from somebody else:")
+    st.markdown(f"From a command line, `{COMMAND} stream` makes one, and here is one from somebody else:")
     importer()
 
 
@@ -156,14 +156,14 @@ def menu(entry: Entry) -> None:
         )  # fmt: skip
     elif not entry.problem:
         st.caption("It is too large for a page: export it by a command.")
-        st.code(f"python -m analysis runs export {key}", language="bash", wrap_lines=True)
+        st.code(f"{COMMAND} runs export {key}", language="bash", wrap_lines=True)
     st.button(
         "Delete", icon=":material/delete:", key=f"runs-delete-{key}", on_click=delete, args=(key, titled(entry)),
         disabled=entry.live, help="It is still being written: stop it first" if entry.live else None,
     )  # fmt: skip
     if entry.goes_on:
         st.caption("To go on by a command")
-        st.code(f"python -m analysis resume {key}", language="bash", wrap_lines=True)
+        st.code(f"{COMMAND} resume {key}", language="bash", wrap_lines=True)
     st.caption("Its folder, for commands and figures")
     st.code(str(entry.path), language=None, wrap_lines=True)
 
