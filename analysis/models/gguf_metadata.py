@@ -11,7 +11,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
 
-import gguf
 from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers.integrations.gguf import GgufHeader, load_gguf_state_dict, read_gguf_metadata
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
@@ -386,6 +385,8 @@ def _factors(header: Header, dims: int) -> dict[str, list[float]] | None:
         tensors = load_gguf_state_dict(GgufHeader.from_file(str(header.path)))
         lists = [tensors[name][...].float().tolist() for name in has]
     except ValueError:
+        import gguf
+
         # Some types of blocks are unknown to it; this one reads every file, but a large vocabulary takes it long.
         stored = {t.name: t for t in gguf.GGUFReader(header.path).tensors}
         lists = [gguf.dequantize(stored[name].data, stored[name].tensor_type).ravel().tolist() for name in has]
@@ -395,6 +396,5 @@ def _factors(header: Header, dims: int) -> dict[str, list[float]] | None:
                 f"{header.called} holds {len(factors)} rotary factors in {name} where its heads turn {dims // 2} pairs "
                 "of dimensions: fetch or convert the file again"
             )
-    if all(factor == 1 for factors in lists for factor in factors):
-        return None
-    return {"long_factor": lists[0], "short_factor": lists[-1]}
+    scales = any(factor != 1 for factors in lists for factor in factors)
+    return {"long_factor": lists[0], "short_factor": lists[-1]} if scales else None

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from .checkpoint import check_loaded, check_quantization, check_rope
 from .devices import pick_device
 from .dtypes import AUTO, DTYPES, decide
 from .fetch import EMBEDDED_NAME, check_gguf, embedded, first_line, from_hub, weight_files
-from .gguf_once import read_once
 from .gqa import pool
 from .kinds import EMBEDDED
 from .language_model import LanguageModel
@@ -80,7 +80,7 @@ def load(
     own = path
     if name != EMBEDDED and path.is_file():
         path = _converted(path, called, progress, make_room)
-    with quiet(f"Loading {called}", progress), read_once() if path.is_file() else contextlib.nullcontext():
+    with quiet(f"Loading {called}", progress), _read_once() if path.is_file() else contextlib.nullcontext():
         model = _from_disk(path, called, getattr(torch, dtype), target, weights, kv_heads, make_room)
         lay_out(model.network)
     if path != own or name == EMBEDDED:
@@ -90,6 +90,13 @@ def load(
         # Refused now, in the family's name, rather than when the first token is read.
         assert model.adapted
     return model
+
+
+def _read_once() -> AbstractContextManager[None]:
+    # Here, since nothing but a GGUF file needs what reads one.
+    from .gguf_once import read_once
+
+    return read_once()
 
 
 def _gemma(progress: Tell) -> Path:
@@ -111,7 +118,7 @@ def _converted(path: Path, called: str, progress: Tell, make_room: Callable[[], 
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
         """The model of the file, in float32."""
-        with quiet(f"Converting {called}, once", progress), read_once():
+        with quiet(f"Converting {called}, once", progress), _read_once():
             files.check_room(folder, 4 * numbers_in(path), f"the conversion of {called}")
             model = _from_disk(path, called, torch.float32, torch.device("cpu"), "model", None, make_room)
         return model.network, model.tokenizer

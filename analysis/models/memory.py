@@ -3,7 +3,6 @@
 import math
 from pathlib import Path
 
-import gguf
 import psutil
 import torch
 from safetensors import safe_open
@@ -50,6 +49,8 @@ def numbers_in(path: Path) -> int:
     """How many numbers a file of weights holds.  A file that cannot be read is refused later, with its own sentence."""
     try:
         if path.suffix.lower() == ".gguf":
+            import gguf
+
             return sum(int(t.n_elements) for t in gguf.GGUFReader(path).tensors)
         with safe_open(path, framework="pt") as f:
             names = f.keys()
