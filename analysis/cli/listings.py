@@ -11,6 +11,10 @@ from ..policies import POLICIES, Policy
 from ..settings import MOST
 from .console import print_table, say
 
+Accept = Annotated[
+    bool, typer.Option("--accept", envvar="ACCEPT_GEMMA_TERMS", help="accept the terms without being asked")
+]
+
 
 def figures() -> None:
     """The figures, with their settings."""
@@ -33,9 +37,7 @@ def models() -> None:
 
 
 def terms(
-    accept: Annotated[
-        bool, typer.Option("--accept", envvar="ACCEPT_GEMMA_TERMS", help="accept them without being asked")
-    ] = False,
+    accept: Accept = False,
 ) -> None:
     """The terms of the optional model, which you accept before it is installed."""
     from ..models import gemma

@@ -22,6 +22,8 @@ from .. import errors
 
 HELP = "The command line: read a text, or talk, under several policies and write down what happened."
 COMMANDS = {
+    "app": "page.app",
+    "setup": "page.setup",
     "stream": "reading.stream",
     "chat": "chat.chat",
     "resume": "resume.resume",
@@ -74,7 +76,7 @@ class Commands(Mapping[str, Any]):
 
 
 listed: Any = Commands()
-app = TyperGroup(name="analysis", commands=listed, help=HELP, no_args_is_help=True)
+app = TyperGroup(name="sinkscope", commands=listed, help=HELP, no_args_is_help=True)
 
 
 def _interrupt(*_) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import files
+from .. import SETUP, files
 from ..settings import quoted
 
 MAX_BYTES = 8 * 2**20
@@ -52,10 +52,14 @@ def title(name: str) -> str:
 def play(name: str) -> Text:
     """A bundled text by its name.  Raises ValueError with what there is."""
     if name not in plays():
-        raise ValueError(
-            f"there is no text {quoted(name)} among the bundled ones: choose one such as {', '.join(_near(name))}"
-        )
+        raise ValueError(f"there is no text {quoted(name)} among the bundled ones: choose {_bundled(name, 'one')}")
     return from_bytes(plays()[name].read_bytes(), name)
+
+
+def _bundled(name: str, called: str) -> str:
+    """What to choose of the bundled texts in place of a name; how one gets them, where they are not installed."""
+    near = f"{called} such as {', '.join(_near(name))}"
+    return near if plays() else f"{called} once {SETUP} has installed the plays"
 
 
 def _near(name: str) -> list[str]:
@@ -71,8 +75,7 @@ def read(name: str) -> Text:
     # os.path answers for any string, also for one that can be no path.
     if not os.path.exists(path):
         raise ValueError(
-            f"there is no text {quoted(name)}: give the path of a file, or a bundled text such as "
-            f"{', '.join(_near(name))}"
+            f"there is no text {quoted(name)}: give the path of a file, or {_bundled(name, 'a bundled text')}"
         )
     if not os.path.isfile(path):
         raise ValueError(f"{quoted(name)} is not a file: give a text file, or a bundled text such as hamlet")

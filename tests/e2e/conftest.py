@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,16 +34,21 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+IN_CHECKOUT = (sys.executable, "-m", "streamlit", "run", "app/main.py")
+
+
 @contextmanager
-def started(**variables: str) -> Generator[tuple[str, subprocess.Popen]]:
-    """The app as a person starts it, with these variables in its environment: its address, and its process."""
+def started(
+    command: Sequence[str] = IN_CHECKOUT, folder: Path = ROOT, **variables: str
+) -> Generator[tuple[str, subprocess.Popen]]:
+    """The app as a person starts it, by a command in a folder, with these variables in its environment: its address,
+    and its process."""
     port = free_port()
-    command = [sys.executable, "-m", "streamlit", "run", "app/main.py", "--server.headless=true"]
-    command.append(f"--server.port={port}")
+    command = [*command, "--server.headless=true", f"--server.port={port}"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
         try:
             address = f"http://127.0.0.1:{port}"
