@@ -41,7 +41,7 @@ test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist worksteal -m "not real"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist worksteal -m real
 	$(BIN)/python -m pytest tests/e2e
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench --toy
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench --toy --json $$(mktemp -d)/toy.json
 
 lint: setup
 	$(BIN)/ruff check .

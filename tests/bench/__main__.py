@@ -1,13 +1,15 @@
 """`make bench`: print every figure beside its mark.  Timings are medians of alternating runs: a slow minute hits all.
 
 `python -m tests.bench engine` prints one part, and so do ranked, fidelity, chat, page, maps, emergence, learn, replay,
-lives, viewers and keeping.  With `--toy` a part runs once at sizes that say nothing, and judges nothing: it shows that
-the part still runs.
+lives, viewers and keeping.  What stands beside a peer is one
+table in the end, and `--json FILE` writes all figures with the machine.  With `--toy` a part runs once at sizes that
+say nothing, and judges nothing: it shows that the part still runs.
 """
 
 import argparse
 import os
 from importlib import import_module
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -32,14 +34,21 @@ def main() -> None:
     asked = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.split("\n")[0])
     asked.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all of them unless said")
     asked.add_argument("--toy", action="store_true", help="once, at toy sizes")
+    asked.add_argument("--json", type=Path, help="where to write all figures, with the machine")
     chosen = asked.parse_args()
     if unknown := set(chosen.part) - set(PARTS):
         asked.error(f"there is no part {', '.join(sorted(unknown))}; choose of: {', '.join(PARTS)}")
+    if chosen.json and not chosen.json.absolute().parent.is_dir():
+        asked.error(f"there is no folder {chosen.json.parent}")
     if chosen.toy:
         os.environ["SINKSCOPE_BENCH"] = "toy"
-    for part in PARTS:
-        if part in (chosen.part or PARTS):
-            import_module(f"{__package__}.{part}").main()
+    from .report import finish, part
+
+    for name in PARTS:
+        if name in (chosen.part or PARTS):
+            part(name)
+            import_module(f"{__package__}.{name}").main()
+    finish(chosen.json)
 
 
 main()

@@ -12,7 +12,7 @@ from analysis.lab.tasks import Backcopy, is_trigger
 from analysis.lab.training import Training
 from analysis.lab.transformer import Activations
 
-from .report import head, line, said
+from .report import compared, head, line, said
 from .sizes import size
 
 SEEDS = size((0, 1, 2), (0,))
@@ -42,9 +42,8 @@ def main() -> None:
             said("", f"value's norm {moment.value:.2f} ×, copied {moment.copied:.3f} nats, {when}")
     line("steps a second, with what is measured, median", np.median(rates), "30 wished", good=np.median(rates) >= 30)
     fast, naive = zip(*((_rate(_ours()), _rate(_naive())) for _ in range(3)), strict=True)
-    ratio = np.median(np.divide(fast, naive))
-    said("steps a second of softmax, and of a plain loop", f"{np.median(fast):.1f}, {np.median(naive):.1f}")
-    line("the first, times the second", ratio, "")
+    versus = {"theirs": np.median(naive), "ours": np.median(fast), "ratio": np.median(np.divide(fast, naive))}
+    compared("training with softmax", "the same as a plain loop", **versus, unit="steps/s")
 
 
 def _rate(step, count: int = TIMED) -> float:

@@ -8,9 +8,9 @@ from analysis import texts
 from analysis.engine.stream import open_lanes
 from analysis.policies import POLICIES, Random, Ranked, Streaming, Window, parse
 
-from .engine import loop_token, plain_chunk
+from .engine import LOOP, PLAIN, loop_token, plain_chunk
 from .model import load, stock
-from .report import head, line
+from .report import compared, head, line
 from .sizes import size
 
 BUDGET, INTERVAL, ROUNDS = size((256, 16, 24), (160, 4, 3))
@@ -57,12 +57,11 @@ def speed(model, tokens) -> None:
         for key, lane in lanes.items():
             times[key].append(lane.read(key[1]).seconds / key[1])
     median = {key: float(np.median(values[2:])) for key, values in times.items()}
-    line(f"transformers' plain forward pass, chunks of {INTERVAL}", 1 / median["plain"], "", unit="tokens/s", digits=0)
-    line("one token at a time through transformers' cache", 1 / median["loop"], "", unit="tokens/s", digits=1)
+    rate = {key: 1 / seconds for key, seconds in median.items()}
     for name in names():
-        share, loop = median["plain"] / median[name, INTERVAL], median["loop"] / median[name, 1]
-        line(f"{name}, every {INTERVAL} / plain pass", share, "≥ 0.75", good=share >= 0.75)
-        line(f"{name}, every token / loop", loop, "≥ 0.8", unit="×", good=loop >= 0.8)
+        for interval, peer, theirs, asked in ((INTERVAL, PLAIN, "plain", 0.9), (1, LOOP, "loop", 1.2)):
+            versus = {"theirs": rate[theirs], "ours": rate[name, interval], "unit": "tokens/s"}
+            compared(f"{name} {BUDGET}, interval {interval}", peer, **versus, asked=asked)
 
 
 def quality(model, tokens) -> None:
