@@ -1,7 +1,7 @@
 """`make bench`: print every figure beside its mark.  Timings are medians of alternating runs: a slow minute hits all.
 
 `python -m tests.bench engine` prints one part, and so do ranked, fidelity, chat, page, maps, emergence, learn, replay,
-lives, viewers and keeping.  What stands beside a peer is one
+lives, viewers and keeping; growth, which takes an hour, runs only where it is named.  What stands beside a peer is one
 table in the end, and `--json FILE` writes all figures with the machine.  With `--toy` a part runs once at sizes that
 say nothing, and judges nothing: it shows that the part still runs.
 """
@@ -28,24 +28,29 @@ PARTS = (
     "viewers",
     "keeping",
 )
+BY_HAND = ("growth",)
+"""Parts that take too long to run unasked, but for a toy."""
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.split("\n")[0])
-    asked.add_argument("part", nargs="*", help=f"of {', '.join(PARTS)}; all of them unless said")
+    asked.add_argument("part", nargs="*", help=f"of {', '.join(PARTS + BY_HAND)}; all but the last unless said")
     asked.add_argument("--toy", action="store_true", help="once, at toy sizes")
     asked.add_argument("--json", type=Path, help="where to write all figures, with the machine")
+    asked.add_argument("--tokens", type=int, help="that growth reads (default: a million)")
     chosen = asked.parse_args()
-    if unknown := set(chosen.part) - set(PARTS):
-        asked.error(f"there is no part {', '.join(sorted(unknown))}; choose of: {', '.join(PARTS)}")
+    if unknown := set(chosen.part) - {*PARTS, *BY_HAND}:
+        asked.error(f"there is no part {', '.join(sorted(unknown))}; choose of: {', '.join(PARTS + BY_HAND)}")
     if chosen.json and not chosen.json.absolute().parent.is_dir():
         asked.error(f"there is no folder {chosen.json.parent}")
     if chosen.toy:
         os.environ["SINKSCOPE_BENCH"] = "toy"
+    if chosen.tokens:
+        os.environ["SINKSCOPE_BENCH_TOKENS"] = f"{chosen.tokens}"
     from .report import finish, part
 
-    for name in PARTS:
-        if name in (chosen.part or PARTS):
+    for name in PARTS + BY_HAND:
+        if name in (chosen.part or (PARTS + BY_HAND if chosen.toy else PARTS)):
             part(name)
             import_module(f"{__package__}.{name}").main()
     finish(chosen.json)
