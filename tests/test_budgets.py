@@ -16,6 +16,35 @@ from .published import Moment, shared_out
 NAMES = [name for name, policy in POLICIES.items() if issubclass(policy, Ranked)]
 
 
+COUNTS = [(name, f.name) for name, policy in POLICIES.items() for f in policy.settings() if f.type is int]
+
+
+@pytest.mark.parametrize(("name", "setting"), COUNTS)
+def test_what_is_not_refused_at_its_lowest_can_be_read_with_and_nothing_is_negative(name, setting):
+    policy = POLICIES[name]
+    low = next(f.metadata["low"] for f in policy.settings() if f.name == setting)
+    with pytest.raises(ValueError, match=f"{name}: {setting} must be at least {low}, not -1"):
+        policy(**{setting: -1})
+    try:
+        lowest = policy(**{setting: low})
+    except ValueError:
+        return
+    lane = open_lanes(shared("llama", num_hidden_layers=1), words(16), [lowest])[0]
+    while not lane.done:
+        lane.read(9)
+
+
+def test_policies_that_are_compared_have_one_capacity_unless_told_otherwise():
+    assert {policy().capacity for policy in POLICIES.values()} == {None, POLICIES["streaming"]().capacity}
+    ranges = [
+        (f.metadata["low"], f.metadata["high"])
+        for policy in POLICIES.values()
+        for f in policy.settings()
+        if f.name in ("sinks", "keep")
+    ]
+    assert len(ranges) > 10 and len(set(ranges)) == 1
+
+
 @st.composite
 def odd_policies(draw):
     """Settings that nobody would choose, but that are allowed."""

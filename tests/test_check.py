@@ -133,14 +133,17 @@ def test_a_fault_in_any_one_pass_is_found(nth, by, monkeypatch):
     assert adapt(tiny("llama")).positions is BOUND and len(passes) == 8
 
 
-def test_a_fault_in_a_layer_that_is_not_in_the_sample_is_found(monkeypatch):
+@pytest.mark.parametrize("scale", [1e-2, 1, 1e4])
+def test_a_fault_in_a_layer_that_is_not_in_the_sample_is_found_however_large_logits_are(scale, monkeypatch):
     right = BandedPass.attend
 
     def wrong(self, attention, *given, **settings):
         return right(self, attention, *given, **settings) * (1.1 if attention.layer_idx == 3 else 1)
 
-    monkeypatch.setattr(BandedPass, "attend", wrong)
     model = tiny("llama", num_hidden_layers=4)
+    model.lm_head.weight.mul_(scale)
+    assert not adapt(model).positions.fixed
+    monkeypatch.setattr(BandedPass, "attend", wrong)
     assert sample(model).config.num_hidden_layers == 2
     with pytest.raises(ValueError, match="'llama' is not supported yet: its own forward pass gives other numbers"):
         adapt(model)

@@ -72,6 +72,7 @@ def test_streaming_equals_the_rule_token_by_token(tiny_llama, tokens, sinks, win
         ("shift:window=12,keep=4", 4, 12, 6),
         ("shift:window=9,keep=1", 1, 9, 4),
         ("shift:window=12,keep=0", 0, 12, 6),
+        ("shift:window=2,keep=1", 1, 2, 1),
         ("streaming:sinks=4,window=12,block=4", 4, 12, 4),
         ("streaming:sinks=2,window=11,positions=text,block=5", 2, 11, 5),
         ("window:window=16,block=16", 0, 16, 16),
