@@ -86,7 +86,8 @@ class Guard:
             await self.app(scope, receive, send_with_headers)
             return
         refusal = PlainTextResponse(
-            "This server does not answer to that name: add it to server.allowedHosts in streamlit_config.toml.",
+            "This server does not answer to that name: add it to STREAMLIT_SERVER_ALLOWED_HOSTS, or to "
+            "server.allowedHosts in streamlit_config.toml.",
             status_code=421,
         )
         await refusal(scope, receive, send_with_headers)
