@@ -157,12 +157,14 @@ def test_a_lane_goes_on_from_what_is_stored_alone(name):
         lane.restore(twin)
 
 
-def test_what_is_damaged_is_not_loaded():
+@pytest.mark.parametrize("name", ["groups", *STORED])
+@pytest.mark.parametrize("damage", [lambda t: t[1:], lambda t: torch.cat((t, t[:1]))], ids=["fewer", "more"])
+def test_what_is_damaged_is_not_loaded(name, damage):
     model, tokens = adapt(shared("llama", num_hidden_layers=2)), words(70)
     lane = Lane(0, small("h2o"), SharedContext(model, tokens, 4, 0))
     lane.read(40, upto=40)
     state = written(lane.state())
-    state.tensors["store/0/packed/key_scales"] = state.tensors["store/0/packed/key_scales"][1:]
+    state.tensors[f"store/0/packed/{name}"] = damage(state.tensors[f"store/0/packed/{name}"])
     with pytest.raises(ValueError, match="have not the scales that they need: it is damaged"):
         Lane(0, small("h2o"), SharedContext(model, tokens, 4, 0)).load_state(state)
 

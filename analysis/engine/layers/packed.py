@@ -164,7 +164,8 @@ class PackedSlots:
         parts = {name: state.tensor(name, like, (None, t.shape[1]), t.dtype) for name, t in parts.items()}
         whole = all(len(parts[name]) == len(groups) for name in OF_SLOTS)
         fits = sorted(at[at >= 0].tolist()) == list(range(len(groups)))
-        shared = sorted({*groups.tolist()}) == list(range(len(parts["key_scales"]))) and len(parts["key_zeros"])
+        scales = range(len(parts["key_scales"]))
+        shared = sorted({*groups.tolist()}) == [*scales] and len(parts["key_zeros"]) == len(scales)
         if not whole or not fits or (len(groups) and not shared):
             raise ValueError("codes of this state have not the scales that they need: it is damaged")
         return replace(self, at=at, groups=groups, **parts)
