@@ -98,14 +98,16 @@ class Switching:
         return logits, mass
 
     def _forward(self, t):
-        self.t, self.mass = t, []
+        self.t, self.mass, self.angles = t, [], {}
         logits = self.model.forward(self.ids()[None, t : t + 1], self, begin=t)[0, -1].float()
         return logits, torch.stack(self.mass)
 
     def attend(self, attention, query, key, value, *, scaling=None, softcap=None, sliding_window=None, s_aux=None, **_):
         layer, t, policy, rotate = attention.layer_idx, self.t, self.policy, self.model.rotate
         heads, dim = query.shape[1], query.shape[-1]
-        out, mass, angles = torch.zeros(heads, value.shape[-1]), torch.zeros(heads), {}
+        out, mass = torch.zeros(heads, value.shape[-1]), torch.zeros(heads)
+        # Layers of a kind have equal angles.
+        angles = self.angles.setdefault(self.model.kind(attention), {})
         self.asked[layer].append((t, query[0, :, 0].float() * (dim**-0.5 if scaling is None else scaling)))
 
         def standing(at):
@@ -194,14 +196,15 @@ class Switching:
         if isinstance(policy, Ranked):
             let_go(self, attention)
             return
+        if isinstance(policy, Recomputed) or policy.window is None:
+            return
+        sinks, begin = policy.sinks if self.gathers else 0, self._edge(self.t + 1)
         for head in self.kv_heads:
-            window = None if isinstance(policy, Recomputed) else policy.window
-            if window is None or (isinstance(policy, Duo) and head in self.full[layer]):
+            if isinstance(policy, Duo) and head in self.full[layer]:
                 continue
-            sinks = policy.sinks if self.gathers else 0
             slots = self.slots[layer][head]
             first, rest = [s for s in slots if s.position < sinks], [s for s in slots if s.position >= sinks]
-            self.slots[layer][head] = first + [s for s in rest if s.position >= self._edge(self.t + 1)]
+            self.slots[layer][head] = first + [s for s in rest if s.position >= begin]
 
     # Switching
 
