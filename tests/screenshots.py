@@ -100,6 +100,8 @@ FORGETFUL = "&".join(
     f"lane={quote(policy)}"
     for policy in ("dense", "window:window=128", "streaming:sinks=4,window=124", "h2o:budget=128,recent=64,interval=16")
 )
+SMALL = "budgets=64,128&tokens=512&kl=0&lengths=256&depths=5,95"
+"""A comparison of the policies that the page begins with, of a quarter of the tokens."""
 PICTURES: dict[str, tuple[str, Show]] = {
     "read-light": ("/?run=gallery:four&at=3000", replayed),
     "read-dark": ("/?run=gallery:four&at=3000", replayed),
@@ -114,7 +116,7 @@ PICTURES: dict[str, tuple[str, Show]] = {
     "measures-light": ("/heads?panel=measures&tokens=256", computed("Measure", ".js-plotly-plot")),
     "knockouts-light": ("/heads?panel=knockouts&tokens=128&layer=20", computed("Start", ".js-plotly-plot")),
     "recall-light": (f"/recall?lengths=128,192,256,384&depths=5,25,50,75,95&{FORGETFUL}", recalled),
-    "verdict-light": ("/verdict", weighed),
+    "verdict-light": (f"/verdict?{SMALL}", weighed),
     "figures-light": ("/figures?figure=perplexity&run=four", there("[data-testid=stImage] img")),
     "learn-light": ("/learn?chapter=emergence", trained),
     "learn-row-light": ("/learn?chapter=row", there("[data-testid=stMetricValue]:has-text('1.000')")),
