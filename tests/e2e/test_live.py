@@ -145,7 +145,8 @@ def test_zoom_survives_updates_and_modes_are_one_press_away(app, page):
     page.goto(f"{app}/?lane=window:window=32&lane=streaming:sinks=4,window=28")
     page.get_by_text("Window 32").first.wait_for()
     # What is not there yet has a name all the same.
-    assert "nothing was read yet" in page.locator(".sk-grid").get_attribute("aria-label")
+    nothing = re.compile("nothing was read yet")
+    expect(page.locator(".sk-grid")).to_have_attribute("aria-label", nothing, timeout=PATIENCE)
     press_main(page)
     wait_read(page, 0, 200)
     box = page.locator(".sk-plot .nsewdrag").first.bounding_box()
