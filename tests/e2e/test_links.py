@@ -94,7 +94,7 @@ def test_a_link_to_the_heads_page_shows_the_same_map(app, page, elsewhere):
     elsewhere.goto(link)
     there = elsewhere.locator(".sk-world").first
     there.wait_for()
-    assert there.get_attribute("aria-label") == label
+    expect(there).to_have_attribute("aria-label", label, timeout=PATIENCE)
     assert elsewhere.url == link
     # Measures and knock-outs are panels of their own.
     page.get_by_text("Measures", exact=True).click()
