@@ -52,6 +52,8 @@ else:
     st.session_state.arrived = st.session_state.returned or st.session_state.get("page") != page.name
     if st.session_state.get("page") != page.name:
         st.session_state.came_from = st.session_state.get("page")
+        # What was pressed on the page that was left begins nothing on this one.
+        st.session_state.pop("pressed", None)
     st.session_state.page = page.name
     say = lesson(language)["page"].say
     presence.mount(say("server-gone"))

@@ -108,3 +108,10 @@ def test_runs_are_compared_with_the_one_that_was_just_marked(tmp_path, monkeypat
     at.checkbox("runs-mark-c").check()
     at.button("runs-compare").click().run()
     assert sorted(at.query_params["compare"]) == ["a", "b", "c"]
+
+
+def test_what_was_pressed_on_a_page_begins_nothing_on_another(begun):
+    at = opened("recall", {})
+    at.session_state["pressed"] = [lambda: begun.append("of the page that was left")]
+    at.switch_page("views/verdict.py").run()
+    assert not at.exception and not begun and "pressed" not in at.session_state
