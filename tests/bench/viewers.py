@@ -65,9 +65,9 @@ def watch(script: str) -> None:
             alone += frames(page)
             with ExitStack() as others:
                 watching = opened(others, page, app.address, query, VIEWERS - 1)
-                least = min(viewer.messages for viewer in watching)
+                before = [viewer.messages for viewer in watching]
                 together += frames(page)
-                assert min(viewer.messages for viewer in watching) > least, "a page that watches is not served"
+                wait_served(page, watching, [messages + 1 for messages in before])
         page.context.browser.close()
     one, all_ = (float(np.quantile(seen, 0.95)) for seen in (alone, together))
     line("event → painted, p95, one page", 1e3 * one, "", unit="ms", digits=0)
@@ -85,10 +85,16 @@ def steer(page, press: str, then: str) -> None:
 def opened(pages: ExitStack, page, address: str, query: str, count: int) -> list[Viewer]:
     """So many more pages that watch, once all of them are served."""
     watching = [pages.enter_context(Viewer(address, query)) for _ in range(count)]
-    until = time.monotonic() + 120
-    while any(v.messages < 100 for v in watching) and time.monotonic() < until:
-        page.wait_for_timeout(200)
+    wait_served(page, watching, [100] * count)
     return watching
+
+
+def wait_served(page, watching: list[Viewer], messages: list[int]) -> None:
+    """Let the browser go on until each of the others has had so many messages."""
+    until = time.monotonic() + 120
+    while any(v.messages < least for v, least in zip(watching, messages, strict=True)):
+        assert time.monotonic() < until, "a page that watches is not served"
+        page.wait_for_timeout(200)
 
 
 def resident(server: psutil.Process, address: str) -> int:
@@ -100,7 +106,9 @@ def resident(server: psutil.Process, address: str) -> int:
 
 
 def frames(page) -> list[float]:
-    """Seconds from event to painted, of the frames of some time."""
+    """Seconds from event to painted, of the frames of some time, and of one at least: the lane that computes its window
+    again for every token takes seconds for a chunk on one core, and nothing is new meanwhile."""
     page.evaluate("window.__sinkscopeFrames.length = 0")
     page.wait_for_timeout(1e3 * SECONDS)
+    page.wait_for_function("() => window.__sinkscopeFrames.length")
     return page.evaluate("window.__sinkscopeFrames.map((f) => f.painted - f.published)")
