@@ -31,6 +31,7 @@ def lazy(package: str, homes: dict[str, str]) -> tuple[Callable[[str], Any], Cal
     when they are asked for."""
 
     def get(name: str) -> Any:
+        """What has this name, from the module that it lives in."""
         if name not in homes:
             raise AttributeError(f"{package} has no {name!r}; from here come: {', '.join(homes)}")
         return getattr(import_module(homes[name], package), name)

@@ -128,11 +128,13 @@ class RunPanel(JobPanel[Run]):
         offered = {"live": live, **({"resume": resume} if recording.goes_on and not recording.story else {})}
 
         def rested() -> None:
+            """Take over what the player shows, once it stands still."""
             rest = state[key]["rest"]
             view.look(rest, len(recording.spec.policies))
             self.play(recording, rest["at"] if isinstance(rest.get("at"), int) else self.at)
 
         def asked() -> None:
+            """Have done what was pressed beside the player."""
             if is_new_press(f"{self.name}-replay", pushed := state[key]["press"]) and pushed["what"] in offered:
                 press(offered[pushed["what"]][-1])
 
