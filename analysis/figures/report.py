@@ -4,12 +4,10 @@ It opens without network or Python, for students and for what goes beside a pape
 """
 
 import base64
-import gzip
 import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -17,11 +15,12 @@ import numpy as np
 from .. import files, resource
 from ..maps.recorder import head_of
 from ..policies import parse
-from ..runs.player import ALONE, BOARD, CONVERSATION, script, style
+from ..runs.player import BOARD, CONVERSATION
 from ..runs.recording import recorded_in
 from ..runs.run import Run
 from ..runs.summary import summarize
 from ..texts import said_as_text, token_texts, with_bos
+from .alone import packed, standing_alone
 from .export import check_own, provenance
 from .head_map import HeadMap
 from .inputs import FigureInput, open_input
@@ -31,13 +30,6 @@ SHADES = 9
 """Colours of the text, from the most expected token to the least."""
 DARKEST = 8.0
 """Nats of the last of them."""
-PLOTLY = resource("app/static/plotly.min.js")
-"""The plotting script: plotly.js with the kinds of plots that the components draw, a quarter of the whole."""
-POLICY = (
-    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline' blob:; "
-    "style-src 'unsafe-inline'; img-src data: blob:\">\n"
-)
-"""A page that stands alone takes nothing from anywhere, whatever stands in its text."""
 TEMPLATE = resource("assets/report.html")
 
 
@@ -79,14 +71,17 @@ def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots:
     else:
         component, name = BOARD, f"{spec.text}, read by {model}"
         view = {"mode": "relative", "paint": "nll", "reference": 0, "chosen": lane, "head": None}
-    packed = _packed(recorded_in(source.folder, run, source.about))
-    data = {"recording": {"packed": packed}, "view": view, "whole": not chat}
+    recording = packed(recorded_in(source.folder, run, source.about))
+    data = {"recording": {"packed": recording}, "view": view, "whole": not chat}
     read = max(len(t.nll) for t in run.tracks) + 1
     switched = [e for e in run.events if e["what"] == "switch"]
     note = f"\n# Here it had read {read:,} tokens."
     note += "\n# Then, while it read: " + json.dumps(switched) if switched else ""
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
-        policy="" if plots else POLICY,
+    return standing_alone(
+        TEMPLATE,
+        component,
+        data,
+        plots=plots,
         title=html.escape(name),
         subtitle=" · ".join(
             (
@@ -98,25 +93,11 @@ def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots:
             )
         ),
         summary=_summary(run),
-        style=style(*component),
         shades=" ".join(f".n{i} {{ --share: {i / (SHADES - 1):.0%}; }}" for i in range(SHADES)),
         parts="\n".join((_text(run, lane), *(["<h2>Attention maps</h2>", *maps] if maps else []))),
         command=html.escape(spec.command() + note),
         about=html.escape(json.dumps(about, indent=2)),
-        plotly=f'<script src="{html.escape(plots)}"></script>' if plots else _plotly(),
-        # No text can end the script that it stands in.
-        data=json.dumps(data).replace("<", "\\u003c"),
-        script=script(*component, ALONE),
     )
-
-
-def _packed(data: bytes) -> str:
-    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
-
-
-def _plotly() -> str:
-    """The plotting script, compressed, as an element of a page."""
-    return f'<script type="text/plain" id="plotly">{_packed(PLOTLY.read_bytes())}</script>'
 
 
 def _name_tokens(run: Run) -> None:

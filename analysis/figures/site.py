@@ -11,8 +11,9 @@ from string import Template
 from .. import files, resource
 from ..policies import parse
 from ..runs.library import GALLERY, Entry, entries
+from .alone import PLOTLY
 from .inputs import open_input
-from .report import PLOTLY, page
+from .report import page
 from .thumbnails import sink_grid, sparkline
 
 TEMPLATE = resource("assets/site.html")

@@ -26,7 +26,8 @@ function alone() {
   if (document.querySelector("#plotly")) plotlyScript = unpackedPlotly();
   const told = (name, { when, ...rest }) => {
     const said = Object.entries(rest).filter(([, value]) => value != null).map(([of, value]) => [of, Array.isArray(value) ? value.join(".") : value]);
-    if (name === "rest") history.replaceState(null, "", `#${new URLSearchParams(said)}`);
+    // A frame of a notebook has no address of its own.
+    if (name === "rest" && location.protocol !== "about:") history.replaceState(null, "", `#${new URLSearchParams(said)}`);
   };
   mount({ parentElement: document.querySelector("#replay"), data, setTriggerValue: told }, makePage);
 }

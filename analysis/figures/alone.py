@@ -1,0 +1,54 @@
+"""A page that stands alone: a component of the app, its data, and the plotting script, all in one file of HTML.
+
+It opens without network or Python.  What else stands on it, a template says (assets/).
+"""
+
+import base64
+import gzip
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from .. import resource
+from ..runs.player import ALONE, script, style
+
+PLOTLY = resource("app/static/plotly.min.js")
+"""The plotting script: plotly.js with the kinds of plots that the components draw, a quarter of the whole."""
+POLICY = (
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline' blob:; "
+    "style-src 'unsafe-inline'; img-src data: blob:\">\n"
+)
+"""A page that stands alone takes nothing from anywhere, whatever stands in its text."""
+
+
+def standing_alone(
+    template: Path, component: Sequence[str], data: Mapping[str, Any], *, plots: str | None = None, **words: str
+) -> str:
+    """The page of a component, by its pieces (runs/player.py), that opens with these data.
+
+    `plots`: address of the plotting script; empty: it stands in the page itself; None: nothing is plotted.  `words`:
+    what else the template asks for, as HTML.
+    """
+    plotly = f'<script src="{html.escape(plots)}"></script>' if plots else "" if plots is None else _plotly()
+    return Template(template.read_text(encoding="utf-8")).substitute(
+        words,
+        policy="" if plots else POLICY,
+        style=style(*component, ALONE),
+        plotly=plotly,
+        # No text can end the script that it stands in.
+        data=json.dumps(data).replace("<", "\\u003c"),
+        script=script(*component, ALONE),
+    )
+
+
+def packed(data: bytes) -> str:
+    """Bytes as text of a page: base64 of gzip, always the same."""
+    return base64.b64encode(gzip.compress(data, 9, mtime=0)).decode()
+
+
+def _plotly() -> str:
+    """The plotting script, compressed, as an element of a page."""
+    return f'<script type="text/plain" id="plotly">{packed(PLOTLY.read_bytes())}</script>'
