@@ -46,6 +46,8 @@ __getattr__, __dir__ = lazy(
         "read": ".texts",
         "tokenize": ".texts",
         "parse": ".policies",
+        "Spec": ".runs.spec",
+        "run_of": ".runs.reading",
         "map_of": ".maps.atlas",
         "FIGURES": ".figures",
         "head_map": ".figures",

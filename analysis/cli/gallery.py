@@ -11,9 +11,8 @@ import typer
 from .. import files, texts
 from ..experiments.presets import CHATS, PRESETS, Preset
 from ..policies import parse
-from ..runs.facts import ModelFacts
 from ..runs.library import GALLERY, LABEL, Label
-from ..runs.run import Run
+from ..runs.reading import begun
 from ..runs.spec import Spec
 from ..settings import quoted
 from .chat import chat
@@ -75,12 +74,10 @@ def read(story: Preset, place: Path) -> None:
 
     spec, source = spec_of(story), texts.read("hamlet")
     model = load(**spec.loading)
-    found = spec.tokenized(source, model.tokenizer)
-    lanes = open_lanes(model, found.ids, [parse(p) for p in spec.policies])
-    run, total = Run(spec, int(found.ids[0])), len(found.ids)
-    run.model, run.begins, run.as_text = ModelFacts.of(model), found.begins, found.as_text
+    run, ids = begun(spec, model, source)
+    lanes, total = open_lanes(model, ids, [parse(p) for p in spec.policies]), len(ids)
     folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256, tokens=total)
-    folder.pieces(-1, 0, texts.token_texts(model.tokenizer, found.ids))
+    folder.pieces(-1, 0, texts.token_texts(model.tokenizer, ids))
     waiting = sorted(story.switches, key=lambda s: s.position)
     with Bars(out) as bar:
         task = bar.add_task(story.title, total=total * len(lanes), completed=len(lanes))

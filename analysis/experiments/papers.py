@@ -18,9 +18,9 @@ from .. import files, metrics, texts
 from ..files import Kind
 from ..policies import POLICIES, parse
 from ..runs.about import about_of
-from ..runs.facts import ModelFacts
 from ..runs.folder import Folder
 from ..runs.reader import load
+from ..runs.reading import begun
 from ..runs.run import Run
 from ..runs.spec import Spec
 from ..settings import Registry
@@ -93,9 +93,7 @@ def write_run(
     from ..engine.stream import stream
 
     source = texts.read(spec.text)
-    read = spec.tokenized(source, model.tokenizer)
-    ids, run = read.ids, Run(spec, int(read.ids[0]))
-    run.model, run.begins, run.as_text = ModelFacts.of(model), read.begins, read.as_text
+    run, ids = begun(spec, model, source)
     folder = Folder(place, run, text_sha256=source.sha256, weights_sha256=model.sha256, tokens=len(ids))
     for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk, fidelity=spec.fidelity):
         folder.append(step)

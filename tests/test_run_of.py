@@ -1,0 +1,40 @@
+"""A text that is read into memory is read as by the command."""
+
+import numpy as np
+import pytest
+
+from analysis import Spec, load, run_of
+from analysis.runs.folder import save
+from analysis.runs.reader import load as load_run
+
+POLICIES = ("dense", "streaming:sinks=4,window=12", "window:window=16")
+
+
+def test_a_run_in_memory_equals_what_the_command_writes_to_a_folder(tmp_path, run):
+    code, _, _ = run(
+        "stream", "--model", "tiny-gpt-oss", "--tokens", "80", "--chunk", "32", "--device", "cpu", "--out",
+        str(tmp_path / "run"), *(word for policy in POLICIES for word in ("--policy", policy)),
+    )  # fmt: skip
+    assert code == 0
+    written = load_run(tmp_path / "run")
+    made = run_of(written.spec, load(**written.spec.loading))
+    assert made.spec == written.spec and made.pieces == written.pieces and made.status == written.status
+    assert (made.model, made.begins, made.first_token) == (written.model, written.begins, written.first_token)
+    for mine, other in zip(made.tracks, written.tracks, strict=True):
+        np.testing.assert_array_equal(mine.nll.view(), other.nll.view())
+        np.testing.assert_array_equal(mine.cache_bytes.view(), other.cache_bytes.view())
+        np.testing.assert_allclose(mine.sink_mass, other.sink_mass, atol=1e-6)
+        assert mine.spans == other.spans and len(mine.nll) == 79
+
+
+def test_a_run_in_memory_can_be_kept(model, text, tmp_path):
+    spec = Spec(model, text, POLICIES[1:], tokens=60, device="cpu")
+    made = run_of(spec, load(**spec.loading))
+    save(made, tmp_path / "run", text_sha256="", weights_sha256="")
+    np.testing.assert_array_equal(load_run(tmp_path / "run").tracks[1].nll.view(), made.tracks[1].nll.view())
+
+
+def test_a_model_that_computes_in_other_numbers_than_the_spec_says_is_refused(model, text):
+    spec = Spec(model, text, POLICIES, dtype="bfloat16", device="cpu")
+    with pytest.raises(ValueError, match=r"computes in float32, and the Spec says bfloat16: load it by load\(\*\*spec"):
+        run_of(spec, load(model, device="cpu"))
