@@ -280,10 +280,13 @@ def map_of(
     bos: str = "auto",
     special: str = "text",
 ) -> dict[str, NDArray]:
-    """The attention map of one head for some words, as the figure `head_map` draws it.
+    """The attention map of one head for some words, as the figure `head_map` draws it, and `show` in a notebook.
 
     `text`: the words themselves; `policy`: dense, window or sinks + window as a person writes it; `bos`, `special`: how
     words become tokens (texts/).  Token 0 is BOS where they begin with it.
+
+    Returns `map` [tokens, tokens], NaN where a query did not reach a key; `begin` and `scale`, as the figure asks for
+    them; and what it is of: `tokens` [tokens], their texts; `head` [2], layer and head; `policy`, as it is written.
     """
     ids = texts.begun(texts.opening(model.tokenizer, bos), texts.encode(text, model.tokenizer, special=special)[0])
     spec = Spec(model.name, "words", (policy,), bos=bos, special=special)
@@ -293,4 +296,11 @@ def map_of(
         for _ in capture(model, np.append(ids, ids[-1:]), spec, place):
             pass
         drawn = Atlas(Stretch(place), model).draw(layer, head, Region((0, len(ids)), (0, len(ids))))
-    return {"map": drawn, "begin": np.array(0), "scale": np.array(1)}
+    return {
+        "map": drawn,
+        "begin": np.array(0),
+        "scale": np.array(1),
+        "tokens": np.array(texts.token_texts(model.tokenizer, ids)),
+        "head": np.array([layer, head]),
+        "policy": np.array(spec.policies[0]),
+    }
