@@ -49,6 +49,7 @@ __getattr__, __dir__ = lazy(
         "Spec": ".runs.spec",
         "run_of": ".runs.reading",
         "map_of": ".maps.atlas",
+        "show": ".figures.notebook",
         "FIGURES": ".figures",
         "head_map": ".figures",
         "perplexity": ".figures",

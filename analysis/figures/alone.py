@@ -13,7 +13,8 @@ from string import Template
 from typing import Any
 
 from .. import resource
-from ..runs.player import ALONE, script, style
+from ..runs.player import ALONE, BOARD, CONVERSATION, script, style
+from ..runs.run import Run
 
 PLOTLY = resource("app/static/plotly.min.js")
 """The plotting script: plotly.js with the kinds of plots that the components draw, a quarter of the whole."""
@@ -42,6 +43,17 @@ def standing_alone(
         data=json.dumps(data).replace("<", "\\u003c"),
         script=script(*component, ALONE),
     )
+
+
+def replayed(run: Run, recording: bytes, lane: int = 0) -> tuple[Sequence[str], str, dict[str, Any]]:
+    """The component that replays a run from its recording, what the run is called, and the data of that component;
+    `lane`: which one is looked at first."""
+    model, data = run.model.name if run.model else run.spec.model, {"recording": {"packed": packed(recording)}}
+    if run.kind == "chat":
+        view = {"chosen": lane, "head": None, "token": None, "paint": False}
+        return CONVERSATION, f"{run.spec.text}, a conversation with {model}", data | {"view": view}
+    view = {"mode": "relative", "paint": "nll", "reference": 0, "chosen": lane, "head": None}
+    return BOARD, f"{run.spec.text}, read by {model}", data | {"view": view}
 
 
 def packed(data: bytes) -> str:

@@ -8,19 +8,17 @@ import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from .. import files, resource
 from ..maps.recorder import head_of
 from ..policies import parse
-from ..runs.player import BOARD, CONVERSATION
 from ..runs.recording import recorded_in
 from ..runs.run import Run
 from ..runs.summary import summarize
 from ..texts import said_as_text, token_texts, with_bos
-from .alone import packed, standing_alone
+from .alone import replayed, standing_alone
 from .export import check_own, provenance
 from .head_map import HeadMap
 from .inputs import FigureInput, open_input
@@ -63,16 +61,8 @@ def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots:
     if not any(len(t.nll) for t in run.tracks):
         raise ValueError("the run has read nothing yet, so there is nothing to tell")
     spec, about = run.spec, {k: v for k, v in source.about.items() if k not in ("heads", "model")}
-    _name_tokens(run)
-    chat, model = run.kind == "chat", run.model.name if run.model else spec.model
-    if chat:
-        component, name = CONVERSATION, f"{spec.text}, a conversation with {model}"
-        view: dict[str, Any] = {"chosen": lane, "head": None, "token": None, "paint": False}
-    else:
-        component, name = BOARD, f"{spec.text}, read by {model}"
-        view = {"mode": "relative", "paint": "nll", "reference": 0, "chosen": lane, "head": None}
-    recording = packed(recorded_in(source.folder, run, source.about))
-    data = {"recording": {"packed": recording}, "view": view, "whole": not chat}
+    name_tokens(run)
+    component, name, data = replayed(run, recorded_in(source.folder, run, source.about), lane)
     read = max(len(t.nll) for t in run.tracks) + 1
     switched = [e for e in run.events if e["what"] == "switch"]
     note = f"\n# Here it had read {read:,} tokens."
@@ -80,7 +70,7 @@ def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots:
     return standing_alone(
         TEMPLATE,
         component,
-        data,
+        data | {"whole": run.kind != "chat"},
         plots=plots,
         title=html.escape(name),
         subtitle=" · ".join(
@@ -100,7 +90,7 @@ def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots:
     )
 
 
-def _name_tokens(run: Run) -> None:
+def name_tokens(run: Run) -> None:
     """Let a run of an older version know the texts of its tokens, where its model is still here."""
     from ..models.loading import load
 

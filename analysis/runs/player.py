@@ -19,8 +19,10 @@ CONVERSATION = (
     *(f"conversation/{name}" for name in ("lanes", "composer", "meters", "recorded", "replay", "main")),
 )
 """The lanes of the chat page, in this order."""
+ONE_MAP = "shared/recording", "board/map", "board/one_map"
+"""The attention map of the board by itself."""
 ALONE = "shared/alone"
-"""What opens either of them on a page without a server."""
+"""What opens any of them on a page without a server."""
 
 
 def script(*parts: str) -> str:

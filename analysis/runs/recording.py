@@ -44,19 +44,21 @@ def recording(path: Path) -> bytes:
     return gzip.compress(recorded_in(path, load(path), about_of(path)), 6, mtime=0)
 
 
-def recorded_in(folder: Path, run: Run, about: Mapping[str, Any]) -> bytes:
-    """The recording of the run in a folder, a reading or a conversation, as a script reads it.
+def recorded_in(folder: Path | None, run: Run, about: Mapping[str, Any]) -> bytes:
+    """The recording of a run, a reading or a conversation, as a script reads it.
 
+    `folder`: where the run lies, with the maps, shares and rows that are kept beside it; None: in memory alone.
     Raises ValueError where it has read nothing, or a file of it is damaged.
     """
-    lanes = len(run.tracks)
+    lanes, name = len(run.tracks), folder.name if folder else "run"
     if run.kind == "chat":
         from .recorded_chat import recorded_chat
         from .rows import read_rows
         from .shares import read_shares
 
-        return recorded_chat(run, folder.name, about, read_shares(folder, lanes), read_rows(folder, lanes))
-    return recorded(run, folder.name, about, read_maps(folder, lanes))
+        beside = (read_shares(folder, lanes), read_rows(folder, lanes)) if folder else ()
+        return recorded_chat(run, name, about, *beside)
+    return recorded(run, name, about, read_maps(folder, lanes) if folder else ())
 
 
 def recorded(run: Run, name: str, about: Mapping[str, Any], maps: Sequence[RecordedMap] = ()) -> bytes:

@@ -86,6 +86,8 @@ def test_commands_work_from_any_folder_and_name_themselves(binaries, tmp_path):
     lanes = ("--policy", "dense", "--policy", "streaming:sinks=4,window=12")
     told = said(tmp_path, command, "stream", "--model", "tiny-gpt-oss", "--tokens", "40", *lanes, "--out", "run")
     assert "Finished. The run lies in run" in told
+    shown = said(tmp_path, binaries / "python", "-c", "import sinkscope; print(sinkscope.show('run'))")
+    assert shown == "hamlet, read by Tiny gpt-oss: 40 tokens, 2 lanes\n"
     said(tmp_path, binaries / "python", "-m", "sinkscope", "report", "--run", "run", "--out", "run.html")
     assert "sinkscope stream" in (tmp_path / "run.html").read_text(encoding="utf-8")
 
