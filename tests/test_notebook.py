@@ -1,11 +1,13 @@
 """What a notebook shows is what was computed; nothing leaves its frame, and what cannot be shown is one sentence."""
 
+import ast
 import base64
 import gzip
 import html
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,3 +170,28 @@ def test_a_folder_of_another_kind_is_refused_in_a_sentence(tmp_path):
     (tmp_path / "run" / "run.json").write_text(json.dumps(about | {"kind": "recall"}))
     with pytest.raises(ValueError, match=r"is of another kind \(recall\): show takes a run"):
         show(tmp_path / "run")
+
+
+@pytest.mark.real
+def test_the_notebook_that_compares_runs_from_its_first_cell_to_its_last(capsys):
+    import matplotlib.pyplot as plt
+
+    path = Path(__file__).parent.parent / "assets" / "examples" / "compare-two-policies.ipynb"
+    space, displayed = {}, []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            tree = ast.parse("".join(cell["source"]), cell["id"])
+            last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+            exec(compile(tree, cell["id"], "exec"), space)
+            if last is not None:
+                # What a cell ends with is displayed.
+                displayed.append(eval(compile(ast.Expression(last.value), cell["id"], "eval"), space))
+    kept, lost = (float(n) for n in re.findall(r"perplexity ([\d.]+)", capsys.readouterr().out))
+    assert lost > 2 * kept and space["ax"].get_xlabel() == "Tokens read"
+    board, dense, window = displayed
+    assert repr(board) == "hamlet, read by SmolLM2-135M: 400 tokens, 2 lanes"
+    np.testing.assert_array_equal(data_of(board.page, "recording")[1]["nll1"], space["run"].tracks[1].nll.view())
+    # The head that gives most to the first token gives it nothing once it has gone.
+    levels = [data_of(shown.page, "map")[1]["map"] for shown in (dense, window)]
+    assert levels[0][-1, 0] > 0.9 * TOP and levels[1][-1, 0] == 0
+    plt.close("all")
