@@ -123,6 +123,18 @@ def test_slots_that_are_ranked_by_when_they_came_equal_sinks_and_window(variant,
         np.testing.assert_allclose(ranked, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("positions", ["cache", "text"])
+def test_heads_that_share_a_budget_evenly_equal_heads_that_each_have_one(variant, positions):
+    """Which stand in one row, past the length at which frequencies change; with a budget for all tokens it is dense."""
+    model, tokens = model_of(variant), words(TOKENS)
+    settings = f"recent=4,kernel=3,pooling=mean,positions={positions}"
+    of_heads = our_nll(model, tokens, 7, parse(f"snapkv:budget=36,{settings}"))
+    shared_out = our_nll(model, tokens, 7, parse(f"adakv:budget=36,floor=100,{settings}"))
+    np.testing.assert_allclose(shared_out, of_heads, atol=1e-4)
+    whole = our_nll(model, tokens, 7, parse(f"adakv:budget={TOKENS},{settings}"))
+    np.testing.assert_allclose(whole, our_nll(model, tokens, 7), atol=1e-4)
+
+
 def test_with_one_layer_dense_equals_the_familys_own_pass_over_every_prefix(variant):
     """Keys of the first layer depend on no frequencies, so nothing that was read earlier can differ."""
     model, tokens = model_of(variant, num_hidden_layers=1), words(TOKENS)
