@@ -1,5 +1,7 @@
 """Laws of the engine, on tiny random models and on the embedded one."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -243,12 +245,26 @@ def test_the_network_itself_is_left_as_it_was(tiny_llama, tokens, eager):
 
 
 def test_lanes_take_turns_by_equal_shares_of_time(tiny_llama, tokens):
-    lanes = open_lanes(tiny_llama, np.tile(tokens, 8), [Dense(), Recompute(16, 1), Streaming(4, 16)])
+    began, policies = time.perf_counter(), [Dense(), Recompute(16, 1), Streaming(4, 16)]
+    lanes, spent = open_lanes(tiny_llama, np.tile(tokens, 8), policies), [0.0] * len(policies)
     while not any(lane.done for lane in lanes):
         lane = next_lane(lanes)
-        assert lane.seconds == min(other.seconds for other in lanes)
-        lane.read(32)
+        assert lane.seconds == min(spent)
+        spent[lane.index] += lane.read(32).seconds
+        assert [lane.seconds for lane in lanes] == spent
     assert lanes[1].position < lanes[2].position
+    assert min(spent) > 0 and sum(spent) <= time.perf_counter() - began
+
+
+def test_what_a_step_tells_since_a_token_is_the_rest_of_it(tiny_llama, tokens):
+    lane = open_lanes(tiny_llama, tokens, [Streaming(4, 16)], top=True)[0]
+    lane.read(20)
+    step = lane.read(30)
+    rest = step.since(step.start + 12)
+    assert (rest.lane, rest.policy, rest.start, rest.stop) == (step.lane, step.policy, step.start + 12, step.stop)
+    for name in ("token_ids", "nll", "cache_tokens", "cache_bytes", "sink_mass", "top"):
+        np.testing.assert_array_equal(getattr(rest, name), getattr(step, name)[..., 12:])
+    assert rest.seconds == pytest.approx(step.seconds * 18 / 30)
 
 
 def test_no_lane_reads_past_a_limit(tiny_llama, tokens):
