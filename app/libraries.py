@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 
-from analysis import SETUP, chat, engine, experiments
+from analysis import SETUP, chat, engine, experiments, garbage
 
 PARTS = {
     "torch": "PyTorch",
@@ -54,12 +54,12 @@ class Libraries:
         try:
             if self.ready:
                 return
-            for at, name in enumerate(PARTS):
-                self.there = at
-                tell(self.said)
-                import_module(name)
-            # What they left behind is never collected again, which would stop every stream.
-            gc.collect()
+            with garbage.seldom():
+                for at, name in enumerate(PARTS):
+                    self.there = at
+                    tell(self.said)
+                    import_module(name)
+            # What they left behind is never looked through again, which would stop every stream.
             gc.freeze()
             self.there = len(PARTS)
         finally:

@@ -1,5 +1,6 @@
 """What takes seconds to import is imported once, in sight, and a page that needs it waits for it."""
 
+import gc
 import sys
 import threading
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from analysis.garbage import SELDOM
 from analysis.models.dtypes import Decision
 from app import controls, libraries, opening
 from app.controls import Chosen
@@ -43,6 +45,22 @@ def test_what_is_waited_for_is_said(small, monkeypatch):
     said = []
     small.load(said.append)
     assert said == ["Loading colours", "Loading a poem"] and small.said == ""
+
+
+def test_garbage_is_collected_seldom_while_they_are_imported_and_as_usual_then(small, monkeypatch):
+    usual, meanwhile = gc.get_threshold(), []
+
+    def imported(name):
+        meanwhile.append(gc.get_threshold()[0])
+        if len(meanwhile) == 3:
+            raise OSError("no such library")
+
+    monkeypatch.setattr(libraries, "import_module", imported)
+    small.load()
+    assert meanwhile == [SELDOM, SELDOM] and gc.get_threshold() == usual
+    with pytest.raises(OSError, match="no such library"):
+        Libraries().load()
+    assert len(meanwhile) == 3 and gc.get_threshold() == usual
 
 
 def test_a_failure_is_a_sentence_and_another_try_may_succeed(small, monkeypatch):

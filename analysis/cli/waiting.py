@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 
+from ..garbage import seldom
+
 EVERY = 10.0
 """Seconds between two lines."""
 
@@ -43,8 +45,11 @@ class Lines:
 
 @contextmanager
 def waiting(out: Console, what: str) -> Generator[Status]:
-    """Something without a measure is being waited for; `update` of what is given says what it is now."""
-    with out.status(what) as status, Lines(out, lambda: str(status.status)):
+    """Something without a measure is being waited for; `update` of what is given says what it is now.
+
+    Mostly libraries are imported meanwhile, and a model is loaded.
+    """
+    with out.status(what) as status, Lines(out, lambda: str(status.status)), seldom():
         yield status
 
 
