@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from analysis.engine.check import adapt
-from analysis.engine.stream import next_lane, open_lanes
+from analysis.engine.stream import next_lane, open_lanes, stream
 from analysis.families.positions import Rotary
 from analysis.metrics import perplexity, predicted_bytes
 from analysis.policies import POLICIES as registry
@@ -297,11 +297,27 @@ def test_engine_runs_on_the_meta_device(tokens, tmp_path):
 
 @pytest.mark.parametrize(
     ("tokens", "sentence"),
-    [([3], "at least 2 tokens"), ([1, 500], "between 0 and 96"), ([-1, 5], "between 0 and 96")],
+    [
+        ([], "at least 2 tokens"),
+        ([3], "at least 2 tokens"),
+        ([1, 97], "between 0 and 96"),
+        ([-1, 5], "between 0 and 96"),
+    ],
 )
 def test_bad_texts_get_a_sentence(tiny_llama, tokens, sentence):
     with pytest.raises(ValueError, match=sentence):
         open_lanes(tiny_llama, tokens, [Dense()])
+
+
+def test_a_stream_tells_what_its_lane_tells_down_to_the_smallest_text_and_chunk(tiny_llama, tokens):
+    for text, chunk in ((tokens[:40], 16), ([0, 96], 1)):
+        steps = list(stream(tiny_llama, text, [Streaming(4, 8)], chunk=chunk, sink_tokens=2))
+        expected = read(tiny_llama, text, Streaming(4, 8), chunk, sink_tokens=2)
+        for name in ("nll", "sink_mass", "cache_tokens", "cache_bytes"):
+            told = np.concatenate([getattr(step, name) for step in steps], -1)
+            np.testing.assert_array_equal(told, getattr(expected, name))
+    with pytest.raises(ValueError, match="at least 1 token, not 0"):
+        next(stream(tiny_llama, tokens, [Dense()], chunk=0))
 
 
 def test_nothing_to_read_or_to_read_with_gets_a_sentence(tiny_llama, tokens):
