@@ -87,6 +87,14 @@ def test_held_queries_are_bounded(tiny_llama, tokens):
     assert sum(p.stop - p.start for p in lane.view.chunks) <= 40 + 16 + 10
 
 
+def test_held_queries_of_decoded_tokens_are_bounded(tiny_llama, tokens):
+    lane = open_lanes(tiny_llama, tokens[:30], [Streaming(4, 16)], history=64)[0]
+    lane.read(29)
+    for _ in range(150):
+        lane.next(lambda logits: int(logits.argmax()))
+    assert 64 <= sum(p.stop - p.start for p in lane.view.chunks if len(p.queries)) <= 2 * 64
+
+
 def test_no_map_before_the_first_token_and_a_sentence_for_a_head_that_is_not_there(tiny_llama, tokens):
     lane = open_lanes(tiny_llama, tokens, [Dense()], history=64)[0]
     assert head_map(lane, 0, 0) is None
