@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from importlib import import_module
 
-from analysis import SETUP, chat, engine, experiments, garbage
+from analysis import SETUP, chat, engine, experiments
+from analysis.models import garbage
 
 PARTS = {
     "torch": "PyTorch",

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from analysis.garbage import SELDOM
 from analysis.models.dtypes import Decision
+from analysis.models.garbage import SELDOM
 from app import controls, libraries, opening
 from app.controls import Chosen
 from app.libraries import LIBRARIES, Libraries

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.status import Status
 
-from ..garbage import seldom
+from ..models.garbage import seldom
 
 EVERY = 10.0
 """Seconds between two lines."""

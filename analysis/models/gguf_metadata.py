@@ -196,8 +196,7 @@ def left_over(network: PreTrainedModel, header: Header) -> set[str]:
     """The tensors of a file that no weight of the network has taken, nor its configuration."""
 
     def named(module: Any, *children: tuple[str, SimpleNamespace]) -> SimpleNamespace:
-        """What stands for a module where only the names of its weights are asked for."""
-        # Without children's children: transformers would make the table of names anew for each of them.
+        """A module's names, without children's children: transformers would make their table anew for each of them."""
         return SimpleNamespace(config=network.config, state_dict=module.state_dict, named_children=lambda: children)
 
     processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config={})
@@ -314,7 +313,6 @@ def _scaling(header: Header, dims: int) -> dict[str, Any]:
     keys = header.keys
 
     def said(name: str, otherwise: Any = None) -> Any:
-        """What the file says of how positions are scaled."""
         return keys.get(f"rope.scaling.{name}", otherwise)
 
     factor = said("factor") or keys.get("rope.scale_linear") or 1.0
