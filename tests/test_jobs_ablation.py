@@ -54,9 +54,8 @@ def test_it_is_heard_and_moves_within_one_head(registry, model):
     until(run, lambda: run.share > 0)
     assert not run.effects and run.snapshot.passes < 0.5
     run.request("stopped")
-    began = time.monotonic()
     until(run, lambda: run.status == "stopped")
-    assert time.monotonic() - began < 2 and not run.effects
+    assert not run.effects and run.snapshot.passes < 1
 
 
 def test_it_waits_while_nobody_looks(registry, model, monkeypatch):
