@@ -48,6 +48,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/ty check --quiet
+	$(BIN)/ty check --quiet --python-version 3.14
 
 bench: setup
 	$(BIN)/python -m tests.bench
