@@ -12,7 +12,7 @@ from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_row
 from analysis.policies import POLICIES, Dense, Streaming, parse
 
-from .families import tiny, words
+from .families import shared, tiny, words
 from .invariants import Tokens
 from .reading import read
 from .rounding import by_channel, by_token, due, rounded
@@ -118,6 +118,12 @@ def test_any_chunk_reads_what_the_plain_rule_reads(small, policy, chunk):
     Tokens(lane.context.model).check(lane, reference.rounded)
     check_held(lane, reference)
     assert reference.ties < 20
+
+
+@pytest.mark.parametrize("policy", [f"dense:cache=int4,{SMALL}", f"streaming:sinks=4,window=16,cache=int4,{SMALL}"])
+def test_layers_that_see_less_than_what_waits_read_what_the_plain_rule_reads(policy):
+    lane = open_lanes(shared("mistral", sliding_window=5, num_hidden_layers=2), words(60), [parse(policy)])[0]
+    read_both(lane, beside(lane), 59, 13)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])

@@ -232,7 +232,7 @@ def test_sliding_layers_see_no_more_than_their_own_window(tokens):
     with torch.no_grad():
         out = model(torch.as_tensor(tokens)[None])
     expected = -torch.log_softmax(out.logits[0, :-1], -1)[torch.arange(len(tokens) - 1), torch.as_tensor(tokens[1:])]
-    for policy in (Dense(), Window(400), Window(23), Recompute(400, 1)):
+    for policy in (Dense(), Window(400), Window(24), Window(23), Recompute(400, 1)):
         np.testing.assert_allclose(read(model, tokens, policy, 50)[0], expected.numpy(), atol=1e-4)
 
 
