@@ -8,6 +8,8 @@ import torch
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
@@ -140,6 +142,15 @@ def test_decoding_equals_reading_in_families_with_their_own_ways(family, policy,
     got = decode(lane, tokens[40:])
     np.testing.assert_allclose(got[0], nll[39:], **WITHIN)
     np.testing.assert_allclose(got[1], mass[..., 39:], atol=3e-6)
+
+
+@pytest.mark.parametrize("policy", [Dense(), Streaming(4, 60)])
+def test_tables_of_rotations_go_on_where_the_last_one_ends(policy, tokens):
+    """Where heads have many dimensions, a table has rotations for few positions."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SMALL | {"head_dim": 128})).eval().requires_grad_(False)
+    nll = read(model, tokens, policy).nll
+    np.testing.assert_allclose(decode(begun(model, tokens[:30], policy), tokens[30:])[0], nll[29:], **WITHIN)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
