@@ -16,7 +16,7 @@ from analysis.families import ADAPTERS, FAMILIES, rotary
 from analysis.families.positions import BOUND, Rotary
 from analysis.maps.recent import head_map
 from analysis.models.language_model import LanguageModel
-from analysis.policies import Dense, Recompute, Streaming, Window
+from analysis.policies import Dense, Recompute, Streaming, Window, parse
 
 from .families import MODELS, Book, few_layers, our_nll, own_nll, shared, table, tiny, words
 from .reading import read
@@ -201,6 +201,18 @@ def test_a_family_that_cannot_be_read_is_named(name):
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(ValueError, match=f"the family '{name}' is not supported yet"):
         adapt(model)
+
+
+@pytest.mark.parametrize("policy", ["dense", "late:budget=64", "late:budget=64,positions=cache", "adakv:budget=64"])
+def test_layers_with_frequencies_of_their_own_are_not_mixed(policy):
+    network = shared("gemma3_text", num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"])
+    tokens = words()[:50]
+    expected = own_nll(network, tokens)
+    np.testing.assert_allclose(our_nll(network, tokens, 13, parse(policy)), expected, atol=1e-4)
+    lane = open_lanes(network, tokens[:20], [parse(policy)])[0]
+    lane.read(19)
+    got = [lane.next(lambda logits, token=token: int(token)).nll[0] for token in tokens[20:]]
+    np.testing.assert_allclose(got, expected[19:], atol=1e-4)
 
 
 def test_a_wrong_position_is_noticed(tiny_llama, monkeypatch):
