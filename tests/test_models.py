@@ -1,5 +1,6 @@
 """Laws of loading: what is loaded is what was saved; what cannot be loaded gets one sentence that says what to do."""
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -77,10 +78,11 @@ def test_conversion_replaces_what_is_damaged_and_keeps_what_is_whole(tiny_llama,
     folder = tmp_path / "cache" / "tiny"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    conversions.place(folder, tiny_llama, Tokenizer())
+    network = copy.deepcopy(tiny_llama)
+    conversions.place(folder, network, Tokenizer())
     weights = folder / "model.safetensors"
     written = weights.stat().st_mtime_ns
-    conversions.place(folder, tiny_llama, Tokenizer())
+    conversions.place(folder, network, Tokenizer())
     assert weights.stat().st_mtime_ns == written
     assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
 

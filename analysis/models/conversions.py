@@ -73,8 +73,8 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 def _made_with() -> list[str]:
     """What a conversion depends on beside its file."""
-    code = Path(__file__).with_name("gguf_metadata.py").read_bytes()
-    return [version("transformers"), version("gguf"), hashlib.sha256(code).hexdigest()]
+    code = [Path(__file__).with_name(name).read_bytes() for name in ("gguf_metadata.py", "laid_out.py")]
+    return [version("transformers"), version("gguf"), *(hashlib.sha256(part).hexdigest() for part in code)]
 
 
 def kept(folder: Path, source: Path, called: str, convert: Callable[[], "Made"], progress: Tell) -> None:
@@ -136,7 +136,8 @@ def place(
 ) -> None:
     """Save a model as `folder`: aside first and then moved, so that what is cut off leaves nothing half done.
 
-    A whole one that is there already stays.  Raises OSError where the disk does not take it.
+    Its weights lie in another order in memory then.  A whole one that is there already stays.  Raises OSError where the
+    disk does not take it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     # save_pretrained refuses a model that still says it is quantised.
@@ -145,7 +146,7 @@ def place(
         del network.config.quantization_config
     with _aside(folder) as aside:
         draft = aside / folder.name
-        network.save_pretrained(draft)
+        _save(network, draft)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
             _read_once(draft / "tokenizer_config.json", tokenizer)
@@ -157,6 +158,27 @@ def place(
                 return
             folder.rename(aside / "damaged")
         draft.rename(folder)
+
+
+def _save(network: "PreTrainedModel", draft: Path) -> None:
+    """Save a network with its weights as they lie when it is read with, or as transformers does."""
+    # Here, since a folder can be looked through without torch.
+    from ..engine.check import adapt
+    from . import laid_out
+    from .quantization import lay_out
+
+    lay_out(network)
+    # What cannot be adapted is refused when it is loaded.
+    with contextlib.suppress(ValueError):
+        adapt(network)
+    draft.mkdir()
+    if not laid_out.save(network, draft / "model.safetensors"):
+        network.save_pretrained(draft)
+        return
+    network.config.architectures = [type(network).__name__]
+    network.config.save_pretrained(draft)
+    if network.can_generate():
+        network.generation_config.save_pretrained(draft)
 
 
 def _read_once(config: Path, tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,7 +26,7 @@ from transformers import (
 
 from .. import files
 from ..families import unreadable
-from . import conversions, gemma, gguf_metadata, tiny
+from . import conversions, gemma, gguf_metadata, laid_out, tiny
 from .checkpoint import check_loaded, check_quantization, check_rope
 from .devices import pick_device
 from .dtypes import AUTO, DTYPES, decide
@@ -163,8 +164,13 @@ def _from_disk(
     make_room()
     alone = fits_on_one(needed(weights, config, dtype), dtype, device, called)
     try:
-        network, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
-            source,
+        # What is not multiplied as it lies there is brought into the order that any other file has.
+        as_it_lies = dtype == torch.float32 and device.type == "cpu" and packed == "model"
+        ours = (path / conversions.MANIFEST).is_file()
+        mapped = laid_out.read(weights, None if as_it_lies else dtype) if ours else None
+        kind: Any = AutoModelForCausalLM if mapped is None else AutoModelForCausalLM._model_mapping[type(config)]
+        network, report = kind.from_pretrained(
+            source if mapped is None else None,
             config=config,
             dtype=dtype,
             use_safetensors=True,
@@ -173,8 +179,10 @@ def _from_disk(
             ignore_mismatched_sizes=True,
             # Spread over GPUs only: what lies on the CPU or on disk would be copied for every chunk.
             **({} if alone else {"device_map": "auto", "max_memory": gpus()}),
-            **local,
+            **(local if mapped is None else {"state_dict": mapped}),
         )
+        if mapped is not None and network.can_generate():
+            network.generation_config = GenerationConfig.from_pretrained(source)
         network = (network.to(device) if alone else network).eval().requires_grad_(False)
     except (torch.OutOfMemoryError, MemoryError) as e:
         raise ValueError(

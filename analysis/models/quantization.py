@@ -192,5 +192,6 @@ def lay_out(network: PreTrainedModel) -> None:
             and module.weight.dtype == torch.float32
             and module.weight.device.type == "cpu"
             and module.weight.numel() < LARGE
+            and module.weight.stride(0) != 1
         ):
             module.weight.data = module.weight.data.T.contiguous().T
