@@ -5,12 +5,13 @@ numpy's advice is to trust them.  Knows nothing of what the files are of.
 """
 
 import io
+import json
 import math
 import os
 import shutil
 import stat
 import zipfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
@@ -205,6 +206,25 @@ def write(path: Path, text: str) -> None:
     """Put a text into a file, whole or not at all."""
     with written(path) as f:
         f.write(text.encode())
+
+
+def safetensors_head(
+    tensors: Mapping[str, tuple[str, Sequence[int], int]], said: Mapping[str, str] | None = None, aligned: int = 8
+) -> bytes:
+    """What a file of safetensors begins with; the bytes of its tensors follow, one after the other.
+
+    `tensors`: kind, shape and bytes of each; `said`: what else stands there; `aligned`: bytes of which the length of
+    this is a multiple.  Whoever writes the tensors from where they lie needs no second copy of them all, as the
+    library's own writer does.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(said)} if said else {}
+    at = 0
+    for name, (kind, shape, size) in tensors.items():
+        header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % aligned)
+    return len(text).to_bytes(8, "little") + text
 
 
 def new_folder(path: Path, what: str = "something") -> None:

@@ -7,11 +7,14 @@ each weight lies in them stands beside, under `lie`.
 
 import json
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .. import files
 
 ALIGNED = 64
 """Bytes on a multiple of which the numbers begin, as torch lets its own memory begin."""
@@ -26,21 +29,17 @@ def save(network: nn.Module, path: Path) -> bool:
     blocks = {t.untyped_storage().data_ptr(): torch.empty(0).set_(t.untyped_storage()) for t in weights.values()}
     # Those of odd sizes last: so all others begin where torch would let them begin.
     ordered = dict(sorted(blocks.items(), key=lambda block: block[1].numel() * 4 % ALIGNED != 0))
-    at, header, begins = 0, {}, dict[int, int]()
-    for number, (key, block) in enumerate(ordered.items()):
-        begins[key], size = at, block.numel()
-        header[f"block.{number}"] = {"dtype": "F32", "shape": [size], "data_offsets": [4 * at, 4 * (at + size)]}
-        at += size
+    sizes = [block.numel() for block in ordered.values()]
+    begins = dict(zip(ordered, accumulate(sizes, initial=0), strict=False))
     places: dict[tuple, str] = {}
     for name, t in weights.items():
         where = begins[t.untyped_storage().data_ptr()] + t.storage_offset(), tuple(t.shape), t.stride()
         # Tied weights are one: the first name stands for all.
         places.setdefault(where, name)
     lie = {name: where for where, name in places.items()}
-    text = json.dumps({"__metadata__": {"format": "pt", "lie": json.dumps(lie)}, **header}).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNED)
+    tensors = {f"block.{number}": ("F32", [size], 4 * size) for number, size in enumerate(sizes)}
     with path.open("wb") as f:
-        f.write(len(text).to_bytes(8, "little") + text)
+        f.write(files.safetensors_head(tensors, {"format": "pt", "lie": json.dumps(lie)}, ALIGNED))
         for block in ordered.values():
             f.write(memoryview(block.numpy()))
     return True

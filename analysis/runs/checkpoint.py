@@ -249,18 +249,14 @@ def _cut(window: Window, piece: _Piece) -> Tensor:
 def _save(path: Path, tensors: Mapping[str, Tensor]) -> int:
     """Write tensors as safetensors has them, and give the checksum of the file.
 
-    The library's own writer holds all of them in memory once more, and the other threads up meanwhile.
+    The library's own writer also holds the other threads up meanwhile.
     """
-    header, begin = {}, 0
-    for name, t in tensors.items():
-        end = begin + t.numel() * t.element_size()
-        header[name] = {"dtype": KINDS[t.dtype], "shape": list(t.shape), "data_offsets": [begin, end]}
-        begin = end
-    head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
+    head = files.safetensors_head(
+        {name: (KINDS[t.dtype], t.shape, t.numel() * t.element_size()) for name, t in tensors.items()}
+    )
     check = 0
     with files.written(path) as f:
-        for data in chain((len(head).to_bytes(8, "little"), head), map(_bytes, tensors.values())):
+        for data in chain((head,), map(_bytes, tensors.values())):
             check = zlib.crc32(data, check)
             f.write(data)
     return check
