@@ -47,6 +47,7 @@ class _File:
 
     @classmethod
     def of(cls, path: Path) -> "_File":
+        """A file as it is now, which is read whole."""
         with path.open("rb") as f:
             return cls(_stamp(path), hashlib.file_digest(f, "sha256").hexdigest())
 
