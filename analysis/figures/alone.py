@@ -34,14 +34,14 @@ def standing_alone(
     what else the template asks for, as HTML.
     """
     plotly = f'<script src="{html.escape(plots)}"></script>' if plots else "" if plots is None else _plotly()
+    # No text can end the script that it stands in.
+    written = json.dumps(data).replace("<", "\\u003c")
     return Template(template.read_text(encoding="utf-8")).substitute(
         words,
         policy="" if plots else POLICY,
         style=style(*component, ALONE),
-        plotly=plotly,
-        # No text can end the script that it stands in.
-        data=json.dumps(data).replace("<", "\\u003c"),
-        script=script(*component, ALONE),
+        player=f'{plotly}\n<script type="application/json" id="data">{written}</script>\n'
+        f'<script type="module">\n{script(*component, ALONE)}\n</script>',
     )
 
 
