@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..policies import Policy
 from .context import SharedContext
+from .host import on_host
 from .kv import store_for
 from .kv.store import Store
 from .state import State
@@ -101,11 +102,11 @@ class Lane:
         nll, mass, held, top, outputs, allocated, taken = self.store.read(self.position, chunk, stop)
         if fidelity is not None:
             more = fidelity.measure(self, outputs)._asdict()
-        if top is not None:
-            more["top"] = top.cpu().numpy().astype(np.int32)
-        # One transfer each per chunk; everything before this line may still be under way on a GPU.
-        step = self._step(began, nll.cpu().numpy(), mass.cpu().numpy(), held, allocated, taken)
-        return replace(step, **more)
+        # Everything before this line may still be under way on a GPU.
+        nll, mass, *told = (t.numpy() for t in on_host(nll, mass, *([] if top is None else [top])))
+        if told:
+            more["top"] = told[0].astype(np.int32)
+        return replace(self._step(began, nll, mass, held, allocated, taken), **more)
 
     def next(self, choose: Callable[[Float[Tensor, " vocabulary"]], int], *, kv_chunk: int | None = None) -> Step:
         """Read the newest token alone, and let the text go on with the one that is chosen.
@@ -120,12 +121,11 @@ class Lane:
             )
         began = time.perf_counter()
         passed = self.store.decode(self.position, kv_chunk)
-        logits = passed.logits[0, -1].float().cpu()
+        logits, mass = on_host(passed.logits[0, -1].float(), passed.sink_mass)
         token = choose(logits)
         nll = (torch.logsumexp(logits, -1) - logits[token]).numpy()
-        mass = passed.sink_mass.cpu().numpy()
         self.context.extend(np.array([token], np.int32))
-        return self._step(began, nll[None], mass, passed.held, self.store.allocated_in(passed))
+        return self._step(began, nll[None], mass.numpy(), passed.held, self.store.allocated_in(passed))
 
     def _step(
         self,

@@ -42,7 +42,7 @@ class RecomputedStore(BandedStore):
             if into == 0 and last == stride:
                 count = max(1, min(chunk // tokens, (stop - p) // stride))
                 starts = [starts[0] + i * stride for i in range(count)]
-        begins = torch.tensor(starts, device=context.ids.device)
+        begins = starts[0] + stride * torch.arange(len(starts), device=context.ids.device)
         ids = self.ids[begins[:, None] + torch.arange(tokens, device=context.ids.device)]
         band = Band(0, starts[-1], None, "text")
         length = model.regime(length)
@@ -61,6 +61,10 @@ class RecomputedStore(BandedStore):
         held = np.tile(np.arange(tokens - last + 1.0, tokens + 1), len(starts))
         attended = None if one.attended is None else [of[:, -last:] for of in one.attended]
         return self.predicted(Passed(logits, mass, held, attended), p - 1)
+
+    def _graphs(self, kv_chunk: int | None) -> bool:
+        """Windows are encoded anew too often for a graph to be worth its capture."""
+        return False
 
     def _length(self, position: int) -> int:
         """The length of the text that is encoded for the token at `position` (families/frequencies.py); all of a stride
