@@ -163,6 +163,8 @@ class BlockPlan:
     """Keys that one block of queries meets."""
     counted: int
     """How many of the first columns (sinks, observed) count as sink mass."""
+    prefix_seen: Tensor | None
+    """Whether each query sees each of the prefix, [queries, prefix]; None where all see all of it."""
     prefix_mask: Tensor | None
     masks: tuple[Columns, ...]
     changing: slice | None = None
@@ -200,7 +202,7 @@ def plan(
     # No mask is needed where every query follows the last of these keys, and the last query still reaches the first.
     whole = start >= max(sinks, rest if observed else 0) - 1 and (not observed or inner.low_of(stop - 1) <= band.first)
     whole = whole and (sliding_window is None or stop <= sliding_window or not sinks)
-    prefix_mask = None if whole else band.sees(positions, prefix, sliding_window)
+    prefix_seen = None if whole else band.sees(positions, prefix, sliding_window)
 
     changing = None
     if inner.low_of(stop - 1) > rest:
@@ -241,11 +243,15 @@ def plan(
             changing = slice(begin, end)
             masks = _twice(seen, quantization.met(positions, keys), changing, dtype, groups)
 
-    if prefix_mask is not None:
-        padded = torch.nn.functional.pad(prefix_mask, (0, 0, 0, blocks * block - queries), value=True)
+    prefix_mask = None
+    if prefix_seen is not None:
+        padded = torch.nn.functional.pad(prefix_seen, (0, 0, 0, blocks * block - queries), value=True)
         prefix_mask = _additive(padded.view(blocks, block, -1), dtype, groups)
     counted = min(sinks, sink_tokens) + observed
-    return BlockPlan(block, blocks, sinks + observed, observed, past, pad, width, counted, prefix_mask, masks, changing)
+    prefix = sinks + observed
+    return BlockPlan(
+        block, blocks, prefix, observed, past, pad, width, counted, prefix_seen, prefix_mask, masks, changing
+    )
 
 
 def _twice(

@@ -18,6 +18,7 @@ from ...families.rotary import Adapted
 from ..interventions import Interventions
 from ..layers.banded import BandedLayer
 from ..layers.quantized import Newly, Quantization
+from . import flash
 from .band import Band, BlockPlan, Columns, plan
 from .call import Call, joined, partial, weigh
 
@@ -101,7 +102,7 @@ class BandedPass:
     newly: list[Newly | None] = field(default_factory=list)
     """What each layer has quantized between two of these tokens."""
     _plans: dict[tuple, BlockPlan] = field(default_factory=dict)
-    _angles: dict[tuple, tuple[Angles | None, ...]] = field(default_factory=dict)
+    _angles: dict[tuple, tuple[Any, ...]] = field(default_factory=dict)
 
     def attend(
         self,
@@ -123,16 +124,19 @@ class BandedPass:
             steps = self._plans[kind] = self._plan(call)
         sink_keys, sink_values, keys, values = self.extend(call.layer, key, value)
         newly = self._pack(call)
-        at_sinks, at_window, sinks_at, window_at = self._rotations(attention, query, keys)
+        at_window, window_at, *_ = self._rotations(attention, query, keys)
         rotate = self.model.rotate
         scaled = query * call.scaling
+        plain = self.layers is not None and self.quantization is None and keys.shape[2] > 0
+        if plain and flash.serves(call, self.band):
+            return self._told(self._fused(attention, call, steps, (sink_keys, sink_values, keys, values)))
         q = fold(rotate(attention, scaled, at_window), call.kv_heads, steps.block, steps.blocks)
         prefix, prefix_values, to_sinks = [], [], None
         if sink_keys.shape[2]:
-            prefix.append(rotate(attention, sink_keys, sinks_at))
+            asking, rotated_sinks = self._meeting(attention, scaled, sink_keys)
+            prefix.append(rotated_sinks)
             prefix_values.append(sink_values)
-            at_their_distance = fold(rotate(attention, scaled, at_sinks), call.kv_heads, steps.block, steps.blocks)
-            to_sinks = at_their_distance @ prefix[0].transpose(-1, -2)
+            to_sinks = fold(asking, call.kv_heads, steps.block, steps.blocks) @ rotated_sinks.transpose(-1, -2)
         observed, past = steps.observed, steps.observed + steps.past
         rotated_from = past if steps.past else 0
         recent = rotate(attention, keys[:, :, rotated_from:], _cut(window_at, rotated_from))
@@ -176,9 +180,46 @@ class BandedPass:
             scores, weights, total, lambda: (self._early(scores, steps), self._later(scores, steps)), pieces
         )
         out = weights[..., : local.shape[-2]] @ local_values
-        out = unfold(joined(out, pieces, total), query.shape[0], steps.block, steps.blocks)[:, : call.queries]
+        return self._told(unfold(joined(out, pieces, total), len(query), steps.block, steps.blocks)[:, : call.queries])
+
+    def _told(self, out: Float[Tensor, "batch queries heads dim"]) -> Float[Tensor, "batch queries heads dim"]:
         if self.attended is not None:
             self.attended.append(out)
+        return out
+
+    def _fused(
+        self,
+        attention: AttentionModule,
+        call: Call,
+        steps: BlockPlan,
+        held: tuple[Tensor, Tensor, Tensor, Tensor],
+    ) -> Float[Tensor, "1 queries heads dim"]:
+        """The output by a kernel that reads the whole window (flash.py); sink keys and values, and the window's."""
+        sink_keys, sink_values, keys, values = held
+        at_window, window_at, *_ = self._rotations(attention, call.query, keys)
+        rotate = self.model.rotate
+
+        def scores(q: Tensor, k: Tensor) -> Tensor:
+            return q.reshape(call.kv_heads, -1, call.dim) @ k[0].transpose(1, 2) * call.scaling
+
+        q, recent = rotate(attention, call.query, at_window), rotate(attention, keys, window_at)
+        to_sinks = to_observed = None
+        if sink_keys.shape[2]:
+            to_sinks = scores(*self._meeting(attention, call.query, sink_keys))
+        if steps.observed:
+            to_observed = scores(q, recent[:, :, : steps.observed])
+        if steps.prefix_seen is not None:
+            hidden = ~steps.prefix_seen.repeat(call.groups, 1)
+            sinks = sink_keys.shape[2]
+            to_sinks = None if to_sinks is None else to_sinks.masked_fill(hidden[:, :sinks], float("-inf"))
+            to_observed = None if to_observed is None else to_observed.masked_fill(hidden[:, sinks:], float("-inf"))
+        out, lse = flash.windowed(q, recent, values, self.band.narrowed(call.sliding_window).reach, call.scaling)
+        if self.start < self.band.sinks:
+            # Where a query sees nothing of the window, the kernel says plus infinity.
+            lse = lse.masked_fill(lse == float("inf"), float("-inf"))
+        counted = steps.counted - steps.observed
+        out, mass = flash.joined_with_first(call, (out, lse), to_sinks, sink_values[0], to_observed, counted)
+        self.mass.append(mass)
         return out
 
     def _scores(self, scores: Tensor, to_sinks: Tensor | None, steps: BlockPlan, call: Call) -> Tensor:
@@ -262,9 +303,24 @@ class BandedPass:
         held.append(key[0], value[0])
         return held.sink_keys[None], held.sink_values[None], held.keys.view()[None], held.values.view()[None]
 
-    def _rotations(self, attention: AttentionModule, query: Tensor, keys: Tensor) -> tuple[Angles | None, ...]:
-        """Angles of queries towards the sinks, of queries towards the window, of the sinks, and of the window's
-        keys."""
+    def _meeting(
+        self,
+        attention: AttentionModule,
+        query: Float[Tensor, "1 heads queries dim"],
+        sink_keys: Float[Tensor, "1 kv_heads sinks dim"],
+    ) -> tuple[Float[Tensor, "1 heads queries dim"], Float[Tensor, "1 kv_heads sinks dim"]]:
+        """Queries and sink keys, rotated so that their products are the scores at their distance."""
+        *_, at_sinks, sinks_at, back = self._rotations(attention, query, sink_keys)
+        keys = self.model.rotate(attention, sink_keys, sinks_at)
+        if back is None:
+            return self.model.rotate(attention, query, at_sinks), keys
+        keys = keys @ back
+        return query.to(keys.dtype), keys
+
+    def _rotations(self, attention: AttentionModule, query: Tensor, keys: Tensor) -> tuple[Any, ...]:
+        """Angles of queries towards the window, of the window's keys, of queries towards the sinks, and of the sinks;
+        and, where all queries stand at one distance from the sinks, what rotates sink keys back by that, k @ this:
+        they are few, and the queries many."""
         kind = self.model.kind(attention)
         if kind not in self._angles:
             # Counted from the beginning of the window: at a text position of a million, angles lose digits.
@@ -273,15 +329,23 @@ class BandedPass:
             if self.layers is None:
                 positions, origin = torch.arange(tokens, device=device), 0
             window = self.band.in_window(torch.arange(origin, origin + keys.shape[2], device=device), origin)
-            self._angles[kind] = tuple(
+            at_window, window_at, at_sinks, sinks_at = (
                 self.model.angles(attention, p, self.length)
                 for p in (
-                    self.band.slot(positions),
                     self.band.in_window(positions, origin),
-                    self.band.at_sinks(device),
                     window,
+                    self.band.slot(positions),
+                    self.band.at_sinks(device),
                 )
             )
+            first, last = (self.band.slot_of(t) for t in (self.start, self.start + tokens - 1))
+            back = None
+            if self.band.sinks and self.band.step == 1 and first == last and at_sinks is not None:
+                dim = query.shape[3]
+                here = at_sinks[0][:, :1].expand(-1, dim, -1), at_sinks[1][:, :1].expand(-1, dim, -1)
+                basis = torch.eye(dim, dtype=query.dtype, device=query.device)
+                back = self.model.rotate(attention, basis[None, None], here)[0, 0].T
+            self._angles[kind] = at_window, window_at, at_sinks, sinks_at, back
         return self._angles[kind]
 
 
