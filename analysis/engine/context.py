@@ -20,6 +20,7 @@ from ..families.rotary import Adapted, Reader
 from ..policies import Policy
 from .attention.band import Band
 from .attention.banded import BandedPass
+from .attention.graph import repeats
 from .fidelity import Fidelity
 from .interventions import Interventions
 from .layers.banded import BandedLayer
@@ -67,6 +68,8 @@ class SharedContext:
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False)
     _traced: Callable[[Tensor, Any], Tensor] | None = field(default=None, init=False)
     _untraceable: bool = field(default=False, init=False)
+    graphs: bool = field(default=False, init=False)
+    """Whether single tokens may go through CUDA graphs (attention/graph.py)."""
 
     def __post_init__(self) -> None:
         self._room, self._ids = self.tokens, torch.as_tensor(self.tokens.astype(np.int64), device=self.model.device)
@@ -138,12 +141,15 @@ class SharedContext:
 
     @property
     def traced(self) -> bool:
-        """Whether single tokens go through a trace of the model."""
-        return self._traced is not None
+        """Whether single tokens go through a trace of the model, or through graphs."""
+        return self._traced is not None or self.graphs
 
     def trace(self, traced: Callable[[Tensor, Any], Tensor] | None = None) -> None:
-        """Make single tokens faster from now on, where the model can be traced (tracing.py); with what was `traced`."""
-        if self._traced is None and not self._untraceable:
+        """Make single tokens faster from now on: by graphs on a GPU (attention/graph.py), elsewhere by a trace of the
+        model (tracing.py), which may have been `traced` before."""
+        if self.model.device.type == "cuda":
+            self.graphs = self.graphs or repeats(self.model)
+        elif self._traced is None and not self._untraceable:
             self._traced = traced or (one_token(self.model) if self.tracer is None else self.tracer())
             self._untraceable = self._traced is None
 

@@ -60,8 +60,9 @@ def _echo(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
 
 
 def one_token(model: Adapted) -> Callable[[Tensor, Any], Tensor] | None:
-    """A function (ids [1, 1], decoding) → logits [1, 1, vocabulary], or None where the model cannot be traced."""
-    if model.device.type == "meta" or model.positions.fixed or len(set(model.homes.values())) > 1:
+    """A function (ids [1, 1], decoding) → logits [1, 1, vocabulary]; None where the model cannot be traced, and on a
+    GPU, where graphs do more (attention/graph.py)."""
+    if model.device.type in ("meta", "cuda") or model.positions.fixed or len(set(model.homes.values())) > 1:
         return None
     recorder = _Recorder()
     eager = _OneToken(model, recorder).eval()

@@ -89,13 +89,20 @@ class Adapted:
         return self.network.dtype
 
     def forward(
-        self, ids: Tensor, reader: Reader, *, begin: int = 0, last: int = 0, outputs: dict[int, Tensor] | None = None
+        self,
+        ids: Tensor,
+        reader: Reader,
+        *,
+        begin: int | Tensor = 0,
+        last: int = 0,
+        outputs: dict[int, Tensor] | None = None,
     ) -> Tensor:
         """Logits [batch, last or all tokens, vocabulary] of ids [batch, tokens], every layer's attention the reader's.
 
-        `begin`: text position of the first token; it matters where the network puts positions in itself.  `outputs`,
-        where given, takes the hidden state that comes out of every layer in this very pass, [batch, tokens, width].
-        Raises ValueError where the network cannot put in positions as far as that.
+        `begin`: text position of the first token; it matters where the network puts positions in itself, and is a
+        tensor where it is to change later.  `outputs`, where given, takes the hidden state that comes out of every
+        layer in this very pass, [batch, tokens, width].  Raises ValueError where the network cannot put in positions
+        as far as that.
         """
         if self.longest is not None and begin + ids.shape[1] > self.longest:
             raise ValueError(

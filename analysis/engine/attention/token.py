@@ -66,12 +66,18 @@ class Sight:
     query's once for the window and once more for the sinks, with the scaling of the scores in them.
     """
 
+    attention: AttentionModule
+    """One of these layers."""
     sinks_from: int
     window: int
     counted: int
     observed: int
     key: Float[Tensor, "dim dim"] | None
     query: Float[Tensor, "dim dims"] | float
+    hidden: Float[Tensor, " columns"] | None = None
+    """What is added to scores of columns that the token may not see, where it cannot leave them out (graph.py)."""
+    early: Float[Tensor, " columns"] | None = None
+    """Which of the counted columns are first tokens, where that is not all of them."""
 
 
 @dataclass(eq=False)
@@ -101,7 +107,8 @@ class TokenPass:
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
-    _sights: dict[tuple, Sight] = field(default_factory=dict)
+    sights: dict[tuple, Sight] = field(default_factory=dict)
+    """What layers of each kind see: their rotations', the scaling of their scores, and their own sliding window."""
 
     def attend(
         self,
@@ -117,15 +124,9 @@ class TokenPass:
         if self.capture:
             self.queries.append(query[0])
             self.keys.append(key[0])
-        kind = (*self.model.kind(attention), call.scaling, call.sliding_window)
-        sight = self._sights.get(kind)
-        if sight is None:
-            sight = self._sights[kind] = self._see(attention, len(held.keys) + 1, call)
+        sight = self._sight(attention, call)
         rotated = key[0] if sight.key is None else key[0].to(sight.key.dtype) @ sight.key
-        held.append(key[0], value[0], rotated)
-        window, values = held.rotated.view(), held.met_values()
-        if sight.window < window.shape[1]:
-            window, values = window[:, -sight.window :], values[:, -sight.window :]
+        window, values = self._hold(call.layer, key[0], value[0], rotated, sight)
         q = query.reshape(heads, dim)
         # One product rotates the query to both of its positions.
         q = (q * sight.query if sight.key is None else q @ sight.query).view(kv_heads, heads // kv_heads, -1)
@@ -137,37 +138,66 @@ class TokenPass:
         if sinks:
             first = self._rotated_sinks(attention, held)[:, sight.sinks_from :]
             scores = torch.cat((torch.bmm(q[..., -dim:], first.transpose(1, 2)), scores), -1)
-        scores = call.with_sinks(call.capped(scores))
+        scores = call.capped(scores)
+        if sight.hidden is not None:
+            scores = scores + sight.hidden.to(scores.dtype)
+        scores = call.with_sinks(scores)
         weights, total = weigh(scores, pieces, value.dtype)
-        self.mass.append(weights[..., : sight.counted].sum(-1, dtype=torch.float32).view(heads))
+        early = weights[..., : sight.counted]
+        if sight.early is not None:
+            early = early * sight.early
+        self.mass.append(early.sum(-1, dtype=torch.float32).view(heads))
         weights, total = call.intervene(scores, weights, total, lambda: self._first_tokens(scores, sight), pieces)
         out = torch.bmm(weights[..., sinks : sinks + window.shape[1]], values)
         if sinks:
             out = torch.baddbmm(out, weights[..., :sinks], held.sink_values[:, sight.sinks_from :])
         return joined(out, pieces, total).view(1, 1, heads, dim)
 
+    def _sight(self, attention: AttentionModule, call: Call) -> Sight:
+        """What layers of this one's kind see, made once."""
+        kind = (*self.model.kind(attention), call.scaling, call.sliding_window)
+        if kind not in self.sights:
+            self.sights[kind] = self.see(attention, call.scaling, call.sliding_window)
+        return self.sights[kind]
+
+    def _hold(
+        self,
+        layer: int,
+        key: Float[Tensor, "kv_heads 1 dim"],
+        value: Float[Tensor, "kv_heads 1 dim"],
+        rotated: Float[Tensor, "kv_heads 1 dim"],
+        sight: Sight,
+    ) -> tuple[Float[Tensor, "kv_heads slots dim"], Float[Tensor, "kv_heads slots dim"]]:
+        """Hold the token too; the rotated keys and the values that it sees of the window."""
+        held = self.layers[layer]
+        held.append(key, value, rotated)
+        window, values = held.rotated.view(), held.met_values()
+        if sight.window < window.shape[1]:
+            window, values = window[:, -sight.window :], values[:, -sight.window :]
+        return window, values
+
     def _first_tokens(self, scores: Tensor, sight: Sight) -> tuple[Tensor, bool]:
         """Which columns are first tokens of the text, [columns], and whether this token is none of them."""
         return torch.arange(scores.shape[-1], device=scores.device) < sight.counted, self.token >= self.sink_tokens
 
-    def _see(self, attention: AttentionModule, window: int, call: Call) -> Sight:
-        """What layers of this kind see, where so many keys are held in the window, this token's included."""
-        t, band, sliding_window = self.token, self.band, call.sliding_window
+    def see(self, attention: AttentionModule, scaling: float, sliding_window: int | None) -> Sight:
+        """What a layer sees, and all others of its kind, when it does not yet hold this token."""
+        t, band = self.token, self.band
         inner = band.narrowed(sliding_window)
-        seen = min(window, t + 1 - inner.low_of(t))
+        seen = min(len(self.layers[attention.layer_idx].keys) + 1, t + 1 - inner.low_of(t))
         sinks_from = 0 if sliding_window is None else min(max(0, t - sliding_window + 1), band.sinks)
         observed = max(0, min(self.sink_tokens, t + 1) - (t + 1 - seen))
         counted = max(0, min(band.sinks, self.sink_tokens) - sinks_from) + observed
         kind = self.model.kind(attention)
         rotations = self.rotations.get(kind)
         if rotations is None:
-            rotations = self.rotations[kind] = Rotations(self.model, attention, call.dim, self.length)
+            rotations = self.rotations[kind] = Rotations(self.model, attention, self.model.head_dim, self.length)
         if rotations.idle:
-            return Sight(sinks_from, seen, counted, observed, None, call.scaling)
+            return Sight(attention, sinks_from, seen, counted, observed, None, scaling)
         key = query = rotations.at(int(band.in_window(torch.tensor(t), self.origin)))
         if band.sinks:
             query = torch.cat((key, rotations.at(band.slot_of(t))), -1)
-        return Sight(sinks_from, seen, counted, observed, key, query * call.scaling)
+        return Sight(attention, sinks_from, seen, counted, observed, key, query * scaling)
 
     def _rotated_sinks(self, attention: AttentionModule, held: BandedLayer) -> Float[Tensor, "kv_heads sinks dim"]:
         if held.rotated_sinks is None:

@@ -10,12 +10,14 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ...families.positions import Angles
 from ...policies import Banded, Policy
 from ...settings import MOST
 from ..attention.band import Band
 from ..attention.banded import BandedPass
+from ..attention.graph import Graph
 from ..attention.token import Rotations, TokenPass
 from ..context import SharedContext
 from ..history import QKChunk
@@ -46,6 +48,7 @@ class BandedStore(Store):
         self._rotated_for = 1
         """The length of the context for which the keys that decoding holds rotated were rotated."""
         self._decoded: tuple[TokenPass, ...] = ()
+        self._graph: Graph | None = None
 
     def read(self, position: int, chunk: int, stop: int) -> Predicted:
         """Several forward passes at most: one ends where the family takes other frequencies for a longer context, or
@@ -116,7 +119,7 @@ class BandedStore(Store):
             length,
             met,
         )
-        logits = context.decode(self.ids[None, t : t + 1], one)
+        logits = self._through_graph(one) if self._graphs(kv_chunk) else context.decode(self.ids[None, t : t + 1], one)
         evict(self.layers, band, t + 1)
         q = self.quantization
         packing = q is not None and q.end(t + 1) > q.end(t)
@@ -127,6 +130,24 @@ class BandedStore(Store):
         if packing:
             self._pack(t + 1)
         return Passed(logits, stacked(one.mass, logits)[..., None], np.array([float(len(self.layers[0]))]))
+
+    def _graphs(self, kv_chunk: int | None) -> bool:
+        """Whether a graph may give the next token: what it captures neither packs keys nor knocks anything out."""
+        changed = self.interventions is not None and self.interventions.knockout != "none"
+        return self.context.graphs and self.quantization is None and kv_chunk is None and not changed
+
+    def _through_graph(self, one: TokenPass) -> Tensor:
+        """Logits of a token by the graph that there is; where it does not fit, a new one is captured for the next."""
+        ids = self.ids[None, one.token : one.token + 1]
+        logits = None if self._graph is None else self._graph(one, ids)
+        if logits is not None:
+            return logits
+        logits = self.context.decode(ids, one)
+        try:
+            self._graph = Graph(one)
+        except RuntimeError:
+            self._graph, self.context.graphs = None, False
+        return logits
 
     def _rotate(self, band: Band, length: int) -> None:
         """Let every layer hold the keys of its window rotated for a context of that length, as far as it does not."""

@@ -68,17 +68,42 @@ class Slots:
     def append(self, new: Float[Tensor, "kv_heads tokens dim"]) -> None:
         """Put tokens at the end.  What `view` returned stays as it was while these slots keep their room: what is held
         there is never overwritten."""
-        data, start, stop, first = self._held
-        live, count = stop - start, new.shape[1]
-        if stop + count > data.shape[1] or self._others_stand_behind(stop):
+        count = new.shape[1]
+        if not self._has_room(count):
             # A copy now and then, never one per chunk: a window that grows does so by half.
-            grown = new.new_empty(new.shape[0], (live + count) * 3 // 2, new.shape[2])
-            grown[:, :live] = data.narrow(1, start, live)
-            self._sharing.discard(self)
-            self._sharing = weakref.WeakSet((self,))
-            data, start, stop = grown, 0, live
+            self._move(new, (len(self) + count) * 3 // 2)
+        data, start, stop, first = self._held
         data.narrow(1, stop, count).copy_(new)
         self._held = data, start, stop + count, first
+
+    def room(self, more: int) -> Tensor:
+        """Where these slots stand, with room for so many tokens more: [kv_heads, slots and room, dim]."""
+        if not self._has_room(more):
+            self._move(self._held[0], len(self) + more)
+        return self._held[0]
+
+    def next_in(self, room: Tensor) -> int | None:
+        """The index in this room at which the next token is to be written; None where these slots stand elsewhere, or
+        must move first."""
+        return self._held[2] if self._held[0] is room and self._has_room(1) else None
+
+    def written(self) -> None:
+        """Hold one token more, which has been written where `next_in` said."""
+        data, start, stop, first = self._held
+        self._held = data, start, stop + 1, first
+
+    def _has_room(self, count: int) -> bool:
+        data, _, stop, _ = self._held
+        return stop + count <= data.shape[1] and not self._others_stand_behind(stop)
+
+    def _move(self, like: Tensor, size: int) -> None:
+        """Take a room of their own, of so many slots."""
+        data, start, stop, first = self._held
+        grown = like.new_empty(like.shape[0], size, like.shape[2])
+        grown[:, : stop - start] = data.narrow(1, start, stop - start)
+        self._sharing.discard(self)
+        self._sharing = weakref.WeakSet((self,))
+        self._held = grown, 0, stop - start, first
 
     def _others_stand_behind(self, stop: int) -> bool:
         """Whether a copy that shares this room has written behind its first `stop` tokens."""
