@@ -181,8 +181,10 @@ def registry():
 
 def pytest_collection_modifyitems(config, items):
     """Tests on the embedded model are told apart from those of units, which have tiny ones and are quick; those on the
-    optional one are left out unless they are asked for: skipped, they would look as if they had been done."""
-    optional = [item for item in items if "gemma" not in config.option.markexpr and item.get_closest_marker("gemma")]
+    optional one, or on a GPU, are left out unless they are asked for: skipped, they would look as if they had been
+    done."""
+    unasked = [name for name in ("gemma", "gpu") if name not in config.option.markexpr]
+    optional = [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
     items[:] = [item for item in items if item not in optional]
     config.hook.pytest_deselected(items=optional)
     for item in items:
