@@ -1,9 +1,9 @@
 """`make bench`: print every figure beside its mark.  Timings are medians of alternating runs: a slow minute hits all.
 
 `python -m tests.bench engine` prints one part, and so do ranked, fidelity, caches, chat, page, maps, emergence, learn,
-replay, lives, viewers and keeping; growth, which takes an hour, runs only where it is named.  What stands beside a peer
-is one table in the end, and `--json FILE` writes all figures with the machine.  With `--toy` a part runs once at sizes
-that say nothing, and judges nothing: it shows that the part still runs.
+replay, lives, viewers and keeping; growth, which takes an hour, and gpu run only where they are named.  What stands
+beside a peer is one table in the end, and `--json FILE` writes all figures with the machine.  With `--toy` a part runs
+once at sizes that say nothing, and judges nothing: it shows that the part still runs.
 """
 
 import argparse
@@ -29,13 +29,13 @@ PARTS = (
     "viewers",
     "keeping",
 )
-BY_HAND = ("growth",)
-"""Parts that take too long to run unasked, but for a toy."""
+BY_HAND = ("growth", "gpu")
+"""Parts that take too long to run unasked, or need a GPU, but for a toy."""
 
 
 def main() -> None:
     asked = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.split("\n")[0])
-    asked.add_argument("part", nargs="*", help=f"of {', '.join(PARTS + BY_HAND)}; all but the last unless said")
+    asked.add_argument("part", nargs="*", help=f"of {', '.join(PARTS + BY_HAND)}; all but the last two unless said")
     asked.add_argument("--toy", action="store_true", help="once, at toy sizes")
     asked.add_argument("--json", type=Path, help="where to write all figures, with the machine")
     asked.add_argument("--tokens", type=int, help="that growth reads (default: a million)")

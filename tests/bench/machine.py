@@ -47,6 +47,8 @@ class Machine:
     versions: dict[str, str]
     load: float
     """Processes that wanted a core in the last fifteen minutes, this one among them."""
+    accelerator: str = ""
+    """A GPU that torch can use; empty where there is none."""
 
     @property
     def bfloat16(self) -> bool:
@@ -71,6 +73,7 @@ def machine() -> Machine:
         python=platform.python_version(),
         versions={name: version(name) for name in PACKAGES},
         load=round(os.getloadavg()[2], 1),
+        accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
     )
 
 
