@@ -15,11 +15,14 @@ if not (ROOT / "__init__.py").exists() and str(ROOT) not in sys.path:
 import streamlit as st
 
 if __name__ != "__main__":
+    from analysis.models import allocator
     from app import prepared
     from app.border import failed
     from app.guard import GUARDS
     from app.recordings import ROUTES
 
+    # Before there are threads, so that those which read have the same pool of memory.
+    allocator.keep_freed()
     app = st.App(__file__, routes=ROUTES, middleware=GUARDS, on_script_error=failed)
     prepared.begin()
 else:

@@ -26,7 +26,7 @@ from transformers import (
 
 from .. import files
 from ..families import unreadable
-from . import conversions, gemma, gguf_metadata, laid_out, tiny
+from . import allocator, conversions, gemma, gguf_metadata, laid_out, tiny
 from .checkpoint import check_loaded, check_quantization, check_rope
 from .devices import pick_device
 from .dtypes import AUTO, DTYPES, decide
@@ -58,6 +58,7 @@ def load(
     """
     if dtype not in (AUTO, *DTYPES):
         raise ValueError(f"dtype must be one of {', '.join((AUTO, *DTYPES))}, not {dtype!r}")
+    allocator.keep_freed()
     dtype = decide(dtype, device).dtype
     check(weights)
     target = pick_device(device)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from analysis.models import allocator
 from analysis.runs.spec import Spec
 
 from .base import Job, TextJob
@@ -171,6 +172,7 @@ class Registry:
             if freeing and ended:
                 # What lanes and models hold comes back now, and not when Python next looks through all that is old.
                 gc.collect()
+                allocator.give_back()
                 freeing = False
 
     def _sweep(self) -> bool:

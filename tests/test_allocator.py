@@ -1,0 +1,68 @@
+"""What a chunk frees is there for the next one, and comes back to the system when it is asked for."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from analysis.models import allocator
+
+glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such settings")
+USE = """
+import resource
+import psutil
+import torch
+from analysis.models import allocator
+
+def resident():
+    return psutil.Process().memory_info().rss / 1e6
+
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(25_000_000)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / times
+
+allocator.keep_freed()
+# Until pieces have found their places.
+faults(30)
+begun, often = resident(), faults(10)
+allocator.give_back()
+print(often, begun - resident())
+"""
+
+
+def used(**environment):
+    """Page faults for each tensor of 100 MB, and the megabytes that come back in the end."""
+    told = subprocess.run(
+        [sys.executable, "-c", USE],
+        env={name: value for name, value in os.environ.items() if name not in allocator.SAID} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return map(float, told.stdout.split())
+
+
+@glibc
+def test_what_is_freed_is_kept_and_can_be_given_back():
+    faults, back = used()
+    assert faults < 100
+    assert back > 90
+
+
+@glibc
+def test_who_says_otherwise_in_the_environment_is_left_alone():
+    # A page has 4,096 bytes, or several times as many, and is handed out at once with some others at most.
+    faults, back = used(MALLOC_MMAP_THRESHOLD_="1000000")
+    assert faults > 100
+    assert back < 50
+
+
+def test_other_libraries_are_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: pytest.fail("it was asked"))
+    allocator.keep_freed()
+    allocator.give_back()
