@@ -37,6 +37,8 @@ def load(**how) -> LanguageModel:
 
 
 def stock(dtype: str) -> PreTrainedModel:
-    """The model as transformers loads it, with nothing of ours."""
-    network = AutoModelForCausalLM.from_pretrained(folder(), dtype=getattr(torch, dtype), local_files_only=True)
-    return network.eval()
+    """The model as transformers loads it, with nothing of ours: not from our conversion, which lies as we read it."""
+    file = None if TOY else embedded(lambda sentence: None)[1]
+    local = {"local_files_only": True} if file is None else {"local_files_only": True, "gguf_file": file.name}
+    source = folder() if file is None else file.parent
+    return AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **local).eval()
