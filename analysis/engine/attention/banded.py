@@ -124,12 +124,12 @@ class BandedPass:
             steps = self._plans[kind] = self._plan(call)
         sink_keys, sink_values, keys, values = self.extend(call.layer, key, value)
         newly = self._pack(call)
-        at_window, window_at, *_ = self._rotations(attention, query, keys)
-        rotate = self.model.rotate
-        scaled = query * call.scaling
         plain = self.layers is not None and self.quantization is None and keys.shape[2] > 0
         if plain and flash.serves(call, self.band):
             return self._told(self._fused(attention, call, steps, (sink_keys, sink_values, keys, values)))
+        at_window, window_at, *_ = self._rotations(attention, query, keys)
+        rotate = self.model.rotate
+        scaled = query * call.scaling
         q = fold(rotate(attention, scaled, at_window), call.kv_heads, steps.block, steps.blocks)
         prefix, prefix_values, to_sinks = [], [], None
         if sink_keys.shape[2]:
