@@ -128,9 +128,8 @@ class Folder:
     def _rewritten(self, name: str, schema: pa.Schema, rows: list[pa.RecordBatch]) -> pa.RecordBatchStreamWriter:
         """A table of these rows in place of the one of that name, which takes in more."""
         draft = self.path / f".{name}.{os.getpid()}.part"
+        file = draft.open("wb")
         try:
-            file = draft.open("wb")
-            self._files.append(file)
             stream = pa.ipc.new_stream(file, schema)
             for row in rows:
                 stream.write_batch(row)
@@ -139,8 +138,12 @@ class Folder:
             # The open file goes on under its new name.
             os.replace(draft, self.path / name)
         except BaseException:
+            # What could not be written would be tried, and complained of, once more when Python frees the file.
+            with suppress(OSError):
+                file.close()
             draft.unlink(missing_ok=True)
             raise
+        self._files.append(file)
         return stream
 
     def append(self, step: "Step") -> None:

@@ -71,7 +71,8 @@ def machine() -> Machine:
         memory=psutil.virtual_memory().total,
         threads=torch.get_num_threads(),
         python=platform.python_version(),
-        versions={name: version(name) for name in PACKAGES},
+        # torch says of itself what it was built for.
+        versions={name: version(name) for name in PACKAGES} | {"torch": str(torch.__version__)},
         load=round(os.getloadavg()[2], 1),
         accelerator=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
     )
