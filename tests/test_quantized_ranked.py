@@ -7,6 +7,7 @@ import torch
 
 from analysis.engine.check import adapt
 from analysis.engine.context import SharedContext
+from analysis.engine.kv.ranked import RankedStore
 from analysis.engine.lane import Lane
 from analysis.engine.layers.packed import STORED
 from analysis.engine.layers.quantized import Quantization
@@ -90,6 +91,21 @@ def test_chunk_size_changes_nothing(name):
         for a, b in zip(kept(other.lane), kept(one.lane), strict=True):
             # Tokens that are not read as a whole yet may differ in the last digit.
             assert torch.allclose(a, b, atol=1e-6) if a.is_floating_point() else torch.equal(a, b)
+
+
+def test_a_full_lane_takes_as_many_passes_as_without(monkeypatch):
+    """What is quantized ends no pass: queries before and after it go through the model together."""
+    forward, begun = RankedStore.forward, []
+    monkeypatch.setattr(RankedStore, "forward", lambda store, *of: begun.append(of) or forward(store, *of))
+    counts = []
+    for cache in ("", ",cache=int4,exact=4"):
+        policy = parse(f"h2o:budget=64,recent=32,interval=16{cache}")
+        lane = open_lanes(shared("llama", num_hidden_layers=2), words(400), [policy])[0]
+        while not lane.done:
+            lane.read(256)
+        counts.append(sum(begin >= 100 for begin, _ in begun))
+        begun.clear()
+    assert counts[0] == counts[1] > 10
 
 
 @pytest.mark.parametrize("name", ["cam", "adakv"])

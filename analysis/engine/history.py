@@ -152,6 +152,15 @@ class RankedChunk:
     came: Sequence[AsItCame | None] = ()
     """What each layer quantized behind these tokens, as they met it."""
 
+    def split(self, count: int, came: Sequence[AsItCame | None]) -> list["RankedChunk"]:
+        """Its first `count` tokens, behind which each layer quantized what `came` says, and the others."""
+        first, rest = ([x[:, some] for x in self.queries] for some in (slice(count), slice(count, None)))
+        middle = self.start + count
+        return [
+            replace(self, stop=middle, queries=first, evicted=[None] * len(first), came=came),
+            replace(self, start=middle, queries=rest),
+        ]
+
     def key_parts(self, layer: int, kv_head: int, chunks: Sequence["RankedChunk"], held: Any) -> KeyParts:
         """The slots of one KV head as they were: those still held, and those evicted after this chunk; of those that
         were quantized after it, the keys as they came."""

@@ -17,6 +17,7 @@ from ...families.positions import Angles, AttentionModule
 from ...families.rotary import Adapted
 from ...policies.ranked import Ranked
 from ..interventions import Interventions
+from ..layers.packed import AsItCame
 from ..layers.ranked import Evicted, RankedLayer
 from .call import Call, weigh
 
@@ -41,6 +42,12 @@ class RankedPass:
     """Of the context for which rotations are chosen (families/frequencies.py): one for the whole pass."""
     attended: list[Tensor] | None = None
     """Where given, it takes the output of each layer's attention, [1, queries, heads, dim]."""
+    packs: tuple[int, int] | None = None
+    """After how many of its tokens slots are quantized, and before which text position; some may be their own."""
+    came: list[AsItCame | None] = field(default_factory=list)
+    """What that was in each layer."""
+    saved: int = 0
+    """Bytes that this took away."""
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
     evicted: list[Evicted | None] = field(default_factory=list)
@@ -64,8 +71,12 @@ class RankedPass:
         q = self._rotate(attention, scaled, key)
         q = q[0].reshape(kv_heads, groups * queries, call.dim)
         assert held.rotated is not None, "just rotated"
-        scores = call.capped(q @ held.rotated.transpose(1, 2))
-        scores = self._hide(scores, call)
+        scores, values, later = q @ held.rotated.transpose(1, 2), held.values, None
+        if self.packs is not None and self._pack(held, self.packs[1]):
+            later = slice(self.packs[0], None)
+            self._rotate(attention, scaled, held.newest(queries))
+            _rows(scores, queries)[:, :, later] = _product(q, held.rotated.transpose(1, 2), queries, later)
+        scores = self._hide(call.capped(scores), call)
         if call.sliding_window is not None and self.token + queries > call.sliding_window:
             unseen = held.positions[:, None] <= positions[:, None] - call.sliding_window
             scores = scores.masked_fill(unseen.repeat(1, groups, 1), float("-inf"))
@@ -78,7 +89,10 @@ class RankedPass:
             return columns, (positions >= self.sink_tokens).repeat(groups)[:, None]
 
         weights, _ = call.intervene(scores, observed, None, first_tokens)
-        out = weights[..., :slots].to(value.dtype) @ held.values
+        met = weights[..., :slots].to(value.dtype)
+        out = met @ values
+        if later is not None:
+            _rows(out, queries)[:, :, later] = _product(met, held.values, queries, later)
         observed = observed[..., :slots]
         mass = (observed @ early.to(observed.dtype)[..., None]).float()
         self.mass.append(mass.reshape(call.heads, queries))
@@ -98,6 +112,13 @@ class RankedPass:
         if self.attended is not None:
             self.attended.append(out)
         return out
+
+    def _pack(self, held: RankedLayer, end: int) -> bool:
+        """Quantize what is to be before a text position, and say whether there was any."""
+        before = held.nbytes
+        self.came.append(held.pack(end))
+        self.saved += before - held.nbytes
+        return self.came[-1] is not None
 
     def _hide(self, scores: Float[Tensor, "kv_heads rows slots"], call: Call) -> Float[Tensor, "kv_heads rows slots"]:
         """Scores with minus infinity, in place, for what comes after a query."""
@@ -170,6 +191,22 @@ class RankedPass:
         if kind not in self._made:
             self._made[kind] = make()
         return self._made[kind]
+
+
+def _rows(x: Float[Tensor, "kv_heads rows columns"], queries: int) -> Float[Tensor, "kv_heads groups queries columns"]:
+    """The same rows, those of each query head apart."""
+    return x.unflatten(1, (-1, queries))
+
+
+def _product(
+    x: Float[Tensor, "kv_heads rows inner"],
+    other: Float[Tensor, "rows_of_slots inner columns"],
+    queries: int,
+    some: slice,
+) -> Float[Tensor, "kv_heads groups some columns"]:
+    """The rows of some queries of each head, times another matrix."""
+    of = _rows(x, queries)[:, :, some]
+    return (of.flatten(1, 2) @ other).unflatten(1, of.shape[1:3])
 
 
 def ahead(queries: int, device: torch.device) -> Float[Tensor, "queries queries"]:

@@ -83,15 +83,18 @@ class RankedStore(Store):
         self.group = Group(begin, end, layers) if end else None
 
     def group_end(self, begin: int) -> int:
-        """Where the group ends that begins at `begin`: after the token after which a slot is evicted, slots are
-        quantized, or other frequencies are taken; and it is no longer than a chunk."""
+        """Where the group ends that begins at `begin`: after the token after which a slot is evicted, or other
+        frequencies are taken; and it is no longer than a chunk.
+
+        In the midst of it slots may be quantized, but only once.
+        """
         model = self.context.model
         held = [len(layer) for layer in self.layers] or [0] * model.layers
         room = 1 + max(0, min(self.policy.budget_of(i, model.layers) - n for i, n in enumerate(held)))
         length = self._length_of(begin)
         room = min(room, (model.regime_end(length) or length + room) - length + 1)
         if (q := self.quantization) is not None:
-            room = min(room, q.moment(begin) - begin)
+            room = min(room, q.moment(q.moment(begin)) - begin)
         return begin + min(room, PASSES * self.policy.pass_tokens)
 
     def _length_of(self, t: int) -> int:
@@ -125,6 +128,9 @@ class RankedStore(Store):
             model, begin, context.sink_tokens, policy, self.layers, capture, self.interventions, length
         )
         one.attended = context.attended()
+        stop = begin + count
+        if q is not None and (moment := q.moment(begin)) < stop:
+            one.packs = moment - begin, q.end(moment)
         ids = self.ids[None, begin : begin + count]
         if count == 1:
             if policy.pass_tokens == 1 and len(context.tokens) - begin > TRACED_FROM:
@@ -132,18 +138,20 @@ class RankedStore(Store):
             logits = context.decode(ids, one)
         else:
             logits = model.forward(ids, one, begin=begin)
-        stop = begin + count
-        came = self._pack(stop) if ends and q is not None and q.end(stop) > q.end(stop - 1) else []
+        came = self._pack(stop) if q is not None and q.end(stop) > q.end(stop - 1) else []
         if ends and q is not None:
             for layer in self.layers:
                 layer.compact()
         if capture:
             chunk = self.chunk_kind(begin, stop, policy, one.queries, one.evicted, self.interventions, length, came)
-            self.chunks = [c for c in (*self.chunks, chunk) if c.stop > stop - context.history]
+            chunks = [chunk] if one.packs is None else chunk.split(one.packs[0], one.came)
+            self.chunks = [c for c in (*self.chunks, *chunks) if c.stop > stop - context.history]
         held = before + np.arange(1.0, count + 1)
         held[-1] = self._mean_held
         attended = None if one.attended is None else [of[:, -asked:] for of in one.attended]
         if taken is not None:
+            if one.packs is not None:
+                taken[one.packs[0] - 1 :] -= one.saved
             taken[-1] = self.nbytes
             taken = taken[-asked:]
         mass = stacked(one.mass, logits)[..., -asked:]
