@@ -138,10 +138,10 @@ class RankedStore(Store):
             logits = context.decode(ids, one)
         else:
             logits = model.forward(ids, one, begin=begin)
-        came = self._pack(stop) if q is not None and q.end(stop) > q.end(stop - 1) else []
         if ends and q is not None:
             for layer in self.layers:
                 layer.compact()
+        came = self._pack(stop) if q is not None and q.end(stop) > q.end(stop - 1) else []
         if capture:
             chunk = self.chunk_kind(begin, stop, policy, one.queries, one.evicted, self.interventions, length, came)
             chunks = [chunk] if one.packs is None else chunk.split(one.packs[0], one.came)

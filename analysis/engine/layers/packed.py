@@ -112,15 +112,16 @@ class PackedSlots:
         groups: Int[Tensor, " new"],
         keys: Float[Tensor, "new dim"],
         values: Float[Tensor, "new dim"],
-    ) -> "PackedSlots":
-        """These and more slots, of which none is packed yet; `groups`: a number for each group of each head, of which
-        none is here yet."""
+    ) -> tuple["PackedSlots", tuple[Float[Tensor, "new dim"], Float[Tensor, "new dim"]]]:
+        """These and more slots, of which none is packed yet, and the keys and values that these become; `groups`: a
+        number for each group of each head, of which none is here yet."""
         count, (_, shared) = len(self), groups.unique(return_inverse=True)
         at = self.at.index_put((rows, columns), torch.arange(count, count + len(rows), device=rows.device))
         more = PackedSlots._of(self.q, at, shared, keys, values)
+        numbers = more.numbers(keys.dtype)
         more = replace(more, groups=more.groups + len(self.key_scales))
         both = {name: torch.cat((getattr(self, name), getattr(more, name))) for name in ("groups", *STORED)}
-        return replace(more, **both)
+        return replace(more, **both), numbers
 
     def with_values(
         self, codes: Int[Tensor, " changed"], values: Float[Tensor, "changed dim"]

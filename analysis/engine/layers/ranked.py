@@ -221,8 +221,10 @@ class RankedLayer:
             return None
         came = AsItCame(*(x[rows, columns] for x in (self._heads(), self.positions, self.keys)))
         groups = came.heads * 2**32 + (came.positions - q.exact) // q.group
-        self.packed = self.packed.compact().with_more(rows, columns, groups, came.keys, self.values[rows, columns])
-        self.keys, self.values = self.packed.beside(*(x[self.packed.at < 0] for x in (self.keys, self.values)))
+        values = self.values[rows, columns]
+        self.packed, (keys, values) = self.packed.with_more(rows, columns, groups, came.keys, values)
+        self.keys = self.keys.index_put((rows, columns), keys)
+        self.values = self.values.index_put((rows, columns), values)
         self.rotated = None
         return came
 
