@@ -53,8 +53,10 @@ def tokens():
 @pytest.mark.parametrize("policy", [*BANDS, *RANKED, *OTHERS, *PACKED])
 def test_a_gpu_equals_a_processor(tiny_llama, on_gpu, tokens, policy):
     expected, got = (read(model, tokens, policy, 17) for model in (tiny_llama, on_gpu))
-    np.testing.assert_allclose(got.nll, expected.nll, atol=1e-4)
-    np.testing.assert_allclose(got.sink_mass, expected.sink_mass, atol=1e-5)
+    # In few bits, a number that stands in the middle between two steps goes to either, by its last digit.
+    nearly = 10 if policy in PACKED else 1
+    np.testing.assert_allclose(got.nll, expected.nll, atol=1e-4 * nearly)
+    np.testing.assert_allclose(got.sink_mass, expected.sink_mass, atol=1e-5 * nearly)
     assert got.cache_tokens.tolist() == expected.cache_tokens.tolist()
     assert got.cache_bytes.tolist() == expected.cache_bytes.tolist()
 
