@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from analysis.models import loading
 from analysis.models.fetch import embedded
 from analysis.models.loading import LanguageModel
+from analysis.models.progress import quiet
 
 from .sizes import TOY
 
@@ -41,4 +42,5 @@ def stock(dtype: str) -> PreTrainedModel:
     file = None if TOY else embedded(lambda sentence: None)[1]
     local = {"local_files_only": True} if file is None else {"local_files_only": True, "gguf_file": file.name}
     source = folder() if file is None else file.parent
-    return AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **local).eval()
+    with quiet("", lambda sentence: None):
+        return AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype), **local).eval()
