@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -20,7 +21,7 @@ from ..families.positions import AttentionModule
 from ..families.rotary import Adapted
 
 CHECKS = 8
-"""Tokens for which the trace must repeat the model."""
+"""Tokens for which a trace, or a graph, must repeat the model."""
 
 _thread = threading.local()
 _operations = torch.library.Library("sinkscope", "DEF")
@@ -55,6 +56,14 @@ class _OneToken(nn.Module):
         return self.model.forward(ids, self.recorder, begin=position, last=1)
 
 
+def tried(model: Adapted) -> tuple[Int[Tensor, " checks"], Int[Tensor, " checks"]]:
+    """Token ids and text positions for which a pass that was recorded must repeat the model."""
+    embedding: Any = model.network.get_input_embeddings()
+    ids = torch.linspace(0, embedding.num_embeddings - 1, CHECKS, device=model.device).long()
+    # Far into a text, where a family may do other things than at its beginning.
+    return ids, 10_000 * torch.arange(CHECKS, device=model.device)
+
+
 def _echo(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
     return query.transpose(1, 2).clone()
 
@@ -66,12 +75,9 @@ def one_token(model: Adapted) -> Callable[[Tensor, Any], Tensor] | None:
         return None
     recorder = _Recorder()
     eager = _OneToken(model, recorder).eval()
-    embedding: Any = model.network.get_input_embeddings()
-    vocabulary = embedding.num_embeddings
     verbosity = transformers_logging.get_verbosity()
-    tokens = torch.linspace(0, vocabulary - 1, CHECKS, device=model.device).long().view(-1, 1, 1)
-    # Far into a text, where a family may do other things than at its beginning.
-    positions = 10_000 * torch.arange(CHECKS, device=model.device)
+    tokens, positions = tried(model)
+    tokens = tokens.view(-1, 1, 1)
     _thread.attend = _echo
     try:
         with torch.inference_mode(), warnings.catch_warnings():

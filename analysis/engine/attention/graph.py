@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...families.positions import AttentionModule
 from ...families.rotary import Adapted, alone
+from ..tracing import tried
 from .call import Call
 from .token import Sight, TokenPass
 
@@ -24,8 +25,6 @@ STEP = 256
 """A window that grows is looked at in sizes that grow by so many slots; each takes a graph of its own."""
 ROOM = 1024
 """Tokens for which room is made at once: keys that have moved take a new graph."""
-CHECKS = 8
-"""Tokens for which a graph must repeat the model."""
 TOKEN, POSITION, WINDOW, ROTATED, SIGHTS = range(5)
 """Where in the numbers of a graph they stand: token id, text position, the slots of their rooms in which keys and
 values, and rotated keys, are written; from the last on, for each kind of layer, how many keys of the window it sees,
@@ -50,7 +49,7 @@ class StaticPass(TokenPass):
     _masked: dict[tuple, Sight] = field(default_factory=dict)
 
     def _sight(self, attention: AttentionModule, call: Call) -> Sight:
-        kind = (*self.model.kind(attention), call.scaling, call.sliding_window)
+        kind = self._kind(attention, call)
         if kind not in self._masked:
             hidden, early = self._masks(SIGHTS + 2 * list(self.sights).index(kind))
             self._masked[kind] = replace(self.sights[kind], counted=len(early), hidden=hidden, early=early)
@@ -132,8 +131,8 @@ class Graph:
         for layer, (keys, values, rotated) in zip(one.layers, self._rooms, strict=True):
             found |= {(layer.keys.next_in(keys), layer.rotated.next_in(rotated))}
             found |= {(layer.values.next_in(values), layer.rotated.next_in(rotated))}
-        window, turned = found.pop()
-        return None if found or window is None or turned is None else (window, turned)
+        window, rotated = found.pop()
+        return None if found or window is None or rotated is None else (window, rotated)
 
     def _give(self, one: TokenPass, places: tuple[int, int]) -> bool:
         """Put what is another for each token where the graph finds it; False where it looks at too few columns."""
@@ -206,17 +205,13 @@ def repeats(model: Adapted) -> bool:
     if model.device.type != "cuda" or model.positions.fixed or len(set(model.homes.values())) > 1:
         return False
     given = torch.zeros(2, dtype=torch.int64, device=model.device)
-    embedding: Any = model.network.get_input_embeddings()
-    ids = torch.linspace(0, embedding.num_embeddings - 1, CHECKS, device=model.device).long()
-    # Far into a text, where a family may do other things than at its beginning.
-    positions = 10_000 * torch.arange(CHECKS, device=model.device)
 
     def run() -> Tensor:
         return model.forward(given[0].view(1, 1), _Alone(), begin=given[1], last=1)
 
     try:
         replay, logits = captured(run, model.device)
-        for both in torch.stack((ids, positions), 1):
+        for both in torch.stack(tried(model), 1):
             given.copy_(both)
             replay()
             expected = model.forward(both[0].view(1, 1), _Alone(), begin=both[1], last=1)

@@ -155,10 +155,14 @@ class TokenPass:
 
     def _sight(self, attention: AttentionModule, call: Call) -> Sight:
         """What layers of this one's kind see, made once."""
-        kind = (*self.model.kind(attention), call.scaling, call.sliding_window)
+        kind = self._kind(attention, call)
         if kind not in self.sights:
             self.sights[kind] = self.see(attention, call.scaling, call.sliding_window)
         return self.sights[kind]
+
+    def _kind(self, attention: AttentionModule, call: Call) -> tuple:
+        """What layers have in common that see the same."""
+        return *self.model.kind(attention), call.scaling, call.sliding_window
 
     def _hold(
         self,
