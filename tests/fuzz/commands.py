@@ -83,6 +83,9 @@ def line(chance: random.Random) -> list[str]:
             words[at] = spoiled_text(words[at], chance)
         else:
             words[at] = chance.choice(NASTY)
+    if name == "emergence" and words[1] == "--out":
+        # It would take the recipe for its folder, and without one the default is trained, for a minute.
+        del words[1]
     return words
 
 
