@@ -15,7 +15,7 @@ if not (ROOT / "__init__.py").exists() and str(ROOT) not in sys.path:
 import streamlit as st
 
 if __name__ != "__main__":
-    from analysis.models import allocator
+    from analysis.engine import allocator
     from app import prepared
     from app.border import failed
     from app.guard import GUARDS

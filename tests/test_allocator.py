@@ -5,16 +5,20 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from analysis.models import allocator
+from analysis.engine import allocator
+from analysis.engine import lane as lane_module
+from analysis.engine.stream import open_lanes
+from analysis.policies import Streaming
 
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such settings")
 USE = """
 import resource
 import psutil
 import torch
-from analysis.models import allocator
+from analysis.engine import allocator
 
 def resident():
     return psutil.Process().memory_info().rss / 1e6
@@ -59,6 +63,18 @@ def test_who_says_otherwise_in_the_environment_is_left_alone():
     faults, back = used(MALLOC_MMAP_THRESHOLD_="1000000")
     assert faults > 100
     assert back < 50
+
+
+def test_a_lane_gives_back_now_and_then_whatever_the_chunk(tiny_llama, monkeypatch):
+    given = []
+    monkeypatch.setattr(lane_module, "GIVE_BACK_EVERY", 16)
+    monkeypatch.setattr(allocator, "give_back", lambda: given.append(1))
+    for chunk in (1, 5, 8):
+        (lane,) = open_lanes(tiny_llama, np.arange(60, dtype=np.int32), [Streaming(2, 6)])
+        given.clear()
+        while not lane.done:
+            lane.read(chunk)
+        assert len(given) == 3
 
 
 def test_other_libraries_are_left_alone(monkeypatch):

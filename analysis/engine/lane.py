@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..policies import Policy
+from . import allocator
 from .context import SharedContext
 from .host import on_host
 from .kv import store_for
@@ -24,6 +25,11 @@ from .kv.store import Store
 from .state import State
 from .step import Step
 from .view import View
+
+GIVE_BACK_EVERY = 1 << 16
+"""Tokens after which freed memory is given back once.  What a run keeps of each chunk comes to lie between large pieces
+that are free, so that they fit less and less, and the process would grow by hundreds of megabytes in a million
+tokens."""
 
 
 class Lane:
@@ -141,6 +147,8 @@ class Lane:
         self.seconds += seconds
         self.position += len(nll)
         self._publish()
+        if self.position // GIVE_BACK_EVERY > start // GIVE_BACK_EVERY:
+            allocator.give_back()
         # Of all KV heads of all layers, which may hold differently many.
         each = self.store.nbytes * model.layers * model.kv_heads // max(1, self.store.slots)
         each = each if taken is None else taken / held

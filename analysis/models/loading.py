@@ -25,8 +25,9 @@ from transformers import (
 )
 
 from .. import files
+from ..engine import allocator
 from ..families import unreadable
-from . import allocator, conversions, gemma, gguf_metadata, laid_out, tiny
+from . import conversions, gemma, gguf_metadata, laid_out, tiny
 from .checkpoint import check_loaded, check_quantization, check_rope
 from .devices import pick_device
 from .dtypes import AUTO, DTYPES, decide

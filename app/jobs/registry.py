@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from analysis.models import allocator
+from analysis.engine import allocator
 from analysis.runs.spec import Spec
 
 from .base import Job, TextJob

@@ -6,6 +6,7 @@ Plays are read again and again, in bfloat16 where the processor multiplies it an
 
 import gc
 import os
+import resource
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ import psutil
 from numpy.typing import NDArray
 
 from analysis import texts
+from analysis.engine import allocator
 from analysis.engine.lane import Lane
 from analysis.engine.stream import open_lanes
 from analysis.policies import Streaming
@@ -62,7 +64,7 @@ def repeated(tokenizer: Any, count: int) -> NDArray[np.int32]:
 
 def tenths(lane: Lane, folder: Folder) -> tuple[list[float], list[int], list[int]]:
     """Read to the end, and tell each tenth: seconds per token, and bytes in memory then, in all and of the run's own
-    numbers."""
+    numbers.  What is freed and kept for the next chunk is given back before, and told as the most that there was."""
     process, total = psutil.Process(), len(lane.context.tokens)
     seconds, resident, held = list[float](), list[int](), list[int]()
     for tenth in range(1, TENTHS + 1):
@@ -71,10 +73,13 @@ def tenths(lane: Lane, folder: Folder) -> tuple[list[float], list[int], list[int
             folder.append(lane.read(CHUNK))
         seconds.append((time.perf_counter() - began) / max(1, lane.position - first))
         gc.collect()
+        allocator.give_back()
         resident.append(process.memory_info().rss)
         held.append(size_of(folder.run))
         line(f"tenth {tenth}: speed", 1 / seconds[-1], "", unit="tokens/s", digits=0)
         line(f"tenth {tenth}: resident", resident[-1] / 1e6, "", unit="MB", digits=1)
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        line(f"tenth {tenth}: resident at most, so far", most / 1e6, "", unit="MB", digits=1)
         line(f"tenth {tenth}: of that, the run's own numbers", held[-1] / 1e6, "", unit="MB", digits=1)
     return seconds, resident, held
 

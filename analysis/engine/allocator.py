@@ -2,8 +2,8 @@
 
 A chunk of a text takes tensors of many megabytes and frees them again.  glibc gives such pieces back to the system at
 once, which then hands them out anew, page by page and filled with zeros: up to a quarter of the time of a chunk.  What
-is kept instead is given back where a model or a run has ended.  Other C libraries are left alone, and so is one to
-which the environment says something else.
+is kept instead is given back where a model or a run has ended, and now and then while a text is read.  Other C
+libraries are left alone, and so is one to which the environment says something else.
 """
 
 import ctypes
