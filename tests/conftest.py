@@ -6,6 +6,7 @@ import gc
 import hashlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -177,6 +178,11 @@ def registry():
     registry = Registry()
     yield registry
     registry.close()
+
+
+def pytest_configure():
+    # A shell that starts them in the background has them ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):
