@@ -167,7 +167,7 @@ def test_a_training_is_written_down_and_read_again(run, tmp_path):
     np.testing.assert_array_equal(trained.maps[-1], wanted[-1].map)
     code, _, said = run("emergence", SETTINGS, "--out", str(place))
     assert code == 2 and "holds a run already" in said
-    for empty in ("", " ", ",", " , ,"):
+    for empty in ("", " ", ",", " , ,", "\x0b,"):
         code, _, said = run("emergence", SETTINGS, empty, "--out", str(tmp_path / "new"))
         assert code == 2 and "says nothing about a model" in said
     assert not (tmp_path / "new").exists()

@@ -32,8 +32,8 @@ def emergence(
     from ..lab.training import Training
     from ..models.devices import pick_device
 
-    if empty := next((r for r in recipes or () if not r.strip(" ,")), None):
-        raise ValueError(f"{empty!r} says nothing about a model: give settings, such as steps=200, or leave it out")
+    if empty := [r for r in recipes or () if not r.replace(",", "").strip()]:
+        raise ValueError(f"{empty[0]!r} says nothing about a model: give settings, such as steps=200, or leave it out")
     asked = [Recipe.parse(r) for r in recipes] if recipes else [Recipe()]
     if every < 1:
         raise ValueError(f"at least 1 step lies between two measurements, not {every}")
