@@ -18,6 +18,8 @@ from transformers import MptConfig, MptForCausalLM
 from analysis.engine.check import adapt
 from analysis.families import ADAPTERS
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parent.parent
 POLICY = '''"""Even positions: a rule that nobody wants."""
 

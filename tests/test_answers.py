@@ -17,6 +17,8 @@ from app.lesson.chapters import PLAYS, cost, stage
 from app.lesson.chapters.stage import SENTENCE
 from app.libraries import LIBRARIES
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parents[1]
 MOST = 1_000_000
 """Bytes of all recorded answers together."""

@@ -29,6 +29,8 @@ from .fuzz import seeds
 from .fuzz.parsers import FORBIDDEN, judged
 from .fuzz.spoil import spoiled, spoiled_json
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):

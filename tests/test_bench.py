@@ -14,6 +14,8 @@ from tests.bench import report
 from tests.bench.figure import Ratios
 from tests.bench.report import Report, Row, compared, finish, head, line, part, read, table
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture
 def rows(monkeypatch) -> list[Row]:

@@ -22,6 +22,8 @@ from .test_bos import gemma, written
 from .test_frames import decoded
 from .waiting import until
 
+pytestmark = pytest.mark.whole
+
 __all__ = ["gemma"]
 MAIN = str(Path(__file__).parents[1] / "app" / "main.py")
 BEGINS = {"auto": "with <bos>", "on": "with <bos>", "off": "without BOS"}

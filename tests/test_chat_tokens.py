@@ -18,6 +18,8 @@ from . import tokenizers
 from .test_bos import model_of, said
 from .tokenizers import CHATML
 
+pytestmark = pytest.mark.whole
+
 TALKERS = {
     "byte_level": tokenizers.byte_level,
     "gemma_like": tokenizers.gemma_like,

@@ -21,6 +21,8 @@ import pytest
 
 from .e2e.conftest import free_port
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parent.parent
 KNOWN = "FROM ARG ENV RUN COPY WORKDIR VOLUME USER EXPOSE HEALTHCHECK CMD".split()
 HOST = "lab.example.org"

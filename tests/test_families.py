@@ -21,6 +21,8 @@ from analysis.policies import Dense, Recompute, Streaming, Window, parse
 from .families import MODELS, Book, few_layers, our_nll, own_nll, shared, table, tiny, words
 from .reading import read
 
+pytestmark = pytest.mark.whole
+
 MOVABLE = [name for name, family in FAMILIES.items() if family.positions in ("rotary", "ALiBi")]
 LEARNED = [name for name, family in FAMILIES.items() if family.positions == "learned"]
 FIXED = [name for name in FAMILIES if name not in MOVABLE]

@@ -25,6 +25,8 @@ from .test_resume import LANES, copies, words
 from .test_resume import text as text
 from .waiting import copied
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def whole(model, text, tmp_path_factory):

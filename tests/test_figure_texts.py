@@ -25,6 +25,8 @@ from analysis.policies import parse as parse_policy
 
 from . import nasty
 
+pytestmark = pytest.mark.whole
+
 VENUES = {width: venue for venue, width in WIDTHS.items()}
 """One for each width."""
 TEXT = "{http://www.w3.org/2000/svg}text"

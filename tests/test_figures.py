@@ -38,6 +38,8 @@ from analysis.runs.spec import Spec
 
 from .verdicts import VERDICT
 
+pytestmark = pytest.mark.whole
+
 SMALL = {
     "head-map": "layer=1,head=2,tokens=64",
     "map-grid": "layers=0 2,heads=1 3,tokens=40",

@@ -25,6 +25,8 @@ from analysis.runs.spec import Spec
 from .families import our_nll, own_nll, shared, words
 from .naive import kept
 
+pytestmark = pytest.mark.whole
+
 ORIGINAL = 32
 """Tokens from which on the frequencies are others."""
 LONGROPE = {

@@ -27,6 +27,8 @@ from .fuzz.jobs import Panic, kinds, model_with_words, settled, storm
 from .test_jobs_reading import begin
 from .waiting import until
 
+pytestmark = pytest.mark.whole
+
 KINDS = list(kinds("", Path()))
 
 

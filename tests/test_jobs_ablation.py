@@ -15,6 +15,8 @@ from app.jobs.ablation import AblationJob
 from .test_jobs_reading import text
 from .waiting import until
 
+pytestmark = pytest.mark.whole
+
 
 def begin(registry, model, *, tokens=200, layer=None, kind="values"):
     spec = Spec(model, "random.npy", ("streaming:sinks=4,window=12",), tokens)

@@ -15,6 +15,8 @@ from app.jobs.registry import Registry
 from .test_frames import decoded
 from .waiting import until
 
+pytestmark = pytest.mark.whole
+
 pytestmark = pytest.mark.real
 LANES = ("streaming:sinks=4,window=28", "window:window=32")
 

@@ -25,6 +25,8 @@ from .test_jobs_kept import home as home
 from .test_resume import killed
 from .waiting import copied, until
 
+pytestmark = pytest.mark.whole
+
 SCRIPT = ["to be or not to be", "that is", "the question to be"]
 
 

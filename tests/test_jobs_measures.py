@@ -14,6 +14,8 @@ from .families import twin
 from .test_jobs_reading import text
 from .waiting import until
 
+pytestmark = pytest.mark.whole
+
 
 def test_samples_are_measured_one_part_after_the_other(registry, model, tiny_llama):
     spec = Spec(model, "random.npy", ("dense",), 20)

@@ -21,6 +21,8 @@ from app.view import View
 
 from .waiting import until
 
+pytestmark = pytest.mark.whole
+
 POLICIES = ("dense", "window:window=16", "streaming:sinks=4,window=12", "recompute:window=16,stride=4")
 
 

@@ -22,6 +22,8 @@ from app.panels.recall_map import Found, as_table
 from .tokenizers import byte_level
 from .waiting import until
 
+pytestmark = pytest.mark.whole
+
 POLICIES = ("window:window=64", "dense")
 ASKED = Asked("passkey", (300, 400), (5.0, 95.0), 2, 5)
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import pytest
+
 from app.frames.chat import ChatSender
 from app.frames.reading import ReadingSender
 from app.jobs.base import Steering
@@ -12,6 +14,8 @@ from .fuzz.jobs import kinds, model_with_words
 from .test_frames import decoded
 from .test_jobs_reading import begin
 from .waiting import until
+
+pytestmark = pytest.mark.whole
 
 
 @dataclass

@@ -17,6 +17,8 @@ from app.jobs.training import EVERY, TrainingJob
 
 from .waiting import until
 
+pytestmark = pytest.mark.whole
+
 TINY = {"width": 16, "vocabulary": 24, "length": 24, "batch": 8, "steps": 100}
 
 

@@ -24,6 +24,8 @@ from .test_jobs_recall import home, speaking
 from .test_resume import killed
 from .waiting import copied, until
 
+pytestmark = pytest.mark.whole
+
 __all__ = ["home", "speaking"]
 FILES = {"verdict.json", "table.csv", "pairs.csv", "table.md"}
 

@@ -16,6 +16,8 @@ from analysis.runs.checkpoint import Saver
 
 from . import waiting
 
+pytestmark = pytest.mark.whole
+
 TINY = {"width": 16, "vocabulary": 24, "length": 16, "batch": 4, "steps": 50}
 SETTINGS = ",".join(f"{k}={v}" for k, v in TINY.items())
 

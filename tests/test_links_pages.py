@@ -17,6 +17,8 @@ from app.libraries import LIBRARIES
 from .fuzz import seeds
 from .fuzz.addresses import MAIN
 
+pytestmark = pytest.mark.whole
+
 LANES = ["streaming:sinks=4,window=60,positions=cache", "window:window=64"]
 MODEL = {"dtype": "bfloat16", "weights": "int8", "kv_heads": "3", "bos": "on", "special": "tokens"}
 SET: dict[str, tuple[str, Mapping[str, str | list[str]]]] = {

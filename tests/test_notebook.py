@@ -25,6 +25,8 @@ from analysis.runs.spec import Spec
 from .recordings import FOUR, made_up
 from .test_frames import decoded
 
+pytestmark = pytest.mark.whole
+
 WORDS = ["</script><i>", ' "to"', " be'", " &amp;", "\n", "<b>"]
 
 

@@ -33,6 +33,8 @@ from .fuzz import seeds
 from .fuzz.addresses import MAIN
 from .verdicts import VERDICT
 
+pytestmark = pytest.mark.whole
+
 EFFECTS = [Effect(1, head, 0.25 * head, float("nan") if head else 0.125) for head in range(3)]
 
 

@@ -13,6 +13,8 @@ from app.panels import slots
 from .fuzz import seeds
 from .test_links_pages import opened
 
+pytestmark = pytest.mark.whole
+
 BUTTONS = {
     "recall": ("recall", {}, "Seed", "Start"),
     "verdict": ("verdict", {}, "Seed", "Start"),

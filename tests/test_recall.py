@@ -17,6 +17,8 @@ from analysis.policies import parse as policy
 
 from .tokenizers import byte_level
 
+pytestmark = pytest.mark.whole
+
 POLICIES = [
     "dense",
     "window:window=40",

@@ -33,6 +33,8 @@ from . import tokenizers
 from .test_bos import model_of
 from .test_frames import decoded
 
+pytestmark = pytest.mark.whole
+
 COMPONENTS = Path(__file__).parents[1] / "app" / "components"
 PARTS = ("shared/frame", "shared/recording", "conversation/recorded")
 SCRIPT = "\n".join((COMPONENTS / f"{part}.js").read_text(encoding="utf-8") for part in PARTS)

@@ -28,6 +28,8 @@ from .test_jobs_reading import begin
 from .test_resume import killed
 from .waiting import copied, until
 
+pytestmark = pytest.mark.whole
+
 SHARED = Path(__file__).parents[1] / "app" / "components" / "shared"
 SCRIPT = "\n".join((SHARED / f"{part}.js").read_text(encoding="utf-8") for part in ("frame", "recording"))
 

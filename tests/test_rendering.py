@@ -7,6 +7,8 @@ import pytest
 from analysis.chat import rendering
 from analysis.chat.rendering import TemplateFailed, rendered
 
+pytestmark = pytest.mark.whole
+
 ASKED = ((("hello",), True), (("hello", "hi", "more"), False))
 LIMITED = "more time or memory"
 

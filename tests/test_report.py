@@ -26,6 +26,8 @@ from .recordings import FOUR, made_up
 from .test_figures import places, poppler  # noqa: F401
 from .test_frames import decoded
 
+pytestmark = pytest.mark.whole
+
 
 def long_run(model, count):
     """A run of two lanes with made-up numbers, as long as a play."""

@@ -18,6 +18,8 @@ from .test_jobs_kept import home as home
 from .test_resume import killed
 from .waiting import copied, until
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(params=["knockouts", "measures"])
 def half(request, registry, model, text, home, monkeypatch):

@@ -27,6 +27,8 @@ from .test_resume import command as command
 from .test_resume import killed
 from .waiting import copied, until
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture
 def begin(registry, model, text):

@@ -21,6 +21,8 @@ from analysis.texts import read as read_text
 
 from . import waiting
 
+pytestmark = pytest.mark.whole
+
 LANES = ["dense", "streaming:sinks=4,window=28", "h2o:budget=24,recent=4,interval=3", "recompute:window=20,stride=4"]
 LANES += ["duo:full=50,sinks=2,window=16"]
 

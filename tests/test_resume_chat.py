@@ -26,6 +26,8 @@ from .test_bos import tiny
 from .test_resume import command as command
 from .test_resume import killed, same
 
+pytestmark = pytest.mark.whole
+
 SCRIPT = ["to be or not to be", "what is yours", "hello there my cat", "say the question"]
 LANES = ["streaming:sinks=4,window=12", "dense", "h2o:budget=20,recent=4"]
 

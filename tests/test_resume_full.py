@@ -18,6 +18,8 @@ from .test_resume import words as stream
 from .test_resume_chat import SCRIPT, chat
 from .test_resume_chat import words as words
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture
 def limited(run, monkeypatch):

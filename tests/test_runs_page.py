@@ -15,6 +15,8 @@ from app.plain import plain
 from .fuzz import seeds
 from .fuzz.addresses import MAIN, live, markdown
 
+pytestmark = pytest.mark.whole
+
 NASTY = "![x](http://127.0.0.1:9/zq.png) <img src=x> $x$ :material/home: **b**"
 
 

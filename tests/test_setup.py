@@ -13,6 +13,8 @@ from analysis.runs.folder import save
 
 from .recordings import made_up
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "pyarrow", "matplotlib", "plotly", "streamlit"}
 LIBRARY = sorted((ROOT / "analysis").rglob("*.py"))

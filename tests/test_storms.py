@@ -17,6 +17,8 @@ from .invariants import Tokens
 from .storms import Storm, settled
 from .switching import beside, check_held, read_both, switch_both
 
+pytestmark = pytest.mark.whole
+
 HOLD = 64
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from hatch_build import put_together, renamed
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parent.parent
 
 

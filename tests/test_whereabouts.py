@@ -20,6 +20,8 @@ from .test_jobs_recall import speaking  # noqa: F401
 from .test_recall import POLICIES
 from .waiting import until
 
+pytestmark = pytest.mark.whole
+
 WINDOW = "window:window=64"
 ASKED = Asked("passkey", (400,), (50.0,), 1, 0)
 

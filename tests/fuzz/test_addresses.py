@@ -9,6 +9,8 @@ from app.libraries import LIBRARIES
 
 from . import addresses
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.mark.parametrize(
     "page",

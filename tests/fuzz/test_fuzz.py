@@ -7,6 +7,8 @@ import pytest
 from . import commands, parsers
 from .seeds import everything
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
