@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from analysis.engine.stream import open_lanes
+from analysis.maps.recent import head_map
 from analysis.policies import H2O, Dense, Duo, Random, Recompute, Streaming, Window
+
+from .reading import read
 
 
 @pytest.fixture
@@ -74,6 +77,36 @@ def test_switch_to_recompute_needs_nothing(tiny_llama, tokens):
     np.testing.assert_allclose(switched.read(20).nll, begun.read(20).nll, atol=1e-4)
 
 
+@pytest.mark.parametrize("through_a_state", [False, True])
+def test_the_first_token_after_a_switch_to_recompute_is_read_in_its_own_window(tiny_llama, tokens, through_a_state):
+    """Before the window is full, when it is, inside a stride, and at its end."""
+    policy, expected = Recompute(8, 3), read(tiny_llama, tokens[:20], Recompute(8, 3)).nll
+    for begun in range(2, 16):
+        lane = lane_at(tiny_llama, tokens[:begun], Dense(), begun)
+        lane.switch(policy)
+        if through_a_state:
+            state = lane.state()
+            lane = open_lanes(tiny_llama, tokens[:begun], [policy])[0]
+            lane.load_state(state)
+        got = [lane.next(lambda _, token=token: int(token)).nll[0] for token in tokens[begun : begun + 4]]
+        np.testing.assert_allclose(got, expected[begun - 1 : begun + 3], atol=1e-4)
+
+
+def test_of_windows_that_were_read_together_the_newest_stays(tiny_llama, tokens):
+    together, alone = (open_lanes(tiny_llama, tokens, [Recompute(8, 3)], history=64)[0] for _ in range(2))
+    for _ in range(2):
+        together.read(64)
+    while alone.position < together.position:
+        alone.read(1)
+    assert together.position == alone.position == 27 and together.first == alone.first == 16
+    maps = [head_map(lane, 1, 2) for lane in (together, alone)]
+    assert maps[0].first == maps[1].first
+    np.testing.assert_allclose(maps[0].weights, maps[1].weights, atol=1e-5)
+    for lane in (together, alone):
+        lane.switch(Dense())
+    np.testing.assert_allclose(together.read(10).nll, alone.read(10).nll, atol=1e-4)
+
+
 @pytest.mark.parametrize("chunk", [1, 9, 64])
 def test_chunk_size_changes_nothing_after_a_switch(tiny_llama, tokens, chunk):
     def after(size):
@@ -104,6 +137,7 @@ def test_protected_are_the_sinks_of_the_policy_and_not_all_that_is_held_yet(tiny
     for position in (3, 12, 150):
         lane = lane_at(tiny_llama, tokens, policy, position)
         assert lane.protected == min(sinks, position - 1) <= max(lane.sinks, lane.protected)
+        assert lane.missing_sinks(policy) == lane.missing_sinks(Dense()) == 0
 
 
 def test_sinks_that_are_gone_are_protected_when_they_are_pinned_again(tiny_llama, tokens):
