@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from analysis.engine.stream import open_lanes
-from analysis.maps.recent import head_map
+from analysis.maps.recent import head_map, head_row
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
 
 
@@ -75,6 +75,46 @@ def test_map_stays_exact_across_a_switch(tiny_llama, tokens):
     np.testing.assert_allclose((np.nansum(drawn.weights, 1) + np.nansum(drawn.sinks, 1))[-20:], 1, atol=1e-5)
 
 
+def rows(lane):
+    """The rows of one head that can be drawn, by token."""
+    return {t: row for t in range(lane.position) if (row := head_row(lane, 1, 2, t)) is not None}
+
+
+SMALL = "group=4,residual=6"
+SWITCHES = [
+    ("streaming:sinks=4,window=30", "dense", False),
+    ("streaming:sinks=4,window=30", f"streaming:sinks=2,window=20,cache=int4,{SMALL}", False),
+    (f"dense:cache=int4,{SMALL}", "dense", False),
+    (f"dense:cache=int4,{SMALL}", f"dense:cache=int8,{SMALL}", False),
+    ("h2o:budget=30,recent=8", f"h2o:budget=30,recent=8,cache=int2,{SMALL}", False),
+    (f"h2o:budget=30,recent=8,cache=int2,{SMALL}", "h2o:budget=30,recent=8", False),
+    (f"h2o:budget=30,recent=8,cache=int2,{SMALL}", f"h2o:budget=30,recent=8,cache=int8,{SMALL}", False),
+    (f"h2o:budget=30,recent=8,cache=int2,{SMALL}", f"h2o:budget=20,recent=8,cache=int2,{SMALL}", False),
+    ("tova:budget=30", "tova:budget=20,sinks=4", True),
+    ("duo:full=50,sinks=2,window=12", "duo:full=25,sinks=2,window=12", True),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "pin"), SWITCHES)
+def test_a_map_shows_of_older_tokens_what_it_showed_before_a_switch_or_nothing(tiny_llama, tokens, old, new, pin):
+    lane = open_lanes(tiny_llama, tokens, [parse(old)], history=12)[0]
+    while lane.position < 61:
+        lane.read(60, upto=61)
+    known = rows(lane)
+    assert len(known) >= 12
+    lane.switch(parse(new), pin=pin)
+    for count in (0, 1, 5):
+        if count:
+            lane.read(count, upto=lane.position + count)
+        after = rows(lane)
+        assert after.keys() >= set(range(60, lane.position - 1))
+        for t, row in after.items():
+            before = known.setdefault(t, row)
+            assert row.positions.tolist() == before.positions.tolist()
+            np.testing.assert_allclose(row.weights, before.weights, atol=1e-5)
+            assert row.weights.sum() == pytest.approx(1, abs=1e-4)
+
+
 def test_attention_received_is_the_mean_over_the_queries_that_reached(tiny_llama, tokens):
     lane, _ = read_all(tiny_llama, tokens, Dense())
     drawn = head_map(lane, 0, 1, 64)
@@ -85,6 +125,9 @@ def test_held_queries_are_bounded(tiny_llama, tokens):
     lane, _ = read_all(tiny_llama, tokens, Streaming(4, 16), chunk=10, history=40)
     assert sum(p.stop - p.start for p in lane.view.chunks if p.queries) <= 40 + 10
     assert sum(p.stop - p.start for p in lane.view.chunks) <= 40 + 16 + 10
+    for policy in (Dense(), Streaming(4, 16)):
+        lane, _ = read_all(tiny_llama, tokens[:60], policy, chunk=1, history=40)
+        assert len(rows(lane)) == 40
 
 
 def test_held_queries_of_decoded_tokens_are_bounded(tiny_llama, tokens):
@@ -97,7 +140,7 @@ def test_held_queries_of_decoded_tokens_are_bounded(tiny_llama, tokens):
 
 def test_no_map_before_the_first_token_and_a_sentence_for_a_head_that_is_not_there(tiny_llama, tokens):
     lane = open_lanes(tiny_llama, tokens, [Dense()], history=64)[0]
-    assert head_map(lane, 0, 0) is None
+    assert head_map(lane, 0, 0) is None and lane.first == 0
     lane.read(5)
     with pytest.raises(ValueError, match="layers are 0 to 2"):
         head_map(lane, 3, 0)
