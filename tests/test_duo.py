@@ -2,6 +2,7 @@
 
 import os
 import socket
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -164,6 +165,16 @@ def test_heads_are_rated_by_what_later_queries_give_to_the_first_four_tokens(tin
         out = tiny_llama(torch.as_tensor(tokens)[None], output_attentions=True)
     given = [a[0, :, first:last, :4].sum(-1).mean(-1).view(2, 2).mean(-1) for a in out.attentions]
     np.testing.assert_allclose(rated, torch.stack(given), atol=1e-5)
+
+
+@pytest.mark.parametrize("full", [0, 1, 37, 50, 99, 100])
+def test_of_heads_that_are_rated_alike_the_first_ones_are_full(full):
+    """As many as the share of all heads says, to the nearest whole number."""
+    scores = np.arange(200).reshape(10, 20) // 50 % 2
+    context = SimpleNamespace(once=lambda key, make: scores)
+    best = sorted(range(200), key=lambda i: (-scores.flat[i], i))[: 2 * full]
+    expected = [[i % 20 for i in sorted(best) if i // 20 == layer] for layer in range(10)]
+    assert full_heads(context, Duo(full)) == expected
 
 
 def test_full_heads_are_those_that_look_most_at_the_sinks(embedded):

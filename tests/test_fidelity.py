@@ -106,6 +106,8 @@ def test_divergence_is_the_naive_sum_over_the_vocabulary():
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.double(), (ln_p.exp() * (ln_p - ln_q)).sum(-1), atol=1e-5, rtol=1e-6)
         assert not Logits.of(p).divergence(Logits.of(p)).any()
+        near = (p.double() + 1e-6 * q.double()).to(dtype)
+        assert (Logits.of(p).divergence(Logits.of(near)) >= 0).all()
 
 
 def steps_of(lanes, chunk=32, upto=None):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from analysis.engine.check import adapt
+from analysis.engine.head_scores import measured_scores
 from analysis.engine.stream import open_lanes
 from analysis.experiments.measures import measure
 from analysis.families.frequencies import Rule
@@ -111,7 +112,7 @@ def test_every_token_gets_the_choice_of_its_own_context(variant, policy, sinks, 
     reader = ByTheRule(fresh, TOKENS - 1, sinks, window, by_slot=by_slot)
     logits = adapted.forward(ids[:, :-1], reader)[0]
     expected = -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0]
-    for chunk in (7, 512):
+    for chunk in (7, ORIGINAL + 1, 512):
         np.testing.assert_allclose(our_nll(model, tokens, chunk, policy), expected, atol=1e-4)
 
 
@@ -120,7 +121,7 @@ def test_slots_that_are_ranked_by_when_they_came_equal_sinks_and_window(variant,
     """Which is held to the family's own rule above: past the length at which frequencies change, and with evictions."""
     model, tokens = model_of(variant), words(TOKENS)
     expected = our_nll(model, tokens, 512, Streaming(4, 30, positions))
-    for chunk in (7, 512):
+    for chunk in (7, ORIGINAL + 1, 512):
         ranked = our_nll(model, tokens, chunk, parse(f"late:budget=34,sinks=4,start=0,positions={positions}"))
         np.testing.assert_allclose(ranked, expected, atol=1e-4)
 
@@ -291,6 +292,15 @@ def test_a_sample_is_measured_as_the_family_reads_it_whole(variant):
     expected = np.stack([a[0, :, :, 0].mean(-1).numpy() for a in attentions])
     measured = next(measure(adapt(model), tokens[None].astype(np.int32)))
     np.testing.assert_allclose(measured.heads["alpha"][0], expected, atol=1e-5)
+
+
+def test_heads_are_rated_as_the_family_reads_the_text_whole(variant):
+    model, tokens = model_of(variant), words(TOKENS)
+    attentions = copy.deepcopy(model)(torch.as_tensor(tokens)[None], use_cache=False, output_attentions=True).attentions
+    context = open_lanes(model, tokens, [Dense()])[0].context
+    kv_heads = context.model.kv_heads
+    expected = [a[0, :, 4:, :4].sum(-1).mean(-1).view(kv_heads, -1).mean(-1).numpy() for a in attentions]
+    np.testing.assert_allclose(measured_scores(context), expected, atol=1e-5)
 
 
 def test_asking_about_far_positions_changes_no_later_answer(variant):

@@ -252,7 +252,7 @@ def test_what_stays_in_a_slot_belongs_together(positions, interval):
 
 
 def test_slots_are_given_out_put_before_the_others_and_replaced_by_their_positions():
-    held = [[0, 2, 5, 6, 7], [1, 2, 3, 6, 7], [0, 1, 2, 6, 7]]
+    held = [[0, 2, 5, 6, 7], [1, 2, 3, 6, 7], [0, 1, 2, 3, 7]]
     layer = ranked(held)
     twin, bare = layer.copy(), layer.unobserved()
     layer.append(keys_at(torch.arange(8, 10)), values_at(torch.arange(8, 10)), torch.arange(8, 10))
@@ -261,7 +261,7 @@ def test_slots_are_given_out_put_before_the_others_and_replaced_by_their_positio
     assert bare.rotated is bare.accumulated_attention is bare.recent_attention is None and len(bare) == 5
     assert torch.equal(layer.keys, keys_at(longer)) and torch.equal(layer.values, values_at(longer))
     assert layer.nbytes == 2 * 4 * DIM * HEADS * 7
-    for x, y in zip(layer.ends(0, 4), (keys_at([6, 7, 8, 9]), values_at([6, 7, 8, 9])), strict=True):
+    for x, y in zip(layer.ends(0, 3), (keys_at([7, 8, 9]), values_at([7, 8, 9])), strict=True):
         assert torch.equal(x, y)
     for x, y in zip(ranked([[0, 1, 4], [0, 1, 4], [0, 1, 4]]).ends(2, 1), (keys_at, values_at), strict=True):
         assert torch.equal(x, y(torch.tensor([0, 1, 4])))
@@ -336,20 +336,22 @@ def test_heads_that_hold_differently_many_hold_what_lists_hold():
         assert rows_of(twin) == held
 
 
-def test_attention_is_remembered_as_a_list_remembers_it():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [1, 3, 6])
+def test_attention_is_remembered_as_a_list_remembers_it(heads, dtype):
     for policy in (H2O(budget=200), SnapKV(budget=200, recent=5)):
-        draw, layer, given = torch.Generator().manual_seed(0), RankedLayer(*(torch.empty(1, 0, 1),) * 3), []
-        for queries in (1, 3, 1, 7, 2):
+        draw, layer, given = torch.Generator().manual_seed(0), RankedLayer(*(torch.empty(heads, 0, 1),) * 3), []
+        for queries in (1, 3, 1, 7, 2, 1):
             slots = len(given) + queries
-            weights = torch.rand(1, queries, slots, generator=draw)
-            given += weights[0].tolist()
+            weights = torch.rand(heads, queries, slots, generator=draw).to(dtype)
+            given += weights[-1].tolist()
             layer.observe(weights, policy)
             rows = torch.tensor([row + [0.0] * (slots - len(row)) for row in given])
             if policy.observation_window:
-                torch.testing.assert_close(layer.recent_attention[0], rows[-5:])
+                torch.testing.assert_close(layer.recent_attention[-1].float(), rows[-5:])
                 assert layer.accumulated_attention is None
             else:
-                torch.testing.assert_close(layer.accumulated_attention[0], rows.sum(0))
+                torch.testing.assert_close(layer.accumulated_attention[-1], rows.sum(0))
                 assert layer.recent_attention is None
 
 
@@ -386,3 +388,8 @@ def test_parts_that_follow_one_another_are_joined_in_their_order():
     whole = Predicted.joined(parts)
     assert whole.nll.tolist() == [2, 2, 1] and whole.held.tolist() == [11, 11, 10]
     assert whole.sink_mass.shape == (2, 3, 3) and whole.sink_mass[1, 2].tolist() == [-2, -2, -1]
+    for count in (1, 2, 3):
+        logits = [Logits.of(torch.full((n, 5), float(n))) for n in range(1, count + 1)]
+        whole = Logits.joined(logits)
+        assert whole.rows[:, 0].tolist() == [n for n in range(1, count + 1) for _ in range(n)]
+        assert torch.equal(whole.totals, Logits.of(whole.rows).totals)

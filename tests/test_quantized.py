@@ -264,7 +264,7 @@ def test_bytes_are_those_of_packed_tensors(small):
 PARTS = ("head", "codes", "scales", "zeros", "tail")
 
 
-@pytest.mark.parametrize("policy", QUANTIZED)
+@pytest.mark.parametrize("policy", [*QUANTIZED, QUANTIZED[-1].replace("duo:", "duo:full=25,")])
 def test_bytes_of_every_token_are_those_that_were_held_then(small, policy):
     """Token by token, what is held is counted in its tensors."""
     lane = open_lanes(small, words(70), [parse(policy)])[0]

@@ -192,6 +192,19 @@ def layer_of(tokens, q, dtype, heads=2, dim=128):
     return RankedLayer(keys, values, torch.arange(tokens).expand(heads, -1)).as_it_came(q)
 
 
+def test_groups_that_are_packed_together_are_those_that_are_packed_one_by_one():
+    """Also where the heads hold tokens far from one another, as after a switch in a long text."""
+    torch.manual_seed(0)
+    keys, values = torch.randn(2, 2, 7, 8)
+    positions = torch.tensor([[0, 258, 259, 261, 270, 271, 300], [1, 2, 3, 5, 6, 258, 300]])
+    layers = [RankedLayer(keys, values, positions).as_it_came(Quantization(4, 2, 4, 4)) for _ in range(2)]
+    for end in range(6, 300, 4):
+        layers[0].pack(end)
+    assert len(layers[1].pack(298).positions) == 10
+    assert torch.equal(layers[0].keys, layers[1].keys) and torch.equal(layers[0].values, layers[1].values)
+    assert layers[0].nbytes == layers[1].nbytes
+
+
 def test_bytes_are_those_of_codes_and_of_scales_that_some_slot_still_has():
     layer = layer_of(14, Quantization(4, 2, 4, 4), torch.float16)
     came = layer.pack(10)
