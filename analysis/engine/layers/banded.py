@@ -296,7 +296,7 @@ class QuantizedLayer(BandedLayer):
             self._unpack_sinks()
         if newly is not None:
             # What is left of the work space is rotated and unpacked when it is next needed.
-            begin = max(0, newly.begin - self.first)
+            begin = newly.begin - self.first
             self.rotated = Slots.of(self.rotated.view()[:, :begin], self.rotated.first)
             if whole:
                 behind = self.unpacked.view()[:, begin + newly.values.shape[1] :]

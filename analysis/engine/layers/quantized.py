@@ -248,7 +248,8 @@ class QuantizedSlots:
     def view(self) -> Float[Tensor, "kv_heads slots dim"]:
         """The tokens held, as a query meets them: what is packed is unpacked into new memory."""
         if not len(self.codes):
-            return self.tail.view() if not len(self.head) else torch.cat((self.head.view(), self.tail.view()), 1)
+            # What stands before all that is packed leaves before it does.
+            return self.tail.view()
         return torch.cat((self.head.view(), self._unpacked(), self.tail.view()), 1)
 
     def placed(self) -> tuple[Float[Tensor, "kv_heads slots dim"], int]:
