@@ -26,7 +26,7 @@ function rangeOf(frame) {
     const y = (frame.whole || frame.arrays)[`y${i}`]?.data || [];
     for (let k = 0; k < y.length; k += 3) if (Number.isFinite(y[k]) && y[k] > 0) all.push(y[k]);
   });
-  if (!all.length) return { relative: [0.5, 4], KL: [0, 1], "top-1": [0, 102] }[frame.mode] || [5, 100];
+  if (!all.length) return { relative: [0.45, 4], KL: [0, 1], "top-1": [0, 102] }[frame.mode] || [5, 100];
   all.sort((a, b) => a - b);
   const at = (share) => all[Math.floor(share * (all.length - 1))];
   const [low, middle, high] = [at(0.002), at(0.5), at(0.998)];
