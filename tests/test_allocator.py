@@ -13,6 +13,8 @@ from analysis.engine import lane as lane_module
 from analysis.engine.stream import open_lanes
 from analysis.policies import Streaming
 
+pytestmark = pytest.mark.whole
+
 glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such settings")
 USE = """
 import resource

@@ -11,6 +11,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from analysis.models import fetch
 from analysis.models.loading import load
 
+pytestmark = pytest.mark.whole
+
 FIRST = "model.layers.0.self_attn.q_proj.weight"
 
 

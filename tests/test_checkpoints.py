@@ -10,6 +10,8 @@ from analysis import files
 from analysis.engine.layers.slots import Slots
 from analysis.runs.checkpoint import KINDS, Checkpoints
 
+pytestmark = pytest.mark.whole
+
 
 def grow(slots, count, seed=0):
     slots.append(torch.randn(2, count, 3, generator=torch.Generator().manual_seed(seed + slots.first + len(slots))))

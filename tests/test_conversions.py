@@ -16,6 +16,8 @@ from analysis.models.loading import load
 from .fuzz import seeds
 from .gguf_files import tiny, write
 
+pytestmark = pytest.mark.whole
+
 UNLIKE = {"_name_or_path", "transformers_version", "architectures", "quantization_config"}
 """What a configuration says of where it was read from."""
 

@@ -35,6 +35,8 @@ from analysis.runs.status import here, status_of
 from .fuzz import seeds
 from .test_record import SPEC, ends_alike, steps
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, tiny_llama):

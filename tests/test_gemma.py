@@ -24,6 +24,8 @@ from app.libraries import LIBRARIES
 from .fuzz.addresses import MAIN
 from .gguf_files import tiny, write
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("made_up_part1", "made_up_part2", "made_up_part3")
 

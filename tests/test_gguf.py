@@ -12,6 +12,8 @@ from analysis.policies import Dense
 
 from .gguf_files import tiny, write
 
+pytestmark = pytest.mark.whole
+
 IDS = np.random.default_rng(0).integers(3, 90, 120)
 PHI = {"long_factor": [1.5, 2.0, 3.0, 4.0], "short_factor": [1.0, 1.1, 1.3, 1.6]}
 NESTED = {"rope_type": "default", "rope_theta": 1e4}

@@ -10,6 +10,8 @@ from analysis.models.memory import numbers_in
 
 from .gguf_files import tiny, write
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):

@@ -8,6 +8,8 @@ from analysis.models.loading import load
 
 from .families import tiny, words
 
+pytestmark = pytest.mark.whole
+
 FILE = "model.safetensors"
 
 

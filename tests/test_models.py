@@ -21,6 +21,8 @@ from transformers import BertConfig, BertLMHeadModel, GPTJConfig, GPTJForCausalL
 from analysis.models import conversions, fetch, memory
 from analysis.models.loading import load
 
+pytestmark = pytest.mark.whole
+
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 

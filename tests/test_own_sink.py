@@ -13,6 +13,8 @@ from analysis.models import kinds, tiny
 from analysis.models.loading import load
 from analysis.policies import parse
 
+pytestmark = pytest.mark.whole
+
 TOKENS = 700
 
 
