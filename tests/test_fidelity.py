@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.engine.context import SharedContext
 from analysis.engine.fidelity import Fidelity, Outputs
 from analysis.engine.logits import Logits
 from analysis.engine.stream import next_lane, open_lanes, stream
@@ -298,3 +299,13 @@ def test_a_head_that_gives_nothing_has_no_relative_error(tiny_llama, tokens):
     lane = open_lanes(tiny_llama, tokens, [Dense(), Window(20)])[1]
     error = fidelity.measure(lane, [Outputs(rows, [some] * 3)]).output_error
     assert np.isnan(error[:, 0]).all() and (error[:, 1] == 0.5).all()
+
+
+def test_a_store_that_tells_no_outputs_has_no_output_error(tiny_llama, tokens, monkeypatch):
+    policies = [Dense(), Streaming(4, 16)]
+    whole = list(stream(tiny_llama, tokens, policies, chunk=30, fidelity=True))
+    monkeypatch.setattr(SharedContext, "attended", lambda self: None)
+    for step, told in zip(stream(tiny_llama, tokens, policies, chunk=30, fidelity=True), whole, strict=True):
+        np.testing.assert_array_equal(step.kl, told.kl)
+        np.testing.assert_array_equal(step.agree, told.agree)
+        assert step.lane == 0 or np.isnan(step.output_error).all()

@@ -26,7 +26,7 @@ class Outputs(NamedTuple):
 
     logits: Logits
     attention: list[Float[Tensor, "tokens heads dim"]]
-    """Outputs of each layer's attention, before they are projected."""
+    """Outputs of each layer's attention, before they are projected; empty where a store does not tell them."""
 
     @classmethod
     def joined(cls, parts: "Sequence[Outputs]") -> "Outputs":
@@ -108,6 +108,8 @@ class Fidelity:
         reference, top = chunk.outputs.cut(begin - chunk.begin, end - chunk.begin), outputs.logits.top
         kl = reference.logits.divergence(outputs.logits).cpu().numpy()
         agree = (top == chunk.top[begin - chunk.begin : end - chunk.begin]).cpu().numpy().astype(np.float32)
+        if not (reference.attention and outputs.attention):
+            return all_of(np.nan, np.nan)._replace(kl=kl, agree=agree)
         return Measured(kl, agree, _errors(reference.attention, outputs.attention).cpu().numpy())
 
     def went_on_from(self, lane: "Lane") -> "Snapshot | None":
