@@ -113,9 +113,9 @@ def first_token() -> None:
         line(
             "from the command to the first token on screen",
             now - app.began,
-            "≤ 15",
+            "≤ 5",
             unit="s",
-            good=now - app.began <= 15,
+            good=now - app.began <= 5,
             digits=1,
         )
         line("from the press to the first token", now - pressed, "", unit="s", digits=1)
