@@ -10,7 +10,7 @@ function makeCards(send) {
     const parts = Object.fromEntries(["name", "big", "small", "rolling", "read", "kept", "rate"].map((n) => [n, part(n)]));
     const swatch = el("span", { class: "sk-swatch" });
     const { button: change, form } = makeSwitch(send, i, () => frame);
-    const compare = el("button", { class: "sk-link", type: "button", title: "Compare all lanes with this one", onclick: (e) => { e.stopPropagation(); send("pick", { reference: i, at: Date.now() }); } }, "compare with this");
+    const compare = el("button", { class: "sk-link sk-compare", type: "button", title: "Compare all lanes with this one", onclick: (e) => { e.stopPropagation(); send("pick", { reference: i, at: Date.now() }); } }, "compare with this");
     const choose = el("button", { class: "sk-choose", type: "button", title: "Show this lane's sink mass, map and text", onclick: () => send("pick", { chosen: i, at: Date.now() }) }, swatch, parts.name);
     const card = el("div", { class: "sk-card", onclick: (e) => { if (!e.target.closest("button,.sk-form")) send("pick", { chosen: i, at: Date.now() }); } },
       el("div", { class: "sk-row" }, choose, change),
