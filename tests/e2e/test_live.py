@@ -57,8 +57,15 @@ def test_the_whole_story(app, page):
     drawn = curves.locator(".scatterlayer .trace path.js-line").count()
     assert drawn == 4
     # Marks stand above the plot, where they cover no peak; what is better is said once.
-    mark = curves.locator(".annotation", has_text="caches full").bounding_box()
-    assert mark["y"] + mark["height"] <= curves.locator(".nsewdrag").first.bounding_box()["y"] + 2
+    curves.locator(".annotation", has_text="caches full").wait_for()
+    # Both at once: a mark is drawn anew with every frame.
+    bottom, top = curves.evaluate(
+        """plot => {
+            const mark = [...plot.querySelectorAll(".annotation")].find((a) => a.textContent.includes("caches full"));
+            return [mark.getBoundingClientRect().bottom, plot.querySelector(".nsewdrag").getBoundingClientRect().top];
+        }"""
+    )
+    assert bottom <= top + 2
     for said in ("lower is better", "double-click: whole curve"):
         assert page.get_by_text(said).count() == 1
     before = page.evaluate("window.__sinkscope.seq")
