@@ -89,6 +89,8 @@ def test_a_captured_stretch_is_panned_zoomed_and_compared(app, page, tmp_path):
 def test_heads_are_knocked_out_until_one_has_seen_enough(app, page):
     page.goto(f"{app}/heads")
     page.get_by_text("What is each head's sink worth?").click()
+    # It stands below the box, so that the box is that of this panel.
+    page.get_by_role("button", name="Start").wait_for()
     set_number(page, "Tokens", 64)
     page.get_by_role("button", name="Start").click()
     page.get_by_text("of 270 heads").wait_for()

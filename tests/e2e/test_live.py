@@ -24,7 +24,8 @@ def wait_read(page, lane: int, tokens: int) -> None:
 
 
 def press_main(page) -> None:
-    page.click(".sk-toolbar .sk-go")
+    # Beside a recording that stands still it is "Play" that stands out.
+    page.locator(".sk-toolbar .sk-go, .sk-toolbar [aria-label$='it live']").last.click()
     # A story gives way to what is live, or says why it cannot.
     page.wait_for_function("!document.querySelector('.sk-player') || document.querySelector('.sk-note:not(.sk-empty)')")
 
