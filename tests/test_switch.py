@@ -1,5 +1,7 @@
 """A lane that changes its policy keeps what the new policy keeps of what it still has."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -138,6 +140,13 @@ def test_protected_are_the_sinks_of_the_policy_and_not_all_that_is_held_yet(tiny
         lane = lane_at(tiny_llama, tokens, policy, position)
         assert lane.protected == min(sinks, position - 1) <= max(lane.sinks, lane.protected)
         assert lane.missing_sinks(policy) == lane.missing_sinks(Dense()) == 0
+
+
+def test_first_tokens_are_missing_as_soon_as_they_have_left(tiny_llama, tokens):
+    for window, position in itertools.product((1, 2, 3), range(2, 9)):
+        lane = lane_at(tiny_llama, tokens, Window(window), position)
+        # Those that are still in the window are not missing.
+        assert lane.missing_sinks(Streaming(4, 16)) == min(4, max(0, position - 1 - window))
 
 
 def test_sinks_that_are_gone_are_protected_when_they_are_pinned_again(tiny_llama, tokens):

@@ -86,7 +86,7 @@ class Lane:
 
     def missing_sinks(self, policy: Policy) -> int:
         """How many of the first tokens the policy would keep, but this lane no longer holds."""
-        return max(0, policy.first_protected(self.position - 1) - self.sinks)
+        return max(0, policy.first_protected(self.first) - self.sinks)
 
     def read(self, chunk: int, upto: int | None = None) -> Step:
         """Read on by about `chunk` tokens, predicting no token at or after position `upto`.
