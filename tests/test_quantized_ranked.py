@@ -230,12 +230,24 @@ def test_a_cache_of_four_bits_is_little_more_than_a_third():
     assert lanes[1].cache_bytes <= 0.37 * lanes[0].cache_bytes
 
 
-def test_what_is_merged_into_a_stored_value_is_quantized_anew():
-    layer, policy = layer_of(30, Quantization(4, 2, 4, 4), torch.float32), parse("cam:budget=20,sinks=2,merge=4")
-    layer.pack(26)
+@pytest.mark.parametrize(
+    ("stored", "sinks", "leaving", "into"),
+    [
+        (26, 2, 10, 4),
+        # Into the first that is stored.
+        (26, 0, 2, 4),
+        # Into two that are stored, and two that are as they came.
+        (14, 2, 10, 2),
+    ],
+)
+def test_what_is_merged_into_a_stored_value_is_quantized_anew(stored, sinks, leaving, into):
+    """And what is as it came stays so."""
+    layer = layer_of(30, Quantization(4, 2, 4, 4), torch.float32)
+    policy = parse(f"cam:budget={30 - leaving},sinks={sinks},merge=4")
+    layer.pack(stored)
     layer.accumulated_attention = torch.linspace(2, 1, 30).expand(2, -1)
     before, state = layer.values, LayerState(*layer.ends(30, 0), layer.positions, layer.accumulated_attention, None, 0)
-    leaves = policy.order(state)[:, :10]
+    leaves = policy.order(state)[:, :leaving]
     merged = policy.merged(before, state, leaves)
     size = layer.nbytes
     layer.evict(policy, 0, 1, tell=False)
@@ -244,11 +256,11 @@ def test_what_is_merged_into_a_stored_value_is_quantized_anew():
     for head in range(2):
         for value, position in zip(layer.values[head], layer.positions[head].tolist(), strict=True):
             expected = merged[head, position]
-            if not torch.equal(expected, before[head, position]) and 2 <= position < 26:
+            if not torch.equal(expected, before[head, position]) and 2 <= position < stored:
                 (expected,), more = nearest([expected], by_token, 4, [value])
                 changed, ties = changed + 1, ties + more
             torch.testing.assert_close(value, expected)
-    assert changed == 2 * 4 and ties < 5 and layer.nbytes < size
+    assert changed == 2 * into and ties < 5 and layer.nbytes < size
     stored = layer.packed.at >= 0
     assert torch.equal(layer.values[stored], layer.packed.numbers(torch.float32)[1][layer.packed.at[stored]])
 
