@@ -1,9 +1,9 @@
 """`make bench`: print every figure beside its mark.  Timings are medians of alternating runs: a slow minute hits all.
 
 `python -m tests.bench engine` prints one part, and so do ranked, fidelity, caches, chat, page, maps, emergence, learn,
-replay, lives, viewers and keeping; growth, which takes an hour, and gpu run only where they are named.  What stands
-beside a peer is one table in the end, and `--json FILE` writes all figures with the machine.  With `--toy` a part runs
-once at sizes that say nothing, and judges nothing: it shows that the part still runs.
+replay, lives, viewers, keeping and quality; growth, which takes an hour, and gpu run only where they are named.  What
+stands beside a peer is one table in the end, and `--json FILE` writes all figures with the machine.  With `--toy` a
+part runs once at sizes that say nothing, and judges nothing: it shows that the part still runs.
 """
 
 import argparse
@@ -28,6 +28,7 @@ PARTS = (
     "lives",
     "viewers",
     "keeping",
+    "quality",
 )
 BY_HAND = ("growth", "gpu")
 """Parts that take too long to run unasked, or need a GPU, but for a toy."""

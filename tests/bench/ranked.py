@@ -1,4 +1,4 @@
-"""Policies that rank slots: against transformers' plain forward pass, the one-token loop, and chance."""
+"""Policies that rank slots: against transformers' plain forward pass, and the one-token loop."""
 
 import numpy as np
 import torch
@@ -6,24 +6,20 @@ from transformers import DynamicCache
 
 from analysis import texts
 from analysis.engine.stream import open_lanes
-from analysis.policies import POLICIES, Random, Ranked, Streaming, Window, parse
+from analysis.policies import POLICIES, Ranked, parse
 
 from .engine import LOOP, PLAIN, loop_token, plain_chunk
 from .model import load, stock
-from .report import compared, head, line
+from .report import compared, head
 from .sizes import size
 
 BUDGET, INTERVAL, ROUNDS = size((256, 16, 24), (160, 4, 3))
-TEXT = size(2_000, 168)
-BLOCK = size(100, 2)
-"""Tokens over which a difference is averaged before its standard error is taken."""
 
 
 def main() -> None:
     model = load()
     tokens = texts.tokenize(texts.read("hamlet"), model.tokenizer, limit=6000)
     speed(model, tokens)
-    quality(model, tokens[:TEXT])
     print()
 
 
@@ -62,33 +58,3 @@ def speed(model, tokens) -> None:
         for interval, peer, theirs, asked in ((INTERVAL, PLAIN, "plain", 0.9), (1, LOOP, "loop", 1.2)):
             versus = {"theirs": rate[theirs], "ours": rate[name, interval], "unit": "tokens/s"}
             compared(f"{name} {BUDGET}, interval {interval}", peer, **versus, asked=asked)
-
-
-def quality(model, tokens) -> None:
-    head(f"ranked slots, budget {BUDGET}: perplexity over {len(tokens):,} tokens of Hamlet, and against chance")
-    # Where layers kept everything, chance would need the same.
-    chosen = [parse(f"{name}:budget={BUDGET}" + (",skip=0" if name == "knorm" else "")) for name in names()]
-    for policy in (Streaming(4, BUDGET - 4), Window(BUDGET), *chosen):
-        nll = read(model, tokens, policy)
-        line(policy.label, float(np.exp(nll.mean())), "", digits=2)
-        if isinstance(policy, Ranked) and not isinstance(policy, Random):
-            # Chance with the same tokens protected, so that only the choice differs.
-            protected = {"budget": BUDGET, "sinks": policy.sinks, "recent": max(1, policy.recent)}
-            protected |= {"interval": policy.interval, "positions": policy.positions}
-            apart = (nll - read(model, tokens, Random(**protected)))[BUDGET:]
-            blocks = apart[: len(apart) // BLOCK * BLOCK].reshape(-1, BLOCK).mean(1)
-            error = blocks.std(ddof=1) / np.sqrt(len(blocks))
-            line(
-                f"  against random, {policy.sinks} sinks and {policy.recent} newest protected",
-                apart.mean(),
-                f"± {error:.3f}",
-            )
-
-
-def read(model, tokens, policy) -> np.ndarray:
-    lane = open_lanes(model, tokens, [policy])[0]
-    lane.context.trace(model.one_token)
-    parts = []
-    while not lane.done:
-        parts.append(lane.read(512).nll)
-    return np.concatenate(parts)
