@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.engine.check import adapt
 from analysis.engine.kv.store import Predicted
 from analysis.engine.layers.banded import BandedLayer
 from analysis.engine.layers.queries import QueryMoments
 from analysis.engine.layers.ragged import RaggedLayer
-from analysis.engine.layers.ranked import RankedLayer, Scattered, agreeing
+from analysis.engine.layers.ranked import RankedLayer, Scattered
 from analysis.engine.layers.slots import Slots, Span, prefix_of
 from analysis.engine.layers.split import SplitLayer
 from analysis.engine.logits import Logits
@@ -250,17 +249,6 @@ def test_what_stays_in_a_slot_belongs_together(positions, interval):
     left = [sorted({*row} - {*stay}) for row, stay in zip(held.tolist(), kept, strict=True)]
     assert evicted.positions.sort().values.tolist() == left and torch.equal(evicted.keys, keys_at(evicted.positions))
     assert ranked(held).evict(policy, 0, 1, tell=False) is None
-
-
-def test_a_layer_that_holds_nothing_is_of_the_models_own_numbers(tiny_llama):
-    empty = RankedLayer.empty(adapt(copy.deepcopy(tiny_llama).bfloat16()), 0)
-    assert empty.keys.dtype == empty.values.dtype == torch.bfloat16 and empty.keys.shape[1] == 0
-
-
-def test_only_what_all_heads_have_from_the_first_on_agrees():
-    expected = torch.arange(4)
-    for rows, count in (([[0, 1, 2, 9], [0, 1, 9, 3]], 2), ([[9, 1, 2, 3], [0, 1, 2, 3]], 0), ([[0, 1, 2, 3]] * 2, 4)):
-        assert agreeing(torch.tensor(rows), expected) == count
 
 
 def test_slots_are_given_out_put_before_the_others_and_replaced_by_their_positions():

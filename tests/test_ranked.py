@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.engine.layers.ranked import RankedLayer
+from analysis.engine.check import adapt
+from analysis.engine.layers.ranked import RankedLayer, agreeing
 from analysis.engine.stream import open_lanes, stream
 from analysis.maps.recent import head_map, head_row
 from analysis.policies import POLICIES, Dense, Ranked, Streaming, Window, parse
@@ -292,9 +293,18 @@ def test_keys_that_cannot_be_moved_are_not_ranked():
         open_lanes(shared("gpt2"), words(), [small("h2o")])
 
 
-def test_ranking_runs_on_the_meta_device(tiny_llama):
-    from analysis.engine.check import adapt
+def test_a_layer_that_holds_nothing_is_of_the_models_own_numbers(tiny_llama):
+    empty = RankedLayer.empty(adapt(copy.deepcopy(tiny_llama).bfloat16()), 0)
+    assert empty.keys.dtype == empty.values.dtype == torch.bfloat16 and empty.keys.shape[1] == 0
 
+
+def test_only_what_all_heads_have_from_the_first_on_agrees():
+    expected = torch.arange(4)
+    for rows, count in (([[0, 1, 2, 9], [0, 1, 9, 3]], 2), ([[9, 1, 2, 3], [0, 1, 2, 3]], 0), ([[0, 1, 2, 3]] * 2, 4)):
+        assert agreeing(torch.tensor(rows), expected) == count
+
+
+def test_ranking_runs_on_the_meta_device(tiny_llama):
     model = adapt(type(tiny_llama)(tiny_llama.config).eval().to("meta"))
     for name in RANKED:
         for positions in ("cache", "text"):
