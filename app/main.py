@@ -16,14 +16,13 @@ import streamlit as st
 
 if __name__ != "__main__":
     from analysis.engine import allocator
-    from app import prepared
+    from app import feed, prepared, recordings
     from app.border import failed
     from app.guard import GUARDS
-    from app.recordings import ROUTES
 
     # Before there are threads, so that those which read have the same pool of memory.
     allocator.keep_freed()
-    app = st.App(__file__, routes=ROUTES, middleware=GUARDS, on_script_error=failed)
+    app = st.App(__file__, routes=[*recordings.ROUTES, *feed.ROUTES], middleware=GUARDS, on_script_error=failed)
     prepared.begin()
 else:
     from streamlit.runtime.scriptrunner import get_script_run_ctx

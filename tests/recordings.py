@@ -1,5 +1,7 @@
 """Runs of made-up numbers, as long as wanted, and what a live page would show of them at any position."""
 
+import json
+import struct
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +9,7 @@ import numpy as np
 from analysis.engine.step import Step
 from analysis.models.cache_cost import CacheCost
 from analysis.policies import parse
+from analysis.runs.codec import Frame
 from analysis.runs.facts import ModelFacts
 from analysis.runs.run import Run, Track
 from analysis.runs.spec import Spec
@@ -81,6 +84,29 @@ def truncated(track: Track, count: int) -> Track:
     return twin
 
 
+def decoded(
+    frame: Frame | bytes, before: tuple[dict, dict[str, np.ndarray]] | None = None
+) -> tuple[dict, dict[str, np.ndarray]]:
+    """The header of a frame, and its arrays; `before`: of the frame that it follows, where it says what has changed."""
+    frame = frame.packed() if isinstance(frame, Frame) else frame
+    length = struct.unpack("<I", frame[:4])[0]
+    assert length % 4 == 0
+    head = json.loads(frame[4 : 4 + length])
+    arrays = {}
+    if "same" in head:
+        assert before is not None, "this frame follows another"
+        head |= {name: before[0][name] for name in head.pop("same")}
+    for name, place in head["arrays"].items():
+        if place is None:
+            arrays[name] = before[1][name]
+            continue
+        kind, offset, shape = place
+        dtype = {"f4": np.float32, "f8": np.float64, "u2": np.uint16, "u4": np.uint32}[kind]
+        data = np.frombuffer(frame, dtype, int(np.prod(shape)), 4 + length + offset)
+        arrays[name] = data.reshape(shape)
+    return head, arrays
+
+
 def live_frame(run: Run, position: int, view, maps=()) -> bytes:
     """What the page of a live run shows when every lane has read so many tokens, or all that it has."""
     counts = [min(position - 1, len(t.nll)) for t in run.tracks]
@@ -101,11 +127,11 @@ def live_frame(run: Run, position: int, view, maps=()) -> bytes:
 
     def newest(lane: int, layer: int, head: int):
         found = [m for m in maps if m[:3] == (lane, layer, head) and m[3] <= counts[lane] + 1]
-        return (max(found, key=lambda m: m[3])[4] if found else None), False
+        return max(found, key=lambda m: m[3])[4] if found else None
 
     job = SimpleNamespace(
         id="x", status="running", said="", pace=0, spec=run.spec, facts=run.model, begins="", published=0.0, run=seen,
         snapshot=ReadingSnapshot(tracks, lanes, len(run.pieces[0]), 0.0), pieces=run.pieces[0], map=newest,
         version=position, once=lambda key, make: make(),
     )  # fmt: skip
-    return ReadingSender().frame(job, view)
+    return ReadingSender().frame(job, view).packed()

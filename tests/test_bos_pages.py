@@ -18,8 +18,8 @@ from app.jobs.measures import MeasuresJob
 from app.jobs.reading import ReadingJob
 from app.libraries import LIBRARIES
 
+from .recordings import decoded
 from .test_bos import gemma, written
-from .test_frames import decoded
 from .waiting import until
 
 pytestmark = pytest.mark.whole

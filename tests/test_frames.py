@@ -1,7 +1,5 @@
 """A frame says what the run knows, in bytes that a browser can take apart."""
 
-import json
-import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,23 +16,11 @@ from app.frames.reading import FIRST, PACES, ROLL, ReadingSender
 from app.jobs.registry import Registry
 from app.view import MODES, PAINTS, View
 
-from .recordings import live_frame, made_up
+from .recordings import decoded, live_frame, made_up
 from .test_jobs_reading import POLICIES, begin
 from .waiting import until
 
 COMPONENTS = Path(__file__).parents[1] / "app" / "components"
-
-
-def decoded(frame: bytes) -> tuple[dict, dict[str, np.ndarray]]:
-    length = struct.unpack("<I", frame[:4])[0]
-    assert length % 4 == 0
-    head = json.loads(frame[4 : 4 + length])
-    arrays = {}
-    for name, (kind, offset, shape) in head["arrays"].items():
-        dtype = {"f4": np.float32, "f8": np.float64, "u2": np.uint16, "u4": np.uint32}[kind]
-        data = np.frombuffer(frame, dtype, int(np.prod(shape)), 4 + length + offset)
-        arrays[name] = data.reshape(shape)
-    return head, arrays
 
 
 def finished(registry, model):
@@ -73,7 +59,7 @@ def test_curves_are_the_metrics(run):
 
 
 def test_head_of_another_model_is_let_go_and_ends_no_run(run):
-    assert run.map(0, 29, 8) == run.map(0, 2, -1) == (None, False)
+    assert run.map(0, 29, 8) is run.map(0, 2, -1) is None
     view = View(head=(29, 8))
     head, _ = decoded(ReadingSender().frame(run, view))
     assert view.head is None and head["status"] == "finished" and run.working
@@ -105,9 +91,9 @@ def test_fidelity_drawn_is_that_of_the_track():
 
 def test_grid_map_and_text_are_of_the_chosen_lane(run):
     view = View(chosen=2, head=(1, 3), paint="attention")
-    until(run, lambda: run.map(2, 1, 3)[0] is not None)
+    until(run, lambda: run.map(2, 1, 3) is not None)
     head, arrays = decoded(ReadingSender().frame(run, view))
-    drawn, _ = run.map(2, 1, 3)
+    drawn = run.map(2, 1, 3)
     assert arrays["grid"].shape == (3, 4)
     assert head["map"]["first"] == drawn.first
     assert head["tokens"] == run.pieces[head["tokens_start"] : 700]
@@ -117,12 +103,12 @@ def test_grid_map_and_text_are_of_the_chosen_lane(run):
 
 def test_a_sink_without_a_token_has_a_column_where_there_is_one(run, monkeypatch):
     view = View(chosen=2, head=(1, 3))
-    until(run, lambda: run.map(2, 1, 3)[0] is not None)
-    drawn, _ = run.map(2, 1, 3)
+    until(run, lambda: run.map(2, 1, 3) is not None)
+    drawn = run.map(2, 1, 3)
     assert "map_extra" not in decoded(ReadingSender().frame(run, view))[1]
     given = np.linspace(0.2, 0.4, len(drawn.weights), dtype=np.float32)
     # Of other tokens, since a frame that was made is sent again.
-    monkeypatch.setattr(run, "map", lambda *_: (replace(drawn, first=drawn.first - 7, learned=given), False))
+    monkeypatch.setattr(run, "map", lambda *_: replace(drawn, first=drawn.first - 7, learned=given))
     head, arrays = decoded(ReadingSender().frame(run, view))
     np.testing.assert_array_equal(arrays["map_extra"], levels_of(given)[:, None])
     assert head["map"]["note"] == "30% to the extra sink"
@@ -140,10 +126,10 @@ def test_attention_received_is_attention_or_nothing(run, monkeypatch):
     """Also before its map is there, as after a visit to another page, and where the map is older or newer than the text
     on screen."""
     view = View(chosen=2, head=(1, 3), paint="attention")
-    until(run, lambda: run.map(2, 1, 3)[0] is not None)
-    drawn, _ = run.map(2, 1, 3)
+    until(run, lambda: run.map(2, 1, 3) is not None)
+    drawn = run.map(2, 1, 3)
     for shown in (None, drawn, replace(drawn, first=drawn.first - 40), replace(drawn, first=drawn.first + 40)):
-        monkeypatch.setattr(run, "map", lambda *_, shown=shown: (shown, False))
+        monkeypatch.setattr(run, "map", lambda *_, shown=shown: shown)
         head, arrays = decoded(ReadingSender().frame(run, view))
         wanted = np.full(len(head["tokens"]), np.nan, np.float32)
         for i, at in enumerate(range(head["tokens_start"], head["tokens_start"] + len(wanted))):

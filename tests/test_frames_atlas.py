@@ -11,8 +11,8 @@ from analysis.runs.codec import levels_of
 from app.frames.atlas import MANY, AtlasSender, AtlasView, called, levels, span, whole
 
 from .families import words
+from .recordings import decoded
 from .test_atlas import captured
-from .test_frames import decoded
 
 
 class Opened:

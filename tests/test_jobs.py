@@ -143,8 +143,8 @@ def test_a_switch_that_fails_ends_no_lane(registry, model, monkeypatch, what, th
 def test_a_map_that_cannot_be_drawn_ends_no_run(registry, model, monkeypatch):
     monkeypatch.setattr("analysis.maps.recent.head_map", lambda *_: [][0])
     run = begin(registry, model)
-    until(run, lambda: run.map(0, 1, 1)[0] is None and "(IndexError)" in run.note)
-    until(run, lambda: run.status == "finished" and run.map(0, 1, 1) == (None, False))
+    until(run, lambda: run.map(0, 1, 1) is None and "(IndexError)" in run.note)
+    until(run, lambda: run.status == "finished" and run.map(0, 1, 1) is None)
 
 
 def test_what_nobody_looks_at_is_freed_though_nobody_asks(registry, model, monkeypatch):

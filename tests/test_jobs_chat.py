@@ -12,7 +12,7 @@ from app.frames.chat import ChatSender, ChatView
 from app.jobs.chat import ChatJob
 from app.jobs.registry import Registry
 
-from .test_frames import decoded
+from .recordings import decoded
 from .waiting import until
 
 pytestmark = pytest.mark.whole

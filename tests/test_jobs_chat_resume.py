@@ -19,7 +19,7 @@ from app.frames.chat import ChatSender, ChatView
 from app.jobs.chat import ChatJob
 
 from .fuzz.jobs import kinds, model_with_words
-from .test_frames import decoded
+from .recordings import decoded
 from .test_jobs_kept import alike, settle
 from .test_jobs_kept import home as home
 from .test_resume import killed

@@ -30,7 +30,7 @@ from app.jobs.reading import ReadingJob
 from app.view import View
 
 from .fuzz.jobs import kinds, model_with_words
-from .test_frames import decoded
+from .recordings import decoded
 from .test_jobs_reading import begin, text
 from .test_record import same
 from .waiting import until

@@ -19,6 +19,7 @@ from app.jobs import registry as jobs_registry
 from app.jobs.reading import ReadingJob
 from app.view import View
 
+from .recordings import decoded
 from .waiting import until
 
 pytestmark = pytest.mark.whole
@@ -44,12 +45,12 @@ def test_a_run_reads_to_the_end_and_still_draws_maps(registry, model):
     assert [len(t.nll) for t in run.run.tracks] == [199] * 4
     sender, view = ReadingSender(), View(chosen=2, head=(1, 3))
     sender.frame(run, view)
-    until(run, lambda: run.map(2, 1, 3)[0] is not None)
-    # Drawn meanwhile, and not on screen: a page draws on until it is.
-    assert sender.awaits_map
-    sender.frame(run, view)
-    assert not sender.awaits_map
-    assert run.map(2, 1, 3)[0].weights.shape == (199, 199)
+    version = run.version
+    until(run, lambda: run.map(2, 1, 3) is not None)
+    # A page that waits for something new hears of it.
+    assert run.version > version
+    assert decoded(sender.frame(run, view))[0]["map"]["layer"] == 1
+    assert run.map(2, 1, 3).weights.shape == (199, 199)
 
 
 def test_a_fifth_live_run_gets_a_sentence(registry, model):

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import pytest
 
+from app.feed import paced
 from app.frames.chat import ChatSender
 from app.frames.reading import ReadingSender
 from app.jobs.base import Steering
-from app.panels.job_panel import paced
 from app.view import ChatView, View
 
 from .fuzz.jobs import kinds, model_with_words
-from .test_frames import decoded
+from .recordings import decoded
 from .test_jobs_reading import begin
 from .waiting import until
 
@@ -100,8 +100,8 @@ def test_pages_that_look_at_the_same_share_a_frame(registry, model):
     shared = one.frame(run, View())
     assert other.frame(run, View()) is shared
     for unlike in (View(mode="rolling"), View(chosen=1)):
-        assert other.frame(run, unlike) != shared
-    assert other.frame(run, View(), steers=False) != shared
+        assert other.frame(run, unlike).packed() != shared.packed()
+    assert other.frame(run, View(), steers=False).packed() != shared.packed()
     # What has changed since is told to all.
     run.tell("Something else.")
     assert decoded(one.frame(run, View()))[0]["note"] == "Something else."

@@ -19,8 +19,8 @@ from app.view import View
 
 from .families import shared, twin, words
 from .fuzz.addresses import MAIN
+from .recordings import decoded
 from .test_atlas import captured_by
-from .test_frames import decoded
 from .test_jobs_reading import begin
 from .waiting import until
 
@@ -150,11 +150,11 @@ def test_ranges_are_sent_where_a_lane_has_a_cache_of_few_bits(registry, model):
     lanes = ("streaming:sinks=4,window=28", "streaming:sinks=4,window=28,cache=int4,group=4,residual=4")
     for policies, sent in ((lanes, True), (lanes[:1], False)):
         run = begin(registry, model, policies=policies)
-        until(run, lambda run=run: run.status == "finished" and run.map(0, 1, 3)[0] is not None)
+        until(run, lambda run=run: run.status == "finished" and run.map(0, 1, 3) is not None)
         head, arrays = decoded(ReadingSender().frame(run, View(head=(1, 3))))
         assert ("key_ranges" in arrays) == ("kv_head" in head["map"]) == sent
         if sent:
-            drawn = run.map(0, 1, 3)[0].ranges
+            drawn = run.map(0, 1, 3).ranges
             np.testing.assert_array_equal(arrays["key_ranges"], drawn)
             assert head["map"]["kv_head"] == 3 * run.facts.kv_heads // 4
             times = metrics.widened(drawn)

@@ -22,8 +22,7 @@ from analysis.runs.player import BOARD, CONVERSATION, script
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 
-from .recordings import FOUR, made_up
-from .test_frames import decoded
+from .recordings import FOUR, decoded, made_up
 
 pytestmark = pytest.mark.whole
 

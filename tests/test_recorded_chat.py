@@ -30,8 +30,8 @@ from app.jobs.transcript import Transcript
 from app.view import ChatView
 
 from . import tokenizers
+from .recordings import decoded
 from .test_bos import model_of
-from .test_frames import decoded
 
 pytestmark = pytest.mark.whole
 

@@ -22,8 +22,7 @@ from analysis.runs.screen import GRIDS, MODES
 from analysis.runs.spec import Spec
 from app.view import View
 
-from .recordings import FOUR, live_frame, made_up
-from .test_frames import decoded
+from .recordings import FOUR, decoded, live_frame, made_up
 from .test_jobs_reading import begin
 from .test_resume import killed
 from .waiting import copied, until
@@ -219,7 +218,7 @@ def test_a_run_that_goes_on_goes_on_recording_maps(run, model, text, tmp_path, m
 
 def test_a_head_that_is_open_while_a_page_reads_is_kept(registry, model):
     job = begin(registry, model, count=700)
-    until(job, lambda: job.map(2, 1, 3)[0] is not None or not job.live)
+    until(job, lambda: job.map(2, 1, 3) is not None or not job.live)
     until(job, lambda: job.status == "finished")
     maps = read_maps(library.home() / job.id, 4)
     assert maps and {m.of_head for m in maps} == {(2, 1, 3)} and len({m.read for m in maps}) == len(maps)

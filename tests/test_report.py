@@ -22,9 +22,8 @@ from analysis.runs.player import ALONE, BOARD, CONVERSATION, script
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 
-from .recordings import FOUR, made_up
+from .recordings import FOUR, decoded, made_up
 from .test_figures import places, poppler  # noqa: F401
-from .test_frames import decoded
 
 pytestmark = pytest.mark.whole
 

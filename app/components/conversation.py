@@ -7,14 +7,14 @@ from collections.abc import Callable
 
 from analysis.runs.player import CONVERSATION
 
-from .parts import declare
+from .parts import Drawn, declare
 
 COMPONENT = declare("conversation", *CONVERSATION)
 """Drawn from a frame, or from a recording (replay.py)."""
 
 
 def mount(
-    frame: bytes,
+    drawn: Drawn,
     *,
     key: str,
     on_say: Callable[[], None],
@@ -22,14 +22,14 @@ def mount(
     on_pick: Callable[[], None],
     on_change: Callable[[], None],
 ) -> None:
-    """Draw a frame.
+    """Draw a frame, or those of a feed.
 
     `on_say`: words were sent, `session_state[key]["say"]`; `on_press`: stop, again, play, hold, skip or new,
     in `["press"]`; `on_pick`: a lane, head or token to look at, in `["pick"]`; `on_change`: a lane is to switch its
     policy, in `["change"]`.
     """
     COMPONENT(
-        data=frame,
+        data=drawn,
         key=key,
         on_say_change=on_say,
         on_press_change=on_press,

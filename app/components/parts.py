@@ -1,6 +1,6 @@
 """What the components are made of: pieces of script and style."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,8 @@ from streamlit.components import v2
 from analysis.runs.player import script, style
 
 HERE = Path(__file__).parent
+Drawn = bytes | Mapping[str, str]
+"""What a component is drawn from: a frame, or the feed from which it takes one frame after the other."""
 
 
 def declare(component: str, *parts: str) -> Callable[..., Any]:

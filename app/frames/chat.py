@@ -1,7 +1,5 @@
 """What the chat page is sent: the state of its conversations, with the newest tokens and the first ones."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +9,7 @@ from numpy.typing import NDArray
 from analysis.models.memory import memory_of
 from analysis.palette import colours
 from analysis.policies import Policy, parse
-from analysis.runs.codec import assemble
+from analysis.runs.codec import Frame
 from analysis.runs.screen import BUCKETS, CHAT_CONSTANTS, RECENT, about, card
 
 from ..jobs.chat import ChatJob
@@ -21,13 +19,10 @@ from ..view import ChatView
 from .lanes import SCHEMA, faces
 
 
-@dataclass
 class ChatSender:
-    """Makes the frames of one tab, or takes them from a tab that looks at the same."""
+    """Makes a frame, or takes it from a tab that looks at the same."""
 
-    _last: tuple[tuple, bytes] | None = None
-
-    def frame(self, talk: ChatJob, view: ChatView, lesson: str = "", steers: bool = True) -> bytes:
+    def frame(self, talk: ChatJob, view: ChatView, lesson: str = "", steers: bool = True) -> Frame:
         """The newest state of the conversations as a person chose to see them; `lesson`: what to see in them;
         `steers`: whether this page may tell them what to do."""
         if view.head and talk.facts and not talk.facts.has(*view.head):
@@ -36,18 +31,12 @@ class ChatSender:
         key = (talk.status, talk.said, lesson, steers, view.chosen, view.head, view.token)
         return talk.once(key, lambda: self._frame(talk, view, lesson, steers))
 
-    def _once(self, key: tuple, make: Callable[[], bytes]) -> bytes:
-        """What was made last, where nothing has changed: the same bytes again cost the browser nothing."""
-        if self._last is None or self._last[0] != key:
-            self._last = key, make()
-        return self._last[1]
-
-    def _frame(self, talk: ChatJob, view: ChatView, lesson: str, steers: bool) -> bytes:
+    def _frame(self, talk: ChatJob, view: ChatView, lesson: str, steers: bool) -> Frame:
         arrays: dict[str, NDArray] = {}
         # Once: it is replaced whenever something is said.
         lanes_shown = talk.snapshot
         if not lanes_shown:
-            return self._empty([parse(p) for p in talk.spec.policies], view, talk.said, talk.status, talk.id)
+            return self.empty([parse(p) for p in talk.spec.policies], view, talk.said, talk.status, talk.id)
         since = [s.switches[-1].position if s.switches else 0 for s in lanes_shown]
         named = faces([s.policy for s in lanes_shown], colours([parse(p) for p in talk.spec.policies]), since)
         lanes = [
@@ -62,7 +51,7 @@ class ChatSender:
             if row is not None:
                 shown = {"lane": view.token[0], "token": row.token, "layer": row.layer, "head": row.head}
                 arrays["row_places"], arrays["row_weights"] = row.positions, row.weights
-        return assemble(
+        return Frame(
             self._head(talk.id, talk.status, talk.said or lesson, view)
             | {
                 "seq": talk.version,
@@ -79,12 +68,8 @@ class ChatSender:
             arrays,
         )
 
-    def empty(self, policies: list[Policy], view: ChatView, note: str, status: str = "ready", run: str = "") -> bytes:
+    def empty(self, policies: list[Policy], view: ChatView, note: str, status: str = "ready", run: str = "") -> Frame:
         """A frame before anything was said: the lanes as they are set, and what there is to say."""
-        key = (run, status, note, tuple(policies), view.chosen, view.head)
-        return self._once(key, lambda: self._empty(policies, view, note, status, run))
-
-    def _empty(self, policies: list[Policy], view: ChatView, note: str, status: str, run: str) -> bytes:
         lanes = [
             face
             | {
@@ -123,7 +108,7 @@ class ChatSender:
             "about": "",
             "card": {},
         }
-        return assemble(head | more, {})
+        return Frame(head | more, {})
 
     def _head(self, run: str, status: str, note: str, view: ChatView) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""What the read page is sent ten times a second: the state of a run.  Curves are thinned so that spikes survive.
+"""What the read page is sent several times a second: the state of a run.  Curves are thinned so that spikes survive.
 
 Pages that look at the same thing are sent the same bytes.  No Streamlit in here.
 """
@@ -16,7 +16,7 @@ from analysis.metrics import FIDELITY, FIRST, ROLL
 from analysis.palette import colours
 from analysis.policies import Policy, parse
 from analysis.runs import screen
-from analysis.runs.codec import assemble, levels_of
+from analysis.runs.codec import Frame, levels_of
 from analysis.runs.run import Track
 from analysis.runs.screen import GRID, MEMORY_POINTS, POINTS, STRIP
 
@@ -36,27 +36,25 @@ CONSTANTS = screen.CONSTANTS | {"paces": list(PACES.items())}
 
 @dataclass
 class ReadingSender:
-    """Makes the frames of one tab, or takes them from a tab that looks at the same."""
+    """Makes a frame, or takes it from a tab that looks at the same."""
 
     _arrays: dict[str, NDArray] = field(default_factory=dict)
     _seen: ReadingSnapshot = field(default_factory=lambda: ReadingSnapshot((), (), 0, 0.0))
     """What a frame is made of: the lanes themselves read on meanwhile."""
-    awaits_map: bool = False
-    """Whether the newest frame lacks the map of the chosen head, which is still to be drawn."""
 
-    def frame(self, run: ReadingJob, view: View, steers: bool = True) -> bytes:
+    def frame(self, run: ReadingJob, view: View, steers: bool = True) -> Frame:
         """The newest state of a run as a person chose to see it; `steers`: whether this page may tell it what to do."""
         if view.head and run.facts and not run.facts.has(*view.head):
             # It was chosen in another model.
             view.head = None
         # Asked for by every page: a map that nobody asks for is not drawn any more.
-        drawn, self.awaits_map = run.map(view.chosen, *view.head) if view.head and run.snapshot.lanes else (None, False)
+        drawn = run.map(view.chosen, *view.head) if view.head and run.snapshot.lanes else None
         of_map = (drawn.first, len(drawn.weights)) if drawn is not None else None
         state = run.status, run.said, run.pace, len(run.run.events)
         key = (steers, *astuple(view), of_map, state)
         return run.once(key, lambda: self._frame(run, view, steers, drawn))
 
-    def _frame(self, run: ReadingJob, view: View, steers: bool, drawn: "HeadMap | None") -> bytes:
+    def _frame(self, run: ReadingJob, view: View, steers: bool, drawn: "HeadMap | None") -> Frame:
         self._arrays, self._seen = {}, run.snapshot
         policies = [
             parse(t.policies[-1][1]) if t.policies else parse(p)
@@ -80,12 +78,11 @@ class ReadingSender:
         self._curves(run, view)
         header.update(self._text(run, view, drawn))
         self._grid(self._seen.tracks[view.chosen], view)
-        return assemble(header, self._arrays)
+        return Frame(header, self._arrays)
 
-    def empty(self, policies: list[Policy], view: View, pace: int, note: str, fidelity: bool = False) -> bytes:
+    def empty(self, policies: list[Policy], view: View, pace: int, note: str, fidelity: bool = False) -> Frame:
         """A frame before anything was read: the lanes as they are set, whether they are to be measured against the
         first one, and a note."""
-        self.awaits_map = False
         unread: dict[str, Any] = {"past": [], "state": "ready"}
         unread |= dict.fromkeys(("read", "kept", "slots", "bytes", "sinks_held"), 0)
         unread |= dict.fromkeys(("relative", "excess", "error", "rolling", "rate"))
@@ -109,7 +106,7 @@ class ReadingSender:
             "marked": [],
             "map": None,
         }
-        return assemble(header, {})
+        return Frame(header, {})
 
     def _header(self, view: View, status: str, note: str, pace: int) -> dict[str, Any]:
         return {

@@ -87,7 +87,7 @@ class Job:
         self.kept: Keeper[Any] = Keeper(self.id)
         """What of the job lies in the library."""
         self._models, self._requested = models, "running"
-        self._wake, self._changed = threading.Condition(), threading.Condition()
+        self._wake, self._announcing = threading.Condition(), threading.Lock()
         self._tabs, self._arrived = dict[Tab, int](), 0
         """Pages that watch, and their numbers."""
         self._owner: Tab | None = None
@@ -209,11 +209,6 @@ class Job:
         self.note = note
         self._publish()
 
-    def wait(self, version: int, seconds: float) -> None:
-        """Wait for a version other than `version`, at most so many seconds."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.version != version, seconds)
-
     def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """What `make` makes of the present version, once for all pages that give the same key: what it depends on."""
         with self._sharing:
@@ -234,10 +229,9 @@ class Job:
         self._announce()
 
     def _announce(self) -> None:
-        with self._changed:
+        with self._announcing:
             self.version += 1
             self.published = time.time()
-            self._changed.notify_all()
 
     @property
     def said(self) -> str:

@@ -67,16 +67,6 @@ class ChatJob(TextJob):
         self._row: tuple[tuple[int, int, int, int], HeadRow | None] | None = None
         self._row_requested: tuple[int, int, int, int] | None = None
 
-    def await_first(self, seconds: float) -> None:
-        """Wait until an answer to what was said last has its first token, at most so many seconds."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._put == self._done and (self.speaking or not self.busy), seconds)
-
-    @property
-    def speaking(self) -> bool:
-        """Whether some lane has begun to answer."""
-        return any(lane.speaking for lane in self.snapshot)
-
     @property
     def requests_done(self) -> bool:
         """Whether everything that was requested is carried out."""

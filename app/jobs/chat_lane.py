@@ -19,7 +19,7 @@ class ChatLaneSnapshot:
     Cached are the first `sinks` tokens and all from `first` on; `shares`: the share of heads that cache each token of
     the conversation, where not all cache the same ones; `protected`: how many first tokens are never evicted;
     `cut`: where answers were cut, and why; `switches`: where the lane was switched, and to what.
-    `busy`: whether a prompt is read or an answer given; `speaking`: whether the answer has a first token.
+    `busy`: whether a prompt is read or an answer given.
     """
 
     lane: int
@@ -37,7 +37,6 @@ class ChatLaneSnapshot:
     protected: int
     switches: tuple[Switch, ...]
     busy: bool
-    speaking: bool
     costs: TokenCosts
 
 
@@ -63,6 +62,5 @@ def snapshot_of(lane: Conversation, costs: TokenCosts) -> ChatLaneSnapshot:
         protected=lane.lane.protected,
         switches=tuple(lane.switches),
         busy=lane.busy,
-        speaking=lane.busy and lane.turns[-1].begin is not None and len(pieces) > lane.turns[-1].begin,
         costs=costs.snapshot(),
     )

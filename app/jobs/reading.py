@@ -99,20 +99,18 @@ class ReadingJob(TextJob):
             self.pace = pace
             self._wake.notify_all()
 
-    def map(self, lane: int, layer: int, head: int) -> "tuple[HeadMap | None, bool]":
-        """The newest map of a head, and whether its first is still to be drawn; asking lets more be drawn.  None, too,
-        where nothing is read, and for a head that the model does not have: a page may name one of another model."""
+    def map(self, lane: int, layer: int, head: int) -> "HeadMap | None":
+        """The newest map of a head; asking lets more be drawn.  None before the first is drawn, where nothing is read,
+        and for a head that the model does not have: a page may name one of another model."""
         key = (lane, layer, head)
         if self.facts is None or not self.facts.has(layer, head) or key in self._undrawable:
-            return None, False
+            return None
         asked_before = key in self._maps_requested
         self._maps_requested[key] = time.monotonic()
         if not asked_before:
             with self._wake:
                 self._wake.notify_all()
-        # Looked up once: the job's thread may draw it at any moment.
-        found = self._maps.get(key)
-        return (None, self.working) if found is None else (found[1], False)
+        return self._maps.get(key, (0, None))[1]
 
     def figure_input(self) -> "FigureInput":
         """The run as it lies in the library, where the command under a figure finds it, too."""

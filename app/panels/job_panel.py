@@ -15,6 +15,7 @@ from analysis.errors import sentence
 
 from .. import recordings
 from ..controls import problem
+from ..feed import paced
 from ..jobs.base import Job
 from ..jobs.cells import CellsSnapshot
 from ..jobs.loading import Models
@@ -51,9 +52,6 @@ Known = TypeVar("Known", bound=Found)
 Kind = TypeVar("Kind", bound=Job)
 Maker = Callable[[Models], Kind]
 """Makes a job that was not begun yet."""
-EACH, STEP = 0.015, 5
-"""Seconds of the server from one drawing to the next that are left to each page that watches a job, counted in steps of
-so many pages, since the whole page runs again where its pace changes."""
 SENT = 0.05
 """Seconds after which what a page drew has been sent to the browser: several times as long as Streamlit waits."""
 
@@ -269,11 +267,6 @@ def time_left(seconds: float | None) -> str:
     if not seconds:
         return ""
     return f", about {seconds:.0f} s left" if seconds < 90 else f", about {seconds / 60:.0f} min left"
-
-
-def paced(job: Job | None, every: float) -> float:
-    """Seconds from one drawing of a page to the next: `every`, or more where many pages watch the job that it shows."""
-    return every if job is None else max(every, EACH * (job.viewers // STEP * STEP))
 
 
 def redraw(draw: Callable[[], None], pace: Callable[[], float | None]) -> None:

@@ -14,6 +14,7 @@ from analysis.policies import Policy, parse
 from app import address, recordings
 from app.components import replay
 from app.controls import is_linked, is_new_press
+from app.feed import Feed
 from app.jobs.registry import REGISTRY
 from app.view import ChatView, View
 
@@ -53,6 +54,13 @@ class RunPanel(JobPanel[Run]):
     def known(self) -> Run | recordings.Recording | None:
         """The job or the recording that stands here."""
         return self.job or self.recording
+
+    @property
+    def feed(self) -> Feed:
+        """What this page's component takes the frames of a job from."""
+        if (feed := st.session_state.get(f"{self.name}_feed")) is None:
+            feed = st.session_state[f"{self.name}_feed"] = Feed()
+        return feed
 
     def play(self, recording: recordings.Recording | None, at: int | None = None) -> None:
         """Let a recording stand here, at a position of its text; None: none."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -25,11 +25,12 @@ from app.controls import (
     model_controls,
     readdress,
 )
+from app.feed import paced
 from app.frames.chat import ChatSender, strongest_head
 from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
-from app.panels.job_panel import Maker, carry_out, paced, press, redraw
+from app.panels.job_panel import Maker, carry_out, press, redraw
 from app.panels.run_panel import RunPanel, same_lanes, story_buttons
 from app.panels.sampling import sampling_controls
 from app.parameters import AT, CHAT
@@ -46,10 +47,8 @@ UPLOAD, LINKED = "Upload a script …", "The script of the link"
 ADDRESS = ("run", *AT, "lane", *MODEL, *CHAT, *CHAT_PARAMETERS)
 """What the address of this page says."""
 KEPT = "That conversation is no longer in memory, and is kept in the library: let it go on, or begin a new one."
-EVERY = 0.15
-"""Seconds between two frames."""
-FIRST = 0.4
-"""Seconds that a first word is waited for before the page shows that it is waiting."""
+EVERY = 2.0
+"""Seconds from one run of the script to the next: frames come without it."""
 
 
 def quick() -> Chosen:
@@ -101,7 +100,7 @@ def open_page() -> None:
     view, unseen = ChatView.linked(chosen.lanes, asked)
     problems += filter(None, [address.wrong([*left_out, *unseen])])
     JOB_PANEL.say(" ".join(problems))
-    state.update(chat=chosen, chat_view=view, chat_sender=ChatSender(), revision=state.revision + 1)
+    state.update(chat=chosen, chat_view=view, revision=state.revision + 1)
 
 
 def to_address() -> None:
@@ -274,7 +273,6 @@ def say(text: str) -> None:
     if (talk := JOB_PANEL.steered) is not None:
         JOB_PANEL.say("")
         talk.say(text)
-        st.session_state.chat_said = True
 
 
 def pressed() -> None:
@@ -334,7 +332,8 @@ def changed() -> None:
 
 
 def draw() -> None:
-    """One frame; again and again, so that whoever talks in another tab is seen here too."""
+    """What the conversation is drawn from, and what stands around it; again and again, so that whoever talks in another
+    tab is seen here too."""
     carry_out()
     talk, state = JOB_PANEL.job, st.session_state
     view = state.chat_view
@@ -354,17 +353,17 @@ def draw() -> None:
         return
     if talk is None:
         note = JOB_PANEL.problem or lesson()
-        frame = state.chat_sender.empty([parse(p) for p in state.chat.lanes], view, note)
+        drawn = ChatSender().empty([parse(p) for p in state.chat.lanes], view, note).packed()
     else:
         slots.renew_lease(talk)
         steering.say(talk)
-        if state.pop("chat_said", False):
-            # The first frame after somebody spoke has the first word of an answer in it.
-            talk.await_first(FIRST)
-        if view.token and view.head and talk.snapshot and talk.row(view.token[0], *view.head, view.token[1]) is None:
-            talk.wait(talk.version, 0.1)
-        frame = state.chat_sender.frame(talk, view, lesson(talk.spec.policies), steering.mine(talk))
-    conversation.mount(frame, key="conversation", on_say=said, on_press=pressed, on_pick=picked, on_change=changed)
+        if view.head and talk.facts and not talk.facts.has(*view.head):
+            # It was chosen in another model.
+            view.head = None
+        words, seen, steers = lesson(talk.spec.policies), replace(view), steering.mine(talk)
+        look = (words, steers, *astuple(seen))
+        drawn = JOB_PANEL.feed.follow(talk, look, lambda talk: ChatSender().frame(talk, seen, words, steers))
+    conversation.mount(drawn, key="conversation", on_say=said, on_press=pressed, on_pick=picked, on_change=changed)
     if state.chat_switched != switched(talk):
         # The list of lanes says so.
         st.rerun()

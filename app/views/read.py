@@ -1,6 +1,6 @@
 """Read: choose a text and policies, press Start, and watch what each policy does to the model."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
 
 import streamlit as st
@@ -45,6 +45,8 @@ JOB_PANEL = RunPanel("read", ReadingJob, keeps="reading", lost=LOST, deleted=DEL
 CHUNK = 128
 ADDRESS = ("run", "lane", *READ, *MODEL, *PARAMETERS)
 """What the address of this page says."""
+EVERY = 2.0
+"""Seconds from one run of the script to the next while there is something to see: frames come without it."""
 STORY_PACE = 100
 """Tokens a second at which a story of the gallery plays by itself."""
 
@@ -85,7 +87,6 @@ def open_page() -> None:
         pause=found.get("pause", 0),
         view=view,
         revision=state.get("revision", 0) + 1,
-        sender=ReadingSender(),
         story=of_story or found.get("story", ""),
         pace=run.pace if (run := JOB_PANEL.job) is not None else 0,
     )
@@ -313,7 +314,7 @@ def draw_recording(recording: recordings.Recording) -> None:
 
 
 def draw() -> None:
-    """One frame; again and again while there is something to see."""
+    """What the board is drawn from, and what stands around it; again and again while there is something to see."""
     carry_out()
     run, state = JOB_PANEL.job, st.session_state
     JOB_PANEL.settle()
@@ -327,31 +328,23 @@ def draw() -> None:
     if run is not None:
         slots.renew_lease(run)
         steering.say(run, JOB_PANEL.problem)
-        steers = steering.mine(run)
-        # A frame is sent when there is something new, since every one costs the browser more than its drawing.
-        if (run.version, steers) == state.get("seen") and state.view == state.get("seen_view"):
-            run.wait(run.version, 0.25)
-        state.seen, state.seen_view = (run.version, steers), replace(state.view)
-        frame = state.sender.frame(run, state.view, steers)
+        view, steers = replace(state.view), steering.mine(run)
+        look = (steers, *astuple(view))
+        drawn = JOB_PANEL.feed.follow(run, look, lambda job: ReadingSender().frame(job, view, steers))
         if JOB_PANEL.problem and steers:
             run.tell(JOB_PANEL.problem)
             JOB_PANEL.say("")
     else:
         lanes = [parse(p) for p in state.lanes]
-        frame = state.sender.empty(lanes, state.view, state.pace, JOB_PANEL.problem, measures())
-    board.mount(frame, key="board", on_press=pressed, on_pick=picked, on_change=changed)
+        drawn = ReadingSender().empty(lanes, state.view, state.pace, JOB_PANEL.problem, measures()).packed()
+    board.mount(drawn, key="board", on_press=pressed, on_pick=picked, on_change=changed)
     if state.switched != switched(run):
         # The list of lanes says so.
         st.rerun()
-
-
-def pace() -> float | None:
-    """Seconds from one frame to the next; a run that stands still is drawn again until the chosen head has its map."""
-    return JOB_PANEL.pace(0.1) or (0.25 if st.session_state.sender.awaits_map else None)
 
 
 open_page()
 sidebar()
 project()
 heading("read")
-redraw(draw, pace)
+redraw(draw, lambda: JOB_PANEL.pace(EVERY))

@@ -136,7 +136,7 @@ def frames() -> None:
     for _ in range(size(60, 2)):
         run.renew_lease()
         began = time.perf_counter()
-        blob = sender.frame(run, view)
+        blob = sender.frame(run, view).packed()
         seconds.append(time.perf_counter() - began)
     line(
         "building a frame on the server, p95",
@@ -150,9 +150,24 @@ def frames() -> None:
     REGISTRY.free(run.id)
 
 
+STAGED = """
+import streamlit as st
+
+if __name__ != "__main__":
+    from app.feed import ROUTES
+
+    app = st.App(__file__, routes=ROUTES)
+else:
+    from tests.bench.history import page
+
+    page()
+"""
+
+
 def staged(folder: Path) -> str:
-    """A script that opens the reading page with its history, beside the files that the page is served."""
-    (folder / "main.py").write_text("from tests.bench.history import page\n\npage()\n")
+    """A script that opens the reading page with its history, beside the files that the page is served, and serves its
+    frames."""
+    (folder / "main.py").write_text(STAGED)
     shutil.copytree(ROOT / "app/static", folder / "static")
     return str(folder / "main.py")
 

@@ -11,8 +11,8 @@ from analysis.runs.reader import load
 from analysis.runs.recorded_chat import recorded_chat
 
 from .. import tokenizers
+from ..recordings import decoded
 from ..test_bos import model_of
-from ..test_frames import decoded
 from ..test_recorded_chat import PROMPTS, Talk
 from .conftest import cut_labels
 from .test_replay import offline, position, violations, wait_address, wait_painted  # noqa: F401

@@ -151,7 +151,7 @@ def once(registry: Registry, make: Callable[..., Job], e: BaseException | None, 
             while not settled(job):
                 assert time.monotonic() < end, f"waits for ever: {job.status}, {job.note!r}"
                 job.renew_lease()
-                job.wait(job.version, 0.02)
+                time.sleep(0.005)
     finally:
         log.removeHandler(handler)
         log.setLevel(level)

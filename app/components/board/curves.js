@@ -1,7 +1,7 @@
 // Perplexity and memory against tokens read.  Plotly draws; zoom stays with the person who zoomed.
 
 // ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly.
-const LEAST_BETWEEN = 380, LEAST_BETWEEN_MEMORY = 2000, MEMORY_AFTER = 250;
+const LEAST_BETWEEN = 500, LEAST_BETWEEN_MEMORY = 4000, MEMORY_AFTER = 250;
 const MARK_SIZE = 11, MARK_LINE = 14, MAX_ROWS = 5, LEFT = 46, BELOW = 34;
 
 function times(value) {
@@ -80,7 +80,7 @@ function makeCurves(send, names) {
 
   const base = (height, right, top) => ({
     ...bare(theme), margin: { l: LEFT, r: right, t: top, b: BELOW }, height, showlegend: false, hovermode: "closest", dragmode: "zoom",
-    xaxis: { gridcolor: theme.line, zeroline: false, rangemode: "tozero", tickformat: "~s", fixedrange: false },
+    xaxis: { gridcolor: theme.line, zeroline: false, rangemode: "tozero", tickformat: "~s", fixedrange: false, ticklabeloverflow: "allow" },
   });
 
   // Plotly gives up a zoom as soon as new data move the range that it began from: so it is kept here.
@@ -104,9 +104,9 @@ function makeCurves(send, names) {
     return frame.lanes.map((lane, i) => {
       const at = frame.arrays[x + i]?.data || [];
       return {
-        type: "scatter", mode: "lines", x: at, y: frame.arrays[y + i]?.data || [], customdata: lane.past.length ? Array.from(at, (t) => plain(nameAt(lane, t))) : new Array(at.length).fill(plain(lane.label)),
+        type: "scatter", mode: "lines", x: at, y: frame.arrays[y + i]?.data || [], name: plain(lane.label), ...(lane.past.length ? { customdata: Array.from(at, (t) => plain(nameAt(lane, t))) } : {}),
         line: { color: laneColour(lane.color, theme), width: 2, dash: lane.dash, simplify: true },
-        hovertemplate: `%{y:.3~g} ${unit} at %{x:,d}<extra>%{customdata}</extra>`, connectgaps: false,
+        hovertemplate: `%{y:.3~g} ${unit} at %{x:,d}<extra>%{${lane.past.length ? "customdata" : "fullData.name"}}</extra>`, connectgaps: false,
       };
     });
   }
@@ -143,7 +143,7 @@ function makeCurves(send, names) {
     const top = 8 + above * MARK_LINE;
     const layout = base(height, labels.right, top);
     layout.width = width;
-    layout.yaxis = { type: scale.type, range: [low, high].map(scale.of), gridcolor: theme.line, zeroline: false, ...(scale === LOG ? logTicks(low, high, relative) : { nticks: 6, ticklabelshift: ABOVE_ORIGIN }) };
+    layout.yaxis = { type: scale.type, range: [low, high].map(scale.of), gridcolor: theme.line, zeroline: false, ticklabeloverflow: "allow", ...(scale === LOG ? logTicks(low, high, relative) : { nticks: 6, ticklabelshift: ABOVE_ORIGIN }) };
     layout.xaxis.range = range;
     const tint = (mark) => (mark.kind === "switch" ? laneColour(frame.lanes[mark.lane].color, theme) : theme.muted);
     layout.shapes = frame.marks.map((m) => ({
@@ -162,7 +162,7 @@ function makeCurves(send, names) {
     clearTimeout(memoryTimer);
     // A jump is answered by what is looked at first.
     if (frame.recorded) memoryTimer = setTimeout(() => drawMemory(width, labels, range), MEMORY_AFTER);
-    else if (latest - lastMemory > LEAST_BETWEEN_MEMORY || frame.status !== "running" || memoryDrawn !== memoryState()) drawMemory(width, labels, range);
+    else if (latest - lastMemory > LEAST_BETWEEN_MEMORY || frame.status !== "running" || memoryDrawn !== memoryState(width)) drawMemory(width, labels, range);
     const facts = frame.lanes.map((l, i) => `${l.label}: ${i === frame.reference ? "the reference" : `${digits(l.relative)} times`}, rolling perplexity ${digits(l.rolling)}`);
     const measured = frame.lanes.map((l, i) => `${l.label}: ${digits(frame.arrays[`y${i}`]?.data.at(-1) ?? NaN)}`);
     plot.setAttribute("aria-label", scale === LOG ? `Perplexity against tokens read. ${facts.join("; ")}.` : `${titled}. ${measured.join("; ")}.`);
@@ -171,11 +171,11 @@ function makeCurves(send, names) {
   }
 
   // What a person or the system changed is seen at once.
-  const memoryState = () => `${frame.run}|${theme.dark}|${plot.clientWidth}|${frame.lanes.map((l) => l.brief)}`;
+  const memoryState = (width) => `${frame.run}|${theme.dark}|${width}|${frame.lanes.map((l) => l.brief)}`;
 
   function drawMemory(width, { room, right, most }, range) {
     lastMemory = performance.now();
-    memoryDrawn = memoryState();
+    memoryDrawn = memoryState(width);
     const height = Math.max(130, 8 + BELOW + frame.lanes.length * most * LABEL_LINE);
     memory.style.height = `${height}px`;
     const small = base(height, right, 8);
@@ -183,7 +183,7 @@ function makeCurves(send, names) {
     small.xaxis.title = { text: "tokens read", standoff: 4, font: { size: LABEL_SIZE } };
     const tops = frame.lanes.map((_, i) => last(frame.arrays[`my${i}`]));
     const top = Math.max(1, ...tops, ...frame.lanes.map((_, i) => last(frame.whole?.[`my${i}`])));
-    small.yaxis = { gridcolor: theme.line, zeroline: false, range: [0, top * 1.12], nticks: 4, ticklabelshift: ABOVE_ORIGIN };
+    small.yaxis = { gridcolor: theme.line, zeroline: false, range: [0, top * 1.12], nticks: 4, ticklabeloverflow: "allow", ticklabelshift: ABOVE_ORIGIN };
     small.xaxis.range = range;
     const predicted = { type: "scatter", mode: "lines", x: frame.arrays.px?.data || [], y: frame.arrays.py?.data || [], line: { color: theme.muted, width: 1.5, dash: "dot" }, hovertemplate: "%{y:.0f} MB predicted<extra>Dense</extra>" };
     small.annotations = ends(tops, top, height - 8 - BELOW, room, most);

@@ -2,11 +2,18 @@
 
 const KINDS = { f4: Float32Array, f8: Float64Array, u2: Uint16Array, u4: Uint32Array };
 
-function decode(bytes) {
+// Of a frame that follows another, `before`, only what has changed is sent: names of the rest stand in `same`.
+function decode(bytes, before = null) {
   const length = new DataView(bytes.buffer, bytes.byteOffset, 4).getUint32(0, true);
   const head = JSON.parse(new TextDecoder().decode(bytes.subarray(4, 4 + length)));
   const arrays = {};
-  for (const [name, [kind, offset, shape]] of Object.entries(head.arrays)) {
+  for (const name of head.same || []) head[name] = before[name];
+  for (const [name, place] of Object.entries(head.arrays)) {
+    if (!place) {
+      arrays[name] = before.arrays[name];
+      continue;
+    }
+    const [kind, offset, shape] = place;
     const Kind = KINDS[kind];
     const begin = 4 + length + offset;
     const count = shape.reduce((a, b) => a * b, 1);
