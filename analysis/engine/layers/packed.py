@@ -57,7 +57,7 @@ class PackedSlots:
         """None of the slots of a layer whose keys are `like` these."""
         at = torch.full(like.shape[:2], -1, device=like.device)
         nobody = like.flatten(0, 1)[:0]
-        return cls._of(q, at, at.flatten()[:0], nobody, nobody)
+        return cls._of(q, at, at.flatten()[:0], nobody, nobody)[0]
 
     @classmethod
     def _of(
@@ -67,17 +67,30 @@ class PackedSlots:
         groups: Int[Tensor, " packed"],
         keys: Float[Tensor, "packed dim"],
         values: Float[Tensor, "packed dim"],
-    ) -> "PackedSlots":
-        """These keys and values, packed; `groups`: which of them share key scales, counted from 0."""
-        count = int(groups.max()) + 1 if len(groups) else 0
+    ) -> tuple["PackedSlots", tuple[Float[Tensor, "packed dim"], Float[Tensor, "packed dim"]]]:
+        """These keys and values, packed, and what they become; `groups`: which of them share key scales, counted
+        from 0."""
+        # Few numbers and many steps: all of these take keys and values together.
+        slots, dim = keys.shape
+        count, channels = int(groups.max()) + 1 if slots else 0, channels_of(dim)
         low, high = (
-            keys.new_full((count, keys.shape[1]), edge).scatter_reduce_(0, groups[:, None].expand_as(keys), keys, by)
+            keys.new_full((count, dim), edge).scatter_reduce_(0, groups[:, None].expand_as(keys), keys, by)
             for edge, by in ((float("inf"), "amin"), (float("-inf"), "amax"))
         )
-        scales = Scales.of(low, high, q)
-        codes = packed(coded(keys, step(scales.scales)[groups], scales.zeros[groups], q), q.bits)
-        value_codes, value_scales = _of_values(values, q)
-        return cls(q, at, groups, codes, value_codes, *value_scales, *scales)
+        least, most = torch.aminmax(values.unflatten(1, (-1, channels)), dim=2)
+        scales = Scales.of(torch.cat((low.flatten(), least.flatten())), torch.cat((high.flatten(), most.flatten())), q)
+        key_scales, value_scales, key_zeros, value_zeros, key_widths, widths = (
+            part.view(of.shape)
+            for t in (*scales, step(scales.scales))
+            for part, of in zip(t.split([low.numel(), least.numel()]), (low, least), strict=True)
+        )
+        each = torch.cat((key_widths[groups], widths.repeat_interleave(channels, 1)))
+        zeros = torch.cat((key_zeros[groups], value_zeros.repeat_interleave(channels, 1)))
+        codes = coded(torch.cat((keys, values)), each, zeros, q)
+        numbers, stored = decoded(codes, each, zeros, keys.dtype), packed(codes, q.bits)
+        of_values, of_keys = (value_scales, value_zeros), (key_scales, key_zeros)
+        made = cls(q, at, groups, stored[:slots], stored[slots:], *of_values, *of_keys)
+        return made, (numbers[:slots], numbers[slots:])
 
     def __len__(self) -> int:
         """How many slots there are codes of."""
@@ -117,8 +130,7 @@ class PackedSlots:
         number for each group of each head, of which none is here yet."""
         count, (_, shared) = len(self), groups.unique(return_inverse=True)
         at = self.at.index_put((rows, columns), torch.arange(count, count + len(rows), device=rows.device))
-        more = PackedSlots._of(self.q, at, shared, keys, values)
-        numbers = more.numbers(keys.dtype)
+        more, numbers = PackedSlots._of(self.q, at, shared, keys, values)
         more = replace(more, groups=more.groups + len(self.key_scales))
         both = {name: torch.cat((getattr(self, name), getattr(more, name))) for name in ("groups", *STORED)}
         return replace(more, **both), numbers
