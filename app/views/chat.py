@@ -47,7 +47,7 @@ UPLOAD, LINKED = "Upload a script …", "The script of the link"
 ADDRESS = ("run", *AT, "lane", *MODEL, *CHAT, *CHAT_PARAMETERS)
 """What the address of this page says."""
 KEPT = "That conversation is no longer in memory, and is kept in the library: let it go on, or begin a new one."
-EVERY = 2.0
+EVERY = 3.0
 """Seconds from one run of the script to the next: frames come without it."""
 
 

@@ -45,7 +45,7 @@ JOB_PANEL = RunPanel("read", ReadingJob, keeps="reading", lost=LOST, deleted=DEL
 CHUNK = 128
 ADDRESS = ("run", "lane", *READ, *MODEL, *PARAMETERS)
 """What the address of this page says."""
-EVERY = 2.0
+EVERY = 3.0
 """Seconds from one run of the script to the next while there is something to see: frames come without it."""
 STORY_PACE = 100
 """Tokens a second at which a story of the gallery plays by itself."""

@@ -33,6 +33,7 @@ def main() -> None:
     tokens = texts.tokenize(texts.read("hamlet"), model.tokenizer, limit=limit)
     for policy in POLICIES:
         head(f"A cache of few bits, {parse(policy).label}, float32")
+        of = policy.split(":")[0]
         sides = {bits: parse(f"{policy},cache={bits},exact=4") for bits in ("int8", "int4")} | {"": parse(policy)}
         for chunk in CHUNKS:
             lanes = open_lanes(model, tokens, list(sides.values()))
@@ -43,9 +44,10 @@ def main() -> None:
                     began = time.perf_counter()
                     lane.read(chunk)
                     times[bits].append(time.perf_counter() - began)
-            told(f"reading, chunks of {chunk}", {bits: np.array(t[2:]) for bits, t in times.items()}, READING, chunk)
+            spent = {bits: np.array(t[2:]) for bits, t in times.items()}
+            told(f"{of}, reading, chunks of {chunk}", spent, READING, chunk)
         steps = {bits: partial(greedy, talking(model, tokens[:LENGTH], kept)) for bits, kept in sides.items()}
-        told("answering", alternate(steps, ANSWERED), ANSWERING, 1)
+        told(f"{of}, answering", alternate(steps, ANSWERED), ANSWERING, 1)
 
 
 def told(what: str, times: dict[str, np.ndarray], asked: float, count: int) -> None:

@@ -1,7 +1,7 @@
 // Perplexity and memory against tokens read.  Plotly draws; zoom stays with the person who zoomed.
 
 // ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly.
-const LEAST_BETWEEN = 500, LEAST_BETWEEN_MEMORY = 4000, MEMORY_AFTER = 250;
+const LEAST_BETWEEN = 430, LEAST_BETWEEN_MEMORY = 4000, MEMORY_AFTER = 250;
 const MARK_SIZE = 11, MARK_LINE = 14, MAX_ROWS = 5, LEFT = 46, BELOW = 34;
 
 function times(value) {
