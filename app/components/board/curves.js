@@ -1,7 +1,8 @@
 // Perplexity and memory against tokens read.  Plotly draws; zoom stays with the person who zoomed.
 
-// ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly.
-const LEAST_BETWEEN = 430, LEAST_BETWEEN_MEMORY = 4000, MEMORY_AFTER = 250;
+// ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly, once a run is long: where
+// its plot would be so much longer, it is drawn at once.
+const LEAST_BETWEEN = 430, LEAST_BETWEEN_MEMORY = 4000, MEMORY_AFTER = 250, LONGER = 1.1;
 const MARK_SIZE = 11, MARK_LINE = 14, MAX_ROWS = 5, LEFT = 46, BELOW = 34;
 
 function times(value) {
@@ -74,7 +75,7 @@ function makeCurves(send, names) {
     el("section", { class: "sk-panel" }, el("div", { class: "sk-head" }, title, el("div", { class: "sk-segments" }, ...modes.map(([, b]) => b))), missing, plot, below),
     el("section", { class: "sk-panel" }, el("h2", { class: "sk-title" }, "KV-cache memory", el("span", { class: "sk-sub" }, " MB, measured; dotted: what dense would take, predicted")), memory));
   let plotly = null, frame = null, theme = null, latest = 0, lastMemory = 0, timer = 0, memoryTimer = 0, drawn = "", titled = "";
-  let scale = LOG, above = 0, heldFor = "", memoryDrawn = "";
+  let scale = LOG, above = 0, heldFor = "", memoryDrawn = "", memoryUpTo = 0;
   let zoom = null, zoomOf = "", listening = false; // the ranges that a person zoomed to, and the curve that they belong to
   loadPlotly().then((P) => { plotly = P; draw(); }, () => say(plot, NO_PLOTS));
 
@@ -162,7 +163,7 @@ function makeCurves(send, names) {
     clearTimeout(memoryTimer);
     // A jump is answered by what is looked at first.
     if (frame.recorded) memoryTimer = setTimeout(() => drawMemory(width, labels, range), MEMORY_AFTER);
-    else if (latest - lastMemory > LEAST_BETWEEN_MEMORY || frame.status !== "running" || memoryDrawn !== memoryState(width)) drawMemory(width, labels, range);
+    else if (latest - lastMemory > LEAST_BETWEEN_MEMORY || range[1] > LONGER * memoryUpTo || frame.status !== "running" || memoryDrawn !== memoryState(width)) drawMemory(width, labels, range);
     const facts = frame.lanes.map((l, i) => `${l.label}: ${i === frame.reference ? "the reference" : `${digits(l.relative)} times`}, rolling perplexity ${digits(l.rolling)}`);
     const measured = frame.lanes.map((l, i) => `${l.label}: ${digits(frame.arrays[`y${i}`]?.data.at(-1) ?? NaN)}`);
     plot.setAttribute("aria-label", scale === LOG ? `Perplexity against tokens read. ${facts.join("; ")}.` : `${titled}. ${measured.join("; ")}.`);
@@ -176,6 +177,7 @@ function makeCurves(send, names) {
   function drawMemory(width, { room, right, most }, range) {
     lastMemory = performance.now();
     memoryDrawn = memoryState(width);
+    memoryUpTo = range[1];
     const height = Math.max(130, 8 + BELOW + frame.lanes.length * most * LABEL_LINE);
     memory.style.height = `${height}px`;
     const small = base(height, right, 8);
