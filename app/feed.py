@@ -19,7 +19,6 @@ from starlette.routing import Route
 from analysis.runs.codec import Frame
 
 from .jobs.base import Job
-from .jobs.registry import REGISTRY
 
 Kind = TypeVar("Kind", bound=Job)
 PATH = "feed"
@@ -48,6 +47,11 @@ class Shown(NamedTuple):
     look: Hashable
     make: Callable[[Any], Frame]
     turn: int
+
+    @property
+    def tag(self) -> str:
+        """What changes where there is something new; empty where the job is gone."""
+        return "" if (job := self.job()) is None else f'"{job.id}.{job.version}.{self.turn}"'
 
 
 class Feed:
@@ -78,20 +82,28 @@ class Feed:
     async def answer(self, had: str) -> Response:
         """The newest frame, or what has changed of it; `had`: the tag of the one that the page shows.  Waits until
         there is another."""
-        job = self._job()
-        if job is not None:
+        if (shown := self._shown) is not None and (job := shown.job()) is not None:
             await asyncio.sleep(self._answered + paced(job, EVERY) - time.monotonic())
             until = time.monotonic() + WAIT
-            while self._tag() == had and time.monotonic() < until:
+            while shown.tag == had and time.monotonic() < until:
                 await asyncio.sleep(GLANCE)
+                shown = self._shown or shown
             self._answered = time.monotonic()
-        shown, tag, job = self._shown, self._tag(), self._job()
-        if shown is None or job is None:
+        # Once: the script may say at any moment that something else is looked at.
+        shown = self._shown
+        job = None if shown is None else shown.job()
+        if shown is None or job is None or job.freed:
             return NOTHING_MORE
+        tag, sent = shown.tag, self._sent
+        known = sent[1] if sent is not None and sent[0] == had else None
+
+        def made() -> tuple[Frame, bytes]:
+            """The frame, and what is sent of it."""
+            frame = shown.make(job)
+            return frame, b"" if tag == had else frame.packed(known)
+
         try:
-            frame = await run_in_threadpool(shown.make, job)
-            known = self._sent[1] if self._sent is not None and self._sent[0] == had else None
-            packed = b"" if tag == had else await run_in_threadpool(frame.packed, known)
+            frame, packed = await run_in_threadpool(made)
         except Exception as e:
             # The script says it: it is what has a place for it.
             self._wrong = [e]
@@ -102,17 +114,6 @@ class Feed:
         # Not compressed: that takes longer than it saves, and whatever stands between can do it.
         headers = {"ETag": tag, "Cache-Control": "no-store", "Content-Encoding": "identity"}
         return Response(packed, media_type="application/octet-stream", headers=headers)
-
-    def _job(self) -> Job | None:
-        """The job that is looked at, if it is still in memory."""
-        job = self._shown.job() if self._shown is not None else None
-        return job if job is not None and REGISTRY.get(job.id) is job else None
-
-    def _tag(self) -> str:
-        """What changes where there is something new."""
-        shown = self._shown
-        job = shown.job() if shown is not None else None
-        return "" if shown is None or job is None else f'"{job.id}.{job.version}.{shown.turn}"'
 
 
 FEEDS = WeakValueDictionary[str, Feed]()

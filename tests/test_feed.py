@@ -22,9 +22,8 @@ pytestmark = pytest.mark.whole
 
 
 @pytest.fixture
-def server(registry, monkeypatch):
-    """A browser of a server whose jobs are those of the test."""
-    monkeypatch.setattr(feed, "REGISTRY", registry)
+def server():
+    """A browser of a server that has feeds alone."""
     with TestClient(Starlette(routes=ROUTES)) as browser:
         yield browser
 
@@ -123,6 +122,22 @@ def test_a_page_that_looks_at_nothing_is_told_so(server, registry, run):
     del page
     gc.collect()
     assert asked(server, address).status_code == 204
+
+
+def test_a_look_that_changes_while_a_frame_is_made_is_sent_next(server, run):
+    page, look = Feed(), View()
+
+    def slow(job):
+        # The script runs just now.
+        shown(page, run, mode="rolling")
+        return ReadingSender().frame(job, look)
+
+    address = page.follow(run, "first", slow)["feed"]
+    first = asked(server, address)
+    before = decoded(first.content)
+    assert before[0]["mode"] == "relative"
+    second = asked(server, address, first.headers["ETag"])
+    assert second.status_code == 200 and decoded(second.content, before)[0]["mode"] == "rolling"
 
 
 def test_what_a_frame_raises_is_said_by_the_script(server, run):

@@ -115,6 +115,11 @@ class Job:
         return self._requested in ("stopped", "freed")
 
     @property
+    def freed(self) -> bool:
+        """Whether the job is no longer kept in memory for anybody."""
+        return self._requested == "freed"
+
+    @property
     def stopping(self) -> bool:
         """Whether the job ends after its present step."""
         return self.live and self.unwanted
