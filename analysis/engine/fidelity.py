@@ -95,6 +95,7 @@ class Fidelity:
         end = begin + len(outputs.logits.totals)
 
         def all_of(kl: float, agree: float) -> Measured:
+            """The same for every token and head."""
             tokens, heads = (end - begin,), (model.layers, model.heads)
             return Measured(*(np.full(*of, np.float32) for of in ((tokens, kl), (tokens, agree), (heads, kl))))
 

@@ -186,6 +186,7 @@ class ChatJob(TextJob):
         asked = self._stopped(self._resumes)
 
         def progress(lane: int, position: int) -> None:
+            """Say how far a lane is that says again what no checkpoint holds."""
             self._loading(f"Saying again what was said: lane {lane + 1} at token {position:,}")
 
         # What is left of its script lies in the checkpoint.
