@@ -20,7 +20,7 @@ from analysis.maps.recent import head_map, head_row
 from analysis.maps.region import Region
 from analysis.maps.stretch import Stretch
 from analysis.models.loading import load
-from analysis.policies import Dense, Recompute, Streaming, Window, parse
+from analysis.policies import Dense, Recompute, Shift, Streaming, Window, parse
 from analysis.runs.spec import Spec
 
 from .families import our_nll, own_nll, shared, words
@@ -76,9 +76,9 @@ class ByTheRule:
     """One query after the other: the family's own module is asked for the positions of what this query meets, so that
     it chooses by the largest of them."""
 
-    def __init__(self, model, count: int, sinks: int, window: int, *, by_slot: bool) -> None:
+    def __init__(self, model, count: int, sinks: int, window: int, step: int, *, by_slot: bool) -> None:
         self.rotary = next(m for n, m in model.named_modules() if type(m).__name__.endswith("RotaryEmbedding"))
-        self.reach, self.by_slot = [kept(t, sinks, window) for t in range(count)], by_slot
+        self.reach, self.by_slot = [kept(t, sinks, window, step) for t in range(count)], by_slot
 
     def attend(self, attention, query, key, value, *, scaling, **_):
         apply = sys.modules[type(attention).__module__].apply_rotary_pos_emb
@@ -103,13 +103,14 @@ class ByTheRule:
         (Streaming(4, 44), 4, 44, True),
         (Streaming(4, 20), 4, 20, True),
         (Streaming(4, 20, "text"), 4, 20, False),
+        (Shift(36, 4), 4, 36, True),
     ],
     ids=str,
 )
 def test_every_token_gets_the_choice_of_its_own_context(variant, policy, sinks, window, by_slot):
     model, tokens = model_of(variant), words(TOKENS)
     fresh, adapted, ids = copy.deepcopy(model), adapt(model), torch.as_tensor(tokens)[None]
-    reader = ByTheRule(fresh, TOKENS - 1, sinks, window, by_slot=by_slot)
+    reader = ByTheRule(fresh, TOKENS - 1, sinks, window, policy.step, by_slot=by_slot)
     logits = adapted.forward(ids[:, :-1], reader)[0]
     expected = -torch.log_softmax(logits, -1).gather(-1, ids[0, 1:, None])[:, 0]
     for chunk in (7, ORIGINAL + 1, 512):
@@ -183,6 +184,7 @@ POLICIES = (
     "streaming:sinks=4,window=12,positions=text",
     "streaming:sinks=4,window=40,positions=none",
     "streaming:sinks=4,window=40,positions=naive",
+    "shift:keep=4,window=36",
     "recompute:window=40,stride=3",
     "h2o:budget=40,recent=8",
     "h2o:budget=12,recent=4,positions=text",

@@ -306,11 +306,11 @@ def read_in_passes(
     model, q, parts = store.context.model, store.quantization, []
     firsts = max(store.policy.first_protected(MOST), store.context.sink_tokens)
     while begin < end and len(parts) < PASSES:
-        length, upto = length_of(begin, begin), end
-        last = model.regime_end(length)
-        if last is not None and length_of(end - 1, begin) > last:
-            # A context grows by one token at most.
-            upto = begin + last - length + 1
+        upto = end
+        if model.positions.rule:
+            # A context grows, and it shrinks where many tokens leave together: no token is passed over.
+            alike = model.regime(length_of(begin, begin))
+            upto = next((t for t in range(begin + 1, end) if model.regime(length_of(t, begin)) != alike), end)
         if q is not None and q.end(begin) < firsts:
             upto = min(upto, q.moment(begin))
         passed = forward(begin, upto)
