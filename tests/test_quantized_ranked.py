@@ -1,6 +1,8 @@
 """Quantized caches whose slots are ranked: what is stored, what it takes, and that a lane reads it as the plain rule
 says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from analysis.engine.kv.ranked import RankedStore
 from analysis.engine.lane import Lane
 from analysis.engine.layers.packed import STORED
 from analysis.engine.layers.quantized import Quantization
-from analysis.engine.layers.ranked import RankedLayer
+from analysis.engine.layers.ranked import RankedLayer, compact
 from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_row
 from analysis.policies import POLICIES, Ranked, parse
@@ -214,9 +216,33 @@ def test_bytes_are_those_of_codes_and_of_scales_that_some_slot_still_has():
     codes = layer.keys
     for budget, packed, groups in ((9, 5, 2), (7, 3, 1), (5, 1, 1), (4, 0, 0)):
         layer.evict(parse(f"late:budget={budget},sinks=0,start=0"), 0, 1, tell=False)
-        layer.compact()
+        compact([layer])
         assert layer.nbytes == 2 * (packed * token + groups * scales + 4 * 2 * 128 * 2)
         assert torch.equal(layer.keys, codes[:, -budget:]), "what stays is never rounded again"
+
+
+def test_layers_that_are_compacted_together_are_those_that_are_compacted_one_by_one():
+    """Layers that hold differently many, one of which has nothing packed and one of which loses nothing."""
+    torch.manual_seed(2)
+    layers = []
+    for tokens, end, stays in ((14, 10, 6), (9, 0, 4), (22, 18, 22), (30, 26, 3), (18, 14, 1)):
+        layer = layer_of(tokens, Quantization(4, 2, 4, 4), torch.float32)
+        layer.pack(end)
+        # Heads lose groups of their own.
+        kept = torch.stack([torch.randperm(tokens)[:stays].sort().values for _ in range(2)])
+        layers.append(replace(layer, packed=layer.packed.of_slots(kept)))
+    alone = [layer.copy() for layer in layers]
+    for layer in alone:
+        compact([layer])
+    compact(layers)
+    for layer, one, had in zip(layers, alone, (8, 0, 16, 24, 12), strict=True):
+        packed, kept = layer.packed, layer.packed.at >= 0
+        assert packed.at[kept].tolist() == list(range(len(packed))) and len(packed) <= 2 * had
+        assert packed.groups.unique().tolist() == list(range(len(packed.key_scales)))
+        assert all(torch.equal(packed.state().tensors[n], t) for n, t in one.packed.state().tensors.items())
+        for numbers, others in zip(packed.numbers(torch.float32), one.packed.numbers(torch.float32), strict=True):
+            assert torch.equal(numbers, others)
+    assert [len(layer.packed) for layer in layers[1:3]] == [0, 32]
 
 
 def test_a_cache_of_four_bits_is_little_more_than_a_third():
@@ -251,7 +277,7 @@ def test_what_is_merged_into_a_stored_value_is_quantized_anew(stored, sinks, lea
     merged = policy.merged(before, state, leaves)
     size = layer.nbytes
     layer.evict(policy, 0, 1, tell=False)
-    layer.compact()
+    compact([layer])
     changed, ties = 0, 0
     for head in range(2):
         for value, position in zip(layer.values[head], layer.positions[head].tolist(), strict=True):

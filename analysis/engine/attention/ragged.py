@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...families.positions import Angles, AttentionModule
-from ..layers.ragged import RaggedLayer, in_one_row
+from ..layers.ragged import RaggedLayer
 from .call import Call
 from .ranked import RankedPass, ahead
 
@@ -35,27 +35,23 @@ class RaggedPass(RankedPass):
         return scores.masked_fill_(~self.layers[call.layer].own[:, None], float("-inf"))
 
     def _rotate(
-        self,
-        attention: AttentionModule,
-        query: Float[Tensor, "1 heads queries dim"],
-        key: Float[Tensor, "1 kv_heads queries dim"],
+        self, attention: AttentionModule, query: Float[Tensor, "1 heads queries dim"]
     ) -> Float[Tensor, "1 heads queries dim"]:
         """The query where it stands in each head; the keys held are rotated to where they stand, as far as they are
         not."""
-        (kv_heads, queries), model, held = key.shape[1:3], self.model, self.layers[attention.layer_idx]
+        model, held, queries = self.model, self.layers[attention.layer_idx], query.shape[2]
         at = held.slots_of_heads() if self.policy.positions == "cache" else held.positions[0]
-        old, new = at.split((len(at) - kv_heads * queries, kv_heads * queries))
-        if held.length != self.length:
-            held.rotated, held.length = None, self.length
-        if held.rotated is None:
-            angles = model.angles(attention, old, self.length)
-            held.rotated = model.rotate(attention, held.keys[None, :, : len(old)], angles)[0]
-        here = model.angles(attention, new, self.length)
-        rotated = model.rotate(attention, in_one_row(key[0])[None], here)[0]
-        held.rotated = torch.cat((held.rotated, rotated), 1)
+        new = len(at) - held.kv_heads * queries
+        done, begin = self._rotated(held, new)
+        if begin < new:
+            angles = model.angles(attention, at[begin:new], self.length)
+            done.append(model.rotate(attention, held.keys[None, :, begin:new], angles)[0])
+        here = model.angles(attention, at[new:], self.length)
+        done.append(model.rotate(attention, held.keys[None, :, new:], here)[0])
+        held.rotated = torch.cat(done, 1)
         # Heads that hold differently many ask from different slots: for once they are a batch of texts.
-        of_heads = query[0].unflatten(0, (kv_heads, -1))
-        return model.rotate(attention, of_heads, _of_heads(here, kv_heads)).flatten(0, 1)[None]
+        of_heads = query[0].unflatten(0, (held.kv_heads, -1))
+        return model.rotate(attention, of_heads, _of_heads(here, held.kv_heads)).flatten(0, 1)[None]
 
 
 def _of_heads(angles: Angles | None, kv_heads: int) -> Angles | None:

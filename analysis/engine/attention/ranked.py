@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...families.positions import Angles, AttentionModule
+from ...families.positions import AttentionModule
 from ...families.rotary import Adapted
 from ...policies.ranked import Ranked
 from ..interventions import Interventions
@@ -68,13 +68,13 @@ class RankedPass:
         held.append(key[0], value[0], positions)
         slots = held.keys.shape[1]
         scaled = query * call.scaling
-        q = self._rotate(attention, scaled, key)
+        q = self._rotate(attention, scaled)
         q = q[0].reshape(kv_heads, groups * queries, call.dim)
         assert held.rotated is not None, "just rotated"
         scores, values, later = q @ held.rotated.transpose(1, 2), held.values, None
         if self.packs is not None and self._pack(held, self.packs[1]):
             later = slice(self.packs[0], None)
-            self._rotate(attention, scaled, held.newest(queries))
+            self._rotate(attention, scaled)
             _rows(scores, queries)[:, :, later] = _product(q, held.rotated.transpose(1, 2), queries, later)
         scores = self._hide(call.capped(scores), call)
         if call.sliding_window is not None and self.token + queries > call.sliding_window:
@@ -132,42 +132,41 @@ class RankedPass:
         return torch.arange(self.token, self.token + queries, device=self.model.device)
 
     def _rotate(
-        self,
-        attention: AttentionModule,
-        query: Float[Tensor, "1 heads queries dim"],
-        key: Float[Tensor, "1 kv_heads queries dim"],
+        self, attention: AttentionModule, query: Float[Tensor, "1 heads queries dim"]
     ) -> Float[Tensor, "1 heads queries dim"]:
         """The query where it stands; the keys held are rotated to where they stand, as far as they are not."""
-        model, held, queries = self.model, self.layers[attention.layer_idx], key.shape[2]
+        model, held, queries = self.model, self.layers[attention.layer_idx], query.shape[2]
         kind, by_slot, slots = model.kind(attention), self.policy.positions == "cache", len(held)
-
-        def angles(begin: int) -> Angles | None:
-            return self._shared(
+        done, begin = self._rotated(held, slots - queries)
+        if by_slot:
+            # Slots of all heads stand alike.
+            angles = self._shared(
                 (kind, begin, slots),
                 lambda: model.angles(attention, torch.arange(begin, slots, device=model.device), self.length),
             )
-
-        if held.length != self.length:
-            held.rotated, held.length = None, self.length
-        if held.rotated is None and by_slot:
-            whole = angles(0)
-            held.rotated = model.rotate(attention, held.keys[None], whole)[0]
-            here = None if whole is None else (whole[0][:, slots - queries :], whole[1][:, slots - queries :])
-            return model.rotate(attention, query, here)
-        if held.rotated is None:
-            # Every KV head holds other positions: for once they are a batch of texts with one head each.
-            flat = model.angles(attention, held.positions[:, : slots - queries].flatten(), self.length)
-            old = held.keys[:, None, : slots - queries]
-            if flat is not None:
-                flat = flat[0].view(len(old), -1, flat[0].shape[-1]), flat[1].view(len(old), -1, flat[1].shape[-1])
-            held.rotated = model.rotate(attention, old, flat)[:, 0]
-        here = (
-            angles(slots - queries)
-            if by_slot
-            else self._shared((kind, "text"), lambda: model.angles(attention, self._positions(queries), self.length))
-        )
-        held.rotated = torch.cat((held.rotated, model.rotate(attention, key, here)[0]), 1)
+            done.append(model.rotate(attention, held.keys[None, :, begin:], angles)[0])
+            here = None if angles is None else (angles[0][:, -queries:], angles[1][:, -queries:])
+        else:
+            if begin < slots - queries:
+                # Every KV head holds other positions: for once they are a batch of texts with one head each.
+                flat = model.angles(attention, held.positions[:, begin : slots - queries].flatten(), self.length)
+                old = held.keys[:, None, begin : slots - queries]
+                if flat is not None:
+                    flat = flat[0].view(len(old), -1, flat[0].shape[-1]), flat[1].view(len(old), -1, flat[1].shape[-1])
+                done.append(model.rotate(attention, old, flat)[:, 0])
+            here = self._shared((kind, "text"), lambda: model.angles(attention, self._positions(queries), self.length))
+            done.append(model.rotate(attention, held.newest(queries), here)[0])
+        held.rotated = torch.cat(done, 1) if len(done) > 1 else done[0]
         return model.rotate(attention, query, here)
+
+    def _rotated(self, held: RankedLayer, most: int) -> tuple[list[Float[Tensor, "rows slots dim"]], int]:
+        """Keys that are rotated to where they stand, of the first `most` slots, in a list with nothing else; and how
+        many these are."""
+        if held.rotated is None or held.length != self.length:
+            held.length = self.length
+            return [], 0
+        done = held.rotated[:, :most]
+        return [done], done.shape[1]
 
     def _future_rotation(self, attention: AttentionModule, slots: int, queries: int) -> Float[Tensor, "dim dim"]:
         """What rotates a query, x @ this, on average over the positions that follow."""

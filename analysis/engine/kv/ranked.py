@@ -16,7 +16,7 @@ from ...policies.ranked import Ranked
 from ..attention.ranked import RankedPass
 from ..history import RankedChunk
 from ..layers.packed import AsItCame
-from ..layers.ranked import RankedLayer, Scattered
+from ..layers.ranked import RankedLayer, Scattered, compact
 from ..state import State
 from .store import PASSES, Passed, Predicted, Store, stacked
 
@@ -139,8 +139,7 @@ class RankedStore(Store):
         else:
             logits = model.forward(ids, one, begin=begin)
         if ends and q is not None:
-            for layer in self.layers:
-                layer.compact()
+            compact(self.layers)
         came = self._pack(stop) if q is not None and q.end(stop) > q.end(stop - 1) else []
         if capture:
             chunk = self.chunk_kind(begin, stop, policy, one.queries, one.evicted, self.interventions, length, came)

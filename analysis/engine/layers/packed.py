@@ -7,6 +7,7 @@ of its group, which are never made anew: nothing is rounded twice.  They are hel
 tokens has left the head, so a group of which little is left weighs more for each token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -35,7 +36,7 @@ class AsItCame:
 class PackedSlots:
     """Those slots of a layer that are stored in few bits, of all its KV heads.  Tensors are never written into.
 
-    Codes of slots that have left stay until `compact`.
+    Codes of slots that have left stay until `compacted`.
     """
 
     q: Quantization
@@ -150,19 +151,8 @@ class PackedSlots:
         return replace(self, at=nn.functional.pad(self.at, (0, slots), value=-1))
 
     def of_slots(self, kept: Int[Tensor, "rows kept"]) -> "PackedSlots":
-        """The same in a layer that holds these slots alone; codes of the others stay until `compact`."""
+        """The same in a layer that holds these slots alone; codes of the others stay until `compacted`."""
         return replace(self, at=self.at.gather(1, kept))
-
-    def compact(self) -> "PackedSlots":
-        """The same without the codes of slots that have left, and without the scales that no slot has any more."""
-        stays = self.at >= 0
-        codes = self.at[stays]
-        if len(codes) == len(self):
-            return self
-        groups, shared = self.groups[codes].unique(return_inverse=True)
-        at = self.at.masked_scatter(stays, torch.arange(len(codes), device=codes.device))
-        kept = {name: getattr(self, name)[codes if name in OF_SLOTS else groups] for name in STORED}
-        return replace(self, at=at, groups=shared, **kept)
 
     def state(self) -> State:
         """What is held."""
@@ -187,6 +177,50 @@ class PackedSlots:
 OF_SLOTS = "key_codes", "value_codes", "value_scales", "value_zeros"
 STORED = *OF_SLOTS, "key_scales", "key_zeros"
 """What is stored of slots, and of groups."""
+
+
+def compacted(parts: Sequence[PackedSlots]) -> list[PackedSlots]:
+    """The same without the codes of slots that have left, and without the scales that no slot has any more.
+
+    Slots of many layers at once: these are many small steps, and one wait for how many are left.
+    """
+    count, shared_by = [len(part) for part in parts], [len(part.key_scales) for part in parts]
+    if not any(count):
+        return list(parts)
+    device = parts[0].at.device
+    sizes = [part.at.numel() for part in parts]
+    at = torch.cat([part.at.flatten() for part in parts])
+    stays, layer = at >= 0, _owners(sizes, device)
+    codes = (at + _starts(count, device)[layer])[stays]
+    if len(codes) == sum(count):
+        return list(parts)
+    of = (torch.cat([part.groups for part in parts]) + _starts(shared_by, device)[_owners(count, device)])[codes]
+    has_slots = torch.zeros(sum(shared_by), dtype=torch.bool, device=device).index_fill_(0, of, True)
+    groups, shared = has_slots.nonzero()[:, 0], (has_slots.cumsum(0) - 1)[of]
+    of_codes, of_groups = layer[stays], _owners(shared_by, device)[groups]
+    left = torch.stack([x.bincount(minlength=len(parts)) for x in (of_codes, of_groups)])
+    starts = left.cumsum(1) - left
+    count, shared_by = left.tolist()
+    at = at.masked_scatter(stays, torch.arange(len(codes), device=device) - starts[0, of_codes])
+    kept = {"groups": (shared - starts[1, of_codes]).split(count)}
+    for name in STORED:
+        chosen, many = (codes, count) if name in OF_SLOTS else (groups, shared_by)
+        kept[name] = torch.cat([getattr(part, name) for part in parts]).index_select(0, chosen).split(many)
+    return [
+        replace(part, at=slots.view_as(part.at), **{name: x[i] for name, x in kept.items()})
+        for i, (part, slots) in enumerate(zip(parts, at.split(sizes), strict=True))
+    ]
+
+
+def _owners(counts: Sequence[int], device: torch.device) -> Int[Tensor, " all"]:
+    """The number of the part that each has, where parts have so many."""
+    many = torch.tensor(counts, device=device)
+    return torch.arange(len(counts), device=device).repeat_interleave(many, output_size=sum(counts))
+
+
+def _starts(counts: Sequence[int], device: torch.device) -> Int[Tensor, " parts"]:
+    """How many those before each part have."""
+    return torch.tensor([0, *counts[:-1]], device=device).cumsum(0)
 
 
 def _of_values(values: Float[Tensor, "slots dim"], q: Quantization) -> tuple[UInt8[Tensor, "slots bytes"], Scales]:

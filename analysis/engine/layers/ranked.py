@@ -4,7 +4,7 @@ All heads of a layer hold equally many, so nothing is copied to the host in here
 many of them are stored in few bits is asked, when some are quantized, changed, or found to have left.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from ...families.rotary import Adapted
 from ...policies.ranked import FutureQueries, LayerState, Ranked
 from ..state import State
 from .banded import BandedLayer
-from .packed import AsItCame, PackedSlots
+from .packed import AsItCame, PackedSlots, compacted
 from .quantized import Quantization
 from .queries import QueryMoments
 
@@ -98,8 +98,9 @@ class RankedLayer:
     accumulated_attention: Float[Tensor, "kv_heads slots"] | None = None
     recent_attention: Float[Tensor, "kv_heads queries slots"] | None = None
     """What the policy asks to have observed (LayerState)."""
-    rotated: Float[Tensor, "kv_heads slots dim"] | None = None
-    """The keys once more, rotated to where they stand; None where they stand otherwise since an eviction."""
+    rotated: Float[Tensor, "kv_heads some dim"] | None = None
+    """The keys of the first slots once more, rotated to where they stand, as far as none has changed since; None where
+    they stand otherwise since an eviction."""
     length: int = 1
     """Of the context for which they were rotated (families/frequencies.py)."""
     queries: QueryMoments | None = None
@@ -118,7 +119,7 @@ class RankedLayer:
         named = {name: getattr(self, name) for name in ("keys", "values", "positions", *WORK)}
         more = {} if self.queries is None else {"queries": self.queries.state()}
         if self.packed is not None:
-            packed = self.packed.compact()
+            (packed,) = compacted([self.packed])
             more["packed"] = packed.state()
             named |= {name: named[name][packed.at < 0] for name in ("keys", "values")}
         parts = State.of(more, length=self.length)
@@ -136,11 +137,13 @@ class RankedLayer:
             keys, values = packed.beside(*(state.tensor(name, like, shape, like.dtype) for name in ("keys", "values")))
         heads, slots, _ = keys.shape
         positions = state.tensor("positions", like, (heads, slots), torch.int64)
-        shapes = (heads, slots), (heads, None, slots), tuple(keys.shape)
-        work = (state.get(name, like, shape) for name, shape in zip(WORK, shapes, strict=True))
+        shapes = (heads, slots), (heads, None, slots), (heads, None, keys.shape[2])
+        *work, rotated = (state.get(name, like, shape) for name, shape in zip(WORK, shapes, strict=True))
+        if rotated is not None and rotated.shape[1] > slots:
+            raise ValueError("this state has more rotated keys than keys: it is damaged")
         queries = QueryMoments.loaded(state.part("queries"), like) if "queries" in state.values else None
         length = state.value("length", int)
-        return RankedLayer(keys, values, positions, *work, length=length, queries=queries, packed=packed)
+        return RankedLayer(keys, values, positions, *work, rotated, length=length, queries=queries, packed=packed)
 
     @classmethod
     def of(cls, layer: BandedLayer, read: int) -> "RankedLayer":
@@ -225,13 +228,9 @@ class RankedLayer:
         self.packed, (keys, values) = self.packed.with_more(rows, columns, groups, came.keys, values)
         self.keys = self.keys.index_put((rows, columns), keys)
         self.values = self.values.index_put((rows, columns), values)
-        self.rotated = None
+        if self.rotated is not None:
+            self.rotated = self.rotated[:, : int(columns.min())]
         return came
-
-    def compact(self) -> None:
-        """Let codes and scales go of which no slot is left."""
-        if self.packed is not None and len(self.packed):
-            self.packed = self.packed.compact()
 
     def _heads(self) -> Int[Tensor, "rows slots"]:
         """Whose the slots are."""
@@ -377,3 +376,14 @@ def _picked(x: Tensor, kept: Int[Tensor, "kv_heads count"]) -> Tensor:
 def agreeing(positions: Int[Tensor, "kv_heads slots"], expected: Int[Tensor, " slots"]) -> int:
     """How many slots from the first on are as expected in all heads."""
     return int((positions == expected).cummin(1).values.sum(1).min())
+
+
+def compact(layers: Iterable[RankedLayer]) -> None:
+    """Let codes and scales go of which no slot of these layers is left."""
+    homes: dict[torch.device, list[tuple[RankedLayer, PackedSlots]]] = {}
+    for layer in layers:
+        if layer.packed is not None:
+            homes.setdefault(layer.keys.device, []).append((layer, layer.packed))
+    for here in homes.values():
+        for (layer, _), left in zip(here, compacted([packed for _, packed in here]), strict=True):
+            layer.packed = left
