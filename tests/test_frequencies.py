@@ -188,7 +188,7 @@ POLICIES = (
     "recompute:window=40,stride=3",
     "h2o:budget=40,recent=8",
     "h2o:budget=12,recent=4,positions=text",
-    "tova:budget=40,interval=4",
+    "tova:budget=40,interval=4,positions=cache",
     "pyramid:budget=36,sinks=2,recent=4,steepness=2",
     "duo:full=50,sinks=2,window=12,scores=SCORES",
     "duo:full=0,sinks=2,window=12,positions=cache",

@@ -131,6 +131,13 @@ def test_held_queries_are_bounded(tiny_llama, tokens):
         assert len(rows(lane)) == 40
 
 
+def test_queries_that_were_read_again_are_held_once(tiny_llama, tokens):
+    """Where slots are ranked, tokens that came in smaller passes are read again with all that one eviction ends."""
+    lane, _ = read_all(tiny_llama, tokens[:100], parse("h2o:budget=64,recent=4"), chunk=10, history=200)
+    chunks = lane.view.chunks
+    assert [c.start for c in chunks] == [0, *(c.stop for c in chunks[:-1])] and chunks[-1].stop == 99
+
+
 def test_held_queries_of_decoded_tokens_are_bounded(tiny_llama, tokens):
     lane = open_lanes(tiny_llama, tokens[:30], [Streaming(4, 16)], history=64)[0]
     lane.read(29)

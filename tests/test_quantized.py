@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from analysis.engine.layers.banded import BandedLayer, QuantizedLayer
-from analysis.engine.layers.quantized import Quantization, packed, unpacked
+from analysis.engine.layers.quantized import Quantization, packed, step, unpacked
 from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_row
 from analysis.policies import POLICIES, Dense, Streaming, parse
@@ -43,6 +43,12 @@ QUANTIZED = [
 def small():
     """Two layers, two KV heads with two query heads each."""
     return tiny("llama", num_hidden_layers=2, num_key_value_heads=2)
+
+
+def test_a_step_is_a_power_of_the_eighth_root_of_two():
+    """To the last bit of float32, from the least code to the largest."""
+    expected = np.exp2((np.arange(256) - 128) / 8).astype(np.float32)
+    np.testing.assert_array_equal(step(torch.arange(256, dtype=torch.uint8)).numpy(), expected)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])
@@ -138,7 +144,13 @@ def test_families_and_shared_heads_read_what_the_plain_rule_reads(family, kv_hea
 
 
 @pytest.mark.parametrize(
-    ("policy", "kv_chunk"), [*((policy, None) for policy in QUANTIZED), (QUANTIZED[1], 5), (QUANTIZED[5], 3)]
+    ("policy", "kv_chunk"),
+    [
+        *((policy, None) for policy in QUANTIZED),
+        (QUANTIZED[1], 5),
+        (QUANTIZED[5], 3),
+        ("window:window=20,cache=int4,group=1,residual=3", None),
+    ],
 )
 def test_decoding_reads_what_the_plain_rule_reads(small, policy, kv_chunk):
     tokens = words(70)
@@ -273,6 +285,21 @@ def test_bytes_of_every_token_are_those_that_were_held_then(small, policy):
         lane.read(1)
         held.append(lane.cache_bytes)
     np.testing.assert_allclose(read(small, words(70), parse(policy), 40).cache_bytes, held, atol=1)
+
+
+@pytest.mark.parametrize("left", [1, 5, 9, 12])
+@torch.inference_mode()
+def test_values_that_a_decoded_token_meets_are_those_that_are_held(left):
+    """Unpacked once and kept: also where tokens leave just after some were packed in the midst of the window."""
+    q = Quantization(bits=4, exact=2, group=4, residual=6)
+    layer = QuantizedLayer(torch.empty(2, 0, 16), q)
+    for count in range(1, 13):
+        new = torch.randn(2, 2, 1, 16, generator=torch.Generator().manual_seed(count))
+        layer.met_values()
+        layer.append(new[0], new[1], new[0])
+        layer.pack(q.end(count))
+    layer.keep_last(left)
+    assert torch.equal(layer.met_values(), layer.values.view())
 
 
 @pytest.mark.parametrize("policy", [QUANTIZED[1], QUANTIZED[4], QUANTIZED[5], QUANTIZED[6]])

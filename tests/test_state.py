@@ -17,6 +17,7 @@ from analysis.engine.stream import open_lanes
 from analysis.policies import POLICIES, Dense, Duo, Streaming, Window, parse
 from analysis.runs.checkpoint import Checkpoints
 
+from .families import shared, words
 from .invariants import held
 from .storms import NAMES, Tokenizer, loaded, policies, settled, written
 
@@ -117,6 +118,20 @@ def test_keys_that_were_rotated_for_decoded_tokens_go_along(policy, more, tiny_l
     for layer, twin in zip(lane.store.layers, other.store.layers, strict=True):
         assert torch.equal(layer.rotated.view(), twin.rotated.view()) and layer.rotated.first == twin.rotated.first
     goes_on_alike(lane, other, [("next", 9), ("read", 9), ("next", 2)])
+
+
+def test_for_which_length_of_context_keys_were_rotated_goes_along():
+    """Where a family takes other frequencies for a longer context, and a lane has decoded past its beginning."""
+    factors = {"short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.0, 3.0, 9.0, 20.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32, **factors}
+    model = shared("phi3", original_max_position_embeddings=32, rope_parameters=rope)
+    lane = open_lanes(model, words(30), [Streaming(4, 40)])[0]
+    lane.read(29)
+    for _ in range(5):
+        lane.next(lambda logits: int(logits.argmax()))
+    other = beside(lane)
+    other.load_state(written(lane.state()))
+    goes_on_alike(lane, other, [("next", 5), ("read", 9), ("next", 2)])
 
 
 def test_heads_measured_on_the_beginning_of_a_text_stay_when_it_has_grown(tiny_llama):
