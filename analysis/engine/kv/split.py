@@ -82,7 +82,7 @@ class SplitStore(Store):
         if last and end - begin == 1:
             logits = context.decode(ids, one)
         else:
-            logits = context.model.forward(ids, one, begin=begin, last=last, outputs=narrow.outputs)
+            logits = context.model.forward(ids, one, begin=begin, last=last)
         for part, layers in zip((whole, narrow), self._parts, strict=True):
             evict(layers, part.band, end)
         if context.history:
@@ -95,8 +95,6 @@ class SplitStore(Store):
                 chunk = replace(chunk, quantized=before._replace(newly=newly))
             self.chunks = recorded(self.chunks, chunk, context.history)
         pack_in(self, end)
-        if context.watch is not None:
-            context.watch(narrow)
         # Whole numbers until the end: a mean that is a little too large would be a token more.
         heads = [sum(len(layer.names[i]) for layer in self.layers) for i in (0, 1)]
         t = np.arange(begin, end)
