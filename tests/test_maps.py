@@ -116,6 +116,17 @@ def test_a_map_shows_of_older_tokens_what_it_showed_before_a_switch_or_nothing(t
             assert row.weights.sum() == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("policy", [Dense(), Window(20), Streaming(2, 20), Streaming(9, 20)], ids=str)
+def test_a_switch_to_the_same_first_tokens_takes_no_map_away(tiny_llama, tokens, policy):
+    lane = open_lanes(tiny_llama, tokens, [Streaming(4, 30)], history=200)[0]
+    lane.read(60)
+    before = [head_row(lane, 1, 1, token) for token in (3, 20, 59)]
+    lane.switch(policy)
+    for row, token in zip(before, (3, 20, 59), strict=True):
+        after = head_row(lane, 1, 1, token)
+        assert np.array_equal(after.positions, row.positions) and np.array_equal(after.weights, row.weights)
+
+
 def test_attention_received_is_the_mean_over_the_queries_that_reached(tiny_llama, tokens):
     lane, _ = read_all(tiny_llama, tokens, Dense())
     drawn = head_map(lane, 0, 1, 64)
