@@ -262,8 +262,8 @@ class RankedLayer:
         """Hold these keys and values of the text's first tokens, where those are held."""
         early = (self.positions < keys.shape[1])[..., None]
         at = self.positions.clamp(max=keys.shape[1] - 1)
-        self.keys = torch.where(early, _picked(keys, at), self.keys)
-        self.values = torch.where(early, _picked(values, at), self.values)
+        keys, values = _picked(at, keys, values)
+        self.keys, self.values = torch.where(early, keys, self.keys), torch.where(early, values, self.values)
         self.rotated = None
 
     def with_prefix(
@@ -330,9 +330,9 @@ class RankedLayer:
         leaves, kept = order[:, :-count], order[:, -count:].sort().values
         evicted = self._evicted(leaves) if tell else None
         self._merge(policy.merged(self.values, seen, leaves))
-        self._keep(kept)
         if policy.positions == "cache":
             self.rotated = None
+        self._keep(kept)
         return evicted
 
     def _seen(self, layer: int, dims: int | None, expected: FutureQueries | None) -> LayerState:
@@ -344,7 +344,8 @@ class RankedLayer:
 
     def _evicted(self, leaves: Int[Tensor, "kv_heads evicted"]) -> Evicted:
         """What leaves with these slots."""
-        return Evicted(_picked(self.keys, leaves), _picked(self.positions, leaves))
+        (keys,) = _picked(leaves, self.keys)
+        return Evicted(keys, self.positions.gather(1, leaves))
 
     def _merge(self, values: Float[Tensor, "kv_heads slots dim"]) -> None:
         """Hold these values in place of those that are held; those that are stored in few bits are quantized anew."""
@@ -359,18 +360,23 @@ class RankedLayer:
         """Hold these slots alone."""
         if self.packed is not None:
             self.packed = self.packed.of_slots(kept)
-        self.keys, self.values, self.positions = (_picked(x, kept) for x in (self.keys, self.values, self.positions))
+        self.keys, self.values, *rotated = _picked(
+            kept, self.keys, self.values, *([] if self.rotated is None else [self.rotated])
+        )
+        self.rotated = rotated[0] if rotated else None
+        self.positions = self.positions.gather(1, kept)
         if self.accumulated_attention is not None:
-            self.accumulated_attention = _picked(self.accumulated_attention, kept)
+            self.accumulated_attention = self.accumulated_attention.gather(1, kept)
         if (recent := self.recent_attention) is not None:
             self.recent_attention = recent.gather(2, kept[:, None].expand(-1, recent.shape[1], -1))
-        if self.rotated is not None:
-            self.rotated = _picked(self.rotated, kept)
 
 
-def _picked(x: Tensor, kept: Int[Tensor, "kv_heads count"]) -> Tensor:
-    """The kept slots of every KV head, x [kv_heads, slots, *]."""
-    return x.gather(1, kept if x.ndim == 2 else kept[..., None].expand(-1, -1, x.shape[2]))
+def _picked(kept: Int[Tensor, "rows count"], *of: Float[Tensor, "rows slots dim"]) -> list[Tensor]:
+    """The kept slots of every row, of several tensors: [rows, count, dim]."""
+    # Whole rows are copied so, where `gather` goes number by number.
+    begins = torch.arange(len(kept), device=kept.device)[:, None] * of[0].shape[1]
+    flat = (kept + begins).flatten()
+    return [x.flatten(0, 1).index_select(0, flat).unflatten(0, kept.shape) for x in of]
 
 
 def agreeing(positions: Int[Tensor, "kv_heads slots"], expected: Int[Tensor, " slots"]) -> int:
