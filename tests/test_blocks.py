@@ -73,6 +73,8 @@ def test_late_sinks_in_blocks_are_sinks_and_a_window_in_blocks(tiny_llama):
         "h2o:budget=16,recent=5,block=4",
         "knorm:budget=16,skip=1,block=3",
         "pyramid:budget=24,recent=2,steepness=4,block=3",
+        "pyramid:budget=24,recent=2,steepness=4,block=2",
+        "pyramid:budget=24,recent=2,steepness=4,block=1",
     ],
 )
 def test_memory_is_handed_out_in_blocks(policy, chunk, tiny_llama):
