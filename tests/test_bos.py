@@ -368,3 +368,18 @@ def network() -> LlamaForCausalLM:
 
 def model_of(tokenizer) -> LanguageModel:
     return LanguageModel("tiny", network(), tokenizer, [])
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "words"])
+def test_newlines_that_are_put_first_are_newlines_alone(name):
+    """Whatever a tokenizer puts around a text by itself, and in however many tokens it writes a newline."""
+    tokenizer = KINDS[name]()
+    lane = open_lanes(model_of(tokenizer), np.arange(20), [parse("dense:first=newlines")])[0]
+    ids = lane.ids.tolist()
+    assert tokenizer.decode(ids[:4]) == "\n" * 4 and ids[4:] == [*range(4, 20)]
+
+
+def test_where_a_newline_is_no_token_no_text_can_begin_with_newlines():
+    model = model_of(KINDS["words"]())
+    with pytest.raises(ValueError, match="no token for a newline: choose first=own"):
+        open_lanes(model, np.arange(20), [parse("dense:first=newlines")])

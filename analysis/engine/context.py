@@ -190,7 +190,10 @@ class SharedContext:
         if self.tokenizer is None:
             raise ValueError("this model has no tokenizer, so its first tokens cannot be replaced: choose first=own")
         if first == "newlines":
-            return self.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:] * count
+            newline = self.tokenizer("\n", add_special_tokens=False)["input_ids"][-1:]
+            if not newline:
+                raise ValueError("this model's tokenizer has no token for a newline: choose first=own")
+            return newline * count
         if first == "bos":
             try:
                 return list(texts.opening(self.tokenizer, "on"))
