@@ -197,8 +197,8 @@ def test_a_state_with_tensors_of_another_shape_is_refused_in_a_sentence(policy, 
     lane = open_lanes(tiny_llama, np.arange(60) % 97, [parse(policy)])[0]
     lane.read(30)
     state = written(lane.state())
-    for name in state.tensors:
-        for wrong in (None, torch.zeros(1, 2, 3, 4), torch.zeros(5)):
+    for name, right in state.tensors.items():
+        for wrong in (None, torch.zeros(1, 2, 3, 4), torch.zeros(5), right.new_zeros([n + 1 for n in right.shape])):
             tensors = {**state.tensors, name: wrong} if wrong is not None else dict(state.tensors)
             if wrong is None:
                 del tensors[name]
