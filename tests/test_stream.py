@@ -316,6 +316,7 @@ def test_a_stream_tells_what_its_lane_tells_down_to_the_smallest_text_and_chunk(
         for name in ("nll", "sink_mass", "cache_tokens", "cache_bytes"):
             told = np.concatenate([getattr(step, name) for step in steps], -1)
             np.testing.assert_array_equal(told, getattr(expected, name))
+        assert all(step.token_ids.dtype == np.int32 for step in steps)
     with pytest.raises(ValueError, match="at least 1 token, not 0"):
         next(stream(tiny_llama, tokens, [Dense()], chunk=0))
 
