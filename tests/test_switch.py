@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_map
@@ -155,3 +156,19 @@ def test_sinks_that_are_gone_are_protected_when_they_are_pinned_again(tiny_llama
     assert lane.protected == 0
     lane.switch(Streaming(4, 16), pin=True)
     assert lane.protected == 4
+
+
+def test_first_tokens_that_are_pinned_are_those_of_the_text_as_it_now_is(tiny_llama, tokens):
+    """Of a text that was made shorter and went on in another way, from within the first tokens."""
+    lane = open_lanes(tiny_llama, tokens[:3], [Window(8)])[0]
+    lane.read(2)
+    snapshot = lane.snapshot()
+    for chosen in (5, 60):
+        lane.restore(snapshot)
+        for _ in range(12):
+            lane.next(lambda _, chosen=chosen: chosen)
+        lane.switch(Streaming(4, 8), pin=True)
+        fresh = open_lanes(tiny_llama, [*tokens[:3], *[chosen] * 12], [Streaming(4, 8)])[0]
+        fresh.read(14)
+        for layer, expected in zip(lane.store.layers, fresh.store.layers, strict=True):
+            torch.testing.assert_close(layer.sink_keys, expected.sink_keys, atol=1e-5, rtol=1e-5)
