@@ -84,6 +84,7 @@ def test_kl_and_agreement_equal_a_naive_computation_on_whole_logits(tiny_llama, 
 def test_any_policy_may_be_the_reference(tiny_llama, tokens, reference):
     lanes = open_lanes(tiny_llama, tokens, [parse(reference), Dense(), Streaming(4, 16)], fidelity=True)
     kl, agree = read_on(lanes)
+    assert not kl[0].any() and (agree[0] == 1).all()
     for lane, policy in ((1, "dense"), (2, "streaming:sinks=4,window=16")):
         expected, alike = naive(tiny_llama, tokens, reference, policy)
         np.testing.assert_allclose(kl[lane], expected, atol=1e-5)
