@@ -134,6 +134,15 @@ def test_a_lane_that_stood_still_is_measured_once_it_has_caught_up(tiny_llama, t
     np.testing.assert_allclose(late[known], expected[1][known], atol=1e-5)
 
 
+def test_the_state_of_the_reference_is_of_when_its_newest_chunk_began(tiny_llama, tokens):
+    """Other lanes may stand inside that chunk: whoever goes on from there reads it again."""
+    lanes = open_lanes(tiny_llama, tokens, [Dense(), Streaming(4, 16)], fidelity=True)
+    for read, expected in (((), (1, 1)), ((0, 1), (1, 17)), ((0,), (17, 17)), ((1,), (17, 33))):
+        for i in read:
+            lanes[i].read(16)
+        assert tuple(lane.state().values["position"] for lane in lanes) == expected
+
+
 def test_where_the_reference_stands_still_nothing_is_measured(tiny_llama, tokens):
     lanes = open_lanes(tiny_llama, tokens, [Dense(), Window(20)], fidelity=True)
     expected = naive(tiny_llama, tokens, "dense", "window:window=20")[0]
