@@ -287,6 +287,20 @@ def test_bytes_of_every_token_are_those_that_were_held_then(small, policy):
     np.testing.assert_allclose(read(small, words(70), parse(policy), 40).cache_bytes, held, atol=1)
 
 
+@torch.inference_mode()
+def test_sinks_and_window_are_packed_as_if_they_stood_in_one_window():
+    """Several groups of each at once, of which one stands in both."""
+    q, (keys, values) = Quantization(bits=4, exact=2, group=4, residual=4), torch.randn(2, 2, 24, 16)
+    parted, whole = (QuantizedLayer(keys, q, first) for first in (11, 0))
+    parted.pin(keys[:, :11], values[:, :11])
+    parted.append(keys[:, 11:], values[:, 11:])
+    whole.append(keys, values)
+    for layer in (parted, whole):
+        layer.pack(18)
+    for a, b in zip(parted.everything(), whole.everything(), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("left", [1, 5, 9, 12])
 @torch.inference_mode()
 def test_values_that_a_decoded_token_meets_are_those_that_are_held(left):
