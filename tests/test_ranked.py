@@ -219,6 +219,20 @@ def test_any_family_can_be_ranked(policy, positions, name):
     np.testing.assert_allclose(read(model, tokens, ranked)[0], read(model, tokens, same)[0], atol=1e-4)
 
 
+def test_dimensions_that_carry_a_position_are_not_compared():
+    """ALiBi's are the last two of a head; the key that leaves is the nearest to the mean of the model's own."""
+    model, tokens = few_layers("bloom"), words(48)
+    lane, dense = (open_lanes(model, tokens, [parse(p)])[0] for p in ("keydiff:budget=40", "dense"))
+    while lane.position < 42:
+        lane.read(41, upto=42)
+    dense.read(41)
+    for layer, whole in zip(lane.store.layers, dense.store.layers, strict=True):
+        keys = whole.keys.view()[..., :-2]
+        mean = (keys / keys.norm(dim=-1, keepdim=True)).mean(1, keepdim=True)
+        gone = torch.cosine_similarity(keys, mean, dim=-1).argmax(1).tolist()
+        assert [{*range(41)} - {*layer.of_head(i)[0].tolist()} for i in range(len(keys))] == [{g} for g in gone]
+
+
 def test_answers_equal_reading(tiny_llama):
     tokens = words(70)
     for policy in (small("h2o"), small("snapkv", interval=4, positions="text"), small("adakv")):
