@@ -67,6 +67,22 @@ def test_any_policy_reads_what_the_plain_rule_reads(name, chunk):
     assert reference.ties < 20 and reference.rounded
 
 
+@pytest.mark.parametrize("positions", ["cache", "text"])
+@pytest.mark.parametrize("policy", ["adakv:budget=24,sinks=0,recent=2,kernel=1,floor=0", "keydiff:budget=24"])
+def test_what_is_quantized_in_the_midst_of_a_pass_is_rotated_to_where_it_stands(policy, positions):
+    model = tiny("llama", num_key_value_heads=2, num_hidden_layers=2)
+    for layer in model.model.layers:
+        # Heads that look at little hold little where heads share a budget, and others hold more than the mean.
+        layer.self_attn.q_proj.weight[: len(layer.self_attn.q_proj.weight) // 2] *= 30
+    policy = parse(f"{policy},positions={positions},interval=3,cache=int4,exact=1,{SMALL}")
+    lane = open_lanes(model, words(64), [policy], history=HOLD)[0]
+    reference = beside(lane)
+    read_both(lane, reference, 63, 20)
+    check_held(lane, reference)
+    if policy.store == "ragged":
+        assert max(layer.own.sum(1).max() for layer in lane.store.layers) >= 32
+
+
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss"])
 def test_families_read_what_the_plain_rule_reads(family):
     model = tiny(family, num_hidden_layers=2, num_key_value_heads=2, sliding_window=9)

@@ -221,16 +221,6 @@ def test_a_state_with_numbers_of_another_kind_is_refused_in_a_sentence(policy, t
             beside(lane).load_state(State(state.values, tensors))
 
 
-def test_a_state_with_more_rotated_keys_than_keys_is_refused_in_a_sentence(tiny_llama):
-    lane = open_lanes(tiny_llama, np.arange(60) % 97, [parse("keydiff:budget=16")])[0]
-    lane.read(30)
-    state = written(lane.state())
-    rotated = state.tensors["store/0/rotated"]
-    more = State(state.values, {**state.tensors, "store/0/rotated": torch.cat((rotated, rotated), 1)})
-    with pytest.raises(ValueError, match="more rotated keys than keys: it is damaged"):
-        beside(lane).load_state(more)
-
-
 def test_a_quantized_state_without_some_of_its_scales_is_refused_in_a_sentence(tiny_llama):
     policy = parse("streaming:sinks=4,window=24,cache=int4,group=4,residual=6")
     lane = open_lanes(tiny_llama, np.arange(60) % 97, [policy])[0]

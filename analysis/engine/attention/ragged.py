@@ -34,24 +34,30 @@ class RaggedPass(RankedPass):
             )
         return scores.masked_fill_(~self.layers[call.layer].own[:, None], float("-inf"))
 
-    def _rotate(
-        self, attention: AttentionModule, query: Float[Tensor, "1 heads queries dim"]
-    ) -> Float[Tensor, "1 heads queries dim"]:
-        """The query where it stands in each head; the keys held are rotated to where they stand, as far as they are
-        not."""
-        model, held, queries = self.model, self.layers[attention.layer_idx], query.shape[2]
+    def _rotate(self, attention: AttentionModule, queries: int) -> Angles | None:
+        """Let the keys held be rotated to where they stand, as far as they are not, and say where the newest stand in
+        each head."""
+        model, held = self.model, self.layers[attention.layer_idx]
         at = held.slots_of_heads() if self.policy.positions == "cache" else held.positions[0]
-        new = len(at) - held.kv_heads * queries
-        done, begin = self._rotated(held, new)
-        if begin < new:
-            angles = model.angles(attention, at[begin:new], self.length)
-            done.append(model.rotate(attention, held.keys[None, :, begin:new], angles)[0])
-        here = model.angles(attention, at[new:], self.length)
-        done.append(model.rotate(attention, held.keys[None, :, new:], here)[0])
-        held.rotated = torch.cat(done, 1)
+        old, new = at.split((len(at) - held.kv_heads * queries, held.kv_heads * queries))
+        if held.length != self.length:
+            held.rotated, held.length = None, self.length
+        if held.rotated is None:
+            angles = model.angles(attention, old, self.length)
+            held.rotated = model.rotate(attention, held.keys[None, :, : len(old)], angles)[0]
+        here = model.angles(attention, new, self.length)
+        rotated = model.rotate(attention, held.keys[None, :, len(old) :], here)[0]
+        held.rotated = torch.cat((held.rotated, rotated), 1)
+        return here
+
+    def _rotated_queries(
+        self, attention: AttentionModule, query: Float[Tensor, "1 heads queries dim"], here: Angles | None
+    ) -> Float[Tensor, "heads queries dim"]:
+        """Queries where they stand in each head; `here`: where the newest keys do."""
+        kv_heads = self.layers[attention.layer_idx].kv_heads
         # Heads that hold differently many ask from different slots: for once they are a batch of texts.
-        of_heads = query[0].unflatten(0, (held.kv_heads, -1))
-        return model.rotate(attention, of_heads, _of_heads(here, held.kv_heads)).flatten(0, 1)[None]
+        of_heads = query[0].unflatten(0, (kv_heads, -1))
+        return self.model.rotate(attention, of_heads, _of_heads(here, kv_heads)).flatten(0, 1)
 
 
 def _of_heads(angles: Angles | None, kv_heads: int) -> Angles | None:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ...families.positions import AttentionModule
+from ...families.positions import Angles, AttentionModule
 from ...families.rotary import Adapted
 from ...policies.ranked import Ranked
 from ..interventions import Interventions
@@ -42,8 +42,9 @@ class RankedPass:
     """Of the context for which rotations are chosen (families/frequencies.py): one for the whole pass."""
     attended: list[Tensor] | None = None
     """Where given, it takes the output of each layer's attention, [1, queries, heads, dim]."""
-    packs: tuple[int, int] | None = None
-    """After how many of its tokens slots are quantized, and before which text position; some may be their own."""
+    packs: tuple[int, int, int] | None = None
+    """After how many of its tokens slots are quantized, and from which text position on to before which; some may be
+    their own."""
     came: list[AsItCame | None] = field(default_factory=list)
     """What that was in each layer."""
     saved: int = 0
@@ -68,13 +69,14 @@ class RankedPass:
         held.append(key[0], value[0], positions)
         slots = held.keys.shape[1]
         scaled = query * call.scaling
-        q = self._rotate(attention, scaled)
-        q = q[0].reshape(kv_heads, groups * queries, call.dim)
-        assert held.rotated is not None, "just rotated"
-        scores, values, later = q @ held.rotated.transpose(1, 2), held.values, None
-        if self.packs is not None and self._pack(held, self.packs[1]):
+        here = self._rotate(attention, queries)
+        q = self._rotated_queries(attention, scaled, here).reshape(kv_heads, groups * queries, call.dim)
+        rotated, values, later = held.rotated, held.values, None
+        assert rotated is not None, "just rotated"
+        scores = q @ rotated.transpose(1, 2)
+        if self.packs is not None and (came := self._pack(held, self.packs[2])) is not None:
             later = slice(self.packs[0], None)
-            self._rotate(attention, scaled)
+            held.rotated = self._rotate_again(attention, rotated, came)
             _rows(scores, queries)[:, :, later] = _product(q, held.rotated.transpose(1, 2), queries, later)
         scores = self._hide(call.capped(scores), call)
         if call.sliding_window is not None and self.token + queries > call.sliding_window:
@@ -113,12 +115,12 @@ class RankedPass:
             self.attended.append(out)
         return out
 
-    def _pack(self, held: RankedLayer, end: int) -> bool:
-        """Quantize what is to be before a text position, and say whether there was any."""
+    def _pack(self, held: RankedLayer, end: int) -> AsItCame | None:
+        """Quantize what is to be before a text position, and say what that was; None for nothing."""
         before = held.nbytes
         self.came.append(held.pack(end))
         self.saved += before - held.nbytes
-        return self.came[-1] is not None
+        return self.came[-1]
 
     def _hide(self, scores: Float[Tensor, "kv_heads rows slots"], call: Call) -> Float[Tensor, "kv_heads rows slots"]:
         """Scores with minus infinity, in place, for what comes after a query."""
@@ -131,42 +133,52 @@ class RankedPass:
     def _positions(self, queries: int) -> Int[Tensor, " queries"]:
         return torch.arange(self.token, self.token + queries, device=self.model.device)
 
-    def _rotate(
-        self, attention: AttentionModule, query: Float[Tensor, "1 heads queries dim"]
-    ) -> Float[Tensor, "1 heads queries dim"]:
-        """The query where it stands; the keys held are rotated to where they stand, as far as they are not."""
-        model, held, queries = self.model, self.layers[attention.layer_idx], query.shape[2]
-        kind, by_slot, slots = model.kind(attention), self.policy.positions == "cache", len(held)
-        done, begin = self._rotated(held, slots - queries)
-        if by_slot:
-            # Slots of all heads stand alike.
-            angles = self._shared(
-                (kind, begin, slots),
-                lambda: model.angles(attention, torch.arange(begin, slots, device=model.device), self.length),
-            )
-            done.append(model.rotate(attention, held.keys[None, :, begin:], angles)[0])
-            here = None if angles is None else (angles[0][:, -queries:], angles[1][:, -queries:])
-        else:
-            if begin < slots - queries:
-                # Every KV head holds other positions: for once they are a batch of texts with one head each.
-                flat = model.angles(attention, held.positions[:, begin : slots - queries].flatten(), self.length)
-                old = held.keys[:, None, begin : slots - queries]
-                if flat is not None:
-                    flat = flat[0].view(len(old), -1, flat[0].shape[-1]), flat[1].view(len(old), -1, flat[1].shape[-1])
-                done.append(model.rotate(attention, old, flat)[:, 0])
-            here = self._shared((kind, "text"), lambda: model.angles(attention, self._positions(queries), self.length))
-            done.append(model.rotate(attention, held.newest(queries), here)[0])
-        held.rotated = torch.cat(done, 1) if len(done) > 1 else done[0]
-        return model.rotate(attention, query, here)
+    def _rotate(self, attention: AttentionModule, queries: int) -> Angles | None:
+        """Let the keys held be rotated to where they stand, as far as they are not, and say where the newest stand."""
+        model, held = self.model, self.layers[attention.layer_idx]
+        by_slot, slots = self.policy.positions == "cache", len(held)
+        if held.length != self.length:
+            held.rotated, held.length = None, self.length
+        if held.rotated is None and by_slot:
+            whole = self._angles(attention, 0, slots)
+            held.rotated = model.rotate(attention, held.keys[None], whole)[0]
+            return None if whole is None else (whole[0][:, slots - queries :], whole[1][:, slots - queries :])
+        if held.rotated is None:
+            # Every KV head holds other positions: for once they are a batch of texts with one head each.
+            flat = model.angles(attention, held.positions[:, : slots - queries].flatten(), self.length)
+            old = held.keys[:, None, : slots - queries]
+            if flat is not None:
+                flat = flat[0].view(len(old), -1, flat[0].shape[-1]), flat[1].view(len(old), -1, flat[1].shape[-1])
+            held.rotated = model.rotate(attention, old, flat)[:, 0]
+        first = slots - queries if by_slot else self.token
+        here = self._angles(attention, first, first + queries)
+        held.rotated = torch.cat((held.rotated, model.rotate(attention, held.newest(queries), here)[0]), 1)
+        return here
 
-    def _rotated(self, held: RankedLayer, most: int) -> tuple[list[Float[Tensor, "rows slots dim"]], int]:
-        """Keys that are rotated to where they stand, of the first `most` slots, in a list with nothing else; and how
-        many these are."""
-        if held.rotated is None or held.length != self.length:
-            held.length = self.length
-            return [], 0
-        done = held.rotated[:, :most]
-        return [done], done.shape[1]
+    def _rotate_again(
+        self, attention: AttentionModule, rotated: Float[Tensor, "rows slots dim"], came: AsItCame
+    ) -> Float[Tensor, "rows slots dim"]:
+        """Rotated keys, of which those are rotated anew that have just been quantized: tokens of one group."""
+        assert self.packs is not None, "some are quantized in this pass"
+        held, by_slot = self.layers[attention.layer_idx], self.policy.positions == "cache"
+        begin, end = (0, held.keys.shape[1]) if by_slot else self.packs[1:]
+        at, of_all = held.slots_at(came) if by_slot else came.positions, self._angles(attention, begin, end)
+        here = None if of_all is None else (of_all[0][:, at - begin], of_all[1][:, at - begin])
+        keys = self.model.rotate(attention, held.keys[came.at][None, None], here)[0, 0]
+        return rotated.index_put(came.at, keys)
+
+    def _angles(self, attention: AttentionModule, begin: int, end: int) -> Angles | None:
+        """Those of positions begin … end − 1."""
+        return self._shared(
+            (self.model.kind(attention), begin, end),
+            lambda: self.model.angles(attention, torch.arange(begin, end, device=self.model.device), self.length),
+        )
+
+    def _rotated_queries(
+        self, attention: AttentionModule, query: Float[Tensor, "1 heads queries dim"], here: Angles | None
+    ) -> Float[Tensor, "heads queries dim"]:
+        """Queries where they stand; `here`: where the newest keys do."""
+        return self.model.rotate(attention, query, here)[0]
 
     def _future_rotation(self, attention: AttentionModule, slots: int, queries: int) -> Float[Tensor, "dim dim"]:
         """What rotates a query, x @ this, on average over the positions that follow."""

@@ -130,7 +130,8 @@ class RankedStore(Store):
         one.attended = context.attended()
         stop = begin + count
         if q is not None and (moment := q.moment(begin)) < stop:
-            one.packs = moment - begin, q.end(moment)
+            # All before this group was quantized when its own time had come.
+            one.packs = moment - begin, q.end(moment) - q.group, q.end(moment)
         ids = self.ids[None, begin : begin + count]
         if count == 1:
             if policy.pass_tokens == 1 and len(context.tokens) - begin > TRACED_FROM:

@@ -25,6 +25,8 @@ class AsItCame:
     heads: Int[Tensor, " slots"]
     positions: Int[Tensor, " slots"]
     keys: Float[Tensor, "slots dim"]
+    at: tuple[Int[Tensor, " slots"], Int[Tensor, " slots"]]
+    """Row and column of each in the layer, as it was then."""
 
     def of_head(self, kv_head: int) -> tuple[Int[Tensor, " some"], Float[Tensor, "some dim"]]:
         """Text positions and keys of one KV head."""
@@ -58,7 +60,7 @@ class PackedSlots:
         """None of the slots of a layer whose keys are `like` these."""
         at = torch.full(like.shape[:2], -1, device=like.device)
         nobody = like.flatten(0, 1)[:0]
-        return cls._of(q, at, at.flatten()[:0], nobody, nobody)[0]
+        return cls._of(q, at, at.flatten()[:0], 0, nobody, nobody)[0]
 
     @classmethod
     def _of(
@@ -66,14 +68,15 @@ class PackedSlots:
         q: Quantization,
         at: Int[Tensor, "rows slots"],
         groups: Int[Tensor, " packed"],
+        count: int,
         keys: Float[Tensor, "packed dim"],
         values: Float[Tensor, "packed dim"],
     ) -> tuple["PackedSlots", tuple[Float[Tensor, "packed dim"], Float[Tensor, "packed dim"]]]:
-        """These keys and values, packed, and what they become; `groups`: which of them share key scales, counted
-        from 0."""
+        """These keys and values, packed, and what they become; `groups`: which of them share key scales, of `count`
+        that are counted from 0."""
         # Few numbers and many steps: all of these take keys and values together.
         slots, dim = keys.shape
-        count, channels = int(groups.max()) + 1 if slots else 0, channels_of(dim)
+        channels = channels_of(dim)
         low, high = (
             keys.new_full((count, dim), edge).scatter_reduce_(0, groups[:, None].expand_as(keys), keys, by)
             for edge, by in ((float("inf"), "amin"), (float("-inf"), "amax"))
@@ -85,8 +88,10 @@ class PackedSlots:
             for t in (*scales, step(scales.scales))
             for part, of in zip(t.split([low.numel(), least.numel()]), (low, least), strict=True)
         )
-        each = torch.cat((key_widths[groups], widths.repeat_interleave(channels, 1)))
-        zeros = torch.cat((key_zeros[groups], value_zeros.repeat_interleave(channels, 1)))
+        each, zeros = (
+            torch.cat((shared.index_select(0, groups), own[..., None].expand(*own.shape, channels).flatten(1)))
+            for shared, own in ((key_widths, widths), (key_zeros, value_zeros))
+        )
         codes = coded(torch.cat((keys, values)), each, zeros, q)
         numbers, stored = decoded(codes, each, zeros, keys.dtype), packed(codes, q.bits)
         of_values, of_keys = (value_scales, value_zeros), (key_scales, key_zeros)
@@ -129,9 +134,9 @@ class PackedSlots:
     ) -> tuple["PackedSlots", tuple[Float[Tensor, "new dim"], Float[Tensor, "new dim"]]]:
         """These and more slots, of which none is packed yet, and the keys and values that these become; `groups`: a
         number for each group of each head, of which none is here yet."""
-        count, (_, shared) = len(self), groups.unique(return_inverse=True)
+        count, (named, shared) = len(self), groups.unique(return_inverse=True)
         at = self.at.index_put((rows, columns), torch.arange(count, count + len(rows), device=rows.device))
-        more, numbers = PackedSlots._of(self.q, at, shared, keys, values)
+        more, numbers = PackedSlots._of(self.q, at, shared, len(named), keys, values)
         more = replace(more, groups=more.groups + len(self.key_scales))
         both = {name: torch.cat((getattr(self, name), getattr(more, name))) for name in ("groups", *STORED)}
         return replace(more, **both), numbers

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...families.rotary import Adapted
 from ...policies.ranked import FutureQueries, LayerState, Ranked
 from ..state import State
+from .packed import AsItCame
 from .ranked import Evicted, RankedLayer, Scattered, agreeing
 
 
@@ -161,7 +162,7 @@ class RaggedLayer(RankedLayer):
     ) -> None:
         """Hold these keys and values of the text's first tokens, where those are held."""
         early = (self.positions < keys.shape[1])[..., None]
-        of, at = self._heads()[0], self.positions[0].clamp(max=keys.shape[1] - 1)
+        of, at = self._heads(), self.positions[0].clamp(max=keys.shape[1] - 1)
         self.keys = torch.where(early, keys[of, at], self.keys)
         self.values = torch.where(early, values[of, at], self.values)
         self.rotated = None
@@ -186,8 +187,16 @@ class RaggedLayer(RankedLayer):
         """Which of its head's slots each is."""
         return ((self.own.cumsum(1) - 1) * self.own).sum(0)
 
-    def _heads(self) -> Int[Tensor, "1 slots"]:
-        return self.own.int().argmax(0)[None]
+    def slots_at(self, came: AsItCame) -> Int[Tensor, " some"]:
+        """Which of its head's slots each of these is, which have just been quantized."""
+        return self.slots_of_heads()[came.at[1]]
+
+    def _heads(self) -> Int[Tensor, " slots"]:
+        """Whose the slots are."""
+        return self.own.int().argmax(0)
+
+    def _heads_of(self, rows: Int[Tensor, " some"], columns: Int[Tensor, " some"]) -> Int[Tensor, " some"]:
+        return self._heads()[columns]
 
     def _seen(self, layer: int, dims: int | None, expected: FutureQueries | None) -> LayerState:
         return replace(super()._seen(layer, dims, expected), own=self.own)

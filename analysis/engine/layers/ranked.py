@@ -98,9 +98,9 @@ class RankedLayer:
     accumulated_attention: Float[Tensor, "kv_heads slots"] | None = None
     recent_attention: Float[Tensor, "kv_heads queries slots"] | None = None
     """What the policy asks to have observed (LayerState)."""
-    rotated: Float[Tensor, "kv_heads some dim"] | None = None
-    """The keys of the first slots once more, rotated to where they stand, as far as none has changed since; None where
-    they stand otherwise since an eviction."""
+    rotated: Float[Tensor, "kv_heads slots dim"] | None = None
+    """The keys once more, rotated to where they stand; None where they have changed, or stand otherwise since an
+    eviction."""
     length: int = 1
     """Of the context for which they were rotated (families/frequencies.py)."""
     queries: QueryMoments | None = None
@@ -137,13 +137,11 @@ class RankedLayer:
             keys, values = packed.beside(*(state.tensor(name, like, shape, like.dtype) for name in ("keys", "values")))
         heads, slots, _ = keys.shape
         positions = state.tensor("positions", like, (heads, slots), torch.int64)
-        shapes = (heads, slots), (heads, None, slots), (heads, None, keys.shape[2])
-        *work, rotated = (state.get(name, like, shape) for name, shape in zip(WORK, shapes, strict=True))
-        if rotated is not None and rotated.shape[1] > slots:
-            raise ValueError("this state has more rotated keys than keys: it is damaged")
+        shapes = (heads, slots), (heads, None, slots), tuple(keys.shape)
+        work = (state.get(name, like, shape) for name, shape in zip(WORK, shapes, strict=True))
         queries = QueryMoments.loaded(state.part("queries"), like) if "queries" in state.values else None
         length = state.value("length", int)
-        return RankedLayer(keys, values, positions, *work, rotated, length=length, queries=queries, packed=packed)
+        return RankedLayer(keys, values, positions, *work, length=length, queries=queries, packed=packed)
 
     @classmethod
     def of(cls, layer: BandedLayer, read: int) -> "RankedLayer":
@@ -222,19 +220,25 @@ class RankedLayer:
         rows, columns = waiting.nonzero(as_tuple=True)
         if not len(rows):
             return None
-        came = AsItCame(*(x[rows, columns] for x in (self._heads(), self.positions, self.keys)))
-        groups = came.heads * 2**32 + (came.positions - q.exact) // q.group
-        values = self.values[rows, columns]
-        self.packed, (keys, values) = self.packed.with_more(rows, columns, groups, came.keys, values)
+        flat = rows * self.positions.shape[1] + columns
+        positions, keys, values = (
+            x.flatten(0, 1).index_select(0, flat) for x in (self.positions, self.keys, self.values)
+        )
+        came = AsItCame(self._heads_of(rows, columns), positions, keys, (rows, columns))
+        groups = came.heads * 2**32 + (positions - q.exact) // q.group
+        self.packed, (keys, values) = self.packed.with_more(rows, columns, groups, keys, values)
         self.keys = self.keys.index_put((rows, columns), keys)
         self.values = self.values.index_put((rows, columns), values)
-        if self.rotated is not None:
-            self.rotated = self.rotated[:, : int(columns.min())]
+        self.rotated = None
         return came
 
-    def _heads(self) -> Int[Tensor, "rows slots"]:
-        """Whose the slots are."""
-        return torch.arange(len(self.keys), device=self.keys.device)[:, None].expand(self.positions.shape)
+    def slots_at(self, came: AsItCame) -> Int[Tensor, " some"]:
+        """Which of its head's slots each of these is, which have just been quantized."""
+        return came.at[1]
+
+    def _heads_of(self, rows: Int[Tensor, " some"], columns: Int[Tensor, " some"]) -> Int[Tensor, " some"]:
+        """Whose some of the slots are."""
+        return rows
 
     def append(
         self,
