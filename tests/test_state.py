@@ -120,6 +120,21 @@ def test_keys_that_were_rotated_for_decoded_tokens_go_along(policy, more, tiny_l
     goes_on_alike(lane, other, [("next", 9), ("read", 9), ("next", 2)])
 
 
+@pytest.mark.parametrize("more", ["", ",cache=int4,group=4,residual=6"])
+def test_a_window_of_which_no_key_is_rotated_any_more_goes_along(more, tiny_llama):
+    """All that were have left it since."""
+    lane = open_lanes(tiny_llama, np.arange(41) * 11 % 97, [parse("window:window=24" + more)])[0]
+    lane.read(40)
+    for _ in range(3):
+        lane.next(lambda logits: int(logits.argmax()))
+    lane.context.extend(np.arange(30, dtype=np.int32))
+    while not lane.done:
+        lane.read(40)
+    other = beside(lane)
+    other.load_state(written(lane.state()))
+    goes_on_alike(lane, other, [("next", 3)])
+
+
 def test_for_which_length_of_context_keys_were_rotated_goes_along():
     """Where a family takes other frequencies for a longer context, and a lane has decoded past its beginning."""
     factors = {"short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.0, 3.0, 9.0, 20.0]}
