@@ -52,6 +52,15 @@ def goes_on_alike(lane: Lane, other: Lane, then) -> None:
                 assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
 
 
+@pytest.mark.parametrize("policy", ["dense", "streaming:sinks=4,window=24", "h2o:budget=16,recent=5"])
+def test_a_lane_that_has_read_nothing_goes_along(policy, tiny_llama):
+    lane = open_lanes(tiny_llama, np.arange(30) % 97, [parse(policy)])[0]
+    other = beside(lane)
+    other.load_state(written(lane.state()))
+    assert other.position == 1
+    np.testing.assert_array_equal(other.read(20).nll, lane.read(20).nll)
+
+
 @settled(60, 1, derandomize=True)
 @given(st.data(), st.sampled_from(NAMES))
 def test_a_lane_loaded_from_its_state_goes_on_to_the_last_bit(data, name):
