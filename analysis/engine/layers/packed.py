@@ -187,7 +187,7 @@ STORED = *OF_SLOTS, "key_scales", "key_zeros"
 def compacted(parts: Sequence[PackedSlots]) -> list[PackedSlots]:
     """The same without the codes of slots that have left, and without the scales that no slot has any more.
 
-    Slots of many layers at once: these are many small steps, and one wait for how many are left.
+    Slots of many layers at once: these are many small steps, and a GPU is waited for in some of them.
     """
     count, shared_by = [len(part) for part in parts], [len(part.key_scales) for part in parts]
     if not any(count):
