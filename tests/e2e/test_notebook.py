@@ -32,6 +32,8 @@ def test_a_board_in_a_notebook_has_its_curves_and_is_played(page):
     points = "[...document.querySelectorAll('.sk-plot path.js-line')].map((path) => path.getTotalLength())"
     wait_until(frame, f"Math.max(...{points}) > 1.2 * {points}[0] && {points}[0] > 0")
     wait_until(frame, "window.__sinkscope?.published === 1200")
+    # The memory of so many tokens ends just below a tick, whose label stands at the very top of its plot.
+    frame.locator(".sk-memory .ytick").last.wait_for()
     assert frame.locator(".sk-card").count() == 2 and not cut_labels(frame)
     label = parse(FOUR[1]).label
     assert label in frame.locator(".sk-card").nth(1).inner_text()

@@ -4,6 +4,8 @@
 // its plot would be so much longer, it is drawn at once.
 const LEAST_BETWEEN = 430, LEAST_BETWEEN_MEMORY = 4000, MEMORY_AFTER = 250, LONGER = 1.1;
 const MARK_SIZE = 11, MARK_LINE = 14, MAX_ROWS = 5, LEFT = 46, BELOW = 34;
+// Room for a tick's label at the very top, which stands a little higher than its tick.
+const ABOVE = 14;
 
 function times(value) {
   const known = { 0.125: "⅛ ×", 0.25: "¼ ×", 0.5: "½ ×" };
@@ -141,7 +143,7 @@ function makeCurves(send, names) {
     const held = `${frame.run}|${width}`;
     above = heldFor === held ? Math.max(above, rows) : rows;
     heldFor = held;
-    const top = 8 + above * MARK_LINE;
+    const top = ABOVE + above * MARK_LINE;
     const layout = base(height, labels.right, top);
     layout.width = width;
     layout.yaxis = { type: scale.type, range: [low, high].map(scale.of), gridcolor: theme.line, zeroline: false, ticklabeloverflow: "allow", ...(scale === LOG ? logTicks(low, high, relative) : { nticks: 6, ticklabelshift: ABOVE_ORIGIN }) };
@@ -178,9 +180,9 @@ function makeCurves(send, names) {
     lastMemory = performance.now();
     memoryDrawn = memoryState(width);
     memoryUpTo = range[1];
-    const height = Math.max(130, 8 + BELOW + frame.lanes.length * most * LABEL_LINE);
+    const height = Math.max(136, ABOVE + BELOW + frame.lanes.length * most * LABEL_LINE);
     memory.style.height = `${height}px`;
-    const small = base(height, right, 8);
+    const small = base(height, right, ABOVE);
     small.width = width;
     small.xaxis.title = { text: "tokens read", standoff: 4, font: { size: LABEL_SIZE } };
     const tops = frame.lanes.map((_, i) => last(frame.arrays[`my${i}`]));
@@ -188,7 +190,7 @@ function makeCurves(send, names) {
     small.yaxis = { gridcolor: theme.line, zeroline: false, range: [0, top * 1.12], nticks: 4, ticklabeloverflow: "allow", ticklabelshift: ABOVE_ORIGIN };
     small.xaxis.range = range;
     const predicted = { type: "scatter", mode: "lines", x: frame.arrays.px?.data || [], y: frame.arrays.py?.data || [], line: { color: theme.muted, width: 1.5, dash: "dot" }, hovertemplate: "%{y:.0f} MB predicted<extra>Dense</extra>" };
-    small.annotations = ends(tops, top, height - 8 - BELOW, room, most);
+    small.annotations = ends(tops, top, height - ABOVE - BELOW, room, most);
     plotly.react(memory, [predicted, ...traces("mx", "my", "MB")], small, PLOT_CONFIG);
   }
 
