@@ -50,7 +50,7 @@ class Shown(NamedTuple):
 
     @property
     def tag(self) -> str:
-        """What changes where there is something new; empty where the job is gone."""
+        """What changes where there is something new; empty where the job is no longer kept."""
         return "" if (job := self.job()) is None else f'"{job.id}.{job.version}.{self.turn}"'
 
 

@@ -229,8 +229,10 @@ def test_dimensions_that_carry_a_position_are_not_compared():
     for layer, whole in zip(lane.store.layers, dense.store.layers, strict=True):
         keys = whole.keys.view()[..., :-2]
         mean = (keys / keys.norm(dim=-1, keepdim=True)).mean(1, keepdim=True)
-        gone = torch.cosine_similarity(keys, mean, dim=-1).argmax(1).tolist()
-        assert [{*range(41)} - {*layer.of_head(i)[0].tolist()} for i in range(len(keys))] == [{g} for g in gone]
+        leaving = torch.cosine_similarity(keys, mean, dim=-1).argmax(1).tolist()
+        assert [{*range(41)} - {*layer.of_head(i)[0].tolist()} for i in range(len(keys))] == [
+            {slot} for slot in leaving
+        ]
 
 
 def test_answers_equal_reading(tiny_llama):

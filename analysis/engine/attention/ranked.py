@@ -87,6 +87,7 @@ class RankedPass:
         early = held.positions < self.sink_tokens
 
         def first_tokens() -> tuple[Tensor, Tensor]:
+            """Which columns are first tokens, and which rows ask after them."""
             columns = nn.functional.pad(early, (0, scores.shape[-1] - slots))[:, None]
             return columns, (positions >= self.sink_tokens).repeat(groups)[:, None]
 
@@ -186,6 +187,7 @@ class RankedPass:
         device = model.homes[attention.layer_idx]
 
         def make() -> Tensor:
+            """The mean rotation, by what it makes of a basis."""
             at = torch.arange(begin, begin + self.policy.future_positions, device=model.device)
             angles = model.angles(attention, at, self.length, torch.float32)
             basis = torch.eye(model.head_dim, device=device)
