@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ...families.rotary import Adapted
 from ..state import State
-from .quantized import Newly, Quantization, QuantizedSlots, pack_together
+from .quantized import Newly, Quantization
+from .quantized_slots import QuantizedSlots, pack_together
 from .slots import Slots, Span
 
 
