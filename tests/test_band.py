@@ -12,6 +12,7 @@ import torch
 from analysis.engine.attention.band import Band, plan
 from analysis.engine.attention.banded import blocks_of, fold, unfold
 from analysis.engine.attention.call import Call
+from analysis.engine.layers.quantized import Quantization
 
 from . import naive
 
@@ -145,6 +146,36 @@ def test_a_plan_shows_every_query_what_it_reaches_and_nothing_else():
         early = [k for k in prefix if k < settings["sink_tokens"]]
         assert prefix[: made.counted] == early and not set(range(rest, stop)) & set(range(settings["sink_tokens"]))
     assert cut > 20
+
+
+def test_a_query_meets_each_key_once_and_as_it_is_stored_for_it():
+    draw, twice = random.Random(1), set()
+    for _ in range(150):
+        window, group = draw.choice((3, 20, 70, 130, None)), draw.choice((1, 4, 32, 48))
+        q = Quantization(4, draw.choice((0, 2, 4)), group, draw.randint(group, 3 * group))
+        start, count, sliding = draw.randint(140, 400), draw.choice((1, 3, 64, 65, 140)), draw.choice((None, 30))
+        band = Band(4, 4 if window is None else max(4, start - window), window, "cache", 1, 4)
+        settings = {"sink_tokens": 0, "sliding_window": sliding, "groups": 1, "quantization": q}
+        made = plan(band, start, count, dtype=torch.float32, device=torch.device("cpu"), **settings)
+        keys = torch.arange(band.first + made.past, start + count)[None, :, None]
+        keys = blocks_of(keys + 1, made)[:, 0, :, 0] - 1
+        again = [*range(made.width)][made.changing]
+        # Columns before those that change hold keys as they are stored, and so do the last ones.
+        stored = [*(i < made.changing.start for i in range(made.width)), *(True for _ in again)]
+        rows = torch.zeros(made.blocks, made.block, len(stored))
+        for columns in made.masks:
+            rows[..., columns.where] += columns.mask[:, 0]
+        for i in range(count):
+            t, (block, row) = start + i, divmod(i, made.block)
+            columns = [*keys[block].tolist(), *keys[block, again].tolist()]
+            seen = [(c, k) for c, k in enumerate(columns) if rows[block, row, c] == 0]
+            low = max(band.first + made.past, band.narrowed(sliding).low_of(t))
+            assert sorted((k, stored[c]) for c, k in seen) == [(k, q.exact <= k < q.end(t)) for k in range(low, t + 1)]
+        twice.add((made.blocks > 1, len(again) > 0))
+        if made.blocks > 1 and 64 % group == 0 and window and window > q.residual:
+            # A block sees no more keys change than it has queries.
+            assert len(again) <= 64
+    assert len(twice) == 4
 
 
 @pytest.mark.parametrize(("block", "blocks"), [(1, 5), (5, 1), (2, 3), (4, 2)])

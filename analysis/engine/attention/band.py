@@ -217,9 +217,11 @@ def plan(
         first = start + torch.arange(blocks, device=device)[:, None] * block
         keys = first - window + column
         if quantization is not None:
-            begin = max(0, window - quantization.residual + 1)
-            end = max(begin, window + block - 1 - quantization.residual + quantization.group)
-            changing = slice(begin, min(end, width))
+            begins = range(start, start + blocks * block, block)
+            # What is quantized for the first query of each block, and for its last one.
+            met = [[quantization.end(t) - (t0 - window) for t in (t0, t0 + block - 1)] for t0 in begins]
+            begin = max(0, min(before for before, _ in met))
+            changing = slice(begin, max(begin, min(max(after for _, after in met), width)))
             seen = inner.sees(first + row.T, keys) & (keys >= rest)[:, None]
             masks = _twice(seen, quantization.met(first + row.T, keys), changing, dtype, groups)
         elif inner.step > 1:
