@@ -301,7 +301,8 @@ class BandedPass:
             held.append_sinks(key[0, :, :missing], value[0, :, :missing])
             key, value = key[:, :, missing:], value[:, :, missing:]
         held.append(key[0], value[0])
-        return held.sink_keys[None], held.sink_values[None], held.keys.view()[None], held.values.view()[None]
+        keys, values = held.window()
+        return held.sink_keys[None], held.sink_values[None], keys[None], values[None]
 
     def _meeting(
         self,

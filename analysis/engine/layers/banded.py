@@ -14,7 +14,7 @@ from torch import Tensor
 from ...families.rotary import Adapted
 from ..state import State
 from .quantized import Newly, Quantization
-from .quantized_slots import QuantizedSlots, pack_together
+from .quantized_slots import QuantizedSlots, pack_together, viewed
 from .slots import Slots, Span
 
 
@@ -103,6 +103,10 @@ class BandedLayer:
         keys, values = self.everything()
         return self.positions(), keys[kv_head], values[kv_head]
 
+    def window(self) -> tuple[Float[Tensor, "kv_heads slots dim"], Float[Tensor, "kv_heads slots dim"]]:
+        """Keys and values of the window as a query meets them."""
+        return self.keys.view(), self.values.view()
+
     def met_values(self) -> Float[Tensor, "kv_heads slots dim"]:
         """The values of the window as a token meets them that is decoded alone."""
         return self.values.view()
@@ -152,7 +156,8 @@ class BandedLayer:
 
     def everything(self) -> tuple[Float[Tensor, "kv_heads tokens dim"], Float[Tensor, "kv_heads tokens dim"]]:
         """Keys and values of all tokens held, in the order of the text."""
-        return torch.cat((self.sink_keys, self.keys.view()), 1), torch.cat((self.sink_values, self.values.view()), 1)
+        keys, values = self.window()
+        return torch.cat((self.sink_keys, keys), 1), torch.cat((self.sink_values, values), 1)
 
     def positions(self) -> Int[Tensor, " tokens"]:
         """The text positions of `everything`."""
@@ -273,7 +278,7 @@ class QuantizedLayer(BandedLayer):
         """What a layer holds, of which nothing is packed yet."""
         twin = cls(layer.sink_keys[:, :0], q, layer.first)
         twin.pin(layer.sink_keys, layer.sink_values)
-        twin.append(layer.keys.view(), layer.values.view())
+        twin.append(*layer.window())
         return twin
 
     def quantized(self, q: Quantization) -> "QuantizedLayer":
@@ -284,7 +289,7 @@ class QuantizedLayer(BandedLayer):
         """What it holds, in numbers as the model computes them: what rounding has taken from them stays lost."""
         layer = BandedLayer(self.sink_keys[:, :0], self.first)
         layer.pin(self.sink_keys, self.sink_values)
-        layer.append(self.keys.view(), self.values.view())
+        layer.append(*self.window())
         return layer
 
     @torch.inference_mode()
@@ -328,6 +333,11 @@ class QuantizedLayer(BandedLayer):
         """Bytes of all keys and values as they are stored, with scales and zero points; what is unpacked is work space
         and not counted."""
         return sum(slots.nbytes for slots in (*self.sinks, self.keys, self.values))
+
+    def window(self) -> tuple[Float[Tensor, "kv_heads slots dim"], Float[Tensor, "kv_heads slots dim"]]:
+        """Keys and values of the window as a query meets them, unpacked into new memory."""
+        keys, values = viewed(self.keys, self.values)
+        return keys, values
 
     def met_values(self) -> Float[Tensor, "kv_heads slots dim"]:
         """The values of the window as a token meets them that is decoded alone."""

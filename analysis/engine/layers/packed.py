@@ -15,7 +15,17 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from ..state import State
-from .quantized import Quantization, Scales, channels_of, coded, decoded, packed, step, unpacked
+from .quantized import (
+    Quantization,
+    Scales,
+    channels_of,
+    coded,
+    decoded,
+    of_channels,
+    packed,
+    quantized,
+    unpacked,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,28 +84,15 @@ class PackedSlots:
     ) -> tuple["PackedSlots", tuple[Float[Tensor, "packed dim"], Float[Tensor, "packed dim"]]]:
         """These keys and values, packed, and what they become; `groups`: which of them share key scales, of `count`
         that are counted from 0."""
-        # Few numbers and many steps: all of these take keys and values together.
-        slots, dim = keys.shape
-        channels = channels_of(dim)
         low, high = (
-            keys.new_full((count, dim), edge).scatter_reduce_(0, groups[:, None].expand_as(keys), keys, by)
+            keys.new_full((count, keys.shape[1]), edge).scatter_reduce_(0, groups[:, None].expand_as(keys), keys, by)
             for edge, by in ((float("inf"), "amin"), (float("-inf"), "amax"))
         )
-        least, most = torch.aminmax(values.unflatten(1, (-1, channels)), dim=2)
-        scales = Scales.of(torch.cat((low.flatten(), least.flatten())), torch.cat((high.flatten(), most.flatten())), q)
-        key_scales, value_scales, key_zeros, value_zeros, key_widths, widths = (
-            part.view(of.shape)
-            for t in (*scales, step(scales.scales))
-            for part, of in zip(t.split([low.numel(), least.numel()]), (low, least), strict=True)
+        codes, (of_keys, of_values), numbers = quantized(
+            keys, values, (low, high), lambda steps: steps.index_select(1, groups), q
         )
-        each, zeros = (
-            torch.cat((shared.index_select(0, groups), own[..., None].expand(*own.shape, channels).flatten(1)))
-            for shared, own in ((key_widths, widths), (key_zeros, value_zeros))
-        )
-        codes = coded(torch.cat((keys, values)), each, zeros, q)
-        numbers, stored = decoded(codes, each, zeros, keys.dtype), packed(codes, q.bits)
-        of_values, of_keys = (value_scales, value_zeros), (key_scales, key_zeros)
-        made = cls(q, at, groups, stored[:slots], stored[slots:], *of_values, *of_keys)
+        slots = len(keys)
+        made = cls(q, at, groups, codes[:slots], codes[slots:], *of_values, *of_keys)
         return made, (numbers[:slots], numbers[slots:])
 
     def __len__(self) -> int:
@@ -120,9 +117,12 @@ class PackedSlots:
 
     def numbers(self, dtype: torch.dtype) -> tuple[Float[Tensor, "packed dim"], Float[Tensor, "packed dim"]]:
         """Keys and values that the codes stand for."""
-        codes, each = unpacked(self.key_codes, self.q.bits), step(self.key_scales)[self.groups]
-        keys = decoded(codes, each, self.key_zeros[self.groups], dtype)
-        return keys, _values(self.value_codes, Scales(self.value_scales, self.value_zeros), self.q, dtype)
+        of_keys, of_values = Scales(self.key_scales, self.key_zeros), Scales(self.value_scales, self.value_zeros)
+        shared, own = of_keys.steps.index_select(1, self.groups), of_channels(of_values.steps, self.key_scales.shape[1])
+        each, zeros = torch.cat((shared, own), 1)
+        codes = unpacked(torch.cat((self.key_codes, self.value_codes)), self.q.bits)
+        numbers = decoded(codes, each, zeros, dtype)
+        return numbers[: len(self)], numbers[len(self) :]
 
     def with_more(
         self,
@@ -230,11 +230,9 @@ def _starts(counts: Sequence[int], device: torch.device) -> Int[Tensor, " parts"
 
 def _of_values(values: Float[Tensor, "slots dim"], q: Quantization) -> tuple[UInt8[Tensor, "slots bytes"], Scales]:
     """Codes and scales of values, each token's on its own."""
-    channels = channels_of(values.shape[1])
-    parts = values.unflatten(1, (-1, channels))
+    parts = values.unflatten(1, (-1, channels_of(values.shape[1])))
     scales = Scales.of(parts.amin(2), parts.amax(2), q)
-    each, zeros = (t.repeat_interleave(channels, 1) for t in (step(scales.scales), scales.zeros))
-    return packed(coded(values, each, zeros, q), q.bits), scales
+    return packed(coded(values, *of_channels(scales.steps, values.shape[1]), q), q.bits), scales
 
 
 def _values(
@@ -242,6 +240,4 @@ def _values(
 ) -> Float[Tensor, "slots dim"]:
     """What the codes of values stand for."""
     numbers = unpacked(codes, q.bits)
-    channels = numbers.shape[1] // scales.scales.shape[1]
-    each, zeros = (t.repeat_interleave(channels, 1) for t in (step(scales.scales), scales.zeros))
-    return decoded(numbers, each, zeros, dtype)
+    return decoded(numbers, *of_channels(scales.steps, numbers.shape[1]), dtype)

@@ -6,7 +6,7 @@ before they are rotated.  A number is stored as the nearest multiple of its scal
 codes are packed into bytes, a scale is a power of 2^(1/8) in one byte, and a zero point a whole number of steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -89,20 +89,21 @@ class Quantization:
         return torch.int16 if self.bits == 8 else torch.int8
 
 
-def packed(codes: UInt8[Tensor, "*rows dim"], bits: int) -> UInt8[Tensor, "*rows bytes"]:
+def packed(codes: Float[Tensor, "*rows dim"], bits: int) -> UInt8[Tensor, "*rows bytes"]:
     """Codes of so many bits, several in a byte: the first channels in its lowest bits."""
-    parts = codes.unflatten(-1, (8 // bits, -1)).unbind(-2)
-    whole = parts[0]
-    for i, part in enumerate(parts[1:], 1):
-        whole = whole | (part << (bits * i))
-    return whole
+    whole, *parts = codes.unflatten(-1, (8 // bits, -1)).unbind(-2)
+    for i, part in enumerate(parts, 1):
+        whole = whole.add(part, alpha=2 ** (bits * i))
+    return whole.to(torch.uint8)
 
 
 def unpacked(whole: UInt8[Tensor, "*rows bytes"], bits: int) -> UInt8[Tensor, "*rows dim"]:
     """The inverse of `packed`."""
     if bits == 8:
         return whole
-    return torch.cat([(whole >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], -1)
+    *shifts, top = range(0, 8, bits)
+    parts = [(whole >> shift if shift else whole) & (2**bits - 1) for shift in shifts]
+    return torch.cat((*parts, whole >> top), -1)
 
 
 class Scales(NamedTuple):
@@ -116,36 +117,76 @@ class Scales(NamedTuple):
         """For numbers from `low` to `high`: the narrowest scale whose steps reach so far, and begin so far from 0."""
         farthest = torch.iinfo(q.zeros).max
         low, high = low.float(), high.float()
-        width = torch.maximum((high - low) / q.most, low.abs() / farthest)
-        code = ((width.log2() * EIGHTHS - SLACK).ceil() + MIDDLE).clamp(0, 255).to(torch.uint8)
-        return cls(code, (low / step(code)).round().clamp(-farthest, farthest).to(q.zeros))
+        width = torch.maximum((high - low).div_(q.most), low.abs().div_(farthest))
+        # The first step that is wide enough.
+        code = torch.bucketize(width, _steps(width.device, SLACK)[:-1], out_int32=True).to(torch.uint8)
+        return cls(code, (low / step(code)).round_().clamp_(-farthest, farthest).to(q.zeros))
+
+    @property
+    def steps(self) -> Float[Tensor, "2 *groups"]:
+        """How wide a step is in each group, and its zero point."""
+        return torch.stack((step(self.scales), self.zeros.float()))
 
 
 def step(scales: UInt8[Tensor, "*groups"]) -> Float[Tensor, "*groups"]:
     """What one step of these scales is: the same bits wherever in a tensor a scale stands."""
-    return _steps(scales.device)[scales.int()]
+    return _steps(scales.device).index_select(0, scales.flatten().int()).view(scales.shape)
 
 
 @cache
-def _steps(device: torch.device) -> Float[Tensor, " codes"]:
-    return ((torch.arange(256, dtype=torch.float64, device="cpu") - MIDDLE) / EIGHTHS).exp2().float().to(device)
+def _steps(device: torch.device, slack: float = 0.0) -> Float[Tensor, " codes"]:
+    return ((torch.arange(256, dtype=torch.float64, device="cpu") - MIDDLE + slack) / EIGHTHS).exp2().float().to(device)
 
 
 def coded(
-    x: Float[Tensor, "*rows dim"], each: Float[Tensor, "*rows dim"], zeros: Int[Tensor, "*rows dim"], q: Quantization
-) -> UInt8[Tensor, "*rows dim"]:
+    x: Float[Tensor, "*rows dim"], each: Float[Tensor, "*rows dim"], zeros: Float[Tensor, "*rows dim"], q: Quantization
+) -> Float[Tensor, "*rows dim"]:
     """The codes of numbers; `each`, `zeros`: how wide a step is for each of them, and its zero point."""
-    return (x / each).round_().sub_(zeros).clamp_(0, q.most).to(torch.uint8)
+    return (x / each).round_().sub_(zeros).clamp_(0, q.most)
 
 
 def decoded(
-    codes: UInt8[Tensor, "*rows dim"],
+    codes: Float[Tensor, "*rows dim"] | UInt8[Tensor, "*rows dim"],
     each: Float[Tensor, "*rows dim"],
-    zeros: Int[Tensor, "*rows dim"],
+    zeros: Float[Tensor, "*rows dim"],
     dtype: torch.dtype,
 ) -> Float[Tensor, "*rows dim"]:
     """The numbers that codes stand for; `each`, `zeros`: as `coded` has them."""
-    return ((codes + zeros.float()) * each).to(dtype)
+    return (codes + zeros).mul_(each).to(dtype)
+
+
+def quantized(
+    keys: Float[Tensor, "*rows dim"],
+    values: Float[Tensor, "*rows dim"],
+    ranges: tuple[Float[Tensor, "*groups dim"], Float[Tensor, "*groups dim"]],
+    spread: Callable[[Tensor], Tensor],
+    q: Quantization,
+) -> tuple[UInt8[Tensor, "both *rows bytes"], tuple[Scales, Scales], Float[Tensor, "both *rows dim"]]:
+    """The codes of keys and as many values, in this order along the first dimension, their scales, and the numbers
+    that the codes stand for.
+
+    `ranges`: the least and the greatest number of each channel in each group of keys; `spread`: gives each key what
+    its group has, [2, *groups, dim] → [2, *rows, dim].
+    """
+    # Few numbers and many operations: all of these take keys and values together.
+    dim = keys.shape[-1]
+    parts = values.unflatten(-1, (-1, channels_of(dim)))
+    own = parts.amin(-1), parts.amax(-1)
+    both = Scales.of(*(torch.cat((a.flatten(), b.flatten())) for a, b in zip(ranges, own, strict=True)), q)
+    shapes, sizes = (ranges[0].shape, own[0].shape), [ranges[0].numel(), own[0].numel()]
+    of_keys, of_values = (
+        Scales(scales.view(shape), zeros.view(shape))
+        for scales, zeros, shape in zip(*(t.split(sizes) for t in both), shapes, strict=True)
+    )
+    of_groups, of_parts = (t.view(2, *shape) for t, shape in zip(both.steps.split(sizes, 1), shapes, strict=True))
+    each, zeros = torch.cat((spread(of_groups), of_channels(of_parts, dim)), 1)
+    codes = coded(torch.cat((keys, values)), each, zeros, q)
+    return packed(codes, q.bits), (of_keys, of_values), decoded(codes, each, zeros, keys.dtype)
+
+
+def of_channels(rows: Float[Tensor, "*tokens parts"], dim: int) -> Float[Tensor, "*tokens dim"]:
+    """What each of `dim` channels has of what the parts of a token's channels have."""
+    return rows[..., None].expand(*rows.shape, dim // rows.shape[-1]).flatten(-2)
 
 
 def channels_of(dim: int) -> int:

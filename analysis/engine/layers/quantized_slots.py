@@ -2,15 +2,16 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ..state import State
-from .quantized import Newly, Quantization, Scales, channels_of, coded, decoded, packed, step, unpacked
+from .quantized import Newly, Quantization, Scales, channels_of, decoded, of_channels, quantized, unpacked
 from .slots import Slots
 
 
@@ -68,10 +69,7 @@ class QuantizedSlots:
 
     def view(self) -> Float[Tensor, "kv_heads slots dim"]:
         """The tokens held, as a query meets them: what is packed is unpacked into new memory."""
-        if not len(self.codes):
-            # What stands before all that is packed leaves before it does.
-            return self.tail.view()
-        return torch.cat((self.head.view(), self._unpacked(), self.tail.view()), 1)
+        return viewed(self)[0]
 
     def placed(self) -> tuple[Float[Tensor, "kv_heads slots dim"], int]:
         """The tokens held, and the text position of the first of them."""
@@ -116,46 +114,38 @@ class QuantizedSlots:
         which group is the first."""
         begin, x = self.waiting(end)
         lead = (begin - self.q.exact) % self.q.group
-        pad = (0, 0, lead, -(lead + x.shape[1]) % self.q.group)
-        low, high = (nn.functional.pad(x, pad, value=edge) for edge in (float("inf"), float("-inf")))
-        groups = (-1, self.q.group)
+        rest, groups = -(lead + x.shape[1]) % self.q.group, (-1, self.q.group)
+        low, high = (
+            nn.functional.pad(x, (0, 0, lead, rest), value=edge) if lead or rest else x
+            for edge in (float("inf"), float("-inf"))
+        )
         return self._group(begin), low.unflatten(1, groups).amin(2), high.unflatten(1, groups).amax(2)
 
-    def pack(self, end: int, scales: Scales | None = None) -> Float[Tensor, "kv_heads tokens dim"]:
-        """Pack what is waiting before text position `end`, at least one token, and return it as it is from now on.
-
-        `scales`: of its groups, where tokens of a group share them.
-        """
-        (begin, x), (tail, first) = self.waiting(end), self.tail.placed()
-        if scales is None:
-            grouped = x.unflatten(-1, (-1, self.channels))
-            scales = Scales.of(grouped.amin(-1), grouped.amax(-1), self.q)
+    def store(self, begin: int, codes: UInt8[Tensor, "kv_heads tokens bytes"], scales: Scales) -> None:
+        """Hold the tokens from text position `begin` on in these codes, which were waiting."""
+        tail, first = self.tail.placed()
         if not len(self.codes):
             # Those that stay as they came stand before all that are packed.
             if begin > first:
                 self.head = Slots.of(tail[:, : begin - first], first)
             self._begin(begin)
-        each, zeros = (self._spread(t, begin, x.shape[1]) for t in (step(scales.scales), scales.zeros))
-        codes = coded(x, each, zeros, self.q)
-        self.codes.append(packed(codes, self.q.bits))
+        self.codes.append(codes)
         self.scales.append(scales.scales)
         self.zeros.append(scales.zeros)
-        self.tail.keep_last(tail.shape[1] - (begin - first) - x.shape[1])
-        return decoded(codes, each, zeros, tail.dtype)
+        self.tail.keep_last(tail.shape[1] - (begin - first) - codes.shape[1])
 
-    def _unpacked(self) -> Float[Tensor, "kv_heads tokens dim"]:
-        """What is packed, in numbers."""
-        codes, first = self.codes.placed()
-        rows = step(self.scales.view()), self.zeros.view()
-        each, zeros = (self._spread(t, first, codes.shape[1]) for t in rows)
-        return decoded(unpacked(codes, self.q.bits), each, zeros, self.tail.view().dtype)
+    @property
+    def steps(self) -> Float[Tensor, "2 kv_heads tokens dim"]:
+        """How wide a step of each number is that is packed, and its zero point."""
+        rows = Scales(self.scales.view(), self.zeros.view()).steps
+        return self.spread(rows, self.codes.first, len(self.codes)) if self.by_channel else of_channels(rows, self.dim)
 
-    def _spread(self, rows: Tensor, begin: int, count: int) -> Tensor:
-        """What groups have, for each of `count` tokens from text position `begin` on and each channel."""
-        if not self.by_channel:
-            return rows if rows.shape[2] == 1 else rows.repeat_interleave(self.channels, 2)
+    def spread(
+        self, rows: Float[Tensor, "2 kv_heads groups dim"], begin: int, count: int
+    ) -> Float[Tensor, "2 kv_heads tokens dim"]:
+        """What groups have, for each of `count` tokens from text position `begin` on."""
         lead = (begin - self.q.exact) % self.q.group
-        return rows.repeat_interleave(self.q.group, 1)[:, lead : lead + count]
+        return rows.repeat_interleave(self.q.group, 2)[:, :, lead : lead + count]
 
     def _group(self, position: int) -> int:
         return (position - self.q.exact) // self.q.group
@@ -201,6 +191,22 @@ def pack_together(parts: Sequence[tuple[QuantizedSlots, QuantizedSlots]], end: i
                 a[:, -1] = b[:, 0] = least(a[:, -1], b[:, 0])
     newly = None
     for (keys, values), (_, low, high) in zip(waiting, ranges, strict=True):
-        begin, _ = keys.waiting(end)
-        newly = Newly(begin, keys.pack(end, Scales.of(low, high, keys.q)), values.pack(end))
+        (begin, k), (_, v) = keys.waiting(end), values.waiting(end)
+        spread = partial(keys.spread, begin=begin, count=k.shape[1])
+        codes, scales, numbers = quantized(k, v, (low, high), spread, keys.q)
+        for slots, of_codes, of_scales in zip((keys, values), codes.chunk(2), scales, strict=True):
+            slots.store(begin, of_codes, of_scales)
+        newly = Newly(begin, *numbers.chunk(2))
     return newly if waiting and waiting[-1] is parts[-1] else None
+
+
+def viewed(*parts: QuantizedSlots) -> list[Float[Tensor, "kv_heads slots dim"]]:
+    """Numbers of the same tokens, keys or values or both, as a query meets them: what is packed is unpacked into new
+    memory."""
+    if not len(parts[0].codes):
+        # What stands before all that is packed leaves before it does.
+        return [slots.tail.view() for slots in parts]
+    codes = unpacked(torch.cat([slots.codes.view() for slots in parts]), parts[0].q.bits)
+    each, zeros = torch.cat([slots.steps for slots in parts], 1)
+    numbers = decoded(codes, each, zeros, parts[0].tail.view().dtype).chunk(len(parts))
+    return [torch.cat((slots.head.view(), x, slots.tail.view()), 1) for slots, x in zip(parts, numbers, strict=True)]
