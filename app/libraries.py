@@ -7,7 +7,6 @@ one at a time.  Never calls Streamlit.
 import gc
 import sys
 import threading
-import time
 from collections.abc import Callable
 from importlib import import_module
 
@@ -66,15 +65,13 @@ class Libraries:
         finally:
             self._lock.release()
 
-    def begin(self, after: float = 0.0) -> None:
-        """Load in a thread of its own, unless that has begun; `after` so many seconds, since a server whose process
-        imports answers slowly."""
+    def begin(self) -> None:
+        """Load in a thread of its own, unless that has begun."""
         if self._thread is None and not self.ready:
-            self._thread = threading.Thread(target=self._load, args=(after,), name="libraries", daemon=True)
+            self._thread = threading.Thread(target=self._load, name="libraries", daemon=True)
             self._thread.start()
 
-    def _load(self, after: float) -> None:
-        time.sleep(after)
+    def _load(self) -> None:
         try:
             self.load()
         except BaseException as e:

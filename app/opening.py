@@ -6,19 +6,13 @@ from app.libraries import LIBRARIES
 from app.pages import Page
 from app.plain import plain
 
-DRAWN = 2.0
-"""Seconds after which a browser has drawn such a page."""
-
 
 def opened(page: Page, language: str) -> bool:
     """Whether a page can run.  Where it cannot, this stands in its place, and it follows by itself."""
-    if page.at_once:
-        LIBRARIES.begin(after=DRAWN)
-        return True
-    if LIBRARIES.ready:
+    LIBRARIES.begin()
+    if page.at_once or LIBRARIES.ready:
         return True
     st.title(page.title(language), anchor=False)
-    st.session_state.opening = 0
     st.fragment(_wait, run_every=0.3)()
     return False
 
@@ -31,7 +25,3 @@ def _wait() -> None:
         return
     st.progress(LIBRARIES.share, f"{LIBRARIES.said} …")
     st.caption("A first start takes some seconds, later pages open at once.")
-    st.session_state.opening += 1
-    if st.session_state.opening > 1:
-        # The browser asks for this a second time when it has drawn the first.
-        LIBRARIES.begin()

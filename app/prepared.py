@@ -1,12 +1,13 @@
-"""What the first page of a fresh start needs, made in a thread while a browser still loads the frame around it.
+"""What a fresh start needs, made in a thread while a browser still loads the frame around the first page.
 
-It would otherwise be made when the page asks for it, one after the other.  No Streamlit in here.
+It would otherwise be made when it is asked for, one after the other.  No Streamlit in here.
 """
 
 import threading
 from importlib import import_module
 
 from . import recordings
+from .libraries import LIBRARIES
 
 PARTS = ("pandas", "PIL.Image")
 """What Streamlit imports when it draws its first page."""
@@ -21,3 +22,5 @@ def _prepare() -> None:
     recordings.prepare(recordings.FIRST)
     for name in PARTS:
         import_module(name)
+    # Last, and at once: whoever presses soon waits for the rest of it only.
+    LIBRARIES.begin()

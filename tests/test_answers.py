@@ -35,7 +35,7 @@ from app.libraries import LIBRARIES
 from app.lesson import LANGUAGES, lesson
 from app.lesson.answers import recorded
 from app.lesson.chapters import PLAYS
-LIBRARIES.begin = lambda after=0.0: None
+LIBRARIES.begin = lambda: None
 for language in LANGUAGES:
     begun = lesson(language)["page"].words["recorded"].partition("{what}")[0]
     for name in PLAYS:
@@ -119,7 +119,7 @@ def kinds(at: AppTest) -> list[str]:
 @pytest.mark.parametrize("chapter", ["row", "first", "chunks"])
 def test_what_somebody_writes_never_gets_the_recorded_answer(chapter, monkeypatch):
     monkeypatch.setattr(LIBRARIES, "there", 0)
-    monkeypatch.setattr(LIBRARIES, "begin", lambda after=0.0: None)
+    monkeypatch.setattr(LIBRARIES, "begin", lambda: None)
     at = opened(chapter)
     assert at.main.caption[-1].value.startswith("Recorded, not live")
     drawn = len(kinds(at))
@@ -136,7 +136,7 @@ def test_what_is_live_takes_the_place_of_what_was_recorded_and_nothing_moves(mon
     chapters = {name: play for name, play in PLAYS.items() if play.recorded and play.start is None}
     with monkeypatch.context() as patch:
         patch.setattr(LIBRARIES, "there", 0)
-        patch.setattr(LIBRARIES, "begin", lambda after=0.0: None)
+        patch.setattr(LIBRARIES, "begin", lambda: None)
         pages = {name: opened(name) for name in chapters}
     LIBRARIES.load()
     for name, at in pages.items():
