@@ -6,16 +6,16 @@ from functools import partial
 import numpy as np
 import pytest
 
+from analysis.maps.recent import head_row
 from analysis.policies import Streaming, Window
 from analysis.runs.spec import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
+from app.jobs import chat
 from app.jobs.chat import ChatJob
 from app.jobs.registry import Registry
 
 from .recordings import decoded
 from .waiting import until
-
-pytestmark = pytest.mark.whole
 
 pytestmark = pytest.mark.real
 LANES = ("streaming:sinks=4,window=28", "window:window=32")
@@ -66,6 +66,28 @@ def test_every_lane_answers_and_the_frame_shows_what_is_kept(registry):
     assert abs(arrays["row_weights"].sum() - 1) < 1e-4
     assert all(p < 4 or p >= view.token[1] - 28 for p in arrays["row_places"])
     assert sender.frame(talk, view) is sender.frame(talk, view)
+
+
+def test_viewers_who_look_at_different_tokens_do_not_have_rows_computed_in_turns(registry, monkeypatch):
+    talk = begin(registry, max_new=4)
+    talk.say("Hello")
+    until(talk, lambda: waiting(talk))
+    made = []
+    monkeypatch.setattr(chat, "head_row", lambda lane, *of: made.append(of) or head_row(lane, *of))
+    views = [ChatView(head=(20, 3), token=(0, token)) for token in (6, 8, 9)]
+    until(talk, lambda: all(talk.row(0, 20, 3, view.token[1]) is not None for view in views))
+    for _ in range(3):
+        for view in views:
+            frame, _ = decoded(ChatSender().frame(talk, view))
+            assert frame["row"]["token"] == view.token[1]
+    assert sorted(made) == [(20, 3, 6), (20, 3, 8), (20, 3, 9)]
+    # Those that were asked for last are kept.
+    for token in range(chat.ROWS + 1):
+        talk.row(0, 2, 1, token)
+    until(talk, lambda: talk.row(0, 2, 1, chat.ROWS) is not None)
+    talk.row(0, 20, 3, 9)
+    until(talk, lambda: talk.row(0, 20, 3, 9) is not None)
+    assert made.count((20, 3, 9)) == 2 and made.count((2, 1, 7)) == 1
 
 
 def test_a_script_is_played_held_and_gone_on_with(registry):

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from analysis.runs.resume import Made
 
 MAX_LANES = 3
+ROWS = 16
+"""Tokens of which it is kept what they attended to, those that were asked for last: viewers look at different ones."""
+
+RowKey = tuple[int, int, int, int]
+"""Lane, layer, head and token."""
 
 
 class ChatJob(TextJob):
@@ -64,8 +69,8 @@ class ChatJob(TextJob):
         self._requests = queue.SimpleQueue[Callable[[], None]]()
         self._put = self._done = 0
         """Requests that were put and that are done."""
-        self._row: tuple[tuple[int, int, int, int], HeadRow | None] | None = None
-        self._row_requested: tuple[int, int, int, int] | None = None
+        self._rows: dict[RowKey, HeadRow | None] = {}
+        self._rows_requested: dict[RowKey, None] = {}
 
     @property
     def requests_done(self) -> bool:
@@ -119,13 +124,11 @@ class ChatJob(TextJob):
         if self.facts is None or not self.facts.has(layer, head):
             return None
         wanted = (lane, layer, head, token)
-        if self._row is not None and self._row[0] == wanted:
-            return self._row[1]
-        if self._row_requested != wanted:
-            self._row_requested = wanted
+        if wanted not in self._rows and wanted not in self._rows_requested:
+            self._rows_requested[wanted] = None
             with self._wake:
                 self._wake.notify_all()
-        return None
+        return self._rows.get(wanted)
 
     @property
     def busy(self) -> bool:
@@ -217,7 +220,7 @@ class ChatJob(TextJob):
         while self._requested != "freed":
             while not self._requests.empty():
                 self._carry_out(self._requests.get())
-            self._draw_row()
+            self._draw_rows()
             lane = self._next()
             if self.unwatched or (lane is None and not self._go_on()):
                 with self._wake:
@@ -293,7 +296,7 @@ class ChatJob(TextJob):
             self._tell_of(e)
             return
         # The newest token had no row yet, and may have one soon.
-        self._row = None
+        self._rows.clear()
         if note := self.lanes[0].turns[-1].note:
             self.transcript.note("warning", text=note)
         # What was typed is in no event: it is said again from here only.
@@ -339,7 +342,7 @@ class ChatJob(TextJob):
             return
         self._save()
         self.epoch += 1
-        self._row = None
+        self._rows.clear()
         self._set("answering")
 
     def _switch(self, index: int, policy: Policy, pin: bool) -> None:
@@ -349,18 +352,21 @@ class ChatJob(TextJob):
         self.transcript.note("switch", lane=index, position=switch.position, policy=str(policy), how=switch.how)
         self.tell(f"{switch.label}, from the next token on.")
 
-    def _draw_row(self) -> None:
-        wanted = self._row_requested
-        if wanted is None or (self._row is not None and self._row[0] == wanted):
-            return
-        lane, layer, head, token = wanted
-        self._row = wanted, None
+    def _draw_rows(self) -> None:
+        for wanted in list(self._rows_requested):
+            self._rows[wanted] = None
+            self._draw_row(*wanted)
+            while len(self._rows) > ROWS:
+                del self._rows[next(iter(self._rows))]
+            del self._rows_requested[wanted]
+
+    def _draw_row(self, lane: int, layer: int, head: int, token: int) -> None:
         try:
             row = head_row(self.lanes[lane].lane, layer, head, token)
         except Exception as e:
             self._tell_of(e)
             return
-        self._row = wanted, row
+        self._rows[lane, layer, head, token] = row
         if row is None:
             newest = token >= self.lanes[lane].lane.position - 1
             self.tell(
