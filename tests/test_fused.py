@@ -69,7 +69,7 @@ def test_twins_of_a_network_share_its_matrices_and_leave_it_alone(family):
         for t in twins
     ]
     assert len(fused[0]) == len(fused[1]) > 2 * twins[0].layers
-    assert {f.weight.data_ptr() for f in fused[0]} == {f.weight.data_ptr() for f in fused[1]}
+    assert {f.product.weight.data_ptr() for f in fused[0]} == {f.product.weight.data_ptr() for f in fused[1]}
 
 
 @torch.inference_mode()

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .prepacked import Product, worth
+
 
 @contextmanager
 def fusing(network: nn.Module) -> Generator[None]:
@@ -33,6 +35,7 @@ def fusing(network: nn.Module) -> Generator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+    prepacks = worth(network)
     parents = {id(child): id(module) for module in network.modules() for child in module.children()}
     groups: dict[tuple, list[nn.Linear]] = {}
     for module, x in calls:
@@ -40,7 +43,7 @@ def fusing(network: nn.Module) -> Generator[None]:
         groups.setdefault((id(x), parents[id(module)], _kind(module)), []).append(module)
     for group in groups.values():
         if len({id(module.weight) for module in group}) == len(group) > 1:
-            _fuse(group)
+            _fuse(group, prepacks=prepacks)
 
 
 def _kind(module: nn.Linear) -> tuple:
@@ -49,10 +52,10 @@ def _kind(module: nn.Linear) -> tuple:
     return weight.dtype, weight.device, weight.shape[1], module.bias is None
 
 
-def _fuse(group: list[nn.Linear]) -> None:
+def _fuse(group: list[nn.Linear], *, prepacks: bool) -> None:
     weight = _joined([module.weight for module in group])
     bias = None if group[0].bias is None else torch.cat([module.bias.detach() for module in group])
-    fused = _Fused(weight, bias, [module.out_features for module in group])
+    fused = _Fused(Product(weight, bias, prepacks=prepacks), [module.out_features for module in group])
     for number, module in enumerate(group):
         forward: Any = _Part(fused, number)
         module.forward = forward
@@ -84,16 +87,15 @@ def _storage(w: Tensor) -> int:
 class _Fused(threading.local):
     """One product for several layers.  What it gave to one is kept for the others of the same thread."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, sizes: list[int]) -> None:
-        self.weight, self.bias, self.sizes = weight, bias, sizes
+    def __init__(self, product: Product, sizes: list[int]) -> None:
+        self.product, self.sizes = product, sizes
         self.input: Tensor | None = None
         self.left: dict[int, Tensor] = {}
 
     def of(self, number: int, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """The output of one layer."""
         if self.input is not x or number not in self.left:
-            out = nn.functional.linear(x, self.weight, self.bias)
-            self.input, self.left = x, dict(enumerate(out.split(self.sizes, -1)))
+            self.input, self.left = x, dict(enumerate(self.product(x).split(self.sizes, -1)))
         part = self.left.pop(number)
         if not self.left:
             self.input = None

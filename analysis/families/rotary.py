@@ -22,6 +22,7 @@ from .fused import fusing
 from .masks import PROBED, Rule, rule_of, window_of
 from .positions import LEARNED, Angles, AttentionModule, Positions, Rotary
 from .positions import bound as bound_positions
+from .prepacked import prepack
 
 IMPLEMENTATION = "sinkscope"
 TENSORS = ("position_ids", "cache_position", "s_aux")
@@ -195,6 +196,7 @@ def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, 
         with fusing(twin):
             _probe(adapted, unrotated)
         _implement(twin, IMPLEMENTATION)
+    prepack(twin)
     for layer, block in decoder_layers(adapted).items():
         block.forward = _Told(layer, block.forward)
     return adapted

@@ -1,0 +1,52 @@
+"""Products of float32 layers with weights in the order in which they are multiplied.
+
+A library brings the weights of a product into an order of its own, anew each time.  With AVX2 alone that takes half of
+the time of a product with 16 rows, a quarter with 128, and a tenth with 512.  oneDNN lets it be done once.  With
+AVX-512 no more than a little is gained.  The weights themselves stay where they are, for one row and for others.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+MOST = 2 << 30
+"""Bytes of the layers of a network that are held twice for this."""
+
+
+def worth(network: nn.Module) -> bool:
+    """Whether this processor gains by it, and the layers are not too large."""
+    return (
+        torch.backends.cpu.get_cpu_capability() == "AVX2"
+        and torch.backends.mkldnn.is_available()
+        and sum(m.weight.nbytes for m in network.modules() if type(m) is nn.Linear) <= MOST
+    )
+
+
+def prepack(network: nn.Module) -> None:
+    """Let the layers of a network be multiplied so, where that is worth it; none whose forward pass is another."""
+    if worth(network):
+        for module in network.modules():
+            if type(module) is nn.Linear and "forward" not in vars(module):
+                forward: Any = Product(module.weight, module.bias, prepacks=True)
+                module.forward = forward
+
+
+class Product:
+    """The product of a layer.  `prepacks`: float32 weights are packed when they first meet more than one row."""
+
+    def __init__(
+        self, weight: Float[Tensor, "outputs inputs"], bias: Float[Tensor, " outputs"] | None, *, prepacks: bool
+    ) -> None:
+        self.weight, self.bias = weight, bias
+        self._packs = prepacks and weight.device.type == "cpu" and weight.dtype == torch.float32
+        self._packed: Tensor | None = None
+
+    def __call__(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """The layer's output."""
+        if not self._packs or x.numel() <= x.shape[-1]:
+            return nn.functional.linear(x, self.weight, self.bias)
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")

@@ -1,0 +1,72 @@
+"""Weights that are packed once for their products: the same numbers, for those who gain by it and have the memory."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from analysis.families import ADAPTERS, prepacked
+from analysis.families.prepacked import Product, prepack
+from analysis.families.rotary import adapt
+
+from .families import our_nll, own_nll, tiny, words
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """A processor whose `name` says what it can do: AVX2 gains by it."""
+    one = SimpleNamespace(name="AVX2")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: one.name)
+    return one
+
+
+def products(network):
+    """What multiplies in the place of layers."""
+    return [m.forward for m in network.modules() if isinstance(vars(m).get("forward"), Product)]
+
+
+@needs_onednn
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("beside", [False, True], ids=["inputs", "outputs"])
+@pytest.mark.parametrize("shape", [(1, 40), (2, 40), (1, 1, 40), (1, 17, 40), (2, 300, 40), (0, 40)])
+@torch.inference_mode()
+def test_products_are_those_of_the_layer(shape, beside, bias):
+    layer, x = nn.Linear(40, 88, bias), torch.randn(shape)
+    if beside:
+        layer.weight.data = layer.weight.data.T.contiguous().T
+    product = Product(layer.weight, layer.bias, prepacks=True)
+    for given in (x, x, torch.randn(*shape[:-1], 80)[..., ::2]):
+        torch.testing.assert_close(product(given), layer(given), atol=1e-5, rtol=0)
+    assert (product._packed is not None) == (x.numel() > 40)
+
+
+@needs_onednn
+@pytest.mark.parametrize("family", ["llama", "phi", "gpt2", "bloom"])
+def test_a_family_is_read_with_the_same_numbers(family, processor):
+    text, read = words(40), {}
+    for processor.name in ("AVX2", "AVX512"):
+        network = tiny(family)
+        # GPT-2 has layers of a kind of its own, but for the last.
+        assert bool(products(adapt(network, ADAPTERS).network)) == (processor.name == "AVX2")
+        read[processor.name] = [our_nll(network, text, chunk) for chunk in (1, 7, 39)]
+        np.testing.assert_allclose(read[processor.name], [own_nll(network, text)] * 3, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(read["AVX2"], read["AVX512"], atol=1e-5, rtol=0)
+
+
+def test_what_gains_nothing_or_is_too_large_stays_as_it_was(monkeypatch, processor):
+    network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8).bfloat16(), nn.Linear(8, 8, device="meta"))
+    others: Any = network[0].forward
+    network[0].forward = others
+    prepack(network)
+    # Others than float32 on a processor are multiplied as they lie.
+    assert network[0].forward is others and not any(product._packs for product in products(network))
+    for processor.name, most, packed in (("AVX2", 256, True), ("AVX2", 255, False), ("AVX512", 256, False)):
+        monkeypatch.setattr(prepacked, "MOST", most)
+        small = nn.Sequential(nn.Linear(8, 8))
+        prepack(small)
+        assert bool(products(small)) == packed
