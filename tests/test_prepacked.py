@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -58,15 +59,32 @@ def test_a_family_is_read_with_the_same_numbers(family, processor):
     np.testing.assert_allclose(read["AVX2"], read["AVX512"], atol=1e-5, rtol=0)
 
 
-def test_what_gains_nothing_or_is_too_large_stays_as_it_was(monkeypatch, processor):
+@needs_onednn
+@pytest.mark.usefixtures("processor")
+def test_others_than_float32_layers_of_a_processor_stay_as_they_were():
     network = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8).bfloat16(), nn.Linear(8, 8, device="meta"))
-    others: Any = network[0].forward
-    network[0].forward = others
+    changed: Any = network[0].forward
+    network[0].forward = changed
     prepack(network)
-    # Others than float32 on a processor are multiplied as they lie.
-    assert network[0].forward is others and not any(product._packs for product in products(network))
-    for processor.name, most, packed in (("AVX2", 256, True), ("AVX2", 255, False), ("AVX512", 256, False)):
-        monkeypatch.setattr(prepacked, "MOST", most)
-        small = nn.Sequential(nn.Linear(8, 8))
-        prepack(small)
-        assert bool(products(small)) == packed
+    assert network[0].forward is changed and not any(product._packs for product in products(network))
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("name", "most", "available", "gains"),
+    [
+        ("AVX2", 256, 512, True),
+        ("AVX2", 255, 512, False),
+        ("AVX2", 256, 511, False),
+        ("AVX512", 256, 512, False),
+        ("DEFAULT", 256, 512, False),
+    ],
+)
+def test_layers_are_packed_where_that_is_worth_it_and_there_is_room(
+    name, most, available, gains, processor, monkeypatch
+):
+    processor.name, network = name, nn.Sequential(nn.Linear(8, 8))
+    monkeypatch.setattr(prepacked, "MOST", most)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    prepack(network)
+    assert bool(products(network)) == gains

@@ -7,6 +7,7 @@ AVX-512 no more than a little is gained.  The weights themselves stay where they
 
 from typing import Any
 
+import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,12 +17,11 @@ MOST = 2 << 30
 
 
 def worth(network: nn.Module) -> bool:
-    """Whether this processor gains by it, and the layers are not too large."""
-    return (
-        torch.backends.cpu.get_cpu_capability() == "AVX2"
-        and torch.backends.mkldnn.is_available()
-        and sum(m.weight.nbytes for m in network.modules() if type(m) is nn.Linear) <= MOST
-    )
+    """Whether this processor gains by it, and its memory has plenty of room for the layers."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX2" or not torch.backends.mkldnn.is_available():
+        return False
+    size = sum(m.weight.nbytes for m in network.modules() if type(m) is nn.Linear)
+    return size <= MOST and 2 * size <= psutil.virtual_memory().available
 
 
 def prepack(network: nn.Module) -> None:
