@@ -360,8 +360,7 @@ def test_moments_of_queries_are_those_of_all_of_them(far):
     draw, parts, whole = torch.Generator().manual_seed(0), [], None
     for queries in (1, 3, 1, 70, 2):
         parts.append(far + torch.randn(2, queries, 4, generator=draw))
-        newer = QueryMoments.of(parts[-1])
-        whole = newer if whole is None else whole.joined(newer)
+        whole = QueryMoments.of(parts[-1]) if whole is None else whole.followed_by(parts[-1])
     every = torch.cat(parts, 1).double()
     assert whole.count == 77
     torch.testing.assert_close(whole.mean.double(), every.mean(1))

@@ -38,11 +38,16 @@ class ExpectedAttention(Ranked):
 
     @override
     def score(self, state: LayerState) -> "Tensor":
+        import torch
+
         queries = state.future_queries
         assert queries is not None, "they were asked for"
-        # All query heads of a KV head beside its keys.
-        keys = queries.keys[:, None]
-        mean, covariance = (x.unflatten(0, (len(keys), -1)) for x in (queries.mean, queries.covariance))
-        logits = (keys @ mean[..., None])[..., 0] + ((keys @ covariance) * keys).sum(-1) / 2
+        keys = queries.keys
+        kv_heads, slots, dim = keys.shape
+        # The covariances of all query heads of a KV head side by side: k·m + k·Ck / 2 as one product with k.
+        mean = queries.mean.view(kv_heads, 1, -1)
+        halves = (queries.covariance / 2).view(kv_heads, -1, dim, dim).transpose(1, 2).flatten(2)
+        apart = torch.baddbmm(mean, keys, halves).view(kv_heads, slots, -1, dim)
+        logits = (apart * keys[:, :, None]).sum(-1).transpose(1, 2)
         logits = logits.masked_fill(self.protected(state.positions)[:, None], float("-inf"))
         return logits.softmax(-1).mean(1) * state.values.float().norm(dim=-1)

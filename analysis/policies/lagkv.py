@@ -34,22 +34,27 @@ class LagKV(Ranked):
         import torch
 
         assert state.rotated is not None, "keys that are ranked have been rotated"
-        x, lag, slots = torch.cat((state.rotated, state.values)).float(), self.recent, state.keys.shape[1]
+        lag, (heads, slots, dim) = self.recent, state.rotated.shape
         # Counted from the newest, so that every stretch but the last has a whole one behind it.
         padding = -slots % lag
-        pieces = torch.cat((x[:, :1].expand(-1, padding, -1), x), 1).unflatten(1, (-1, lag))
+        pieces = torch.zeros(2, heads, padding + slots, dim, device=state.rotated.device)
+        pieces[0, :, padding:], pieces[1, :, padding:] = state.rotated, state.values
+        pieces = pieces.view(2 * heads, -1, lag, dim)
         later = pieces[:, 1:]
         low, high = later.amin(2, keepdim=True), later.amax(2, keepdim=True)
+        span = high - low
         # A range that is nothing but rounding would make a score of rounding.
-        least = tolerance(state.keys.dtype) * later.abs().amax((2, 3), keepdim=True).clamp(min=1e-30)
-        above, span = pieces[:, :-1] - low, high - low
-        scaled = above.masked_fill((span <= least) & (above.abs() <= least), 0) / torch.maximum(span, least)
-        # Of n dimensions; torch's own std takes three times as long.
-        n, mean = scaled.shape[-1], scaled.mean(-1)
-        spread = ((scaled.square().mean(-1) - mean.square()).clamp(min=0) * n / (n - 1)).sqrt()
+        largest = torch.maximum(low.abs(), high.abs()).amax(3, keepdim=True)
+        least = tolerance(state.keys.dtype) * largest.clamp(min=1e-30)
+        above = pieces[:, :-1] - low
+        # In numbers and not in truth values, which take several times as long; so does torch's own std.
+        beyond = above.abs().gt_(torch.where(span <= least, least, -1))
+        scaled = above.mul_(beyond).div_(torch.maximum(span, least))
+        n, mean, norm = scaled.shape[-1], scaled.mean(-1), torch.linalg.vector_norm(scaled, dim=-1)
+        spread = ((norm.square() / n - mean.square()).clamp(min=0) * n / (n - 1)).sqrt()
         # Sinks are part of no stretch.
-        sinks = self.protected(state.positions).repeat(2, 1)[:, : slots - lag]
+        sinks = self.protected(state.positions)[:, : slots - lag]
         outside = torch.nn.functional.pad(sinks, (padding, 0), value=True).unflatten(1, (-1, lag))
-        spread = spread.masked_fill(outside, float("-inf"))
-        worth = spread.softmax(-1).flatten(1)[:, padding:].unflatten(0, (2, -1)).sum(0)
+        spread = spread.unflatten(0, (2, -1)).masked_fill(outside, float("-inf"))
+        worth = spread.softmax(-1).sum(0).flatten(1)[:, padding:]
         return torch.nn.functional.pad(worth, (0, lag))

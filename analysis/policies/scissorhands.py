@@ -44,8 +44,13 @@ class Scissorhands(Ranked):
 
     @override
     def score(self, state: LayerState) -> "Tensor":
+        import torch
+
         assert state.recent_attention is not None, "it was asked for"
-        # A query gives nothing to what it did not reach, so what it reached is counted from the other end.
-        reached = (state.recent_attention > 0).sum(-1, keepdim=True)
-        less = state.recent_attention.float() * reached < 1 - tolerance(state.keys.dtype)
-        return -((state.recent_attention > 0) & less).sum(1).float()
+        given = state.recent_attention.float()
+        # Comparisons that give numbers are several times as fast as those that give truth values.  A query gives
+        # nothing to what it did not reach, so what it reached is counted from the other end.
+        reached = given.sign()
+        even = (1 - tolerance(state.keys.dtype)) / reached.sum(-1, keepdim=True)
+        important = torch.ge(given, even, out=torch.empty_like(given))
+        return (important - reached).sum(1)

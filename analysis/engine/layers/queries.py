@@ -28,11 +28,15 @@ class QueryMoments:
         apart = queries - mean[:, None]
         return cls(queries.shape[1], mean, apart.transpose(1, 2) @ apart)
 
-    def joined(self, newer: "QueryMoments") -> "QueryMoments":
-        """Of both (Chan et al. 1983): squares of what is far from 0 would cancel."""
-        count, moved = self.count + newer.count, newer.mean - self.mean
-        between = moved[:, :, None] * moved[:, None] * (self.count * newer.count / count)
-        return QueryMoments(count, self.mean + moved * (newer.count / count), self.scatter + newer.scatter + between)
+    def followed_by(self, queries: Float[Tensor, "heads queries dim"]) -> "QueryMoments":
+        """Of these queries too, at least one (Chan et al. 1983): squares of what is far from 0 would cancel."""
+        newer = queries.float().mean(1, keepdim=True)
+        count, moved = self.count + queries.shape[1], newer - self.mean[:, None]
+        share = queries.shape[1] / count
+        # What lies between the two means is one more row to be multiplied with itself.
+        apart = torch.cat((queries - newer, moved * (self.count * share) ** 0.5), 1)
+        scatter = torch.baddbmm(self.scatter, apart.transpose(1, 2), apart)
+        return QueryMoments(count, self.mean + moved[:, 0] * share, scatter)
 
     @property
     def covariance(self) -> Float[Tensor, "heads dim dim"]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...families.rotary import Adapted
 from ...policies.ranked import FutureQueries, LayerState, Ranked
@@ -292,15 +292,15 @@ class RankedLayer:
             recent, window = weights, policy.observation_window
             if self.recent_attention is not None and recent.shape[1] < window:
                 older = self.recent_attention[:, -(window - recent.shape[1]) :]
-                older = nn.functional.pad(older, (0, recent.shape[2] - older.shape[2]))
-                recent = torch.cat((older, recent), 1)
+                before, slots = older.shape[1:]
+                recent = weights.new_zeros(len(older), before + weights.shape[1], weights.shape[2])
+                recent[:, :before, :slots], recent[:, before:] = older, weights
             self.recent_attention = recent[:, -window:]
 
     def observe_queries(self, queries: Float[Tensor, "heads queries dim"]) -> None:
         """Remember what becomes of mean and spread of the queries with these, the newest."""
         if queries.shape[1]:
-            newer = QueryMoments.of(queries)
-            self.queries = newer if self.queries is None else self.queries.joined(newer)
+            self.queries = QueryMoments.of(queries) if self.queries is None else self.queries.followed_by(queries)
 
     def future_queries(self, rotation: Float[Tensor, "dim dim"]) -> FutureQueries:
         """The queries that are expected; x @ `rotation` rotates them to where they will stand."""
