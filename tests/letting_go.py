@@ -31,7 +31,7 @@ def let_go(lane, attention):
         # Whole blocks leave.
         left -= policy.block
     count = left if policy.store == "ranked" else (budget - policy.interval + 1) * len(held)
-    order, scores = policy.order(seen), of_blocks(policy.score(seen), policy.block)
+    order, scores = policy.order([seen]), of_blocks(policy.score(seen), policy.block)
     evicted = lane.evicted.get((layer, lane.t))
     for row, ranks, worth in zip(rows, order.tolist(), scores, strict=True):
         leaves = {(row[i][0], row[i][1].position) for i in ranks[:-count]}

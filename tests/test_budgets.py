@@ -6,6 +6,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from analysis.engine.layers.eviction import evict
 from analysis.engine.layers.ragged import RaggedLayer
 from analysis.engine.stream import open_lanes
 from analysis.policies import POLICIES, Ranked, parse
@@ -148,7 +149,7 @@ def test_heads_share_one_budget_as_the_plain_algorithm_says(floor):
             recent_attention=torch.tensor(gave[of, -3:, at]).T[None],
             own=torch.tensor(of == np.arange(heads)[:, None]),
         )
-        layer.evict(policy, 0, 1, tell=False)
+        evict([layer], policy, tell=False)
         assert [layer.of_head(head)[0].tolist() for head in range(heads)] == shared_out(policy, moments, 12)
 
 

@@ -21,7 +21,7 @@ def test_many_that_leave_together_leave_one_after_the_other(leaving):
     got = torch.rand(2, slots, generator=draw)
     positions = torch.arange(slots).expand(2, -1)
     state = LayerState(values, values, positions, got, None, layer=1)
-    leaves = policy.order(state)[:, :leaving]
+    leaves = policy.order([state])[:, :leaving]
     before, merged = values.clone(), policy.merged(values, state, leaves)
     assert torch.equal(values, before), "tensors are never written into"
     stays = torch.ones(slots, dtype=torch.bool)
@@ -38,7 +38,7 @@ def test_what_certainly_merges_is_not_lost():
     policy, slots = parse("cam:sinks=2,merge=4"), 40
     values, got = torch.randn(3, slots, 5), torch.linspace(2, 1, slots).expand(3, -1)
     state = LayerState(values, values, torch.arange(slots).expand(3, -1), got, None, layer=0)
-    leaves = policy.order(state)[:, :20]
+    leaves = policy.order([state])[:, :20]
     merged = policy.merged(values, state, leaves)
     torch.testing.assert_close(merged[:, [0, 1, *range(22, 40)]].sum(1), values.sum(1), atol=1e-4, rtol=1e-4)
 

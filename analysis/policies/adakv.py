@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from .base import setting
-from .ranked import LayerState, levelled, tolerance
+from .ranked import LayerState, levelled, pooled, tolerance
 from .snapkv import SnapKV
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Int
+    from collections.abc import Sequence
+
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 
@@ -38,47 +40,58 @@ class AdaKV(SnapKV):
 
     @override
     def score(self, state: LayerState) -> "Tensor":
+        assert state.own is not None, "its slots stand in one row"
+        return self._scores([state], state.own[None])
+
+    def _scores(
+        self, states: "Sequence[LayerState]", own: "Bool[Tensor, 'layers kv_heads slots']"
+    ) -> "Float[Tensor, 'layers slots']":
+        """The same of some layers, where `own` says whose their slots are."""
         import torch
 
-        assert state.recent_attention is not None and state.own is not None, "they were asked for"
-        own = state.own
-        given = state.recent_attention[0].float().mean(0).masked_fill(self._newest(own), 0)
+        given = []
+        for state in states:
+            assert state.recent_attention is not None, "it was asked for"
+            given.append(state.recent_attention[0].float().mean(0))
         # Neighbours are slots of one head: head after head, with zeros between them.
-        head, half = own.int().argmax(0), self.kernel // 2
-        order = head.argsort(stable=True)
-        padded, whose = (
-            torch.nn.functional.pad(x[order], (half, half), value=nobody).unfold(0, self.kernel, 1)
-            for x, nobody in ((given, 0), (head, -1))
-        )
-        near = padded.masked_fill(whose != head[order, None], 0)
-        pooled = near.amax(1) if self.pooling == "max" else near.mean(1)
-        return torch.empty_like(pooled).scatter(0, order, pooled)[None]
+        (_, kv_heads, slots), gap = own.shape, self.kernel // 2
+        upto = own.cumsum(2)
+        counts = upto[..., -1:]
+        begins = counts.cumsum(1) - counts + gap * torch.arange(kv_heads, device=own.device)[:, None]
+        at = ((begins + upto - 1) * own).sum(1)
+        apart = torch.zeros(len(own), slots + gap * (kv_heads - 1), device=own.device)
+        apart = apart.scatter(1, at, torch.stack(given).masked_fill(self._newest(own), 0))
+        return pooled(apart, self.kernel, self.pooling).gather(1, at)
 
     @override
-    def order(self, state: LayerState) -> "Int[Tensor, '1 slots']":
+    def order(self, states: "Sequence[LayerState]") -> "Int[Tensor, 'layers slots']":
         import torch
 
-        assert state.own is not None, "its slots stand in one row"
-        own, slots = state.own, state.own.shape[1]
-        protected = self._newest(own) | self.protected(state.positions)[0]
-        scores = self.score(state).masked_fill(protected, float("inf"))
+        assert all(state.own is not None for state in states), "slots of a layer stand in one row"
+        own = torch.stack([state.own for state in states if state.own is not None])
+        positions = torch.cat([state.positions for state in states])
+        _, kv_heads, slots = own.shape
+        protected = self._newest(own) | self.protected(positions)
+        scores = self._scores(states, own).masked_fill(protected, float("inf"))
         # Rounding makes slots of one head equal; those of two heads that are near each other are so by chance.
-        of_heads = levelled(scores.masked_fill(~own, float("-inf")), tolerance(state.keys.dtype))
-        rising = of_heads.amax(0).argsort(stable=True)
-        free, every = ~protected, torch.arange(slots, device=rising.device)
+        of_heads = scores[:, None].masked_fill(~own, float("-inf")).flatten(0, 1)
+        of_heads = levelled(of_heads, tolerance(states[0].keys.dtype)).view_as(own)
+        rising = of_heads.amax(1).argsort(stable=True)
+        free, every = ~protected, torch.arange(slots, device=rising.device).expand_as(rising)
         # How many free slots are better: of all heads, and of each.
-        better = torch.empty_like(rising).scatter(0, rising, (free.sum() - 1) - every)
-        upto = (own & free)[:, rising].cumsum(1)
-        own_better = torch.empty_like(upto).scatter(1, rising.expand_as(upto), upto[:, -1:] - upto)
+        better = torch.empty_like(rising).scatter(1, rising, free.sum(1, keepdim=True) - 1 - every)
+        of_each = rising[:, None].expand_as(own)
+        upto = (own & free[:, None]).gather(2, of_each).cumsum(2)
+        own_better = torch.empty_like(upto).scatter(2, of_each, upto[..., -1:] - upto)
         even = max(0, self.budget - self.interval + 1 - self.recent - self.sinks)
-        wins = (own & free & (better < even * len(own))).sum(1)
+        wins = (own & (free & (better < even * kv_heads))[:, None]).sum(2)
         least = even * self.floor // 100
         given = torch.round(wins * (1 - self.floor / 100) + least)
-        inside = (own & (own_better < given[:, None])).any(0)
+        inside = (own & (own_better < given[..., None])).any(1)
         level = torch.where(protected, 2, inside.long())
-        return (level * slots + torch.empty_like(rising).scatter(0, rising, every)).argsort()[None]
+        return (level * slots + torch.empty_like(rising).scatter(1, rising, every)).argsort()
 
-    def _newest(self, own: "Bool[Tensor, 'kv_heads slots']") -> "Bool[Tensor, ' slots']":
+    def _newest(self, own: "Bool[Tensor, 'layers kv_heads slots']") -> "Bool[Tensor, 'layers slots']":
         """Which are the newest slots of their heads, as many as are protected."""
-        upto = own.cumsum(1)
-        return (own & (upto[:, -1:] - upto < self.recent)).any(0)
+        upto = own.cumsum(2)
+        return (own & (upto[..., -1:] - upto < self.recent)).any(1)

@@ -14,6 +14,8 @@ from typing_extensions import override
 from .base import Policy, setting
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -160,18 +162,22 @@ class Ranked(Policy):
     def with_room(self, tokens: int) -> "Ranked":
         return replace(self, budget=self.budget + tokens + self.interval)
 
-    def order(self, state: LayerState) -> "Int[Tensor, 'kv_heads slots']":
-        """The slots from the one that goes first to the one that stays longest; of equal scores the older goes.
+    def order(self, states: "Sequence[LayerState]") -> "Int[Tensor, 'rows slots']":
+        """The slots of every head from the one that goes first to the one that stays longest; of equal scores the older
+        goes.  Rows are the heads of all these layers, one layer after the other: all have equally many slots, and lie
+        on one device.
 
         Of a block they go one after the other, and it is worth the mean of its slots.
         """
-        scores = self.score(state).masked_fill(self.protected(state.positions), float("inf"))
-        scores[:, max(0, scores.shape[1] - self.recent) :] = float("inf")
-        within = 0.0 if self.reproducible else tolerance(state.keys.dtype)
-        if self.block == 1:
-            return by_rank(scores, within, self.scale)
         import torch
 
+        positions = torch.cat([state.positions for state in states])
+        scores = torch.cat([self.score(state) for state in states])
+        scores = scores.masked_fill_(self.protected(positions), float("inf"))
+        scores[:, max(0, scores.shape[1] - self.recent) :] = float("inf")
+        within = 0.0 if self.reproducible else tolerance(states[0].keys.dtype)
+        if self.block == 1:
+            return by_rank(scores, within, self.scale)
         slots = torch.arange(scores.shape[1], device=scores.device)
         whole = len(slots) // self.block * self.block
         blocks = by_rank(scores[:, :whole].unflatten(1, (-1, self.block)).mean(2), within, self.scale)

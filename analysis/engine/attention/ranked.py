@@ -1,12 +1,11 @@
 """One forward pass over ranked slots.
 
-As many tokens go through the model together as come before the next eviction, which then happens inside each layer, by
+As many tokens go through the model together as come before the next eviction, which follows the pass: in each layer by
 what that layer has seen (policies/ranked.py).  Nothing is copied to the host in here.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from ...families.positions import Angles, AttentionModule
 from ...families.rotary import Adapted
 from ...policies.ranked import Ranked
 from ..interventions import Interventions
+from ..layers.eviction import evict
 from ..layers.packed import AsItCame
 from ..layers.ranked import Evicted, RankedLayer
 from .call import Call, weigh
@@ -26,9 +26,9 @@ from .call import Call, weigh
 class RankedPass:
     """One forward pass over ranked slots, of tokens that begin at text position `token`.
 
-    There must be no more of them than come before the next eviction.  After the pass `mass[layer]` holds the sink mass,
-    [heads, queries]; with `capture`, `queries[layer]` [heads, queries, dim] what the layer asked with before rotation,
-    and `evicted[layer]` what it evicted.
+    There must be no more of them than come before the next eviction, which is then asked for.  After the pass
+    `mass[layer]` holds the sink mass, [heads, queries]; with `capture`, `queries[layer]` [heads, queries, dim] what the
+    layer asked with before rotation.
     """
 
     model: Adapted
@@ -51,7 +51,6 @@ class RankedPass:
     """Bytes that this took away."""
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
-    evicted: list[Evicted | None] = field(default_factory=list)
     _made: dict[tuple, Any] = field(default_factory=dict)
 
     def attend(
@@ -62,7 +61,7 @@ class RankedPass:
         value: Float[Tensor, "1 kv_heads queries dim"],
         **settings: Any,
     ) -> Float[Tensor, "1 queries heads dim"]:
-        """The layer's output; as a side effect it holds these tokens, less what the policy evicts."""
+        """The layer's output; as a side effect it holds these tokens."""
         call = Call.of(attention, query, key, value, self.interventions, **settings)
         held, queries, groups, kv_heads = self.layers[call.layer], call.queries, call.groups, call.kv_heads
         positions = self._shared(("positions", key.device), lambda: self._positions(queries).to(key.device))
@@ -101,20 +100,21 @@ class RankedPass:
         self.mass.append(mass.reshape(call.heads, queries))
         if self.policy.accumulates_attention or self.policy.observation_window:
             held.observe(observed.view(kv_heads, groups, queries, slots).mean(1), self.policy)
-        own = call.dim - self.model.positions.added
-        rotation = None
         if self.policy.future_positions:
             # The first tokens' queries are like no others.
             held.observe_queries(scaled[0, :, max(0, self.policy.sinks - self.token) :])
-            rotation = partial(self._future_rotation, attention, slots, queries)
-        evicted = held.evict(self.policy, call.layer, self.model.layers, tell=self.capture, dims=own, rotation=rotation)
         if self.capture:
             self.queries.append(query[0])
-            self.evicted.append(evicted)
         out = out.reshape(1, call.heads, queries, call.dim).transpose(1, 2)
         if self.attended is not None:
             self.attended.append(out)
         return out
+
+    def evict(self) -> list[Evicted | None]:
+        """Evict what the policy ranks lowest in each layer, after the pass; with `capture`, say what that was."""
+        own = self.model.head_dim - self.model.positions.added
+        rotation = self._future_rotation if self.policy.future_positions else None
+        return evict(self.layers, self.policy, tell=self.capture, dims=own, rotation=rotation)
 
     def _pack(self, held: RankedLayer, end: int) -> AsItCame | None:
         """Quantize what is to be before a text position, and say what that was; None for nothing."""
@@ -181,10 +181,11 @@ class RankedPass:
         """Queries where they stand; `here`: where the newest keys do."""
         return self.model.rotate(attention, query, here)[0]
 
-    def _future_rotation(self, attention: AttentionModule, slots: int, queries: int) -> Float[Tensor, "dim dim"]:
-        """What rotates a query, x @ this, on average over the positions that follow."""
-        model, begin = self.model, slots if self.policy.positions == "cache" else self.token + queries
-        device = model.homes[attention.layer_idx]
+    def _future_rotation(self, layer: int) -> Float[Tensor, "dim dim"]:
+        """What rotates a query of a layer, x @ this, on average over the positions that follow the pass."""
+        model, attention, device = self.model, self.model.attentions[layer], self.model.homes[layer]
+        by_slot = self.policy.positions == "cache"
+        begin = len(self.layers[layer]) if by_slot else self.token + self.mass[layer].shape[1]
 
         def make() -> Tensor:
             """The mean rotation, by what it makes of a basis."""

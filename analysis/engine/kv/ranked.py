@@ -139,11 +139,12 @@ class RankedStore(Store):
             logits = context.decode(ids, one)
         else:
             logits = model.forward(ids, one, begin=begin)
+        evicted = one.evict()
         if ends and q is not None:
             compact(self.layers)
         came = self._pack(stop) if q is not None and q.end(stop) > q.end(stop - 1) else []
         if capture:
-            chunk = self.chunk_kind(begin, stop, policy, one.queries, one.evicted, self.interventions, length, came)
+            chunk = self.chunk_kind(begin, stop, policy, one.queries, evicted, self.interventions, length, came)
             chunks = [chunk] if one.packs is None else chunk.split(one.packs[0], one.came)
             self.chunks = [c for c in (*self.chunks, *chunks) if c.stop > stop - context.history]
         held = before + np.arange(1.0, count + 1)

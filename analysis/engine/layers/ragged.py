@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...families.rotary import Adapted
-from ...policies.ranked import FutureQueries, LayerState, Ranked
+from ...policies.ranked import LayerState, Ranked
 from ..state import State
 from .packed import AsItCame
 from .ranked import Evicted, RankedLayer, Scattered, agreeing
@@ -198,11 +198,13 @@ class RaggedLayer(RankedLayer):
     def _heads_of(self, rows: Int[Tensor, " some"], columns: Int[Tensor, " some"]) -> Int[Tensor, " some"]:
         return self._heads()[columns]
 
-    def _seen(self, layer: int, dims: int | None, expected: FutureQueries | None) -> LayerState:
-        return replace(super()._seen(layer, dims, expected), own=self.own)
+    def seen(self, layer: int, dims: int | None = None, rotation: Float[Tensor, "dim dim"] | None = None) -> LayerState:
+        """What a policy knows of these slots, and whose they are."""
+        return replace(super().seen(layer, dims, rotation), own=self.own)
 
-    def _evicted(self, leaves: Int[Tensor, "1 evicted"]) -> RaggedEvicted:
-        evicted = super()._evicted(leaves)
+    def evicted(self, leaves: Int[Tensor, "1 evicted"]) -> RaggedEvicted:
+        """What leaves with these slots, and whose that was."""
+        evicted = super().evicted(leaves)
         return RaggedEvicted(evicted.keys, evicted.positions, own=self.own[:, leaves[0]])
 
     def _keep(self, kept: Int[Tensor, "1 slots"]) -> None:

@@ -4,7 +4,7 @@ All heads of a layer hold equally many, so nothing is copied to the host in here
 many of them are stored in few bits is asked, when some are quantized, changed, or found to have left.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -308,45 +308,32 @@ class RankedLayer:
         assert self.rotated is not None, "keys that are ranked have been rotated"
         return FutureQueries(self.queries.mean, self.queries.covariance, self.rotated.float() @ rotation.T)
 
-    def evict(
-        self,
-        policy: Ranked,
-        layer: int,
-        layers: int,
-        *,
-        tell: bool,
-        dims: int | None = None,
-        rotation: Callable[[], Float[Tensor, "dim dim"]] | None = None,
-    ) -> Evicted | None:
-        """Evict what the policy ranks lowest, if there is more than its budget; `tell`: and return it.
+    def seen(self, layer: int, dims: int | None = None, rotation: Float[Tensor, "dim dim"] | None = None) -> LayerState:
+        """What a policy knows of these slots.
 
         `dims`: the first dimensions of a head, which are the model's own; None: all.  `rotation`: rotates queries to
         where they are expected, for a policy that asks for those.
         """
-        budget = policy.budget_of(layer, layers)
-        if len(self) <= budget:
-            return None
-        expected = None if rotation is None else self.future_queries(rotation())
-        seen = self._seen(layer, dims, expected)
-        order = policy.order(seen)
-        # Several heads may share a row.
-        count = policy.left(len(self), budget) * (self.kv_heads // len(self.keys))
-        leaves, kept = order[:, :-count], order[:, -count:].sort().values
-        evicted = self._evicted(leaves) if tell else None
-        self._merge(policy.merged(self.values, seen, leaves))
-        if policy.positions == "cache":
-            self.rotated = None
-        self._keep(kept)
-        return evicted
-
-    def _seen(self, layer: int, dims: int | None, expected: FutureQueries | None) -> LayerState:
-        """What a policy knows of these slots."""
+        expected = None if rotation is None else self.future_queries(rotation)
         rotated = None if self.rotated is None else self.rotated[..., :dims]
         keys, values = self.keys[..., :dims], self.values[..., :dims]
         observed = self.accumulated_attention, self.recent_attention
         return LayerState(keys, values, self.positions, *observed, layer, rotated, expected)
 
-    def _evicted(self, leaves: Int[Tensor, "kv_heads evicted"]) -> Evicted:
+    def let_go(
+        self,
+        policy: Ranked,
+        seen: LayerState,
+        leaves: Int[Tensor, "kv_heads evicted"],
+        kept: Int[Tensor, "kv_heads slots"],
+    ) -> None:
+        """Evict some slots and keep the others, which are in order; `seen`: what the policy knew of them."""
+        self._merge(policy.merged(self.values, seen, leaves))
+        if policy.positions == "cache":
+            self.rotated = None
+        self._keep(kept)
+
+    def evicted(self, leaves: Int[Tensor, "kv_heads evicted"]) -> Evicted:
         """What leaves with these slots."""
         (keys,) = _picked(leaves, self.keys)
         return Evicted(keys, self.positions.gather(1, leaves))

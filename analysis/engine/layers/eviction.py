@@ -1,0 +1,46 @@
+"""Eviction of ranked slots, from all layers of a lane at once.
+
+Ranking is many small steps over few numbers, so a step for many layers takes hardly longer than one for a single layer.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...policies.ranked import Ranked
+from .ranked import Evicted, RankedLayer
+
+
+@torch.inference_mode()
+def evict(
+    layers: Sequence[RankedLayer],
+    policy: Ranked,
+    *,
+    tell: bool,
+    dims: int | None = None,
+    rotation: Callable[[int], Float[Tensor, "dim dim"]] | None = None,
+) -> list[Evicted | None]:
+    """Evict what the policy ranks lowest from every layer that holds more than its budget; `tell`: and return it.
+
+    `dims`, and what `rotation` says of each layer, are those of RankedLayer.seen.
+    """
+    alike: dict[tuple, list[int]] = {}
+    for number, layer in enumerate(layers):
+        if len(layer) > (budget := policy.budget_of(number, len(layers))):
+            # Several heads may share a row.
+            count = policy.left(len(layer), budget) * (layer.kv_heads // len(layer.keys))
+            alike.setdefault((layer.keys.device, layer.keys.shape[1], count), []).append(number)
+    evicted: list[Evicted | None] = [None] * len(layers)
+    for (*_, count), numbers in alike.items():
+        seen = [layers[i].seen(i, dims, None if rotation is None else rotation(i)) for i in numbers]
+        order, rows = policy.order(seen), len(seen[0].positions)
+        split = zip(
+            numbers, seen, order[:, :-count].split(rows), order[:, -count:].sort().values.split(rows), strict=True
+        )
+        for number, state, leaves, kept in split:
+            if tell:
+                evicted[number] = layers[number].evicted(leaves)
+            layers[number].let_go(policy, state, leaves, kept)
+    return evicted
