@@ -32,7 +32,8 @@ class RaggedPass(RankedPass):
                 ("ahead", device),
                 lambda: ahead(queries, device).repeat_interleave(kv_heads, 1).repeat(call.groups, 1),
             )
-        return scores.masked_fill_(~self.layers[call.layer].own[:, None], float("-inf"))
+        own = self.layers[call.layer].own
+        return scores.add_(torch.where(own, 0, float("-inf"))[:, None])
 
     def _rotate(self, attention: AttentionModule, queries: int) -> Angles | None:
         """Let the keys held be rotated to where they stand, as far as they are not, and say where the newest stand in
@@ -45,7 +46,9 @@ class RaggedPass(RankedPass):
         if held.rotated is None:
             angles = model.angles(attention, old, self.length)
             held.rotated = model.rotate(attention, held.keys[None, :, : len(old)], angles)[0]
-        here = model.angles(attention, new, self.length)
+        # In the text the newest tokens stand where they do in every layer.
+        layer = attention.layer_idx if self.policy.positions == "cache" else None
+        here = self._shared(("here", model.kind(attention), layer), lambda: model.angles(attention, new, self.length))
         rotated = model.rotate(attention, held.keys[None, :, len(old) :], here)[0]
         held.rotated = torch.cat((held.rotated, rotated), 1)
         return here

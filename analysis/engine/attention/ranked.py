@@ -83,11 +83,13 @@ class RankedPass:
             scores = scores.masked_fill(unseen.repeat(1, groups, 1), float("-inf"))
         scores = call.with_sinks(scores)
         observed, _ = weigh(scores, [], scores.dtype)
-        early = held.positions < self.sink_tokens
+        # Slots stand in the order of the text, so the first tokens are among the first slots.
+        most = self.sink_tokens * (held.kv_heads // len(held.keys))
+        early = held.positions[:, :most] < self.sink_tokens
 
         def first_tokens() -> tuple[Tensor, Tensor]:
             """Which columns are first tokens, and which rows ask after them."""
-            columns = nn.functional.pad(early, (0, scores.shape[-1] - slots))[:, None]
+            columns = nn.functional.pad(early, (0, scores.shape[-1] - early.shape[1]))[:, None]
             return columns, (positions >= self.sink_tokens).repeat(groups)[:, None]
 
         weights, _ = call.intervene(scores, observed, None, first_tokens)
@@ -96,7 +98,7 @@ class RankedPass:
         if later is not None:
             _rows(out, queries)[:, :, later] = _product(met, held.values, queries, later)
         observed = observed[..., :slots]
-        mass = (observed @ early.to(observed.dtype)[..., None]).float()
+        mass = (observed[..., :most] @ early.to(observed.dtype)[..., None]).float()
         self.mass.append(mass.reshape(call.heads, queries))
         if self.policy.accumulates_attention or self.policy.observation_window:
             held.observe(observed.view(kv_heads, groups, queries, slots).mean(1), self.policy)
