@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .prepacked import Product, worth
+from .prepacked import Product
 
 
 @contextmanager
-def fusing(network: nn.Module) -> Generator[None]:
-    """Fuse the layers of a network that a forward pass in this context hands the same input."""
+def fusing(network: nn.Module, *, prepacks: bool = False) -> Generator[None]:
+    """Fuse the layers of a network that a forward pass in this context hands the same input; `prepacks`: with weights
+    packed once (prepacked.py)."""
     calls: list[tuple[nn.Linear, Tensor]] = []
 
     def look(module: nn.Linear, given: tuple) -> None:
@@ -35,7 +36,6 @@ def fusing(network: nn.Module) -> Generator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-    prepacks = worth(network)
     parents = {id(child): id(module) for module in network.modules() for child in module.children()}
     groups: dict[tuple, list[nn.Linear]] = {}
     for module, x in calls:

@@ -26,12 +26,11 @@ def worth(network: nn.Module) -> bool:
 
 
 def prepack(network: nn.Module) -> None:
-    """Let the layers of a network be multiplied so, where that is worth it; none whose forward pass is another."""
-    if worth(network):
-        for module in network.modules():
-            if type(module) is nn.Linear and "forward" not in vars(module):
-                forward: Any = Product(module.weight, module.bias, prepacks=True)
-                module.forward = forward
+    """Let the layers of a network be multiplied so; none whose forward pass is another."""
+    for module in network.modules():
+        if type(module) is nn.Linear and "forward" not in vars(module):
+            forward: Any = Product(module.weight, module.bias, prepacks=True)
+            module.forward = forward
 
 
 class Product:

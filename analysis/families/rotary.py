@@ -22,7 +22,7 @@ from .fused import fusing
 from .masks import PROBED, Rule, rule_of, window_of
 from .positions import LEARNED, Angles, AttentionModule, Positions, Rotary
 from .positions import bound as bound_positions
-from .prepacked import prepack
+from .prepacked import prepack, worth
 
 IMPLEMENTATION = "sinkscope"
 TENSORS = ("position_ids", "cache_position", "s_aux")
@@ -188,15 +188,17 @@ def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, 
         unrotated, positions = Unrotated(module), Rotary(module, network)
         twin.set_submodule(rotaries[0], unrotated)
     adapted = Adapted(twin, positions or LEARNED, layers=network.config.num_hidden_layers)
+    prepacks = worth(twin)
     if family in (adapters or {}) or adapted.device.type == "meta":
         # An adapter makes no masks, and where there are no numbers none can be asked.
         _probe(adapted, unrotated)
     else:
         _implement(twin, PROBED)
-        with fusing(twin):
+        with fusing(twin, prepacks=prepacks):
             _probe(adapted, unrotated)
         _implement(twin, IMPLEMENTATION)
-    prepack(twin)
+    if prepacks:
+        prepack(twin)
     for layer, block in decoder_layers(adapted).items():
         block.forward = _Told(layer, block.forward)
     return adapted
