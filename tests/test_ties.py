@@ -72,6 +72,21 @@ def test_what_evictions_see_has_the_same_bits_whatever_the_chunk(name, more, int
         assert bits(read(tiny_llama, tokens[: whole.position], chosen, chunk).lane) == bits(whole)
 
 
+@pytest.mark.parametrize("block", [1, 2])
+@pytest.mark.parametrize(("name", "more"), CASES)
+def test_layers_that_are_ranked_together_are_ranked_as_each_alone(name, more, block, tiny_llama):
+    # Equally many slots in all layers, and none that share a budget leave in blocks.
+    more = [more, "steepness=1" if name == "pyramid" else "", "" if name == "adakv" else f"block={block}"]
+    chosen = policy(name, 1, ",".join(filter(None, more)))
+    # The last token is only told, so nothing has been evicted.
+    layers = read(tiny_llama, TEXTS["five at random"][:17], chosen).lane.store.layers
+    rotation = torch.eye(layers[0].keys.shape[2]) if chosen.future_positions else None
+    seen = [layer.seen(number, rotation=rotation) for number, layer in enumerate(layers)]
+    each = [chosen.order([state]) for state in seen]
+    assert any(not torch.equal(each[0], other) for other in each[1:]) or name in ("late", "cam")
+    assert torch.equal(chosen.order(seen), torch.cat(each))
+
+
 @pytest.mark.parametrize("positions", ["text", "cache"])
 def test_copies_within_a_group_go_on_apart(positions, tiny_llama):
     """What was held before the group is shared by both, and either reads the group again."""
