@@ -1,6 +1,7 @@
 """Eviction of ranked slots, from all layers of a lane at once.
 
-Ranking is many small steps over few numbers: thirty layers together take a quarter of the time that they take one by one.
+Ranking is many small steps over few numbers: thirty layers together take a quarter of the time that they take one by
+one.
 """
 
 from collections.abc import Callable, Sequence
