@@ -22,7 +22,7 @@ from .lane import Lane
 from .step import Step
 
 CHUNK = 512
-"""Tokens of a chunk unless said: larger ones are hardly faster, smaller ones waste more."""
+"""Tokens of a chunk unless said: larger ones are a little faster at most, smaller ones waste more."""
 SINK_TOKENS = 4
 
 
