@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from analysis.families import ADAPTERS, prepacked
+from analysis.families.fused import _Part
 from analysis.families.prepacked import Product, prepack, worth
 from analysis.families.rotary import adapt
 
@@ -57,6 +58,16 @@ def test_a_family_is_read_with_the_same_numbers(family, processor):
         read[processor.name] = [our_nll(network, text, chunk) for chunk in (1, 7, 39)]
         np.testing.assert_allclose(read[processor.name], [own_nll(network, text)] * 3, atol=1e-4, rtol=0)
     np.testing.assert_allclose(read["AVX2"], read["AVX512"], atol=1e-5, rtol=0)
+
+
+@needs_onednn
+@pytest.mark.parametrize("most", [0, 1 << 30])
+def test_all_layers_of_a_family_are_packed_or_none_is(most, processor, monkeypatch):
+    monkeypatch.setattr(prepacked, "MOST", most)
+    network = adapt(tiny("llama"), ADAPTERS).network
+    fused = {part.fused.product for m in network.modules() if isinstance(part := vars(m).get("forward"), _Part)}
+    assert len(products(network)) == (most > 0) * (1 + 2 * network.config.num_hidden_layers)
+    assert fused and all(product._packs == (most > 0) for product in (*fused, *products(network)))
 
 
 @needs_onednn

@@ -286,6 +286,7 @@ class _Probe:
     def attend(
         self, attention: AttentionModule, query: Tensor, key: Tensor, value: Tensor, *, mask: Any = None, **settings
     ) -> Tensor:
+        """The output of a layer in which every token sees itself alone; what the layer hands over is noted."""
         adapted, layer = self.adapted, attention.layer_idx
         if layer in adapted.attentions:
             self._say("a layer of it attends more than once for each token")
