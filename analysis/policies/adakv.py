@@ -40,13 +40,16 @@ class AdaKV(SnapKV):
 
     @override
     def score(self, state: LayerState) -> "Tensor":
-        assert state.own is not None, "its slots stand in one row"
-        return self._scores([state], state.own[None])
+        own = _own(state)[None]
+        return self._scores([state], own, self._newest(own))
 
     def _scores(
-        self, states: "Sequence[LayerState]", own: "Bool[Tensor, 'layers kv_heads slots']"
+        self,
+        states: "Sequence[LayerState]",
+        own: "Bool[Tensor, 'layers kv_heads slots']",
+        newest: "Bool[Tensor, 'layers slots']",
     ) -> "Float[Tensor, 'layers slots']":
-        """The same of some layers, where `own` says whose their slots are."""
+        """The same of some layers: whose their slots are, and which are the newest."""
         import torch
 
         given = []
@@ -60,19 +63,19 @@ class AdaKV(SnapKV):
         begins = counts.cumsum(1) - counts + gap * torch.arange(kv_heads, device=own.device)[:, None]
         at = ((begins + upto - 1) * own).sum(1)
         apart = torch.zeros(len(own), slots + gap * (kv_heads - 1), device=own.device)
-        apart = apart.scatter(1, at, torch.stack(given).masked_fill(self._newest(own), 0))
+        apart = apart.scatter(1, at, torch.stack(given).masked_fill(newest, 0))
         return pooled(apart, self.kernel, self.pooling).gather(1, at)
 
     @override
     def order(self, states: "Sequence[LayerState]") -> "Int[Tensor, 'layers slots']":
         import torch
 
-        assert all(state.own is not None for state in states), "slots of a layer stand in one row"
-        own = torch.stack([state.own for state in states if state.own is not None])
+        own = torch.stack([_own(state) for state in states])
         positions = torch.cat([state.positions for state in states])
         _, kv_heads, slots = own.shape
-        protected = self._newest(own) | self.protected(positions)
-        scores = self._scores(states, own).masked_fill(protected, float("inf"))
+        newest = self._newest(own)
+        protected = newest | self.protected(positions)
+        scores = self._scores(states, own, newest).masked_fill(protected, float("inf"))
         # Rounding makes slots of one head equal; those of two heads that are near each other are so by chance.
         of_heads = scores[:, None].masked_fill(~own, float("-inf")).flatten(0, 1)
         of_heads = levelled(of_heads, tolerance(states[0].keys.dtype)).view_as(own)
@@ -95,3 +98,9 @@ class AdaKV(SnapKV):
         """Which are the newest slots of their heads, as many as are protected."""
         upto = own.cumsum(2)
         return (own & (upto[..., -1:] - upto < self.recent)).any(1)
+
+
+def _own(state: LayerState) -> "Bool[Tensor, 'kv_heads slots']":
+    """Whose the slots of a layer are."""
+    assert state.own is not None, "its slots stand in one row"
+    return state.own

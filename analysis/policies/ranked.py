@@ -173,7 +173,7 @@ class Ranked(Policy):
 
         positions = torch.cat([state.positions for state in states])
         scores = torch.cat([self.score(state) for state in states])
-        scores = scores.masked_fill_(self.protected(positions), float("inf"))
+        scores.masked_fill_(self.protected(positions), float("inf"))
         scores[:, max(0, scores.shape[1] - self.recent) :] = float("inf")
         within = 0.0 if self.reproducible else tolerance(states[0].keys.dtype)
         if self.block == 1:

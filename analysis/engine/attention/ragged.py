@@ -5,6 +5,7 @@ alone: the others' are minus infinity, and nothing is padded or copied to the ho
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -41,14 +42,12 @@ class RaggedPass(RankedPass):
         model, held = self.model, self.layers[attention.layer_idx]
         at = held.slots_of_heads() if self.policy.positions == "cache" else held.positions[0]
         old, new = at.split((len(at) - held.kv_heads * queries, held.kv_heads * queries))
-        if held.length != self.length:
-            held.rotated, held.length = None, self.length
         if held.rotated is None:
             angles = model.angles(attention, old, self.length)
             held.rotated = model.rotate(attention, held.keys[None, :, : len(old)], angles)[0]
+        make = partial(model.angles, attention, new, self.length)
         # In the text the newest tokens stand where they do in every layer.
-        layer = attention.layer_idx if self.policy.positions == "cache" else None
-        here = self._shared(("here", model.kind(attention), layer), lambda: model.angles(attention, new, self.length))
+        here = self._shared(("here", model.kind(attention)), make) if self.policy.positions == "text" else make()
         rotated = model.rotate(attention, held.keys[None, :, len(old) :], here)[0]
         held.rotated = torch.cat((held.rotated, rotated), 1)
         return here

@@ -68,6 +68,8 @@ class RankedPass:
         held.append(key[0], value[0], positions)
         slots = held.keys.shape[1]
         scaled = query * call.scaling
+        if held.length != self.length:
+            held.rotated, held.length = None, self.length
         here = self._rotate(attention, queries)
         q = self._rotated_queries(attention, scaled, here).reshape(kv_heads, groups * queries, call.dim)
         rotated, values, later = held.rotated, held.values, None
@@ -140,8 +142,6 @@ class RankedPass:
         """Let the keys held be rotated to where they stand, as far as they are not, and say where the newest stand."""
         model, held = self.model, self.layers[attention.layer_idx]
         by_slot, slots = self.policy.positions == "cache", len(held)
-        if held.length != self.length:
-            held.rotated, held.length = None, self.length
         if held.rotated is None and by_slot:
             whole = self._angles(attention, 0, slots)
             held.rotated = model.rotate(attention, held.keys[None], whole)[0]
