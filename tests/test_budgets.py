@@ -149,7 +149,7 @@ def test_heads_share_one_budget_as_the_plain_algorithm_says(floor):
             recent_attention=torch.tensor(gave[of, -3:, at]).T[None],
             own=torch.tensor(of == np.arange(heads)[:, None]),
         )
-        evict([layer], policy, tell=False)
+        evict([layer], policy, [0], tell=False)
         assert [layer.of_head(head)[0].tolist() for head in range(heads)] == shared_out(policy, moments, 12)
 
 

@@ -238,9 +238,9 @@ def test_what_stays_in_a_slot_belongs_together(positions, interval):
     policy = Late(budget=8, sinks=1, start=2, interval=interval, positions=positions)
     held = torch.tensor([[0, 1, 2, 3, 4, 6, 8, 9, 11], [1, 2, 3, 4, 5, 6, 7, 8, 11], [0, 2, 3, 5, 6, 7, 9, 10, 11]])
     layer = ranked(held[:, :8])
-    assert evict([layer], policy, tell=True) == [None] and layer.slots == 8 * HEADS
+    assert evict([layer], policy, [0], tell=True) == {} and layer.slots == 8 * HEADS
     layer = ranked(held)
-    (evicted,) = evict([layer], policy, tell=True)
+    evicted = evict([layer], policy, [0], tell=True)[0]
     kept = [sorted([2, *[p for p in row if p != 2][-(8 - interval) :]]) for row in held.tolist()]
     assert layer.positions.tolist() == kept
     assert torch.equal(layer.keys, keys_at(kept)) and torch.equal(layer.values, values_at(kept))
@@ -249,7 +249,7 @@ def test_what_stays_in_a_slot_belongs_together(positions, interval):
     assert (layer.rotated is None) if positions == "cache" else torch.equal(layer.rotated, keys_at(kept) + 7)
     left = [sorted({*row} - {*stay}) for row, stay in zip(held.tolist(), kept, strict=True)]
     assert evicted.positions.sort().values.tolist() == left and torch.equal(evicted.keys, keys_at(evicted.positions))
-    assert evict([ranked(held)], policy, tell=False) == [None]
+    assert evict([ranked(held)], policy, [0], tell=False) == {}
 
 
 def test_slots_are_given_out_put_before_the_others_and_replaced_by_their_positions():

@@ -232,7 +232,7 @@ def test_bytes_are_those_of_codes_and_of_scales_that_some_slot_still_has():
     assert layer.nbytes == 2 * (8 * token + 2 * scales + 6 * 2 * 128 * 2) and len(came.positions) == 16
     codes = layer.keys
     for budget, packed, groups in ((9, 5, 2), (7, 3, 1), (5, 1, 1), (4, 0, 0)):
-        evict([layer], parse(f"late:budget={budget},sinks=0,start=0"), tell=False)
+        evict([layer], parse(f"late:budget={budget},sinks=0,start=0"), [0], tell=False)
         compact([layer])
         assert layer.nbytes == 2 * (packed * token + groups * scales + 4 * 2 * 128 * 2)
         assert torch.equal(layer.keys, codes[:, -budget:]), "what stays is never rounded again"
@@ -293,7 +293,7 @@ def test_what_is_merged_into_a_stored_value_is_quantized_anew(stored, sinks, lea
     leaves = policy.order([state])[:, :leaving]
     merged = policy.merged(before, state, leaves)
     size = layer.nbytes
-    evict([layer], policy, tell=False)
+    evict([layer], policy, [0], tell=False)
     compact([layer])
     changed, ties = 0, 0
     for head in range(2):

@@ -1,7 +1,8 @@
 """Queries and keys of the newest tokens, kept for maps, and which keys each of these queries met."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -145,20 +146,29 @@ class RankedChunk:
     stop: int
     policy: Ranked
     queries: list[Tensor]
-    evicted: list[Evicted | None]
+    evicted: Sequence[Evicted | None] = ()
     interventions: Interventions | None = None
     length: int = 1
     """Of the context for which its rotations were chosen (families/frequencies.py)."""
     came: Sequence[AsItCame | None] = ()
     """What each layer quantized behind these tokens, as they met it."""
 
-    def split(self, count: int, came: Sequence[AsItCame | None]) -> list["RankedChunk"]:
-        """Its first `count` tokens, behind which each layer quantized what `came` says, and the others."""
-        first, rest = ([x[:, some] for x in self.queries] for some in (slice(count), slice(count, None)))
-        middle = self.start + count
+    def split(
+        self, evicted: Sequence[Mapping[int, Evicted]], came: Mapping[int, Sequence[AsItCame | None]]
+    ) -> list["RankedChunk"]:
+        """Its tokens from one moment to the next at which slots were evicted or quantized: what left each layer, and
+        what each layer quantized, by how many of the tokens had then been read."""
+        moments = sorted({self.stop - self.start, *came, *(moment for layer in evicted for moment in layer)})
         return [
-            replace(self, stop=middle, queries=first, evicted=[None] * len(first), came=came),
-            replace(self, start=middle, queries=rest),
+            replace(
+                self,
+                start=self.start + begin,
+                stop=self.start + end,
+                queries=[x[:, begin:end] for x in self.queries],
+                evicted=[layer.get(end) for layer in evicted],
+                came=came.get(end, ()),
+            )
+            for begin, end in pairwise((0, *moments))
         ]
 
     def key_parts(self, layer: int, kv_head: int, chunks: Sequence["RankedChunk"], held: Any) -> KeyParts:

@@ -91,9 +91,9 @@ class Lane:
     def read(self, chunk: int, upto: int | None = None) -> Step:
         """Read on by about `chunk` tokens, predicting no token at or after position `upto`.
 
-        That is one forward pass, but where slots are ranked: there it is one for every eviction.  A pass also ends
-        where the family takes other frequencies for a longer context (families/frequencies.py).  Raises ValueError
-        where there is nothing to read.
+        That is one forward pass, but where slots are ranked: there it is one for every group of tokens (kv/ranked.py).
+        A pass also ends where the family takes other frequencies for a longer context (families/frequencies.py).
+        Raises ValueError where there is nothing to read.
         """
         stop = len(self.context.tokens) if upto is None else min(upto, len(self.context.tokens))
         if self.position >= stop:

@@ -94,12 +94,12 @@ class Pyramid(Ranked):
     def _most(self, share: Fraction) -> int:
         """Slots by which a budget is below the mean, at a depth from −1 (bottom) to 1 (top)."""
         free = max(0, self.budget - self.interval + 1 - self.protected_slots)
-        return int(share * free * (self.steepness - 1) / (self.steepness * self.pass_tokens)) * self.pass_tokens
+        return int(share * free * (self.steepness - 1) / (self.steepness * self.every)) * self.every
 
     @override
     def with_room(self, tokens: int) -> "Ranked":
         # The top layer gets least of what is added.
-        return replace(self, budget=self.budget + self.steepness * (tokens + self.pass_tokens))
+        return replace(self, budget=self.budget + self.steepness * (tokens + self.every))
 
     @override
     def score(self, state: LayerState) -> "Tensor":

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+TOGETHER = 16
+"""Tokens that go through a model together even where some slot leaves after each: most of what a pass costs, it costs
+for one token as for these."""
+
+
 @dataclass(frozen=True, eq=False)
 class FutureQueries:
     """The queries that one layer expects, as normally distributed as those that it has read."""
@@ -147,9 +152,14 @@ class Ranked(Policy):
         return held - self.allocated(held - (budget - self.interval + 1))
 
     @property
+    def every(self) -> int:
+        """Tokens between two evictions, which are of whole blocks."""
+        return self.allocated(self.interval)
+
+    @property
     @override
     def pass_tokens(self) -> int:
-        return self.allocated(self.interval)
+        return self.every * -(-TOGETHER // self.every)
 
     @override
     def first_protected(self, read: int) -> int:

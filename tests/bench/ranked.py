@@ -42,16 +42,16 @@ def speed(model, tokens) -> None:
             lane = open_lanes(model, tokens, [parse(f"{name}:budget={BUDGET},interval={interval}")])[0]
             while lane.position <= BUDGET + 1:
                 lane.read(BUDGET)
-            # Where what is left of a chunk is no whole pass, it ends at an eviction: now every pass ends with one.
-            lane.read(2 * interval - 1)
-            lane.context.trace(model.one_token)
+            # A chunk ends with a group where it can, so that the next one has whole passes.
+            lane.read(BUDGET)
             lanes[name, interval] = lane
     times: dict = {key: [] for key in ("plain", "loop", *lanes)}
     for i in range(ROUNDS):
         times["plain"].append(plain_chunk(network, ids, caches[0], BUDGET + i * INTERVAL, INTERVAL) / INTERVAL)
         times["loop"].append(loop_token(network, ids, caches[1], BUDGET + i, 4))
         for key, lane in lanes.items():
-            times[key].append(lane.read(key[1]).seconds / key[1])
+            step = lane.read(lane.policy.pass_tokens)
+            times[key].append(step.seconds / len(step.nll))
     median = {key: float(np.median(values[2:])) for key, values in times.items()}
     rate = {key: 1 / seconds for key, seconds in median.items()}
     for name in names():

@@ -5,7 +5,7 @@ sinks) and what a policy's interventions change is read in one place.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -80,6 +80,13 @@ class Call:
     def dim(self) -> int:
         """Dimensions of a head."""
         return self.query.shape[3]
+
+    def of_tokens(self, begin: int, end: int) -> "Call":
+        """The call of some of its tokens alone."""
+        if end - begin == self.queries:
+            return self
+        some = (x[:, :, begin:end] for x in (self.query, self.key, self.value))
+        return replace(self, **dict(zip(("query", "key", "value"), some, strict=True)))
 
     def capped(self, scores: Tensor) -> Tensor:
         """Scores that approach `softcap` and never pass it."""

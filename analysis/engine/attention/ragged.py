@@ -5,16 +5,15 @@ alone: the others' are minus infinity, and nothing is padded or copied to the ho
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ...families.positions import Angles, AttentionModule
-from ..layers.ragged import RaggedLayer
+from ..layers.ragged import RaggedLayer, in_one_row
 from .call import Call
-from .ranked import RankedPass, ahead
+from .ranked import RankedPass, Turned, ahead
 
 
 @dataclass(eq=False)
@@ -30,36 +29,33 @@ class RaggedPass(RankedPass):
         if queries > 1:
             # Each token stands once for each KV head.
             scores[..., scores.shape[-1] - queries * kv_heads :] += self._shared(
-                ("ahead", device),
+                ("ahead", device, queries),
                 lambda: ahead(queries, device).repeat_interleave(kv_heads, 1).repeat(call.groups, 1),
             )
         own = self.layers[call.layer].own
         return scores.add_(torch.where(own, 0, float("-inf"))[:, None])
 
-    def _rotate(self, attention: AttentionModule, queries: int) -> Angles | None:
-        """Let the keys held be rotated to where they stand, as far as they are not, and say where the newest stand in
-        each head."""
-        model, held = self.model, self.layers[attention.layer_idx]
-        at = held.slots_of_heads() if self.policy.positions == "cache" else held.positions[0]
-        old, new = at.split((len(at) - held.kv_heads * queries, held.kv_heads * queries))
+    def _rotate(
+        self, attention: AttentionModule, call: Call, turned: Turned | None
+    ) -> Float[Tensor, "heads queries dim"]:
+        """Let the keys held be rotated to where they stand, as far as they are not, and give the queries, which stand
+        where the newest keys of their head do."""
+        model, held = self.model, self.layers[call.layer]
+        at = held.slots_of_heads() if turned is None else held.positions[0]
+        old, new = at.split((len(at) - held.kv_heads * call.queries, held.kv_heads * call.queries))
         if held.rotated is None:
             angles = model.angles(attention, old, self.length)
             held.rotated = model.rotate(attention, held.keys[None, :, : len(old)], angles)[0]
-        make = partial(model.angles, attention, new, self.length)
-        # In the text the newest tokens stand where they do in every layer.
-        here = self._shared(("here", model.kind(attention)), make) if self.policy.positions == "text" else make()
-        rotated = model.rotate(attention, held.keys[None, :, len(old) :], here)[0]
-        held.rotated = torch.cat((held.rotated, rotated), 1)
-        return here
-
-    def _rotated_queries(
-        self, attention: AttentionModule, query: Float[Tensor, "1 heads queries dim"], here: Angles | None
-    ) -> Float[Tensor, "heads queries dim"]:
-        """Queries where they stand in each head; `here`: where the newest keys do."""
-        kv_heads = self.layers[attention.layer_idx].kv_heads
-        # Heads that hold differently many ask from different slots: for once they are a batch of texts.
-        of_heads = query[0].unflatten(0, (kv_heads, -1))
-        return self.model.rotate(attention, of_heads, _of_heads(here, kv_heads)).flatten(0, 1)
+        if turned is None:
+            here = model.angles(attention, new, self.length)
+            # Heads that hold differently many ask from different slots: for once they are a batch of texts.
+            of_heads = call.query[0].unflatten(0, (held.kv_heads, -1))
+            queries = model.rotate(attention, of_heads, _of_heads(here, held.kv_heads)).flatten(0, 1)
+            newest = model.rotate(attention, held.keys[None, :, len(old) :], here)[0]
+        else:
+            queries, newest = turned[0], in_one_row(turned[1])
+        held.rotated = torch.cat((held.rotated, newest), 1)
+        return queries
 
 
 def _of_heads(angles: Angles | None, kv_heads: int) -> Angles | None:

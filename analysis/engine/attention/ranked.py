@@ -1,15 +1,17 @@
 """One forward pass over ranked slots.
 
-As many tokens go through the model together as come before the next eviction, which follows the pass: in each layer by
-what that layer has seen (policies/ranked.py).  Nothing is copied to the host in here.
+What a layer evicts depends on nothing but that layer (policies/ranked.py).  So several tokens go through the model
+together even where a slot leaves after each of them: a layer attends to them piece by piece, and evicts in between.
+Nothing is copied to the host in here.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...families.positions import Angles, AttentionModule
@@ -21,14 +23,17 @@ from ..layers.packed import AsItCame
 from ..layers.ranked import Evicted, RankedLayer
 from .call import Call, weigh
 
+Turned = tuple[Tensor, Tensor]
+"""Queries and keys of some tokens, rotated to where they stand: [heads, queries, dim] and [kv_heads, queries, dim]."""
+
 
 @dataclass(eq=False)
 class RankedPass:
     """One forward pass over ranked slots, of tokens that begin at text position `token`.
 
-    There must be no more of them than come before the next eviction, which is then asked for.  After the pass
-    `mass[layer]` holds the sink mass, [heads, queries]; with `capture`, `queries[layer]` [heads, queries, dim] what the
-    layer asked with before rotation.
+    What is to be evicted when they have been read is evicted when that is asked for.  After the pass `mass[layer]`
+    holds the sink mass, [heads, queries]; with `capture`, `queries[layer]` [heads, queries, dim] what the layer asked
+    with before rotation, and `evicted[layer]` what left, by how many tokens had then been read.
     """
 
     model: Adapted
@@ -44,14 +49,18 @@ class RankedPass:
     """Where given, it takes the output of each layer's attention, [1, queries, heads, dim]."""
     packs: tuple[int, int, int] | None = None
     """After how many of its tokens slots are quantized, and from which text position on to before which; some may be
-    their own."""
+    their own.  Where it is given, nothing is evicted before the pass has ended."""
     came: list[AsItCame | None] = field(default_factory=list)
     """What that was in each layer."""
     saved: int = 0
     """Bytes that this took away."""
     mass: list[Tensor] = field(default_factory=list)
     queries: list[Tensor] = field(default_factory=list)
+    evicted: list[dict[int, Evicted]] = field(init=False)
     _made: dict[tuple, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.evicted = [{} for _ in self.layers]
 
     def attend(
         self,
@@ -61,17 +70,41 @@ class RankedPass:
         value: Float[Tensor, "1 kv_heads queries dim"],
         **settings: Any,
     ) -> Float[Tensor, "1 queries heads dim"]:
-        """The layer's output; as a side effect it holds these tokens."""
+        """The layer's output; as a side effect it holds these tokens, but for those that have left by then."""
         call = Call.of(attention, query, key, value, self.interventions, **settings)
-        held, queries, groups, kv_heads = self.layers[call.layer], call.queries, call.groups, call.kv_heads
-        positions = self._shared(("positions", key.device), lambda: self._positions(queries).to(key.device))
-        held.append(key[0], value[0], positions)
-        slots = held.keys.shape[1]
-        scaled = query * call.scaling
+        call = replace(call, query=query * call.scaling, scaling=1.0)
+        held, queries, pieces, begin = self.layers[call.layer], call.queries, [], 0
         if held.length != self.length:
             held.rotated, held.length = None, self.length
-        here = self._rotate(attention, queries)
-        q = self._rotated_queries(attention, scaled, here).reshape(kv_heads, groups * queries, call.dim)
+        budget, turned = self.policy.budget_of(call.layer, len(self.layers)), self._turned(attention, call)
+        while begin < queries:
+            end = min(queries, begin + 1 + max(0, budget - len(held)))
+            here = turned and (turned[0][:, begin:end], turned[1][:, begin:end])
+            pieces.append(self._read(attention, call.of_tokens(begin, end), self.token + begin, here))
+            if end < queries:
+                self._evict([call.layer], end)
+            begin = end
+        out, mass = pieces[0] if len(pieces) == 1 else (torch.cat(of, 1) for of in zip(*pieces, strict=True))
+        self.mass.append(mass)
+        if self.capture:
+            self.queries.append(query[0])
+        if self.attended is not None:
+            self.attended.append(out)
+        return out
+
+    def _read(
+        self, attention: AttentionModule, call: Call, token: int, turned: Turned | None
+    ) -> tuple[Float[Tensor, "1 queries heads dim"], Float[Tensor, "heads queries"]]:
+        """Output and sink mass of tokens before the next eviction, which begin at text position `token`; as a side
+        effect the layer holds them.  `turned`: what _turned says of them."""
+        held, queries, groups, kv_heads = self.layers[call.layer], call.queries, call.groups, call.kv_heads
+        home = call.key.device
+        positions = self._shared(
+            ("positions", home, token, queries), lambda: torch.arange(token, token + queries, device=home)
+        )
+        held.append(call.key[0], call.value[0], positions)
+        slots = held.keys.shape[1]
+        q = self._rotate(attention, call, turned).reshape(kv_heads, groups * queries, call.dim)
         rotated, values, later = held.rotated, held.values, None
         assert rotated is not None, "just rotated"
         scores = q @ rotated.transpose(1, 2)
@@ -80,7 +113,7 @@ class RankedPass:
             held.rotated = self._rotate_again(attention, rotated, came)
             _rows(scores, queries)[:, :, later] = _product(q, held.rotated.transpose(1, 2), queries, later)
         scores = self._hide(call.capped(scores), call)
-        if call.sliding_window is not None and self.token + queries > call.sliding_window:
+        if call.sliding_window is not None and token + queries > call.sliding_window:
             unseen = held.positions[:, None] <= positions[:, None] - call.sliding_window
             scores = scores.masked_fill(unseen.repeat(1, groups, 1), float("-inf"))
         scores = call.with_sinks(scores)
@@ -95,30 +128,30 @@ class RankedPass:
             return columns, (positions >= self.sink_tokens).repeat(groups)[:, None]
 
         weights, _ = call.intervene(scores, observed, None, first_tokens)
-        met = weights[..., :slots].to(value.dtype)
+        met = weights[..., :slots].to(call.value.dtype)
         out = met @ values
         if later is not None:
             _rows(out, queries)[:, :, later] = _product(met, held.values, queries, later)
         observed = observed[..., :slots]
         mass = (observed[..., :most] @ early.to(observed.dtype)[..., None]).float()
-        self.mass.append(mass.reshape(call.heads, queries))
         if self.policy.accumulates_attention or self.policy.observation_window:
             held.observe(observed.view(kv_heads, groups, queries, slots).mean(1), self.policy)
         if self.policy.future_positions:
             # The first tokens' queries are like no others.
-            held.observe_queries(scaled[0, :, max(0, self.policy.sinks - self.token) :])
-        if self.capture:
-            self.queries.append(query[0])
-        out = out.reshape(1, call.heads, queries, call.dim).transpose(1, 2)
-        if self.attended is not None:
-            self.attended.append(out)
-        return out
+            held.observe_queries(call.query[0, :, max(0, self.policy.sinks - token) :])
+        return out.reshape(1, call.heads, queries, call.dim).transpose(1, 2), mass.reshape(call.heads, queries)
 
-    def evict(self) -> list[Evicted | None]:
-        """Evict what the policy ranks lowest in each layer, after the pass; with `capture`, say what that was."""
+    def evict(self) -> None:
+        """Evict what the policy ranks lowest in each layer, after the pass."""
+        self._evict(range(len(self.layers)), self.mass[0].shape[1])
+
+    def _evict(self, numbers: Sequence[int], read: int) -> None:
+        """Evict from some layers when so many tokens of the pass have been read; with `capture`, note what that was."""
         own = self.model.head_dim - self.model.positions.added
-        rotation = self._future_rotation if self.policy.future_positions else None
-        return evict(self.layers, self.policy, tell=self.capture, dims=own, rotation=rotation)
+        rotation = partial(self._future_rotation, self.token + read) if self.policy.future_positions else None
+        evicted = evict(self.layers, self.policy, numbers, tell=self.capture, dims=own, rotation=rotation)
+        for number, left in evicted.items():
+            self.evicted[number][read] = left
 
     def _pack(self, held: RankedLayer, end: int) -> AsItCame | None:
         """Quantize what is to be before a text position, and say what that was; None for nothing."""
@@ -131,32 +164,45 @@ class RankedPass:
         """Scores with minus infinity, in place, for what comes after a query."""
         if (queries := call.queries) > 1:
             scores[..., scores.shape[-1] - queries :] += self._shared(
-                ("ahead", scores.device), lambda: ahead(queries, scores.device).repeat(call.groups, 1)
+                ("ahead", scores.device, queries), lambda: ahead(queries, scores.device).repeat(call.groups, 1)
             )
         return scores
 
-    def _positions(self, queries: int) -> Int[Tensor, " queries"]:
-        return torch.arange(self.token, self.token + queries, device=self.model.device)
+    def _turned(self, attention: AttentionModule, call: Call) -> Turned | None:
+        """Queries and keys of a layer at their positions in the text, which no eviction changes; None where positions
+        are those of the cache."""
+        if self.policy.positions == "cache":
+            return None
+        here = self._angles(attention, self.token, self.token + call.queries)
+        return self.model.rotate(attention, torch.cat((call.query, call.key), 1), here)[0].split(
+            (call.heads, call.kv_heads)
+        )
 
-    def _rotate(self, attention: AttentionModule, queries: int) -> Angles | None:
-        """Let the keys held be rotated to where they stand, as far as they are not, and say where the newest stand."""
-        model, held = self.model, self.layers[attention.layer_idx]
-        by_slot, slots = self.policy.positions == "cache", len(held)
-        if held.rotated is None and by_slot:
+    def _rotate(
+        self, attention: AttentionModule, call: Call, turned: Turned | None
+    ) -> Float[Tensor, "heads queries dim"]:
+        """Let the keys held be rotated to where they stand, as far as they are not, and give the queries, which stand
+        where the newest keys do."""
+        model, held, queries = self.model, self.layers[call.layer], call.queries
+        slots = held.keys.shape[1]
+        if turned is None and held.rotated is None:
             whole = self._angles(attention, 0, slots)
             held.rotated = model.rotate(attention, held.keys[None], whole)[0]
-            return None if whole is None else (whole[0][:, slots - queries :], whole[1][:, slots - queries :])
-        if held.rotated is None:
+            here = whole and (whole[0][:, slots - queries :], whole[1][:, slots - queries :])
+            return model.rotate(attention, call.query, here)[0]
+        if turned is None:
+            here = self._angles(attention, slots - queries, slots)
+            turned = model.rotate(attention, call.query, here)[0], model.rotate(attention, call.key, here)[0]
+        elif held.rotated is None:
             # Every KV head holds other positions: for once they are a batch of texts with one head each.
             flat = model.angles(attention, held.positions[:, : slots - queries].flatten(), self.length)
             old = held.keys[:, None, : slots - queries]
             if flat is not None:
                 flat = flat[0].view(len(old), -1, flat[0].shape[-1]), flat[1].view(len(old), -1, flat[1].shape[-1])
             held.rotated = model.rotate(attention, old, flat)[:, 0]
-        first = slots - queries if by_slot else self.token
-        here = self._angles(attention, first, first + queries)
-        held.rotated = torch.cat((held.rotated, model.rotate(attention, held.newest(queries), here)[0]), 1)
-        return here
+        assert held.rotated is not None, "the older ones have been rotated"
+        held.rotated = torch.cat((held.rotated, turned[1]), 1)
+        return turned[0]
 
     def _rotate_again(
         self, attention: AttentionModule, rotated: Float[Tensor, "rows slots dim"], came: AsItCame
@@ -177,17 +223,12 @@ class RankedPass:
             lambda: self.model.angles(attention, torch.arange(begin, end, device=self.model.device), self.length),
         )
 
-    def _rotated_queries(
-        self, attention: AttentionModule, query: Float[Tensor, "1 heads queries dim"], here: Angles | None
-    ) -> Float[Tensor, "heads queries dim"]:
-        """Queries where they stand; `here`: where the newest keys do."""
-        return self.model.rotate(attention, query, here)[0]
-
-    def _future_rotation(self, layer: int) -> Float[Tensor, "dim dim"]:
-        """What rotates a query of a layer, x @ this, on average over the positions that follow the pass."""
+    def _future_rotation(self, read: int, layer: int) -> Float[Tensor, "dim dim"]:
+        """What rotates a query of a layer, x @ this, on average over the positions that follow when `read` tokens of
+        the text have been read."""
         model, attention, device = self.model, self.model.attentions[layer], self.model.homes[layer]
         by_slot = self.policy.positions == "cache"
-        begin = len(self.layers[layer]) if by_slot else self.token + self.mass[layer].shape[1]
+        begin = len(self.layers[layer]) if by_slot else read
 
         def make() -> Tensor:
             """The mean rotation, by what it makes of a basis."""

@@ -1,15 +1,17 @@
 """A store whose slots are ranked by what the model computed: every KV head keeps those that its policy scores highest.
 
-As many tokens go through the model together as come before the next eviction.  Rounding depends on how many these are,
-and near a tie it would decide what goes.  So tokens are read in groups, whose ends do not depend on the chunk: one that
-was begun in smaller passes is read again as a whole when its last token comes.
+Several tokens go through the model together.  Rounding depends on how many these are, and near a tie it would decide
+what goes.  So tokens are read in groups, whose ends do not depend on the chunk: one that was begun in smaller passes is
+read again as a whole when its last token comes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
 from ...policies.ranked import Ranked
@@ -46,9 +48,9 @@ class RankedStore(Store):
     """The one of which only the first tokens have been read; it is replaced and never changed."""
 
     def read(self, position: int, chunk: int, stop: int) -> Predicted:
-        """One forward pass after another, each up to the next eviction."""
+        """One forward pass after another, each over a group."""
         begin, parts = position - 1, []
-        end = min(begin + min(chunk, PASSES * self.policy.pass_tokens), stop - 1)
+        end = min(begin + min(chunk, PASSES * self.policy.every), stop - 1)
         while begin < end:
             room = (self.group.end if self.group else self.group_end(begin)) - begin
             count = min(end - begin, room)
@@ -82,36 +84,66 @@ class RankedStore(Store):
         layers = [layer.loaded(before.part(str(i))) for i, layer in enumerate(self.empty())] if end else []
         self.group = Group(begin, end, layers) if end else None
 
-    def group_end(self, begin: int) -> int:
-        """Where the group ends that begins at `begin`: after the token after which a slot is evicted, or other
-        frequencies are taken; and it is no longer than a chunk.
+    def group_end(self, begin: int, least: int | None = None) -> int:
+        """Where the group ends that begins at `begin`: after the first eviction when `least` tokens have been read
+        (None: as many as the policy's passes have), or where other frequencies are taken; and it is no longer than a
+        chunk.
 
         In the midst of it slots may be quantized, but only once.
         """
-        model = self.context.model
-        held = [len(layer) for layer in self.layers] or [0] * model.layers
-        room = 1 + max(0, min(self.policy.budget_of(i, model.layers) - n for i, n in enumerate(held)))
-        length = self._length_of(begin)
-        room = min(room, (model.regime_end(length) or length + room) - length + 1)
-        if (q := self.quantization) is not None:
-            room = min(room, q.moment(q.moment(begin)) - begin)
-        return begin + min(room, PASSES * self.policy.pass_tokens)
+        policy, q, model = self.policy, self.quantization, self.context.model
+        last = begin + PASSES * policy.every
+        if q is not None:
+            last = min(last, q.moment(q.moment(begin)))
+        if least is None:
+            # Of slots that are stored in few bits, what leaves is let go of after a pass.
+            least = policy.pass_tokens if q is None else 1
+        held = {(len(layer), budget) for layer, budget in zip(self.layers, self._budgets, strict=False)}
+        held, end, regime = held or {(0, budget) for budget in self._budgets}, begin, None
+        while end < last:
+            now = model.regime(self._length_of(end, max(slots for slots, _ in held)))
+            if regime not in (None, now):
+                break
+            end, regime = end + 1, now
+            grown = {(slots + 1, budget) for slots, budget in held}
+            held = {(policy.left(*one) if one[0] > one[1] else one[0], one[1]) for one in grown}
+            if held != grown and end - begin >= least:
+                break
+        return end
 
-    def _length_of(self, t: int) -> int:
-        """The length of the context of token t, when all before it have been read (families/frequencies.py).
+    @property
+    def _budgets(self) -> list[int]:
+        """The most slots that each layer holds."""
+        layers = self.context.model.layers
+        return [self.policy.budget_of(layer, layers) for layer in range(layers)]
 
-        Layers that hold differently many have one all the same, since a pass has: that of those that hold most, on
-        average over their heads.  With text positions a head may hold any token, so it is the length of the text.
+    def _length_of(self, t: int, held: int) -> int:
+        """The length of the context of token t, when all before it have been read and the layers that hold most hold so
+        many slots, on average over their heads (families/frequencies.py).
+
+        Layers that hold differently many have one all the same, since a pass has.  With text positions a head may hold
+        any token, so it is the length of the text.
         """
-        if self.policy.positions == "text":
-            return t + 1
-        return 1 + max((len(layer) for layer in self.layers), default=0)
+        return 1 + (t if self.policy.positions == "text" else held)
 
-    def forward(self, begin: int, count: int) -> Passed:
-        """Read the `count` tokens from text position `begin` on, no more than their group has."""
+    def _held_after(self, tokens: int) -> Float[NDArray, "layers tokens"]:
+        """Slots that a KV head of each layer holds on average after each of so many tokens more."""
+        then = np.empty((len(self.layers), tokens))
+        for layer, budget, row in zip(self.layers, self._budgets, then, strict=True):
+            held = layer.slots / layer.kv_heads
+            for i in range(tokens):
+                held += 1
+                if (slots := math.ceil(held)) > budget:
+                    held = self.policy.left(slots, budget)
+                row[i] = held
+        return then
+
+    def forward(self, begin: int, count: int, least: int | None = None) -> Passed:
+        """Read the `count` tokens from text position `begin` on, no more than their group has; `least`: that of
+        group_end, where a group begins."""
         context, policy, model = self.context, self.policy, self.context.model
         self.layers = self.layers or self.empty()
-        asked, group = count, self.group or Group(begin, self.group_end(begin), self.layers)
+        asked, group = count, self.group or Group(begin, self.group_end(begin, least), self.layers)
         ends = begin + count == group.end
         if ends and begin > group.begin:
             begin, count = group.begin, group.end - group.begin
@@ -119,10 +151,9 @@ class RankedStore(Store):
         if begin == group.begin:
             self.layers = [layer.copy() for layer in group.layers]
         self.group = None if ends else group
-        before, sizes = self._mean_held, [len(layer) for layer in self.layers]
-        q = self.quantization
+        q, then = self.quantization, self._held_after(count)
         taken = None if q is None else self._bytes_of(np.arange(1, count + 1))
-        length = model.regime(self._length_of(begin))
+        length = model.regime(self._length_of(begin, max(len(layer) for layer in self.layers)))
         capture = context.history > 0
         one = self.pass_kind(
             model, begin, context.sink_tokens, policy, self.layers, capture, self.interventions, length
@@ -134,21 +165,20 @@ class RankedStore(Store):
             one.packs = moment - begin, q.end(moment) - q.group, q.end(moment)
         ids = self.ids[None, begin : begin + count]
         if count == 1:
-            if policy.pass_tokens == 1 and len(context.tokens) - begin > TRACED_FROM:
+            if group.end - group.begin == 1 and len(context.tokens) - begin > TRACED_FROM:
                 context.trace()
             logits = context.decode(ids, one)
         else:
             logits = model.forward(ids, one, begin=begin)
-        evicted = one.evict()
+        one.evict()
         if ends and q is not None:
             compact(self.layers)
         came = self._pack(stop) if q is not None and q.end(stop) > q.end(stop - 1) else []
         if capture:
-            chunk = self.chunk_kind(begin, stop, policy, one.queries, evicted, self.interventions, length, came)
-            chunks = [chunk] if one.packs is None else chunk.split(one.packs[0], one.came)
-            self.chunks = [c for c in (*self.chunks, *chunks) if c.stop > stop - context.history]
-        held = before + np.arange(1.0, count + 1)
-        held[-1] = self._mean_held
+            chunk = self.chunk_kind(begin, stop, policy, one.queries, interventions=self.interventions, length=length)
+            quantized = ({} if one.packs is None else {one.packs[0]: one.came}) | {count: came}
+            chunks = (*self.chunks, *chunk.split(one.evicted, quantized))
+            self.chunks = [c for c in chunks if c.stop > stop - context.history]
         attended = None if one.attended is None else [of[:, -asked:] for of in one.attended]
         if taken is not None:
             if one.packs is not None:
@@ -156,18 +186,13 @@ class RankedStore(Store):
             taken[-1] = self.nbytes
             taken = taken[-asked:]
         mass = stacked(one.mass, logits)[..., -asked:]
-        passed = Passed(logits[:, -asked:], mass, held[-asked:], attended, nbytes=taken)
+        then = then[:, -asked:]
+        passed = Passed(logits[:, -asked:], mass, then.mean(0), attended, nbytes=taken)
         if policy.block == 1:
             return passed
         # Layers may hold differently many.
-        then = [[n + i for n in sizes] for i in range(1, count)] + [[len(layer) for layer in self.layers]]
-        allocated = np.array([[policy.allocated(n) for n in of] for of in then[-asked:]])
-        return passed._replace(allocated=allocated.mean(1))
-
-    @property
-    def _mean_held(self) -> float:
-        """Tokens that a KV head holds on average."""
-        return self.slots / (self.context.model.layers * self.context.model.kv_heads)
+        allocated = np.array([[policy.allocated(math.ceil(held)) for held in of] for of in then])
+        return passed._replace(allocated=allocated.mean(0))
 
     def _bytes_of(self, more: NDArray[np.integer]) -> NDArray[np.integer]:
         """Bytes of what is held and of so many tokens more, as they come, [moments]."""
@@ -180,8 +205,9 @@ class RankedStore(Store):
         return [] if (q := self.quantization) is None else [layer.pack(q.end(read)) for layer in self.layers]
 
     def decode(self, position: int, kv_chunk: int | None) -> Passed:
-        """The newest token, by the way in which texts are read."""
-        return self.forward(position - 1, 1)
+        """The newest token, by the way in which texts are read; a group then ends at the first eviction, since it would
+        not be read at once."""
+        return self.forward(position - 1, 1, 1)
 
     def shown(self, read: int) -> list[Scattered]:
         """The slots of each layer, where maps may be drawn."""

@@ -18,28 +18,29 @@ from .ranked import Evicted, RankedLayer
 def evict(
     layers: Sequence[RankedLayer],
     policy: Ranked,
+    numbers: Sequence[int],
     *,
     tell: bool,
     dims: int | None = None,
     rotation: Callable[[int], Float[Tensor, "dim dim"]] | None = None,
-) -> list[Evicted | None]:
-    """Evict what the policy ranks lowest from every layer that holds more than its budget; `tell`: and return it.
+) -> dict[int, Evicted]:
+    """Evict what the policy ranks lowest from each of the layers with these numbers that holds more than its budget;
+    `tell`: and return it.
 
     `dims`, and what `rotation` says of each layer, are those of RankedLayer.seen.
     """
     alike: dict[tuple, list[int]] = {}
-    for number, layer in enumerate(layers):
+    for number in numbers:
+        layer = layers[number]
         if len(layer) > (budget := policy.budget_of(number, len(layers))):
             # Several heads may share a row.
             count = policy.left(len(layer), budget) * (layer.kv_heads // len(layer.keys))
             alike.setdefault((layer.keys.device, layer.keys.shape[1], count), []).append(number)
-    evicted: list[Evicted | None] = [None] * len(layers)
-    for (*_, count), numbers in alike.items():
-        seen = [layers[i].seen(i, dims, None if rotation is None else rotation(i)) for i in numbers]
+    evicted: dict[int, Evicted] = {}
+    for (*_, count), same in alike.items():
+        seen = [layers[i].seen(i, dims, None if rotation is None else rotation(i)) for i in same]
         order, rows = policy.order(seen), len(seen[0].positions)
-        split = zip(
-            numbers, seen, order[:, :-count].split(rows), order[:, -count:].sort().values.split(rows), strict=True
-        )
+        split = zip(same, seen, order[:, :-count].split(rows), order[:, -count:].sort().values.split(rows), strict=True)
         for number, state, leaves, kept in split:
             if tell:
                 evicted[number] = layers[number].evicted(leaves)

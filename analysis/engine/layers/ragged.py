@@ -140,11 +140,6 @@ class RaggedLayer(RankedLayer):
         keys, values = ([torch.cat((x[:first], x[len(x) - last :])) for x in of] for of in zip(*heads, strict=True))
         return torch.stack(keys), torch.stack(values)
 
-    def newest(self, count: int) -> Float[Tensor, "1 kv_heads count dim"]:
-        """Keys of the newest tokens, which all heads must hold."""
-        keys = self.keys[:, self.slots - count * self.kv_heads :]
-        return keys.unflatten(1, (count, self.kv_heads)).transpose(1, 2)
-
     def append(
         self,
         keys: Float[Tensor, "kv_heads tokens dim"],

@@ -192,10 +192,6 @@ class RankedLayer:
         keys = torch.cat((self.keys[:, :first], self.keys[:, begin:]), 1)
         return keys, torch.cat((self.values[:, :first], self.values[:, begin:]), 1)
 
-    def newest(self, count: int) -> Float[Tensor, "1 kv_heads count dim"]:
-        """Keys of the newest tokens, which all heads must hold."""
-        return self.keys[None, :, len(self) - count :]
-
     def copy(self: Kind) -> Kind:
         """The same slots, free to go another way."""
         return replace(self)
