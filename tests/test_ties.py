@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from analysis.engine.stream import open_lanes
 from analysis.policies import POLICIES, Ranked, parse
-from analysis.policies.ranked import agreed, by_rank, tolerance
+from analysis.policies.ranked import agreed, levelled, tolerance
 
 from .families import shared
 from .published import WITHIN, order
@@ -132,6 +132,10 @@ def test_of_equal_keys_the_oldest_goes(tiny_llama):
     assert all(head == list(range(19, 43)) for layer in kept(lane) for head in layer)
     lane = read(tiny_llama, TEXTS["one token"], parse("knorm:budget=24,sinks=2,skip=0")).lane
     assert all(head == [0, 1, *range(21, 43)] for layer in kept(lane) for head in layer)
+
+
+def by_rank(scores, *settings):
+    return levelled(scores, *settings).argsort(stable=True)
 
 
 @given(st.lists(st.integers(-4, 4), min_size=2, max_size=30), st.integers(0, 2**32 - 1))

@@ -67,7 +67,7 @@ class AdaKV(SnapKV):
         return pooled(apart, self.kernel, self.pooling).gather(1, at)
 
     @override
-    def order(self, states: "Sequence[LayerState]") -> "Int[Tensor, 'layers slots']":
+    def levels(self, states: "Sequence[LayerState]") -> "Int[Tensor, 'layers slots']":
         import torch
 
         own = torch.stack([_own(state) for state in states])
@@ -92,7 +92,7 @@ class AdaKV(SnapKV):
         given = torch.round(wins * (1 - self.floor / 100) + least)
         inside = (own & (own_better < given[..., None])).any(1)
         level = torch.where(protected, 2, inside.long())
-        return (level * slots + torch.empty_like(rising).scatter(1, rising, every)).argsort()
+        return level * slots + torch.empty_like(rising).scatter(1, rising, every)
 
     def _newest(self, own: "Bool[Tensor, 'layers kv_heads slots']") -> "Bool[Tensor, 'layers slots']":
         """Which are the newest slots of their heads, as many as are protected."""

@@ -172,12 +172,18 @@ class Ranked(Policy):
     def with_room(self, tokens: int) -> "Ranked":
         return replace(self, budget=self.budget + tokens + self.interval)
 
-    def order(self, states: "Sequence[LayerState]") -> "Int[Tensor, 'rows slots']":
-        """The slots of every head from the one that goes first to the one that stays longest; of equal scores the older
-        goes.  Rows are the heads of all these layers, one layer after the other: all have equally many slots, and lie
+    def order(self, states: "Sequence[LayerState]", first: int | None = None) -> "Int[Tensor, 'rows slots']":
+        """The slots of every head from the one that goes first to the one that stays longest, or only the `first` of
+        them.  Rows are the heads of all these layers, one layer after the other: all have equally many slots, and lie
         on one device.
+        """
+        levels = self.levels(states)
+        # One is found without a sort.
+        return levels.argmin(1, keepdim=True) if first == 1 else levels.argsort(stable=True)[:, :first]
 
-        Of a block they go one after the other, and it is worth the mean of its slots.
+    def levels(self, states: "Sequence[LayerState]") -> "Float[Tensor, 'rows slots']":
+        """Numbers by which slots go, the lowest first, and of equal ones the older: their scores, and infinity where
+        they are protected.  Of a block all have one, the mean of its slots.  Rows as in `order`.
         """
         import torch
 
@@ -187,12 +193,12 @@ class Ranked(Policy):
         scores[:, max(0, scores.shape[1] - self.recent) :] = float("inf")
         within = 0.0 if self.reproducible else tolerance(states[0].keys.dtype)
         if self.block == 1:
-            return by_rank(scores, within, self.scale)
-        slots = torch.arange(scores.shape[1], device=scores.device)
-        whole = len(slots) // self.block * self.block
-        blocks = by_rank(scores[:, :whole].unflatten(1, (-1, self.block)).mean(2), within, self.scale)
-        of_blocks = slots[:whole].view(-1, self.block)[blocks].flatten(1)
-        return torch.cat((of_blocks, slots[whole:].expand(len(blocks), -1)), 1)
+            return levelled(scores, within, self.scale)
+        whole = scores.shape[1] // self.block * self.block
+        of_blocks = levelled(scores[:, :whole].unflatten(1, (-1, self.block)).mean(2), within, self.scale)
+        scores[:, :whole] = of_blocks.repeat_interleave(self.block, 1)
+        scores[:, whole:] = float("inf")
+        return scores
 
     @property
     @override
@@ -245,13 +251,6 @@ def tolerance(dtype: "torch.dtype") -> float:
     return max(128 * torch.finfo(torch.float32).eps, torch.finfo(dtype).eps / 4)
 
 
-def by_rank(
-    scores: "Float[Tensor, 'kv_heads slots']", within: float, scale: float = 0.0
-) -> "Int[Tensor, 'kv_heads slots']":
-    """Slots by rising score, and those whose scores are one when they are `levelled` in the order of the text."""
-    return levelled(scores, within, scale).argsort(stable=True)
-
-
 def levelled(
     scores: "Float[Tensor, 'kv_heads slots']", within: float, scale: float = 0.0
 ) -> "Float[Tensor, 'kv_heads slots']":
@@ -264,7 +263,7 @@ def levelled(
         return scores
     import torch
 
-    rising, slots = scores.sort(stable=True)
+    rising, slots = scores.sort()
     near = rising.abs().clamp_(scale, torch.finfo(rising.dtype).max).mul_(within)
     # Infinity is one by itself: nothing is near it.
     apart = rising[:, 1:] - rising[:, :-1] > torch.maximum(near[:, 1:], near[:, :-1])

@@ -7,7 +7,7 @@ one.
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...policies.ranked import Ranked
@@ -34,15 +34,26 @@ def evict(
         layer = layers[number]
         if len(layer) > (budget := policy.budget_of(number, len(layers))):
             # Several heads may share a row.
-            count = policy.left(len(layer), budget) * (layer.kv_heads // len(layer.keys))
+            count = (len(layer) - policy.left(len(layer), budget)) * (layer.kv_heads // len(layer.keys))
             alike.setdefault((layer.keys.device, layer.keys.shape[1], count), []).append(number)
     evicted: dict[int, Evicted] = {}
-    for (*_, count), same in alike.items():
+    for (_, slots, count), same in alike.items():
         seen = [layers[i].seen(i, dims, None if rotation is None else rotation(i)) for i in same]
-        order, rows = policy.order(seen), len(seen[0].positions)
-        split = zip(same, seen, order[:, :-count].split(rows), order[:, -count:].sort().values.split(rows), strict=True)
-        for number, state, leaves, kept in split:
+        leaves, rows = policy.order(seen, count), len(seen[0].positions)
+        for number, state, *parts in zip(
+            same, seen, leaves.split(rows), _others(leaves, slots).split(rows), strict=True
+        ):
             if tell:
-                evicted[number] = layers[number].evicted(leaves)
-            layers[number].let_go(policy, state, leaves, kept)
+                evicted[number] = layers[number].evicted(parts[0])
+            layers[number].let_go(policy, state, *parts)
     return evicted
+
+
+def _others(some: Int[Tensor, "rows some"], slots: int) -> Int[Tensor, "rows others"]:
+    """The other ones of so many slots, in order."""
+    # Of those that stay the one with number i comes behind all whose own number is no greater, when they have left.
+    number, leaving = torch.arange(slots - some.shape[1], device=some.device), some.shape[1]
+    if leaving == 1:
+        return number + (number >= some)
+    before = some.sort().values - torch.arange(leaving, device=some.device)
+    return number + torch.searchsorted(before, number.expand(len(some), -1).contiguous(), right=True)
