@@ -104,14 +104,15 @@ class RankedPass:
         )
         held.append(call.key[0], call.value[0], positions)
         slots = held.keys.shape[1]
-        q = self._rotate(attention, call, turned).reshape(kv_heads, groups * queries, call.dim)
+        # Slots stand in as many rows as there are heads, or all in one.
+        q = self._rotate(attention, call, turned).reshape(len(held.keys), -1, call.dim)
         rotated, values, later = held.rotated, held.values, None
         assert rotated is not None, "just rotated"
-        scores = q @ rotated.transpose(1, 2)
+        scores = (q @ rotated.transpose(1, 2)).view(kv_heads, groups * queries, slots)
         if self.packs is not None and (came := self._pack(held, self.packs[2])) is not None:
             later = slice(self.packs[0], None)
             held.rotated = self._rotate_again(attention, rotated, came)
-            _rows(scores, queries)[:, :, later] = _product(q, held.rotated.transpose(1, 2), queries, later)
+            _put_product(scores, q, held.rotated.transpose(1, 2), queries, later)
         scores = self._hide(call.capped(scores), call)
         if call.sliding_window is not None and token + queries > call.sliding_window:
             unseen = held.positions[:, None] <= positions[:, None] - call.sliding_window
@@ -129,11 +130,13 @@ class RankedPass:
 
         weights, _ = call.intervene(scores, observed, None, first_tokens)
         met = weights[..., :slots].to(call.value.dtype)
+        met = met.reshape(*q.shape[:2], slots)
         out = met @ values
         if later is not None:
-            _rows(out, queries)[:, :, later] = _product(met, held.values, queries, later)
+            _put_product(out, met, held.values, queries, later)
         observed = observed[..., :slots]
-        mass = (observed[..., :most] @ early.to(observed.dtype)[..., None]).float()
+        to_first = observed[..., :most].reshape(*q.shape[:2], -1)
+        mass = (to_first @ early.to(observed.dtype)[..., None]).float()
         if self.policy.accumulates_attention or self.policy.observation_window:
             held.observe(observed.view(kv_heads, groups, queries, slots).mean(1), self.policy)
         if self.policy.future_positions:
@@ -250,20 +253,17 @@ class RankedPass:
         return self._made[kind]
 
 
-def _rows(x: Float[Tensor, "kv_heads rows columns"], queries: int) -> Float[Tensor, "kv_heads groups queries columns"]:
-    """The same rows, those of each query head apart."""
-    return x.unflatten(1, (-1, queries))
-
-
-def _product(
-    x: Float[Tensor, "kv_heads rows inner"],
+def _put_product(
+    into: Float[Tensor, "some_heads rows columns"],
+    x: Float[Tensor, "rows_of_slots rows inner"],
     other: Float[Tensor, "rows_of_slots inner columns"],
     queries: int,
     some: slice,
-) -> Float[Tensor, "kv_heads groups some columns"]:
-    """The rows of some queries of each head, times another matrix."""
-    of = _rows(x, queries)[:, :, some]
-    return (of.flatten(1, 2) @ other).unflatten(1, of.shape[1:3])
+) -> None:
+    """Put the rows of some queries of each head, times another matrix, where they stand."""
+    of = x.unflatten(1, (-1, queries))[:, :, some]
+    product = (of.flatten(1, 2) @ other).unflatten(1, of.shape[1:3])
+    into.view(*x.shape[:1], -1, queries, other.shape[-1])[:, :, some] = product
 
 
 def ahead(queries: int, device: torch.device) -> Float[Tensor, "queries queries"]:

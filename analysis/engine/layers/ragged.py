@@ -7,7 +7,7 @@ of them are each head's is not, so that nothing is copied there while a text is 
 from dataclasses import dataclass, field, fields, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ...families.rotary import Adapted
@@ -148,7 +148,7 @@ class RaggedLayer(RankedLayer):
     ) -> None:
         """Hold the next tokens of the text too, in all heads."""
         heads, tokens = keys.shape[:2]
-        self._hold(in_one_row(keys), in_one_row(values), positions.repeat_interleave(heads)[None])
+        self._hold(in_one_row(keys), in_one_row(values), in_one_row(positions.expand(heads, -1)))
         new = torch.eye(heads, dtype=torch.bool, device=self.own.device).repeat(1, tokens)
         self.own = torch.cat((self.own, new), 1)
 
@@ -207,6 +207,6 @@ class RaggedLayer(RankedLayer):
         self.own = self.own[:, kept[0]]
 
 
-def in_one_row(x: Float[Tensor, "kv_heads tokens dim"]) -> Float[Tensor, "1 slots dim"]:
+def in_one_row(x: Shaped[Tensor, "kv_heads tokens *dim"]) -> Shaped[Tensor, "1 slots *dim"]:
     """What heads have of some tokens, token by token."""
     return x.transpose(0, 1).flatten(0, 1)[None]
