@@ -40,16 +40,10 @@ class AdaKV(SnapKV):
 
     @override
     def score(self, state: LayerState) -> "Tensor":
-        own = _own(state)[None]
-        return self._scores([state], own, self._newest(own))
+        return self._scores([state], _Slots.of([state]))
 
-    def _scores(
-        self,
-        states: "Sequence[LayerState]",
-        own: "Bool[Tensor, 'layers kv_heads slots']",
-        newest: "Bool[Tensor, 'layers slots']",
-    ) -> "Float[Tensor, 'layers slots']":
-        """The same of some layers: whose their slots are, and which are the newest."""
+    def _scores(self, states: "Sequence[LayerState]", slots: "_Slots") -> "Float[Tensor, 'layers slots']":
+        """The same of the slots of some layers."""
         import torch
 
         given = []
@@ -57,50 +51,71 @@ class AdaKV(SnapKV):
             assert state.recent_attention is not None, "it was asked for"
             given.append(state.recent_attention[0].float().mean(0))
         # Neighbours are slots of one head: head after head, with zeros between them.
-        (_, kv_heads, slots), gap = own.shape, self.kernel // 2
-        upto = own.cumsum(2)
-        counts = upto[..., -1:]
-        begins = counts.cumsum(1) - counts + gap * torch.arange(kv_heads, device=own.device)[:, None]
-        at = ((begins + upto - 1) * own).sum(1)
-        apart = torch.zeros(len(own), slots + gap * (kv_heads - 1), device=own.device)
-        apart = apart.scatter(1, at, torch.stack(given).masked_fill(newest, 0))
+        gap, (_, kv_heads, width) = self.kernel // 2, slots.own.shape
+        at = slots.begins + slots.number + gap * slots.heads
+        apart = torch.zeros(len(at), width + gap * (kv_heads - 1), device=at.device)
+        apart = apart.scatter(1, at, torch.stack(given).masked_fill(slots.newest(self.recent), 0))
         return pooled(apart, self.kernel, self.pooling).gather(1, at)
+
+    @override
+    def order(self, states: "Sequence[LayerState]", first: int | None = None) -> "Int[Tensor, 'layers slots']":
+        levels = self.levels(states)
+        # No two are equal.
+        return levels.topk(first or levels.shape[1], largest=False).indices
 
     @override
     def levels(self, states: "Sequence[LayerState]") -> "Int[Tensor, 'layers slots']":
         import torch
 
-        own = torch.stack([_own(state) for state in states])
-        positions = torch.cat([state.positions for state in states])
-        _, kv_heads, slots = own.shape
-        newest = self._newest(own)
-        protected = newest | self.protected(positions)
-        scores = self._scores(states, own, newest).masked_fill(protected, float("inf"))
+        here, positions = _Slots.of(states), torch.cat([state.positions for state in states])
+        _, kv_heads, slots = here.own.shape
+        stays = here.newest(self.recent) | self.protected(positions)
+        scores = self._scores(states, here).masked_fill_(stays, float("inf"))
         # Rounding makes slots of one head equal; those of two heads that are near each other are so by chance.
-        of_heads = scores[:, None].masked_fill(~own, float("-inf")).flatten(0, 1)
-        of_heads = levelled(of_heads, tolerance(states[0].keys.dtype)).view_as(own)
-        rising = of_heads.amax(1).argsort(stable=True)
-        free, every = ~protected, torch.arange(slots, device=rising.device).expand_as(rising)
-        # How many free slots are better: of all heads, and of each.
-        better = torch.empty_like(rising).scatter(1, rising, free.sum(1, keepdim=True) - 1 - every)
-        of_each = rising[:, None].expand_as(own)
-        upto = (own & free[:, None]).gather(2, of_each).cumsum(2)
-        own_better = torch.empty_like(upto).scatter(2, of_each, upto[..., -1:] - upto)
+        levels = levelled(scores, tolerance(states[0].keys.dtype), heads=here.heads)
+        rising = levels.argsort(stable=True)
+        # From here on slots stand in this order: those that are free come first.
+        rank, count = torch.arange(slots, device=stays.device), slots - stays.sum(1, keepdim=True)
+        own = here.own.gather(2, rising[:, None].expand_as(here.own)) & (rank < count)[:, None]
         even = max(0, self.budget - self.interval + 1 - self.recent - self.sinks)
-        wins = (own & (free & (better < even * kv_heads))[:, None]).sum(2)
-        least = even * self.floor // 100
-        given = torch.round(wins * (1 - self.floor / 100) + least)
-        inside = (own & (own_better < given[..., None])).any(1)
-        level = torch.where(protected, 2, inside.long())
-        return level * slots + torch.empty_like(rising).scatter(1, rising, every)
-
-    def _newest(self, own: "Bool[Tensor, 'layers kv_heads slots']") -> "Bool[Tensor, 'layers slots']":
-        """Which are the newest slots of their heads, as many as are protected."""
+        wins = (own & (rank >= count - even * kv_heads)[:, None]).sum(2, keepdim=True)
+        given = torch.round(wins * (1 - self.floor / 100) + even * self.floor // 100)
+        # Of each head its best slots, as many as it is given, and then the best of what is left over.
         upto = own.cumsum(2)
-        return (own & (upto[..., -1:] - upto < self.recent)).any(1)
+        inside = (own & (upto[..., -1:] - upto < given)).any(1)
+        level = torch.where(rank < count, inside.long(), 2)
+        return torch.empty_like(rising).scatter(1, rising, level * slots + rank)
 
 
-def _own(state: LayerState) -> "Bool[Tensor, 'kv_heads slots']":
-    """Whose the slots of a layer are."""
-    assert state.own is not None, "its slots stand in one row"
-    return state.own
+@dataclass(frozen=True, eq=False)
+class _Slots:
+    """Where the slots of some layers stand in their heads."""
+
+    own: "Bool[Tensor, 'layers kv_heads slots']"
+    """Which are those of each head."""
+    heads: "Int[Tensor, 'layers slots']"
+    """Whose each is."""
+    number: "Int[Tensor, 'layers slots']"
+    """Which of its head's it is, from 0."""
+    count: "Int[Tensor, 'layers slots']"
+    """How many its head has."""
+    begins: "Int[Tensor, 'layers slots']"
+    """How many the heads before its own have."""
+
+    @classmethod
+    def of(cls, states: "Sequence[LayerState]") -> "_Slots":
+        import torch
+
+        of_layers = []
+        for state in states:
+            assert state.own is not None, "its slots stand in one row"
+            of_layers.append(state.own)
+        own = torch.stack(of_layers)
+        upto, heads = own.cumsum(2), (own * torch.arange(own.shape[1], device=own.device)[:, None]).sum(1)
+        counts = upto[..., -1]
+        number = upto.gather(1, heads[:, None])[:, 0] - 1
+        return cls(own, heads, number, *(x.gather(1, heads) for x in (counts, counts.cumsum(1) - counts)))
+
+    def newest(self, count: int) -> "Bool[Tensor, 'layers slots']":
+        """Which are the newest of their heads, so many of each."""
+        return self.number >= self.count - count
