@@ -189,7 +189,7 @@ def read_unmodified(
 ) -> Generator[float, None, Unmodified]:
     """Read the text with nothing knocked out, and tell what share of it is read by now; `chunk` as for `knock_outs`."""
     policy = replace(policy, knockout="none")
-    least = MIN_CHUNK if policy.pass_tokens is None else MIN_CHUNK_ONE_BY_ONE
+    least = MIN_CHUNK if policy.pass_tokens is None else max(MIN_CHUNK_ONE_BY_ONE, policy.pass_tokens)
     size = chunk or least
     lane, parts, cuts = open_lanes(model, tokens, [policy])[0], [], []
     while not lane.done:
