@@ -75,24 +75,6 @@ def test_chunk_size_changes_nothing(name, interval, tiny_llama):
         np.testing.assert_array_equal(got.cache_tokens, expected.cache_tokens)
 
 
-def test_several_evictions_are_one_pass_and_an_answer_reads_nothing_twice(tiny_llama):
-    lane = open_lanes(tiny_llama, words(120), [small("h2o")])[0]
-    network, passes = lane.context.model, []
-    forward = network.forward
-    counting = copy.copy(network)
-    counting.forward = lambda ids, *args, **more: passes.append(ids.shape[1]) or forward(ids, *args, **more)
-    lane.context.model = counting
-    # The first eviction is after the 17th token, and then one follows every token.
-    while not lane.done:
-        lane.read(64)
-    assert passes == [17, *[16] * 6, 6]
-    passes.clear()
-    for _ in range(40):
-        lane.next(lambda logits: int(logits.argmax()))
-    # What had been read of a group is read with it once, and from then on a token is a group.
-    assert passes == [*[1] * 9, 16, *[1] * 30]
-
-
 @pytest.mark.parametrize("name", RANKED)
 def test_budget_for_the_whole_text_equals_dense(name, tiny_llama):
     tokens = words(60)

@@ -3,6 +3,8 @@
 Equal tokens have equal keys in the first layer, and in a text of one token in all layers, but for rounding.
 """
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from analysis.engine.stream import open_lanes
 from analysis.policies import POLICIES, Ranked, parse
 from analysis.policies.ranked import agreed, levelled, tolerance
 
-from .families import shared
+from .families import shared, words
 from .published import WITHIN, order
 from .reading import read
 
@@ -102,6 +104,24 @@ def test_copies_within_a_group_go_on_apart(positions, tiny_llama):
         assert lane.store.group is None, "the group has ended"
         ends.append((bits(lane), kept(lane)))
     assert ends[0] == ends[1] == ends[2]
+
+
+def test_several_evictions_are_one_pass_and_an_answer_reads_nothing_twice(tiny_llama):
+    lane = open_lanes(tiny_llama, words(120), [parse("h2o:budget=16,recent=5")])[0]
+    network, passes = lane.context.model, []
+    forward = network.forward
+    counting = copy.copy(network)
+    counting.forward = lambda ids, *args, **more: passes.append(ids.shape[1]) or forward(ids, *args, **more)
+    lane.context.model = counting
+    # The first eviction is after the 17th token, and then one follows every token.
+    while not lane.done:
+        lane.read(64)
+    assert passes == [17, *[16] * 6, 6]
+    passes.clear()
+    for _ in range(40):
+        lane.next(lambda logits: int(logits.argmax()))
+    # What had been read of a group is read with it once, and from then on a token is a group.
+    assert passes == [*[1] * 9, 16, *[1] * 30]
 
 
 @pytest.mark.parametrize("interval", [1, 8])
