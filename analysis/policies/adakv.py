@@ -104,6 +104,7 @@ class _Slots:
 
     @classmethod
     def of(cls, states: "Sequence[LayerState]") -> "_Slots":
+        """Those of layers that have equally many heads and slots."""
         import torch
 
         of_layers = []

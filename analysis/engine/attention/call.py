@@ -85,8 +85,8 @@ class Call:
         """The call of some of its tokens alone."""
         if end - begin == self.queries:
             return self
-        some = (x[:, :, begin:end] for x in (self.query, self.key, self.value))
-        return replace(self, **dict(zip(("query", "key", "value"), some, strict=True)))
+        query, key, value = (x[:, :, begin:end] for x in (self.query, self.key, self.value))
+        return replace(self, query=query, key=key, value=value)
 
     def capped(self, scores: Tensor) -> Tensor:
         """Scores that approach `softcap` and never pass it."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...families.positions import Angles, AttentionModule
 from ..layers.ragged import RaggedLayer, in_one_row
 from .call import Call
-from .ranked import RankedPass, Turned, ahead
+from .ranked import RankedPass, Rotated, ahead
 
 
 @dataclass(eq=False)
@@ -36,24 +36,24 @@ class RaggedPass(RankedPass):
         return scores.add_(torch.where(own, 0, float("-inf"))[:, None])
 
     def _rotate(
-        self, attention: AttentionModule, call: Call, turned: Turned | None
+        self, attention: AttentionModule, call: Call, rotated_once: Rotated | None
     ) -> Float[Tensor, "heads queries dim"]:
         """Let the keys held be rotated to where they stand, as far as they are not, and give the queries, which stand
         where the newest keys of their head do."""
         model, held = self.model, self.layers[call.layer]
-        at = held.slots_of_heads() if turned is None else held.positions[0]
+        at = held.slots_of_heads() if rotated_once is None else held.positions[0]
         old, new = at.split((len(at) - held.kv_heads * call.queries, held.kv_heads * call.queries))
         if held.rotated is None:
             angles = model.angles(attention, old, self.length)
             held.rotated = model.rotate(attention, held.keys[None, :, : len(old)], angles)[0]
-        if turned is None:
+        if rotated_once is None:
             here = model.angles(attention, new, self.length)
             # Heads that hold differently many ask from different slots: for once they are a batch of texts.
             of_heads = call.query[0].unflatten(0, (held.kv_heads, -1))
             queries = model.rotate(attention, of_heads, _of_heads(here, held.kv_heads)).flatten(0, 1)
             newest = model.rotate(attention, held.keys[None, :, len(old) :], here)[0]
         else:
-            queries, newest = turned[0], in_one_row(turned[1])
+            queries, newest = rotated_once[0], in_one_row(rotated_once[1])
         held.rotated = torch.cat((held.rotated, newest), 1)
         return queries
 

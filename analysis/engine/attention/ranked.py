@@ -23,7 +23,7 @@ from ..layers.packed import AsItCame
 from ..layers.ranked import Evicted, RankedLayer
 from .call import Call, weigh
 
-Turned = tuple[Tensor, Tensor]
+Rotated = tuple[Tensor, Tensor]
 """Queries and keys of some tokens, rotated to where they stand: [heads, queries, dim] and [kv_heads, queries, dim]."""
 
 
@@ -76,10 +76,10 @@ class RankedPass:
         held, queries, pieces, begin = self.layers[call.layer], call.queries, [], 0
         if held.length != self.length:
             held.rotated, held.length = None, self.length
-        budget, turned = self.policy.budget_of(call.layer, len(self.layers)), self._turned(attention, call)
+        budget, rotated_once = self.policy.budget_of(call.layer, len(self.layers)), self._rotated_once(attention, call)
         while begin < queries:
             end = min(queries, begin + 1 + max(0, budget - len(held)))
-            here = turned and (turned[0][:, begin:end], turned[1][:, begin:end])
+            here = rotated_once and (rotated_once[0][:, begin:end], rotated_once[1][:, begin:end])
             pieces.append(self._read(attention, call.of_tokens(begin, end), self.token + begin, here))
             if end < queries:
                 self._evict([call.layer], end)
@@ -93,10 +93,10 @@ class RankedPass:
         return out
 
     def _read(
-        self, attention: AttentionModule, call: Call, token: int, turned: Turned | None
+        self, attention: AttentionModule, call: Call, token: int, rotated_once: Rotated | None
     ) -> tuple[Float[Tensor, "1 queries heads dim"], Float[Tensor, "heads queries"]]:
         """Output and sink mass of tokens before the next eviction, which begin at text position `token`; as a side
-        effect the layer holds them.  `turned`: what _turned says of them."""
+        effect the layer holds them.  `rotated_once`: what _rotated_once says of them."""
         held, queries, groups, kv_heads = self.layers[call.layer], call.queries, call.groups, call.kv_heads
         home = call.key.device
         positions = self._shared(
@@ -105,7 +105,7 @@ class RankedPass:
         held.append(call.key[0], call.value[0], positions)
         slots = held.keys.shape[1]
         # Slots stand in as many rows as there are heads, or all in one.
-        q = self._rotate(attention, call, turned).reshape(len(held.keys), -1, call.dim)
+        q = self._rotate(attention, call, rotated_once).reshape(len(held.keys), -1, call.dim)
         rotated, values, later = held.rotated, held.values, None
         assert rotated is not None, "just rotated"
         scores = (q @ rotated.transpose(1, 2)).view(kv_heads, groups * queries, slots)
@@ -171,7 +171,7 @@ class RankedPass:
             )
         return scores
 
-    def _turned(self, attention: AttentionModule, call: Call) -> Turned | None:
+    def _rotated_once(self, attention: AttentionModule, call: Call) -> Rotated | None:
         """Queries and keys of a layer at their positions in the text, which no eviction changes; None where positions
         are those of the cache."""
         if self.policy.positions == "cache":
@@ -182,20 +182,21 @@ class RankedPass:
         )
 
     def _rotate(
-        self, attention: AttentionModule, call: Call, turned: Turned | None
+        self, attention: AttentionModule, call: Call, rotated_once: Rotated | None
     ) -> Float[Tensor, "heads queries dim"]:
         """Let the keys held be rotated to where they stand, as far as they are not, and give the queries, which stand
         where the newest keys do."""
         model, held, queries = self.model, self.layers[call.layer], call.queries
         slots = held.keys.shape[1]
-        if turned is None and held.rotated is None:
+        if rotated_once is None and held.rotated is None:
             whole = self._angles(attention, 0, slots)
             held.rotated = model.rotate(attention, held.keys[None], whole)[0]
             here = whole and (whole[0][:, slots - queries :], whole[1][:, slots - queries :])
             return model.rotate(attention, call.query, here)[0]
-        if turned is None:
+        newest = rotated_once
+        if newest is None:
             here = self._angles(attention, slots - queries, slots)
-            turned = model.rotate(attention, call.query, here)[0], model.rotate(attention, call.key, here)[0]
+            newest = model.rotate(attention, call.query, here)[0], model.rotate(attention, call.key, here)[0]
         elif held.rotated is None:
             # Every KV head holds other positions: for once they are a batch of texts with one head each.
             flat = model.angles(attention, held.positions[:, : slots - queries].flatten(), self.length)
@@ -204,8 +205,8 @@ class RankedPass:
                 flat = flat[0].view(len(old), -1, flat[0].shape[-1]), flat[1].view(len(old), -1, flat[1].shape[-1])
             held.rotated = model.rotate(attention, old, flat)[:, 0]
         assert held.rotated is not None, "the older ones have been rotated"
-        held.rotated = torch.cat((held.rotated, turned[1]), 1)
-        return turned[0]
+        held.rotated = torch.cat((held.rotated, newest[1]), 1)
+        return newest[0]
 
     def _rotate_again(
         self, attention: AttentionModule, rotated: Float[Tensor, "rows slots dim"], came: AsItCame

@@ -1,4 +1,4 @@
-"""Eviction of ranked slots, from all layers of a lane at once.
+"""Eviction of ranked slots, after a pass from all layers of a lane at once, and within one from the layer that reads.
 
 Ranking is many small steps over few numbers: thirty layers together take a quarter of the time that they take one by
 one.
