@@ -87,6 +87,31 @@ def test_its_numbers_are_those_of_the_command_dense_first(registry, speaking, tm
     assert all(e.kl is not None and e.recall is not None and e.milliseconds for e in found.found.entries)
 
 
+def test_what_says_that_all_cells_are_whole_knows_all_of_them(registry, speaking, monkeypatch):
+    told, publish = [], VerdictJob._publish
+
+    def heard(job):
+        publish(job)
+        told.append(Found.of_job(job))
+
+    monkeypatch.setattr(kept, "TABLED_EVERY", 1e9)
+    monkeypatch.setattr(VerdictJob, "_publish", heard)
+    asked = plan_of(speaking, budgets=(32,), tasks=("kl", "passkey"))
+    job = finished(registry, begun(registry, asked))
+    partly, whole = [found for found in told if not found.whole], [found for found in told if found.whole]
+    assert partly and len(whole) >= 2
+    assert all(found.verdict == verdict(asked, library.home() / job.id) for found in whole)
+
+
+def test_a_comparison_that_was_killed_is_not_called_whole(registry, speaking):
+    asked = plan_of(speaking, budgets=(32,), tasks=("kl",))
+    job = finished(registry, begun(registry, asked))
+    place = copied(library.home() / job.id, library.home() / "killed")
+    folder_of(asked, place)
+    killed(place)
+    assert Found.of_job(job).whole and not Found.of_result(recordings.result("killed", "verdict")).whole
+
+
 def test_a_comparison_does_not_go_on_with_cells_of_other_weights(registry, speaking, written):
     asked = plan_of(speaking)
     job = begun(registry, asked)

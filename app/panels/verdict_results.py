@@ -42,6 +42,8 @@ class Found:
     """None before anything is whole."""
     done: int
     total: int
+    whole: bool
+    """Whether `verdict` says what all cells do."""
     table: bool = False
     """Whether figures can be made of it."""
 
@@ -49,7 +51,8 @@ class Found:
     def of_job(cls, run: VerdictJob) -> Self:
         """What a job has found so far."""
         now = run.snapshot
-        return cls(run.id, run.plan, now.found, now.done, now.total, now.found is not None and not run.kept.problem)
+        whole, table = now.done == now.total, now.found is not None and not run.kept.problem
+        return cls(run.id, run.plan, now.found, now.done, now.total, whole, table)
 
     @classmethod
     def of_result(cls, result: recordings.Result) -> Self:
@@ -63,7 +66,8 @@ class Found:
         except ValueError:
             # A command read files of its own.
             done = total = len(list(result.path.glob("*/run.json")))
-        return cls(result.id, plan, found, done, total, table)
+        # Work that was killed may have left a cell that the tables do not know.
+        return cls(result.id, plan, found, done, total, done == total and not result.goes_on, table)
 
     @property
     def about(self) -> str:
@@ -78,7 +82,7 @@ def draw(found: Found) -> None:
     """All of it."""
     verdict = found.verdict
     if verdict is not None and any(e.tokens or e.recall for e in verdict.entries[1:]):
-        sofar = "" if found.done == found.total else "So far: "
+        sofar = "" if found.whole else "So far: "
         st.html(AROUND.with_name("verdict.css"))
         told = escape(sofar + tables.sentence(verdict)).replace(" %", "&nbsp;%")
         st.html(f'<p class="sk-sentence">{told}</p>')

@@ -46,7 +46,7 @@ def kept_cells(
     say: Callable[[Verdict], object] = lambda found: None,
 ) -> Generator[Cell, None, None]:
     """All cells of a plan when they are whole: first those of the folder `known`; each of the others is put into a
-    folder by `keep`, and now and then, and at the end, the tables are.
+    folder by `keep`, and so are the tables: now and then, with the last cell, and where the work ends before that.
 
     `told`: hears how many tokens of a cell were read just now, and may raise to end the work; `say`: hears what the
     cells say, whenever the tables are written.  Raises ValueError where `known` has cells of another model or
@@ -64,9 +64,9 @@ def kept_cells(
             say(found := verdict(plan, place))
             keep(partial(_write, tables.written(found)))
 
-        done = 0
+        done, cells = 0, (*there, *left)
         try:
-            for cell in (*there, *left):
+            for cell in cells:
                 if known is not None and cell.name not in missing:
                     shutil.copytree(known / cell.name, place / cell.name)
                 else:
@@ -74,7 +74,7 @@ def kept_cells(
                     put(place / cell.name, whole)
                     keep(partial(_put, cell.name, whole))
                 done += 1
-                if done >= len(there) and time.monotonic() > after:
+                if done == len(cells) or (done >= len(there) and time.monotonic() > after):
                     tabulate()
                     tabled, after = done, time.monotonic() + TABLED_EVERY
                 yield cell
