@@ -15,14 +15,18 @@ if not (ROOT / "__init__.py").exists() and str(ROOT) not in sys.path:
 import streamlit as st
 
 if __name__ != "__main__":
+    from streamlit import config
+
     from analysis.engine import allocator
-    from app import feed, prepared, recordings
+    from app import prepared
     from app.border import failed
     from app.guard import GUARDS
+    from app.routes import below
 
     # Before there are threads, so that those which read have the same pool of memory.
     allocator.keep_freed()
-    app = st.App(__file__, routes=[*recordings.ROUTES, *feed.ROUTES], middleware=GUARDS, on_script_error=failed)
+    routes = below(config.get_option("server.baseUrlPath"))
+    app = st.App(__file__, routes=routes, middleware=GUARDS, on_script_error=failed)
     prepared.begin()
 else:
     from streamlit.runtime.scriptrunner import get_script_run_ctx

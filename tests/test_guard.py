@@ -12,6 +12,7 @@ from streamlit import config
 from streamlit.web.server.app_discovery import discover_asgi_app
 
 from app import guard
+from app.routes import ROUTES, below
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +63,10 @@ def test_the_server_finds_what_it_serves_with():
     main = Path(guard.__file__).parent / "main.py"
     assert discover_asgi_app(main).import_string == "main:app"
     assert isinstance(st.App(main, middleware=guard.GUARDS), st.App)
+
+
+@pytest.mark.parametrize(("path", "before"), [("", ""), ("sinkscope", "/sinkscope"), ("/a/b/", "/a/b")])
+def test_what_the_app_serves_lies_below_the_path_of_its_pages(path, before):
+    served = {route.path for route in below(path)}
+    assert served == {f"{before}{route.path}" for route in ROUTES}
+    assert f"{before}/feed/{{id}}" in served

@@ -42,7 +42,7 @@ def started(
     command: Sequence[str] = IN_CHECKOUT, folder: Path = ROOT, **variables: str
 ) -> Generator[tuple[str, subprocess.Popen]]:
     """The app as a person starts it, by a command in a folder, with these variables in its environment: its address,
-    and its process."""
+    with the path below which it is served, and its process."""
     port = free_port()
     command = [*command, "--server.headless=true", f"--server.port={port}"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
@@ -51,7 +51,8 @@ def started(
             command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
         )
         try:
-            address = f"http://127.0.0.1:{port}"
+            below = variables.get("STREAMLIT_SERVER_BASE_URL_PATH", "").strip("/")
+            address = f"http://127.0.0.1:{port}/{below}".rstrip("/")
             wait_for_server(address, process, log)
             yield address, process
         finally:
