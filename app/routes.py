@@ -2,9 +2,9 @@
 
 from starlette.routing import Route
 
-from . import feed, recordings
+from . import downloads, feed, recordings
 
-ROUTES = [*recordings.ROUTES, *feed.ROUTES]
+ROUTES = [*recordings.ROUTES, *feed.ROUTES, *downloads.ROUTES]
 
 
 def below(path: str) -> list[Route]:

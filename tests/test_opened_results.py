@@ -325,7 +325,7 @@ def test_figures_are_made_of_runs_that_an_address_names(home):
 
 
 def buttons(at: AppTest) -> list[str]:
-    return [button.proto.label for button in at.get("download_button")]
+    return [button.proto.label for button in at.get("link_button")]
 
 
 def test_a_figure_of_a_folder_or_a_stretch_whose_model_is_not_in_use_says_what_to_do(home, tmp_path):

@@ -12,6 +12,7 @@ from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app import address, recordings
 from app.controls import Chosen, chosen_text
+from app.downloads import download
 from app.jobs.ablation import AblationJob
 from app.pages import PAGES
 from app.panels import charts
@@ -156,10 +157,7 @@ def draw_effects(found: FoundEffects) -> None:
     if named := address.named_text(found.spec.text, found.text_sha256):
         link["text"] = named
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.download_button(
-            "All heads as CSV", effects_as_csv(ranked), "heads.csv", "text/csv", icon=":material/download:",
-            on_click="ignore",
-        )  # fmt: skip
+        download("All heads as CSV", "heads.csv", lambda: effects_as_csv(ranked))
         st.page_link(
             PAGES["read"].path,
             label=f"Read on without the sink of {worst.layer}.{worst.head}",

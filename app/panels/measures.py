@@ -13,6 +13,7 @@ from analysis.experiments.measures import LONGEST, MASSIVE, MEASURES, Measured, 
 from analysis.runs.spec import Spec
 from app import address, recordings
 from app.controls import choice, choose, chosen_text, kept
+from app.downloads import download
 from app.jobs.measures import MeasuresJob
 from app.panels import charts
 from app.panels.job_panel import JobPanel, Maker
@@ -149,10 +150,7 @@ def draw_measured(measured: Measured) -> None:
     st.caption("Every head; a press on a heading sorts")
     titles = {n: st.column_config.NumberColumn(title.split(",")[0], format="%.4f") for n, title in MEASURES.items()}
     st.dataframe(rows, hide_index=True, height=320, column_config=titles)
-    st.download_button(
-        "All heads as CSV", rows.to_csv(index=False), "measures.csv", "text/csv", icon=":material/download:",
-        on_click="ignore",
-    )  # fmt: skip
+    download("All heads as CSV", "measures.csv", lambda: rows.to_csv(index=False))
 
 
 def now() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from app import recordings
 from app.components import chart
 from app.components import recall as component
 from app.controls import choice, kept
+from app.downloads import download
 from app.frames.recall import frame, ordered
 from app.jobs.recall import RecallJob
 from app.pages import PAGES
@@ -126,10 +127,7 @@ def take_away(found: Found) -> None:
     """The table as a file, a figure, and the command that computes the same."""
     with st.container(horizontal=True, vertical_alignment="center"):
         if found.rows:
-            st.download_button(
-                "All answers as CSV", lambda: as_table(found.rows), "recall.csv", "text/csv",
-                icon=":material/download:", on_click="ignore",
-            )  # fmt: skip
+            download("All answers as CSV", "recall.csv", lambda: as_table(found.rows))
         if found.table:
             figure: dict[str, Any] = {"figure": "needle-map" if found.placed else "recall-curve", "run": found.id}
             st.page_link(

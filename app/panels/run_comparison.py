@@ -22,6 +22,7 @@ from analysis.tables import as_csv
 from app import address
 from app.components import chart
 from app.controls import choice, choose, kept, problem, readdress
+from app.downloads import download
 from app.plain import plain
 
 from . import charts
@@ -237,9 +238,7 @@ def draw_table(comparison: Comparison, labels: list[str], entries: Sequence[Entr
         "Excess NLL: nats/token above the first lane of the first run, over the tokens from the beginning that both "
         "have read; its standard error is over blocks of 256 tokens."
     )
-    st.download_button(
-        "As CSV", as_csv(HEADER, found), "comparison.csv", "text/csv", icon=":material/download:", on_click="ignore"
-    )
+    download("As CSV", "comparison.csv", lambda: as_csv(HEADER, found))
 
 
 def draw_grids(comparison: Comparison, titles: list[str]) -> None:

@@ -21,6 +21,7 @@ from analysis.policies import parse
 from analysis.runs import archive, library, trash
 from analysis.runs.library import KINDS, LONGEST, Entry
 from app.controls import choice, choose, kept, problem, readdress
+from app.downloads import download
 from app.plain import plain
 
 AT_ONCE = 20
@@ -150,10 +151,7 @@ def menu(entry: Entry) -> None:
         placeholder=titled(entry), on_change=renamed, args=(key,),
     )  # fmt: skip
     if entry.size <= MOST_UPLOADED * 1e6 and not entry.problem:
-        st.download_button(
-            "Export as .zip", lambda: packed(key), f"{key}.zip", "application/zip", icon=":material/download:",
-            on_click="ignore", key=f"runs-export-{key}",
-        )  # fmt: skip
+        download("Export as .zip", f"{key}.zip", lambda: packed(key), "application/zip")
     elif not entry.problem:
         st.caption("It is too large for a page: export it by a command.")
         st.code(f"{COMMAND} runs export {key}", language="bash", wrap_lines=True)

@@ -15,6 +15,7 @@ from analysis.figures.pareto import COSTS, Pareto
 from app import address, parameters, recordings
 from app.components import chart
 from app.controls import AROUND, kept
+from app.downloads import download
 from app.jobs.verdict import VerdictJob
 from app.pages import PAGES
 from app.panels import charts
@@ -126,10 +127,7 @@ def take_away(found: Found) -> None:
     with st.container(horizontal=True, vertical_alignment="center"):
         for name, label in {"table.csv": "Table as CSV", "pairs.csv": "Pairs as CSV"}.items():
             if (verdict := found.verdict) is not None:
-                st.download_button(
-                    label, lambda verdict=verdict, name=name: tables.written(verdict)[name], name, "text/csv",
-                    icon=":material/download:", on_click="ignore",
-                )  # fmt: skip
+                download(label, name, lambda verdict=verdict, name=name: tables.written(verdict)[name])
         if found.table:
             st.page_link(
                 PAGES["figures"].path, label="Make a figure of it", icon=f":material/{PAGES['figures'].icon}:",

@@ -13,6 +13,7 @@ from analysis.palette import labels
 from analysis.policies import parse
 from app import address
 from app.controls import Chosen
+from app.downloads import download
 from app.frames.recall import ordered
 from app.jobs.whereabouts import WhereaboutsJob
 from app.pages import PAGES
@@ -161,7 +162,5 @@ def take_away(job: WhereaboutsJob, label: str) -> None:
             PAGES["read"].path, label=plain(f"Read this text under dense and {label}" if len(lanes) > 1 else "Read it"),
             icon=f":material/{PAGES['read'].icon}:", query_params=link,
         )  # fmt: skip
-        st.download_button(
-            "This text", job.text.content or "", job.text.name, "text/plain", icon=":material/download:",
-            on_click="ignore",
-        )  # fmt: skip
+        text = job.text
+        download("This text", text.name, lambda: text.content or "", "text/plain")

@@ -18,6 +18,7 @@ from analysis.runs import library
 from analysis.texts import with_bos
 from app import address
 from app.controls import brand, choose, heading, kept, readdress, setting_control
+from app.downloads import download
 from app.jobs.capture import CaptureJob
 from app.jobs.reading import ReadingJob
 from app.jobs.registry import REGISTRY
@@ -174,18 +175,15 @@ def draw() -> None:
     if note := missing(data):
         st.warning(plain(note))
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.download_button(
-            f"Download {out}", made, str(out), TYPES.get(file, "application/octet-stream"), type="primary",
-            icon=":material/download:", on_click="ignore",
-        )  # fmt: skip
+        media_type = TYPES.get(file, "application/octet-stream")
+        download(f"Download {out}", str(out), lambda: made, media_type, primary=True)
         if file in ("csv", "npz"):
-            st.download_button(
-                "Where it comes from", json.dumps(about, indent=2), f"{out}.json", "application/json", on_click="ignore"
-            )
+            origin = json.dumps(about, indent=2)
+            download("Where it comes from", f"{out}.json", lambda: origin, "application/json", icon=None)
         if figure.needs == "run":
-            st.download_button(
-                "Report of this run", lambda: page(source).encode(), "report.html", "text/html",
-                icon=":material/summarize:", on_click="ignore", help="One page that opens without network or Python",
+            download(
+                "Report of this run", "report.html", lambda: page(source), "text/html", icon=":material/summarize:",
+                help="One page that opens without network or Python",
             )  # fmt: skip
         st.caption(f"{WIDTHS[layout.venue]:.2f} in wide · {len(made) / 1000:,.0f} kB")
     preview(figure, data, layout, file, made, about)

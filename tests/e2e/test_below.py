@@ -1,4 +1,6 @@
-"""The app below a path, as behind a proxy: recordings and live frames come from below that path as well."""
+"""The app below a path, as behind a proxy: recordings, live frames and files come from below that path as well."""
+
+import re
 
 import pytest
 
@@ -21,4 +23,8 @@ def test_all_of_a_page_comes_from_below_the_path_of_the_app(page):
         wait_read(page, 3, 100)
         page.get_by_role("button", name="Stop").click()
         page.get_by_text("Stopped.").wait_for()
+        page.get_by_role("link", name="Figures").click()
+        with page.expect_download() as file:
+            page.get_by_role("link", name=re.compile(r"^Download .*\.pdf")).click()
+        assert file.value.path().read_bytes().startswith(b"%PDF")
         assert not elsewhere and not page.problems

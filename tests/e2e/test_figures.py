@@ -14,7 +14,7 @@ pytestmark = pytest.mark.browser
 
 def download(page, name):
     with page.expect_download() as file:
-        page.get_by_role("button", name=name).click()
+        page.get_by_role("link", name=name).click()
     return Path(file.value.path()).read_bytes()
 
 

@@ -102,7 +102,7 @@ def test_heads_are_knocked_out_until_one_has_seen_enough(app, page):
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("What was found is kept.").wait_for()
     with page.expect_download() as file:
-        page.get_by_role("button", name="All heads as CSV").click()
+        page.get_by_role("link", name="All heads as CSV").click()
     rows = file.value.path().read_text().splitlines()
     assert rows[0] == "layer,head,excess_nats_per_token,standard_error" and len(rows) > 3
     layer, head = rows[1].split(",")[:2]
@@ -130,7 +130,7 @@ def test_heads_are_measured_over_samples(app, page):
     page.get_by_text(re.compile(r"layers \d+ to \d+, most often at token 0, channel \d+")).wait_for()
     page.locator(".js-plotly-plot").nth(2).wait_for()
     with page.expect_download() as file:
-        page.get_by_role("button", name="All heads as CSV").click()
+        page.get_by_role("link", name="All heads as CSV").click()
     rows = file.value.path().read_text().splitlines()
     assert rows[0].startswith("layer,head,sink_mass,alpha,distance,entropy") and len(rows) == 271
     assert not page.problems and not page.strangers

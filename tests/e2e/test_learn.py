@@ -190,9 +190,9 @@ def test_a_sink_is_trained_looked_back_at_and_exported(app, page):
     page.locator("[role=img][aria-label*='map at step 0;']").wait_for()
     page.get_by_role("button", name="Export").click()
     with page.expect_download() as file:
-        page.get_by_role("button", name=re.compile("Softmax · CSV")).click()
+        page.get_by_role("link", name=re.compile("Softmax · CSV")).click()
     assert file.value.path().read_text().startswith("step,loss,copied,weight 0.0,norm 0.0\n0,")
     with page.expect_download() as file:
-        page.get_by_role("button", name=re.compile("weight on first token · PDF")).click()
+        page.get_by_role("link", name=re.compile("weight on first token · PDF")).click()
     assert file.value.path().read_bytes().startswith(b"%PDF")
     assert not page.problems and not page.strangers

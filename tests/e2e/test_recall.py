@@ -49,7 +49,7 @@ def test_a_map_fills_and_a_cell_says_where_its_fact_went(app, page):
     expect(other.locator("[aria-pressed=true]")).to_have_count(1, timeout=PATIENCE)
     other.close()
     with page.expect_download() as file:
-        page.get_by_role("button", name="All answers as CSV").click()
+        page.get_by_role("link", name="All answers as CSV").click()
     with file.value.path().open(newline="") as f:
         rows = list(csv.DictReader(f))
     assert [row["policy"] for row in rows] == ["dense"] * 4 + ["streaming:sinks=4,window=60,positions=cache"] * 4

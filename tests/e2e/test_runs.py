@@ -73,7 +73,7 @@ def test_run_is_exported_and_taken_in_and_a_hostile_file_leaves_nothing(library,
     rows(page, 3)
     row(page, "talk").get_by_role("button", name="More").click()
     with page.expect_download() as file:
-        page.get_by_role("button", name="Export as .zip").click()
+        page.get_by_role("link", name="Export as .zip").click()
     whole = tmp_path / "talk.zip"
     file.value.save_as(whole)
     page.keyboard.press("Escape")

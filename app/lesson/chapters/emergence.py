@@ -21,6 +21,7 @@ from analysis.runs.library import GALLERY
 from app import address
 from app.components import chart
 from app.controls import choice, choose, kept
+from app.downloads import download
 from app.jobs.training import TrainingJob
 from app.lesson import Chapter, translated
 from app.lesson.answers import About
@@ -282,14 +283,11 @@ def exports(run: TrainingJob, chapter: Chapter) -> None:
 
     for figure, label in (("emergence", chapter.say("weight")), ("emergence-map", chapter.say("map-of"))):
         for kind, mime in FILES.items():
-            st.download_button(
-                f"{label} · {kind.upper()}", partial(made, figure, kind), f"{figure}.{kind}", mime, on_click="ignore",
-                key=f"emergence-{figure}-{kind}",
-            )  # fmt: skip
+            download(f"{label} · {kind.upper()}", f"{figure}.{kind}", partial(made, figure, kind), mime, icon=None)
     for i, recipe in enumerate(run.recipes):
-        st.download_button(
-            f"{chapter.say(recipe.attention)} · CSV", lambda i=i: curves_as_csv(list(run.moments[i])),
-            f"emergence-{i}-{recipe.attention}.csv", "text/csv", on_click="ignore", key=f"emergence-csv-{i}",
+        download(
+            f"{chapter.say(recipe.attention)} · CSV", f"emergence-{i}-{recipe.attention}.csv",
+            lambda i=i: curves_as_csv(list(run.moments[i])), icon=None,
         )  # fmt: skip
 
 
