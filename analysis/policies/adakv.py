@@ -13,7 +13,7 @@ from .snapkv import SnapKV
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float, Int, Shaped
     from torch import Tensor
 
 
@@ -40,22 +40,21 @@ class AdaKV(SnapKV):
 
     @override
     def score(self, state: LayerState) -> "Tensor":
-        return self._scores([state], _Slots.of([state]))
+        slots = _Slots.of([state])
+        return slots.in_one_row(self._scores([state], slots, slots.from_newest(self.recent)))
 
-    def _scores(self, states: "Sequence[LayerState]", slots: "_Slots") -> "Float[Tensor, 'layers slots']":
-        """The same of the slots of some layers."""
+    def _scores(
+        self, states: "Sequence[LayerState]", slots: "_Slots", newest: "Bool[Tensor, 'rows slots']"
+    ) -> "Float[Tensor, 'rows slots']":
+        """The same of some layers, with a row for each head; what it says from the newest slots on means nothing."""
         import torch
 
         given = []
         for state in states:
             assert state.recent_attention is not None, "it was asked for"
             given.append(state.recent_attention[0].float().mean(0))
-        # Neighbours are slots of one head: head after head, with zeros between them.
-        gap, (_, kv_heads, width) = self.kernel // 2, slots.own.shape
-        at = slots.begins + slots.number + gap * slots.heads
-        apart = torch.zeros(len(at), width + gap * (kv_heads - 1), device=at.device)
-        apart = apart.scatter(1, at, torch.stack(given).masked_fill(slots.newest(self.recent), 0))
-        return pooled(apart, self.kernel, self.pooling).gather(1, at)
+        rows = slots.in_rows(torch.stack(given)).masked_fill_(newest, 0)
+        return pooled(rows, self.kernel, self.pooling)
 
     @override
     def order(self, states: "Sequence[LayerState]", first: int | None = None) -> "Int[Tensor, 'layers slots']":
@@ -67,23 +66,25 @@ class AdaKV(SnapKV):
     def levels(self, states: "Sequence[LayerState]") -> "Int[Tensor, 'layers slots']":
         import torch
 
-        here, positions = _Slots.of(states), torch.cat([state.positions for state in states])
-        _, kv_heads, slots = here.own.shape
-        stays = here.newest(self.recent) | self.protected(positions)
-        scores = self._scores(states, here).masked_fill_(stays, float("inf"))
+        here = _Slots.of(states)
+        (_, kv_heads, slots), newest = here.own.shape, here.from_newest(self.recent)
+        scores = self._scores(states, here, newest).masked_fill_(newest, float("inf"))
+        if self.sinks:
+            early = self.protected(torch.cat([state.positions for state in states]))
+            scores.masked_fill_(here.in_rows(early), float("inf"))
         # Rounding makes slots of one head equal; those of two heads that are near each other are so by chance.
-        levels = levelled(scores, tolerance(states[0].keys.dtype), heads=here.heads)
-        rising = levels.argsort(stable=True)
+        levels, rising = here.in_one_row(levelled(scores, tolerance(states[0].keys.dtype))).sort(stable=True)
         # From here on slots stand in this order: those that are free come first.
-        rank, count = torch.arange(slots, device=stays.device), slots - stays.sum(1, keepdim=True)
-        own = here.own.gather(2, rising[:, None].expand_as(here.own)) & (rank < count)[:, None]
+        rank, free = torch.arange(slots, device=levels.device), levels < float("inf")
+        count = free.sum(1, keepdim=True)
+        own = here.own.gather(2, rising[:, None].expand_as(here.own)) & free[:, None]
         even = max(0, self.budget - self.interval + 1 - self.recent - self.sinks)
         wins = (own & (rank >= count - even * kv_heads)[:, None]).sum(2, keepdim=True)
         given = torch.round(wins * (1 - self.floor / 100) + even * self.floor // 100)
         # Of each head its best slots, as many as it is given, and then the best of what is left over.
         upto = own.cumsum(2)
         inside = (own & (upto[..., -1:] - upto < given)).any(1)
-        level = torch.where(rank < count, inside.long(), 2)
+        level = torch.where(free, inside.long(), 2)
         return torch.empty_like(rising).scatter(1, rising, level * slots + rank)
 
 
@@ -93,14 +94,10 @@ class _Slots:
 
     own: "Bool[Tensor, 'layers kv_heads slots']"
     """Which are those of each head."""
-    heads: "Int[Tensor, 'layers slots']"
-    """Whose each is."""
-    number: "Int[Tensor, 'layers slots']"
-    """Which of its head's it is, from 0."""
-    count: "Int[Tensor, 'layers slots']"
-    """How many its head has."""
-    begins: "Int[Tensor, 'layers slots']"
-    """How many the heads before its own have."""
+    counts: "Int[Tensor, 'rows 1']"
+    """How many each head has, those of one layer after those of another."""
+    at: "Int[Tensor, 'layers slots']"
+    """Where each stands when every head of its layer has a row that is long enough for all."""
 
     @classmethod
     def of(cls, states: "Sequence[LayerState]") -> "_Slots":
@@ -112,11 +109,21 @@ class _Slots:
             assert state.own is not None, "its slots stand in one row"
             of_layers.append(state.own)
         own = torch.stack(of_layers)
-        upto, heads = own.cumsum(2), (own * torch.arange(own.shape[1], device=own.device)[:, None]).sum(1)
-        counts = upto[..., -1]
-        number = upto.gather(1, heads[:, None])[:, 0] - 1
-        return cls(own, heads, number, *(x.gather(1, heads) for x in (counts, counts.cumsum(1) - counts)))
+        upto, (_, kv_heads, slots) = own.cumsum(2), own.shape
+        begins = torch.arange(-1, kv_heads * slots - 1, slots, device=own.device)[:, None]
+        return cls(own, upto[..., -1].reshape(-1, 1), ((upto + begins) * own).sum(1))
 
-    def newest(self, count: int) -> "Bool[Tensor, 'layers slots']":
-        """Which are the newest of their heads, so many of each."""
-        return self.number >= self.count - count
+    def in_rows(self, x: "Shaped[Tensor, 'layers slots']") -> "Shaped[Tensor, 'rows slots']":
+        """The same with a row for each head, and zeros behind what it holds."""
+        layers, kv_heads, slots = self.own.shape
+        return x.new_zeros(layers, kv_heads * slots).scatter_(1, self.at, x).view(-1, slots)
+
+    def in_one_row(self, x: "Shaped[Tensor, 'rows slots']") -> "Shaped[Tensor, 'layers slots']":
+        """The inverse of `in_rows`."""
+        return x.view(len(self.own), -1).gather(1, self.at)
+
+    def from_newest(self, count: int) -> "Bool[Tensor, 'rows slots']":
+        """Where in such rows the newest of each head are, so many of each, and what is behind them."""
+        import torch
+
+        return torch.arange(self.own.shape[2], device=self.own.device) >= self.counts - count

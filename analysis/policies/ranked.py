@@ -251,34 +251,23 @@ def tolerance(dtype: "torch.dtype") -> float:
     return max(128 * torch.finfo(torch.float32).eps, torch.finfo(dtype).eps / 4)
 
 
-def levelled(
-    scores: "Float[Tensor, 'rows slots']",
-    within: float,
-    scale: float = 0.0,
-    heads: "Int[Tensor, 'rows slots'] | None" = None,
-) -> "Float[Tensor, 'rows slots']":
+def levelled(scores: "Float[Tensor, 'rows slots']", within: float, scale: float = 0.0) -> "Float[Tensor, 'rows slots']":
     """Scores of which neighbours, when they rise, that differ by no more than a share `within` are one: the lowest of
     them.
 
-    `scale`: differences are measured by this where the scores are smaller.  `heads`: whose each slot is, where a row
-    has those of several heads; only slots of one head are one.
+    `scale`: differences are measured by this where the scores are smaller.
     """
     if not within:
         return scores
     import torch
 
     rising, slots = scores.sort()
-    if heads is not None:
-        heads, by_head = heads.gather(1, slots).sort(stable=True)
-        rising, slots = rising.gather(1, by_head), slots.gather(1, by_head)
     near = rising.abs().clamp_(scale, torch.finfo(rising.dtype).max).mul_(within)
     # Infinity is one by itself: nothing is near it.
-    apart = rising[:, 1:] - rising[:, :-1] > torch.maximum(near[:, 1:], near[:, :-1])
-    if heads is not None:
-        apart |= heads[:, 1:] != heads[:, :-1]
-    lowest = torch.zeros_like(slots)
-    lowest[:, 1:] = (apart * torch.arange(1, scores.shape[1], device=scores.device)).cummax(1).values
-    return torch.empty_like(rising).scatter_(1, slots, rising.gather(1, lowest))
+    alike = rising[:, 1:] - rising[:, :-1] <= torch.maximum(near[:, 1:], near[:, :-1])
+    lowest = rising.clone()
+    lowest[:, 1:].masked_fill_(alike, float("-inf"))
+    return torch.empty_like(rising).scatter_(1, slots, lowest.cummax(1).values)
 
 
 def agreed(
