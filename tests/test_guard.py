@@ -1,9 +1,13 @@
 """What the server answers to: its own names alone, for pages and files as for the socket."""
 
+import threading
+import urllib.request
 from pathlib import Path
+from socket import IPPROTO_TCP, TCP_NODELAY, socket
 
 import pytest
 import streamlit as st
+import uvicorn
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
@@ -70,3 +74,30 @@ def test_what_the_app_serves_lies_below_the_path_of_its_pages(path, before):
     served = {route.path for route in below(path)}
     assert served == {f"{before}{route.path}" for route in ROUTES}
     assert f"{before}/feed/{{id}}" in served
+
+
+def test_an_answer_goes_out_at_once():
+    """Headers and content are two writes, and no second one waits until the first is acknowledged."""
+    held = []
+
+    async def page(request):
+        held.append(request.receive.__self__.transport.get_extra_info("socket").getsockopt(IPPROTO_TCP, TCP_NODELAY))
+        return PlainTextResponse("the page")
+
+    app = Starlette(routes=[Route("/", page)], middleware=guard.GUARDS)
+    with socket() as listening:
+        # As Streamlit opens it.
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.setblocking(False)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            address = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+            with urllib.request.urlopen(address, timeout=10) as answer:
+                assert answer.read() == b"the page"
+        finally:
+            server.should_exit = True
+            thread.join()
+    assert held and held[0]
