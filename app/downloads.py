@@ -1,8 +1,8 @@
 """Downloads: files that a person takes away from a page, made when they are asked for.
 
 The address of a file is the same as long as its page is open.  Streamlit's own buttons name a file of one run of the
-script, which is gone where a part of the page is drawn again before the browser asks for it: then a press finds
-nothing.
+script, which the server drops where a part of the page is drawn again before the browser asks for it: then a press
+finds nothing.
 """
 
 import secrets
@@ -19,7 +19,7 @@ from starlette.routing import Route
 from analysis.errors import error_message, log
 
 PATH = "download"
-GONE = "This file is no longer offered: go back to its page, load it anew, and press again."
+NOT_OFFERED = "This file is no longer offered: go back to its page, load it anew, and press again."
 
 
 def download(
@@ -71,7 +71,7 @@ class Downloads:
     def made(self, name: str) -> Response:
         """The file of this name, or a sentence that says why there is none."""
         if (offer := self._offers.get(name)) is None:
-            return PlainTextResponse(GONE, status_code=410)
+            return PlainTextResponse(NOT_OFFERED, status_code=410)
         try:
             data = offer.make()
         except Exception as e:
@@ -91,7 +91,7 @@ def answer(request: Request) -> Response:
     """The file that is asked for.  Starlette has it made in another thread, since this is no coroutine."""
     downloads = DOWNLOADS.get(request.path_params["id"])
     if downloads is None:
-        return PlainTextResponse(GONE, status_code=410)
+        return PlainTextResponse(NOT_OFFERED, status_code=410)
     return downloads.made(request.path_params["name"])
 
 

@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from streamlit.testing.v1 import AppTest
 
-from app.downloads import GONE, ROUTES, Downloads, Offer
+from app.downloads import NOT_OFFERED, ROUTES, Downloads, Offer
 
 
 @pytest.fixture
@@ -53,13 +53,13 @@ def test_what_cannot_be_made_is_a_sentence_and_no_trace(server):
 def test_what_is_no_longer_offered_says_what_to_do(server):
     page = Downloads()
     address = page.offer("runs", "a.zip", Offer(bytes, "application/zip"))
-    for gone in (address.replace("a.zip", "b.zip"), address.replace(page.id, "x")):
-        assert (server.get(gone).status_code, server.get(gone).text) == (410, GONE)
+    for other in (address.replace("a.zip", "b.zip"), address.replace(page.id, "x")):
+        assert (server.get(other).status_code, server.get(other).text) == (410, NOT_OFFERED)
     assert server.get(address).status_code == 200
     # Its session is over.
     del page
     gc.collect()
-    assert (server.get(address).status_code, server.get(address).text) == (410, GONE)
+    assert (server.get(address).status_code, server.get(address).text) == (410, NOT_OFFERED)
 
 
 def drawn():
