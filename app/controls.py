@@ -6,7 +6,7 @@ A new policy or setting needs no line here.
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field
 from html import escape
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import streamlit as st
 
@@ -57,59 +57,12 @@ def problem(e: Exception | str) -> None:
         st.error(plain(sentence(e) if isinstance(e, Exception) else said))
 
 
-class Kept(TypedDict):
-    """What a widget is given that keeps its choice."""
-
-    key: str
-    persist_state: Literal["session"]
-
-
-def kept(key: str, first: Any, options: Collection | None = None) -> Kept:
-    """Lets a widget keep its choice while it is not on screen; `first` before any was made, and where it is no longer
-    one of the options.
-
-    A browser is told the choice until it has said so itself: what a run draws that is cut short may never reach it, and
-    then it would say that nothing is chosen.
-    """
-    state = st.session_state
-    if key not in state or (options is not None and state[key] not in options):
-        state[key] = first
-    return {"key": key, "persist_state": "session"}
-
-
-def choice(key: str, first: Any) -> Any:
-    """What a widget that keeps its choice has chosen."""
-    return st.session_state.get(key, first)
-
-
-def choose(key: str, value: Any) -> None:
-    """Let a widget that keeps its choice, and was not drawn yet, have this one."""
-    st.session_state[key] = value
-
-
 def is_new_press(trigger: str, value: dict) -> bool:
     """Whether a press comes for the first time: a press that falls into a rerun now and then arrives twice."""
     seen = st.session_state.setdefault("presses", {})
     new = seen.get(trigger) != value.get("at")
     seen[trigger] = value.get("at")
     return new
-
-
-def is_linked(names: Collection[str], here: str = "") -> bool:
-    """Whether somebody came to this page for what its address says: by these parameters, and not for the run that is
-    `here` already."""
-    state, asked = st.session_state, st.query_params
-    came = state.arrived and any(name in asked for name in names) and not (here and asked.get("run") == here)
-    return state.returned or came
-
-
-def readdress(names: Collection[str], values: Mapping[str, str | list[str]]) -> None:
-    """Let the page's address say these values of the named parameters, and of others what it says."""
-    said = {name: st.query_params.get_all(name) for name in st.query_params}
-    wanted = {name: value if isinstance(value, list) else [value] for name, value in values.items()}
-    wanted |= {name: of for name, of in said.items() if name not in names}
-    if wanted != said:
-        st.query_params.from_dict(wanted)
 
 
 def decision(dtype: str) -> Decision:

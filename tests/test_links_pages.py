@@ -108,7 +108,9 @@ def drawn_first(proto) -> object:
         (name,) = names & {"raw_value", "raw_values", "value"} or {"value"}
         chosen = getattr(proto, name)
     several = not isinstance(chosen, (str, int, float))
-    shown = [options[of] if options and not isinstance(of, str) else of for of in (chosen if several else [chosen])]
+    shown = [
+        options[int(of)] if options and not isinstance(of, str) else of for of in (chosen if several else [chosen])
+    ]
     return proto.id, shown
 
 

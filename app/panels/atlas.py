@@ -15,8 +15,9 @@ from analysis.policies import parse
 from analysis.runs.spec import Spec
 from analysis.settings import quoted
 from app import address
+from app.choices import choice, choose, kept_default, kept_index
 from app.components import atlas
-from app.controls import LONGEST_NAME, choice, choose, chosen_text, is_new_press, kept
+from app.controls import LONGEST_NAME, chosen_text, is_new_press
 from app.frames.atlas import MANY, AtlasView, called
 from app.jobs.capture import CaptureJob
 from app.jobs.registry import REGISTRY
@@ -136,7 +137,7 @@ def picked() -> None:
 
 
 def _one_of(label: str, options: tuple[str, ...]) -> str:
-    chosen = st.segmented_control(label, options, **kept(f"atlas-{label}", options[0]), required=True)
+    chosen = st.segmented_control(label, options, **kept_default(f"atlas-{label}", options[0]), required=True)
     # The session gave it a value, and one is required.
     assert chosen is not None
     return chosen
@@ -150,19 +151,23 @@ def controls(view: AtlasView, run: CaptureJob, others: dict[str, CaptureJob]) ->
         view.colour = _one_of("Colour", COLOURS)
         many = {"none": "none", "heads": "heads of this layer", "layers": "layers of this head"}
         view.many = st.selectbox(
-            "Small maps", list(many), format_func=many.__getitem__, **kept("atlas-many", "none"), width=190
+            "Small maps", list(many), format_func=many.__getitem__, **kept_index("atlas-many", "none", many), width=190
         )
         if not others:
             return None
         (_, *called_others) = called([run, *others.values()])
         names = {"": "nothing", **dict(zip(others, called_others, strict=True))}
         chosen = st.selectbox(
-            "Compare with", list(names), format_func=names.__getitem__, **kept("atlas-other", "", names), width=320
+            "Compare with",
+            list(names),
+            format_func=names.__getitem__,
+            **kept_index("atlas-other", "", names),
+            width=320,
         )
         if not chosen:
             return None
         how = st.segmented_control(
-            "As", list(COMPARED), format_func=COMPARED.__getitem__, **kept("atlas-as", "beside"), required=True
+            "As", list(COMPARED), format_func=COMPARED.__getitem__, **kept_default("atlas-as", "beside"), required=True
         )
         if how == "minus":
             view.kind = "difference"

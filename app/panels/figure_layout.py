@@ -6,7 +6,7 @@ import streamlit as st
 
 from analysis.figures.sheet import KINDS, WIDTHS, Layout
 from app import address
-from app.controls import choice, choose, kept
+from app.choices import choice, choose, kept_index, kept_value
 
 USUAL = {"venue": "neurips", "points": 8.0, "dpi": 300, "file": "pdf", "grey": 0}
 PARAMETERS: address.Parameters = {
@@ -23,18 +23,20 @@ def controls() -> tuple[Layout, str]:
     """Widgets for the layout and the kind of file; returns what the person chose."""
     st.caption("The page that it stands on")
     left, right = st.columns(2)
-    venue = left.selectbox("Venue", list(WIDTHS), **kept(_key("venue"), USUAL["venue"]), help="How wide it is")
-    points = right.number_input(
-        "Points", 4.0, 40.0, step=0.5, **kept(_key("points"), USUAL["points"]), help="Size of the text"
+    venue = left.selectbox(
+        "Venue", list(WIDTHS), **kept_index(_key("venue"), USUAL["venue"], WIDTHS), help="How wide it is"
     )
-    file = left.selectbox("File", KINDS, **kept(_key("file"), USUAL["file"]))
-    dpi = right.number_input("Dots per inch", 50, 1200, step=50, **kept(_key("dpi"), USUAL["dpi"]))
+    points = right.number_input(
+        "Points", 4.0, 40.0, step=0.5, **kept_value(_key("points"), USUAL["points"]), help="Size of the text"
+    )
+    file = left.selectbox("File", KINDS, **kept_index(_key("file"), USUAL["file"], KINDS))
+    dpi = right.number_input("Dots per inch", 50, 1200, step=50, **kept_value(_key("dpi"), USUAL["dpi"]))
     return Layout(venue, points, dpi), file
 
 
 def grey() -> bool:
     """A switch; whether the figure is shown without colours."""
-    return st.toggle("As a black-and-white printer has it", **kept(_key("grey"), False))
+    return st.toggle("As a black-and-white printer has it", **kept_value(_key("grey"), False))
 
 
 def now() -> dict[str, Any]:

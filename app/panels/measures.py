@@ -12,7 +12,8 @@ from typing_extensions import override
 from analysis.experiments.measures import LONGEST, MASSIVE, MEASURES, Measured, read
 from analysis.runs.spec import Spec
 from app import address, recordings
-from app.controls import choice, choose, chosen_text, kept
+from app.choices import choice, choose, kept_index, kept_value
+from app.controls import chosen_text
 from app.downloads import download
 from app.jobs.measures import MeasuresJob
 from app.panels import charts
@@ -121,11 +122,16 @@ def draw_measured(measured: Measured) -> None:
             "Measure",
             list(MEASURES),
             format_func=MEASURES.__getitem__,
-            **kept("measures-name", USUAL["measure"]),
+            **kept_index("measures-name", USUAL["measure"], MEASURES),
             width=320,
         )
         threshold = st.slider(
-            "ε of the sink rate", 0.05, 0.95, step=0.05, **kept("measures-threshold", USUAL["threshold"]), width=240
+            "ε of the sink rate",
+            0.05,
+            0.95,
+            step=0.05,
+            **kept_value("measures-threshold", USUAL["threshold"]),
+            width=240,
         )
         _, rate = measured.sink_rate(threshold)
         st.metric(f"Heads with α₁ > {threshold:.2f}", f"{rate:.1%}", help="The sink rate: of all heads of all samples")

@@ -13,9 +13,9 @@ from analysis.figures import RecallCurve
 from analysis.runs.spec import Spec
 from analysis.tables import as_csv
 from app import recordings
+from app.choices import choice, kept_default
 from app.components import chart
 from app.components import recall as component
-from app.controls import choice, kept
 from app.downloads import download
 from app.frames.recall import frame, ordered
 from app.jobs.recall import RecallJob
@@ -95,7 +95,7 @@ def draw(found: Found, chosen: CELL | None, on_pick: Callable[[], None], below: 
 def draw_map(found: Found, chosen: CELL | None, on_pick: Callable[[], None]) -> None:
     """The maps, side by side."""
     st.segmented_control(
-        "Cells", list(MEASURED), format_func=MEASURED.__getitem__, **kept("recall-measured", "recalled"),
+        "Cells", list(MEASURED), format_func=MEASURED.__getitem__, **kept_default("recall-measured", "recalled"),
         required=True, label_visibility="collapsed",
     )  # fmt: skip
     at = found.now

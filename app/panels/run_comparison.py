@@ -20,8 +20,10 @@ from analysis.runs.summary import mean_sink_mass
 from analysis.settings import quoted
 from analysis.tables import as_csv
 from app import address
+from app.address_bar import readdress
+from app.choices import choice, choose, kept_default, kept_index
 from app.components import chart
-from app.controls import choice, choose, kept, problem, readdress
+from app.controls import problem
 from app.downloads import download
 from app.plain import plain
 
@@ -192,7 +194,7 @@ def draw_curves(comparison: Comparison, labels: list[str]) -> None:
     options = modes(comparison)
     mode = st.segmented_control(
         "Perplexity", options, format_func=str.capitalize, required=True,
-        **kept(mode_key(comparison), comparison.mode, options),
+        **kept_default(mode_key(comparison), comparison.mode, options),
     )  # fmt: skip
     # The session gave it a value, and one is required.
     assert mode is not None
@@ -251,7 +253,7 @@ def draw_grids(comparison: Comparison, titles: list[str]) -> None:
         with left:
             lane = st.selectbox(
                 plain(title), range(len(names)), format_func=names.__getitem__,
-                **kept(grid_key(i, len(names)), 0, range(len(names))),
+                **kept_index(grid_key(i, len(names)), 0, range(len(names))),
             )  # fmt: skip
         chosen.append(lane)
         try:

@@ -20,7 +20,9 @@ from analysis.palette import briefs
 from analysis.policies import parse
 from analysis.runs import archive, library, trash
 from analysis.runs.library import KINDS, LONGEST, Entry
-from app.controls import choice, choose, kept, problem, readdress
+from app.address_bar import readdress
+from app.choices import choice, choose, kept_value
+from app.controls import problem
 from app.downloads import download
 from app.plain import plain
 
@@ -79,7 +81,7 @@ def draw(found: list[Entry]) -> None:
         return
     with st.container(horizontal=True, vertical_alignment="bottom"):
         words = st.text_input(
-            "Search", **kept("runs-search", ""), on_change=searched, placeholder="title, text, model, policy …",
+            "Search", **kept_value("runs-search", ""), on_change=searched, placeholder="title, text, model, policy …",
             max_chars=LONGEST, width=320,
         )  # fmt: skip
         importer()
@@ -126,7 +128,9 @@ def row(entry: Entry) -> None:
     key, title = entry.name, titled(entry)
     with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"runs-row-{library.slug(key)}"):
         if entry.kind in COMPARED:
-            st.checkbox(f"Compare {plain(title)}", **kept(f"runs-mark-{key}", False), label_visibility="collapsed")
+            st.checkbox(
+                f"Compare {plain(title)}", **kept_value(f"runs-mark-{key}", False), label_visibility="collapsed"
+            )
         st.html(words_of(entry, title), width="stretch")
         with st.container(horizontal=True, width="content", vertical_alignment="center"):
             if entry.kind in OPENED_ON:

@@ -12,8 +12,9 @@ from analysis.errors import sentence
 from analysis.experiments.presets import ChatPreset, Preset
 from analysis.policies import Policy, parse
 from app import address, recordings
+from app.address_bar import is_linked
 from app.components import replay
-from app.controls import is_linked, is_new_press
+from app.controls import is_new_press
 from app.feed import Feed
 from app.jobs.registry import REGISTRY
 from app.view import ChatView, View

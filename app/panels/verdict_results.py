@@ -13,8 +13,9 @@ from analysis.experiments.verdict.entries import FILE
 from analysis.experiments.verdict.plan import READING
 from analysis.figures.pareto import COSTS, Pareto
 from app import address, parameters, recordings
+from app.choices import kept_index
 from app.components import chart
-from app.controls import AROUND, kept
+from app.controls import AROUND
 from app.downloads import download
 from app.jobs.verdict import VerdictJob
 from app.pages import PAGES
@@ -104,11 +105,11 @@ def draw_picture(verdict: Verdict) -> None:
     with st.container(horizontal=True):
         quality = st.selectbox(
             "How good", measured, format_func=QUALITIES.__getitem__, width=320,
-            **kept("verdict-quality", measured[0], measured),
+            **kept_index("verdict-quality", measured[0], measured),
         )  # fmt: skip
         cost = st.selectbox(
             "What it takes", list(COSTS), format_func=COSTS.__getitem__, width=220,
-            **kept("verdict-cost", FIRST["cost"]),
+            **kept_index("verdict-cost", FIRST["cost"], COSTS),
         )  # fmt: skip
     try:
         numbers = Pareto(quality, cost).numbers(verdict)

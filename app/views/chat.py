@@ -14,17 +14,9 @@ from analysis.models.devices import pick_device
 from analysis.policies import parse
 from analysis.runs.spec import Sampling, Spec
 from app import address
+from app.address_bar import readdress
 from app.components import conversation
-from app.controls import (
-    MODEL,
-    Chosen,
-    brand,
-    heading,
-    is_new_press,
-    lane_controls,
-    model_controls,
-    readdress,
-)
+from app.controls import MODEL, Chosen, brand, heading, is_new_press, lane_controls, model_controls
 from app.feed import paced
 from app.frames.chat import ChatSender, strongest_head
 from app.jobs.chat import MAX_LANES, ChatJob

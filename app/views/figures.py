@@ -17,7 +17,9 @@ from analysis.figures.sheet import WIDTHS, Layout, missing, rendered
 from analysis.runs import library
 from analysis.texts import with_bos
 from app import address
-from app.controls import brand, choose, heading, kept, readdress, setting_control
+from app.address_bar import readdress
+from app.choices import choose, kept_index, kept_value
+from app.controls import brand, heading, setting_control
 from app.downloads import download
 from app.jobs.capture import CaptureJob
 from app.jobs.reading import ReadingJob
@@ -110,7 +112,7 @@ def sidebar() -> tuple[Figure | None, Layout, str, str, str]:
         brand("figures")
         name = st.selectbox(
             "Figure", list(FIGURES), format_func=lambda n: FIGURES[n].title,
-            **kept("figure-name", next(iter(FIGURES)), FIGURES),
+            **kept_index("figure-name", next(iter(FIGURES)), FIGURES),
         )  # fmt: skip
         kind = FIGURES[name]
         st.caption(" ".join((kind.__doc__ or "").split("\n\n")[0].split()).replace("`", ""))
@@ -122,8 +124,8 @@ def sidebar() -> tuple[Figure | None, Layout, str, str, str]:
             linked = "" if state.figure_folder else state.figure_linked
             choose(source_key(kind.needs), labels.get(linked) if linked or state.figure_folder else None)
         usual = labels.get(state.get("atlas_run") or "none", next(iter(names)))
-        chosen = names[st.selectbox("Made of", list(names), **kept(source_key(kind.needs), usual, names))]
-        folder = "" if chosen else st.text_input("Folder", **kept(f"figure-folder-{kind.needs}", "")).strip()
+        chosen = names[st.selectbox("Made of", list(names), **kept_index(source_key(kind.needs), usual, names))]
+        folder = "" if chosen else st.text_input("Folder", **kept_value(f"figure-folder-{kind.needs}", "")).strip()
         begin = state.figure_begin.get(name)
         values = {f.name: setting_control(f"figure-{name}", f, begin, kind) for f in kind.settings()}
         layout, file = figure_layout.controls()

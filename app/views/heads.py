@@ -6,18 +6,9 @@ import streamlit as st
 
 from analysis.policies import parse
 from app import address
-from app.controls import (
-    MODEL,
-    Chosen,
-    brand,
-    heading,
-    is_linked,
-    kept,
-    model_controls,
-    policy_controls,
-    readdress,
-    text_controls,
-)
+from app.address_bar import is_linked, readdress
+from app.choices import kept_default
+from app.controls import MODEL, Chosen, brand, heading, model_controls, policy_controls, text_controls
 from app.frames.atlas import AtlasSender
 from app.jobs.registry import REGISTRY
 from app.panels import atlas, knockouts, measures
@@ -139,7 +130,7 @@ name = st.segmented_control(
     "Panel",
     list(PANELS),
     format_func=lambda n: PANELS[n].title,
-    **kept("heads_panel", "maps"),
+    **kept_default("heads_panel", "maps"),
     label_visibility="collapsed",
     required=True,
 )

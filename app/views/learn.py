@@ -7,8 +7,9 @@ import streamlit as st
 from analysis.errors import sentence
 from analysis.texts import BOS
 from app import address
+from app.address_bar import readdress
 from app.components import pager
-from app.controls import brand, readdress
+from app.controls import brand
 from app.lesson import LANGUAGES, Chapter, lesson, translated
 from app.lesson.chapters import PLAYS, stage
 from app.libraries import LIBRARIES

@@ -13,6 +13,7 @@ from analysis.policies import parse
 from analysis.runs.spec import Spec
 from analysis.runs.switches import Switch
 from app import address, recordings
+from app.address_bar import readdress
 from app.components import board
 from app.controls import (
     MODEL,
@@ -23,7 +24,6 @@ from app.controls import (
     is_new_press,
     lane_controls,
     model_controls,
-    readdress,
     text_controls,
 )
 from app.frames.reading import PACES, ReadingSender

@@ -7,7 +7,9 @@ import streamlit as st
 
 from analysis.experiments.recall.asked import Asked
 from app import address, recordings
-from app.controls import MODEL, Chosen, choice, choose, heading, is_linked, is_new_press, readdress
+from app.address_bar import is_linked, readdress
+from app.choices import choice, choose
+from app.controls import MODEL, Chosen, heading, is_new_press
 from app.jobs.recall import RecallJob
 from app.jobs.registry import REGISTRY
 from app.panels import recall_map, recall_settings, whereabouts

@@ -6,7 +6,9 @@ import streamlit as st
 
 from analysis.experiments.verdict import Plan
 from app import address, parameters, recordings
-from app.controls import MODEL, choice, choose, heading, is_linked, readdress
+from app.address_bar import is_linked, readdress
+from app.choices import choice, choose
+from app.controls import MODEL, heading
 from app.jobs.verdict import VerdictJob
 from app.panels import verdict_results, verdict_settings
 from app.panels.job_panel import LOST, JobPanel, Maker, redraw

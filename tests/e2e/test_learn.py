@@ -12,6 +12,14 @@ pytestmark = pytest.mark.browser
 
 AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
 BRIGHTNESS = "() => +getComputedStyle(document.querySelector('.stApp')).backgroundColor.match(/\\d+/)[0]"
+LATE = """(() => {
+  const late = (hear) => (event) => setTimeout(hear, 1500, event);
+  window.WebSocket = class extends WebSocket {
+    set onmessage(hear) { super.onmessage = late(hear); }
+    addEventListener(what, hear, how) { super.addEventListener(what, what === "message" ? late(hear) : hear, how); }
+  };
+})()"""
+"""Lets whatever the server says arrive a second and a half later."""
 RESULTS = {
     "row": "[data-testid=stMetricValue]:has-text('1.000')",
     "first": "td:has-text('/ 270')",
@@ -80,6 +88,27 @@ def test_no_press_is_lost_however_fast_they_come(app, page):
     opened(page, "en", "row")
     page.get_by_role("button", name="Next").dblclick()
     opened(page, "en", "nothing")
+    assert not page.problems and not page.strangers
+
+
+def test_a_sentence_stays_where_the_server_is_far_away(app, page):
+    page.add_init_script(LATE)
+    page.goto(f"{app}/learn?chapter=first")
+    opened(page, "en", "first")
+    page.get_by_role("textbox", name="Your sentence").fill("A dog ran home")
+    page.get_by_role("textbox", name="Your sentence").press("Enter")
+    page.wait_for_url("**sentence=A+dog+ran+home**")
+    page.get_by_role("heading", name="2 · ").click()
+    # On to a chapter that asks for no sentence, and back before the browser hears of it.
+    page.locator("body").press("ArrowRight")
+    page.wait_for_timeout(750)
+    page.locator("body").press("ArrowLeft")
+    page.wait_for_timeout(3000)
+    opened(page, "en", "first")
+    page.get_by_role("button", name="1 · A row must sum to one").click()
+    opened(page, "en", "row")
+    assert "sentence=A+dog+ran+home" in page.url
+    assert page.get_by_role("textbox", name="Your sentence").input_value() == "A dog ran home"
     assert not page.problems and not page.strangers
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from analysis.maps.attention_row import AttentionRow, attend, merge, split
 from app import address
-from app.controls import choice, choose
+from app.choices import choice, choose
 from app.lesson import Chapter
 from app.lesson.answers import Answer, Question
 from app.plain import plain

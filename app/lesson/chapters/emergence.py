@@ -19,8 +19,8 @@ from analysis.lab.recipe import ATTENTIONS, Recipe
 from analysis.palette import TRAINED
 from analysis.runs.library import GALLERY
 from app import address
+from app.choices import choice, choose, kept_default, kept_value
 from app.components import chart
-from app.controls import choice, choose, kept
 from app.downloads import download
 from app.jobs.training import TrainingJob
 from app.lesson import Chapter, translated
@@ -91,7 +91,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.pills(
             chapter.say("kinds"), list(ATTENTIONS), format_func=chapter.say, selection_mode="multi",
-            **kept("emergence-kinds", list(START)),
+            **kept_default("emergence-kinds", list(START)),
         )  # fmt: skip
         with st.popover(chapter.say("settings"), icon=":material/tune:"):
             settings(chapter)
@@ -141,7 +141,7 @@ def step_control(steps: Sequence[int], name: str, chapter: Chapter) -> int | Non
     if wanted in steps and st.session_state.get(key) is None:
         st.session_state[key] = wanted
     at = st.select_slider(
-        chapter.say("at"), [*steps, None], value=None, **kept(key, None),
+        chapter.say("at"), [*steps, None], **kept_value(key, None, [*steps, None]),
         format_func=lambda s: chapter.say("newest") if s is None else f"{s:,}",
     )  # fmt: skip
     if wanted is None or wanted <= steps[-1]:

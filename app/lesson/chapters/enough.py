@@ -6,8 +6,8 @@ import streamlit as st
 
 from analysis import texts
 from app import address
+from app.choices import choice
 from app.components import chart
-from app.controls import choice
 from app.jobs.reading import ReadingJob
 from app.lesson import Chapter
 

@@ -8,8 +8,8 @@ import streamlit as st
 
 from analysis import texts
 from app import address
+from app.choices import kept_value
 from app.components import chart
-from app.controls import kept
 from app.lesson import Chapter
 from app.lesson.answers import Answer, Question
 from app.panels.charts import MARGIN
@@ -51,7 +51,9 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     own, below = stage.written(page), st.container()
     left, right = st.columns([2, 1], vertical_alignment="bottom")
     begin = stage.one_of(chapter.say("begin"), BEGINNINGS, "first-begin", BEGINNINGS[0], chapter.say, left)
-    other = right.text_input(chapter.say("another"), **kept("first-other", OTHER), max_chars=LONGEST).strip() or OTHER
+    other = (
+        right.text_input(chapter.say("another"), **kept_value("first-other", OTHER), max_chars=LONGEST).strip() or OTHER
+    )
     with below:
         if (found := stage.answers(page, Question(ask, (own, other)))) is None:
             return

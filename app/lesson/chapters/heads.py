@@ -12,8 +12,8 @@ from analysis import texts
 from analysis.metrics import predicted_bytes
 from analysis.policies import parse
 from app import address
+from app.choices import kept_value
 from app.components import chart
-from app.controls import kept
 from app.lesson import FOLDER, Chapter
 from app.lesson.answers import Answer, Question
 from app.panels.charts import MARGIN
@@ -55,7 +55,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     """Sizes of caches of well-known models, and what the embedded one really takes."""
     left, right = st.columns([2, 1], vertical_alignment="bottom")
     tokens = left.select_slider(
-        chapter.say("tokens"), LENGTHS, format_func=lambda n: f"{n:,}", **kept("heads-length", LENGTH, LENGTHS)
+        chapter.say("tokens"), LENGTHS, format_func=lambda n: f"{n:,}", **kept_value("heads-length", LENGTH, LENGTHS)
     )
     bits = stage.one_of(chapter.say("numbers"), BITS, "heads-bits", 16, place=right)
     found = stage.answers(page, Question(ask, (stage.SPEC.text,)))

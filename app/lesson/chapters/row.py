@@ -8,8 +8,8 @@ import streamlit as st
 
 from analysis.palette import TRAINED
 from app import address
+from app.choices import choice, choose
 from app.components import chart
-from app.controls import choice, choose
 from app.lesson import Chapter
 from app.lesson.answers import Answer, Question
 from app.panels.charts import MARGIN

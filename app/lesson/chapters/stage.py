@@ -20,7 +20,8 @@ from analysis.runs.run import Run as RecordedRun
 from analysis.runs.run import Track
 from analysis.runs.spec import Spec
 from app import address
-from app.controls import choice, choose, kept, problem
+from app.choices import choice, choose, kept_default, kept_value
+from app.controls import problem
 from app.jobs.base import Job
 from app.jobs.reading import ReadingJob
 from app.jobs.registry import REGISTRY
@@ -129,7 +130,7 @@ def turn() -> int:
 
 def written(page: Chapter) -> str:
     """The student's own sentence, as it is written."""
-    own = st.text_input(page.say("sentence"), **kept(WRITTEN, SENTENCE), max_chars=LONGEST)
+    own = st.text_input(page.say("sentence"), **kept_value(WRITTEN, SENTENCE), max_chars=LONGEST)
     if (wanted := st.session_state.lesson.get("awaited")) and address.hashed(own) != wanted:
         st.info(page.say("other-sentence" if own.strip() else "linked-sentence", hash=wanted))
     return own.strip()
@@ -144,7 +145,9 @@ def one_of(
     place: Any = st,
 ) -> Option:
     """A widget for one of several, that keeps the choice under its key; returns what the student chose."""
-    chosen = place.segmented_control(label, options, format_func=say, required=True, **kept(key, usual, options))
+    chosen = place.segmented_control(
+        label, options, format_func=say, required=True, **kept_default(key, usual, options)
+    )
     # The session gave it a value, and one is required.
     assert chosen is not None
     return chosen

@@ -1,0 +1,42 @@
+"""What a widget begins with that keeps its choice, in a browser that has forgotten it."""
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+
+def script():
+    import streamlit as st
+
+    from app.choices import kept_default, kept_index, kept_value
+
+    options = ("a", "b", "c")
+    if st.toggle("Shown", value=True):
+        st.text_input("Text", **kept_value("text", "a"))
+        st.segmented_control("Segments", options, required=True, **kept_default("segments", "a", options))
+        st.selectbox("Box", options, **kept_index("box", "a", options))
+
+
+def defaults(at: AppTest) -> tuple:
+    """What a browser takes that has no value of its own."""
+    assert not at.exception
+    (segments,) = at.get("button_group")
+    return at.text_input[0].proto.default, list(segments.proto.default), at.selectbox[0].proto.default
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_the_default_is_what_is_chosen(hidden):
+    at = AppTest.from_function(script).run()
+    assert defaults(at) == ("a", [0], 0)
+    at.text_input[0].set_value("c")
+    at.get("button_group")[0].set_value("b")
+    at.selectbox[0].set_value("c").run()
+    if hidden:
+        at.toggle[0].set_value(False).run()
+        at.toggle[0].set_value(True).run()
+    assert defaults(at) == ("c", [1], 2)
+
+
+def test_what_is_no_option_any_longer_is_not_chosen():
+    at = AppTest.from_function(script)
+    at.session_state.box = "d"
+    assert defaults(at.run()) == ("a", [0], 0) and at.session_state.box == "a"
