@@ -32,6 +32,7 @@ else:
     from streamlit.runtime.scriptrunner import get_script_run_ctx
 
     from analysis import resource
+    from app import address_bar
     from app.components import presence
     from app.lesson import LANGUAGES, lesson
     from app.opening import opened
@@ -56,6 +57,7 @@ else:
     context = get_script_run_ctx()
     st.session_state.returned = context is not None and context.is_history_navigation
     st.session_state.arrived = st.session_state.returned or st.session_state.get("page") != page.name
+    address_bar.hear(arrived=st.session_state.arrived)
     if st.session_state.get("page") != page.name:
         st.session_state.came_from = st.session_state.get("page")
         # What was pressed on the page that was left begins nothing on this one.

@@ -4,6 +4,7 @@ that copies the page's address stands beside it."""
 import streamlit as st
 
 from analysis import resource
+from app.address_bar import addressed, readdress
 from app.components import link
 
 STYLE = resource("app/components/shared/projected.css")
@@ -16,9 +17,9 @@ def project(
 ) -> None:
     """The button, and the style where it is on.  A page that is opened in the same tab stays projected."""
     state = st.session_state
-    if state.arrived and state.get(NAME) and st.query_params.get(NAME) != "1":
-        st.query_params[NAME] = "1"
-    on = state[NAME] = st.query_params.get(NAME) == "1"
+    if state.arrived and state.get(NAME):
+        readdress((NAME,), {NAME: "1"})
+    on = state[NAME] = addressed(NAME)[-1:] == ["1"]
     if on:
         st.html(STYLE)
     with st.container(key="project", width="content", horizontal=True, vertical_alignment="center"):
@@ -31,7 +32,4 @@ def project(
 
 def _turn(on: bool) -> None:
     st.session_state[NAME] = on
-    if on:
-        st.query_params[NAME] = "1"
-    else:
-        st.query_params.pop(NAME, None)
+    readdress((NAME,), {NAME: "1"} if on else {})

@@ -291,10 +291,8 @@ def undo(when: str) -> None:
 
 def searched() -> None:
     """Let the address say what is searched for."""
-    if words := st.session_state["runs-search"].strip():
-        st.query_params["search"] = words
-    else:
-        st.query_params.pop("search", None)
+    words = st.session_state["runs-search"].strip()
+    readdress(("search",), {"search": words} if words else {})
 
 
 def more() -> None:

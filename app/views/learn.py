@@ -76,9 +76,7 @@ def to_address(name: str) -> None:
 def go(name: str, again: bool = False) -> None:
     """Turn to a chapter; what plays there begins, and `again` where it does already."""
     state = st.session_state.lesson
-    # An address that is said anew may come after a person has gone back, and would be taken for that of the other page.
-    if st.query_params.get("chapter") != name:
-        st.query_params["chapter"] = name
+    readdress(("chapter",), {"chapter": name})
     if state.get("chapter") == name and not again and (PLAYS[name].start is None or stage.JOB_PANEL.job is not None):
         return
     state["chapter"] = name
@@ -92,13 +90,14 @@ def go(name: str, again: bool = False) -> None:
 
 def speak() -> None:
     """The language was chosen."""
-    st.query_params["lang"] = st.session_state["lesson-language"]
+    readdress(("lang",), {"lang": st.session_state["lesson-language"]})
 
 
 def begin_with() -> None:
     """Texts begin with BOS, or without it, from now on; what plays begins again."""
     state = st.session_state.lesson
-    state["bos"] = st.query_params["bos"] = st.session_state[f"lesson-bos-{state['language']}"]
+    state["bos"] = st.session_state[f"lesson-bos-{state['language']}"]
+    readdress(("bos",), {"bos": state["bos"]})
     # Trainings have a setting of their own.
     go(state["chapter"], again=state["chapter"] != "emergence")
 

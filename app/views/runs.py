@@ -3,6 +3,7 @@
 import streamlit as st
 
 from analysis.runs import library
+from app.address_bar import addressed
 from app.controls import AROUND, brand, heading, problem
 from app.panels import run_comparison, run_list
 from app.panels.job_panel import redraw
@@ -14,7 +15,7 @@ def draw() -> None:
     found = library.entries()
     st.session_state.runs_live = any(e.live for e in found)
     try:
-        if names := st.query_params.get_all("compare"):
+        if names := addressed("compare"):
             run_comparison.draw(found, names)
         else:
             run_list.draw(found)

@@ -91,7 +91,7 @@ def test_no_press_is_lost_however_fast_they_come(app, page):
     assert not page.problems and not page.strangers
 
 
-def test_a_sentence_stays_where_the_server_is_far_away(app, page):
+def test_a_sentence_and_a_chapter_stay_where_the_server_is_far_away(app, page):
     page.add_init_script(LATE)
     page.goto(f"{app}/learn?chapter=first")
     opened(page, "en", "first")
@@ -105,6 +105,7 @@ def test_a_sentence_stays_where_the_server_is_far_away(app, page):
     page.locator("body").press("ArrowLeft")
     page.wait_for_timeout(3000)
     opened(page, "en", "first")
+    assert "chapter=first" in page.url
     page.get_by_role("button", name="1 · A row must sum to one").click()
     opened(page, "en", "row")
     assert "sentence=A+dog+ran+home" in page.url
