@@ -33,7 +33,7 @@ def is_linked(names: Collection[str], here: str = "") -> bool:
 def readdress(names: Collection[str], values: Mapping[str, str | list[str]]) -> None:
     """Let the page's address say these values of the named parameters, and of others what it says.
 
-    It is not told without need: that may come after a person has gone back, and would be taken for the address of the
+    It is not told without need: that may come after a person went back, and would be taken for the address of the
     other page.
     """
     said = st.session_state.get("address", _sent())

@@ -138,7 +138,7 @@ def picked() -> None:
 
 def _one_of(label: str, options: tuple[str, ...]) -> str:
     chosen = st.segmented_control(label, options, **kept_default(f"atlas-{label}", options[0]), required=True)
-    # The session gave it a value, and one is required.
+    # It begins with a choice, and one is required.
     assert chosen is not None
     return chosen
 

@@ -196,7 +196,7 @@ def draw_curves(comparison: Comparison, labels: list[str]) -> None:
         "Perplexity", options, format_func=str.capitalize, required=True,
         **kept_default(mode_key(comparison), comparison.mode, options),
     )  # fmt: skip
-    # The session gave it a value, and one is required.
+    # It begins with a choice, and one is required.
     assert mode is not None
     why, comparison = comparison.why if mode == comparison.mode else "", replace(comparison, mode=mode)
     looks = overlaid([[parse(p) for p in run.spec.policies] for run in comparison.runs])

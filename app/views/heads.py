@@ -134,7 +134,7 @@ name = st.segmented_control(
     label_visibility="collapsed",
     required=True,
 )
-# The session gave it a value, and one is required.
+# It begins with a choice, and one is required.
 assert name is not None
 panel = PANELS[name]
 sidebar(name, panel)

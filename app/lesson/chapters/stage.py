@@ -148,7 +148,7 @@ def one_of(
     chosen = place.segmented_control(
         label, options, format_func=say, required=True, **kept_default(key, usual, options)
     )
-    # The session gave it a value, and one is required.
+    # It begins with a choice, and one is required.
     assert chosen is not None
     return chosen
 
