@@ -114,6 +114,20 @@ def wait_until(page, expression: str, arg=None, timeout: float = PATIENCE) -> No
         page.wait_for_timeout(50)
 
 
+def choose(page, box, option: str, typed: str = "") -> None:
+    """Choose an option of a box, which shows it once this is typed.
+
+    What stands in for a widget until its script has come is smaller than it, and a list that is open closes when the
+    page moves below it.
+    """
+    from playwright.sync_api import expect
+
+    expect(page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=PATIENCE)
+    box.click()
+    page.keyboard.type(typed)
+    page.get_by_role("option", name=option).click()
+
+
 def cut_labels(page) -> list[str]:
     """Texts of plots that stick out of their plot, and texts of rows that do not fit into them."""
     return page.evaluate(

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from .conftest import PATIENCE, cut_labels
+from .conftest import PATIENCE, choose, cut_labels
 
 pytestmark = pytest.mark.browser
 
@@ -147,8 +147,7 @@ def test_fluent_is_not_remembering(app, page):
 def test_what_is_wrong_gets_a_sentence(app, page):
     open_chat(app, page, "?lane=window:window=0")
     page.locator(".sk-note", has_text="window must be at least 1").wait_for()
-    page.get_by_label("Script", exact=True).first.click()
-    page.get_by_role("option", name="Upload a script").click()
+    choose(page, page.get_by_label("Script", exact=True).first, "Upload a script")
     page.locator("input[type=file]").set_input_files({"name": "a.jsonl", "mimeType": "text/plain", "buffer": b"hello"})
     page.get_by_text("a.jsonl").first.wait_for()
     page.get_by_role("button", name="Play the script").click()

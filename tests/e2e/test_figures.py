@@ -7,6 +7,7 @@ import pytest
 
 from analysis.runs import library
 
+from .conftest import choose
 from .test_live import press_main, wait_read
 
 pytestmark = pytest.mark.browser
@@ -38,8 +39,7 @@ def test_a_run_of_the_page_becomes_a_figure_and_a_report(app, page):
     page.get_by_text("The same file from a command line:").wait_for()
     assert "reference=1" in page.locator("[data-testid='stCode']").last.inner_text()
     assert download(page, "Download perplexity.pdf").startswith(b"%PDF")
-    page.get_by_role("combobox", name="File").click()
-    page.get_by_role("option", name="svg").click()
+    choose(page, page.get_by_role("combobox", name="File"), "svg")
     svg = download(page, "Download perplexity.svg").decode()
     assert "Tokens read" in svg and "python -m analysis figure" in svg and "times that of Window 64" in svg
     page.get_by_text("As a black-and-white printer has it").click()

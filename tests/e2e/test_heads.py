@@ -5,6 +5,8 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from .conftest import choose
+
 pytestmark = pytest.mark.browser
 
 
@@ -47,8 +49,7 @@ def test_a_captured_stretch_is_panned_zoomed_and_compared(app, page, tmp_path):
     # The pair is marked, and the mark goes with the map.
     page.wait_for_function("window.__sinkscope_atlas.marked?.[1] === 0")
     # Small maps of all heads of the layer; a press opens one.
-    page.get_by_role("combobox", name="Small maps").click()
-    page.get_by_role("option", name="heads of this layer").click()
+    choose(page, page.get_by_role("combobox", name="Small maps"), "heads of this layer")
     page.locator(".sk-many button").nth(8).click()
     page.wait_for_function("window.__sinkscope_atlas.head[1] === 8")
     # What was kept is opened again after a new page; and compared with another policy's.
@@ -59,14 +60,12 @@ def test_a_captured_stretch_is_panned_zoomed_and_compared(app, page, tmp_path):
     page.get_by_role("button", name="Open again").click()
     page.wait_for_function("window.__sinkscope_atlas?.tile >= 1")
     page.get_by_text("400 tokens of hamlet").wait_for()
-    page.get_by_role("combobox", name="Small maps").click()
-    page.get_by_role("option", name="heads of this layer").click()
+    choose(page, page.get_by_role("combobox", name="Small maps"), "heads of this layer")
     page.locator(".sk-many button").nth(8).wait_for()
     folder.fill("")
     folder.press("Enter")
     page.get_by_role("button", name="Dense").click()
-    page.get_by_role("combobox", name="Policy").click()
-    page.get_by_role("option", name="Sinks + window").click()
+    choose(page, page.get_by_role("combobox", name="Policy"), "Sinks + window")
     page.get_by_role("spinbutton", name="Window").wait_for()
     page.keyboard.press("Escape")
     set_number(page, "Tokens", 400)
@@ -74,8 +73,7 @@ def test_a_captured_stretch_is_panned_zoomed_and_compared(app, page, tmp_path):
     page.get_by_text("Sinks + window 4 + 252 · 400 tokens").wait_for()
     # Small maps were asked for before, and are there again.
     page.locator(".sk-many button").nth(8).wait_for()
-    page.get_by_role("combobox", name="Compare with").click()
-    page.get_by_role("option", name="Dense, hamlet, 400 tokens").click()
+    choose(page, page.get_by_role("combobox", name="Compare with"), "Dense, hamlet, 400 tokens")
     page.locator(".sk-world").nth(1).wait_for()
     page.wait_for_function("document.querySelectorAll('.sk-world')[1].clientWidth > 0")
     left, right = (page.locator(".sk-world").nth(i).bounding_box() for i in (0, 1))

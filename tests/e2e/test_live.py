@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from .conftest import PATIENCE, cut_labels
+from .conftest import PATIENCE, choose, cut_labels
 
 pytestmark = pytest.mark.browser
 
@@ -253,10 +253,8 @@ def test_an_unknown_model_gets_a_sentence(app, page):
 def test_an_upload_that_cannot_be_read_gets_a_sentence(app, page, name, data, sentence):
     page.goto(app)
     page.get_by_text("Recompute 128 / 16").first.wait_for()
-    page.get_by_label("Text", exact=True).first.click()
     # The list shows only what is near the chosen text: typing finds the rest.
-    page.keyboard.type("Upload")
-    page.get_by_role("option", name="Upload a text").click()
+    choose(page, page.get_by_label("Text", exact=True).first, "Upload a text", typed="Upload")
     page.locator("input[type=file]").set_input_files({"name": name, "mimeType": "text/plain", "buffer": data})
     page.get_by_text(name).first.wait_for()
     press_main(page)
@@ -267,9 +265,7 @@ def test_an_upload_that_cannot_be_read_gets_a_sentence(app, page, name, data, se
 def test_token_text_is_shown_as_it_is(app, page):
     page.goto(f"{app}/?text=macbeth")
     page.get_by_text("Recompute 128 / 16").first.wait_for()
-    page.get_by_label("Text", exact=True).first.click()
-    page.keyboard.type("Paste")
-    page.get_by_role("option", name="Paste a text").click()
+    choose(page, page.get_by_label("Text", exact=True).first, "Paste a text", typed="Paste")
     text = "<b>bold</b> $x^2$ **stars** <script>alert(1)</script> " * 6
     page.get_by_placeholder("Paste at least").fill(text)
     page.keyboard.press("Control+Enter")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import choose
 from .test_learn import BRIGHTNESS
 from .test_live import press_main, stop, wait_read
 
@@ -102,8 +103,7 @@ def test_every_page_at_every_size_in_both_schemes(app, page):
     ):
         page.get_by_role("link", name=name, exact=True).click()
         if name == "Figures":
-            page.get_by_role("combobox", name="Figure").click()
-            page.get_by_role("option", name="Perplexity curves").click()
+            choose(page, page.get_by_role("combobox", name="Figure"), "Perplexity curves")
         page.get_by_text(there).first.wait_for()
         look(page, name.lower())
         project(page, name.lower())
