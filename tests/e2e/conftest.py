@@ -134,7 +134,7 @@ def cut_labels(page) -> list[str]:
         """() => [
           ...[...document.querySelectorAll(".sk-plot")].flatMap((plot) => {
             const room = plot.getBoundingClientRect();
-            return [...plot.querySelectorAll("text")].filter((text) => {
+            return [...plot.querySelectorAll("text, .sk-texts span")].filter((text) => {
               const at = text.getBoundingClientRect();
               const beside = at.left < room.left - 1 || at.right > room.right + 1;
               return at.width && (beside || at.top < room.top - 1 || at.bottom > room.bottom + 1);

@@ -58,11 +58,11 @@ def test_the_whole_story(app, page):
     drawn = curves.locator(".scatterlayer .trace path.js-line").count()
     assert drawn == 4
     # Marks stand above the plot, where they cover no peak; what is better is said once.
-    curves.locator(".annotation", has_text="caches full").wait_for()
-    # Both at once: a mark is drawn anew with every frame.
+    curves.locator(".sk-texts span", has_text="caches full").wait_for()
+    # Both at once: a mark moves as the text is read.
     bottom, top = curves.evaluate(
         """plot => {
-            const mark = [...plot.querySelectorAll(".annotation")].find((a) => a.textContent.includes("caches full"));
+            const mark = [...plot.querySelectorAll(".sk-texts span")].find((s) => s.textContent.includes("caches"));
             return [mark.getBoundingClientRect().bottom, plot.querySelector(".nsewdrag").getBoundingClientRect().top];
         }"""
     )
@@ -149,6 +149,14 @@ def test_no_press_is_lost_while_the_page_around_the_board_runs_again(app, page):
     assert page.problems == []
 
 
+def zoom_in(page):
+    box = page.locator(".sk-plot .nsewdrag").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.3)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.8, steps=5)
+    page.mouse.up()
+
+
 def test_zoom_survives_updates_and_modes_are_one_press_away(app, page):
     page.goto(f"{app}/?lane=window:window=32&lane=streaming:sinks=4,window=28")
     page.get_by_text("Window 32").first.wait_for()
@@ -157,11 +165,7 @@ def test_zoom_survives_updates_and_modes_are_one_press_away(app, page):
     expect(page.locator(".sk-grid")).to_have_attribute("aria-label", nothing, timeout=PATIENCE)
     press_main(page)
     wait_read(page, 0, 200)
-    box = page.locator(".sk-plot .nsewdrag").first.bounding_box()
-    page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.3)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.8, steps=5)
-    page.mouse.up()
+    zoom_in(page)
     ranges = "() => document.querySelector('.sk-plot').layout.xaxis.range.map(Math.round)"
     zoomed = page.evaluate(ranges)
     seq = page.evaluate("window.__sinkscope.seq")
@@ -175,6 +179,13 @@ def test_zoom_survives_updates_and_modes_are_one_press_away(app, page):
     page.get_by_text("times that of Window 32").wait_for()
     page.keyboard.press("k")
     page.get_by_role("button", name="Resume").wait_for()
+    # A mark goes with the stretch that it stands over, though nothing is read; and comes back with it.
+    mark = page.locator(".sk-texts span", has_text="caches full")
+    expect(mark).to_have_count(1, timeout=PATIENCE)
+    zoom_in(page)
+    expect(mark).to_have_count(0, timeout=PATIENCE)
+    page.get_by_role("button", name="whole curve").click()
+    expect(mark).to_have_count(1, timeout=PATIENCE)
     # The keyboard moves, and only Enter chooses.
     page.locator(".sk-grid").focus()
     for key in ("ArrowUp", "ArrowUp", "ArrowRight"):

@@ -2,7 +2,7 @@
 
 // ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly, once a run is long: where
 // its plot would be so much longer, it is drawn at once.
-const LEAST_BETWEEN = 430, LEAST_BETWEEN_MEMORY = 4000, MEMORY_AFTER = 250, LONGER = 1.1;
+const LEAST_BETWEEN = 350, LEAST_BETWEEN_MEMORY = 4000, MEMORY_AFTER = 250, LONGER = 1.1;
 const MARK_SIZE = 11, MARK_LINE = 14, MAX_ROWS = 5, LEFT = 46, BELOW = 34;
 // Room for a tick's label at the very top, which stands a little higher than its tick.
 const ABOVE = 14;
@@ -76,6 +76,7 @@ function makeCurves(send, names) {
   const node = el("div", {},
     el("section", { class: "sk-panel" }, el("div", { class: "sk-head" }, title, el("div", { class: "sk-segments" }, ...modes.map(([, b]) => b))), missing, plot, below),
     el("section", { class: "sk-panel" }, el("h2", { class: "sk-title" }, "KV-cache memory", el("span", { class: "sk-sub" }, " MB, measured; dotted: what dense would take, predicted")), memory));
+  const showTexts = textsOver(plot), showMemoryTexts = textsOver(memory);
   let plotly = null, frame = null, theme = null, latest = 0, lastMemory = 0, timer = 0, memoryTimer = 0, drawn = "", titled = "";
   let scale = LOG, above = 0, heldFor = "", memoryDrawn = "", memoryUpTo = 0;
   let zoom = null, zoomOf = "", listening = false; // the ranges that a person zoomed to, and the curve that they belong to
@@ -94,6 +95,8 @@ function makeCurves(send, names) {
       const { xaxis, yaxis } = plot.layout;
       zoom = { x: [...xaxis.range], y: [...yaxis.range] };
       zoomOf = subject();
+      // What is written over the plot goes with it.
+      draw();
     });
     plot.on("plotly_doubleclick", unzoom);
   }
@@ -114,15 +117,15 @@ function makeCurves(send, names) {
     });
   }
 
-  function endLabels(height, low, high, { room, most }) {
+  function endLabels(area, low, high, { room, most }) {
     const ends = frame.lanes.flatMap((lane, i) => {
       const y = frame.arrays[`y${i}`]?.data;
       if (!y?.length) return [];
       const clipped = scale.of(Math.max(low, Math.min(high, y[y.length - 1])));
       return Number.isFinite(clipped) ? [{ lane, share: (clipped - scale.of(low)) / (scale.of(high) - scale.of(low)) }] : [];
     });
-    const places = apart(ends.map((e) => e.share), (most * LABEL_LINE) / height);
-    return ends.map((e, k) => endLabel(e.lane.brief, places[k], laneColour(e.lane.color, theme), room));
+    const places = apart(ends.map((e) => e.share), (most * LABEL_LINE) / area.height);
+    return ends.map((e, k) => endLabel(e.lane.brief, places[k], laneColour(e.lane.color, theme), room, area));
   }
 
   function draw() {
@@ -153,13 +156,13 @@ function makeCurves(send, names) {
       type: "line", x0: m.x, x1: m.x, yref: "paper", y0: 0, y1: 1, layer: "below",
       line: { color: tint(m), width: m.kind === "switch" ? 1.5 : 1, dash: m.kind === "switch" ? "solid" : "dot" },
     }));
-    layout.annotations = marks.map(({ mark, text, left, row }) => ({
-      x: mark.x, xanchor: "left", xshift: left - x(mark.x), yref: "paper", y: 1, yanchor: "bottom", yshift: row * MARK_LINE - 2, showarrow: false, align: "left",
-      text: text.map(plain).join("<br>"), font: { size: MARK_SIZE, color: tint(mark) },
+    const texts = marks.map(({ mark, text, left, row }) => ({
+      text, left, top: top - (row + text.length) * MARK_LINE, size: MARK_SIZE, line: MARK_LINE, colour: tint(mark),
     }));
     if (relative) layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, layer: "below", line: { color: theme.muted, width: 1 } });
-    layout.annotations.push(...endLabels(height - top - BELOW, low, high, labels));
     plotly.react(plot, traces("x", "y", { relative: "×", KL: "nats", "top-1": "%" }[frame.mode] || "perplexity"), layout, PLOT_CONFIG);
+    const area = { right: width - labels.right, top, height: height - top - BELOW };
+    showTexts([...texts, ...endLabels(area, low, high, labels)]);
     if (!listening) listen();
 
     clearTimeout(memoryTimer);
@@ -190,12 +193,12 @@ function makeCurves(send, names) {
     small.yaxis = { gridcolor: theme.line, zeroline: false, range: [0, top * 1.12], nticks: 4, ticklabeloverflow: "allow", ticklabelshift: ABOVE_ORIGIN };
     small.xaxis.range = range;
     const predicted = { type: "scatter", mode: "lines", x: frame.arrays.px?.data || [], y: frame.arrays.py?.data || [], line: { color: theme.muted, width: 1.5, dash: "dot" }, hovertemplate: "%{y:.0f} MB predicted<extra>Dense</extra>" };
-    small.annotations = ends(tops, top, height - ABOVE - BELOW, room, most);
     plotly.react(memory, [predicted, ...traces("mx", "my", "MB")], small, PLOT_CONFIG);
+    showMemoryTexts(ends(tops, top, room, most, { right: width - right, top: ABOVE, height: height - ABOVE - BELOW }));
   }
 
   // Lanes with caches of one size lie on one line, and get one label.
-  function ends(tops, top, height, room, most) {
+  function ends(tops, top, room, most, area) {
     const groups = [];
     frame.lanes.forEach((lane, i) => {
       if (!tops[i]) return;
@@ -203,10 +206,10 @@ function makeCurves(send, names) {
       if (near) near.lanes.push(lane);
       else groups.push({ value: tops[i], lanes: [lane] });
     });
-    const places = apart(groups.map((g) => g.value / (top * 1.12)), (most * LABEL_LINE) / height);
+    const places = apart(groups.map((g) => g.value / (top * 1.12)), (most * LABEL_LINE) / area.height);
     return groups.map((g, k) => {
       const [first, ...others] = g.lanes;
-      return endLabel(`${others.length ? `${g.lanes.length} lanes` : first.brief}, ${digits(g.value)}`, places[k], others.length ? theme.muted : laneColour(first.color, theme), room);
+      return endLabel(`${others.length ? `${g.lanes.length} lanes` : first.brief}, ${digits(g.value)}`, places[k], others.length ? theme.muted : laneColour(first.color, theme), room, area);
     });
   }
 

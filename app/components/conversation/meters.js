@@ -5,27 +5,29 @@ function makeMeters() {
   const node = el("section", { class: "sk-panel" },
     el("h2", { class: "sk-title" }, "Time per token", el("span", { class: "sk-sub" }, " ms, answers only, lower quartile")), times,
     el("h2", { class: "sk-title" }, "KV cache", el("span", { class: "sk-sub" }, " MB, measured, against tokens of conversation")), memory);
+  const texts = new Map([times, memory].map((place) => [place, textsOver(place)]));
   let plotly = null, frame = null, theme = null, drawn = "", last = 0, timer = 0;
   loadPlotly().then((P) => { plotly = P; draw(); }, () => say(times, NO_PLOTS));
 
   function plot(place, name, unit) {
     const { room, right, most } = roomFor(frame.lanes, place.clientWidth), height = place.clientHeight;
+    const area = { right: place.clientWidth - right, top: 6, height: height - 30 };
     const curves = frame.lanes.map((lane, i) => ({ lane, x: frame.arrays[`x${i}`]?.data || [], y: frame.arrays[name + i]?.data || [] }));
     const longest = Math.max(64, ...curves.map((c) => c.x[c.x.length - 1] || 0));
     const all = curves.flatMap((c) => [...c.y]).sort((a, b) => a - b);
     // A first answer warms up: it shall not press the rest flat.
     const top = (name === "ms" ? (all[Math.floor(0.98 * (all.length - 1))] || 50) * 1.5 : (all[all.length - 1] || 5) * 1.15);
     const ends = curves.filter((c) => c.y.length);
-    const places = apart(ends.map((c) => Math.min(0.95, c.y[c.y.length - 1] / top)), (most * LABEL_LINE) / (height - 30));
+    const places = apart(ends.map((c) => Math.min(0.95, c.y[c.y.length - 1] / top)), (most * LABEL_LINE) / area.height);
     plotly.react(place, curves.map((c) => ({
       type: "scatter", mode: "lines", x: c.x, y: c.y, customdata: Array.from(c.x, (t) => plain(nameAt(c.lane, t))), line: { color: laneColour(c.lane.color, theme), width: 2, dash: c.lane.dash },
       hovertemplate: `%{y:.3~g} ${unit} at %{x:,d}<extra>%{customdata}</extra>`,
     })), {
-      height, width: place.clientWidth, margin: { l: 40, r: right, t: 6, b: 24 }, showlegend: false, hovermode: "closest", ...bare(theme),
+      height, width: place.clientWidth, margin: { l: 40, r: right, t: area.top, b: 24 }, showlegend: false, hovermode: "closest", ...bare(theme),
       xaxis: { gridcolor: theme.line, zeroline: false, range: [0, longest * 1.01], tickformat: "~s", fixedrange: true },
       yaxis: { gridcolor: theme.line, zeroline: false, range: [0, top], nticks: 4, ticklabelshift: ABOVE_ORIGIN, fixedrange: true },
-      annotations: ends.map((c, k) => endLabel(`${c.lane.brief}, ${digits(c.y[c.y.length - 1])}`, places[k], laneColour(c.lane.color, theme), room)),
     }, PLOT_CONFIG);
+    texts.get(place)(ends.map((c, k) => endLabel(`${c.lane.brief}, ${digits(c.y[c.y.length - 1])}`, places[k], laneColour(c.lane.color, theme), room, area)));
     place.setAttribute("aria-label", curves.map((c) => `${c.lane.label}: ${digits(c.y[c.y.length - 1])} ${unit}`).join("; "));
   }
 
