@@ -182,18 +182,21 @@ def busy() -> None:
         wait_read(page, BEHIND)
         page.wait_for_function("() => window.__sinkscopeFrames?.length")
         page.wait_for_timeout(size(4_000, 500))
-        cdp = page.context.new_cdp_session(page)
-        cdp.send("Performance.enable")
+        clocks = [page.context.new_cdp_session(page) for _ in range(2)]
+        for clock, domain in zip(clocks, ("timeTicks", "threadTicks"), strict=True):
+            clock.send("Performance.enable", {"timeDomain": domain})
 
-        def tasks() -> float:
-            return {m["name"]: m["value"] for m in cdp.send("Performance.getMetrics")["metrics"]}["TaskDuration"]
+        def tasks() -> np.ndarray:
+            """Seconds of the page's tasks, and of the processor that they had of these."""
+            measured = [clock.send("Performance.getMetrics")["metrics"] for clock in clocks]
+            return np.array([{m["name"]: m["value"] for m in metrics}["TaskDuration"] for metrics in measured])
 
         server = psutil.Process(app.process.pid)
         page.evaluate("window.__sinkscopeFrames.length = 0")
         before, began, cpu = tasks(), time.time(), sum(server.cpu_times()[:2])
         page.wait_for_timeout(size(20_000, 1_000))
         page.wait_for_function("() => window.__sinkscopeFrames.length")
-        share = (tasks() - before) / (time.time() - began)
+        share, processor = (tasks() - before) / (time.time() - began)
         seen = page.evaluate("window.__sinkscopeFrames.map((f) => f.painted - f.published)")
         line("event → painted, p50", 1e3 * np.quantile(seen, 0.5), "", unit="ms", digits=0)
         line(
@@ -205,6 +208,7 @@ def busy() -> None:
             digits=0,
         )
         line("the page's main thread, of a core", share, "≤ 0.15", good=share <= 0.15, digits=2)
+        line("    of that, computing and not waiting for a processor", processor, "", digits=2)
         line(
             "    server and engine, of a core",
             (sum(server.cpu_times()[:2]) - cpu) / (time.time() - began),
