@@ -21,9 +21,10 @@ needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reas
 
 @pytest.fixture
 def processor(monkeypatch):
-    """A processor whose `name` says what it can do: AVX2 gains by it."""
-    one = SimpleNamespace(name="AVX2")
+    """A processor whose `name` says what it can do, and `maker` whose it is: AVX2 gains by it."""
+    one = SimpleNamespace(name="AVX2", maker="Intel")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: one.name)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": f"{one.maker} 1"} if one.maker else {})
     return one
 
 
@@ -79,6 +80,23 @@ def test_others_than_float32_layers_of_a_processor_stay_as_they_were():
     assert network[0].forward is changed and not any(product._packs for product in products(network))
 
 
+@pytest.mark.parametrize(
+    ("name", "maker", "gains"),
+    [
+        ("AVX2", "Intel", True),
+        ("AVX2", "AMD", True),
+        ("AVX2", "", True),
+        ("AVX512", "AMD", True),
+        ("AVX512", "Intel", False),
+        ("AVX512", "", False),
+        ("DEFAULT", "AMD", False),
+    ],
+)
+def test_processors_that_gain_by_it(name, maker, gains, processor):
+    processor.name, processor.maker = name, maker
+    assert prepacked.gains() == gains
+
+
 @needs_onednn
 @pytest.mark.parametrize(
     ("name", "most", "available", "gains"),
@@ -87,7 +105,6 @@ def test_others_than_float32_layers_of_a_processor_stay_as_they_were():
         ("AVX2", 255, 512, False),
         ("AVX2", 256, 511, False),
         ("AVX512", 256, 512, False),
-        ("DEFAULT", 256, 512, False),
     ],
 )
 def test_layers_are_packed_where_that_is_worth_it_and_there_is_room(
