@@ -105,6 +105,7 @@ def test_processors_that_gain_by_it(name, maker, gains, processor):
         ("AVX2", 255, 512, False),
         ("AVX2", 256, 511, False),
         ("AVX512", 256, 512, False),
+        ("DEFAULT", 256, 512, False),
     ],
 )
 def test_layers_are_packed_where_that_is_worth_it_and_there_is_room(
