@@ -16,7 +16,7 @@ from app.view import View
 
 from .recordings import decoded
 from .test_jobs_reading import begin
-from .waiting import until
+from .waiting import told, until
 
 pytestmark = pytest.mark.whole
 
@@ -32,6 +32,7 @@ def server():
 def run(registry, model):
     run = begin(registry, model, count=200)
     until(run, lambda: run.status == "finished")
+    told(run)
     return run
 
 
@@ -70,12 +71,14 @@ def test_of_a_frame_only_what_has_changed_is_sent(server, run):
     page = Feed()
     address = shown(page, run, chosen=2, head=(1, 3))
     until(run, lambda: decoded(ReadingSender().frame(run, View(chosen=2, head=(1, 3))))[0]["map"])
+    told(run)
     first = asked(server, address)
     run.tell("Something else.")
     second = asked(server, address, first.headers["ETag"])
     assert len(second.content) < len(first.content) / 20
     shown(page, run, chosen=1, head=(1, 3), mode="rolling")
     until(run, lambda: run.map(1, 1, 3) is not None)
+    told(run)
     third = asked(server, address, second.headers["ETag"])
     known, look = decoded(first.content), View(chosen=1, head=(1, 3), mode="rolling")
     known = decoded(third.content, decoded(second.content, known))
@@ -89,6 +92,7 @@ def test_a_head_is_drawn_as_long_as_its_page_asks(server, run):
     page = Feed()
     address = shown(page, run, chosen=2, head=(1, 3))
     until(run, lambda: decoded(asked(server, address).content)[0]["map"])
+    told(run)
     first = asked(server, address)
     had = first.headers["ETag"]
     # Longer than a job draws a map that nobody asks for.

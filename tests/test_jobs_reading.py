@@ -20,7 +20,7 @@ from app.jobs.reading import ReadingJob
 from app.view import View
 
 from .recordings import decoded
-from .waiting import until
+from .waiting import told, until
 
 pytestmark = pytest.mark.whole
 
@@ -43,12 +43,11 @@ def test_a_run_reads_to_the_end_and_still_draws_maps(registry, model):
     run = begin(registry, model)
     until(run, lambda: run.status == "finished")
     assert [len(t.nll) for t in run.run.tracks] == [199] * 4
-    sender, view = ReadingSender(), View(chosen=2, head=(1, 3))
+    sender, view, version = ReadingSender(), View(chosen=2, head=(1, 3)), told(run)
     sender.frame(run, view)
-    version = run.version
     until(run, lambda: run.map(2, 1, 3) is not None)
     # A page that waits for something new hears of it.
-    assert run.version > version
+    assert told(run) > version
     assert decoded(sender.frame(run, view))[0]["map"]["layer"] == 1
     assert run.map(2, 1, 3).weights.shape == (199, 199)
 

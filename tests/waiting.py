@@ -21,6 +21,17 @@ def until(run, condition: Callable[[], object], seconds: float = 300) -> None:
         time.sleep(0.02)
 
 
+def told(job, seconds: float = 0.3) -> int:
+    """The job's version, once it has not grown for so long: a job shows what is new just before it says that something
+    is, so a test that waits for a state can be a moment ahead of the version."""
+    version, since = job.version, time.monotonic()
+    while time.monotonic() - since < seconds:
+        time.sleep(0.02)
+        if job.version != version:
+            version, since = job.version, time.monotonic()
+    return version
+
+
 def copied(live: Path, to: Path) -> Path:
     """A copy of a folder as a kill leaves it; it may be written into meanwhile, so files of the list can be gone."""
     while True:

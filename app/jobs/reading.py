@@ -319,9 +319,10 @@ class ReadingJob(TextJob):
             if self._maps.get(key, (0, None))[0] != read:
                 try:
                     drawn = head_map(self.lanes[lane], layer, head, MAP_SIDE)
-                    self._maps[key] = read, drawn
                     if drawn is not None:
                         self.record.map(lane, read, len(self.lanes[lane].context.tokens), drawn)
+                    # Only then seen, since a disk is slow: of what pages can see, they are told at once.
+                    self._maps[key] = read, drawn
                 except Exception as e:
                     self._undrawable.add(key)
                     log(e, f"job {self.id}")
