@@ -52,6 +52,20 @@ def test_a_run_reads_to_the_end_and_still_draws_maps(registry, model):
     assert run.map(2, 1, 3).weights.shape == (199, 199)
 
 
+def test_whoever_waits_for_a_status_finds_what_belongs_to_it(registry, model, monkeypatch):
+    shown, real = [], ReadingJob.take_snapshot
+
+    def taken(run):
+        shown.append((run.status, run.note))
+        return real(run)
+
+    monkeypatch.setattr(ReadingJob, "take_snapshot", taken)
+    run = begin(registry, model)
+    until(run, lambda: run.status == "finished")
+    # The last snapshot had its note by then, and was not yet said to be the last.
+    assert shown[-1] == ("running", run.note) and run.snapshot.lanes[0].done
+
+
 def test_a_fifth_live_run_gets_a_sentence(registry, model):
     runs = [begin(registry, model, pace=5) for _ in range(4)]
     with pytest.raises(ValueError, match="4 runs are live already"):

@@ -229,9 +229,12 @@ class Job:
         return None
 
     def _publish(self) -> None:
+        self._refresh()
+        self._announce()
+
+    def _refresh(self) -> None:
         if threading.current_thread() is self._thread:
             self.snapshot = self.take_snapshot()
-        self._announce()
 
     def _announce(self) -> None:
         with self._announcing:
@@ -246,8 +249,11 @@ class Job:
     def _set(self, status: str, note: str = "") -> None:
         if status in ENDED:
             self.kept.finish(ENDED[status])
+        self.note = note
+        self._refresh()
+        # Last, so that whoever waits for it finds what belongs to it.
         self.status = status
-        self.tell(note)
+        self._announce()
 
     def _work(self) -> None:
         try:
