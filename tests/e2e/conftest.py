@@ -83,8 +83,9 @@ def app():
 
 @pytest.fixture(scope="session")
 def browser(chromium):
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=FLAGS)
         yield browser
@@ -122,7 +123,7 @@ def choose(page, box, option: str, typed: str = "") -> None:
     """
     from playwright.sync_api import expect
 
-    expect(page.get_by_test_id("stSkeleton")).to_have_count(0, timeout=PATIENCE)
+    expect(page.get_by_test_id("stSkeleton")).to_have_count(0)
     box.click()
     page.keyboard.type(typed)
     page.get_by_role("option", name=option).click()

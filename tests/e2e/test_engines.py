@@ -5,7 +5,6 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from .conftest import PATIENCE
 from .test_live import number, press_main, stop, wait_read
 
 pytestmark = pytest.mark.browser
@@ -51,7 +50,7 @@ def test_a_cache_of_four_bits_is_smaller_shows_its_ranges_and_gets_its_bits_back
     assert megabytes(page, 1) < 0.8 * megabytes(page, 0)
     page.get_by_role("heading", name="Ranges of its keys layer 12, KV head 1").wait_for()
     said = re.compile(r"Range of each of 64 channels .* the first tokens reach beyond all others")
-    expect(page.locator("canvas.sk-ranges")).to_have_attribute("aria-label", said, timeout=PATIENCE)
+    expect(page.locator("canvas.sk-ranges")).to_have_attribute("aria-label", said)
     # In the middle of the text it goes on with all of its bits, and what was lost stays lost.
     page.get_by_role("button", name="switch ▾").nth(1).click()
     form = page.locator(".sk-form:visible")

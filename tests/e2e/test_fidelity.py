@@ -35,16 +35,14 @@ def test_fidelity_is_drawn_as_it_is_measured_and_a_link_says_it(app, page):
     page.wait_for_function("location.search.includes('shown=1')")
     page.get_by_role("button", name="output error").click()
     said = re.compile(r"Output error of 30 layers of 9 heads; the largest is (0\.[1-9]|0\.0[1-9]|[1-9])")
-    expect(page.locator("canvas.sk-grid")).to_have_attribute("aria-label", said, timeout=PATIENCE)
+    expect(page.locator("canvas.sk-grid")).to_have_attribute("aria-label", said)
     stop(page)
     page.wait_for_function("['fidelity=on', 'mode=top-1', 'grid=output'].every((s) => location.search.includes(s))")
     # Another tab shows the same.
     other = page.context.new_page()
     other.goto(page.url)
     other.get_by_text("Same most probable token as Dense").wait_for(timeout=PATIENCE)
-    expect(other.locator("canvas.sk-grid")).to_have_attribute(
-        "aria-label", re.compile("Output error"), timeout=PATIENCE
-    )
+    expect(other.locator("canvas.sk-grid")).to_have_attribute("aria-label", re.compile("Output error"))
     other.close()
     assert not page.problems and not page.strangers
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from analysis.runs import library
 
@@ -31,13 +32,13 @@ def test_a_run_of_the_page_becomes_a_figure_and_a_report(app, page):
     page.get_by_role("link", name="Figures").click()
     # The figure begins with what the page showed: its curve, and its reference by name.
     page.get_by_text("The same file from a command line:").wait_for()
-    assert "reference=1" in page.locator("[data-testid='stCode']").last.inner_text()
-    assert page.get_by_text("Perplexity curves.").count()
+    expect(page.get_by_test_id("stCode").last).to_contain_text("reference=1")
+    page.get_by_text("Perplexity curves.").first.wait_for()
     page.get_by_text("Sources as BibTeX").click()
     page.get_by_text("xiao2023streamingllm").wait_for()
     page.reload()
     page.get_by_text("The same file from a command line:").wait_for()
-    assert "reference=1" in page.locator("[data-testid='stCode']").last.inner_text()
+    expect(page.get_by_test_id("stCode").last).to_contain_text("reference=1")
     assert download(page, "Download perplexity.pdf").startswith(b"%PDF")
     choose(page, page.get_by_role("combobox", name="File"), "svg")
     svg = download(page, "Download perplexity.svg").decode()

@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from analysis.runs import archive, library
 from tests.fuzz import seeds
 
-from .conftest import PATIENCE, started, wait_until
+from .conftest import started, wait_until
 from .test_heads import set_number, tile
 from .test_live import choose_head, press_main, stop, wait_read
 
@@ -94,14 +94,14 @@ def test_a_link_to_the_heads_page_shows_the_same_map(app, page, elsewhere):
     elsewhere.goto(link)
     there = elsewhere.locator(".sk-world").first
     there.wait_for()
-    expect(there).to_have_attribute("aria-label", label, timeout=PATIENCE)
+    expect(there).to_have_attribute("aria-label", label)
     assert elsewhere.url == link
     # Measures and knock-outs are panels of their own.
     page.get_by_text("Measures", exact=True).click()
     set_number(page, "Samples", 4)
     wait_asked(page, "samples", "4")
     elsewhere.goto(page.url)
-    expect(elsewhere.get_by_role("spinbutton", name="Samples")).to_have_value("4", timeout=PATIENCE)
+    expect(elsewhere.get_by_role("spinbutton", name="Samples")).to_have_value("4")
     page.go_back()
     page.get_by_text("300 tokens of macbeth").wait_for()
     assert not page.problems and not page.strangers
@@ -111,9 +111,9 @@ def test_a_link_to_the_chat_page_sets_it_up_in_the_same_way(app, page):
     link = f"{app}/chat?dtype=bfloat16&kv_heads=3&script=memory&seed=7&temperature=0.5&max_new=12&kv_chunk=64&shown=1"
     page.goto(link)
     page.get_by_text("Nothing was said yet").first.wait_for()
-    expect(page.get_by_role("spinbutton", name="KV heads")).to_have_value("3", timeout=PATIENCE)
+    expect(page.get_by_role("spinbutton", name="KV heads")).to_have_value("3")
     page.get_by_text("How answers are chosen").click()
-    assert page.get_by_role("spinbutton", name="Seed").get_attribute("value") == "7"
+    expect(page.get_by_role("spinbutton", name="Seed")).to_have_value("7")
     page.wait_for_url(lambda url: sorted(url.split("?")[1].split("&")) == sorted(link.split("?")[1].split("&")))
     page.goto(f"{app}/chat?seed=x&script=sha256:0123456789abcdef&model=nobody/nothing")
     page.get_by_text("upload it again").first.wait_for()
@@ -141,7 +141,7 @@ def test_a_link_is_copied_where_a_browser_keeps_the_clipboard_from_pages(app, pa
     field = page.get_by_role("textbox", name="Model")
     field.fill("")
     field.press("Control+v")
-    expect(field).to_have_value(page.url, timeout=PATIENCE)
+    expect(field).to_have_value(page.url)
 
 
 SET_UP = {
@@ -220,7 +220,7 @@ def test_a_link_to_runs_opens_the_same_elsewhere_once_the_runs_are_there(app, pa
         # The block of a row comes before what stands in it.
         page.locator(".st-key-runs-row-handed-b .sk-run h2").wait_for()
         assert page.locator(".sk-run h2").count() == 1
-        expect(page.get_by_role("textbox", name="Search")).to_have_value("handed-b", timeout=PATIENCE)
+        expect(page.get_by_role("textbox", name="Search")).to_have_value("handed-b")
     assert not page.problems and not page.strangers
 
 

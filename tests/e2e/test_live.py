@@ -91,7 +91,7 @@ def test_the_whole_story(app, page):
     box = page.locator(".sk-map").bounding_box()
     page.mouse.move(box["x"] + 60, box["y"] + box["height"] * 0.4)
     tip = page.locator(".sk-tip:visible").last
-    assert "→" in tip.inner_text()
+    expect(tip).to_contain_text("→")
     page.get_by_role("button", name="attention received").click()
     page.get_by_text("darker got more attention").wait_for()
 
@@ -162,7 +162,7 @@ def test_zoom_survives_updates_and_modes_are_one_press_away(app, page):
     page.get_by_text("Window 32").first.wait_for()
     # What is not there yet has a name all the same.
     nothing = re.compile("nothing was read yet")
-    expect(page.locator(".sk-grid")).to_have_attribute("aria-label", nothing, timeout=PATIENCE)
+    expect(page.locator(".sk-grid")).to_have_attribute("aria-label", nothing)
     press_main(page)
     wait_read(page, 0, 200)
     zoom_in(page)
@@ -181,11 +181,11 @@ def test_zoom_survives_updates_and_modes_are_one_press_away(app, page):
     page.get_by_role("button", name="Resume").wait_for()
     # A mark goes with the stretch that it stands over, though nothing is read; and comes back with it.
     mark = page.locator(".sk-texts span", has_text="caches full")
-    expect(mark).to_have_count(1, timeout=PATIENCE)
+    expect(mark).to_have_count(1)
     zoom_in(page)
-    expect(mark).to_have_count(0, timeout=PATIENCE)
+    expect(mark).to_have_count(0)
     page.get_by_role("button", name="whole curve").click()
-    expect(mark).to_have_count(1, timeout=PATIENCE)
+    expect(mark).to_have_count(1)
     # The keyboard moves, and only Enter chooses.
     page.locator(".sk-grid").focus()
     for key in ("ArrowUp", "ArrowUp", "ArrowRight"):
@@ -235,7 +235,7 @@ def test_what_an_address_asks_wrongly_gets_a_sentence(app, page, query, sentence
     page.goto(f"{app}/?{query}")
     page.locator(".sk-note", has_text=sentence).wait_for()
     assert page.get_by_text("Traceback").count() == 0
-    assert page.get_by_text("Sinks + window 4 + 124").count() > 0
+    page.get_by_text("Sinks + window 4 + 124").first.wait_for()
 
 
 def test_an_unknown_model_gets_a_sentence(app, page):
@@ -245,7 +245,7 @@ def test_an_unknown_model_gets_a_sentence(app, page):
     page.locator(".sk-note", has_text="an address fetches none").wait_for()
     field = page.get_by_role("textbox", name="Model")
     # A box that was just drawn is empty for a moment, and loses what is written into it then.
-    expect(field).to_have_value("embedded", timeout=PATIENCE)
+    expect(field).to_have_value("embedded")
     field.fill("nobody/nothing")
     field.press("Enter")
     press_main(page)

@@ -22,17 +22,15 @@ def test_a_map_fills_and_a_cell_says_where_its_fact_went(app, page):
     page.goto(f"{app}/recall?{MAP}")
     page.get_by_role("button", name="Start", exact=True).click()
     # Dense comes first, whatever the order of lanes.
-    expect(page.locator(".sk-recall-map h2")).to_have_text(["Dense", "Sinks + window 4 + 60"], timeout=PATIENCE)
+    expect(page.locator(".sk-recall-map h2")).to_have_text(["Dense", "Sinks + window 4 + 60"])
     cells(page, "done").first.wait_for()
     page.get_by_text(re.compile(r"[1-8] of 8 cells")).first.wait_for()
-    expect(cells(page, "done")).to_have_count(8, timeout=PATIENCE)
-    expect(page.locator("[data-testid=stProgress]")).to_have_count(0, timeout=PATIENCE)
+    expect(cells(page, "done")).to_have_count(8)
+    expect(page.locator("[data-testid=stProgress]")).to_have_count(0)
     expect(page.locator(".sk-recall-map").first.locator("button.sk-done")).to_have_text(["1/1"] * 4)
     lost = page.locator(".sk-recall-map").nth(1).get_by_role("button").nth(1)
     lost.hover()
-    expect(page.locator(".sk-recall-tip")).to_contain_text(
-        re.compile(r"160 tokens, depth 5 %[^%]*0 % of the fact"), timeout=PATIENCE
-    )
+    expect(page.locator(".sk-recall-tip")).to_contain_text(re.compile(r"160 tokens, depth 5 %[^%]*0 % of the fact"))
     # Arrow keys go through a block, whose first cell alone is reached by Tab.
     page.locator(".sk-recall-map").nth(1).get_by_role("button").first.focus()
     page.keyboard.press("ArrowRight")
@@ -45,8 +43,8 @@ def test_a_map_fills_and_a_cell_says_where_its_fact_went(app, page):
     page.wait_for_function("location.search.includes('cell=1,160,5') || location.search.includes('cell=1%2C160%2C5')")
     other = page.context.new_page()
     other.goto(page.url)
-    expect(cells(other, "done")).to_have_count(8, timeout=PATIENCE)
-    expect(other.locator("[aria-pressed=true]")).to_have_count(1, timeout=PATIENCE)
+    expect(cells(other, "done")).to_have_count(8)
+    expect(other.locator("[aria-pressed=true]")).to_have_count(1)
     other.close()
     with page.expect_download() as file:
         page.get_by_role("link", name="All answers as CSV").click()
@@ -55,7 +53,7 @@ def test_a_map_fills_and_a_cell_says_where_its_fact_went(app, page):
     assert [row["policy"] for row in rows] == ["dense"] * 4 + ["streaming:sinks=4,window=60,positions=cache"] * 4
     assert all(row["hit"] == "True" and row["said"] == row["answer"] for row in rows[:4])
     page.get_by_text("NLL of the answer").click()
-    expect(cells(page, "done").first).to_have_text(re.compile(r"^\d\.\d$"), timeout=PATIENCE)
+    expect(cells(page, "done").first).to_have_text(re.compile(r"^\d\.\d$"))
     # The text of the cell is read in the live board.
     page.get_by_role("link", name="Read this text under dense and Sinks + window 4 + 60").click()
     page.locator(".sk-go", has_text="Start").click()
@@ -63,7 +61,7 @@ def test_a_map_fills_and_a_cell_says_where_its_fact_went(app, page):
     page.get_by_text(re.compile(r"Paused before token \d+, as the link has it")).wait_for()
     expect(page.locator(".sk-text")).to_contain_text(re.compile("is the pass key.*The pass key is$", re.S))
     (key,) = [row["answer"] for row in rows[4:] if (row["length"], row["depth"]) == ("160", "5.0")]
-    expect(page.locator(".sk-marked")).to_contain_text(key, timeout=PATIENCE)
+    expect(page.locator(".sk-marked")).to_contain_text(key)
     assert key in "".join(page.locator(".sk-text .sk-needle").all_text_contents())
     page.locator(".sk-go", has_text="Resume").click()
     page.get_by_text("The text has been read to its end.").wait_for()
@@ -82,7 +80,7 @@ def test_a_map_that_was_stopped_goes_on_and_is_opened_from_the_runs(app, page):
     row.get_by_text("Recall: passkey").wait_for()
     row.get_by_role("link", name="Open").click()
     page.get_by_role("button", name="Resume").click()
-    expect(cells(page, "done")).to_have_count(22, timeout=PATIENCE)
+    expect(cells(page, "done")).to_have_count(22)
     assert f"run={run}" in page.url
     assert not page.problems and not page.strangers
 

@@ -35,8 +35,8 @@ def test_list_is_searched_named_pinned_deleted_and_brought_back(library, page):
     page.goto(f"{address}/runs")
     rows(page, 3)
     # Pictures are drawn, and by nobody else's server.
-    wait_until(page, "() => [...document.querySelectorAll('.sk-run img')].length === 6")
-    assert page.evaluate("[...document.querySelectorAll('.sk-run img')].every((i) => i.complete && i.naturalWidth)")
+    drawn = "[...document.querySelectorAll('.sk-run img')].filter((i) => i.complete && i.naturalWidth)"
+    wait_until(page, f"() => {drawn}.length === 6")
     row(page, "first").get_by_role("button", name="More").click()
     title = page.get_by_role("textbox", name="Title")
     title.fill("<b>Drop</b> the sinks ![x](http://127.0.0.1:9/x.png)")
@@ -115,7 +115,7 @@ def test_runs_are_compared_at_any_width(library, page, width):
     assert page.get_by_role("region", name="Numbers of all lanes").locator("tr").count() == 5
     page.get_by_role("button", name="All runs").click()
     row(page, "first").wait_for()
-    assert "compare" not in page.url
+    wait_until(page, "() => !location.search.includes('compare')")
     assert not page.problems and not page.strangers
 
 
