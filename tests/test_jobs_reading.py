@@ -14,7 +14,7 @@ from analysis.policies import parse
 from analysis.runs.spec import Spec
 from analysis.runs.switches import Switch
 from app.frames.reading import ReadingSender
-from app.jobs import base
+from app.jobs import base, reading
 from app.jobs import registry as jobs_registry
 from app.jobs.reading import ReadingJob
 from app.view import View
@@ -135,11 +135,20 @@ def test_pace_bounds_every_lane(registry, model):
     assert time.monotonic() - began > 1.0
 
 
-def test_a_switch_is_carried_out_and_marked(registry, model):
+def test_a_switch_is_carried_out_and_marked(registry, model, monkeypatch):
     run = begin(registry, model, count=4000, pace=100)
     until(run, lambda: len(run.run.tracks[1].nll) > 40)
+    done, real = [], reading.carry_out
+
+    def carried_out(*of, **more):
+        done.append(run.requests_done)
+        return real(*of, **more)
+
+    monkeypatch.setattr(reading, "carry_out", carried_out)
     run.switch(1, parse("streaming:sinks=4,window=12"), pin=True)
-    until(run, lambda: any(e["what"] == "switch" for e in run.run.events))
+    until(run, lambda: run.requests_done)
+    # It is done when it is carried out, not when it is taken up.
+    assert done == [False]
     event = next(e for e in run.run.events if e["what"] == "switch")
     assert event["lane"] == 1
     assert event["how"] == "sinks pinned again"

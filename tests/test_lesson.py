@@ -88,9 +88,10 @@ def test_lanes_are_those_of_the_gallery_until_all_of_them_have_read_something(mo
     from app.lesson.chapters import stage
     from app.lesson.chapters.enough import SIZE, policies
 
-    def run(*read: int, asked=(), done: bool = True) -> SimpleNamespace:
-        tracks = [SimpleNamespace(nll=range(n), policies=[(0, "begun"), *asked]) for n in read]
-        return SimpleNamespace(snapshot=SimpleNamespace(tracks=tracks), requests_done=done)
+    def run(*read: int, events=(), done: bool = True) -> SimpleNamespace:
+        tracks = [SimpleNamespace(nll=range(n)) for n in read]
+        happened = SimpleNamespace(events=[{"what": what} for what in ("running", *events)])
+        return SimpleNamespace(snapshot=SimpleNamespace(tracks=tracks), requests_done=done, run=happened)
 
     monkeypatch.setattr(stage, "bos", lambda: "auto")
     for story, asked in (("four", FOUR), ("enough", policies(SIZE))):
@@ -103,7 +104,7 @@ def test_lanes_are_those_of_the_gallery_until_all_of_them_have_read_something(mo
         # Of other lanes, or of a text that begins in another way, nothing is recorded.
         assert stage.tracks(None, story, asked[1:]) == ((), None)
         # Nor of a lane that somebody has switched, or is about to.
-        for switched in (run(9, 0, asked=[(5, "window")]), run(0, 0, done=False)):
+        for switched in (run(9, 0, events=["switch"]), run(0, 0, done=False)):
             assert stage.tracks(switched, story, asked) == (switched.snapshot.tracks, None)
     monkeypatch.setattr(stage, "bos", lambda: "on")
     assert stage.tracks(None, "four", FOUR) == ((), None)

@@ -66,16 +66,15 @@ class ChatJob(TextJob):
         self.playing = bool(self.pending)
         self.epoch = 0
         """Grows when tokens of the conversation are taken back."""
-        self._requests = queue.SimpleQueue[Callable[[], None]]()
-        self._put = self._done = 0
-        """Requests that were put and that are done."""
+        self._requests = queue.Queue[Callable[[], None]]()
+        """What people asked for: each is done once it is carried out, not when it is taken up."""
         self._rows: dict[RowKey, HeadRow | None] = {}
         self._rows_requested: dict[RowKey, None] = {}
 
     @property
     def requests_done(self) -> bool:
         """Whether everything that was requested is carried out."""
-        return self._put == self._done
+        return not self._requests.unfinished_tasks
 
     @property
     def idle(self) -> bool:
@@ -83,7 +82,6 @@ class ChatJob(TextJob):
         return self.requests_done and not self.busy
 
     def _enqueue(self, request: Callable[[], None]) -> None:
-        self._put += 1
         self._requests.put(request)
         with self._wake:
             self._wake.notify_all()
@@ -244,7 +242,7 @@ class ChatJob(TextJob):
             request()
         except Exception as e:
             self._tell_of(e)
-        self._done += 1
+        self._requests.task_done()
 
     def _tell_of(self, e: Exception, lane: str = "") -> None:
         log(e, f"job {self.id}")

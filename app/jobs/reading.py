@@ -67,7 +67,7 @@ class ReadingJob(TextJob):
         """Tokens a second that each lane may read; 0: as fast as it goes."""
         self.reading_seconds = 0.0
         """Wall-clock time spent reading, pauses not counted."""
-        self._requests = queue.SimpleQueue[SwitchRequest]()
+        self._requests = queue.Queue[SwitchRequest]()
         self._planned = Plan(switches)
         self._pause_at = pause
         self._maps_requested: dict[tuple[int, int, int], float] = {}
@@ -90,8 +90,8 @@ class ReadingJob(TextJob):
 
     @property
     def requests_done(self) -> bool:
-        """Whether every requested switch was taken up."""
-        return self._requests.empty()
+        """Whether every requested switch is carried out, or said to be impossible."""
+        return not self._requests.unfinished_tasks
 
     def set_pace(self, pace: int) -> None:
         """Let each lane read at most so many tokens a second; 0: as fast as it goes."""
@@ -353,6 +353,7 @@ class ReadingJob(TextJob):
                 # Whoever switches a lane goes on with it.
                 self._planned.forget(lane.index)
                 switched = lane
+            self._requests.task_done()
         for due in [due for lane in self.lanes for due in self._planned.due(lane)]:
             policy = parse(due.policy)
             note = f"{policy.label} from token {due.position:,} on, as the story has it."

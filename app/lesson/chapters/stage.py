@@ -266,7 +266,8 @@ def tracks(run: ReadingJob | None, name: str, policies: Sequence[str]) -> tuple[
     if live and all(len(track.nll) for track in live):
         return live, None
     before = story(name)
-    switched = run is not None and (not run.requests_done or any(len(track.policies) > 1 for track in live))
+    # Known before the lane has read on: a track has the new policy from its next tokens on.
+    switched = run is not None and (not run.requests_done or any(e["what"] == "switch" for e in run.run.events))
     if bos() == "auto" and before is not None and before.spec.policies == tuple(policies) and not switched:
         spec, model = before.spec, "" if before.model is None else before.model.name
         what = f"text={spec.text}, tokens={spec.tokens}, chunk={spec.chunk}, bos={spec.bos}"
