@@ -22,7 +22,7 @@ from app.panels.verdict_results import Found
 
 from .test_jobs_recall import home, speaking
 from .test_resume import killed
-from .waiting import copied, until
+from .waiting import copied, told, until
 
 pytestmark = pytest.mark.whole
 
@@ -88,17 +88,18 @@ def test_its_numbers_are_those_of_the_command_dense_first(registry, speaking, tm
 
 
 def test_what_says_that_all_cells_are_whole_knows_all_of_them(registry, speaking, monkeypatch):
-    told, publish = [], VerdictJob._publish
+    shown, announce = [], VerdictJob._announce
 
     def heard(job):
-        publish(job)
-        told.append(Found.of_job(job))
+        announce(job)
+        shown.append(Found.of_job(job))
 
     monkeypatch.setattr(kept, "TABLED_EVERY", 1e9)
-    monkeypatch.setattr(VerdictJob, "_publish", heard)
+    monkeypatch.setattr(VerdictJob, "_announce", heard)
     asked = plan_of(speaking, budgets=(32,), tasks=("kl", "passkey"))
     job = finished(registry, begun(registry, asked))
-    partly, whole = [found for found in told if not found.whole], [found for found in told if found.whole]
+    told(job)
+    partly, whole = [found for found in shown if not found.whole], [found for found in shown if found.whole]
     assert partly and len(whole) >= 2
     assert all(found.verdict == verdict(asked, library.home() / job.id) for found in whole)
 
