@@ -279,7 +279,7 @@ class Job:
             self._set(status, note)
         except BaseException as e:
             log(e, f"job {self.id}")
-        self.status, self.note = status, note
+        self.note, self.status = note, status
         self._announce()
 
     def _pause_while_unwatched(self) -> None:
