@@ -147,11 +147,10 @@ def test_a_chapter_is_linked_to_translated_and_projected(app, page):
     assert "lang=zh" in page.url
     page.locator("body").press("p")
     page.get_by_role("button", name="退出投影").wait_for()
-    page.wait_for_url("**projected=1**")
-    page.get_by_test_id("stSidebar").wait_for(state="hidden")
+    assert "projected=1" in page.url and not page.get_by_test_id("stSidebar").is_visible()
     page.reload()
     opened(page, "zh", "chunks")
-    page.get_by_test_id("stSidebar").wait_for(state="hidden")
+    assert not page.get_by_test_id("stSidebar").is_visible()
     page.goto(f"{app}/learn?chapter=eleven")
     page.get_by_text("That chapter does not exist.").wait_for()
     opened(page, "en", "row")
@@ -182,6 +181,7 @@ def test_an_answer_closes_with_its_chapter_and_what_is_cut_is_said(app, page):
     answer = page.get_by_test_id("stExpander").locator("details")
     page.get_by_text("答案", exact=True).click()
     page.get_by_text("毫无变化").wait_for()
+    expect(answer).to_have_attribute("open", "")
     page.get_by_role("button", name="下一章").click()
     opened(page, "zh", "first")
     # That of the chapter before may stand there for a moment.

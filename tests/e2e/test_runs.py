@@ -35,8 +35,13 @@ def test_list_is_searched_named_pinned_deleted_and_brought_back(library, page):
     page.goto(f"{address}/runs")
     rows(page, 3)
     # Pictures are drawn, and by nobody else's server.
-    drawn = "[...document.querySelectorAll('.sk-run img')].filter((i) => i.complete && i.naturalWidth)"
-    wait_until(page, f"() => {drawn}.length === 6")
+    wait_until(
+        page,
+        """() => {
+            const pictures = [...document.querySelectorAll(".sk-run img")];
+            return pictures.length === 6 && pictures.every((i) => i.complete && i.naturalWidth);
+        }""",
+    )
     row(page, "first").get_by_role("button", name="More").click()
     title = page.get_by_role("textbox", name="Title")
     title.fill("<b>Drop</b> the sinks ![x](http://127.0.0.1:9/x.png)")
