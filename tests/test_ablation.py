@@ -38,6 +38,13 @@ def test_whoever_watches_hears_of_every_part_and_gets_the_same(monkeypatch):
     assert len(ends) == 2 and results[ends[0] - 1] == 2 and results[ends[1] - 1] == 3
 
 
+@pytest.mark.parametrize("changed", [{"softmax": "off-by-one"}, {"knockout": "weights"}, {"knockout": "values"}])
+def test_a_policy_that_changes_attention_is_refused(changed):
+    """Its `heads` would name those that it changes and the one that is knocked out."""
+    with pytest.raises(ValueError, match="one head at a time, and this policy changes attention itself"):
+        next(knock_outs(shared("llama"), words(), Dense(**changed), "values", [(0, 0)]))
+
+
 def test_heads_that_are_asked_for_come_one_by_one():
     results = knock_out_each(shared("llama"), words(), Dense(), "values", [(3, 1), (0, 2)])
     first = next(results)

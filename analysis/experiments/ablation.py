@@ -96,6 +96,19 @@ class EffectsFile:
         files.write(self.path, effects_as_csv(sorted(self._effects, key=lambda e: -e.excess)))
 
 
+def without_sink(policy: Policy, kind: str, layer: int, head: int) -> Policy:
+    """A policy with the sink of one head knocked out; `kind`: values or weights (engine/interventions.py).
+
+    Raises ValueError where it changes attention itself: its `heads` would then say two things.
+    """
+    if policy.knockout != "none" or policy.softmax != "ordinary":
+        raise ValueError(
+            f"{policy.label}: the sink is knocked out of attention as it is, one head at a time, and this policy changes "
+            "attention itself: choose knockout=none and softmax=ordinary"
+        )
+    return replace(policy, knockout=kind, heads=f"{layer}.{head}")
+
+
 def knock_outs(
     model: Model,
     tokens: NDArray[np.int32],
@@ -112,15 +125,16 @@ def knock_outs(
     `kind`: values or weights (engine/interventions.py); `chunk`: tokens that are read at a time, None for as many as
     take about PASS_SECONDS; `unmodified`: what the first pass came to earlier, which is then left out.  The text is cut
     at the same places whenever it is read, so that rounding is the same.  The standard error is over blocks of 256
-    tokens, NaN for a text of less than two.  Raises ValueError as `open_lanes` does.
+    tokens, NaN for a text of less than two.  Raises ValueError as `open_lanes` and `without_sink` do.
     """
+    without_sink(policy, kind, 0, 0)
     if unmodified is None:
         unmodified = yield from read_unmodified(model, tokens, policy, chunk)
     adapted = open_lanes(model, tokens, [policy])[0].context.model
     if heads is None:
         heads = ((layer, head) for layer in range(adapted.layers) for head in range(adapted.heads))
     for done, (layer, head) in enumerate(heads, 1):
-        without = replace(policy, knockout=kind, heads=f"{layer}.{head}")
+        without = without_sink(policy, kind, layer, head)
         knocked_out = yield from _read_again(adapted, tokens, without, unmodified.cuts, done)
         yield Effect(layer, head, *metrics.excess(knocked_out, unmodified.nll))
 
@@ -155,6 +169,7 @@ def kept_knock_outs(
 ) -> Iterator[Effect | float]:
     """What `knock_outs` yields, put into a folder as it comes: first all that lies in the folder `known`, then what is
     missing there.  Raises ValueError where that is damaged, too."""
+    without_sink(policy, kind, 0, 0)
     unmodified, found = (None, []) if known is None else _known(known, len(tokens))
     effects = [effect for effect in found if (effect.layer, effect.head) in set(heads)]
     yield from effects
@@ -188,7 +203,6 @@ def read_unmodified(
     model: Model, tokens: NDArray[np.int32], policy: Policy, chunk: int | None = None
 ) -> Generator[float, None, Unmodified]:
     """Read the text with nothing knocked out, and tell what share of it is read by now; `chunk` as for `knock_outs`."""
-    policy = replace(policy, knockout="none")
     least = MIN_CHUNK if policy.pass_tokens is None else max(MIN_CHUNK_ONE_BY_ONE, policy.pass_tokens)
     size = chunk or least
     lane, parts, cuts = open_lanes(model, tokens, [policy])[0], [], []

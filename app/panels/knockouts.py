@@ -7,7 +7,7 @@ from typing import Any, Self
 import streamlit as st
 from typing_extensions import override
 
-from analysis.experiments.ablation import Effect, effects_as_csv, read_effects
+from analysis.experiments.ablation import Effect, effects_as_csv, read_effects, without_sink
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app import address, recordings
@@ -59,6 +59,7 @@ class FoundEffects(Found):
         kind, facts = kept.settings.get("kind"), kept.facts
         if kind not in KINDS or facts is None:
             raise ValueError(f"{kept.id} does not say what was knocked out of which model: it is damaged")
+        without_sink(parse(kept.spec.policies[0]), kind, 0, 0)
         effects = tuple(read_effects(kept.path / "effects.csv")) if (kept.path / "effects.csv").exists() else ()
         if not all(facts.has(e.layer, e.head) for e in effects):
             raise ValueError(f"{kept.id} has effects of heads that its model does not have: it is damaged")
@@ -104,6 +105,7 @@ def start() -> None:
 def _prepared() -> Maker[AblationJob]:
     asked, old = st.session_state.heads, JOB_PANEL.job
     text = old.text if old is not None and asked["text"] == old.spec.text else chosen_text("heads", asked["text"])
+    without_sink(parse(asked["policy"]), asked["kind"], 0, 0)
     tokens = asked["tokens"]["knockouts"]
     spec = Spec(text=text.name, policies=(asked["policy"],), tokens=tokens, **asked["model"].decided()._asdict())
     return partial(AblationJob, spec, text, asked["kind"], asked["layer"])
@@ -151,9 +153,9 @@ def draw_effects(found: FoundEffects) -> None:
         alt = "; ".join(f"{e.layer}.{e.head}: {e.excess:+.4f}" for e in ranked[:SHOWN])
         bars = charts.ranking(ranked[:SHOWN])
         st.plotly_chart(bars, key="heads-ranking", config={"displayModeBar": False}, alt=alt)
-    worst, policy = ranked[0], found.spec.policies[0]
-    without_worst = f"{policy}{',' if ':' in policy else ':'}knockout={found.kind},heads={worst.layer}.{worst.head}"
-    link = {"lane": [policy, without_worst], **Chosen.of(found.spec).link()}
+    worst, policy = ranked[0], parse(found.spec.policies[0])
+    without_worst = without_sink(policy, found.kind, worst.layer, worst.head)
+    link = {"lane": [str(policy), str(without_worst)], **Chosen.of(found.spec).link()}
     if named := address.named_text(found.spec.text, found.text_sha256):
         link["text"] = named
     with st.container(horizontal=True, vertical_alignment="center"):
