@@ -140,9 +140,9 @@ def answers(hits: dict[str, list[bool]]) -> dict[tuple[str, str], list[Row]]:
     }
 
 
-def recalled(monkeypatch, tmp_path, hits):
-    """A verdict of policies of 64 tokens that answered so."""
-    rows = answers(hits)
+def recalled(monkeypatch, tmp_path, hits, **alike):
+    """A verdict of policies of 64 tokens that answered so; what is `alike` tells no question from another."""
+    rows = {key: [msgspec.structs.replace(row, **alike) for row in of] for key, of in answers(hits).items()}
     monkeypatch.setattr(entries, "rows_of", lambda cells, _: rows.get((cells[0].task, cells[0].spec.policies[0]), []))
     spec = Spec("tiny", "passkey", ("dense",))
     plan = Plan(spec, ("window", "random:recent=16"), (64,), ("passkey",), ("hamlet",), (512,), (5.0,))
@@ -171,6 +171,15 @@ def test_recall_is_of_what_dense_recalls_and_pairs_are_mcnemars(monkeypatch, tmp
     assert found.alike(found.entries[2], "passkey") and not found.alike(found.entries[1], "passkey")
     said = sentence(found)
     assert said.startswith("Most is recalled by Random at 64 tokens: 7 of 9") and "6 of 8 recalled" in said
+
+
+def test_all_questions_of_one_text_count(monkeypatch, tmp_path):
+    """Nothing in a text of questions and answers says where their facts stand."""
+    chance = str(policy("random:recent=16").at_budget(64))
+    hits = {"dense": [True] * 4 + [False], "window:window=64": [True] + [False] * 4, chance: [True] * 5}
+    found = recalled(monkeypatch, tmp_path, hits, depth=None, repeat=0, distance=None)
+    assert [(e.recall["passkey"].asked, e.recall["passkey"].hits) for e in found.entries] == [(4, 4), (4, 1), (4, 4)]
+    assert found.pairs[0].difference == pytest.approx(-3 / 4) and found.pairs[0].p == pytest.approx(2 / 2**3)
 
 
 def test_the_sentence_names_the_smallest_cache_that_is_close_and_what_it_forgets():

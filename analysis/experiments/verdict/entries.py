@@ -122,12 +122,20 @@ def quality(entry: Entry, task: str) -> float | None:
 
 
 class _Found:
-    """What is finished of a plan, by policy."""
+    """What is finished of a plan, by policy.
+
+    `rows` of each task and policy: the answer to a question, by the number of its text and its own in it, which are
+    the same under all policies.
+    """
 
     def __init__(self, plan: Plan, place: Path) -> None:
         self.plan, self.place = plan, place
         self.rows = {
-            (task, policy): {_key(row): row for row in rows_of(plan.recall(task, policy), place)}
+            (task, policy): {
+                (cell, question): row
+                for cell, of in enumerate(plan.recall(task, policy))
+                for question, row in enumerate(rows_of([of], place))
+            }
             for task in plan.recalled
             for policy in plan.members
         }
@@ -138,15 +146,10 @@ class _Found:
             if (self.place / cell.name / SECONDS).exists():
                 yield _Reading(self.place / cell.name, cell.spec.text)
 
-    def recalled_by_dense(self, task: str, policy: str) -> list[Row]:
+    def recalled_by_dense(self, task: str, policy: str) -> dict[tuple[int, int], Row]:
         """The answers of a policy to those questions that dense answers right."""
         dense = self.rows[task, DENSE]
-        return [row for key, row in self.rows[task, policy].items() if key in dense and dense[key].hit]
-
-
-def _key(row: Row) -> tuple[int, float | None, int, int | None]:
-    """What tells a question from others of its task."""
-    return row.length, row.depth, row.repeat, row.distance
+        return {key: row for key, row in self.rows[task, policy].items() if key in dense and dense[key].hit}
 
 
 class _Reading:
@@ -189,7 +192,7 @@ def read_verdict(folder: Path) -> Verdict:
 def _entry(found: _Found, policy: str, budget: int | None) -> Entry:
     readings = found.readings[policy]
     recall = {
-        task: _recall(rows, budget)
+        task: _recall([*rows.values()], budget)
         for task in found.plan.recalled
         if (rows := found.recalled_by_dense(task, policy))
     }  # fmt: skip
@@ -282,8 +285,8 @@ def _paired_answers(found: _Found, task: str, one: str, other: str) -> tuple[flo
     """Difference of the shares recalled, of what both were asked and dense recalls, and its p value."""
     from scipy.stats import binomtest
 
-    a, b = ({_key(row): row.hit for row in found.recalled_by_dense(task, policy)} for policy in (one, other))
-    both = [(hit, b[key]) for key, hit in a.items() if key in b]
+    a, b = (found.recalled_by_dense(task, policy) for policy in (one, other))
+    both = [(row.hit, b[key].hit) for key, row in a.items() if key in b]
     if not both:
         return math.nan, math.nan
     gained, lost = sum(x and not y for x, y in both), sum(y and not x for x, y in both)
