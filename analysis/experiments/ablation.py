@@ -103,8 +103,8 @@ def without_sink(policy: Policy, kind: str, layer: int, head: int) -> Policy:
     """
     if policy.knockout != "none" or policy.softmax != "ordinary":
         raise ValueError(
-            f"{policy.label}: the sink is knocked out of attention as it is, one head at a time, and this policy changes "
-            "attention itself: choose knockout=none and softmax=ordinary"
+            f"{policy.label}: the sink is knocked out of attention as it is, one head at a time, and this policy "
+            "changes attention itself: choose knockout=none and softmax=ordinary"
         )
     return replace(policy, knockout=kind, heads=f"{layer}.{head}")
 
