@@ -164,8 +164,12 @@ def test_cautions_know_when_something_first_leaves():
         ("window:window=60", 61, False),
         ("streaming:sinks=4,window=56", 60, True),
         ("streaming:sinks=4,window=56", 61, False),
-        ("recompute:window=50,stride=11", 60, True),
-        ("recompute:window=50,stride=11", 61, False),
+        ("recompute:window=50,stride=11", 50, True),
+        ("recompute:window=50,stride=11", 51, False),
+        ("window:window=60,knockout=values", 60, False),
+        ("window:window=60,softmax=off-by-one", 60, False),
+        ("window:window=60,first=newlines", 60, False),
+        ("window:window=60,cache=int4", 60, False),
     ):
         assert any("equals dense" in note for note in parse(written).cautions(tokens, None)) is equals
 

@@ -135,6 +135,7 @@ def test_recompute_equals_a_fresh_forward_pass(tiny_llama, tokens, family, windo
     tiny_llama.set_attn_implementation("eager")
     for i in range(1, len(tokens)):
         start = 0 if i <= window else i - window - (i - window - 1) % stride
+        assert (start == 0) == (i <= Recompute(window, stride).full_from)
         with torch.no_grad():
             logits = model(torch.as_tensor(tokens[start:i])[None]).logits[0, -1]
         assert abs(-torch.log_softmax(logits, -1)[tokens[i]].item() - nll[i - 1]) < 1e-4

@@ -195,9 +195,9 @@ class Policy(Settings):
         """What to know before this reads so many tokens (None: not known yet): one sentence each."""
         notes, window = [], getattr(self, "window", None)
         if tokens is not None and self.full_from is not None and self.full_from >= tokens:
-            notes.append(
-                f"{self.label}: the text has {tokens} tokens, so nothing is ever evicted and this equals dense"
-            )
+            # What changes attention, or stores keys in few bits, is not dense where it keeps all.
+            equals = "" if self.changes else " and this equals dense"
+            notes.append(f"{self.label}: the text has {tokens} tokens, so nothing is ever evicted{equals}")
         if trained_length is not None and window is not None and window > trained_length:
             notes.append(
                 f"{self.label}: the window is longer than the {trained_length} tokens that the model was trained on, "
@@ -280,6 +280,12 @@ class Recomputed(Policy):
     @override
     def capacity(self) -> int:
         return self.window + self.stride - 1
+
+    @property
+    @override
+    def full_from(self) -> int:
+        # The next encoding begins without the first token, whatever room its stride takes later.
+        return self.window
 
     @override
     def at_budget(self, tokens: int) -> "Policy":
