@@ -301,6 +301,15 @@ def test_a_fifth_is_told_who_holds_the_four(registry, model, monkeypatch):
     assert sum(registry.get(run.id) is None for run in held) == 2 and len(registry.holders()) == MAX_LIVE
 
 
+def test_a_fifth_in_place_of_one_that_has_ended_takes_a_slot_of_its_own(registry, model, monkeypatch):
+    ended = begin(registry, model)
+    until(ended, lambda: ended.status == "finished")
+    held = [begin(registry, model, pace=5) for _ in range(MAX_LIVE)]
+    monkeypatch.setattr(base, "PAUSE_AFTER", 0)
+    registry.start(lambda m: ReadingJob(ended.spec, ended.text, m), instead=ended.id)
+    assert len(registry.holders()) == MAX_LIVE and sum(registry.get(run.id) is None for run in held) == 1
+
+
 def test_what_somebody_looks_at_is_not_taken_over(registry, model):
     run = begin(registry, model, pace=5)
     assert not registry.take_over(run.id) and registry.get(run.id) is run

@@ -88,7 +88,7 @@ class Registry:
             if (same := self._jobs.get(job.id)) is not None and same.live:
                 raise ValueError("this run goes on already: reload the page to see it")
             job.begin()
-            if instead not in self._jobs and len(holding) >= MAX_LIVE:
+            if len(holding) >= MAX_LIVE:
                 self._free(max(abandoned, key=lambda j: j.seconds_unwatched))
             # It may go on with a run that has ended, under the same id.
             for replaced in {instead, job.id} & self._jobs.keys():
