@@ -195,6 +195,14 @@ def test_the_sentence_names_the_smallest_cache_that_is_close_and_what_it_forgets
                                     "(passkey: 2 of 2 recalled).")  # fmt: skip
 
 
+def test_a_verdict_that_has_just_begun_says_so():
+    unread = [entries.Entry(e.policy, e.budget, 0, *[None] * 8, {}) for e in VERDICT.entries]
+    begun = msgspec.structs.replace(VERDICT, entries=[VERDICT.entries[0], *unread[1:]])
+    assert sentence(begun) == "No policy but dense has been measured yet."
+    asked = msgspec.structs.replace(VERDICT, entries=unread, texts=[])
+    assert sentence(asked).startswith("Dense has recalled nothing that was asked")
+
+
 def test_what_no_test_tells_from_the_best_of_its_budget_is_marked():
     header, rows = table(VERDICT)
     at = header.index("÷ dense")
@@ -238,6 +246,7 @@ def test_the_command_writes_its_files_and_goes_on(run, place, tmp_path):
         (["--policies", "duo"], "it has no budget"),
         (["--policies", "nothing"], "there is no policy"),
         (["--policies", ""], "name at least one policy"),
+        (["--policies", "dense"], "name one more policy"),
         (["--budgets", "some"], "--budgets is written as numbers with commas"),
         (["--budgets", "0"], "choose a larger budget"),
         (["--tasks", "smell"], "there is no task"),

@@ -112,7 +112,10 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.policies or not self.budgets or not self.tasks or not self.texts:
             raise ValueError("name at least one policy, one budget, one task and one text")
-        self.members, self.recalled  # noqa: B018  (what cannot be compared is refused at once)
+        # What cannot be compared is refused at once.
+        self.recalled  # noqa: B018
+        if len(self.members) == 1:
+            raise ValueError("dense is what policies are compared with: name one more policy")
 
     @classmethod
     def of(cls, spec: Spec, settings: Mapping[str, Any]) -> Self:

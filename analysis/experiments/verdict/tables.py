@@ -52,8 +52,10 @@ def sentence(found: Verdict) -> str:
         said += f" ({_percent(chosen)})"
     else:
         asked = [(e, r) for e in rivals for r in e.recall.values() if r.asked]
+        if not asked and found.texts:
+            return "No policy but dense has been measured yet."
         if not asked:
-            return "Dense recalls nothing that these tasks ask for, so nothing can be said of what a policy forgets."
+            return "Dense has recalled nothing that was asked, so nothing can be said of what a policy forgets."
         chosen, best = max(asked, key=lambda found: (found[1].hits / found[1].asked, -(found[0].budget or 0)))
         said = f"Most is recalled by {_named(found, chosen)}: {best.hits} of {best.asked}"
     forgotten = [f"{_forgets(r)} ({task}: {_of(r)})" for task, r in chosen.recall.items() if r.older]
