@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from analysis.engine.step import Step
+from analysis.figures import parse
 from analysis.figures.inputs import FigureInput, open_input
 from analysis.figures.report import page, report
 from analysis.figures.site import site
@@ -21,6 +22,7 @@ from analysis.runs.maps import MOST, SIDE, MapsFile, RecordedMap
 from analysis.runs.player import ALONE, BOARD, CONVERSATION, script
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
+from analysis.runs.summary import mean_sink_mass
 
 from .recordings import FOUR, decoded, made_up
 from .test_figures import places, poppler  # noqa: F401
@@ -63,6 +65,27 @@ def test_a_report_of_thirty_thousand_tokens_stands_alone_and_is_small(model, tmp
     assert html.escape(run.spec.command()) in text and "read 30,000 tokens" in text
     nll = run.tracks[1].nll.view()
     assert f"{np.exp(nll.mean(dtype=np.float64)):.3f}" in text
+
+
+def test_texts_that_a_run_does_not_have_are_numbers_and_no_model_is_asked_for_them(tmp_path):
+    """A process that is killed in the middle of an answer leaves texts of some tokens alone."""
+    run = long_run("some-org/some-model", 12)
+    run.take_pieces(-1, 0, [f"w{i}" for i in range(7)])
+    save(run, tmp_path / "run", text_sha256="t", weights_sha256="w")
+    said = ["w3", "w4", "w5", "w6", *(f" {i}" for i in run.tracks[1].token_ids.view()[6:])]
+    shown = report(tmp_path / "run", tmp_path / "report.html", lane=1).read_text(encoding="utf-8")
+    assert re.findall(r'<span class="n\d+">(.*?)</span>', shown)[2:] == said
+    strip = parse("strip:lane=1,begin=3").numbers(open_input(tmp_path / "run", "run").data)
+    assert strip["text"].tolist() == said and strip["nll"].tolist() == run.tracks[1].nll.view()[2:].tolist()
+
+
+@pytest.mark.parametrize("lane", [-1, 2])
+def test_a_lane_that_is_not_there_is_said(lane, tmp_path):
+    save(long_run("tiny", 12), tmp_path / "run", text_sha256="t", weights_sha256="w")
+    with pytest.raises(ValueError, match=f"the run has lanes 0 to 1, and not {lane}"):
+        report(tmp_path / "run", tmp_path / "report.html", lane=lane)
+    with pytest.raises(ValueError, match=f"the run has lanes 0 to 1, and not {lane}"):
+        mean_sink_mass(long_run("tiny", 12), lane)
 
 
 def test_a_report_of_a_conversation_replays_in_the_lanes_of_the_chat_page(tmp_path):

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 
 from ..settings import setting
+from ..texts import token_texts
 from .base import Figure, Numbers, strongest
-from .strip import strip, token_texts
+from .strip import strip, written_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,7 @@ class AttentionStrip(Figure):
                 f"the stretch has {stretch.tokens:,} tokens, so none at {chosen.query:,}: choose a smaller one"
             )
         begin, end = max(0, chosen.query + 1 - chosen.tokens), chosen.query + 1
-        texts = token_texts(source.tokenizer, stretch.token_ids[begin:end])
+        texts = written_out(token_texts(source.tokenizer, stretch.token_ids[begin:end]))
         row = source.row(chosen.layer, chosen.head, chosen.query)[begin:end]
         return {"token": np.arange(begin, end), "text": texts, "attention": row}
 

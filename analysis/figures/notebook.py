@@ -26,7 +26,6 @@ from ..runs.run import Run
 from ..runs.screen import SINK_TOKENS
 from ..settings import quoted
 from .alone import packed, replayed, standing_alone
-from .report import name_tokens
 
 TEMPLATE = resource("assets/frame.html")
 SHOWN = "show takes a run (a Run, its folder, or its name in the library), or what map_of returns"
@@ -85,8 +84,7 @@ def show(what: "Run | str | os.PathLike | Mapping[str, NDArray]") -> Shown:
             raise ValueError(f"{quoted(str(what))} is no folder of a run, and no run of the library: {SHOWN}")
         if (kind := about_of(folder).get("kind")) not in (None, "", "reading", "chat"):
             raise ValueError(f"{quoted(str(what))} is of another kind ({kind}): {SHOWN}, a reading or a conversation")
-        name_tokens(run := load(folder))
-        return _board(run, recorded_in(folder, run, about_of(folder)))
+        return _board(run := load(folder), recorded_in(folder, run, about_of(folder)))
     if isinstance(what, Mapping) and what.keys() >= OF_MAP:
         return _map(what)
     raise ValueError(f"{SHOWN}, and not {type(what).__name__}")

@@ -14,10 +14,10 @@ import numpy as np
 from .. import files, resource
 from ..maps.recorder import head_of
 from ..policies import parse
-from ..runs.recording import recorded_in
+from ..runs.recording import piece_lists, recorded_in
 from ..runs.run import Run
 from ..runs.summary import summarize
-from ..texts import said_as_text, token_texts, with_bos
+from ..texts import said_as_text, with_bos
 from .alone import replayed, standing_alone
 from .export import check_own, provenance
 from .head_map import HeadMap
@@ -56,12 +56,11 @@ def report(folder: Path, out: Path, *, lane: int = 0, stretch: Path | None = Non
 def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots: str = "") -> str:
     """The report as HTML; `plots`: address of the plotting script, which otherwise stands in the page itself."""
     run: Run = source.data
-    if lane >= len(run.tracks):
+    if not 0 <= lane < len(run.tracks):
         raise ValueError(f"the run has lanes 0 to {len(run.tracks) - 1}, and not {lane}: choose one of these")
     if not any(len(t.nll) for t in run.tracks):
         raise ValueError("the run has read nothing yet, so there is nothing to tell")
     spec, about = run.spec, {k: v for k, v in source.about.items() if k not in ("heads", "model")}
-    name_tokens(run)
     component, name, data = replayed(run, recorded_in(source.folder, run, source.about), lane)
     read = max(len(t.nll) for t in run.tracks) + 1
     switched = [e for e in run.events if e["what"] == "switch"]
@@ -90,22 +89,6 @@ def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots:
     )
 
 
-def name_tokens(run: Run) -> None:
-    """Let a run of an older version know the texts of its tokens, where its model is still here."""
-    from ..models.loading import load
-
-    if all(len(pieces) > len(track.nll) for pieces, track in zip(run.pieces, run.tracks, strict=True)):
-        return
-    try:
-        tokenizer = load(run.spec.model).tokenizer
-    except ValueError:
-        # They are shown as numbers.
-        return
-    for lane, track in enumerate(run.tracks):
-        ids = np.concatenate(([run.first_token or 0], track.token_ids.view())).astype(np.int32)
-        run.take_pieces(lane, 0, token_texts(tokenizer, ids))
-
-
 def _summary(run: Run) -> str:
     header = ("Lane", "Tokens", "Perplexity", "Excess NLL", "Kept", "Cache")
     rows = ["".join(f"<th>{name}</th>" for name in header)]
@@ -123,13 +106,12 @@ def _text(run: Run, lane: int) -> str:
     """The text of a lane, every token on the colour of what it cost."""
     track = run.tracks[lane]
     count = len(track.nll)
-    ids = track.token_ids.view()[:count]
     # The first token is predicted by none.
-    known = run.pieces[lane][1 : count + 1]
+    pieces = piece_lists(run)[lane][1 : count + 1]
     steps = np.clip(track.nll.view()[:count] / DARKEST * SHADES, 0, SHADES - 1).astype(int)
     spans = "".join(
         f'<span class="n{step}">{html.escape(text)}</span>'
-        for text, step in zip(known or token_texts(None, ids), steps, strict=True)
+        for text, step in zip(pieces, steps, strict=True)
     )
     key = "".join(f'<i class="n{i}"></i>' for i in range(SHADES))
     return (

@@ -1,11 +1,13 @@
 """Text coloured by how surprising each token was."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runs.recording import piece_lists
 from ..runs.run import Run
 from ..settings import setting
 from .base import Figure, Numbers
@@ -40,16 +42,13 @@ class Strip(Figure):
 
     def numbers(self, source: Run) -> Numbers:
         """Columns `token`, `text` and `nll` [tokens].  Raises ValueError where there is no such lane or token."""
-        from ..models.loading import load
-
         if self.lane >= len(source.tracks):
             raise ValueError(f"the run has lanes 0 to {len(source.tracks) - 1}, and not {self.lane}: choose one")
         track, begin = source.tracks[self.lane], self.begin
         end = min(begin + self.tokens, len(track.nll) + 1)
         if begin >= end:
             raise ValueError(f"the lane has read {len(track.nll) + 1:,} tokens, so none from {begin:,} on")
-        ids = track.token_ids.view()[begin - 1 : end - 1]
-        texts = token_texts(load(source.spec.model).tokenizer, ids)
+        texts = written_out(piece_lists(source)[self.lane][begin:end])
         return {"token": np.arange(begin, end), "text": texts, "nll": track.nll.view()[begin - 1 : end - 1]}
 
     def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
@@ -57,11 +56,9 @@ class Strip(Figure):
         return strip(data, ax=ax)
 
 
-def token_texts(tokenizer: Any, ids: NDArray[np.int32]) -> NDArray[np.str_]:
-    """Tokens as text, [tokens]; arrays of text drop a NUL at the end of a text, so it is written out."""
-    from .. import texts
-
-    return np.array([text.replace("\0", "\\x00") for text in texts.token_texts(tokenizer, ids)])
+def written_out(texts: Sequence[str]) -> NDArray[np.str_]:
+    """Texts of tokens as an array, [tokens]; it would drop a NUL at the end of a text, so that is written out."""
+    return np.array([text.replace("\0", "\\x00") for text in texts])
 
 
 def strip(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":

@@ -101,7 +101,7 @@ def mean_sink_mass(run: Run, lane: int) -> NDArray[np.floating]:
 
     Raises ValueError where there is no such lane, or it has read nothing.
     """
-    if lane >= len(run.tracks):
+    if not 0 <= lane < len(run.tracks):
         raise ValueError(f"the run has lanes 0 to {len(run.tracks) - 1}, and not {lane}: choose one of these")
     track = run.tracks[lane]
     if not track.spans:
