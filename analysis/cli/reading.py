@@ -193,7 +193,7 @@ def capture(
     switches = []
     for asked in switch or []:
         at, equals, then = asked.partition("=")
-        if not equals or not at.isdigit():
+        if not equals or not (at.isascii() and at.isdigit()):
             raise ValueError(f"--switch is written POSITION=policy, such as 1000=window:window=256, and not {asked!r}")
         switches.append((int(at), parse(then)))
     _capture(spec, source, sorted(switches), lambda: new_folder(out_folder, f"{Path(source.name).stem}-stretch", runs))
