@@ -252,11 +252,10 @@ def ended() -> dict:
 
 
 def test_only_who_lives_is_running(tmp_path):
-    assert status_of({"status": "running", "process": here()}) == "running"
-    assert status_of({"status": "running", "process": ended()}) == "killed"
-    assert status_of({"status": "running", "process": here() | {"began": 1.0}}) == "killed"
-    assert status_of({"status": "running", "process": here() | {"host": "elsewhere"}}) == "running"
-    assert status_of({"status": "finished"}) == "finished" and status_of({}) == ""
+    assert status_of({"status": "running", "process": here()}, tmp_path) == "running"
+    assert status_of({"status": "running", "process": ended()}, tmp_path) == "killed"
+    assert status_of({"status": "running", "process": here() | {"began": 1.0}}, tmp_path) == "killed"
+    assert status_of({"status": "finished"}, tmp_path) == "finished" and status_of({}, tmp_path) == ""
     seeds.run(tmp_path / "run")
     assert load(tmp_path / "run").status == "running"
     about = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -297,7 +296,7 @@ def test_a_training_is_kept_as_it_goes_and_when_the_disk_is_full(tmp_path, monke
     kept.add(next(moments))
     kept.add(next(moments))
     assert read(tmp_path / "t")[0].curves["step"].tolist() == [0, 1]
-    assert status_of(json.loads((tmp_path / "t" / "run.json").read_text())) == "running"
+    assert status_of(json.loads((tmp_path / "t" / "run.json").read_text()), tmp_path / "t") == "running"
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         kept.add(next(moments))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.runs import library, trash
+from analysis.runs import library, resume, trash
 from analysis.runs.preview import preview_of
 from analysis.runs.reader import load
 
@@ -259,15 +259,20 @@ def test_damaged_run_is_listed_with_a_sentence_and_can_be_deleted(home):
 
 
 def test_run_of_another_machine_is_given_up_after_a_day(home):
+    """And goes on from there; a container has another name each time.  The label of a run is no news of it."""
     seeds.run(home / "a")
     file = home / "a" / "run.json"
     about = file.read_text()
     start = about.index('"host": "') + len('"host": "')
     file.write_text(about[:start] + "elsewhere-" + about[start:])
     assert library.entry("a").live
+    with pytest.raises(ValueError, match="is being written by process"):
+        resume.stopped(home / "a")
     for path in (home / "a").iterdir():
         os.utime(path, (10**9, 10**9))
-    assert library.entry("a").status == "killed"
+    library.rename("a", "mine")
+    assert library.entry("a").status == "killed" and library.entry("a").goes_on
+    assert resume.stopped(home / "a").path == home / "a"
 
 
 def test_commands_do_what_they_say(home, run, tmp_path):

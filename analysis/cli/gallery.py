@@ -11,9 +11,10 @@ import typer
 from .. import files, texts
 from ..experiments.presets import CHATS, PRESETS, Preset
 from ..policies import parse
-from ..runs.library import GALLERY, LABEL, Label
+from ..runs.library import GALLERY, Label
 from ..runs.reading import begun
 from ..runs.spec import Spec
+from ..runs.status import LABEL
 from ..settings import quoted
 from .chat import chat
 from .console import out, say

@@ -110,8 +110,7 @@ def _text(run: Run, lane: int) -> str:
     pieces = piece_lists(run)[lane][1 : count + 1]
     steps = np.clip(track.nll.view()[:count] / DARKEST * SHADES, 0, SHADES - 1).astype(int)
     spans = "".join(
-        f'<span class="n{step}">{html.escape(text)}</span>'
-        for text, step in zip(pieces, steps, strict=True)
+        f'<span class="n{step}">{html.escape(text)}</span>' for text, step in zip(pieces, steps, strict=True)
     )
     key = "".join(f'<i class="n{i}"></i>' for i in range(SHADES))
     return (

@@ -93,7 +93,7 @@ def write_about(place: Path, about: About) -> None:
 def about_of(place: Path) -> About:
     """What a folder says of its training, with the status that it really has.  Raises ValueError where it is none."""
     about = files.record(place / "run.json", About, "that of a training")
-    return replace(about, status=status_of(asdict(about)))
+    return replace(about, status=status_of(asdict(about), place))
 
 
 def folders_of(place: Path) -> list[Path]:

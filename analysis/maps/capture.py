@@ -57,7 +57,7 @@ def cut_off(path: Path) -> CutOff | None:
     if not os.path.exists(file := path / CAPTURING):
         return None
     about = files.record(file, dict[str, Any], "that of a capture")
-    refuse_written(path, status_of(about), about.get("process"))
+    refuse_written(path, status_of(about, path), about.get("process"))
     return files.record(file, CutOff, "what a capture was asked for")
 
 
@@ -173,7 +173,7 @@ def _clear(path: Path) -> None:
         about = files.record(path / CAPTURING, dict[str, Any], "")
     except ValueError:
         about = {}
-    if status_of(about) == RUNNING:
+    if status_of(about, path) == RUNNING:
         raise ValueError(f"a stretch is being captured into {path}: choose another folder")
     _remove(path)
 

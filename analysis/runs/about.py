@@ -51,7 +51,7 @@ def about_of(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} holds no run: it has no readable run.json")
     files.record(file, About, "that of a run")
     about = files.record(file, dict[str, Any], "that of a run")
-    return {**about, "status": status_of(about)} if "status" in about else about
+    return {**about, "status": status_of(about, path)} if "status" in about else about
 
 
 def spec_of(path: Path) -> Spec:

@@ -20,8 +20,7 @@ from typing import IO, Any
 from .. import files
 from ..settings import quoted
 from .library import CHECKPOINT, FILES, entry, find, fits, home, slug, unique
-from .preview import KEPT
-from .status import RUNNING
+from .status import PREVIEW, RUNNING
 from .trash import limit
 
 MAX_FILES = 5_000
@@ -71,7 +70,7 @@ def _of_a_run(parts: Parts) -> bool:
 
 def _left_out(parts: Parts) -> bool:
     """What is made again wherever a run lies, goes on only where it was made, or is of a file system."""
-    return parts[-1] == KEPT or CHECKPOINT in parts[:-1] or any(p[0] == "." or p == "__MACOSX" for p in parts)
+    return parts[-1] == PREVIEW or CHECKPOINT in parts[:-1] or any(p[0] == "." or p == "__MACOSX" for p in parts)
 
 
 def take_in(file: Path | IO[bytes], check: Callable[[Path], Any], place: Path | None = None) -> str:

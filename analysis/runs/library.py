@@ -5,7 +5,6 @@ like at a glance is kept beside it (preview.py), so that a list need not read it
 """
 
 import os
-import platform
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -21,9 +20,9 @@ import platformdirs
 from .. import COMMAND, errors, files, resource
 from ..settings import quoted
 from .about import about_of
-from .preview import KEPT, Preview, preview
+from .preview import Preview, preview
 from .spec import Spec
-from .status import CAPTURING, RUNNING, STOPPED, status_of
+from .status import CAPTURING, LABEL, PREVIEW, RUNNING, STOPPED, status_of
 
 KINDS = {
     "reading": "Reading",
@@ -40,12 +39,11 @@ KINDS = {
 """Kinds of runs, as run.json says them, and their names; a grid is a folder of runs."""
 MARKS = {"run.json", "stretch.json", "tokens.parquet", "tokens.arrow", CAPTURING}
 """A folder that has one of these is a run, whatever has become of it."""
-LABEL = "label.json"
 GALLERY = resource("assets/gallery")
 """The library of recorded stories that comes with the project."""
 FILES = {
     *("run.json", "events.jsonl", "tokens.parquet", "sinks.npz", "tokens.arrow", "sinks.arrow", "pieces.arrow"),
-    *("maps.arrow", "shares.arrow", "rows.arrow", LABEL, KEPT),
+    *("maps.arrow", "shares.arrow", "rows.arrow", LABEL, PREVIEW),
     *("stretch.json", "queries.npy", "keys.npy", "quantized.npy", "norms.npy", "token_ids.npy"),
     *("massive.npy", "mass.npy", "median.npy", "curves.csv", "maps.npz", "alpha.npz", "table.csv", "table.md"),
     *("effects.csv", "measures.npz", "costs.csv", "recall.parquet", "questions.jsonl"),
@@ -55,8 +53,6 @@ FILES = {
 CHECKPOINT = "checkpoint"
 LONGEST = 200
 """Characters of a title, or of the name of a folder."""
-UNTOUCHED = 86_400
-"""Seconds after which a run that another machine seems to write is taken for one that nobody writes."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +253,7 @@ def _entry(path: Path, held: Mapping[str, os.stat_result]) -> Entry:
         path.name,
         path,
         # What the library itself wrote there is no news of the run.
-        max(about.st_mtime for name, about in held.items() if name not in (KEPT, LABEL)),
+        max(about.st_mtime for name, about in held.items() if name not in (PREVIEW, LABEL)),
         sum(about.st_size for about in held.values()),
         label=_label(path),
     )
@@ -275,7 +271,7 @@ def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
     if CAPTURING in held:
         about = files.record(path / CAPTURING, dict[str, Any], "that of a capture")
         asked = _of_spec(found, about) if "spec" in about else found
-        return replace(asked, kind="capture", status=_status(found, about))
+        return replace(asked, kind="capture", status=one_line(status_of(about, path), 20))
     if "stretch.json" in held:
         about = files.record(path / "stretch.json", dict[str, Any], "that of a stretch")
         return replace(_of_spec(found, about), kind="capture", status="finished")
@@ -284,13 +280,13 @@ def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
     about = files.record(path / "run.json", dict[str, Any], "that of a run") if "run.json" in held else {}
     if isinstance(about.get("recipe"), dict):
         what = one_line(about["recipe"].get("attention", ""))
-        return replace(found, kind="training", text=what, status=_status(found, about))
+        return replace(found, kind="training", text=what, status=one_line(status_of(about, path), 20))
     about = about_of(path)
     usual = "chat" if about["spec"].get("sampling") else "reading"
     kind = about.get("kind") or usual
     if kind not in KINDS:
         raise ValueError(f"{path} is a run of a kind that nobody here knows: {quoted(kind)}")
-    found = replace(_of_spec(found, about), kind=kind, status=_status(found, about))
+    found = replace(_of_spec(found, about), kind=kind, status=one_line(status_of(about, path), 20))
     return replace(found, preview=preview(path, held, live=found.live) if kind == usual else None)
 
 
@@ -314,20 +310,13 @@ def _spec(about: Mapping[str, Any]) -> Spec:
 def _of_several(found: Entry, runs: list[Path]) -> Entry:
     """A folder of runs, or of trainings."""
     abouts = [files.record(run, dict[str, Any], "that of a run") for run in runs]
-    live = RUNNING if any(_status(found, about) == RUNNING for about in abouts) else "finished"
+    statuses = [status_of(about, run.parent) for about, run in zip(abouts, runs, strict=True)]
+    live = RUNNING if RUNNING in statuses else "finished"
     if all(isinstance(about.get("recipe"), dict) for about in abouts):
         what = ", ".join(dict.fromkeys(one_line(about["recipe"].get("attention", "")) for about in abouts))
         return replace(found, kind="training", text=one_line(what), status=live)
     policies = tuple(dict.fromkeys(policy for about in abouts for policy in _spec(about).policies))
     return replace(_of_spec(found, abouts[0]), kind="grid", policies=policies, status=live)
-
-
-def _status(found: Entry, about: Mapping[str, Any]) -> str:
-    """The status that a folder really has."""
-    status = status_of(about)
-    untouched = datetime.now().timestamp() - found.changed > UNTOUCHED
-    here = isinstance(process := about.get("process"), Mapping) and process.get("host") == platform.node()
-    return "killed" if status == RUNNING and untouched and not here else one_line(status, 20)
 
 
 def _iso(moment: object, otherwise: str = "") -> str:

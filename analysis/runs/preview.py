@@ -16,9 +16,9 @@ import numpy as np
 
 from .. import files, metrics
 from .run import Run
+from .status import PREVIEW
 from .summary import mean_sink_mass, summarize
 
-KEPT = "summary.json"
 OF = ("run.json", "tokens.parquet", "tokens.arrow", "sinks.npz", "sinks.arrow", "events.jsonl")
 """The files that it is made of."""
 POINTS = 48
@@ -68,9 +68,9 @@ def preview(path: Path, held: Mapping[str, os.stat_result], *, live: bool) -> Pr
     Raises ValueError where the run is damaged.
     """
     of = _stamps(held)
-    if KEPT in held:
+    if PREVIEW in held:
         with suppress(ValueError):
-            kept = files.record(path / KEPT, _Kept, "a preview")
+            kept = files.record(path / PREVIEW, _Kept, "a preview")
             if kept.of == of:
                 return kept.preview
     from .reader import load
@@ -95,7 +95,7 @@ def _stamps(held: Mapping[str, os.stat_result]) -> dict[str, tuple[int, int]]:
 def _keep(path: Path, kept: _Kept) -> None:
     # A folder that cannot be written is looked at all the same.
     with suppress(ValueError):
-        files.write(path / KEPT, msgspec.json.encode(kept).decode() + "\n")
+        files.write(path / PREVIEW, msgspec.json.encode(kept).decode() + "\n")
 
 
 def preview_of(run: Run) -> Preview:

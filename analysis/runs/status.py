@@ -2,7 +2,10 @@
 
 import os
 import platform
+import time
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -10,6 +13,10 @@ import psutil
 RUNNING = "running"
 CAPTURING = ".capturing"
 """The file that says who captures a stretch into a folder, and what was asked for, until that has ended."""
+LABEL, PREVIEW = "label.json", "summary.json"
+"""Files that the library puts into a folder: no news of the work."""
+UNTOUCHED = 86_400
+"""Seconds after which a folder that another machine seems to write is taken for one that nobody writes."""
 STOPPED = ("interrupted", "failed", "killed")
 """What a folder says of work that can go on."""
 
@@ -19,14 +26,17 @@ def here() -> dict[str, Any]:
     return {"pid": os.getpid(), "host": platform.node(), "began": psutil.Process().create_time()}
 
 
-def status_of(about: Mapping[str, Any]) -> str:
-    """The status that a folder has: killed, where it says running and its process, on this machine, is not any more.
+def status_of(about: Mapping[str, Any], path: Path) -> str:
+    """The status that a folder really has, which says this of itself; empty where it says none.
 
-    Empty where it says none.
+    Killed, where it says running and its process, on this machine, is not any more; where that was on another machine,
+    or on one that had another name (a container has a new one each time), once nothing has been written for a day.
     """
     status, process = about.get("status"), about.get("process")
-    if status != RUNNING or not isinstance(process, Mapping) or process.get("host") != platform.node():
+    if status != RUNNING:
         return status if isinstance(status, str) else ""
+    if not isinstance(process, Mapping) or process.get("host") != platform.node():
+        return "killed" if time.time() - _written(path) > UNTOUCHED else RUNNING
     pid, began = process.get("pid"), process.get("began")
     try:
         # Numbers of processes are given again: the one that has it now may be another.
@@ -34,3 +44,13 @@ def status_of(about: Mapping[str, Any]) -> str:
     except (psutil.Error, TypeError, ValueError, OverflowError):
         alive = False
     return RUNNING if alive else "killed"
+
+
+def _written(path: Path) -> float:
+    """When a file of the work was last written into a folder, as seconds since 1970; now, where there is none."""
+    found = []
+    for folder, _, names in os.walk(path):
+        for name in set(names) - {LABEL, PREVIEW}:
+            with suppress(OSError):
+                found.append(os.stat(os.path.join(folder, name), follow_symlinks=False).st_mtime)
+    return max(found, default=time.time())

@@ -132,7 +132,7 @@ def _capture(place: Path, code: int) -> str:
 def _emergence(place: Path, code: int) -> str:
     if not (place / "run.json").exists():
         return "" if code < 0 else "no run.json"
-    status = status_of(json.loads((place / "run.json").read_text()))
+    status = status_of(json.loads((place / "run.json").read_text()), place)
     if status != {-9: "killed", 130: "interrupted", 0: "finished"}.get(code):
         return f"its status is {status}"
     try:
