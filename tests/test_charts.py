@@ -1,10 +1,12 @@
 """Charts say what they are given: blank where nothing is known, and the same scale for more and less."""
 
 import numpy as np
+import pytest
 
 from analysis.experiments.ablation import Effect
 from analysis.figures import parse
 from app.panels import charts
+from app.panels.verdict_results import quality_label
 
 from .verdicts import VERDICT
 
@@ -38,6 +40,9 @@ def test_a_pareto_picture_has_a_line_for_each_policy_over_its_budgets():
     np.testing.assert_allclose(window.y, np.exp([3, 2]))
     assert list(front.x) == [64, 128] and list(front.y) == list(sinks.y) and figure.layout.yaxis.type == "log"
     # Dense's divergence from itself is 0, which no logarithm has; of shares 0 is drawn.
+    assert quality_label("streameval:back=5;every=2") == "Recalled: StreamEval, back=5, every=2"
+    with pytest.raises(ValueError, match="quality must be one of"):
+        quality_label("smell:back=5")
     kl = charts.pareto(parse("pareto:measure=kl,cost=tokens").numbers(VERDICT), "", "", share=False)
     assert [trace.name for trace in kl.data] == ["Window", "Sinks + window", "Pareto front"]
     told = charts.pareto(parse("pareto:measure=passkey,cost=tokens").numbers(VERDICT), "", "", share=True)

@@ -343,6 +343,19 @@ def test_the_pareto_front_has_what_nothing_beats_at_its_cost(places):
     told = parse("pareto:measure=passkey,cost=tokens").numbers(VERDICT)
     assert told["value"].tolist() == [1, 0, 0.5, 0, 0.5] and np.isnan(told["cost"][0])
     assert told["cost"].tolist()[1:] == [64, 128, 64, 128]
+    settings = {"streameval:back=5,every=2": 1, "streameval:every=2": 0}
+    several = [
+        msgspec.structs.replace(
+            e, recall={t: msgspec.structs.replace(e.recall["passkey"], hits=n) for t, n in settings.items()}
+        )
+        for e in VERDICT.entries
+    ]
+    source = msgspec.structs.replace(VERDICT, entries=several)
+    for task, hits in settings.items():
+        told = parse(f"pareto:cost=tokens,measure={task.replace(',', ';')}").numbers(source)
+        assert told["value"].tolist() == [hits / 2] * 5
+    with pytest.raises(ValueError, match="one of streameval:back=5;every=2, streameval:every=2"):
+        parse("pareto:measure=streameval").numbers(source)
     assert parse("pareto:measure=kl").numbers(VERDICT)["value"].tolist() == [0, 1.5, 1, 0.25, 0.005]
     with pytest.raises(ValueError, match="needle was not measured: choose one of perplexity, kl, passkey"):
         parse("pareto:measure=needle").numbers(VERDICT)

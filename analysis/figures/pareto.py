@@ -1,5 +1,6 @@
 """Which caches are worth what they take: quality against cost."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,6 +21,11 @@ COSTS = {"tokens": "Cached tokens", "megabytes": "Cache, MB", "milliseconds": "m
 """What a cache costs, and the words on the axis."""
 
 
+def measures(entries: "Iterable[Entry]") -> dict[str, str]:
+    """The tasks of recall of these entries, by how `measure` names them."""
+    return {task.replace(",", ";"): task for e in entries for task in e.recall}
+
+
 @dataclass(frozen=True)
 class Pareto(Figure):
     """Policies at budgets: perplexity over dense's, or the share recalled, against what the cache takes, one line for
@@ -30,7 +36,10 @@ class Pareto(Figure):
     needs: ClassVar[str] = "verdict"
 
     measure: str = setting(
-        "perplexity", "What is good: perplexity, kl, or the name of a task of recall.", pattern=r"[\w.\-]{1,80}"
+        "perplexity",
+        "What is good: perplexity, kl, or a task of recall; where it has several settings, they follow a colon, with "
+        "semicolons between them.",
+        pattern=r"[\w.\-:=;]{1,200}",
     )
     cost: str = setting("megabytes", "What a cache takes.", choices=tuple(COSTS))
 
@@ -39,13 +48,10 @@ class Pareto(Figure):
 
         Raises ValueError where that was not measured.
         """
-        entries = [(e, value) for e in source.entries if (value := self._value(e)) is not None]
+        task = self._task(source)
+        entries = [(e, value) for e in source.entries if (value := self._value(e, task)) is not None]
         if not entries:
-            known = [
-                "perplexity",
-                "kl",
-                *dict.fromkeys(task.partition(":")[0] for e in source.entries for task in e.recall),
-            ]
+            known = ["perplexity", "kl", *measures(source.entries)]
             raise ValueError(f"{self.measure} was not measured: choose one of {', '.join(known)}")
         costs = [self._cost(e) for e, _ in entries]
         if self.cost != "tokens" and all(np.isnan(costs)):
@@ -61,10 +67,20 @@ class Pareto(Figure):
             "front": np.array(front),
         }
 
-    def _value(self, entry: "Entry") -> float | None:
+    def _task(self, source: "Verdict") -> str:
+        """The task that is meant: the one that is written so, or the only one of this name."""
+        tasks = measures(source.entries)
+        if self.measure in tasks:
+            return tasks[self.measure]
+        named = [written for written in tasks if written.partition(":")[0] == self.measure]
+        if len(named) > 1:
+            raise ValueError(f"{self.measure} was measured with several settings: choose one of {', '.join(named)}")
+        return tasks[named[0]] if named else self.measure
+
+    def _value(self, entry: "Entry", task: str) -> float | None:
         if self.measure in ("perplexity", "kl"):
             return entry.relative if self.measure == "perplexity" else entry.kl
-        of = next((r for task, r in entry.recall.items() if task.partition(":")[0] == self.measure), None)
+        of = entry.recall.get(task)
         return None if of is None else of.hits / of.asked
 
     def _cost(self, entry: "Entry") -> float:

@@ -11,7 +11,8 @@ from analysis.experiments.recall import TASKS
 from analysis.experiments.verdict import Plan, Verdict, read_verdict, tables
 from analysis.experiments.verdict.entries import FILE
 from analysis.experiments.verdict.plan import READING
-from analysis.figures.pareto import COSTS, Pareto
+from analysis.figures.pareto import COSTS, Pareto, measures
+from analysis.texts import checked
 from app import address, parameters, recordings
 from app.choices import kept_index
 from app.components import chart
@@ -26,8 +27,22 @@ QUALITIES = {"perplexity": "Perplexity ÷ dense", "kl": "KL divergence from dens
     name: f"Recalled: {task.title}" for name, task in TASKS.items()
 }
 """What may be drawn against what a cache takes."""
+
+
+def quality_label(measure: str) -> str:
+    """What is drawn, in words.  Raises ValueError where there is nothing of this name."""
+    name, colon, settings = measure.partition(":")
+    label = QUALITIES[checked("quality", name, QUALITIES)]
+    return f"{label}, {settings.replace(';', ', ')}" if colon else label
+
+
+def _quality(asked: str) -> str:
+    quality_label(asked)
+    return asked
+
+
 PICTURE: address.Parameters = {
-    "quality": address.one_of("quality", QUALITIES),
+    "quality": address.Parameter(_quality),
     "cost": address.one_of("cost", COSTS),
 }
 """What addresses say of the picture."""
@@ -98,13 +113,13 @@ def draw(found: Found) -> None:
 
 def draw_picture(verdict: Verdict) -> None:
     """What caches are worth against what they take; widgets choose which of both."""
-    tasks = dict.fromkeys(task.partition(":")[0] for e in verdict.entries[1:] for task in e.recall)
+    tasks = measures(verdict.entries[1:])
     read = [READING[0]] * any(e.relative is not None for e in verdict.entries[1:])
     read += [READING[1]] * any(e.kl is not None for e in verdict.entries[1:])
     measured = [*read, *tasks]
     with st.container(horizontal=True):
         quality = st.selectbox(
-            "How good", measured, format_func=QUALITIES.__getitem__, width=320,
+            "How good", measured, format_func=quality_label, width=320,
             **kept_index("verdict-quality", measured[0], measured),
         )  # fmt: skip
         cost = st.selectbox(
@@ -116,10 +131,11 @@ def draw_picture(verdict: Verdict) -> None:
     except ValueError as e:
         st.caption(plain(sentence(e)))
         return
-    figure = charts.pareto(numbers, COSTS[cost], QUALITIES[quality], share=quality in tasks)
+    label = quality_label(quality)
+    figure = charts.pareto(numbers, COSTS[cost], label, share=quality in tasks)
     columns = zip(numbers["title"], numbers["cost"], numbers["value"], strict=True)
     points = [f"{title} at {at:,.4g}: {value:.4g}" for title, at, value in columns]
-    alt = f"{QUALITIES[quality]} over {COSTS[cost].lower()}; {'; '.join(points)}"
+    alt = f"{label} over {COSTS[cost].lower()}; {'; '.join(points)}"
     chart.mount(figure, key="verdict-pareto", alt=alt, height=380, projected=60)
 
 
