@@ -344,13 +344,9 @@ def test_the_pareto_front_has_what_nothing_beats_at_its_cost(places):
     assert told["value"].tolist() == [1, 0, 0.5, 0, 0.5] and np.isnan(told["cost"][0])
     assert told["cost"].tolist()[1:] == [64, 128, 64, 128]
     settings = {"streameval:back=5,every=2": 1, "streameval:every=2": 0}
-    several = [
-        msgspec.structs.replace(
-            e, recall={t: msgspec.structs.replace(e.recall["passkey"], hits=n) for t, n in settings.items()}
-        )
-        for e in VERDICT.entries
-    ]
-    source = msgspec.structs.replace(VERDICT, entries=several)
+    passkey, changed = VERDICT.entries[0].recall["passkey"], msgspec.structs.replace
+    recall = {task: changed(passkey, hits=hits) for task, hits in settings.items()}
+    source = changed(VERDICT, entries=[changed(e, recall=recall) for e in VERDICT.entries])
     for task, hits in settings.items():
         told = parse(f"pareto:cost=tokens,measure={task.replace(',', ';')}").numbers(source)
         assert told["value"].tolist() == [hits / 2] * 5

@@ -14,6 +14,7 @@ from analysis.experiments.grid import put
 from analysis.experiments.measures import MEASURES, Measured, read, write
 from analysis.experiments.recall.asked import Asked
 from analysis.experiments.recall.cells import Row, write_table
+from analysis.experiments.recall.own import QUESTIONS
 from analysis.experiments.verdict import Plan, tables
 from analysis.experiments.verdict.kept import folder_of
 from analysis.maps.capture import CutOff
@@ -27,6 +28,7 @@ from analysis.tables import as_csv
 from app.jobs.costs import HEADER, WINDOWS, recorded
 from app.jobs.registry import REGISTRY
 from app.libraries import LIBRARIES
+from app.panels.recall_settings import USUAL
 from app.panels.run_list import OPENED_ON
 
 from .fuzz import seeds
@@ -207,6 +209,19 @@ def test_a_map_of_recall_that_stopped_offers_to_go_on_and_one_that_is_damaged_is
         cell.write_text("{}")
     at = opened("recall", run="re")
     assert len(at.error) == 1 and "not that of a cell of recall" in at.error[0].value and not at.dataframe
+
+
+def test_after_a_file_of_ones_own_another_task_finds_the_usual_lengths(home):
+    """And the address says nothing of lengths that such a file does not have."""
+    (home / "own").mkdir(parents=True)
+    (home / "own" / QUESTIONS).write_text(json.dumps({"context": "a", "question": "b", "answer": "a"}))
+    asked = Asked(f"jsonl:file={home / 'own' / QUESTIONS}", (), (), 1, 0)
+    asked.folder(Spec("embedded", "jsonl", ("dense",)), home / "own").finish("finished")
+    at = opened("recall", run="own")
+    assert not at.error and not {"lengths", "depths"} & set(at.query_params)
+    at.selectbox[0].set_value("passkey").run()
+    asked = at.session_state.recall
+    assert (asked["task"], asked["lengths"], asked["depths"]) == ("passkey", USUAL["lengths"], USUAL["depths"])
 
 
 def compared(place: Path, status: str = "finished") -> None:

@@ -1,5 +1,6 @@
 """Texts of recall tasks: what is asked for stands where it should, and a seed says all of it."""
 
+import codecs
 import json
 import subprocess
 import sys
@@ -146,6 +147,10 @@ def test_a_file_of_ones_own_is_read_line_by_line(tmp_path):
     task = own(tmp_path, cat, "\n", {**cat, "answer": "bird"})
     places = list(task.places([256], [5, 50], 9))
     assert places == [Place(0, None, 0), Place(0, None, 1)]
+    # As some editors write it: with a byte order mark.
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+    assert list(task.places([], [], 1)) == places
     first, second = (task.sample(place, 0, TOKENS).exchanges[0] for place in places)
     assert text_of(task.sample(places[0], 0, TOKENS)) == f"{cat['context']}\nWhich is grey? cat"
     assert first.before[slice(*first.needle)] == "cat" and second.needle is None
@@ -169,6 +174,10 @@ def test_what_is_wrong_in_a_file_is_one_sentence_with_the_line(tmp_path, line, s
 
 
 def test_a_file_that_is_empty_or_not_named_says_so(tmp_path):
+    path = tmp_path / "wide.jsonl"
+    path.write_text("{}", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"is UTF-16 and not UTF-8 .* save it as UTF-8"):
+        list(parse(f"jsonl:file={path}").places([], [], 1))
     with pytest.raises(ValueError, match="has no lines"):
         list(own(tmp_path, "\n").places([], [], 1))
     with pytest.raises(ValueError, match="jsonl:file=PATH"):

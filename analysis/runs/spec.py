@@ -148,4 +148,5 @@ class Spec:
 def _said(value: Any) -> str:
     if not isinstance(value, tuple):
         return str(value)
-    return ",".join(f"{one:g}" if isinstance(one, float) else str(one) for one in value)
+    # Every digit counts: places in a text are named by them, and their seeds come from their names.
+    return ",".join(repr(one).removesuffix(".0") for one in value)

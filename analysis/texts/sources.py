@@ -96,7 +96,7 @@ def from_bytes(data: bytes, name: str) -> Text:
     sha256 = hashlib.sha256(data).hexdigest()
     if name.endswith(".npy"):
         return Text(name, name, None, _token_ids(data, name), sha256)
-    content = _decoded(data, name).replace("\r\n", "\n").replace("\r", "\n")
+    content = utf8(data, name).replace("\r\n", "\n").replace("\r", "\n")
     if not content.strip():
         raise ValueError(f"{name} has nothing but white space: choose a text with at least two words")
     return Text(name, title(name) if name in plays() else name, content, None, sha256)
@@ -107,7 +107,8 @@ def _most_bytes(name: str) -> int:
     return 8 * MAX_BYTES + 4096 if name.endswith(".npy") else MAX_BYTES
 
 
-def _decoded(data: bytes, name: str) -> str:
+def utf8(data: bytes, name: str) -> str:
+    """What a file called `name` says, without its byte order mark.  Raises ValueError where it is not UTF-8."""
     if data.startswith(UTF_16):
         raise ValueError(f"{name} is UTF-16 and not UTF-8 (from byte 0 on): save it as UTF-8 and try again")
     if (where := data.find(0)) >= 0:

@@ -43,7 +43,8 @@ OWN = "jsonl"
 def settings_of(asked: Asked) -> dict[str, Any]:
     """What is asked, by the names that addresses have for it."""
     task = OWN if asked.task.startswith(f"{OWN}:") else asked.task
-    said = {name: getattr(asked, name) for name in ("lengths", "depths", "repeats", "seed")}
+    # A file has lengths and depths of its own; whoever chooses another task next finds the usual ones.
+    said = {name: getattr(asked, name) or USUAL[name] for name in ("lengths", "depths", "repeats", "seed")}
     return {"task": task, **said, "question": asked.asking}
 
 
@@ -121,7 +122,7 @@ def task_controls(written: str) -> str:
         "Task", list(TASKS), index=list(TASKS).index(before.name), format_func=lambda n: TASKS[n].title, key=key
     )
     kind = TASKS[name]
-    st.caption(plain(" ".join((kind.__doc__ or "").split("\n\n")[0].split())))
+    st.caption(plain(" ".join((kind.__doc__ or "").split("\n\n")[0].split()).replace("`", "")))
     if name == OWN:
         st.file_uploader(
             "Questions (.jsonl)", type=["jsonl", "json", "txt"], key="recall-upload", max_upload_size=8,

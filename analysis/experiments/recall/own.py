@@ -10,7 +10,7 @@ from typing import ClassVar
 import msgspec
 from typing_extensions import override
 
-from ... import files
+from ... import files, texts
 from ...settings import quoted, setting
 from .base import Exchange, Place, Sample, Task
 from .encoding import Tokens
@@ -71,7 +71,7 @@ def lines_in(data: bytes, path: str) -> list[Line]:
     """The lines of a file with these contents.  Raises ValueError with the number of the line where something is
     wrong."""
     found = []
-    for number, line in enumerate(files.lines(data), 1):
+    for number, line in enumerate(files.lines(texts.utf8(data, path).encode()), 1):
         if not line.strip():
             continue
         found.append(files.decoded(line, Line, f"line {number} of {path} is no question with its context and answer"))
