@@ -131,7 +131,9 @@ class Lane:
         token = choose(logits)
         nll = (torch.logsumexp(logits, -1) - logits[token]).numpy()
         self.context.extend(np.array([token], np.int32))
-        return self._step(began, nll[None], mass.numpy(), passed.held, self.store.allocated_in(passed))
+        # What is quantized takes less than what is not: only the store knows what both take together.
+        taken = np.array([self.store.nbytes])
+        return self._step(began, nll[None], mass.numpy(), passed.held, self.store.allocated_in(passed), taken)
 
     def _step(
         self,
