@@ -21,6 +21,7 @@ from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_map
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
 
+from .families import tiny
 from .naive import OneByOne
 from .reading import read
 
@@ -48,6 +49,8 @@ SMALL = {
     "num_key_value_heads": 2,
     "head_dim": 8,
 }
+
+SCALED = {"rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.5, "original_max_position_embeddings": 8}
 
 
 @pytest.fixture
@@ -210,6 +213,35 @@ def test_a_text_of_two_tokens_goes_on_as_it_is_read(tiny_llama, tokens, policy, 
         np.testing.assert_allclose(step.nll, expected.nll[[i]], **WITHIN)
         np.testing.assert_allclose(step.sink_mass[..., 0], expected.sink_mass[..., i], atol=1e-5)
         assert lane.cache_bytes == step.cache_bytes == expected.cache_bytes[i]
+
+
+@pytest.mark.parametrize("stride", [1, 4])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "hunyuan_v1_dense", "ministral3"])
+def test_a_window_that_is_encoded_anew_goes_on_from_its_own_beginning(family, stride, tokens):
+    """Also where the network puts positions in itself, of which it may have fewer than the text has tokens."""
+    few = {"gpt2": {"n_positions": 24}, "ministral3": {"rope_parameters": SCALED}}
+    model, policy = tiny(family, **few.get(family, {})), Recompute(8, stride)
+    expected = read(model, tokens[:60], policy)
+    lane = begun(model, tokens[:2], policy)
+    got = decode(lane, tokens[2:60])
+    np.testing.assert_allclose(got[0], expected.nll[1:], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(got[1], expected.sink_mass[..., 1:], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "dense:cache=int2,exact=7,group=4,residual=7",
+        "streaming:sinks=4,window=20,cache=int4,group=8,residual=8",
+        "h2o:budget=30,recent=4,cache=int4,exact=4,group=8,residual=8",
+        "duo:full=50,window=20,cache=int4,group=8,residual=8",
+    ],
+)
+def test_bytes_of_a_quantized_cache_are_those_that_the_tensors_have(tiny_llama, tokens, policy):
+    lane = begun(tiny_llama, tokens[:2], parse(policy))
+    for token in tokens[2:70]:
+        step = lane.next(lambda _, token=token: int(token))
+        assert step.cache_bytes == [lane.cache_bytes]
 
 
 def test_decoding_before_all_is_read_is_refused(tiny_llama, tokens):

@@ -32,7 +32,7 @@ class Decoding:
 def both(model, traced, token, position):
     """What the model and its trace say of a token at a position, and what each asked for."""
     ids, a, b = torch.tensor([[token]]), Decoding(position), Decoding(position)
-    return model.forward(ids, a, begin=position, last=1), traced(ids, b), a.asked, b.asked
+    return model.forward(ids, a, begin=position, last=1), traced(ids, b, position), a.asked, b.asked
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "phi", "falcon", "bloom"])
@@ -57,7 +57,7 @@ def test_two_threads_decode_each_its_own_token():
             return super().attend(*given, **settings)
 
     def decode(token):
-        got[token] = traced(torch.tensor([[token]]), Meeting(token))
+        got[token] = traced(torch.tensor([[token]]), Meeting(token), token)
 
     threads = [threading.Thread(target=decode, args=(token,)) for token in (3, 40)]
     [thread.start() for thread in threads]

@@ -6,7 +6,7 @@ lane reads is lane.py's matter.
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,17 +25,10 @@ from .fidelity import Fidelity
 from .interventions import Interventions
 from .layers.banded import BandedLayer
 from .state import State
-from .tracing import one_token
+from .tracing import Traced, one_token
 
 SCORES = "head scores"
 """Under which scores of heads are kept, together with where they are from (head_scores.py)."""
-
-
-@runtime_checkable
-class OneToken(Reader, Protocol):
-    """A pass of one token, at text position `token`."""
-
-    token: int
 
 
 @dataclass(eq=False)
@@ -57,7 +50,7 @@ class SharedContext:
     """Is handed every pass over tokens that are read in a band, with what each layer computed in it."""
     tokenizer: Any = None
     """The model's own, for policies that put other tokens first."""
-    tracer: Callable[[], Callable[[Tensor, Any], Tensor] | None] | None = None
+    tracer: Callable[[], Traced | None] | None = None
     """Gives the trace that a model keeps for all its runs; without one, each run makes its own."""
     top: bool = False
     """Whether a text that is read is also told the most probable token at each position."""
@@ -66,7 +59,7 @@ class SharedContext:
     _prefixes: dict[tuple, list[tuple[Tensor, Tensor]]] = field(default_factory=dict, init=False)
     """Keys and values of first tokens, by which they are, how many are not the text's own, and interventions."""
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False)
-    _traced: Callable[[Tensor, Any], Tensor] | None = field(default=None, init=False)
+    _traced: Traced | None = field(default=None, init=False)
     _untraceable: bool = field(default=False, init=False)
     graphs: bool = field(default=False, init=False)
     """Whether single tokens may go through CUDA graphs (attention/graph.py)."""
@@ -144,7 +137,7 @@ class SharedContext:
         """Whether single tokens go through a trace of the model, or through graphs."""
         return self._traced is not None or self.graphs
 
-    def trace(self, traced: Callable[[Tensor, Any], Tensor] | None = None) -> None:
+    def trace(self, traced: Traced | None = None) -> None:
         """Make single tokens faster from now on: by graphs on a GPU (attention/graph.py), elsewhere by a trace of the
         model (tracing.py), which may have been `traced` before."""
         if self.model.device.type == "cuda":
@@ -153,11 +146,11 @@ class SharedContext:
             self._traced = traced or (one_token(self.model) if self.tracer is None else self.tracer())
             self._untraceable = self._traced is None
 
-    def decode(self, ids: Int[Tensor, "1 1"], one: OneToken) -> Float[Tensor, "1 1 vocabulary"]:
-        """Logits of one token, through the trace where there is one."""
+    def decode(self, ids: Int[Tensor, "1 1"], one: Reader, begin: int) -> Float[Tensor, "1 1 vocabulary"]:
+        """Logits of one token, through the trace where there is one; `begin`: as Adapted.forward has it."""
         if self._traced is not None:
-            return self._traced(ids, one)
-        return self.model.forward(ids, one, begin=one.token, last=1)
+            return self._traced(ids, one, begin)
+        return self.model.forward(ids, one, begin=begin, last=1)
 
     def state(self) -> State:
         """What lanes have made of the text that could not be made so again, since a text may have grown: which heads

@@ -5,12 +5,11 @@ token of it gets exactly what it would have got alone (attention/band.py), so th
 This module knows nothing of files or screens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..families.rotary import Adapted
@@ -20,6 +19,7 @@ from .context import SharedContext
 from .fidelity import Fidelity
 from .lane import Lane
 from .step import Step
+from .tracing import Traced
 
 CHUNK = 512
 """Tokens of a chunk unless said: larger ones are a little faster at most, smaller ones waste more."""
@@ -32,7 +32,7 @@ class Loaded(Protocol):
 
     adapted: Adapted
     tokenizer: PreTrainedTokenizerBase | None
-    one_token: Callable[[Tensor, Any], Tensor] | None
+    one_token: Traced | None
 
 
 def open_lanes(

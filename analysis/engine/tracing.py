@@ -23,6 +23,9 @@ from ..families.rotary import Adapted
 CHECKS = 8
 """Tokens for which a trace, or a graph, must repeat the model."""
 
+Traced = Callable[[Tensor, Any, int], Tensor]
+"""Token id [1, 1], who decodes it, and where the network places it → logits [1, 1, vocabulary]."""
+
 _thread = threading.local()
 _operations = torch.library.Library("sinkscope", "DEF")
 _operations.define("attend(Tensor query, Tensor key, Tensor value, int layer) -> Tensor")
@@ -68,9 +71,9 @@ def _echo(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
     return query.transpose(1, 2).clone()
 
 
-def one_token(model: Adapted) -> Callable[[Tensor, Any], Tensor] | None:
-    """A function (ids [1, 1], decoding) → logits [1, 1, vocabulary]; None where the model cannot be traced, and on a
-    GPU, where graphs do more (attention/graph.py)."""
+def one_token(model: Adapted) -> Traced | None:
+    """The pass of one token, traced; None where the model cannot be traced, and on a GPU, where graphs do more
+    (attention/graph.py)."""
     if model.device.type in ("meta", "cuda") or model.positions.fixed or len(set(model.homes.values())) > 1:
         return None
     recorder = _Recorder()
@@ -93,7 +96,7 @@ def one_token(model: Adapted) -> Callable[[Tensor, Any], Tensor] | None:
         transformers_logging.set_verbosity(verbosity)
     layers = recorder.layers
 
-    def forward(ids: Tensor, decoding: Any) -> Tensor:
+    def forward(ids: Tensor, decoding: Any, begin: int) -> Tensor:
         def attend(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
             attention, settings = layers[layer]
             return decoding.attend(attention, query, key, value, **settings)
@@ -101,7 +104,7 @@ def one_token(model: Adapted) -> Callable[[Tensor, Any], Tensor] | None:
         _thread.attend = attend
         try:
             with torch.inference_mode():
-                return traced(ids, torch.tensor(decoding.token, device=ids.device))
+                return traced(ids, torch.tensor(begin, device=ids.device))
         finally:
             del _thread.attend
 

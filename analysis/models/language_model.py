@@ -1,17 +1,15 @@
 """A causal language model in memory, and what is worth knowing about it.  How it came there is loading.py's."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..engine.check import adapt
-from ..engine.tracing import one_token
+from ..engine.tracing import Traced, one_token
 from ..families.rotary import Adapted
 from .cache_cost import CacheCost
 from .dtypes import arithmetic
@@ -40,7 +38,7 @@ class LanguageModel:
         return adapt(self.network)
 
     @cached_property
-    def one_token(self) -> Callable[[Tensor, Any], Tensor] | None:
+    def one_token(self) -> Traced | None:
         """The faster forward pass of one token (tracing.py), traced once; None where the model cannot be traced."""
         return one_token(self.adapted)
 

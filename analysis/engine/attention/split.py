@@ -19,13 +19,12 @@ from .banded import BandedPass
 
 @dataclass(eq=False)
 class SplitPass:
-    """One forward pass over split layers, of tokens that begin at text position `token`.
+    """One forward pass over split layers.
 
     After the pass `mass[layer]` holds the sink mass, [heads, queries]; with `capture`, `queries[layer]` and
     `keys[layer]` what the layer computed before rotation, [1, heads, tokens, dim].
     """
 
-    token: int
     heads: Sequence[Sequence[Int[Tensor, " some_heads"]]]
     """Of each layer: the KV heads of each part."""
     parts: tuple[BandedPass, BandedPass]

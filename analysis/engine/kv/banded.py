@@ -97,8 +97,11 @@ class BandedStore(Store):
         band = _reach(policy, sinks, t - window)
         return self._token(t, band, self.context.model.regime(band.length_of(t)), kv_chunk)
 
-    def _token(self, t: int, band: Band, length: int, kv_chunk: int | None) -> Passed:
-        """Read the token at text position t, which reaches a band, in a context of that length."""
+    def _token(self, t: int, band: Band, length: int, kv_chunk: int | None, begin: int = 0) -> Passed:
+        """Read the token at text position t, which reaches a band, in a context of that length.
+
+        `begin`: the text position that is the network's own position 0.
+        """
         context = self.context
         if self._decoded and self._decoded[0].length != length:
             self.settle()
@@ -119,7 +122,10 @@ class BandedStore(Store):
             length,
             met,
         )
-        logits = self._through_graph(one) if self._graphs(kv_chunk) else context.decode(self.ids[None, t : t + 1], one)
+        if self._graphs(kv_chunk):
+            logits = self._through_graph(one)
+        else:
+            logits = context.decode(self.ids[None, t : t + 1], one, t - begin)
         evict(self.layers, band, t + 1)
         q = self.quantization
         packing = q is not None and q.end(t + 1) > q.end(t)
@@ -142,7 +148,7 @@ class BandedStore(Store):
         logits = None if self._graph is None else self._graph(one, ids)
         if logits is not None:
             return logits
-        logits = self.context.decode(ids, one)
+        logits = self.context.decode(ids, one, one.token)
         try:
             self._graph = Graph(one)
         except RuntimeError:

@@ -167,7 +167,7 @@ class RankedStore(Store):
         if count == 1:
             if group.end - group.begin == 1 and len(context.tokens) - begin > TRACED_FROM:
                 context.trace()
-            logits = context.decode(ids, one)
+            logits = context.decode(ids, one, begin)
         else:
             logits = model.forward(ids, one, begin=begin)
         one.evict()

@@ -81,7 +81,7 @@ class RecomputedStore(BandedStore):
             return self._encode(max(0, position - self.policy.window - into), position, length)
         # A window is a text of its own, whose every token is kept.
         band = Band(0, position - 1 - len(self.layers[0].keys), None, "text")
-        return self._token(position - 1, band, length, kv_chunk)
+        return self._token(position - 1, band, length, kv_chunk, band.first)
 
     def _encode(self, start: int, end: int, length: int) -> Passed:
         """Encode tokens start … end − 1 anew; logits of the newest."""

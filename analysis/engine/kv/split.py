@@ -75,12 +75,12 @@ class SplitStore(Store):
             )
         )
         whole.quantization = narrow.quantization = self.quantization
-        one = SplitPass(begin, [layer.heads for layer in self.layers], (whole, narrow), context.history > 0)
+        one = SplitPass([layer.heads for layer in self.layers], (whole, narrow), context.history > 0)
         before = met_by(self)
         one.attended = context.attended()
         ids = self.ids[None, begin:end]
         if last and end - begin == 1:
-            logits = context.decode(ids, one)
+            logits = context.decode(ids, one, begin)
         else:
             logits = context.model.forward(ids, one, begin=begin, last=last)
         for part, layers in zip((whole, narrow), self._parts, strict=True):
