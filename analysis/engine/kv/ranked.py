@@ -101,11 +101,15 @@ class RankedStore(Store):
         held = {(len(layer), budget) for layer, budget in zip(self.layers, self._budgets, strict=False)}
         held, end, regime = held or {(0, budget) for budget in self._budgets}, begin, None
         while end < last:
-            now = model.regime(self._length_of(end, max(slots for slots, _ in held)))
+            length = self._length_of(end, max(slots for slots, _ in held))
+            now, longest = model.regime(length), model.regime_end(length)
             if regime not in (None, now):
                 break
-            end, regime = end + 1, now
-            grown = {(slots + 1, budget) for slots, budget in held}
+            # Until then nothing leaves, and frequencies stay as they are.
+            free = min(budget - slots for slots, budget in held)
+            count = max(1, min(free, last - end, free if longest is None else longest + 1 - length))
+            end, regime = end + count, now
+            grown = {(slots + count, budget) for slots, budget in held}
             held = {(policy.left(*one) if one[0] > one[1] else one[0], one[1]) for one in grown}
             if held != grown and end - begin >= least:
                 break
