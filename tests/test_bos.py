@@ -331,6 +331,8 @@ def test_other_first_tokens_never_put_a_second_bos(gemma):
     ids = texts.tokenize(written("to be or not to be that is the question"), model.tokenizer)
     source = SharedContext(model.adapted, ids, 4, 0, tokenizer=model.tokenizer)
     assert source.starting("bos", 4).tolist() == ids.tolist()
+    # Where no first tokens count, none are others.
+    assert torch.equal(source.starting("newlines", 0), source.ids)
     bos = model.tokenizer.bos_token_id
     assert texts.tokenize(texts.play("macbeth"), model.tokenizer, limit=4).tolist()[0] == bos
     assert bos not in source.starting("macbeth", 4).tolist()[:4]

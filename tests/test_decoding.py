@@ -244,6 +244,27 @@ def test_bytes_of_a_quantized_cache_are_those_that_the_tensors_have(tiny_llama, 
         assert step.cache_bytes == [lane.cache_bytes]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda lane: lane.read(0), "a chunk has at least 1 token, not 0"),
+        (lambda lane: lane.next(lambda _: 0, kv_chunk=0), "kv_chunk must be at least 1, not 0"),
+        (lambda lane: lane.next(lambda _: 97), "token 97 was chosen, and the model has tokens 0 to 96"),
+    ],
+)
+def test_what_no_lane_can_do_is_refused_in_a_sentence(tiny_llama, tokens, wrong, says):
+    lane = begun(tiny_llama, tokens[:5], Dense())
+    with pytest.raises(ValueError, match=says):
+        wrong(lane)
+    assert len(lane.context.tokens) == 5
+
+
+@pytest.mark.parametrize("ids", [[2**32 + 3, 5, 7], [3.9, 5.0, 7.0], [3, 5, 97], [-1, 5, 7], [True, False, True]])
+def test_what_is_no_token_of_the_model_is_refused(tiny_llama, ids):
+    with pytest.raises(ValueError, match="token ids must be"):
+        open_lanes(tiny_llama, ids, [Dense()])
+
+
 def test_decoding_before_all_is_read_is_refused(tiny_llama, tokens):
     lane = open_lanes(tiny_llama, tokens, [Dense()])[0]
     with pytest.raises(ValueError, match="read the rest first"):

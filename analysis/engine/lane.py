@@ -93,8 +93,10 @@ class Lane:
 
         That is one forward pass, but where slots are ranked: there it is one for every group of tokens (kv/ranked.py).
         A pass also ends where the family takes other frequencies for a longer context (families/frequencies.py).
-        Raises ValueError where there is nothing to read.
+        Raises ValueError where there is nothing to read, or `chunk` is below 1.
         """
+        if chunk < 1:
+            raise ValueError(f"a chunk has at least 1 token, not {chunk}")
         stop = len(self.context.tokens) if upto is None else min(upto, len(self.context.tokens))
         if self.position >= stop:
             raise ValueError(
@@ -118,8 +120,11 @@ class Lane:
         """Read the newest token alone, and let the text go on with the one that is chosen.
 
         `choose` gets the logits, float32, on the CPU.  `kv_chunk`: keys of a long window that are read at a time;
-        changes no number.  Raises ValueError where more than the newest token has not been read.
+        changes no number.  Raises ValueError where more than the newest token has not been read, `kv_chunk` is below 1,
+        or what is chosen is no token: such a lane goes on from a snapshot only.
         """
+        if kv_chunk is not None and kv_chunk < 1:
+            raise ValueError(f"kv_chunk must be at least 1, not {kv_chunk}")
         if self.position != len(self.context.tokens):
             raise ValueError(
                 f"lane {self.index} has read up to {self.position} of {len(self.context.tokens)} tokens: read the rest "
@@ -129,6 +134,8 @@ class Lane:
         passed = self.store.decode(self.position, kv_chunk)
         logits, mass = on_host(passed.logits[0, -1].float(), passed.sink_mass)
         token = choose(logits)
+        if not 0 <= token < len(logits):
+            raise ValueError(f"token {token} was chosen, and the model has tokens 0 to {len(logits) - 1}")
         nll = (torch.logsumexp(logits, -1) - logits[token]).numpy()
         self.context.extend(np.array([token], np.int32))
         # What is quantized takes less than what is not: only the store knows what both take together.

@@ -52,21 +52,23 @@ def open_lanes(
     probable tokens; `fidelity`: and how far each lane is from the first one (fidelity.py).  Raises ValueError where the
     text is too short, a token is not in the vocabulary, or the family cannot be read.
     """
-    tokens = np.asarray(tokens, dtype=np.int32).reshape(-1)
-    if len(tokens) < 2:
-        raise ValueError(f"a text needs at least 2 tokens to predict one from another, and this one has {len(tokens)}")
+    ids = np.asarray(tokens).reshape(-1)
+    if len(ids) < 2:
+        raise ValueError(f"a text needs at least 2 tokens to predict one from another, and this one has {len(ids)}")
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"token ids must be whole numbers, and these are {ids.dtype}: use those of a tokenizer")
     if not policies:
         raise ValueError("choose at least one policy to read the text with")
     loaded = not isinstance(model, Adapted | PreTrainedModel)
     adapted = model.adapted if loaded else model if isinstance(model, Adapted) else adapt(model)
     embedding: Any = adapted.network.get_input_embeddings()
     vocabulary = embedding.num_embeddings
-    if tokens.min() < 0 or tokens.max() >= vocabulary:
+    if ids.min() < 0 or ids.max() >= vocabulary:
         raise ValueError(
             f"token ids must be between 0 and {vocabulary - 1} for this model, and the text has ids from "
-            f"{tokens.min()} to {tokens.max()}: use the ids of the model's own tokenizer"
+            f"{ids.min()} to {ids.max()}: use the ids of the model's own tokenizer"
         )
-    context = SharedContext(adapted, tokens, sink_tokens, history)
+    context = SharedContext(adapted, ids.astype(np.int32), sink_tokens, history)
     context.top, context.fidelity = top, Fidelity() if fidelity else None
     if loaded:
         context.tokenizer, context.tracer = model.tokenizer, lambda: model.one_token
