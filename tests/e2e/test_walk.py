@@ -4,6 +4,7 @@ Set SINKSCOPE_SHOTS to a folder to get a picture of everything that is seen on t
 """
 
 import os
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,6 +37,13 @@ CUT = """[...document.querySelectorAll('[data-testid=stApp] *')].filter((e) => {
   if (holder?.dataset.collapsed === 'true') return false;
   return !/auto|scroll/.test(style.overflowX) && e.scrollWidth > e.clientWidth + 1;
 }).map((e) => `${e.className}: ${(e.value || e.textContent).trim().slice(0, 60)}, ${e.scrollWidth} px`)"""
+COVERED = """[...document.querySelectorAll('[data-testid=stTopNav] > *, [data-testid=stTopNav] a')].filter((e) => {
+  const { left, top, width, height } = e.getBoundingClientRect();
+  if (!width || !e.checkVisibility({ opacityProperty: true, visibilityProperty: true })) return false;
+  const there = document.elementFromPoint(left + width - 4, top + height / 2);
+  return !there?.closest('[data-testid=stTopNav]');
+})"""
+"""Ways to other pages on whose end something else lies."""
 
 STALE = """(dark) => [...document.querySelectorAll('.js-plotly-plot .xtick text')].filter((e) => {
   const [r, g, b] = getComputedStyle(e).fill.match(/\\d+/g).map(Number);
@@ -84,6 +92,23 @@ def project(page, name: str) -> None:
     look(page, f"{name}-projected", SIZES[1:2])
     page.locator("body").press("p")
     page.get_by_test_id("stSidebar").wait_for()
+
+
+def test_nothing_lies_on_the_way_to_other_pages_at_any_width(app, page):
+    """Pages that have no room beside the corner are in a menu."""
+    page.goto(f"{app}/runs")
+    page.get_by_role("button", name="Project").wait_for()
+    page.get_by_role("link", name="Learn", exact=True).wait_for()
+    for width in (1280, 1100, 1024, 960, 820, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        # Laid out anew: not at once.
+        page.wait_for_function(f"{COVERED}.length === 0")
+    page.set_viewport_size({"width": 820, "height": 900})
+    page.wait_for_function(f"{COVERED}.length === 0")
+    page.get_by_text(re.compile(r"^\d+ more$")).first.click()
+    page.get_by_test_id("stTopNavDropdownLink").filter(has_text="Learn").click()
+    page.get_by_text("Sum of the weights").first.wait_for()
+    assert not page.problems, page.problems
 
 
 def test_every_page_at_every_size_in_both_schemes(app, page):
