@@ -287,9 +287,9 @@ def test_a_stretch_is_captured_by_a_command(run, model, text, tmp_path):
 
     stretch = Stretch(tmp_path / "s")
     assert stretch.tokens == 100 and stretch.segments[-1].policy == "window:window=20"
-    for wrong in ("fifty", "²=window"):
+    for wrong, says in (("fifty", "POSITION=policy"), ("²=window", "POSITION=policy"), ("101=window", "before 101")):
         code, _, said = run(*asked, "--switch", wrong, "--out", str(tmp_path / "t"))
-        assert code == 2 and "POSITION=policy" in said
+        assert code == 2 and says in said and not (tmp_path / "t").exists()
 
 
 def test_figures_are_listed(run):

@@ -97,9 +97,9 @@ def capture(
     `switches`: from which position on the lane reads under which other policy; sinks that it lacks are pinned again.
     `read`: how the text became these tokens, to be written down.
     When it has ended, `Stretch(path)` opens it.  Raises ValueError where the policy does not keep by place, where the
-    text is longer than LONGEST, where pinned sinks would not be the keys that were captured or a quantized cache would
-    not stay what it is, where the folder holds something already, or where the disk has no room; a capture that does
-    not end leaves nothing.
+    text is longer than LONGEST or ends before a switch, where pinned sinks would not be the keys that were captured or
+    a quantized cache would not stay what it is, where the folder holds something already, or where the disk has no
+    room; a capture that does not end leaves nothing.
     """
     policies = [parse(spec.policies[0]), *(policy for _, policy in switches)]
     for policy in policies:
@@ -122,6 +122,8 @@ def capture(
     count = len(tokens) - 1
     if count > LONGEST:
         raise ValueError(f"a stretch has at most {LONGEST:,} tokens, and this would have {count:,}: read fewer tokens")
+    if late := [at for at, _ in switches if at > count]:
+        raise ValueError(f"the stretch has {count:,} tokens and ends before {late[0]:,}: switch the policy earlier")
     if (path / "stretch.json").exists():
         raise ValueError(f"{path} holds a stretch already: choose another folder")
     lane = open_lanes(model.adapted, tokens, policies[:1])[0]
@@ -138,7 +140,7 @@ def capture(
         files.write(path / CAPTURING, json.dumps({"status": RUNNING, "process": here(), **asdict(asked)}))
         recorder = _Recorder(adapted, count, width, path, Quantization.of(policies[0]))
         lane.context.watch = recorder.add
-        pending = [(min(at, count), policy) for at, policy in switches]
+        pending = [*switches]
         while not lane.done:
             while pending and lane.position >= pending[0][0]:
                 lane.switch(pending.pop(0)[1], pin=True)
