@@ -1,8 +1,12 @@
 """Laws of the command line: one line for whatever is wrong, a record and a table for whatever is right."""
 
+import io
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
 import sys
 from dataclasses import fields, replace
 
@@ -12,6 +16,7 @@ from rich.table import Table
 
 from analysis.cli import main as cli
 from analysis.cli.console import out, print_table, right
+from analysis.cli.terminal import typed
 from analysis.metrics import excess, perplexity
 from analysis.policies import parse
 from analysis.runs.reader import load
@@ -253,3 +258,29 @@ def test_no_word_and_no_number_of_a_table_is_cut_on_a_narrow_terminal(monkeypatc
         assert max(map(len, said.splitlines())) <= width
         words = re.split(r"[\s│┃]+", said)
         assert {word for row in rows for cell in row for word in cell.split()} <= set(words)
+
+
+def test_whoever_closes_the_pipe_ends_a_run_that_keeps_what_it_has(model, text, tmp_path):
+    asked = ["--model", model, "--text", text, "--device", "cpu", "--policy", "dense", "--out", str(tmp_path / "o")]
+    command = [sys.executable, "-m", "analysis", "stream", *asked]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert "BOS" in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 128 + signal.SIGPIPE
+    assert load(tmp_path / "o").status in ("interrupted", "finished")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_an_output_cannot_hold_ends_no_command(encoding):
+    command = [sys.executable, "-m", "analysis", "figures"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, check=True)
+    assert b"attention-strip" in done.stdout and b"?1" in done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("errors", "says"), [("surrogateescape", r"not UTF-8 \(byte 3 is 0xe9\): save"), ("strict", "not utf-8: write")]
+)
+def test_what_is_typed_and_is_no_text_is_said(monkeypatch, errors, says):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8", errors))
+    with pytest.raises(ValueError, match=f"what was typed is {says}"):
+        next(typed(out))

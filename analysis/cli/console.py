@@ -1,12 +1,30 @@
 """What several commands say on the terminal, and where they put a run."""
 
+import os
+import sys
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
+from typing_extensions import override
 
-out = Console(highlight=False)
+
+class Terminal(Console):
+    """Where commands say something; whoever reads it through a pipe may have seen enough."""
+
+    broken = False
+    """Whether somebody has closed the pipe."""
+
+    @override
+    def on_broken_pipe(self) -> None:
+        # What runs ends as after Ctrl-C and keeps what it has; what it says meanwhile goes nowhere.
+        self.broken = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise KeyboardInterrupt
+
+
+out = Terminal(highlight=False)
 
 
 def note(sentence: str) -> None:

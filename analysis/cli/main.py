@@ -5,6 +5,7 @@ by what needs them while it runs: so lists and help are there at once.  Whatever
 error: exit status 2 for what the person can mend, 1 for our own mistakes.
 """
 
+import io
 import os
 import secrets
 import signal
@@ -19,6 +20,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from .. import errors
+from .console import out
 
 HELP = "The command line: read a text, or talk, under several policies and write down what happened."
 COMMANDS = {
@@ -87,6 +89,9 @@ def main() -> None:
     """Run a command; what the person can mend is one line and exit status 2, all else is raised to end the process."""
     # A polite request to end is Ctrl-C's: whoever works keeps what there is, or removes what is of no use.
     signal.signal(signal.SIGTERM, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a terminal or a file cannot hold is a question mark there, and ends no work.
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
     except UsageError as e:
@@ -108,7 +113,7 @@ def main() -> None:
             sys.excepthook = failed
             raise
         code = print("error: " + errors.reason(e, ""), file=sys.stderr) or 2
-    sys.exit(code)
+    sys.exit(128 + signal.SIGPIPE if out.broken else code)
 
 
 def failed(_, e: BaseException, __) -> None:

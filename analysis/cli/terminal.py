@@ -16,7 +16,7 @@ from ..runs.checkpoint import Saver
 from ..runs.folder import Folder
 from ..runs.resume import Made, state_of
 from ..runs.shares import SharesFile
-from ..texts import said_as_text
+from ..texts import said_as_text, utf8
 from .ending import Brake
 
 TOGETHER = 32
@@ -31,6 +31,10 @@ def typed(out: Console) -> Iterator[str]:
             line = out.input("\n[bold]>[/] ") if sys.stdin.isatty() else sys.stdin.readline()
         except EOFError:
             return
+        except UnicodeDecodeError as e:
+            raise ValueError(f"what was typed is not {e.encoding}: write it as UTF-8 and try again") from e
+        # Python hides bytes that are no text in a line, and a model would be told something else.
+        line = utf8(line.encode("utf-8", "surrogateescape"), "what was typed")
         if not line and not sys.stdin.isatty():
             return
         if line.strip():
