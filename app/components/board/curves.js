@@ -197,13 +197,13 @@ function makeCurves(send, names) {
     showMemoryTexts(ends(tops, top, room, most, { right: width - right, top: ABOVE, height: height - ABOVE - BELOW }));
   }
 
-  // Lanes with caches of one size lie on one line, and get one label.
+  // Lanes with caches of one size lie on one line, and get one label, whose number is that of each.
   function ends(tops, top, room, most, area) {
     const groups = [];
     frame.lanes.forEach((lane, i) => {
       if (!tops[i]) return;
-      const near = groups.find((g) => Math.abs(g.value - tops[i]) < top * 0.06);
-      if (near) near.lanes.push(lane);
+      const same = groups.find((g) => digits(g.value) === digits(tops[i]));
+      if (same) same.lanes.push(lane);
       else groups.push({ value: tops[i], lanes: [lane] });
     });
     const places = apart(groups.map((g) => g.value / (top * 1.12)), (most * LABEL_LINE) / area.height);
