@@ -117,13 +117,15 @@ def perplexity(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     (column,) = data.keys() & {"perplexity", *COLUMNS.values()}
     curve, full, switches = data["mark"] == "", [], []
     for lane, (name, style) in lanes_of(data).items():
-        of = data["lane"] == lane
+        of, before = data["lane"] == lane, name
         ax.plot(data["token"][of & curve], data[column][of & curve], **style, label=name)
         for at, mark in zip(data["token"][of & ~curve].tolist(), data["mark"][of & ~curve].tolist(), strict=True):
             if mark == "full":
                 full.append((at, style["color"]))
             else:
-                switches.append((at, style["color"], f"{name} → {parse(mark).label} at {at:,}"))
+                then = parse(mark).label
+                switches.append((at, style["color"], f"{before} → {then} at {at:,}"))
+                before = then
     # Named among the lines and not where they stand: lanes are often full at the same token.
     for n, (at, colour) in enumerate(full):
         ax.axvline(at, color=colour, lw=0.6, ls=FULL, label="" if n else "Cache full")
