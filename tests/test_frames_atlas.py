@@ -108,12 +108,14 @@ def test_a_stretch_opens_on_a_head_whose_sink_shows(pair):
     assert (look.layer, look.head) == (0, 2)
     look.layer = 1
     # A head that a person chose stays, where the next stretch has it.
-    look.head, look.picked = 2, True
-    look.open(stretch)
-    assert (look.layer, look.head) == (1, 2)
-    stretch.heads, stretch.mass = 2, stretch.mass[:, :2]
-    look.open(stretch)
-    assert (look.layer, look.head) == (0, 1)
+    look.head, look.picked, stretch.tokens = 2, True, 40
+    assert look.open(stretch) == [] and (look.layer, look.head) == (1, 2)
+    stretch.heads, stretch.mass, look.cross = 2, stretch.mass[:, :2], (40, 3)
+    assert look.open(stretch) == [
+        "the stretch has 40 tokens, and not 40",
+        "its heads are 0.0 to 1.1, and not 1.2",
+    ]
+    assert (look.layer, look.head, look.cross) == (0, 1, None)
 
 
 @pytest.mark.parametrize("many", MANY[1:])

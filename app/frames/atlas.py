@@ -53,18 +53,24 @@ class AtlasView:
     """The part that is looked at: its first row and column, and how many tokens; none where all is."""
     cross: tuple[int, int] | None = None
 
-    def open(self, stretch: Stretch) -> None:
+    def open(self, stretch: Stretch) -> list[str]:
         """Begin with a stretch: with the head on screen, where a person chose it or its sink shows here too;
-        else with one whose sink does."""
-        there = self.layer < stretch.layers and self.head < stretch.heads
+        else with one whose sink does.  Returns what was looked at and is not there."""
+        there, lost = self.layer < stretch.layers and self.head < stretch.heads, []
         if self.cross and max(self.cross) >= stretch.tokens:
+            lost.append(f"the stretch has {stretch.tokens:,} tokens, and not {max(self.cross):,}")
             self.cross = None
         if self.place and max(self.place) > stretch.tokens:
+            lost.append(f"the stretch has {stretch.tokens:,} tokens, and no place at {max(self.place):,}")
             self.place = None
+        if self.picked and not there:
+            last = f"{stretch.layers - 1}.{stretch.heads - 1}"
+            lost.append(f"its heads are 0.0 to {last}, and not {self.layer}.{self.head}")
         far = np.abs(stretch.mass - SHOWN)
         if not there or not (self.picked or far[self.layer, self.head] < SHOWS):
             self.picked = False
             self.layer, self.head = divmod(int(far.argmin()), stretch.heads)
+        return lost
 
 
 class Tiles:

@@ -209,8 +209,12 @@ def draw() -> None:
         st.warning("The other stretch has other layers and heads, so its maps cannot stand beside these.")
         other = None
     if state.atlas_shown != run.id:
+        lost = view.open(stretch)
+        # Where another stretch was there before, no address asked.
+        state.atlas_wrong = [] if state.atlas_shown else [*state.atlas_wrong, *lost]
         state.atlas_shown = run.id
-        view.open(stretch)
+    if wrong := address.wrong(state.atlas_wrong):
+        st.warning(plain(wrong))
     frame = state.atlas_sender.frame(run, other, view)
     atlas.mount(frame, key="atlas", on_region=region_wanted, on_pick=picked)
 
@@ -233,12 +237,14 @@ def take(found: dict[str, Any]) -> None:
     """Set what an address asks."""
     for name, key in SHOWN.items():
         choose(f"atlas-{key}", found.get(name, USUAL[name]))
-    choose("atlas-other", found.get("other", ""))
+    wanted = found.get("other", "")
+    other = REGISTRY.find(wanted, CaptureJob)
+    choose("atlas-other", wanted if other is not None else "")
     view = AtlasView(place=found.get("place"), cross=found.get("token"))
     if "head" in found:
         view.layer, view.head, view.picked = *found["head"], True
-    st.session_state.update(atlas_view=view, atlas_shown="")
-    other = REGISTRY.find(found.get("other"), CaptureJob)
+    gone = [f"no stretch {quoted(wanted)} is in memory to be compared with"] if wanted and other is None else []
+    st.session_state.update(atlas_view=view, atlas_shown="", atlas_wrong=gone)
     if other is not None and other.id not in st.session_state.captures:
         st.session_state.captures.append(other.id)
 
