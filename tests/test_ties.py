@@ -83,7 +83,7 @@ def test_layers_that_are_ranked_together_are_ranked_as_each_alone(name, more, bl
     # The last token is only told, so nothing has been evicted.
     layers = read(tiny_llama, TEXTS["five at random"][:17], chosen).lane.store.layers
     rotation = torch.eye(layers[0].keys.shape[2]) if chosen.future_positions else None
-    seen = [layer.seen(number, rotation=rotation) for number, layer in enumerate(layers)]
+    seen = [layer.layer_state(number, rotation=rotation) for number, layer in enumerate(layers)]
     each = [chosen.order([state]) for state in seen]
     assert any(not torch.equal(each[0], other) for other in each[1:]) or name in ("late", "cam")
     assert torch.equal(chosen.order(seen), torch.cat(each))

@@ -38,14 +38,14 @@ def evict(
             alike.setdefault((layer.keys.device, layer.keys.shape[1], count), []).append(number)
     evicted: dict[int, Evicted] = {}
     for (_, slots, count), same in alike.items():
-        seen = [layers[i].seen(i, dims, None if rotation is None else rotation(i)) for i in same]
+        seen = [layers[i].layer_state(i, dims, None if rotation is None else rotation(i)) for i in same]
         leaves, rows = policy.order(seen, count), len(seen[0].positions)
         for number, state, *parts in zip(
             same, seen, leaves.split(rows), _others(leaves, slots).split(rows), strict=True
         ):
             if tell:
                 evicted[number] = layers[number].evicted(parts[0])
-            layers[number].let_go(policy, state, *parts)
+            layers[number].evict(policy, state, *parts)
     return evicted
 
 

@@ -193,9 +193,11 @@ class RaggedLayer(RankedLayer):
     def _heads_of(self, rows: Int[Tensor, " some"], columns: Int[Tensor, " some"]) -> Int[Tensor, " some"]:
         return self._heads()[columns]
 
-    def seen(self, layer: int, dims: int | None = None, rotation: Float[Tensor, "dim dim"] | None = None) -> LayerState:
+    def layer_state(
+        self, layer: int, dims: int | None = None, rotation: Float[Tensor, "dim dim"] | None = None
+    ) -> LayerState:
         """What a policy knows of these slots, and whose they are."""
-        return replace(super().seen(layer, dims, rotation), own=self.own)
+        return replace(super().layer_state(layer, dims, rotation), own=self.own)
 
     def evicted(self, leaves: Int[Tensor, "1 evicted"]) -> RaggedEvicted:
         """What leaves with these slots, and whose that was."""

@@ -304,7 +304,9 @@ class RankedLayer:
         assert self.rotated is not None, "keys that are ranked have been rotated"
         return FutureQueries(self.queries.mean, self.queries.covariance, self.rotated.float() @ rotation.T)
 
-    def seen(self, layer: int, dims: int | None = None, rotation: Float[Tensor, "dim dim"] | None = None) -> LayerState:
+    def layer_state(
+        self, layer: int, dims: int | None = None, rotation: Float[Tensor, "dim dim"] | None = None
+    ) -> LayerState:
         """What a policy knows of these slots.
 
         `dims`: the first dimensions of a head, which are the model's own; None: all.  `rotation`: rotates queries to
@@ -316,7 +318,7 @@ class RankedLayer:
         observed = self.accumulated_attention, self.recent_attention
         return LayerState(keys, values, self.positions, *observed, layer, rotated, expected)
 
-    def let_go(
+    def evict(
         self,
         policy: Ranked,
         seen: LayerState,
