@@ -200,6 +200,14 @@ class Job:
             self._requested = status
             self._wake.notify_all()
 
+    def _request_pause(self) -> bool:
+        """Pause by itself; False where something else has just been asked for, which then holds."""
+        with self._wake:
+            if self._requested != "running":
+                return False
+            self._requested = "paused"
+            return True
+
     @property
     def working(self) -> bool:
         """Whether the thread has not ended."""

@@ -254,8 +254,9 @@ class ReadingJob(TextJob):
 
     def _stand(self) -> None:
         """Pause where the job was asked to, which happens once."""
-        at, self._pause_at, self._requested = self._pause_at, 0, "paused"
-        self._set("paused", f"Paused before token {at:,}, as the link has it. Press Resume to go on.")
+        at, self._pause_at = self._pause_at, 0
+        if self._request_pause():
+            self._set("paused", f"Paused before token {at:,}, as the link has it. Press Resume to go on.")
 
     def _try(self, lane: "Lane", upto: int | None) -> "Step | None":
         """The lane's next step; None where it failed: then the lane is as before, and stands still."""
@@ -294,8 +295,7 @@ class ReadingJob(TextJob):
         elif self._over():
             # The note about this text is still true.
             self._set("finished" if any(lane.done for lane in self.lanes) else "failed", self.note)
-        elif self._requested == "running" and self.unwatched:
-            self._requested = "paused"
+        elif self.unwatched and self._request_pause():
             self._set("paused", "Paused, since nobody was looking. Press Resume to go on.")
         elif self._requested != self.status:
             self._set(self._requested)
