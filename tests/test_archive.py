@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from analysis.experiments.ablation import Effect, effects_as_csv
 from analysis.experiments.recall.asked import Asked
 from analysis.experiments.recall.cells import Row, read_table, rows_of, write_table
 from analysis.figures.inputs import check_folder
@@ -76,7 +77,7 @@ def test_what_is_packed_comes_back_as_it_was(home, kind):
     elif kind == "knockouts":
         run = Run(Spec("embedded", "hamlet", ("dense",)))
         folder = ResultFolder(home / "a", kind, run, text_sha256="t", weights_sha256="w")
-        (home / "a" / "effects.csv").write_text("layer,head\n0,1\n")
+        (home / "a" / "effects.csv").write_text(effects_as_csv([Effect(0, 1, 0.5, 0.1)]))
         folder.finish("finished")
     else:
         seeds.run(home / "a", end="" if kind == "growing" else "finished", chat=kind == "chat")
@@ -95,6 +96,14 @@ def test_what_is_packed_comes_back_as_it_was(home, kind):
     before, after = library.entry("a"), library.entry("a-2")
     assert (before.kind, before.title, before.preview) == (after.kind, after.title, after.preview)
     assert not [p for p in home.iterdir() if p.name.startswith(".import")]
+
+
+@pytest.mark.parametrize("name", ["effects.csv", "verdict.json", "recall.parquet"])
+def test_a_result_whose_table_is_damaged_is_not_taken_in(home, files, name):
+    about = json.loads(files["run.json"]) | {"kind": "verdict"}
+    damaged = {"run.json": json.dumps(about).encode(), name: b"garbage"}
+    with pytest.raises(ValueError, match=f"^this .zip file is not taken in: .*{name}"):
+        take_in(io.BytesIO(zipped({f"a/{n}": data for n, data in damaged.items()})), check_folder)
 
 
 def test_a_map_of_as_many_cells_as_a_page_asks_for_comes_back_whole(home):

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..experiments.recall.cells import Row, read_table
+from ..experiments.recall.cells import TABLE, Row, read_table
 from ..experiments.verdict import Verdict, read_verdict
+from ..experiments.verdict.entries import FILE as VERDICT
 from ..runs.about import about_of
 from ..runs.reader import load as load_run
 
@@ -59,7 +60,10 @@ def open_input(folder: Path, needs: str) -> FigureInput:
 
 
 def check_folder(folder: Path) -> None:
-    """Read all that a folder has of runs, results, trainings or a stretch.  Raises ValueError where it is damaged."""
+    """Read all that a folder has of runs, results (but for their cells), trainings or a stretch.
+
+    Raises ValueError where it is damaged.
+    """
     if (folder / "stretch.json").exists():
         from ..maps.stretch import Stretch
 
@@ -73,5 +77,13 @@ def check_folder(folder: Path) -> None:
             read(place)
         elif (about := about_of(place)).get("kind") in (None, "", "reading", "chat") and not about.get("samples"):
             load_run(place)
+        if (place / VERDICT).exists():
+            read_verdict(place)
+        if (place / TABLE).exists():
+            read_table(place)
+        if (place / "effects.csv").exists():
+            from ..experiments.ablation import EFFECTS, read_effects
+
+            read_effects(place / EFFECTS)
         for file in place.glob("*.npz"):
             files.arrays(file, {}, some=True)
