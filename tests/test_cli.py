@@ -228,8 +228,9 @@ def test_command_of_a_spec_names_all_that_it_has():
 
 
 def test_a_command_names_numbers_with_all_their_digits():
-    said = Spec("embedded", "passkey", ("dense",)).command_line("recall", depths=(100 / 3, 5.0, 0.1), lengths=(64, 128))
-    assert "--depths=33.333333333333336,5,0.1 --lengths=64,128 " in said
+    asked = {"depths": (100 / 3, 5.0, 0.1), "lengths": (64, 128), "tasks": ("kl", "passkey")}
+    said = Spec("embedded", "passkey", ("dense",)).command_line("compare", **asked)
+    assert "--depths=33.333333333333336,5,0.1 --lengths=64,128 --tasks=kl,passkey " in said
 
 
 @pytest.mark.parametrize(

@@ -149,4 +149,4 @@ def _said(value: Any) -> str:
     if not isinstance(value, tuple):
         return str(value)
     # Every digit counts: places in a text are named by them, and their seeds come from their names.
-    return ",".join(repr(one).removesuffix(".0") for one in value)
+    return ",".join(repr(one).removesuffix(".0") if isinstance(one, float) else str(one) for one in value)
