@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..runs.recording import piece_lists
 from ..runs.run import Run
 from ..settings import setting
 from .base import Figure, Numbers
@@ -42,6 +41,8 @@ class Strip(Figure):
 
     def numbers(self, source: Run) -> Numbers:
         """Columns `token`, `text` and `nll` [tokens].  Raises ValueError where there is no such lane or token."""
+        from ..runs.recording import piece_lists
+
         if self.lane >= len(source.tracks):
             raise ValueError(f"the run has lanes 0 to {len(source.tracks) - 1}, and not {self.lane}: choose one")
         track, begin = source.tracks[self.lane], self.begin
