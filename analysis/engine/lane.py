@@ -158,9 +158,11 @@ class Lane:
         self._publish()
         if self.position // GIVE_BACK_EVERY > start // GIVE_BACK_EVERY:
             allocator.give_back()
-        # Of all KV heads of all layers, which may hold differently many.
-        each = self.store.nbytes * model.layers * model.kv_heads // max(1, self.store.slots)
-        each = each if taken is None else taken / held
+        if taken is None:
+            # Of all KV heads of all layers, which may hold differently many.
+            each = self.store.nbytes * model.layers * model.kv_heads // max(1, self.store.slots)
+        else:
+            each = taken / held
         return Step(
             lane=self.index,
             policy=self.policy,
