@@ -71,7 +71,8 @@ def lines_in(data: bytes, path: str) -> list[Line]:
     """The lines of a file with these contents.  Raises ValueError with the number of the line where something is
     wrong."""
     found = []
-    for number, line in enumerate(files.lines(texts.utf8(data, path).encode()), 1):
+    # Newlines alone end a line: U+2028 and NEL are characters of a text.
+    for number, line in enumerate(texts.utf8(data, path).split("\n"), 1):
         if not line.strip():
             continue
         found.append(files.decoded(line, Line, f"line {number} of {path} is no question with its context and answer"))
