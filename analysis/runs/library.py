@@ -271,7 +271,7 @@ def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
     if CAPTURING in held:
         about = files.record(path / CAPTURING, dict[str, Any], "that of a capture")
         asked = _of_spec(found, about) if "spec" in about else found
-        return replace(asked, kind="capture", status=one_line(status_of(about, path), 20))
+        return replace(asked, kind="capture", status=_status(about, path))
     if "stretch.json" in held:
         about = files.record(path / "stretch.json", dict[str, Any], "that of a stretch")
         return replace(_of_spec(found, about), kind="capture", status="finished")
@@ -280,13 +280,13 @@ def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
     about = files.record(path / "run.json", dict[str, Any], "that of a run") if "run.json" in held else {}
     if isinstance(about.get("recipe"), dict):
         what = one_line(about["recipe"].get("attention", ""))
-        return replace(found, kind="training", text=what, status=one_line(status_of(about, path), 20))
+        return replace(found, kind="training", text=what, status=_status(about, path))
     about = about_of(path)
     usual = "chat" if about["spec"].get("sampling") else "reading"
     kind = about.get("kind") or usual
     if kind not in KINDS:
         raise ValueError(f"{path} is a run of a kind that nobody here knows: {quoted(kind)}")
-    found = replace(_of_spec(found, about), kind=kind, status=one_line(status_of(about, path), 20))
+    found = replace(_of_spec(found, about), kind=kind, status=_status(about, path))
     return replace(found, preview=preview(path, held, live=found.live) if kind == usual else None)
 
 
@@ -310,13 +310,18 @@ def _spec(about: Mapping[str, Any]) -> Spec:
 def _of_several(found: Entry, runs: list[Path]) -> Entry:
     """A folder of runs, or of trainings."""
     abouts = [files.record(run, dict[str, Any], "that of a run") for run in runs]
-    statuses = [status_of(about, run.parent) for about, run in zip(abouts, runs, strict=True)]
+    statuses = [_status(about, run.parent) for about, run in zip(abouts, runs, strict=True)]
     live = RUNNING if RUNNING in statuses else "finished"
     if all(isinstance(about.get("recipe"), dict) for about in abouts):
         what = ", ".join(dict.fromkeys(one_line(about["recipe"].get("attention", "")) for about in abouts))
         return replace(found, kind="training", text=one_line(what), status=live)
     policies = tuple(dict.fromkeys(policy for about in abouts for policy in _spec(about).policies))
     return replace(_of_spec(found, abouts[0]), kind="grid", policies=policies, status=live)
+
+
+def _status(about: Mapping[str, Any], path: Path) -> str:
+    """The status that a folder really has, whatever others wrote into it."""
+    return one_line(status_of(about, path), 20)
 
 
 def _iso(moment: object, otherwise: str = "") -> str:

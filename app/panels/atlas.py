@@ -243,8 +243,8 @@ def take(found: dict[str, Any]) -> None:
     view = AtlasView(place=found.get("place"), cross=found.get("token"))
     if "head" in found:
         view.layer, view.head, view.picked = *found["head"], True
-    gone = [f"no stretch {quoted(wanted)} is in memory to be compared with"] if wanted and other is None else []
-    st.session_state.update(atlas_view=view, atlas_shown="", atlas_wrong=gone)
+    lost = [f"no stretch {quoted(wanted)} is in memory to be compared with"] if wanted and other is None else []
+    st.session_state.update(atlas_view=view, atlas_shown="", atlas_wrong=lost)
     if other is not None and other.id not in st.session_state.captures:
         st.session_state.captures.append(other.id)
 
