@@ -7,10 +7,12 @@ import pytest
 
 from analysis import metrics
 from analysis.engine.step import Step
+from analysis.figures import parse as parse_figure
 from analysis.policies import parse
-from analysis.runs.comparison import compare, grid_difference, shared_tokens
+from analysis.runs.comparison import compare, grid_difference
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
+from analysis.runs.summary import shared_tokens, summarize
 
 
 def run_of(ids, policies=("dense",), seed: int = 0, first: int = 7, heads=(2, 3)) -> Run:
@@ -83,17 +85,33 @@ def test_same_tokens_are_compared_and_others_are_not():
     assert compare([first, bos], ["a", "b"]).why.startswith("b has other tokens than a from the first one on")
 
 
+def conversation() -> Run:
+    """A run whose lanes have the same 50 tokens after the first one, and then each its own: the second costs more."""
+    run = Run(Spec("embedded", "x", ("dense", "dense")), 7)
+    for lane, ids in enumerate((IDS[:100], changed(50)[:100])):
+        nll, zeros = lane * np.arange(100) / 50, np.zeros(100)
+        mass = np.zeros((2, 3, 100), np.float32)
+        args = (ids.astype(np.int32), nll.astype(np.float32), zeros.astype(np.int32), zeros.astype(np.int64))
+        run.append(Step(lane, parse("dense"), 1, *args, 0.1, mass, None))
+    return run
+
+
 def test_lanes_of_a_conversation_that_answer_differently_are_not_compared():
-    first, second = (Run(Spec("embedded", "x", ("dense", "dense")), 7) for _ in range(2))
-    for run in (first, second):
-        for lane, ids in enumerate((IDS[:100], changed(50)[:100])):
-            zeros = np.zeros(100)
-            mass = np.zeros((2, 3, 100), np.float32)
-            args = (ids.astype(np.int32), zeros.astype(np.float32), zeros.astype(np.int32), zeros.astype(np.int64))
-            run.append(Step(lane, parse("dense"), 1, *args, 0.1, mass, None))
+    first, second = conversation(), conversation()
     found = compare([first, second], ["a", "b"])
     assert found.mode == "rolling" and found.why.startswith("Lanes of a have read tokens of their own")
     assert [lane.shared for lane in found.lanes] == [100, 50, 100, 50]
+
+
+def test_lanes_of_a_conversation_are_compared_over_what_both_have_read_alone():
+    run, wanted = conversation(), np.arange(50).mean() / 50
+    first, second = summarize(run)
+    assert first.excess_text == "reference" and second.excess == pytest.approx(wanted)
+    data = parse_figure("perplexity:mode=relative").numbers(run)
+    assert data["token"][data["lane"] == 1].max() == 50 and data["token"][data["lane"] == 0].max() == 100
+    assert data["perplexity"][data["lane"] == 1][-1] == pytest.approx(np.exp(wanted))
+    run.tracks[1].token_ids.view()[0] += 1
+    assert summarize(run)[1].excess_text == "–"
 
 
 def test_run_that_has_read_nothing_is_no_reference():

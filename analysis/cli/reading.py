@@ -151,7 +151,10 @@ def summary(run: Run) -> Table:
     table = Table("Lane", *(right(h) for h in header))
     table.title = f"Computed in {run.spec.arithmetic}"
     of = "Excess NLL and KL divergence" if measured else "Excess NLL"
-    table.caption = f"{of}: nats/token against the first lane, ± standard error over blocks of 256 tokens"
+    table.caption = (
+        f"{of}: nats/token against the first lane, over the tokens that both have read, ± standard error over blocks "
+        "of 256 tokens"
+    )
     for lane in summarize(run):
         if not lane.tokens:
             table.add_row(lane.policy.label, "0", *["–"] * (len(header) - 1))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from .. import metrics
 from ..policies import parse
 from ..runs.run import Run, Track
+from ..runs.summary import shared_tokens
 from ..settings import setting
 from .base import POINTS, Figure, Numbers
 from .drawing import axes, legend
@@ -28,10 +29,10 @@ COLUMNS = {"KL": "kl", "top-1": "agreement"}
 
 @dataclass(frozen=True)
 class Perplexity(Figure):
-    """Perplexity over the tokens read: of the last `roll` tokens against that of a reference lane (relative) or alone
-    (rolling), or from the start (cumulative); or, where lanes were measured against the first one, the KL divergence
-    from it, or the share of tokens before which both have the same most probable one (top-1).  Switches and the moment
-    when a cache is full are marked."""
+    """Perplexity over the tokens read: of the last `roll` tokens against that of a reference lane (relative, as far as
+    both have read the same) or alone (rolling), or from the start (cumulative); or, where lanes were measured against
+    the first one, the KL divergence from it, or the share of tokens before which both have the same most probable one
+    (top-1).  Switches and the moment when a cache is full are marked."""
 
     name: ClassVar[str] = "perplexity"
     title: ClassVar[str] = "Perplexity curves"
@@ -56,7 +57,7 @@ class Perplexity(Figure):
             )
         rows = []
         for lane, track in enumerate(source.tracks):
-            token, y = self._curve(track, source.tracks[self.reference])
+            token, y = self._curve(source, lane, track)
             rows += [(lane, int(token[i]), float(y[i]), "") for i in metrics.decimate(y, POINTS)]
         switches = [
             tuple(e.get(name) for name in ("lane", "position", "policy"))
@@ -82,12 +83,16 @@ class Perplexity(Figure):
             "mark": mark,
         }
 
-    def _curve(self, track: Track, reference: Track) -> tuple[NDArray, NDArray]:
+    def _curve(self, run: Run, lane: int, track: Track) -> tuple[NDArray, NDArray]:
         """Numbers of tokens [points], and what is drawn at each of them."""
         if self.mode in COLUMNS:
             known = track.kl.view() if self.mode == "KL" else 100 * track.agree.view()
             return metrics.curve_of_known(known, roll=self.roll)
-        token, nll = metrics.curve(track.sums.view(), self.mode, reference=reference.sums.view(), roll=self.roll)
+        reference = run.tracks[self.reference].sums.view()
+        if self.mode == "relative":
+            # Lanes of a conversation go on with what each of them has said.
+            reference = reference[: 1 + shared_tokens(run, self.reference, run, lane)]
+        token, nll = metrics.curve(track.sums.view(), self.mode, reference=reference, roll=self.roll)
         return token, metrics.perplexities(nll)
 
     def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import metrics
 from .run import Run
-from .summary import LaneSummary, mean_sink_mass, summarize
+from .summary import LaneSummary, mean_sink_mass, shared_tokens, summarize
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,6 @@ def compare(runs: Sequence[Run], names: Sequence[str]) -> Comparison:
         where = f"from token {other[1] + 1:,} on" if other[1] else "from the first one on"
         why = f"{names[other[0]]} has other tokens than {names[0]} {where}, so rolling perplexities are shown."
     return Comparison(tuple(runs), tuple(lanes), "rolling" if other else "relative", why)
-
-
-def shared_tokens(run: Run, lane: int, other: Run, other_lane: int) -> int:
-    """Predicted tokens from the beginning that two lanes both have read, and that are the same."""
-    if run.first_token != other.first_token:
-        # Whatever comes then was read after something else.
-        return 0
-    first, second = (r.tracks[i] for r, i in ((run, lane), (other, other_lane)))
-    count = min(len(first.nll), len(second.nll))
-    differ = np.flatnonzero(first.token_ids.view()[:count] != second.token_ids.view()[:count])
-    return int(differ[0]) if len(differ) else count
 
 
 def grid_difference(run: Run, lane: int, other: Run, other_lane: int) -> NDArray[np.floating]:

@@ -21,7 +21,8 @@ class LaneSummary:
     """Tokens read, the first one among them; 0 where nothing is predicted yet.  The numbers below are then NaN or 0."""
     perplexity: float
     excess: float
-    """Mean NLL above that of the reference lane, nats/token, over the tokens that both have read."""
+    """Mean NLL above that of the reference lane, nats/token, over the tokens from the beginning that both have read;
+    NaN where there are none."""
     error: float
     """Its standard error over blocks; NaN where there are fewer than two."""
     is_reference: bool
@@ -46,6 +47,8 @@ class LaneSummary:
         """The excess NLL and its error as a table shows them."""
         if self.is_reference:
             return "reference"
+        if math.isnan(self.excess):
+            return "–"
         return f"{self.excess:+.4f}" + ("" if math.isnan(self.error) else f" ± {self.error:.4f}")
 
     @property
@@ -74,7 +77,9 @@ def summarize(run: Run) -> list[LaneSummary]:
     for lane, (policy, track) in enumerate(zip(run.spec.policies, run.tracks, strict=True)):
         nll = track.nll.view()
         count = len(nll)
-        mean, error = metrics.excess(nll, against)
+        # Lanes of a conversation go on with what each of them has said.
+        shared = shared_tokens(run, 0, run, lane)
+        mean, error = metrics.excess(nll[:shared], against[:shared])
         kl, kl_error = metrics.mean(track.kl.view())
         summaries.append(
             LaneSummary(
@@ -94,6 +99,17 @@ def summarize(run: Run) -> list[LaneSummary]:
             )
         )
     return summaries
+
+
+def shared_tokens(run: Run, lane: int, other: Run, other_lane: int) -> int:
+    """Predicted tokens from the beginning that two lanes both have read, and that are the same."""
+    if run.first_token != other.first_token:
+        # Whatever comes then was read after something else.
+        return 0
+    first, second = (r.tracks[i] for r, i in ((run, lane), (other, other_lane)))
+    count = min(len(first.nll), len(second.nll))
+    differ = np.flatnonzero(first.token_ids.view()[:count] != second.token_ids.view()[:count])
+    return int(differ[0]) if len(differ) else count
 
 
 def mean_sink_mass(run: Run, lane: int) -> NDArray[np.floating]:
