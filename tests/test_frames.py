@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 
 from analysis import metrics
+from analysis.figures import parse as parse_figure
 from analysis.policies import parse
 from analysis.runs.codec import LEVELS, levels_of
-from analysis.runs.screen import SINK_TOKENS
+from analysis.runs.screen import SINK_TOKENS, marks
 from app.frames.atlas import levels
 from app.frames.lanes import offers
 from app.frames.reading import FIRST, PACES, ROLL, ReadingSender
 from app.jobs.registry import Registry
 from app.view import MODES, PAINTS, View
 
-from .recordings import decoded, live_frame, made_up
+from .recordings import FOUR, decoded, live_frame, made_up
 from .test_jobs_reading import POLICIES, begin
 from .waiting import until
 
@@ -161,6 +162,18 @@ def test_caches_that_fill_and_switches_are_marked(own):
     own.run.event("switch", lane=1, position=300, policy="window:window=8", how="")
     marks = [m["text"] for m in decoded(ReadingSender().frame(own, View()))[0]["marks"] if m["kind"] == "switch"]
     assert marks == ["Window 8"]
+
+
+def test_a_cache_is_full_where_its_own_lane_let_it_fill():
+    window, dense = "window:window=64", "dense"
+    switches = {1: (30, dense), 2: (30, "window:window=100"), 3: (50, "window:window=80"), 4: (50, "window:window=16")}
+    run = made_up(300, (window, window, window, dense, dense, FOUR[2], window), ends={6: 60}, switches=switches)
+    at = [64, None, 100, 80, None, None, None]
+    assert [track.full_at for track in run.tracks] == at
+    assert [m["x"] for m in marks(run, 300) if m["kind"] == "full"] == [64, 100, 80]
+    data = parse_figure("perplexity:mode=rolling").numbers(run)
+    full = data["mark"] == "full"
+    assert dict(zip(data["lane"][full].tolist(), data["token"][full].tolist(), strict=True)) == {0: 64, 2: 100, 3: 80}
 
 
 def test_the_past_of_a_switched_lane_keeps_its_name_and_no_two_lanes_share_one(own):

@@ -66,9 +66,9 @@ class Perplexity(Figure):
         ]
         # What others wrote into a run folder may say less.
         marks = [(lane, at, np.nan, policy) for lane, at, policy in switches if None not in (lane, at, policy)]
-        for lane, policy in enumerate(parse(p) for p in source.spec.policies):
-            if policy.full_from is not None and policy.full_from < len(source.tracks[lane].nll):
-                marks.append((lane, policy.full_from, np.nan, "full"))
+        for lane, track in enumerate(source.tracks):
+            if track.full_at is not None:
+                marks.append((lane, track.full_at, np.nan, "full"))
         if not rows:
             raise ValueError(
                 f"a curve begins with the mean over {metrics.FIRST} tokens, and the lanes have read fewer: read on"

@@ -98,6 +98,17 @@ class Track:
                 slots[own] = np.array([policy.allocated(int(held)) for held in sizes], np.int64)[which]
         return slots[begin:]
 
+    @property
+    def full_at(self) -> int | None:
+        """How many tokens the lane had read when its cache was full, and tokens left as it read on; None where none has
+        left so far, or the first ones by a switch, and where nothing is kept."""
+        for (start, written), (stop, _) in pairwise([*self.policies, (len(self.nll) + 1, "")]):
+            policy = parse(written)
+            if policy.full_from is not None and policy.full_from < stop - 1:
+                filled = policy.full_from >= start - 1 and policy.store != "recomputed"
+                return policy.full_from if filled else None
+        return None
+
     def snapshot(self) -> "Track":
         """What is known now, which nothing that comes later changes."""
         twin = copy.copy(self)

@@ -85,8 +85,8 @@ def marks(run: Run, read: int) -> list[dict[str, Any]]:
     """Where something happened while a run read its first `read` tokens: caches filled, lanes were switched, and the
     text grew longer than what the model was trained on."""
     full: dict[int, int] = {}
-    for policy in map(parse, run.spec.policies):
-        if (at := policy.full_from) is not None and at < read and getattr(policy, "stride", None) is None:
+    for track in run.tracks:
+        if (at := track.full_at) is not None:
             full[at] = full.get(at, 0) + 1
     found = [{"x": x, "text": "caches full" if n > 1 else "cache full", "kind": "full"} for x, n in full.items()]
     trained = run.model.trained_length if run.model else None
