@@ -195,8 +195,9 @@ class Policy(Settings):
         """What to know before this reads so many tokens (None: not known yet): one sentence each."""
         notes, window = [], getattr(self, "window", None)
         if tokens is not None and self.full_from is not None and self.full_from >= tokens:
-            # What changes attention, or stores keys in few bits, is not dense where it keeps all.
-            equals = "" if self.changes else " and this equals dense"
+            # What changes attention or positions, or stores keys in few bits, is not dense where it keeps all.
+            moved = getattr(self, "positions", "") == "none" and self.first_protected(1)
+            equals = "" if self.changes or moved else " and this equals dense"
             notes.append(f"{self.label}: the text has {tokens} tokens, so nothing is ever evicted{equals}")
         if trained_length is not None and window is not None and window > trained_length:
             notes.append(
