@@ -195,6 +195,16 @@ def test_the_sentence_names_the_smallest_cache_that_is_close_and_what_it_forgets
                                     "(passkey: 2 of 2 recalled).")  # fmt: skip
 
 
+def test_most_is_recalled_by_who_recalls_most_of_all_tasks():
+    def asked(policy: str, *tasks: tuple[int, int]) -> entries.Entry:
+        recall = {f"task{i}": entries.Recall(of, hits, 0.0, 1.0, 0, 0, None) for i, (hits, of) in enumerate(tasks)}
+        return entries.Entry(policy, 64, 0, *[None] * 8, recall)
+
+    both = [asked("window:window=64", (0, 10), (5, 5)), asked("streaming:sinks=4,window=60", (9, 10), (4, 5))]
+    found = entries.Verdict("tiny", [], [VERDICT.entries[0], *both], [])
+    assert sentence(found) == "Most is recalled by Sinks + window at 64 tokens: 13 of 15."
+
+
 def test_a_verdict_that_has_just_begun_says_so():
     unread = [entries.Entry(e.policy, e.budget, 0, *[None] * 8, {}) for e in VERDICT.entries]
     begun = msgspec.structs.replace(VERDICT, entries=[VERDICT.entries[0], *unread[1:]])

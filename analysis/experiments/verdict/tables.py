@@ -51,13 +51,13 @@ def sentence(found: Verdict) -> str:
             said += _named(found, chosen)
         said += f" ({_percent(chosen)})"
     else:
-        asked = [(e, r) for e in rivals for r in e.recall.values() if r.asked]
+        asked = [(e, hits, of) for e in rivals for hits, of in [_in_all(e)] if of]
         if not asked and found.texts:
             return "No policy but dense has been measured yet."
         if not asked:
             return "Dense has recalled nothing that was asked, so nothing can be said of what a policy forgets."
-        chosen, best = max(asked, key=lambda found: (found[1].hits / found[1].asked, -(found[0].budget or 0)))
-        said = f"Most is recalled by {_named(found, chosen)}: {best.hits} of {best.asked}"
+        chosen, hits, of = max(asked, key=lambda found: (found[1] / found[2], -(found[0].budget or 0)))
+        said = f"Most is recalled by {_named(found, chosen)}: {hits} of {of}"
     forgotten = [f"{_forgets(r)} ({task}: {_of(r)})" for task, r in chosen.recall.items() if r.older]
     if not forgotten:
         return f"{said}."
@@ -72,6 +72,11 @@ def _forgets(recall: Recall) -> str:
     if recall.older_hits == recall.older:
         return "forgets nothing of what was asked that is older than its cache is large"
     return "forgets some of what is older than its cache is large"
+
+
+def _in_all(entry: Entry) -> tuple[int, int]:
+    """How many facts of all tasks an entry recalls, and how many it was asked for."""
+    return sum(r.hits for r in entry.recall.values()), sum(r.asked for r in entry.recall.values())
 
 
 def _of(recall: Recall) -> str:
