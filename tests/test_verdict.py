@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -127,6 +128,23 @@ def test_what_is_not_finished_is_left_out_and_what_is_there_is_kept(compared, tm
     assert [e.tokens for e in verdict(again, out).entries] == [599] * 5 + [0] * 2
     header, rows = table(verdict(again, out))
     assert rows[-1][header.index("Perplexity")] == "–" and "KL" not in header
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "differ"),
+    [
+        ("window:window=1024", "streaming:sinks=4,window=1020", False),
+        ("window:window=1023", "streaming:sinks=4,window=1019", True),
+        ("window:window=1024", "streaming:sinks=4,window=1020,positions=none", True),
+        ("window:window=1024", "window:window=1024,cache=int8", True),
+    ],
+)
+def test_rounding_is_no_difference_of_policies_that_have_evicted_nothing(one, other, differ):
+    """A KL divergence is never below zero, so rounding alone is as regular as a small difference."""
+    of = {one: np.zeros(1024), other: np.linspace(0.9e-7, 1.1e-7, 1024)}
+    read = {p: [SimpleNamespace(text="hamlet", of=lambda _, values=values: values)] for p, values in of.items()}
+    difference, p = entries._paired_texts(SimpleNamespace(readings=read), "kl", one, other)
+    assert difference == pytest.approx(-1e-7) and (p < 0.05) is differ and (p == 1) is not differ
 
 
 def answers(hits: dict[str, list[bool]]) -> dict[tuple[str, str], list[Row]]:

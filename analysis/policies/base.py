@@ -191,13 +191,18 @@ class Policy(Settings):
         """The path of a file that it reads; empty where it reads none."""
         return ""
 
+    def equals_dense(self, tokens: int) -> bool:
+        """Whether reading so many tokens under it is what dense attention does, but for rounding, since none leaves."""
+        if self.full_from is None or self.full_from < tokens:
+            return False
+        # What changes attention or positions, or stores keys in few bits, is not dense where it keeps all.
+        return not self.changes and not (getattr(self, "positions", "") == "none" and self.first_protected(1))
+
     def cautions(self, tokens: int | None, trained_length: int | None) -> list[str]:
         """What to know before this reads so many tokens (None: not known yet): one sentence each."""
         notes, window = [], getattr(self, "window", None)
         if tokens is not None and self.full_from is not None and self.full_from >= tokens:
-            # What changes attention or positions, or stores keys in few bits, is not dense where it keeps all.
-            moved = getattr(self, "positions", "") == "none" and self.first_protected(1)
-            equals = "" if self.changes or moved else " and this equals dense"
+            equals = " and this equals dense" if self.equals_dense(tokens) else ""
             notes.append(f"{self.label}: the text has {tokens} tokens, so nothing is ever evicted{equals}")
         if trained_length is not None and window is not None and window > trained_length:
             notes.append(
