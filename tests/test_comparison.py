@@ -1,6 +1,7 @@
 """Laws of comparing runs: equal to a naive reference, and never over tokens that are not the same."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,7 @@ def test_lanes_of_a_conversation_are_compared_over_what_both_have_read_alone():
     data = parse_figure("perplexity:mode=relative").numbers(run)
     assert data["token"][data["lane"] == 1].max() == 50 and data["token"][data["lane"] == 0].max() == 100
     assert data["perplexity"][data["lane"] == 1][-1] == pytest.approx(np.exp(wanted))
+    assert replace(second, excess=-1e-9).excess_text == "+0.0000"
     run.tracks[1].token_ids.view()[0] += 1
     assert summarize(run)[1].excess_text == "–"
 

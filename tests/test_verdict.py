@@ -208,6 +208,10 @@ def test_the_sentence_names_the_smallest_cache_that_is_close_and_what_it_forgets
     far = [e if e.budget is None else msgspec.structs.replace(e, excess=1.0 + e.budget) for e in VERDICT.entries]
     said = sentence(msgspec.structs.replace(VERDICT, entries=far))
     assert said.startswith("No cache of up to 128 tokens comes within 2 % of dense on hamlet and macbeth: nearest is ")
+    same = [msgspec.structs.replace(e, excess=-1e-9) for e in VERDICT.entries]
+    assert "(perplexity +0.0 ± 0.1 %)" in sentence(msgspec.structs.replace(VERDICT, entries=same))
+    header, rows = table(msgspec.structs.replace(VERDICT, entries=same))
+    assert {row[header.index("Excess NLL")] for row in rows[1:]} == {"+0.0000 ± 0.0010"}
     whole = msgspec.structs.replace(VERDICT, entries=[VERDICT.entries[0], entry("random", 64, 0.0, 2, (2, 2))])
     assert sentence(whole).endswith("it forgets nothing of what was asked that is older than its cache is large "
                                     "(passkey: 2 of 2 recalled).")  # fmt: skip

@@ -59,7 +59,7 @@ def knockout(
     effects.sort(key=lambda e: -e.excess)
     table = Table("Head", right("Excess NLL"), right("±"))
     for e in effects[:20]:
-        table.add_row(f"{e.layer}.{e.head}", f"{e.excess:+.4f}", "–" if math.isnan(e.error) else f"{e.error:.4f}")
+        table.add_row(f"{e.layer}.{e.head}", f"{e.excess:+z.4f}", "–" if math.isnan(e.error) else f"{e.error:.4f}")
     how = f"{chosen.label}, {len(ids):,} tokens {with_bos(read.begins)}"
     table.caption = f"nats/token with the sink's {kind} knocked out in one head, {how}"
     print_table(table)

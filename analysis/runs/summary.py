@@ -49,7 +49,7 @@ class LaneSummary:
             return "reference"
         if math.isnan(self.excess):
             return "–"
-        return f"{self.excess:+.4f}" + ("" if math.isnan(self.error) else f" ± {self.error:.4f}")
+        return f"{self.excess:+z.4f}" + ("" if math.isnan(self.error) else f" ± {self.error:.4f}")
 
     @property
     def cached_text(self) -> str:

@@ -150,7 +150,7 @@ def draw_effects(found: FoundEffects) -> None:
         st.plotly_chart(grid, key="heads-grid", config={"displayModeBar": False}, alt=alt)
     with right:
         st.caption(f"The {min(SHOWN, len(ranked))} that miss it most")
-        alt = "; ".join(f"{e.layer}.{e.head}: {e.excess:+.4f}" for e in ranked[:SHOWN])
+        alt = "; ".join(f"{e.layer}.{e.head}: {e.excess:+z.4f}" for e in ranked[:SHOWN])
         bars = charts.ranking(ranked[:SHOWN])
         st.plotly_chart(bars, key="heads-ranking", config={"displayModeBar": False}, alt=alt)
     worst, policy = ranked[0], parse(found.spec.policies[0])

@@ -218,8 +218,7 @@ def rows(comparison: Comparison, labels: list[str], entries: Sequence[Entry]) ->
     made = []
     for i, (label, lane) in enumerate(zip(labels, comparison.lanes, strict=True)):
         of, entry = lane.summary, entries[lane.run]
-        # −0.0 is no number that a person expects.
-        excess = "–" if math.isnan(lane.excess) else f"{round(lane.excess, 4) + 0.0:+.4f}"
+        excess = "–" if math.isnan(lane.excess) else f"{lane.excess:+z.4f}"
         error = "–" if math.isnan(lane.error) else f"{lane.error:.4f}"
         made.append([
             label, f"{Path(entry.model).name}, {entry.arithmetic}", f"{of.tokens:,}",

@@ -106,7 +106,7 @@ def _above(entry: Entry) -> float:
 def _percent(entry: Entry) -> str:
     """How far the perplexity is from dense's, with its standard error."""
     error = "" if entry.error is None else f" ± {100 * entry.error * (entry.relative or 1.0):.1f}"
-    return f"perplexity {100 * _above(entry):+.1f}{error} %".replace("-", "−")
+    return f"perplexity {100 * _above(entry):+z.1f}{error} %".replace("-", "−")
 
 
 def _listed(texts: Sequence[str]) -> str:
@@ -134,7 +134,7 @@ def table(found: Verdict, *, narrow: bool = False) -> tuple[list[str], list[list
 def _excess(found: Verdict, entry: Entry) -> str:
     if entry.budget is None:
         return "reference"
-    return f"{entry.excess:+.4f}" + ("" if entry.error is None else f" ± {entry.error:.4f}")
+    return f"{entry.excess:+z.4f}" + ("" if entry.error is None else f" ± {entry.error:.4f}")
 
 
 def _relative(found: Verdict, entry: Entry) -> str:

@@ -43,7 +43,7 @@ function makeCards(send) {
       say(c.big, alone ? digits(lane.rolling) : reference && lane.read ? "1.00 ×" : lane.relative == null ? "–" : `${digits(lane.relative)} ×`);
       const error = lane.error == null ? "" : ` ± ${lane.error.toFixed(3)}`;
       say(c.small, alone ? `perplexity, last ${frame.roll} tokens` : reference ? "the reference" : lane.excess == null ? `last ${frame.roll} tokens`
-        : `all: ${lane.excess < 0 ? "−" : "+"}${Math.abs(lane.excess).toFixed(3)}${error} nats/token`);
+        : `all: ${lane.excess.toFixed(3) < 0 ? "−" : "+"}${Math.abs(lane.excess).toFixed(3)}${error} nats/token`);
       c.big.title = alone ? "" : `Perplexity over the last ${frame.roll} tokens, times that of ${frame.lanes[frame.reference].label} on the same tokens`;
       const kept = `${count(lane.kept)} ${lane.slots ? `tokens in ${count(lane.slots)} slots` : "kept"} · ${size(lane.bytes)}`;
       say(c.rolling, alone ? kept : `${digits(lane.rolling)} rolling perplexity`);
