@@ -115,6 +115,12 @@ def test_samples_are_spread_over_the_text():
         samples_of(np.arange(5), 2, 10)
 
 
+def test_no_sample_is_measured_twice():
+    assert len(set(samples_of(np.arange(100), 91, 10)[:, 0].tolist())) == 91
+    with pytest.raises(ValueError, match="91 different samples of 10 tokens, and 92 are asked for"):
+        samples_of(np.arange(100), 92, 10)
+
+
 def test_sink_rate_is_the_share_of_heads_above_the_threshold(base, tmp_path):
     experiment = EXPERIMENTS["sink-rate"]
     cells = experiment.cells(Spec(base.model, base.text, ("dense",), 24, device="cpu"))

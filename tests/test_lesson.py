@@ -148,6 +148,7 @@ def problems(monkeypatch):
     yield raised(lambda: Recipe(task="plays")), "剧本至少需要"
     yield raised(lambda: TrainingJob([Recipe()] * 4, None)), "而不是 4 种"
     yield raised(lambda: samples_of(np.arange(5), 1, 9)), "文本只有 5 个词元，而每个样本要 9 个"
+    yield raised(lambda: samples_of(np.arange(9), 6, 5)), "文本只有 5 个不同的 5 词元样本，而需要 6 个"
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda _: None)
     yield raised(lambda: fetch.embedded(print)), "内置模型没有安装"
     yield error_message(MemoryError(), "job x"), "内存不足"

@@ -265,7 +265,7 @@ def samples_of(tokens: NDArray[np.int32], count: int, length: int, begin: Sequen
     """`count` stretches of `length` tokens, [count, length], evenly over a text; they overlap where it is short.
 
     Each is a text of its own, so each begins with `begin` (texts/bos.py), which counts as its first tokens.  Raises
-    ValueError where the text or the samples are too short.
+    ValueError where the text or the samples are too short, or the text has not so many that differ.
     """
     if len(tokens) < length:
         raise ValueError(
@@ -273,5 +273,10 @@ def samples_of(tokens: NDArray[np.int32], count: int, length: int, begin: Sequen
         )
     if length <= len(begin):
         raise ValueError(f"BOS alone takes {len(begin)} of the {length} tokens of a sample: choose longer samples")
+    if count > (differ := len(tokens) - length + 1):
+        raise ValueError(
+            f"the text has {differ:,} different samples of {length:,} tokens, and {count:,} are asked for: choose a "
+            "longer one, or fewer samples"
+        )
     begins = np.linspace(0, len(tokens) - length, count).astype(int)
     return np.stack([texts.begun(begin, tokens[b : b + length])[:length] for b in begins])

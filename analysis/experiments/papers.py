@@ -154,7 +154,7 @@ def _sink_rates(cells: Sequence[Cell], place: Path) -> tuple[list[str], list[lis
     header = [
         "Layer",
         f"α₁, {spec.model} on {spec.text}{_begins(cells[0], place)}",
-        "± between texts",
+        "± between stretches",
         f"Sink rate, ε = {RATE_THRESHOLD}",
     ]
     file = place / cells[0].name / "alpha.npz"
@@ -268,9 +268,9 @@ EXPERIMENTS = Registry(
             tokens=RATE_TOKENS,
             samples=RATE_SAMPLES,
             notes=(
-                f"α₁: the mean attention that the first of {RATE_TOKENS} tokens gets, over {RATE_SAMPLES} texts; "
-                "attention that is spread evenly would give 0.0741. Sink rate: the share of heads and texts "
-                "with α₁ > ε.",
+                f"α₁: the mean attention that the first of {RATE_TOKENS} tokens gets, over {RATE_SAMPLES} stretches "
+                f"of the text, which overlap where it has fewer than {RATE_TOKENS * RATE_SAMPLES:,} tokens; attention "
+                "that is spread evenly would give 0.0741. Sink rate: the share of heads and stretches with α₁ > ε.",
             ),
         ),
     },

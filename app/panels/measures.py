@@ -66,7 +66,7 @@ def sidebar() -> None:
         MOST_SAMPLES,
         asked["samples"],
         key=f"measures-samples-{st.session_state.revision}",
-        help="Stretches of the text, each read alone",
+        help="Stretches of the text, each read alone; they overlap where the text is short",
     )
     asked["first"] = right.number_input(
         "First tokens",
