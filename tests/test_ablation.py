@@ -1,12 +1,16 @@
 """One head after the other, each as if it had been knocked out alone."""
 
+from inspect import signature
+
 import numpy as np
 import pytest
 
+from analysis.cli.experiments import knockout
 from analysis.experiments import ablation
 from analysis.experiments.ablation import Effect, knock_out_each, knock_outs
 from analysis.metrics import excess
 from analysis.policies import Dense, Streaming
+from app.panels.knockouts import PANEL
 
 from .families import our_nll, shared, words
 
@@ -49,6 +53,12 @@ def test_heads_that_are_asked_for_come_one_by_one():
     results = knock_out_each(shared("llama"), words(), Dense(), "values", [(3, 1), (0, 2)])
     first = next(results)
     assert (first.layer, first.head) == (3, 1) and np.isnan(first.error)
+
+
+@pytest.mark.parametrize("tokens", [signature(knockout).parameters["tokens"].default, PANEL.tokens])
+def test_what_is_read_unless_said_has_a_standard_error(tokens):
+    nll = np.random.default_rng(0).random(tokens - 1)
+    assert np.isfinite(excess(nll, 0 * nll)).all()
 
 
 def test_what_cannot_be_knocked_out_is_said():

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from .. import files, texts
+from .. import files, metrics, texts
 from ..policies import parse
 from ..runs.spec import Spec
 from ..texts import with_bos
@@ -19,7 +19,7 @@ from .waiting import Bars, waiting
 def knockout(
     model: options.Model = "embedded",
     text: options.Text = "hamlet",
-    tokens: Annotated[int, typer.Option(help="read so many tokens for every head")] = 512,
+    tokens: Annotated[int, typer.Option(help="read so many tokens for every head")] = 2 * metrics.BLOCK + 1,
     policy: options.Policy = "dense",
     kind: Annotated[str, typer.Option(help="values (seen, but empty) or weights (others make up for it)")] = "values",
     layer: Annotated[int | None, typer.Option(help="only the heads of this layer")] = None,
@@ -61,7 +61,10 @@ def knockout(
     for e in effects[:20]:
         table.add_row(f"{e.layer}.{e.head}", f"{e.excess:+z.4f}", "–" if math.isnan(e.error) else f"{e.error:.4f}")
     how = f"{chosen.label}, {len(ids):,} tokens {with_bos(read.begins)}"
-    table.caption = f"nats/token with the sink's {kind} knocked out in one head, {how}"
+    table.caption = (
+        f"nats/token with the sink's {kind} knocked out in one head, ± standard error over blocks of "
+        f"{metrics.BLOCK} tokens, {how}"
+    )
     print_table(table)
     if kept is not None:
         kept.finish()

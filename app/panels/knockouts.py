@@ -8,6 +8,7 @@ import streamlit as st
 from typing_extensions import override
 
 from analysis.experiments.ablation import Effect, effects_as_csv, read_effects, without_sink
+from analysis.metrics import BLOCK
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app import address, recordings
@@ -182,7 +183,8 @@ def take(found: dict[str, Any]) -> None:
 PANEL = HeadsPanel(
     "What is each head's sink worth?",
     JOB_PANEL,
-    512,
+    # A standard error is taken over two blocks or more, and none predicts the first token.
+    2 * BLOCK + 1,
     65_536,
     sidebar,
     draw,
