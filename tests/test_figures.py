@@ -21,6 +21,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure as Sheet
 from PIL import Image
 
+from analysis import metrics
 from analysis.experiments import grid
 from analysis.experiments.papers import EXPERIMENTS
 from analysis.experiments.recall import cells
@@ -34,8 +35,10 @@ from analysis.lab.recipe import Recipe
 from analysis.lab.training import Training
 from analysis.maps.capture import capture
 from analysis.models.loading import load
+from analysis.runs.folder import save
 from analysis.runs.spec import Spec
 
+from .test_comparison import IDS, run_of
 from .verdicts import VERDICT
 
 pytestmark = pytest.mark.whole
@@ -343,6 +346,21 @@ def test_each_switch_of_a_lane_begins_where_the_one_before_ended():
     said = [line.get_label() for line in ax.lines]
     plt.close(ax.figure)
     assert said[1:] == ["Sinks + window 4 + 28 → Window 32 at 20", "Window 32 → Sinks + window 4 + 28 at 40"]
+
+
+def test_perplexities_against_budgets_are_of_the_same_tokens(tmp_path):
+    runs = {w: run_of(IDS[:80], ("dense", f"window:window={w}")) for w in (16, 32)}
+    for window, run in runs.items():
+        save(run, tmp_path / f"a{window}", text_sha256="", weights_sha256="")
+    data = parse("budget").numbers(tmp_path)
+    assert data["policy"].tolist() == ["dense", "window:window=16", "window:window=32"]
+    wanted = [metrics.perplexity(run.tracks[1].nll.view()) for run in runs.values()]
+    np.testing.assert_allclose(data["perplexity"][1:], wanted)
+    for other in (run_of(IDS[1:81]), run_of(IDS[:60])):
+        shutil.rmtree(tmp_path / "c", ignore_errors=True)
+        save(other, tmp_path / "c", text_sha256="", weights_sha256="")
+        with pytest.raises(ValueError, match="c has other tokens or another model than other runs"):
+            parse("budget").numbers(tmp_path)
 
 
 def test_the_pareto_front_has_what_nothing_beats_at_its_cost(places):

@@ -18,27 +18,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Budget(Figure):
-    """Perplexity of the runs of a grid against the most tokens that each cached, one line for each policy."""
+    """Perplexity of the lanes of a grid's runs against the most tokens that each cached, one line for each policy.  All
+    have read the same tokens, by the same model."""
 
     name: ClassVar[str] = "budget"
     title: ClassVar[str] = "Perplexity against budget"
     needs: ClassVar[str] = "grid"
 
     def numbers(self, source: Path) -> Numbers:
-        """Columns `policy`, `cached` and `perplexity`: a row for each run.  Raises ValueError where there is none."""
+        """Columns `policy`, `cached` and `perplexity`: a row for each lane.  Raises ValueError where there is none, or
+        lanes have read other tokens, whose perplexities say nothing of policies."""
         from ..runs.reader import load
+        from ..runs.summary import shared_tokens
 
-        found = []
+        found, first = [], None
         for about in sorted(Path(source).glob("*/run.json")):
             run = load(about.parent)
             if not run.tracks or not len(run.tracks[0].nll):
                 continue
-            track = run.tracks[0]
-            held = int(track.cache_tokens.view().max())
-            found.append((run.spec.policies[0], held, metrics.perplexity(track.nll.view())))
+            first = first or run
+            for lane, (policy, track) in enumerate(zip(run.spec.policies, run.tracks, strict=True)):
+                read, same = len(first.tracks[0].nll), shared_tokens(first, 0, run, lane)
+                if run.spec.loading != first.spec.loading or not read == same == len(track.nll):
+                    raise ValueError(
+                        f"{about.parent.name} has other tokens or another model than other runs of {source}: choose a "
+                        f"folder of runs that differ in policies alone, as {COMMAND} reproduce budgets makes it"
+                    )
+                found.append((policy, int(track.cache_tokens.view().max()), metrics.perplexity(track.nll.view())))
         if not found:
             raise ValueError(f"{source} holds no runs: {COMMAND} reproduce budgets --out {source} makes them")
-        policy, held, value = zip(*sorted(found, key=lambda f: (parse(f[0]).name, f[1])), strict=True)
+        policy, held, value = zip(*sorted(dict.fromkeys(found), key=lambda f: (parse(f[0]).name, f[1])), strict=True)
         return {"policy": np.array(policy), "cached": np.array(held), "perplexity": np.array(value)}
 
     def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
