@@ -45,6 +45,12 @@ def test_the_halves_of_heavy_hitters_stay_halves():
     assert [policy("snapkv").at_budget(b).recent for b in (64, 128, 512)] == [16, 32, 32]
 
 
+def test_half_of_a_budget_leaves_at_a_time_under_scissorhands_unless_said():
+    assert [policy("scissorhands").at_budget(b).interval for b in (64, 256, 512)] == [32, 128, 256]
+    assert [policy("scissorhands:interval=16").at_budget(b).interval for b in (64, 256, 512)] == [16] * 3
+    assert policy(str(policy("scissorhands"))).at_budget(64) == policy("scissorhands:budget=64")
+
+
 def test_a_budget_that_protected_tokens_fill_is_refused():
     for name in ("streaming:sinks=64", "recompute:stride=64", "duo:full=0"):
         with pytest.raises(ValueError, match="choose a larger budget"):

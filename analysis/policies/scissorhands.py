@@ -1,6 +1,6 @@
 """Scissorhands: what was important stays important (Liu et al. 2023, arXiv:2305.17118)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
@@ -33,9 +33,18 @@ class Scissorhands(Ranked):
     def __post_init__(self) -> None:
         sizes = self.budget, self.sinks, self.recent, self.block
         if self.interval == 0 and all(isinstance(x, int) for x in sizes) and self.block > 0:
-            half = min(self.budget // 2, self.budget - self.protected_slots)
-            object.__setattr__(self, "interval", max(1, half))
+            object.__setattr__(self, "interval", self._half)
         super().__post_init__()
+
+    @property
+    def _half(self) -> int:
+        """Tokens that leave at a time as in the paper."""
+        return max(1, min(self.budget // 2, self.budget - self.protected_slots))
+
+    @override
+    def at_budget(self, tokens: int) -> "Ranked":
+        recent, interval = min(self.recent, tokens // 4), 0 if self.interval == self._half else self.interval
+        return replace(self, budget=tokens, recent=recent, interval=interval)
 
     @property
     @override
