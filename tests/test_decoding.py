@@ -112,10 +112,11 @@ def test_pieces_of_a_long_run_change_no_number(tiny_llama, tokens, policy):
         np.testing.assert_allclose(a[1], b[1], atol=1e-6)
 
 
-def test_a_run_that_slides_far_is_counted_anew(tiny_llama, tokens, monkeypatch):
-    nll = read(tiny_llama, tokens, Streaming(4, 12))[0]
+@pytest.mark.parametrize("policy", [Streaming(4, 12), Recompute(12, 5)])
+def test_a_run_that_slides_far_is_counted_anew(tiny_llama, tokens, policy, monkeypatch):
+    nll = read(tiny_llama, tokens, policy)[0]
     monkeypatch.setattr(banded, "FARTHEST", 20)
-    lane = begun(tiny_llama, tokens[:10], Streaming(4, 12))
+    lane = begun(tiny_llama, tokens[:10], policy)
     np.testing.assert_allclose(decode(lane, tokens[10:])[0], nll[9:], **WITHIN)
     assert lane.store.origin > 60
 

@@ -162,7 +162,7 @@ class BandedStore(Store):
             self._rotated_for, self._rotations = length, {}
             for layer in self.layers:
                 layer.forget_rotations()
-        if first < self.origin or (band.window is not None and first - self.origin > FARTHEST):
+        if first < self.origin or first - self.origin > FARTHEST:
             self.origin = first
             for layer in self.layers:
                 layer.rotated.keep_last(0)
