@@ -54,13 +54,12 @@ def test_a_capture_that_is_stopped_leaves_nothing(registry, model, tmp_path):
     assert not (tmp_path / "s").exists() and run.atlas is None
 
 
-def test_a_disk_that_is_too_small_is_said(registry, model, monkeypatch):
-    from app.jobs import capture
-
-    monkeypatch.setattr(capture.shutil, "disk_usage", lambda _: type("Disk", (), {"free": 1000})())
+def test_a_disk_that_is_too_small_is_said(registry, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Disk", (), {"free": 1000})())
     run = registry.start(partial(CaptureJob, Spec(model, "random.npy", ("dense",), 100), text(100), ""))
     until(run, lambda: run.status == "failed")
-    assert "on disk" in run.note and "read fewer" in run.note
+    assert "on disk" in run.note and "ask for less" in run.note and not any(tmp_path.iterdir())
 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(registry, model, tmp_path):

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from analysis import files, texts
 from analysis.maps.atlas import Atlas
-from analysis.maps.capture import capture, needed, needed_meanwhile, tokenized
+from analysis.maps.capture import capture, tokenized
 from analysis.maps.stretch import Stretch
-from analysis.policies import parse
 from analysis.runs import library
 from analysis.runs.spec import Spec
 
@@ -96,17 +95,6 @@ class CaptureJob(TextJob):
         self.tokenized = tokenized(self.text, model.tokenizer, self.spec)
         ids = self.tokenized.ids
         place = Path(self.folder) if self.folder else self._in_library()
-        adapted = model.adapted
-        quantized = parse(self.spec.policies[0]).cache != "own"
-        shape = adapted.layers, adapted.heads, adapted.kv_heads, adapted.head_dim
-        size = needed(*shape, len(ids) - 1, quantized=quantized)
-        size += needed_meanwhile(adapted.layers, model.network.config.hidden_size, len(ids) - 1)
-        there = place if place.exists() else next(p for p in place.absolute().parents if p.exists())
-        if size > 0.9 * (free := shutil.disk_usage(there).free):
-            raise ValueError(
-                f"this stretch needs {size / 1e9:.1f} GB on disk, and {there} has {free / 1e9:.1f} GB: read fewer "
-                "tokens, or name another folder"
-            )
         self.total = len(ids) - 1
         self._set("running")
         how, sha256, chunk = self.tokenized, self.text.sha256, self.spec.chunk
