@@ -90,6 +90,15 @@ def test_viewers_who_look_at_different_tokens_do_not_have_rows_computed_in_turns
     assert made.count((20, 3, 9)) == 2 and made.count((2, 1, 7)) == 1
 
 
+def test_a_token_that_was_clicked_too_soon_looks_back_while_the_answer_goes_on(registry):
+    talk = begin(registry, max_new=60)
+    talk.say("Tell me about the sea.")
+    until(talk, lambda: talk.busy)
+    newest = len(talk.lanes[0].tokens) + 30
+    until(talk, lambda: talk.row(0, 20, 3, newest) is not None or waiting(talk))
+    assert talk.row(0, 20, 3, newest) is not None
+
+
 def test_a_script_is_played_held_and_gone_on_with(registry):
     talk = begin(registry, ["Hello", "What is two plus two?", "Bye"], max_new=5)
     until(talk, lambda: len(talk.pending) <= 1)

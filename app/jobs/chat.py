@@ -258,6 +258,7 @@ class ChatJob(TextJob):
         try:
             if (step := lane.step(min(self.spec.chunk, CHUNK))) is not None:
                 costs.append(step)
+                self._forget_rows(lane.lane.index, range(step.start - 1, step.stop - 1))
                 self.transcript.take_in(lane, step)
                 self.transcript.save(self._checkpoint)
         except Exception as e:
@@ -293,8 +294,6 @@ class ChatJob(TextJob):
             self.playing = False
             self._tell_of(e)
             return
-        # The newest token had no row yet, and may have one soon.
-        self._rows.clear()
         if note := self.lanes[0].turns[-1].note:
             self.transcript.note("warning", text=note)
         # What was typed is in no event: it is said again from here only.
@@ -349,6 +348,11 @@ class ChatJob(TextJob):
         switch = lane.switches[-1]
         self.transcript.note("switch", lane=index, position=switch.position, policy=str(policy), how=switch.how)
         self.tell(f"{switch.label}, from the next token on.")
+
+    def _forget_rows(self, lane: int, read: range) -> None:
+        """Forget that tokens of a lane had no row, which have been read by now."""
+        for of in [of for of, row in self._rows.items() if row is None and of[0] == lane and of[3] in read]:
+            del self._rows[of]
 
     def _draw_rows(self) -> None:
         for wanted in list(self._rows_requested):
