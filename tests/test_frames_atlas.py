@@ -1,5 +1,7 @@
 """What the atlas is sent decodes to the maps that were asked for."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from analysis.maps.region import Region
 from analysis.policies import Dense, Streaming
 from analysis.runs.codec import levels_of
-from app.frames.atlas import MANY, AtlasSender, AtlasView, called, levels, span, whole
+from app.frames.atlas import KINDS, MANY, AtlasSender, AtlasView, called, levels, span, whole
 
 from .families import words
 from .recordings import decoded
@@ -129,6 +131,17 @@ def test_small_maps_come_in_the_end(pair, many):
     assert [(m["layer"], m["head"]) for m in head["many"]] == which and all(m["ready"] for m in head["many"])
     for i, at in enumerate(which):
         np.testing.assert_array_equal(arrays[f"many{i}"], levels_of(pair[0].atlas.draw(*at, whole(89, 104))))
+
+
+def test_maps_that_are_kept_keep_no_model_in_memory(pair):
+    sender = AtlasSender()
+    for kind in KINDS:
+        sender.frame(*pair, AtlasView(1, 2, kind=kind, many="heads"))
+    # What the page of a capture that was freed no longer holds is gone, though a tab still has its maps.
+    gone = weakref.ref(pair[0].atlas)
+    pair.clear()
+    gc.collect()
+    assert gone() is None
 
 
 def test_the_row_and_the_column_of_a_token(pair):

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,10 @@ class AtlasView:
 
 
 class Tiles:
-    """Maps that were drawn, up to a bound; those that were used longest ago go."""
+    """Maps that were drawn, up to a bound; those that were used longest ago go.
+
+    The atlas of a map is no more than referred to, since it holds a model; its id another may have when it is gone.
+    """
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple, NDArray[np.float32]] = OrderedDict()
@@ -82,13 +86,12 @@ class Tiles:
 
     def get(self, atlas: Atlas, layer: int, head: int, region: Region, pool: str, kind: str) -> NDArray[np.float32]:
         """A map [queries, keys] of a region, drawn once."""
-        # The atlas itself and not its id, which another may have when it is gone.
-        key = (atlas, layer, head, region, pool, kind)
+        key = (ref(atlas), layer, head, region, pool, kind)
         return self._get(key, lambda: atlas.draw(layer, head, region, pool=pool, kind=kind))
 
     def first(self, atlas: Atlas, layer: int, head: int, region: Region, pool: str, kind: str) -> NDArray[np.float32]:
         """What the queries of a region gave to each of the first tokens."""
-        key = (atlas, layer, head, region.rows, region.scale, pool, kind)
+        key = (ref(atlas), layer, head, region.rows, region.scale, pool, kind)
         return self._get(key, lambda: atlas.first(layer, head, region.rows, region.scale, pool=pool, kind=kind))
 
     def _get(self, key: tuple, draw: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -185,7 +188,7 @@ class AtlasSender:
         where a part drawn larger has more."""
         if kind == "weights":
             return 0.0, 1.0
-        key = (atlas, other and other.id, kind, view.layer, view.head, view.pool)
+        key = (ref(atlas), other and other.id, kind, view.layer, view.head, view.pool)
         if key not in self._spans:
             minus = other.opened if other is not None and kind == "difference" else None
             overview = self._drawn(self.tiles.get, atlas, minus, view, whole(total, OVERVIEW), kind)
@@ -239,7 +242,7 @@ class AtlasSender:
         )
         until, shown, self.complete = time.perf_counter() + PATIENCE, [], True
         for i, (layer, head) in enumerate(which):
-            known = all((a, layer, head, region, view.pool, base) in self.tiles for a in compared)
+            known = all((ref(a), layer, head, region, view.pool, base) in self.tiles for a in compared)
             ready = known or time.perf_counter() < until
             if ready:
                 drawn = self._drawn(self.tiles.get, atlas, minus, replace(view, layer=layer, head=head), region, kind)
