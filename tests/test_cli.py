@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from rich.table import Table
 
+from analysis.cli import grids
 from analysis.cli import main as cli
-from analysis.cli.console import out, print_table, right
+from analysis.cli.console import out, print_table, right, say
 from analysis.cli.terminal import typed
 from analysis.metrics import excess, perplexity
 from analysis.policies import parse
@@ -259,6 +260,16 @@ def test_no_word_and_no_number_of_a_table_is_cut_on_a_narrow_terminal(monkeypatc
         assert max(map(len, said.splitlines())) <= width
         words = re.split(r"[\s│┃]+", said)
         assert {word for row in rows for cell in row for word in cell.split()} <= set(words)
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(monkeypatch, capsys):
+    monkeypatch.setattr(out, "width", 140)
+    grids.show("Read by /models/[old]", ["Policy", "a[1].txt"], [["[draft]:key:", "[/] 2.0"]], "Of [notes]")
+    out.print("No cache is as good on [draft].txt", soft_wrap=True)
+    say("It lies in runs/a:key:b")
+    said = capsys.readouterr().out
+    for name in ("[old]", "a[1].txt", "[draft]:key:", "[/] 2.0", "[notes]", "on [draft].txt", "a:key:b"):
+        assert name in said
 
 
 def test_whoever_closes_the_pipe_ends_a_run_that_keeps_what_it_has(model, text, tmp_path):

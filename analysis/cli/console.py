@@ -11,7 +11,10 @@ from typing_extensions import override
 
 
 class Terminal(Console):
-    """Where commands say something; whoever reads it through a pipe may have seen enough."""
+    """Where commands say something; whoever reads it through a pipe may have seen enough.
+
+    Paths, texts and answers may look like markup, and are printed as they are.
+    """
 
     broken = False
     """Whether somebody has closed the pipe."""
@@ -24,17 +27,17 @@ class Terminal(Console):
         raise KeyboardInterrupt
 
 
-out = Terminal(highlight=False)
+out = Terminal(highlight=False, markup=False, emoji=False)
 
 
 def note(sentence: str) -> None:
     """Say something that the person should know before they trust the numbers."""
-    out.print(f"note: {sentence}", style="yellow", markup=False, soft_wrap=True)
+    out.print(f"note: {sentence}", style="yellow", soft_wrap=True)
 
 
 def say(sentence: str) -> None:
-    """Print a sentence as it is: paths and texts may look like markup, and are not to be broken."""
-    out.print(sentence, markup=False, soft_wrap=True)
+    """Print a sentence on one line: paths and texts are not to be broken."""
+    out.print(sentence, soft_wrap=True)
 
 
 def right(heading: str) -> Column:

@@ -120,7 +120,7 @@ def reproduce(
 
     def done(cell: Any) -> None:
         """Say that a cell is whole, and let the table have it."""
-        out.print(f"{cell.label}: done", highlight=False)
+        out.print(f"{cell.label}: done")
         write()
 
     status = grids.do(cells, len(left), place, done, jobs=jobs, backend=backend, address=address)

@@ -71,18 +71,18 @@ def converse(
             answer(lane, turn.prompt)
     for prompt in itertools.islice(prompts, len(told) if scripted else 0, None):
         if scripted:
-            out.print(f"\n> {prompt}", style="bold", markup=False, soft_wrap=True)
+            out.print(f"\n> {prompt}", style="bold", soft_wrap=True)
         try:
             for lane in lanes:
                 lane.check(prompt)
         except ValueError as e:
             if scripted:
                 raise
-            out.print(f"{e}", style="yellow", markup=False, soft_wrap=True)
+            out.print(f"{e}", style="yellow", soft_wrap=True)
             continue
         if note := said_as_text(lanes[0].check(prompt)[3], "in what was said"):
             folder.event("warning", text=note)
-            out.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
+            out.print(f"note: {note}", style="yellow", soft_wrap=True)
         for lane in lanes:
             answer(lane, prompt)
 
@@ -131,7 +131,7 @@ def _answer(
         said = lane.said(turn)
         # A character may still lack its last bytes.
         ready = len(said.rstrip("\ufffd")) if lane.busy else len(said)
-        out.print(said[shown:ready], end="", markup=False, soft_wrap=True)
+        out.print(said[shown:ready], end="", soft_wrap=True)
         shown = max(shown, ready)
     write()
     shares.write()
