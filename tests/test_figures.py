@@ -342,7 +342,7 @@ def test_each_switch_of_a_lane_begins_where_the_one_before_ended():
     sinks, window = "streaming:sinks=4,window=28", "window:window=32"
     marks = {"token": np.array([10, 60, 20, 40]), "mark": np.array(["", "", window, sinks])}
     lane = {"lane": np.zeros(4, int), "policy": np.array([sinks] * 4), "perplexity": np.array([3, 2, np.nan, np.nan])}
-    ax = parse("perplexity").draw({**lane, **marks})
+    ax = parse("perplexity").draw({**lane, **marks}, ax=plt.figure().subplots())
     said = [line.get_label() for line in ax.lines]
     plt.close(ax.figure)
     assert said[1:] == ["Sinks + window 4 + 28 → Window 32 at 20", "Window 32 → Sinks + window 4 + 28 at 40"]
