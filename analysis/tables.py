@@ -41,4 +41,4 @@ def _written(rows: Sequence[Sequence[str]], quoting: Any) -> str:
 def as_markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The same as a Markdown table, whose columns are right-aligned but for the first."""
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n" for cells in lines)

@@ -34,6 +34,7 @@ def test_rows_that_are_appended_make_the_same_file(table):
 
 def test_markdown_has_a_line_for_each_row():
     assert as_markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"
+    assert as_markdown(["a", "b"], [["x|y.txt", "2"]]).endswith("\n| x\\|y.txt | 2 |\n")
 
 
 def test_texts_of_a_figure_are_no_formulas_to_a_spreadsheet_and_numbers_stay_as_they_are():
