@@ -64,7 +64,7 @@ def chat(
         bos=options.bos_of(bos),
         special=special,
     )
-    with waiting(out, "Loading the model") as status:
+    with waiting(out, "Loading the model") as tell:
         from ..chat.conversation import Conversation
         from ..chat.partner import Partner
         from ..chat.scripts import read_script
@@ -73,7 +73,7 @@ def chat(
         from ..runs.folder import Folder
 
         prompts, digest = read_script(script) if script else (None, "")
-        network = load(**spec.loading, progress=status.update)
+        network = load(**spec.loading, progress=tell)
         partner = Partner(network, bos=spec.bos, special=special)
         lanes = [
             Conversation(partner, parse(p), sampling, index=i, kv_chunk=kv_chunk) for i, p in enumerate(spec.policies)

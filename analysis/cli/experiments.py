@@ -34,13 +34,13 @@ def knockout(
     if out_file is not None and out_file.exists():
         raise ValueError(f"{out_file} exists already: choose another file for --out")
     dtype = options.dtype_of(dtype, device)
-    with waiting(out, "Loading the model") as status:
+    with waiting(out, "Loading the model") as tell:
         from ..experiments.ablation import EffectsFile, heads_of, knock_out_each, without_sink
         from ..models.loading import load
 
         # What is refused is refused before there is a file.
         without_sink(chosen, kind, 0, 0)
-        network = load(model, dtype=dtype, device=device, progress=status.update)
+        network = load(model, dtype=dtype, device=device, progress=tell)
     heads = heads_of(network, layer)
     read = texts.tokenized(source, network.tokenizer, bos=options.bos_of(bos), special=special, limit=tokens)
     options.say_read(read)

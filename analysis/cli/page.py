@@ -58,6 +58,6 @@ def setup(
     from ..models.kinds import EMBEDDED
     from ..models.loading import load
 
-    with waiting(out, "Unpacking the model") as status:
-        load(optional.NAME if gemma else EMBEDDED, progress=status.update)
+    with waiting(out, "Unpacking the model") as tell:
+        load(optional.NAME if gemma else EMBEDDED, progress=tell)
     say("The model is there." if gemma else "The embedded model and the plays are there.")

@@ -50,14 +50,14 @@ def stream(
     more: dict[str, Any] = {"special": special, "fidelity": fidelity}
     spec = Spec(model, text, policies_, tokens, chunk, dtype, device, options.bos_of(bos), weights, kv_heads, **more)
     source = texts.read(text)
-    with waiting(out, "Loading the model") as status:
+    with waiting(out, "Loading the model") as tell:
         from ..engine.stream import open_lanes
         from ..maps.recorder import SIDE, MapRecorder, heads_of
         from ..models.loading import load
         from ..runs.checkpoint import Checkpoints
         from ..runs.folder import Folder
 
-        network = load(**spec.loading, progress=status.update)
+        network = load(**spec.loading, progress=tell)
         read = spec.tokenized(source, network.tokenizer)
         ids, policies = read.ids, [parse(p) for p in spec.policies]
         facts = ModelFacts.of(network)
@@ -215,11 +215,11 @@ def _capture(
     spec: Spec, source: texts.Text, switches: list[tuple[int, Policy]], folder: Callable[[], Path], chunk: int = 512
 ) -> None:
     """Capture a stretch into the folder that `folder` names, once the model is there."""
-    with waiting(out, "Loading the model") as status:
+    with waiting(out, "Loading the model") as tell:
         from ..maps import capture as maps
         from ..models.loading import load
 
-        network = load(**spec.loading, progress=status.update)
+        network = load(**spec.loading, progress=tell)
     read = maps.tokenized(source, network.tokenizer, spec)
     options.say_read(read)
     place = folder()

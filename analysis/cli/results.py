@@ -18,14 +18,14 @@ def go_on(path: Path) -> None:
 
     asked = stopped(path)
     spec = asked.spec
-    with waiting(out, "Loading the model") as status:
+    with waiting(out, "Loading the model") as tell:
         from ..experiments.resume import completed, source_of
 
         source = source_of(asked)
 
         from ..models.loading import load
 
-        network = load(**spec.loading, progress=status.update)
+        network = load(**spec.loading, progress=tell)
     asked.check(source.sha256, network.sha256)
     options.say_changed(spec)
     folder, ended = ResultFolder.reopened(path), "finished"

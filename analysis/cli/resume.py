@@ -54,12 +54,12 @@ def resume(
     chat = asked.run.kind == "chat"
     source = None if chat else texts.read(spec.text)
     prompts, digest = _script(asked) if chat else (None, "")
-    with waiting(out, "Loading the model") as status:
+    with waiting(out, "Loading the model") as tell:
         from ..chat import resume as chats
         from ..maps.recorder import SIDE, MapRecorder, heads_of
         from ..models.loading import load
 
-        network = load(**spec.loading, progress=status.update)
+        network = load(**spec.loading, progress=tell)
     options.say_changed(spec)
     heads = heads_of(asked.maps, ModelFacts.of(network))
     with Bars(out) as bars:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.status import Status
+from rich.text import Text
 
 from ..models.garbage import seldom
 
@@ -44,22 +44,23 @@ class Lines:
 
 
 @contextmanager
-def waiting(out: Console, what: str) -> Generator[Status]:
-    """Something without a measure is being waited for; `update` of what is given says what it is now.
+def waiting(out: Console, what: str) -> Generator[Callable[[str], None]]:
+    """Something without a measure is being waited for; what is given says what it is now.
 
     Mostly libraries are imported meanwhile, and a model is loaded.
     """
-    with out.status(what) as status, Lines(out, lambda: str(status.status)), seldom():
-        yield status
+    # As texts: a path may look like markup.
+    with out.status(Text(what)) as status, Lines(out, lambda: str(status.status)), seldom():
+        yield lambda now: status.update(Text(now))
 
 
 class Bars(Progress):
     """A bar for each task.  `rates`: each task has a field `rate`, a few words on how fast it goes."""
 
     def __init__(self, out: Console, *, rates: bool = False) -> None:
-        rate = (TextColumn("{task.fields[rate]}"),) if rates else ()
+        rate = (TextColumn("{task.fields[rate]}", markup=False),) if rates else ()
         super().__init__(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             *rate,
