@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from analysis.engine.stream import open_lanes, stream
 from analysis.models import quantization as packing
@@ -115,6 +116,15 @@ def test_packing_is_for_the_processor(tiny_llama):
     model = type(tiny_llama)(tiny_llama.config).to("meta")
     with pytest.raises(ValueError, match="for the CPU"):
         pack(model, "int4")
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_network_that_would_stay_as_it_was_is_not_called_packed(weights):
+    # GPT-2's layers are no linear ones, but for the output.
+    network = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="gpt2 has none but its output: choose weights model"):
+        pack(network, weights)
+    assert type(network.lm_head) is nn.Linear
 
 
 def test_laid_out_weights_say_the_same(tiny_llama):

@@ -151,20 +151,23 @@ def pack(network: PreTrainedModel, weights: str) -> None:
     """Replace the linear layers of a network on the CPU by packed ones, `weights`: int8 or int4.
 
     The output layer always gets 8 bits (in 4, it alone would cost 7 % of perplexity) and exact products.  A layer whose
-    size does not fit the kernel stays as it was.  Raises ValueError where packing is not possible.
+    size does not fit the kernel stays as it was.  Raises ValueError where packing is not possible, or none would fit.
     """
     if network.device.type != "cpu":
         raise ValueError(
             f"{weights} weights are for the CPU, and this model is on {network.device.type}: choose weights model"
         )
     output = network.get_output_embeddings()
-    for name, module in list(network.named_modules()):
-        if not isinstance(module, nn.Linear):
-            continue
-        outputs, inputs = module.weight.shape
-        if outputs % 16 == 0 and inputs % GROUP == 0:
-            kind = Output if module is output else Int8 if weights == "int8" else Int4
-            network.set_submodule(name, kind(module))
+    linears = [(name, m, *m.weight.shape) for name, m in network.named_modules() if isinstance(m, nn.Linear)]
+    fitting = {name: m for name, m, outputs, inputs in linears if outputs % 16 == 0 and inputs % GROUP == 0}
+    if all(module is output for module in fitting.values()):
+        raise ValueError(
+            f"{weights} weights are for linear layers of n × 16 outputs and n × {GROUP} inputs, and this "
+            f"{network.config.model_type} has none but its output: choose weights model"
+        )
+    for name, module in fitting.items():
+        kind = Output if module is output else Int8 if weights == "int8" else Int4
+        network.set_submodule(name, kind(module))
 
 
 def check(weights: str) -> None:
