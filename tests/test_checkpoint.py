@@ -263,6 +263,13 @@ def test_weights_that_the_configuration_names_are_the_ones_that_count(saved):
     assert [path.name for path in model.weights] == ["other.safetensors"]
 
 
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "kernels-community/flash-attn", "sdpa", "eager"])
+def test_kernels_that_a_configuration_asks_for_need_not_be_installed(tiny_llama, saved, kernel):
+    network = load(str(change(saved, attn_implementation=kernel))).network
+    ids = torch.arange(9)[None]
+    torch.testing.assert_close(network(ids).logits, tiny_llama(ids).logits, atol=1e-4, rtol=1e-4)
+
+
 def test_an_honest_model_of_any_dtype_is_read(tmp_path):
     config = LlamaConfig(
         vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, head_dim=16

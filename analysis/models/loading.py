@@ -234,4 +234,7 @@ def _configuration(source: Path, called: str, local: dict[str, Any]) -> Pretrain
         ) from e
     if why := unreadable(config):
         raise ValueError(why)
+    if config._attn_implementation != "eager":
+        # Attention is the reader's, so a kernel that the file asks for need not be installed.
+        config._attn_implementation = None
     return config
