@@ -227,8 +227,8 @@ def test_masks_that_old_files_hold_are_harmless(tmp_path):
     torch.manual_seed(0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
     mask = torch.ones(1, 1, 64, 64, dtype=torch.uint8).tril()
-    folder = change(tmp_path / "gpt2", weights=lambda t: t.update({"transformer.h.0.attn.bias": mask}))
-    assert load(str(folder)).layers == 1
+    old = {"transformer.h.0.attn.bias": mask, "transformer.h.0.attn.masked_bias": torch.tensor(-1e4)}
+    assert load(str(change(tmp_path / "gpt2", weights=lambda t: t.update(old)))).layers == 1
 
 
 @pytest.mark.parametrize(
