@@ -107,6 +107,26 @@ def test_folder_gives_back_the_weights_that_were_saved(tiny_llama, saved):
     assert model.sha256 == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize(
+    ("names", "installed", "mend"),
+    [
+        (["tokenizer.model"], False, "install sentencepiece"),
+        (["tokenizer.model"], True, "fetch it again"),
+        (["tokenizer.model", "tokenizer.json"], False, "fetch it again"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_says_what_to_do(saved, monkeypatch, caplog, names, installed, mend):
+    for name in names:
+        (saved / name).write_text("damaged")
+    found, there = importlib.util.find_spec, "torch" if installed else "no_such_package"
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: found({"sentencepiece": there}.get(name, name), *more)
+    )
+    assert load(str(saved)).tokenizer is None
+    (told,) = [r.getMessage() for r in caplog.records if r.name == "analysis.models.loading"]
+    assert f"reads token ids only: {mend}" in told
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_bytes_per_token_follow_the_dtype(saved, dtype):
     model = load(str(saved), dtype=dtype)

@@ -6,6 +6,7 @@ code is ever run.
 """
 
 import contextlib
+import importlib.util
 import logging
 import os
 from collections.abc import Callable
@@ -214,11 +215,14 @@ def _tokenizer(source: Path, called: str, local: dict[str, Any]) -> PreTrainedTo
         tokenizer("a")
         return tokenizer
     except Exception as e:
-        if "gguf_file" in local or any((source / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        whole, pieces = ((source / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
+        if "gguf_file" in local or whole or pieces:
+            mend = f"fetch it again ({first_line(e)})"
+            if pieces and not whole and importlib.util.find_spec("sentencepiece") is None:
+                # transformers takes it for a file of another kind then, and asks for what would not help.
+                mend = "install sentencepiece, which reads its tokenizer.model, or put a tokenizer.json beside that"
             logging.getLogger(__name__).warning(
-                "The tokenizer of %s cannot be used, so it reads token ids only: fetch it again (%s)",
-                called,
-                first_line(e),
+                "The tokenizer of %s cannot be used, so it reads token ids only: %s", called, mend
             )
         return None
 
