@@ -365,7 +365,7 @@ def test_checking_leaves_no_trace_on_the_network():
     assert before == state() and model.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize("name", ["mamba", "rwkv", "gemma3", "dots3_note_text"])
+@pytest.mark.parametrize("name", ["mamba", "rwkv", "gemma3", "dots3_note_text", "bart", "whisper"])
 def test_a_configuration_alone_may_say_that_a_family_cannot_be_read(name):
     config = causal.config_of(name) if name != "dots3_note_text" else causal.CONFIG_MAPPING[name]()
     assert re.match(f"the family '{name}' is not supported yet: .+", unreadable(config))

@@ -79,8 +79,10 @@ def unreadable(config: PreTrainedConfig) -> str:
     except Exception:
         # Sizes that differ from layer to layer are no plain attributes.
         return f"the family {family!r} is not supported yet: its layers differ in their heads or in the sizes of these"
-    if not missing:
+    if not missing and not config.is_encoder_decoder:
         return ""
+    if not missing:
+        return f"the family {family!r} is not supported yet: it predicts the next token from what an encoder has read"
     if config.sub_configs:
         return f"the family {family!r} is not supported yet: choose a model that reads text only"
     return f"the family {family!r} is not supported yet: it has no {missing[0]}, so no cache of keys and values"
