@@ -11,6 +11,7 @@ import torch
 from analysis.lab import folder
 from analysis.lab.folder import TrainingWriter, about_of, read
 from analysis.lab.recipe import ATTENTIONS, Recipe
+from analysis.lab.resume import resumed, stopped
 from analysis.lab.training import Training
 from analysis.runs.checkpoint import Saver
 
@@ -178,5 +179,8 @@ def test_what_has_nothing_left_to_do_or_is_written_is_refused(tmp_path, command)
     writer.finish("interrupted")
     with pytest.raises(ValueError, match="has measured nothing yet"):
         read(tmp_path / "live")
+    late = [resumed(*found) for found in stopped([tmp_path / "live"])]
     command("resume", tmp_path / "live")
+    with pytest.raises(ValueError, match="was written by another process meanwhile"):
+        late[0].open()
     same(tmp_path / "live", place)

@@ -14,7 +14,7 @@ from analysis.maps.stretch import Stretch
 from analysis.models.loading import load
 from analysis.policies import parse
 from analysis.runs.about import about_of
-from analysis.runs.result import stopped
+from analysis.runs.result import ResultFolder, stopped
 from analysis.runs.spec import Spec
 from app import recordings
 from app.jobs.ablation import AblationJob
@@ -170,6 +170,11 @@ def test_what_is_whole_or_of_other_settings_is_refused_in_a_sentence(begin, regi
     until(half, lambda: len(half.effects) >= 1)
     registry.free(half.id)
     half.join()
+    opened = ResultFolder.reopened(home / half.id)
+    with pytest.raises(ValueError, match="is being written by process"):
+        # Whoever had looked at it before, and had still to load the model.
+        ResultFolder.reopened(home / half.id)
+    opened.finish("interrupted")
     before = {p.name: p.read_bytes() for p in (home / half.id).iterdir() if p.is_file()}
     other = registry.start(partial(AblationJob, half.spec, half.text, "weights", 1, resumes=half.id))
     until(other, lambda: not other.live or other.status == "failed")

@@ -274,10 +274,17 @@ def test_a_record_that_says_something_else_is_left_as_it_was(model, text, tmp_pa
 def test_a_folder_that_is_written_is_refused(model, text, tmp_path, command):
     place = tmp_path / "run"
     command(*short(model, text, place, 40))
-    run = load(place)
-    folder = Folder.reopened(place, run)
+    asked, of = resume.stopped(place, 60), (load_model(model, device="cpu"), read_text(text))
+    folder, before = Folder.reopened(place, load(place)), files_of(place)
     assert "is being written by process" in command("resume", place, "--tokens", 60, code=2)
+    # Whoever had looked at it before, and had still to load the model, hears it as well.
+    with pytest.raises(ValueError, match="is being written by process"):
+        resume.resumed(asked, *of)
+    assert files_of(place) == before
     folder.finish("interrupted")
+    with pytest.raises(ValueError, match="was written by another process meanwhile"):
+        resume.resumed(asked, *of)
+    assert about_of(place)["status"] == "interrupted"
 
 
 def test_another_text_or_other_weights_are_refused_in_a_sentence(model, tiny_llama, tmp_path, command):

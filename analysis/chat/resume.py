@@ -59,7 +59,7 @@ def resumed(
     first = standing.lanes[0]
     if run.first_token is None and len(first.tokens):
         run.first_token, run.first_role = int(first.tokens[0]), int(first.roles.view()[0])
-    folder = standing.open(asked.path, run, comparison)
+    folder = standing.open(asked, comparison)
     for one in standing.lanes:
         if len(one.tokens):
             folder.pieces(one.index, 0, one.pieces())

@@ -32,7 +32,14 @@ class Resumed:
     """What there is to say of how it went, in sentences."""
 
     def open(self) -> TrainingWriter:
-        """Its folder, opened again to take in what comes.  Raises ValueError where the disk does not take it."""
+        """Its folder, opened again to take in what comes.
+
+        Raises ValueError where somebody else goes on with it by now, or did, or the disk does not take it.
+        """
+        now = about_of(self.place)
+        refuse_written(self.place, now.status, now.process)
+        if now != self.about:
+            raise ValueError(f"{self.place} was written by another process meanwhile: resume it again")
         return TrainingWriter(self.place, self.training, self.about.every, self.record)
 
 

@@ -98,17 +98,21 @@ class Folder:
             for track in run.tracks:
                 if track.sink_mass:
                     folder._about["heads"] = list(track.sink_mass[0].shape)
-            # Of a finished run, whose sink masses are not understood without the numbers of heads.
-            folder._write_about(about.get("status", ""))
+            folder._about["process"] = here()
+            # First, so that nobody else opens it meanwhile, and since sink masses that grow are not understood without
+            # the numbers of heads.
+            folder._write_about(RUNNING)
             with _undisturbed():
                 folder._grow_again()
             files.write(path / "events.jsonl", "".join(json.dumps(event) + "\n" for event in run.events))
             folder._events = (path / "events.jsonl").open("a", encoding="utf-8")
-            folder._about["process"] = here()
-            folder._write_about(RUNNING)
-        except OSError as e:
+        except BaseException as e:
             files.release(path)
-            raise files.unwritten(path, e) from e
+            with suppress(ValueError):
+                write_about(path, about)
+            if isinstance(e, OSError):
+                raise files.unwritten(path, e) from e
+            raise
         for name in FINISHED:
             (path / name).unlink(missing_ok=True)
         return folder

@@ -72,9 +72,12 @@ class ResultFolder:
 
     @classmethod
     def reopened(cls, path: Path) -> "ResultFolder":
-        """The folder of a result that stopped, to be completed.  Raises ValueError where the disk does not take it."""
-        folder = object.__new__(cls)
-        folder._open(path, about_of(path))
+        """The folder of a result that stopped, to be completed.
+
+        Raises ValueError where somebody completes it by now, or the disk does not take it.
+        """
+        folder, asked = object.__new__(cls), stopped(path)
+        folder._open(asked.path, about_of(path))
         return folder
 
     def _open(self, path: Path, about: dict[str, Any]) -> None:

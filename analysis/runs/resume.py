@@ -4,6 +4,7 @@ What was read after the newest checkpoint is read again, and must be what the re
 in the folder is touched.  How a conversation goes on is chat/resume.py's matter.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,8 +47,17 @@ class StoppedRun(Stopped):
     run: Run
     maps: tuple[str, ...]
     """Heads, written layer.head, whose maps were to be recorded."""
+    opened: int
+    """When it was last opened or ended, in nanoseconds: its run.json was written then."""
     switches: tuple[Switch, ...] = ()
     """What was to happen to its lanes; none in folders of older versions."""
+
+    def check_left(self) -> None:
+        """Raises ValueError where somebody else goes on with it by now, or did: what is known of it is not all."""
+        about = about_of(self.path)
+        refuse_written(self.path, about.get("status", ""), about.get("process"))
+        if _opened(self.path) != self.opened:
+            raise ValueError(f"{self.path} was written by another process meanwhile: resume it again")
 
     @property
     def policies(self) -> list[str]:
@@ -62,7 +72,8 @@ def stopped(path: Path, tokens: int | None = None) -> StoppedRun:
     Raises ValueError where there is none, or it cannot go on.
     """
     path = Path(path)
-    about = about_of(path)
+    # In this order, so that what is known is never older.
+    opened, about = _opened(path), about_of(path)
     if about.get("kind") not in (None, "reading", "chat"):
         raise ValueError(f"{path} holds {about['kind']}, which does not go on: begin anew")
     refuse_written(path, about.get("status", ""), about.get("process"))
@@ -78,7 +89,12 @@ def stopped(path: Path, tokens: int | None = None) -> StoppedRun:
         spec = run.spec if tokens is None else replace(run.spec, tokens=tokens)
     maps = tuple(about.get("maps") or ())
     switches = msgspec.convert(about.get("switches") or (), tuple[Switch, ...])
-    return StoppedRun(path, spec, about.get("text_sha256"), about.get("weights_sha256"), run, maps, switches)
+    return StoppedRun(path, spec, about.get("text_sha256"), about.get("weights_sha256"), run, maps, opened, switches)
+
+
+def _opened(path: Path) -> int:
+    file = path / "run.json"
+    return os.stat(file).st_mtime_ns if os.path.exists(file) else 0
 
 
 @dataclass
@@ -191,11 +207,16 @@ class Standing(Generic[OneLane]):
         lanes = [make(i, policy) for i, policy in enumerate(run.spec.policies)]
         return cls(lanes, [0] * len(lanes), checkpoints, {}, said)
 
-    def open(self, path: Path, run: Run, comparison: Comparison) -> Folder:
-        """The folder of a run whose lanes stand where its record ends, opened again."""
+    def open(self, asked: StoppedRun, comparison: Comparison) -> Folder:
+        """The folder of a run whose lanes stand where its record ends, opened again.
+
+        Raises ValueError where somebody else has opened it since.
+        """
+        run = asked.run
+        asked.check_left()
         self.said.append(comparison.sentence)
         run.go_on([lane.seconds for lane in self.lanes])
-        folder = Folder.reopened(path, run)
+        folder = Folder.reopened(asked.path, run)
         positions = [lane.position for lane in self.lanes]
         folder.event("resumed", positions=positions, compared=comparison.tokens, largest=comparison.largest)
         return folder
@@ -280,7 +301,7 @@ def resumed(
     # A record that was cut off before its first chunk does not say it.
     run.spec, run.first_token = spec, int(read.ids[0])
     switches = to_come(asked.switches, run.events, [lane.position for lane in standing.lanes])
-    folder = standing.open(asked.path, run, comparison)
+    folder = standing.open(asked, comparison)
     if len(read.ids) > len(run.pieces[0]):
         folder.pieces(-1, 0, texts.token_texts(network.tokenizer, read.ids))
     return ResumedReading(run, folder, standing.lanes, standing.checkpoints, standing.said, read, switches)
