@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.experiments.measures import joined, measure, samples_of
+from analysis.maps.stretch import Stretch
 from analysis.runs.spec import Spec
 from app.jobs.capture import CaptureJob
 from app.jobs.measures import MeasuresJob
@@ -70,3 +71,21 @@ def test_a_folder_with_other_things_in_it_is_left_alone(registry, model, tmp_pat
     until(run, lambda: run.status == "failed")
     assert "is not empty" in run.note and "name a new folder" in run.note
     assert (tmp_path / "mine.txt").read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_others_put_into_its_folder_while_the_model_is_loaded_is_left_alone(
+    registry, model, tmp_path, monkeypatch
+):
+    begin = partial(CaptureJob, Spec(model, "random.npy", ("dense",), 100), text(100), str(tmp_path / "s"))
+    real = CaptureJob._load
+
+    def load(self):
+        monkeypatch.setattr(CaptureJob, "_load", real)
+        other = registry.start(begin)
+        until(other, lambda: other.status == "finished")
+        return real(self)
+
+    monkeypatch.setattr(CaptureJob, "_load", load)
+    late = registry.start(begin)
+    until(late, lambda: late.status == "failed")
+    assert "holds a stretch already" in late.note and Stretch(tmp_path / "s").tokens == 100

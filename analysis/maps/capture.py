@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -91,7 +91,7 @@ def capture(
     text_sha256: str = "",
     read: Tokenized | None = None,
     chunk: int = CHUNK,
-) -> Iterator[int]:
+) -> Generator[int]:
     """Read a text under the first policy of `spec` and keep it in a folder; yields how many tokens have been read.
 
     `switches`: from which position on the lane reads under which other policy; sinks that it lacks are pinned again.

@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Generator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,13 +100,16 @@ class CaptureJob(TextJob):
         self._set("running")
         how, sha256, chunk = self.tokenized, self.text.sha256, self.spec.chunk
         try:
-            for read in capture(model, ids, self.spec, place, text_sha256=sha256, read=how, chunk=chunk):
-                self.read = read
-                yield
-            stretch = Stretch(place)
+            with closing(capture(model, ids, self.spec, place, text_sha256=sha256, read=how, chunk=chunk)) as reading:
+                for read in reading:
+                    self.read = read
+                    yield
         except BaseException:
-            shutil.rmtree(place, ignore_errors=True)
+            # What was captured is gone; what others put there since this began is theirs.
+            with suppress(OSError):
+                place.rmdir()
             raise
+        stretch = Stretch(place)
         if not self.folder and self._place is None:
             self._result.begin_result("capture", self.spec, model, self.text, how, place=place)
         return stretch
