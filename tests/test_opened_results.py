@@ -1,6 +1,7 @@
 """What lies in the library is seen again on the page that shows its kind: without its model, where it is tables."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -354,6 +355,11 @@ def test_a_figure_of_a_folder_or_a_stretch_whose_model_is_not_in_use_says_what_t
     seeds.run(tmp_path / "mine", end="finished")
     at.text_input("figure-folder-run").set_value(str(tmp_path / "mine")).run()
     assert "Download perplexity.pdf" in buttons(at) and asked_of(at)["folder"] == "elsewhere"
+    # A run that has grown, or another that lies there by now, is read again.
+    shutil.rmtree(tmp_path / "mine")
+    seeds.run(tmp_path / "mine", end="finished", model="another")
+    assert "another" not in " ".join(code.value for code in at.code)
+    assert "another" in " ".join(code.value for code in at.run().code)
     seeds.run(home / "own", end="finished")
     at.text_input("figure-folder-run").set_value(str(home / "own")).run()
     assert asked_of(at)["run"] == "own" and "folder" not in asked_of(at)

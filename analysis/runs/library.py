@@ -232,6 +232,14 @@ def files_of(path: Path) -> dict[str, os.stat_result]:
     return found if MARKS & found.keys() or any(name.endswith("/run.json") for name in found) else {}
 
 
+def changed(held: Mapping[str, os.stat_result]) -> float:
+    """When files of a run folder were written last, in seconds since 1970; 0 where there are none.
+
+    What the library itself wrote there is no news of the run.
+    """
+    return max((about.st_mtime for name, about in held.items() if name not in (PREVIEW, LABEL)), default=0.0)
+
+
 def strangers(path: Path) -> list[str]:
     """Files in a run folder that no run has: somebody put them there."""
     parts = [name.split("/") for name in files_of(path)]
@@ -252,8 +260,7 @@ def _entry(path: Path, held: Mapping[str, os.stat_result]) -> Entry:
     found = Entry(
         path.name,
         path,
-        # What the library itself wrote there is no news of the run.
-        max(about.st_mtime for name, about in held.items() if name not in (PREVIEW, LABEL)),
+        changed(held),
         sum(about.st_size for about in held.values()),
         label=_label(path),
     )
