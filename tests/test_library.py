@@ -30,6 +30,12 @@ def test_home_is_what_is_named_else_the_variable_else_the_users_data_folder(tmp_
     monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path / "b"))
     assert library.home(tmp_path / "a") == tmp_path / "a"
     assert library.home() == tmp_path / "b"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SINKSCOPE_RUNS", "~/c")
+    assert library.home() == tmp_path / "c"
+    # Nobody's home: a folder of that name.
+    monkeypatch.setenv("SINKSCOPE_RUNS", "~nobody-here/c")
+    assert library.home() == Path("~nobody-here/c") and library.entries() == []
     monkeypatch.delenv("SINKSCOPE_RUNS")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert library.home() == tmp_path / "data" / "sinkscope" / "runs"

@@ -323,6 +323,19 @@ def test_a_result_that_is_not_there_is_said_and_the_chapter_begins(home):
         REGISTRY.free(at.session_state["lesson_run"])
 
 
+def test_a_folder_in_a_persons_home_is_found_as_it_is_written(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seeds.model(tmp_path / "model")
+    seeds.stretch(tmp_path / "st", tmp_path / "model")
+    at = opened("heads")
+    at.sidebar.text_input("atlas-folder-1").set_value("~/st").run()
+    assert [b.label for b in at.button if b.label.startswith("Open")] == ["Open again"]
+    seeds.run(tmp_path / "mine", end="finished")
+    at = opened("figures", figure="perplexity", folder="elsewhere")
+    at.text_input("figure-folder-run").set_value("~/mine").run()
+    assert "Download perplexity.pdf" in buttons(at)
+
+
 def test_figures_are_made_of_runs_that_an_address_names(home):
     seeds.run(home / "run", end="finished")
     seeds.trainings(home / "grown")

@@ -119,7 +119,7 @@ class Entry:
 def home(path: Path | None = None) -> Path:
     """Where runs lie: the folder that is named, else $SINKSCOPE_RUNS, else runs/ in the user's data folder."""
     if named := path or os.environ.get("SINKSCOPE_RUNS"):
-        return Path(named).expanduser()
+        return Path(os.path.expanduser(named))
     return platformdirs.user_data_path("sinkscope", appauthor=False) / "runs"
 
 

@@ -90,10 +90,11 @@ def opened() -> str:
 
 def _prepared() -> Maker[CaptureJob]:
     asked = st.session_state.heads
-    if holds_stretch(asked["folder"]):
+    folder = os.path.expanduser(asked["folder"])
+    if holds_stretch(folder):
         # What it is of, it says itself.
-        stretch = Stretch(Path(asked["folder"]))
-        return partial(CaptureJob, stretch.spec, None, asked["folder"])
+        stretch = Stretch(Path(folder))
+        return partial(CaptureJob, stretch.spec, None, folder)
     policy = parse(asked["policy"])
     if not policy.capturable:
         raise ValueError(f"{policy.label}: maps are captured under dense, window, shift or sinks + window")
@@ -101,12 +102,12 @@ def _prepared() -> Maker[CaptureJob]:
     tokens = asked["tokens"]["maps"]
     model = asked["model"].decided()._asdict()
     spec = Spec(text=text.name, policies=(str(policy),), tokens=tokens, chunk=CHUNK, **model)
-    return partial(CaptureJob, spec, text, asked["folder"])
+    return partial(CaptureJob, spec, text, folder)
 
 
 def holds_stretch(folder: str) -> bool:
     """Whether a folder that a person named holds a captured stretch."""
-    return bool(folder) and os.path.exists(Path(folder) / "stretch.json")
+    return bool(folder) and os.path.exists(os.path.join(os.path.expanduser(folder), "stretch.json"))
 
 
 def region_wanted() -> None:

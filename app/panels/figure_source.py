@@ -119,7 +119,7 @@ def said(chosen: str, folder: str) -> dict[str, str]:
     if chosen or not folder:
         return {"run": chosen} if chosen else {}
     with suppress(OSError, ValueError):
-        place = Path(folder).expanduser()
+        place = Path(folder)
         if place.parent.resolve() == library.home().resolve():
             return {"run": library.find(place.name).name}
     return {"folder": ELSEWHERE}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,7 @@ def sidebar() -> tuple[Figure | None, Layout, str, str, str]:
         usual = labels.get(state.get("atlas_run") or "none", next(iter(names)))
         chosen = names[st.selectbox("Made of", list(names), **kept_index(source_key(kind.needs), usual, names))]
         folder = "" if chosen else st.text_input("Folder", **kept_value(f"figure-folder-{kind.needs}", "")).strip()
+        folder = os.path.expanduser(folder)
         begin = state.figure_begin.get(name)
         values = {f.name: setting_control(f"figure-{name}", f, begin, kind) for f in kind.settings()}
         layout, file = figure_layout.controls()
