@@ -238,6 +238,7 @@ def hostile(files: dict[str, bytes]) -> dict[str, tuple[Callable[[], bytes], str
         "nothing": (lambda: zipped({}), "holds no run"),
         "only folders": (lambda: zipped({"a/": b"", "b/": b""}), "holds no run"),
         "only hidden": (lambda: zipped({".run.json": b"{}"}), "holds no run"),
+        "only a table": (lambda: zipped({"recall.parquet": b"x", "a/table.csv": b"x"}), "holds no run"),
         "no run.json": (lambda: zipped(other), "no readable run.json"),
         "other run.json": (lambda: zipped({**other, "run.json": b"[]"}), "not that of a run"),
         "other kind": (lambda: zipped({**other, "run.json": json.dumps({**about, "kind": "evil"}).encode()}), "kind"),

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from .. import files
 from ..settings import quoted
-from .library import CHECKPOINT, FILES, entry, find, fits, home, slug, unique
+from .library import CHECKPOINT, FILES, entry, files_of, find, fits, home, slug, unique
 from .status import PREVIEW, RUNNING
 from .trash import limit
 
@@ -98,6 +98,8 @@ def take_in(file: Path | IO[bytes], check: Callable[[Path], Any], place: Path | 
             raise files.unwritten(folder, e) from e
         try:
             _end(draft / name)
+            if not files_of(draft / name):
+                raise ValueError("it holds no run")
             if problem := entry(name, draft).problem:
                 raise ValueError(problem.rstrip("."))
             check(draft / name)
