@@ -114,6 +114,25 @@ def test_a_sentence_and_a_chapter_stay_where_the_server_is_far_away(app, page):
     assert not page.problems and not page.strangers
 
 
+def test_a_chapter_comes_back_where_the_server_is_far_away(app, page):
+    page.add_init_script(LATE)
+    page.goto(f"{app}/learn?chapter=nothing")
+    opened(page, "en", "nothing")
+    # That a script has ended arrives late, too; what follows needs a browser that has heard of all before.
+    ended = "document.querySelector('[data-test-script-state]').dataset.testScriptState === 'notRunning'"
+    page.wait_for_function(ended)
+    page.locator("body").press("ArrowLeft")
+    opened(page, "en", "first")
+    page.wait_for_function(ended)
+    page.locator("body").press("ArrowLeft")
+    # Back before the browser hears that the first chapter was drawn, and forgets what the third one was.
+    page.wait_for_timeout(750)
+    for _ in range(2):
+        page.locator("body").press("ArrowRight")
+    opened(page, "en", "nothing")
+    assert not page.problems and not page.strangers
+
+
 def test_a_row_is_played_with(app, page):
     page.goto(f"{app}/learn?chapter=1")
     opened(page, "en", "row")
