@@ -293,6 +293,8 @@ def test_a_stretch_is_captured_by_a_command(run, model, text, tmp_path):
     for wrong, says in (("fifty", "POSITION=policy"), ("²=window", "POSITION=policy"), ("101=window", "before 101")):
         code, _, said = run(*asked, "--switch", wrong, "--out", str(tmp_path / "t"))
         assert code == 2 and says in said and not (tmp_path / "t").exists()
+    code, _, said = run(*asked, "--switch", "50=dense", "--switch", "50=window", "--out", str(tmp_path / "t"))
+    assert code == 2 and "position is given to --switch twice" in said and not (tmp_path / "t").exists()
 
 
 def test_figures_are_listed(run):

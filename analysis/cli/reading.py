@@ -199,6 +199,8 @@ def capture(
         if not equals or not (at.isascii() and at.isdigit()):
             raise ValueError(f"--switch is written POSITION=policy, such as 1000=window:window=256, and not {asked!r}")
         switches.append((int(at), parse(then)))
+    if len({at for at, _ in switches}) < len(switches):
+        raise ValueError("a position is given to --switch twice: name each once")
     _capture(spec, source, sorted(switches), lambda: new_folder(out_folder, f"{Path(source.name).stem}-stretch", runs))
 
 
