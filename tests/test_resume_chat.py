@@ -138,6 +138,18 @@ def test_what_was_typed_goes_on_where_it_was(words, script, whole, tmp_path, com
     assert (place / "checkpoint").exists()
 
 
+def test_a_conversation_in_which_nothing_was_said_ends_without_a_warning_and_goes_on(
+    words, whole, tmp_path, command, monkeypatch
+):
+    place = tmp_path / "run"
+    for i, said in enumerate(("", "", "\n".join(SCRIPT) + "\n", "")):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+        shown = command(*(["resume", place] if i else chat(words, place)))
+        assert "no checkpoint could be written" not in shown and "does not fit" not in shown
+    same(load(place), whole)
+    assert any((place / "checkpoint").iterdir())
+
+
 def test_an_answer_that_was_typed_for_and_cut_off_goes_on(words, whole, tmp_path, command, monkeypatch):
     place = tmp_path / "run"
     monkeypatch.setattr(sys, "stdin", io.StringIO(SCRIPT[0] + "\n"))

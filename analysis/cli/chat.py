@@ -110,7 +110,8 @@ def talk(lanes: "list[Conversation]", prompts: list[str] | None, folder: "Folder
         raise
     ended = status == "finished" and prompts is not None
     # One that was left in the middle of a token has gone back a step, and its answer has ended.
-    whole = not any(lane.turns and lane.turns[-1].why == "failed" for lane in lanes)
+    turns = [lane.turns[-1] for lane in lanes if lane.turns]
+    whole = turns and not any(turn.why == "failed" for turn in turns)
     left = (lambda: state_of(run, lanes)) if whole and not ended else None
     end_run(folder, saver, status, warnings, left, over=ended, table=spoken)
 
