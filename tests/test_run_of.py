@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis import Spec, load, run_of
+from analysis import Spec, load, parse, run_of, show
 from analysis.runs.folder import save
 from analysis.runs.reader import load as load_run
 
@@ -38,3 +38,29 @@ def test_a_model_that_computes_in_other_numbers_than_the_spec_says_is_refused(mo
     spec = Spec(model, text, POLICIES, dtype="bfloat16", device="cpu")
     with pytest.raises(ValueError, match=r"computes in float32, and the Spec says bfloat16: load it by load\(\*\*spec"):
         run_of(spec, load(model, device="cpu"))
+
+
+def test_a_run_whose_spec_was_made_of_paths_policies_and_numbers_of_numpy_is_kept_and_shown(tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("To be, or not to be, that is the question. " * 4)
+    spec = Spec("tiny-gpt-oss", words, map(parse, POLICIES), tokens=np.int64(20), chunk=np.int32(8), device="cpu")
+    assert spec == Spec("tiny-gpt-oss", str(words), tuple(str(parse(p)) for p in POLICIES), 20, 8, device="cpu")
+    made = run_of(spec, load(**spec.loading))
+    save(made, tmp_path / "run", text_sha256="", weights_sha256="")
+    assert load_run(tmp_path / "run").spec == spec == Spec.from_json(spec.to_json())
+    assert repr(show(made)) == repr(show(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"policies": "dense"}, r"policies are several, such as \('dense',\)"),
+        ({"tokens": "60"}, "tokens must be a whole number, not '60'"),
+        ({"tokens": 60.5}, "tokens must be a whole number, not 60.5"),
+        ({"chunk": None}, "chunk must be at least 1 token, not None"),
+        ({"kv_heads": 1.0}, "kv_heads must be a whole number, not 1.0"),
+    ],
+)
+def test_what_is_wrong_with_a_spec_is_one_sentence(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        Spec(**{"model": "tiny-gpt-oss", "text": "hamlet", "policies": POLICIES} | wrong)

@@ -1,6 +1,7 @@
 """What a run was asked: everything that decides its numbers.  Knows nothing of what was learned."""
 
 import json
+import operator
 import shlex
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -73,7 +74,14 @@ class Spec:
     """Whether each lane of a reading is measured against the first one: KL divergence and top-1 agreement."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "policies", tuple(self.policies))
+        if isinstance(self.policies, str):
+            raise ValueError(f"policies are several, such as ({self.policies!r},), and not one string")
+        # As a file has them: a notebook may hold paths, policies, and the whole numbers of other libraries.
+        for name in ("model", "text"):
+            object.__setattr__(self, name, str(getattr(self, name)))
+        object.__setattr__(self, "policies", tuple(map(str, self.policies)))
+        for name in ("tokens", "chunk", "kv_heads", "kv_chunk"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
         object.__setattr__(self, "bos", checked("bos", self.bos, BOS))
         checked("special", self.special, SPECIAL)
         if isinstance(self.sampling, dict):
@@ -84,7 +92,7 @@ class Spec:
             parse(policy)
         if self.tokens is not None and self.tokens < 2:
             raise ValueError(f"at least 2 tokens must be read to predict one from another, not {self.tokens}")
-        if self.chunk < 1:
+        if self.chunk is None or self.chunk < 1:
             raise ValueError(f"chunk must be at least 1 token, not {self.chunk}")
         for name, among in (("dtype", DTYPES), ("weights", WEIGHTS), ("device", DEVICES)):
             if (value := getattr(self, name)) not in among:
@@ -143,6 +151,15 @@ class Spec:
             # A setting that is not known here could change the numbers.
             raise ValueError(f"{wrong}: nobody here knows its {min(unknown)!r}")
         return spec
+
+
+def _whole(name: str, number: Any) -> int | None:
+    if number is None:
+        return None
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {number!r}") from None
 
 
 def _said(value: Any) -> str:
