@@ -40,6 +40,13 @@ def test_a_model_that_computes_in_other_numbers_than_the_spec_says_is_refused(mo
         run_of(spec, load(model, device="cpu"))
 
 
+def test_a_model_with_other_kv_heads_than_the_spec_says_is_refused():
+    spec = Spec("tiny-gpt-oss", "hamlet", POLICIES, tokens=40, device="cpu", kv_heads=1)
+    with pytest.raises(ValueError, match=r"has 2 KV heads, and the Spec says 1: load it by load\(\*\*spec"):
+        run_of(spec, load("tiny-gpt-oss", device="cpu"))
+    assert run_of(spec, load(**spec.loading)).model.kv_heads == 1
+
+
 def test_a_run_whose_spec_was_made_of_paths_policies_and_numbers_of_numpy_is_kept_and_shown(tmp_path):
     words = tmp_path / "words.txt"
     words.write_text("To be, or not to be, that is the question. " * 4)

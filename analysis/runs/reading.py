@@ -42,6 +42,11 @@ def run_of(spec: Spec, model: "LanguageModel") -> Run:
         raise ValueError(
             f"the model computes in {computes}, and the Spec says {spec.arithmetic}: load it by load(**spec.loading)"
         )
+    if spec.kv_heads not in (None, model.kv_heads):
+        raise ValueError(
+            f"the model has {model.kv_heads} KV heads, and the Spec says {spec.kv_heads}: load it by "
+            "load(**spec.loading)"
+        )
     run, ids = begun(spec, model, texts.read(spec.text))
     run.take_pieces(-1, 0, texts.token_texts(model.tokenizer, ids))
     for step in stream(model, ids, [parse(p) for p in spec.policies], chunk=spec.chunk, fidelity=spec.fidelity):
