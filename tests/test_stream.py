@@ -325,6 +325,14 @@ def test_a_stream_tells_what_its_lane_tells_down_to_the_smallest_text_and_chunk(
 def test_nothing_to_read_or_to_read_with_gets_a_sentence(tiny_llama, tokens):
     with pytest.raises(ValueError, match="choose at least one policy"):
         open_lanes(tiny_llama, tokens, [])
+    for wrong in ("dense", ["dense"], Dense()):
+        with pytest.raises(ValueError, match="policies are a list of what parse returns"):
+            open_lanes(tiny_llama, tokens, wrong)
+    with pytest.raises(ValueError, match=r"these are several, \[2, 30\]: stream each by itself"):
+        open_lanes(tiny_llama, tokens[:60].reshape(2, 30), [Dense()])
+    assert open_lanes(tiny_llama, tokens[None, :60], [Dense()])[0].context.tokens.tolist() == tokens[:60].tolist()
+    with pytest.raises(ValueError, match="0 first tokens or more, not -1"):
+        open_lanes(tiny_llama, tokens, [Dense()], sink_tokens=-1)
     lane = open_lanes(tiny_llama, tokens[:20], [Dense()])[0]
     assert lane.read(9, upto=6).stop == 6
     for upto in (1, 6):

@@ -50,15 +50,22 @@ def open_lanes(
     `model`: a LanguageModel, or any causal transformers model that can be adapted; `tokens`: token ids, [tokens];
     `history`: of how many of the newest tokens queries and keys are kept, for maps; `top`: steps also tell the most
     probable tokens; `fidelity`: and how far each lane is from the first one (fidelity.py).  Raises ValueError where the
-    text is too short, a token is not in the vocabulary, or the family cannot be read.
+    text is too short or more than one, a token is not in the vocabulary, or the family cannot be read.
     """
-    ids = np.asarray(tokens).reshape(-1)
+    ids = np.asarray(tokens)
+    if max(ids.shape, default=1) < ids.size:
+        raise ValueError(f"lanes read one text, [tokens], and these are several, {[*ids.shape]}: stream each by itself")
+    ids = ids.reshape(-1)
     if len(ids) < 2:
         raise ValueError(f"a text needs at least 2 tokens to predict one from another, and this one has {len(ids)}")
     if ids.dtype.kind not in "iu":
         raise ValueError(f"token ids must be whole numbers, and these are {ids.dtype}: use those of a tokenizer")
     if not policies:
         raise ValueError("choose at least one policy to read the text with")
+    if isinstance(policies, str | Policy) or not all(isinstance(policy, Policy) for policy in policies):
+        raise ValueError(f"policies are a list of what parse returns, such as [parse('dense')], and not {policies!r}")
+    if sink_tokens < 0:
+        raise ValueError(f"sink mass is that of 0 first tokens or more, not {sink_tokens}")
     loaded = not isinstance(model, Adapted | PreTrainedModel)
     adapted = model.adapted if loaded else model if isinstance(model, Adapted) else adapt(model)
     embedding: Any = adapted.network.get_input_embeddings()
