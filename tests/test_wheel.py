@@ -1,6 +1,8 @@
 """The laws of the modules in the wheel: they are those of the checkout, but for where they import from."""
 
 import ast
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,19 @@ def test_every_module_stands_in_the_package_and_no_absolute_import_of_the_checko
                 names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
                 assert not {name.split(".")[0] for name in names} & {"analysis", "app"}, f"{path}:{node.lineno}"
             assert text.replace("from sinkscope.", "from ") == (ROOT / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["compare-two-policies", "first-steps"])
+def test_what_a_notebook_says_of_its_imports_is_true_of_the_package(name, tmp_path):
+    put_together(ROOT, tmp_path / "sinkscope")
+    cells = json.loads((ROOT / "assets" / "examples" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    words, code = (
+        "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == kind)
+        for kind in ("markdown", "code")
+    )
+    (other,) = re.findall(r"installed as a package, write `([\w.]+)` for `analysis`", words)
+    modules = re.findall(r"^from analysis([\w.]*) import", code, re.M)
+    assert len(modules) > 2
+    for module in modules:
+        place = tmp_path.joinpath(*f"{other}{module}".split("."))
+        assert (place / "__init__.py").exists() or place.with_suffix(".py").exists(), module
