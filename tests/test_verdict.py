@@ -13,6 +13,7 @@ from analysis import texts
 from analysis.engine.stream import stream
 from analysis.experiments.recall.cells import Row
 from analysis.experiments.verdict import Plan, entries, listed, read_verdict, sentence, table, verdict
+from analysis.figures.pareto import Pareto
 from analysis.models.loading import load
 from analysis.policies import POLICIES
 from analysis.policies import parse as policy
@@ -195,6 +196,25 @@ def test_recall_is_of_what_dense_recalls_and_pairs_are_mcnemars(monkeypatch, tmp
     assert found.alike(found.entries[2], "passkey") and not found.alike(found.entries[1], "passkey")
     said = sentence(found)
     assert said.startswith("Most is recalled by Random at 64 tokens: 7 of 9") and "6 of 8 recalled" in said
+
+
+def test_of_a_task_of_which_dense_recalls_nothing_that_is_said(monkeypatch, tmp_path):
+    chance = str(policy("random:recent=16").at_budget(64))
+    hits = {"dense": [False] * 3, "window:window=64": [True, False, False], chance: [False] * 3}
+    found = recalled(monkeypatch, tmp_path, hits)
+    assert [(e.recall["passkey"].asked, e.recall["passkey"].hits) for e in found.entries] == [(0, 0)] * 3
+    assert not found.pairs and sentence(found).startswith("Dense has recalled nothing that was asked")
+    header, rows = table(found)
+    assert header[-1] == "passkey" and [row[-1] for row in rows] == ["0/0"] * 3
+    changed = msgspec.structs.replace
+    read = changed(VERDICT, entries=[changed(e, recall=found.entries[1].recall, kl=None) for e in VERDICT.entries])
+    assert sentence(read).endswith("; dense itself recalls nothing of passkey.")
+    with pytest.raises(ValueError, match=r"dense itself recalls nothing of passkey: choose one of perplexity$"):
+        Pareto("passkey").numbers(read)
+    # Dense alone is nothing to draw: its distance from itself was measured, and no other.
+    first = changed(read.entries[0], kl=0.0)
+    with pytest.raises(ValueError, match=r"kl was not measured: choose one of perplexity$"):
+        Pareto("kl").numbers(changed(read, entries=[first, *read.entries[1:]]))
 
 
 def test_all_questions_of_one_text_count(monkeypatch, tmp_path):

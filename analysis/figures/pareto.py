@@ -50,9 +50,15 @@ class Pareto(Figure):
         """
         task = self._task(source)
         entries = [(e, value) for e in source.entries if (value := self._value(e, task)) is not None]
-        if not entries:
-            known = ["perplexity", "kl", *measures(source.entries)]
-            raise ValueError(f"{self.measure} was not measured: choose one of {', '.join(known)}")
+        if all(e.budget is None for e, _ in entries):
+            # Dense alone is nothing to compare.
+            rivals = [e for e in source.entries if e.budget is not None]
+            asked = {"perplexity": "perplexity", "kl": "kl", **measures(rivals)}
+            known = [name for name, of in asked.items() if any(self._value(e, of) is not None for e in rivals)]
+            why = f"{self.measure} was not measured"
+            if task in measures(rivals).values():
+                why = f"dense itself recalls nothing of {self.measure}"
+            raise ValueError(f"{why}: choose one of {', '.join(known)}" if known else f"{why}: compare by perplexity")
         costs = [self._cost(e) for e, _ in entries]
         if self.cost != "tokens" and all(np.isnan(costs)):
             raise ValueError("what a cache takes was not measured, since no text was read: choose cost=tokens")
@@ -78,10 +84,10 @@ class Pareto(Figure):
         return tasks[named[0]] if named else self.measure
 
     def _value(self, entry: "Entry", task: str) -> float | None:
-        if self.measure in ("perplexity", "kl"):
-            return entry.relative if self.measure == "perplexity" else entry.kl
+        if task in ("perplexity", "kl"):
+            return entry.relative if task == "perplexity" else entry.kl
         of = entry.recall.get(task)
-        return None if of is None else of.hits / of.asked
+        return None if of is None or not of.asked else of.hits / of.asked
 
     def _cost(self, entry: "Entry") -> float:
         found = {"tokens": entry.budget, "megabytes": entry.megabytes, "milliseconds": entry.milliseconds}[self.cost]

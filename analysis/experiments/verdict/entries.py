@@ -29,6 +29,7 @@ class Recall(msgspec.Struct, frozen=True):
     """What a policy recalled of a task, of those facts that dense recalls."""
 
     asked: int
+    """0 where dense recalls none."""
     hits: int
     low: float
     high: float
@@ -192,9 +193,9 @@ def read_verdict(folder: Path) -> Verdict:
 def _entry(found: _Found, policy: str, budget: int | None) -> Entry:
     readings = found.readings[policy]
     recall = {
-        task: _recall([*rows.values()], budget)
+        task: _recall([*found.recalled_by_dense(task, policy).values()], budget)
         for task in found.plan.recalled
-        if (rows := found.recalled_by_dense(task, policy))
+        if found.rows[task, policy].keys() & found.rows[task, DENSE].keys()
     }  # fmt: skip
     if not readings:
         return Entry(policy, budget, 0, None, None, None, None, None, None, None, None, recall)
@@ -233,7 +234,7 @@ def _recall(rows: Sequence[Row], budget: int | None) -> Recall:
     return Recall(
         len(rows),
         hits,
-        *wilson(hits, len(rows)),
+        *(wilson(hits, len(rows)) if rows else (0.0, 1.0)),
         len(older),
         sum(row.hit for row in older),
         max((row.distance or 0 for row in placed if row.hit), default=None),

@@ -59,9 +59,11 @@ def sentence(found: Verdict) -> str:
         chosen, hits, of = max(asked, key=lambda found: (found[1] / found[2], -(found[0].budget or 0)))
         said = f"Most is recalled by {_named(found, chosen)}: {hits} of {of}"
     forgotten = [f"{_forgets(r)} ({task}: {_of(r)})" for task, r in chosen.recall.items() if r.older]
-    if not forgotten:
-        return f"{said}."
-    return f"{said}; at {chosen.budget:,} tokens {_and(forgotten, 'it ')}."
+    if forgotten:
+        said += f"; at {chosen.budget:,} tokens {_and(forgotten, 'it ')}"
+    if beyond := [task for task, r in chosen.recall.items() if not r.asked]:
+        said += f"; dense itself recalls nothing of {_listed(beyond)}"
+    return f"{said}."
 
 
 def _forgets(recall: Recall) -> str:
