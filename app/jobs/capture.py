@@ -1,7 +1,6 @@
 """Capture: queries and keys of a stretch of text on disk, from which any map of it can be drawn."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Generator
 from contextlib import closing, suppress
