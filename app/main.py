@@ -72,3 +72,6 @@ else:
         slots.offer(language)
     if opened(page, language):
         chosen.run()
+    else:
+        # A person still comes to it, and it reads its address then.
+        st.session_state.page = st.session_state.came_from

@@ -93,6 +93,24 @@ def test_a_page_that_needs_them_waits_in_sight_and_follows(monkeypatch):
     assert not at.exception and any("Capture" in b.label for b in at.button)
 
 
+def test_a_page_that_waits_for_them_reads_its_address_then(monkeypatch):
+    LIBRARIES.load()
+    monkeypatch.setattr(LIBRARIES, "there", 1)
+    monkeypatch.setattr(LIBRARIES, "begin", lambda: None)
+    at = AppTest.from_file(MAIN, default_timeout=60)
+    at.query_params["figure"] = "memory"
+    at.switch_page("views/figures.py").run()
+    at.run()
+    assert not at.exception and not at.selectbox
+    monkeypatch.setattr(LIBRARIES, "there", len(libraries.PARTS))
+    at.run()
+    assert not at.exception and at.selectbox[0].value == "memory"
+    assert at.session_state.came_from is None and at.session_state.page == "figures"
+    # And once only.
+    at.selectbox[0].select("strip").run()
+    assert at.selectbox[0].value == "strip"
+
+
 def test_the_first_page_is_there_at_once_and_they_follow(monkeypatch):
     monkeypatch.setattr(LIBRARIES, "there", 0)
     begun = []
