@@ -229,6 +229,12 @@ def test_choosing_follows_the_settings():
     np.testing.assert_allclose(drawn, torch.softmax(logits, -1), atol=0.04)
 
 
+def test_the_least_temperature_leaves_the_most_probable_token_alone():
+    logits, tokens = torch.tensor([1.0, 30.0, 29.0]), torch.tensor([0])
+    for temperature in (0.01, 1e-20, 1e-39, 5e-324):
+        assert Chooser(Sampling(temperature=temperature))(tokens, logits) == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

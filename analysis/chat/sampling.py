@@ -16,6 +16,8 @@ from ..runs.spec import Sampling
 
 PENALISED = 1024
 """Newest tokens to which the repetition penalty looks back, so that a token's time does not grow."""
+LEAST = 1e-30
+"""The least that logits are divided by: less makes infinities of them, and this leaves one token, the most probable."""
 
 
 class Chooser:
@@ -27,7 +29,7 @@ class Chooser:
         if sampling.repetition_penalty != 1:
             self._processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
         if sampling.temperature > 0:
-            self._processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
+            self._processors.append(TemperatureLogitsWarper(max(float(sampling.temperature), LEAST)))
             if sampling.top_k:
                 self._processors.append(TopKLogitsWarper(sampling.top_k))
             if sampling.top_p < 1:
