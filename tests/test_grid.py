@@ -191,3 +191,17 @@ def test_each_worker_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
 def test_cells_of_one_policy_and_another_have_other_names():
     spec = Spec("m", "t", ("duo:scores=/a/b c.tsv",))
     assert Cell("x", spec).name == "duo-scores=-a-b-c.tsv"
+
+
+def test_a_command_that_was_begun_twice_keeps_the_cell_that_came_first(base, tmp_path, monkeypatch):
+    cells, compute = EXPERIMENTS["sinks"].cells(base, 16)[:2], grid.compute
+
+    def late(cell, *how):
+        found = compute(cell, *how)
+        if cell is cells[0]:
+            grid.put(tmp_path / cell.name, found[1])
+        return found
+
+    monkeypatch.setattr(grid, "compute", late)
+    assert [cell.name for cell in grid.run(cells, tmp_path)] == [cell.name for cell in cells]
+    assert {p.name for p in tmp_path.iterdir()} == {cell.name for cell in cells}

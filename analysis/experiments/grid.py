@@ -178,7 +178,10 @@ def _loaded(how: tuple[tuple[str, Any], ...]) -> "LanguageModel":
 
 
 def put(place: Path, made: Mapping[str, bytes]) -> None:
-    """Write all files of a cell at once, or none.  Raises ValueError where the disk does not take them."""
+    """Write all files of a cell at once, or none; one that is there stays.
+
+    Raises ValueError where the disk does not take them.
+    """
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as draft:
@@ -186,7 +189,12 @@ def put(place: Path, made: Mapping[str, bytes]) -> None:
             whole.mkdir()
             for name, data in made.items():
                 (whole / name).write_bytes(data)
-            whole.rename(place)
+            try:
+                whole.rename(place)
+            except OSError:
+                # Where the same command was begun twice, the other may have it already.
+                if not (place / "run.json").exists():
+                    raise
     except OSError as e:
         raise files.unwritten(place, e) from e
 
