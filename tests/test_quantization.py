@@ -122,7 +122,7 @@ def test_packing_is_for_the_processor(tiny_llama):
 def test_a_network_that_would_stay_as_it_was_is_not_called_packed(weights):
     # GPT-2's layers are no linear ones, but for the output.
     network = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=1, n_head=2))
-    with pytest.raises(ValueError, match="gpt2 has none but its output: choose weights model"):
+    with pytest.raises(ValueError, match="gpt2 has none before its output: choose weights model"):
         pack(network, weights)
     assert type(network.lm_head) is nn.Linear
 

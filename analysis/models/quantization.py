@@ -163,7 +163,7 @@ def pack(network: PreTrainedModel, weights: str) -> None:
     if all(module is output for module in fitting.values()):
         raise ValueError(
             f"{weights} weights are for linear layers of n × 16 outputs and n × {GROUP} inputs, and this "
-            f"{network.config.model_type} has none but its output: choose weights model"
+            f"{network.config.model_type} has none before its output: choose weights model"
         )
     for name, module in fitting.items():
         kind = Output if module is output else Int8 if weights == "int8" else Int4
