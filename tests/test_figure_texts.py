@@ -16,14 +16,18 @@ from matplotlib import font_manager
 
 from analysis.figures import FIGURES, fonts, parse
 from analysis.figures.citations import bibtex, caption
+from analysis.figures.export import provenance
 from analysis.figures.fonts import MONO, absent, families, visible
+from analysis.figures.inputs import open_input
 from analysis.figures.line_styles import OWN, line_styles
 from analysis.figures.paragraph import directed, lines
 from analysis.figures.sheet import WIDTHS, Layout, drawn, missing, rendered, saved
 from analysis.policies import POLICIES
 from analysis.policies import parse as parse_policy
+from analysis.runs.folder import save
 
 from . import nasty
+from .recordings import made_up
 
 pytestmark = pytest.mark.whole
 
@@ -265,3 +269,12 @@ def test_a_caption_names_what_is_seen_and_every_policy_with_a_paper_has_its_entr
     assert bibtex(parse("memory"), {"model": ["softmax"]}, ["dense"]) == ""
     said = caption(parse("memory"), {"model": ["softmax"]}, [])
     assert said.endswith("values over the tokens read. Made with Sinkscope.")
+
+
+def test_a_figure_of_one_lane_names_the_policies_of_that_lane(tmp_path):
+    save(made_up(300, switches={1: (200, "window:window=64")}), tmp_path / "run", text_sha256="", weights_sha256="")
+    source, lanes = open_input(tmp_path / "run", "run"), ("Dense", "Window 128, Window 64")
+    for name, said in (("sink-grid", lanes[0]), ("sink-grid:lane=1", lanes[1]), ("strip:lane=1", lanes[1])):
+        about = provenance(parse(name), source, tmp_path / "a.pdf", Layout())
+        assert re.search("Polic(y|ies): (.*)\\. Made", about["caption"])[2] == said
+    assert provenance(parse("sink-depth"), source, tmp_path / "a.pdf", Layout())["caption"].count("Window") == 2

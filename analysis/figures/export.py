@@ -31,7 +31,7 @@ def command(figure: Figure, folder: Path, out: Path, layout: Layout) -> str:
 def provenance(figure: Figure, source: FigureInput, out: Path, layout: Layout) -> dict[str, Any]:
     """What a file says of itself."""
     spec = source.about.get("spec", {})
-    policies = source.policies()
+    policies = source.policies(getattr(figure, "lane", None))
     return {
         "figure": str(figure),
         "caption": caption(figure, spec, policies),

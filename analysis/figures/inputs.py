@@ -23,8 +23,10 @@ class FigureInput:
     Verdict."""
     about: Mapping[str, Any]
 
-    def policies(self) -> list[str]:
-        """Of all lanes, with those that a lane was switched to; of a grid those of its runs."""
+    def policies(self, lane: int | None = None) -> list[str]:
+        """Of one lane of a run or of all, with those that a lane was switched to; of a grid those of its runs."""
+        if lane is not None:
+            return list(dict.fromkeys(policy for track in self.data.tracks[lane:][:1] for _, policy in track.policies))
         if isinstance(self.data, Path):
             specs = [about_of(path.parent).get("spec", {}) for path in sorted(self.data.glob("*/run.json"))]
             return list(dict.fromkeys(policy for spec in specs for policy in spec.get("policies", ())))
