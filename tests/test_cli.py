@@ -16,9 +16,8 @@ from rich.table import Table
 
 from analysis.cli import grids
 from analysis.cli import main as cli
-from analysis.cli.console import Terminal, out, print_table, right, say
+from analysis.cli.console import out, print_table, right, say
 from analysis.cli.terminal import typed
-from analysis.cli.waiting import Bars, waiting
 from analysis.metrics import excess, perplexity
 from analysis.policies import parse
 from analysis.runs.reader import load
@@ -270,17 +269,6 @@ def test_names_that_look_like_markup_are_printed_as_they_are(monkeypatch, capsys
     say("It lies in runs/a:key:b")
     said = capsys.readouterr().out
     for name in ("[old]", "a[1].txt", "[draft]:key:", "[/] 2.0", "[notes]", "on [draft].txt", "a:key:b"):
-        assert name in said
-
-
-def test_names_that_look_like_markup_are_waited_for_as_they_are():
-    terminal = Terminal(file=io.StringIO(), force_terminal=True, width=140)
-    with waiting(terminal, "Loading the model") as tell:
-        tell("Checking /models/[new]:key:")
-    with Bars(terminal, rates=True) as bars:
-        bars.add_task("[draft].txt", total=2, rate="[/] 3 tokens/s")
-    said = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", terminal.file.getvalue())
-    for name in ("/models/[new]:key:", "[draft].txt", "[/] 3 tokens/s"):
         assert name in said
 
 

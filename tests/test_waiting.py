@@ -24,9 +24,9 @@ def written(terminal: bool, work) -> list[str]:
 
 
 def load(out):
-    with waiting.waiting(out, "Loading the model") as status:
+    with waiting.waiting(out, "Loading the model") as tell:
         time.sleep(0.07)
-        status.update("Loading the model: 40 %")
+        tell("Loading the model: 40 %")
         time.sleep(0.07)
 
 
@@ -73,3 +73,14 @@ def test_a_command_tells_its_log(run, model, text, tmp_path):
     )  # fmt: skip
     assert code == 0, wrong
     assert re.search(r"^Dense: \d+ of 600, [\d,]+ tokens/s \(\d+ s\)$", said, re.MULTILINE)
+
+
+def test_names_that_look_like_markup_are_waited_for_as_they_are():
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=140)
+    with waiting.waiting(terminal, "Loading the model") as tell:
+        tell("Checking /models/[new]:key:")
+    with waiting.Bars(terminal, rates=True) as bars:
+        bars.add_task("[draft].txt", total=2, rate="[/] 3 tokens/s")
+    said = re.sub("\x1b\\[[0-9;?]*[A-Za-z]", "", terminal.file.getvalue())
+    for name in ("/models/[new]:key:", "[draft].txt", "[/] 3 tokens/s"):
+        assert name in said
