@@ -135,6 +135,16 @@ def test_a_script_plays_until_the_window_breaks_down(app, page):
     assert page.problems == []
 
 
+def test_who_speaks_before_the_model_is_there_is_told_of_it(app, page):
+    # Weights that no other test has loaded.
+    open_chat(app, page, "?weights=int8&max_new=2")
+    say(page, "What is the capital of France?")
+    page.get_by_text("The model is being loaded").first.wait_for()
+    assert page.get_by_text("Nothing was said yet").count() == 0
+    wait_answered(page, 1)
+    assert page.problems == []
+
+
 def test_fluent_is_not_remembering(app, page):
     open_chat(app, page)
     page.get_by_role("button", name="Fluent is not remembering").click()

@@ -10,7 +10,7 @@ function makeLane(i, send, frameNow) {
   const line = el("div", { class: "sk-line", hidden: true }, el("span", {}, "↑ has left the cache"));
   const flow = el("div", { class: "sk-flow" });
   const body = el("div", { class: "sk-said", role: "log", "aria-live": "off", tabindex: 0, "aria-label": "What was said in this lane" }, flow, line);
-  const invite = el("div", { class: "sk-invite" }, "Nothing was said yet. Write below, or play the script.");
+  const invite = el("div", { class: "sk-invite" });
   const node = el("section", { class: "sk-lane" },
     el("div", { class: "sk-row" }, choose, change), form,
     el("div", { class: "sk-row" }, kept, rate), firstTokens, body, invite);
@@ -152,6 +152,9 @@ function makeLane(i, send, frameNow) {
     flag(node, "sk-chosen", i === frame.chosen);
     choose.setAttribute("aria-pressed", i === frame.chosen);
     invite.hidden = lane.total > 0;
+    say(invite, frame.status === "loading"
+      ? "The model is being loaded. Answers come after that."
+      : "Nothing was said yet. Write below, or play the script.");
     body.hidden = firstTokens.hidden = lane.total === 0;
     const atEnd = body.scrollTop + body.clientHeight >= body.scrollHeight - 40;
     const written = `${frame.run}|${lane.start}|${lane.total}|${frame.epoch}|${JSON.stringify(lane.switches)}`;
