@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self, TypeVar
 
 MOST = 2**24
@@ -54,7 +55,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            if wrong := self._wrong(f, getattr(self, f.name)):
+            value = getattr(self, f.name)
+            if f.type in (int, float) and not isinstance(value, (int, float)) and isinstance(value, Real):
+                # A number of another library, such as numpy's, becomes Python's own.
+                value = int(value) if isinstance(value, Integral) else float(value)
+                object.__setattr__(self, f.name, value)
+            if wrong := self._wrong(f, value):
                 raise ValueError(f"{self.name}: {f.name} {wrong}")
 
     @staticmethod

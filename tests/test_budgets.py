@@ -205,3 +205,11 @@ def test_the_kernel_of_snapkv_has_a_middle(kernel):
     assert POLICIES["snapkv"](kernel=kernel + 1).kernel == kernel + 1
     with pytest.raises(ValueError, match=f"kernel must be an odd number, not {kernel}"):
         POLICIES["snapkv"](kernel=kernel)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_of_numpy_become_those_of_python(name):
+    policy = POLICIES[name](budget=np.int64(512), interval=np.int32(16))
+    assert policy == POLICIES[name](budget=512, interval=16) and type(policy.budget) is type(policy.interval) is int
+    with pytest.raises(ValueError, match=r"budget must be a whole number, not '100\.0'"):
+        POLICIES[name](budget=np.float32(100))
