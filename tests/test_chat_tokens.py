@@ -123,6 +123,16 @@ def test_text_that_is_continued_has_no_space_put_into_it(kind):
     assert partner.encode([(TEMPLATE, "\n"), (USER, "or not")], ids[be])[0].tolist() == ids[be + 1 :]
 
 
+@pytest.mark.parametrize(
+    ("written", "ends"), [(None, set()), (2, {2}), (2.0, {2}), ([2, 5], {2, 5}), ([[2, 5]], {2, 5}), ([2, None], {2})]
+)
+def test_what_ends_an_answer_may_be_written_in_several_ways(written, ends, monkeypatch):
+    model = model_of(TALKERS["llama_like"]())
+    monkeypatch.setattr(model.network.generation_config, "eos_token_id", written)
+    own = {model.tokenizer.eos_token_id} - {None}
+    assert Partner(model).ends == ends | own
+
+
 @pytest.mark.parametrize("writes", [True, False])
 @pytest.mark.parametrize("kind", ["gemma_like", "llama_like", "closing", "byte_level"])
 def test_a_conversation_begins_with_one_bos_or_none(kind, writes):

@@ -28,8 +28,8 @@ class Partner:
         self.bos, self.special = bos, special
         self.adapted: Adapted = model.adapted
         self.template = template_of(model.tokenizer)
-        ends = model.network.generation_config.eos_token_id
-        self.ends = {e for e in ([ends] if isinstance(ends, int) else ends or []) if e is not None}
+        # One or several, as whoever wrote the file thought fit.
+        self.ends = {int(e) for e in np.ravel(model.network.generation_config.eos_token_id) if e is not None}
         if model.tokenizer.eos_token_id is not None:
             self.ends.add(model.tokenizer.eos_token_id)
         self.begins = texts.begins(model.tokenizer, self.begin(self.encode([(TEMPLATE, self.template.head)])[0]))
