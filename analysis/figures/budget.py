@@ -37,9 +37,10 @@ class Budget(Figure):
             if not run.tracks or not len(run.tracks[0].nll):
                 continue
             first = first or run
+            read, loading = len(first.tracks[0].nll), first.spec.loading
             for lane, (policy, track) in enumerate(zip(run.spec.policies, run.tracks, strict=True)):
-                read, same = len(first.tracks[0].nll), shared_tokens(first, 0, run, lane)
-                if run.spec.loading != first.spec.loading or not read == same == len(track.nll):
+                same = shared_tokens(first, 0, run, lane)
+                if run.spec.loading != loading or not read == same == len(track.nll):
                     raise ValueError(
                         f"{about.parent.name} has other tokens or another model than other runs of {source}: choose a "
                         f"folder of runs that differ in policies alone, as {COMMAND} reproduce budgets makes it"
