@@ -77,7 +77,8 @@ class AtlasView:
 class Tiles:
     """Maps that were drawn, up to a bound; those that were used longest ago go.
 
-    The atlas of a map is no more than referred to, since it holds a model; its id another may have when it is gone.
+    The atlas of a map is no more than referred to, since it holds a model.  Its id would not do: another may have it
+    once the atlas is freed.
     """
 
     def __init__(self) -> None:

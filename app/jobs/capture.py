@@ -104,7 +104,7 @@ class CaptureJob(TextJob):
                     self.read = read
                     yield
         except BaseException:
-            # What was captured is gone; what others put there since this began is theirs.
+            # What was captured is removed by then; what others put there since this began is theirs.
             with suppress(OSError):
                 place.rmdir()
             raise
