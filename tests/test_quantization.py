@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
 from analysis.engine.stream import open_lanes, stream
 from analysis.models import quantization as packing
 from analysis.models.loading import load
-from analysis.models.quantization import GROUP, Int4, Int8, Output, lay_out, pack
-from analysis.policies import Streaming
+from analysis.models.quantization import GROUP, Int4, Int8, Output, lay_out, make_linear, pack
+from analysis.policies import Dense, Streaming
 
 
 @pytest.fixture
@@ -101,14 +102,13 @@ def test_tie_goes_to_the_smaller_id():
 def test_packing_replaces_what_fits_and_leaves_the_rest(tiny_llama, weights):
     model = copy.deepcopy(tiny_llama)
     pack(model, weights)
-    kinds = {name: type(m) for name, m in model.named_modules() if isinstance(m, nn.Linear | Int8 | Int4)}
-    # 97 outputs are no multiple of 16.
-    assert kinds["lm_head"] is nn.Linear
-    other = copy.deepcopy(tiny_llama)
-    other.resize_token_embeddings(96)
-    pack(other, weights)
-    assert type(other.lm_head) is Output
-    assert kinds["model.layers.0.mlp.up_proj"] is (Int8 if weights == "int8" else Int4)
+    # 97 outputs are no multiple of 16: only the output layer may have so many.
+    assert type(model.lm_head) is Output
+    model = copy.deepcopy(tiny_llama)
+    model.model.layers[0].mlp.gate_proj = nn.Linear(tiny_llama.config.hidden_size, 97)
+    pack(model, weights)
+    assert type(model.model.layers[0].mlp.gate_proj) is nn.Linear
+    assert type(model.model.layers[0].mlp.up_proj) is (Int8 if weights == "int8" else Int4)
     assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in tiny_llama.parameters())
 
 
@@ -120,11 +120,46 @@ def test_packing_is_for_the_processor(tiny_llama):
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_a_network_that_would_stay_as_it_was_is_not_called_packed(weights):
-    # GPT-2's layers are no linear ones, but for the output.
-    network = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=32, n_layer=1, n_head=2))
+    network = GPT2LMHeadModel(GPT2Config(vocab_size=96, n_embd=24, n_layer=1, n_head=2))
+    make_linear(network)
     with pytest.raises(ValueError, match="gpt2 has none before its output: choose weights model"):
         pack(network, weights)
     assert type(network.lm_head) is nn.Linear
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    """A GPT-2 on disk, whose layers have transposed weights."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=97, n_embd=64, n_layer=2, n_head=2, initializer_range=0.1)
+    network, folder = GPT2LMHeadModel(config).eval(), tmp_path_factory.mktemp("models") / "gpt2"
+    network.save_pretrained(folder)
+    return network, folder
+
+
+def test_transposed_layers_become_linear_ones_with_their_weights_where_they_lie(gpt2):
+    network = copy.deepcopy(gpt2[0])
+    before = {name: m.weight.data_ptr() for name, m in network.named_modules() if isinstance(m, Conv1D)}
+    held = network.transformer.h[1].mlp.c_fc
+    held.forward = held.forward  # As what sees to devices does.
+    make_linear(network)
+    after = {name: network.get_submodule(name) for name in before}
+    assert len(after) == 8 and {n for n, m in after.items() if type(m) is not nn.Linear} == {"transformer.h.1.mlp.c_fc"}
+    assert {name: m.weight.data_ptr() for name, m in after.items()} == before
+    ids = torch.arange(9)[None]
+    torch.testing.assert_close(network(ids).logits, gpt2[0](ids).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("weights", "most"), [("model", 1e-5), ("int8", 0.05), ("int4", 0.3)])
+def test_gpt2_is_packed_as_others_are(gpt2, weights, most):
+    network, folder = gpt2
+    model = load(str(folder), device="cpu", weights=weights)
+    kinds = [type(m) for m in model.network.modules() if hasattr(m, "weight")]
+    assert kinds.count({"model": nn.Linear, "int8": Int8, "int4": Int4}[weights]) >= 8
+    ids = np.random.default_rng(0).integers(97, size=40)
+    expected = -torch.log_softmax(network(torch.as_tensor(ids)[None]).logits[0], -1)[torch.arange(39), ids[1:]]
+    got = np.concatenate([step.nll for step in stream(model, ids, [Dense()], chunk=16)])[-39:]
+    assert np.abs(got - expected.detach().numpy()).mean() < most
 
 
 def test_laid_out_weights_say_the_same(tiny_llama):

@@ -38,7 +38,7 @@ from .kinds import EMBEDDED
 from .language_model import LanguageModel
 from .memory import fits_on_one, gpus, needed, numbers_in
 from .progress import Tell, quiet
-from .quantization import check, lay_out, pack
+from .quantization import check, lay_out, make_linear, pack
 
 
 def load(
@@ -85,7 +85,12 @@ def load(
     if name != EMBEDDED and path.is_file():
         path = _converted(path, called, progress, make_room)
     with quiet(f"Loading {called}", progress), _read_once() if path.is_file() else contextlib.nullcontext():
-        model = _from_disk(path, called, getattr(torch, dtype), target, weights, kv_heads, make_room)
+        model = _from_disk(path, called, getattr(torch, dtype), target, weights, make_room)
+        if kv_heads is not None:
+            pool(model.network, kv_heads)
+        make_linear(model.network)
+        if weights != "model":
+            pack(model.network, weights)
         lay_out(model.network)
     if path != own or name == EMBEDDED:
         # The file says more than its conversion: it is the same on every machine.
@@ -124,7 +129,7 @@ def _converted(path: Path, called: str, progress: Tell, make_room: Callable[[], 
         """The model of the file, in float32."""
         with quiet(f"Converting {called}, once", progress), _read_once():
             files.check_room(folder, 4 * numbers_in(path), f"the conversion of {called}")
-            model = _from_disk(path, called, torch.float32, torch.device("cpu"), "model", None, make_room)
+            model = _from_disk(path, called, torch.float32, torch.device("cpu"), "model", make_room)
         return model.network, model.tokenizer
 
     try:
@@ -142,7 +147,6 @@ def _from_disk(
     dtype: torch.dtype,
     device: torch.device,
     packed: str,
-    kv_heads: int | None,
     make_room: Callable[[], None],
 ) -> LanguageModel:
     local = {"local_files_only": True, "trust_remote_code": False}
@@ -200,10 +204,6 @@ def _from_disk(
         report["unexpected_keys"] |= gguf_metadata.left_over(network, header)
     check_loaded(network, report, weights, called, quantized=quantized)
     tokenizer = _tokenizer(source, called, local)
-    if kv_heads is not None:
-        pool(network, kv_heads)
-    if packed != "model":
-        pack(network, packed)
     return LanguageModel(called, network, tokenizer, weights, packed)
 
 

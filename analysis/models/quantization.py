@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .dtypes import WEIGHTS
 
@@ -139,7 +140,7 @@ def _to_8_bits(linear: nn.Linear) -> tuple[Tensor, Tensor]:
     """Weights as integers from −127 to 127, and the scale of each row."""
     weight = linear.weight.detach().float()
     scale = weight.abs().amax(1).clamp(min=1e-12) / 127
-    return (weight / scale[:, None]).round().to(torch.int8), scale
+    return (weight / scale[:, None]).round().to(torch.int8).contiguous(), scale
 
 
 def _finish(out: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -147,10 +148,23 @@ def _finish(out: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
 
 
+def make_linear(network: PreTrainedModel) -> None:
+    """Let layers whose weights are transposed, as GPT-2's are, be linear ones: the same weights, where they lie.
+
+    What is done with linear layers, such as packing, is done with them then.
+    """
+    for name, module in list(network.named_modules()):
+        # One of which something else has changed the forward pass, such as its device, is left alone.
+        if isinstance(module, Conv1D) and "forward" not in vars(module):
+            linear = nn.Linear(module.nx, module.nf, device="meta")
+            linear.weight, linear.bias = nn.Parameter(module.weight.detach().T, requires_grad=False), module.bias
+            network.set_submodule(name, linear)
+
+
 def pack(network: PreTrainedModel, weights: str) -> None:
     """Replace the linear layers of a network on the CPU by packed ones, `weights`: int8 or int4.
 
-    The output layer always gets 8 bits (in 4, it alone would cost 7 % of perplexity) and exact products.  A layer whose
+    The output layer always gets 8 bits (in 4, it alone would cost 7 % of perplexity) and exact products.  Another whose
     size does not fit the kernel stays as it was.  Raises ValueError where packing is not possible, or none would fit.
     """
     if network.device.type != "cpu":
@@ -158,8 +172,8 @@ def pack(network: PreTrainedModel, weights: str) -> None:
             f"{weights} weights are for the CPU, and this model is on {network.device.type}: choose weights model"
         )
     output = network.get_output_embeddings()
-    linears = [(name, m, *m.weight.shape) for name, m in network.named_modules() if isinstance(m, nn.Linear)]
-    fitting = {name: m for name, m, outputs, inputs in linears if outputs % 16 == 0 and inputs % GROUP == 0}
+    linears = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear)}
+    fitting = {name: m for name, m in linears.items() if m is output or _fits(m)}
     if all(module is output for module in fitting.values()):
         raise ValueError(
             f"{weights} weights are for linear layers of n × 16 outputs and n × {GROUP} inputs, and this "
@@ -168,6 +182,10 @@ def pack(network: PreTrainedModel, weights: str) -> None:
     for name, module in fitting.items():
         kind = Output if module is output else Int8 if weights == "int8" else Int4
         network.set_submodule(name, kind(module))
+
+
+def _fits(linear: nn.Linear) -> bool:
+    return linear.out_features % 16 == 0 and linear.in_features % GROUP == 0
 
 
 def check(weights: str) -> None:
