@@ -17,7 +17,7 @@ pytestmark = pytest.mark.whole
 IDS = np.random.default_rng(0).integers(3, 90, 120)
 PHI = {"long_factor": [1.5, 2.0, 3.0, 4.0], "short_factor": [1.0, 1.1, 1.3, 1.6]}
 NESTED = {"rope_type": "default", "rope_theta": 1e4}
-WINDOW = {"head_dim": 16, "sliding_window": 20}
+WINDOW = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 20}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 
@@ -162,7 +162,7 @@ def test_windows_are_of_the_layers_that_the_file_names(tmp_path):
 
 
 def test_what_scores_are_scaled_by_is_the_files(tmp_path):
-    network = tiny("gemma2", **WINDOW, query_pre_attn_scalar=64)
+    network = tiny("gemma2", **WINDOW | {"query_pre_attn_scalar": 64})
     assert apart(network, write(network, tmp_path / "said.gguf", {"attention.scale": 64**-0.5})) < 1e-4
 
 
@@ -234,6 +234,13 @@ def test_keys_at_the_value_that_means_as_usual_are_read(llama, tmp_path):
     }
     notes = {"general.file_type": 0, "quantize.imatrix.file": "x", "someone.quantized_by": "y", "split.count": 1}
     assert apart(llama, write(llama, tmp_path / "said.gguf", keys, general=notes)) < 1e-4
+
+
+@pytest.mark.parametrize(("family", "layers"), [("gemma2", 46), ("gemma3_text", 62)])
+def test_the_widest_gemmas_scale_scores_by_their_width_over_their_heads(family, layers, tmp_path):
+    more = {"hidden_size": 24, "num_hidden_layers": layers}
+    wide = tiny(family, **WINDOW | more | {"query_pre_attn_scalar": 6})
+    assert load(str(write(wide, tmp_path / "wide.gguf"))).network.config.query_pre_attn_scalar == 6
 
 
 @pytest.mark.parametrize("key", ["block_count", "attention.head_count", "attention.layer_norm_rms_epsilon"])

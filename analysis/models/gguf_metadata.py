@@ -238,12 +238,9 @@ def _heads(config: PretrainedConfig, header: Header) -> None:
         header.put(config, "head_dim", "attention.key_length", size)
     scale = keys.get("attention.scale")
     if hasattr(config, "query_pre_attn_scalar"):
-        if scale:
-            squared = scale**-2
-            whole = round(squared)
-            header.put(config, "query_pre_attn_scalar", "attention.scale", whole if _same(whole, squared) else squared)
-        elif config.num_hidden_layers == shape.wide:
-            config.query_pre_attn_scalar = usual
+        squared = scale**-2 if scale else usual if config.num_hidden_layers == shape.wide else size
+        whole = round(squared)
+        header.put(config, "query_pre_attn_scalar", "attention.scale", whole if _same(whole, squared) else squared)
     elif scale and not _same(scale, size**-0.5):
         header.refuse("attention.scale")
 
