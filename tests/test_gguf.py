@@ -243,6 +243,13 @@ def test_the_widest_gemmas_scale_scores_by_their_width_over_their_heads(family, 
     assert load(str(write(wide, tmp_path / "wide.gguf"))).network.config.query_pre_attn_scalar == 6
 
 
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_moe"])
+def test_how_many_experts_are_used_is_never_made_up(family, tmp_path):
+    network = tiny(family, **EXPERTS)
+    sentence = refusal(write(network, tmp_path / "silent.gguf", {"expert_used_count": None}))
+    assert f"{family.replace('_', '')}.expert_used_count" in sentence
+
+
 @pytest.mark.parametrize("key", ["block_count", "attention.head_count", "attention.layer_norm_rms_epsilon"])
 def test_keys_that_are_not_there_are_never_made_up(llama, key, tmp_path):
     assert f"llama.{key}" in refusal(write(llama, tmp_path / "silent.gguf", {key: None}))

@@ -209,7 +209,8 @@ def left_over(network: PreTrainedModel, header: Header) -> set[str]:
 
 
 def _check_keys(header: Header) -> None:
-    for key in ("block_count", "embedding_length", "attention.head_count"):
+    used = ("expert_used_count",) if header.architecture.endswith("moe") else ()
+    for key in ("block_count", "embedding_length", "attention.head_count", *used):
         if key not in header.keys:
             raise ValueError(f"{header.called} does not say {header.architecture}.{key}: fetch or convert it again")
     if not any(key.endswith("_epsilon") for key in header.keys):
