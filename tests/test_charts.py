@@ -24,6 +24,15 @@ def test_a_ranking_is_drawn_in_its_order():
     assert list(figure.data[0].y) == ["2.1", "0.0"] and list(figure.data[0].x) == [0.3, -0.1]
 
 
+def test_an_error_that_is_not_known_is_not_drawn_as_none_at_all():
+    some = charts.ranking([Effect(2, 1, 0.3, 0.1), Effect(0, 0, -0.1, float("nan"))])
+    # Null, as a list's NaN is written, is drawn as 0.
+    assert "null" not in some.to_json() and "± standard error" in some.layout.xaxis.title.text
+    assert "±" not in charts.ranking([Effect(2, 1, 0.3, float("nan"))]).layout.xaxis.title.text
+    low, high, mean = (np.array(trace.y) for trace in charts.depth(np.ones((1, 3, 4)), "x").data)
+    assert np.isnan(low).all() and np.isnan(high).all() and list(mean) == [1, 1, 1]
+
+
 def test_depth_has_the_spread_of_samples():
     values = np.random.default_rng(0).random((5, 3, 4))
     low, high, mean = (np.array(trace.y) for trace in charts.depth(values, "x").data)

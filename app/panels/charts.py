@@ -67,9 +67,11 @@ def cells(values: NDArray[np.floating], label: str) -> go.Figure:
 
 
 def depth(values: NDArray[np.floating], label: str) -> go.Figure:
-    """Mean over heads by layer, of numbers [samples, layers, heads]; the band is ± one deviation of samples."""
+    """Mean over heads by layer, of numbers [samples, layers, heads]; the band is ± one deviation of samples, and
+    none where there is one sample."""
     of_samples = values.mean(2)
-    mean, spread = of_samples.mean(0), of_samples.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+    mean = of_samples.mean(0)
+    spread = of_samples.std(0, ddof=1) if len(values) > 1 else np.full(len(mean), np.nan)
     layers = np.arange(len(mean))
     band = {"mode": "lines", "line": {"width": 0}, "hoverinfo": "skip", "showlegend": False}
     figure = go.Figure(
@@ -111,19 +113,22 @@ def norms(measured: "Measured") -> go.Figure:
 
 
 def ranking(largest: "Sequence[Effect]") -> go.Figure:
-    """Bars of heads in the order in which they are given, with their standard errors."""
+    """Bars of heads in the order in which they are given, with their standard errors where these are known."""
+    # A list's NaN would reach the browser as null, and be drawn as an error of 0.
+    errors = np.array([e.error for e in largest])
     figure = go.Figure(
         go.Bar(
             x=[e.excess for e in largest],
             y=[f"{e.layer}.{e.head}" for e in largest],
-            error_x={"array": [e.error for e in largest], "thickness": 1},
+            error_x={"array": errors, "thickness": 1},
             orientation="h",
             marker={"color": "#0072B2"},
             hovertemplate="head %{y}<br>%{x:+.4f} nats/token<extra></extra>",
         )
     )
     figure.update_layout(height=max(160, 24 * len(largest) + 60), margin=MARGIN, dragmode=False)
-    figure.update_xaxes(title="nats/token, ± standard error", zeroline=True)
+    title = "nats/token" if np.isnan(errors).all() else "nats/token, ± standard error"
+    figure.update_xaxes(title=title, zeroline=True)
     figure.update_yaxes(title="layer.head", type="category", autorange="reversed")
     return figure
 

@@ -142,7 +142,8 @@ def draw_measured(measured: Measured) -> None:
         st.caption(f"{MEASURES[name]}: every head, mean over samples")
         st.plotly_chart(charts.cells(values.mean(0), ""), key="measures-cells", config=bare, alt=MEASURES[name])
     with right:
-        st.caption("Mean over heads by layer, ± standard deviation between samples")
+        spread = ", ± standard deviation between samples" if len(values) > 1 else ""
+        st.caption(f"Mean over heads by layer{spread}")
         st.plotly_chart(charts.depth(values, ""), key="measures-depth", config=bare, alt=f"{MEASURES[name]} by layer")
     massive = np.flatnonzero(measured.massive)
     size, times = MASSIVE
