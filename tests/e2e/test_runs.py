@@ -133,6 +133,20 @@ def test_open_shows_the_run_again(library, page):
     assert not page.problems and not page.strangers
 
 
+def test_open_in_a_new_tab_shows_the_run_and_not_the_library(library, page):
+    address, _ = library
+    page.goto(f"{address}/runs?search=first")
+    link = row(page, "first").get_by_role("link", name="Open")
+    link.wait_for()
+    with page.context.expect_page() as tab:
+        link.click(button="middle")
+    tab.value.get_by_role("button", name="Play").first.wait_for()
+    assert tab.value.url.startswith(f"{address}/?") and "run=first" in tab.value.url
+    # The library stays as it was.
+    assert page.url.startswith(f"{address}/runs")
+    assert not page.problems and not page.strangers
+
+
 def test_library_without_runs_says_how_one_gets_one(page, tmp_path):
     with started(SINKSCOPE_RUNS=str(tmp_path / "none")) as (address, _):
         page.goto(f"{address}/runs")

@@ -43,6 +43,12 @@ function keepHistory() {
   history.pushState.kept = true;
 }
 
+// Streamlit writes no path into a link to the first page: in a new tab it would open the page that the link stands on.
+function writePath({ target }) {
+  const link = target.closest?.("[data-testid=stPageLink-NavLink]"), href = link?.getAttribute("href") ?? "";
+  if (link && /^(\?|$)/.test(href)) link.setAttribute("href", `./${href}`);
+}
+
 export default function (component) {
   const node = component.parentElement.querySelector(".sk-away");
   const app = node.closest("[data-test-connection-state]");
@@ -57,8 +63,11 @@ export default function (component) {
   const watcher = new MutationObserver(check);
   watcher.observe(app, { attributeFilter: ["data-test-connection-state", "data-test-script-state"] });
   check();
+  // Before anybody can press it, by whatever hand.
+  for (const reached of ["pointerover", "focusin"]) document.addEventListener(reached, writePath);
   return () => {
     clearTimeout(waiting);
+    for (const reached of ["pointerover", "focusin"]) document.removeEventListener(reached, writePath);
     watcher.disconnect();
   };
 }
