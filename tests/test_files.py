@@ -173,6 +173,28 @@ def test_a_figure_replaces_a_figure_and_nothing_else(whole, tmp_path):
     assert not (tmp_path / "b.csv").exists()
 
 
+@pytest.mark.parametrize("kind", ["csv", "npz"])
+def test_numbers_that_the_disk_does_not_take_leave_those_that_were_there_and_what_they_are_of(
+    whole, tmp_path, kind, monkeypatch
+):
+    """No file may grow beyond a limit, which to a process is a full disk."""
+    out = tmp_path / f"a.{kind}"
+    export(parse("memory"), whole / "run", out)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    about = len(before[f"{out.name}.json"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr("analysis.figures.export.rendered", lambda *_: bytes(4 * about))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * about, hard))
+    try:
+        with pytest.raises(ValueError, match="File too large"):
+            export(parse("sink-grid"), whole / "run", out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    monkeypatch.undo()
+    export(parse("sink-grid"), whole / "run", out)
+
+
 def test_what_fails_while_it_is_written_leaves_what_was_there(tmp_path, monkeypatch):
     files.write(tmp_path / "a", "first")
     monkeypatch.setattr(os, "fsync", full)

@@ -71,11 +71,13 @@ def export(figure: Figure, folder: Path, out: Path, layout: Layout | None = None
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise files.unwritten(out, e) from e
-    if beside is not None:
-        about["sha256"] = hashlib.sha256(data).hexdigest()
-        files.write(beside, json.dumps(about, indent=2) + "\n")
     with files.written(out) as f:
         f.write(data)
+        if beside is not None:
+            # Both or neither take their names, so the numbers have their room first.
+            f.flush()
+            about["sha256"] = hashlib.sha256(data).hexdigest()
+            files.write(beside, json.dumps(about, indent=2) + "\n")
     return about | {"missing": missing(numbers)}
 
 
