@@ -186,7 +186,7 @@ def written(path: Path) -> Generator[IO[bytes]]:
 
     Raises ValueError where the disk does not take it.
     """
-    draft = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
+    draft = path.with_name(f".{path.name[:50]}.{os.getpid()}.part")
     try:
         try:
             with open(draft, "wb") as f:

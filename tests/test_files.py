@@ -195,6 +195,12 @@ def test_numbers_that_the_disk_does_not_take_leave_those_that_were_there_and_wha
     export(parse("sink-grid"), whole / "run", out)
 
 
+def test_a_name_may_be_as_long_as_a_system_lets_it_be(tmp_path):
+    file = tmp_path / f"{'汇' * 83}.json"
+    files.write(file, "{}")
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+
+
 def test_what_fails_while_it_is_written_leaves_what_was_there(tmp_path, monkeypatch):
     files.write(tmp_path / "a", "first")
     monkeypatch.setattr(os, "fsync", full)
