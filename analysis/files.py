@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import stat
+import threading
 import zipfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -186,7 +187,8 @@ def written(path: Path) -> Generator[IO[bytes]]:
 
     Raises ValueError where the disk does not take it.
     """
-    draft = path.with_name(f".{path.name[:50]}.{os.getpid()}.part")
+    # Two tabs of one server may write the same file at once: neither may see the other's draft.
+    draft = path.with_name(f".{path.name[:50]}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         try:
             with open(draft, "wb") as f:

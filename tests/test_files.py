@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -193,6 +194,18 @@ def test_numbers_that_the_disk_does_not_take_leave_those_that_were_there_and_wha
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     monkeypatch.undo()
     export(parse("sink-grid"), whole / "run", out)
+
+
+def test_two_who_write_one_file_at_once_write_it_whole(tmp_path):
+    with files.written(tmp_path / "label.json") as one:
+        one.write(b"one, and more")
+        one.flush()
+        thread = threading.Thread(target=files.write, args=(tmp_path / "label.json", "two"))
+        thread.start()
+        thread.join()
+        assert (tmp_path / "label.json").read_text() == "two"
+    assert (tmp_path / "label.json").read_text() == "one, and more"
+    assert [p.name for p in tmp_path.iterdir()] == ["label.json"]
 
 
 def test_a_name_may_be_as_long_as_a_system_lets_it_be(tmp_path):
