@@ -243,16 +243,19 @@ def test_where_each_head_keeps_its_own_a_recording_dims_as_the_live_page_did(scr
     assert compared > 50
 
 
-def test_moments_of_shares_lie_evenly_and_are_bounded(tmp_path):
+@pytest.mark.parametrize("prompt", [range(0), range(2 * MOST - 1, 2 * MOST + 99)])
+def test_moments_of_shares_lie_evenly_and_are_bounded(tmp_path, prompt):
     file, rng = SharesFile(tmp_path, 2), np.random.default_rng(0)
-    for read in range(1, 5 * MOST):
+    # Tokens of a prompt are read together: there is no moment between them.
+    for read in (read for read in range(1, 3 * MOST + 4) if read not in prompt):
         shares = rng.integers(0, 3, read).astype(np.float32) / 2
         view = SimpleNamespace(read=read)
         file.take_in(SimpleNamespace(index=1, view=view, shares=shares, sinks=0, first=read, protected=0))
     file.write()
     kept = read_shares(tmp_path, 2)
     assert MOST // 2 <= len(kept) <= MOST
-    assert {b.read - a.read for a, b in itertools.pairwise(kept)} == {spacing(read)}
+    gaps = [(a.read, b.read) for a, b in itertools.pairwise(kept)]
+    assert {b - a for a, b in gaps if b not in range(prompt.stop, prompt.stop + 4)} == {spacing(read)}
     # What is said anew takes the place of what was said before.
     file.take_in(SimpleNamespace(index=1, view=SimpleNamespace(read=256), shares=None))
     file.write()

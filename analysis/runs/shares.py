@@ -78,7 +78,8 @@ class SharesFile:
         every = spacing(read)
         if read % every or (shares := lane.shares) is None:
             return
-        if every > 1 and spacing(read - every) < every:
+        if kept and spacing(kept[-1].read) < every:
+            # Where a long prompt was read since, the moments in between are not there.
             kept[:] = [one for one in kept if one.read % every == 0]
         levels = np.round(shares * ALL).astype(np.uint8)
         kept.append(Shares(lane.index, read, lane.sinks, lane.first, lane.protected, levels))
