@@ -1,6 +1,8 @@
 """The border of a job's thread, the lease, the slots, and models on their way: nobody waits for ever."""
 
+import copy
 import gc
+import shutil
 import threading
 import time
 import weakref
@@ -273,6 +275,20 @@ def test_a_wrong_name_evicts_nothing_and_a_model_in_use_is_found_again(model, tm
         assert loaded.kept == [mine]
     other = loaded.get(Spec(model, "t", ("dense",), dtype="bfloat16", device="cpu"), lambda _: None)
     assert loaded.kept == [other] and loaded.get(spec, lambda _: None) is mine
+
+
+def test_a_model_that_was_written_anew_at_its_path_is_loaded_anew(model, tmp_path):
+    loaded, place = Models(), tmp_path / "mine"
+    shutil.copytree(model, place)
+    spec = Spec(str(place), "t", ("dense",), device="cpu")
+    before = loaded.get(spec, lambda _: None)
+    assert loaded.get(spec, lambda _: None) is before
+    changed = copy.deepcopy(before.network)
+    changed.get_input_embeddings().weight.data.mul_(2)
+    changed.save_pretrained(place)
+    after = loaded.get(spec, lambda _: None)
+    assert after is not before and after.sha256 != before.sha256
+    assert loaded.get(spec, lambda _: None) is after
 
 
 def test_a_fifth_is_told_who_holds_the_four(registry, model, monkeypatch):

@@ -1,5 +1,6 @@
 """Models in memory, shared by jobs: each is loaded at most once, in a thread of its own."""
 
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
@@ -61,14 +63,14 @@ class Models:
 
         Raises ValueError with what to do, and whatever else loading raised.
         """
-        key = tuple(spec.loading.items())
+        key = *spec.loading.items(), _stamps(spec.model)
         with self._lock:
             self._asked = time.monotonic()
             if (model := self._alive.get(key)) is not None:
                 self._keep(key, model)
                 return model
             if (coming := self._coming.get(key)) is None:
-                coming = self._coming[key] = _Loading(spec.model, partial(self._load, key))
+                coming = self._coming[key] = _Loading(spec.model, partial(self._load, key, spec))
                 coming.thread.start()
         while not wait([coming.future], ASK_EVERY).done:
             progress(coming.progress.text)
@@ -87,12 +89,12 @@ class Models:
         for coming in list(self._coming.values()):
             coming.thread.join(timeout=15)
 
-    def _load(self, key: tuple, coming: _Loading) -> None:
+    def _load(self, key: tuple, spec: Spec, coming: _Loading) -> None:
         try:
             LIBRARIES.load(coming.progress.tell)
             from analysis.models.loading import load
 
-            model = load(**dict(key), progress=coming.progress.tell, make_room=self._make_room)
+            model = load(**spec.loading, progress=coming.progress.tell, make_room=self._make_room)
         except BaseException as e:
             with self._lock:
                 del self._coming[key]
@@ -117,3 +119,13 @@ class Models:
         self._kept.move_to_end(key)
         while len(self._kept) > self._most:
             self._kept.popitem(last=False)
+
+
+def _stamps(name: str) -> tuple[tuple[str, int, int], ...]:
+    """Sizes and times of the files of a model that lies at a path: others may take their place while it is in memory.
+    None for all other models."""
+    place = Path(os.path.expanduser(name))
+    with suppress(OSError, ValueError):
+        files = sorted(place.iterdir()) if place.is_dir() else [place] if place.is_file() else []
+        return tuple((file.name, found.st_size, found.st_mtime_ns) for file in files for found in [file.stat()])
+    return ()
