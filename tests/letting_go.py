@@ -46,6 +46,19 @@ def let_go(lane, attention):
             held[head] = [s for s in held[head] if (head, s.position) not in leaves]
 
 
+def forget(lane, old, pinned):
+    """After a switch forget what was observed, but for that of which the new policy asks as the old one did."""
+    policy, known = lane.policy, 0
+    alike = policy.store == old.store in ("ranked", "ragged") and not pinned
+    if alike and policy.accumulates_attention and old.accumulates_attention:
+        known = lane.read
+    elif alike:
+        known = min(policy.observation_window, old.observation_window)
+    lane.seen = [[of[max(0, len(of) - known) :] for of in layer] for layer in lane.seen]
+    if not (alike and policy.future_positions and old.future_positions):
+        lane.asked = [[] for _ in lane.layers]
+
+
 def merge(lane, layer, row, leaves, seen):
     """Let the slots of a head have what the policy merges into them of those that leave; where they are stored in few
     bits, they are so again."""
@@ -131,14 +144,14 @@ def as_seen(lane, attention, rows):
 
 
 def future_queries(lane, attention, rotated):
-    """What was asked since the last switch but at the sinks, and keys that the next positions meet."""
+    """What was asked but at the sinks, and keys that the next positions meet."""
     policy, asked = lane.policy, lane.asked[attention.layer_idx]
     begin = rotated.shape[1] if policy.positions == "cache" else lane.t + 1
     basis, rotations = torch.eye(rotated.shape[-1]), []
     for at in range(begin, begin + policy.future_positions):
         angles = lane.model.angles(attention, torch.full((len(basis),), at))
         rotations.append(basis if angles is None else lane.model.rotate(attention, basis[None, None], angles)[0, 0])
-    queries = torch.stack([q for t, q in asked if t >= policy.sinks], 1)
+    queries = torch.stack(asked, 1)
     covariance = torch.stack([torch.cov(q.T.double(), correction=0).float() for q in queries])
     keys = rotated @ torch.stack(rotations).double().mean(0).float().T
     return FutureQueries(queries.mean(1), covariance, keys)

@@ -17,7 +17,7 @@ from analysis.policies import Banded, Dense, Duo, Ranked, Recomputed
 
 from . import invariants
 from .invariants import ahead, stored
-from .letting_go import let_go
+from .letting_go import forget, let_go
 from .naive import edge
 from .rounding import due, rounded
 
@@ -40,9 +40,9 @@ class Switching:
         self.groups = model.heads // model.kv_heads
         self.slots = [[[] for _ in self.kv_heads] for _ in self.layers]
         self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
-        """What queries gave since the last switch, oldest first: {position: mean weight of the group}."""
+        """What queries gave, as far as policies still know it, oldest first: {position: mean weight of the group}."""
         self.asked = [[] for _ in self.layers]
-        """These queries before rotation, scaled: of each layer (position, [heads, dim])."""
+        """These queries before rotation but at the sinks, scaled: of each layer [heads, dim]."""
         self.read, self.gathers, self.recomputed_from, self.full = 0, True, None, None
         self.rows, self.evicted, self.firsts, self.ties = {}, {}, {}, 0
         self.rounded, self.stored = frozenset(), {}
@@ -108,7 +108,8 @@ class Switching:
         out, mass = torch.zeros(heads, value.shape[-1]), torch.zeros(heads)
         # Layers of a kind have equal angles.
         angles = self.angles.setdefault(self.model.kind(attention), {})
-        self.asked[layer].append((t, query[0, :, 0].float() * (dim**-0.5 if scaling is None else scaling)))
+        if isinstance(policy, Ranked) and t >= policy.sinks:
+            self.asked[layer].append(query[0, :, 0].float() * (dim**-0.5 if scaling is None else scaling))
 
         def standing(at):
             if at not in angles:
@@ -213,14 +214,13 @@ class Switching:
         self.stored = dict(stored)
         self.policy, self.recomputed_from = policy, None
         self.full = full_heads(self.context, policy) if isinstance(policy, Duo) else None
-        self.seen = [[[] for _ in self.kv_heads] for _ in self.layers]
-        self.asked = [[] for _ in self.layers]
         self.gathers = True
         if not self.read:
             return
         wanted = self.wanted()
         missing = wanted > self.prefix()
         self.gathers = not missing or pin
+        forget(self, old, missing and pin)
         if (full is not None and full != self.full) or (isinstance(old, Ranked) and not isinstance(policy, Ranked)):
             self._keep_common()
         firsts = self.first_slots(wanted) if missing and pin else None

@@ -255,7 +255,7 @@ def test_what_stays_in_a_slot_belongs_together(positions, interval):
 def test_slots_are_given_out_put_before_the_others_and_replaced_by_their_positions():
     held = [[0, 2, 5, 6, 7], [1, 2, 3, 6, 7], [0, 1, 2, 3, 7]]
     layer = ranked(held)
-    twin, bare = layer.copy(), layer.unobserved()
+    twin, bare = layer.copy(), layer.observed_for(Late())
     layer.append(keys_at(torch.arange(8, 10)), values_at(torch.arange(8, 10)), torch.arange(8, 10))
     longer = [[*row, 8, 9] for row in held]
     assert layer.positions.tolist() == longer and twin.positions.tolist() == held

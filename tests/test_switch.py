@@ -8,7 +8,7 @@ import torch
 
 from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_map
-from analysis.policies import H2O, Dense, Duo, Random, Recompute, Streaming, Window
+from analysis.policies import H2O, POLICIES, TOVA, Dense, Duo, Random, Recompute, SnapKV, Streaming, Window
 
 from .reading import read
 
@@ -23,6 +23,14 @@ def lane_at(model, tokens, policy, position):
     while lane.position < position:
         lane.read(25, upto=position)
     return lane
+
+
+def rest_of(lane):
+    """NLL and cached tokens of what a lane has not read yet."""
+    steps = []
+    while not lane.done:
+        steps.append(lane.read(30))
+    return [np.concatenate([getattr(step, name) for step in steps]) for name in ("nll", "cache_tokens")]
 
 
 def test_switch_before_the_first_eviction_equals_having_begun_so(tiny_llama, tokens):
@@ -46,6 +54,35 @@ def test_pinned_again_equals_never_evicted_for_the_sink_keys(tiny_llama, tokens,
     step = pinned.read(10)
     assert step.cache_tokens.tolist() == [20] * 10
     assert step.sink_mass.min() > 0
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_switch_to_the_same_policy_changes_nothing(tiny_llama, tokens, name):
+    """Nor does one to the same with more room, and back, as where a question is asked blind."""
+    sizes = {"budget": 24, "window": 24, "recent": 6, "history": 20, "sinks": 2, "start": 8, "interval": 3}
+    own = {f.name for f in POLICIES[name].settings()}
+    policy = POLICIES[name](**{key: value for key, value in sizes.items() if key in own})
+    plain, switched = (lane_at(tiny_llama, tokens[:90], policy, 61) for _ in range(2))
+    switched.switch(policy.with_room(7))
+    switched.switch(policy)
+    one, other = rest_of(plain), rest_of(switched)
+    np.testing.assert_allclose(one[0], other[0], atol=1e-4)
+    np.testing.assert_array_equal(one[1], other[1])
+
+
+def test_what_was_observed_is_still_known_to_whoever_asks_for_it(tiny_llama, tokens):
+    heavy = lane_at(tiny_llama, tokens, H2O(budget=40, recent=8), 60)
+    total = heavy.store.layers[1].accumulated_attention
+    heavy.switch(H2O(budget=40, recent=8, cache="int4"))
+    assert torch.equal(heavy.store.layers[1].accumulated_attention, total)
+    heavy.switch(Random(budget=40, recent=8))
+    heavy.read(5)
+    heavy.switch(H2O(budget=40, recent=8))
+    assert heavy.store.layers[1].accumulated_attention is None
+    snap = lane_at(tiny_llama, tokens, SnapKV(budget=40, recent=8), 60)
+    newest = snap.store.layers[1].recent_attention
+    snap.switch(TOVA(budget=40))
+    assert newest.shape[1] == 8 and torch.equal(snap.store.layers[1].recent_attention, newest[:, -1:])
 
 
 def test_going_on_without_keeps_the_window_only(tiny_llama, tokens):

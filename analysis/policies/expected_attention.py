@@ -21,8 +21,8 @@ class ExpectedAttention(Ranked):
     rotations of the next `future` positions; then the expected weight has a closed form.  It is shared out among all
     slots but the sinks, the mean over query heads that share a key is taken, and nothing but the sinks is protected.
     The authors compress a prompt once, by the mean and covariance of the prompt's queries.  Here these are of all
-    queries that were read until the eviction (since the last switch), without those of the sinks, also of tokens that
-    have left since.
+    queries that were read until the eviction (since the last switch from another policy), without those of the sinks,
+    also of tokens that have left since.
     """
 
     name: ClassVar[str] = "expected-attention"

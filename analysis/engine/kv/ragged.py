@@ -23,8 +23,8 @@ class RaggedStore(RankedStore):
         return [layer.rows() for layer in self.layers]
 
     def ragged(self, read: int) -> list[RaggedLayer]:
-        """What every head holds, of which nothing has been observed yet."""
-        return [layer.unobserved() for layer in self.layers]
+        """What every head holds, and what has been observed of it."""
+        return self.layers
 
     def _taken(self, other: Store, read: int) -> list[RaggedLayer]:
         return other.ragged(read)

@@ -229,11 +229,11 @@ class RankedStore(Store):
         self._pack(read)
 
     def ranked(self, read: int) -> list[RankedLayer]:
-        """What every head holds, of which nothing has been observed yet."""
-        return [layer.unobserved() for layer in self.layers]
+        """What every head holds, and what has been observed of it."""
+        return self.layers
 
     def _keep(self, other: Store, read: int, prefix) -> None:
-        self.layers = list(self._taken(other, read))
+        self.layers = [layer.observed_for(self.policy) for layer in self._taken(other, read)]
         if prefix is not None:
             self.layers = [layer.with_prefix(*first) for layer, first in zip(self.layers, prefix, strict=True)]
         if not self._goes_on(other, prefix):

@@ -196,9 +196,16 @@ class RankedLayer:
         """The same slots, free to go another way."""
         return replace(self)
 
-    def unobserved(self: Kind) -> Kind:
-        """The same slots, of which no attention has been observed yet."""
-        return replace(self, **dict.fromkeys((*WORK, "queries")))
+    def observed_for(self: Kind, policy: Ranked) -> Kind:
+        """The same slots, and of what was observed of them that which a policy asks for."""
+        total, recent, window = self.accumulated_attention, self.recent_attention, policy.observation_window
+        return replace(
+            self,
+            accumulated_attention=total if policy.accumulates_attention else None,
+            recent_attention=recent[:, -window:] if recent is not None and window else None,
+            queries=self.queries if policy.future_positions else None,
+            rotated=None,
+        )
 
     def as_it_came(self: Kind, q: Quantization | None) -> Kind:
         """The same slots in numbers, none of which is stored in few bits yet; `q`: which will be."""
