@@ -1,6 +1,7 @@
 """The colours, line shapes and names of lanes: Okabe and Ito's colours, the same on every screen, and no two alike."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from analysis.policies import Policy
 
@@ -27,6 +28,10 @@ LOOKS = {
 }
 """Of each policy: there are more of them than colours that all eyes tell apart, so dashes help."""
 SPARE = ["#CC79A7", "#E69F00", "#56B4E9", "#D55E00", "#0072B2", "#767676"]
+SIZES = ("budget", "window")
+"""Settings that say how large a cache is."""
+ROOMY = 2**20
+"""Tokens of a budget at which policies are compared that have several."""
 DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
 
 
@@ -63,15 +68,39 @@ def labels(policies: Sequence[Policy], since: Sequence[int] = ()) -> list[str]:
     """A name for each lane, no two alike: its policy's label; where others have the same one, with the settings that
     differ; and where nothing differs, with a number from the second on.  `since`: the token from which each lane has
     had its policy: those that had it first keep its name."""
-    found = [policy.label for policy in policies]
-    for label in {name for name in found if found.count(name) > 1}:
-        same = [i for i, name in enumerate(found) if name == label]
-        settings = dict.fromkeys(f.name for i in same for f in policies[i].settings())
+    return _numbered(_told_apart([policy.label for policy in policies], policies), since)
+
+
+def lines(policies: Sequence[Policy]) -> list[str]:
+    """The name of each policy's line, where a policy at several budgets makes one: its title and what was changed about
+    it; where several lines have the same, with the settings that differ, but for sizes."""
+    keys, firsts, at_one_budget = [], {}, dict[tuple, list[str]]()
+    for policy in policies:
+        roomy = policy if policy.capacity is None else policy.at_budget(ROOMY)
+        # The newest tokens that are protected are fewer at a small budget.
+        key = policy.name, *(getattr(roomy, f.name) for f in fields(roomy) if f.name not in (*SIZES, "recent"))
+        others = at_one_budget.setdefault((key, *(getattr(policy, size, None) for size in SIZES)), [])
+        # Where they alone differ at one budget, these are two lines.
+        others += [] if str(policy) in others else [str(policy)]
+        keys.append((*key, others.index(str(policy))))
+        firsts.setdefault(keys[-1], policy)
+    named = [", ".join((p.title, *p.changes)) for p in firsts.values()]
+    told = _numbered(_told_apart(named, list(firsts.values()), but=SIZES), ())
+    names = dict(zip(firsts, told, strict=True))
+    return [names[key] for key in keys]
+
+
+def _told_apart(names: Sequence[str], policies: Sequence[Policy], but: Sequence[str] = ()) -> list[str]:
+    """The same names; where several policies have one, with the settings that differ, `but` for some."""
+    found = list(names)
+    for label in {name for name in names if names.count(name) > 1}:
+        same = [i for i, name in enumerate(names) if name == label]
+        settings = dict.fromkeys(f.name for i in same for f in policies[i].settings() if f.name not in but)
         values = {s: [getattr(policies[i], s, "none") for i in same] for s in settings}
         differing = [s for s, of in values.items() if len(set(of)) > 1]
         for k, i in enumerate(same):
             found[i] = ", ".join((label, *(f"{s} {values[s][k]}" for s in differing)))
-    return _numbered(found, since)
+    return found
 
 
 def briefs(policies: Sequence[Policy], since: Sequence[int] = ()) -> list[str]:

@@ -1,14 +1,20 @@
 """Charts say what they are given: blank where nothing is known, and the same scale for more and less."""
 
+from collections import Counter
+
+import matplotlib.pyplot as plt
+import msgspec
 import numpy as np
 import pytest
 
 from analysis.experiments.ablation import Effect
 from analysis.figures import parse
+from analysis.palette import lines
+from analysis.policies import parse as policy
 from app.panels import charts
 from app.panels.verdict_results import quality_label
 
-from .verdicts import VERDICT
+from .verdicts import VERDICT, entry
 
 
 def test_effects_are_where_their_heads_are():
@@ -56,3 +62,29 @@ def test_a_pareto_picture_has_a_line_for_each_policy_over_its_budgets():
     assert [trace.name for trace in kl.data] == ["Window", "Sinks + window", "Pareto front"]
     told = charts.pareto(parse("pareto:measure=passkey,cost=tokens").numbers(VERDICT), "", "", share=True)
     assert list(told.data[1].y) == [0, 0.5] and told.layout.yaxis.type == "linear"
+
+
+def test_policies_that_differ_in_more_than_their_size_have_lines_of_their_own():
+    named = {
+        "h2o:budget=64,recent=32": "Heavy hitters, interval 1",
+        "h2o:budget=128,recent=64": "Heavy hitters, interval 1",
+        "h2o:budget=64,recent=32,interval=16": "Heavy hitters, interval 16",
+        "streaming:sinks=4,window=60": "Sinks + window, sinks 4",
+        "streaming:sinks=4,window=124": "Sinks + window, sinks 4",
+        "streaming:sinks=8,window=56": "Sinks + window, sinks 8",
+        "streaming:sinks=4,window=60,first=newlines": "Sinks + window, first tokens newlines",
+        "snapkv:budget=32,recent=8": "Observation window",
+        "snapkv:budget=256,recent=32": "Observation window",
+        "scissorhands:budget=64": "Persistence",
+        "scissorhands:budget=256": "Persistence",
+        "tova:budget=64,recent=2": "Last query, recent 2",
+        "tova:budget=64,recent=3": "Last query, recent 3",
+    }
+    assert lines([policy(p) for p in named]) == [*named.values()]
+    columns = {"policy": np.array([*named]), "cached": np.full(13, 64), "perplexity": np.full(13, 20.0)}
+    ax = parse("budget").draw(columns, ax=plt.figure().subplots())
+    drawn = {line.get_label(): len(line.get_xdata()) for line in ax.lines}
+    plt.close(ax.figure)
+    assert drawn == Counter(named.values())
+    found = msgspec.structs.replace(VERDICT, entries=[entry(p, 64, 0.5, 1) for p in named])
+    assert parse("pareto:cost=tokens").numbers(found)["title"].tolist() == [*named.values()]

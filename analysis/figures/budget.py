@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from .. import COMMAND, metrics
+from ..palette import lines
 from ..policies import parse
 from .base import Figure, Numbers
 from .drawing import axes, legend
@@ -57,21 +58,22 @@ class Budget(Figure):
 
 
 def budget(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw columns `policy`, `cached`, `perplexity`: lines of policies with the same name, a level for dense."""
+    """Draw columns `policy`, `cached`, `perplexity`: a line for each policy over its budgets, a level for dense."""
     ax = axes(ax)
     policies = [parse(p) for p in data["policy"]]
-    names = list(dict.fromkeys(p.name for p in policies))
-    firsts = [next(p for p in policies if p.name == name) for name in names]
+    of_lines = np.array(lines(policies))
+    names = list(dict.fromkeys(of_lines.tolist()))
+    firsts = [policies[int(np.argmax(of_lines == name))] for name in names]
     for name, first, style in zip(names, firsts, line_styles(firsts), strict=True):
-        of = np.array([p.name == name for p in policies])
-        if name == "dense":
+        of = of_lines == name
+        if first.name == "dense":
             ax.axhline(
-                data["perplexity"][of][0], color=style["color"], linestyle=style["linestyle"], lw=0.8, label=first.title
+                data["perplexity"][of][0], color=style["color"], linestyle=style["linestyle"], lw=0.8, label=name
             )
             continue
         # Every size is a run, so every one has a marker.
         style |= {"markevery": None, "marker": style["marker"] or "."}
-        ax.plot(data["cached"][of], data["perplexity"][of], **style, label=first.title)
+        ax.plot(data["cached"][of], data["perplexity"][of], **style, label=name)
     ax.set_xscale("log", base=2)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set(xlabel="Cached tokens", ylabel="Perplexity")

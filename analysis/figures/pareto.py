@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from ..palette import lines
 from ..policies import parse
 from ..settings import setting
 from .base import Figure, Numbers
@@ -64,10 +65,11 @@ class Pareto(Figure):
             raise ValueError("what a cache takes was not measured, since no text was read: choose cost=tokens")
         loss = [value if self.measure in ("perplexity", "kl") else -value for _, value in entries]
         points = list(zip(costs, loss, strict=True))
+        titles = zip(source.entries, lines([parse(e.policy) for e in source.entries]), strict=True)
         front = [not any(p != q and p[0] <= q[0] and p[1] <= q[1] for p in points) for q in points]
         return {
             "policy": np.array([e.policy for e, _ in entries]),
-            "title": np.array([e.title for e, _ in entries]),
+            "title": np.array([name for e, name in titles if self._value(e, task) is not None]),
             "cost": np.array(costs),
             "value": np.array([value for _, value in entries]),
             "front": np.array(front),
