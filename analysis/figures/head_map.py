@@ -1,6 +1,7 @@
 """The attention map of one head."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
 
-if TYPE_CHECKING:
     from ..maps.atlas import Atlas
+    from .cells import Picture
 
 EVICTED, LATER = "#DADCE0", "white"
 CELLS = 512
@@ -53,7 +54,8 @@ class HeadMap(Figure):
 
     def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """One map, queries down and keys across."""
-        return head_map(data, ax=ax, logits=self.cells == "logits", linear=self.colour == "linear")
+        logits, linear = self.cells == "logits", self.colour == "linear"
+        return head_map(data, ax=ax, logits=logits, linear=linear, mean=self.pool == "mean")
 
 
 def region_of(source: "Atlas", begin: int, tokens: int, cells: int) -> Region:
@@ -70,33 +72,46 @@ def region_of(source: "Atlas", begin: int, tokens: int, cells: int) -> Region:
     return Region((begin, end), (begin, end), scale)
 
 
-def coloured(
-    values: NDArray[np.float32], *, logits: bool, linear: bool
-) -> "tuple[NDArray[np.floating], ScalarMappable]":
-    """A map [cells, cells] as a picture [cells, cells, RGBA], and what its colours mean."""
+def meaning_of(values: NDArray[np.float32], *, logits: bool, linear: bool = False) -> "ScalarMappable":
+    """What the colours of maps mean; those of logits reach from the least to the greatest of these values."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LogNorm, Normalize, to_rgba
+    from matplotlib.colors import LogNorm, Normalize
 
     if logits:
         norm = Normalize(float(np.nanmin(values)), float(np.nanmax(values)))
     else:
         norm = Normalize(0, 1) if linear else LogNorm(1e-4, 1, clip=True)
-    meaning = ScalarMappable(norm, colormaps["viridis"])
-    rgba = meaning.to_rgba(np.nan_to_num(values, nan=1e-4 if not logits else float(np.nanmin(values))))
+    return ScalarMappable(norm, colormaps["viridis"])
+
+
+def coloured(values: NDArray[np.float32], meaning: "ScalarMappable") -> "Picture":
+    """A map [cells, cells] as a picture."""
+    from matplotlib.colors import to_rgba
+
+    rgba = meaning.to_rgba(np.nan_to_num(values, nan=meaning.get_clim()[0]))
     row, column = np.indices(values.shape)
     rgba[np.isnan(values)] = to_rgba(EVICTED)
     rgba[np.isnan(values) & (column > row)] = to_rgba(LATER)
-    return rgba, meaning
+    return rgba
 
 
-def head_map(data: Numbers, *, ax: "Axes | None" = None, logits: bool = False, linear: bool = False) -> "Axes":
-    """Draw `map` [cells, cells], whose cells are `scale` tokens from `begin` on; NaN: evicted, or later in the text."""
+def head_map(
+    data: Numbers, *, ax: "Axes | None" = None, logits: bool = False, linear: bool = False, mean: bool = False
+) -> "Axes":
+    """Draw `map` [cells, cells], whose cells are `scale` tokens from `begin` on; NaN: evicted, or later in the text.
+
+    `mean`: what a cell of several tokens shows.
+    """
+    from .cells import Cells
+
     ax = axes(ax)
     values, begin, scale = data["map"], int(data["begin"]), int(data["scale"])
-    rgba, meaning = coloured(values, logits=logits, linear=linear)
-    end = begin + len(values) * scale
-    ax.imshow(rgba, extent=(begin, end, end, begin), interpolation="nearest", aspect="equal")
+    meaning, size = meaning_of(values, logits=logits, linear=linear), len(values) * scale
+    Cells(ax, values, partial(coloured, meaning=meaning), corner=(begin, begin), size=size, mean=mean)
+    ax.set(aspect="equal", xlim=(begin, begin + size), ylim=(begin + size, begin))
+    # An edge where it usually stands covers half its width of the map: on a narrow page the first token's column.
+    ax.spines[:].set_position(("outward", 2 * ax.spines["left"].get_linewidth()))
     ax.set(xlabel="Attended token", ylabel="Query token")
     bar = colour_bar(ax, meaning, "Logit" if logits else "Attention weight")
     if not (logits or linear):

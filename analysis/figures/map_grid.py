@@ -2,21 +2,19 @@
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..settings import setting
 from .base import Figure, Numbers, evenly
 from .drawing import axes, colour_bar, decades
-from .head_map import coloured, region_of
+from .head_map import coloured, meaning_of, region_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
 
-if TYPE_CHECKING:
     from ..maps.atlas import Atlas
 
 CELLS = 128
@@ -65,19 +63,16 @@ class MapGrid(Figure):
 
 def map_grid(data: Numbers, *, ax: "Axes | None" = None, logits: bool = False) -> "Axes":
     """Draw `maps` [layers, heads, cells, cells] as one picture, with `layers` and `heads` at its sides."""
+    from .cells import Cells
+
     ax = axes(ax)
     maps, side = data["maps"], data["maps"].shape[-1]
-    gap = max(2, side // 16)
-    step = side + gap
-    whole = np.ones((len(maps) * step - gap, maps.shape[1] * step - gap, 4))
-    _, meaning = coloured(maps[0, 0], logits=logits, linear=False)
-    if logits:
-        meaning.set_clim(np.nanmin(maps), np.nanmax(maps))
-    for (i, j), _ in np.ndenumerate(maps[..., 0, 0]):
-        values = maps[i, j]
-        rgba = _on_one_scale(values, meaning) if logits else coloured(values, logits=False, linear=False)[0]
-        whole[i * step : i * step + side, j * step : j * step + side] = rgba
-    ax.imshow(whole, interpolation="nearest", aspect="equal")
+    step = side + max(2, side // 16)
+    meaning = meaning_of(maps, logits=logits)
+    for i, j in np.ndindex(maps.shape[:2]):
+        Cells(ax, maps[i, j], partial(coloured, meaning=meaning), corner=(j * step, i * step), size=side)
+    down, across = (count * step - (step - side) for count in maps.shape[:2])
+    ax.set(aspect="equal", xlim=(0, across), ylim=(down, 0))
     ax.set_xticks([j * step + side / 2 for j in range(maps.shape[1])], [f"{h}" for h in data["heads"]])
     ax.set_yticks([i * step + side / 2 for i in range(len(maps))], [f"{n}" for n in data["layers"]])
     ax.set(xlabel="Head", ylabel="Layer")
@@ -88,9 +83,3 @@ def map_grid(data: Numbers, *, ax: "Axes | None" = None, logits: bool = False) -
     if not logits:
         decades(bar.ax.yaxis)
     return ax
-
-
-def _on_one_scale(values: NDArray[np.float32], meaning: "ScalarMappable") -> NDArray[np.floating]:
-    rgba = meaning.to_rgba(np.nan_to_num(values, nan=meaning.get_clim()[0]))
-    rgba[np.isnan(values)] = 1
-    return rgba

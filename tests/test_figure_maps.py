@@ -1,0 +1,59 @@
+"""Maps on paper: no column is lost, however few dots a page has."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from analysis.figures import parse
+from analysis.figures.cells import pooled
+from analysis.figures.head_map import EVICTED
+from analysis.figures.sheet import Layout, rendered
+
+YELLOW = (253, 231, 36)
+"""Of a weight of 1."""
+
+
+def sink(cells):
+    """A map in which every token looks at the first one alone, under a window of a quarter of the text."""
+    row, column = np.indices((cells, cells))
+    weights = np.where(column == 0, 1, 1e-6).astype(np.float32)
+    weights[(column > row) | ((column > 0) & (column < row - cells // 4))] = np.nan
+    return weights
+
+
+def has(figure, data, venue, dpi, colour):
+    """Of each column of a picture how many dots have a colour, from the left."""
+    layout = Layout(venue, 8, dpi)
+    picture = np.asarray(Image.open(io.BytesIO(rendered(figure, data, "png", layout, {}))).convert("RGB"), dtype=int)
+    return (abs(picture - np.array(colour)).max(-1) < 12).sum(0) / len(picture)
+
+
+@pytest.mark.parametrize("dpi", [72, 150, 300])
+@pytest.mark.parametrize("venue", ["acl", "icml", "neurips"])
+def test_the_column_of_a_sink_is_drawn_on_every_page(venue, dpi):
+    data = {"map": sink(512), "begin": np.array(0), "scale": np.array(2)}
+    columns = has(parse("head-map"), data, venue, dpi, YELLOW)
+    # The bar of colours has hardly any of the brightest.
+    assert columns.max() > 0.6
+
+
+@pytest.mark.parametrize("kind", ["weights", "logits"])
+def test_every_map_of_a_grid_has_its_sink_and_what_was_evicted(kind):
+    data = {"maps": np.tile(sink(128), (6, 9, 1, 1)), "layers": np.arange(6), "heads": np.arange(9)}
+    figure = parse(f"map-grid:cells={kind}")
+    assert (has(figure, data, "acl", 100, YELLOW) > 0.3).sum() >= 9
+    assert has(figure, data, "acl", 100, tuple(bytes.fromhex(EVICTED[1:]))).max() > 0.1
+
+
+@pytest.mark.parametrize("mean", [False, True])
+def test_cells_that_share_a_dot_are_pooled(mean):
+    values = sink(23)
+    edges = [n * 23 // 7 for n in range(8)]
+    of = np.nanmean if mean else np.nanmax
+    for i in range(7):
+        for j in range(7):
+            block = values[edges[i] : edges[i + 1], edges[j] : edges[j + 1]]
+            wanted = np.nan if np.isnan(block).all() else of(block)
+            np.testing.assert_allclose(pooled(values, 7, mean=mean)[i, j], wanted, rtol=1e-6)
