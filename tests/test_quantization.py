@@ -15,6 +15,9 @@ from analysis.models.loading import load
 from analysis.models.quantization import GROUP, Int4, Int8, Output, lay_out, make_linear, pack
 from analysis.policies import Dense, Streaming
 
+from . import causal
+from .families import our_nll, own_nll, tiny, words
+
 
 @pytest.fixture
 def linear():
@@ -110,6 +113,24 @@ def test_packing_replaces_what_fits_and_leaves_the_rest(tiny_llama, weights):
     assert type(model.model.layers[0].mlp.gate_proj) is nn.Linear
     assert type(model.model.layers[0].mlp.up_proj) is (Int8 if weights == "int8" else Int4)
     assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in tiny_llama.parameters())
+
+
+def test_router_that_is_a_linear_layer_and_chooses_is_not_packed():
+    model = causal.build(causal.config_of("phimoe", num_local_experts=16))
+    router, attention = model.model.layers[0].mlp.router, model.model.layers[0].self_attn
+    assert isinstance(router, nn.Linear)
+    expected = own_nll(model, words())
+    pack(model, "int8")
+    assert model.model.layers[0].mlp.router is router and type(attention.q_proj) is Int8
+    assert np.abs(our_nll(model, words(), 16) - expected).mean() < 0.05
+
+
+def test_linear_layers_that_a_family_writes_anew_are_packed():
+    model = tiny("falcon")
+    kind = type(model.transformer.h[0].self_attention.dense)
+    assert issubclass(kind, nn.Linear) and kind is not nn.Linear
+    pack(model, "int8")
+    assert type(model.transformer.h[0].self_attention.dense) is Int8
 
 
 def test_packing_is_for_the_processor(tiny_llama):

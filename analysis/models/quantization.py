@@ -165,14 +165,15 @@ def pack(network: PreTrainedModel, weights: str) -> None:
     """Replace the linear layers of a network on the CPU by packed ones, `weights`: int8 or int4.
 
     The output layer always gets 8 bits (in 4, it alone would cost 7 % of perplexity) and exact products.  Another whose
-    size does not fit the kernel stays as it was.  Raises ValueError where packing is not possible, or none would fit.
+    size does not fit the kernel, or that does more than multiply, stays as it was.  Raises ValueError where packing is
+    not possible, or none would fit.
     """
     if network.device.type != "cpu":
         raise ValueError(
             f"{weights} weights are for the CPU, and this model is on {network.device.type}: choose weights model"
         )
     output = network.get_output_embeddings()
-    linears = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear)}
+    linears = {name: m for name, m in network.named_modules() if isinstance(m, nn.Linear) and _only_multiplies(m)}
     fitting = {name: m for name, m in linears.items() if m is output or _fits(m)}
     if all(module is output for module in fitting.values()):
         raise ValueError(
@@ -182,6 +183,15 @@ def pack(network: PreTrainedModel, weights: str) -> None:
     for name, module in fitting.items():
         kind = Output if module is output else Int8 if weights == "int8" else Int4
         network.set_submodule(name, kind(module))
+
+
+def _only_multiplies(linear: nn.Linear) -> bool:
+    """Whether a linear layer does no more than that: a router may be derived from one, and choose."""
+    if type(linear) is nn.Linear:
+        return True
+    row = linear.weight[:1]
+    out, expected = linear(row), nn.functional.linear(row, linear.weight, linear.bias)
+    return isinstance(out, Tensor) and bool((out - expected).norm() <= 0.01 * expected.norm())
 
 
 def _fits(linear: nn.Linear) -> bool:
