@@ -9,6 +9,7 @@ from analysis.engine.check import adapt
 from analysis.models.gqa import pool
 from analysis.models.loading import load
 
+from . import causal
 from .families import our_nll, own_nll, tiny, words
 
 
@@ -38,9 +39,25 @@ def test_heads_that_do_not_divide_are_refused(tiny_llama, heads):
         pool(copy.deepcopy(tiny_llama), heads)
 
 
-def test_a_family_with_one_matrix_is_refused():
-    with pytest.raises(ValueError, match="in one matrix"):
-        pool(tiny("gpt_neox"), 1)
+@pytest.mark.parametrize("family", ["gpt_neox", "gemma3n_text", "bert"])
+def test_a_family_without_matrices_of_keys_and_values_is_refused(family):
+    with pytest.raises(ValueError, match="has no matrices k_proj and v_proj in each of its layers"):
+        pool(causal.build(causal.config_of(family)), 1)
+
+
+def test_a_family_whose_layers_count_their_kv_heads_reads_with_fewer():
+    model, tokens = tiny("stablelm"), words()
+    pool(model, 1)
+    assert adapt(model).kv_heads == 1
+    torch.testing.assert_close(our_nll(model, tokens, 16), own_nll(model, tokens), atol=1e-4, rtol=0)
+
+
+def test_a_family_whose_norms_span_all_heads_is_told_what_is_at_fault(tmp_path):
+    # Its norm of keys has a weight for each channel of each KV head.
+    tiny("olmo2").save_pretrained(tmp_path / "olmo")
+    assert load(str(tmp_path / "olmo"), device="cpu").adapted
+    with pytest.raises(ValueError, match="olmo cannot be read with its KV heads averaged to 1: leave kv-heads as"):
+        load(str(tmp_path / "olmo"), device="cpu", kv_heads=1)
 
 
 def test_the_card_says_what_the_cache_costs():

@@ -3,6 +3,8 @@
 Without the training that the paper does afterwards: so that a person sees what the smaller cache costs without it.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,16 +23,18 @@ def pool(network: PreTrainedModel, kv_heads: int) -> None:
         raise ValueError(f"{kv_heads} KV heads cannot be made of {before}: choose one of {fits}")
     if kv_heads == before:
         return
-    layers = [m for m in network.modules() if isinstance(getattr(m, "k_proj", None), nn.Linear)]
+    layers: list[Any] = [m for m in network.modules() if isinstance(getattr(m, "k_proj", None), nn.Linear)]
     if len(layers) != config.num_hidden_layers:
         raise ValueError(
-            f"the family {config.model_type!r} keeps queries, keys and values in one matrix, whose KV heads are not "
-            "averaged: leave kv-heads as they are"
+            f"the family {config.model_type!r} has no matrices k_proj and v_proj in each of its layers, so its KV "
+            "heads are not averaged: leave kv-heads as they are"
         )
     for layer in layers:
         for name in ("k_proj", "v_proj"):
             setattr(layer, name, _averaged(getattr(layer, name), before, kv_heads))
         layer.num_key_value_groups = heads // kv_heads
+        if "num_key_value_heads" in vars(layer):
+            layer.num_key_value_heads = kv_heads
     config.num_key_value_heads = kv_heads
 
 

@@ -97,7 +97,14 @@ def load(
         model.weights = [installed if name == EMBEDDED else own]
     if name != EMBEDDED:
         # Refused now, in the family's name, rather than when the first token is read.
-        assert model.adapted
+        try:
+            assert model.adapted
+        except ValueError as e:
+            if kv_heads is None:
+                raise
+            raise ValueError(
+                f"{called} cannot be read with its KV heads averaged to {kv_heads}: leave kv-heads as they are ({e})"
+            ) from e
     return model
 
 
