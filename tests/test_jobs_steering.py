@@ -8,6 +8,7 @@ from app.feed import paced
 from app.frames.chat import ChatSender
 from app.frames.reading import ReadingSender
 from app.jobs.base import Steering
+from app.panels.steering import who
 from app.view import ChatView, View
 
 from .fuzz.jobs import kinds, model_with_words
@@ -40,6 +41,12 @@ def test_who_began_a_job_steers_it_and_others_take_over(registry, model):
     assert job.steering(mine) == Steering(False, 2, 1, 2)
     job.take_over(mine)
     assert job.steer(mine) and not job.steer(other)
+
+
+def test_who_steers_is_said_of_one_thing_and_of_several():
+    seen = Steering(False, 1, 2, 2)
+    assert who(seen, "reading", taken=False) == "Viewer 1 steers this reading. You are viewer 2 of 2."
+    assert who(seen, "knock-outs", taken=True) == "Viewer 1 has taken over these knock-outs. You are viewer 2 of 2."
 
 
 def test_where_the_owner_is_gone_the_first_that_asks_steers(registry, model):

@@ -6,13 +6,19 @@ The others are told which one that is, and may take over.
 import streamlit as st
 
 from ..controls import problem
-from ..jobs.base import Job
+from ..jobs.base import Job, Steering
 from .slots import this_page
 
 
 def mine(job: Job) -> bool:
     """Whether this page may tell a job what to do."""
     return job.steering(this_page()).mine
+
+
+def who(seen: Steering, noun: str, *, taken: bool) -> str:
+    """Which viewer steers a job, as another one is told; `noun`: what the job is; `taken`: from this one."""
+    how, what = "has taken over" if taken else "steers", f"{'these' if noun.endswith('s') else 'this'} {noun}"
+    return f"Viewer {seen.owner} {how} {what}. You are viewer {seen.viewer} of {seen.viewers}."
 
 
 def say(job: Job, wrong: str = "") -> None:
@@ -25,13 +31,9 @@ def say(job: Job, wrong: str = "") -> None:
         if seen.mine:
             state.steered = job.id
         return
-    how = "has taken over" if state.get("steered") == job.id else "steers"
     with place:
         problem(wrong)
-        st.markdown(
-            f"Viewer {seen.owner} {how} this {job.noun}. You are viewer {seen.viewer} of {seen.viewers}.",
-            width="content",
-        )
+        st.markdown(who(seen, job.noun, taken=state.get("steered") == job.id), width="content")
         st.button("Take over", key=f"take-over-{job.id}", on_click=_take_over, args=(job,))
 
 
