@@ -233,6 +233,14 @@ def test_comparison_of_what_is_not_there_gets_a_sentence(home, names):
     assert "fewer than two of these runs" in said(at).lower()
 
 
+def test_what_is_in_the_library_and_cannot_be_compared_is_not_said_to_be_missing(home):
+    seeds.run(home / "a", end="finished")
+    seeds.run(home / "talk", end="finished", chat=True)
+    seeds.trainings(home / "grown")
+    assert "fewer than two of these runs are readings or conversations" in said(opened(compare=["a", "grown"])).lower()
+    assert "1 of the runs that the address names are neither" in said(opened(compare=["a", "talk", "grown"]))
+
+
 def test_words_of_a_run_are_text(home):
     seeds.run(home / "a", end="finished", model='<b onclick="x">')
     library.rename("a", "<script>x</script>")

@@ -72,7 +72,7 @@ class Named:
     @property
     def wanting(self) -> str:
         """What is to be done about those that are not compared, as a sentence; empty where all are."""
-        few = "fewer than two of these runs are in the library" if len(self.entries) < 2 else ""
+        few = "fewer than two of these runs are readings or conversations of the library" if len(self.here) < 2 else ""
         if self.absent:
             it = "it" if len(self.absent) == 1 else "them"
             lack = f"has no {' and no '.join(map(quoted, self.absent))}"
@@ -81,7 +81,8 @@ class Named:
         if few:
             return f"{few}: mark others in the list"
         left = len(self.names) - len(self.entries)
-        return f"{left} of the runs that the address names are no readings: the others are compared" if left else ""
+        neither = f"{left} of the runs that the address names are neither readings nor conversations"
+        return f"{neither}: the others are compared" if left else ""
 
 
 def arrive() -> None:
