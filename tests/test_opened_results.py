@@ -271,6 +271,13 @@ def test_what_is_neither_in_memory_nor_in_the_library_is_said(home):
     assert "not in the library" in at.error[0].value and asked_of(at) == {"panel": "measures", "samples": "7"}
 
 
+@pytest.mark.parametrize("page", ["heads", "recall", "verdict"])
+def test_what_the_library_has_for_another_page_is_not_said_to_be_missing_alone(home, page):
+    seeds.trainings(home / "grown")
+    at = opened(page, run="grown")
+    assert "or belongs to another page" in at.error[0].value and "run" not in asked_of(at)
+
+
 def test_trainings_are_seen_again_with_what_they_were_trained_on(home):
     seeds.trainings(home / "grown")
     at = opened("learn", chapter="emergence", run="grown")

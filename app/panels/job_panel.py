@@ -24,8 +24,8 @@ from ..plain import plain
 from . import slots, steering
 
 LOST = (
-    "What that address names is no longer in memory, and not in the library: begin again, or import its .zip on the "
-    "page Runs."
+    "What that address names is no longer in memory and not in the library, or belongs to another page: begin again, "
+    "or find it on the page Runs, which imports its .zip, too."
 )
 
 

@@ -30,8 +30,8 @@ from app.projection import project
 from app.view import CHAT_PARAMETERS, ChatView
 
 LOST = (
-    "That conversation is no longer in memory, and not in the library here: begin a new one, or import its .zip on the "
-    "page Runs."
+    "That conversation is no longer in memory and not in the library here, or belongs to another page: begin a new "
+    "one, or find it on the page Runs, which imports its .zip, too."
 )
 DELETED = "That conversation was deleted from the library: begin a new one."
 JOB_PANEL = RunPanel("chat", ChatJob, keeps="chat", lost=LOST, deleted=DELETED)

@@ -37,8 +37,8 @@ from app.projection import project
 from app.view import PARAMETERS, View
 
 LOST = (
-    "That run is no longer in memory, and not in the library here: press Start to read again, or import its .zip on "
-    "the page Runs."
+    "That run is no longer in memory and not in the library here, or belongs to another page: press Start to read "
+    "again, or find it on the page Runs, which imports its .zip, too."
 )
 DELETED = "That run was deleted from the library: press Start to read again."
 JOB_PANEL = RunPanel("read", ReadingJob, keeps="reading", lost=LOST, deleted=DELETED)
