@@ -25,6 +25,13 @@ def test_effects_are_where_their_heads_are():
     assert charts.effects([], 3, 2).data[0].zmax > 0
 
 
+@pytest.mark.parametrize(("layers", "step"), [(1, 1), (2, 1), (30, 5)])
+def test_layers_are_counted_in_whole_numbers(layers, step):
+    values = np.ones((3, layers, 4))
+    for figure in (charts.effects([], layers, 4), charts.cells(values[0], ""), charts.depth(values, "")):
+        assert figure.layout.xaxis.dtick == step
+
+
 def test_a_ranking_is_drawn_in_its_order():
     figure = charts.ranking([Effect(2, 1, 0.3, 0.1), Effect(0, 0, -0.1, float("nan"))])
     assert list(figure.data[0].y) == ["2.1", "0.0"] and list(figure.data[0].x) == [0.3, -0.1]

@@ -1,7 +1,7 @@
 """Charts that stand still between two steps: data → plotly figures.  No Streamlit in here."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 POINTS = 1500
 """Of a curve, at most."""
 MARGIN = {"l": 48, "r": 8, "t": 8, "b": 44}
+
+
+def of_layers(count: int) -> dict[str, Any]:
+    """An axis of so many layers, with whole numbers on it."""
+    return {"title": "layer", "dtick": max(1, count // 6)}
 
 
 def effects(found: "Sequence[Effect]", layers: int, heads: int) -> go.Figure:
@@ -42,7 +47,7 @@ def effects(found: "Sequence[Effect]", layers: int, heads: int) -> go.Figure:
         )
     )
     figure.update_layout(height=330, margin=MARGIN, dragmode=False)
-    figure.update_xaxes(title="layer", range=[-0.5, layers - 0.5])
+    figure.update_xaxes(of_layers(layers), range=[-0.5, layers - 0.5])
     figure.update_yaxes(title="head", range=[-0.5, heads - 0.5], dtick=1)
     return figure
 
@@ -61,7 +66,7 @@ def cells(values: NDArray[np.floating], label: str) -> go.Figure:
         )
     )
     figure.update_layout(height=300, margin=MARGIN, dragmode=False)
-    figure.update_xaxes(title="layer", range=[-0.5, len(values) - 0.5])
+    figure.update_xaxes(of_layers(len(values)), range=[-0.5, len(values) - 0.5])
     figure.update_yaxes(title="head", range=[-0.5, values.shape[1] - 0.5], dtick=1)
     return figure
 
@@ -82,7 +87,7 @@ def depth(values: NDArray[np.floating], label: str) -> go.Figure:
         ]
     )
     figure.update_layout(height=300, margin=MARGIN, dragmode=False, showlegend=False)
-    figure.update_xaxes(title="layer")
+    figure.update_xaxes(of_layers(len(layers)))
     figure.update_yaxes(title=label, rangemode="tozero")
     return figure
 
@@ -107,7 +112,7 @@ def norms(measured: "Measured") -> go.Figure:
         line={"color": "#D55E00", "dash": "dashdot"},
     )
     figure.update_layout(height=320, margin=MARGIN, dragmode=False, legend={"orientation": "h", "y": 1.15})
-    figure.update_xaxes(title="layer")
+    figure.update_xaxes(of_layers(len(layers)))
     figure.update_yaxes(title="times that of the others", type="log")
     return figure
 
