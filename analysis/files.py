@@ -12,7 +12,7 @@ import shutil
 import stat
 import threading
 import zipfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
@@ -248,10 +248,10 @@ def check_room(path: Path, needed: int, what: str) -> None:
     """Raises ValueError where the disk has less than `needed` bytes, and a little, to spare under a path."""
     path = Path(path).absolute()
     there = next(p for p in (path, *path.parents) if os.path.exists(p))
-    if needed + RESERVE > (free := shutil.disk_usage(there).free):
+    if (needed := needed + RESERVE) > (free := shutil.disk_usage(there).free):
         raise ValueError(
-            f"{what} needs {_size(needed)} on disk, and {there} has {_size(free)}: make room, ask for less, or name "
-            "another folder"
+            f"{what} needs {_size(needed, math.ceil)} on disk, and {there} has {_size(free, math.floor)}: make room, "
+            "ask for less, or name another folder"
         )
 
 
@@ -267,8 +267,10 @@ def release(folder: Path) -> None:
         (folder / ".reserve").unlink()
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+def _size(count: int, rounded: Callable[[float], int]) -> str:
+    """Rounded so that what does not fit never looks as if it did."""
+    unit, name = (1e9, "GB") if count >= 1e9 else (1e6, "MB")
+    return f"{rounded(10 * count / unit) / 10:,.1f} {name}"
 
 
 def mapped(path: Path, shape: Sequence[int], dtype: Any = np.float32) -> np.memmap:

@@ -243,6 +243,14 @@ def test_run_on_a_full_disk_has_failed_and_keeps_what_was_taken(tmp_path, monkey
     assert about_of(place)["status"] == "failed" and load(place).status == "failed"
 
 
+@pytest.mark.parametrize(("free", "has"), [(300_000, "0.3"), (299_999, "0.2"), (0, "0.0")])
+def test_room_that_is_too_small_never_looks_as_if_it_were_enough(tmp_path, monkeypatch, free, has):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(ValueError, match=rf"a run needs 0\.4 MB on disk, and .* has {has} MB: make room"):
+        files.check_room(tmp_path, 300_001 - files.RESERVE + 10_000, "a run")
+    files.check_room(tmp_path, free - files.RESERVE, "a run")
+
+
 @pytest.mark.parametrize("what", ["room", "allocation", "reading"])
 def test_capture_without_room_ends_in_a_sentence_and_leaves_nothing(tiny_llama, tmp_path, monkeypatch, what):
     patched = {
@@ -296,7 +304,7 @@ def test_only_who_lives_is_running(tmp_path):
     assert status_of({"status": "running", "process": here()}, tmp_path) == "running"
     assert status_of({"status": "running", "process": ended()}, tmp_path) == "killed"
     assert status_of({"status": "running", "process": here() | {"began": 1.0}}, tmp_path) == "killed"
-    assert status_of({"status": "finished"}, tmp_path) == "finished" and status_of({}, tmp_path) == ""
+    assert status_of({"status": "finished"}, tmp_path) == "finished"
     seeds.run(tmp_path / "run")
     assert load(tmp_path / "run").status == "running"
     about = json.loads((tmp_path / "run" / "run.json").read_text())
