@@ -257,8 +257,11 @@ def check_room(path: Path, needed: int, what: str) -> None:
 
 def reserve(folder: Path) -> None:
     """Keep a little room in a folder, for the last words of who writes there.  Raises OSError where there is none."""
-    with (folder / ".reserve").open("wb") as f:
-        f.write(os.urandom(RESERVE))
+    try:
+        (folder / ".reserve").write_bytes(os.urandom(RESERVE))
+    except OSError:
+        release(folder)
+        raise
 
 
 def release(folder: Path) -> None:

@@ -13,6 +13,7 @@ import threading
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from analysis import files
@@ -29,6 +30,7 @@ from analysis.maps.stretch import Stretch
 from analysis.runs.about import about_of
 from analysis.runs.folder import Folder, save
 from analysis.runs.reader import load
+from analysis.runs.result import ResultFolder
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 from analysis.runs.status import here, status_of
@@ -241,6 +243,25 @@ def test_run_on_a_full_disk_has_failed_and_keeps_what_was_taken(tmp_path, monkey
     assert len(track.nll) > 1000 and ends_alike(track)
     np.testing.assert_array_equal(track.nll.view(), folder.run.tracks[0].nll.view())
     assert about_of(place)["status"] == "failed" and load(place).status == "failed"
+
+
+def test_what_cannot_begin_for_want_of_room_takes_none(tmp_path, monkeypatch):
+    digests = {"text_sha256": "t", "weights_sha256": "w"}
+    training = Training(Recipe(width=16, vocabulary=24, length=16, batch=4, steps=4))
+    begins = {
+        "run": lambda at: Folder(at, Run(SPEC, 7), **digests),
+        "result": lambda at: ResultFolder(at, "costs", Run(SPEC), **digests),
+        "training": lambda at: TrainingWriter(at, training, 1),
+    }
+    fails = {"fsync": (os, "fsync"), "room": (files.os, "urandom"), "tables": (pa.ipc, "new_stream")}
+    for what, how in fails.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(*how, full)
+            for name in ["run"] if what == "tables" else begins:
+                with pytest.raises(ValueError, match="No space left"):
+                    begins[name](tmp_path / what / name)
+                there = {p.name for p in (tmp_path / what / name).iterdir()}
+                assert not there & {".reserve", "run.json"}
 
 
 @pytest.mark.parametrize(("free", "has"), [(300_000, "0.3"), (299_999, "0.2"), (0, "0.0")])

@@ -131,9 +131,10 @@ class TrainingWriter:
             files.new_folder(place)
         try:
             files.reserve(place)
+            write_about(place, self._about)
         except OSError as e:
+            files.release(place)
             raise files.unwritten(place, e) from e
-        write_about(place, self._about)
 
     @property
     def every(self) -> int:

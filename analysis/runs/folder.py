@@ -80,6 +80,9 @@ class Folder:
             schemas = schema_of(run), sink_schema_of(run)
             self._tokens, self._sinks = map(pa.ipc.new_stream, self._files, schemas)
         except OSError as e:
+            files.release(path)
+            # It would say that this process writes it, as long as that lives.
+            (path / "run.json").unlink(missing_ok=True)
             raise files.unwritten(path, e) from e
 
     @classmethod

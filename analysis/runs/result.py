@@ -84,9 +84,10 @@ class ResultFolder:
         self.path, self._about, self.checkpoints = path, about, Checkpoints(path)
         try:
             files.reserve(path)
+            self._write(RUNNING)
         except OSError as e:
+            files.release(path)
             raise files.unwritten(path, e) from e
-        self._write(RUNNING)
 
     def _write(self, status: str) -> None:
         about = self._about | {"status": status, "process": here()}
