@@ -298,6 +298,17 @@ def test_the_command_writes_its_files_and_goes_on(run, place, tmp_path):
     assert json.loads((tmp_path / "verdict.json").read_text())["pairs"]
 
 
+def test_a_text_is_named_as_its_file_is(run, model, tmp_path):
+    names = ["one,two.npy", "seed=3.npy"]
+    for name in names:
+        np.save(tmp_path / name, np.arange(40) % 7)
+    texts = [word for name in names for word in ("--text", str(tmp_path / name))]
+    asked = ["--policies", "window", "--budgets", "8", "--tasks", "perplexity", "--tokens", "40"]
+    code, _, wrong = run("compare", "--model", model, "--device", "cpu", *asked, *texts, "--out", str(tmp_path / "o"))
+    assert code == 0, wrong
+    assert read_verdict(tmp_path / "o").texts == [str(tmp_path / name) for name in names]
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
@@ -309,6 +320,7 @@ def test_the_command_writes_its_files_and_goes_on(run, place, tmp_path):
         (["--budgets", "0"], "choose a larger budget"),
         (["--tasks", "smell"], "there is no task"),
         (["--text", "nowhere"], "there is no text 'nowhere'"),
+        (["--text", ""], "'' is not a file"),
         (["--lengths", "1"], "a text has 2 to"),
     ],
 )

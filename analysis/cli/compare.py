@@ -48,7 +48,7 @@ def compare(
     from ..experiments.verdict.kept import folder_of
     from ..runs import library
 
-    read = listed(text or ["hamlet"])
+    read = text or ["hamlet"]
     for name in read:
         known_texts.read(name)
     spec = Spec(
