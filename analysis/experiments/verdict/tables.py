@@ -52,7 +52,7 @@ def sentence(found: Verdict) -> str:
         said += f" ({_percent(chosen)})"
     else:
         asked = [(e, hits, of) for e in rivals for hits, of in [_in_all(e)] if of]
-        if not asked and found.texts:
+        if not asked and not any(e.recall for e in rivals):
             return "No policy but dense has been measured yet."
         if not asked:
             return "Dense has recalled nothing that was asked, so nothing can be said of what a policy forgets."
