@@ -137,6 +137,24 @@ def test_what_is_not_finished_is_left_out_and_what_is_there_is_kept(compared, tm
     assert rows[-1][header.index("Perplexity")] == "–" and "KL" not in header
 
 
+def test_a_policy_is_told_of_when_it_has_read_all_texts(compared, text, tmp_path):
+    """Of one text alone its perplexity would stand beside that of others over both."""
+    from analysis.experiments import grid
+
+    plan, out = compared
+    more = str(tmp_path / "more.npy")
+    np.save(more, np.random.default_rng(1).integers(0, 97, 300))
+    both = replace(plan, texts=(text, more))
+    assert [e.tokens for e in verdict(both, out).entries] == [0] * 5 and not verdict(both, out).pairs
+    assert sentence(verdict(both, out)) == "No policy but dense has been measured yet."
+    list(grid.run(both.cells, tmp_path / "o"))
+    assert [e.tokens for e in verdict(both, tmp_path / "o").entries] == [898] * 5
+    (tmp_path / "o" / both.readings("window:window=32")[1].name / "seconds.json").unlink()
+    found = verdict(both, tmp_path / "o")
+    assert [e.tokens for e in found.entries] == [898, 0, 898, 898, 898]
+    assert {p.budget for p in found.pairs} == {64}
+
+
 @pytest.mark.parametrize(
     ("one", "other", "differ"),
     [

@@ -82,5 +82,5 @@ def compare(
     folder.finish(status)
     header, rows = tables.table(found, narrow=out.width < 110)
     grids.show(f"Policies at budgets, {found.model}", header, rows, tables.CAPTION)
-    out.print(tables.sentence(found), soft_wrap=True)
+    out.print(("" if status == "finished" else "So far: ") + tables.sentence(found), soft_wrap=True)
     grids.end(status, f"Cells and tables lie in {place}")

@@ -140,12 +140,13 @@ class _Found:
             for task in plan.recalled
             for policy in plan.members
         }
-        self.readings = {policy: list(self._readings(plan.readings(policy))) for policy in plan.members}
+        self.readings = {policy: self._readings(plan.readings(policy)) for policy in plan.members}
 
-    def _readings(self, cells: Iterable[ReadingCell]) -> Iterable["_Reading"]:
-        for cell in cells:
-            if (self.place / cell.name / SECONDS).exists():
-                yield _Reading(self.place / cell.name, cell.spec.text)
+    def _readings(self, cells: Sequence[ReadingCell]) -> list["_Reading"]:
+        """Those of all texts, or none: a number over some of them is not to be held against one over all."""
+        if not all((self.place / cell.name / SECONDS).exists() for cell in cells):
+            return []
+        return [_Reading(self.place / cell.name, cell.spec.text) for cell in cells]
 
     def recalled_by_dense(self, task: str, policy: str) -> dict[tuple[int, int], Row]:
         """The answers of a policy to those questions that dense answers right."""
