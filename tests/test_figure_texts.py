@@ -278,3 +278,4 @@ def test_a_figure_of_one_lane_names_the_policies_of_that_lane(tmp_path):
         about = provenance(parse(name), source, tmp_path / "a.pdf", Layout())
         assert re.search("Polic(y|ies): (.*)\\. Made", about["caption"])[2] == said
     assert provenance(parse("sink-depth"), source, tmp_path / "a.pdf", Layout())["caption"].count("Window") == 2
+    assert parse("strip:begin=250").resolved(source.data).tokens == 50

@@ -223,6 +223,12 @@ def test_defaults_of_a_figure_fit_the_smallest_model(name, two_layers, tmp_path,
         assert parse(f"{name}:head=1").resolved(source.data).layer == mass[:, 1].argmax()
     if hasattr(figure, "layers"):
         assert figure.layers == "0 1"
+    if hasattr(figure, "tokens"):
+        # What a caption says of tokens and colours is so.
+        assert figure.tokens == min(type(figure).tokens, 20)
+    if name == "head-map":
+        assert parse("head-map:begin=9,cells=logits").resolved(source.data).tokens == 11
+        assert parse("head-map:cells=logits").resolved(source.data).colour == "linear"
     assert parse(str(figure)) == figure == figure.resolved(source.data)
     code, _, wrong = run("figure", name, "--run", str(two_layers), "--out", str(tmp_path / "a.csv"))
     assert code == 0, wrong

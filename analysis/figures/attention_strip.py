@@ -31,10 +31,10 @@ class AttentionStrip(Figure):
     tokens: int = setting(120, "How many tokens before it are shown, itself included.", low=1, high=600)
 
     def resolved(self, source: "Atlas") -> Self:
-        """With the head and the token that were left open."""
+        """With the head and the token that were left open, and as many tokens as there are."""
         layer, head = strongest(source.stretch.mass, self.layer, self.head)
         query = source.stretch.tokens - 1 if self.query < 0 else self.query
-        return replace(self, layer=layer, head=head, query=query)
+        return replace(self, layer=layer, head=head, query=query, tokens=min(self.tokens, query + 1))
 
     def numbers(self, source: "Atlas") -> Numbers:
         """Columns `token`, `text` and `attention` [tokens].  Raises ValueError where there is no such head or token."""

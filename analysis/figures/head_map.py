@@ -42,9 +42,11 @@ class HeadMap(Figure):
     colour: str = setting("logarithmic", "How weights become colours.", choices=("logarithmic", "linear"))
 
     def resolved(self, source: "Atlas") -> Self:
-        """With the layer and head that were left open."""
+        """With the layer and head that were left open, as many tokens as there are, and the colours of logits."""
         layer, head = strongest(source.stretch.mass, self.layer, self.head)
-        return replace(self, layer=layer, head=head)
+        tokens = max(2, min(self.tokens, source.stretch.tokens - self.begin))
+        colour = "linear" if self.cells == "logits" else self.colour
+        return replace(self, layer=layer, head=head, tokens=tokens, colour=colour)
 
     def numbers(self, source: "Atlas") -> Numbers:
         """`map` [cells, cells], and its `begin` and `scale` in tokens.  Raises ValueError where it does not exist."""

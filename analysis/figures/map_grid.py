@@ -44,9 +44,9 @@ class MapGrid(Figure):
     cells: str = setting("weights", "Attention weights, or logits before the softmax.", choices=("weights", "logits"))
 
     def resolved(self, source: "Atlas") -> Self:
-        """With the layers and heads that were left open."""
-        layers, heads = source.stretch.mass.shape
-        return replace(self, layers=evenly(self.layers, layers, 4), heads=evenly(self.heads, heads, 3))
+        """With the layers and heads that were left open, and as many tokens as there are."""
+        (layers, heads), tokens = source.stretch.mass.shape, max(2, min(self.tokens, source.stretch.tokens))
+        return replace(self, layers=evenly(self.layers, layers, 4), heads=evenly(self.heads, heads, 3), tokens=tokens)
 
     def numbers(self, source: "Atlas") -> Numbers:
         """`maps` [layers, heads, cells, cells], `layers` and `heads`.  Raises ValueError where there are no such."""

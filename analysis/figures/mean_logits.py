@@ -35,8 +35,9 @@ class MeanLogits(Figure):
     tokens: int = setting(16, "First tokens of the stretch.", low=2, high=128)
 
     def resolved(self, source: "Atlas") -> Self:
-        """With the layers that were left open."""
-        return replace(self, layers=evenly(self.layers, source.stretch.layers, 4))
+        """With the layers that were left open, and as many tokens as there are."""
+        tokens = max(2, min(self.tokens, source.stretch.tokens))
+        return replace(self, layers=evenly(self.layers, source.stretch.layers, 4), tokens=tokens)
 
     def numbers(self, source: "Atlas") -> Numbers:
         """`maps` [1, layers, tokens, tokens], and in `heads` the layers.  Raises ValueError where there are no such."""

@@ -1,8 +1,8 @@
 """Text coloured by how surprising each token was."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,11 @@ class Strip(Figure):
     lane: int = setting(0, "Which lane of the run.", low=0)
     begin: int = setting(1, "First token.", low=1)
     tokens: int = setting(120, "How many tokens from there on.", low=1, high=600)
+
+    def resolved(self, source: Run) -> Self:
+        """With as many tokens as the lane has read."""
+        read = max((len(track.nll) + 1 for track in source.tracks[self.lane :][:1]), default=0)
+        return replace(self, tokens=max(1, min(self.tokens, read - self.begin)))
 
     def numbers(self, source: Run) -> Numbers:
         """Columns `token`, `text` and `nll` [tokens].  Raises ValueError where there is no such lane or token."""
