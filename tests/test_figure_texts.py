@@ -227,6 +227,16 @@ def test_the_reference_of_relative_perplexity_is_called_by_its_name():
     assert "Window 64 (lane 1)" in names and "Window 64 (lane 6)" in names and len(set(names)) == len(names)
 
 
+@pytest.mark.parametrize("cells", ["recalled", "nll"])
+def test_names_above_maps_of_recall_leave_room_for_the_maps(cells):
+    policies = np.repeat(["dense", "streaming:sinks=4,window=124", "window:window=128"], 4)
+    spots = {"length": np.tile([128, 256], 6), "depth": np.tile([5.0, 5.0, 95.0, 95.0], 3)}
+    data = {"policy": policies, **spots, "recalled": np.ones(12), "nll": np.linspace(0, 3.4, 12)}
+    for venue in VENUES.values():
+        with drawn(parse(f"needle-map:cells={cells}"), data, Layout(venue, 8, 100)) as sheet:
+            assert not any("…" in ax.get_ylabel() for ax in sheet.axes), venue
+
+
 def test_a_figure_that_does_not_fit_a_page_is_refused():
     data = {"text": np.array(["unforgettable "] * 150), "nll": np.ones(150)}
     for layout in (Layout("slides", 40, 72), Layout("acl", 16, 72)):

@@ -131,9 +131,11 @@ def _words(sheet: Sheet) -> Iterator[Text]:
 
 
 def _make_room(ax: Axes, layout: Layout) -> None:
-    """Make the page higher by the names of lines above the axes, and by lines of text that reach below them."""
-    legend, bottom = ax.get_legend(), ax.get_window_extent().y0
-    names = legend.get_window_extent().height if legend and layout.venue not in HIGHEST else 0.0
+    """Make the page higher by names above the axes, and by lines of text that reach below them."""
+    legend, (bottom, top) = ax.get_legend(), ax.get_window_extent().intervaly
+    above = [t.get_window_extent().y1 - top for t in ax.texts if t.get_in_layout()]
+    lines = legend.get_window_extent().height if legend else 0.0
+    names = max(lines, *above, 0.0) if layout.venue not in HIGHEST else 0.0
     below = max((bottom - t.get_window_extent().y0 for t in hanging(ax)), default=0.0)
     sheet = sheet_of(ax)
     _grow(sheet, (names + max(0.0, below)) / sheet.dpi, layout)
