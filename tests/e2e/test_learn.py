@@ -67,6 +67,8 @@ def test_every_chapter_is_opened_by_an_arrow_key(app, page, language):
                 "(e => [e.scrollWidth, e.clientWidth])(document.querySelector('[data-testid=stMain]'))"
             )
             assert widths[0] <= widths[1] <= 400, (name, scheme)
+            choices = page.get_by_test_id("stMain").get_by_test_id("stButtonGroup").locator("> [role]")
+            assert not choices.evaluate_all("of => of.some((e) => e.scrollWidth > e.clientWidth + 1)"), name
             page.locator(RESULTS[name]).first.scroll_into_view_if_needed()
             page.set_viewport_size({"width": 1440, "height": 900})
         if name != [*RESULTS][-1]:
