@@ -35,6 +35,8 @@ USER 1000
 # Which host names are answered stays as in streamlit_config.toml, until STREAMLIT_SERVER_ALLOWED_HOSTS says others.
 ENV STREAMLIT_SERVER_ADDRESS=0.0.0.0 STREAMLIT_SERVER_HEADLESS=true
 EXPOSE 8501
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD python -c "import urllib.request as u; \
-    u.urlopen('http://127.0.0.1:8501${STREAMLIT_SERVER_BASE_URL_PATH:+/$STREAMLIT_SERVER_BASE_URL_PATH}/_stcore/health')"
+# Streamlit takes the path with slashes around it, too.  A proxy that the machine names for the outside is not asked.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD python -c "import os, urllib.request as u; \
+    path = os.environ.get('STREAMLIT_SERVER_BASE_URL_PATH', '').strip('/') + '/_stcore/health'; \
+    u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:8501/' + path.lstrip('/'))"
 CMD ["streamlit", "run", "app/main.py"]

@@ -156,6 +156,9 @@ def test_the_app_starts_as_the_image_has_it_and_passes_the_health_check(image):
             time.sleep(0.3)
         assert _status(port, "lab/", HOST) == 200
         assert _status(port, "lab/", "evil.example") == 421
+        # Streamlit serves the same path then, and the machine itself is reached without the machine's proxy.
+        for said in ({"STREAMLIT_SERVER_BASE_URL_PATH": "/lab/"}, {"http_proxy": "http://127.0.0.1:9"}):
+            subprocess.run(["sh", "-c", check], env=env | said, capture_output=True, check=True)
         without = {name: value for name, value in env.items() if name != "STREAMLIT_SERVER_BASE_URL_PATH"}
         assert subprocess.run(["sh", "-c", check], env=without, capture_output=True).returncode
     finally:
