@@ -9,6 +9,7 @@ from .base import setting
 from .ranked import LayerState, Ranked
 
 if TYPE_CHECKING:
+    import torch
     from jaxtyping import Float
     from torch import Tensor
 
@@ -44,11 +45,19 @@ def lots(state: LayerState, seed: int) -> "Float[Tensor, 'kv_heads slots']":
 
 
 def lot(positions: "Tensor", stream: "Tensor") -> "Tensor":
-    """Numbers between 0 and 1 that look random, the same for the same position and stream on every device.
+    """Numbers between 0 and 1 that look random, the same for the same position and stream on every device, to as many
+    digits as it has.
 
     Integer hashing after Steele et al. 2014, "Fast splittable pseudorandom number generators", in 64 bits.
     """
     x = positions * -7046029254386353131 + stream * -4658895280553007687
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
-    return ((x >> 11) & ((1 << 53) - 1)).double() * 2.0**-53
+    return ((x >> 11) & ((1 << 53) - 1)).to(widest(x.device)) * 2.0**-53
+
+
+def widest(device: "torch.device") -> "torch.dtype":
+    """What has most digits of the numbers on a device: Apple's GPUs have no float64."""
+    import torch
+
+    return torch.float32 if device.type == "mps" else torch.float64
