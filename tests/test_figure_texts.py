@@ -8,6 +8,7 @@ from itertools import combinations, pairwise
 from xml.etree import ElementTree
 
 import bidi
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,10 +22,12 @@ from analysis.figures.fonts import MONO, absent, families, visible
 from analysis.figures.inputs import open_input
 from analysis.figures.line_styles import OWN, line_styles
 from analysis.figures.paragraph import directed, lines
+from analysis.figures.report import report
 from analysis.figures.sheet import WIDTHS, Layout, drawn, missing, rendered, saved
 from analysis.policies import POLICIES
 from analysis.policies import parse as parse_policy
 from analysis.runs.folder import save
+from analysis.runs.summary import label_of, summarize
 
 from . import nasty
 from .recordings import made_up
@@ -289,3 +292,22 @@ def test_a_figure_of_one_lane_names_the_policies_of_that_lane(tmp_path):
         assert re.search("Polic(y|ies): (.*)\\. Made", about["caption"])[2] == said
     assert provenance(parse("sink-depth"), source, tmp_path / "a.pdf", Layout())["caption"].count("Window") == 2
     assert parse("strip:begin=250").resolved(source.data).tokens == 50
+
+
+def test_a_lane_that_was_switched_is_called_by_all_policies_that_it_read_with(tmp_path):
+    """Its perplexity, its memory and its sink mass are not those of the policy that it began with."""
+    switched = made_up(300, switches={1: (200, "window:window=64")})
+    save(switched, tmp_path / "grid" / "run", text_sha256="", weights_sha256="")
+    name, others = "Window 128 → Window 64", ["Recompute 128 / 16", "Sinks + window 4 + 124"]
+    assert [lane.label for lane in summarize(switched)] == ["Dense", name, *others]
+    assert f"<td>{name}</td>" in (said := report(tmp_path / "grid" / "run", tmp_path / "a.html", lane=1).read_text())
+    assert f"The whole text, as {name} read it" in said
+    source = open_input(tmp_path / "grid" / "run", "run").data
+    for figure in (parse("memory"), parse("sink-depth")):
+        ax = figure.draw(figure.numbers(source), ax=plt.figure().subplots())
+        assert name in ax.get_legend_handles_labels()[1]
+        plt.close(ax.figure)
+    with pytest.raises(ValueError, match="lane 1 of run was switched to another policy"):
+        parse("budget").numbers(tmp_path / "grid")
+    switched.tracks[1].policies += [(n, "dense") for n in (250, 260, 270)]
+    assert label_of(switched, 1) == "Window 128 → … → Dense"

@@ -157,10 +157,10 @@ def summary(run: Run) -> Table:
     )
     for lane in summarize(run):
         if not lane.tokens:
-            table.add_row(lane.policy.label, "0", *["–"] * (len(header) - 1))
+            table.add_row(lane.label, "0", *["–"] * (len(header) - 1))
             continue
         table.add_row(
-            lane.policy.label,
+            lane.label,
             f"{lane.tokens:,}",
             f"{lane.perplexity:.4f}",
             lane.excess_text,

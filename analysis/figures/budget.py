@@ -40,6 +40,11 @@ class Budget(Figure):
             first = first or run
             read, loading = len(first.tracks[0].nll), first.spec.loading
             for lane, (policy, track) in enumerate(zip(run.spec.policies, run.tracks, strict=True)):
+                if track.policies[1:]:
+                    raise ValueError(
+                        f"lane {lane} of {about.parent.name} was switched to another policy, so its perplexity is that "
+                        "of no policy: choose a folder of runs whose lanes keep theirs"
+                    )
                 same = shared_tokens(first, 0, run, lane)
                 if run.spec.loading != loading or not read == same == len(track.nll):
                     raise ValueError(

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from itertools import cycle
 from typing import Any
 
+import numpy as np
+
 from ..palette import colours
 from ..policies import Policy, parse
 from .base import Numbers
@@ -27,10 +29,12 @@ def line_styles(policies: Sequence[Policy]) -> list[dict[str, Any]]:
 
 
 def lanes_of(data: Numbers) -> dict[int, tuple[str, dict[str, Any]]]:
-    """Name and style of each lane in columns `lane` and `policy`; no two have the same."""
+    """Name and style of each lane in columns `lane` and `policy`, and `label` where names are not those of the
+    policies; no two have the same."""
     lanes = sorted(set(data["lane"].tolist()))
-    policies = [parse(data["policy"][data["lane"] == lane][0]) for lane in lanes]
-    labels = [policy.label for policy in policies]
+    firsts = [int(np.argmax(data["lane"] == lane)) for lane in lanes]
+    policies = [parse(data["policy"][first]) for first in firsts]
+    labels = [str(data["label"][i]) for i in firsts] if "label" in data else [policy.label for policy in policies]
     names = [
         f"{name} (lane {lane})" if labels.count(name) > 1 else name for lane, name in zip(lanes, labels, strict=True)
     ]

@@ -7,6 +7,7 @@ import numpy as np
 
 from .. import metrics
 from ..runs.run import Run
+from ..runs.summary import label_of
 from .base import POINTS, Figure, Numbers
 from .drawing import axes, legend
 from .line_styles import lanes_of
@@ -24,7 +25,7 @@ class Memory(Figure):
     needs: ClassVar[str] = "run"
 
     def numbers(self, source: Run) -> Numbers:
-        """Columns `lane`, `policy`, `token`, `megabytes`.  Raises ValueError for a run that has read nothing."""
+        """Columns `lane`, `policy`, `label`, `token`, `megabytes`.  Raises ValueError where nothing was read."""
         rows = []
         for lane, track in enumerate(source.tracks):
             size = track.cache_bytes.view() / 1e6
@@ -32,7 +33,9 @@ class Memory(Figure):
         if not rows:
             raise ValueError("the run has read nothing yet, so there is nothing to draw")
         lane, token, size = (np.array(x) for x in zip(*rows, strict=True))
-        return {"lane": lane, "policy": np.array(source.spec.policies)[lane], "token": token, "megabytes": size}
+        labels = np.array([label_of(source, i) for i in range(len(source.tracks))])
+        policies = np.array(source.spec.policies)
+        return {"lane": lane, "policy": policies[lane], "label": labels[lane], "token": token, "megabytes": size}
 
     def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """A line for each lane, over the tokens read."""
@@ -40,7 +43,7 @@ class Memory(Figure):
 
 
 def memory(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw columns `lane`, `policy`, `token`, `megabytes`."""
+    """Draw columns `lane`, `policy`, `label`, `token`, `megabytes`."""
     ax = axes(ax)
     for lane, (name, style) in lanes_of(data).items():
         of = data["lane"] == lane

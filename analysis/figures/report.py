@@ -16,7 +16,7 @@ from ..maps.recorder import head_of
 from ..policies import parse
 from ..runs.recording import piece_lists, recorded_in
 from ..runs.run import Run
-from ..runs.summary import summarize
+from ..runs.summary import label_of, summarize
 from ..texts import said_as_text, with_bos
 from .alone import replayed, standing_alone
 from .export import check_own, provenance
@@ -95,7 +95,7 @@ def _summary(run: Run) -> str:
     for lane in summarize(run):
         if lane.tokens:
             cells = (
-                html.escape(lane.policy.label), f"{lane.tokens:,}", f"{lane.perplexity:.3f}", lane.excess_text,
+                html.escape(lane.label), f"{lane.tokens:,}", f"{lane.perplexity:.3f}", lane.excess_text,
                 lane.cached_text, f"{lane.cache_bytes / 1e6:,.1f} MB",
             )  # fmt: skip
             rows.append("".join(f"<td>{cell}</td>" for cell in cells))
@@ -114,7 +114,7 @@ def _text(run: Run, lane: int) -> str:
     )
     key = "".join(f'<i class="n{i}"></i>' for i in range(SHADES))
     return (
-        f"<h2>The whole text, as {html.escape(parse(run.spec.policies[lane]).label)} read it</h2>"
+        f"<h2>The whole text, as {html.escape(label_of(run, lane))} read it</h2>"
         f'<p class="muted key">{key} 0 to {DARKEST:g} nats and more: the darker, the less expected</p>'
         f'<div class="text" tabindex="0" aria-label="The whole text">{spans}</div>'
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from ..runs.run import Run
-from ..runs.summary import mean_sink_mass
+from ..runs.summary import label_of, mean_sink_mass
 from .base import Figure, Numbers
 from .drawing import axes, legend
 from .line_styles import lanes_of
@@ -25,12 +25,13 @@ class SinkDepth(Figure):
     needs: ClassVar[str] = "run"
 
     def numbers(self, source: Run) -> Numbers:
-        """Columns `lane`, `policy`, `layer`, `head`, `mass`.  Raises ValueError for a run that has read nothing."""
+        """Columns `lane`, `policy`, `label`, `layer`, `head`, `mass`.  Raises ValueError where nothing was read."""
         masses = [mean_sink_mass(source, lane) for lane in range(len(source.tracks))]
         layers, heads = masses[0].shape
         return {
             "lane": np.repeat(np.arange(len(masses)), layers * heads),
             "policy": np.repeat(list(source.spec.policies), layers * heads),
+            "label": np.repeat([label_of(source, lane) for lane in range(len(masses))], layers * heads),
             "layer": np.tile(np.repeat(np.arange(layers), heads), len(masses)),
             "head": np.tile(np.arange(heads), layers * len(masses)),
             "mass": np.concatenate([m.ravel() for m in masses]),
@@ -42,7 +43,7 @@ class SinkDepth(Figure):
 
 
 def sink_depth(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw columns `lane`, `policy`, `layer`, `head`, `mass`: one line for each lane."""
+    """Draw columns `lane`, `policy`, `label`, `layer`, `head`, `mass`: one line for each lane."""
     ax = axes(ax)
     for lane, (name, style) in lanes_of(data).items():
         of = data["lane"] == lane

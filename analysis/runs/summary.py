@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 
 from .. import metrics
 from ..policies import Policy, parse
-from .run import Run
+from .run import Run, Track
+
+NAMED = 3
+"""Switches of a lane that its name tells one by one, at most."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class LaneSummary:
 
     policy: Policy
     """The one that the lane began with."""
+    label: str
+    """What the lane is called: the policies that it has read with, in their order."""
     tokens: int
     """Tokens read, the first one among them; 0 where nothing is predicted yet.  The numbers below are then NaN or 0."""
     perplexity: float
@@ -70,6 +75,21 @@ class LaneSummary:
         return "–" if math.isnan(self.agree) else f"{self.agree:.2%}"
 
 
+def switched_to(track: Track) -> str:
+    """An arrow and a name for each policy that a lane was switched to while it read; of many, the last one."""
+    names = [parse(policy).label for _, policy in track.policies[1:]]
+    if len(names) > NAMED:
+        names = ["…", names[-1]]
+    return "".join(f" → {name}" for name in names)
+
+
+def label_of(run: Run, lane: int) -> str:
+    """What a lane is called where numbers are over all that it has read: the policies that it has read with."""
+    policies, track = run.spec.policies, run.tracks[lane]
+    begun = track.policies[0][1] if track.policies else policies[lane]
+    return parse(begun).label + switched_to(track)
+
+
 def summarize(run: Run) -> list[LaneSummary]:
     """Of each lane of a run; the first is the one that the others are compared with."""
     summaries = []
@@ -84,6 +104,7 @@ def summarize(run: Run) -> list[LaneSummary]:
         summaries.append(
             LaneSummary(
                 policy=parse(policy),
+                label=label_of(run, lane),
                 tokens=count + 1 if count else 0,
                 perplexity=metrics.perplexity(nll),
                 excess=mean,

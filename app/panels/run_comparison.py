@@ -16,7 +16,7 @@ from analysis.runs.comparison import Comparison, compare, grid_difference
 from analysis.runs.library import Entry
 from analysis.runs.reader import load
 from analysis.runs.run import Run
-from analysis.runs.summary import mean_sink_mass
+from analysis.runs.summary import mean_sink_mass, switched_to
 from analysis.settings import quoted
 from analysis.tables import as_csv
 from app import address
@@ -187,7 +187,10 @@ def numbered(titles: list[str]) -> list[str]:
 def lane_labels(comparison: Comparison, titles: list[str]) -> list[str]:
     """A name for each lane, with the title of its run."""
     names = [briefs([parse(p) for p in run.spec.policies]) for run in comparison.runs]
-    return [f"{titles[lane.run]}: {names[lane.run][lane.lane]}" for lane in comparison.lanes]
+    return [
+        f"{titles[lane.run]}: {names[lane.run][lane.lane]}{switched_to(comparison.runs[lane.run].tracks[lane.lane])}"
+        for lane in comparison.lanes
+    ]
 
 
 def draw_curves(comparison: Comparison, labels: list[str]) -> None:
