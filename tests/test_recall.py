@@ -14,6 +14,7 @@ from analysis.experiments.recall.encoding import Asked, Encoded, Tokens
 from analysis.experiments.recall.scoring import answers
 from analysis.models.loading import load
 from analysis.policies import parse as policy
+from analysis.runs.status import here
 
 from .tokenizers import byte_level
 
@@ -217,6 +218,51 @@ def test_a_file_of_ones_own_has_a_row_for_each_line_and_other_lines_are_other_ce
     file.write_text(json.dumps({"context": "to be or not to be", "question": "be?", "answer": "to"}) + "\n")
     assert run(*asked_of(place, out, task=f"jsonl:file={file}"))[0] == 0
     assert [r.answer for r in cells.read_table(out)] == ["to"] * 2
+
+
+@pytest.mark.parametrize("command", ["recall", "compare"])
+def test_what_cannot_begin_leaves_no_folder_and_a_whole_one_as_it_is(run, place, tmp_path, command):
+    asked = asked_of(place, tmp_path / "o")
+    if command == "compare":
+        asked = ["compare", "--model", place, "--device", "cpu", "--policies", "window", "--budgets", "64"]
+        asked += ["--tokens", "300", "--tasks", "perplexity", "--out", str(tmp_path / "o")]
+    wrong = {"--jobs": ("0", "at least 1 process"), "--backend": ("abacus", "there is no backend")}
+    wrong["--model"] = (str(tmp_path / "none"), "there is no model")
+    for name, (value, says) in wrong.items():
+        code, _, said = run(*asked, name, value)
+        assert code == 2 and says in said and not list(tmp_path.iterdir())
+    assert run(*asked)[0] == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for name, (value, says) in list(wrong.items())[:2]:
+        code, _, said = run(*asked, name, value)
+        assert code == 2 and says in said
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_folder_that_somebody_writes_or_that_holds_something_else_is_left_as_it_is(run, place, tmp_path):
+    other = ["compare", "--model", place, "--device", "cpu", "--policies", "window", "--budgets", "64"]
+    other += ["--tokens", "300", "--tasks", "perplexity", "--out"]
+    sinks = ["reproduce", "sinks", "--model", place, "--device", "cpu", "--tokens", "100", "--cache", "16", "--out"]
+    assert run(*asked_of(place, tmp_path / "recall"))[0] == 0
+    assert run(*other, str(tmp_path / "compare"))[0] == 0
+    about = json.loads((tmp_path / "recall" / "run.json").read_text()) | {"status": "running", "process": here()}
+    (tmp_path / "busy").mkdir()
+    (tmp_path / "busy" / "run.json").write_text(json.dumps(about))
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    refused = {
+        "is being written by process": [asked_of(place, tmp_path / "busy")],
+        "holds a run of another kind": [
+            asked_of(place, tmp_path / "compare"),
+            [*other, str(tmp_path / "recall")],
+            [*sinks, str(tmp_path / "recall")],
+        ],
+        "holds something already": [asked_of(place, tmp_path), [*other, str(tmp_path)]],
+    }
+    for says, commands in refused.items():
+        for words in commands:
+            code, _, said = run(*words)
+            assert code == 2 and says in said and said.count("\n") == 1
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
 def test_the_tasks_are_listed(run):

@@ -68,18 +68,15 @@ def compare(
         asking=question,
     )
     place = out_folder or library.home(runs) / "compare"
-    left = grid.unfinished(plan.cells, place)
+    grid.check_workers(jobs, backend, address)
+    left = grids.left(plan.cells, place)
     options.say_changed(plan.spec)
-    folder = folder_of(plan, place)
-    try:
-        status = grids.do(plan.cells, len(left), place, jobs=jobs, backend=backend, address=address)
-    except BaseException:
-        folder.finish("failed")
-        raise
-    found = verdict(plan, place)
-    for name, written in tables.written(found).items():
-        files.write(place / name, written)
-    folder.finish(status)
+    with grids.opened(folder_of(plan, place)) as folder:
+        status = grids.do(plan.cells, left, place, jobs=jobs, backend=backend, address=address)
+        found = verdict(plan, place)
+        for name, written in tables.written(found).items():
+            files.write(place / name, written)
+        folder.finish(status)
     header, rows = tables.table(found, narrow=out.width < 110)
     grids.show(f"Policies at budgets, {found.model}", header, rows, tables.CAPTION)
     out.print(("" if status == "finished" else "So far: ") + tables.sentence(found), soft_wrap=True)

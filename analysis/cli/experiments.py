@@ -108,6 +108,8 @@ def reproduce(
         "special": special,
     }
     cells = experiment.cells(Spec(model, text, ("dense",), tokens, **how), cache)
+    if grid.begun((), place):
+        raise ValueError(f"{place} holds a run of another kind already: choose another folder for --out")
     left = grid.unfinished(cells, place)
 
     def write() -> tuple[list[str], list[list[str]]]:

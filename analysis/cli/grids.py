@@ -1,21 +1,46 @@
 """Cells of a grid, done in front of a person: who does them, how far they are, and how they ended."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
+from .. import files
 from .console import out, print_table, right, say
 from .waiting import Bars
 
 if TYPE_CHECKING:
     from ..experiments.grid import Cell
+    from ..runs.result import ResultFolder
 
 Jobs = Annotated[int, typer.Option(help="processes on this machine, each with a GPU of its own if it has any")]
 Backend = Annotated[str, typer.Option(help="local, or a cluster: dask or ray")]
 Address = Annotated[str | None, typer.Option(help="where the cluster is, HOST:PORT")]
+
+
+def left(cells: "Sequence[Cell]", place: Path) -> int:
+    """How many of these cells a folder lacks.  Raises ValueError where it holds other work, or is of other weights."""
+    from ..experiments import grid
+
+    if place.exists() and not grid.begun(cells, place):
+        files.new_folder(place)
+    return len(grid.unfinished(cells, place))
+
+
+@contextmanager
+def opened(folder: "ResultFolder") -> "Generator[ResultFolder]":
+    """The folder of cells that a command does, which has an end whatever ends the command: without cells it is gone."""
+    try:
+        yield folder
+    except BaseException as e:
+        if any(folder.path.glob("*/run.json")):
+            folder.finish("interrupted" if isinstance(e, KeyboardInterrupt) else "failed")
+        else:
+            folder.discard()
+        raise
 
 
 def do(

@@ -61,19 +61,16 @@ def recall(
     asked = Asked(task.short, *at, repeats, seed, question, decode)
     wanted = asked.cells(spec)
     place = out_folder or library.home(runs) / f"recall-{task.name}"
-    left = grid.unfinished(wanted, place)
+    grid.check_workers(jobs, backend, address)
+    left = grids.left(wanted, place)
     options.say_changed(spec)
-    folder = asked.folder(spec, place)
-    try:
-        status = grids.do(wanted, len(left), place, jobs=jobs, backend=backend, address=address)
-    except BaseException:
-        folder.finish("failed")
-        raise
-    if rows := cells.rows_of(wanted, place):
-        cells.write_table(rows, place)
-        # A narrow terminal has no room for many columns.
-        header, lines = cells.summary(rows, most_depths=7 if out.width >= 110 else 0)
-        caption = "NLL: nats per token of the answer. Kept: share of the fact in the cache when it was given"
-        grids.show(task.title, header, lines, caption)
-    folder.finish(status)
+    with grids.opened(asked.folder(spec, place)) as folder:
+        status = grids.do(wanted, left, place, jobs=jobs, backend=backend, address=address)
+        if rows := cells.rows_of(wanted, place):
+            cells.write_table(rows, place)
+            # A narrow terminal has no room for many columns.
+            header, lines = cells.summary(rows, most_depths=7 if out.width >= 110 else 0)
+            caption = "NLL: nats per token of the answer. Kept: share of the fact in the cache when it was given"
+            grids.show(task.title, header, lines, caption)
+        folder.finish(status)
     grids.end(status, f"Cells and {cells.TABLE} lie in {place}")

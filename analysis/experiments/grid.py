@@ -63,7 +63,7 @@ def unfinished(cells: Iterable[C], out: Path, sha256: str = "") -> list[C]:
     something else than cells, another run of the same name, or cells that other weights computed.
     """
     left = []
-    if os.path.exists(out) and not any(out.glob("*/run.json")) and not _says(out):
+    if os.path.exists(out) and not any(out.glob("*/run.json")) and not begun((), out):
         files.new_folder(out)
     for cell in cells:
         if not os.path.exists(out / cell.name / "run.json"):
@@ -93,9 +93,11 @@ def same_weights(place: Path, about: Mapping[str, Any], sha256: str) -> str:
     return found
 
 
-def _says(out: Path) -> bool:
-    """Whether a folder says in a run.json of its own of what its cells are to be."""
-    return os.path.exists(out / "run.json") and about_of(out).get("kind") in OF_CELLS
+def begun(cells: Iterable[Cell], out: Path) -> bool:
+    """Whether a folder says in a run.json of its own of what its cells are to be, or has one of these cells: folders of
+    older versions do not say it."""
+    says = os.path.exists(out / "run.json") and about_of(out).get("kind") in OF_CELLS
+    return says or any(os.path.exists(out / cell.name / "run.json") for cell in cells)
 
 
 def run(
@@ -106,8 +108,7 @@ def run(
     `jobs`: processes on this machine, each with a GPU of its own where there are any.  Raises ValueError where a
     cell cannot be run, or the cluster cannot be reached.
     """
-    if jobs < 1:
-        raise ValueError(f"at least 1 process must run the cells, not {jobs}")
+    check_workers(jobs, backend, address)
     cells = list(cells)
     left, weights = {cell.name: cell for cell in unfinished(cells, out)}, ""
     for cell in cells:
@@ -212,13 +213,19 @@ def take_over(asked: Iterable[Cell], source: Path, sha256: str, place: Path) -> 
             put(place / cell.name, {file.name: files.contents(file) for file in there.iterdir()})
 
 
-@contextmanager
-def _workers(backend: str, jobs: int, address: str | None) -> Generator[None]:
-    """Let joblib use the workers that were asked for."""
+def check_workers(jobs: int, backend: str, address: str | None) -> None:
+    """Raises ValueError where no workers can be meant by this."""
+    if jobs < 1:
+        raise ValueError(f"at least 1 process must run the cells, not {jobs}")
     if backend not in BACKENDS:
         raise ValueError(f"there is no backend {backend!r}; choose one of: {', '.join(BACKENDS)}")
     if backend == "local" and address:
         raise ValueError("an address is that of a cluster: add --backend dask or --backend ray")
+
+
+@contextmanager
+def _workers(backend: str, jobs: int, address: str | None) -> Generator[None]:
+    """Let joblib use the workers that were asked for."""
     if backend == "local":
         threads = max(1, (os.cpu_count() or 1) // jobs)
         more = {"inner_max_num_threads": threads} if jobs > 1 else {}

@@ -4,7 +4,9 @@ It says in run.json what was asked and how it ended, as the folder of a run does
 them knows.
 """
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ class ResultFolder:
     """A folder for tables; `kind`: of what, as a library says it; `settings`: what was asked besides the Spec.
 
     `run`: has the Spec, and what is known of model and text.  `new`: whether it must hold nothing yet.  Raises
-    ValueError where it does, or cannot be written.
+    ValueError where it does, holds something of another kind, somebody writes it, or it cannot be written.
     """
 
     def __init__(
@@ -68,6 +70,11 @@ class ResultFolder:
         about = described(run, text_sha256, weights_sha256) | {"kind": kind, "settings": settings or {}}
         if new:
             files.new_folder(path)
+        elif os.path.exists(path / "run.json"):
+            there = about_of(path)
+            if there.get("kind") != kind:
+                raise ValueError(f"{path} holds a run of another kind already: choose another folder for --out")
+            refuse_written(path, there.get("status", ""), there.get("process"))
         self._open(path, about)
 
     @classmethod
@@ -118,6 +125,14 @@ class ResultFolder:
         if status == "finished":
             # Nothing is missing.
             self.checkpoints.remove()
+
+    def discard(self) -> None:
+        """Leave nothing of a folder whose work could not begin."""
+        files.release(self.path)
+        with suppress(OSError):
+            (self.path / "run.json").unlink()
+            # Whatever else is in it stays.
+            self.path.rmdir()
 
 
 Keep = Callable[[Callable[[ResultFolder], object]], object]

@@ -85,7 +85,7 @@ class Asked:
     def folder(self, spec: Spec, place: Path) -> ResultFolder:
         """The folder of its cells, which says from now on that they are computed; there may be some of them already.
 
-        Raises ValueError where it cannot be written.
+        Raises ValueError where it cannot be written, somebody writes it, or it holds something else.
         """
         return ResultFolder(
             place, KIND, Run(spec), text_sha256=self.text.sha256, weights_sha256="", settings=self.settings,

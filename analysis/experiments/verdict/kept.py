@@ -29,7 +29,7 @@ TABLED_EVERY = 2.0
 def folder_of(plan: Plan, place: Path) -> ResultFolder:
     """The folder of a plan's cells, which says from now on that they are computed; there may be some of them already.
 
-    Raises ValueError where it cannot be written.
+    Raises ValueError where it cannot be written, somebody writes it, or it holds something else.
     """
     return ResultFolder(
         place, KIND, Run(plan.spec), text_sha256=plan.text.sha256, weights_sha256="", settings=plan.settings,
