@@ -54,6 +54,13 @@ def test_library_that_nobody_made_is_empty(home):
     assert not home.exists()
 
 
+@pytest.mark.parametrize("name", ["file", "file/runs"])
+def test_library_that_is_no_folder_is_said(run, tmp_path, name):
+    (tmp_path / "file").write_text("mine")
+    code, _, said = run("runs", "list", "--runs", str(tmp_path / name))
+    assert code == 2 and "cannot be read (" in said and "SINKSCOPE_RUNS" in said and said.count("\n") == 1
+
+
 def test_runs_of_every_kind_are_recognised(home):
     model = home.parent / "model"
     network = seeds.model(model)

@@ -190,13 +190,21 @@ def entry(name: str, place: Path | None = None) -> Entry:
 
 
 def entries(place: Path | None = None) -> list[Entry]:
-    """All runs of the library: those that are pinned first, then the newest.  One that is damaged says so."""
+    """All runs of the library: those that are pinned first, then the newest.  One that is damaged says so.
+
+    Raises ValueError where the library is no folder, or cannot be read.
+    """
+    folder = home(place)
     try:
-        with os.scandir(home(place)) as there:
+        with os.scandir(folder) as there:
             folders = [Path(f.path) for f in there if fits(f.name) and f.is_dir(follow_symlinks=False)]
-    except (OSError, ValueError):
+    except FileNotFoundError:
         # Nobody has made it yet.
         folders = []
+    except OSError as e:
+        raise ValueError(
+            f"{folder} cannot be read ({e.strerror}): name another folder by --runs or SINKSCOPE_RUNS"
+        ) from e
     found = [_entry(path, held) for path in folders if (held := files_of(path))]
     return sorted(sorted(found, key=lambda e: (e.started, e.name), reverse=True), key=lambda e: not e.label.pinned)
 

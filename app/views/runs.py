@@ -12,9 +12,10 @@ from app.projection import project
 
 def draw() -> None:
     """The list, or the runs that the address compares; again and again while one of them is written."""
-    found = library.entries()
-    st.session_state.runs_live = any(e.live for e in found)
+    st.session_state.runs_live = False
     try:
+        found = library.entries()
+        st.session_state.runs_live = any(e.live for e in found)
         if names := addressed("compare"):
             run_comparison.draw(found, names)
         else:
