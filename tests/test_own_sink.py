@@ -1,8 +1,13 @@
 """Laws of the tiny model with learned sinks: what comes with Sinkscope is trained, and its sinks take what first tokens
 take elsewhere."""
 
+import errno
+from types import SimpleNamespace
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
 from analysis import texts
 from analysis.engine.stream import open_lanes
@@ -72,3 +77,18 @@ def test_training_learns_and_is_the_same_again():
         losses.append(list(own_sink.train(model, ids, 6)))
         assert all(sink.abs().min() > 0 for sink in own_sink.sinks_of(model))
     assert losses[0] == losses[1] and losses[0][-1] < losses[0][0]
+
+
+def test_a_model_that_the_disk_does_not_take_is_said_and_before_it_is_trained_where_that_is_known(
+    tmp_path, run, monkeypatch
+):
+    monkeypatch.setattr(own_sink, "plays", lambda: ("macbeth", own_sink.HELD_OUT))
+    for e in (OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device")):
+        with monkeypatch.context() as patch:
+            patch.setattr("transformers.PreTrainedModel.save_pretrained", Mock(side_effect=e))
+            ended, _, said = run("tiny", "--out", str(tmp_path / "m"), "--steps", "1")
+        assert ended == 2 and "m cannot be written (" in said and "No space left" in said and said.count("\n") == 1
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
+    monkeypatch.setattr(own_sink, "train", Mock(side_effect=AssertionError))
+    ended, _, said = run("tiny", "--out", str(tmp_path / "m"), "--steps", "1")
+    assert ended == 2 and "this model needs" in said

@@ -62,6 +62,8 @@ def tiny(
     files.new_folder(out_folder)
     count = steps or own_sink.STEPS
     model, texts = own_sink.network(), own_sink.written()
+    # Before minutes of training that could not be kept.
+    own_sink.check_room(model, out_folder)
     with Bars(out) as bar:
         task = bar.add_task("Training", total=count)
         for _ in own_sink.train(model, texts.ids, count):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
@@ -89,7 +90,18 @@ def train(model: GptOssForCausalLM, ids: NDArray[np.int64], steps: int = STEPS) 
 
 
 def save(model: GptOssForCausalLM, tokenizer: Tokenizer, place: Path) -> None:
-    """Put a model and its tokenizer into a new folder, in bfloat16.  Raises ValueError where it holds something."""
+    """Put a model and its tokenizer into a new folder, in bfloat16.
+
+    Raises ValueError where it holds something, or the disk does not take it.
+    """
     files.new_folder(place)
-    model.bfloat16().save_pretrained(place)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=LENGTH).save_pretrained(place)
+    try:
+        model.bfloat16().save_pretrained(place)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=LENGTH).save_pretrained(place)
+    except (OSError, SafetensorError) as e:
+        raise files.unwritten(place, e if isinstance(e, OSError) else OSError(str(e))) from e
+
+
+def check_room(model: GptOssForCausalLM, place: Path) -> None:
+    """Raises ValueError where a disk has no room for a model and its tokenizer, which is the smaller."""
+    files.check_room(place, 2 * 2 * sum(p.numel() for p in model.parameters()), "this model")
