@@ -93,16 +93,25 @@ def test_whatever_has_become_of_a_file_it_is_made_again_and_said(file, cache, ca
     names = sorted(p.name for p in folder(cache).iterdir())
     assert {"config.json", "model.safetensors", conversions.MANIFEST} <= set(names)
     for name in names:
-        before = caplog.text.count("is damaged")
+        before = caplog.text.count("The converted tiny cannot be used")
         DAMAGES[how](folder(cache) / name)
         model, heard = loaded(file)
         if name != conversions.MANIFEST or how != "flipped":
             # A bit of what is only noted there changes nothing.
             assert "Converting tiny, once" in heard
-            assert caplog.text.count("The converted tiny is damaged") == before + 1
+            assert caplog.text.count("The converted tiny cannot be used") == before + 1
         assert all(torch.equal(weight, model.network.state_dict()[key]) for key, weight in whole.items())
         assert sorted(p.name for p in folder(cache).iterdir()) == names
     assert [p.name for p in cache.iterdir() if p.is_dir()] == [folder(cache).name]
+
+
+def test_what_another_version_made_is_made_again_and_not_called_damaged(file, cache, monkeypatch):
+    loaded(file)
+    monkeypatch.setattr(conversions, "_made_with", lambda: ["another"])
+    heard = loaded(file)[1]
+    why = "it was made with another version of what converts"
+    assert f"The converted tiny cannot be used ({why})" in heard
+    assert not any("damaged" in words for words in heard)
 
 
 def test_a_damaged_tokenizer_is_seen(tmp_path):

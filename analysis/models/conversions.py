@@ -92,7 +92,7 @@ def kept(folder: Path, source: Path, called: str, convert: Callable[[], "Made"],
         if not (why := damage(folder, source)):
             return
         if folder.exists():
-            again = f"The converted {called} is damaged ({why}): converting it again"
+            again = f"The converted {called} cannot be used ({why}): converting it again"
             logging.getLogger(__name__).warning("%s", again)
             progress(again)
         network, tokenizer = convert()
