@@ -59,8 +59,8 @@ def embedded(progress: Tell) -> tuple[Path, Path]:
         kept(folder, gguf, EMBEDDED_NAME, convert, progress)
     except OSError as e:
         raise ValueError(
-            f"the cache folder {folder.parent} cannot take the embedded model ({e.strerror or first_line(e)}): make "
-            "600 MB of room there, or name another folder in SINKSCOPE_CACHE"
+            f"the cache folder {folder.parent} cannot take the embedded model ({e.strerror or first_line(e)}): let "
+            "600 MB be written there, or name another folder in SINKSCOPE_CACHE"
         ) from e
     return folder, gguf
 

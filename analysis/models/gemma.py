@@ -77,8 +77,8 @@ def join(parts: list[Path], place: Path, progress: "Tell") -> None:
     except OSError as e:
         why = e.__cause__ if isinstance(e, files.Unwritten) else e
         raise ValueError(
-            f"the cache folder {place.parent} cannot take {CALLED} ({getattr(why, 'strerror', None) or why}): make "
-            "1.5 GB of room there, or name another folder in SINKSCOPE_CACHE"
+            f"the cache folder {place.parent} cannot take {CALLED} ({getattr(why, 'strerror', None) or why}): let "
+            "1.5 GB be written there, or name another folder in SINKSCOPE_CACHE"
         ) from e
 
 
