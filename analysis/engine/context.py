@@ -173,7 +173,8 @@ class SharedContext:
         """The token ids of the text, of which the first `count` are others: see `first` of a policy."""
         if first == "own":
             return self.ids
-        others = torch.as_tensor(self._named(first, count), dtype=self.ids.dtype, device=self.ids.device)
+        named = self.once(("first", first, count), lambda: self._named(first, count))
+        others = torch.as_tensor(named, dtype=self.ids.dtype, device=self.ids.device)
         return torch.cat((others[: len(self.ids)], self.ids[len(others) :]))
 
     def _named(self, first: str, count: int) -> list[int]:
