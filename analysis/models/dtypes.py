@@ -84,10 +84,8 @@ def _of_gpus() -> Decision:
 
 def remembered(kind: str) -> Rates:
     """The rates of a kind of device, measured the first time on a machine with this torch and these threads."""
-    from ..files import cache_folder
-
     about = _about(kind)
-    place = cache_folder() / f"rates-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.json"
+    place = files.cache_folder() / f"rates-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.json"
     # What is damaged in any way is measured again.
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         held = files.record(place, dict[str, Any], "")
