@@ -2,6 +2,7 @@
 
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from app.frames.chat import ChatSender, ChatView
 from app.jobs import chat
 from app.jobs.chat import ChatJob
 from app.jobs.registry import Registry
+from app.jobs.token_costs import TokenCosts
 
 from .recordings import decoded
 from .waiting import until
@@ -121,6 +123,28 @@ def test_stop_and_skip_end_an_answer_in_the_middle(registry):
     talk.stop()
     until(talk, lambda: waiting(talk))
     assert talk.lanes[0].turns[0].why == "stopped" and talk.lanes[0].turns[1].why
+
+
+def test_the_sink_grid_forgets_an_answer_that_is_given_again():
+    costs = TokenCosts()
+
+    def take(start, tokens, mass):
+        sizes = np.full(tokens, 8)
+        step = SimpleNamespace(start=start, nll=sizes, seconds=0.1, cache_tokens=sizes, cache_bytes=sizes)
+        step.sink_mass = np.full((2, 3, tokens), mass, np.float32)
+        costs.append(step)
+
+    take(1, 9, 0.25)
+    for position in range(10, 15):
+        take(position, 1, 0.75)
+    costs.truncate(10)
+    assert [grid.mean() for grid in costs.grids] == [0.25]
+    take(10, 1, 0.5)
+    assert np.mean(costs.grids) == 0.375
+    for position in range(11, 99):
+        take(position, 1, 0.5)
+    costs.truncate(11)
+    assert not costs.grids and len(costs.positions) == 1
 
 
 def test_again_gives_every_lane_its_last_answer_again(registry):

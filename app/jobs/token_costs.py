@@ -44,6 +44,8 @@ class TokenCosts:
     def truncate(self, tokens: int) -> None:
         """Forget what comes after the first tokens."""
         count = int(np.searchsorted(self.positions.view(), tokens))
+        for _ in range(min(len(self.positions) - count, len(self.grids))):
+            self.grids.pop()
         for column in (self.positions, self.seconds, self.bytes):
             column.truncate(count)
 
