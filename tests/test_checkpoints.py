@@ -1,5 +1,7 @@
 """Laws of checkpoints: what was written comes back, whatever becomes of the newest, and little is written twice."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from analysis import files
 from analysis.engine.layers.slots import Slots
-from analysis.runs.checkpoint import KINDS, Checkpoints
+from analysis.runs.checkpoint import EVERY, KINDS, Checkpoints, Saver
 
 pytestmark = pytest.mark.whole
 
@@ -177,3 +179,21 @@ def test_removed_checkpoints_leave_nothing(tmp_path):
     checkpoints.remove()
     assert not checkpoints.path.exists()
     assert checkpoints.newest() is None
+
+
+def test_checkpoints_take_a_fiftieth_of_the_time_at_most(tmp_path, monkeypatch):
+    clock, made = SimpleNamespace(now=0.0), []
+    monkeypatch.setattr("analysis.runs.checkpoint.time", SimpleNamespace(monotonic=lambda: clock.now))
+    slow = SimpleNamespace(write=lambda about, tensors: setattr(clock, "now", clock.now + 2))
+    saver = Saver(slow, print)
+
+    def due(after):
+        """Whether a checkpoint is begun so many seconds after the last."""
+        clock.now, before = clock.now + after, len(made)
+        saver.save(lambda: (made.append(clock.now) or {}, {}))
+        assert not saver.close()
+        return len(made) > before
+
+    assert [due(EVERY - 1), due(1)] == [False, True]
+    # It took 2 seconds.
+    assert [due(EVERY), due(99 - EVERY), due(1)] == [False, False, True]

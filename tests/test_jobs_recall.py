@@ -5,6 +5,7 @@ import io
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from analysis.experiments.recall.asked import Asked
 from analysis.runs import library
 from analysis.runs.spec import Spec
 from app import recordings
+from app.jobs.paces import Paces
 from app.jobs.recall import RecallJob
 from app.panels.recall_map import Found, as_table
 
@@ -216,3 +218,18 @@ def test_what_a_command_asked_is_opened_by_its_page(speaking, run):
     again = found.asked.command(found.spec).split()[3:]
     assert run(*again)[0] == 0
     assert len(list((library.home() / "recall-passkey").glob("*/run.json"))) == 1
+
+
+def test_a_text_of_more_tokens_than_was_thought_is_no_more_than_done():
+    spec = Spec("m", "t", ("dense", "window:window=64"))
+    first, second = (SimpleNamespace(spec=spec, size=size) for size in (100, 300))
+    paces = Paces([first, second])
+    paces.read(first, 90)
+    assert paces.said["share"] == pytest.approx(90 / 400)
+    paces.read(first, 90)
+    assert paces.said["share"] == 0.25
+    paces.end(first)
+    assert paces.said["share"] == 0.25
+    paces.read(second, 300)
+    paces.end(second)
+    assert (paces.said["share"], paces.said["seconds_left"]) == (1, 0)
