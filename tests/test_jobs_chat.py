@@ -16,7 +16,7 @@ from app.jobs.chat import ChatJob
 from app.jobs.registry import Registry
 from app.jobs.token_costs import TokenCosts
 
-from .recordings import decoded
+from .recordings import decoded, made_up
 from .waiting import until
 
 pytestmark = pytest.mark.real
@@ -138,13 +138,23 @@ def test_the_sink_grid_forgets_an_answer_that_is_given_again():
     for position in range(10, 15):
         take(position, 1, 0.75)
     costs.truncate(10)
-    assert [grid.mean() for grid in costs.grids] == [0.25]
+    assert costs.sink_mass.mean() == 0.25
     take(10, 1, 0.5)
-    assert np.mean(costs.grids) == 0.375
+    # As in a replay, every token counts as much.
+    assert costs.sink_mass.mean() == pytest.approx((9 * 0.25 + 0.5) / 10)
     for position in range(11, 99):
         take(position, 1, 0.5)
     costs.truncate(11)
-    assert not costs.grids and len(costs.positions) == 1
+    assert costs.sink_mass is None and len(costs.positions) == 1
+
+
+def test_the_sink_grid_is_that_of_the_newest_tokens_after_a_resume_too():
+    run = made_up(100, chunk=12)
+    track = run.tracks[1]
+    track.roles.append(np.zeros(99, np.int8))
+    # In whole chunks: the last one has three tokens, and those before it twelve.
+    expected = np.average(track.sink_mass[-3:], axis=0, weights=[12, 12, 3])
+    np.testing.assert_allclose(TokenCosts.of(track).sink_mass, expected)
 
 
 def test_again_gives_every_lane_its_last_answer_again(registry):

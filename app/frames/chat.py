@@ -43,8 +43,8 @@ class ChatSender:
             face | self._lane(shown, parse(talk.spec.policies[shown.lane]), shown.costs, arrays)
             for face, shown in zip(named, lanes_shown, strict=True)
         ]
-        if grids := lanes_shown[view.chosen].costs.grids:
-            arrays["grid"] = np.mean(grids, axis=0)
+        if (mass := lanes_shown[view.chosen].costs.sink_mass) is not None:
+            arrays["grid"] = mass
         shown = None
         if view.token is not None and view.head is not None:
             row = talk.row(view.token[0], *view.head, view.token[1])
@@ -159,11 +159,8 @@ class ChatSender:
 
 def strongest_head(talk: ChatJob, lane: int) -> tuple[int, int] | None:
     """The head with the largest sink mass just now: what to look at when none was chosen."""
-    grids = talk.snapshot[lane].costs.grids if talk.snapshot else ()
-    if not grids:
-        return None
-    mean = np.mean(grids, axis=0)
-    return divmod(int(mean.argmax()), mean.shape[1])
+    mass = talk.snapshot[lane].costs.sink_mass if talk.snapshot else None
+    return None if mass is None else divmod(int(mass.argmax()), mass.shape[1])
 
 
 def _about(talk: ChatJob) -> str:

@@ -16,7 +16,8 @@ class TokenCosts:
 
     def __init__(self) -> None:
         self.positions, self.seconds, self.bytes = Column(np.int64), Column(np.float64), Column(np.int64)
-        self.grids: deque[NDArray[np.float32]] = deque(maxlen=RECENT)
+        self._masses: deque[tuple[int, int, NDArray[np.float32]]] = deque(maxlen=RECENT)
+        """Of each of the newest chunks the first position, the one after its last, and the mass [layers, heads]."""
         self.cached_tokens, self.cached_bytes = 0, 0
 
     @classmethod
@@ -25,7 +26,8 @@ class TokenCosts:
         costs, count = cls(), len(track.nll)
         if not count:
             return costs
-        costs.grids.extend(track.sink_mass[-RECENT:])
+        newest = zip(track.spans[-RECENT:], track.sink_mass[-RECENT:], strict=True)
+        costs._masses.extend((start, stop, mass) for (start, stop), mass in newest)
         costs.cached_tokens, costs.cached_bytes = int(track.cache_tokens.view()[-1]), int(track.cache_bytes.view()[-1])
         timed = track.roles.view()[:count] == ROLES.index("assistant")
         timed[[start - 1 for start, _ in track.spans]] = False
@@ -33,6 +35,17 @@ class TokenCosts:
         costs.seconds.append(np.diff(track.seconds.view()[:count], prepend=0)[timed])
         costs.bytes.append(track.cache_bytes.view()[:count][timed])
         return costs
+
+    @property
+    def sink_mass(self) -> NDArray[np.floating] | None:
+        """Mean of the newest tokens, [layers, heads], in whole chunks, as a replay shows it; None before the first."""
+        masses, weights = [], []
+        for start, stop, mass in reversed(self._masses):
+            if sum(weights) >= RECENT:
+                break
+            masses.append(mass)
+            weights.append(stop - start)
+        return np.average(masses, axis=0, weights=weights) if masses else None
 
     def snapshot(self) -> "TokenCosts":
         """A copy that nothing that comes later changes."""
@@ -44,14 +57,15 @@ class TokenCosts:
     def truncate(self, tokens: int) -> None:
         """Forget what comes after the first tokens."""
         count = int(np.searchsorted(self.positions.view(), tokens))
-        for _ in range(min(len(self.positions) - count, len(self.grids))):
-            self.grids.pop()
+        while self._masses and self._masses[-1][0] >= tokens:
+            self._masses.pop()
         for column in (self.positions, self.seconds, self.bytes):
             column.truncate(count)
 
     def append(self, step: Step) -> None:
         """Take in one step of the lane."""
-        self.grids.append(step.sink_mass.mean(-1, dtype=np.float32))
+        mass = step.sink_mass.mean(-1, dtype=np.float32)
+        self._masses.append((step.start, step.start + len(step.nll), mass))
         self.cached_tokens, self.cached_bytes = int(step.cache_tokens[-1]), int(step.cache_bytes[-1])
         # A prompt is read as a whole: its time per token says nothing about an answer's.
         if len(step.nll) == 1:
