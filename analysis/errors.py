@@ -13,6 +13,8 @@ from pathlib import Path
 LOG = logging.getLogger("sinkscope")
 LONGEST = 600
 """Characters of a sentence: libraries put whole files into what they say."""
+PLAIN = re.compile(r"\w+(?![\w/\\]|\.\w)")
+"""A first word that is none of a path or a file name."""
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|alloc_failed|\ballocate\b", re.IGNORECASE)
 
 _ADVICE = {
@@ -30,7 +32,15 @@ _ADVICE = {
 def sentence(e: BaseException | str) -> str:
     """What an exception says, as a sentence."""
     text = " ".join(str(e).split())
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?", "…")) else ".")
+    # The name of a file is written as it is.
+    if PLAIN.match(text):
+        text = text[:1].upper() + text[1:]
+    return text + ("" if text.endswith((".", "!", "?", "…")) else ".")
+
+
+def advice(e: OSError, otherwise: str) -> str:
+    """What to do about what a system says; `otherwise`: where that is not known."""
+    return otherwise if e.errno is None else _ADVICE.get(e.errno, otherwise)
 
 
 def out_of_memory(e: BaseException) -> bool:
@@ -60,7 +70,7 @@ def reason(e: BaseException, name: str, again: str = "begin again") -> str:
         )
     if isinstance(e, OSError) and e.strerror:
         place = f"{e.filename}: " if e.filename is not None else ""
-        return f"{place}{e.strerror[:1].lower()}{e.strerror[1:]}: {_ADVICE.get(e.errno, 'try again')}"
+        return f"{place}{e.strerror[:1].lower()}{e.strerror[1:]}: {advice(e, 'try again')}"
     text = " ".join(str(e).split())
     return text if len(text) <= LONGEST else text[:LONGEST].rstrip() + " …"
 

@@ -21,6 +21,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import advice
+
 MAX_JSON = 2**26
 """Bytes of a JSON file, or of a table of text, at most."""
 MAX_NUMBERS = 2**33
@@ -178,7 +180,7 @@ def unwritten(path: Path, e: OSError) -> Unwritten:
     """The sentence for what a system says."""
     if isinstance(e, Unwritten):
         return e
-    return Unwritten(f"{path} cannot be written ({e.strerror or e}): make room, or choose another folder for --out")
+    return Unwritten(f"{path} cannot be written ({e.strerror or e}): {advice(e, 'name another place')}")
 
 
 @contextmanager
@@ -237,9 +239,10 @@ def new_folder(path: Path, what: str = "something") -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         there = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
-    except (OSError, ValueError) as e:
-        why = e.strerror if isinstance(e, OSError) else "it is no path"
-        raise ValueError(f"{path} cannot be written ({why}): choose another folder for --out") from e
+    except OSError as e:
+        raise unwritten(path, e) from e
+    except ValueError as e:
+        raise ValueError(f"{path} cannot be written (it is no path): name another place") from e
     if there:
         raise ValueError(f"{path} holds {what} already ({there[0]}): choose another folder for --out")
 

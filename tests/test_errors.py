@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis import errors, texts
+from analysis import errors, files, texts
 from analysis.cli import main as cli
 from analysis.engine import stream
 from analysis.engine.lane import Lane
@@ -127,3 +127,24 @@ def test_what_is_said_of_an_exception(thrown, says):
     assert errors.reason(thrown, "x").startswith(says)
     message = errors.error_message(thrown, "x")
     assert message[0] in (says[0], says[0].upper()) and message[-1] in ".!?…"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("the run has no lane 2", "The run has no lane 2."),
+        ("it: one. Two", "It: one. Two."),
+        ("bin.txt is binary data", "bin.txt is binary data."),
+        ("runs/mine is none", "runs/mine is none."),
+        (r"runs\mine is none", r"runs\mine is none."),
+    ],
+)
+def test_a_sentence_begins_with_a_capital_and_a_file_as_it_is_called(text, said):
+    assert errors.sentence(text) == said
+
+
+@pytest.mark.parametrize(("number", "does"), [(28, "make room on that disk"), (30, "a place that can be written")])
+def test_what_is_said_of_a_file_that_cannot_be_written_is_what_helps(number, does, tmp_path):
+    said = str(files.unwritten(tmp_path / "a", OSError(number, "no")))
+    # Not every page or command has an --out, and on a read-only disk room helps nobody.
+    assert said.endswith(does) and "--out" not in said and ("make room" in said) == (number == 28)
