@@ -89,6 +89,7 @@ def numbers(name: str, seed: int = 0) -> dict[str, np.ndarray]:
         "emergence": {
             "training": np.repeat(np.arange(6), 9), "step": np.tile(np.arange(9) * 100, 6),
             "attention": np.repeat(["softmax", "learned", "off-by-one", "relu", "sigmoid", "relu"], 9),
+            "label": np.repeat(["Softmax", "Learned", "Off by one", "ReLU, rate 0.005", "Sigmoid", "ReLU, rate 1"], 9),
             "copied": rng.uniform(0, 5, 54),
         },
     }  # fmt: skip

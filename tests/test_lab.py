@@ -10,7 +10,7 @@ import torch
 from analysis.lab import training as training_module
 from analysis.lab.folder import read
 from analysis.lab.measurement import Measurement
-from analysis.lab.recipe import ATTENTIONS, Recipe
+from analysis.lab.recipe import ATTENTIONS, Recipe, names_of
 from analysis.lab.tasks import TRIGGERS, Backcopy, is_trigger
 from analysis.lab.training import Training
 from analysis.lab.transformer import Activations, Attention, Transformer
@@ -151,6 +151,12 @@ def test_recipes_that_cannot_be_cooked_are_said(wrong, says):
 
 
 SETTINGS = ",".join(f"{k}={v}" for k, v in TINY.items())
+
+
+def test_trainings_of_one_attention_are_called_by_what_else_differs():
+    recipes = [Recipe(), Recipe(rate=0.001, seed=2), Recipe("relu", steps=9), Recipe(rate=0.001)]
+    names = ["Softmax, rate 0.005, seed 0", "Softmax, rate 0.001, seed 2", "ReLU", "Softmax, rate 0.001, seed 0"]
+    assert names_of(recipes) == names and names_of(recipes[2:]) == ["ReLU", "Softmax"]
 
 
 def test_a_training_is_written_down_and_read_again(run, tmp_path):

@@ -90,14 +90,13 @@ def go_on(place: Path, folders: list[Path]) -> None:
 def _train(writers: "list[TrainingWriter]", place: Path) -> None:
     """Train to the end, one after another, and print a table.  Ctrl-C, or a polite kill, ends it after the step that is
     being made; a second one at once."""
-    from ..lab.recipe import ATTENTIONS
+    from ..lab.recipe import names_of
 
     table = Table("Attention", *map(right, ("Steps", "Weight on token 0", "Its value's norm", "Copied", "All tokens")))
     stopped, whole, failed = False, True, list[Exception]()
     with Bars(out) as bar, Brake() as brake:
-        for writer in writers:
+        for writer, name in zip(writers, names_of([w.training.recipe for w in writers]), strict=True):
             training, status = writer.training, "interrupted"
-            name = ATTENTIONS[training.recipe.attention]
             task = bar.add_task(name, total=training.recipe.steps, completed=training.step)
             try:
                 for now in () if brake.pressed else training.moments(writer.every):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from ..lab.recipe import ATTENTIONS
+from ..lab.recipe import ATTENTIONS, names_of
 from ..palette import TRAINED
 from ..settings import setting
 from .base import Figure, Numbers
@@ -38,7 +38,7 @@ class Emergence(Figure):
     curve: str = setting("weight", "What is drawn.", choices=tuple(CURVES))
 
     def numbers(self, source: "Sequence[SavedTraining]") -> Numbers:
-        """Columns `training`, `attention`, `step` and the curve: a row for each measurement."""
+        """Columns `training`, `attention`, `label`, `step` and the curve: a row for each measurement."""
         values = [
             t.of_head({"weight": "weight", "value": "norm"}[self.curve])
             if self.curve in ("weight", "value")
@@ -49,6 +49,7 @@ class Emergence(Figure):
         return {
             "training": np.repeat(np.arange(len(source)), counts),
             "attention": np.repeat([t.recipe.attention for t in source], counts),
+            "label": np.repeat(names_of([t.recipe for t in source]), counts),
             "step": np.concatenate([t.curves["step"] for t in source]).astype(int),
             self.curve: np.concatenate(values),
         }
@@ -59,17 +60,17 @@ class Emergence(Figure):
 
 
 def emergence(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw columns `training`, `attention`, `step`, and one of weight, value, copied and loss."""
+    """Draw columns `training`, `attention`, `label`, `step`, and one of weight, value, copied and loss."""
     ax = axes(ax)
     curve = next(name for name in CURVES if name in data)
     drawn: list[str] = []
     for training in np.unique(data["training"]):
         of = data["training"] == training
-        attention = str(data["attention"][of][0])
+        attention, name = str(data["attention"][of][0]), str(data["label"][of][0])
         # Dashes say which attention, and markers tell trainings of the same one apart.
         style = line_style(list(ATTENTIONS).index(attention) + len(DASHES) * drawn.count(attention))
         drawn.append(attention)
-        ax.plot(data["step"][of], data[curve][of], color=TRAINED[attention][0], **style, label=ATTENTIONS[attention])
+        ax.plot(data["step"][of], data[curve][of], color=TRAINED[attention][0], **style, label=name)
     ax.set(xlabel="Steps of training", ylabel=CURVES[curve])
     ax.set_ylim(0, 1 if curve == "weight" else None)
     legend(ax)

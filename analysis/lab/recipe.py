@@ -1,5 +1,6 @@
 """What a small transformer is trained on, and how: settings alone, without the machinery that follows them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -46,3 +47,15 @@ class Recipe(Settings):
             raise ValueError(f"a width of {self.width} cannot be shared by {self.heads} heads: choose a multiple")
         if self.task == "plays" and self.vocabulary < SMALLEST:
             raise ValueError(f"the plays need a vocabulary of {SMALLEST} tokens or more, not {self.vocabulary}")
+
+
+def names_of(recipes: Sequence[Recipe]) -> list[str]:
+    """What trainings are called: their attention, and where several have the same, the settings that differ."""
+    names = [ATTENTIONS[recipe.attention] for recipe in recipes]
+    for name in {name for name in names if names.count(name) > 1}:
+        same = [i for i, other in enumerate(names) if other == name]
+        values = {f.name: [getattr(recipes[i], f.name) for i in same] for f in Recipe.settings()}
+        differing = [setting for setting, of in values.items() if len(set(of)) > 1]
+        for k, i in enumerate(same):
+            names[i] = ", ".join((name, *(f"{setting} {values[setting][k]}" for setting in differing)))
+    return names
