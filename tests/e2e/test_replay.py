@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Thread
 
 import axe_playwright_python
+import numpy as np
 import pytest
 
 from analysis.figures.report import report
@@ -130,6 +131,21 @@ def test_a_recording_fits_a_narrow_page_and_plays_to_its_end(app, page, recorded
     # With little motion it moves seldom.
     moves = page.evaluate("new Set(window.__sinkscopeFrames.map((f) => f.published).filter((at) => at > 2900)).size")
     assert moves <= 2
+
+
+def test_a_curve_that_stays_high_is_drawn_and_not_cut(app, page):
+    run = made_up(3000)
+    # A window that lost the sinks: 35 times the perplexity of the first lane, to the end.
+    run.tracks[1].nll.view()[200:] += np.log(35)
+    save(run, library.home() / "high", text_sha256="", weights_sha256="")
+    page.goto(f"{app}/?run=high&mode=relative")
+    page.locator(".sk-scrub").press("End")
+    wait_painted(page, 3000)
+    top, greatest = page.evaluate(
+        "(plot => [10 ** plot.layout.yaxis.range[1], Math.max(...plot.data.flatMap((t) => Array.from(t.y)))])"
+        "(document.querySelector('.sk-plot'))"
+    )
+    assert 30 < greatest < top
 
 
 def test_a_run_that_is_not_there_is_said_and_the_page_can_start(app, page):

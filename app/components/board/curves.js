@@ -32,10 +32,10 @@ function rangeOf(frame) {
   if (!all.length) return { relative: [0.45, 4], KL: [0, 1], "top-1": [0, 102] }[frame.mode] || [5, 100];
   all.sort((a, b) => a - b);
   const at = (share) => all[Math.floor(share * (all.length - 1))];
-  const [low, middle, high] = [at(0.002), at(0.5), at(0.998)];
+  const [low, middle, most, high] = [at(0.002), at(0.5), at(0.9), at(0.998)];
   if (frame.mode === "KL") return [0, Math.max(0.05, high * 1.15)];
   if (frame.mode === "top-1") return [Math.max(0, low - 8), 102];
-  if (frame.mode === "relative") return [Math.min(0.7, low * 0.9), Math.max(2.2, Math.min(high * 1.2, 30))];
+  if (frame.mode === "relative") return [Math.min(0.7, low * 0.9), Math.max(2.2, Math.min(high * 1.2, Math.max(30, most * 1.5)))];
   return [low * 0.8, Math.max(Math.min(high * 1.2, middle * 40), low * 3)];
 }
 
