@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from analysis.policies import Policy
+from analysis.settings import told_apart
 
 LOOKS = {
     "dense": ("#000000", "solid"),
@@ -68,7 +69,7 @@ def labels(policies: Sequence[Policy], since: Sequence[int] = ()) -> list[str]:
     """A name for each lane, no two alike: its policy's label; where others have the same one, with the settings that
     differ; and where nothing differs, with a number from the second on.  `since`: the token from which each lane has
     had its policy: those that had it first keep its name."""
-    return _numbered(_told_apart([policy.label for policy in policies], policies), since)
+    return _numbered(told_apart([policy.label for policy in policies], policies), since)
 
 
 def lines(policies: Sequence[Policy]) -> list[str]:
@@ -85,22 +86,9 @@ def lines(policies: Sequence[Policy]) -> list[str]:
         keys.append((*key, others.index(str(policy))))
         firsts.setdefault(keys[-1], policy)
     named = [", ".join((p.title, *p.changes)) for p in firsts.values()]
-    told = _numbered(_told_apart(named, list(firsts.values()), but=SIZES), ())
+    told = _numbered(told_apart(named, list(firsts.values()), but=SIZES), ())
     names = dict(zip(firsts, told, strict=True))
     return [names[key] for key in keys]
-
-
-def _told_apart(names: Sequence[str], policies: Sequence[Policy], but: Sequence[str] = ()) -> list[str]:
-    """The same names; where several policies have one, with the settings that differ, `but` for some."""
-    found = list(names)
-    for label in {name for name in names if names.count(name) > 1}:
-        same = [i for i, name in enumerate(names) if name == label]
-        settings = dict.fromkeys(f.name for i in same for f in policies[i].settings() if f.name not in but)
-        values = {s: [getattr(policies[i], s, "none") for i in same] for s in settings}
-        differing = [s for s, of in values.items() if len(set(of)) > 1]
-        for k, i in enumerate(same):
-            found[i] = ", ".join((label, *(f"{s} {values[s][k]}" for s in differing)))
-    return found
 
 
 def briefs(policies: Sequence[Policy], since: Sequence[int] = ()) -> list[str]:

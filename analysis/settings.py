@@ -7,7 +7,7 @@ fields.  Knows nothing of what is set.
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self, TypeVar
@@ -159,3 +159,16 @@ class Registry(dict[str, T]):
         """Read `name:key=value,key=value`.  Raises ValueError where the name, a key or a value is wrong."""
         name, _, settings = text.partition(":")
         return self.find(name.strip()).parse(settings)
+
+
+def told_apart(names: Sequence[str], of: Sequence[Settings], but: Sequence[str] = ()) -> list[str]:
+    """The same names; where several have one, with the settings that differ, `but` for some."""
+    found = list(names)
+    for name in {name for name in names if names.count(name) > 1}:
+        same = [i for i, other in enumerate(names) if other == name]
+        settings = dict.fromkeys(f.name for i in same for f in of[i].settings() if f.name not in but)
+        values = {s: [getattr(of[i], s, "none") for i in same] for s in settings}
+        differing = [s for s, taken in values.items() if len(set(taken)) > 1]
+        for k, i in enumerate(same):
+            found[i] = ", ".join((name, *(f"{s} {values[s][k]}" for s in differing)))
+    return found

@@ -65,11 +65,10 @@ class Pareto(Figure):
             raise ValueError("what a cache takes was not measured, since no text was read: choose cost=tokens")
         loss = [value if self.measure in ("perplexity", "kl") else -value for _, value in entries]
         points = list(zip(costs, loss, strict=True))
-        titles = zip(source.entries, lines([parse(e.policy) for e in source.entries]), strict=True)
         front = [not any(p != q and p[0] <= q[0] and p[1] <= q[1] for p in points) for q in points]
         return {
             "policy": np.array([e.policy for e, _ in entries]),
-            "title": np.array([name for e, name in titles if self._value(e, task) is not None]),
+            "title": np.array(lines([parse(e.policy) for e, _ in entries])),
             "cost": np.array(costs),
             "value": np.array([value for _, value in entries]),
             "front": np.array(front),

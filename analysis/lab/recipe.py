@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..settings import Settings, setting
+from ..settings import Settings, setting, told_apart
 from ..texts.vocabulary import SMALLEST
 
 ATTENTIONS = {
@@ -51,11 +51,4 @@ class Recipe(Settings):
 
 def names_of(recipes: Sequence[Recipe]) -> list[str]:
     """What trainings are called: their attention, and where several have the same, the settings that differ."""
-    names = [ATTENTIONS[recipe.attention] for recipe in recipes]
-    for name in {name for name in names if names.count(name) > 1}:
-        same = [i for i, other in enumerate(names) if other == name]
-        values = {f.name: [getattr(recipes[i], f.name) for i in same] for f in Recipe.settings()}
-        differing = [setting for setting, of in values.items() if len(set(of)) > 1]
-        for k, i in enumerate(same):
-            names[i] = ", ".join((name, *(f"{setting} {values[setting][k]}" for setting in differing)))
-    return names
+    return told_apart([ATTENTIONS[recipe.attention] for recipe in recipes], recipes)
