@@ -108,7 +108,7 @@ def reproduce(
         "special": special,
     }
     cells = experiment.cells(Spec(model, text, ("dense",), tokens, **how), cache)
-    if grid.begun((), place):
+    if grid.says_of_cells(place):
         raise ValueError(f"{place} holds a run of another kind already: choose another folder for --out")
     left = grid.unfinished(cells, place)
 

@@ -25,14 +25,16 @@ def left(cells: "Sequence[Cell]", place: Path) -> int:
     """How many of these cells a folder lacks.  Raises ValueError where it holds other work, or is of other weights."""
     from ..experiments import grid
 
-    if place.exists() and not grid.begun(cells, place):
+    missing = grid.unfinished(cells, place)
+    # Folders of older versions do not say of what their cells are, but have some of these.
+    if place.exists() and not grid.says_of_cells(place) and len(missing) == len(cells):
         files.new_folder(place)
-    return len(grid.unfinished(cells, place))
+    return len(missing)
 
 
 @contextmanager
 def opened(folder: "ResultFolder") -> "Generator[ResultFolder]":
-    """The folder of cells that a command does, which has an end whatever ends the command: without cells it is gone."""
+    """The folder of cells that a command does: it has an end whatever ends that, and is removed where it has none."""
     try:
         yield folder
     except BaseException as e:

@@ -63,7 +63,7 @@ def unfinished(cells: Iterable[C], out: Path, sha256: str = "") -> list[C]:
     something else than cells, another run of the same name, or cells that other weights computed.
     """
     left = []
-    if os.path.exists(out) and not any(out.glob("*/run.json")) and not begun((), out):
+    if os.path.exists(out) and not any(out.glob("*/run.json")) and not says_of_cells(out):
         files.new_folder(out)
     for cell in cells:
         if not os.path.exists(out / cell.name / "run.json"):
@@ -93,11 +93,9 @@ def same_weights(place: Path, about: Mapping[str, Any], sha256: str) -> str:
     return found
 
 
-def begun(cells: Iterable[Cell], out: Path) -> bool:
-    """Whether a folder says in a run.json of its own of what its cells are to be, or has one of these cells: folders of
-    older versions do not say it."""
-    says = os.path.exists(out / "run.json") and about_of(out).get("kind") in OF_CELLS
-    return says or any(os.path.exists(out / cell.name / "run.json") for cell in cells)
+def says_of_cells(out: Path) -> bool:
+    """Whether a folder says in a run.json of its own of what its cells are to be."""
+    return os.path.exists(out / "run.json") and about_of(out).get("kind") in OF_CELLS
 
 
 def run(
