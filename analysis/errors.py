@@ -13,7 +13,7 @@ from pathlib import Path
 LOG = logging.getLogger("sinkscope")
 LONGEST = 600
 """Characters of a sentence: libraries put whole files into what they say."""
-PLAIN = re.compile(r"\w+(?![\w/\\]|\.\w)")
+_PLAIN = re.compile(r"\w+(?![\w/\\]|\.\w)")
 """A first word that is none of a path or a file name."""
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|alloc_failed|\ballocate\b", re.IGNORECASE)
 
@@ -33,7 +33,7 @@ def sentence(e: BaseException | str) -> str:
     """What an exception says, as a sentence."""
     text = " ".join(str(e).split())
     # The name of a file is written as it is.
-    if PLAIN.match(text):
+    if _PLAIN.match(text):
         text = text[:1].upper() + text[1:]
     return text + ("" if text.endswith((".", "!", "?", "…")) else ".")
 

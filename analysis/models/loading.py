@@ -98,7 +98,7 @@ def load(
     if name != EMBEDDED:
         # Refused now, in the family's name, rather than when the first token is read.
         try:
-            assert model.adapted
+            _ = model.adapted
         except ValueError as e:
             if kv_heads is None:
                 raise
