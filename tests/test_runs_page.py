@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from shutil import copytree
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -111,6 +112,13 @@ def test_long_lists_are_shown_piece_by_piece(home):
     assert len(listed(at)) == AT_ONCE
     at.button("runs-more").click().run()
     assert len(listed(at)) == AT_ONCE + 4
+
+
+def test_runs_whose_names_have_the_same_letters_are_listed_beside_each_other(home):
+    seeds.run(home / "中文", end="finished")
+    for name in ("日本", "a b", "a-b", "x" * 61, "x" * 62):
+        copytree(home / "中文", home / name)
+    assert len(listed(opened())) == 6
 
 
 def upload(at: AppTest, data: bytes) -> None:

@@ -126,7 +126,7 @@ def empty() -> None:
 def row(entry: Entry) -> None:
     """One run."""
     key, title = entry.name, titled(entry)
-    with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"runs-row-{library.slug(key)}"):
+    with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"runs-row-{key}"):
         if entry.kind in COMPARED:
             st.checkbox(
                 f"Compare {plain(title)}", **kept_value(f"runs-mark-{key}", False), label_visibility="collapsed"
