@@ -7,6 +7,7 @@ from shutil import copytree
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from analysis import COMMAND
 from analysis.figures.thumbnails import sink_grid, sparkline
 from analysis.runs import library, trash
 from analysis.runs.archive import export
@@ -119,6 +120,13 @@ def test_runs_whose_names_have_the_same_letters_are_listed_beside_each_other(hom
     for name in ("日本", "a b", "a-b", "x" * 61, "x" * 62):
         copytree(home / "中文", home / name)
     assert len(listed(opened())) == 6
+
+
+def test_commands_for_a_run_are_quoted_for_a_shell(home):
+    for name in ("a b", "-c"):
+        seeds.run(home / name, end="interrupted")
+    typed = [code.value for code in opened().get("code")]
+    assert {f"{COMMAND} resume 'a b'", f"{COMMAND} resume -- -c"} <= {*typed}
 
 
 def upload(at: AppTest, data: bytes) -> None:
