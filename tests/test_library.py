@@ -1,5 +1,6 @@
 """Laws of the library of runs: what lies in it, what it is called, what is deleted and comes back."""
 
+import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import pytest
 from analysis.runs import library, resume, trash
 from analysis.runs.preview import preview_of
 from analysis.runs.reader import load
+from analysis.runs.status import here
 
 from .fuzz import seeds
 
@@ -80,6 +82,25 @@ def test_runs_of_every_kind_are_recognised(home):
     assert {e.status for e in found.values()} == {"finished", "interrupted"}
     assert found["a"].policies == seeds.POLICIES == found["f"].policies
     assert found["a"].title == "hamlet" and found["e"].title == "Training: softmax"
+
+
+@pytest.mark.parametrize(("ends", "said"), [("killed", "killed"), ("interrupted", "interrupted"), ("", "running")])
+def test_several_trainings_have_ended_as_they_have(home, ends, said):
+    seeds.trainings(home / "d")
+    file = home / "d" / "1" / "run.json"
+    about = json.loads(file.read_text()) | {"status": ends or "running", "started": "2020-01-01T00:00:00+00:00"}
+    if ends == "killed":
+        about |= {"status": "running", "process": here() | {"began": 1.0}}
+    file.write_text(json.dumps(about if ends else about | {"process": here()}))
+    found = library.entry("d")
+    assert (found.status, found.live, found.goes_on) == (said, not ends, bool(ends))
+    assert found.started == "2020-01-01T00:00:00+00:00"
+
+
+def test_a_grid_of_which_a_run_was_interrupted_does_not_go_on_by_itself(home):
+    seeds.run(home / "f" / "one", end="finished")
+    seeds.run(home / "f" / "two", end="interrupted")
+    assert library.entry("f").status == "interrupted" and not library.entry("f").goes_on
 
 
 def test_preview_that_is_kept_says_what_the_run_says(home):

@@ -106,8 +106,8 @@ class Entry:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it stopped before its end, so that it can go on."""
-        return self.status in STOPPED and not self.problem
+        """Whether it stopped before its end, so that it can go on; of a grid only its runs can."""
+        return self.status in STOPPED and not self.problem and self.kind != "grid"
 
     def says(self, words: str) -> bool:
         """Whether all of these words stand in what is known of it."""
@@ -295,7 +295,7 @@ def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
     about = files.record(path / "run.json", dict[str, Any], "that of a run") if "run.json" in held else {}
     if isinstance(about.get("recipe"), dict):
         what = one_line(about["recipe"].get("attention", ""))
-        return replace(found, kind="training", text=what, status=_status(about, path))
+        return replace(found, kind="training", text=what, started=_began(found, [about]), status=_status(about, path))
     about = about_of(path)
     usual = "chat" if about["spec"].get("sampling") else "reading"
     kind = about.get("kind") or usual
@@ -326,12 +326,18 @@ def _of_several(found: Entry, runs: list[Path]) -> Entry:
     """A folder of runs, or of trainings."""
     abouts = [files.record(run, dict[str, Any], "that of a run") for run in runs]
     statuses = [_status(about, run.parent) for about, run in zip(abouts, runs, strict=True)]
-    live = RUNNING if RUNNING in statuses else "finished"
+    # It has ended as its runs have, when all of them have.
+    status = next((s for s in (RUNNING, *STOPPED) if s in statuses), "finished")
     if all(isinstance(about.get("recipe"), dict) for about in abouts):
         what = ", ".join(dict.fromkeys(one_line(about["recipe"].get("attention", "")) for about in abouts))
-        return replace(found, kind="training", text=one_line(what), status=live)
+        return replace(found, kind="training", text=one_line(what), started=_began(found, abouts), status=status)
     policies = tuple(dict.fromkeys(policy for about in abouts for policy in _spec(about).policies))
-    return replace(_of_spec(found, abouts[0]), kind="grid", policies=policies, status=live)
+    return replace(_of_spec(found, abouts[0]), kind="grid", policies=policies, status=status)
+
+
+def _began(found: Entry, abouts: list[dict[str, Any]]) -> str:
+    """When the first of several runs began; of those that do not say it, when they were written."""
+    return min(_iso(about.get("started"), found.started) for about in abouts)
 
 
 def _status(about: Mapping[str, Any], path: Path) -> str:
