@@ -333,6 +333,15 @@ def test_only_who_lives_is_running(tmp_path):
     assert load(tmp_path / "run").status == about_of(tmp_path / "run")["status"] == "killed"
 
 
+@pytest.mark.skipif(not here()["boot"], reason="the system does not say when it was started")
+def test_a_clock_that_is_set_ends_nobody(tmp_path):
+    hour = {name: here()[name] - 3600 for name in ("began", "booted")}
+    assert status_of({"status": "running", "process": here() | hour}, tmp_path) == "running"
+    # A number that another process has now, and one of another start of the machine.
+    for other in ({"began": here()["began"] - 3600}, hour | {"boot": "of yesterday"}, {"booted": "x"}):
+        assert status_of({"status": "running", "process": here() | other}, tmp_path) == "killed"
+
+
 def test_what_a_killed_capture_left_makes_room_for_the_next(tiny_llama, tmp_path):
     place = tmp_path / "s"
     place.mkdir()

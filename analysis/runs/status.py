@@ -23,7 +23,15 @@ STOPPED = ("interrupted", "failed", "killed")
 
 def here() -> dict[str, Any]:
     """This process, as a folder says who writes it."""
-    return {"pid": os.getpid(), "host": platform.node(), "began": psutil.Process().create_time()}
+    began = {"began": psutil.Process().create_time(), "boot": _boot(), "booted": psutil.boot_time()}
+    return {"pid": os.getpid(), "host": platform.node(), **began}
+
+
+def _boot() -> str:
+    """What tells this start of the machine from all others; empty where the system does not say it."""
+    with suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return ""
 
 
 def status_of(about: Mapping[str, Any], path: Path) -> str:
@@ -37,10 +45,12 @@ def status_of(about: Mapping[str, Any], path: Path) -> str:
         return status if isinstance(status, str) else ""
     if not isinstance(process, Mapping) or process.get("host") != platform.node():
         return "killed" if time.time() - _written(path) > UNTOUCHED else RUNNING
-    pid, began = process.get("pid"), process.get("began")
+    pid, began, boot = (process.get(name) for name in ("pid", "began", "boot"))
     try:
+        # Where the clock was set since, all moments of the past are others now.
+        later = psutil.boot_time() - process.get("booted") if boot and boot == _boot() else 0
         # Numbers of processes are given again: the one that has it now may be another.
-        alive = abs(psutil.Process(pid).create_time() - began) < 2
+        alive = abs(psutil.Process(pid).create_time() - later - began) < 2
     except (psutil.Error, TypeError, ValueError, OverflowError):
         alive = False
     return RUNNING if alive else "killed"
