@@ -97,6 +97,14 @@ def test_several_trainings_have_ended_as_they_have(home, ends, said):
     assert found.started == "2020-01-01T00:00:00+00:00"
 
 
+def test_a_stretch_that_is_handed_on_began_when_it_began(home, tiny_llama, tmp_path):
+    seeds.stretch(home / "c", tiny_llama)
+    began = library.entry("c").started
+    for file in (home / "c").iterdir():
+        os.utime(file, (10**9, 10**9))
+    assert library.entry("c").started == began > "2020"
+
+
 def test_a_grid_of_which_a_run_was_interrupted_does_not_go_on_by_itself(home):
     seeds.run(home / "f" / "one", end="finished")
     seeds.run(home / "f" / "two", end="interrupted")

@@ -5,6 +5,7 @@ import os
 from collections.abc import Generator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,8 @@ def capture(
     ended = False
     try:
         asked = CutOff(spec, text_sha256, tuple((at, str(policy)) for at, policy in switches), chunk)
-        files.write(path / CAPTURING, json.dumps({"status": RUNNING, "process": here(), **asdict(asked)}))
+        began = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
+        files.write(path / CAPTURING, json.dumps({"status": RUNNING, "process": here(), **began, **asdict(asked)}))
         recorder = _Recorder(adapted, count, width, path, Quantization.of(policies[0]))
         lane.context.watch = recorder.add
         pending = [*switches]
@@ -155,6 +157,7 @@ def capture(
             "weights_sha256": model.sha256,
             "text_sha256": text_sha256,
             "segments": [asdict(s) for s in recorder.segments],
+            **began,
         }
         files.write(path / "stretch.json", json.dumps(about, indent=2) + "\n")
         (path / CAPTURING).unlink()
