@@ -18,9 +18,12 @@ from analysis.figures.perplexity import Perplexity
 from analysis.policies import Dense, Window
 from analysis.runs.folder import Folder
 from analysis.runs.reader import load
+from analysis.runs.resume import stopped
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 from analysis.runs.summary import summarize
+
+from .fuzz import seeds
 
 SPEC = Spec("embedded", "hamlet", ("dense", "window:window=8"), tokens=100, chunk=16)
 
@@ -378,3 +381,15 @@ def test_a_run_kept_in_memory_is_saved_and_read_again(tiny_llama, tmp_path):
         assert again.events == run.events and again.first_token == tokens[0] and again.spec == run.spec
     with pytest.raises(ValueError, match="holds another run"):
         save(Run(Spec("tiny", "random", ("dense",))), tmp_path / "r", text_sha256="t", weights_sha256="w")
+
+
+@pytest.mark.parametrize("within", ["spec", "sampling"])
+def test_run_of_a_version_with_other_settings_is_not_taken_for_one_without(tmp_path, within):
+    seeds.run(tmp_path / "a", end="interrupted", chat=True)
+    about = json.loads((file := tmp_path / "a" / "run.json").read_text())
+    (about["spec"] if within == "spec" else about["spec"]["sampling"])["novel"] = 2
+    file.write_text(json.dumps(about))
+    for reads in (load, stopped):
+        with pytest.raises(ValueError, match="asks for 'novel', which nobody here knows"):
+            reads(tmp_path / "a")
+    assert json.loads(file.read_text()) == about

@@ -11,8 +11,9 @@ from typing import Any
 import msgspec
 
 from .. import files
+from ..settings import quoted
 from .facts import ModelFacts
-from .spec import Spec
+from .spec import Spec, unknown
 from .status import status_of
 from .switches import Switch
 
@@ -51,6 +52,10 @@ def about_of(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} holds no run: it has no readable run.json")
     files.record(file, About, "that of a run")
     about = files.record(file, dict[str, Any], "that of a run")
+    if new := unknown(about["spec"]):
+        raise ValueError(
+            f"{file} asks for {quoted(new[0])}, which nobody here knows: open the run with the version that wrote it"
+        )
     return {**about, "status": status_of(about, path)} if "status" in about else about
 
 

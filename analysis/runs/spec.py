@@ -3,6 +3,7 @@
 import json
 import operator
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -147,10 +148,15 @@ class Spec:
         """Reads what `to_json` wrote; raises ValueError when it is something else."""
         wrong = "this is not the Spec of a run"
         spec, said = files.decoded(text, cls, wrong), files.decoded(text, dict[str, Any], wrong)
-        if unknown := said.keys() - {f.name for f in fields(cls)}:
-            # A setting that is not known here could change the numbers.
-            raise ValueError(f"{wrong}: nobody here knows its {min(unknown)!r}")
+        if new := unknown(said):
+            raise ValueError(f"{wrong}: nobody here knows its {new[0]!r}")
         return spec
+
+
+def unknown(said: Mapping[str, Any]) -> list[str]:
+    """Settings of a written Spec that are not known here, as of another version: they could change the numbers."""
+    sampling = said.get("sampling") or {}
+    return sorted({*said} - {f.name for f in fields(Spec)} | {*sampling} - {f.name for f in fields(Sampling)})
 
 
 def _whole(name: str, number: Any) -> int | None:
