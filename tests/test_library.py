@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 
 from analysis.runs import library, resume, trash
+from analysis.runs.comparison import compare
+from analysis.runs.folder import save
 from analysis.runs.preview import preview_of
 from analysis.runs.reader import load
 from analysis.runs.status import here
+from app.panels.run_comparison import lane_labels
+from app.panels.run_list import words_of
 
 from .fuzz import seeds
+from .recordings import made_up
 
 
 @pytest.fixture
@@ -119,6 +124,20 @@ def test_preview_that_is_kept_says_what_the_run_says(home):
     assert [lane.tokens for lane in kept.lanes] == [40, 40]
     assert kept.lanes[0].perplexity == pytest.approx(np.exp(np.mean(load(home / "a").tracks[0].nll.view())), rel=1e-3)
     assert (kept.layers, kept.heads) == (2, 3)
+
+
+def test_a_list_calls_a_switched_lane_by_all_policies_that_it_read_with(home, run, monkeypatch):
+    """The perplexity beside its name is not that of the policy that it began with."""
+    monkeypatch.setenv("COLUMNS", "200")
+    policies = ("dense", "window:window=64", "streaming:sinks=4,window=60")
+    # Lane 2 is switched before it has read anything.
+    changes = {1: (200, "streaming:sinks=4,window=28"), 2: (1, "window:window=32")}
+    save(made_up(300, policies, switches=changes), home / "a", text_sha256="", weights_sha256="")
+    entry, called = library.entry("a"), ["Dense", "Window 64 → Sinks + window 4 + 28", "Window 32"]
+    assert entry.lanes == [lane.name for lane in entry.preview.lanes] == called
+    listed, words = run("runs")[1], words_of(entry, "a")
+    assert all(name in listed and f"{name} <b>" in words for name in called)
+    assert lane_labels(compare([load(home / "a")], ["a"]), ["a"]) == [f"a: {name}" for name in called]
 
 
 def test_preview_follows_the_tables_it_is_of(home):

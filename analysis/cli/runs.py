@@ -8,7 +8,6 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from ..palette import briefs
 from ..policies import parse
 from ..runs import archive, library, trash
 from . import options
@@ -53,7 +52,7 @@ def show_all(
             Text(", ".join(filter(None, (*known, _local(e.started))))),
             f"{max(lane.tokens for lane in lanes):,}" if lanes else "",
             # Each beside its perplexity.
-            Text("\n".join(briefs([parse(policy) for policy in e.policies])), no_wrap=True, overflow="ellipsis"),
+            Text("\n".join(e.lanes), no_wrap=True, overflow="ellipsis"),
             "\n".join("–" if lane.perplexity is None else f"{lane.perplexity:,.1f}" for lane in lanes),
             f"{e.size / 1e6:,.2f}",
         )

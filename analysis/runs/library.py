@@ -18,6 +18,8 @@ import msgspec
 import platformdirs
 
 from .. import COMMAND, errors, files, resource
+from ..palette import briefs
+from ..policies import parse
 from ..settings import quoted
 from .about import about_of
 from .preview import Preview, preview
@@ -98,6 +100,13 @@ class Entry:
         if self.kind == "reading":
             return what or self.name
         return f"{KINDS[self.kind]}: {what or self.name}"
+
+    @property
+    def lanes(self) -> list[str]:
+        """What a list calls its lanes."""
+        if self.preview is not None:
+            return [lane.name for lane in self.preview.lanes]
+        return briefs([parse(policy) for policy in self.policies])
 
     @property
     def live(self) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from .. import files, metrics
 from .run import Run
 from .status import PREVIEW
-from .summary import mean_sink_mass, summarize
+from .summary import briefs_of, mean_sink_mass, summarize
 
 OF = ("run.json", "tokens.parquet", "tokens.arrow", "sinks.npz", "sinks.arrow", "events.jsonl")
 """The files that it is made of."""
@@ -32,6 +32,8 @@ class LanePreview:
     """What one lane has read, and how well it predicted it."""
 
     policy: str
+    name: str
+    """In few letters: the policies that it has read with."""
     tokens: int
     perplexity: float | None
     """None where nothing is predicted yet, or where it is too large for a number."""
@@ -104,11 +106,11 @@ def preview_of(run: Run) -> Preview:
     with np.errstate(over="ignore", invalid="ignore"):
         # Foreign numbers may be of any size.
         summaries = summarize(run)
-    for lane, track in zip(summaries, run.tracks, strict=True):
+    for lane, name, track in zip(summaries, briefs_of(run), run.tracks, strict=True):
         ends, means = metrics.curve(track.sums.view())
         at = np.unique(np.linspace(0, len(ends) - 1, POINTS).astype(int)) if len(ends) else []
         curve = tuple(_number(x) for x in means[at])
-        lanes.append(LanePreview(str(lane.policy), lane.tokens, _number(lane.perplexity), curve))
+        lanes.append(LanePreview(str(lane.policy), name, lane.tokens, _number(lane.perplexity), curve))
     if not run.tracks[0].spans:
         return Preview(tuple(lanes), 0, 0, b"")
     mass = mean_sink_mass(run, 0)

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import metrics
+from ..palette import briefs
 from ..policies import Policy, parse
 from .run import Run, Track
 
@@ -85,9 +86,20 @@ def switched_to(track: Track) -> str:
 
 def label_of(run: Run, lane: int) -> str:
     """What a lane is called where numbers are over all that it has read: the policies that it has read with."""
-    policies, track = run.spec.policies, run.tracks[lane]
-    begun = track.policies[0][1] if track.policies else policies[lane]
-    return parse(begun).label + switched_to(track)
+    return _begun(run)[lane].label + switched_to(run.tracks[lane])
+
+
+def briefs_of(run: Run) -> list[str]:
+    """The same of all lanes, the first policy of each in few letters."""
+    return [brief + switched_to(track) for brief, track in zip(briefs(_begun(run)), run.tracks, strict=True)]
+
+
+def _begun(run: Run) -> list[Policy]:
+    """What each lane began to read with: one that was switched before it had read, with what it was switched to."""
+    return [
+        parse(track.policies[0][1] if track.policies else policy)
+        for policy, track in zip(run.spec.policies, run.tracks, strict=True)
+    ]
 
 
 def summarize(run: Run) -> list[LaneSummary]:

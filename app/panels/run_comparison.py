@@ -10,13 +10,13 @@ import streamlit as st
 
 from analysis.errors import sentence
 from analysis.metrics import MODES
-from analysis.palette import briefs, overlaid
+from analysis.palette import overlaid
 from analysis.policies import parse
 from analysis.runs.comparison import Comparison, compare, grid_difference
 from analysis.runs.library import Entry
 from analysis.runs.reader import load
 from analysis.runs.run import Run
-from analysis.runs.summary import mean_sink_mass, switched_to
+from analysis.runs.summary import briefs_of, mean_sink_mass
 from analysis.settings import quoted
 from analysis.tables import as_csv
 from app import address
@@ -186,11 +186,8 @@ def numbered(titles: list[str]) -> list[str]:
 
 def lane_labels(comparison: Comparison, titles: list[str]) -> list[str]:
     """A name for each lane, with the title of its run."""
-    names = [briefs([parse(p) for p in run.spec.policies]) for run in comparison.runs]
-    return [
-        f"{titles[lane.run]}: {names[lane.run][lane.lane]}{switched_to(comparison.runs[lane.run].tracks[lane.lane])}"
-        for lane in comparison.lanes
-    ]
+    names = [briefs_of(run) for run in comparison.runs]
+    return [f"{titles[lane.run]}: {names[lane.run][lane.lane]}" for lane in comparison.lanes]
 
 
 def draw_curves(comparison: Comparison, labels: list[str]) -> None:
@@ -251,7 +248,7 @@ def draw_grids(comparison: Comparison, titles: list[str]) -> None:
     st.subheader("Sink mass of layers and heads", anchor=False)
     chosen = []
     for i, (run, title) in enumerate(zip(comparison.runs, titles, strict=True)):
-        names = briefs([parse(p) for p in run.spec.policies])
+        names = briefs_of(run)
         left, right = st.columns(2)
         with left:
             lane = st.selectbox(

@@ -17,8 +17,6 @@ from analysis import COMMAND, resource, texts
 from analysis.errors import reason, sentence
 from analysis.figures.inputs import check_folder
 from analysis.figures.thumbnails import sink_grid, sparkline
-from analysis.palette import briefs
-from analysis.policies import parse
 from analysis.runs import archive, library, trash
 from analysis.runs.library import KINDS, LONGEST, Entry
 from app.address_bar import readdress
@@ -195,18 +193,17 @@ def words_of(entry: Entry, title: str) -> str:
     lines += [f'<p class="sk-run-bad">{escape(entry.problem)}</p>'] if entry.problem else []
     lines.append(f"<p>{escape(' · '.join(filter(None, facts)))}</p>")
     lanes = entry.preview.lanes if entry.preview else ()
-    names = briefs([parse(policy) for policy in entry.policies])
     if lanes:
         tokens = max(lane.tokens for lane in lanes)
         each = [
             f'<span class="sk-run-lane">{escape(name)} <b>{lane.perplexity:,.1f}</b></span>'
-            for name, lane in zip(names, lanes, strict=True)
+            for name, lane in zip(entry.lanes, lanes, strict=True)
             if lane.perplexity is not None
         ]
         told = f", perplexity: {' · '.join(each)}" if each else ""
         lines.append(f"<p>{tokens:,} tokens{told}</p>")
-    elif names:
-        lines.append(f"<p>{escape(' · '.join(names))}</p>")
+    elif entry.lanes:
+        lines.append(f"<p>{escape(' · '.join(entry.lanes))}</p>")
     shown = f'<div class="sk-run-pictures">{pictures}</div>' if pictures else ""
     return f'<div class="sk-run">{shown}<div class="sk-run-words">{"".join(lines)}</div></div>'
 
