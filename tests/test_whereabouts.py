@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from analysis.experiments.recall.asked import Asked
 from analysis.experiments.recall.whereabouts import whereabouts
@@ -18,6 +18,7 @@ from app.panels.whereabouts import excerpt, sentence
 
 from .test_jobs_recall import speaking  # noqa: F401
 from .test_recall import POLICIES
+from .tokenizers import byte_level
 from .waiting import until
 
 pytestmark = pytest.mark.whole
@@ -65,6 +66,24 @@ def test_what_has_left_the_window_gets_nothing_and_what_is_in_it_is_reached(netw
     near = looked(network, "window:window=390")
     np.testing.assert_allclose(near.looks[1].mass, near.looks[0].mass, atol=0.02)
     assert near.looks[1].holding == near.looks[0].holding
+
+
+@pytest.mark.parametrize("full", [0, 1, 2])
+def test_layers_with_windows_of_their_own_are_not_said_to_reach_the_fact(tmp_path, full):
+    """Under dense nothing is evicted, and a layer that sees its newest 32 tokens does not see the fact all the same."""
+    tokenizer = byte_level()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    windows = {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": full}
+    config = Qwen2Config(vocab_size=len(tokenizer), num_key_value_heads=2, **sizes, **windows)
+    Qwen2ForCausalLM(config).eval().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    network = load(str(tmp_path), device="cpu")
+    dense, kept, gone = (looked(network, policy) for policy in ("dense", "streaming:sinks=4,window=390", WINDOW))
+    assert (dense.looks[0].reached.mean(1) == [layer < full for layer in range(2)]).all()
+    assert ("every head can reach" in sentence(dense)) == (full == 2)
+    assert full == 2 or f"{4 * full} of 8 heads can reach all of its" in sentence(dense)
+    assert "evicted" not in sentence(kept) and ("evicted in every head" in sentence(gone)) == (full == 2)
+    assert full or sentence(kept).count("no head can reach any of its") == 1
 
 
 @pytest.mark.parametrize("policy", [p for p in POLICIES if p != "dense"] + ["adakv:budget=40,recent=8"])

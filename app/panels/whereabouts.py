@@ -115,8 +115,11 @@ def sentence(found: Whereabouts) -> str:
     layer, head = dense.ranked(1)[0]
     tokens, heads = found.needle[1] - found.needle[0], look.mass.size
     said = f"Under dense, head {layer}.{head} gives {100 * dense.mass[layer, head]:.0f} % of its attention to the fact"
-    if look is dense:
+    if look is dense and look.holding == heads:
         return f"{said}, whose {tokens} tokens every head can reach."
+    if look is dense:
+        seen = f"{look.holding} of {heads} heads can reach all of its {tokens} tokens"
+        return f"{said}, and {seen}: some layers see a window of their own."
     if look.holding == heads:
         where = "every head can still reach all of it"
     elif look.holding:
@@ -124,8 +127,11 @@ def sentence(found: Whereabouts) -> str:
     elif look.reached.any():
         most = look.reached.max()
         where = f"no head can still reach all of its {tokens} tokens, and none more than {100 * most:.0f} % of them"
-    else:
+    elif dense.holding == heads:
         where = f"all of its {tokens} tokens are evicted in every head: nothing is left to look at"
+    else:
+        # A layer with a window of its own may not see what its cache holds.
+        where = f"no head can reach any of its {tokens} tokens: nothing is left to look at"
     name = parse(look.policy).label
     return f"{said}. Under {name}, {where}; {layer}.{head} gives it {100 * look.mass[layer, head]:.1f} %."
 
