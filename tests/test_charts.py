@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from analysis.experiments.ablation import Effect
+from analysis.experiments.measures import Measured
 from analysis.figures import parse
 from analysis.palette import lines
 from analysis.policies import parse as policy
 from app.panels import charts
+from app.panels.measures import massive_in
 from app.panels.verdict_results import quality_label
 
 from .verdicts import VERDICT, entry
@@ -30,6 +32,20 @@ def test_layers_are_counted_in_whole_numbers(layers, step):
     values = np.ones((3, layers, 4))
     for figure in (charts.effects([], layers, 4), charts.cells(values[0], ""), charts.depth(values, "")):
         assert figure.layout.xaxis.dtick == step
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [((), "no layer"), ((1,), "layer 1"), ((1, 2, 3), "layers 1–3"), ((0, 3, 4, 5), "layers 0, 3–5"), ((1, 5), "1, 5")],
+)
+def test_only_layers_with_massive_activations_are_said_to_have_them(layers, said):
+    """On a text of numbers the embedded model has them in layer 2 and then from layer 11 on."""
+    size = np.full((2, 6, 3), 50.0, np.float32)
+    size[:, layers] = 500
+    at = np.tile(np.array([0, 7]), (2, 6, 1))
+    measured = Measured({}, np.zeros((2, 3, 6, 2), np.float32), size, np.full((2, 6), 0.1, np.float32), at)
+    where = ", most often at token 0, channel 7" if layers else ""
+    assert massive_in(measured).removeprefix("layers " if said[0] == "1" else "") == f"{said}{where}"
 
 
 def test_a_ranking_is_drawn_in_its_order():

@@ -18,6 +18,7 @@ from app.downloads import download
 from app.jobs.measures import MeasuresJob
 from app.panels import charts
 from app.panels.job_panel import JobPanel, Maker
+from app.ranges import ranges
 
 from .heads import Found, HeadsPanel, draw_head, resume
 
@@ -145,19 +146,24 @@ def draw_measured(measured: Measured) -> None:
         spread = ", ± standard deviation between samples" if len(values) > 1 else ""
         st.caption(f"Mean over heads by layer{spread}")
         st.plotly_chart(charts.depth(values, ""), key="measures-depth", config=bare, alt=f"{MEASURES[name]} by layer")
-    massive = np.flatnonzero(measured.massive)
     size, times = MASSIVE
-    where = "no layer"
-    if len(massive):
-        places, times_seen = np.unique(measured.largest_at[:, massive].reshape(-1, 2), axis=0, return_counts=True)
-        token, channel = places[times_seen.argmax()]
-        where = f"layers {massive.min()} to {massive.max()}, most often at token {token}, channel {channel}"
-    st.caption(f"Against the other tokens. Massive activations (above {size:g} and {times:,.0f} medians): {where}")
+    massive = f"Massive activations (above {size:g} and {times:,.0f} medians): {massive_in(measured)}"
+    st.caption(f"Against the other tokens. {massive}")
     st.plotly_chart(charts.norms(measured), key="measures-norms", config=bare, alt="Norms at the first token")
     st.caption("Every head; a press on a heading sorts")
     titles = {n: st.column_config.NumberColumn(title.split(",")[0], format="%.4f") for n, title in MEASURES.items()}
     st.dataframe(rows, hide_index=True, height=320, column_config=titles)
     download("All heads as CSV", "measures.csv", lambda: rows.to_csv(index=False))
+
+
+def massive_in(measured: Measured) -> str:
+    """The layers that have massive activations, and where these are most often."""
+    layers = np.flatnonzero(measured.massive).tolist()
+    if not layers:
+        return "no layer"
+    places, times_seen = np.unique(measured.largest_at[:, layers].reshape(-1, 2), axis=0, return_counts=True)
+    token, channel = places[times_seen.argmax()]
+    return f"layer{'s' * (len(layers) > 1)} {ranges(layers)}, most often at token {token}, channel {channel}"
 
 
 def now() -> dict[str, Any]:

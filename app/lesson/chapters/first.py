@@ -13,6 +13,7 @@ from app.components import chart
 from app.lesson import Chapter
 from app.lesson.answers import Answer, Question
 from app.panels.charts import MARGIN
+from app.ranges import ranges
 
 from . import stage
 from .sentence import long_enough, read, tokens
@@ -81,17 +82,6 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     }
     st.table(rows)
     stage.source(page, about)
-
-
-def ranges(numbers: list[int]) -> str:
-    """Whole numbers in order, as stretches: 3–5, 8."""
-    stretches: list[list[int]] = []
-    for n in numbers:
-        if stretches and n == stretches[-1][-1] + 1:
-            stretches[-1].append(n)
-        else:
-            stretches.append([n])
-    return ", ".join(f"{s[0]}–{s[-1]}" if len(s) > 1 else f"{s[0]}" for s in stretches)
 
 
 def grid(mass: np.ndarray, page: Chapter, chapter: Chapter) -> go.Figure:
