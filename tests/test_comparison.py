@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from analysis import metrics
+from analysis.cli.chat import spoken
 from analysis.engine.step import Step
 from analysis.figures import parse as parse_figure
 from analysis.policies import parse
 from analysis.runs.comparison import compare, grid_difference
 from analysis.runs.run import Run
-from analysis.runs.spec import Spec
+from analysis.runs.spec import Sampling, Spec
 from analysis.runs.summary import shared_tokens, summarize
 
 
@@ -133,3 +134,24 @@ def test_grids_differ_head_by_head_where_shapes_agree():
         assert found[layer, head] == pytest.approx(means[0] - means[1], abs=1e-6)
     with pytest.raises(ValueError, match="2 layers of 3 heads, and 4 layers of 3 heads"):
         grid_difference(first, 0, run_of(IDS, heads=(4, 3)), 0)
+
+
+def spoken_rows(policies: tuple[str, ...], roles: np.ndarray) -> list[list[str]]:
+    """The table of a conversation in which a lane reads with one policy after the other."""
+    run, count = Run(Spec("embedded", "x", policies[:1], sampling=Sampling()), 7), len(roles)
+    for start, policy in enumerate(policies):
+        zeros, mass = np.zeros(count), np.zeros((2, 3, count), np.float32)
+        args = (
+            IDS[:count].astype(np.int32),
+            np.ones(count, np.float32),
+            zeros.astype(np.int32),
+            zeros.astype(np.int64),
+        )
+        run.append(Step(0, parse(policy), 1 + start * count, *args, 0.1, mass, roles.astype(np.int8)))
+    return [list(column.cells) for column in spoken(run).columns]
+
+
+def test_the_table_of_a_conversation_calls_a_switched_lane_by_all_its_policies():
+    """Its perplexity is not that of the policy that it began with."""
+    name, tokens, *_ = spoken_rows(("window:window=8", "dense"), np.full(20, 2))
+    assert (name, tokens) == (["Window 8 → Dense"], ["41"])

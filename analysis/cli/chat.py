@@ -11,6 +11,7 @@ from ..policies import parse
 from ..runs.facts import ModelFacts
 from ..runs.run import ROLES, Run
 from ..runs.spec import TYPED, Sampling, Spec
+from ..runs.summary import label_of
 from ..texts import with_bos
 from . import options
 from .console import new_folder, note, out, right, say
@@ -121,16 +122,16 @@ def spoken(run: Run) -> Table:
     table = Table("Lane", *(right(h) for h in ("Tokens", "Answered", "Perplexity", "Kept", "Cache", "ms/token")))
     table.title = f"Computed in {run.spec.arithmetic}"
     table.caption = "Perplexity and ms/token: of the tokens that the model said, under the model as this lane had it"
-    for policy, track in zip(run.spec.policies, run.tracks, strict=True):
+    for lane, track in enumerate(run.tracks):
         said = track.roles.view() == ROLES.index("assistant")
         if not said.any():
-            table.add_row(parse(policy).label, f"{len(said)}", "0", *["–"] * 4)
+            table.add_row(label_of(run, lane), f"{len(said)}", "0", *["–"] * 4)
             continue
         spent = np.diff(track.compute.view(), prepend=0.0)[said]
         # Of what was said before a conversation was resumed, times are not known.
         spent = spent[np.isfinite(spent)]
         table.add_row(
-            parse(policy).label,
+            label_of(run, lane),
             f"{len(said) + 1:,}",
             f"{said.sum():,}",
             f"{metrics.perplexity(track.nll.view()[said]):.3f}",
