@@ -139,7 +139,7 @@ def test_grids_differ_head_by_head_where_shapes_agree():
 def spoken_rows(policies: tuple[str, ...], roles: np.ndarray) -> list[list[str]]:
     """The table of a conversation in which a lane reads with one policy after the other."""
     run, count = Run(Spec("embedded", "x", policies[:1], sampling=Sampling()), 7), len(roles)
-    for start, policy in enumerate(policies):
+    for start, policy in enumerate(policies if count else ()):
         zeros, mass = np.zeros(count), np.zeros((2, 3, count), np.float32)
         args = (
             IDS[:count].astype(np.int32),
@@ -155,3 +155,9 @@ def test_the_table_of_a_conversation_calls_a_switched_lane_by_all_its_policies()
     """Its perplexity is not that of the policy that it began with."""
     name, tokens, *_ = spoken_rows(("window:window=8", "dense"), np.full(20, 2))
     assert (name, tokens) == (["Window 8 → Dense"], ["41"])
+
+
+@pytest.mark.parametrize(("count", "read"), [(0, "0"), (20, "21")])
+def test_a_lane_that_has_answered_nothing_has_read_its_first_token_too(count, read):
+    _, tokens, answered, perplexity, *_ = spoken_rows(("dense",), np.zeros(count))
+    assert (tokens, answered, perplexity) == ([read], ["0"], ["–"])

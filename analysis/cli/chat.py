@@ -124,15 +124,17 @@ def spoken(run: Run) -> Table:
     table.caption = "Perplexity and ms/token: of the tokens that the model said, under the model as this lane had it"
     for lane, track in enumerate(run.tracks):
         said = track.roles.view() == ROLES.index("assistant")
+        # The first token is predicted by none.
+        read = len(said) + 1 if len(said) else 0
         if not said.any():
-            table.add_row(label_of(run, lane), f"{len(said)}", "0", *["–"] * 4)
+            table.add_row(label_of(run, lane), f"{read:,}", "0", *["–"] * 4)
             continue
         spent = np.diff(track.compute.view(), prepend=0.0)[said]
         # Of what was said before a conversation was resumed, times are not known.
         spent = spent[np.isfinite(spent)]
         table.add_row(
             label_of(run, lane),
-            f"{len(said) + 1:,}",
+            f"{read:,}",
             f"{said.sum():,}",
             f"{metrics.perplexity(track.nll.view()[said]):.3f}",
             f"{track.cache_tokens.view()[-1]:,}",
