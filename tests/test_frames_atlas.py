@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from analysis.figures.inputs import FigureInput
 from analysis.maps.region import Region
-from analysis.policies import Dense, Streaming
+from analysis.policies import Dense, Streaming, Window, parse
 from analysis.runs.codec import levels_of
 from app.frames.atlas import KINDS, MANY, AtlasSender, AtlasView, called, levels, span, whole
 
@@ -42,6 +43,17 @@ def test_a_frame_has_the_region_that_is_looked_at(pair):
     assert head["total"] == 89 and head["headings"] == ["Dense"]
     coarse, _ = decoded(AtlasSender().frame(pair[0], None, AtlasView(1, 2, region=Region((0, 80), (0, 80), 4))))
     assert coarse["texts"] == {}
+
+
+def test_a_stretch_that_was_switched_is_called_by_all_policies_that_it_was_read_under(tiny_llama, tmp_path):
+    """On the page and under a figure: half of its rows are not those of the first policy."""
+    atlas, _ = captured(tiny_llama, words(90), Window(12), tmp_path / "s", switches=[(40, Streaming(4, 12))])
+    run, name = Opened(atlas, "s"), "Window 12 → Sinks + window 4 + 12"
+    head, _ = decoded(AtlasSender().frame(run, None, AtlasView(1, 2)))
+    assert head["headings"] == [head["lanes"][0]["label"]] == [name]
+    assert called([run]) == [f"{name}, words, 89 tokens"]
+    of = FigureInput(tmp_path / "s", atlas, atlas.stretch.about)
+    assert [parse(policy) for policy in of.policies()] == [Window(12), Streaming(4, 12)]
 
 
 def test_two_stretches_stand_beside_each_other_or_are_taken_from_each_other(pair):

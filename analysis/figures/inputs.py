@@ -24,7 +24,8 @@ class FigureInput:
     about: Mapping[str, Any]
 
     def policies(self, lane: int | None = None) -> list[str]:
-        """Of one lane of a run or of all, with those that a lane was switched to; of a grid those of its runs."""
+        """Of one lane of a run or of all, or of a stretch, with those that it was switched to; of a grid those of its
+        runs."""
         if lane is not None:
             return list(dict.fromkeys(policy for track in self.data.tracks[lane:][:1] for _, policy in track.policies))
         if isinstance(self.data, Path):
@@ -34,6 +35,8 @@ class FigureInput:
             return [entry.policy for entry in self.data.entries]
         if isinstance(self.data, list):
             return list(dict.fromkeys(row.policy for row in self.data if isinstance(row, Row)))
+        if (stretch := getattr(self.data, "stretch", None)) is not None:
+            return list(dict.fromkeys(stretch.policies))
         switched = [e["policy"] for e in getattr(self.data, "events", ()) if e["what"] == "switch"]
         return list(dict.fromkeys([*self.about.get("spec", {}).get("policies", ()), *switched]))
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from .. import files, resource
 from ..maps.recorder import head_of
-from ..policies import parse
 from ..runs.recording import piece_lists, recorded_in
 from ..runs.run import Run
 from ..runs.summary import label_of, summarize
@@ -125,6 +124,5 @@ def _map(atlas: FigureInput, layer: int = -1, head: int = -1) -> str:
     figure, layout = HeadMap(layer=layer, head=head).resolved(atlas.data), Layout(dpi=160)
     about = provenance(figure, atlas, Path(f"{figure.layer}.{figure.head}.png"), layout)
     picture = base64.b64encode(rendered(figure, figure.numbers(atlas.data), "png", layout, about)).decode()
-    label = parse(atlas.data.stretch.spec.policies[0]).label
-    words = html.escape(f"Layer {figure.layer}, head {figure.head}, {label}")
+    words = html.escape(f"Layer {figure.layer}, head {figure.head}, {atlas.data.stretch.label}")
     return f'<figure><img alt="{words}" src="data:image/png;base64,{picture}"><figcaption>{words}</figcaption></figure>'

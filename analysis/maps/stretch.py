@@ -7,6 +7,7 @@ hidden states, and the largest activations.
 
 import os
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,16 @@ class Stretch:
     def _array(self, name: str, numbers: str, *shape: int | None) -> NDArray:
         mapped = name in ("queries", "keys", "quantized", "norms")
         return files.array(self.path / f"{name}.npy", files.Kind(numbers, shape), mapped=mapped)
+
+    @property
+    def policies(self) -> list[str]:
+        """Those that it was read under, in their order."""
+        return [policy for policy, _ in groupby(segment.policy for segment in self.segments)]
+
+    @property
+    def label(self) -> str:
+        """What it is called: the policies that it was read under."""
+        return " → ".join(parse(policy).label for policy in self.policies)
 
     @property
     def tokens(self) -> int:

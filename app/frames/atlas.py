@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from analysis.maps.atlas import Atlas
 from analysis.maps.region import Region
 from analysis.maps.stretch import Stretch
-from analysis.policies import parse
 from analysis.runs.codec import FLOOR, LEVELS, TOP, assemble, levels_of
 
 from ..jobs.capture import CaptureJob
@@ -131,7 +130,7 @@ class AtlasSender:
         minus = other.opened if other is not None and kind == "difference" else None
         shown = {"map": self._drawn(self.tiles.get, atlas, minus, view, region, kind)}
         shown["first"] = self._drawn(self.tiles.first, atlas, minus, view, region, kind)
-        headings = [parse(run.spec.policies[0]).label]
+        headings = [atlas.stretch.label]
         if other is not None:
             headings = called([run, other])
         if minus is not None:
@@ -162,7 +161,7 @@ class AtlasSender:
             "texts": self._texts(run, region),
             "firsts": run.pieces[: shown["first"].shape[1]],
             "chosen": 0,
-            "lanes": [{"label": parse(run.spec.policies[0]).label}],
+            "lanes": [{"label": stretch.label}],
             "cross": self._cross(run, view, total, arrays),
         }
         arrays["grid"] = stretch.mass
@@ -257,9 +256,8 @@ class AtlasSender:
 def called(runs: Sequence[CaptureJob]) -> list[str]:
     """A name for each stretch, no two alike: policy, text and tokens, and what else tells it from those that have the
     same."""
-    found = [
-        f"{parse(run.spec.policies[0]).label}, {run.spec.text}, {run.opened.stretch.tokens:,} tokens" for run in runs
-    ]
+    stretches = [run.opened.stretch for run in runs]
+    found = [f"{of.label}, {run.spec.text}, {of.tokens:,} tokens" for run, of in zip(runs, stretches, strict=True)]
     particulars = (
         lambda run: run.spec.policies[0],
         lambda run: run.spec.model,

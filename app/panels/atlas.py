@@ -184,7 +184,7 @@ def draw() -> None:
         if run is not None and run.atlas is not None:
             stretch = run.atlas.stretch
             tokens = f"{stretch.tokens:,} tokens of {run.spec.text} {run.begins}"
-            st.caption(plain(" · ".join(filter(None, (parse(run.spec.policies[0]).label, tokens, run.text_note)))))
+            st.caption(plain(" · ".join(filter(None, (stretch.label, tokens, run.text_note)))))
     run = JOB_PANEL.watch()
     if run is None:
         st.markdown(
