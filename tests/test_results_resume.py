@@ -1,6 +1,7 @@
 """Results that are completed equal those that never stopped, and what was known of them is not computed again."""
 
 import json
+import re
 import shutil
 from functools import partial
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from analysis import texts
+from analysis.cli import waiting
 from analysis.experiments import ablation, costs, measures
 from analysis.maps import capture
 from analysis.maps.stretch import Stretch
@@ -99,6 +101,17 @@ def test_a_result_that_was_killed_is_completed_by_a_job_and_by_a_command(
         else:
             assert "Finished. The result lies in" in command("resume", place)
         same(kind, place, home / whole.id)
+
+
+def test_a_log_is_told_how_far_a_result_is(begin, home, monkeypatch, command):
+    copies = moments(monkeypatch, home)
+    finished(begin("knockouts"))
+    monkeypatch.undo()
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(home))
+    monkeypatch.setattr(waiting, "EVERY", 0.01)
+    lines = re.findall(r"^Knockouts.* of .*$", command("resume", copies[0]), re.MULTILINE)
+    told = [re.fullmatch(r"Knockouts, in %: (\d+) of 100 \(\d+ s\)", line) for line in lines]
+    assert all(told) and any(0 < int(one[1]) < 100 for one in told if one)
 
 
 def test_heads_that_are_known_are_not_knocked_out_again(begin, registry, home, monkeypatch):

@@ -33,9 +33,10 @@ def go_on(path: Path) -> None:
         folder.know(weights_sha256=network.sha256)
     try:
         with Bars(out) as bar, Brake() as brake:
-            task = bar.add_task(asked.kind.capitalize(), total=1.0)
+            # Bars and lines say whole numbers.
+            task = bar.add_task(f"{asked.kind.capitalize()}, in %", total=100)
             for share in completed(lambda what: what(folder), asked, network, source):
-                bar.update(task, completed=share)
+                bar.update(task, completed=int(100 * share))
                 if brake.pressed:
                     ended = "interrupted"
                     break
