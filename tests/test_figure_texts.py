@@ -4,7 +4,9 @@ import json
 import re
 import sys
 import threading
+from dataclasses import replace
 from itertools import combinations, pairwise
+from pathlib import Path
 from xml.etree import ElementTree
 
 import bidi
@@ -261,7 +263,7 @@ def test_lines_stay_on_the_page_whatever_stands_above_or_below_their_letters(nam
 
 def test_a_caption_names_what_is_seen_and_every_policy_with_a_paper_has_its_entry():
     spec = {"model": "embedded", "text": "hamlet", "tokens": 4096, "dtype": "float32"}
-    said = caption(parse("sink-grid:lane=1"), spec, ["dense", "streaming:sinks=4,window=60"])
+    said = caption(parse("sink-grid:lane=1"), spec, ["dense", "streaming:sinks=4,window=60"], 4096)
     assert said.startswith("Sink mass of layers and heads. Mean attention that each head gave")
     assert "(lane 1). SmolLM2-135M-Instruct on hamlet (4,096 tokens, float32)." in said
     assert said.endswith("Policies: Dense, Sinks + window 4 + 60. Made with Sinkscope.")
@@ -280,8 +282,17 @@ def test_a_caption_names_what_is_seen_and_every_policy_with_a_paper_has_its_entr
             assert named[1] in numbers
     # A model in a folder and trainings have less to say, and no paper.
     assert bibtex(parse("memory"), {"model": ["softmax"]}, ["dense"]) == ""
-    said = caption(parse("memory"), {"model": ["softmax"]}, [])
+    said = caption(parse("memory"), {"model": ["softmax"]}, [], None)
     assert said.endswith("values over the tokens read. Made with Sinkscope.")
+
+
+def test_a_caption_says_how_many_tokens_were_read_and_not_how_many_were_asked_for(tmp_path):
+    run = made_up(300, ends={1: 120})
+    run.spec = replace(run.spec, tokens=5000)
+    save(run, tmp_path / "run", text_sha256="", weights_sha256="")
+    source = open_input(tmp_path / "run", "run")
+    for name, read in (("memory", 300), ("sink-grid:lane=1", 120)):
+        assert f"on a play ({read} tokens, float32)." in provenance(parse(name), source, Path("a"), Layout())["caption"]
 
 
 def test_a_figure_of_one_lane_names_the_policies_of_that_lane(tmp_path):

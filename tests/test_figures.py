@@ -232,7 +232,8 @@ def test_defaults_of_a_figure_fit_the_smallest_model(name, two_layers, tmp_path,
     assert parse(str(figure)) == figure == figure.resolved(source.data)
     code, _, wrong = run("figure", name, "--run", str(two_layers), "--out", str(tmp_path / "a.csv"))
     assert code == 0, wrong
-    assert json.loads((tmp_path / "a.csv.json").read_text())["figure"] == str(figure)
+    about = json.loads((tmp_path / "a.csv.json").read_text())
+    assert about["figure"] == str(figure) and "on random (20 tokens, float32)." in about["caption"]
 
 
 def test_report_shows_the_head_with_the_largest_sink_mass(two_layers, places, tmp_path, run):

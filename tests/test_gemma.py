@@ -221,5 +221,5 @@ def test_figures_of_it_name_it():
     from analysis.figures.perplexity import Perplexity
 
     spec = {"model": "gemma-270m", "text": "hamlet", "tokens": 700}
-    assert "Gemma-3-270M on hamlet (700 tokens)" in caption(Perplexity(), spec, [])
+    assert "Gemma-3-270M on hamlet (700 tokens)" in caption(Perplexity(), spec, [], 700)
     assert "Gemma 3 Technical Report" in bibtex(Perplexity(), json.loads(json.dumps(spec)), [])

@@ -54,8 +54,9 @@ OF_FIGURES = {
 }  # fmt: skip
 
 
-def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str]) -> str:
-    """What is seen, of which model on which text, under which policies; `spec`: as far as it is known."""
+def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str], tokens: int | None) -> str:
+    """What is seen, of which model on which text, under which policies; `spec` and how many `tokens` were read: as far
+    as they are known."""
     shown = " ".join((type(figure).__doc__ or "").split("\n\n")[0].split()).replace("`", "").rstrip(".")
     settings = ", ".join(f"{f.name} {getattr(figure, f.name)}" for f in figure.settings())
     parts = [f"{figure.title}. {shown}" + (f" ({settings})." if settings else ".")]
@@ -63,8 +64,8 @@ def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str]) ->
         model = {"embedded": "SmolLM2-135M-Instruct", gemma.NAME: gemma.CALLED}.get(model, model)
         how = f", {spec['dtype']}" if spec.get("dtype") else ""
         text = f" on {spec['text']}" if spec.get("text") else ""
-        tokens = f" ({spec['tokens']:,} tokens{how})" if spec.get("tokens") else ""
-        parts.append(f"{model}{text}{tokens}.")
+        read = f" ({tokens:,} tokens{how})" if tokens else ""
+        parts.append(f"{model}{text}{read}.")
     if policies:
         named = ", ".join(parse(p).label for p in policies)
         parts.append(f"{'Policy' if len(policies) == 1 else 'Policies'}: {named}.")

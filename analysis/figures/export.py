@@ -30,11 +30,11 @@ def command(figure: Figure, folder: Path, out: Path, layout: Layout) -> str:
 
 def provenance(figure: Figure, source: FigureInput, out: Path, layout: Layout) -> dict[str, Any]:
     """What a file says of itself."""
-    spec = source.about.get("spec", {})
-    policies = source.policies(getattr(figure, "lane", None))
+    spec, lane = source.about.get("spec", {}), getattr(figure, "lane", None)
+    policies = source.policies(lane)
     return {
         "figure": str(figure),
-        "caption": caption(figure, spec, policies),
+        "caption": caption(figure, spec, policies, source.tokens(lane)),
         "bibtex": bibtex(figure, spec, policies),
         "command": command(figure, source.folder, out, layout),
         "model": spec.get("model"),

@@ -11,6 +11,7 @@ from ..experiments.verdict import Verdict, read_verdict
 from ..experiments.verdict.entries import FILE as VERDICT
 from ..runs.about import about_of
 from ..runs.reader import load as load_run
+from ..runs.run import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,16 @@ class FigureInput:
             return list(dict.fromkeys(stretch.policies))
         switched = [e["policy"] for e in getattr(self.data, "events", ()) if e["what"] == "switch"]
         return list(dict.fromkeys([*self.about.get("spec", {}).get("policies", ()), *switched]))
+
+    def tokens(self, lane: int | None = None) -> int | None:
+        """Tokens that one lane of a run has read, or the lane that has read most, or that a stretch has; of all else
+        how many were asked for.  None where nobody says it."""
+        if isinstance(self.data, Run):
+            tracks = self.data.tracks if lane is None else self.data.tracks[lane:][:1]
+            return max((len(track.nll) + 1 for track in tracks if len(track.nll)), default=None)
+        if (stretch := getattr(self.data, "stretch", None)) is not None:
+            return stretch.tokens
+        return self.about.get("spec", {}).get("tokens")
 
 
 def open_input(folder: Path, needs: str) -> FigureInput:
