@@ -1,6 +1,8 @@
 """Laws of the runs page, without a browser: what it lists, does and says."""
 
+import base64
 import io
+import re
 import zipfile
 from shutil import copytree
 
@@ -11,11 +13,13 @@ from analysis import COMMAND
 from analysis.figures.thumbnails import sink_grid, sparkline
 from analysis.runs import library, trash
 from analysis.runs.archive import export
+from analysis.runs.preview import preview_of
 from app.panels.run_list import AT_ONCE, words_of
 from app.plain import plain
 
 from .fuzz import seeds
 from .fuzz.addresses import MAIN, live, markdown
+from .recordings import made_up
 
 pytestmark = pytest.mark.whole
 
@@ -255,6 +259,14 @@ def test_what_is_in_the_library_and_cannot_be_compared_is_not_said_to_be_missing
     seeds.trainings(home / "grown")
     assert "fewer than two of these runs are readings or conversations" in said(opened(compare=["a", "grown"])).lower()
     assert "1 of the runs that the address names are neither" in said(opened(compare=["a", "talk", "grown"]))
+
+
+def test_small_curves_are_as_long_as_what_their_lanes_have_read():
+    drawn = sparkline(preview_of(made_up(3000, ends={1: 1000, 2: 40, 3: 20})))
+    lines = re.findall('points="(.*?)"', base64.b64decode(re.search('base64,([^"]+)', drawn)[1]).decode())
+    ends = [float(line.split()[-1].partition(",")[0]) if line else None for line in lines]
+    # Curves begin at token 32, and the longest has all of the 114 pixels between the edges.
+    assert ends == pytest.approx([117, 3 + 114 * 967 / 2967, 3 + 114 * 7 / 2967, None], abs=0.1)
 
 
 def test_words_of_a_run_are_text(home):

@@ -10,6 +10,7 @@ import math
 import numpy as np
 from PIL import Image
 
+from ..metrics import FIRST
 from ..palette import colours
 from ..policies import parse
 from ..runs.preview import Preview
@@ -29,16 +30,17 @@ VIRIDIS = (
 
 
 def sparkline(preview: Preview) -> str:
-    """Curves of all lanes as an image, the lowest NLL at the bottom; empty before there are any."""
+    """Curves of all lanes over tokens read, as an image, the lowest NLL at the bottom; empty before there are any."""
     curves = [np.array([math.nan if y is None else y for y in lane.curve]) for lane in preview.lanes]
     known = np.concatenate(curves) if curves else np.empty(0)
     if not np.isfinite(known).any():
         return ""
     low, high = np.nanmin(known), np.nanmax(known)
-    longest = max(len(curve) for curve in curves)
-    lines = []
-    for curve, (colour, dash) in zip(curves, colours([parse(lane.policy) for lane in preview.lanes]), strict=True):
-        x = EDGE + np.arange(len(curve)) * (WIDTH - 2 * EDGE) / max(1, longest - 1)
+    # A curve has points from its first token on to its last.
+    longest = max(1, *(lane.tokens - 1 - FIRST for lane in preview.lanes))
+    styles, lines = colours([parse(lane.policy) for lane in preview.lanes]), []
+    for lane, curve, (colour, dash) in zip(preview.lanes, curves, styles, strict=True):
+        x = EDGE + np.linspace(0, max(0, lane.tokens - 1 - FIRST), len(curve)) * (WIDTH - 2 * EDGE) / longest
         y = EDGE + (high - curve) * (HEIGHT - 2 * EDGE) / max(high - low, 1e-9)
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True) if math.isfinite(b))
         look = 'class="ink"' if colour == "#000000" else f'stroke="{colour}"'
