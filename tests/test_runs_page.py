@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import zipfile
 from shutil import copytree
@@ -259,6 +260,14 @@ def test_what_is_in_the_library_and_cannot_be_compared_is_not_said_to_be_missing
     seeds.trainings(home / "grown")
     assert "fewer than two of these runs are readings or conversations" in said(opened(compare=["a", "grown"])).lower()
     assert "1 of the runs that the address names are neither" in said(opened(compare=["a", "talk", "grown"]))
+
+
+def test_sink_grids_of_several_runs_have_one_scale(home):
+    for name in "ab":
+        seeds.run(home / name, end="finished")
+    parts = [part.proto for part in opened(compare=["a", "b"]).get("bidi_component")]
+    grids = [json.loads(json.loads(part.json)["figure"])["data"][0] for part in parts if "runs-mass" in part.id]
+    assert [(grid["zmin"], grid["zmax"]) for grid in grids] == [(0, 1)] * 2
 
 
 def test_small_curves_are_as_long_as_what_their_lanes_have_read():

@@ -52,13 +52,14 @@ def effects(found: "Sequence[Effect]", layers: int, heads: int) -> go.Figure:
     return figure
 
 
-def cells(values: NDArray[np.floating], label: str) -> go.Figure:
-    """Numbers of each layer and head, [layers, heads]."""
+def cells(values: NDArray[np.floating], label: str, top: float | None = None) -> go.Figure:
+    """Numbers of each layer and head, [layers, heads]; `top`: the one with the brightest colour, None: the largest."""
     figure = go.Figure(
         go.Heatmap(
             z=values.T,
             colorscale="Viridis",
             zmin=0,
+            zmax=top,
             xgap=1,
             ygap=1,
             hovertemplate="layer %{x}, head %{y}<br>%{z:.3f}<extra></extra>",

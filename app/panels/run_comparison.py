@@ -259,7 +259,9 @@ def draw_grids(comparison: Comparison, titles: list[str]) -> None:
         try:
             mass = mean_sink_mass(run, lane)
             with left:
-                chart.mount(charts.cells(mass, ""), key=f"runs-mass-{i}", alt=f"Sink mass, mean {mass.mean():.3f}")
+                # Of one scale: otherwise what is hardly looked at is as bright as a sink.
+                grid = charts.cells(mass, "", top=1)
+                chart.mount(grid, key=f"runs-mass-{i}", alt=f"Sink mass, mean {mass.mean():.3f}")
             if i:
                 apart = grid_difference(run, lane, comparison.runs[0], chosen[0])
                 alt = f"Sink mass less that of the first run, {apart.min():+.3f} to {apart.max():+.3f}"

@@ -98,7 +98,7 @@ def draw_found(found: Whereabouts) -> None:
         with place:
             st.caption(plain(f"{name}: attention on the fact from the question's last token, in every head"))
             alt = f"{name}: at most {of.mass.max():.2f}, {of.holding} of {of.mass.size} heads can reach all of the fact"
-            grid = charts.cells(of.mass, "").update_traces(zmax=1)
+            grid = charts.cells(of.mass, "", top=1)
             bare = {"displayModeBar": False}
             st.plotly_chart(grid, key=f"whereabouts-{of.policy}", config=bare, alt=alt)
     st.caption("Heads, layer.head, that look most at it, and how much of it each can still reach")
