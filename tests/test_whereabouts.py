@@ -126,6 +126,14 @@ def test_a_live_look_finds_the_same_and_its_text_is_known_by_its_hash(registry, 
     assert registry.text("0" * 16) is None
 
 
+def test_a_look_counts_what_it_reads(registry, speaking):  # noqa: F811
+    for policy, readings in ((WINDOW, 2), ("dense", 1)):
+        job = registry.start(partial(WhereaboutsJob, of := cell(speaking, policy)))
+        until(job, lambda job=job: not job.live)
+        # The answer and what had no room are not read.
+        assert 0.8 * job.total < job.read <= job.total == readings * of.size
+
+
 def test_a_look_is_stopped_while_it_reads(registry, speaking):  # noqa: F811
     long = replace(ASKED, lengths=(60_000,))
     job = registry.start(partial(WhereaboutsJob, cell(speaking, WINDOW, long)))

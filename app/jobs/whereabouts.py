@@ -24,7 +24,7 @@ class WhereaboutsJob(TextJob):
         self.cell = cell
         self.found: Whereabouts | None = None
         """What was found, once it is."""
-        self.read, self.total = 0, 2 * cell.size
+        self.read, self.total = 0, len({"dense", *cell.spec.policies}) * cell.size
         """Tokens that were read, of how many, about."""
         self.text: texts.Text | None = None
         """The text of the cell, up to the end of its answer, once it is made."""
