@@ -130,11 +130,20 @@ def test_trainings_that_were_killed_go_on_from_any_moment(tmp_path, command, mon
         if step == 50:
             shutil.rmtree(cut / "2-relu" / "checkpoint", ignore_errors=True)
         said = command("resume", cut)
-        assert ("relu: There is no checkpoint" in said) == (step == 50)
-        assert ("relu: Nothing was measured yet" in said) == (step <= 42)
+        assert ("ReLU: There is no checkpoint" in said) == (step == 50)
+        assert ("ReLU: Nothing was measured yet" in said) == (step <= 42)
         for name in ("0-learned", "1-softmax", "2-relu"):
             same(cut / name, place / name)
             assert not (cut / name / "checkpoint").exists()
+
+
+def test_trainings_of_one_attention_are_told_apart_where_they_go_on(tmp_path, command, monkeypatch, at_once):
+    copies(monkeypatch, tmp_path / "e", tmp_path, {1})
+    asked = [f"{SETTINGS.replace('steps=50', 'steps=2')},seed={seed}" for seed in (1, 2)]
+    command("emergence", *asked, "--out", tmp_path / "e")
+    monkeypatch.undo()
+    said = command("resume", tmp_path / "1")
+    assert "Softmax, seed 1: It goes on from" in said and "Softmax, seed 2: Nothing was measured yet" in said
 
 
 def test_what_was_recorded_after_the_checkpoint_is_trained_again_and_compared(tmp_path, command, monkeypatch, at_once):

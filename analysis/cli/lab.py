@@ -74,16 +74,18 @@ def tiny(
 
 def go_on(place: Path, folders: list[Path]) -> None:
     """Let the trainings in these folders of one go on where they stopped."""
+    from ..lab.recipe import names_of
     from ..lab.resume import resumed, stopped
 
-    going = []
+    found, going = stopped(folders), []
+    names = names_of([about.recipe for _, about in found])
     with Bars(out) as bar:
-        for folder, about in stopped(folders):
-            task = bar.add_task(f"Again: {about.recipe.attention}", total=about.recipe.steps)
+        for name, (folder, about) in zip(names, found, strict=True):
+            task = bar.add_task(f"Again: {name}", total=about.recipe.steps)
             going.append(resumed(folder, about, lambda step, task=task: bar.update(task, completed=step)))
-    for training in going:
+    for name, training in zip(names, going, strict=True):
         for sentence in training.said:
-            say(f"{training.about.recipe.attention}: {sentence}")
+            say(f"{name}: {sentence}")
     _train([training.open() for training in going], place)
 
 
