@@ -88,6 +88,13 @@ def test_a_lane_that_is_not_there_is_said(lane, tmp_path):
         mean_sink_mass(long_run("tiny", 12), lane)
 
 
+def test_a_report_says_how_many_lanes_there_are(tmp_path):
+    for policies, said in ((FOUR[:1], "1 lane"), (FOUR, "4 lanes")):
+        save(made_up(40, policies), tmp_path / said, text_sha256="", weights_sha256="")
+        report(tmp_path / said, tmp_path / "a.html")
+        assert f" · {said} · " in (tmp_path / "a.html").read_text(encoding="utf-8")
+
+
 def test_a_report_of_a_conversation_replays_in_the_lanes_of_the_chat_page(tmp_path):
     text = report(GALLERY / "breakdown", tmp_path / "report.html").read_text(encoding="utf-8")
     view, told = packed(text)

@@ -76,7 +76,7 @@ def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots:
                 f"{read:,} tokens{'' if run.begins is None else html.escape(f' {with_bos(run.begins)}')}",
                 *([html.escape(said_as_text(run.as_text, "in the text"))] if run.as_text else []),
                 html.escape(spec.arithmetic),
-                f"{len(run.tracks)} lanes",
+                f"{len(run.tracks)} lane{'s' * (len(run.tracks) != 1)}",
                 "made with Sinkscope",
             )
         ),
