@@ -12,6 +12,7 @@ import pytest
 
 from analysis.engine.step import Step
 from analysis.figures import parse
+from analysis.figures.export import export
 from analysis.figures.inputs import FigureInput, open_input
 from analysis.figures.report import page, report
 from analysis.figures.site import site
@@ -20,6 +21,7 @@ from analysis.runs.folder import save
 from analysis.runs.library import GALLERY, entries
 from analysis.runs.maps import MOST, SIDE, MapsFile, RecordedMap
 from analysis.runs.player import ALONE, BOARD, CONVERSATION, script
+from analysis.runs.recording import recording
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 from analysis.runs.summary import mean_sink_mass
@@ -86,6 +88,20 @@ def test_a_lane_that_is_not_there_is_said(lane, tmp_path):
         report(tmp_path / "run", tmp_path / "report.html", lane=lane)
     with pytest.raises(ValueError, match=f"the run has lanes 0 to 1, and not {lane}"):
         mean_sink_mass(long_run("tiny", 12), lane)
+
+
+@pytest.mark.parametrize("lacking", ["policy", "lane", "position", "seconds"])
+def test_a_run_is_shown_whose_events_say_less_than_they_do_here(tmp_path, lacking):
+    save(made_up(300, switches={1: (200, "window:window=64")}), tmp_path / "run", text_sha256="", weights_sha256="")
+    file = tmp_path / "run" / "events.jsonl"
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({k: v for k, v in e.items() if k != lacking}) + "\n" for e in events))
+    marks = decoded(gzip.decompress(recording(tmp_path / "run")))[0]["marks"]
+    assert any(mark["kind"] == "switch" for mark in marks) == (lacking == "seconds")
+    report(tmp_path / "run", tmp_path / "a.html")
+    for figure in ("memory", "perplexity"):
+        said = export(parse(figure), tmp_path / "run", tmp_path / f"{figure}.csv")["caption"]
+        assert ("Window 64" in said) == (lacking == "seconds")
 
 
 def test_a_report_says_how_many_lanes_there_are(tmp_path):

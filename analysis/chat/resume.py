@@ -86,11 +86,11 @@ def _forget_answers(run: Run) -> None:
 
 def _again(lane: Conversation, run: Run, since: int) -> Iterator[Step]:
     """What happened to a lane `since` some event, once more, up to the end of its record."""
-    end = len(run.tracks[lane.index].nll) + 1
+    end, switches = len(run.tracks[lane.index].nll) + 1, run.switches
     for event in [e for e in run.events[since:] if e["lane"] == lane.index]:
         if event["what"] == "prompt":
             lane.ask(event["text"])
-        elif event["what"] == "switch" and "policy" in event:
+        elif event in switches:
             yield from _until(lane, run, lambda e=event: lane.position >= e["position"])
             lane.switch(parse(event["policy"]), pin="pinned" in event.get("how", ""))
         elif event["what"] == "answer":

@@ -38,7 +38,7 @@ class FigureInput:
             return list(dict.fromkeys(row.policy for row in self.data if isinstance(row, Row)))
         if (stretch := getattr(self.data, "stretch", None)) is not None:
             return list(dict.fromkeys(stretch.policies))
-        switched = [e["policy"] for e in getattr(self.data, "events", ()) if e["what"] == "switch"]
+        switched = [e["policy"] for e in self.data.switches] if isinstance(self.data, Run) else []
         return list(dict.fromkeys([*self.about.get("spec", {}).get("policies", ()), *switched]))
 
     def tokens(self, lane: int | None = None) -> int | None:

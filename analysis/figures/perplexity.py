@@ -59,13 +59,7 @@ class Perplexity(Figure):
         for lane, track in enumerate(source.tracks):
             token, y = self._curve(source, lane, track)
             rows += [(lane, int(token[i]), float(y[i]), "") for i in metrics.decimate(y, POINTS)]
-        switches = [
-            tuple(e.get(name) for name in ("lane", "position", "policy"))
-            for e in source.events
-            if e["what"] == "switch"
-        ]
-        # What others wrote into a run folder may say less.
-        marks = [(lane, at, np.nan, policy) for lane, at, policy in switches if None not in (lane, at, policy)]
+        marks = [(e["lane"], e["position"], np.nan, e["policy"]) for e in source.switches]
         for lane, track in enumerate(source.tracks):
             if track.full_at is not None:
                 marks.append((lane, track.full_at, np.nan, "full"))

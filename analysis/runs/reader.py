@@ -150,7 +150,8 @@ def _events(path: Path, lanes: int) -> list[dict[str, Any]]:
                 parse(event.policy)
             except ValueError as e:
                 raise ValueError(f"{wrong}: {e}") from e
-        found.append(files.decoded(line, dict[str, Any], wrong))
+        known = {"lane": event.lane, "position": event.position, "seconds": event.seconds}
+        found.append(known | files.decoded(line, dict[str, Any], wrong))
     return found
 
 

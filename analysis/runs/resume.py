@@ -314,15 +314,12 @@ def _positions(positions: Sequence[int]) -> str:
 
 def _again(lane: Lane, run: Run, since: int) -> Iterator[Step]:
     """What the record has of a lane behind its position, read again, with the switches that came `since` some event."""
-    end, position = len(run.tracks[lane.index].nll) + 1, lane.position
+    end, position, known = len(run.tracks[lane.index].nll) + 1, lane.position, run.switches
     switches = [
         event
         for i, event in enumerate(run.events)
         # What others are measured against begins again before the chunk in which they may stand.
-        if (i >= since or (event.get("position") or 0) > position)
-        and event["what"] == "switch"
-        and event["lane"] == lane.index
-        and "policy" in event
+        if event in known and event["lane"] == lane.index and (i >= since or event["position"] > position)
     ]
     for event in switches:
         yield from _read(lane, run, min(event["position"], end))

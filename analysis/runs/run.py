@@ -190,6 +190,13 @@ class Run:
         """Whether this is a reading or a chat, as a run folder says it."""
         return "reading" if self.spec.sampling is None else "chat"
 
+    @property
+    def switches(self) -> list[dict[str, Any]]:
+        """Events that say which lane went on under which policy, and from where: what others wrote into a run folder
+        may say less of a switch."""
+        of = ("lane", "position", "policy")
+        return [e for e in list(self.events) if e["what"] == "switch" and None not in map(e.get, of)]
+
     def take_pieces(self, lane: int, start: int, pieces: Sequence[str]) -> None:
         """Take in the texts of a lane's tokens from position `start` on; lane −1: of all lanes.
 

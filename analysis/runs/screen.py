@@ -93,7 +93,7 @@ def marks(run: Run, read: int) -> list[dict[str, Any]]:
     if trained and trained < read:
         found.append({"x": trained, "text": "trained length", "kind": "trained"})
     # What was switched again before anything was read leaves no mark.
-    switches = {(e["position"], e["lane"]): e for e in list(run.events) if e["what"] == "switch"}
+    switches = {(e["position"], e["lane"]): e for e in run.switches}
     for (position, lane), event in switches.items():
         text = ", ".join(filter(None, (parse(event["policy"]).label, event.get("how"))))
         found.append({"x": position, "text": text, "kind": "switch", "lane": lane})

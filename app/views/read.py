@@ -240,8 +240,7 @@ def switched(run: ReadingJob | None) -> dict[int, str]:
     """What became of the lanes that were switched while they read."""
     if run is None or list(run.spec.policies) != st.session_state.lanes:
         return {}
-    events = [e for e in list(run.run.events) if e["what"] == "switch"]
-    return {e["lane"]: f"{parse(e['policy']).label} from token {e['position']:,} on" for e in events}
+    return {e["lane"]: f"{parse(e['policy']).label} from token {e['position']:,} on" for e in run.run.switches}
 
 
 def trained_length() -> int | None:
