@@ -19,7 +19,7 @@ from analysis.policies import Dense, Window
 from analysis.runs.folder import Folder
 from analysis.runs.reader import load
 from analysis.runs.resume import stopped
-from analysis.runs.run import Run
+from analysis.runs.run import Run, Track
 from analysis.runs.spec import Spec
 from analysis.runs.summary import summarize
 
@@ -103,6 +103,16 @@ def test_finished_run_has_the_columns_of_the_contract(tmp_path):
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         *("events.jsonl", "run.json", "sinks.npz", "summary.json", "tokens.parquet"),
     ]
+
+
+def test_a_rate_is_of_the_whole_of_the_newest_chunks():
+    track = Track()
+    for start, seconds in ((1, 5.0), (11, 1.0), (21, 2.0)):
+        at = np.arange(start, start + 10, dtype=np.int32)
+        mass = np.zeros((2, 3, 10), np.float32)
+        track.append(Step(0, Dense(), start, at, at.astype(np.float32), at, at * 96, seconds, mass), 9.0)
+    assert track.rate(2) == pytest.approx(20 / 3) and track.rate(9) == pytest.approx(30 / 8)
+    assert np.isnan(Track().rate(2))
 
 
 def test_sink_mass_is_the_mean_over_the_queries_of_each_chunk(tmp_path):
@@ -226,7 +236,6 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from analysis.policies import Dense
 from analysis.runs.folder import Folder
-from analysis.runs.run import Run
 from tests.test_record import SPEC, steps
 
 def interrupt(*_):

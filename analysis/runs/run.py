@@ -109,6 +109,15 @@ class Track:
                 return policy.full_from if filled else None
         return None
 
+    def rate(self, chunks: int) -> float:
+        """Tokens predicted in a second of compute time, over so many of the newest chunks; NaN where that is not
+        known."""
+        if not (spans := self.spans[-chunks:]):
+            return float("nan")
+        compute, (start, _), (_, stop) = self.compute.view(), spans[0], spans[-1]
+        before = compute[start - 2] if start > 1 else 0.0
+        return float((stop - start) / max(compute[stop - 2] - before, 1e-9))
+
     def snapshot(self) -> "Track":
         """What is known now, which nothing that comes later changes."""
         twin = copy.copy(self)

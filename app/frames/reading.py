@@ -172,11 +172,7 @@ class ReadingSender:
         lane["kept"], lane["bytes"] = int(track.cache_tokens.view()[-1]), int(track.cache_bytes.view()[-1])
         lane["slots"] = int(track.allocated(len(nll) - 1)[0])
         # Over the last few chunks, since a policy may have been switched.
-        if not (spans := track.spans[-6:]):
-            return lane
-        compute = track.compute.view()
-        before = compute[spans[0][0] - 2] if spans[0][0] > 1 else 0.0
-        lane["rate"] = _finite((spans[-1][1] - spans[0][0]) / max(compute[spans[-1][1] - 2] - before, 1e-9))
+        lane["rate"] = _finite(track.rate(6))
         return lane
 
     def _curves(self, run: ReadingJob, view: View) -> None:

@@ -337,12 +337,10 @@ class ReadingJob(TextJob):
         """Tokens for the lane's next turn: as many as take about `TURN_SECONDS`, since long chunks waste less."""
         # A lane whose passes are shorter than a turn is slow, and should still be seen to move.
         least = min(LEAST, max(LEAST_SLOW, lane.policy.pass_tokens or LEAST))
-        wanted, spans = 0, self.run.tracks[lane.index].spans[-4:]
-        if len(spans) == 4:
-            compute = self.run.tracks[lane.index].compute.view()
-            tokens, seconds = spans[-1][1] - spans[0][0], compute[-1] - compute[spans[0][0] - 1]
-            # Of what was read before this run went on, nobody knows how long it took.
-            wanted = 0 if np.isnan(seconds) else int(TURN_SECONDS * tokens / max(seconds, 1e-6))
+        track = self.run.tracks[lane.index]
+        # Of what was read before this run went on, nobody knows how long it took.
+        rate = track.rate(4) if len(track.spans) >= 4 else np.nan
+        wanted = 0 if np.isnan(rate) else int(TURN_SECONDS * rate)
         return min(self.spec.chunk, max(least, wanted // least * least))
 
     def _switch_lanes(self) -> "Lane | None":
