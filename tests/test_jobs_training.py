@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import texts
+from analysis import files, texts
+from analysis.lab.folder import TrainingWriter, about_of
 from analysis.lab.recipe import Recipe
 from analysis.lab.training import Training
 from analysis.lab.transformer import Transformer
@@ -15,6 +16,7 @@ from analysis.runs.spec import Spec
 from app.jobs.costs import CostsJob
 from app.jobs.training import EVERY, TrainingJob
 
+from .test_jobs_kept import home as home
 from .waiting import until
 
 pytestmark = pytest.mark.whole
@@ -52,6 +54,36 @@ def test_too_many_trainings_are_refused(registry):
     for count in (0, 4):
         with pytest.raises(ValueError, match=f"1 to 3 kinds of attention to train side by side, not {count}"):
             registry.start(partial(TrainingJob, [Recipe(**TINY)] * count))
+
+
+def test_where_not_all_trainings_can_be_kept_none_is_said_to_be_written(registry, home, monkeypatch):
+    real = files.check_room
+
+    def check_room(path, needed, what):
+        if path.name == "2-relu":
+            raise ValueError("this training needs 1 GB on disk, and there is none: make room")
+        real(path, needed, what)
+
+    monkeypatch.setattr(files, "check_room", check_room)
+    run = registry.start(partial(TrainingJob, [Recipe(kind, **TINY) for kind in ("softmax", "relu")]))
+    until(run, lambda: run.status == "finished")
+    assert "this training needs 1 GB on disk" in run.kept.problem
+    assert about_of(home / run.id / "1-softmax").status == "failed" and not list(home.rglob(".reserve"))
+
+
+def test_where_the_last_words_of_two_trainings_have_no_room_the_third_is_finished(registry, home, monkeypatch):
+    real = TrainingWriter.finish
+
+    def finish(self, status, **how):
+        real(self, status, **how)
+        if not self.place.name.startswith("3"):
+            raise ValueError("the disk is full: make room")
+
+    monkeypatch.setattr(TrainingWriter, "finish", finish)
+    run = registry.start(partial(TrainingJob, [Recipe(kind, **TINY) for kind in ("softmax", "relu", "sigmoid")]))
+    until(run, lambda: run.status == "finished")
+    assert run.kept.problem
+    assert about_of(home / run.id / "3-sigmoid").status == "finished" and not list(home.rglob(".reserve"))
 
 
 def test_costs_are_counted_to_the_end_and_windows_after_them(registry, model, text):

@@ -30,11 +30,14 @@ class _Folders:
     """A folder with one for each training in it.  Raises ValueError where they cannot be written."""
 
     def __init__(self, path: Path, trainings: "Sequence[Training]") -> None:
-        names = [f"{i + 1}-{training.recipe.attention}" for i, training in enumerate(trainings)]
-        self._writers = {
-            i: TrainingWriter(path / name, training, EVERY)
-            for i, (name, training) in enumerate(zip(names, trainings, strict=True))
-        }
+        self._writers = dict[int, TrainingWriter]()
+        try:
+            for i, training in enumerate(trainings):
+                self._writers[i] = TrainingWriter(path / f"{i + 1}-{training.recipe.attention}", training, EVERY)
+        except ValueError:
+            # Nobody writes those that were begun.
+            self.finish("failed")
+            raise
 
     def add(self, index: int, moment: Measurement) -> None:
         """Take in a moment of a training.  Raises ValueError where the disk does not take it."""
@@ -49,9 +52,15 @@ class _Folders:
         self._writers.pop(index).finish(status)
 
     def finish(self, status: str) -> None:
-        """Finish those that are not.  Raises ValueError where the disk does not take one."""
+        """Finish those that are not.  Raises ValueError where the disk does not take one; the others are finished."""
+        wrong = list[ValueError]()
         for index in list(self._writers):
-            self.end(index, status)
+            try:
+                self.end(index, status)
+            except ValueError as e:
+                wrong.append(e)
+        if wrong:
+            raise wrong[0]
 
 
 class TrainingJob(Job):
