@@ -35,6 +35,24 @@ def test_the_power_of_a_text_is_found_under_a_fixed_cost_and_in_noise():
     assert np.isnan(growth(tokens[:4], tokens[:4]).exponent)
 
 
+def test_a_fixed_cost_is_told_where_a_token_has_come_to_cost_twice_as_much_and_is_never_below_zero():
+    tokens = np.arange(128, 16_385, 128.0)
+
+    def of(each):
+        return growth(tokens, np.cumsum(each * 128))
+
+    thrice = of(1 + 2 * (tokens / tokens[-1]) ** 2)
+    assert thrice.exponent == pytest.approx(3, abs=0.05) and thrice.fixed == pytest.approx(1, rel=0.05)
+    assert of(tokens - 100).fixed == 0
+
+
+def test_the_power_of_a_cost_that_hardly_grows_is_that_of_the_later_part():
+    tokens = np.geomspace(16, 4096, 200)
+    each = np.sqrt(np.maximum(tokens, tokens[-1] / 4))
+    total = np.cumsum(np.diff(tokens, prepend=0) * each)
+    assert growth(tokens, total).exponent == pytest.approx(1.5, abs=0.02)
+
+
 def test_counting_changes_no_number(model, ids):
     from analysis.engine.stream import stream
     from analysis.policies import parse

@@ -6,7 +6,7 @@ import torch
 
 from analysis import metrics
 from analysis.experiments import measures
-from analysis.experiments.measures import MEASURES, joined, measure, samples_of, separators_of
+from analysis.experiments.measures import MEASURES, Measured, joined, measure, samples_of, separators_of
 
 from .families import shared, twin
 
@@ -48,6 +48,42 @@ def test_measures_equal_those_of_whole_matrices(family, monkeypatch):
         np.testing.assert_allclose(got.largest[:, layer, 0], h.max(1), rtol=1e-4)
         norm = np.linalg.norm(hidden[layer + 1], axis=-1)
         np.testing.assert_allclose(got.norms[:, 2, layer], np.stack((norm[:, 0], norm[:, 1:].mean(1)), -1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_norms_are_those_of_what_a_model_projects_before_positions(family):
+    """Where the library gives keys dimensions that carry a position, these are not the model's own."""
+    network, samples = shared(family), np.random.default_rng(0).integers(0, 90, (2, 12))
+    (got,) = measure(twin(network), samples)
+    projected = {}
+    hooks = [
+        part.register_forward_hook(lambda _, __, out, name=name: projected.update({name: out}))
+        for name, part in network.named_modules()
+        if name.endswith(("k_proj", "v_proj", "query_key_value"))
+    ]
+    network(torch.as_tensor(samples))
+    for hook in hooks:
+        hook.remove()
+    for layer in range(got.norms.shape[2]):
+        of = [out for name, out in projected.items() if f".{layer}." in name]
+        if family == "bloom":
+            of = of[0].view(2, 12, network.config.n_head, 3, -1).unbind(3)[1:]
+        else:
+            of = [out.view(2, 12, network.config.num_key_value_heads, -1) for out in of]
+        for kind, x in enumerate(of):
+            norm = x.norm(dim=-1).mean(-1).numpy()
+            wanted = np.stack((norm[:, 0], norm[:, 1:].mean(1)), -1)
+            np.testing.assert_allclose(got.norms[:, kind, layer], wanted, rtol=1e-5)
+
+
+def test_a_layer_has_massive_activations_where_most_samples_have():
+    largest, median = np.zeros((5, 4, 3), np.float32), np.full((5, 4), 0.2, np.float32)
+    for layer, samples in enumerate((2, 3, 5)):
+        largest[:samples, layer, 0] = 250
+    # As many, and as large, but no thousand medians.
+    largest[:, 3, 0], median[:, 3] = 250, 0.3
+    found = Measured({}, np.zeros(0), largest, median, np.zeros(0, np.int64))
+    assert found.massive.tolist() == [False, True, True, False]
 
 
 def test_one_sample_at_a_time_is_the_same(tiny_llama):

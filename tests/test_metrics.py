@@ -127,7 +127,7 @@ def test_a_head_at_the_threshold_is_no_sink():
     assert metrics.sink_rate(np.array([[[0.3, 0.4]]]), 0.3) == ([0.5], 0.5)
 
 
-@pytest.mark.parametrize("count", [1, 2, 1499, 1500, 1501, 30_000, 65_000])
+@pytest.mark.parametrize("count", [1, 2, 1499, 1500, 1501, 30_000, 750 * 64, 65_000])
 def test_decimated_curve_keeps_its_ends_its_spikes_and_its_order(count):
     y = np.random.default_rng(4).normal(size=count)
     y[count // 3], y[count // 2] = 50, -50
