@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import bidi
 import matplotlib.pyplot as plt
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ from analysis.figures import FIGURES, fonts, parse
 from analysis.figures.citations import bibtex, caption
 from analysis.figures.export import provenance
 from analysis.figures.fonts import MONO, absent, families, visible
-from analysis.figures.inputs import open_input
+from analysis.figures.inputs import FigureInput, open_input
 from analysis.figures.line_styles import OWN, line_styles
 from analysis.figures.paragraph import directed, lines
 from analysis.figures.report import report
@@ -33,6 +34,7 @@ from analysis.runs.summary import label_of, summarize
 
 from . import nasty
 from .recordings import made_up
+from .verdicts import VERDICT
 
 pytestmark = pytest.mark.whole
 
@@ -293,6 +295,16 @@ def test_a_caption_says_how_many_tokens_were_read_and_not_how_many_were_asked_fo
     source = open_input(tmp_path / "run", "run")
     for name, read in (("memory", 300), ("sink-grid:lane=1", 120)):
         assert f"on a play ({read} tokens, float32)." in provenance(parse(name), source, Path("a"), Layout())["caption"]
+
+
+def test_a_caption_of_a_verdict_names_what_was_read_whatever_its_first_cell_is_of(tmp_path):
+    """Cells are found by their names, and the first may have been asked for a pass key."""
+    cell = {"model": "tiny", "text": "passkey", "policies": ["dense"], "dtype": "float32"}
+    for texts, said in ((VERDICT.texts, "tiny on hamlet, macbeth (202 tokens, float32)."), ([], "tiny.")):
+        entries = [msgspec.structs.replace(e, tokens=200 if texts else 0) for e in VERDICT.entries]
+        source = FigureInput(tmp_path, msgspec.structs.replace(VERDICT, texts=texts, entries=entries), {"spec": cell})
+        about = provenance(parse("pareto"), source, tmp_path / "a.pdf", Layout())
+        assert f" {said} Policies: " in about["caption"] and about["text"] == (", ".join(texts) or None)
 
 
 def test_a_figure_of_one_lane_names_the_policies_of_that_lane(tmp_path):

@@ -34,12 +34,12 @@ def provenance(figure: Figure, source: FigureInput, out: Path, layout: Layout) -
     policies = source.policies(lane)
     return {
         "figure": str(figure),
-        "caption": caption(figure, spec, policies, source.tokens(lane)),
+        "caption": caption(figure, spec | {"text": source.text}, policies, source.tokens(lane)),
         "bibtex": bibtex(figure, spec, policies),
         "command": command(figure, source.folder, out, layout),
         "model": spec.get("model"),
         "weights_sha256": source.about.get("weights_sha256"),
-        "text": spec.get("text"),
+        "text": source.text,
         "text_sha256": source.about.get("text_sha256"),
         "begins": source.about.get("begins"),
         "spec": spec,

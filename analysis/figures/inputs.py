@@ -41,12 +41,22 @@ class FigureInput:
         switched = [e["policy"] for e in self.data.switches] if isinstance(self.data, Run) else []
         return list(dict.fromkeys([*self.about.get("spec", {}).get("policies", ()), *switched]))
 
+    @property
+    def text(self) -> str | None:
+        """The name of the text, or those of all that were read for a verdict; None where nobody says it."""
+        if isinstance(self.data, Verdict):
+            return ", ".join(self.data.texts) or None
+        return self.about.get("spec", {}).get("text")
+
     def tokens(self, lane: int | None = None) -> int | None:
-        """Tokens that one lane of a run has read, or the lane that has read most, or that a stretch has; of all else
-        how many were asked for.  None where nobody says it."""
+        """Tokens that one lane of a run has read, or the lane that has read most, or a policy for a verdict, or that a
+        stretch has; of all else how many were asked for.  None where nobody says it."""
         if isinstance(self.data, Run):
             tracks = self.data.tracks if lane is None else self.data.tracks[lane:][:1]
             return max((len(track.nll) + 1 for track in tracks if len(track.nll)), default=None)
+        if isinstance(self.data, Verdict):
+            # Nobody predicts the first one of a text.
+            return max((e.tokens for e in self.data.entries), default=0) + len(self.data.texts) or None
         if (stretch := getattr(self.data, "stretch", None)) is not None:
             return stretch.tokens
         return self.about.get("spec", {}).get("tokens")
