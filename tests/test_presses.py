@@ -7,6 +7,7 @@ import pytest
 from streamlit.proto.WidgetStates_pb2 import WidgetState
 from streamlit.testing.v1 import AppTest
 
+from analysis.runs.spec import TYPED
 from app.libraries import LIBRARIES
 from app.panels import slots
 
@@ -55,6 +56,17 @@ def write(at: AppTest, label: str) -> None:
     box.set_value(WRITTEN)
 
 
+def tell(at: AppTest, told: dict) -> None:
+    """Let the page's component tell this."""
+    states = at._tree.get_widget_states()
+    events = json.dumps([{"event": event, "value": value} for event, value in told.items()])
+    component = next(
+        e.proto.id for e in at.get("bidi_component") if e.proto.component_name.endswith(("board", "conversation"))
+    )
+    states.widgets.append(WidgetState(id=f"$$STREAMLIT_INTERNAL_KEY_{component}__events", json_trigger_value=events))
+    at._run(states)
+
+
 def is_begun_with_what_was_written(at: AppTest, begun: list) -> None:
     assert not at.exception
     assert f"={WRITTEN}," in repr(begun[-1])
@@ -81,14 +93,16 @@ def test_a_component_begins_with_what_was_just_written(begun, name):
     # Without a recording, which has buttons of its own.
     at = opened(page, {**address, "lane": "window:window=64"})
     write(at, label)
-    states = at._tree.get_widget_states()
-    events = json.dumps([{"event": event, "value": value} for event, value in told.items()])
-    component = next(
-        e.proto.id for e in at.get("bidi_component") if e.proto.component_name.endswith(("board", "conversation"))
-    )
-    states.widgets.append(WidgetState(id=f"$$STREAMLIT_INTERNAL_KEY_{component}__events", json_trigger_value=events))
-    at._run(states)
+    tell(at, told)
     is_begun_with_what_was_written(at, begun)
+
+
+@pytest.mark.parametrize(("name", "text"), [("said", TYPED), ("anew", TYPED), ("played", "memory")])
+def test_a_conversation_is_of_a_script_where_that_is_played(begun, name, text):
+    at = opened("chat", {"script": "memory", "lane": "window:window=64"})
+    tell(at, COMPONENTS[name][-1])
+    (spec,) = begun[-1]
+    assert not at.exception and spec.text == text
 
 
 @pytest.mark.usefixtures("begun")

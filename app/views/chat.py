@@ -12,7 +12,7 @@ from analysis.chat.scripts import read_script, script_from_bytes, scripts
 from analysis.experiments.presets import CHATS
 from analysis.models.devices import pick_device
 from analysis.policies import parse
-from analysis.runs.spec import Sampling, Spec
+from analysis.runs.spec import TYPED, Sampling, Spec
 from app import address
 from app.address_bar import readdress
 from app.components import conversation
@@ -72,7 +72,9 @@ def open_page() -> None:
     known = JOB_PANEL.open(asked.get("run"), moment.get("at"))
     if known is not None:
         spec = known.spec
-        script = spec.text if spec.text in scripts() else address.named_text("", known.text_sha256) or chosen.script
+        found, _ = address.values({"script": CHAT["script"]}, asked)
+        script = address.named_text("", known.text_sha256) or found.get("script", chosen.script)
+        script = spec.text if spec.text in scripts() else script
         chosen = replace(chosen, lanes=list(spec.policies), model=Chosen.of(spec), script=script)
         chosen.sampling, chosen.kv_chunk = spec.sampling or chosen.sampling, spec.kv_chunk
     elif "run" in asked:
@@ -130,9 +132,10 @@ def begin(script: tuple[list[str], str] | None = None) -> None:
 
 def _prepared(script: tuple[list[str], str] | None) -> Maker[ChatJob]:
     chosen = st.session_state.chat
-    upload = st.session_state.get("chat_upload")
+    bundled, upload = chosen.script in scripts(), st.session_state.get("chat_upload")
     spec = Spec(
-        text=chosen.script if chosen.script in scripts() else upload.name if upload else "typed",
+        # What is chosen at the left is not what is said, until it is played.
+        text=TYPED if script is None else chosen.script if bundled or upload is None else upload.name,
         policies=tuple(chosen.lanes),
         sampling=chosen.sampling,
         kv_chunk=chosen.kv_chunk,
@@ -284,7 +287,8 @@ def steer(what: str) -> None:
             begin()
         elif what == "play" and (talk is None or not talk.pending):
             script = the_script()
-            if talk is None:
+            if talk is None or not any(lane.pieces for lane in talk.snapshot):
+                # A conversation in which nothing was said yet is not one of this script.
                 begin(script)
             else:
                 talk.play(script[0])
