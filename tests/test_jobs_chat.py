@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analysis.maps.recent import head_row
-from analysis.policies import Streaming, Window
+from analysis.policies import Dense, Streaming, Window
 from analysis.runs.spec import Sampling, Spec
 from app.frames.chat import ChatSender, ChatView
 from app.jobs import chat
@@ -196,6 +196,22 @@ def test_a_lane_is_switched_between_two_answers(registry):
     until(talk, lambda: waiting(talk) and talk.lanes[0].policy == Window(20))
     answered = talk.lanes[0].turns[-1].begin
     assert [(s.position, s.policy) for s in talk.lanes[0].switches] == [(at, Window(16)), (answered, Window(20))]
+
+
+def test_a_lane_that_was_switched_says_at_once_what_it_keeps(registry):
+    talk = begin(registry, policies=("window:window=32", "dense"), max_new=12)
+    talk.say("What is the capital of France?")
+    until(talk, lambda: waiting(talk))
+    before, whole = (lane.position - 1 for lane in talk.lanes)
+    assert before > 32
+    talk.switch(0, Window(16), False)
+    talk.switch(1, Dense(cache="int4"), False)
+    until(talk, lambda: waiting(talk) and talk.lanes[1].policy.cache == "int4")
+    token = talk.model.bytes_per_token
+    small, packed = decoded(ChatSender().frame(talk, ChatView()))[0]["lanes"]
+    # Nobody has said anything since.
+    assert (small["kept"], small["bytes"]) == (16, 16 * token) and small["first"] == before - 16
+    assert packed["kept"] == whole and packed["bytes"] < whole * token
 
 
 def test_a_switch_that_this_model_cannot_make_is_one_sentence(registry):

@@ -120,7 +120,6 @@ class Talk:
                 return None
             costs, track = snapshot.costs, run.tracks[lane]
             whole = TokenCosts()
-            whole.cached_tokens, whole.cached_bytes = costs.cached_tokens, costs.cached_bytes
             begins = {start for start, _ in track.spans}
             known = [int(p) for p in costs.positions.view() if p not in begins and track.roles.view()[p - 1] == 2]
             whole.positions.append(np.array(known, np.int64))

@@ -4,6 +4,7 @@ A lane reads on in chunks, or one token at a time, which lets the text go on wit
 tokens its policy may be switched.  How keys are kept and what a token attends to is the store's matter (kv/).
 """
 
+import math
 import time
 import zlib
 from collections.abc import Callable
@@ -78,6 +79,11 @@ class Lane:
     def shares(self) -> NDArray[np.float32] | None:
         """Which share of all KV heads holds each token that was read, [read]; None where all hold the same."""
         return self.view.shares
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that a KV head holds on average, rounded up."""
+        return math.ceil(self.store.slots / (self.context.model.layers * self.context.model.kv_heads))
 
     @property
     def cache_bytes(self) -> int:

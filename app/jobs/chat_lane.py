@@ -18,6 +18,7 @@ class ChatLaneSnapshot:
 
     Cached are the first `sinks` tokens and all from `first` on; `shares`: the share of heads that cache each token of
     the conversation, where not all cache the same ones; `protected`: how many first tokens are never evicted;
+    `cached_tokens`, `cached_bytes`: what is cached just now, also where nothing was read since a switch;
     `cut`: where answers were cut, and why; `switches`: where the lane was switched, and to what.
     `busy`: whether a prompt is read or an answer given.
     """
@@ -35,6 +36,8 @@ class ChatLaneSnapshot:
     state: str
     cut: list[tuple[int, str]]
     protected: int
+    cached_tokens: int
+    cached_bytes: int
     switches: tuple[Switch, ...]
     busy: bool
     costs: TokenCosts
@@ -60,6 +63,8 @@ def snapshot_of(lane: Conversation, costs: TokenCosts) -> ChatLaneSnapshot:
         state=waiting if lane.busy else "",
         cut=[(t.stop, t.why) for t in lane.turns[-64:] if t.why in ("limit", "stopped") and t.stop],
         protected=lane.lane.protected,
+        cached_tokens=lane.lane.cache_tokens,
+        cached_bytes=lane.lane.cache_bytes,
         switches=tuple(lane.switches),
         busy=lane.busy,
         costs=costs.snapshot(),

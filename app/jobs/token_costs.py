@@ -18,7 +18,6 @@ class TokenCosts:
         self.positions, self.seconds, self.bytes = Column(np.int64), Column(np.float64), Column(np.int64)
         self._masses: deque[tuple[int, int, NDArray[np.float32]]] = deque(maxlen=RECENT)
         """Of each of the newest chunks the first position, the one after its last, and the mass [layers, heads]."""
-        self.cached_tokens, self.cached_bytes = 0, 0
 
     @classmethod
     def of(cls, track: Track) -> "TokenCosts":
@@ -28,7 +27,6 @@ class TokenCosts:
             return costs
         newest = zip(track.spans[-RECENT:], track.sink_mass[-RECENT:], strict=True)
         costs._masses.extend((start, stop, mass) for (start, stop), mass in newest)
-        costs.cached_tokens, costs.cached_bytes = int(track.cache_tokens.view()[-1]), int(track.cache_bytes.view()[-1])
         timed = track.roles.view()[:count] == ROLES.index("assistant")
         timed[[start - 1 for start, _ in track.spans]] = False
         costs.positions.append(np.flatnonzero(timed) + 1)
@@ -66,7 +64,6 @@ class TokenCosts:
         """Take in one step of the lane."""
         mass = step.sink_mass.mean(-1, dtype=np.float32)
         self._masses.append((step.start, step.start + len(step.nll), mass))
-        self.cached_tokens, self.cached_bytes = int(step.cache_tokens[-1]), int(step.cache_bytes[-1])
         # A prompt is read as a whole: its time per token says nothing about an answer's.
         if len(step.nll) == 1:
             self.positions.append(np.array([step.start]))
