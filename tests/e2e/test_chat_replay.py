@@ -81,6 +81,16 @@ def test_a_static_page_of_a_conversation_replays_its_lanes_without_network(offli
     assert page.locator(".sk-lane").count() == 2 and page.locator(".sk-line:visible").count() == 2
     assert page.locator(".sk-lane:visible .sk-invite:visible").count() == 0
     page.get_by_text("a probability of").wait_for()
+    # The arrows go from token to token, and no further than the last one.
+    lane = page.locator(".sk-lane").first
+    lane.locator(".sk-flow span").last.click()
+    lane.locator(".sk-said").focus()
+    for key in ("ArrowLeft", "ArrowRight", "ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(200)
+    assert lane.locator(".sk-flow span").last.evaluate("e => e.classList.contains('sk-asked')")
+    page.get_by_text("a probability of").wait_for()
+    page.evaluate("document.activeElement.blur()")
     at_end = gone(page, 0)
     # The keyboard goes a turn back, and less has left the cache there; the address says where it rests.
     page.keyboard.press("Shift+ArrowLeft")

@@ -26,7 +26,7 @@ function makeLane(i, send, frameNow) {
     if (!at || at[0] !== i) return;
     const move = { ArrowLeft: -1, ArrowRight: 1 }[e.key];
     if (e.key === "Escape") send("pick", { token: null, at: Date.now() });
-    else if (move) { e.preventDefault(); send("pick", { lane: i, token: Math.max(0, at[1] + move), at: Date.now() }); }
+    else if (move) { e.preventDefault(); send("pick", { lane: i, token: Math.max(0, Math.min(frameNow().lanes[i].total - 1, at[1] + move)), at: Date.now() }); }
   });
 
   function clear() {
