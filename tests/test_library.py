@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.cli.console import out
 from analysis.runs import library, resume, trash
 from analysis.runs.comparison import compare
 from analysis.runs.folder import save
@@ -359,6 +361,22 @@ def test_commands_do_what_they_say(home, run, tmp_path):
     elsewhere = str(tmp_path / "elsewhere")
     assert run("runs", "import", str(file), "--runs", elsewhere)[0] == 0
     assert "a" in run("runs", "list", "--runs", elsewhere)[1] and len(names()) == 2
+
+
+@pytest.mark.parametrize("words", ["list", "show"])
+def test_what_is_known_of_a_run_is_whole_on_a_narrow_terminal(home, run, monkeypatch, words):
+    """A long name is broken into lines, and of a list the lanes are cut."""
+    name, model = "20261129-222445-aa843cfc", "a-model-" * 12 + "end"
+    seeds.run(home / name, end="interrupted", model=model)
+    monkeypatch.setattr(out, "width", 80)
+    said = run("runs", words, *[name] * (words == "show"))[1]
+    assert max(map(len, said.splitlines())) <= 80
+    assert name in said and "interrupted" in said and re.search(r"\b\d{4}-\d\d-\d\d\b", said)
+    # The column in which the model stands.
+    begin = next(line for line in said.splitlines() if "a-model" in line).index("a-model")
+    assert model in "".join(
+        line[begin : begin + (13 if words == "list" else 69)].strip(" │") for line in said.splitlines()
+    )
 
 
 @pytest.mark.parametrize(

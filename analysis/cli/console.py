@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 from typing_extensions import override
 
 
@@ -48,18 +50,22 @@ def right(heading: str) -> Column:
 def print_table(table: Table) -> None:
     """Print a table in which no word and no number is cut, unless a cell says so itself: on a narrow terminal cells
     have more lines, and the table loses its frame."""
-    whole, least = 1, 1
+    whole, least, bare = 1, 1, -2
     for column in table.columns:
-        plain = [cell for cell in (column.header, *column.cells) if isinstance(cell, str)]
-        column.min_width = max((len(word) for cell in plain for word in cell.split()), default=0)
-        # Each column has a space at both sides, and a line of the frame.
-        whole += 3 + max(map(len, plain), default=0)
+        cells = [str(c) for c in (column.header, *column.cells) if not (isinstance(c, Text) and c.overflow)]
+        words = [cell_len(word) for cell in cells for word in cell.split()]
+        column.min_width = max(column.width or 0, *words, 0)
+        # Each column has a space at both sides, and a line of the frame; without one, two spaces are between columns.
+        whole += 3 + max(map(cell_len, cells), default=0)
         least += 3 + column.min_width
+        bare += 2 + column.min_width
     if whole > out.width:
-        for column in table.columns:
-            column.width = column.min_width if column.justify == "right" else None
+        for column in (c for c in table.columns if c.justify == "right"):
+            column.width = column.min_width
     if least > out.width:
         table.box, table.show_edge, table.pad_edge, table.collapse_padding = SIMPLE_HEAD, False, False, True
+    if bare > out.width:
+        table.width = bare
     out.print(table, crop=False)
 
 

@@ -11,11 +11,13 @@ from rich.text import Text
 from ..policies import parse
 from ..runs import archive, library, trash
 from . import options
-from .console import note, print_table, right, say
+from .console import note, out, print_table, right, say
 
 HELP = "The library of runs: list, show, name, pin, delete, pack and take in."
 app = typer.Typer(name="runs", add_completion=False, help=HELP)
 Name = Annotated[str, typer.Argument(help="as the list says it")]
+NARROW = 100
+"""Columns of a terminal below which the list of runs has no room for whole lines."""
 
 
 @app.callback(invoke_without_command=True)
@@ -37,10 +39,10 @@ def show_all(
     if not shown:
         say(f"No run in {place} is of {asked}." if found else f"There is no run in {place} yet: stream makes one.")
         return
-    # What a run goes by is never cut.
-    table = Table(
-        Column("Run", no_wrap=True), "What", right("Tokens"), "Lanes", right("Perplexity"), right("MB"), show_lines=True
-    )
+    # What a run goes by is never cut.  On a narrow terminal the lanes are, before what is said of a run.
+    name = Column("Run", no_wrap=True, width=max(len(e.name) for e in shown) if out.width < NARROW else None)
+    what = Column("What", width=len("Conversation,") if out.width < NARROW else None)
+    table = Table(name, what, right("Tokens"), "Lanes", right("Perplexity"), right("MB"), show_lines=True)
     for e in shown:
         lanes = e.preview.lanes if e.preview else ()
         # A title takes the place of the text's name.
@@ -48,8 +50,8 @@ def show_all(
         numbers = e.arithmetic if e.arithmetic != "float32" else ""
         known = (library.KINDS.get(e.kind, "Damaged"), e.problem or e.status, Path(e.model).name, numbers, of)
         table.add_row(
-            Text(f"{e.name}\n{'* ' * e.label.pinned}{e.title}"),
-            Text(", ".join(filter(None, (*known, _local(e.started))))),
+            Text(f"{e.name}\n{'* ' * e.label.pinned}{e.title}", overflow="ellipsis"),
+            Text(", ".join(filter(None, (*known, _local(e.started)))), overflow="fold"),
             f"{max(lane.tokens for lane in lanes):,}" if lanes else "",
             # Each beside its perplexity.
             Text("\n".join(e.lanes), no_wrap=True, overflow="ellipsis"),
@@ -70,14 +72,14 @@ def show(name: Name, runs: options.Runs = None) -> None:
 
     e = library.entry(name, runs)
     table = Table(show_header=False)
-    table.add_row("Title", Text(e.title + " (pinned)" * e.label.pinned))
+    table.add_row("Title", Text(e.title + " (pinned)" * e.label.pinned, overflow="fold"))
     table.add_row("Kind", library.KINDS.get(e.kind, "damaged"))
     if e.problem:
-        table.add_row("Damaged", Text(e.problem))
+        table.add_row("Damaged", Text(e.problem, overflow="fold"))
     known = {"Status": e.status, "Started": _local(e.started), "Model": e.model, "Numbers": e.arithmetic}
     for what, value in (known | {"Text": e.text}).items():
         if value:
-            table.add_row(what, Text(value))
+            table.add_row(what, Text(value, overflow="fold"))
     for policy in e.policies:
         table.add_row("Lane", Text(parse(policy).label))
     table.add_row("Size", f"{e.size / 1e6:,.2f} MB")
