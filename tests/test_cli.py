@@ -243,6 +243,11 @@ def test_lists_say_what_there_is(run, command, says):
     assert says in said
 
 
+def test_without_a_command_the_help_is_printed_once(run):
+    code, said, wrong = run()
+    assert (code, said.count("Usage:"), wrong) == (2, 1, "") and "stream" in said
+
+
 def test_no_word_and_no_number_of_a_table_is_cut_on_a_narrow_terminal(monkeypatch, capsys):
     table = Table(
         "Lane", *map(right, ("Tokens", "Perplexity", "Excess NLL", "KL", "Top-1", "Kept", "Cache", "Tokens/s"))

@@ -94,14 +94,11 @@ def main() -> None:
         sys.stdout.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
-    except UsageError as e:
-        # Without a command, what typer has to say is the help text.
-        asked = e.ctx is not None and e.ctx.invoked_subcommand is None and not sys.argv[1:]
-        code = (
-            print(e.ctx.get_help() if asked else "error: " + " ".join(e.format_message().split()), file=sys.stderr) or 2
-        )
     except ClickException as e:
-        code = print("error: " + " ".join(e.format_message().split()), file=sys.stderr) or 2
+        # Without a command, the help has been printed by now, and nothing is left to say.
+        if said := " ".join(e.format_message().split()):
+            print("error: " + said, file=sys.stderr)
+        code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
