@@ -18,6 +18,7 @@ from analysis.cli import grids
 from analysis.cli import main as cli
 from analysis.cli.console import out, print_table, right, say
 from analysis.cli.terminal import typed
+from analysis.experiments.ablation import EffectsFile
 from analysis.metrics import excess, perplexity
 from analysis.policies import parse
 from analysis.runs.reader import load
@@ -182,6 +183,21 @@ def test_heads_are_knocked_out_one_after_the_other(run, model, text, tmp_path):
     assert code == 2 and "exists already" in said
     code, _, said = run(*asked[:-2], "--layer", "99")
     assert code == 2 and "there is no layer 99" in said
+
+
+def test_knock_outs_that_are_interrupted_say_so(run, model, text, tmp_path, monkeypatch):
+    to, real = tmp_path / "heads.csv", EffectsFile.add
+
+    def add(self, effect):
+        real(self, effect)
+        if len(to.read_text().splitlines()) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(EffectsFile, "add", add)
+    asked = ("--model", model, "--text", text, "--device", "cpu", "--tokens", "80", "--layer", "1")
+    code, said, _ = run("knockout", *asked, "--out", str(to))
+    assert code == 130 and f"2 of 4 heads: {to}" in said and "All" not in said
+    assert len(to.read_text().splitlines()) == 3
 
 
 class _Asked(Exception):

@@ -45,7 +45,7 @@ def knockout(
     read = texts.tokenized(source, network.tokenizer, bos=options.bos_of(bos), special=special, limit=tokens)
     options.say_read(read)
     ids = read.ids
-    effects, kept = [], None if out_file is None else EffectsFile(out_file)
+    effects, kept, interrupted = [], None if out_file is None else EffectsFile(out_file), False
     try:
         with Bars(out) as bar:
             task = bar.add_task("Heads", total=len(heads))
@@ -55,6 +55,7 @@ def knockout(
                     kept.add(effect)
                 bar.advance(task)
     except KeyboardInterrupt:
+        interrupted = True
         out.print(f"Interrupted after {len(effects)} of {len(heads)} heads.")
     effects.sort(key=lambda e: -e.excess)
     table = Table("Head", right("Excess NLL"), right("±"))
@@ -68,7 +69,9 @@ def knockout(
     print_table(table)
     if kept is not None:
         kept.finish()
-        say(f"All {len(effects)} heads: {out_file}")
+        say(f"{f'{len(effects)} of' if interrupted else 'All'} {len(heads)} heads: {out_file}")
+    if interrupted:
+        raise typer.Exit(130)
 
 
 def reproduce(
