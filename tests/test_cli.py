@@ -259,6 +259,12 @@ def test_lists_say_what_there_is(run, command, says):
     assert says in said
 
 
+def test_lines_of_help_end_where_the_terminal_does(run):
+    for name in cli.COMMANDS:
+        assert all("\n" not in paragraph for paragraph in cli.command(name).help.split("\n\n"))
+    assert "Begun again, it goes on." in " ".join(run("recall", "--help")[1].split())
+
+
 def test_without_a_command_the_help_is_printed_once(run):
     code, said, wrong = run()
     assert (code, said.count("Usage:"), wrong) == (2, 1, "") and "stream" in said

@@ -60,7 +60,9 @@ def command(name: str) -> Any:
     if isinstance(found, typer.Typer):
         return get_command(found)
     alone = typer.Typer(add_completion=False)
-    alone.command(name)(found)
+    # Where a line of a docstring ends means nothing, and typer would end a line of the help there.
+    paragraphs = (found.__doc__ or "").split("\n\n")
+    alone.command(name, help="\n\n".join(" ".join(words.split()) for words in paragraphs))(found)
     return get_command(alone)
 
 
