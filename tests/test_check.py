@@ -388,3 +388,11 @@ def test_families_beyond_the_registry_read_exactly(name):
     lane = open_lanes(model, words(), [Dense()])[0]
     got = np.concatenate([lane.read(16).nll for _ in range(4)])
     np.testing.assert_allclose(got, own_nll(model, words()), atol=1e-4)
+
+
+def test_a_family_with_a_rotary_module_that_no_layer_asks_reads_exactly():
+    """Beam rotates in some types of layers; a network with none of these has a rotary module without frequencies."""
+    model = causal.build(causal.config_of("beam", num_hidden_layers=1))
+    assert not list(model.model.rotary_emb.buffers())
+    for chunk in (7, 60):
+        np.testing.assert_allclose(our_nll(model, words(), chunk), own_nll(model, words()), atol=1e-4)

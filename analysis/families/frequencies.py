@@ -118,7 +118,7 @@ def _rotated(module: nn.Module, layer_types: Sequence[str]) -> list[str]:
 
 def _of_types(module: nn.Module, layer_types: Sequence[str]) -> list[tuple]:
     """What a module takes beside positions, once for each type of layer."""
-    return [(name,) for name in _rotated(module, layer_types)] or [()]
+    return [(name,) for name in _rotated(module, layer_types)] if layer_types else [()]
 
 
 class OfLength(nn.Module):
