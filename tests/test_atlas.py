@@ -283,6 +283,9 @@ def test_a_stretch_says_what_it_needs_and_what_it_cannot_be(tiny_llama, tmp_path
             list(capture(model, tokens, Spec("tiny", "words", (policy,)), tmp_path / "t"))
     with pytest.raises(ValueError, match="at most 65,536 tokens"):
         list(capture(model, np.zeros(70_000, np.int32), spec, tmp_path / "t"))
+    learned = Named(twin(shared("gpt2")))
+    with pytest.raises(ValueError, match="at most 512 tokens, and this would have 513: read fewer"):
+        list(capture(learned, np.resize(tokens, 514), spec, tmp_path / "t"))
     with pytest.raises(ValueError, match=r"no readable stretch\.json"):
         Stretch(tmp_path / "t")
     atlas = Atlas(stretch, model.adapted)

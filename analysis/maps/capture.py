@@ -121,8 +121,9 @@ def capture(
                 "way than they were captured: begin with a longer window, and with the interventions that are to come"
             )
     count = len(tokens) - 1
-    if count > LONGEST:
-        raise ValueError(f"a stretch has at most {LONGEST:,} tokens, and this would have {count:,}: read fewer tokens")
+    # Its last token is read, too, so that one less fits where positions are learned.
+    if count > (most := min(LONGEST, model.adapted.longest or LONGEST)):
+        raise ValueError(f"a stretch has at most {most:,} tokens, and this would have {count:,}: read fewer tokens")
     if late := [at for at, _ in switches if at > count]:
         raise ValueError(f"the stretch has {count:,} tokens and ends before {late[0]:,}: switch the policy earlier")
     if (path / "stretch.json").exists():
