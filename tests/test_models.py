@@ -199,6 +199,12 @@ def test_damaged_configuration_is_refused(saved):
     assert "damaged" in refusal(saved)
 
 
+def test_what_a_setting_must_be_is_said(saved):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"rms_norm_eps": "small"}))
+    assert re.search("'rms_norm_eps'.* expected float", refusal(saved))
+
+
 def test_unknown_family_is_refused(saved):
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | {"model_type": "nobody"}))

@@ -210,6 +210,7 @@ def check_reader(called: str) -> None:
 
 
 def first_line(e: Exception) -> str:
-    """The first line of an exception, short enough for a screen."""
+    """The first line of an exception, with the next where that is its heading, short enough for a screen."""
     lines = str(e).strip().splitlines() or [type(e).__name__]
-    return lines[0][:200]
+    heading = lines[0].endswith(":")
+    return " ".join(line.strip() for line in lines[: 1 + heading])[:200]
