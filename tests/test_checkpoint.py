@@ -203,6 +203,11 @@ def test_an_untied_head_is_read_whatever_the_configuration_says(tiny_llama, save
     assert torch.equal(network.model.embed_tokens.weight, tiny_llama.model.embed_tokens.weight)
 
 
+def test_a_model_that_was_saved_for_callers_of_tuples_is_read(tiny_llama, saved):
+    model = load(str(change(saved, return_dict=False)))
+    assert model.layers == tiny_llama.config.num_hidden_layers
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_weights_that_are_no_numbers_are_refused_by_name(saved, value):
     def spoil(tensors):

@@ -248,4 +248,6 @@ def _configuration(source: Path, called: str, local: dict[str, Any]) -> Pretrain
     if config._attn_implementation != "eager":
         # Attention is the reader's, so a kernel that the file asks for need not be installed.
         config._attn_implementation = None
+    # A file that was saved for callers of tuples asks for them, and a pass asks a layer's output by name.
+    config.return_dict = True
     return config
