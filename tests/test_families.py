@@ -171,6 +171,11 @@ def test_recompute_works_where_keys_cannot_be_moved(name):
         np.testing.assert_allclose(got[i - 1], -torch.log_softmax(logits, -1)[tokens[i]], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "mpt", "gpt2"])
+def test_the_length_that_a_model_was_trained_on_is_known_by_whatever_name_it_has(name):
+    assert LanguageModel("tiny", shared(name), None, []).trained_length == 512
+
+
 @pytest.mark.parametrize("name", LEARNED)
 def test_learned_positions_end_where_they_end(name):
     tokens = np.resize(words(), 600)

@@ -74,7 +74,9 @@ class LanguageModel:
     @property
     def trained_length(self) -> int | None:
         """Tokens of the longest text that it was trained on, as its configuration says."""
-        return getattr(self.network.config, "max_position_embeddings", None)
+        config = self.network.config
+        # MPT has a name of its own for it.
+        return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
 
     @property
     def vocabulary(self) -> int:
