@@ -18,6 +18,7 @@ from analysis.maps.recent import head_map
 from analysis.models.language_model import LanguageModel
 from analysis.policies import Dense, Recompute, Streaming, Window, parse
 
+from . import causal
 from .families import MODELS, Book, few_layers, our_nll, own_nll, shared, table, tiny, words
 from .reading import read
 
@@ -169,6 +170,29 @@ def test_recompute_works_where_keys_cannot_be_moved(name):
     for i in (20, 40, 59):
         logits = model(torch.as_tensor(tokens[i - 10 : i])[None], use_cache=False).logits[0, -1]
         np.testing.assert_allclose(got[i - 1], -torch.log_softmax(logits, -1)[tokens[i]], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["granite_swa", "moshi"])
+def test_keys_that_several_modules_rotate_stay_where_they_were_read(name):
+    model, tokens = causal.build(causal.config_of(name)), words()
+    for chunk in (1, 16):
+        np.testing.assert_allclose(our_nll(model, tokens, chunk), own_nll(model, tokens), atol=1e-5)
+    with pytest.raises(ValueError, match=f"{name} rotates by several modules.*choose dense or recompute"):
+        open_lanes(model, tokens, [Window(8)])
+
+
+def test_several_modules_of_which_one_has_a_rule_that_is_not_known_are_refused(monkeypatch):
+    model = causal.build(causal.config_of("granite_swa"))
+    kind = type(model.model.rotary_emb)
+
+    def growing(self, x, position_ids):
+        cos, sin = right(self, x, position_ids)
+        return cos * position_ids.max(), sin
+
+    right = kind.forward
+    monkeypatch.setattr(kind, "forward", growing)
+    with pytest.raises(ValueError, match=r"'granite_swa' is not supported yet.*by a rule that is not known"):
+        adapt(model)
 
 
 @pytest.mark.parametrize("name", ["llama", "mpt", "gpt2"])

@@ -77,10 +77,8 @@ class Rotary:
         self._types = types = layer_types_of(module, network)
         self.rotated: dict[int, int] = {}
         """Dimensions of a head that each layer rotates."""
-        self.rule = rule_of(module, types)
+        self.rule = known_rule(module, network)
         if not self.rule:
-            if network.device.type != "meta" and (why := unknown(module, types)):
-                raise ValueError(f"the family {self._config.model_type!r} is not supported yet: {why}")
             return
 
         @functools.lru_cache(LENGTHS_KEPT)
@@ -181,13 +179,30 @@ class Fixed(_OfAnyLength):
 
 LEARNED = Fixed("learned", "adds learned positions to its embeddings")
 BOUND = Fixed("rotary, not movable", "does more to its keys after it has rotated them")
+SEVERAL = Fixed(BOUND.name, "rotates by several modules, and which one a layer asks is not known here")
 
 
 def bound(rotaries: Sequence[nn.Module], network: PreTrainedModel) -> Fixed:
-    """The positions of a network that keeps these rotary modules of its own."""
-    rules = [rule_of(m, layer_types_of(m, network)) for m in rotaries]
+    """The positions of a network that keeps these rotary modules of its own.
+
+    Raises ValueError where one of them chooses frequencies by a rule that is not known.
+    """
+    rules = [known_rule(m, network) for m in rotaries]
     ends = [end for rule in rules if (end := rule.regime_end(1)) is not None]
-    return Fixed(BOUND.name, BOUND.fixed, Rule((min(ends),))) if ends else BOUND
+    positions = BOUND if len(rotaries) == 1 else SEVERAL
+    return Fixed(positions.name, positions.fixed, Rule((min(ends),))) if ends else positions
+
+
+def known_rule(module: nn.Module, network: PreTrainedModel) -> Rule:
+    """At which lengths a rotary module takes other frequencies.
+
+    Raises ValueError where it gives no cosines and sines, or chooses frequencies by a rule that is not known.
+    """
+    types = layer_types_of(module, network)
+    rule = rule_of(module, types)
+    if not rule and network.device.type != "meta" and (why := unknown(module, types)):
+        raise ValueError(f"the family {network.config.model_type!r} is not supported yet: {why}")
+    return rule
 
 
 def layer_types_of(module: nn.Module, network: PreTrainedModel) -> Sequence[str]:

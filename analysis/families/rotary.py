@@ -172,16 +172,14 @@ Adapter = Callable[[PreTrainedModel], Positions | None]
 def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, *, bound: bool = False) -> Adapted:
     """An adapted twin of a network: the same weights in memory, rotating nothing.  The network itself is untouched.
 
-    `bound`: its positions are left to it, and its cached keys where they were read.  Raises ValueError, naming the
-    family, where it cannot be read by this mechanism.
+    `bound`: its positions are left to it, and its cached keys where they were read; so are those of a network with
+    several rotary modules.  Raises ValueError, naming the family, where it cannot be read by this mechanism.
     """
     twin, positions = twin_of(network, adapters)
     family = network.config.model_type
     rotaries = [n for n, m in twin.named_modules() if type(m).__name__.endswith("RotaryEmbedding")]
-    if len(rotaries) > 1 and not bound:
-        raise ValueError(f"the family {family!r} is not supported yet: it has {len(rotaries)} rotary modules, not one")
     unrotated = None
-    if bound:
+    if bound or len(rotaries) > 1:
         positions = bound_positions([twin.get_submodule(name) for name in rotaries], network)
     elif positions is None and rotaries:
         module = twin.get_submodule(rotaries[0])
