@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.cli.console import out
 from analysis.runs import library, resume, trash
 from analysis.runs.comparison import compare
 from analysis.runs.folder import save
@@ -336,77 +334,3 @@ def test_run_of_another_machine_is_given_up_after_a_day(home):
     library.rename("a", "mine")
     assert library.entry("a").status == "killed" and library.entry("a").goes_on
     assert resume.stopped(home / "a").path == home / "a"
-
-
-def test_commands_do_what_they_say(home, run, tmp_path):
-    assert run("runs")[1].startswith(f"There is no run in {home} yet")
-    seeds.run(home / "a", end="finished")
-    for words in (("runs",), ("runs", "list"), ("runs", "list", "HAMLET", "dense"), ("runs", "show", "a")):
-        code, said, _ = run(*words)
-        assert code == 0 and "hamlet" in said and "Reading" in said and "Dense" in said and "Window" in said
-    assert "No run" in run("runs", "list", "macbeth")[1]
-    assert "a is called Drop [b]x" in run("runs", "rename", "a", "Drop [b]x")[1]
-    run("runs", "pin", "a")
-    assert "* Drop [b]x" in (said := run("runs")[1]) and "hamlet" in said
-    run("runs", "unpin", "a")
-    assert "* Drop" not in run("runs")[1]
-    file = tmp_path / "a.zip"
-    assert run("runs", "export", "a", "--out", str(file))[0] == 0
-    assert run("runs", "export", "a", "--out", str(file))[0] == 2
-    assert "is a-2 now" in run("runs", "import", str(file))[1]
-    run("runs", "delete", "a", "a-2")
-    assert names() == []
-    assert "a-2 is back" in run("runs", "undo")[1] and "a is back" in run("runs", "undo", "a")[1]
-    assert sorted(names()) == ["a", "a-2"]
-    elsewhere = str(tmp_path / "elsewhere")
-    assert run("runs", "import", str(file), "--runs", elsewhere)[0] == 0
-    assert "a" in run("runs", "list", "--runs", elsewhere)[1] and len(names()) == 2
-
-
-@pytest.mark.parametrize("words", ["list", "show"])
-def test_what_is_known_of_a_run_is_whole_on_a_narrow_terminal(home, run, monkeypatch, words):
-    """A long name is broken into lines, and of a list the lanes are cut."""
-    name, model = "20261129-222445-aa843cfc", "a-model-" * 12 + "end"
-    seeds.run(home / name, end="interrupted", model=model)
-    monkeypatch.setattr(out, "width", 80)
-    said = run("runs", words, *[name] * (words == "show"))[1]
-    assert max(map(len, said.splitlines())) <= 80
-    assert name in said and "interrupted" in said and re.search(r"\b\d{4}-\d\d-\d\d\b", said)
-    # The column in which the model stands.
-    begin = next(line for line in said.splitlines() if "a-model" in line).index("a-model")
-    assert model in "".join(
-        line[begin : begin + (13 if words == "list" else 69)].strip(" │") for line in said.splitlines()
-    )
-
-
-@pytest.mark.parametrize(
-    "words", ["show x", "rename x y", "pin ../x", "delete /etc", "undo", "undo x", "export x", "import x"]
-)
-def test_commands_say_in_one_line_what_cannot_be(home, run, words):
-    code, _, said = run("runs", *words.split())
-    assert code == 2 and said.startswith("error: ") and said.count("\n") == 1
-
-
-def test_stream_puts_its_run_into_the_library(home, run, model, text, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    words = ("stream", "--model", model, "--text", text, "--tokens", "40", "--policy", "dense", "--device", "cpu")
-    assert run(*words)[0] == 0 and run(*words)[0] == 0
-    assert [e.status for e in library.entries()] == ["finished"] * 2
-    assert run(*words, "--runs", str(tmp_path / "other"))[0] == 0
-    assert len(library.entries()) == 2 and len(library.entries(tmp_path / "other")) == 1
-    monkeypatch.setenv("SINKSCOPE_RUNS_GB", "1e-9")
-    code, said, _ = run(*words)
-    assert code == 0 and "2 old runs (ids, ids" in " ".join(said.split())
-    assert len(library.entries()) == 1
-    assert not (tmp_path / "runs").exists()
-
-
-def test_commands_know_runs_by_their_names(home, run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    seeds.run(home / "a", end="finished")
-    assert library.named(Path("a")) == home / "a"
-    assert run("figure", "memory", "--run", "a", "--out", "memory.csv")[0] == 0
-    (tmp_path / "a").mkdir()
-    assert library.named(Path("a")) == Path("a")
-    for unknown in (Path("../library/a"), Path("b"), Path("/etc"), Path("..")):
-        assert library.named(unknown) == unknown

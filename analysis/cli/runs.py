@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.cells import cell_len
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -16,8 +17,8 @@ from .console import note, out, print_table, right, say
 HELP = "The library of runs: list, show, name, pin, delete, pack and take in."
 app = typer.Typer(name="runs", add_completion=False, help=HELP)
 Name = Annotated[str, typer.Argument(help="as the list says it")]
-NARROW = 100
-"""Columns of a terminal below which the list of runs has no room for whole lines."""
+NARROW = 76
+"""Columns beside the names of runs below which their list has no room for whole lines."""
 
 
 @app.callback(invoke_without_command=True)
@@ -39,10 +40,12 @@ def show_all(
     if not shown:
         say(f"No run in {place} is of {asked}." if found else f"There is no run in {place} yet: stream makes one.")
         return
-    # What a run goes by is never cut.  On a narrow terminal the lanes are, before what is said of a run.
-    name = Column("Run", no_wrap=True, width=max(len(e.name) for e in shown) if out.width < NARROW else None)
-    what = Column("What", width=len("Conversation,") if out.width < NARROW else None)
-    table = Table(name, what, right("Tokens"), "Lanes", right("Perplexity"), right("MB"), show_lines=True)
+    # What a run goes by is never broken.  On a narrow terminal the lanes are, before what is said of a run.
+    names = max(out.width // 4, *(cell_len(e.name) for e in shown))
+    what = Column("What", width=len("Conversation,") if out.width < names + NARROW else None)
+    table = Table(
+        Column("Run", width=names), what, right("Tokens"), "Lanes", right("Perplexity"), right("MB"), show_lines=True
+    )
     for e in shown:
         lanes = e.preview.lanes if e.preview else ()
         # A title takes the place of the text's name.
@@ -50,7 +53,7 @@ def show_all(
         numbers = e.arithmetic if e.arithmetic != "float32" else ""
         known = (library.KINDS.get(e.kind, "Damaged"), e.problem or e.status, Path(e.model).name, numbers, of)
         table.add_row(
-            Text(f"{e.name}\n{'* ' * e.label.pinned}{e.title}", overflow="ellipsis"),
+            Text(f"{e.name}\n{'* ' * e.label.pinned}{e.title}", overflow="fold"),
             Text(", ".join(filter(None, (*known, _local(e.started)))), overflow="fold"),
             f"{max(lane.tokens for lane in lanes):,}" if lanes else "",
             # Each beside its perplexity.
