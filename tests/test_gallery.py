@@ -142,3 +142,17 @@ def test_a_story_that_there_is_not_is_refused_before_anything_is_read(run, tmp_p
     code, _, error = run("gallery", "nothing", "--out", str(tmp_path / "gallery"))
     assert code == 2 and "the gallery has no story 'nothing': choose from" in error
     assert not (tmp_path / "gallery").exists()
+
+
+def test_the_concepts_say_what_the_first_story_has_recorded():
+    """Its numbers can be seen by whoever plays it."""
+    run = load(GALLERY / "four")
+    nll = {policy: track.nll.view() for policy, track in zip(run.spec.policies, run.tracks, strict=True)}
+    said = " ".join((Path(__file__).parents[1] / "docs" / "concepts.md").read_text(encoding="utf-8").split())
+    without, sinks = (np.exp(nll[name].mean(dtype=np.float64)) for name in PRESETS["four"].policies[1::2])
+    assert f"over the first {PRESETS['four'].recorded:,} tokens of *Hamlet*, in a cache of 128 tokens" in said
+    assert f"the perplexity is {without:.1f} without them and {sinks:.1f} with them" in said
+    rolling = np.exp(
+        [nll["dense"][end - 256 : end].mean(dtype=np.float64) for end in range(256, len(nll["dense"]) + 1)]
+    )
+    assert f"the rolling perplexity of dense swings between {rolling.min():.0f} and {rolling.max():.0f}" in said
