@@ -125,7 +125,7 @@ def test_heads_are_measured_over_samples(app, page):
     page.get_by_role("button", name="Measure").click()
     page.get_by_text("8 of 8 samples of 64 tokens of Hamlet").wait_for()
     page.get_by_text(re.compile(r"Heads with α₁ > 0\.30")).wait_for()
-    page.get_by_text(re.compile(r"layers \d+ to \d+, most often at token 0, channel \d+")).wait_for()
+    page.get_by_text(re.compile(r"layers \d+–\d+, most often at token 0, channel \d+")).wait_for()
     page.locator(".js-plotly-plot").nth(2).wait_for()
     with page.expect_download() as file:
         page.get_by_role("link", name="All heads as CSV").click()
