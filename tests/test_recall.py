@@ -280,6 +280,7 @@ def test_the_tasks_are_listed(run):
         (["passkey", "--lengths", ""], "name at least one policy and one length"),
         (["passkey", "--depths", "101"], "a depth is from 0 to 100 %"),
         (["passkey", "--depths", "nan"], "a depth is from 0 to 100 %"),
+        (["passkey", "--depths", "5.01,50,5.04"], "depths 5.01 and 5.04 are one to 0.1 %"),
         (["passkey", "--repeats", "0"], "1 to 10,000 texts"),
         (["passkey", "--question", "deaf"], "aware or blind, not 'deaf'"),
         (["passkey", "--policy", "nothing"], "there is no policy"),

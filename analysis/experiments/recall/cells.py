@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +163,9 @@ def cells(
         raise ValueError(f"1 to {MOST_REPEATS:,} texts are read for each length and depth, not {repeats}")
     if wrong := [d for d in depths if not 0 <= d <= 100]:
         raise ValueError(f"a depth is from 0 to 100 % of the text, not {wrong[0]:g}")
+    # A map has one place for them.
+    if wrong := [(a, b) for a, b in pairwise(sorted({*depths})) if round(a, 1) == round(b, 1)]:
+        raise ValueError(f"depths {wrong[0][0]:g} and {wrong[0][1]:g} are one to 0.1 %: leave one of them out")
     if wrong := [n for n in lengths if not 2 <= n <= LONGEST]:
         raise ValueError(f"a text has 2 to {LONGEST:,} tokens, not {wrong[0]}")
     # Where dense fails, what others do says nothing of them.
