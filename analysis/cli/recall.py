@@ -57,7 +57,7 @@ def recall(
         model, task.short, tuple(policies), None, chunk, options.dtype_of(dtype, device), device, options.bos_of(bos),
         weights, kv_heads, special=special,
     )  # fmt: skip
-    at = tuple(options.numbers(lengths, int, "--lengths")), tuple(options.numbers(depths, float, "--depths"))
+    at = options.numbers(lengths, int, "--lengths"), options.numbers(depths, float, "--depths")
     asked = Asked(task.short, *at, repeats, seed, question, decode)
     wanted = asked.cells(spec)
     place = out_folder or library.home(runs) / f"recall-{task.name}"

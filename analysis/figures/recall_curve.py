@@ -44,7 +44,7 @@ class RecallCurve(Figure):
         for policy in dict.fromkeys(policy for policy, _, _ in rows):
             mine = [(distance, hit) for p, distance, hit in rows if p == policy]
             for number in range(self.points):
-                of = [(d, hit) for d, hit in mine if min(self.points - 1, d * self.points // (farthest + 1)) == number]
+                of = [(d, hit) for d, hit in mine if d * self.points // (farthest + 1) == number]
                 if of:
                     hits = sum(hit for _, hit in of)
                     distance = sum(d for d, _ in of) / len(of)
