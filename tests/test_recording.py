@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from analysis.runs.recording import recorded, recording
 from analysis.runs.run import Run
 from analysis.runs.screen import GRIDS, MODES
 from analysis.runs.spec import Spec
+from app import recordings
 from app.view import View
 
+from .fuzz import seeds
 from .recordings import FOUR, decoded, live_frame, made_up
 from .test_jobs_reading import begin
 from .test_resume import killed
@@ -222,3 +225,14 @@ def test_a_head_that_is_open_while_a_page_reads_is_kept(registry, model):
     until(job, lambda: job.status == "finished")
     maps = read_maps(library.home() / job.id, 4)
     assert maps and {m.of_head for m in maps} == {(2, 1, 3)} and len({m.read for m in maps}) == len(maps)
+
+
+def test_a_recording_that_has_grown_has_another_address_whatever_its_files_say_of_the_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path))
+    seeds.run(tmp_path / "a", end="finished")
+    for name, when in (("events.jsonl", 2 * 10**9), ("tokens.parquet", 10**9)):
+        os.utime(tmp_path / "a" / name, (when, when))
+    before = recordings.address_of("a")
+    assert before == recordings.address_of("a")
+    os.utime(tmp_path / "a" / "tokens.parquet", (10**9 + 1, 10**9 + 1))
+    assert before != recordings.address_of("a")
