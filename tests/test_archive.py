@@ -214,6 +214,7 @@ def hostile(files: dict[str, bytes]) -> dict[str, tuple[Callable[[], bytes], str
         "linked folder": (lambda: link("a", b"/etc"), "is a link"),
         "device": (lambda: link("run.json", b"", stat.S_IFCHR), "is no file"),
         "pipe": (lambda: link("run.json", b"", stat.S_IFIFO), "is no file"),
+        "file and folder": (lambda: zipped({**files, "run.json/run.json": b"x"}), "no run has a file"),
         "other file": (lambda: zipped({**files, "evil.py": b"x"}), "no run has a file"),
         "deep": (
             lambda: zipped({f"a/b/{name}": data for name, data in files.items()} | {"a/b/c/run.json": b"x"}),

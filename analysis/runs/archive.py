@@ -146,7 +146,7 @@ def _looked_through(packed: zipfile.ZipFile) -> tuple[dict[Parts, zipfile.ZipInf
     top = tops.pop() if len(tops) == 1 else ""
     held = {parts[1:] if top else parts: info for parts, info in found.items()}
     for parts in held:
-        if not _of_a_run(parts):
+        if not _of_a_run(parts) or parts[:-1] in held:
             raise ValueError(f"{WRONG}: no run has a file {quoted('/'.join(parts))}")
     if not held:
         raise ValueError(f"{WRONG}: it holds no run")
