@@ -97,8 +97,11 @@ def test_a_token_that_was_clicked_too_soon_looks_back_while_the_answer_goes_on(r
     talk.say("Tell me about the sea.")
     until(talk, lambda: talk.busy)
     newest = len(talk.lanes[0].tokens) + 30
+    assert talk.row(0, 20, 3, newest) is None
+    # It is told that it has no row, and no longer once it has one.
+    until(talk, lambda: talk.note == f"Nothing has been said at token {newest} yet.")
     until(talk, lambda: talk.row(0, 20, 3, newest) is not None or waiting(talk))
-    assert talk.row(0, 20, 3, newest) is not None
+    assert talk.row(0, 20, 3, newest) is not None and talk.note == ""
 
 
 def test_a_script_is_played_held_and_gone_on_with(registry):

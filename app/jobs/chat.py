@@ -70,6 +70,8 @@ class ChatJob(TextJob):
         """What people asked for: each is done once it is carried out, not when it is taken up."""
         self._rows: dict[RowKey, HeadRow | None] = {}
         self._rows_requested: dict[RowKey, None] = {}
+        self._why_no_row = ""
+        """The last sentence on a token that has no row."""
 
     @property
     def requests_done(self) -> bool:
@@ -370,12 +372,18 @@ class ChatJob(TextJob):
             return
         self._rows[lane, layer, head, token] = row
         if row is None:
-            newest = token >= self.lanes[lane].lane.position - 1
-            self.tell(
-                "That token has only just been said: it looks back when the conversation goes on."
-                if newest
-                else f"What that token attended to is no longer held: only the last {HISTORY:,} tokens' queries are."
-            )
-        else:
-            self._publish()
-            self.transcript.row(lane, row)
+            self._why_no_row = self._without_row(lane, token)
+            self.tell(self._why_no_row)
+            return
+        if self.note == self._why_no_row:
+            self.note = ""
+        self._publish()
+        self.transcript.row(lane, row)
+
+    def _without_row(self, lane: int, token: int) -> str:
+        """Why it is not known what a token attended to, as a sentence."""
+        if token >= len(self.lanes[lane].tokens):
+            return f"Nothing has been said at token {token:,} yet."
+        if token >= self.lanes[lane].position - 1:
+            return "That token has only just been said: it looks back when the conversation goes on."
+        return f"What that token attended to is no longer held: only the last {HISTORY:,} tokens' queries are."
