@@ -321,6 +321,7 @@ def test_looking_ahead_is_refused():
     [
         ("llama4_text", "its rotary module gives something else than cosines and sines"),
         ("xlnet", "its transformer.layer.0.rel_attn .* lets tokens learn of one another in a way of its own"),
+        ("gptj", "its transformer.h.0.attn .* in a way of its own, and not through transformers' attention interface"),
     ],
 )
 def test_a_refusal_says_what_is_so(name, why):

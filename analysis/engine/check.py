@@ -134,7 +134,7 @@ def mixing(small: PreTrainedModel, adapters: dict[str, Adapter]) -> str:
     name, kind = names[id(found[0])], type(found[0]).__name__
     return (
         f"the family {small.config.model_type!r} is not supported yet: its {name} ({kind}) lets tokens learn of one "
-        "another in a way of its own, and a cache of keys and values does not hold what it remembers"
+        "another in a way of its own, and not through transformers' attention interface"
     )
 
 
