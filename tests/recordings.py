@@ -118,6 +118,8 @@ def live_frame(run: Run, position: int, view, maps=()) -> bytes:
             position=n + 1,
             done=n + 1 == len(run.pieces[0]),
             sinks=0,
+            cached_tokens=int(t.cache_tokens.view()[n - 1]) if n else 0,
+            cached_bytes=int(t.cache_bytes.view()[n - 1]) if n else 0,
         )
         for t, p, n in zip(tracks, begun, counts, strict=True)
     )

@@ -159,6 +159,17 @@ def test_a_switch_is_carried_out_and_marked(registry, model, monkeypatch):
 PINNED, DROPPED = "streaming:sinks=4,window=12,positions=cache", "window:window=16"
 
 
+def test_a_lane_that_is_switched_while_it_stands_still_says_at_once_what_it_keeps(registry, model):
+    run = begin(registry, model, count=4000, pace=100)
+    until(run, lambda: len(run.run.tracks[1].nll) > 40)
+    run.request("paused")
+    until(run, lambda: run.status == "paused")
+    run.switch(1, parse("window:window=8"), pin=False)
+    until(run, lambda: run.requests_done and run.snapshot.lanes[1].policy.capacity == 8)
+    lane = decoded(ReadingSender().frame(run, View()))[0]["lanes"][1]
+    assert (lane["kept"], lane["bytes"]) == (8, 8 * run.model.bytes_per_token)
+
+
 @pytest.mark.parametrize("pace", [0, 200])
 def test_a_live_story_switches_its_lanes_where_the_story_says(registry, model, pace):
     story = (Switch(50, 1, PINNED, pin=True), Switch(117, 1, DROPPED), Switch(64, 2, "dense"))

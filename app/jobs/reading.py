@@ -124,7 +124,15 @@ class ReadingJob(TextJob):
     def take_snapshot(self) -> ReadingSnapshot:
         """The tracks and lanes as they are now, which a page may read while lanes read on."""
         lanes = tuple(
-            LaneSnapshot(lane.policy, lane.position, lane.done, lane.index in self.halted, lane.view.held)
+            LaneSnapshot(
+                lane.policy,
+                lane.position,
+                lane.done,
+                lane.index in self.halted,
+                lane.view.held,
+                lane.cache_tokens,
+                lane.cache_bytes,
+            )
             for lane in self.lanes
         )
         total = len(self.lanes[0].context.tokens) if self.lanes else 0

@@ -33,6 +33,9 @@ class LaneSnapshot:
     """Whether it stands still because it could not read on."""
     spans: "Sequence[Held]"
     """Which tokens are cached, by groups of heads."""
+    cached_tokens: int
+    cached_bytes: int
+    """What is cached just now, also where nothing was read since a switch."""
 
     @property
     def sinks(self) -> int:
