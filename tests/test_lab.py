@@ -181,6 +181,14 @@ def test_a_training_is_written_down_and_read_again(run, tmp_path):
         read(tmp_path / "none")
 
 
+@pytest.mark.parametrize("recipes", [(SETTINGS,), (SETTINGS, f"{SETTINGS},attention=relu")])
+def test_trainings_that_are_refused_leave_no_folder_and_free_no_run(run, tmp_path, recipes):
+    code, _, said = run("emergence", *recipes, "--device", "tpu", "--runs", str(tmp_path / "runs"))
+    assert code == 2 and "device must be one of" in said
+    code, _, said = run("emergence", *recipes, "--device", "tpu", "--out", str(tmp_path / "new"))
+    assert code == 2 and not list(tmp_path.iterdir())
+
+
 def test_several_are_written_beside_each_other_and_drawn_together(run, tmp_path):
     place, picture = tmp_path / "e", tmp_path / "curves.csv"
     code, _, _ = run("emergence", SETTINGS, f"{SETTINGS},attention=relu", "--every", "6", "--out", str(place))

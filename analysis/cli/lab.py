@@ -37,6 +37,9 @@ def emergence(
     asked = [Recipe.parse(r) for r in recipes] if recipes else [Recipe()]
     if every < 1:
         raise ValueError(f"at least 1 step lies between two measurements, not {every}")
+    # What is refused is refused before there is a folder, for which old runs may have to go.
+    chosen = pick_device(device)
+    trainings = [Training(recipe, chosen) for recipe in asked]
     place = new_folder(out_folder, "emergence", runs)
     if next(iter([*place.glob("run.json"), *place.glob("*/run.json")]), None):
         raise ValueError(f"{place} holds a run already: choose another folder for --out")
@@ -44,9 +47,8 @@ def emergence(
     if len(asked) > 1:
         files.new_folder(place)
         folders = [place / f"{i}-{recipe.attention}" for i, recipe in enumerate(asked)]
-    chosen = pick_device(device)
     # All of them at once, so that a folder says what it was asked for, whatever comes.
-    writers = [TrainingWriter(f, Training(r, chosen), every) for f, r in zip(folders, asked, strict=True)]
+    writers = [TrainingWriter(f, training, every) for f, training in zip(folders, trainings, strict=True)]
     _train(writers, place)
 
 
