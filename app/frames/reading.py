@@ -158,7 +158,7 @@ class ReadingSender:
         }
         if self._seen.lanes and self._seen.lanes[i].done:
             lane["state"] = "end of text"
-        if not len(nll) or not self._seen.lanes:
+        if not len(nll):
             return lane
         shared = min(len(nll), len(reference.nll))
         sums, other = track.sums.view(), reference.sums.view()
@@ -169,9 +169,10 @@ class ReadingSender:
             lane.update(relative=_finite(float(metrics.perplexities(now))), excess=_finite(mean), error=_finite(error))
         rolling = metrics.rolling_mean(sums, np.array([len(nll)]), ROLL)[0]
         lane["rolling"] = _finite(float(metrics.perplexities(rolling)))
-        held = self._seen.lanes[i]
-        lane["kept"], lane["bytes"] = held.cached_tokens, held.cached_bytes
-        lane["slots"] = held.policy.allocated(held.cached_tokens) if held.policy.block > 1 else 0
+        if self._seen.lanes:
+            held = self._seen.lanes[i]
+            lane["kept"], lane["bytes"] = held.cached_tokens, held.cached_bytes
+            lane["slots"] = held.policy.allocated(held.cached_tokens) if held.policy.block > 1 else 0
         # Over the last few chunks, since a policy may have been switched.
         lane["rate"] = _finite(track.rate(6))
         return lane
