@@ -114,6 +114,20 @@ def test_a_conversation_under_two_policies(app, page):
     assert page.strangers == []
 
 
+def test_a_token_is_found_by_keys_and_none_is_lost_where_they_come_fast(app, page):
+    page.goto(f"{app}/chat?run=gallery:breakdown")
+    page.locator(".sk-flow span").first.wait_for()
+    last = page.locator(".sk-flow").first.locator("[data-i]").last
+    newest = int(last.get_attribute("data-i"))
+    page.get_by_role("log").first.focus()
+    for _ in range(8):
+        page.keyboard.press("ArrowLeft")
+    page.wait_for_function("token => location.search.includes(`token=${token}`)", arg=newest - 7)
+    page.keyboard.press("Escape")
+    page.wait_for_function("!location.search.includes('token=')")
+    assert not page.problems and not page.strangers
+
+
 def test_a_script_plays_until_the_window_breaks_down(app, page):
     open_chat(app, page)
     page.get_by_role("button", name="Where it breaks down").click()

@@ -48,6 +48,12 @@ def test_a_captured_stretch_is_panned_zoomed_and_compared(app, page, tmp_path):
     page.get_by_text("Attention from the text to").wait_for()
     # The pair is marked, and the mark goes with the map.
     page.wait_for_function("window.__sinkscope_atlas.marked?.[1] === 0")
+    # The keyboard takes up the pair in the middle, and goes on from there.
+    world.press("Enter")
+    page.wait_for_function("`${window.__sinkscope_atlas.marked}` === '200,200'")
+    for key in ("ArrowDown", "ArrowDown", "ArrowLeft", "ArrowLeft", "ArrowLeft"):
+        world.press(f"Shift+{key}")
+    page.wait_for_function("`${window.__sinkscope_atlas.marked}` === '202,197'")
     # Small maps of all heads of the layer; a press opens one.
     choose(page, page.get_by_role("combobox", name="Small maps"), "heads of this layer")
     page.locator(".sk-many button").nth(8).click()

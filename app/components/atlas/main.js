@@ -25,7 +25,7 @@ function makeAtlas(root, send, redraw) {
     el("button", { type: "button", "aria-label": "Zoom in", onclick: () => worlds[0].zoom(2) }, "+"),
     el("button", { type: "button", "aria-label": "Zoom out", onclick: () => worlds[0].zoom(0.5) }, "−"),
     el("button", { type: "button", onclick: () => worlds[0].whole() }, "whole text"),
-    el("span", { class: "sk-small" }, "wheel or + − to zoom, drag or arrow keys to move, click for one token's row and column"));
+    el("span", { class: "sk-small" }, "wheel or + − to zoom, drag or arrow keys to move, click or Enter for one token's row and column, shift + arrow keys for the next"));
   const legend = el("div", { class: "sk-legend" });
   const pair = el("div", { class: "sk-pairs" }, worlds[0].node, worlds[1].node);
   root.replaceChildren(el("div", { class: "sk-atlas" },

@@ -74,6 +74,7 @@ function makeWorld(shared, { asked, chosen, moved }) {
   const band = 40, gap = 8, strip = 78;
   const edge = { left: strip + band + gap, right: 64, top: 6, bottom: 66 };
   let frame = null, theme = null, tiles = [], key = "", side = 400, held = null;
+  let here = null; // the pair where the keyboard is, which a frame may not show yet
 
   const total = () => frame.total;
   const fitted = () => side / total();
@@ -141,7 +142,7 @@ function makeWorld(shared, { asked, chosen, moved }) {
     ctx.restore();
     axes(ctx);
     mark(ctx);
-    canvas.setAttribute("aria-label", `${frame.title}: queries ${count(shared.y)} to ${count(shared.y + side / shared.z)}, keys from ${count(shared.x)}. Drag or arrow keys move, + and − zoom, 0 shows all.`);
+    canvas.setAttribute("aria-label", `${frame.title}: queries ${count(shared.y)} to ${count(shared.y + side / shared.z)}, keys from ${count(shared.x)}. Drag or arrow keys move, + and − zoom, 0 shows all; Enter chooses a pair of tokens, shift and arrow keys the one beside it.`);
   }
 
   // The pair that was pressed: a frame that both colours of cells let see, and where it stands on both axes.
@@ -284,14 +285,30 @@ function makeWorld(shared, { asked, chosen, moved }) {
   });
   canvas.addEventListener("pointerup", (e) => {
     const pair = pairAt(e);
+    here = null;
     if (held && held.moved < 4 && pair) chosen({ row: pair.row, column: pair.column });
     held = null;
   });
   canvas.addEventListener("pointercancel", () => { held = null; });
   canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
   canvas.addEventListener("dblclick", (e) => { if (pairAt(e)) zoomed(2, Math.max(0, under(e)[0]), under(e)[1]); });
+  // By keys: the pair in the middle of what is shown, and from there the cell beside it.
+  function choose(by) {
+    const cell = Math.max(1, Math.round(1 / shared.z)), { cross } = frame;
+    const inside = (t) => Math.max(0, Math.min(total() - 1, Math.floor(t)));
+    const from = by && (here || (cross && [cross.row, cross.column]));
+    here = from ? from.map((t, k) => inside(t + by[k] * cell)) : [shared.y, shared.x].map((t) => inside(t + side / shared.z / 2));
+    chosen({ row: here[0], column: here[1] });
+  }
+  canvas.addEventListener("blur", () => { here = null; });
   canvas.addEventListener("keydown", (e) => {
     const far = side / shared.z / 5;
+    const by = e.shiftKey && { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[e.key];
+    if (frame && (by || e.key === "Enter")) {
+      e.preventDefault();
+      choose(by);
+      return;
+    }
     const act = {
       ArrowLeft: () => { shared.x -= far; settle(); }, ArrowRight: () => { shared.x += far; settle(); },
       ArrowUp: () => { shared.y -= far; settle(); }, ArrowDown: () => { shared.y += far; settle(); },

@@ -9,25 +9,33 @@ function makeLane(i, send, frameNow) {
   const firstTokens = el("div", { class: "sk-first", title: "The first tokens of the text: lit while they are in the cache" });
   const line = el("div", { class: "sk-line", hidden: true }, el("span", {}, "↑ has left the cache"));
   const flow = el("div", { class: "sk-flow" });
-  const body = el("div", { class: "sk-said", role: "log", "aria-live": "off", tabindex: 0, "aria-label": "What was said in this lane" }, flow, line);
+  const body = el("div", { class: "sk-said", role: "log", "aria-live": "off", tabindex: 0, "aria-label": "What was said in this lane; arrow keys go through its tokens" }, flow, line);
   const invite = el("div", { class: "sk-invite" });
   const node = el("section", { class: "sk-lane" },
     el("div", { class: "sk-row" }, choose, change), form,
     el("div", { class: "sk-row" }, kept, rate), firstTokens, body, invite);
   let spans = [], texts = [], begin = 0, run = "", epoch = -1, painted = "", cuts = "", marked = "";
+  let here = null; // the token where the keyboard is, which a frame may not show yet
 
   flow.addEventListener("click", (e) => {
     const span = e.target.closest("[data-i]");
     if (!span || String(getSelection())) return;
+    here = null;
     send("pick", { lane: i, token: Number(span.dataset.i), at: Date.now() });
   });
+  // The keyboard goes from the newest token, or from the one that was clicked.
   body.addEventListener("keydown", (e) => {
-    const at = frameNow().token;
-    if (!at || at[0] !== i) return;
-    const move = { ArrowLeft: -1, ArrowRight: 1 }[e.key];
-    if (e.key === "Escape") send("pick", { token: null, at: Date.now() });
-    else if (move) { e.preventDefault(); send("pick", { lane: i, token: Math.max(0, Math.min(frameNow().lanes[i].total - 1, at[1] + move)), at: Date.now() }); }
+    const at = frameNow().token, mine = at?.[0] === i;
+    if (e.key === "Escape" && mine) { here = null; send("pick", { token: null, at: Date.now() }); }
+    const move = { ArrowLeft: -1, ArrowRight: 1 }[e.key], newest = begin + spans.length - 1;
+    if (!move || !spans.length) return;
+    e.preventDefault();
+    const from = here ?? (mine ? at[1] : null);
+    here = from === null ? newest : Math.max(0, Math.min(newest, from + move));
+    spans[here - begin]?.scrollIntoView({ block: "nearest" });
+    send("pick", { lane: i, token: here, at: Date.now() });
   });
+  body.addEventListener("blur", () => { here = null; });
 
   function clear() {
     flow.replaceChildren();
