@@ -4,6 +4,7 @@ import copy
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,9 @@ from transformers import BertConfig, BertLMHeadModel, GPTJConfig, GPTJForCausalL
 
 from analysis.models import conversions, fetch, memory
 from analysis.models.loading import load
+
+from .families import tiny
+from .tokenizers import byte_level
 
 pytestmark = pytest.mark.whole
 
@@ -364,6 +368,19 @@ def test_loading_says_nothing_of_its_own(saved, capfd):
     load(str(saved.parent / "again"), progress=heard.append)
     assert (heard[0], heard[-1]) == ("Loading again", "Loading again: 100 %")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_check_that_reads_padding_says_nothing_of_its_own(tmp_path, caplog, monkeypatch):
+    """transformers warns of padding in a text without a mask, and tokens are no text in the check at loading."""
+    network = tiny("gpt2")
+    network.config.pad_token_id = 0
+    network.save_pretrained(tmp_path)
+    byte_level().save_pretrained(tmp_path)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    # Each warning is given once.
+    logging.Logger.warning_once.cache_clear()
+    load(str(tmp_path), device="cpu")
+    assert not caplog.records
 
 
 def test_a_model_that_does_not_fit_is_refused_with_the_numbers(saved, monkeypatch):

@@ -92,20 +92,27 @@ def load(
         if weights != "model":
             pack(model.network, weights)
         lay_out(model.network)
-    if path != own or name == EMBEDDED:
-        # The file says more than its conversion: it is the same on every machine.
-        model.weights = [installed if name == EMBEDDED else own]
-    if name != EMBEDDED:
-        # Refused now, in the family's name, rather than when the first token is read.
-        try:
-            _ = model.adapted
-        except ValueError as e:
-            if kv_heads is None:
-                raise
-            raise ValueError(
-                f"{called} cannot be read with its KV heads averaged to {kv_heads}: leave kv-heads as they are ({e})"
-            ) from e
+        if path != own or name == EMBEDDED:
+            # The file says more than its conversion: it is the same on every machine.
+            model.weights = [installed if name == EMBEDDED else own]
+        if name != EMBEDDED:
+            _adapt(model, called, kv_heads)
     return model
+
+
+def _adapt(model: LanguageModel, called: str, kv_heads: int | None) -> None:
+    """Adapt it now, so that it is refused in the family's name rather than when the first token is read.
+
+    Raises ValueError where it cannot be read, naming the KV heads where these were asked for.
+    """
+    try:
+        _ = model.adapted
+    except ValueError as e:
+        if kv_heads is None:
+            raise
+        raise ValueError(
+            f"{called} cannot be read with its KV heads averaged to {kv_heads}: leave kv-heads as they are ({e})"
+        ) from e
 
 
 def _read_once() -> AbstractContextManager[None]:
