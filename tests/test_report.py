@@ -104,6 +104,13 @@ def test_a_run_is_shown_whose_events_say_less_than_they_do_here(tmp_path, lackin
         assert ("Window 64" in said) == (lacking == "seconds")
 
 
+def test_a_report_is_named_as_a_page(tmp_path):
+    for name in ("report.txt", "report", "a.htmlx"):
+        with pytest.raises(ValueError, match=rf"name it \w+\.html, and not {name}"):
+            report(GALLERY / "four", tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_report_says_how_many_lanes_there_are(tmp_path):
     for policies, said in ((FOUR[:1], "1 lane"), (FOUR, "4 lanes")):
         save(made_up(40, policies), tmp_path / said, text_sha256="", weights_sha256="")

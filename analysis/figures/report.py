@@ -33,8 +33,10 @@ TEMPLATE = resource("assets/report.html")
 def report(folder: Path, out: Path, *, lane: int = 0, stretch: Path | None = None, heads: Sequence[str] = ()) -> Path:
     """Write the report of a run; `lane`: whose text is shown; `heads`: layer.head of maps of a captured stretch.
 
-    Raises ValueError where there is no run, lane, stretch or head.
+    Raises ValueError where there is no run, lane, stretch or head, and where `out` is not named as a page.
     """
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"a report is a page: name it {out.stem}.html, and not {out.name}")
     check_own(out)
     source = open_input(folder, "run")
     maps = []
