@@ -66,6 +66,8 @@ def test_a_result_that_was_killed_is_found_by_its_address_and_completed(half, ho
     kind = about_of(home / half)["kind"]
     at = opened(run=half)
     assert "Resume" in labels(at)
+    # Nobody knows whether the text has as many.
+    assert kind != "knockouts" or any("up to 300 tokens of" in caption.value for caption in at.caption)
     assert at.segmented_control(key="heads_panel").value == kind
     asked = at.session_state.heads
     assert asked["kind"] == "weights" and asked["layer"] == 1 if kind == "knockouts" else asked["samples"] == 40

@@ -64,7 +64,8 @@ class FoundEffects(Found):
         effects = tuple(read_effects(kept.path / "effects.csv")) if (kept.path / "effects.csv").exists() else ()
         if not all(facts.has(e.layer, e.head) for e in effects):
             raise ValueError(f"{kept.id} has effects of heads that its model does not have: it is damaged")
-        tokens = f"{kept.spec.tokens:,} tokens of " if kept.spec.tokens else ""
+        # A text may have fewer than were asked for, and a folder does not say so.
+        tokens = f"up to {kept.spec.tokens:,} tokens of " if kept.spec.tokens else ""
         text, shape = f"{tokens}{kept.title} {kept.begins}", (facts.layers, facts.heads)
         about = _about(kept.spec, text, kind)
         return cls(about, kept.text_note, kept.spec, kind, kept.text_sha256, shape, effects)
