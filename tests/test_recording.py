@@ -135,6 +135,18 @@ def test_a_recording_of_a_folder_is_that_of_the_run(script, tmp_path):
     assert head["run"] == "run"
 
 
+def test_pauses_are_left_out_of_the_time_that_a_recording_takes():
+    run, still = made_up(300), made_up(300)
+    for track in run.tracks:
+        track.seconds.view()[150:] += 100
+    # All lanes have read so far before a run stands still.
+    at = max(float(track.seconds.view()[149]) for track in run.tracks)
+    run.event("paused", seconds=at)
+    run.event("running", seconds=at + 100)
+    paused, whole = (decoded(recorded(of, "run", {}))[1]["clock"] for of in (run, still))
+    np.testing.assert_allclose(paused, whole, atol=1e-3)
+
+
 def test_a_run_that_read_nothing_has_no_recording():
     with pytest.raises(ValueError, match="nothing to replay"):
         recorded(Run(Spec("m", "t", ("dense",))), "x", {})
