@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.table import Table
 
+from analysis import SETUP, texts
 from analysis.cli import grids
 from analysis.cli import main as cli
 from analysis.cli.console import out, print_table, right, say
@@ -257,6 +258,11 @@ def test_lists_say_what_there_is(run, command, says):
     code, said, _ = run(command)
     assert code == 0
     assert says in said
+
+
+def test_where_no_text_is_bundled_yet_what_installs_them_is_said(run, monkeypatch):
+    monkeypatch.setattr(texts, "plays", dict)
+    assert run("texts")[1] == f"No text is here yet: {SETUP} installs the plays.\n"
 
 
 def test_lines_of_help_end_where_the_terminal_does(run):

@@ -82,8 +82,11 @@ def _reach(rule: Mapping[str, Any]) -> str:
 
 def bundled() -> None:
     """The bundled texts."""
-    from .. import texts
+    from .. import SETUP, texts
 
+    if not texts.plays():
+        say(f"No text is here yet: {SETUP} installs the plays.")
+        return
     table = Table("Text", "Title", "Size")
     for name, path in texts.plays().items():
         table.add_row(name, texts.title(name), f"{path.stat().st_size / 1000:.0f} kB")
