@@ -310,7 +310,8 @@ def test_whoever_closes_the_pipe_ends_a_run_that_keeps_what_it_has(model, text, 
     asked = ["--model", model, "--text", text, "--device", "cpu", "--policy", "dense", "--out", str(tmp_path / "o")]
     command = [sys.executable, "-m", "analysis", "stream", *asked]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert "BOS" in process.stdout.readline()
+        # A slow machine says first that it loads.
+        assert any("BOS" in line for line in iter(process.stdout.readline, ""))
         process.stdout.close()
         assert process.stderr.read() == "" and process.wait() == 128 + signal.SIGPIPE
     assert load(tmp_path / "o").status in ("interrupted", "finished")
