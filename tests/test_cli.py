@@ -306,6 +306,15 @@ def test_names_that_look_like_markup_are_printed_as_they_are(monkeypatch, capsys
         assert name in said
 
 
+def test_nothing_that_is_printed_steers_the_terminal(capsys):
+    """Answers of a model, names and texts may hold anything."""
+    out.print("a\x1b[2Jb\x9b1m\x07\n\tc é 漢", soft_wrap=True)
+    say("\x1b]0;title\x1b\\\r")
+    said = capsys.readouterr().out
+    assert "a\\x1b[2Jb\\x9b1m\\x07\n" in said and "c é 漢" in said and "\\x1b]0;title" in said
+    assert not {*said} & {"\x1b", "\x9b", "\x07", "\r"}
+
+
 def test_whoever_closes_the_pipe_ends_a_run_that_keeps_what_it_has(model, text, tmp_path):
     asked = ["--model", model, "--text", text, "--device", "cpu", "--policy", "dense", "--out", str(tmp_path / "o")]
     command = [sys.executable, "-m", "analysis", "stream", *asked]

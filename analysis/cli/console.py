@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -11,15 +12,22 @@ from rich.table import Column, Table
 from rich.text import Text
 from typing_extensions import override
 
+STEERING = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""Characters that steer a terminal, and what is printed in their place."""
+
 
 class Terminal(Console):
     """Where commands say something; whoever reads it through a pipe may have seen enough.
 
-    Paths, texts and answers may look like markup, and are printed as they are.
+    Paths, texts and answers may look like markup, and are printed as they are; but none may steer the terminal.
     """
 
     broken = False
     """Whether somebody has closed the pipe."""
+
+    @override
+    def print(self, *objects: Any, **how: Any) -> None:
+        super().print(*(o.translate(STEERING) if isinstance(o, str) else o for o in objects), **how)
 
     @override
     def on_broken_pipe(self) -> None:
