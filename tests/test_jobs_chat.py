@@ -131,13 +131,16 @@ def test_stop_and_skip_end_an_answer_in_the_middle(registry):
 def test_the_sink_grid_forgets_an_answer_that_is_given_again():
     costs = TokenCosts()
 
-    def take(start, tokens, mass):
+    def take(start, tokens, mass, role=2):
         sizes = np.full(tokens, 8)
         step = SimpleNamespace(start=start, nll=sizes, seconds=0.1, cache_tokens=sizes, cache_bytes=sizes)
-        step.sink_mass = np.full((2, 3, tokens), mass, np.float32)
+        step.sink_mass, step.roles = np.full((2, 3, tokens), mass, np.float32), np.full(tokens, role)
         costs.append(step)
 
-    take(1, 9, 0.25)
+    # The last chunk of a prompt may be one token.
+    take(1, 8, 0.25, role=1)
+    take(9, 1, 0.25, role=1)
+    assert not len(costs.positions)
     for position in range(10, 15):
         take(position, 1, 0.75)
     costs.truncate(10)

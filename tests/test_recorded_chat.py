@@ -121,7 +121,7 @@ class Talk:
             costs, track = snapshot.costs, run.tracks[lane]
             whole = TokenCosts()
             begins = {start for start, _ in track.spans}
-            known = [int(p) for p in costs.positions.view() if p not in begins and track.roles.view()[p - 1] == 2]
+            known = [int(p) for p in costs.positions.view() if p not in begins]
             whole.positions.append(np.array(known, np.int64))
             whole.seconds.append(np.array([self.spent[lane, p] for p in known]))
             whole.bytes.append(track.cache_bytes.view()[np.array(known, int) - 1])

@@ -65,7 +65,7 @@ class TokenCosts:
         mass = step.sink_mass.mean(-1, dtype=np.float32)
         self._masses.append((step.start, step.start + len(step.nll), mass))
         # A prompt is read as a whole: its time per token says nothing about an answer's.
-        if len(step.nll) == 1:
+        if step.roles is not None and (step.roles == ROLES.index("assistant")).all():
             self.positions.append(np.array([step.start]))
             self.seconds.append(np.array([step.seconds]))
             self.bytes.append(step.cache_bytes)
