@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from playwright.sync_api import expect
 
 from .conftest import PATIENCE, choose, cut_labels
 
@@ -151,11 +152,13 @@ def test_a_script_plays_until_the_window_breaks_down(app, page):
 
 def test_who_speaks_before_the_model_is_there_is_told_of_it(app, page):
     # Weights that no other test has loaded.
-    open_chat(app, page, "?weights=int8&max_new=2")
+    open_chat(app, page, "?weights=int8&max_new=9")
     say(page, "What is the capital of France?")
     page.get_by_text("The model is being loaded").first.wait_for()
     assert page.get_by_text("Nothing was said yet").count() == 0
     wait_answered(page, 1)
+    # Of so few tokens there is one point, which is seen.
+    expect(page.locator(".sk-meter .scatterlayer path.point")).to_have_count(2 * page.locator(".sk-lane").count())
     assert page.problems == []
 
 

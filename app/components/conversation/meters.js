@@ -20,7 +20,8 @@ function makeMeters() {
     const ends = curves.filter((c) => c.y.length);
     const places = apart(ends.map((c) => Math.min(0.95, c.y[c.y.length - 1] / top)), (most * LABEL_LINE) / area.height);
     plotly.react(place, curves.map((c) => ({
-      type: "scatter", mode: "lines", x: c.x, y: c.y, customdata: Array.from(c.x, (t) => plain(nameAt(c.lane, t))), line: { color: laneColour(c.lane.color, theme), width: 2, dash: c.lane.dash },
+      // A single point is no line yet.
+      type: "scatter", mode: c.y.length === 1 ? "markers" : "lines", x: c.x, y: c.y, customdata: Array.from(c.x, (t) => plain(nameAt(c.lane, t))), line: { color: laneColour(c.lane.color, theme), width: 2, dash: c.lane.dash },
       hovertemplate: `%{y:.3~g} ${unit} at %{x:,d}<extra>%{customdata}</extra>`,
     })), {
       height, width: place.clientWidth, margin: { l: 40, r: right, t: area.top, b: 24 }, showlegend: false, hovermode: "closest", ...bare(theme),
