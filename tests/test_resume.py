@@ -72,7 +72,7 @@ def text(tmp_path_factory):
     return str(path)
 
 
-STEPS = 1, 2, 9, 30, 40, 77
+STEPS = 1, 2, 9, 30, 40, 77, 161
 """Steps after which there is a copy of the run's folder, as a kill leaves it."""
 
 
@@ -211,8 +211,8 @@ def test_a_run_that_fails_before_its_first_chunk_says_so(model, text, whole, tmp
 
 
 def test_a_run_that_was_killed_goes_on_from_any_moment(whole, copied, tmp_path, command):
-    """With checkpoints at every chunk, at some, and none."""
-    for steps in (1, 2, 9, 40, 77):
+    """With checkpoints at every chunk, at some, and none; and when all was read, and only its end had not been said."""
+    for steps in (1, 2, 9, 40, 77, 161):
         shutil.copytree(copied / str(steps), tmp_path / str(steps))
         if steps == 40:
             shutil.rmtree(tmp_path / "40" / "checkpoint", ignore_errors=True)
@@ -225,6 +225,7 @@ def test_a_run_that_was_killed_goes_on_from_any_moment(whole, copied, tmp_path, 
         said = command("resume", tmp_path / str(steps))
         assert "again" in said
         same(load(tmp_path / str(steps)), whole)
+        assert load(tmp_path / str(steps)).status == "finished"
 
 
 def test_a_run_that_was_killed_before_its_first_chunk_is_the_whole_run(whole, copied, tmp_path, command):

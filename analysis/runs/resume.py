@@ -28,6 +28,7 @@ from .checkpoint import Checkpoint, Checkpoints
 from .folder import Folder
 from .reader import load
 from .run import Run
+from .status import STOPPED
 from .stopped import Stopped, refuse_written
 from .switches import Switch, to_come
 
@@ -279,13 +280,14 @@ def resumed(
     """Let a reading go on with the model and the text that its Spec names.
 
     `progress` is told, while tokens are read again, which lane is at which position.  Raises ValueError where text or
-    weights are others, there is nothing left to read, or what is read again is not what the record says; the folder is
-    then as it was.
+    weights are others, a run that has finished has nothing left to read, or what is read again is not what the record
+    says; the folder is then as it was.
     """
     asked.check(source.sha256, network.sha256)
     run, spec = asked.run, asked.spec
     read = spec.tokenized(source, network.tokenizer)
-    if all(len(track.nll) + 1 >= len(read.ids) for track in run.tracks):
+    # Of what did not come to its end, tables and status may be left to write where all was read.
+    if run.status not in STOPPED and all(len(track.nll) + 1 >= len(read.ids) for track in run.tracks):
         more = (
             "the text has no more" if spec.tokens is None or len(read.ids) < spec.tokens else "--tokens asks for more"
         )
