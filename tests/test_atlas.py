@@ -1,5 +1,6 @@
 """Maps at any scale equal the whole matrix, where that can be had; what was evicted is not drawn as zero."""
 
+import shutil
 import sys
 import threading
 import warnings
@@ -19,6 +20,7 @@ from analysis.maps.capture import LARGE, capture, needed, tokenized
 from analysis.maps.recent import head_map
 from analysis.maps.region import Region
 from analysis.maps.stretch import Stretch
+from analysis.models.loading import load
 from analysis.policies import Dense, Streaming, Window, parse
 from analysis.runs.spec import Spec
 from analysis.texts import Text
@@ -263,6 +265,16 @@ def test_the_median_of_activations_is_that_of_the_whole_stretch(dtype, tmp_path)
         np.testing.assert_allclose(stretch.median, wanted, rtol=near)
         np.testing.assert_allclose(stretch.median, alone.median[0], rtol=near)
         assert not list(stretch.path.glob("*.part"))
+
+
+def test_a_stretch_outlasts_the_files_of_its_model_and_names_the_weights_that_read_it(model, tmp_path):
+    tokens, spec = np.asarray(words(60), np.int32), Spec("tiny", "words", ("dense",))
+    shutil.copytree(model, tmp_path / "model")
+    reading = capture(load(str(tmp_path / "model"), device="cpu"), tokens, spec, tmp_path / "s", chunk=16)
+    next(reading)
+    shutil.rmtree(tmp_path / "model")
+    assert [*reading][-1] == 59
+    assert Stretch(tmp_path / "s").about["weights_sha256"] == load(model, device="cpu").sha256
 
 
 def test_a_stretch_says_what_it_needs_and_what_it_cannot_be(tiny_llama, tmp_path):

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from analysis.experiments import gpus, grid
 from analysis.experiments.measures import samples_of
 from analysis.experiments.papers import EXPERIMENTS, Cell
 from analysis.metrics import perplexity
+from analysis.models.loading import load as load_model
 from analysis.policies import parse
 from analysis.runs.reader import load
 from analysis.runs.spec import Spec
@@ -90,6 +93,20 @@ def test_a_worker_with_other_weights_adds_nothing(base, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f"{cells[2].name} was computed with other weights"):
         list(grid.run(cells, tmp_path))
     assert {p.name for p in tmp_path.iterdir()} == {cell.name for cell in cells[:2]}
+
+
+def test_a_cell_outlasts_the_files_of_its_model_and_names_the_weights_that_computed_it(base, tmp_path, monkeypatch):
+    named, write = tmp_path / "model", Cell.write
+    shutil.copytree(base.model, named)
+
+    def meanwhile(cell, place, model):
+        shutil.rmtree(named)
+        write(cell, place, model)
+
+    monkeypatch.setattr(Cell, "write", meanwhile)
+    (cell,) = grid.run(EXPERIMENTS["sinks"].cells(replace(base, model=str(named)), 16)[:1], tmp_path / "out")
+    about = json.loads((tmp_path / "out" / cell.name / "run.json").read_text())
+    assert about["weights_sha256"] == load_model(base.model, device="cpu").sha256
 
 
 def test_a_cell_that_cannot_be_run_says_why(base, tmp_path):

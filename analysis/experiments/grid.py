@@ -173,7 +173,10 @@ def _loaded(how: tuple[tuple[str, Any], ...]) -> "LanguageModel":
     """A worker loads a model once for all its cells."""
     from ..models.loading import load
 
-    return load(**dict(how))
+    model = load(**dict(how))
+    # Kept from now on: while a cell is computed, the files may go, or others take their place.
+    _ = model.sha256
+    return model
 
 
 def put(place: Path, made: Mapping[str, bytes]) -> None:

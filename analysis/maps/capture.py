@@ -134,6 +134,8 @@ def capture(
     quantized = policies[0].cache != "own"
     size = needed(adapted.layers, adapted.heads, adapted.kv_heads, adapted.head_dim, count, quantized=quantized)
     files.check_room(path, size + needed_meanwhile(adapted.layers, width, count), "this stretch")
+    # While the text is read, the files of the model may go, or others take their place.
+    weights_sha256 = model.sha256
     _clear(path)
     files.new_folder(path)
     ended = False
@@ -155,7 +157,7 @@ def capture(
             "spec": asdict(spec),
             "begins": None if read is None else read.begins,
             "as_text": [] if read is None else list(read.as_text),
-            "weights_sha256": model.sha256,
+            "weights_sha256": weights_sha256,
             "text_sha256": text_sha256,
             "segments": [asdict(s) for s in recorder.segments],
             **began,
