@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -279,6 +280,26 @@ def test_limit_frees_what_was_deleted_first_and_then_the_oldest_that_nobody_pinn
     assert sorted(names()) == ["mine", "new", "pinned"]
     trash.free()
     assert sorted(names()) == ["mine", "pinned"]
+
+
+@pytest.mark.parametrize("of", ["folder", "run"])
+def test_deleted_run_that_another_process_removes_meanwhile_ends_nothing(home, of, monkeypatch):
+    seeds.run(home / "a", end="finished")
+    seeds.run(home / "b", end="finished")
+    folder = home / ".trash" / trash.delete("a")
+    trash.delete("b")
+    scandir, going = os.scandir, [folder if of == "folder" else folder / "a"]
+
+    def look(path="."):
+        if going and str(path) == str(going[0]):
+            # Removed between the moment when its name was read and this.
+            shutil.rmtree(going.pop())
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", look)
+    monkeypatch.setattr(os, "listdir", lambda path=".": [f.name for f in look(path)])
+    assert trash.free() == "" and not going
+    assert [name for _, name in trash.trashed()] == ["b"]
 
 
 def test_deleted_run_is_gone_after_a_day_and_leftovers_too(home, monkeypatch):

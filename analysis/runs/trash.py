@@ -50,8 +50,15 @@ def trashed(place: Path | None = None) -> list[tuple[str, str]]:
 
 def _trash(place: Path | None) -> list[Path]:
     """Deleted runs, the oldest first."""
-    found = [p for p in (home(place) / TRASH).glob("*/*") if p.parent.name.isdecimal() and fits(p.name)]
-    return sorted(found, key=lambda p: int(p.parent.name))
+    deleted = [path for path in _inside(home(place) / TRASH) if path.name.isdecimal()]
+    return [path for when in sorted(deleted, key=lambda p: int(p.name)) for path in _inside(when) if fits(path.name)]
+
+
+def _inside(folder: Path) -> list[Path]:
+    """What lies in a folder; nothing where there is none, since another process may just have removed it."""
+    with suppress(OSError):
+        return list(folder.iterdir())
+    return []
 
 
 def undo(when: str, place: Path | None = None) -> str:
@@ -148,7 +155,13 @@ def _sweep(folder: Path) -> None:
 
 
 def _size(path: Path) -> int:
-    return sum(p.stat(follow_symlinks=False).st_size for p in path.rglob("*"))
+    """Bytes in a folder, but for those that another process removes meanwhile."""
+    size = 0
+    for folder, _, names in os.walk(path):
+        for name in names:
+            with suppress(OSError):
+                size += os.stat(os.path.join(folder, name), follow_symlinks=False).st_size
+    return size
 
 
 def _remove(path: Path) -> None:
