@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def as_csv(header: Sequence[str] | None, rows: Iterable[Sequence[str]]) -> str:
-    """Rows of cells as CSV, one line each, under a header; None: rows alone, to be appended to a file."""
-    whole = [*([] if header is None else [header]), *rows]
+def as_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as CSV, one line each, under a header."""
+    whole = [header, *rows]
     if not any("\r" in cell for row in whole for cell in row):
         return _written(whole, csv.QUOTE_MINIMAL)
     # Where lines end with a newline alone, a carriage return is not quoted, and readers take it for an end.

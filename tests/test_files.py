@@ -336,6 +336,21 @@ def test_knock_outs_are_kept_as_they_come(tmp_path):
         EffectsFile(tmp_path / "new" / "heads.csv")
 
 
+def test_no_row_of_knock_outs_is_cut_where_the_disk_is_full(tmp_path):
+    file = tmp_path / "heads.csv"
+    kept = EffectsFile(file)
+    kept.add(Effect(0, 1, 0.5, 0.1))
+    before, (soft, hard) = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Of the next row "0,2,1.25" fits, which would be another number.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 8, hard))
+    try:
+        with pytest.raises(ValueError, match="File too large"):
+            kept.add(Effect(0, 2, 1.25e-05, 0.1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_bytes() == before and [*tmp_path.iterdir()] == [file]
+
+
 def test_a_training_is_kept_as_it_goes_and_when_the_disk_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr("analysis.lab.folder.MAX_LOST", 0)
     monkeypatch.setattr("analysis.lab.folder.SHARE", 0)

@@ -24,14 +24,6 @@ def test_every_cell_comes_back_as_it_was(table):
     assert list(csv.reader(io.StringIO(as_csv(header, rows), newline=""), strict=True)) == table
 
 
-@settings(deadline=None)
-@given(TABLES)
-def test_rows_that_are_appended_make_the_same_file(table):
-    header, *rows = table
-    parts = as_csv(header, []) + "".join(as_csv(None, [row]) for row in rows)
-    assert parts == as_csv(header, rows)
-
-
 def test_markdown_has_a_line_for_each_row():
     assert as_markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |\n"
     assert as_markdown(["a", "b"], [["x|y.txt", "2"]]).endswith("\n| x\\|y.txt | 2 |\n")

@@ -83,13 +83,11 @@ class EffectsFile:
             raise files.unwritten(path, e) from e
 
     def add(self, effect: Effect) -> None:
-        """Append the effect of one more head.  Raises ValueError where the disk does not take it."""
+        """Take in the effect of one more head.  Raises ValueError where the disk does not take it, and what was there
+        before stays."""
         self._effects.append(effect)
-        try:
-            with self.path.open("a", encoding="utf-8") as f:
-                f.write(as_csv(None, [list(map(str, effect))]))
-        except OSError as e:
-            raise files.unwritten(self.path, e) from e
+        # All of them again: of a row that is cut off, the last number would be another.
+        files.write(self.path, effects_as_csv(self._effects))
 
     def finish(self) -> None:
         """Write all effects again, the largest first.  Raises ValueError where the disk does not take it."""
