@@ -153,10 +153,13 @@ def test_a_folder_that_holds_something_else_is_left_as_it_is(run, model, text, t
 
 def test_a_figure_replaces_a_figure_and_nothing_else(whole, tmp_path):
     place = shutil.copytree(whole / "run", tmp_path / "run")
+    (place / "mine.html").write_text("<p>mine")
     before = {p.name: p.read_bytes() for p in place.iterdir()}
     with pytest.raises(ValueError, match="not made by Sinkscope"):
         export(parse("sink-grid"), place, place / "sinks.npz")
     with pytest.raises(ValueError, match="not made by Sinkscope"):
+        report(place, place / "mine.html")
+    with pytest.raises(ValueError, match=r"a report is a page: name it run\.html"):
         report(place, place / "run.json")
     assert {p.name: p.read_bytes() for p in place.iterdir()} == before
     for kind in ("pdf", "svg", "png", "csv", "npz"):
