@@ -66,7 +66,8 @@ def test_weights_are_those_of_softmax_and_its_neighbour():
     np.testing.assert_allclose(weights, np.exp(logits) / np.exp(logits).sum())
     assert nowhere == 0
     # What is taken from every logit cancels.
-    np.testing.assert_allclose(weigh(logits - 50, "softmax")[0], weights)
+    for lower in (50, 740, 990):
+        np.testing.assert_allclose(weigh(logits - lower, "softmax")[0], weights)
     weights, nowhere = weigh(logits, "off-by-one")
     np.testing.assert_allclose(weights, np.exp(logits) / (1 + np.exp(logits).sum()))
     assert weights.sum() + nowhere == pytest.approx(1)

@@ -100,7 +100,8 @@ def _put(logits: tuple[float, ...] | None) -> None:
 
 def weigh(logits: np.ndarray, kind: str) -> tuple[np.ndarray, float]:
     """Weights [keys], and what goes nowhere."""
-    most = max(logits.max(), 0.0)
+    # What off by one adds has a logit of 0. Softmax has no such one, and is the same however low all logits are.
+    most = max(logits.max(), 0.0) if kind == "off-by-one" else logits.max()
     sizes, extra = np.exp(logits - most), np.exp(-most) if kind == "off-by-one" else 0.0
     total = sizes.sum() + extra
     return sizes / total, float(extra / total)
