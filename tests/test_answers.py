@@ -13,7 +13,7 @@ from streamlit.testing.v1.element_tree import Element
 
 from analysis.experiments.growth import SIZES
 from app.lesson.answers import RECORDED, Answers, Question, record, recorded
-from app.lesson.chapters import PLAYS, cost, stage
+from app.lesson.chapters import PLAYS, cost, first, stage
 from app.lesson.chapters.stage import SENTENCE
 from app.libraries import LIBRARIES
 
@@ -101,6 +101,14 @@ def test_recorded_costs_are_of_what_is_read_now_and_grow_as_the_theory_says(embe
         assert cost.growth(tokens, attention).exponent == pytest.approx(cost.THEORY[lane.policy.name][1], abs=0.15)
     assert [c.tokens for c in costs.windows] == list(SIZES)
     assert [c.cache_bytes for c in now.windows] == [c.cache_bytes for c in costs.windows[: len(now.windows)]]
+
+
+def test_another_word_comes_before_the_rest_of_a_sentence_with_and_without_spaces(embedded):
+    word = first.tokens(embedded, "Yesterday")
+    for sentence in ("The cat sat", "猫坐在垫子上", "Unbelievable!"):
+        _, *rest = first.tokens(embedded, sentence)
+        begun = dict(zip(first.BEGINNINGS, first.ask(embedded, sentence, "Yesterday")["masses"], strict=True))
+        np.testing.assert_allclose(begun["word"], first.read(embedded, [*word, *rest]).sink_mass, atol=1e-5)
 
 
 def opened(chapter: str) -> AppTest:

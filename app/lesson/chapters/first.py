@@ -37,10 +37,11 @@ def ask(model: "LanguageModel", sentence: str, other: str) -> Answer:
     count = {"count": np.array(len(ids))}
     if len(ids) < 2:
         return count
-    _, _, rest = sentence.partition(" ")
+    _, space, rest = sentence.partition(" ")
     begun = {
         "own": ids,
-        "word": tokens(model, f"{other} {rest}" if rest else other),
+        # Where no space parts words, as in Chinese, another one takes the place of the first token.
+        "word": tokens(model, f"{other} {rest}") if space else [*tokens(model, other), *ids[1:]],
         "bos": [*texts.opening(model.tokenizer, "on"), *ids],
         "newline": [*tokens(model, "\n")[:1], *ids],
     }
