@@ -70,6 +70,21 @@ def test_a_switch_to_the_same_policy_changes_nothing(tiny_llama, tokens, name):
     np.testing.assert_array_equal(one[1], other[1])
 
 
+@pytest.mark.parametrize("name", [name for name in POLICIES if name != "recompute"])
+def test_nothing_leaves_where_there_is_more_room(tiny_llama, tokens, name):
+    """Wherever in the text a question is asked blind.  Recomputation keeps nothing for long."""
+    own = {f.name for f in POLICIES[name].settings()}
+    sizes = {"budget": 24, "window": 24, "recent": 6, "sinks": 2, "start": 8}
+    policy = POLICIES[name](**{key: value for key, value in sizes.items() if key in own})
+    for position in range(60, 72):
+        lane = lane_at(tiny_llama, tokens[:90], policy, position)
+        before = lane.store.slots
+        lane.switch(policy.with_room(10))
+        while lane.position < position + 10:
+            lane.read(10, upto=position + 10)
+        assert lane.store.slots == before + 10 * lane.context.model.layers * lane.context.model.kv_heads
+
+
 def test_what_was_observed_is_still_known_to_whoever_asks_for_it(tiny_llama, tokens):
     heavy = lane_at(tiny_llama, tokens, H2O(budget=40, recent=8), 60)
     total = heavy.store.layers[1].accumulated_attention

@@ -1,6 +1,6 @@
 """Context shift: when the context is full, an engine drops the older half of it at once (llama.cpp)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from typing_extensions import override
@@ -34,6 +34,11 @@ class Shift(Banded):
     @override
     def step(self) -> int:
         return self.window // 2
+
+    @override
+    def with_room(self, tokens: int) -> "Shift":
+        # Half of it is left when the rest leaves: as much as there is to be room for.
+        return replace(self, window=2 * (self.window + tokens))
 
     @property
     @override
