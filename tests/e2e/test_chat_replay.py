@@ -6,7 +6,7 @@ import pytest
 
 from analysis.chat.partner import Partner
 from analysis.figures.report import report
-from analysis.runs import library
+from analysis.runs import library, screen
 from analysis.runs.reader import load
 from analysis.runs.recorded_chat import recorded_chat
 
@@ -124,3 +124,17 @@ def test_a_static_page_of_a_conversation_replays_its_lanes_without_network(offli
     page.get_by_role("button", name="Play or pause").click()
     wait_painted(page, total)
     assert gone(page, 0) == at_end and not cut_labels(page) and not page.problems
+
+
+def test_where_answers_were_cut_is_still_marked_on_the_way_back(offline, talked, tmp_path, monkeypatch):  # noqa: F811
+    (name, total), page, out = talked, offline, tmp_path / "page.html"
+    # Fewer than were said: older tokens come back at the front.
+    monkeypatch.setattr(screen, "TAIL", 60)
+    report(library.find(name), out)
+    page.goto(f"{out.as_uri()}#at={total - 2}")
+    wait_painted(page, total - 2)
+    marked = page.locator(".sk-flow [data-cut]").count()
+    assert marked > 0
+    page.keyboard.press("ArrowLeft")
+    wait_painted(page, total - 3)
+    assert page.locator(".sk-flow [data-cut]").count() == marked

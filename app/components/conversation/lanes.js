@@ -184,9 +184,9 @@ function makeLane(i, send, frameNow) {
     const lost = lane.first_tokens.filter((_, k) => share(lane, k) === 0).length;
     say(state, lane.total === 0 ? "" : lane.unknown ? "each head keeps its own; not recorded" : lost === 0 ? "kept" : lost === lane.first_tokens.length ? "gone" : `${lost} gone`);
     dim(lane);
-    const seen = JSON.stringify(lane.cut);
-    if (cuts !== seen + spans.length) {
-      cuts = seen + spans.length;
+    const seen = written + JSON.stringify(lane.cut);
+    if (cuts !== seen) {
+      cuts = seen;
       for (const old of flow.querySelectorAll("[data-cut]")) delete old.dataset.cut;
       for (const [stop, why] of lane.cut) if (spans[stop - 1 - begin]) spans[stop - 1 - begin].dataset.cut = CUT[why];
     }
