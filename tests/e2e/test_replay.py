@@ -162,6 +162,28 @@ def offline(page):
     return page
 
 
+def test_a_curve_that_is_zoomed_into_keeps_numbers_at_its_side(offline, recorded, tmp_path):
+    page, out = offline, tmp_path / "page.html"
+    report(library.find(recorded), out)
+    for mode in ("relative", "rolling"):
+        page.goto(f"{out.as_uri()}#mode={mode}")
+        page.reload()
+        wait_painted(page, 3000)
+        box = page.locator(".sk-plot .nsewdrag").first.bounding_box()
+        page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.5)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.5 + 25, steps=5)
+        page.mouse.up()
+        page.wait_for_function("document.querySelector('.sk-plot').layout.xaxis.range[0] > 0")
+        page.wait_for_timeout(500)
+        low, high = page.evaluate("document.querySelector('.sk-plot').layout.yaxis.range.map((v) => 10 ** v)")
+        numbers = [
+            float(text.replace(" ×", ""))
+            for text in page.locator(".sk-plot").first.locator(".ytick").all_text_contents()
+        ]
+        assert high < 1.3 * low and len(numbers) >= 3 and all(low <= v <= high for v in numbers), (mode, numbers)
+
+
 def test_a_static_page_replays_without_network(offline, recorded, tmp_path):
     page, out = offline, tmp_path / "page.html"
     report(library.find(recorded), out, lane=1)

@@ -12,13 +12,21 @@ function times(value) {
   return known[value] || `${value} ×`;
 }
 
+// Ticks at even steps, for a range that is too narrow for those of a logarithmic scale.
+function evenTicks(low, high) {
+  const least = (high - low) / 6, power = Math.floor(Math.log10(least)), step = [1, 2, 5, 10].map((m) => m * 10 ** power).find((s) => s >= least);
+  const ticks = [];
+  for (let k = Math.ceil(low / step); k * step <= high; k++) ticks.push(Number((k * step).toFixed(Math.max(0, -power))));
+  return ticks;
+}
+
 // Ticks that suit a logarithmic range [low, high].
 function logTicks(low, high, relative) {
   const steps = [];
   for (let e = -3; e <= 6; e++) for (const m of [1, 2, 5]) steps.push(m * 10 ** e);
   const shown = (relative ? [0.125, 0.25, 0.5, ...steps.filter((s) => s >= 1)] : steps.filter((s) => s >= 1)).filter((s) => s >= low * 0.98 && s <= high * 1.02);
-  const kept = shown.length > 8 ? shown.filter((s) => Math.abs(Math.log10(s) - Math.round(Math.log10(s))) < 0.01 || s < 1) : shown;
-  return { tickvals: kept, ticktext: kept.map((v) => (relative ? times(v) : count(v))) };
+  const kept = shown.length > 8 ? shown.filter((s) => Math.abs(Math.log10(s) - Math.round(Math.log10(s))) < 0.01 || s < 1) : shown.length < 2 ? evenTicks(low, high) : shown;
+  return { tickvals: kept, ticktext: kept.map((v) => (relative ? times(v) : Number.isInteger(v) ? count(v) : `${v}`)) };
 }
 
 // The range that shows what most of the curves do; spikes may leave it at the top.
