@@ -184,6 +184,25 @@ def test_a_curve_that_is_zoomed_into_keeps_numbers_at_its_side(offline, recorded
         assert high < 1.3 * low and len(numbers) >= 3 and all(low <= v <= high for v in numbers), (mode, numbers)
 
 
+def test_colours_of_output_errors_end_with_one_and_more(offline, tmp_path):
+    page, out = offline, tmp_path / "page.html"
+    save(made_up(600, fidelity=True), library.home() / "measured", text_sha256="", weights_sha256="")
+    report(library.find("measured"), out)
+    page.add_init_script(
+        """window.written = [];
+        const write = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, ...at) {
+            window.written.push(`${text}`);
+            write.call(this, text, ...at);
+        };"""
+    )
+    page.goto(f"{out.as_uri()}#chosen=1")
+    wait_painted(page, 600)
+    assert "1" in page.evaluate("window.written") and "≥ 1" not in page.evaluate("window.written")
+    page.get_by_role("button", name="output error").click()
+    page.wait_for_function("window.written.includes('≥ 1')")
+
+
 def test_a_static_page_replays_without_network(offline, recorded, tmp_path):
     page, out = offline, tmp_path / "page.html"
     report(library.find(recorded), out, lane=1)

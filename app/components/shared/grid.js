@@ -132,7 +132,8 @@ function makeGrid(send, choices = []) {
     ctx.textAlign = "center";
     ctx.fillText("head", 0, 0);
     ctx.restore();
-    bar(ctx, width - edge.right + 10, edge.top, 9, heads * h, [[0.02, "0"], [0.5, "0.5"], [0.98, "1"]], theme);
+    // An error may be larger than what it is an error of.
+    bar(ctx, width - edge.right + 10, edge.top, 9, heads * h, [[0.02, "0"], [0.5, "0.5"], [0.98, errors() ? "≥ 1" : "1"]], theme);
     if (grid) {
       let best = 0;
       for (let i = 1; i < grid.data.length; i++) if (grid.data[i] > grid.data[best]) best = i;
