@@ -147,6 +147,27 @@ def test_pauses_are_left_out_of_the_time_that_a_recording_takes():
     np.testing.assert_allclose(paused, whole, atol=1e-3)
 
 
+def test_times_and_means_over_all_that_was_read_are_those_of_the_run(script):
+    run = made_up(700, chunk=96, ends={2: 300})
+    clock = [max(float(t.seconds.view()[:at].max(initial=0)) for t in run.tracks) for at in range(700)]
+    asked = [0.0, 0.1, *(clock[at] + 1e-3 for at in (1, 96, 97, 350, 698))]
+    seconds, positions, grids = script.evaluate(
+        """([data, asked]) => {
+          const recording = openRecording(Uint8Array.from(atob(data), (c) => c.charCodeAt(0)));
+          const positions = Array.from({ length: recording.total }, (_, k) => k + 1);
+          const grids = [0, 1, 2, 3].map((lane) => Array.from(recording.wholeGrid(lane, "sink mass").data));
+          return [positions.map(recording.secondsAt), asked.map(recording.positionAt), grids];
+        }""",
+        [base64.b64encode(recorded(run, "x", {})).decode(), asked],
+    )
+    np.testing.assert_allclose(seconds, clock, atol=1e-4)
+    assert positions == [sum(then <= at for then in clock) for at in asked]
+    for track, grid in zip(run.tracks, grids, strict=True):
+        chunks = [stop - start for start, stop in track.spans]
+        mean = sum(n * mass for n, mass in zip(chunks, track.sink_mass, strict=True)) / sum(chunks)
+        np.testing.assert_allclose(grid, np.ravel(mean), atol=1e-5)
+
+
 def test_a_run_that_read_nothing_has_no_recording():
     with pytest.raises(ValueError, match="nothing to replay"):
         recorded(Run(Spec("m", "t", ("dense",))), "x", {})
