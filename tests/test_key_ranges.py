@@ -162,6 +162,16 @@ def test_ranges_are_sent_where_a_lane_has_a_cache_of_few_bits(registry, model):
             assert head["map"]["widened"] == pytest.approx(times.max())
 
 
+def test_ranges_are_sent_once_there_is_something_to_compare_the_first_tokens_with(registry, model):
+    lanes = ("streaming:sinks=4,window=28,cache=int4,group=4,residual=4",)
+    for tokens, sent in ((5, False), (6, False), (7, True)):
+        run = begin(registry, model, policies=lanes, count=tokens)
+        until(run, lambda run=run: run.status == "finished" and run.map(0, 1, 3) is not None)
+        head, arrays = decoded(ReadingSender().frame(run, View(head=(1, 3))))
+        assert ("key_ranges" in arrays) == ("widened" in head["map"]) == sent
+        assert not sent or head["map"]["widened"] >= 1
+
+
 def test_the_story_of_few_bits_brings_a_head_and_takes_it_away(monkeypatch):
     monkeypatch.setattr("app.panels.run_panel.RunPanel.begin", lambda *_, **__: None)
     at = AppTest.from_file(MAIN, default_timeout=300).run()

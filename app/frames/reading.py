@@ -247,9 +247,11 @@ class ReadingSender:
             if drawn.ranges is not None and any(lane.policy.cache != "own" for lane in self._seen.lanes):
                 assert run.facts is not None
                 times = metrics.widened(drawn.ranges)
-                of_keys: dict[str, Any] = {"beyond": int((times > 1).sum()), "widened": _finite(times.max())}
-                shown["map"] |= of_keys | {"kv_head": drawn.head * run.facts.kv_heads // run.facts.heads}
-                self._arrays["key_ranges"] = drawn.ranges.astype(np.float32)
+                # Fewer than two tokens behind the first ones have no range to compare theirs with.
+                if np.isfinite(times).all() or np.isnan(drawn.ranges[0]).all():
+                    of_keys: dict[str, Any] = {"beyond": int((times > 1).sum()), "widened": _finite(times.max())}
+                    shown["map"] |= of_keys | {"kv_head": drawn.head * run.facts.kv_heads // run.facts.heads}
+                    self._arrays["key_ranges"] = drawn.ranges.astype(np.float32)
             if view.paint == "attention":
                 # The map may be older than the text on screen, or newer.
                 begin, end = max(start, drawn.first), min(stop, last)
