@@ -28,6 +28,7 @@ def same(found, tensors):
 def test_what_was_written_comes_back(tmp_path):
     tensors = {str(dtype): torch.arange(6).view(2, 3).to(dtype) for dtype in KINDS}
     tensors |= {"empty": torch.empty(2, 0, 3), "transposed": torch.randn(3, 4).T, "number": torch.tensor(1.5)}
+    tensors["numpy's empty"] = torch.from_numpy(np.zeros(0, np.int32))
     Checkpoints(tmp_path).write({"position": 7, "policy": "dense"}, tensors)
     found = Checkpoints(tmp_path).newest()
     assert found.about == {"position": 7, "policy": "dense"}

@@ -129,6 +129,15 @@ def test_a_script_that_was_killed_goes_on(saved, moments, words, script, whole, 
         assert sorted(set(turns(found))) == sorted(turns(whole))
 
 
+def test_a_lane_that_was_told_nothing_yet_is_no_reason_to_write_no_checkpoint(
+    words, script, tmp_path, command, monkeypatch
+):
+    wrong = []
+    monkeypatch.setattr(Saver, "save", lambda saver, make: wrong.append(saver.close(make)))
+    command(*chat(words, tmp_path / "run", script))
+    assert wrong and not any(wrong)
+
+
 def test_what_was_typed_goes_on_where_it_was(words, script, whole, tmp_path, command, monkeypatch):
     place = tmp_path / "run"
     for i in range(0, len(SCRIPT), 2):
