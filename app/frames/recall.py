@@ -71,6 +71,7 @@ def frame(
         "lengths": lengths,
         "depths": depths,
         "maps": blocks,
+        "dense": "dense" in policies,
         "chosen": [lane, depths.index(depth), lengths.index(length)] if known else None,
         "colours": sample_colorscale(SCALE, [n / 8 for n in range(9)]),
         "scale": ["0 %", "100 % recalled"] if measured == "recalled" else [f"{top:.1f}", "0 nats per token"],
