@@ -136,7 +136,7 @@ function makeGrid(send, choices = []) {
     bar(ctx, width - edge.right + 10, edge.top, 9, heads * h, [[0.02, "0"], [0.5, "0.5"], [0.98, errors() ? "≥ 1" : "1"]], theme);
     if (grid) {
       let best = 0;
-      for (let i = 1; i < grid.data.length; i++) if (grid.data[i] > grid.data[best]) best = i;
+      for (let i = 1; i < grid.data.length; i++) if (grid.data[i] > grid.data[best] || Number.isNaN(grid.data[best])) best = i;
       canvas.setAttribute("aria-label", `${errors() ? "Output error" : "Sink mass"} of ${layers} layers of ${heads} heads; the largest is ${grid.data[best].toFixed(2)}, layer ${Math.floor(best / heads)}, head ${best % heads}. Arrow keys move, Enter chooses a head.`);
     } else canvas.setAttribute("aria-label", `${errors() ? "Output error" : "Sink mass"} of every head, layers across and heads up: ${errors() && !frame.measured ? notMeasured(frame) : "nothing was read yet."}`);
   }
