@@ -9,10 +9,13 @@ import pytest
 from starlette.requests import Request
 
 from analysis.chat import resume as chats
+from analysis.cli import terminal
+from analysis.cli.console import out
 from analysis.models.loading import load as load_model
 from analysis.policies import parse
 from analysis.runs import library, resume
 from analysis.runs.about import about_of
+from analysis.runs.checkpoint import Saver
 from analysis.runs.reader import load
 from app import recordings
 from app.frames.chat import ChatSender, ChatView
@@ -198,6 +201,27 @@ def test_a_conversation_of_the_page_goes_on_at_a_command_line_too(begin, registr
             pass
         assert lane.tokens.tolist() == said[: len(lane.tokens)]
     going.folder.finish("interrupted")
+
+
+@pytest.mark.parametrize("typed", [[], ["or not"], ["question", "to be"]])
+def test_a_command_says_what_is_left_of_a_script_whatever_was_typed_between(typed, begin, registry, words, home):
+    job = begin(SCRIPT)
+    answering(job, 1, 3)
+    job.stop()
+    ready(job)
+    for i, prompt in enumerate(typed):
+        job.say(prompt)
+        until(job, lambda i=i: all(len(lane.turns) == 2 + i and not lane.busy for lane in job.lanes))
+        ready(job)
+    registry.free(job.id)
+    job.join()
+    going = chats.resumed(resume.stopped(home / job.id), load_model(words, device="cpu"), text_sha256="")
+    saver = Saver(going.checkpoints, lambda wrong: None)
+    terminal.converse(going.lanes, SCRIPT, going.folder, saver, out, chunk=64, scripted=True)
+    going.folder.finish("finished")
+    saver.close()
+    for lane in going.lanes:
+        assert [turn.prompt for turn in lane.turns] == [SCRIPT[0], *typed, *SCRIPT[1:]]
 
 
 def test_another_answer_is_not_given_where_the_cache_before_it_is_not_there(begin, registry):

@@ -148,7 +148,7 @@ class Conversation:
         """
         if self.busy:
             raise ValueError("the last answer is not finished: wait for it, or stop it")
-        prompt = prompt.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace").decode()
+        prompt = written(prompt)
         if not prompt.strip():
             raise ValueError("the prompt is empty: write something first")
         template = self.partner.template
@@ -333,6 +333,11 @@ class Conversation:
         if stop > turn.begin and int(self.tokens[stop - 1]) in self.partner.ends:
             stop -= 1
         return "".join(pieces[turn.begin : stop])
+
+
+def written(prompt: str) -> str:
+    """A prompt with newlines as models know them, and nothing that is no character."""
+    return prompt.replace("\r\n", "\n").replace("\r", "\n").encode("utf-8", "replace").decode()
 
 
 def join(steps: list[Step]) -> Step:

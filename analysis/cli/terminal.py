@@ -3,14 +3,13 @@
 Knows how answers come to a screen and into a run folder; what a conversation is stands in chat.py.
 """
 
-import itertools
 import signal
 import sys
 from collections.abc import Iterable, Iterator
 
 from rich.console import Console
 
-from ..chat.conversation import Conversation, join
+from ..chat.conversation import Conversation, Turn, join, written
 from ..engine.step import Step
 from ..runs.checkpoint import Saver
 from ..runs.folder import Folder
@@ -69,7 +68,7 @@ def converse(
     for lane in lanes:
         for turn in told[len(lane.turns) :]:
             answer(lane, turn.prompt)
-    for prompt in itertools.islice(prompts, len(told) if scripted else 0, None):
+    for prompt in _left(prompts, told) if scripted else prompts:
         if scripted:
             out.print(f"\n> {prompt}", style="bold", soft_wrap=True)
         try:
@@ -85,6 +84,15 @@ def converse(
             out.print(f"note: {note}", style="yellow", soft_wrap=True)
         for lane in lanes:
             answer(lane, prompt)
+
+
+def _left(script: Iterable[str], told: list[Turn]) -> list[str]:
+    """The prompts of a script that were not said: on the page, others may have been typed between them."""
+    left = list(script)
+    for turn in told:
+        if left and turn.prompt.strip() == written(left[0]).strip():
+            del left[0]
+    return left
 
 
 def _answer(
