@@ -111,7 +111,7 @@ def test_tables_are_read_as_they_were_written(tmp_path):
 def test_knock_outs_are_seen_again_without_their_model(home):
     knock_outs(home / "ko")
     at = opened("heads", run="ko")
-    assert "Sinks + window 4 + 60 · 96 tokens of Macbeth" in said(at) and "The 3 that miss it most" in said(at)
+    assert "Sinks + window 4 + 60 · up to 96 tokens of Macbeth" in said(at) and "The 3 that miss it most" in said(at)
     assert len(at.get("plotly_chart")) == 2 and "1.2: +0.5000" in at.get("plotly_chart")[1].proto.alt
     now = {"panel": "knockouts", "run": "ko", "text": "macbeth", "tokens": "96", "kind": "weights", "layer": "1"}
     assert asked_of(at) == now | {"policy": "streaming:sinks=4,window=60", "dtype": "bfloat16"}
