@@ -38,7 +38,7 @@ function makeMap() {
     const side = Math.max(120, Math.min(width - edge.left - edge.right, 420));
     const height = side + edge.top + edge.bottom;
     const resized = fit(canvas, width, height);
-    const key = `${frame.run}|${frame.chosen}|${at.layer}|${at.head}|${at.first}|${at.tokens.length}|${frame.lanes[frame.chosen]?.label}|${Boolean(frame.arrays.map_extra)}|${theme.dark}`;
+    const key = `${frame.run}|${frame.chosen}|${at.layer}|${at.head}|${at.first}|${at.tokens.length}|${frame.lanes?.[frame.chosen]?.label}|${Boolean(frame.arrays.map_extra)}|${theme.dark}`;
     if (!resized && key === drawn) return;
     drawn = key;
     const rows = frame.arrays.map.shape[0], shown = frame.arrays.map_sinks.shape[1];
