@@ -198,7 +198,7 @@ def test_a_link_to_runs_opens_the_same_elsewhere_once_the_runs_are_there(app, pa
     def seen() -> str:
         """The table, once the grids of the lanes are there that the link says."""
         fields = "[...document.querySelectorAll('[data-testid=stSelectbox] input')].map((input) => input.value)"
-        wait_until(page, f"() => {fields}.join() === 'Dense,Window'")
+        wait_until(page, f"() => {fields}.join() === 'Dense,Window → Window 4'")
         return numbers.inner_text()
 
     page.goto(f"{app}/{link}")
