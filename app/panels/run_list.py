@@ -157,7 +157,7 @@ def menu(entry: Entry) -> None:
         download("Export as .zip", f"{key}.zip", lambda: packed(key), "application/zip")
     elif not entry.problem:
         st.caption("It is too large for a page: export it by a command.")
-        st.code(command("runs", "export", key), language="bash", wrap_lines=True)
+        st.code(command("runs export", key), language="bash", wrap_lines=True)
     st.button(
         "Delete", icon=":material/delete:", key=f"runs-delete-{key}", on_click=delete, args=(key, titled(entry)),
         disabled=entry.live, help="It is still being written: stop it first" if entry.live else None,
@@ -169,10 +169,9 @@ def menu(entry: Entry) -> None:
     st.code(str(entry.path), language=None, wrap_lines=True)
 
 
-def command(*words: str) -> str:
-    """A command for a run, the last word, whose name may be anything, quoted for a shell."""
-    *before, name = words
-    return shlex.join([*COMMAND.split(), *before, *["--"] * name.startswith("-"), name])
+def command(what: str, name: str) -> str:
+    """A command for a run, whose name may be anything, quoted for a shell."""
+    return shlex.join([*COMMAND.split(), *what.split(), *["--"] * name.startswith("-"), name])
 
 
 def words_of(entry: Entry, title: str) -> str:
