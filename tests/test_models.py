@@ -203,10 +203,11 @@ def test_damaged_configuration_is_refused(saved):
     assert "damaged" in refusal(saved)
 
 
-def test_what_a_setting_must_be_is_said(saved):
+@pytest.mark.parametrize(("name", "must"), [("rms_norm_eps", " float"), ("pretraining_tp", r" \(int, NoneType\)")])
+def test_what_a_setting_must_be_is_said(name, must, saved):
     config = json.loads((saved / "config.json").read_text())
-    (saved / "config.json").write_text(json.dumps(config | {"rms_norm_eps": "small"}))
-    assert re.search("'rms_norm_eps'.* expected float", refusal(saved))
+    (saved / "config.json").write_text(json.dumps(config | {name: "small"}))
+    assert re.search(f"'{name}'.*{must}", refusal(saved))
 
 
 def test_unknown_family_is_refused(saved):

@@ -7,6 +7,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,4 +214,6 @@ def first_line(e: Exception) -> str:
     """The first line of an exception, with the next where that is its heading, short enough for a screen."""
     lines = str(e).strip().splitlines() or [type(e).__name__]
     heading = lines[0].endswith(":")
-    return " ".join(line.strip() for line in lines[: 1 + heading])[:200]
+    said = " ".join(line.strip() for line in lines[: 1 + heading])
+    # Kinds are called by their names: int, not <class 'int'>.
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", said)[:200]
