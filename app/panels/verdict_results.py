@@ -41,6 +41,12 @@ def _quality(asked: str) -> str:
     return asked
 
 
+def qualities(plan: Plan) -> list[str]:
+    """What a comparison measures, as the picture's addresses name it."""
+    read = [READING[0]] * plan.reads + [READING[1]] * (READING[1] in plan.tasks)
+    return [*read, *(task.replace(",", ";") for task in plan.recalled)]
+
+
 PICTURE: address.Parameters = {
     "quality": address.Parameter(_quality),
     "cost": address.one_of("cost", COSTS),

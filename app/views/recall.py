@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from analysis.experiments.recall.asked import Asked
+from analysis.settings import quoted
 from app import address, recordings
 from app.address_bar import is_linked, readdress
 from app.choices import choice, choose
@@ -20,7 +21,20 @@ from app.parameters import RECALL
 from app.projection import project
 
 JOB_PANEL = JobPanel("recall", RecallJob, keeps="recall")
-PARAMETERS: address.Parameters = {"measured": RECALL["measured"], "cell": address.reals("cell", 3, 0, 2**31)}
+_CELL = address.reals("cell", 3, 0, 2**31)
+
+
+def _cell(written: str) -> CELL:
+    numbers = _CELL.read(written)
+    if len(numbers) != 3 or not all(n.is_integer() for n in numbers[:2]):
+        raise ValueError(f"cell must be a lane, a length and a depth, written 1,512,50, not {quoted(written)}")
+    return int(numbers[0]), int(numbers[1]), numbers[2]
+
+
+PARAMETERS: address.Parameters = {
+    "measured": RECALL["measured"],
+    "cell": address.Parameter(_cell, _CELL.write),
+}
 """What the address says of what is looked at."""
 ADDRESS = ("run", "lane", *USUAL, *MODEL, *PARAMETERS)
 """What the address of this page says."""
@@ -42,15 +56,14 @@ def open_page() -> None:
             problems, known = [str(e)], None
     seen, unseen = address.values(PARAMETERS, asked)
     choose("recall-measured", seen.get("measured", "recalled"))
-    cell = seen.get("cell", ())
+    cell = seen.get("cell")
+    JOB_PANEL.put(known.id if known is not None else "")
+    if cell is not None and (found := JOB_PANEL.found(Found)) is not None and whereabouts.cell_of(found, cell) is None:
+        unseen.append(f"the map has no cell {quoted(asked['cell'])}")
+        cell = None
     lost = LOST if known is None and asked.get("run") else ""
     JOB_PANEL.say(" ".join(filter(None, (address.wrong([*problems, *unseen]), lost))))
-    JOB_PANEL.put(known.id if known is not None else "")
-    state.update(
-        recall=now,
-        recall_cell=(int(cell[0]), int(cell[1]), cell[2]) if len(cell) == 3 else None,
-        revision=state.revision + 1,
-    )
+    state.update(recall=now, recall_cell=cell, revision=state.revision + 1)
 
 
 def known_as(name: str | None) -> RecallJob | recordings.Result | None:

@@ -5,6 +5,7 @@ from functools import partial
 import streamlit as st
 
 from analysis.experiments.verdict import Plan
+from analysis.settings import quoted
 from app import address, parameters, recordings
 from app.address_bar import is_linked, readdress
 from app.choices import choice, choose
@@ -12,7 +13,7 @@ from app.controls import MODEL, heading
 from app.jobs.verdict import VerdictJob
 from app.panels import verdict_results, verdict_settings
 from app.panels.job_panel import LOST, JobPanel, Maker, redraw
-from app.panels.verdict_results import FIRST, PICTURE, Found
+from app.panels.verdict_results import FIRST, PICTURE, Found, qualities
 from app.projection import project
 
 JOB_PANEL = JobPanel("verdict", VerdictJob, keeps="verdict")
@@ -35,6 +36,8 @@ def open_page() -> None:
         except ValueError as e:
             problems, known = [str(e)], None
     seen, unseen = address.values(PICTURE, asked)
+    if known is not None and "quality" in seen and seen["quality"] not in qualities(plan_of(known)):
+        unseen.append(f"the comparison does not measure {quoted(seen.pop('quality'))}")
     for name, first in FIRST.items():
         choose(f"verdict-{name}", seen.get(name, first))
     lost = LOST if known is None and asked.get("run") else ""
