@@ -1,10 +1,8 @@
-"""A handful of each row of the fuzzers: the same ones each time, and others, whose seed a failure names."""
-
-import secrets
+"""A handful of each row of the fuzzers: the same ones each time, and others for each change of the code."""
 
 import pytest
 
-from . import commands, parsers
+from . import commands, fresh, parsers
 from .seeds import everything
 
 pytestmark = pytest.mark.whole
@@ -17,14 +15,14 @@ def whole(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("seed", [1, secrets.randbelow(10**6)], ids=["same", "fresh"])
+@pytest.mark.parametrize("seed", [1, fresh()], ids=["same", "fresh"])
 def test_whatever_is_read_is_read_or_refused_in_a_sentence(whole, seed):
     found = list(parsers.rows(whole, seed, 4))
     assert sum(row.tries for row in found) > 150
     assert not (bad := [f for row in found for f in row.failures]), f"seed {seed}: {bad}"
 
 
-@pytest.mark.parametrize("seed", [3, secrets.randbelow(10**6)], ids=["same", "fresh"])
+@pytest.mark.parametrize("seed", [3, fresh()], ids=["same", "fresh"])
 def test_every_command_ends_with_a_result_or_a_sentence_and_changes_nothing_of_others(whole, seed):
     found = list(commands.rows(whole, seed, 25))
     assert not (bad := [f for row in found for f in row.failures]), f"seed {seed}: {bad}"
