@@ -189,8 +189,10 @@ def written(path: Path) -> Generator[IO[bytes]]:
 
     Raises ValueError where the disk does not take it.
     """
-    # Two tabs of one server may write the same file at once: neither may see the other's draft.
-    draft = path.with_name(f".{path.name[:50]}.{os.getpid()}-{threading.get_ident()}.part")
+    # Two tabs of one server may write the same file at once, and one of them two files whose long names begin alike:
+    # none may see another's draft.
+    who = f"{os.getpid()}-{threading.get_ident()}-{hash(path) & 0xFFFFFFFF:x}"
+    draft = path.with_name(f".{path.name[:50]}.{who}.part")
     try:
         try:
             with open(draft, "wb") as f:

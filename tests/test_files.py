@@ -211,10 +211,12 @@ def test_two_who_write_one_file_at_once_write_it_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["label.json"]
 
 
-def test_a_name_may_be_as_long_as_a_system_lets_it_be(tmp_path):
+def test_a_name_may_be_as_long_as_a_system_lets_it_be_and_begin_as_that_of_a_file_beside_it(tmp_path):
     file = tmp_path / f"{'汇' * 83}.json"
-    files.write(file, "{}")
-    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+    with files.written(file.with_suffix(".csv")) as beside:
+        beside.write(b"numbers")
+        files.write(file, "{}")
+    assert {p.suffix: p.read_text() for p in tmp_path.iterdir()} == {".csv": "numbers", ".json": "{}"}
 
 
 def test_what_fails_while_it_is_written_leaves_what_was_there(tmp_path, monkeypatch):
