@@ -228,6 +228,13 @@ def test_pinned_sinks_that_were_captured_in_another_way_are_refused(then, tiny_l
         captured(tiny_llama, words(60), Window(4), tmp_path / "s", switches=[(40, then)])
 
 
+def test_a_part_of_a_map_counts_positions_as_the_whole_where_a_switch_counts_them_otherwise(tiny_llama, tmp_path):
+    then = [(60, parse("streaming:sinks=4,window=80,positions=naive"))]
+    atlas, _ = captured(tiny_llama, words(121), Streaming(4, 80), tmp_path / "s", switches=then)
+    part = atlas.draw(1, 2, Region((0, 120), (0, 40)))
+    np.testing.assert_allclose(part, whole(atlas, 1, 2)[:, :40], atol=1e-6)
+
+
 def test_rows_and_columns_are_those_of_the_map(tiny_llama, tmp_path):
     atlas, _ = captured(tiny_llama, words(60), Streaming(4, 12), tmp_path / "s")
     drawn = whole(atlas, 2, 1)

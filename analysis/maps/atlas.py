@@ -198,7 +198,7 @@ class Atlas:
             origin = min(low, k0)
             # Without a window all blocks of queries reach the same keys, up to their own: those are rotated once.
             end = k1 if band.window is not None else min(c1, segment.stop)
-            which = (layer, group, k0, end, origin, segment.length)
+            which = (layer, group, k0, end, origin, band, segment.length)
             held = self._rotated
             if held is None or held[0] != which:
                 held = which, rotated(keys(k0, end), band.in_window(torch.arange(k0, end), origin))
