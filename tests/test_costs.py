@@ -75,6 +75,15 @@ def test_counting_changes_no_number(model, ids):
     assert (np.diff(seconds) > 0).all() and (np.diff(attention) > 0).all() and (attention < seconds).all()
 
 
+def test_attention_is_counted_where_tokens_go_through_a_trace(model, ids):
+    policy = "h2o:budget=24,recent=4,cache=int4,group=8,residual=8"
+    counted = CountedLane(load(model, device="cpu"), ids, policy)
+    while not counted.lane.done:
+        counted.read(64)
+    assert counted.lane.context.traced
+    assert all(0 < attention < seconds for _, seconds, attention, _ in counted.took)
+
+
 def test_a_window_is_encoded_from_nothing_for_each_size(model, ids):
     found = list(window_costs(load(model, device="cpu"), ids, [16, 64]))
     assert [c.tokens for c in found] == [16, 64]

@@ -19,6 +19,7 @@ from torch import Tensor
 from .. import files
 from ..engine.lane import Lane
 from ..engine.stream import open_lanes
+from ..engine.tracing import Traced
 from ..families.rotary import Adapted
 from ..models.language_model import LanguageModel
 from ..policies import Policy, parse
@@ -48,6 +49,10 @@ class TimedModel:
     def forward(self, ids: Tensor, reader: Any, **settings: Any) -> Tensor:
         """What the model itself returns."""
         return self._model.forward(ids, _TimedPass(reader, self), **settings)
+
+    def traced(self, traced: Traced | None) -> Traced | None:
+        """A trace that is timed as well, since it does not go through `forward`."""
+        return traced and (lambda ids, one, begin: traced(ids, _TimedPass(one, self), begin))
 
     def now(self) -> float:
         """Seconds, when all that was asked of the device is done."""
@@ -88,6 +93,7 @@ class CountedLane:
         self._timed = TimedModel(self.lane.context.model)
         # It does what the model does, and counts.
         self.lane.context.model = self._timed  # ty: ignore[invalid-assignment]
+        self.lane.context.tracer = lambda: self._timed.traced(self._model.one_token)
         self._next = 0
 
     def read(self, chunk: int = CHUNK) -> None:
