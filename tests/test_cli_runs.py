@@ -1,6 +1,7 @@
 """Laws of the commands for the library of runs: what they list, say and do."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,13 @@ def test_a_long_name_takes_no_column_from_a_list(home, run, monkeypatch, named):
         assert all(any(cell.startswith(word) for cell in cells) for word in whole)
         words = ("Perplexity", "finished,", *library.entries()[0].title.split())
         assert all(word in " ".join(said.split()) for word in words)
+
+
+def test_the_command_that_brings_a_run_back_takes_its_name_whole(home, run):
+    seeds.run(home / "my run", end="finished")
+    said = run("runs", "delete", "my run")[1]
+    words = shlex.split(said.partition(": ")[2].partition(" brings")[0])
+    assert "my run is back" in run(*words[words.index("runs") :])[1]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`runs`: the commands over the library of runs.  None of them needs a model."""
 
+import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from rich.cells import cell_len
 from rich.table import Column, Table
 from rich.text import Text
 
+from .. import COMMAND
 from ..policies import parse
 from ..runs import archive, library, trash
 from . import options
@@ -124,7 +126,7 @@ def delete(
     """Delete runs; undo brings them back for a day."""
     for name in names:
         trash.delete(name, runs)
-        say(f"{name} is deleted: runs undo {name} brings it back")
+        say(f"{name} is deleted: {COMMAND} runs undo {shlex.quote(name)} brings it back")
 
 
 @app.command()
