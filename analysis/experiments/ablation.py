@@ -114,20 +114,19 @@ def knock_outs(
     kind: str,
     heads: Iterable[tuple[int, int]] | None = None,
     *,
-    chunk: int | None = None,
     unmodified: Unmodified | None = None,
 ) -> Iterator[Effect | float]:
     """The effect of each head (all of them, or those given as layer and head), as soon as it is known.  Before it come
     floats, how many times the text has been read by now: 3.5 is half of the fourth.  The first pass knocks nothing out.
 
-    `kind`: values or weights (engine/interventions.py); `chunk`: tokens that are read at a time, None for as many as
-    take about PASS_SECONDS; `unmodified`: what the first pass came to earlier, which is then left out.  The text is cut
-    at the same places whenever it is read, so that rounding is the same.  The standard error is over blocks of 256
-    tokens, NaN for a text of less than two.  Raises ValueError as `open_lanes` and `without_sink` do.
+    `kind`: values or weights (engine/interventions.py); `unmodified`: what the first pass came to earlier, which is
+    then left out.  The text is cut at the same places whenever it is read, so that rounding is the same.  The standard
+    error is over blocks of 256 tokens, NaN for a text of less than two.  Raises ValueError as `open_lanes` and
+    `without_sink` do.
     """
     without_sink(policy, kind, 0, 0)
     if unmodified is None:
-        unmodified = yield from read_unmodified(model, tokens, policy, chunk)
+        unmodified = yield from read_unmodified(model, tokens, policy)
     adapted = open_lanes(model, tokens, [policy])[0].context.model
     if heads is None:
         heads = ((layer, head) for layer in range(adapted.layers) for head in range(adapted.heads))
@@ -197,20 +196,17 @@ def _known(place: Path, tokens: int) -> tuple[Unmodified | None, list[Effect]]:
     return Unmodified(nll.numpy(), cuts), effects
 
 
-def read_unmodified(
-    model: Model, tokens: NDArray[np.int32], policy: Policy, chunk: int | None = None
-) -> Generator[float, None, Unmodified]:
-    """Read the text with nothing knocked out, and tell what share of it is read by now; `chunk` as for `knock_outs`."""
-    least = MIN_CHUNK if policy.pass_tokens is None else max(MIN_CHUNK_ONE_BY_ONE, policy.pass_tokens)
-    size = chunk or least
+def read_unmodified(model: Model, tokens: NDArray[np.int32], policy: Policy) -> Generator[float, None, Unmodified]:
+    """Read the text with nothing knocked out, so much at a time as takes about PASS_SECONDS, and tell what share of it
+    is read by now."""
+    size = least = MIN_CHUNK if policy.pass_tokens is None else max(MIN_CHUNK_ONE_BY_ONE, policy.pass_tokens)
     lane, parts, cuts = open_lanes(model, tokens, [policy])[0], [], []
     while not lane.done:
         began = time.perf_counter()
         parts.append(lane.read(size).nll)
         cuts.append(lane.position)
-        if chunk is None:
-            fitting = len(parts[-1]) * PASS_SECONDS / (time.perf_counter() - began)
-            size = int(min(CHUNK, 4 * size, max(least, fitting)))
+        fitting = len(parts[-1]) * PASS_SECONDS / (time.perf_counter() - began)
+        size = int(min(CHUNK, 4 * size, max(least, fitting)))
         yield lane.position / len(tokens)
     return Unmodified(np.concatenate(parts), cuts)
 
