@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -95,21 +94,9 @@ def remembered(kind: str) -> Rates:
     rates = measured(kind)
     # A folder that cannot be written costs a measurement each time, and nothing else.
     with contextlib.suppress(OSError):
-        _write(place, json.dumps({"about": about, **rates._asdict()}, indent=2) + "\n")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        files.write(place, json.dumps({"about": about, **rates._asdict()}, indent=2) + "\n")
     return rates
-
-
-def _write(place: Path, text: str) -> None:
-    """Aside first and then moved: another process reads all of it or nothing."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=place.parent, prefix=place.name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(draft, place)
-    except OSError:
-        Path(draft).unlink(missing_ok=True)
-        raise
 
 
 def _about(kind: str) -> list[str]:
