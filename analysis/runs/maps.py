@@ -5,7 +5,6 @@ drawn by maps/recent.py.
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -135,8 +134,6 @@ def _row(drawn: RecordedMap) -> pa.RecordBatch:
 def read_maps(folder: Path, lanes: int) -> list[RecordedMap]:
     """The maps that a run folder keeps; none where it keeps none.  Raises ValueError where they are damaged."""
     path = Path(folder) / FILE
-    if not os.path.exists(path):
-        return []
     table = read_stream(path, MAPS)
     wrong = f"{path} is not the table of maps of this run: it is damaged, or of another run"
     if table.schema.remove_metadata() != MAPS:

@@ -1,6 +1,5 @@
 """What single tokens of a conversation looked back at, of those that somebody clicked while it went on: rows.arrow."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +67,6 @@ class RowsFile:
 def read_rows(folder: Path, lanes: int) -> list[RecordedRow]:
     """The rows that a run folder keeps; none where it keeps none.  Raises ValueError where they are damaged."""
     path = Path(folder) / FILE
-    if not os.path.exists(path):
-        return []
     table, found = read_stream(path, ROWS), list[RecordedRow]()
     wrong = f"{path} is not the table of attention rows of this run: it is damaged, or of another run"
     if table.schema.remove_metadata() != ROWS:

@@ -4,7 +4,6 @@ It stands in shares.arrow: after every token of a short conversation, of a longe
 heads hold the same tokens the tables tell which these are, and nothing stands here.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +99,6 @@ def read_shares(folder: Path, lanes: int) -> list[Shares]:
     Raises ValueError where they are damaged.
     """
     path = Path(folder) / FILE
-    if not os.path.exists(path):
-        return []
     table, found = read_stream(path, SHARES), list[Shares]()
     wrong = f"{path} is not the table of shares of this run: it is damaged, or of another run"
     if table.schema.remove_metadata() != SHARES:
