@@ -102,12 +102,9 @@ def piece_row(lane: int, start: int, pieces: Sequence[str]) -> pa.RecordBatch:
 
 def piece_rows(run: Run) -> list[pa.RecordBatch]:
     """Rows of the texts of all tokens of a run: one, where all lanes have the same."""
-    alike = all(pieces == run.pieces[0] for pieces in run.pieces)
-    return [piece_row(*row) for row in ([(-1, 0, run.pieces[0])] if alike else _each(run))]
-
-
-def _each(run: Run) -> list[tuple[int, int, list[str]]]:
-    return [(lane, 0, pieces) for lane, pieces in enumerate(run.pieces)]
+    if all(pieces == run.pieces[0] for pieces in run.pieces):
+        return [piece_row(-1, 0, run.pieces[0])]
+    return [piece_row(lane, 0, pieces) for lane, pieces in enumerate(run.pieces)]
 
 
 def write_pieces(run: Run, path: Path) -> None:
