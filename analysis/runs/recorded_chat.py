@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from ..palette import colours
 from ..policies import Policy, parse
-from ..texts import with_bos
 from . import screen
 from .codec import assemble
-from .recording import SPEEDS, WHOLE, indexed, measured, names_at, piece_lists, straight
+from .recording import SPEEDS, WHOLE, about_model, indexed, measured, names_at, piece_lists, straight
 from .rows import RecordedRow
 from .run import ROLES, Run, Track
 from .shares import ALL, Shares, as_arrays
@@ -76,19 +75,13 @@ def recorded_chat(
     for k, row in enumerate(rows):
         arrays |= {f"row_places{k}": row.positions, f"row_weights{k}": row.weights}
     changed = [[(_when(places[i], s.position), s.position, s.policy) for s in of] for i, of in enumerate(switches)]
-    facts = run.model
-    words = (
-        screen.about(run.spec, facts, with_bos(run.begins) if run.begins is not None else "")
-        if facts
-        else [run.spec.model, run.spec.arithmetic]
-    )
     ends = {_when(places[i], stop) - 1 for i, of in enumerate(turns) for stop, _ in of}
     header = {
         "kind": run.kind,
         "run": name,
         "status": run.status or about.get("status", ""),
         "started": run.started,
-        "about": " · ".join(words),
+        "about": about_model(run),
         "constants": {
             **screen.CHAT_CONSTANTS,
             "tail": screen.TAIL,
@@ -119,7 +112,7 @@ def recorded_chat(
         ],
         "stops": sorted(ends),
         "caution": " ".join(dict.fromkeys(str(e.get("text", "")) for e in run.events if e["what"] == "warning")),
-        "card": screen.card(facts),
+        "card": screen.card(run.model),
         "vocabulary": vocabulary,
         "rows": [{"lane": row.lane, "layer": row.layer, "head": row.head, "token": row.token} for row in rows],
     }

@@ -68,30 +68,23 @@ def recorded(run: Run, name: str, about: Mapping[str, Any], maps: Sequence[Recor
             "the run has read nothing yet, so there is nothing to replay: "
             "where it was ended so early, resume it, and it begins with the same settings"
         )
-    arrays: dict[str, NDArray] = {}
     read = max(len(track.nll) for track in run.tracks) + 1
     begun = [parse(p) for p in run.spec.policies]
     texts, alike = _pieces(run)
-    vocabulary, arrays_of_texts = indexed(texts)
-    arrays |= arrays_of_texts
+    vocabulary, arrays = indexed(texts)
     for lane, track in enumerate(run.tracks):
         arrays |= {f"{of}{lane}": array for of, array in measured(track).items()}
     arrays["clock"] = _clock(run, read)
     for i, drawn in enumerate(maps):
         arrays |= {f"map{i}": drawn.weights, f"map_sinks{i}": drawn.sinks, f"received{i}": drawn.received}
     facts = run.model
-    words = (
-        screen.about(run.spec, facts, with_bos(run.begins) if run.begins is not None else "")
-        if facts
-        else [run.spec.model, run.spec.arithmetic]
-    )
     header = {
         "kind": run.kind,
         "run": name,
         "text": run.spec.text,
         "status": run.status or about.get("status", ""),
         "started": run.started,
-        "about": " · ".join(words),
+        "about": about_model(run),
         "constants": screen.CONSTANTS | {"speeds": list(SPEEDS.items()), "whole": WHOLE},
         "total": read,
         "measured": run.spec.fidelity,
@@ -112,6 +105,13 @@ def recorded(run: Run, name: str, about: Mapping[str, Any], maps: Sequence[Recor
         ],
     }
     return assemble(header, arrays)
+
+
+def about_model(run: Run) -> str:
+    """The model of a run, what was done to it, and how its text begins, in a line; less where less is known."""
+    if run.model is None:
+        return f"{run.spec.model} · {run.spec.arithmetic}"
+    return " · ".join(screen.about(run.spec, run.model, with_bos(run.begins) if run.begins is not None else ""))
 
 
 def _faces(run: Run) -> list[tuple[int, list[dict[str, Any]]]]:
