@@ -124,6 +124,21 @@ def kinds(at: AppTest) -> list[str]:
     return [element.type for element in at.main if isinstance(element, Element)]
 
 
+def test_windows_have_the_share_of_attention_of_the_tokens_that_stand_beside_it(monkeypatch):
+    monkeypatch.setattr(LIBRARIES, "there", 0)
+    monkeypatch.setattr(LIBRARIES, "begin", lambda: None)
+    at = opened("cost")
+    assert not at.exception
+    shares = {
+        int(tokens): f"{attention / seconds:.0%}"
+        for tokens, seconds, attention, _ in recorded(cost.KEPT).answer["windows"]
+    }
+    *_, row = at.table[0].value.to_numpy().tolist()
+    assert (row[1], row[-1]) == ("1,024", shares[1024])
+    said = next(c.value for c in at.caption if c.value.startswith("In a window of 512 tokens"))
+    assert f"attention takes {shares[512]} of a pass" in said and f"takes {shares[1024]} at 1024 tokens" in said
+
+
 @pytest.mark.parametrize("chapter", ["row", "first", "chunks"])
 def test_what_somebody_writes_never_gets_the_recorded_answer(chapter, monkeypatch):
     monkeypatch.setattr(LIBRARIES, "there", 0)

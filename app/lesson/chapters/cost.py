@@ -116,19 +116,10 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     names = ("method", "read", "theory", "attention", "whole", "fixed", "share")
     st.table({chapter.say(n): [row[i] for row in table] for i, n in enumerate(names)})
     if len(run.windows) == len(SIZES):
-        *_, alone, whole, _, share = table[-1]
-        most = run.windows[-1]
-        st.caption(
-            chapter.say(
-                "dominates",
-                narrow=NARROW,
-                share=share,
-                whole=whole,
-                wide=most.tokens,
-                most=f"{most.attention / most.seconds:.0%}",
-                alone=alone,
-            )
-        )
+        *_, alone, whole, _, most = table[-1]
+        share = _share(_columns([c for c in run.windows if c.tokens <= NARROW]))
+        wide = run.windows[-1].tokens
+        st.caption(chapter.say("dominates", narrow=NARROW, share=share, whole=whole, wide=wide, most=most, alone=alone))
     if of_library is None:
         stage.source(page, about)
 
@@ -176,20 +167,23 @@ def _found(title: str, theory: str, of: Columns) -> tuple[str, ...]:
     tokens, seconds, attention, _ = of
     if len(tokens) < 3:
         return title, "–", theory, "–", "–", "–", "–"
-    share = f"{attention[-1] / seconds[-1]:.0%}"
     alone, whole = growth(tokens, attention), growth(tokens, seconds)
     fixed = f"{alone.fixed * 1e3:.2f} ms" if alone.fixed else "–"
-    return title, f"{int(tokens[-1]):,}", theory, _said(alone.exponent), _said(whole.exponent), fixed, share
+    return title, f"{int(tokens[-1]):,}", theory, _said(alone.exponent), _said(whole.exponent), fixed, _share(of)
 
 
 def _passes(title: str, of: Columns) -> tuple[str, ...]:
     """The row of windows that are encoded from nothing: attention as in wide ones, the whole as in narrow ones."""
     tokens, seconds, attention, _ = of
-    tokens, seconds, attention, _ = of
     wide, narrow = tokens >= tokens[-1] / 4, (tokens > tokens[0]) & (tokens <= NARROW)
-    share = f"{attention[tokens <= NARROW][-1] / seconds[tokens <= NARROW][-1]:.0%}"
     alone, whole = exponent(tokens[wide], attention[wide]), exponent(tokens[narrow], seconds[narrow])
-    return title, f"{int(tokens[-1]):,}", "L²", _said(alone), _said(whole), "–", share
+    return title, f"{int(tokens[-1]):,}", "L²", _said(alone), _said(whole), "–", _share(of)
+
+
+def _share(of: Columns) -> str:
+    """The share of attention at the last of these tokens."""
+    _, seconds, attention, _ = of
+    return f"{attention[-1] / seconds[-1]:.0%}"
 
 
 def _said(power: float) -> str:
