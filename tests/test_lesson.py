@@ -123,6 +123,12 @@ def test_trainings_of_the_gallery_are_what_the_last_chapter_begins_with():
         np.testing.assert_allclose(moments[-1].map[:, 0].mean(), moments[-1].sink, atol=0.2)
 
 
+def test_the_chapter_of_costs_asks_of_dense_alone_why_the_whole_grows_less_than_attention():
+    """With caches of constant size both grow with the text."""
+    for language in LANGUAGES:
+        assert lesson(language)["page"].say("policy-dense").casefold() in lesson(language)["cost"].question.casefold()
+
+
 def test_stretches_of_layers_are_told_shortly():
     assert ranges([2, 3, 4, 8]) == "2–4, 8" and ranges([5]) == "5" and ranges([]) == ""
 
