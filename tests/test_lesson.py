@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from analysis import metrics
 from analysis.errors import error_message, sentence
 from analysis.experiments.measures import samples_of
 from analysis.experiments.presets import FOUR
@@ -127,6 +128,11 @@ def test_the_chapter_of_costs_asks_of_dense_alone_why_the_whole_grows_less_than_
     """With caches of constant size both grow with the text."""
     for language in LANGUAGES:
         assert lesson(language)["page"].say("policy-dense").casefold() in lesson(language)["cost"].question.casefold()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_relative_curves_say_over_how_many_tokens(language):
+    assert f" {metrics.ROLL} " in lesson(language)["enough"].text
 
 
 def test_stretches_of_layers_are_told_shortly():
