@@ -21,6 +21,7 @@ from app.lesson.chapters import PLAYS
 from app.lesson.chapters.first import ranges
 from app.lesson.chapters.heads import known
 from app.lesson.chapters.row import weigh
+from app.pages import PAGES
 
 PLACEHOLDER = re.compile(r"\{[a-z]+\}")
 DAY = re.compile(r"20\d\d-\d\d-\d\d")
@@ -133,6 +134,19 @@ def test_the_chapter_of_costs_asks_of_dense_alone_why_the_whole_grows_less_than_
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_relative_curves_say_over_how_many_tokens(language):
     assert f" {metrics.ROLL} " in lesson(language)["enough"].text
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_pages_have_the_names_of_the_navigation_in_the_lesson(language):
+    emphasised = [found for c in lesson(language).values() for found in re.findall(r"\*([^*\n]+)\*", c.answer)]
+    assert PAGES["recall"].title(language) in emphasised
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_text_says_on_which_side_its_play_stands(language):
+    """It stands beside a text where there is room, and below it on a phone."""
+    sides = re.compile(r"右边|左边|上面的数字|下面的图|at the right|at the left")
+    assert not [c.name for c in lesson(language).values() if sides.search(c.text)]
 
 
 def test_stretches_of_layers_are_told_shortly():
