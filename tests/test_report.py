@@ -127,6 +127,12 @@ def test_a_report_of_a_conversation_replays_in_the_lanes_of_the_chat_page(tmp_pa
     assert not re.search(r"<(script|img|link|iframe)[^>]+(src|href)=[\"']?(https?:)?//", text) and len(text) < 15e6
 
 
+@pytest.mark.parametrize("story", ["four", "breakdown"])
+def test_no_page_says_of_a_colour_that_it_is_darker(tmp_path, story):
+    """On a dark page, what is most surprising is brightest."""
+    assert "darker" not in report(GALLERY / story, tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def packed(text: str) -> tuple[dict, dict]:
     """What is looked at when a page opens, and the header of the recording in it."""
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])

@@ -116,7 +116,7 @@ def _text(run: Run, lane: int) -> str:
     key = "".join(f'<i class="n{i}"></i>' for i in range(SHADES))
     return (
         f"<h2>The whole text, as {html.escape(label_of(run, lane))} read it</h2>"
-        f'<p class="muted key">{key} 0 to {DARKEST:g} nats and more: the darker, the less expected</p>'
+        f'<p class="muted key">{key} 0 to {DARKEST:g} nats and more: the stronger the colour, the less expected</p>'
         f'<div class="text" tabindex="0" aria-label="The whole text">{spans}</div>'
     )
 

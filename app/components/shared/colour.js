@@ -86,9 +86,9 @@ function bar(ctx, x, y, width, height, labels, theme) {
   for (const [share, text] of labels) ctx.fillText(text, x + width + 4, y + height * (1 - share));
 }
 
-// Of a token's NLL: what is this surprising, or more, is darkest.
+// Of a token's NLL: what is this surprising, or more, has the strongest colour.
 const TOP_NLL = 8;
-// Behind text: the darkest still lets it be read (4.5 : 1).
+// Behind text: the strongest still lets it be read (4.5 : 1).
 const behind = (rgb, share, theme) => `rgba(${rgb},${(share * (theme.dark ? 0.75 : 0.6)).toFixed(2)})`;
 const surpriseColour = (nll, theme) => behind("213,94,0", Math.min(1, Math.max(0, nll) / TOP_NLL), theme);
 const attentionColour = (weight, theme) => behind("0,114,178", shadeOf(weight), theme);
