@@ -87,6 +87,30 @@ def test_a_pareto_picture_has_a_line_for_each_policy_over_its_budgets():
     assert list(told.data[1].y) == [0, 0.5] and told.layout.yaxis.type == "linear"
 
 
+@pytest.mark.parametrize("cost", [(64, 1024), (4096, 6144), (2.1, 3.4), (0.0328, 0.0655), (64, 64)])
+@pytest.mark.parametrize("value", [(0.784, 0.777), (1.0021, 1.0007), (1.9, 1.01), (6.3, 1.02)])
+def test_both_axes_of_a_pareto_picture_have_numbers_that_tell_points_apart(cost, value):
+    columns = {
+        "policy": np.array(["dense", "window:window=64", "window:window=128"]),
+        "title": np.array(["Dense", "Window", "Window"]),
+        "cost": np.array([np.nan, *cost]),
+        "value": np.array([1, *value]),
+        "front": np.array([False, True, True]),
+    }
+    ax = parse("pareto").draw(columns, ax=plt.figure().subplots())
+    for axis in (ax.xaxis, ax.yaxis):
+        low, high = axis.get_view_interval()
+        ticks = [at for at in axis.get_majorticklocs() if low <= at <= high]
+        said = [axis.get_major_formatter()(at, 0).replace(",", "") for at in ticks]
+        assert len(ticks) > 1 and all("e" not in text for text in said)
+        np.testing.assert_allclose([float(text) for text in said], ticks, rtol=5e-3 if ticks[0] < 1 else 1e-5)
+    plt.close(ax.figure)
+    across = charts.pareto(columns, "", "", share=False).layout.xaxis
+    between = [at for at in across.tickvals or () if min(cost) <= at <= max(cost)]
+    assert len(between) > 1 or across.tickvals is None or cost[0] == cost[1]
+    assert all("e" not in text for text in across.ticktext or ())
+
+
 def test_policies_that_differ_in_more_than_their_size_have_lines_of_their_own():
     named = {
         "h2o:budget=64,recent=32": "Heavy hitters, interval 1",

@@ -10,7 +10,7 @@ from .. import COMMAND, metrics
 from ..palette import lines
 from ..policies import parse
 from .base import Figure, Numbers
-from .drawing import axes, legend
+from .drawing import axes, legend, octaves
 from .line_styles import line_styles
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def budget(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         style |= {"markevery": None, "marker": style["marker"] or "."}
         ax.plot(data["cached"][of], data["perplexity"][of], **style, label=name)
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    octaves(ax.xaxis)
     ax.set(xlabel="Cached tokens", ylabel="Perplexity")
     legend(ax)
     return ax

@@ -1,4 +1,4 @@
-"""What figures have in common on the axes: the colour bar, the legend, ticks in decades, and labels that fit."""
+"""What figures have in common on the axes: colour bar, legend, ticks in decades and octaves, and labels that fit."""
 
 import math
 from bisect import bisect_right
@@ -47,6 +47,18 @@ def decades(axis: "Axis") -> None:
 
     axis.set_major_formatter(lambda x, _: f"10{f'{round(math.log10(x))}'.translate(SUPERSCRIPT)}" if x > 0 else "")
     axis.set_minor_formatter(NullFormatter())
+
+
+def octaves(axis: "Axis", least: int = 2) -> None:
+    """Powers of two at the ticks of a logarithmic axis, or evenly spaced numbers where it has fewer than `least`."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    low, high = np.log2(axis.get_view_interval())
+    even = np.floor(high) - np.ceil(low) + 1 < least
+    if even:
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda x, _: f"{x:,g}" if even or x >= 1 else f"{x:.3g}")
 
 
 def legend(ax: "Axes") -> "Legend":

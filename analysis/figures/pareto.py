@@ -10,7 +10,7 @@ from ..palette import lines
 from ..policies import parse
 from ..settings import setting
 from .base import Figure, Numbers
-from .drawing import axes, legend
+from .drawing import axes, legend, octaves
 from .line_styles import line_styles
 
 if TYPE_CHECKING:
@@ -125,12 +125,12 @@ def pareto(data: Numbers, *, cost: str, value: str, share: bool, ax: "Axes | Non
     front = data["front"].astype(bool) & ~np.isnan(data["cost"]) & (share | (data["value"] > 0))
     ax.plot(data["cost"][front], data["value"][front], "o", ms=6, mfc="none", mec="0.4", mew=0.7, label="Pareto front")
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.3g}")
+    octaves(ax.xaxis)
     if share:
         ax.set_ylim(-0.03, 1.03)
     else:
         ax.set_yscale("log", base=2)
-        ax.yaxis.set_major_formatter(lambda y, _: f"{y:,.3g}")
+        octaves(ax.yaxis, least=3)
     ax.set(xlabel=cost, ylabel=value)
     legend(ax)
     return ax

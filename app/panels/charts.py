@@ -217,8 +217,10 @@ def pareto(numbers: "Numbers", cost: str, quality: str, *, share: bool) -> go.Fi
     figure.update_layout(margin=MARGIN, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, showlegend=True)
     # Budgets are doubled more often than they are made ten times as large.
     doubled = [2.0**n for n in range(-10, 31)]
-    ticks = {"tickvals": doubled, "ticktext": [f"{n:,.4g}" for n in doubled]}
-    figure.update_xaxes(title=cost, type="log", **ticks)
+    ticks = {"tickvals": doubled, "ticktext": [f"{n:,.0f}" if n >= 1 else f"{n:.4g}" for n in doubled]}
+    costs = set(numbers["cost"][known].tolist())
+    between = [n for n in doubled if costs and min(costs) <= n <= max(costs)]
+    figure.update_xaxes(title=cost, type="log", **(ticks if len(between) > 1 or len(costs) < 2 else {}))
     figure.update_yaxes(title=quality, type="log")
     if share:
         figure.update_yaxes(type="linear", range=[-0.03, 1.03], tickformat=".0%")
