@@ -34,6 +34,20 @@ def test_layers_are_counted_in_whole_numbers(layers, step):
         assert figure.layout.xaxis.dtick == step
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3, 30])
+def test_figures_on_paper_count_layers_in_whole_numbers(layers):
+    each = {"layer": np.arange(layers)}
+    massive = each | {"rank": np.ones(layers), "size": np.full(layers, 5.0), "median": np.full(layers, 0.5)}
+    text = {"policy": np.full(layers, "dense"), "label": np.full(layers, "Dense")}
+    depth = each | text | {"lane": np.zeros(layers, int), "head": np.zeros(layers, int), "mass": np.full(layers, 0.5)}
+    for name, data in (("massive", massive), ("sink-depth", depth)):
+        ax = parse(name).draw(data, ax=plt.figure(figsize=(3.25, 2)).subplots())
+        low, high = ax.get_xlim()
+        ticks = [at for at in ax.get_xticks() if low <= at <= high]
+        assert ticks and all(at == int(at) for at in ticks)
+        plt.close(ax.figure)
+
+
 @pytest.mark.parametrize(
     ("layers", "said"),
     [((), "no layer"), ((1,), "layer 1"), ((1, 2, 3), "layers 1–3"), ((0, 3, 4, 5), "layers 0, 3–5"), ((1, 5), "1, 5")],

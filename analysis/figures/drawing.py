@@ -49,6 +49,13 @@ def decades(axis: "Axis") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def whole_numbers(axis: "Axis") -> None:
+    """No tick between two layers, however few there are."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+
+
 def octaves(axis: "Axis", least: int = 2) -> None:
     """Powers of two at the ticks of a logarithmic axis, or evenly spaced numbers where it has fewer than `least`."""
     from matplotlib.ticker import MaxNLocator, NullLocator

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from .base import Figure, Numbers
-from .drawing import axes, decades, legend
+from .drawing import axes, decades, legend, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,6 +52,7 @@ def massive(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     ax.plot(data["layer"][of], data["median"][of], color="#767676", ls=(0, (5, 2)), label="Median")
     ax.set_yscale("log")
     decades(ax.yaxis)
+    whole_numbers(ax.xaxis)
     ax.set(xlabel="Layer", ylabel="Magnitude")
     legend(ax)
     return ax

@@ -8,7 +8,7 @@ import numpy as np
 from ..runs.run import Run
 from ..runs.summary import label_of, mean_sink_mass
 from .base import Figure, Numbers
-from .drawing import axes, legend
+from .drawing import axes, legend, whole_numbers
 from .line_styles import lanes_of
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def sink_depth(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         spread = np.array([m.std(ddof=1) if len(m) > 1 else 0.0 for m in masses])
         ax.plot(layers, mean, **style, label=name)
         ax.fill_between(layers, mean - spread, mean + spread, color=style["color"], alpha=0.2, lw=0)
+    whole_numbers(ax.xaxis)
     ax.set(xlabel="Layer", ylabel="Sink mass", ylim=(0, 1))
     legend(ax)
     return ax
