@@ -182,7 +182,7 @@ def test_a_projected_chapter_fills_the_screen_and_no_more(app, page):
     page.set_viewport_size({"width": 1920, "height": 1080})
     ends = """[...document.querySelectorAll('[data-testid=stMainBlockContainer] *')].filter((e) => e.checkVisibility())
       .map((e) => e.getBoundingClientRect().bottom).reduce((a, b) => Math.max(a, b))"""
-    for name in ("row", "first", "heads"):
+    for name in ("row", "first", "heads", "enough"):
         page.goto(f"{app}/learn?chapter={name}&projected=1")
         opened(page, "en", name)
         page.wait_for_function(f"0.85 * innerHeight < {ends}")

@@ -213,10 +213,10 @@ def draw_curves(
         f"{label}: {chapter.say('weight')} {m[-1].sink:.2f}" for label, m in zip(labels, moments, strict=True)
     )
     seen = [_at(m, at) for m in moments]
-    chart.mount(grown(trained, moments, labels, at, chapter), key="emergence-curves", height=280, projected=38,
+    chart.mount(grown(trained, moments, labels, at, chapter), key="emergence-curves", height=280, projected=35,
                 alt=chapter.say("alt", values=values))  # fmt: skip
     chart.mount(
-        maps(seen, labels, chapter), key="emergence-maps", height=270, projected=33,
+        maps(seen, labels, chapter), key="emergence-maps", height=270, projected=29,
         alt=" ".join(chapter.say("alt-map", step=m.step, weight=f"{m.sink:.2f}") for m in seen),
     )  # fmt: skip
 

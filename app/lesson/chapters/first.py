@@ -70,7 +70,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         key="first-chart",
         alt=chapter.say("alt", layers=layers, heads=heads, count=int((mass > SINK).sum())),
         height=290,
-        projected=44,
+        projected=41,
     )
     layer, head = (int(i) for i in np.unravel_index(mass.argmax(), mass.shape))
     many = [i for i in range(layers) if (mass[i] > SINK).mean() > 0.5]

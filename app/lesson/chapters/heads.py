@@ -74,7 +74,6 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         bars(rows, tokens, chapter),
         key="heads-chart",
         height=340,
-        projected=38,
         alt=chapter.say("alt", tokens=f"{tokens:,}", values=values),
     )
     predicted = predicted_bytes(*(int(own[k]) for k in ("layers", "kv_heads", "size")), 1, int(own["number"]))

@@ -88,7 +88,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             key="row-chart",
             alt=chapter.say("alt", weights=given),
             height=270,
-            projected=45,
+            projected=38,
         )
 
 
