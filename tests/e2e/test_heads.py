@@ -5,6 +5,9 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from analysis.runs.codec import LEVELS
+from analysis.runs.player import script, style
+
 from .conftest import choose
 
 pytestmark = pytest.mark.browser
@@ -88,6 +91,34 @@ def test_a_captured_stretch_is_panned_zoomed_and_compared(app, page, tmp_path):
     page.get_by_text("minus Dense").wait_for()
     page.wait_for_function("window.__sinkscope_atlas.low === -window.__sinkscope_atlas.high")
     assert not page.problems and not page.strangers
+
+
+def test_what_is_looked_at_stays_on_a_map_that_was_panned_far(page):
+    """Also where all parts are of one scale, as they are once another head is chosen while one looks closely."""
+    page.set_content(f"<style>{style('atlas/world')}</style><div id='root' style='width: 600px'></div>")
+    page.add_script_tag(content=f"{script('atlas/world')}\nwindow.makeWorld = makeWorld;")
+    page.evaluate(
+        """levels => {
+          const shared = { x: 0, y: 0, z: null, linear: false }, nothing = () => {};
+          const world = makeWorld(shared, { asked: nothing, chosen: nothing, moved: nothing });
+          const theme = themeOf(document.body);
+          document.querySelector("#root").append(world.node);
+          const array = (columns) => ({ data: new Uint16Array(64 * columns).fill(levels.top), shape: [64, columns] });
+          for (let tile = 1; tile <= 40; tile++) {
+            const region = { rows: [1000 + 64 * tile, 1064 + 64 * tile], columns: [0, 64], scale: 1 };
+            world.show({
+              run: "a", head: [0, 0], kind: "weights", pool: "max", low: 0, high: 1, total: 4000, cross: null,
+              title: "", place: [region.rows[0], 0, 64], constants: { levels }, firsts: ["a"], texts: {}, region, tile,
+            }, theme, array(64), array(1), "");
+            Object.assign(shared, { y: region.rows[0] });
+          }
+          world.draw();
+        }""",
+        LEVELS,
+    )
+    box = page.locator(".sk-world").bounding_box()
+    page.mouse.move(box["x"] + 300, box["y"] + 200)
+    expect(page.locator(".sk-tip")).to_have_text(re.compile(r"\(3,5\d\d\) → \(\d+\): 1\.0"))
 
 
 def test_heads_are_knocked_out_until_one_has_seen_enough(app, page):

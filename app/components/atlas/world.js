@@ -357,7 +357,8 @@ function makeWorld(shared, { asked, chosen, moved }) {
       const firsts = { picture: pictured(first, [rows[0], 0], scale, table, theme, 1), data: first.data, width: first.shape[1] };
       tiles.push({ seq: frame.tile, rows, columns, scale, picture, data: array.data, width: array.shape[1], firsts });
       tiles.sort((a, b) => b.scale - a.scale);
-      if (tiles.length > 24) tiles.splice(tiles.findIndex((t) => t.scale < tiles[0].scale), 1);
+      // The coarsest lies under all others: of these the oldest goes.
+      if (tiles.length > 24) tiles.splice(tiles.indexOf(tiles.slice(1).reduce((a, b) => (a.seq < b.seq ? a : b))), 1);
     }
     title.replaceChildren(frame.title, el("span", { class: "sk-sub" }, ` ${heading}`));
     draw();
