@@ -93,17 +93,19 @@ def test_a_captured_stretch_is_panned_zoomed_and_compared(app, page, tmp_path):
     assert not page.problems and not page.strangers
 
 
-def test_what_is_looked_at_stays_on_a_map_that_was_panned_far(page):
-    """Also where all parts are of one scale, as they are once another head is chosen while one looks closely."""
+@pytest.mark.parametrize(("level", "said"), [(LEVELS["top"], "1.0"), (1, "at most 0.000001")])
+def test_what_is_looked_at_stays_on_a_map_that_was_panned_far(page, level, said):
+    """Also where all parts are of one scale, as they are once another head is chosen while one looks closely.  A weight
+    that is smaller than any level is not said to be as large as the smallest."""
     page.set_content(f"<style>{style('atlas/world')}</style><div id='root' style='width: 600px'></div>")
     page.add_script_tag(content=f"{script('atlas/world')}\nwindow.makeWorld = makeWorld;")
     page.evaluate(
-        """levels => {
+        """([levels, level]) => {
           const shared = { x: 0, y: 0, z: null, linear: false }, nothing = () => {};
           const world = makeWorld(shared, { asked: nothing, chosen: nothing, moved: nothing });
           const theme = themeOf(document.body);
           document.querySelector("#root").append(world.node);
-          const array = (columns) => ({ data: new Uint16Array(64 * columns).fill(levels.top), shape: [64, columns] });
+          const array = (columns) => ({ data: new Uint16Array(64 * columns).fill(level), shape: [64, columns] });
           for (let tile = 1; tile <= 40; tile++) {
             const region = { rows: [1000 + 64 * tile, 1064 + 64 * tile], columns: [0, 64], scale: 1 };
             world.show({
@@ -114,11 +116,11 @@ def test_what_is_looked_at_stays_on_a_map_that_was_panned_far(page):
           }
           world.draw();
         }""",
-        LEVELS,
+        [LEVELS, level],
     )
     box = page.locator(".sk-world").bounding_box()
     page.mouse.move(box["x"] + 300, box["y"] + 200)
-    expect(page.locator(".sk-tip")).to_have_text(re.compile(r"\(3,5\d\d\) → \(\d+\): 1\.0"))
+    expect(page.locator(".sk-tip")).to_have_text(re.compile(r"\(3,5\d\d\) → \(\d+\): " + re.escape(said)))
 
 
 def test_heads_are_knocked_out_until_one_has_seen_enough(app, page):

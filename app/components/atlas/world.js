@@ -334,7 +334,8 @@ function makeWorld(shared, { asked, chosen, moved }) {
     if (tile) {
       const row = Math.floor((r - tile.rows[0]) / tile.scale);
       const level = first ? tile.firsts.data[row * tile.firsts.width + c] : tile.data[row * tile.width + Math.floor((c - tile.columns[0]) / tile.scale)];
-      what = level ? meaning(frame)(level).toPrecision(2) : c > r ? "comes later" : "evicted";
+      const said = frame.kind === "weights" ? weightText(frame.constants.levels, level) : meaning(frame)(level).toPrecision(2);
+      what = level ? said : c > r ? "comes later" : "evicted";
       if (tile.scale > 1) what += `, ${frame.pool} of ${tile.scale} × ${first ? 1 : tile.scale}`;
     }
     say(tip, `${name(r)} → ${name(c)}: ${what}`);

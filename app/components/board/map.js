@@ -109,7 +109,7 @@ function makeMap() {
     if (tip.hidden) return;
     const level = frame.arrays[name].data[row * frame.arrays[name].shape[1] + column];
     const later = name === "map" ? column > row : name === "map_sinks" && column > at.first + row;
-    const weight = level ? weightOf(frame.constants.levels, level).toPrecision(2) : later ? "comes later" : "evicted";
+    const weight = level ? weightText(frame.constants.levels, level) : later ? "comes later" : "evicted";
     say(tip, `${JSON.stringify(at.tokens[row])} (${at.first + row}) → ${key}: ${weight}`);
     tip.style.left = `${Math.max(0, Math.min(e.offsetX + 12, canvas.clientWidth - 260))}px`;
     tip.style.top = `${e.offsetY + 16}px`;

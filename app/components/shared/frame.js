@@ -25,6 +25,7 @@ function decode(bytes, before = null) {
 
 // Levels 1 … top of a map stand for weights on a logarithmic scale from `floor` to 1; 0 was never met.
 const weightOf = ({ floor, top }, level) => floor ** (1 - (level - 1) / (top - 1));
+const weightText = (levels, level) => (level > 1 ? weightOf(levels, level).toPrecision(2) : `at most ${levels.floor}`);
 const levelOf = ({ floor, top }, weight) => 1 + (top - 1) * (1 - Math.log(weight) / Math.log(floor));
 
 // Elements: el("div", {class: "x", onclick: f}, child, "text").  Text is always text, never markup.
