@@ -133,6 +133,14 @@ def test_what_ends_an_answer_may_be_written_in_several_ways(written, ends, monke
     assert Partner(model).ends == ends | own
 
 
+@pytest.mark.parametrize("written", ["x", {"a": 1}, [[1], [2, 3]], float("inf"), float("nan")])
+def test_what_ends_an_answer_and_is_no_token_is_said(written, monkeypatch):
+    model = model_of(TALKERS["llama_like"]())
+    monkeypatch.setattr(model.network.generation_config, "eos_token_id", written)
+    with pytest.raises(ValueError, match=r"^\S+ says that an answer ends with .* no token: mend eos_token_id in its"):
+        Partner(model)
+
+
 @pytest.mark.parametrize("writes", [True, False])
 @pytest.mark.parametrize("kind", ["gemma_like", "llama_like", "closing", "byte_level"])
 def test_a_conversation_begins_with_one_bos_or_none(kind, writes):

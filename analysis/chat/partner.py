@@ -7,6 +7,7 @@ from .. import texts
 from ..families.rotary import Adapted
 from ..models.language_model import LanguageModel
 from ..runs.run import ROLES
+from ..settings import quoted
 from ..texts import control
 from .template import template_of
 
@@ -28,8 +29,7 @@ class Partner:
         self.bos, self.special = bos, special
         self.adapted: Adapted = model.adapted
         self.template = template_of(model.tokenizer)
-        # One or several, as whoever wrote the file thought fit.
-        self.ends = {int(e) for e in np.ravel(model.network.generation_config.eos_token_id) if e is not None}
+        self.ends = _ends(model)
         if model.tokenizer.eos_token_id is not None:
             self.ends.add(model.tokenizer.eos_token_id)
         self.begins = texts.begins(model.tokenizer, self.begin(self.encode([(TEMPLATE, self.template.head)])[0]))
@@ -84,6 +84,21 @@ class Partner:
         """The template's text after an answer whose last token was `last`."""
         close = self.template.close
         return close.removeprefix(str(self.tokenizer.decode([last]))) if last in self.ends else close
+
+
+def _ends(model: LanguageModel) -> set[int]:
+    """Tokens that end an answer: one or several, as whoever wrote the file thought fit.
+
+    Raises ValueError where it says something else.
+    """
+    written = model.network.generation_config.eos_token_id
+    try:
+        return {int(e) for e in np.ravel(written) if e is not None}
+    except (TypeError, ValueError, OverflowError) as e:
+        raise ValueError(
+            f"{model.name} says that an answer ends with {quoted(written)}, which is no token: mend eos_token_id "
+            "in its generation_config.json"
+        ) from e
 
 
 def _roles(parts: list[tuple[int, str]], offsets: list[tuple[int, int]]) -> NDArray[np.int8]:
