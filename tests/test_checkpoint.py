@@ -285,3 +285,12 @@ def test_an_honest_model_of_any_dtype_is_read(tmp_path):
     read = load(str(tmp_path / "honest")).network
     for name, weight in network.state_dict().items():
         assert torch.equal(read.state_dict()[name], weight.float())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"head_dim": [8]}, {"head_dim": math.nan}, {"num_key_value_heads": "2"}, {"head_dim": -8}]
+)
+def test_a_size_that_is_none_is_refused_by_name_also_where_the_family_has_no_such_size(tmp_path, wrong):
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=97, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "tiny")
+    assert f"tiny says {next(iter(wrong))} " in refusal(change(tmp_path / "tiny", **wrong))

@@ -183,7 +183,7 @@ def _from_disk(
     quantized = check_quantization(config, called)
     check_rope(config, None, called)
     make_room()
-    alone = fits_on_one(needed(weights, config, dtype), dtype, device, called)
+    alone = fits_on_one(needed(weights, config, dtype, called), dtype, device, called)
     try:
         # What is not multiplied as it lies there is brought into the order that any other file has.
         as_it_lies = dtype == torch.float32 and device.type == "cpu" and packed == "model"

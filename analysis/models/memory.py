@@ -8,12 +8,21 @@ import torch
 from safetensors import safe_open
 from transformers import PretrainedConfig
 
+from ..settings import quoted
+
 ROOM_CACHED, ROOM_HELD = 4096, 1024
 """Tokens for which there must be room beside the weights: in caches, and kept for maps."""
 
 
-def needed(weights: list[Path], config: PretrainedConfig, dtype: torch.dtype) -> dict[str, int]:
-    """Bytes that a model takes on a device: its weights, what is cached, and what is kept for maps."""
+def needed(weights: list[Path], config: PretrainedConfig, dtype: torch.dtype, called: str) -> dict[str, int]:
+    """Bytes that a model takes on a device: its weights, what is cached, and what is kept for maps.
+
+    Raises ValueError where a size that its configuration says is none: some families do not look at all of them.
+    """
+    for name in ("num_hidden_layers", "num_attention_heads", "hidden_size", "num_key_value_heads", "head_dim"):
+        said = getattr(config, name, None)
+        if said is not None and not (isinstance(said, int) and said > 0):
+            raise ValueError(f"{called} says {name} {quoted(said)} and not a whole number from 1 on: fetch it again")
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     token = config.num_hidden_layers * heads * dim * dtype.itemsize
