@@ -141,6 +141,23 @@ def test_files_cut_anywhere_are_read_up_to_there(tmp_path):
                 assert ends_alike(track)
 
 
+@pytest.mark.parametrize("stops", [(1,), (30, 20, 21), (), (17, 17, 21)])
+def test_chunks_that_go_nowhere_or_back_are_damage(tmp_path, stops):
+    folder = Folder(
+        tmp_path / "run", Run(replace(SPEC, policies=("dense",)), first_token=7), text_sha256="t", weights_sha256="w"
+    )
+    for step in steps(0, Dense(), 21):
+        folder.append(step)
+    folder.finish("finished")
+    count = stops[-1] if stops else 1
+    table = pq.read_table(tmp_path / "run" / "tokens.parquet")
+    pq.write_table(table.slice(0, count), tmp_path / "run" / "tokens.parquet")
+    spans = np.array([*zip((1, *stops[:-1]), stops, strict=False)], np.int64).reshape(-1, 2)
+    np.savez(tmp_path / "run" / "sinks.npz", span_0=spans, mass_0=np.ones((len(stops), 2, 3), np.float32))
+    with pytest.raises(ValueError, match="are not those of its tokens"):
+        load(tmp_path / "run")
+
+
 def ends_alike(track) -> bool:
     """Whether a lane's tokens and its sink masses end with the same chunk."""
     return (track.spans[-1][1] if track.spans else 1) == len(track.nll) + 1

@@ -93,7 +93,8 @@ def _take_in(run: Run, track: Track, rows: pa.Table, chunks: _Chunks, path: Path
     # Rounding may leave a token that is certain a little below 0, and sums of much larger ones would lose the rest.
     if not ((column["nll"][1:] > -0.01) & (column["nll"][1:] < 1e6)).all():
         raise ValueError(f"{path} has tokens whose NLL no model gives: it is damaged")
-    if [span[0] for span in spans] != [1, *(span[1] for span in spans[:-1])] or (spans or [(0, 1)])[-1][1] != count:
+    starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
+    if not spans or [*starts, count] != [1, *stops] or any(start >= stop for start, stop in spans):
         raise ValueError(f"the sink masses of {path} are not those of its tokens: a file is damaged, or of another run")
     for policy in set(column["policy"].tolist()):
         try:
