@@ -49,7 +49,8 @@ def contents(path: Path, most: int = MAX_JSON) -> bytes:
         if found.st_size > most:
             raise ValueError(f"{path} has {found.st_size / 1e6:,.0f} MB, more than such a file ever has: name another")
         with open(path, "rb") as f:
-            return f.read(most + 1)
+            # Python takes all that is asked for before it reads.
+            return f.read(min(most, os.fstat(f.fileno()).st_size))
     except OSError as e:
         raise ValueError(f"{path} cannot be read ({e.strerror}): check the path and who may read it") from e
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +140,16 @@ def test_files_cut_anywhere_are_read_up_to_there(tmp_path):
                 np.testing.assert_array_equal(track.nll.view(), nll[: len(track.nll)])
                 assert len(track.spans) == len(track.sink_mass)
                 assert ends_alike(track)
+
+
+def test_a_run_that_grows_takes_no_more_memory_than_it_has(tmp_path):
+    write(tmp_path / "run")
+    load(tmp_path / "run")
+    tracemalloc.start()
+    load(tmp_path / "run")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
 
 
 @pytest.mark.parametrize("stops", [(1,), (30, 20, 21), (), (17, 17, 21)])
