@@ -1,5 +1,6 @@
 """Ways to spoil bytes, texts and JSON, drawn from one random generator: the same seed spoils alike."""
 
+import copy
 import json
 import random
 from typing import Any
@@ -70,14 +71,19 @@ def spoiled_json(text: str, chance: random.Random) -> str:
         if how == 0 and isinstance(inside, dict):
             del inside[key]
         elif how == 1 and isinstance(inside, dict):
-            inside[chance.choice((*NASTY, "spec", "status", "x"))] = chance.choice(VALUES)
+            inside[chance.choice((*NASTY, "spec", "status", "x"))] = _value(chance)
         elif how == 2 and isinstance(inside, list):
-            inside.insert(key, chance.choice(VALUES))
+            inside.insert(key, _value(chance))
         elif how == 3:
             inside[key] = chance.choice(NASTY)
         else:
-            inside[key] = chance.choice(VALUES)
+            inside[key] = _value(chance)
     return json.dumps(whole)
+
+
+def _value(chance: random.Random) -> Any:
+    """One of VALUES, that nobody else changes."""
+    return copy.deepcopy(chance.choice(VALUES))
 
 
 def _places(value: Any):
