@@ -76,18 +76,21 @@ def write(
     keys: dict[str, Any] | None = None,
     *,
     general: dict[str, Any] | None = None,
+    words: dict[str, Any] | None = None,
     tensors: dict[str, Any] | None = None,
     without: tuple[str, ...] = (),
 ) -> Path:
     """Write a model as a GGUF file.
 
-    `keys`: said of the architecture besides, None takes one away; `general`: keys without its name; `tensors`: more of
-    them; `without`: those that are left out.
+    `keys`: said of the architecture besides, None takes one away; `general`: keys without its name; `words`: what it
+    says of its tokenizer; `tensors`: more of them; `without`: those that are left out.
     """
     config = model.config
     arch = NAMES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(str(path), arch)
     said = {f"{arch}.{k}": v for k, v in (keys_of(model) | (keys or {})).items() if v is not None}
+    words = {"model": "gpt2", "tokens": [f"t{i}" for i in range(config.vocab_size)]} | (words or {})
+    said |= {f"tokenizer.ggml.{key}": value for key, value in words.items()}
     for key, value in (said | {"general.name": "tiny"} | (general or {})).items():
         match value:
             case bool():
@@ -100,8 +103,6 @@ def write(
                 writer.add_string(key, value)
             case _:
                 writer.add_array(key, value)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
     number = next(n for n, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()

@@ -74,7 +74,9 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 def _made_with() -> list[str]:
     """What a conversion depends on beside its file."""
-    code = [Path(__file__).with_name(name).read_bytes() for name in ("gguf_metadata.py", "laid_out.py")]
+    code = [
+        Path(__file__).with_name(name).read_bytes() for name in ("gguf_metadata.py", "gguf_tokenizer.py", "laid_out.py")
+    ]
     return [version("transformers"), version("gguf"), *(hashlib.sha256(part).hexdigest() for part in code)]
 
 

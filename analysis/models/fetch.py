@@ -50,10 +50,12 @@ def embedded(progress: Tell) -> tuple[Path, Path]:
 
     def convert() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from .gguf_once import read_once
+        from .gguf_tokenizer import complete
 
         with quiet("Unpacking the embedded model, once", progress), read_once():
             network: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **local)
             tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **local)
+            complete(tokenizer, gguf)
             return network, tokenizer
 
     try:

@@ -28,7 +28,7 @@ from transformers import (
 from .. import files
 from ..engine import allocator
 from ..families import unreadable
-from . import conversions, gemma, gguf_metadata, laid_out, tiny
+from . import conversions, gemma, gguf_metadata, gguf_tokenizer, laid_out, tiny
 from .checkpoint import check_loaded, check_quantization, check_rope
 from .devices import pick_device
 from .dtypes import AUTO, DTYPES, decide
@@ -225,13 +225,15 @@ def _tokenizer(source: Path, called: str, local: dict[str, Any]) -> PreTrainedTo
     """A model's tokenizer; None where it has none, or one that cannot be used: it can still read token ids."""
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **local)
+        if "gguf_file" in local:
+            gguf_tokenizer.complete(tokenizer, source / local["gguf_file"])
         # One that is damaged may say so only when it is asked.
         tokenizer("a")
         return tokenizer
     except Exception as e:
         whole, pieces = ((source / name).exists() for name in ("tokenizer.json", "tokenizer.model"))
         if "gguf_file" in local or whole or pieces:
-            mend = f"fetch it again ({first_line(e)})"
+            mend = str(e) if isinstance(e, gguf_tokenizer.UnknownSplit) else f"fetch it again ({first_line(e)})"
             if pieces and not whole and importlib.util.find_spec("sentencepiece") is None:
                 # transformers takes it for a file of another kind then, and asks for what would not help.
                 mend = "install sentencepiece, which reads its tokenizer.model, or put a tokenizer.json beside that"
