@@ -282,6 +282,13 @@ def test_files_that_are_no_whole_model_are_told_as_such(llama, general, words, t
     assert words in refusal(write(llama, tmp_path / "part.gguf", general=general))
 
 
+def test_a_file_that_was_not_fetched_whole_is_to_be_fetched_again(llama, tmp_path):
+    whole = write(llama, tmp_path / "whole.gguf").read_bytes()
+    for size in (12, 100, len(whole) // 2, len(whole) - 4):
+        (tmp_path / "cut.gguf").write_bytes(whole[:size])
+        assert "fetch or convert it again" in refusal(tmp_path / "cut.gguf")
+
+
 def test_architectures_that_are_not_read_are_named(tmp_path):
     network = tiny("olmo2")
     assert "'olmo2'" in refusal(write(network, tmp_path / "olmo.gguf"))

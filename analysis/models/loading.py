@@ -248,10 +248,11 @@ def _configuration(source: Path, called: str, local: dict[str, Any]) -> Pretrain
     try:
         config = AutoConfig.from_pretrained(source, **local)
     except Exception as e:
-        raise ValueError(
-            f"{called} is of a family that transformers does not know, or its configuration is damaged: choose another "
-            f"model ({first_line(e)})"
-        ) from e
+        why = "is of a family that transformers does not know, or its configuration is damaged: choose another model"
+        if "gguf_file" in local:
+            # Its family is known by now.
+            why = "is damaged or cut short, fetch or convert it again"
+        raise ValueError(f"{called} {why} ({first_line(e)})") from e
     if why := unreadable(config):
         raise ValueError(why)
     if config._attn_implementation != "eager":
