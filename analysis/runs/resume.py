@@ -5,6 +5,7 @@ in the folder is touched.  How a conversation goes on is chat/resume.py's matter
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -330,10 +331,10 @@ def _again(lane: Lane, run: Run, since: int) -> Iterator[Step]:
 
 
 def _read(lane: Lane, run: Run, upto: int) -> Iterator[Step]:
-    """Read on.  Where lanes are measured against one of them, a lane reads its last chunk as it was: so that its logits
-    are there for those that stand inside it."""
+    """Read on in the chunks of the record.  In others tokens are rounded otherwise, of which a lane that has lost its
+    sinks makes more than `CLOSE`; and where lanes are measured against one of them, its last chunk must be there as it
+    was for those that stand inside it."""
     spans = run.tracks[lane.index].spans
-    last = spans[-1][0] if run.spec.fidelity and spans else upto
-    while lane.position < upto:
-        whole = lane.position >= last
-        yield lane.read(_WHOLE if whole else run.spec.chunk, upto=upto if whole else min(upto, last))
+    for _, stop in spans[bisect_left(spans, (lane.position,)) :]:
+        while lane.position < min(stop, upto):
+            yield lane.read(_WHOLE, upto=min(stop, upto))

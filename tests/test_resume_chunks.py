@@ -1,0 +1,48 @@
+"""What is read again is read in the chunks of the record, so that it is rounded as it was."""
+
+import numpy as np
+import pytest
+
+from analysis.engine.stream import open_lanes
+from analysis.models.loading import load as load_model
+from analysis.policies import parse
+from analysis.runs import resume
+from analysis.runs.folder import Folder
+from analysis.runs.run import Run
+from analysis.runs.spec import Spec
+from analysis.texts import read as read_text
+
+from .test_resume import LANES
+from .test_resume import text as text
+
+pytestmark = pytest.mark.whole
+
+CHUNKS = 32, 7, 64, 5, 19
+"""Tokens of the turns of a lane on a page: as many as the machine reads in a moment."""
+
+
+@pytest.mark.parametrize("fidelity", [False, True])
+def test_a_reading_goes_on_over_the_chunks_of_its_record(fidelity, model, text, tmp_path, monkeypatch):
+    network, source, lanes = load_model(model, device="cpu"), read_text(text), ["window:window=8", *LANES]
+    run = Run(Spec(model, text, tuple(lanes), chunk=128, device="cpu", fidelity=fidelity))
+    folder = Folder(tmp_path / "run", run, text_sha256=source.sha256, weights_sha256=network.sha256)
+    reading = open_lanes(network, np.load(text).astype(np.int32), list(map(parse, lanes)), fidelity=fidelity)
+    upto = 1
+    for chunk in CHUNKS:
+        upto += chunk
+        for lane in reading:
+            while lane.position < upto:
+                folder.append(lane.read(chunk, upto))
+    folder.finish("interrupted")
+    recorded = [(i, *span) for i, track in enumerate(run.tracks) for span in track.spans]
+    again, take = [], resume.Comparison.take
+
+    def taken(comparison, step):
+        again.append((step.lane, step.start, step.stop))
+        take(comparison, step)
+
+    monkeypatch.setattr(resume.Comparison, "take", taken)
+    going = resume.resumed(resume.stopped(tmp_path / "run"), network, source)
+    going.folder.finish("interrupted")
+    assert again == recorded and len({stop - start for _, start, stop in recorded}) >= len(CHUNKS)
+    assert going.run.events[-1]["compared"] == len(lanes) * (upto - 1) and going.run.events[-1]["largest"] == 0
