@@ -211,18 +211,34 @@ def test_a_switch_in_the_middle_changes_what_is_reached(tiny_llama, tmp_path):
     assert [s.start for s in stretch.segments if s.policy.startswith("window")] == [39]
     drawn = whole(atlas, 1, 1)
     assert np.isnan(drawn[50, :4]).all() and (drawn[30, :4] > 0).all() and (drawn[70, :4] > 0).all()
-    lane = open_lanes(tiny_llama, tokens, [Streaming(4, 12)], history=128)[0]
-    for upto, policy in ((40, switches[0][1]), (60, switches[1][1]), (90, None)):
+    np.testing.assert_allclose(np.nansum(drawn, 1), 1, atol=1e-5)
+
+
+PINNED = [
+    (Streaming(4, 12), [(40, Window(12)), (60, Streaming(4, 12))]),
+    # The last of these sinks has met all others.
+    (Window(3), [(40, Streaming(4, 12))]),
+    # These have never left, so nothing is read again.
+    (Streaming(4, 12), [(40, Streaming(4, 12, softmax="off-by-one"))]),
+]
+
+
+@pytest.mark.parametrize(("first", "switches"), PINNED, ids=str)
+def test_after_a_switch_a_map_shows_what_the_lane_gave(first, switches, tiny_llama, tmp_path):
+    tokens = words(90)
+    atlas, _ = captured(tiny_llama, tokens, first, tmp_path / "s", switches=switches)
+    drawn = whole(atlas, 1, 1)
+    lane = open_lanes(tiny_llama, tokens, [first])[0]
+    for upto, policy in (*switches, (90, None)):
         while lane.position < upto:
             step = lane.read(16, upto=upto)
             mass = np.nansum(drawn[step.start - 1 : step.stop - 1, :4], 1)
             np.testing.assert_allclose(step.sink_mass[1, 1], mass, atol=1e-5)
         if policy:
             lane.switch(policy, pin=True)
-    np.testing.assert_allclose(np.nansum(drawn, 1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("then", [Streaming(8, 12), Streaming(4, 12, softmax="off-by-one")])
+@pytest.mark.parametrize("then", [Streaming(6, 12), Streaming(4, 12, softmax="off-by-one")])
 def test_pinned_sinks_that_were_captured_in_another_way_are_refused(then, tiny_llama, tmp_path):
     with pytest.raises(ValueError, match="read again in another way than they were captured"):
         captured(tiny_llama, words(60), Window(4), tmp_path / "s", switches=[(40, then)])
