@@ -93,7 +93,7 @@ def test_the_whole_story(app, page):
     tip = page.locator(".sk-tip:visible").last
     expect(tip).to_contain_text("→")
     page.get_by_role("button", name="attention received").click()
-    page.get_by_text("stronger colour got more attention").wait_for()
+    page.get_by_text("the stronger the colour, the more attention").wait_for()
 
     # Pause: nothing moves.  A refresh and a second tab find the run again.
     press_main(page)
@@ -108,12 +108,12 @@ def test_the_whole_story(app, page):
     assert number(page, "read", 3) == read
     # What was looked at is looked at still.
     page.get_by_text("Layer 25, head 5 attention map").wait_for()
-    page.get_by_text("Window 128 (2); stronger colour got more attention from layer 25, head 5").wait_for()
+    page.get_by_text("Window 128 (2); the stronger the colour, the more attention from layer 25, head 5").wait_for()
     page.wait_for_function("window.__sinkscope?.mode === 'rolling'")
     other = page.context.new_page()
     other.goto(page.url)
     other.get_by_role("button", name="Resume").wait_for(timeout=PATIENCE)
-    other.get_by_text("stronger colour got more attention from layer 25, head 5").wait_for(timeout=PATIENCE)
+    other.get_by_text("the stronger the colour, the more attention from layer 25, head 5").wait_for(timeout=PATIENCE)
     other.close()
     # Before it was switched the lane had another name.
     names = page.evaluate("() => document.querySelector('.sk-plot').data[3].customdata")

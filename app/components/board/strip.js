@@ -37,7 +37,7 @@ function makeStrip(send, paints) {
     }
     buttons.attention.disabled = !frame.head;
     buttons.attention.title = frame.head ? "" : "Choose a head first: click a cell of the sink mass grid";
-    say(sub, frame.paint === "nll" ? ` ${lane.label}; stronger colour is more surprising` : ` ${lane.label}; stronger colour got more attention from layer ${frame.head?.[0]}, head ${frame.head?.[1]}`);
+    say(sub, frame.paint === "nll" ? ` ${lane.label}; the stronger the colour, the more surprising` : ` ${lane.label}; the stronger the colour, the more attention from layer ${frame.head?.[0]}, head ${frame.head?.[1]}`);
     // A head's map comes after the text that it is of.
     const map = frame.paint === "attention" && frame.map ? `${frame.map.layer}.${frame.map.head} ${frame.map.first} ${frame.map.tokens.length}` : "";
     const key = `${frame.run}|${frame.chosen}|${frame.tokens_start}|${frame.tokens.length}|${frame.paint}|${frame.head}|${map}|${frame.mark}|${theme.dark}`;

@@ -13,7 +13,7 @@ function makeRecordedTalk(root, send, redraw, data) {
     if (paint !== undefined) view.paint = paint;
   }
   function fill(recording, view, player, note, pick) {
-    const paint = el("button", { type: "button", title: "Colour every token by its NLL: stronger colour is more surprising", onclick: () => pick("pick", { paint: !view.paint }) }, "Surprise");
+    const paint = el("button", { type: "button", title: "Colour every token by its NLL: the stronger the colour, the more surprising", onclick: () => pick("pick", { paint: !view.paint }) }, "Surprise");
     player.node.querySelector(".sk-steps").after(paint);
     const talk = makeTalk(root, pick, note, player.node);
     return (frame, theme) => {
