@@ -14,6 +14,7 @@ from analysis import texts
 from analysis.engine.context import SharedContext
 from analysis.engine.head_scores import measured_scores
 from analysis.engine.stream import open_lanes
+from analysis.experiments.ablation import knock_out_each
 from analysis.experiments.measures import samples_of, samples_of_text
 from analysis.maps.atlas import map_of
 from analysis.models.language_model import LanguageModel
@@ -370,6 +371,12 @@ def network() -> LlamaForCausalLM:
 
 def model_of(tokenizer) -> LanguageModel:
     return LanguageModel("tiny", network(), tokenizer, [])
+
+
+def test_heads_are_knocked_out_with_newlines_put_first():
+    policy = parse("streaming:sinks=4,window=20,first=newlines")
+    (effect,) = knock_out_each(model_of(KINDS["byte_level"]()), np.arange(90), policy, "values", [(1, 0)])
+    assert effect[:2] == (1, 0) and effect.excess != 0
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != "words"])

@@ -128,11 +128,13 @@ def knock_outs(
     if unmodified is None:
         unmodified = yield from read_unmodified(model, tokens, policy)
     adapted = open_lanes(model, tokens, [policy])[0].context.model
+    # What belongs to a loaded model is needed again; any other is adapted once for all heads.
+    again = adapted if isinstance(model, PreTrainedModel) else model
     if heads is None:
         heads = ((layer, head) for layer in range(adapted.layers) for head in range(adapted.heads))
     for done, (layer, head) in enumerate(heads, 1):
         without = without_sink(policy, kind, layer, head)
-        knocked_out = yield from _read_again(adapted, tokens, without, unmodified.cuts, done)
+        knocked_out = yield from _read_again(again, tokens, without, unmodified.cuts, done)
         yield Effect(layer, head, *metrics.excess(knocked_out, unmodified.nll))
 
 
@@ -212,7 +214,7 @@ def read_unmodified(model: Model, tokens: NDArray[np.int32], policy: Policy) -> 
 
 
 def _read_again(
-    model: Adapted, tokens: NDArray[np.int32], policy: Policy, cuts: list[int], done: int
+    model: Model, tokens: NDArray[np.int32], policy: Policy, cuts: list[int], done: int
 ) -> Generator[float, None, NDArray[np.float32]]:
     """NLL of the text, read in passes that end at `cuts`, when it has been read `done` times."""
     lane, parts = open_lanes(model, tokens, [policy])[0], []
