@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..families import ADAPTERS, rotary
 from ..families.frequencies import as_at_first
 from ..families.positions import LEARNED, Rotary
-from ..families.rotary import Adapted, Adapter, alone, copied, twin_of
+from ..families.rotary import Adapted, Adapter, Alone, copied, twin_of
 from ..policies import Dense
 from .attention.band import Band
 from .attention.banded import BandedPass
@@ -119,9 +119,9 @@ def mixing(small: PreTrainedModel, adapters: dict[str, Adapter]) -> str:
 
     hooks = [m.register_forward_hook(look, with_kwargs=True) for m in twin.modules() if m is not twin]
     try:
-        adapted.forward(ids, _Alone())
+        adapted.forward(ids, Alone())
         again, calls = True, {}
-        adapted.forward(other, _Alone())
+        adapted.forward(other, Alone())
     except Exception:
         # What cannot be run is told of where it is adapted.
         return ""
@@ -136,13 +136,6 @@ def mixing(small: PreTrainedModel, adapters: dict[str, Adapter]) -> str:
         f"the family {small.config.model_type!r} is not supported yet: its {name} ({kind}) lets tokens learn of one "
         "another in a way of its own, and not through transformers' attention interface"
     )
-
-
-class _Alone:
-    """Lets every token attend to itself and to no other."""
-
-    def attend(self, attention: nn.Module, query: Tensor, key: Tensor, value: Tensor, **_) -> Tensor:
-        return alone(query, value)
 
 
 def _later(x: Any) -> Iterator[Tensor]:

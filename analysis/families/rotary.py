@@ -298,7 +298,7 @@ class _Probe:
         if isinstance(adapted.positions, Rotary):
             dims = query.shape[-1] if query.is_meta else int((query == 0).flatten(0, 2).all(0).sum())
             adapted.positions.rotated[layer] = dims
-        return alone(query, value)
+        return Alone().attend(attention, query, key, value)
 
     def _honoured(
         self, attention: AttentionModule, rule: Rule | None, sliding_window: int | None, device: torch.device
@@ -324,9 +324,12 @@ class _Probe:
         self.wrong = self.wrong or wrong
 
 
-def alone(query: Tensor, value: Tensor) -> Tensor:
-    """The output of an attention in which every token sees itself alone, [batch, tokens, heads, dim]."""
-    return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
+class Alone:
+    """A reader under which every token sees itself alone."""
+
+    def attend(self, attention: AttentionModule, query: Tensor, key: Tensor, value: Tensor, **settings) -> Tensor:
+        """The output of a layer, [batch, tokens, heads, dim]."""
+        return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
 
 
 def _probe(adapted: Adapted, unrotated: Unrotated | None) -> None:

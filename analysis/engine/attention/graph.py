@@ -9,14 +9,14 @@ token.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...families.positions import AttentionModule
-from ...families.rotary import Adapted, alone
+from ...families.rotary import Adapted, Alone
 from ..tracing import tried
 from .call import Call
 from .token import Sight, TokenPass
@@ -192,13 +192,6 @@ def captured(run: Callable[[], Told], device: torch.device) -> tuple[Callable[[]
     return graph.replay, told
 
 
-class _Alone:
-    """Every token sees itself alone."""
-
-    def attend(self, attention: AttentionModule, query: Tensor, key: Tensor, value: Tensor, **settings: Any) -> Tensor:
-        return alone(query, value)
-
-
 def repeats(model: Adapted) -> bool:
     """Whether what is captured of a model is what it computes: a family may decide in Python what that is, as a mixture
     of experts does."""
@@ -207,14 +200,14 @@ def repeats(model: Adapted) -> bool:
     given = torch.zeros(2, dtype=torch.int64, device=model.device)
 
     def run() -> Tensor:
-        return model.forward(given[0].view(1, 1), _Alone(), begin=given[1], last=1)
+        return model.forward(given[0].view(1, 1), Alone(), begin=given[1], last=1)
 
     try:
         replay, logits = captured(run, model.device)
         for both in torch.stack(tried(model), 1):
             given.copy_(both)
             replay()
-            expected = model.forward(both[0].view(1, 1), _Alone(), begin=both[1], last=1)
+            expected = model.forward(both[0].view(1, 1), Alone(), begin=both[1], last=1)
             torch.testing.assert_close(logits, expected)
     except (AssertionError, RuntimeError):
         return False
