@@ -54,14 +54,18 @@ class Positions(Protocol):
         """x [batch, heads, tokens, dim] put at those positions; linear in x."""
 
 
-class _OfAnyLength:
-    """Positions that are put in alike, however long the context is."""
+class _Alike:
+    """Positions that are put in alike in all layers, however long the context is."""
 
     rule = SAME
 
     def of_length(self, length: int) -> Any:
         """The same at all lengths."""
         return self
+
+    def kind(self, attention: AttentionModule) -> tuple:
+        """All layers are alike."""
+        return ()
 
 
 class Rotary:
@@ -73,7 +77,7 @@ class Rotary:
     name, fixed, added = "rotary", "", 0
 
     def __init__(self, module: nn.Module, network: PreTrainedModel) -> None:
-        self.module, self._config = module, network.config
+        self.module = module
         self._types = types = layer_types_of(module, network)
         self.rotated: dict[int, int] = {}
         """Dimensions of a head that each layer rotates."""
@@ -126,7 +130,7 @@ class Rotary:
         return torch.cat((apply(x[..., :dims], x[:, :0, :, :dims], *angles)[0], x[..., dims:]), -1)
 
 
-class Alibi(_OfAnyLength):
+class Alibi(_Alike):
     """A bias of −slope × distance (Press et al. 2022), carried by two more dimensions of every head.
 
     A query ends in (a, 0) where a = slope / scaling, and a key in (0, 1).  At position p they become (a, −a·p) and
@@ -135,10 +139,6 @@ class Alibi(_OfAnyLength):
     """
 
     name, fixed, added = "ALiBi", "", 2
-
-    def kind(self, attention: AttentionModule) -> tuple:
-        """All layers are alike."""
-        return ()
 
     def angles(self, attention: AttentionModule, positions: Int[Tensor, " tokens"], dtype: torch.dtype) -> Angles:
         """Positions, and negated positions, each [1, tokens, 1]."""
@@ -155,7 +155,7 @@ class Alibi(_OfAnyLength):
         return torch.cat((x[..., :-2], first + ahead * second, second + back * first), -1)
 
 
-class Fixed(_OfAnyLength):
+class Fixed(_Alike):
     """Positions that the network puts in itself, in a way that cannot be taken out again: a cached key carries the
     position where it was read."""
 
@@ -163,10 +163,6 @@ class Fixed(_OfAnyLength):
 
     def __init__(self, name: str, why: str, rule: Rule = SAME) -> None:
         self.name, self.fixed, self.rule = name, why, rule
-
-    def kind(self, attention: AttentionModule) -> tuple:
-        """All layers are alike."""
-        return ()
 
     def angles(self, attention: AttentionModule, positions: Int[Tensor, " tokens"], dtype: torch.dtype) -> None:
         """Nothing is rotated."""
