@@ -100,24 +100,21 @@ def head_map(lane: Lane, layer: int, head: int, tokens: int = 1024) -> HeadMap |
     shown = min(lane.context.sink_tokens, stop)
     weights = np.full((stop - first, stop - first), np.nan, np.float32)
     sinks = np.full((stop - first, shown), np.nan, np.float32)
-    by_family = "s_aux" in lane.context.model.settings[layer]
-    has_sink_logit = by_family or any(_added_logit(c, layer, head) is not None for c in chunks)
-    learned = np.full(stop - first, np.nan, np.float32) if has_sink_logit else None
-    ranges = None
+    learned, ranges = np.full(stop - first, np.nan, np.float32), None
     with torch.inference_mode():
         for chunk in chunks:
             if chunk.stop <= first:
                 continue
             into = slice(max(chunk.start, first) - first, chunk.stop - first)
             rows, count = _rows(view, chunk, layer, head), into.stop - into.start
-            if rows.learned is not None and learned is not None:
+            if rows.learned is not None:
                 learned[into] = rows.learned[-count:]
             newest, positions = rows.weights[-count:], rows.positions
             recent, early = positions >= first, positions < shown
             weights[into, positions[recent] - first] = newest[:, recent]
             sinks[into, positions[early]] = newest[:, early]
             ranges = metrics.channel_ranges(rows.keys, early)
-    return HeadMap(layer, head, first, weights, sinks, learned, ranges)
+    return HeadMap(layer, head, first, weights, sinks, None if np.isnan(learned).all() else learned, ranges)
 
 
 def _check(lane: Lane, layer: int, head: int) -> None:
