@@ -80,7 +80,6 @@ def needle_map(data: Numbers, *, ax: "Axes | None" = None, cells: str = "recalle
     across = np.array(at) * step + np.searchsorted(lengths, data["length"])
     down = np.searchsorted(depths, data["depth"])
     whole[down, across] = meaning.to_rgba(data[cells])
-    dense = "dense" in policies
     failing = {(d, n) for p, d, n, share in _rows(data) if p == "dense" and share < FAILS}
     for row, (policy, depth, length, _) in enumerate(_rows(data)):
         if policy != "dense" and (depth, length) in failing:
@@ -101,7 +100,7 @@ def needle_map(data: Numbers, *, ax: "Axes | None" = None, cells: str = "recalle
     for spine in ax.spines.values():
         spine.set_visible(False)
     colour_bar(ax, meaning, what)
-    if dense and failing:
+    if failing:
         patch = Patch(color=GREY, label="Dense fails, too")
         ax.legend(handles=[patch], loc="upper left", bbox_to_anchor=(0, -0.28), frameon=False, borderaxespad=0)
     return ax
