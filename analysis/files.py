@@ -282,10 +282,10 @@ def _size(count: int, rounded: Callable[[float], int]) -> str:
     return f"{rounded(10 * count / unit) / 10:,.1f} {name}"
 
 
-def mapped(path: Path, shape: Sequence[int], dtype: Any = np.float32) -> np.memmap:
-    """A new .npy file of zeros to write into, whose room on disk is taken first: a map without it kills the process
-    when the disk is full.  Raises ValueError where there is not enough."""
-    dtype, shape = np.dtype(dtype), tuple(int(n) for n in shape)
+def mapped(path: Path, shape: Sequence[int]) -> np.memmap:
+    """A new .npy file of float32 zeros to write into, whose room on disk is taken first: a map without it kills the
+    process when the disk is full.  Raises ValueError where there is not enough."""
+    dtype, shape = np.dtype(np.float32), tuple(int(n) for n in shape)
     size = math.prod(shape) * dtype.itemsize
     try:
         with open(path, "xb") as f:
