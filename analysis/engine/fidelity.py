@@ -20,6 +20,9 @@ from .logits import Logits
 if TYPE_CHECKING:
     from .lane import Lane, Snapshot
 
+REFERENCE = 0
+"""Which lane the others are measured against."""
+
 
 class Outputs(NamedTuple):
     """What a pass over some tokens gives, as far as lanes are compared by it."""
@@ -68,11 +71,9 @@ class _Chunk:
 
 
 class Fidelity:
-    """Measures the lanes that share a text against one of them, the reference, which reads every chunk first."""
+    """Measures the lanes that share a text against the first of them, the reference, which reads every chunk first."""
 
-    def __init__(self, reference: int = 0) -> None:
-        self.reference = reference
-        """Which lane the others are measured against."""
+    def __init__(self) -> None:
         self._chunk: _Chunk | None = None
         self._before: Snapshot | None = None
 
@@ -81,7 +82,7 @@ class Fidelity:
 
         No lane reads over an end of the reference's chunk.
         """
-        if lane.index == self.reference:
+        if lane.index == REFERENCE:
             # Its old logits go first: two chunks of them never live at a time.
             self._chunk, self._before = None, lane.snapshot()
             return stop
@@ -99,7 +100,7 @@ class Fidelity:
             tokens, heads = (end - begin,), (model.layers, model.heads)
             return Measured(*(np.full(*of, np.float32) for of in ((tokens, kl), (tokens, agree), (heads, kl))))
 
-        if lane.index == self.reference:
+        if lane.index == REFERENCE:
             assert self._before is not None, "it has begun"
             self._chunk = _Chunk(begin, end, outputs, outputs.logits.top, self._before)
             return all_of(0, 1)
@@ -116,7 +117,7 @@ class Fidelity:
     def went_on_from(self, lane: "Lane") -> "Snapshot | None":
         """What the reference held when its newest chunk began: from there it must be read again by whoever goes on
         with a lane in that chunk.  None for other lanes."""
-        return self._chunk.before if self._chunk is not None and lane.index == self.reference else None
+        return self._chunk.before if self._chunk is not None and lane.index == REFERENCE else None
 
 
 def _errors(
