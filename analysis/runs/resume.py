@@ -64,8 +64,8 @@ class StoppedRun(Stopped):
     @property
     def policies(self) -> list[str]:
         """All that its lanes read under, as they are written: at first, after switches, and after those to come."""
-        switched = [str(event.get("policy", "")) for event in self.run.events if event["what"] == "switch"]
-        return [*self.spec.policies, *filter(None, switched), *(switch.policy for switch in self.switches)]
+        switched = [event["policy"] for event in self.run.switches]
+        return [*self.spec.policies, *switched, *(switch.policy for switch in self.switches)]
 
 
 def stopped(path: Path, tokens: int | None = None) -> StoppedRun:
