@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..settings import Settings
+from ..settings import Settings, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +58,15 @@ def strongest(mass: NDArray, layer: int, head: int) -> tuple[int, int]:
         return max(layer, 0), max(head, 0)
     best, which = np.unravel_index(open_to.argmax(), mass.shape)
     return int(best), int(which)
+
+
+def several(count: str) -> Any:
+    """A setting for numbers of layers or heads; `count`: how many `evenly` chooses, in a word."""
+    return setting(
+        "auto",
+        f"auto: {count}, evenly from the first to the last; or numbers with spaces.",
+        pattern=r"auto|\d{1,4}( \d{1,4})*",
+    )
 
 
 def evenly(written: str, count: int, most: int) -> str:

@@ -3,7 +3,6 @@
 Liu et al. 2024, "IntactKV"; Hooper et al. 2024, "KVQuant".
 """
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from .. import metrics
 from ..settings import setting
-from .base import Figure, Numbers, evenly
+from .base import Figure, Numbers, evenly, several
 from .drawing import axes, legend
 
 if TYPE_CHECKING:
@@ -37,9 +36,7 @@ class KeyRanges(Figure):
     needs: ClassVar[str] = "stretch"
     height: ClassVar[float] = 0.45
 
-    layers: str = setting(
-        "auto", "auto: four, evenly from the first to the last; or numbers with spaces.", pattern=r"auto|\d+( \d+)*"
-    )
+    layers: str = several("four")
     kv_head: int = setting(0, "The KV head.", low=0)
     first: int = setting(4, "How many first tokens stand apart.", low=1, high=64)
 
@@ -52,7 +49,7 @@ class KeyRanges(Figure):
 
         Raises ValueError where there is no such layer or KV head, or the stretch has no more than the first tokens.
         """
-        layers = [int(n) for n in re.findall(r"\d+", self.resolved(source).layers)]
+        layers = [int(n) for n in self.resolved(source).layers.split()]
         keys, model = source.stretch.keys, source.model
         if max(layers) >= len(keys) or self.kv_head >= keys.shape[1]:
             raise ValueError(

@@ -1,6 +1,5 @@
 """Maps of several heads of several layers, side by side."""
 
-import re
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 
 from ..settings import setting
-from .base import Figure, Numbers, evenly
+from .base import Figure, Numbers, evenly, several
 from .drawing import axes, colour_bar, decades
 from .head_map import coloured, meaning_of, region_of
 
@@ -30,16 +29,8 @@ class MapGrid(Figure):
     needs: ClassVar[str] = "stretch"
     height: ClassVar[float] = 0.9
 
-    layers: str = setting(
-        "auto",
-        "auto: four, evenly from the first to the last; or numbers with spaces.",
-        pattern=r"auto|\d{1,4}( \d{1,4})*",
-    )
-    heads: str = setting(
-        "auto",
-        "auto: three, evenly from the first to the last; or numbers with spaces.",
-        pattern=r"auto|\d{1,4}( \d{1,4})*",
-    )
+    layers: str = several("four")
+    heads: str = several("three")
     tokens: int = setting(128, "First tokens of the stretch.", low=2, high=65_536)
     cells: str = setting("weights", "Attention weights, or logits before the softmax.", choices=("weights", "logits"))
 
@@ -51,7 +42,7 @@ class MapGrid(Figure):
     def numbers(self, source: "Atlas") -> Numbers:
         """`maps` [layers, heads, cells, cells], `layers` and `heads`.  Raises ValueError where there are no such."""
         chosen = self.resolved(source)
-        layers, heads = ([int(n) for n in re.findall(r"\d+", text)] for text in (chosen.layers, chosen.heads))
+        layers, heads = ([int(n) for n in text.split()] for text in (chosen.layers, chosen.heads))
         region = region_of(source, 0, self.tokens, CELLS)
         maps = [[source.draw(layer, head, region, kind=self.cells) for head in heads] for layer in layers]
         return {"maps": np.array(maps), "layers": np.array(layers), "heads": np.array(heads)}

@@ -1,6 +1,5 @@
 """Mean attention logits of some layers, as Figure 2 of StreamingLLM shows them (Xiao et al. 2023)."""
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from ..maps.region import Region
 from ..settings import setting
-from .base import Figure, Numbers, evenly
+from .base import Figure, Numbers, evenly, several
 from .map_grid import map_grid
 
 if TYPE_CHECKING:
@@ -29,9 +28,7 @@ class MeanLogits(Figure):
     needs: ClassVar[str] = "stretch"
     height: ClassVar[float] = 0.3
 
-    layers: str = setting(
-        "auto", "auto: four, evenly from the first to the last; or numbers with spaces.", pattern=r"auto|\d+( \d+)*"
-    )
+    layers: str = several("four")
     tokens: int = setting(16, "First tokens of the stretch.", low=2, high=128)
 
     def resolved(self, source: "Atlas") -> Self:
@@ -41,7 +38,7 @@ class MeanLogits(Figure):
 
     def numbers(self, source: "Atlas") -> Numbers:
         """`maps` [1, layers, tokens, tokens], and in `heads` the layers.  Raises ValueError where there are no such."""
-        layers = [int(n) for n in re.findall(r"\d+", self.resolved(source).layers)]
+        layers = [int(n) for n in self.resolved(source).layers.split()]
         end = min(self.tokens, source.stretch.tokens)
         region = Region((0, end), (0, end))
         heads = range(source.stretch.heads)
