@@ -2,7 +2,8 @@
 
 A policy is a frozen dataclass.  Its fields are its settings (their metadata gives range and help text, from which the
 page makes its widgets), its docstring is its help text, and `str(policy)` is the way to write it on a command line.
-What a policy does to a cache is said by the two subclasses: `Banded` keeps by position, `Recomputed` keeps nothing.
+What a policy does to a cache is said by its subclasses: `Banded` keeps by position, `Recomputed` keeps nothing,
+`Ranked` (ranked.py) keeps what scores highest, and `Duo` (duo.py) everything in some heads and by position in others.
 This module knows nothing of tensors.
 """
 
