@@ -241,6 +241,27 @@ def test_deleted_run_comes_back_beside_one_that_has_its_name_now(home):
     assert {e.name: e.status for e in library.entries()} == {"a": "interrupted", "a-2": "finished"}
 
 
+def test_deleted_run_comes_back_from_beside_what_a_system_put_there(home):
+    seeds.run(home / "a", end="finished")
+    when = trash.delete("a")
+    (home / ".trash" / when / ".DS_Store").touch()
+    assert trash.undo(when) == "a" and names() == ["a"] and trash.trashed() == []
+
+
+def test_run_that_goes_while_it_is_brought_back_leaves_no_empty_folder(home, monkeypatch):
+    seeds.run(home / "a", end="finished")
+    when = trash.delete("a")
+
+    def meanwhile(place, name):
+        shutil.rmtree(home / ".trash" / when)
+        return library.unique(place, name)
+
+    monkeypatch.setattr(trash, "unique", meanwhile)
+    with pytest.raises(ValueError, match="cannot be brought back"):
+        trash.undo(when)
+    assert [path.name for path in home.iterdir()] == [".trash"]
+
+
 @pytest.mark.parametrize("when", ["", "..", "../x", "1", "x", "²", "9" * 400])
 def test_what_was_never_deleted_does_not_come_back(home, when):
     with pytest.raises(ValueError, match="gone for good"):

@@ -71,12 +71,16 @@ def undo(when: str, place: Path | None = None) -> str:
             break
     else:
         raise ValueError(f"what was deleted as {quoted(when)} cannot be brought back: it is gone for good")
+    back = unique(home(place), path.name)
     try:
         # An empty folder gives way to a full one that takes its name.
-        back = path.rename(unique(home(place), path.name))
-        path.parent.rmdir()
+        path.rename(back)
     except OSError as e:
+        back.rmdir()
         raise ValueError(f"{path} cannot be brought back ({e.strerror}): check who may write there") from e
+    with suppress(OSError):
+        # Whatever else lies there stays.
+        path.parent.rmdir()
     return back.name
 
 
