@@ -48,9 +48,7 @@ class QuantizedSlots:
 
     def __copy__(self) -> "QuantizedSlots":
         twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        for name in ("head", "codes", "scales", "zeros", "tail"):
-            setattr(twin, name, copy.copy(getattr(self, name)))
+        twin.__dict__.update(self.__dict__, **{part: copy.copy(slots) for part, slots in self._named().items()})
         return twin
 
     @classmethod
@@ -101,7 +99,7 @@ class QuantizedSlots:
     @property
     def nbytes(self) -> int:
         """Bytes of what is held: codes, scales, zero points, and the tokens that are as they came."""
-        return sum(slots.nbytes for slots in (self.head, self.codes, self.scales, self.zeros, self.tail))
+        return sum(slots.nbytes for slots in self._named().values())
 
     def waiting(self, end: int) -> tuple[int, Float[Tensor, "kv_heads tokens dim"]]:
         """Tokens before text position `end` that are to be packed and are not, and the position of the first."""
