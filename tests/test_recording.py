@@ -17,6 +17,7 @@ from analysis.runs import library
 from analysis.runs.codec import levels_of
 from analysis.runs.folder import Folder, save
 from analysis.runs.maps import EACH, MOST, SIDE, MapsFile, RecordedMap, read_maps
+from analysis.runs.reader import load as load_run
 from analysis.runs.recording import recorded, recording
 from analysis.runs.run import Run
 from analysis.runs.screen import GRIDS, MODES
@@ -269,3 +270,12 @@ def test_a_recording_that_has_grown_has_another_address_whatever_its_files_say_o
     assert before == recordings.address_of("a")
     os.utime(tmp_path / "a" / "tokens.parquet", (10**9 + 1, 10**9 + 1))
     assert before != recordings.address_of("a")
+
+
+@pytest.mark.parametrize("wrong", [{"how": -1.5}, {"text": [1]}, {"why": {}}, {"stop": "soon"}])
+def test_an_event_of_which_something_is_no_word_is_damage(tmp_path, wrong):
+    seeds.run(tmp_path / "run", end="finished")
+    events = tmp_path / "run" / "events.jsonl"
+    events.write_text("".join(json.dumps(json.loads(line) | wrong) + "\n" for line in events.read_text().splitlines()))
+    with pytest.raises(ValueError, match=r"line 1 of .* is no event of this run"):
+        load_run(tmp_path / "run")

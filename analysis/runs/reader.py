@@ -32,6 +32,10 @@ class _Event:
     position: int | None = None
     seconds: float = 0.0
     policy: str | None = None
+    how: str | None = None
+    text: str | None = None
+    why: str | None = None
+    stop: int | None = None
 
 
 def load(path: Path) -> Run:
