@@ -264,6 +264,7 @@ def test_keys_that_are_not_there_are_never_made_up(llama, key, tmp_path):
         ("attention.key_length", [8, 8]),
         ("attention.head_count_kv", [2, 2, 1]),
         ("context_length", "long"),
+        ("x", "a\nb"),
     ],
 )
 def test_values_of_another_kind_are_refused_in_a_sentence(llama, key, value, tmp_path):
@@ -275,6 +276,8 @@ def test_values_of_another_kind_are_refused_in_a_sentence(llama, key, value, tmp
     [
         ({"general.type": "adapter"}, "general.type = adapter"),
         ({"split.count": 2}, "--merge"),
+        ({"split.count": "two\nparts"}, "one of two parts parts"),
+        ({"split.count": [1, 2]}, "one of [1, 2] parts"),
         ({"clip.has_vision_encoder": True}, "clip.has_vision_encoder"),
     ],
 )

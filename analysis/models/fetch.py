@@ -219,3 +219,8 @@ def first_line(e: Exception) -> str:
     said = " ".join(line.strip() for line in lines[: 1 + heading])
     # Kinds are called by their names: int, not <class 'int'>.
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", said)[:200]
+
+
+def in_line(value: object) -> str:
+    """What a file says, as a part of a line."""
+    return " ".join(str(value).split())[:60]

@@ -15,6 +15,8 @@ from transformers import LlamaConfig, PretrainedConfig, PreTrainedModel
 from transformers.integrations.gguf import GgufHeader, load_gguf_state_dict, read_gguf_metadata
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
+from .fetch import first_line, in_line
+
 FREQS, LONG, SHORT = "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"
 
 
@@ -109,7 +111,7 @@ class Header(NamedTuple):
     def refuse(self, key: str, why: str = "") -> NoReturn:
         """Raises ValueError with what the file says under a key, and why the model cannot be read with it."""
         value = self.keys.get(key)
-        said = f"{self.architecture}.{key}" + ("" if value is None else f" = {str(value)[:60]}")
+        said = f"{self.architecture}.{key}" + ("" if value is None else f" = {in_line(value)}")
         raise ValueError(
             f"{self.called} says {said}, {why or 'which transformers has no place for here'}: give the folder of the "
             "model that the file was made from"
@@ -128,14 +130,15 @@ def read(path: Path, called: str) -> Header:
     try:
         metadata, tensors = read_gguf_metadata(str(path))
     except Exception as e:
-        raise ValueError(f"{called} is damaged or of an old GGUF version, fetch or convert it again ({e})") from e
-    if (kind := metadata.get("general.type", "model")) != "model":
+        why = f"is damaged or of an old version, fetch or convert it again ({first_line(e)})"
+        raise ValueError(f"{called} {why}") from e
+    if (kind := in_line(metadata.get("general.type", "model"))) != "model":
         raise ValueError(
             f"{called} is no whole model (general.type = {kind}): give a GGUF file into which everything is merged"
         )
-    if (parts := metadata.get("split.count", 1)) > 1:
+    if (parts := in_line(metadata.get("split.count", 1))) not in ("0", "1"):
         raise ValueError(f"{called} is one of {parts} parts (split.count): join them with llama-gguf-split --merge")
-    architecture = metadata["general.architecture"]
+    architecture = in_line(metadata.get("general.architecture"))
     if architecture not in ARCHITECTURES:
         raise ValueError(
             f"GGUF files of the architecture {architecture!r} are not read: give the folder of the model, or a file of "
