@@ -8,8 +8,10 @@ import pytest
 
 from analysis.cli.console import out
 from analysis.runs import library
+from analysis.runs.folder import save
 
 from .fuzz import seeds
+from .recordings import made_up
 from .test_library import home as home
 from .test_library import names
 
@@ -37,6 +39,14 @@ def test_commands_do_what_they_say(home, run, tmp_path):
     elsewhere = str(tmp_path / "elsewhere")
     assert run("runs", "import", str(file), "--runs", elsewhere)[0] == 0
     assert "a" in run("runs", "list", "--runs", elsewhere)[1] and len(names()) == 2
+
+
+def test_every_lane_stands_beside_the_tokens_that_its_perplexity_is_of(home, run):
+    save(made_up(3000, ends={1: 1000, 2: 40}), home / "a", text_sha256="", weights_sha256="")
+    said = [
+        line for line in run("runs")[1].splitlines() if re.search(r"│ +[0-9,]+ │ (Dense|Window|Recompute|Sinks)", line)
+    ]
+    assert [re.search(r"│ +([0-9,]+) │", line)[1] for line in said] == ["3,000", "1,000", "40", "3,000"]
 
 
 @pytest.mark.parametrize("words", ["list", "show"])

@@ -14,6 +14,7 @@ from analysis import COMMAND
 from analysis.figures.thumbnails import sink_grid, sparkline
 from analysis.runs import library, trash
 from analysis.runs.archive import export
+from analysis.runs.folder import save
 from analysis.runs.preview import preview_of
 from app.panels.run_list import AT_ONCE, words_of
 from app.plain import plain
@@ -276,6 +277,14 @@ def test_small_curves_are_as_long_as_what_their_lanes_have_read():
     ends = [float(line.split()[-1].partition(",")[0]) if line else None for line in lines]
     # Curves begin at token 32, and the longest has all of the 114 pixels between the edges.
     assert ends == pytest.approx([117, 3 + 114 * 967 / 2967, 3 + 114 * 7 / 2967, None], abs=0.1)
+
+
+def test_perplexities_of_different_numbers_of_tokens_say_of_how_many(home):
+    for name, ends in (("a", {1: 1000, 2: 40}), ("b", {})):
+        save(made_up(3000, ends=ends), home / name, text_sha256="", weights_sha256="")
+    apart, alike = (words_of(entry, "") for entry in map(library.entry, "ab"))
+    assert "<p>Up to 3,000 tokens, perplexity: " in apart and "<p>3,000 tokens, perplexity: " in alike
+    assert re.findall("</b> of ([0-9,]+)<", apart) == ["3,000", "1,000", "40", "3,000"] and "</b> of" not in alike
 
 
 def test_words_of_a_run_are_text(home):

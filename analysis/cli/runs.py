@@ -57,8 +57,8 @@ def show_all(
         table.add_row(
             Text(f"{e.name}\n{'* ' * e.label.pinned}{e.title}", overflow="fold"),
             Text(", ".join(filter(None, (*known, _local(e.started)))), overflow="fold"),
-            f"{max(lane.tokens for lane in lanes):,}" if lanes else "",
-            # Each beside its perplexity.
+            # Each beside its perplexity, which is of so many tokens.
+            "\n".join(f"{lane.tokens:,}" for lane in lanes),
             Text("\n".join(e.lanes), no_wrap=True, overflow="ellipsis"),
             "\n".join("–" if lane.perplexity is None else f"{lane.perplexity:,.1f}" for lane in lanes),
             f"{e.size / 1e6:,.2f}",

@@ -194,13 +194,16 @@ def words_of(entry: Entry, title: str) -> str:
     lanes = entry.preview.lanes if entry.preview else ()
     if lanes:
         tokens = max(lane.tokens for lane in lanes)
+        # Perplexities of other stretches of the text are not compared in silence.
+        alike = all(lane.tokens == tokens for lane in lanes)
         each = [
-            f'<span class="sk-run-lane">{escape(name)} <b>{lane.perplexity:,.1f}</b></span>'
+            f'<span class="sk-run-lane">{escape(name)} <b>{lane.perplexity:,.1f}</b>'
+            f"{'' if alike else f' of {lane.tokens:,}'}</span>"
             for name, lane in zip(entry.lanes, lanes, strict=True)
             if lane.perplexity is not None
         ]
         told = f", perplexity: {' · '.join(each)}" if each else ""
-        lines.append(f"<p>{tokens:,} tokens{told}</p>")
+        lines.append(f"<p>{'' if alike else 'Up to '}{tokens:,} tokens{told}</p>")
     elif entry.lanes:
         lines.append(f"<p>{escape(' · '.join(entry.lanes))}</p>")
     shown = f'<div class="sk-run-pictures">{pictures}</div>' if pictures else ""
