@@ -14,6 +14,7 @@ from analysis.palette import lines
 from analysis.policies import parse as policy
 from app.panels import charts
 from app.panels.measures import massive_in
+from app.panels.recall_map import points_told
 from app.panels.verdict_results import quality_label
 
 from .verdicts import VERDICT, entry
@@ -99,6 +100,15 @@ def test_a_pareto_picture_has_a_line_for_each_policy_over_its_budgets():
     assert [trace.name for trace in kl.data] == ["Window", "Sinks + window", "Pareto front"]
     told = charts.pareto(parse("pareto:measure=passkey,cost=tokens").numbers(VERDICT), "", "", share=True)
     assert list(told.data[1].y) == [0, 0.5] and told.layout.yaxis.type == "linear"
+
+
+def test_points_of_a_curve_of_recall_are_told_with_their_policies_and_distances():
+    columns = {
+        "policy": np.array(["dense", "dense", "window:window=64"]),
+        "distance": np.array([40.2, 1203.0, 40.2]),
+        "recalled": np.array([1.0, 0.5, 0.0]),
+    }
+    assert points_told(columns) == "Dense at 40: 100%; Dense at 1,203: 50%; Window 64 at 40: 0%"
 
 
 @pytest.mark.parametrize("cost", [(64, 1024), (4096, 6144), (2.1, 3.4), (0.0328, 0.0655), (64, 64)])

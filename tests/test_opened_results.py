@@ -257,6 +257,7 @@ def test_a_verdict_that_stopped_offers_to_go_on_and_one_that_is_damaged_is_one_s
     compared(home / "ve", "interrupted")
     at = opened("verdict", run="ve")
     assert "Resume" in [button.label for button in at.button] and len(at.dataframe[0].value) == 5
+    assert "cached tokens; Dense: 1; Window at 64: 20.09;" in at.get("bidi_component")[-1].proto.json
     (home / "ve" / "verdict.json").write_text("{}")
     at = opened("verdict", run="ve")
     assert len(at.error) == 1 and "not that of a comparison" in at.error[0].value and not at.dataframe

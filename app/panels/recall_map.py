@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import streamlit as st
@@ -10,6 +10,8 @@ import streamlit as st
 from analysis.experiments.recall.asked import Asked
 from analysis.experiments.recall.cells import TABLE, RecallCell, Row, read_table, rows_of, summary
 from analysis.figures import RecallCurve
+from analysis.palette import labels
+from analysis.policies import parse
 from analysis.runs.spec import Spec
 from analysis.tables import as_csv
 from app import recordings
@@ -22,6 +24,9 @@ from app.jobs.recall import RecallJob
 from app.pages import PAGES
 from app.panels import charts
 from app.parameters import MEASURED
+
+if TYPE_CHECKING:
+    from analysis.figures import Numbers
 
 CELL = tuple[int, int, float]
 """A cell that is looked at: the lane, dense first, length and depth."""
@@ -108,9 +113,16 @@ def draw_map(found: Found, chosen: CELL | None, on_pick: Callable[[], None]) -> 
 def draw_curve(found: Found) -> None:
     """How often the answer was given, over the distance to what says it."""
     numbers = RecallCurve().numbers(found.rows)
-    ends = [f"{p}: {share:.0%}" for p, share in zip(numbers["policy"], numbers["recalled"], strict=True)]
-    alt = f"Share of the answers given over the tokens from the fact to the answer; {'; '.join(ends)}"
+    alt = f"Share of the answers given over the tokens from the fact to the answer; {points_told(numbers)}"
     chart.mount(charts.recall(numbers), key="recall-curve", alt=alt, height=340, projected=60)
+
+
+def points_told(numbers: "Numbers") -> str:
+    """The points of a curve in words: columns that RecallCurve gives."""
+    policies = list(dict.fromkeys(numbers["policy"].tolist()))
+    names = dict(zip(policies, labels([parse(policy) for policy in policies]), strict=True))
+    columns = zip(*(numbers[column].tolist() for column in ("policy", "distance", "recalled")), strict=True)
+    return "; ".join(f"{names[policy]} at {distance:,.0f}: {share:.0%}" for policy, distance, share in columns)
 
 
 def draw_table(rows: Sequence[Row]) -> None:

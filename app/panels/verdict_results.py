@@ -140,7 +140,8 @@ def draw_picture(verdict: Verdict) -> None:
     label = quality_label(quality)
     figure = charts.pareto(numbers, COSTS[cost], label, share=quality in tasks)
     columns = zip(numbers["title"], numbers["cost"], numbers["value"], strict=True)
-    points = [f"{title} at {at:,.4g}: {value:.4g}" for title, at, value in columns]
+    # What dense takes in tokens grows with the text.
+    points = [f"{title}{'' if at != at else f' at {at:,g}'}: {value:.4g}" for title, at, value in columns]
     alt = f"{label} over {COSTS[cost].lower()}; {'; '.join(points)}"
     chart.mount(figure, key="verdict-pareto", alt=alt, height=380, projected=60)
 
