@@ -288,6 +288,24 @@ def test_a_caption_names_what_is_seen_and_every_policy_with_a_paper_has_its_entr
     assert said.endswith("values over the tokens read. Made with Sinkscope.")
 
 
+@pytest.mark.parametrize(
+    ("loading", "said"),
+    [
+        ({"dtype": "bfloat16"}, "bfloat16"),
+        ({"weights": "int4"}, "int4 weights, bfloat16 products, float32 elsewhere"),
+        ({"kv_heads": 1}, "KV heads averaged to 1, without training, float32"),
+        ({}, "float32"),
+    ],
+)
+def test_a_caption_says_what_was_done_to_the_model(loading, said):
+    spec = {"model": "embedded", "text": "passkey", "dtype": "float32", "weights": "model", "kv_heads": None} | loading
+    named = "SmolLM2-135M-Instruct on passkey"
+    assert f" {named} (4,096 tokens, {said}). " in caption(parse("memory"), spec, ["dense"], 4096)
+    # Of questions, how many tokens were read is not known.
+    asked = f" {named} ({said}). " if loading else f" {named}. "
+    assert asked in caption(parse("needle-map"), spec, ["dense"], None)
+
+
 def test_a_caption_says_how_many_tokens_were_read_and_not_how_many_were_asked_for(tmp_path):
     run = made_up(300, ends={1: 120})
     run.spec = replace(run.spec, tokens=5000)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..models import gemma
+from ..models.dtypes import arithmetic
 from ..policies import parse
 from .base import Figure
 
@@ -62,10 +63,15 @@ def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str], to
     parts = [f"{figure.title}. {shown}" + (f" ({settings})." if settings else ".")]
     if isinstance(model := spec.get("model"), str):
         model = {"embedded": "SmolLM2-135M-Instruct", gemma.NAME: gemma.CALLED}.get(model, model)
-        how = f", {spec['dtype']}" if spec.get("dtype") else ""
         text = f" on {spec['text']}" if spec.get("text") else ""
-        read = f" ({tokens:,} tokens{how})" if tokens else ""
-        parts.append(f"{model}{text}{read}.")
+        facts = [f"{tokens:,} tokens"] if tokens else []
+        if (heads := spec.get("kv_heads")) is not None:
+            facts.append(f"KV heads averaged to {heads}, without training")
+        how = arithmetic(spec.get("weights") or "model", spec.get("dtype") or "")
+        # As in lists of runs, float32 is what is meant where nothing else is said.
+        facts += [how] * bool(how and (facts or how != "float32"))
+        told = f" ({', '.join(facts)})" if facts else ""
+        parts.append(f"{model}{text}{told}.")
     if policies:
         named = ", ".join(parse(p).label for p in policies)
         parts.append(f"{'Policy' if len(policies) == 1 else 'Policies'}: {named}.")
