@@ -4,6 +4,7 @@ import base64
 import gzip
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from analysis.policies import parse
 from analysis.runs import library
 from analysis.runs.reader import load
 from analysis.runs.recorded_chat import recorded_chat
-from analysis.runs.recording import recording
+from analysis.runs.recording import recorded_in, recording
 from analysis.runs.run import Run
 from analysis.runs.screen import RECENT
 from analysis.runs.shares import ALL, MOST, SharesFile, read_shares, spacing
@@ -286,6 +287,18 @@ def test_what_a_clicked_token_looked_back_at_is_shown_again(script, partner):
         assert head["row"] is None and "row_places" not in arrays
     assert "not kept" in made[3][0]["hint"] and "Kept of this lane: the tokens at 9." in made[3][0]["hint"]
     assert "tokens at 9" in made[5][0]["hint"]
+
+
+def test_a_token_that_was_all_but_certain_has_a_probability_in_digits(script, partner):
+    talk = Talk(partner, ALIKE[:1], "certain", most=6)
+    talk.ask(PROMPTS[0])
+    run = load(talk.finish())
+    run.tracks[0].nll.view()[:3] = 0.004, 1e-6, 4.6
+    data, view = recorded_in(None, run, {}), {"chosen": 0, "head": None}
+    total = decoded(data)[0]["total"]
+    made, _ = frames(script, data, [(total, {**view, "token": [0, token]}) for token in (1, 2, 3)])
+    said = [re.search(r"a probability of (.* %)\.", head["hint"]) for head, _ in made]
+    assert [found and found[1] for found in said] == ["99.6 %", "100 %", "1.0 %"]
 
 
 def test_damaged_rows_and_shares_are_refused_in_a_sentence(partner):

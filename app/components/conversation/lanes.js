@@ -132,7 +132,7 @@ function makeLane(i, send, frameNow) {
       const cost = nll?.[place - begin];
       const colour = weight !== undefined ? attentionColour(weight, theme) : coloured && cost >= 0 ? surpriseColour(cost, theme) : "";
       if (span.style.getPropertyValue("--paint") !== colour) span.style.setProperty("--paint", colour);
-      span.title = `${JSON.stringify(span.textContent)} at ${count(place)}${weight === undefined ? "" : `: ${(100 * weight).toPrecision(2)} % of the attention`}${cost >= 0 ? `: NLL ${digits(cost)}` : ""}`;
+      span.title = `${JSON.stringify(span.textContent)} at ${count(place)}${weight === undefined ? "" : `: ${percent(weight)} of the attention`}${cost >= 0 ? `: NLL ${digits(cost)}` : ""}`;
       flag(span, "sk-asked", place === at);
     };
     spans.forEach((span, k) => paint(span, begin + k));

@@ -95,7 +95,7 @@ function openTalk(bytes) {
     const others = kept.length ? ` Kept of this lane: the tokens at ${kept.map(count).join(", ")}.` : "";
     if (!token) return `Click a token: how well the model had expected it, in this lane.${kept.length ? ` What it looked back at is kept of the tokens at ${kept.map(count).join(", ")}.` : ""}`;
     const lane = lanes[token[0]], nll = lane.nll[token[1] - 1];
-    const cost = nll == null ? "The first token is given: nothing came before it." : `${JSON.stringify(vocabulary[lane.pieces[token[1]]])} at ${count(token[1])}: NLL ${digits(nll)}, a probability of ${(100 * Math.exp(-nll)).toPrecision(2)} %.`;
+    const cost = nll == null ? "The first token is given: nothing came before it." : `${JSON.stringify(vocabulary[lane.pieces[token[1]]])} at ${count(token[1])}: NLL ${digits(nll)}, a probability of ${percent(Math.exp(-nll))}.`;
     if (row) return `${cost} Shaded: what it gave to each, layer ${row.layer}, head ${row.head}; stronger is more, on a logarithmic scale.`;
     return `${cost} What it looked back at is not kept: click a token of a live conversation, and it is kept for that one.${others}`;
   }

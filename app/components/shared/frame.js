@@ -63,6 +63,11 @@ function digits(n) {
   return n >= 10 ? n.toFixed(1) : n.toFixed(2);
 }
 
+// Two digits, and a third where two would make it all.
+function percent(share) {
+  return `${(100 * share).toPrecision(share < 0.995 ? 2 : 3)} %`;
+}
+
 function size(bytes) {
   if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(2)} GB`;
   return bytes >= 1e7 ? `${(bytes / 1e6).toFixed(0)} MB` : `${(bytes / 1e6).toFixed(1)} MB`;
