@@ -93,14 +93,17 @@ def test_a_captured_stretch_is_panned_zoomed_and_compared(app, page, tmp_path):
     assert not page.problems and not page.strangers
 
 
-@pytest.mark.parametrize(("level", "said"), [(LEVELS["top"], "1.0"), (1, "at most 0.000001")])
-def test_what_is_looked_at_stays_on_a_map_that_was_panned_far(page, level, said):
+@pytest.mark.parametrize(
+    ("kind", "level", "said"),
+    [("weights", LEVELS["top"], "1.0"), ("weights", 1, "at most 0.000001"), ("logits", LEVELS["top"], "250")],
+)
+def test_what_is_looked_at_stays_on_a_map_that_was_panned_far(page, kind, level, said):
     """Also where all parts are of one scale, as they are once another head is chosen while one looks closely.  A weight
     that is smaller than any level is not said to be as large as the smallest."""
     page.set_content(f"<style>{style('atlas/world')}</style><div id='root' style='width: 600px'></div>")
     page.add_script_tag(content=f"{script('atlas/world')}\nwindow.makeWorld = makeWorld;")
     page.evaluate(
-        """([levels, level]) => {
+        """([levels, kind, level]) => {
           const shared = { x: 0, y: 0, z: null, linear: false }, nothing = () => {};
           const world = makeWorld(shared, { asked: nothing, chosen: nothing, moved: nothing });
           const theme = themeOf(document.body);
@@ -109,14 +112,14 @@ def test_what_is_looked_at_stays_on_a_map_that_was_panned_far(page, level, said)
           for (let tile = 1; tile <= 40; tile++) {
             const region = { rows: [1000 + 64 * tile, 1064 + 64 * tile], columns: [0, 64], scale: 1 };
             world.show({
-              run: "a", head: [0, 0], kind: "weights", pool: "max", low: 0, high: 1, total: 4000, cross: null,
+              run: "a", head: [0, 0], kind, pool: "max", low: -40, high: 250, total: 4000, cross: null,
               title: "", place: [region.rows[0], 0, 64], constants: { levels }, firsts: ["a"], texts: {}, region, tile,
             }, theme, array(64), array(1), "");
             Object.assign(shared, { y: region.rows[0] });
           }
           world.draw();
         }""",
-        [LEVELS, level],
+        [LEVELS, kind, level],
     )
     box = page.locator(".sk-world").bounding_box()
     page.mouse.move(box["x"] + 300, box["y"] + 200)

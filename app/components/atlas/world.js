@@ -15,6 +15,9 @@ function meaning(frame) {
   return (level) => low + ((high - low) * (level - 1)) / (levels.top - 1);
 }
 
+// In few digits, whatever its size.
+const number = (v) => (Math.abs(v) >= 10 ? v.toFixed(0) : Math.abs(v) >= 0.1 || !v ? v.toFixed(2) : `${Number(v.toPrecision(2))}`).replace("-", "−");
+
 // Differences are as far below zero as above.  Colours run with their logarithm, but linearly through zero: up to this
 // share of the largest one.
 const LINEAR = 1e-3;
@@ -238,7 +241,6 @@ function makeWorld(shared, { asked, chosen, moved }) {
       ctx.fillStyle = css(paint(level));
       ctx.fillRect(x, edge.top + i, 9, 1.5);
     }
-    const number = (v) => (Math.abs(v) >= 10 ? v.toFixed(0) : Math.abs(v) >= 0.1 || !v ? v.toFixed(2) : `${Number(v.toPrecision(2))}`).replace("-", "−");
     // Powers of ten on both sides of zero, as far as they stand apart from the ends.
     const tens = [0, -1, -2].map((k) => 10 ** (Math.floor(Math.log10(frame.high)) + k)).filter((v) => v < 0.7 * frame.high);
     const symmetric = [0, frame.high, ...tens].flatMap((v) => (v ? [v, -v] : [0]).map((u) => [0.5 + 0.49 * symlog(u / frame.high), number(u)]));
@@ -334,7 +336,7 @@ function makeWorld(shared, { asked, chosen, moved }) {
     if (tile) {
       const row = Math.floor((r - tile.rows[0]) / tile.scale);
       const level = first ? tile.firsts.data[row * tile.firsts.width + c] : tile.data[row * tile.width + Math.floor((c - tile.columns[0]) / tile.scale)];
-      const said = frame.kind === "weights" ? weightText(frame.constants.levels, level) : meaning(frame)(level).toPrecision(2);
+      const said = frame.kind === "weights" ? weightText(frame.constants.levels, level) : number(meaning(frame)(level));
       what = level ? said : c > r ? "comes later" : "evicted";
       if (tile.scale > 1) what += `, ${frame.pool} of ${tile.scale} × ${first ? 1 : tile.scale}`;
     }
