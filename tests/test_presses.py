@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from analysis.runs.spec import TYPED
 from app.libraries import LIBRARIES
 from app.panels import slots
+from app.panels.run_panel import RunPanel
 
 from .fuzz import seeds
 from .test_links_pages import opened
@@ -56,13 +57,17 @@ def write(at: AppTest, label: str) -> None:
     box.set_value(WRITTEN)
 
 
-def tell(at: AppTest, told: dict) -> None:
-    """Let the page's component tell this."""
+def component_of(at: AppTest) -> str:
+    """The id of the page's component."""
+    names = ("board", "conversation")
+    return next(e.proto.id for e in at.get("bidi_component") if e.proto.component_name.endswith(names))
+
+
+def tell(at: AppTest, told: dict, component: str = "") -> None:
+    """Let the page's component tell this, or the one of an id, which stood there before."""
     states = at._tree.get_widget_states()
     events = json.dumps([{"event": event, "value": value} for event, value in told.items()])
-    component = next(
-        e.proto.id for e in at.get("bidi_component") if e.proto.component_name.endswith(("board", "conversation"))
-    )
+    component = component or component_of(at)
     states.widgets.append(WidgetState(id=f"$$STREAMLIT_INTERNAL_KEY_{component}__events", json_trigger_value=events))
     at._run(states)
 
@@ -95,6 +100,17 @@ def test_a_component_begins_with_what_was_just_written(begun, name):
     write(at, label)
     tell(at, told)
     is_begun_with_what_was_written(at, begun)
+
+
+def test_what_is_pressed_twice_beside_a_player_is_done_once(begun, monkeypatch):
+    """When the second press comes, what the first one began stands there already."""
+    monkeypatch.setattr(RunPanel, "begin", lambda panel, *of: begun.append(of) or panel.play(None))
+    at = opened("read", {})
+    player = component_of(at)
+    for moment in (1, 2):
+        tell(at, {"press": {"what": "live", "at": moment}}, player)
+        tell(at, {"rest": {"at": 10}}, player)
+    assert not at.exception and len(begun) == 1
 
 
 @pytest.mark.parametrize(("name", "text"), [("said", TYPED), ("anew", TYPED), ("played", "memory")])

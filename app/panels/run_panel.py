@@ -3,6 +3,7 @@ and *Chat* have in common."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import streamlit as st
@@ -138,14 +139,25 @@ class RunPanel(JobPanel[Run]):
 
         def rested() -> None:
             """Take over what the player shows, once it stands still."""
+            if key not in state:
+                # What it told came when something else stood here already.
+                return
             rest = state[key]["rest"]
             view.look(rest, len(recording.spec.policies))
             self.play(recording, rest["at"] if isinstance(rest.get("at"), int) else self.at)
 
         def asked() -> None:
-            """Have done what was pressed beside the player."""
+            """Have done what was pressed beside the player, once: a second press may come when it is done already, or
+            before."""
+            if key not in state:
+                return
             if is_new_press(f"{self.name}-replay", pushed := state[key]["press"]) and pushed["what"] in offered:
-                press(offered[pushed["what"]][-1])
+                press(partial(first, offered[pushed["what"]][-1]))
+
+        def first(action: Callable[[], None]) -> None:
+            """Do what was pressed, unless it has put something else here already."""
+            if self.recording == recording:
+                action()
 
         replay.mount(
             component,
