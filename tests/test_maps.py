@@ -163,3 +163,11 @@ def test_no_map_before_the_first_token_and_a_sentence_for_a_head_that_is_not_the
     lane.read(5)
     with pytest.raises(ValueError, match="layers are 0 to 2"):
         head_map(lane, 3, 0)
+
+
+def test_no_first_token_has_a_column_before_it_is_read(tiny_llama, tokens):
+    lane = open_lanes(tiny_llama, tokens, [Dense()], history=64)[0]
+    lane.read(2)
+    assert head_map(lane, 0, 0).sinks.shape == (2, 2)
+    lane.read(5)
+    assert head_map(lane, 0, 0).sinks.shape == (7, 4)
