@@ -77,13 +77,17 @@ def test_norms_are_those_of_what_a_model_projects_before_positions(family):
 
 
 def test_a_layer_has_massive_activations_where_most_samples_have():
-    largest, median = np.zeros((5, 4, 3), np.float32), np.full((5, 4), 0.2, np.float32)
+    largest, median = np.zeros((5, 5, 3), np.float32), np.full((5, 5), 0.2, np.float32)
     for layer, samples in enumerate((2, 3, 5)):
         largest[:samples, layer, 0] = 250
     # As many, and as large, but no thousand medians.
     largest[:, 3, 0], median[:, 3] = 250, 0.3
+    # Just a thousand.
+    largest[:, 4, 0], median[:, 4] = 250, 0.25
     found = Measured({}, np.zeros(0), largest, median, np.zeros(0, np.int64))
-    assert found.massive.tolist() == [False, True, True, False]
+    assert found.massive.tolist() == [False, True, True, False, True]
+    # Two of four are not most.
+    assert not Measured({}, np.zeros(0), largest[:4], median[:4], np.zeros(0, np.int64)).massive[0]
 
 
 def test_one_sample_at_a_time_is_the_same(tiny_llama):
@@ -93,6 +97,14 @@ def test_one_sample_at_a_time_is_the_same(tiny_llama):
         (alone,) = measure(adapted, sample[None])
         for name in MEASURES:
             np.testing.assert_allclose(alone.heads[name][0], whole.heads[name][i], atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_samples_of_first_tokens_alone_give_all_to_these(tiny_llama, count):
+    """All that a query can look at is a first token then."""
+    samples = np.random.default_rng(0).integers(0, 90, (3, count))
+    got = joined(list(measure(twin(tiny_llama), samples, first=4)))
+    np.testing.assert_allclose(got.heads["sink_mass"], 1, atol=1e-6)
 
 
 def test_sink_rate_is_that_of_the_models_own_weights(tiny_llama):
