@@ -144,11 +144,14 @@ def test_a_policy_is_told_of_when_it_has_read_all_texts(compared, text, tmp_path
     plan, out = compared
     more = str(tmp_path / "more.npy")
     np.save(more, np.random.default_rng(1).integers(0, 97, 300))
-    both = replace(plan, texts=(text, more))
+    both = replace(plan, texts=(more, text))
     assert [e.tokens for e in verdict(both, out).entries] == [0] * 5 and not verdict(both, out).pairs
     assert sentence(verdict(both, out)) == "No policy but dense has been measured yet."
     list(grid.run(both.cells, tmp_path / "o"))
-    assert [e.tokens for e in verdict(both, tmp_path / "o").entries] == [898] * 5
+    found, alone = verdict(both, tmp_path / "o").entries, verdict(plan, out).entries
+    assert [e.tokens for e in found] == [898] * 5
+    # The largest cache is that of the longer text, whichever is read first.
+    assert [e.megabytes for e in found] == [e.megabytes for e in alone]
     (tmp_path / "o" / both.readings("window:window=32")[1].name / "seconds.json").unlink()
     found = verdict(both, tmp_path / "o")
     assert [e.tokens for e in found.entries] == [898, 0, 898, 898, 898]
@@ -170,6 +173,17 @@ def test_rounding_is_no_difference_of_policies_that_have_evicted_nothing(one, ot
     read = {p: [SimpleNamespace(text="hamlet", of=lambda _, values=values: values)] for p, values in of.items()}
     difference, p = entries._paired_texts(SimpleNamespace(readings=read), "kl", one, other)
     assert difference == pytest.approx(-1e-7) and (p < 0.05) is differ and (p == 1) is not differ
+
+
+def test_policies_that_have_evicted_in_one_of_two_texts_may_differ():
+    one, other, apart = "window:window=512", "streaming:sinks=4,window=508", np.linspace(0.9e-7, 1.1e-7, 1024)
+    for lengths, differ in (((512, 511), False), ((100, 1024), True), ((1024, 100), True)):
+        read = {
+            p: [SimpleNamespace(text=str(n), of=lambda _, n=n, sign=sign: sign * apart[:n]) for n in lengths]
+            for p, sign in ((one, -1), (other, 1))
+        }
+        _, p = entries._paired_texts(SimpleNamespace(readings=read), "kl", one, other)
+        assert (p == 1) is not differ
 
 
 def answers(hits: dict[str, list[bool]]) -> dict[tuple[str, str], list[Row]]:
@@ -244,6 +258,13 @@ def test_all_questions_of_one_text_count(monkeypatch, tmp_path):
     assert found.pairs[0].difference == pytest.approx(-3 / 4) and found.pairs[0].p == pytest.approx(2 / 2**3)
 
 
+@pytest.mark.parametrize(("distance", "older"), [(64, 0), (65, 3)])
+def test_a_fact_as_old_as_its_cache_is_large_is_not_older(distance, older, monkeypatch, tmp_path):
+    hits = {p: [True] * 3 for p in ("dense", "window:window=64", str(policy("random:recent=16").at_budget(64)))}
+    found = recalled(monkeypatch, tmp_path, hits, distance=distance)
+    assert [e.recall["passkey"].older for e in found.entries] == [0, older, older]
+
+
 def test_the_sentence_names_the_smallest_cache_that_is_close_and_what_it_forgets():
     assert sentence(VERDICT) == (
         "The smallest cache within 2 % of dense on hamlet and macbeth is Sinks + window at 128 tokens (perplexity "
@@ -259,6 +280,16 @@ def test_the_sentence_names_the_smallest_cache_that_is_close_and_what_it_forgets
     whole = msgspec.structs.replace(VERDICT, entries=[VERDICT.entries[0], entry("random", 64, 0.0, 2, (2, 2))])
     assert sentence(whole).endswith("it forgets nothing of what was asked that is older than its cache is large "
                                     "(passkey: 2 of 2 recalled).")  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_one_budget_the_better_is_named_with_its_error_in_per_cent_of_dense(order):
+    both = [entry("window:window=64", 64, 0.015, 0), entry("streaming:sinks=4,window=60", 64, 0.005, 0)][::order]
+    found = msgspec.structs.replace(VERDICT, entries=[VERDICT.entries[0], *both], pairs=[])
+    assert "is Sinks + window at 64 tokens (perplexity +0.5 ± 0.1 %)" in sentence(found)
+    # A thousandth of a nat is a thousandth of the policy's own perplexity, which is e times that of dense.
+    far = msgspec.structs.replace(found, entries=[VERDICT.entries[0], entry("window:window=64", 64, 1.0, 0)])
+    assert "nearest is Window at 64 tokens (perplexity +171.8 ± 0.3 %)" in sentence(far)
 
 
 def test_most_is_recalled_by_who_recalls_most_of_all_tasks():
