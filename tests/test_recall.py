@@ -1,6 +1,7 @@
 """Answers are what a greedy decoder says; and a map of recall is a grid whose cells are kept."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -121,6 +122,13 @@ def test_of_a_window_that_has_left_the_fact_nothing_is_kept(speaking):
     assert gone.kept == 0 and half.kept == pytest.approx(3 / 5)
 
 
+def test_of_a_fact_that_begins_among_the_sinks_these_are_kept(speaking):
+    text = random_text()
+    early = Encoded(text.ids, (replace(text.asked[0], needle=(2, 6)),))
+    (found,) = answers(speaking, early, policy("streaming:sinks=4,window=36"))
+    assert found.kept == pytest.approx(2 / 4)
+
+
 @pytest.mark.parametrize("name", ["window:window=40", "h2o:budget=40,recent=16", "pyramid:budget=40,recent=8"])
 def test_a_blind_lane_has_compressed_before_it_sees_the_question(speaking, name, monkeypatch):
     from analysis.engine.lane import Lane
@@ -164,8 +172,10 @@ def test_a_roomier_policy_has_room_for_so_many_more_in_every_layer(name):
 
 def test_what_is_asked_aside_leaves_no_trace(speaking):
     text = random_text(2)
-    first, second = answers(speaking, text, policy("dense"), stays=False)
     a, b = text.asked
+    # The second fact follows the first answer at once.
+    b = replace(b, needle=(a.stop, a.stop + 3))
+    first, second = answers(speaking, Encoded(text.ids, (a, b)), policy("dense"), stays=False)
     alone = np.concatenate((text.ids[: a.question], text.ids[a.stop :]))
     gone = a.stop - a.question
     needle = (b.needle[0] - gone, b.needle[1] - gone)
@@ -173,7 +183,7 @@ def test_what_is_asked_aside_leaves_no_trace(speaking):
         speaking, Encoded(alone, (Asked(b.question - gone, b.answer - gone, b.stop - gone, needle),)), policy("dense")
     )
     assert second.said == same.said and second.nll == pytest.approx(same.nll, abs=1e-4)
-    assert second.distance == same.distance and first.distance == 85
+    assert second.distance == same.distance and second.kept == 1 and first.distance == 85
 
 
 def asked_of(place, out, *more, task="passkey"):
