@@ -161,13 +161,14 @@ def held(lane) -> list[set[int]]:
     ]
 
 
-@pytest.mark.parametrize("name", POLICIES)
-def test_a_roomier_policy_has_room_for_so_many_more_in_every_layer(name):
-    narrow, wide = policy(name), policy(name).with_room(20)
+@pytest.mark.parametrize("tokens", [20, 21])
+@pytest.mark.parametrize("name", [*POLICIES, "pyramid:budget=60,recent=8,interval=8"])
+def test_a_roomier_policy_has_room_for_so_many_more_in_every_layer(name, tokens):
+    narrow, wide = policy(name), policy(name).with_room(tokens)
     for layer in range(5) if narrow.store == "ranked" else ():
-        assert wide.budget_of(layer, 5) >= narrow.budget_of(layer, 5) + 20
+        assert wide.budget_of(layer, 5) >= narrow.budget_of(layer, 5) + tokens
     if name.startswith(("window", "streaming", "duo")):
-        assert wide.window == narrow.window + 20
+        assert wide.window == narrow.window + tokens
 
 
 def test_what_is_asked_aside_leaves_no_trace(speaking):
