@@ -130,8 +130,7 @@ def read(path: Path, called: str) -> Header:
     try:
         metadata, tensors = read_gguf_metadata(str(path))
     except Exception as e:
-        why = f"is damaged or of an old version, fetch or convert it again ({first_line(e)})"
-        raise ValueError(f"{called} {why}") from e
+        raise ValueError(f"{called} is damaged, or too old: fetch or convert it again ({first_line(e)})") from e
     if (kind := in_line(metadata.get("general.type", "model"))) != "model":
         raise ValueError(
             f"{called} is no whole model (general.type = {kind}): give a GGUF file into which everything is merged"
