@@ -52,6 +52,12 @@ def test_half_of_a_budget_leaves_at_a_time_under_scissorhands_unless_said():
     assert policy(str(policy("scissorhands"))).at_budget(64) == policy("scissorhands:budget=64")
 
 
+def test_no_more_than_is_not_protected_leaves_at_a_time_under_scissorhands():
+    assert policy("scissorhands:budget=16,recent=10").interval == 6
+    assert policy("scissorhands").at_budget(16).interval == 8
+    assert policy("scissorhands:recent=4,sinks=9").at_budget(16).interval == 3
+
+
 def test_a_budget_that_protected_tokens_fill_is_refused():
     for name in ("streaming:sinks=64", "recompute:stride=64", "duo:full=0"):
         with pytest.raises(ValueError, match="choose a larger budget"):
