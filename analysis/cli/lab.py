@@ -83,8 +83,8 @@ def go_on(place: Path, folders: list[Path]) -> None:
     names = names_of([about.recipe for _, about in found])
     with Bars(out) as bar:
         for name, (folder, about) in zip(names, found, strict=True):
-            task = bar.add_task(f"Again: {name}", total=about.recipe.steps)
-            going.append(resumed(folder, about, lambda step, task=task: bar.update(task, completed=step)))
+            task = bar.add_task(f"Again: {name}", total=about.recipe.steps, visible=False)
+            going.append(resumed(folder, about, lambda step, task=task: bar.update(task, completed=step, visible=True)))
     for name, training in zip(names, going, strict=True):
         for sentence in training.said:
             say(f"{name}: {sentence}")

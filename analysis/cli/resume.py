@@ -64,13 +64,13 @@ def resume(
     heads = heads_of(asked.maps, ModelFacts.of(network))
     with Bars(out) as bars:
         tasks = [
-            bars.add_task(f"Again: {parse(policy).label}", total=len(track.nll) + 1)
+            bars.add_task(f"Again: {parse(policy).label}", total=len(track.nll) + 1, visible=False)
             for policy, track in zip(spec.policies, asked.run.tracks, strict=True)
         ]
 
         def progress(lane: int, position: int) -> None:
-            """Show how far a lane has read again."""
-            bars.update(tasks[lane], completed=position)
+            """Show how far a lane has read again, where it does."""
+            bars.update(tasks[lane], completed=position, visible=True)
 
         if source is None:
             going = chats.resumed(asked, network, text_sha256=digest, progress=progress)

@@ -20,7 +20,7 @@ EVERY = 10.0
 
 
 class Lines:
-    """Off a terminal: prints what `say` says, every ten seconds, until it is left."""
+    """Off a terminal: prints what `say` says, every ten seconds, until it is left; nothing where that is empty."""
 
     def __init__(self, out: Console, say: Callable[[], str]) -> None:
         self._out, self._say, self._over = out, say, threading.Event()
@@ -39,8 +39,9 @@ class Lines:
 
     def _run(self) -> None:
         while not self._over.wait(EVERY):
-            line = f"{self._say()} ({time.monotonic() - self._begun:,.0f} s)"
-            self._out.print(line, markup=False, highlight=False, soft_wrap=True)
+            if said := self._say():
+                line = f"{said} ({time.monotonic() - self._begun:,.0f} s)"
+                self._out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -80,7 +81,7 @@ class Bars(Progress):
 
     def _line(self) -> str:
         parts = []
-        for task in self.tasks:
+        for task in filter(lambda task: task.visible, self.tasks):
             rate = f", {task.fields['rate']}" if task.fields.get("rate") else ""
             parts.append(f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}{rate}")
         return ". ".join(parts)
