@@ -243,3 +243,5 @@ def test_the_documents_name_every_parameter():
     written = (Path(__file__).parents[1] / "docs" / "pages.md").read_text(encoding="utf-8")
     names = {name for of in ALL.values() for name in of}
     assert not [name for name in sorted(names) if not re.search(rf"`{name}[`=]", written)]
+    # What is on or off is written as it is read.
+    assert all(f"`{said}`" in written for said in ("projected=1", "grey=1", "fidelity=on"))
