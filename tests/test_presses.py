@@ -9,7 +9,8 @@ from streamlit.testing.v1 import AppTest
 
 from analysis.runs.spec import TYPED
 from app.libraries import LIBRARIES
-from app.panels import slots
+from app.panels import job_panel, slots
+from app.panels.job_panel import JobPanel
 from app.panels.run_panel import RunPanel
 
 from .fuzz import seeds
@@ -100,6 +101,31 @@ def test_a_component_begins_with_what_was_just_written(begun, name):
     write(at, label)
     tell(at, told)
     is_begun_with_what_was_written(at, begun)
+
+
+@pytest.mark.parametrize("name", ["recall", "verdict", "maps", "measures", "knockouts"])
+def test_a_button_that_is_pressed_twice_begins_one_job(begun, monkeypatch, name):
+    monkeypatch.setattr(JobPanel, "busy", property(lambda panel: bool(begun)))
+    page, address, _, pressed = BUTTONS[name]
+    at = opened(page, address)
+    with pytest.MonkeyPatch.context() as late:
+        # The second press comes before the first is carried out.
+        late.setattr(job_panel, "carry_out", lambda: None)
+        for _ in range(2):
+            next(button for button in at.button if button.label == pressed).click()
+            at.run()
+    at.run()
+    assert not at.exception and len(begun) == 1
+
+
+def test_a_reading_that_is_started_twice_begins_once(begun, monkeypatch):
+    monkeypatch.setattr(JobPanel, "busy", property(lambda panel: bool(begun)))
+    at = opened("read", {"lane": "window:window=64"})
+    for moment in (1, 2):
+        tell(at, {"press": {"what": "start", "at": moment}})
+    assert not at.exception and len(begun) == 1
+    tell(at, {"press": {"what": "restart", "at": 3}})
+    assert len(begun) == 2
 
 
 def test_what_is_pressed_twice_beside_a_player_is_done_once(begun, monkeypatch):

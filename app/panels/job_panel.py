@@ -208,14 +208,19 @@ class JobPanel(Generic[Kind]):
     ) -> None:
         """Start, stop, and resume, where something stopped here that can be completed."""
         carry_out()
-        begin = partial(press, start)
+        begin = partial(press, partial(self.unless_busy, start))
         st.button(label, type="primary", icon=f":material/{icon}:", on_click=begin, disabled=self.busy)
         if resume is not None and self.stopped is not None:
-            go_on = partial(press, resume)
+            go_on = partial(press, partial(self.unless_busy, resume))
             st.button("Resume", icon=":material/resume:", on_click=go_on, help="Compute only what is missing")
         job = self.job
         mine = job is not None and job.steering(slots.this_page()).mine
         st.button("Stop", icon=":material/stop:", on_click=self.stop, disabled=not (self.busy and mine))
+
+    def unless_busy(self, start: Callable[[], None]) -> None:
+        """Begin, unless a press just before has: two in a row are one, and leave one run in the library."""
+        if not self.busy:
+            start()
 
     def watch(self) -> Kind | None:
         """Say what is wrong, and renew the lease of the job, if there is one."""

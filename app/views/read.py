@@ -254,7 +254,9 @@ def pressed() -> None:
     what = st.session_state.board["press"]["what"]
     if not is_new_press("press", st.session_state.board["press"]):
         return
-    if what in ("start", "restart"):
+    if what == "start":
+        press(partial(JOB_PANEL.unless_busy, start))
+    elif what == "restart":
         press(start)
     elif (run := JOB_PANEL.steered) is not None:
         run.request({"pause": "paused", "resume": "running", "stop": "stopped"}[what])
