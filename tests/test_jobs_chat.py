@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from analysis.chat.conversation import Conversation
 from analysis.maps.recent import head_row
 from analysis.policies import Dense, Streaming, Window
 from analysis.runs.spec import Sampling, Spec
@@ -68,6 +69,16 @@ def test_every_lane_answers_and_the_frame_shows_what_is_kept(registry):
     assert abs(arrays["row_weights"].sum() - 1) < 1e-4
     assert all(p < 4 or p >= view.token[1] - 28 for p in arrays["row_places"])
     assert sender.frame(talk, view) is sender.frame(talk, view)
+
+
+def test_prompts_are_read_in_the_chunks_that_the_record_says(registry, monkeypatch):
+    real, chunks = Conversation.step, []
+    monkeypatch.setattr(Conversation, "step", lambda lane, chunk: chunks.append(chunk) or real(lane, chunk))
+    spec = Spec("embedded", "typed", LANES[:1], chunk=11, device="cpu", sampling=Sampling(max_new=1))
+    talk = registry.start(partial(ChatJob, spec, script=None))
+    talk.say("Hello")
+    until(talk, lambda: waiting(talk))
+    assert talk.transcript.run.spec.chunk == 11 and set(chunks) == {11}
 
 
 def test_viewers_who_look_at_different_tokens_do_not_have_rows_computed_in_turns(registry, monkeypatch):

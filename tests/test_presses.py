@@ -7,6 +7,7 @@ import pytest
 from streamlit.proto.WidgetStates_pb2 import WidgetState
 from streamlit.testing.v1 import AppTest
 
+from analysis.chat.conversation import CHUNK
 from analysis.runs.spec import TYPED
 from app.libraries import LIBRARIES
 from app.panels import job_panel, slots
@@ -144,7 +145,7 @@ def test_a_conversation_is_of_a_script_where_that_is_played(begun, name, text):
     at = opened("chat", {"script": "memory", "lane": "window:window=64"})
     tell(at, COMPONENTS[name][-1])
     (spec,) = begun[-1]
-    assert not at.exception and spec.text == text
+    assert not at.exception and (spec.text, spec.chunk) == (text, CHUNK)
 
 
 @pytest.mark.usefixtures("begun")

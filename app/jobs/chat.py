@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.chat import resume as resuming
-from analysis.chat.conversation import CHUNK, Conversation
+from analysis.chat.conversation import Conversation
 from analysis.chat.partner import Partner
 from analysis.errors import error_message, log, sentence
 from analysis.maps.recent import HeadRow, head_row
@@ -258,7 +258,7 @@ class ChatJob(TextJob):
     def _step(self, lane: Conversation) -> None:
         costs = self.costs[lane.lane.index]
         try:
-            if (step := lane.step(min(self.spec.chunk, CHUNK))) is not None:
+            if (step := lane.step(self.spec.chunk)) is not None:
                 costs.append(step)
                 self._forget_rows(lane.lane.index, range(step.start - 1, step.stop - 1))
                 self.transcript.take_in(lane, step)

@@ -8,6 +8,7 @@ from typing import Any
 
 import streamlit as st
 
+from analysis.chat.conversation import CHUNK
 from analysis.chat.scripts import read_script, script_from_bytes, scripts
 from analysis.experiments.presets import CHATS
 from analysis.models.devices import pick_device
@@ -137,6 +138,7 @@ def _prepared(script: tuple[list[str], str] | None) -> Maker[ChatJob]:
         # What is chosen at the left is not what is said, until it is played.
         text=TYPED if script is None else chosen.script if bundled or upload is None else upload.name,
         policies=tuple(chosen.lanes),
+        chunk=CHUNK,
         sampling=chosen.sampling,
         kv_chunk=chosen.kv_chunk,
         **chosen.model.decided()._asdict(),
