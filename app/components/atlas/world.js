@@ -2,12 +2,6 @@
 
 const DIVERGING = [[33, 102, 172], [103, 169, 207], [209, 229, 240], [247, 247, 247], [253, 219, 199], [239, 138, 98], [178, 24, 43]];
 
-function diverging(share) {
-  const at = Math.max(0, Math.min(1, share)) * (DIVERGING.length - 1), low = Math.floor(at);
-  const [a, b] = [DIVERGING[low], DIVERGING[Math.min(low + 1, DIVERGING.length - 1)]];
-  return a.map((v, i) => Math.round(v + (b[i] - v) * (at - low)));
-}
-
 // What a level stands for: weights lie on a logarithmic scale, all else between two numbers.
 function meaning(frame) {
   const { kind, low, high, constants: { levels } } = frame;
@@ -28,7 +22,7 @@ function painter(frame, linear) {
   const value = meaning(frame), range = frame.constants.levels.top - 1;
   if (frame.kind === "difference") {
     const place = linear ? (share) => share : symlog;
-    return (level) => diverging(0.5 + 0.5 * place((2 * (level - 1)) / range - 1));
+    return (level) => along(DIVERGING, 0.5 + 0.5 * place((2 * (level - 1)) / range - 1));
   }
   if (frame.kind === "logits") return (level) => VIRIDIS_256[Math.round((255 * (level - 1)) / range)];
   if (linear) return (level) => VIRIDIS_256[Math.round(255 * value(level))];

@@ -79,7 +79,7 @@ function openTalk(bytes) {
     if (row) Object.assign(made, { row_places: arrays[`row_places${k}`], row_weights: arrays[`row_weights${k}`] });
     return {
       seq: position, run: told.run, status: "recorded", note: "", published: position, recorded: true, epoch: 0, ...view, constants, schema: [],
-      lanes: shown, row, about: told.about, card: told.card, caution: told.caution, hint: hintOf(view, row), arrays: made,
+      lanes: shown, row, card: told.card, caution: told.caution, hint: hintOf(view, row), arrays: made,
     };
   }
 

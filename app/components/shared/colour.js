@@ -5,22 +5,22 @@ const VIRIDIS = [
   [31, 152, 139], [34, 168, 132], [53, 183, 121], [84, 197, 104], [122, 209, 81], [165, 219, 54], [210, 226, 27], [253, 231, 37],
 ];
 
-function viridis(share) {
-  const at = Math.max(0, Math.min(1, share)) * (VIRIDIS.length - 1);
-  const low = Math.floor(at);
-  const [a, b] = [VIRIDIS[low], VIRIDIS[Math.min(low + 1, VIRIDIS.length - 1)]];
+// The colour at a share of the way along a row of colours, between two of them where it falls there.
+function along(colours, share) {
+  const at = Math.max(0, Math.min(1, share)) * (colours.length - 1), low = Math.floor(at);
+  const [a, b] = [colours[low], colours[Math.min(low + 1, colours.length - 1)]];
   return a.map((v, i) => Math.round(v + (b[i] - v) * (at - low)));
 }
 
-const VIRIDIS_256 = Array.from({ length: 256 }, (_, i) => viridis(i / 255));
+const VIRIDIS_256 = Array.from({ length: 256 }, (_, i) => along(VIRIDIS, i / 255));
 
 // Weights are shown on a logarithmic scale from `DIMMEST` to 1: the share of the way between them.
 const DIMMEST = 1e-4;
 const shadeOf = (weight) => Math.max(0, Math.min(1, 1 - Math.log(Math.max(weight, DIMMEST)) / Math.log(DIMMEST)));
 const WEIGHT_MARKS = [[0.01, "10⁻⁴"], [0.25, "10⁻³"], [0.5, "0.01"], [0.75, "0.1"], [0.99, "1"]];
 
-function css([r, g, b], alpha = 1) {
-  return `rgba(${r},${g},${b},${alpha})`;
+function css([r, g, b]) {
+  return `rgb(${r},${g},${b})`;
 }
 
 function luminance(colour) {
@@ -43,7 +43,6 @@ function themeOf(node) {
   const dark = luminance(background) < 0.5;
   return {
     dark,
-    background,
     text: dark ? "#e8eaed" : "#1a1c1f",
     muted: dark ? "#9aa0a6" : "#5f6368",
     line: dark ? "#33373d" : "#e3e5e8",

@@ -109,5 +109,5 @@ function makePlayer(recording, { move, settled, press, stopsOf, part = "chunk", 
   }
   slider.value = position;
   show();
-  return { node, goTo, toggle, get position() { return position; }, get playing() { return playing; } };
+  return { node, goTo, toggle, get position() { return position; } };
 }
