@@ -126,6 +126,58 @@ def test_what_is_looked_at_stays_on_a_map_that_was_panned_far(page, kind, level,
     expect(page.locator(".sk-tip")).to_have_text(re.compile(r"\(3,5\d\d\) → \(\d+\): " + re.escape(said)))
 
 
+@pytest.fixture
+def worlds(page):
+    """Two maps that look at the same place, as `show(total, place)` and `look()` of a page."""
+    page.set_content(f"<style>{style('atlas/world')}</style><div id='root' style='display: grid; width: 900px'></div>")
+    page.add_script_tag(content=f"{script('atlas/world')}\nwindow.makeWorld = makeWorld;\nwindow.themeOf = themeOf;")
+    page.evaluate(
+        """(levels) => {
+          const shared = { x: 0, y: 0, z: null, linear: false }, nothing = () => {};
+          const worlds = [0, 1].map(() => makeWorld(shared, { asked: nothing, chosen: nothing, moved: nothing }));
+          const root = document.querySelector("#root"), theme = themeOf(document.body);
+          root.style.gridTemplateColumns = "1fr 1fr";
+          root.append(...worlds.map((world) => world.node));
+          const array = { data: new Uint16Array(1), shape: [1, 1] };
+          const region = { rows: [0, 1], columns: [0, 1], scale: 1 };
+          window.show = (total, place, which = [0, 1]) => which.forEach((i) => worlds[i].show({
+            run: "a", head: [0, 0], kind: "weights", pool: "max", low: 0, high: 1, total, cross: null,
+            title: "", place, constants: { levels }, firsts: ["a"], texts: {}, region, tile: 1,
+          }, theme, array, array, ""));
+          window.shared = shared;
+          window.look = () => worlds.map((world) => [world.place(), world.wanted()]);
+        }""",
+        LEVELS,
+    )
+    return page
+
+
+@pytest.mark.parametrize("place", [None, [100, 40, 128]])
+def test_two_maps_look_at_the_same_part_at_any_width(worlds, place):
+    worlds.evaluate("place => show(1000, place)", place)
+    before = worlds.evaluate("look()")
+    assert before[0] == before[1] and before[0][0] == place
+    for width in (1300, 700, 1100):
+        worlds.evaluate("width => { document.querySelector('#root').style.width = `${width}px`; }", width)
+        worlds.evaluate("place => show(1000, place)", place)
+        assert [seen for seen, _ in worlds.evaluate("look()")] == [place, place]
+
+
+def test_a_second_map_leaves_the_first_where_it_is(worlds):
+    worlds.evaluate("show(1000, [100, 40, 128], [0])")
+    worlds.evaluate("Object.assign(shared, { x: 300, y: 500 })")
+    worlds.evaluate("show(1000, [100, 40, 128])")
+    assert [place for place, _ in worlds.evaluate("look()")] == [[500, 300, 128]] * 2
+
+
+def test_beside_a_shorter_stretch_nothing_is_looked_at_beyond_its_end(worlds):
+    worlds.evaluate("show(1000, [800, 700, 128])")
+    worlds.evaluate("show(400, [800, 700, 128])")
+    for place, wanted in worlds.evaluate("look()"):
+        assert place == [272, 272, 128]
+        assert wanted["rows"][0] < wanted["rows"][1] and wanted["columns"][0] < wanted["columns"][1]
+
+
 def test_heads_are_knocked_out_until_one_has_seen_enough(app, page):
     page.goto(f"{app}/heads")
     page.get_by_text("What is each head's sink worth?").click()

@@ -82,10 +82,14 @@ function makeWorld(shared, { asked, chosen, moved }) {
     shared.z = z;
     settle();
   };
-  function settle() {
+  // Nothing is looked at beyond the text.
+  function bound() {
     const span = side / shared.z;
     shared.x = Math.max(0, Math.min(total() - span, shared.x));
     shared.y = Math.max(0, Math.min(total() - span, shared.y));
+  }
+  function settle() {
+    bound();
     moved();
     asked();
   }
@@ -104,12 +108,13 @@ function makeWorld(shared, { asked, chosen, moved }) {
   function draw() {
     const width = canvas.clientWidth;
     if (!width || !frame) return;
-    const before = side;
     side = Math.max(160, Math.min(width - edge.left - edge.right, 640));
     if (shared.z == null) {
       const [y, x, span] = frame.place || [0, 0, total()];
-      Object.assign(shared, { x, y, z: side / Math.max(1, span) });
-    } else if (before !== side) shared.z = Math.max(fitted(), shared.z * (side / before));
+      Object.assign(shared, { x, y, z: Math.max(fitted(), side / Math.max(1, span)) });
+      bound();
+    } else if (shared.side !== side) shared.z = Math.max(fitted(), shared.z * (side / shared.side));
+    shared.side = side;
     const height = side + edge.top + edge.bottom;
     fit(canvas, width, height);
     const ctx = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
@@ -342,7 +347,8 @@ function makeWorld(shared, { asked, chosen, moved }) {
   function show(next, nextTheme, array, first, heading) {
     const now = [next.run, next.head.join("."), next.kind, next.pool, heading, nextTheme.dark, shared.linear, next.low, next.high].join("|");
     if (now !== key) tiles = [];
-    if (!frame || next.total !== frame.total) shared.z = null;
+    if (shared.total !== next.total) shared.z = null;
+    shared.total = next.total;
     frame = next;
     theme = nextTheme;
     key = now;
