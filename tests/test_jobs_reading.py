@@ -170,6 +170,18 @@ def test_a_lane_that_is_switched_while_it_stands_still_says_at_once_what_it_keep
     assert (lane["kept"], lane["bytes"]) == (8, 8 * run.model.bytes_per_token)
 
 
+@pytest.mark.parametrize(("before", "then"), [(0, "recompute:window=16,stride=4"), (3, "dense")])
+def test_a_map_is_called_recomputed_where_it_was_whatever_its_lane_is_switched_to(registry, model, before, then):
+    run, sender, view = begin(registry, model, count=4000, pace=100), ReadingSender(), View(chosen=before, head=(1, 3))
+    until(run, lambda: len(run.run.tracks[before].nll) > 40)
+    run.request("paused")
+    until(run, lambda: run.status == "paused" and run.map(before, 1, 3) is not None)
+    run.switch(before, parse(then), pin=False)
+    until(run, lambda: run.requests_done and run.snapshot.lanes[before].policy == parse(then))
+    note = decoded(sender.frame(run, view))[0]["map"]["note"]
+    assert note == ("the newest window, recomputed" if before == 3 else "")
+
+
 @pytest.mark.parametrize("pace", [0, 200])
 def test_a_live_story_switches_its_lanes_where_the_story_says(registry, model, pace):
     story = (Switch(50, 1, PINNED, pin=True), Switch(117, 1, DROPPED), Switch(64, 2, "dense"))

@@ -229,8 +229,9 @@ class ReadingSender:
         }
         if drawn is not None:
             last = drawn.first + len(drawn.weights)
-            policy = self._seen.lanes[view.chosen].policy
-            recomputed = getattr(policy, "stride", None) is not None
+            # A lane that was switched while it stands still shows what it read before.
+            read = [p for at, p in track.policies if at < last] or [run.spec.policies[view.chosen]]
+            recomputed = getattr(parse(read[-1]), "stride", None) is not None
             shown["map"] = {
                 "layer": drawn.layer,
                 "head": drawn.head,
