@@ -286,7 +286,8 @@ def test_what_a_clicked_token_looked_back_at_is_shown_again(script, partner):
     for head, arrays in made[2:]:
         assert head["row"] is None and "row_places" not in arrays
     assert "not kept" in made[3][0]["hint"] and "Kept of this lane: the tokens at 9." in made[3][0]["hint"]
-    assert "tokens at 9" in made[5][0]["hint"]
+    # Before the token was said there is nothing to say of it.
+    assert made[2][0]["hint"] == made[5][0]["hint"] and "is kept of the tokens at 9." in made[5][0]["hint"]
 
 
 def test_a_token_that_was_all_but_certain_has_a_probability_in_digits(script, partner):

@@ -75,11 +75,13 @@ function openTalk(bytes) {
     const { spans, mass, place } = lanes[view.chosen];
     const grid = meanOf(spans, mass, Math.max(0, place(position) - 1), constants.recent, massOf(constants));
     if (grid) made.grid = grid;
-    const k = rowAt(view), row = k >= 0 && told.rows[k].token < shown[told.rows[k].lane].total ? told.rows[k] : null;
+    // Nothing is said of a token that comes later.
+    const { token } = view, asked = token && token[1] < shown[token[0]].total ? view : { ...view, token: null };
+    const k = rowAt(asked), row = k >= 0 ? told.rows[k] : null;
     if (row) Object.assign(made, { row_places: arrays[`row_places${k}`], row_weights: arrays[`row_weights${k}`] });
     return {
       seq: position, run: told.run, status: "recorded", note: "", published: position, recorded: true, epoch: 0, ...view, constants, schema: [],
-      lanes: shown, row, card: told.card, caution: told.caution, hint: hintOf(view, row), arrays: made,
+      lanes: shown, row, card: told.card, caution: told.caution, hint: hintOf(asked, row), arrays: made,
     };
   }
 
