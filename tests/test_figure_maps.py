@@ -9,7 +9,9 @@ from PIL import Image
 from analysis.figures import parse
 from analysis.figures.cells import pooled
 from analysis.figures.head_map import EVICTED
-from analysis.figures.sheet import Layout, rendered
+from analysis.figures.sheet import Layout, drawn, rendered
+
+from . import nasty
 
 YELLOW = (253, 231, 36)
 """Of a weight of 1."""
@@ -57,3 +59,21 @@ def test_cells_that_share_a_dot_are_pooled(mean):
             block = values[edges[i] : edges[i + 1], edges[j] : edges[j + 1]]
             wanted = np.nan if np.isnan(block).all() else of(block)
             np.testing.assert_allclose(pooled(values, 7, mean=mean)[i, j], wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("head-map", "≤ 10⁻⁴", "10⁰"),
+        ("map-grid", "≤ 10⁻⁴", "10⁰"),
+        ("attention-strip", "≤ 10⁻⁴", "10⁰"),
+        ("head-map:colour=linear", "0.0", "1.0"),
+        ("strip", "0", "≥ 8"),
+    ],
+)
+def test_a_colour_that_all_beyond_have_too_says_so(name, first, last):
+    with drawn(parse(name), nasty.numbers(name.split(":")[0]), Layout("acl", 8, 72)) as sheet:
+        low, high = sheet.axes[-1].get_ylim()
+        ticks = zip(sheet.axes[-1].get_yticks(), sheet.axes[-1].get_yticklabels(), strict=True)
+        said = [label.get_text() for at, label in ticks if low <= at <= high]
+    assert (said[0], said[-1]) == (first, last) and not any("≤" in text or "≥" in text for text in said[1:-1])

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+DIMMEST = 1e-4
+"""The attention weight that has the first colour, as all smaller ones do."""
 
 
 def axes(ax: "Axes | None") -> "Axes":
@@ -41,11 +43,15 @@ def colour_bar(ax: "Axes", mappable: "ScalarMappable", label: str) -> "Colorbar"
     return sheet_of(ax).colorbar(mappable, ax=ax, label=label, fraction=0.045, pad=0.02, aspect=30)
 
 
-def decades(axis: "Axis") -> None:
-    """Powers of ten at the ticks of a logarithmic axis, as text: 10⁻³."""
+def decades(axis: "Axis", least: float = 0) -> None:
+    """Powers of ten at the ticks of a logarithmic axis, as text: 10⁻³; `least` stands for all that is smaller, too."""
     from matplotlib.ticker import NullFormatter
 
-    axis.set_major_formatter(lambda x, _: f"10{f'{round(math.log10(x))}'.translate(SUPERSCRIPT)}" if x > 0 else "")
+    def text(x: float, _: float) -> str:
+        power = f"10{f'{round(math.log10(x))}'.translate(SUPERSCRIPT)}" if x > 0 else ""
+        return f"≤ {power}" if math.isclose(x, least) else power
+
+    axis.set_major_formatter(text)
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..maps.region import Region
 from ..settings import setting
 from .base import Figure, Numbers, strongest
-from .drawing import axes, colour_bar, decades
+from .drawing import DIMMEST, axes, colour_bar, decades
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +83,7 @@ def meaning_of(values: NDArray[np.float32], *, logits: bool, linear: bool = Fals
     if logits:
         norm = Normalize(float(np.nanmin(values)), float(np.nanmax(values)))
     else:
-        norm = Normalize(0, 1) if linear else LogNorm(1e-4, 1, clip=True)
+        norm = Normalize(0, 1) if linear else LogNorm(DIMMEST, 1, clip=True)
     return ScalarMappable(norm, colormaps["viridis"])
 
 
@@ -117,5 +117,5 @@ def head_map(
     ax.set(xlabel="Attended token", ylabel="Query token")
     bar = colour_bar(ax, meaning, "Logit" if logits else "Attention weight")
     if not (logits or linear):
-        decades(bar.ax.yaxis)
+        decades(bar.ax.yaxis, least=DIMMEST)
     return ax

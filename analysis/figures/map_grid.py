@@ -8,7 +8,7 @@ import numpy as np
 
 from ..settings import setting
 from .base import Figure, Numbers, evenly, several
-from .drawing import axes, colour_bar, decades
+from .drawing import DIMMEST, axes, colour_bar, decades
 from .head_map import coloured, meaning_of, region_of
 
 if TYPE_CHECKING:
@@ -72,5 +72,5 @@ def map_grid(data: Numbers, *, ax: "Axes | None" = None, logits: bool = False) -
         spine.set_visible(False)
     bar = colour_bar(ax, meaning, "Logit" if logits else "Attention weight")
     if not logits:
-        decades(bar.ax.yaxis)
+        decades(bar.ax.yaxis, least=DIMMEST)
     return ax

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..runs.run import Run
 from ..settings import setting
 from .base import Figure, Numbers
-from .drawing import axes, colour_bar, decades, lay_out, sheet_of
+from .drawing import DIMMEST, axes, colour_bar, decades, lay_out, sheet_of
 from .fonts import MONO, families, visible
 from .head_map import EVICTED
 from .paragraph import lines
@@ -82,13 +82,16 @@ def strip(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     ax = axes(ax)
     by_nll = "nll" in data
     values = data["nll"] if by_nll else data["attention"]
-    norm = Normalize(0, DARKEST, clip=True) if by_nll else LogNorm(1e-4, 1, clip=True)
+    norm = Normalize(0, DARKEST, clip=True) if by_nll else LogNorm(DIMMEST, 1, clip=True)
     paper = LinearSegmentedColormap.from_list("paper", colormaps["Oranges"](np.linspace(0, LIGHT, 256)))
     meaning = ScalarMappable(norm, paper)
     ax.axis("off")
     bar = colour_bar(ax, meaning, "NLL (nats)" if by_nll else "Attention weight")
-    if not by_nll:
-        decades(bar.ax.yaxis)
+    if by_nll:
+        ends = np.arange(0, DARKEST + 1, 2).tolist()
+        bar.set_ticks(ends, labels=[f"{end:g}" if end < DARKEST else f"≥ {end:g}" for end in ends])
+    else:
+        decades(bar.ax.yaxis, least=DIMMEST)
     sheet = sheet_of(ax)
     lay_out(sheet)
     size = FontProperties(size="small").get_size_in_points()

@@ -178,6 +178,41 @@ def test_beside_a_shorter_stretch_nothing_is_looked_at_beyond_its_end(worlds):
         assert wanted["rows"][0] < wanted["rows"][1] and wanted["columns"][0] < wanted["columns"][1]
 
 
+@pytest.mark.parametrize("name", ["atlas/world", "board/map"])
+def test_the_dimmest_colour_is_said_to_be_that_of_smaller_weights_too(page, name):
+    page.set_content(f"<style>{style(name)}</style><div id='root' class='sk' style='width: 420px'></div>")
+    made = {"atlas/world": "makeWorld", "board/map": "makeMap"}[name]
+    page.add_script_tag(content=f"{script(name)}\nObject.assign(window, {{ {made}, themeOf }});")
+    said = page.evaluate(
+        """(levels) => {
+          const said = [], real = CanvasRenderingContext2D.prototype.fillText;
+          CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+            said.push([text, x + this.measureText(text).width <= this.canvas.clientWidth]);
+            real.call(this, text, x, y);
+          };
+          const theme = themeOf(document.body), array = { data: new Uint16Array(4), shape: [2, 2] };
+          const root = document.querySelector("#root"), nothing = () => {}, constants = { levels }, texts = ["a", "b"];
+          const region = { rows: [0, 2], columns: [0, 2], scale: 1 }, of = { run: "a", head: [0, 0], chosen: 0 };
+          const frame = { ...of, constants, total: 2, kind: "weights", firsts: texts, texts, region, tile: 1 };
+          if (window.makeMap) {
+            const map = makeMap();
+            root.append(map.node);
+            const at = { layer: 0, head: 0, first: 0, tokens: texts, sink_tokens: texts, note: "" };
+            map.show({ ...frame, map: at, arrays: { map: array, map_sinks: array } }, theme);
+          } else {
+            const shared = { x: 0, y: 0, z: null, linear: false };
+            const world = makeWorld(shared, { asked: nothing, chosen: nothing, moved: nothing });
+            root.append(world.node);
+            world.show(frame, theme, array, array, "");
+          }
+          return said;
+        }""",
+        LEVELS,
+    )
+    # And it fits beside the bar.
+    assert ["≤ 10⁻⁴", True] in said and ["1", True] in said
+
+
 def test_heads_are_knocked_out_until_one_has_seen_enough(app, page):
     page.goto(f"{app}/heads")
     page.get_by_text("What is each head's sink worth?").click()

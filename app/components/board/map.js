@@ -34,7 +34,7 @@ function makeMap() {
   function draw() {
     const at = frame.map, width = canvas.clientWidth;
     if (!width) return;
-    const edge = { left: 56, right: 50, top: 4, bottom: 36 };
+    const edge = { left: 56, right: 64, top: 4, bottom: 36 };
     const side = Math.max(120, Math.min(width - edge.left - edge.right, 420));
     const height = side + edge.top + edge.bottom;
     const resized = fit(canvas, width, height);

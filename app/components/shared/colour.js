@@ -17,7 +17,7 @@ const VIRIDIS_256 = Array.from({ length: 256 }, (_, i) => along(VIRIDIS, i / 255
 // Weights are shown on a logarithmic scale from `DIMMEST` to 1: the share of the way between them.
 const DIMMEST = 1e-4;
 const shadeOf = (weight) => Math.max(0, Math.min(1, 1 - Math.log(Math.max(weight, DIMMEST)) / Math.log(DIMMEST)));
-const WEIGHT_MARKS = [[0.01, "10⁻⁴"], [0.25, "10⁻³"], [0.5, "0.01"], [0.75, "0.1"], [0.99, "1"]];
+const WEIGHT_MARKS = [[0.01, "≤ 10⁻⁴"], [0.25, "10⁻³"], [0.5, "0.01"], [0.75, "0.1"], [0.99, "1"]];
 
 function css([r, g, b]) {
   return `rgb(${r},${g},${b})`;
