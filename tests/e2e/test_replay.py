@@ -230,6 +230,36 @@ def test_a_static_page_replays_without_network(offline, recorded, tmp_path):
     assert not page.problems
 
 
+def test_a_replay_that_nobody_sees_stands_still(offline, recorded, tmp_path):
+    """A browser draws no frames of a tab that is hidden, and tells the page when it is hidden and seen again."""
+    page, out = offline, tmp_path / "page.html"
+    report(library.find(recorded), out)
+    page.goto(f"{out.as_uri()}#at=1")
+    wait_painted(page, 1)
+    page.get_by_role("combobox", name="Speed").select_option("100 tokens/s")
+    page.get_by_role("button", name="Play or pause (space)").click()
+    page.wait_for_function("document.querySelector('.sk-scrub').value > 10")
+    moved = page.evaluate(
+        """async () => {
+          const frames = window.requestAnimationFrame, kept = [], scrub = document.querySelector(".sk-scrub");
+          const at = () => Number(scrub.value);
+          const told = () => document.dispatchEvent(new Event("visibilitychange"));
+          window.requestAnimationFrame = (f) => kept.push(f);
+          told();
+          await new Promise((done) => setTimeout(done, 4000));
+          window.requestAnimationFrame = frames;
+          const before = at();
+          told();
+          kept.forEach((f) => frames(f));
+          while (at() === before) await new Promise((done) => setTimeout(done, 10));
+          return at() - before;
+        }"""
+    )
+    assert 0 < moved < 200
+    page.get_by_role("button", name="Play or pause (space)").click()
+    assert not page.problems
+
+
 def test_a_static_site_opens_from_a_folder_and_below_any_address(page, recorded, tmp_path):
     shutil.copytree(library.find(recorded), tmp_path / "gallery" / "story")
     site(tmp_path / "served" / "some" / "where", tmp_path / "gallery")

@@ -70,13 +70,13 @@ function mounted(root, make) {
   return self;
 }
 
-// Keys are heard on the whole page, as long as the component is on it.
-function listenWhileShown(root, heard) {
-  const keys = (e) => {
+// Keys, or other events, are heard on the whole page, as long as the component is on it.
+function listenWhileShown(root, heard, what = "keydown") {
+  const listener = (e) => {
     if (root.isConnected) heard(e);
-    else document.removeEventListener("keydown", keys);
+    else document.removeEventListener(what, listener);
   };
-  document.addEventListener("keydown", keys);
+  document.addEventListener(what, listener);
 }
 
 // When which frame was painted: benches and tests read it.

@@ -89,6 +89,8 @@ function makePlayer(recording, { move, settled, press, stopsOf, part = "chunk", 
     " ": () => toggle(), k: () => toggle(), Home: () => goTo(1), End: () => goTo(total),
     ArrowLeft: (e) => (e.shiftKey ? stepChunk(-1) : goTo(position - 1)), ArrowRight: (e) => (e.shiftKey ? stepChunk(1) : goTo(position + 1)),
   };
+  // While nobody sees the page no time passes for it.
+  listenWhileShown(node, () => { from = null; }, "visibilitychange");
   // What has keys of its own keeps them.
   const OWN = "input:not(.sk-scrub),textarea,select,canvas,[contenteditable],.sk [tabindex],[role=tab]", PRESSED = "button,a,summary";
   listenWhileShown(node, (e) => {
