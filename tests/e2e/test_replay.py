@@ -217,6 +217,10 @@ def test_a_static_page_replays_without_network(offline, recorded, tmp_path):
     # All that a report showed: curves and memory, the sink mass of every lane, the whole text, and where it comes from.
     page.wait_for_function("document.querySelectorAll('.sk-plot .scatterlayer .trace').length >= 9")
     assert page.locator(".sk-whole canvas").count() == 4
+    # A lane that was switched is called by all policies that it was read under, wherever the replay is.
+    below = page.locator(".sk-whole .sk-sub")
+    assert below.nth(3).text_content().endswith(", Sinks + window 4 + 124 → Window 128")
+    assert below.nth(1).text_content().endswith(", Window 128")
     assert page.locator(".text span").count() == 2999
     page.wait_for_function("location.hash.includes('at=3000')")
     page.reload()

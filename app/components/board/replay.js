@@ -20,11 +20,14 @@ function makeRecordedBoard(root, send, redraw, data) {
     root.replaceChildren(player.node, note, ...boardParts({ cards, curves, grid, map, strip, card }));
     const whole = data.whole ? recording.lanes.map((_, i) => makeGrid((what, value) => pick(what, { ...value, chosen: i }))) : [];
     if (whole.length) root.append(el("h2", { class: "sk-title" }, "Over all that was read"), el("div", { class: "sk-whole" }, ...whole.map((g) => g.node)));
+    // What was read in all was read under all policies of a lane.
+    const named = recording.lanes.map(({ changes }) => changes.map(([, name]) => name).join(" → "));
     return (frame, theme) => {
       // The whole curves say how much room the plots need, so that nothing jumps while it plays.
       frame.whole ??= wholes[`${view.mode}|${view.reference}`] ??= recording.frameAt(recording.total, view).arrays;
       for (const part of [cards, curves, grid, map, strip, card]) part.show(frame, theme);
-      whole.forEach((of, i) => of.show({ ...frame, published: "all", chosen: i, head: i === view.chosen ? view.head : null, arrays: { grid: recording.wholeGrid(i, view.grid) } }, theme));
+      const lanes = frame.lanes.map((lane, i) => ({ ...lane, label: named[i] || lane.label }));
+      whole.forEach((of, i) => of.show({ ...frame, lanes, published: "all", chosen: i, head: i === view.chosen ? view.head : null, arrays: { grid: recording.wholeGrid(i, view.grid) } }, theme));
     };
   }
   const stops = (recording, view) => recording.stops(view.chosen);
