@@ -264,3 +264,13 @@ def test_out_of_memory_halts_one_lane_and_loses_nothing(registry, model):
     run.switch(0, parse("window:window=16"), False)
     until(run, lambda: run.status == "finished")
     assert len(run.run.tracks[0].nll) == 899
+
+
+def test_a_run_that_goes_on_at_a_pace_reads_at_once(registry, model):
+    job = begin(registry, model, count=3000, pause=400)
+    until(job, lambda: job.status == "paused")
+    registry.free(job.id)
+    job.join()
+    again = registry.start(partial(ReadingJob, job.spec, job.text, resumes=job.id))
+    again.set_pace(5)
+    until(again, lambda: min(len(t.nll) for t in again.run.tracks) > 403, seconds=40)

@@ -224,7 +224,7 @@ class ReadingJob(TextJob):
         """
         from analysis.engine.stream import next_lane
 
-        pace, from_position, from_time = self.pace, 1, time.monotonic()
+        pace, from_position, from_time = self.pace, self._furthest(), time.monotonic()
         while self._requested != "freed":
             switched = self._switch_lanes()
             self._draw_maps()
