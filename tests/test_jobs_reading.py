@@ -274,3 +274,16 @@ def test_a_run_that_goes_on_at_a_pace_reads_at_once(registry, model):
     again = registry.start(partial(ReadingJob, job.spec, job.text, resumes=job.id))
     again.set_pace(5)
     until(again, lambda: min(len(t.nll) for t in again.run.tracks) > 403, seconds=40)
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_what_is_said_of_a_switch_stands_when_it_is_made(registry, model, still):
+    job = begin(registry, model, count=3000, pace=20)
+    until(job, lambda: len(job.run.tracks[1].nll) > 3)
+    if still:
+        job.request("paused")
+        until(job, lambda: job.status == "paused")
+    job.switch(1, parse("streaming:sinks=4,window=12"), pin=False)
+    job.tell(f"{job.note} What to know of it.".strip())
+    until(job, lambda: job.requests_done)
+    assert job.note.endswith("What to know of it.") and ("from the next token on" in job.note) is still

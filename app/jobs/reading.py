@@ -82,11 +82,11 @@ class ReadingJob(TextJob):
         """Let a lane read on under another policy, from its next chunk on.  Raises ValueError where it is not there."""
         if not 0 <= lane < len(self.spec.policies):
             raise ValueError(f"there is no lane {lane}: lanes are 0 to {len(self.spec.policies) - 1}")
+        # Before it is carried out: what is said of that, here or on a page, comes later and stands.
+        self.tell(f"{policy.label}: from the next token on, when reading goes on." if self.status == "paused" else "")
         self._requests.put(SwitchRequest(lane, policy, pin))
         with self._wake:
             self._wake.notify_all()
-        if self.status == "paused":
-            self.tell(f"{policy.label}: from the next token on, when reading goes on.")
 
     @property
     def requests_done(self) -> bool:
@@ -367,8 +367,8 @@ class ReadingJob(TextJob):
         return switched
 
     def _switch(self, request: SwitchRequest, note: str, **more: Any) -> "Lane | None":
-        """Carry out a switch, and say `note`, and `more` in its event; None, and a sentence that says why, where it
-        cannot be."""
+        """Carry out a switch, and say `note`, if there is one, and `more` in its event; None, and a sentence that says
+        why, where it cannot be."""
         lane = self.lanes[request.lane]
         try:
             event = carry_out(lane, request.policy, pin=request.pin)
@@ -379,5 +379,5 @@ class ReadingJob(TextJob):
             return None
         self.halted.pop(request.lane, None)
         self._event("switch", **event, **more)
-        self.tell(note)
+        self.tell(note or self.note)
         return lane

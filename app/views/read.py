@@ -281,12 +281,12 @@ def changed() -> None:
     policy = JOB_PANEL.switch(st.session_state.board["change"], view)
     if policy is None or run is None:
         return
-    if notes := policy.cautions(None, trained_length()):
-        run.tell(notes[0] + ".")
+    said = [run.note, *(f"{note}." for note in policy.cautions(None, trained_length())[:1])]
     if view.reference == view.chosen and view.mode == "relative":
         # A curve cannot be seen to move against itself.
         view.mode = "rolling"
-        run.tell("Rolling perplexity is shown now, since the lane that all are compared with was switched.")
+        said.append("Rolling perplexity is shown now, since the lane that all are compared with was switched.")
+    run.tell(" ".join(filter(None, said)))
 
 
 def forget_unknown_head(run: ReadingJob | None) -> None:
