@@ -17,6 +17,7 @@ from analysis.runs import library, resume
 from analysis.runs.about import about_of
 from analysis.runs.checkpoint import Saver
 from analysis.runs.reader import load
+from analysis.runs.recorded_chat import recorded_chat
 from app import recordings
 from app.frames.chat import ChatSender, ChatView
 from app.jobs.chat import ChatJob
@@ -254,3 +255,25 @@ def test_a_conversation_that_was_ended_before_anything_was_said_begins_with_the_
     again.say("to be")
     settle(again, 1)
     assert spoken(again) == said and again.spec == job.spec
+
+
+def test_a_switch_that_an_answer_given_again_begins_with_is_kept_as_it_is_made(begin, registry, home):
+    job = begin()
+    job.say("to be or not to be that is the question")
+    settle(job, 1)
+    job.switch(1, parse("window:window=12"), False)
+    job.say("to be")
+    settle(job, 2)
+    job.switch(1, parse("streaming:sinks=4,window=8"), False)
+    job.again()
+    until(job, lambda: job.epoch == 1)
+    settle(job, 2)
+    live = [(switch.position, switch.label, switch.policy.label) for switch in job.lanes[1].switches]
+    assert live[-1][0] == job.lanes[1].turns[-1].begin and "without its sinks" in live[-1][1]
+    assert job.snapshot[1].sinks == 0
+    registry.free(job.id)
+    job.join()
+    head, arrays = decoded(recorded_chat(load(home / job.id), "x", {}))
+    assert [tuple(switch) for switch in head["lanes"][1]["switches"]] == live
+    # Nothing of the beginning is said to be held, since nothing is.
+    assert arrays["sinks_from1"][-1] == arrays["sinks_next1"][-1] == 0

@@ -96,18 +96,17 @@ class Talk:
 
     def again(self):
         for lane in self.lanes:
-            lane.again()
+            switch = lane.again()
             index, at = lane.lane.index, len(lane.tokens)
             self.costs[index].truncate(at)
             self.seen = {key: of for key, of in self.seen.items() if key[0] != index or key[1] <= at}
             self.transcript.again(index, lane.turns[-1].begin)
+            if switch is not None:
+                self.transcript.switch(index, switch)
         self.answer()
 
     def switch(self, index, policy, pin=False):
-        lane = self.lanes[index]
-        lane.switch(parse(policy), pin=pin)
-        switch = lane.switches[-1]
-        self.transcript.note("switch", lane=index, position=switch.position, policy=policy, how=switch.how)
+        self.transcript.switch(index, self.lanes[index].switch(parse(policy), pin=pin))
 
     def finish(self):
         self.transcript.finish("finished")
@@ -215,6 +214,7 @@ def test_switches_stops_and_answers_given_again_are_recorded(script, partner):
     talk.switch(1, "streaming:sinks=4,window=12", pin=True)
     talk.switch(2, "streaming:sinks=4,window=12")
     talk.ask(PROMPTS[1], stop_at=7)
+    talk.switch(0, "streaming:sinks=4,window=12")
     talk.again()
     talk.switch(1, "dense")
     talk.switch(0, "streaming:sinks=2,window=12")

@@ -284,8 +284,9 @@ class Conversation:
             # Where a step fails, it goes back to here.
             self._before, self._before_switches = self.lane.snapshot(), len(self.switches)
 
-    def again(self) -> None:
-        """Forget the last answer and give another one, from what the cache held before it."""
+    def again(self) -> Switch | None:
+        """Forget the last answer and give another one, from what the cache held before it; returns the switch that it
+        begins with, where the lane was switched meanwhile."""
         if self._loaded and len(self.turns) == self._loaded and not self.busy:
             raise ValueError(
                 "what the cache held before the last answer is not kept where a conversation was stopped and resumed: "
@@ -301,16 +302,16 @@ class Conversation:
         turn.stop, turn.why = None, ""
         # What it was switched to meanwhile holds from the beginning of this answer on.
         del self.switches[self._before_switches :]
-        if policy != self.policy:
-            self.switch(policy, pin=self._pin)
+        return self.switch(policy, pin=self._pin) if policy != self.policy else None
 
-    def switch(self, policy: Policy, *, pin: bool = False) -> None:
+    def switch(self, policy: Policy, *, pin: bool = False) -> Switch:
         """Go on under another policy (Lane.switch)."""
         missing = self.lane.missing_sinks(policy)
         self.lane.switch(policy, pin=pin)
         self._pin = pin
         how = ("with the sinks pinned again" if pin else "without its sinks") if missing else ""
         self.switches.append(Switch(self.lane.position, policy, how))
+        return self.switches[-1]
 
     def pieces(self) -> list[str]:
         """How each token of the conversation looks, [tokens]."""

@@ -329,13 +329,15 @@ class ChatJob(TextJob):
         given, why = 0, ""
         for lane in self.lanes:
             try:
-                lane.again()
+                switch = lane.again()
             except ValueError as e:
                 why = sentence(e)
                 continue
             given += 1
             self.costs[lane.lane.index].truncate(len(lane.tokens))
             self.transcript.again(lane.lane.index, len(lane.tokens))
+            if switch is not None:
+                self.transcript.switch(lane.lane.index, switch)
         if not given:
             self.tell(why)
             return
@@ -346,9 +348,8 @@ class ChatJob(TextJob):
 
     def _switch(self, index: int, policy: Policy, pin: bool) -> None:
         lane = self.lanes[index]
-        lane.switch(policy, pin=pin)
-        switch = lane.switches[-1]
-        self.transcript.note("switch", lane=index, position=switch.position, policy=str(policy), how=switch.how)
+        switch = lane.switch(policy, pin=pin)
+        self.transcript.switch(index, switch)
         self.tell(f"{switch.label}, from the next token on.")
 
     def _forget_rows(self, lane: int, read: range) -> None:

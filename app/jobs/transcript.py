@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.chat.conversation import Conversation, join
+from analysis.chat.conversation import Conversation, Switch, join
 from analysis.chat.partner import Partner
 from analysis.engine.step import Step
 from analysis.runs.facts import ModelFacts
@@ -95,6 +95,10 @@ class Transcript(RunKeeper):
         """Note that an answer is given again, which begins at a text position."""
         self.write(lambda _: self._rows and self._rows.forget(lane, begin))
         self.note("again", lane=lane, position=begin)
+
+    def switch(self, lane: int, switch: Switch) -> None:
+        """Note that a lane goes on under another policy."""
+        self.note("switch", lane=lane, position=switch.position, policy=str(switch.policy), how=switch.how)
 
     def flush(self) -> None:
         """Write all that was taken in."""
