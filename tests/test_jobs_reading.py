@@ -287,3 +287,13 @@ def test_what_is_said_of_a_switch_stands_when_it_is_made(registry, model, still)
     job.tell(f"{job.note} What to know of it.".strip())
     until(job, lambda: job.requests_done)
     assert job.note.endswith("What to know of it.") and ("from the next token on" in job.note) is still
+
+
+def test_lanes_that_stand_still_without_memory_have_not_come_to_a_pause(registry, model, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(ReadingJob, "_chunk", lambda *_: (_ for _ in ()).throw(RuntimeError("CUDA out of memory.")))
+        run = begin(registry, model, policies=("dense",), pause=50)
+        until(run, lambda: run.halted)
+    run.switch(0, parse("window:window=16"), False)
+    until(run, lambda: run.status == "paused")
+    assert run.lanes[0].position == 50 and run.note.startswith("Paused before token 50")

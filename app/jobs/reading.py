@@ -238,7 +238,7 @@ class ReadingJob(TextJob):
             # A lane that was just switched goes first: its curve should answer at once.  Lanes that are measured
             # against one of them wait for it.
             able = [lane for lane in self.lanes if lane.index not in self.halted]
-            if self._pause_at and all(lane.done or lane.position >= self._pause_at for lane in able):
+            if able and self._pause_at and all(lane.done or lane.position >= self._pause_at for lane in able):
                 self._stand()
                 continue
             upto = self._pause_at or None
