@@ -13,6 +13,7 @@ from app.jobs.ablation import AblationJob
 from app.jobs.measures import MeasuresJob
 from app.jobs.registry import REGISTRY
 
+from .fuzz import seeds
 from .fuzz.addresses import MAIN
 from .test_jobs_kept import home as home
 from .test_resume import killed
@@ -93,3 +94,22 @@ def test_the_list_of_runs_leads_to_what_can_be_completed(half):
     assert not at.exception
     assert "Open" in [link.proto.label for link in at.get("page_link")]
     assert any(f"python -m analysis resume {half}" in code.value for code in at.code)
+
+
+def test_a_stretch_that_is_opened_twice_is_one_to_make_figures_of(home, tmp_path):
+    seeds.model(tmp_path / "model")
+    seeds.stretch(home / "st", tmp_path / "model")
+    at = opened(run="st")
+    for _ in range(2):
+        next(b for b in at.button if b.label == "Open again").click().run()
+        job = REGISTRY.get("st")
+        assert job is not None, [e.value for e in at.error]
+        until(job, lambda job=job: job.status == "finished")
+        at.run()
+    at.switch_page("views/figures.py")
+    at.query_params.clear()
+    at.query_params["figure"] = "head-map"
+    at.run()
+    (made_of,) = (box for box in at.selectbox if box.label == "Made of")
+    assert [of.partition(":")[0] for of in made_of.options] == ["The stretch of the Heads page", "A folder …"]
+    REGISTRY.free("st")

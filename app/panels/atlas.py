@@ -60,7 +60,8 @@ def start() -> None:
         if state.captures:
             # What the first one shows an address may have named.
             state.atlas_view.region = state.atlas_view.place = state.atlas_view.cross = None
-        state.captures = [*(c for c in state.captures if REGISTRY.find(c, CaptureJob) is not None), run.id]
+        kept = (c for c in state.captures if c != run.id and REGISTRY.find(c, CaptureJob) is not None)
+        state.captures = [*kept, run.id]
 
 
 def opened() -> str:
@@ -84,7 +85,7 @@ def opened() -> str:
     except ValueError:
         return f"This stretch is kept in the library: press Open again to load its model, {quoted(kept.spec.model)}."
     if (run := JOB_PANEL.begin(_prepared, start, keep=True)) is not None:
-        state.captures.append(run.id)
+        state.captures = list(dict.fromkeys([*state.captures, run.id]))
     return JOB_PANEL.problem
 
 
