@@ -44,10 +44,10 @@ def gemma(tmp_path_factory):
     return str(folder)
 
 
-def tiny() -> LlamaForCausalLM:
+def tiny(vocabulary: int = 400) -> LlamaForCausalLM:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 512}
-    config = LlamaConfig(vocab_size=400, num_attention_heads=4, num_key_value_heads=2, **sizes)
+    config = LlamaConfig(vocab_size=vocabulary, num_attention_heads=4, num_key_value_heads=2, **sizes)
     network = LlamaForCausalLM(config).eval().requires_grad_(False)
     for parameter in network.parameters():
         parameter.mul_(3)
@@ -391,4 +391,10 @@ def test_newlines_that_are_put_first_are_newlines_alone(name):
 def test_where_a_newline_is_no_token_no_text_can_begin_with_newlines():
     model = model_of(KINDS["words"]())
     with pytest.raises(ValueError, match="no token for a newline: choose first=own"):
+        open_lanes(model, np.arange(20), [parse("dense:first=newlines")])
+
+
+def test_newlines_that_the_model_does_not_know_are_refused():
+    model = LanguageModel("tiny", tiny(24), KINDS["byte_level"](), [])
+    with pytest.raises(ValueError, match=r"first=newlines: .* makes token \d+ of this, and the model knows 24"):
         open_lanes(model, np.arange(20), [parse("dense:first=newlines")])

@@ -179,6 +179,17 @@ class SharedContext:
 
     def _named(self, first: str, count: int) -> list[int]:
         """Token ids that take the place of the text's first; raises ValueError where there are none of this name."""
+        ids = self._written(first, count)
+        embedding: Any = self.model.network.get_input_embeddings()
+        if max(ids, default=0) >= embedding.num_embeddings:
+            raise ValueError(
+                f"first={first}: the tokenizer makes token {max(ids)} of this, and the model knows "
+                f"{embedding.num_embeddings:,} tokens: choose first=own"
+            )
+        return ids
+
+    def _written(self, first: str, count: int) -> list[int]:
+        """The same, of whatever tokens the tokenizer has."""
         if first == "own":
             return []
         if self.tokenizer is None:
