@@ -256,6 +256,12 @@ def test_rotary_scalings_that_would_be_left_out_are_refused(saved, scaling, word
     assert words in sentence
 
 
+@pytest.mark.parametrize(("key", "value"), [("rope_theta", -5.0), ("rope_theta", "x"), ("factor", -2)])
+def test_a_rotary_base_that_is_none_is_named(saved, key, value):
+    rope = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+    assert f"{key} '{value}' and not a number above 0" in refusal(change(saved, rope_parameters=rope | {key: value}))
+
+
 def test_rotary_scalings_with_harmless_notes_are_read(saved):
     scaling = {"type": "linear", "factor": 2.0, "finetuned": True, "original_max_position_embeddings": 2048}
     network = load(str(change(saved, rope_parameters=None, rope_scaling=scaling, rope_theta=10000.0))).network

@@ -19,6 +19,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.quantizers.auto import AutoHfQuantizer
 
+from ..settings import quoted
+
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of stored numbers that are what they say, in safetensors' names."""
 
@@ -205,6 +207,9 @@ def check_rope(config: PretrainedConfig, network: PreTrainedModel | None, called
                 f"{called} asks for the rotary scaling {kind!r}, which transformers does not know (it knows "
                 f"{', '.join(ROPE_INIT_FUNCTIONS)}): fetch its config.json again"
             )
+        for key in ("rope_theta", "factor"):
+            if (said := scaling.get(key)) is not None and not (isinstance(said, int | float) and said > 0):
+                raise ValueError(f"{called} says {key} {quoted(said)} and not a number above 0: fetch it again")
         if network is None or kind not in _ROPE_KEYS:
             continue
         # Some families read more than the common rules do, and some of those nothing at all.
