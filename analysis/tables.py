@@ -1,6 +1,7 @@
 """Tables that leave the house: CSV, written by pandas, and Markdown.  What stands in a cell is chosen by the caller."""
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ def from_csv(data: bytes, header: Sequence[str], where: str) -> list[list[str]]:
     Raises ValueError where it is damaged, or has other columns.
     """
     try:
-        names, *rows = csv.reader(data.decode().splitlines(), strict=True)
+        names, *rows = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
     except (csv.Error, ValueError) as e:
         raise ValueError(f"{where} is no table: it is damaged") from e
     if names != list(header) or any(len(row) != len(names) for row in rows):

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from analysis.figures.sheet import table
-from analysis.tables import as_csv, as_markdown
+from analysis.tables import as_csv, as_markdown, from_csv
 
 CELLS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from(',"\n\r=;'), max_size=6)
 TABLES = st.integers(1, 4).flatmap(
@@ -19,9 +19,11 @@ TABLES = st.integers(1, 4).flatmap(
 @settings(deadline=None)
 @given(TABLES)
 @example([["a", "b"], ["\r", "c"], ["d", "e"]])
+@example([["a"], ["\u2028"], ["\n"]])
 def test_every_cell_comes_back_as_it_was(table):
     header, *rows = table
     assert list(csv.reader(io.StringIO(as_csv(header, rows), newline=""), strict=True)) == table
+    assert from_csv(as_csv(header, rows).encode(), header, "it") == rows
 
 
 def test_markdown_has_a_line_for_each_row():
