@@ -12,6 +12,8 @@ from analysis.engine.stream import open_lanes
 from analysis.policies import Dense
 from analysis.texts import MAX_BYTES, from_bytes, read, token_texts, tokenize
 
+from .tokenizers import byte_level
+
 
 def refusal(data: bytes, name: str = "upload.txt") -> str:
     """The sentence that an upload is refused with."""
@@ -209,6 +211,14 @@ def test_pieces_keep_their_spaces_in_every_kind_of_tokenizer(spaced):
     assert "".join(shown) == " ab é b a"
     assert shown[0] == " ab"
     assert shown[-1] == " a"
+
+
+def test_letters_of_an_added_token_are_no_bytes():
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["ñandú", "café"])
+    ids = np.array(tokenizer("a ñandú in the café", add_special_tokens=False)["input_ids"])
+    assert {*tokenizer.convert_tokens_to_ids(["ñandú", "café"])} < {*ids.tolist()}
+    assert "".join(token_texts(tokenizer, ids)) == "a ñandú in the café"
 
 
 def test_character_shows_at_its_last_token(tokenizer):

@@ -40,12 +40,16 @@ def _bytes(tokenizer: Any, ids: list[int]) -> list[bytes]:
     stripped = len(tokenizer.decode(before, **keep))
     decoded = [text[stripped:] for text in tokenizer.batch_decode([[*before, i] for i in ids], **keep)]
     byte = {sign: number for number, sign in bytes_to_unicode().items()}
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
     found = []
-    for text, name in zip(decoded, tokenizer.convert_ids_to_tokens(ids), strict=True):
+    for i, text, name in zip(ids, decoded, tokenizer.convert_ids_to_tokens(ids), strict=True):
         if "\ufffd" not in text or name is None:
             found.append(text.encode())
         elif fallback := re.fullmatch(r"<0x([0-9A-F]{2})>", name):
             found.append(bytes.fromhex(fallback[1]))
+        elif i in added and len(name) > 1:
+            # It is written as it is; a decoder of bytes takes letters such as ñ in it for bytes, too.
+            found.append(name.encode())
         elif all(sign in byte for sign in name):
             found.append(bytes(byte[sign] for sign in name))
         else:
