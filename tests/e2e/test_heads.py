@@ -213,6 +213,21 @@ def test_the_dimmest_colour_is_said_to_be_that_of_smaller_weights_too(page, name
     assert ["≤ 10⁻⁴", True] in said and ["1", True] in said
 
 
+def test_a_grid_of_which_nothing_is_known_says_so(page):
+    page.set_content(f"<style>{style()}</style><div id='root' class='sk' style='width: 420px'></div>")
+    page.add_script_tag(content=f"{script()}\nObject.assign(window, {{ makeGrid, themeOf }});")
+    page.evaluate(
+        """() => {
+          const grid = makeGrid(() => {}), values = { data: new Float32Array(6).fill(NaN), shape: [2, 3] };
+          const frame = { lanes: [{ label: "a" }], chosen: 0, grid: "output error", measured: true };
+          document.querySelector("#root").append(grid.node);
+          grid.show({ ...frame, arrays: { grid: values } }, themeOf(document.body));
+        }"""
+    )
+    said = page.locator(".sk-grid").get_attribute("aria-label")
+    assert said.startswith("Output error of 2 layers of 3 heads; none is known.")
+
+
 def test_heads_are_knocked_out_until_one_has_seen_enough(app, page):
     page.goto(f"{app}/heads")
     page.get_by_text("What is each head's sink worth?").click()

@@ -212,6 +212,12 @@ def test_a_static_page_replays_without_network(offline, recorded, tmp_path):
     for mode in ("cumulative", "relative"):
         page.get_by_role("button", name=mode).click()
         page.wait_for_function("mode => window.__sinkscope.mode === mode", arg=mode)
+    # What was not measured is no number, to who hears the page either.
+    page.get_by_role("button", name="KL", exact=True).click()
+    page.wait_for_function("window.__sinkscope.mode === 'KL'")
+    heard = page.locator(".sk-plot").first.get_attribute("aria-label")
+    assert "NaN" not in heard and ". Dense: –; Window 128: –; Recompute" in heard
+    page.get_by_role("button", name="relative").click()
     page.keyboard.press("End")
     wait_painted(page, 3000)
     # All that a report showed: curves and memory, the sink mass of every lane, the whole text, and where it comes from.

@@ -57,7 +57,7 @@ function count(n) {
 }
 
 function digits(n) {
-  if (n == null) return "–";
+  if (n == null || Number.isNaN(n)) return "–";
   if (n >= 1000) return count(n);
   if (n >= 100) return n.toFixed(0);
   return n >= 10 ? n.toFixed(1) : n.toFixed(2);

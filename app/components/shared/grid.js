@@ -137,7 +137,8 @@ function makeGrid(send, choices = []) {
     if (grid) {
       let best = 0;
       for (let i = 1; i < grid.data.length; i++) if (grid.data[i] > grid.data[best] || Number.isNaN(grid.data[best])) best = i;
-      canvas.setAttribute("aria-label", `${errors() ? "Output error" : "Sink mass"} of ${layers} layers of ${heads} heads; the largest is ${grid.data[best].toFixed(2)}, layer ${Math.floor(best / heads)}, head ${best % heads}. Arrow keys move, Enter chooses a head.`);
+      const largest = Number.isNaN(grid.data[best]) ? "none is known" : `the largest is ${grid.data[best].toFixed(2)}, layer ${Math.floor(best / heads)}, head ${best % heads}`;
+      canvas.setAttribute("aria-label", `${errors() ? "Output error" : "Sink mass"} of ${layers} layers of ${heads} heads; ${largest}. Arrow keys move, Enter chooses a head.`);
     } else canvas.setAttribute("aria-label", `${errors() ? "Output error" : "Sink mass"} of every head, layers across and heads up: ${errors() && !frame.measured ? notMeasured(frame) : "nothing was read yet."}`);
   }
   return { node, show };
