@@ -1,5 +1,6 @@
 """Live runs: they read, pause when nobody watches, obey, and never die of what they are asked."""
 
+import errno
 import time
 from functools import partial
 
@@ -11,8 +12,11 @@ from analysis import texts
 from analysis.engine.stream import open_lanes
 from analysis.models.loading import load
 from analysis.policies import parse
+from analysis.runs import library
+from analysis.runs.folder import Folder
 from analysis.runs.spec import Spec
 from analysis.runs.switches import Switch
+from app import recordings
 from app.frames.reading import ReadingSender
 from app.jobs import base, reading
 from app.jobs import registry as jobs_registry
@@ -297,3 +301,17 @@ def test_lanes_that_stand_still_without_memory_have_not_come_to_a_pause(registry
     run.switch(0, parse("window:window=16"), False)
     until(run, lambda: run.status == "paused")
     assert run.lanes[0].position == 50 and run.note.startswith("Paused before token 50")
+
+
+def test_a_run_that_ends_in_memory_leaves_what_its_folder_goes_on_from(registry, model, monkeypatch):
+    job = begin(registry, model, count=600, pause=100)
+    until(job, lambda: job.status == "paused")
+    place = library.home() / job.id
+    there = sorted(place.glob("checkpoint/*"))
+    assert there
+    monkeypatch.setattr(Folder, "write", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    job.request("running")
+    until(job, lambda: job.status == "finished")
+    assert job.kept.problem and sorted(place.glob("checkpoint/*")) == there
+    monkeypatch.undo()
+    assert recordings.find(job.id, "reading").goes_on

@@ -203,7 +203,8 @@ class RunKeeper(ModelKeeper):
         """Wait for the one that is being written; `remove`: nothing is left that could go on."""
         if self._saver is not None:
             self._warn(self._saver.close())
-            if remove:
+            # Where the disk took no more, what was written goes on from them.
+            if remove and self.folder is not None:
                 self._warn("")
                 self._saver.checkpoints.remove()
             self._saver = None
