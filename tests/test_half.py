@@ -160,3 +160,19 @@ def test_attention_is_changed_in_half_precision_as_in_float32(both, lane, change
     np.testing.assert_allclose(read(small, tokens, policy)[0], expected, atol=0.05)
     np.testing.assert_allclose(decode(begun(small, tokens[:30], policy), tokens[30:])[0], expected[29:], atol=0.05)
     assert np.abs(expected - read(full, tokens, parse(lane))[0]).max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("policy", ["scissorhands:budget=64", "adakv:budget=64"])
+def test_what_a_query_hardly_looked_at_is_not_what_it_did_not_reach(policy, dtype):
+    """A weight that float16 rounds to 0 is still one that is less than an even share."""
+    network = copy.deepcopy(few_layers("llama"))
+    for layer in network.model.layers:
+        layer.self_attn.q_proj.weight.data *= 400
+    lane = open_lanes(adapt(network.to(dtype)), words(TOKENS), [parse(policy)])[0]
+    while not lane.done:
+        lane.read(30)
+    for layer in lane.store.layers:
+        given = layer.recent_attention
+        queries = torch.arange(TOKENS - 1)[-given.shape[1] :, None]
+        assert torch.equal(given > 0, (layer.positions[:, None] <= queries).expand_as(given))

@@ -138,7 +138,12 @@ class RankedPass:
         to_first = observed[..., :most].reshape(*q.shape[:2], -1)
         mass = (to_first @ early.to(observed.dtype)[..., None]).float()
         if self.policy.accumulates_attention or self.policy.observation_window:
-            held.observe(observed.view(kv_heads, groups, queries, slots).mean(1), self.policy)
+            given = observed.view(kv_heads, groups, queries, slots).mean(1)
+            if self.policy.observation_window:
+                # What a query reached got something, though half precision rounds that to 0.
+                reached, kind = scores[:, :queries, :slots] > float("-inf"), torch.finfo(given.dtype)
+                given = torch.where(reached, given.clamp(min=kind.smallest_normal * kind.eps), given)
+            held.observe(given, self.policy)
         if self.policy.future_positions:
             # The first tokens' queries are like no others.
             held.observe_queries(call.query[0, :, max(0, self.policy.sinks - token) :])
