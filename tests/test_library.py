@@ -233,6 +233,18 @@ def test_deleted_run_comes_back_as_it_was(home):
         trash.undo(when)
 
 
+def test_run_that_cannot_be_deleted_leaves_no_folder_behind(home, monkeypatch):
+    seeds.run(home / "a", end="finished")
+
+    def refused(path, to):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(ValueError, match="cannot be deleted"):
+        trash.delete("a")
+    assert names() == ["a"] and not list((home / ".trash").iterdir())
+
+
 def test_deleted_run_comes_back_beside_one_that_has_its_name_now(home):
     seeds.run(home / "a", end="finished")
     when = trash.delete("a")

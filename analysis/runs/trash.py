@@ -34,11 +34,14 @@ def delete(name: str, place: Path | None = None) -> str:
 
 
 def _throw(path: Path) -> str:
+    when = str(time.time_ns())
+    place = path.parent / TRASH / when
     try:
-        when = str(time.time_ns())
-        (path.parent / TRASH / when).mkdir(parents=True)
-        path.rename(path.parent / TRASH / when / path.name)
+        place.mkdir(parents=True)
+        path.rename(place / path.name)
     except OSError as e:
+        with suppress(OSError):
+            place.rmdir()
         raise ValueError(f"{path} cannot be deleted ({e.strerror}): check who may write there") from e
     return when
 
