@@ -281,6 +281,13 @@ def test_kernels_that_a_configuration_asks_for_need_not_be_installed(tiny_llama,
     torch.testing.assert_close(network(ids).logits, tiny_llama(ids).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_where_a_configuration_lies_is_not_said_of_what_is_wrong_with_it(saved, content):
+    (saved / "config.json").write_text(content)
+    sentence = refusal(saved)
+    assert sentence.count(saved.name) == 2 and str(saved.parent) not in sentence
+
+
 def test_an_honest_model_of_any_dtype_is_read(tmp_path):
     config = LlamaConfig(
         vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, head_dim=16

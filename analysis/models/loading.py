@@ -252,7 +252,9 @@ def _configuration(source: Path, called: str, local: dict[str, Any]) -> Pretrain
         if "gguf_file" in local:
             # Its family is known by now.
             why = "is damaged or cut short, fetch or convert it again"
-        raise ValueError(f"{called} {why} ({first_line(e)})") from e
+        # Where it lies is no part of what is wrong.
+        said = first_line(ValueError(str(e).replace(f"{source.parent}{os.sep}", "")))
+        raise ValueError(f"{called} {why} ({said})") from e
     if why := unreadable(config):
         raise ValueError(why)
     if config._attn_implementation != "eager":
