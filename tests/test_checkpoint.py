@@ -281,6 +281,11 @@ def test_kernels_that_a_configuration_asks_for_need_not_be_installed(tiny_llama,
     torch.testing.assert_close(network(ids).logits, tiny_llama(ids).logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["decoder", "text_config"])
+def test_a_part_for_text_that_is_no_configuration_is_named(saved, name):
+    assert "mend its config.json" in refusal(change(saved, **{name: "eager"}))
+
+
 @pytest.mark.parametrize("content", ["{", "[]"])
 def test_where_a_configuration_lies_is_not_said_of_what_is_wrong_with_it(saved, content):
     (saved / "config.json").write_text(content)

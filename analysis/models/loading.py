@@ -257,6 +257,11 @@ def _configuration(source: Path, called: str, local: dict[str, Any]) -> Pretrain
         raise ValueError(f"{called} {why} ({said})") from e
     if why := unreadable(config):
         raise ValueError(why)
+    if not isinstance(config.get_text_config(decoder=True), PretrainedConfig):
+        raise ValueError(
+            f"{called} has a part for text in its configuration that is none (decoder, text_config or another of such "
+            "a name): mend its config.json, or fetch it again"
+        )
     if config._attn_implementation != "eager":
         # Attention is the reader's, so a kernel that the file asks for need not be installed.
         config._attn_implementation = None
