@@ -8,7 +8,7 @@ import torch
 
 from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_map
-from analysis.policies import H2O, POLICIES, TOVA, Dense, Duo, Random, Recompute, SnapKV, Streaming, Window
+from analysis.policies import H2O, POLICIES, TOVA, AdaKV, Dense, Duo, Random, Recompute, SnapKV, Streaming, Window
 
 from .reading import read
 
@@ -224,3 +224,18 @@ def test_first_tokens_that_are_pinned_are_those_of_the_text_as_it_now_is(tiny_ll
         fresh.read(14)
         for layer, expected in zip(lane.store.layers, fresh.store.layers, strict=True):
             torch.testing.assert_close(layer.sink_keys, expected.sink_keys, atol=1e-5, rtol=1e-5)
+
+
+def test_heads_share_all_of_their_budget_where_first_tokens_were_pinned_in_some_that_lacked_them(tiny_llama, tokens):
+    lane = lane_at(tiny_llama, tokens, AdaKV(16, 0, 4), 30)
+    lane.switch(AdaKV(16, 3, 4), pin=True)
+    assert any(layer.slots % layer.kv_heads for layer in lane.store.layers), "heads share their slots evenly"
+    before, held, told = lane.snapshot(), [], []
+    for _ in range(40):
+        lane.read(1, upto=lane.position + 1)
+        assert [layer.slots for layer in lane.store.layers] == [16 * 2] * 3
+        held.append(lane.cache_bytes)
+    lane.restore(before)
+    while lane.position < before.position + 40:
+        told += lane.read(16, upto=before.position + 40).cache_bytes.tolist()
+    assert told == held

@@ -33,9 +33,10 @@ def evict(
     for number in numbers:
         layer = layers[number]
         if len(layer) > (budget := policy.budget_of(number, len(layers))):
-            # Several heads may share a row.
-            count = (len(layer) - policy.left(len(layer), budget)) * (layer.kv_heads // len(layer.keys))
-            alike.setdefault((layer.keys.device, layer.keys.shape[1], count), []).append(number)
+            # Several heads may share a row, and hold no whole number of slots on average.
+            slots, heads = layer.keys.shape[1], layer.kv_heads // len(layer.keys)
+            count = slots - policy.left(len(layer), budget) * heads
+            alike.setdefault((layer.keys.device, slots, count), []).append(number)
     evicted: dict[int, Evicted] = {}
     for (_, slots, count), same in alike.items():
         seen = [layers[i].layer_state(i, dims, None if rotation is None else rotation(i)) for i in same]
