@@ -77,3 +77,10 @@ def test_a_colour_that_all_beyond_have_too_says_so(name, first, last):
         ticks = zip(sheet.axes[-1].get_yticks(), sheet.axes[-1].get_yticklabels(), strict=True)
         said = [label.get_text() for at, label in ticks if low <= at <= high]
     assert (said[0], said[-1]) == (first, last) and not any("≤" in text or "≥" in text for text in said[1:-1])
+
+
+def test_a_bar_says_that_weights_that_sum_to_anything_go_on_beyond_its_end():
+    for most, last in ((1 + 1e-6, "1.0"), (2.5, "≥ 1.0")):
+        data = {"map": np.array([[most, np.nan], [0.2, 0.1]], np.float32), "begin": np.array(0), "scale": np.array(1)}
+        with drawn(parse("emergence-map"), data, Layout("acl", 8, 72)) as sheet:
+            assert [label.get_text() for label in sheet.axes[-1].get_yticklabels()][-1] == last

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.figures import parse
+from analysis.figures.sheet import Layout, drawn
 from analysis.lab import training as training_module
 from analysis.lab.folder import read
 from analysis.lab.measurement import Measurement
@@ -200,6 +202,14 @@ def test_several_are_written_beside_each_other_and_drawn_together(run, tmp_path)
     ]
     code, _, said = run("figure", "emergence-map:training=2", "--run", str(place), "--out", str(picture))
     assert code == 2 and "trainings 0 to 1" in said
+
+
+@pytest.mark.parametrize("most", [1.0, 49.5])
+def test_weights_that_sum_to_anything_stay_inside_their_axes(most):
+    data = {"training": np.zeros(2, int), "step": np.array([0, 10]), "weight": np.array([0.1, most])}
+    data |= {"attention": np.array(["relu", "relu"]), "label": np.array(["ReLU", "ReLU"])}
+    with drawn(parse("emergence"), data, Layout("acl", 8, 72)) as sheet:
+        assert (top := sheet.axes[0].get_ylim()[1]) >= most and (top == 1) == (most == 1)
 
 
 def test_nothing_waits_for_another_device():

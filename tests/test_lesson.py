@@ -10,6 +10,7 @@ from analysis import metrics
 from analysis.errors import error_message, sentence
 from analysis.experiments.measures import samples_of
 from analysis.experiments.presets import FOUR
+from analysis.lab.measurement import Measurement
 from analysis.lab.recipe import Recipe
 from analysis.maps.passage import Passage
 from analysis.models import fetch
@@ -123,6 +124,24 @@ def test_trainings_of_the_gallery_are_what_the_last_chapter_begins_with():
         assert moments[0].step == 0 and moments[-1].step == recipe.steps
         assert all(m.map.shape == (recipe.length, recipe.length) for m in moments)
         np.testing.assert_allclose(moments[-1].map[:, 0].mean(), moments[-1].sink, atol=0.2)
+
+
+@pytest.mark.parametrize("most", [1.0, 49.5])
+def test_weights_that_sum_to_anything_stay_inside_their_axes(most):
+    from app.lesson.chapters.emergence import grown
+
+    weight = np.array([[most]], np.float32)
+    moments = [Measurement(10, 1.0, 1.0, weight, weight, (0, 0), np.zeros((2, 2), np.float16))]
+    shown = grown([Recipe(attention="relu")], [moments], ["ReLU"], None, lesson("en")["emergence"])
+    assert shown.layout.yaxis.range[1] == pytest.approx(1.02 * most)
+
+
+def test_the_scale_of_a_map_says_that_weights_that_sum_to_anything_go_on_beyond_its_end():
+    from app.lesson.chapters.emergence import maps, recorded
+
+    for recipe, (moments, _) in recorded().items():
+        drawn = maps(moments[-1:], [recipe.attention], lesson("en")["emergence"])
+        assert drawn.data[0].colorbar.ticktext[-1] == ("≥ 1" if recipe.attention == "relu" else "1")
 
 
 def test_the_chapter_of_costs_asks_of_dense_alone_why_the_whole_grows_less_than_attention():

@@ -72,6 +72,7 @@ def emergence(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         drawn.append(attention)
         ax.plot(data["step"][of], data[curve][of], color=TRAINED[attention][0], **style, label=name)
     ax.set(xlabel="Steps of training", ylabel=CURVES[curve])
-    ax.set_ylim(0, 1 if curve == "weight" else None)
+    # Weights of ReLU have no bound.
+    ax.set_ylim(0, 1 if curve == "weight" and data[curve].max(initial=0) <= 1 else None)
     legend(ax)
     return ax

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 EVICTED, LATER = "#DADCE0", "white"
 CELLS = 512
 """Cells on a side of a map, at most: more would make the sink a line that no printer shows."""
+ROUNDED = 1.001
+"""What weights that sum to 1 never pass, however they were rounded."""
 
 
 @dataclass(frozen=True)
@@ -118,4 +120,8 @@ def head_map(
     bar = colour_bar(ax, meaning, "Logit" if logits else "Attention weight")
     if not (logits or linear):
         decades(bar.ax.yaxis, least=DIMMEST)
+    elif not logits and (values > ROUNDED).any():
+        # Those of ReLU sum to anything.
+        ends = np.linspace(0, 1, 6).tolist()
+        bar.set_ticks(ends, labels=[f"≥ {end:.1f}" if end == 1 else f"{end:.1f}" for end in ends])
     return ax

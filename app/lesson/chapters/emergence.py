@@ -320,7 +320,9 @@ def grown(
     figure.update_xaxes(range=[0, recipes[0].steps])
     figure.update_xaxes(title=chapter.say("step"), row=2)
     figure.update_yaxes(rangemode="tozero")
-    figure.update_yaxes(range=[0, 1.02], row=1, col=1)
+    # Weights of ReLU have no bound.
+    most = max((m.sink for of in moments for m in of), default=1.0)
+    figure.update_yaxes(range=[0, 1.02 * max(1.0, most)], row=1, col=1)
     return figure
 
 
@@ -331,13 +333,16 @@ def maps(moments: Sequence[Measurement], labels: Sequence[str], chapter: Chapter
         for label, m in zip(labels, moments, strict=True)
     ]
     figure = make_subplots(1, len(moments), subplot_titles=titles)
+    ends = ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    # Weights of ReLU may be larger, and have the colour of 1.
+    said = [*ends[:-1], "≥ 1"] if any(m.map.max() > 1 for m in moments) else ends
     for i, m in enumerate(moments):
         weights = m.map.astype(np.float32)
         weights[np.triu_indices(len(weights), 1)] = np.nan
         figure.add_heatmap(
             z=np.round(weights, 3), zmin=0, zmax=1, colorscale="Viridis", showscale=i == len(moments) - 1,
             hovertemplate=f"{chapter.say('query')} %{{y}} → %{{x}}: %{{z:.2f}}<extra></extra>",
-            colorbar={"thickness": 10}, row=1, col=i + 1,
+            colorbar={"thickness": 10, "tickvals": list(map(float, ends)), "ticktext": said}, row=1, col=i + 1,
         )  # fmt: skip
     figure.update_layout(margin={"l": 40, "r": 8, "t": 44, "b": 30})
     figure.update_xaxes(showgrid=False, constrain="domain")
