@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from transformers.integrations.bitnet import AutoBitLinear
 
 from analysis.engine.check import adapt
 from analysis.models.gqa import pool
@@ -41,8 +42,18 @@ def test_heads_that_do_not_divide_are_refused(tiny_llama, heads):
 
 @pytest.mark.parametrize("family", ["gpt_neox", "gemma3n_text", "bert"])
 def test_a_family_without_matrices_of_keys_and_values_is_refused(family):
-    with pytest.raises(ValueError, match="has no matrices k_proj and v_proj in each of its layers"):
+    with pytest.raises(ValueError, match="has no plain matrices k_proj and v_proj in each of its layers"):
         pool(causal.build(causal.config_of(family)), 1)
+
+
+@pytest.mark.parametrize("name", ["k_proj", "v_proj"])
+def test_matrices_that_do_more_than_multiply_are_not_averaged(name):
+    """Those of a BitNet are rounded while they multiply, or have a scale beside their weights."""
+    model = tiny("bitnet")
+    for layer in model.model.layers:
+        setattr(layer.self_attn, name, AutoBitLinear(32, 16, bias=False))
+    with pytest.raises(ValueError, match="has no plain matrices k_proj and v_proj in each of its layers"):
+        pool(model, 1)
 
 
 def test_a_family_whose_layers_count_their_kv_heads_reads_with_fewer():
@@ -50,6 +61,14 @@ def test_a_family_whose_layers_count_their_kv_heads_reads_with_fewer():
     pool(model, 1)
     assert adapt(model).kv_heads == 1
     torch.testing.assert_close(our_nll(model, tokens, 16), own_nll(model, tokens), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_a_family_that_has_a_norm_for_each_head_is_refused(kv_heads):
+    model = tiny("stablelm", qk_layernorm=True, num_key_value_heads=kv_heads)
+    with pytest.raises(ValueError, match="'stablelm' normalises each head by itself, so its KV heads are not averaged"):
+        pool(model, 1)
+    assert model.config.num_key_value_heads == kv_heads
 
 
 def test_a_family_whose_norms_span_all_heads_is_told_what_is_at_fault(tmp_path):

@@ -9,11 +9,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+PROJECTIONS = "k_proj", "v_proj"
+
 
 def pool(network: PreTrainedModel, kv_heads: int) -> None:
     """Average the KV heads of a network down to `kv_heads`, in place.
 
-    Raises ValueError where that number does not divide them, or where keys and values have no matrices of their own.
+    Raises ValueError where that number does not divide them, where keys and values have no plain matrices of their own,
+    or where each head has a norm.
     """
     config = network.config
     heads = config.num_attention_heads
@@ -23,14 +26,21 @@ def pool(network: PreTrainedModel, kv_heads: int) -> None:
         raise ValueError(f"{kv_heads} KV heads cannot be made of {before}: choose one of {fits}")
     if kv_heads == before:
         return
-    layers: list[Any] = [m for m in network.modules() if isinstance(getattr(m, "k_proj", None), nn.Linear)]
+    # Layers that do more than multiply, as quantized ones do, would be others when they are averaged.
+    plain = [m for m in network.modules() if all(type(getattr(m, name, None)) is nn.Linear for name in PROJECTIONS)]
+    layers: list[Any] = plain
     if len(layers) != config.num_hidden_layers:
         raise ValueError(
-            f"the family {config.model_type!r} has no matrices k_proj and v_proj in each of its layers, so its KV "
-            "heads are not averaged: leave kv-heads as they are"
+            f"the family {config.model_type!r} has no plain matrices k_proj and v_proj in each of its layers, so its "
+            "KV heads are not averaged: leave kv-heads as they are"
+        )
+    if any(isinstance(part, nn.ModuleList) and len(part) == before for layer in layers for part in layer.modules()):
+        raise ValueError(
+            f"the family {config.model_type!r} normalises each head by itself, so its KV heads are not averaged: leave "
+            "kv-heads as they are"
         )
     for layer in layers:
-        for name in ("k_proj", "v_proj"):
+        for name in PROJECTIONS:
             setattr(layer, name, _averaged(getattr(layer, name), before, kv_heads))
         layer.num_key_value_groups = heads // kv_heads
         if "num_key_value_heads" in vars(layer):
