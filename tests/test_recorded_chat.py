@@ -225,6 +225,22 @@ def test_switches_stops_and_answers_given_again_are_recorded(script, partner):
     assert compared > 40 and {mark["lane"] for mark in says["marks"]} == {0, 1, 2}
 
 
+def test_a_switch_in_the_middle_of_an_answer_is_recorded_where_it_was_made(partner):
+    talk = Talk(partner, ALIKE[1:2], "middle")
+    (lane,) = talk.lanes
+    lane.ask(PROMPTS[0])
+    while (step := lane.step()) is not None:
+        talk.transcript.take_in(lane, step)
+        if lane.turns[-1].begin == len(lane.tokens) - 5:
+            talk.switch(0, ALIKE[0], pin=True)
+    (switch,), run = lane.switches, load(talk.finish())
+    assert run.tracks[0].policies == [(1, ALIKE[1]), (switch.position, str(switch.policy))]
+    head, _ = decoded(recorded_chat(run, "middle", {}))
+    assert [tuple(told) for told in head["lanes"][0]["switches"]] == [
+        (switch.position, switch.label, switch.policy.label)
+    ]
+
+
 RANKED = ("h2o:budget=12,recent=4", "tova:budget=12", "duo:full=50,sinks=2,window=8")
 
 

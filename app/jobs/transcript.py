@@ -98,6 +98,8 @@ class Transcript(RunKeeper):
 
     def switch(self, lane: int, switch: Switch) -> None:
         """Note that a lane goes on under another policy."""
+        # What it read before stands in the record by itself: joined steps are of one policy.
+        self.write(lambda _: self._write(lane))
         self.note("switch", lane=lane, position=switch.position, policy=str(switch.policy), how=switch.how)
 
     def flush(self) -> None:
