@@ -123,6 +123,15 @@ def test_run_that_has_read_nothing_is_no_reference():
     assert compare([run_of(IDS), run_of(IDS[:0])], ["a", "b"]).lanes[1].shared == 0
 
 
+@pytest.mark.parametrize("early", [0, 1])
+def test_a_lane_that_has_read_nothing_has_no_tokens_of_its_own(early):
+    runs = [run_of(IDS, ("dense", "window:window=8"), seed=seed) for seed in (0, 3)]
+    runs[early].tracks[1].truncate(1)
+    found = compare(runs, ["a", "b"])
+    assert found.mode == "relative" and "same tokens" in found.why
+    assert [len(found.curve(lane)[0]) > 0 for lane in found.lanes] == [True, early == 1, True, early == 0]
+
+
 def test_grids_differ_head_by_head_where_shapes_agree():
     first, second = run_of(IDS, ("dense", "window:window=8")), run_of(IDS[:250], seed=5)
     found = grid_difference(first, 1, second, 0)

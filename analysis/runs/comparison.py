@@ -62,7 +62,8 @@ def compare(runs: Sequence[Run], names: Sequence[str]) -> Comparison:
             nll = run.tracks[lane].nll.view()
             shared = shared_tokens(runs[0], 0, run, lane)
             same = shared == min(len(nll), len(against)) > 0
-            if other is None and not same:
+            # A lane that has read nothing, as where a run ended early, has no tokens of its own.
+            if other is None and len(nll) and not same:
                 other = i, shared
             lanes.append(ComparedLane(i, lane, summary, shared, same, *metrics.excess(nll[:shared], against[:shared])))
     if other is None:
