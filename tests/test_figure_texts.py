@@ -335,6 +335,19 @@ def test_a_figure_of_one_lane_names_the_policies_of_that_lane(tmp_path):
     assert parse("strip:begin=250").resolved(source.data).tokens == 50
 
 
+def test_a_figure_knows_nothing_of_policies_under_which_nothing_was_read(tmp_path):
+    """As where a lane that stands still is switched twice, and one at the end of its text."""
+    run = made_up(300, switches={1: (200, "window:window=64")})
+    run.events.insert(0, {"what": "switch", "lane": 1, "position": 200, "seconds": 0.0, "policy": "tova:budget=64"})
+    run.event("switch", lane=0, position=300, policy="tova:budget=64")
+    save(run, tmp_path / "run", text_sha256="", weights_sha256="")
+    source = open_input(tmp_path / "run", "run")
+    data = parse("perplexity:mode=rolling").numbers(source.data)
+    marks = zip(*(data[name].tolist() for name in ("lane", "token", "mark")), strict=True)
+    assert [mark for mark in marks if mark[2] not in ("", "full")] == [(1, 200, "window:window=64")]
+    assert "TOVA" not in provenance(parse("memory"), source, tmp_path / "a.pdf", Layout())["caption"]
+
+
 def test_a_lane_that_was_switched_is_called_by_all_policies_that_it_read_with(tmp_path):
     """Its perplexity, its memory and its sink mass are not those of the policy that it began with."""
     switched = made_up(300, switches={1: (200, "window:window=64")})

@@ -101,7 +101,8 @@ def test_a_run_is_shown_whose_events_say_less_than_they_do_here(tmp_path, lackin
     report(tmp_path / "run", tmp_path / "a.html")
     for figure in ("memory", "perplexity"):
         said = export(parse(figure), tmp_path / "run", tmp_path / f"{figure}.csv")["caption"]
-        assert ("Window 64" in said) == (lacking == "seconds")
+        # The tables know what was read with.
+        assert "Window 64" in said
 
 
 def test_a_report_is_named_as_a_page(tmp_path):

@@ -25,10 +25,10 @@ class FigureInput:
     about: Mapping[str, Any]
 
     def policies(self, lane: int | None = None) -> list[str]:
-        """Of one lane of a run or of all, or of a stretch, with those that it was switched to; of a grid those of its
-        runs."""
-        if lane is not None:
-            return list(dict.fromkeys(policy for track in self.data.tracks[lane:][:1] for _, policy in track.policies))
+        """That one lane of a run or all have read with, or that a stretch was; of a grid those of its runs."""
+        if isinstance(self.data, Run):
+            tracks = self.data.tracks if lane is None else self.data.tracks[lane:][:1]
+            return list(dict.fromkeys(policy for track in tracks for _, policy in track.policies))
         if isinstance(self.data, Path):
             specs = [about_of(path.parent).get("spec", {}) for path in sorted(self.data.glob("*/run.json"))]
             return list(dict.fromkeys(policy for spec in specs for policy in spec.get("policies", ())))
@@ -38,8 +38,7 @@ class FigureInput:
             return list(dict.fromkeys(row.policy for row in self.data if isinstance(row, Row)))
         if (stretch := getattr(self.data, "stretch", None)) is not None:
             return list(dict.fromkeys(stretch.policies))
-        switched = [e["policy"] for e in self.data.switches] if isinstance(self.data, Run) else []
-        return list(dict.fromkeys([*self.about.get("spec", {}).get("policies", ()), *switched]))
+        return list(dict.fromkeys(self.about.get("spec", {}).get("policies", ())))
 
     @property
     def text(self) -> str | None:

@@ -1,6 +1,7 @@
 """Curves of the lanes of a run: perplexity, or how far each lane predicts from the first one."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -59,8 +60,12 @@ class Perplexity(Figure):
         for lane, track in enumerate(source.tracks):
             token, y = self._curve(source, lane, track)
             rows += [(lane, int(token[i]), float(y[i]), "") for i in metrics.decimate(y, POINTS)]
-        marks = [(e["lane"], e["position"], np.nan, e["policy"]) for e in source.switches]
-        for lane, track in enumerate(source.tracks):
+        marks = []
+        for lane, (begun, track) in enumerate(zip(source.spec.policies, source.tracks, strict=True)):
+            # Events also tell of switches under which nothing was read, or whose answer was given again.
+            for (_, before), (at, policy) in pairwise([(0, begun), *track.policies]):
+                if parse(policy) != parse(before):
+                    marks.append((lane, at, np.nan, policy))
             if track.full_at is not None:
                 marks.append((lane, track.full_at, np.nan, "full"))
         if not rows:
