@@ -272,7 +272,7 @@ def test_a_recording_that_has_grown_has_another_address_whatever_its_files_say_o
     assert before != recordings.address_of("a")
 
 
-@pytest.mark.parametrize("wrong", [{"how": -1.5}, {"text": [1]}, {"why": {}}, {"stop": "soon"}])
+@pytest.mark.parametrize("wrong", [{"how": -1.5}, {"how": None}, {"text": [1]}, {"why": {}}, {"stop": "soon"}])
 def test_an_event_of_which_something_is_no_word_is_damage(tmp_path, wrong):
     seeds.run(tmp_path / "run", end="finished")
     events = tmp_path / "run" / "events.jsonl"

@@ -92,7 +92,7 @@ def _again(lane: Conversation, run: Run, since: int) -> Iterator[Step]:
             lane.ask(event["text"])
         elif event in switches:
             yield from _until(lane, run, lambda e=event: lane.position >= e["position"])
-            lane.switch(parse(event["policy"]), pin="pinned" in (event.get("how") or ""))
+            lane.switch(parse(event["policy"]), pin="pinned" in event.get("how", ""))
         elif event["what"] == "answer":
             yield from _until(lane, run, lambda e=event: _over(lane, e))
             lane.stop()

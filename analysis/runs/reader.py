@@ -32,9 +32,9 @@ class _Event:
     position: int | None = None
     seconds: float = 0.0
     policy: str | None = None
-    how: str | None = None
-    text: str | None = None
-    why: str | None = None
+    how: str = ""
+    text: str = ""
+    why: str = ""
     stop: int | None = None
 
 
