@@ -83,7 +83,7 @@ def _of_gpus() -> Decision:
 
 def remembered(kind: str) -> Rates:
     """The rates of a kind of device, measured the first time on a machine with this torch and these threads."""
-    about = _about(kind)
+    about = depends_on(kind)
     place = files.cache_folder() / f"rates-{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}.json"
     # What is damaged in any way is measured again.
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
@@ -99,8 +99,8 @@ def remembered(kind: str) -> Rates:
     return rates
 
 
-def _about(kind: str) -> list[str]:
-    """What the rates depend on."""
+def depends_on(kind: str) -> list[str]:
+    """What numbers and rates of a kind of device depend on: torch, its threads, the processor or GPU."""
     import torch
 
     names = ["", ""]
@@ -109,8 +109,10 @@ def _about(kind: str) -> list[str]:
         # A virtual machine may hide instructions of a processor whose name it shows.
         names = [next((line for line in lines if line.startswith(start)), "") for start in ("model name", "flags")]
     processor = [platform.machine(), platform.processor(), *names, torch.backends.cpu.get_cpu_capability()]
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if kind == "cuda" else []
     return [
         kind,
+        *gpus,
         torch.__version__,
         f"{torch.get_num_threads()}",
         *processor,

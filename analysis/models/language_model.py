@@ -1,6 +1,7 @@
 """A causal language model in memory, and what is worth knowing about it.  How it came there is loading.py's."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,8 @@ class LanguageModel:
     """The files that the weights were read from."""
     packed: str = "model"
     """How the weights lie in memory: as they came, or packed into int8 or int4."""
+    twin: Callable[[PreTrainedModel], Adapted] = field(default=adapt, repr=False)
+    """Makes the twin of the network: tried, or known to have been."""
 
     @property
     def family(self) -> str:
@@ -35,7 +38,7 @@ class LanguageModel:
     @cached_property
     def adapted(self) -> Adapted:
         """The twin that the engine reads with, made once.  Raises ValueError where there can be none."""
-        return adapt(self.network)
+        return self.twin(self.network)
 
     @cached_property
     def one_token(self) -> Traced | None:

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .. import files
 from ..engine import allocator
 from ..families import unreadable
 from . import conversions, gemma, gguf_metadata, gguf_tokenizer, laid_out, tiny
+from .checked import adapted_once
 from .checkpoint import check_loaded, check_quantization, check_rope
 from .devices import pick_device
 from .dtypes import AUTO, DTYPES, decide
@@ -92,6 +94,8 @@ def load(
         if weights != "model":
             pack(model.network, weights)
         lay_out(model.network)
+        if (path / conversions.MANIFEST).is_file():
+            model.twin = partial(adapted_once, folder=path, settings=f"{weights} {kv_heads}")
         if path != own or name == EMBEDDED:
             # The file says more than its conversion: it is the same on every machine.
             model.weights = [installed if name == EMBEDDED else own]
