@@ -152,6 +152,14 @@ def test_sink_rate_is_the_share_of_heads_above_the_threshold(base, tmp_path):
     assert ["Paper: GPT2-XL", "–", "–", "77.00%"] in rows
 
 
+@pytest.mark.parametrize(("tokens", "even"), [(2, "0.7500"), (64, "0.0741"), (2048, "0.0040")])
+def test_what_is_said_of_a_sink_rate_is_of_as_many_tokens(base, tokens, even):
+    experiment = EXPERIMENTS["sink-rate"]
+    (said,) = experiment.remarks(experiment.cells(replace(base, tokens=tokens)))
+    assert f"first of {tokens:,} tokens gets, over 100 stretches" in said and f"would give {even}." in said
+    assert f"fewer than {100 * tokens:,} tokens" in said and "the paper's are of 64 tokens" in said
+
+
 def test_the_command_writes_tables_and_goes_on(run, model, text, tmp_path):
     asked = ["reproduce", "sinks", "--model", model, "--text", text, "--tokens", "100", "--cache", "16"]
     asked += ["--device", "cpu", "--out", str(tmp_path)]

@@ -118,7 +118,7 @@ def reproduce(
     def write() -> tuple[list[str], list[list[str]]]:
         """Write the table of what is done, and return its header and rows."""
         header, rows = experiment.table(cells, place)
-        words = [f"# {experiment.title}", experiment.paper, as_markdown(header, rows), *experiment.notes]
+        words = [f"# {experiment.title}", experiment.paper, as_markdown(header, rows), *experiment.remarks(cells)]
         files.write(place / "table.csv", as_csv(header, rows))
         files.write(place / "table.md", "\n\n".join(w.strip() for w in words) + "\n")
         return header, rows
@@ -131,6 +131,6 @@ def reproduce(
     status = grids.do(cells, len(left), place, done, jobs=jobs, backend=backend, address=address)
     header, rows = write() if any(place.glob("*/run.json")) else (["Policy"], [])
     grids.show(f"{experiment.title}. {experiment.paper}", header, rows)
-    for note in experiment.notes:
+    for note in experiment.remarks(cells):
         out.print(note, soft_wrap=True)
     grids.end(status, f"Runs and tables lie in {place}")

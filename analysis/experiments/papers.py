@@ -116,6 +116,7 @@ class Experiment:
     """The paper's models, texts and caches, in the order of its numbers."""
     samples: int = 0
     notes: tuple[str, ...] = field(default=())
+    """Sentences below the table; `remarks` fills in of how many tokens it is."""
 
     def cells(self, base: Spec, cache: int | None = None) -> list[Cell]:
         """The cells; `base` says which model reads what, and how much of it."""
@@ -124,6 +125,13 @@ class Experiment:
             Cell(label, replace(base, policies=(str(parse(policy)),)), paper, self.samples)
             for label, policy, paper in self.policies(cache or self.cache)
         ]
+
+    def remarks(self, cells: Sequence[Cell]) -> list[str]:
+        """The notes on these cells."""
+        tokens = cells[0].spec.tokens or self.tokens
+        even = float(np.mean(1 / np.arange(1, tokens + 1)))
+        numbers = {"tokens": tokens, "samples": self.samples, "together": tokens * self.samples, "even": even}
+        return [note.format(**numbers) for note in self.notes]
 
     def table(self, cells: Sequence[Cell], place: Path) -> tuple[list[str], list[list[str]]]:
         """Header and rows, of those cells that are finished under a folder."""
@@ -268,9 +276,10 @@ EXPERIMENTS = Registry(
             tokens=RATE_TOKENS,
             samples=RATE_SAMPLES,
             notes=(
-                f"α₁: the mean attention that the first of {RATE_TOKENS} tokens gets, over {RATE_SAMPLES} stretches "
-                f"of the text, which overlap where it has fewer than {RATE_TOKENS * RATE_SAMPLES:,} tokens; attention "
-                "that is spread evenly would give 0.0741. Sink rate: the share of heads and stretches with α₁ > ε.",
+                "α₁: the mean attention that the first of {tokens:,} tokens gets, over {samples} stretches of the "
+                "text, which overlap where it has fewer than {together:,} tokens; attention that is spread evenly "
+                "would give {even:.4f}. Sink rate: the share of heads and stretches with α₁ > ε; the paper's are of "
+                f"{RATE_TOKENS} tokens.",
             ),
         ),
     },
