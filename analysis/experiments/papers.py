@@ -123,7 +123,7 @@ class Experiment:
         base = replace(base, tokens=base.tokens or self.tokens)
         return [
             Cell(label, replace(base, policies=(str(parse(policy)),)), paper, self.samples)
-            for label, policy, paper in self.policies(cache or self.cache)
+            for label, policy, paper in self.policies(self.cache if cache is None else cache)
         ]
 
     def remarks(self, cells: Sequence[Cell]) -> list[str]:
