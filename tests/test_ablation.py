@@ -64,5 +64,6 @@ def test_what_is_read_unless_said_has_a_standard_error(tokens):
 def test_what_cannot_be_knocked_out_is_said():
     with pytest.raises(ValueError, match=r"there is no head 4\.0"):
         list(knock_out_each(shared("llama"), words(), Dense(), "values", [(4, 0)]))
-    with pytest.raises(ValueError, match="knockout must be one of"):
-        list(knock_out_each(shared("llama"), words(), Dense(), "keys", [(0, 0)]))
+    for kind in ("keys", "none"):
+        with pytest.raises(ValueError, match=f"knockout must be one of values, weights, not '{kind}'"):
+            list(knock_out_each(shared("llama"), words(), Dense(), kind, [(0, 0)]))

@@ -23,6 +23,7 @@ from ..models.language_model import LanguageModel
 from ..policies import Policy
 from ..runs.checkpoint import Checkpoints
 from ..runs.result import Keep
+from ..settings import quoted
 from ..tables import as_csv, from_csv
 
 PASS_SECONDS = 0.25
@@ -30,6 +31,8 @@ PASS_SECONDS = 0.25
 MIN_CHUNK, MIN_CHUNK_ONE_BY_ONE = 32, 4
 """Tokens of such a pass, at least: fewer cost hardly less, but where a policy reads one by one."""
 Model = Loaded | PreTrainedModel | Adapted
+KINDS = ("values", "weights")
+"""What is knocked out of a head."""
 EFFECTS = "effects.csv"
 HEADER = ("layer", "head", "excess_nats_per_token", "standard_error")
 
@@ -97,8 +100,11 @@ class EffectsFile:
 def without_sink(policy: Policy, kind: str, layer: int, head: int) -> Policy:
     """A policy with the sink of one head knocked out; `kind`: values or weights (engine/interventions.py).
 
-    Raises ValueError where it changes attention itself: its `heads` would then say two things.
+    Raises ValueError where `kind` is something else, and where it changes attention itself: its `heads` would then say
+    two things.
     """
+    if kind not in KINDS:
+        raise ValueError(f"the kind of a knockout must be one of {', '.join(KINDS)}, not {quoted(kind)}")
     if policy.knockout != "none" or policy.softmax != "ordinary":
         raise ValueError(
             f"{policy.label}: the sink is knocked out of attention as it is, one head at a time, and this policy "
