@@ -293,6 +293,7 @@ def test_the_tasks_are_listed(run):
         (["passkey", "--depths", "nan"], "a depth is from 0 to 100 %"),
         (["passkey", "--depths", "5.01,50,5.04"], "depths 5.01 and 5.04 are one to 0.1 %"),
         (["passkey", "--repeats", "0"], "1 to 10,000 texts"),
+        (["passkey", "--seed", str(2**63)], "a seed is from 0 to 9,223,372,036,854,775,807"),
         (["passkey", "--question", "deaf"], "aware or blind, not 'deaf'"),
         (["passkey", "--policy", "nothing"], "there is no policy"),
         (["jsonl"], "jsonl:file=PATH"),

@@ -161,6 +161,9 @@ def cells(
     """
     if not 1 <= repeats <= MOST_REPEATS:
         raise ValueError(f"1 to {MOST_REPEATS:,} texts are read for each length and depth, not {repeats}")
+    # As large as a column of the table holds.
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"a seed is from 0 to {2**63 - 1:,}, not {seed:,}")
     if wrong := [d for d in depths if not 0 <= d <= 100]:
         raise ValueError(f"a depth is from 0 to 100 % of the text, not {wrong[0]:g}")
     # A map has one place for them.
