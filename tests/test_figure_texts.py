@@ -244,6 +244,17 @@ def test_names_above_maps_of_recall_leave_room_for_the_maps(cells):
             assert not any("…" in ax.get_ylabel() for ax in sheet.axes), venue
 
 
+def test_what_grey_means_in_a_map_of_recall_stands_below_its_lengths():
+    policies = np.repeat(["dense", "streaming:sinks=4,window=60", "window:window=64"], 4)
+    spots = {"length": np.tile([128, 256], 6), "depth": np.tile([5.0, 5.0, 95.0, 95.0], 3)}
+    data = {"policy": policies, **spots, "recalled": np.zeros(12), "nll": np.ones(12)}
+    for venue in VENUES.values():
+        with drawn(parse("needle-map"), data, Layout(venue, 8, 100)) as sheet:
+            assert not nasty.misplaced(sheet), venue
+            label = sheet.axes[0].get_xlabel().replace("\n", " ")
+            assert label == "Length of the text (tokens); grey: dense fails, too"
+
+
 def test_a_figure_that_does_not_fit_a_page_is_refused():
     data = {"text": np.array(["unforgettable "] * 150), "nll": np.ones(150)}
     for layout in (Layout("slides", 40, 72), Layout("acl", 16, 72)):

@@ -65,7 +65,6 @@ def needle_map(data: Numbers, *, ax: "Axes | None" = None, cells: str = "recalle
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize, to_rgba
     from matplotlib.font_manager import FontProperties
-    from matplotlib.patches import Patch
 
     from ..experiments.recall.maps import FAILS
 
@@ -95,14 +94,13 @@ def needle_map(data: Numbers, *, ax: "Axes | None" = None, cells: str = "recalle
     ticks = [block * step + i for block in range(len(policies)) for i in range(len(lengths))]
     ax.set_xticks(ticks, [f"{n}" for n in lengths] * len(policies), rotation=90)
     ax.set_yticks(range(len(depths)), [f"{d:g}" for d in depths])
-    ax.set(xlabel="Length of the text (tokens)", ylabel="Depth (%)")
+    # As words of the label it stands below the numbers, however long those are.
+    told = "; grey: dense fails, too" if failing else ""
+    ax.set(xlabel=f"Length of the text (tokens){told}", ylabel="Depth (%)")
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
     colour_bar(ax, meaning, what)
-    if failing:
-        patch = Patch(color=GREY, label="Dense fails, too")
-        ax.legend(handles=[patch], loc="upper left", bbox_to_anchor=(0, -0.28), frameon=False, borderaxespad=0)
     return ax
 
 
