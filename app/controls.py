@@ -3,6 +3,8 @@
 A new policy or setting needs no line here.
 """
 
+import math
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING, Field
 from html import escape
@@ -38,6 +40,8 @@ LONGEST_NAME = 4096
 """Characters of a path or of the name of a model: more than any file system takes."""
 MOST_KV_HEADS = 1024
 NEW_LANE = "streaming:sinks=4,window=60,positions=cache"
+DOUBLE = 1.0
+"""Seconds between two presses that are one double click, at most, as long as the server may take for the first."""
 
 
 def brand(page: str, language: str = "en") -> None:
@@ -63,6 +67,14 @@ def is_new_press(trigger: str, value: dict) -> bool:
     new = seen.get(trigger) != value.get("at")
     seen[trigger] = value.get("at")
     return new
+
+
+def is_double(what: str) -> bool:
+    """Whether the same was pressed a moment ago: a double click is one press, and begins one run."""
+    last, moment = st.session_state.get("pressed_last", ("", -math.inf))
+    now = time.monotonic()
+    st.session_state.pressed_last = what, now
+    return last == what and now - moment < DOUBLE
 
 
 def decision(dtype: str) -> Decision:

@@ -8,8 +8,10 @@ from streamlit.proto.WidgetStates_pb2 import WidgetState
 from streamlit.testing.v1 import AppTest
 
 from analysis.chat.conversation import CHUNK
+from analysis.experiments.presets import CHATS
 from analysis.runs.spec import TYPED
-from app.libraries import LIBRARIES
+from app import controls
+from app.libraries import LIBRARIES, Libraries
 from app.panels import job_panel, slots
 from app.panels.job_panel import JobPanel
 from app.panels.run_panel import RunPanel
@@ -127,6 +129,35 @@ def test_a_reading_that_is_started_twice_begins_once(begun, monkeypatch):
     assert not at.exception and len(begun) == 1
     tell(at, {"press": {"what": "restart", "at": 3}})
     assert len(begun) == 2
+
+
+def press_button(at: AppTest, label: str) -> None:
+    next(button for button in at.button if label in button.label).click()
+    at.run()
+
+
+AGAIN = {
+    "restart": ("read", {"lane": "window:window=64"}, lambda at, moment: {"what": "restart", "at": moment}),
+    "new": ("chat", {"lane": "window:window=64"}, lambda at, moment: {"what": "new", "at": moment}),
+    "story": ("chat", {"lane": "window:window=64"}, lambda at, moment: press_button(at, CHATS["breakdown"].title)),
+    "chapter": ("learn", {"chapter": "emergence"}, lambda at, moment: press_button(at, "Start again")),
+}
+"""Buttons that begin once more while something goes on: a page, its address, and a press, or what a component tells."""
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_a_double_click_on_what_begins_anew_begins_once(begun, monkeypatch, name):
+    page, address, press = AGAIN[name]
+    at = opened(page, address)
+    # A chapter begins whenever nothing plays.
+    monkeypatch.setattr(Libraries, "ready", page != "learn")
+    begun.clear()
+    for moment, count in ((1, 1), (2, 1), (3, 2)):
+        # The third comes when somebody has looked at what began.
+        monkeypatch.setattr(controls, "DOUBLE", 1000.0 if moment < 3 else 0.0)
+        if (told := press(at, moment)) is not None:
+            tell(at, {"press": told})
+        assert not at.exception and len(begun) == count
 
 
 def test_what_is_pressed_twice_beside_a_player_is_done_once(begun, monkeypatch):

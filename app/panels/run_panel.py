@@ -15,7 +15,7 @@ from analysis.policies import Policy, parse
 from app import address, recordings
 from app.address_bar import is_linked
 from app.components import replay
-from app.controls import is_new_press
+from app.controls import is_double, is_new_press
 from app.feed import Feed
 from app.jobs.registry import REGISTRY
 from app.view import ChatView, View
@@ -188,13 +188,19 @@ def story_buttons(
 ) -> None:
     """A button for each story of a page, the one that is chosen in another colour; `missing`: the sentence that says
     what to do first where a story cannot be told here."""
+
+    def told(name: str) -> None:
+        """A story was chosen."""
+        if not is_double(f"{page}-{name}"):
+            begin(name)
+
     st.caption("Start from")
     for name, story in stories.items():
         wanting = missing(story)
         st.button(
             f"**{story.title}**  \n{wanting or story.point}",
             key=f"{page}-story-{name}",
-            on_click=begin,
+            on_click=told,
             args=(name,),
             width="stretch",
             type="primary" if chosen(story) else "secondary",

@@ -17,7 +17,7 @@ from analysis.runs.spec import TYPED, Sampling, Spec
 from app import address
 from app.address_bar import readdress
 from app.components import conversation
-from app.controls import MODEL, Chosen, brand, heading, is_new_press, lane_controls, model_controls
+from app.controls import MODEL, Chosen, brand, heading, is_double, is_new_press, lane_controls, model_controls
 from app.feed import paced
 from app.frames.chat import ChatSender, strongest_head
 from app.jobs.chat import MAX_LANES, ChatJob
@@ -275,7 +275,7 @@ def say(text: str) -> None:
 def pressed() -> None:
     """A button of the conversation was pressed."""
     pushed = st.session_state.conversation["press"]
-    if is_new_press("chat-press", pushed):
+    if is_new_press("chat-press", pushed) and not (pushed["what"] == "new" and is_double("new")):
         press(partial(steer, pushed["what"]))
 
 

@@ -21,6 +21,7 @@ from app.controls import (
     brand,
     chosen_text,
     heading,
+    is_double,
     is_new_press,
     lane_controls,
     model_controls,
@@ -257,7 +258,8 @@ def pressed() -> None:
     if what == "start":
         press(partial(JOB_PANEL.unless_busy, start))
     elif what == "restart":
-        press(start)
+        if not is_double(what):
+            press(start)
     elif (run := JOB_PANEL.steered) is not None:
         run.request({"pause": "paused", "resume": "running", "stop": "stopped"}[what])
 

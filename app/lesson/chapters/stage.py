@@ -21,7 +21,7 @@ from analysis.runs.run import Track
 from analysis.runs.spec import Spec
 from app import address
 from app.choices import choice, choose, kept_default, kept_value
-from app.controls import problem
+from app.controls import is_double, problem
 from app.jobs.base import Job
 from app.jobs.reading import ReadingJob
 from app.jobs.registry import REGISTRY
@@ -278,8 +278,14 @@ def tracks(run: ReadingJob | None, name: str, policies: Sequence[str]) -> tuple[
 def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None:
     """Buttons that start again, pause, and resume."""
     carry_out()
+
+    def started() -> None:
+        """Start again was pressed."""
+        if not is_double("start-again"):
+            press(again)
+
     paused = run is not None and run.status == "paused"
-    st.button(page.say("start"), icon=":material/replay:", on_click=partial(press, again), key="lesson-again")
+    st.button(page.say("start"), icon=":material/replay:", on_click=started, key="lesson-again")
     st.button(
         page.say("resume" if paused else "pause"),
         icon=":material/play_arrow:" if paused else ":material/pause:",
