@@ -182,7 +182,7 @@ def test_a_page_reads_no_file_that_a_result_of_others_names(registry, speaking, 
 @pytest.mark.parametrize(
     ("asked", "wrong"),
     [
-        (Asked("passkey", (20,), (5.0,), 1, 0), "choose a larger length"),
+        (Asked("passkey", (300, 20), (5.0,), 1, 0), "choose a larger length"),
         (Asked("passkey", (300,), (101.0,), 1, 0), "A depth is from 0 to 100"),
         (Asked("passkey", (300,) * 1000, (5.0,) * 1000, 1000, 0), "more than the 1,000,000"),
     ],
@@ -191,6 +191,8 @@ def test_what_cannot_be_asked_is_one_sentence(registry, speaking, asked, wrong):
     job = begun(registry, speaking, asked)
     until(job, lambda: not job.live)
     assert job.status == "failed" and wrong in job.note
+    # Nothing that could be resumed, and would fail again.
+    assert not library.entries()
 
 
 def test_a_model_without_a_tokenizer_is_refused(registry, model):

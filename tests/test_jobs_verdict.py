@@ -216,7 +216,7 @@ def test_where_the_disk_takes_nothing_the_verdict_is_told_all_the_same(registry,
 @pytest.mark.parametrize(
     ("more", "wrong"),
     [
-        ({"lengths": (20,)}, "choose a larger length"),
+        ({"lengths": (300, 20)}, "choose a larger length"),
         ({"depths": (101.0,)}, "A depth is from 0 to 100"),
     ],
 )
@@ -224,6 +224,7 @@ def test_what_cannot_be_compared_is_one_sentence(registry, speaking, more, wrong
     job = begun(registry, plan_of(speaking, **more))
     until(job, lambda: not job.live)
     assert job.status == "failed" and wrong in job.note
+    assert not library.entries()
 
 
 @pytest.mark.parametrize(

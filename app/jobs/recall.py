@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis import files
 from analysis.experiments.recall.asked import Answered, Asked, kept_answers
-from analysis.experiments.recall.cells import RecallCell, Row
+from analysis.experiments.recall.cells import RecallCell, Row, check_room
 from analysis.experiments.recall.own import QUESTIONS
 from analysis.runs import library
 from analysis.runs.spec import Spec
@@ -61,7 +61,11 @@ class RecallJob(CellsJob):
 
     def _steps(self) -> Generator[None, None, None]:
         model = self._load()
-        self._open(model, self.asked.beginning(self.spec, model.tokenizer))
+        beginning = self.asked.beginning(self.spec, model.tokenizer)
+        if not self._questions:
+            # What cannot be asked leaves nothing in the library, which nobody could complete.
+            check_room(self.asked.cells(self.spec), model.tokenizer)
+        self._open(model, beginning)
         if self._questions:
             self._result.write(self._keep_questions)
         cells = self.asked.cells(self.spec)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from analysis import texts
+from analysis.experiments.recall.cells import RecallCell, check_room
 from analysis.experiments.verdict import Plan, Verdict
 from analysis.experiments.verdict.kept import kept_cells
 
@@ -45,6 +46,8 @@ class VerdictJob(CellsJob):
 
     def _steps(self) -> Generator[None, None, None]:
         model = self._load()
+        # What cannot be asked leaves nothing in the library, which nobody could complete.
+        check_room((cell for cell in self.plan.cells if isinstance(cell, RecallCell)), model.tokenizer)
         self._open(model, self._tokenize(texts.read(self.plan.texts[0]), model))
         place = self._begin_cells(self.plan.cells, model)
         assert self._paces is not None, "they were begun"

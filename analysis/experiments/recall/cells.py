@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import pyarrow as pa
@@ -21,8 +21,8 @@ from ...palette import labels
 from ...policies import parse as parse_policy
 from ...runs.spec import Spec
 from . import TASKS
-from .base import Place, Task
-from .encoding import Tokens
+from .base import Place, Sample, Task
+from .encoding import Encoded, Tokens
 
 if TYPE_CHECKING:
     from ...models.language_model import LanguageModel
@@ -100,6 +100,12 @@ class RecallCell:
         """Tokens of its text, about; 1 where the text says that itself."""
         return max(1, self.place.length)
 
+    def text(self, tokenizer: Any) -> tuple[Sample, Encoded]:
+        """What is asked, and its text as tokens.  Raises ValueError where the text cannot be made."""
+        tokens = Tokens(tokenizer, str(self.spec.bos), self.spec.special)
+        sample = self.of_task.sample(self.place, self.seed, tokens)
+        return sample, tokens.encode(sample)
+
     def rows(self, model: "LanguageModel", told: Callable[[int], object] = lambda tokens: None) -> Iterator[Row]:
         """Ask, and say of each question how it was answered.  `told`: see scoring.answers.
 
@@ -107,11 +113,8 @@ class RecallCell:
         """
         from .scoring import answers
 
-        spec = self.spec
-        sample = self.of_task.sample(
-            self.place, self.seed, tokens := Tokens(model.tokenizer, str(spec.bos), spec.special)
-        )
-        text, policy = tokens.encode(sample), parse_policy(spec.policies[0])
+        spec, policy, tokenizer = self.spec, parse_policy(self.spec.policies[0]), cast(Any, model.tokenizer)
+        sample, text = self.text(tokenizer)
         found = answers(
             model, text, policy, stays=sample.stays, asking=self.asking, decode=self.decode, chunk=spec.chunk, told=told
         )
@@ -122,7 +125,7 @@ class RecallCell:
             yield Row(
                 task=self.task, policy=spec.policies[0], length=self.place.length or len(text.ids), depth=depth,
                 repeat=self.place.repeat, seed=self.seed, hit=answer.hit, nll=answer.nll,
-                answer=exchange.answer.strip(), said=str(tokens.tokenizer.decode(list(answer.said))).strip(),
+                answer=exchange.answer.strip(), said=str(tokenizer.decode(list(answer.said))).strip(),
                 distance=answer.distance, wrong=answer.wrong, kept=answer.kept,
             )  # fmt: skip
 
@@ -185,6 +188,16 @@ def cells(
         for policy in named
         for place in places
     ]
+
+
+def check_room(cells: Iterable[RecallCell], tokenizer: Any) -> None:
+    """Raises ValueError where the shortest text of a task has no room for what is said in it: before any is read."""
+    shortest = dict[str, RecallCell]()
+    for cell in cells:
+        if cell.place.length < shortest.setdefault(cell.task, cell).place.length:
+            shortest[cell.task] = cell
+    for cell in shortest.values():
+        cell.text(tokenizer)
 
 
 class _About(msgspec.Struct):
