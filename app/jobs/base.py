@@ -73,6 +73,8 @@ class Job:
 
     noun: ClassVar[str] = "a job"
     """What a job of this kind is called on a page that did not start it."""
+    keeps: ClassVar[str] = ""
+    """What the library calls its result, where a page shows that again as a result of that kind."""
     figures_need: ClassVar[str] = ""
     """What it has for figures, as they say what they need: a run, or a stretch; empty: nothing."""
 

@@ -1,7 +1,7 @@
 """The base of jobs whose result is tables in the library: what one of them stopped at, another completes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from analysis import texts
 from analysis.runs.spec import Spec
@@ -19,9 +19,6 @@ class ResultJob(TextJob):
 
     `resumes`: the name of a result in the library that is completed under its name; empty: a new one begins.
     """
-
-    keeps: ClassVar[str]
-    """What the library calls such a result."""
 
     def __init__(self, spec: Spec, text: texts.Text, models: Models, resumes: str = "") -> None:
         super().__init__(spec, models, resumes)

@@ -69,7 +69,7 @@ class TrainingJob(Job):
     Raises ValueError for no recipe, or too many.
     """
 
-    noun = "training"
+    noun = keeps = "training"
     snapshot: tuple[tuple[Measurement, ...], ...]
 
     def __init__(self, recipes: Sequence[Recipe], models: Models) -> None:

@@ -54,6 +54,10 @@ def take(name: str) -> None:
     play.take(found)
     state["run"] = asked.get("run", "") if play.keeps else ""
     wrong = [plain(translated(address.wrong(problems), state["language"]))]
+    if state["run"] and stage.rejoin(state["run"], play.keeps):
+        # Nothing else begins.
+        state.update(run="", chapter=name, wrong=wrong[0])
+        return
     folder = stage.kept_folder(play.keeps) if state["run"] else None
     if folder is None and asked.get("run"):
         state["run"] = ""
@@ -69,8 +73,9 @@ def take(name: str) -> None:
 
 def to_address(name: str) -> None:
     """Let the address say what is chosen in a chapter, beside its name."""
-    run = st.session_state.lesson.get("run", "")
-    readdress(("run", *CHOICES), PLAYS[name].link() | ({"run": run} if run and PLAYS[name].keeps else {}))
+    keeps = PLAYS[name].keeps
+    run = st.session_state.lesson.get("run", "") or stage.begun_here(keeps)
+    readdress(("run", *CHOICES), PLAYS[name].link() | ({"run": run} if run and keeps else {}))
 
 
 def go(name: str, again: bool = False) -> None:

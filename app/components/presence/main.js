@@ -12,6 +12,8 @@ let before = null;
 
 function entriesOf(search) {
   const asked = new URLSearchParams(search);
+  // What plays in a chapter begins by itself.
+  if (asked.has("chapter")) asked.delete("run");
   // A figure is written with its settings.
   return ENTRIES.map((name) => asked.getAll(name).join().replace(name === "figure" ? /:.*/ : "", ""));
 }

@@ -188,6 +188,23 @@ def kept_folder(kind: str) -> Path | None:
     return None
 
 
+def rejoin(name: str, kind: str) -> bool:
+    """Let the job of a name play here, where it is in memory, the library keeps such as this kind, and no other page
+    steers it; whether it does."""
+    job = REGISTRY.find(name, Job)
+    if job is None or job.keeps != kind or not job.steer(slots.this_page()):
+        return False
+    if job.id != JOB_PANEL.id:
+        JOB_PANEL.end()
+        JOB_PANEL.put(job.id)
+    return True
+
+
+def begun_here(kind: str) -> str:
+    """The name of the job that plays, where the library keeps such as this kind; else empty."""
+    return job.id if kind and (job := JOB_PANEL.job) is not None and job.keeps == kind else ""
+
+
 def playing(kind: type[Run]) -> Run | None:
     """The job that plays, where it is of this kind: a chapter may be drawn once more after it was left."""
     return REGISTRY.find(JOB_PANEL.id, kind)
