@@ -114,6 +114,23 @@ def test_the_next_prompt_goes_on_as_the_whole_does_at_once(partner):
 
 
 @pytest.mark.parametrize("kind", ["llama_like", "newer_llama"])
+def test_an_answer_ends_once_where_the_template_puts_a_space_before_its_end(kind):
+    """As Llama 2's: the model says that space, too."""
+    tokenizer = TALKERS[kind]()
+    tokenizer.chat_template = tokenizer.chat_template.replace("</s>", " </s>")
+    partner = Partner(model_of(tokenizer))
+    whole = tokenizer(rendered(partner, "to be", "or not", "is"), add_special_tokens=False)["input_ids"]
+    talk = first(partner, "to be")
+    answer = iter(whole[len(talk.tokens) :])
+    talk.sampling, talk.chooser = Sampling(max_new=40), lambda *_: next(answer)
+    while talk.busy:
+        talk.step()
+    assert talk.turns[0].why == "ended"
+    talk.ask("is")
+    assert talk.tokens.tolist() == whole
+
+
+@pytest.mark.parametrize("kind", ["llama_like", "newer_llama"])
 def test_text_that_is_continued_has_no_space_put_into_it(kind):
     tokenizer = TALKERS[kind]()
     tokenizer.chat_template = None

@@ -1,5 +1,7 @@
 """What all conversations with one model share: how words become its tokens, and whose each token is."""
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -82,8 +84,10 @@ class Partner:
 
     def close(self, last: int) -> str:
         """The template's text after an answer whose last token was `last`."""
-        close = self.template.close
-        return close.removeprefix(str(self.tokenizer.decode([last]))) if last in self.ends else close
+        close, end = self.template.close, re.escape(str(self.tokenizer.decode([last])))
+        # Llama 2's puts a space before it, which the model said as well.
+        said = re.match(rf"\s*?{end}", close) if last in self.ends else None
+        return close[said.end() :] if said else close
 
 
 def _ends(model: LanguageModel) -> set[int]:
