@@ -280,6 +280,20 @@ def test_a_run_that_goes_on_at_a_pace_reads_at_once(registry, model):
     until(again, lambda: min(len(t.nll) for t in again.run.tracks) > 403, seconds=40)
 
 
+def test_a_run_that_goes_on_counts_no_pause_as_reading(registry, model):
+    job = begin(registry, model, count=3000, pause=100)
+    until(job, lambda: job.status == "paused")
+    # As if it had stood so for ten minutes.
+    job.run.began -= 600
+    job.request("running")
+    until(job, lambda: len(job.run.tracks[0].nll) > 200)
+    registry.free(job.id)
+    job.join()
+    again = registry.start(partial(ReadingJob, job.spec, job.text, resumes=job.id))
+    until(again, lambda: again.snapshot.lanes != ())
+    assert 0 < again.snapshot.seconds < 300
+
+
 @pytest.mark.parametrize("still", [False, True])
 def test_what_is_said_of_a_switch_stands_when_it_is_made(registry, model, still):
     job = begin(registry, model, count=3000, pace=20)

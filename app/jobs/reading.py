@@ -197,7 +197,7 @@ class ReadingJob(TextJob):
 
         going = resume.resumed(asked, model, self.text, history=HISTORY, progress=progress)
         self.tokenized, self.run, self.pieces = going.read, going.run, going.run.pieces[0]
-        self.reading_seconds = max((track.seconds.view()[-1] for track in self.run.tracks if len(track.nll)), default=0)
+        self.reading_seconds = sum(lane.seconds for lane in going.lanes)
         self.record.go_on(going.folder, model)
         self.lanes, self._planned = going.lanes, Plan(going.switches)
         self._set("running", " ".join(going.said))
