@@ -236,6 +236,22 @@ def test_after_going_on_the_last_answer_cannot_be_given_again_but_the_next_one_c
     np.testing.assert_array_equal(other.tokens, before)
 
 
+def test_an_answer_that_began_after_going_on_in_its_prompt_can_be_given_again(words):
+    partner, sampling = Partner(load_model(words, device="cpu")), Sampling(max_new=5)
+    talk, other = (Conversation(partner, parse("dense"), sampling) for _ in range(2))
+    talk.ask(SCRIPT[0])
+    talk.step(1)
+    assert talk.unread > 1
+    other.load_state(talk.state())
+    while other.step() is not None:
+        pass
+    before = other.tokens.copy()
+    other.again()
+    while other.step() is not None:
+        pass
+    np.testing.assert_array_equal(other.tokens, before)
+
+
 def test_a_record_whose_tokens_no_prompt_explains_does_not_go_on(words, script, tmp_path, command, monkeypatch):
     place = tmp_path / "run"
     stop_at(monkeypatch, 60)

@@ -94,7 +94,8 @@ class Conversation:
         self._pieces: list[str] = []
         self._settled = 0
         self._loaded = 0
-        """Turns that there were when this conversation went on from a state; 0 where it did not."""
+        """Turns that there were when this conversation went on from a state; 0 where it did not, or an answer began
+        since."""
 
     @property
     def tokens(self) -> NDArray[np.int32]:
@@ -220,7 +221,7 @@ class Conversation:
             return replace(step, roles=self.roles.view()[step.start : step.stop].copy())
         if turn.begin is None:
             turn.begin = len(self.tokens)
-            self._before, self._before_switches = lane.snapshot(), len(self.switches)
+            self._before, self._before_switches, self._loaded = lane.snapshot(), len(self.switches), 0
         source = lane.context
         step = lane.next(lambda logits: self.chooser(source.ids, logits), kv_chunk=self.kv_chunk)
         roles = np.array([ASSISTANT], np.int8)
