@@ -162,6 +162,18 @@ def test_who_speaks_before_the_model_is_there_is_told_of_it(app, page):
     assert page.problems == []
 
 
+def test_what_is_written_stays_where_a_conversation_has_failed(app, page):
+    open_chat(app, page)
+    model = page.get_by_label("Model", exact=True)
+    model.fill("/nowhere")
+    model.press("Enter")
+    say(page, "To be?")
+    page.locator(".sk-note.sk-bad", has_text="/nowhere").wait_for()
+    say(page, "Or not to be?")
+    page.wait_for_timeout(500)
+    assert page.get_by_label(FIELD).input_value() == "Or not to be?"
+
+
 def test_fluent_is_not_remembering(app, page):
     open_chat(app, page)
     page.get_by_role("button", name="Fluent is not remembering").click()

@@ -20,7 +20,7 @@ function makeComposer(send) {
   const busy = () => frame?.status === "answering";
   function submit() {
     const text = field.value;
-    if (!text.trim() || busy() || frame?.status === "loading") return;
+    if (!text.trim() || busy() || go.disabled) return;
     last = text;
     field.value = "";
     sessionStorage.removeItem("sk-draft");
