@@ -24,7 +24,7 @@ from analysis.runs.run import Run
 from analysis.runs.screen import RECENT
 from analysis.runs.shares import ALL, MOST, SharesFile, read_shares, spacing
 from analysis.runs.spec import Sampling, Spec
-from app.frames.chat import ChatSender
+from app.frames.chat import ChatSender, _shares
 from app.jobs.chat_lane import snapshot_of
 from app.jobs.token_costs import TokenCosts
 from app.jobs.transcript import Transcript
@@ -278,6 +278,18 @@ def test_moments_of_shares_lie_evenly_and_are_bounded(tmp_path, prompt):
     assert max(one.read for one in read_shares(tmp_path, 2)) < 256
     with pytest.raises(ValueError, match="another run"):
         read_shares(tmp_path, 1)
+
+
+def test_what_one_head_of_hundreds_holds_is_not_gone_and_what_one_lacks_is_not_whole(tmp_path):
+    shares = np.array([0, 1 / 300, 1 / 2, 299 / 300, 1], np.float32)
+    file = SharesFile(tmp_path, 1)
+    view = SimpleNamespace(read=5)
+    file.take_in(SimpleNamespace(index=0, view=view, shares=shares, sinks=0, first=4, protected=0))
+    file.write()
+    assert read_shares(tmp_path, 1)[0].levels.tolist() == [0, 1, 50, 99, 100]
+    pieces = [*"abcde"]
+    live = _shares(SimpleNamespace(shares=shares, start=0, pieces=pieces, first_tokens=pieces[:4]))
+    assert live == {"shares": [0, 0.01, 0.5, 0.99, 1], "first_shares": [0, 0.01, 0.5, 0.99]}
 
 
 def test_what_a_clicked_token_looked_back_at_is_shown_again(script, partner):

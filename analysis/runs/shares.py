@@ -57,6 +57,11 @@ def spacing(read: int) -> int:
     return 1 << (read // MOST).bit_length()
 
 
+def hundredths(shares: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Shares as levels up to ALL: what some heads hold, and others do not, is neither 0 nor ALL."""
+    return np.clip(np.round(shares * ALL), shares > 0, ALL - (shares < 1)).astype(np.uint8)
+
+
 class SharesFile:
     """The shares of a run folder while it is written.  Raises ValueError where those that are there are damaged."""
 
@@ -80,8 +85,7 @@ class SharesFile:
         if kept and spacing(kept[-1].read) < every:
             # Where a long prompt was read since, the moments in between are not there.
             kept[:] = [one for one in kept if one.read % every == 0]
-        levels = np.round(shares * ALL).astype(np.uint8)
-        kept.append(Shares(lane.index, read, lane.sinks, lane.first, lane.protected, levels))
+        kept.append(Shares(lane.index, read, lane.sinks, lane.first, lane.protected, hundredths(shares)))
         self._changed = True
 
     def write(self) -> None:

@@ -11,6 +11,7 @@ from analysis.palette import colours
 from analysis.policies import Policy, parse
 from analysis.runs.codec import Frame
 from analysis.runs.screen import BUCKETS, CHAT_CONSTANTS, RECENT, about, card
+from analysis.runs.shares import ALL, hundredths
 
 from ..jobs.chat import ChatJob
 from ..jobs.chat_lane import ChatLaneSnapshot
@@ -184,6 +185,6 @@ def _shares(shown: ChatLaneSnapshot) -> dict[str, list[float] | None]:
     # The newest token is said and not read yet: every head will take it in.
     shares = np.append(shown.shares, np.ones(max(0, shown.start + len(shown.pieces) - len(shown.shares))))
     return {
-        "shares": shares[shown.start :].round(2).tolist(),
-        "first_shares": shares[: len(shown.first_tokens)].round(2).tolist(),
+        "shares": (hundredths(shares[shown.start :]) / ALL).tolist(),
+        "first_shares": (hundredths(shares[: len(shown.first_tokens)]) / ALL).tolist(),
     }
