@@ -210,6 +210,12 @@ def test_a_site_leads_to_the_documentation_where_that_was_written(tmp_path):
     assert there.read_text() == "documentation"
 
 
+def test_the_documents_say_how_many_stories_a_site_plays():
+    played = sum(entry.kind in ("reading", "chat") for entry in entries(GALLERY))
+    said = (Path(__file__).parents[1] / "docs" / "index.md").read_text(encoding="utf-8")
+    assert played == 7 and "`make site` writes seven recorded runs" in said
+
+
 def test_a_site_without_recordings_says_so(tmp_path):
     with pytest.raises(ValueError, match="has no recordings"):
         site(tmp_path / "site", tmp_path)
