@@ -1,12 +1,14 @@
 """The lesson's texts have one structure in both languages, and what is drawn of them is what was computed."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from analysis import metrics
+from analysis.cli.gallery import TITLES
 from analysis.errors import error_message, sentence
 from analysis.experiments.measures import samples_of
 from analysis.experiments.presets import FOUR
@@ -112,6 +114,12 @@ def test_lanes_are_those_of_the_gallery_until_all_of_them_have_read_something(mo
             assert stage.tracks(switched, story, asked) == (switched.snapshot.tracks, None)
     monkeypatch.setattr(stage, "bos", lambda: "on")
     assert stage.tracks(None, "four", FOUR) == ((), None)
+
+
+def test_every_chapter_begins_with_what_was_recorded():
+    assert {name for name, play in PLAYS.items() if not play.recorded} == {"drop", "enough", "emergence"} <= set(TITLES)
+    said = (Path(__file__).parents[1] / "docs" / "pages.md").read_text(encoding="utf-8")
+    assert "Every chapter begins with a recorded result" in said
 
 
 def test_trainings_of_the_gallery_are_what_the_last_chapter_begins_with():
