@@ -18,7 +18,8 @@ from app import address
 from app.controls import MODEL, NUMBERS, WEIGHTS, Chosen
 from app.lesson.chapters import PLAYS, cost, emergence, enough, first, heads, nothing, recall, row
 from app.panels import atlas, figure_layout, figure_source, knockouts, measures, verdict_results, verdict_settings
-from app.parameters import CHAT, MEASURED, MOST_TOKENS, READ, RECALL, SAMPLING
+from app.parameters import AT, CHAT, MEASURED, MOST_TOKENS, READ, RECALL, SAMPLING
+from app.view import CHAT_PARAMETERS, PARAMETERS
 
 PANELS = {"maps": atlas.PANEL, "measures": measures.PANEL, "knockouts": knockouts.PANEL}
 FIGURE = {**figure_source.PARAMETERS, **figure_layout.PARAMETERS}
@@ -243,5 +244,8 @@ def test_the_documents_name_every_parameter():
     written = (Path(__file__).parents[1] / "docs" / "pages.md").read_text(encoding="utf-8")
     names = {name for of in ALL.values() for name in of}
     assert not [name for name in sorted(names) if not re.search(rf"`{name}[`=]", written)]
+    for page, taken in (("Read", (*READ, *PARAMETERS)), ("Chat", (*AT, *CHAT, *CHAT_PARAMETERS))):
+        (row,) = re.findall(rf"^\| {page} \| .*", written, re.MULTILINE)
+        assert not [name for name in ("run", "lane", *taken) if not re.search(rf"`{name}[`=]", row)]
     # What is on or off is written as it is read.
     assert all(f"`{said}`" in written for said in ("projected=1", "grey=1", "fidelity=on"))
