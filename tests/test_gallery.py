@@ -83,6 +83,16 @@ def test_the_conversation_is_its_script_to_the_end():
     assert sorted(answers) == sorted(list(range(len(story.policies))) * 11)
 
 
+def test_the_documents_say_what_the_conversation_says():
+    said = " ".join((Path(__file__).parents[1] / "docs" / "pages.md").read_text(encoding="utf-8").split())
+    without = "".join(load(GALLERY / CHAT).pieces[1])
+    for words, times, told in (
+        ("The opposite of hot is hot.", 6, "to the next six"),
+        ("The NBA is a game of the NBA.", 2, "to the last two"),
+    ):
+        assert without.count(words) == times and f'says "{words}" {told}' in said
+
+
 def test_a_sink_has_grown_under_softmax_and_not_under_relu():
     softmax, relu = folder.read(GALLERY / TRAINING)
     assert (softmax.recipe, relu.recipe) == (Recipe(), Recipe(attention="relu"))
