@@ -137,7 +137,7 @@ def _read_controls(now: dict[str, Any]) -> None:
     )  # fmt: skip
     kl = st.toggle(
         "KL divergence", bool(now["kl"]), key=f"verdict-kl-{revision}",
-        help="How far each policy's distribution is from dense's, and how often both have the same first token",
+        help="How far each policy's distribution is from dense's, and how often both have the same most probable token",
     )  # fmt: skip
     now["kl"] = int(kl)
 
