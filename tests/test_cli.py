@@ -20,6 +20,7 @@ from analysis.cli import main as cli
 from analysis.cli.console import out, print_table, right, say
 from analysis.cli.terminal import typed
 from analysis.experiments.ablation import EffectsFile
+from analysis.figures import FIGURES
 from analysis.metrics import excess, perplexity
 from analysis.policies import parse
 from analysis.runs.reader import load
@@ -269,6 +270,11 @@ def test_lines_of_help_end_where_the_terminal_does(run):
     for name in cli.COMMANDS:
         assert all("\n" not in paragraph for paragraph in cli.command(name).help.split("\n\n"))
     assert "Begun again, it goes on." in " ".join(run("recall", "--help")[1].split())
+
+
+def test_the_help_of_a_figure_names_all_that_figures_are_made_of(run):
+    said = run("figure", "--help")[1]
+    assert not [figure.needs for figure in FIGURES.values() if figure.needs not in said]
 
 
 def test_without_a_command_the_help_is_printed_once(run):

@@ -12,7 +12,8 @@ from .waiting import waiting
 def figure(
     name: Annotated[str, typer.Argument(help="name:key=value,key=value; see figures")],
     run: Annotated[
-        Path, typer.Option(help="folder of a run, stretch, grid, trainings or recall, or its name in the library")
+        Path,
+        typer.Option(help="folder of a run, stretch, grid, trainings, recall or verdict, or its name in the library"),
     ],
     out_file: Annotated[Path, typer.Option("--out", help="a .pdf, .svg, .png, .csv or .npz file")],
     venue: Annotated[str, typer.Option(help="neurips, iclr, icml, acl, ieee or slides: how wide it is")] = "neurips",
