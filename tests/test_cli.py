@@ -22,7 +22,7 @@ from analysis.cli.terminal import typed
 from analysis.experiments.ablation import EffectsFile
 from analysis.figures import FIGURES
 from analysis.metrics import excess, perplexity
-from analysis.policies import parse
+from analysis.policies import POLICIES, parse
 from analysis.runs.reader import load
 from analysis.runs.spec import Sampling, Spec
 
@@ -275,6 +275,11 @@ def test_lines_of_help_end_where_the_terminal_does(run):
 def test_the_help_of_a_figure_names_all_that_figures_are_made_of(run):
     said = run("figure", "--help")[1]
     assert not [figure.needs for figure in FIGURES.values() if figure.needs not in said]
+
+
+def test_the_help_of_a_capture_names_all_policies_that_a_stretch_can_be_of(run):
+    said = run("capture", "--help")[1]
+    assert not [name for name in POLICIES if parse(name).capturable and name not in said]
 
 
 def test_without_a_command_the_help_is_printed_once(run):

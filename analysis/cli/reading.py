@@ -176,7 +176,7 @@ def capture(
     model: options.Model = "embedded",
     text: options.Text = "hamlet",
     tokens: Annotated[int, typer.Option(help="read at most so many tokens")] = 2048,
-    policy: Annotated[str, typer.Option(help="dense, window or streaming: name:key=value,key=value")] = "dense",
+    policy: Annotated[str, typer.Option(help="dense, window, streaming or shift: name:key=value,key=value")] = "dense",
     switch: Annotated[list[str] | None, typer.Option(help="POSITION=policy: read on so from there on")] = None,
     dtype: options.Dtype = "float32",
     device: options.Device = "auto",

@@ -282,8 +282,8 @@ def map_of(
 ) -> dict[str, NDArray]:
     """The attention map of one head for some words, as the figure `head_map` draws it, and `show` in a notebook.
 
-    `text`: the words themselves; `policy`: dense, window or sinks + window as a person writes it; `bos`, `special`: how
-    words become tokens (texts/).  Token 0 is BOS where they begin with it.
+    `text`: the words themselves; `policy`: dense, window, shift or sinks + window as a person writes it; `bos`,
+    `special`: how words become tokens (texts/).  Token 0 is BOS where they begin with it.
 
     Returns `map` [tokens, tokens], NaN where a query did not reach a key; `begin` and `scale`, as the figure asks for
     them; and what it is of: `tokens` [tokens], their texts; `head` [2], layer and head; `policy`, as it is written.
