@@ -13,7 +13,7 @@ import torch
 from analysis.engine.head_scores import full_heads
 from analysis.engine.history import QKChunk, RankedChunk
 from analysis.engine.layers.quantized import SplitNewly
-from analysis.policies import Banded, Dense, Duo, Ranked, Recomputed
+from analysis.policies import Banded, Dense, Duo, Ranked, Recomputed, Streaming
 
 from . import invariants
 from .invariants import ahead, stored
@@ -300,12 +300,13 @@ class Switching:
     def first_slots(self, count):
         """Slots of the first tokens as a lane has them that keeps everything from the beginning, with the same
         interventions."""
-        interventions = {f.name: getattr(self.policy, f.name) for f in self.policy.interventions()}
         # They are read as the model computes, and stored afterwards.
-        interventions["cache"] = "own"
-        kind = *interventions.values(), *self.ids()[:count].tolist()
+        changed = {f.name: getattr(self.policy, f.name) for f in self.policy.interventions()} | {"cache": "own"}
+        unplaced = getattr(self.policy, "positions", "") == "none"
+        whole = Streaming(self.policy.sinks, 1 << 20, "none", **changed) if unplaced else Dense(**changed)
+        kind = str(whole), *self.ids()[:count].tolist()
         if kind not in self.firsts:
-            twin = Switching(self.model, self.context, Dense(**interventions))
+            twin = Switching(self.model, self.context, whole)
             # What stands first depends on how many tokens the policy takes for the first ones.
             twin.ids = self.ids
             for t in range(count):

@@ -42,11 +42,13 @@ def test_switch_before_the_first_eviction_equals_having_begun_so(tiny_llama, tok
             np.testing.assert_allclose(switched.read(25).nll, begun.read(25).nll, atol=1e-4)
 
 
+@pytest.mark.parametrize("positions", ["cache", "none"])
 @pytest.mark.parametrize("old", [Window(20), Recompute(20, 3)])
-def test_pinned_again_equals_never_evicted_for_the_sink_keys(tiny_llama, tokens, old):
-    kept, pinned = lane_at(tiny_llama, tokens, Streaming(4, 16), 150), lane_at(tiny_llama, tokens, old, 150)
-    assert pinned.missing_sinks(Streaming(4, 16)) == 4
-    pinned.switch(Streaming(4, 16), pin=True)
+def test_pinned_again_equals_never_evicted_for_the_sink_keys(tiny_llama, tokens, old, positions):
+    policy = Streaming(4, 16, positions)
+    kept, pinned = lane_at(tiny_llama, tokens, policy, 150), lane_at(tiny_llama, tokens, old, 150)
+    assert pinned.missing_sinks(policy) == 4
+    pinned.switch(policy, pin=True)
     assert pinned.sinks == 4
     for a, b in zip(kept.store.layers, pinned.store.layers, strict=True):
         np.testing.assert_allclose(a.sink_keys, b.sink_keys, atol=1e-5)

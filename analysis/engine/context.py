@@ -57,7 +57,7 @@ class SharedContext:
     fidelity: Fidelity | None = None
     """Measures the lanes against one of them, where that is asked for."""
     _prefixes: dict[tuple, list[tuple[Tensor, Tensor]]] = field(default_factory=dict, init=False)
-    """Keys and values of first tokens, by which they are, how many are not the text's own, and interventions."""
+    """Keys and values of first tokens, by which they are, how many are not the text's own, and how they are read."""
     _made: dict[Hashable, Any] = field(default_factory=dict, init=False)
     _traced: Traced | None = field(default=None, init=False)
     _untraceable: bool = field(default=False, init=False)
@@ -208,30 +208,40 @@ class SharedContext:
         return texts.tokenize(texts.play(first), self.tokenizer, bos="off", limit=max(2, count))[:count].tolist()
 
     def prefix(
-        self, tokens: int, first: str = "own", count: int = 0, interventions: Interventions | None = None
+        self,
+        tokens: int,
+        first: str = "own",
+        count: int = 0,
+        interventions: Interventions | None = None,
+        unplaced: int = 0,
     ) -> list[tuple[Float[Tensor, "kv_heads first dim"], Float[Tensor, "kv_heads first dim"]]]:
         """Keys and values of the first tokens of each layer: they depend on nothing else.
 
-        `first` and `count`: as `starting` has them; `interventions`: what is changed while they are read.
+        `first` and `count`: as `starting` has them; `interventions`: what is changed while they are read; `unplaced`:
+        how many of them are read without a position.
         """
         tokens, ids = min(tokens, len(self.tokens)), (first, 0 if first == "own" else count)
         changed = () if interventions is None else (interventions.logit, interventions.knockout, interventions.heads)
-        prefix = self._prefixes.get((*ids, *changed))
+        prefix = self._prefixes.get((*ids, unplaced, *changed))
         if prefix is None or prefix[0][0].shape[1] < tokens:
-            prefix = self._encoded(self.starting(*ids)[None, :tokens], interventions)
-            self._prefixes[*ids, *changed] = prefix
+            prefix = self._encoded(self.starting(*ids)[None, :tokens], interventions, unplaced)
+            self._prefixes[*ids, unplaced, *changed] = prefix
         return [(k[:, :tokens], v[:, :tokens]) for k, v in prefix]
 
     def _encoded(
-        self, ids: Int[Tensor, "1 tokens"], interventions: Interventions | None
+        self, ids: Int[Tensor, "1 tokens"], interventions: Interventions | None, unplaced: int
     ) -> list[tuple[Float[Tensor, "kv_heads tokens dim"], Float[Tensor, "kv_heads tokens dim"]]]:
         """Keys and values of a text in each layer, as a lane that keeps everything reads it."""
-        model, band, begin = self.model, Band(0, 0, None, "text"), 0
+        model, begin, count = self.model, 0, ids.shape[1]
+        sinks = min(unplaced, count)
+        band = Band(sinks, sinks, None, "none" if sinks else "text")
         layers = [BandedLayer.empty(model, layer) for layer in range(model.layers)]
-        while begin < ids.shape[1]:
-            end = min(ids.shape[1], model.regime_end(begin + 1) or ids.shape[1])
+        while begin < count:
+            length = band.length_of(begin)
+            # What has no position makes no context longer.
+            end = min(count, sinks + (model.regime_end(length) or count))
             one = BandedPass(model, begin, self.sink_tokens, band, layers, interventions=interventions)
-            one.length = model.regime(begin + 1)
+            one.length = model.regime(length)
             model.forward(ids[:, begin:end], one, begin=begin, last=1)
             begin = end
-        return [(held.keys.view().clone(), held.values.view().clone()) for held in layers]
+        return [layer.everything() for layer in layers]

@@ -183,6 +183,11 @@ class Policy(Settings):
         """How many of the first tokens stay whatever comes, when `read` tokens have been read."""
         return 0
 
+    @property
+    def unplaced(self) -> int:
+        """How many of the first tokens have no position."""
+        return 0
+
     def with_room(self, tokens: int) -> "Policy":
         """The same policy with room for so many more tokens before it evicts; itself where it has no such size."""
         return self
@@ -197,7 +202,7 @@ class Policy(Settings):
         if self.full_from is None or self.full_from < tokens:
             return False
         # What changes attention or positions, or stores keys in few bits, is not dense where it keeps all.
-        return not self.changes and not (getattr(self, "positions", "") == "none" and self.first_protected(1))
+        return not self.changes and not self.unplaced
 
     def cautions(self, tokens: int | None, trained_length: int | None) -> list[str]:
         """What to know before this reads so many tokens (None: not known yet): one sentence each."""
@@ -269,6 +274,11 @@ class Banded(Policy):
     @override
     def first_protected(self, read: int) -> int:
         return min(self.sinks, read)
+
+    @property
+    @override
+    def unplaced(self) -> int:
+        return self.sinks if self.positions == "none" else 0
 
     @override
     def with_room(self, tokens: int) -> "Policy":

@@ -297,7 +297,8 @@ class Store(ABC):
 
     def _first(self, tokens: int) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the first tokens as this store reads them, per layer [kv_heads, tokens, dim]."""
-        return self.context.prefix(tokens, self.policy.first, self.early, self.interventions)
+        policy = self.policy
+        return self.context.prefix(tokens, policy.first, self.early, self.interventions, policy.unplaced)
 
     def predicted(self, passed: Passed, begin: int) -> Predicted:
         """What a pass tells of the tokens that follow those from text position `begin` on."""
