@@ -220,6 +220,9 @@ PINNED = [
     (Window(3), [(40, Streaming(4, 12))]),
     # These have never left, so nothing is read again.
     (Streaming(4, 12), [(40, Streaming(4, 12, softmax="off-by-one"))]),
+    (Streaming(2, 12, "none"), [(40, Streaming(2, 12))]),
+    # Who comes in between has read none of them.
+    (Streaming(4, 12, "none"), [(40, Window(12, softmax="off-by-one")), (60, Streaming(4, 12, "none"))]),
 ]
 
 
@@ -238,10 +241,21 @@ def test_after_a_switch_a_map_shows_what_the_lane_gave(first, switches, tiny_lla
             lane.switch(policy, pin=True)
 
 
-@pytest.mark.parametrize("then", [Streaming(6, 12), Streaming(4, 12, softmax="off-by-one")])
-def test_pinned_sinks_that_were_captured_in_another_way_are_refused(then, tiny_llama, tmp_path):
+OTHERWISE = [
+    (Window(4), [(40, Streaming(6, 12))]),
+    (Window(4), [(40, Streaming(4, 12, softmax="off-by-one"))]),
+    (Window(12), [(40, Streaming(4, 12, "none"))]),
+    # First tokens leave under a policy in between, which has changed nothing about them.
+    (Streaming(4, 12, softmax="off-by-one"), [(30, Window(12)), (40, Streaming(4, 12))]),
+    (Streaming(4, 12, "none"), [(30, Window(12)), (40, Streaming(4, 12))]),
+    (Dense(softmax="off-by-one"), [(30, Window(12)), (40, Streaming(4, 12))]),
+]
+
+
+@pytest.mark.parametrize(("first", "switches"), OTHERWISE, ids=str)
+def test_pinned_sinks_that_were_captured_in_another_way_are_refused(first, switches, tiny_llama, tmp_path):
     with pytest.raises(ValueError, match="read again in another way than they were captured"):
-        captured(tiny_llama, words(60), Window(4), tmp_path / "s", switches=[(40, then)])
+        captured(tiny_llama, words(60), first, tmp_path / "s", switches=switches)
 
 
 def test_a_part_of_a_map_counts_positions_as_the_whole_where_a_switch_counts_them_otherwise(tiny_llama, tmp_path):

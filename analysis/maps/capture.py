@@ -114,11 +114,16 @@ def capture(
                 f"{policy.label}: a key has two forms in a stretch, as it came and as it was first quantized, and a "
                 "switch may give it more: capture it without switches"
             )
+    begins = [0, *(at for at, _ in switches)]
     for i, policy in enumerate(policies[1:], 1):
-        if any(_reads_otherwise(before, policy) for before in policies[:i]):
+        sinks, earlier = policy.first_protected(LONGEST), policies[:i]
+        # First tokens may have left under any of these, so that they are pinned again; some of these have read them.
+        may_lack = any(p.capacity is not None and p.first_protected(LONGEST) < sinks for p in earlier)
+        readers = [p for at, p in zip(begins[:i], earlier, strict=True) if at <= sinks]
+        if may_lack and any(_reads_otherwise(before, policy) for before in readers):
             raise ValueError(
-                f"{policy.label}: its first {policy.first_protected(LONGEST)} tokens would be read again in another "
-                "way than they were captured: begin with a longer window, and with the interventions that are to come"
+                f"{policy.label}: its first {sinks} tokens would be read again in another way than they were captured: "
+                "begin with a longer window, and with the positions and interventions that are to come"
             )
     count = len(tokens) - 1
     # Its last token is read, too, so that one less fits where positions are learned.
@@ -195,12 +200,11 @@ def _remove(path: Path) -> None:
 
 
 def _reads_otherwise(before: Policy, policy: Policy) -> bool:
-    """Whether sinks that are pinned again have other keys than those that were read under an earlier policy."""
-    earlier, sinks = (p.first_protected(LONGEST) for p in (before, policy))
-    if before.capacity is None or sinks <= earlier:
-        return False
-    modified = any(getattr(before, f.name) != getattr(policy, f.name) for f in Policy.interventions())
-    return before.capacity < sinks - 1 or modified
+    """Whether sinks that a policy pins again have other keys than those that were read under an earlier one."""
+    if before.capacity is not None and before.capacity < policy.first_protected(LONGEST) - 1:
+        return True
+    names = ("unplaced", *(f.name for f in Policy.interventions()))
+    return any(getattr(before, name) != getattr(policy, name) for name in names)
 
 
 class _Recorder:
