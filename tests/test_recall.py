@@ -185,6 +185,10 @@ def test_what_is_asked_aside_leaves_no_trace(speaking):
     )
     assert second.said == same.said and second.nll == pytest.approx(same.nll, abs=1e-4)
     assert second.distance == same.distance and second.kept == 1 and first.distance == 85
+    # A fact that stands before the first question is where it was.
+    c = replace(b, needle=a.needle)
+    _, third = answers(speaking, Encoded(text.ids, (a, c)), policy("window:window=64"), stays=False)
+    assert third.distance == b.answer - gone - a.needle[1] and third.kept == 0
 
 
 def asked_of(place, out, *more, task="passkey"):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.engine.layers.ragged import RaggedLayer
+from analysis.engine.layers.ranked import RankedLayer
 from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_map
 from analysis.policies import H2O, POLICIES, TOVA, AdaKV, Dense, Duo, Random, Recompute, SnapKV, Streaming, Window
@@ -241,3 +243,24 @@ def test_heads_share_all_of_their_budget_where_first_tokens_were_pinned_in_some_
     while lane.position < before.position + 40:
         told += lane.read(16, upto=before.position + 40).cache_bytes.tolist()
     assert told == held
+
+
+def test_where_heads_held_different_first_tokens_none_stands_twice_once_they_are_pinned():
+    """All heads hold equally many, so of what came later each keeps the newest."""
+    positions = torch.tensor([[1, 2, 5, 6, 7], [3, 5, 6, 7, 8]])
+    first = torch.arange(4.0)[None, :, None].expand(2, -1, 2)
+    keys = positions[..., None].expand(-1, -1, 2).float()
+    pinned = RankedLayer(keys, -keys, positions).with_prefix(first, -first)
+    assert pinned.positions.tolist() == [[0, 1, 2, 3, 5, 6, 7], [0, 1, 2, 3, 6, 7, 8]]
+    torch.testing.assert_close(pinned.keys[..., 1], pinned.positions.float())
+    torch.testing.assert_close(pinned.values, -pinned.keys)
+
+
+def test_heads_that_held_more_than_others_keep_the_first_tokens_that_all_hold():
+    heads = [0, 1, 9], [0, 1, 3, 7, 8, 9]
+    of = sorted((position, head) for head, held in enumerate(heads) for position in held)
+    positions, own = torch.tensor([[p for p, _ in of]]), torch.tensor([[head == i for _, head in of] for i in (0, 1)])
+    keys = positions[..., None].float()
+    rows = RaggedLayer(keys, -keys, positions, own=own).rows()
+    assert rows.positions.tolist() == [[0, 1, 9]] * 2
+    assert rows.keys[..., 0].tolist() == [[0, 1, 9]] * 2 and rows.values.sum() == -20
