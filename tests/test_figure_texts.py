@@ -30,6 +30,7 @@ from analysis.figures.sheet import WIDTHS, Layout, drawn, missing, rendered, sav
 from analysis.policies import POLICIES
 from analysis.policies import parse as parse_policy
 from analysis.runs.folder import save
+from analysis.runs.run import Track
 from analysis.runs.summary import label_of, summarize
 
 from . import nasty
@@ -376,3 +377,18 @@ def test_a_lane_that_was_switched_is_called_by_all_policies_that_it_read_with(tm
         parse("budget").numbers(tmp_path / "grid")
     switched.tracks[1].policies += [(n, "dense") for n in (250, 260, 270)]
     assert label_of(switched, 1) == "Window 128 → … → Dense"
+
+
+def test_lanes_that_have_read_something_are_drawn_beside_one_that_has_not():
+    source = made_up(300)
+    whole = parse("sink-depth").numbers(source)
+    source.tracks[0] = Track()
+    for figure in (parse("memory"), parse("sink-depth")):
+        ax = figure.draw(figure.numbers(source), ax=plt.figure().subplots())
+        assert ax.get_legend_handles_labels()[1] == [label_of(source, lane) for lane in (1, 2, 3)]
+        plt.close(ax.figure)
+    left = parse("sink-depth").numbers(source)
+    assert all(np.array_equal(left[name], of[whole["lane"] > 0]) for name, of in whole.items())
+    source.tracks = [Track() for _ in source.tracks]
+    with pytest.raises(ValueError, match="has read nothing yet"):
+        parse("sink-depth").numbers(source)

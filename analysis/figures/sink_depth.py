@@ -26,12 +26,14 @@ class SinkDepth(Figure):
 
     def numbers(self, source: Run) -> Numbers:
         """Columns `lane`, `policy`, `label`, `layer`, `head`, `mass`.  Raises ValueError where nothing was read."""
-        masses = [mean_sink_mass(source, lane) for lane in range(len(source.tracks))]
+        # A lane of a run that ended early may have read nothing.
+        lanes = [lane for lane, track in enumerate(source.tracks) if track.spans] or [0]
+        masses = [mean_sink_mass(source, lane) for lane in lanes]
         layers, heads = masses[0].shape
         return {
-            "lane": np.repeat(np.arange(len(masses)), layers * heads),
-            "policy": np.repeat(list(source.spec.policies), layers * heads),
-            "label": np.repeat([label_of(source, lane) for lane in range(len(masses))], layers * heads),
+            "lane": np.repeat(lanes, layers * heads),
+            "policy": np.repeat([source.spec.policies[lane] for lane in lanes], layers * heads),
+            "label": np.repeat([label_of(source, lane) for lane in lanes], layers * heads),
             "layer": np.tile(np.repeat(np.arange(layers), heads), len(masses)),
             "head": np.tile(np.arange(heads), layers * len(masses)),
             "mass": np.concatenate([m.ravel() for m in masses]),
