@@ -118,8 +118,11 @@ def test_lanes_of_a_conversation_are_compared_over_what_both_have_read_alone():
 
 
 def test_run_that_has_read_nothing_is_no_reference():
-    with pytest.raises(ValueError, match="choose another"):
-        compare([run_of(IDS[:0]), run_of(IDS)], ["a", "b"])
+    early = run_of(IDS, ("dense", "window:window=8"))
+    early.tracks[0].truncate(1)
+    for none in (run_of(IDS[:0]), early):
+        with pytest.raises(ValueError, match=r"the first lane of the first run has read nothing yet.*choose another"):
+            compare([none, run_of(IDS)], ["a", "b"])
     assert compare([run_of(IDS), run_of(IDS[:0])], ["a", "b"]).lanes[1].shared == 0
 
 

@@ -389,6 +389,8 @@ def test_lanes_that_have_read_something_are_drawn_beside_one_that_has_not():
         plt.close(ax.figure)
     left = parse("sink-depth").numbers(source)
     assert all(np.array_equal(left[name], of[whole["lane"] > 0]) for name, of in whole.items())
+    with pytest.raises(ValueError, match=r"^lane 0 has read nothing yet"):
+        parse("sink-grid").numbers(source)
     source.tracks = [Track() for _ in source.tracks]
-    with pytest.raises(ValueError, match="has read nothing yet"):
+    with pytest.raises(ValueError, match=r"^the run has read nothing yet"):
         parse("sink-depth").numbers(source)

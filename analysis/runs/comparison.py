@@ -54,7 +54,9 @@ class Comparison:
 def compare(runs: Sequence[Run], names: Sequence[str]) -> Comparison:
     """All lanes of these runs; `names`: what sentences call the runs.  Raises ValueError where nothing was read yet."""
     if not runs or not len(runs[0].tracks[0].nll):
-        raise ValueError("the first run has read nothing yet, so there is nothing to compare with: choose another")
+        raise ValueError(
+            "the first lane of the first run has read nothing yet, so there is nothing to compare with: choose another"
+        )
     lanes, other = [], None
     against = runs[0].tracks[0].nll.view()
     for i, run in enumerate(runs):

@@ -154,5 +154,6 @@ def mean_sink_mass(run: Run, lane: int) -> NDArray[np.floating]:
         raise ValueError(f"the run has lanes 0 to {len(run.tracks) - 1}, and not {lane}: choose one of these")
     track = run.tracks[lane]
     if not track.spans:
-        raise ValueError("the run has read nothing yet, so there is nothing to draw")
+        who = f"lane {lane}" if any(other.spans for other in run.tracks) else "the run"
+        raise ValueError(f"{who} has read nothing yet, so there is nothing to draw")
     return np.average(track.sink_mass, axis=0, weights=[stop - start for start, stop in track.spans])
