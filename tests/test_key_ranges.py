@@ -1,15 +1,21 @@
 """Ranges of keys by channel are those of what the model's own projection says, in the figure and on the board."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure as Sheet
+from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from analysis import metrics
 from analysis.engine.stream import open_lanes
 from analysis.experiments.presets import PRESETS
 from analysis.figures import parse
+from analysis.figures.key_ranges import FIRST
+from analysis.figures.sheet import Layout, rendered
 from analysis.maps.atlas import Atlas
 from analysis.maps.recent import head_map
 from analysis.policies import Dense
@@ -76,6 +82,18 @@ def test_a_figure_has_the_ranges_of_the_models_own_keys(kv_heads, chunk, tmp_pat
         assert (corners.min(), corners.max()) == (data["least"][rows].min(), data["greatest"][rows].max())
     for column, drawn in enumerate(("first_least", "first_greatest")):
         np.testing.assert_array_equal([line[column][1] for line in lines.get_segments()], data[drawn])
+
+
+def test_one_first_token_is_drawn_in_every_channel():
+    channels, ends = np.arange(16), np.ones(16)
+    alone = {"first_least": ends / 2, "first_greatest": ends / 2, "least": -ends, "greatest": ends}
+    data = {"layer": channels * 0, "channel": channels, **alone}
+    made = rendered(parse("key-ranges:first=1"), data, "png", Layout("acl", 8, 300), {})
+    picture = np.asarray(Image.open(io.BytesIO(made)).convert("RGB")) / 255
+    # Below the names of what is drawn.
+    inside = np.abs(picture[len(picture) // 3 :] - to_rgb(FIRST)).max(-1) < 0.1
+    drawn = np.flatnonzero(inside.any(0))
+    assert (np.diff(drawn) > 1).sum() + 1 == 16
 
 
 @pytest.mark.parametrize("chunk", [9, 100])

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 FIRST, OTHERS = "#D55E00", "#9BC4E2"
 """Dark on light where there is no colour."""
+WIDTH = 0.8
+"""Of the line of a channel's first tokens, in points."""
 ENDS = ("first_least", "first_greatest", "least", "greatest")
 
 
@@ -79,9 +81,11 @@ def key_ranges(data: Numbers, *, ax: "Axes | None" = None, first: int = 4) -> "A
         name = "" if n else "All others"
         ax.fill_between(x[of], data["least"][of], data["greatest"][of], step="mid", color=OTHERS, lw=0, label=name)
     beginning = "First token" if first == 1 else f"First {first} tokens"
-    # The ends stand out by half a line, which shows a range of one number, too.
+    # The ends stand out by half a line.
     ends = data["first_least"], data["first_greatest"]
-    ax.vlines(x, *ends, color=FIRST, lw=0.8, capstyle="projecting", label=beginning)
+    ax.vlines(x, *ends, color=FIRST, lw=WIDTH, capstyle="projecting", label=beginning)
+    # A picture has no line for a range of one number.
+    ax.plot(x, ends[0], ls="", marker="s", ms=WIDTH, mew=0, color=FIRST)
     ax.set_xticks(np.arange(len(layers)) * (width + gap) + (width - 1) / 2, [f"{layer}" for layer in layers])
     ax.tick_params(axis="x", length=0)
     ax.set(xlabel="Layer; in each its channels", ylabel="Key before rotation")
