@@ -256,6 +256,20 @@ def test_what_grey_means_in_a_map_of_recall_stands_below_its_lengths():
             assert label == "Length of the text (tokens); grey: dense fails, too"
 
 
+@pytest.mark.parametrize(("least", "most"), [(2, 9), (0.4, 8), (3, 3.2), (0.5, 2.5e4)])
+def test_an_axis_of_activations_has_numbers_whatever_its_range(least, most):
+    ranks = {"layer": np.repeat([0, 1], 3), "rank": np.tile([1, 2, 3], 2)}
+    data = {**ranks, "size": np.full(6, float(most)), "median": np.full(6, float(least))}
+    for venue in VENUES.values():
+        with drawn(parse("massive"), data, Layout(venue, 8, 72)) as sheet:
+            sheet.draw_without_rendering()
+            axis, (low, high) = sheet.axes[0].yaxis, sheet.axes[0].get_ylim()
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            said = [tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high]
+            assert len(list(filter(None, said))) >= 3, venue
+            assert any("⁴" in text for text in said) == (most > 1e4)
+
+
 def test_a_figure_that_does_not_fit_a_page_is_refused():
     data = {"text": np.array(["unforgettable "] * 150), "nll": np.ones(150)}
     for layout in (Layout("slides", 40, 72), Layout("acl", 16, 72)):

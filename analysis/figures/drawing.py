@@ -55,6 +55,19 @@ def decades(axis: "Axis", least: float = 0) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def logarithmic(axis: "Axis") -> None:
+    """Numbers at the ticks of a logarithmic axis that may show few decades, or less than one."""
+    from matplotlib.ticker import MaxNLocator, NullLocator
+
+    axis.set_major_formatter(lambda x, _: f"{x:g}")
+    axis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:.1e}"[0] in "235" else "")
+    low, high = axis.get_view_interval()
+    if high < 4 * low:
+        # Too little of a decade for its own ticks.
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_minor_locator(NullLocator())
+
+
 def whole_numbers(axis: "Axis") -> None:
     """No tick between two layers, however few there are."""
     from matplotlib.ticker import MaxNLocator

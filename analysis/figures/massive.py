@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from .base import Figure, Numbers
-from .drawing import axes, decades, legend, whole_numbers
+from .drawing import axes, decades, legend, logarithmic, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,9 @@ def massive(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     of = data["rank"] == 1
     ax.plot(data["layer"][of], data["median"][of], color="#767676", ls=(0, (5, 2)), label="Median")
     ax.set_yscale("log")
-    decades(ax.yaxis)
+    low, high = ax.get_ylim()
+    # Of less than two decades one power of ten may be seen, or none.
+    (decades if high > 100 * low else logarithmic)(ax.yaxis)
     whole_numbers(ax.xaxis)
     ax.set(xlabel="Layer", ylabel="Magnitude")
     legend(ax)

@@ -13,7 +13,7 @@ from ..runs.run import Run, Track
 from ..runs.summary import shared_tokens
 from ..settings import setting
 from .base import POINTS, Figure, Numbers
-from .drawing import axes, legend
+from .drawing import axes, legend, logarithmic
 from .fonts import visible
 from .line_styles import lanes_of
 
@@ -115,8 +115,6 @@ class Perplexity(Figure):
 def perplexity(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     """Draw columns `lane`, `policy`, `token`, and `perplexity`, `kl` or `agreement`; rows with a `mark` say when a lane
     switched or was full."""
-    from matplotlib.ticker import MaxNLocator, NullLocator
-
     ax = axes(ax)
     (column,) = data.keys() & {"perplexity", *COLUMNS.values()}
     curve, full, switches = data["mark"] == "", [], []
@@ -138,13 +136,9 @@ def perplexity(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         ax.axvline(at, color=colour, lw=0.9, ls=SWITCH, label=words)
     if column == "perplexity":
         ax.set_yscale("log")
-        ax.yaxis.set_minor_formatter(lambda y, _: f"{y:g}" if f"{y:.1e}"[0] in "235" else "")
-    ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
-    low, high = ax.get_ylim()
-    if column == "perplexity" and high < 4 * low:
-        # Too little of a decade for its own ticks.
-        ax.yaxis.set_major_locator(MaxNLocator(5))
-        ax.yaxis.set_minor_locator(NullLocator())
+        logarithmic(ax.yaxis)
+    else:
+        ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set(xlabel="Tokens read", ylabel="Perplexity")
     legend(ax)
