@@ -254,6 +254,7 @@ def test_figure_of_a_run_says_how_the_run_was_made(places, tmp_path):
 def test_venues_are_as_wide_as_their_columns():
     assert WIDTHS["icml"] == 3.25 and WIDTHS["neurips"] == 5.5
     assert Layout("slides").size(small("perplexity")) == (13.333, 7.5)
+    assert [Layout(*at).text_size for at in (("icml",), ("slides",), ("slides", 8))] == [8, 14, 8]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def figure(
     ],
     out_file: Annotated[Path, typer.Option("--out", help="a .pdf, .svg, .png, .csv or .npz file")],
     venue: Annotated[str, typer.Option(help="neurips, iclr, icml, acl, ieee or slides: how wide it is")] = "neurips",
-    points: Annotated[float, typer.Option(help="size of the text")] = 8.0,
+    points: Annotated[float | None, typer.Option(help="size of the text (default: 8, on slides 14)")] = None,
     dpi: Annotated[int, typer.Option(help="of PNG files, and of pictures inside the others")] = 300,
 ) -> None:
     """Make a figure for a paper."""

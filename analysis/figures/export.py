@@ -24,7 +24,7 @@ from .sheet import KINDS, Layout, missing, rendered
 def command(figure: Figure, folder: Path, out: Path, layout: Layout) -> str:
     """The command line that makes this file."""
     words = [*COMMAND.split(), "figure", str(figure), "--run", str(folder), "--out", str(out)]
-    words += ["--venue", layout.venue, "--points", f"{layout.points:g}", "--dpi", str(layout.dpi)]
+    words += ["--venue", layout.venue, "--points", f"{layout.text_size:g}", "--dpi", str(layout.dpi)]
     return shlex.join(words)
 
 

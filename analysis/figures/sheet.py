@@ -29,6 +29,8 @@ from .fonts import absent, families, visible
 
 WIDTHS = {"neurips": 5.5, "iclr": 5.5, "icml": 3.25, "acl": 3.03, "ieee": 3.5, "slides": 13.333}
 """Inches of a column or, at NeurIPS and ICLR, of the text; slides are 16:9."""
+POINTS = {"slides": 14.0}
+"""Size of text where none is chosen; 8 on pages."""
 HIGHEST = {"slides": 7.5}
 PAGE = 9.0
 """Inches that a figure may be high: on a slide, and on any other page."""
@@ -53,23 +55,33 @@ STYLE = {
 _DRAWING = threading.RLock()
 
 
+def usual_points(venue: str) -> float:
+    """Size of the text of figures there, in points: a slide is read from farther away than a page."""
+    return POINTS.get(venue, 8.0)
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where a figure is to stand."""
 
     venue: str = "neurips"
-    points: float = 8.0
-    """Size of its text."""
+    points: float | None = None
+    """Size of its text; None: what is usual there."""
     dpi: int = 300
     """Of PNG files, and of pictures inside the others."""
 
     def __post_init__(self) -> None:
         if self.venue not in WIDTHS:
             raise ValueError(f"there is no venue {self.venue!r}; choose one of: {', '.join(WIDTHS)}")
-        if not 4 <= self.points <= 40:
-            raise ValueError(f"text must have 4 to 40 points, not {self.points:g}")
+        if not 4 <= self.text_size <= 40:
+            raise ValueError(f"text must have 4 to 40 points, not {self.text_size:g}")
         if not 50 <= self.dpi <= 1200:
             raise ValueError(f"dpi must be 50 to 1,200, not {self.dpi}")
+
+    @property
+    def text_size(self) -> float:
+        """Size of its text in points."""
+        return usual_points(self.venue) if self.points is None else self.points
 
     def size(self, figure: Figure) -> tuple[float, float]:
         """Width and height in inches; but for slides, names of lines and lines of text may make it higher."""
@@ -97,8 +109,8 @@ def drawn(figure: Figure, data: Numbers, layout: Layout) -> Generator[Sheet]:
                 lay_out(sheet)
         except UserWarning as e:
             raise ValueError(
-                f"text of {layout.points:g} points leaves no room for the drawing on a page of {layout.venue}: choose "
-                "fewer points"
+                f"text of {layout.text_size:g} points leaves no room for the drawing on a page of {layout.venue}: "
+                "choose fewer points"
             ) from e
         # What was measured stays so.
         sheet.set_layout_engine("none")
@@ -110,8 +122,8 @@ def drawn(figure: Figure, data: Numbers, layout: Layout) -> Generator[Sheet]:
 @contextmanager
 def _settings(layout: Layout, texts: Iterable[str]) -> Generator[None]:
     """matplotlib's own settings, but for what a page asks for."""
-    small = {f"{part}.labelsize": layout.points * 0.9 for part in ("xtick", "ytick")}
-    sizes = {"font.size": layout.points, "legend.fontsize": layout.points * 0.9, **small}
+    small = {f"{part}.labelsize": layout.text_size * 0.9 for part in ("xtick", "ytick")}
+    sizes = {"font.size": layout.text_size, "legend.fontsize": layout.text_size * 0.9, **small}
     with _DRAWING, matplotlib.rc_context(), warnings.catch_warnings():
         # Which characters no font has is said in one sentence (`missing`).
         warnings.filterwarnings("ignore", "Glyph .* missing from font")

@@ -4,11 +4,11 @@ from typing import Any
 
 import streamlit as st
 
-from analysis.figures.sheet import KINDS, WIDTHS, Layout
+from analysis.figures.sheet import KINDS, WIDTHS, Layout, usual_points
 from app import address
 from app.choices import choice, choose, kept_index, kept_value
 
-USUAL = {"venue": "neurips", "points": 8.0, "dpi": 300, "file": "pdf", "grey": 0}
+USUAL = {"venue": "neurips", "dpi": 300, "file": "pdf", "grey": 0}
 PARAMETERS: address.Parameters = {
     "venue": address.one_of("venue", WIDTHS),
     "points": address.real("points", 4, 40),
@@ -24,14 +24,26 @@ def controls() -> tuple[Layout, str]:
     st.caption("The page that it stands on")
     left, right = st.columns(2)
     venue = left.selectbox(
-        "Venue", list(WIDTHS), **kept_index(_key("venue"), USUAL["venue"], WIDTHS), help="How wide it is"
-    )
+        "Venue", list(WIDTHS), **kept_index(_key("venue"), USUAL["venue"], WIDTHS), help="How wide it is",
+        on_change=_resize,
+    )  # fmt: skip
     points = right.number_input(
-        "Points", 4.0, 40.0, step=0.5, **kept_value(_key("points"), USUAL["points"]), help="Size of the text"
+        "Points", 4.0, 40.0, step=0.5, **kept_value(_key("points"), usual_points(venue)), help="Size of the text"
     )
     file = left.selectbox("File", KINDS, **kept_index(_key("file"), USUAL["file"], KINDS))
     dpi = right.number_input("Dots per inch", 50, 1200, step=50, **kept_value(_key("dpi"), USUAL["dpi"]))
     return Layout(venue, points, dpi), file
+
+
+def _resize() -> None:
+    """Give the text the size that is usual at the venue, where nobody has chosen another."""
+    if choice(_key("points"), None) in map(usual_points, WIDTHS):
+        choose(_key("points"), usual_points(choice(_key("venue"), USUAL["venue"])))
+
+
+def usual(venue: str) -> dict[str, Any]:
+    """What is chosen at a venue where nobody has chosen anything else."""
+    return {**USUAL, "points": usual_points(venue)}
 
 
 def grey() -> bool:
@@ -41,13 +53,15 @@ def grey() -> bool:
 
 def now() -> dict[str, Any]:
     """What is chosen, as the address says it."""
-    return {name: choice(_key(name), usual) for name, usual in USUAL.items()} | {"grey": int(choice(_key("grey"), 0))}
+    first = usual(choice(_key("venue"), USUAL["venue"]))
+    return {name: choice(_key(name), value) for name, value in first.items()} | {"grey": int(choice(_key("grey"), 0))}
 
 
 def take(found: dict[str, Any]) -> None:
     """Set what an address asks, and all else as usual."""
-    for name, value in {**USUAL, **found}.items():
-        if name in USUAL:
+    first = usual(found.get("venue", USUAL["venue"]))
+    for name, value in {**first, **found}.items():
+        if name in first:
             choose(_key(name), bool(value) if name == "grey" else value)
 
 

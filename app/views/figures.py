@@ -162,7 +162,8 @@ def draw() -> None:
     if figure is None:
         return
     st.session_state.figure_begin[figure.name] = figure
-    said = address.said(PARAMETERS, {"figure": figure, **figure_layout.now()}, {"figure": None, **figure_layout.USUAL})
+    usual = figure_layout.usual(layout.venue)
+    said = address.said(PARAMETERS, {"figure": figure, **figure_layout.now()}, {"figure": None, **usual})
     waits = {"folder": figure_source.ELSEWHERE} if st.session_state.figure_folder and not chosen and not folder else {}
     readdress(ADDRESS, said | figure_source.said(chosen, folder) | waits)
     out = Path(f"{figure.name}.{file}")
