@@ -381,6 +381,7 @@ def test_the_pareto_front_has_what_nothing_beats_at_its_cost(places):
     told = parse("pareto:measure=passkey,cost=tokens").numbers(VERDICT)
     assert told["value"].tolist() == [1, 0, 0.5, 0, 0.5] and np.isnan(told["cost"][0])
     assert told["cost"].tolist()[1:] == [64, 128, 64, 128]
+    assert told["front"].tolist() == [False, True, True, True, True]
     settings = {"streameval:back=5,every=2": 1, "streameval:every=2": 0}
     passkey, changed = VERDICT.entries[0].recall["passkey"], msgspec.structs.replace
     recall = {task: changed(passkey, hits=hits) for task, hits in settings.items()}

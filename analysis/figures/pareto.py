@@ -71,7 +71,8 @@ class Pareto(Figure):
             "title": np.array(lines([parse(e.policy) for e, _ in entries])),
             "cost": np.array(costs),
             "value": np.array([value for _, value in entries]),
-            "front": np.array(front),
+            # What has no cost is beaten by nothing, and stands nowhere.
+            "front": np.array(front) & ~np.isnan(costs),
         }
 
     def _task(self, source: "Verdict") -> str:
@@ -122,7 +123,7 @@ def pareto(data: Numbers, *, cost: str, value: str, share: bool, ax: "Axes | Non
         # Every budget is a run of its own, so every one has a marker.
         style |= {"markevery": None, "marker": style["marker"] or "."}
         ax.plot(data["cost"][of], data["value"][of], **style, label=title)
-    front = data["front"].astype(bool) & ~np.isnan(data["cost"]) & (share | (data["value"] > 0))
+    front = data["front"].astype(bool) & (share | (data["value"] > 0))
     ax.plot(data["cost"][front], data["value"][front], "o", ms=6, mfc="none", mec="0.4", mew=0.7, label="Pareto front")
     ax.set_xscale("log", base=2)
     octaves(ax.xaxis)

@@ -210,7 +210,7 @@ def pareto(numbers: "Numbers", cost: str, quality: str, *, share: bool) -> go.Fi
             line={"color": colour, "dash": dash, "width": 1.8},
             hovertemplate="%{x:,.4g}: %{y:.0%}" if share else "%{x:,.4g}: %{y:.4g}",
         )
-    front = numbers["front"].astype(bool) & known & (share | (numbers["value"] > 0))
+    front = numbers["front"].astype(bool) & (share | (numbers["value"] > 0))
     ring = {"symbol": "circle-open", "size": 13, "color": "#767676", "line": {"width": 1.5}}
     x, y = numbers["cost"][front], numbers["value"][front]
     figure.add_scatter(x=x, y=y, name="Pareto front", mode="markers", marker=ring, hoverinfo="skip")
