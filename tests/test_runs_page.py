@@ -79,6 +79,16 @@ def test_runs_are_listed_named_pinned_deleted_and_brought_back(home):
     assert len(listed(at)) == 3 and library.entry("a").title == NASTY and "Deleted" not in said(at)
 
 
+def test_a_double_click_on_delete_deletes_once(home, monkeypatch):
+    seeds.run(home / "a", end="finished")
+    at, gone = opened(), []
+    # The second click comes before the row has gone from the screen.
+    monkeypatch.setattr(trash, "delete", lambda name: gone.append(name) or "1")
+    for _ in range(2):
+        at.button("runs-delete-a").click().run()
+    assert gone == ["a"] and not at.error
+
+
 def test_search_shows_what_has_all_words_and_the_address_says_them(home):
     for name in ("a", "b"):
         seeds.run(home / name, end="finished")

@@ -21,7 +21,7 @@ from analysis.runs import archive, library, trash
 from analysis.runs.library import KINDS, LONGEST, Entry
 from app.address_bar import readdress
 from app.choices import choice, choose, kept_value
-from app.controls import problem
+from app.controls import is_double, problem
 from app.downloads import download
 from app.plain import plain
 
@@ -271,6 +271,8 @@ def renamed(name: str) -> None:
 
 def delete(name: str, title: str) -> None:
     """Delete a run, and offer to bring it back."""
+    if is_double(f"delete-{name}"):
+        return
 
     def work() -> None:
         """Delete it, and keep what the button Undo needs; what goes wrong is said by `act`."""
