@@ -2,11 +2,15 @@
 
 import pytest
 
+from analysis.runs import trash
+from app.jobs.base import TextJob
 from app.jobs.registry import REGISTRY
 from app.jobs.training import TrainingJob
 
-from .test_opened_results import compared, opened, recalled
+from .fuzz import seeds
+from .test_opened_results import compared, knock_outs, opened, recalled
 from .test_opened_results import home as home
+from .test_presses import component_of, tell
 
 pytestmark = pytest.mark.whole
 
@@ -39,3 +43,47 @@ def test_a_training_that_plays_is_found_again_by_its_address_and_no_other_begins
     kept = opened("learn", **asked, run=job.id)
     assert not kept.info and not kept.session_state["lesson_run"] and kept.query_params["run"] == job.id
     assert [entry.name for entry in home.iterdir() if not entry.name.startswith(".")] == [job.id]
+
+
+def unloaded(job):
+    raise ValueError("its model is not here")
+
+
+@pytest.mark.parametrize("page", ["read", "chat"])
+def test_a_run_that_could_not_go_on_is_played_again_and_the_page_says_why(home, monkeypatch, page):
+    monkeypatch.setattr(TextJob, "_load", unloaded)
+    seeds.run(home / "it", end="interrupted", chat=page == "chat")
+    at = opened(page, run="it")
+    tell(at, {"press": {"what": "resume", "at": 1}}, component_of(at))
+    if (job := REGISTRY.get("it")) is not None:
+        job.join()
+        at.run()
+    assert at.session_state[f"{page}_recording"].id == "it" and REGISTRY.get("it") is None
+    assert at.session_state[f"{page}_problem"] == "Its model is not here."
+
+
+def test_a_run_that_was_deleted_when_it_was_to_go_on_is_opened_when_it_is_back(home):
+    seeds.run(home / "it", end="interrupted")
+    at = opened("read", run="it")
+    when = trash.delete("it")
+    tell(at, {"press": {"what": "resume", "at": 1}}, component_of(at))
+    REGISTRY.get("it").join()
+    at.run()
+    trash.undo(when)
+    again = opened("read", run="it")
+    assert again.session_state["read_recording"].id == "it" and not again.session_state["read_problem"]
+
+
+def test_a_result_that_could_not_go_on_is_shown_again_and_the_page_says_why(home, monkeypatch):
+    monkeypatch.setattr(TextJob, "_load", unloaded)
+    knock_outs(home / "ko")
+    at = opened("heads", run="ko")
+    found = [table.value.to_dict() for table in at.dataframe]
+    next(button for button in at.button if button.label == "Resume").click()
+    at.run()
+    if (job := REGISTRY.get("ko")) is not None:
+        job.join()
+        at.run()
+    assert [error.value for error in at.error] == ["Its model is not here."] and REGISTRY.get("ko") is None
+    assert [table.value.to_dict() for table in at.dataframe] == found
+    assert any(button.label == "Resume" for button in at.button)

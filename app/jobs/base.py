@@ -82,6 +82,8 @@ class Job:
         # Also the name of its folder in the library, where they stand in the order in which they began.
         self.id = name or f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
         self.status, self.note = "loading", ""
+        self.begun = False
+        """Whether it has ever been more than loading."""
         self.snapshot: Any = None
         self.version, self.published = 0, time.time()
         self.renewed = time.monotonic()
@@ -259,6 +261,7 @@ class Job:
     def _set(self, status: str, note: str = "") -> None:
         if status in ENDED:
             self.kept.finish(ENDED[status])
+        self.begun |= status not in ("loading", *ENDED)
         self.note = note
         self._refresh()
         # Last, so that whoever waits for it finds what belongs to it.

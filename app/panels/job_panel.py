@@ -157,6 +157,16 @@ class JobPanel(Generic[Kind]):
         job = self.job
         return job if job is not None and job.steer(slots.this_page()) else None
 
+    def gives_way(self, find: Callable[[], object]) -> bool:
+        """Whether the job failed that was to go on with a run of the library, before it began: then it is freed, why
+        is said, and what `find` finds of the run stands here again."""
+        job = self.job
+        if job is None or job.status != "failed" or job.begun or find() is None:
+            return False
+        self.say(job.note)
+        REGISTRY.free(job.id)
+        return True
+
     def end(self) -> None:
         """Free the job, if this page steers it: it is no longer needed."""
         if self.steers:
@@ -183,6 +193,7 @@ class JobPanel(Generic[Kind]):
 
     def found(self, kind: type[Known]) -> Known | None:
         """What is known of the result that stands here.  None where there is none, or it is damaged: that is said."""
+        self.gives_way(lambda: self.kept)
         try:
             if (job := self.job) is not None:
                 return kind.of_job(job)

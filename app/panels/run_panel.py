@@ -72,7 +72,11 @@ class RunPanel(JobPanel[Run]):
         """Let the run of a name stand here, or its recording at a position; None where there is neither."""
         job = REGISTRY.find(name, self.kind)
         self.put(job.id if job is not None else "")
-        self.play(None if job is not None else recordings.find(name, self.keeps), at)
+        if job is None or self.gives_way(partial(recordings.find, name, self.keeps)):
+            self.put("")
+            self.play(recordings.find(name, self.keeps), at)
+        else:
+            self.play(None)
         return self.known
 
     def is_linked(self, names: Sequence[str]) -> bool:
@@ -95,10 +99,12 @@ class RunPanel(JobPanel[Run]):
     def settle(self) -> None:
         """Let what the library keeps of a run stand here once it is no longer in memory, and no longer where that was
         deleted."""
+        failed = self.gives_way(partial(recordings.find, self.id, self.keeps))
         if self.job is None and self.id:
             self.play(recordings.find(self.id, self.keeps))
             self.put("")
-            self.say("" if self.recording else self.lost)
+            if not failed:
+                self.say("" if self.recording else self.lost)
         if self.recording is not None and recordings.find(self.recording.id, self.keeps) is None:
             self.play(None)
             self.say(self.deleted)

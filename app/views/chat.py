@@ -333,9 +333,9 @@ def draw() -> None:
     """What the conversation is drawn from, and what stands around it; again and again, so that whoever talks in another
     tab is seen here too."""
     carry_out()
+    JOB_PANEL.settle()
     talk, state = JOB_PANEL.job, st.session_state
     view = state.chat_view
-    JOB_PANEL.settle()
     known = JOB_PANEL.known
     view.chosen = min(view.chosen, len(state.chat.lanes if known is None else known.spec.policies) - 1)
     to_address()

@@ -319,8 +319,8 @@ def draw_recording(recording: recordings.Recording) -> None:
 def draw() -> None:
     """What the board is drawn from, and what stands around it; again and again while there is something to see."""
     carry_out()
-    run, state = JOB_PANEL.job, st.session_state
     JOB_PANEL.settle()
+    run, state = JOB_PANEL.job, st.session_state
     forget_unknown_head(run)
     known = JOB_PANEL.known
     state.view.follow(state.lanes if known is None else known.spec.policies)
