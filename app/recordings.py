@@ -95,6 +95,8 @@ class Recording:
     status: str
     """How it ended; running, where somebody writes it at this moment."""
     text_sha256: str = ""
+    facts: ModelFacts | None = None
+    """What is known of its model."""
 
     @property
     def goes_on(self) -> bool:
@@ -115,9 +117,13 @@ def find(name: str | None, kind: str) -> Recording | None:
         spec = spec_of(path)
     except ValueError:
         return None
-    usual = "reading" if spec.sampling is None else "chat"
-    sha256 = str(about.get("text_sha256") or "")
-    return Recording(name or "", spec, about.get("status", ""), sha256) if about.get("kind", usual) == kind else None
+    usual, facts = "reading" if spec.sampling is None else "chat", None
+    if about.get("kind", usual) != kind:
+        return None
+    with suppress(ValueError):
+        # One that nobody can read is played all the same.
+        facts = msgspec.convert(about.get("model"), ModelFacts | None)
+    return Recording(name or "", spec, about.get("status", ""), str(about.get("text_sha256") or ""), facts)
 
 
 @dataclass(frozen=True)

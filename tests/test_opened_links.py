@@ -1,8 +1,12 @@
 """A link may name a part of a result that it does not have: that is said, and left out."""
 
+import json
+from dataclasses import asdict
+
 import pytest
 
 from analysis.runs import trash
+from analysis.runs.facts import ModelFacts
 from app.jobs.base import TextJob
 from app.jobs.registry import REGISTRY
 from app.jobs.training import TrainingJob
@@ -28,6 +32,17 @@ def test_a_quality_that_a_comparison_does_not_measure_is_told(home):
     at = opened("verdict", run="ve", quality="copy")
     (told,) = [said.value for said in at.error]
     assert "the comparison does not measure 'copy'" in told and "quality" not in at.query_params
+
+
+@pytest.mark.parametrize("page", ["read", "chat"])
+def test_a_head_that_the_model_of_a_recording_does_not_have_is_told(home, page):
+    seeds.run(home / "it", end="finished", chat=page == "chat")
+    about, facts = home / "it" / "run.json", ModelFacts("embedded", 2048, 10, 2, 3, 3, "cpu", {}, ())
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"model": asdict(facts)}))
+    shown = opened(page, run="it", head="1.1")
+    assert shown.query_params["head"] == "1.1" and not shown.session_state[f"{page}_problem"]
+    at = opened(page, run="it", head="99.9")
+    assert "has no layer 99, head 9" in at.session_state[f"{page}_problem"] and "head" not in at.query_params
 
 
 def test_a_training_that_plays_is_found_again_by_its_address_and_no_other_begins(home):

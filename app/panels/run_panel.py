@@ -83,6 +83,14 @@ class RunPanel(JobPanel[Run]):
         """Whether somebody came for what the address says by these parameters, and not for what stands here already."""
         return is_linked(names, self.id or (self.recording.id if self.recording is not None else ""))
 
+    def without_head(self, view: View | ChatView) -> list[str]:
+        """Forget a head that the model of what stands here does not have; what is wrong with it."""
+        known, head = self.known, view.head
+        if head is None or known is None or known.facts is None or known.facts.has(*head):
+            return []
+        view.head = None
+        return [f"{known.facts.name} has no layer {head[0]}, head {head[1]}"]
+
     def link(self) -> dict[str, str]:
         """What an address says of what stands here."""
         if (known := self.known) is None:

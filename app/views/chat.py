@@ -93,6 +93,7 @@ def open_page() -> None:
         except ValueError as e:
             problems.append(address.wrong([str(e)], "The first story is set instead."))
     view, unseen = ChatView.linked(chosen.lanes, asked)
+    unseen += JOB_PANEL.without_head(view)
     problems += filter(None, [address.wrong([*left_out, *unseen])])
     JOB_PANEL.say(" ".join(problems))
     state.update(chat=chosen, chat_view=view, revision=state.revision + 1)

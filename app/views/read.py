@@ -79,6 +79,7 @@ def open_page() -> None:
     played = JOB_PANEL.recording
     of_story = played.id.removeprefix(recordings.STORY) if played is not None and played.story else ""
     view, unseen = View.linked(lanes, asked)
+    unseen += JOB_PANEL.without_head(view)
     problems += filter(None, [address.wrong([*left_out, *unseen])])
     state.update(
         lanes=lanes,
