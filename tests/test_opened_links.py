@@ -45,6 +45,12 @@ def test_a_head_that_the_model_of_a_recording_does_not_have_is_told(home, page):
     assert "has no layer 99, head 9" in at.session_state[f"{page}_problem"] and "head" not in at.query_params
 
 
+@pytest.mark.parametrize("page", ["read", "chat"])
+def test_a_moment_of_no_run_is_told(home, page):
+    at = opened(page, at="50")
+    assert "no run is named" in at.session_state[f"{page}_problem"] and "at" not in at.query_params
+
+
 def test_a_training_that_plays_is_found_again_by_its_address_and_no_other_begins(home):
     asked = {"chapter": "emergence", "kinds": "relu", "recipe": "layers=1,steps=60"}
     at = opened("learn", **asked)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from app.jobs.reading import ReadingJob
 
 Run = TypeVar("Run", bound="ReadingJob | ChatJob")
+NO_RUN = "at is a moment of a recording, and no run is named"
 Action = tuple[str, str, Callable[[], None]]
 """A button beside the player: its words, what they mean, and what happens."""
 

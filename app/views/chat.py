@@ -24,7 +24,7 @@ from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
 from app.panels.job_panel import Maker, carry_out, press, redraw
-from app.panels.run_panel import RunPanel, same_lanes, story_buttons
+from app.panels.run_panel import NO_RUN, RunPanel, same_lanes, story_buttons
 from app.panels.sampling import sampling_controls
 from app.parameters import AT, CHAT
 from app.projection import project
@@ -81,6 +81,7 @@ def open_page() -> None:
     elif "run" in asked:
         problems.append(LOST)
     if known is None:
+        left_out += [NO_RUN] * (bool(moment) and "run" not in asked)
         chosen.model, unloaded = chosen.model.linked(asked, REGISTRY.models())
         left_out += unloaded
         found, wrong = address.values(CHAT, asked)

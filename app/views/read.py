@@ -32,7 +32,7 @@ from app.jobs.reading import MAX_LANES, ReadingJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
 from app.panels.job_panel import Maker, carry_out, press, redraw
-from app.panels.run_panel import RunPanel, same_lanes, story_buttons
+from app.panels.run_panel import NO_RUN, RunPanel, same_lanes, story_buttons
 from app.parameters import READ
 from app.projection import project
 from app.view import PARAMETERS, View
@@ -69,6 +69,7 @@ def open_page() -> None:
     elif "run" in asked:
         problems.append(LOST)
     if known is None:
+        left_out += [NO_RUN] * ("at" in found and "run" not in asked)
         model, unloaded = model.linked(asked, REGISTRY.models())
         text, fidelity = found.get("text", text), "fidelity" in found
         left_out += unloaded
