@@ -150,6 +150,22 @@ def test_what_ends_an_answer_may_be_written_in_several_ways(written, ends, monke
     assert Partner(model).ends == ends | own
 
 
+def test_an_answer_ends_with_the_control_token_that_the_template_puts_behind_it():
+    """Gemma's GGUF files name `<eos>` alone, and its answers end with `<end_of_turn>`."""
+    tokenizer = TALKERS["gemma_like"]()
+    partner = Partner(model_of(tokenizer))
+    end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
+    assert end != tokenizer.eos_token_id and partner.ends >= {end, tokenizer.eos_token_id}
+    talk = first(partner, "to be")
+    answer = iter([*tokenizer("or not", add_special_tokens=False)["input_ids"], end])
+    talk.sampling, talk.chooser = Sampling(max_new=40), lambda *_: next(answer)
+    while talk.busy:
+        talk.step()
+    assert talk.turns[0].why == "ended" and talk.said(talk.turns[0]) == "or not"
+    tokenizer.chat_template = tokenizer.chat_template.replace("<end_of_turn>", "#")
+    assert end not in Partner(model_of(tokenizer)).ends
+
+
 @pytest.mark.parametrize("written", ["x", {"a": 1}, [[1], [2, 3]], float("inf"), float("nan")])
 def test_what_ends_an_answer_and_is_no_token_is_said(written, monkeypatch):
     model = model_of(TALKERS["llama_like"]())

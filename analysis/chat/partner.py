@@ -34,6 +34,7 @@ class Partner:
         self.ends = _ends(model)
         if model.tokenizer.eos_token_id is not None:
             self.ends.add(model.tokenizer.eos_token_id)
+        self.ends |= self._closing()
         self.begins = texts.begins(model.tokenizer, self.begin(self.encode([(TEMPLATE, self.template.head)])[0]))
 
     def encode(
@@ -81,6 +82,12 @@ class Partner:
         if self.bos == "off" and (self.template.writes_bos or (usual and list(ids[: len(usual)]) == usual)):
             return ids[len(texts.bos_of(self.tokenizer, ids)) :]
         return texts.begun(first, ids)
+
+    def _closing(self) -> set[int]:
+        """The control token that the template puts behind an answer, which a GGUF file, with one end, may leave out."""
+        close, known = self.template.close.lstrip(), control.control_tokens(self.tokenizer)
+        first = self.encode([(TEMPLATE, close)])[0][:1].tolist()
+        return {i for i in first if i in known and close.startswith(known[i])}
 
     def close(self, last: int) -> str:
         """The template's text after an answer whose last token was `last`."""
