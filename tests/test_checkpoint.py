@@ -203,6 +203,12 @@ def test_an_untied_head_is_read_whatever_the_configuration_says(tiny_llama, save
     assert torch.equal(network.model.embed_tokens.weight, tiny_llama.model.embed_tokens.weight)
 
 
+def test_a_token_for_padding_that_the_model_has_not_is_left_out(tiny_llama, saved):
+    model, ids = load(str(change(saved, pad_token_id=97))), torch.arange(9)[None]
+    assert model.vocabulary == 97 and model.network.config.pad_token_id is None
+    torch.testing.assert_close(model.network(ids).logits, tiny_llama(ids).logits)
+
+
 def test_a_model_that_was_saved_for_callers_of_tuples_is_read(tiny_llama, saved):
     model = load(str(change(saved, return_dict=False)))
     assert model.layers == tiny_llama.config.num_hidden_layers

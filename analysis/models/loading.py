@@ -184,6 +184,11 @@ def _from_disk(
             raise ValueError(
                 f"{called} says something that is no number where one belongs ({first_line(e)}): convert it again"
             ) from e
+    text: Any = config.get_text_config(decoder=True)
+    padding = getattr(text, "pad_token_id", None)
+    if isinstance(padding, int) and padding >= text.vocab_size:
+        # One that was added to the tokenizer alone, or a class's own default: nothing here is padded.
+        text.pad_token_id = None
     quantized = check_quantization(config, called)
     check_rope(config, None, called)
     make_room()
