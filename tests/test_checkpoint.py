@@ -209,6 +209,11 @@ def test_a_token_for_padding_that_the_model_has_not_is_left_out(tiny_llama, save
     torch.testing.assert_close(model.network(ids).logits, tiny_llama(ids).logits)
 
 
+def test_a_function_that_is_none_is_named(saved):
+    said = refusal(change(saved, hidden_act="foo"))
+    assert said.startswith("tiny says hidden_act 'foo', which transformers does not know: ")
+
+
 def test_a_model_that_was_saved_for_callers_of_tuples_is_read(tiny_llama, saved):
     model = load(str(change(saved, return_dict=False)))
     assert model.layers == tiny_llama.config.num_hidden_layers

@@ -29,6 +29,7 @@ from transformers import (
 from .. import files
 from ..engine import allocator
 from ..families import unreadable
+from ..settings import quoted
 from . import conversions, gemma, gguf_metadata, gguf_tokenizer, laid_out, tiny
 from .checked import adapted_once
 from .checkpoint import check_loaded, check_quantization, check_rope
@@ -219,6 +220,12 @@ def _from_disk(
             f"{called} does not fit into the memory of {device.type}: use bfloat16 or a smaller model"
         ) from e
     except Exception as e:
+        # A function that is looked up by its name.
+        if isinstance(e, KeyError) and (field := next((n for n, v in vars(text).items() if (v,) == e.args), "")):
+            raise ValueError(
+                f"{called} says {field} {quoted(e.args[0])}, which transformers does not know: fetch its config.json "
+                "again, or mend it"
+            ) from e
         raise ValueError(
             f"the weights of {called} cannot be read, fetch or convert them again: they may be cut short or belong to "
             f"another configuration ({first_line(e)})"
