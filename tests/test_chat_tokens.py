@@ -207,6 +207,17 @@ def test_a_token_that_begins_every_turn_is_not_taken_for_bos():
     assert whole["auto"] == whole["on"] == whole["off"]
 
 
+def test_an_end_of_the_whole_text_behind_the_last_answer_changes_nothing_that_was_said():
+    """As Phi-3's; gpt-oss's has it in the place of the answer's own end, which is another later."""
+    tokenizer = tokenizers.byte_level()
+    tokenizer.eos_token, plain = "<|endoftext|>", template_of(tokenizer)
+    tokenizer.chat_template = CHATML.replace("{% endif %}", "{% else %}{{ eos_token }}{% endif %}")
+    assert template_of(tokenizer) == plain and not plain.note
+    end = "{% if loop.last and not add_generation_prompt %}{{ eos_token }}{% else %}<|im_end|>{% endif %}"
+    tokenizer.chat_template = CHATML.replace("<|im_end|>", end)
+    assert template_of(tokenizer).note
+
+
 @pytest.mark.parametrize("opened", ["", "<think>\n"])
 def test_thoughts_stay_where_a_template_takes_them_out(opened):
     tokenizer = tokenizers.byte_level()

@@ -57,6 +57,9 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         whole = head + p + earlier + a + close + q + opened
         third = head + p + earlier + a + close + q + earlier + b + close + r + opened
         last = answered.rstrip()
+        # Phi-3's ends the whole text behind the end of its last answer, where no other is to follow.
+        once = last.removesuffix(tokenizer.eos_token or "").rstrip()
+        last = last if once.endswith(a) else once
         faithful = bool(found) and (second, longer) == (whole, third)
         bare = THOUGHT.sub("", opened)
         faithful = faithful and earlier.startswith(bare) and not THOUGHT.sub("", earlier[len(bare) :]).strip()
