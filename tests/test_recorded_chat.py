@@ -223,6 +223,9 @@ def test_switches_stops_and_answers_given_again_are_recorded(script, partner):
     talk.ask(PROMPTS[3])
     compared, says = compare_all(script, talk, talk.finish())
     assert compared > 40 and {mark["lane"] for mark in says["marks"]} == {0, 1, 2}
+    # Each calls its lane as it was called until then.
+    names = [mark["text"].partition(": ")[0] for mark in says["marks"] if mark["lane"] == 1]
+    assert names == ["Window 16", "Sinks + window 4 + 12", "Dense"]
 
 
 def test_a_switch_in_the_middle_of_an_answer_is_recorded_where_it_was_made(partner):

@@ -75,6 +75,7 @@ def recorded_chat(
     for k, row in enumerate(rows):
         arrays |= {f"row_places{k}": row.positions, f"row_weights{k}": row.weights}
     changed = [[(_when(places[i], s.position), s.position, s.policy) for s in of] for i, of in enumerate(switches)]
+    faces = names_at(begun, changed)
     ends = {_when(places[i], stop) - 1 for i, of in enumerate(turns) for stop, _ in of}
     header = {
         "kind": run.kind,
@@ -104,9 +105,9 @@ def recorded_chat(
             }
             for i, (color, dash) in enumerate(styles)
         ],
-        "faces": names_at(begun, changed),
+        "faces": faces,
         "marks": [
-            {"x": x, "text": f"{parse(run.spec.policies[i]).label}: {s.label}", "kind": "switch", "lane": i}
+            {"x": x, "text": f"{_called(faces, i, x)}: {s.label}", "kind": "switch", "lane": i}
             for i, of in enumerate(switches)
             for s, x in ((s, _when(places[i], s.position)) for s in of)
         ],
@@ -117,6 +118,11 @@ def recorded_chat(
         "rows": [{"lane": row.lane, "layer": row.layer, "head": row.head, "token": row.token} for row in rows],
     }
     return assemble(header, arrays)
+
+
+def _called(faces: Sequence[tuple[int, list[dict[str, Any]]]], lane: int, position: int) -> str:
+    """What a lane is called just before a position of the recording."""
+    return next(names[lane]["label"] for at, names in reversed(faces) if at < position)
 
 
 def _turns(run: Run, lane: int) -> list[tuple[int, str]]:
