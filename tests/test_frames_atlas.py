@@ -160,7 +160,12 @@ def test_the_row_and_the_column_of_a_token(pair):
     head, arrays = decoded(AtlasSender().frame(pair[0], None, AtlasView(1, 2, cross=(60, 7))))
     np.testing.assert_allclose(arrays["from"], pair[0].atlas.row(1, 2, 60))
     np.testing.assert_allclose(arrays["to"], pair[0].atlas.column(1, 2, 7))
-    assert head["cross"]["row_text"] == "'w60' (60)"
+    assert head["cross"]["row_text"] == "'w60' (60)" and not head["cross"]["of"]
+    for kind in ("weights", "difference"):
+        both, of_first = decoded(AtlasSender().frame(*pair, AtlasView(1, 2, kind=kind, cross=(60, 7))))
+        # Beside two stretches it says of which one they are.
+        assert both["cross"]["of"] == called(pair)[0]
+        np.testing.assert_array_equal(of_first["from"], arrays["from"])
 
 
 def test_logits_lie_between_two_numbers():

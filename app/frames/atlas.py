@@ -162,7 +162,7 @@ class AtlasSender:
             "firsts": run.pieces[: shown["first"].shape[1]],
             "chosen": 0,
             "lanes": [{"label": stretch.label}],
-            "cross": self._cross(run, view, total, arrays),
+            "cross": self._cross(run, other, view, total, arrays),
         }
         arrays["grid"] = stretch.mass
         head |= self._many(atlas, minus, view, kind, total, (low, high), arrays)
@@ -204,8 +204,10 @@ class AtlasSender:
         places = {*range(*region.rows), *range(*region.columns)}
         return {t: run.pieces[t] for t in sorted(places)} if len(places) <= 4096 else {}
 
-    def _cross(self, run: CaptureJob, view: AtlasView, total: int, arrays: dict) -> dict[str, Any] | None:
-        """The row and the column of the token that was pressed."""
+    def _cross(
+        self, run: CaptureJob, other: CaptureJob | None, view: AtlasView, total: int, arrays: dict
+    ) -> dict[str, Any] | None:
+        """The row and the column of the token that was pressed, and of which stretch they are, where there are two."""
         if view.cross is None or max(view.cross) >= total:
             return None
         row, column = view.cross
@@ -217,7 +219,8 @@ class AtlasSender:
         for name, region in ways.items():
             arrays[name] = run.opened.draw(view.layer, view.head, region).ravel()
         names = (f"{run.pieces[t]!r} ({t:,})" for t in (row, column))
-        return {"row": row, "column": column, **dict(zip(("row_text", "column_text"), names, strict=True))}
+        texts = dict(zip(("row_text", "column_text"), names, strict=True))
+        return {"row": row, "column": column, "of": called([run, other])[0] if other is not None else "", **texts}
 
     def _many(
         self,

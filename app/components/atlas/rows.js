@@ -2,7 +2,8 @@
 
 function makeRows(redraw) {
   const plots = ["from", "to"].map((name) => ({ name, title: el("div", { class: "sk-small" }), bars: el("div", { class: "sk-plot sk-bars", role: "img" }) }));
-  const node = el("section", { class: "sk-panel" }, el("div", { class: "sk-title" }, "One token"), ...plots.flatMap((p) => [p.title, p.bars]));
+  const of = el("span", { class: "sk-sub" });
+  const node = el("section", { class: "sk-panel" }, el("div", { class: "sk-title" }, "One token", of), ...plots.flatMap((p) => [p.title, p.bars]));
   let plotly = null, key = "";
   loadPlotly().then((P) => { plotly = P; redraw(); }, () => say(plots[0].bars, NO_PLOTS));
 
@@ -10,6 +11,8 @@ function makeRows(redraw) {
     const cross = frame.cross;
     node.hidden = !cross;
     if (!cross) return;
+    // Of two stretches only the first is asked.
+    say(of, cross.of && ` ${cross.of}`);
     const texts = { from: `Attention from ${cross.row_text} to the text`, to: `Attention from the text to ${cross.column_text}` };
     for (const plot of plots) say(plot.title, texts[plot.name]);
     const width = plots[0].bars.clientWidth;
