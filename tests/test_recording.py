@@ -106,6 +106,11 @@ def test_a_recorded_frame_equals_the_live_one_at_every_position(script):
         compare(head, arrays, live_frame(run, position, View(**view)))
 
 
+def test_a_small_cache_is_not_rounded_to_nothing(script):
+    sizes = {0: "0.0 MB", 2048: "2 kB", 65_536: "66 kB", 999_600: "1.0 MB", 9_440_000: "9.4 MB", 23e6: "23 MB"}
+    assert script.evaluate("(sizes) => sizes.map(size)", list(sizes)) == list(sizes.values())
+
+
 def test_a_recorded_map_is_the_newest_that_was_kept_before_a_position(script, tmp_path):
     run, random = made_up(1200), np.random.default_rng(2)
     kept, drawn = MapsFile(tmp_path, 4, 1200), []

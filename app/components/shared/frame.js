@@ -70,6 +70,7 @@ function percent(share) {
 
 function size(bytes) {
   if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(2)} GB`;
+  if (bytes && bytes < 999_500) return `${(bytes / 1e3).toFixed(0)} kB`;
   return bytes >= 1e7 ? `${(bytes / 1e6).toFixed(0)} MB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
