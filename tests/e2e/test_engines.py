@@ -5,6 +5,9 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from analysis.runs.player import script
+from app.frames.lanes import SCHEMA
+
 from .test_live import number, press_main, stop, wait_read
 
 pytestmark = pytest.mark.browser
@@ -63,3 +66,31 @@ def test_a_cache_of_four_bits_is_smaller_shows_its_ranges_and_gets_its_bits_back
     assert megabytes(page, 1) == megabytes(page, 0)
     stop(page)
     assert not page.problems and not page.strangers
+
+
+@pytest.fixture
+def form(page):
+    """The form that switches a lane, open on a window of 16 tokens, as `lane`; what was asked for, as `asked`."""
+    page.set_content("<div class='sk' id='root'><div class='sk-card'></div></div>")
+    page.add_script_tag(content=f"{script()}\nwindow.makeSwitch = makeSwitch;")
+    page.evaluate(
+        """(schema) => {
+          window.lane = { policy: "window:window=16,block=1", offers: [], read: 0, sinks_held: 0 };
+          const send = (name, { at, ...what }) => { window.asked = what; };
+          const make = makeSwitch(send, 0, () => ({ lanes: [lane], schema }));
+          document.querySelector(".sk-card").append(make.button, make.form);
+        }""",
+        SCHEMA,
+    )
+    return page
+
+
+@pytest.mark.parametrize(("policy", "setting"), [("streaming", "sinks"), ("shift", "keep"), ("duo", "sinks")])
+def test_first_tokens_that_have_left_are_asked_for_whatever_a_policy_calls_them(form, policy, setting):
+    form.evaluate("Object.assign(lane, { read: 200, sinks_held: 0 })")
+    form.get_by_role("button", name="switch ▾").click()
+    form.get_by_label("Policy").select_option(policy)
+    expect(form.get_by_role("button", name="Apply")).to_have_count(0)
+    form.get_by_role("button", name="Pin the sinks again").click()
+    asked = form.evaluate("asked")
+    assert asked["pin"] and asked["policy"].startswith(f"{policy}:") and f"{setting}=" in asked["policy"]

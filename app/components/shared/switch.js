@@ -37,7 +37,8 @@ function makeSwitch(send, i, frameNow) {
       return select.value + (values ? `:${values}` : "");
     };
     const choices = () => {
-      const wanted = Number(fields.querySelector("[name=sinks]")?.value || 0);
+      // What engines call first tokens that are kept.
+      const wanted = Number(fields.querySelector("[name=sinks],[name=keep]")?.value || 0);
       const evicted = wanted > frame.lanes[i].sinks_held && frame.lanes[i].read > wanted;
       ask.replaceChildren(...(evicted
         ? [el("p", {}, "The keys of the first tokens have left this lane's cache."),
