@@ -94,3 +94,15 @@ def test_first_tokens_that_have_left_are_asked_for_whatever_a_policy_calls_them(
     form.get_by_role("button", name="Pin the sinks again").click()
     asked = form.evaluate("asked")
     assert asked["pin"] and asked["policy"].startswith(f"{policy}:") and f"{setting}=" in asked["policy"]
+
+
+def test_first_tokens_that_leave_while_the_form_is_open_are_asked_for_when_it_is_sent(form):
+    form.evaluate("Object.assign(lane, { read: 12, sinks_held: 12 })")
+    form.get_by_role("button", name="switch ▾").click()
+    form.get_by_label("Policy").select_option("streaming")
+    form.evaluate("Object.assign(lane, { read: 200, sinks_held: 0 })")
+    form.get_by_role("button", name="Apply").click()
+    assert form.evaluate("window.asked") is None
+    expect(form.get_by_role("button", name="Pin the sinks again")).to_be_focused()
+    form.get_by_role("button", name="Go on without").click()
+    assert form.evaluate("asked.pin") is False

@@ -36,15 +36,21 @@ function makeSwitch(send, i, frameNow) {
       const values = [...fields.querySelectorAll("[name]")].map((f) => `${f.name}=${f.value}`).join(",");
       return select.value + (values ? `:${values}` : "");
     };
-    const choices = () => {
+    const evicted = () => {
+      const lane = frameNow().lanes[i];
       // What engines call first tokens that are kept.
       const wanted = Number(fields.querySelector("[name=sinks],[name=keep]")?.value || 0);
-      const evicted = wanted > frame.lanes[i].sinks_held && frame.lanes[i].read > wanted;
-      ask.replaceChildren(...(evicted
-        ? [el("p", {}, "The keys of the first tokens have left this lane's cache."),
-           el("button", { type: "button", class: "sk-go", onclick: () => apply(written(), true) }, "Pin the sinks again"),
-           el("button", { type: "button", onclick: () => apply(written(), false) }, "Go on without")]
-        : [el("button", { type: "button", onclick: () => apply(written(), false) }, "Apply")]));
+      return wanted > lane.sinks_held && lane.read > wanted;
+    };
+    const choices = () => ask.replaceChildren(...(evicted()
+      ? [el("p", {}, "The keys of the first tokens have left this lane's cache."),
+         el("button", { type: "button", class: "sk-go", onclick: () => apply(written(), true) }, "Pin the sinks again"),
+         el("button", { type: "button", onclick: () => apply(written(), false) }, "Go on without")]
+      : [el("button", { type: "button", onclick: () => (evicted() ? askNow() : apply(written(), false)) }, "Apply")]));
+    // They may leave while the form stands open.
+    const askNow = () => {
+      choices();
+      ask.querySelector("button").focus();
     };
     const settings = () => {
       const kind = frame.schema.find((p) => p.name === select.value);
