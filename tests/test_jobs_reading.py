@@ -108,6 +108,14 @@ def test_pause_resume_stop(registry, model):
     assert not run.live
 
 
+def test_a_pace_that_is_chosen_while_a_run_stands_still_is_told_at_once(registry, model):
+    run = begin(registry, model, pause=50)
+    until(run, lambda: run.status == "paused")
+    version = told(run)
+    run.set_pace(20)
+    assert told(run) > version and decoded(ReadingSender().frame(run, View()))[0]["pace"] == 20
+
+
 @pytest.mark.parametrize("pace", [0, 400])
 def test_all_lanes_stand_once_where_they_were_asked_to_and_read_on(registry, model, pace):
     run = begin(registry, model, pace=pace, pause=101)

@@ -98,6 +98,8 @@ class ReadingJob(TextJob):
         with self._wake:
             self.pace = pace
             self._wake.notify_all()
+        # Who watches a run that stands still is told, too.
+        self._announce()
 
     def map(self, lane: int, layer: int, head: int) -> "HeadMap | None":
         """The newest map of a head; asking lets more be drawn.  None before the first is drawn, where nothing is read,
