@@ -35,7 +35,7 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0: always the most probable token")] = 0.0,
     top_k: Annotated[int, typer.Option(help="only the k most probable tokens; 0: all")] = 0,
     top_p: Annotated[float, typer.Option(help="only the most probable tokens of this probability together")] = 1.0,
-    repetition_penalty: Annotated[float, typer.Option(help="divides logits of what was said lately")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="above 1 makes tokens said lately less probable")] = 1.0,
     seed: Annotated[int, typer.Option(help="same seed, same answers")] = 0,
     chunk: Annotated[int, typer.Option(help="tokens of a prompt read at once; changes no number")] = 256,
     kv_chunk: Annotated[int | None, typer.Option(help="cached tokens read at once; changes no number")] = None,

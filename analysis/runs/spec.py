@@ -30,7 +30,7 @@ class Sampling:
     top_p: float = 1.0
     """Only the most probable tokens that together have this probability."""
     repetition_penalty: float = 1.0
-    """Logits of tokens that were said lately are divided by this."""
+    """Logits of tokens that were said lately are divided by this, and those below 0 multiplied by it."""
     seed: int = 0
 
     def __post_init__(self) -> None:
