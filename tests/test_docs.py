@@ -56,5 +56,7 @@ def test_no_file_is_longer_than_a_few_screens():
 
 def test_the_version_is_said_once():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    citation, changes = ((ROOT / name).read_text(encoding="utf-8") for name in ("CITATION.cff", "CHANGELOG.md"))
+    assert f"\nversion: {project['version']}\n" in citation and f"## {project['version']}" in changes
+    # What has not been released has no day on which it was.
+    assert ("date-released:" in citation) != (f"## {project['version']} (unreleased)" in changes)
