@@ -13,6 +13,8 @@ INSTALLED = __name__.startswith("sinkscope.")
 """Whether this is in the package that the wheel installs (hatch_build.py), and not a checkout."""
 COMMAND = "sinkscope" if INSTALLED else f"python -m {__name__}"
 """What every command begins with."""
+APP = "sinkscope app" if INSTALLED else "make app"
+"""What opens the pages."""
 SETUP = "sinkscope setup" if INSTALLED else "make setup"
 """What installs the embedded model and the plays."""
 GEMMA = "sinkscope setup --gemma" if INSTALLED else "make gemma"

@@ -31,7 +31,7 @@ if __name__ != "__main__":
 else:
     from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-    from analysis import resource
+    from analysis import APP, resource
     from app import address_bar
     from app.components import presence
     from app.lesson import LANGUAGES, lesson
@@ -64,7 +64,7 @@ else:
         st.session_state.pop("pressed", None)
     st.session_state.page = page.name
     say = lesson(language)["page"].say
-    presence.mount(say("server-gone"))
+    presence.mount(say("server-gone", app=APP))
     st.session_state.offered = bool(st.session_state.get("wanted"))
     if st.session_state.offered:
         from app.panels import slots

@@ -53,6 +53,12 @@ def test_both_languages_say_the_same_words():
         assert re.findall(r"20\d\d", chapter.text + chapter.answer) == re.findall(r"20\d\d", other.text + other.answer)
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_no_word_names_a_command_that_is_another_where_this_is_installed(language):
+    said = [word for chapter in lesson(language).values() for word in chapter.words.values()]
+    assert not [word for word in said if re.search(r"\bmake (app|setup|gemma)\b|python -m", word)]
+
+
 def test_every_word_is_said():
     """Nothing stands in the files that no screen shows."""
     root = FOLDER.parent.parent
