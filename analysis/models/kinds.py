@@ -11,7 +11,7 @@ KINDS = {
     tiny.NAME: "a tiny model with learned sinks, trained on the bundled plays; comes with Sinkscope",
     "ORG/NAME": "a model of the Hugging Face hub, downloaded once",
     "FOLDER": "a folder with config.json, *.safetensors and a tokenizer",
-    "FILE.gguf": "a GGUF file of a llama-like family",
+    "FILE.gguf": "a GGUF file: of llama, qwen, phi, gemma and other families",
 }
 
 
