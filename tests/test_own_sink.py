@@ -2,6 +2,7 @@
 take elsewhere."""
 
 import errno
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -55,6 +56,14 @@ def test_its_sinks_take_what_first_tokens_take_elsewhere(read):
     # So it loses nothing with the first tokens, and has learned something to lose.
     assert window.sinks == 0 and abs(float(evicted.nll.mean() - kept.nll.mean())) < 0.01
     assert np.exp(kept.nll.mean()) < own_sink.VOCABULARY / 10
+
+
+def test_the_documents_say_how_well_it_reads_and_what(shipped):
+    ids = texts.tokenize(texts.play(own_sink.HELD_OUT), shipped.tokenizer, limit=2000)
+    (lane,) = open_lanes(shipped, ids, [parse("window:window=64")])
+    perplexity = np.exp(lane.read(len(ids)).nll.mean(dtype=np.float64))
+    said = " ".join((Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8").split())
+    assert f"whose first 2,000 tokens it reads at a perplexity of {perplexity:.1f} in a window of 64" in said
 
 
 def test_a_training_makes_a_model_that_loads(tmp_path, run, monkeypatch):
