@@ -5,7 +5,7 @@ import pytest
 
 from analysis import texts
 from analysis.experiments.costs import CountedLane, window_costs
-from analysis.experiments.growth import exponent, growth
+from analysis.experiments.growth import Cost, exponent, growth
 from analysis.models.loading import load
 
 
@@ -90,3 +90,10 @@ def test_a_window_is_encoded_from_nothing_for_each_size(model, ids):
     # Keys and values of 3 layers, 2 KV heads of 8 numbers, 4 bytes each, for every token of the window.
     assert [c.cache_bytes for c in found] == [2 * 3 * 2 * 8 * 4 * n for n in (16, 64)]
     assert all(0 < c.attention < c.seconds for c in found)
+
+
+def test_a_window_costs_what_its_fastest_encoding_takes_without_those_before(model, ids, monkeypatch):
+    spent = [Cost(16, 0.5, 0.1, 8), Cost(17, 2.5, 1.1, 8), Cost(18, 3.5, 1.6, 8), Cost(19, 5.0, 1.9, 8)]
+    monkeypatch.setattr(CountedLane, "costs", spent)
+    (found,) = window_costs(load(model, device="cpu"), ids, [16])
+    assert (found.seconds, found.attention) == pytest.approx((1.0, 0.3))

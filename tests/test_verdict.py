@@ -192,6 +192,12 @@ def test_policies_that_have_evicted_in_one_of_two_texts_may_differ():
         assert (p == 1) is not differ
 
 
+def test_policies_that_read_every_token_alike_do_not_differ_though_they_evict():
+    same = np.linspace(-1, 1, 1024)
+    read = {p: [SimpleNamespace(text="hamlet", of=lambda _: same)] for p in ("window:window=64", "streaming:sinks=0")}
+    assert entries._paired_texts(SimpleNamespace(readings=read), "perplexity", *read) == (0, 1)
+
+
 def answers(hits: dict[str, list[bool]]) -> dict[tuple[str, str], list[Row]]:
     """Rows of a task, one for each answer; facts are 10, 110, 210 … tokens back."""
     return {
@@ -286,6 +292,9 @@ def test_the_sentence_names_the_smallest_cache_that_is_close_and_what_it_forgets
     whole = msgspec.structs.replace(VERDICT, entries=[VERDICT.entries[0], entry("random", 64, 0.0, 2, (2, 2))])
     assert sentence(whole).endswith("it forgets nothing of what was asked that is older than its cache is large "
                                     "(passkey: 2 of 2 recalled).")  # fmt: skip
+    part = msgspec.structs.replace(VERDICT, entries=[VERDICT.entries[0], entry("random", 64, 0.0, 1, (2, 1))])
+    assert sentence(part).endswith("it forgets some of what is older than its cache is large (passkey: 1 of 2 "
+                                   "recalled).")  # fmt: skip
 
 
 @pytest.mark.parametrize("order", [1, -1])
