@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -49,7 +50,8 @@ def test_answers_and_what_says_them_are_found_in_the_tokens(name):
         assert decode(encoded.ids[asked.answer : asked.stop]) == exchange.answer
         assert decode(encoded.ids[asked.question : asked.answer]) == exchange.question
         if asked.needle is not None:
-            assert exchange.answer.strip() in decode(encoded.ids[slice(*asked.needle)])
+            said = decode(encoded.ids[slice(*asked.needle)])
+            assert exchange.answer.strip() in said and not said[-1].isspace()
             assert asked.needle[1] <= asked.question
 
 
@@ -124,6 +126,22 @@ def test_a_text_that_is_too_short_says_so_in_one_sentence(name):
     with pytest.raises(ValueError, match="choose a larger length") as wrong:
         task.sample(place_of(task, length=12), 0, TOKENS)
     assert "\n" not in str(wrong.value)
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_a_text_without_room_for_its_fact_is_refused_and_never_longer(name):
+    task = small(name)
+    with pytest.raises(ValueError, match="the fact and the question need") as wrong:
+        task.sample(place_of(task, length=12), 0, TOKENS)
+    needed, taken = int(re.findall(r"need (\d+) tokens", str(wrong.value))[0]), []
+    for length in range(needed - 9, needed + 9):
+        try:
+            sample = task.sample(place_of(task, length=length), 0, TOKENS)
+        except ValueError:
+            continue
+        taken.append(length)
+        assert len(TOKENS.encode(sample).ids) <= length
+    assert 0 < len(taken) < 18
 
 
 def test_a_bos_comes_first_and_counts():
