@@ -84,3 +84,19 @@ def test_a_bar_says_that_weights_that_sum_to_anything_go_on_beyond_its_end():
         data = {"map": np.array([[most, np.nan], [0.2, 0.1]], np.float32), "begin": np.array(0), "scale": np.array(1)}
         with drawn(parse("emergence-map"), data, Layout("acl", 8, 72)) as sheet:
             assert [label.get_text() for label in sheet.axes[-1].get_yticklabels()][-1] == last
+
+
+def test_a_table_of_a_map_says_which_tokens_layers_and_heads_its_numbers_are_of():
+    square = np.arange(4, dtype=np.float32).reshape(2, 2)
+    tables = {
+        "head-map": ({"map": square, "begin": np.array(60), "scale": np.array(8)}, "query,key,map", "68,60,2.0"),
+        "sink-grid": ({"mass": square}, "layer,head,mass", "1,0,2.0"),
+        "map-grid": (
+            {"maps": np.stack([[square, square + 4]]), "layers": np.array([10]), "heads": np.array([3, 7])},
+            "down,across,row,column,maps",
+            "10,7,1,0,6.0",
+        ),
+    }
+    for name, (data, header, row) in tables.items():
+        lines = rendered(parse(name), data, "csv", Layout(), {}).decode().splitlines()
+        assert lines[0] == header and row in lines, name

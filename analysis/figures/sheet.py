@@ -21,6 +21,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Sheet
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator
+from numpy.typing import NDArray
 
 from ..tables import as_csv
 from .base import Figure, Numbers
@@ -249,8 +250,25 @@ def table(data: Numbers) -> str:
     if matrix is None:
         columns = [np.atleast_1d(a).tolist() for a in arrays.values()]
         return as_csv(list(arrays), ([_cell(x) for x in row] for row in zip(*columns, strict=True)))
-    header = {2: ["row", "column"], 4: ["down", "across", "row", "column"]}[arrays[matrix].ndim]
-    return as_csv([*header, matrix], ([*map(str, at), _cell(x)] for at, x in np.ndenumerate(arrays[matrix])))
+    sides = _sides(arrays, matrix)
+    rows = (
+        [*(str(side[i]) for side, i in zip(sides.values(), at, strict=True)), _cell(x)]
+        for at, x in np.ndenumerate(arrays[matrix])
+    )
+    return as_csv([*sides, matrix], rows)
+
+
+def _sides(arrays: Mapping[str, NDArray], name: str) -> dict[str, NDArray]:
+    """What an array of more dimensions has along each of them: of a cell of a map, the first of its tokens; of several
+    maps what stands at their sides, and then their cells."""
+    down, across, *cells = (np.arange(n) for n in arrays[name].shape)
+    if name == "map":
+        first, scale = arrays["begin"], arrays["scale"]
+        return {"query": first + scale * down, "key": first + scale * across}
+    if name == "maps":
+        return {"down": arrays["layers"], "across": arrays["heads"], "row": cells[0], "column": cells[1]}
+    names = ("layer", "head") if name == "mass" else ("row", "column")
+    return dict(zip(names, (down, across), strict=True))
 
 
 def _cell(value: Any) -> str:
