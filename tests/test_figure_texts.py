@@ -295,6 +295,8 @@ def test_a_caption_names_what_is_seen_and_every_policy_with_a_paper_has_its_entr
     assert said.startswith("Sink mass of layers and heads. Mean attention that each head gave")
     assert "(lane 1). SmolLM2-135M-Instruct on hamlet (4,096 tokens, float32)." in said
     assert said.endswith("Policies: Dense, Sinks + window 4 + 60. Made with Sinkscope.")
+    # Tokens and channels of activations are in tables, and in no picture.
+    assert "channel" not in caption(parse("massive"), spec, [], None)
     entries = bibtex(parse("sink-grid"), spec, list(POLICIES))
     keys = re.findall(r"@misc\{(\w+),", entries)
     assert {"xiao2023streamingllm", "gu2024attentionsink", "allal2025smollm2"} <= set(keys)

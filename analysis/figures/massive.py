@@ -18,7 +18,7 @@ SHOWN = (("#0072B2", "o"), ("#E69F00", "s"), ("#009E73", "^"))
 
 @dataclass(frozen=True)
 class Massive(Figure):
-    """The three largest activations that come out of each layer, with token and channel, and the median of all."""
+    """The three largest activations that come out of each layer, and the median of all."""
 
     name: ClassVar[str] = "massive"
     title: ClassVar[str] = "Massive activations"
