@@ -2,6 +2,7 @@
 has read what was written.  What begins is what stands on screen."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from streamlit.proto.WidgetStates_pb2 import WidgetState
@@ -11,6 +12,8 @@ from analysis.chat.conversation import CHUNK
 from analysis.experiments.presets import CHATS
 from analysis.runs.spec import TYPED
 from app import controls
+from app.jobs.base import Job
+from app.jobs.cells import CellsSnapshot
 from app.libraries import LIBRARIES, Libraries
 from app.panels import job_panel, slots
 from app.panels.job_panel import JobPanel
@@ -205,3 +208,19 @@ def test_what_was_pressed_on_a_page_begins_nothing_on_another(begun):
     at.session_state["pressed"] = [lambda: begun.append("of the page that was left")]
     at.switch_page("views/verdict.py").run()
     assert not at.exception and not begun and "pressed" not in at.session_state
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (CellsSnapshot(), "Stopped before anything was found."),
+        (CellsSnapshot(0, 9, 0.05), "Stopped before anything was found."),
+        (CellsSnapshot(3, 9, 0.4), "Stopped after 3 of 9 cells. They are kept."),
+    ],
+)
+def test_a_job_that_is_stopped_before_it_found_anything_claims_to_keep_nothing(found, words, monkeypatch):
+    stopped, said = SimpleNamespace(live=False, status="stopped", kept=SimpleNamespace(problem="")), list[str]()
+    monkeypatch.setattr(JobPanel, "job", stopped)
+    monkeypatch.setattr(job_panel.st, "info", said.append)
+    JobPanel("cells", Job).progress_of_cells(found)
+    assert said == [words]

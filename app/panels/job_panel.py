@@ -246,7 +246,7 @@ class JobPanel(Generic[Kind]):
         loading = self.job is not None and self.job.status == "loading"
         cells = f"{found.done} of {found.total} cells"
         words = "Loading the model" if loading else cells + time_left(found.seconds_left)
-        self.progress(found.share, words, f"Stopped after {cells}. They are kept.")
+        self.progress(found.share, words, stopped_after(found.done, cells, "They are kept."))
 
     def progress(self, share: float, words: str, stopped: str = "") -> None:
         """How far the job is, or why it ended; `stopped`: what to say where somebody stopped it."""
@@ -283,6 +283,11 @@ def time_left(seconds: float | None) -> str:
     if not seconds:
         return ""
     return f", about {seconds:.0f} s left" if seconds < 90 else f", about {seconds / 60:.0f} min left"
+
+
+def stopped_after(done: int, words: str, kept: str) -> str:
+    """What to say where somebody stopped a job that had done so much, in words; `kept`: what is said of that."""
+    return f"Stopped after {words}. {kept}" if done else "Stopped before anything was found."
 
 
 def redraw(draw: Callable[[], None], pace: Callable[[], float | None]) -> None:

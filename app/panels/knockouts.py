@@ -17,7 +17,7 @@ from app.downloads import download
 from app.jobs.ablation import AblationJob
 from app.pages import PAGES
 from app.panels import charts
-from app.panels.job_panel import JobPanel, Maker, time_left
+from app.panels.job_panel import JobPanel, Maker, stopped_after, time_left
 
 from .heads import Found, HeadsPanel, draw_head, resume
 
@@ -122,7 +122,8 @@ def progress(run: AblationJob) -> None:
         now = run.snapshot.passes
         first = f": {now * tokens:,.0f} of {tokens:,} tokens read with all sinks" if now < 1 else ""
         words = f"{done} of {total} heads{first}{time_left(run.seconds_left)}"
-    JOB_PANEL.progress(run.share, words, f"Stopped after {done} of {total} heads. What was found is kept.")
+    stopped = stopped_after(done, f"{done} of {total} heads", "What was found is kept.")
+    JOB_PANEL.progress(run.share, words, stopped)
 
 
 def draw() -> None:
