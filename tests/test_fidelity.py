@@ -2,6 +2,7 @@
 
 import functools
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,6 +208,21 @@ def test_nothing_is_measured_that_was_not_asked_for(tiny_llama, tokens):
     step = next(stream(tiny_llama, tokens, [Dense(), Window(20)]))
     assert step.kl is None and step.agree is None
     assert [s.lane for s in stream(tiny_llama, tokens, [Dense(), Window(20)], chunk=45, fidelity=True)] == [0, 1] * 2
+
+
+def test_seconds_of_a_lane_are_those_of_reading_and_not_of_being_measured(tiny_llama, tokens, monkeypatch):
+    """A policy that is measured against dense is held against dense that reads alone."""
+    clock, measure = [0.0], Fidelity.measure
+
+    def slow(self, lane, parts):
+        clock[0] += 100
+        return measure(self, lane, parts)
+
+    monkeypatch.setattr("analysis.engine.lane.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(Fidelity, "measure", slow)
+    lanes = open_lanes(tiny_llama, tokens, [Dense(), Window(20)], fidelity=True)
+    steps = [lane.read(32) for lane in lanes]
+    assert clock == [200] and [step.seconds for step in steps] == [lane.seconds for lane in lanes] == [0, 0]
 
 
 def test_a_step_cut_in_two_keeps_what_was_measured_of_its_rest(tiny_llama, tokens):

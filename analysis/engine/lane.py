@@ -114,12 +114,15 @@ class Lane:
         if fidelity is not None:
             stop = fidelity.begin(self, stop)
         nll, mass, held, top, outputs, allocated, taken = self.store.read(self.position, chunk, stop)
-        if fidelity is not None:
-            more = fidelity.measure(self, outputs)._asdict()
         # Everything before this line may still be under way on a GPU.
         nll, mass, *told = (t.numpy() for t in on_host(nll, mass, *([] if top is None else [top])))
         if told:
             more["top"] = told[0].astype(np.int32)
+        if fidelity is not None:
+            read = time.perf_counter()
+            more |= fidelity.measure(self, outputs)._asdict()
+            # To be measured is no part of reading: seconds are held against those of lanes that are not.
+            began += time.perf_counter() - read
         return replace(self._step(began, nll, mass, held, allocated, taken), **more)
 
     def next(self, choose: Callable[[Float[Tensor, " vocabulary"]], int], *, kv_chunk: int | None = None) -> Step:
