@@ -1,4 +1,4 @@
-"""Maps on paper: no column is lost, however few dots a page has."""
+"""Maps on paper: no column is lost, however few dots a page has; what stands beside maps and sizes can be read."""
 
 import io
 
@@ -12,6 +12,7 @@ from analysis.figures.head_map import EVICTED
 from analysis.figures.sheet import Layout, drawn, rendered
 
 from . import nasty
+from .test_figure_texts import VENUES
 
 YELLOW = (253, 231, 36)
 """Of a weight of 1."""
@@ -100,3 +101,30 @@ def test_a_table_of_a_map_says_which_tokens_layers_and_heads_its_numbers_are_of(
     for name, (data, header, row) in tables.items():
         lines = rendered(parse(name), data, "csv", Layout(), {}).decode().splitlines()
         assert lines[0] == header and row in lines, name
+
+
+@pytest.mark.whole
+def test_what_grey_means_in_a_map_of_recall_stands_below_its_lengths():
+    policies = np.repeat(["dense", "streaming:sinks=4,window=60", "window:window=64"], 4)
+    spots = {"length": np.tile([128, 256], 6), "depth": np.tile([5.0, 5.0, 95.0, 95.0], 3)}
+    data = {"policy": policies, **spots, "recalled": np.zeros(12), "nll": np.ones(12)}
+    for venue in VENUES.values():
+        with drawn(parse("needle-map"), data, Layout(venue, 8, 100)) as sheet:
+            assert not nasty.misplaced(sheet), venue
+            label = sheet.axes[0].get_xlabel().replace("\n", " ")
+            assert label == "Length of the text (tokens); grey: dense fails, too"
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize(("least", "most"), [(2, 9), (0.4, 8), (3, 3.2), (0.5, 2.5e4)])
+def test_an_axis_of_activations_has_numbers_whatever_its_range(least, most):
+    ranks = {"layer": np.repeat([0, 1], 3), "rank": np.tile([1, 2, 3], 2)}
+    data = {**ranks, "size": np.full(6, float(most)), "median": np.full(6, float(least))}
+    for venue in VENUES.values():
+        with drawn(parse("massive"), data, Layout(venue, 8, 72)) as sheet:
+            sheet.draw_without_rendering()
+            axis, (low, high) = sheet.axes[0].yaxis, sheet.axes[0].get_ylim()
+            ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+            said = [tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high]
+            assert len(list(filter(None, said))) >= 3, venue
+            assert any("⁴" in text for text in said) == (most > 1e4)
