@@ -20,7 +20,7 @@ from analysis.models.language_model import LanguageModel
 from app.jobs.registry import Full, Holder
 from app.jobs.training import TrainingJob
 from app.lesson import FOLDER, LANGUAGES, lesson, translated
-from app.lesson.chapters import PLAYS
+from app.lesson.chapters import PLAYS, emergence
 from app.lesson.chapters.first import ranges
 from app.lesson.chapters.heads import known
 from app.lesson.chapters.row import weigh
@@ -167,6 +167,14 @@ def test_the_chapter_of_costs_asks_of_dense_alone_why_the_whole_grows_less_than_
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_relative_curves_say_over_how_many_tokens(language):
     assert f" {metrics.ROLL} " in lesson(language)["enough"].text
+
+
+@pytest.mark.parametrize(("language", "idle"), [("en", "there is nothing to copy"), ("zh", "没有东西可复制")])
+def test_the_weight_above_a_map_is_said_to_be_of_what_copies_nothing(language, idle):
+    """The map that stands below it is of one sequence, and has rows that copy too."""
+    (before, _), *_ = emergence.recorded().values()
+    assert abs(before[-1].sink - before[-1].map[1:, 0].mean(dtype=float)) > 0.1
+    assert idle in lesson(language)["emergence"].text
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
