@@ -14,6 +14,7 @@ from analysis.experiments.measures import samples_of
 from analysis.experiments.presets import FOUR
 from analysis.lab.measurement import Measurement
 from analysis.lab.recipe import Recipe
+from analysis.lab.training import Training
 from analysis.maps.passage import Passage
 from analysis.models import fetch
 from analysis.models.language_model import LanguageModel
@@ -215,6 +216,9 @@ def problems(monkeypatch):
     yield raised(lambda: Recipe(heads=3)), "3 个头无法平分 64 的宽度"
     yield raised(lambda: Recipe(task="plays")), "剧本至少需要"
     yield raised(lambda: TrainingJob([Recipe()] * 4, None)), "而不是 4 种"
+    training = Training(Recipe(width=16, length=16))
+    training.model.head.weight.data.fill_(np.nan)
+    yield raised(training.measure), "训练在第 0 步发散：请用更小的学习率"
     yield raised(lambda: samples_of(np.arange(5), 1, 9)), "文本只有 5 个词元，而每个样本要 9 个"
     yield raised(lambda: samples_of(np.arange(9), 6, 5)), "文本只有 5 个不同的 5 词元样本，而需要 6 个"
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda _: None)
