@@ -15,13 +15,15 @@ from analysis.experiments.presets import FOUR
 from analysis.lab.measurement import Measurement
 from analysis.lab.recipe import Recipe
 from analysis.lab.training import Training
+from analysis.maps.attention_row import split
 from analysis.maps.passage import Passage
 from analysis.models import fetch
 from analysis.models.language_model import LanguageModel
 from app.jobs.registry import Full, Holder
 from app.jobs.training import TrainingJob
 from app.lesson import FOLDER, LANGUAGES, lesson, translated
-from app.lesson.chapters import PLAYS, emergence
+from app.lesson.answers import recorded
+from app.lesson.chapters import PLAYS, chunks, emergence
 from app.lesson.chapters.first import ranges
 from app.lesson.chapters.heads import known
 from app.lesson.chapters.row import weigh
@@ -176,6 +178,15 @@ def test_the_weight_above_a_map_is_said_to_be_of_what_copies_nothing(language, i
     (before, _), *_ = emergence.recorded().values()
     assert abs(before[-1].sink - before[-1].map[1:, 0].mean(dtype=float)) > 0.1
     assert idle in lesson(language)["emergence"].text
+
+
+@pytest.mark.parametrize(("language", "may"), [("en", "it may have most of"), ("zh", "可能占了整行的大部分权重")])
+def test_the_piece_with_the_sink_is_not_said_to_have_more_than_it_has(language, may):
+    kept = recorded(PLAYS["chunks"].recorded[0])
+    rows = [chunks.row_of(kept.answer, layer, head) for layer, head in np.ndindex(kept.answer["sinks"].shape)]
+    shares = [np.exp(split(row, [3])[0].lse - split(row, [])[0].lse) for row in rows]
+    assert np.mean(np.array(shares) > 0.9) < 0.2 < np.mean(np.array(shares) > 0.5)
+    assert may in lesson(language)["chunks"].answer
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
