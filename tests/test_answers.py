@@ -139,6 +139,16 @@ def test_windows_have_the_share_of_attention_of_the_tokens_that_stand_beside_it(
     assert f"attention takes {shares[512]} of a pass" in said and f"takes {shares[1024]} at 1024 tokens" in said
 
 
+@pytest.mark.parametrize(("count", "even"), [(2, "0.50"), (5, "0.32"), (6, "")])
+def test_a_sentence_too_short_to_tell_sinks_from_equal_weights_is_named(monkeypatch, count, even):
+    answer = {"count": np.array(count), "masses": np.full((4, 3, 2), 0.5, np.float32)}
+    monkeypatch.setattr(stage, "answers", lambda page, *questions: ([answer], None))
+    at = opened("first")
+    assert not at.exception
+    said = [c.value for c in at.caption if c.value.startswith("Of so few tokens")]
+    assert said == [] if not even else f"would give the first one {even}" in said[0]
+
+
 @pytest.mark.parametrize("chapter", ["row", "first", "chunks"])
 def test_what_somebody_writes_never_gets_the_recorded_answer(chapter, monkeypatch):
     monkeypatch.setattr(LIBRARIES, "there", 0)

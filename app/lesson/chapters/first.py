@@ -76,6 +76,9 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     many = [i for i in range(layers) if (mass[i] > SINK).mean() > 0.5]
     where = chapter.say("from-layers", list=ranges(many)) if many else chapter.say("no-layer")
     st.markdown(chapter.say("strongest", layer=layer, head=head, weight=f"{mass.max():.2f}", layers=where))
+    # A token that sees k tokens, itself among them, would give each of them 1/k.
+    if (even := float(np.mean(1 / np.arange(2, min(int(answer["count"]), MOST) + 1)))) > SINK:
+        st.caption(chapter.say("few", even=f"{even:.2f}"))
     rows = {
         chapter.say("column-first"): [chapter.say(name) for name in BEGINNINGS],
         chapter.say("column-heads"): [f"{(m > SINK).sum()} / {m.size}" for m in masses.values()],
