@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,17 @@ def test_windows_have_the_share_of_attention_of_the_tokens_that_stand_beside_it(
     assert (row[1], row[-1]) == ("1,024", shares[1024])
     said = next(c.value for c in at.caption if c.value.startswith("In a window of 512 tokens"))
     assert f"attention takes {shares[512]} of a pass" in said and f"takes {shares[1024]} at 1024 tokens" in said
+
+
+def test_powers_of_windows_are_not_said_to_be_near_what_they_are_not(monkeypatch):
+    """On a GPU a pass over a small window takes as long as one over a larger one."""
+    kept = recorded(cost.KEPT)
+    flat = {**kept.answer, "windows": kept.answer["windows"] * [1, 0, 0, 1] + [0, 0.02, 0.01, 0]}
+    monkeypatch.setattr(cost.answers, "recorded", lambda question: replace(kept, answer=flat))
+    monkeypatch.setattr(LIBRARIES, "there", 0)
+    monkeypatch.setattr(LIBRARIES, "begin", lambda: None)
+    said = next(c.value for c in opened("cost").caption if c.value.startswith("In a window of 512 tokens"))
+    assert "the power 0.00" in said and "alone grows with 0.00" in said and "near" not in said
 
 
 @pytest.mark.parametrize(("count", "even"), [(2, "0.50"), (5, "0.32"), (6, "")])

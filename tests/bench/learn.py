@@ -71,7 +71,7 @@ def main() -> None:
         line(f"Softmax passes {GROWN} beside ReLU", took, "≤ 60", unit="s", good=took <= 60, digits=0)
         head("Exponents of what policies cost, as chapter 6 has fitted them to the end")
         page.goto(f"{app.address}/learn?chapter=cost")
-        fitted = page.locator("tbody tr").first if TOY else page.get_by_text("near 2, and takes")
+        fitted = page.locator("tbody tr").first if TOY else page.get_by_text("in theory 2, and takes")
         fitted.wait_for(timeout=400_000)
         for row in page.locator("tbody tr").all():
             title, tokens, theory, alone, whole, fixed, share = row.locator("td").all_inner_texts()
