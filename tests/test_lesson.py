@@ -19,6 +19,7 @@ from analysis.maps.attention_row import split
 from analysis.maps.passage import Passage
 from analysis.models import fetch
 from analysis.models.language_model import LanguageModel
+from analysis.texts import sources
 from app.jobs.registry import Full, Holder
 from app.jobs.training import TrainingJob
 from app.lesson import FOLDER, LANGUAGES, lesson, translated
@@ -221,6 +222,9 @@ def problems(monkeypatch):
             make()
         return e.value
 
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
     held = [Holder("a", "reading of hamlet", 3, False), Holder("b", "training of relu, softmax", 300, True)]
     yield Full(held), "阅读 hamlet（有人在看）、训练 relu、softmax（已有 5 min 没人看）"
     yield Full(held[:1]), "请停止其中一个"
@@ -232,8 +236,14 @@ def problems(monkeypatch):
     yield raised(training.measure), "训练在第 0 步发散：请用更小的学习率"
     yield raised(lambda: samples_of(np.arange(5), 1, 9)), "文本只有 5 个词元，而每个样本要 9 个"
     yield raised(lambda: samples_of(np.arange(9), 6, 5)), "文本只有 5 个不同的 5 词元样本，而需要 6 个"
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "kept", full)
+        yield raised(lambda: fetch.embedded(print)), "请让那里能写入 600 MB"
+    monkeypatch.setattr(sources, "plays", dict)
+    yield raised(lambda: sources.read("hamlet")), "内置文本没有安装，请运行 make setup。"
     monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda _: None)
-    yield raised(lambda: fetch.embedded(print)), "内置模型没有安装"
+    monkeypatch.setattr(fetch, "SETUP", "sinkscope setup")
+    yield raised(lambda: fetch.embedded(print)), "内置模型没有安装：请运行 sinkscope setup。"
     yield error_message(MemoryError(), "job x"), "内存不足"
     yield (
         error_message(TypeError("odd"), "job x"),
