@@ -1,6 +1,8 @@
 """The lesson's texts have one structure in both languages, and what is drawn of them is what was computed."""
 
+import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +22,7 @@ from analysis.maps.passage import Passage
 from analysis.models import fetch
 from analysis.models.language_model import LanguageModel
 from analysis.texts import sources
+from app.jobs.base import Job
 from app.jobs.registry import Full, Holder
 from app.jobs.training import TrainingJob
 from app.lesson import FOLDER, LANGUAGES, lesson, translated
@@ -32,6 +35,7 @@ from app.pages import PAGES
 
 PLACEHOLDER = re.compile(r"\{[a-z]+\}")
 DAY = re.compile(r"20\d\d-\d\d-\d\d")
+JOBS = sorted(path.stem for path in (FOLDER.parent.parent / "app" / "jobs").glob("[a-z]*.py"))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -259,3 +263,12 @@ def test_what_goes_wrong_is_said_in_chinese_too(monkeypatch):
         assert wanted in translated(said, "zh") and "原文" not in translated(said, "zh"), said
     assert translated("A {strange} thing: do this.", "zh") == "出错了，原文如下：A {strange} thing: do this."
     assert translated("", "zh") == ""
+
+
+def test_whatever_holds_a_slot_is_named_in_chinese():
+    there = [thing for name in JOBS for thing in vars(import_module(f"app.jobs.{name}")).values()]
+    nouns = {kind.noun for kind in there if inspect.isclass(kind) and issubclass(kind, Job)} - {Job.noun}
+    assert nouns >= {"reading", "recall", "verdict", "conversation"}
+    for noun in nouns:
+        held = Holder("a", f"{noun} {'with' if noun == 'conversation' else 'of'} hamlet", 3, False)
+        assert noun not in translated(str(held), "zh")
