@@ -169,6 +169,8 @@ def test_uploaded_questions_lie_in_their_folder_and_go_on_from_there(registry, s
     assert [row.answer for row in job.snapshot.rows] == ["not"] * 6
     assert Found.of_result(recordings.result(job.id, "recall")).rows == job.snapshot.rows
     assert not library.strangers(library.home() / job.id)
+    # Whoever finds all slots held reads this.
+    assert job.about == "recall of A file of one's own"
 
 
 def test_a_page_reads_no_file_that_a_result_of_others_names(registry, speaking, tmp_path):

@@ -55,6 +55,11 @@ class RecallJob(CellsJob):
         self.snapshot = self._found = RecallSnapshot()
 
     @property
+    def about(self) -> str:
+        """What is asked, in a few words: others read it too, and not where a file of somebody's own lies."""
+        return f"{self.noun} of {self.asked.of_task.title}"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What was asked besides the Spec."""
         return self.asked.settings
