@@ -22,6 +22,7 @@ from analysis.maps.passage import Passage
 from analysis.models import fetch
 from analysis.models.language_model import LanguageModel
 from analysis.texts import sources
+from app import address
 from app.jobs.base import Job
 from app.jobs.registry import Full, Holder
 from app.jobs.training import TrainingJob
@@ -280,3 +281,23 @@ def test_whatever_holds_a_slot_is_named_in_chinese():
     for noun in nouns:
         held = Holder("a", f"{noun} {'with' if noun == 'conversation' else 'of'} hamlet", 3, False)
         assert noun not in translated(str(held), "zh")
+
+
+LINKS = {
+    "row": ({"head": "20"}, {"logits": "1,nan"}, {"logits": "1," * 11}, {"sentence": "a\nb"}, {"kind": "x"}),
+    "chunks": ({"cuts": "0"}, {"head": "a", "cuts": "99"}),
+    "emergence": (
+        *({"recipe": recipe} for recipe in ("steps=0", "heads=9", "rate=x", "seed=0.5", "heads=3", "bos=2")),
+        *({"recipe": recipe} for recipe in ("steps=1,steps=2", "length=64", "width=32", "odd=1")),
+        {"kinds": "softmax,x", "step": "-1"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "asked"), [(name, asked) for name, links in LINKS.items() for asked in links])
+def test_what_a_link_has_wrong_is_said_in_chinese_too(name, asked):
+    found, problems = address.values(PLAYS[name].parameters, asked)
+    assert not found and len(problems) == len(asked)
+    said = translated(address.wrong(problems), "zh")
+    assert said.startswith("本页网址中有无法照办的要求：") and "。。" not in said, said
+    assert said.count("；") == len(problems) - 1 and not re.search(r"\b(must|are|is|which|write|such)\b", said), said

@@ -88,9 +88,14 @@ def _known(said: str, sayings: list[tuple[re.Pattern[str], str]]) -> str | None:
 
 
 def _listed(said: str, sayings: list[tuple[re.Pattern[str], str]]) -> str:
-    """What stands in a gap: one thing or a list of them."""
+    """What stands in a gap: one thing or a list of them, without the full stop of a sentence."""
+    reasons = [_known(part, sayings) or "" for part in said.split("; ")]
+    if not all(reasons):
+        reasons = [_known(said, sayings) or ""]
+    if all(reasons):
+        return "；".join(reason.rstrip("。") for reason in reasons)
     parts = [_known(part, sayings) or part for part in said.split(", ")]
-    return _known(said, sayings) or ("、" if parts != said.split(", ") else ", ").join(parts)
+    return ("、" if parts != said.split(", ") else ", ").join(parts)
 
 
 @cache
