@@ -112,11 +112,12 @@ def test_another_word_comes_before_the_rest_of_a_sentence_with_and_without_space
         np.testing.assert_allclose(begun["word"], first.read(embedded, [*word, *rest]).sink_mass, atol=1e-5)
 
 
-def opened(chapter: str) -> AppTest:
+def opened(chapter: str, **choices: str) -> AppTest:
     """The lesson at a chapter, as a browser gets it first."""
     at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=300)
     at.switch_page("views/learn.py")
-    at.query_params["chapter"] = chapter
+    for name, choice in {"chapter": chapter, **choices}.items():
+        at.query_params[name] = choice
     return at.run()
 
 
@@ -149,6 +150,22 @@ def test_powers_of_windows_are_not_said_to_be_near_what_they_are_not(monkeypatch
     monkeypatch.setattr(LIBRARIES, "begin", lambda: None)
     said = next(c.value for c in opened("cost").caption if c.value.startswith("In a window of 512 tokens"))
     assert "the power 0.00" in said and "alone grows with 0.00" in said and "near" not in said
+
+
+@pytest.mark.parametrize("show", ["memory", "window"])
+def test_who_cannot_see_costs_hears_what_is_drawn(monkeypatch, show):
+    alts = []
+    monkeypatch.setattr(cost.chart, "mount", lambda figure, **of: alts.append(of["alt"]))
+    monkeypatch.setattr(LIBRARIES, "there", 0)
+    monkeypatch.setattr(LIBRARIES, "begin", lambda: None)
+    assert not opened("cost", show=show).exception
+    tokens, seconds, attention, _ = recorded(cost.KEPT).answer["windows"][0]
+    heard = {
+        "memory": "Bytes of the cache against tokens. Dense 4,096: 188.7 MB; Window 4,096: 2.9 MB; ",
+        "window": "Seconds of one pass against the window. "
+        f"{tokens:.0f}: whole model {seconds:.2g} s, attention {attention:.2g} s; 128: ",
+    }
+    assert len(alts) == 1 and alts[0].startswith(heard[show])
 
 
 @pytest.mark.parametrize(("count", "even"), [(2, "0.50"), (5, "0.32"), (6, "")])

@@ -98,19 +98,18 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         _found(stage.policy_name(page, lane.policy), THEORY[lane.policy.name][0], counted(lane.policy.name, lane.costs))
         for lane in run.lanes
     ]
-    values = "; ".join(" ".join(row) for row in table)
     if shown == "window":
         if run.windows:
-            figure = passes(run.windows, chapter)
-            chart.mount(
-                figure, key="cost-window", alt=chapter.say("alt-window", values=values), height=290, projected=42
-            )
+            alt = chapter.say("alt-window", values=_passes_heard(run.windows, chapter))
+            chart.mount(passes(run.windows, chapter), key="cost-window", alt=alt, height=290, projected=42)
         else:
             st.info(chapter.say("waiting"))
+    elif shown == "memory":
+        alt = chapter.say("alt-memory", values=_caches_heard(run, page))
+        chart.mount(lanes(run, chapter, page, memory=True), key="cost-memory", alt=alt, height=290, projected=42)
     else:
-        figure = lanes(run, chapter, page, memory=shown == "memory")
-        alt = chapter.say("alt-memory" if shown == "memory" else "alt", values=values)
-        chart.mount(figure, key=f"cost-{shown}", alt=alt, height=290, projected=42)
+        alt = chapter.say("alt", values="; ".join(" ".join(row) for row in table))
+        chart.mount(lanes(run, chapter, page, memory=False), key="cost-time", alt=alt, height=290, projected=42)
     if run.windows:
         table.append(_passes(chapter.say("in-window"), _columns(run.windows)))
     names = ("method", "read", "theory", "attention", "whole", "fixed", "share")
@@ -231,6 +230,20 @@ def passes(costs: Sequence[Cost], chapter: Chapter) -> go.Figure:
         )  # fmt: skip
     _logarithmic(figure, chapter.say("tokens-window"), chapter.say("pass"))
     return figure
+
+
+def _caches_heard(run: Costs, page: Chapter) -> str:
+    """What the caches of lanes take at last, for who cannot see the curves."""
+    drawn = [(stage.policy_name(page, lane.policy), counted(lane.policy.name, lane.costs)) for lane in run.lanes]
+    return "; ".join(
+        f"{name} {int(tokens[-1]):,}: {cached[-1] / 1e6:.1f} MB" for name, (tokens, *_, cached) in drawn if len(tokens)
+    )
+
+
+def _passes_heard(costs: Sequence[Cost], chapter: Chapter) -> str:
+    """What a pass over each window takes, for who cannot see the curves."""
+    whole, alone = chapter.say("pass-whole"), chapter.say("pass-attention")
+    return "; ".join(f"{c.tokens:,}: {whole} {c.seconds:.2g} s, {alone} {c.attention:.2g} s" for c in costs)
 
 
 def _logarithmic(figure: go.Figure, x: str, y: str) -> None:
