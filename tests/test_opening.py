@@ -12,6 +12,7 @@ from analysis.models.dtypes import Decision
 from analysis.models.garbage import SELDOM
 from app import controls, libraries
 from app.controls import Chosen
+from app.lesson import translated
 from app.libraries import LIBRARIES, Libraries
 
 MAIN = str(Path(__file__).parent.parent / "app" / "main.py")
@@ -74,6 +75,8 @@ def test_a_failure_is_a_sentence_and_another_try_may_succeed(small, monkeypatch)
         if thread.name == "libraries":
             thread.join()
     assert small.problem.startswith("Loading colours failed (OSError: no such library): run make setup")
+    said = translated(small.problem, "zh")
+    assert said == "所需的库无法加载（OSError: no such library）：请运行 make setup，然后重新启动应用。"
     monkeypatch.setattr(libraries, "import_module", lambda name: None)
     small.load()
     assert small.ready
