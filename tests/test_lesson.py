@@ -32,7 +32,10 @@ from app.lesson.chapters import PLAYS, chunks, emergence
 from app.lesson.chapters.first import ranges
 from app.lesson.chapters.heads import known
 from app.lesson.chapters.row import weigh
+from app.lesson.chapters.sentence import _words
 from app.pages import PAGES
+
+from .tokenizers import byte_level
 
 PLACEHOLDER = re.compile(r"\{[a-z]+\}")
 DAY = re.compile(r"20\d\d-\d\d-\d\d")
@@ -301,3 +304,10 @@ def test_what_a_link_has_wrong_is_said_in_chinese_too(name, asked):
     said = translated(address.wrong(problems), "zh")
     assert said.startswith("本页网址中有无法照办的要求：") and "。。" not in said, said
     assert said.count("；") == len(problems) - 1 and not re.search(r"\b(must|are|is|which|write|such)\b", said), said
+
+
+def test_tokens_that_are_part_of_a_character_are_not_taken_for_spaces():
+    tokenizer = byte_level()
+    ids = tokenizer("a  é你", add_special_tokens=False)["input_ids"]
+    shown = [word.strip("\u200b") for word in _words(SimpleNamespace(tokenizer=tokenizer), ids)]
+    assert shown == ["a", "␣", "␣", "…", "é", "…", "…", "你"]

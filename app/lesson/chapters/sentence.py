@@ -61,7 +61,8 @@ def _words(model: "LanguageModel", ids: list[int]) -> list[str]:
     """The texts of tokens, each a different string, and a newline as its mark."""
     found: list[str] = []
     for piece in texts.token_texts(model.tokenizer, np.array(ids, np.int32)):
-        shown = piece.strip(" ").replace("\n", "⏎") or "␣"
+        # The last token of a character has it, and those before it are empty.
+        shown = piece.strip(" ").replace("\n", "⏎") or ("␣" if piece else "…")
         # Zero-width spaces tell two equal words apart on an axis, and nowhere else.
         while shown in found:
             shown += "\u200b"
