@@ -36,6 +36,15 @@ class Figure(Settings):
         """The same figure, with what its settings leave open chosen by what the source holds."""
         return self
 
+    def seen(self) -> str:
+        """What is drawn with these settings, as a caption begins."""
+        return self.told(" ".join((self.__doc__ or "").split("\n\n")[0].split()).replace("`", "").rstrip("."))
+
+    def told(self, shown: str) -> str:
+        """The title, a sentence on what is drawn (without its full stop), and the settings."""
+        settings = ", ".join(f"{f.name} {getattr(self, f.name)}" for f in self.settings())
+        return f"{self.title}. {shown}" + (f" ({settings})." if settings else ".")
+
     def numbers(self, source: Any) -> Numbers:
         """What is drawn of a FigureInput's data.  Raises ValueError where it does not have that."""
         raise NotImplementedError

@@ -58,9 +58,7 @@ OF_FIGURES = {
 def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str], tokens: int | None) -> str:
     """What is seen, of which model on which text, under which policies; `spec` and how many `tokens` were read: as far
     as they are known."""
-    shown = " ".join((type(figure).__doc__ or "").split("\n\n")[0].split()).replace("`", "").rstrip(".")
-    settings = ", ".join(f"{f.name} {getattr(figure, f.name)}" for f in figure.settings())
-    parts = [f"{figure.title}. {shown}" + (f" ({settings})." if settings else ".")]
+    parts = [figure.seen()]
     if isinstance(model := spec.get("model"), str):
         model = {"embedded": "SmolLM2-135M-Instruct", gemma.NAME: gemma.CALLED}.get(model, model)
         text = f" on {spec['text']}" if spec.get("text") else ""

@@ -37,6 +37,16 @@ class Emergence(Figure):
 
     curve: str = setting("weight", "What is drawn.", choices=tuple(CURVES))
 
+    def seen(self) -> str:
+        """A sentence on the curve that is drawn: NLL is of a whole model, and of no head."""
+        of = {
+            "weight": "Weight on the first token, of the head that looks at it most",
+            "value": "Norm of the first token's value, times the others', of the head that looks at it most",
+            "copied": "NLL of copied tokens",
+            "loss": "NLL of all tokens",
+        }[self.curve]
+        return f"{self.title}. {of}, while small transformers were trained, one line for each."
+
     def numbers(self, source: "Sequence[SavedTraining]") -> Numbers:
         """Columns `training`, `attention`, `label`, `step` and the curve: a row for each measurement."""
         values = [

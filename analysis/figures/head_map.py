@@ -50,6 +50,12 @@ class HeadMap(Figure):
         colour = "linear" if self.cells == "logits" else self.colour
         return replace(self, layer=layer, head=head, tokens=tokens, colour=colour)
 
+    def seen(self) -> str:
+        """As of all figures, or a sentence on logits."""
+        if self.cells == "weights":
+            return super().seen()
+        return self.told("Logit, before the softmax, of each token of a captured stretch for each other, in one head")
+
     def numbers(self, source: "Atlas") -> Numbers:
         """`map` [cells, cells], and its `begin` and `scale` in tokens.  Raises ValueError where it does not exist."""
         region, chosen = region_of(source, self.begin, self.tokens, CELLS), self.resolved(source)

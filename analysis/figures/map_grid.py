@@ -39,6 +39,14 @@ class MapGrid(Figure):
         (layers, heads), tokens = source.stretch.mass.shape, max(2, min(self.tokens, source.stretch.tokens))
         return replace(self, layers=evenly(self.layers, layers, 4), heads=evenly(self.heads, heads, 3), tokens=tokens)
 
+    def seen(self) -> str:
+        """As of all figures, or a sentence on logits."""
+        if self.cells == "weights":
+            return super().seen()
+        return self.told(
+            "Logits before the softmax, of the chosen layers (down) and heads (across) of a captured stretch"
+        )
+
     def numbers(self, source: "Atlas") -> Numbers:
         """`maps` [layers, heads, cells, cells], `layers` and `heads`.  Raises ValueError where there are no such."""
         chosen = self.resolved(source)

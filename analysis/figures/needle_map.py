@@ -35,6 +35,12 @@ class NeedleMap(Figure):
 
     cells: str = setting("recalled", "How often the answer was given, or its NLL.", choices=tuple(COLOURS))
 
+    def seen(self) -> str:
+        """A sentence on what the cells show."""
+        what = {"recalled": "how often the answer was given", "nll": "the NLL of the answer"}[self.cells]
+        of = "by length and depth; grey where dense gives no answer either"
+        return f"{self.title}. A map for each policy, dense first: {what}, {of}."
+
     def numbers(self, source: "Sequence[Row]") -> Numbers:
         """Columns `policy`, `length`, `depth`, `texts`, `recalled` (their share) and `nll`: a row for each cell.
 

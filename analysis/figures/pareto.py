@@ -44,6 +44,16 @@ class Pareto(Figure):
     )
     cost: str = setting("megabytes", "What a cache takes.", choices=tuple(COSTS))
 
+    def seen(self) -> str:
+        """A sentence on the quality and the cost that are drawn."""
+        value = {"perplexity": "perplexity over dense's", "kl": "KL divergence from dense"}
+        cost = {"tokens": "cached tokens", "megabytes": "megabytes of the cache", "milliseconds": "ms a token"}
+        return (
+            f"{self.title}. Policies at budgets: {value.get(self.measure, f'the share recalled of {self.measure}')} "
+            f"against {cost[self.cost]}, one line for each policy. A ring marks the Pareto front: nothing that takes "
+            "less is as good."
+        )
+
     def numbers(self, source: "Verdict") -> Numbers:
         """Columns `policy`, `title`, `cost`, `value` and `front`; a row for each entry, dense with NaN for tokens.
 

@@ -43,6 +43,20 @@ class Perplexity(Figure):
     reference: int = setting(0, "The lane that relative perplexities are of.", low=0)
     roll: int = setting(metrics.ROLL, "Tokens of a rolling mean.", low=1, high=65_536)
 
+    def seen(self) -> str:
+        """A sentence on the one mode that is drawn, with the settings that it has."""
+        last = f"the last {self.roll:,} tokens" if self.roll > 1 else "the last token"
+        shown = {
+            "relative": f"{self.title}. Perplexity of {last}, times that of lane {self.reference} as far as both have "
+            "read the same",
+            "rolling": f"{self.title}. Perplexity of {last}",
+            "cumulative": f"{self.title}. Perplexity from the start",
+            "KL": f"Divergence curves. KL divergence from the first lane, mean over {last}",
+            "top-1": f"Agreement curves. Share of {last} before which a lane has the same most probable token as the "
+            "first one",
+        }[self.mode]
+        return f"{shown}, over the tokens read. Switches and the moment when a cache is full are marked."
+
     def numbers(self, source: Run) -> Numbers:
         """Columns `lane`, `policy`, `token`, `perplexity` (or `kl` in nats per token, or `agreement` in %) and `mark`:
         where that is not empty, the policy that the lane switched to, or `full`.
