@@ -19,7 +19,7 @@ from analysis.figures.citations import caption
         ("pareto:measure=passkey", "the share recalled of passkey against", "perplexity"),
         ("emergence", "Weight on the first token, of the head that looks at it most, while", "NLL"),
         ("emergence:curve=loss", "NLL of all tokens, while", "head"),
-        ("needle-map", "how often the answer was given, by length", "NLL"),
+        ("needle-map", "was given, by length and depth; grey where dense itself gives fewer than half", "NLL"),
         ("needle-map:cells=nll", "the NLL of the answer, by length", "how often"),
         ("head-map:cells=logits", "Logit, before the softmax", "gave"),
         ("map-grid:cells=logits", "Logits before the softmax", "Attention"),

@@ -112,7 +112,7 @@ def test_what_grey_means_in_a_map_of_recall_stands_below_its_lengths():
         with drawn(parse("needle-map"), data, Layout(venue, 8, 100)) as sheet:
             assert not nasty.misplaced(sheet), venue
             label = sheet.axes[0].get_xlabel().replace("\n", " ")
-            assert label == "Length of the text (tokens); grey: dense fails, too"
+            assert label == "Length of the text (tokens); grey: dense fails"
 
 
 @pytest.mark.whole

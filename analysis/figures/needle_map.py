@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..experiments.recall.cells import Row
 
 GREY, NOTHING = "#C4C6CA", "white"
-"""Cells in which dense fails too, and those that were not asked for."""
+"""Cells in which dense fails, whatever a policy does, and those that were not asked for."""
 COLOURS = {"recalled": ("cividis", "Recalled"), "nll": ("cividis_r", "NLL of the answer (nats)")}
 """Even to all eyes; the brighter the better."""
 
@@ -26,7 +26,7 @@ COLOURS = {"recalled": ("cividis", "Recalled"), "nll": ("cividis_r", "NLL of the
 @dataclass(frozen=True)
 class NeedleMap(Figure):
     """A map for each policy, dense first: how often the answer was given, or its NLL, by length and depth; grey where
-    dense gives no answer either."""
+    dense itself gives fewer than half of the answers."""
 
     name: ClassVar[str] = "needle-map"
     title: ClassVar[str] = "What each policy recalls"
@@ -38,7 +38,7 @@ class NeedleMap(Figure):
     def seen(self) -> str:
         """A sentence on what the cells show."""
         what = {"recalled": "how often the answer was given", "nll": "the NLL of the answer"}[self.cells]
-        of = "by length and depth; grey where dense gives no answer either"
+        of = "by length and depth; grey where dense itself gives fewer than half of the answers"
         return f"{self.title}. A map for each policy, dense first: {what}, {of}."
 
     def numbers(self, source: "Sequence[Row]") -> Numbers:
@@ -101,7 +101,7 @@ def needle_map(data: Numbers, *, ax: "Axes | None" = None, cells: str = "recalle
     ax.set_xticks(ticks, [f"{n}" for n in lengths] * len(policies), rotation=90)
     ax.set_yticks(range(len(depths)), [f"{d:g}" for d in depths])
     # As words of the label it stands below the numbers, however long those are.
-    told = "; grey: dense fails, too" if failing else ""
+    told = "; grey: dense fails" if failing else ""
     ax.set(xlabel=f"Length of the text (tokens){told}", ylabel="Depth (%)")
     ax.tick_params(length=0)
     for spine in ax.spines.values():

@@ -103,7 +103,7 @@ def told(spot: Spot, failed: bool) -> list[str]:
     hits = sum(row.hit for row in spot.rows)
     lines = [f"{hits} of {len(spot.rows)} recalled, {spot.nll:.2f} nats per token"]
     lines += [f"{100 * sum(kept) / len(kept):.0f} % of the fact still in the cache"] if kept else []
-    lines += ["dense fails here, too: this says nothing of the policy"] if failed else []
+    lines += ["dense fails here: this says nothing of the policy"] if failed else []
     for row in spot.rows[:TOLD]:
         said = "recalled" if row.hit else f"said {' '.join(row.said.split()) or 'nothing'}"
         lines.append(f"key {row.answer}: {said}, {row.nll:.2f} nats")

@@ -68,7 +68,7 @@ function makeRecall(root, send) {
     })));
     legend.replaceChildren(
       el("span", {}, given.scale[0], el("i", { class: "sk-recall-bar", style: `background: linear-gradient(90deg, ${given.colours.join(", ")})` }), given.scale[1]),
-      ...[...(given.dense ? [["sk-fails", "dense fails, too"]] : []), ["sk-none", "not asked yet"]].map(([name, words]) => el("span", {}, el("i", { class: name }), words)),
+      ...[...(given.dense ? [["sk-fails", "dense fails"]] : []), ["sk-none", "not asked yet"]].map(([name, words]) => el("span", {}, el("i", { class: name }), words)),
       el("span", {}, "depth of the fact in % down, tokens of the text across"));
   };
 }
