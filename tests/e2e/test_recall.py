@@ -26,6 +26,7 @@ def test_a_map_fills_and_a_cell_says_where_its_fact_went(app, page):
     cells(page, "done").first.wait_for()
     page.get_by_text(re.compile(r"[1-8] of 8 cells")).first.wait_for()
     expect(cells(page, "done")).to_have_count(8)
+    expect(page.locator(".sk-recall-grid [aria-pressed=false]")).to_have_count(8)
     expect(page.locator("[data-testid=stProgress]")).to_have_count(0)
     expect(page.locator(".sk-recall-map").first.locator("button.sk-done")).to_have_text(["1/1"] * 4)
     lost = page.locator(".sk-recall-map").nth(1).get_by_role("button").nth(1)

@@ -64,7 +64,7 @@ function makeRecall(root, send) {
       button.style.color = cell.state === "done" || cell.state === "part" ? cell.ink : "";
       say(button, cell.text);
       button.setAttribute("aria-label", cell.tip.replaceAll("\n", ". "));
-      button.setAttribute("aria-pressed", String(given.chosen && given.chosen[0] === lane && given.chosen[1] === row && given.chosen[2] === column));
+      button.setAttribute("aria-pressed", String([lane, row, column].every((n, i) => n === given.chosen?.[i])));
     })));
     legend.replaceChildren(
       el("span", {}, given.scale[0], el("i", { class: "sk-recall-bar", style: `background: linear-gradient(90deg, ${given.colours.join(", ")})` }), given.scale[1]),
