@@ -1,9 +1,26 @@
 """What captions say: what is drawn, with the settings that it is drawn with, and nothing else."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
 import pytest
 
+from analysis.experiments.papers import EXPERIMENTS
 from analysis.figures import parse
 from analysis.figures.citations import caption
+from analysis.figures.export import provenance
+from analysis.figures.inputs import FigureInput, open_input
+from analysis.figures.notebook import show
+from analysis.figures.report import page
+from analysis.figures.sheet import Layout
+from analysis.figures.site import site
+from analysis.models.kinds import named
+from analysis.runs.folder import save
+from analysis.runs.spec import Spec
+
+from .recordings import made_up
+from .verdicts import VERDICT
 
 
 @pytest.mark.parametrize(
@@ -28,3 +45,32 @@ from analysis.figures.citations import caption
 def test_a_caption_says_what_is_drawn_with_these_settings_and_no_more(figure, said, other):
     told = caption(parse(figure), {}, [], None)
     assert said in told and other not in told
+
+
+def test_no_caption_title_or_table_says_where_files_lie_on_somebodys_machine(tmp_path):
+    run, model, text = made_up(300), "/home/me/models/my-llama", "/home/me/texts/my novel.txt"
+    run.spec = replace(run.spec, model=model, text=text)
+    save(run, tmp_path / "gallery" / "run", text_sha256="", weights_sha256="")
+    source = open_input(tmp_path / "gallery" / "run", "run")
+    said = [provenance(parse("memory"), source, Path("a.pdf"), Layout())["caption"]]
+    assert "my-llama on my novel.txt (300 tokens" in said[0]
+    said += [page(source).partition("<h2>")[0].partition("<title>")[2].partition("</title>")[0], repr(show(run))]
+    assert all(words.startswith("my novel.txt, read by") for words in said[1:])
+    site(tmp_path / "site", tmp_path / "gallery")
+    said.append((tmp_path / "site" / "index.html").read_text(encoding="utf-8"))
+    assert "my novel.txt · my-llama" in said[-1]
+    for experiment in EXPERIMENTS:
+        cells = EXPERIMENTS[experiment].cells(Spec(model, text, ("dense",), 120), 16)
+        said += EXPERIMENTS[experiment].table(cells, tmp_path / "none")[0]
+    verdict = FigureInput(
+        tmp_path, msgspec.structs.replace(VERDICT, texts=[text, "hamlet"]), {"spec": {"model": model, "text": text}}
+    )
+    said.append(provenance(parse("pareto"), verdict, Path("a.pdf"), Layout())["caption"])
+    assert "my-llama on my novel.txt, hamlet (" in said[-1]
+    assert not [words for words in said if "/home" in words]
+
+
+def test_a_model_of_the_hub_keeps_its_owner():
+    assert [named(m) for m in ("embedded", "org/name", "./a/b", "/a/b.gguf", "~/b")] == [
+        "embedded", "org/name", "b", "b.gguf", "b",
+    ]  # fmt: skip

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,7 +38,8 @@ def test_a_grid_leaves_a_run_for_each_cell_and_says_what_it_holds(tiny_llama, ba
         nll = our_nll(tiny_llama, tokens, 512, parse(cell.spec.policies[0]))
         np.testing.assert_allclose(load(tmp_path / cell.name).tracks[0].nll.view(), nll, atol=1e-5)
         assert row == [cell.label, f"{perplexity(nll):.2f}", "120", "16", *cell.paper]
-    assert base.model in header[1] and base.text in header[1] and header[-1] == "Paper: Llama-2-7B, PG19"
+    asked = f"{Path(base.model).name} on {Path(base.text).name}"
+    assert header[1].startswith(f"Perplexity, {asked}") and header[-1] == "Paper: Llama-2-7B, PG19"
 
 
 def test_what_is_finished_is_not_run_again(base, tmp_path, monkeypatch):

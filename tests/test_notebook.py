@@ -133,14 +133,14 @@ def test_the_plotting_script_is_packed_and_a_map_does_without():
 
 def test_what_was_typed_is_text_and_never_markup():
     run = made_up(300, FOUR[:1])
-    run.spec = Spec("tiny", '"><b>&.txt</script>', FOUR[:1])
+    run.spec = Spec("tiny", '</script>"><b>&.txt', FOUR[:1])
     run.take_pieces(-1, 0, ["</script><u>"] * 300)
     for shown in (show(run), show(made_map())):
         page, _ = frame_of(shown)
         found = [tag for tag, _ in Elements(page).found]
         assert not {"b", "i", "u"} & set(found)
         assert found.count("script") == page.count("</script>")
-    assert "<title>&quot;&gt;&lt;b&gt;&amp;.txt&lt;/script&gt;, read by tiny</title>" in show(run).page
+    assert "<title>script&gt;&quot;&gt;&lt;b&gt;&amp;.txt, read by tiny</title>" in show(run).page
     assert html.escape(repr(show(run)), quote=True) in show(run)._repr_html_()
 
 

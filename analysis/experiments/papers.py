@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import files, metrics, texts
 from ..files import Kind
+from ..models.kinds import named
 from ..policies import POLICIES, parse
 from ..runs.about import about_of
 from ..runs.folder import Folder
@@ -138,7 +139,7 @@ class Experiment:
         if self.samples:
             return _sink_rates(cells, place)
         done = [cell for cell in cells if (place / cell.name / "tokens.parquet").exists()]
-        about = f"{cells[0].spec.model} on {cells[0].spec.text}{_begins((done or cells)[0], place)}"
+        about = f"{_asked(cells[0].spec)}{_begins((done or cells)[0], place)}"
         header = ["Policy", f"Perplexity, {about}", "Tokens", "Cached tokens, at most", *self.columns]
         rows = []
         for cell in done:
@@ -147,6 +148,11 @@ class Experiment:
             counts = f"{len(track.nll) + 1}", f"{track.cache_tokens.view().max()}"
             rows.append([cell.label, perplexity, *counts, *(cell.paper or ("–",) * len(self.columns))])
         return header, rows
+
+
+def _asked(spec: Spec) -> str:
+    """Model and text, without the folders of somebody's machine."""
+    return f"{named(spec.model)} on {Path(spec.text).name}"
 
 
 def _begins(cell: Cell, place: Path) -> str:
@@ -161,7 +167,7 @@ def _sink_rates(cells: Sequence[Cell], place: Path) -> tuple[list[str], list[lis
     spec = cells[0].spec
     header = [
         "Layer",
-        f"α₁, {spec.model} on {spec.text}{_begins(cells[0], place)}",
+        f"α₁, {_asked(spec)}{_begins(cells[0], place)}",
         "± between stretches",
         f"Sink rate, ε = {RATE_THRESHOLD}",
     ]

@@ -48,12 +48,13 @@ def standing_alone(
 def replayed(run: Run, recording: bytes, lane: int = 0) -> tuple[Sequence[str], str, dict[str, Any]]:
     """The component that replays a run from its recording, what the run is called, and the data of that component;
     `lane`: which one is looked at first."""
-    model, data = run.model.name if run.model else run.spec.model, {"recording": {"packed": packed(recording)}}
+    model, text = run.model.name if run.model else run.spec.model, Path(run.spec.text).name
+    data = {"recording": {"packed": packed(recording)}}
     if run.kind == "chat":
         view = {"chosen": lane, "head": None, "token": None, "paint": False}
-        return CONVERSATION, f"{run.spec.text}, a conversation with {model}", data | {"view": view}
+        return CONVERSATION, f"{text}, a conversation with {model}", data | {"view": view}
     view = {"mode": "relative", "paint": "nll", "reference": 0, "chosen": lane, "head": None}
-    return BOARD, f"{run.spec.text}, read by {model}", data | {"view": view}
+    return BOARD, f"{text}, read by {model}", data | {"view": view}
 
 
 def packed(data: bytes) -> str:

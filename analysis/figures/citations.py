@@ -5,6 +5,7 @@ from typing import Any
 
 from ..models import gemma
 from ..models.dtypes import arithmetic
+from ..models.kinds import named
 from ..policies import parse
 from .base import Figure
 
@@ -60,7 +61,7 @@ def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str], to
     as they are known."""
     parts = [figure.seen()]
     if isinstance(model := spec.get("model"), str):
-        model = {"embedded": "SmolLM2-135M-Instruct", gemma.NAME: gemma.CALLED}.get(model, model)
+        model = {"embedded": "SmolLM2-135M-Instruct", gemma.NAME: gemma.CALLED}.get(model, named(model))
         text = f" on {spec['text']}" if spec.get("text") else ""
         facts = [f"{tokens:,} tokens"] if tokens else []
         if (heads := spec.get("kv_heads")) is not None:
@@ -71,8 +72,8 @@ def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str], to
         told = f" ({', '.join(facts)})" if facts else ""
         parts.append(f"{model}{text}{told}.")
     if policies:
-        named = ", ".join(parse(p).label for p in policies)
-        parts.append(f"{'Policy' if len(policies) == 1 else 'Policies'}: {named}.")
+        labels = ", ".join(parse(p).label for p in policies)
+        parts.append(f"{'Policy' if len(policies) == 1 else 'Policies'}: {labels}.")
     return " ".join((*parts, "Made with Sinkscope."))
 
 

@@ -42,10 +42,9 @@ class FigureInput:
 
     @property
     def text(self) -> str | None:
-        """The name of the text, or those of all that were read for a verdict; None where nobody says it."""
-        if isinstance(self.data, Verdict):
-            return ", ".join(self.data.texts) or None
-        return self.about.get("spec", {}).get("text")
+        """The name of the text or its file, or those of all that were read for a verdict; None where nobody says it."""
+        texts = self.data.texts if isinstance(self.data, Verdict) else [self.about.get("spec", {}).get("text") or ""]
+        return ", ".join(Path(text).name for text in texts) or None
 
     def tokens(self, lane: int | None = None) -> int | None:
         """Tokens that one lane of a run has read, or the lane that has read most, or a policy for a verdict, or that a

@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 
 from .. import files, resource
+from ..models.kinds import named
 from ..policies import parse
 from ..runs.library import GALLERY, Entry, entries
 from .alone import PLOTLY
@@ -52,7 +53,8 @@ def _story(recording: Entry) -> str:
     preview = recording.preview
     read = max((lane.tokens for lane in preview.lanes), default=0) if preview else 0
     pictures = f"{sparkline(preview)}{sink_grid(preview)}" if preview else ""
-    facts = " · ".join((recording.text, recording.model, f"{read:,} tokens", recording.arithmetic))
+    text, model = Path(recording.text).name, named(recording.model)
+    facts = " · ".join((text, model, f"{read:,} tokens", recording.arithmetic))
     return (
         f'<li><div class="pictures">{pictures}</div><div><h2><a href="{html.escape(recording.name)}.html">'
         f"{html.escape(recording.title)}</a></h2><p>{html.escape(policies)}</p><p>{html.escape(facts)}</p></div></li>"

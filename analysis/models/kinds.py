@@ -1,5 +1,7 @@
 """What may be written for a model, and what it means.  No torch in here."""
 
+from pathlib import Path
+
 from .. import GEMMA
 from . import gemma, tiny
 
@@ -18,3 +20,13 @@ KINDS = {
 def installed() -> set[str]:
     """The names of models that are on this machine without anybody having fetched them."""
     return {EMBEDDED, tiny.NAME, *((gemma.NAME,) if gemma.installed() else ())}
+
+
+def at_hub(model: str) -> bool:
+    """Whether it is written as the Hugging Face hub does, with an owner, where no such folder is meant."""
+    return model.count("/") == 1 and not model.startswith((".", "/", "~")) and not model.endswith((".gguf", "/"))
+
+
+def named(model: str) -> str:
+    """A model as others know it: without the folders that it lies in on somebody's machine."""
+    return model if at_hub(model) else Path(model).name

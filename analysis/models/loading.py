@@ -37,7 +37,7 @@ from .devices import pick_device
 from .dtypes import AUTO, DTYPES, decide
 from .fetch import EMBEDDED_NAME, check_gguf, embedded, first_line, from_hub, weight_files
 from .gqa import pool
-from .kinds import EMBEDDED
+from .kinds import EMBEDDED, at_hub
 from .language_model import LanguageModel
 from .memory import fits_on_one, gpus, needed, numbers_in
 from .progress import Tell, quiet
@@ -77,7 +77,7 @@ def load(
         path, called = tiny.FOLDER, tiny.CALLED
     elif os.path.exists(place):
         path, called = place, place.resolve().stem if place.suffix.lower() == ".gguf" else place.resolve().name
-    elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith((".gguf", "/")):
+    elif at_hub(name):
         path, called = from_hub(name, progress), name
     else:
         raise ValueError(
