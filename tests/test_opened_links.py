@@ -95,6 +95,17 @@ def test_a_run_that_was_deleted_when_it_was_to_go_on_is_opened_when_it_is_back(h
     assert again.session_state["read_recording"].id == "it" and not again.session_state["read_problem"]
 
 
+def test_a_figure_of_a_run_that_was_deleted_is_told_while_its_job_is_in_memory_still(home):
+    seeds.run(home / "it", end="interrupted")
+    at = opened("read", run="it")
+    trash.delete("it")
+    tell(at, {"press": {"what": "resume", "at": 1}}, component_of(at))
+    REGISTRY.get("it").join()
+    linked = opened("figures", run="it")
+    assert REGISTRY.get("it") is not None and "is not here" in linked.error[0].value
+    REGISTRY.free("it")
+
+
 def test_a_result_that_could_not_go_on_is_shown_again_and_the_page_says_why(home, monkeypatch):
     monkeypatch.setattr(TextJob, "_load", unloaded)
     knock_outs(home / "ko")

@@ -45,9 +45,9 @@ PARAMETERS: address.Parameters = {
 
 def need_of(name: str) -> str:
     """What the run or stretch of this name is that lies in memory or in the library; empty where there is none."""
-    job = REGISTRY.get(name)
-    if job is not None and job.figures_need:
-        return job.figures_need
+    # All others lie in the library, from which one may have been deleted that is in memory still.
+    if (capture := REGISTRY.find(name, CaptureJob)) is not None:
+        return capture.figures_need
     with suppress(ValueError):
         return HOLDS.get(library.entry(name).kind, "")
     return ""
