@@ -15,6 +15,9 @@ from analysis.figures.notebook import show
 from analysis.figures.report import page
 from analysis.figures.sheet import Layout
 from analysis.figures.site import site
+from analysis.lab.folder import write
+from analysis.lab.recipe import Recipe
+from analysis.lab.training import Training
 from analysis.models.kinds import named
 from analysis.runs.folder import save
 from analysis.runs.spec import Spec
@@ -74,3 +77,23 @@ def test_a_model_of_the_hub_keeps_its_owner():
     assert [named(m) for m in ("embedded", "org/name", "./a/b", "/a/b.gguf", "~/b")] == [
         "embedded", "org/name", "b", "b.gguf", "b",
     ]  # fmt: skip
+
+
+def test_a_caption_of_trainings_says_which_recipe_at_which_moment(tmp_path):
+    """One of them was ended early: what was asked for is not what was done."""
+    for i, (attention, seed) in enumerate((("softmax", 3), ("relu", 3))):
+        training = Training(Recipe(attention, width=16, vocabulary=24, length=24, batch=8, steps=40, seed=seed))
+        moments = [training.measure()]
+        training.advance(4 + i)
+        write(tmp_path / str(i), training.recipe, [*moments, training.measure()], training.example, "interrupted")
+    source = open_input(tmp_path, "trainings")
+
+    def said(figure):
+        return provenance(parse(figure), source, Path("a.pdf"), Layout())["caption"]
+
+    same = "task backcopy, layers 1, heads 1, width 16, vocabulary 24, length 24, batch 8, "
+    assert f"Softmax, ReLU ({same}" in said("emergence") and "seed 3), after 4 to 5 steps." in said("emergence")
+    last, first = said("emergence-map:training=1"), said("emergence-map:training=1,moment=0")
+    assert "as a training left it" in last and f" ReLU ({same}" in last and "after 5 steps." in last
+    assert "at moment 0 of a training" in first and "left it" not in first and "after 0 steps." in first
+    assert "step" not in said("emergence-map:training=2") + said("emergence-map:moment=2")

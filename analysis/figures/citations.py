@@ -71,6 +71,8 @@ def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str], to
         facts += [how] * bool(how and (facts or how != "float32"))
         told = f" ({', '.join(facts)})" if facts else ""
         parts.append(f"{model}{text}{told}.")
+    if trained := spec.get("trained"):
+        parts.append(f"{trained}.")
     if policies:
         labels = ", ".join(parse(p).label for p in policies)
         parts.append(f"{'Policy' if len(policies) == 1 else 'Policies'}: {labels}.")

@@ -28,6 +28,11 @@ class EmergenceMap(Figure):
     training: int = setting(0, "Which of the trainings, as they lie in the folder.", low=0)
     moment: int = setting(-1, "Which of its moments; -1: the last.", low=-1)
 
+    def seen(self) -> str:
+        """A sentence on the moment that is drawn."""
+        when = "as a training left it" if self.moment < 0 else f"at moment {self.moment} of a training"
+        return f"{self.title}. The map of the head that looked at the first token most then, {when}."
+
     def numbers(self, source: "Sequence[SavedTraining]") -> Numbers:
         """`map` [queries, keys], NaN above its diagonal.  Raises ValueError where there is no such training or map."""
         if self.training >= len(source):

@@ -32,9 +32,10 @@ def provenance(figure: Figure, source: FigureInput, out: Path, layout: Layout) -
     """What a file says of itself."""
     spec, lane = source.about.get("spec", {}), getattr(figure, "lane", None)
     policies = source.policies(lane)
+    known = spec | {"text": source.text, "trained": source.trained(figure)}
     return {
         "figure": str(figure),
-        "caption": caption(figure, spec | {"text": source.text}, policies, source.tokens(lane)),
+        "caption": caption(figure, known, policies, source.tokens(lane)),
         "bibtex": bibtex(figure, spec, policies),
         "command": command(figure, source.folder, out, layout),
         "model": spec.get("model"),

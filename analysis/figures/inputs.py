@@ -9,9 +9,11 @@ from .. import files
 from ..experiments.recall.cells import TABLE, Row, read_table
 from ..experiments.verdict import Verdict, read_verdict
 from ..experiments.verdict.entries import FILE as VERDICT
+from ..lab.recipe import Recipe, names_of
 from ..runs.about import about_of
 from ..runs.reader import load as load_run
 from ..runs.run import Run
+from .base import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +60,22 @@ class FigureInput:
         if (stretch := getattr(self.data, "stretch", None)) is not None:
             return stretch.tokens
         return self.about.get("spec", {}).get("tokens")
+
+    def trained(self, figure: Figure) -> str:
+        """Which trainings a figure shows, by what recipe, and after how many steps; empty where it shows none."""
+        if figure.needs != "trainings":
+            return ""
+        begin, moment = getattr(figure, "training", 0), getattr(figure, "moment", -1)
+        shown = self.data[begin:][:1] if hasattr(figure, "training") else self.data
+        recipes, steps = [t.recipe for t in shown], [int(n) for t in shown for n in t.curves["step"][moment:][:1]]
+        if not steps:
+            return ""
+        settings = [f.name for f in Recipe.settings() if f.name not in ("attention", "steps")]
+        same = [
+            f"{name} {getattr(recipes[0], name)}" for name in settings if len({getattr(r, name) for r in recipes}) == 1
+        ]
+        after = " to ".join(f"{n:,}" for n in sorted({min(steps), max(steps)}))
+        return f"{', '.join(names_of(recipes))} ({', '.join(same)}), after {after} step{'s' * (max(steps) != 1)}"
 
 
 def open_input(folder: Path, needs: str) -> FigureInput:
