@@ -96,6 +96,17 @@ def test_one_first_token_is_drawn_in_every_channel():
     assert (np.diff(drawn) > 1).sum() + 1 == 16
 
 
+def test_the_channels_at_the_edges_are_as_wide_as_the_others():
+    channels, least = np.arange(6) % 3, -np.arange(1.0, 7)
+    alone = {"first_least": least, "first_greatest": -least, "least": least, "greatest": -least}
+    data = {"layer": np.arange(6) // 3, "channel": channels, **alone}
+    *bands, _ = parse("key-ranges").draw(data, ax=Sheet().subplots()).collections
+    for band, lows in zip(bands, (least[:3], least[3:]), strict=True):
+        x, y = band.get_paths()[0].vertices.T
+        wide = [np.ptp(x[y == low]) for low in lows]
+        np.testing.assert_array_equal(wide, 1)
+
+
 @pytest.mark.parametrize("chunk", [9, 100])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize(

@@ -79,7 +79,10 @@ def key_ranges(data: Numbers, *, ax: "Axes | None" = None, first: int = 4) -> "A
     for n in range(len(layers)):
         of = which == n
         name = "" if n else "All others"
-        ax.fill_between(x[of], data["least"][of], data["greatest"][of], step="mid", color=OTHERS, lw=0, label=name)
+        # Every channel is as wide as another, those at the edges, too.
+        sides = np.repeat(x[of], 2) + np.tile([-0.5, 0.5], of.sum())
+        low, high = (np.repeat(data[end][of], 2) for end in ENDS[2:])
+        ax.fill_between(sides, low, high, color=OTHERS, lw=0, label=name)
     beginning = "First token" if first == 1 else f"First {first} tokens"
     # The ends stand out by half a line.
     ends = data["first_least"], data["first_greatest"]
