@@ -168,6 +168,16 @@ def test_the_row_and_the_column_of_a_token(pair):
         np.testing.assert_array_equal(of_first["from"], arrays["from"])
 
 
+def test_bars_of_several_tokens_say_of_how_many(pair, monkeypatch):
+    alone, each = decoded(AtlasSender().frame(pair[0], None, AtlasView(1, 2, cross=(60, 7))))
+    monkeypatch.setattr("app.frames.atlas.BARS", 20)
+    head, arrays = decoded(AtlasSender().frame(pair[0], None, AtlasView(1, 2, cross=(60, 7))))
+    assert (alone["cross"]["tokens"], head["cross"]["tokens"]) == (1, 5)
+    for name in ("from", "to"):
+        largest = [np.fmax.reduce(each[name][begin : begin + 5]) for begin in range(0, 89, 5)]
+        np.testing.assert_allclose(arrays[name], largest)
+
+
 def test_logits_lie_between_two_numbers():
     drawn = np.array([[-3.0, np.nan], [5.0, 1.0]], np.float32)
     assert levels(drawn, "logits", -3, 5).tolist() == [[1, 0], [65535, 32768]]

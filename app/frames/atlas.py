@@ -220,7 +220,8 @@ class AtlasSender:
             arrays[name] = run.opened.draw(view.layer, view.head, region).ravel()
         names = (f"{run.pieces[t]!r} ({t:,})" for t in (row, column))
         texts = dict(zip(("row_text", "column_text"), names, strict=True))
-        return {"row": row, "column": column, "of": called([run, other])[0] if other is not None else "", **texts}
+        of = called([run, other])[0] if other is not None else ""
+        return {"row": row, "column": column, "of": of, "tokens": scale, **texts}
 
     def _many(
         self,
