@@ -225,6 +225,19 @@ def test_lines_are_told_apart_without_colour():
         assert [look["linestyle"] for look in line_styles(pair)] == [dashes[list(OWN).index(p.name)] for p in pair]
 
 
+@pytest.mark.parametrize("name", ["perplexity", "pareto", "key-ranges"])
+def test_lines_on_slides_are_thicker_as_their_text_is_larger(name):
+    data, thick = nasty.numbers(name), []
+    for venue in ("neurips", "slides"):
+        with drawn(parse(name), data, Layout(venue)) as sheet:
+            ax = sheet.axes[0]
+            lines = [*ax.lines, *ax.get_legend().get_lines()]
+            thick.append([ax.spines["left"].get_linewidth(), ax.xaxis.label.get_fontsize()])
+            thick[-1] += [size for line in lines for size in (line.get_linewidth(), line.get_markersize())]
+            thick[-1] += [width for part in ax.collections for width in np.ravel(part.get_linewidth())]
+    np.testing.assert_allclose(thick[1], 14 / 8 * np.array(thick[0]))
+
+
 def test_the_reference_of_relative_perplexity_is_called_by_its_name():
     data = nasty.numbers("perplexity")
     with drawn(parse("perplexity:reference=5"), data, Layout("slides", 8, 72)) as sheet:

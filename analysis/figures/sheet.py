@@ -46,13 +46,12 @@ STYLE = {
     "text.hinting": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.linewidth": 0.6,
     "lines.linewidth": 1.1,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
     "legend.handlelength": 2.6,
 }
 """Text stays text, is never mathematics, and is as wide in every kind of file; ids in SVG files do not change."""
+EDGES = {"axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6}
+"""Points of lines that are no curves."""
 _DRAWING = threading.RLock()
 
 
@@ -84,6 +83,11 @@ class Layout:
         """Size of its text in points."""
         return usual_points(self.venue) if self.points is None else self.points
 
+    @property
+    def thickness(self) -> float:
+        """Of lines and markers, times that on pages: as text that is usual there is."""
+        return usual_points(self.venue) / usual_points("neurips")
+
     def size(self, figure: Figure) -> tuple[float, float]:
         """Width and height in inches; but for slides, names of lines and lines of text may make it higher."""
         width = WIDTHS[self.venue]
@@ -100,6 +104,7 @@ def drawn(figure: Figure, data: Numbers, layout: Layout) -> Generator[Sheet]:
         sheet = Sheet(figsize=layout.size(figure), layout="compressed", dpi=layout.dpi)
         try:
             ax = figure.draw(data, ax=sheet.subplots())
+            _thicken(ax, layout.thickness)
             for text in _words(sheet):
                 text.set_text("\n".join(map(visible, text.get_text().split("\n"))))
             _make_room(ax, layout)
@@ -130,9 +135,20 @@ def _settings(layout: Layout, texts: Iterable[str]) -> Generator[None]:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         warnings.filterwarnings("error", "constrained_layout not applied")
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update({**STYLE, **sizes})  # ty: ignore[no-matching-overload]
+        edges = {name: width * layout.thickness for name, width in EDGES.items()}
+        matplotlib.rcParams.update({**STYLE, **sizes, **edges})  # ty: ignore[no-matching-overload]
         matplotlib.rcParams["font.family"] = families(visible("".join(texts)))
         yield
+
+
+def _thicken(ax: Axes, times: float) -> None:
+    """Make curves, markers and edges of areas so many times as thick, on the axes and in their legend."""
+    legend = ax.get_legend()
+    for line in [*ax.lines, *(legend.get_lines() if legend else ())]:
+        thick = line.get_linewidth(), line.get_markersize(), line.get_markeredgewidth()
+        line.set(**dict(zip(("linewidth", "markersize", "markeredgewidth"), (times * n for n in thick), strict=True)))
+    for drawn in ax.collections:
+        drawn.set_linewidth((times * np.ravel(drawn.get_linewidth())).tolist())
 
 
 def _words(sheet: Sheet) -> Iterator[Text]:
