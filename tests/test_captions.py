@@ -97,3 +97,13 @@ def test_a_caption_of_trainings_says_which_recipe_at_which_moment(tmp_path):
     assert "as a training left it" in last and f" ReLU ({same}" in last and "after 5 steps." in last
     assert "at moment 0 of a training" in first and "left it" not in first and "after 0 steps." in first
     assert "step" not in said("emergence-map:training=2") + said("emergence-map:moment=2")
+
+
+def test_a_caption_of_a_grid_says_what_its_runs_have_read_and_not_what_they_were_to(tmp_path):
+    """Its text may be shorter, and a run that was killed at once is drawn by no line."""
+    for i, (policy, count) in enumerate((("window:window=32", 300), ("window:window=64", 300), ("dense", 0))):
+        run = made_up(count, (policy,))
+        run.spec = replace(run.spec, tokens=5000)
+        save(run, tmp_path / str(i), text_sha256="", weights_sha256="")
+    about = provenance(parse("budget"), open_input(tmp_path, "grid"), Path("a.pdf"), Layout())
+    assert "tiny on a play (300 tokens, float32). Policies: Window 32, Window 64. Made" in about["caption"]

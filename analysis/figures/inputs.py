@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,19 @@ class FigureInput:
     Verdict."""
     about: Mapping[str, Any]
 
+    @cached_property
+    def _runs(self) -> list[Run]:
+        """Those of a grid that have read something."""
+        runs = [load_run(path.parent) for path in sorted(self.data.glob("*/run.json"))]
+        return [run for run in runs if run.tracks and len(run.tracks[0].nll)]
+
     def policies(self, lane: int | None = None) -> list[str]:
         """That one lane of a run or all have read with, or that a stretch was; of a grid those of its runs."""
         if isinstance(self.data, Run):
             tracks = self.data.tracks if lane is None else self.data.tracks[lane:][:1]
             return list(dict.fromkeys(policy for track in tracks for _, policy in track.policies))
         if isinstance(self.data, Path):
-            specs = [about_of(path.parent).get("spec", {}) for path in sorted(self.data.glob("*/run.json"))]
-            return list(dict.fromkeys(policy for spec in specs for policy in spec.get("policies", ())))
+            return list(dict.fromkeys(policy for run in self._runs for policy in run.spec.policies))
         if isinstance(self.data, Verdict):
             return [entry.policy for entry in self.data.entries]
         if isinstance(self.data, list):
@@ -49,10 +55,11 @@ class FigureInput:
         return ", ".join(Path(text).name for text in texts) or None
 
     def tokens(self, lane: int | None = None) -> int | None:
-        """Tokens that one lane of a run has read, or the lane that has read most, or a policy for a verdict, or that a
-        stretch has; of all else how many were asked for.  None where nobody says it."""
-        if isinstance(self.data, Run):
-            tracks = self.data.tracks if lane is None else self.data.tracks[lane:][:1]
+        """Tokens that one lane of a run has read, or the lane that has read most, as of a grid, or a policy for a
+        verdict, or that a stretch has; of all else how many were asked for.  None where nobody says it."""
+        if isinstance(self.data, Run | Path):
+            runs = [self.data] if isinstance(self.data, Run) else self._runs
+            tracks = [track for run in runs for track in (run.tracks if lane is None else run.tracks[lane:][:1])]
             return max((len(track.nll) + 1 for track in tracks if len(track.nll)), default=None)
         if isinstance(self.data, Verdict):
             # Nobody predicts the first one of a text.
