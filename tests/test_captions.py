@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from matplotlib.figure import Figure as Sheet
 
 from analysis.experiments.papers import EXPERIMENTS
 from analysis.figures import parse
@@ -40,7 +41,7 @@ from .verdicts import VERDICT
         ("emergence", "Weight on the first token, of the head that looks at it most, while", "NLL"),
         ("emergence:curve=loss", "NLL of all tokens, while", "head"),
         ("needle-map", "was given, by length and depth; grey where dense itself gives fewer than half", "NLL"),
-        ("needle-map:cells=nll", "the NLL of the answer, by length", "how often"),
+        ("needle-map:cells=nll", "the mean NLL of the answer's tokens, by length", "how often"),
         ("head-map:cells=logits", "Logit, before the softmax", "gave"),
         ("map-grid:cells=logits", "Logits before the softmax", "Attention"),
     ],
@@ -93,6 +94,9 @@ def test_a_caption_of_trainings_says_which_recipe_at_which_moment(tmp_path):
 
     same = "task backcopy, layers 1, heads 1, width 16, vocabulary 24, length 24, batch 8, "
     assert f"Softmax, ReLU ({same}" in said("emergence") and "seed 3), after 4 to 5 steps." in said("emergence")
+    for curve, unit in (("loss", "NLL of all tokens (nats/token)"), ("copied", "NLL of copied tokens (nats/token)")):
+        figure = parse(f"emergence:curve={curve}")
+        assert figure.draw(figure.numbers(source.data), ax=Sheet().subplots()).get_ylabel() == unit
     last, first = said("emergence-map:training=1"), said("emergence-map:training=1,moment=0")
     assert "as a training left it" in last and f" ReLU ({same}" in last and "after 5 steps." in last
     assert "at moment 0 of a training" in first and "left it" not in first and "after 0 steps." in first

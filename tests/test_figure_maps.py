@@ -104,7 +104,7 @@ def test_a_table_of_a_map_says_which_tokens_layers_and_heads_its_numbers_are_of(
 
 
 @pytest.mark.whole
-def test_what_grey_means_in_a_map_of_recall_stands_below_its_lengths():
+def test_what_grey_means_in_a_map_of_recall_stands_below_its_lengths_and_units_beside_it():
     policies = np.repeat(["dense", "streaming:sinks=4,window=60", "window:window=64"], 4)
     spots = {"length": np.tile([128, 256], 6), "depth": np.tile([5.0, 5.0, 95.0, 95.0], 3)}
     data = {"policy": policies, **spots, "recalled": np.zeros(12), "nll": np.ones(12)}
@@ -113,6 +113,9 @@ def test_what_grey_means_in_a_map_of_recall_stands_below_its_lengths():
             assert not nasty.misplaced(sheet), venue
             label = sheet.axes[0].get_xlabel().replace("\n", " ")
             assert label == "Length of the text (tokens); grey: dense fails"
+    for cells, unit in (("recalled", "Recalled"), ("nll", "NLL of answer (nats/token)")):
+        with drawn(parse(f"needle-map:cells={cells}"), data, Layout("neurips", 8, 100)) as sheet:
+            assert sheet.axes[1].get_ylabel() == unit
 
 
 @pytest.mark.whole

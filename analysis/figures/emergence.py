@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 CURVES = {
     "weight": "Weight on the first token",
     "value": "Norm of its value, times the others'",
-    "copied": "NLL of copied tokens (nats)",
-    "loss": "NLL of all tokens (nats)",
+    "copied": "NLL of copied tokens (nats/token)",
+    "loss": "NLL of all tokens (nats/token)",
 }
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 GREY, NOTHING = "#C4C6CA", "white"
 """Cells in which dense fails, whatever a policy does, and those that were not asked for."""
-COLOURS = {"recalled": ("cividis", "Recalled"), "nll": ("cividis_r", "NLL of the answer (nats)")}
+COLOURS = {"recalled": ("cividis", "Recalled"), "nll": ("cividis_r", "NLL of answer (nats/token)")}
 """Even to all eyes; the brighter the better."""
 
 
@@ -37,7 +37,7 @@ class NeedleMap(Figure):
 
     def seen(self) -> str:
         """A sentence on what the cells show."""
-        what = {"recalled": "how often the answer was given", "nll": "the NLL of the answer"}[self.cells]
+        what = {"recalled": "how often the answer was given", "nll": "the mean NLL of the answer's tokens"}[self.cells]
         of = "by length and depth; grey where dense itself gives fewer than half of the answers"
         return f"{self.title}. A map for each policy, dense first: {what}, {of}."
 
