@@ -239,6 +239,31 @@ def test_thoughts_stay_where_a_template_takes_them_out(opened):
     assert said(tokenizer, talk.tokens) == f"{kept}{end}\n<|im_start|>user\nor not{found.open}"
 
 
+@pytest.mark.parametrize(
+    ("opened", "begins"),
+    [
+        ("", "to=user#"),
+        ("<think>", "</think>"),
+        ("<think></think>", "</think>"),
+        ("<|open|>thoughts#", "<|open|>thoughts#<|close|>thoughts#"),
+    ],
+)
+def test_what_a_model_says_itself_before_its_answer_is_the_models_to_say(opened, begins):
+    """As in channels of Solar, Functionary and Kimi; GLM-4.7 and DeepSeek V3.2 close a thought that nobody began."""
+    tokenizer = tokenizers.byte_level()
+    before = "<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}BEGINS{% endif %}".replace("BEGINS", begins)
+    tokenizer.chat_template = CHATML.replace("<|im_start|>{{ m.role }}\n", before).replace(
+        "assistant\n", f"assistant\n{opened}"
+    )
+    found = template_of(tokenizer)
+    assert not found.note and "what earlier answers begin with" in found.caution
+    assert found.head == "<|im_start|>user\n" and found.close == "<|im_end|>\n<|im_start|>user\n"
+    assert found.open == f"<|im_end|>\n<|im_start|>assistant\n{opened}"
+    # An answer that begins with another role is none of this template's.
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ m.role }}", "old_{{ m.role }}")
+    assert template_of(tokenizer).note
+
+
 def test_a_template_that_keeps_all_has_nothing_to_say():
     for kind in ("byte_level", "gemma_like", "llama_like"):
         found = template_of(TALKERS[kind]())

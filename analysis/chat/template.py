@@ -11,7 +11,7 @@ THOUGHT = re.compile(r"[<\[](\w*:?think\w*|thought)[>\]](?:.*?[<\[]/\1[>\]])?\s*
 """A block in which a model thinks, or the mark that opens one."""
 
 _PLAIN = "what you write is continued as plain text"
-_KEPT = "here they stay in the text and in the cache, as they were said"
+_KEPT = "here it stays in the text and in the cache, as it was said"
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
     """The tokenizer's own template, taken apart.  Plain continuation, with a note, where it cannot be.
 
     Many templates for models that think take the thoughts out of earlier answers, or open one before an answer and not
-    in what was said before.  What was said stays here as it was said, so only what the template puts between one answer
-    and the next is asked of it, and that is the same.
+    in what was said before; some leave it to the model to say whom, or in which channel, it answers.  What was said
+    stays here as it was said, so only what the template puts between one answer and the next is asked of it, and that
+    is the same.
     """
     if not tokenizer.chat_template:
         return Template("", "", "\n", f"This model has no chat template: {_PLAIN}.")
@@ -51,7 +52,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         begun, second, longer, answered, thinking = rendered(chosen, special, asked)
         head, found, opened = begun.partition(p)
         before, _, rest = second.partition(a)
-        # What stands between a prompt and an earlier answer: white space that it begins with is the model's to say.
+        # What stands between a prompt and an earlier answer: what `opened` has not of it is the model's to say.
         earlier = before[len(head + p) :]
         close = rest[: -len(q + opened)]
         whole = head + p + earlier + a + close + q + opened
@@ -61,8 +62,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         once = last.removesuffix(tokenizer.eos_token or "").rstrip()
         last = last if once.endswith(a) else once
         faithful = bool(found) and (second, longer) == (whole, third)
-        bare = THOUGHT.sub("", opened)
-        faithful = faithful and earlier.startswith(bare) and not THOUGHT.sub("", earlier[len(bare) :]).strip()
+        faithful = faithful and earlier.startswith(THOUGHT.sub("", opened))
         faithful = faithful and second.startswith((last, THOUGHT.sub("", last)))
         if not faithful:
             return Template("", "", "\n", f"This model's chat template changes what was said before: {_PLAIN}.")
@@ -73,5 +73,6 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
     except Exception as e:
         why = str(e) if isinstance(e, TemplateFailed) else type(e).__name__
         return Template("", "", "\n", f"This model's chat template cannot be used ({why}): {_PLAIN}.")
-    caution = f"This model's chat template changes thoughts of earlier answers, or takes them out: {_KEPT}."
-    return Template(head, opened, close, caution="" if kept else caution, writes_bos=writes)
+    changed = "changes what earlier answers begin with, such as thoughts, or takes it out"
+    caution = "" if kept else f"This model's chat template {changed}: {_KEPT}."
+    return Template(head, opened, close, caution=caution, writes_bos=writes)
