@@ -130,6 +130,28 @@ def test_an_answer_ends_once_where_the_template_puts_a_space_before_its_end(kind
     assert talk.tokens.tolist() == whole
 
 
+def test_an_answer_goes_on_where_its_template_closes_thoughts_and_answers_alike():
+    """As Kimi K3's: what closes them is a control token, and the end comes behind it."""
+    tokenizer = tokenizers.byte_level()
+    tokenizer.chat_template = CHATML.replace(
+        "{{ m.content }}",
+        "{% if m.role == 'user' %}{{ m.content }}{% else %}is</think>{{ m.content }}</think>to{% endif %}",
+    )
+    partner = Partner(model_of(tokenizer))
+    whole = tokenizer(rendered(partner, "to be", "or not", "is"), add_special_tokens=False)["input_ids"]
+    talk = first(partner, "to be")
+    answer = iter(whole[len(talk.tokens) :])
+    talk.sampling, talk.chooser = Sampling(max_new=40), lambda *_: next(answer)
+    while talk.busy:
+        talk.step()
+    assert talk.turns[0].why == "ended" and talk.said(talk.turns[0]) == "is</think>or not</think>to"
+    talk.ask("is")
+    assert talk.tokens.tolist() == whole
+    # A newline that ends answers is not the one that comes behind the end.
+    partner.ends = set(tokenizer("\n")["input_ids"])
+    assert partner.close(*partner.ends) == partner.template.close
+
+
 @pytest.mark.parametrize("kind", ["llama_like", "newer_llama"])
 def test_text_that_is_continued_has_no_space_put_into_it(kind):
     tokenizer = TALKERS[kind]()

@@ -84,16 +84,22 @@ class Partner:
         return texts.begun(first, ids)
 
     def _closing(self) -> set[int]:
-        """The control token that the template puts behind an answer, which a GGUF file, with one end, may leave out."""
+        """The control token that the template puts behind an answer, which a GGUF file, with one end, may leave out.
+
+        None where an end is known that the template writes: Kimi K3's closes thoughts and answers alike before it.
+        """
         close, known = self.template.close.lstrip(), control.control_tokens(self.tokenizer)
-        first = self.encode([(TEMPLATE, close)])[0][:1].tolist()
-        return {i for i in first if i in known and close.startswith(known[i])}
+        written = self.encode([(TEMPLATE, close)])[0].tolist()
+        if self.ends & known.keys() & set(written):
+            return set()
+        return {i for i in written[:1] if i in known and close.startswith(known[i])}
 
     def close(self, last: int) -> str:
         """The template's text after an answer whose last token was `last`."""
         close, end = self.template.close, re.escape(str(self.tokenizer.decode([last])))
-        # Llama 2's puts a space before it, which the model said as well.
-        said = re.match(rf"\s*?{end}", close) if last in self.ends else None
+        # Llama 2's puts a space before it, Kimi K3's closes the answer: the model said that as well.
+        before = ".*?" if last in control.control_tokens(self.tokenizer) else r"\s*?"
+        said = re.match(before + end, close, re.DOTALL) if last in self.ends else None
         return close[said.end() :] if said else close
 
 
