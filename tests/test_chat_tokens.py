@@ -240,6 +240,15 @@ def test_an_end_of_the_whole_text_behind_the_last_answer_changes_nothing_that_wa
     assert template_of(tokenizer).note
 
 
+def test_a_template_that_opens_an_answer_unasked_changes_nothing_that_was_said():
+    """As the first one of Llama 3, and GLM-Edge's."""
+    for kind in ("byte_level", "gemma_like"):
+        tokenizer = TALKERS[kind]()
+        plain = template_of(tokenizer)
+        tokenizer.chat_template = tokenizer.chat_template.replace("{% if add_generation_prompt %}", "{% if true %}")
+        assert template_of(tokenizer) == plain and plain.open and not plain.note
+
+
 @pytest.mark.parametrize("opened", ["", "<think>\n"])
 def test_thoughts_stay_where_a_template_takes_them_out(opened):
     tokenizer = tokenizers.byte_level()

@@ -57,7 +57,8 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         close = rest[: -len(q + opened)]
         whole = head + p + earlier + a + close + q + opened
         third = head + p + earlier + a + close + q + earlier + b + close + r + opened
-        last = answered.rstrip()
+        # The first of Llama 3's opens an answer whether one is to follow or not.
+        last = answered.removesuffix(opened).rstrip()
         # Phi-3's ends the whole text behind the end of its last answer, where no other is to follow.
         once = last.removesuffix(tokenizer.eos_token or "").rstrip()
         last = last if once.endswith(a) else once
