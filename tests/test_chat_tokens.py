@@ -249,7 +249,10 @@ def test_a_template_that_opens_an_answer_unasked_changes_nothing_that_was_said()
         assert template_of(tokenizer) == plain and plain.open and not plain.note
 
 
-@pytest.mark.parametrize("opened", ["", "<think>\n"])
+OPENED = ("", "<think>\n", "<|channel>thought\n<channel|>", "<|START_THINKING|>", "<|START_THINKING|><|END_THINKING|>")
+
+
+@pytest.mark.parametrize("opened", OPENED)
 def test_thoughts_stay_where_a_template_takes_them_out(opened):
     tokenizer = tokenizers.byte_level()
     tokenizer.chat_template = THINKING.replace("OPENED", opened)

@@ -7,8 +7,12 @@ from transformers import PreTrainedTokenizerBase
 
 from .rendering import TemplateFailed, rendered
 
-THOUGHT = re.compile(r"[<\[](\w*:?think\w*|thought)[>\]](?:.*?[<\[]/\1[>\]])?\s*", re.IGNORECASE | re.DOTALL)
-"""A block in which a model thinks, or the mark that opens one."""
+THOUGHT = re.compile(
+    r"(?:[<\[](\w*:?think\w*|thought)[>\]](?:.*?[<\[]/\1[>\]])?"
+    r"|<\|START_THINKING\|>(?:.*?<\|END_THINKING\|>)?|<\|channel>thought(?:.*?<channel\|>)?)\s*",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A block in which a model thinks, or the mark that opens one: most models', Command's and Gemma 4's."""
 
 _PLAIN = "what you write is continued as plain text"
 _KEPT = "here it stays in the text and in the cache, as it was said"
