@@ -28,6 +28,21 @@ def test_a_template_writes_what_transformers_writes():
     assert rendered(template, (("bos_token", "<s>"),), ASKED) == wanted
 
 
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="this system's clock has one time zone")
+def test_a_template_writes_the_date_of_the_day_on_which_it_is_asked(monkeypatch):
+    """As Llama 3.2's does, for a server that has run since yesterday."""
+    days = []
+    try:
+        for zone in ("Etc/GMT+12", "Etc/GMT-14"):
+            monkeypatch.setenv("TZ", zone)
+            time.tzset()
+            days.append((rendered("{{ strftime_now('%d %b %Y') }}", (), ASKED)[0], time.strftime("%d %b %Y")))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert [found for found, _ in days] == [wanted for _, wanted in days] and days[0] != days[1]
+
+
 @pytest.mark.parametrize(
     ("template", "why"),
     [

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -29,13 +30,18 @@ class TemplateFailed(Exception):
     """A template that cannot be rendered; says why in a few words."""
 
 
-@lru_cache(maxsize=64)
 def rendered(template: str, special: tuple[tuple[str, str], ...], asked: tuple[tuple[tuple[str, ...], bool], ...]):
     """What a template writes, for each of some conversations.
 
     `special`: the tokenizer's special tokens by name, as a template knows them; `asked`: what was said in turns, and
     whether an answer is to follow.  Raises TemplateFailed where it fails, or needs more than a template may take.
     """
+    return _rendered(template, special, asked, time.strftime("%Y-%m-%d"))
+
+
+@lru_cache(maxsize=64)
+def _rendered(template: str, special: tuple, asked: tuple, day: str) -> tuple[str, ...]:
+    """The same, kept for a `day`: some templates write the date."""
     if len(template) > LONGEST:
         raise TemplateFailed("it is too long")
     task = json.dumps({"template": template, "special": dict(special), "asked": asked, "seconds": SECONDS})
