@@ -113,13 +113,9 @@ def test_the_next_prompt_goes_on_as_the_whole_does_at_once(partner):
     assert found.tolist() == whole[at + 1 :] and len(roles) == len(found) > 5
 
 
-@pytest.mark.parametrize("kind", ["llama_like", "newer_llama"])
-def test_an_answer_ends_once_where_the_template_puts_a_space_before_its_end(kind):
-    """As Llama 2's: the model says that space, too."""
-    tokenizer = TALKERS[kind]()
-    tokenizer.chat_template = tokenizer.chat_template.replace("</s>", " </s>")
-    partner = Partner(model_of(tokenizer))
-    whole = tokenizer(rendered(partner, "to be", "or not", "is"), add_special_tokens=False)["input_ids"]
+def answered_as_a_whole(partner) -> Conversation:
+    """A conversation whose answer is what the template of the whole text has; asked once more, it is that text."""
+    whole = partner.tokenizer(rendered(partner, "to be", "or not", "is"), add_special_tokens=False)["input_ids"]
     talk = first(partner, "to be")
     answer = iter(whole[len(talk.tokens) :])
     talk.sampling, talk.chooser = Sampling(max_new=40), lambda *_: next(answer)
@@ -128,6 +124,15 @@ def test_an_answer_ends_once_where_the_template_puts_a_space_before_its_end(kind
     assert talk.turns[0].why == "ended"
     talk.ask("is")
     assert talk.tokens.tolist() == whole
+    return talk
+
+
+@pytest.mark.parametrize("kind", ["llama_like", "newer_llama"])
+def test_an_answer_ends_once_where_the_template_puts_a_space_before_its_end(kind):
+    """As Llama 2's: the model says that space, too."""
+    tokenizer = TALKERS[kind]()
+    tokenizer.chat_template = tokenizer.chat_template.replace("</s>", " </s>")
+    answered_as_a_whole(Partner(model_of(tokenizer)))
 
 
 def test_an_answer_goes_on_where_its_template_closes_thoughts_and_answers_alike():
@@ -138,15 +143,8 @@ def test_an_answer_goes_on_where_its_template_closes_thoughts_and_answers_alike(
         "{% if m.role == 'user' %}{{ m.content }}{% else %}is</think>{{ m.content }}</think>to{% endif %}",
     )
     partner = Partner(model_of(tokenizer))
-    whole = tokenizer(rendered(partner, "to be", "or not", "is"), add_special_tokens=False)["input_ids"]
-    talk = first(partner, "to be")
-    answer = iter(whole[len(talk.tokens) :])
-    talk.sampling, talk.chooser = Sampling(max_new=40), lambda *_: next(answer)
-    while talk.busy:
-        talk.step()
-    assert talk.turns[0].why == "ended" and talk.said(talk.turns[0]) == "is</think>or not</think>to"
-    talk.ask("is")
-    assert talk.tokens.tolist() == whole
+    talk = answered_as_a_whole(partner)
+    assert talk.said(talk.turns[0]) == "is</think>or not</think>to"
     # A newline that ends answers is not the one that comes behind the end.
     partner.ends = set(tokenizer("\n")["input_ids"])
     assert partner.close(*partner.ends) == partner.template.close

@@ -7,25 +7,20 @@ import torch
 from analysis.engine import check
 from analysis.engine.context import SharedContext
 from analysis.engine.lane import Lane
-from analysis.models import checked, conversions, dtypes
+from analysis.models import checked, dtypes
 from analysis.models.loading import load
 from analysis.policies import Dense
 
-from .gguf_files import tiny, write
+from .test_conversions import cache as cache
+from .test_conversions import file as file
+from .test_conversions import folder
 
 pytestmark = pytest.mark.whole
 
 
-@pytest.fixture(scope="module")
-def file(tmp_path_factory):
-    return write(tiny("llama"), tmp_path_factory.mktemp("gguf") / "tiny.gguf")
-
-
 @pytest.fixture
-def tried(tmp_path, monkeypatch):
-    """An empty cache, into which every file is worth to be converted; what is tried while a model is loaded."""
-    monkeypatch.setattr(conversions, "WORTH", 0)
-    monkeypatch.setenv("SINKSCOPE_CACHE", str(tmp_path / "cache"))
+def tried(cache, monkeypatch):
+    """What is tried while a model is loaded, from an empty cache on."""
     own, tried = check.own_logits, []
     monkeypatch.setattr(check, "own_logits", lambda *a: tried.append(a) or own(*a))
     return tried
@@ -34,11 +29,6 @@ def tried(tmp_path, monkeypatch):
 def nll(model) -> np.ndarray:
     words = np.arange(40, dtype=np.int32)
     return Lane(0, Dense(), SharedContext(model.adapted, words, 4, 0)).read(39).nll
-
-
-def place(tmp_path):
-    (found,) = (p for p in (tmp_path / "cache").iterdir() if p.is_dir())
-    return found
 
 
 def again(file, tried, **how) -> bool:
@@ -78,17 +68,17 @@ def test_what_its_numbers_come_from_is_asked_for_each_time(file, tried, monkeypa
 
 
 @pytest.mark.parametrize("text", ["", "[", '{"a": 1}', "[1, 2]", "\x00"])
-def test_a_damaged_note_costs_another_try(file, tried, tmp_path, text):
+def test_a_damaged_note_costs_another_try(file, tried, cache, text):
     again(file, tried)
-    (place(tmp_path) / checked.FILE).write_text(text)
+    (folder(cache) / checked.FILE).write_text(text)
     assert again(file, tried) and not again(file, tried)
 
 
-def test_it_goes_with_its_conversion(file, tried, tmp_path):
+def test_it_goes_with_its_conversion(file, tried, cache):
     assert again(file, tried)
     # What converts tries, too.
     count = len(tried)
-    weights = place(tmp_path) / "model.safetensors"
+    weights = folder(cache) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert again(file, tried) and len(tried) == count
 

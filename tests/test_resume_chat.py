@@ -217,6 +217,17 @@ def test_a_conversation_loaded_from_its_state_gives_the_same_answers(policy, wor
     np.testing.assert_array_equal(talk.tokens, other.tokens)
 
 
+def is_given_again(talk):
+    """The answer that is being given, once more: the same where the most probable token is chosen."""
+    while talk.step() is not None:
+        pass
+    before = talk.tokens.copy()
+    talk.again()
+    while talk.step() is not None:
+        pass
+    np.testing.assert_array_equal(talk.tokens, before)
+
+
 def test_after_going_on_the_last_answer_cannot_be_given_again_but_the_next_one_can(words):
     partner, sampling = Partner(load_model(words, device="cpu")), Sampling(max_new=5)
     talk, other = (Conversation(partner, parse("dense"), sampling) for _ in range(2))
@@ -227,13 +238,7 @@ def test_after_going_on_the_last_answer_cannot_be_given_again_but_the_next_one_c
     with pytest.raises(ValueError, match=r"^what the cache held before the last answer is not kept[^\n]*$"):
         other.again()
     other.ask(SCRIPT[1])
-    while other.step() is not None:
-        pass
-    before = other.tokens.copy()
-    other.again()
-    while other.step() is not None:
-        pass
-    np.testing.assert_array_equal(other.tokens, before)
+    is_given_again(other)
 
 
 def test_an_answer_that_began_after_going_on_in_its_prompt_can_be_given_again(words):
@@ -243,13 +248,7 @@ def test_an_answer_that_began_after_going_on_in_its_prompt_can_be_given_again(wo
     talk.step(1)
     assert talk.unread > 1
     other.load_state(talk.state())
-    while other.step() is not None:
-        pass
-    before = other.tokens.copy()
-    other.again()
-    while other.step() is not None:
-        pass
-    np.testing.assert_array_equal(other.tokens, before)
+    is_given_again(other)
 
 
 def test_a_record_whose_tokens_no_prompt_explains_does_not_go_on(words, script, tmp_path, command, monkeypatch):
