@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from analysis.engine.attention.band import Band, plan
-from analysis.engine.attention.banded import blocks_of, fold, unfold
+from analysis.engine.attention.blocks import Met, fold, unfold
 from analysis.engine.attention.call import Call
 from analysis.engine.layers.quantized import Quantization
 
@@ -124,7 +124,7 @@ def test_a_plan_shows_every_query_what_it_reaches_and_nothing_else():
         prefix = [*range(band.sinks), *range(band.first, band.first + made.observed)]
         keys = torch.arange(rest, stop)[None, :, None]
         # Behind the ends stand keys that are nobody's.
-        keys = blocks_of(keys + 1, made)[:, 0, :, 0] - 1
+        keys = Met.of(keys + 1, made).came[:, 0, :, 0] - 1
         assert keys.shape == (made.blocks, made.width) and (made.blocks - 1) * made.block < count + after + 1
         rows = torch.zeros(made.blocks, 1, groups * made.block, made.width)
         for columns in made.masks:
@@ -158,7 +158,7 @@ def test_a_query_meets_each_key_once_and_as_it_is_stored_for_it():
         settings = {"sink_tokens": 0, "sliding_window": sliding, "groups": 1, "quantization": q}
         made = plan(band, start, count, dtype=torch.float32, device=torch.device("cpu"), **settings)
         keys = torch.arange(band.first + made.past, start + count)[None, :, None]
-        keys = blocks_of(keys + 1, made)[:, 0, :, 0] - 1
+        keys = Met.of(keys + 1, made).came[:, 0, :, 0] - 1
         again = [*range(made.width)][made.changing]
         # Columns before those that change hold keys as they are stored, and so do the last ones.
         stored = [*(i < made.changing.start for i in range(made.width)), *(True for _ in again)]

@@ -5,13 +5,13 @@ It appends the keys to the lane's layer, rotates at positions that the policy ch
 one softmax.  Sink mass falls out of it for every head and query.  Nothing is copied to the host in here.
 """
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...families.positions import Angles, AttentionModule
 from ...families.rotary import Adapted
@@ -20,54 +20,11 @@ from ..layers.banded import BandedLayer
 from ..layers.quantized import Newly, Quantization
 from . import flash
 from .band import Band, BlockPlan, Columns, plan
+from .blocks import Met, Room, fold, turns, unfold
 from .call import Call, joined, partial, weigh
 
 PAST = 2048
 """Keys of a long past that are rotated and read at a time, so that they stay in the processor's cache."""
-
-
-def fold(x: Float[Tensor, "batch heads queries dim"], kv_heads: int, block: int, blocks: int) -> Tensor:
-    """The query heads that share a KV head become rows: [batch · blocks, kv_heads, groups · block, dim]."""
-    batch, heads, queries, dim = x.shape
-    if (missing := blocks * block - queries) > 0:
-        x = nn.functional.pad(x, (0, 0, 0, missing))
-    x = x.reshape(batch, kv_heads, heads // kv_heads, blocks, block, dim)
-    return x.permute(0, 3, 1, 2, 4, 5).reshape(batch * blocks, kv_heads, -1, dim)
-
-
-def unfold(x: Float[Tensor, "pieces kv_heads rows *dim"], batch: int, block: int, blocks: int) -> Tensor:
-    """The inverse of `fold`, queries before heads: [batch, queries (padded), heads, *dim]."""
-    kv_heads, rest = x.shape[1], x.shape[3:]
-    x = x.reshape(batch, blocks, kv_heads, -1, block, *rest)
-    return x.movedim(4, 2).reshape(batch, blocks * block, -1, *rest)
-
-
-def blocks_of(
-    x: Float[Tensor, "kv_heads slots dim"],
-    plan: BlockPlan,
-    quantized: Float[Tensor, "kv_heads slots dim"] | None = None,
-    before: Sequence[Float[Tensor, "1 kv_heads some dim"]] = (),
-) -> Float[Tensor, "blocks kv_heads columns dim"]:
-    """The overlapping stretches of keys that the blocks of queries meet, copied once: products of overlapping views are
-    slower by more than the copy takes.  `quantized`: the same keys where some are, see BlockPlan.  `before`: keys that
-    all blocks meet in front of their own."""
-    came = _stretches(x, plan)
-    own = (came,)
-    if quantized is not None and plan.changing is not None:
-        then, begin = _stretches(quantized, plan), plan.changing.start
-        own = then[:, :, :begin], came[:, :, begin:], then[:, :, plan.changing]
-    return torch.cat((*(keys.expand(plan.blocks, -1, -1, -1) for keys in before), *own), 2)
-
-
-def _stretches(x: Float[Tensor, "kv_heads slots dim"], plan: BlockPlan) -> Float[Tensor, "blocks kv_heads width dim"]:
-    before, after = plan.pad
-    if before < 0:
-        x, before = x[:, -before:], 0
-    if before or after:
-        x = nn.functional.pad(x, (0, 0, before, after))
-    heads, slots, dim = x.stride()
-    shape = plan.blocks, x.shape[0], plan.width, x.shape[2]
-    return x.as_strided(shape, (plan.block * slots, heads, slots, dim), x.storage_offset())
 
 
 @dataclass(eq=False)
@@ -103,6 +60,7 @@ class BandedPass:
     """What each layer has quantized between two of these tokens."""
     _plans: dict[tuple, BlockPlan] = field(default_factory=dict)
     _angles: dict[tuple, tuple[Any, ...]] = field(default_factory=dict)
+    _room: Room = field(default_factory=Room)
 
     def attend(
         self,
@@ -148,39 +106,36 @@ class BandedPass:
             prefix.append(first)
             prefix_values.append(values[:, :, :observed])
         recent = recent[:, :, past - rotated_from :]
-        if self.layers is None:
-            local, local_values = recent, values
-        else:
-            stored = None, None
-            if newly is not None:
-                begin = newly.begin - self.band.first
-                piece = rotate(attention, newly.keys[None], _cut(window_at, begin, begin + newly.keys.shape[1]))
-                stored = (
-                    _with(recent[0], begin - past, piece[0]),
-                    _with(values[0, :, past:], begin - past, newly.values),
-                )
-            elif steps.changing is not None:
-                stored = recent[0], values[0, :, past:]
-            local, local_values = (
-                blocks_of(x, steps, x_stored, front)
-                for x, x_stored, front in zip(
-                    (recent[0], values[0, :, past:]), stored, (prefix, prefix_values), strict=True
-                )
-            )
-        scores = call.with_sinks(self._scores(q @ local.transpose(-1, -2), to_sinks, steps, call))
         pieces = []
         if steps.past:
             for begin in range(observed, past, PAST):
                 end = min(begin + PAST, past)
                 piece = rotate(attention, keys[:, :, begin:end], _cut(window_at, begin, end))
                 pieces.append(partial(q, piece, values[:, :, begin:end], call))
-        weights, total = weigh(scores, pieces, value.dtype)
-        self._observe(weights, steps, call)
-        weights, total = call.intervene(
-            scores, weights, total, lambda: (self._early(scores, steps), self._later(scores, steps)), pieces
-        )
-        out = weights[..., : local.shape[-2]] @ local_values
-        return self._told(unfold(joined(out, pieces, total), len(query), steps.block, steps.blocks)[:, : call.queries])
+        own = recent, values[:, :, past:]
+        if self.layers is None:
+            met_keys, met_values = (Met(x) for x in own)
+        else:
+            quantized = self._quantized(attention, own, past, newly, steps, window_at)
+            met_keys, met_values = (
+                Met.of(x[0], steps, before, then)
+                for x, before, then in zip(own, (prefix, prefix_values), quantized, strict=True)
+            )
+        out = value.new_empty(*q.shape[:-1], value.shape[-1])
+        mass = torch.empty(q.shape[:-1], device=q.device)
+        for some in turns(q, steps.prefix + steps.width):
+            local = self._room.joined("keys", met_keys.parts(some))
+            local_values = self._room.joined("values", met_values.parts(some))
+            scores = self._room.matmul("scores", q[some], local.transpose(-1, -2))
+            scores = call.with_sinks(self._scores(scores, to_sinks, steps, some, call))
+            weights, total = weigh(scores, pieces, value.dtype, free=not call.knocks_out)
+            self._observe(weights, steps, some, mass[some])
+            first_tokens = functools.partial(self._first_tokens, scores, steps, some)
+            weights, total = call.intervene(scores, weights, total, first_tokens, pieces)
+            joined(torch.matmul(weights[..., : local.shape[-2]], local_values, out=out[some]), pieces, total)
+        mass = unfold(mass, len(query), steps.block, steps.blocks)[:, : call.queries]
+        self.mass.append(mass.reshape(-1, call.heads).T)
+        return self._told(unfold(out, len(query), steps.block, steps.blocks)[:, : call.queries])
 
     def _told(self, out: Float[Tensor, "batch queries heads dim"]) -> Float[Tensor, "batch queries heads dim"]:
         if self.attended is not None:
@@ -222,40 +177,63 @@ class BandedPass:
         self.mass.append(mass)
         return out
 
-    def _scores(self, scores: Tensor, to_sinks: Tensor | None, steps: BlockPlan, call: Call) -> Tensor:
+    def _quantized(
+        self,
+        attention: AttentionModule,
+        own: tuple[Tensor, Tensor],
+        past: int,
+        newly: Newly | None,
+        steps: BlockPlan,
+        window_at: Angles | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Keys and values from `past` on, [kv_heads, slots, dim], with those that these tokens saw quantized."""
+        keys, values = own[0][0], own[1][0]
+        if newly is None:
+            return (None, None) if steps.changing is None else (keys, values)
+        begin = newly.begin - self.band.first
+        at = _cut(window_at, begin, begin + newly.keys.shape[1])
+        piece = self.model.rotate(attention, newly.keys[None], at)
+        return _with(keys, begin - past, piece[0]), _with(values, begin - past, newly.values)
+
+    def _scores(self, scores: Tensor, to_sinks: Tensor | None, steps: BlockPlan, some: slice, call: Call) -> Tensor:
         """The scores of all columns; the sinks' are those that queries give at their distance from these."""
         if to_sinks is not None:
             # So few that their product is made twice: putting two tensors of scores together would cost more.
-            scores[..., : to_sinks.shape[-1]] = to_sinks
+            scores[..., : to_sinks.shape[-1]] = to_sinks[some]
         scores = call.capped(scores)
         if steps.prefix_mask is not None:
-            scores[..., : steps.prefix] += steps.prefix_mask
+            scores[..., : steps.prefix] += _of(steps.prefix_mask, some)
         for columns in steps.masks:
-            scores[..., steps.prefix :][..., columns.where] += columns.mask
+            scores[..., steps.prefix :][..., columns.where] += _of(columns.mask, some)
         return scores
 
-    def _observe(self, weights: Tensor, steps: BlockPlan, call: Call) -> None:
+    def _observe(
+        self, weights: Tensor, steps: BlockPlan, some: slice, mass: Float[Tensor, "pieces kv_heads rows"]
+    ) -> None:
         counted = weights[..., : steps.counted]
         if self.starts is not None:
-            counted = counted * self._early(weights, steps)[..., : steps.counted]
-        mass = unfold(counted.sum(-1, dtype=torch.float32), len(call.query), steps.block, steps.blocks)
-        self.mass.append(mass[:, : call.queries].reshape(-1, call.heads).T)
+            counted = counted * self._early(weights, steps, some)[..., : steps.counted]
+        torch.sum(counted, -1, dtype=torch.float32, out=mass)
 
-    def _early(self, weights: Tensor, steps: BlockPlan) -> Tensor:
+    def _first_tokens(self, scores: Tensor, steps: BlockPlan, some: slice) -> tuple[Tensor, Tensor]:
+        """Whether each column is one of the text's first tokens, and whether each row is the query of none of them."""
+        return self._early(scores, steps, some), self._later(scores, steps, some)
+
+    def _early(self, weights: Tensor, steps: BlockPlan, some: slice) -> Tensor:
         """Whether a column is one of the text's first tokens: [columns], or of each window [windows, 1, 1, columns]."""
         columns = torch.arange(weights.shape[-1], device=weights.device)
         early = columns < steps.counted
         if self.starts is not None:
-            positions = self.starts.to(weights.device)[:, None] + columns
+            positions = self.starts[some].to(weights.device)[:, None] + columns
             early = (early & (positions < self.sink_tokens))[:, None, None]
         return early
 
-    def _later(self, weights: Tensor, steps: BlockPlan) -> Tensor:
+    def _later(self, weights: Tensor, steps: BlockPlan, some: slice) -> Tensor:
         """Whether a query is none of the text's first tokens, [pieces, 1, rows, 1]."""
         begins = torch.arange(steps.blocks, device=weights.device) * steps.block + self.start
         if self.starts is not None:
             begins = self.starts.to(weights.device)
-        positions = begins[:, None] + torch.arange(steps.block, device=weights.device)
+        positions = begins[some, None] + torch.arange(steps.block, device=weights.device)
         rows = positions.repeat(1, weights.shape[-2] // steps.block)
         return (rows >= self.sink_tokens)[:, None, :, None]
 
@@ -352,6 +330,11 @@ class BandedPass:
 
 def _cut(angles: Angles | None, begin: int, end: int | None = None) -> Angles | None:
     return None if angles is None else (angles[0][:, begin:end], angles[1][:, begin:end])
+
+
+def _of(mask: Tensor, some: slice) -> Tensor:
+    """The mask of some pieces, where each has its own."""
+    return mask if len(mask) == 1 else mask[some]
 
 
 def _with(x: Float[Tensor, "kv_heads slots dim"], begin: int, new: Float[Tensor, "kv_heads tokens dim"]) -> Tensor:

@@ -103,6 +103,11 @@ class Call:
         column = self.sinks.repeat_interleave(kv_heads * rows // self.heads).view(kv_heads, rows, 1)
         return torch.cat((scores, column.expand(*scores.shape[:-1], 1).to(scores.dtype)), -1)
 
+    @property
+    def knocks_out(self) -> bool:
+        """Whether something is knocked out somewhere."""
+        return self.interventions is not None and self.interventions.knockout != "none"
+
     def intervene(
         self,
         scores: Tensor,
@@ -116,7 +121,7 @@ class Call:
         `first_tokens` is asked where something is to be knocked out: whether each column [.., columns] is one of the
         text's first tokens, and whether each row [.., rows, 1] is the query of none of them.
         """
-        if self.interventions is None or self.interventions.knockout == "none":
+        if self.interventions is None or not self.knocks_out:
             return weights, total
         masked = self.interventions.masked(scores, self.layer, self.kv_heads, self.heads)
         if masked is None:
@@ -129,11 +134,15 @@ class Call:
 
 
 def weigh(
-    scores: Float[Tensor, "*rows columns"], pieces: Pieces, dtype: torch.dtype
+    scores: Float[Tensor, "*rows columns"], pieces: Pieces, dtype: torch.dtype, *, free: bool = False
 ) -> tuple[Float[Tensor, "*rows columns"], Float[Tensor, "*rows"] | None]:
-    """The weights of these scores; where pieces with a log-sum-exp of their own share the sum, its logarithm too."""
+    """The weights of these scores; where pieces with a log-sum-exp of their own share the sum, its logarithm too.
+
+    `free`: a processor may write the weights where the scores were, which is half of the memory.
+    """
     if not pieces:
-        return torch.softmax(scores, -1).to(dtype), None
+        out = scores if free and scores.device.type == "cpu" else None
+        return torch.softmax(scores, -1, out=out).to(dtype), None
     total = torch.logsumexp(torch.stack([torch.logsumexp(scores.float(), -1), *(lse for _, lse in pieces)]), 0)
     return (scores - total[..., None]).exp().to(dtype), total
 
