@@ -23,6 +23,7 @@ from .masks import PROBED, Rule, rule_of, window_of
 from .positions import LEARNED, Angles, AttentionModule, Positions, Rotary
 from .positions import bound as bound_positions
 from .prepacked import prepack, worth
+from .unrotated import Unrotated, leave_out
 
 IMPLEMENTATION = "sinkscope"
 TENSORS = ("position_ids", "cache_position", "s_aux")
@@ -41,21 +42,6 @@ class Reader(Protocol):
         Queries, keys and values come as [batch, heads, tokens, dim], none of them rotated.
         """
         ...
-
-
-class Unrotated(nn.Module):
-    """Stands where a family's rotary module stood and leaves queries and keys as they are."""
-
-    def __init__(self, rotary: nn.Module) -> None:
-        super().__init__()
-        self.rotary = rotary
-        self.fill = (1.0, 0.0)
-
-    def forward(self, x: Tensor, position_ids: Tensor, *args, **kwargs) -> Angles:
-        """Cosines of 1 and sines of 0, unless it is filled otherwise."""
-        # At position 0: some scalings change, and stay changed, at a far position.
-        cos, sin = self.rotary(x[:1, :1], torch.zeros_like(position_ids[:1, :1]), *args, **kwargs)
-        return torch.full_like(cos, self.fill[0]), torch.full_like(sin, self.fill[1])
 
 
 @dataclass(eq=False)
@@ -197,6 +183,10 @@ def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, 
         _implement(twin, IMPLEMENTATION)
     if prepacks:
         prepack(twin)
+    if unrotated is not None and isinstance(adapted.positions, Rotary):
+        for layer, attention in adapted.attentions.items():
+            if width := adapted.positions.rotated[layer]:
+                leave_out(attention, width)
     for layer, block in decoder_layers(adapted).items():
         block.forward = _Told(layer, block.forward)
     return adapted
