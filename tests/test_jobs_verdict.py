@@ -17,6 +17,7 @@ from analysis.runs import library
 from analysis.runs.spec import Spec
 from app import recordings
 from app.jobs.kept import ResultKeeper
+from app.jobs.loading import Models
 from app.jobs.verdict import VerdictJob
 from app.panels.verdict_results import Found
 
@@ -102,6 +103,11 @@ def test_what_says_that_all_cells_are_whole_knows_all_of_them(registry, speaking
     partly, whole = [found for found in shown if not found.whole], [found for found in shown if found.whole]
     assert partly and len(whole) >= 2
     assert all(found.verdict == verdict(asked, library.home() / job.id) for found in whole)
+
+
+def test_a_comparison_that_has_not_begun_is_not_called_whole(speaking):
+    found = Found.of_job(VerdictJob(plan_of(speaking, budgets=(32,), tasks=("kl",)), Models()))
+    assert (found.done, found.total, found.whole) == (0, 0, False)
 
 
 def test_a_comparison_that_was_killed_is_not_called_whole(registry, speaking):

@@ -74,7 +74,8 @@ class Found:
     def of_job(cls, run: VerdictJob) -> Self:
         """What a job has found so far."""
         now = run.snapshot
-        whole, table = now.done == now.total, now.found is not None and not run.kept.problem
+        # While a model is loaded nobody knows how many cells there are.
+        whole, table = 0 < now.total == now.done, now.found is not None and not run.kept.problem
         return cls(run.id, run.plan, now.found, now.done, now.total, whole, table)
 
     @classmethod
