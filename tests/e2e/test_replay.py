@@ -148,6 +148,54 @@ def test_a_curve_that_stays_high_is_drawn_and_not_cut(app, page):
     assert 30 < greatest < top
 
 
+DRAWN = """
+window.__drawn = [];
+const { fillText } = CanvasRenderingContext2D.prototype;
+CanvasRenderingContext2D.prototype.fillText = function (text, ...at) {
+  window.__drawn.push(parseFloat(this.font));
+  return fillText.call(this, text, ...at);
+};"""
+"""Keeps the size of the type of each text that is drawn on a canvas."""
+
+SMALLEST = """() => Math.min(
+  ...window.__drawn.splice(0),
+  ...[...document.querySelectorAll(".sk-plot text, .sk-texts span")]
+    .map((e) => parseFloat(getComputedStyle(e).fontSize)))"""
+"""The smallest type of what was drawn since it was last asked for, and of the plots on screen."""
+
+
+def test_all_that_is_drawn_on_a_projected_page_has_its_large_type(app, page, recorded):
+    page.add_init_script(DRAWN)
+    page.goto(f"{app}/?run={recorded}&at=500&head=3.4")
+    page.wait_for_function("document.querySelector('.sk-memory .sk-texts span') && window.__drawn.length > 5")
+    page.wait_for_timeout(1000)
+    assert page.evaluate(SMALLEST) == 11
+    page.locator("body").press("p")
+    page.get_by_test_id("stSidebar").wait_for(state="hidden")
+    # Drawn once more with the type of before, perhaps, while the page is laid out.
+    page.wait_for_timeout(1500)
+    page.evaluate("window.__drawn.length = 0")
+    page.set_viewport_size({"width": 1500, "height": 900})
+    page.wait_for_function("window.__drawn.length > 5")
+    page.wait_for_timeout(1500)
+    # 15 px is the smallest type of a projected page, but for marks.
+    assert page.evaluate(SMALLEST) >= 14
+    assert not cut_labels(page)
+    assert not page.problems, page.problems
+
+
+def test_a_projected_plot_fits_a_page_that_becomes_lower(app, page, recorded):
+    """On a projector a browser fills the screen, or leaves it: the width stays."""
+    page.set_viewport_size({"width": 1440, "height": 1080})
+    page.goto(f"{app}/?run={recorded}&at=500&projected=1")
+    page.wait_for_function("document.querySelector('.sk-memory .sk-texts span')")
+    page.set_viewport_size({"width": 1440, "height": 800})
+    fits = """[...document.querySelectorAll(".sk-plot")].every(
+      (plot) => plot.querySelector(".main-svg").getBoundingClientRect().height === plot.clientHeight)"""
+    page.wait_for_function(fits)
+    assert not cut_labels(page)
+
+
 def test_a_run_that_is_not_there_is_said_and_the_page_can_start(app, page):
     page.goto(f"{app}/?run=nobody&at=17")
     page.get_by_text("no longer in memory").wait_for()

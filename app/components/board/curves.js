@@ -3,9 +3,9 @@
 // ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly, once a run is long: where
 // its plot would be so much longer, it is drawn at once.
 const LEAST_BETWEEN = 350, LEAST_BETWEEN_MEMORY = 4000, MEMORY_AFTER = 250, LONGER = 1.1;
-const MARK_SIZE = 11, MARK_LINE = 14, MAX_ROWS = 5, LEFT = 46, BELOW = 34;
-// Room for a tick's label at the very top, which stands a little higher than its tick.
-const ABOVE = 14;
+const MAX_ROWS = 5;
+// Room beside a plot; above it is that for a tick's label at the very top, which stands a little higher than its tick.
+const ROOM = { left: 46, bottom: 34, top: 14 };
 
 function times(value) {
   const known = { 0.125: "⅛ ×", 0.25: "¼ ×", 0.5: "½ ×" };
@@ -50,11 +50,11 @@ function rangeOf(frame) {
 // Marks above the plot, where they cover nothing: each gets its left edge, as near to its place as the width lets it,
 // and a row in which it meets no other.  Where there are too many, the oldest have none: their lines stay.
 // x: token → pixel; [marks with their lines, left and row; rows].
-function arranged(marks, x, width) {
+function arranged(marks, x, width, size) {
   const rows = [];
   const placed = [...marks].sort((a, b) => b.x - a.x).flatMap((mark) => {
-    const text = lines(mark.text, width - 8, MARK_SIZE);
-    const wide = Math.max(...text.map((line) => widthOf(line, MARK_SIZE))) + 8;
+    const text = lines(mark.text, width - 8, size);
+    const wide = Math.max(...text.map((line) => widthOf(line, size))) + 8;
     const left = Math.max(0, Math.min(x(mark.x) + 3, width - wide));
     const free = (row) => !(rows[row] || []).some(([a, b]) => left < b && left + wide > a);
     let row = 0;
@@ -86,12 +86,12 @@ function makeCurves(send, names) {
     el("section", { class: "sk-panel" }, el("h2", { class: "sk-title" }, "KV-cache memory", el("span", { class: "sk-sub" }, " MB, measured; dotted: what dense would take, predicted")), memory));
   const showTexts = textsOver(plot), showMemoryTexts = textsOver(memory);
   let plotly = null, frame = null, theme = null, latest = 0, lastMemory = 0, timer = 0, memoryTimer = 0, drawn = "", titled = "";
-  let scale = LOG, above = 0, heldFor = "", memoryDrawn = "", memoryUpTo = 0;
+  let scale = LOG, type = null, edge = ROOM, above = 0, heldFor = "", memoryDrawn = "", memoryUpTo = 0;
   let zoom = null, zoomOf = "", listening = false; // the ranges that a person zoomed to, and the curve that they belong to
   loadPlotly().then((P) => { plotly = P; draw(); }, () => say(plot, NO_PLOTS));
 
-  const base = (height, right, top) => ({
-    ...bare(theme), margin: { l: LEFT, r: right, t: top, b: BELOW }, height, showlegend: false, hovermode: "closest", dragmode: "zoom",
+  const base = (height, { right, type }, top) => ({
+    ...bare(theme, type.size), margin: { l: edge.left, r: right, t: top, b: edge.bottom }, height, showlegend: false, hovermode: "closest", dragmode: "zoom",
     xaxis: { gridcolor: theme.line, zeroline: false, rangemode: "tozero", tickformat: "~s", fixedrange: false, ticklabeloverflow: "allow" },
   });
 
@@ -125,15 +125,15 @@ function makeCurves(send, names) {
     });
   }
 
-  function endLabels(area, low, high, { room, most }) {
+  function endLabels(area, low, high, labels) {
     const ends = frame.lanes.flatMap((lane, i) => {
       const y = frame.arrays[`y${i}`]?.data;
       if (!y?.length) return [];
       const clipped = scale.of(Math.max(low, Math.min(high, y[y.length - 1])));
       return Number.isFinite(clipped) ? [{ lane, share: (clipped - scale.of(low)) / (scale.of(high) - scale.of(low)) }] : [];
     });
-    const places = apart(ends.map((e) => e.share), (most * LABEL_LINE) / area.height);
-    return ends.map((e, k) => endLabel(e.lane.brief, places[k], laneColour(e.lane.color, theme), room, area));
+    const places = apart(ends.map((e) => e.share), (labels.most * type.line) / area.height);
+    return ends.map((e, k) => endLabel(e.lane.brief, places[k], laneColour(e.lane.color, theme), labels, area));
   }
 
   function draw() {
@@ -141,21 +141,22 @@ function makeCurves(send, names) {
     timer = 0;
     if (!plotly || !frame || !plot.clientWidth) return;
     latest = performance.now();
-    const height = plot.clientHeight, width = plot.clientWidth, labels = roomFor(frame.lanes, width);
+    const height = plot.clientHeight, width = plot.clientWidth, labels = roomFor(frame.lanes, width, (type = typeOf(plot)));
+    edge = roomy(ROOM, type);
     if (zoomOf !== subject()) zoom = null;
     scale = frame.constants.fidelity.includes(frame.mode) ? LINEAR : LOG;
     const [low, high] = zoom ? zoom.y.map(scale.back) : rangeOf(frame);
     const relative = frame.mode === "relative";
     const longest = Math.max(64, frame.recorded ? frame.total : 0, ...frame.lanes.map((_, i) => last(frame.arrays[`x${i}`])));
     const range = zoom ? zoom.x : [0, longest * 1.005];
-    const x = (token) => LEFT + ((token - range[0]) / (range[1] - range[0])) * (width - LEFT - labels.right);
-    const [marks, rows] = arranged(frame.marks.filter((m) => m.x >= range[0] && m.x <= range[1]), x, width);
+    const x = (token) => edge.left + ((token - range[0]) / (range[1] - range[0])) * (width - edge.left - labels.right);
+    const [marks, rows] = arranged(frame.marks.filter((m) => m.x >= range[0] && m.x <= range[1]), x, width, type.small);
     // A plot that has made room for marks keeps it: nothing jumps when they move.
-    const held = `${frame.run}|${width}`;
+    const held = `${frame.run}|${width}|${type.size}`;
     above = heldFor === held ? Math.max(above, rows) : rows;
     heldFor = held;
-    const top = ABOVE + above * MARK_LINE;
-    const layout = base(height, labels.right, top);
+    const top = edge.top + above * type.smallLine;
+    const layout = base(height, labels, top);
     layout.width = width;
     layout.yaxis = { type: scale.type, range: [low, high].map(scale.of), gridcolor: theme.line, zeroline: false, ticklabeloverflow: "allow", ...(scale === LOG ? logTicks(low, high, relative) : { nticks: 6, ticklabelshift: ABOVE_ORIGIN }) };
     layout.xaxis.range = range;
@@ -165,11 +166,11 @@ function makeCurves(send, names) {
       line: { color: tint(m), width: m.kind === "switch" ? 1.5 : 1, dash: m.kind === "switch" ? "solid" : "dot" },
     }));
     const texts = marks.map(({ mark, text, left, row }) => ({
-      text, left, top: top - (row + text.length) * MARK_LINE, size: MARK_SIZE, line: MARK_LINE, colour: tint(mark),
+      text, left, top: top - (row + text.length) * type.smallLine, size: type.small, line: type.smallLine, colour: tint(mark),
     }));
     if (relative) layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, layer: "below", line: { color: theme.muted, width: 1 } });
     plotly.react(plot, traces("x", "y", { relative: "×", KL: "nats", "top-1": "%" }[frame.mode] || "perplexity"), layout, PLOT_CONFIG);
-    const area = { right: width - labels.right, top, height: height - top - BELOW };
+    const area = { right: width - labels.right, top, height: height - top - edge.bottom };
     showTexts([...texts, ...endLabels(area, low, high, labels)]);
     if (!listening) listen();
 
@@ -185,28 +186,28 @@ function makeCurves(send, names) {
   }
 
   // What a person or the system changed is seen at once.
-  const memoryState = (width) => `${frame.run}|${theme.dark}|${width}|${frame.lanes.map((l) => l.brief)}`;
+  const memoryState = (width) => `${frame.run}|${theme.dark}|${width}|${type.size}|${frame.lanes.map((l) => l.brief)}`;
 
-  function drawMemory(width, { room, right, most }, range) {
+  function drawMemory(width, labels, range) {
     lastMemory = performance.now();
     memoryDrawn = memoryState(width);
     memoryUpTo = range[1];
-    const height = Math.max(136, ABOVE + BELOW + frame.lanes.length * most * LABEL_LINE);
+    const height = Math.max(Math.round(136 * type.grown), edge.top + edge.bottom + frame.lanes.length * labels.most * type.line);
     memory.style.height = `${height}px`;
-    const small = base(height, right, ABOVE);
+    const small = base(height, labels, edge.top);
     small.width = width;
-    small.xaxis.title = { text: "tokens read", standoff: 4, font: { size: LABEL_SIZE } };
+    small.xaxis.title = { text: "tokens read", standoff: 4, font: { size: type.size } };
     const tops = frame.lanes.map((_, i) => last(frame.arrays[`my${i}`]));
     const top = Math.max(1, ...tops, ...frame.lanes.map((_, i) => last(frame.whole?.[`my${i}`])));
     small.yaxis = { gridcolor: theme.line, zeroline: false, range: [0, top * 1.12], nticks: 4, ticklabeloverflow: "allow", ticklabelshift: ABOVE_ORIGIN };
     small.xaxis.range = range;
     const predicted = { type: "scatter", mode: "lines", x: frame.arrays.px?.data || [], y: frame.arrays.py?.data || [], line: { color: theme.muted, width: 1.5, dash: "dot" }, hovertemplate: "%{y:.0f} MB predicted<extra>Dense</extra>" };
     plotly.react(memory, [predicted, ...traces("mx", "my", "MB")], small, PLOT_CONFIG);
-    showMemoryTexts(ends(tops, top, room, most, { right: width - right, top: ABOVE, height: height - ABOVE - BELOW }));
+    showMemoryTexts(ends(tops, top, labels, { right: width - labels.right, top: edge.top, height: height - edge.top - edge.bottom }));
   }
 
   // Lanes with caches of one size lie on one line, and get one label, whose number is that of each.
-  function ends(tops, top, room, most, area) {
+  function ends(tops, top, labels, area) {
     const groups = [];
     frame.lanes.forEach((lane, i) => {
       if (!tops[i]) return;
@@ -214,10 +215,10 @@ function makeCurves(send, names) {
       if (same) same.lanes.push(lane);
       else groups.push({ value: tops[i], lanes: [lane] });
     });
-    const places = apart(groups.map((g) => g.value / (top * 1.12)), (most * LABEL_LINE) / area.height);
+    const places = apart(groups.map((g) => g.value / (top * 1.12)), (labels.most * type.line) / area.height);
     return groups.map((g, k) => {
       const [first, ...others] = g.lanes;
-      return endLabel(`${others.length ? `${g.lanes.length} lanes` : first.brief}, ${digits(g.value)}`, places[k], others.length ? theme.muted : laneColour(first.color, theme), room, area);
+      return endLabel(`${others.length ? `${g.lanes.length} lanes` : first.brief}, ${digits(g.value)}`, places[k], others.length ? theme.muted : laneColour(first.color, theme), labels, area);
     });
   }
 
@@ -246,7 +247,7 @@ function makeCurves(send, names) {
       titled = words.join();
       title.replaceChildren(words[0], el("span", { class: "sk-sub" }, words[1]));
     }
-    const choice = `${frame.run}|${frame.mode}|${frame.reference}|${theme.dark}|${plot.clientWidth}|${frame.marks.length}|${frame.lanes.map((l) => l.brief)}|${frame.jumps}`;
+    const choice = `${frame.run}|${frame.mode}|${frame.reference}|${theme.dark}|${plot.clientWidth}|${plot.clientHeight}|${typeOf(plot).size}|${frame.marks.length}|${frame.lanes.map((l) => l.brief)}|${frame.jumps}`;
     if (`${choice}|${frame.published}` === drawn) return;
     // What a person did is answered at once; what the lanes read can wait a little.
     const wait = drawn.startsWith(`${choice}|`) ? LEAST_BETWEEN - (performance.now() - latest) : 0;

@@ -34,11 +34,11 @@ function makeMap() {
   function draw() {
     const at = frame.map, width = canvas.clientWidth;
     if (!width) return;
-    const edge = { left: 56, right: 64, top: 4, bottom: 36 };
+    const type = typeOf(canvas), edge = roomy({ left: 56, right: 64, top: 4, bottom: 36 }, type);
     const side = Math.max(120, Math.min(width - edge.left - edge.right, 420));
     const height = side + edge.top + edge.bottom;
     const resized = fit(canvas, width, height);
-    const key = `${frame.run}|${frame.chosen}|${at.layer}|${at.head}|${at.first}|${at.tokens.length}|${frame.lanes?.[frame.chosen]?.label}|${Boolean(frame.arrays.map_extra)}|${theme.dark}`;
+    const key = `${frame.run}|${frame.chosen}|${at.layer}|${at.head}|${at.first}|${at.tokens.length}|${frame.lanes?.[frame.chosen]?.label}|${Boolean(frame.arrays.map_extra)}|${theme.dark}|${type.size}`;
     if (!resized && key === drawn) return;
     drawn = key;
     const rows = frame.arrays.map.shape[0], shown = frame.arrays.map_sinks.shape[1];
@@ -61,7 +61,7 @@ function makeMap() {
     ctx.imageSmoothingEnabled = rows > wide;
     put(paint("map", (r, c) => c <= r), begin + strip + gap, wide);
 
-    ctx.font = "11px system-ui, sans-serif";
+    ctx.font = `${type.small}px system-ui, sans-serif`;
     ctx.fillStyle = theme.muted;
     ctx.textBaseline = "middle";
     ctx.textAlign = "right";
@@ -77,11 +77,11 @@ function makeMap() {
       ctx.fillText(count(t), edge.left + begin + strip + gap + ((t - at.first + 0.5) / rows) * wide, edge.top + side + 4);
     }
     ctx.fillText(`0–${shown - 1}`, edge.left + begin + strip / 2, edge.top + side + 4);
-    ctx.fillText(extra ? "attended token (left: extra sink, first ones magnified)" : "attended token (left: the first ones, magnified)", edge.left + side / 2, edge.top + side + 20);
+    ctx.fillText(extra ? "attended token (left: extra sink, first ones magnified)" : "attended token (left: the first ones, magnified)", edge.left + side / 2, edge.top + side + 20 * type.grown);
     ctx.save();
-    ctx.translate(7, edge.top + side / 2);
+    ctx.translate(7 * type.grown, edge.top + side / 2);
     ctx.rotate(-Math.PI / 2);
-    ctx.fillText("query token", 0, -4);
+    ctx.fillText("query token", 0, -4 * type.grown);
     ctx.restore();
     bar(ctx, edge.left + side + 10, edge.top, 9, side, WEIGHT_MARKS, theme);
     canvas.setAttribute("aria-label", `Attention of layer ${at.layer}, head ${at.head}: tokens ${at.first} to ${at.first + rows - 1}, logarithmic colour.`);

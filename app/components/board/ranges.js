@@ -16,7 +16,8 @@ function makeRanges() {
   const legend = el("div", { class: "sk-legend" }, sampleOf("first"), firsts, sampleOf("others"), "all others");
   const node = el("section", { class: "sk-panel", hidden: true },
     el("h2", { class: "sk-title" }, "Ranges of its keys", sub), el("div", { class: "sk-holder" }, canvas, tip), legend, said);
-  const edge = { left: 46, right: 10, top: 6, bottom: 32 }, height = 170;
+  const ROOM = { left: 46, right: 10, top: 6, bottom: 32 };
+  let edge = ROOM;
   let frame = null, theme = null, drawn = "";
 
   // Least and greatest of a channel: at the first tokens, and at all others.
@@ -30,8 +31,9 @@ function makeRanges() {
   function draw() {
     const width = canvas.clientWidth, { data, shape: [, , dim] } = frame.arrays.key_ranges;
     if (!width) return;
-    const resized = fit(canvas, width, height);
-    const { layer, kv_head } = frame.map, key = `${frame.run}|${frame.chosen}|${layer}|${kv_head}|${theme.dark}|${data.join()}`;
+    const type = typeOf(canvas), height = Math.round(170 * type.grown), resized = fit(canvas, width, height);
+    edge = roomy(ROOM, type);
+    const { layer, kv_head } = frame.map, key = `${frame.run}|${frame.chosen}|${layer}|${kv_head}|${theme.dark}|${type.size}|${data.join()}`;
     if (!resized && key === drawn) return;
     drawn = key;
     const known = data.filter((v) => !Number.isNaN(v)), low = Math.min(0, ...known), high = Math.max(0, ...known);
@@ -40,7 +42,7 @@ function makeRanges() {
     const ctx = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
     ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
     ctx.clearRect(0, 0, width, height);
-    ctx.font = "11px system-ui, sans-serif";
+    ctx.font = `${type.small}px system-ui, sans-serif`;
     ctx.textBaseline = "middle";
     ctx.textAlign = "right";
     const step = [1, 2, 5].flatMap((m) => [0.01, 0.1, 1, 10, 100, 1000].map((e) => m * e)).sort((a, b) => a - b).find((s) => (high - low) / s <= 5) || 1e4;
@@ -62,7 +64,7 @@ function makeRanges() {
     ctx.textAlign = "center";
     ctx.textBaseline = "top";
     for (let channel = 0; channel < dim; channel += dim > 64 ? 32 : 16) ctx.fillText(channel, edge.left + (channel + 0.5) * wide, edge.top + tall + 4);
-    ctx.fillText("channel", edge.left + (dim * wide) / 2, height - 13);
+    ctx.fillText("channel", edge.left + (dim * wide) / 2, height - 13 * type.grown);
     canvas.setAttribute("aria-label", `Range of each of ${dim} channels of the keys of layer ${layer}, KV head ${kv_head}, at the first tokens and at all others. ${said.textContent}`);
   }
 

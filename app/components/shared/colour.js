@@ -62,6 +62,16 @@ function laneColour(colour, theme) {
   return theme.dark && colour === "#000000" ? "#ffffff" : colour;
 }
 
+// The type of what is drawn rather than laid out: pixels of a label and of its line, those of a smaller one, and by what
+// the room around it grows.  It follows that of the page, which is larger on a projector.
+function typeOf(node) {
+  const size = Math.floor((parseFloat(getComputedStyle(node).fontSize) * 12) / 13), grown = size / 12;
+  return { size, grown, line: Math.round(15 * grown), small: Math.round(11 * grown), smallLine: Math.round(14 * grown) };
+}
+
+// Room at the edges of a canvas, as its type asks for.
+const roomy = (edge, type) => Object.fromEntries(Object.entries(edge).map(([side, pixels]) => [side, Math.round(pixels * type.grown)]));
+
 // A canvas as sharp as the screen; true when its size changed.
 function fit(canvas, width, height) {
   const ratio = window.devicePixelRatio || 1;

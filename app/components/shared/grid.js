@@ -11,8 +11,8 @@ function makeGrid(send, choices = []) {
   const canvas = el("canvas", { class: "sk-grid", tabindex: 0, role: "img" });
   const tip = el("div", { class: "sk-tip", role: "status", hidden: true });
   const node = el("section", { class: "sk-panel" }, title, el("div", { class: "sk-holder" }, canvas, tip));
-  const edge = { left: 34, right: 44, top: 4, bottom: 34 };
-  let frame = null, theme = null, drawn = "";
+  const ROOM = { left: 34, right: 44, top: 4, bottom: 34 };
+  let frame = null, theme = null, edge = ROOM, drawn = "";
   let here = null; // the cell where the keyboard is
 
   const cell = (x, y) => {
@@ -86,16 +86,18 @@ function makeGrid(send, choices = []) {
   function draw() {
     const grid = frame.arrays.grid;
     const [layers, heads] = shape();
-    const width = canvas.clientWidth, height = Math.max(120, Math.min(230, heads * 22 + edge.top + edge.bottom));
+    const width = canvas.clientWidth, type = typeOf(canvas);
     if (!width) return;
+    edge = roomy(ROOM, type);
+    const height = Math.round(Math.max(120 * type.grown, Math.min(230 * type.grown, heads * 22 + edge.top + edge.bottom)));
     const resized = fit(canvas, width, height);
-    const key = `${frame.published}|${frame.grid}|${frame.chosen}|${frame.head}|${here}|${theme.dark}|${frame.run}`;
+    const key = `${frame.published}|${frame.grid}|${frame.chosen}|${frame.head}|${here}|${theme.dark}|${frame.run}|${type.size}`;
     if (!resized && key === drawn) return;
     drawn = key;
     const ctx = canvas.getContext("2d"), ratio = window.devicePixelRatio || 1;
     ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
     ctx.clearRect(0, 0, width, height);
-    ctx.font = "11px system-ui, sans-serif";
+    ctx.font = `${type.small}px system-ui, sans-serif`;
     const w = (width - edge.left - edge.right) / layers, h = (height - edge.top - edge.bottom) / heads;
     const gap = w > 6 ? 1 : 0;
     for (let layer = 0; layer < layers; layer++) {
@@ -122,12 +124,12 @@ function makeGrid(send, choices = []) {
     ctx.textAlign = "center";
     ctx.textBaseline = "top";
     for (let l = 0; l < layers; l += layers > 40 ? 10 : 5) ctx.fillText(l, edge.left + (l + 0.5) * w, height - edge.bottom + 4);
-    ctx.fillText("layer", edge.left + (layers * w) / 2, height - 14);
+    ctx.fillText("layer", edge.left + (layers * w) / 2, height - type.smallLine);
     ctx.textAlign = "right";
     ctx.textBaseline = "middle";
     for (let i = 0; i < heads; i += heads > 16 ? 4 : 2) ctx.fillText(i, edge.left - 5, edge.top + (heads - 0.5 - i) * h);
     ctx.save();
-    ctx.translate(9, edge.top + (heads * h) / 2);
+    ctx.translate(9 * type.grown, edge.top + (heads * h) / 2);
     ctx.rotate(-Math.PI / 2);
     ctx.textAlign = "center";
     ctx.fillText("head", 0, 0);

@@ -50,16 +50,15 @@ function lines(text, room, size) {
 
 // Room for the widest label at the right of a plot, a value behind it: what does not fit into two fifths of the width
 // goes into more lines, `most` of them.
-const LABEL_SIZE = 12, LABEL_LINE = 15;
-function roomFor(lanes, width) {
+function roomFor(lanes, width, type) {
   const names = lanes.map((lane) => `${lane.brief}, 00.0`);
-  const room = Math.min(Math.max(...names.map((name) => widthOf(name, LABEL_SIZE))), width * 0.4 - 10);
-  return { room, right: Math.ceil(room) + 10, most: Math.max(...names.map((name) => lines(name, room, LABEL_SIZE).length)) };
+  const room = Math.min(Math.max(...names.map((name) => widthOf(name, type.size))), width * 0.4 - 10);
+  return { type, room, right: Math.ceil(room) + 10, most: Math.max(...names.map((name) => lines(name, room, type.size).length)) };
 }
 // Beside the area of a plot, which ends at `right` and is `height` high from `top` on, at a share of that height.
-const endLabel = (text, share, colour, room, { right, top, height }) => {
-  const shown = lines(text, room, LABEL_SIZE);
-  return { text: shown, left: right + 6, top: top + (1 - share) * height - (shown.length * LABEL_LINE) / 2, size: LABEL_SIZE, line: LABEL_LINE, colour };
+const endLabel = (text, share, colour, { room, type }, { right, top, height }) => {
+  const shown = lines(text, room, type.size);
+  return { text: shown, left: right + 6, top: top + (1 - share) * height - (shown.length * type.line) / 2, size: type.size, line: type.line, colour };
 };
 
 // Texts over a plot: [{ text: [lines], left, top, size, line, colour }], in pixels from its corner.  Plotly would draw
