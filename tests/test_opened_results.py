@@ -195,7 +195,7 @@ def test_a_map_of_recall_is_seen_again_without_its_model(home):
     said_now = {name: at.query_params[name] for name in at.query_params}
     assert said_now.pop("lane") == lanes and {n: v if isinstance(v, str) else v[0] for n, v in said_now.items()} == now
     # The table of the cell that is looked at stands above that of the map.
-    assert at.dataframe[-1].value["Recalled"].tolist() == ["1/1"] * 3 + ["0/1"] and not at.error
+    assert at.table[-1].value["Recalled"].tolist() == ["1/1"] * 3 + ["0/1"] and not at.error
     assert "--lengths=64,128" in at.code[0].value and buttons(at) == ["All answers as CSV"]
     (figure,) = (link.proto.query_string for link in at.get("page_link") if "figure" in link.proto.label)
     assert figure == "figure=needle-map&run=re"
@@ -205,11 +205,11 @@ def test_a_map_of_recall_is_seen_again_without_its_model(home):
 def test_a_map_of_recall_that_stopped_offers_to_go_on_and_one_that_is_damaged_is_one_sentence(home):
     recalled(home / "re", "interrupted")
     at = opened("recall", run="re")
-    assert "Resume" in [button.label for button in at.button] and len(at.dataframe[0].value) == 3
+    assert "Resume" in [button.label for button in at.button] and len(at.table[0].value) == 3
     for cell in (home / "re").glob("*/run.json"):
         cell.write_text("{}")
     at = opened("recall", run="re")
-    assert len(at.error) == 1 and "not that of a cell of recall" in at.error[0].value and not at.dataframe
+    assert len(at.error) == 1 and "not that of a cell of recall" in at.error[0].value and not at.table
 
 
 def test_after_a_file_of_ones_own_another_task_finds_the_usual_lengths(home):
@@ -245,7 +245,7 @@ def test_a_verdict_is_seen_again_without_its_model(home):
     now |= {"depths": "2.5", "seed": "7", "quality": "passkey", "cost": "megabytes"}
     assert at.query_params["lane"] == ["window:window=256", "streaming:sinks=4,window=252,positions=cache"]
     assert asked_of(at) == now | {"lane": at.query_params["lane"][-1]} and not at.error
-    assert at.dataframe[0].value["Policy"].tolist()[::2] == ["Dense", "Window", "Sinks + window"]
+    assert at.table[0].value["Policy"].tolist()[::2] == ["Dense", "Window", "Sinks + window"]
     assert "Sinks + window at 4: 0.5" in at.get("bidi_component")[-1].proto.json
     assert buttons(at) == ["Table as CSV", "Pairs as CSV"] and "--budgets=64,128" in at.code[0].value
     (figure,) = (link.proto.query_string for link in at.get("page_link") if "figure" in link.proto.label)
@@ -256,11 +256,11 @@ def test_a_verdict_is_seen_again_without_its_model(home):
 def test_a_verdict_that_stopped_offers_to_go_on_and_one_that_is_damaged_is_one_sentence(home):
     compared(home / "ve", "interrupted")
     at = opened("verdict", run="ve")
-    assert "Resume" in [button.label for button in at.button] and len(at.dataframe[0].value) == 5
+    assert "Resume" in [button.label for button in at.button] and len(at.table[0].value) == 5
     assert "cached tokens; Dense: 1; Window at 64: 20.09;" in at.get("bidi_component")[-1].proto.json
     (home / "ve" / "verdict.json").write_text("{}")
     at = opened("verdict", run="ve")
-    assert len(at.error) == 1 and "not that of a comparison" in at.error[0].value and not at.dataframe
+    assert len(at.error) == 1 and "not that of a comparison" in at.error[0].value and not at.table
     about = json.loads((home / "ve" / "run.json").read_text())
     (home / "ve" / "run.json").write_text(json.dumps(about | {"settings": {"budgets": [64]}}))
     at = opened("verdict", run="ve")

@@ -23,6 +23,7 @@ from app.frames.recall import frame, ordered
 from app.jobs.recall import RecallJob
 from app.pages import PAGES
 from app.panels import charts
+from app.panels.tables import draw as draw_rows
 from app.parameters import MEASURED
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def points_told(numbers: "Numbers") -> str:
 def draw_table(rows: Sequence[Row]) -> None:
     """How much each policy recalls in all, at each length."""
     header, lines = summary(rows)
-    st.dataframe([dict(zip(header, line, strict=True)) for line in lines], hide_index=True)
+    draw_rows([dict(zip(header, line, strict=True)) for line in lines])
     st.caption(
         "Recalled: answers whose every token is the most probable one, with the 95 % interval of their rate (Wilson). "
         "NLL: nats per token of the answer. Kept: share of the fact that is still in the cache when it is given."

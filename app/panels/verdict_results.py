@@ -21,6 +21,7 @@ from app.downloads import download
 from app.jobs.verdict import VerdictJob
 from app.pages import PAGES
 from app.panels import charts
+from app.panels.tables import draw as draw_rows
 from app.plain import plain
 
 QUALITIES = {"perplexity": "Perplexity ÷ dense", "kl": "KL divergence from dense, nats/token"} | {
@@ -113,7 +114,7 @@ def draw(found: Found) -> None:
         draw_picture(verdict)
     if verdict is not None:
         header, rows = tables.table(verdict)
-        st.dataframe([dict(zip(header, row, strict=True)) for row in rows], hide_index=True)
+        draw_rows([dict(zip(header, row, strict=True)) for row in rows])
         st.caption(f"{tables.CAPTION}.")
     take_away(found)
 

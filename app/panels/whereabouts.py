@@ -20,6 +20,7 @@ from app.pages import PAGES
 from app.panels import charts
 from app.panels.job_panel import JobPanel, Maker
 from app.panels.recall_map import CELL, Found
+from app.panels.tables import draw as draw_rows
 from app.parameters import READ
 from app.plain import plain
 from app.view import HEAD, MARK
@@ -85,7 +86,7 @@ def draw_answers(rows: Sequence[Row]) -> None:
             }
             for row in rows
         ]
-        st.dataframe(table, hide_index=True)
+        draw_rows(table)
 
 
 def draw_found(found: Whereabouts) -> None:
@@ -106,7 +107,7 @@ def draw_found(found: Whereabouts) -> None:
     for layer, head in dict.fromkeys((*found.looks[0].ranked(SHOWN), *look.ranked(SHOWN // 2))):
         masses = {name: f"{of.mass[layer, head]:.3f}" for name, of in zip(names, found.looks, strict=True)}
         rows.append({"Head": f"{layer}.{head}", **masses, "Reached": f"{100 * look.reached[layer, head]:.0f} %"})
-    st.dataframe(rows, hide_index=True)
+    draw_rows(rows)
 
 
 def sentence(found: Whereabouts) -> str:

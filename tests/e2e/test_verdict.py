@@ -38,6 +38,12 @@ def test_a_comparison_stops_goes_on_and_ends_in_a_sentence(app, page):
     told = page.locator(".sk-sentence").inner_text()
     lines = table(page)
     assert lines[0].startswith("Policy,Budget,Perplexity") and len(lines) == 4
+    # All of each number is on screen: the table was made when there were dashes.
+    shown = page.get_by_test_id("stTable")
+    assert [",".join(row.locator("th, td").all_inner_texts()) for row in shown.locator("tr").all()] == lines
+    assert shown.evaluate(
+        "table => [...table.querySelectorAll('td')].every((cell) => cell.scrollWidth <= cell.clientWidth)"
+    )
     assert re.search(r"run=[0-9a-f-]+", page.url)
     page.reload()
     expect(page.locator(".sk-sentence")).to_have_text(told)
