@@ -7,7 +7,7 @@ like at a glance is kept beside it (preview.py), so that a list need not read it
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -242,11 +242,21 @@ def _label(path: Path) -> Label:
 
 
 def files_of(path: Path) -> dict[str, os.stat_result]:
-    """Files of a run folder and of the folders in it, by name; empty where it is no run."""
+    """Files of a run folder and of all folders in it, by their paths from there; empty where it is no run."""
     found: dict[str, os.stat_result] = {}
-    with suppress(OSError, ValueError):
-        found.update(_walk(path, ""))
-    return found if MARKS & found.keys() or any(name.endswith("/run.json") for name in found) else {}
+    inside = _look(path, "", found)
+    deeper = [folder for under in inside for folder in _look(path / under, f"{under}/", found)]
+    if not MARKS & found.keys() and not _several(found):
+        return {}
+    while deeper:
+        under = deeper.pop()
+        deeper += _look(path / under, f"{under}/", found)
+    return found
+
+
+def _several(held: Iterable[str]) -> list[str]:
+    """The run.json of each run in a folder of several."""
+    return sorted(name for name in held if name.endswith("/run.json") and name.count("/") == 1)
 
 
 def changed(held: Mapping[str, os.stat_result]) -> float:
@@ -259,18 +269,27 @@ def changed(held: Mapping[str, os.stat_result]) -> float:
 
 def strangers(path: Path) -> list[str]:
     """Files in a run folder that no run has: somebody put them there."""
-    parts = [name.split("/") for name in files_of(path)]
-    return ["/".join(p) for p in parts if p[0] != CHECKPOINT and p[-1] not in FILES and not p[-1].startswith(".")]
+    parts = [name.split("/") for name in files_of(path) if not _of_checkpoint(name)]
+    return ["/".join(p) for p in parts if (len(p) > 2 or p[-1] not in FILES) and not p[-1].startswith(".")]
 
 
-def _walk(path: Path, under: str) -> Iterator[tuple[str, os.stat_result]]:
-    with os.scandir(path) as there:
+def _of_checkpoint(name: str) -> bool:
+    """Whether a file lies in the checkpoint of a run, or of a training beside others."""
+    return CHECKPOINT in name.split("/")[:-1][:2]
+
+
+def _look(path: Path, under: str, found: dict[str, os.stat_result]) -> list[str]:
+    """Add the files of a folder to those that were found, all by their paths; the paths of the folders in it."""
+    folders = []
+    # What cannot be read, or is removed meanwhile, hides nothing of the rest.
+    with suppress(OSError, ValueError), os.scandir(path) as there:
         for f in there:
-            if f.is_dir(follow_symlinks=False) and not under and f.name not in MARKS:
-                yield from _walk(path / f.name, f"{f.name}/")
+            if f.is_dir(follow_symlinks=False) and f.name not in MARKS:
+                folders.append(under + f.name)
             elif f.is_file(follow_symlinks=False) or f.name in MARKS:
                 with suppress(FileNotFoundError):
-                    yield under + f.name, f.stat(follow_symlinks=False)
+                    found[under + f.name] = f.stat(follow_symlinks=False)
+    return folders
 
 
 def _entry(path: Path, held: Mapping[str, os.stat_result]) -> Entry:
@@ -300,7 +319,7 @@ def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
         about = files.record(path / "stretch.json", dict[str, Any], "that of a stretch")
         return replace(_of_spec(found, about), kind="capture", status="finished")
     if "run.json" not in held and not MARKS & held.keys():
-        return _of_several(found, [path / name for name in sorted(held) if name.endswith("/run.json")])
+        return _of_several(found, [path / name for name in _several(held)])
     about = files.record(path / "run.json", dict[str, Any], "that of a run") if "run.json" in held else {}
     if isinstance(about.get("recipe"), dict):
         what = one_line(about["recipe"].get("attention", ""))
