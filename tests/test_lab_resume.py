@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from analysis import files
 from analysis.lab import folder
 from analysis.lab.folder import TrainingWriter, about_of, read
 from analysis.lab.recipe import ATTENTIONS, Recipe
@@ -193,3 +194,26 @@ def test_what_has_nothing_left_to_do_or_is_written_is_refused(tmp_path, command)
     with pytest.raises(ValueError, match="was written by another process meanwhile"):
         late[0].open()
     same(tmp_path / "live", place)
+
+
+def test_a_training_whose_disk_was_full_between_maps_and_curves_is_read_and_goes_on(tmp_path, at_once, monkeypatch):
+    training, real = Training(Recipe(**TINY), "cpu"), files.write
+    writer = TrainingWriter(tmp_path / "a", training, 10)
+
+    def write(path, text):
+        if path.name == "curves.csv" and training.step >= 30:
+            raise files.Unwritten("the disk is full")
+        real(path, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write", write)
+        for moment in training.moments(10):
+            if moment is not None:
+                writer.add(moment)
+        with pytest.raises(ValueError, match="the disk is full"):
+            writer.finish("finished")
+    assert about_of(tmp_path / "a").status == "failed"
+    # Steps 0, 10 and 20; maps.npz has those behind them, too.
+    assert len(read(tmp_path / "a")[0].maps) == 3
+    going = resumed(*stopped([tmp_path / "a"])[0])
+    assert [m.step for m in going.record] == [0, 10, 20] and going.training.step == 20

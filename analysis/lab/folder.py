@@ -245,10 +245,11 @@ def _read(place: Path, about: About) -> SavedTraining:
     size = recipe.length
     kinds = {"maps": Kind("f", (None, size, size)), "heads": Kind("iu", (None, 2)), "steps": Kind("iu", (None,))}
     held = files.arrays(place / "maps.npz", kinds)
-    # Maps are written first: of a training that was killed, or is under way, there may be one more.
+    # Maps are written first: of a training that was killed, had no more room on disk, or is under way, there may be
+    # more of them.
     count = min(len(numbers), *map(len, held.values()))
     steps = numbers[:, 0]
-    if about.status not in (RUNNING, "killed") and count != max(len(numbers), *map(len, held.values())):
+    if about.status not in (RUNNING, "killed", "failed") and count != max(len(numbers), *map(len, held.values())):
         raise ValueError(
             f"{place} has not as many maps as rows in curves.csv: a file is damaged, or of another training"
         )
