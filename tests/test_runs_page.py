@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 import zipfile
 from shutil import copytree
@@ -11,11 +12,13 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from analysis import COMMAND
+from analysis.figures import FIGURES
 from analysis.figures.thumbnails import sink_grid, sparkline
 from analysis.runs import library, trash
 from analysis.runs.archive import export
 from analysis.runs.folder import save
 from analysis.runs.preview import preview_of
+from app.panels import figure_source
 from app.panels.run_list import AT_ONCE, words_of
 from app.plain import plain
 
@@ -191,6 +194,27 @@ def test_runs_are_compared_and_the_address_says_which(home):
     assert len(at.selectbox) == 2
     at.button("runs-back").click().run()
     assert "compare" not in at.query_params and len(listed(at)) == 2
+
+
+@pytest.mark.parametrize("page", ["comparison", "figure"])
+def test_a_run_that_went_on_is_read_again_where_the_clock_was_ahead_when_another_file_was_written(home, page):
+    seeds.run(home / "a", end="finished")
+
+    def shown() -> str:
+        if page == "figure":
+            found = figure_source.source_of(FIGURES["perplexity"], "", str(home / "a"), False)
+            return str(len(found.data.tracks[0].nll) + 1)
+        at = opened(compare=["a"])
+        (table,) = [h.proto.body for h in at.get("html") if "<table>" in h.proto.body]
+        return re.findall(r"<td>(.*?)</td>", table)[2]
+
+    (ahead := home / "a" / "maps.arrow").write_bytes(b"")
+    os.utime(ahead, (2**32, 2**32))
+    assert shown() == "40"
+    save(made_up(30, seeds.POLICIES), home / "b", text_sha256="t", weights_sha256="w")
+    for file in (home / "b").iterdir():
+        file.replace(home / "a" / file.name)
+    assert shown() == "30"
 
 
 def test_address_says_the_curves_and_the_lanes_whose_grids_are_shown(home):

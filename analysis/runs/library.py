@@ -7,6 +7,7 @@ like at a glance is kept beside it (preview.py), so that a list need not read it
 import os
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -76,6 +77,8 @@ class Entry:
     """When it was written last, in seconds since 1970."""
     size: int
     """Bytes on disk."""
+    version: int = 0
+    """Another number as soon as one of its files is another."""
     kind: str = ""
     """One of KINDS; empty where the folder is damaged."""
     problem: str = ""
@@ -267,6 +270,15 @@ def changed(held: Mapping[str, os.stat_result]) -> float:
     return max((about.st_mtime for name, about in held.items() if name not in (PREVIEW, LABEL)), default=0.0)
 
 
+def version(held: Mapping[str, os.stat_result]) -> int:
+    """A number that is another one as soon as a file of the work in a run folder is another.
+
+    The newest moment does not tell: the clock may have been ahead when a file was written that stays as it is.
+    """
+    of = [(name, s.st_size, s.st_mtime_ns) for name, s in held.items() if name not in (PREVIEW, LABEL)]
+    return zlib.crc32(repr(sorted(of)).encode())
+
+
 def strangers(path: Path) -> list[str]:
     """Files in a run folder that no run has: somebody put them there."""
     parts = [name.split("/") for name in files_of(path) if not _of_checkpoint(name)]
@@ -298,6 +310,7 @@ def _entry(path: Path, held: Mapping[str, os.stat_result]) -> Entry:
         path,
         changed(held),
         sum(about.st_size for about in held.values()),
+        version(held),
         label=_label(path),
     )
     found = replace(found, started=_iso(found.changed))

@@ -96,7 +96,7 @@ def source_of(figure: type[Figure], chosen: str, folder: str, linked_folder: boo
             f"this figure is made of {NEEDS[figure.needs]}: name its folder, or make one on the "
             f"{PAGES[MADE_ON.get(figure.needs, 'read')].title()} page"
         )
-    return _opened(folder, figure.needs, library.changed(library.files_of(Path(folder))))
+    return _opened(folder, figure.needs, library.version(library.files_of(Path(folder))))
 
 
 def _of_library(found: library.Entry, needs: str) -> FigureInput:
@@ -105,12 +105,12 @@ def _of_library(found: library.Entry, needs: str) -> FigureInput:
             f"this stretch is of the model {quoted(model)}, which is not in use here, and an address fetches none: "
             f"open the stretch on the {PAGES['heads'].title()} page first"
         )
-    return _opened(str(found.path), needs, found.changed)
+    return _opened(str(found.path), needs, found.version)
 
 
 @st.cache_resource(max_entries=2, show_spinner="Opening …")
-def _opened(folder: str, needs: str, changed: float) -> FigureInput:
-    # `changed` lets a run that has grown, or another of its name, be read again.
+def _opened(folder: str, needs: str, version: int) -> FigureInput:
+    # `version` lets a run that has grown, or another of its name, be read again.
     return open_input(Path(folder), needs)
 
 

@@ -36,8 +36,8 @@ HEADER = (
 
 
 @st.cache_resource(max_entries=2 * MOST_COMPARED, show_spinner="Opening …")
-def _loaded(path: str, changed: float) -> Run:
-    """The run of a folder; `changed`, when it was written last, lets one that has grown be read again."""
+def _loaded(path: str, version: int) -> Run:
+    """The run of a folder; `version`, of its files, lets one that has grown be read again."""
     return load(Path(path))
 
 
@@ -158,7 +158,7 @@ def draw(found: list[Entry], names: list[str]) -> None:
         news()
         return
     try:
-        runs = [_loaded(str(e.path), e.changed) for e in named.entries]
+        runs = [_loaded(str(e.path), e.version) for e in named.entries]
         titles = numbered([titled(e) for e in named.entries])
         comparison = compare(runs, titles)
     except ValueError as e:
