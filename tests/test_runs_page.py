@@ -141,6 +141,16 @@ def test_runs_whose_names_have_the_same_letters_are_listed_beside_each_other(hom
     assert len(listed(opened())) == 6
 
 
+def test_a_page_gives_out_a_run_whose_checkpoint_alone_is_too_large(home):
+    seeds.run(home / "a", end="interrupted")
+    (home / "a" / "checkpoint").mkdir()
+    with open(file := home / "a" / "checkpoint" / "00000001.safetensors", "wb") as f:
+        f.truncate(65_000_000)
+    assert "too large for a page" not in said(opened())
+    file.rename(home / "a" / "maps.arrow")
+    assert "too large for a page" in said(opened())
+
+
 def test_commands_for_a_run_are_quoted_for_a_shell(home):
     for name in ("a b", "-c"):
         seeds.run(home / name, end="interrupted")

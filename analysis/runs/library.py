@@ -79,6 +79,8 @@ class Entry:
     """Bytes on disk."""
     version: int = 0
     """Another number as soon as one of its files is another."""
+    packs: int = 0
+    """Bytes that a .zip file of it has, unpacked: a checkpoint stays behind."""
     kind: str = ""
     """One of KINDS; empty where the folder is damaged."""
     problem: str = ""
@@ -311,6 +313,7 @@ def _entry(path: Path, held: Mapping[str, os.stat_result]) -> Entry:
         changed(held),
         sum(about.st_size for about in held.values()),
         version(held),
+        sum(about.st_size for name, about in held.items() if not _of_checkpoint(name)),
         label=_label(path),
     )
     found = replace(found, started=_iso(found.changed))

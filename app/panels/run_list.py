@@ -153,7 +153,7 @@ def menu(entry: Entry) -> None:
         "Title", value=entry.label.title, key=f"runs-title-{key}-{st.session_state.revision}", max_chars=LONGEST,
         placeholder=titled(entry), on_change=renamed, args=(key,),
     )  # fmt: skip
-    if entry.size <= MOST_UPLOADED * 1e6 and not entry.problem:
+    if entry.packs <= MOST_UPLOADED * 1e6 and not entry.problem:
         download("Export as .zip", f"{key}.zip", lambda: packed(key), "application/zip")
     elif not entry.problem:
         st.caption("It is too large for a page: export it by a command.")
