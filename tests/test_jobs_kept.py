@@ -18,6 +18,7 @@ from analysis.runs import library
 from analysis.runs.about import about_of
 from analysis.runs.checkpoint import Checkpoints
 from analysis.runs.folder import Folder
+from analysis.runs.held import strangers
 from analysis.runs.reader import load
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
@@ -235,7 +236,7 @@ def test_knock_outs_measures_and_costs_lie_in_the_library(registry, words, home)
         found = library.entry(job.id)
         assert (found.kind, found.status, found.problem) == (kind, "finished", "") and not job.kept.problem
         assert about_of(home / job.id)["weights_sha256"] == registry.model(job.spec, str).sha256
-        assert library.strangers(home / job.id) == []
+        assert strangers(home / job.id) == []
         assert (home / job.id / table).exists()
         registry.free(job.id)
         if name == "knock-outs":
@@ -264,7 +265,7 @@ def test_a_capture_lies_in_the_library_and_is_opened_again(registry, words, home
     job = registry.start(partial(CaptureJob, *make.args[:2], ""))
     until(job, lambda: job.status == "finished")
     assert library.entry(job.id).kind == about_of(home / job.id)["kind"] == "capture"
-    assert not job.kept.problem and library.strangers(home / job.id) == []
+    assert not job.kept.problem and strangers(home / job.id) == []
     again = registry.start(partial(CaptureJob, make.args[0], None, str(home / job.id)))
     until(again, lambda: again.status == "finished")
     np.testing.assert_array_equal(again.opened.stretch.mass, job.opened.stretch.mass)
@@ -286,7 +287,7 @@ def test_trainings_lie_in_the_library(registry, words, home):
     found = library.entry(job.id)
     assert (found.kind, found.status, found.text) == ("training", "finished", "softmax, relu")
     saved = trainings(home / job.id)
-    assert [s.recipe for s in saved] == list(job.recipes) and library.strangers(home / job.id) == []
+    assert [s.recipe for s in saved] == list(job.recipes) and strangers(home / job.id) == []
     assert [len(s.maps) for s in saved] == [len(moments) for moments in job.moments]
 
 

@@ -15,6 +15,7 @@ from analysis.experiments import grid
 from analysis.experiments.recall import cells
 from analysis.experiments.recall.asked import Asked
 from analysis.runs import library
+from analysis.runs.held import strangers
 from analysis.runs.spec import Spec
 from app import recordings
 from app.jobs.paces import Paces
@@ -94,7 +95,7 @@ def test_the_library_lists_it_and_opens_it_as_the_page_left_it(registry, speakin
     assert (entry.kind, entry.status, entry.title) == ("recall", "finished", "Recall: passkey")
     kept = recordings.result(job.id, "recall")
     assert Found.of_result(kept) == Found.of_job(job)
-    assert not library.strangers(entry.path)
+    assert not strangers(entry.path)
     lines = list(csv.DictReader(io.StringIO(as_table(job.snapshot.rows), newline="")))
     assert list(lines[0])[:10] == [
         "task",
@@ -168,7 +169,7 @@ def test_uploaded_questions_lie_in_their_folder_and_go_on_from_there(registry, s
     assert (library.home() / job.id / "questions.jsonl").read_bytes() == questions
     assert [row.answer for row in job.snapshot.rows] == ["not"] * 6
     assert Found.of_result(recordings.result(job.id, "recall")).rows == job.snapshot.rows
-    assert not library.strangers(library.home() / job.id)
+    assert not strangers(library.home() / job.id)
     # Whoever finds all slots held reads this.
     assert job.about == "recall of A file of one's own"
 

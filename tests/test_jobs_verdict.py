@@ -14,6 +14,7 @@ from analysis.experiments.verdict import Plan, Verdict, kept, plan, read_verdict
 from analysis.experiments.verdict.kept import folder_of
 from analysis.models.loading import load
 from analysis.runs import library
+from analysis.runs.held import strangers
 from analysis.runs.spec import Spec
 from app import recordings
 from app.jobs.kept import ResultKeeper
@@ -137,7 +138,7 @@ def test_the_library_lists_it_and_opens_it_as_the_page_left_it(registry, speakin
     entry = library.entry(job.id)
     assert (entry.kind, entry.status, entry.title) == ("verdict", "finished", "Verdict: hamlet")
     assert Found.of_result(recordings.result(job.id, "verdict")) == Found.of_job(job)
-    assert not library.strangers(entry.path)
+    assert not strangers(entry.path)
     for name, text in tables.written(job.snapshot.found).items():
         assert (entry.path / name).read_text() == text
 

@@ -315,27 +315,6 @@ def test_limit_frees_what_was_deleted_first_and_then_the_oldest_that_nobody_pinn
     assert sorted(names()) == ["mine", "pinned"]
 
 
-@pytest.mark.parametrize("where", ["notes/deep/thesis.md", "notes/a/b/c/run.json", "notes/deep/tokens.parquet"])
-def test_limit_leaves_runs_in_which_a_person_keeps_files_however_deep(home, monkeypatch, where):
-    seeds.run(home / "mine", end="finished")
-    before = library.entry("mine").size
-    (file := home / "mine" / where).parent.mkdir(parents=True)
-    file.write_bytes(bytes(1000))
-    assert library.strangers(home / "mine") == [where]
-    assert library.entry("mine").size == before + 1000
-    monkeypatch.setenv("SINKSCOPE_RUNS_GB", "1e-9")
-    assert trash.free() == "" and file.exists()
-
-
-def test_size_of_several_trainings_has_their_checkpoints_which_are_nobodys_own_files(home):
-    seeds.trainings(home / "d")
-    before = library.entry("d").size
-    (home / "d" / "1" / "checkpoint").mkdir()
-    (home / "d" / "1" / "checkpoint" / "00000001.safetensors").write_bytes(bytes(1000))
-    assert library.entry("d").size == before + 1000
-    assert library.strangers(home / "d") == []
-
-
 @pytest.mark.parametrize("of", ["folder", "run"])
 def test_deleted_run_that_another_process_removes_meanwhile_ends_nothing(home, of, monkeypatch):
     seeds.run(home / "a", end="finished")

@@ -19,7 +19,8 @@ from typing import IO, Any
 
 from .. import files
 from ..settings import quoted
-from .library import CHECKPOINT, FILES, entry, files_of, find, fits, home, slug, unique
+from .held import CHECKPOINT, FILES, files_of
+from .library import entry, find, fits, home, slug, unique
 from .status import PREVIEW, RUNNING
 from .trash import limit
 

@@ -7,8 +7,7 @@ like at a glance is kept beside it (preview.py), so that a list need not read it
 import os
 import re
 import unicodedata
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,9 +22,10 @@ from ..palette import briefs
 from ..policies import parse
 from ..settings import quoted
 from .about import about_of
+from .held import MARKS, changed, files_of, of_checkpoint, several, version
 from .preview import Preview, preview
 from .spec import Spec
-from .status import CAPTURING, LABEL, PREVIEW, RUNNING, STOPPED, status_of
+from .status import CAPTURING, LABEL, RUNNING, STOPPED, status_of
 
 KINDS = {
     "reading": "Reading",
@@ -40,20 +40,8 @@ KINDS = {
     "grid": "Grid of runs",
 }
 """Kinds of runs, as run.json says them, and their names; a grid is a folder of runs."""
-MARKS = {"run.json", "stretch.json", "tokens.parquet", "tokens.arrow", CAPTURING}
-"""A folder that has one of these is a run, whatever has become of it."""
 GALLERY = resource("assets/gallery")
 """The library of recorded stories that comes with the project."""
-FILES = {
-    *("run.json", "events.jsonl", "tokens.parquet", "sinks.npz", "tokens.arrow", "sinks.arrow", "pieces.arrow"),
-    *("maps.arrow", "shares.arrow", "rows.arrow", LABEL, PREVIEW),
-    *("stretch.json", "queries.npy", "keys.npy", "quantized.npy", "norms.npy", "token_ids.npy"),
-    *("massive.npy", "mass.npy", "median.npy", "curves.csv", "maps.npz", "alpha.npz", "table.csv", "table.md"),
-    *("effects.csv", "measures.npz", "costs.csv", "recall.parquet", "questions.jsonl"),
-    *("verdict.json", "pairs.csv", "seconds.json"),
-}
-"""All that a run folder of any kind holds, but for its checkpoint and hidden files."""
-CHECKPOINT = "checkpoint"
 LONGEST = 200
 """Characters of a title, or of the name of a folder."""
 
@@ -246,66 +234,6 @@ def _label(path: Path) -> Label:
     return replace(label, title=one_line(label.title))
 
 
-def files_of(path: Path) -> dict[str, os.stat_result]:
-    """Files of a run folder and of all folders in it, by their paths from there; empty where it is no run."""
-    found: dict[str, os.stat_result] = {}
-    inside = _look(path, "", found)
-    deeper = [folder for under in inside for folder in _look(path / under, f"{under}/", found)]
-    if not MARKS & found.keys() and not _several(found):
-        return {}
-    while deeper:
-        under = deeper.pop()
-        deeper += _look(path / under, f"{under}/", found)
-    return found
-
-
-def _several(held: Iterable[str]) -> list[str]:
-    """The run.json of each run in a folder of several."""
-    return sorted(name for name in held if name.endswith("/run.json") and name.count("/") == 1)
-
-
-def changed(held: Mapping[str, os.stat_result]) -> float:
-    """When files of a run folder were written last, in seconds since 1970; 0 where there are none.
-
-    What the library itself wrote there is no news of the run.
-    """
-    return max((about.st_mtime for name, about in held.items() if name not in (PREVIEW, LABEL)), default=0.0)
-
-
-def version(held: Mapping[str, os.stat_result]) -> int:
-    """A number that is another one as soon as a file of the work in a run folder is another.
-
-    The newest moment does not tell: the clock may have been ahead when a file was written that stays as it is.
-    """
-    of = [(name, s.st_size, s.st_mtime_ns) for name, s in held.items() if name not in (PREVIEW, LABEL)]
-    return zlib.crc32(repr(sorted(of)).encode())
-
-
-def strangers(path: Path) -> list[str]:
-    """Files in a run folder that no run has: somebody put them there."""
-    parts = [name.split("/") for name in files_of(path) if not _of_checkpoint(name)]
-    return ["/".join(p) for p in parts if (len(p) > 2 or p[-1] not in FILES) and not p[-1].startswith(".")]
-
-
-def _of_checkpoint(name: str) -> bool:
-    """Whether a file lies in the checkpoint of a run, or of a training beside others."""
-    return CHECKPOINT in name.split("/")[:-1][:2]
-
-
-def _look(path: Path, under: str, found: dict[str, os.stat_result]) -> list[str]:
-    """Add the files of a folder to those that were found, all by their paths; the paths of the folders in it."""
-    folders = []
-    # What cannot be read, or is removed meanwhile, hides nothing of the rest.
-    with suppress(OSError, ValueError), os.scandir(path) as there:
-        for f in there:
-            if f.is_dir(follow_symlinks=False) and f.name not in MARKS:
-                folders.append(under + f.name)
-            elif f.is_file(follow_symlinks=False) or f.name in MARKS:
-                with suppress(FileNotFoundError):
-                    found[under + f.name] = f.stat(follow_symlinks=False)
-    return folders
-
-
 def _entry(path: Path, held: Mapping[str, os.stat_result]) -> Entry:
     found = Entry(
         path.name,
@@ -313,7 +241,7 @@ def _entry(path: Path, held: Mapping[str, os.stat_result]) -> Entry:
         changed(held),
         sum(about.st_size for about in held.values()),
         version(held),
-        sum(about.st_size for name, about in held.items() if not _of_checkpoint(name)),
+        sum(about.st_size for name, about in held.items() if not of_checkpoint(name)),
         label=_label(path),
     )
     found = replace(found, started=_iso(found.changed))
@@ -335,7 +263,7 @@ def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
         about = files.record(path / "stretch.json", dict[str, Any], "that of a stretch")
         return replace(_of_spec(found, about), kind="capture", status="finished")
     if "run.json" not in held and not MARKS & held.keys():
-        return _of_several(found, [path / name for name in _several(held)])
+        return _of_several(found, [path / name for name in several(held)])
     about = files.record(path / "run.json", dict[str, Any], "that of a run") if "run.json" in held else {}
     if isinstance(about.get("recipe"), dict):
         what = one_line(about["recipe"].get("attention", ""))

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from .. import files
 from ..settings import quoted
-from .library import Entry, entries, entry, find, fits, home, one_line, strangers, unique
+from .held import strangers
+from .library import Entry, entries, entry, find, fits, home, one_line, unique
 
 TRASH, FREED = ".trash", ".freed"
 DAY = 86_400

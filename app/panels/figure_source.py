@@ -9,7 +9,7 @@ from analysis.figures import FIGURES, Figure, parse
 from analysis.figures.inputs import FigureInput, open_input
 from analysis.maps.stretch import Stretch
 from analysis.models.kinds import installed
-from analysis.runs import library
+from analysis.runs import held, library
 from analysis.settings import quoted
 from app import address
 from app.frames.atlas import called
@@ -96,7 +96,7 @@ def source_of(figure: type[Figure], chosen: str, folder: str, linked_folder: boo
             f"this figure is made of {NEEDS[figure.needs]}: name its folder, or make one on the "
             f"{PAGES[MADE_ON.get(figure.needs, 'read')].title()} page"
         )
-    return _opened(folder, figure.needs, library.version(library.files_of(Path(folder))))
+    return _opened(folder, figure.needs, held.version(held.files_of(Path(folder))))
 
 
 def _of_library(found: library.Entry, needs: str) -> FigureInput:

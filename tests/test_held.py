@@ -1,0 +1,36 @@
+"""Laws of what lies in the folders of a library: files of runs and of people, at any depth, and runs of any kind."""
+
+import pytest
+
+from analysis.runs import library, trash
+from analysis.runs.held import strangers
+
+from .fuzz import seeds
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    place = tmp_path / "library"
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(place))
+    return place
+
+
+@pytest.mark.parametrize("where", ["notes/deep/thesis.md", "notes/a/b/c/run.json", "notes/deep/tokens.parquet"])
+def test_limit_leaves_runs_in_which_a_person_keeps_files_however_deep(home, monkeypatch, where):
+    seeds.run(home / "mine", end="finished")
+    before = library.entry("mine").size
+    (file := home / "mine" / where).parent.mkdir(parents=True)
+    file.write_bytes(bytes(1000))
+    assert strangers(home / "mine") == [where]
+    assert library.entry("mine").size == before + 1000
+    monkeypatch.setenv("SINKSCOPE_RUNS_GB", "1e-9")
+    assert trash.free() == "" and file.exists()
+
+
+def test_size_of_several_trainings_has_their_checkpoints_which_are_nobodys_own_files(home):
+    seeds.trainings(home / "d")
+    before = library.entry("d").size
+    (home / "d" / "1" / "checkpoint").mkdir()
+    (home / "d" / "1" / "checkpoint" / "00000001.safetensors").write_bytes(bytes(1000))
+    assert library.entry("d").size == before + 1000
+    assert strangers(home / "d") == []
