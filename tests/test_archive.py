@@ -221,6 +221,13 @@ def hostile(files: dict[str, bytes]) -> dict[str, tuple[Callable[[], bytes], str
             "no run has",
         ),
         "two runs": (lambda: zipped({f"{i}/x/{n}": d for n, d in files.items() for i in "12"}), "no run has a file"),
+        "two runs that do not belong together": (
+            lambda: zipped(
+                {f"{i}/{n}": d for n, d in files.items() for i in "12"}
+                | {"2/run.json": files["run.json"].replace(b'"hamlet"', b'"macbeth"')}
+            ),
+            "pack each of them by itself",
+        ),
         "twice": (lambda: twice(files, "run.json"), "twice"),
         "many": (lambda: zipped({f"{i}/run.json": b"" for i in range(MAX_FILES + 1)}), "files"),
         "far too many": (lambda: zipped({f"{i}/run.json": b"" for i in range(40_000)}), "more files than any run has"),

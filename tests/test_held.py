@@ -1,11 +1,15 @@
 """Laws of what lies in the folders of a library: files of runs and of people, at any depth, and runs of any kind."""
 
+from dataclasses import replace
+
 import pytest
 
 from analysis.runs import library, trash
+from analysis.runs.folder import save
 from analysis.runs.held import strangers
 
 from .fuzz import seeds
+from .recordings import made_up
 
 
 @pytest.fixture
@@ -34,3 +38,13 @@ def test_size_of_several_trainings_has_their_checkpoints_which_are_nobodys_own_f
     (home / "d" / "1" / "checkpoint" / "00000001.safetensors").write_bytes(bytes(1000))
     assert library.entry("d").size == before + 1000
     assert strangers(home / "d") == []
+
+
+def test_a_folder_of_runs_says_all_texts_and_models_that_they_are_of(home):
+    for name, model, text in (("1", "tiny", "/a/a play.txt"), ("2", "some/other", "hamlet"), ("3", "tiny", "hamlet")):
+        run = made_up(30, ("dense",))
+        run.spec = replace(run.spec, model=model, text=text)
+        save(run, home / "f" / name, text_sha256="t", weights_sha256="w")
+    found = library.entry("f")
+    assert (found.kind, found.model) == ("grid", "tiny, other")
+    assert found.text == "a play, hamlet" and found.title == "Grid of runs: a play, hamlet"

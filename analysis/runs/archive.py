@@ -103,6 +103,7 @@ def take_in(file: Path | IO[bytes], check: Callable[[Path], Any], place: Path | 
                 raise ValueError("it holds no run")
             if problem := entry(name, draft).problem:
                 raise ValueError(problem.rstrip("."))
+            _check_alike(draft / name)
             check(draft / name)
             # An empty folder gives way to a full one that takes its name.
             return (draft / name).rename(unique(folder, name)).name
@@ -110,6 +111,16 @@ def take_in(file: Path | IO[bytes], check: Callable[[Path], Any], place: Path | 
             raise files.unwritten(folder, e) from e
         except ValueError as e:
             raise ValueError(f"{WRONG}: {str(e).replace(f'{draft}/', '')}") from e
+
+
+def _check_alike(path: Path) -> None:
+    """Raises ValueError where a folder of runs is no grid: they are of several texts or models."""
+    if (path / "run.json").exists():
+        return
+    abouts = [files.record(file, dict[str, Any], "that of a run") for file in sorted(path.glob("*/run.json"))]
+    specs = [about.get("spec") or {} for about in abouts]
+    if len({(str(spec.get("model")), str(spec.get("text"))) for spec in specs}) > 1:
+        raise ValueError("it holds several runs, of other texts or models: pack each of them by itself")
 
 
 class _InPieces:

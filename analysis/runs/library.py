@@ -7,7 +7,7 @@ like at a glance is kept beside it (preview.py), so that a list need not read it
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -303,8 +303,17 @@ def _of_several(found: Entry, runs: list[Path]) -> Entry:
     if all(isinstance(about.get("recipe"), dict) for about in abouts):
         what = ", ".join(dict.fromkeys(one_line(about["recipe"].get("attention", "")) for about in abouts))
         return replace(found, kind="training", text=one_line(what), started=_began(found, abouts), status=status)
-    policies = tuple(dict.fromkeys(policy for about in abouts for policy in _spec(about).policies))
-    return replace(_of_spec(found, abouts[0]), kind="grid", policies=policies, status=status)
+    each = [_of_spec(found, about) for about in abouts]
+    policies = tuple(dict.fromkeys(policy for one in each for policy in one.policies))
+    # Whoever puts runs into a folder may take any.
+    said = {name: _all(getattr(one, name) for one in each) for name in ("model", "text", "arithmetic")}
+    return replace(each[0], kind="grid", policies=policies, status=status, **said)
+
+
+def _all(named: Iterable[str]) -> str:
+    """What several runs have, once where it is the same."""
+    names = list(dict.fromkeys(named))
+    return names[0] if len(names) == 1 else one_line(", ".join(Path(name).stem for name in names))
 
 
 def _began(found: Entry, abouts: list[dict[str, Any]]) -> str:
