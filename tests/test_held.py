@@ -7,6 +7,7 @@ import pytest
 from analysis.runs import library, trash
 from analysis.runs.folder import save
 from analysis.runs.held import strangers
+from analysis.runs.reader import load
 
 from .fuzz import seeds
 from .recordings import made_up
@@ -48,3 +49,15 @@ def test_a_folder_of_runs_says_all_texts_and_models_that_they_are_of(home):
     found = library.entry("f")
     assert (found.kind, found.model) == ("grid", "tiny, other")
     assert found.text == "a play, hamlet" and found.title == "Grid of runs: a play, hamlet"
+
+
+@pytest.mark.parametrize("end", ["finished", "saved"])
+def test_a_run_that_ended_and_has_no_tokens_is_damaged(home, end):
+    if end == "saved":
+        save(made_up(30), home / "a", text_sha256="t", weights_sha256="w")
+    else:
+        seeds.run(home / "a", end=end)
+    (home / "a" / "tokens.parquet").unlink()
+    with pytest.raises(ValueError, match=r"lacks tokens\.parquet"):
+        load(home / "a")
+    assert "lacks tokens.parquet" in library.entry("a").problem

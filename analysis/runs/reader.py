@@ -49,8 +49,11 @@ def load(path: Path) -> Run:
     run = Run(about.spec)
     run.started, run.begins, run.as_text = about.started or run.started, about.begins, about.as_text
     run.status, run.model = about.status, about.model
+    grown, whole = (path / "tokens.arrow").exists(), (path / "tokens.parquet").exists()
+    if not grown and not whole and about.status in ("finished", "saved"):
+        raise ValueError(f"{path} lacks tokens.parquet, though its run has ended: copy all files of the run")
     # Where both kinds are there, the process was killed while it wrote the second.
-    if not (path / "tokens.arrow").exists() and (path / "tokens.parquet").exists():
+    if whole and not grown:
         table, sinks = _finished(path, len(run.tracks))
         if about.status == "saved":
             # Saved again and again: the one may be newer than the other.
