@@ -1,13 +1,16 @@
 """Laws of what lies in the folders of a library: files of runs and of people, at any depth, and runs of any kind."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
+from analysis.maps.capture import cut_off
 from analysis.runs import library, trash
 from analysis.runs.folder import save
 from analysis.runs.held import strangers
 from analysis.runs.reader import load
+from analysis.runs.status import CAPTURING, here
 
 from .fuzz import seeds
 from .recordings import made_up
@@ -61,3 +64,11 @@ def test_a_run_that_ended_and_has_no_tokens_is_damaged(home, end):
     with pytest.raises(ValueError, match=r"lacks tokens\.parquet"):
         load(home / "a")
     assert "lacks tokens.parquet" in library.entry("a").problem
+
+
+def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama):
+    seeds.stretch(home / "a", tiny_llama)
+    asked = {"spec": json.loads((home / "a" / "stretch.json").read_text())["spec"]}
+    (home / "a" / CAPTURING).write_text(json.dumps({"status": "running", "process": here() | {"began": 1.0}} | asked))
+    assert cut_off(home / "a") is None
+    assert (library.entry("a").status, library.entry("a").goes_on) == ("finished", False)

@@ -55,7 +55,8 @@ def cut_off(path: Path) -> CutOff | None:
 
     Raises ValueError where somebody captures into it, or it does not say what was asked for.
     """
-    if not os.path.exists(file := path / CAPTURING):
+    # What was killed when all but its end was written is whole.
+    if not os.path.exists(file := path / CAPTURING) or os.path.exists(path / "stretch.json"):
         return None
     about = files.record(file, dict[str, Any], "that of a capture")
     refuse_written(path, status_of(about, path), about.get("process"))

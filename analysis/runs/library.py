@@ -255,7 +255,7 @@ def _entry(path: Path, held: Mapping[str, os.stat_result]) -> Entry:
 def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
     """What the folder says of itself.  Raises ValueError where it is damaged."""
     path = found.path
-    if CAPTURING in held:
+    if CAPTURING in held and "stretch.json" not in held:
         about = files.record(path / CAPTURING, dict[str, Any], "that of a capture")
         asked = _of_spec(found, about) if "spec" in about else found
         return replace(asked, kind="capture", status=_status(about, path))
