@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from analysis.maps.capture import cut_off
-from analysis.runs import library, trash
+from analysis.runs import library, resume, trash
 from analysis.runs.folder import save
 from analysis.runs.held import strangers
 from analysis.runs.reader import load
@@ -72,3 +72,9 @@ def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama
     (home / "a" / CAPTURING).write_text(json.dumps({"status": "running", "process": here() | {"began": 1.0}} | asked))
     assert cut_off(home / "a") is None
     assert (library.entry("a").status, library.entry("a").goes_on) == ("finished", False)
+
+
+def test_a_run_that_is_asked_for_fewer_tokens_than_it_has_says_how_many_these_are(home):
+    seeds.run(home / "a", end="finished")
+    with pytest.raises(ValueError, match="has read 40 tokens already: ask for more than that"):
+        resume.stopped(home / "a", 10)

@@ -87,7 +87,7 @@ def stopped(path: Path, tokens: int | None = None) -> StoppedRun:
     else:
         read = max((len(track.nll) + 1 for track in run.tracks), default=1)
         if tokens is not None and tokens < read:
-            raise ValueError(f"this run has read {read:,} tokens already: ask for more than {tokens:,}")
+            raise ValueError(f"this run has read {read:,} tokens already: ask for more than that")
         spec = run.spec if tokens is None else replace(run.spec, tokens=tokens)
     maps = tuple(about.get("maps") or ())
     switches = msgspec.convert(about.get("switches") or (), tuple[Switch, ...])
