@@ -1,6 +1,7 @@
 """What captions say: what is drawn, with the settings that it is drawn with, and nothing else."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import msgspec
@@ -8,6 +9,8 @@ import pytest
 from matplotlib.figure import Figure as Sheet
 
 from analysis.experiments.papers import EXPERIMENTS
+from analysis.experiments.verdict import Plan, tables
+from analysis.experiments.verdict.kept import folder_of
 from analysis.figures import parse
 from analysis.figures.citations import caption
 from analysis.figures.export import provenance
@@ -111,3 +114,19 @@ def test_a_caption_of_a_grid_says_what_its_runs_have_read_and_not_what_they_were
         save(run, tmp_path / str(i), text_sha256="", weights_sha256="")
     about = provenance(parse("budget"), open_input(tmp_path, "grid"), Path("a.pdf"), Layout())
     assert "tiny on a play (300 tokens, float32). Policies: Window 32, Window 64. Made" in about["caption"]
+
+
+def test_a_figure_of_cells_says_of_all_policies_and_texts_that_its_folder_compares(tmp_path):
+    """The first of its cells has read one text, and it is dense."""
+    spec = Spec("tiny", "hamlet", ("dense",), 300)
+    plan = Plan(spec, ("window",), (64, 128), ("perplexity", "passkey"), ("hamlet", "macbeth"), (512,), (5.0,))
+    folder = folder_of(plan, tmp_path)
+    for name, written in tables.written(VERDICT).items():
+        (tmp_path / name).write_text(written)
+    about = {"spec": asdict(plan.cells[0].spec), "weights_sha256": "w", "text_sha256": "hamlet's alone"}
+    (tmp_path / "cell").mkdir()
+    (tmp_path / "cell" / "run.json").write_text(json.dumps(about))
+    folder.finish("finished")
+    told = provenance(parse("pareto"), open_input(tmp_path, "verdict"), Path("a.pdf"), Layout())
+    assert told["spec"]["policies"] == ["dense", "window:window=64", "window:window=128"]
+    assert (told["text_sha256"], told["weights_sha256"]) == (plan.text.sha256, "w")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..experiments.grid import says_of_cells
 from ..experiments.recall.cells import TABLE, Row, read_table
 from ..experiments.verdict import Verdict, read_verdict
 from ..experiments.verdict.entries import FILE as VERDICT
@@ -91,7 +92,12 @@ def open_input(folder: Path, needs: str) -> FigureInput:
     if needs in ("grid", "recall", "verdict"):
         first = next(iter(sorted(folder.glob("*/run.json"))), None)
         data = folder if needs == "grid" else read_table(folder) if needs == "recall" else read_verdict(folder)
-        return FigureInput(folder, data, about_of(first.parent) if first else {})
+        about = dict(about_of(first.parent)) if first else {}
+        if says_of_cells(folder):
+            # A cell has read one text under one policy: the folder says of them all.
+            own = about_of(folder)
+            about |= {name: own[name] for name in ("spec", "text_sha256") if name in own}
+        return FigureInput(folder, data, about)
     if needs == "run":
         return FigureInput(folder, load_run(folder), about_of(folder))
     if needs == "trainings":
