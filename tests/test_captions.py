@@ -130,3 +130,15 @@ def test_a_figure_of_cells_says_of_all_policies_and_texts_that_its_folder_compar
     told = provenance(parse("pareto"), open_input(tmp_path, "verdict"), Path("a.pdf"), Layout())
     assert told["spec"]["policies"] == ["dense", "window:window=64", "window:window=128"]
     assert (told["text_sha256"], told["weights_sha256"]) == (plan.text.sha256, "w")
+
+
+@pytest.mark.parametrize(("cost", "measured"), [("tokens", False), ("megabytes", True)])
+def test_a_caption_of_recall_names_the_task_and_no_text_of_perplexity(cost, measured):
+    source = FigureInput(Path("v"), VERDICT, {"spec": {"model": "tiny", "dtype": "float32"}, "text_sha256": "h"})
+    about = provenance(parse(f"pareto:measure=passkey,cost={cost}"), source, Path("a.pdf"), Layout())
+    assert (about["text"], about["text_sha256"]) == ("passkey", None)
+    assert " tiny on passkey. Policies" in about["caption"] and "hamlet" not in about["caption"]
+    assert "Shares are of the facts that dense recalls." in about["caption"]
+    assert ("What a cache takes was measured on other texts." in about["caption"]) is measured
+    read = provenance(parse(f"pareto:cost={cost}"), source, Path("a.pdf"), Layout())
+    assert "tiny on hamlet, macbeth (1,002 tokens, float32)" in read["caption"] and read["text_sha256"] == "h"

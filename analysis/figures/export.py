@@ -32,16 +32,19 @@ def provenance(figure: Figure, source: FigureInput, out: Path, layout: Layout) -
     """What a file says of itself."""
     spec, lane = source.about.get("spec", {}), getattr(figure, "lane", None)
     policies = source.policies(lane)
-    known = spec | {"text": source.text, "trained": source.trained(figure)}
+    # A comparison has read other texts for a task than for perplexity.
+    task = getattr(figure, "task", "")
+    text, tokens = (task, None) if task else (source.text, source.tokens(lane))
+    known = spec | {"text": text, "trained": source.trained(figure)}
     return {
         "figure": str(figure),
-        "caption": caption(figure, known, policies, source.tokens(lane)),
+        "caption": caption(figure, known, policies, tokens),
         "bibtex": bibtex(figure, spec, policies),
         "command": command(figure, source.folder, out, layout),
         "model": spec.get("model"),
         "weights_sha256": source.about.get("weights_sha256"),
-        "text": source.text,
-        "text_sha256": source.about.get("text_sha256"),
+        "text": text,
+        "text_sha256": None if task else source.about.get("text_sha256"),
         "begins": source.about.get("begins"),
         "spec": spec,
         "run": source.data.spec.command() if isinstance(source.data, Run) else None,

@@ -44,6 +44,11 @@ class Pareto(Figure):
     )
     cost: str = setting("megabytes", "What a cache takes.", choices=tuple(COSTS))
 
+    @property
+    def task(self) -> str:
+        """The task of recall that is drawn; empty where that is what texts were read for."""
+        return "" if self.measure in ("perplexity", "kl") else self.measure
+
     def seen(self) -> str:
         """A sentence on the quality and the cost that are drawn."""
         value = {"perplexity": "perplexity over dense's", "kl": "KL divergence from dense"}
@@ -51,8 +56,15 @@ class Pareto(Figure):
         return (
             f"{self.title}. Policies at budgets: {value.get(self.measure, f'the share recalled of {self.measure}')} "
             f"against {cost[self.cost]}, one line for each policy. A ring marks the Pareto front: nothing that takes "
-            "less is as good."
+            "less is as good." + self._of_shares()
         )
+
+    def _of_shares(self) -> str:
+        """What shares and their costs are of."""
+        if not self.task:
+            return ""
+        read = " What a cache takes was measured on other texts." if self.cost != "tokens" else ""
+        return f" Shares are of the facts that dense recalls.{read}"
 
     def numbers(self, source: "Verdict") -> Numbers:
         """Columns `policy`, `title`, `cost`, `value` and `front`; a row for each entry, dense with NaN for tokens.
