@@ -101,8 +101,10 @@ def test_a_caption_of_trainings_says_which_recipe_at_which_moment(tmp_path):
         figure = parse(f"emergence:curve={curve}")
         assert figure.draw(figure.numbers(source.data), ax=Sheet().subplots()).get_ylabel() == unit
     last, first = said("emergence-map:training=1"), said("emergence-map:training=1,moment=0")
-    assert "as a training left it" in last and f" ReLU ({same}" in last and "after 5 steps." in last
-    assert "at moment 0 of a training" in first and "left it" not in first and "after 0 steps." in first
+    assert "as a training left it" in last and f" ReLU ({same}" in last
+    assert "after 5 steps, layer 0, head 0." in last
+    assert "at moment 0 of a training" in first and "left it" not in first
+    assert "after 0 steps, layer 0, head 0." in first
     assert "step" not in said("emergence-map:training=2") + said("emergence-map:moment=2")
 
 

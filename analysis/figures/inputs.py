@@ -70,7 +70,8 @@ class FigureInput:
         return self.about.get("spec", {}).get("tokens")
 
     def trained(self, figure: Figure) -> str:
-        """Which trainings a figure shows, by what recipe, and after how many steps; empty where it shows none."""
+        """Which trainings a figure shows, by what recipe, and after how many steps, and of the map of one its layer
+        and head; empty where it shows none."""
         if figure.needs != "trainings":
             return ""
         begin, moment = getattr(figure, "training", 0), getattr(figure, "moment", -1)
@@ -83,7 +84,11 @@ class FigureInput:
             f"{name} {getattr(recipes[0], name)}" for name in settings if len({getattr(r, name) for r in recipes}) == 1
         ]
         after = " to ".join(f"{n:,}" for n in sorted({min(steps), max(steps)}))
-        return f"{', '.join(names_of(recipes))} ({', '.join(same)}), after {after} step{'s' * (max(steps) != 1)}"
+        heads = (
+            [tuple(head) for t in shown for head in t.heads[moment:][:1].tolist()] if hasattr(figure, "moment") else []
+        )
+        of = "".join(f", layer {layer}, head {head}" for layer, head in heads)
+        return f"{', '.join(names_of(recipes))} ({', '.join(same)}), after {after} step{'s' * (max(steps) != 1)}{of}"
 
 
 def open_input(folder: Path, needs: str) -> FigureInput:
