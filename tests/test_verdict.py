@@ -12,7 +12,7 @@ import pytest
 from analysis import texts
 from analysis.engine.stream import stream
 from analysis.experiments.recall.cells import Row
-from analysis.experiments.verdict import Plan, entries, listed, read_verdict, sentence, table, verdict
+from analysis.experiments.verdict import Plan, entries, listed, read_verdict, sentence, table, tables, verdict
 from analysis.figures.pareto import Pareto
 from analysis.models.loading import load
 from analysis.policies import POLICIES
@@ -23,6 +23,7 @@ from .test_recall import place
 from .verdicts import VERDICT, entry
 
 __all__ = ["place"]
+change = msgspec.structs.replace
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -101,6 +102,7 @@ def test_each_entry_says_what_its_policy_does_on_the_same_tokens(compared, model
         assert e.error == pytest.approx(blocks.std(ddof=1) / math.sqrt(2), abs=1e-6)
         assert e.megabytes == pytest.approx((e.budget or 600) * network.bytes_per_token / 1e6, rel=0.01)
         assert e.milliseconds is not None and e.milliseconds > 0
+    assert found.blocks == 2
     (pair,) = [p for p in found.pairs if p.budget == 64]
     difference = nll[pair.one] - nll[pair.other]
     blocks = difference[:512].reshape(2, 256).mean(1)
@@ -295,6 +297,45 @@ def test_the_sentence_names_the_smallest_cache_that_is_close_and_what_it_forgets
     part = msgspec.structs.replace(VERDICT, entries=[VERDICT.entries[0], entry("random", 64, 0.0, 1, (2, 1))])
     assert sentence(part).endswith("it forgets some of what is older than its cache is large (passkey: 1 of 2 "
                                    "recalled).")  # fmt: skip
+
+
+@pytest.mark.parametrize(("excess", "p", "told"), [(0.015, 0.2, True), (0.015, 0.04, False), (0.03, 0.2, False)])
+def test_of_one_budget_all_are_named_that_are_close_and_that_no_test_tells_apart(excess, p, told):
+    both = [entry("window:window=64", 64, excess, 0), entry("streaming:sinks=4,window=60", 64, 0.005, 0)]
+    pair = msgspec.structs.replace(VERDICT.pairs[0], one=both[0].policy, other=both[1].policy, p=p)
+    found = msgspec.structs.replace(VERDICT, entries=[VERDICT.entries[0], *both], pairs=[pair])
+    assert ("(perplexity +0.5 ± 0.1 %), and no test tells it from Window" in sentence(found)) is told
+    far = msgspec.structs.replace(found, entries=[VERDICT.entries[0], *[change(e, excess=1.0) for e in both]])
+    assert ("(perplexity +171.8 ± 0.3 %), and no test tells it from Sinks + window" in sentence(far)) is (p > 0.05)
+
+
+def test_of_recall_all_are_named_that_no_test_tells_from_the_one_that_recalls_most():
+    both = [change(e, excess=None, tokens=0) for e in VERDICT.entries if e.budget == 128]
+    found = change(VERDICT, entries=[change(VERDICT.entries[0], excess=None, tokens=0), *both], texts=[])
+    assert "by Window at 128 tokens: 1 of 2, and no test tells it from Sinks + window; at 128" in sentence(found)
+    apart = change(VERDICT.pairs[2], p=0.01)
+    assert "no test" not in sentence(change(found, pairs=[apart]))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        (None, "(p ≥ 0.05). Of"),
+        (1, "(p ≥ 0.05); 1 block of 256 tokens is too little for a test. Of"),
+        (2, "(p ≥ 0.05); 2 blocks of 256 tokens are tested, which tell little apart. Of"),
+        (16, "(p ≥ 0.05); 16 blocks of 256 tokens are tested. Of"),
+    ],
+)
+def test_a_caption_says_how_much_was_tested(blocks, said):
+    assert said in tables.caption(change(VERDICT, blocks=blocks))
+
+
+def test_a_table_of_its_own_says_which_model_read_how_much_of_which_texts():
+    found = change(VERDICT, model="/home/me/my-llama", texts=["/home/me/my novel.txt", "hamlet"])
+    written = tables.written(found)["table.md"]
+    assert "\n\nmy-llama on my novel.txt and hamlet (1,002 tokens).\n\n" in written and "/home" not in written
+    unread = change(found, texts=[], entries=[change(e, tokens=0, excess=None) for e in found.entries])
+    assert "\n\nmy-llama.\n\n" in tables.written(unread)["table.md"]
 
 
 @pytest.mark.parametrize("order", [1, -1])

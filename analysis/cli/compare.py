@@ -78,6 +78,6 @@ def compare(
             files.write(place / name, written)
         folder.finish(status)
     header, rows = tables.table(found, narrow=out.width < 110)
-    grids.show(f"Policies at budgets, {found.model}", header, rows, tables.CAPTION)
+    grids.show(f"Policies at budgets, {found.model}", header, rows, tables.caption(found))
     out.print(("" if status == "finished" else "So far: ") + tables.sentence(found), soft_wrap=True)
     grids.end(status, f"Cells and tables lie in {place}")

@@ -115,7 +115,7 @@ def draw(found: Found) -> None:
     if verdict is not None:
         header, rows = tables.table(verdict)
         draw_rows([dict(zip(header, row, strict=True)) for row in rows])
-        st.caption(f"{tables.CAPTION}.")
+        st.caption(f"{tables.caption(verdict)}.")
     take_away(found)
 
 

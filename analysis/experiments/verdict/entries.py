@@ -99,6 +99,8 @@ class Verdict(msgspec.Struct, frozen=True):
     """That were read; none where none was."""
     entries: list[Entry]
     pairs: list[Pair]
+    blocks: int | None = None
+    """Of the texts, whose means are tested; None where that was not written down."""
 
     def alike(self, entry: Entry, task: str = "perplexity") -> bool:
         """Whether an entry is the best of its budget by a task, or no significant distance from it."""
@@ -183,6 +185,7 @@ def verdict(plan: Plan, place: Path) -> Verdict:
         list(dict.fromkeys(reading.text for reading in readings)),
         [_entry(found, policy, budget) for policy, budget in plan.members.items()],
         [*_pairs(found)],
+        max((sum(len(r.nll) // metrics.BLOCK for r in of) for of in found.readings.values()), default=0),
     )
 
 

@@ -1,20 +1,35 @@
 """A verdict as a person reads it: one sentence, and tables."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
+from ... import metrics
+from ...models.kinds import named
 from ...palette import labels
 from ...policies import parse
 from ...tables import as_csv, as_markdown
 from .entries import FILE, LEVEL, Entry, Recall, Verdict
+from .plan import READING
 
+FEW = 5
+"""Blocks of which fewer tell little apart: with two of them a difference must be 13 standard errors."""
 WITHIN = 0.02
 """How far above dense's a perplexity may be."""
-CAPTION = (
-    f"≈: the best of its budget, or not told from it by a paired test (p ≥ {LEVEL:g}). "
-    "Of recall: facts that dense recalls. ms/token: compute time of reading, on this machine"
-)
+
+
+def caption(found: Verdict) -> str:
+    """What columns and marks mean, and how much was tested, without its full stop."""
+    on = ""
+    if found.texts and found.blocks is not None:
+        counted = f"{found.blocks} block{'s' * (found.blocks != 1)} of {metrics.BLOCK} tokens"
+        on = f"; {counted} are tested" if found.blocks > 1 else f"; {counted} is too little for a test"
+        on += ", which tell little apart" if 1 < found.blocks < FEW else ""
+    return (
+        f"≈: the best of its budget, or not told from it by a paired test (p ≥ {LEVEL:g}){on}. "
+        "Of recall: facts that dense recalls. ms/token: compute time of reading, on this machine"
+    )
 
 
 def written(found: Verdict) -> dict[str, str]:
@@ -24,13 +39,22 @@ def written(found: Verdict) -> dict[str, str]:
         [str(p.budget), p.task, p.one, p.other, f"{p.difference:.6f}", "" if p.p is None else f"{p.p:.6g}"]
         for p in found.pairs
     ]
-    words = ["# Policies at budgets", sentence(found), as_markdown(header, rows), f"{CAPTION}."]
+    words = ["# Policies at budgets", about(found), sentence(found), as_markdown(header, rows), f"{caption(found)}."]
     return {
         FILE: msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n",
         "table.csv": as_csv(header, rows),
         "pairs.csv": as_csv(["Budget", "Task", "Policy", "Other policy", "Difference", "p"], pairs),
         "table.md": "\n\n".join(w.strip() for w in words) + "\n",
     }
+
+
+def about(found: Verdict) -> str:
+    """Which model was compared on which texts, and on how many of their tokens."""
+    said = named(found.model)
+    if count := max((e.tokens for e in found.entries), default=0):
+        # Nobody predicts the first one of a text.
+        said += f" on {_texts(found)} ({count + len(found.texts):,} tokens)"
+    return f"{said}."
 
 
 def sentence(found: Verdict) -> str:
@@ -41,7 +65,7 @@ def sentence(found: Verdict) -> str:
     rivals = [e for e in found.entries if e.budget is not None]
     read = [e for e in rivals if e.relative is not None]
     if read:
-        on, close = _listed(found.texts), [e for e in read if _above(e) <= WITHIN]
+        on, close = _texts(found), [e for e in read if _above(e) <= WITHIN]
         if close:
             chosen = min(close, key=lambda e: (e.budget or 0, e.excess or 0.0))
             said = f"The smallest cache within {100 * WITHIN:g} % of dense on {on} is {_named(found, chosen)}"
@@ -49,7 +73,7 @@ def sentence(found: Verdict) -> str:
             chosen, most = min(read, key=lambda e: e.excess or 0.0), max(e.budget or 0 for e in read)
             said = f"No cache of up to {most:,} tokens comes within {100 * WITHIN:g} % of dense on {on}: nearest is "
             said += _named(found, chosen)
-        said += f" ({_percent(chosen)})"
+        said += f" ({_percent(chosen)})" + _alike(found, chosen, close or read, READING[:1])
     else:
         asked = [(e, hits, of) for e in rivals for hits, of in [_in_all(e)] if of]
         if not asked and not any(e.recall for e in rivals):
@@ -58,12 +82,26 @@ def sentence(found: Verdict) -> str:
             return "Dense has recalled nothing that was asked, so nothing can be said of what a policy forgets."
         chosen, hits, of = max(asked, key=lambda found: (found[1] / found[2], -(found[0].budget or 0)))
         said = f"Most is recalled by {_named(found, chosen)}: {hits} of {of}"
+        said += _alike(found, chosen, [e for e, *_ in asked], [task for task, r in chosen.recall.items() if r.asked])
     forgotten = [f"{_forgets(r)} ({task}: {_of(r)})" for task, r in chosen.recall.items() if r.older]
     if forgotten:
         said += f"; at {chosen.budget:,} tokens {_and(forgotten, 'it ')}"
     if beyond := [task for task, r in chosen.recall.items() if not r.asked]:
         said += f"; dense itself recalls nothing of {_listed(beyond)}"
     return f"{said}."
+
+
+def _alike(found: Verdict, chosen: Entry, among: Sequence[Entry], tasks: Sequence[str]) -> str:
+    """Those of the same budget that no test of these tasks tells from the one that is named."""
+    of = {
+        (frozenset((p.one, p.other)), p.task): p.p is None or p.p >= LEVEL
+        for p in found.pairs if p.budget == chosen.budget
+    }  # fmt: skip
+    others = [
+        names(found)[found.entries.index(e)] for e in among if e.budget == chosen.budget and e is not chosen
+        and all(of.get((frozenset((chosen.policy, e.policy)), task), False) for task in tasks)
+    ]  # fmt: skip
+    return f", and no test tells it from {_listed(others)}" if others else ""
 
 
 def _forgets(recall: Recall) -> str:
@@ -109,6 +147,11 @@ def _percent(entry: Entry) -> str:
     """How far the perplexity is from dense's, with its standard error."""
     error = "" if entry.error is None else f" ± {100 * entry.error * (entry.relative or 1.0):.1f}"
     return f"perplexity {100 * _above(entry):+z.1f}{error} %".replace("-", "−")
+
+
+def _texts(found: Verdict) -> str:
+    """The names of the texts, without the folders of somebody's machine."""
+    return _listed([Path(text).name for text in found.texts])
 
 
 def _listed(texts: Sequence[str]) -> str:
