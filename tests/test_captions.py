@@ -46,6 +46,8 @@ from .verdicts import VERDICT
         ("needle-map", "was given, by length and depth; grey where dense itself gives fewer than half", "NLL"),
         ("needle-map:cells=nll", "the mean NLL of the answer's tokens, by length", "how often"),
         ("head-map:cells=logits", "Logit, before the softmax", "gave"),
+        ("head-map:cells=logits,colour=logarithmic", "cells logits, pool max).", "colour"),
+        ("head-map", "pool max, colour logarithmic).", "ogit,"),
         ("map-grid:cells=logits", "Logits before the softmax", "Attention"),
     ],
 )

@@ -36,13 +36,18 @@ class Figure(Settings):
         """The same figure, with what its settings leave open chosen by what the source holds."""
         return self
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Settings that change nothing beside the others, which no caption tells."""
+        return ()
+
     def seen(self) -> str:
         """What is drawn with these settings, as a caption begins."""
         return self.told(" ".join((self.__doc__ or "").split("\n\n")[0].split()).replace("`", "").rstrip("."))
 
     def told(self, shown: str) -> str:
-        """The title, a sentence on what is drawn (without its full stop), and the settings."""
-        settings = ", ".join(f"{f.name} {getattr(self, f.name)}" for f in self.settings())
+        """The title, a sentence on what is drawn (without its full stop), and the settings but for idle ones."""
+        settings = ", ".join(f"{f.name} {getattr(self, f.name)}" for f in self.settings() if f.name not in self.idle)
         return f"{self.title}. {shown}" + (f" ({settings})." if settings else ".")
 
     def numbers(self, source: Any) -> Numbers:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from ..maps.region import Region
 from ..settings import setting
@@ -49,6 +50,11 @@ class HeadMap(Figure):
         tokens = max(2, min(self.tokens, source.stretch.tokens - self.begin))
         colour = "linear" if self.cells == "logits" else self.colour
         return replace(self, layer=layer, head=head, tokens=tokens, colour=colour)
+
+    @property
+    @override
+    def idle(self) -> tuple[str, ...]:
+        return ("colour",) if self.cells == "logits" else ()
 
     def seen(self) -> str:
         """As of all figures, or a sentence on logits."""
