@@ -146,3 +146,12 @@ def test_a_caption_of_recall_names_the_task_and_no_text_of_perplexity(cost, meas
     assert ("What a cache takes was measured on other texts." in about["caption"]) is measured
     read = provenance(parse(f"pareto:cost={cost}"), source, Path("a.pdf"), Layout())
     assert "tiny on hamlet, macbeth (1,002 tokens, float32)" in read["caption"] and read["text_sha256"] == "h"
+
+
+def test_a_figure_tells_the_switches_that_the_command_of_its_run_leaves_out(tmp_path):
+    run = made_up(300, switches={1: (129, "window:window=16")})
+    run.event("pause", lane=0, position=50)
+    about = provenance(parse("memory"), FigureInput(tmp_path, run, {}), Path("a.pdf"), Layout())
+    (told,) = about["switches"]
+    assert about["run"] == run.spec.command()
+    assert (told["lane"], told["position"], told["policy"]) == (1, 129, "window:window=16")

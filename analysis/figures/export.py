@@ -48,6 +48,8 @@ def provenance(figure: Figure, source: FigureInput, out: Path, layout: Layout) -
         "begins": source.about.get("begins"),
         "spec": spec,
         "run": source.data.spec.command() if isinstance(source.data, Run) else None,
+        # No command line makes them.
+        "switches": source.data.switches if isinstance(source.data, Run) else [],
         "versions": {p: version(p) for p in ("torch", "transformers", "matplotlib", "seaborn", "numpy")},
     }
 
