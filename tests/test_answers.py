@@ -12,6 +12,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import Element
 
+from analysis import metrics
 from analysis.experiments.growth import SIZES
 from app.lesson.answers import RECORDED, Answers, Question, record, recorded
 from app.lesson.chapters import PLAYS, cost, first, stage
@@ -272,3 +273,22 @@ def test_what_fails_is_a_sentence_and_asked_again():
 
     with pytest.raises(ValueError, match=r"failed inside Sinkscope \(TypeError\)"):
         Answers(broken).take(Question(double, (1,)))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_lanes_at_different_places_of_a_text_are_compared_where_all_of_them_have_been(monkeypatch, language):
+    tracks = [track.snapshot() for track in stage.story("four").tracks]
+    places = (2900, 2500, 1200, 2700)
+    for track, read in zip(tracks, places, strict=True):
+        track.truncate(read + 1)
+    assert tuple(len(track.nll) for track in tracks) == places
+    monkeypatch.setattr(LIBRARIES, "there", 0)
+    monkeypatch.setattr(LIBRARIES, "begin", lambda: None)
+    monkeypatch.setattr(stage, "tracks", lambda *_: (tracks, None))
+    at = opened("drop", lang=language)
+    assert not at.exception
+    wanted = [metrics.perplexity(track.nll.view()[1200 - metrics.ROLL : 1200]) for track in tracks]
+    assert [metric.value for metric in at.metric] == [f"{value:.1f}" for value in wanted]
+    assert any("1,200" in caption.value for caption in at.caption)
+    tracks[3].truncate(metrics.FIRST)
+    assert {metric.value for metric in at.run().metric} == {"–"}

@@ -1,5 +1,6 @@
 """Four policies over one stream, and sinks that are taken away in the middle of it."""
 
+import math
 from functools import partial
 
 import streamlit as st
@@ -12,7 +13,7 @@ from app.jobs.reading import ReadingJob
 from app.lesson import Chapter
 
 from . import stage
-from .reading import curves, numbers, rolling, styles
+from .reading import curves, newest, numbers, rolling, styles
 
 TOKENS = 4096
 WITHOUT = "window:window=128"
@@ -48,7 +49,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     if not tracks:
         st.caption(page.say("loading"))
         return
-    lines, items = [], []
+    (read, perplexities), lines, items = newest(tracks), [], []
     for lane, (begun, policy) in enumerate((parse(b), parse(p)) for b, p in zip(FOUR, policies, strict=True)):
         tokens, values = rolling(tracks, lane)
         name = stage.policy_name(page, policy)
@@ -56,9 +57,10 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         lines.append((title, tokens, values))
         track = tracks[lane]
         cached = f"{int(track.cache_tokens.view()[-1]):,}" if len(track.nll) else "–"
-        number = f"{values[-1]:.1f}" if len(values) else "–"
+        number = "–" if math.isnan(perplexities[lane]) else f"{perplexities[lane]:.1f}"
         items.append((title, number, chapter.say("keeps", tokens=cached)))
     numbers(items)
+    st.caption(chapter.say("shared", tokens=f"{read:,}"))
     alt = chapter.say("alt", values="; ".join(f"{name}: {number}" for name, number, _ in items))
     figure = curves(lines, styles(FOUR), page.say("tokens"), chapter.say("rolling"), 60)
     for track, (colour, _) in zip(tracks, styles(FOUR), strict=True):

@@ -24,6 +24,17 @@ def rolling(tracks: Sequence[Track], lane: int, reference: int | None = None) ->
     return ends[kept], np.exp(mean[kept])
 
 
+def newest(tracks: Sequence[Track]) -> tuple[int, list[float]]:
+    """Tokens that all lanes have read, and the rolling perplexity of each lane at the last of them, [lanes]: lanes at
+    different places of a text are not compared otherwise.  NaN while they are too few for a curve."""
+    read = min(len(track.nll) for track in tracks)
+    if read < metrics.FIRST:
+        return read, [float("nan")] * len(tracks)
+    ends = np.array([read])
+    means = [metrics.rolling_mean(track.sums.view(), ends, metrics.ROLL) for track in tracks]
+    return read, [float(metrics.perplexities(mean)[0]) for mean in means]
+
+
 def styles(policies: Sequence[str]) -> list[tuple[str, str]]:
     """The colour and the dash of each lane."""
     return colours([parse(p) for p in policies])
