@@ -1,15 +1,19 @@
 """A link may name a part of a result that it does not have: that is said, and left out."""
 
 import json
+import re
 from dataclasses import asdict
 
 import pytest
 
+from analysis import files
 from analysis.runs import trash
 from analysis.runs.facts import ModelFacts
 from app.jobs.base import TextJob
+from app.jobs.kept import Keeper
 from app.jobs.registry import REGISTRY
 from app.jobs.training import TrainingJob
+from app.lesson import translated
 
 from .fuzz import seeds
 from .test_opened_results import compared, knock_outs, opened, recalled
@@ -64,6 +68,35 @@ def test_a_training_that_plays_is_found_again_by_its_address_and_no_other_begins
     kept = opened("learn", **asked, run=job.id)
     assert not kept.info and not kept.session_state["lesson_run"] and kept.query_params["run"] == job.id
     assert [entry.name for entry in home.iterdir() if not entry.name.startswith(".")] == [job.id]
+
+
+@pytest.mark.parametrize(
+    ("language", "told"),
+    [
+        ("en", "Kept in memory only: this training needs 1 GB on disk, and /x has 0 MB."),
+        ("zh", "只保留在内存中：需要 1 GB 的磁盘空间，而 /x 只有 0 MB。"),
+    ],
+)
+def test_a_training_that_the_library_cannot_take_is_said_to_be_kept_in_memory_only(home, monkeypatch, language, told):
+    def full(path, needed, what):
+        raise ValueError(f"{what} needs 1 GB on disk, and /x has 0 MB: make room, ask for less, or name another folder")
+
+    monkeypatch.setattr(files, "check_room", full)
+    at = opened("learn", chapter="emergence", kinds="relu", recipe="layers=1,steps=20", lang=language)
+    job = REGISTRY.get(at.query_params["run"])
+    job.join()
+    assert told in [caption.value.replace("\\", "") for caption in at.run().caption]
+    REGISTRY.free(job.id)
+
+
+@pytest.mark.parametrize(
+    "why", [OSError(28, "No space left on device"), OSError(13, "Permission denied", "/x"), RuntimeError("odd")]
+)
+def test_why_something_is_not_kept_is_said_in_chinese_too(why):
+    keeper = Keeper("a")
+    keeper.lose(why)
+    said = translated(keeper.problem, "zh")
+    assert said.startswith("只保留在内存中：") and not re.search("[a-z]{2}", said) and "。。" not in said
 
 
 def unloaded(job):

@@ -30,6 +30,7 @@ from app.lesson.answers import About, Answer, Answers, Question, recorded
 from app.libraries import LIBRARIES
 from app.panels import slots
 from app.panels.job_panel import JobPanel, Maker, carry_out, press
+from app.plain import plain
 
 
 @dataclass(frozen=True)
@@ -320,4 +321,6 @@ def watch(run: Run | None) -> Run | None:
     slots.renew_lease(run)
     if run.status == "failed":
         say_problem(run.note)
+    if run.kept.problem:
+        st.caption(plain(translated(run.kept.problem, st.session_state.lesson["language"])))
     return run
