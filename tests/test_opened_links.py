@@ -9,16 +9,18 @@ import pytest
 from analysis import files
 from analysis.runs import trash
 from analysis.runs.facts import ModelFacts
-from app.jobs.base import TextJob
+from app.jobs.base import PAUSE_AFTER, TextJob
 from app.jobs.kept import Keeper
 from app.jobs.registry import REGISTRY
 from app.jobs.training import TrainingJob
 from app.lesson import translated
+from app.panels import job_panel
 
 from .fuzz import seeds
 from .test_opened_results import compared, knock_outs, opened, recalled
 from .test_opened_results import home as home
 from .test_presses import component_of, tell
+from .waiting import until
 
 pytestmark = pytest.mark.whole
 
@@ -68,6 +70,29 @@ def test_a_training_that_plays_is_found_again_by_its_address_and_no_other_begins
     kept = opened("learn", **asked, run=job.id)
     assert not kept.info and not kept.session_state["lesson_run"] and kept.query_params["run"] == job.id
     assert [entry.name for entry in home.iterdir() if not entry.name.startswith(".")] == [job.id]
+
+
+class Elsewhere:
+    """A page in another browser."""
+
+    open = True
+
+
+def test_a_training_that_another_page_steers_goes_on_where_it_is_watched(home, monkeypatch):
+    begun = opened("learn", chapter="emergence", kinds="relu", recipe="layers=1,steps=100000")
+    job = REGISTRY.get(begun.query_params["run"])
+    until(job, lambda: (home / job.id / "1-relu" / "curves.csv").exists())
+    job.take_over(Elsewhere())
+    paces = []
+    monkeypatch.setattr(job_panel, "redraw", lambda draw, pace: (draw(), paces.append(pace())))
+    job.renewed -= PAUSE_AFTER
+    asked = {"chapter": "emergence", "run": job.id}
+    there = opened("learn", **asked)
+    assert not there.session_state["lesson_run"] and there.query_params["run"] == job.id
+    assert paces == [0.5] and not job.unwatched
+    REGISTRY.free(job.id)
+    opened("learn", **asked)
+    assert paces == [0.5, None]
 
 
 @pytest.mark.parametrize(

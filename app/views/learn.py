@@ -13,6 +13,7 @@ from app.controls import brand
 from app.lesson import LANGUAGES, Chapter, lesson, translated
 from app.lesson.chapters import PLAYS, stage
 from app.libraries import LIBRARIES
+from app.panels import slots
 from app.panels.job_panel import redraw
 from app.plain import plain
 from app.projection import project
@@ -155,6 +156,9 @@ def body(name: str, chapter: Chapter, page: Chapter) -> None:
         PLAYS[name].draw(chapter, page)
     except ValueError as e:
         stage.say_problem(e)
+    if (job := stage.elsewhere()) is not None:
+        # It goes on as long as somebody watches.
+        slots.renew_lease(job)
     to_address(name)
     stage.follow()
 
@@ -178,4 +182,4 @@ with text:
         st.markdown(chapter.answer)
     steps(page)
 with play:
-    redraw(partial(body, name, chapter, page), lambda: stage.JOB_PANEL.pace(PLAYS[name].every))
+    redraw(partial(body, name, chapter, page), lambda: stage.pace(PLAYS[name].every))

@@ -22,6 +22,7 @@ from analysis.runs.spec import Spec
 from app import address
 from app.choices import choice, choose, kept_default, kept_value
 from app.controls import is_double, problem
+from app.feed import paced
 from app.jobs.base import Job
 from app.jobs.reading import ReadingJob
 from app.jobs.registry import REGISTRY
@@ -199,6 +200,17 @@ def rejoin(name: str, kind: str) -> bool:
         JOB_PANEL.end()
         JOB_PANEL.put(job.id)
     return True
+
+
+def elsewhere() -> Job | None:
+    """The job that another page steers, where the address named it: what the library keeps of it is shown here."""
+    return REGISTRY.find(st.session_state.lesson.get("run", ""), Job)
+
+
+def pace(every: float) -> float | None:
+    """Seconds from one drawing of a chapter to the next, as `JobPanel.pace`, or while a job of another page goes on."""
+    job = elsewhere()
+    return paced(job, every) if job is not None and job.live else JOB_PANEL.pace(every)
 
 
 def begun_here(kind: str) -> str:
