@@ -311,3 +311,10 @@ def test_tokens_that_are_part_of_a_character_are_not_taken_for_spaces():
     ids = tokenizer("a  é你", add_special_tokens=False)["input_ids"]
     shown = [word.strip("\u200b") for word in _words(SimpleNamespace(tokenizer=tokenizer), ids)]
     assert shown == ["a", "␣", "␣", "…", "é", "…", "…", "你"]
+
+
+@pytest.mark.parametrize(("character", "sign"), [("\t", "⇥"), ("\n", "⏎"), ("\u3000", "U+3000"), ("\u200b", "U+200B")])
+def test_no_token_has_a_label_that_nobody_sees(character, sign):
+    tokenizer = byte_level()
+    ids = tokenizer(f"a{character}b", add_special_tokens=False)["input_ids"]
+    assert sign in _words(SimpleNamespace(tokenizer=tokenizer), ids)

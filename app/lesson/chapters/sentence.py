@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from analysis.models.language_model import LanguageModel
 
 
+SIGNS = {"\n": "⏎", "\t": "⇥"}
+
+
 def long_enough(page: Chapter, answer: Answer, most: int) -> bool:
     """Whether a sentence has tokens to look at; says how many of them are kept, or to write more."""
     if (count := int(answer["count"])) < 2:
@@ -58,16 +61,22 @@ def rows(model: "LanguageModel", sentence: str, bos: str, most: int) -> tuple[di
 
 
 def _words(model: "LanguageModel", ids: list[int]) -> list[str]:
-    """The texts of tokens, each a different string, and a newline as its mark."""
+    """The texts of tokens, each a different string, with a mark for each character that nobody sees."""
     found: list[str] = []
     for piece in texts.token_texts(model.tokenizer, np.array(ids, np.int32)):
         # The last token of a character has it, and those before it are empty.
-        shown = piece.strip(" ").replace("\n", "⏎") or ("␣" if piece else "…")
+        shown = "".join(map(_sign, piece.strip(" "))) or ("␣" if piece else "…")
         # Zero-width spaces tell two equal words apart on an axis, and nowhere else.
         while shown in found:
             shown += "\u200b"
         found.append(shown)
     return found
+
+
+def _sign(character: str) -> str:
+    """A character, or what stands for one that nobody sees: the code of those that have no sign of their own."""
+    seen = character if character.isprintable() else f"U+{ord(character):04X}"
+    return SIGNS.get(character, seen)
 
 
 def head_near(sinks: NDArray[np.float32], weight: float) -> tuple[int, int]:
