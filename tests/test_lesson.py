@@ -162,6 +162,20 @@ def test_weights_that_sum_to_anything_stay_inside_their_axes(most):
     assert shown.layout.yaxis.range[1] == pytest.approx(1.02 * most)
 
 
+def test_trainings_of_one_attention_are_told_apart_and_none_leaves_its_axis(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(emergence.chart, "mount", lambda figure, **of: drawn.append((figure, of["alt"])))
+    weight = np.array([[0.5]], np.float32)
+    moments = [Measurement(10, 1.0, 1.0, weight, weight, (0, 0), np.zeros((2, 2), np.float16))]
+    recipes = [Recipe(), Recipe(seed=1, steps=1600), Recipe(attention="relu")]
+    emergence.draw_curves(recipes, [moments] * 3, None, lesson("en")["emergence"])
+    curves, heard = drawn[0]
+    lines = [(line.name, line.mode, line.marker.symbol) for line in curves.data if line.showlegend]
+    names = ["Softmax, steps 800, seed 0", "Softmax, steps 1600, seed 1", "ReLU"]
+    assert [name for name, *_ in lines] == names and len({*lines}) == 3 and lines[0][1:] != lines[1][1:]
+    assert all(name in heard for name in names) and tuple(curves.layout.xaxis.range) == (0, 1600)
+
+
 def test_the_scale_of_a_map_says_that_weights_that_sum_to_anything_go_on_beyond_its_end():
     from app.lesson.chapters.emergence import maps, recorded
 

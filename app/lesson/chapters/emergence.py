@@ -18,6 +18,7 @@ from analysis.lab.measurement import Measurement
 from analysis.lab.recipe import ATTENTIONS, Recipe
 from analysis.palette import TRAINED
 from analysis.runs.library import GALLERY
+from analysis.settings import told_apart
 from app import address
 from app.choices import choice, choose, kept_default, kept_value
 from app.components import chart
@@ -37,6 +38,7 @@ CHOSEN = ("task", "bos", "layers", "heads", "rate", "decay", "steps", "seed")
 """What a student chooses of a recipe, beside what turns logits into weights."""
 RECIPE, STEP = "emergence-recipe", "emergence-step"
 """Where these choices are kept, and the step that is looked at."""
+MARKERS = ("circle", "square", "diamond", "cross", "x")
 FILES = {"pdf": "application/pdf", "svg": "image/svg+xml", "png": "image/png"}
 
 
@@ -208,7 +210,7 @@ def draw_curves(
     trained: Sequence[Recipe], moments: Sequence[Sequence[Measurement]], at: int | None, chapter: Chapter
 ) -> None:
     """The curves of trainings, and the maps at a step, or the newest."""
-    labels = [chapter.say(r.attention) for r in trained]
+    labels = told_apart([chapter.say(r.attention) for r in trained], trained)
     values = "; ".join(
         f"{label}: {chapter.say('weight')} {m[-1].sink:.2f}" for label, m in zip(labels, moments, strict=True)
     )
@@ -306,18 +308,22 @@ def grown(
     """Curves of what is measured while they are trained."""
     figure = make_subplots(2, 2, subplot_titles=[chapter.say(p) for p in PANELS], vertical_spacing=0.24)
     reads = {"weight": "sink", "value": "value", "copied": "copied", "loss": "loss"}
-    for recipe, of, label in zip(recipes, moments, labels, strict=True):
+    for n, (recipe, of, label) in enumerate(zip(recipes, moments, labels, strict=True)):
         colour, dash = TRAINED[recipe.attention]
+        # Of one attention there may be several in the library: markers tell them apart.
+        same = sum(before.attention == recipe.attention for before in recipes[:n])
+        marked = {"mode": "lines+markers", "marker": {"symbol": MARKERS[(same - 1) % len(MARKERS)], "size": 5}}
         for i, panel in enumerate(PANELS):
             figure.add_scatter(
-                x=[m.step for m in of], y=[getattr(m, reads[panel]) for m in of], name=label, mode="lines",
+                x=[m.step for m in of], y=[getattr(m, reads[panel]) for m in of], name=label,
+                **(marked if same else {"mode": "lines"}),
                 line={"color": colour, "dash": dash, "width": 2}, showlegend=i == 0, legendgroup=label,
                 hovertemplate="%{x:,}: %{y:.3f}", row=1 + i // 2, col=1 + i % 2,
             )  # fmt: skip
     if at is not None:
         figure.add_vline(x=at, line={"color": "#767676", "width": 1, "dash": "dot"})
     figure.update_layout(margin={"l": 40, "r": 8, "t": 48, "b": 36}, legend={"orientation": "h", "y": 1.3, "x": 0})
-    figure.update_xaxes(range=[0, recipes[0].steps])
+    figure.update_xaxes(range=[0, max(recipe.steps for recipe in recipes)])
     figure.update_xaxes(title=chapter.say("step"), row=2)
     figure.update_yaxes(rangemode="tozero")
     # Weights of ReLU have no bound.
