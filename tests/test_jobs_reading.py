@@ -36,9 +36,9 @@ def text(count: int) -> texts.Text:
     return texts.Text("random.npy", "random", None, ids, "")
 
 
-def begin(registry, model, count=200, policies=POLICIES, pace=0, switches=(), pause=0):
+def begin(registry, model, count=200, policies=POLICIES, pace=0, switches=(), pause=0, keep=True):
     spec = Spec(model, "random.npy", policies, chunk=32)
-    run = registry.start(partial(ReadingJob, spec, text(count), switches=switches, pause=pause))
+    run = registry.start(partial(ReadingJob, spec, text(count), switches=switches, pause=pause, keep=keep))
     run.set_pace(pace)
     return run
 
@@ -337,3 +337,13 @@ def test_a_run_that_ends_in_memory_leaves_what_its_folder_goes_on_from(registry,
     assert job.kept.problem and sorted(place.glob("checkpoint/*")) == there
     monkeypatch.undo()
     assert recordings.find(job.id, "reading").goes_on
+
+
+def test_a_reading_that_is_not_to_be_kept_leaves_nothing_in_the_library(registry, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path / "library"))
+    job = begin(registry, model, policies=POLICIES[:2], keep=False)
+    until(job, lambda: job.status == "finished")
+    assert all(len(track.nll) == 199 for track in job.run.tracks) and not job.kept.problem
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="what the lesson reads is not kept"):
+        job.figure_input()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from analysis import metrics
+from analysis import metrics, texts
 from analysis.cli.gallery import TITLES
 from analysis.errors import error_message, sentence
 from analysis.experiments.measures import samples_of
@@ -24,6 +24,7 @@ from analysis.models.language_model import LanguageModel
 from analysis.texts import sources
 from app import address
 from app.jobs.base import Job
+from app.jobs.reading import ReadingJob
 from app.jobs.registry import Full, Holder
 from app.jobs.training import TrainingJob
 from app.lesson import FOLDER, LANGUAGES, lesson, translated
@@ -332,3 +333,16 @@ def test_no_token_has_a_label_that_nobody_sees(character, sign):
     tokenizer = byte_level()
     ids = tokenizer(f"a{character}b", add_special_tokens=False)["input_ids"]
     assert sign in _words(SimpleNamespace(tokenizer=tokenizer), ids)
+
+
+@pytest.mark.parametrize("name", ["drop", "enough"])
+def test_what_a_visit_reads_does_not_stay_among_the_runs(monkeypatch, name):
+    from app.lesson.chapters import enough, stage
+
+    begun = []
+    monkeypatch.setattr(stage, "bos", lambda: "auto")
+    monkeypatch.setattr(stage, "begin", lambda prepare: begun.append(prepare()))
+    monkeypatch.setattr(enough, "choice", lambda key, usual: usual)
+    monkeypatch.setattr(texts, "read", lambda name: texts.Text(name, name, "To be", None, ""))
+    PLAYS[name].start()
+    assert begun[0].func is ReadingJob and begun[0].keywords == {"keep": False}

@@ -49,15 +49,15 @@ class ReadingJob(TextJob):
 
     def __init__(
         self, spec: Spec, text: texts.Text, models: Models, resumes: str = "", switches: Sequence[Switch] = (),
-        pause: int = 0,
+        pause: int = 0, keep: bool = True,
     ) -> None:  # fmt: skip
         """`resumes`: the name of a run in the library that goes on under its name; empty: a new one begins; `switches`:
         what a story has happen to its lanes, unless somebody switches the same lane before; `pause`: the token before
-        which all lanes stand still once, 0: none."""
+        which all lanes stand still once, 0: none; `keep`: whether the library takes it in."""
         if len(spec.policies) > MAX_LANES:
             raise ValueError(f"at most {MAX_LANES} lanes read at a time, not {len(spec.policies)}: take some out")
         super().__init__(spec, models, resumes)
-        self._resumes = resumes
+        self._resumes, self._keep = resumes, keep
         self.text, self.text_sha256, self.run = text, text.sha256, Run(spec)
         self.kept = self.record = RunKeeper(self.id)
         self.lanes: list[Lane] = []
@@ -119,6 +119,8 @@ class ReadingJob(TextJob):
         from analysis.figures.inputs import open_input
         from analysis.runs import library
 
+        if not self._keep:
+            raise ValueError("what the lesson reads is not kept: read it on the page Read, and make a figure of that")
         if self.kept.problem:
             raise ValueError(f"{self.kept.problem} A figure is made of a run folder: make room, and read once more")
         return open_input(library.home() / self.id, self.figures_need)
@@ -178,7 +180,8 @@ class ReadingJob(TextJob):
         self.pieces = texts.token_texts(model.tokenizer, ids)
         self.run.take_pieces(-1, 0, self.pieces)
         planned = self._planned.left
-        self.record.begin_run(self.run, model, text_sha256=self.text_sha256, tokens=len(ids), switches=planned)
+        if self._keep:
+            self.record.begin_run(self.run, model, text_sha256=self.text_sha256, tokens=len(ids), switches=planned)
         self.record.pieces(-1, 0, self.pieces)
         self.lanes, said = lanes, []
         for lane in lanes:

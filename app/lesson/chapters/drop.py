@@ -22,7 +22,8 @@ WITHOUT = "window:window=128"
 def start() -> None:
     """Read with all policies, from the beginning."""
     spec = stage.spec(FOUR, TOKENS, chunk=64)
-    stage.begin(lambda: partial(ReadingJob, spec, texts.read(spec.text)))
+    # Whoever turns the pages of the lesson reads this again each time: it would push runs out of a full library.
+    stage.begin(lambda: partial(ReadingJob, spec, texts.read(spec.text), keep=False))
 
 
 def draw(chapter: Chapter, page: Chapter) -> None:

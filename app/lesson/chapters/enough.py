@@ -26,7 +26,8 @@ def start() -> None:
     """Read with caches of the chosen size, from the beginning."""
     size = choice("enough-size", SIZE)
     spec = stage.spec(policies(size), TOKENS, chunk=64)
-    stage.begin(lambda: partial(ReadingJob, spec, texts.read(spec.text)))
+    # Whoever turns the pages of the lesson reads this again each time: it would push runs out of a full library.
+    stage.begin(lambda: partial(ReadingJob, spec, texts.read(spec.text), keep=False))
 
 
 def policies(size: int) -> tuple[str, ...]:
