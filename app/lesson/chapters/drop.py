@@ -68,7 +68,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         for at, _ in track.policies[1:]:
             figure.add_vline(x=at, line={"color": colour, "width": 1, "dash": "dot"})
     figure.add_vline(x=128, line={"color": "#767676", "width": 1, "dash": "dot"})
-    chart.mount(figure, key="drop-chart", alt=alt, height=370, projected=69)
+    chart.mount(figure, key="drop-chart", alt=alt, height=370, projected=64)
     stage.source(page, about)
 
 
