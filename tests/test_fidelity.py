@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from analysis.engine.context import SharedContext
-from analysis.engine.fidelity import Fidelity, Outputs
+from analysis.engine.fidelity import Fidelity, Outputs, _errors
 from analysis.engine.logits import Logits
 from analysis.engine.stream import next_lane, open_lanes, stream
 from analysis.policies import POLICIES as REGISTRY
@@ -121,12 +121,14 @@ def steps_of(lanes, chunk=32, upto=None):
     return {lane: np.concatenate(of) if of else np.zeros(0) for lane, of in kl.items()}
 
 
-def test_a_lane_that_stood_still_is_measured_once_it_has_caught_up(tiny_llama, tokens):
+@pytest.mark.parametrize("chunk", [16, 13])
+def test_a_lane_that_stood_still_is_measured_once_it_has_caught_up(tiny_llama, tokens, chunk):
+    """Its own chunks may end where that of the reference begins, or not."""
     lanes = open_lanes(tiny_llama, tokens, [Dense(), Window(20), Window(9)], fidelity=True)
     expected = [naive(tiny_llama, tokens, "dense", f"window:window={n}")[0] for n in (20, 9)]
     # As lanes do that run out of memory, and are then switched.
     before = [steps_of(lanes, 16, 20), steps_of(lanes[:2], 16, 60)]
-    rest = steps_of(lanes, 16)
+    rest = steps_of(lanes, chunk)
     np.testing.assert_allclose(np.concatenate([*(b[1] for b in before), rest[1]]), expected[0], atol=1e-5)
     late = np.concatenate((before[0][2], rest[2]))
     missed = np.arange(19, 51)
@@ -311,6 +313,17 @@ def test_a_lane_that_evicts_nothing_has_no_output_error(tiny_llama, tokens):
     for step in stream(tiny_llama, tokens, [Dense(), Dense(), Window(500)], chunk=40, fidelity=True):
         assert step.output_error.shape == (3, 4)
         assert step.output_error.max() < 1e-5 and (step.lane == 2 or not step.output_error.any())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_output_errors_of_half_precision_are_not_rounded_to_it(dtype):
+    draw = torch.Generator().manual_seed(0)
+    own = torch.randn(50, 3, 8, generator=draw).to(dtype)
+    other = (own.float() + 0.01 * torch.randn(50, 3, 8, generator=draw)).to(dtype)
+    exact = (other.double() - own.double()).pow(2).sum((0, 2)).sqrt() / own.double().pow(2).sum((0, 2)).sqrt()
+    got = _errors([own], [other])
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got[0].double(), exact, rtol=1e-5, atol=0)
 
 
 def test_a_head_that_gives_nothing_has_no_relative_error(tiny_llama, tokens):

@@ -14,9 +14,12 @@ from .reading import read
 from .switching import beside, check_held, read_both, switch_both
 
 
-@pytest.mark.parametrize("leaving", [1, 3, 64, 65, 150, 194])
-def test_many_that_leave_together_leave_one_after_the_other(leaving):
-    policy, slots, draw = parse("cam:sinks=5,merge=7,seed=2"), 200, torch.Generator().manual_seed(leaving)
+@pytest.mark.parametrize(
+    ("leaving", "block"), [(1, 1), (3, 1), (64, 1), (65, 1), (150, 1), (194, 1), (64, 4), (128, 4), (188, 4), (64, 64)]
+)
+def test_many_that_leave_together_leave_one_after_the_other(leaving, block):
+    policy, slots = parse(f"cam:sinks=5,merge=7,seed=2,block={block}"), 200
+    draw, begin = torch.Generator().manual_seed(leaving), policy.allocated(5)
     values = torch.randn(2, slots, 3, generator=draw)
     got = torch.rand(2, slots, generator=draw)
     positions = torch.arange(slots).expand(2, -1)
@@ -25,7 +28,7 @@ def test_many_that_leave_together_leave_one_after_the_other(leaving):
     before, merged = values.clone(), policy.merged(values, state, leaves)
     assert torch.equal(values, before), "tensors are never written into"
     stays = torch.ones(slots, dtype=torch.bool)
-    stays[5 : 5 + leaving] = False
+    stays[begin : begin + leaving] = False
     for head in range(2):
         expected, draws = values[head].double(), [lot(j, 1, head, 2) for j in range(slots)]
         for i, following in merging(policy, got[head].tolist(), draws, leaves[head].tolist()):

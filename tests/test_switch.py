@@ -10,9 +10,24 @@ from analysis.engine.layers.ragged import RaggedLayer
 from analysis.engine.layers.ranked import RankedLayer
 from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_map
-from analysis.policies import H2O, POLICIES, TOVA, AdaKV, Dense, Duo, Random, Recompute, SnapKV, Streaming, Window
+from analysis.policies import (
+    H2O,
+    POLICIES,
+    TOVA,
+    AdaKV,
+    Dense,
+    Duo,
+    Random,
+    Recompute,
+    SnapKV,
+    Streaming,
+    Window,
+    parse,
+)
 
+from .families import shared
 from .reading import read
+from .test_interventions import opened
 
 
 @pytest.fixture
@@ -264,3 +279,32 @@ def test_heads_that_held_more_than_others_keep_the_first_tokens_that_all_hold():
     rows = RaggedLayer(keys, -keys, positions, own=own).rows()
     assert rows.positions.tolist() == [[0, 1, 9]] * 2
     assert rows.keys[..., 0].tolist() == [[0, 1, 9]] * 2 and rows.values.sum() == -20
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        # Of two policies that put differently many first, the more are exchanged.
+        ("streaming:sinks=8,window=20,first=macbeth", "dense:first=macbeth"),
+        ("streaming:sinks=8,window=20,first=macbeth", "streaming:sinks=8,window=20,positions=text,first=newlines"),
+        ("tova:budget=40,sinks=9,first=macbeth", "cam:budget=40,sinks=6"),
+        ("adakv:budget=40,recent=5", "adakv:budget=40,recent=5,first=macbeth"),
+        ("adakv:budget=40,recent=5,sinks=7,first=macbeth", "adakv:budget=40,recent=5"),
+        ("duo:sinks=6,window=12,first=macbeth", "duo:sinks=3,window=12,first=newlines"),
+    ],
+)
+def test_all_heads_hold_keys_and_values_of_the_first_tokens_that_are_exchanged(old, new, tokens):
+    lane = opened(shared("llama"), tokens, old)
+    lane.read(30)
+    policy, before = parse(new), lane.store.early
+    lane.switch(policy)
+    early = lane.store.early
+    wanted, seen = lane.context.prefix(max(before, early), policy.first, early), 0
+    for layer, (keys, values) in zip(lane.store.layers, wanted, strict=True):
+        for head in range(len(keys)):
+            positions, *held = layer.of_head(head)
+            first = positions < keys.shape[1]
+            for own, exchanged in zip(held, (keys, values), strict=True):
+                torch.testing.assert_close(own[first], exchanged[head, positions[first]])
+            seen += int(first.sum())
+    assert seen

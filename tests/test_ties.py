@@ -179,8 +179,10 @@ def test_ranks_are_those_of_the_reference(worth):
 
 
 def test_what_is_safe_has_a_rank_of_its_own():
-    scores = torch.tensor([[3e38, float("inf"), 1.0, float("inf"), -3e38]])
-    assert by_rank(scores, 1e-5)[0].tolist() == [4, 2, 0, 1, 3]
+    inf = float("inf")
+    scores = torch.tensor([[3e38, inf, 1.0, inf, -3e38], [inf, 1.0, 3e38, inf, -3e38]])
+    # Whether it is older or newer than what scores highest.
+    assert by_rank(scores, 1e-5).tolist() == [[4, 2, 0, 1, 3], [4, 1, 2, 0, 3]]
 
 
 def test_heads_agree_on_tokens_and_not_on_slots():

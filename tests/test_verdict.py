@@ -45,6 +45,7 @@ def test_a_policy_at_a_budget_holds_so_much_and_is_otherwise_the_same(name, budg
 def test_the_halves_of_heavy_hitters_stay_halves():
     assert [policy("h2o").at_budget(b).recent for b in (64, 128, 512)] == [32, 64, 256]
     assert [policy("snapkv").at_budget(b).recent for b in (64, 128, 512)] == [16, 32, 32]
+    assert policy("h2o:recent=1").at_budget(64).recent == 1
 
 
 def test_half_of_a_budget_leaves_at_a_time_under_scissorhands_unless_said():
