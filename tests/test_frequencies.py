@@ -20,7 +20,7 @@ from analysis.maps.recent import head_map, head_row
 from analysis.maps.region import Region
 from analysis.maps.stretch import Stretch
 from analysis.models.loading import load
-from analysis.policies import Dense, Recompute, Shift, Streaming, Window, parse
+from analysis.policies import Dense, Duo, Recompute, Shift, Streaming, Window, parse
 from analysis.runs.spec import Spec
 
 from .families import our_nll, own_nll, shared, words
@@ -217,6 +217,13 @@ def test_the_chunk_changes_nothing_and_decoding_equals_reading(model_and_policy)
         lane.read(16)
     got = [lane.next(lambda _, token=token: int(token)).nll[0] for token in tokens[20:]]
     np.testing.assert_allclose(got, expected[19:], atol=1e-4)
+
+
+@pytest.mark.parametrize(("full", "same"), [(0, Streaming(2, 12)), (100, Dense())])
+def test_heads_of_a_kind_that_there_are_none_of_make_no_context_longer(variant, full, same):
+    model, tokens = model_of(variant), words(TOKENS)
+    wanted = our_nll(model, tokens, 16, same)
+    np.testing.assert_allclose(our_nll(model, tokens, 16, Duo(full, 2, 12, "cache")), wanted, atol=1e-4)
 
 
 def test_a_snapshot_from_before_the_change_goes_on_as_if_nothing_had_come_after(variant):

@@ -24,6 +24,7 @@ from analysis.policies import (
     Window,
     parse,
 )
+from analysis.policies.late import Late
 
 from .families import shared
 from .reading import read
@@ -202,6 +203,9 @@ def test_chunk_size_changes_nothing_after_a_switch(tiny_llama, tokens, chunk):
         (Dense(), 0),
         (Recompute(16, 3), 0),
         (Duo(50, 3, 12), 3),
+        # Protects others than the first.
+        (Late(20, sinks=4, start=10), 0),
+        (Late(20, sinks=4, start=0), 4),
         (H2O(20, 0, 8), 0),
         (Random(20, 2, 8), 2),
     ],

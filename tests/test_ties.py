@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from analysis.engine.stream import open_lanes
 from analysis.policies import POLICIES, Ranked, parse
-from analysis.policies.ranked import agreed, levelled, tolerance
+from analysis.policies.ranked import LayerState, agreed, levelled, tolerance
 
 from .families import shared, words
 from .published import WITHIN, order
@@ -183,6 +183,25 @@ def test_what_is_safe_has_a_rank_of_its_own():
     scores = torch.tensor([[3e38, inf, 1.0, inf, -3e38], [inf, 1.0, 3e38, inf, -3e38]])
     # Whether it is older or newer than what scores highest.
     assert by_rank(scores, 1e-5).tolist() == [[4, 2, 0, 1, 3], [4, 1, 2, 0, 3]]
+
+
+def test_who_gets_an_even_share_but_for_rounding_is_important():
+    got = torch.full((2, 3, 7), 1 / 7)
+    got[0] *= 1 - 1e-6
+    got[1] *= 1 - 1e-3
+    state = LayerState(torch.zeros(2, 7, 4), torch.zeros(2, 7, 4), torch.arange(7).expand(2, -1), None, got, 0)
+    assert parse("scissorhands:budget=16").score(state).tolist() == [[0] * 7, [-3] * 7]
+
+
+def test_a_range_that_is_nothing_but_rounding_makes_no_score():
+    draw = torch.Generator().manual_seed(0)
+    keys, noise = torch.randn(2, 40, 6, generator=draw), torch.randn(2, 40, 6, generator=draw)
+    keys[..., 2] = 3.0
+    policy, positions = parse("lagkv:budget=32,sinks=2,recent=8"), torch.arange(40).expand(2, -1)
+    plain, noisy = (
+        policy.score(LayerState(x, x, positions, None, None, 0, rotated=x)) for x in (keys, keys * (1 + 1e-6 * noise))
+    )
+    torch.testing.assert_close(noisy, plain, atol=1e-5, rtol=1e-4)
 
 
 def test_heads_agree_on_tokens_and_not_on_slots():
