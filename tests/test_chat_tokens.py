@@ -227,6 +227,25 @@ def test_a_token_that_begins_every_turn_is_not_taken_for_bos():
     assert whole["auto"] == whole["on"] == whole["off"]
 
 
+def test_a_token_that_begins_a_text_and_ends_answers_is_left_out_where_no_bos_is_asked_for():
+    """OLMo 2 has one token for both."""
+    tokenizer = tokenizers.byte_level()
+    tokenizer.eos_token = tokenizer.bos_token
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}#{{ m.role }}\n{{ m.content }}{% if m.role == 'assistant' %}"
+        "{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}#assistant\n{% endif %}"
+    )
+    found = {bos: Partner(model_of(tokenizer), bos=bos) for bos in ("auto", "on", "off")}
+    begun = {bos: said(tokenizer, first(partner, "to be").tokens) for bos, partner in found.items()}
+    assert begun["auto"] == begun["on"] == "<|endoftext|>#user\nto be\n#assistant\n"
+    assert begun["off"] == "#user\nto be\n#assistant\n"
+    assert {bos: partner.begins for bos, partner in found.items()} == {
+        "auto": "<|endoftext|>",
+        "on": "<|endoftext|>",
+        "off": "",
+    }
+
+
 def test_an_end_of_the_whole_text_behind_the_last_answer_changes_nothing_that_was_said():
     """As Phi-3's; gpt-oss's has it in the place of the answer's own end, which is another later."""
     tokenizer = tokenizers.byte_level()

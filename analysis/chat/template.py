@@ -74,7 +74,9 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         kept = earlier.startswith(opened) and not earlier[len(opened) :].strip()
         kept = kept and second.startswith(last) and thought in thinking
         begin = tokenizer.bos_token
-        writes = bool(begin) and head.startswith(begin) and begin not in close + opened
+        # Of models such as OLMo 2 the token that begins a text also ends answers.
+        between = close.lstrip().removeprefix(tokenizer.eos_token or "") + opened
+        writes = bool(begin) and head.startswith(begin) and begin not in between
     except Exception as e:
         why = str(e) if isinstance(e, TemplateFailed) else type(e).__name__
         return Template("", "", "\n", f"This model's chat template cannot be used ({why}): {_PLAIN}.")
