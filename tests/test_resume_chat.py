@@ -22,6 +22,7 @@ from analysis.runs.reader import load
 from analysis.runs.spec import Sampling
 
 from . import tokenizers, waiting
+from .fuzz import seeds
 from .test_bos import tiny
 from .test_resume import command as command
 from .test_resume import killed, same
@@ -263,3 +264,13 @@ def test_a_record_whose_tokens_no_prompt_explains_does_not_go_on(words, script, 
     asked = resume.stopped(place)
     with pytest.raises(ValueError, match=r"^the record of lane 0 has tokens that its events do not explain[^\n]*$"):
         chats.resumed(asked, network, text_sha256=asked.text_sha256)
+
+
+@pytest.mark.parametrize("more", [{}, {"lane": 1}, {"position": 5}])
+def test_an_answer_given_again_nobody_knows_where_is_passed_over(tmp_path, more):
+    seeds.run(tmp_path / "a", end="interrupted", chat=True)
+    with open(tmp_path / "a" / "events.jsonl", "a") as f:
+        f.write(json.dumps({"what": "again", "seconds": 1e9, **more}) + "\n")
+    run = load(tmp_path / "a")
+    chats._forget_answers(run)
+    assert [len(track.nll) for track in run.tracks] == [39, 39]

@@ -76,7 +76,7 @@ def resumed(
 
 def _forget_answers(run: Run) -> None:
     """Forget answers that were to be given again, where the record does not have the new ones yet."""
-    for event in [e for e in run.events if e["what"] == "again"]:
+    for event in [e for e in run.events if e["what"] == "again" and None not in (e["lane"], e["position"])]:
         track, begin = run.tracks[event["lane"]], event["position"]
         # When it happened is rounded in the record.
         if len(track.nll) >= begin and track.seconds.view()[begin - 1] < event["seconds"] - 0.001:
