@@ -169,7 +169,13 @@ def _with_template(partner, template):
     ("template", "words"),
     [
         (None, "no chat template"),
-        ("{{ raise_exception('no') }}", "cannot be used"),
+        ("{{ raise_exception('no') }}", "cannot be used (it refuses a conversation of prompts and answers alone):"),
+        ("{% for %}", "cannot be used (it is not well-formed):"),
+        ("{{ 'a' | mystery }}", "cannot be used (it uses what chat templates do not have):"),
+        ("{{ tools.of.mine }}", "cannot be used (it asks for what a conversation does not have):"),
+        ("{{ tools | length }}", "cannot be used (it fails as it is rendered):"),
+        ({"rag": "a", "tool_use": "b"}, "cannot be used (it has several, and none of them is the default):"),
+        (["a"], "cannot be used (it is not one):"),
         ("{% for m in messages %}{{ m.content[3:] }}{% endfor %}", "changes what was said"),
         # The last answer looks other than earlier ones.
         (

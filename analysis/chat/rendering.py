@@ -116,8 +116,23 @@ def main() -> None:
     except (MemoryError, RecursionError):
         answer = {"failed": "it takes more time or memory than a template may"}
     except BaseException as e:
-        answer = {"failed": type(e).__name__}
+        answer = {"failed": _reason(e)}
     json.dump(answer, out)
+
+
+def _reason(e: BaseException) -> str:
+    """What is wrong with a template, in a few words."""
+    from jinja2 import TemplateAssertionError, TemplateError, TemplateSyntaxError, UndefinedError
+
+    if type(e) is TemplateError:
+        # Templates raise it themselves, and no other (raise_exception).
+        return "it refuses a conversation of prompts and answers alone"
+    kinds = {
+        TemplateAssertionError: "it uses what chat templates do not have",
+        TemplateSyntaxError: "it is not well-formed",
+        UndefinedError: "it asks for what a conversation does not have",
+    }
+    return next((why for kind, why in kinds.items() if isinstance(e, kind)), "it fails as it is rendered")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
     thought = f"<think>\nqThought\n</think>\n\n{a}"
     # A template is a program that somebody else wrote: it may fail in any way.
     try:
-        chosen = tokenizer.get_chat_template()
+        chosen = _chosen(tokenizer.chat_template)
         special = tuple((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
         asked = (((p,), True), ((p, a, q), True), ((p, a, q, b, r), True), ((p, a), False), ((p, thought, q), True))
         begun, second, longer, answered, thinking = rendered(chosen, special, asked)
@@ -78,8 +78,15 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         between = close.lstrip().removeprefix(tokenizer.eos_token or "") + opened
         writes = bool(begin) and head.startswith(begin) and begin not in between
     except Exception as e:
-        why = str(e) if isinstance(e, TemplateFailed) else type(e).__name__
+        why = str(e) if isinstance(e, TemplateFailed) else "it is not one"
         return Template("", "", "\n", f"This model's chat template cannot be used ({why}): {_PLAIN}.")
     changed = "changes what earlier answers begin with, such as thoughts, or takes it out"
     caution = "" if kept else f"This model's chat template {changed}: {_KEPT}."
     return Template(head, opened, close, caution=caution, writes_bos=writes)
+
+
+def _chosen(written: str | dict[str, str]) -> str:
+    """The template for conversations, of one or several by name.  Raises TemplateFailed where there is none of them."""
+    if isinstance(written, dict) and "default" not in written:
+        raise TemplateFailed("it has several, and none of them is the default")
+    return written["default"] if isinstance(written, dict) else written
