@@ -184,6 +184,25 @@ def test_all_that_is_drawn_on_a_projected_page_has_its_large_type(app, page, rec
     assert not page.problems, page.problems
 
 
+# The least contrast of a text over a plot with the page that it stands on (WCAG 2).
+FAINTEST = """() => {
+  const light = ([r, g, b]) => [0.2126 * r, 0.7152 * g, 0.0722 * b].reduce((a, c) => a + c, 0.05);
+  const of = (colour) => light(colour.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)));
+  const ground = of(getComputedStyle(document.querySelector("[data-testid=stApp]")).backgroundColor);
+  const inks = [...document.querySelectorAll(".sk-texts span")].map((span) => of(getComputedStyle(span).color));
+  return Math.min(...inks.map((ink) => Math.max(ink, ground) / Math.min(ink, ground)));
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_names_at_curves_can_be_read(app, page, recorded, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"{app}/?run={recorded}&at=500")
+    page.wait_for_function("document.querySelectorAll('.sk-memory .sk-texts span').length > 1")
+    assert page.evaluate(FAINTEST) >= 4.5
+
+
 def test_a_projected_plot_fits_a_page_that_becomes_lower(app, page, recorded):
     """On a projector a browser fills the screen, or leaves it: the width stays."""
     page.set_viewport_size({"width": 1440, "height": 1080})

@@ -133,7 +133,7 @@ function makeCurves(send, names) {
       return Number.isFinite(clipped) ? [{ lane, share: (clipped - scale.of(low)) / (scale.of(high) - scale.of(low)) }] : [];
     });
     const places = apart(ends.map((e) => e.share), (labels.most * type.line) / area.height);
-    return ends.map((e, k) => endLabel(e.lane.brief, places[k], laneColour(e.lane.color, theme), labels, area));
+    return ends.map((e, k) => endLabel(e.lane.brief, places[k], inkColour(e.lane.color, theme), labels, area));
   }
 
   function draw() {
@@ -160,13 +160,13 @@ function makeCurves(send, names) {
     layout.width = width;
     layout.yaxis = { type: scale.type, range: [low, high].map(scale.of), gridcolor: theme.line, zeroline: false, ticklabeloverflow: "allow", ...(scale === LOG ? logTicks(low, high, relative) : { nticks: 6, ticklabelshift: ABOVE_ORIGIN }) };
     layout.xaxis.range = range;
-    const tint = (mark) => (mark.kind === "switch" ? laneColour(frame.lanes[mark.lane].color, theme) : theme.muted);
+    const tint = (mark, of) => (mark.kind === "switch" ? of(frame.lanes[mark.lane].color, theme) : theme.muted);
     layout.shapes = frame.marks.map((m) => ({
       type: "line", x0: m.x, x1: m.x, yref: "paper", y0: 0, y1: 1, layer: "below",
-      line: { color: tint(m), width: m.kind === "switch" ? 1.5 : 1, dash: m.kind === "switch" ? "solid" : "dot" },
+      line: { color: tint(m, laneColour), width: m.kind === "switch" ? 1.5 : 1, dash: m.kind === "switch" ? "solid" : "dot" },
     }));
     const texts = marks.map(({ mark, text, left, row }) => ({
-      text, left, top: top - (row + text.length) * type.smallLine, size: type.small, line: type.smallLine, colour: tint(mark),
+      text, left, top: top - (row + text.length) * type.smallLine, size: type.small, line: type.smallLine, colour: tint(mark, inkColour),
     }));
     if (relative) layout.shapes.push({ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, layer: "below", line: { color: theme.muted, width: 1 } });
     plotly.react(plot, traces("x", "y", { relative: "×", KL: "nats", "top-1": "%" }[frame.mode] || "perplexity"), layout, PLOT_CONFIG);
@@ -218,7 +218,7 @@ function makeCurves(send, names) {
     const places = apart(groups.map((g) => g.value / (top * 1.12)), (labels.most * type.line) / area.height);
     return groups.map((g, k) => {
       const [first, ...others] = g.lanes;
-      return endLabel(`${others.length ? `${g.lanes.length} lanes` : first.brief}, ${digits(g.value)}`, places[k], others.length ? theme.muted : laneColour(first.color, theme), labels, area);
+      return endLabel(`${others.length ? `${g.lanes.length} lanes` : first.brief}, ${digits(g.value)}`, places[k], others.length ? theme.muted : inkColour(first.color, theme), labels, area);
     });
   }
 

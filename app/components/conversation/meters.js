@@ -29,7 +29,7 @@ function makeMeters() {
       xaxis: { gridcolor: theme.line, zeroline: false, range: [0, longest * 1.01], tickformat: "~s", fixedrange: true },
       yaxis: { gridcolor: theme.line, zeroline: false, range: [0, top], nticks: 4, ticklabelshift: ABOVE_ORIGIN, fixedrange: true },
     }, PLOT_CONFIG);
-    texts.get(place)(ends.map((c, k) => endLabel(`${c.lane.brief}, ${digits(c.y[c.y.length - 1])}`, places[k], laneColour(c.lane.color, theme), labels, area)));
+    texts.get(place)(ends.map((c, k) => endLabel(`${c.lane.brief}, ${digits(c.y[c.y.length - 1])}`, places[k], inkColour(c.lane.color, theme), labels, area)));
     place.setAttribute("aria-label", curves.map((c) => `${c.lane.label}: ${digits(c.y[c.y.length - 1])} ${unit}`).join("; "));
   }
 

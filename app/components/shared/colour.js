@@ -43,6 +43,7 @@ function themeOf(node) {
   const dark = luminance(background) < 0.5;
   return {
     dark,
+    ground: (background.match(/[\d.]+/g) || [255, 255, 255]).slice(0, 3).map(Number),
     text: dark ? "#e8eaed" : "#1a1c1f",
     muted: dark ? "#9aa0a6" : "#5f6368",
     line: dark ? "#33373d" : "#e3e5e8",
@@ -60,6 +61,30 @@ function watchTheme(root, redraw) {
 // Black curves are white on a dark page.
 function laneColour(colour, theme) {
   return theme.dark && colour === "#000000" ? "#ffffff" : colour;
+}
+
+const channels = (colour) => [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16));
+
+// How far two colours are apart for a reader (WCAG 2): 1 to 21.
+function contrast(one, other) {
+  const light = (colour) => {
+    const [r, g, b] = colour.map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+  };
+  const [a, b] = [light(one), light(other)];
+  return Math.max(a, b) / Math.min(a, b);
+}
+
+const READABLE = 4.5; // of words, by WCAG 2
+
+// A lane's colour for its words: as near to that of other text as a reader needs.
+function inkColour(colour, theme) {
+  const way = [channels(laneColour(colour, theme)), channels(theme.text)];
+  for (let share = 0; share < 1; share += 0.05) {
+    const ink = along(way, share);
+    if (contrast(ink, theme.ground) >= READABLE) return css(ink);
+  }
+  return theme.text;
 }
 
 // The type of what is drawn rather than laid out: pixels of a label and of its line, those of a smaller one, and by what
