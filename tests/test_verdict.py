@@ -331,6 +331,14 @@ def test_a_caption_says_how_much_was_tested(blocks, said):
     assert said in tables.caption(change(VERDICT, blocks=blocks))
 
 
+def test_a_caption_says_what_the_columns_are_that_stand_there():
+    units, of_recall = "Excess NLL and KL: nats/token. ms/token:", "Of recall: facts that dense recalls"
+    assert units in tables.caption(VERDICT) and of_recall in tables.caption(VERDICT)
+    assert units not in tables.caption(change(VERDICT, texts=[]))
+    alone = change(VERDICT, entries=[change(e, recall={}) for e in VERDICT.entries])
+    assert units in tables.caption(alone) and of_recall not in tables.caption(alone)
+
+
 def test_a_table_of_its_own_says_which_model_read_how_much_of_which_texts():
     found = change(VERDICT, model="/home/me/my-llama", texts=["/home/me/my novel.txt", "hamlet"])
     written = tables.written(found)["table.md"]

@@ -26,10 +26,9 @@ def caption(found: Verdict) -> str:
         counted = f"{found.blocks} block{'s' * (found.blocks != 1)} of {metrics.BLOCK} tokens"
         on = f"; {counted} are tested" if found.blocks > 1 else f"; {counted} is too little for a test"
         on += ", which tell little apart" if 1 < found.blocks < FEW else ""
-    return (
-        f"≈: the best of its budget, or not told from it by a paired test (p ≥ {LEVEL:g}){on}. "
-        "Of recall: facts that dense recalls. ms/token: compute time of reading, on this machine"
-    )
+    of = ["Of recall: facts that dense recalls"] if any(e.recall for e in found.entries) else []
+    of += ["Excess NLL and KL: nats/token", "ms/token: compute time of reading, on this machine"] if found.texts else []
+    return ". ".join((f"≈: the best of its budget, or not told from it by a paired test (p ≥ {LEVEL:g}){on}", *of))
 
 
 def written(found: Verdict) -> dict[str, str]:
