@@ -41,6 +41,11 @@ class Figure(Settings):
         """Settings that change nothing beside the others, which no caption tells."""
         return ()
 
+    @property
+    def task(self) -> str:
+        """The task of recall that is drawn; empty where that is what texts were read for."""
+        return ""
+
     def seen(self) -> str:
         """What is drawn with these settings, as a caption begins."""
         return self.told(" ".join((self.__doc__ or "").split("\n\n")[0].split()).replace("`", "").rstrip("."))

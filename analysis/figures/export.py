@@ -33,8 +33,7 @@ def provenance(figure: Figure, source: FigureInput, out: Path, layout: Layout) -
     spec, lane = source.about.get("spec", {}), getattr(figure, "lane", None)
     policies = source.policies(lane)
     # A comparison has read other texts for a task than for perplexity.
-    task = getattr(figure, "task", "")
-    text, tokens = (task, None) if task else (source.text, source.tokens(lane))
+    text, tokens = (figure.task, None) if figure.task else (source.text, source.tokens(lane))
     known = spec | {"text": text, "trained": source.trained(figure)}
     return {
         "figure": str(figure),
@@ -44,7 +43,7 @@ def provenance(figure: Figure, source: FigureInput, out: Path, layout: Layout) -
         "model": spec.get("model"),
         "weights_sha256": source.about.get("weights_sha256"),
         "text": text,
-        "text_sha256": None if task else source.about.get("text_sha256"),
+        "text_sha256": None if figure.task else source.about.get("text_sha256"),
         "begins": source.about.get("begins"),
         "spec": spec,
         "run": source.data.spec.command() if isinstance(source.data, Run) else None,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from typing_extensions import override
 
 from ..palette import lines
 from ..policies import parse
@@ -45,8 +46,8 @@ class Pareto(Figure):
     cost: str = setting("megabytes", "What a cache takes.", choices=tuple(COSTS))
 
     @property
+    @override
     def task(self) -> str:
-        """The task of recall that is drawn; empty where that is what texts were read for."""
         return "" if self.measure in ("perplexity", "kl") else self.measure
 
     def seen(self) -> str:
