@@ -1,5 +1,6 @@
 """Layers that read the same input are one product: the same numbers, and no weight twice in memory."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from analysis.families.fused import fusing
 from analysis.families.rotary import adapt
+from analysis.models.quantization import Int4, Int8
 
 from .families import tiny
 
@@ -25,9 +27,22 @@ class Gated(nn.Module):
         return self.down(hidden) + (self.rare(x).sum() if rare else 0)
 
 
+class Packed(nn.Module):
+    """Layers of packed weights that read one input, and one that reads another."""
+
+    def __init__(self, kind, sizes, bias):
+        super().__init__()
+        self.together = nn.ModuleList(kind(nn.Linear(64, size, bias).requires_grad_(False)) for size in sizes)
+        self.alone = kind(nn.Linear(sum(sizes), 64, bias).requires_grad_(False))
+
+    def forward(self, x):
+        return self.alone(torch.cat([layer(x) for layer in self.together], -1))
+
+
 def storages(network):
     """Bytes of all memory that weights stand in."""
-    return sum({s.data_ptr(): s.nbytes() for s in (p.untyped_storage() for p in network.parameters())}.values())
+    weights = (*network.parameters(), *network.buffers())
+    return sum({s.data_ptr(): s.nbytes() for s in (w.untyped_storage() for w in weights)}.values())
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -46,6 +61,36 @@ def test_what_reads_one_input_is_one_matrix(bias):
     other = torch.randn(5, 8)
     for module, given in ((network.up, x), (network.gate, other), (network.up, other), (network.up, x)):
         torch.testing.assert_close(module(given), nn.functional.linear(given, module.weight, module.bias))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 20])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "sizes", "one"),
+    [
+        (Int8, (64, 16, 32), True),
+        (Int4, (128, 64, 64), True),
+        # The last may end within a block of the kernel.
+        (Int4, (192, 64, 96), True),
+        (Int4, (64, 32, 64), False),
+    ],
+)
+@torch.inference_mode()
+def test_packed_layers_that_read_one_input_are_one_product(kind, sizes, one, bias, rows):
+    network, x = Packed(kind, sizes, bias), torch.randn(2, rows, 64)
+    wanted, parts, before = network(x), [layer(x) for layer in network.together], storages(network)
+    for _ in range(2):
+        twin = copy.deepcopy(network, {id(t): t for t in (*network.parameters(), *network.buffers())})
+        with fusing(twin):
+            twin(x)
+        assert all(("forward" in vars(layer)) is one for layer in twin.together)
+        assert "forward" not in vars(twin.alone)
+        assert torch.equal(twin(x), wanted)
+        # Their own products, with weights that now are parts, are what they were.
+        assert all(torch.equal(layer(x), part) for layer, part in zip(network.together, parts, strict=True))
+        assert storages(network) == before
+        places = [layer.weight.untyped_storage().data_ptr() for layer in network.together]
+        assert len(set(places)) == (1 if one else 3)
 
 
 def test_a_pass_that_fails_changes_nothing():

@@ -7,7 +7,8 @@ twice, and a network that shares them goes on as before.
 """
 
 import threading
-from collections.abc import Generator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,18 +19,35 @@ from torch import Tensor, nn
 from .prepacked import Product
 
 
+class Fusable(nn.Module, ABC):
+    """A linear layer of a kind of its own, with weights [outputs, …], that can be multiplied together with others."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    @abstractmethod
+    def fused(cls, layers: Sequence[Any], bias: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+        """One product of x [*batch, inputs] with the weights of these layers, which are parts of its own from then on:
+        their outputs behind one another, and `bias`, that of them all.  None where they cannot be one."""
+
+
+Linear = nn.Linear | Fusable
+
+
 @contextmanager
 def fusing(network: nn.Module, *, prepacks: bool = False) -> Generator[None]:
     """Fuse the layers of a network that a forward pass in this context hands the same input; `prepacks`: with weights
     packed once (prepacked.py)."""
-    calls: list[tuple[nn.Linear, Tensor]] = []
+    calls: list[tuple[Linear, Tensor]] = []
 
-    def look(module: nn.Linear, given: tuple) -> None:
+    def look(module: Linear, given: tuple) -> None:
         """Remember what a layer is handed."""
         calls.append((module, given[0]))
 
     # Those of which something else has changed the forward pass, such as its device, are left alone.
-    linears = [m for m in network.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+    kinds = (m for m in network.modules() if type(m) is nn.Linear or isinstance(m, Fusable))
+    linears = [m for m in kinds if "forward" not in vars(m)]
     hooks = [m.register_forward_pre_hook(look) for m in linears]
     try:
         yield
@@ -37,7 +55,7 @@ def fusing(network: nn.Module, *, prepacks: bool = False) -> Generator[None]:
         for hook in hooks:
             hook.remove()
     parents = {id(child): id(module) for module in network.modules() for child in module.children()}
-    groups: dict[tuple, list[nn.Linear]] = {}
+    groups: dict[tuple, list[Linear]] = {}
     for module, x in calls:
         # The inputs are kept until here, so no two of them have one id.
         groups.setdefault((id(x), parents[id(module)], _kind(module)), []).append(module)
@@ -46,37 +64,49 @@ def fusing(network: nn.Module, *, prepacks: bool = False) -> Generator[None]:
             _fuse(group, prepacks=prepacks)
 
 
-def _kind(module: nn.Linear) -> tuple:
+def _kind(module: Linear) -> tuple:
     """What layers have in common that can be one matrix."""
     weight = module.weight
-    return weight.dtype, weight.device, weight.shape[1], module.bias is None
+    return type(module), weight.dtype, weight.device, weight.shape[1], module.bias is None
 
 
-def _fuse(group: list[nn.Linear], *, prepacks: bool) -> None:
-    weight = _joined([module.weight for module in group])
-    bias = None if group[0].bias is None else torch.cat([module.bias.detach() for module in group])
-    fused = _Fused(Product(weight, bias, prepacks=prepacks), [module.out_features for module in group])
+def _fuse(group: list[Linear], *, prepacks: bool) -> None:
+    bias = (
+        torch.cat([module.bias.detach() for module in group if module.bias is not None])
+        if group[0].bias is not None
+        else None
+    )
+    first = group[0]
+    if isinstance(first, Fusable):
+        product = first.fused(group, bias)
+    else:
+        product = Product(joined([module.weight for module in group]), bias, prepacks=prepacks)
+    if product is None:
+        return
+    fused = _Fused(product, [len(module.weight) for module in group])
     for number, module in enumerate(group):
         forward: Any = _Part(fused, number)
         module.forward = forward
 
 
-def _joined(weights: list[Tensor]) -> Float[Tensor, "outputs inputs"]:
-    """The weights as one matrix, of which each then is a part."""
-    first, rows = weights[0], sum(len(w) for w in weights)
-    begin, (down, across) = first.data_ptr(), first.stride()
-    for w in weights:
-        if w.stride() != (down, across) or w.data_ptr() != begin or _storage(w) != _storage(first):
+def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors, alike in all other dimensions, as one along this, of which each then is a part."""
+    first, size = parts[0], sum(part.shape[dim] for part in parts)
+    begin = first.data_ptr()
+    for part in parts:
+        if part.stride() != first.stride() or part.data_ptr() != begin or _storage(part) != _storage(first):
             break
-        begin += len(w) * down * w.element_size()
+        begin += part.shape[dim] * first.stride(dim) * part.element_size()
     else:
         # They have been joined before, for another twin of the same network.
-        return first.detach().as_strided((rows, first.shape[1]), (down, across))
+        return first.detach().as_strided((*first.shape[:dim], size, *first.shape[dim + 1 :]), first.stride())
     # As they lay, which may be with their outputs side by side.
-    beside = all(w.stride(0) == 1 for w in weights)
-    whole = torch.cat([w.detach().T for w in weights], 1).T if beside else torch.cat([w.detach() for w in weights])
-    for w, part in zip(weights, whole.split([len(w) for w in weights]), strict=True):
-        w.data = part
+    beside = first.ndim == 2 and all(part.stride(0) == 1 for part in parts)
+    whole = (
+        torch.cat([p.detach().T for p in parts], 1 - dim).T if beside else torch.cat([p.detach() for p in parts], dim)
+    )
+    for part, its in zip(parts, whole.split([p.shape[dim] for p in parts], dim), strict=True):
+        part.data = its
     return whole
 
 
@@ -87,7 +117,7 @@ def _storage(w: Tensor) -> int:
 class _Fused(threading.local):
     """One product for several layers.  What it gave to one is kept for the others of the same thread."""
 
-    def __init__(self, product: Product, sizes: list[int]) -> None:
+    def __init__(self, product: Callable[[Tensor], Tensor], sizes: list[int]) -> None:
         self.product, self.sizes = product, sizes
         self.input: Tensor | None = None
         self.left: dict[int, Tensor] = {}

@@ -5,15 +5,22 @@ which they are read, are all that helps.  Only CPUs pack here, with torch's own 
 The output layer alone does not: its sums are exact to float32 rounding, so that logits are no coarser than the model's.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..families.fused import Fusable, joined
 from .dtypes import WEIGHTS
 
 GROUP = 32
+OUTPUTS = 64
+"""The kernel for 4 bits has the weights of so many outputs in one block at most: in whole blocks, those of several
+layers lie behind one another as those of one would."""
 DIGITS = 4
 """An input of the output layer is an integer of so many digits, each a signed byte, times one scale a row."""
 LARGEST = 127 * 256 ** (DIGITS - 1)
@@ -23,10 +30,9 @@ BLOCK = 1 << 18
 """Weights of the output layer that become float32 at a time: they stay in the processor's cache."""
 
 
-class Int8(nn.Module):
+class Int8(Fusable):
     """A linear layer whose weights are 8-bit integers times one scale a row."""
 
-    weight: Tensor
     scale: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -38,14 +44,18 @@ class Int8(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Products in bfloat16, in the dtype of `x`."""
-        out = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]).bfloat16(), self.weight, self.scale)
-        return _finish(out, x, self.bias)
+        return _times_8_bits(x, self.weight, self.scale, self.bias)
+
+    @classmethod
+    def fused(cls, layers: Sequence["Int8"], bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """One product for all of them."""
+        weight, scale = (joined([getattr(layer, name) for layer in layers]) for name in ("weight", "scale"))
+        return partial(_times_8_bits, weight=weight, scale=scale, bias=bias)
 
 
-class Int4(nn.Module):
+class Int4(Fusable):
     """A linear layer whose weights are 4-bit integers: of each 32, the smallest is 0 and the largest 15."""
 
-    weight: Tensor
     scale: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -62,8 +72,15 @@ class Int4(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
         """Products in bfloat16, in the dtype of `x`."""
-        rows = x.reshape(-1, x.shape[-1]).bfloat16()
-        return _finish(torch._weight_int4pack_mm_for_cpu(rows, self.weight, GROUP, self.scale), x, self.bias)
+        return _times_4_bits(x, self.weight, self.scale, self.bias)
+
+    @classmethod
+    def fused(cls, layers: Sequence["Int4"], bias: Tensor | None) -> Callable[[Tensor], Tensor] | None:
+        """One product for all of them; None where one of them, but the last, ends within a block of the kernel."""
+        if any(len(layer.weight) % OUTPUTS for layer in layers[:-1]):
+            return None
+        weight, scale = joined([layer.weight for layer in layers]), joined([layer.scale for layer in layers], 1)
+        return partial(_times_4_bits, weight=weight, scale=scale, bias=bias)
 
 
 class Output(nn.Module):
@@ -141,6 +158,17 @@ def _to_8_bits(linear: nn.Linear) -> tuple[Tensor, Tensor]:
     weight = linear.weight.detach().float()
     scale = weight.abs().amax(1).clamp(min=1e-12) / 127
     return (weight / scale[:, None]).round().to(torch.int8).contiguous(), scale
+
+
+def _times_8_bits(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    out = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]).bfloat16(), weight, scale)
+    return _finish(out, x, bias)
+
+
+def _times_4_bits(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1]).bfloat16()
+    # Where a layer is fused with others, its own scales lie among theirs.
+    return _finish(torch._weight_int4pack_mm_for_cpu(rows, weight, GROUP, scale.contiguous()), x, bias)
 
 
 def _finish(out: Tensor, x: Tensor, bias: Tensor | None) -> Tensor:
