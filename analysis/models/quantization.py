@@ -115,7 +115,8 @@ class Output(nn.Module):
         for _ in range(DIGITS):
             digits.append((left + 128) % 256 - 128)
             left = (left - digits[-1]) // 256
-        sums = torch._int_mm(torch.cat(digits).to(torch.int8), self.weight.T).unflatten(0, (DIGITS, -1)).float()
+        # The weights first, as they lie: the other way round they are brought into another order, anew each time.
+        sums = _sums_of_bytes(self.weight, torch.cat(digits).to(torch.int8)).unflatten(0, (DIGITS, -1)).float()
         # The largest last: so the small ones are not rounded away one by one.
         out = sums[0]
         for i in range(1, DIGITS):
@@ -145,12 +146,17 @@ def sums_of_bytes_are_exact(weight: Tensor) -> bool:
     for rows in (1, ROWS - 1):
         same = torch.tensor([127, -128, 1, -1] * rows, dtype=torch.int8)
         try:
-            sums = torch._int_mm(same[:, None].expand(-1, inputs).contiguous(), weight.T)
+            sums = _sums_of_bytes(weight, same[:, None].expand(-1, inputs).contiguous())
         except RuntimeError:
             return False
         if not torch.equal(sums.long(), same.long()[:, None] * expected):
             return False
     return True
+
+
+def _sums_of_bytes(weight: Tensor, rows: Tensor) -> Tensor:
+    """Products [rows, outputs] of rows of bytes [rows, inputs] and weights [outputs, inputs], as 32-bit integers."""
+    return torch._int_mm(weight, rows.T.contiguous()).T.contiguous()
 
 
 def _to_8_bits(linear: nn.Linear) -> tuple[Tensor, Tensor]:
