@@ -7,7 +7,7 @@ one softmax.  Sink mass falls out of it for every head and query.  Nothing is co
 
 import functools
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,10 +21,19 @@ from ..layers.quantized import Newly, Quantization
 from . import flash
 from .band import Band, BlockPlan, Columns, plan
 from .blocks import Met, Room, fold, turns, unfold
-from .call import Call, joined, partial, weigh
+from .call import Call, Pieces, joined, partial, weigh
 
 PAST = 2048
 """Keys of a long past that are rotated and read at a time, so that they stay in the processor's cache."""
+
+
+class Held(NamedTuple):
+    """Keys and values that a layer holds, before rotation: of the sinks, and of the window."""
+
+    sink_keys: Float[Tensor, "batch kv_heads sinks dim"]
+    sink_values: Float[Tensor, "batch kv_heads sinks dim"]
+    keys: Float[Tensor, "batch kv_heads slots dim"]
+    values: Float[Tensor, "batch kv_heads slots dim"]
 
 
 @dataclass(eq=False)
@@ -76,80 +85,101 @@ class BandedPass:
             self.queries.append(query)
             self.keys.append(key)
             self.values.append(value)
-        kind = query.device, call.sliding_window
-        steps = self._plans.get(kind)
-        if steps is None:
-            steps = self._plans[kind] = self._plan(call)
-        sink_keys, sink_values, keys, values = self.extend(call.layer, key, value)
+        steps = self._steps(call)
+        held = self.extend(call.layer, key, value)
         newly = self._pack(call)
-        plain = self.layers is not None and self.quantization is None and keys.shape[2] > 0
+        plain = self.layers is not None and self.quantization is None and held.keys.shape[2] > 0
         if plain and flash.serves(call, self.band):
-            return self._told(self._fused(attention, call, steps, (sink_keys, sink_values, keys, values)))
-        at_window, window_at, *_ = self._rotations(attention, query, keys)
-        rotate = self.model.rotate
-        scaled = query * call.scaling
-        q = fold(rotate(attention, scaled, at_window), call.kv_heads, steps.block, steps.blocks)
+            out = self._fused(attention, call, steps, held)
+        else:
+            out = self._in_blocks(attention, call, steps, held, newly)
+        if self.attended is not None:
+            self.attended.append(out)
+        return out
+
+    def _steps(self, call: Call) -> BlockPlan:
+        """How the queries meet the keys, made once for all layers that have a window of one size on one device."""
+        kind = call.query.device, call.sliding_window
+        if kind not in self._plans:
+            self._plans[kind] = self._plan(call)
+        return self._plans[kind]
+
+    def _in_blocks(
+        self, attention: AttentionModule, call: Call, steps: BlockPlan, held: Held, newly: Newly | None
+    ) -> Float[Tensor, "batch queries heads dim"]:
+        """The output of queries that meet the first keys, a long past in pieces, and the rest block by block."""
+        at_window, window_at, *_ = self._rotations(attention, call.query, held.keys)
+        rotate = functools.partial(self.model.rotate, attention)
+        scaled = call.query * call.scaling
+        q = fold(rotate(scaled, at_window), call.kv_heads, steps.block, steps.blocks)
         prefix, prefix_values, to_sinks = [], [], None
-        if sink_keys.shape[2]:
-            asking, rotated_sinks = self._meeting(attention, scaled, sink_keys)
+        if held.sink_keys.shape[2]:
+            asking, rotated_sinks = self._meeting(attention, scaled, held.sink_keys)
             prefix.append(rotated_sinks)
-            prefix_values.append(sink_values)
+            prefix_values.append(held.sink_values)
             to_sinks = fold(asking, call.kv_heads, steps.block, steps.blocks) @ rotated_sinks.transpose(-1, -2)
         observed, past = steps.observed, steps.observed + steps.past
+        # With a long past only its beginning and its end are rotated here; the rest follows piece by piece.
         rotated_from = past if steps.past else 0
-        recent = rotate(attention, keys[:, :, rotated_from:], _cut(window_at, rotated_from))
+        recent = rotate(held.keys[:, :, rotated_from:], _cut(window_at, rotated_from))
         if observed:
-            # With a long past only its beginning and its end are rotated here; the rest follows piece by piece.
             first = recent[:, :, :observed]
             if steps.past:
-                first = rotate(attention, keys[:, :, :observed], _cut(window_at, 0, observed))
+                first = rotate(held.keys[:, :, :observed], _cut(window_at, 0, observed))
             prefix.append(first)
-            prefix_values.append(values[:, :, :observed])
-        recent = recent[:, :, past - rotated_from :]
+            prefix_values.append(held.values[:, :, :observed])
         pieces = []
-        if steps.past:
-            for begin in range(observed, past, PAST):
-                end = min(begin + PAST, past)
-                piece = rotate(attention, keys[:, :, begin:end], _cut(window_at, begin, end))
-                pieces.append(partial(q, piece, values[:, :, begin:end], call))
-        own = recent, values[:, :, past:]
+        for begin in range(observed, past, PAST):
+            end = min(begin + PAST, past)
+            piece = rotate(held.keys[:, :, begin:end], _cut(window_at, begin, end))
+            pieces.append(partial(q, piece, held.values[:, :, begin:end], call))
+        own = recent[:, :, past - rotated_from :], held.values[:, :, past:]
         if self.layers is None:
-            met_keys, met_values = (Met(x) for x in own)
+            keys, values = (Met(x) for x in own)
         else:
             quantized = self._quantized(attention, own, past, newly, steps, window_at)
-            met_keys, met_values = (
+            keys, values = (
                 Met.of(x[0], steps, before, then)
                 for x, before, then in zip(own, (prefix, prefix_values), quantized, strict=True)
             )
-        out = value.new_empty(*q.shape[:-1], value.shape[-1])
+        return self._read(call, steps, q, to_sinks, keys, values, pieces)
+
+    def _read(
+        self,
+        call: Call,
+        steps: BlockPlan,
+        q: Float[Tensor, "pieces kv_heads rows dim"],
+        to_sinks: Float[Tensor, "pieces kv_heads rows sinks"] | None,
+        keys: Met,
+        values: Met,
+        pieces: Pieces,
+    ) -> Float[Tensor, "batch queries heads dim"]:
+        """The output of folded queries over what they meet; as a side effect their sink mass is known."""
+        dtype, batch = call.value.dtype, len(call.query)
+        out = call.value.new_empty(*q.shape[:-1], call.value.shape[-1])
         mass = torch.empty(q.shape[:-1], device=q.device)
         for some in turns(q, steps.prefix + steps.width):
-            local = self._room.joined("keys", met_keys.parts(some))
-            local_values = self._room.joined("values", met_values.parts(some))
+            local = self._room.joined("keys", keys.parts(some))
+            local_values = self._room.joined("values", values.parts(some))
             scores = self._room.matmul("scores", q[some], local.transpose(-1, -2))
             scores = call.with_sinks(self._scores(scores, to_sinks, steps, some, call))
-            weights, total = weigh(scores, pieces, value.dtype, free=not call.knocks_out)
+            weights, total = weigh(scores, pieces, dtype, free=not call.knocks_out)
             self._observe(weights, steps, some, mass[some])
             first_tokens = functools.partial(self._first_tokens, scores, steps, some)
             weights, total = call.intervene(scores, weights, total, first_tokens, pieces)
             joined(torch.matmul(weights[..., : local.shape[-2]], local_values, out=out[some]), pieces, total)
-        mass = unfold(mass, len(query), steps.block, steps.blocks)[:, : call.queries]
+        mass = unfold(mass, batch, steps.block, steps.blocks)[:, : call.queries]
         self.mass.append(mass.reshape(-1, call.heads).T)
-        return self._told(unfold(out, len(query), steps.block, steps.blocks)[:, : call.queries])
-
-    def _told(self, out: Float[Tensor, "batch queries heads dim"]) -> Float[Tensor, "batch queries heads dim"]:
-        if self.attended is not None:
-            self.attended.append(out)
-        return out
+        return unfold(out, batch, steps.block, steps.blocks)[:, : call.queries]
 
     def _fused(
         self,
         attention: AttentionModule,
         call: Call,
         steps: BlockPlan,
-        held: tuple[Tensor, Tensor, Tensor, Tensor],
+        held: Held,
     ) -> Float[Tensor, "1 queries heads dim"]:
-        """The output by a kernel that reads the whole window (flash.py); sink keys and values, and the window's."""
+        """The output by a kernel that reads the whole window (flash.py)."""
         sink_keys, sink_values, keys, values = held
         at_window, window_at, *_ = self._rotations(attention, call.query, keys)
         rotate = self.model.rotate
@@ -238,7 +268,6 @@ class BandedPass:
         return (rows >= self.sink_tokens)[:, None, :, None]
 
     def _plan(self, call: Call) -> BlockPlan:
-        """How the queries meet the keys, for all layers that have a window of one size on one device."""
         tokens, device, alone = call.queries, call.query.device, self.layers is None
         # Windows of a batch are texts of their own, each of which is kept whole.
         made = plan(
@@ -269,10 +298,10 @@ class BandedPass:
         self.newly.append(newly)
         return newly
 
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sink keys and values, run keys and values, each [batch, kv_heads, slots, dim], these tokens included."""
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> Held:
+        """What the layer holds, these tokens included."""
         if self.layers is None:
-            return key[:, :, :0], value[:, :, :0], key, value
+            return Held(key[:, :, :0], value[:, :, :0], key, value)
         held = self.layers[layer]
         missing = self.band.sinks - held.sink_keys.shape[1]
         if missing > 0:
@@ -280,7 +309,7 @@ class BandedPass:
             key, value = key[:, :, missing:], value[:, :, missing:]
         held.append(key[0], value[0])
         keys, values = held.window()
-        return held.sink_keys[None], held.sink_values[None], keys[None], values[None]
+        return Held(held.sink_keys[None], held.sink_values[None], keys[None], values[None])
 
     def _meeting(
         self,
