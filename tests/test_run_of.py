@@ -1,5 +1,7 @@
 """A text that is read into memory is read as by the command."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,23 @@ def test_a_model_with_other_kv_heads_than_the_spec_says_is_refused():
     with pytest.raises(ValueError, match=r"has 2 KV heads, and the Spec says 1: load it by load\(\*\*spec"):
         run_of(spec, load("tiny-gpt-oss", device="cpu"))
     assert run_of(spec, load(**spec.loading)).model.kv_heads == 1
+
+
+def test_a_model_whose_kv_heads_are_averaged_is_refused_where_the_spec_does_not_say_so():
+    spec = Spec("tiny-gpt-oss", "hamlet", POLICIES, tokens=40, device="cpu")
+    averaged = load("tiny-gpt-oss", device="cpu", kv_heads=1)
+    with pytest.raises(ValueError, match=r"averaged down to 1, and the Spec leaves them .*: load it by load\(\*\*spec"):
+        run_of(spec, averaged)
+    # As many as it came with are its own.
+    assert run_of(spec, load("tiny-gpt-oss", device="cpu", kv_heads=2)).model.kv_heads == 2
+
+
+def test_another_model_than_the_spec_names_is_refused(model, text, monkeypatch):
+    with pytest.raises(ValueError, match=r"loaded as .*, and the Spec says 'tiny-gpt-oss': load it by load\(\*\*spec"):
+        run_of(Spec("tiny-gpt-oss", text, POLICIES, tokens=40, device="cpu"), load(model, device="cpu"))
+    # The same folder, written in another way.
+    monkeypatch.chdir(Path(model).parent)
+    assert run_of(Spec(Path(model).name, text, POLICIES, tokens=40, device="cpu"), load(model, device="cpu")).tracks
 
 
 def test_a_run_whose_spec_was_made_of_paths_policies_and_numbers_of_numpy_is_kept_and_shown(tmp_path):

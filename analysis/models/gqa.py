@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 PROJECTIONS = "k_proj", "v_proj"
 
 
-def pool(network: PreTrainedModel, kv_heads: int) -> None:
-    """Average the KV heads of a network down to `kv_heads`, in place.
+def pool(network: PreTrainedModel, kv_heads: int) -> bool:
+    """Average the KV heads of a network down to `kv_heads`, in place; whether it had more.
 
     Raises ValueError where that number does not divide them, where keys and values have no plain matrices of their own,
     or where each head has a norm.
@@ -25,7 +25,7 @@ def pool(network: PreTrainedModel, kv_heads: int) -> None:
         fits = ", ".join(str(n) for n in range(1, before + 1) if before % n == 0)
         raise ValueError(f"{kv_heads} KV heads cannot be made of {before}: choose one of {fits}")
     if kv_heads == before:
-        return
+        return False
     # Layers that do more than multiply, as quantized ones do, would be others when they are averaged.
     plain = [m for m in network.modules() if all(type(getattr(m, name, None)) is nn.Linear for name in PROJECTIONS)]
     layers: list[Any] = plain
@@ -46,6 +46,7 @@ def pool(network: PreTrainedModel, kv_heads: int) -> None:
         if "num_key_value_heads" in vars(layer):
             layer.num_key_value_heads = kv_heads
     config.num_key_value_heads = kv_heads
+    return True
 
 
 def _averaged(linear: nn.Linear, before: int, after: int) -> nn.Linear:

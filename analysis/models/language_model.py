@@ -29,6 +29,10 @@ class LanguageModel:
     """How the weights lie in memory: as they came, or packed into int8 or int4."""
     twin: Callable[[PreTrainedModel], Adapted] = field(default=adapt, repr=False)
     """Makes the twin of the network: tried, or known to have been."""
+    loaded_as: str = ""
+    """The name that it was loaded by; empty where `load` did not make it."""
+    averaged: bool = False
+    """Whether its KV heads were averaged down from those that it came with."""
 
     @property
     def family(self) -> str:

@@ -89,8 +89,9 @@ def load(
         path = _converted(path, called, progress, make_room)
     with quiet(f"Loading {called}", progress), _read_once() if path.is_file() else contextlib.nullcontext():
         model = _from_disk(path, called, getattr(torch, dtype), target, weights, make_room)
+        model.loaded_as = name
         if kv_heads is not None:
-            pool(model.network, kv_heads)
+            model.averaged = pool(model.network, kv_heads)
         make_linear(model.network)
         if weights != "model":
             pack(model.network, weights)
