@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,6 +195,20 @@ def test_what_is_wrong_with_a_grid_is_one_line_and_status_2(run, wrong, says, tm
     code, _, said = run("reproduce", *wrong, "--out", str(tmp_path / "o"))
     assert code == 2 and said.startswith("error: ") and said.count("\n") == 1
     assert says in said
+
+
+@pytest.mark.parametrize(("jobs", "left", "processes"), [(100_000, 5, 5), (3, 5, 3), (8, 1, 2), (1, 5, 1)])
+def test_no_more_processes_are_started_than_there_are_cells_left(base, tmp_path, monkeypatch, jobs, left, processes):
+    cells = EXPERIMENTS["sinks"].cells(base, 16)
+    missing = {cell.name: cell for cell in cells[:left]}
+    asked = []
+    monkeypatch.setattr(grid, "unfinished", lambda cells, out: list(missing.values()))
+    monkeypatch.setattr(grid, "about_of", lambda place: {})
+    monkeypatch.setattr(
+        grid.joblib, "parallel_config", lambda *backend, n_jobs, **_: asked.append(n_jobs) or nullcontext()
+    )
+    monkeypatch.setattr(grid, "_results", lambda work, one_by_one: iter(()))
+    assert not list(grid.run(cells, tmp_path, jobs=jobs)) and asked == [processes]
 
 
 def test_experiments_are_listed(run):

@@ -113,8 +113,11 @@ def run(
         if cell.name not in left:
             weights = same_weights(out / cell.name, about_of(out / cell.name), weights)
     for attempt in range(1, TRIES + 1):
+        # joblib starts as many processes as it is told, also where there is less to do.  One alone would be this one,
+        # which is to live on where a cell takes more memory than there is.
+        processes = min(jobs, max(2, len(left)))
         try:
-            with _workers(backend, jobs, address):
+            with _workers(backend, processes, address):
                 share = backend == "local" and jobs > 1
                 work = [joblib.delayed(compute)(cell, share, weights) for cell in left.values()]
                 for name, cell in _results(work, one_by_one=backend != "ray"):
