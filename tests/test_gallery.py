@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.cli import gallery
 from analysis.cli.gallery import CHAT, TITLES, TRAINING, spec_of
 from analysis.engine.stream import open_lanes
 from analysis.experiments.presets import CHATS, PRESETS
@@ -152,6 +153,29 @@ def test_a_story_that_there_is_not_is_refused_before_anything_is_read(run, tmp_p
     code, _, error = run("gallery", "nothing", "--out", str(tmp_path / "gallery"))
     assert code == 2 and "the gallery has no story 'nothing': choose from" in error
     assert not (tmp_path / "gallery").exists()
+
+
+def test_a_story_takes_the_place_of_a_story_alone(run, tmp_path, monkeypatch):
+    def record(name, place):
+        place.mkdir()
+        (place / "run.json").write_text(name)
+
+    monkeypatch.setattr(gallery, "record", record)
+    theirs = tmp_path / "past" / "chapter.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+    code, _, error = run("gallery", "drop", "past", "--out", str(tmp_path))
+    assert code == 2 and f"{theirs.parent} is no story of a gallery, and would be replaced: choose" in error
+    assert theirs.read_text() == "mine" and not (tmp_path / "drop").exists()
+    for _ in range(2):
+        assert run("gallery", "drop", "--out", str(tmp_path))[0] == 0
+    assert sorted(p.name for p in (tmp_path / "drop").iterdir()) == ["label.json", "run.json"]
+
+
+def test_a_gallery_that_cannot_be_written_is_refused_in_a_sentence(run, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, error = run("gallery", "drop", "--out", str(tmp_path / "file"))
+    assert code == 2 and "file cannot be written (File exists): name another place" in error
 
 
 def test_the_concepts_say_what_the_first_story_has_recorded():

@@ -1,5 +1,6 @@
 """The command that records the gallery: stories that come with the project, each a folder of a real run."""
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -38,7 +39,16 @@ def gallery(
     if unknown := [name for name in names or () if name not in TITLES]:
         raise ValueError(f"the gallery has no story {quoted(unknown[0])}: choose from {', '.join(TITLES)}")
     for name in names or TITLES:
-        out_folder.mkdir(parents=True, exist_ok=True)
+        # What is recorded takes the place of a story, and of nothing that somebody else keeps under its name.
+        if os.path.lexists(place := out_folder / name) and not (place / LABEL).is_file():
+            raise ValueError(
+                f"{place} is no story of a gallery, and would be replaced: choose another folder for --out"
+            )
+    for name in names or TITLES:
+        try:
+            out_folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise files.unwritten(out_folder, e) from e
         with tempfile.TemporaryDirectory(dir=out_folder, prefix=".") as draft:
             place = Path(draft) / name
             record(name, place)
