@@ -250,6 +250,7 @@ def test_the_least_temperature_leaves_the_most_probable_token_alone():
         ({"top_p": 0}, "top_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed must be from 0 to 9,223,372,036,854,775,807, not 9223372036854775808"),
     ],
 )
 def test_sampling_out_of_range_is_named(settings, words):

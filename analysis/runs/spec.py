@@ -40,7 +40,7 @@ class Sampling:
             "top_k": (self.top_k >= 0, "0 (all) or more"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "repetition_penalty": (0 < self.repetition_penalty <= 10, "above 0 and at most 10"),
-            "seed": (0 <= self.seed < 2**63, "0 or more"),
+            "seed": (0 <= self.seed < 2**63, f"from 0 to {2**63 - 1:,}"),
         }
         for name, (holds, expected) in rules.items():
             if not holds:
