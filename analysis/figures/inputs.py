@@ -13,9 +13,20 @@ from ..experiments.verdict import Verdict, read_verdict
 from ..experiments.verdict.entries import FILE as VERDICT
 from ..lab.recipe import Recipe, names_of
 from ..runs.about import about_of
+from ..runs.library import KINDS
 from ..runs.reader import load as load_run
 from ..runs.run import Run
 from .base import Figure
+
+MADE_OF = {
+    "run": "a reading or a conversation",
+    "stretch": "a captured stretch",
+    "grid": "a grid of runs",
+    "trainings": "trainings",
+    "recall": "recall",
+    "verdict": "a verdict",
+}
+"""What figures need, in words."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +105,7 @@ class FigureInput:
 def open_input(folder: Path, needs: str) -> FigureInput:
     """What a figure `needs`, from a folder.  Raises ValueError where there is none of the kind."""
     folder = Path(folder)
+    _check_kind(folder, needs)
     if needs in ("grid", "recall", "verdict"):
         first = next(iter(sorted(folder.glob("*/run.json"))), None)
         data = folder if needs == "grid" else read_table(folder) if needs == "recall" else read_verdict(folder)
@@ -117,6 +129,21 @@ def open_input(folder: Path, needs: str) -> FigureInput:
 
     stretch = Stretch(folder)
     return FigureInput(folder, Atlas(stretch, load(**stretch.spec.loading)), stretch.about)
+
+
+def _check_kind(folder: Path, needs: str) -> None:
+    """Raises ValueError, with what lies there, where a folder says that it is a run of another kind.
+
+    A folder without what is read first is another matter, which whoever reads it says.
+    """
+    looked_for = {"recall": folder / TABLE, "verdict": folder / VERDICT}.get(needs)
+    if needs in ("grid", "stretch") or not (folder / "run.json").exists() or (looked_for and looked_for.exists()):
+        return
+    about = files.record(folder / "run.json", dict[str, Any], "that of a run")
+    kind = "training" if "recipe" in about else about.get("kind") or "reading"
+    own = {"training": "trainings", "reading": "run", "chat": "run"}.get(kind, kind)
+    if own != needs and kind in KINDS:
+        raise ValueError(f"{folder} is of another kind ({KINDS[kind].lower()}): this is made of {MADE_OF[needs]}")
 
 
 def check_folder(folder: Path) -> None:
