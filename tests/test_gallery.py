@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 
 from analysis.cli import gallery
 from analysis.cli.gallery import CHAT, TITLES, TRAINING, spec_of
@@ -170,6 +171,18 @@ def test_a_story_takes_the_place_of_a_story_alone(run, tmp_path, monkeypatch):
     for _ in range(2):
         assert run("gallery", "drop", "--out", str(tmp_path))[0] == 0
     assert sorted(p.name for p in (tmp_path / "drop").iterdir()) == ["label.json", "run.json"]
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt(), typer.Exit(130)])
+def test_an_interrupted_story_says_that_nothing_of_it_is_kept(run, tmp_path, monkeypatch, ends):
+    def record(name, place):
+        place.mkdir()
+        raise ends
+
+    monkeypatch.setattr(gallery, "record", record)
+    code, said, _ = run("gallery", "drop", "--out", str(tmp_path))
+    assert code == 130 and "Interrupted: nothing of " in said and said.endswith("python -m analysis gallery drop\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gallery_that_cannot_be_written_is_refused_in_a_sentence(run, tmp_path):

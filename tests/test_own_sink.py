@@ -101,3 +101,15 @@ def test_a_model_that_the_disk_does_not_take_is_said_and_before_it_is_trained_wh
     monkeypatch.setattr(own_sink, "train", Mock(side_effect=AssertionError))
     ended, _, said = run("tiny", "--out", str(tmp_path / "m"), "--steps", "1")
     assert ended == 2 and "this model needs" in said
+
+
+def test_an_interrupted_training_says_that_it_keeps_nothing(run, tmp_path, monkeypatch):
+    def train(*_):
+        yield 1
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(own_sink, "plays", lambda: ("macbeth", own_sink.HELD_OUT))
+    monkeypatch.setattr(own_sink, "train", train)
+    code, said, _ = run("tiny", "--out", str(tmp_path / "m"))
+    assert code == 130 and "Interrupted: this training keeps nothing before its end" in said
+    assert not list(tmp_path.iterdir())

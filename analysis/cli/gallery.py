@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from .. import files, texts
+from .. import COMMAND, files, texts
 from ..experiments.presets import CHATS, PRESETS, Preset
 from ..policies import parse
 from ..runs.library import GALLERY, Label
@@ -51,7 +51,15 @@ def gallery(
             raise files.unwritten(out_folder, e) from e
         with tempfile.TemporaryDirectory(dir=out_folder, prefix=".") as draft:
             place = Path(draft) / name
-            record(name, place)
+            try:
+                record(name, place)
+            except (KeyboardInterrupt, typer.Exit):
+                # Also where the command that made it has said how to go on: it knows of no draft.
+                say(
+                    f"Interrupted: nothing of {TITLES[name]} is kept, so it cannot be resumed, and what was recorded "
+                    f"before stays. To begin it again: {COMMAND} gallery {name}"
+                )
+                raise typer.Exit(130) from None
             files.write(place / LABEL, msgspec.json.encode(Label(TITLES[name])).decode() + "\n")
             shutil.rmtree(out_folder / name, ignore_errors=True)
             place.rename(out_folder / name)

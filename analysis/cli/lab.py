@@ -1,6 +1,7 @@
 """The command that trains very small transformers."""
 
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,10 +67,16 @@ def tiny(
     model, texts = own_sink.network(), own_sink.written()
     # Before minutes of training that could not be kept.
     own_sink.check_room(model, out_folder)
-    with Bars(out) as bar:
-        task = bar.add_task("Training", total=count)
-        for _ in own_sink.train(model, texts.ids, count):
-            bar.advance(task)
+    try:
+        with Bars(out) as bar:
+            task = bar.add_task("Training", total=count)
+            for _ in own_sink.train(model, texts.ids, count):
+                bar.advance(task)
+    except KeyboardInterrupt:
+        with suppress(OSError):
+            out_folder.rmdir()
+        say("Interrupted: this training keeps nothing before its end. The same command begins again.")
+        raise typer.Exit(130) from None
     own_sink.save(model, texts.tokenizer, out_folder)
     say(f"Finished. It lies in {out_folder}")
 

@@ -228,6 +228,10 @@ def _capture(
     with Bars(out) as bar:
         task = bar.add_task("Tokens", total=len(read.ids) - 1)
         more: dict[str, Any] = {"switches": switches, "text_sha256": source.sha256, "read": read, "chunk": chunk}
-        for count in maps.capture(network, read.ids, spec, place, **more):
-            bar.update(task, completed=count)
+        try:
+            for count in maps.capture(network, read.ids, spec, place, **more):
+                bar.update(task, completed=count)
+        except KeyboardInterrupt:
+            say("Interrupted: part of a stretch is of no use, so nothing of it is kept. Capture it anew.")
+            raise typer.Exit(130) from None
     say(f"The stretch lies in {place}")
