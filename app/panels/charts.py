@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 POINTS = 1500
 """Of a curve, at most."""
 MARGIN = {"l": 48, "r": 8, "t": 8, "b": 44}
+LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
+"""Above a plot, which makes room for all its rows: on a narrow page there are several."""
 
 
 def of_layers(count: int) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def norms(measured: "Measured") -> go.Figure:
         name="largest activation / median",
         line={"color": "#D55E00", "dash": "dashdot"},
     )
-    figure.update_layout(height=320, margin=MARGIN, dragmode=False, legend={"orientation": "h", "y": 1.15})
+    figure.update_layout(height=320, margin=MARGIN, dragmode=False, legend=LEGEND)
     figure.update_xaxes(of_layers(len(layers)))
     figure.update_yaxes(title="times that of the others", type="log")
     return figure
@@ -154,7 +156,7 @@ def overlay(curves: Sequence[tuple[str, str, str, NDArray[np.int64], NDArray[np.
             line={"color": colour, "dash": dash, "width": 1.8},
             hovertemplate=f"token %{{x:,}}: %{{y:.4g}} {what}",
         )
-    figure.update_layout(margin=MARGIN, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, showlegend=True)
+    figure.update_layout(margin=MARGIN, legend=LEGEND, showlegend=True)
     figure.update_xaxes(title="tokens read", tickformat="~s")
     figure.update_yaxes(title="times the reference" if relative else f"{mode} perplexity", type="log")
     return figure
@@ -176,7 +178,7 @@ def recall(numbers: "Numbers") -> go.Figure:
             error_y={"array": high - share, "arrayminus": share - low, "thickness": 1, "width": 2},
             hovertemplate="%{x:,.0f} tokens: %{y:.0%} recalled",
         )
-    figure.update_layout(margin=MARGIN, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, showlegend=True)
+    figure.update_layout(margin=MARGIN, legend=LEGEND, showlegend=True)
     figure.update_xaxes(title="tokens from the fact to the answer", rangemode="tozero")
     figure.update_yaxes(title="recalled", range=[-0.03, 1.03], tickformat=".0%")
     return figure
@@ -214,7 +216,7 @@ def pareto(numbers: "Numbers", cost: str, quality: str, *, share: bool) -> go.Fi
     ring = {"symbol": "circle-open", "size": 13, "color": "#767676", "line": {"width": 1.5}}
     x, y = numbers["cost"][front], numbers["value"][front]
     figure.add_scatter(x=x, y=y, name="Pareto front", mode="markers", marker=ring, hoverinfo="skip")
-    figure.update_layout(margin=MARGIN, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, showlegend=True)
+    figure.update_layout(margin=MARGIN, legend=LEGEND, showlegend=True)
     # Budgets are doubled more often than they are made ten times as large.
     doubled = [2.0**n for n in range(-10, 31)]
     ticks = {"tickvals": doubled, "ticktext": [f"{n:,.0f}" if n >= 1 else f"{n:.4g}" for n in doubled]}

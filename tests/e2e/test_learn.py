@@ -35,6 +35,18 @@ RESULTS = {
 }
 """What a chapter has computed when it is opened."""
 
+MEET = """() => {
+  const met = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
+  const words = ".legendtext, .annotation-text, .g-xtitle text, .g-ytitle text, .nsewdrag";
+  return [...document.querySelectorAll(".sk-chart")].flatMap((chart) => {
+    const all = [...chart.querySelectorAll(words)].map((node) => [node.textContent, node.getBoundingClientRect()]);
+    const drawn = all.filter(([, at]) => at.width);
+    return drawn.flatMap(([a, at], i) => drawn.slice(i + 1).filter(([, b]) => met(at, b)).map(([b]) => `${a} / ${b}`));
+  });
+}"""
+"""Words of charts that lie on others, or on a plot."""
+
 
 def opened(page, language, name):
     """Wait until a chapter shows what it computes."""
@@ -190,6 +202,15 @@ def test_a_projected_chapter_fills_the_screen_and_no_more(app, page):
             page.evaluate("(e => e.scrollHeight - e.clientHeight)(document.querySelector('[data-testid=stMain]'))") == 0
         )
         assert page.evaluate(ends) <= 1080
+
+
+def test_words_of_charts_meet_nothing_on_a_narrow_page(app, page):
+    page.set_viewport_size({"width": 400, "height": 900})
+    for name in ("nothing", "drop", "enough", "cost", "emergence", "recall"):
+        page.goto(f"{app}/learn?chapter={name}")
+        opened(page, "en", name)
+        page.locator(".sk-chart .nsewdrag").first.wait_for(state="attached")
+        assert not page.evaluate(MEET), name
 
 
 def test_an_answer_closes_with_its_chapter_and_what_is_cut_is_said(app, page):

@@ -18,7 +18,7 @@ from app.components import chart
 from app.jobs.costs import CostsJob, recorded
 from app.lesson import Chapter, answers
 from app.lesson.answers import Answer, Question
-from app.panels.charts import MARGIN
+from app.panels.charts import LEGEND, MARGIN
 
 from . import stage
 
@@ -247,7 +247,7 @@ def _passes_heard(costs: Sequence[Cost], chapter: Chapter) -> str:
 
 
 def _logarithmic(figure: go.Figure, x: str, y: str) -> None:
-    figure.update_layout(margin={**MARGIN, "t": 34}, legend={"orientation": "h", "y": 1.2, "x": 0})
+    figure.update_layout(margin={**MARGIN, "t": 34}, legend=LEGEND)
     figure.update_xaxes(title=x, type="log", dtick=1)
     figure.update_yaxes(title=y, type="log", dtick=1)
 

@@ -26,6 +26,7 @@ from app.downloads import download
 from app.jobs.training import TrainingJob
 from app.lesson import Chapter, translated
 from app.lesson.answers import About
+from app.panels.charts import LEGEND
 from app.plain import plain
 
 from . import stage
@@ -322,7 +323,7 @@ def grown(
             )  # fmt: skip
     if at is not None:
         figure.add_vline(x=at, line={"color": "#767676", "width": 1, "dash": "dot"})
-    figure.update_layout(margin={"l": 40, "r": 8, "t": 48, "b": 36}, legend={"orientation": "h", "y": 1.3, "x": 0})
+    figure.update_layout(margin={"l": 40, "r": 8, "t": 48, "b": 36}, legend={**LEGEND, "y": 1.15})
     figure.update_xaxes(range=[0, max(recipe.steps for recipe in recipes)])
     figure.update_xaxes(title=chapter.say("step"), row=2)
     figure.update_yaxes(rangemode="tozero")

@@ -13,7 +13,7 @@ from app import address
 from app.components import chart
 from app.lesson import Chapter
 from app.lesson.answers import Answer, Question
-from app.panels.charts import MARGIN
+from app.panels.charts import LEGEND, MARGIN
 
 from . import stage
 
@@ -114,7 +114,7 @@ def norms(measured: Answer, chapter: Chapter, page: Chapter) -> go.Figure:
             hovertemplate="%{x}: %{y:.3~g}",
         )
     figure.add_hline(y=1, line={"color": "#767676", "width": 1, "dash": "dot"})
-    figure.update_layout(margin={**MARGIN, "t": 44}, legend={"orientation": "h", "y": 1.3, "x": 0})
+    figure.update_layout(margin={**MARGIN, "t": 44}, legend=LEGEND)
     figure.update_xaxes(title=page.say("layer"))
     figure.update_yaxes(title=chapter.say("norms-axis"), type="log", dtick=1)
     return figure

@@ -12,7 +12,7 @@ from analysis.palette import colours
 from analysis.policies import parse
 from analysis.runs.run import Track
 from analysis.runs.screen import POINTS
-from app.panels.charts import MARGIN
+from app.panels.charts import LEGEND, MARGIN
 
 
 def rolling(tracks: Sequence[Track], lane: int, reference: int | None = None) -> tuple[NDArray, NDArray]:
@@ -54,7 +54,7 @@ def curves(
             x=tokens, y=values, name=name, mode="lines", line={"color": colour, "dash": dash, "width": 2},
             hovertemplate="%{y:.3~g}",
         )  # fmt: skip
-    figure.update_layout(margin={**MARGIN, "t": 34}, legend={"orientation": "h", "y": 1.16, "x": 0})
+    figure.update_layout(margin={**MARGIN, "t": 34}, legend=LEGEND)
     figure.update_xaxes(title=x, range=[0, max(longest, 256) * 1.01])
     ticks = [
         t for t in (1, 1.2, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 1000) if low < t < high

@@ -73,11 +73,13 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     numbers([(name, f"{p:.1f}", "") for name, p in zip(names, answer["perplexity"], strict=True)])
     st.caption(chapter.say("recalled"))
     counts = [
-        chapter.say("count", policy=name, count=int(of.sum()), most=of.size)
+        (name, chapter.say("count", count=int(of.sum()), most=of.size))
         for name, of in zip(names, answer["recalled"], strict=True)
     ]
-    alt = chapter.say("alt", values="; ".join(counts))
-    chart.mount(maps(answer, counts, chapter), key="recall-maps", alt=alt, height=300, projected=46)
+    alt = chapter.say("alt", values="; ".join(chapter.say("counted", policy=n, count=of) for n, of in counts))
+    # One below the other, they fit above a map on a narrow page too.
+    titles = [f"{name}<br>{count}" for name, count in counts]
+    chart.mount(maps(answer, titles, chapter), key="recall-maps", alt=alt, height=300, projected=46)
     stage.source(page, about)
 
 
@@ -102,10 +104,12 @@ def maps(answer: Answer, titles: list[str], chapter: Chapter) -> go.Figure:
             row=1,
             col=i + 1,
         )
-        figure.update_xaxes(title=chapter.say("length"), type="category", row=1, col=i + 1)
+    figure.update_xaxes(type="category")
+    # All have the same lengths: said once, in the middle, where it meets nothing.
+    figure.update_xaxes(title=chapter.say("length"), row=1, col=(len(titles) + 1) // 2)
     figure.update_yaxes(type="category", autorange="reversed")
     figure.update_yaxes(title=chapter.say("depth"), row=1, col=1)
-    figure.update_layout(margin={**MARGIN, "t": 30})
+    figure.update_layout(margin={**MARGIN, "t": 44})
     return figure
 
 
