@@ -126,6 +126,26 @@ def test_a_static_page_of_a_conversation_replays_its_lanes_without_network(offli
     assert gone(page, 0) == at_end and not cut_labels(page) and not page.problems
 
 
+def test_the_newest_token_stays_in_sight_where_the_page_changes_its_size(offline, talked, tmp_path):  # noqa: F811
+    (name, total), page, out = talked, offline, tmp_path / "page.html"
+    report(library.find(name), out)
+    page.goto(f"{out.as_uri()}#at={total}")
+    wait_painted(page, total)
+    body = page.locator(".sk-said").first
+    hidden = "e => e.scrollHeight - e.clientHeight - e.scrollTop"
+    for width, height in ((1440, 2000), (1440, 650), (900, 2000), (220, 800)):
+        page.set_viewport_size({"width": width, "height": height})
+        page.wait_for_timeout(500)
+        assert body.evaluate(hidden) <= 1, (width, height)
+    assert body.evaluate("e => e.scrollHeight - e.clientHeight") > 100
+    # Whoever reads what was said before stays there.
+    body.evaluate("e => { e.scrollTop = 0; }")
+    page.wait_for_timeout(300)
+    page.set_viewport_size({"width": 210, "height": 790})
+    page.wait_for_timeout(500)
+    assert body.evaluate(hidden) > 100
+
+
 def test_where_answers_were_cut_is_still_marked_on_the_way_back(offline, talked, tmp_path, monkeypatch):  # noqa: F811
     (name, total), page, out = talked, offline, tmp_path / "page.html"
     # Fewer than were said: older tokens come back at the front.

@@ -16,6 +16,7 @@ function makeLane(i, send, frameNow) {
     el("div", { class: "sk-row" }, kept, rate), firstTokens, body, invite);
   let spans = [], texts = [], begin = 0, run = "", epoch = -1, painted = "", cuts = "", marked = "";
   let here = null; // the token where the keyboard is, which a frame may not show yet
+  let follows = true, laid = ""; // whether the newest token is looked at, and in which room
 
   flow.addEventListener("click", (e) => {
     const span = e.target.closest("[data-i]");
@@ -36,6 +37,13 @@ function makeLane(i, send, frameNow) {
     send("pick", { lane: i, token: here, at: Date.now() });
   });
   body.addEventListener("blur", () => { here = null; });
+
+  // A page that becomes narrower or lower, or is projected, moves the text: nobody scrolled then.
+  const room = () => `${body.clientWidth}|${body.clientHeight}`;
+  function look() {
+    if (laid === room()) follows = body.scrollTop + body.clientHeight >= body.scrollHeight - 40;
+  }
+  body.addEventListener("scroll", look);
 
   function clear() {
     flow.replaceChildren();
@@ -164,7 +172,7 @@ function makeLane(i, send, frameNow) {
       ? "The model is being loaded. Answers come after that."
       : "Nothing was said yet. Write below, or play the script.");
     body.hidden = firstTokens.hidden = lane.total === 0;
-    const atEnd = body.scrollTop + body.clientHeight >= body.scrollHeight - 40;
+    look();
     const written = `${frame.run}|${lane.start}|${lane.total}|${frame.epoch}|${JSON.stringify(lane.switches)}`;
     if (marked !== written) {
       for (const old of flow.querySelectorAll(".sk-switched")) old.remove();
@@ -191,7 +199,8 @@ function makeLane(i, send, frameNow) {
       for (const [stop, why] of lane.cut) if (spans[stop - 1 - begin]) spans[stop - 1 - begin].dataset.cut = CUT[why];
     }
     shade(frame, theme);
-    if (atEnd) body.scrollTop = body.scrollHeight;
+    laid = room();
+    if (follows) body.scrollTop = body.scrollHeight;
   }
   return { node, show };
 }
