@@ -153,3 +153,13 @@ def test_library_without_runs_says_how_one_gets_one(page, tmp_path):
         page.get_by_text("There is no run here yet").wait_for()
         page.get_by_role("link", name="Read a text under several policies").click()
         page.get_by_role("button", name="Run it live").wait_for()
+
+
+def test_lanes_of_a_run_stay_inside_its_row_on_a_narrow_page(library, page):
+    page.set_viewport_size({"width": 170, "height": 800})
+    page.goto(f"{library[0]}/runs")
+    page.locator(".sk-run-lane").first.wait_for()
+    out = """() => [...document.querySelectorAll(".sk-run-lane")].filter((lane) =>
+      lane.getBoundingClientRect().right > lane.closest(".sk-run-words").getBoundingClientRect().right + 1
+    ).map((lane) => lane.textContent)"""
+    assert not page.evaluate(out)
