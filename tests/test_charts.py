@@ -159,3 +159,27 @@ def test_policies_that_differ_in_more_than_their_size_have_lines_of_their_own():
     assert drawn == Counter(named.values())
     found = msgspec.structs.replace(VERDICT, entries=[entry(p, 64, 0.5, 1) for p in named])
     assert parse("pareto:cost=tokens").numbers(found)["title"].tolist() == [*named.values()]
+
+
+def test_numbers_on_logarithmic_axes_are_written_whole():
+    columns = {
+        "policy": np.array(["dense", "window:window=64"]),
+        "title": np.array(["Dense", "Window"]),
+        "cost": np.array([np.nan, 64]),
+        "value": np.array([1, 14.8]),
+        "front": np.array([False, True]),
+    }
+    curve = [("Window", "#000000", "solid", np.arange(9), np.linspace(0, 3, 9))]
+    layers = np.ones((1, 6, 3), np.float32)
+    size, at = np.ones((1, 6, 3), np.float32), np.zeros((1, 6, 2), np.int64)
+    measured = Measured({"mass": layers}, np.ones((1, 3, 6, 2), np.float32), size, np.ones((1, 6), np.float32), at)
+    figures = [charts.pareto(columns, "", "", share=False), charts.norms(measured)]
+    for figure in (*figures, charts.overlay(curve, "relative"), charts.overlay(curve, "rolling")):
+        axis = figure.layout.yaxis
+        # By itself plotly writes 0.9 and 20 as a small 9 and 2.
+        assert axis.type == "log" and axis.tickformat == ",~g"
+        assert figure.layout.legend.yanchor == "bottom" and figure.layout.legend.y >= 1
+    assert figures[0].layout.yaxis.dtick == "D2"
+    columns["value"][1] = 1.02
+    assert charts.pareto(columns, "", "", share=False).layout.yaxis.dtick is None
+    assert charts.pareto(columns, "", "", share=True).layout.yaxis.tickformat == ".0%"

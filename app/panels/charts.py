@@ -24,6 +24,14 @@ LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 """Above a plot, which makes room for all its rows: on a narrow page there are several."""
 
 
+def logarithmic(values: NDArray[np.floating]) -> dict[str, Any]:
+    """An axis of logarithms for these values.  By itself plotly writes the last digit of 0.9 or 20 alone."""
+    known = values[np.isfinite(values) & (values > 0)]
+    # All nine numbers from a power of ten to the next would be written over each other: 1, 2 and 5 are not.
+    few = known.size > 0 and 5 <= known.max() / known.min() < 1000
+    return {"type": "log", "tickformat": ",~g"} | ({"dtick": "D2"} if few else {})
+
+
 def of_layers(count: int) -> dict[str, Any]:
     """An axis of so many layers, with whole numbers on it."""
     return {"title": "layer", "dtick": max(1, count // 6)}
@@ -116,7 +124,7 @@ def norms(measured: "Measured") -> go.Figure:
     )
     figure.update_layout(height=320, margin=MARGIN, dragmode=False, legend=LEGEND)
     figure.update_xaxes(of_layers(len(layers)))
-    figure.update_yaxes(title="times that of the others", type="log")
+    figure.update_yaxes(title="times that of the others", type="log", tickformat=",~g")
     return figure
 
 
@@ -145,6 +153,7 @@ def overlay(curves: Sequence[tuple[str, str, str, NDArray[np.int64], NDArray[np.
     """Curves of lanes of several runs, as perplexities; those that are relative as times that of the reference."""
     relative = mode == "relative"
     figure, what = go.Figure(), "times the reference" if relative else "perplexity"
+    values = np.exp(np.concatenate([np.zeros(int(relative)), *(np.minimum(nll, 50) for *_, nll in curves)]))
     for name, colour, dash, tokens, nll in curves:
         at = decimate(nll, POINTS)
         figure.add_scatter(
@@ -158,7 +167,7 @@ def overlay(curves: Sequence[tuple[str, str, str, NDArray[np.int64], NDArray[np.
         )
     figure.update_layout(margin=MARGIN, legend=LEGEND, showlegend=True)
     figure.update_xaxes(title="tokens read", tickformat="~s")
-    figure.update_yaxes(title="times the reference" if relative else f"{mode} perplexity", type="log")
+    figure.update_yaxes(title="times the reference" if relative else f"{mode} perplexity", **logarithmic(values))
     return figure
 
 
@@ -222,10 +231,11 @@ def pareto(numbers: "Numbers", cost: str, quality: str, *, share: bool) -> go.Fi
     ticks = {"tickvals": doubled, "ticktext": [f"{n:,.0f}" if n >= 1 else f"{n:.4g}" for n in doubled]}
     costs = set(numbers["cost"][known].tolist())
     between = [n for n in doubled if costs and min(costs) <= n <= max(costs)]
-    figure.update_xaxes(title=cost, type="log", **(ticks if len(between) > 1 or len(costs) < 2 else {}))
-    figure.update_yaxes(title=quality, type="log")
-    if share:
-        figure.update_yaxes(type="linear", range=[-0.03, 1.03], tickformat=".0%")
+    figure.update_xaxes(
+        title=cost, **logarithmic(numbers["cost"]) | (ticks if len(between) > 1 or len(costs) < 2 else {})
+    )
+    shares = {"type": "linear", "range": [-0.03, 1.03], "tickformat": ".0%"}
+    figure.update_yaxes(shares if share else logarithmic(numbers["value"]), title=quality)
     return figure
 
 
