@@ -56,5 +56,11 @@ def test_what_was_not_measured_says_how_to_measure_it(app, page):
     wait_read(page, 1, 100)
     page.get_by_text("with two lanes or more, and press Restart.").wait_for()
     assert not page.locator(".sk-plot").first.locator("path.js-line").count()
+    # No empty axes stand below it; another curve has them again.
+    assert not page.locator(".sk-plot").first.is_visible() and not page.get_by_text("drag to zoom").is_visible()
+    assert page.locator(".sk-memory .main-svg").first.is_visible()
+    page.get_by_role("button", name="rolling", exact=True).click()
+    page.locator(".sk-plot").first.locator("path.js-line").first.wait_for()
+    page.get_by_text("drag to zoom").wait_for()
     stop(page)
     assert not page.problems and not page.strangers
