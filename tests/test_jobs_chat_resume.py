@@ -9,6 +9,7 @@ import pytest
 from starlette.requests import Request
 
 from analysis.chat import resume as chats
+from analysis.chat.conversation import Conversation
 from analysis.cli import terminal
 from analysis.cli.console import out
 from analysis.models.loading import load as load_model
@@ -223,6 +224,49 @@ def test_a_command_says_what_is_left_of_a_script_whatever_was_typed_between(type
     saver.close()
     for lane in going.lanes:
         assert [turn.prompt for turn in lane.turns] == [SCRIPT[0], *typed, *SCRIPT[1:]]
+
+
+@pytest.mark.parametrize(
+    "moment", ["in its prompt, and the others answer again", "in its answer, and the others go on"]
+)
+def test_a_conversation_one_of_whose_lanes_failed_goes_on(moment, begin, registry, home, monkeypatch):
+    from app.jobs.kept import RunKeeper
+
+    real, save, failing = Conversation._step, RunKeeper.save, [False]
+    answered = moment.startswith("in its answer")
+
+    def step(lane, chunk):
+        if failing[0] and lane.index == 1 and (len(lane.tokens) > lane.turns[-1].asked + 30 if answered else True):
+            failing[0] = False
+            raise RuntimeError("CUDA out of memory")
+        return real(lane, chunk)
+
+    monkeypatch.setattr(Conversation, "_step", step)
+    # As if half a minute went by from one token to the next.
+    monkeypatch.setattr(RunKeeper, "save", lambda self, make, *, now=False: save(self, make, now=now or answered))
+    job = begin()
+    job.say("to be")
+    settle(job, 1)
+    failing[0] = True
+    job.say("or not to be")
+    settle(job, 2)
+    assert "says no more" in job.note and job.lanes[1].turns[-1].why == "failed" and job.lanes[1].unread
+    if not answered:
+        job.again()
+        until(job, lambda: job.epoch == 1)
+        settle(job, 2)
+    said, turns = spoken(job), [lane.turns for lane in job.lanes]
+    registry.free(job.id)
+    job.join()
+    again = begin(resumes=job.id)
+    ready(again)
+    assert spoken(again) == said and [lane.turns for lane in again.lanes] == turns
+    again.say("the question")
+    settle(again, 3)
+    kept = load(home / again.id)
+    for lane, track, costs in zip(again.lanes, kept.tracks, again.costs, strict=True):
+        assert lane.turns[-1].why in ("ended", "limit") and track.token_ids.view().tolist() == lane.tokens[1:].tolist()
+        assert (np.diff(costs.positions.view()) > 0).all()
 
 
 def test_another_answer_is_not_given_where_the_cache_before_it_is_not_there(begin, registry):

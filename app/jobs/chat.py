@@ -197,16 +197,17 @@ class ChatJob(TextJob):
         going = resuming.resumed(asked, model, text_sha256=self.text_sha256, history=HISTORY, progress=progress)
         self.tokenized = Tokenized(np.zeros(0, np.int32), going.lanes[0].partner.begins, ())
         self.costs = [TokenCosts.of(track) for track in going.run.tracks]
+        for costs, lane in zip(self.costs, going.lanes, strict=True):
+            # What a lane that failed will read again.
+            costs.truncate(lane.position)
         self.pending, self.scripted = list(going.about.get("pending", ())), going.about.get("scripted", 0)
         self.transcript.go_on_with(going.run, going.folder, model)
         self.lanes = going.lanes
         return " ".join(going.said)
 
     def _save(self) -> None:
-        """Write a checkpoint now, unless a lane was left in the middle of a token: the one before is then the newest
-        from which its record follows."""
-        spoken = [lane.turns[-1] for lane in self.lanes if lane.turns]
-        if spoken and not any(turn.why == "failed" for turn in spoken):
+        """Write a checkpoint now.  A lane that failed has gone back to where it was whole, and is saved as it is."""
+        if any(lane.turns for lane in self.lanes):
             self.transcript.save(self._checkpoint, now=True)
 
     def _checkpoint(self) -> "Made":
