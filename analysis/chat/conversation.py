@@ -18,7 +18,6 @@ from ..engine.lane import Lane, Snapshot
 from ..engine.state import State
 from ..engine.step import Step
 from ..engine.stream import SINK_TOKENS
-from ..families.positions import LEARNED
 from ..policies import Policy, parse
 from ..runs.run import Column
 from ..runs.spec import Sampling
@@ -182,12 +181,13 @@ class Conversation:
     def _check_room(self, more: int) -> None:
         if self.policy.capacity is not None:
             return
-        longest = self.partner.model.trained_length
-        needed = len(self.tokens) + more + self.sampling.max_new
-        if self.partner.adapted.positions is LEARNED and longest is not None and needed > longest:
+        longest = self.partner.adapted.longest
+        # An answer's last token is read with the next prompt.
+        needed = len(self.tokens) + more + self.sampling.max_new - 1
+        if longest is not None and needed > longest:
             raise ValueError(
-                f"{self.policy.label}: this model has learned {longest:,} positions, and the conversation would need "
-                "more: begin a new one, or choose recompute"
+                f"{self.policy.label}: with cached keys this model reads at most {longest:,} tokens, and with this "
+                f"answer it may be {needed:,}: begin a new conversation, let answers be shorter, or choose recompute"
             )
         # Keys, values, rotated keys, and room for them to grow.
         needed = int((len(self.tokens) + more) * self.partner.model.bytes_per_token * 2.5)
