@@ -252,6 +252,20 @@ def test_an_answer_that_began_after_going_on_in_its_prompt_can_be_given_again(wo
     is_given_again(other)
 
 
+def test_a_template_that_writes_something_else_is_said_to_be_the_reason(words, script, tmp_path, command, monkeypatch):
+    """As one that writes the date does on another day."""
+    model, place = shutil.copytree(words, tmp_path / "model"), tmp_path / "run"
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text(template.replace("{{ bos_token }}", "{{ bos_token }}on monday", 1))
+    stop_at(monkeypatch, 30)
+    command(*chat(model, place, script), code=130)
+    monkeypatch.undo()
+    shutil.rmtree(place / "checkpoint")
+    (model / "chat_template.jinja").write_text(template.replace("{{ bos_token }}", "{{ bos_token }}on tuesday", 1))
+    said = " ".join(command("resume", place, code=2).split())
+    assert "is of the chat template, which writes something else now" in said and "this machine" not in said
+
+
 def test_a_record_whose_tokens_no_prompt_explains_does_not_go_on(words, script, tmp_path, command, monkeypatch):
     place = tmp_path / "run"
     stop_at(monkeypatch, 60)

@@ -16,7 +16,7 @@ from ..policies import parse
 from ..runs.resume import Comparison, Resumed, Standing, StoppedRun
 from ..runs.run import Run
 from .conversation import Conversation
-from .partner import Partner
+from .partner import TEMPLATE, Partner
 
 
 @dataclass
@@ -92,6 +92,7 @@ def _again(lane: Conversation, run: Run, since: int) -> Iterator[Step]:
     for event in [e for e in run.events[since:] if e["lane"] == lane.index]:
         if event["what"] == "prompt":
             lane.ask(event["text"])
+            _check_template(lane, run)
         elif event in switches:
             yield from _until(lane, run, lambda e=event: lane.position >= e["position"])
             lane.switch(parse(event["policy"]), pin="pinned" in event.get("how", ""))
@@ -105,6 +106,18 @@ def _again(lane: Conversation, run: Run, since: int) -> Iterator[Step]:
         raise ValueError(
             f"the record of lane {lane.index} has tokens that its events do not explain: it is damaged, or of an "
             "older version, and does not go on"
+        )
+
+
+def _check_template(lane: Conversation, run: Run) -> None:
+    """Raises ValueError where the template writes something else around what was said than the record has."""
+    known = run.tracks[lane.index].token_ids.view()
+    other = np.flatnonzero(lane.tokens[1 : len(known) + 1] != known[: len(lane.tokens) - 1])
+    if len(other) and lane.roles.view()[at := int(other[0]) + 1] == TEMPLATE:
+        raise ValueError(
+            f"token {at:,} of lane {lane.index} is of the chat template, which writes something else now than the "
+            "record has, such as the date of the day: what was said cannot be said again, so the run does not go on, "
+            "and its folder is as it was"
         )
 
 
