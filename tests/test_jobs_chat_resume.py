@@ -269,6 +269,31 @@ def test_a_conversation_one_of_whose_lanes_failed_goes_on(moment, begin, registr
         assert (np.diff(costs.positions.view()) > 0).all()
 
 
+@pytest.mark.parametrize("skipped", [False, True])
+def test_a_prompt_of_a_script_that_is_refused_is_said_later_or_skipped(skipped, begin, registry, monkeypatch):
+    real, short = Conversation._check_room, [True]
+
+    def check(lane, more):
+        if short[0] and lane.turns:
+            raise ValueError("there is no room: take another policy")
+        real(lane, more)
+
+    monkeypatch.setattr(Conversation, "_check_room", check)
+    job = begin(SCRIPT)
+    until(job, lambda: job.status == "paused" and job.idle)
+    assert "no room" in job.note and job.pending == SCRIPT[1:] and len(job.lanes[0].turns) == 1
+    # Whoever goes on with it elsewhere has it, too.
+    assert job.transcript._saver.checkpoints.newest().about["pending"] == SCRIPT[1:]
+    short[0] = False
+    if skipped:
+        job.skip()
+    else:
+        job.hold(True)
+    settle(job, 2 if skipped else 3)
+    said = [SCRIPT[0], SCRIPT[2]] if skipped else SCRIPT
+    assert [turn.prompt for turn in job.lanes[2].turns] == said and job.status == "waiting" and not job.pending
+
+
 def test_another_answer_is_not_given_where_the_cache_before_it_is_not_there(begin, registry):
     job = begin()
     job.say("to be")

@@ -64,9 +64,11 @@ class ChatJob(TextJob):
         """Prompts of the script that have not been said."""
         self.scripted, self.text_sha256 = len(self.pending), script_sha256
         self.playing = bool(self.pending)
+        self._refused = False
+        """Whether the next prompt of the script was refused."""
         self.epoch = 0
         """Grows when tokens of the conversation are taken back."""
-        self._requests = queue.Queue[Callable[[], None]]()
+        self._requests = queue.Queue[Callable[[], object]]()
         """What people asked for: each is done once it is carried out, not when it is taken up."""
         self._rows: dict[RowKey, HeadRow | None] = {}
         self._rows_requested: dict[RowKey, None] = {}
@@ -75,7 +77,7 @@ class ChatJob(TextJob):
 
     @property
     def requests_done(self) -> bool:
-        """Whether everything that was requested is carried out."""
+        """Whether all that was requested is done."""
         return not self._requests.unfinished_tasks
 
     @property
@@ -83,7 +85,7 @@ class ChatJob(TextJob):
         """Whether all requests are done and no lane reads or answers."""
         return self.requests_done and not self.busy
 
-    def _enqueue(self, request: Callable[[], None]) -> None:
+    def _enqueue(self, request: Callable[[], object]) -> None:
         self._requests.put(request)
         with self._wake:
             self._wake.notify_all()
@@ -239,7 +241,7 @@ class ChatJob(TextJob):
         super()._let_go()
         self.lanes = []
 
-    def _carry_out(self, request: Callable[[], None]) -> None:
+    def _carry_out(self, request: Callable[[], object]) -> None:
         """Carry out a request; where it fails, all goes on as before."""
         try:
             request()
@@ -280,13 +282,18 @@ class ChatJob(TextJob):
         if not self.playing or not self.pending:
             self.playing = False
             return False
-        self._ask(self.pending.pop(0))
+        self._refused = not self._ask(prompt := self.pending.pop(0))
+        if self._refused:
+            # Under another policy it may be taken.
+            self.pending.insert(0, prompt)
+            self._set("paused", self.note)
         return True
 
-    def _ask(self, prompt: str) -> None:
+    def _ask(self, prompt: str) -> bool:
+        """Say this to all lanes; whether they take it."""
         if self._busy:
             self.tell("The last answer is not finished: wait for it, or stop it.")
-            return
+            return False
         try:
             # Either all lanes take it or none.
             for lane in self.lanes:
@@ -296,12 +303,13 @@ class ChatJob(TextJob):
         except Exception as e:
             self.playing = False
             self._tell_of(e)
-            return
+            return False
         if note := self.lanes[0].turns[-1].note:
             self.transcript.note("warning", text=note)
         # What was typed is in no event: it is said again from here only.
         self._save()
         self._set("answering", note)
+        return True
 
     def _stop(self) -> None:
         self.playing = False
@@ -315,7 +323,8 @@ class ChatJob(TextJob):
 
     def _skip(self) -> None:
         self._end_answers()
-        self.playing = bool(self.pending)
+        del self.pending[: int(self._refused)]
+        self.playing, self._refused = bool(self.pending), False
         self._set("waiting")
 
     def _hold(self, playing: bool) -> None:
@@ -323,7 +332,7 @@ class ChatJob(TextJob):
         self._set("answering" if self._busy else "waiting" if self.playing or not self.pending else "paused")
 
     def _play(self, prompts: list[str]) -> None:
-        self.pending, self.scripted, self.playing = list(prompts), len(prompts), True
+        self.pending, self.scripted, self.playing, self._refused = list(prompts), len(prompts), True, False
         self._publish()
 
     def _again(self) -> None:
