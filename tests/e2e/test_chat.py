@@ -154,7 +154,9 @@ def test_who_speaks_before_the_model_is_there_is_told_of_it(app, page):
     # Weights that no other test has loaded.
     open_chat(app, page, "?weights=int8&max_new=9")
     say(page, "What is the capital of France?")
-    page.get_by_text("The model is being loaded").first.wait_for()
+    page.get_by_text("Answers come when the model is there").first.wait_for()
+    # What is being waited for is said once, above.
+    assert "load" not in page.locator(".sk-lanes").inner_text() + page.locator(".sk-composer").inner_text()
     assert page.get_by_text("Nothing was said yet").count() == 0
     wait_answered(page, 1)
     # Of so few tokens there is one point, which is seen.

@@ -66,7 +66,8 @@ function makeComposer(send) {
     play.disabled ||= watches;
     again.disabled = watches || !["waiting", "paused"].includes(frame.status) || !frame.lanes.some((l) => l.total);
     restart.disabled = !frame.run;
-    const states = { loading: "loading the model", answering: "answering", waiting: "waiting for you", paused: "the script stands still", failed: "ended", ready: "" };
+    // While it loads, the note above says what is being waited for.
+    const states = { loading: "", answering: "answering", waiting: "waiting for you", paused: "the script stands still", failed: "ended", ready: "" };
     const script = of ? `script ${of - left} of ${of}` : "";
     say(status, [frame.about, states[frame.status], script].filter(Boolean).join(" · "));
     say(note, frame.note || "");

@@ -169,7 +169,7 @@ function makeLane(i, send, frameNow) {
     choose.setAttribute("aria-pressed", i === frame.chosen);
     invite.hidden = lane.total > 0;
     say(invite, frame.status === "loading"
-      ? "The model is being loaded. Answers come after that."
+      ? "Answers come when the model is there."
       : "Nothing was said yet. Write below, or play the script.");
     body.hidden = firstTokens.hidden = lane.total === 0;
     look();
