@@ -56,6 +56,9 @@ def test_a_conversation_under_two_policies(app, page):
     before = gone(page, 0)
     assert before > 0 and gone(page, 1) > 0
     assert page.locator(".sk-line:visible").count() == 2
+    # What it means stands below what was said, and covers none of it.
+    assert page.locator(".sk-line").all_inner_texts() == ["", ""]
+    assert page.locator(".sk-evicted").all_inner_texts() == ["before the bar: has left the cache"] * 2
     assert page.locator(".sk-lane").first.locator(".sk-sink").count() == 4
     assert page.locator(".sk-lane").nth(1).locator(".sk-sink").count() == 0
     assert page.locator(".sk-first").nth(1).inner_text().endswith("gone")

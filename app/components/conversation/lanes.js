@@ -7,13 +7,13 @@ function makeLane(i, send, frameNow) {
   const { button: change, form } = makeSwitch(send, i, frameNow);
   const choose = el("button", { class: "sk-choose", type: "button", title: "Show this lane's sink mass", onclick: () => send("pick", { lane: i, at: Date.now() }) }, swatch, name);
   const firstTokens = el("div", { class: "sk-first", title: "The first tokens of the text: lit while they are in the cache" });
-  const line = el("div", { class: "sk-line", hidden: true }, el("span", {}, "↑ has left the cache"));
+  const line = el("div", { class: "sk-line", hidden: true }), evicted = el("div", { class: "sk-evicted" });
   const flow = el("div", { class: "sk-flow" });
   const body = el("div", { class: "sk-said", role: "log", "aria-live": "off", tabindex: 0, "aria-label": "What was said in this lane; arrow keys go through its tokens" }, flow, line);
   const invite = el("div", { class: "sk-invite" });
   const node = el("section", { class: "sk-lane" },
     el("div", { class: "sk-row" }, choose, change), form,
-    el("div", { class: "sk-row" }, kept, rate), firstTokens, body, invite);
+    el("div", { class: "sk-row" }, kept, rate), firstTokens, body, evicted, invite);
   let spans = [], texts = [], begin = 0, run = "", epoch = -1, painted = "", cuts = "", marked = "";
   let here = null; // the token where the keyboard is, which a frame may not show yet
   let follows = true, laid = ""; // whether the newest token is looked at, and in which room
@@ -117,9 +117,10 @@ function makeLane(i, send, frameNow) {
     const edge = spans[lane.first - begin];
     const left = lane.first > lane.sinks && edge;
     if (line.hidden === Boolean(left)) line.hidden = !left;
+    // Not on the line itself, where it would cover what was said.
+    say(evicted, !left ? "" : lane.shares ? "before the bar: each head keeps its own" : "before the bar: has left the cache");
     for (const old of flow.querySelectorAll(".sk-edge")) if (old !== edge) old.classList.remove("sk-edge");
     if (!left) return;
-    say(line.firstChild, lane.shares ? "↑ each head keeps its own" : "↑ has left the cache");
     flag(edge, "sk-edge", true);
     const top = `${edge.offsetTop}px`;
     if (line.style.top !== top) line.style.top = top;
@@ -171,7 +172,7 @@ function makeLane(i, send, frameNow) {
     say(invite, frame.status === "loading"
       ? "Answers come when the model is there."
       : "Nothing was said yet. Write below, or play the script.");
-    body.hidden = firstTokens.hidden = lane.total === 0;
+    body.hidden = evicted.hidden = firstTokens.hidden = lane.total === 0;
     look();
     const written = `${frame.run}|${lane.start}|${lane.total}|${frame.epoch}|${JSON.stringify(lane.switches)}`;
     if (marked !== written) {
