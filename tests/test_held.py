@@ -66,6 +66,40 @@ def test_a_run_that_ended_and_has_no_tokens_is_damaged(home, end):
     assert "lacks tokens.parquet" in library.entry("a").problem
 
 
+@pytest.mark.parametrize("end", ["", "finished"])
+def test_a_run_that_is_saved_over_what_a_killed_one_left_is_read_as_it_was_saved(home, end):
+    seeds.run(home / "whole", end="finished")
+    seeds.run(path := home / "a", end=end)
+    if end:
+        # Killed when all but the removal of what grew was done.
+        seeds.run(home / "b")
+        for name in ("tokens.arrow", "sinks.arrow"):
+            (home / "b" / name).rename(path / name)
+    else:
+        about = json.loads((path / "run.json").read_text())
+        about["process"]["began"] -= 100
+        (path / "run.json").write_text(json.dumps(about))
+    run = load(home / "whole")
+    run.tracks[0].nll.view()[:] += 1
+    save(run, path, text_sha256="t", weights_sha256="w")
+    again = load(path)
+    for one, other in zip(run.tracks, again.tracks, strict=True):
+        assert other.nll.view().tolist() == one.nll.view().tolist()
+    assert (again.status, library.entry("a").problem) == ("saved", "")
+
+
+def test_a_run_is_not_saved_over_more_of_it_nor_while_somebody_writes_it(home):
+    whole, shorter = made_up(400), made_up(400, ends={0: 200})
+    save(whole, home / "a", text_sha256="t", weights_sha256="w")
+    with pytest.raises(ValueError, match=r"holds 400 tokens of a lane, and what would be saved over them has 200"):
+        save(shorter, home / "a", text_sha256="t", weights_sha256="w")
+    assert len(load(home / "a").tracks[0].nll) == 399
+    about = json.loads((home / "a" / "run.json").read_text())
+    (home / "a" / "run.json").write_text(json.dumps(about | {"status": "running", "process": here()}))
+    with pytest.raises(ValueError, match="is being written by process"):
+        save(whole, home / "a", text_sha256="t", weights_sha256="w")
+
+
 def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama):
     seeds.stretch(home / "a", tiny_llama)
     asked = {"spec": json.loads((home / "a" / "stretch.json").read_text())["spec"]}

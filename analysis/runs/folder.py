@@ -25,6 +25,7 @@ from . import preview
 from .about import about_of
 from .run import Run, Track
 from .status import RUNNING, here
+from .stopped import refuse_written
 from .switches import Switch
 from .tables import (
     PIECES,
@@ -260,20 +261,44 @@ class Folder:
 def save(run: Run, path: Path, *, text_sha256: str, weights_sha256: str) -> None:
     """Put a run that is kept in memory into a folder, or what it has learned since.
 
-    Raises ValueError where the folder holds another run, or something else, or cannot be written.
+    Raises ValueError where the folder holds another run, or more of this one, or something else, where somebody writes
+    it, or it cannot be written.
     """
     path = Path(path)
     if (path / "run.json").exists():
-        if about_of(path)["spec"] != json.loads(run.spec.to_json()):
-            raise ValueError(f"{path} holds another run: choose another folder")
+        _check_saved(run, path, about_of(path))
     else:
         files.new_folder(path)
     write_tables(run, path)
+    # Of a run that was killed here: whoever found these would read them, and not what is saved.
+    for name in GROWING:
+        (path / name).unlink(missing_ok=True)
     write_pieces(run, path)
     lines = "".join(json.dumps(event) + "\n" for event in list(run.events))
     files.write(path / "events.jsonl", lines)
     write_about(path, {**described(run, text_sha256, weights_sha256), "status": "saved"})
     preview.keep(path, run)
+
+
+def _check_saved(run: Run, path: Path, about: dict[str, Any]) -> None:
+    """Raises ValueError where a run may not be saved over the one that a folder holds, which says this of itself."""
+    from .reader import load
+
+    if about["spec"] != json.loads(run.spec.to_json()):
+        raise ValueError(f"{path} holds another run: choose another folder")
+    refuse_written(path, about.get("status", ""), about.get("process"))
+    try:
+        there = load(path)
+    except ValueError:
+        # Nothing of it can be read, so nothing is lost.
+        return
+    # An answer that is given again may be shorter.
+    for track, known in zip(run.tracks, there.tracks, strict=True):
+        if run.kind == "reading" and len(track.nll) < len(known.nll):
+            raise ValueError(
+                f"{path} holds {len(known.nll) + 1:,} tokens of a lane, and what would be saved over them has "
+                f"{len(track.nll) + 1 if len(track.nll) else 0:,}: choose another folder"
+            )
 
 
 def described(run: Run, text_sha256: str, weights_sha256: str) -> dict[str, Any]:
