@@ -1,13 +1,16 @@
 """Laws of what lies in the folders of a library: files of runs and of people, at any depth, and runs of any kind."""
 
+import errno
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from analysis import files
 from analysis.maps.capture import cut_off
 from analysis.runs import library, resume, trash
-from analysis.runs.folder import save
+from analysis.runs.folder import Folder, save
 from analysis.runs.held import strangers
 from analysis.runs.reader import load
 from analysis.runs.status import CAPTURING, here
@@ -98,6 +101,37 @@ def test_a_run_is_not_saved_over_more_of_it_nor_while_somebody_writes_it(home):
     (home / "a" / "run.json").write_text(json.dumps(about | {"status": "running", "process": here()}))
     with pytest.raises(ValueError, match="is being written by process"):
         save(whole, home / "a", text_sha256="t", weights_sha256="w")
+
+
+@pytest.mark.parametrize("name", ["tokens.arrow", "sinks.arrow", "events.jsonl"])
+def test_a_run_that_a_full_disk_keeps_from_beginning_is_not_listed_as_damaged(home, monkeypatch, name):
+    real = Path.open
+
+    def full(path, *how, **more):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(ValueError, match="No space left on device"):
+        seeds.run(home / "a")
+    assert library.entries() == [] and list((home / "a").iterdir()) == []
+
+
+def test_a_saved_run_that_has_no_room_to_go_on_is_read_as_it_was(home, monkeypatch):
+    save(made_up(300), path := home / "a", text_sha256="t", weights_sha256="w")
+    before, real = load(path), files.write
+
+    def full(path, text):
+        if path.name == "events.jsonl":
+            raise files.unwritten(path, OSError(errno.ENOSPC, "No space left on device"))
+        real(path, text)
+
+    monkeypatch.setattr(files, "write", full)
+    with pytest.raises(ValueError, match="No space left on device"):
+        Folder.reopened(path, load(path))
+    assert [len(track.nll) for track in load(path).tracks] == [len(track.nll) for track in before.tracks]
+    assert (library.entry("a").status, library.entry("a").problem) == ("saved", "")
 
 
 def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama):

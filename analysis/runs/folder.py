@@ -82,8 +82,9 @@ class Folder:
             self._tokens, self._sinks = map(pa.ipc.new_stream, self._files, schemas)
         except OSError as e:
             files.release(path)
-            # It would say that this process writes it, as long as that lives.
-            (path / "run.json").unlink(missing_ok=True)
+            # It would say that this process writes it, as long as that lives; and then be listed as damaged.
+            for name in ("run.json", *GROWING, "events.jsonl"):
+                (path / name).unlink(missing_ok=True)
             raise files.unwritten(path, e) from e
 
     @classmethod
@@ -112,8 +113,10 @@ class Folder:
             folder._events = (path / "events.jsonl").open("a", encoding="utf-8")
         except BaseException as e:
             files.release(path)
+            # Tables that grow may be there by now, which are not understood without the numbers of heads.
+            heads = {name: said for name, said in folder._about.items() if name == "heads"}
             with suppress(ValueError):
-                write_about(path, about)
+                write_about(path, about | heads)
             if isinstance(e, OSError):
                 raise files.unwritten(path, e) from e
             raise
