@@ -9,7 +9,7 @@ import pytest
 
 from analysis import files
 from analysis.maps.capture import cut_off
-from analysis.runs import library, resume, trash
+from analysis.runs import library, reader, resume, trash
 from analysis.runs.folder import Folder, save
 from analysis.runs.held import strangers
 from analysis.runs.reader import load
@@ -132,6 +132,27 @@ def test_a_saved_run_that_has_no_room_to_go_on_is_read_as_it_was(home, monkeypat
         Folder.reopened(path, load(path))
     assert [len(track.nll) for track in load(path).tracks] == [len(track.nll) for track in before.tracks]
     assert (library.entry("a").status, library.entry("a").problem) == ("saved", "")
+
+
+@pytest.mark.parametrize("end", ["finished", "begun"])
+def test_a_run_that_ends_or_goes_on_while_it_is_read_is_read_whole(home, monkeypatch, end):
+    seeds.run(home / "whole", end="finished")
+    seeds.run(path := home / "a", end="finished" if end == "begun" else "")
+    whole, once, (read, finished) = load(home / "whole"), [1], (reader.read_stream, reader._finished)
+
+    def meanwhile(*how):
+        if once and once.pop():
+            if end == "begun":
+                Folder.reopened(path, whole)
+            else:
+                for name in ("run.json", "tokens.parquet", "sinks.npz"):
+                    (home / "whole" / name).rename(path / name)
+                for name in ("tokens.arrow", "sinks.arrow"):
+                    (path / name).unlink()
+        return (finished if end == "begun" else read)(*how)
+
+    monkeypatch.setattr(reader, "_finished" if end == "begun" else "read_stream", meanwhile)
+    assert [len(track.nll) for track in load(path).tracks] == [39, 39]
 
 
 def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama):

@@ -24,6 +24,9 @@ from .about import About, about_of
 from .run import ROLES, Run, Track
 from .tables import FIDELITY, OUTPUT_ERROR, PIECES, ROLE, SINKS, TOKENS
 
+TRIES = 3
+"""How often a run is read anew that ended, or went on, while it was read."""
+
 
 @dataclass
 class _Event:
@@ -44,6 +47,31 @@ def load(path: Path) -> Run:
     Raises ValueError where there is none, or a file of it is damaged or of another run.
     """
     path = Path(path)
+    for _ in range(TRIES):
+        before = _stage(path)
+        try:
+            run = _load(path)
+        except ValueError:
+            if _stage(path) == before:
+                raise
+            continue
+        if _stage(path) == before:
+            return run
+    return _load(path)
+
+
+def _stage(path: Path) -> list[int]:
+    """Another one as soon as a run begins, goes on or ends: its tables are then in other files."""
+    stage = []
+    for name in ("run.json", "tokens.arrow", "tokens.parquet"):
+        with suppress(OSError):
+            stage.append(os.stat(path / name).st_ino)
+            continue
+        stage.append(0)
+    return stage
+
+
+def _load(path: Path) -> Run:
     raw = about_of(path)
     about = msgspec.convert(raw, About)
     run = Run(about.spec)
