@@ -155,6 +155,18 @@ def test_a_run_that_ends_or_goes_on_while_it_is_read_is_read_whole(home, monkeyp
     assert [len(track.nll) for track in load(path).tracks] == [39, 39]
 
 
+def test_a_run_that_goes_on_or_is_pinned_while_the_limit_looks_is_not_freed(home, monkeypatch):
+    for name in ("a", "b", "c"):
+        seeds.run(home / name, end="interrupted")
+    listed = library.entries()
+    monkeypatch.setattr(trash, "entries", lambda place: listed)
+    Folder.reopened(home / "a", load(home / "a"))
+    library.pin("b")
+    monkeypatch.setenv("SINKSCOPE_RUNS_GB", "1e-9")
+    trash.free()
+    assert sorted(e.name for e in library.entries()) == ["a", "b"]
+
+
 def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama):
     seeds.stretch(home / "a", tiny_llama)
     asked = {"spec": json.loads((home / "a" / "stretch.json").read_text())["spec"]}

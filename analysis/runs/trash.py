@@ -122,6 +122,9 @@ def free(place: Path | None = None, keep: str = "") -> str:
             # What is damaged, or has a person's own files in it, only a person deletes.
             continue
         with suppress(ValueError):
+            # Others are listed for as long as their tables are read, and somebody may have gone on with it meanwhile.
+            if (now := entry(e.name, place)).live or now.label.pinned:
+                continue
             # Moved first, so that nobody opens half of a run.
             _remove(folder / TRASH / _throw(e.path))
             total -= e.size
