@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,6 +167,22 @@ def test_a_run_that_goes_on_or_is_pinned_while_the_limit_looks_is_not_freed(home
     monkeypatch.setenv("SINKSCOPE_RUNS_GB", "1e-9")
     trash.free()
     assert sorted(e.name for e in library.entries()) == ["a", "b"]
+
+
+def test_the_run_that_was_deleted_last_comes_back_first_whatever_the_clock_says(home, monkeypatch):
+    for name in ("a", "b"):
+        seeds.run(home / name, end="finished")
+    now = time.time_ns()
+    monkeypatch.setattr(time, "time_ns", lambda: now + 10**18)
+    trash.delete("a")
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    trash.delete("b")
+    assert [name for _, name in trash.trashed()] == ["b", "a"]
+    # The name of its folder only says the order: a day is a day.
+    when = home / ".trash" / trash.trashed()[0][0]
+    os.utime(when, (time.time() - 2 * trash.DAY,) * 2)
+    trash.free()
+    assert [name for _, name in trash.trashed()] == ["a"]
 
 
 def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama):

@@ -35,7 +35,9 @@ def delete(name: str, place: Path | None = None) -> str:
 
 
 def _throw(path: Path) -> str:
-    when = str(time.time_ns())
+    # The clock may have been ahead when others were deleted: the last one is the first that comes back all the same.
+    newest = max((int(deleted.name) for deleted in _deleted(path.parent)), default=0)
+    when = str(max(time.time_ns(), newest + 1))
     place = path.parent / TRASH / when
     try:
         place.mkdir(parents=True)
@@ -54,8 +56,20 @@ def trashed(place: Path | None = None) -> list[tuple[str, str]]:
 
 def _trash(place: Path | None) -> list[Path]:
     """Deleted runs, the oldest first."""
-    deleted = [path for path in _inside(home(place) / TRASH) if path.name.isdecimal()]
-    return [path for when in sorted(deleted, key=lambda p: int(p.name)) for path in _inside(when) if fits(path.name)]
+    deleted = sorted(_deleted(home(place)), key=lambda p: int(p.name))
+    return [path for when in deleted for path in _inside(when) if fits(path.name)]
+
+
+def _deleted(folder: Path) -> list[Path]:
+    return [path for path in _inside(folder / TRASH) if path.name.isdecimal()]
+
+
+def _age(when: Path) -> float:
+    """Seconds since a run was deleted into this folder, whose name may only say in which order."""
+    moment = int(when.name) / 1e9
+    with suppress(OSError):
+        moment = min(moment, when.stat().st_mtime)
+    return time.time() - moment
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -111,7 +125,7 @@ def free(place: Path | None = None, keep: str = "") -> str:
     gone = {path: _size(path) for path in _trash(place)}
     total = sum(e.size for e in runs) + sum(gone.values())
     for path, size in gone.items():
-        if total > most or time.time_ns() - int(path.parent.name) > DAY * 1e9:
+        if total > most or _age(path.parent) > DAY:
             _remove(path.parent)
             total -= size
     freed: list[Entry] = []
