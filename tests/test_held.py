@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 from analysis import files
+from analysis.figures.inputs import check_folder
+from analysis.lab.folder import About, read, write, write_about
+from analysis.lab.recipe import Recipe
+from analysis.lab.training import Training
 from analysis.maps.capture import cut_off
 from analysis.runs import library, reader, resume, trash
+from analysis.runs.archive import export, take_in
 from analysis.runs.folder import Folder, save
 from analysis.runs.held import strangers
 from analysis.runs.reader import load
@@ -183,6 +188,21 @@ def test_the_run_that_was_deleted_last_comes_back_first_whatever_the_clock_says(
     os.utime(when, (time.time() - 2 * trash.DAY,) * 2)
     trash.free()
     assert [name for _, name in trash.trashed()] == ["a"]
+
+
+def test_a_training_that_was_killed_between_two_of_its_files_is_taken_in(home, tmp_path):
+    # Maps are written first.
+    training = Training(Recipe(width=16, vocabulary=24, length=16, batch=4, steps=2))
+    moments = list(training.measurements(1))
+    write(home / "a", training.recipe, moments[:-1], training.example, "running")
+    curves = (home / "a" / "curves.csv").read_bytes()
+    write(home / "a", training.recipe, moments, training.example, "running")
+    (home / "a" / "curves.csv").write_bytes(curves)
+    write_about(home / "a", About(training.recipe, "running", process=here()))
+    export("a", tmp_path / "a.zip")
+    name = take_in(tmp_path / "a.zip", check_folder)
+    assert (library.entry(name).status, library.entry(name).problem) == ("killed", "")
+    assert len(read(home / name)[0].maps) == 2
 
 
 def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama):

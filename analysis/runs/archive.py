@@ -211,5 +211,7 @@ def _end(path: Path) -> None:
     for file in (*path.glob("run.json"), *path.glob("*/run.json")):
         about = files.record(file, dict[str, Any], "that of a run")
         if about.pop("process", None) is not None or about.get("status") == RUNNING:
-            about["status"] = "interrupted" if about.get("status") == RUNNING else about.get("status")
+            # The files of a training may stand as a kill leaves them: maps written, and their curves not yet.
+            ended = "killed" if "recipe" in about else "interrupted"
+            about["status"] = ended if about.get("status") == RUNNING else about.get("status")
             files.write(file, json.dumps(about, indent=2) + "\n")
