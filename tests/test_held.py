@@ -205,6 +205,15 @@ def test_a_training_that_was_killed_between_two_of_its_files_is_taken_in(home, t
     assert len(read(home / name)[0].maps) == 2
 
 
+def test_a_pin_stays_with_who_pinned(home, tmp_path):
+    seeds.run(home / "a", end="finished")
+    library.rename("a", "Mine")
+    library.pin("a")
+    export("a", tmp_path / "a.zip")
+    label = library.entry(take_in(tmp_path / "a.zip", check_folder)).label
+    assert (label.title, label.pinned) == ("Mine", False) and library.entry("a").label.pinned
+
+
 def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama):
     seeds.stretch(home / "a", tiny_llama)
     asked = {"spec": json.loads((home / "a" / "stretch.json").read_text())["spec"]}

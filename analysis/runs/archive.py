@@ -20,8 +20,8 @@ from typing import IO, Any
 from .. import files
 from ..settings import quoted
 from .held import CHECKPOINT, FILES, files_of
-from .library import entry, find, fits, home, slug, unique
-from .status import PREVIEW, RUNNING
+from .library import entry, find, fits, home, pin, slug, unique
+from .status import LABEL, PREVIEW, RUNNING
 from .trash import limit
 
 MAX_FILES = 5_000
@@ -103,6 +103,9 @@ def take_in(file: Path | IO[bytes], check: Callable[[Path], Any], place: Path | 
                 raise ValueError("it holds no run")
             if problem := entry(name, draft).problem:
                 raise ValueError(problem.rstrip("."))
+            if (draft / name / LABEL).exists():
+                # Who had it may have wanted to keep it; here the size limit goes by what is pinned here.
+                pin(name, False, draft)
             _check_alike(draft / name)
             check(draft / name)
             # An empty folder gives way to a full one that takes its name.
