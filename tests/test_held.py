@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,6 +213,25 @@ def test_a_pin_stays_with_who_pinned(home, tmp_path):
     export("a", tmp_path / "a.zip")
     label = library.entry(take_in(tmp_path / "a.zip", check_folder)).label
     assert (label.title, label.pinned) == ("Mine", False) and library.entry("a").label.pinned
+
+
+def test_a_run_that_ends_while_it_is_packed_is_packed_whole(home, tmp_path, monkeypatch):
+    seeds.run(home / "a")
+    seeds.run(home / "b", end="finished")
+    real, once = zipfile.ZipFile.write, [1]
+
+    def meanwhile(packed, found, written):
+        if once and once.pop():
+            for name in ("run.json", "tokens.parquet", "sinks.npz"):
+                (home / "b" / name).rename(home / "a" / name)
+            for name in ("tokens.arrow", "sinks.arrow"):
+                (home / "a" / name).unlink()
+        real(packed, found, written)
+
+    monkeypatch.setattr(zipfile.ZipFile, "write", meanwhile)
+    export("a", tmp_path / "a.zip")
+    again = load(home / take_in(tmp_path / "a.zip", check_folder))
+    assert again.status == "finished" and [len(track.nll) for track in again.tracks] == [39, 39]
 
 
 def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama):

@@ -30,6 +30,8 @@ MAX_NAMES = 2**21
 """Bytes of the list of what is in it."""
 RATIO, SMALL = 200, 2**24
 """How many times smaller than its contents a .zip file of a run may be, where these are larger than SMALL bytes."""
+TRIES = 3
+"""How often a run is packed anew that ended, or went on, while it was packed."""
 PIECE = 2**20
 """Bytes that are unpacked at a time."""
 WRONG = "this .zip file is not taken in"
@@ -46,7 +48,17 @@ def export(name: str, file: Path | IO[bytes], place: Path | None = None) -> None
     """
     path = find(name, place)
     with ExitStack() as stack:
-        _pack(path, stack.enter_context(files.written(file)) if isinstance(file, Path) else file)
+        written = stack.enter_context(files.written(file)) if isinstance(file, Path) else file
+        for left in reversed(range(TRIES)):
+            try:
+                _pack(path, written)
+                break
+            except FileNotFoundError:
+                # Its tables are in other files once it has ended, or goes on.
+                if not left:
+                    raise
+                written.seek(0)
+                written.truncate()
 
 
 def _pack(path: Path, file: IO[bytes]) -> None:
