@@ -234,6 +234,14 @@ def test_a_run_that_ends_while_it_is_packed_is_packed_whole(home, tmp_path, monk
     assert again.status == "finished" and [len(track.nll) for track in again.tracks] == [39, 39]
 
 
+def test_a_capture_that_was_cut_off_is_not_packed_as_if_it_were_one(home, tmp_path, tiny_llama):
+    seeds.stretch(home / "a", tiny_llama)
+    (home / "a" / "stretch.json").rename(home / "a" / CAPTURING)
+    with pytest.raises(ValueError, match="has not come to its end"):
+        export("a", tmp_path / "a.zip")
+    assert not list(tmp_path.glob("*.zip"))
+
+
 def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama):
     seeds.stretch(home / "a", tiny_llama)
     asked = {"spec": json.loads((home / "a" / "stretch.json").read_text())["spec"]}

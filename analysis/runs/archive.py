@@ -21,7 +21,7 @@ from .. import files
 from ..settings import quoted
 from .held import CHECKPOINT, FILES, files_of
 from .library import entry, find, fits, home, pin, slug, unique
-from .status import LABEL, PREVIEW, RUNNING
+from .status import CAPTURING, LABEL, PREVIEW, RUNNING
 from .trash import limit
 
 MAX_FILES = 5_000
@@ -47,6 +47,8 @@ def export(name: str, file: Path | IO[bytes], place: Path | None = None) -> None
     written.
     """
     path = find(name, place)
+    if (path / CAPTURING).exists() and not (path / "stretch.json").exists():
+        raise ValueError(f"{name} is a capture that has not come to its end, and nobody can read part of a stretch")
     with ExitStack() as stack:
         written = stack.enter_context(files.written(file)) if isinstance(file, Path) else file
         for left in reversed(range(TRIES)):
