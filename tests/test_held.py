@@ -242,6 +242,21 @@ def test_a_capture_that_was_cut_off_is_not_packed_as_if_it_were_one(home, tmp_pa
     assert not list(tmp_path.glob("*.zip"))
 
 
+@pytest.mark.parametrize("tokens", [None, 40])
+def test_a_run_that_has_read_all_says_so_before_its_model_is_loaded(home, tokens):
+    run = made_up(40)
+    run.spec = replace(run.spec, tokens=tokens)
+    save(run, home / "a", text_sha256="t", weights_sha256="w")
+    why = "the text has no more" if tokens is None else "--tokens asks for more"
+    with pytest.raises(ValueError, match=f"read all 40 tokens that it was asked for: {why}"):
+        resume.stopped(home / "a")
+    if tokens is None:
+        with pytest.raises(ValueError, match="the text has no more"):
+            resume.stopped(home / "a", 40)
+    else:
+        assert resume.stopped(home / "a", 41).spec.tokens == 41
+
+
 def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama):
     seeds.stretch(home / "a", tiny_llama)
     asked = {"spec": json.loads((home / "a" / "stretch.json").read_text())["spec"]}

@@ -89,9 +89,23 @@ def stopped(path: Path, tokens: int | None = None) -> StoppedRun:
         if tokens is not None and tokens < read:
             raise ValueError(f"this run has read {read:,} tokens already: ask for more than that")
         spec = run.spec if tokens is None else replace(run.spec, tokens=tokens)
+        # What its text has is known where it was read to its end: nobody waits for a model to hear that.
+        known, asked = len(run.pieces[0]), run.spec.tokens
+        ends = asked is None or known < asked
+        if known and (ends or tokens in (None, asked)):
+            _refuse_whole(run, known, ends)
     maps = tuple(about.get("maps") or ())
     switches = msgspec.convert(about.get("switches") or (), tuple[Switch, ...])
     return StoppedRun(path, spec, about.get("text_sha256"), about.get("weights_sha256"), run, maps, opened, switches)
+
+
+def _refuse_whole(run: Run, count: int, ends: bool) -> None:
+    """Raises ValueError where a run has ended and its lanes have read all `count` tokens that are asked for; `ends`:
+    the text has no more."""
+    # Of what did not come to its end, tables and status may be left to write where all was read.
+    if run.status not in STOPPED and all(len(track.nll) + 1 >= count for track in run.tracks):
+        more = "the text has no more" if ends else "--tokens asks for more"
+        raise ValueError(f"this run has read all {count:,} tokens that it was asked for: {more}")
 
 
 def _opened(path: Path) -> int:
@@ -287,12 +301,7 @@ def resumed(
     asked.check(source.sha256, network.sha256)
     run, spec = asked.run, asked.spec
     read = spec.tokenized(source, network.tokenizer)
-    # Of what did not come to its end, tables and status may be left to write where all was read.
-    if run.status not in STOPPED and all(len(track.nll) + 1 >= len(read.ids) for track in run.tracks):
-        more = (
-            "the text has no more" if spec.tokens is None or len(read.ids) < spec.tokens else "--tokens asks for more"
-        )
-        raise ValueError(f"this run has read all {len(read.ids):,} tokens that it was asked for: {more}")
+    _refuse_whole(run, len(read.ids), spec.tokens is None or len(read.ids) < spec.tokens)
     policies = [parse(p) for p in spec.policies]
     context = open_lanes(network, read.ids, policies, history=history, fidelity=spec.fidelity)[0].context
     standing = Standing.of(asked, lambda i, policy: Lane(i, parse(policy), context), Lane.load_state)
