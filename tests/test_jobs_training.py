@@ -86,6 +86,22 @@ def test_where_the_last_words_of_two_trainings_have_no_room_the_third_is_finishe
     assert about_of(home / run.id / "3-sigmoid").status == "finished" and not list(home.rglob(".reserve"))
 
 
+def test_a_page_says_of_each_training_that_failed_why(registry, home, monkeypatch):
+    real = Training.measurements
+
+    def measurements(self, every):
+        if self.recipe.attention == "sigmoid":
+            yield from real(self, every)
+            return
+        raise ValueError(f"nothing comes of {self.recipe.attention}: choose another")
+        yield
+
+    monkeypatch.setattr(Training, "measurements", measurements)
+    run = registry.start(partial(TrainingJob, [Recipe(kind, **TINY) for kind in ("softmax", "relu", "sigmoid")]))
+    until(run, lambda: run.status == "finished")
+    assert run.note == " ".join(f"{kind}: Nothing comes of {kind}: choose another." for kind in ("softmax", "relu"))
+
+
 def test_costs_are_counted_to_the_end_and_windows_after_them(registry, model, text):
     spec = Spec(model, text, ("dense", "window:window=16", "recompute:window=16,stride=1"), 500, device="cpu")
     run = registry.start(partial(CostsJob, spec, texts.read(text)))

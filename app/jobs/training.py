@@ -123,7 +123,9 @@ class TrainingJob(Job):
                     failed.append(e)
                     if len(failed) == len(trainings):
                         raise
-                    self.note = f"{self.recipes[i].attention}: {error_message(e, name)}"
+                    said = f"{self.recipes[i].attention}: {error_message(e, name)}"
+                    # Of each that failed, whatever came after it.
+                    self.note = " ".join(filter(None, (self.note, said)))
                     moment = None
                     self._trainings.write(lambda folder, i=i: folder.end(i, "failed"))
                 if moment is None:
