@@ -16,7 +16,7 @@ from analysis.lab.folder import About, read, write, write_about
 from analysis.lab.recipe import Recipe
 from analysis.lab.training import Training
 from analysis.maps.capture import cut_off
-from analysis.runs import library, reader, resume, trash
+from analysis.runs import folder, library, reader, resume, trash
 from analysis.runs.archive import export, take_in
 from analysis.runs.folder import Folder, save
 from analysis.runs.held import strangers
@@ -255,6 +255,18 @@ def test_a_run_that_has_read_all_says_so_before_its_model_is_loaded(home, tokens
             resume.stopped(home / "a", 40)
     else:
         assert resume.stopped(home / "a", 41).spec.tokens == 41
+
+
+def test_a_run_whose_tables_have_no_memory_is_written_by_nobody_and_kept_as_it_grew(home, monkeypatch):
+    def full(run, path):
+        raise MemoryError
+
+    monkeypatch.setattr(folder, "write_tables", full)
+    with pytest.raises(MemoryError):
+        seeds.run(home / "a", end="finished")
+    found = library.entry("a")
+    assert (found.status, found.problem, found.goes_on) == ("failed", "", True)
+    assert [len(track.nll) for track in load(home / "a").tracks] == [39, 39]
 
 
 def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama):

@@ -245,11 +245,12 @@ class Folder:
             with suppress(OSError):
                 closing.close()
         files.release(self.path)
-        del self._about["process"]
+        self._about.pop("process", None)
         try:
             write_tables(self.run, self.path)
             self._write_about(status)
-        except ValueError:
+        except BaseException:
+            # Whatever it is: as long as this process lives, a folder that it seems to write can only be looked at.
             with suppress(ValueError):
                 self._write_about("failed")
             raise
