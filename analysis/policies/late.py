@@ -32,10 +32,11 @@ class Late(Ranked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.start + self.sinks > self.budget - self.interval + 1:
+        # How many leave together says nothing of when the first does.
+        if self.start + self.sinks > self.budget:
             raise ValueError(
-                f"{self.name}: tokens up to {self.start + self.sinks} must be read before the first one leaves: choose "
-                "a smaller start or a larger budget"
+                f"{self.name}: the first {self.start + self.sinks} tokens must be in the cache before any leaves: "
+                "choose a smaller start or a larger budget"
             )
 
     @property
