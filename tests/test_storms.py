@@ -106,6 +106,30 @@ def test_what_all_heads_hold_stays_when_all_are_full(tiny_llama):
     checked(lane, reference)
 
 
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "dense",
+        "recompute:window=9",
+        "streaming:sinks=3,window=9",
+        "duo:sinks=3,window=9,full=50",
+        "h2o:budget=20,recent=9",
+    ],
+)
+def test_which_heads_hold_a_token_is_said_where_they_differ(tiny_llama, policy):
+    lane = open_lanes(tiny_llama, words(41), [parse(policy)])[0]
+    assert lane.shares is None, "nothing has been read"
+    while not lane.done:
+        lane.read(64)
+    model, counts = lane.context.model, np.zeros(40)
+    for layer, head in product(range(len(lane.store.layers)), range(model.kv_heads)):
+        counts[lane.store.layers[layer].of_head(head)[0].numpy()] += 1
+    if policy.startswith(("duo", "h2o")):
+        np.testing.assert_allclose(lane.shares, counts / (model.layers * model.kv_heads), rtol=1e-6)
+    else:
+        assert lane.shares is None and set(counts) <= {0, model.layers * model.kv_heads}
+
+
 @pytest.mark.parametrize("changed", [{"softmax": "off-by-one"}, {"softmax": "logit", "logit": 2.5, "heads": "0.1"}])
 def test_pinned_sinks_are_as_the_new_policy_reads_them(tiny_llama, changed):
     policy = Streaming(6, 12, **changed)
