@@ -234,6 +234,14 @@ def test_a_family_that_cannot_be_read_is_named(name):
         adapt(model)
 
 
+def test_slopes_that_transformers_reads_otherwise_are_refused_in_a_sentence():
+    usual, steeper = tiny("mpt"), tiny("mpt", attn_config={"alibi_bias_max": 16})
+    # Where this no longer holds, there is nothing to refuse.
+    np.testing.assert_array_equal(own_nll(steeper, words()), own_nll(usual, words()))
+    with pytest.raises(ValueError, match=r"^this MPT model .* alibi_bias_max 16, and transformers .* choose another"):
+        adapt(steeper)
+
+
 @pytest.mark.parametrize("policy", ["dense", "late:budget=64", "late:budget=64,positions=cache", "adakv:budget=64"])
 def test_layers_with_frequencies_of_their_own_are_not_mixed(policy):
     network = shared("gemma3_text", num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"])

@@ -9,6 +9,9 @@ from transformers import PreTrainedModel
 from .bias import carried
 from .positions import Alibi, AttentionModule
 
+TAKEN = 8
+"""What transformers takes for `alibi_bias_max`, whatever a configuration says (MptModel.forward)."""
+
 
 class Attention(nn.Module):
     """MPT's projections around our attention."""
@@ -35,11 +38,16 @@ class Attention(nn.Module):
 def adapt(twin: PreTrainedModel) -> Alibi:
     """Replace the attention of every layer, in place; its positions are ALiBi.
 
-    Raises ValueError where they are not.
+    Raises ValueError where they are not, or are not what the model was trained with.
     """
     attention = twin.config.attn_config
     if not attention.alibi:
         raise ValueError("this MPT model was trained without ALiBi, which is not supported yet: choose another one")
+    if attention.alibi_bias_max != TAKEN:
+        raise ValueError(
+            f"this MPT model was trained with an ALiBi of alibi_bias_max {attention.alibi_bias_max}, and transformers "
+            f"reads every MPT model with {TAKEN}, so its own numbers are wrong: choose another one"
+        )
     transformer: Any = twin.transformer
     for block in transformer.blocks:
         block.attn = Attention(block.attn, attention.alibi_bias_max)
