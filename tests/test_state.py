@@ -1,6 +1,7 @@
 """A lane that is loaded from its state goes on as the one that it was of, to the last bit."""
 
 import json
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -204,6 +205,15 @@ def test_a_state_of_something_else_is_refused_in_a_sentence(what, more, tiny_lla
     with pytest.raises(ValueError, match=rf"^this state is of another {what}[^\n]*$"):
         other.load_state(lane.state())
     assert other.position == 1 and other.cache_bytes == 0
+
+
+def test_a_state_of_no_token_is_refused_in_a_sentence(tiny_llama):
+    lane, other = (open_lanes(tiny_llama, np.arange(60) % 97, [Dense()])[0] for _ in range(2))
+    state = lane.state()
+    spoiled = State(state.values | {"position": 0, "text": zlib.crc32(b"")}, state.tensors)
+    with pytest.raises(ValueError, match=r"^this state is of a lane at token 0, and the text has 60 tokens[^\n]*$"):
+        other.load_state(spoiled)
+    assert other.position == 1
 
 
 def test_a_state_of_a_longer_text_is_refused_in_a_sentence(tiny_llama):

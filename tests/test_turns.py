@@ -82,3 +82,9 @@ def test_a_room_gives_what_torch_gives_and_takes_its_memory_once():
     assert room.joined("keys", [x]) is x
     assert torch.equal(room.joined("keys", [x[:, :, ::2]]), x[:, :, ::2])
     assert room.matmul("scores", x.to("meta"), y.to("meta")).is_meta
+
+
+def test_no_first_tokens_may_count_as_sinks(tiny_llama):
+    blind, seeing = (read(tiny_llama, words(), "streaming:sinks=4,window=16", 17, sink_tokens=n) for n in (0, 4))
+    np.testing.assert_allclose(blind.nll, seeing.nll, atol=1e-5)
+    assert not blind.sink_mass.any() and seeing.sink_mass.min() > 0
