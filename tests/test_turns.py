@@ -76,6 +76,7 @@ def test_a_room_gives_what_torch_gives_and_takes_its_memory_once():
     assert torch.equal(first, x @ y)
     again = room.matmul("scores", x[:2], y[:2])
     assert again.data_ptr() == first.data_ptr() and torch.equal(again, x[:2] @ y[:2])
+    assert torch.equal(room.matmul("scores", x.double(), y.double()), x.double() @ y.double())
     parts = [x, x[:, :, :1], x[:, :, 2:4]]
     assert torch.equal(room.joined("keys", parts), torch.cat(parts, 2))
     assert torch.equal(room.joined("keys", [x, x.double()]), torch.cat([x, x.double()], 2))
