@@ -102,6 +102,18 @@ def mean(values: Array, block: int = BLOCK) -> tuple[float, float]:
     return float(values.mean()), standard_error(block_means(values, block))
 
 
+def mean_of_chunks(values: Any, tokens: Any) -> Array:
+    """Mean of what is known of each head, over chunks of so many tokens, [layers, heads]: NaN only where no chunk has a
+    number.
+
+    `values` [chunks, layers, heads], NaN where that was not measured; `tokens` [chunks].
+    """
+    values, tokens = np.asarray(values, np.float64), np.asarray(tokens, np.float64)[:, None, None]
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return (np.where(known, values, 0) * tokens).sum(0) / (known * tokens).sum(0)
+
+
 def block_means(values: Array, block: int = BLOCK) -> Array:
     """Means of the whole blocks of a number for each token, float64 [blocks]."""
     return np.asarray(values[: len(values) // block * block], np.float64).reshape(-1, block).mean(1)

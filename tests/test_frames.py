@@ -86,8 +86,24 @@ def test_fidelity_drawn_is_that_of_the_track():
         known = getattr(run.tracks[1], name).view()[-ROLL:]
         assert arrays["y1"][-1] == pytest.approx(unit * np.nanmean(known), rel=1e-5)
         track = run.tracks[1]
-        expected = np.average(track.output_error[-3:], axis=0, weights=[b - a for a, b in track.spans[-3:]])
+        whole = [k for k in (-3, -2, -1) if not np.isnan(track.output_error[k]).any()]
+        sizes = [track.spans[k][1] - track.spans[k][0] for k in whole]
+        expected = np.average([track.output_error[k] for k in whole], axis=0, weights=sizes)
         np.testing.assert_allclose(arrays["grid"], expected, rtol=1e-6)
+
+
+def test_a_chunk_that_was_not_measured_leaves_the_grid_of_the_others():
+    run = made_up(700, fidelity=True)
+    track = run.tracks[1]
+    for chunk, known in ((-1, 0.5), (-2, np.nan), (-3, 2.0)):
+        track.output_error[chunk][:] = known
+    track.output_error[-1][0, 0] = track.output_error[-3][0, 0] = np.nan
+    view = View(chosen=1, grid="output error")
+    _, arrays = decoded(live_frame(run, 700, view))
+    last, _, first = (stop - start for start, stop in track.spans[:-4:-1])
+    expected = np.full((3, 4), (0.5 * last + 2 * first) / (last + first))
+    expected[0, 0] = np.nan
+    np.testing.assert_allclose(arrays["grid"], expected, rtol=1e-6)
 
 
 def test_grid_map_and_text_are_of_the_chosen_lane(run):

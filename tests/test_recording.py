@@ -106,6 +106,17 @@ def test_a_recorded_frame_equals_the_live_one_at_every_position(script):
         compare(head, arrays, live_frame(run, position, View(**view)))
 
 
+def test_a_recorded_grid_is_of_those_chunks_that_were_measured(script):
+    run = made_up(700, fidelity=True)
+    error = run.tracks[1].output_error
+    error[-3][:], error[-2][:], error[-1][:] = 2, np.nan, 0.5
+    error[-1][0, 0] = error[-3][0, 0] = np.nan
+    view = View(chosen=1, grid="output error")
+    ((head, arrays),) = frames(script, recorded(run, "x", {}), [(700, asdict(view) | {"lanes": None})])
+    assert np.isnan(arrays["grid"]).sum() == 1
+    compare(head, arrays, live_frame(run, 700, view))
+
+
 def test_a_small_cache_is_not_rounded_to_nothing(script):
     sizes = {0: "0.0 MB", 2048: "2 kB", 65_536: "66 kB", 999_600: "1.0 MB", 9_440_000: "9.4 MB", 23e6: "23 MB"}
     assert script.evaluate("(sizes) => sizes.map(size)", list(sizes)) == list(sizes.values())

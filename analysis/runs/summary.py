@@ -156,4 +156,4 @@ def mean_sink_mass(run: Run, lane: int) -> NDArray[np.floating]:
     if not track.spans:
         who = f"lane {lane}" if any(other.spans for other in run.tracks) else "the run"
         raise ValueError(f"{who} has read nothing yet, so there is nothing to draw")
-    return np.average(track.sink_mass, axis=0, weights=[stop - start for start, stop in track.spans])
+    return metrics.mean_of_chunks(track.sink_mass, [stop - start for start, stop in track.spans])

@@ -211,7 +211,7 @@ class ReadingSender:
             if tokens >= GRID:
                 break
         if chunks:
-            self._arrays["grid"] = np.average([m for _, m in chunks], axis=0, weights=[n for n, _ in chunks])
+            self._arrays["grid"] = metrics.mean_of_chunks([m for _, m in chunks], [n for n, _ in chunks])
 
     def _text(self, run: ReadingJob, view: View, drawn: "HeadMap | None") -> dict[str, Any]:
         track = self._seen.tracks[view.chosen]

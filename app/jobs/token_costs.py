@@ -6,6 +6,7 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis import metrics
 from analysis.engine.step import Step
 from analysis.runs.run import ROLES, Column, Track
 from analysis.runs.screen import RECENT
@@ -43,7 +44,7 @@ class TokenCosts:
                 break
             masses.append(mass)
             weights.append(stop - start)
-        return np.average(masses, axis=0, weights=weights) if masses else None
+        return metrics.mean_of_chunks(masses, weights) if masses else None
 
     def snapshot(self) -> "TokenCosts":
         """A copy that nothing that comes later changes."""

@@ -52,15 +52,20 @@ function straight(arrays, name, lane) {
 // Mean of what is known of heads in whole chunks that were read, from the newest back over so many tokens; null before the
 // first.  `value`: of what was sent.
 function meanOf(spans, sent, read, tokens, value) {
-  const [, layers, heads] = sent.shape, cells = layers * heads, sum = new Float64Array(cells);
+  const [, layers, heads] = sent.shape, cells = layers * heads, sum = new Float64Array(cells), known = new Float64Array(cells);
   let chunk = 0, seen = 0;
   while (chunk * 2 < spans.length && spans[2 * chunk + 1] <= read + 1) chunk++;
   while (chunk-- > 0 && seen < tokens) {
     const weight = spans[2 * chunk + 1] - spans[2 * chunk];
-    for (let c = 0; c < cells; c++) sum[c] += weight * value(sent.data[chunk * cells + c]);
+    for (let c = 0; c < cells; c++) {
+      const of = value(sent.data[chunk * cells + c]);
+      if (Number.isNaN(of)) continue;
+      sum[c] += weight * of;
+      known[c] += weight;
+    }
     seen += weight;
   }
-  return seen ? flat(Float32Array.from(sum, (v) => v / seen), layers, heads) : null;
+  return seen ? flat(Float32Array.from(sum, (v, c) => v / known[c]), layers, heads) : null;
 }
 
 // The sink mass that a level stands for.
