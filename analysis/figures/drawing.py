@@ -136,7 +136,15 @@ def _cut(line: str, room: float, size: float) -> str:
 
 def lay_out(figure: "Sheet") -> None:
     """Lay a figure out, with labels in as many lines as their axes are too short for."""
+    # One that is longer than the page would leave the layout no room for anything.
+    _wrap_labels(figure)
     _run_layout(figure)
+    if _wrap_labels(figure):
+        _run_layout(figure)
+
+
+def _wrap_labels(figure: "Sheet") -> bool:
+    """Break labels that are longer than their axes are now; whether there were any."""
     changed = False
     for ax in figure.axes:
         for label, side in ((ax.xaxis.label, "width"), (ax.yaxis.label, "height")):
@@ -145,8 +153,7 @@ def lay_out(figure: "Sheet") -> None:
             if any(text_width(line, size) > room for line in label.get_text().split("\n")):
                 label.set_text(wrapped(label.get_text().replace("\n", " "), room, size))
                 changed = True
-    if changed:
-        _run_layout(figure)
+    return changed
 
 
 def hanging(ax: "Axes") -> "list[Text]":
@@ -162,6 +169,8 @@ def _run_layout(figure: "Sheet") -> None:
     if not isinstance(engine, ConstrainedLayoutEngine):
         return
     page, inside = figure.bbox, np.array([0.0, 0.0, 1.0, 1.0])
+    # What was taken off the sides for a label that has been broken since is free again.
+    engine.set(rect=(0, 0, 1, 1))
     for again in range(6):
         engine.execute(figure)
         boxes = [box.extents for ax in figure.axes if (box := ax.get_tightbbox()) is not None]
