@@ -102,6 +102,36 @@ def test_a_pareto_picture_has_a_line_for_each_policy_over_its_budgets():
     assert list(told.data[1].y) == [0, 0.5] and told.layout.yaxis.type == "linear"
 
 
+def test_a_divergence_of_nothing_or_of_rounding_stands_at_the_foot_of_a_pareto_picture():
+    """A cache that holds the whole text: 0 under one policy, rounding under another, and both on the front."""
+    columns = {
+        "policy": np.array(["dense", "window:window=64", "window:window=1024", "snapkv:budget=64", "snapkv"]),
+        "title": np.array(["Dense", "Window", "Window", "SnapKV", "SnapKV"]),
+        "cost": np.array([np.nan, 64, 1024, 64, 1024]),
+        "value": np.array([0, 2.0, 0, 0.25, 2e-7]),
+        "front": np.array([False, False, True, True, False]),
+    }
+    kl = parse("pareto:measure=kl,cost=tokens")
+    ax = kl.draw(columns, ax=plt.figure().subplots())
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in ax.lines}
+    assert drawn == {"Window": [2.0, 1e-4], "SnapKV": [0.25, 1e-4], "Pareto front": [1e-4, 0.25]}
+    assert 0 < ax.get_ylim()[0] < 1e-4 and ax.yaxis.get_major_formatter()(1e-4, 0) == "≤ 10⁻⁴"
+    plt.close(ax.figure)
+    window, snapkv, front = charts.pareto(columns, "", "", share=False).data
+    assert [list(trace.y) for trace in (window, snapkv, front)] == [[2.0, 1e-4], [0.25, 1e-4], [1e-4, 0.25]]
+    assert list(snapkv.customdata) == [0.25, 2e-7], "what a pointer is told is the number itself"
+    axis = charts.pareto(columns, "", "", share=False).layout.yaxis
+    assert list(zip(axis.tickvals, axis.ticktext, strict=True))[:2] == [(1e-4, "≤ 0.0001"), (1e-3, "0.001")]
+    assert "A divergence below 0.0001 nats/token is drawn at 0.0001." in kl.seen()
+    assert (
+        "below" not in parse("pareto").seen()
+        and charts.pareto(
+            parse("pareto:measure=kl,cost=tokens").numbers(VERDICT), "", "", share=False
+        ).layout.yaxis.tickvals
+        is None
+    )
+
+
 def test_points_of_a_curve_of_recall_are_told_with_their_policies_and_distances():
     columns = {
         "policy": np.array(["dense", "dense", "window:window=64"]),

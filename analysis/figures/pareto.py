@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from ..palette import lines
 from ..policies import parse
 from ..settings import setting
 from .base import Figure, Numbers
-from .drawing import axes, legend, octaves
+from .drawing import axes, decades, legend, octaves
 from .line_styles import line_styles
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 COSTS = {"tokens": "Cached tokens", "megabytes": "Cache, MB", "milliseconds": "ms/token"}
 """What a cache costs, and the words on the axis."""
+LEAST = 1e-4
+"""The KL divergence, in nats/token, that all smaller ones are drawn at: below it they are rounding, or 0, which no
+logarithm has."""
 
 
 def measures(entries: "Iterable[Entry]") -> dict[str, str]:
@@ -57,7 +61,7 @@ class Pareto(Figure):
         return (
             f"{self.title}. Policies at budgets: {value.get(self.measure, f'the share recalled of {self.measure}')} "
             f"against {cost[self.cost]}, one line for each policy. A ring marks the Pareto front: nothing that takes "
-            "less is as good." + self._of_shares()
+            "less is as good." + self._of_shares() + self._least()
         )
 
     def _of_shares(self) -> str:
@@ -66,6 +70,10 @@ class Pareto(Figure):
             return ""
         read = " What a cache takes was measured on other texts." if self.cost != "tokens" else ""
         return f" Shares are of the facts that dense recalls.{read}"
+
+    def _least(self) -> str:
+        """Where a divergence is drawn that is 0, or as good as that."""
+        return f" A divergence below {LEAST:g} nats/token is drawn at {LEAST:g}." if self.measure == "kl" else ""
 
     def numbers(self, source: "Verdict") -> Numbers:
         """Columns `policy`, `title`, `cost`, `value` and `front`; a row for each entry, dense with NaN for tokens.
@@ -132,7 +140,7 @@ def pareto(data: Numbers, *, cost: str, value: str, share: bool, ax: "Axes | Non
     their logarithms.
     """
     ax = axes(ax)
-    titles = list(dict.fromkeys(data["title"]))
+    titles, (values, small) = list(dict.fromkeys(data["title"])), at_least(data, share=share)
     firsts = [parse(data["policy"][data["title"] == title][0]) for title in titles]
     for title, first, style in zip(titles, firsts, line_styles(firsts), strict=True):
         of = np.flatnonzero(data["title"] == title)
@@ -145,16 +153,33 @@ def pareto(data: Numbers, *, cost: str, value: str, share: bool, ax: "Axes | Non
         of = of[np.argsort(data["cost"][of])]
         # Every budget is a run of its own, so every one has a marker.
         style |= {"markevery": None, "marker": style["marker"] or "."}
-        ax.plot(data["cost"][of], data["value"][of], **style, label=title)
-    front = data["front"].astype(bool) & (share | (data["value"] > 0))
-    ax.plot(data["cost"][front], data["value"][front], "o", ms=6, mfc="none", mec="0.4", mew=0.7, label="Pareto front")
+        ax.plot(data["cost"][of], values[of], **style, label=title)
+    front = on_front(data, share=share)
+    ax.plot(data["cost"][front], values[front], "o", ms=6, mfc="none", mec="0.4", mew=0.7, label="Pareto front")
     ax.set_xscale("log", base=2)
     octaves(ax.xaxis)
     if share:
         ax.set_ylim(-0.03, 1.03)
+    elif small:
+        ax.set_yscale("log")
+        ax.set_ylim(0.7 * LEAST, max(10 * LEAST, ax.get_ylim()[1]))
+        decades(ax.yaxis, least=LEAST)
     else:
         ax.set_yscale("log", base=2)
         octaves(ax.yaxis, least=3)
     ax.set(xlabel=cost, ylabel=value)
     legend(ax)
     return ax
+
+
+def at_least(data: Numbers, *, share: bool) -> tuple[NDArray[np.float64], bool]:
+    """Column `value` as it is drawn, and whether some policy's was smaller than LEAST; shares are drawn as they are."""
+    values = data["value"].astype(np.float64)
+    if share:
+        return values, False
+    return np.maximum(values, LEAST), bool(((values < LEAST) & (data["policy"] != "dense")).any())
+
+
+def on_front(data: Numbers, *, share: bool) -> NDArray[np.bool_]:
+    """Which rows have a ring: those of column `front`, but for dense where it has no level."""
+    return data["front"].astype(bool) & (share | (data["value"] > 0) | (data["policy"] != "dense"))

@@ -1,5 +1,6 @@
 """Charts that stand still between two steps: data → plotly figures.  No Streamlit in here."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from analysis.figures.pareto import LEAST, at_least, on_front
 from analysis.metrics import decimate
 from analysis.palette import colours, labels
 from analysis.policies import parse
@@ -201,7 +203,7 @@ def pareto(numbers: "Numbers", cost: str, quality: str, *, share: bool) -> go.Fi
     """
     figure, titles = go.Figure(), list(dict.fromkeys(numbers["title"].tolist()))
     policies = [parse(numbers["policy"][numbers["title"] == title][0]) for title in titles]
-    known = ~np.isnan(numbers["cost"])
+    known, (values, small) = ~np.isnan(numbers["cost"]), at_least(numbers, share=share)
     for title, policy, (colour, dash) in zip(titles, policies, colours(policies), strict=True):
         of = np.flatnonzero((numbers["title"] == title) & (known | (policy.name == "dense")))
         if policy.name == "dense":
@@ -215,15 +217,16 @@ def pareto(numbers: "Numbers", cost: str, quality: str, *, share: bool) -> go.Fi
         of = of[np.argsort(numbers["cost"][of])]
         figure.add_scatter(
             x=numbers["cost"][of],
-            y=numbers["value"][of],
+            y=values[of],
+            customdata=numbers["value"][of],
             name=markup(title),
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 1.8},
-            hovertemplate="%{x:,.4g}: %{y:.0%}" if share else "%{x:,.4g}: %{y:.4g}",
+            hovertemplate="%{x:,.4g}: %{y:.0%}" if share else "%{x:,.4g}: %{customdata:.4g}",
         )
-    front = numbers["front"].astype(bool) & (share | (numbers["value"] > 0))
+    front = on_front(numbers, share=share)
     ring = {"symbol": "circle-open", "size": 13, "color": "#767676", "line": {"width": 1.5}}
-    x, y = numbers["cost"][front], numbers["value"][front]
+    x, y = numbers["cost"][front], values[front]
     figure.add_scatter(x=x, y=y, name="Pareto front", mode="markers", marker=ring, hoverinfo="skip")
     figure.update_layout(margin=MARGIN, legend=LEGEND, showlegend=True)
     # Budgets are doubled more often than they are made ten times as large.
@@ -235,7 +238,10 @@ def pareto(numbers: "Numbers", cost: str, quality: str, *, share: bool) -> go.Fi
         title=cost, **logarithmic(numbers["cost"]) | (ticks if len(between) > 1 or len(costs) < 2 else {})
     )
     shares = {"type": "linear", "range": [-0.03, 1.03], "tickformat": ".0%"}
-    figure.update_yaxes(shares if share else logarithmic(numbers["value"]), title=quality)
+    figure.update_yaxes(shares if share else logarithmic(values), title=quality)
+    if small:
+        tens = [10.0**n for n in range(round(math.log10(LEAST)), 7)]
+        figure.update_yaxes(tickvals=tens, ticktext=[f"≤ {LEAST:g}", *(f"{n:,g}" for n in tens[1:])])
     return figure
 
 
