@@ -151,7 +151,7 @@ def draw_measured(measured: Measured) -> None:
     st.caption(f"Against the other tokens. {massive}")
     st.plotly_chart(charts.norms(measured), key="measures-norms", config=bare, alt="Norms at the first token")
     st.caption("Every head; a press on a heading sorts")
-    titles = {n: st.column_config.NumberColumn(title.split(",")[0], format="%.4f") for n, title in MEASURES.items()}
+    titles = {n: st.column_config.NumberColumn(title, format="%.4f") for n, title in MEASURES.items()}
     st.dataframe(rows, hide_index=True, height=320, column_config=titles)
     download("All heads as CSV", "measures.csv", lambda: rows.to_csv(index=False))
 
