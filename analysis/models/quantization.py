@@ -116,7 +116,9 @@ class Output(nn.Module):
             digits.append((left + 128) % 256 - 128)
             left = (left - digits[-1]) // 256
         # The weights first, as they lie: the other way round they are brought into another order, anew each time.
-        sums = _sums_of_bytes(self.weight, torch.cat(digits).to(torch.int8)).unflatten(0, (DIGITS, -1)).float()
+        sums = _sums_of_bytes(self.weight, torch.cat(digits).to(torch.int8)).unflatten(0, (DIGITS, -1))
+        # Each digit's in one piece of memory, in the pass over them that makes floats of them.
+        sums = sums.to(torch.float32, memory_format=torch.contiguous_format)
         # The largest last: so the small ones are not rounded away one by one.
         out = sums[0]
         for i in range(1, DIGITS):
@@ -156,7 +158,7 @@ def sums_of_bytes_are_exact(weight: Tensor) -> bool:
 
 def _sums_of_bytes(weight: Tensor, rows: Tensor) -> Tensor:
     """Products [rows, outputs] of rows of bytes [rows, inputs] and weights [outputs, inputs], as 32-bit integers."""
-    return torch._int_mm(weight, rows.T.contiguous()).T.contiguous()
+    return torch._int_mm(weight, rows.T.contiguous()).T
 
 
 def _to_8_bits(linear: nn.Linear) -> tuple[Tensor, Tensor]:
