@@ -71,12 +71,9 @@ def _kind(module: Linear) -> tuple:
 
 
 def _fuse(group: list[Linear], *, prepacks: bool) -> None:
-    bias = (
-        torch.cat([module.bias.detach() for module in group if module.bias is not None])
-        if group[0].bias is not None
-        else None
-    )
-    first = group[0]
+    # All have one, or none (`_kind`).
+    biases = [module.bias.detach() for module in group if module.bias is not None]
+    first, bias = group[0], torch.cat(biases) if biases else None
     if isinstance(first, Fusable):
         product = first.fused(group, bias)
     else:

@@ -20,13 +20,11 @@ from .base import Figure
 
 MADE_OF = {
     "run": "a reading or a conversation",
-    "stretch": "a captured stretch",
-    "grid": "a grid of runs",
     "trainings": "trainings",
     "recall": "recall",
     "verdict": "a verdict",
 }
-"""What figures need, in words."""
+"""What figures need, in words, where a folder of another kind would be read as if it was one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +135,7 @@ def _check_kind(folder: Path, needs: str) -> None:
     A folder without what is read first is another matter, which whoever reads it says.
     """
     looked_for = {"recall": folder / TABLE, "verdict": folder / VERDICT}.get(needs)
-    if needs in ("grid", "stretch") or not (folder / "run.json").exists() or (looked_for and looked_for.exists()):
+    if needs not in MADE_OF or not (folder / "run.json").exists() or (looked_for and looked_for.exists()):
         return
     about = files.record(folder / "run.json", dict[str, Any], "that of a run")
     kind = "training" if "recipe" in about else about.get("kind") or "reading"
