@@ -5,8 +5,10 @@ depends on what the model computed, many queries can go through the model togeth
 have got alone.  This module is arithmetic on positions: it sees no keys, and its tensors are masks and positions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -204,60 +206,97 @@ def plan(
     whole = whole and (sliding_window is None or stop <= sliding_window or not sinks)
     prefix_seen = None if whole else band.sees(positions, prefix, sliding_window)
 
-    changing = None
-    if inner.low_of(stop - 1) > rest:
-        window = inner.reach
-        assert window is not None, "without one, every query reaches all keys"
-        block = min(BLOCK, queries)
-        blocks = -(-queries // block)
-        pad = (rest - (start - window), blocks * block - queries)
-        width = window + block
-        row, column = torch.arange(block, device=device)[:, None], torch.arange(width, device=device)[None]
-        visible = (column >= row) & (column <= row + window)
-        first = start + torch.arange(blocks, device=device)[:, None] * block
-        keys = first - window + column
-        if quantization is not None:
-            begins = range(start, start + blocks * block, block)
-            # What is quantized for the first query of each block, and for its last one.
-            met = [[quantization.end(t) - (t0 - window) for t in (t0, t0 + block - 1)] for t0 in begins]
-            begin = max(0, min(before for before, _ in met))
-            changing = slice(begin, max(begin, min(max(after for _, after in met), width)))
-            seen = inner.sees(first + row.T, keys) & (keys >= rest)[:, None]
-            masks = _twice(seen, quantization.met(first + row.T, keys), changing, dtype, groups)
-        elif inner.step > 1:
-            seen = inner.sees(first + row.T, keys) & (keys >= rest)[:, None]
-            masks = (Columns(slice(0, width), _additive(seen, dtype, groups)),)
-        elif pad[0] <= 0:
-            edges = (slice(0, block), slice(window, width))
-            masks = tuple(Columns(edge, _additive(visible[:, edge], dtype, groups)) for edge in edges)
-        else:
-            absent = torch.arange(blocks, device=device)[:, None, None] * block + column < pad[0]
-            masks = (Columns(slice(0, width), _additive(visible & ~absent, dtype, groups)),)
-        past = 0
-    else:
-        block, blocks, pad = queries, 1, (0, 0)
-        past = max(0, start - rest - (0 if quantization is None else quantization.residual))
-        keys = torch.arange(rest + past, stop, device=device)
-        width, seen = len(keys), inner.sees(positions, keys)
-        masks = (Columns(slice(0, width), _additive(seen, dtype, groups)),)
-        if quantization is not None:
-            begin, end = (min(max(0, quantization.end(t) - rest - past), width) for t in (start, stop - 1))
-            changing = slice(begin, end)
-            masks = _twice(seen, quantization.met(positions, keys), changing, dtype, groups)
+    additive = partial(_additive, dtype=dtype, groups=groups)
+    # Where all queries reach all that is left of the window, blocks would save nothing.
+    met = _in_blocks if inner.low_of(stop - 1) > rest else _together
+    behind = met(inner, rest, range(start, stop), quantization, additive, device)
 
     prefix_mask = None
     if prefix_seen is not None:
-        padded = torch.nn.functional.pad(prefix_seen, (0, 0, 0, blocks * block - queries), value=True)
-        prefix_mask = _additive(padded.view(blocks, block, -1), dtype, groups)
-    counted = min(sinks, sink_tokens) + observed
-    prefix = sinks + observed
+        more = behind.blocks * behind.block - queries
+        padded = torch.nn.functional.pad(prefix_seen, (0, 0, 0, more), value=True)
+        prefix_mask = additive(padded.view(behind.blocks, behind.block, -1))
     return BlockPlan(
-        block, blocks, prefix, observed, past, pad, width, counted, prefix_seen, prefix_mask, masks, changing
+        prefix=sinks + observed,
+        observed=observed,
+        counted=min(sinks, sink_tokens) + observed,
+        prefix_seen=prefix_seen,
+        prefix_mask=prefix_mask,
+        **behind._asdict(),
     )
 
 
+class _Behind(NamedTuple):
+    """How queries meet the keys behind sinks and observed tokens; see BlockPlan."""
+
+    block: int
+    blocks: int
+    past: int
+    pad: tuple[int, int]
+    width: int
+    masks: tuple[Columns, ...]
+    changing: slice | None
+
+
+def _in_blocks(
+    inner: Band,
+    rest: int,
+    queries: range,
+    quantization: Quantization | None,
+    additive: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> _Behind:
+    """Queries in blocks: each has the window before its first query, and its own keys."""
+    start, count = queries.start, len(queries)
+    window = inner.reach
+    assert window is not None, "without one, every query reaches all keys"
+    block = min(BLOCK, count)
+    blocks = -(-count // block)
+    pad = (rest - (start - window), blocks * block - count)
+    width = window + block
+    row, column = torch.arange(block, device=device)[:, None], torch.arange(width, device=device)
+    if quantization is None and inner.step == 1 and pad[0] <= 0:
+        # All blocks are alike, and what each of their queries reaches differs at the edges only.
+        edges = (slice(0, block), slice(window, width))
+        visible = (column >= row) & (column <= row + window)
+        masks = tuple(Columns(edge, additive(visible[:, edge])) for edge in edges)
+        return _Behind(block, blocks, 0, pad, width, masks, None)
+    begins = start + torch.arange(blocks, device=device)[:, None] * block
+    positions, keys = begins + row.T, begins - window + column
+    seen = inner.sees(positions, keys) & (keys >= rest)[:, None]
+    if quantization is None:
+        return _Behind(block, blocks, 0, pad, width, (Columns(slice(0, width), additive(seen)),), None)
+    # What is quantized for the first query of each block, and for its last one.
+    ends = [[quantization.end(t) - (t0 - window) for t in (t0, t0 + block - 1)] for t0 in queries[::block]]
+    begin = max(0, min(before for before, _ in ends))
+    changing = slice(begin, max(begin, min(max(after for _, after in ends), width)))
+    masks = _twice(seen, quantization.met(positions, keys), changing, additive)
+    return _Behind(block, blocks, 0, pad, width, masks, changing)
+
+
+def _together(
+    inner: Band,
+    rest: int,
+    queries: range,
+    quantization: Quantization | None,
+    additive: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> _Behind:
+    """All queries in one block, with all keys that are left."""
+    start, stop = queries.start, queries.stop
+    past = max(0, start - rest - (0 if quantization is None else quantization.residual))
+    positions, keys = torch.arange(start, stop, device=device), torch.arange(rest + past, stop, device=device)
+    width, seen = len(keys), inner.sees(positions, keys)
+    if quantization is None:
+        return _Behind(stop - start, 1, past, (0, 0), width, (Columns(slice(0, width), additive(seen)),), None)
+    begin, end = (min(max(0, quantization.end(t) - rest - past), width) for t in (start, stop - 1))
+    changing = slice(begin, end)
+    masks = _twice(seen, quantization.met(positions, keys), changing, additive)
+    return _Behind(stop - start, 1, past, (0, 0), width, masks, changing)
+
+
 def _twice(
-    seen: Tensor, quantized: Tensor, changing: slice, dtype: torch.dtype, groups: int
+    seen: Tensor, quantized: Tensor, changing: slice, additive: Callable[[Tensor], Tensor]
 ) -> tuple[Columns, Columns]:
     """The masks of all columns and, behind them, of the changing ones once more: a query that meets a key quantized
     does not see it as it came, and the other way round."""
@@ -266,6 +305,6 @@ def _twice(
     as_it_came[..., changing.start :] &= ~quantized[..., changing.start :]
     again = slice(width, width + changing.stop - changing.start)
     return (
-        Columns(slice(0, width), _additive(as_it_came, dtype, groups)),
-        Columns(again, _additive(both[..., changing], dtype, groups)),
+        Columns(slice(0, width), additive(as_it_came)),
+        Columns(again, additive(both[..., changing])),
     )
