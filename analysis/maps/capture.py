@@ -103,30 +103,8 @@ def capture(
     a quantized cache would not stay what it is, where the folder holds something already, or where the disk has no
     room; a capture that does not end leaves nothing.
     """
-    policies = [parse(spec.policies[0]), *(policy for _, policy in switches)]
-    for policy in policies:
-        if not policy.capturable or policy.first != "own":
-            raise ValueError(
-                f"{policy.label}: a stretch is captured under dense, window, shift or sinks + window, with the text's "
-                "own first tokens: choose one of these"
-            )
-        if switches and policy.cache != "own":
-            raise ValueError(
-                f"{policy.label}: a key has two forms in a stretch, as it came and as it was first quantized, and a "
-                "switch may give it more: capture it without switches"
-            )
-    begins = [0, *(at for at, _ in switches)]
-    for i, policy in enumerate(policies[1:], 1):
-        sinks, earlier = policy.first_protected(LONGEST), policies[:i]
-        # First tokens may have left under any of these, so that they are pinned again; some of these have read them.
-        may_lack = any(p.capacity is not None and p.first_protected(LONGEST) < sinks for p in earlier)
-        readers = [p for at, p in zip(begins[:i], earlier, strict=True) if at <= sinks]
-        if may_lack and any(_reads_otherwise(before, policy) for before in readers):
-            raise ValueError(
-                f"{policy.label}: its first {sinks} tokens would be read again in another way than they were captured: "
-                "begin with a longer window, and with the positions and interventions that are to come"
-            )
-    count = len(tokens) - 1
+    policy, count = parse(spec.policies[0]), len(tokens) - 1
+    _check_policies(policy, switches)
     # Its last token is read, too, so that one less fits where positions are learned.
     if count > (most := min(LONGEST, model.adapted.longest or LONGEST)):
         raise ValueError(f"a stretch has at most {most:,} tokens, and this would have {count:,}: read fewer tokens")
@@ -134,11 +112,12 @@ def capture(
         raise ValueError(f"the stretch has {count:,} tokens and ends before {late[0]:,}: switch the policy earlier")
     if (path / "stretch.json").exists():
         raise ValueError(f"{path} holds a stretch already: choose another folder")
-    lane = open_lanes(model.adapted, tokens, policies[:1])[0]
+    lane = open_lanes(model.adapted, tokens, [policy])[0]
     adapted = model.adapted
     width = adapted.network.config.get_text_config(decoder=True).hidden_size
-    quantized = policies[0].cache != "own"
-    size = needed(adapted.layers, adapted.heads, adapted.kv_heads, adapted.head_dim, count, quantized=quantized)
+    size = needed(
+        adapted.layers, adapted.heads, adapted.kv_heads, adapted.head_dim, count, quantized=policy.cache != "own"
+    )
     files.check_room(path, size + needed_meanwhile(adapted.layers, width, count), "this stretch")
     # While the text is read, the files of the model may go, or others take their place.
     weights_sha256 = model.sha256
@@ -149,7 +128,7 @@ def capture(
         asked = CutOff(spec, text_sha256, tuple((at, str(policy)) for at, policy in switches), chunk)
         began = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
         files.write(path / CAPTURING, json.dumps({"status": RUNNING, "process": here(), **began, **asdict(asked)}))
-        recorder = _Recorder(adapted, count, width, path, Quantization.of(policies[0]))
+        recorder = _Recorder(adapted, count, width, path, Quantization.of(policy))
         lane.context.watch = recorder.add
         pending = [*switches]
         while not lane.done:
@@ -177,6 +156,33 @@ def capture(
         if not ended:
             # Part of a stretch is of no use, and takes much room.
             _remove(path)
+
+
+def _check_policies(first: Policy, switches: Sequence[tuple[int, Policy]]) -> None:
+    """Raise ValueError where a stretch cannot be read under these policies; see `capture`."""
+    policies = [first, *(policy for _, policy in switches)]
+    for policy in policies:
+        if not policy.capturable or policy.first != "own":
+            raise ValueError(
+                f"{policy.label}: a stretch is captured under dense, window, shift or sinks + window, with the text's "
+                "own first tokens: choose one of these"
+            )
+        if switches and policy.cache != "own":
+            raise ValueError(
+                f"{policy.label}: a key has two forms in a stretch, as it came and as it was first quantized, and a "
+                "switch may give it more: capture it without switches"
+            )
+    begins = [0, *(at for at, _ in switches)]
+    for i, policy in enumerate(policies[1:], 1):
+        sinks, earlier = policy.first_protected(LONGEST), policies[:i]
+        # First tokens may have left under any of these, so that they are pinned again; some of these have read them.
+        may_lack = any(p.capacity is not None and p.first_protected(LONGEST) < sinks for p in earlier)
+        readers = [p for at, p in zip(begins[:i], earlier, strict=True) if at <= sinks]
+        if may_lack and any(_reads_otherwise(before, policy) for before in readers):
+            raise ValueError(
+                f"{policy.label}: its first {sinks} tokens would be read again in another way than they were captured: "
+                "begin with a longer window, and with the positions and interventions that are to come"
+            )
 
 
 def _clear(path: Path) -> None:
