@@ -67,11 +67,33 @@ def load(
     dtype = decide(dtype, device).dtype
     check(weights)
     target = pick_device(device)
+    path, own, called = _files(name, progress, make_room)
+    with quiet(f"Loading {called}", progress), _read_once() if path.is_file() else contextlib.nullcontext():
+        model = _from_disk(path, called, getattr(torch, dtype), target, weights, make_room)
+        model.loaded_as = name
+        if kv_heads is not None:
+            model.averaged = pool(model.network, kv_heads)
+        make_linear(model.network)
+        if weights != "model":
+            pack(model.network, weights)
+        lay_out(model.network)
+        if (path / conversions.MANIFEST).is_file():
+            model.twin = partial(adapted_once, folder=path, settings=f"{weights} {kv_heads}")
+        if path != own:
+            # The file says more than its conversion: it is the same on every machine.
+            model.weights = [own]
+        if name != EMBEDDED:
+            _adapt(model, called, kv_heads)
+    return model
+
+
+def _files(name: str, progress: Tell, make_room: Callable[[], None]) -> tuple[Path, Path, str]:
+    """What is loaded, what that was converted from or is itself, and what the model is called."""
+    if name == EMBEDDED:
+        return *embedded(progress), EMBEDDED_NAME
     # os.path answers for any string, also for one that can be no path.
     place = Path(os.path.expanduser(name))
-    if name == EMBEDDED:
-        (path, installed), called = embedded(progress), EMBEDDED_NAME
-    elif name == gemma.NAME:
+    if name == gemma.NAME:
         path, called = _gemma(progress), gemma.CALLED
     elif name == tiny.NAME:
         path, called = tiny.FOLDER, tiny.CALLED
@@ -84,26 +106,7 @@ def load(
             f"there is no model {name[:80]!r}: write embedded, a hub id such as HuggingFaceTB/SmolLM2-360M, or the "
             "path of a folder or GGUF file that exists"
         )
-    own = path
-    if name != EMBEDDED and path.is_file():
-        path = _converted(path, called, progress, make_room)
-    with quiet(f"Loading {called}", progress), _read_once() if path.is_file() else contextlib.nullcontext():
-        model = _from_disk(path, called, getattr(torch, dtype), target, weights, make_room)
-        model.loaded_as = name
-        if kv_heads is not None:
-            model.averaged = pool(model.network, kv_heads)
-        make_linear(model.network)
-        if weights != "model":
-            pack(model.network, weights)
-        lay_out(model.network)
-        if (path / conversions.MANIFEST).is_file():
-            model.twin = partial(adapted_once, folder=path, settings=f"{weights} {kv_heads}")
-        if path != own or name == EMBEDDED:
-            # The file says more than its conversion: it is the same on every machine.
-            model.weights = [installed if name == EMBEDDED else own]
-        if name != EMBEDDED:
-            _adapt(model, called, kv_heads)
-    return model
+    return _converted(path, called, progress, make_room) if path.is_file() else path, path, called
 
 
 def _adapt(model: LanguageModel, called: str, kv_heads: int | None) -> None:
