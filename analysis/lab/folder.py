@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .. import COMMAND, files
 from ..files import Kind
+from ..runs.claim import claimed_new
 from ..runs.status import RUNNING, here, status_of
 from ..tables import as_csv
 from .measurement import Measurement
@@ -127,14 +128,14 @@ class TrainingWriter:
         recipe = training.recipe
         # As large as they can be; and once more, since they are written beside.
         files.check_room(place, 2 * (recipe.steps // every + 2) * 2 * recipe.length**2, "this training")
-        if measurements is None:
-            files.new_folder(place)
-        try:
-            files.reserve(place)
-            write_about(place, self._about)
-        except OSError as e:
-            files.release(place)
-            raise files.unwritten(place, e) from e
+        # Whoever goes on with one has claimed it since before its record was looked up.
+        with claimed_new(place) if measurements is None else nullcontext():
+            try:
+                files.reserve(place)
+                write_about(place, self._about)
+            except OSError as e:
+                files.release(place)
+                raise files.unwritten(place, e) from e
 
     @property
     def every(self) -> int:

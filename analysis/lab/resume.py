@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..runs.checkpoint import Checkpoints
+from ..runs.claim import claimed
 from ..runs.stopped import refuse_written
 from .folder import About, SavedTraining, TrainingWriter, about_of, read
 from .measurement import Measurement
@@ -36,11 +37,12 @@ class Resumed:
 
         Raises ValueError where somebody else goes on with it by now, or did, or the disk does not take it.
         """
-        now = about_of(self.place)
-        refuse_written(self.place, now.status, now.process)
-        if now != self.about:
-            raise ValueError(f"{self.place} was written by another process meanwhile: resume it again")
-        return TrainingWriter(self.place, self.training, self.about.every, self.record)
+        with claimed(self.place):
+            now = about_of(self.place)
+            refuse_written(self.place, now.status, now.process)
+            if now != self.about:
+                raise ValueError(f"{self.place} was written by another process meanwhile: resume it again")
+            return TrainingWriter(self.place, self.training, self.about.every, self.record)
 
 
 def stopped(places: list[Path]) -> list[tuple[Path, About]]:

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Generator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..engine.stream import CHUNK, open_lanes
 from ..families.rotary import Adapted
 from ..models.language_model import LanguageModel
 from ..policies import Policy, parse
+from ..runs.claim import claimed, claimed_new
 from ..runs.spec import Spec
 from ..runs.status import CAPTURING, RUNNING, here, status_of
 from ..runs.stopped import refuse_written
@@ -122,12 +123,13 @@ def capture(
     # While the text is read, the files of the model may go, or others take their place.
     weights_sha256 = model.sha256
     _clear(path)
-    files.new_folder(path)
-    ended = False
+    ended, opening = False, ExitStack()
+    opening.enter_context(claimed_new(path))
     try:
         asked = CutOff(spec, text_sha256, tuple((at, str(policy)) for at, policy in switches), chunk)
         began = {"started": datetime.now(UTC).isoformat(timespec="seconds")}
         files.write(path / CAPTURING, json.dumps({"status": RUNNING, "process": here(), **began, **asdict(asked)}))
+        opening.close()
         recorder = _Recorder(adapted, count, width, path, Quantization.of(policy))
         lane.context.watch = recorder.add
         pending = [*switches]
@@ -153,6 +155,7 @@ def capture(
     except OSError as e:
         raise files.unwritten(path, e) from e
     finally:
+        opening.close()
         if not ended:
             # Part of a stretch is of no use, and takes much room.
             _remove(path)
@@ -189,13 +192,14 @@ def _clear(path: Path) -> None:
     """Remove what a capture left that was killed."""
     if not os.path.exists(path / CAPTURING):
         return
-    try:
-        about = files.record(path / CAPTURING, dict[str, Any], "")
-    except ValueError:
-        about = {}
-    if status_of(about, path) == RUNNING:
-        raise ValueError(f"a stretch is being captured into {path}: choose another folder")
-    _remove(path)
+    with claimed(path):
+        try:
+            about = files.record(path / CAPTURING, dict[str, Any], "")
+        except ValueError:
+            about = {}
+        if status_of(about, path) == RUNNING:
+            raise ValueError(f"a stretch is being captured into {path}: choose another folder")
+        _remove(path)
 
 
 def _remove(path: Path) -> None:

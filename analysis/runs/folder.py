@@ -23,6 +23,7 @@ import pyarrow as pa
 from .. import files
 from . import preview
 from .about import about_of
+from .claim import claimed_new
 from .run import Run, Track
 from .status import RUNNING, here
 from .stopped import refuse_written
@@ -69,9 +70,14 @@ class Folder:
     ) -> None:
         self.path, self.run = path, run
         files.check_room(path, 2 * BYTES * tokens * len(run.tracks), "this run")
-        files.new_folder(path, "a run" if (path / "run.json").exists() else "something")
         asked = {"maps": list(maps), "switches": [asdict(switch) for switch in switches]}
         self._about = {**described(run, text_sha256, weights_sha256), **asked, "process": here()}
+        with claimed_new(path, "a run" if (path / "run.json").exists() else "something"):
+            self._begin()
+
+    def _begin(self) -> None:
+        """Say in the folder who writes it, and open its files.  Raises ValueError where the disk does not take it."""
+        path, run = self.path, self.run
         try:
             files.reserve(path)
             self._write_about(RUNNING)

@@ -14,6 +14,7 @@ from typing import Any
 from .. import files
 from .about import about_of, spec_of
 from .checkpoint import Checkpoints
+from .claim import claimed, claimed_new
 from .folder import described, write_about
 from .run import Run
 from .status import RUNNING, here
@@ -68,14 +69,13 @@ class ResultFolder:
         new: bool = True,
     ) -> None:
         about = described(run, text_sha256, weights_sha256) | {"kind": kind, "settings": settings or {}}
-        if new:
-            files.new_folder(path)
-        elif os.path.exists(path / "run.json"):
-            there = about_of(path)
-            if there.get("kind") != kind:
-                raise ValueError(f"{path} holds a run of another kind already: choose another folder for --out")
-            refuse_written(path, there.get("status", ""), there.get("process"))
-        self._open(path, about)
+        with claimed_new(path) if new else claimed(path):
+            if not new and os.path.exists(path / "run.json"):
+                there = about_of(path)
+                if there.get("kind") != kind:
+                    raise ValueError(f"{path} holds a run of another kind already: choose another folder for --out")
+                refuse_written(path, there.get("status", ""), there.get("process"))
+            self._open(path, about)
 
     @classmethod
     def reopened(cls, path: Path) -> "ResultFolder":
@@ -83,8 +83,9 @@ class ResultFolder:
 
         Raises ValueError where somebody completes it by now, or the disk does not take it.
         """
-        folder, asked = object.__new__(cls), stopped(path)
-        folder._open(asked.path, about_of(path))
+        folder = object.__new__(cls)
+        with claimed(path):
+            folder._open(stopped(path).path, about_of(path))
         return folder
 
     def _open(self, path: Path, about: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ from ..policies import parse
 from ..texts.sources import Text
 from .about import about_of
 from .checkpoint import Checkpoint, Checkpoints
+from .claim import claimed
 from .folder import Folder
 from .reader import load
 from .run import Run
@@ -229,10 +230,11 @@ class Standing(Generic[OneLane]):
         Raises ValueError where somebody else has opened it since.
         """
         run = asked.run
-        asked.check_left()
-        self.said.append(comparison.sentence)
-        run.go_on([lane.seconds for lane in self.lanes])
-        folder = Folder.reopened(asked.path, run)
+        with claimed(asked.path):
+            asked.check_left()
+            self.said.append(comparison.sentence)
+            run.go_on([lane.seconds for lane in self.lanes])
+            folder = Folder.reopened(asked.path, run)
         positions = [lane.position for lane in self.lanes]
         folder.event("resumed", positions=positions, compared=comparison.tokens, largest=comparison.largest)
         return folder
