@@ -16,6 +16,7 @@ from analysis.experiments.papers import EXPERIMENTS, Cell
 from analysis.metrics import perplexity
 from analysis.models.loading import load as load_model
 from analysis.policies import parse
+from analysis.runs import library, trash
 from analysis.runs.reader import load
 from analysis.runs.spec import Spec
 from analysis.tables import as_markdown
@@ -55,6 +56,40 @@ def test_what_is_finished_is_not_run_again(base, tmp_path, monkeypatch):
     assert len(list(grid.run(cells, tmp_path))) == 3
     assert done == [c.name for c in cells if c.name not in first]
     assert not list(grid.run(cells, tmp_path))
+
+
+def test_a_grid_of_which_cells_are_still_computed_is_live_and_neither_deleted_nor_freed(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path))
+    cells, place = EXPERIMENTS["sinks"].cells(base, 16), tmp_path / "sinks"
+    going = grid.run(cells, place)
+    next(going)
+    (mark,) = place.glob(".*")
+    assert library.entry("sinks").status == "running"
+    with pytest.raises(ValueError, match="is still being written"):
+        trash.delete("sinks")
+    monkeypatch.setenv("SINKSCOPE_RUNS_GB", "1e-9")
+    assert trash.free() == "" and library.entry("sinks").live
+    # As a kill leaves it.
+    about = json.loads(mark.read_text())
+    about["process"]["began"] -= 100
+    mark.write_text(json.dumps(about))
+    assert library.entry("sinks").status == "killed"
+    (killed := place / f"{mark.name}k").write_text(mark.read_text())
+    going.close()
+    assert not mark.exists() and library.entry("sinks").status == "killed"
+    assert len(list(grid.run(cells, place))) == 4
+    assert not killed.exists() and library.entry("sinks").status == "finished"
+    assert sorted(p.name for p in place.iterdir()) == sorted(c.name for c in cells)
+
+
+def test_a_grid_without_a_cell_leaves_no_folder(base, tmp_path, monkeypatch):
+    def fails(*_):
+        raise ValueError("no cell can be computed")
+
+    monkeypatch.setattr(grid, "compute", fails)
+    with pytest.raises(ValueError, match="no cell can be computed"):
+        list(grid.run(EXPERIMENTS["sinks"].cells(base, 16), tmp_path / "g"))
+    assert not (tmp_path / "g").exists()
 
 
 def test_a_folder_of_another_grid_is_refused(base, tmp_path):

@@ -6,9 +6,10 @@ whole cells only, nobody needs a disk in common, and whoever runs the same grid 
 
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from .. import CLUSTER, files
 from ..runs.about import about_of, spec_of
 from ..runs.spec import Spec
+from ..runs.status import COMPUTING, RUNNING, here, status_of
 from . import gpus
 
 if TYPE_CHECKING:
@@ -112,6 +114,13 @@ def run(
     for cell in cells:
         if cell.name not in left:
             weights = same_weights(out / cell.name, about_of(out / cell.name), weights)
+    if not left:
+        return
+    with _said(out):
+        yield from _left(left, weights, out, jobs, backend, address)
+
+
+def _left(left: dict[str, C], weights: str, out: Path, jobs: int, backend: str, address: str | None) -> Iterator[C]:
     for attempt in range(1, TRIES + 1):
         # joblib starts as many processes as it is told, also where there is less to do.  One alone would be this one,
         # which is to live on where a cell takes more memory than there is.
@@ -134,6 +143,32 @@ def run(
                 raise ValueError(
                     f"a worker died {TRIES} times, most likely for want of memory: use fewer --jobs, or a smaller model"
                 ) from e
+
+
+@contextmanager
+def _said(out: Path) -> Generator[None]:
+    """While it is held a folder says that its cells are still computed, and by whom: those that are whole look like
+    all.  What a process left there that was killed is removed when all are."""
+    made, mark = not os.path.exists(out), out / f"{COMPUTING}{secrets.token_hex(4)}"
+    before = list(out.glob(f"{COMPUTING}*"))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise files.unwritten(out, e) from e
+    try:
+        files.write(mark, json.dumps({"status": RUNNING, "process": here()}) + "\n")
+        yield
+        for other in before:
+            # Another command may have come to its end as well.
+            with suppress(ValueError):
+                if status_of(files.record(other, dict[str, Any], "that of a grid"), out) != RUNNING:
+                    other.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):
+            mark.unlink(missing_ok=True)
+            if made:
+                # Only where it is empty.
+                out.rmdir()
 
 
 def _results(work: Sequence[Any], *, one_by_one: bool) -> Iterator[tuple[str, dict[str, bytes]]]:

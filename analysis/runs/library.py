@@ -25,7 +25,7 @@ from .about import about_of
 from .held import MARKS, changed, files_of, of_checkpoint, several, version
 from .preview import Preview, preview
 from .spec import Spec
-from .status import CAPTURING, LABEL, RUNNING, STOPPED, status_of
+from .status import CAPTURING, COMPUTING, LABEL, RUNNING, STOPPED, status_of
 
 KINDS = {
     "reading": "Reading",
@@ -263,7 +263,8 @@ def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
         about = files.record(path / "stretch.json", dict[str, Any], "that of a stretch")
         return replace(_of_spec(found, about), kind="capture", status="finished")
     if "run.json" not in held and not MARKS & held.keys():
-        return _of_several(found, [path / name for name in several(held)])
+        grid = _of_several(found, [path / name for name in several(held)])
+        return replace(grid, status=_status_of_cells(path, held, grid.status))
     about = files.record(path / "run.json", dict[str, Any], "that of a run") if "run.json" in held else {}
     if isinstance(about.get("recipe"), dict):
         what = one_line(about["recipe"].get("attention", ""))
@@ -308,6 +309,16 @@ def _of_several(found: Entry, runs: list[Path]) -> Entry:
     # Whoever puts runs into a folder may take any.
     said = {name: _all(getattr(one, name) for one in each) for name in ("model", "text", "arithmetic")}
     return replace(each[0], kind="grid", policies=policies, status=status, **said)
+
+
+def _status_of_cells(path: Path, held: Mapping[str, os.stat_result], ended: str) -> str:
+    """The status of a folder of runs whose runs have `ended` so: others may be still to come, or were to."""
+    found = list[str]()
+    for name in [name for name in held if name.startswith(COMPUTING)]:
+        # Whoever computes them may just have come to the end.
+        with suppress(ValueError):
+            found.append(_status(files.record(path / name, dict[str, Any], "that of a grid"), path))
+    return next((status for status in (RUNNING, *STOPPED) if status in (*found, ended)), ended)
 
 
 def _all(named: Iterable[str]) -> str:
