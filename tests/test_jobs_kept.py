@@ -119,7 +119,8 @@ def test_a_disk_that_is_full_ends_no_reading(registry, model, home, monkeypatch,
     job = begin(registry, model)
     until(job, lambda: job.status == "finished")
     assert [len(t.nll) for t in job.run.tracks] == [199] * 4
-    assert job.kept.problem.startswith("Kept in memory only: ") and job.kept.problem.endswith(".")
+    rest = "The library has what was written before, and the rest is kept in memory only: "
+    assert job.kept.problem.startswith(rest) and job.kept.problem.endswith(".")
     assert decoded(ReadingSender().frame(job, View()))[0]["note"].endswith(job.kept.problem)
     load(home / job.id)
 

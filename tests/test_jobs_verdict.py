@@ -214,7 +214,8 @@ def test_where_the_disk_takes_nothing_the_verdict_is_told_all_the_same(registry,
 
     monkeypatch.setattr(kept, "_put", full)
     job = finished(registry, begun(registry, plan_of(speaking)))
-    assert job.kept.problem == "Kept in memory only: the disk is full." and job.snapshot.done == 15
+    rest = "The library has what was written before, and the rest is kept in memory only"
+    assert job.kept.problem == f"{rest}: the disk is full." and job.snapshot.done == 15
     assert all(e.tokens == 299 for e in job.snapshot.found.entries) and not Found.of_job(job).table
     with pytest.raises(ValueError, match="make room"):
         job.figure_input()

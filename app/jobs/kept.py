@@ -85,14 +85,15 @@ class Keeper(Generic[Folder]):
         self.folder = None
 
     def lose(self, e: Exception) -> None:
-        """Go on without a folder, since it cannot be written."""
-        self.folder = None
+        """Go on without a folder, since it cannot be written, or takes no more."""
+        begun, self.folder = self.folder is not None, None
         log(e, f"job {self.name}")
         if isinstance(e, OSError):
             e = files.unwritten(Path(self.name), e)
         # What to do about it is said to who names a folder on a command line.
         why = str(e).rpartition(": ")[0] if mendable(e) else ""
-        self.problem = f"Kept in memory only: {' '.join(why.split()) or 'it could not be written'}."
+        where = "The library has what was written before, and the rest is kept" if begun else "Kept"
+        self.problem = f"{where} in memory only: {' '.join(why.split()) or 'it could not be written'}."
 
 
 class ModelKeeper(Keeper[Any]):
