@@ -56,9 +56,11 @@ def end_run(
     for warning in warnings:
         folder.event("warning", text=warning)
         note(warning)
-    folder.finish(status)
+    # Before the folder says that nobody writes it: whoever goes on with it would write beside it.
     if warning := saver.close(left):
         note(warning)
+    folder.finish(status)
+    # Last: what lacks something goes on from them.
     if over:
         saver.checkpoints.remove()
     print_table(table(folder.run))

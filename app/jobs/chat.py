@@ -154,8 +154,6 @@ class ChatJob(TextJob):
         # Where a script goes on, its next prompt comes at once.
         if status in ("paused", *ENDED) or (status == "waiting" and not (self.playing and self.pending)):
             self._save()
-        if status in ENDED:
-            self.transcript.end_checkpoints(remove=False)
         super()._set(status, note)
 
     def _run(self) -> None:

@@ -79,10 +79,11 @@ class Keeper(Generic[Folder]):
             except Exception as more:
                 log(more, f"job {self.name}")
 
-    def finish(self, status: str) -> None:
-        """Finish the folder, if there still is one."""
+    def finish(self, status: str) -> bool:
+        """Finish the folder, if there still is one; whether that was done."""
         self.write(lambda folder: folder.finish(status))
-        self.folder = None
+        done, self.folder = self.folder is not None, None
+        return done
 
     def lose(self, e: Exception) -> None:
         """Go on without a folder, since it cannot be written, or takes no more."""
@@ -111,11 +112,12 @@ class ModelKeeper(Keeper[Any]):
         self._model = model
         self.open(make)
 
-    def finish(self, status: str) -> None:
-        """Finish the folder, if there still is one."""
+    def finish(self, status: str) -> bool:
+        """Finish the folder, if there still is one; whether that was done."""
         self.know(wait=True)
-        super().finish(status)
+        done = super().finish(status)
         self._model = None
+        return done
 
     def know(self, *, wait: bool = False) -> None:
         """Write down the digest of the weights, where it is there or worth waiting for."""
@@ -200,15 +202,18 @@ class RunKeeper(ModelKeeper):
             # What cannot be put into a checkpoint costs the run nothing but that.
             log(e, f"job {self.name}")
 
-    def end_checkpoints(self, *, remove: bool) -> None:
-        """Wait for the one that is being written; `remove`: nothing is left that could go on."""
-        if self._saver is not None:
-            self._warn(self._saver.close())
-            # Where the disk took no more, what was written goes on from them.
-            if remove and self.folder is not None:
-                self._warn("")
-                self._saver.checkpoints.remove()
+    def finish(self, status: str, *, over: bool = False) -> bool:
+        """Finish the folder, if there still is one; whether that was done.  `over`: nothing is left that could go on,
+        so that its checkpoints go."""
+        if (saver := self._saver) is not None:
+            self._warn(saver.close())
             self._saver = None
+        done = super().finish(status)
+        # Last, and only where all is written: what lacks something goes on from them.
+        if over and done and saver is not None:
+            self._warn("")
+            saver.checkpoints.remove()
+        return done
 
     def _begin_checkpoints(self) -> None:
         from analysis.runs.checkpoint import Checkpoints, Saver

@@ -151,8 +151,9 @@ class ReadingJob(TextJob):
             self._event(status)
             if self.lanes and status in ("paused", *ENDED):
                 self.record.save(self._checkpoint, now=True)
-        if status in ENDED:
-            self.record.end_checkpoints(remove=status == "finished" and all(lane.done for lane in self.lanes))
+            if status in ENDED:
+                over = status == "finished" and all(lane.done for lane in self.lanes)
+                self.record.finish(ENDED[status], over=over)
         super()._set(status, note)
 
     def _run(self) -> None:
