@@ -173,8 +173,11 @@ def _take_in_pieces(run: Run, path: Path) -> None:
 def _events(path: Path, lanes: int) -> list[dict[str, Any]]:
     found = []
     *whole, last = files.lines(files.contents(path))
-    # The last line of a process that was killed may be cut short.
-    for number, line in enumerate([*whole, last] if last.endswith(b"}") else whole, 1):
+    # The last line of a process that was killed may be cut short, at whatever sign.
+    with suppress(ValueError):
+        files.decoded(last, dict[str, Any], "")
+        whole.append(last)
+    for number, line in enumerate(whole, 1):
         if not line.strip():
             continue
         wrong = f"line {number} of {path} is no event of this run"
