@@ -11,11 +11,14 @@ import pytest
 from analysis import texts
 from analysis.cli import waiting
 from analysis.experiments import ablation, costs, measures
+from analysis.figures.inputs import check_folder
 from analysis.maps import capture
 from analysis.maps.stretch import Stretch
 from analysis.models.loading import load
 from analysis.policies import parse
+from analysis.runs import trash
 from analysis.runs.about import about_of
+from analysis.runs.archive import export, take_in
 from analysis.runs.result import ResultFolder, stopped
 from analysis.runs.spec import Spec
 from app import recordings
@@ -132,6 +135,30 @@ def test_heads_that_are_known_are_not_knocked_out_again(begin, registry, home, m
     ((heads, unmodified),) = asked
     assert len(known) >= 2 and heads == [(1, head) for head in range(len(known), 4)] and unmodified is not None
     np.testing.assert_array_equal(read(home / job.id)[: len(known)], known)
+    assert [e.head for e in again.effects] == [0, 1, 2, 3] and again.share == 1
+
+
+def test_heads_that_are_known_stand_where_the_run_came_from_other_hands(begin, registry, home, monkeypatch):
+    job = begin("knockouts")
+    until(job, lambda: len(job.effects) >= 2)
+    registry.free(job.id)
+    job.join()
+    export(job.id, home / "a.zip")
+    trash.delete(job.id)
+    name, asked, real = take_in(home / "a.zip", check_folder), [], ablation.knock_outs
+    known = read(home / name)
+
+    def knock_outs(*about, unmodified=None):
+        asked.append(about[-1])
+        return real(*about, unmodified=unmodified)
+
+    monkeypatch.setattr(ablation, "knock_outs", knock_outs)
+    again = begin("knockouts", resumes=name)
+    until(again, lambda: again.effects)
+    assert len(again.effects) >= len(known) >= 2
+    finished(again)
+    assert asked == [[(1, head) for head in range(len(known), 4)]]
+    np.testing.assert_array_equal(read(home / name)[: len(known)], known)
     assert [e.head for e in again.effects] == [0, 1, 2, 3] and again.share == 1
 
 

@@ -181,7 +181,7 @@ def kept_knock_outs(
     left = [head for head in heads if head not in {(e.layer, e.head) for e in effects}]
     begun = len(effects)
     if unmodified is None:
-        unmodified = yield from read_unmodified(model, tokens, policy)
+        unmodified = yield from _counted(read_unmodified(model, tokens, policy), begun)
         about, tensors = {"cuts": unmodified.cuts}, {"nll": torch.from_numpy(unmodified.nll)}
         keep(lambda folder: folder.checkpoints.write(about, tensors))
     for result in knock_outs(model, tokens, policy, kind, left, unmodified=unmodified):
@@ -193,15 +193,29 @@ def kept_knock_outs(
             yield begun + result
 
 
+def _counted(reading: Generator[float, None, Unmodified], begun: int) -> Generator[float, None, Unmodified]:
+    """The first pass over the text, of a result that has `begun` effects already."""
+    while True:
+        try:
+            share = next(reading)
+        except StopIteration as e:
+            return e.value
+        yield begun + share
+
+
 def _known(place: Path, tokens: int) -> tuple[Unmodified | None, list[Effect]]:
-    """What a folder has of knock-outs that stopped: nothing where it lacks what effects are compared with."""
+    """What a folder has of knock-outs that stopped.  Where it lacks what they are compared with, as of other hands it
+    does, the effects stand all the same: each was compared with a pass of its own machine."""
     if (checkpoint := Checkpoints(place).newest()) is None:
-        return None, []
+        return None, _effects(place)
     nll, cuts = checkpoint.tensors.get("nll"), checkpoint.about.get("cuts")
     if nll is None or not isinstance(cuts, list) or len(nll) != tokens - 1 or cuts[-1:] != [tokens]:
         raise ValueError(f"the checkpoint of {place} is not of this text: delete its folder checkpoint, and begin anew")
-    effects = read_effects(place / EFFECTS) if os.path.exists(place / EFFECTS) else []
-    return Unmodified(nll.numpy(), cuts), effects
+    return Unmodified(nll.numpy(), cuts), _effects(place)
+
+
+def _effects(place: Path) -> list[Effect]:
+    return read_effects(place / EFFECTS) if os.path.exists(place / EFFECTS) else []
 
 
 def read_unmodified(model: Model, tokens: NDArray[np.int32], policy: Policy) -> Generator[float, None, Unmodified]:
