@@ -21,7 +21,7 @@ from .. import files
 from ..settings import quoted
 from .held import CHECKPOINT, FILES, files_of
 from .library import entry, find, fits, home, pin, slug, unique
-from .status import CAPTURING, LABEL, PREVIEW, RUNNING
+from .status import CAPTURING, LABEL, PREVIEW, RUNNING, TRIES
 from .trash import limit
 
 MAX_FILES = 5_000
@@ -30,8 +30,6 @@ MAX_NAMES = 2**21
 """Bytes of the list of what is in it."""
 RATIO, SMALL = 200, 2**24
 """How many times smaller than its contents a .zip file of a run may be, where these are larger than SMALL bytes."""
-TRIES = 3
-"""How often a run is packed anew that ended, or went on, while it was packed."""
 PIECE = 2**20
 """Bytes that are unpacked at a time."""
 WRONG = "this .zip file is not taken in"

@@ -22,10 +22,8 @@ from ..files import Kind
 from ..policies import parse
 from .about import About, about_of
 from .run import ROLES, Run, Track
+from .status import TRIES
 from .tables import FIDELITY, OUTPUT_ERROR, PIECES, ROLE, SINKS, TOKENS
-
-TRIES = 3
-"""How often a run is read anew that ended, or went on, while it was read."""
 
 
 @dataclass

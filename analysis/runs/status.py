@@ -19,6 +19,8 @@ LABEL, PREVIEW = "label.json", "summary.json"
 """Files that the library puts into a folder: no news of the work."""
 UNTOUCHED = 86_400
 """Seconds after which a folder that another machine seems to write is taken for one that nobody writes."""
+TRIES = 3
+"""How often a folder is read or packed anew whose work ended, or went on, meanwhile."""
 STOPPED = ("interrupted", "failed", "killed")
 """What a folder says of work that can go on."""
 
