@@ -8,10 +8,14 @@ import io
 import json
 import math
 import os
+import platform
+import re
 import shutil
 import stat
 import threading
+import time
 import zipfile
+import zlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +33,12 @@ MAX_NUMBERS = 2**33
 """Bytes of an array that is read into memory, at most."""
 RESERVE = 2**16
 """Bytes that are kept free for the last words of who writes."""
+
+DRAFT = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?([0-9]{1,9})(?:-[0-9]+-[0-9a-f]+)?\.part")
+"""What drafts are called: with the machine and the number of the process that writes; those of older versions without
+a machine."""
+STILL = 600.0
+"""Seconds for which a draft stays of a process that is no longer seen: it may be in another container of one name."""
 
 T = TypeVar("T")
 
@@ -184,16 +194,47 @@ def unwritten(path: Path, e: OSError) -> Unwritten:
     return Unwritten(f"{path} cannot be written ({e.strerror or e}): {advice(e, 'name another place')}")
 
 
+def draft_of(path: Path) -> Path:
+    """Where a file is written before it takes its name; the name of that says who writes it."""
+    # Two tabs of one server may write the same file at once, and one of them two files whose long names begin alike:
+    # none may see another's draft.
+    who = f"{_machine()}-{os.getpid()}-{threading.get_ident()}-{hash(path) & 0xFFFFFFFF:x}"
+    return path.with_name(f".{path.name[:50]}.{who}.part")
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def is_left(draft: Path) -> bool:
+    """Whether a file is a draft of a process that is dead: it wrote on this machine, and is not any more; or on another
+    one, or one that had another name, and has written nothing for a day."""
+    import psutil
+
+    if (found := DRAFT.fullmatch(draft.name)) is None:
+        return False
+    machine, pid = found.groups()
+    try:
+        changed = draft.stat().st_mtime
+    except OSError:
+        return False
+    try:
+        # Numbers of processes are given again: the one that has it now may have begun later.
+        alive = psutil.Process(int(pid)).create_time() < changed + 2
+    except (OverflowError, psutil.NoSuchProcess):
+        alive = False
+    except psutil.Error:
+        alive = True
+    return not alive and time.time() - changed > (STILL if machine == _machine() else 86_400)
+
+
 @contextmanager
 def written(path: Path) -> Generator[IO[bytes]]:
     """A file to write, which takes its name when it is whole; what is cut off leaves what was there before.
 
     Raises ValueError where the disk does not take it.
     """
-    # Two tabs of one server may write the same file at once, and one of them two files whose long names begin alike:
-    # none may see another's draft.
-    who = f"{os.getpid()}-{threading.get_ident()}-{hash(path) & 0xFFFFFFFF:x}"
-    draft = path.with_name(f".{path.name[:50]}.{who}.part")
+    draft = draft_of(path)
     try:
         try:
             with open(draft, "wb") as f:

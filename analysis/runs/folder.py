@@ -144,7 +144,7 @@ class Folder:
 
     def _rewritten(self, name: str, schema: pa.Schema, rows: list[pa.RecordBatch]) -> pa.RecordBatchStreamWriter:
         """A table of these rows in place of the one of that name, which takes in more."""
-        draft = self.path / f".{name}.{os.getpid()}.part"
+        draft = files.draft_of(self.path / name)
         file = draft.open("wb")
         try:
             stream = pa.ipc.new_stream(file, schema)

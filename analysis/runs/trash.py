@@ -166,17 +166,35 @@ def last_freed() -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a day ago was begun and never written: empty folders, and what an import left that was killed."""
+    """Remove what a day ago was begun and never written: folders without a file of a run, and what an import left that
+    was killed; and drafts of processes that were."""
     with suppress(OSError):
         for path in folder.iterdir():
             with suppress(OSError):
-                if path.is_symlink() or not path.is_dir() or time.time() - path.stat().st_mtime < DAY:
+                if path.is_symlink() or not path.is_dir():
+                    continue
+                if fits(path.name):
+                    _sweep_drafts(path)
+                if time.time() - path.stat().st_mtime < DAY:
                     continue
                 if path.name.startswith(".import-"):
                     _remove(path)
                 elif re.match(r"\d{8}-\d{6}-", path.name):
+                    if [p.name for p in path.iterdir()] == [".reserve"]:
+                        files.release(path)
                     # Only where it is empty.
                     path.rmdir()
+
+
+def _sweep_drafts(path: Path) -> None:
+    """Remove drafts of dead processes from a run folder, from those of runs in it, and from their checkpoints."""
+    for pattern in (".*.part", "*/.*.part", "*/*/.*.part"):
+        for draft in path.glob(pattern):
+            with suppress(OSError):
+                inside = draft.relative_to(path).parts
+                linked = any(path.joinpath(*inside[:count]).is_symlink() for count in range(1, len(inside) + 1))
+                if not linked and draft.is_file() and files.is_left(draft):
+                    draft.unlink()
 
 
 def _size(path: Path) -> int:
