@@ -281,3 +281,32 @@ def test_a_run_that_is_asked_for_fewer_tokens_than_it_has_says_how_many_these_ar
     seeds.run(home / "a", end="finished")
     with pytest.raises(ValueError, match="has read 40 tokens already: ask for more than that"):
         resume.stopped(home / "a", 10)
+
+
+@pytest.mark.parametrize("outer", ["from a colleague", "run"])
+def test_a_run_that_lies_one_folder_too_deep_is_taken_in_as_a_run(home, tmp_path, outer):
+    seeds.run(tmp_path / "deep" / outer / "run", end="finished")
+    (tmp_path / "deep" / outer / "run" / "checkpoint").mkdir()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
+        for path in (tmp_path / "deep").rglob("*"):
+            z.write(path, path.relative_to(tmp_path / "deep"))
+    found = library.entry(take_in(tmp_path / "a.zip", check_folder))
+    assert (found.name, found.kind, found.problem) == ("run", "reading", "")
+    assert len(load(found.path).tracks[0].nll) == 39
+    assert [e.name for e in library.entries()] == ["run"] and not list(home.glob(".*"))
+
+
+@pytest.mark.parametrize("what", ["trainings", "grid"])
+def test_what_is_a_folder_of_one_is_taken_in_as_it_was(home, tmp_path, what):
+    if what == "grid":
+        seeds.run(home / "a" / "dense", end="finished")
+        (home / "a" / "table.csv").write_text("Policy\n")
+    else:
+        training = Training(Recipe(width=16, vocabulary=24, length=16, batch=4, steps=2))
+        write(home / "a" / "1-softmax", training.recipe, list(training.measurements(1)), training.example, "finished")
+    before = library.entry("a")
+    export("a", tmp_path / "a.zip")
+    found = library.entry(take_in(tmp_path / "a.zip", check_folder))
+    assert (found.kind, found.text, found.problem) == (before.kind, before.text, "")
+    folders = [[p.name for p in path.iterdir() if p.is_dir()] for path in (found.path, home / "a")]
+    assert folders[0] == folders[1]

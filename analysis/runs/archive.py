@@ -110,6 +110,7 @@ def take_in(file: Path | IO[bytes], check: Callable[[Path], Any], place: Path | 
         except OSError as e:
             raise files.unwritten(folder, e) from e
         try:
+            name = _taken_out(draft, name)
             _end(draft / name)
             if not files_of(draft / name):
                 raise ValueError("it holds no run")
@@ -126,6 +127,22 @@ def take_in(file: Path | IO[bytes], check: Callable[[Path], Any], place: Path | 
             raise files.unwritten(folder, e) from e
         except ValueError as e:
             raise ValueError(f"{WRONG}: {str(e).replace(f'{draft}/', '')}") from e
+
+
+def _taken_out(draft: Path, name: str) -> str:
+    """Take a run out of a folder that holds nothing else; the name of its own.
+
+    A training of one kind of attention is such a folder, as the page makes it; a grid has tables beside its runs.
+    """
+    outer, (inner, *others) = draft / name, sorted((draft / name).iterdir())
+    if others or not inner.is_dir() or not files_of(inner):
+        return name
+    if (inner / "run.json").exists() and "recipe" in files.record(inner / "run.json", dict[str, Any], "that of a run"):
+        return name
+    own, outer = slug(inner.name), outer.rename(draft / ".outer")
+    (outer / inner.name).rename(draft / own)
+    outer.rmdir()
+    return own
 
 
 def _check_alike(path: Path) -> None:
