@@ -5,6 +5,7 @@ import re
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from analysis.maps.attention_row import split
 from analysis.maps.passage import Passage
 from analysis.models import fetch
 from analysis.models.language_model import LanguageModel
+from analysis.runs.run import Track
 from analysis.texts import sources
 from app import address
 from app.jobs.base import Job
@@ -29,7 +31,8 @@ from app.jobs.registry import Full, Holder
 from app.jobs.training import TrainingJob
 from app.lesson import FOLDER, LANGUAGES, lesson, translated
 from app.lesson.answers import recorded
-from app.lesson.chapters import PLAYS, chunks, emergence
+from app.lesson.chapters import PLAYS, chunks, emergence, stage
+from app.lesson.chapters.enough import SIZE, policies
 from app.lesson.chapters.first import ranges
 from app.lesson.chapters.heads import known
 from app.lesson.chapters.row import weigh
@@ -110,13 +113,12 @@ def test_head_that_the_chunks_begin_with_is_one_of_the_model(tiny_llama):
 
 
 def test_lanes_are_those_of_the_gallery_until_all_of_them_have_read_something(monkeypatch):
-    from app.lesson.chapters import stage
-    from app.lesson.chapters.enough import SIZE, policies
-
-    def run(*read: int, events=(), done: bool = True) -> SimpleNamespace:
+    def run(*read: int, events=(), done: bool = True, halted=()) -> SimpleNamespace:
         tracks = [SimpleNamespace(nll=range(n)) for n in read]
         happened = SimpleNamespace(events=[{"what": what} for what in ("running", *events)])
-        return SimpleNamespace(snapshot=SimpleNamespace(tracks=tracks), requests_done=done, run=happened)
+        return SimpleNamespace(
+            snapshot=SimpleNamespace(tracks=tracks), requests_done=done, run=happened, halted=dict.fromkeys(halted)
+        )
 
     monkeypatch.setattr(stage, "bos", lambda: "auto")
     for story, asked in (("four", FOUR), ("enough", policies(SIZE))):
@@ -126,6 +128,8 @@ def test_lanes_are_those_of_the_gallery_until_all_of_them_have_read_something(mo
             assert (about.model, about.dtype) == ("SmolLM2-135M", "float32") and DAY.fullmatch(about.date)
             assert about.what == f"text=hamlet, tokens={len(tracks[0].nll) + 1}, chunk=128, bos=auto"
         assert stage.tracks(going := run(9, 1), story, asked) == (going.snapshot.tracks, None)
+        # A lane that can read nothing does not hide what the others read.
+        assert stage.tracks(going := run(9, 0, halted=[1]), story, asked) == (going.snapshot.tracks, None)
         # Of other lanes, or of a text that begins in another way, nothing is recorded.
         assert stage.tracks(None, story, asked[1:]) == ((), None)
         # Nor of a lane that somebody has switched, or is about to.
@@ -337,7 +341,7 @@ def test_no_token_has_a_label_that_nobody_sees(character, sign):
 
 @pytest.mark.parametrize("name", ["drop", "enough"])
 def test_what_a_visit_reads_does_not_stay_among_the_runs(monkeypatch, name):
-    from app.lesson.chapters import enough, stage
+    from app.lesson.chapters import enough
 
     begun = []
     monkeypatch.setattr(stage, "bos", lambda: "auto")
@@ -346,3 +350,38 @@ def test_what_a_visit_reads_does_not_stay_among_the_runs(monkeypatch, name):
     monkeypatch.setattr(texts, "read", lambda name: texts.Text(name, name, "To be", None, ""))
     PLAYS[name].start()
     assert begun[0].func is ReadingJob and begun[0].keywords == {"keep": False}
+
+
+def track_of(nll) -> Track:
+    """A lane that has read so far, as a page sees it."""
+    of = Track()
+    for column, values in ((of.nll, nll), (of.sums, np.cumsum(nll)), (of.cache_tokens, [9] * len(nll))):
+        column.append(np.array(values))
+    return of.snapshot()
+
+
+@pytest.mark.parametrize(("name", "begun"), [("drop", FOUR), ("enough", policies(SIZE))])
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_lane_that_stands_still_is_named_and_stops_no_other(monkeypatch, name, begun, language):
+    read = [40, *[600] * (len(begun) - 1)]
+    tracks = [track_of([1.0 + lane] * n) for lane, n in enumerate(read)]
+    run = SimpleNamespace(
+        id="job", spec=SimpleNamespace(policies=begun), snapshot=SimpleNamespace(tracks=tracks), live=True,
+        run=SimpleNamespace(tracks=tracks, events=[]), halted={0: MemoryError()},
+    )  # fmt: skip
+    said, shown, caught = [], [], MagicMock()
+    monkeypatch.setattr(stage, "st", SimpleNamespace(session_state=SimpleNamespace(lesson={"language": language})))
+    for what, instead in {"playing": run, "watch": run, "transport": None, "source": None, "one_of": SIZE}.items():
+        monkeypatch.setattr(stage, what, lambda *_, of=instead: of)
+    monkeypatch.setattr(stage, "problem", said.append)
+    module = import_module(f"app.lesson.chapters.{name}")
+    monkeypatch.setattr(module, "st", caught)
+    monkeypatch.setattr(module, "numbers", shown.extend)
+    monkeypatch.setattr(module.chart, "mount", lambda *_, **__: None)
+    module.draw(lesson(language)[name], lesson(language)["page"])
+    (named,) = said
+    assert shown[0][0] in named and " 40 " in named and ("Out of memory" if language == "en" else "内存不足") in named
+    if name == "drop":
+        # Of the others as far as they have read, of the first one none there.
+        assert [number for _, number, _ in shown] == ["–", f"{np.exp(2):.1f}", f"{np.exp(3):.1f}", f"{np.exp(4):.1f}"]
+        assert " 600 " in caught.caption.call_args.args[0]

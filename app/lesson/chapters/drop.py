@@ -50,11 +50,12 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     if not tracks:
         st.caption(page.say("loading"))
         return
-    (read, perplexities), lines, items = newest(tracks), [], []
+    names = [stage.policy_name(page, parse(policy)) for policy in policies]
+    still = stage.halted(page, run, names) if about is None and run is not None else set()
+    (read, perplexities), lines, items = newest(tracks, still), [], []
     for lane, (begun, policy) in enumerate((parse(b), parse(p)) for b, p in zip(FOUR, policies, strict=True)):
         tokens, values = rolling(tracks, lane)
-        name = stage.policy_name(page, policy)
-        title = name if policy == begun else f"→ {name}"
+        title = names[lane] if policy == begun else f"→ {names[lane]}"
         lines.append((title, tokens, values))
         track = tracks[lane]
         cached = f"{int(track.cache_tokens.view()[-1]):,}" if len(track.nll) else "–"

@@ -44,11 +44,13 @@ def draw(chapter: Chapter, page: Chapter) -> None:
             start()
             run = stage.playing(ReadingJob)
         stage.transport(page, run, start)
-    found, about = stage.tracks(stage.watch(run), "enough", policies(size))
+    found, about = stage.tracks(run := stage.watch(run), "enough", policies(size))
     if not found:
         st.caption(page.say("loading"))
         return
     names = [chapter.say("sinks-n", n=s) if s > 1 else chapter.say(f"sinks-{s}") for s in SINKS]
+    if about is None and run is not None:
+        stage.halted(page, run, names)
     lines = [(name, *rolling(found, lane, REFERENCE)) for lane, name in enumerate(names)]
     items = [(name, f"{v[-1]:.2f} ×" if len(v) else "–", "") for name, _, v in lines]
     numbers(items)

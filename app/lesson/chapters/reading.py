@@ -1,6 +1,6 @@
 """Lanes of a run as chapters draw them: one chart, and a number for each lane."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import plotly.graph_objects as go
@@ -24,15 +24,19 @@ def rolling(tracks: Sequence[Track], lane: int, reference: int | None = None) ->
     return ends[kept], np.exp(mean[kept])
 
 
-def newest(tracks: Sequence[Track]) -> tuple[int, list[float]]:
-    """Tokens that all lanes have read, and the rolling perplexity of each lane at the last of them, [lanes]: lanes at
-    different places of a text are not compared otherwise.  NaN while they are too few for a curve."""
-    read = min(len(track.nll) for track in tracks)
-    if read < metrics.FIRST:
-        return read, [float("nan")] * len(tracks)
-    ends = np.array([read])
-    means = [metrics.rolling_mean(track.sums.view(), ends, metrics.ROLL) for track in tracks]
-    return read, [float(metrics.perplexities(mean)[0]) for mean in means]
+def newest(tracks: Sequence[Track], halted: Collection[int] = ()) -> tuple[int, list[float]]:
+    """Tokens that all lanes but the halted have read, and the rolling perplexity of each lane at the last of them,
+    [lanes]: lanes at different places of a text are not compared otherwise.  NaN while they are too few for a curve,
+    and where a halted lane has not come so far."""
+    read = [len(track.nll) for track in tracks]
+    shared = min([n for lane, n in enumerate(read) if lane not in halted] or read)
+    ends = np.array([shared])
+    return shared, [
+        float(metrics.perplexities(metrics.rolling_mean(track.sums.view(), ends, metrics.ROLL))[0])
+        if metrics.FIRST <= shared <= n
+        else float("nan")
+        for track, n in zip(tracks, read, strict=True)
+    ]
 
 
 def styles(policies: Sequence[str]) -> list[tuple[str, str]]:

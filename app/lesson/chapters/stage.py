@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import streamlit as st
 
-from analysis.errors import sentence
+from analysis.errors import error_message, sentence
 from analysis.policies import Policy
 from analysis.runs import library
 from analysis.runs.library import GALLERY
@@ -290,10 +290,10 @@ def story(name: str) -> RecordedRun | None:
 
 
 def tracks(run: ReadingJob | None, name: str, policies: Sequence[str]) -> tuple[Sequence[Track], About | None]:
-    """What there is to draw of lanes: what they have read, or until all of them have read something what a story of the
-    gallery has of the same ones, and of what."""
+    """What there is to draw of lanes: what they have read, or until all of them that can have read something what a
+    story of the gallery has of the same ones, and of what."""
     live = () if run is None else run.snapshot.tracks
-    if live and all(len(track.nll) for track in live):
+    if run is not None and live and all(len(t.nll) or lane in run.halted for lane, t in enumerate(live)):
         return live, None
     before = story(name)
     # Known before the lane has read on: a track has the new policy from its next tokens on.
@@ -303,6 +303,15 @@ def tracks(run: ReadingJob | None, name: str, policies: Sequence[str]) -> tuple[
         what = f"text={spec.text}, tokens={spec.tokens}, chunk={spec.chunk}, bos={spec.bos}"
         return before.tracks, About(model, spec.dtype, what, before.started[:10])
     return live, None
+
+
+def halted(page: Chapter, run: ReadingJob, names: Sequence[str]) -> set[int]:
+    """The lanes that could not read on; of each it is said where it stands, and why."""
+    found = dict(run.halted)
+    for lane, e in found.items():
+        why = translated(error_message(e, f"job {run.id}"), st.session_state.lesson["language"])
+        problem(page.say("stands", lane=names[lane], tokens=f"{len(run.run.tracks[lane].nll):,}", why=why))
+    return set(found)
 
 
 def transport(page: Chapter, run: Job | None, again: Callable[[], None]) -> None:
