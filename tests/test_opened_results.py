@@ -314,6 +314,7 @@ def test_costs_are_seen_again_whatever_their_table_calls_windows(home, windows):
     ("spoil", "wrong"),
     [
         (lambda place: costs(place, "h2o"), "which this chapter does not compare"),
+        (lambda place: costs(place, "window:window=512"), "which this chapter does not compare"),
         (lambda place: (costs(place), (place / "costs.csv").write_text("x")), "has other columns than policy"),
     ],
 )

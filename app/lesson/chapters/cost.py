@@ -92,6 +92,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         run = of_library
     elif before is not None and not (run.lanes and all(map(fitted, run.lanes))):
         run, about = costs_of(before.answer), before.about
+    check(run)
     if not run.lanes:
         return
     table = [
@@ -124,13 +125,16 @@ def draw(chapter: Chapter, page: Chapter) -> None:
 
 
 def kept_costs() -> Costs | None:
-    """What the library keeps of costs, where the address names it.  Raises ValueError where they are of others."""
-    if (folder := stage.kept_folder("costs")) is None:
-        return None
-    found = recorded(folder)
-    if others := [lane.policy.label for lane in found.lanes if lane.policy.name not in THEORY]:
+    """What the library keeps of costs, where the address names it."""
+    folder = stage.kept_folder("costs")
+    return None if folder is None else recorded(folder)
+
+
+def check(found: Costs) -> None:
+    """Raises ValueError where costs are of others than this chapter names, also where those keep another number of
+    tokens: its theory is of these windows."""
+    if others := [lane.policy.label for lane in found.lanes if lane.policy not in map(parse, POLICIES)]:
         raise ValueError(f"these costs are of {others[0]}, which this chapter does not compare")
-    return found
 
 
 Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
