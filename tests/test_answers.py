@@ -133,7 +133,7 @@ def test_windows_have_the_share_of_attention_of_the_tokens_that_stand_beside_it(
     at = opened("cost")
     assert not at.exception
     shares = {
-        int(tokens): f"{attention / seconds:.0%}"
+        int(tokens): f"{100 * attention / seconds:.0f} %"
         for tokens, seconds, attention, _ in recorded(cost.KEPT).answer["windows"]
     }
     *_, row = at.table[0].value.to_numpy().tolist()

@@ -142,7 +142,7 @@ def test_a_run_says_in_how_many_slots_its_tokens_stand(tiny_llama):
         assert (track.cache_bytes.view() == track.allocated() * 3 * 2 * 2 * 8 * 4).all()
     assert not run.tracks[2].allocated().any()
     said = [lane.cached_text for lane in summarize(run)]
-    assert said == ["57 in 80 slots, 29% empty", "61 in 63 slots, 3% empty", "89"]
+    assert said == ["57 in 80 slots, 29 % empty", "61 in 63 slots, 3 % empty", "89"]
 
 
 def test_sinks_and_window_have_blocks_of_their_own():

@@ -1,6 +1,8 @@
 """Charts say what they are given: blank where nothing is known, and the same scale for more and less."""
 
+import re
 from collections import Counter
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import msgspec
@@ -99,7 +101,8 @@ def test_a_pareto_picture_has_a_line_for_each_policy_over_its_budgets():
     kl = charts.pareto(parse("pareto:measure=kl,cost=tokens").numbers(VERDICT), "", "", share=False)
     assert [trace.name for trace in kl.data] == ["Window", "Sinks + window", "Pareto front"]
     told = charts.pareto(parse("pareto:measure=passkey,cost=tokens").numbers(VERDICT), "", "", share=True)
-    assert list(told.data[1].y) == [0, 0.5] and told.layout.yaxis.type == "linear"
+    assert list(told.data[1].y) == [0, 50] and told.layout.yaxis.type == "linear"
+    assert told.layout.yaxis.ticksuffix == " %" and told.data[1].hovertemplate.endswith("%{y:.0f} %")
 
 
 def test_a_divergence_of_nothing_or_of_rounding_stands_at_the_foot_of_a_pareto_picture():
@@ -138,7 +141,7 @@ def test_points_of_a_curve_of_recall_are_told_with_their_policies_and_distances(
         "distance": np.array([40.2, 1203.0, 40.2]),
         "recalled": np.array([1.0, 0.5, 0.0]),
     }
-    assert points_told(columns) == "Dense at 40: 100%; Dense at 1,203: 50%; Window 64 at 40: 0%"
+    assert points_told(columns) == "Dense at 40: 100 %; Dense at 1,203: 50 %; Window 64 at 40: 0 %"
 
 
 @pytest.mark.parametrize("cost", [(64, 1024), (4096, 6144), (2.1, 3.4), (0.0328, 0.0655), (64, 64)])
@@ -212,4 +215,18 @@ def test_numbers_on_logarithmic_axes_are_written_whole():
     assert figures[0].layout.yaxis.dtick == "D2"
     columns["value"][1] = 1.02
     assert charts.pareto(columns, "", "", share=False).layout.yaxis.dtick is None
-    assert charts.pareto(columns, "", "", share=True).layout.yaxis.tickformat == ".0%"
+    assert charts.pareto(columns, "", "", share=True).layout.yaxis.ticksuffix == " %"
+
+
+def test_a_share_is_written_one_way_everywhere():
+    """With a space before its sign, as the words of all pages have it."""
+    columns = {"policy": ["dense"], "distance": [40.0], "recalled": [0.5], "low": [0.25], "high": [0.75]}
+    figure = charts.recall({name: np.array(values) for name, values in columns.items()})
+    (line,), axis = figure.data, figure.layout.yaxis
+    assert (*line.y, *line.error_y.array, *line.error_y.arrayminus) == (50, 25, 25)
+    assert line.hovertemplate.endswith("%{y:.0f} % recalled") and (axis.ticksuffix, *axis.range) == (" %", -3, 103)
+    root = Path(charts.__file__).parents[2]
+    sources = [path for room in ("app", "analysis") for path in (root / room).rglob("*.py")]
+    # A style sheet has none.
+    written = re.compile(r"(?<!--share: )\{[^{}]+:\.\d%\}|\"\.\d%\"")
+    assert [path.name for path in sources if written.search(path.read_text(encoding="utf-8"))] == []

@@ -292,8 +292,8 @@ def test_no_word_and_no_number_of_a_table_is_cut_on_a_narrow_terminal(monkeypatc
         "Lane", *map(right, ("Tokens", "Perplexity", "Excess NLL", "KL", "Top-1", "Kept", "Cache", "Tokens/s"))
     )
     rows = [
-        ["Dense", "12,300", "23.0512", "reference", "0.0000", "100.00%", "12,299", "10.3 MB", "980.1"],
-        ["Sinks + window 4 + 60", "12,300", "19.9212", "-0.14 ± 0.01", "0.34 ± 0.02", "77.26%", "64", "0.3 MB", "1.1"],
+        ["Dense", "12,300", "23.0512", "reference", "0.0000", "100.00 %", "12,299", "10.3 MB", "980.1"],
+        ["Sinks + window 4 + 60", "12,300", "19.9212", "-0.14 ± 0.01", "0.34 ± 0.02", "77.26 %", "64", "0.3 MB", "1.1"],
     ]
     for row in rows:
         table.add_row(*row)

@@ -128,7 +128,7 @@ def test_a_sink_without_a_token_has_a_column_where_there_is_one(run, monkeypatch
     monkeypatch.setattr(run, "map", lambda *_: replace(drawn, first=drawn.first - 7, learned=given))
     head, arrays = decoded(ReadingSender().frame(run, view))
     np.testing.assert_array_equal(arrays["map_extra"], levels_of(given)[:, None])
-    assert head["map"]["note"] == "30% to the extra sink"
+    assert head["map"]["note"] == "30 % to the extra sink"
 
 
 def test_marked_tokens_are_on_screen_as_far_as_they_are_read_wherever_the_text_is():

@@ -185,9 +185,9 @@ def test_sink_rate_is_the_share_of_heads_above_the_threshold(base, tmp_path):
         assert held["alpha"].shape == (100, 3, 4)
         alpha = held["alpha"]
     assert [row[0] for row in rows[:4]] == ["0", "1", "2", "all"] and len(header) == len(rows[0])
-    assert rows[3][1] == f"{alpha.mean():.4f}" and rows[3][3] == f"{(alpha > 0.3).mean():.1%}"
-    assert [row[3] for row in rows[:3]] == [f"{(alpha[:, layer] > 0.3).mean():.1%}" for layer in range(3)]
-    assert ["Paper: GPT2-XL", "–", "–", "77.00%"] in rows
+    assert rows[3][1] == f"{alpha.mean():.4f}" and rows[3][3] == f"{100 * (alpha > 0.3).mean():.1f} %"
+    assert [row[3] for row in rows[:3]] == [f"{100 * (alpha[:, layer] > 0.3).mean():.1f} %" for layer in range(3)]
+    assert ["Paper: GPT2-XL", "–", "–", "77.00 %"] in rows
 
 
 @pytest.mark.parametrize(("tokens", "even"), [(2, "0.7500"), (64, "0.0741"), (2048, "0.0040")])

@@ -123,7 +123,7 @@ def test_measures_are_seen_again_without_their_model(home):
     at = opened("heads", run="me", measure="entropy", threshold="0.55")
     assert "5 of 5 samples of 96 tokens of Macbeth" in said(at) and "Entropy of attention, nats" in said(at)
     _, rate = made_up().sink_rate(0.55)
-    assert at.metric[0].value == f"{rate:.1%}" and len(at.get("plotly_chart")) == 3
+    assert at.metric[0].value == f"{100 * rate:.1f} %" and len(at.get("plotly_chart")) == 3
     assert {"run": "me", "samples": "5", "first": "2", "measure": "entropy", "threshold": "0.55"}.items() <= asked_of(
         at
     ).items()

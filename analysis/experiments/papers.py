@@ -178,12 +178,12 @@ def _sink_rates(cells: Sequence[Cell], place: Path) -> tuple[list[str], list[lis
     mean, (by_layer, rate) = alpha.mean(0), metrics.sink_rate(alpha, RATE_THRESHOLD)
     spread = alpha.mean(2).std(0, ddof=1) if len(alpha) > 1 else np.full(len(mean), np.nan)
     rows = [
-        [str(layer), f"{mean[layer].mean():.4f}", f"{spread[layer]:.4f}", f"{by_layer[layer]:.1%}"]
+        [str(layer), f"{mean[layer].mean():.4f}", f"{spread[layer]:.4f}", f"{100 * by_layer[layer]:.1f} %"]
         for layer in range(len(mean))
     ]
     whole = alpha.mean((1, 2)).std(ddof=1) if len(alpha) > 1 else np.nan
-    rows.append(["all", f"{mean.mean():.4f}", f"{whole:.4f}", f"{rate:.1%}"])
-    paper = {"GPT2-XL": "77.00%", "Mistral-7B": "97.49%", "LLaMA2-7B": "92.47%", "LLaMA3-8B": "99.02%"}
+    rows.append(["all", f"{mean.mean():.4f}", f"{whole:.4f}", f"{100 * rate:.1f} %"])
+    paper = {"GPT2-XL": "77.00 %", "Mistral-7B": "97.49 %", "LLaMA2-7B": "92.47 %", "LLaMA3-8B": "99.02 %"}
     rows += [[f"Paper: {name}", "–", "–", rate] for name, rate in paper.items()]
     return header, rows
 

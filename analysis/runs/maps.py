@@ -92,7 +92,7 @@ class RecordedMap:
         """What to know of it, in a few words; empty where there is nothing."""
         policies = [p for at, p in run.tracks[self.lane].policies if at < self.read] or [run.spec.policies[self.lane]]
         fresh = getattr(parse(policies[-1]), "stride", None) is not None
-        sink = "" if self.learned is None else f"{self.learned:.0%} to the extra sink"
+        sink = "" if self.learned is None else f"{100 * self.learned:.0f} % to the extra sink"
         return ", ".join(filter(None, ("the newest window, recomputed" if fresh else "", sink)))
 
 

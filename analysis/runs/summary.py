@@ -61,7 +61,7 @@ class LaneSummary:
     def cached_text(self) -> str:
         """How many tokens are cached as a table shows it; in blocks with their slots, and the share that is empty."""
         tokens, slots = f"{self.cache_tokens:,}", self.cache_slots
-        return f"{tokens} in {slots:,} slots, {1 - self.cache_tokens / slots:.0%} empty" if slots else tokens
+        return f"{tokens} in {slots:,} slots, {100 * (1 - self.cache_tokens / slots):.0f} % empty" if slots else tokens
 
     @property
     def kl_text(self) -> str:
@@ -73,7 +73,7 @@ class LaneSummary:
     @property
     def agree_text(self) -> str:
         """The share of tokens with the same most probable one, as a table shows it."""
-        return "–" if math.isnan(self.agree) else f"{self.agree:.2%}"
+        return "–" if math.isnan(self.agree) else f"{100 * self.agree:.2f} %"
 
 
 def switched_to(track: Track) -> str:

@@ -269,7 +269,7 @@ def _past(track: Track, begun: Sequence[Policy], lane: int) -> list[tuple[int, i
 
 def _learned(drawn: "HeadMap") -> str:
     """What went to a sink without a token, where there is one."""
-    return "" if drawn.learned is None else f"{np.nanmean(drawn.learned):.0%} to the extra sink"
+    return "" if drawn.learned is None else f"{100 * np.nanmean(drawn.learned):.0f} % to the extra sink"
 
 
 def _finite(value: float) -> float | None:

@@ -24,6 +24,8 @@ POINTS = 1500
 MARGIN = {"l": 48, "r": 8, "t": 8, "b": 44}
 LEGEND = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
 """Above a plot, which makes room for all its rows: on a narrow page there are several."""
+SHARES = {"type": "linear", "range": [-3, 103], "ticksuffix": " %"}
+"""The axis of shares, which are drawn in per cent."""
 
 
 def logarithmic(values: NDArray[np.floating]) -> dict[str, Any]:
@@ -182,32 +184,33 @@ def recall(numbers: "Numbers") -> go.Figure:
         x, share, low, high = (numbers[column][of] for column in ("distance", "recalled", "low", "high"))
         figure.add_scatter(
             x=x,
-            y=share,
+            y=100 * share,
             name=markup(label),
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 1.8},
-            error_y={"array": high - share, "arrayminus": share - low, "thickness": 1, "width": 2},
-            hovertemplate="%{x:,.0f} tokens: %{y:.0%} recalled",
+            error_y={"array": 100 * (high - share), "arrayminus": 100 * (share - low), "thickness": 1, "width": 2},
+            hovertemplate="%{x:,.0f} tokens: %{y:.0f} % recalled",
         )
     figure.update_layout(margin=MARGIN, legend=LEGEND, showlegend=True)
     figure.update_xaxes(title="tokens from the fact to the answer", rangemode="tozero")
-    figure.update_yaxes(title="recalled", range=[-0.03, 1.03], tickformat=".0%")
+    figure.update_yaxes(title="recalled", **SHARES)
     return figure
 
 
 def pareto(numbers: "Numbers", cost: str, quality: str, *, share: bool) -> go.Figure:
     """Policies at budgets, a line for each policy and a level for dense: columns that the figure Pareto gives.
 
-    `cost` and `quality`: the words on the axes; `share`: whether values are shares, from 0 to 1; others are drawn by
-    their logarithms.
+    `cost` and `quality`: the words on the axes; `share`: whether values are shares, from 0 to 1, which are drawn in per
+    cent; others are drawn by their logarithms.
     """
     figure, titles = go.Figure(), list(dict.fromkeys(numbers["title"].tolist()))
     policies = [parse(numbers["policy"][numbers["title"] == title][0]) for title in titles]
     known, (values, small) = ~np.isnan(numbers["cost"]), at_least(numbers, share=share)
+    values = 100 * values if share else values
     for title, policy, (colour, dash) in zip(titles, policies, colours(policies), strict=True):
         of = np.flatnonzero((numbers["title"] == title) & (known | (policy.name == "dense")))
         if policy.name == "dense":
-            level = float(numbers["value"][of[0]])
+            level = float(numbers["value"][of[0]]) * (100 if share else 1)
             # Its KL divergence from itself is 0, which no logarithm has.
             if level and known.any():
                 ends = [numbers["cost"][known].min(), numbers["cost"][known].max()]
@@ -222,7 +225,7 @@ def pareto(numbers: "Numbers", cost: str, quality: str, *, share: bool) -> go.Fi
             name=markup(title),
             mode="lines+markers",
             line={"color": colour, "dash": dash, "width": 1.8},
-            hovertemplate="%{x:,.4g}: %{y:.0%}" if share else "%{x:,.4g}: %{customdata:.4g}",
+            hovertemplate="%{x:,.4g}: %{y:.0f} %" if share else "%{x:,.4g}: %{customdata:.4g}",
         )
     front = on_front(numbers, share=share)
     ring = {"symbol": "circle-open", "size": 13, "color": "#767676", "line": {"width": 1.5}}
@@ -237,8 +240,7 @@ def pareto(numbers: "Numbers", cost: str, quality: str, *, share: bool) -> go.Fi
     figure.update_xaxes(
         title=cost, **logarithmic(numbers["cost"]) | (ticks if len(between) > 1 or len(costs) < 2 else {})
     )
-    shares = {"type": "linear", "range": [-0.03, 1.03], "tickformat": ".0%"}
-    figure.update_yaxes(shares if share else logarithmic(values), title=quality)
+    figure.update_yaxes(SHARES if share else logarithmic(values), title=quality)
     if small:
         tens = [10.0**n for n in range(round(math.log10(LEAST)), 7)]
         figure.update_yaxes(tickvals=tens, ticktext=[f"≤ {LEAST:g}", *(f"{n:,g}" for n in tens[1:])])

@@ -135,7 +135,8 @@ def draw_measured(measured: Measured) -> None:
             width=240,
         )
         _, rate = measured.sink_rate(threshold)
-        st.metric(f"Heads with α₁ > {threshold:.2f}", f"{rate:.1%}", help="The sink rate: of all heads of all samples")
+        rated = f"{100 * rate:.1f} %"
+        st.metric(f"Heads with α₁ > {threshold:.2f}", rated, help="The sink rate: of all heads of all samples")
     values, rows = measured.heads[name], table(measured)
     left, right = st.columns(2)
     bare = {"displayModeBar": False}

@@ -123,7 +123,7 @@ def points_told(numbers: "Numbers") -> str:
     policies = list(dict.fromkeys(numbers["policy"].tolist()))
     names = dict(zip(policies, labels([parse(policy) for policy in policies]), strict=True))
     columns = zip(*(numbers[column].tolist() for column in ("policy", "distance", "recalled")), strict=True)
-    return "; ".join(f"{names[policy]} at {distance:,.0f}: {share:.0%}" for policy, distance, share in columns)
+    return "; ".join(f"{names[policy]} at {distance:,.0f}: {100 * share:.0f} %" for policy, distance, share in columns)
 
 
 def draw_table(rows: Sequence[Row]) -> None:

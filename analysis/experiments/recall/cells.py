@@ -264,5 +264,5 @@ def _line(of: Sequence[Row], depths: Sequence[float]) -> list[str]:
         f"{hits}/{asked}",
         f"{100 * low:.0f} to {100 * high:.0f} %",
         f"{sum(row.nll for row in of) / asked:.3f}",
-        f"{sum(kept) / len(kept):.0%}".replace("%", " %") if kept else "–",
+        f"{100 * sum(kept) / len(kept):.0f} %" if kept else "–",
     ]

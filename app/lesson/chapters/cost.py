@@ -186,7 +186,7 @@ def _passes(title: str, of: Columns) -> tuple[str, ...]:
 def _share(of: Columns) -> str:
     """The share of attention at the last of these tokens."""
     _, seconds, attention, _ = of
-    return f"{attention[-1] / seconds[-1]:.0%}"
+    return f"{100 * attention[-1] / seconds[-1]:.0f} %"
 
 
 def _said(power: float) -> str:
