@@ -36,6 +36,8 @@ class Parameter:
 
 
 Parameters = Mapping[str, Parameter]
+YES, NO = ("1", "on", "true", "yes"), ("0", "off", "false", "no")
+"""How a person writes whether something is so."""
 
 
 def values(of: Parameters, asked: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
@@ -59,6 +61,13 @@ def one_of(name: str, choices: Collection[Any]) -> Parameter:
     """One of several choices, written as text."""
     written = {str(choice): choice for choice in choices}
     return Parameter(lambda asked: written[texts.checked(name, asked, written)])
+
+
+def switch(name: str, off: str = NO[0], on: str = YES[0]) -> Parameter:
+    """Whether something is so, as 1 or 0; `off`, `on`: how an address that a page makes says it."""
+    return Parameter(
+        lambda asked: int(texts.checked(name, asked.casefold(), (*YES, *NO)) in YES), lambda value: on if value else off
+    )
 
 
 def some_of(name: str, choices: Collection[Any]) -> Parameter:

@@ -12,7 +12,7 @@ from analysis.experiments.recall import parse as parse_task
 from analysis.experiments.recall.base import ASKING
 from analysis.settings import quoted
 
-from .address import HASH, Parameter, Parameters, given_text, one_of, policy, real, reals, text, whole, wholes
+from .address import HASH, Parameter, Parameters, given_text, one_of, policy, real, reals, switch, text, whole, wholes
 
 if TYPE_CHECKING:
     from analysis.experiments.verdict import Plan
@@ -24,7 +24,7 @@ AT: Parameters = {"at": whole("at", 1, MOST_TOKENS)}
 """The moment of a recording."""
 READ: Parameters = {
     "text": TEXT,
-    "fidelity": one_of("fidelity", ("on",)),
+    "fidelity": switch("fidelity", "off", "on"),
     "story": one_of("story", [name for name, story in PRESETS.items() if story.switches]),
     "pause": whole("pause", 1, MOST_TOKENS),
     **AT,

@@ -4,22 +4,32 @@ that copies the page's address stands beside it."""
 import streamlit as st
 
 from analysis import resource
+from app import address
 from app.address_bar import addressed, readdress
 from app.components import link
+from app.lesson import translated
+from app.plain import plain
 
 STYLE = resource("app/components/shared/projected.css")
 NAME = "projected"
 """Of the parameter in addresses."""
+PARAMETERS: address.Parameters = {NAME: address.switch(NAME)}
+"""What every page's address says of it."""
 
 
 def project(
-    begin: str = "Project", end: str = "Leave projection", copy: str = "Copy link", copied: str = "Copied"
-) -> None:
+    begin: str = "Project", end: str = "Leave projection", copy: str = "Copy link", copied: str = "Copied",
+    language: str = "en",
+) -> None:  # fmt: skip
     """The button, and the style where it is on.  A page that is opened in the same tab stays projected."""
     state = st.session_state
     if state.arrived and state.get(NAME):
         readdress((NAME,), {NAME: "1"})
-    on = state[NAME] = addressed(NAME)[-1:] == ["1"]
+    asked = {NAME: said[-1]} if (said := addressed(NAME)) else {}
+    found, problems = address.values(PARAMETERS, asked)
+    on = state[NAME] = bool(found.get(NAME))
+    if problems:
+        st.info(plain(translated(address.wrong(problems), language)))
     if on:
         st.html(STYLE)
     with st.container(key="project", width="content", horizontal=True, vertical_alignment="center"):

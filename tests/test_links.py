@@ -19,6 +19,8 @@ from app.controls import MODEL, NUMBERS, WEIGHTS, Chosen
 from app.lesson.chapters import PLAYS, cost, emergence, enough, first, heads, nothing, recall, row
 from app.panels import atlas, figure_layout, figure_source, knockouts, measures, verdict_results, verdict_settings
 from app.parameters import AT, CHAT, MEASURED, MOST_TOKENS, READ, RECALL, SAMPLING
+from app.projection import NAME
+from app.projection import PARAMETERS as SWITCH
 from app.view import CHAT_PARAMETERS, PARAMETERS
 
 PANELS = {"maps": atlas.PANEL, "measures": measures.PANEL, "knockouts": knockouts.PANEL}
@@ -106,7 +108,7 @@ VALUES = {
     "file": st.sampled_from(KINDS),
     "grey": st.integers(0, 1),
     "at": st.integers(1, 2**31 - 1),
-    "fidelity": st.just("on"),
+    "fidelity": st.integers(0, 1),
     "pause": st.integers(1, MOST_TOKENS),
     "script": st.sampled_from(["questions", "memory"]) | HASHES,
     "kv_chunk": st.integers(1, 65536),
@@ -187,6 +189,17 @@ def test_what_cannot_be_asked_is_one_short_sentence_and_left_out(page, name, wri
     assert len(found) + len(problems) == 1
     assert all(0 < len(problem) < 400 and "\n" not in problem for problem in problems)
     assert bool(address.wrong(problems)) == bool(problems)
+
+
+@pytest.mark.parametrize(("name", "of"), [("grey", FIGURE), ("kl", VERDICT), ("fidelity", READ), (NAME, SWITCH)])
+def test_whether_something_is_so_is_read_however_it_is_written(name, of):
+    for written, meant in dict.fromkeys(("1", "on", "true", "YES", "True"), 1).items():
+        assert address.values(of, {name: written}) == ({name: meant}, [])
+    for written, meant in dict.fromkeys(("0", "off", "False", "no"), 0).items():
+        assert address.values(of, {name: written}) == ({name: meant}, [])
+    for written in ("", "2", "ja", "1 "):
+        found, (wrong,) = address.values(of, {name: written})
+        assert not found and f"{name} must be one of 1, on, true, yes, 0, off, false, no, not" in wrong
 
 
 def test_all_settings_of_how_answers_are_sampled_have_their_parameter():

@@ -13,6 +13,7 @@ from analysis.policies import parse
 from app.jobs.registry import REGISTRY
 from app.lesson import lesson
 from app.libraries import LIBRARIES
+from app.projection import NAME
 
 from .fuzz import seeds
 from .fuzz.addresses import MAIN
@@ -182,3 +183,15 @@ def test_a_sentence_that_did_not_fit_is_asked_for_and_known_again():
     there.text_input("lesson-sentence").set_value(long)
     settle(there)
     assert not there.info and said(there)["sentence"] == [named] and widgets(there) == widgets(at)
+
+
+@pytest.mark.parametrize(("page", "language"), [("recall", "en"), ("learn", "zh")])
+def test_a_page_is_projected_however_its_link_says_so(page, language):
+    for written, projected, wrong in (("1", True, ""), ("yes", True, ""), ("off", False, ""), ("x", False, NAME)):
+        at = AppTest.from_file(MAIN, default_timeout=300)
+        at.switch_page(f"views/{page}.py")
+        at.query_params[NAME], at.query_params["lang"] = written, language
+        at.run()
+        assert not at.exception and at.session_state[NAME] is projected, written
+        told = " ".join(info.value for info in at.info)
+        assert wrong in told and ("要求" in told) == (bool(wrong) and language == "zh")

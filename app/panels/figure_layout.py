@@ -14,7 +14,7 @@ PARAMETERS: address.Parameters = {
     "points": address.real("points", 4, 40),
     "dpi": address.whole("dpi", 50, 1200),
     "file": address.one_of("file", KINDS),
-    "grey": address.whole("grey", 0, 1),
+    "grey": address.switch("grey"),
 }
 """What addresses say of a layout and a file; `grey`: whether it is shown as a black-and-white printer has it."""
 

@@ -41,7 +41,7 @@ def _texts(written: str) -> list[str]:
 
 PLAN: address.Parameters = {
     "budgets": address.wholes("budgets", MOST_BUDGETS, 2, LONGEST_RECALL),
-    "kl": address.whole("kl", 0, 1),
+    "kl": address.switch("kl"),
     "tasks": address.Parameter(_tasks, ",".join),
     "texts": address.Parameter(_texts, ",".join),
     "tokens": address.whole("tokens", 2, LONGEST_RECALL),

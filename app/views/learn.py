@@ -18,7 +18,7 @@ from app.panels.job_panel import redraw
 from app.plain import plain
 from app.projection import project
 
-KNOWN = {"lang": list(LANGUAGES), "bos": list(BOS), "projected": ["0", "1"]}
+KNOWN = {"lang": list(LANGUAGES), "bos": list(BOS)}
 """What an address may say, beside its chapter."""
 CHOICES = tuple(dict.fromkeys(name for play in PLAYS.values() for name in play.choices))
 """What an address may say of one chapter or another."""
@@ -169,7 +169,7 @@ chapters = lesson(state["language"])
 page, name = chapters["page"], state["chapter"]
 chapter = chapters[name]
 sidebar(chapters, page)
-project(*(page.say(word) for word in ("project", "unproject", "copy-link", "copied")))
+project(*(page.say(word) for word in ("project", "unproject", "copy-link", "copied")), language=state["language"])
 if state["note"]:
     st.info(state["note"])
 text, play = st.columns([5, 8], gap="large")

@@ -71,7 +71,7 @@ def open_page() -> None:
     if known is None:
         left_out += [NO_RUN] * ("at" in found and "run" not in asked)
         model, unloaded = model.linked(asked, REGISTRY.models())
-        text, fidelity = found.get("text", text), "fidelity" in found
+        text, fidelity = found.get("text", text), bool(found.get("fidelity"))
         left_out += unloaded
         try:
             lanes = address.lanes(asked.get_all("lane"), MAX_LANES, "read") if "lane" in asked else lanes
