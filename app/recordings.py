@@ -163,7 +163,7 @@ class Result:
     @property
     def title(self) -> str:
         """What its text is called."""
-        return texts.title(self.spec.text) if self.spec.text in texts.plays() else Path(self.spec.text).name
+        return texts.titled(self.spec.text)
 
     @property
     def begins(self) -> str:

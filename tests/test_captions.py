@@ -75,7 +75,7 @@ def test_no_caption_title_or_table_says_where_files_lie_on_somebodys_machine(tmp
         tmp_path, msgspec.structs.replace(VERDICT, texts=[text, "hamlet"]), {"spec": {"model": model, "text": text}}
     )
     said.append(provenance(parse("pareto"), verdict, Path("a.pdf"), Layout())["caption"])
-    assert "my-llama on my novel.txt, hamlet (" in said[-1]
+    assert "my-llama on my novel.txt, Hamlet (" in said[-1]
     assert not [words for words in said if "/home" in words]
 
 
@@ -145,7 +145,8 @@ def test_a_caption_of_recall_names_the_task_and_no_text_of_perplexity(cost, meas
     assert "Shares are of the facts that dense recalls." in about["caption"]
     assert ("What a cache takes was measured on other texts." in about["caption"]) is measured
     read = provenance(parse(f"pareto:cost={cost}"), source, Path("a.pdf"), Layout())
-    assert "tiny on hamlet, macbeth (1,002 tokens, float32)" in read["caption"] and read["text_sha256"] == "h"
+    assert "tiny on Hamlet, Macbeth (1,002 tokens, float32)" in read["caption"] and read["text_sha256"] == "h"
+    assert read["text"] == "hamlet, macbeth", "names, by which a program finds them"
 
 
 def test_a_figure_tells_the_switches_that_the_command_of_its_run_leaves_out(tmp_path):

@@ -334,7 +334,7 @@ def test_a_caption_says_how_many_tokens_were_read_and_not_how_many_were_asked_fo
 def test_a_caption_of_a_verdict_names_what_was_read_whatever_its_first_cell_is_of(tmp_path):
     """Cells are found by their names, and the first may have been asked for a pass key."""
     cell = {"model": "tiny", "text": "passkey", "policies": ["dense"], "dtype": "float32"}
-    for texts, said in ((VERDICT.texts, "tiny on hamlet, macbeth (202 tokens, float32)."), ([], "tiny.")):
+    for texts, said in ((VERDICT.texts, "tiny on Hamlet, Macbeth (202 tokens, float32)."), ([], "tiny.")):
         entries = [msgspec.structs.replace(e, tokens=200 if texts else 0) for e in VERDICT.entries]
         source = FigureInput(tmp_path, msgspec.structs.replace(VERDICT, texts=texts, entries=entries), {"spec": cell})
         about = provenance(parse("pareto"), source, tmp_path / "a.pdf", Layout())

@@ -240,7 +240,7 @@ def test_a_verdict_is_seen_again_without_its_model(home):
     compared(home / "ve")
     at = opened("verdict", run="ve", quality="passkey", cost="megabytes")
     (told,) = [e.proto.body for e in at.main.get("html") if "sk-sentence" in e.proto.body]
-    assert "The smallest cache within 2&nbsp;% of dense on hamlet and macbeth is Sinks + window at 128 tokens" in told
+    assert "The smallest cache within 2&nbsp;% of dense on Hamlet and Macbeth is Sinks + window at 128 tokens" in told
     now = {"run": "ve", "budgets": "64,128", "texts": "hamlet,macbeth", "tokens": "1000", "lengths": "256"}
     now |= {"depths": "2.5", "seed": "7", "quality": "passkey", "cost": "megabytes"}
     assert at.query_params["lane"] == ["window:window=256", "streaming:sinks=4,window=252,positions=cache"]

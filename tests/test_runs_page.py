@@ -11,14 +11,17 @@ from shutil import copytree
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from analysis import COMMAND
+from analysis import COMMAND, texts
 from analysis.figures import FIGURES
 from analysis.figures.thumbnails import sink_grid, sparkline
 from analysis.runs import library, trash
 from analysis.runs.archive import export
 from analysis.runs.folder import save
 from analysis.runs.preview import preview_of
-from app.panels import figure_source
+from analysis.runs.spec import Spec
+from app.jobs.loading import Models
+from app.jobs.reading import ReadingJob
+from app.panels import figure_source, run_list
 from app.panels.run_list import AT_ONCE, words_of
 from app.plain import plain
 
@@ -338,3 +341,13 @@ def test_words_of_a_run_are_text(home):
     body = words_of(entry, entry.title)
     assert "<script" not in body and "<b onclick" not in body and "&lt;script&gt;" in body
     assert sparkline(entry.preview).startswith("<img") and sink_grid(entry.preview).startswith("<img")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "said"),
+    [("reading", "hamlet", "Hamlet"), ("measures", "hamlet", "Measures: Hamlet"), ("costs", "mine.txt", "Costs: mine")],
+)
+def test_a_list_calls_a_bundled_text_by_its_title_whatever_was_done_with_it(home, kind, text, said):
+    assert run_list.titled(library.Entry("a", home / "a", 0.0, 0, kind=kind, text=text)) == said
+    job = ReadingJob(Spec("tiny", text, ("dense",), 9), texts.from_bytes(b"To be", text), Models())
+    assert job.about == f"reading of {'Hamlet' if text == 'hamlet' else text}"

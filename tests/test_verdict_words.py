@@ -12,12 +12,12 @@ change = msgspec.structs.replace
 
 def test_the_sentence_names_the_smallest_cache_that_is_close_and_what_it_forgets():
     assert sentence(VERDICT) == (
-        "The smallest cache within 2 % of dense on hamlet and macbeth is Sinks + window at 128 tokens (perplexity "
+        "The smallest cache within 2 % of dense on Hamlet and Macbeth is Sinks + window at 128 tokens (perplexity "
         "+1.0 ± 0.1 %); at 128 tokens it forgets everything older than 40 tokens (passkey: 0 of 1 recalled)."
     )
     far = [e if e.budget is None else msgspec.structs.replace(e, excess=1.0 + e.budget) for e in VERDICT.entries]
     said = sentence(msgspec.structs.replace(VERDICT, entries=far))
-    assert said.startswith("No cache of up to 128 tokens comes within 2 % of dense on hamlet and macbeth: nearest is ")
+    assert said.startswith("No cache of up to 128 tokens comes within 2 % of dense on Hamlet and Macbeth: nearest is ")
     same = [msgspec.structs.replace(e, excess=-1e-9) for e in VERDICT.entries]
     assert "(perplexity +0.0 ± 0.1 %)" in sentence(msgspec.structs.replace(VERDICT, entries=same))
     header, rows = table(msgspec.structs.replace(VERDICT, entries=same))
@@ -72,7 +72,7 @@ def test_a_caption_says_what_the_columns_are_that_stand_there():
 def test_a_table_of_its_own_says_which_model_read_how_much_of_which_texts():
     found = change(VERDICT, model="/home/me/my-llama", texts=["/home/me/my novel.txt", "hamlet"])
     written = tables.written(found)["table.md"]
-    assert "\n\nmy-llama on my novel.txt and hamlet (1,002 tokens).\n\n" in written and "/home" not in written
+    assert "\n\nmy-llama on my novel.txt and Hamlet (1,002 tokens).\n\n" in written and "/home" not in written
     unread = change(found, texts=[], entries=[change(e, tokens=0, excess=None) for e in found.entries])
     assert "\n\nmy-llama.\n\n" in tables.written(unread)["table.md"]
 

@@ -25,7 +25,7 @@ from ..runs.reading import begun
 from ..runs.run import Run
 from ..runs.spec import Spec
 from ..settings import Registry
-from ..texts import with_bos
+from ..texts import titled, with_bos
 
 if TYPE_CHECKING:
     from ..models.language_model import LanguageModel
@@ -152,7 +152,7 @@ class Experiment:
 
 def _asked(spec: Spec) -> str:
     """Model and text, without the folders of somebody's machine."""
-    return f"{named(spec.model)} on {Path(spec.text).name}"
+    return f"{named(spec.model)} on {titled(spec.text)}"
 
 
 def _begins(cell: Cell, place: Path) -> str:

@@ -34,7 +34,7 @@ def provenance(figure: Figure, source: FigureInput, out: Path, layout: Layout) -
     policies = source.policies(lane)
     # A comparison has read other texts for a task than for perplexity.
     text, tokens = (figure.task, None) if figure.task else (source.text, source.tokens(lane))
-    known = spec | {"text": text, "trained": source.trained(figure)}
+    known = spec | {"text": figure.task or source.title, "trained": source.trained(figure)}
     return {
         "figure": str(figure),
         "caption": caption(figure, known, policies, tokens),

@@ -1,6 +1,6 @@
 """What figures are made of, as it lies in a folder: a run, a captured stretch, a grid, trainings, recall, a verdict."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..runs.about import about_of
 from ..runs.library import KINDS
 from ..runs.reader import load as load_run
 from ..runs.run import Run
+from ..texts import titled
 from .base import Figure
 
 MADE_OF = {
@@ -61,8 +62,16 @@ class FigureInput:
     @property
     def text(self) -> str | None:
         """The name of the text or its file, or those of all that were read for a verdict; None where nobody says it."""
-        texts = self.data.texts if isinstance(self.data, Verdict) else [self.about.get("spec", {}).get("text") or ""]
-        return ", ".join(Path(text).name for text in texts) or None
+        return ", ".join(Path(text).name for text in self._texts) or None
+
+    @property
+    def title(self) -> str | None:
+        """The same, as a caption has it."""
+        return ", ".join(map(titled, self._texts)) or None
+
+    @property
+    def _texts(self) -> Sequence[str]:
+        return self.data.texts if isinstance(self.data, Verdict) else [self.about.get("spec", {}).get("text") or ""]
 
     def tokens(self, lane: int | None = None) -> int | None:
         """Tokens that one lane of a run has read, or the lane that has read most, as of a grid, or a policy for a

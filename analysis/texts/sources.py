@@ -49,6 +49,11 @@ def title(name: str) -> str:
     return " ".join(word.capitalize() if len(word) > 3 else word for word in name.split("-"))
 
 
+def titled(name: str) -> str:
+    """What a sentence calls a text: a bundled one has its title, a file its name without the folders of a machine."""
+    return title(name) if name in plays() else Path(name).name
+
+
 def play(name: str) -> Text:
     """A bundled text by its name.  Raises ValueError with what there is."""
     if name not in plays():

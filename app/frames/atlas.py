@@ -10,6 +10,7 @@ from weakref import ref
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis import texts
 from analysis.maps.atlas import Atlas
 from analysis.maps.region import Region
 from analysis.maps.stretch import Stretch
@@ -261,7 +262,10 @@ def called(runs: Sequence[CaptureJob]) -> list[str]:
     """A name for each stretch, no two alike: policy, text and tokens, and what else tells it from those that have the
     same."""
     stretches = [run.opened.stretch for run in runs]
-    found = [f"{of.label}, {run.spec.text}, {of.tokens:,} tokens" for run, of in zip(runs, stretches, strict=True)]
+    found = [
+        f"{of.label}, {texts.titled(run.spec.text)}, {of.tokens:,} tokens"
+        for run, of in zip(runs, stretches, strict=True)
+    ]
     particulars = (
         lambda run: run.spec.policies[0],
         lambda run: run.spec.model,

@@ -363,7 +363,7 @@ class TextJob(Job):
     @property
     def about(self) -> str:
         """What the job does and with which text, in a few words."""
-        return f"{self.noun} of {self.spec.text}"
+        return f"{self.noun} of {texts.titled(self.spec.text)}"
 
     def _let_go(self) -> None:
         self.model = None

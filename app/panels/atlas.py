@@ -7,6 +7,7 @@ from typing import Any
 
 import streamlit as st
 
+from analysis import texts
 from analysis.errors import sentence
 from analysis.maps.capture import LONGEST, cut_off
 from analysis.maps.region import Region
@@ -184,7 +185,7 @@ def draw() -> None:
         JOB_PANEL.buttons("Open again" if again else "Capture", "center_focus_strong", start)
         if run is not None and run.atlas is not None:
             stretch = run.atlas.stretch
-            tokens = f"{stretch.tokens:,} tokens of {run.spec.text} {run.begins}"
+            tokens = f"{stretch.tokens:,} tokens of {texts.titled(run.spec.text)} {run.begins}"
             st.caption(plain(" · ".join(filter(None, (stretch.label, tokens, run.text_note)))))
     run = JOB_PANEL.watch()
     if run is None:

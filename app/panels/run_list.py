@@ -48,9 +48,9 @@ WHERE = resource("app/views")
 
 def titled(entry: Entry) -> str:
     """What a run is called on a page: that of a bundled text has its title."""
-    if not entry.label.title and entry.kind == "reading" and entry.text in texts.plays():
-        return texts.title(entry.text)
-    return entry.title
+    if entry.label.title or entry.text not in texts.plays():
+        return entry.title
+    return entry.title.removesuffix(entry.text) + texts.title(entry.text)
 
 
 def arrive() -> None:

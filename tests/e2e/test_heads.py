@@ -68,7 +68,7 @@ def test_a_captured_stretch_is_panned_zoomed_and_compared(app, page, tmp_path):
     folder.press("Enter")
     page.get_by_role("button", name="Open again").click()
     page.wait_for_function("window.__sinkscope_atlas?.tile >= 1")
-    page.get_by_text("400 tokens of hamlet").wait_for()
+    page.get_by_text("400 tokens of Hamlet").wait_for()
     choose(page, page.get_by_role("combobox", name="Small maps"), "heads of this layer")
     page.locator(".sk-many button").nth(8).wait_for()
     folder.fill("")

@@ -32,7 +32,7 @@ def test_a_comparison_stops_goes_on_and_ends_in_a_sentence(app, page):
     page.get_by_role("button", name="Resume").click()
     page.get_by_role("button", name="Resume").wait_for(state="detached")
     expect(page.locator(".sk-sentence")).to_contain_text(
-        re.compile(r"^(The smallest cache|No cache of up to 32 tokens).*of dense on hamlet"), timeout=90_000
+        re.compile(r"^(The smallest cache|No cache of up to 32 tokens).*of dense on Hamlet"), timeout=90_000
     )
     wait_until(page, "!!document.querySelector('.sk-chart .main-svg')")
     told = page.locator(".sk-sentence").inner_text()

@@ -1,7 +1,6 @@
 """A verdict as a person reads it: one sentence, and tables."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 
@@ -10,6 +9,7 @@ from ...models.kinds import named
 from ...palette import labels
 from ...policies import parse
 from ...tables import as_csv, as_markdown
+from ...texts import titled
 from .entries import FILE, LEVEL, Entry, Recall, Verdict
 from .plan import READING
 
@@ -149,8 +149,7 @@ def _percent(entry: Entry) -> str:
 
 
 def _texts(found: Verdict) -> str:
-    """The names of the texts, without the folders of somebody's machine."""
-    return _listed([Path(text).name for text in found.texts])
+    return _listed([titled(text) for text in found.texts])
 
 
 def _listed(texts: Sequence[str]) -> str:
