@@ -35,6 +35,7 @@ from app.lesson.chapters import PLAYS, chunks, emergence, stage
 from app.lesson.chapters.enough import SIZE, policies
 from app.lesson.chapters.first import ranges
 from app.lesson.chapters.heads import known
+from app.lesson.chapters.reading import curves, rolling
 from app.lesson.chapters.row import weigh
 from app.lesson.chapters.sentence import _words
 from app.pages import PAGES
@@ -385,3 +386,10 @@ def test_a_lane_that_stands_still_is_named_and_stops_no_other(monkeypatch, name,
         # Of the others as far as they have read, of the first one none there.
         assert [number for _, number, _ in shown] == ["–", f"{np.exp(2):.1f}", f"{np.exp(3):.1f}", f"{np.exp(4):.1f}"]
         assert " 600 " in caught.caption.call_args.args[0]
+
+
+def test_a_curve_that_has_just_begun_is_drawn():
+    for read, mode in ((metrics.FIRST - 1, "lines"), (metrics.FIRST, "markers"), (metrics.FIRST + 1, "lines")):
+        line = rolling([track_of([1.0] * read)], 0)
+        figure = curves([("Dense", *line)], [("#000000", "solid")], "", "", 60)
+        assert len(figure.data[0].x) == read - metrics.FIRST + 1 and figure.data[0].mode == mode

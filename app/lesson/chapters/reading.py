@@ -55,8 +55,9 @@ def curves(
     longest = max([float(t[-1]) for _, t, _ in lines if len(t)], default=256.0)
     for (name, tokens, values), (colour, dash) in zip(lines, styles, strict=True):
         figure.add_scatter(
-            x=tokens, y=values, name=name, mode="lines", line={"color": colour, "dash": dash, "width": 2},
-            hovertemplate="%{y:.3~g}",
+            x=tokens, y=values, name=name, line={"color": colour, "dash": dash, "width": 2}, hovertemplate="%{y:.3~g}",
+            # One point has no line: nothing would be drawn of it.
+            mode="markers" if len(tokens) == 1 else "lines", marker={"color": colour},
         )  # fmt: skip
     figure.update_layout(margin={**MARGIN, "t": 34}, legend=LEGEND)
     figure.update_xaxes(title=x, range=[0, max(longest, 256) * 1.01])
