@@ -203,6 +203,24 @@ def test_names_at_curves_can_be_read(app, page, recorded, scheme):
     assert page.evaluate(FAINTEST) >= 4.5
 
 
+def test_memory_follows_while_one_drawing_comes_right_after_another(app, page, recorded):
+    page.goto(f"{app}/?run={recorded}&at=500")
+    page.wait_for_function("document.querySelectorAll('.sk-memory .sk-texts span').length > 1")
+    drawn = "document.querySelector('.sk-memory').data.at(-1).x.at(-1)"
+    page.wait_for_function(f"{drawn} >= 499")
+    before = page.evaluate(drawn)
+    # Each step is drawn before the time has passed in which a rest is answered.
+    page.evaluate("""() => new Promise((done) => {
+      const step = (left) => {
+        document.body.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+        if (left) setTimeout(step, 100, left - 1);
+        else done();
+      };
+      step(25);
+    })""")
+    assert page.evaluate(drawn) > before + 5
+
+
 def test_a_projected_plot_fits_a_page_that_becomes_lower(app, page, recorded):
     """On a projector a browser fills the screen, or leaves it: the width stays."""
     page.set_viewport_size({"width": 1440, "height": 1080})

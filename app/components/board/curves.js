@@ -2,7 +2,7 @@
 
 // ms between two drawings: an SVG of thousands of points is not free, and memory moves slowly, once a run is long: where
 // its plot would be so much longer, it is drawn at once.
-const LEAST_BETWEEN = 350, LEAST_BETWEEN_MEMORY = 4000, MEMORY_AFTER = 250, LONGER = 1.1;
+const LEAST_BETWEEN = 350, LEAST_BETWEEN_MEMORY = 4000, MEMORY_AFTER = 250, MEMORY_AT_MOST = 1000, LONGER = 1.1;
 const MAX_ROWS = 5;
 // Room beside a plot; above it is that for a tick's label at the very top, which stands a little higher than its tick.
 const ROOM = { left: 46, bottom: 34, top: 14 };
@@ -86,7 +86,7 @@ function makeCurves(send, names) {
     el("section", { class: "sk-panel" }, el("h2", { class: "sk-title" }, "KV-cache memory", el("span", { class: "sk-sub" }, " MB, measured; dotted: what dense would take, predicted")), memory));
   const showTexts = textsOver(plot), showMemoryTexts = textsOver(memory);
   let plotly = null, frame = null, theme = null, latest = 0, lastMemory = 0, timer = 0, memoryTimer = 0, drawn = "", titled = "";
-  let scale = LOG, type = null, edge = ROOM, above = 0, heldFor = "", memoryDrawn = "", memoryUpTo = 0;
+  let scale = LOG, type = null, edge = ROOM, above = 0, heldFor = "", memoryDrawn = "", memoryUpTo = 0, memoryDue = 0;
   let zoom = null, zoomOf = "", listening = false; // the ranges that a person zoomed to, and the curve that they belong to
   loadPlotly().then((P) => { plotly = P; draw(); }, () => say(plot, NO_PLOTS));
 
@@ -175,9 +175,11 @@ function makeCurves(send, names) {
     if (!listening) listen();
 
     clearTimeout(memoryTimer);
-    // A jump is answered by what is looked at first.
-    if (frame.recorded) memoryTimer = setTimeout(() => drawMemory(width, labels, range), MEMORY_AFTER);
-    else if (latest - lastMemory > LEAST_BETWEEN_MEMORY || range[1] > LONGER * memoryUpTo || frame.status !== "running" || memoryDrawn !== memoryState(width)) drawMemory(width, labels, range);
+    // A jump is answered by what is looked at first.  Where drawings follow each other faster than that, as on a slow machine
+    // that plays, memory does not wait for their end.
+    memoryDue ||= latest + MEMORY_AT_MOST;
+    if (frame.recorded && latest < memoryDue) memoryTimer = setTimeout(() => drawMemory(width, labels, range), MEMORY_AFTER);
+    else if (frame.recorded || latest - lastMemory > LEAST_BETWEEN_MEMORY || range[1] > LONGER * memoryUpTo || frame.status !== "running" || memoryDrawn !== memoryState(width)) drawMemory(width, labels, range);
     const facts = frame.lanes.map((l, i) => `${l.label}: ${i === frame.reference ? "the reference" : `${digits(l.relative)} times`}, rolling perplexity ${digits(l.rolling)}`);
     const measured = frame.lanes.map((l, i) => `${l.label}: ${digits(frame.arrays[`y${i}`]?.data.at(-1))}`);
     plot.setAttribute("aria-label", scale === LOG ? `Perplexity against tokens read. ${facts.join("; ")}.` : `${titled}. ${measured.join("; ")}.`);
@@ -190,6 +192,7 @@ function makeCurves(send, names) {
 
   function drawMemory(width, labels, range) {
     lastMemory = performance.now();
+    memoryDue = 0;
     memoryDrawn = memoryState(width);
     memoryUpTo = range[1];
     const height = Math.max(Math.round(136 * type.grown), edge.top + edge.bottom + frame.lanes.length * labels.most * type.line);
