@@ -213,6 +213,21 @@ def test_words_of_charts_meet_nothing_on_a_narrow_page(app, page):
         assert not page.evaluate(MEET), name
 
 
+def test_choices_stand_in_one_line_with_boxes_and_have_all_their_borders(app, page):
+    page.goto(f"{app}/learn?chapter=row")
+    labels = page.get_by_test_id("stMain").get_by_test_id("stWidgetLabel")
+    for words in ("Layer", "How logits become weights"):
+        labels.filter(has_text=words).wait_for()
+    tops = [labels.filter(has_text=words).bounding_box()["y"] for words in ("Layer", "How logits become weights")]
+    assert abs(tops[0] - tops[1]) < 2
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.goto(f"{app}/heads?panel=measures")
+    choice = page.get_by_role("radio", name="What is each head's sink worth?")
+    choice.wait_for()
+    # It goes on in the next line, beside nothing that has a border for it.
+    assert choice.evaluate("e => getComputedStyle(e).borderLeftColor === getComputedStyle(e).borderTopColor")
+
+
 def test_an_answer_closes_with_its_chapter_and_what_is_cut_is_said(app, page):
     page.goto(f"{app}/learn?chapter=row&lang=zh")
     opened(page, "zh", "row")

@@ -56,7 +56,7 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     numbers(items)
     alt = chapter.say("alt", values="; ".join(f"{name}: {value}" for name, value, _ in items))
     figure = curves(lines, styles(policies(size)), page.say("tokens"), chapter.say("relative"), 3)
-    chart.mount(figure, key="enough-chart", alt=alt, height=370, projected=71)
+    chart.mount(figure, key="enough-chart", alt=alt, height=370, projected=70)
     stage.source(page, about)
 
 
