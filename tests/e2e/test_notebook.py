@@ -74,6 +74,33 @@ def test_two_maps_in_a_notebook_tell_their_own_tokens_and_weights(page):
     assert page.problems == [] and page.strangers == []
 
 
+def test_a_map_is_gone_through_by_keys_alone(page):
+    made = made_map()
+    (frame,) = displayed(page, show(made))
+    canvas, tip, here = (frame.locator(name) for name in (".sk-map", ".sk-tip", ".sk-here"))
+    canvas.focus()
+    newest = len(WORDS) - 1
+    for keys, row, column in (
+        (["ArrowLeft"], newest, 0),
+        (["ArrowUp"] * 2, newest - 2, 0),
+        # The first tokens stand at the left, and all of them after these.
+        (["ArrowRight", "ArrowRight"], newest - 2, 2),
+        (["ArrowRight"] * 40 + ["ArrowDown"] * 40, newest, newest),
+        (["ArrowLeft", "ArrowUp"], newest - 1, newest - 1),
+    ):
+        for key in keys:
+            canvas.press(key)
+        query, _, rest = tip.inner_text().partition(" → ")
+        key, _, weight = rest.rpartition(": ")
+        assert (query, key) == (f"{as_json(WORDS[row])} ({row})", f"{as_json(WORDS[column])} ({column})")
+        assert float(weight) == pytest.approx(float(made["map"][row, column]), rel=0.06)
+        at, whole = here.bounding_box(), canvas.bounding_box()
+        assert whole["y"] <= at["y"] < whole["y"] + whole["height"] and here.is_visible()
+    canvas.blur()
+    assert tip.is_hidden() and here.is_hidden()
+    assert page.problems == [] and page.strangers == []
+
+
 def as_json(text: str) -> str:
     return '"' + text.replace('"', '\\"').replace("\n", "\\n") + '"'
 

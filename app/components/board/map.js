@@ -3,14 +3,15 @@
 
 function makeMap() {
   const title = el("h2", { class: "sk-title" });
-  const canvas = el("canvas", { class: "sk-map", role: "img" });
-  const tip = el("div", { class: "sk-tip", hidden: true });
+  const canvas = el("canvas", { class: "sk-map", tabindex: 0, role: "img" });
+  const tip = el("div", { class: "sk-tip", role: "status", hidden: true }), pointer = el("div", { class: "sk-here", hidden: true });
   const invite = el("div", { class: "sk-invite" }, "Click a cell above: that head's attention map is drawn here.");
-  const holder = el("div", { class: "sk-holder" }, canvas, tip);
+  const holder = el("div", { class: "sk-holder" }, canvas, pointer, tip);
   const legend = el("div", { class: "sk-legend" }, el("span", { class: "sk-evicted" }), "evicted: no longer in the cache");
   const node = el("section", { class: "sk-panel" }, title, invite, holder, legend);
   const picture = document.createElement("canvas");
   let frame = null, theme = null, drawn = "", painted = "", box = null;
+  let here = null; // the row where the keyboard is, and the column, counted over the parts of the map from its left
 
   function paint(name, under) {
     const { data, shape: [rows, columns] } = frame.arrays[name];
@@ -84,35 +85,59 @@ function makeMap() {
     ctx.fillText("query token", 0, -4 * type.grown);
     ctx.restore();
     bar(ctx, edge.left + side + 10, edge.top, 9, side, WEIGHT_MARKS, theme);
-    canvas.setAttribute("aria-label", `Attention of layer ${at.layer}, head ${at.head}: tokens ${at.first} to ${at.first + rows - 1}, logarithmic colour.`);
+    canvas.setAttribute("aria-label", `Attention of layer ${at.layer}, head ${at.head}: tokens ${at.first} to ${at.first + rows - 1}, logarithmic colour. Arrow keys go through its cells.`);
   }
 
-  canvas.addEventListener("mousemove", (e) => {
-    const at = frame?.map;
-    if (!at || !box) return;
-    const row = Math.floor(((e.offsetY - box.edge.top) / box.side) * box.rows);
-    const x = e.offsetX - box.edge.left;
-    let column = -1, name = "map", key = "";
-    if (x >= 0 && x < box.extra) {
-      column = 0;
-      name = "map_extra";
-      key = "the extra sink";
-    } else if (x >= box.begin && x < box.begin + box.strip) {
-      column = Math.floor(((x - box.begin) / box.strip) * box.shown);
-      name = "map_sinks";
-      key = `${JSON.stringify(at.sink_tokens[column])} (${column})`;
-    } else if (x >= box.begin + box.strip + box.gap && x < box.side) {
-      column = Math.floor(((x - box.begin - box.strip - box.gap) / box.wide) * box.rows);
-      key = `${JSON.stringify(at.tokens[column])} (${at.first + column})`;
-    }
-    tip.hidden = row < 0 || row >= box.rows || column < 0;
+  // The parts of the map from its left: what they are called, where each begins, how wide it is, and its columns.
+  const parts = () => [
+    ...(box.extra ? [["map_extra", 0, box.extra, 1]] : []), ["map_sinks", box.begin, box.strip, box.shown], ["map", box.begin + box.strip + box.gap, box.wide, box.rows],
+  ];
+
+  // Says what stands in a cell, beside a place on the canvas; nothing where there is no such cell.
+  function tell(row, name, column, x, y) {
+    const at = frame.map, known = frame.arrays[name];
+    tip.hidden = row < 0 || row >= box.rows || !known;
     if (tip.hidden) return;
-    const level = frame.arrays[name].data[row * frame.arrays[name].shape[1] + column];
+    const key = name === "map_extra" ? "the extra sink" : name === "map_sinks" ? `${JSON.stringify(at.sink_tokens[column])} (${column})` : `${JSON.stringify(at.tokens[column])} (${at.first + column})`;
+    const level = known.data[row * known.shape[1] + column];
     const later = name === "map" ? column > row : name === "map_sinks" && column > at.first + row;
     const weight = level ? weightText(frame.constants.levels, level) : later ? "comes later" : "evicted";
     say(tip, `${JSON.stringify(at.tokens[row])} (${at.first + row}) → ${key}: ${weight}`);
-    tip.style.left = `${Math.max(0, Math.min(e.offsetX + 12, canvas.clientWidth - 260))}px`;
-    tip.style.top = `${e.offsetY + 16}px`;
+    tip.style.left = `${Math.max(0, Math.min(x + 12, canvas.clientWidth - 260))}px`;
+    tip.style.top = `${y + 16}px`;
+  }
+
+  canvas.addEventListener("mousemove", (e) => {
+    if (!frame?.map || !box) return;
+    const x = e.offsetX - box.edge.left, under = parts().find(([, begin, wide]) => x >= begin && x < begin + wide);
+    const [name, begin, wide, columns] = under || ["", 0, 1, 1];
+    tell(Math.floor(((e.offsetY - box.edge.top) / box.side) * box.rows), name, Math.floor(((x - begin) / wide) * columns), e.offsetX, e.offsetY);
+  });
+  // Shows and says the cell where the keyboard is.
+  function stand() {
+    pointer.hidden = !here || !frame?.map || !box;
+    if (pointer.hidden) return;
+    const all = parts(), most = all.reduce((sum, [, , , columns]) => sum + columns, 0) - 1;
+    here = { row: Math.max(0, Math.min(box.rows - 1, here.row)), column: Math.max(0, Math.min(most, here.column)) };
+    let column = here.column, k = 0;
+    while (column >= all[k][3]) column -= all[k++][3];
+    const [name, begin, wide, columns] = all[k], w = wide / columns, h = box.side / box.rows;
+    const x = box.edge.left + begin + column * w, y = box.edge.top + here.row * h;
+    Object.assign(pointer.style, { left: `${x}px`, top: `${y}px`, width: `${w}px`, height: `${h}px` });
+    tell(here.row, name, column, x, y);
+  }
+  canvas.addEventListener("keydown", (e) => {
+    const by = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[e.key];
+    if (!by || !frame?.map || !box) return;
+    e.preventDefault();
+    // A first press shows where one is: the newest token, and what it gives to the first one.
+    const far = e.shiftKey ? 10 : 1;
+    here = here ? { row: here.row + far * by[0], column: here.column + far * by[1] } : { row: box.rows - 1, column: 0 };
+    stand();
+  });
+  canvas.addEventListener("blur", () => {
+    here = null;
+    tip.hidden = pointer.hidden = true;
   });
   canvas.addEventListener("mouseleave", () => { tip.hidden = true; });
 
@@ -130,6 +155,7 @@ function makeMap() {
     say(invite, frame.invitation || (frame.head ? "The map appears when this lane has read something." : "Click a cell above: that head’s attention map is drawn here."));
     holder.hidden = legend.hidden = !at;
     if (at) draw();
+    if (here) stand();
   }
   return { node, show };
 }
