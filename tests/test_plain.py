@@ -6,6 +6,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from app import address
+from app.panels import tables
 from app.plain import JOINER, markup, plain
 
 NASTY = (
@@ -124,3 +125,10 @@ def test_every_setting_is_bounded_and_quoted_in_a_line():
                 except ValueError as e:
                     said.append(str(e))
             assert len(said) >= 2 and max(map(len, said)) < 900, (kind, field.name)
+
+
+def test_a_number_and_its_sign_stay_in_one_line_of_a_table(monkeypatch):
+    shown = []
+    monkeypatch.setattr(tables.st, "table", lambda rows, **_: shown.extend(rows))
+    tables.draw([{"50 %": "0 to 56 %", "a*b": "x % y"}])
+    assert shown == [{"50\u00a0%": "0 to 56\u00a0%", plain("a*b"): "x\u00a0% y"}]

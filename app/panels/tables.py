@@ -9,4 +9,9 @@ from ..plain import plain
 
 def draw(rows: Sequence[Mapping[str, object]]) -> None:
     """A line for each row, under the names of its columns; all are text that is shown as it is."""
-    st.table([{plain(name): plain(value) for name, value in row.items()} for row in rows], hide_index=True)
+    st.table([{_cell(name): _cell(value) for name, value in row.items()} for row in rows], hide_index=True)
+
+
+def _cell(value: object) -> str:
+    # A number and its sign stay in one line, however narrow a column is.
+    return plain(value).replace(" %", "\u00a0%")
