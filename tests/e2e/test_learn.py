@@ -228,6 +228,22 @@ def test_choices_stand_in_one_line_with_boxes_and_have_all_their_borders(app, pa
     assert choice.evaluate("e => getComputedStyle(e).borderLeftColor === getComputedStyle(e).borderTopColor")
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_where_the_keyboard_is_among_the_pages_is_seen(app, page, scheme):
+    page.emulate_media(color_scheme=scheme)
+    page.goto(f"{app}/runs")
+    link = page.get_by_test_id("stHeader").get_by_role("link", name="Recall")
+    link.wait_for()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if link.evaluate("e => e === document.activeElement"):
+            break
+    style, width, colour = link.evaluate(
+        "e => (s => [s.outlineStyle, s.outlineWidth, s.outlineColor])(getComputedStyle(e))"
+    )
+    assert (style, width) == ("solid", "3px") and ("255" in colour) == (scheme == "dark")
+
+
 def test_an_answer_closes_with_its_chapter_and_what_is_cut_is_said(app, page):
     page.goto(f"{app}/learn?chapter=row&lang=zh")
     opened(page, "zh", "row")
