@@ -230,3 +230,10 @@ def test_a_share_is_written_one_way_everywhere():
     # A style sheet has none.
     written = re.compile(r"(?<!--share: )\{[^{}]+:\.\d%\}|\"\.\d%\"")
     assert [path.name for path in sources if written.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_the_level_of_dense_is_seen_where_all_policies_cost_the_same():
+    columns = {name: of[[0, 1]] for name, of in parse("pareto:cost=tokens").numbers(VERDICT).items()}
+    dense, window, _ = charts.pareto(columns, "", "", share=False).data
+    assert columns["policy"][0] == "dense" and list(window.x) == [64]
+    assert list(dense.x) == [32, 128] and set(dense.y) == {1.0}

@@ -214,6 +214,8 @@ def pareto(numbers: "Numbers", cost: str, quality: str, *, share: bool) -> go.Fi
             # Its KL divergence from itself is 0, which no logarithm has.
             if level and known.any():
                 ends = [numbers["cost"][known].min(), numbers["cost"][known].max()]
+                # Over a single cost a line would have no length.
+                ends = [ends[0] / 2, ends[1] * 2] if ends[0] == ends[1] else ends
                 line = {"color": colour, "dash": "dot", "width": 1.2}
                 figure.add_scatter(x=ends, y=[level] * 2, name=markup(title), mode="lines", line=line, hoverinfo="name")
             continue
