@@ -40,3 +40,8 @@ def test_all_small_type_grows_on_a_projected_page():
     small = {name for name, size in there.items() if size < LARGE and name not in ("sk-link", "sk-away")}
     assert len(small) > 15 and not {name: there[name] for name in small if large.get(name, 0) < LARGE}
     assert not [name for name in GROWS if large[name] <= there[name]]
+
+
+def test_no_canvas_and_no_plot_writes_in_a_type_of_one_size():
+    fixed = re.compile(r"""["'`]\d+px [a-z]|bare\(theme, \d""")
+    assert [path.name for path in STYLES.rglob("*.js") if fixed.search(path.read_text(encoding="utf-8"))] == []

@@ -17,8 +17,8 @@ function makeRows(redraw) {
     const wide = cross.tokens, most = wide > 1 ? `; each bar is the largest of ${wide} tokens` : "";
     const texts = { from: `Attention from ${cross.row_text} to the text${most}`, to: `Attention from the text to ${cross.column_text}${most}` };
     for (const plot of plots) say(plot.title, texts[plot.name]);
-    const width = plots[0].bars.clientWidth;
-    const now = [frame.run, frame.head.join("."), cross.row, cross.column, width, theme.dark].join("|");
+    const width = plots[0].bars.clientWidth, type = typeOf(plots[0].bars);
+    const now = [frame.run, frame.head.join("."), cross.row, cross.column, width, plots[0].bars.clientHeight, type.size, theme.dark].join("|");
     if (now === key || !width || !plotly) return;
     key = now;
     for (const plot of plots) {
@@ -32,7 +32,7 @@ function makeRows(redraw) {
         // A bar that is narrower than a pixel is seen by its line.
         marker: { color: colour, line: { color: colour, width: 1 } }, hovertemplate: `%{y:.2~g} ${wide > 1 ? "from" : "at"} %{x:,d}${wide > 1 ? " on" : ""}<extra></extra>`,
       }], {
-        width, height: plot.bars.clientHeight, margin: { l: 56, r: 24, t: 8, b: 20 }, showlegend: false, ...bare(theme, 11),
+        width, height: plot.bars.clientHeight, margin: roomy({ l: 56, r: 24, t: 8, b: 20 }, type), showlegend: false, ...bare(theme, type.small),
         // A label at the very end of a range is left out where rounding puts it beyond.
         xaxis: { ...axis, showgrid: false, range: [0, 1.001 * frame.total], tickvals: ends, ticktext: ends.map(count) },
         yaxis: { ...axis, range: [0, 1.02 * highest], tickvals: [0, highest], ticktext: ["0", highest.toPrecision(2)] },

@@ -68,8 +68,8 @@ function makeWorld(shared, { asked, chosen, moved }) {
   const title = el("div", { class: "sk-title" });
   const node = el("section", { class: "sk-panel" }, title, el("div", { class: "sk-holder" }, canvas, tip));
   // The first tokens stand magnified at the left, behind a gap: a sink in one of thousands of columns would vanish.
-  const band = 40, gap = 8, strip = 78;
-  const edge = { left: strip + band + gap, right: 64, top: 6, bottom: 66 };
+  const ROOM = { band: 40, gap: 8, strip: 78, right: 64, top: 6, bottom: 66 };
+  let { band, gap, strip } = ROOM, edge = { ...ROOM, left: strip + band + gap }, type = null;
   let frame = null, theme = null, tiles = [], key = "", side = 400, held = null;
   let here = null; // the pair where the keyboard is, which a frame may not show yet
 
@@ -108,6 +108,10 @@ function makeWorld(shared, { asked, chosen, moved }) {
   function draw() {
     const width = canvas.clientWidth;
     if (!width || !frame) return;
+    type = typeOf(canvas);
+    const room = roomy(ROOM, type);
+    ({ band, gap, strip } = room);
+    edge = { ...room, left: strip + band + gap };
     side = Math.max(160, Math.min(width - edge.left - edge.right, 640));
     if (shared.z == null) {
       const [y, x, span] = frame.place || [0, 0, total()];
@@ -177,7 +181,7 @@ function makeWorld(shared, { asked, chosen, moved }) {
   }
 
   function axes(ctx) {
-    ctx.font = "11px system-ui, sans-serif";
+    ctx.font = `${type.small}px system-ui, sans-serif`;
     ctx.fillStyle = theme.muted;
     const span = side / shared.z, texts = shared.z >= 11 ? frame.texts : null;
     const tokenText = (piece, width) => {
@@ -222,7 +226,7 @@ function makeWorld(shared, { asked, chosen, moved }) {
     const room = side + band + gap + edge.right;
     ctx.fillText(said.find((text) => ctx.measureText(text).width < room) || "", strip + (side + band + gap) / 2, edge.top + side + edge.bottom - 5);
     ctx.save();
-    ctx.translate(11, edge.top + side / 2);
+    ctx.translate(Math.round(11 * type.grown), edge.top + side / 2);
     ctx.rotate(-Math.PI / 2);
     ctx.fillText("query token", 0, 0);
     ctx.restore();
