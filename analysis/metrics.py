@@ -35,6 +35,16 @@ def perplexities(mean: Any) -> Array:
         return np.exp(np.asarray(mean, np.float64))
 
 
+def check_finite(numbers: Any) -> None:
+    """Raises ValueError where one of these, which a model gave, is NaN or infinite: of what it says then nothing is
+    known."""
+    if not np.isfinite(numbers).all():
+        raise ValueError(
+            "the model's numbers are not finite here, and say nothing of the next token: take its weights as they "
+            "came, or fetch or convert it again, since it may be damaged"
+        )
+
+
 def prefix(nll: Array) -> Array:
     """Sums of the first 0, 1, 2 … values, float64 [tokens + 1]."""
     return np.concatenate(([0.0], np.cumsum(nll, dtype=np.float64)))

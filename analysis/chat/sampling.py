@@ -12,6 +12,7 @@ from transformers.generation import (
     TopPLogitsWarper,
 )
 
+from ..metrics import check_finite
 from ..runs.spec import Sampling
 
 PENALISED = 1024
@@ -46,8 +47,17 @@ class Chooser:
         return self._processors(ids, logits[None])[0]
 
     def __call__(self, tokens: Tensor, logits: Tensor) -> int:
-        """The id of the next token: tokens [tokens] so far, logits [vocabulary]."""
+        """The id of the next token: tokens [tokens] so far, logits [vocabulary].
+
+        Raises ValueError where a logit, or what the settings make of it, is NaN or infinite; one of -inf is never said.
+        """
+        check_finite(float(logits.max()))
         logits = self.scores(tokens, logits)
+        if not logits.max().isfinite():
+            raise ValueError(
+                "these settings make logits too large to be compared: choose a repetition penalty nearer to 1, or "
+                "another temperature"
+            )
         if self.sampling.temperature == 0:
             return int(logits.argmax())
         draw = torch.rand(1, generator=self.random, dtype=torch.float64)

@@ -126,8 +126,17 @@ def _answer(
         write()
         return state_of(run, lanes)
 
-    while not (brake.pressed and scripted) and (step := lane.step(chunk)) is not None:
-        steps.append(step)
+    def step() -> Step | None:
+        try:
+            return lane.step(chunk)
+        except Exception:
+            # As the line after the command says: what was learned until then is kept.
+            write()
+            out.print()
+            raise
+
+    while not (brake.pressed and scripted) and (read := step()) is not None:
+        steps.append(read)
         shares.take_in(lane.lane)
         if len(steps) == TOGETHER:
             write()

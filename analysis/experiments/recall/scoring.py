@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ...engine.lane import Lane
 from ...engine.stream import CHUNK, Loaded, open_lanes
+from ...metrics import check_finite
 from ...policies import Policy
 from .base import ASKING
 from .encoding import Encoded
@@ -62,7 +63,8 @@ def answers(
 
     `stays`: whether questions and answers stay in what is read on; `asking`: see ASKING; `decode`: say what is really
     generated, token by token and greedily; `told`: hears of every chunk how many tokens it had, and may raise to end
-    the reading.  Raises ValueError where the model cannot be read under the policy.
+    the reading.  Raises ValueError where the model cannot be read under the policy, or what it says of an answer is not
+    finite.
     """
     if asking not in ASKING:
         raise ValueError(f"a question is asked {' or '.join(ASKING)}, not {asking!r}")
@@ -82,6 +84,7 @@ def answers(
             reader.read(unread)
             said, unread = reader.generate(len(right)), unread[:0]
         nll, top = (told[-len(right) :] for told in reader.read(np.concatenate((unread, right))))
+        check_finite(nll)
         where = None if asked.needle is None else tuple(n - _skipped(aside, n) for n in asked.needle)
         yield Answer(
             tuple(right.tolist()),
@@ -130,6 +133,7 @@ class _Reader:
         moment = self.lane.snapshot()
         steps = [self.lane.next(lambda logits: int(logits.argmax())) for _ in range(count)]
         self.lane.restore(moment)
+        check_finite([step.nll for step in steps])
         return tuple(int(step.token_ids[0]) for step in steps)
 
     def kept(self, begin: int, end: int) -> float:
