@@ -139,6 +139,28 @@ def test_stop_and_skip_end_an_answer_in_the_middle(registry):
     assert talk.lanes[0].turns[0].why == "stopped" and talk.lanes[0].turns[1].why
 
 
+def test_every_lane_that_failed_says_so_itself(registry, monkeypatch):
+    real, failing = Conversation._step, {0: "no heads", 2: "no keys"}
+
+    def step(lane, chunk):
+        if lane.turns[-1].begin is not None and len(lane.tokens) > lane.turns[-1].begin + 1 and lane.index in failing:
+            raise ValueError(failing.pop(lane.index))
+        return real(lane, chunk)
+
+    monkeypatch.setattr(Conversation, "_step", step)
+    talk = begin(registry, policies=(*LANES, "dense"), max_new=4)
+    talk.say("What is the capital of France?")
+    until(talk, lambda: waiting(talk) and talk.lanes[0].turns)
+    assert talk.note == "Sinks + window 4 + 28 says no more. No heads. Dense says no more. No keys."
+    ends = [(lane.turns[-1].stop, lane.turns[-1].why) for lane in talk.lanes]
+    assert [why for _, why in ends] == ["failed", "ended", "failed"]
+    shown = [lane["cut"] for lane in decoded(ChatSender().frame(talk, ChatView()))[0]["lanes"]]
+    assert shown == [[list(ends[0])], [], [list(ends[2])]]
+    talk.say("Hello")
+    until(talk, lambda: waiting(talk) and len(talk.lanes[0].turns) == 2)
+    assert "says no more" not in talk.note and {lane.turns[-1].why for lane in talk.lanes} <= {"ended", "limit"}
+
+
 def test_the_sink_grid_forgets_an_answer_that_is_given_again():
     costs = TokenCosts()
 

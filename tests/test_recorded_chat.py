@@ -73,13 +73,13 @@ class Talk:
         self.costs = [TokenCosts() for _ in policies]
         self.seen, self.spent, self.facts = {}, {}, self.transcript.run.model
 
-    def ask(self, prompt, stop_at=None):
-        """Let all lanes answer; `stop_at`: after so many tokens of the answer they are stopped."""
+    def ask(self, prompt, stop_at=None, why="stopped"):
+        """Let all lanes answer; `stop_at`: after so many tokens of the answer they are stopped, or have failed."""
         for lane in self.lanes:
             lane.ask(prompt)
-        self.answer(stop_at)
+        self.answer(stop_at, why)
 
-    def answer(self, stop_at=None):
+    def answer(self, stop_at=None, why="stopped"):
         for lane in self.lanes:
             while (step := lane.step()) is not None:
                 self.costs[lane.lane.index].append(step)
@@ -88,6 +88,7 @@ class Talk:
                 if not lane.unread:
                     if lane.turns[-1].begin is not None and stop_at == len(lane.tokens) - lane.turns[-1].begin:
                         lane.stop()
+                        lane.turns[-1].why = why
                         self.transcript.turn(lane)
                     self.see(lane)
 
@@ -218,7 +219,7 @@ def test_switches_stops_and_answers_given_again_are_recorded(script, partner):
     talk.again()
     talk.switch(1, "dense")
     talk.switch(0, "streaming:sinks=2,window=12")
-    talk.ask(PROMPTS[2], stop_at=9)
+    talk.ask(PROMPTS[2], stop_at=9, why="failed")
     talk.switch(1, "window:window=10")
     talk.ask(PROMPTS[3])
     compared, says = compare_all(script, talk, talk.finish())

@@ -56,7 +56,9 @@ RECENT = 16
 """Tokens of an answer over which the sink grid and the time per token are a mean."""
 BUCKETS = 120
 """Points of a curve of what a conversation costs."""
-CHAT_CONSTANTS: dict[str, Any] = {"roles": ROLES, "sink_tokens": SINK_TOKENS}
+CUT = ("limit", "stopped", "failed")
+"""Ends of an answer that are marked, since the model did not say them."""
+CHAT_CONSTANTS: dict[str, Any] = {"roles": ROLES, "sink_tokens": SINK_TOKENS, "cut": CUT}
 """What the scripts of conversations share with Python."""
 
 

@@ -17,7 +17,7 @@ from analysis.runs.spec import Spec
 from analysis.texts import Tokenized
 
 from .base import ENDED, HISTORY, TextJob
-from .chat_lane import ChatLaneSnapshot, snapshot_of
+from .chat_lane import ChatLaneSnapshot, snapshot_of, without_row
 from .loading import Models
 from .token_costs import TokenCosts
 from .transcript import Transcript
@@ -64,6 +64,8 @@ class ChatJob(TextJob):
         """Prompts of the script that have not been said."""
         self.scripted, self.text_sha256 = len(self.pending), script_sha256
         self.playing = bool(self.pending)
+        self._failed: dict[int, str] = {}
+        """What there is to say of lanes that failed in this answer."""
         self._refused = False
         """Whether the next prompt of the script was refused."""
         self.epoch = 0
@@ -244,12 +246,12 @@ class ChatJob(TextJob):
         try:
             request()
         except Exception as e:
-            self._tell_of(e)
+            self.tell(self._words_of(e))
         self._requests.task_done()
 
-    def _tell_of(self, e: Exception, lane: str = "") -> None:
+    def _words_of(self, e: Exception) -> str:
         log(e, f"job {self.id}")
-        self.tell(f"{lane}{error_message(e, f'job {self.id}')}")
+        return error_message(e, f"job {self.id}")
 
     def _next(self) -> Conversation | None:
         """Whose turn it is: of the lanes that answer, the one with the shortest answer so far."""
@@ -267,7 +269,8 @@ class ChatJob(TextJob):
         except Exception as e:
             # Whatever failed, the other lanes go on.
             costs.truncate(lane.lane.position)
-            self._tell_of(e, f"{lane.policy.label} says no more. ")
+            self._failed[lane.index] = f"{lane.policy.label} says no more. {self._words_of(e)}"
+            self.tell(" ".join(self._failed.values()))
             self.transcript.turn(lane)
         if not self._busy:
             self._set("waiting" if self.playing or not self.pending else "paused", self.note)
@@ -300,8 +303,9 @@ class ChatJob(TextJob):
                 lane.ask(prompt)
         except Exception as e:
             self.playing = False
-            self._tell_of(e)
+            self.tell(self._words_of(e))
             return False
+        self._failed.clear()
         if note := self.lanes[0].turns[-1].note:
             self.transcript.note("warning", text=note)
         # What was typed is in no event: it is said again from here only.
@@ -349,6 +353,7 @@ class ChatJob(TextJob):
         if not given:
             self.tell(why)
             return
+        self._failed.clear()
         self._save()
         self.epoch += 1
         self._rows.clear()
@@ -377,22 +382,14 @@ class ChatJob(TextJob):
         try:
             row = head_row(self.lanes[lane].lane, layer, head, token)
         except Exception as e:
-            self._tell_of(e)
+            self.tell(self._words_of(e))
             return
         self._rows[lane, layer, head, token] = row
         if row is None:
-            self._why_no_row = self._without_row(lane, token)
+            self._why_no_row = without_row(self.lanes[lane], token)
             self.tell(self._why_no_row)
             return
         if self.note == self._why_no_row:
             self.note = ""
         self._publish()
         self.transcript.row(lane, row)
-
-    def _without_row(self, lane: int, token: int) -> str:
-        """Why it is not known what a token attended to, as a sentence."""
-        if token >= len(self.lanes[lane].tokens):
-            return f"Nothing has been said at token {token:,} yet."
-        if token >= self.lanes[lane].position - 1:
-            return "That token has only just been said: it looks back when the conversation goes on."
-        return f"What that token attended to is no longer held: only the last {HISTORY:,} tokens' queries are."

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from analysis.chat.conversation import Conversation, Switch
 from analysis.policies import Policy
-from analysis.runs.screen import FIRST_TOKENS, TAIL
+from analysis.runs.screen import CUT, FIRST_TOKENS, TAIL
 
+from .base import HISTORY
 from .token_costs import TokenCosts
 
 
@@ -61,7 +62,7 @@ def snapshot_of(lane: Conversation, costs: TokenCosts) -> ChatLaneSnapshot:
         shares=lane.lane.shares,
         read=lane.lane.position,
         state=waiting if lane.busy else "",
-        cut=[(t.stop, t.why) for t in lane.turns[-64:] if t.why in ("limit", "stopped") and t.stop],
+        cut=[(t.stop, t.why) for t in lane.turns[-64:] if t.why in CUT and t.stop],
         protected=lane.lane.protected,
         cached_tokens=lane.lane.cache_tokens,
         cached_bytes=lane.lane.cache_bytes,
@@ -69,3 +70,12 @@ def snapshot_of(lane: Conversation, costs: TokenCosts) -> ChatLaneSnapshot:
         busy=lane.busy,
         costs=costs.snapshot(),
     )
+
+
+def without_row(lane: Conversation, token: int) -> str:
+    """Why it is not known what a token of a lane attended to, as a sentence."""
+    if token >= len(lane.tokens):
+        return f"Nothing has been said at token {token:,} yet."
+    if token >= lane.position - 1:
+        return "That token has only just been said: it looks back when the conversation goes on."
+    return f"What that token attended to is no longer held: only the last {HISTORY:,} tokens' queries are."

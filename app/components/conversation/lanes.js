@@ -1,6 +1,6 @@
 // The lanes of a conversation side by side: what was said, what of it is still kept, and what a token looked back at.
 
-const CUT = { limit: "… cut at the limit", stopped: "… stopped" };
+const CUT = { limit: "… cut at the limit", stopped: "… stopped", failed: "… failed" };
 
 function makeLane(i, send, frameNow) {
   const swatch = el("span", {}), name = el("span", {}), kept = el("span", {}), rate = el("span", {}), state = el("span", { class: "sk-state" });

@@ -67,7 +67,7 @@ function openTalk(bytes) {
         first_tokens: text(lane, 0, Math.min(said, constants.first_tokens)), sinks, protected: known(lane.kept), first: known(lane.first),
         shares: null, first_shares: null, kept: known(lane.tokens), bytes: known(lane.sizes), ms,
         state: lane.turns.some(([stop]) => stop === said) ? "" : "answering",
-        cut: lane.turns.filter(([stop, why]) => stop <= said && (why === "limit" || why === "stopped")),
+        cut: lane.turns.filter(([stop, why]) => stop <= said && constants.cut.includes(why)),
         past: switches.map(([at], k) => [k ? switches[k - 1][0] : 0, at, names[k]]), switches: switches.map(([at, label]) => [at, label]),
         sinks_held: sinks, read: said, ...heldBy(lane, said, start),
       };
