@@ -10,6 +10,7 @@ from starlette.requests import Request
 
 from analysis.chat import resume as chats
 from analysis.chat.conversation import Conversation
+from analysis.chat.scripts import read_script
 from analysis.cli import terminal
 from analysis.cli.console import out
 from analysis.models.loading import load as load_model
@@ -28,6 +29,7 @@ from .recordings import decoded
 from .test_jobs_kept import alike, settle
 from .test_jobs_kept import home as home
 from .test_resume import killed
+from .test_resume_chat import stop_at
 from .waiting import copied, until
 
 pytestmark = pytest.mark.whole
@@ -47,7 +49,12 @@ def begin(registry, words, home):
     spec = kinds(words, home)["chat"].args[0]
     lanes = ("dense", "streaming:sinks=4,window=12", "h2o:budget=20,recent=4")
     spec = replace(spec, policies=lanes, sampling=replace(spec.sampling, max_new=24, temperature=1.5, seed=3))
-    return lambda script=None, resumes="": registry.start(partial(ChatJob, spec, script=script, resumes=resumes))
+
+    def begun(script=None, resumes="", text="typed", sha256=""):
+        asked = partial(ChatJob, replace(spec, text=text), script=script, script_sha256=sha256, resumes=resumes)
+        return registry.start(asked)
+
+    return begun
 
 
 def spoken(job) -> list[list[int]]:
@@ -219,11 +226,39 @@ def test_a_command_says_what_is_left_of_a_script_whatever_was_typed_between(type
     job.join()
     going = chats.resumed(resume.stopped(home / job.id), load_model(words, device="cpu"), text_sha256="")
     saver = Saver(going.checkpoints, lambda wrong: None)
-    terminal.converse(going.lanes, SCRIPT, going.folder, saver, out, chunk=64, scripted=True)
+    made = partial(chats.checkpoint, going.run, going.lanes, [], 0)
+    terminal.converse(going.lanes, (), going.folder, saver, out, made, chunk=64, pending=going.left(SCRIPT))
     going.folder.finish("finished")
     saver.close()
     for lane in going.lanes:
         assert [turn.prompt for turn in lane.turns] == [SCRIPT[0], *typed, *SCRIPT[1:]]
+
+
+@pytest.mark.parametrize("first", ["typed", "questions", "what-was-uploaded.txt"])
+def test_a_command_says_what_is_left_of_a_script_that_was_played_later(first, begin, registry, home, run, monkeypatch):
+    sha256 = {"typed": "", "questions": read_script("questions")[1]}.get(first, "0" * 64)
+    job = begin(text=first, sha256=sha256)
+    job.say("hello")
+    settle(job, 1)
+    job.play(SCRIPT)
+    answering(job, 2, 3)
+    registry.free(job.id)
+    job.join()
+    # One that is interrupted and resumed again, by a command and by a page, knows it, too.
+    stop_at(monkeypatch, 90)
+    code, *_ = run("resume", str(home / job.id))
+    assert code == 130
+    monkeypatch.undo()
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(home))
+    again = begin(resumes=job.id)
+    ready(again)
+    assert 0 < len(again.pending) < len(SCRIPT) and again.scripted == len(SCRIPT)
+    registry.free(again.id)
+    again.join()
+    code, said, wrong = run("resume", str(home / job.id))
+    assert code == 0, wrong
+    told = [e["text"] for e in load(home / job.id).events if e["what"] == "prompt" and e["lane"] == 0]
+    assert told == SCRIPT[1:] and f"> {SCRIPT[-1]}" in said and f"> {SCRIPT[0]}" not in said
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ From the newest checkpoint on, what was said is said again, prompt by prompt as 
 must be the one of the record (runs/resume.py).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy as np
 from ..engine.step import Step
 from ..models.language_model import LanguageModel
 from ..policies import parse
-from ..runs.resume import Comparison, Resumed, Standing, StoppedRun
+from ..runs.resume import Comparison, Made, Resumed, Standing, StoppedRun, state_of
 from ..runs.run import Run
-from .conversation import Conversation
+from .conversation import Conversation, written
 from .partner import TEMPLATE, Partner
 
 
@@ -25,6 +25,31 @@ class ResumedChat(Resumed[Conversation]):
 
     about: dict[str, Any]
     """What the checkpoint says from which it goes on; empty where there was none."""
+
+    def left(self, script: Sequence[str] = ()) -> list[str]:
+        """Prompts of a script that were not said: of the one that was being played, which the checkpoint knows, or else
+        of `script`.  Others may have been typed between them."""
+        if "pending" not in self.about:
+            return _left(script, [turn.prompt for turn in max(self.lanes, key=lambda lane: len(lane.turns)).turns])
+        told: list[list[str]] = [[] for _ in self.lanes]
+        for event in self.run.events[self.about["events"] :]:
+            if event["what"] == "prompt" and event["lane"] is not None:
+                told[event["lane"]].append(event["text"])
+        return _left(self.about["pending"], max(told, key=len))
+
+
+def _left(script: Sequence[str], told: Sequence[str]) -> list[str]:
+    left = list(script)
+    for prompt in told:
+        if left and written(prompt).strip() == written(left[0]).strip():
+            del left[0]
+    return left
+
+
+def checkpoint(run: Run, lanes: Sequence[Conversation], pending: Sequence[str], scripted: int) -> Made:
+    """What a checkpoint of a conversation holds; `pending`: what is left of the `scripted` prompts of its script."""
+    about, tensors = state_of(run, lanes)
+    return {**about, "pending": list(pending), "scripted": scripted}, tensors
 
 
 def resumed(

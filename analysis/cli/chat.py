@@ -1,5 +1,6 @@
 """The command that talks: one conversation for each policy."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
@@ -90,31 +91,36 @@ def chat(
         if warning := partner.template.note or partner.template.caution:
             folder.event("warning", text=warning)
             note(warning)
-        talk(lanes, prompts, folder, Checkpoints(place))
+        talk(lanes, prompts, folder, Checkpoints(place), len(prompts or ()))
 
 
-def talk(lanes: "list[Conversation]", prompts: list[str] | None, folder: "Folder", checkpoints: "Checkpoints") -> None:
-    """Let lanes answer the prompts of a script, or what is typed; finish the folder and print a table."""
+def talk(
+    lanes: "list[Conversation]", prompts: list[str] | None, folder: "Folder", checkpoints: "Checkpoints", whole: int
+) -> None:
+    """Let lanes answer the prompts of a script, or what is typed; finish the folder and print a table.
+
+    `whole`: how many prompts the script had, of which some may have been said.
+    """
+    from ..chat.resume import checkpoint
     from ..runs.checkpoint import Saver
-    from ..runs.resume import state_of
     from .terminal import converse, typed
 
     run, status, warnings = folder.run, "finished", list[str]()
-    saver = Saver(checkpoints, warnings.append)
+    saver, left = Saver(checkpoints, warnings.append), prompts if prompts is not None else []
+    made = partial(checkpoint, run, lanes, left, whole)
     try:
-        asked = typed(out) if prompts is None else prompts
-        converse(lanes, asked, folder, saver, out, chunk=run.spec.chunk, scripted=prompts is not None)
+        converse(lanes, typed(out), folder, saver, out, made, chunk=run.spec.chunk, pending=prompts)
     except KeyboardInterrupt:
         status = "interrupted"
     except Exception:
         saver.close()
         raise
-    ended = status == "finished" and prompts is not None
+    # What was typed before a script was played into it goes on, too.
+    ended = status == "finished" and prompts is not None and run.spec.text != TYPED
     # One that was left in the middle of a token has gone back a step, and its answer has ended.
     turns = [lane.turns[-1] for lane in lanes if lane.turns]
-    whole = turns and not any(turn.why == "failed" for turn in turns)
-    left = (lambda: state_of(run, lanes)) if whole and not ended else None
-    end_run(folder, saver, status, warnings, left, over=ended, table=spoken)
+    sound = turns and not any(turn.why == "failed" for turn in turns)
+    end_run(folder, saver, status, warnings, made if sound and not ended else None, over=ended, table=spoken)
 
 
 def spoken(run: Run) -> Table:

@@ -17,6 +17,7 @@ from .reading import capture_again, read_on
 from .waiting import Bars, waiting
 
 if TYPE_CHECKING:
+    from ..chat.resume import ResumedChat
     from ..runs.resume import StoppedRun
 
 
@@ -83,17 +84,36 @@ def resume(
             recorder = MapRecorder(folder, len(going.lanes), len(going.read.ids), heads) if heads else None
             read_on(going.lanes, reopened, going.checkpoints, recorder, going.switches)
         else:
-            talk(going.lanes, prompts, reopened, going.checkpoints)
+            whole = going.about.get("scripted", len(prompts or ()))
+            talk(going.lanes, _left(going, prompts), reopened, going.checkpoints, whole)
+
+
+def _left(going: "ResumedChat", script: list[str] | None) -> list[str] | None:
+    """The prompts that are left to say; none where they are typed from now on.  `script`: what it began with."""
+    left = going.left(script or ())
+    turns = {len(lane.turns) for lane in going.lanes}
+    if left or "pending" not in going.about:
+        return left if left or script is not None else None
+    # A script is over with its last answer.
+    unfinished = len(turns) > 1 or any(lane.busy for lane in going.lanes)
+    return [] if script is not None and unfinished else None
 
 
 def _script(asked: "StoppedRun") -> tuple[list[str] | None, str]:
-    """The prompts of a conversation's script and their digest; none where it is typed.  Raises ValueError where all of
-    them were said."""
+    """The prompts of the script that a conversation began with, and their digest; none where it was typed, or the
+    script is not here and a checkpoint knows what is left of it.  Raises ValueError where all of them were said."""
     from ..chat.scripts import read_script
+    from ..runs.checkpoint import Checkpoints
 
     if asked.spec.text == TYPED or not asked.text_sha256:
         return None, ""
-    prompts, digest = read_script(asked.spec.text)
+    try:
+        prompts, digest = read_script(asked.spec.text)
+    except ValueError:
+        if "pending" not in Checkpoints(asked.path).about():
+            raise
+        # It was uploaded to a page.
+        return None, asked.text_sha256
     if asked.run.status == "finished":
         raise ValueError(f"all {len(prompts)} prompts of this script were said: begin a conversation of its own")
     return prompts, digest

@@ -5,15 +5,15 @@ Knows how answers come to a screen and into a run folder; what a conversation is
 
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 
-from ..chat.conversation import Conversation, Turn, join, written
+from ..chat.conversation import Conversation, join
 from ..engine.step import Step
 from ..runs.checkpoint import Saver
 from ..runs.folder import Folder
-from ..runs.resume import Made, state_of
+from ..runs.resume import Made
 from ..runs.shares import SharesFile
 from ..texts import said_as_text, utf8
 from .ending import Brake
@@ -46,19 +46,24 @@ def converse(
     folder: Folder,
     saver: Saver,
     out: Console,
+    made: Callable[[], Made],
     *,
     chunk: int,
-    scripted: bool,
+    pending: list[str] | None = None,
 ) -> None:
     """Say every prompt to every lane; what some lanes have been told already, those that lag behind are told first.
 
-    Raises KeyboardInterrupt where a script, or the process, is to end; an answer to what was typed just ends.
+    `made`: what a checkpoint holds just now; `pending`: prompts of a script, which are said in place of `prompts`, and
+    each taken out then.  Raises KeyboardInterrupt where a script, or the process, is to end; an answer to what was
+    typed just ends.
     """
-    brake, shares = Brake(), SharesFile(folder.path, len(lanes))
+    brake, shares, scripted = Brake(), SharesFile(folder.path, len(lanes)), pending is not None
 
-    def answer(lane: Conversation, prompt: str) -> None:
+    def answer(lane: Conversation, prompt: str, said: int = 0) -> None:
         with brake:
-            _answer(lane, prompt, lanes, folder, shares, saver, out, chunk, brake, scripted)
+            if pending is not None:
+                del pending[:said]
+            _answer(lane, prompt, folder, shares, saver, out, made, chunk, brake, scripted)
         if brake.pressed == signal.SIGTERM or (brake.pressed and scripted):
             raise KeyboardInterrupt
 
@@ -68,7 +73,7 @@ def converse(
     for lane in lanes:
         for turn in told[len(lane.turns) :]:
             answer(lane, turn.prompt)
-    for prompt in _left(prompts, told) if scripted else prompts:
+    for prompt in prompts if pending is None else list(pending):
         if scripted:
             out.print(f"\n> {prompt}", style="bold", soft_wrap=True)
         try:
@@ -82,27 +87,18 @@ def converse(
         if note := said_as_text(lanes[0].check(prompt)[3], "in what was said"):
             folder.event("warning", text=note)
             out.print(f"note: {note}", style="yellow", soft_wrap=True)
-        for lane in lanes:
-            answer(lane, prompt)
-
-
-def _left(script: Iterable[str], told: list[Turn]) -> list[str]:
-    """The prompts of a script that were not said: on the page, others may have been typed between them."""
-    left = list(script)
-    for turn in told:
-        if left and turn.prompt.strip() == written(left[0]).strip():
-            del left[0]
-    return left
+        for i, lane in enumerate(lanes):
+            answer(lane, prompt, said=int(i == 0))
 
 
 def _answer(
     lane: Conversation,
     prompt: str,
-    lanes: list[Conversation],
     folder: Folder,
     shares: SharesFile,
     saver: Saver,
     out: Console,
+    made: Callable[[], Made],
     chunk: int,
     brake: Brake,
     scripted: bool,
@@ -124,7 +120,7 @@ def _answer(
     def state() -> Made:
         # A checkpoint is never ahead of the record.
         write()
-        return state_of(run, lanes)
+        return made()
 
     def step() -> Step | None:
         try:

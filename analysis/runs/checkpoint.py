@@ -135,6 +135,13 @@ class Checkpoints:
         """The newest generation that is whole; None where there is none."""
         return next(self.generations(), None)
 
+    def about(self) -> dict[str, Any]:
+        """What the newest generation says of itself, whose tensors are not looked at; empty where there is none."""
+        for number in sorted(self._numbers(), reverse=True):
+            with contextlib.suppress(ValueError, OSError):
+                return self._manifest(number).about
+        return {}
+
     def generations(self) -> Iterator[Checkpoint]:
         """All generations that are whole, newest first."""
         for number in sorted(self._numbers(), reverse=True):

@@ -12,7 +12,6 @@ from analysis.chat.partner import Partner
 from analysis.errors import error_message, log, sentence
 from analysis.maps.recent import HeadRow, head_row
 from analysis.policies import Policy, parse
-from analysis.runs.resume import state_of
 from analysis.runs.spec import Spec
 from analysis.texts import Tokenized
 
@@ -202,7 +201,7 @@ class ChatJob(TextJob):
         for costs, lane in zip(self.costs, going.lanes, strict=True):
             # What a lane that failed will read again.
             costs.truncate(lane.position)
-        self.pending, self.scripted = list(going.about.get("pending", ())), going.about.get("scripted", 0)
+        self.pending, self.scripted = going.left(), going.about.get("scripted", 0)
         self.transcript.go_on_with(going.run, going.folder, model)
         self.lanes = going.lanes
         return " ".join(going.said)
@@ -216,8 +215,7 @@ class ChatJob(TextJob):
         """What is needed to go on from here another time."""
         # A checkpoint is never ahead of the record.
         self.transcript.flush()
-        about, tensors = state_of(self.transcript.run, self.lanes)
-        return {**about, "pending": self.pending, "scripted": self.scripted}, tensors
+        return resuming.checkpoint(self.transcript.run, self.lanes, self.pending, self.scripted)
 
     def _talk(self) -> None:
         while self._requested != "freed":
