@@ -327,3 +327,29 @@ def test_roles_hold_where_names_are_typed(partner):
     assert len(roles) == len(talk.tokens) and roles[-1] == TEMPLATE
     assert "".join(pieces[roles == USER]).strip() in f"{TYPED} end"
     assert "".join(pieces[roles == USER]).endswith("end")
+
+
+PARTS = """<s>{% for m in messages %}{{ m.role | capitalize }}: {% for part in m.content %}{% if part.type == 'text' %}
+{{- part.text }}{% endif %}{% endfor %}<end_of_turn>
+{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"""
+"""As SmolVLM's, which passes over a content that is one text."""
+
+
+@pytest.mark.parametrize("condition", ["part.type == 'text'", "part.type + part.text"])
+def test_a_template_that_knows_of_contents_in_parts_only_is_told_them_so(condition):
+    """Whether it passes over a text, or fails with it."""
+    tokenizer = tokenizers.gemma_like()
+    tokenizer.chat_template = PARTS.replace("part.type == 'text'", condition)
+    found = template_of(tokenizer)
+    assert (found.head, found.open, found.close) == ("<s>User: ", "<end_of_turn>\nAssistant:", "<end_of_turn>\nUser: ")
+    assert not found.note
+
+
+def test_words_that_a_template_begins_answers_with_and_takes_out_later_stay():
+    tokenizer = tokenizers.gemma_like()
+    tokenizer.chat_template = """<s>{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' \
+and not loop.last %}<end_of_turn>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>Here are my \
+steps: {% endif %}"""
+    found = template_of(tokenizer)
+    assert (found.open, found.close) == ("<|assistant|>Here are my steps: ", "<end_of_turn><|user|>")
+    assert not found.note and "changes what earlier answers begin with" in found.caution

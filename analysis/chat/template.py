@@ -67,7 +67,9 @@ def template_of(tokenizer: PreTrainedTokenizerBase) -> Template:
         once = last.removesuffix(tokenizer.eos_token or "").rstrip()
         last = last if once.endswith(a) else once
         faithful = bool(found) and (second, longer) == (whole, third)
-        faithful = faithful and earlier.startswith(THOUGHT.sub("", opened))
+        # Apriel's begins an answer with words that are no thought's mark, and takes them out of earlier ones.
+        shorter = bool(earlier.strip()) and opened.startswith(earlier)
+        faithful = faithful and (shorter or earlier.startswith(THOUGHT.sub("", opened)))
         faithful = faithful and second.startswith((last, THOUGHT.sub("", last)))
         if not faithful:
             return Template("", "", "\n", f"This model's chat template changes what was said before: {_PLAIN}.")
