@@ -253,6 +253,8 @@ def test_a_command_says_what_is_left_of_a_script_that_was_played_later(first, be
     again = begin(resumes=job.id)
     ready(again)
     assert 0 < len(again.pending) < len(SCRIPT) and again.scripted == len(SCRIPT)
+    # A command tells one lane after the other, and was stopped between two.
+    assert len({tuple(turn.prompt for turn in lane.turns) for lane in again.lanes}) == 1
     registry.free(again.id)
     again.join()
     code, said, wrong = run("resume", str(home / job.id))

@@ -204,6 +204,11 @@ class ChatJob(TextJob):
         self.pending, self.scripted = going.left(), going.about.get("scripted", 0)
         self.transcript.go_on_with(going.run, going.folder, model)
         self.lanes = going.lanes
+        told = max((lane.turns for lane in self.lanes), key=len)
+        for lane in [lane for lane in self.lanes if len(lane.turns) < len(told)]:
+            # A command tells one lane after the other, and may have been stopped between two.
+            lane.ask(told[len(lane.turns)].prompt)
+            self._save()
         return " ".join(going.said)
 
     def _save(self) -> None:
