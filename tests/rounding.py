@@ -75,7 +75,10 @@ def multiples(numbers, bits):
     low, high = min(numbers), max(numbers)
     width = max((high - low) / most, abs(low) / farthest)
     step = step_of(width)
-    zero = max(-farthest, min(farthest, round(low / step)))
+    if abs(round(low / step)) > farthest:
+        # Nearly wide enough is not enough for a zero point that would not fit.
+        step *= 2 ** (1 / 8)
+    zero = round(low / step)
     return [step * max(zero, min(zero + most, round(n / step))) for n in numbers], width
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from analysis.engine.layers.banded import BandedLayer, QuantizedLayer
-from analysis.engine.layers.quantized import Quantization, Scales, coded, decoded, packed, step, unpacked
+from analysis.engine.layers.quantized import Quantization
 from analysis.engine.stream import open_lanes
 from analysis.maps.recent import head_row
 from analysis.policies import POLICIES, Dense, Streaming, parse
@@ -43,32 +43,6 @@ QUANTIZED = [
 def small():
     """Two layers, two KV heads with two query heads each."""
     return tiny("llama", num_hidden_layers=2, num_key_value_heads=2)
-
-
-def test_a_step_is_a_power_of_the_eighth_root_of_two():
-    """To the last bit of float32, from the least code to the largest."""
-    expected = np.exp2((np.arange(256) - 128) / 8).astype(np.float32)
-    np.testing.assert_array_equal(step(torch.arange(256, dtype=torch.uint8)).numpy(), expected)
-
-
-@pytest.mark.parametrize("bits", [8, 4, 2])
-def test_codes_that_are_packed_come_out_again(bits):
-    codes = torch.randint(0, 2**bits, (3, 5, 16), dtype=torch.uint8)
-    whole = packed(codes, bits)
-    assert whole.shape == (3, 5, 16 * bits // 8) and whole.dtype == torch.uint8
-    assert torch.equal(unpacked(whole, bits), codes)
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("bits", [8, 4, 2])
-def test_a_zero_point_is_never_farther_than_its_bits_reach(bits, sign):
-    """A scale may be too narrow by a little: a zero point that wrapped around would turn the sign of a number."""
-    q = Quantization(bits, 0, 1, 1)
-    most = torch.iinfo(q.zeros).max
-    x = sign * most * (1 + 6e-5) * step(torch.arange(40, 200, dtype=torch.uint8))
-    each, zeros = Scales.of(x, x, q).steps
-    assert (zeros == sign * most).all()
-    assert ((decoded(coded(x, each, zeros, q), each, zeros, torch.float32) - x).abs() <= 2 * each).all()
 
 
 def uneven(heads, tokens, dim):

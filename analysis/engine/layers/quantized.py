@@ -24,7 +24,8 @@ CHANNELS = 64
 EIGHTHS, MIDDLE = 8, 128
 """Scales are 2^((code − MIDDLE) / EIGHTHS): at most 9 % wider than a group needs."""
 SLACK = 1e-3
-"""By how much of such a step a scale may be too narrow, so that rounding does not decide where it is just enough."""
+"""By how much of such a step a scale may be too narrow, so that rounding does not decide where it is just enough: 255
+steps are short by a fiftieth of one then, and the greatest number of a group is off by half a step and that."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,10 @@ class Scales(NamedTuple):
     def of(cls, low: Float[Tensor, "*groups"], high: Float[Tensor, "*groups"], q: Quantization) -> "Scales":
         """For numbers from `low` to `high`: the narrowest scale whose steps reach so far, and begin so far from 0."""
         farthest = torch.iinfo(q.zeros).max
+        # A step may be too narrow by the slack, 32,767 of them by three steps: the zero point must fit all the same.
+        reach = min(farthest, (farthest + 0.5) * 2 ** (-SLACK / EIGHTHS))
         low, high = low.float(), high.float()
-        width = torch.maximum((high - low).div_(q.most), low.abs().div_(farthest))
+        width = torch.maximum((high - low).div_(q.most), low.abs().div_(reach))
         # The first step that is wide enough.
         code = torch.bucketize(width, _steps(width.device, SLACK)[:-1], out_int32=True).to(torch.uint8)
         return cls(code, (low / step(code)).round_().clamp_(-farthest, farthest).to(q.zeros))
