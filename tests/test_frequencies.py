@@ -275,6 +275,22 @@ def test_rows_of_maps_sum_to_one_and_to_the_sink_mass_of_reading(model_and_polic
     np.testing.assert_allclose(given, mass[layer, head, early], atol=1e-5)
 
 
+@pytest.mark.parametrize("policy", ["dense", "streaming:sinks=4,window=40", "window:window=40"])
+def test_maps_of_tokens_decoded_beyond_the_change_are_those_of_tokens_read(variant, policy):
+    """Those of one stretch of decoded tokens have one length, though the frequencies change among them."""
+    model, tokens = model_of(variant), words(TOKENS)
+    read, decoded = (open_lanes(model, of, [parse(policy)], history=TOKENS)[0] for of in (tokens, tokens[:20]))
+    for lane in (read, decoded):
+        while not lane.done:
+            lane.read(16)
+    for token in tokens[20:]:
+        decoded.next(lambda _, token=token: int(token))
+    one, other = (head_map(lane, 1, 1, 30) for lane in (read, decoded))
+    assert one.first == other.first < ORIGINAL - 10
+    np.testing.assert_allclose(other.weights, one.weights, atol=1e-5)
+    np.testing.assert_allclose(other.sinks, one.sinks, atol=1e-5)
+
+
 @pytest.mark.parametrize("policy", ["dense", "streaming:sinks=4,window=40", "streaming:sinks=4,window=12"])
 def test_maps_of_a_captured_stretch_sum_to_one(variant, policy, tmp_path):
     model_of(variant).save_pretrained(tmp_path / "model")
