@@ -50,6 +50,8 @@ def fused(monkeypatch):
         "dense",
         "window:window=20",
         "streaming:sinks=4,window=16",
+        # A chunk begins among its sinks and ends behind them.
+        "streaming:sinks=40,window=16",
         "streaming:sinks=4,window=16,positions=text",
         "streaming:sinks=4,window=16,positions=naive",
         "streaming:sinks=4,window=16,softmax=off-by-one",
