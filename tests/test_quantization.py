@@ -125,6 +125,26 @@ def test_router_that_is_a_linear_layer_and_chooses_is_not_packed():
     assert np.abs(our_nll(model, words(), 16) - expected).mean() < 0.05
 
 
+class Bent(nn.Linear):
+    """A linear layer that does more with what it is given, or with what it gives."""
+
+    def __init__(self, before, after):
+        super().__init__(64, 32)
+        self.before, self.after = before, after
+
+    def forward(self, x):
+        return self.after(super().forward(self.before(x)))
+
+
+@pytest.mark.parametrize("after", [torch.sigmoid, lambda y: y * 1.02, lambda y: y.softmax(-1), lambda y: (y,)])
+@pytest.mark.parametrize("before", [lambda x: x, lambda x: x / x.norm(dim=-1, keepdim=True)])
+def test_linear_layer_that_does_more_than_multiply_is_not_packed(tiny_llama, before, after):
+    model = copy.deepcopy(tiny_llama)
+    model.plain, model.bent = Bent(lambda x: x, lambda y: y), Bent(before, after)
+    pack(model, "int8")
+    assert type(model.plain) is Int8 and type(model.bent) is Bent
+
+
 def test_linear_layers_that_a_family_writes_anew_are_packed():
     model = tiny("falcon")
     kind = type(model.transformer.h[0].self_attention.dense)
