@@ -8,6 +8,7 @@ from transformers.integrations.bitnet import AutoBitLinear
 
 from analysis.engine.check import adapt
 from analysis.models.gqa import pool
+from analysis.models.language_model import LanguageModel
 from analysis.models.loading import load
 
 from . import causal
@@ -91,3 +92,21 @@ def test_the_card_says_what_the_cache_costs():
     assert costs == [("MHA", 9, 138_240, False), ("GQA", 3, 46_080, False), ("MQA", 1, 15_360, True)]
     assert {c.length for c in model.cache_costs} == {8192}
     assert model.card["Positions"] == "rotary"
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "expected"),
+    [
+        (4, 4, [("MHA", 4, True), ("GQA", 2, False), ("MQA", 1, False)]),
+        (8, 8, [("MHA", 8, True), ("GQA", 2, False), ("MQA", 1, False)]),
+        (6, 6, [("MHA", 6, True), ("GQA", 2, False), ("MQA", 1, False)]),
+        (8, 4, [("MHA", 8, False), ("GQA", 4, True), ("MQA", 1, False)]),
+        (8, 1, [("MHA", 8, False), ("GQA", 2, False), ("MQA", 1, True)]),
+        (2, 2, [("MHA", 2, True), ("MQA", 1, False)]),
+        (1, 1, [("MQA", 1, True)]),
+    ],
+)
+def test_what_the_cache_would_cost_is_said_of_any_grouping(heads, kv_heads, expected):
+    network = tiny("llama", num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=8, hidden_size=8 * heads)
+    model = LanguageModel("tiny", network, None, [])
+    assert [(c.name, c.kv_heads, c.own) for c in model.cache_costs] == expected
