@@ -93,6 +93,20 @@ def test_packed_layers_that_read_one_input_are_one_product(kind, sizes, one, bia
         assert len(set(places)) == (1 if one else 3)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@torch.inference_mode()
+def test_one_weight_that_is_asked_twice_is_not_put_beside_itself(tied):
+    """Whether a layer is asked twice, or two layers have one weight: it would be held twice."""
+    network, x = Gated(False).requires_grad_(False), torch.randn(3, 8)
+    network.up = nn.Linear(8, 12, bias=False).requires_grad_(False) if tied else network.gate
+    network.up.weight = network.gate.weight
+    wanted, before = network(x), storages(network)
+    with fusing(network):
+        network(x)
+    assert storages(network) == before and "forward" not in vars(network.gate) | vars(network.up)
+    assert torch.equal(network(x), wanted)
+
+
 def test_a_pass_that_fails_changes_nothing():
     network = Gated(False)
     with pytest.raises(RuntimeError), fusing(network):
