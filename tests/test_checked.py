@@ -7,10 +7,12 @@ import torch
 from analysis.engine import check
 from analysis.engine.context import SharedContext
 from analysis.engine.lane import Lane
+from analysis.families.positions import Fixed
 from analysis.models import checked, dtypes
 from analysis.models.loading import load
 from analysis.policies import Dense
 
+from .families import shared
 from .test_conversions import cache as cache
 from .test_conversions import file as file
 from .test_conversions import folder
@@ -88,6 +90,13 @@ def test_what_is_refused_is_refused_each_time(file, tried, monkeypatch):
     for _ in range(2):
         with pytest.raises(ValueError, match="so it is"):
             load(str(file), device="cpu")
+
+
+def test_positions_that_are_left_to_the_network_are_tried_each_time(tmp_path):
+    """They are the second choice: who took a network for tried would move keys that cannot be moved."""
+    for _ in range(2):
+        adapted = checked.adapted_once(shared("hunyuan_v1_dense"), tmp_path, "model None")
+        assert isinstance(adapted.positions, Fixed) and not (tmp_path / checked.FILE).exists()
 
 
 def test_few_settings_are_remembered_and_the_last_of_them(file, tried, monkeypatch):
