@@ -204,6 +204,17 @@ def test_what_is_damaged_is_not_loaded(name, damage):
         Lane(0, small("h2o"), SharedContext(model, tokens, 4, 0)).load_state(state)
 
 
+def test_slots_that_share_a_code_are_not_loaded():
+    model, tokens = adapt(shared("llama", num_hidden_layers=2)), words(70)
+    lane = Lane(0, small("h2o"), SharedContext(model, tokens, 4, 0))
+    lane.read(40, upto=40)
+    state = written(lane.state())
+    at = state.tensors["store/0/packed/at"]
+    state.tensors["store/0/packed/at"] = torch.where(at == 1, 0, at)
+    with pytest.raises(ValueError, match="have not the scales that they need: it is damaged"):
+        Lane(0, small("h2o"), SharedContext(model, tokens, 4, 0)).load_state(state)
+
+
 def layer_of(tokens, q, dtype, heads=2, dim=128):
     """A layer that holds so many tokens, and will quantize them."""
     torch.manual_seed(0)
