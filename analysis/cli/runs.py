@@ -78,9 +78,9 @@ def show(name: Name, runs: options.Runs = None) -> None:
     e = library.entry(name, runs)
     table = Table(show_header=False)
     table.add_row("Title", Text(e.title + " (pinned)" * e.label.pinned, overflow="fold"))
-    table.add_row("Kind", library.KINDS.get(e.kind, "damaged"))
+    table.add_row("Kind", library.KINDS.get(e.kind, "Damaged"))
     if e.problem:
-        table.add_row("Damaged", Text(e.problem, overflow="fold"))
+        table.add_row("Problem", Text(e.problem, overflow="fold"))
     known = {"Status": e.status, "Started": _local(e.started), "Model": e.model, "Numbers": e.arithmetic}
     for what, value in (known | {"Text": e.text}).items():
         if value:

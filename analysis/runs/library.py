@@ -24,6 +24,7 @@ from ..settings import quoted
 from .about import about_of
 from .held import MARKS, changed, files_of, of_checkpoint, several, version
 from .preview import Preview, preview
+from .run import NotFinite
 from .spec import Spec
 from .status import CAPTURING, COMPUTING, LABEL, RUNNING, STOPPED, status_of
 
@@ -72,7 +73,7 @@ class Entry:
     kind: str = ""
     """One of KINDS; empty where the folder is damaged."""
     problem: str = ""
-    """What is wrong with the folder, as a sentence."""
+    """Why it cannot be opened, as a sentence."""
     label: Label = Label()
     status: str = ""
     started: str = ""
@@ -275,7 +276,12 @@ def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
     if kind not in KINDS:
         raise ValueError(f"{path} is a run of a kind that nobody here knows: {quoted(kind)}")
     found = replace(_of_spec(found, about), kind=kind, status=_status(about, path))
-    return replace(found, preview=preview(path, held, live=found.live) if kind == usual else None)
+    if kind != usual:
+        return found
+    try:
+        return replace(found, preview=preview(path, held, live=found.live))
+    except NotFinite as e:
+        return replace(found, problem=errors.sentence(errors.reason(e, path.name)))
 
 
 def _of_spec(found: Entry, about: Mapping[str, Any]) -> Entry:

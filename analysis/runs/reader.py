@@ -21,7 +21,7 @@ from .. import files
 from ..files import Kind
 from ..policies import parse
 from .about import About, about_of
-from .run import ROLES, Run, Track
+from .run import ROLES, NotFinite, Run, Track
 from .status import TRIES
 from .tables import FIDELITY, OUTPUT_ERROR, PIECES, ROLE, SINKS, TOKENS
 
@@ -42,7 +42,8 @@ class _Event:
 def load(path: Path) -> Run:
     """The run in a folder, finished or cut off at any moment.
 
-    Raises ValueError where there is none, or a file of it is damaged or of another run.
+    Raises ValueError where there is none, or a file of it is damaged or of another run, and NotFinite, which is one,
+    where a token has no finite NLL.
     """
     path = Path(path)
     for _ in range(TRIES):
@@ -123,8 +124,15 @@ def _take_in(run: Run, track: Track, rows: pa.Table, chunks: _Chunks, path: Path
     count = len(rows)
     if not np.array_equal(column["position"], np.arange(count)) or rows["nll"][1:].null_count:
         raise ValueError(f"{path} lacks tokens of a lane, or has some twice: it is damaged")
+    nll = column["nll"][1:]
+    if not (finite := np.isfinite(nll)).all():
+        raise NotFinite(
+            f"token {int((~finite).argmax()) + 1:,} of lane {run.tracks.index(track)} of {path} has an NLL that is no "
+            f"finite number: the model gave none in {run.spec.arithmetic}, so read anew in another dtype, or with "
+            "another model"
+        )
     # Rounding may leave a token that is certain a little below 0, and sums of much larger ones would lose the rest.
-    if not ((column["nll"][1:] > -0.01) & (column["nll"][1:] < 1e6)).all():
+    if not ((nll > -0.01) & (nll < 1e6)).all():
         raise ValueError(f"{path} has tokens whose NLL no model gives: it is damaged")
     starts, stops = [start for start, _ in spans], [stop for _, stop in spans]
     if not spans or [*starts, count] != [1, *stops] or any(start >= stop for start, stop in spans):

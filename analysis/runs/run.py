@@ -21,6 +21,10 @@ ROLES = ("template", "user", "assistant")
 """Who said a token of a conversation."""
 
 
+class NotFinite(ValueError):
+    """Of a run in which a model gave a token no finite NLL: its files are whole, but it has no perplexity."""
+
+
 class Column:
     """Numbers that one thread appends and others read: what `view` returns never changes."""
 

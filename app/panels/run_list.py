@@ -84,7 +84,7 @@ def draw(found: list[Entry]) -> None:
             max_chars=LONGEST, width=320,
         )  # fmt: skip
         importer()
-        offered = [e.name for e in found if e.kind in COMPARED]
+        offered = [e.name for e in found if e.kind in COMPARED and not e.problem]
         marked = list(filter(marked_now, offered))
         readdress(("marked",), {"marked": marked} if marked else {})
         few = "Mark two or more runs to lay them over one another"
@@ -126,13 +126,13 @@ def row(entry: Entry) -> None:
     """One run."""
     key, title = entry.name, titled(entry)
     with st.container(border=True, horizontal=True, vertical_alignment="center", key=f"runs-row-{key}"):
-        if entry.kind in COMPARED:
+        if entry.kind in COMPARED and not entry.problem:
             st.checkbox(
                 f"Compare {plain(title)}", **kept_value(f"runs-mark-{key}", False), label_visibility="collapsed"
             )
         st.html(words_of(entry, title), width="stretch")
         with st.container(horizontal=True, width="content", vertical_alignment="center"):
-            if entry.kind in OPENED_ON:
+            if entry.kind in OPENED_ON and not entry.problem:
                 page, more = OPENED_ON[entry.kind]
                 link = {**more, "run": entry.name}
                 st.page_link(WHERE / f"{page}.py", label="Open", icon=":material/play_circle:", query_params=link)
