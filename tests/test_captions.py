@@ -56,6 +56,21 @@ def test_a_caption_says_what_is_drawn_with_these_settings_and_no_more(figure, sa
     assert said in told and other not in told
 
 
+def test_a_caption_tells_of_switches_and_full_caches_where_they_are_marked(tmp_path):
+    evicts, switched = ("dense", "window:window=128"), {0: (100, "window:window=512")}
+    cases = [
+        (made_up(120, evicts), ""),
+        (made_up(300, evicts), "The moment when a cache is full is marked."),
+        (made_up(120, evicts, switches=switched), "Switches are marked."),
+        (made_up(300, evicts, switches=switched), "Switches and the moment when a cache is full are marked."),
+    ]
+    for number, (run, marked) in enumerate(cases):
+        save(run, tmp_path / str(number), text_sha256="", weights_sha256="")
+        source = open_input(tmp_path / str(number), "run")
+        told = provenance(parse("perplexity"), source, Path("a.pdf"), Layout())["caption"]
+        assert marked in told and told.count("marked") == bool(marked)
+
+
 def test_no_caption_title_or_table_says_where_files_lie_on_somebodys_machine(tmp_path):
     run, model, text = made_up(300), "/home/me/models/my-llama", "/home/me/texts/my novel.txt"
     run.spec = replace(run.spec, model=model, text=text)

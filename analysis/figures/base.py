@@ -55,6 +55,10 @@ class Figure(Settings):
         settings = ", ".join(f"{f.name} {getattr(self, f.name)}" for f in self.settings() if f.name not in self.idle)
         return f"{self.title}. {shown}" + (f" ({settings})." if settings else ".")
 
+    def marked(self, source: Any) -> str:
+        """A sentence on marks that not every source has, for the caption; empty where this one has none."""
+        return ""
+
     def numbers(self, source: Any) -> Numbers:
         """What is drawn of a FigureInput's data.  Raises ValueError where it does not have that."""
         raise NotImplementedError

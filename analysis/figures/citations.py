@@ -56,10 +56,12 @@ OF_FIGURES = {
 }  # fmt: skip
 
 
-def caption(figure: Figure, spec: Mapping[str, Any], policies: Sequence[str], tokens: int | None) -> str:
+def caption(
+    figure: Figure, spec: Mapping[str, Any], policies: Sequence[str], tokens: int | None, marked: str = ""
+) -> str:
     """What is seen, of which model on which text, under which policies; `spec` and how many `tokens` were read: as far
-    as they are known."""
-    parts = [figure.seen()]
+    as they are known; `marked`: what is marked besides, as a sentence."""
+    parts = [figure.seen(), *filter(None, [marked])]
     if isinstance(model := spec.get("model"), str):
         model = {"embedded": "SmolLM2-135M-Instruct", gemma.NAME: gemma.CALLED}.get(model, named(model))
         text = f" on {spec['text']}" if spec.get("text") else ""

@@ -37,7 +37,7 @@ def provenance(figure: Figure, source: FigureInput, out: Path, layout: Layout) -
     known = spec | {"text": figure.task or source.title, "trained": source.trained(figure)}
     return {
         "figure": str(figure),
-        "caption": caption(figure, known, policies, tokens),
+        "caption": caption(figure, known, policies, tokens, figure.marked(source.data)),
         "bibtex": bibtex(figure, spec, policies),
         "command": command(figure, source.folder, out, layout),
         "model": spec.get("model"),

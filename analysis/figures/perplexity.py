@@ -55,7 +55,14 @@ class Perplexity(Figure):
             "top-1": f"Agreement curves. Share of {last} before which a lane has the same most probable token as the "
             "first one",
         }[self.mode]
-        return f"{shown}, over the tokens read. Switches and the moment when a cache is full are marked."
+        return f"{shown}, over the tokens read."
+
+    def marked(self, source: Run) -> str:
+        """Which of switches and full caches are marked, where there are any."""
+        full = {mark == "full" for *_, mark in _marks(source)}
+        what = ["switches"] * (False in full) + ["the moment when a cache is full"] * (True in full)
+        said = f"{' and '.join(what)} {'are' if False in full else 'is'} marked."
+        return said[0].upper() + said[1:] if what else ""
 
     def numbers(self, source: Run) -> Numbers:
         """Columns `lane`, `policy`, `token`, `perplexity` (or `kl` in nats per token, or `agreement` in %) and `mark`:
@@ -74,19 +81,11 @@ class Perplexity(Figure):
         for lane, track in enumerate(source.tracks):
             token, y = self._curve(source, lane, track)
             rows += [(lane, int(token[i]), float(y[i]), "") for i in metrics.decimate(y, POINTS)]
-        marks = []
-        for lane, (begun, track) in enumerate(zip(source.spec.policies, source.tracks, strict=True)):
-            # Events also tell of switches under which nothing was read, or whose answer was given again.
-            for (_, before), (at, policy) in pairwise([(0, begun), *track.policies]):
-                if parse(policy) != parse(before):
-                    marks.append((lane, at, np.nan, policy))
-            if track.full_at is not None:
-                marks.append((lane, track.full_at, np.nan, "full"))
         if not rows:
             raise ValueError(
                 f"a curve begins with the mean over {metrics.FIRST} tokens, and the lanes have read fewer: read on"
             )
-        lane, token, value, mark = (np.array(column) for column in zip(*rows, *marks, strict=True))
+        lane, token, value, mark = (np.array(column) for column in zip(*rows, *_marks(source), strict=True))
         policy = np.array(source.spec.policies)[lane]
         return {
             "lane": lane,
@@ -124,6 +123,19 @@ class Perplexity(Figure):
             }[self.mode]
         )
         return ax
+
+
+def _marks(run: Run) -> list[tuple[int, int, float, str]]:
+    """Lane, token, no number, and the policy that the lane switched to there, or `full`."""
+    marks = []
+    for lane, (begun, track) in enumerate(zip(run.spec.policies, run.tracks, strict=True)):
+        # Events also tell of switches under which nothing was read, or whose answer was given again.
+        for (_, before), (at, policy) in pairwise([(0, begun), *track.policies]):
+            if parse(policy) != parse(before):
+                marks.append((lane, at, np.nan, policy))
+        if track.full_at is not None:
+            marks.append((lane, track.full_at, np.nan, "full"))
+    return marks
 
 
 def perplexity(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
