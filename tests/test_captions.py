@@ -9,6 +9,8 @@ import pytest
 from matplotlib.figure import Figure as Sheet
 
 from analysis.experiments.papers import EXPERIMENTS
+from analysis.experiments.recall.asked import Asked
+from analysis.experiments.recall.cells import write_table
 from analysis.experiments.verdict import Plan, tables
 from analysis.experiments.verdict.kept import folder_of
 from analysis.figures import parse
@@ -149,6 +151,20 @@ def test_a_figure_of_cells_says_of_all_policies_and_texts_that_its_folder_compar
     told = provenance(parse("pareto"), open_input(tmp_path, "verdict"), Path("a.pdf"), Layout())
     assert told["spec"]["policies"] == ["dense", "window:window=64", "window:window=128"]
     assert (told["text_sha256"], told["weights_sha256"]) == (plan.text.sha256, "w")
+    assert told["run"] == plan.command() and "compare" in told["run"] and "--budgets=64,128" in told["run"]
+
+
+def test_a_figure_of_recall_tells_the_command_that_asks_the_same(tmp_path):
+    spec, asked = Spec("tiny", "passkey", ("dense",)), Asked("passkey", (128,), (5.0, 50.0), 2, 3)
+    folder = asked.folder(spec, tmp_path)
+    write_table([], tmp_path)
+    folder.finish("finished")
+    told = provenance(parse("needle-map"), open_input(tmp_path, "recall"), Path("a.pdf"), Layout())["run"]
+    assert told == asked.command(spec) and "--depths=5,50" in told and "--seed=3" in told
+    # A folder of other hands, or of an older version.
+    folder._about["settings"] = {"lengths": "many"}
+    folder.finish("finished")
+    assert provenance(parse("needle-map"), open_input(tmp_path, "recall"), Path("a.pdf"), Layout())["run"] is None
 
 
 @pytest.mark.parametrize(("cost", "measured"), [("tokens", False), ("megabytes", True)])

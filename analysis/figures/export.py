@@ -46,7 +46,7 @@ def provenance(figure: Figure, source: FigureInput, out: Path, layout: Layout) -
         "text_sha256": None if figure.task else source.about.get("text_sha256"),
         "begins": source.about.get("begins"),
         "spec": spec,
-        "run": source.data.spec.command() if isinstance(source.data, Run) else None,
+        "run": source.command,
         # No command line makes them.
         "switches": source.data.switches if isinstance(source.data, Run) else [],
         "versions": {p: version(p) for p in ("torch", "transformers", "matplotlib", "seaborn", "numpy")},

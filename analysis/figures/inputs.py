@@ -1,6 +1,7 @@
 """What figures are made of, as it lies in a folder: a run, a captured stretch, a grid, trainings, recall, a verdict."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 
 from .. import files
 from ..experiments.grid import says_of_cells
+from ..experiments.recall.cells import KIND as RECALL
 from ..experiments.recall.cells import TABLE, Row, read_table
-from ..experiments.verdict import Verdict, read_verdict
+from ..experiments.verdict import Plan, Verdict, read_verdict
 from ..experiments.verdict.entries import FILE as VERDICT
 from ..lab.recipe import Recipe, names_of
-from ..runs.about import about_of
+from ..runs.about import about_of, spec_of
 from ..runs.library import KINDS
 from ..runs.reader import load as load_run
 from ..runs.run import Run
@@ -58,6 +60,23 @@ class FigureInput:
         if (stretch := getattr(self.data, "stretch", None)) is not None:
             return list(dict.fromkeys(stretch.policies))
         return list(dict.fromkeys(self.about.get("spec", {}).get("policies", ())))
+
+    @property
+    def command(self) -> str | None:
+        """The command line that computes what this is made of; None where nothing says it."""
+        if isinstance(self.data, Run):
+            return self.data.spec.command()
+        if not says_of_cells(self.folder):
+            return None
+        # Here, since figures are opened and drawn where there is no torch.
+        from ..experiments.recall.asked import Asked
+
+        with suppress(ValueError):
+            about, spec = about_of(self.folder), spec_of(self.folder)
+            settings = about.get("settings") or {}
+            return Asked.of(settings).command(spec) if about["kind"] == RECALL else Plan.of(spec, settings).command()
+        # A folder of other hands need not say it.
+        return None
 
     @property
     def text(self) -> str | None:
