@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 from matplotlib.figure import Figure as Sheet
 
@@ -15,7 +16,7 @@ from analysis.experiments.verdict import Plan, tables
 from analysis.experiments.verdict.kept import folder_of
 from analysis.figures import parse
 from analysis.figures.citations import caption
-from analysis.figures.export import provenance
+from analysis.figures.export import export, provenance
 from analysis.figures.inputs import FigureInput, open_input
 from analysis.figures.notebook import show
 from analysis.figures.report import page
@@ -187,3 +188,12 @@ def test_a_figure_tells_the_switches_that_the_command_of_its_run_leaves_out(tmp_
     (told,) = about["switches"]
     assert about["run"] == run.spec.command()
     assert (told["lane"], told["position"], told["policy"]) == (1, 129, "window:window=16")
+
+
+def test_one_lane_alone_is_drawn_by_itself_and_not_against_itself(tmp_path):
+    save(made_up(300, ("dense",)), tmp_path / "run", text_sha256="", weights_sha256="")
+    about = export(parse("perplexity"), tmp_path / "run", tmp_path / "a.csv")
+    assert "Perplexity of the last 256 tokens, over" in about["caption"] and "mode=rolling" in about["command"]
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    numbers = [float(line.split(",")[-2]) for line in lines if line.endswith(",")]
+    assert numbers[-1] == pytest.approx(np.exp(made_up(300, ("dense",)).tracks[0].nll.view()[-256:].mean()), rel=1e-5)

@@ -1,8 +1,8 @@
 """Curves of the lanes of a run: perplexity, or how far each lane predicts from the first one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,9 +39,15 @@ class Perplexity(Figure):
     title: ClassVar[str] = "Perplexity curves"
     needs: ClassVar[str] = "run"
 
-    mode: str = setting("relative", "What is drawn.", choices=(*metrics.MODES, *metrics.FIDELITY))
+    mode: str = setting(
+        "relative", "What is drawn; of one lane alone relative is rolling.", choices=(*metrics.MODES, *metrics.FIDELITY)
+    )
     reference: int = setting(0, "The lane that relative perplexities are of.", low=0)
     roll: int = setting(metrics.ROLL, "Tokens of a rolling mean.", low=1, high=65_536)
+
+    def resolved(self, source: Run) -> Self:
+        """With a mode that one lane alone has: it has none to be compared with."""
+        return replace(self, mode="rolling") if self.mode == "relative" and len(source.tracks) == 1 else self
 
     def seen(self) -> str:
         """A sentence on the one mode that is drawn, with the settings that it has."""
