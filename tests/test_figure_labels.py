@@ -1,5 +1,6 @@
 """Labels of axes on narrow pages: all of their words are there, and they take no room from what is drawn."""
 
+import numpy as np
 import pytest
 
 from analysis.figures import parse
@@ -24,3 +25,28 @@ def test_a_label_longer_than_its_page_is_broken_and_leaves_no_empty_band(venue, 
         box, all_of = label.get_window_extent(), ax.get_tightbbox()
         assert box.y0 >= 0 and box.y1 <= sheet.bbox.height
         assert all_of.y0 < 0.05 * sheet.bbox.height and all_of.y1 > 0.95 * sheet.bbox.height
+
+
+@pytest.mark.parametrize("venue", ["neurips", "icml", "acl"])
+@pytest.mark.parametrize(
+    "of", ["map-grid:layers=0 1,heads=0 2 3", "map-grid:layers=0,heads=0 2 3", "mean-logits:layers=0 1"]
+)
+def test_maps_of_few_layers_leave_no_white_band_on_the_page(of, venue):
+    figure = parse(of)
+    down, across = (1, 2) if of.startswith("mean") else (len(figure.layers.split()), 3)
+    sides = {"layers": np.arange(down), "heads": np.arange(across)}
+    with drawn(figure, {"maps": np.full((down, across, 16, 16), 0.1, np.float32), **sides}, Layout(venue)) as sheet:
+        sheet.canvas.draw()
+        boxes = [ax.get_tightbbox().extents for ax in sheet.axes]
+        height = max(box[3] for box in boxes) - min(box[1] for box in boxes)
+        assert 0.88 * sheet.bbox.height < height <= sheet.bbox.height
+        picture = sheet.axes[0].get_window_extent()
+        assert picture.width > 0.55 * sheet.bbox.width
+
+
+def test_ranges_of_keys_have_room_on_a_narrow_page():
+    ends = {"first_least": -1.0, "first_greatest": 1.0, "least": -9.0, "greatest": 2.0}
+    data = {"layer": np.repeat([0, 1], 8), "channel": np.tile(np.arange(8), 2)}
+    data |= {name: np.full(16, end) for name, end in ends.items()}
+    with drawn(parse("key-ranges"), data, Layout("icml")) as sheet:
+        assert sheet.axes[0].get_window_extent().height / sheet.dpi > 1.1

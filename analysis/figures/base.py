@@ -31,10 +31,17 @@ class Figure(Settings):
     """What its numbers come from: run, stretch, grid, trainings, recall or verdict."""
     height: ClassVar[float] = 0.62
     """As a share of the width; names of lines, and lines of text, that need more room are given it."""
+    least: ClassVar[float] = 0.0
+    """Inches that it is high, at least: labels take as much of a narrow page as of a wide one."""
 
     def resolved(self, source: Any) -> Self:
         """The same figure, with what its settings leave open chosen by what the source holds."""
         return self
+
+    @property
+    def share(self) -> float:
+        """Its height over its width with these settings."""
+        return self.height
 
     @property
     def idle(self) -> tuple[str, ...]:

@@ -37,6 +37,7 @@ class KeyRanges(Figure):
     title: ClassVar[str] = "Ranges of keys by channel"
     needs: ClassVar[str] = "stretch"
     height: ClassVar[float] = 0.45
+    least: ClassVar[float] = 1.9
 
     layers: str = several("four")
     kv_head: int = setting(0, "The KV head.", low=0)

@@ -5,6 +5,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
+from typing_extensions import override
 
 from ..settings import setting
 from .base import Figure, Numbers, evenly, several
@@ -33,6 +34,14 @@ class MapGrid(Figure):
     heads: str = several("three")
     tokens: int = setting(128, "First tokens of the stretch.", low=2, high=65_536)
     cells: str = setting("weights", "Attention weights, or logits before the softmax.", choices=("weights", "logits"))
+
+    @property
+    @override
+    def share(self) -> float:
+        """No higher than its maps, which are squares, when all the width is theirs that labels and colours leave."""
+        if "auto" in (self.layers, self.heads):
+            return self.height
+        return min(self.height, 0.65 * len(self.layers.split()) / len(self.heads.split()) + 0.11)
 
     def resolved(self, source: "Atlas") -> Self:
         """With the layers and heads that were left open, and as many tokens as there are."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
+from typing_extensions import override
 
 from ..maps.region import Region
 from ..settings import setting
@@ -31,6 +32,12 @@ class MeanLogits(Figure):
     layers: str = several("four")
     tokens: int = setting(16, "First tokens of the stretch.", low=2, high=128)
 
+    @property
+    @override
+    def share(self) -> float:
+        """As high as its maps, which are squares and share the width."""
+        return self.height if self.layers == "auto" else min(0.62, 0.7 / len(self.layers.split()) + 0.12)
+
     def resolved(self, source: "Atlas") -> Self:
         """With the layers that were left open, and as many tokens as there are."""
         tokens = max(2, min(self.tokens, source.stretch.tokens))
@@ -48,5 +55,7 @@ class MeanLogits(Figure):
     def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """All maps in one row."""
         ax = map_grid(data, ax=ax, logits=True)
-        ax.set(xlabel="Layer", ylabel="")
+        # Beside its only row: as a number at a tick it would take a quarter of a narrow page.
+        ax.set_yticks([])
+        ax.set(xlabel="Layer", ylabel="Mean of heads")
         return ax

@@ -91,7 +91,7 @@ class Layout:
     def size(self, figure: Figure) -> tuple[float, float]:
         """Width and height in inches; but for slides, names of lines and lines of text may make it higher."""
         width = WIDTHS[self.venue]
-        return width, HIGHEST.get(self.venue, width * figure.height)
+        return width, HIGHEST.get(self.venue, max(width * figure.share, figure.least))
 
 
 @contextmanager
