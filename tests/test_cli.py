@@ -351,3 +351,19 @@ def test_what_is_typed_and_is_no_text_is_said(monkeypatch, errors, says):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8", errors))
     with pytest.raises(ValueError, match=f"what was typed is {says}"):
         next(typed(out))
+
+
+def test_an_interrupted_command_says_so(run, monkeypatch, tmp_path):
+    def interrupted(*words, **how):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("analysis.figures.report.report", interrupted)
+    code, _, said = run("report", "--run", str(tmp_path), "--out", str(tmp_path / "a.html"))
+    assert code == 130 and said == "Interrupted.\n"
+
+
+def test_an_interrupted_import_ends_a_command_by_its_status_and_by_no_signal():
+    """Python kills itself where Ctrl-C ended the evaluation of a text, as of a dataclass that a library makes."""
+    code = "from analysis.cli import main\nmain.app = lambda **how: exec('raise KeyboardInterrupt')\nmain.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")

@@ -56,7 +56,7 @@ def test_whatever_ends_a_command_is_one_line(run, log, monkeypatch, make):
     monkeypatch.setattr(texts, "read", raised)
     code, said, wrong = run("stream", "--text", "hamlet")
     if isinstance(thrown, KeyboardInterrupt | SystemExit):
-        assert (code, wrong) == ((3, "") if isinstance(thrown, SystemExit) else (130, ""))
+        assert (code, wrong) == ((3, "") if isinstance(thrown, SystemExit) else (130, "Interrupted.\n"))
         return
     assert wrong.startswith("error: ") and wrong.count("\n") == 1 and len(wrong) < 900 and not said
     if isinstance(thrown, OURS):

@@ -5,14 +5,17 @@ import json
 import shutil
 import struct
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import typer
 
-from analysis.cli import gallery
+from analysis.cli import gallery, listings
+from analysis.cli.ending import opened
 from analysis.cli.gallery import CHAT, TITLES, TRAINING, spec_of
+from analysis.cli.main import command
 from analysis.engine.stream import open_lanes
 from analysis.experiments.presets import CHATS, PRESETS
 from analysis.lab import folder
@@ -203,3 +206,20 @@ def test_the_concepts_say_what_the_first_story_has_recorded():
         [nll["dense"][end - 256 : end].mean(dtype=np.float64) for end in range(256, len(nll["dense"]) + 1)]
     )
     assert f"the rolling perplexity of dense swings between {rolling.min():.0f} and {rolling.max():.0f}" in said
+
+
+def test_an_interrupted_story_says_of_no_folder_that_it_goes_on(run, tmp_path, monkeypatch):
+    """What made it writes into a draft, which is gone by then."""
+
+    def record(name, place):
+        with opened(lambda: cast(Any, SimpleNamespace(open=True, path=place, finish=lambda status: None))):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(gallery, "record", record)
+    code, said, _ = run("gallery", CHAT, "--out", str(tmp_path))
+    assert code == 130 and said.startswith("Interrupted: nothing of ") and "resume " not in said
+    monkeypatch.setattr(listings, "bundled", lambda: record(CHAT, tmp_path / "kept"))
+    command.cache_clear()
+    code, said, _ = run("texts")
+    command.cache_clear()
+    assert code == 130 and said.endswith(f"resume {tmp_path / 'kept'}\n")

@@ -4,6 +4,8 @@ import shlex
 import signal
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import typer
@@ -17,6 +19,31 @@ if TYPE_CHECKING:
     from ..runs.checkpoint import Saver
     from ..runs.folder import Folder
     from ..runs.resume import Made
+
+
+_DRAFT: ContextVar[bool] = ContextVar("draft", default=False)
+
+
+@contextmanager
+def as_draft() -> Generator[None]:
+    """What is made in here goes where it is interrupted, so nobody is told where it lies and how to go on with it."""
+    before = _DRAFT.set(True)
+    try:
+        yield
+    finally:
+        _DRAFT.reset(before)
+
+
+def say_where(before: str, path: Path) -> None:
+    """Say in which folder something lies, after a few words; nothing of a draft."""
+    if not _DRAFT.get():
+        say(f"{before} in {path}")
+
+
+def say_how_to_go_on(path: Path, before: str = "") -> None:
+    """Say by which command a run goes on, after a few words; nothing of a draft."""
+    if not _DRAFT.get():
+        say(f"{before}To go on: {COMMAND} resume {shlex.quote(str(path))}")
 
 
 class Brake:
@@ -64,9 +91,9 @@ def end_run(
     if over:
         saver.checkpoints.remove()
     print_table(table(folder.run))
-    say(f"{status.capitalize()}. The run lies in {folder.path}")
+    say_where(f"{status.capitalize()}. The run lies", folder.path)
     if status == "interrupted":
-        say(f"To go on: {COMMAND} resume {shlex.quote(str(folder.path))}")
+        say_how_to_go_on(folder.path)
         raise typer.Exit(130)
 
 
@@ -94,4 +121,4 @@ def _leave(folder: "Folder", status: str) -> None:
     with suppress(ValueError):
         # Where the disk has no room for its last words, it is kept as it grew.
         folder.finish(status)
-    say(f"What was learned until then is kept. To go on: {COMMAND} resume {shlex.quote(str(folder.path))}")
+    say_how_to_go_on(folder.path, "What was learned until then is kept. ")

@@ -19,6 +19,7 @@ from ..runs.status import LABEL
 from ..settings import quoted
 from .chat import chat
 from .console import out, say
+from .ending import as_draft
 from .lab import emergence
 from .waiting import Bars
 
@@ -52,9 +53,9 @@ def gallery(
         with tempfile.TemporaryDirectory(dir=out_folder, prefix=".") as draft:
             place = Path(draft) / name
             try:
-                record(name, place)
+                with as_draft():
+                    record(name, place)
             except (KeyboardInterrupt, typer.Exit):
-                # Also where the command that made it has said how to go on: it knows of no draft.
                 say(
                     f"Interrupted: nothing of {TITLES[name]} is kept, so it cannot be resumed, and what was recorded "
                     f"before stays. To begin it again: {COMMAND} gallery {name}"

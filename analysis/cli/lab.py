@@ -1,6 +1,5 @@
 """The command that trains very small transformers."""
 
-import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from .. import COMMAND, files
+from .. import files
 from . import options
 from .console import new_folder, note, out, print_table, right, say
-from .ending import Brake
+from .ending import Brake, say_how_to_go_on, say_where
 from .waiting import Bars
 
 if TYPE_CHECKING:
@@ -137,9 +136,9 @@ def _train(writers: "list[TrainingWriter]", place: Path) -> None:
     print_table(table)
     out.print("Losses in nats a token; norms as times those of the other values.")
     ended = "Interrupted" if stopped else "Failed" if failed else "Finished"
-    say(f"{ended}. It lies in {place}")
+    say_where(f"{ended}. It lies", place)
     if stopped:
-        say(f"To go on: {COMMAND} resume {shlex.quote(str(place))}")
+        say_how_to_go_on(place)
         raise typer.Exit(130)
     for e in failed:
         raise e

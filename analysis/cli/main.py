@@ -18,6 +18,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 from typer.main import get_command
+from typing_extensions import override
 
 from .. import errors
 from .console import out
@@ -79,8 +80,33 @@ class Commands(Mapping[str, Any]):
         return len(COMMANDS)
 
 
+class Group(TyperGroup):
+    """All commands; one that Ctrl-C ends before it has anything to keep, or to say of it, says that at least."""
+
+    @override
+    def make_context(self, *words: Any, **how: Any) -> Any:
+        try:
+            return super().make_context(*words, **how)
+        except KeyboardInterrupt:
+            raise typer.Exit(interrupted()) from None
+
+    @override
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(interrupted()) from None
+
+
+def interrupted() -> int:
+    """Say that Ctrl-C has ended a command, unless nobody reads what it says any more; returns the exit status."""
+    if not out.broken:
+        print("Interrupted.", file=sys.stderr)
+    return 130
+
+
 listed: Any = Commands()
-app = TyperGroup(name="sinkscope", commands=listed, help=HELP, no_args_is_help=True)
+app = Group(name="sinkscope", commands=listed, help=HELP, no_args_is_help=True)
 
 
 def _interrupt(*_) -> None:
@@ -102,7 +128,7 @@ def main() -> None:
             print("error: " + said, file=sys.stderr)
         code = 2
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
+        code = interrupted()
     except BrokenPipeError:
         # Whoever read what was said has seen enough; Python would complain once more when it closes its output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -112,6 +138,9 @@ def main() -> None:
             sys.excepthook = failed
             raise
         code = print("error: " + errors.reason(e, ""), file=sys.stderr) or 2
+    # Python notes where Ctrl-C ends the evaluation of a text, as of a dataclass that a library makes, and kills itself
+    # when all is over, though it was caught: the next evaluation has it forget.
+    eval("None")
     sys.exit(128 + signal.SIGPIPE if out.broken else code)
 
 
