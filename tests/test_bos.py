@@ -300,7 +300,7 @@ def test_names_of_control_tokens_are_tokens_when_that_is_asked(run, gemma, tmp_p
     assert code == 0 and ids == tokenizers.gemma_like()(text.read_text(), add_special_tokens=False)["input_ids"]
     assert "read as text" not in shown
     code, _, wrong = run(*asked, "--special", "some")
-    assert code == 2 and wrong == "error: special must be one of text, tokens, not 'some'\n"
+    assert code == 2 and wrong == "error: --special must be one of text, tokens, not 'some'\n"
 
 
 def test_each_sample_is_a_text_of_its_own():

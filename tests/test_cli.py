@@ -149,11 +149,11 @@ def test_chat_plays_a_script_and_writes_a_run(run, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (["--max-new", "0"], "max_new"),
-        (["--temperature", "-1"], "temperature"),
-        (["--top-p", "0"], "top_p"),
-        (["--weights", "int2"], "weights must be"),
-        (["--kv-chunk", "0"], "kv_chunk"),
+        (["--max-new", "0"], "error: --max-new must be"),
+        (["--temperature", "-1"], "error: --temperature must be"),
+        (["--top-p", "0"], "error: --top-p must be"),
+        (["--weights", "int2"], "error: --weights must be"),
+        (["--kv-chunk", "0"], "error: --kv-chunk must be"),
         (["--script", "nothing"], "no script"),
         (["--policy", "nothing"], "there is no policy"),
     ],
@@ -367,3 +367,15 @@ def test_an_interrupted_import_ends_a_command_by_its_status_and_by_no_signal():
     code = "from analysis.cli import main\nmain.app = lambda **how: exec('raise KeyboardInterrupt')\nmain.main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("stream", "--chunk=0"), "--chunk must be at least 1 token, not 0"),
+        (("chat", "--max-new", "0"), "--max-new must be at least 1 token, not 0"),
+        (("stream", "--dtype", "half"), "--dtype must be float32, bfloat16 or float16, not 'half'"),
+    ],
+)
+def test_what_is_wrong_with_an_option_names_the_option(run, words, says):
+    assert run(*words)[2] == f"error: {says}\n"

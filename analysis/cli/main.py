@@ -137,11 +137,19 @@ def main() -> None:
         if not errors.mendable(e):
             sys.excepthook = failed
             raise
-        code = print("error: " + errors.reason(e, ""), file=sys.stderr) or 2
+        code = print("error: " + as_option(errors.reason(e, "")), file=sys.stderr) or 2
     # Python notes where Ctrl-C ends the evaluation of a text, as of a dataclass that a library makes, and kills itself
     # when all is over, though it was caught: the next evaluation has it forget.
     eval("None")
     sys.exit(128 + signal.SIGPIPE if out.broken else code)
+
+
+def as_option(sentence: str) -> str:
+    """A sentence that begins with the name of a setting, with the option that was written for it in its place."""
+    name, _, rest = sentence.partition(" ")
+    option = f"--{name.replace('_', '-')}"
+    written = any(word == option or word.startswith(f"{option}=") for word in sys.argv)
+    return f"{option} {rest}" if written and rest.startswith("must ") else sentence
 
 
 def failed(_, e: BaseException, __) -> None:
