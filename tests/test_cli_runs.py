@@ -136,3 +136,18 @@ def test_nll_that_is_no_number_is_told_as_the_models_and_not_as_damage(home, run
     for words in (("runs",), ("runs", "show", "a")):
         code, said, _ = run(*words)
         assert code == 0 and "Reading" in said and "finite" in said and "amaged" not in said
+
+
+def test_a_run_is_shown_by_its_folder_wherever_it_lies(home, run, tmp_path):
+    save(made_up(60), tmp_path / "elsewhere" / "a", text_sha256="", weights_sha256="")
+    code, said, _ = run("runs", "show", str(tmp_path / "elsewhere" / "a"))
+    assert code == 0 and "Reading" in said and "Dense" in said and names() == []
+    assert run("runs", "show", str(tmp_path / "elsewhere" / "b"))[0] == 2
+
+
+@pytest.mark.parametrize(
+    "words", [("runs", "list", "--runs", ""), ("runs", "list", "--runs="), ("stream", "--out", "")]
+)
+def test_an_empty_name_of_a_folder_is_not_the_one_that_one_works_in(run, words):
+    code, _, said = run(*words)
+    assert code == 2 and "it is empty: name a folder, or leave the option out" in said

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from ..texts import Tokenized
 
 N = TypeVar("N", int, float)
+
+
+def _folder(written: str) -> Path:
+    """A folder as it was written: an empty variable of a shell would mean the folder that one works in."""
+    if not written:
+        raise typer.BadParameter("it is empty: name a folder, or leave the option out")
+    return Path(written)
+
+
 Model = Annotated[
     str, typer.Option(help=f"embedded, tiny-gpt-oss, gemma-270m ({GEMMA}), a hub id, a folder, or a GGUF file")
 ]
@@ -28,8 +37,16 @@ Bos = Annotated[
 Special = Annotated[str, typer.Option(help="names of control tokens in a text, such as <|endoftext|>: text or tokens")]
 Weights = Annotated[str, typer.Option(help="model (as it came), or packed on a CPU: int8, int4")]
 KVHeads = Annotated[int | None, typer.Option(help="average the KV heads down to so many, without training")]
-RunFolder = Annotated[Path | None, typer.Option("--out", help="run folder (default: a new one in the library)")]
-Runs = Annotated[Path | None, typer.Option(help="the library of runs (default: $SINKSCOPE_RUNS, or the user's own)")]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option("--out", parser=_folder, metavar="PATH", help="run folder (default: a new one in the library)"),
+]
+Runs = Annotated[
+    Path | None,
+    typer.Option(
+        parser=_folder, metavar="PATH", help="the library of runs (default: $SINKSCOPE_RUNS, or the user's own)"
+    ),
+]
 
 USUAL = ("dense", "window:window=256", "streaming:sinks=4,window=252")
 """Policies of which one reads where nobody names any."""

@@ -1,5 +1,6 @@
 """`runs`: the commands over the library of runs.  None of them needs a model."""
 
+import os
 import shlex
 from datetime import datetime
 from pathlib import Path
@@ -70,11 +71,17 @@ def show_all(
 
 
 @app.command()
-def show(name: Name, runs: options.Runs = None) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="as the list says it, or the folder of any run")],
+    runs: options.Runs = None,
+) -> None:
     """All that is known of a run."""
     from ..runs.reader import load
     from .reading import summary
 
+    if len(Path(name).parts) > 1 and runs is None:
+        folder = Path(os.path.abspath(os.path.expanduser(name)))
+        name, runs = folder.name, folder.parent
     e = library.entry(name, runs)
     table = Table(show_header=False)
     table.add_row("Title", Text(e.title + " (pinned)" * e.label.pinned, overflow="fold"))
