@@ -1,6 +1,8 @@
 """Maps on paper: no column is lost, however few dots a page has; what stands beside maps and sizes can be read."""
 
 import io
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from analysis.figures import parse
 from analysis.figures.cells import pooled
 from analysis.figures.head_map import EVICTED
-from analysis.figures.sheet import Layout, drawn, rendered
+from analysis.figures.sheet import Layout, drawn, rendered, table
 
 from . import nasty
 from .test_figure_texts import VENUES
@@ -131,3 +133,15 @@ def test_an_axis_of_activations_has_numbers_whatever_its_range(least, most):
             said = [tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high]
             assert len(list(filter(None, said))) >= 3, venue
             assert any("⁴" in text for text in said) == (most > 1e4)
+
+
+def test_a_table_of_maps_names_tokens_and_not_cells():
+    """Those of a longer stretch have several tokens in a cell, as that of one head has."""
+    source: Any = SimpleNamespace(
+        stretch=SimpleNamespace(tokens=300, mass=np.zeros((1, 1))),
+        draw=lambda layer, head, region, kind: np.zeros((75, 75), np.float32),
+    )
+    data = parse("map-grid:layers=0,heads=0,tokens=300").numbers(source)
+    lines = table(data).splitlines()
+    assert data["scale"] == 4 and len(lines) == 1 + 75 * 75
+    assert lines[1:3] == ["0,0,0,0,0.0", "0,0,0,4,0.0"] and lines[-1] == "0,0,296,296,0.0"

@@ -57,12 +57,16 @@ class MapGrid(Figure):
         )
 
     def numbers(self, source: "Atlas") -> Numbers:
-        """`maps` [layers, heads, cells, cells], `layers` and `heads`.  Raises ValueError where there are no such."""
+        """`maps` [layers, heads, cells, cells], `layers` and `heads`, and the tokens of a cell, `scale`.
+
+        Raises ValueError where there are no such.
+        """
         chosen = self.resolved(source)
         layers, heads = ([int(n) for n in text.split()] for text in (chosen.layers, chosen.heads))
         region = region_of(source, 0, self.tokens, CELLS)
         maps = [[source.draw(layer, head, region, kind=self.cells) for head in heads] for layer in layers]
-        return {"maps": np.array(maps), "layers": np.array(layers), "heads": np.array(heads)}
+        sides = {"layers": np.array(layers), "heads": np.array(heads)}
+        return {"maps": np.array(maps), **sides, "scale": np.array(region.scale)}
 
     def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """All maps in one picture, layers down and heads across."""

@@ -276,13 +276,14 @@ def table(data: Numbers) -> str:
 
 def _sides(arrays: Mapping[str, NDArray], name: str) -> dict[str, NDArray]:
     """What an array of more dimensions has along each of them: of a cell of a map, the first of its tokens; of several
-    maps what stands at their sides, and then their cells."""
+    maps what stands at their sides, and then the same."""
     down, across, *cells = (np.arange(n) for n in arrays[name].shape)
     if name == "map":
         first, scale = arrays["begin"], arrays["scale"]
         return {"query": first + scale * down, "key": first + scale * across}
     if name == "maps":
-        return {"down": arrays["layers"], "across": arrays["heads"], "row": cells[0], "column": cells[1]}
+        rows, columns = (np.asarray(arrays.get("scale", 1)) * cell for cell in cells)
+        return {"down": arrays["layers"], "across": arrays["heads"], "row": rows, "column": columns}
     names = ("layer", "head") if name == "mass" else ("row", "column")
     return dict(zip(names, (down, across), strict=True))
 
