@@ -356,7 +356,7 @@ def test_what_a_visit_reads_does_not_stay_among_the_runs(monkeypatch, name):
 def track_of(nll) -> Track:
     """A lane that has read so far, as a page sees it."""
     of = Track()
-    for column, values in ((of.nll, nll), (of.sums, np.cumsum(nll)), (of.cache_tokens, [9] * len(nll))):
+    for column, values in ((of.nll, nll), (of.sums, np.cumsum(nll)), (of.cache_tokens, np.arange(len(nll)) + 1)):
         column.append(np.array(values))
     return of.snapshot()
 
@@ -364,7 +364,7 @@ def track_of(nll) -> Track:
 @pytest.mark.parametrize(("name", "begun"), [("drop", FOUR), ("enough", policies(SIZE))])
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_lane_that_stands_still_is_named_and_stops_no_other(monkeypatch, name, begun, language):
-    read = [40, *[600] * (len(begun) - 1)]
+    read = [40, *range(600, 600 + 30 * (len(begun) - 1), 30)]
     tracks = [track_of([1.0 + lane] * n) for lane, n in enumerate(read)]
     run = SimpleNamespace(
         id="job", spec=SimpleNamespace(policies=begun), snapshot=SimpleNamespace(tracks=tracks), live=True,
@@ -385,7 +385,8 @@ def test_a_lane_that_stands_still_is_named_and_stops_no_other(monkeypatch, name,
     if name == "drop":
         # Of the others as far as they have read, of the first one none there.
         assert [number for _, number, _ in shown] == ["–", f"{np.exp(2):.1f}", f"{np.exp(3):.1f}", f"{np.exp(4):.1f}"]
-        assert " 600 " in caught.caption.call_args.args[0]
+        assert [re.findall(r"\d+", kept) for *_, kept in shown] == [["40"], *[["600"]] * 3]
+        assert " 600" in caught.caption.call_args.args[0]
 
 
 def test_a_curve_that_has_just_begun_is_drawn():

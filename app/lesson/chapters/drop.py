@@ -57,8 +57,9 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         tokens, values = rolling(tracks, lane)
         title = names[lane] if policy == begun else f"→ {names[lane]}"
         lines.append((title, tokens, values))
-        track = tracks[lane]
-        cached = f"{int(track.cache_tokens.view()[-1]):,}" if len(track.nll) else "–"
+        # Where the perplexities are, too: the lane itself may be further.
+        cache_tokens = tracks[lane].cache_tokens.view()[:read]
+        cached = f"{int(cache_tokens[-1]):,}" if len(cache_tokens) else "–"
         number = "–" if math.isnan(perplexities[lane]) else f"{perplexities[lane]:.1f}"
         items.append((title, number, chapter.say("keeps", tokens=cached)))
     numbers(items)
