@@ -41,6 +41,10 @@ def claimed(path: Path) -> Generator[None]:
                 file.unlink(missing_ok=True)
             raise files.unwritten(path, e) from e
     try:
+        # What was passed over while it was given back may be somebody's again by now.
+        for other in path.glob(CLAIM.format("*")):
+            if other != file:
+                _refuse_held(other)
         yield
     finally:
         with suppress(OSError):
@@ -54,9 +58,10 @@ def _refuse_held(file: Path) -> None:
         status = status_of({"status": RUNNING, "process": process}, file.parent)
     except ValueError:
         # It is just being written, or given back; or the machine stopped at that moment.
-        process, status = {}, ""
         with suppress(OSError):
-            status = RUNNING if time.time() - file.stat().st_mtime < JUST else ""
+            if time.time() - file.stat().st_mtime < JUST:
+                raise ValueError(f"{file.parent} is just being opened by another process: try again") from None
+        return
     refuse_written(file.parent, status, process)
 
 
