@@ -5,9 +5,7 @@ depends on what the model computed, many queries can go through the model togeth
 have got alone.  This module is arithmetic on positions: it sees no keys, and its tensors are masks and positions.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -172,13 +170,6 @@ class BlockPlan:
     changing: slice | None = None
 
 
-def _additive(visible: Tensor, dtype: torch.dtype, groups: int) -> Tensor:
-    """bool [.., queries, keys] → 0 or −inf, repeated for the query heads of a group: [blocks or 1, 1, rows, keys]."""
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
-    mask = mask if mask.ndim == 3 else mask[None]
-    return mask.repeat(1, groups, 1)[:, None]
-
-
 def plan(
     band: Band,
     start: int,
@@ -206,16 +197,15 @@ def plan(
     whole = whole and (sliding_window is None or stop <= sliding_window or not sinks)
     prefix_seen = None if whole else band.sees(positions, prefix, sliding_window)
 
-    additive = partial(_additive, dtype=dtype, groups=groups)
+    left = _Left(inner, rest, range(start, stop), quantization, groups, dtype, device)
     # Where all queries reach all that is left of the window, blocks would save nothing.
-    met = _in_blocks if inner.low_of(stop - 1) > rest else _together
-    behind = met(inner, rest, range(start, stop), quantization, additive, device)
+    behind = left.in_blocks() if inner.low_of(stop - 1) > rest else left.together()
 
     prefix_mask = None
     if prefix_seen is not None:
         more = behind.blocks * behind.block - queries
         padded = torch.nn.functional.pad(prefix_seen, (0, 0, 0, more), value=True)
-        prefix_mask = additive(padded.view(behind.blocks, behind.block, -1))
+        prefix_mask = left.additive(padded.view(behind.blocks, behind.block, -1))
     return BlockPlan(
         prefix=sinks + observed,
         observed=observed,
@@ -238,73 +228,75 @@ class _Behind(NamedTuple):
     changing: slice | None
 
 
-def _in_blocks(
-    inner: Band,
-    rest: int,
-    queries: range,
-    quantization: Quantization | None,
-    additive: Callable[[Tensor], Tensor],
-    device: torch.device,
-) -> _Behind:
-    """Queries in blocks: each has the window before its first query, and its own keys."""
-    start, count = queries.start, len(queries)
-    window = inner.reach
-    assert window is not None, "without one, every query reaches all keys"
-    block = min(BLOCK, count)
-    blocks = -(-count // block)
-    pad = (rest - (start - window), blocks * block - count)
-    width = window + block
-    row, column = torch.arange(block, device=device)[:, None], torch.arange(width, device=device)
-    if quantization is None and inner.step == 1 and pad[0] <= 0:
-        # All blocks are alike, and what each of their queries reaches differs at the edges only.
-        edges = (slice(0, block), slice(window, width))
-        visible = (column >= row) & (column <= row + window)
-        masks = tuple(Columns(edge, additive(visible[:, edge])) for edge in edges)
-        return _Behind(block, blocks, 0, pad, width, masks, None)
-    begins = start + torch.arange(blocks, device=device)[:, None] * block
-    positions, keys = begins + row.T, begins - window + column
-    seen = inner.sees(positions, keys) & (keys >= rest)[:, None]
-    if quantization is None:
-        return _Behind(block, blocks, 0, pad, width, (Columns(slice(0, width), additive(seen)),), None)
-    # What is quantized for the first query of each block, and for its last one.
-    ends = [[quantization.end(t) - (t0 - window) for t in (t0, t0 + block - 1)] for t0 in queries[::block]]
-    begin = max(0, min(before for before, _ in ends))
-    changing = slice(begin, max(begin, min(max(after for _, after in ends), width)))
-    masks = _twice(seen, quantization.met(positions, keys), changing, additive)
-    return _Behind(block, blocks, 0, pad, width, masks, changing)
+@dataclass(frozen=True)
+class _Left:
+    """The keys behind sinks and observed tokens, from text position `rest` on, and the queries that meet them."""
 
+    inner: Band
+    rest: int
+    queries: range
+    quantization: Quantization | None
+    groups: int
+    dtype: torch.dtype
+    device: torch.device
 
-def _together(
-    inner: Band,
-    rest: int,
-    queries: range,
-    quantization: Quantization | None,
-    additive: Callable[[Tensor], Tensor],
-    device: torch.device,
-) -> _Behind:
-    """All queries in one block, with all keys that are left."""
-    start, stop = queries.start, queries.stop
-    past = max(0, start - rest - (0 if quantization is None else quantization.residual))
-    positions, keys = torch.arange(start, stop, device=device), torch.arange(rest + past, stop, device=device)
-    width, seen = len(keys), inner.sees(positions, keys)
-    if quantization is None:
-        return _Behind(stop - start, 1, past, (0, 0), width, (Columns(slice(0, width), additive(seen)),), None)
-    begin, end = (min(max(0, quantization.end(t) - rest - past), width) for t in (start, stop - 1))
-    changing = slice(begin, end)
-    masks = _twice(seen, quantization.met(positions, keys), changing, additive)
-    return _Behind(stop - start, 1, past, (0, 0), width, masks, changing)
+    def additive(self, visible: Tensor) -> Tensor:
+        """bool [.., queries, keys] → 0 or −inf, repeated for the heads of a group: [blocks or 1, 1, rows, keys]."""
+        mask = torch.zeros(visible.shape, dtype=self.dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
+        mask = mask if mask.ndim == 3 else mask[None]
+        return mask.repeat(1, self.groups, 1)[:, None]
 
+    def in_blocks(self) -> _Behind:
+        """Queries in blocks: each has the window before its first query, and its own keys."""
+        inner, rest, quantization, device = self.inner, self.rest, self.quantization, self.device
+        start, count = self.queries.start, len(self.queries)
+        window = inner.reach
+        assert window is not None, "without one, every query reaches all keys"
+        block = min(BLOCK, count)
+        blocks = -(-count // block)
+        pad = (rest - (start - window), blocks * block - count)
+        width = window + block
+        row, column = torch.arange(block, device=device)[:, None], torch.arange(width, device=device)
+        if quantization is None and inner.step == 1 and pad[0] <= 0:
+            # All blocks are alike, and what each of their queries reaches differs at the edges only.
+            edges = (slice(0, block), slice(window, width))
+            visible = (column >= row) & (column <= row + window)
+            masks = tuple(Columns(edge, self.additive(visible[:, edge])) for edge in edges)
+            return _Behind(block, blocks, 0, pad, width, masks, None)
+        begins = start + torch.arange(blocks, device=device)[:, None] * block
+        positions, keys = begins + row.T, begins - window + column
+        seen = inner.sees(positions, keys) & (keys >= rest)[:, None]
+        if quantization is None:
+            return _Behind(block, blocks, 0, pad, width, (Columns(slice(0, width), self.additive(seen)),), None)
+        # What is quantized for the first query of each block, and for its last one.
+        ends = [[quantization.end(t) - (t0 - window) for t in (t0, t0 + block - 1)] for t0 in self.queries[::block]]
+        begin = max(0, min(before for before, _ in ends))
+        changing = slice(begin, max(begin, min(max(after for _, after in ends), width)))
+        masks = self._twice(seen, quantization.met(positions, keys), changing)
+        return _Behind(block, blocks, 0, pad, width, masks, changing)
 
-def _twice(
-    seen: Tensor, quantized: Tensor, changing: slice, additive: Callable[[Tensor], Tensor]
-) -> tuple[Columns, Columns]:
-    """The masks of all columns and, behind them, of the changing ones once more: a query that meets a key quantized
-    does not see it as it came, and the other way round."""
-    width, both = seen.shape[-1], seen & quantized
-    as_it_came = seen.clone()
-    as_it_came[..., changing.start :] &= ~quantized[..., changing.start :]
-    again = slice(width, width + changing.stop - changing.start)
-    return (
-        Columns(slice(0, width), additive(as_it_came)),
-        Columns(again, additive(both[..., changing])),
-    )
+    def together(self) -> _Behind:
+        """All queries in one block, with all keys that are left."""
+        inner, rest, quantization, device = self.inner, self.rest, self.quantization, self.device
+        start, stop = self.queries.start, self.queries.stop
+        past = max(0, start - rest - (0 if quantization is None else quantization.residual))
+        positions, keys = torch.arange(start, stop, device=device), torch.arange(rest + past, stop, device=device)
+        width, seen = len(keys), inner.sees(positions, keys)
+        if quantization is None:
+            return _Behind(stop - start, 1, past, (0, 0), width, (Columns(slice(0, width), self.additive(seen)),), None)
+        begin, end = (min(max(0, quantization.end(t) - rest - past), width) for t in (start, stop - 1))
+        changing = slice(begin, end)
+        masks = self._twice(seen, quantization.met(positions, keys), changing)
+        return _Behind(stop - start, 1, past, (0, 0), width, masks, changing)
+
+    def _twice(self, seen: Tensor, quantized: Tensor, changing: slice) -> tuple[Columns, Columns]:
+        """The masks of all columns and, behind them, of the changing ones once more: a query that meets a key quantized
+        does not see it as it came, and the other way round."""
+        width, both = seen.shape[-1], seen & quantized
+        as_it_came = seen.clone()
+        as_it_came[..., changing.start :] &= ~quantized[..., changing.start :]
+        again = slice(width, width + changing.stop - changing.start)
+        return (
+            Columns(slice(0, width), self.additive(as_it_came)),
+            Columns(again, self.additive(both[..., changing])),
+        )
