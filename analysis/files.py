@@ -39,6 +39,8 @@ DRAFT = re.compile(r"\..+\.(?:([0-9a-f]{8})-)?([0-9]{1,9})(?:-[0-9]+-[0-9a-f]+)?
 a machine."""
 STILL = 600.0
 """Seconds for which a draft stays of a process that is no longer seen: it may be in another container of one name."""
+UNTOUCHED = 86_400
+"""Seconds after which what another machine seems to write is taken for what nobody writes."""
 
 T = TypeVar("T")
 
@@ -225,7 +227,7 @@ def is_left(draft: Path) -> bool:
         alive = False
     except psutil.Error:
         alive = True
-    return not alive and time.time() - changed > (STILL if machine == _machine() else 86_400)
+    return not alive and time.time() - changed > (STILL if machine == _machine() else UNTOUCHED)
 
 
 @contextmanager

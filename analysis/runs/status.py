@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from ..files import UNTOUCHED
+
 RUNNING = "running"
 CAPTURING = ".capturing"
 """The file that says who captures a stretch into a folder, and what was asked for, until that has ended."""
@@ -17,8 +19,6 @@ COMPUTING = ".computing-"
 """What the files are called that say, in a folder of runs that has no run.json, who computes what it lacks."""
 LABEL, PREVIEW = "label.json", "summary.json"
 """Files that the library puts into a folder: no news of the work."""
-UNTOUCHED = 86_400
-"""Seconds after which a folder that another machine seems to write is taken for one that nobody writes."""
 TRIES = 3
 """How often a folder is read or packed anew whose work ended, or went on, meanwhile."""
 STOPPED = ("interrupted", "failed", "killed")
