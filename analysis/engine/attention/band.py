@@ -6,7 +6,7 @@ have got alone.  This module is arithmetic on positions: it sees no keys, and it
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,11 +141,9 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class BlockPlan:
-    """How the queries of one chunk meet the keys of one layer.
-
-    Keys stand in order: sinks, `observed` tokens of the window whose attention is to be told apart, `past` tokens that
-    every query reaches, and the rest, which is read in `blocks` of `block` queries and `block + window` keys.
+class Behind:
+    """How the queries of one chunk meet the keys behind sinks and observed tokens: first `past` tokens that every query
+    reaches, then the rest, which is read in `blocks` of `block` queries and `block + window` keys.
 
     Where keys are quantized, the `changing` columns of these are there twice, as they came and, behind all others, as
     they are quantized: a query meets one of the two.  Before them, keys are quantized for all queries of a block.
@@ -153,21 +151,30 @@ class BlockPlan:
 
     block: int
     blocks: int
-    prefix: int
-    """Sinks and observed tokens, which stand before all others."""
-    observed: int
     past: int
     pad: tuple[int, int]
     """Empty keys put before and after the rest (negative: keys left out), so that every block is alike."""
     width: int
     """Keys that one block of queries meets."""
+    masks: tuple[Columns, ...]
+    changing: slice | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockPlan(Behind):
+    """How the queries of one chunk meet the keys of one layer.
+
+    Keys stand in order: sinks, `observed` tokens of the window whose attention is to be told apart, and those behind.
+    """
+
+    prefix: int
+    """Sinks and observed tokens, which stand before all others."""
+    observed: int
     counted: int
     """How many of the first columns (sinks, observed) count as sink mass."""
     prefix_seen: Tensor | None
     """Whether each query sees each of the prefix, [queries, prefix]; None where all see all of it."""
     prefix_mask: Tensor | None
-    masks: tuple[Columns, ...]
-    changing: slice | None = None
 
 
 def plan(
@@ -207,25 +214,13 @@ def plan(
         padded = torch.nn.functional.pad(prefix_seen, (0, 0, 0, more), value=True)
         prefix_mask = left.additive(padded.view(behind.blocks, behind.block, -1))
     return BlockPlan(
+        **vars(behind),
         prefix=sinks + observed,
         observed=observed,
         counted=min(sinks, sink_tokens) + observed,
         prefix_seen=prefix_seen,
         prefix_mask=prefix_mask,
-        **behind._asdict(),
     )
-
-
-class _Behind(NamedTuple):
-    """How queries meet the keys behind sinks and observed tokens; see BlockPlan."""
-
-    block: int
-    blocks: int
-    past: int
-    pad: tuple[int, int]
-    width: int
-    masks: tuple[Columns, ...]
-    changing: slice | None
 
 
 @dataclass(frozen=True)
@@ -246,7 +241,7 @@ class _Left:
         mask = mask if mask.ndim == 3 else mask[None]
         return mask.repeat(1, self.groups, 1)[:, None]
 
-    def in_blocks(self) -> _Behind:
+    def in_blocks(self) -> Behind:
         """Queries in blocks: each has the window before its first query, and its own keys."""
         inner, rest, quantization, device = self.inner, self.rest, self.quantization, self.device
         start, count = self.queries.start, len(self.queries)
@@ -262,20 +257,20 @@ class _Left:
             edges = (slice(0, block), slice(window, width))
             visible = (column >= row) & (column <= row + window)
             masks = tuple(Columns(edge, self.additive(visible[:, edge])) for edge in edges)
-            return _Behind(block, blocks, 0, pad, width, masks, None)
+            return Behind(block, blocks, 0, pad, width, masks)
         begins = start + torch.arange(blocks, device=device)[:, None] * block
         positions, keys = begins + row.T, begins - window + column
         seen = inner.sees(positions, keys) & (keys >= rest)[:, None]
         if quantization is None:
-            return _Behind(block, blocks, 0, pad, width, (Columns(slice(0, width), self.additive(seen)),), None)
+            return Behind(block, blocks, 0, pad, width, (Columns(slice(0, width), self.additive(seen)),))
         # What is quantized for the first query of each block, and for its last one.
         ends = [[quantization.end(t) - (t0 - window) for t in (t0, t0 + block - 1)] for t0 in self.queries[::block]]
         begin = max(0, min(before for before, _ in ends))
         changing = slice(begin, max(begin, min(max(after for _, after in ends), width)))
         masks = self._twice(seen, quantization.met(positions, keys), changing)
-        return _Behind(block, blocks, 0, pad, width, masks, changing)
+        return Behind(block, blocks, 0, pad, width, masks, changing)
 
-    def together(self) -> _Behind:
+    def together(self) -> Behind:
         """All queries in one block, with all keys that are left."""
         inner, rest, quantization, device = self.inner, self.rest, self.quantization, self.device
         start, stop = self.queries.start, self.queries.stop
@@ -283,11 +278,11 @@ class _Left:
         positions, keys = torch.arange(start, stop, device=device), torch.arange(rest + past, stop, device=device)
         width, seen = len(keys), inner.sees(positions, keys)
         if quantization is None:
-            return _Behind(stop - start, 1, past, (0, 0), width, (Columns(slice(0, width), self.additive(seen)),), None)
+            return Behind(stop - start, 1, past, (0, 0), width, (Columns(slice(0, width), self.additive(seen)),))
         begin, end = (min(max(0, quantization.end(t) - rest - past), width) for t in (start, stop - 1))
         changing = slice(begin, end)
         masks = self._twice(seen, quantization.met(positions, keys), changing)
-        return _Behind(stop - start, 1, past, (0, 0), width, masks, changing)
+        return Behind(stop - start, 1, past, (0, 0), width, masks, changing)
 
     def _twice(self, seen: Tensor, quantized: Tensor, changing: slice) -> tuple[Columns, Columns]:
         """The masks of all columns and, behind them, of the changing ones once more: a query that meets a key quantized
