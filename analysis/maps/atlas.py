@@ -8,7 +8,6 @@ in, and weights and what they sum up to come from the same scores, so a row sums
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .. import texts
-from ..engine.attention.band import Band
 from ..engine.interventions import Interventions
 from ..families.rotary import Adapted
 from ..models.language_model import LanguageModel
@@ -26,13 +24,13 @@ from ..policies import parse
 from ..runs.spec import Spec
 from .capture import capture
 from .region import Region
-from .stretch import Segment, Stretch
+from .scores import Asking, LastRotated, Scores
+from .stretch import Stretch
 
 ROWS = 512
 """Queries that are multiplied at a time, about."""
 FIRST = 4
 """First tokens that are shown one by one at any scale: a sink in one of thousands of columns would vanish."""
-Scores = Float[Tensor, "queries keys"]
 POOLS = ("max", "mean")
 KINDS = ("weights", "logits")
 
@@ -46,8 +44,7 @@ class Atlas:
     def __init__(self, stretch: Stretch, model: LanguageModel | Adapted) -> None:
         self.stretch = stretch
         self.tokenizer = model.tokenizer if isinstance(model, LanguageModel) else None
-        self._rotated: tuple[tuple, Tensor] | None = None
-        """The keys that were rotated last, and which they are: replaced as one, and read only once by whoever draws."""
+        self._last = LastRotated()
         self._totals: dict[tuple[int, int], Tensor] = {}
         """Log-sum-exp of the scores of each query of a head, [tokens]; NaN where nobody has asked yet."""
         self._lock = threading.Lock()
@@ -150,73 +147,9 @@ class Atlas:
             start, stop = max(begin, segment.start), min(end, segment.stop)
             if start >= stop:
                 continue
-            for first, scores in self._scores_of_segment(layer, head, segment, start, stop, region):
+            asking = Asking(self.model, self.stretch, layer, head, segment, start, stop)
+            for first, scores in asking.scores(region, self._last):
                 yield first, padded(scores, start - begin, end - stop)
-
-    def _scores_of_segment(
-        self, layer: int, head: int, segment: Segment, start: int, stop: int, region: Region
-    ) -> Iterator[tuple[int, Scores]]:
-        """The same for queries start … stop − 1 of one segment: first of the window, then of the sinks."""
-        model, stretch, (c0, c1), scale = self.model, self.stretch, region.columns, region.scale
-        attention, settings = model.attentions[layer], model.settings[layer]
-        band = segment.reach.narrowed(settings.get("sliding_window"))
-        group = head // (model.heads // model.kv_heads)
-        query = torch.from_numpy(np.array(stretch.queries[layer, head, start:stop]))
-        scaling = settings.get("scaling") or query.shape[-1] ** -0.5
-        t = torch.arange(start, stop)
-
-        def rotated(x: Tensor, positions: Tensor) -> Tensor:
-            """Queries or keys of this head where they stand."""
-            angles = model.angles(attention, positions.to(model.device), segment.length, torch.float32)
-            angles = None if angles is None else (angles[0].cpu(), angles[1].cpu())
-            return model.rotate(attention, x[None, None], angles)[0, 0]
-
-        def keys(a: int, b: int, kept: NDArray = stretch.keys) -> Tensor:
-            """Keys a … b − 1 of this head's group, before rotation."""
-            return torch.from_numpy(np.array(kept[layer, group, a:b]))
-
-        def met(scores: Tensor, queries: Tensor, a: int, b: int, at: Tensor) -> Tensor:
-            """Scores to keys a … b − 1, which stand at some positions: to those that are quantized by then, as such."""
-            if stretch.quantization is None or stretch.quantized is None:
-                return scores
-            then = rotated(keys(a, b, stretch.quantized), at)
-            return torch.where(stretch.quantization.met(t, torch.arange(a, b)), queries @ then.T, scores)
-
-        def finished(scores: Tensor, first: int, partly: list[slice], seen: Band) -> Tensor:
-            """Capped, and without what is not reached; only columns `partly` may hold such."""
-            cap = settings.get("softcap")
-            scores = scores if cap is None else cap * torch.tanh(scores / cap)
-            for columns in partly:
-                positions = torch.arange(first + columns.start, first + columns.stop)
-                unseen = ~seen.sees(t, positions, settings.get("sliding_window"))
-                scores[:, columns].masked_fill_(unseen, float("-inf"))
-            return scores
-
-        low = int(band.low(t[:1]))
-        k0, k1 = max(c0, c0 + (low - c0) // scale * scale), min(c1, stop)
-        if k0 < k1:
-            origin = min(low, k0)
-            # Without a window all blocks of queries reach the same keys, up to their own: those are rotated once.
-            end = k1 if band.window is not None else min(c1, segment.stop)
-            which = (layer, group, k0, end, origin, band, segment.length)
-            held = self._rotated
-            if held is None or held[0] != which:
-                held = which, rotated(keys(k0, end), band.in_window(torch.arange(k0, end), origin))
-                # A few are soon rotated again, and would take the place of many.
-                self._rotated = held if end - k0 > FIRST else self._rotated
-            k, queries = held[1][: k1 - k0], rotated(query * scaling, band.in_window(t, origin))
-            scores = met(queries @ k.T, queries, k0, k1, band.in_window(torch.arange(k0, k1), origin))
-            # Only at its two edges does a band hold keys that not all of these queries reach.
-            high = int(band.low(t[-1:]))
-            edges = [slice(0, max(0, min(k1, high + 1) - k0)), slice(max(0, start - k0), k1 - k0)]
-            window = replace(segment.reach, sinks=0)
-            yield k0, finished(scores, k0, [e for e in edges if e.start < e.stop], window)
-        sinks = min(band.sinks, c1, stop)
-        if c0 < sinks:
-            at = band.at_sinks(torch.device("cpu"))[c0:sinks]
-            queries = rotated(query * scaling, band.slot(t))
-            scores = met(queries @ rotated(keys(c0, sinks), at).T, queries, c0, sinks, at)
-            yield c0, finished(scores, c0, [slice(0, sinks - c0)], segment.reach)
 
 
 class _Cells:
