@@ -145,9 +145,9 @@ class RankedStore(Store):
     def forward(self, begin: int, count: int, least: int | None = None) -> Passed:
         """Read the `count` tokens from text position `begin` on, no more than their group has; `least`: that of
         group_end, where a group begins."""
-        context, policy, model = self.context, self.policy, self.context.model
+        context, q, asked = self.context, self.quantization, count
         self.layers = self.layers or self.empty()
-        asked, group = count, self.group or Group(begin, self.group_end(begin, least), self.layers)
+        group = self.group or Group(begin, self.group_end(begin, least), self.layers)
         ends = begin + count == group.end
         if ends and begin > group.begin:
             begin, count = group.begin, group.end - group.begin
@@ -155,48 +155,64 @@ class RankedStore(Store):
         if begin == group.begin:
             self.layers = [layer.copy() for layer in group.layers]
         self.group = None if ends else group
-        q, then = self.quantization, self._held_after(count)
+        stop, then = begin + count, self._held_after(count)
         taken = None if q is None else self._bytes_of(np.arange(1, count + 1))
-        length = model.regime(self._length_of(begin, max(len(layer) for layer in self.layers)))
-        capture = context.history > 0
-        one = self.pass_kind(
-            model, begin, context.sink_tokens, policy, self.layers, capture, self.interventions, length
-        )
-        one.attended = context.attended()
-        stop = begin + count
-        if q is not None and (moment := q.moment(begin)) < stop:
-            # All before this group was quantized when its own time had come.
-            one.packs = moment - begin, q.end(moment) - q.group, q.end(moment)
-        ids = self.ids[None, begin : begin + count]
+        one, ids = self._pass_of(begin, stop), self.ids[None, begin:stop]
         if count == 1:
             if group.end - group.begin == 1 and len(context.tokens) - begin > TRACED_FROM:
                 context.trace()
             logits = context.decode(ids, one, begin)
         else:
-            logits = model.forward(ids, one, begin=begin)
+            logits = context.model.forward(ids, one, begin=begin)
         one.evict()
         if ends and q is not None:
             compact(self.layers)
         came = self._pack(stop) if q is not None and q.end(stop) > q.end(stop - 1) else []
-        if capture:
-            chunk = self.chunk_kind(begin, stop, policy, one.queries, interventions=self.interventions, length=length)
-            quantized = ({} if one.packs is None else {one.packs[0]: one.came}) | {count: came}
-            chunks = (*self.chunks, *chunk.split(one.evicted, quantized))
-            self.chunks = [c for c in chunks if c.stop > stop - context.history]
-        attended = None if one.attended is None else [of[:, -asked:] for of in one.attended]
+        if one.capture:
+            self._remember(one, stop, came)
         if taken is not None:
             if one.packs is not None:
                 taken[one.packs[0] - 1 :] -= one.saved
             taken[-1] = self.nbytes
             taken = taken[-asked:]
-        mass = stacked(one.mass, logits)[..., -asked:]
-        then = then[:, -asked:]
+        attended = None if one.attended is None else [of[:, -asked:] for of in one.attended]
+        mass, then = stacked(one.mass, logits)[..., -asked:], then[:, -asked:]
         passed = Passed(logits[:, -asked:], mass, then.mean(0), attended, nbytes=taken)
-        if policy.block == 1:
+        if self.policy.block == 1:
             return passed
         # Layers may hold differently many.
-        allocated = np.array([[policy.allocated(math.ceil(held)) for held in of] for of in then])
+        allocated = np.array([[self.policy.allocated(math.ceil(held)) for held in of] for of in then])
         return passed._replace(allocated=allocated.mean(0))
+
+    def _pass_of(self, begin: int, stop: int) -> RankedPass:
+        """The pass of tokens begin … stop − 1 over what is held before them."""
+        context, model, q = self.context, self.context.model, self.quantization
+        length = model.regime(self._length_of(begin, max(len(layer) for layer in self.layers)))
+        one = self.pass_kind(
+            model,
+            begin,
+            context.sink_tokens,
+            self.policy,
+            self.layers,
+            capture=context.history > 0,
+            interventions=self.interventions,
+            length=length,
+            attended=context.attended(),
+        )
+        if q is not None and (moment := q.moment(begin)) < stop:
+            # All before this group was quantized when its own time had come.
+            one.packs = moment - begin, q.end(moment) - q.group, q.end(moment)
+        return one
+
+    def _remember(self, one: RankedPass, stop: int, came: list[AsItCame | None]) -> None:
+        """Keep what maps of the tokens of a pass, which ended before `stop`, are drawn from; `came`: what was quantized
+        behind it."""
+        quantized = ({} if one.packs is None else {one.packs[0]: one.came}) | {stop - one.token: came}
+        chunk = self.chunk_kind(
+            one.token, stop, self.policy, one.queries, interventions=self.interventions, length=one.length
+        )
+        chunks = (*self.chunks, *chunk.split(one.evicted, quantized))
+        self.chunks = [c for c in chunks if c.stop > stop - self.context.history]
 
     def _bytes_of(self, more: NDArray[np.integer]) -> NDArray[np.integer]:
         """Bytes of what is held and of so many tokens more, as they come, [moments]."""
