@@ -158,3 +158,51 @@ def test_tried_is_a_part_and_the_whole_only_where_no_part_runs(monkeypatch):
     why = r"'llama' is not supported yet: .* cannot be run \(RuntimeError: no fewer than 7 layers\)"
     with pytest.raises(ValueError, match=why):
         check.small_part(model)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mpt"])
+@pytest.mark.parametrize("longest", [46, 5])
+def test_a_model_that_reads_less_than_the_trial_has_is_told_how_much_it_reads(family, longest):
+    model = tiny(family, **{"gpt2": {"max_position_embeddings": longest}, "mpt": {"max_seq_len": longest}}[family])
+    with pytest.raises(ValueError, match=f"^this model reads {longest} tokens at most, and a model is tried on 47 "):
+        check.adapt(model)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "what"),
+    [
+        (torch.float32, r"in float32: its own forward pass cannot be run \(RuntimeError: no\)$"),
+        (torch.float16, r"in float16: its own forward pass cannot be run \(RuntimeError: no\): use float32$"),
+    ],
+)
+def test_a_network_that_fails_where_its_sample_ran_is_refused_in_words(dtype, what):
+    model = tiny("llama", num_hidden_layers=6).to(dtype)
+
+    def no(*_):
+        raise RuntimeError("no")
+
+    # The sample has the first two of six equal layers.
+    model.model.layers[5].mlp.register_forward_pre_hook(no)
+    with pytest.raises(ValueError, match=f"^the family 'llama' is not supported {what}"):
+        check.adapt(model)
+
+
+@pytest.mark.parametrize("layer", [0, 5])
+def test_where_memory_runs_out_no_family_is_blamed(layer):
+    model = tiny("llama", num_hidden_layers=6)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    model.model.layers[layer].mlp.register_forward_pre_hook(full)
+    with pytest.raises(torch.OutOfMemoryError):
+        check.adapt(model)
+
+
+def test_where_memory_runs_out_while_the_engine_reads_the_sample_no_family_is_blamed(monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(check, "_apart", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        check.adapt(tiny("llama"))

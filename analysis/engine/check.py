@@ -5,6 +5,7 @@ Tried is a sample (sample.py).  What a family does with its tokens outside of at
 modules: a cache of keys and values holds nothing of that.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..errors import out_of_memory
 from ..families import ADAPTERS, rotary
 from ..families.frequencies import as_at_first
 from ..families.positions import LEARNED, Rotary
@@ -66,8 +68,7 @@ def differs(small: PreTrainedModel, adapters: dict[str, Adapter], *, bound: bool
     try:
         apart = _apart(adapted, ids[0].cpu().numpy().astype(np.int32), own)
     except Exception as e:
-        why = f"{type(e).__name__}: {' '.join(str(e).split())}"[:200]
-        return f"the family {family!r} is not supported yet: its layers cannot be read in chunks ({why})"
+        return f"the family {family!r} is not supported yet: its layers cannot be read in chunks ({_why(e)})"
     return "" if apart <= (EXACT if is_exact(small) else ROUNDED) else _other(small, apart)
 
 
@@ -122,8 +123,9 @@ def mixing(small: PreTrainedModel, adapters: dict[str, Adapter]) -> str:
         adapted.forward(ids, Alone())
         again, calls = True, {}
         adapted.forward(other, Alone())
-    except Exception:
+    except Exception as e:
         # What cannot be run is told of where it is adapted.
+        _why(e)
         return ""
     finally:
         for hook in hooks:
@@ -229,7 +231,14 @@ def adapt(network: PreTrainedModel) -> Adapted:
     if network.device.type == "meta":
         return rotary.adapt(network, ADAPTERS)
     small = small_part(network)
-    own = own_logits(network, few_tokens(network))
+    try:
+        own = own_logits(network, few_tokens(network))
+    except Exception as e:
+        # The sample has run: what fails is a layer that it leaves out, or what the network is computed in.
+        raise ValueError(
+            f"the family {network.config.model_type!r} is not supported in {_dtype(network)}: its own forward pass "
+            f"cannot be run ({_why(e)})" + ("" if is_exact(network) else ": use float32")
+        ) from e
     if not own.isfinite().all():
         raise ValueError(overflow(network))
     if why := mixing(small, ADAPTERS):
@@ -256,7 +265,34 @@ def small_part(network: PreTrainedModel) -> PreTrainedModel:
             return small
         except Exception as e:
             # A network that is cut short may fail in any way at all.
-            why = f"{type(e).__name__}: {' '.join(str(e).split())}"[:200]
+            why = _why(e)
+    if most := _most_tokens(network):
+        raise ValueError(
+            f"this model reads {most} tokens at most, and a model is tried on {TOKENS} before it is read: choose one "
+            "that reads longer texts"
+        )
     raise ValueError(
         f"the family {network.config.model_type!r} is not supported yet: its own forward pass cannot be run ({why})"
     )
+
+
+def _most_tokens(network: PreTrainedModel) -> int:
+    """How many tokens the network reads by itself of a text that is too long for it; 0 where it reads none."""
+
+    def fails(count: int) -> bool:
+        try:
+            own_logits(network, tokens_of(network)[:, :count])
+        except Exception as e:
+            _why(e)
+            return True
+        return False
+
+    return bisect_left(range(1, TOKENS), True, key=fails)
+
+
+def _why(e: Exception) -> str:
+    """What went wrong, in brackets behind what cannot be done.  Raises it where memory ran out: that says nothing of a
+    family."""
+    if out_of_memory(e):
+        raise e
+    return f"{type(e).__name__}: {' '.join(str(e).split())}"[:200]
