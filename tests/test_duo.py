@@ -2,6 +2,7 @@
 
 import os
 import socket
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,6 +176,20 @@ def test_of_heads_that_are_rated_alike_the_first_ones_are_full(full):
     best = sorted(range(200), key=lambda i: (-scores.flat[i], i))[: 2 * full]
     expected = [[i % 20 for i in sorted(best) if i // 20 == layer] for layer in range(10)]
     assert full_heads(context, Duo(full)) == expected
+
+
+def test_without_full_heads_the_cache_has_an_end_and_can_be_given_a_budget():
+    policy = Duo(full=0, sinks=3, window=9)
+    _, steps = finished(shared("llama", num_hidden_layers=2), words(48), policy)
+    assert policy.capacity == max(step.cache_tokens.max() for step in steps) == 12
+    smaller = policy.at_budget(7)
+    assert (smaller.capacity, smaller.sinks, smaller.window) == (7, 3, 4)
+    with pytest.raises(ValueError, match="3 tokens leave no room for a window"):
+        policy.at_budget(3)
+    # One full head is enough for a cache that grows with the text.
+    assert replace(policy, full=1).capacity is None
+    with pytest.raises(ValueError, match="keeps more the more it reads, so it has no budget"):
+        replace(policy, full=1).at_budget(7)
 
 
 def test_full_heads_are_those_that_look_most_at_the_sinks(embedded):
