@@ -35,14 +35,14 @@ def perplexities(mean: Any) -> Array:
         return np.exp(np.asarray(mean, np.float64))
 
 
-def check_finite(numbers: Any) -> None:
+def check_finite(numbers: Any, dtype: str = "") -> None:
     """Raises ValueError where one of these, which a model gave, is NaN or infinite: of what it says then nothing is
-    known."""
+    known.  `dtype`: what it computes in, where that is known, since float16 is easily too small."""
     if not np.isfinite(numbers).all():
-        raise ValueError(
-            "the model's numbers are not finite here, and say nothing of the next token: take its weights as they "
-            "came, or fetch or convert it again, since it may be damaged"
-        )
+        what = "float16 holds none above 65,504, so read in bfloat16 or float32"
+        if dtype != "float16":
+            what = "take its weights as they came, or fetch or convert it again, since it may be damaged"
+        raise ValueError(f"the model's numbers are not finite here, and say nothing of the next token: {what}")
 
 
 def prefix(nll: Array) -> Array:
@@ -92,12 +92,14 @@ def curve_of_known(
 def excess(nll: Array, reference: Array) -> tuple[float, float]:
     """Mean difference of NLL in nats/token over the tokens that both have read, and its standard error over blocks.
 
-    The error is NaN while there are fewer than two whole blocks; both are NaN where nothing is shared.
+    The error is NaN while there are fewer than two whole blocks; both are NaN where nothing is shared, and where an NLL
+    is no finite number.
     """
     shared = min(len(nll), len(reference))
-    if not shared:
+    nll, reference = np.asarray(nll[:shared], np.float64), np.asarray(reference[:shared], np.float64)
+    if not shared or not (np.isfinite(nll) & np.isfinite(reference)).all():
         return float("nan"), float("nan")
-    return mean(np.asarray(nll[:shared], np.float64) - np.asarray(reference[:shared], np.float64))
+    return mean(nll - reference)
 
 
 def mean(values: Array, block: int = BLOCK) -> tuple[float, float]:

@@ -10,7 +10,11 @@ from analysis.chat.conversation import Conversation
 from analysis.chat.partner import Partner
 from analysis.chat.sampling import Chooser
 from analysis.engine.lane import Lane
+from analysis.engine.stream import open_lanes
+from analysis.experiments.ablation import knock_out_each
 from analysis.experiments.recall.scoring import answers
+from analysis.maps.capture import capture
+from analysis.metrics import excess
 from analysis.policies import Dense, Window
 from analysis.runs.reader import load
 from analysis.runs.spec import Sampling, Spec
@@ -135,3 +139,88 @@ def test_no_answer_to_a_question_is_told(decode):
     network.lm_head.weight[3] = torch.nan
     with pytest.raises(ValueError, match="numbers are not finite"):
         list(ask())
+
+
+WRONG = 77
+"""A token behind which every number is none."""
+
+
+def spoil_one(network):
+    """Let one token have no numbers."""
+    network.get_input_embeddings().weight[WRONG] = torch.nan
+    return network
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"), [(torch.float16, "read in bfloat16 or float32"), (torch.float32, "it may be damaged")]
+)
+def test_a_lane_reads_to_where_numbers_end_and_says_what_to_do(dtype, advice):
+    tokens = np.arange(1, 40, dtype=np.int32)
+    tokens[30] = WRONG
+    lane = open_lanes(tiny(400).to(dtype), tokens, [Dense()])[0]
+    spoil_one(lane.context.model.network)
+    assert len(lane.read(20).nll) == 20
+    before = lane.snapshot()
+    with pytest.raises(ValueError, match=f"numbers are not finite here.*{advice}"):
+        lane.read(20)
+    assert lane.position == 21
+    lane.restore(before)
+    assert np.isfinite(lane.read(9, upto=31).nll).all()
+    # One token at a time, too, and then nothing is chosen.
+    lane = open_lanes(lane.context.model, tokens[:31], [Dense()])[0]
+    lane.read(30)
+    with pytest.raises(ValueError, match=f"numbers are not finite here.*{advice}"):
+        lane.next(lambda logits: pytest.fail("asked"))
+
+
+def test_no_head_is_rated_by_tokens_that_have_no_numbers():
+    network = tiny(400)
+    tokens = np.arange(1, 60, dtype=np.int32)
+    assert len(list(knock_out_each(network, tokens, Dense(), "values", [(0, 0)]))) == 1
+    tokens[30] = WRONG
+    with pytest.raises(ValueError, match="numbers are not finite here"):
+        list(knock_out_each(spoil_one(network), tokens, Dense(), "values", [(0, 0)]))
+
+
+def test_a_stretch_without_numbers_is_not_kept(tmp_path):
+    model = model_of(tokenizers.gemma_like())
+    assert model.adapted
+    spoil_one(model.network)
+    tokens = np.arange(1, 60, dtype=np.int32)
+    tokens[30] = WRONG
+    with pytest.raises(ValueError, match="numbers are not finite here"):
+        list(capture(model, tokens, Spec("m", "t", ("dense",)), tmp_path / "s"))
+    assert not (tmp_path / "s" / "stretch.json").exists()
+
+
+def test_excess_of_what_is_no_number_is_unknown_and_not_that_of_the_rest():
+    nll = np.linspace(1, 2, 600)
+    for bad in (np.nan, np.inf):
+        spoiled = nll.copy()
+        spoiled[7] = bad
+        for pair in ((nll, spoiled), (spoiled, nll), (spoiled, spoiled)):
+            assert np.isnan(excess(*pair)).all()
+
+
+def test_a_reading_without_numbers_fails_in_its_lane_and_keeps_what_was_read(words, run, tmp_path, monkeypatch):
+    """The second lane's numbers end in its second chunk; the first reads on."""
+    real = Lane.read
+
+    def read(self, chunk, upto=None):
+        if self.index == 0 or self.position == 1:
+            return real(self, chunk, upto)
+        weight = self.context.model.network.lm_head.weight
+        was, weight[7] = weight[7].clone(), torch.nan
+        try:
+            return real(self, chunk, upto)
+        finally:
+            weight[7] = was
+
+    np.save(tmp_path / "t.npy", np.arange(1, 100, dtype=np.int32))
+    monkeypatch.setattr(Lane, "read", read)
+    asked = ("stream", "--model", words, "--device", "cpu", "--dtype", "float16", "--chunk", "50", "--no-bos")
+    asked += ("--text", str(tmp_path / "t.npy"), "--out", str(tmp_path / "o"), "--policy", "dense")
+    code, said, wrong = run(*asked, "--policy", "window:window=12")
+    assert code == 2 and "read in bfloat16 or float32" in wrong and "nan" not in said
+    kept = load(tmp_path / "o")
+    assert kept.status == "failed" and [len(track.nll.view()) for track in kept.tracks] == [98, 50]

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..metrics import check_finite
 from ..policies import Policy
 from . import allocator
 from .context import SharedContext
@@ -99,7 +100,8 @@ class Lane:
 
         That is one forward pass, but where slots are ranked: there it is one for every group of tokens (kv/ranked.py).
         A pass also ends where the family takes other frequencies for a longer context (families/frequencies.py).
-        Raises ValueError where there is nothing to read, or `chunk` is below 1.
+        Raises ValueError where there is nothing to read, `chunk` is below 1, or the model's numbers are not finite:
+        such a lane goes on from a snapshot only.
         """
         if chunk < 1:
             raise ValueError(f"a chunk has at least 1 token, not {chunk}")
@@ -116,6 +118,7 @@ class Lane:
         nll, mass, held, top, outputs, allocated, taken = self.store.read(self.position, chunk, stop)
         # Everything before this line may still be under way on a GPU.
         nll, mass, *told = (t.numpy() for t in on_host(nll, mass, *([] if top is None else [top])))
+        self._check_finite(nll)
         if told:
             more["top"] = told[0].astype(np.int32)
         if fidelity is not None:
@@ -130,7 +133,7 @@ class Lane:
 
         `choose` gets the logits, float32, on the CPU.  `kv_chunk`: keys of a long window that are read at a time;
         changes no number.  Raises ValueError where more than the newest token has not been read, `kv_chunk` is below 1,
-        or what is chosen is no token: such a lane goes on from a snapshot only.
+        the model's numbers are not finite, or what is chosen is no token: such a lane goes on from a snapshot only.
         """
         if kv_chunk is not None and kv_chunk < 1:
             raise ValueError(f"kv_chunk must be at least 1, not {kv_chunk}")
@@ -142,14 +145,20 @@ class Lane:
         began = time.perf_counter()
         passed = self.store.decode(self.position, kv_chunk)
         logits, mass = on_host(passed.logits[0, -1].float(), passed.sink_mass)
+        total = torch.logsumexp(logits, -1)
+        self._check_finite(float(total))
         token = choose(logits)
         if not 0 <= token < len(logits):
             raise ValueError(f"token {token} was chosen, and the model has tokens 0 to {len(logits) - 1}")
-        nll = (torch.logsumexp(logits, -1) - logits[token]).numpy()
+        nll = (total - logits[token]).numpy()
         self.context.extend(np.array([token], np.int32))
         # What is quantized takes less than what is not: only the store knows what both take together.
         taken = np.array([self.store.nbytes])
         return self._step(began, nll[None], mass.numpy(), passed.held, self.store.allocated_in(passed), taken)
+
+    def _check_finite(self, numbers: Any) -> None:
+        # What comes after them would be made of them, so a lane ends here.
+        check_finite(numbers, str(self.context.model.dtype).removeprefix("torch."))
 
     def _step(
         self,
