@@ -139,6 +139,22 @@ def test_a_lane_that_was_told_nothing_yet_is_no_reason_to_write_no_checkpoint(
     assert wrong and not any(wrong)
 
 
+@pytest.mark.parametrize("count", [3, 16])
+def test_a_lane_that_was_told_nothing_yet_is_no_reason_to_begin_anew(
+    count, words, whole, tmp_path, command, monkeypatch
+):
+    """Stopped in the first answer of the first lane, and of the second."""
+    place = tmp_path / "run"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(SCRIPT[0] + "\n"))
+    stop_at(monkeypatch, count)
+    command(*chat(words, place), code=130)
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(SCRIPT[1:]) + "\n"))
+    shown = " ".join(command("resume", place).split())
+    assert "goes on from a checkpoint" in shown and "Nothing had to be read again" in shown
+    same(load(place), whole)
+
+
 def test_what_was_typed_goes_on_where_it_was(words, script, whole, tmp_path, command, monkeypatch):
     place = tmp_path / "run"
     for i in range(0, len(SCRIPT), 2):

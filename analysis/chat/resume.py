@@ -48,7 +48,8 @@ def _left(script: Sequence[str], told: Sequence[str]) -> list[str]:
 
 def checkpoint(run: Run, lanes: Sequence[Conversation], pending: Sequence[str], scripted: int) -> Made:
     """What a checkpoint of a conversation holds; `pending`: what is left of the `scripted` prompts of its script."""
-    about, tensors = state_of(run, lanes)
+    # A lane that was told nothing yet has nothing to go on from but its beginning.
+    about, tensors = state_of(run, lanes, [lane.index for lane in lanes if not len(lane.tokens)])
     return {**about, "pending": list(pending), "scripted": scripted}, tensors
 
 

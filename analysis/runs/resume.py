@@ -189,7 +189,8 @@ OneLane = TypeVar("OneLane", bound=Going)
 
 
 def state_of(run: Run, lanes: Sequence[Going], without: Sequence[int] = ()) -> Made:
-    """What a checkpoint of the lanes of a run holds; `without`: lanes that failed and may be half done."""
+    """What a checkpoint of the lanes of a run holds; `without`: lanes that begin again, since they failed and may be
+    half done, or have nothing yet."""
     joined = State.of({str(lane.index): lane.state() for lane in lanes if lane.index not in without})
     return {"kind": run.kind, "events": len(run.events), "lanes": joined.values}, dict(joined.tensors)
 
@@ -250,7 +251,7 @@ def _loaded(
     whole, lanes, since = State(checkpoint.about["lanes"], checkpoint.tensors), [], []
     for index, (policy, track) in enumerate(zip(run.spec.policies, run.tracks, strict=True)):
         if str(index) not in whole.values:
-            # One that had failed begins again.
+            # One that had failed, or had nothing yet, begins again.
             lanes.append(make(index, policy))
             since.append(0)
             continue
