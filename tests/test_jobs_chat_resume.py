@@ -306,6 +306,48 @@ def test_a_conversation_one_of_whose_lanes_failed_goes_on(moment, begin, registr
         assert (np.diff(costs.positions.view()) > 0).all()
 
 
+@pytest.mark.parametrize("moment", ["in its prompt", "in its answer"])
+def test_a_lane_that_failed_is_told_from_one_that_was_stopped_where_events_alone_say_so(
+    moment, begin, registry, home, monkeypatch
+):
+    """Killed while the others still answered, with the checkpoint of before."""
+    real, failing = Conversation._step, [False]
+
+    def step(lane, chunk):
+        begun = lane.turns[-1].begin
+        if (
+            failing[0]
+            and lane.index == 1
+            and (begun is not None and len(lane.tokens) > begun + 3) == ("answer" in moment)
+        ):
+            failing[0] = False
+            raise RuntimeError("CUDA out of memory")
+        return real(lane, chunk)
+
+    monkeypatch.setattr(Conversation, "_step", step)
+    job = begin()
+    job.say("to be")
+    settle(job, 1)
+    failing[0] = True
+    job.say("or not to be")
+    until(job, lambda: '"failed"' in (home / job.id / "events.jsonl").read_text())
+    place = copied(home / job.id, home / "killed")
+    settle(job, 2)
+    job.say("the question")
+    settle(job, 3)
+    whole = spoken(job)
+    registry.free(job.id)
+    killed(place)
+    again = begin(resumes="killed")
+    ready(again)
+    assert again.lanes[1].turns[-1].why == "failed" and again.snapshot[1].cut[-1][1] == "failed"
+    # It has gone back, as it did then.
+    assert again.lanes[1].unread
+    again.say("the question")
+    settle(again, 3)
+    assert spoken(again) == whole
+
+
 @pytest.mark.parametrize("skipped", [False, True])
 def test_a_prompt_of_a_script_that_is_refused_is_said_later_or_skipped(skipped, begin, registry, monkeypatch):
     real, short = Conversation._check_room, [True]

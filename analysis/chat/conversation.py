@@ -209,9 +209,7 @@ class Conversation:
         try:
             return self._step(chunk)
         except BaseException:
-            self._go_back(before or self._before)
-            self.stop()
-            self.turns[-1].why = "failed"
+            self._fail(before or self._before)
             raise
 
     def _step(self, chunk: int) -> Step:
@@ -242,6 +240,17 @@ class Conversation:
         del self._pieces[len(said) :]
         if policy != self.policy:
             self.lane.switch(policy, pin=self._pin)
+
+    def _fail(self, before: Snapshot | None) -> None:
+        self._go_back(before)
+        self.stop()
+        self.turns[-1].why = "failed"
+
+    def fail(self) -> None:
+        """Let the answer end here as one in which something was raised, where that is known from a record."""
+        if self.busy:
+            # What was read of its prompt until then stays read.
+            self._fail(None if self.turns[-1].begin is None else self._before)
 
     def _end(self, why: str) -> None:
         self.turns[-1].stop, self.turns[-1].why = len(self.tokens), why

@@ -124,7 +124,10 @@ def _again(lane: Conversation, run: Run, since: int) -> Iterator[Step]:
             lane.switch(parse(event["policy"]), pin="pinned" in event.get("how", ""))
         elif event["what"] == "answer":
             yield from _until(lane, run, lambda e=event: _over(lane, e))
-            lane.stop()
+            if event.get("why") == "failed":
+                lane.fail()
+            else:
+                lane.stop()
     yield from _until(lane, run, lambda: lane.position >= end)
     # One that failed in an answer had gone back, and reads what it said again before the next.
     known = np.array_equal(lane.tokens[1:end], run.tracks[lane.index].token_ids.view())
