@@ -296,7 +296,11 @@ class Conversation:
 
     def again(self) -> Switch | None:
         """Forget the last answer and give another one, from what the cache held before it; returns the switch that it
-        begins with, where the lane was switched meanwhile."""
+        begins with, where the lane was switched meanwhile.  Where nothing was answered yet, the prompt is read on."""
+        if not self.busy and self.turns and (begin := self.turns[-1].begin) == self.turns[-1].stop:
+            # Nothing was said that could be forgotten.
+            self.turns[-1].begin, self.turns[-1].stop, self.turns[-1].why = None, None, ""
+            return next((switch for switch in reversed(self.switches) if switch.position == begin), None)
         if self._loaded and len(self.turns) == self._loaded and not self.busy:
             raise ValueError(
                 "what the cache held before the last answer is not kept where a conversation was stopped and resumed: "
