@@ -13,10 +13,11 @@ import pytest
 from analysis.experiments import gpus, grid
 from analysis.experiments.measures import samples_of
 from analysis.experiments.papers import EXPERIMENTS, Cell
+from analysis.figures.inputs import check_folder
 from analysis.metrics import perplexity
 from analysis.models.loading import load as load_model
 from analysis.policies import parse
-from analysis.runs import library, trash
+from analysis.runs import archive, library, trash
 from analysis.runs.reader import load
 from analysis.runs.spec import Spec
 from analysis.tables import as_markdown
@@ -48,14 +49,60 @@ def test_what_is_finished_is_not_run_again(base, tmp_path, monkeypatch):
     cells = EXPERIMENTS["sinks"].cells(base, 16)
     going = grid.run(cells, tmp_path)
     first = [next(going).name, next(going).name]
-    # Interrupted: what was under way leaves nothing.
+    # Interrupted: what was under way leaves nothing but a word that it was.
     going.close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(first)
+    (mark,) = tmp_path.glob(".*")
+    assert sorted(p.name for p in tmp_path.iterdir() if p != mark) == sorted(first)
+    assert json.loads(mark.read_text()) == {"status": "interrupted", "cells": [c.name for c in cells]}
     done, compute = [], grid.compute
     monkeypatch.setattr(grid, "compute", lambda cell, *how: done.append(cell.name) or compute(cell, *how))
     assert len(list(grid.run(cells, tmp_path))) == 3
     assert done == [c.name for c in cells if c.name not in first]
     assert not list(grid.run(cells, tmp_path))
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(c.name for c in cells)
+
+
+@pytest.mark.parametrize(("ends", "status"), [(KeyboardInterrupt, "interrupted"), (ValueError, "failed")])
+def test_a_grid_that_did_not_come_to_its_end_says_so_also_in_other_hands(base, tmp_path, monkeypatch, ends, status):
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path))
+    cells, place, done, compute = EXPERIMENTS["sinks"].cells(base, 16), tmp_path / "sinks", [], grid.compute
+
+    def some(cell, *how):
+        if len(done) == 2:
+            raise ends
+        done.append(cell.name)
+        return compute(cell, *how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(grid, "compute", some)
+        with pytest.raises(ends):
+            list(grid.run(cells, place))
+    assert library.entry("sinks").status == status
+    archive.export("sinks", tmp_path / "sinks.zip")
+    taken = archive.take_in(tmp_path / "sinks.zip", check_folder)
+    assert library.entry(taken).status == status
+    # Another one of it, which was asked for less, says nothing of what this one lacks.
+    assert not list(grid.run([c for c in cells if c.name in done], place))
+    assert library.entry("sinks").status == status
+    for name in ("sinks", taken):
+        assert len(list(grid.run(cells, tmp_path / name))) == 3
+        assert library.entry(name).status == "finished" and not list((tmp_path / name).glob(".*"))
+
+
+def test_a_grid_that_another_process_brought_to_its_end_has_ended(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path))
+    cells, place = EXPERIMENTS["sinks"].cells(base, 16), tmp_path / "sinks"
+    other = grid.run(cells, place)
+    next(other)
+    going = grid.run(cells, place)
+    next(going)
+    assert len(list(other)) == 4
+    going.close()
+    assert library.entry("sinks").status == "finished" and not list(place.glob(".*"))
+    # As a kill leaves it: begun again, it has nothing left to do, and says so.
+    (place / ".computing-0123abcd").write_text('{"status": "killed"}')
+    assert library.entry("sinks").status == "killed"
+    assert not list(grid.run(cells, place)) and library.entry("sinks").status == "finished"
 
 
 def test_a_grid_of_which_cells_are_still_computed_is_live_and_neither_deleted_nor_freed(base, tmp_path, monkeypatch):
@@ -76,7 +123,9 @@ def test_a_grid_of_which_cells_are_still_computed_is_live_and_neither_deleted_no
     assert library.entry("sinks").status == "killed"
     (killed := place / f"{mark.name}k").write_text(mark.read_text())
     going.close()
-    assert not mark.exists() and library.entry("sinks").status == "killed"
+    assert json.loads(mark.read_text())["status"] == library.entry("sinks").status == "interrupted"
+    mark.unlink()
+    assert library.entry("sinks").status == "killed"
     assert len(list(grid.run(cells, place))) == 4
     assert not killed.exists() and library.entry("sinks").status == "finished"
     assert sorted(p.name for p in place.iterdir()) == sorted(c.name for c in cells)
@@ -130,7 +179,9 @@ def test_a_worker_with_other_weights_adds_nothing(base, tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "compute", elsewhere)
     with pytest.raises(ValueError, match=f"{cells[2].name} was computed with other weights"):
         list(grid.run(cells, tmp_path))
-    assert {p.name for p in tmp_path.iterdir()} == {cell.name for cell in cells[:2]}
+    (mark,) = tmp_path.glob(".*")
+    assert {p.name for p in tmp_path.iterdir() if p != mark} == {cell.name for cell in cells[:2]}
+    assert json.loads(mark.read_text())["status"] == "failed"
 
 
 def test_a_cell_outlasts_the_files_of_its_model_and_names_the_weights_that_computed_it(base, tmp_path, monkeypatch):

@@ -114,10 +114,12 @@ def run(
     for cell in cells:
         if cell.name not in left:
             weights = same_weights(out / cell.name, about_of(out / cell.name), weights)
-    if not left:
-        return
-    with _said(out):
-        yield from _left(left, weights, out, jobs, backend, address)
+    names = [cell.name for cell in cells]
+    if left:
+        with _said(out, names):
+            yield from _left(left, weights, out, jobs, backend, address)
+    if os.path.exists(out):
+        _forget_ended(out, names)
 
 
 def _left(left: dict[str, C], weights: str, out: Path, jobs: int, backend: str, address: str | None) -> Iterator[C]:
@@ -146,29 +148,54 @@ def _left(left: dict[str, C], weights: str, out: Path, jobs: int, backend: str, 
 
 
 @contextmanager
-def _said(out: Path) -> Generator[None]:
-    """While it is held a folder says that its cells are still computed, and by whom: those that are whole look like
-    all.  What a process left there that was killed is removed when all are."""
+def _said(out: Path, names: Sequence[str]) -> Generator[None]:
+    """While it is held a folder says that cells of these names are still computed, and by whom; afterwards, where not
+    all came, how that ended: those that are whole look like all."""
     made, mark = not os.path.exists(out), out / f"{COMPUTING}{secrets.token_hex(4)}"
-    before = list(out.glob(f"{COMPUTING}*"))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise files.unwritten(out, e) from e
     try:
-        files.write(mark, json.dumps({"status": RUNNING, "process": here()}) + "\n")
+        files.write(mark, json.dumps({"status": RUNNING, "process": here(), "cells": [*names]}) + "\n")
         yield
-        for other in before:
-            # Another command may have come to its end as well.
+    except BaseException as e:
+        # Where nothing came there is nothing to be taken for all; a folder of another kind says it in its run.json.
+        if any(out.glob("*/run.json")) and not os.path.exists(out / "run.json") and not _there(out, names):
+            status = "interrupted" if isinstance(e, KeyboardInterrupt | GeneratorExit) else "failed"
+            # On a disk that is full it stays as it is: of a process that soon is not any more.
             with suppress(ValueError):
-                if status_of(files.record(other, dict[str, Any], "that of a grid"), out) != RUNNING:
-                    other.unlink(missing_ok=True)
-    finally:
-        with suppress(OSError):
-            mark.unlink(missing_ok=True)
-            if made:
-                # Only where it is empty.
-                out.rmdir()
+                files.write(mark, json.dumps({"status": status, "cells": [*names]}) + "\n")
+        else:
+            _remove_mark(mark, made)
+        raise
+    _remove_mark(mark, made)
+
+
+def _remove_mark(mark: Path, made: bool) -> None:
+    with suppress(OSError):
+        mark.unlink(missing_ok=True)
+        if made:
+            # Only where it is empty.
+            mark.parent.rmdir()
+
+
+def _forget_ended(out: Path, names: Sequence[str]) -> None:
+    """Remove what commands left that did not come to their end, where all that they were to compute is there.
+
+    `names`: cells that are; what an older version left does not say which it was to compute.
+    """
+    for mark in out.glob(f"{COMPUTING}*"):
+        # Another command may have come to its end as well.
+        with suppress(ValueError, OSError):
+            about = files.record(mark, dict[str, Any], "that of a grid")
+            if _there(out, about.get("cells", names)) and status_of(about, out) != RUNNING:
+                mark.unlink(missing_ok=True)
+
+
+def _there(out: Path, names: Iterable[object]) -> bool:
+    """Whether a folder has all cells of these names."""
+    return all(os.path.exists(out / str(name) / "run.json") for name in names)
 
 
 def _results(work: Sequence[Any], *, one_by_one: bool) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -7,6 +7,7 @@ cache, and goes on only where it was made.
 
 import json
 import os
+import re
 import stat
 import struct
 import tempfile
@@ -21,7 +22,7 @@ from .. import files
 from ..settings import quoted
 from .held import CHECKPOINT, FILES, files_of
 from .library import entry, find, fits, home, pin, slug, unique
-from .status import CAPTURING, LABEL, PREVIEW, RUNNING, TRIES
+from .status import CAPTURING, COMPUTING, LABEL, PREVIEW, RUNNING, TRIES
 from .trash import limit
 
 MAX_FILES = 5_000
@@ -78,11 +79,20 @@ def _pack(path: Path, file: IO[bytes]) -> None:
 
 def _of_a_run(parts: Parts) -> bool:
     """Whether a file has a name that run folders have, or folders of runs."""
+    if _says_what_is_missing(parts[-1]):
+        return len(parts) == 1
     return 1 <= len(parts) <= 2 and parts[-1] in FILES and all(fits(part) for part in parts)
+
+
+def _says_what_is_missing(name: str) -> bool:
+    """Whether a file says how a folder of runs ended that lacks some: without it, those that it has look like all."""
+    return re.fullmatch(rf"{re.escape(COMPUTING)}[0-9a-f]{{8}}", name) is not None
 
 
 def _left_out(parts: Parts) -> bool:
     """What is made again wherever a run lies, goes on only where it was made, or is of a file system."""
+    if _says_what_is_missing(parts[-1]) and len(parts) <= 2:
+        return False
     return parts[-1] == PREVIEW or CHECKPOINT in parts[:-1] or any(p[0] == "." or p == "__MACOSX" for p in parts)
 
 
@@ -240,7 +250,7 @@ def _unpack(packed: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
 
 def _end(path: Path) -> None:
     """Whoever wrote a run that was still written when it was packed does not write it here."""
-    for file in (*path.glob("run.json"), *path.glob("*/run.json")):
+    for file in (*path.glob("run.json"), *path.glob("*/run.json"), *path.glob(f"{COMPUTING}*")):
         about = files.record(file, dict[str, Any], "that of a run")
         if about.pop("process", None) is not None or about.get("status") == RUNNING:
             # The files of a training may stand as a kill leaves them: maps written, and their curves not yet.

@@ -16,7 +16,8 @@ RUNNING = "running"
 CAPTURING = ".capturing"
 """The file that says who captures a stretch into a folder, and what was asked for, until that has ended."""
 COMPUTING = ".computing-"
-"""What the files are called that say, in a folder of runs that has no run.json, who computes what it lacks."""
+"""What the files are called that say, in a folder of runs that has no run.json, who computes what it lacks, or how that
+ended."""
 LABEL, PREVIEW = "label.json", "summary.json"
 """Files that the library puts into a folder: no news of the work."""
 TRIES = 3
