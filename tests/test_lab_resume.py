@@ -14,7 +14,7 @@ from analysis.lab.folder import TrainingWriter, about_of, read
 from analysis.lab.recipe import ATTENTIONS, Recipe
 from analysis.lab.resume import resumed, stopped
 from analysis.lab.training import Training
-from analysis.runs.checkpoint import Saver
+from analysis.runs.checkpoint import Checkpoints, Saver
 
 from . import waiting
 
@@ -217,3 +217,29 @@ def test_a_training_whose_disk_was_full_between_maps_and_curves_is_read_and_goes
     assert len(read(tmp_path / "a")[0].maps) == 3
     going = resumed(*stopped([tmp_path / "a"])[0])
     assert [m.step for m in going.record] == [0, 10, 20] and going.training.step == 20
+
+
+def test_a_training_that_was_interrupted_is_being_written_until_its_checkpoint_is_there(tmp_path, monkeypatch):
+    """Whoever goes on with it meanwhile would write beside it."""
+    recipe = Recipe.parse(SETTINGS)
+    training, place, during = Training(recipe), tmp_path / "t", []
+    writer, write = TrainingWriter(place, training, 5), Checkpoints.write
+
+    def saved(self, *of):
+        with pytest.raises(ValueError, match="is being written by process"):
+            stopped([place])
+        during.append(read(place)[0].curves["step"][-1])
+        write(self, *of)
+
+    monkeypatch.setattr(Checkpoints, "write", saved)
+    for now in training.moments(5):
+        if now is not None:
+            writer.add(now)
+        if training.step == 12:
+            break
+    writer.finish("interrupted")
+    # By then the record has all that the checkpoint may say.
+    assert during == [10] and about_of(place).status == "interrupted"
+    ((_, about),) = stopped([place])
+    going = resumed(place, about)
+    assert going.said[0] == "It goes on from a checkpoint at step 12." and going.training.step == 12

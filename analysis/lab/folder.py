@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -177,19 +177,21 @@ class TrainingWriter:
         files.release(self.place)
         about = replace(self._about, status=status, process=None)
         if self.measurements:
-            self._write(about)
-        else:
-            write_about(self.place, about)
+            # Before the checkpoint, which is of no use of a moment that the record has not.
+            self._write(self._about)
         again = status == "interrupted" and whole and self.measurements and not self.problem
+        # Before the folder says that nobody writes it: whoever goes on with it would write beside it.
         if warning := self._saver.close(self.training.state if again else None):
             self.warnings.append(warning)
-        if status == "finished" and not self.problem:
+        try:
+            write_about(self.place, replace(about, status="failed") if self.problem else about)
+        except ValueError as e:
+            self.problem = self.problem or str(e)
+        if self.problem:
+            raise ValueError(self.problem)
+        if status == "finished":
             # Nothing is left to be done.
             self._saver.checkpoints.remove()
-        if self.problem:
-            with suppress(ValueError):
-                write_about(self.place, replace(about, status="failed"))
-            raise ValueError(self.problem)
 
 
 @dataclass(frozen=True, eq=False)
