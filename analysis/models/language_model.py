@@ -1,7 +1,7 @@
 """A causal language model in memory, and what is worth knowing about it.  How it came there is loading.py's."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,15 @@ from ..engine.tracing import Traced, one_token
 from ..families.rotary import Adapted
 from .cache_cost import CacheCost
 from .dtypes import arithmetic
+
+Stamp = tuple[int, int, int]
+"""Number, size and time of a file: one of these is another as soon as it is written or another takes its place."""
+
+
+def stamp(path: Path) -> Stamp:
+    """What a file is like now.  Raises OSError where there is none."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(eq=False)
@@ -33,6 +42,8 @@ class LanguageModel:
     """The name that it was loaded by; empty where `load` did not make it."""
     averaged: bool = False
     """Whether its KV heads were averaged down from those that it came with."""
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict, repr=False)
+    """What these files were like before they were read; of one that is not named nobody knows."""
 
     @property
     def family(self) -> str:
@@ -142,11 +153,24 @@ class LanguageModel:
 
     @cached_property
     def sha256(self) -> str:
-        """Digest of the weight file; of several, the digest of their digests in order of their names."""
+        """Digest of the weight file; of several, the digest of their digests in order of their names.
+
+        Raises ValueError where a file is not the one any more that was read.
+        """
         digests = []
         for path in sorted(self.weights):
+            # Before, since large files take a while; and afterwards, since they may be overwritten meanwhile.
+            self._check_same(path)
             with path.open("rb") as f:
                 digests.append(hashlib.file_digest(f, "sha256"))
+            self._check_same(path)
         if len(digests) == 1:
             return digests[0].hexdigest()
         return hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
+
+    def _check_same(self, path: Path) -> None:
+        if self.stamps.get(path, now := stamp(path)) != now:
+            raise ValueError(
+                f"{path} was written after {self.name} had been loaded from it, so nobody knows of which weights the "
+                "numbers would be: begin again, and the model is loaded anew"
+            )

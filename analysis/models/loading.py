@@ -38,7 +38,7 @@ from .dtypes import AUTO, DTYPES, decide
 from .fetch import EMBEDDED_NAME, check_gguf, embedded, first_line, from_hub, weight_files
 from .gqa import pool
 from .kinds import EMBEDDED, at_hub
-from .language_model import LanguageModel
+from .language_model import LanguageModel, stamp
 from .memory import fits_on_one, gpus, needed, numbers_in
 from .progress import Tell, quiet
 from .quantization import check, lay_out, make_linear, pack
@@ -68,6 +68,7 @@ def load(
     check(weights)
     target = pick_device(device)
     path, own, called = _files(name, progress, make_room)
+    before = {own: stamp(own)} if own.is_file() else {}
     with quiet(f"Loading {called}", progress), _read_once() if path.is_file() else contextlib.nullcontext():
         model = _from_disk(path, called, getattr(torch, dtype), target, weights, make_room)
         model.loaded_as = name
@@ -81,7 +82,7 @@ def load(
             model.twin = partial(adapted_once, folder=path, settings=f"{weights} {kv_heads}")
         if path != own:
             # The file says more than its conversion: it is the same on every machine.
-            model.weights = [own]
+            model.weights, model.stamps = [own], before
         if name != EMBEDDED:
             _adapt(model, called, kv_heads)
     return model
@@ -181,6 +182,8 @@ def _from_disk(
         local["gguf_file"] = path.name
     else:
         source, weights = path, weight_files(path, called)
+    # Whatever is written there from now on may not be what is read.
+    stamps = {file: stamp(file) for file in weights}
     config = _configuration(source, called, local)
     if header is not None:
         try:
@@ -238,7 +241,7 @@ def _from_disk(
         report["unexpected_keys"] |= gguf_metadata.left_over(network, header)
     check_loaded(network, report, weights, called, quantized=quantized)
     tokenizer = _tokenizer(source, called, local)
-    return LanguageModel(called, network, tokenizer, weights, packed)
+    return LanguageModel(called, network, tokenizer, weights, packed, stamps=stamps)
 
 
 def _tokenizer(source: Path, called: str, local: dict[str, Any]) -> PreTrainedTokenizerBase | None:

@@ -124,8 +124,8 @@ class ModelKeeper(Keeper[Any]):
         if self.folder is None or self._model is None or self.folder.weights_sha256:
             return
         if wait or "sha256" in vars(self._model):
-            # Of files that are no longer there the run is still worth keeping.
-            with suppress(OSError):
+            # Of files that are no longer there, or are others by now, the run is still worth keeping.
+            with suppress(OSError, ValueError):
                 digest = self._model.sha256
                 super().write(lambda folder: folder.know(weights_sha256=digest))
 

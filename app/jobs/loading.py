@@ -105,7 +105,7 @@ class Models:
             del self._coming[key]
         coming.future.set_result(model)
         # Folders of runs say it; whoever waits for the model need not wait for this.
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             _ = model.sha256
 
     def _make_room(self) -> None:
