@@ -24,7 +24,7 @@ LOOKS = {
     "expected-attention": ("#56B4E9", "dot"),
     "pyramid": ("#D55E00", "dash"),
     "duo": ("#000000", "dash"),
-    "random": ("#767676", "dot"),
+    "random": ("#767676", "dashdot"),
     "late": ("#009E73", "dash"),
 }
 """Of each policy: there are more of them than colours that all eyes tell apart, so dashes help."""

@@ -1,7 +1,9 @@
 """Charts say what they are given: blank where nothing is known, and the same scale for more and less."""
 
+import math
 import re
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,7 +14,7 @@ import pytest
 from analysis.experiments.ablation import Effect
 from analysis.experiments.measures import Measured
 from analysis.figures import parse
-from analysis.palette import lines
+from analysis.palette import LOOKS, lines
 from analysis.policies import parse as policy
 from app.panels import charts
 from app.panels.measures import massive_in
@@ -237,3 +239,23 @@ def test_the_level_of_dense_is_seen_where_all_policies_cost_the_same():
     dense, window, _ = charts.pareto(columns, "", "", share=False).data
     assert columns["policy"][0] == "dense" and list(window.x) == [64]
     assert list(dense.x) == [32, 128] and set(dense.y) == {1.0}
+
+
+def seen_by_a_deuteranope(colour: str) -> tuple[float, float, float]:
+    """L*a*b* of a colour without green cones (Machado et al. 2009, severity 1)."""
+    channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    deuteranope = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = to_xyz @ np.clip(deuteranope @ linear, 0, 1) / [0.9505, 1, 1.089]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+def test_policies_whose_lines_have_one_shape_have_colours_that_a_deuteranope_tells_apart():
+    apart = {
+        (one, other): math.dist(*(seen_by_a_deuteranope(LOOKS[name][0]) for name in (one, other)))
+        for one, other in combinations(LOOKS, 2)
+        if LOOKS[one][1] == LOOKS[other][1]
+    }
+    assert min(apart.values()) > 17, min(apart, key=apart.get)
