@@ -51,6 +51,18 @@ function writePath({ target }) {
   if (link && /^(\?|$)/.test(href)) link.setAttribute("href", `./${href}`);
 }
 
+// Streamlit reads the digits before the "e" of a whole number alone: 1e3 would be 1.  It gets all of them before it reads.
+function writeOut({ target, type, key }) {
+  if (type === "keydown" && key !== "Enter") return;
+  if (!target.matches?.("[data-testid=stNumberInputField]") || !/e/i.test(target.value)) return;
+  const number = target.valueAsNumber, whole = Number.isInteger(Number(target.step));
+  if (!whole || !Number.isFinite(number)) return;
+  // React hears of a value that it has not written itself by this way alone.
+  const { set } = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value");
+  set.call(target, Number.isInteger(number) ? String(BigInt(number)) : number.toFixed(20));
+  target.dispatchEvent(new Event("input", { bubbles: true }));
+}
+
 export default function (component) {
   const node = component.parentElement.querySelector(".sk-away");
   const app = node.closest("[data-test-connection-state]");
@@ -67,9 +79,11 @@ export default function (component) {
   check();
   // Before anybody can press it, by whatever hand.
   for (const reached of ["pointerover", "focusin"]) document.addEventListener(reached, writePath);
+  for (const left of ["keydown", "focusout"]) document.addEventListener(left, writeOut, true);
   return () => {
     clearTimeout(waiting);
     for (const reached of ["pointerover", "focusin"]) document.removeEventListener(reached, writePath);
+    for (const left of ["keydown", "focusout"]) document.removeEventListener(left, writeOut, true);
     watcher.disconnect();
   };
 }
