@@ -1,5 +1,7 @@
 """Keys and fingers reach what a mouse does, and what stands at the edge of a narrow page is seen to go on."""
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -17,3 +19,25 @@ def test_a_whole_number_with_an_exponent_is_read_whole(app, page, typed, read):
     page.keyboard.press("Tab")
     page.wait_for_function("seed => location.search.includes(`seed=${seed}`)", arg=read)
     expect(box).to_have_value(read)
+
+
+def test_a_token_of_the_text_tells_its_value_to_fingers_and_keys(app, browser):
+    context = browser.new_context(viewport={"width": 400, "height": 800}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(f"{app}/")
+    text, go = page.locator(".sk-text"), page.get_by_role("button", name="Pause")
+    expect(text.locator("span").nth(300)).to_be_attached()
+    go.click()
+    expect(page.get_by_role("button", name="Play")).to_be_visible()
+    tip = page.locator(".sk-holder:has(> .sk-text) > .sk-tip")
+    text.locator("span").nth(-2).tap()
+    expect(tip).to_have_text(re.compile(r"^\".+\" at \d+: \d+\.\d\d nats$"))
+    newest = int(re.search(r"at (\d+)", tip.text_content())[1]) + 1
+    for key, at in (("ArrowRight", newest), ("ArrowLeft", newest - 1), ("Shift+ArrowLeft", newest - 11)):
+        # They go on from where the keyboard is, and it comes to the newest token first.
+        page.keyboard.press(key)
+        expect(tip).to_contain_text(f" at {at}: ")
+        expect(text.locator(".sk-at")).to_have_count(1)
+    page.keyboard.press("Tab")
+    expect(tip).to_be_hidden()
+    context.close()

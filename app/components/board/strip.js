@@ -5,21 +5,53 @@ function makeStrip(send, paints) {
   const choice = (paint, text) => el("button", { type: "button", onclick: () => send("pick", { paint, at: Date.now() }) }, text);
   const words = { nll: "surprise", attention: "attention received" };
   const buttons = Object.fromEntries(paints.map((paint) => [paint, choice(paint, words[paint])]));
-  const text = el("div", { class: "sk-text", tabindex: 0, "aria-label": "The text as it is read" });
+  const text = el("div", { class: "sk-text", tabindex: 0, role: "group", "aria-label": "The text as it is read. Left and right arrow keys go through its tokens." });
+  const tip = el("div", { class: "sk-tip", role: "status", hidden: true });
   // Marked tokens may have left the stretch, or be out of sight in it.
   const marked = el("div", { class: "sk-marked sk-empty" });
   const node = el("section", { class: "sk-panel" },
-    el("div", { class: "sk-head" }, el("h2", { class: "sk-title" }, "Text", sub), el("div", { class: "sk-segments" }, ...Object.values(buttons))), marked, text);
+    el("div", { class: "sk-head" }, el("h2", { class: "sk-title" }, "Text", sub), el("div", { class: "sk-segments" }, ...Object.values(buttons))), marked, el("div", { class: "sk-holder" }, text, tip));
   let drawn = "", first = 0, spans = [], held = "", shown = null;
+  let told = null, here = null; // the token that is told of, and the one where the keyboard is
 
-  // What a token is, for who points at it.
-  text.addEventListener("mouseover", ({ target }) => {
-    const i = spans.indexOf(target);
-    if (i < 0) return;
+  // What a token is, for who points at it, touches it or comes to it by keys.
+  function tell(span) {
+    const i = spans.indexOf(span);
+    told = i < 0 ? null : span;
+    if (here !== told) stand(null);
+    tip.hidden = !told;
+    if (!told) return;
     const lane = shown.lanes[shown.chosen], value = shown.arrays.token_values?.data[i] ?? NaN;
     const under = lane.past.length ? `, ${nameAt(lane, first + i)}` : "";
     const said = Number.isNaN(value) ? "" : shown.paint === "nll" ? `${value.toFixed(2)} nats` : `attention ${value.toPrecision(2)}`;
-    target.title = `${JSON.stringify(shown.tokens[i])} at ${count(first + i)}${said ? `: ${said}` : ""}${under}`;
+    say(tip, `${JSON.stringify(shown.tokens[i])} at ${count(first + i)}${said ? `: ${said}` : ""}${under}`);
+    // Below its last line: a blank may be all that stands in the line before.
+    const { left, bottom } = [...span.getClientRects()].at(-1) || span.getBoundingClientRect(), room = text.getBoundingClientRect();
+    tip.hidden = bottom < room.top || bottom > room.bottom + 2;
+    // Beside an edge it would be measured as narrow as what is left there.
+    tip.style.left = 0;
+    tip.style.left = `${Math.max(0, Math.min(left - room.left, room.width - tip.offsetWidth))}px`;
+    tip.style.top = `${bottom - room.top + 4}px`;
+  }
+  function stand(span) {
+    if (here) flag(here, "sk-at", false);
+    here = span;
+    if (here) flag(here, "sk-at", true);
+  }
+  for (const how of ["pointerover", "click"]) text.addEventListener(how, ({ target }) => tell(target));
+  // A finger that is lifted has read nothing yet.
+  text.addEventListener("pointerleave", ({ pointerType }) => { if (pointerType === "mouse") tell(here); });
+  text.addEventListener("blur", () => tell(null));
+  text.addEventListener("scroll", () => tell(here));
+  text.addEventListener("keydown", (e) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[e.key];
+    if (!by || !spans.length) return;
+    e.preventDefault();
+    // A first press shows where one is: the newest token.
+    const i = spans.indexOf(here), to = i < 0 ? spans.length - 1 : Math.max(0, Math.min(spans.length - 1, i + by * (e.shiftKey ? 10 : 1)));
+    stand(spans[to]);
+    here.scrollIntoView({ block: "nearest" });
+    tell(here);
   });
   const plain = (token) => token.replaceAll("\n", " ↵ "), write = (span, token) => say(span, plain(token));
 
@@ -73,6 +105,7 @@ function makeStrip(send, paints) {
       span.style.backgroundColor = colour;
     });
     if (atEnd) text.scrollTop = text.scrollHeight;
+    if (told) tell(jumped ? null : told);
   }
   return { node, show };
 }
