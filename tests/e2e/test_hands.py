@@ -5,6 +5,8 @@ import re
 import pytest
 from playwright.sync_api import expect
 
+from .test_recall import cells
+
 pytestmark = pytest.mark.browser
 
 
@@ -41,3 +43,15 @@ def test_a_token_of_the_text_tells_its_value_to_fingers_and_keys(app, browser):
     page.keyboard.press("Tab")
     expect(tip).to_be_hidden()
     context.close()
+
+
+def test_the_tip_of_a_cell_gives_way_to_what_is_said_below(app, page):
+    page.goto(f"{app}/recall?lengths=96&depths=5,95&lane=window:window%3D32")
+    page.get_by_role("button", name="Start", exact=True).click()
+    expect(cells(page, "done")).to_have_count(2)
+    tip = page.locator(".sk-recall-tip")
+    cells(page, "done").first.hover()
+    expect(tip).to_be_visible()
+    cells(page, "done").first.click()
+    page.get_by_role("heading", name=re.compile("Where did it go")).wait_for()
+    expect(tip).to_be_hidden()

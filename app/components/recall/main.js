@@ -13,6 +13,8 @@ function makeRecall(root, send) {
     if (!words) return;
     say(tip, words);
     const at = button.getBoundingClientRect(), room = holder.getBoundingClientRect();
+    // Beside an edge it would be measured as narrow as what is left there.
+    tip.style.left = 0;
     tip.style.left = `${Math.max(0, Math.min(at.left - room.left, room.width - tip.offsetWidth))}px`;
     tip.style.top = `${at.bottom - room.top + 4}px`;
   }
@@ -27,7 +29,8 @@ function makeRecall(root, send) {
         const button = el("button", { type: "button", tabindex: row || column ? -1 : 0, onclick: () => send("pick", { lane, row, column, at: Date.now() }) });
         const words = () => frame.maps[lane]?.cells[row]?.[column]?.tip;
         for (const name of ["mouseenter", "focus"]) button.addEventListener(name, () => tell(button, words()));
-        for (const name of ["mouseleave", "blur"]) button.addEventListener(name, () => tell(button, ""));
+        // What is pressed is told below the maps, and its neighbours are seen again.
+        for (const name of ["mouseleave", "blur", "click"]) button.addEventListener(name, () => tell(button, ""));
         grid.append(button);
         return button;
       });
