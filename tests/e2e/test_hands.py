@@ -55,3 +55,19 @@ def test_the_tip_of_a_cell_gives_way_to_what_is_said_below(app, page):
     cells(page, "done").first.click()
     page.get_by_role("heading", name=re.compile("Where did it go")).wait_for()
     expect(tip).to_be_hidden()
+
+
+def test_a_table_that_is_too_wide_fades_where_it_goes_on(app, page):
+    fades = """([chapter, x]) => {
+      const table = document.querySelector("[data-testid=stTable] > div");
+      if (!table || !location.search.includes(chapter)) return false;
+      table.scrollLeft = x;
+      const mask = getComputedStyle(table).maskImage;
+      return mask.match(/to (left|right)/)?.[1] ?? mask;
+    }"""
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.goto(f"{app}/learn?chapter=cost")
+    for x, side in ((0, "right"), (9999, "left")):
+        page.wait_for_function(f"([now, side]) => ({fades})(now) === side", arg=[["cost", x], side])
+    page.set_viewport_size({"width": 1440, "height": 900})
+    page.wait_for_function(f"now => ({fades})(now) === 'none'", arg=["cost", 0])
