@@ -146,8 +146,40 @@ def test_a_run_is_shown_by_its_folder_wherever_it_lies(home, run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [("runs", "list", "--runs", ""), ("runs", "list", "--runs="), ("stream", "--out", "")]
+    "words",
+    [
+        ("runs", "list", "--runs", ""),
+        ("runs", "list", "--runs="),
+        ("runs", "export", "a", "--out", ""),
+        ("stream", "--out", ""),
+        ("knockout", "--out", ""),
+        ("recall", "passkey", "--out", ""),
+        ("compare", "--out", ""),
+        ("reproduce", "sinks", "--out", ""),
+        ("gallery", "drop", "--out", ""),
+        ("site", "--out", ""),
+        ("report", "--run", "a", "--out", "a.html", "--stretch", ""),
+    ],
 )
-def test_an_empty_name_of_a_folder_is_not_the_one_that_one_works_in(run, words):
+def test_an_empty_name_of_a_folder_is_not_the_one_that_one_works_in(run, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code, _, said = run(*words)
-    assert code == 2 and "it is empty: name a folder, or leave the option out" in said
+    assert code == 2 and "it is empty: name a file or a folder, or leave the option out" in said
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "which"),
+    [
+        (("figure", "perplexity", "--run", "", "--out", "a.pdf"), "--run"),
+        (("figure", "perplexity", "--run", "a", "--out", ""), "--out"),
+        (("report", "--run", "", "--out", "a.html"), "--run"),
+        (("report", "--run", "a", "--out", ""), "--out"),
+        (("tiny", "--out", ""), "--out"),
+        (("resume", ""), "folder"),
+        (("runs", "import", ""), "zip_files"),
+    ],
+)
+def test_what_must_be_named_is_not_named_by_nothing(run, words, which):
+    code, _, said = run(*words)
+    assert code == 2 and said.endswith("it is empty: name a file or a folder\n") and which in said

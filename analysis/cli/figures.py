@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from . import options
 from .console import out, say
 from .waiting import waiting
 
@@ -13,9 +14,15 @@ def figure(
     name: Annotated[str, typer.Argument(help="name:key=value,key=value; see figures")],
     run: Annotated[
         Path,
-        typer.Option(help="folder of a run, stretch, grid, trainings, recall or verdict, or its name in the library"),
+        typer.Option(
+            parser=options.named,
+            metavar="PATH",
+            help="folder of a run, stretch, grid, trainings, recall or verdict, or its name in the library",
+        ),
     ],
-    out_file: Annotated[Path, typer.Option("--out", help="a .pdf, .svg, .png, .csv or .npz file")],
+    out_file: Annotated[
+        Path, typer.Option("--out", parser=options.named, metavar="PATH", help="a .pdf, .svg, .png, .csv or .npz file")
+    ],
     venue: Annotated[str, typer.Option(help="neurips, iclr, icml, acl, ieee or slides: how wide it is")] = "neurips",
     points: Annotated[float | None, typer.Option(help="size of the text (default: 8, on slides 14)")] = None,
     dpi: Annotated[int, typer.Option(help="of PNG files, and of pictures inside the others")] = 300,
@@ -35,10 +42,15 @@ def figure(
 
 
 def report(
-    run: Annotated[Path, typer.Option(help="folder of a run, or its name in the library")],
-    out_file: Annotated[Path, typer.Option("--out", help="an .html file")],
+    run: Annotated[
+        Path, typer.Option(parser=options.named, metavar="PATH", help="folder of a run, or its name in the library")
+    ],
+    out_file: Annotated[Path, typer.Option("--out", parser=options.named, metavar="PATH", help="an .html file")],
     lane: Annotated[int, typer.Option(help="whose text is shown")] = 0,
-    stretch: Annotated[Path | None, typer.Option(help="folder of a captured stretch, for maps")] = None,
+    stretch: Annotated[
+        Path | None,
+        typer.Option(parser=options.left_out, metavar="PATH", help="folder of a captured stretch, for maps"),
+    ] = None,
     head: Annotated[list[str] | None, typer.Option(help="layer.head of a map")] = None,
 ) -> None:
     """Write one page that replays a run, and opens without network or Python."""
@@ -51,7 +63,9 @@ def report(
 
 
 def site(
-    out_folder: Annotated[Path, typer.Option("--out", help="a folder")] = Path("site"),
+    out_folder: Annotated[Path, typer.Option("--out", parser=options.left_out, metavar="PATH", help="a folder")] = Path(
+        "site"
+    ),
 ) -> None:
     """Write the recordings of the gallery as a static site, which any web server can serve."""
     from ..figures.site import site as write

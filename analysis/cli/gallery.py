@@ -17,6 +17,7 @@ from ..runs.reading import begun
 from ..runs.spec import Spec
 from ..runs.status import LABEL
 from ..settings import quoted
+from . import options
 from .chat import chat
 from .console import out, say
 from .ending import as_draft
@@ -34,7 +35,9 @@ CHUNK = 128
 
 def gallery(
     names: Annotated[list[str] | None, typer.Argument(help="stories; without one, all of them")] = None,
-    out_folder: Annotated[Path, typer.Option("--out", help="folder of the gallery")] = GALLERY,
+    out_folder: Annotated[
+        Path, typer.Option("--out", parser=options.left_out, metavar="PATH", help="folder of the gallery")
+    ] = GALLERY,
 ) -> None:
     """Record stories of the gallery anew, from real runs; each takes the place of the one before when it is whole."""
     if unknown := [name for name in names or () if name not in TITLES]:

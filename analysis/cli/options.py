@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 N = TypeVar("N", int, float)
 
 
-def _folder(written: str) -> Path:
-    """A folder as it was written: an empty variable of a shell would mean the folder that one works in."""
+def named(written: str) -> Path:
+    """A file or folder as it was written: an empty variable of a shell would mean the folder that one works in."""
     if not written:
-        raise typer.BadParameter("it is empty: name a folder, or leave the option out")
+        raise typer.BadParameter("it is empty: name a file or a folder")
+    return Path(written)
+
+
+def left_out(written: str) -> Path:
+    """The same, where none need be named."""
+    if not written:
+        raise typer.BadParameter("it is empty: name a file or a folder, or leave the option out")
     return Path(written)
 
 
@@ -39,12 +46,12 @@ Weights = Annotated[str, typer.Option(help="model (as it came), or packed on a C
 KVHeads = Annotated[int | None, typer.Option(help="average the KV heads down to so many, without training")]
 RunFolder = Annotated[
     Path | None,
-    typer.Option("--out", parser=_folder, metavar="PATH", help="run folder (default: a new one in the library)"),
+    typer.Option("--out", parser=left_out, metavar="PATH", help="run folder (default: a new one in the library)"),
 ]
 Runs = Annotated[
     Path | None,
     typer.Option(
-        parser=_folder, metavar="PATH", help="the library of runs (default: $SINKSCOPE_RUNS, or the user's own)"
+        parser=left_out, metavar="PATH", help="the library of runs (default: $SINKSCOPE_RUNS, or the user's own)"
     ),
 ]
 

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 def resume(
-    folder: Annotated[Path, typer.Argument(help="the folder of a run, or its name in the library")],
+    folder: Annotated[
+        Path,
+        typer.Argument(parser=options.named, metavar="folder", help="the folder of a run, or its name in the library"),
+    ],
     tokens: Annotated[int | None, typer.Option(help="read until there are so many tokens (default: as asked)")] = None,
 ) -> None:
     """Go on where a run stopped: interrupted, killed, or finished with fewer tokens than its text has.

@@ -153,7 +153,10 @@ def undo(
 @app.command()
 def export(
     name: Name,
-    out_file: Annotated[Path | None, typer.Option("--out", help="a .zip file (default: NAME.zip)")] = None,
+    out_file: Annotated[
+        Path | None,
+        typer.Option("--out", parser=options.left_out, metavar="PATH", help="a .zip file (default: NAME.zip)"),
+    ] = None,
     runs: options.Runs = None,
 ) -> None:
     """Pack a run as one .zip file, to be handed on."""
@@ -167,7 +170,10 @@ def export(
 
 @app.command("import")
 def take_in(
-    zip_files: Annotated[list[Path], typer.Argument(help=".zip files that export wrote")], runs: options.Runs = None
+    zip_files: Annotated[
+        list[Path], typer.Argument(parser=options.named, metavar="zip_files", help=".zip files that export wrote")
+    ],
+    runs: options.Runs = None,
 ) -> None:
     """Take runs in from .zip files, which are checked first."""
     from ..figures.inputs import check_folder
