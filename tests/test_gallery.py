@@ -105,6 +105,18 @@ def test_a_sink_has_grown_under_softmax_and_not_under_relu():
     assert softmax.of_head("weight")[-1] > 0.5 > relu.of_head("weight")[-1]
 
 
+def test_the_trainings_of_the_gallery_are_begun_anew(run, tmp_path, monkeypatch):
+    def train(writers, place):
+        for writer in writers:
+            writer.finish("finished")
+
+    monkeypatch.setattr("analysis.cli.lab._train", train)
+    code, _, said = run("gallery", TRAINING, "--out", str(tmp_path))
+    assert code == 0, said
+    again = [folder.about_of(place).recipe for place in sorted(tmp_path.glob(f"{TRAINING}/*")) if place.is_dir()]
+    assert again == [saved.recipe for saved in folder.read(GALLERY / TRAINING)]
+
+
 @pytest.mark.parametrize("name", READINGS)
 def test_a_reading_opens_without_its_model(name):
     run = load(GALLERY / name)

@@ -74,7 +74,7 @@ def gallery(
 def record(name: str, place: Path) -> None:
     """Put a real run of a story into a new folder."""
     if name == TRAINING:
-        emergence(["", "attention=relu"], out_folder=place, device="cpu")
+        emergence([f"attention={kind}" for kind in ("softmax", "relu")], out_folder=place, device="cpu")
     elif name == CHAT:
         story = CHATS[name]
         how: dict[str, Any] = {"script": story.script, "max_new": story.max_new, "device": "cpu"}
