@@ -13,6 +13,8 @@ from ..experiments.recall.cells import KIND as RECALL
 from ..experiments.recall.cells import TABLE, Row, read_table
 from ..experiments.verdict import Plan, Verdict, read_verdict
 from ..experiments.verdict.entries import FILE as VERDICT
+from ..lab.folder import SavedTraining, command_of
+from ..lab.folder import read as read_trainings
 from ..lab.recipe import Recipe, names_of
 from ..runs.about import about_of, spec_of
 from ..runs.library import KINDS
@@ -66,6 +68,10 @@ class FigureInput:
         """The command line that computes what this is made of; None where nothing says it."""
         if isinstance(self.data, Run):
             return self.data.spec.command()
+        if (stretch := getattr(self.data, "stretch", None)) is not None:
+            return stretch.command
+        if isinstance(self.data, list) and (trainings := [t for t in self.data if isinstance(t, SavedTraining)]):
+            return command_of(trainings)
         if not says_of_cells(self.folder):
             return None
         # Here, since figures are opened and drawn where there is no torch.
@@ -144,9 +150,7 @@ def open_input(folder: Path, needs: str) -> FigureInput:
     if needs == "run":
         return FigureInput(folder, load_run(folder), about_of(folder))
     if needs == "trainings":
-        from ..lab.folder import read
-
-        trainings = read(folder)
+        trainings = read_trainings(folder)
         # A recipe says all of a model that was trained by it.
         return FigureInput(folder, trainings, {"spec": {"model": [str(t.recipe) for t in trainings]}})
     from ..maps.atlas import Atlas
@@ -185,9 +189,7 @@ def check_folder(folder: Path) -> None:
     whole = (folder / "run.json").exists()
     for place in [folder] if whole else sorted(path.parent for path in folder.glob("*/run.json")):
         if "recipe" in files.record(place / "run.json", dict[str, Any], "that of a run"):
-            from ..lab.folder import read
-
-            read(place)
+            read_trainings(place)
         elif (about := about_of(place)).get("kind") in (None, "", "reading", "chat") and not about.get("samples"):
             load_run(place)
         if (place / VERDICT).exists():

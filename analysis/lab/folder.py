@@ -6,6 +6,7 @@ How a training goes on from its folder is resume.py's matter.
 import csv
 import json
 import os
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -214,6 +215,16 @@ class SavedTraining:
     def of_head(self, what: str) -> NDArray[np.float64]:
         """Weight on the first token, or norm of its value (`weight`, `norm`), of each map's head, [measurements]."""
         return np.array([self.curves[f"{what} {layer}.{head}"][i] for i, (layer, head) in enumerate(self.heads)])
+
+
+def command_of(trainings: Sequence[SavedTraining]) -> str | None:
+    """The command line that trains all of these again, quoted for a shell; None where no single one does."""
+    how = {(training.about.every, training.about.device) for training in trainings}
+    if len(how) != 1:
+        return None
+    ((every, device),) = how
+    recipes = [str(training.recipe).partition(":")[2] for training in trainings]
+    return shlex.join([*COMMAND.split(), "emergence", *recipes, f"--every={every}", f"--device={device}"])
 
 
 def read(place: Path) -> list[SavedTraining]:

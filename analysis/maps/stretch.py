@@ -113,6 +113,18 @@ class Stretch:
         return [policy for policy, _ in groupby(segment.policy for segment in self.segments)]
 
     @property
+    def command(self) -> str | None:
+        """The command line that captures it, quoted for a shell; None where there is none, since its weights were
+        packed, or its KV heads averaged."""
+        if self.spec.weights != "model" or self.spec.kv_heads is not None:
+            return None
+        first, *later = [next(read) for _, read in groupby(self.segments, lambda segment: segment.policy)]
+        # The position of a lane is behind the query that it has read last.
+        switches = [f"--switch={segment.start + 1}={segment.policy}" for segment in later]
+        asked = {"text": self.spec.text, "tokens": self.spec.tokens, "policy": first.policy}
+        return self.spec.command_line("capture", *switches, without=("chunk", "weights", "kv_heads"), **asked)
+
+    @property
     def label(self) -> str:
         """What it is called: the policies that it was read under."""
         return " → ".join(parse(policy).label for policy in self.policies)

@@ -3,7 +3,7 @@
 import json
 import operator
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -127,12 +127,14 @@ class Spec:
         measured = ["--fidelity"] * self.fidelity
         return self.command_line("stream", *policies, *measured, text=self.text, tokens=self.tokens)
 
-    def command_line(self, *words: str, **options: Any) -> str:
+    def command_line(self, *words: str, without: Sequence[str] = (), **options: Any) -> str:
         """A command that computes with this model as it is read here, quoted for a shell: words, and options by name.
 
-        Several numbers have commas between them; what is None is left out.
+        Several numbers have commas between them; what is None is left out, and so is what the command has no options
+        for, `without`.
         """
-        options |= {name: getattr(self, name) for name in ("model", "chunk", "dtype", "device", "weights", "kv_heads")}
+        own = [name for name in ("model", "chunk", "dtype", "device", "weights", "kv_heads") if name not in without]
+        options |= {name: getattr(self, name) for name in own}
         # As one word each, since a value may begin with a dash.
         said = [f"--{name.replace('_', '-')}={_said(value)}" for name, value in options.items() if value is not None]
         said += {"auto": [], "on": ["--bos"], "off": ["--no-bos"]}[str(self.bos)]
