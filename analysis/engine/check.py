@@ -124,8 +124,9 @@ def mixing(small: PreTrainedModel, adapters: dict[str, Adapter]) -> str:
         again, calls = True, {}
         adapted.forward(other, Alone())
     except Exception as e:
+        if out_of_memory(e):
+            raise
         # What cannot be run is told of where it is adapted.
-        _why(e)
         return ""
     finally:
         for hook in hooks:
@@ -283,7 +284,8 @@ def _most_tokens(network: PreTrainedModel) -> int:
         try:
             own_logits(network, tokens_of(network)[:, :count])
         except Exception as e:
-            _why(e)
+            if out_of_memory(e):
+                raise
             return True
         return False
 
