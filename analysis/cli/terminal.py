@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 
-from ..chat.conversation import Conversation, join
+from ..chat.conversation import Conversation, Turn, join
 from ..engine.step import Step
 from ..runs.checkpoint import Saver
 from ..runs.folder import Folder
@@ -57,99 +57,118 @@ def converse(
     each taken out then.  Raises KeyboardInterrupt where a script, or the process, is to end; an answer to what was
     typed just ends.
     """
-    brake, shares, scripted = Brake(), SharesFile(folder.path, len(lanes)), pending is not None
-
-    def answer(lane: Conversation, prompt: str, said: int = 0) -> None:
-        with brake:
-            if pending is not None:
-                del pending[:said]
-            _answer(lane, prompt, folder, shares, saver, out, made, chunk, brake, scripted)
-        if brake.pressed == signal.SIGTERM or (brake.pressed and scripted):
-            raise KeyboardInterrupt
-
+    terminal = _Terminal(lanes, folder, saver, out, made, chunk, pending)
     for lane in [lane for lane in lanes if lane.busy]:
-        answer(lane, lane.turns[-1].prompt)
+        terminal.answer(lane, lane.turns[-1].prompt)
     told = max(lanes, key=lambda lane: len(lane.turns)).turns
     for lane in lanes:
         for turn in told[len(lane.turns) :]:
-            answer(lane, turn.prompt)
+            terminal.answer(lane, turn.prompt)
     for prompt in prompts if pending is None else list(pending):
-        if scripted:
-            out.print(f"\n> {prompt}", style="bold", soft_wrap=True)
+        terminal.tell(prompt)
+
+
+class _Terminal:
+    """What lanes are told here and answer, on the screen and in a run folder."""
+
+    def __init__(
+        self,
+        lanes: list[Conversation],
+        folder: Folder,
+        saver: Saver,
+        out: Console,
+        made: Callable[[], Made],
+        chunk: int,
+        pending: list[str] | None,
+    ) -> None:
+        self.lanes, self.folder, self.saver, self.out = lanes, folder, saver, out
+        self.made, self.chunk, self.pending = made, chunk, pending
+        self.scripted = pending is not None
+        self.brake, self.shares = Brake(), SharesFile(folder.path, len(lanes))
+
+    def tell(self, prompt: str) -> None:
+        """Say a prompt to every lane, where all can be told it."""
+        if self.scripted:
+            self.out.print(f"\n> {prompt}", style="bold", soft_wrap=True)
         try:
-            for lane in lanes:
+            for lane in self.lanes:
                 lane.check(prompt)
         except ValueError as e:
-            if scripted:
+            if self.scripted:
                 raise
-            out.print(f"{e}", style="yellow", soft_wrap=True)
-            continue
-        if note := said_as_text(lanes[0].check(prompt)[3], "in what was said"):
-            folder.event("warning", text=note)
-            out.print(f"note: {note}", style="yellow", soft_wrap=True)
-        for i, lane in enumerate(lanes):
-            answer(lane, prompt, said=int(i == 0))
+            self.out.print(f"{e}", style="yellow", soft_wrap=True)
+            return
+        if note := said_as_text(self.lanes[0].check(prompt)[3], "in what was said"):
+            self.folder.event("warning", text=note)
+            self.out.print(f"note: {note}", style="yellow", soft_wrap=True)
+        for i, lane in enumerate(self.lanes):
+            self.answer(lane, prompt, said=int(i == 0))
 
+    def answer(self, lane: Conversation, prompt: str, said: int = 0) -> None:
+        """Let a lane answer; so many prompts of a script are said by that."""
+        with self.brake:
+            if self.pending is not None:
+                del self.pending[:said]
+            self._answer(lane, prompt)
+        if self.brake.pressed == signal.SIGTERM or (self.brake.pressed and self.scripted):
+            raise KeyboardInterrupt
 
-def _answer(
-    lane: Conversation,
-    prompt: str,
-    folder: Folder,
-    shares: SharesFile,
-    saver: Saver,
-    out: Console,
-    made: Callable[[], Made],
-    chunk: int,
-    brake: Brake,
-    scripted: bool,
-) -> None:
-    run, steps, shown = folder.run, list[Step](), 0
-    if not lane.busy:
-        folder.event("prompt", lane=lane.lane.index, position=len(lane.tokens), text=prompt)
-        lane.ask(prompt)
-    if run.first_token is None:
-        run.first_token, run.first_role = int(lane.tokens[0]), int(lane.roles.view()[0])
-    out.print(f"{lane.policy.label}: ", style="cyan", end="")
-    turn = lane.turns[-1]
+    def _answer(self, lane: Conversation, prompt: str) -> None:
+        turn, steps, shown = self._begin(lane, prompt), list[Step](), 0
 
-    def write() -> None:
-        if steps:
-            folder.append(join(steps))
-            steps.clear()
+        def write() -> None:
+            if steps:
+                self.folder.append(join(steps))
+                steps.clear()
 
-    def state() -> Made:
-        # A checkpoint is never ahead of the record.
+        def state() -> Made:
+            # A checkpoint is never ahead of the record.
+            write()
+            return self.made()
+
+        def step() -> Step | None:
+            try:
+                return lane.step(self.chunk)
+            except Exception:
+                # As the line after the command says: what was learned until then is kept.
+                write()
+                self.out.print()
+                raise
+
+        while not (self.brake.pressed and self.scripted) and (read := step()) is not None:
+            steps.append(read)
+            self.shares.take_in(lane.lane)
+            if len(steps) == TOGETHER:
+                write()
+            self.saver.save(state)
+            if self.brake.pressed == signal.SIGTERM:
+                break
+            if self.brake.pressed and not self.scripted:
+                lane.stop()
+            said = lane.said(turn)
+            # A character may still lack its last bytes.
+            ready = len(said.rstrip("\ufffd")) if lane.busy else len(said)
+            self.out.print(said[shown:ready], end="", soft_wrap=True)
+            shown = max(shown, ready)
         write()
-        return made()
+        self._end(lane, turn)
 
-    def step() -> Step | None:
-        try:
-            return lane.step(chunk)
-        except Exception:
-            # As the line after the command says: what was learned until then is kept.
-            write()
-            out.print()
-            raise
+    def _begin(self, lane: Conversation, prompt: str) -> Turn:
+        """Ask a lane, unless it is in the middle of its answer."""
+        run = self.folder.run
+        if not lane.busy:
+            self.folder.event("prompt", lane=lane.index, position=len(lane.tokens), text=prompt)
+            lane.ask(prompt)
+        if run.first_token is None:
+            run.first_token, run.first_role = int(lane.tokens[0]), int(lane.roles.view()[0])
+        self.out.print(f"{lane.policy.label}: ", style="cyan", end="")
+        return lane.turns[-1]
 
-    while not (brake.pressed and scripted) and (read := step()) is not None:
-        steps.append(read)
-        shares.take_in(lane.lane)
-        if len(steps) == TOGETHER:
-            write()
-        saver.save(state)
-        if brake.pressed == signal.SIGTERM:
-            break
-        if brake.pressed and not scripted:
-            lane.stop()
-        said = lane.said(turn)
-        # A character may still lack its last bytes.
-        ready = len(said.rstrip("\ufffd")) if lane.busy else len(said)
-        out.print(said[shown:ready], end="", soft_wrap=True)
-        shown = max(shown, ready)
-    write()
-    shares.write()
-    folder.pieces(lane.lane.index, turn.asked, lane.pieces()[turn.asked :])
-    out.print(CUT.get(turn.why or "stopped", ""))
-    if turn.why:
-        # Otherwise it goes on where the conversation does.
-        folder.event("answer", lane=lane.lane.index, position=turn.begin, stop=turn.stop, why=turn.why)
+    def _end(self, lane: Conversation, turn: Turn) -> None:
+        """Write down what goes beside the tokens of an answer, and how it ended."""
+        self.shares.write()
+        self.folder.pieces(lane.index, turn.asked, lane.pieces()[turn.asked :])
+        self.out.print(CUT.get(turn.why or "stopped", ""))
+        if turn.why:
+            # Otherwise it goes on where the conversation does.
+            self.folder.event("answer", lane=lane.index, position=turn.begin, stop=turn.stop, why=turn.why)
