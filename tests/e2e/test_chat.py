@@ -132,6 +132,28 @@ def test_a_token_is_found_by_keys_and_none_is_lost_where_they_come_fast(app, pag
     assert not page.problems and not page.strangers
 
 
+def test_the_keyboard_is_never_lost(app, page):
+    open_chat(app, page, "?max_new=24")
+    say(page, "Tell me a story about a ship.")
+    wait_answered(page, 1)
+    again = page.get_by_role("button", name="Answer again")
+    again.focus()
+    page.keyboard.press("Enter")
+    # The button has nothing to do while there are answers: they can be stopped now.
+    page.wait_for_function("window.__sinkscope.status === 'answering'")
+    expect(page.get_by_role("button", name="Stop")).to_be_focused()
+    page.keyboard.press("Enter")
+    page.wait_for_function("window.__sinkscope.status === 'waiting'")
+    switch = page.get_by_role("button", name="switch ▾").nth(1)
+    switch.focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Apply").focus()
+    page.keyboard.press("Enter")
+    expect(switch).to_be_focused()
+    page.locator(".sk-note", has_text="from the next token on").wait_for()
+    assert not page.problems and not page.strangers
+
+
 def test_a_script_plays_until_the_window_breaks_down(app, page):
     open_chat(app, page)
     page.get_by_role("button", name="Where it breaks down").click()

@@ -49,6 +49,7 @@ function makeComposer(send) {
 
   function show(next) {
     frame = next;
+    const held = [play, skip, again, restart].find((button) => button.matches(":focus"));
     // As much as there is room for.
     const invitation = field.clientWidth > 460 ? "Say something to every lane. Enter sends, Shift + Enter begins a line." : "Say something to every lane";
     if (field.placeholder !== invitation) field.placeholder = invitation;
@@ -66,6 +67,8 @@ function makeComposer(send) {
     play.disabled ||= watches;
     again.disabled = watches || !["waiting", "paused"].includes(frame.status) || !frame.lanes.some((l) => l.total);
     restart.disabled = !frame.run;
+    // A button that can no longer be pressed loses the keyboard: it is then where the answers are stopped, or written for.
+    if (held?.disabled || held?.hidden) (go.disabled ? field : go).focus();
     // While it loads, the note above says what is being waited for.
     const states = { loading: "", answering: "answering", waiting: "waiting for you", paused: "the script stands still", failed: "ended", ready: "" };
     const script = of ? `script ${of - left} of ${of}` : "";

@@ -27,6 +27,7 @@ function makeSwitch(send, i, frameNow) {
     const apply = (text, pin) => {
       send("change", { lane: i, policy: text, pin, at: Date.now() });
       form.hidden = true;
+      button.focus();
     };
     const quick = frame.lanes[i].offers.map(({ words, policy, pin }) => el("button", { type: "button", class: "sk-go", onclick: () => apply(policy, pin) }, words));
     const select = el("select", { "aria-label": "Policy" }, ...frame.schema.map((p) => el("option", { value: p.name, selected: p.name === now.name }, p.title)));
