@@ -21,8 +21,9 @@ JUST = 10.0
 
 
 @contextmanager
-def claimed(path: Path) -> Generator[None]:
-    """While it is held no other thread or process holds it of this folder: what was looked up in it stays true.
+def claimed(path: Path) -> Generator[Path]:
+    """While it is held no other thread or process holds it of this folder: what was looked up in it stays true.  It is
+    a file there, which whoever moves the folder has to remove.
 
     Raises ValueError where somebody holds it, or the folder cannot be written.
     """
@@ -45,7 +46,7 @@ def claimed(path: Path) -> Generator[None]:
         for other in path.glob(CLAIM.format("*")):
             if other != file:
                 _refuse_held(other)
-        yield
+        yield file
     finally:
         with suppress(OSError):
             file.unlink()

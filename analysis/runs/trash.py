@@ -9,12 +9,14 @@ import os
 import re
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .. import files
 from ..settings import quoted
-from .held import strangers
+from .claim import claimed
+from .held import files_of, several, strangers
 from .library import Entry, entries, entry, find, fits, home, one_line, unique
 
 TRASH, FREED = ".trash", ".freed"
@@ -29,12 +31,29 @@ def delete(name: str, place: Path | None = None) -> str:
 
     Raises ValueError where there is none of that name, somebody writes it, or it cannot be moved.
     """
-    if entry(name, place).live:
-        raise ValueError(f"{name} is still being written: stop it first, then delete it")
-    return _throw(find(name, place))
+    with _claimed(find(name, place)) as claims:
+        if entry(name, place).live:
+            raise ValueError(f"{name} is still being written: stop it first, then delete it")
+        return _throw(find(name, place), claims)
 
 
-def _throw(path: Path) -> str:
+@contextmanager
+def _claimed(path: Path) -> Generator[list[Path]]:
+    """While it is held nobody begins to write a run, or one of several in its folder; the files that say so.
+
+    Raises ValueError where somebody does just now.
+    """
+    with ExitStack() as held:
+        claims = list[Path]()
+        for folder in (path, *((path / run).parent for run in several(files_of(path)))):
+            # Where no file can be written nobody goes on with a run, and a disk that is full is to become less so.
+            with suppress(files.Unwritten):
+                claims.append(held.enter_context(claimed(folder)))
+        yield claims
+
+
+def _throw(path: Path, claims: Sequence[Path]) -> str:
+    """Move a run into the trash, where nobody claims it; returns what `undo` brings it back by."""
     # The clock may have been ahead when others were deleted: the last one is the first that comes back all the same.
     newest = max((int(deleted.name) for deleted in _deleted(path.parent)), default=0)
     when = str(max(time.time_ns(), newest + 1))
@@ -46,6 +65,9 @@ def _throw(path: Path) -> str:
         with suppress(OSError):
             place.rmdir()
         raise ValueError(f"{path} cannot be deleted ({e.strerror}): check who may write there") from e
+    for claim in claims:
+        with suppress(OSError):
+            (place / path.name / claim.relative_to(path)).unlink()
     return when
 
 
@@ -135,12 +157,12 @@ def free(place: Path | None = None, keep: str = "") -> str:
         if e.label.pinned or e.live or not e.kind or e.name == keep or strangers(e.path):
             # What is damaged, or has a person's own files in it, only a person deletes.
             continue
-        with suppress(ValueError):
+        with suppress(ValueError), _claimed(find(e.name, place)) as claims:
             # Others are listed for as long as their tables are read, and somebody may have gone on with it meanwhile.
             if (now := entry(e.name, place)).live or now.label.pinned:
                 continue
             # Moved first, so that nobody opens half of a run.
-            _remove(folder / TRASH / _throw(e.path))
+            _remove(folder / TRASH / _throw(e.path, claims))
             total -= e.size
             freed.append(e)
     if not freed:
@@ -163,6 +185,11 @@ def last_freed() -> str:
         if time.time() - file.stat().st_mtime < DAY:
             return one_line(files.contents(file, 2**12).decode(errors="replace"), 2**10)
     return ""
+
+
+def sweep(place: Path | None = None) -> None:
+    """Remove what dead processes left in the library, and nothing that is a run, or was one."""
+    _sweep(home(place))
 
 
 def _sweep(folder: Path) -> None:
