@@ -6,6 +6,8 @@ It would otherwise be made when it is asked for, one after the other.  No Stream
 import threading
 from importlib import import_module
 
+from analysis.runs import trash
+
 from . import recordings
 from .libraries import LIBRARIES
 
@@ -24,3 +26,5 @@ def _prepare() -> None:
         import_module(name)
     # Last, and at once: whoever presses soon waits for the rest of it only.
     LIBRARIES.begin()
+    # What was written when this was ended last may be as large as a cache, and nothing may be kept for long.
+    trash.sweep()
