@@ -1,13 +1,18 @@
 """What is read again is read in the chunks of the record, so that it is rounded as it was."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from analysis.engine.stream import open_lanes
+from analysis.experiments.resume import source_of
 from analysis.models.loading import load as load_model
 from analysis.policies import parse
 from analysis.runs import resume
 from analysis.runs.folder import Folder
+from analysis.runs.reader import load
+from analysis.runs.result import StoppedResult
 from analysis.runs.run import Run
 from analysis.runs.spec import Spec
 from analysis.texts import read as read_text
@@ -46,3 +51,26 @@ def test_a_reading_goes_on_over_the_chunks_of_its_record(fidelity, model, text, 
     going.folder.finish("interrupted")
     assert again == recorded and len({stop - start for _, start, stop in recorded}) >= len(CHUNKS)
     assert going.run.events[-1]["compared"] == len(lanes) * (upto - 1) and going.run.events[-1]["largest"] == 0
+
+
+def test_a_text_that_is_elsewhere_is_asked_for_where_it_may_be(run, model, text, tmp_path, monkeypatch):
+    """Nobody can name one to a command that goes on, and what was pasted has no path at all."""
+    (begun := tmp_path / "begun").mkdir()
+    shutil.copy(text, begun / "ids.npy")
+    monkeypatch.chdir(begun)
+    of = ("--model", model, "--device", "cpu", "--policy", "dense", "--tokens", "40")
+    assert run("stream", *of, "--text", "ids.npy", "--out", str(tmp_path / "a"))[0] == 0
+    monkeypatch.chdir(tmp_path)
+    again = ("resume", str(tmp_path / "a"), "--tokens", "60")
+    code, _, error = run(*again)
+    assert code == 2 and "begin the command in the folder where the run was begun" in error and "give" not in error
+    # As it says.
+    shutil.copy(text, tmp_path / "ids.npy")
+    assert run(*again)[0] == 0 and len(load(tmp_path / "a").tracks[0].nll) == 59
+
+
+@pytest.mark.parametrize("kind", ["knockouts", "measures", "costs"])
+def test_a_text_of_a_result_that_was_pasted_is_asked_for_as_well(tmp_path, kind):
+    asked = StoppedResult(tmp_path, Spec("m", "the pasted text", ("dense",), 40), "", "", kind, {})
+    with pytest.raises(ValueError, match=r"'the pasted text' of this run is not here: .* from the page of the run"):
+        source_of(asked)

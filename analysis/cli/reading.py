@@ -13,6 +13,7 @@ from ..policies import Policy, parse
 from ..runs.facts import ModelFacts
 from ..runs.run import Run
 from ..runs.spec import Spec
+from ..runs.stopped import text_of
 from ..runs.summary import summarize
 from ..runs.switches import Plan, Switch, carry_out
 from . import options
@@ -206,7 +207,7 @@ def capture(
 
 def capture_again(place: Path, asked: "CutOff") -> None:
     """Begin a capture again that was killed.  Raises ValueError where its text is another by now."""
-    source = texts.read(asked.spec.text)
+    source = text_of(asked.spec.text)
     if asked.text_sha256 and source.sha256 != asked.text_sha256:
         raise ValueError(f"the text {asked.spec.text} is not the one that was to be captured: begin a new capture")
     say("A stretch is of no use before all of it is read, so the capture that was cut off begins again.")

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import texts
 from ..policies import parse
 from ..runs.facts import ModelFacts
 from ..runs.spec import TYPED
+from ..runs.stopped import text_of
 from . import lab, options, results
 from .chat import talk
 from .console import out, say
@@ -56,7 +56,7 @@ def resume(
     asked = runs.stopped(folder, tokens)
     spec = asked.spec
     chat = asked.run.kind == "chat"
-    source = None if chat else texts.read(spec.text)
+    source = None if chat else text_of(spec.text)
     prompts, digest = _script(asked) if chat else (None, "")
     with waiting(out, "Loading the model") as tell:
         from ..chat import resume as chats

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from ..models.language_model import LanguageModel
 from ..policies import parse
 from ..runs.result import Keep, StoppedResult
-from ..texts.sources import Text, read
+from ..runs.stopped import text_of
+from ..texts.sources import Text
 from .ablation import Effect, heads_of, kept_knock_outs
 from .costs import READINGS, SIZES, KeptCosts
 from .measures import kept_measures, samples_of_text, separators_of
@@ -33,7 +34,7 @@ def source_of(asked: StoppedResult) -> Text:
     """The text of a result.  Raises ValueError where it is no longer there."""
     if asked.kind == "verdict":
         return Plan.of(asked.spec, asked.settings).text
-    return Asked.of(asked.settings).text if asked.kind == "recall" else read(asked.spec.text)
+    return Asked.of(asked.settings).text if asked.kind == "recall" else text_of(asked.spec.text)
 
 
 def _ids(asked: StoppedResult, network: LanguageModel, source: Text) -> NDArray[np.int32]:

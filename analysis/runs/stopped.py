@@ -1,10 +1,13 @@
 """What stopped and can go on, whatever it is: nobody writes its folder, and text and weights are those that it had."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import texts
+from ..settings import quoted
 from .spec import Spec
 from .status import RUNNING
 
@@ -30,6 +33,17 @@ class Stopped:
                     f"{what} is not the one that this run was read with (sha256 {_short(then)} then, {_short(now)} "
                     "now): it goes on with the same only"
                 )
+
+
+def text_of(name: str) -> texts.Text:
+    """The text by which something was begun that goes on.  Raises ValueError where it is not here, or cannot be
+    read."""
+    if name in texts.plays() or os.path.exists(name):
+        return texts.read(name)
+    raise ValueError(
+        f"the text {quoted(name)} of this run is not here: begin the command in the folder where the run was begun, or "
+        "put the same text there under this name; what was pasted or uploaded goes on from the page of the run, too"
+    )
 
 
 def _short(digest: str | None) -> str:
