@@ -60,7 +60,12 @@ class View:
     def linked(cls, lanes: Sequence[str], asked: Mapping[str, str]) -> tuple[Self, list[str]]:
         """What an address asks of these lanes, and what is wrong with the rest of it."""
         right, problems = _possible(lambda one: cls.of(lanes, one), PARAMETERS, asked)
-        return cls.of(lanes, right), problems
+        view = cls.of(lanes, right)
+        if right.get("paint", view.paint) != view.paint:
+            problems.append("paint is attention, and no head is named whose attention it is")
+        if right.get("mode", view.mode) != view.mode:
+            problems.append(f"mode is {right['mode']}, which compares lanes, and there is one")
+        return view, problems
 
     def follow(self, lanes: Sequence[str]) -> None:
         """Let this be of other lanes: each of its lanes goes where it went, or gives way to what the lanes mean."""

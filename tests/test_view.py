@@ -57,6 +57,18 @@ def test_one_lane_alone_opens_on_rolling_since_it_has_none_to_be_compared_with()
 
 
 @pytest.mark.parametrize(
+    ("lanes", "asked", "why"),
+    [
+        (["dense"], {"mode": "KL"}, "mode is KL, which compares lanes, and there is one"),
+        (LANES, {"paint": "attention"}, "paint is attention, and no head is named whose attention it is"),
+    ],
+)
+def test_an_address_that_is_shown_otherwise_than_it_asks_is_told_so(lanes, asked, why):
+    assert View.linked(lanes, asked)[1] == [why]
+    assert View.linked(LANES, {**asked, "head": "20.3"})[1] == []
+
+
+@pytest.mark.parametrize(
     ("asked", "said"),
     [
         ({"mode": "<b>"}, "mode must be one of relative, rolling, cumulative, KL, top-1, not '<b>'"),

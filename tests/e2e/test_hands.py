@@ -71,3 +71,14 @@ def test_a_table_that_is_too_wide_fades_where_it_goes_on(app, page):
         page.wait_for_function(f"([now, side]) => ({fades})(now) === side", arg=[["cost", x], side])
     page.set_viewport_size({"width": 1440, "height": 900})
     page.wait_for_function(f"now => ({fades})(now) === 'none'", arg=["cost", 0])
+
+
+def test_a_link_beyond_the_end_of_a_recording_says_so(app, page):
+    page.goto(f"{app}/?run=gallery:four&at=99999")
+    note = page.locator(".sk-note")
+    expect(note).to_have_text(
+        "The address of this page asks for token 99,999, and this recording has 3,000: its end is shown."
+    )
+    page.wait_for_function("location.search.includes('at=3000')")
+    page.get_by_role("button", name="One token back").click()
+    expect(note).to_be_hidden()

@@ -8,7 +8,7 @@ function makeReplay(root, send, redraw, data, { noun, open, part, stops, look, p
   root.replaceChildren(words);
   const note = el("div", { class: "sk-note sk-empty", role: "status", "aria-live": "polite" });
   const view = { ...data.view };
-  let recording = null, player = null, draw = null, frame = null, made = "", jumps = 0;
+  let recording = null, player = null, draw = null, frame = null, made = "", beyond = "", jumps = 0;
 
   const press = (what) => send("press", { what, at: Date.now() });
   const settled = () => send("rest", { ...view, at: player.position, when: Date.now() });
@@ -28,6 +28,10 @@ function makeReplay(root, send, redraw, data, { noun, open, part, stops, look, p
     draw = fill(recording, view, player, note, pick);
     if (data.at || data.pace) player.goTo(data.at || 1);
     if (data.pace && !stillPreferred()) player.toggle(true);
+    if (data.at > recording.total) {
+      beyond = `The address of this page asks for token ${count(data.at)}, and this ${noun} has ${count(recording.total)}: its end is shown.`;
+      settled();
+    }
     redraw();
   }
   // Beside the recording, not after it.
@@ -38,8 +42,9 @@ function makeReplay(root, send, redraw, data, { noun, open, part, stops, look, p
 
   return (now, theme) => {
     if (!draw) return;
-    say(note, now.note || "");
-    flag(note, "sk-empty", !now.note);
+    const told = [now.note, player.position === recording.total && beyond].filter(Boolean).join(" ");
+    say(note, told);
+    flag(note, "sk-empty", !told);
     possible(recording, view);
     const key = `${player.position}|${JSON.stringify(view)}`;
     if (key !== made) {
