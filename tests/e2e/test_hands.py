@@ -82,3 +82,9 @@ def test_a_link_beyond_the_end_of_a_recording_says_so(app, page):
     page.wait_for_function("location.search.includes('at=3000')")
     page.get_by_role("button", name="One token back").click()
     expect(note).to_be_hidden()
+
+
+def test_the_meters_of_a_conversation_have_names_before_anything_is_said(app, page):
+    page.goto(f"{app}/chat")
+    for name in ("Time per token", "KV cache"):
+        expect(page.get_by_role("img", name=re.compile(rf"^{name}\. .*Window 64: nothing yet"))).to_be_visible()

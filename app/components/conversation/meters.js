@@ -30,7 +30,8 @@ function makeMeters() {
       yaxis: { gridcolor: theme.line, zeroline: false, range: [0, top], nticks: 4, ticklabelshift: ABOVE_ORIGIN, fixedrange: true },
     }, PLOT_CONFIG);
     texts.get(place)(ends.map((c, k) => endLabel(`${c.lane.brief}, ${digits(c.y[c.y.length - 1])}`, places[k], inkColour(c.lane.color, theme), labels, area)));
-    place.setAttribute("aria-label", curves.map((c) => `${c.lane.label}: ${digits(c.y[c.y.length - 1])} ${unit}`).join("; "));
+    const values = curves.map((c) => `${c.lane.label}: ${c.y.length ? `${digits(c.y[c.y.length - 1])} ${unit}` : "nothing yet"}`).join("; ");
+    place.setAttribute("aria-label", `${name === "ms" ? "Time per token" : "KV cache"}. ${values}`);
   }
 
   function draw() {
