@@ -12,6 +12,7 @@ from analysis.experiments.presets import PRESETS
 from analysis.policies import parse
 from app.jobs.registry import REGISTRY
 from app.lesson import lesson
+from app.lesson.chapters.cost import row_told
 from app.libraries import LIBRARIES
 from app.projection import NAME
 
@@ -195,3 +196,16 @@ def test_a_page_is_projected_however_its_link_says_so(page, language):
         assert not at.exception and at.session_state[NAME] is projected, written
         told = " ".join(info.value for info in at.info)
         assert wrong in told and ("要求" in told) == (bool(wrong) and language == "zh")
+
+
+def test_the_chapter_of_costs_writes_its_numbers_as_its_table_does(home):
+    at = opened("learn", {"chapter": "cost"})
+    assert any("at 1,024 tokens" in caption.value for caption in at.caption)
+
+
+def test_who_listens_to_the_costs_hears_what_each_number_is():
+    row = ("Dense", "4,096", "T²", "1.89", "1.24", "0.49 ms", "50 %")
+    assert row_told(row, lesson("en")["cost"]) == (
+        "Dense: Tokens 4,096, Theory T², Attention 1.89, Whole model 1.24, Fixed, a token 0.49 ms, "
+        "Share of attention 50 %"
+    )

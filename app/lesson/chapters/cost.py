@@ -35,6 +35,8 @@ POLICIES = (
 )
 THEORY = {"dense": ("T²", 2), "window": ("TL", 1), "recompute": ("TL²", 1), "streaming": ("TL", 1)}
 TOKENS = 4096
+COLUMNS = ("method", "read", "theory", "attention", "whole", "fixed", "share")
+"""Of the table, by their words."""
 NARROW = 512
 """Windows up to this size are narrow: attention takes the smaller part of a pass."""
 
@@ -109,19 +111,25 @@ def draw(chapter: Chapter, page: Chapter) -> None:
         alt = chapter.say("alt-memory", values=_caches_heard(run, page))
         chart.mount(lanes(run, chapter, page, memory=True), key="cost-memory", alt=alt, height=290, projected=42)
     else:
-        alt = chapter.say("alt", values="; ".join(" ".join(row) for row in table))
+        alt = chapter.say("alt", values="; ".join(row_told(row, chapter) for row in table))
         chart.mount(lanes(run, chapter, page, memory=False), key="cost-time", alt=alt, height=290, projected=42)
     if run.windows:
         table.append(_passes(chapter.say("in-window"), _columns(run.windows)))
-    names = ("method", "read", "theory", "attention", "whole", "fixed", "share")
-    st.table({chapter.say(n): [row[i] for row in table] for i, n in enumerate(names)})
+    st.table({chapter.say(n): [row[i] for row in table] for i, n in enumerate(COLUMNS)})
     if len(run.windows) == len(SIZES):
         *_, alone, whole, _, most = table[-1]
         share = _share(_columns([c for c in run.windows if c.tokens <= NARROW]))
         wide = run.windows[-1].tokens
-        st.caption(chapter.say("dominates", narrow=NARROW, share=share, whole=whole, wide=wide, most=most, alone=alone))
+        said = {"narrow": f"{NARROW:,}", "wide": f"{wide:,}", "whole": whole, "alone": alone}
+        st.caption(chapter.say("dominates", share=share, most=most, **said))
     if of_library is None:
         stage.source(page, about)
+
+
+def row_told(row: Sequence[str], chapter: Chapter) -> str:
+    """A line of the table for who listens to it: every number with the name of its column."""
+    method, *found = row
+    return f"{method}: " + ", ".join(f"{chapter.say(n)} {value}" for n, value in zip(COLUMNS[1:], found, strict=True))
 
 
 def kept_costs() -> Costs | None:
