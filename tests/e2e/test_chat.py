@@ -154,6 +154,17 @@ def test_the_keyboard_is_never_lost(app, page):
     assert not page.problems and not page.strangers
 
 
+def test_why_an_answer_was_cut_reads_from_left_to_right_behind_words_that_do_not(app, page):
+    open_chat(app, page, "?max_new=2")
+    say(page, "שלום")
+    mark = page.locator(".sk-flow [data-cut]").first
+    mark.wait_for(state="attached")
+    style = mark.evaluate(
+        "span => { const s = getComputedStyle(span, '::after'); return [s.unicodeBidi, s.direction]; }"
+    )
+    assert style == ["isolate", "ltr"]
+
+
 def test_a_script_plays_until_the_window_breaks_down(app, page):
     open_chat(app, page)
     page.get_by_role("button", name="Where it breaks down").click()
