@@ -165,6 +165,21 @@ def test_why_an_answer_was_cut_reads_from_left_to_right_behind_words_that_do_not
     assert style == ["isolate", "ltr"]
 
 
+def test_a_prompt_that_was_stopped_says_what_of_it_was_not_read(app, page):
+    open_chat(app, page)
+    say(page, "The ship went on and on. " * 2500)
+    lane = page.locator(".sk-lane").first
+    lane.get_by_text("reading").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_function("window.__sinkscope.status === 'waiting'")
+    words = lane.get_by_text("tokens kept").inner_text()
+    kept, total, unread = (
+        int(n.replace(",", "")) for n in re.match(r"([\d,]+) of ([\d,]+) tokens kept, ([\d,]+) not", words).groups()
+    )
+    assert 0 < kept <= 64 and 0 < unread < total
+    assert not page.problems and not page.strangers
+
+
 def test_a_script_plays_until_the_window_breaks_down(app, page):
     open_chat(app, page)
     page.get_by_role("button", name="Where it breaks down").click()

@@ -162,7 +162,9 @@ function makeLane(i, send, frameNow) {
     }
     say(name, lane.label);
     if (node.getAttribute("aria-label") !== lane.label) node.setAttribute("aria-label", lane.label);
-    say(kept, lane.total ? `${count(lane.kept)} of ${count(lane.total)} tokens kept · ${size(lane.bytes)}` : "");
+    // A prompt that was stopped is read on before the next answer.
+    const unread = lane.state ? 0 : lane.total - lane.read;
+    say(kept, lane.total ? `${count(lane.kept)} of ${count(lane.total)} tokens kept${unread > 0 ? `, ${count(unread)} not read yet` : ""} · ${size(lane.bytes)}` : "");
     say(rate, lane.state.startsWith("reading") ? lane.state : lane.ms == null ? "" : `${digits(lane.ms)} ms/token`);
     change.disabled = frame.steers === false || !lane.total;
     change.hidden = Boolean(frame.recorded);
