@@ -154,6 +154,16 @@ def test_preview_follows_the_tables_it_is_of(home):
     assert library.entry("b").preview == before
 
 
+@pytest.mark.parametrize("form", [0, 10**6])
+def test_preview_that_another_version_kept_is_made_anew(home, form):
+    seeds.run(home / "a", end="finished")
+    before, file = library.entry("a").preview, home / "a" / "summary.json"
+    kept = json.loads(file.read_text()) | {"form": form}
+    kept["preview"]["lanes"][0]["name"] = "as it was called then"
+    file.write_text(json.dumps(kept))
+    assert library.entry("a").preview == before and "as it was called then" not in file.read_text()
+
+
 def test_a_list_reads_no_table_of_a_run_that_it_has_a_preview_of(home):
     """A library of long runs is listed at once."""
     for name in ("a", "b"):

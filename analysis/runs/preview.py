@@ -21,6 +21,8 @@ from .summary import briefs_of, mean_sink_mass, summarize
 
 OF = ("run.json", "tokens.parquet", "tokens.arrow", "sinks.npz", "sinks.arrow", "events.jsonl")
 """The files that it is made of."""
+FORM = 1
+"""Another one as soon as a preview says something else of the same tables: what other versions kept is made anew."""
 POINTS = 48
 """Of each curve, about."""
 MAX_HEADS = 2**16
@@ -62,6 +64,8 @@ class _Kept:
     of: dict[str, tuple[int, int]]
     """Size and time of each file that it was made of."""
     preview: Preview
+    form: int = 0
+    """FORM of the version that made it."""
 
 
 def preview(path: Path, held: Mapping[str, os.stat_result], *, live: bool) -> Preview:
@@ -73,13 +77,13 @@ def preview(path: Path, held: Mapping[str, os.stat_result], *, live: bool) -> Pr
     if PREVIEW in held:
         with suppress(ValueError):
             kept = files.record(path / PREVIEW, _Kept, "a preview")
-            if kept.of == of:
+            if kept.of == of and kept.form == FORM:
                 return kept.preview
     from .reader import load
 
     made = preview_of(load(path))
     if not live:
-        _keep(path, _Kept(of, made))
+        _keep(path, _Kept(of, made, FORM))
     return made
 
 
@@ -87,7 +91,7 @@ def keep(path: Path, run: Run) -> None:
     """Put the preview of a run beside its tables, which were just written."""
     with suppress(OSError, ValueError):
         held = {name: (path / name).stat() for name in OF if (path / name).exists()}
-        _keep(path, _Kept(_stamps(held), preview_of(run)))
+        _keep(path, _Kept(_stamps(held), preview_of(run), FORM))
 
 
 def _stamps(held: Mapping[str, os.stat_result]) -> dict[str, tuple[int, int]]:
