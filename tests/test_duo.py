@@ -282,6 +282,19 @@ def test_a_lane_becomes_split_and_whole_again(tiny_llama, other):
     read_both(lane, reference, 40)
 
 
+@pytest.mark.parametrize(("before", "after"), [(50, 25), (25, 50)])
+def test_another_share_of_full_heads_is_that_of_the_new_policy(tiny_llama, before, after):
+    lane = open_lanes(tiny_llama, words(90), [Duo(before, 3, 9)], history=64)[0]
+    reference = beside(lane)
+    read_both(lane, reference, 40)
+    policy = Duo(after, 3, 9)
+    switch_both(lane, reference, policy)
+    full = full_heads(lane.context, policy)
+    assert [layer.names[0] for layer in lane.store.layers] == full != full_heads(lane.context, Duo(before, 3, 9))
+    check_held(lane, reference)
+    read_both(lane, reference, 20)
+
+
 def test_switching_where_nothing_has_left_equals_having_begun_so(tiny_llama):
     tokens = words(90)
     for old in (Dense(), Streaming(4, 60), Duo(50, 2, 50, "cache")):

@@ -165,6 +165,18 @@ def test_a_switch_stores_what_the_rule_says(name, pin):
     check_held(lane, reference)
 
 
+@pytest.mark.parametrize("cache", ["cache=int4,exact=2", "cache=int8", "cache=own"])
+def test_maps_reach_back_to_where_slots_were_stored_in_another_way_and_no_further(cache):
+    """What a switch stores otherwise is not what the queries before it met."""
+    lane = open_lanes(shared("llama", num_hidden_layers=2), words(60), [small("h2o")], history=HOLD)[0]
+    lane.read(40)
+    newest = lane.position - 2
+    assert head_row(lane, 1, 2, newest) is not None
+    after = parse(f"h2o:budget=16,recent=5,{cache}" + ("" if cache == "cache=own" else f",{SMALL}"))
+    lane.switch(after)
+    assert (head_row(lane, 1, 2, newest) is not None) == (after == small("h2o"))
+
+
 def test_more_room_takes_nothing_from_what_is_stored():
     lane = read(shared("llama", num_hidden_layers=2), words(60), small("h2o")).lane
     before = list(kept(lane))
