@@ -242,7 +242,11 @@ def test_report_shows_the_head_with_the_largest_sink_mass(two_layers, places, tm
     assert code == 0, wrong
     mass = open_input(two_layers, "stretch").data.stretch.mass
     layer, head = np.unravel_index(mass.argmax(), mass.shape)
-    assert f"Layer {layer}, head {head}" in out.read_text(encoding="utf-8")
+    told = out.read_text(encoding="utf-8")
+    assert f"Layer {layer}, head {head}" in told
+    # The stretch is of its own model and text, which here are not those of the run.
+    seen = told.partition("<figcaption>")[2].partition("</figcaption>")[0]
+    assert f"layer {layer}, head {head}" in seen and " model on random (20 tokens, float32)." in seen
 
 
 def test_figure_of_a_run_says_how_the_run_was_made(places, tmp_path):

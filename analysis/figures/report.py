@@ -127,4 +127,7 @@ def _map(atlas: FigureInput, layer: int = -1, head: int = -1) -> str:
     about = provenance(figure, atlas, Path(f"{figure.layer}.{figure.head}.png"), layout)
     picture = base64.b64encode(rendered(figure, figure.numbers(atlas.data), "png", layout, about)).decode()
     words = html.escape(f"Layer {figure.layer}, head {figure.head}, {atlas.data.stretch.label}")
-    return f'<figure><img alt="{words}" src="data:image/png;base64,{picture}"><figcaption>{words}</figcaption></figure>'
+    # A stretch may be of another model or text than the run beside it: the caption says of which it is.
+    caption = html.escape(about["caption"])
+    picture = f'<img alt="{words}" src="data:image/png;base64,{picture}">'
+    return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
