@@ -37,10 +37,7 @@ def compare(
     jobs: grids.Jobs = 1,
     backend: grids.Backend = "local",
     address: grids.Address = None,
-    out_folder: Annotated[
-        Path | None,
-        typer.Option("--out", parser=options.left_out, metavar="PATH", help="default: compare in the library"),
-    ] = None,
+    out_folder: Annotated[Path | None, options.path("default: compare in the library", "--out")] = None,
     runs: options.Runs = None,
 ) -> None:
     """Which cache to choose: policies at several budgets, by perplexity and by what they recall.  Begun again, it goes

@@ -27,10 +27,7 @@ def knockout(
     device: options.Device = "auto",
     bos: options.Bos = None,
     special: options.Special = "text",
-    out_file: Annotated[
-        Path | None,
-        typer.Option("--out", parser=options.left_out, metavar="PATH", help="a CSV file with a row for every head"),
-    ] = None,
+    out_file: Annotated[Path | None, options.path("a CSV file with a row for every head", "--out")] = None,
 ) -> None:
     """Knock out the sink of one head after the other: what is each worth?  Ctrl-C ends it, and keeps what is known."""
     chosen, source = parse(policy), texts.read(text)
@@ -90,10 +87,7 @@ def reproduce(
     jobs: grids.Jobs = 1,
     backend: grids.Backend = "local",
     address: grids.Address = None,
-    out_folder: Annotated[
-        Path | None,
-        typer.Option("--out", parser=options.left_out, metavar="PATH", help="folder (default: NAME in the library)"),
-    ] = None,
+    out_folder: Annotated[Path | None, options.path("folder (default: NAME in the library)", "--out")] = None,
     runs: options.Runs = None,
 ) -> None:
     """Do a paper's experiment again: a run folder for each cell, and a table.  Begun again, it goes on."""

@@ -14,15 +14,11 @@ def figure(
     name: Annotated[str, typer.Argument(help="name:key=value,key=value; see figures")],
     run: Annotated[
         Path,
-        typer.Option(
-            parser=options.named,
-            metavar="PATH",
-            help="folder of a run, stretch, grid, trainings, recall or verdict, or its name in the library",
+        options.path(
+            "folder of a run, stretch, grid, trainings, recall or verdict, or its name in the library", needed=True
         ),
     ],
-    out_file: Annotated[
-        Path, typer.Option("--out", parser=options.named, metavar="PATH", help="a .pdf, .svg, .png, .csv or .npz file")
-    ],
+    out_file: Annotated[Path, options.path("a .pdf, .svg, .png, .csv or .npz file", "--out", needed=True)],
     venue: Annotated[str, typer.Option(help="neurips, iclr, icml, acl, ieee or slides: how wide it is")] = "neurips",
     points: Annotated[float | None, typer.Option(help="size of the text (default: 8, on slides 14)")] = None,
     dpi: Annotated[int, typer.Option(help="of PNG files, and of pictures inside the others")] = 300,
@@ -42,15 +38,10 @@ def figure(
 
 
 def report(
-    run: Annotated[
-        Path, typer.Option(parser=options.named, metavar="PATH", help="folder of a run, or its name in the library")
-    ],
-    out_file: Annotated[Path, typer.Option("--out", parser=options.named, metavar="PATH", help="an .html file")],
+    run: Annotated[Path, options.path("folder of a run, or its name in the library", needed=True)],
+    out_file: Annotated[Path, options.path("an .html file", "--out", needed=True)],
     lane: Annotated[int, typer.Option(help="whose text is shown")] = 0,
-    stretch: Annotated[
-        Path | None,
-        typer.Option(parser=options.left_out, metavar="PATH", help="folder of a captured stretch, for maps"),
-    ] = None,
+    stretch: Annotated[Path | None, options.path("folder of a captured stretch, for maps")] = None,
     head: Annotated[list[str] | None, typer.Option(help="layer.head of a map")] = None,
 ) -> None:
     """Write one page that replays a run, and opens without network or Python."""
@@ -63,9 +54,7 @@ def report(
 
 
 def site(
-    out_folder: Annotated[Path, typer.Option("--out", parser=options.left_out, metavar="PATH", help="a folder")] = Path(
-        "site"
-    ),
+    out_folder: Annotated[Path, options.path("a folder", "--out")] = Path("site"),
 ) -> None:
     """Write the recordings of the gallery as a static site, which any web server can serve."""
     from ..figures.site import site as write

@@ -35,9 +35,7 @@ CHUNK = 128
 
 def gallery(
     names: Annotated[list[str] | None, typer.Argument(help="stories; without one, all of them")] = None,
-    out_folder: Annotated[
-        Path, typer.Option("--out", parser=options.left_out, metavar="PATH", help="folder of the gallery")
-    ] = GALLERY,
+    out_folder: Annotated[Path, options.path("folder of the gallery", "--out")] = GALLERY,
 ) -> None:
     """Record stories of the gallery anew, from real runs; each takes the place of the one before when it is whole."""
     if unknown := [name for name in names or () if name not in TITLES]:

@@ -53,9 +53,7 @@ def emergence(
 
 
 def tiny(
-    out_folder: Annotated[
-        Path, typer.Option("--out", parser=options.named, metavar="PATH", help="a new folder, which --model then takes")
-    ],
+    out_folder: Annotated[Path, options.path("a new folder, which --model then takes", "--out", needed=True)],
     steps: Annotated[int | None, typer.Option(help="steps of training (default: as it comes with Sinkscope)")] = None,
 ) -> None:
     """Train the tiny model with learned sinks (tiny-gpt-oss) anew, on the bundled plays but Hamlet."""

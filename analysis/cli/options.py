@@ -1,7 +1,7 @@
 """Options that several commands have, and what they stand for."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -29,6 +29,12 @@ def left_out(written: str) -> Path:
     return Path(written)
 
 
+def path(what: str, *names: str, needed: bool = False) -> Any:
+    """An option, by names of its own or by that of its parameter, that takes a file or folder; `what` it is, and
+    whether it is `needed`."""
+    return typer.Option(*names, parser=named if needed else left_out, metavar="PATH", help=what)
+
+
 Model = Annotated[
     str, typer.Option(help=f"embedded, tiny-gpt-oss, gemma-270m ({GEMMA}), a hub id, a folder, or a GGUF file")
 ]
@@ -44,16 +50,8 @@ Bos = Annotated[
 Special = Annotated[str, typer.Option(help="names of control tokens in a text, such as <|endoftext|>: text or tokens")]
 Weights = Annotated[str, typer.Option(help="model (as it came), or packed on a CPU: int8, int4")]
 KVHeads = Annotated[int | None, typer.Option(help="average the KV heads down to so many, without training")]
-RunFolder = Annotated[
-    Path | None,
-    typer.Option("--out", parser=left_out, metavar="PATH", help="run folder (default: a new one in the library)"),
-]
-Runs = Annotated[
-    Path | None,
-    typer.Option(
-        parser=left_out, metavar="PATH", help="the library of runs (default: $SINKSCOPE_RUNS, or the user's own)"
-    ),
-]
+RunFolder = Annotated[Path | None, path("run folder (default: a new one in the library)", "--out")]
+Runs = Annotated[Path | None, path("the library of runs (default: $SINKSCOPE_RUNS, or the user's own)")]
 
 USUAL = ("dense", "window:window=256", "streaming:sinks=4,window=252")
 """Policies of which one reads where nobody names any."""

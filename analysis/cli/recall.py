@@ -33,10 +33,7 @@ def recall(
     jobs: grids.Jobs = 1,
     backend: grids.Backend = "local",
     address: grids.Address = None,
-    out_folder: Annotated[
-        Path | None,
-        typer.Option("--out", parser=options.left_out, metavar="PATH", help="default: recall-TASK in the library"),
-    ] = None,
+    out_folder: Annotated[Path | None, options.path("default: recall-TASK in the library", "--out")] = None,
     runs: options.Runs = None,
 ) -> None:
     """Hide something in texts, and ask for it under each policy: recall.parquet, and a table.  Begun again, it goes

@@ -153,10 +153,7 @@ def undo(
 @app.command()
 def export(
     name: Name,
-    out_file: Annotated[
-        Path | None,
-        typer.Option("--out", parser=options.left_out, metavar="PATH", help="a .zip file (default: NAME.zip)"),
-    ] = None,
+    out_file: Annotated[Path | None, options.path("a .zip file (default: NAME.zip)", "--out")] = None,
     runs: options.Runs = None,
 ) -> None:
     """Pack a run as one .zip file, to be handed on."""
