@@ -94,6 +94,7 @@ def test_warnings_are_printed_and_recorded(run, model, text, tmp_path):
         (["--text", "no-such-text"], "no-such-text"),
         (["--text", "."], "not a file"),
         (["--model", "/no/such/folder"], "no model"),
+        (["--model", ""], "no model ''"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_status_2(run, wrong, says):
@@ -155,6 +156,7 @@ def test_chat_plays_a_script_and_writes_a_run(run, tmp_path):
         (["--weights", "int2"], "error: --weights must be"),
         (["--kv-chunk", "0"], "error: --kv-chunk must be"),
         (["--script", "nothing"], "no script"),
+        (["--script", ""], "no script"),
         (["--policy", "nothing"], "there is no policy"),
     ],
 )

@@ -54,7 +54,7 @@ def chat(
     sampling = Sampling(max_new, temperature, top_k, top_p, repetition_penalty, seed)
     spec = Spec(
         model=model,
-        text=script or TYPED,
+        text=TYPED if script is None else script,
         policies=tuple(str(parse(p)) for p in policy or TWO),
         chunk=chunk,
         dtype=dtype,
@@ -74,7 +74,7 @@ def chat(
         from ..runs.checkpoint import Checkpoints
         from ..runs.folder import Folder
 
-        prompts, digest = read_script(script) if script else (None, "")
+        prompts, digest = read_script(script) if script is not None else (None, "")
         network = load(**spec.loading, progress=tell)
         partner = Partner(network, bos=spec.bos, special=special)
         lanes = [

@@ -98,7 +98,7 @@ def _files(name: str, progress: Tell, make_room: Callable[[], None]) -> tuple[Pa
         path, called = _gemma(progress), gemma.CALLED
     elif name == tiny.NAME:
         path, called = tiny.FOLDER, tiny.CALLED
-    elif os.path.exists(place):
+    elif name and os.path.exists(place):
         path, called = place, place.resolve().stem if place.suffix.lower() == ".gguf" else place.resolve().name
     elif at_hub(name):
         path, called = from_hub(name, progress), name
