@@ -139,7 +139,7 @@ def test_windows_have_the_share_of_attention_of_the_tokens_that_stand_beside_it(
     *_, row = at.table[0].value.to_numpy().tolist()
     assert (row[1], row[-1]) == ("1,024", shares[1024])
     said = next(c.value for c in at.caption if c.value.startswith("In a window of 512 tokens"))
-    assert f"attention takes {shares[512]} of a pass" in said and f"takes {shares[1024]} at 1024 tokens" in said
+    assert f"attention takes {shares[512]} of a pass" in said and f"takes {shares[1024]} at 1,024 tokens" in said
 
 
 def test_powers_of_windows_are_not_said_to_be_near_what_they_are_not(monkeypatch):

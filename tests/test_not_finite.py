@@ -15,6 +15,7 @@ from analysis.experiments.ablation import knock_out_each
 from analysis.experiments.recall.scoring import answers
 from analysis.maps.capture import capture
 from analysis.metrics import excess
+from analysis.models.language_model import LanguageModel
 from analysis.policies import Dense, Window
 from analysis.runs.reader import load
 from analysis.runs.spec import Sampling, Spec
@@ -183,7 +184,7 @@ def test_no_head_is_rated_by_tokens_that_have_no_numbers():
 
 
 def test_a_stretch_without_numbers_is_not_kept(tmp_path):
-    model = model_of(tokenizers.gemma_like())
+    model = LanguageModel("tiny", tiny(), tokenizers.gemma_like(), [])
     assert model.adapted
     spoil_one(model.network)
     tokens = np.arange(1, 60, dtype=np.int32)
