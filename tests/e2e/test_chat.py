@@ -177,6 +177,9 @@ def test_a_prompt_that_was_stopped_says_what_of_it_was_not_read(app, page):
         int(n.replace(",", "")) for n in re.match(r"([\d,]+) of ([\d,]+) tokens kept, ([\d,]+) not", words).groups()
     )
     assert 0 < kept <= 64 and 0 < unread < total
+    # The second lane was told nothing of it.
+    second = page.locator(".sk-lane").nth(1)
+    assert second.get_by_text("0 of").count() == 1 and second.locator(".sk-first").inner_text().endswith("not read yet")
     assert not page.problems and not page.strangers
 
 

@@ -193,7 +193,7 @@ function makeLane(i, send, frameNow) {
       flag(chip, "sk-pinned", k < lane.protected);
     });
     const lost = lane.first_tokens.filter((_, k) => share(lane, k) === 0).length;
-    say(state, lane.total === 0 ? "" : lane.unknown ? "each head keeps its own; not recorded" : lost === 0 ? "kept" : lost === lane.first_tokens.length ? "gone" : `${lost} gone`);
+    say(state, lane.total === 0 ? "" : lane.unknown ? "each head keeps its own; not recorded" : lane.read < chips.length ? "not read yet" : lost === 0 ? "kept" : lost === lane.first_tokens.length ? "gone" : `${lost} gone`);
     dim(lane);
     const seen = written + JSON.stringify(lane.cut);
     if (cuts !== seen) {
