@@ -26,12 +26,9 @@ function makeStrip(send, paints) {
     const said = Number.isNaN(value) ? "" : shown.paint === "nll" ? `${value.toFixed(2)} nats` : `attention ${value.toPrecision(2)}`;
     say(tip, `${JSON.stringify(shown.tokens[i])} at ${count(first + i)}${said ? `: ${said}` : ""}${under}`);
     // Below its last line: a blank may be all that stands in the line before.
-    const { left, bottom } = [...span.getClientRects()].at(-1) || span.getBoundingClientRect(), room = text.getBoundingClientRect();
-    tip.hidden = bottom < room.top || bottom > room.bottom + 2;
-    // Beside an edge it would be measured as narrow as what is left there.
-    tip.style.left = 0;
-    tip.style.left = `${Math.max(0, Math.min(left - room.left, room.width - tip.offsetWidth))}px`;
-    tip.style.top = `${bottom - room.top + 4}px`;
+    const at = [...span.getClientRects()].at(-1) || span.getBoundingClientRect(), room = text.getBoundingClientRect();
+    tip.hidden = at.bottom < room.top || at.bottom > room.bottom + 2;
+    placeTip(tip, at, room);
   }
   function stand(span) {
     if (here) flag(here, "sk-at", false);

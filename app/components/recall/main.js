@@ -12,11 +12,7 @@ function makeRecall(root, send) {
     tip.hidden = !words;
     if (!words) return;
     say(tip, words);
-    const at = button.getBoundingClientRect(), room = holder.getBoundingClientRect();
-    // Beside an edge it would be measured as narrow as what is left there.
-    tip.style.left = 0;
-    tip.style.left = `${Math.max(0, Math.min(at.left - room.left, room.width - tip.offsetWidth))}px`;
-    tip.style.top = `${at.bottom - room.top + 4}px`;
+    placeTip(tip, button.getBoundingClientRect(), holder.getBoundingClientRect());
   }
 
   function made(lane) {

@@ -49,6 +49,14 @@ function flag(node, name, on) {
   if (node.classList.contains(name) !== on) node.classList.toggle(name, on);
 }
 
+// Puts a tip below what it is about, as far to the left as it must be to stay inside a room; all as the browser measures them.
+function placeTip(tip, { left, bottom }, room) {
+  // Beside an edge it would be measured as narrow as what is left there.
+  tip.style.left = 0;
+  tip.style.left = `${Math.max(0, Math.min(left - room.left, room.width - tip.offsetWidth))}px`;
+  tip.style.top = `${bottom - room.top + 4}px`;
+}
+
 // Made once: a format of its own for every number would take longer than all else on the page.
 const WHOLE_NUMBERS = new Intl.NumberFormat("en-US");
 
