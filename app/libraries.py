@@ -11,11 +11,11 @@ from collections.abc import Callable
 from importlib import import_module
 
 from analysis import SETUP, chat, engine, experiments
-from analysis.models import garbage
+from analysis.models import garbage, lean
 
 PARTS = {
     "torch": "PyTorch",
-    "transformers.modeling_utils": "transformers",
+    "transformers": "transformers",
     f"{engine.__name__}.stream": "what reads",
     f"{chat.__name__}.conversation": "what answers",
     f"{experiments.__name__}.measures": "what measures",
@@ -58,7 +58,10 @@ class Libraries:
                 for at, name in enumerate(PARTS):
                     self.there = at
                     tell(self.said)
-                    import_module(name)
+                    if name == "transformers":
+                        lean.import_transformers()
+                    else:
+                        import_module(name)
             # What they left behind is never looked through again, which would stop every stream.
             gc.freeze()
             self.there = len(PARTS)

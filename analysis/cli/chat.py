@@ -17,7 +17,7 @@ from ..texts import with_bos
 from . import options
 from .console import new_folder, note, out, right, say
 from .ending import end_run, opened
-from .waiting import waiting
+from .waiting import loading
 
 if TYPE_CHECKING:
     from ..chat.conversation import Conversation
@@ -66,7 +66,7 @@ def chat(
         bos=options.bos_of(bos),
         special=special,
     )
-    with waiting(out, "Loading the model") as tell:
+    with loading(out) as tell:
         from ..chat.conversation import Conversation
         from ..chat.partner import Partner
         from ..chat.scripts import read_script

@@ -13,7 +13,7 @@ from ..runs.spec import Spec
 from ..texts import with_bos
 from . import grids, options
 from .console import out, print_table, right, say
-from .waiting import Bars, waiting
+from .waiting import Bars, loading
 
 
 def knockout(
@@ -34,7 +34,7 @@ def knockout(
     if out_file is not None and out_file.exists():
         raise ValueError(f"{out_file} exists already: choose another file for --out")
     dtype = options.dtype_of(dtype, device)
-    with waiting(out, "Loading the model") as tell:
+    with loading(out) as tell:
         from ..experiments.ablation import EffectsFile, heads_of, knock_out_each, without_sink
         from ..models.loading import load
 

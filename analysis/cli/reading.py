@@ -19,7 +19,7 @@ from ..runs.switches import Plan, Switch, carry_out
 from . import options
 from .console import new_folder, note, out, right, say
 from .ending import Brake, end_run, opened
-from .waiting import Bars, waiting
+from .waiting import Bars, loading
 
 if TYPE_CHECKING:
     from ..engine.lane import Lane
@@ -51,7 +51,7 @@ def stream(
     more: dict[str, Any] = {"special": special, "fidelity": fidelity}
     spec = Spec(model, text, policies_, tokens, chunk, dtype, device, options.bos_of(bos), weights, kv_heads, **more)
     source = texts.read(text)
-    with waiting(out, "Loading the model") as tell:
+    with loading(out) as tell:
         from ..engine.stream import open_lanes
         from ..maps.recorder import SIDE, MapRecorder, heads_of
         from ..models.loading import load
@@ -218,7 +218,7 @@ def _capture(
     spec: Spec, source: texts.Text, switches: list[tuple[int, Policy]], folder: Callable[[], Path], chunk: int = 512
 ) -> None:
     """Capture a stretch into the folder that `folder` names, once the model is there."""
-    with waiting(out, "Loading the model") as tell:
+    with loading(out) as tell:
         from ..maps import capture as maps
         from ..models.loading import load
 

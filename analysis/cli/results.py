@@ -9,7 +9,7 @@ from .. import COMMAND
 from . import options
 from .console import out, say
 from .ending import Brake
-from .waiting import Bars, waiting
+from .waiting import Bars, loading
 
 
 def go_on(path: Path) -> None:
@@ -18,7 +18,7 @@ def go_on(path: Path) -> None:
 
     asked = stopped(path)
     spec = asked.spec
-    with waiting(out, "Loading the model") as tell:
+    with loading(out) as tell:
         from ..experiments.resume import completed, source_of
 
         source = source_of(asked)

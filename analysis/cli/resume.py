@@ -14,7 +14,7 @@ from .chat import talk
 from .console import out, say
 from .ending import opened
 from .reading import capture_again, read_on
-from .waiting import Bars, waiting
+from .waiting import Bars, loading
 
 if TYPE_CHECKING:
     from ..chat.resume import ResumedChat
@@ -58,7 +58,7 @@ def resume(
     chat = asked.run.kind == "chat"
     source = None if chat else text_of(spec.text)
     prompts, digest = _script(asked) if chat else (None, "")
-    with waiting(out, "Loading the model") as tell:
+    with loading(out) as tell:
         from ..chat import resume as chats
         from ..maps.recorder import SIDE, MapRecorder, heads_of
         from ..models.loading import load

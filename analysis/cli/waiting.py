@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ..models.garbage import seldom
+from ..models.lean import import_transformers
 
 EVERY = 10.0
 """Seconds between two lines."""
@@ -46,13 +47,18 @@ class Lines:
 
 @contextmanager
 def waiting(out: Console, what: str) -> Generator[Callable[[str], None]]:
-    """Something without a measure is being waited for; what is given says what it is now.
-
-    Mostly libraries are imported meanwhile, and a model is loaded.
-    """
+    """Something without a measure is being waited for; what is given says what it is now."""
     # As texts: a path may look like markup.
     with out.status(Text(what)) as status, Lines(out, lambda: str(status.status)), seldom():
         yield lambda now: status.update(Text(now))
+
+
+@contextmanager
+def loading(out: Console) -> Generator[Callable[[str], None]]:
+    """Libraries are imported in here, and a model is loaded; what is given says what is being waited for."""
+    with waiting(out, "Loading the model") as tell:
+        import_transformers()
+        yield tell
 
 
 class Bars(Progress):
