@@ -72,6 +72,15 @@ def test_a_training_that_plays_is_found_again_by_its_address_and_no_other_begins
     assert [entry.name for entry in home.iterdir() if not entry.name.startswith(".")] == [job.id]
 
 
+@pytest.mark.parametrize(("language", "told"), [("en", "Step 99,999, which the link names"), ("zh", "99,999 步没有测量")])
+def test_a_step_that_no_training_measured_is_said_until_another_is_chosen(home, language, told):
+    seeds.trainings(home / "grown")
+    at = opened("learn", chapter="emergence", run="grown", step="99999", lang=language)
+    assert [told in info.value for info in at.info].count(True) == 1 and at.select_slider[0].value is None
+    at.select_slider[0].set_value(1).run()
+    assert not any(told in info.value for info in at.info) and at.query_params["step"] == "1"
+
+
 class Elsewhere:
     """A page in another browser."""
 

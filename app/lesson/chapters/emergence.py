@@ -131,13 +131,15 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     done = chapter.say("of-steps", done=f"{newest:,}", total=f"{trained[0].steps:,}")
     left.progress(run.share if run else 0.0, f"{done} {said}")
     with right:
-        at = step_control(steps, run.id if run and not still else "recorded", chapter)
+        name = run.id if run and not still else "recorded"
+        at = step_control(steps, name, chapter, grows=run is not None and run.live)
     draw_curves(trained, moments, at, chapter)
     stage.source(page, about)
 
 
-def step_control(steps: Sequence[int], name: str, chapter: Chapter) -> int | None:
-    """A widget for the step that is looked at; None: the newest.  What an address asks is waited for."""
+def step_control(steps: Sequence[int], name: str, chapter: Chapter, *, grows: bool = False) -> int | None:
+    """A widget for the step that is looked at; None: the newest.  What an address asks is waited for while more come
+    (`grows`), and is said to be missing else, until another is chosen."""
     key, wanted = f"emergence-at-{name}-{stage.turn()}", choice(STEP, None)
     if len(steps) < 2:
         return None
@@ -147,7 +149,10 @@ def step_control(steps: Sequence[int], name: str, chapter: Chapter) -> int | Non
         chapter.say("at"), [*steps, None], **kept_value(key, None, [*steps, None]),
         format_func=lambda s: chapter.say("newest") if s is None else f"{s:,}",
     )  # fmt: skip
-    if wanted is None or wanted <= steps[-1]:
+    missing = wanted is not None and wanted not in steps and not (grows and wanted > steps[-1])
+    if missing and at is None:
+        st.info(chapter.say("no-step", step=f"{wanted:,}"))
+    elif missing or wanted is None or wanted <= steps[-1]:
         choose(STEP, at)
     return at
 
