@@ -10,7 +10,7 @@ import torch
 from analysis.figures import parse
 from analysis.figures.sheet import Layout, drawn
 from analysis.lab import training as training_module
-from analysis.lab.folder import read
+from analysis.lab.folder import folders_of, read, write
 from analysis.lab.measurement import Measurement
 from analysis.lab.recipe import ATTENTIONS, Recipe, names_of
 from analysis.lab.tasks import TRIGGERS, Backcopy, is_trigger
@@ -216,3 +216,12 @@ def test_nothing_waits_for_another_device():
     """What is made on the way lies where the model lies: on a device that computes nothing."""
     model = Transformer("sigmoid", 24, 24, 16, 1, 2, torch.Generator().manual_seed(0)).to("meta")
     assert model(torch.zeros(2, 24, dtype=torch.long, device="meta"), Activations()).device.type == "meta"
+
+
+def test_twelve_in_one_folder_are_read_in_the_order_of_their_numbers(tmp_path):
+    training = Training(recipe(steps=1))
+    measured = list(training.measurements(1))
+    for i in range(12):
+        write(tmp_path / f"{i}-softmax", recipe(steps=1, seed=i), measured, training.example, "finished")
+    assert [saved.recipe.seed for saved in read(tmp_path)] == list(range(12))
+    assert [folder.name for folder in folders_of(tmp_path)] == [f"{i}-softmax" for i in range(12)]

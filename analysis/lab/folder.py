@@ -100,9 +100,23 @@ def about_of(place: Path) -> About:
 
 def folders_of(place: Path) -> list[Path]:
     """The folder of a training, or those of several that lie in it; none where there are none, or other runs too."""
-    there = [place / "run.json"] if os.path.exists(place / "run.json") else sorted(place.glob("*/run.json"))
-    abouts = [files.record(file, dict[str, Any], "that of a run") for file in there]
-    return [file.parent for file in there] if all("recipe" in about for about in abouts) else []
+    folders = _in(place)
+    abouts = [files.record(folder / "run.json", dict[str, Any], "that of a run") for folder in folders]
+    return folders if all("recipe" in about for about in abouts) else []
+
+
+def _in(place: Path) -> list[Path]:
+    """The folder itself, if it is one of a run, or those in it, in the order of the numbers that their names begin
+    with."""
+    if os.path.exists(place / "run.json"):
+        return [place]
+
+    def order(folder: Path) -> tuple[bool, int, str]:
+        number = folder.name.partition("-")[0]
+        numbered = number.isascii() and number.isdecimal()
+        return not numbered, int(number) if numbered else 0, folder.name
+
+    return sorted((file.parent for file in place.glob("*/run.json")), key=order)
 
 
 class TrainingWriter:
@@ -233,8 +247,7 @@ def read(place: Path) -> list[SavedTraining]:
     Raises ValueError where there are none.
     """
     place = Path(place)
-    whole = os.path.exists(place / "run.json")
-    folders = [place] if whole else sorted(p.parent for p in place.glob("*/run.json"))
+    folders = _in(place)
     if not folders:
         raise ValueError(f"{place} holds no training: {COMMAND} emergence --out {place} makes one")
     abouts = [(folder, about_of(folder)) for folder in folders]
