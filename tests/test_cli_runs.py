@@ -42,6 +42,9 @@ def test_commands_do_what_they_say(home, run, tmp_path):
     elsewhere = str(tmp_path / "elsewhere")
     assert run("runs", "import", str(file), "--runs", elsewhere)[0] == 0
     assert "a" in run("runs", "list", "--runs", elsewhere)[1] and len(names()) == 2
+    (damaged := tmp_path / "damaged.zip").write_bytes(file.read_bytes()[:100])
+    code, said, why = run("runs", "import", str(file), str(damaged), "--runs", elsewhere)
+    assert code == 2 and f"{file} is a-2 now" in said and f"error: {damaged}: this .zip file is not taken in" in why
 
 
 def test_every_lane_stands_beside_the_tokens_that_its_perplexity_is_of(home, run):

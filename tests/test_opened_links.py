@@ -72,7 +72,9 @@ def test_a_training_that_plays_is_found_again_by_its_address_and_no_other_begins
     assert [entry.name for entry in home.iterdir() if not entry.name.startswith(".")] == [job.id]
 
 
-@pytest.mark.parametrize(("language", "told"), [("en", "Step 99,999, which the link names"), ("zh", "99,999 步没有测量")])
+@pytest.mark.parametrize(
+    ("language", "told"), [("en", "Step 99,999, which the link names"), ("zh", "99,999 步没有测量")]
+)
 def test_a_step_that_no_training_measured_is_said_until_another_is_chosen(home, language, told):
     seeds.trainings(home / "grown")
     at = opened("learn", chapter="emergence", run="grown", step="99999", lang=language)

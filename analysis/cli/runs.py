@@ -176,7 +176,10 @@ def take_in(
     from ..figures.inputs import check_folder
 
     for file in zip_files:
-        name = archive.take_in(file, check_folder, runs)
+        try:
+            name = archive.take_in(file, check_folder, runs)
+        except ValueError as e:
+            raise ValueError(f"{file}: {e}") from e
         say(f"{file} is {name} now")
         if freed := trash.free(runs, name):
             note(freed)
