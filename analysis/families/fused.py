@@ -36,9 +36,9 @@ Linear = nn.Linear | Fusable
 
 
 @contextmanager
-def fusing(network: nn.Module, *, prepacks: bool = False) -> Generator[None]:
-    """Fuse the layers of a network that a forward pass in this context hands the same input; `prepacks`: with weights
-    packed once (prepacked.py)."""
+def fusing(network: nn.Module, rows: int = 0) -> Generator[None]:
+    """Fuse the layers of a network that a forward pass in this context hands the same input; `rows`: up to so
+    many meet weights that are packed once (prepacked.py)."""
     calls: list[tuple[Linear, Tensor]] = []
 
     def look(module: Linear, given: tuple) -> None:
@@ -61,7 +61,7 @@ def fusing(network: nn.Module, *, prepacks: bool = False) -> Generator[None]:
         groups.setdefault((id(x), parents[id(module)], _kind(module)), []).append(module)
     for group in groups.values():
         if len({id(module.weight) for module in group}) == len(group) > 1:
-            _fuse(group, prepacks=prepacks)
+            _fuse(group, rows)
 
 
 def _kind(module: Linear) -> tuple:
@@ -70,14 +70,14 @@ def _kind(module: Linear) -> tuple:
     return type(module), weight.dtype, weight.device, weight.shape[1], module.bias is None
 
 
-def _fuse(group: list[Linear], *, prepacks: bool) -> None:
+def _fuse(group: list[Linear], rows: int) -> None:
     # All have one, or none (`_kind`).
     biases = [module.bias.detach() for module in group if module.bias is not None]
     first, bias = group[0], torch.cat(biases) if biases else None
     if isinstance(first, Fusable):
         product = first.fused(group, bias)
     else:
-        product = Product(joined([module.weight for module in group]), bias, prepacks=prepacks)
+        product = Product(joined([module.weight for module in group]), bias, rows)
     if product is None:
         return
     fused = _Fused(product, [len(module.weight) for module in group])

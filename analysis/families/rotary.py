@@ -172,17 +172,17 @@ def adapt(network: PreTrainedModel, adapters: dict[str, Adapter] | None = None, 
         unrotated, positions = Unrotated(module), Rotary(module, network)
         twin.set_submodule(rotaries[0], unrotated)
     adapted = Adapted(twin, positions or LEARNED, layers=network.config.num_hidden_layers)
-    prepacks = worth(twin)
+    rows = worth(twin)
     if family in (adapters or {}) or adapted.device.type == "meta":
         # An adapter makes no masks, and where there are no numbers none can be asked.
         _probe(adapted, unrotated)
     else:
         _implement(twin, PROBED)
-        with fusing(twin, prepacks=prepacks):
+        with fusing(twin, rows):
             _probe(adapted, unrotated)
         _implement(twin, IMPLEMENTATION)
-    if prepacks:
-        prepack(twin)
+    if rows:
+        prepack(twin, rows)
     if unrotated is not None and isinstance(adapted.positions, Rotary):
         for layer, attention in adapted.attentions.items():
             if width := adapted.positions.rotated[layer]:
