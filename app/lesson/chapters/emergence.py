@@ -149,10 +149,11 @@ def step_control(steps: Sequence[int], name: str, chapter: Chapter, *, grows: bo
         chapter.say("at"), [*steps, None], **kept_value(key, None, [*steps, None]),
         format_func=lambda s: chapter.say("newest") if s is None else f"{s:,}",
     )  # fmt: skip
-    missing = wanted is not None and wanted not in steps and not (grows and wanted > steps[-1])
-    if missing and at is None:
+    if wanted is not None and grows and wanted > steps[-1]:
+        return at
+    if at is None and wanted not in (None, *steps):
         st.info(chapter.say("no-step", step=f"{wanted:,}"))
-    elif missing or wanted is None or wanted <= steps[-1]:
+    else:
         choose(STEP, at)
     return at
 
