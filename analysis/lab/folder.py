@@ -110,13 +110,8 @@ def _in(place: Path) -> list[Path]:
     with."""
     if os.path.exists(place / "run.json"):
         return [place]
-
-    def order(folder: Path) -> tuple[bool, int, str]:
-        number = folder.name.partition("-")[0]
-        numbered = number.isascii() and number.isdecimal()
-        return not numbered, int(number) if numbered else 0, folder.name
-
-    return sorted((file.parent for file in place.glob("*/run.json")), key=order)
+    folders = (file.parent for file in place.glob("*/run.json"))
+    return sorted(folders, key=lambda folder: (folder.name.partition("-")[0].zfill(9), folder.name))
 
 
 class TrainingWriter:
