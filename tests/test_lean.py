@@ -4,9 +4,6 @@ import json
 import subprocess
 import sys
 
-import pytest
-from transformers import LlamaConfig, LlamaForCausalLM
-
 OF_OTHERS = {"torch._dynamo.eval_frame", "torch.distributed.tensor", "scipy.optimize"}
 READ = """
 import json, sys
@@ -65,22 +62,11 @@ def run(script: str) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> str:
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+def test_numbers_are_the_same_bit_by_bit_and_nothing_of_others_is_imported(tiny_llama, tmp_path):
+    tiny_llama.save_pretrained(tmp_path)
+    (all_, had), (light, has) = (
+        json.loads(run(READ.format(folder=str(tmp_path), first=first))) for first in (False, True)
     )
-    LlamaForCausalLM(config).save_pretrained(place := tmp_path_factory.mktemp("tiny"))
-    return str(place)
-
-
-def test_numbers_are_the_same_bit_by_bit_and_nothing_of_others_is_imported(folder):
-    (all_, had), (light, has) = (json.loads(run(READ.format(folder=folder, first=first))) for first in (False, True))
     assert len(light) == 3 * 86 and light == all_
     assert set(had) >= OF_OTHERS and not OF_OTHERS & set(has)
 
