@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-ROWS = 64
-"""Rows that become probabilities at a time: a whole chunk's would not stay in a processor's cache."""
+BLOCK = 1 << 19
+"""Logits that become probabilities at a time, 2 MB of float32: more would not stay in a processor's cache."""
 MANY = 512
-"""The same on other devices, which have no such cache, but want few and large steps; a whole chunk's take memory."""
+"""Rows that do so on other devices, which have no such cache, but want few and large steps; all take memory."""
 
 
 class Logits(NamedTuple):
@@ -27,7 +27,7 @@ class Logits(NamedTuple):
     @classmethod
     def of(cls, rows: Float[Tensor, "tokens vocabulary"]) -> "Logits":
         """The logits of a pass."""
-        return cls(rows, torch.cat([_total(some) for some in _blocks(rows)]))
+        return cls(rows, torch.cat([_total(some) for some in rows.split(_size(rows))]))
 
     @classmethod
     def joined(cls, parts: "Sequence[Logits]") -> "Logits":
@@ -46,14 +46,15 @@ class Logits(NamedTuple):
     def top(self) -> Int[Tensor, " tokens"]:
         """The token with the largest logit at each position, which a greedy decoder takes; of several the first."""
         # As argmax has it, in half the time.
-        return torch.cat([some.max(-1).indices for some in _blocks(self.rows)])
+        return torch.cat([some.max(-1).indices for some in self.rows.split(_size(self.rows))])
 
     def divergence(self, other: "Logits") -> Float[Tensor, " tokens"]:
         """KL(these ‖ others) of each row in nats, over the whole vocabulary; float32.
 
         Only rounding is between this and the exact value, about 1e-6; what it would bring below zero is zero.
         """
-        blocks = zip(*(_blocks(of) for of in (*self, *other)), strict=True)
+        size = _size(self.rows)
+        blocks = zip(*(of.split(size) for of in (*self, *other)), strict=True)
         return torch.cat([_divergence(*some) for some in blocks]).clamp(min=0)
 
 
@@ -64,8 +65,9 @@ def _total(rows: Float[Tensor, "tokens vocabulary"]) -> Float[Tensor, " tokens"]
     return rows[:, 0].float() - torch.log_softmax(rows, -1, dtype=torch.float32)[:, 0]
 
 
-def _blocks(x: Tensor) -> Sequence[Tensor]:
-    return x.split(ROWS if x.device.type == "cpu" else MANY)
+def _size(rows: Float[Tensor, "tokens vocabulary"]) -> int:
+    """Rows of a block."""
+    return max(1, BLOCK // rows.shape[-1]) if rows.device.type == "cpu" else MANY
 
 
 def _divergence(p: Tensor, p_total: Tensor, q: Tensor, q_total: Tensor) -> Tensor:
