@@ -97,10 +97,6 @@ class Atlas:
         """What one token gave to each token of the stretch, [tokens]; NaN where it reached none."""
         return self.draw(layer, head, Region((token, token + 1), (0, self.stretch.tokens)))[0]
 
-    def column(self, layer: int, head: int, token: int) -> NDArray[np.float32]:
-        """What each token of the stretch gave to one token, [tokens]."""
-        return self.draw(layer, head, Region((0, self.stretch.tokens), (token, token + 1)))[:, 0]
-
     def _check(self, layer: int, head: int, region: Region) -> None:
         s = self.stretch
         if not (0 <= layer < s.layers and 0 <= head < s.heads):

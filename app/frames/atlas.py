@@ -33,7 +33,6 @@ SHOWN = 0.75
 """The head that is shown at first gives its first tokens about so much: enough to see, and not all."""
 SHOWS = 0.2
 """A head that gives them so much more or less still shows its sink."""
-KINDS = ("weights", "logits", "difference")
 MANY = ("none", "heads", "layers")
 
 

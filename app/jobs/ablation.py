@@ -57,11 +57,6 @@ class AblationJob(ResultJob):
         return self.snapshot.total
 
     @property
-    def ranked(self) -> list[Effect]:
-        """Effects known so far, largest first."""
-        return sorted(self.effects, key=lambda e: -e.excess)
-
-    @property
     def share(self) -> float:
         """The share of all passes that is done, 0 to 1."""
         found = self.snapshot
