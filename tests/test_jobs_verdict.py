@@ -107,8 +107,8 @@ def test_what_says_that_all_cells_are_whole_knows_all_of_them(registry, speaking
 
 
 def test_a_comparison_that_has_not_begun_is_not_called_whole(speaking):
-    found = Found.of_job(VerdictJob(plan_of(speaking, budgets=(32,), tasks=("kl",)), Models()))
-    assert (found.done, found.total, found.whole) == (0, 0, False)
+    job = VerdictJob(plan_of(speaking, budgets=(32,), tasks=("kl",)), Models())
+    assert job.snapshot.done == job.snapshot.total == 0 and not Found.of_job(job).whole
 
 
 def test_a_comparison_that_was_killed_is_not_called_whole(registry, speaking):
@@ -150,7 +150,8 @@ def test_what_is_stopped_goes_on_and_computes_nothing_twice(registry, speaking, 
     stopped(job)
     assert library.entry(job.id).status == "interrupted"
     before, found = job.snapshot, Found.of_result(recordings.result(job.id, "verdict"))
-    assert 4 <= before.done == found.done < found.total == 15
+    kept = list((library.home() / job.id).glob("*/run.json"))
+    assert 4 <= before.done == len(kept) < before.total == 15 and not found.whole
     # What was told last, and what lies there, is of all cells that are whole.
     assert found.verdict == before.found == verdict(asked, library.home() / job.id)
     first = set(written[: before.done])
@@ -253,7 +254,7 @@ def test_a_page_reads_no_file_that_a_plan_names(registry, speaking, tmp_path, mo
     # One of other hands is shown as it lies there.
     folder_of(asked, library.home() / "theirs").finish("interrupted")
     found = Found.of_result(recordings.result("theirs", "verdict"))
-    assert found.verdict is None and found.done == found.total == 0
+    assert found.verdict is None
 
 
 def test_a_folder_says_what_is_compared(speaking):
@@ -270,9 +271,10 @@ def test_what_a_command_compared_is_opened_by_its_page_which_says_the_same_comma
     assert run(*words, "--depths", "2.5,95", "--text", "hamlet", "--text", "macbeth")[0] == 0
     found = Found.of_result(recordings.result("compare", "verdict"))
     entry = library.entry("compare")
-    assert (entry.kind, entry.status, found.done, found.total) == ("verdict", "finished", 18, 18) and found.table
+    assert (entry.kind, entry.status) == ("verdict", "finished") and found.whole and found.table
     assert found.plan.policies == ("window", "streaming:sinks=2,positions=text")
     cells = {p: p.stat().st_mtime_ns for p in entry.path.glob("*/run.json")}
+    assert len(cells) == 18
     assert run(*shlex.split(found.plan.command())[3:])[0] == 0
     assert {p: p.stat().st_mtime_ns for p in entry.path.glob("*/run.json")} == cells
     assert timeless(read_verdict(entry.path)) == timeless(found.verdict)

@@ -41,8 +41,6 @@ class Found:
     spec: Spec
     asked: Asked
     rows: tuple[Row, ...]
-    done: int
-    total: int
     now: RecallCell | None = None
     table: bool = False
     """Whether figures can be made of it."""
@@ -52,7 +50,7 @@ class Found:
         """What a job has found so far."""
         found = run.snapshot
         told = found.done > 0 and not run.kept.problem
-        return cls(run.id, run.spec, run.asked, found.rows, found.done, found.total, found.now, told)
+        return cls(run.id, run.spec, run.asked, found.rows, found.now, told)
 
     @classmethod
     def of_result(cls, result: recordings.Result) -> Self:
@@ -64,12 +62,9 @@ class Found:
             if not table:
                 raise
             # Its own questions lie elsewhere by now, as where it was taken in from other hands.
-            rows, done = read_table(result.path), len(list(result.path.glob("*/run.json")))
-            return cls(result.id, result.spec, asked, tuple(rows), done, done, table=table)
-        cells = asked.cells(result.spec)
-        done = sum((result.path / cell.name).exists() for cell in cells)
-        rows = rows_of(cells, result.path)
-        return cls(result.id, result.spec, asked, tuple(rows), done, len(cells), table=table)
+            return cls(result.id, result.spec, asked, tuple(read_table(result.path)), table=table)
+        rows = rows_of(asked.cells(result.spec), result.path)
+        return cls(result.id, result.spec, asked, tuple(rows), table=table)
 
     @property
     def about(self) -> str:

@@ -64,8 +64,6 @@ class Found:
     plan: Plan
     verdict: Verdict | None
     """None before anything is whole."""
-    done: int
-    total: int
     whole: bool
     """Whether `verdict` says what all cells do."""
     table: bool = False
@@ -77,7 +75,7 @@ class Found:
         now = run.snapshot
         # While a model is loaded nobody knows how many cells there are.
         whole, table = 0 < now.total == now.done, now.found is not None and not run.kept.problem
-        return cls(run.id, run.plan, now.found, now.done, now.total, whole, table)
+        return cls(run.id, run.plan, now.found, whole, table)
 
     @classmethod
     def of_result(cls, result: recordings.Result) -> Self:
@@ -86,13 +84,12 @@ class Found:
         found = read_verdict(result.path) if table else None
         try:
             parameters.check_plan(plan)
-            cells = plan.cells
-            done, total = sum((result.path / cell.name).exists() for cell in cells), len(cells)
+            whole = all((result.path / cell.name).exists() for cell in plan.cells)
         except ValueError:
-            # A command read files of its own.
-            done = total = len(list(result.path.glob("*/run.json")))
+            # A command read files of its own: which cells there are is not known here.
+            whole = True
         # Work that was killed may have left a cell that the tables do not know.
-        return cls(result.id, plan, found, done, total, done == total and not result.goes_on, table)
+        return cls(result.id, plan, found, whole and not result.goes_on, table)
 
     @property
     def about(self) -> str:
