@@ -272,9 +272,9 @@ def test_a_wrong_name_evicts_nothing_and_a_model_in_use_is_found_again(model, tm
     for wrong in ("nowhere/at-all/x", "./nowhere", str(tmp_path), "embeded"):
         with pytest.raises(ValueError, match=r"\w"):
             loaded.get(Spec(wrong, "t", ("dense",)), lambda _: None)
-        assert loaded.kept == [mine]
+        assert [*loaded._kept.values()] == [mine]
     other = loaded.get(Spec(model, "t", ("dense",), dtype="bfloat16", device="cpu"), lambda _: None)
-    assert loaded.kept == [other] and loaded.get(spec, lambda _: None) is mine
+    assert [*loaded._kept.values()] == [other] and loaded.get(spec, lambda _: None) is mine
 
 
 def test_a_model_that_was_written_anew_at_its_path_is_loaded_anew(model, tmp_path):

@@ -25,8 +25,6 @@ class ComparedLane:
     summary: LaneSummary
     shared: int
     """Predicted tokens from the beginning that both have read, and that are the same."""
-    same: bool
-    """Whether all tokens that both have got to are the same, and there are any."""
     excess: float
     """Mean NLL above that of the reference over the shared tokens, nats/token; NaN where there are none."""
     error: float
@@ -63,11 +61,10 @@ def compare(runs: Sequence[Run], names: Sequence[str]) -> Comparison:
         for lane, summary in enumerate(summarize(run)):
             nll = run.tracks[lane].nll.view()
             shared = shared_tokens(runs[0], 0, run, lane)
-            same = shared == min(len(nll), len(against)) > 0
             # A lane that has read nothing, as where a run ended early, has no tokens of its own.
-            if other is None and len(nll) and not same:
+            if other is None and shared < min(len(nll), len(against)):
                 other = i, shared
-            lanes.append(ComparedLane(i, lane, summary, shared, same, *metrics.excess(nll[:shared], against[:shared])))
+            lanes.append(ComparedLane(i, lane, summary, shared, *metrics.excess(nll[:shared], against[:shared])))
     if other is None:
         why = "All lanes have read the same tokens, so each is shown relative to the first lane of the first run."
     elif other[0] == 0:

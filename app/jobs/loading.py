@@ -52,12 +52,6 @@ class Models:
         self._coming: dict[tuple, _Loading] = {}
         self._asked = time.monotonic()
 
-    @property
-    def kept(self) -> list["LanguageModel"]:
-        """The models that were used last, the newest at the end."""
-        with self._lock:
-            return list(self._kept.values())
-
     def get(self, spec: Spec, progress: Callable[[str], None]) -> "LanguageModel":
         """The model of a spec; `progress` hears what is being waited for, and may raise to end the waiting.
 

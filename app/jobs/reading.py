@@ -132,7 +132,6 @@ class ReadingJob(TextJob):
                 lane.policy,
                 lane.position,
                 lane.done,
-                lane.index in self.halted,
                 lane.view.held,
                 lane.cache_tokens,
                 lane.cache_bytes,

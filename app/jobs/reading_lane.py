@@ -29,8 +29,6 @@ class LaneSnapshot:
     position: int
     """The next token to be predicted."""
     done: bool
-    halted: bool
-    """Whether it stands still because it could not read on."""
     spans: "Sequence[Held]"
     """Which tokens are cached, by groups of heads."""
     cached_tokens: int

@@ -131,7 +131,8 @@ def settled(job: Job) -> bool:
     if isinstance(job, ChatJob) and job.status in ("waiting", "paused"):
         return bool(job.snapshot) and not job.playing and not job.busy
     lanes = job.snapshot.lanes if isinstance(job, ReadingJob) else ()
-    return not job.live or ("out of memory" in job.note and all(lane.done or lane.halted for lane in lanes))
+    still = all(lane.done or i in job.halted for i, lane in enumerate(lanes))
+    return not job.live or ("out of memory" in job.note and still)
 
 
 def once(registry: Registry, make: Callable[..., Job], e: BaseException | None, at: int) -> tuple[Job, Counter, list]:
