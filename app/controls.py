@@ -323,19 +323,3 @@ def file_control(key: str, label: str, now: str, help: str) -> str:
     except ValueError as e:
         st.warning(plain(sentence(e)))
         return written
-
-
-def numbers_control(
-    key: str, label: str, now: tuple[float, ...], parameter: address.Parameter, help: str
-) -> tuple[Any, ...]:
-    """A widget for several numbers, as they stand now; returns what the person wrote, or what stands where that cannot
-    be read."""
-    written = st.text_input(
-        label, value=parameter.write(now).replace(",", ", "), key=f"{key}-{st.session_state.revision}", help=help,
-        max_chars=400,
-    )  # fmt: skip
-    try:
-        return parameter.read(written.replace(" ", ""))
-    except ValueError as e:
-        st.warning(plain(sentence(e)))
-        return now

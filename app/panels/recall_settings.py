@@ -10,12 +10,12 @@ import streamlit as st
 from analysis.errors import sentence
 from analysis.experiments.recall import TASKS
 from analysis.experiments.recall.asked import Asked
-from analysis.experiments.recall.base import ASKING
 from analysis.experiments.recall.own import lines_in
 from analysis.runs.spec import Spec
 from app import parameters
-from app.controls import AROUND, brand, lane_controls, model_controls, numbers_control, setting_control
+from app.controls import AROUND, brand, lane_controls, model_controls, setting_control
 from app.jobs.recall import RecallJob
+from app.panels import recall_controls
 from app.panels.asked import AskedOfLanes
 from app.panels.job_panel import Maker
 from app.parameters import RECALL
@@ -82,33 +82,14 @@ def prepared(like: str = "") -> Maker[RecallJob]:
 
 def sidebar(trained_length: int | None) -> None:
     """The widgets."""
-    state, now = st.session_state, st.session_state.recall
+    now = st.session_state.recall
     with st.sidebar:
         brand("recall")
         st.html(AROUND.with_name("recall.css"))
         st.caption("What is asked")
         now["task"] = task_controls(now["task"])
         task = TASKS.parse(now["task"])
-        if task.name != OWN:
-            numbers("Lengths, in tokens", "lengths", "Tokens of the texts, with commas between them")
-        if task.placed:
-            numbers("Depths, in %", "depths", "Where in the text the fact stands, with commas between them")
-        left, right = st.columns(2)
-        if task.name != OWN:
-            now["repeats"] = left.number_input(
-                "Texts for each", 1, parameters.MOST_REPEATS, now["repeats"], key=f"recall-repeats-{state.revision}",
-                help="Texts of each length and depth, with other facts in them",
-            )  # fmt: skip
-            now["seed"] = right.number_input(
-                "Seed", 0, parameters.MOST_SEED, now["seed"], key=f"recall-seed-{state.revision}",
-                help="Decides all texts: the same seed gives the same ones everywhere",
-            )  # fmt: skip
-        names = {"aware": "read on", "blind": "unseen"}
-        now["question"] = st.radio(
-            "The question is", list(ASKING), index=list(ASKING).index(now["question"]), format_func=names.__getitem__,
-            key=f"recall-question-{state.revision}", horizontal=True,
-            help="; ".join(f"{names[name]}: {what}" for name, what in ASKING.items()),
-        )  # fmt: skip
+        recall_controls.asked("recall", sized=task.name != OWN, placed=task.placed)
         lane_controls("recall-lane", now["lanes"], MAX_LANES, trained_length)
         st.caption("Model")
         now["model"] = model_controls("recall", now["model"])
@@ -136,9 +117,3 @@ def task_controls(written: str) -> str:
         # What was set before stays until it can be.
         st.warning(plain(sentence(e)))
         return written if before.name == name else name
-
-
-def numbers(label: str, name: str, help: str) -> None:
-    """A widget for several numbers; what was set before stays until what is written can be read."""
-    now = st.session_state.recall
-    now[name] = numbers_control(f"recall-{name}", label, now[name], RECALL[name], help)

@@ -8,14 +8,14 @@ import streamlit as st
 
 from analysis import texts
 from analysis.experiments.recall import TASKS
-from analysis.experiments.recall.base import ASKING
 from analysis.experiments.verdict import Plan, listed
 from analysis.experiments.verdict.plan import DENSE, READING
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app import address, parameters
-from app.controls import Chosen, brand, lane_controls, model_controls, numbers_control
+from app.controls import Chosen, brand, lane_controls, model_controls
 from app.jobs.verdict import VerdictJob
+from app.panels import recall_controls
 from app.panels.asked import AskedOfLanes
 from app.panels.job_panel import Maker
 from app.parameters import LONGEST_RECALL, RECALL
@@ -117,7 +117,8 @@ def sidebar(trained_length: int | None) -> None:
         brand("verdict")
         lane_controls("verdict-lane", now["lanes"], MOST_LANES, trained_length)
         st.caption("How much each lane keeps is decided by the budgets. Dense is always there.")
-        numbers("Budgets, in tokens", "budgets", "Tokens that a cache holds, at most, with commas between them")
+        what = "Tokens that a cache holds, at most, with commas between them"
+        recall_controls.numbers("verdict", "budgets", PLAN["budgets"], "Budgets, in tokens", what)
         st.caption("What is read")
         _read_controls(now)
         st.caption("What is asked")
@@ -143,33 +144,11 @@ def _read_controls(now: dict[str, Any]) -> None:
 
 
 def _recall_controls(now: dict[str, Any]) -> None:
-    revision = st.session_state.revision
     tasks = st.multiselect(
-        "Tasks", [*dict.fromkeys([*ASKED, *now["tasks"]])], now["tasks"], key=f"verdict-tasks-{revision}",
+        "Tasks", [*dict.fromkeys([*ASKED, *now["tasks"]])], now["tasks"],
+        key=f"verdict-tasks-{st.session_state.revision}",
         format_func=lambda name: TASKS[name].title if name in TASKS else name,
         help="Facts that stand in texts, and are asked for at their end",
     )  # fmt: skip
     now["tasks"] = tuple(tasks)
-    numbers("Lengths, in tokens", "lengths", "Tokens of the texts, with commas between them")
-    numbers("Depths, in %", "depths", "Where in the text the fact stands, with commas between them")
-    left, right = st.columns(2)
-    now["repeats"] = left.number_input(
-        "Texts for each", 1, parameters.MOST_REPEATS, now["repeats"], key=f"verdict-repeats-{revision}",
-        help="Texts of each length and depth, with other facts in them",
-    )  # fmt: skip
-    now["seed"] = right.number_input(
-        "Seed", 0, parameters.MOST_SEED, now["seed"], key=f"verdict-seed-{revision}",
-        help="Decides all texts: the same seed gives the same ones everywhere",
-    )  # fmt: skip
-    names = {"aware": "read on", "blind": "unseen"}
-    now["question"] = st.radio(
-        "The question is", list(ASKING), index=list(ASKING).index(now["question"]), format_func=names.__getitem__,
-        key=f"verdict-question-{revision}", horizontal=True,
-        help="; ".join(f"{names[name]}: {what}" for name, what in ASKING.items()),
-    )  # fmt: skip
-
-
-def numbers(label: str, name: str, help: str) -> None:
-    """A widget for several numbers; what was set before stays until what is written can be read."""
-    now = st.session_state.verdict
-    now[name] = numbers_control(f"verdict-{name}", label, now[name], PLAN[name], help)
+    recall_controls.asked("verdict")
