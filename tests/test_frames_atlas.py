@@ -11,7 +11,7 @@ from analysis.figures.inputs import FigureInput
 from analysis.maps.region import Region
 from analysis.policies import Dense, Streaming, Window, parse
 from analysis.runs.codec import levels_of
-from app.frames.atlas import MANY, AtlasSender, AtlasView, called, levels, span, whole
+from app.frames.atlas import MANY, AtlasSender, AtlasView, called, levels, span
 
 from .families import words
 from .recordings import decoded
@@ -86,7 +86,7 @@ def test_no_number_lies_beyond_the_colours(kind, pair):
         look = AtlasView(1, 2, kind=kind, many="heads", region=region)
         head, arrays = decoded(sender.frame(*pair, look))
         mine, other = (
-            run.atlas.draw(1, 2, region or whole(89, 512), kind="weights" if kind == "difference" else kind)
+            run.atlas.draw(1, 2, region or Region.square(0, 89, 512), kind="weights" if kind == "difference" else kind)
             for run in pair
         )
         drawn = mine - other if kind == "difference" else mine
@@ -95,7 +95,9 @@ def test_no_number_lies_beyond_the_colours(kind, pair):
             assert head["low"] == -head["high"] and arrays["map"][-1, -1] == pytest.approx(
                 32768 + 32767 * drawn[-1, -1] / head["high"], abs=1.5
             )
-            small = pair[0].atlas.draw(1, 3, whole(89, 104)) - pair[1].atlas.draw(1, 3, whole(89, 104))
+            small = pair[0].atlas.draw(1, 3, Region.square(0, 89, 104)) - pair[1].atlas.draw(
+                1, 3, Region.square(0, 89, 104)
+            )
             np.testing.assert_array_equal(arrays["many3"], levels(small, kind, *span(small, kind)))
             assert span(small, kind)[0] == -span(small, kind)[1]
 
@@ -142,7 +144,7 @@ def test_small_maps_come_in_the_end(pair, many):
     which = [(1, h) for h in range(4)] if many == "heads" else [(layer, 2) for layer in range(3)]
     assert [(m["layer"], m["head"]) for m in head["many"]] == which and all(m["ready"] for m in head["many"])
     for i, at in enumerate(which):
-        np.testing.assert_array_equal(arrays[f"many{i}"], levels_of(pair[0].atlas.draw(*at, whole(89, 104))))
+        np.testing.assert_array_equal(arrays[f"many{i}"], levels_of(pair[0].atlas.draw(*at, Region.square(0, 89, 104))))
 
 
 def test_maps_that_are_kept_keep_no_model_in_memory(pair):

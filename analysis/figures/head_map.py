@@ -82,10 +82,7 @@ def region_of(source: "Atlas", begin: int, tokens: int, cells: int) -> Region:
     total = source.stretch.tokens
     if begin >= total:
         raise ValueError(f"the stretch has {total:,} tokens, so none from {begin:,} on: choose a smaller begin")
-    end, scale = min(total, begin + tokens), 1
-    while -(-(end - begin) // scale) > cells:
-        scale *= 2
-    return Region((begin, end), (begin, end), scale)
+    return Region.square(begin, min(total, begin + tokens), cells)
 
 
 def meaning_of(values: NDArray[np.float32], *, logits: bool, linear: bool = False) -> "ScalarMappable":

@@ -11,6 +11,14 @@ class Region:
     columns: tuple[int, int]
     scale: int = 1
 
+    @classmethod
+    def square(cls, begin: int, end: int, cells: int) -> "Region":
+        """Tokens begin … end − 1 against themselves, in at most so many cells on a side."""
+        scale = 1
+        while -(-(end - begin) // scale) > cells:
+            scale *= 2
+        return cls((begin, end), (begin, end), scale)
+
     @property
     def shape(self) -> tuple[int, int]:
         """Cells down and across; the last ones may hold fewer tokens."""

@@ -125,7 +125,7 @@ class AtlasSender:
         total = atlas.stretch.tokens if other is None else min(atlas.stretch.tokens, other.opened.stretch.tokens)
         region = view.region
         if region is None or max(region.rows[1], region.columns[1]) > total:
-            region = whole(total, OVERVIEW)
+            region = Region.square(0, total, OVERVIEW)
         kind = view.kind if view.kind != "difference" or other is not None else "weights"
         minus = other.opened if other is not None and kind == "difference" else None
         shown = {"map": self._drawn(self.tiles.get, atlas, minus, view, region, kind)}
@@ -191,7 +191,7 @@ class AtlasSender:
         key = (ref(atlas), other and other.id, kind, view.layer, view.head, view.pool)
         if key not in self._spans:
             minus = other.opened if other is not None and kind == "difference" else None
-            overview = self._drawn(self.tiles.get, atlas, minus, view, whole(total, OVERVIEW), kind)
+            overview = self._drawn(self.tiles.get, atlas, minus, view, Region.square(0, total, OVERVIEW), kind)
             self._spans = {key: span(overview, kind)}
         found = [self._spans[key], *(span(drawn, kind) for drawn in shown.values())]
         self._spans[key] = min(low for low, _ in found), max(high for _, high in found)
@@ -237,7 +237,7 @@ class AtlasSender:
         if view.many == "none":
             self.complete = True
             return {"many": [], "many_title": "", "many_scale": 1}
-        stretch, region = atlas.stretch, whole(total, SMALL)
+        stretch, region = atlas.stretch, Region.square(0, total, SMALL)
         base, compared = "logits" if kind == "logits" else "weights", [atlas] if minus is None else [atlas, minus]
         which = (
             [(view.layer, head) for head in range(stretch.heads)]
@@ -287,14 +287,6 @@ def span(drawn: NDArray[np.float32], kind: str) -> tuple[float, float]:
         most = float(np.abs(met).max(initial=1e-3))
         return -most, most
     return (float(met.min()), float(met.max())) if len(met) else (0.0, 1.0)
-
-
-def whole(total: int, cells: int) -> Region:
-    """All of a stretch, in at most so many cells on a side."""
-    scale = 1
-    while -(-total // scale) > cells:
-        scale *= 2
-    return Region((0, total), (0, total), scale)
 
 
 def levels(drawn: NDArray[np.float32], kind: str, low: float, high: float) -> NDArray[np.uint16]:
