@@ -29,7 +29,7 @@ class Page:
         """Its name in the navigation."""
         return self.titles.get(language, self.titles["en"])
 
-    def motto(self, language: str = "en") -> str:
+    def motto(self, language: str) -> str:
         """What it is for, in a few words."""
         return self.mottos.get(language, self.mottos["en"])
 

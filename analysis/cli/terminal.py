@@ -49,7 +49,7 @@ def converse(
     made: Callable[[], Made],
     *,
     chunk: int,
-    pending: list[str] | None = None,
+    pending: list[str] | None,
 ) -> None:
     """Say every prompt to every lane; what some lanes have been told already, those that lag behind are told first.
 

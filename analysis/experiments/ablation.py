@@ -170,7 +170,7 @@ def kept_knock_outs(
     policy: Policy,
     kind: str,
     heads: Sequence[tuple[int, int]],
-    known: Path | None = None,
+    known: Path | None,
 ) -> Iterator[Effect | float]:
     """What `knock_outs` yields, put into a folder as it comes: first all that lies in the folder `known`, then what is
     missing there.  Raises ValueError where that is damaged, too."""

@@ -66,7 +66,7 @@ def sinks_of(model: GptOssForCausalLM) -> list[nn.Parameter]:
     return [p for name, p in model.named_parameters() if name.endswith(".sinks")]
 
 
-def train(model: GptOssForCausalLM, ids: NDArray[np.int64], steps: int = STEPS) -> Iterator[float]:
+def train(model: GptOssForCausalLM, ids: NDArray[np.int64], steps: int) -> Iterator[float]:
     """Train a model on stretches of a text; tells the loss of each step, in nats a token."""
     sinks = sinks_of(model)
     others = [p for p in model.parameters() if all(p is not sink for sink in sinks)]

@@ -187,9 +187,9 @@ def last_freed() -> str:
     return ""
 
 
-def sweep(place: Path | None = None) -> None:
+def sweep() -> None:
     """Remove what dead processes left in the library, and nothing that is a run, or was one."""
-    _sweep(home(place))
+    _sweep(home())
 
 
 def _sweep(folder: Path) -> None:

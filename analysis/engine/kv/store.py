@@ -227,8 +227,9 @@ class Store(ABC):
 
     def load_state(self, state: State) -> None:
         """Hold what a store of the same policy held.  Raises ValueError where that was of another model."""
-        layers = list(self.empty()) if state.value("layers", int) else []
-        if len(layers) != (count := state.value("layers", int)):
+        count = state.value("layers", int)
+        layers = list(self.empty()) if count else []
+        if len(layers) != count:
             raise ValueError(f"this state has {count} layers, and the model {len(layers)}: it is of another model")
         self.layers = [layer.loaded(state.part(str(i))) for i, layer in enumerate(layers)]
 
