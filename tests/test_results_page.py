@@ -1,5 +1,6 @@
 """Laws of results that stopped, on their pages: they are found again and completed from there."""
 
+import json
 import threading
 from functools import partial
 
@@ -87,6 +88,18 @@ def test_a_text_that_is_no_longer_here_is_asked_for_in_a_sentence(half, home):
     at = opened(run=half)
     next(b for b in at.button if b.label == "Resume").click().run()
     assert not at.exception and any("is no longer here" in e.value for e in at.error) and REGISTRY.get(half) is None
+
+
+def test_a_result_that_does_not_say_what_was_asked_is_refused_in_a_sentence(half, home, text, monkeypatch):
+    monkeypatch.setattr("app.panels.heads.chosen_text", lambda key, name: texts.read(name))
+    file, about = home / half / "run.json", about_of(home / half)
+    file.write_text(json.dumps(about | {"settings": {"kind": "weights", "layer": "one"}}))
+    at = opened(run=half)
+    next(b for b in at.button if b.label == "Resume").click().run()
+    assert not at.exception and any("does not say what was asked" in e.value for e in at.error)
+    assert REGISTRY.get(half) is None
+    file.write_text(json.dumps(about | {"settings": ["weights"]}))
+    opened(run=half)
 
 
 def test_the_list_of_runs_leads_to_what_can_be_completed(half):

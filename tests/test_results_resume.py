@@ -236,6 +236,31 @@ def test_of_other_weights_a_result_is_refused_and_of_unknown_ones_it_begins_anew
     assert about_of(home / job.id)["weights_sha256"] == about["weights_sha256"] and len(read(home / job.id)) == 4
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "sentence"),
+    [
+        ("knockouts", {"settings": {}}, "it does not say what was asked"),
+        ("knockouts", {"settings": {"kind": "values", "layer": "1"}}, "it does not say what was asked"),
+        ("knockouts", {"settings": ["values"]}, "run.json is not that of a run"),
+        ("measures", {"settings": {"samples": 0, "first": 2}}, "it does not say what was asked"),
+        ("measures", {"spec": {"tokens": None}}, "it does not say how long its samples are"),
+    ],
+)
+def test_a_result_that_does_not_say_what_was_asked_is_refused_and_stays(
+    begin, registry, home, command, kind, change, sentence
+):
+    job = begin(kind)
+    until(job, lambda: job.live is False)
+    place = home / job.id
+    registry.free(job.id)
+    job.join()
+    about = json.loads((place / "run.json").read_text())
+    change = {name: about["spec"] | value if name == "spec" else value for name, value in change.items()}
+    (place / "run.json").write_text(written := json.dumps(about | {"status": "interrupted"} | change))
+    assert sentence in command("resume", place, code=2)
+    assert (place / "run.json").read_text() == written
+
+
 @pytest.mark.parametrize("damage", ["effects.csv", "checkpoint"])
 def test_a_damaged_result_is_refused_in_a_sentence(begin, registry, home, command, damage):
     job = begin("knockouts")

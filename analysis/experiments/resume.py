@@ -1,13 +1,16 @@
 """Results that go on where they stopped: only what is missing of them is computed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from ..models.language_model import LanguageModel
 from ..policies import parse
 from ..runs.result import Keep, StoppedResult
+from ..runs.spec import Spec
 from ..runs.stopped import text_of
 from ..texts.sources import Text
 from .ablation import Effect, heads_of, kept_knock_outs
@@ -16,6 +19,29 @@ from .measures import kept_measures, samples_of_text, separators_of
 from .recall.asked import Asked, kept_answers
 from .verdict import Plan
 from .verdict.kept import kept_cells
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class _KnockOuts(msgspec.Struct):
+    kind: str
+    layer: int | None
+
+
+class _Measures(msgspec.Struct):
+    samples: Count
+    first: Count
+
+
+def check_settings(kind: str, spec: Spec, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError where a folder of knock-outs, measures or costs does not say what was asked: it may be from
+    other hands."""
+    try:
+        msgspec.convert(settings, {"knockouts": _KnockOuts, "measures": _Measures}.get(kind, dict))
+    except msgspec.ValidationError as e:
+        raise ValueError(f"it does not say what was asked ({e}): begin anew") from e
+    if kind == "measures" and spec.tokens is None:
+        raise ValueError("it does not say how long its samples are: begin anew")
 
 
 def completed(keep: Keep, asked: StoppedResult, network: LanguageModel, source: Text) -> Iterator[float]:
@@ -31,10 +57,14 @@ def completed(keep: Keep, asked: StoppedResult, network: LanguageModel, source: 
 
 
 def source_of(asked: StoppedResult) -> Text:
-    """The text of a result.  Raises ValueError where it is no longer there."""
+    """The text of a result.  Raises ValueError where it is no longer there, or nothing says what was asked."""
     if asked.kind == "verdict":
         return Plan.of(asked.spec, asked.settings).text
-    return Asked.of(asked.settings).text if asked.kind == "recall" else text_of(asked.spec.text)
+    if asked.kind == "recall":
+        return Asked.of(asked.settings).text
+    text = text_of(asked.spec.text)
+    check_settings(asked.kind, asked.spec, asked.settings)
+    return text
 
 
 def _ids(asked: StoppedResult, network: LanguageModel, source: Text) -> NDArray[np.int32]:

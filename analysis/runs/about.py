@@ -36,6 +36,8 @@ class About:
     switches: tuple[Switch, ...] = ()
     kind: str = ""
     """Empty in folders of older versions."""
+    settings: dict[str, Any] | None = None
+    """What a result was asked besides its Spec."""
     model: ModelFacts | None = None
 
     def __post_init__(self) -> None:

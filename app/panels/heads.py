@@ -7,6 +7,8 @@ from typing import Any, Self, TypeVar
 
 import streamlit as st
 
+from analysis.experiments.resume import check_settings
+
 from ..address import Parameters
 from ..controls import chosen_text
 from ..plain import plain
@@ -82,6 +84,7 @@ def resume(place: JobPanel, *settings: str) -> None:
     """Compute what is missing of what stopped in a place; `settings`: what its job takes after spec and text."""
 
     def again(kept: Result) -> Maker:
+        check_settings(kept.kind, kept.spec, kept.settings)
         # Of the job that stands there still, or read anew.
         text = getattr(place.job, "text", None) or chosen_text("heads", kept.spec.text)
         return partial(place.kind, kept.spec, text, *map(kept.settings.get, settings), resumes=kept.id)
