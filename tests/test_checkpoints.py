@@ -182,7 +182,7 @@ def test_removed_checkpoints_leave_nothing(tmp_path):
     assert checkpoints.newest() is None
 
 
-def test_checkpoints_take_a_fiftieth_of_the_time_at_most(tmp_path, monkeypatch):
+def test_checkpoints_take_a_fiftieth_of_the_time_at_most(monkeypatch):
     clock, made = SimpleNamespace(now=0.0), []
     monkeypatch.setattr("analysis.runs.checkpoint.time", SimpleNamespace(monotonic=lambda: clock.now))
     slow = SimpleNamespace(write=lambda about, tensors: setattr(clock, "now", clock.now + 2))

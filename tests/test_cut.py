@@ -40,7 +40,7 @@ def test_events_that_are_cut_at_any_byte_are_those_that_stand_whole(home):
     assert library.entry("a").problem == ""
 
 
-def test_drafts_of_dead_processes_go_before_the_limit_counts_and_no_others(home, monkeypatch):
+def test_drafts_of_dead_processes_go_before_the_limit_counts_and_no_others(home):
     seeds.run(home / "a", end="finished")
     (home / "a" / "checkpoint").mkdir()
     dead = subprocess.Popen([sys.executable, "-c", ""])

@@ -228,7 +228,7 @@ def test_heads_are_given_as_a_file(tiny_llama, tmp_path):
     assert lane.policy == policy
 
 
-def test_heads_are_given_as_numbers(tiny_llama, tmp_path):
+def test_heads_are_given_as_numbers(tiny_llama):
     policy = parse("duo:full=50,window=12,scores=0.1 0.9; 0.8 2e-1; .3 0.7")
     assert full_heads(open_lanes(tiny_llama, words(), [policy])[0].context, policy) == [[1], [0], [1]]
     assert not policy.file and parse(str(policy)) == policy

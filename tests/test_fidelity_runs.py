@@ -117,7 +117,7 @@ def test_a_folder_whose_files_disagree_is_refused_in_a_sentence(model, text, tmp
 
 
 @pytest.mark.parametrize(("mode", "column", "unit"), [("KL", "kl", 1), ("top-1", "agree", 100)])
-def test_the_figure_draws_means_of_what_was_measured(whole, mode, column, unit, tmp_path):
+def test_the_figure_draws_means_of_what_was_measured(whole, mode, column, unit):
     figure = parse_figure(f"perplexity:mode={mode},roll=40")
     data = figure.numbers(whole)
     name = {"KL": "kl", "top-1": "agreement"}[mode]

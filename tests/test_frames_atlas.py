@@ -111,7 +111,7 @@ def test_stretches_are_told_apart(pair, tiny_llama, tmp_path):
     assert called([pair[0], again])[1] == "Dense, words, 89 tokens, with BOS"
 
 
-def test_a_stretch_opens_on_a_head_whose_sink_shows(pair):
+def test_a_stretch_opens_on_a_head_whose_sink_shows():
     stretch, look = SimpleNamespace(layers=2, heads=3, mass=np.array([[0.1, 0.99, 0.3], [0.7, 0.0, 1.0]])), AtlasView()
     look.open(stretch)
     assert (look.layer, look.head) == (1, 0)

@@ -48,7 +48,7 @@ def test_it_is_what_its_file_is(model):
     assert texts.opening(model.tokenizer) == [model.tokenizer.bos_token_id]
 
 
-def test_texts_are_the_tokens_of_transformers_own_tokenizer(model, file, ids):
+def test_texts_are_the_tokens_of_transformers_own_tokenizer(file, ids):
     own = AutoTokenizer.from_pretrained(**file)
     assert ids.tolist() == own(texts.read("hamlet").content)["input_ids"][:TOKENS]
 

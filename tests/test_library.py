@@ -103,7 +103,7 @@ def test_several_trainings_have_ended_as_they_have(home, ends, said):
     assert found.started == "2020-01-01T00:00:00+00:00"
 
 
-def test_a_stretch_that_is_handed_on_began_when_it_began(home, tiny_llama, tmp_path):
+def test_a_stretch_that_is_handed_on_began_when_it_began(home, tiny_llama):
     seeds.stretch(home / "c", tiny_llama)
     began = library.entry("c").started
     for file in (home / "c").iterdir():

@@ -148,7 +148,7 @@ def test_sharded_weights_are_read_whole_or_not_at_all(tiny_llama, tmp_path):
     assert "fetch it again" in refusal(tmp_path / "shards")
 
 
-def test_a_folder_has_regular_files_of_its_own(saved, tmp_path):
+def test_a_folder_has_regular_files_of_its_own(saved):
     for name in ("tokenizer.json", "chat_template.jinja", "anything"):
         os.mkfifo(saved / name)
         with pytest.raises(ValueError, match=f"{name} of .* is not a regular file"):

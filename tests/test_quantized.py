@@ -242,7 +242,7 @@ def test_what_is_kept_exact_reads_as_without(small):
     assert np.abs(other.nll - plain.nll).max() > 0.01
 
 
-def test_bytes_are_those_of_packed_tensors(small):
+def test_bytes_are_those_of_packed_tensors():
     """Four bits, half of 32 tokens, one scale for 32 keys of a channel and one for each token's values."""
     model = tiny("llama", num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=64).half()
     lane = open_lanes(model, words(1400), [parse("streaming:sinks=4,window=1020,cache=int4,exact=4")])[0]

@@ -364,7 +364,7 @@ def test_what_ranked_heads_keep_is_not_dimmed_but_said_to_be_unknown(script, par
     assert "NLL" in late["hint"] and "not kept" in late["hint"]
 
 
-def test_a_folder_without_ends_of_answers_takes_them_from_the_roles(script, partner):
+def test_a_folder_without_ends_of_answers_takes_them_from_the_roles(partner):
     talk = Talk(partner, ALIKE[:2], "older", most=12)
     for prompt in PROMPTS[:3]:
         talk.ask(prompt)

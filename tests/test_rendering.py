@@ -58,7 +58,7 @@ def test_a_template_that_takes_too_much_is_stopped(monkeypatch, template, why):
         rendered(template, (), ASKED)
 
 
-def test_a_template_that_waits_is_stopped(monkeypatch, tmp_path):
+def test_a_template_that_waits_is_stopped(monkeypatch):
     """Where a system bounds no processor's time, the clock does."""
     monkeypatch.setattr(rendering, "PATIENCE", 0.2)
     begun = time.monotonic()

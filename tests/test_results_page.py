@@ -63,7 +63,7 @@ def labels(at: AppTest) -> list[str]:
     return [button.label for button in at.button]
 
 
-def test_a_result_that_was_killed_is_found_by_its_address_and_completed(half, home, text, monkeypatch):
+def test_a_result_that_was_killed_is_found_by_its_address_and_completed(half, home, monkeypatch):
     monkeypatch.setattr("app.panels.heads.chosen_text", lambda key, name: texts.read(name))
     kind = about_of(home / half)["kind"]
     at = opened(run=half)
@@ -90,7 +90,7 @@ def test_a_text_that_is_no_longer_here_is_asked_for_in_a_sentence(half, home):
     assert not at.exception and any("is no longer here" in e.value for e in at.error) and REGISTRY.get(half) is None
 
 
-def test_a_result_that_does_not_say_what_was_asked_is_refused_in_a_sentence(half, home, text, monkeypatch):
+def test_a_result_that_does_not_say_what_was_asked_is_refused_in_a_sentence(half, home, monkeypatch):
     monkeypatch.setattr("app.panels.heads.chosen_text", lambda key, name: texts.read(name))
     file, about = home / half / "run.json", about_of(home / half)
     file.write_text(json.dumps(about | {"settings": {"kind": "weights", "layer": "one"}}))

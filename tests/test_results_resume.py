@@ -197,7 +197,7 @@ def test_windows_and_whole_readings_that_are_known_are_not_timed_again(begin, ho
         assert [w.tokens for w in job.windows] == [64, 128, 256] and job.share == 1
 
 
-def test_what_is_whole_or_of_other_settings_is_refused_in_a_sentence(begin, registry, model, text, home, command):
+def test_what_is_whole_or_of_other_settings_is_refused_in_a_sentence(begin, registry, home, command):
     job = begin("measures")
     finished(job)
     registry.free(job.id)
@@ -278,7 +278,7 @@ def test_a_damaged_result_is_refused_in_a_sentence(begin, registry, home, comman
     assert len(read(home / job.id)) == 4
 
 
-def test_a_capture_that_was_killed_begins_again_in_its_folder(model, text, tmp_path, command, monkeypatch):
+def test_a_capture_that_was_killed_begins_again_in_its_folder(model, text, tmp_path, command):
     asked = [
         "capture",
         "--model",

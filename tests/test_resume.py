@@ -289,7 +289,7 @@ def test_a_folder_that_is_written_is_refused(model, text, tmp_path, command):
     assert about_of(place)["status"] == "interrupted"
 
 
-def test_another_text_or_other_weights_are_refused_in_a_sentence(model, tiny_llama, tmp_path, command):
+def test_another_text_or_other_weights_are_refused_in_a_sentence(model, tmp_path, command):
     text, place = tmp_path / "ids.npy", tmp_path / "run"
     ids = np.arange(300) * 7 % 97
     np.save(text, ids)

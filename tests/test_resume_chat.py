@@ -155,7 +155,7 @@ def test_a_lane_that_was_told_nothing_yet_is_no_reason_to_begin_anew(
     same(load(place), whole)
 
 
-def test_what_was_typed_goes_on_where_it_was(words, script, whole, tmp_path, command, monkeypatch):
+def test_what_was_typed_goes_on_where_it_was(words, whole, tmp_path, command, monkeypatch):
     place = tmp_path / "run"
     for i in range(0, len(SCRIPT), 2):
         monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(SCRIPT[i : i + 2]) + "\n"))
