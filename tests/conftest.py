@@ -171,6 +171,26 @@ def run(monkeypatch, capsys):
 
 
 @pytest.fixture
+def command(run):
+    """Runs a command that must end with a status, and gives what it said on both channels."""
+
+    def call(*arguments, code=0):
+        got, said, error = run(*map(str, arguments))
+        assert got == code, (said, error)
+        return said + error
+
+    return call
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch) -> Path:
+    """A library of the test's own."""
+    place = tmp_path / "library"
+    monkeypatch.setenv("SINKSCOPE_RUNS", str(place))
+    return place
+
+
+@pytest.fixture
 def registry():
     """Live runs of a test, which end with it."""
     from app.jobs.registry import Registry

@@ -11,15 +11,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from analysis.models import fetch
 from analysis.models.loading import load
 
+from .test_models import refusal
+from .test_models import saved as saved
+
 pytestmark = pytest.mark.whole
 
 FIRST = "model.layers.0.self_attn.q_proj.weight"
-
-
-@pytest.fixture
-def saved(tiny_llama, tmp_path):
-    tiny_llama.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
 
 
 def change(folder, *, weights=None, **config):
@@ -32,15 +29,6 @@ def change(folder, *, weights=None, **config):
         said = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(said | config))
     return folder
-
-
-def refusal(folder, **settings) -> str:
-    with pytest.raises(ValueError, match=r"\S") as caught:
-        load(str(folder), **settings)
-    sentence = str(caught.value)
-    assert "\n" not in sentence
-    assert len(sentence) < 400
-    return sentence
 
 
 def add(name, *shape):

@@ -14,7 +14,6 @@ from analysis.runs.reader import load
 
 from .fuzz import seeds
 from .recordings import made_up
-from .test_library import home as home
 from .test_library import names
 from .test_record import rewrite_nll
 

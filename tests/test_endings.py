@@ -14,7 +14,6 @@ from analysis.runs.reader import load
 
 from .test_jobs_kept import home as home
 from .test_jobs_reading import begin
-from .test_resume import command as command
 from .test_resume import short
 from .waiting import until
 

@@ -27,13 +27,6 @@ from .fuzz import seeds
 from .recordings import made_up
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    place = tmp_path / "library"
-    monkeypatch.setenv("SINKSCOPE_RUNS", str(place))
-    return place
-
-
 @pytest.mark.parametrize("where", ["notes/deep/thesis.md", "notes/a/b/c/run.json", "notes/deep/tokens.parquet"])
 def test_limit_leaves_runs_in_which_a_person_keeps_files_however_deep(home, monkeypatch, where):
     seeds.run(home / "mine", end="finished")

@@ -57,7 +57,7 @@ def begun(registry, speaking, asked=ASKED, policies=POLICIES, **more) -> RecallJ
     return registry.start(partial(RecallJob, spec_of(speaking, policies, asked), asked, **more))
 
 
-def finished(registry, job: RecallJob) -> RecallJob:
+def finished(registry, job):
     until(job, lambda: not job.live)
     assert job.status == "finished", job.note
     return job

@@ -22,7 +22,7 @@ from app.jobs.loading import Models
 from app.jobs.verdict import VerdictJob
 from app.panels.verdict_results import Found
 
-from .test_jobs_recall import home, speaking
+from .test_jobs_recall import finished, home, speaking
 from .test_resume import killed
 from .waiting import copied, told, until
 
@@ -40,12 +40,6 @@ def plan_of(speaking, tokens=300, **more) -> Plan:
 
 def begun(registry, asked: Plan, **more) -> VerdictJob:
     return registry.start(partial(VerdictJob, asked, **more))
-
-
-def finished(registry, job: VerdictJob) -> VerdictJob:
-    until(job, lambda: not job.live)
-    assert job.status == "finished", job.note
-    return job
 
 
 def stopped(job: VerdictJob) -> VerdictJob:

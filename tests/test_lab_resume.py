@@ -25,18 +25,6 @@ SETTINGS = ",".join(f"{k}={v}" for k, v in TINY.items())
 
 
 @pytest.fixture
-def command(run):
-    """Runs a command that must end with a status, and gives what it said on both channels."""
-
-    def call(*arguments, code=0):
-        got, said, error = run(*map(str, arguments))
-        assert got == code, (said, error)
-        return said + error
-
-    return call
-
-
-@pytest.fixture
 def at_once(monkeypatch):
     """Everything is written as soon as it is there, and before anything else is done."""
     monkeypatch.setattr(Saver, "save", Saver.close)

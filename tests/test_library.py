@@ -23,13 +23,6 @@ from .fuzz import seeds
 from .recordings import made_up
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    place = tmp_path / "library"
-    monkeypatch.setenv("SINKSCOPE_RUNS", str(place))
-    return place
-
-
 def names() -> list[str]:
     return [e.name for e in library.entries()]
 

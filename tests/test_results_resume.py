@@ -28,7 +28,6 @@ from app.jobs.kept import ResultKeeper
 from app.jobs.measures import MeasuresJob
 
 from .test_jobs_kept import home as home
-from .test_resume import command as command
 from .test_resume import killed
 from .waiting import copied, until
 

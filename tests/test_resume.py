@@ -52,18 +52,6 @@ def short(*about, **more):
     return words(*about, chunk=16, **more)
 
 
-@pytest.fixture
-def command(run):
-    """Runs a command that must end with a status, and gives what it said on both channels."""
-
-    def call(*arguments, code=0):
-        got, said, error = run(*map(str, arguments))
-        assert got == code, (said, error)
-        return said + error
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """So long that all lanes evict, and no longer: it is read again from every moment."""

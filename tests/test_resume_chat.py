@@ -24,7 +24,6 @@ from analysis.runs.spec import Sampling
 from . import tokenizers, waiting
 from .fuzz import seeds
 from .test_bos import tiny
-from .test_resume import command as command
 from .test_resume import killed, same
 
 pytestmark = pytest.mark.whole

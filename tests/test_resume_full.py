@@ -12,7 +12,6 @@ from analysis.runs import checkpoint
 from analysis.runs.checkpoint import Checkpoints
 from analysis.runs.reader import load
 
-from .test_resume import command as command
 from .test_resume import same
 from .test_resume import words as stream
 from .test_resume_chat import SCRIPT, chat

@@ -34,13 +34,6 @@ pytestmark = pytest.mark.whole
 NASTY = "![x](http://127.0.0.1:9/zq.png) <img src=x> $x$ :material/home: **b**"
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    place = tmp_path / "library"
-    monkeypatch.setenv("SINKSCOPE_RUNS", str(place))
-    return place
-
-
 def opened(**asked) -> AppTest:
     at = AppTest.from_file(MAIN, default_timeout=60).switch_page("views/runs.py")
     for name, values in asked.items():

@@ -18,19 +18,13 @@ from analysis.runs.switches import Switch, to_come
 from app.jobs.reading import ReadingJob
 
 from .fuzz import seeds
+from .test_jobs_kept import home as home
 from .test_resume import killed
 from .waiting import copied, until
 
 PINNED, DROPPED = "streaming:sinks=4,window=12,positions=cache", "window:window=16"
 LANES = PINNED, DROPPED
 STORY = (Switch(60, 1, PINNED, pin=True), Switch(160, 1, DROPPED), Switch(160, 0, "dense"), Switch(220, 1, "dense"))
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    """A library of the test's own."""
-    monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path / "library"))
-    return tmp_path / "library"
 
 
 @pytest.fixture(scope="module")

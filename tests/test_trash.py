@@ -14,13 +14,6 @@ from app import prepared
 from .fuzz import seeds
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    place = tmp_path / "library"
-    monkeypatch.setenv("SINKSCOPE_RUNS", str(place))
-    return place
-
-
 @pytest.mark.parametrize("inner", ["", "1-softmax"])
 def test_run_that_another_process_opens_just_now_is_not_deleted_and_the_other_way_round(home, monkeypatch, inner):
     seeds.run(home / "first", end="finished")

@@ -15,6 +15,7 @@ from ..recordings import decoded
 from ..test_bos import model_of
 from ..test_recorded_chat import PROMPTS, Talk
 from .conftest import cut_labels
+from .test_chat import gone
 from .test_replay import offline, position, violations, wait_address, wait_painted  # noqa: F401
 
 pytestmark = pytest.mark.browser
@@ -30,10 +31,6 @@ def talked():
     talk.switch(1, "streaming:sinks=4,window=12", pin=True)
     talk.ask(PROMPTS[2])
     return "talked", decoded(recorded_chat(load(talk.finish()), "x", {}))[0]["total"]
-
-
-def gone(page, lane: int) -> int:
-    return page.locator(".sk-lane").nth(lane).locator(".sk-flow .sk-gone").count()
 
 
 def test_a_recorded_conversation_is_played_scrubbed_and_found_again(app, page, talked):
