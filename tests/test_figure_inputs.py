@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.experiments import grid
+from analysis.experiments.papers import EXPERIMENTS
 from analysis.figures import parse
 from analysis.figures.export import provenance
 from analysis.figures.inputs import open_input
@@ -91,6 +93,20 @@ def test_no_command_captures_what_was_read_with_other_weights(model, text, tmp_p
     spec = Spec(model, text, ("dense",), 20, device="cpu")
     list(capture(network, np.arange(21, dtype=np.int32), replace(spec, **packed), tmp_path / "a"))
     assert Stretch(tmp_path / "a").command is None
+
+
+def test_a_figure_of_a_grid_says_the_command_of_each_of_its_runs(run, model, text, tmp_path):
+    base = Spec(model, text, ("dense",), 40, device="cpu")
+    cells = EXPERIMENTS["sinks"].cells(base, 16)[:3]
+    list(grid.run(cells, tmp_path / "grid"))
+    said = provenance(parse("budget"), open_input(tmp_path / "grid", "grid"), Path("a.pdf"), Layout())["run"]
+    commands = said.split("\n")
+    assert len(commands) == 3, said
+    for n, command in enumerate(commands):
+        assert run(*shlex.split(command)[3:], "--out", str(tmp_path / "again" / str(n)))[0] == 0, command
+    figures = [parse("budget").numbers(tmp_path / name) for name in ("grid", "again")]
+    for name, column in figures[0].items():
+        np.testing.assert_array_equal(figures[1][name], column)
 
 
 def test_a_figure_of_trainings_says_the_command_that_trains_them(run, tmp_path):

@@ -65,9 +65,12 @@ class FigureInput:
 
     @property
     def command(self) -> str | None:
-        """The command line that computes what this is made of; None where nothing says it."""
+        """The command line that computes what this is made of, of a grid one for each run, a line each; None where
+        nothing says it."""
         if isinstance(self.data, Run):
             return self.data.spec.command()
+        if isinstance(self.data, Path):
+            return "\n".join(dict.fromkeys(run.spec.command() for run in self._runs)) or None
         if (stretch := getattr(self.data, "stretch", None)) is not None:
             return stretch.command
         if isinstance(self.data, list) and (trainings := [t for t in self.data if isinstance(t, SavedTraining)]):
