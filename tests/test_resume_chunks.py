@@ -53,6 +53,23 @@ def test_a_reading_goes_on_over_the_chunks_of_its_record(fidelity, model, text, 
     assert going.run.events[-1]["compared"] == len(lanes) * (upto - 1) and going.run.events[-1]["largest"] == 0
 
 
+@pytest.mark.parametrize("bits", ["int8", "int4", "int2"])
+def test_a_reading_under_a_cache_of_few_bits_goes_on_from_its_checkpoint(bits, run, model, text, tmp_path):
+    of = ["stream", f"--model={model}", f"--text={text}", "--device=cpu", "--chunk=16"]
+    for policy in ("streaming:sinks=4,window=28", "h2o:budget=32,recent=4,interval=4"):
+        of.append(f"--policy={policy},cache={bits},exact=2,group=4,residual=6")
+    code, _, said = run(*of, "--tokens=120", "--out", str(tmp_path / "a"))
+    assert code == 0 and "checkpoint" not in said
+    assert run("resume", str(tmp_path / "a"), "--tokens=200")[0] == 0
+    assert run(*of, "--tokens=200", "--out", str(tmp_path / "b"))[0] == 0
+    resumed, whole = load(tmp_path / "a"), load(tmp_path / "b")
+    # What was not read again came out of the checkpoint.
+    assert resumed.events[-1]["compared"] == 0
+    for one, other in zip(resumed.tracks, whole.tracks, strict=True):
+        np.testing.assert_array_equal(one.cache_bytes.view(), other.cache_bytes.view())
+        np.testing.assert_allclose(one.nll.view(), other.nll.view(), atol=1e-4)
+
+
 def test_a_text_that_is_elsewhere_is_asked_for_where_it_may_be(run, model, text, tmp_path, monkeypatch):
     """Nobody can name one to a command that goes on, and what was pasted has no path at all."""
     (begun := tmp_path / "begun").mkdir()
