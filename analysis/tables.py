@@ -2,8 +2,29 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+TAKEN = re.compile(
+    # A formula.
+    r"[=+\-@\t\r].*"
+    # A number, an amount, a fraction, a date or a time; a whole number that is written as all write it stays as it is.
+    r"|(?!(?:0|[1-9]\d{0,14})\Z)(?=.*\d)[\d\W_]+(?:e[+-]?\d+|[ap]m?)?\s*"
+    r"|(?=.*\d)[\d\W_]*(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*[\d\W_]*"
+    # A truth value, an error, or nothing at all.
+    r"|\s*(?:true|false|#\w+[!?/]a?|n/?a|<na>|nan|null|none)\s*",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Texts that spreadsheets, or readers of tables, take for something else."""
+
+
+def as_text(text: str) -> str:
+    """A text as a cell of CSV: where it looks like a number, say, an apostrophe before it says that it is a text.
+
+    So does one before such a text with apostrophes of its own: whoever takes one away reads what was written.
+    """
+    return f"'{text}" if TAKEN.fullmatch(text.lstrip("'")) else text
 
 
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -23,7 +23,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, FixedLocator
 from numpy.typing import NDArray
 
-from ..tables import as_csv
+from ..tables import as_csv, as_text
 from .base import Figure, Numbers
 from .drawing import hanging, lay_out, sheet_of
 from .fonts import absent, families, visible
@@ -36,8 +36,6 @@ HIGHEST = {"slides": 7.5}
 PAGE = 9.0
 """Inches that a figure may be high: on a slide, and on any other page."""
 KINDS = ("pdf", "svg", "png", "csv", "npz")
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")
-"""What a cell begins with that a spreadsheet takes for a formula."""
 STYLE = {
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
@@ -290,6 +288,6 @@ def _sides(arrays: Mapping[str, NDArray], name: str) -> dict[str, NDArray]:
 
 def _cell(value: Any) -> str:
     if isinstance(value, str):
-        # Tokens of a foreign text may look like formulas, which spreadsheets compute: an apostrophe says text to them.
-        return f"'{value}" if value.startswith(FORMULAS) else value
-    return "" if isinstance(value, float) and np.isnan(value) else str(value)
+        return as_text(value)
+    # Numbers of a map are numpy's own.
+    return "" if value != value else str(value)
