@@ -27,6 +27,11 @@ def as_text(text: str) -> str:
     return f"'{text}" if TAKEN.fullmatch(text.lstrip("'")) else text
 
 
+def ungrouped(number: str) -> str:
+    """A number as a cell of CSV: without the commas between its thousands, which other countries take for a point."""
+    return re.sub(r"(?<=\d),(?=\d{3})", "", number)
+
+
 def as_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Rows of cells as CSV, one line each, under a header."""
     whole = [header, *rows]

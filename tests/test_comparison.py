@@ -1,9 +1,11 @@
 """Laws of comparing runs: equal to a naive reference, and never over tokens that are not the same."""
 
+import io
 import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis import metrics
@@ -15,6 +17,7 @@ from analysis.runs.comparison import compare, grid_difference
 from analysis.runs.run import Run
 from analysis.runs.spec import Sampling, Spec
 from analysis.runs.summary import shared_tokens, summarize
+from app.panels.run_comparison import HEADER, written
 
 
 def run_of(ids, policies=("dense",), seed: int = 0, first: int = 7, heads=(2, 3)) -> Run:
@@ -173,3 +176,12 @@ def test_the_table_of_a_conversation_calls_a_switched_lane_by_all_its_policies()
 def test_a_lane_that_has_answered_nothing_has_read_its_first_token_too(count, read):
     _, tokens, answered, perplexity, *_ = spoken_rows(("dense",), np.zeros(count))
     assert (tokens, answered, perplexity) == ([read], ["0"], ["–"])
+
+
+def test_the_table_of_a_comparison_is_read_as_it_is_meant():
+    row = ["=a, Dense", "1e5, float32", "65,536", "1,234.5678", "4,096", "-0.1234", "–", "6 in 1,024 slots", "2,048.1"]
+    found = pd.read_csv(io.StringIO(written([row])))
+    assert found.columns.tolist() == list(HEADER)
+    assert found.iloc[0].tolist() == [
+        "'=a, Dense", "1e5, float32", 65536, 1234.5678, 4096, -0.1234, "–", "6 in 1024 slots", 2048.1,
+    ]  # fmt: skip

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -17,6 +18,7 @@ from analysis.experiments.recall.asked import Asked
 from analysis.runs import library
 from analysis.runs.held import strangers
 from analysis.runs.spec import Spec
+from analysis.tables import as_text
 from app import recordings
 from app.jobs.paces import Paces
 from app.jobs.recall import RecallJob
@@ -109,7 +111,12 @@ def test_the_library_lists_it_and_opens_it_as_the_page_left_it(registry, speakin
         "answer",
         "said",
     ]
-    assert [(of["answer"], of["said"]) for of in lines] == [(row.answer, row.said) for row in job.snapshot.rows]
+    assert [(of["answer"], of["said"]) for of in lines] == [
+        (as_text(row.answer), as_text(row.said)) for row in job.snapshot.rows
+    ]
+    odd = msgspec.structs.replace(job.snapshot.rows[0], answer="=1+1", said="-", depth=None, nll=-0.5)
+    (of,) = csv.DictReader(io.StringIO(as_table([odd]), newline=""))
+    assert [of[name] for name in ("answer", "said", "depth", "nll")] == ["'=1+1", "'-", "", "-0.5"]
 
 
 def test_what_is_stopped_goes_on_and_asks_nothing_twice(registry, speaking, monkeypatch):

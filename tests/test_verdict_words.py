@@ -1,5 +1,8 @@
 """What a person reads of a verdict: its sentence, its tables and what stands below them."""
 
+import csv
+import io
+
 import msgspec
 import pytest
 
@@ -116,6 +119,15 @@ def test_what_no_test_tells_from_the_best_of_its_budget_is_marked():
     ]  # fmt: skip
     narrow, _ = table(VERDICT, narrow=True)
     assert set(header) - set(narrow) == {"Perplexity", "Excess NLL"}
+
+
+def test_numbers_of_the_table_are_no_dates_to_a_spreadsheet_nor_fractions_to_other_countries():
+    large = msgspec.structs.replace(VERDICT.entries[1], policy="window:window=2048", budget=2048)
+    written = tables.written(msgspec.structs.replace(VERDICT, entries=[VERDICT.entries[0], large]))["table.csv"]
+    header, dense, window = csv.reader(io.StringIO(written, newline=""))
+    assert (header[:2], header[-1]) == (["Policy", "Budget"], "passkey")
+    assert (dense[:2], dense[-1]) == (["Dense", "–"], "2 of 2")
+    assert (window[:2], window[-1].removesuffix(" ≈")) == (["Window", "2048"], "0 of 2")
 
 
 def test_a_policy_is_named_with_what_was_changed_about_it():

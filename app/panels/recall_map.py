@@ -13,7 +13,7 @@ from analysis.figures import RecallCurve
 from analysis.palette import labels
 from analysis.policies import parse
 from analysis.runs.spec import Spec
-from analysis.tables import as_csv
+from analysis.tables import as_csv, as_text
 from app import recordings
 from app.choices import choice, kept_default
 from app.components import chart
@@ -150,4 +150,9 @@ def as_table(rows: Sequence[Row]) -> str:
     """All answers as CSV, with the columns of `recall.parquet`."""
     names = Row.__struct_fields__
     cells = [msgspec.structs.asdict(row) for row in rows]
-    return as_csv(names, [["" if of[name] is None else str(of[name]) for name in names] for of in cells])
+    return as_csv(names, [[_written(of[name]) for name in names] for of in cells])
+
+
+def _written(value: Any) -> str:
+    """As a cell of CSV."""
+    return as_text(value) if isinstance(value, str) else "" if value is None else str(value)

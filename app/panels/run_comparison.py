@@ -18,7 +18,7 @@ from analysis.runs.reader import load
 from analysis.runs.run import Run
 from analysis.runs.summary import briefs_of, mean_sink_mass
 from analysis.settings import quoted
-from analysis.tables import as_csv
+from analysis.tables import as_csv, as_text, ungrouped
 from app import address
 from app.address_bar import readdress
 from app.choices import choice, choose, kept_default, kept_index
@@ -240,7 +240,12 @@ def draw_table(comparison: Comparison, labels: list[str], entries: Sequence[Entr
         "Excess NLL: nats/token above the first lane of the first run, over the tokens from the beginning that both "
         "have read; its standard error is over blocks of 256 tokens."
     )
-    download("As CSV", "comparison.csv", lambda: as_csv(HEADER, found))
+    download("As CSV", "comparison.csv", lambda: written(found))
+
+
+def written(rows: list[list[str]]) -> str:
+    """The table as CSV, with texts as texts, and numbers as programs read them."""
+    return as_csv(HEADER, [[*map(as_text, row[:2]), *(ungrouped(cell) for cell in row[2:])] for row in rows])
 
 
 def draw_grids(comparison: Comparison, titles: list[str]) -> None:

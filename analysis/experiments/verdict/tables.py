@@ -1,5 +1,6 @@
 """A verdict as a person reads it: one sentence, and tables."""
 
+import re
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -8,7 +9,7 @@ from ... import metrics
 from ...models.kinds import named
 from ...palette import labels
 from ...policies import parse
-from ...tables import as_csv, as_markdown
+from ...tables import as_csv, as_markdown, ungrouped
 from ...texts import titled
 from .entries import FILE, LEVEL, Entry, Recall, Verdict
 from .plan import READING
@@ -41,10 +42,15 @@ def written(found: Verdict) -> dict[str, str]:
     words = ["# Policies at budgets", about(found), sentence(found), as_markdown(header, rows), f"{caption(found)}."]
     return {
         FILE: msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n",
-        "table.csv": as_csv(header, rows),
+        "table.csv": as_csv(header, ([name, *map(_alone, cells)] for name, *cells in rows)),
         "pairs.csv": as_csv(["Budget", "Task", "Policy", "Other policy", "Difference", "p"], pairs),
         "table.md": "\n\n".join(w.strip() for w in words) + "\n",
     }
+
+
+def _alone(cell: str) -> str:
+    """A cell of the table as one of CSV: 3/4 is the third of April to a spreadsheet."""
+    return ungrouped(re.sub(r"\A(\d+)/(\d+)", r"\1 of \2", cell))
 
 
 def about(found: Verdict) -> str:
