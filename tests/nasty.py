@@ -45,7 +45,7 @@ def numbers(name: str, seed: int = 0) -> dict[str, np.ndarray]:
         "head-map": {"map": square, "begin": np.array(60_000), "scale": np.array(128)},
         "emergence-map": {"map": square, "begin": np.array(0), "scale": np.array(1)},
         "map-grid": {"maps": np.array([[square] * 6] * 5), "layers": np.arange(5) * 9, "heads": np.arange(6) * 17},
-        "mean-logits": {"maps": square[None, None].repeat(6, 1), "layers": np.array(["mean"]), "heads": np.arange(6)},
+        "mean-logits": {"maps": square[None].repeat(6, 0), "layers": np.arange(6)},
         "needle-map": {
             "policy": np.array(POLICIES)[cell_lane], "length": length, "depth": depth,
             "recalled": rng.integers(0, 3, len(depth)) / 2, "nll": rng.uniform(0, 20, len(depth)),

@@ -34,8 +34,10 @@ def test_a_label_longer_than_its_page_is_broken_and_leaves_no_empty_band(venue, 
 def test_maps_of_few_layers_leave_no_white_band_on_the_page(of, venue):
     figure = parse(of)
     down, across = (1, 2) if of.startswith("mean") else (len(figure.layers.split()), 3)
-    sides = {"layers": np.arange(down), "heads": np.arange(across)}
-    with drawn(figure, {"maps": np.full((down, across, 16, 16), 0.1, np.float32), **sides}, Layout(venue)) as sheet:
+    data = {"maps": np.full((down, across, 16, 16), 0.1, np.float32), "layers": np.arange(down)}
+    mean = {"maps": data["maps"][0], "layers": np.arange(across)}
+    data |= mean if of.startswith("mean") else {"heads": np.arange(across)}
+    with drawn(figure, data, Layout(venue)) as sheet:
         sheet.canvas.draw()
         boxes = [ax.get_tightbbox().extents for ax in sheet.axes]
         height = max(box[3] for box in boxes) - min(box[1] for box in boxes)

@@ -96,8 +96,13 @@ def test_a_table_of_a_map_says_which_tokens_layers_and_heads_its_numbers_are_of(
         "sink-grid": ({"mass": square}, "layer,head,mass", "1,0,2.0"),
         "map-grid": (
             {"maps": np.stack([[square, square + 4]]), "layers": np.array([10]), "heads": np.array([3, 7])},
-            "down,across,row,column,maps",
+            "layer,head,query,key,maps",
             "10,7,1,0,6.0",
+        ),
+        "mean-logits": (
+            {"maps": np.stack([square, square + 4]), "layers": np.array([0, 29])},
+            "layer,query,key,maps",
+            "29,1,0,6.0",
         ),
     }
     for name, (data, header, row) in tables.items():
@@ -133,6 +138,18 @@ def test_an_axis_of_activations_has_numbers_whatever_its_range(least, most):
             said = [tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high]
             assert len(list(filter(None, said))) >= 3, venue
             assert any("⁴" in text for text in said) == (most > 1e4)
+
+
+def test_mean_logits_say_of_which_layers_they_are_and_call_none_a_head():
+    source: Any = SimpleNamespace(
+        stretch=SimpleNamespace(tokens=3, layers=30, heads=2),
+        draw=lambda layer, head, region, kind: np.full((3, 3), layer + 2 * head, np.float32),
+    )
+    data = parse("mean-logits:layers=4 29").numbers(source)
+    assert {name: array.shape for name, array in data.items()} == {"maps": (2, 3, 3), "layers": (2,)}
+    assert data["layers"].tolist() == [4, 29] and data["maps"][:, 0, 0].tolist() == [5, 30]
+    with drawn(parse("mean-logits:layers=4 29"), data, Layout()) as sheet:
+        assert [label.get_text() for label in sheet.axes[0].get_xticklabels()] == ["4", "29"]
 
 
 def test_a_table_of_maps_names_tokens_and_not_cells():

@@ -44,17 +44,19 @@ class MeanLogits(Figure):
         return replace(self, layers=evenly(self.layers, source.stretch.layers, 4), tokens=tokens)
 
     def numbers(self, source: "Atlas") -> Numbers:
-        """`maps` [1, layers, tokens, tokens], and in `heads` the layers.  Raises ValueError where there are no such."""
+        """`maps` [layers, tokens, tokens], and `layers`.  Raises ValueError where there are no such."""
         layers = [int(n) for n in self.resolved(source).layers.split()]
         end = min(self.tokens, source.stretch.tokens)
         region = Region((0, end), (0, end))
         heads = range(source.stretch.heads)
         maps = [np.mean([source.draw(layer, head, region, kind="logits") for head in heads], 0) for layer in layers]
-        return {"maps": np.array(maps)[None], "layers": np.array(["mean of heads"]), "heads": np.array(layers)}
+        return {"maps": np.array(maps), "layers": np.array(layers)}
 
     def draw(self, data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         """All maps in one row."""
-        ax = map_grid(data, ax=ax, logits=True)
+        # Layers stand where the heads of a grid do.
+        row = {"maps": data["maps"][None], "layers": np.array(["mean of heads"]), "heads": data["layers"]}
+        ax = map_grid(row, ax=ax, logits=True)
         # Beside its only row: as a number at a tick it would take a quarter of a narrow page.
         ax.set_yticks([])
         ax.set(xlabel="Layer", ylabel="Mean of heads")

@@ -273,17 +273,14 @@ def table(data: Numbers) -> str:
 
 
 def _sides(arrays: Mapping[str, NDArray], name: str) -> dict[str, NDArray]:
-    """What an array of more dimensions has along each of them: of a cell of a map, the first of its tokens; of several
-    maps what stands at their sides, and then the same."""
-    down, across, *cells = (np.arange(n) for n in arrays[name].shape)
-    if name == "map":
-        first, scale = arrays["begin"], arrays["scale"]
-        return {"query": first + scale * down, "key": first + scale * across}
-    if name == "maps":
-        rows, columns = (np.asarray(arrays.get("scale", 1)) * cell for cell in cells)
-        return {"down": arrays["layers"], "across": arrays["heads"], "row": rows, "column": columns}
-    names = ("layer", "head") if name == "mass" else ("row", "column")
-    return dict(zip(names, (down, across), strict=True))
+    """What an array of more dimensions has along each of them: of a cell of a map, the first of its tokens."""
+    *places, down, across = (np.arange(n) for n in arrays[name].shape)
+    if name == "mass":
+        return {"layer": down, "head": across}
+    first, scale = (np.asarray(arrays.get(of, usual)) for of, usual in (("begin", 0), ("scale", 1)))
+    # Of a grid of maps, by layer and head, or of a row of them, by layer.
+    sides = {of.removesuffix("s"): arrays[of] for of, _ in zip(("layers", "heads"), places, strict=False)}
+    return sides | {"query": first + scale * down, "key": first + scale * across}
 
 
 def _cell(value: Any) -> str:
