@@ -4,7 +4,11 @@ import re
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from analysis import metrics, parse, texts, tokenize
+from analysis.engine.stream import stream
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -14,6 +18,16 @@ def anchors(document: Path) -> set[str]:
     """What the headings of a document are linked by."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_perplexity_of_a_quantized_cache_is_what_the_document_tells(embedded):
+    """As far as it repeats on another processor: a few tenths of a per cent."""
+    told = " ".join((ROOT / "docs" / "policies.md").read_text(encoding="utf-8").split())
+    one, other = re.search(r"nothing exact gave ([\d.]+) with AVX-512 and ([\d.]+) with AVX2", told).groups()
+    tokens = tokenize(texts.read("hamlet"), embedded.tokenizer, limit=1025)
+    policy = parse("streaming:sinks=4,window=252,cache=int4,exact=0")
+    found = metrics.perplexity(np.concatenate([step.nll for step in stream(embedded, tokens, [policy], chunk=512)]))
+    assert 0.997 * float(one) <= found <= 1.003 * float(other)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
