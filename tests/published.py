@@ -107,7 +107,8 @@ def lagkv(policy, m):
             rounding = WITHIN * abs(later).max()
             same = (high - low <= rounding) & (abs(x[begin:end] - low) <= rounding)
             std = np.where(same, 0, (x[begin:end] - low) / np.maximum(high - low, rounding)).std(1, ddof=1)
-            scores[begin:end] += np.exp(std - std.max()) / np.exp(std - std.max()).sum()
+            share = np.exp(std - std.max()) / np.exp(std - std.max()).sum()
+            scores[begin:end] += share * (end - begin) / lag
     return list(scores)
 
 

@@ -204,6 +204,20 @@ def test_a_range_that_is_nothing_but_rounding_makes_no_score():
     torch.testing.assert_close(noisy, plain, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("slots", range(19, 35))
+def test_slots_of_a_short_stretch_are_worth_what_those_of_a_whole_one_are(slots):
+    """The first stretch has what the others leave it, which a budget decides and not what was read."""
+    draw = torch.Generator().manual_seed(0)
+    # What one stretch has, all have in another order, measured by the same range: no slot stands out by its place.
+    motif = torch.randn(1, 8, 6, generator=draw)
+    x = motif.repeat(1, 5, 1)[:, -slots:]
+    policy, positions = parse("lagkv:budget=32,sinks=2,recent=8"), torch.arange(slots)[None]
+    worth = policy.score(LayerState(x, x, positions, None, None, 0, rotated=x))[0, 2:-8]
+    early, whole = worth[: (slots - 2) % 8], worth[(slots - 2) % 8 :]
+    assert whole.mean().item() == pytest.approx(2 / 8, rel=1e-5)
+    assert early.numel() == 0 or early.mean().item() == pytest.approx(2 / 8, rel=1e-5)
+
+
 def test_heads_agree_on_tokens_and_not_on_slots():
     scores = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])
     positions = torch.tensor([[0, 1, 4], [0, 2, 4]])

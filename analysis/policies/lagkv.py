@@ -20,7 +20,7 @@ class LagKV(Ranked):
     every dimension of the rotated keys and of the values, the range that this one is measured by.  The last has no next
     one, so it is protected.  The paper scores a stretch once, when the next has been read, and keeps a share of each,
     so its cache grows with the text; here all slots are ranked at every eviction, against whatever stands behind them
-    then.
+    then.  The first stretch may be shorter: its scores are weighed by its length, so that its slots stay no longer.
     """
 
     name: ClassVar[str] = "lagkv"
@@ -56,5 +56,7 @@ class LagKV(Ranked):
         sinks = self.protected(state.positions)[:, : slots - lag]
         outside = torch.nn.functional.pad(sinks, (padding, 0), value=True).unflatten(1, (-1, lag))
         spread = spread.unflatten(0, (2, -1)).masked_fill(outside, float("-inf"))
-        worth = spread.softmax(-1).sum(0).flatten(1)[:, padding:]
+        # Few slots would get more of a softmax than many: by its length, an even share is one in every stretch.
+        lengths = (~outside).sum(-1, keepdim=True) / lag
+        worth = (spread.softmax(-1).sum(0) * lengths).flatten(1)[:, padding:]
         return torch.nn.functional.pad(worth, (0, lag))
