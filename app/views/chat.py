@@ -23,6 +23,7 @@ from app.frames.chat import ChatSender, strongest_head
 from app.jobs.chat import MAX_LANES, ChatJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
+from app.panels.asked import unfollowed
 from app.panels.job_panel import Maker, carry_out, press, redraw
 from app.panels.run_panel import NO_RUN, RunPanel, same_lanes, story_buttons
 from app.panels.sampling import sampling_controls
@@ -74,10 +75,12 @@ def open_page() -> None:
     if known is not None:
         spec = known.spec
         found, _ = address.values({"script": CHAT["script"]}, asked)
-        script = address.named_text("", known.text_sha256) or found.get("script", chosen.script)
-        script = spec.text if spec.text in scripts() else script
+        own = spec.text if spec.text in scripts() else address.named_text("", known.text_sha256)
+        # What can be played is chosen at the left, whatever was said before.
+        script = found.get("script") or own or chosen.script
         chosen = replace(chosen, lanes=list(spec.policies), model=Chosen.of(spec), script=script)
         chosen.sampling, chosen.kv_chunk = spec.sampling or chosen.sampling, spec.kv_chunk
+        problems += filter(None, [unfollowed(CHAT, values_of(chosen), chosen.model, chosen.lanes)])
     elif "run" in asked:
         problems.append(LOST)
     if known is None:
@@ -108,7 +111,10 @@ def to_address() -> None:
         lanes, model = known.spec.policies, Chosen.of(known.spec)
     said: dict[str, str | list[str]] = {**state.chat_view.link()}
     said |= address.said(MODEL, model._asdict(), quick()._asdict())
-    said |= address.said(CHAT, values_of(state.chat), values_of(Settings([], CHATS["breakdown"].script)))
+    shown = state.chat
+    if known is not None:
+        shown = replace(shown, sampling=known.spec.sampling or shown.sampling, kv_chunk=known.spec.kv_chunk)
+    said |= address.said(CHAT, values_of(shown), values_of(Settings([], CHATS["breakdown"].script)))
     if known is not None:
         # How it is loaded as usual is not the same on all machines.
         said |= {**JOB_PANEL.link(), "weights": model.weights}

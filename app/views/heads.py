@@ -1,6 +1,7 @@
 """Heads: maps of a captured stretch of text, measures of every head, and what the sink of each head is worth."""
 
 from functools import partial
+from typing import Any
 
 import streamlit as st
 
@@ -12,6 +13,7 @@ from app.controls import MODEL, Chosen, brand, heading, model_controls, policy_c
 from app.frames.atlas import AtlasSender
 from app.jobs.registry import REGISTRY
 from app.panels import atlas, knockouts, measures
+from app.panels.asked import unfollowed
 from app.panels.heads import HeadsPanel
 from app.panels.job_panel import LOST, redraw
 from app.plain import plain
@@ -46,14 +48,19 @@ def open_page() -> None:
     chosen, unloaded = Chosen().linked(asked, REGISTRY.models())
     tokens = state["heads"]["tokens"] if "heads" in state else {n: p.tokens for n, p in PANELS.items()}
     tokens[name] = more.pop("tokens", panel.tokens)
-    gone = LOST if known is None and asked.get("run") else ""
+    gone, said = LOST if known is None and asked.get("run") else "", ""
     if known is not None:
         chosen, found["text"], unloaded = Chosen.of(known.spec), known.spec.text, []
         found["policy"] = known.spec.policies[0]
         tokens[name] = max(32, min(known.spec.tokens or tokens[name], panel.most_tokens))
-        settings = {n: str(value) for n, value in known.settings.items() if value is not None}
-        more |= address.values(panel.parameters, settings)[0]
-    problems = [address.wrong([*left_out, *wrong, *unloaded]), gone]
+        of_run = settings_of(panel, known)
+        more |= of_run
+        has = of_run | {"panel": name, "policy": found["policy"], "tokens": known.spec.tokens}
+        has |= {"text": named} if (named := address.named_text(found["text"], known.text_sha256)) else {}
+        settled = {**PARAMETERS, "tokens": tokens_of(panel), **panel.parameters}
+        left_out, wrong = address.values({n: of for n, of in panel.parameters.items() if n not in has}, asked)[1], []
+        said = unfollowed({n: settled[n] for n in has}, has, chosen)
+    problems = [said, address.wrong([*left_out, *wrong, *unloaded]), gone]
     first = "heads" not in state
     state.heads = state.get("heads", {}) | {
         "model": chosen,
@@ -75,6 +82,13 @@ def open_page() -> None:
     panel.job_panel.say(" ".join(filter(None, problems)) or panel.job_panel.problem)
 
 
+def settings_of(panel: HeadsPanel, known: Any) -> dict[str, Any]:
+    """What a panel can choose of what was asked besides the Spec of a result, as it was; None where it was not."""
+    names = [name for name in known.settings if name in panel.parameters]
+    written = {name: str(known.settings[name]) for name in names if known.settings[name] is not None}
+    return dict.fromkeys(names) | address.values(panel.parameters, written)[0]
+
+
 def tokens_of(panel: HeadsPanel) -> address.Parameter:
     """How many tokens a panel may read."""
     return address.whole("tokens", 32, panel.most_tokens)
@@ -93,7 +107,9 @@ def to_address(name: str, panel: HeadsPanel) -> None:
         now["policy"] = USUAL["policy"]
     of = {**PARAMETERS, "tokens": tokens_of(panel), **panel.parameters}
     usual = {"tokens": panel.tokens, **USUAL, **dict.fromkeys(panel.parameters), **panel.usual}
-    said = chosen.link() | address.said(of, now | panel.now(), usual)
+    # What is set for the next one is no part of what is shown.
+    now |= panel.now() | (settings_of(panel, known) if known is not None else {})
+    said = chosen.link() | address.said(of, now, usual)
     readdress(ADDRESS, said | ({"run": known.id} if known is not None else {}))
 
 

@@ -8,6 +8,7 @@ from analysis.errors import sentence
 from analysis.texts import BOS
 from app import address
 from app.address_bar import readdress
+from app.choices import choose
 from app.components import pager
 from app.controls import brand
 from app.lesson import LANGUAGES, Chapter, lesson, translated
@@ -66,6 +67,9 @@ def take(name: str) -> None:
     elif folder is not None:
         try:
             play.open_kept(folder)
+            # What else was set stands beside it, as before a reload, and the chapter says that it differs.
+            for said, value in found.items():
+                choose(play.choices[said].key, value)
         except ValueError as e:
             state["run"] = ""
             wrong.append(plain(translated(sentence(e), state["language"])))

@@ -31,6 +31,7 @@ from app.frames.reading import PACES, ReadingSender
 from app.jobs.reading import MAX_LANES, ReadingJob
 from app.jobs.registry import REGISTRY
 from app.panels import slots, steering
+from app.panels.asked import unfollowed
 from app.panels.job_panel import Maker, carry_out, press, redraw
 from app.panels.run_panel import NO_RUN, RunPanel, same_lanes, story_buttons
 from app.parameters import READ
@@ -66,6 +67,9 @@ def open_page() -> None:
     if known is not None:
         lanes, text, model = list(known.spec.policies), known.spec.text, Chosen.of(known.spec)
         fidelity = known.spec.fidelity
+        named = address.named_text(text, known.text_sha256)
+        has = {"fidelity": fidelity} | ({"text": named} if named else {})
+        problems += filter(None, [unfollowed({name: READ[name] for name in has}, has, model, lanes)])
     elif "run" in asked:
         problems.append(LOST)
     if known is None:

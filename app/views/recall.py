@@ -47,11 +47,12 @@ def open_page() -> None:
     if "recall" in state and not is_linked(ADDRESS, JOB_PANEL.id):
         # Here already, or back from another page: all is as it was left.
         return
-    now, problems = recall_settings.LINKED.linked()
+    (now, problems), said = recall_settings.LINKED.linked(), ""
     known = known_as(asked.get("run"))
     if known is not None:
         try:
             now, problems = settings_of(known), []
+            said = recall_settings.LINKED.unfollowed(now)
         except ValueError as e:
             problems, known = [str(e)], None
     seen, unseen = address.values(PARAMETERS, asked)
@@ -62,7 +63,7 @@ def open_page() -> None:
         unseen.append(f"the map has no cell {quoted(asked['cell'])}")
         cell = None
     lost = LOST if known is None and asked.get("run") else ""
-    JOB_PANEL.say(" ".join(filter(None, (address.wrong([*problems, *unseen]), lost))))
+    JOB_PANEL.say(" ".join(filter(None, (said, address.wrong([*problems, *unseen]), lost))))
     state.update(recall=now, recall_cell=cell, revision=state.revision + 1)
 
 

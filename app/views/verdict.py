@@ -28,11 +28,12 @@ def open_page() -> None:
     if "verdict" in state and not is_linked(ADDRESS, JOB_PANEL.id):
         # Here already, or back from another page: all is as it was left.
         return
-    now, problems = verdict_settings.LINKED.linked()
+    (now, problems), said = verdict_settings.LINKED.linked(), ""
     known = JOB_PANEL.find(asked.get("run"))
     if known is not None:
         try:
             now, problems = verdict_settings.settings_of(plan_of(known)), []
+            said = verdict_settings.LINKED.unfollowed(now)
         except ValueError as e:
             problems, known = [str(e)], None
     seen, unseen = address.values(PICTURE, asked)
@@ -41,7 +42,7 @@ def open_page() -> None:
     for name, first in FIRST.items():
         choose(f"verdict-{name}", seen.get(name, first))
     lost = LOST if known is None and asked.get("run") else ""
-    JOB_PANEL.say(" ".join(filter(None, (address.wrong([*problems, *unseen]), lost))))
+    JOB_PANEL.say(" ".join(filter(None, (said, address.wrong([*problems, *unseen]), lost))))
     JOB_PANEL.put(known.id if known is not None else "")
     state.update(verdict=now, revision=state.revision + 1)
 

@@ -1,0 +1,80 @@
+"""A link that names a run and asks for something else than that run has: the run is shown, and what is not followed is
+said."""
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from .fuzz import seeds
+from .test_opened_results import asked_of, compared, knock_outs, measures, opened, recalled
+from .test_opened_results import home as home
+
+pytestmark = pytest.mark.whole
+
+RUNS = {
+    "read": (lambda place: seeds.run(place, end="finished"), {}),
+    "chat": (lambda place: seeds.run(place, end="finished", chat=True), {}),
+    "knockouts": (knock_outs, {"page": "heads"}),
+    "measures": (measures, {"page": "heads"}),
+    "recall": (recalled, {}),
+    "verdict": (compared, {}),
+}
+
+
+def problem_of(at: AppTest, page: str) -> str:
+    return at.session_state[f"{page}_problem"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "names"),
+    [
+        ("read", {"text": "macbeth", "dtype": "float16"}, "text and dtype"),
+        ("read", {"lane": "window:window=7", "fidelity": "on", "kv_heads": "3"}, "fidelity, kv_heads and lane"),
+        ("read", {"lane": "nothing", "bos": "perhaps"}, "bos and lane"),
+        ("chat", {"temperature": "1.5", "model": "nobody/nothing", "script": "x"}, "script, temperature and model"),
+        ("knockouts", {"panel": "maps", "text": "hamlet", "kind": "values"}, "kind, panel and text"),
+        ("measures", {"samples": "7", "first": "x", "policy": "window"}, "samples, first and policy"),
+        ("recall", {"task": "needle", "lengths": "64", "seed": "8", "dtype": "x"}, "task, lengths, seed and dtype"),
+        ("verdict", {"budgets": "64", "kl": "off", "tokens": "1"}, "budgets, kl and tokens"),
+    ],
+)
+def test_what_a_link_asks_otherwise_than_its_run_has_it_is_told(home, kind, asked, names):
+    make, of = RUNS[kind]
+    make(home / "it")
+    page = of.get("page", kind)
+    usual = asked_of(opened(page, run="it"))
+    at = opened(page, run="it", **asked)
+    told = f"The run that this address names has its own {names}: what the address says of that is not followed."
+    assert problem_of(at, page) == told
+    # What is shown is the run, and so says the address.
+    assert asked_of(at) | {"script": ""} == usual | {"script": ""}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_of_a_link_that_says_what_its_run_has_nothing_is_told(home, kind):
+    make, of = RUNS[kind]
+    make(home / "it")
+    page = of.get("page", kind)
+    at = opened(page, run="it")
+    now = {name: at.query_params[name] for name in at.query_params}
+    assert not problem_of(opened(page, **(now | {"dtype": "auto"})), page)
+    assert not problem_of(opened(page, **now), page)
+
+
+def test_what_is_set_for_the_next_result_is_not_said_of_the_one_on_screen(home):
+    measures(home / "it")
+    at = opened("heads", run="it")
+    samples = next(box for box in at.sidebar.number_input if box.label == "Samples")
+    samples.set_value(9).run()
+    assert asked_of(at)["samples"] == "5"
+    seeds.run(home / "chat", end="finished", chat=True)
+    at = opened("chat", run="chat")
+    usual, most = asked_of(at), next(box for box in at.sidebar.number_input if box.label == "Tokens an answer, at most")
+    most.set_value(999).run()
+    assert asked_of(at) == usual
+
+
+def test_settings_that_a_lesson_has_beside_kept_trainings_come_back_with_a_reload(home):
+    seeds.trainings(home / "grown")
+    at = opened("learn", chapter="emergence", run="grown", kinds="sigmoid", recipe="steps=300")
+    assert asked_of(at).items() >= {"run": "grown", "kinds": "sigmoid", "recipe": "steps=300"}.items()
+    assert any("to train with these settings" in info.value for info in at.info)
