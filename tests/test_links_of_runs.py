@@ -4,9 +4,13 @@ said."""
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from app.jobs.registry import REGISTRY
+
 from .fuzz import seeds
 from .test_opened_results import asked_of, compared, knock_outs, measures, opened, recalled
 from .test_opened_results import home as home
+from .test_presses import tell
+from .waiting import until
 
 pytestmark = pytest.mark.whole
 
@@ -78,3 +82,20 @@ def test_settings_that_a_lesson_has_beside_kept_trainings_come_back_with_a_reloa
     at = opened("learn", chapter="emergence", run="grown", kinds="sigmoid", recipe="steps=300")
     assert asked_of(at).items() >= {"run": "grown", "kinds": "sigmoid", "recipe": "steps=300"}.items()
     assert any("to train with these settings" in info.value for info in at.info)
+
+
+@pytest.mark.parametrize(
+    ("page", "press"),
+    [("read", {"press": {"what": "start", "at": 1}}), ("chat", {"say": {"text": "Hello", "at": 1}})],
+)
+def test_a_head_that_the_model_does_not_have_is_told_once_that_is_loaded(home, tmp_path, page, press):
+    seeds.model(tmp_path / "model")
+    at = opened(page, head="99.9", lane="window:window=64", weights="model")
+    (model,) = (box for box in at.sidebar.text_input if box.label == "Model")
+    model.set_value(str(tmp_path / "model"))
+    tell(at, press)
+    job = REGISTRY.get(at.session_state[f"{page}_run"])
+    until(job, lambda: job.status != "loading")
+    at.run()
+    assert "has no layer 99, head 9: click a cell of the sink mass grid." in job.note and "head" not in at.query_params
+    REGISTRY.free(job.id)

@@ -92,6 +92,13 @@ class RunPanel(JobPanel[Run]):
         view.head = None
         return [f"{known.facts.name} has no layer {head[0]}, head {head[1]}"]
 
+    def forget_unknown_head(self, view: View | ChatView) -> None:
+        """Forget a head that the model of the job here does not have, and say so: it was chosen in another model, or by
+        an address."""
+        job = self.job
+        if job is not None and job.status != "loading" and (lost := self.without_head(view)):
+            job.tell(f"{lost[0]}: click a cell of the sink mass grid. {job.note}".strip())
+
     def link(self) -> dict[str, str]:
         """What an address says of what stands here."""
         if (known := self.known) is None:

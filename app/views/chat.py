@@ -346,6 +346,7 @@ def draw() -> None:
     view = state.chat_view
     known = JOB_PANEL.known
     view.chosen = min(view.chosen, len(state.chat.lanes if known is None else known.spec.policies) - 1)
+    JOB_PANEL.forget_unknown_head(view)
     to_address()
     if talk is None and (kept := JOB_PANEL.recording) is not None:
         note = JOB_PANEL.problem or (KEPT if kept.goes_on and not kept.story else lesson(kept.spec.policies))
@@ -363,9 +364,6 @@ def draw() -> None:
     else:
         slots.renew_lease(talk)
         steering.say(talk)
-        if view.head and talk.facts and not talk.facts.has(*view.head):
-            # It was chosen in another model.
-            view.head = None
         words, seen, steers = lesson(talk.spec.policies), replace(view), steering.mine(talk)
         look = (words, steers, *astuple(seen))
         drawn = JOB_PANEL.feed.follow(talk, look, lambda talk: ChatSender().frame(talk, seen, words, steers))

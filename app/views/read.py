@@ -297,17 +297,6 @@ def changed() -> None:
     run.tell(" ".join(filter(None, said)))
 
 
-def forget_unknown_head(run: ReadingJob | None) -> None:
-    """Forget a head that the run's model does not have: it was chosen in another model, or by an address."""
-    view = st.session_state.view
-    if run is None or run.status == "loading" or view.head is None or run.facts is None or run.facts.has(*view.head):
-        return
-    layer, head = view.head
-    view.head = None
-    lost = f"{run.facts.name} has no layer {layer}, head {head}: click a cell of the sink mass grid."
-    run.tell(f"{lost} {run.note}".strip())
-
-
 def draw_recording(recording: recordings.Recording) -> None:
     """A run that is kept, as its reading left it."""
     state, words = st.session_state, "Run it live" if recording.story else "Read it live"
@@ -327,7 +316,7 @@ def draw() -> None:
     carry_out()
     JOB_PANEL.settle()
     run, state = JOB_PANEL.job, st.session_state
-    forget_unknown_head(run)
+    JOB_PANEL.forget_unknown_head(state.view)
     known = JOB_PANEL.known
     state.view.follow(state.lanes if known is None else known.spec.policies)
     to_address()
