@@ -46,10 +46,19 @@ def values(of: Parameters, asked: Mapping[str, str]) -> tuple[dict[str, Any], li
     for name, parameter in of.items():
         if name in asked:
             try:
-                found[name] = parameter.read(asked[name])
+                found[name] = parameter.read(one(asked, name))
             except ValueError as e:
                 problems.append(str(e))
     return found, problems
+
+
+def one(asked: Mapping[str, str], name: str) -> str:
+    """The one value that an address has for a name.  Raises ValueError where it has several."""
+    # Streamlit's mapping of an address gives the last of them.
+    several = dict.fromkeys(getattr(asked, "get_all", lambda _: ())(name))
+    if len(several) > 1:
+        raise ValueError(f"{name} has {len(several)} values")
+    return asked[name]
 
 
 def said(of: Parameters, now: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from analysis.experiments.presets import reference_of
 from analysis.runs.screen import COMPARED, GRIDS, MODES, PAINTS, STRIP
 from analysis.texts import checked
 
-from .address import number, several
+from .address import number, one, several
 from .parameters import MOST_TOKENS
 
 HEAD = several("head", 2, 9999, "layer.head, such as 20.3")
@@ -177,8 +177,9 @@ def _possible(
     for name in names:
         try:
             if name in asked:
-                view({name: asked[name]})
-                right[name] = asked[name]
+                written = one(asked, name)
+                view({name: written})
+                right[name] = written
         except ValueError as e:
             problems.append(str(e))
     return right, problems

@@ -99,3 +99,47 @@ def test_a_head_that_the_model_does_not_have_is_told_once_that_is_loaded(home, t
     at.run()
     assert "has no layer 99, head 9: click a cell of the sink mass grid." in job.note and "head" not in at.query_params
     REGISTRY.free(job.id)
+
+
+@pytest.mark.parametrize(
+    ("page", "asked"),
+    [
+        ("read", {"text": ["macbeth", "hamlet"]}),
+        ("read", {"head": ["1.1", "2.2"]}),
+        ("chat", {"seed": ["1", "2"]}),
+        ("chat", {"shown": ["1", "0"]}),
+        ("heads", {"policy": ["dense", "window"]}),
+        ("recall", {"repeats": ["2", "3"]}),
+        ("verdict", {"tokens": ["700", "800"]}),
+        ("figures", {"dpi": ["100", "200"]}),
+        ("learn", {"chapter": "row", "kind": ["relu", "sigmoid"]}),
+    ],
+)
+def test_what_an_address_has_several_values_of_is_left_out_and_told(home, page, asked):
+    ((name, values),) = [(name, values) for name, values in asked.items() if isinstance(values, list)]
+    at = opened(page, **asked)
+    told = f"The address of this page asks for something that cannot be: {name} has 2 values. That is left out."
+    assert told in told_by(at, page) and at.query_params.get(name) not in values
+    # The same twice is one value.
+    again = opened(page, **(asked | {name: values[:1] * 2}))
+    assert not any(f"{name} has" in said for said in told_by(again, page))
+
+
+def told_by(at: AppTest, page: str) -> list[str]:
+    said = [e.value for kind in (at.error, at.info) for e in kind]
+    return [*said, problem_of(at, page)] if page in ("read", "chat") else said
+
+
+def test_a_cell_of_no_map_is_told_and_one_of_the_map_before_is_forgotten(home):
+    told = "The address of this page asks for something that cannot be: {}. That is left out."
+    at = opened("recall", cell="1,128,95")
+    assert [e.value for e in at.error] == [told.format("cell is one of a map, and no run is named")]
+    at = opened("recall", cell="x")
+    must = "cell must be a lane, a length and a depth, written 1,512,50, not 'x'"
+    assert [e.value for e in at.error] == [told.format(must)]
+    recalled(home / "it")
+    at = opened("recall", run="it", cell="1,128,95")
+    assert asked_of(at)["cell"] == "1,128,95" and not at.error
+    at.session_state["recall_cell"] = (1, 777, 95.0)
+    at.run()
+    assert "cell" not in at.query_params

@@ -60,7 +60,7 @@ def unfollowed(of: address.Parameters, has: Mapping[str, Any], model: Chosen, la
     """
     asked = st.query_params
     of, has = {**of, **MODEL}, {**has, **model._asdict()}
-    names = [name for name in of if name in asked and not _is(of[name], asked[name], has.get(name))]
+    names = [name for name in of if not all(_is(of[name], said, has.get(name)) for said in asked.get_all(name))]
     names += ["lane"] * (bool(lanes) and "lane" in asked and not _are(asked.get_all("lane"), lanes))
     if not names:
         return ""

@@ -1,5 +1,6 @@
 """Recall: something is said in a text, and asked for later: what does each policy give back?"""
 
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,9 @@ _CELL = address.reals("cell", 3, 0, 2**31)
 
 
 def _cell(written: str) -> CELL:
-    numbers = _CELL.read(written)
+    numbers: tuple[float, ...] = ()
+    with suppress(ValueError):
+        numbers = _CELL.read(written)
     if len(numbers) != 3 or not all(n.is_integer() for n in numbers[:2]):
         raise ValueError(f"cell must be a lane, a length and a depth, written 1,512,50, not {quoted(written)}")
     return int(numbers[0]), int(numbers[1]), numbers[2]
@@ -59,6 +62,9 @@ def open_page() -> None:
     choose("recall-measured", seen.get("measured", "recalled"))
     cell = seen.get("cell")
     JOB_PANEL.put(known.id if known is not None else "")
+    if cell is not None and "run" not in asked:
+        unseen.append("cell is one of a map, and no run is named")
+        cell = None
     if cell is not None and (found := JOB_PANEL.found(Found)) is not None and whereabouts.cell_of(found, cell) is None:
         unseen.append(f"the map has no cell {quoted(asked['cell'])}")
         cell = None
@@ -144,6 +150,9 @@ def draw() -> None:
         if (run := JOB_PANEL.job) is not None:
             JOB_PANEL.progress_of_cells(run.snapshot)
         cell = st.session_state.recall_cell
+        if cell is not None and whereabouts.cell_of(found, cell) is None:
+            # It was one of the map before.
+            cell = st.session_state.recall_cell = None
         recall_map.draw(found, cell, picked, partial(whereabouts.draw, found, cell))
     to_address()
 
