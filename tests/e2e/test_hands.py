@@ -23,6 +23,19 @@ def test_a_whole_number_with_an_exponent_is_read_whole(app, page, typed, read):
     expect(box).to_have_value(read)
 
 
+@pytest.mark.parametrize(("typed", "read"), [("9,5", "9.5"), ("9.5", "9.5"), ("10", "10.0")])
+def test_a_fraction_with_a_comma_is_no_other_number(app, page, typed, read):
+    page.goto(f"{app}/figures")
+    box = page.get_by_role("spinbutton", name="Points")
+    expect(box).to_have_value("8.00")
+    box.click()
+    page.keyboard.press("Control+A")
+    page.keyboard.type(typed)
+    page.keyboard.press("Tab")
+    page.wait_for_function("points => location.search.includes(`points=${points}`)", arg=read)
+    expect(box).to_have_value(f"{float(read):.2f}")
+
+
 def test_a_token_of_the_text_tells_its_value_to_fingers_and_keys(app, browser):
     context = browser.new_context(viewport={"width": 400, "height": 800}, has_touch=True, is_mobile=True)
     page = context.new_page()

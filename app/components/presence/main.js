@@ -63,6 +63,25 @@ function writeOut({ target, type, key }) {
   target.dispatchEvent(new Event("input", { bubbles: true }));
 }
 
+// A browser in English drops the comma of 1,5, and 15 would be read.  Where fractions can be written, a point stands for
+// it, before the next key at the latest.
+let dropped = () => {};
+
+function keepComma({ target, data }) {
+  if (data !== "," || !target.matches?.("[data-testid=stNumberInputField]") || Number.isInteger(Number(target.step))) return;
+  // One that takes the comma says so.
+  const taken = () => { dropped = () => {}; };
+  target.addEventListener("input", taken, { once: true });
+  dropped = () => {
+    target.removeEventListener("input", taken);
+    dropped = () => {};
+    if (document.activeElement === target) document.execCommand("insertText", false, ".");
+  };
+  setTimeout(() => dropped());
+}
+
+const nextKey = () => dropped();
+
 export default function (component) {
   const node = component.parentElement.querySelector(".sk-away");
   const app = node.closest("[data-test-connection-state]");
@@ -80,8 +99,12 @@ export default function (component) {
   // Before anybody can press it, by whatever hand.
   for (const reached of ["pointerover", "focusin"]) document.addEventListener(reached, writePath);
   for (const left of ["keydown", "focusout"]) document.addEventListener(left, writeOut, true);
+  document.addEventListener("beforeinput", keepComma, true);
+  document.addEventListener("keydown", nextKey, true);
   return () => {
     clearTimeout(waiting);
+    document.removeEventListener("beforeinput", keepComma, true);
+    document.removeEventListener("keydown", nextKey, true);
     for (const reached of ["pointerover", "focusin"]) document.removeEventListener(reached, writePath);
     for (const left of ["keydown", "focusout"]) document.removeEventListener(left, writeOut, true);
     watcher.disconnect();
