@@ -26,7 +26,7 @@ from .analysis import __dir__, __getattr__
 '''
 MAIN = '''"""`python -m sinkscope`: the command `sinkscope`."""
 
-from .analysis.cli.main import main
+from .analysis.__main__ import main
 
 if __name__ == "__main__":
     main()
