@@ -284,11 +284,19 @@ def new_folder(path: Path, what: str = "something") -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        there = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
     except OSError as e:
         raise unwritten(path, e) from e
     except ValueError as e:
         raise ValueError(f"{path} cannot be written (it is no path): name another place") from e
+    check_empty(path, what)
+
+
+def check_empty(path: Path, what: str = "something") -> None:
+    """Raises ValueError where a folder that is to be a new one holds something that is not hidden, or is a file."""
+    try:
+        there = sorted(p.name for p in path.iterdir() if not p.name.startswith(".")) if os.path.lexists(path) else []
+    except OSError as e:
+        raise unwritten(path, e) from e
     if there:
         raise ValueError(f"{path} holds {what} already ({there[0]}): choose another folder for --out")
 

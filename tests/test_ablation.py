@@ -65,5 +65,5 @@ def test_what_cannot_be_knocked_out_is_said():
     with pytest.raises(ValueError, match=r"there is no head 4\.0"):
         list(knock_out_each(shared("llama"), words(), Dense(), "values", [(4, 0)]))
     for kind in ("keys", "none"):
-        with pytest.raises(ValueError, match=f"knockout must be one of values, weights, not '{kind}'"):
+        with pytest.raises(ValueError, match=f"kind must be one of values, weights, not '{kind}'"):
             list(knock_out_each(shared("llama"), words(), Dense(), kind, [(0, 0)]))

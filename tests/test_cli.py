@@ -176,7 +176,7 @@ def test_heads_are_knocked_out_one_after_the_other(run, model, text, tmp_path):
     to = tmp_path / "heads.csv"
     asked = ["knockout", "--device", "cpu", "--model", model, "--text", text, "--tokens", "80", "--out", str(to)]
     code, _, said = run(*asked, "--kind", "keys")
-    assert code == 2 and "knockout must be one of" in said and not to.exists()
+    assert code == 2 and "--kind must be one of" in said and not to.exists()
     code, said, _ = run(*asked, "--policy", "streaming:sinks=4,window=20", "--layer", "1")
     rows = [line.split(",") for line in to.read_text().splitlines()[1:]]
     assert code == 0 and "All 4 heads" in said

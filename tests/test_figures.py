@@ -275,7 +275,7 @@ def test_venues_are_as_wide_as_their_columns():
         (["attention-strip:layer=1,query=900", "--run", "{stretch}", "--out", "a.pdf"], "choose a smaller one"),
         (["budget", "--run", "{run}", "--out", "a.pdf"], "holds no runs"),
         (["perplexity", "--run", "{run}", "--out", "a.pdf", "--venue", "nature"], "choose one of: neurips"),
-        (["perplexity", "--run", "{run}", "--out", "a.pdf", "--points", "99"], "4 to 40 points"),
+        (["perplexity", "--run", "{run}", "--out", "a.pdf", "--points", "99"], "--points must be 4 to 40"),
     ],
 )
 def test_what_is_wrong_with_a_figure_is_one_line_and_status_2(wrong, says, places, run, tmp_path, monkeypatch):

@@ -267,7 +267,7 @@ def test_the_command_writes_tables_and_goes_on(run, model, text, tmp_path):
     [
         (["nothing"], "there is no experiment 'nothing'; choose one of: policies"),
         (["sinks", "--text", "nowhere"], "there is no text 'nowhere'"),
-        (["sinks", "--jobs", "0"], "at least 1 process"),
+        (["sinks", "--jobs", "0"], "--jobs must be at least 1 process"),
         (["sinks", "--cache", "0"], "window must be at least 1, not 0"),
         (["sinks", "--backend", "abacus"], "choose one of: local, dask, ray"),
         (["sinks", "--backend", "dask"], "--address HOST:PORT"),

@@ -272,7 +272,7 @@ def test_a_stretch_that_was_killed_when_it_was_written_is_whole(home, tiny_llama
 
 def test_a_run_that_is_asked_for_fewer_tokens_than_it_has_says_how_many_these_are(home):
     seeds.run(home / "a", end="finished")
-    with pytest.raises(ValueError, match="has read 40 tokens already: ask for more than that"):
+    with pytest.raises(ValueError, match="tokens must be more than the 40 that this run has read already, not 10"):
         resume.stopped(home / "a", 10)
 
 

@@ -194,7 +194,7 @@ def test_a_page_reads_no_file_that_a_result_of_others_names(registry, speaking, 
     ("asked", "wrong"),
     [
         (Asked("passkey", (300, 20), (5.0,), 1, 0), "choose a larger length"),
-        (Asked("passkey", (300,), (101.0,), 1, 0), "A depth is from 0 to 100"),
+        (Asked("passkey", (300,), (101.0,), 1, 0), "Depths must be from 0 to 100"),
         (Asked("passkey", (300,) * 1000, (5.0,) * 1000, 1000, 0), "more than the 1,000,000"),
     ],
 )

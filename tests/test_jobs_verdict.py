@@ -216,18 +216,14 @@ def test_where_the_disk_takes_nothing_the_verdict_is_told_all_the_same(registry,
         job.figure_input()
 
 
-@pytest.mark.parametrize(
-    ("more", "wrong"),
-    [
-        ({"lengths": (300, 20)}, "choose a larger length"),
-        ({"depths": (101.0,)}, "A depth is from 0 to 100"),
-    ],
-)
-def test_what_cannot_be_compared_is_one_sentence(registry, speaking, more, wrong):
-    job = begun(registry, plan_of(speaking, **more))
+def test_what_cannot_be_compared_is_one_sentence(registry, speaking):
+    job = begun(registry, plan_of(speaking, lengths=(300, 20)))
     until(job, lambda: not job.live)
-    assert job.status == "failed" and wrong in job.note
+    assert job.status == "failed" and "choose a larger length" in job.note
     assert not library.entries()
+    # What no model can be asked is no plan.
+    with pytest.raises(ValueError, match="depths must be from 0 to 100 % of the text, not 101"):
+        plan_of(speaking, depths=(101.0,))
 
 
 @pytest.mark.parametrize(

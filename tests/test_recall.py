@@ -241,7 +241,7 @@ def test_what_cannot_begin_leaves_no_folder_and_a_whole_one_as_it_is(run, place,
     if command == "compare":
         asked = ["compare", "--model", place, "--device", "cpu", "--policies", "window", "--budgets", "64"]
         asked += ["--tokens", "300", "--tasks", "perplexity", "--out", str(tmp_path / "o")]
-    wrong = {"--jobs": ("0", "at least 1 process"), "--backend": ("abacus", "there is no backend")}
+    wrong = {"--jobs": ("0", "--jobs must be at least 1 process"), "--backend": ("abacus", "there is no backend")}
     wrong["--model"] = (str(tmp_path / "none"), "there is no model")
     for name, (value, says) in wrong.items():
         code, _, said = run(*asked, name, value)
@@ -293,11 +293,11 @@ def test_the_tasks_are_listed(run):
         (["passkey", "--lengths", "300,many"], "--lengths is written as numbers with commas"),
         (["passkey", "--lengths", "20"], "choose a larger length"),
         (["passkey", "--lengths", ""], "name at least one policy and one length"),
-        (["passkey", "--depths", "101"], "a depth is from 0 to 100 %"),
-        (["passkey", "--depths", "nan"], "a depth is from 0 to 100 %"),
+        (["passkey", "--depths", "101"], "--depths must be from 0 to 100 %"),
+        (["passkey", "--depths", "nan"], "--depths must be from 0 to 100 %"),
         (["passkey", "--depths", "5.01,50,5.04"], "depths 5.01 and 5.04 are one to 0.1 %"),
         (["passkey", "--repeats", "0"], "1 to 10,000 texts"),
-        (["passkey", "--seed", str(2**63)], "a seed is from 0 to 9,223,372,036,854,775,807"),
+        (["passkey", "--seed", str(2**63)], "--seed must be from 0 to 9,223,372,036,854,775,807"),
         (["passkey", "--question", "deaf"], "aware or blind, not 'deaf'"),
         (["passkey", "--policy", "nothing"], "there is no policy"),
         (["jsonl"], "jsonl:file=PATH"),

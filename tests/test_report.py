@@ -84,7 +84,7 @@ def test_texts_that_a_run_does_not_have_are_numbers_and_no_model_is_asked_for_th
 @pytest.mark.parametrize("lane", [-1, 2])
 def test_a_lane_that_is_not_there_is_said(lane, tmp_path):
     save(long_run("tiny", 12), tmp_path / "run", text_sha256="t", weights_sha256="w")
-    with pytest.raises(ValueError, match=f"the run has lanes 0 to 1, and not {lane}"):
+    with pytest.raises(ValueError, match=f"lane must be one of the run, 0 to 1, not {lane}"):
         report(tmp_path / "run", tmp_path / "report.html", lane=lane)
     with pytest.raises(ValueError, match=f"the run has lanes 0 to 1, and not {lane}"):
         mean_sink_mass(long_run("tiny", 12), lane)
@@ -157,7 +157,7 @@ def test_a_report_has_the_maps_that_are_named(places, tmp_path, run):  # noqa: F
     assert "Layer 1, head 2" in text and "while it read" in text
     for more, says in (
         (["--head", "1.2"], "--stretch"),
-        (["--lane", "9"], "lanes 0 to 2, and not 9"),
+        (["--lane", "9"], "--lane must be one of the run, 0 to 2, not 9"),
         (["--stretch", str(places["stretch"]), "--head", "one"], "layer.head"),
     ):
         code, _, said = run(*asked, *more)

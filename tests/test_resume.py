@@ -297,7 +297,7 @@ def test_another_text_or_other_weights_are_refused_in_a_sentence(model, tmp_path
 def test_what_has_nothing_left_to_read_is_refused_in_a_sentence(model, text, tmp_path, command):
     command(*short(model, text, tmp_path / "some", 60))
     assert "--tokens asks for more" in command("resume", tmp_path / "some", code=2)
-    assert "has read 60 tokens already" in command("resume", tmp_path / "some", "--tokens", 30, code=2)
+    assert "--tokens must be more than the 60 that" in command("resume", tmp_path / "some", "--tokens", 30, code=2)
     command(*short(model, text, tmp_path / "all", lanes=["window:window=8"]))
     assert "the text has no more" in command("resume", tmp_path / "all", code=2)
     assert "holds no run" in command("resume", tmp_path, code=2)

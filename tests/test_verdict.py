@@ -317,11 +317,12 @@ def test_a_text_is_named_as_its_file_is(run, model, tmp_path):
         (["--policies", ""], "name at least one policy"),
         (["--policies", "dense"], "name one more policy"),
         (["--budgets", "some"], "--budgets is written as numbers with commas"),
-        (["--budgets", "0"], "choose a larger budget"),
+        (["--budgets", "0"], "--budgets must be 1 to"),
+        (["--budgets", "4"], "choose a larger budget"),
         (["--tasks", "smell"], "there is no task"),
         (["--text", "nowhere"], "there is no text 'nowhere'"),
         (["--text", ""], "'' is not a file"),
-        (["--lengths", "1"], "a text has 2 to"),
+        (["--lengths", "1"], "--lengths must be 2 to"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_status_2(run, place, tmp_path, wrong, says):

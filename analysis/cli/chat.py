@@ -8,6 +8,7 @@ import typer
 from rich.table import Table
 
 from .. import metrics
+from ..chat.scripts import read_script
 from ..policies import parse
 from ..runs.facts import ModelFacts
 from ..runs.run import ROLES, Run
@@ -15,7 +16,7 @@ from ..runs.spec import TYPED, Sampling, Spec
 from ..runs.summary import label_of
 from ..texts import with_bos
 from . import options
-from .console import new_folder, note, out, right, say
+from .console import check_new, new_folder, note, out, right, say
 from .ending import end_run, opened
 from .waiting import loading
 
@@ -66,15 +67,15 @@ def chat(
         bos=options.bos_of(bos),
         special=special,
     )
+    prompts, digest = read_script(script) if script is not None else (None, "")
+    check_new(out_folder)
     with loading(out) as tell:
         from ..chat.conversation import Conversation
         from ..chat.partner import Partner
-        from ..chat.scripts import read_script
         from ..models.loading import load
         from ..runs.checkpoint import Checkpoints
         from ..runs.folder import Folder
 
-        prompts, digest = read_script(script) if script is not None else (None, "")
         network = load(**spec.loading, progress=tell)
         partner = Partner(network, bos=spec.bos, special=special)
         lanes = [

@@ -77,6 +77,15 @@ def print_table(table: Table) -> None:
     out.print(table, crop=False)
 
 
+def check_new(out_folder: Path | None) -> None:
+    """Raises ValueError where the folder that was named for a run holds something: nobody waits for a model to hear
+    that."""
+    if out_folder is not None:
+        from .. import files
+
+        files.check_empty(out_folder, "a run" if os.path.exists(out_folder / "run.json") else "something")
+
+
 def new_folder(out_folder: Path | None, stem: str, runs: Path | None) -> Path:
     """Where a run goes: the folder that was named, else a new one in the library, where old runs may have to go."""
     if out_folder is not None:

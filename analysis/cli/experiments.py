@@ -33,16 +33,19 @@ def knockout(
     chosen, source = parse(policy), texts.read(text)
     if out_file is not None and out_file.exists():
         raise ValueError(f"{out_file} exists already: choose another file for --out")
-    dtype = options.dtype_of(dtype, device)
+    if layer is not None and layer < 0:
+        raise ValueError(f"layer must be at least 0, not {layer}")
+    asked: dict[str, Any] = {"device": device, "bos": options.bos_of(bos), "special": special}
+    spec = Spec(model, text, (str(chosen),), tokens, dtype=options.dtype_of(dtype, device), **asked)
     with loading(out) as tell:
         from ..experiments.ablation import EffectsFile, heads_of, knock_out_each, without_sink
         from ..models.loading import load
 
         # What is refused is refused before there is a file.
         without_sink(chosen, kind, 0, 0)
-        network = load(model, dtype=dtype, device=device, progress=tell)
+        network = load(**spec.loading, progress=tell)
     heads = heads_of(network, layer)
-    read = texts.tokenized(source, network.tokenizer, bos=options.bos_of(bos), special=special, limit=tokens)
+    read = spec.tokenized(source, network.tokenizer)
     options.say_read(read)
     ids = read.ids
     effects, kept, interrupted = [], None if out_file is None else EffectsFile(out_file), False
@@ -102,6 +105,7 @@ def reproduce(
             table.add_row(key, known.title, known.paper)
         print_table(table)
         return
+    grid.check_workers(jobs, backend, address)
     experiment, place = EXPERIMENTS.find(name), out_folder or library.home(runs) / name
     texts.read(text)
     how: dict[str, Any] = {

@@ -36,7 +36,7 @@ def emergence(
         raise ValueError(f"{empty[0]!r} says nothing about a model: give settings, such as steps=200, or leave it out")
     asked = [Recipe.parse(r) for r in recipes] if recipes else [Recipe()]
     if every < 1:
-        raise ValueError(f"at least 1 step lies between two measurements, not {every}")
+        raise ValueError(f"every must be at least 1 step, not {every}")
     # What is refused is refused before there is a folder, for which old runs may have to go.
     chosen = pick_device(device)
     trainings = [Training(recipe, chosen) for recipe in asked]
@@ -60,7 +60,7 @@ def tiny(
     from ..lab import own_sink
 
     if steps is not None and steps < 1:
-        raise ValueError(f"at least 1 step is made, not {steps}")
+        raise ValueError(f"steps must be at least 1, not {steps}")
     files.new_folder(out_folder)
     count = steps or own_sink.STEPS
     model, texts = own_sink.network(), own_sink.written()

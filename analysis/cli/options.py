@@ -90,6 +90,20 @@ def say_changed(spec: "Spec") -> None:
         note(f"KV heads are averaged down to {spec.kv_heads}, without the training that it would need")
 
 
+def heads(written: str, option: str) -> list[str]:
+    """Heads with commas between them, as they are written; none where nothing is.  Raises ValueError where one is no
+    head of any model."""
+    from ..runs.facts import head_of
+
+    names = written.split(",") if written else []
+    for name in names:
+        try:
+            head_of(name)
+        except ValueError as e:
+            raise ValueError(f"{option}: {e}") from e
+    return names
+
+
 def numbers(written: str, kind: type[N], option: str) -> tuple[N, ...]:
     """Numbers with commas between them.  Raises ValueError where one is none."""
     found = []

@@ -17,7 +17,7 @@ from ..runs.stopped import text_of
 from ..runs.summary import summarize
 from ..runs.switches import Plan, Switch, carry_out
 from . import options
-from .console import new_folder, note, out, right, say
+from .console import check_new, new_folder, note, out, right, say
 from .ending import Brake, end_run, opened
 from .waiting import Bars, loading
 
@@ -50,7 +50,8 @@ def stream(
     dtype, policies_ = options.dtype_of(dtype, device), tuple(str(parse(p)) for p in policy or options.USUAL)
     more: dict[str, Any] = {"special": special, "fidelity": fidelity}
     spec = Spec(model, text, policies_, tokens, chunk, dtype, device, options.bos_of(bos), weights, kv_heads, **more)
-    source = texts.read(text)
+    source, named = texts.read(text), options.heads(maps, "--maps")
+    check_new(out_folder)
     with loading(out) as tell:
         from ..engine.stream import open_lanes
         from ..maps.recorder import SIDE, MapRecorder, heads_of
@@ -62,7 +63,7 @@ def stream(
         read = spec.tokenized(source, network.tokenizer)
         ids, policies = read.ids, [parse(p) for p in spec.policies]
         facts = ModelFacts.of(network)
-        heads = heads_of(maps.split(","), facts) if maps else []
+        heads = heads_of(named, facts)
         lanes = open_lanes(network, ids, policies, history=SIDE if heads else 0, fidelity=fidelity)
     place = new_folder(out_folder, Path(source.name).stem, runs)
     run = Run(spec, int(ids[0]))
@@ -202,6 +203,7 @@ def capture(
         switches.append((int(at), parse(then)))
     if len({at for at, _ in switches}) < len(switches):
         raise ValueError("a position is given to --switch twice: name each once")
+    check_new(out_folder)
     _capture(spec, source, sorted(switches), lambda: new_folder(out_folder, f"{Path(source.name).stem}-stretch", runs))
 
 
@@ -222,6 +224,7 @@ def _capture(
         from ..maps import capture as maps
         from ..models.loading import load
 
+        maps.check_policies(parse(spec.policies[0]), switches)
         network = load(**spec.loading, progress=tell)
     read = maps.tokenized(source, network.tokenizer, spec)
     options.say_read(read)

@@ -104,7 +104,7 @@ def without_sink(policy: Policy, kind: str, layer: int, head: int) -> Policy:
     two things.
     """
     if kind not in KINDS:
-        raise ValueError(f"the kind of a knockout must be one of {', '.join(KINDS)}, not {quoted(kind)}")
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, not {quoted(kind)}")
     if policy.knockout != "none" or policy.softmax != "ordinary":
         raise ValueError(
             f"{policy.label}: the sink is knocked out of attention as it is, one head at a time, and this policy "

@@ -282,7 +282,7 @@ def take_over(asked: Iterable[Cell], source: Path, sha256: str, place: Path) -> 
 def check_workers(jobs: int, backend: str, address: str | None) -> None:
     """Raises ValueError where no workers can be meant by this."""
     if jobs < 1:
-        raise ValueError(f"at least 1 process must run the cells, not {jobs}")
+        raise ValueError(f"jobs must be at least 1 process, not {jobs}")
     if backend not in BACKENDS:
         raise ValueError(f"there is no backend {backend!r}; choose one of: {', '.join(BACKENDS)}")
     if backend == "local" and address:

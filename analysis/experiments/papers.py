@@ -122,9 +122,14 @@ class Experiment:
     def cells(self, base: Spec, cache: int | None = None) -> list[Cell]:
         """The cells; `base` says which model reads what, and how much of it."""
         base = replace(base, tokens=base.tokens or self.tokens)
+        rows = self.policies(self.cache if cache is None else cache)
+        try:
+            policies = [str(parse(policy)) for _, policy, _ in rows]
+        except ValueError as e:
+            raise ValueError(f"cache must be another number of tokens than {cache}: {e}") from e
         return [
-            Cell(label, replace(base, policies=(str(parse(policy)),)), paper, self.samples)
-            for label, policy, paper in self.policies(self.cache if cache is None else cache)
+            Cell(label, replace(base, policies=(policy,)), paper, self.samples)
+            for policy, (label, _, paper) in zip(policies, rows, strict=True)
         ]
 
     def remarks(self, cells: Sequence[Cell]) -> list[str]:

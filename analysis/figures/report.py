@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import files, resource
-from ..maps.recorder import head_of
+from ..runs.facts import head_of
 from ..runs.recording import piece_lists, recorded_in
 from ..runs.run import Run
 from ..runs.summary import label_of, summarize
@@ -58,7 +58,7 @@ def page(source: FigureInput, *, lane: int = 0, maps: Sequence[str] = (), plots:
     """The report as HTML; `plots`: address of the plotting script, which otherwise stands in the page itself."""
     run: Run = source.data
     if not 0 <= lane < len(run.tracks):
-        raise ValueError(f"the run has lanes 0 to {len(run.tracks) - 1}, and not {lane}: choose one of these")
+        raise ValueError(f"lane must be one of the run, 0 to {len(run.tracks) - 1}, not {lane}")
     if not any(len(t.nll) for t in run.tracks):
         raise ValueError("the run has read nothing yet, so there is nothing to tell")
     spec, about = run.spec, {k: v for k, v in source.about.items() if k not in ("heads", "model")}

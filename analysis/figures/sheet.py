@@ -72,7 +72,7 @@ class Layout:
         if self.venue not in WIDTHS:
             raise ValueError(f"there is no venue {self.venue!r}; choose one of: {', '.join(WIDTHS)}")
         if not 4 <= self.text_size <= 40:
-            raise ValueError(f"text must have 4 to 40 points, not {self.text_size:g}")
+            raise ValueError(f"points must be 4 to 40, not {self.text_size:g}")
         if not 50 <= self.dpi <= 1200:
             raise ValueError(f"dpi must be 50 to 1,200, not {self.dpi}")
 

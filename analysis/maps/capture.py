@@ -105,7 +105,7 @@ def capture(
     room; a capture that does not end leaves nothing.
     """
     policy, count = parse(spec.policies[0]), len(tokens) - 1
-    _check_policies(policy, switches)
+    check_policies(policy, switches)
     # Its last token is read, too, so that one less fits where positions are learned.
     if count > (most := min(LONGEST, model.adapted.longest or LONGEST)):
         raise ValueError(f"a stretch has at most {most:,} tokens, and this would have {count:,}: read fewer tokens")
@@ -161,7 +161,7 @@ def capture(
             _remove(path)
 
 
-def _check_policies(first: Policy, switches: Sequence[tuple[int, Policy]]) -> None:
+def check_policies(first: Policy, switches: Sequence[tuple[int, Policy]]) -> None:
     """Raise ValueError where a stretch cannot be read under these policies; see `capture`."""
     policies = [first, *(policy for _, policy in switches)]
     for policy in policies:

@@ -1,20 +1,12 @@
 """Keeps attention maps of some heads in a run folder while lanes read, so that a recording shows them later."""
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..engine.lane import Lane
-from ..runs.facts import ModelFacts
+from ..runs.facts import ModelFacts, head_of
 from ..runs.maps import SIDE, MapsFile, RecordedMap
 from .recent import HeadMap, head_map
-
-
-def head_of(name: str) -> tuple[int, int]:
-    """A head that is written layer.head.  Raises ValueError where it is not."""
-    if not (found := re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", name.strip())):
-        raise ValueError(f"a head is written layer.head, such as 1.3, and not {name!r}")
-    return int(found[1]), int(found[2])
 
 
 def heads_of(names: Iterable[str], model: ModelFacts) -> list[tuple[int, int]]:

@@ -1,9 +1,11 @@
 """What a screen says of a model: written into run folders, so that a run is seen without its model in memory."""
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..models.cache_cost import CacheCost
+from ..settings import quoted
 
 if TYPE_CHECKING:
     from ..models.language_model import LanguageModel
@@ -48,3 +50,10 @@ class ModelFacts:
     def has(self, layer: int, head: int) -> bool:
         """Whether there is such a query head."""
         return 0 <= layer < self.layers and 0 <= head < self.heads
+
+
+def head_of(name: str) -> tuple[int, int]:
+    """A head that is written layer.head.  Raises ValueError where it is not."""
+    if not (found := re.fullmatch(r"([0-9]{1,4})\.([0-9]{1,4})", name.strip())):
+        raise ValueError(f"a head is written layer.head, such as 1.3, and not {quoted(name)}")
+    return int(found[1]), int(found[2])

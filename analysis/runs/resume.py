@@ -88,7 +88,7 @@ def stopped(path: Path, tokens: int | None = None) -> StoppedRun:
     else:
         read = max((len(track.nll) + 1 for track in run.tracks), default=1)
         if tokens is not None and tokens < read:
-            raise ValueError(f"this run has read {read:,} tokens already: ask for more than that")
+            raise ValueError(f"tokens must be more than the {read:,} that this run has read already, not {tokens:,}")
         spec = run.spec if tokens is None else replace(run.spec, tokens=tokens)
         # What its text has is known where it was read to its end: nobody waits for a model to hear that.
         known, asked = len(run.pieces[0]), run.spec.tokens

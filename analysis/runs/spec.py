@@ -92,9 +92,11 @@ class Spec:
         for policy in self.policies:
             parse(policy)
         if self.tokens is not None and self.tokens < 2:
-            raise ValueError(f"at least 2 tokens must be read to predict one from another, not {self.tokens}")
+            raise ValueError(f"tokens must be at least 2, to predict one from another, not {self.tokens}")
         if self.chunk is None or self.chunk < 1:
             raise ValueError(f"chunk must be at least 1 token, not {self.chunk}")
+        if self.kv_heads is not None and self.kv_heads < 1:
+            raise ValueError(f"kv_heads must be at least 1, not {self.kv_heads}")
         for name, among in (("dtype", DTYPES), ("weights", WEIGHTS), ("device", DEVICES)):
             if (value := getattr(self, name)) not in among:
                 raise ValueError(f"{name} must be {', '.join(among[:-1])} or {among[-1]}, not {value!r}")

@@ -59,7 +59,7 @@ def tokenized(
     `limit`: read at most so many tokens, BOS included.  Raises ValueError with what to do.
     """
     if limit is not None and limit < 2:
-        raise ValueError(f"at least 2 tokens must be read to predict one from another, not {limit}")
+        raise ValueError(f"tokens must be at least 2, to predict one from another, not {limit}")
     first, as_text = opening(tokenizer, bos, text), ()
     if text.ids is not None:
         ids = text.ids

@@ -20,8 +20,9 @@ from ... import files
 from ...palette import labels
 from ...policies import parse as parse_policy
 from ...runs.spec import Spec
+from ...settings import quoted
 from . import TASKS
-from .base import Place, Sample, Task
+from .base import ASKING, Place, Sample, Task
 from .encoding import Encoded, Tokens
 
 if TYPE_CHECKING:
@@ -163,17 +164,19 @@ def cells(
     `base` says which model reads.  Raises ValueError where there is nothing to do.
     """
     if not 1 <= repeats <= MOST_REPEATS:
-        raise ValueError(f"1 to {MOST_REPEATS:,} texts are read for each length and depth, not {repeats}")
+        raise ValueError(f"repeats must be 1 to {MOST_REPEATS:,} texts for each length and depth, not {repeats}")
     # As large as a column of the table holds.
     if not 0 <= seed < 2**63:
-        raise ValueError(f"a seed is from 0 to {2**63 - 1:,}, not {seed:,}")
+        raise ValueError(f"seed must be from 0 to {2**63 - 1:,}, not {seed:,}")
     if wrong := [d for d in depths if not 0 <= d <= 100]:
-        raise ValueError(f"a depth is from 0 to 100 % of the text, not {wrong[0]:g}")
+        raise ValueError(f"depths must be from 0 to 100 % of the text, not {wrong[0]:g}")
+    if asking not in ASKING:
+        raise ValueError(f"question must be asked {' or '.join(ASKING)}, not {quoted(asking)}")
     # A map has one place for them.
     if wrong := [(a, b) for a, b in pairwise(sorted({*depths})) if round(a, 1) == round(b, 1)]:
         raise ValueError(f"depths {wrong[0][0]:g} and {wrong[0][1]:g} are one to 0.1 %: leave one of them out")
     if wrong := [n for n in lengths if not 2 <= n <= LONGEST]:
-        raise ValueError(f"a text has 2 to {LONGEST:,} tokens, not {wrong[0]}")
+        raise ValueError(f"lengths must be 2 to {LONGEST:,} tokens, not {wrong[0]}")
     # Where dense fails, what others do says nothing of them.
     named = sorted(dict.fromkeys(str(parse_policy(p)) for p in policies), key=lambda policy: policy != "dense")
     if (many := len(named) * len(lengths) * max(1, len(depths)) * repeats) > MOST_CELLS:

@@ -67,7 +67,7 @@ def answers(
     finite.
     """
     if asking not in ASKING:
-        raise ValueError(f"a question is asked {' or '.join(ASKING)}, not {asking!r}")
+        raise ValueError(f"question must be asked {' or '.join(ASKING)}, not {asking!r}")
     reader, begin, aside = _Reader(model, policy, chunk, told), 0, list[tuple[int, int]]()
     for asked in text.asked:
         borders = (begin, asked.question, asked.answer, asked.stop)

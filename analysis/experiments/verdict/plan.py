@@ -18,6 +18,7 @@ import msgspec
 from ... import files
 from ...policies import parse as parse_policy
 from ...runs.spec import Spec
+from ...settings import MOST, Registry
 from ...texts import Text
 from ...texts import read as read_text
 from ..papers import write_run
@@ -112,8 +113,14 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.policies or not self.budgets or not self.tasks or not self.texts:
             raise ValueError("name at least one policy, one budget, one task and one text")
+        if wrong := [budget for budget in self.budgets if not 1 <= budget <= MOST]:
+            raise ValueError(f"budgets must be 1 to {MOST:,} tokens, not {wrong[0]}")
         # What cannot be compared is refused at once.
-        self.recalled  # noqa: B018
+        known = Registry("task", dict.fromkeys((*READING, *TASKS)))
+        for task in self.tasks:
+            known.find(task.partition(":")[0].strip())
+        for task in self.recalled:
+            self.recall(task, DENSE)
         if len(self.members) == 1:
             raise ValueError("dense is what policies are compared with: name one more policy")
 
