@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from analysis import files
 from analysis.runs import folder as folders
 from analysis.runs import resume
 from analysis.runs.about import about_of
@@ -18,6 +19,7 @@ from .test_resume import short
 from .waiting import until
 
 pytestmark = pytest.mark.whole
+TRAINED = "steps=9,width=16,length=16,batch=2"
 
 
 @pytest.mark.parametrize("room", [True, False])
@@ -59,3 +61,27 @@ def test_a_command_says_that_a_run_has_ended_when_its_checkpoint_is_whole(
     assert status == "running" and (kept is None) == over
     assert json.loads((place / "run.json").read_text())["status"] == "finished"
     assert np.isfinite(load(place).tracks[0].nll.view()).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "begun"),
+    [(["stream"], 0), (["capture"], 0), (["emergence", TRAINED], 0), (["emergence", TRAINED, TRAINED], 1)],
+    ids=["stream", "capture", "training", "trainings"],
+)
+def test_a_command_that_has_no_room_to_begin_leaves_nothing(run, model, text, tmp_path, monkeypatch, words, begun):
+    """Nor where one of two trainings has begun."""
+    real, asked = files.check_room, []
+
+    def check_room(path, needed, what):
+        asked.append(what)
+        real(path, needed if len(asked) <= begun else 2**60, what)
+
+    monkeypatch.setattr(files, "check_room", check_room)
+    if words[0] != "emergence":
+        words = [*words, "--model", model, "--text", text]
+    code, _, said = run(*words, "--device", "cpu", "--runs", str(tmp_path / "library"))
+    assert code == 2 and said.count("\n") == 1 and "make room" in said and not [*(tmp_path / "library").iterdir()]
+    asked.clear()
+    # A folder that a person made is not ours to remove.
+    (own := tmp_path / "own").mkdir()
+    assert run(*words, "--device", "cpu", "--out", str(own))[0] == 2 and not [*own.iterdir()]

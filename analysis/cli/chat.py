@@ -83,16 +83,16 @@ def chat(
         ]
         for lane in lanes:
             lane.trace()
-    place = new_folder(out_folder, "chat", runs)
-    run = Run(spec)
-    run.model, run.begins = ModelFacts.of(network), partner.begins
-    with opened(lambda: Folder(place, run, text_sha256=digest, weights_sha256=network.sha256)) as folder:
-        options.say_changed(spec)
-        say(f"The conversation begins {with_bos(partner.begins)}.")
-        if warning := partner.template.note or partner.template.caution:
-            folder.event("warning", text=warning)
-            note(warning)
-        talk(lanes, prompts, folder, Checkpoints(place), len(prompts or ()))
+    with new_folder(out_folder, "chat", runs) as place:
+        run = Run(spec)
+        run.model, run.begins = ModelFacts.of(network), partner.begins
+        with opened(lambda: Folder(place, run, text_sha256=digest, weights_sha256=network.sha256)) as folder:
+            options.say_changed(spec)
+            say(f"The conversation begins {with_bos(partner.begins)}.")
+            if warning := partner.template.note or partner.template.caution:
+                folder.event("warning", text=warning)
+                note(warning)
+            talk(lanes, prompts, folder, Checkpoints(place), len(prompts or ()))
 
 
 def talk(

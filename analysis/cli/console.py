@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +88,24 @@ def check_new(out_folder: Path | None) -> None:
         files.check_empty(out_folder, "a run" if os.path.exists(out_folder / "run.json") else "something")
 
 
-def new_folder(out_folder: Path | None, stem: str, runs: Path | None) -> Path:
-    """Where a run goes: the folder that was named, else a new one in the library, where old runs may have to go."""
+@contextmanager
+def new_folder(out_folder: Path | None, stem: str, runs: Path | None) -> Generator[Path]:
+    """Where a run goes: the folder that was named, else a new one in the library, where old runs may have to go.
+
+    Of a run that cannot begin no empty folder is left there.
+    """
     if out_folder is not None:
-        return out_folder
+        yield out_folder
+        return
     from ..runs import library, trash
 
     place = library.new_folder(stem, runs)
-    if freed := trash.free(runs, place.name):
-        note(freed)
-    return place
+    try:
+        if freed := trash.free(runs, place.name):
+            note(freed)
+        yield place
+    except BaseException:
+        with suppress(OSError):
+            # Only where it is empty.
+            place.rmdir()
+        raise

@@ -40,16 +40,23 @@ def emergence(
     # What is refused is refused before there is a folder, for which old runs may have to go.
     chosen = pick_device(device)
     trainings = [Training(recipe, chosen) for recipe in asked]
-    place = new_folder(out_folder, "emergence", runs)
-    if next(iter([*place.glob("run.json"), *place.glob("*/run.json")]), None):
-        raise ValueError(f"{place} holds a run already: choose another folder for --out")
-    folders = [place]
-    if len(asked) > 1:
-        files.new_folder(place)
-        folders = [place / f"{i}-{recipe.attention}" for i, recipe in enumerate(asked)]
-    # All of them at once, so that a folder says what it was asked for, whatever comes.
-    writers = [TrainingWriter(f, training, every) for f, training in zip(folders, trainings, strict=True)]
-    _train(writers, place)
+    with new_folder(out_folder, "emergence", runs) as place:
+        if next(iter([*place.glob("run.json"), *place.glob("*/run.json")]), None):
+            raise ValueError(f"{place} holds a run already: choose another folder for --out")
+        folders = [place]
+        if len(asked) > 1:
+            files.new_folder(place)
+            folders = [place / f"{i}-{recipe.attention}" for i, recipe in enumerate(asked)]
+        # All of them at once, so that a folder says what it was asked for, whatever comes.
+        writers = list[TrainingWriter]()
+        try:
+            for folder, training in zip(folders, trainings, strict=True):
+                writers.append(TrainingWriter(folder, training, every))
+        except BaseException:
+            for writer in writers:
+                writer.discard()
+            raise
+        _train(writers, place)
 
 
 def tiny(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,21 +66,21 @@ def stream(
         facts = ModelFacts.of(network)
         heads = heads_of(named, facts)
         lanes = open_lanes(network, ids, policies, history=SIDE if heads else 0, fidelity=fidelity)
-    place = new_folder(out_folder, Path(source.name).stem, runs)
-    run = Run(spec, int(ids[0]))
-    run.model, run.begins, run.as_text = facts, read.begins, read.as_text
-    of: dict[str, Any] = {"text_sha256": source.sha256, "weights_sha256": network.sha256}
-    of |= {"tokens": len(ids), "maps": [f"{layer}.{head}" for layer, head in heads]}
-    with opened(lambda: Folder(place, run, **of)) as folder:
-        folder.pieces(-1, 0, texts.token_texts(network.tokenizer, ids))
-        options.say_read(read)
-        for lane, policy_ in enumerate(policies):
-            for warning in policy_.cautions(len(ids), network.trained_length):
-                folder.event("warning", lane=lane, text=warning)
-                note(warning)
-        options.say_changed(spec)
-        recorder = MapRecorder(place, len(lanes), len(ids), heads) if heads else None
-        read_on(lanes, folder, Checkpoints(place), recorder)
+    with new_folder(out_folder, Path(source.name).stem, runs) as place:
+        run = Run(spec, int(ids[0]))
+        run.model, run.begins, run.as_text = facts, read.begins, read.as_text
+        of: dict[str, Any] = {"text_sha256": source.sha256, "weights_sha256": network.sha256}
+        of |= {"tokens": len(ids), "maps": [f"{layer}.{head}" for layer, head in heads]}
+        with opened(lambda: Folder(place, run, **of)) as folder:
+            folder.pieces(-1, 0, texts.token_texts(network.tokenizer, ids))
+            options.say_read(read)
+            for lane, policy_ in enumerate(policies):
+                for warning in policy_.cautions(len(ids), network.trained_length):
+                    folder.event("warning", lane=lane, text=warning)
+                    note(warning)
+            options.say_changed(spec)
+            recorder = MapRecorder(place, len(lanes), len(ids), heads) if heads else None
+            read_on(lanes, folder, Checkpoints(place), recorder)
 
 
 def read_on(
@@ -213,11 +214,17 @@ def capture_again(place: Path, asked: "CutOff") -> None:
     if asked.text_sha256 and source.sha256 != asked.text_sha256:
         raise ValueError(f"the text {asked.spec.text} is not the one that was to be captured: begin a new capture")
     say("A stretch is of no use before all of it is read, so the capture that was cut off begins again.")
-    _capture(asked.spec, source, [(at, parse(then)) for at, then in asked.switches], lambda: place, asked.chunk)
+    _capture(
+        asked.spec, source, [(at, parse(then)) for at, then in asked.switches], lambda: nullcontext(place), asked.chunk
+    )
 
 
 def _capture(
-    spec: Spec, source: texts.Text, switches: list[tuple[int, Policy]], folder: Callable[[], Path], chunk: int = 512
+    spec: Spec,
+    source: texts.Text,
+    switches: list[tuple[int, Policy]],
+    folder: Callable[[], AbstractContextManager[Path]],
+    chunk: int = 512,
 ) -> None:
     """Capture a stretch into the folder that `folder` names, once the model is there."""
     with loading(out) as tell:
@@ -228,14 +235,14 @@ def _capture(
         network = load(**spec.loading, progress=tell)
     read = maps.tokenized(source, network.tokenizer, spec)
     options.say_read(read)
-    place = folder()
-    with Bars(out) as bar:
-        task = bar.add_task("Tokens", total=len(read.ids) - 1)
-        more: dict[str, Any] = {"switches": switches, "text_sha256": source.sha256, "read": read, "chunk": chunk}
-        try:
-            for count in maps.capture(network, read.ids, spec, place, **more):
-                bar.update(task, completed=count)
-        except KeyboardInterrupt:
-            say("Interrupted: part of a stretch is of no use, so nothing of it is kept. Capture it anew.")
-            raise typer.Exit(130) from None
-    say(f"The stretch lies in {place}")
+    with folder() as place:
+        with Bars(out) as bar:
+            task = bar.add_task("Tokens", total=len(read.ids) - 1)
+            more: dict[str, Any] = {"switches": switches, "text_sha256": source.sha256, "read": read, "chunk": chunk}
+            try:
+                for count in maps.capture(network, read.ids, spec, place, **more):
+                    bar.update(task, completed=count)
+            except KeyboardInterrupt:
+                say("Interrupted: part of a stretch is of no use, so nothing of it is kept. Capture it anew.")
+                raise typer.Exit(130) from None
+        say(f"The stretch lies in {place}")

@@ -9,7 +9,7 @@ import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -202,6 +202,14 @@ class TrainingWriter:
         if status == "finished":
             # Nothing is left to be done.
             self._saver.checkpoints.remove()
+
+    def discard(self) -> None:
+        """Leave nothing of a folder whose training could not begin."""
+        files.release(self.place)
+        with suppress(OSError):
+            (self.place / "run.json").unlink()
+            # Whatever else is in it stays.
+            self.place.rmdir()
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ A folder says in run.json who writes it; between reading that and writing it ano
 """
 
 import json
+import os
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -70,10 +71,18 @@ def _refuse_held(file: Path) -> None:
 def claimed_new(path: Path, what: str = "something") -> Generator[None]:
     """The same of a folder that is made, and holds nothing.  Raises ValueError where it holds something, too.
 
-    `what`: what that would be, in that sentence.
+    `what`: what that would be, in that sentence.  A folder that was made here, and in which nothing begins, is removed.
     """
+    new = not os.path.lexists(path)
     files.new_folder(path, what)
-    with claimed(path):
-        # Somebody may have begun there since.
-        files.new_folder(path, what)
-        yield
+    try:
+        with claimed(path):
+            # Somebody may have begun there since.
+            files.new_folder(path, what)
+            yield
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                # Only where it is empty.
+                path.rmdir()
+        raise
