@@ -303,3 +303,14 @@ def test_what_is_a_folder_of_one_is_taken_in_as_it_was(home, tmp_path, what):
     assert (found.kind, found.text, found.problem) == (before.kind, before.text, "")
     folders = [[p.name for p in path.iterdir() if p.is_dir()] for path in (found.path, home / "a")]
     assert folders[0] == folders[1]
+
+
+def test_a_list_opens_each_file_of_a_run_once(home, monkeypatch):
+    seeds.run(home / "r", end="finished")
+    library.entries()
+    real, read_of = files.contents, []
+    monkeypatch.setattr(files, "contents", lambda path, *most: read_of.append(path.name) or real(path, *most))
+    (entry,) = library.entries()
+    assert entry.preview is not None and not entry.problem
+    # Without a title there is no label to be read.
+    assert sorted(read_of) == ["label.json", "run.json", "summary.json"]

@@ -49,16 +49,26 @@ class About:
 def about_of(path: Path) -> dict[str, Any]:
     """What a run folder says of itself, with the status that it really has.  Raises ValueError where it is none."""
     path = Path(path)
-    file = path / "run.json"
-    if not os.path.exists(file):
+    return read(path, contents(path))[1]
+
+
+def contents(path: Path) -> bytes:
+    """The bytes of the run.json of a run folder.  Raises ValueError where it has none."""
+    if not os.path.exists(file := path / "run.json"):
         raise ValueError(f"{path} holds no run: it has no readable run.json")
-    files.record(file, About, "that of a run")
-    about = files.record(file, dict[str, Any], "that of a run")
+    return files.contents(file)
+
+
+def read(path: Path, data: bytes) -> tuple[About, dict[str, Any]]:
+    """What a run folder says of itself in the bytes of its run.json: what it must say, and all that it says, with the
+    status that it really has.  Raises ValueError where it is none."""
+    wrong = f"{(file := path / 'run.json')} is not that of a run"
+    must, about = files.decoded(data, About, wrong), files.decoded(data, dict[str, Any], wrong)
     if new := unknown(about["spec"]):
         raise ValueError(
             f"{file} asks for {quoted(new[0])}, which nobody here knows: open the run with the version that wrote it"
         )
-    return {**about, "status": status_of(about, path)} if "status" in about else about
+    return must, {**about, "status": status_of(about, path)} if "status" in about else about
 
 
 def spec_of(path: Path) -> Spec:

@@ -21,7 +21,7 @@ from .. import COMMAND, errors, files, resource
 from ..palette import briefs
 from ..policies import parse
 from ..settings import quoted
-from .about import about_of
+from .about import contents, read
 from .held import MARKS, changed, files_of, of_checkpoint, several, version
 from .preview import Preview, preview
 from .run import NotFinite
@@ -266,16 +266,18 @@ def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
     if "run.json" not in held and not MARKS & held.keys():
         grid = _of_several(found, [path / name for name in several(held)])
         return replace(grid, status=_status_of_cells(path, held, grid.status))
-    about = files.record(path / "run.json", dict[str, Any], "that of a run") if "run.json" in held else {}
+    # Once: a list of hundreds waits for each time that a file is opened.
+    data = contents(path)
+    about = files.decoded(data, dict[str, Any], f"{path / 'run.json'} is not that of a run")
     if isinstance(about.get("recipe"), dict):
         what = one_line(about["recipe"].get("attention", ""))
         return replace(found, kind="training", text=what, started=_began(found, [about]), status=_status(about, path))
-    about = about_of(path)
-    usual = "chat" if about["spec"].get("sampling") else "reading"
+    must, about = read(path, data)
+    usual = "chat" if must.spec.sampling else "reading"
     kind = about.get("kind") or usual
     if kind not in KINDS:
         raise ValueError(f"{path} is a run of a kind that nobody here knows: {quoted(kind)}")
-    found = replace(_of_spec(found, about), kind=kind, status=_status(about, path))
+    found = replace(_of_spec(found, about, must.spec), kind=kind, status=_status(about, path))
     if kind != usual:
         return found
     try:
@@ -284,9 +286,9 @@ def _recognised(found: Entry, held: Mapping[str, os.stat_result]) -> Entry:
         return replace(found, problem=errors.sentence(errors.reason(e, path.name)))
 
 
-def _of_spec(found: Entry, about: Mapping[str, Any]) -> Entry:
+def _of_spec(found: Entry, about: Mapping[str, Any], spec: Spec | None = None) -> Entry:
     """With what its Spec says.  Raises ValueError where it has none."""
-    spec = _spec(about)
+    spec = spec or _spec(about)
     return replace(
         found,
         started=_iso(about.get("started"), found.started),
