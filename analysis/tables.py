@@ -46,14 +46,18 @@ def as_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def from_csv(data: bytes, header: Sequence[str], where: str) -> list[list[str]]:
     """Rows of a CSV table under this header; `where`: what it is called in a sentence.
 
-    Raises ValueError where it is damaged, or has other columns.
+    Raises ValueError where it is damaged, cut short, or has other columns.
     """
     try:
         names, *rows = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
     except (csv.Error, ValueError) as e:
         raise ValueError(f"{where} is no table: it is damaged") from e
     if names != list(header) or any(len(row) != len(names) for row in rows):
-        raise ValueError(f"{where} has other columns than {', '.join(header)}: it is damaged, or of something else")
+        known = f"{', '.join(header[:8])}{', …' * (len(header) > 8)}"
+        raise ValueError(f"{where} has other columns than {known}: it is damaged, or of something else")
+    if not data.endswith(b"\n"):
+        # The last number would be another one.
+        raise ValueError(f"{where} is cut short in its last line: copy it anew")
     return rows
 
 

@@ -225,3 +225,22 @@ def test_twelve_in_one_folder_are_read_in_the_order_of_their_numbers(tmp_path):
         write(tmp_path / f"{i}-softmax", recipe(steps=1, seed=i), measured, training.example, "finished")
     assert [saved.recipe.seed for saved in read(tmp_path)] == list(range(12))
     assert [folder.name for folder in folders_of(tmp_path)] == [f"{i}-softmax" for i in range(12)]
+
+
+def test_a_training_that_was_cut_or_lost_its_record_is_not_shown_as_whole(tmp_path):
+    training = Training(recipe(steps=1))
+    measured = list(training.measurements(1))
+    for i in range(2):
+        write(tmp_path / f"{i}-softmax", recipe(steps=1, seed=i), measured, training.example, "finished")
+    curves = tmp_path / "1-softmax" / "curves.csv"
+    whole = curves.read_bytes()
+    # Without its last digit the norm of a value is another number.
+    curves.write_bytes(whole[:-2])
+    with pytest.raises(ValueError, match=r"curves\.csv is cut short in its last line"):
+        read(tmp_path)
+    curves.write_bytes(whole)
+    (record := tmp_path / "1-softmax" / "run.json").unlink()
+    with pytest.raises(ValueError, match=r"1-softmax lacks run\.json, which says what was trained: copy all files"):
+        read(tmp_path)
+    write(record.parent, recipe(steps=1), measured, training.example, "finished")
+    assert len(read(tmp_path)) == 2

@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,17 @@ def test_every_cell_comes_back_as_it_was(table):
     header, *rows = table
     assert list(csv.reader(io.StringIO(as_csv(header, rows), newline=""), strict=True)) == table
     assert from_csv(as_csv(header, rows).encode(), header, "it") == rows
+
+
+def test_a_table_that_was_cut_anywhere_is_not_read_with_another_last_number():
+    whole = as_csv(["what", "bytes"], [["a", "12"], ["b", "12288"]]).encode()
+    for stop in range(len(whole)):
+        if whole[:stop].endswith(b"\n") and stop:
+            continue
+        with pytest.raises(ValueError, match=r"it (is no table|is cut short|has other columns)"):
+            from_csv(whole[:stop], ["what", "bytes"], "it")
+    with pytest.raises(ValueError, match="it is cut short in its last line: copy it anew"):
+        from_csv(whole[:-2], ["what", "bytes"], "it")
 
 
 def test_markdown_has_a_line_for_each_row():

@@ -3,7 +3,6 @@
 How a training goes on from its folder is resume.py's matter.
 """
 
-import csv
 import json
 import os
 import shlex
@@ -23,7 +22,7 @@ from .. import COMMAND, files
 from ..files import Kind
 from ..runs.claim import claimed_new
 from ..runs.status import RUNNING, here, status_of
-from ..tables import as_csv
+from ..tables import as_csv, from_csv
 from .measurement import Measurement
 from .recipe import Recipe
 
@@ -253,6 +252,10 @@ def read(place: Path) -> list[SavedTraining]:
     folders = _in(place)
     if not folders:
         raise ValueError(f"{place} holds no training: {COMMAND} emergence --out {place} makes one")
+    for inside in [] if folders == [place] else sorted(place.glob("*/curves.csv")):
+        if inside.parent not in folders:
+            # The others would look like all.
+            raise ValueError(f"{inside.parent} lacks run.json, which says what was trained: copy all files of it")
     abouts = [(folder, about_of(folder)) for folder in folders]
     # What was ended before its first measurement, or has still to begin, is no less sound for it.
     begun = [(f, a) for f, a in abouts if a.status == "finished" or os.path.exists(f / "curves.csv")]
@@ -265,13 +268,13 @@ def _read(place: Path, about: About) -> SavedTraining:
     recipe, file = about.recipe, place / "curves.csv"
     heads = [f"{layer}.{head}" for layer, head in np.ndindex(recipe.layers, recipe.heads)]
     wanted = ["step", "loss", "copied", *(f"{what} {h}" for what in ("weight", "norm") for h in heads)]
+    rows = from_csv(files.contents(file), wanted, str(file))
     try:
-        names, *rows = csv.reader(files.contents(file).decode().splitlines(), strict=True)
         numbers = np.array(rows, np.float64).reshape(len(rows), len(wanted))
-    except (csv.Error, ValueError) as e:
-        raise ValueError(f"{file} is not the table of this training: it is damaged, or of another") from e
-    if names != wanted or not len(numbers):
-        raise ValueError(f"{file} is not the table of this training: it has other columns, or no rows")
+    except ValueError as e:
+        raise ValueError(f"{file} has a cell that is no number: it is damaged") from e
+    if not len(numbers):
+        raise ValueError(f"{file} is not the table of this training: it has no rows")
     size = recipe.length
     kinds = {"maps": Kind("f", (None, size, size)), "heads": Kind("iu", (None, 2)), "steps": Kind("iu", (None,))}
     held = files.arrays(place / "maps.npz", kinds)
@@ -289,6 +292,6 @@ def _read(place: Path, about: About) -> SavedTraining:
         )
     if (held["heads"] < 0).any() or (held["heads"] >= (recipe.layers, recipe.heads)).any():
         raise ValueError(f"{place} has maps of heads that its recipe does not have: it is damaged")
-    columns = dict(zip(names, numbers[:count].T, strict=True))
+    columns = dict(zip(wanted, numbers[:count].T, strict=True))
     maps, heads = held["maps"][:count].astype(np.float16), held["heads"][:count].astype(np.int64)
     return SavedTraining(about, columns, maps, heads)
