@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from .base import setting
 from .random import lots
-from .ranked import LayerState, Ranked
+from .ranked import LayerState, Ranked, positions_setting, recent_setting
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
@@ -33,10 +33,8 @@ class CaM(Ranked):
     reproducible: ClassVar[bool] = True
     accumulates_attention: ClassVar[bool] = True
 
-    recent: int = setting(1, "Newest tokens that are protected whatever their score.", low=1)
-    positions: str = setting(
-        "cache", "Whether positions are slots of the cache or positions in the text.", choices=("cache", "text")
-    )
+    recent: int = recent_setting(1, low=1)
+    positions: str = positions_setting("cache")
     merge: int = setting(16, "Slots behind a token that leaves to which its value is added.", low=1, high=1024)
     seed: int = setting(0, "Another seed adds other values.", low=0, high=2**31 - 1)
 

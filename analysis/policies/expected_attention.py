@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from .base import setting
-from .ranked import LayerState, Ranked
+from .ranked import LayerState, Ranked, recent_setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ class ExpectedAttention(Ranked):
     name: ClassVar[str] = "expected-attention"
     title: ClassVar[str] = "Expected attention"
 
-    recent: int = setting(0, "Newest tokens that are protected whatever their score.", low=0)
+    recent: int = recent_setting(0, low=0)
     future: int = setting(512, "Next positions over which the rotation of queries is averaged.", low=1, high=65536)
 
     @property

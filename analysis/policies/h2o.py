@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from .base import setting
-from .ranked import LayerState, Ranked
+from .ranked import LayerState, Ranked, recent_setting, sinks_setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +23,8 @@ class H2O(Ranked):
     title: ClassVar[str] = "Heavy hitters"
     accumulates_attention: ClassVar[bool] = True
 
-    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
-    recent: int = setting(128, "Newest tokens that are protected whatever their score.", low=1)
+    sinks: int = sinks_setting(0)
+    recent: int = recent_setting(128, low=1)
 
     @override
     def at_budget(self, tokens: int) -> "Ranked":

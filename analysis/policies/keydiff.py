@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from .base import setting
-from .ranked import LayerState, Ranked
+from .ranked import LayerState, Ranked, recent_setting, sinks_setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +24,8 @@ class KeyDiff(Ranked):
     title: ClassVar[str] = "Key difference"
     scale: ClassVar[float] = 1.0
 
-    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
-    recent: int = setting(0, "Newest tokens that are protected whatever their score.", low=0)
+    sinks: int = sinks_setting(0)
+    recent: int = recent_setting(0, low=0)
     keys: str = setting(
         "rotated", "Whether keys are compared where they stand, or before rotation.", choices=("rotated", "unrotated")
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from .base import setting
-from .ranked import LayerState, Ranked
+from .ranked import LayerState, Ranked, recent_setting, sinks_setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,8 +24,8 @@ class KNorm(Ranked):
     name: ClassVar[str] = "knorm"
     title: ClassVar[str] = "Key norm"
 
-    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
-    recent: int = setting(0, "Newest tokens that are protected whatever their score.", low=0)
+    sinks: int = sinks_setting(0)
+    recent: int = recent_setting(0, low=0)
     skip: int = setting(2, "First layers that keep everything.", low=0)
 
     @override

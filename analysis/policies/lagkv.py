@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from .base import setting
-from .ranked import LayerState, Ranked, tolerance
+from .ranked import LayerState, Ranked, sinks_setting, tolerance
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ class LagKV(Ranked):
     name: ClassVar[str] = "lagkv"
     title: ClassVar[str] = "Lagged range"
 
-    sinks: int = setting(16, "First tokens that are protected whatever their score.", low=0, high=1024)
+    sinks: int = sinks_setting(16)
     recent: int = setting(64, "Newest tokens, protected whatever their score; a stretch (the paper's lag).", low=2)
 
     @override

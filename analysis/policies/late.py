@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from .base import setting
-from .ranked import LayerState, Ranked
+from .ranked import LayerState, Ranked, positions_setting, recent_setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,10 +24,8 @@ class Late(Ranked):
     reproducible: ClassVar[bool] = True
 
     sinks: int = setting(4, "Tokens kept for ever.", low=0, high=1024)
-    recent: int = setting(1, "Newest tokens that are protected whatever their score.", low=1)
-    positions: str = setting(
-        "cache", "Whether positions are slots of the cache or positions in the text.", choices=("cache", "text")
-    )
+    recent: int = recent_setting(1, low=1)
+    positions: str = positions_setting("cache")
     start: int = setting(16, "Position in the text of the first token kept for ever.", low=0, high=4096)
 
     def __post_init__(self) -> None:

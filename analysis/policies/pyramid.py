@@ -11,7 +11,7 @@ from .base import setting
 from .h2o import H2O
 from .keydiff import KeyDiff
 from .knorm import KNorm
-from .ranked import LayerState, Ranked
+from .ranked import LayerState, Ranked, recent_setting, sinks_setting
 from .snapkv import SnapKV
 from .tova import TOVA
 
@@ -34,8 +34,8 @@ class Pyramid(Ranked):
     name: ClassVar[str] = "pyramid"
     title: ClassVar[str] = "Pyramid"
 
-    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
-    recent: int = setting(8, "Newest tokens that are protected whatever their score.", low=1)
+    sinks: int = sinks_setting(0)
+    recent: int = recent_setting(8, low=1)
     scorer: str = setting("snapkv", "What ranks the slots.", choices=tuple(SCORERS))
     steepness: int = setting(
         20, "How many times smaller than the mean the top budget is; 1: no pyramid.", low=1, high=64

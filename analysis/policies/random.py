@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from .base import setting
-from .ranked import LayerState, Ranked
+from .ranked import LayerState, Ranked, positions_setting
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +26,7 @@ class Random(Ranked):
     title: ClassVar[str] = "Random"
     reproducible: ClassVar[bool] = True
 
-    positions: str = setting(
-        "cache", "Whether positions are slots of the cache or positions in the text.", choices=("cache", "text")
-    )
+    positions: str = positions_setting("cache")
     seed: int = setting(0, "Another seed is another sample.", low=0, high=2**31 - 1)
 
     @override

@@ -7,7 +7,7 @@ docs/policies.md compares each policy with its paper and with its authors' code.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -64,6 +64,22 @@ class LayerState:
     """Which slots of the one row are those of each KV head; None where each has a row of its own."""
 
 
+def sinks_setting(usual: int) -> Any:
+    """A setting for first tokens that stay."""
+    return setting(usual, "First tokens that are protected whatever their score.", low=0, high=1024)
+
+
+def recent_setting(usual: int, *, low: int) -> Any:
+    """A setting for newest tokens that stay."""
+    return setting(usual, "Newest tokens that are protected whatever their score.", low=low)
+
+
+def positions_setting(usual: str) -> Any:
+    """A setting for what positions count."""
+    told = "Whether positions are slots of the cache or positions in the text."
+    return setting(usual, told, choices=("cache", "text"))
+
+
 @dataclass(frozen=True)
 class Ranked(Policy):
     """Keeps the `budget` slots of each KV head that score highest.
@@ -81,12 +97,10 @@ class Ranked(Policy):
     """The least size that a difference of scores is measured by; 0: the scores' own."""
 
     budget: int = setting(256, "Tokens that each KV head keeps.", low=2)
-    sinks: int = setting(4, "First tokens that are protected whatever their score.", low=0, high=1024)
-    recent: int = setting(64, "Newest tokens that are protected whatever their score.", low=1)
+    sinks: int = sinks_setting(4)
+    recent: int = recent_setting(64, low=1)
     interval: int = setting(1, "Tokens between two evictions: 1 is exact and slow, 16 is much faster.", low=1)
-    positions: str = setting(
-        "text", "Whether positions are slots of the cache or positions in the text.", choices=("cache", "text")
-    )
+    positions: str = positions_setting("text")
     block: int = setting(
         1, "Slots that leave together: so many successive ones, counted from a head's first.", low=1, rare=True
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from .base import setting
-from .ranked import LayerState, Ranked, tolerance
+from .ranked import LayerState, Ranked, recent_setting, sinks_setting, tolerance
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +25,8 @@ class Scissorhands(Ranked):
     title: ClassVar[str] = "Persistence"
     reproducible: ClassVar[bool] = True
 
-    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
-    recent: int = setting(10, "Newest tokens that are protected whatever their score.", low=1)
+    sinks: int = sinks_setting(0)
+    recent: int = recent_setting(10, low=1)
     interval: int = setting(0, "Tokens between two evictions; 0: half of the budget, as in the paper.", low=0)
     history: int = setting(400, "Newest queries that are asked.", low=1, high=1024)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from .base import setting
-from .ranked import LayerState, Ranked, pooled
+from .ranked import LayerState, Ranked, pooled, sinks_setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +25,7 @@ class SnapKV(Ranked):
     name: ClassVar[str] = "snapkv"
     title: ClassVar[str] = "Observation window"
 
-    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
+    sinks: int = sinks_setting(0)
     recent: int = setting(32, "Newest tokens, whose queries choose; they themselves are protected.", low=1)
     kernel: int = setting(5, "Slots that a score is pooled over; an odd number.", low=1, high=63)
     pooling: str = setting("mean", "What is taken of them: their mean, or their maximum.", choices=("mean", "max"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import override
 
 from .base import setting
-from .ranked import LayerState, Ranked, agreed
+from .ranked import LayerState, Ranked, agreed, recent_setting, sinks_setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +23,8 @@ class TOVA(Ranked):
     name: ClassVar[str] = "tova"
     title: ClassVar[str] = "Last query"
 
-    sinks: int = setting(0, "First tokens that are protected whatever their score.", low=0, high=1024)
-    recent: int = setting(0, "Newest tokens that are protected whatever their score.", low=0)
+    sinks: int = sinks_setting(0)
+    recent: int = recent_setting(0, low=0)
     agree: str = setting(
         "layer", "Who drops the same token: all heads of a layer, or each KV head its own.", choices=("layer", "head")
     )
