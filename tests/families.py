@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
@@ -97,13 +97,7 @@ def tiny(family: str, implementation: str = "eager", **more) -> PreTrainedModel:
     else:
         own, without = OWN.get(family, ({}, ()))
         sizes = {k: v for k, v in SMALL.items() if k not in without} | own
-    torch.manual_seed(0)
-    config = CONFIG_MAPPING[family](**sizes | more)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        # Norms too: a norm behind the rotation commutes with it only while all its weights are equal.
-        parameter.mul_(4) if parameter.ndim > 1 else parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
+    return causal.build(CONFIG_MAPPING[family](**sizes | more), implementation)
 
 
 _built: dict[str, PreTrainedModel] = {}

@@ -187,12 +187,13 @@ def test_a_network_that_fails_where_its_sample_ran_is_refused_in_words(dtype, wh
         check.adapt(model)
 
 
+def full(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
 @pytest.mark.parametrize("layer", [0, 5])
 def test_where_memory_runs_out_no_family_is_blamed(layer):
     model = tiny("llama", num_hidden_layers=6)
-
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     model.model.layers[layer].mlp.register_forward_pre_hook(full)
     with pytest.raises(torch.OutOfMemoryError):
@@ -200,9 +201,6 @@ def test_where_memory_runs_out_no_family_is_blamed(layer):
 
 
 def test_where_memory_runs_out_while_the_engine_reads_the_sample_no_family_is_blamed(monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-
     monkeypatch.setattr(check, "_apart", full)
     with pytest.raises(torch.OutOfMemoryError):
         check.adapt(tiny("llama"))
