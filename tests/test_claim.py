@@ -15,7 +15,8 @@ from analysis.lab.training import Training
 from analysis.maps import capture as capturing
 from analysis.maps.capture import capture
 from analysis.maps.stretch import Stretch
-from analysis.runs import folder, result
+from analysis.runs import folder, result, trash
+from analysis.runs.about import about_of
 from analysis.runs.checkpoint import Checkpoints
 from analysis.runs.claim import claimed, claimed_new
 from analysis.runs.folder import Folder
@@ -126,6 +127,35 @@ def test_a_claim_that_says_nothing_is_somebodys_for_a_moment_alone(tmp_path):
     os.utime(file, (time.time() - 60,) * 2)
     with claimed(tmp_path):
         pass
+
+
+def long_ago(place):
+    for path in (place, *place.rglob("*")):
+        os.utime(path, (10**9, 10**9))
+
+
+def test_a_run_that_was_killed_on_another_machine_is_nobodys_for_who_claims_it(home):
+    """A container that begins anew has another name."""
+    seeds.run(home / "a")
+    about = json.loads((home / "a" / "run.json").read_text())
+    (home / "a" / "run.json").write_text(json.dumps(about | {"process": here() | {"host": "another"}}))
+    with claimed(home / "a"):
+        assert about_of(home / "a")["status"] == "running"
+    long_ago(home / "a")
+    with claimed(home / "a"):
+        assert about_of(home / "a")["status"] == "killed"
+    assert trash.delete("a") and trash.trashed()
+
+
+def test_a_claim_of_another_machine_is_somebodys_for_a_day(tmp_path):
+    (tmp_path / ".claim-1").write_text(json.dumps(here() | {"host": "another"}))
+    (tmp_path / "run.json").touch()
+    os.utime(tmp_path / "run.json", (10**9, 10**9))
+    with pytest.raises(ValueError, match=WRITTEN), claimed(tmp_path):
+        pass
+    long_ago(tmp_path)
+    with claimed(tmp_path) as file:
+        assert file.name == ".claim-2"
 
 
 def test_a_number_that_is_free_again_is_nobodys_while_another_is_held(tmp_path):

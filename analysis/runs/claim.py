@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from .status import RUNNING, here, status_of
+from .status import CLAIM, RUNNING, here, status_of
 from .stopped import refuse_written
 
-CLAIM = ".claim-{}"
 JUST = 10.0
 """Seconds for which a claim that does not say yet whose it is counts as somebody's."""
 
@@ -29,7 +28,7 @@ def claimed(path: Path) -> Generator[Path]:
     Raises ValueError where somebody holds it, or the folder cannot be written.
     """
     for number in count(1):
-        file = path / CLAIM.format(number)
+        file = path / f"{CLAIM}{number}"
         try:
             with file.open("x", encoding="utf-8") as f:
                 json.dump(here(), f)
@@ -44,7 +43,7 @@ def claimed(path: Path) -> Generator[Path]:
             raise files.unwritten(path, e) from e
     try:
         # What was passed over while it was given back may be somebody's again by now.
-        for other in path.glob(CLAIM.format("*")):
+        for other in path.glob(f"{CLAIM}*"):
             if other != file:
                 _refuse_held(other)
         yield file
@@ -57,7 +56,7 @@ def _refuse_held(file: Path) -> None:
     """Raises ValueError where who made this claim may live."""
     try:
         process = files.record(file, dict[str, Any], "a claim")
-        status = status_of({"status": RUNNING, "process": process}, file.parent)
+        status = status_of({"status": RUNNING, "process": process}, file)
     except ValueError:
         # It is just being written, or given back; or the machine stopped at that moment.
         with suppress(OSError):

@@ -18,6 +18,8 @@ CAPTURING = ".capturing"
 COMPUTING = ".computing-"
 """What the files are called that say, in a folder of runs that has no run.json, who computes what it lacks, or how that
 ended."""
+CLAIM = ".claim-"
+"""What the files are called by which a folder is held for a moment (claim.py)."""
 LABEL, PREVIEW = "label.json", "summary.json"
 """Files that the library puts into a folder: no news of the work."""
 TRIES = 3
@@ -40,7 +42,8 @@ def _boot() -> str:
 
 
 def status_of(about: Mapping[str, Any], path: Path) -> str:
-    """The status that a folder really has, which says this of itself; empty where it says none.
+    """The status that a folder really has, which says this of itself; empty where it says none.  `path`: the folder, or
+    the one file of it that says this.
 
     Killed, where it says running and its process, on this machine, is not any more; where that was on another machine,
     or on one that had another name (a container has a new one each time), once nothing has been written for a day.
@@ -62,10 +65,18 @@ def status_of(about: Mapping[str, Any], path: Path) -> str:
 
 
 def _written(path: Path) -> float:
-    """When a file of the work was last written into a folder, as seconds since 1970; now, where there is none."""
+    """When a file, or one of the work in a folder, was last written, as seconds since 1970; now, where there is none.
+
+    Who claims a folder, to look whether somebody still writes there, has not written the work.
+    """
     found = []
+    with suppress(OSError):
+        if path.is_file():
+            found.append(path.stat().st_mtime)
     for folder, _, names in os.walk(path):
         for name in set(names) - {LABEL, PREVIEW}:
+            if name.startswith(CLAIM):
+                continue
             with suppress(OSError):
                 found.append(os.stat(os.path.join(folder, name), follow_symlinks=False).st_mtime)
     return max(found, default=time.time())
