@@ -36,7 +36,7 @@ def problem_of(at: AppTest, page: str) -> str:
         ("read", {"lane": "nothing", "bos": "perhaps"}, "bos and lane"),
         ("chat", {"temperature": "1.5", "model": "nobody/nothing", "script": "x"}, "script, temperature and model"),
         ("knockouts", {"panel": "maps", "text": "hamlet", "kind": "values"}, "kind, panel and text"),
-        ("measures", {"samples": "7", "first": "x", "policy": "window"}, "samples, first and policy"),
+        ("measures", {"samples": "7", "first": "x", "policy": "window:window=7"}, "samples, first and policy"),
         ("recall", {"task": "needle", "lengths": "64", "seed": "8", "dtype": "x"}, "task, lengths, seed and dtype"),
         ("verdict", {"budgets": "64", "kl": "off", "tokens": "1"}, "budgets, kl and tokens"),
     ],
@@ -126,7 +126,7 @@ def test_what_an_address_has_several_values_of_is_left_out_and_told(home, page, 
 
 
 def told_by(at: AppTest, page: str) -> list[str]:
-    said = [e.value for kind in (at.error, at.info) for e in kind]
+    said = [e.value.replace("\\", "") for kind in (at.error, at.info) for e in kind]
     return [*said, problem_of(at, page)] if page in ("read", "chat") else said
 
 
@@ -143,3 +143,33 @@ def test_a_cell_of_no_map_is_told_and_one_of_the_map_before_is_forgotten(home):
     at.session_state["recall_cell"] = (1, 777, 95.0)
     at.run()
     assert "cell" not in at.query_params
+
+
+@pytest.mark.parametrize(
+    ("page", "asked", "told"),
+    [
+        ("read", {"story": "drop"}, "story is drop, whose lanes are others: press 'Drop the sinks' at the left"),
+        ("read", {"lane": ["dense", "window"], "shown": "7"}, "shown must be a whole number from 0 to 1, not '7'"),
+        (
+            "heads",
+            {"panel": "measures", "policy": "window:window=7"},
+            "policy is 'window:window=7', and this panel reads under dense alone",
+        ),
+    ],
+)
+def test_what_a_page_can_make_nothing_of_is_told(home, page, asked, told):
+    at = opened(page, **asked)
+    assert f"The address of this page asks for something that cannot be: {told}. That is left out." in told_by(at, page)
+    assert not {"story", "shown", "policy"} & set(asked_of(at))
+
+
+@pytest.mark.parametrize(
+    ("language", "told"),
+    [
+        ("en", "tokens, and the address of this page cuts it at 11, 23."),
+        ("zh", "而本页网址要在第 11, 23 个词元前切开。"),
+    ],
+)
+def test_cuts_beyond_the_end_of_a_sentence_are_told(home, language, told):
+    at = opened("learn", chapter="chunks", cuts="2,11,23", lang=language)
+    assert [e.value for e in at.error if told in e.value] and "cuts" not in at.query_params

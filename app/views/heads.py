@@ -6,6 +6,7 @@ from typing import Any
 import streamlit as st
 
 from analysis.policies import parse
+from analysis.settings import quoted
 from app import address
 from app.address_bar import is_linked, readdress
 from app.choices import kept_default
@@ -45,6 +46,9 @@ def open_page() -> None:
     name = next(iter(shown), found["panel"])
     panel, known = PANELS[name], shown.get(name)
     more, wrong = address.values({**panel.parameters, "tokens": tokens_of(panel)}, asked)
+    if not panel.takes_policy and found["policy"] != USUAL["policy"]:
+        wrong.append(f"policy is {quoted(found['policy'])}, and this panel reads under dense alone")
+        found["policy"] = USUAL["policy"]
     chosen, unloaded = Chosen().linked(asked, REGISTRY.models())
     tokens = state["heads"]["tokens"] if "heads" in state else {n: p.tokens for n, p in PANELS.items()}
     tokens[name] = more.pop("tokens", panel.tokens)

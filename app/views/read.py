@@ -81,6 +81,9 @@ def open_page() -> None:
             lanes = address.lanes(asked.get_all("lane"), MAX_LANES, "read") if "lane" in asked else lanes
         except ValueError as e:
             problems.append(address.wrong([str(e)], "The four policies are set instead."))
+    if (name := found.get("story")) is not None and not same_lanes(PRESETS[name].policies, lanes):
+        left_out.append(f"story is {name}, whose lanes are others: press {PRESETS[name].title!r} at the left")
+        del found["story"]
     played = JOB_PANEL.recording
     of_story = played.id.removeprefix(recordings.STORY) if played is not None and played.story else ""
     view, unseen = View.linked(lanes, asked)

@@ -52,10 +52,15 @@ def draw(chapter: Chapter, page: Chapter) -> None:
     layer, head = stage.head_controls(page, "chunks", question, shape, usual, st.columns(2))
     thirds = (len(words) // 3, 2 * len(words) // 3) if len(words) > 4 else (1,)
     asked = choice("chunks-cuts", None)
+    if wrong := [str(cut) for cut in asked or () if cut >= len(words)]:
+        # Those of another sentence are forgotten, so an address asked for them.
+        cuts = ", ".join(wrong)
+        stage.say_problem(f"This sentence has {len(words)} tokens, and the address of this page cuts it at {cuts}.")
+        asked = None
     cuts = st.pills(
         chapter.say("cuts"),
         list(range(1, len(words))),
-        default=[cut for cut in (thirds if asked is None else asked) if cut < len(words)],
+        default=list(thirds if asked is None else asked),
         format_func=lambda i: plain(words[i]),
         selection_mode="multi",
         key=f"chunks-cuts-{stage.turn()}-{question}",
