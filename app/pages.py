@@ -1,6 +1,6 @@
 """The pages of the app, one line each, in the order of the navigation.  The page NAME is drawn by `views/NAME.py`.
 
-The first page has the address `/`, each other one `/NAME`.  No Streamlit in here.
+The first page has the address `/`, to which its `/NAME` leads, each other one `/NAME`.  No Streamlit in here.
 """
 
 from collections.abc import Mapping

@@ -69,6 +69,14 @@ def test_the_server_finds_what_it_serves_with():
     assert isinstance(st.App(main, middleware=guard.GUARDS), st.App)
 
 
+@pytest.mark.parametrize("query", ["", "?lane=dense&lane=window%3Awindow%3D64&text=a%20b%26c", "?run=gallery:four"])
+@pytest.mark.parametrize("path", ["", "/below/here"])
+def test_the_first_page_is_found_by_its_name_and_keeps_what_the_link_says(path, query):
+    client = TestClient(Starlette(routes=below(path)))
+    answer = client.get(f"{path}/read{query}", follow_redirects=False)
+    assert answer.is_redirect and str(answer.next_request.url) == str(client.base_url.join(f"{path}/{query}"))
+
+
 @pytest.mark.parametrize(("path", "before"), [("", ""), ("sinkscope", "/sinkscope"), ("/a/b/", "/a/b")])
 def test_what_the_app_serves_lies_below_the_path_of_its_pages(path, before):
     served = {route.path for route in below(path)}
