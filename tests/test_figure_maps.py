@@ -125,6 +125,17 @@ def test_what_grey_means_in_a_map_of_recall_stands_below_its_lengths_and_units_b
             assert sheet.axes[1].get_ylabel() == unit
 
 
+def test_grey_cells_of_a_map_of_recall_have_lines_that_no_number_has():
+    """In grey print their colour is one of the scale's."""
+    spots = {"length": np.tile([128, 256], 4), "depth": np.tile([5.0, 5.0, 95.0, 95.0], 2)}
+    shares = np.array([1.0, 0.0, 1.0, 0.4, 1.0, 1.0, 0.0, 0.5])
+    data = {"policy": np.repeat(["dense", "window:window=64"], 4), **spots, "recalled": shares, "nll": np.ones(8)}
+    with drawn(parse("needle-map"), data, Layout()) as sheet:
+        lined = [patch.get_xy() for patch in sheet.axes[0].patches if patch.get_hatch()]
+    # Of the second block, where dense gives fewer than half: 256 tokens, at both depths.
+    assert lined == [(3.5, -0.5), (3.5, 0.5)]
+
+
 @pytest.mark.whole
 @pytest.mark.parametrize(("least", "most"), [(2, 9), (0.4, 8), (3, 3.2), (0.5, 2.5e4)])
 def test_an_axis_of_activations_has_numbers_whatever_its_range(least, most):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 GREY, NOTHING = "#C4C6CA", "white"
 """Cells in which dense fails, whatever a policy does, and those that were not asked for."""
+LINES = "////"
+"""Over the grey ones: on grey paper they would look like a number."""
 COLOURS = {"recalled": ("cividis", "Recalled"), "nll": ("cividis_r", "NLL of answer (nats/token)")}
 """Even to all eyes; the brighter the better."""
 
@@ -71,6 +73,7 @@ def needle_map(data: Numbers, *, ax: "Axes | None" = None, cells: str = "recalle
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize, to_rgba
     from matplotlib.font_manager import FontProperties
+    from matplotlib.patches import Rectangle
 
     from ..experiments.recall.maps import FAILS
 
@@ -89,6 +92,8 @@ def needle_map(data: Numbers, *, ax: "Axes | None" = None, cells: str = "recalle
     for row, (policy, depth, length, _) in enumerate(_rows(data)):
         if policy != "dense" and (depth, length) in failing:
             whole[down[row], across[row]] = to_rgba(GREY)
+            corner = across[row] - 0.5, down[row] - 0.5
+            ax.add_patch(Rectangle(corner, 1, 1, fill=False, hatch=LINES, edgecolor="0.35", lw=0))
     ax.imshow(whole, interpolation="nearest", aspect="auto")
     for block in range(1, len(policies)):
         ax.axvspan(block * step - 1.5, block * step - 0.5, color=NOTHING, lw=0)
