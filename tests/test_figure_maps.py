@@ -121,8 +121,9 @@ def test_what_grey_means_in_a_map_of_recall_stands_below_its_lengths_and_units_b
             label = sheet.axes[0].get_xlabel().replace("\n", " ")
             assert label == "Length of the text (tokens); grey: dense fails"
     for cells, unit in (("recalled", "Recalled"), ("nll", "NLL of answer (nats/token)")):
-        with drawn(parse(f"needle-map:cells={cells}"), data, Layout("neurips", 8, 100)) as sheet:
-            assert sheet.axes[1].get_ylabel() == unit
+        for venue in VENUES.values():
+            with drawn(parse(f"needle-map:cells={cells}"), data, Layout(venue, 8, 100)) as sheet:
+                assert sheet.axes[1].get_ylabel().replace("\n", " ") == unit, venue
 
 
 def test_grey_cells_of_a_map_of_recall_have_lines_that_no_number_has():

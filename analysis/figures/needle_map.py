@@ -34,6 +34,7 @@ class NeedleMap(Figure):
     title: ClassVar[str] = "What each policy recalls"
     needs: ClassVar[str] = "recall"
     height: ClassVar[float] = 0.42
+    least: ClassVar[float] = 1.7
 
     cells: str = setting("recalled", "How often the answer was given, or its NLL.", choices=tuple(COLOURS))
 
