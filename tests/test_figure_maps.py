@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from analysis.figures import parse
@@ -135,6 +136,17 @@ def test_grey_cells_of_a_map_of_recall_have_lines_that_no_number_has():
         lined = [patch.get_xy() for patch in sheet.axes[0].patches if patch.get_hatch()]
     # Of the second block, where dense gives fewer than half: 256 tokens, at both depths.
     assert lined == [(3.5, -0.5), (3.5, 0.5)]
+
+
+@pytest.mark.parametrize("heads", [(1, 100), (100, 100), (30, 9)])
+def test_cells_of_a_sink_grid_are_seen_however_many_there_are(heads):
+    for venue in ("acl", "neurips"):
+        with drawn(parse("sink-grid"), {"mass": np.zeros(heads)}, Layout(venue, None, 150)) as sheet:
+            canvas = FigureCanvasAgg(sheet)
+            canvas.draw()
+            left, low, right, high = sheet.axes[0].get_window_extent().extents.astype(int)
+            picture = np.asarray(canvas.buffer_rgba())[::-1][low + 2 : high - 2, left + 2 : right - 2, :3]
+        assert picture.mean() < 120, venue
 
 
 @pytest.mark.whole

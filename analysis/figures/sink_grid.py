@@ -7,10 +7,13 @@ from ..runs.run import Run
 from ..runs.summary import mean_sink_mass
 from ..settings import setting
 from .base import Figure, Numbers
-from .drawing import axes
+from .drawing import axes, sheet_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+EDGE = 0.3
+"""Points of the lines between cells."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,13 @@ def sink_grid(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     import seaborn as sns
 
     ax = axes(ax)
-    every = max(1, len(data["mass"]) // 10)
+    box, every = ax.get_window_extent(), max(1, len(data["mass"]) // 10)
+    # Lines between cells as small as theirs would leave nothing of the cells.
+    cell = min(box.width / len(data["mass"]), box.height / data["mass"].shape[1]) / sheet_of(ax).dpi * 72
     colours = {"label": "Sink mass", "fraction": 0.045, "pad": 0.02}
     sns.heatmap(
-        data["mass"].T, vmin=0, vmax=1, cmap="viridis", cbar_kws=colours, ax=ax, xticklabels=every, linewidths=0.3,
-        rasterized=True,
+        data["mass"].T, vmin=0, vmax=1, cmap="viridis", cbar_kws=colours, ax=ax, xticklabels=every,
+        linewidths=EDGE if cell > 20 * EDGE else 0, rasterized=True,
     )  # fmt: skip
     ax.invert_yaxis()
     ax.set(xlabel="Layer", ylabel="Head")
