@@ -149,6 +149,18 @@ def test_cells_of_a_sink_grid_are_seen_however_many_there_are(heads):
         assert picture.mean() < 120, venue
 
 
+@pytest.mark.parametrize("spec", ["sink-depth", "memory", "massive"])
+def test_a_line_of_one_point_or_between_gaps_is_seen(spec):
+    rank = {"rank": np.ones(4, int), "median": np.array([1.0, np.nan, 1, 1]), "head": np.zeros(4, int)}
+    named = {"lane": np.zeros(4, int), "policy": np.repeat("dense", 4), "label": np.repeat("Dense", 4), **rank}
+    at, y = np.arange(1, 5), np.array([0.5, np.nan, 0.5, 0.5])
+    data = named | dict.fromkeys(("layer", "token"), at) | dict.fromkeys(("mass", "megabytes", "size"), y)
+    for count, lonely in ((4, [0]), (1, [0])):
+        with drawn(parse(spec), {name: column[:count] for name, column in data.items()}, Layout()) as sheet:
+            for line in sheet.axes[0].lines:
+                assert line.get_marker() in ("o", ".") and (line.get_marker() == "o" or line.get_markevery() == lonely)
+
+
 @pytest.mark.whole
 @pytest.mark.parametrize(("least", "most"), [(2, 9), (0.4, 8), (3, 3.2), (0.5, 2.5e4)])
 def test_an_axis_of_activations_has_numbers_whatever_its_range(least, most):

@@ -92,6 +92,7 @@ def legend(ax: "Axes") -> "Legend":
     from matplotlib import rcParams
     from matplotlib.font_manager import FontProperties
 
+    _mark_lonely_points(ax)
     handles, labels = ax.get_legend_handles_labels()
     size = FontProperties(size=rcParams["legend.fontsize"]).get_size_in_points()
     # The line itself, the gap behind it and the one before the next column, in sizes of the text.
@@ -104,6 +105,15 @@ def legend(ax: "Axes") -> "Legend":
         handles, named, loc="lower left", bbox_to_anchor=(0, 1), ncols=max(1, int(room // (widest + beside))),
         frameon=False, borderaxespad=0.3, borderpad=0.2, handletextpad=0.6, columnspacing=1.4,
     )  # fmt: skip
+
+
+def _mark_lonely_points(ax: "Axes") -> None:
+    """Give a marker to points between which and the next there is no line: they would be seen nowhere."""
+    for line in ax.lines:
+        known = np.isfinite(np.asarray(line.get_ydata(), float))
+        beside = np.pad(known, 1)
+        if (lonely := np.flatnonzero(known & ~beside[:-2] & ~beside[2:])).size and line.get_marker() in ("", "None"):
+            line.set(marker=".", markevery=lonely.tolist())
 
 
 def text_width(text: str, size: float) -> float:
