@@ -161,6 +161,14 @@ def test_a_line_of_one_point_or_between_gaps_is_seen(spec):
                 assert line.get_marker() in ("o", ".") and (line.get_marker() == "o" or line.get_markevery() == lonely)
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+def test_no_tick_of_a_short_map_stands_within_a_token(tokens):
+    data = {"map": np.full((tokens, tokens), 0.5, np.float32), "begin": np.array(7), "scale": np.array(1)}
+    with drawn(parse("head-map"), data, Layout("acl")) as sheet:
+        (low, high), ticks = sheet.axes[0].get_xlim(), sheet.axes[0].get_xticks()
+        assert [at for at in ticks if low <= at <= high] == list(range(7, 8 + tokens))
+
+
 @pytest.mark.whole
 @pytest.mark.parametrize(("least", "most"), [(2, 9), (0.4, 8), (3, 3.2), (0.5, 2.5e4)])
 def test_an_axis_of_activations_has_numbers_whatever_its_range(least, most):

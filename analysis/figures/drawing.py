@@ -69,7 +69,7 @@ def logarithmic(axis: "Axis") -> None:
 
 
 def whole_numbers(axis: "Axis") -> None:
-    """No tick between two layers, however few there are."""
+    """No tick between two layers, tokens or steps, however few there are."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))

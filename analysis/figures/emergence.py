@@ -10,7 +10,7 @@ from ..lab.recipe import ATTENTIONS, names_of
 from ..palette import TRAINED
 from ..settings import setting
 from .base import Figure, Numbers
-from .drawing import axes, legend
+from .drawing import axes, legend, whole_numbers
 from .line_styles import DASHES, line_style
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def emergence(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         style = line_style(list(ATTENTIONS).index(attention) + len(DASHES) * drawn.count(attention))
         drawn.append(attention)
         ax.plot(data["step"][of], data[curve][of], color=TRAINED[attention][0], **style, label=name)
+    whole_numbers(ax.xaxis)
     ax.set(xlabel="Steps of training", ylabel=CURVES[curve])
     # Weights of ReLU have no bound.
     ax.set_ylim(0, 1 if curve == "weight" and data[curve].max(initial=0) <= 1 else None)

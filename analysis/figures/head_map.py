@@ -11,7 +11,7 @@ from typing_extensions import override
 from ..maps.region import Region
 from ..settings import setting
 from .base import Figure, Numbers, strongest
-from .drawing import DIMMEST, axes, colour_bar, decades
+from .drawing import DIMMEST, axes, colour_bar, decades, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,6 +125,8 @@ def head_map(
     ax.set(aspect="equal", xlim=(begin, begin + size), ylim=(begin + size, begin))
     # An edge where it usually stands covers half its width of the map: on a narrow page the first token's column.
     ax.spines[:].set_position(("outward", 2 * ax.spines["left"].get_linewidth()))
+    whole_numbers(ax.xaxis)
+    whole_numbers(ax.yaxis)
     ax.set(xlabel="Attended token", ylabel="Query token")
     bar = colour_bar(ax, meaning, "Logit" if logits else "Attention weight")
     if not (logits or linear):

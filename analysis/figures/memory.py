@@ -9,7 +9,7 @@ from .. import metrics
 from ..runs.run import Run
 from ..runs.summary import label_of
 from .base import POINTS, Figure, Numbers
-from .drawing import axes, legend
+from .drawing import axes, legend, whole_numbers
 from .line_styles import lanes_of
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def memory(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
     for lane, (name, style) in lanes_of(data).items():
         of = data["lane"] == lane
         ax.plot(data["token"][of], data["megabytes"][of], **style, label=name)
+    whole_numbers(ax.xaxis)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set(xlabel="Tokens read", ylabel="KV cache (MB)")
     ax.set_ylim(bottom=0)

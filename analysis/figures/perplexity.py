@@ -13,7 +13,7 @@ from ..runs.run import Run, Track
 from ..runs.summary import shared_tokens
 from ..settings import setting
 from .base import POINTS, Figure, Numbers
-from .drawing import axes, legend, logarithmic
+from .drawing import axes, legend, logarithmic, whole_numbers
 from .fonts import visible
 from .line_styles import lanes_of
 
@@ -171,6 +171,7 @@ def perplexity(data: Numbers, *, ax: "Axes | None" = None) -> "Axes":
         logarithmic(ax.yaxis)
     else:
         ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    whole_numbers(ax.xaxis)
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.set(xlabel="Tokens read", ylabel="Perplexity")
     legend(ax)
