@@ -265,17 +265,20 @@ def test_a_switch_that_this_model_cannot_make_is_one_sentence(registry):
 @pytest.mark.parametrize("prompt", ["", "   "])
 def test_what_cannot_be_said_is_told_in_a_sentence(registry, prompt):
     talk = begin(registry)
-    talk.say(prompt)
+    talk.say(prompt, 7)
     until(talk, lambda: "prompt is empty" in talk.note)
     assert talk.status == "waiting" and not talk.lanes[0].turns
+    # Whoever said it has it in the field again.
+    assert decoded(ChatSender().frame(talk, ChatView()))[0]["unsaid"] == 7
 
 
 def test_two_who_speak_at_once_are_told_so(registry):
     talk = begin(registry, max_new=30)
-    talk.say("Write a story.")
+    talk.say("Write a story.", 1)
     until(talk, lambda: talk.busy)
-    talk.say("Me too.")
+    talk.say("Me too.", 2)
     until(talk, lambda: "not finished" in talk.note)
+    assert talk.unsaid == 2
     talk.stop()
     until(talk, lambda: waiting(talk))
     assert [t.prompt for t in talk.lanes[0].turns] == ["Write a story."]

@@ -132,7 +132,7 @@ class Talk:
             shown.append(replace(snapshot, costs=whole, pieces=text, first_tokens=first))
         talk = SimpleNamespace(
             id="x", version=0, snapshot=tuple(shown), spec=self.spec, said="", status="answering", published=0.0,
-            epoch=0, caution="", pending=[], scripted=0, playing=False, facts=self.facts, begins="",
+            epoch=0, unsaid=0, caution="", pending=[], scripted=0, playing=False, facts=self.facts, begins="",
             row=lambda *_: None, once=lambda key, make: make(),
         )  # fmt: skip
         return decoded(ChatSender().frame(talk, view))

@@ -56,6 +56,7 @@ class ChatSender:
             self._head(talk.id, talk.status, talk.said or lesson, view)
             | {
                 "seq": talk.version,
+                "unsaid": talk.unsaid,
                 "steers": steers,
                 "published": talk.published,
                 "epoch": talk.epoch,
@@ -69,8 +70,11 @@ class ChatSender:
             arrays,
         )
 
-    def empty(self, policies: list[Policy], view: ChatView, note: str, status: str = "ready", run: str = "") -> Frame:
-        """A frame before anything was said: the lanes as they are set, and what there is to say."""
+    def empty(
+        self, policies: list[Policy], view: ChatView, note: str, status: str = "ready", run: str = "", unsaid: int = 0
+    ) -> Frame:
+        """A frame before anything was said: the lanes as they are set, and what there is to say; `unsaid`: the mark of
+        a prompt that was not taken."""
         lanes = [
             face
             | {
@@ -100,6 +104,7 @@ class ChatSender:
         script = {"left": 0, "of": 0, "playing": False}
         more = {
             "seq": 0,
+            "unsaid": unsaid,
             "published": 0,
             "epoch": 0,
             "caution": "",

@@ -67,8 +67,8 @@ class ChatJob(TextJob):
         """What there is to say of lanes that failed in this answer."""
         self._refused = False
         """Whether the next prompt of the script was refused."""
-        self.epoch = 0
-        """Grows when tokens of the conversation are taken back."""
+        self.unsaid, self.epoch = 0, 0
+        """The mark of the newest prompt of a person that was not taken; and what grows when tokens are taken back."""
         self._requests = queue.Queue[Callable[[], object]]()
         """What people asked for: each is done once it is carried out, not when it is taken up."""
         self._rows: dict[RowKey, HeadRow | None] = {}
@@ -91,9 +91,9 @@ class ChatJob(TextJob):
         with self._wake:
             self._wake.notify_all()
 
-    def say(self, prompt: str) -> None:
-        """Give every lane a prompt.  Where a lane cannot take it, a sentence on the page says so."""
-        self._enqueue(lambda: self._ask(prompt))
+    def say(self, prompt: str, mark: int = 0) -> None:
+        """Give every lane a prompt.  Where one cannot take it, a sentence says so, and `unsaid` is its mark."""
+        self._enqueue(lambda: self._ask(prompt, mark))
 
     def stop(self) -> None:
         """End the answers here, and pause the script."""
@@ -293,9 +293,10 @@ class ChatJob(TextJob):
             self._set("paused", self.note)
         return True
 
-    def _ask(self, prompt: str) -> bool:
+    def _ask(self, prompt: str, mark: int = 0) -> bool:
         """Say this to all lanes; whether they take it."""
         if self._busy:
+            self.unsaid = mark or self.unsaid
             self.tell("The last answer is not finished: wait for it, or stop it.")
             return False
         try:
@@ -305,7 +306,7 @@ class ChatJob(TextJob):
             for lane in self.lanes:
                 lane.ask(prompt)
         except Exception as e:
-            self.playing = False
+            self.playing, self.unsaid = False, mark or self.unsaid
             self.tell(self._words_of(e))
             return False
         self._failed.clear()

@@ -268,16 +268,18 @@ def said() -> None:
     """Words were sent."""
     sent = st.session_state.conversation["say"]
     if is_new_press("say", sent):
-        press(partial(say, sent["text"]))
+        press(partial(say, sent["text"], sent["at"]))
 
 
-def say(text: str) -> None:
-    """Say this in the conversation; a new one begins where there is none."""
+def say(text: str, mark: int) -> None:
+    """Say this in the conversation; a new one begins where there is none.  `mark`: names it where it is not taken."""
     if JOB_PANEL.job is None:
         begin()
     if (talk := JOB_PANEL.steered) is not None:
         JOB_PANEL.say("")
-        talk.say(text)
+        talk.say(text, mark)
+    else:
+        st.session_state.chat_unsaid = mark
 
 
 def pressed() -> None:
@@ -360,7 +362,8 @@ def draw() -> None:
         return
     if talk is None:
         note = JOB_PANEL.problem or lesson()
-        drawn = ChatSender().empty([parse(p) for p in state.chat.lanes], view, note).packed()
+        lanes, unsaid = [parse(p) for p in state.chat.lanes], state.get("chat_unsaid", 0)
+        drawn = ChatSender().empty(lanes, view, note, unsaid=unsaid).packed()
     else:
         slots.renew_lease(talk)
         steering.say(talk)

@@ -165,6 +165,19 @@ def test_why_an_answer_was_cut_reads_from_left_to_right_behind_words_that_do_not
     assert style == ["isolate", "ltr"]
 
 
+def test_a_prompt_that_is_refused_stays_in_the_field(app, page):
+    open_chat(app, page, "?max_new=2&lane=dense")
+    say(page, "Hello")
+    wait_answered(page, 1)
+    # White space to Python, and none to a browser.
+    say(page, "\x85\x85")
+    page.locator(".sk-note", has_text="The prompt is empty").wait_for()
+    expect(page.get_by_label(FIELD)).to_have_value("\x85\x85")
+    say(page, "Again")
+    wait_answered(page, 2)
+    assert page.get_by_label(FIELD).input_value() == "" and not page.problems
+
+
 def test_a_prompt_that_was_stopped_says_what_of_it_was_not_read(app, page):
     open_chat(app, page)
     say(page, "The ship went on and on. " * 2500)

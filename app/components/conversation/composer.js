@@ -1,7 +1,7 @@
 // Where a person writes; and the script, the last answer again, and a new conversation.
 
 function makeComposer(send) {
-  let frame = null, last = "";
+  let frame = null, last = "", sent = null;
   const press = (what) => send("press", { what, at: Date.now() });
   const field = el("textarea", { rows: 1, "aria-label": "Say something to every lane", title: "Enter sends, Shift + Enter begins a line" });
   const go = el("button", { class: "sk-go", type: "button", onclick: () => (busy() ? press("stop") : submit()) }, "Send");
@@ -22,10 +22,15 @@ function makeComposer(send) {
     const text = field.value;
     if (!text.trim() || busy() || go.disabled) return;
     last = text;
-    field.value = "";
-    sessionStorage.removeItem("sk-draft");
+    sent = { text, at: Date.now() };
+    write("");
+    send("say", sent);
+  }
+  function write(text) {
+    field.value = text;
+    if (text) sessionStorage.setItem("sk-draft", text);
+    else sessionStorage.removeItem("sk-draft");
     grow();
-    send("say", { text, at: Date.now() });
   }
   function grow() {
     field.style.height = "auto";
@@ -47,8 +52,16 @@ function makeComposer(send) {
     }
   });
 
+  // What was refused, or said to a model that did not come, is written here again, unless something else is by now.
+  function takeBack() {
+    if (frame.unsaid !== sent.at && !(frame.status === "failed" && frame.lanes.every((l) => !l.total))) return;
+    if (!field.value) write(sent.text);
+    sent = null;
+  }
+
   function show(next) {
     frame = next;
+    if (sent) takeBack();
     const held = [play, skip, again, restart].find((button) => button.matches(":focus"));
     // As much as there is room for.
     const invitation = field.clientWidth > 460 ? "Say something to every lane. Enter sends, Shift + Enter begins a line." : "Say something to every lane";
