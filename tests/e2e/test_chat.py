@@ -178,6 +178,19 @@ def test_a_prompt_that_is_refused_stays_in_the_field(app, page):
     assert page.get_by_label(FIELD).input_value() == "" and not page.problems
 
 
+def test_the_bar_of_the_window_stands_before_its_token_in_either_direction(app, page):
+    open_chat(app, page, "?max_new=2&lane=window:window=32")
+    bar = page.locator(".sk-edge")
+    widths = "bar => { const s = getComputedStyle(bar); return [s.borderRightWidth, s.borderLeftWidth]; }"
+    # Behind the newest words only what opens an answer is kept, and two tokens of it.
+    for words, drawn in (("שלום " * 20, ["2px", "0px"]), ("hello " * 40, ["0px", "2px"])):
+        say(page, words)
+        page.locator(".sk-user .sk-edge", has_text=re.compile(words[0] if drawn[1] == "2px" else "")).wait_for()
+        page.wait_for_function("window.__sinkscope.status === 'waiting'")
+        assert bar.evaluate(widths) == drawn
+        wait_answered(page, 1)
+
+
 def test_a_prompt_that_was_stopped_says_what_of_it_was_not_read(app, page):
     open_chat(app, page)
     say(page, "The ship went on and on. " * 2500)

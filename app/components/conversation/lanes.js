@@ -1,5 +1,6 @@
 // The lanes of a conversation side by side: what was said, what of it is still kept, and what a token looked back at.
 
+const LETTER = /\p{L}/u, RIGHT_TO_LEFT = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/u;
 const CUT = { limit: "… cut at the limit", stopped: "… stopped", failed: "… failed" };
 
 function makeLane(i, send, frameNow) {
@@ -58,6 +59,13 @@ function makeLane(i, send, frameNow) {
       if (!block.childElementCount) block.remove();
     }
     texts.length = from;
+  }
+
+  // Whether a token stands in words that run from right to left: it may be a mark or half a letter, as those before it.
+  function leftward(k) {
+    const block = spans[k].parentElement;
+    while (k > 0 && !LETTER.test(spans[k].textContent) && spans[k - 1].parentElement === block) k--;
+    return RIGHT_TO_LEFT.test(spans[k].textContent.match(LETTER)?.[0] ?? "");
   }
 
   // What stays is not touched: tokens that are too old go at the front, new ones come at the end.
@@ -119,9 +127,10 @@ function makeLane(i, send, frameNow) {
     if (line.hidden === Boolean(left)) line.hidden = !left;
     // Not on the line itself, where it would cover what was said.
     say(evicted, !left ? "" : lane.shares ? "before the bar: each head keeps its own" : "before the bar: has left the cache");
-    for (const old of flow.querySelectorAll(".sk-edge")) if (old !== edge) old.classList.remove("sk-edge");
+    for (const old of flow.querySelectorAll(".sk-edge")) if (old !== edge) old.classList.remove("sk-edge", "sk-leftward");
     if (!left) return;
     flag(edge, "sk-edge", true);
+    flag(edge, "sk-leftward", leftward(lane.first - begin));
     const top = `${edge.offsetTop}px`;
     if (line.style.top !== top) line.style.top = top;
   }
