@@ -190,3 +190,27 @@ def test_a_result_that_could_not_go_on_is_shown_again_and_the_page_says_why(home
     assert [error.value for error in at.error] == ["Its model is not here."] and REGISTRY.get("ko") is None
     assert [table.value.to_dict() for table in at.dataframe] == found
     assert any(button.label == "Resume" for button in at.button)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("max_new", 5000, 5000),
+        ("top_k", 2000, 2000),
+        ("seed", 2**40, 2**40),
+        ("seed", 2**62, 2**53 - 1),
+        ("temperature", 5.0, 5.0),
+        ("top_p", 0.01, 0.01),
+        ("repetition_penalty", 0.5, 0.5),
+    ],
+)
+def test_a_conversation_of_a_command_opens_with_numbers_that_no_box_here_offers(home, name, value, shown):
+    seeds.run(home / "it", end="finished", chat=True)
+    about = home / "it" / "run.json"
+    said = json.loads(about.read_text())
+    said["spec"]["sampling"][name], said["spec"]["kv_chunk"] = value, 100_000
+    about.write_text(json.dumps(said))
+    at = opened("chat", run="it")
+    assert not at.exception and not at.error
+    chosen = at.session_state.chat
+    assert (getattr(chosen.sampling, name), chosen.kv_chunk) == (shown, 100_000)

@@ -26,7 +26,7 @@ from app.panels import slots, steering
 from app.panels.asked import unfollowed
 from app.panels.job_panel import Maker, carry_out, press, redraw
 from app.panels.run_panel import NO_RUN, RunPanel, same_lanes, story_buttons
-from app.panels.sampling import sampling_controls
+from app.panels.sampling import sampling_controls, whole
 from app.parameters import AT, CHAT
 from app.projection import project
 from app.view import CHAT_PARAMETERS, ChatView
@@ -235,12 +235,12 @@ def sidebar() -> None:
         chosen.model = model_controls("chat-model", chosen.model)
         with st.expander("How answers are chosen"):
             chosen.sampling = sampling_controls(chosen.sampling)
-            chosen.kv_chunk = st.number_input(
+            chosen.kv_chunk = whole(
                 "Read the cache in pieces of",
                 1,
                 65536,
                 chosen.kv_chunk,
-                256,
+                step=256,
                 placeholder="whole",
                 key=f"kv-chunk-{state.revision}",
                 help="Flash-decoding: pieces have their own sums, joined at the end.  Changes no number; empty: whole",
