@@ -127,6 +127,8 @@ def test_every_page_copies_its_link_by_key(app, page, where):
     page.goto(f"{app}/{where}")
     button = page.get_by_role("button", name="Copy link")
     button.focus()
+    expect(button).to_have_css("outline-width", "3px")
+    expect(button).to_have_css("outline-style", "solid")
     page.keyboard.press("Enter")
     page.get_by_role("status").get_by_text("Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()") == page.url
