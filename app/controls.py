@@ -39,6 +39,8 @@ AROUND = resource("app/components/shared/around.css")
 LONGEST_NAME = 4096
 """Characters of a path or of the name of a model: more than any file system takes."""
 MOST_KV_HEADS = 1024
+MOST_WHOLE = 2**53 - 1
+"""The largest whole number that a browser has."""
 NEW_LANE = "streaming:sinks=4,window=60,positions=cache"
 DOUBLE = 1.0
 """Seconds between two presses that are one double click, at most, as long as the server may take for the first."""
@@ -152,7 +154,7 @@ def model_controls(key: str, now: Chosen) -> Chosen:
         key=f"{key}-weights",
         help="Packed weights answer two to four times as fast on a CPU, and are a little less exact",
     )
-    kv_heads = st.number_input(
+    kv_heads = whole_control(
         "KV heads",
         1,
         MOST_KV_HEADS,
@@ -309,6 +311,13 @@ def setting_control(key: str, f: Field, before: Settings | None, chosen: type[Se
     if f.type is float:
         return st.slider(label, float(rule["low"]), float(rule["high"]), float(now), 0.5, help=rule["help"], key=widget)
     return st.number_input(label, rule["low"], rule["high"], now, 1, help=rule["help"], key=widget)
+
+
+def whole_control(label: str, low: int, high: int, now: int | None, place: Any = st, **how: Any) -> Any:
+    """A box for whole numbers up to `high`, or up to what a run of a command has, where that is more; None where it is
+    empty, which only one without a number may be."""
+    now = None if now is None else min(now, MOST_WHOLE)
+    return place.number_input(label, low, max(high, now or low), now, **how)
 
 
 def file_control(key: str, label: str, now: str, help: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 from analysis import files
 from analysis.runs import trash
 from analysis.runs.facts import ModelFacts
+from app.controls import MOST_WHOLE
 from app.jobs.base import PAUSE_AFTER, TextJob
 from app.jobs.kept import Keeper
 from app.jobs.registry import REGISTRY
@@ -214,3 +215,21 @@ def test_a_conversation_of_a_command_opens_with_numbers_that_no_box_here_offers(
     assert not at.exception and not at.error
     chosen = at.session_state.chat
     assert (getattr(chosen.sampling, name), chosen.kv_chunk) == (shown, 100_000)
+
+
+@pytest.mark.parametrize("kind", ["recall", "verdict"])
+@pytest.mark.parametrize(
+    ("name", "value", "shown"), [("seed", 2**40, 2**40), ("seed", 2**62, MOST_WHOLE), ("repeats", 500, 500)]
+)
+def test_a_result_of_a_command_opens_with_numbers_that_no_box_here_offers(home, kind, name, value, shown):
+    {"recall": recalled, "verdict": compared}[kind](home / "it")
+    said = json.loads((about := home / "it" / "run.json").read_text())
+    said["settings"][name], said["spec"]["kv_heads"] = value, 5000
+    if kind == "verdict":
+        said["spec"]["tokens"] = 200_000
+    about.write_text(json.dumps(said))
+    at = opened(kind, run="it")
+    assert not at.exception
+    boxes = {box.label: box.value for box in at.number_input}
+    assert boxes["KV heads"] == 5000 and boxes.get("Tokens of each", 200_000) == 200_000
+    assert boxes[{"seed": "Seed", "repeats": "Texts for each"}[name]] == shown

@@ -8,6 +8,7 @@ import streamlit as st
 from analysis.errors import sentence
 from analysis.experiments.recall.base import ASKING
 from app.address import Parameter
+from app.controls import whole_control
 from app.parameters import MOST_REPEATS, MOST_SEED, RECALL
 from app.plain import plain
 
@@ -36,13 +37,13 @@ def asked(page: str, *, sized: bool = True, placed: bool = True) -> None:
         numbers(page, "depths", RECALL["depths"], "Depths, in %", what)
     if sized:
         left, right = st.columns(2)
-        now["repeats"] = left.number_input(
+        now["repeats"] = whole_control(
             "Texts for each", 1, MOST_REPEATS, now["repeats"], key=f"{page}-repeats-{revision}",
-            help="Texts of each length and depth, with other facts in them",
+            help="Texts of each length and depth, with other facts in them", place=left,
         )  # fmt: skip
-        now["seed"] = right.number_input(
+        now["seed"] = whole_control(
             "Seed", 0, MOST_SEED, now["seed"], key=f"{page}-seed-{revision}",
-            help="Decides all texts: the same seed gives the same ones everywhere",
+            help="Decides all texts: the same seed gives the same ones everywhere", place=right,
         )  # fmt: skip
     names = {"aware": "read on", "blind": "unseen"}
     now["question"] = st.radio(

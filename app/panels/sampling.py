@@ -1,19 +1,9 @@
 """How the tokens of answers are chosen, as widgets."""
 
-from typing import Any
-
 import streamlit as st
 
 from analysis.runs.spec import Sampling
-
-MOST = 2**53 - 1
-"""The largest whole number that a browser has."""
-
-
-def whole(label: str, low: int, high: int, now: int | None, **how: Any) -> int | None:
-    """A box for whole numbers up to `high`, or up to what a conversation of a command has, where that is more."""
-    now = None if now is None else min(now, MOST)
-    return st.number_input(label, low, max(high, now or low), now, **how)
+from app.controls import whole_control
 
 
 def sampling_controls(now: Sampling) -> Sampling:
@@ -23,9 +13,9 @@ def sampling_controls(now: Sampling) -> Sampling:
         "Temperature", 0.0, 2.0, float(now.temperature), 0.1, key="temperature" + key, help="0: the most probable token"
     )
     return Sampling(
-        max_new=whole("Tokens an answer, at most", 1, 4096, now.max_new, key="max_new" + key) or 1,
+        max_new=whole_control("Tokens an answer, at most", 1, 4096, now.max_new, key="max_new" + key) or 1,
         temperature=temperature,
-        top_k=whole(
+        top_k=whole_control(
             "Top k",
             1,
             1000,
@@ -46,5 +36,5 @@ def sampling_controls(now: Sampling) -> Sampling:
             key="penalty" + key,
             help="Over the last 1,024 tokens; 1: none",
         ),
-        seed=whole("Seed", 0, 2**31, now.seed, key="seed" + key, disabled=not temperature) or 0,
+        seed=whole_control("Seed", 0, 2**31, now.seed, key="seed" + key, disabled=not temperature) or 0,
     )

@@ -13,7 +13,7 @@ from analysis.experiments.verdict.plan import DENSE, READING
 from analysis.policies import parse
 from analysis.runs.spec import Spec
 from app import address, parameters
-from app.controls import Chosen, brand, lane_controls, model_controls
+from app.controls import Chosen, brand, lane_controls, model_controls, whole_control
 from app.jobs.verdict import VerdictJob
 from app.panels import recall_controls
 from app.panels.asked import AskedOfLanes
@@ -133,7 +133,7 @@ def _read_controls(now: dict[str, Any]) -> None:
         "Texts", texts.plays(), now["texts"], format_func=texts.title, key=f"verdict-texts-{revision}",
         help="Of more texts there is more to tell policies apart by",
     )  # fmt: skip
-    now["tokens"] = st.number_input(
+    now["tokens"] = whole_control(
         "Tokens of each", 2, LONGEST_RECALL, now["tokens"], key=f"verdict-tokens-{revision}",
     )  # fmt: skip
     kl = st.toggle(

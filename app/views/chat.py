@@ -17,7 +17,17 @@ from analysis.runs.spec import TYPED, Sampling, Spec
 from app import address
 from app.address_bar import readdress
 from app.components import conversation
-from app.controls import MODEL, Chosen, brand, heading, is_double, is_new_press, lane_controls, model_controls
+from app.controls import (
+    MODEL,
+    Chosen,
+    brand,
+    heading,
+    is_double,
+    is_new_press,
+    lane_controls,
+    model_controls,
+    whole_control,
+)
 from app.feed import paced
 from app.frames.chat import ChatSender, strongest_head
 from app.jobs.chat import MAX_LANES, ChatJob
@@ -26,7 +36,7 @@ from app.panels import slots, steering
 from app.panels.asked import unfollowed
 from app.panels.job_panel import Maker, carry_out, press, redraw
 from app.panels.run_panel import NO_RUN, RunPanel, same_lanes, story_buttons
-from app.panels.sampling import sampling_controls, whole
+from app.panels.sampling import sampling_controls
 from app.parameters import AT, CHAT
 from app.projection import project
 from app.view import CHAT_PARAMETERS, ChatView
@@ -235,7 +245,7 @@ def sidebar() -> None:
         chosen.model = model_controls("chat-model", chosen.model)
         with st.expander("How answers are chosen"):
             chosen.sampling = sampling_controls(chosen.sampling)
-            chosen.kv_chunk = whole(
+            chosen.kv_chunk = whole_control(
                 "Read the cache in pieces of",
                 1,
                 65536,
