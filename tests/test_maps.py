@@ -91,6 +91,8 @@ SWITCHES = [
     (f"h2o:budget=30,recent=8,cache=int2,{SMALL}", f"h2o:budget=30,recent=8,cache=int8,{SMALL}", False),
     (f"h2o:budget=30,recent=8,cache=int2,{SMALL}", f"h2o:budget=20,recent=8,cache=int2,{SMALL}", False),
     ("tova:budget=30", "tova:budget=20,sinks=4", True),
+    ("random:budget=30,sinks=0,recent=8", "random:budget=30,sinks=4,recent=8", True),
+    ("adakv:budget=30,recent=8", "adakv:budget=30,recent=8,sinks=4", True),
     ("duo:full=50,sinks=2,window=12", "duo:full=25,sinks=2,window=12", True),
 ]
 
