@@ -79,6 +79,10 @@ def _load(path: Path) -> Run:
     grown, whole = (path / "tokens.arrow").exists(), (path / "tokens.parquet").exists()
     if not grown and not whole and about.status in ("finished", "saved"):
         raise ValueError(f"{path} lacks tokens.parquet, though its run has ended: copy all files of the run")
+    for tokens, sinks_of in (("tokens.parquet", "sinks.npz"), ("tokens.arrow", "sinks.arrow")):
+        # Of a run that was cut off in the middle nothing else says that it has read more than nothing.
+        if not grown and not whole and (path / sinks_of).exists():
+            raise ValueError(f"{path} lacks {tokens}, though it has sink masses: copy all files of the run")
     # Where both kinds are there, the process was killed while it wrote the second.
     if whole and not grown:
         table, sinks = _finished(path, len(run.tracks))
@@ -91,6 +95,8 @@ def _load(path: Path) -> Run:
         _take_in(run, track, table.filter(pc.field("lane") == lane), sinks.get(lane, _Chunks()), path)
     if os.path.exists(path / "events.jsonl"):
         run.events = _events(path / "events.jsonl", len(run.tracks))
+    if run.kind == "reading":
+        _check_policies(run, path)
     _take_in_pieces(run, path / "pieces.arrow")
     if run.kind == "chat":
         for pieces, track in zip(run.pieces, run.tracks, strict=True):
@@ -160,6 +166,19 @@ def _take_in(run: Run, track: Track, rows: pa.Table, chunks: _Chunks, path: Path
     changes = np.flatnonzero(np.r_[True, column["policy"][2:] != column["policy"][1:-1]])
     track.policies = [(int(column["position"][1 + i]), str(column["policy"][1 + i])) for i in changes]
     track.spans, track.sink_mass, track.output_error = spans, chunks.sink_mass, chunks.output_error
+
+
+def _check_policies(run: Run, path: Path) -> None:
+    """Raises ValueError where a lane of a reading begins with a policy that nobody asked for."""
+    for lane, track in enumerate(run.tracks):
+        begun = [parse(policy) for at, policy in track.policies if at <= 1]
+        # Whoever switched a lane before it read had it begin with another policy.
+        asked = [run.spec.policies[lane], *(e["policy"] for e in run.switches if e["lane"] == lane)]
+        if begun and begun[0] not in map(parse, asked):
+            raise ValueError(
+                f"{path} has tokens of another policy than its run.json names: the two are of different runs, or the "
+                "events.jsonl of a lane that was switched before it read is missing"
+            )
 
 
 def _take_in_pieces(run: Run, path: Path) -> None:
