@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from analysis.cli.console import out
+from analysis.cli.ending import say_how_to_go_on
 from analysis.runs import library
 from analysis.runs.folder import save
 from analysis.runs.reader import load
@@ -185,3 +186,13 @@ def test_an_empty_name_of_a_folder_is_not_the_one_that_one_works_in(run, words, 
 def test_what_must_be_named_is_not_named_by_nothing(run, words, which):
     code, _, said = run(*words)
     assert code == 2 and said.endswith("it is empty: name a file or a folder\n") and which in said
+
+
+@pytest.mark.parametrize("name", ["-a", "--runs", "it's a b"])
+def test_a_command_that_is_said_of_a_run_takes_it_whatever_it_is_called(home, run, capsys, name):
+    seeds.run(home / name, end="finished")
+    said = run("runs", "delete", "--", name)[1]
+    words = shlex.split(said.split(" is deleted: ")[1].removesuffix(" brings it back\n"))
+    assert run(*words[words.index("runs") :]) == (0, f"{name} is back\n", "") and names() == [name]
+    say_how_to_go_on(Path(name))
+    assert shlex.split(capsys.readouterr().out)[-2:] == (["--", name] if name[0] == "-" else ["resume", name])

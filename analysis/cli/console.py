@@ -1,6 +1,7 @@
 """What several commands say on the terminal, and where they put a run."""
 
 import os
+import shlex
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -50,6 +51,11 @@ def note(sentence: str) -> None:
 def say(sentence: str) -> None:
     """Print a sentence on one line: paths and texts are not to be broken."""
     out.print(sentence, soft_wrap=True)
+
+
+def as_word(name: object) -> str:
+    """A name of a run, or a path, as a command line takes it: quoted, and no option where it begins with a dash."""
+    return "-- " * str(name).startswith("-") + shlex.quote(str(name))
 
 
 def right(heading: str) -> Column:

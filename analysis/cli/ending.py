@@ -1,6 +1,5 @@
 """How a command that writes a run ends: by itself, or when it is asked to, after what it is doing just now."""
 
-import shlex
 import signal
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +12,7 @@ from rich.table import Table
 
 from .. import COMMAND
 from ..runs.run import Run
-from .console import note, print_table, say
+from .console import as_word, note, print_table, say
 
 if TYPE_CHECKING:
     from ..runs.checkpoint import Saver
@@ -43,7 +42,7 @@ def say_where(before: str, path: Path) -> None:
 def say_how_to_go_on(path: Path, before: str = "") -> None:
     """Say by which command a run goes on, after a few words; nothing of a draft."""
     if not _DRAFT.get():
-        say(f"{before}To go on: {COMMAND} resume {shlex.quote(str(path))}")
+        say(f"{before}To go on: {COMMAND} resume {as_word(path)}")
 
 
 class Brake:

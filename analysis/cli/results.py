@@ -1,13 +1,12 @@
 """What `resume` does with results: it computes what is missing of knock-outs, measures, costs, recall and verdicts."""
 
-import shlex
 from pathlib import Path
 
 import typer
 
 from .. import COMMAND
 from . import options
-from .console import out, say
+from .console import as_word, out, say
 from .ending import Brake
 from .waiting import Bars, loading
 
@@ -48,5 +47,5 @@ def go_on(path: Path) -> None:
     folder.finish(ended)
     say(f"{ended.capitalize()}. The result lies in {path}")
     if ended == "interrupted":
-        say(f"To go on: {COMMAND} resume {shlex.quote(str(path))}")
+        say(f"To go on: {COMMAND} resume {as_word(path)}")
         raise typer.Exit(130)

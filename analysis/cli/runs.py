@@ -1,7 +1,6 @@
 """`runs`: the commands over the library of runs.  None of them needs a model."""
 
 import os
-import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +14,7 @@ from .. import COMMAND
 from ..policies import parse
 from ..runs import archive, library, trash
 from . import options
-from .console import note, out, print_table, right, say
+from .console import as_word, note, out, print_table, right, say
 
 HELP = "The library of runs: list, show, name, pin, delete, pack and take in."
 app = typer.Typer(name="runs", add_completion=False, help=HELP)
@@ -133,7 +132,7 @@ def delete(
     """Delete runs; undo brings them back for a day."""
     for name in names:
         trash.delete(name, runs)
-        say(f"{name} is deleted: {COMMAND} runs undo {shlex.quote(name)} brings it back")
+        say(f"{name} is deleted: {COMMAND} runs undo {as_word(name)} brings it back")
 
 
 @app.command()
