@@ -28,7 +28,7 @@ SMALL = {
     "knorm": "budget=16,sinks=1,recent=3,skip=1",
     "keydiff": "budget=16",
     "scissorhands": "budget=16,sinks=1,recent=3,history=9",
-    "lagkv": "budget=16,sinks=1,recent=4",
+    "lagkv": "budget=16,sinks=3,recent=4",
     "expected-attention": "budget=16,sinks=2,future=20",
     "pyramid": "budget=16,sinks=1,recent=2,steepness=2",
     "random": "budget=16,sinks=0,recent=2,seed=7",
