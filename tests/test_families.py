@@ -133,6 +133,26 @@ def test_sink_mass_is_the_sum_of_the_familys_own_columns(eager):
     np.testing.assert_allclose(step.sink_mass, expected, atol=1e-5)
 
 
+def test_live_maps_are_the_familys_own_attention(eager):
+    compare_live_maps(eager)
+
+
+def test_live_maps_cap_scores_as_the_family_does():
+    # Scores of small random models are far below the cap of the real one.
+    compare_live_maps(tiny("gemma2", attn_logit_softcapping=0.5))
+
+
+def compare_live_maps(model):
+    tokens = words(FEW)
+    own = model(torch.as_tensor(tokens)[None], use_cache=False, output_attentions=True).attentions
+    lane = open_lanes(model, tokens, [Dense()], history=FEW)[0]
+    lane.read(FEW)
+    for layer, weights in enumerate(own):
+        for head in (0, weights.shape[1] - 1):
+            drawn = np.nan_to_num(head_map(lane, layer, head).weights)
+            np.testing.assert_allclose(drawn, weights[0, head, :-1, : len(tokens) - 1], atol=1e-5)
+
+
 def test_a_learned_sink_has_its_own_column():
     model, tokens = shared("gpt_oss"), words()
     lane = open_lanes(model, tokens, [Dense()], history=64)[0]
