@@ -15,10 +15,11 @@ import torch
 from analysis import texts
 from analysis.maps.atlas import Atlas
 from analysis.maps.capture import capture
+from analysis.maps.region import Region
 from analysis.maps.stretch import Stretch
 from analysis.models.loading import load
 from analysis.runs.spec import Spec
-from app.frames.atlas import OVERVIEW, whole
+from app.frames.atlas import OVERVIEW
 
 from .page import FLAGS, App
 from .report import head, line, said
@@ -48,7 +49,7 @@ def ours(model, ids, place: Path) -> None:
         pass
     captured = time.perf_counter() - began
     atlas = Atlas(Stretch(place), model)
-    region = whole(atlas.stretch.tokens, OVERVIEW)
+    region = Region.square(0, atlas.stretch.tokens, OVERVIEW)
     began, drawn = time.perf_counter(), []
     for layer in range(atlas.stretch.layers):
         for h in range(atlas.stretch.heads):
