@@ -53,7 +53,6 @@ class ChatJob(TextJob):
         self._resumes = resumes
         self.kept = self.transcript = Transcript(self.id, spec)
         self.sampling = spec.sampling
-        """How answers are chosen."""
         self.lanes: list[Conversation] = []
         self.snapshot = ()
         self.costs = [TokenCosts() for _ in spec.policies]
@@ -67,8 +66,10 @@ class ChatJob(TextJob):
         """What there is to say of lanes that failed in this answer."""
         self._refused = False
         """Whether the next prompt of the script was refused."""
-        self.unsaid, self.epoch = 0, 0
-        """The mark of the newest prompt of a person that was not taken; and what grows when tokens are taken back."""
+        self.unsaid = 0
+        """The mark of the newest prompt of a person that was not taken."""
+        self.epoch = 0
+        """Grows when tokens of the conversation are taken back."""
         self._requests = queue.Queue[Callable[[], object]]()
         """What people asked for: each is done once it is carried out, not when it is taken up."""
         self._rows: dict[RowKey, HeadRow | None] = {}

@@ -13,7 +13,7 @@ def sampling_controls(now: Sampling) -> Sampling:
         "Temperature", 0.0, 2.0, float(now.temperature), 0.1, key="temperature" + key, help="0: the most probable token"
     )
     return Sampling(
-        max_new=whole_control("Tokens an answer, at most", 1, 4096, now.max_new, key="max_new" + key) or 1,
+        max_new=whole_control("Tokens an answer, at most", 1, 4096, now.max_new, key="max_new" + key),
         temperature=temperature,
         top_k=whole_control(
             "Top k",
@@ -36,5 +36,5 @@ def sampling_controls(now: Sampling) -> Sampling:
             key="penalty" + key,
             help="Over the last 1,024 tokens; 1: none",
         ),
-        seed=whole_control("Seed", 0, 2**31, now.seed, key="seed" + key, disabled=not temperature) or 0,
+        seed=whole_control("Seed", 0, 2**31, now.seed, key="seed" + key, disabled=not temperature),
     )
