@@ -1,5 +1,6 @@
 """Heads: maps of a captured stretch of text, measures of every head, and what the sink of each head is worth."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -52,19 +53,17 @@ def open_page() -> None:
     chosen, unloaded = Chosen().linked(asked, REGISTRY.models())
     tokens = state["heads"]["tokens"] if "heads" in state else {n: p.tokens for n, p in PANELS.items()}
     tokens[name] = more.pop("tokens", panel.tokens)
-    gone, said = LOST if known is None and asked.get("run") else "", ""
+    lost, said = LOST if known is None and asked.get("run") else "", ""
     if known is not None:
         chosen, found["text"], unloaded = Chosen.of(known.spec), known.spec.text, []
         found["policy"] = known.spec.policies[0]
         tokens[name] = max(32, min(known.spec.tokens or tokens[name], panel.most_tokens))
-        of_run = settings_of(panel, known)
-        more |= of_run
-        has = of_run | {"panel": name, "policy": found["policy"], "tokens": known.spec.tokens}
-        has |= {"text": named} if (named := address.named_text(found["text"], known.text_sha256)) else {}
-        settled = {**PARAMETERS, "tokens": tokens_of(panel), **panel.parameters}
+        has = settings_of(panel, known)
+        more |= has
+        # What is no part of a result is looked at as where there is none.
         left_out, wrong = address.values({n: of for n, of in panel.parameters.items() if n not in has}, asked)[1], []
-        said = unfollowed({n: settled[n] for n in has}, has, chosen)
-    problems = [said, address.wrong([*left_out, *wrong, *unloaded]), gone]
+        said = unfollowed_by(name, panel, known, has)
+    problems = [said, address.wrong([*left_out, *wrong, *unloaded]), lost]
     first = "heads" not in state
     state.heads = state.get("heads", {}) | {
         "model": chosen,
@@ -91,6 +90,15 @@ def settings_of(panel: HeadsPanel, known: Any) -> dict[str, Any]:
     names = [name for name in known.settings if name in panel.parameters]
     written = {name: str(known.settings[name]) for name in names if known.settings[name] is not None}
     return dict.fromkeys(names) | address.values(panel.parameters, written)[0]
+
+
+def unfollowed_by(name: str, panel: HeadsPanel, known: Any, settings: Mapping[str, Any]) -> str:
+    """What to say of what the address asks otherwise than a result has it, whose panel has these settings."""
+    has = {**settings, "panel": name, "policy": known.spec.policies[0], "tokens": known.spec.tokens}
+    if named := address.named_text(known.spec.text, known.text_sha256):
+        has["text"] = named
+    of = {**PARAMETERS, "tokens": tokens_of(panel), **panel.parameters}
+    return unfollowed({name: of[name] for name in has}, has, Chosen.of(known.spec))
 
 
 def tokens_of(panel: HeadsPanel) -> address.Parameter:
