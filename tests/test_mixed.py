@@ -13,12 +13,6 @@ from .fuzz import seeds
 TABLES = ("tokens.parquet", "sinks.npz")
 
 
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("SINKSCOPE_RUNS", str(tmp_path / "library"))
-    return tmp_path / "library"
-
-
 def test_tables_of_a_run_with_other_policies_are_not_shown_under_the_names_of_these(home):
     for name in ("a", "b"):
         seeds.run(home / name, end="finished")
