@@ -11,8 +11,8 @@ import os
 import platform
 from typing import Any
 
-LARGEST = 256 << 20
-"""Bytes of the largest piece that is kept: the logits of a chunk are about 100 MB."""
+LARGEST = 512 << 20
+"""Bytes of the largest piece that is kept: the logits of 512 tokens are about 100 MB, and those of 2,048 are 400."""
 KEPT = 512 << 20
 """Bytes at the end of the heap from which on they are given back at once."""
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENAS = -1, -3, -8

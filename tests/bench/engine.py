@@ -22,7 +22,7 @@ from .sizes import TOY, size
 
 ROUNDS = size(11, 2)
 CHUNK = size(256, 16)
-CHUNKS = size((256, 512, 1024), (16, 32))
+CHUNKS = size((256, 512, 1024, 2048), (16, 32))
 CACHES = size((256, 1024), (64,))
 SCORED = size(4_096, 128)
 ALONG = size((1_000, 8_000, 32_000), (64, 128))
