@@ -34,3 +34,14 @@ def test_a_run_that_lost_its_tokens_is_not_shown_as_one_that_read_nothing(home, 
     (home / "a" / lost).unlink()
     with pytest.raises(ValueError, match=rf"a lacks {lost}, though it has sink masses: copy all files of the run"):
         load(home / "a")
+
+
+@pytest.mark.parametrize("end", ["finished", "saved"])
+def test_a_run_that_lost_its_events_is_not_shown_as_one_where_nothing_happened(home, end):
+    seeds.run(home / "a", end="finished")
+    about = json.loads((home / "a" / "run.json").read_text())
+    (home / "a" / "run.json").write_text(json.dumps({**about, "status": end}))
+    load(home / "a")
+    (home / "a" / "events.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"a lacks events\.jsonl, though its run has ended: copy all files of the run"):
+        load(home / "a")

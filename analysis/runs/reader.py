@@ -95,6 +95,9 @@ def _load(path: Path) -> Run:
         _take_in(run, track, table.filter(pc.field("lane") == lane), sinks.get(lane, _Chunks()), path)
     if os.path.exists(path / "events.jsonl"):
         run.events = _events(path / "events.jsonl", len(run.tracks))
+    elif about.status in ("finished", "saved"):
+        # Whoever writes a run makes it, also where nothing happens: switches, stops and warnings would be left out.
+        raise ValueError(f"{path} lacks events.jsonl, though its run has ended: copy all files of the run")
     if run.kind == "reading":
         _check_policies(run, path)
     _take_in_pieces(run, path / "pieces.arrow")
